@@ -1,0 +1,333 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Teu against Docker, side by side in one lab: `./dev bench` runs this inside the namespace lab.
+
+Both engines run as their packages ship them, with the same image.  Every figure is a median over turns taken in
+one run; the table is printed and written to --output.  Nothing here is a test: a slow machine fails nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import hashlib
+import http.client
+import io
+import json
+import os
+import platform
+import random
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from measure import Row, run, table, turns
+
+IMAGE = "busybox:latest"
+REGISTRY_PORT = 5055
+DOCKER = ["docker", "-H", "unix:///run/docker.sock"]
+ENGINES = {"teu": ["teu"], "docker": DOCKER}
+
+
+def settle() -> None:
+    """Let the daemons finish what the last job left to them."""
+    time.sleep(0.3)
+
+
+def start_docker() -> None:
+    for unit in ("containerd.service", "docker.socket", "docker.service"):
+        subprocess.run(["systemctl", "unmask", unit], capture_output=True, check=False)
+    subprocess.run(["systemctl", "start", "containerd.service", "docker.service"], check=True)
+
+
+def load_image() -> None:
+    archive = next(Path("/usr/share/teu/images").glob("*.tar*"))
+    out = run(["teu", "load", "-i", str(archive)])
+    name = out.strip().rsplit(" ", 1)[-1]
+    if name != IMAGE:
+        run(["teu", "tag", name, IMAGE])
+    saved = Path("/var/lib/teu-bench-image.tar")
+    run(["teu", "save", "-o", str(saved), IMAGE])
+    run([*DOCKER, "load", "-i", str(saved)])
+    saved.unlink()
+
+
+def bench_run(rounds: int) -> Iterator[Row]:
+    for network in ("bridge", "none", "host"):
+        yield turns(
+            f"run --rm --network {network} busybox true",
+            {who: (lambda _i, c=cmd, n=network: run([*c, "run", "--rm", "--network", n, IMAGE, "true"]))
+             for who, cmd in ENGINES.items()},
+            rounds, warmup=2,
+        )
+
+
+def remove_all() -> None:
+    for cmd in ENGINES.values():
+        ids = run([*cmd, "ps", "-aq"]).split()
+        if ids:
+            run([*cmd, "rm", "-f", *ids])
+
+
+def bench_detached(rounds: int) -> Iterator[Row]:
+    yield turns(
+        "run -d (one after another)",
+        {who: (lambda i, c=cmd: run([*c, "run", "-d", "--name", f"d{i}", IMAGE, "sleep", "3600"]))
+         for who, cmd in ENGINES.items()},
+        rounds,
+    )
+    yield turns(
+        "rm -f of a running container",
+        {who: (lambda i, c=cmd: run([*c, "rm", "-f", f"d{i}"])) for who, cmd in ENGINES.items()},
+        rounds,
+    )
+
+
+def bench_exec(rounds: int) -> Iterator[Row]:
+    for cmd in ENGINES.values():
+        run([*cmd, "run", "-d", "--name", "e", IMAGE, "sleep", "3600"])
+    yield turns("exec e true", {w: (lambda _i, c=c: run([*c, "exec", "e", "true"])) for w, c in ENGINES.items()},
+                rounds, warmup=2)
+    yield turns("ps", {w: (lambda _i, c=c: run([*c, "ps"])) for w, c in ENGINES.items()}, rounds)
+    yield turns("inspect", {w: (lambda _i, c=c: run([*c, "inspect", "e"])) for w, c in ENGINES.items()}, rounds)
+    remove_all()
+
+
+def rollup(pid: int, key: str) -> float:
+    """One field of smaps_rollup, in KiB."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return float(line.split()[1])
+    raise RuntimeError(f"no {key} for process {pid}")
+
+
+def pids_named(word: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                argv = (entry / "cmdline").read_bytes().split(b"\0")
+                # a script shows as: interpreter [options] program
+                names = [os.path.basename(a).decode(errors="replace") for a in argv[:3]]
+                if word in names and int(entry.name) != os.getpid():
+                    found.append(int(entry.name))
+    return found
+
+
+def bench_memory() -> Iterator[Row]:
+    for cmd in ENGINES.values():
+        for i in range(20):
+            run([*cmd, "run", "-d", "--network", "host", "--name", f"m{i}", IMAGE, "sleep", "3600"])
+    settle()
+    shims = {"teu": "containerd-shim-teu-v2", "docker": "containerd-shim-runc-v2"}
+    row = Row("shim, proportional memory, 20 running", "MiB")
+    for who, word in shims.items():
+        pids = [p for p in pids_named(word) if b"-id" in Path(f"/proc/{p}/cmdline").read_bytes()]
+        row.samples[who] = [rollup(p, "Pss") / 1024 for p in pids]
+        row.note += f"{who}: {len(pids)} shims; "
+    yield row
+    for ours, theirs in (("teud", "dockerd"), ("teu-containerd", "containerd")):
+        row = Row(f"{ours} against {theirs}, resident, 20 running", "MiB")
+        row.samples["teu"] = [sum(rollup(p, "Rss") for p in pids_named(ours)[:1]) / 1024]
+        row.samples["docker"] = [sum(rollup(p, "Rss") for p in pids_named(theirs)[:1]) / 1024]
+        yield row
+    remove_all()
+
+
+def bench_logs(megabytes: int, rounds: int) -> Iterator[Row]:
+    line = "x" * 70
+    count = megabytes * 1_000_000 // 71
+    # busybox yes|head writes whole lines as fast as the log driver takes them
+    script = f"yes {line} | head -n {count}"
+    yield turns(
+        f"write {megabytes} MB of log lines, json-file",
+        {w: (lambda i, c=c: subprocess.run(
+            [*c, "run", "--log-driver", "json-file", "--network", "none", "--name", f"l{i}", IMAGE, "sh", "-c", script],
+            stdout=subprocess.DEVNULL, check=True))
+         for w, c in ENGINES.items()},
+        1, warmup=0,
+    )
+    yield turns(
+        f"logs of those {megabytes} MB",
+        {w: (lambda _i, c=c: subprocess.run([*c, "logs", "l0"], stdout=subprocess.DEVNULL, check=True))
+         for w, c in ENGINES.items()},
+        rounds, warmup=0,
+    )
+    remove_all()
+
+
+def make_layer(size: int, files: int) -> bytes:
+    """A gzip layer of about `size` compressed bytes and `files` entries: half noise, half text, as layers are."""
+    rng = random.Random(7)
+    raw = io.BytesIO()
+    each = size * 2 // files
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for i in range(files):
+            body = rng.randbytes(each // 2) + (b"line %d of a text file\n" % i) * (each // 40)
+            info = tarfile.TarInfo(f"data/d{i % 97}/f{i}")
+            info.size, info.mtime = len(body), 1_700_000_000
+            tar.addfile(info, io.BytesIO(body))
+    return gzip.compress(raw.getvalue(), 6)
+
+
+def put_blob(conn: http.client.HTTPConnection, repo: str, data: bytes) -> str:
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    conn.request("POST", f"/v2/{repo}/blobs/uploads/")
+    answer = conn.getresponse()
+    answer.read()
+    where = answer.headers["Location"]
+    where += ("&" if "?" in where else "?") + "digest=" + digest
+    conn.request("PUT", where, data, {"Content-Type": "application/octet-stream"})
+    answer = conn.getresponse()
+    answer.read()
+    if answer.status != 201:
+        raise RuntimeError(f"the registry refused a blob: {answer.status}")
+    return digest
+
+
+@contextlib.contextmanager
+def registry() -> Iterator[str]:
+    """Debian's registry server on loopback with one image of one large layer; yields its reference."""
+    root = Path("/var/lib/teu-bench-registry")
+    config = Path("/run/teu-bench-registry.yml")
+    config.write_text(
+        f"version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {root}\nhttp:\n  addr: 127.0.0.1:{REGISTRY_PORT}\n"
+    )
+    server = subprocess.Popen(["docker-registry", "serve", str(config)],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", REGISTRY_PORT)):
+                break
+            time.sleep(0.1)
+        conn = http.client.HTTPConnection("127.0.0.1", REGISTRY_PORT)
+        layer = make_layer(100_000_000, 10_000)
+        diff_id = "sha256:" + hashlib.sha256(gzip.decompress(layer)).hexdigest()
+        image = json.dumps({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["sh"]},
+                            "rootfs": {"type": "layers", "diff_ids": [diff_id]}}).encode()
+        layer_digest, image_digest = put_blob(conn, "big", layer), put_blob(conn, "big", image)
+        media = "application/vnd.oci.image.manifest.v1+json"
+        manifest = json.dumps({
+            "schemaVersion": 2, "mediaType": media,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": image_digest,
+                       "size": len(image)},
+            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": layer_digest,
+                        "size": len(layer)}],
+        }).encode()
+        conn.request("PUT", "/v2/big/manifests/latest", manifest, {"Content-Type": media})
+        answer = conn.getresponse()
+        answer.read()
+        if answer.status != 201:
+            raise RuntimeError(f"the registry refused the manifest: {answer.status}")
+        yield f"127.0.0.1:{REGISTRY_PORT}/big:latest"
+    finally:
+        server.terminate()
+        server.wait()
+        run(["rm", "-rf", str(root), str(config)])
+
+
+def bench_pull(rounds: int) -> Iterator[Row]:
+    with registry() as reference:
+        contestants = {
+            "teu": (["teu", "pull", "-q", reference], ["teu", "rmi", reference]),
+            "docker": ([*DOCKER, "pull", "-q", reference], [*DOCKER, "rmi", reference]),
+            "ctr": (["ctr", "images", "pull", "--plain-http", reference],
+                    ["ctr", "images", "rm", "--sync", reference]),
+            "podman": (["podman", "pull", "-q", "--tls-verify=false", reference], ["podman", "rmi", reference]),
+        }
+        row = Row("pull of a 100 MB gzip layer (10,000 files)", "ms", {w: [] for w in contestants})
+        for _ in range(rounds):
+            for who, (pull, remove) in contestants.items():
+                begin = time.perf_counter()
+                run(pull)
+                row.samples[who].append((time.perf_counter() - begin) * 1000)
+                run(remove)
+                os.sync()
+                settle()
+        yield row
+
+
+def ping(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(path)
+        sock.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        if not sock.recv(12).startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(f"{path} did not answer 200")
+        while sock.recv(65536):
+            pass
+
+
+def bench_wake(rounds: int) -> Iterator[Row]:
+    """From the first connection to the answer of a daemon that systemd has to start."""
+    def stop(units: list[str]) -> None:
+        run(["systemctl", "stop", *units])
+        run(["systemctl", "reset-failed"])
+
+    row = Row("stopped daemon: first connection to answer", "ms", {"teu": [], "docker": []})
+    for _ in range(rounds):
+        stop(["teud.service", "teu-containerd.service"])
+        begin = time.perf_counter()
+        ping("/run/teu/teud.sock")
+        row.samples["teu"].append((time.perf_counter() - begin) * 1000)
+        stop(["docker.service", "containerd.service"])
+        run(["systemctl", "start", "docker.socket"])
+        begin = time.perf_counter()
+        ping("/run/docker.sock")
+        row.samples["docker"].append((time.perf_counter() - begin) * 1000)
+    yield row
+
+
+def bench_runtime(rounds: int) -> Iterator[Row]:
+    import runtimes
+
+    yield from runtimes.rows(rounds)
+
+
+def head() -> str:
+    versions = []
+    for argv in (["teu", "--version"], ["docker", "--version"], ["containerd", "--version"], ["runc", "--version"],
+                 ["crun", "--version"], ["podman", "--version"]):
+        with contextlib.suppress(OSError, RuntimeError):
+            versions.append(run(argv).splitlines()[0].strip())
+    cpus = os.cpu_count()
+    return (f"Measured {time.strftime('%Y-%m-%d')} on {cpus} cores, Linux {platform.release()}, "
+            f"Python {platform.python_version()}; " + "; ".join(versions) + ".\n\n"
+            "Medians; each pair took turns in one run in the same lab; ratio = ours / theirs, below 1 is faster or "
+            "smaller.\n\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", default="", help="comma-separated: run,detached,exec,memory,logs,pull,wake,runtime")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    start_docker()
+    load_image()
+    n = options.rounds
+    groups = {
+        "run": lambda: bench_run(n), "detached": lambda: bench_detached(n), "exec": lambda: bench_exec(n),
+        "memory": bench_memory, "logs": lambda: bench_logs(200, 3), "pull": lambda: bench_pull(3),
+        "wake": lambda: bench_wake(5), "runtime": lambda: bench_runtime(n),
+    }
+    wanted = [w for w in options.only.split(",") if w] or list(groups)
+    rows: list[Row] = []
+    for name in wanted:
+        for row in groups[name]():
+            print(table([row]).splitlines()[-1], flush=True)
+            rows.append(row)
+    text = head() + table(rows)
+    if options.output:
+        options.output.write_text("# Benchmarks\n\n" + text)
+    print("\n" + text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process picture of one running container, seen from /proc, systemd, the journal and strace."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import whole
+from whole import out, teu
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[str]:
+    whole.remove_everything()
+    yield whole.run_detached("web", "sleep", "600")
+    teu("rm", "-f", "web", check=False)
+
+
+def only(found: dict[int, list[str]]) -> int:
+    assert len(found) == 1, found
+    return next(iter(found))
+
+
+def test_daemons_are_in_their_services(web: str) -> None:
+    for unit, program in (("teud.service", "teud"), ("teu-containerd.service", "teu-containerd")):
+        pid = whole.main_pid(unit)
+        assert pid, f"{unit} is not running"
+        assert whole.program_of(pid)[0] == program
+        assert whole.cgroup_of(pid) == whole.show(unit, "ControlGroup")
+        assert whole.show(unit, "Type") == "notify"
+
+
+def test_one_shim_in_its_own_scope(web: str) -> None:
+    shim = only(whole.shims(web))
+    args = whole.shims(web)[shim]
+    words = dict(zip(args[::2], args[1::2]))
+    assert words["-namespace"] and words["-id"] == web and words["-address"] == "/run/teu/containerd.sock"
+    assert whole.cgroup_of(shim) == f"/teu.slice/teu-{web}.scope/shim"
+    assert whole.parent_of(shim) == 1
+    scope = f"teu-{web}.scope"
+    assert whole.show(scope, "ActiveState") == "active"
+    assert whole.show(scope, "Delegate") == "yes"
+    assert whole.show(scope, "Slice") == "teu.slice"
+    assert whole.show(scope, "Transient") == "yes"
+    assert whole.show(scope, "CollectMode") == "inactive-or-failed"
+
+
+def test_container_is_a_child_of_the_shim(web: str) -> None:
+    shim = only(whole.shims(web))
+    inside = whole.procs(whole.scope_of(web) / "container")
+    assert len(inside) == 1
+    assert whole.parent_of(inside[0]) == shim
+    assert whole.argv_of(inside[0])[-2:] == ["sleep", "600"]
+    assert Path(f"/proc/{inside[0]}/ns/pid").readlink() != Path("/proc/1/ns/pid").readlink()
+    state = whole.inspect("web")["State"]
+    assert isinstance(state, dict) and state["Pid"] == inside[0]
+
+
+def test_no_runtime_is_left(web: str) -> None:
+    assert whole.processes("teu-runc") == {}
+
+
+def test_systemd_shows_it_by_name(web: str) -> None:
+    status = out("systemctl", "status", "--no-pager", f"teu-{web}.scope")
+    assert "web" in status.splitlines()[0]
+    assert "sleep 600" in status
+    tree = out("systemd-cgls", "--no-pager", "-l", "-u", "teu.slice")
+    assert f"teu-{web}.scope" in tree and "sleep 600" in tree
+
+
+def test_journal_and_logs_show_the_same_lines() -> None:
+    teu("run", "--name", "speaker", whole.IMAGE, "sh", "-c", "echo one; echo two; echo three >&2")
+    try:
+        whole.eventually(
+            "three lines in the journal",
+            lambda: sorted(out("journalctl", "-o", "cat", "--no-pager", "CONTAINER_NAME=speaker").split())
+            == ["one", "three", "two"],
+        )
+        done = teu("logs", "speaker")
+        assert done.stdout == "one\ntwo\n" and done.stderr == "three\n"
+    finally:
+        teu("rm", "-f", "speaker")
+
+
+def test_the_runtime_ran_with_the_runc_command_line(tmp_path: Path) -> None:
+    """exec is traced in everything that teu-containerd's service holds, and what it forks."""
+    out("teu", "version")
+    pids = whole.procs(whole.CGROUPS / whole.show("teu-containerd.service", "ControlGroup").lstrip("/"))
+    trace = tmp_path / "exec.strace"
+    tracer = subprocess.Popen(
+        ["strace", "-f", "-qq", "-s", "4096", "-e", "trace=execve,execveat", "-o", str(trace),
+         *(f"-p{p}" for p in pids)]
+    )
+    try:
+        whole.eventually("strace has attached", lambda: all(
+            "TracerPid:\t0\n" not in Path(f"/proc/{p}/status").read_text() for p in pids))
+        ident = whole.run_detached("traced", "sleep", "600")
+        teu("rm", "-f", "traced")
+    finally:
+        tracer.send_signal(signal.SIGINT)
+        tracer.wait()
+    verbs = []
+    for line in trace.read_text().splitlines():
+        if "execve" not in line or "= 0" not in line:
+            continue
+        words = re.findall(r'"((?:[^"\\]|\\.)*)"', line)
+        names = [w.rpartition("/")[2] for w in words]
+        if "teu-runc" in names[:4]:
+            args = words[names.index("teu-runc") + 1:]
+            assert "--root" in args or any(a.startswith("--root=") for a in args), args
+            assert args[-1] == ident, args
+            verbs += [a for a in args if a in ("create", "start", "kill", "delete")]
+    assert verbs[:2] == ["create", "start"], verbs
+    assert "delete" in verbs
+
+
+def test_stop_of_the_scope_stops_the_container_gracefully() -> None:
+    script = "trap 'echo asked to stop; exit 42' TERM; echo ready; while :; do sleep 0.05; done"
+    ident = whole.run_detached("polite", "sh", "-c", script)
+    try:
+        whole.eventually("the container is ready", lambda: "ready" in teu("logs", "polite").stdout)
+        begin = time.monotonic()
+        out("systemctl", "stop", f"teu-{ident}.scope")
+        assert time.monotonic() - begin < 30
+        state = whole.eventually(
+            "the engine knows the exit",
+            lambda: (lambda s: s if isinstance(s, dict) and s["Status"] == "exited" else None)(
+                whole.inspect("polite")["State"]))
+        assert isinstance(state, dict) and state["ExitCode"] == 42
+        assert "Exited (42)" in out("teu", "ps", "-a", "--filter", "name=polite")
+        assert "asked to stop" in teu("logs", "polite").stdout
+        assert not whole.scope_of(ident).exists()
+    finally:
+        teu("rm", "-f", "polite", check=False)
+
+
+def test_stop_of_the_scope_ends_a_container_that_ignores_it() -> None:
+    ident = whole.run_detached("deaf", "sh", "-c", "trap '' TERM; while :; do sleep 0.2; done")
+    try:
+        out("systemctl", "stop", f"teu-{ident}.scope")
+        whole.eventually("exit 137", lambda: "Exited (137)" in out("teu", "ps", "-a", "--filter", "name=deaf"))
+    finally:
+        teu("rm", "-f", "deaf", check=False)
+
+
+def test_systemctl_kill_reaches_the_container() -> None:
+    ident = whole.run_detached("target", "sh", "-c", "trap 'exit 3' USR1; while :; do sleep 0.05; done")
+    try:
+        inside = whole.procs(whole.scope_of(ident) / "container")
+        assert inside
+        time.sleep(0.2)
+        out("teu", "kill", "-s", "USR1", "target")
+        assert out("teu", "wait", "target") == "3"
+    finally:
+        teu("rm", "-f", "target", check=False)
+
+
+def test_nothing_is_left_after_the_last_container() -> None:
+    whole.remove_everything()
+    whole.eventually("the host is clean", lambda: not whole.leftovers(), timeout=15)
+    tables = json.loads(out("nft", "-j", "list", "tables"))["nftables"]
+    assert not [t for t in tables if "table" in t and t["table"]["name"].startswith("teu")]
