@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transient units: what the shim and teu-runc ask of systemd.
+
+All calls are to org.freedesktop.systemd1.Manager and wait until the job is done; they take the
+connection to use: `with Bus() as bus: start_scope(bus, "teu-x.scope", pids=[os.getpid()])`.  Properties are
+triples `(name, D-Bus signature, value)`, for instance `("TasksMax", "t", 100)`.
+"""
+from __future__ import annotations
+
+import os
+
+from teu.systemd.bus import Bus, BusError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Property = tuple[str, str, Any]
+
+MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
+
+UNIT_EXISTS = "org.freedesktop.systemd1.UnitExists"
+NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
+
+
+def systemd_is_running() -> bool:
+    """Whether PID 1 is systemd (the test of sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
+
+
+def _variants(properties: list[Property]) -> list[tuple[str, tuple[str, Any]]]:
+    return [(name, (signature, value)) for name, signature, value in properties]
+
+
+def _run_job(bus: Bus, method: str, signature: str, args: tuple[Any, ...], unit: str) -> None:
+    """Call a method that returns a job and wait for its end; BusError unless it ended well."""
+    if not bus.direct:
+        bus.add_match("type='signal',sender='org.freedesktop.systemd1',member='JobRemoved'")
+        bus.call(*MANAGER, "Subscribe")
+    job = bus.call(*MANAGER, method, signature, args)[0]
+    result = bus.wait_signal("JobRemoved", lambda body: body[1] == job)[3]
+    if result not in ("done", "skipped"):
+        raise BusError("org.freedesktop.systemd1.JobFailed", f"{method} {unit}: job ended as {result!r}")
+
+
+def start_transient_unit(bus: Bus, name: str, properties: list[Property], *, mode: str = "fail") -> None:
+    """Create and start a transient unit, and wait for its start job.
+
+    BusError with .name UNIT_EXISTS if there is a unit of that name."""
+    _run_job(bus, "StartTransientUnit", "ssa(sv)a(sa(sv))", (name, mode, _variants(properties), []), name)
+
+
+def start_scope(bus: Bus, name: str, *, pids: list[int], slice_name: str = "", description: str = "",
+                delegate: bool = True, properties: list[Property] | None = None) -> None:
+    """Start a transient scope that holds `pids`; when this returns they are in its cgroup."""
+    wanted: list[Property] = [
+        ("PIDs", "au", pids),
+        ("Delegate", "b", delegate),
+        ("CollectMode", "s", "inactive-or-failed"),
+    ]
+    if slice_name:
+        wanted.append(("Slice", "s", slice_name))
+    if description:
+        wanted.append(("Description", "s", description))
+    start_transient_unit(bus, name, wanted + (properties or []))
+
+
+def stop_unit(bus: Bus, name: str, *, mode: str = "replace") -> None:
+    """Stop a unit and wait; a unit that is not there is not an error."""
+    try:
+        _run_job(bus, "StopUnit", "ss", (name, mode), name)
+    except BusError as e:
+        if e.name != NO_SUCH_UNIT:
+            raise
+
+
+def reset_failed_unit(bus: Bus, name: str) -> None:
+    """Forget a failed unit; one that is not there is not an error."""
+    try:
+        bus.call(*MANAGER, "ResetFailedUnit", "s", (name,))
+    except BusError as e:
+        if e.name != NO_SUCH_UNIT:
+            raise
+
+
+def set_unit_properties(bus: Bus, name: str, properties: list[Property], *, runtime: bool = True) -> None:
+    """Change properties of a loaded unit (systemctl set-property --runtime)."""
+    bus.call(*MANAGER, "SetUnitProperties", "sba(sv)", (name, runtime, _variants(properties)))
+
+
+def unit_cgroup(bus: Bus, name: str, *, kind: str = "Scope") -> str:
+    """The ControlGroup of a unit as systemd names it, for instance /teu.slice/teu-x.scope."""
+    path = bus.call(*MANAGER, "GetUnit", "s", (name,))[0]
+    answer = bus.call(MANAGER[0], path, "org.freedesktop.DBus.Properties", "Get", "ss",
+                      (f"org.freedesktop.systemd1.{kind}", "ControlGroup"))
+    return str(answer[0][1])
