@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One container as the engine knows it: the record, its state, who waits for it.
+
+The record is saved as JSON in engine.db. Whatever changes it holds `lock`; readers of single values
+need not. Waiters use `changed`, which is notified at every change of the state.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from teu.engine.errors import Conflict
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+    from teu.engine.stdio import Hub
+
+NEVER = "0001-01-01T00:00:00Z"
+
+
+def timestamp(nanoseconds: int | None = None) -> str:
+    """RFC 3339 with nanoseconds, UTC, as the API writes moments."""
+    if nanoseconds is None:
+        nanoseconds = time.time_ns()
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest:09d}Z"
+
+
+def nanoseconds(moment: str) -> int:
+    """The reverse; 0 for NEVER."""
+    import calendar
+
+    if not moment or moment == NEVER:
+        return 0
+    head, _, tail = moment.rstrip("Z").partition(".")
+    return calendar.timegm(time.strptime(head, "%Y-%m-%dT%H:%M:%S")) * 1_000_000_000 + int(
+        (tail + "000000000")[:9]
+    )
+
+
+def fresh_state() -> dict[str, Any]:
+    return {
+        "Status": "created",
+        "Running": False,
+        "Paused": False,
+        "Restarting": False,
+        "OOMKilled": False,
+        "Dead": False,
+        "Pid": 0,
+        "ExitCode": 0,
+        "Error": "",
+        "StartedAt": NEVER,
+        "FinishedAt": NEVER,
+    }
+
+
+class Container:
+    """Fields in SAVED make up the record."""
+
+    SAVED = (
+        "id", "name", "created", "path", "args", "image_id", "chain_id", "config", "host_config", "state",
+        "network_settings", "mounts", "restart_count", "manually_stopped", "started_once", "ports_exposed",
+    )  # fmt: skip
+
+    def __init__(self, engine: Engine, record: dict[str, Any]) -> None:
+        self.engine = engine
+        self.id: str = record["id"]
+        self.name: str = record["name"]
+        self.created: str = record["created"]
+        self.path: str = record.get("path", "")
+        self.args: list[str] = record.get("args") or []
+        self.image_id: str = record.get("image_id", "")
+        self.chain_id: str = record.get("chain_id", "")
+        self.config: dict[str, Any] = record["config"]
+        self.host_config: dict[str, Any] = record["host_config"]
+        self.state: dict[str, Any] = record.get("state") or fresh_state()
+        self.network_settings: dict[str, Any] = record.get("network_settings") or {"Networks": {}, "Ports": {}}
+        self.mounts: list[dict[str, Any]] = record.get("mounts") or []
+        self.restart_count: int = record.get("restart_count", 0)
+        self.manually_stopped: bool = record.get("manually_stopped", False)
+        self.started_once: bool = record.get("started_once", False)
+        self.ports_exposed: dict[str, Any] = record.get("ports_exposed") or {}
+
+        self.lock = threading.RLock()
+        self.changed = threading.Condition()
+        self.exits = 0  # how often it exited since this daemon started
+        self.removed = False
+        self.removing = False
+        self.execs: dict[str, Any] = {}
+        self.rootfs_mounts: list[Any] | None = None
+        self.restart_timer: threading.Timer | None = None
+        self.restart_delay = 0.0
+        self.health: Any = None
+        self._hub: Hub | None = None
+
+    @property
+    def directory(self) -> str:
+        return f"{self.engine.data_root}/containers/{self.id}"
+
+    @property
+    def runtime_directory(self) -> str:
+        return f"{self.engine.exec_root}/{self.id}"
+
+    @property
+    def running(self) -> bool:
+        return bool(self.state["Running"])
+
+    @property
+    def pid(self) -> int:
+        return int(self.state["Pid"])
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return self.config.get("Labels") or {}
+
+    @property
+    def hostname(self) -> str:
+        return str(self.config.get("Hostname") or "")
+
+    @property
+    def tty(self) -> bool:
+        return bool(self.config.get("Tty"))
+
+    @property
+    def snapshot_key(self) -> str:
+        return self.id
+
+    @property
+    def hub(self) -> Hub:
+        """Where the output goes: log driver and attached clients."""
+        if self._hub is None:
+            with self.changed:
+                if self._hub is None:
+                    from teu.engine.stdio import Hub
+
+                    self._hub = Hub(self)
+        return self._hub
+
+    @property
+    def log_type(self) -> str:
+        return str(self.host_config["LogConfig"]["Type"])
+
+    @property
+    def auto_remove(self) -> bool:
+        return bool(self.host_config.get("AutoRemove"))
+
+    def record(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in self.SAVED}
+
+    def save(self, durable: bool = True) -> None:
+        """Write the record. Nothing happens once the container is removed."""
+        data = json.dumps(self.record(), separators=(",", ":"))
+        with self.engine.database.transaction(durable) as cursor:
+            cursor.execute("UPDATE containers SET name=?, data=? WHERE id=?", (self.name, data, self.id))
+
+    def notify(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
+
+    def status(self) -> str:
+        state = self.state
+        if state["Running"]:
+            return "paused" if state["Paused"] else "restarting" if state["Restarting"] else "running"
+        if state["Restarting"]:
+            return "restarting"
+        if self.removing:
+            return "removing"
+        if state["Dead"]:
+            return "dead"
+        return "exited" if self.started_once else "created"
+
+    def event(self, action: str, **more: str) -> None:
+        attributes = {"image": str(self.config.get("Image") or ""), "name": self.name}
+        for key, value in self.labels.items():
+            attributes.setdefault(key, value)
+        attributes.update(more)
+        self.engine.events.publish("container", action, self.id, attributes)
+
+    def must_run(self) -> None:
+        """Raise Conflict unless it runs and is not paused or restarting."""
+        if not self.running or self.state["Restarting"] and not self.pid:
+            if self.state["Restarting"]:
+                raise Conflict(f"Container {self.id} is restarting, wait until the container is running")
+            raise Conflict(f"container {self.id} is not running")
+        if self.state["Paused"]:
+            raise Conflict(f"Container {self.name} is paused, unpause the container before exec")

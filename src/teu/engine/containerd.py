@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's side of containerd's gRPC API. Called by all stores and verbs of the engine.
+
+Stubs appear as attributes (`client.snapshots.Prepare(request)`); every call carries the namespace,
+has a deadline, and raises the errors below instead of gRPC's. grpc is imported at the first use:
+a daemon that was just started by its socket answers `_ping` before that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from teu.engine import errors
+
+NAMESPACE = "teu"
+DEADLINE = 60.0
+
+# attribute: (module below teu.api.services, message module, service)
+SERVICES = {
+    "containers": ("containers.v1", "containers", "Containers"),
+    "content": ("content.v1", "content", "Content"),
+    "diff": ("diff.v1", "diff", "Diff"),
+    "events": ("events.v1", "events", "Events"),
+    "images": ("images.v1", "images", "Images"),
+    "introspection": ("introspection.v1", "introspection", "Introspection"),
+    "leases": ("leases.v1", "leases", "Leases"),
+    "namespaces": ("namespaces.v1", "namespace", "Namespaces"),
+    "snapshots": ("snapshots.v1", "snapshots", "Snapshots"),
+    "tasks": ("tasks.v1", "tasks", "Tasks"),
+    "version": ("version.v1", "version", "Version"),
+}
+
+GRPC_OPTIONS = (
+    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.max_send_message_length", 16 << 20),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class Error(errors.EngineError):
+    """containerd's answer was an error that has no narrower class here."""
+
+
+class NotFound(Error):
+    status = 404
+
+
+class AlreadyExists(Error):
+    status = 409
+
+
+class InvalidArgument(Error):
+    status = 400
+
+
+class FailedPrecondition(Error):
+    status = 409
+
+
+class Unavailable(Error):
+    status = 503
+
+
+_BY_CODE = {
+    "NOT_FOUND": NotFound,
+    "ALREADY_EXISTS": AlreadyExists,
+    "INVALID_ARGUMENT": InvalidArgument,
+    "OUT_OF_RANGE": InvalidArgument,
+    "FAILED_PRECONDITION": FailedPrecondition,
+    "UNAVAILABLE": Unavailable,
+}
+
+
+def convert(error: Any) -> Error:
+    """A grpc.RpcError as an error of ours."""
+    code = error.code()
+    name = code.name if code is not None else "UNKNOWN"
+    return _BY_CODE.get(name, Error)(error.details() or f"containerd answered {name} without a message")
+
+
+class _Method:
+    """One method of a stub: metadata, deadline, errors. Streams keep their errors until iterated."""
+
+    def __init__(self, client: Client, method: Callable[..., Any], streaming: bool) -> None:
+        self._client = client
+        self._method = method
+        self._streaming = streaming
+
+    def __call__(self, request: Any, timeout: float | None = DEADLINE, lease: str | None = None) -> Any:
+        import grpc
+
+        metadata = [("containerd-namespace", self._client.namespace)]
+        if lease:
+            metadata.append(("containerd-lease", lease))
+        if self._streaming:
+            call = self._method(request, metadata=metadata, timeout=timeout)
+            return _Stream(call)
+        try:
+            # Without wait_for_ready a daemon that its socket is just starting would look unavailable.
+            return self._method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise convert(error) from None
+
+
+class _Stream:
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __iter__(self) -> Iterator[Any]:
+        import grpc
+
+        try:
+            yield from self._call
+        except grpc.RpcError as error:
+            raise convert(error) from None
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+class _Service:
+    def __init__(self, client: Client, stub: Any, descriptor: Any) -> None:
+        for method in descriptor.methods:
+            streaming = "MultiCallable" in (kind := type(getattr(stub, method.name)).__name__) and not (
+                kind.startswith("_UnaryUnary")
+            )
+            setattr(self, method.name, _Method(client, getattr(stub, method.name), streaming))
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"containerd has no method {name} in this service")
+
+
+class Client:
+    """Lazy: nothing is imported or connected before the first attribute is used."""
+
+    containers: Any
+    content: Any
+    diff: Any
+    events: Any
+    images: Any
+    introspection: Any
+    leases: Any
+    namespaces: Any
+    snapshots: Any
+    tasks: Any
+    version: Any
+
+    def __init__(self, address: str, namespace: str = NAMESPACE) -> None:
+        self.address = address.removeprefix("unix://")
+        self.namespace = namespace
+        self._lock = threading.RLock()
+        self._channel: Any = None
+
+    def channel(self) -> Any:
+        with self._lock:
+            if self._channel is None:
+                import grpc
+
+                self._channel = grpc.insecure_channel(f"unix:{self.address}", options=GRPC_OPTIONS)
+            return self._channel
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in SERVICES:
+            raise AttributeError(name)
+        package, module, service = SERVICES[name]
+        with self._lock:
+            messages = importlib.import_module(f"teu.api.services.{package}.{module}_pb2")
+            stubs = importlib.import_module(f"teu.api.services.{package}.{module}_pb2_grpc")
+            stub = getattr(stubs, f"{service}Stub")(self.channel())
+            wrapped = _Service(self, stub, messages.DESCRIPTOR.services_by_name[service])
+            setattr(self, name, wrapped)
+            return wrapped
+
+    def ensure_namespace(self) -> None:
+        from teu.api.services.namespaces.v1 import namespace_pb2
+
+        request = namespace_pb2.CreateNamespaceRequest()
+        request.namespace.name = self.namespace
+        try:
+            self.namespaces.Create(request)
+        except AlreadyExists:
+            pass
+
+    @contextlib.contextmanager
+    def lease(self, expire: int = 3600) -> Iterator[str]:
+        """What is made under the lease is kept from garbage collection until the block ends."""
+        from teu.api.services.leases.v1 import leases_pb2
+
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + expire))
+        identity = f"teud-{uuid.uuid4().hex}"
+        request = leases_pb2.CreateRequest(id=identity, labels={"containerd.io/gc.expire": moment})
+        self.leases.Create(request)
+        try:
+            yield identity
+        finally:
+            with contextlib.suppress(Error):
+                self.leases.Delete(leases_pb2.DeleteRequest(id=identity))
+
+    def close(self) -> None:
+        with self._lock:
+            if self._channel is not None:
+                self._channel.close()
+                self._channel = None

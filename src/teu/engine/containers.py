@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store of containers: by id, by name, by the beginning of an id. Names are unique and reserved.
+
+Routes look containers up here; create, remove and rename change it. What is here is in engine.db.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import threading
+from typing import TYPE_CHECKING
+
+from teu.engine.container import Container
+from teu.engine.errors import BadRequest, Conflict, NotFound
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+log = logging.getLogger("teu.engine")
+
+NAME = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+
+FIRST = (
+    "able amber ample azure bold brave brisk calm clear coral crisp early eager fair fleet fond free fresh gentle "
+    "glad golden grand hardy happy honest jolly keen kind lively loyal lucky merry mild nimble noble open placid "
+    "proud quick quiet rapid ready robust sandy serene sharp silver sober solid steady sunny swift tidy trusty vivid"
+).split()
+SECOND = (
+    "anchor barge bay beacon bollard bow breeze brig buoy cable canal cape capstan captain cargo channel coaster "
+    "compass coral crane current cutter deck delta dinghy dock eddy ferry fjord freighter frigate galley gull harbour "
+    "haven helm hull island jetty keel ketch lagoon lighthouse lock mast mole mooring oar pier pilot port quay reef "
+    "rigging rudder sail schooner shore sloop spar stern strait tide trawler tug wharf yawl"
+).split()
+
+
+class Containers:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._lock = threading.RLock()
+        self._by_id: dict[str, Container] = {}
+        self._by_name: dict[str, str] = {}
+
+    def start(self) -> None:
+        from teu.engine import recovery
+
+        for row in self.engine.database.query("SELECT data FROM containers"):
+            container = Container(self.engine, json.loads(row["data"]))
+            self._by_id[container.id] = container
+            self._by_name[container.name] = container.id
+        recovery.run(self.engine)
+
+    def stop(self) -> None:
+        for container in self.all():
+            if container.restart_timer is not None:
+                container.restart_timer.cancel()
+            if container.health is not None:
+                container.health.stop()
+
+    def all(self) -> list[Container]:
+        with self._lock:
+            return list(self._by_id.values())
+
+    def find(self, reference: str) -> Container | None:
+        """By full id, name, or a unique beginning of an id (in this order); None when there is none."""
+        with self._lock:
+            container = self._by_id.get(reference)
+            if container is None:
+                identity = self._by_name.get(reference.removeprefix("/"))
+                container = self._by_id.get(identity) if identity else None
+            if container is not None or not reference:
+                return container
+            found = [key for key in self._by_id if key.startswith(reference)]
+            if len(found) > 1:
+                raise BadRequest(f"Multiple IDs found with provided prefix: {reference}")
+            return self._by_id[found[0]] if found else None
+
+    def get(self, reference: str) -> Container:
+        container = self.find(reference)
+        if container is None:
+            raise NotFound(f"No such container: {reference}")
+        return container
+
+    def add(self, container: Container) -> None:
+        """Durable when it returns. Raises Conflict when the name is taken."""
+        data = json.dumps(container.record(), separators=(",", ":"))
+        with self._lock:
+            self._check_name(container.name)
+            self._by_name[container.name] = container.id  # reserved before the slow write
+        try:
+            with self.engine.database.transaction() as cursor:
+                cursor.execute("INSERT INTO containers VALUES (?, ?, ?)", (container.id, container.name, data))
+        except BaseException:
+            with self._lock:
+                self._by_name.pop(container.name, None)
+            raise
+        with self._lock:
+            self._by_id[container.id] = container
+
+    def remove(self, container: Container, durable: bool = True) -> None:
+        with self.engine.database.transaction(durable) as cursor:
+            cursor.execute("DELETE FROM containers WHERE id=?", (container.id,))
+        with self._lock:
+            self._by_id.pop(container.id, None)
+            if self._by_name.get(container.name) == container.id:
+                del self._by_name[container.name]
+
+    def rename(self, container: Container, name: str) -> None:
+        name = self.clean_name(name)
+        with self._lock:
+            old = container.name
+            if name == old:
+                raise BadRequest("Renaming a container with the same name as its current name")
+            self._check_name(name)
+            self._by_name[name] = container.id
+            container.name = name
+            try:
+                container.save()
+            except BaseException:
+                container.name = old
+                del self._by_name[name]
+                raise
+            self._by_name.pop(old, None)
+
+    def clean_name(self, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise BadRequest(
+                f"Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+            )
+        return name.removeprefix("/")
+
+    def check_name(self, name: str) -> None:
+        """An early answer for create; add() is what decides."""
+        with self._lock:
+            self._check_name(name)
+
+    def _check_name(self, name: str) -> None:
+        holder = self._by_name.get(name)
+        if holder is not None:
+            raise Conflict(
+                f'Conflict. The container name "/{name}" is already in use by container "{holder}".'
+                " You have to remove (or rename) that container to be able to reuse that name."
+            )
+
+    def random_name(self) -> str:
+        with self._lock:
+            while True:
+                name = f"{secrets.choice(FIRST)}_{secrets.choice(SECOND)}"
+                if name not in self._by_name:
+                    return name
+                name += secrets.token_hex(2)
+                if name not in self._by_name:
+                    return name
+
+    def using_image(self, image_id: str) -> list[Container]:
+        return [container for container in self.all() if container.image_id == image_id]
+
+    def using_network(self, name_or_id: str) -> list[Container]:
+        return [
+            container
+            for container in self.all()
+            if any(
+                name_or_id in (name, endpoint.get("NetworkID"))
+                for name, endpoint in (container.network_settings.get("Networks") or {}).items()
+            )
+        ]
+
+    def using_volume(self, name: str) -> list[Container]:
+        return [
+            container
+            for container in self.all()
+            if any(mount.get("Type") == "volume" and mount.get("Name") == name for mount in container.mounts)
+        ]

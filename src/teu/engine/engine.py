@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine: what every handler gets. It holds the stores and starts them in order."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from teu.engine.containerd import Client
+from teu.engine.database import Database
+from teu.engine.events import Events
+
+
+class Engine:
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        from teu.engine.containers import Containers
+        from teu.engine.images import Images
+        from teu.engine.networks import Networks
+        from teu.engine.volumes import Volumes
+
+        self.config: dict[str, Any] = dict(config)
+        self.data_root: str = self.config["data-root"]
+        self.exec_root: str = self.config["exec-root"]
+        Path(self.data_root).mkdir(parents=True, exist_ok=True, mode=0o711)
+        Path(self.exec_root).mkdir(parents=True, exist_ok=True, mode=0o711)
+        self.database = Database(f"{self.data_root}/engine.db")
+        self.containerd = Client(self.config["containerd"])
+        self.events = Events()
+        self.stopping = threading.Event()
+        self.ready = threading.Event()
+        self.failure: Exception | None = None
+        self.images = Images(self)
+        self.networks = Networks(self)
+        self.volumes = Volumes(self)
+        self.containers = Containers(self)
+
+    @property
+    def id(self) -> str:
+        known = self.database.fact("engine-id")
+        if known is None:
+            known = str(uuid.uuid4())
+            self.database.set_fact("engine-id", known)
+        return known
+
+    def start(self) -> None:
+        """Bring every store up; requests that need them wait for `ready`."""
+        self.volumes.start()
+        self.images.start()
+        self.networks.start()
+        self.containers.start()
+        self.ready.set()
+
+    def stop(self) -> None:
+        """The daemon goes, the containers stay."""
+        self.stopping.set()
+        self.events.close()
+        for store in (self.containers, self.networks, self.volumes, self.images):
+            store.stop()
+        self.containerd.close()
+        self.database.close()

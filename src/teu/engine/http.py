@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests and responses of the Engine API, as handlers see them. Called by the server and routes."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from urllib.parse import parse_qs
+
+from teu.engine.errors import BadRequest, TooLarge
+
+JSON_LIMIT = 16 << 20
+FALSE = ("", "0", "no", "false", "none")
+
+
+class Query:
+    """Query parameters in the API's own reading of them."""
+
+    def __init__(self, text: str = "") -> None:
+        self.values: dict[str, list[str]] = parse_qs(text, keep_blank_values=True) if text else {}
+
+    def get(self, name: str, default: str = "") -> str:
+        return self.values.get(name, (default,))[0]
+
+    def list(self, name: str) -> list[str]:
+        return self.values.get(name, [])
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        value = self.values.get(name)
+        return default if value is None else value[0].strip().lower() not in FALSE
+
+    def integer(self, name: str, default: int | None = None) -> int | None:
+        text = self.get(name)
+        if text == "":
+            return default
+        try:
+            return int(text)
+        except ValueError:
+            raise BadRequest(f"query parameter {name}: {text!r} is not a whole number") from None
+
+    def filters(self, name: str = "filters") -> dict[str, list[str]]:
+        """Both forms: {"label": ["a"]} and {"label": {"a": true}}."""
+        text = self.get(name)
+        if not text:
+            return {}
+        try:
+            value = json.loads(text)
+            if not isinstance(value, dict):
+                raise ValueError
+            result: dict[str, list[str]] = {}
+            for key, items in value.items():
+                if isinstance(items, dict):
+                    result[key] = [item for item, wanted in items.items() if wanted]
+                elif isinstance(items, list) and all(isinstance(item, str) for item in items):
+                    result[key] = items
+                else:
+                    raise ValueError
+            return result
+        except ValueError:
+            raise BadRequest(f"invalid filters: {text[:200]!r} is not a JSON object of lists") from None
+
+
+class Request:
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        query: str = "",
+        headers: dict[str, str] | None = None,
+        body: io.RawIOBase | None = None,
+        version: tuple[int, int] = (1, 45),
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query = Query(query)
+        self.headers = headers or {}
+        self.body: io.RawIOBase | io.BytesIO = body if body is not None else io.BytesIO()
+        self.version = version
+
+    def json(self, optional: bool = False) -> dict[str, Any]:
+        """The body as a JSON object; empty is {} when optional."""
+        kind = self.headers.get("content-type", "").split(";")[0].strip().lower()
+        if kind and kind != "application/json":
+            raise BadRequest(f"Content-Type is {kind!r}; this request takes application/json")
+        chunks: list[bytes] = []
+        size = 0
+        while chunk := self.body.read(1 << 16):
+            size += len(chunk)
+            if size > JSON_LIMIT:
+                raise TooLarge(f"the request body is larger than {JSON_LIMIT >> 20} MiB")
+            chunks.append(chunk)
+        text = b"".join(chunks)
+        if not text.strip():
+            if optional:
+                return {}
+            raise BadRequest("the request body is empty; a JSON object is expected")
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(f"the request body is not valid JSON: {error}") from None
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise BadRequest(f"the request body is a JSON {type(value).__name__}; an object is expected")
+        return value
+
+
+class Response:
+    """One whole answer (body), a stream of chunks (chunks), or a take-over of the connection (hijack)."""
+
+    def __init__(
+        self,
+        status: int = 200,
+        body: bytes = b"",
+        content_type: str | None = None,
+        headers: dict[str, str] | None = None,
+        chunks: Iterable[bytes] | None = None,
+        hijack: Callable[[socket.socket, bytes], None] | None = None,
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.headers = headers or {}
+        if content_type:
+            self.headers["Content-Type"] = content_type
+        self.chunks = chunks
+        self.hijack = hijack
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    return Response(status, json.dumps(value, separators=(",", ":")).encode() + b"\n", "application/json")
+
+
+def empty(status: int = 204) -> Response:
+    return Response(status)
+
+
+def text(value: str, status: int = 200) -> Response:
+    return Response(status, value.encode(), "text/plain; charset=utf-8")
+
+
+def stream(chunks: Iterable[bytes], content_type: str = "application/octet-stream") -> Response:
+    return Response(chunks=chunks, content_type=content_type)
+
+
+def hijack(function: Callable[[socket.socket, bytes], None], content_type: str) -> Response:
+    """Give the connection to function(socket, bytes already read beyond the request)."""
+    return Response(content_type=content_type, hijack=function)
+
+
+def progress(items: Iterator[dict[str, Any]]) -> Response:
+    """JSON messages, a line each. An error before the first is a normal error response."""
+    first = next(items, None)
+
+    def lines() -> Iterator[bytes]:
+        from teu.engine.server import log
+
+        try:
+            item = first
+            while item is not None:
+                yield json.dumps(item, separators=(",", ":")).encode() + b"\r\n"
+                item = next(items, None)
+        except GeneratorExit:
+            raise
+        except Exception as error:
+            log.debug("stream ended by an error", exc_info=True)
+            message = str(error)
+            yield json.dumps({"errorDetail": {"message": message}, "error": message}).encode() + b"\r\n"
+        finally:
+            close = getattr(items, "close", None)
+            if close:
+                close()
+
+    return Response(chunks=lines(), content_type="application/json")

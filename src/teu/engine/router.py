@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of routes: modules in teu.engine.routes fill it, the server asks it.
+
+A pattern's `{name}` is one path segment, `{name:path}` may contain slashes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from teu.engine.errors import EngineError, NotFound
+
+if TYPE_CHECKING:
+    from teu.engine.http import Response
+
+    Handler = Callable[..., Response]
+
+MODULES = ("system", "containers", "exec", "streams", "archive", "images", "networks", "volumes")
+
+_table: dict[str, list[tuple[re.Pattern[str], Handler]]] = {}
+
+
+class MethodNotAllowed(EngineError):
+    status = 405
+
+
+def route(method: str, pattern: str) -> Callable[[Handler], Handler]:
+    """Decorator: serve METHOD and pattern (without the version prefix) with the function.
+
+    The function is called with the engine, the request, and the pattern's names as keywords.
+    """
+    expression = re.sub(
+        r"\{(\w+)(:path)?\}", lambda m: f"(?P<{m[1]}>.+)" if m[2] else f"(?P<{m[1]}>[^/]+)", pattern
+    )
+
+    def register(handler: Handler) -> Handler:
+        _table.setdefault(method, []).append((re.compile(expression), handler))
+        return handler
+
+    return register
+
+
+def load() -> None:
+    for name in MODULES:
+        importlib.import_module(f"teu.engine.routes.{name}")
+
+
+def find(method: str, path: str) -> tuple[Handler, dict[str, Any]]:
+    """The handler for a path and its arguments. Raises NotFound or MethodNotAllowed."""
+    for pattern, handler in _table.get("GET" if method == "HEAD" else method, ()):
+        match = pattern.fullmatch(path)
+        if match:
+            return handler, {key: unquote(value) for key, value in match.groupdict().items()}
+    for other, entries in _table.items():
+        if other != method and any(pattern.fullmatch(path) for pattern, _ in entries):
+            raise MethodNotAllowed(f"method {method} is not served for {path}; {other} is")
+    raise NotFound("page not found")

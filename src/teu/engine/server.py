@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP server of the Engine API: a thread per connection, h11 for the protocol.
+
+Started by main with listening sockets (systemd's or its own). What it owes a client: the API
+version negotiation, error bodies, bounded headers and bodies, and the two ways in which docker
+takes a connection over ("upgrade: tcp" with 101, and the older bare 200).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import h11
+
+from teu import __version__
+from teu.engine import router
+from teu.engine.errors import BadRequest, EngineError, Unavailable
+from teu.engine.http import Request, Response
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+log = logging.getLogger("teu.engine")
+
+API_VERSION = (1, 45)
+API_MINIMUM = (1, 24)
+HEADER_LIMIT = 64 << 10
+CONNECTIONS_MAX = 4096
+READ_SIZE = 64 << 10
+IDLE_SECONDS = 600
+STARTUP_SECONDS = 120
+
+_VERSION = re.compile(r"/v(\d+)\.(\d+)(/.*)")
+# Answered before the stores are up.
+_EARLY = ("/_ping",)
+
+
+def version_text(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+class _Body(io.RawIOBase):
+    """The request's body as a file; Expect: 100-continue is answered at the first read."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+        self._rest = b""
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if size is None or size < 0:
+            parts = []
+            while part := self.read(1 << 20):
+                parts.append(part)
+            return b"".join(parts)
+        if not self._rest and not self._ended:
+            self._rest = self._connection.receive_data()
+            self._ended = not self._rest
+        part, self._rest = self._rest[:size], self._rest[size:]
+        return part
+
+    def readinto(self, buffer: Any) -> int:
+        part = self.read(len(buffer))
+        buffer[: len(part)] = part
+        return len(part)
+
+
+class _Connection:
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        self.server = server
+        self.socket = sock
+        self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_LIMIT)
+
+    def next_event(self) -> Any:
+        while True:
+            event = self.http.next_event()
+            if event is not h11.NEED_DATA:
+                return event
+            if self.http.they_are_waiting_for_100_continue:
+                self.socket.sendall(self.http.send(h11.InformationalResponse(status_code=100, headers=[])))
+            self.http.receive_data(self.socket.recv(READ_SIZE))
+
+    def receive_data(self) -> bytes:
+        while True:
+            event = self.next_event()
+            if isinstance(event, h11.Data):
+                if event.data:
+                    return bytes(event.data)
+                continue
+            if isinstance(event, h11.EndOfMessage):
+                return b""
+            if event is h11.PAUSED:
+                return b""
+            raise ConnectionError("the client went away in the middle of a request body")
+
+    def run(self) -> None:
+        self.socket.settimeout(IDLE_SECONDS)
+        try:
+            while self._one():
+                if self.http.our_state is not h11.DONE or self.http.their_state is not h11.DONE:
+                    break
+                self.http.start_next_cycle()
+        except (ConnectionError, TimeoutError):
+            pass
+        except OSError as error:
+            log.debug("connection ended: %s", error)
+        except Exception:
+            log.exception("connection failed")
+        finally:
+            try:
+                self.socket.close()
+            except OSError:
+                pass
+
+    def _one(self) -> bool:
+        """One request. False: the connection is used up."""
+        try:
+            event = self.next_event()
+        except h11.RemoteProtocolError as error:
+            if self.http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                self._send(_error_response(error.error_status_hint or 400, f"bad HTTP: {error}"), False)
+            return False
+        if not isinstance(event, h11.Request):
+            return False
+        self.socket.settimeout(None)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
+        method = event.method.decode("ascii", "replace")
+        target = event.target.decode("latin-1")
+        body = _Body(self)
+        upgrade = "upgrade" in headers
+        response: Response
+        try:
+            response = self._dispatch(method, target, headers, body)
+        except EngineError as error:
+            response = _error_response(error.status, str(error))
+        except h11.RemoteProtocolError as error:
+            response = _error_response(400, f"bad HTTP: {error}")
+        except ConnectionError:
+            return False
+        except Exception as error:
+            log.exception("%s %s failed", method, target)
+            response = _error_response(500, f"internal error: {type(error).__name__}: {error}")
+        log.debug("%s %s %d", method, target, response.status)
+        if response.hijack is not None:
+            self._hijack(response, upgrade)
+            return False
+        self._drain(body)
+        self._send(response, method == "HEAD")
+        self.socket.settimeout(IDLE_SECONDS)
+        return True
+
+    def _dispatch(self, method: str, target: str, headers: dict[str, str], body: _Body) -> Response:
+        path, _, query = target.partition("?")
+        version = API_VERSION
+        if match := _VERSION.fullmatch(path):
+            version = (int(match[1]), int(match[2]))
+            path = match[3]
+            if version < API_MINIMUM:
+                raise BadRequest(
+                    f"client version {version_text(version)} is too old. Minimum supported API version is "
+                    f"{version_text(API_MINIMUM)}, please upgrade your client to a newer version"
+                )
+            if version > API_VERSION:
+                raise BadRequest(
+                    f"client version {version_text(version)} is too new. Maximum supported API version is "
+                    f"{version_text(API_VERSION)}"
+                )
+        handler, arguments = router.find(method, path)
+        engine = self.server.engine
+        if path not in _EARLY and not engine.ready.is_set():
+            if engine.failure is None:
+                engine.ready.wait(STARTUP_SECONDS)
+            if not engine.ready.is_set():
+                raise Unavailable(f"the engine is not up: {engine.failure or 'it is still starting'}")
+        request = Request(method, unquote(path), query, headers, body, version)
+        return handler(engine, request, **arguments)
+
+    def _drain(self, body: _Body) -> None:
+        """Read what is left of a small body, so that the connection can be used again."""
+        for _ in range(16):
+            try:
+                if self.http.their_state is not h11.SEND_BODY or not body.read(1 << 20):
+                    return
+            except (h11.RemoteProtocolError, ConnectionError):
+                return
+
+    def _send(self, response: Response, head: bool) -> None:
+        headers = [
+            ("Api-Version", version_text(API_VERSION)),
+            ("Docker-Experimental", "false"),
+            ("Ostype", "linux"),
+            ("Server", f"Teu/{__version__} (linux)"),
+            *response.headers.items(),
+        ]
+        if response.chunks is None:
+            if response.status not in (204, 304):
+                headers.append(("Content-Length", str(len(response.body))))
+            if self.http.their_state is h11.SEND_BODY:
+                headers.append(("Connection", "close"))
+            data = self.http.send(h11.Response(status_code=response.status, headers=headers))
+            if response.body and not head:
+                data += self.http.send(h11.Data(data=response.body)) or b""
+            data += self.http.send(h11.EndOfMessage()) or b""
+            self.socket.sendall(data)
+            return
+        chunks = iter(response.chunks)
+        try:
+            self.socket.sendall(self.http.send(h11.Response(status_code=response.status, headers=headers)))
+            for chunk in chunks:
+                if chunk and not head:
+                    for part in self.http.send_with_data_passthrough(h11.Data(data=chunk)) or ():
+                        self.socket.sendall(part)
+            self.socket.sendall(self.http.send(h11.EndOfMessage()) or b"")
+        except (ConnectionError, TimeoutError):
+            self.http.send_failed()
+            raise
+        except Exception:
+            # The status is out already: cut the connection, so that no one takes this for the end.
+            log.exception("a streamed answer failed")
+            self.http.send_failed()
+        finally:
+            close = getattr(chunks, "close", None)
+            if close:
+                close()
+
+    def _hijack(self, response: Response, upgrade: bool) -> None:
+        assert response.hijack is not None
+        content_type = response.headers["Content-Type"]
+        if upgrade:
+            head = f"HTTP/1.1 101 UPGRADED\r\nContent-Type: {content_type}\r\n"
+            head += "Connection: Upgrade\r\nUpgrade: tcp\r\n"
+        else:
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\n"
+        head += f"Api-Version: {version_text(API_VERSION)}\r\nOstype: linux\r\n\r\n"
+        self.socket.sendall(head.encode())
+        data = self.http.trailing_data[0]
+        response.hijack(self.socket, bytes(data))
+
+
+def _error_response(status: int, message: str) -> Response:
+    if status == 304:
+        return Response(304)
+    return Response(status, json.dumps({"message": message}).encode() + b"\n", "application/json")
+
+
+def peer(sock: socket.socket) -> tuple[int, int, int]:
+    """pid, uid, gid of the other end of a unix socket."""
+    return struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))  # type: ignore[return-value]
+
+
+class Server:
+    def __init__(self, engine: Engine, listeners: list[socket.socket]) -> None:
+        self.engine = engine
+        self.listeners = listeners
+        self._connections: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def start(self) -> None:
+        for listener in self.listeners:
+            listener.setblocking(True)
+            threading.Thread(target=self._accept, args=(listener,), name="accept", daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while not self._closed:
+            try:
+                sock, _ = listener.accept()
+            except OSError as error:
+                if self._closed:
+                    return
+                log.error("accept: %s", error)
+                self.engine.stopping.wait(0.1)
+                continue
+            with self._lock:
+                too_many = len(self._connections) >= CONNECTIONS_MAX
+                if not too_many:
+                    self._connections.add(sock)
+            if too_many:
+                sock.close()
+                continue
+            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        try:
+            _Connection(self, sock).run()
+        finally:
+            with self._lock:
+                self._connections.discard(sock)
+
+    def busy(self) -> int:
+        return len(self._connections)
+
+    def close(self) -> None:
+        self._closed = True
+        for listener in self.listeners:
+            # Closing does not wake accept(); shutdown does, but would end the socket systemd keeps.
+            listener.close()
