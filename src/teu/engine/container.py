@@ -77,7 +77,10 @@ class Container:
         self.config: dict[str, Any] = record["config"]
         self.host_config: dict[str, Any] = record["host_config"]
         self.state: dict[str, Any] = record.get("state") or fresh_state()
-        self.network_settings: dict[str, Any] = record.get("network_settings") or {"Networks": {}, "Ports": {}}
+        self.network_settings: dict[str, Any] = record.get("network_settings") or {
+            "Networks": {},
+            "Ports": {},
+        }
         self.mounts: list[dict[str, Any]] = record.get("mounts") or []
         self.restart_count: int = record.get("restart_count", 0)
         self.manually_stopped: bool = record.get("manually_stopped", False)

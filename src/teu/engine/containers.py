@@ -13,6 +13,7 @@ import secrets
 import threading
 from typing import TYPE_CHECKING
 
+from teu.engine import names
 from teu.engine.container import Container
 from teu.engine.errors import BadRequest, Conflict, NotFound
 
@@ -22,18 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("teu.engine")
 
 NAME = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")
-
-FIRST = (
-    "able amber ample azure bold brave brisk calm clear coral crisp early eager fair fleet fond free fresh gentle "
-    "glad golden grand hardy happy honest jolly keen kind lively loyal lucky merry mild nimble noble open placid "
-    "proud quick quiet rapid ready robust sandy serene sharp silver sober solid steady sunny swift tidy trusty vivid"
-).split()
-SECOND = (
-    "anchor barge bay beacon bollard bow breeze brig buoy cable canal cape capstan captain cargo channel coaster "
-    "compass coral crane current cutter deck delta dinghy dock eddy ferry fjord freighter frigate galley gull harbour "
-    "haven helm hull island jetty keel ketch lagoon lighthouse lock mast mole mooring oar pier pilot port quay reef "
-    "rigging rudder sail schooner shore sloop spar stern strait tide trawler tug wharf yawl"
-).split()
 
 
 class Containers:
@@ -91,7 +80,9 @@ class Containers:
             self._by_name[container.name] = container.id  # reserved before the slow write
         try:
             with self.engine.database.transaction() as cursor:
-                cursor.execute("INSERT INTO containers VALUES (?, ?, ?)", (container.id, container.name, data))
+                cursor.execute(
+                    "INSERT INTO containers VALUES (?, ?, ?)", (container.id, container.name, data)
+                )
         except BaseException:
             with self._lock:
                 self._by_name.pop(container.name, None)
@@ -126,9 +117,7 @@ class Containers:
 
     def clean_name(self, name: str) -> str:
         if not NAME.fullmatch(name):
-            raise BadRequest(
-                f"Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
-            )
+            raise BadRequest(f"Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
         return name.removeprefix("/")
 
     def check_name(self, name: str) -> None:
@@ -146,13 +135,10 @@ class Containers:
 
     def random_name(self) -> str:
         with self._lock:
-            while True:
-                name = f"{secrets.choice(FIRST)}_{secrets.choice(SECOND)}"
-                if name not in self._by_name:
-                    return name
-                name += secrets.token_hex(2)
-                if name not in self._by_name:
-                    return name
+            name = names.pick()
+            while name in self._by_name:
+                name = f"{names.pick()}{secrets.randbelow(1000)}"
+            return name
 
     def using_image(self, image_id: str) -> list[Container]:
         return [container for container in self.all() if container.image_id == image_id]

@@ -25,7 +25,7 @@ class Query:
     def get(self, name: str, default: str = "") -> str:
         return self.values.get(name, (default,))[0]
 
-    def list(self, name: str) -> list[str]:
+    def every(self, name: str) -> list[str]:
         return self.values.get(name, [])
 
     def flag(self, name: str, default: bool = False) -> bool:

@@ -33,9 +33,7 @@ class Images:
 
     def prepare_parent(self, image: Image) -> None: ...
 
-    def commit(
-        self, container: Container, config: dict[str, Any], snapshot_key: str, tag: str | None
-    ) -> str:
+    def commit(self, container: Container, config: dict[str, Any], snapshot_key: str, tag: str | None) -> str:
         raise NotImplementedError
 
     def count(self) -> int:

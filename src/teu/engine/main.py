@@ -36,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(prog="teud", description="The engine daemon: serves the Docker Engine API.")
+    result = argparse.ArgumentParser(prog="teud", description="Serves the Docker Engine API.")
     result.add_argument("-H", "--host", action="append", metavar="ADDRESS", help="fd:// or unix:///path")
     result.add_argument("--containerd", metavar="ADDRESS", help="containerd's socket")
     result.add_argument("--config", "--config-file", default="/etc/teu/teud.yaml", metavar="FILE")
@@ -58,7 +58,9 @@ def listeners(hosts: list[str], group: str) -> list[socket.socket]:
     for host in hosts:
         if host.startswith("fd://"):
             if os.environ.get("LISTEN_PID") != str(os.getpid()):
-                raise SystemExit("teud: -H fd:// needs sockets from systemd (none were passed); use unix:///path")
+                raise SystemExit(
+                    "teud: -H fd:// needs sockets from systemd (none were passed); use unix:///path"
+                )
             count = int(os.environ.get("LISTEN_FDS", "0"))
             result += [socket.socket(fileno=LISTEN_FDS_START + index) for index in range(count)]
         elif host.startswith("unix://"):

@@ -256,7 +256,7 @@ def _error_response(status: int, message: str) -> Response:
 
 def peer(sock: socket.socket) -> tuple[int, int, int]:
     """pid, uid, gid of the other end of a unix socket."""
-    return struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))  # type: ignore[return-value]
+    return struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
 
 
 class Server:
