@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""teu-runc's entry: global options, then the one command's module. Called by bin/teu-runc."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from teu.runc import arguments, log
+from teu.runc.commands import COMMANDS, Settings
+from teu.runc.errors import RuncError, UsageError, text_of
+
+VERSION = "0.1.0"
+SPEC_VERSION = "1.3.0"
+
+GLOBAL_FLAGS = {
+    "debug": ("", "bool", False, "enable debug logging"),
+    "log": ("", "string", "", "file to write the log to (default: standard error)"),
+    "log-format": ("", "string", "text", "'text' (default) or 'json'"),
+    "root": ("", "string", "", "folder for the state of containers (should be on a tmpfs)"),
+    "systemd-cgroup": ("", "bool", False, 'let systemd make the cgroups: cgroupsPath is "slice:prefix:name"'),
+    "rootless": ("", "string", "auto", "ignore cgroup permission errors ('true', 'false' or 'auto')"),
+    "help": ("h", "bool", False, "show help"),
+    "version": ("v", "bool", False, "print the version"),
+}
+
+
+def _default_root() -> str:
+    """/run/teu-runc, or $XDG_RUNTIME_DIR/teu-runc for an ordinary user (made, with the sticky bit)."""
+    runtime_dir = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime_dir and (os.geteuid() != 0 or _in_user_namespace()):
+        root = runtime_dir + "/teu-runc"
+        os.makedirs(root, 0o700, exist_ok=True)
+        os.chmod(root, 0o1700)  # noqa: S103 (the sticky bit keeps cleaners away)
+        return root
+    return Settings.root
+
+
+def _in_user_namespace() -> bool:
+    try:
+        with open("/proc/self/uid_map", "rb") as file:
+            return file.read().split() != [b"0", b"0", b"4294967295"]
+    except OSError:
+        return False
+
+
+def _global_help() -> str:
+    text = "NAME:\n   teu-runc - run OCI containers\n\nUSAGE:\n   teu-runc [global options] command [command options] [arguments...]\n"
+    text += f"\nVERSION:\n   {VERSION}\n\nCOMMANDS:\n   " + "\n   ".join(COMMANDS) + "\n\nGLOBAL OPTIONS:\n"
+    for name, (short, kind, _default, summary) in GLOBAL_FLAGS.items():
+        text += f"   --{name}{', -' + short if short else ''}{'' if kind == 'bool' else ' value'}  {summary}\n"
+    return text
+
+
+def _print(text: str) -> None:
+    os.write(1, text.encode())
+
+
+def _run(argv: list[str]) -> int:
+    settings = Settings()
+    name = ""
+    module = None
+    try:
+        options, words = arguments.parse(argv[1:], GLOBAL_FLAGS, stop_at=1)
+        log.configure(options["log"], options["log-format"], options["debug"])
+        settings.debug = options["debug"]
+        settings.log = options["log"]
+        settings.log_format = options["log-format"]
+        settings.systemd_cgroup = options["systemd-cgroup"]
+        settings.rootless = options["rootless"]
+        settings.program = argv[0]
+        if options["version"]:
+            _print(f"teu-runc version {VERSION}\nspec: {SPEC_VERSION}\n")
+            return 0
+        if "root" in options.given:
+            settings.root = os.path.abspath(options["root"])
+            if settings.root == "/":
+                raise RuncError("Option --root argument should not be set to /")
+        if options["help"] or not options.positional or options.positional[0] in ("help", "h"):
+            _print(_global_help())
+            return 0
+        name = options.positional[0]
+        if name not in COMMANDS:
+            _print(_global_help())
+            raise RuncError(f"No help topic for '{name}'", 3)
+        if "root" not in options.given:
+            settings.root = _default_root()
+        module = __import__(COMMANDS[name], None, None, ["main"])
+        flags = {**module.FLAGS, "help": ("h", "bool", False, "show help")}
+        parsed, rest = arguments.parse(words, flags, getattr(module, "STOP_AT", None))
+        parsed.positional += rest
+        if parsed["help"]:
+            _print(arguments.help_text(name, module.SUMMARY, module.USAGE, flags))
+            return 0
+        least, most = module.ARGUMENTS
+        count = len(parsed.positional)
+        if least == most and count != least:
+            raise UsageError(f'{settings.program}: "{name}" requires exactly {least} argument(s)')
+        if count < least:
+            raise UsageError(f'{settings.program}: "{name}" requires a minimum of {least} argument(s)')
+        if most is not None and count > most:
+            raise UsageError(f'{settings.program}: "{name}" requires a maximum of {most} argument(s)')
+        return int(module.main(parsed, settings))
+    except (RuncError, OSError, ValueError) as error:
+        if isinstance(error, UsageError):
+            _print("Incorrect Usage.\n\n")
+            _print(arguments.help_text(name, module.SUMMARY, module.USAGE, module.FLAGS) if module else _global_help())
+        message = text_of(error)
+        log.error(message)
+        if not log.to_stderr():
+            os.write(2, message.encode() + b"\n")
+        return error.exit_code if isinstance(error, RuncError) else getattr(error, "runc_exit_code", 1)
+
+
+def main() -> None:
+    """Run the command in sys.argv and leave, without the interpreter's own farewell."""
+    try:
+        code = _run(sys.argv)
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        code = 1
+    try:
+        sys.stdout.flush()
+    except OSError:
+        pass
+    os._exit(code)
