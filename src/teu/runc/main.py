@@ -31,7 +31,7 @@ def _default_root() -> str:
     if runtime_dir and (os.geteuid() != 0 or _in_user_namespace()):
         root = runtime_dir + "/teu-runc"
         os.makedirs(root, 0o700, exist_ok=True)
-        os.chmod(root, 0o1700)  # noqa: S103 (the sticky bit keeps cleaners away)
+        os.chmod(root, 0o1700)  # the sticky bit keeps cleaners away
         return root
     return Settings.root
 
@@ -45,7 +45,8 @@ def _in_user_namespace() -> bool:
 
 
 def _global_help() -> str:
-    text = "NAME:\n   teu-runc - run OCI containers\n\nUSAGE:\n   teu-runc [global options] command [command options] [arguments...]\n"
+    text = "NAME:\n   teu-runc - run OCI containers\n\nUSAGE:\n"
+    text += "   teu-runc [global options] command [command options] [arguments...]\n"
     text += f"\nVERSION:\n   {VERSION}\n\nCOMMANDS:\n   " + "\n   ".join(COMMANDS) + "\n\nGLOBAL OPTIONS:\n"
     for name, (short, kind, _default, summary) in GLOBAL_FLAGS.items():
         text += f"   --{name}{', -' + short if short else ''}{'' if kind == 'bool' else ' value'}  {summary}\n"

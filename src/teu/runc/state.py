@@ -217,7 +217,7 @@ def load(root: str, id: str) -> Container:
     except FileNotFoundError:
         raise NotFound(id) from None
     if not isinstance(record, dict) or int(record.get("version", 0)) > STATE_VERSION:
-        raise RuncError(f"{folder}/state.json: version {record.get('version')} is newer than this teu-runc's {STATE_VERSION}")
+        raise RuncError(f"{folder}/state.json: version {record.get('version')}, this teu-runc knows {STATE_VERSION}")
     return Container(folder, record)
 
 
