@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device access control of cgroup v2: an eBPF program per cgroup.
+
+Version 2 has no devices controller. Instead the kernel runs the programs of type
+BPF_PROG_TYPE_CGROUP_DEVICE that are attached to a cgroup and to its ancestors, each time a task
+opens or makes a device node; every one of them must agree. The program is made here, in bytecode,
+from the device rules of the OCI runtime-spec (`linux.resources.devices`).
+
+Meaning of the rules: they are read in order and the last one that speaks of a device and of an
+access (read, write, mknod) decides. A rule of type `a` speaks of every device and so discards
+whatever stands before it. What no rule speaks of is denied. This is cgroup v1's behaviour wherever
+that is defined, and crun's and runc's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+# bpf(2)
+BPF_PROG_LOAD = 5
+BPF_PROG_ATTACH = 8
+BPF_PROG_DETACH = 9
+BPF_PROG_GET_FD_BY_ID = 13
+BPF_PROG_QUERY = 16
+BPF_PROG_TYPE_CGROUP_DEVICE = 15
+BPF_CGROUP_DEVICE = 6
+BPF_F_ALLOW_MULTI = 2
+BPF_F_REPLACE = 4
+SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "ppc64le": 361, "s390x": 351,
+           "armv7l": 386, "armv6l": 386, "i686": 357, "i386": 357}  # fmt: skip
+
+# struct bpf_cgroup_dev_ctx { __u32 access_type; __u32 major; __u32 minor; }
+BPF_DEVCG_DEV_BLOCK = 1
+BPF_DEVCG_DEV_CHAR = 2
+BPF_DEVCG_ACC_MKNOD = 1
+BPF_DEVCG_ACC_READ = 2
+BPF_DEVCG_ACC_WRITE = 4
+
+ACCESS = {"m": BPF_DEVCG_ACC_MKNOD, "r": BPF_DEVCG_ACC_READ, "w": BPF_DEVCG_ACC_WRITE}
+EVERY_ACCESS = 7
+TYPES = {"b": BPF_DEVCG_DEV_BLOCK, "c": BPF_DEVCG_DEV_CHAR, "u": BPF_DEVCG_DEV_CHAR}
+
+# Devices that every container has (runtime-spec, "Default Devices"), and making any node, which
+# gives no access to it. They come after the rules of the spec.
+DEFAULT_RULES: tuple[dict[str, Any], ...] = (
+    {"allow": True, "type": "c", "access": "m"},
+    {"allow": True, "type": "b", "access": "m"},
+    {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"},  # /dev/null
+    {"allow": True, "type": "c", "major": 1, "minor": 8, "access": "rwm"},  # /dev/random
+    {"allow": True, "type": "c", "major": 1, "minor": 7, "access": "rwm"},  # /dev/full
+    {"allow": True, "type": "c", "major": 5, "minor": 0, "access": "rwm"},  # /dev/tty
+    {"allow": True, "type": "c", "major": 1, "minor": 5, "access": "rwm"},  # /dev/zero
+    {"allow": True, "type": "c", "major": 1, "minor": 9, "access": "rwm"},  # /dev/urandom
+    {"allow": True, "type": "c", "major": 136, "access": "rwm"},  # /dev/pts/*
+    {"allow": True, "type": "c", "major": 5, "minor": 2, "access": "rwm"},  # /dev/ptmx
+)
+
+# Instruction classes and codes (linux/bpf_common.h, linux/bpf.h).
+LDX_W = 0x61  # dst = *(u32 *)(src + off)
+AND_K = 0x54  # 32-bit: dst &= imm
+RSH_K = 0x74  # 32-bit: dst >>= imm
+MOV_X = 0xBC  # 32-bit: dst = src
+MOV64_K = 0xB7  # dst = imm
+JEQ_K = 0x15
+JNE_K = 0x55
+EXIT = 0x95
+
+R0, R1, R2, R3, R4, R5, R6 = range(7)
+
+
+class BpfError(Exception):
+    """A device program could not be loaded or attached. The message is a sentence for the user."""
+
+
+def instruction(code: int, dst: int = 0, src: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
+    """One struct bpf_insn."""
+    word = code | (src << 4 | dst) << 8 | (offset & 0xFFFF) << 16 | (immediate & 0xFFFFFFFF) << 32
+    from sys import byteorder
+
+    if byteorder == "little":
+        return word.to_bytes(8, "little")
+    head = bytes((code, dst << 4 | src)) + (offset & 0xFFFF).to_bytes(2, "big")
+    return head + (immediate & 0xFFFFFFFF).to_bytes(4, "big")
+
+
+def access_bits(access: str | None) -> int:
+    """`rwm` as bits; nothing said is everything."""
+    bits = 0
+    for letter in access or "rwm":
+        bits |= ACCESS[letter]
+    return bits
+
+
+def _number(value: int | None) -> int | None:
+    """A device number; negative and absent are the wildcard."""
+    return None if value is None or value < 0 else value
+
+
+def compile_rules(rules: Sequence[dict[str, Any]]) -> bytes:
+    """The program for a list of rules, in the order of the spec.
+
+    It keeps in R2 the accesses that are not yet decided. From the last rule to the first: a deny
+    that touches one of them ends with 0; an allow takes its own out, and when none is left ends
+    with 1. Behind the rules stands the default.
+    """
+    default_allow = False
+    relevant: list[tuple[int | None, int | None, int | None, int, bool]] = []
+    for rule in rules:
+        kind = rule.get("type") or "a"
+        major, minor = _number(rule.get("major")), _number(rule.get("minor"))
+        bits = access_bits(rule.get("access"))
+        if kind == "a" and major is None and minor is None and bits == EVERY_ACCESS:
+            relevant.clear()
+            default_allow = bool(rule["allow"])
+        else:
+            relevant.append((TYPES.get(kind), major, minor, bits, bool(rule["allow"])))
+
+    program = [
+        # access_type holds the device's type in its low half and the access in its high half.
+        instruction(LDX_W, R2, R1, 0),
+        instruction(MOV_X, R5, R2),
+        instruction(AND_K, R5, immediate=0xFFFF),
+        instruction(RSH_K, R2, immediate=16),
+        instruction(LDX_W, R3, R1, 4),
+        instruction(LDX_W, R4, R1, 8),
+    ]
+    for kind_bit, major, minor, bits, allow in reversed(relevant):
+        if allow:
+            body = [
+                instruction(AND_K, R2, immediate=~bits),
+                instruction(JNE_K, R2, offset=2, immediate=0),
+                instruction(MOV64_K, R0, immediate=1),
+                instruction(EXIT),
+            ]
+        else:
+            body = [
+                instruction(MOV_X, R6, R2),
+                instruction(AND_K, R6, immediate=bits),
+                instruction(JEQ_K, R6, offset=2, immediate=0),
+                instruction(MOV64_K, R0, immediate=0),
+                instruction(EXIT),
+            ]
+        tests = [(register, value) for register, value in ((R5, kind_bit), (R3, major), (R4, minor))
+                 if value is not None]  # fmt: skip
+        for index, (register, value) in enumerate(tests):
+            skip = len(body) + len(tests) - index - 1
+            program.append(instruction(JNE_K, register, offset=skip, immediate=value))
+        program += body
+    program += [instruction(MOV64_K, R0, immediate=int(default_allow)), instruction(EXIT)]
+    return b"".join(program)
+
+
+def evaluate(program: bytes, kind: str, major: int, minor: int, access: str) -> bool:
+    """What a device program answers: for tests and for `--debug`, no kernel needed."""
+    registers = [0] * 11
+    context = (access_bits(access) << 16 | TYPES[kind], major, minor)
+    at = 0
+    while True:
+        word = int.from_bytes(program[at * 8 : at * 8 + 8], "little")
+        code, dst, src = word & 0xFF, word >> 8 & 0xF, word >> 12 & 0xF
+        offset, immediate = word >> 16 & 0xFFFF, word >> 32
+        at += 1
+        if code == LDX_W:
+            registers[dst] = context[offset // 4]
+        elif code == MOV_X:
+            registers[dst] = registers[src]
+        elif code == MOV64_K:
+            registers[dst] = immediate
+        elif code == AND_K:
+            registers[dst] &= immediate
+        elif code == RSH_K:
+            registers[dst] >>= immediate
+        elif code == JEQ_K:
+            at += offset if registers[dst] == immediate else 0
+        elif code == JNE_K:
+            at += offset if registers[dst] != immediate else 0
+        elif code == EXIT:
+            return bool(registers[0])
+        else:
+            raise ValueError(f"instruction {code:#x} is none of ours")
+
+
+def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
+    """bpf(2); answers the result and the attributes as the kernel left them."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    result = libc.syscall(
+        ctypes.c_long(SYS_BPF[os.uname().machine]), command, ctypes.byref(buffer), len(attributes)
+    )
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"bpf: {os.strerror(number)}")
+    return int(result), buffer.raw
+
+
+def _u32(*values: int) -> bytes:
+    from sys import byteorder
+
+    return b"".join(value.to_bytes(4, byteorder) for value in values)
+
+
+def _u64(value: int) -> bytes:
+    from sys import byteorder
+
+    return value.to_bytes(8, byteorder)
+
+
+def load(program: bytes) -> int:
+    """BPF_PROG_LOAD: a descriptor of the verified program."""
+    import ctypes
+
+    code = ctypes.create_string_buffer(program, len(program))
+    licence = ctypes.create_string_buffer(b"Apache-2.0")
+
+    def attributes(log: int, size: int) -> bytes:
+        return (
+            _u32(BPF_PROG_TYPE_CGROUP_DEVICE, len(program) // 8)
+            + _u64(ctypes.addressof(code))
+            + _u64(ctypes.addressof(licence))
+            + _u32(1 if size else 0, size)
+            + _u64(log)
+            + _u32(0, 0)
+            + b"teu_devices".ljust(16, b"\0")
+        )
+
+    try:
+        return _bpf(BPF_PROG_LOAD, attributes(0, 0))[0]
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EACCES):
+            raise BpfError(f"cannot load the device access program: {error.strerror}") from error
+    # Once more with the verifier's own words.
+    log = ctypes.create_string_buffer(65536)
+    try:
+        return _bpf(BPF_PROG_LOAD, attributes(ctypes.addressof(log), len(log)))[0]
+    except OSError as error:
+        said = log.value.decode(errors="replace").strip()
+        raise BpfError(f"cannot load the device access program: {error.strerror}: {said}") from error
+
+
+def attached(cgroup: int) -> list[int]:
+    """Ids of the device programs attached to a cgroup itself."""
+    import ctypes
+
+    room = 64
+    ids = (ctypes.c_uint32 * room)()
+    request = _u32(cgroup, BPF_CGROUP_DEVICE, 0, 0) + _u64(ctypes.addressof(ids)) + _u32(room, 0)
+    _, answer = _bpf(BPF_PROG_QUERY, request)
+    from sys import byteorder
+
+    count = int.from_bytes(answer[24:28], byteorder)
+    return list(ids[:count])
+
+
+def set_devices(path: str, rules: Sequence[dict[str, Any]]) -> None:
+    """Make these rules the device access of a cgroup, in place of any that it has.
+
+    There is no moment without a program: an old one is replaced in one step, or, where there are
+    several (systemd's and ours), detached after the new one is in force.
+    """
+    program = load(compile_rules(rules))
+    cgroup = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    old: list[int] = []
+    try:
+        try:
+            old = [_bpf(BPF_PROG_GET_FD_BY_ID, _u32(number, 0, 0))[0] for number in attached(cgroup)]
+        except OSError:
+            # An old kernel, or one that keeps ids from us: then there is nothing to take away.
+            old = []
+        try:
+            if len(old) == 1:
+                flags = BPF_F_ALLOW_MULTI | BPF_F_REPLACE
+                try:
+                    _bpf(BPF_PROG_ATTACH, _u32(cgroup, program, BPF_CGROUP_DEVICE, flags, old[0]))
+                    return
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+            _bpf(BPF_PROG_ATTACH, _u32(cgroup, program, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI, 0))
+        except OSError as error:
+            raise BpfError(f"cannot attach the device access program to {path}: {error.strerror}") from error
+        for descriptor in old:
+            _bpf(BPF_PROG_DETACH, _u32(cgroup, descriptor, BPF_CGROUP_DEVICE, 0))
+    finally:
+        os.close(cgroup)
+        os.close(program)
+        for descriptor in old:
+            os.close(descriptor)
