@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian root file systems for the labs, made once by mmdebstrap and kept in a cache.
+
+Called by the namespace lab (`namespace.py`), the VM lab (`vm.py`) and the package build (`build.py`).
+
+The cache (TEU_LAB_CACHE, default /var/cache/teu-lab):
+
+    root-RELEASE-KIND-HASH/     a root file system; HASH covers the recipe below, so a changed recipe
+                                makes a new one and the old one is removed
+    kernel-RELEASE-HASH/        vmlinuz, the initramfs, and the modules (vm.py)
+    lock                        taken while something is made
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+CACHE = Path(os.environ.get("TEU_LAB_CACHE", "/var/cache/teu-lab"))
+RELEASES = ("trixie", "bookworm")
+
+# What Teu's packages depend on, so that --dev works without installing them.
+TEU_DEPENDS = """
+    python3 python3-grpcio python3-protobuf python3-pystemd python3-sdnotify python3-yaml python3-h11
+    python3-zstandard python3-nftables nftables iproute2 dbus
+"""
+
+# What the tests and a person in the lab use.
+TOOLS = """
+    systemd systemd-sysv libpam-systemd libnss-myhostname ca-certificates procps psmisc util-linux strace
+    iputils-ping python3-pytest busybox-static less curl bash-completion kmod openssl apparmor attr acl
+    libcap2-bin e2fsprogs bubblewrap netcat-openbsd pigz xz-utils zstd file
+"""
+
+# The real programs of the swap table.
+PEERS = """
+    docker.io containerd runc crun podman buildah skopeo docker-registry criu uidmap python3-docker
+    netavark aardvark-dns
+"""
+
+# Those that only one release has.
+RELEASE_ONLY = {
+    "trixie": "docker-cli docker-compose python3-isal",
+    "bookworm": "",
+}
+
+BUILD_TOOLS = """
+    build-essential debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools fakeroot
+    lintian devscripts gcc libc6-dev libseccomp-dev protobuf-compiler protobuf-compiler-grpc mypy-protobuf
+    bash-completion busybox-static python3-grpcio python3-protobuf python3-yaml
+"""
+
+KINDS = {"lab": TEU_DEPENDS + TOOLS + PEERS, "build": BUILD_TOOLS}
+
+# Daemons of the peers are there to be started by a test, never by themselves; the rest have no use or
+# no place in a container.
+DISABLED = """
+    docker.service docker.socket containerd.service docker-registry.service podman.service podman.socket
+    podman-auto-update.timer podman-auto-update.service podman-restart.service podman-clean-transient.service
+    apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service
+    fstrim.timer nftables.service man-db.timer getty@tty1.service remote-fs.target
+    systemd-networkd.service systemd-timesyncd.service
+"""
+MASKED = """
+    getty.target console-getty.service systemd-udevd.service systemd-udevd-control.socket
+    systemd-udevd-kernel.socket systemd-udev-trigger.service systemd-udev-settle.service
+    systemd-modules-load.service sys-kernel-debug.mount sys-kernel-tracing.mount
+    dev-hugepages.mount systemd-firstboot.service
+"""
+
+# Runs in the new root, at the end.
+FINISH = r"""
+set -e
+systemctl disable --quiet $DISABLED 2>/dev/null || for unit in $DISABLED; do
+    systemctl disable --quiet "$unit" 2>/dev/null || true
+done
+systemctl mask --quiet $MASKED
+rm -f /etc/resolv.conf /etc/hostname /etc/machine-id
+echo 'nameserver 127.0.0.1' >/etc/resolv.conf
+echo teu-lab >/etc/hostname
+printf '127.0.0.1 localhost\n127.0.1.1 teu-lab\n::1 localhost ip6-localhost\n' >/etc/hosts
+: >/etc/machine-id
+passwd -d root >/dev/null
+mkdir -p /src /etc/systemd/journald.conf.d /etc/systemd/system.conf.d
+printf '[Journal]\nStorage=volatile\nRateLimitIntervalSec=0\nRuntimeMaxUse=512M\nForwardToConsole=no\n' \
+    >/etc/systemd/journald.conf.d/lab.conf
+printf '[Manager]\nDefaultTimeoutStopSec=20s\nStatusUnitFormat=name\n' >/etc/systemd/system.conf.d/lab.conf
+rm -rf /var/cache/apt/archives/*.deb /var/lib/docker /var/lib/containerd
+"""
+
+
+def packages(release: str, kind: str) -> list[str]:
+    """The packages of a root file system."""
+    extra = RELEASE_ONLY[release] if kind == "lab" else ""
+    return sorted((KINDS[kind] + extra).split())
+
+
+def recipe_hash(release: str, kind: str) -> str:
+    """Changes whenever the finished root file system would."""
+    recipe = "\n".join([release, *packages(release, kind), DISABLED, MASKED, FINISH])
+    return hashlib.sha256(recipe.encode()).hexdigest()[:10]
+
+
+@contextlib.contextmanager
+def cache_lock(name: str = "lock") -> Iterator[None]:
+    """Hold the cache against others who would make the same thing."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / name).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def ensure(release: str = "trixie", kind: str = "lab") -> Path:
+    """The root file system's folder, made now (about a minute, from the network) if it is not there."""
+    if release not in RELEASES:
+        sys.exit(f"lab: no release {release!r}: choose one of {', '.join(RELEASES)}")
+    final = CACHE / f"root-{release}-{kind}-{recipe_hash(release, kind)}"
+    if final.is_dir():
+        return final
+    with cache_lock(f"lock-{release}-{kind}"):
+        if final.is_dir():
+            return final
+        print(f"lab: making the {release} {kind} root file system in {final} (once)", file=sys.stderr, flush=True)
+        partial = CACHE / f"partial-{release}-{kind}"
+        shutil.rmtree(partial, ignore_errors=True)
+        environment = dict(os.environ, DISABLED=" ".join(DISABLED.split()), MASKED=" ".join(MASKED.split()))
+        command = [
+            "mmdebstrap",
+            "--quiet",
+            "--mode=root",
+            "--variant=apt",
+            "--aptopt=Apt::Install-Recommends \"false\"",
+            "--dpkgopt=path-exclude=/usr/share/locale/*",
+            "--dpkgopt=path-exclude=/usr/share/doc/*/*changelog*",
+            "--dpkgopt=force-unsafe-io",
+            "--skip=cleanup/apt/lists",
+            "--include=" + ",".join(packages(release, kind)),
+        ]
+        if kind == "lab":
+            command.append(f"--customize-hook=chroot \"$1\" sh -c '{_quote(FINISH)}'")
+        command += [release, str(partial)]
+        if release in ("trixie", "bookworm"):
+            subprocess.run(command, check=True, env=environment, stdin=subprocess.DEVNULL)
+        for old in CACHE.glob(f"root-{release}-{kind}-*"):
+            if not _in_use(old):
+                shutil.rmtree(old, ignore_errors=True)
+        partial.rename(final)
+    return final
+
+
+def _quote(script: str) -> str:
+    return script.replace("'", "'\"'\"'")
+
+
+def _in_use(root: Path) -> bool:
+    """Whether an instance stands on this root file system."""
+    for mounts in Path("/proc").glob("[0-9]*/mounts"):
+        with contextlib.suppress(OSError):
+            if str(root) in mounts.read_text():
+                return True
+    return False
