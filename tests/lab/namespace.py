@@ -90,7 +90,7 @@ def _bind(source: Path, target: Path, read_only: bool = False) -> None:
         _mount("", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
 
 
-# --- instances, as the host sees them -------------------------------------------------------------------------
+# --- instances, as the host sees them ----------------------------------------
 
 
 def _start_time(pid: int) -> str | None:
@@ -140,7 +140,7 @@ def _remove_cgroup(name: str) -> None:
         time.sleep(0.02)
 
 
-# --- start ----------------------------------------------------------------------------------------------------
+# --- start ----------------------------------------
 
 
 def start(
@@ -423,7 +423,7 @@ def install_tree(source: Path, target: Path) -> None:
     subprocess.run(["chroot", str(target), "systemd-sysusers", "teu.conf"], check=False, stderr=subprocess.DEVNULL)
 
 
-# --- enter, stop ----------------------------------------------------------------------------------------------
+# --- enter, stop ----------------------------------------
 
 
 def enter_command(name: str, command: Sequence[str], environment: Sequence[str] = ()) -> list[str]:

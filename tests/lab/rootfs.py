@@ -136,7 +136,7 @@ def ensure(release: str = "trixie", kind: str = "lab") -> Path:
             "--quiet",
             "--mode=root",
             "--variant=apt",
-            "--aptopt=Apt::Install-Recommends \"false\"",
+            '--aptopt=Apt::Install-Recommends "false"',
             "--dpkgopt=path-exclude=/usr/share/locale/*",
             "--dpkgopt=path-exclude=/usr/share/doc/*/*changelog*",
             "--dpkgopt=force-unsafe-io",
