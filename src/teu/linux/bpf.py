@@ -59,6 +59,8 @@ DEFAULT_RULES: tuple[dict[str, Any], ...] = (
     {"allow": True, "type": "c", "major": 1, "minor": 9, "access": "rwm"},  # /dev/urandom
     {"allow": True, "type": "c", "major": 136, "access": "rwm"},  # /dev/pts/*
     {"allow": True, "type": "c", "major": 5, "minor": 2, "access": "rwm"},  # /dev/ptmx
+    # Not in the specification, but there since the first runtimes, and missed when it was taken away.
+    {"allow": True, "type": "c", "major": 10, "minor": 200, "access": "rwm"},  # /dev/net/tun
 )
 
 # Instruction classes and codes (linux/bpf_common.h, linux/bpf.h).
@@ -74,7 +76,7 @@ EXIT = 0x95
 R0, R1, R2, R3, R4, R5, R6 = range(7)
 
 
-class BpfError(Exception):
+class BpfError(OSError):
     """A device program could not be loaded or attached. The message is a sentence for the user."""
 
 

@@ -37,7 +37,7 @@ FREEZE_TIMEOUT = 10.0
 REMOVE_TIMEOUT = 10.0
 
 
-class CgroupError(Exception):
+class CgroupError(OSError):
     """A cgroup operation failed. The message is a whole sentence for the user."""
 
 

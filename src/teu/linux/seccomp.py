@@ -98,7 +98,7 @@ CACHE_ENTRIES = 64
 CACHE_MAGIC = b"teu-seccomp-1\n"
 
 
-class SeccompError(Exception):
+class SeccompError(ValueError):
     """A profile cannot be applied. The message is a sentence that names the field."""
 
 

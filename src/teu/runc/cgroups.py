@@ -222,13 +222,13 @@ class Cgroup:
         bus = self.bus()
         for attempt in (1, 2):
             try:
-                return scope.start_transient_unit(unit, properties, mode="replace", bus=bus)
+                return scope.start_transient_unit(bus, unit, properties, mode="replace")
             except BusError as error:
                 if error.name == scope.UNIT_EXISTS and is_slice:
                     return None
                 if error.name == scope.UNIT_EXISTS and attempt == 1:
                     # What is left of a failed container of the same name.
-                    scope.reset_failed_unit(unit, bus=bus)
+                    scope.reset_failed_unit(bus, unit)
                     continue
                 raise CgroupError(f"systemd does not start the unit {unit}: {error}") from error
         return None
@@ -317,7 +317,7 @@ class Cgroup:
                 properties += systemd_properties.from_devices(device_rules(resources))
             if properties:
                 try:
-                    scope.set_unit_properties(self.record["scope"], properties, bus=self.bus())
+                    scope.set_unit_properties(self.bus(), self.record["scope"], properties)
                 except BusError as error:
                     raise CgroupError(
                         f"systemd refuses the limits of {self.record['scope']}: {error}"
@@ -350,8 +350,8 @@ class Cgroup:
         except (OSError, CgroupError):
             # Without systemd there is no unit; the directory is removed all the same.
             return
-        scope.stop_unit(self.record["scope"], bus=bus)
-        scope.reset_failed_unit(self.record["scope"], bus=bus)
+        scope.stop_unit(bus, self.record["scope"])
+        scope.reset_failed_unit(bus, self.record["scope"])
 
     def close(self) -> None:
         if self._bus is not None:

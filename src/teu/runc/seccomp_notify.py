@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 def process_state(profile: dict[str, Any], state: dict[str, Any], pid: int) -> bytes:
     """The "container process state" in JSON. `pid` is the process that got the filter."""
-    import json
+    from teu.oci import jsontext
 
     message: dict[str, Any] = {"ociVersion": state["ociVersion"], "fds": ["seccompFd"], "pid": pid}
     if profile.get("listenerMetadata"):
         message["metadata"] = profile["listenerMetadata"]
     message["state"] = state
-    return json.dumps(message, separators=(",", ":")).encode()
+    return jsontext.dumps(message).encode()
 
 
 def send(listener: int, profile: dict[str, Any], state: dict[str, Any], pid: int | None = None) -> None:

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""teu-runc spec: write a config.json to begin with."""
+
+from __future__ import annotations
+
+import os
+
+from teu.oci import jsontext
+from teu.oci.runtime_spec import VERSION
+from teu.runc.errors import RuncError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from teu.runc.arguments import Arguments
+    from teu.runc.commands import Settings
+
+SUMMARY = "create a new specification file"
+USAGE = ""
+FLAGS: dict[str, tuple[str, str, object, str]] = {
+    "bundle": ("b", "string", "", "path to the root of the bundle directory"),
+    "rootless": ("", "bool", False, "generate a configuration for a rootless container"),
+}
+ARGUMENTS = (0, 0)
+
+CAPABILITIES = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
+
+
+def mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {"destination": destination, "type": kind, "source": source}
+    if options:
+        entry["options"] = list(options)
+    return entry
+
+
+def default() -> dict[str, Any]:
+    """The specification that runc writes too: `sh` on a terminal, in namespaces of its own, few rights."""
+    return {
+        "ociVersion": VERSION,
+        "process": {
+            "terminal": True,
+            "user": {"uid": 0, "gid": 0},
+            "args": ["sh"],
+            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm"],
+            "cwd": "/",
+            "capabilities": {name: CAPABILITIES for name in ("bounding", "effective", "permitted")},
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
+            "noNewPrivileges": True,
+        },
+        "root": {"path": "rootfs", "readonly": True},
+        "hostname": "teu",
+        "mounts": [
+            mount("/proc", "proc", "proc"),
+            mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+            mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666",
+                  "mode=0620", "gid=5"),
+            mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k"),
+            mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
+            mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
+            mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "ro"),
+        ],
+        "linux": {
+            "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+            "namespaces": [
+                {"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")
+            ],
+            "maskedPaths": [
+                "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+                "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi",
+            ],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+        },
+    }  # fmt: skip
+
+
+def to_rootless(spec: dict[str, Any]) -> None:
+    """What an ordinary user cannot have gives way: the host's network, /sys bound, one id mapped."""
+    linux = spec["linux"]
+    kept = [namespace for namespace in linux["namespaces"] if namespace["type"] not in ("network", "user")]
+    linux["namespaces"] = [*kept, {"type": "user"}]
+    linux["uidMappings"] = [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]
+    linux["gidMappings"] = [{"containerID": 0, "hostID": os.getegid(), "size": 1}]
+    del linux["resources"]
+    mounts = []
+    for entry in spec["mounts"]:
+        if entry["destination"] == "/sys":
+            # A new sysfs belongs to the network namespace, and that one is the host's.
+            entry = mount("/sys", "none", "/sys", "rbind", "nosuid", "noexec", "nodev", "ro")
+        elif "options" in entry:
+            # Ids that are not mapped cannot own anything.
+            entry["options"] = [word for word in entry["options"] if not word.startswith(("gid=", "uid="))]
+        mounts.append(entry)
+    spec["mounts"] = mounts
+
+
+def main(arguments: Arguments, settings: Settings) -> int:
+    spec = default()
+    if arguments["rootless"]:
+        to_rootless(spec)
+    path = os.path.join(arguments["bundle"], "config.json")
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except FileExistsError:
+        raise RuncError(f"File {path} exists. Remove it first") from None
+    with open(file, "w") as out:
+        out.write(jsontext.dumps(spec, "\t"))
+    return 0
