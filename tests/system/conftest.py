@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every system test has: needs, rounds, time limits, the journal of a failure.
+
+System tests run as root inside a lab (`./dev test`, or by hand as `./dev lab --help` shows), the same
+files in the namespace lab and in the VM lab.
+
+    @pytest.mark.needs("memory", "docker")   skipped where the lab has no memory controller or no docker
+    @pytest.mark.timeout(300)                seconds for this test, in place of 120 (scaled in a slow VM)
+    def test_x(rounds): for _ in range(rounds(50)): ...    fewer in a VM without hardware acceleration
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+CONTROLLERS = ("cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma")
+DEFAULT_LIMIT = 120.0
+JOURNAL_LINES = 60
+
+
+@functools.cache
+def which_lab() -> str:
+    """namespace, vm (with hardware acceleration), vm-emulated, or none."""
+    if os.environ.get("TEU_LAB"):
+        return os.environ["TEU_LAB"]
+    try:
+        return Path("/run/host/lab").read_text().strip()
+    except OSError:
+        return "none"
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+@functools.cache
+def missing(need: str) -> str:
+    """Why this lab does not have what a test needs; empty where it does."""
+    if need in CONTROLLERS:
+        has = need in _read("/sys/fs/cgroup/cgroup.controllers").split()
+        return "" if has else f"no {need} controller in this lab's cgroup v2 tree"
+    if need == "apparmor":
+        enabled = _read("/sys/module/apparmor/parameters/enabled").strip() == "Y"
+        return "" if enabled and Path("/sys/kernel/security/apparmor").is_dir() else "no AppArmor in this kernel"
+    if need == "systemd":
+        return "" if Path("/run/systemd/system").is_dir() else "systemd is not PID 1"
+    if need == "vm":
+        return "" if which_lab().startswith("vm") else "not in the VM lab"
+    if need == "namespace":
+        return "" if which_lab() == "namespace" else "not in the namespace lab"
+    if need == "fast":
+        return "" if which_lab() != "vm-emulated" else "this VM is emulated, too slow for this test"
+    if need == "kvm":
+        return "" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "no /dev/kvm"
+    if need == "loop":
+        return "" if Path("/dev/loop0").exists() else "no loop devices"
+    if need == "packages":  # the Debian packages, not the working tree in their place
+        found = subprocess.run(["dpkg", "-s", "teu"], capture_output=True, check=False)
+        return "" if found.returncode == 0 else "Teu's packages are not installed"
+    if need in ("trixie", "bookworm"):
+        has = f"VERSION_CODENAME={need}" in _read("/etc/os-release")
+        return "" if has else f"not {need}"
+    if need == "compose":
+        plugin = Path("/usr/libexec/docker/cli-plugins/docker-compose").exists()
+        return "" if plugin or shutil.which("docker-compose") else "docker compose is not installed"
+    return "" if shutil.which(need) else f"no program {need} here"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marks."""
+    config.addinivalue_line("markers", "needs(*names): controllers, programs or features the test needs")
+    config.addinivalue_line("markers", "timeout(seconds): the test's own limit")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what this lab does not have, with the reason."""
+    outside = which_lab() == "none"
+    for item in items:
+        if outside:
+            item.add_marker(pytest.mark.skip(reason="system tests run inside a lab: ./dev test, ./dev lab"))
+            continue
+        for mark in item.iter_markers("needs"):
+            for need in mark.args:
+                if reason := missing(need):
+                    item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def lab() -> str:
+    """namespace, vm or vm-emulated."""
+    return which_lab()
+
+
+@pytest.fixture(scope="session")
+def rounds() -> Callable[[int], int]:
+    """How many rounds of a loop to do here: all, or a tenth in an emulated VM; TEU_ROUNDS=0.2 scales both."""
+    scale = float(os.environ.get("TEU_ROUNDS", "1")) * (0.1 if which_lab() == "vm-emulated" else 1.0)
+
+    def count(wanted: int) -> int:
+        return max(min(3, wanted), round(wanted * scale))
+
+    return count
+
+
+def _limited(item: pytest.Item, phase: str) -> Iterator[None]:
+    mark = item.get_closest_marker("timeout")
+    seconds = float(mark.args[0]) if mark else DEFAULT_LIMIT
+    if which_lab() == "vm-emulated":
+        seconds *= 5
+
+    def overdue(number: int, frame: FrameType | None) -> None:
+        # No Exception but a BaseException: no test's own handler swallows it.
+        raise pytest.fail.Exception(f"{phase} took longer than {seconds:.0f} s")
+
+    old = signal.signal(signal.SIGALRM, overdue)
+    # Again and again: what runs on the way out of the first may block as well.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 10)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Limit the set-up."""
+    item.stash[_began] = time.time()
+    yield from _limited(item, "set-up")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Limit the test."""
+    yield from _limited(item, "the test")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Limit the clean-up."""
+    yield from _limited(item, "clean-up")
+
+
+_began: pytest.StashKey[float] = pytest.StashKey()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Add to a failure's report what the daemons, shims and systemd logged meanwhile."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if not report.failed or not Path("/run/systemd/system").is_dir():
+        return
+    since = f"@{item.stash.get(_began, time.time()):.3f}"
+    command = ["journalctl", "--no-pager", "-q", "-o", "short-precise", "--since", since, "-n", str(JOURNAL_LINES)]
+    try:
+        done = subprocess.run(
+            [*command, "-p", "info", "--no-hostname"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=20,
+            check=False,
+        )
+        report.sections.append((f"journal, last {JOURNAL_LINES} lines", done.stdout))
+    except subprocess.TimeoutExpired:
+        report.sections.append(("journal", "journalctl did not answer"))
