@@ -49,7 +49,7 @@ def default() -> dict[str, Any]:
             "noNewPrivileges": True,
         },
         "root": {"path": "rootfs", "readonly": True},
-        "hostname": "teu",
+        "hostname": "runc",
         "mounts": [
             mount("/proc", "proc", "proc"),
             mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),

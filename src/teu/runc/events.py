@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""teu-runc events: usage every few seconds and out-of-memory kills, a JSON object per line.
+
+    {"type": "stats", "id": "...", "data": {"cpu": ..., "memory": ..., "pids": ..., ...}}
+    {"type": "oom", "id": "..."}
+
+It ends when the container does. With --stats it prints one stats event and ends.
+"""
+
+from __future__ import annotations
+
+import os
+
+from teu.linux import cgroup_stats, cgroups
+from teu.oci import jsontext
+from teu.runc import state
+from teu.runc.errors import RuncError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from teu.runc.arguments import Arguments
+    from teu.runc.commands import Settings
+
+SUMMARY = "display container events such as OOM notifications, cpu, memory, and IO usage statistics"
+USAGE = "<container-id>"
+FLAGS: dict[str, tuple[str, str, object, str]] = {
+    "interval": ("", "string", "5s", "set the stats collection interval"),
+    "stats": ("", "bool", False, "display the container's stats then exit"),
+}
+ARGUMENTS = (1, 1)
+
+UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def duration(text: str) -> float:
+    """Seconds of a duration as Go writes it: 500ms, 1m30s."""
+    total, rest = 0.0, text
+    while rest:
+        number = ""
+        while rest and (rest[0].isdigit() or rest[0] == "."):
+            number, rest = number + rest[0], rest[1:]
+        unit = ""
+        while rest and not (rest[0].isdigit() or rest[0] == "."):
+            unit, rest = unit + rest[0], rest[1:]
+        if unit not in UNITS or not number.strip("."):
+            raise RuncError(f'invalid value "{text}" for flag -interval: not a duration as 5s or 500ms')
+        total += float(number) * UNITS[unit]
+    if total <= 0:
+        raise RuncError("duration interval must be greater than 0")
+    return total
+
+
+def emit(kind: str, container_id: str, data: Any = None) -> None:
+    event = {"type": kind, "id": container_id}
+    if data is not None:
+        event["data"] = data
+    os.write(1, jsontext.dumps(event).encode() + b"\n")
+
+
+def main(arguments: Arguments, settings: Settings) -> int:
+    interval = duration(arguments["interval"])
+    container = state.load(settings.root, arguments.positional[0])
+    if container.status() == state.STOPPED:
+        raise RuncError(f"container with id {container.id} is not running")
+    path = container.record["cgroup"]["path"]
+    if not path:
+        raise RuncError(f"container {container.id} runs without a cgroup of its own (rootless): nothing is counted")
+    if arguments["stats"]:
+        emit("stats", container.id, cgroup_stats.stats(path))
+        return 0
+    follow(container, path, interval)
+    return 0
+
+
+def follow(container: state.Container, path: str, interval: float) -> None:
+    """Emit until the cgroup is empty. The kernel reports changes of the events files by POLLPRI."""
+    import select
+    import time
+
+    poller = select.poll()
+    files = {}
+    for name in ("cgroup.events", "memory.events"):
+        try:
+            files[name] = os.open(f"{path}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            # Without the memory controller nothing is killed for its memory.
+            continue
+        poller.register(files[name], select.POLLPRI)
+    kills = cgroups.oom_kills(path)
+    due = time.monotonic() + interval
+    try:
+        while container.init_alive():
+            poller.poll(max(0.0, due - time.monotonic()) * 1000)
+            try:
+                # Reading is what makes the next change known.
+                populated = b"populated 1" in os.pread(files["cgroup.events"], 4096, 0)
+                if "memory.events" in files:
+                    os.pread(files["memory.events"], 4096, 0)
+                    count = cgroups.oom_kills(path)
+                    for _ in range(count - kills):
+                        emit("oom", container.id)
+                    kills = max(kills, count)
+            except (OSError, KeyError):
+                return
+            if not populated:
+                return
+            if time.monotonic() >= due:
+                emit("stats", container.id, cgroup_stats.stats(path))
+                due += interval
+    finally:
+        for descriptor in files.values():
+            os.close(descriptor)
