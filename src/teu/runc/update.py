@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 SUMMARY = "update container resource constraints"
 USAGE = "<container-id>"
 FLAGS: dict[str, tuple[str, str, object, str]] = {
-    "resources": ("r", "string", "", "file with linux.resources of the runtime-spec in JSON, or '-' for standard input; "
-                  "all other options are ignored then"),
+    "resources": ("r", "string", "", "file with linux.resources of the runtime-spec in JSON, or '-' "
+                  "for standard input; all other options are ignored then"),
     "blkio-weight": ("", "int", 0, "weight of block IO, from 10 to 1000"),
     "cpu-period": ("", "string", "", "CPU CFS period to be used for hardcapping (in usecs). 0 to use system default"),
     "cpu-quota": ("", "string", "", "CPU CFS hardcap limit (in usecs). Allowed cpu time in a given period"),
