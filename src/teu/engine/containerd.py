@@ -127,6 +127,9 @@ class _Stream:
     def cancel(self) -> None:
         self._call.cancel()
 
+    def alive(self) -> bool:
+        return bool(self._call.is_active())
+
 
 class _Service:
     def __init__(self, client: Client, stub: Any, descriptor: Any) -> None:

@@ -1,15 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as the engine sees them: references, configurations, snapshots."""
+"""Images as the engine sees them: names in containerd's image store, ids as docker's users know them.
+
+An image's id is the digest of its configuration. containerd keeps names, each with a target (a manifest or
+an index); ids are found by looking through the targets, whose documents never change and are remembered.
+An image that lost its last tag, or that never had one, is kept under the name `dangling@DIGEST`.
+
+    docker.io/library/busybox:latest          a tag
+    docker.io/library/busybox@sha256:...      pulled by digest
+    dangling@sha256:...                       <none>
+
+Called by routes/images, by create and commit of containers, and by info and df.
+"""
 
 from __future__ import annotations
 
+import re
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from teu.engine.errors import NotFound
+from teu.engine import containerd, content, unpack
+from teu.engine.errors import BadRequest, NotFound
+from teu.oci import digest as digests
+from teu.oci import image_spec, reference
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
     from teu.engine.engine import Engine
+
+DANGLING = "dangling@"
+_HEX = re.compile(r"(?:sha256:)?[0-9a-f]{1,64}\Z")
+
+
+class Details(NamedTuple):
+    """What a target's documents say. `manifest_digest` is the target itself where that is no index."""
+
+    id: str
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+    manifest_digest: str
+    chains: list[str]
+
+    @property
+    def chain_id(self) -> str:
+        return self.chains[-1] if self.chains else ""
+
+
+class Name(NamedTuple):
+    """One name in containerd's image store."""
+
+    name: str
+    target: dict[str, Any]
+    labels: dict[str, str]
+    updated: float
+
+    @property
+    def reference(self) -> reference.Reference | None:
+        if self.name.startswith(DANGLING):
+            return None
+        try:
+            return reference.parse(self.name)
+        except reference.ReferenceError_:
+            return None
 
 
 class Image(NamedTuple):
@@ -18,26 +69,313 @@ class Image(NamedTuple):
     chain_id: str
     name: str
     size: int
+    target: dict[str, Any]
+    details: Details
+
+
+def parse_reference(text: str) -> reference.Reference:
+    try:
+        return reference.parse(text)
+    except reference.ReferenceError_ as error:
+        raise BadRequest(str(error)) from None
+
+
+def _name(image: Any) -> Name:
+    target = {"mediaType": image.target.media_type, "digest": image.target.digest, "size": image.target.size}
+    return Name(image.name, target, dict(image.labels), image.updated_at.seconds + image.updated_at.nanos / 1e9)
 
 
 class Images:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._lock = threading.Lock()
+        self._details: dict[tuple[str, str], Details] = {}
+        self._sizes: dict[str, int] = {}
 
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
 
-    def resolve(self, reference: str, platform: str | None = None) -> Image:
-        raise NotFound(f"No such image: {reference}")
+    # -- documents ---------------------------------------------------------------------------
 
-    def prepare_parent(self, image: Image) -> None: ...
+    def document(self, digest: str, what: str) -> dict[str, Any]:
+        return image_spec.decode(content.read(self.engine.containerd, digest), what)
+
+    def details(self, target: dict[str, Any], platform: image_spec.Platform | None = None) -> Details:
+        """Raises NotFound where the target has no manifest here for the platform."""
+        key = (target["digest"], str(platform or ""))
+        known = self._details.get(key)
+        if known:
+            return known
+        try:
+            found = self._read_details(target, platform)
+        except image_spec.SpecError as error:
+            raise containerd.Error(f"image {target['digest']}: {error}") from None
+        with self._lock:
+            self._details[key] = found
+        return found
+
+    def _read_details(self, target: dict[str, Any], platform: image_spec.Platform | None) -> Details:
+        document = self.document(target["digest"], "manifest")
+        if image_spec.media_type_of(document, target["mediaType"]) in image_spec.INDEXES:
+            wanted = platform or image_spec.host_platform()
+            entries = image_spec.index(document)["manifests"]
+            candidates = image_spec.choose(entries, wanted)
+            if not platform:
+                candidates += [entry for entry in entries if entry not in candidates]
+            for entry in candidates:
+                try:
+                    return self._read_details(entry, None)
+                except (containerd.NotFound, image_spec.SpecError):
+                    continue
+            raise NotFound(f"no manifest of {target['digest']} for {wanted} is here")
+        manifest = image_spec.manifest(document)
+        config_digest = manifest["config"]["digest"]
+        config = image_spec.config(self.document(config_digest, "image configuration"), len(manifest["layers"]))
+        if platform and image_spec.platform_rank(platform, image_spec.platform_of(config)) is None:
+            raise NotFound(f"its platform ({image_spec.platform_of(config)}) does not match")
+        chains = image_spec.chain_ids(config["rootfs"]["diff_ids"])
+        return Details(config_digest, config, manifest, target["digest"], chains)
+
+    # -- names -------------------------------------------------------------------------------
+
+    def names(self) -> list[Name]:
+        from teu.api.services.images.v1 import images_pb2
+
+        return [_name(image) for image in self.engine.containerd.images.List(images_pb2.ListImagesRequest()).images]
+
+    def get_name(self, name: str) -> Name | None:
+        from teu.api.services.images.v1 import images_pb2
+
+        try:
+            return _name(self.engine.containerd.images.Get(images_pb2.GetImageRequest(name=name)).image)
+        except containerd.NotFound:
+            return None
+
+    def set_name(self, name: str, target: dict[str, Any]) -> None:
+        """Let `name` be the target; an image that this takes the last name from stays as a dangling one."""
+        from teu.api.services.images.v1 import images_pb2
+
+        request = images_pb2.CreateImageRequest()
+        request.image.name = name
+        request.image.target.media_type = target["mediaType"]
+        request.image.target.digest = target["digest"]
+        request.image.target.size = target["size"]
+        with unpack.exclusive("image names"):
+            try:
+                self.engine.containerd.images.Create(request)
+                return
+            except containerd.AlreadyExists:
+                pass
+            before = self.get_name(name)
+            if before and before.target["digest"] != target["digest"]:
+                self.keep_dangling(before, target)
+            update = images_pb2.UpdateImageRequest(image=request.image)
+            update.update_mask.paths.append("target")
+            self.engine.containerd.images.Update(update)
+
+    def keep_dangling(self, lost: Name, instead: dict[str, Any] | None = None) -> None:
+        """`lost` is about to point elsewhere: keep its image unless another name still has it."""
+        from teu.api.services.images.v1 import images_pb2
+
+        try:
+            image_id = self.details(lost.target).id
+            if instead and self.details(instead).id == image_id:
+                return
+        except (containerd.Error, NotFound):
+            return
+        for other in self.of_id(image_id):
+            if other.name != lost.name:
+                return
+        request = images_pb2.CreateImageRequest()
+        request.image.name = DANGLING + lost.target["digest"]
+        request.image.target.media_type = lost.target["mediaType"]
+        request.image.target.digest = lost.target["digest"]
+        request.image.target.size = lost.target["size"]
+        try:
+            self.engine.containerd.images.Create(request)
+        except containerd.AlreadyExists:
+            pass
+
+    def remove_name(self, name: str, sync: bool = False) -> None:
+        from teu.api.services.images.v1 import images_pb2
+
+        try:
+            self.engine.containerd.images.Delete(images_pb2.DeleteImageRequest(name=name, sync=sync), timeout=None)
+        except containerd.NotFound:
+            pass
+
+    def add(self, target: dict[str, Any], names: list[str]) -> None:
+        """Make a stored and unpacked image known by its names, or as a dangling one."""
+        for name in names:
+            self.set_name(name, target)
+        if not names and not self.of_id(self.details(target).id):
+            self.set_name(DANGLING + target["digest"], target)
+        elif names:
+            self.remove_name(DANGLING + target["digest"])
+
+    def of_id(self, image_id: str) -> list[Name]:
+        """All names of the image with this very id."""
+        return self.by_id().get(image_id, [])
+
+    def by_id(self) -> dict[str, list[Name]]:
+        """All images: id to names, tags in order of their text. Broken and foreign entries are left out."""
+        result: dict[str, list[Name]] = {}
+        for name in self.names():
+            try:
+                result.setdefault(self.details(name.target).id, []).append(name)
+            except (containerd.Error, NotFound):
+                continue
+        for names in result.values():
+            names.sort()
+        return result
+
+    # -- lookup ------------------------------------------------------------------------------
+
+    def resolve(self, text: str, platform: str | None = None) -> Image:
+        """What a user's reference, id or id prefix stands for. Raises NotFound, BadRequest."""
+        name, _ = self.lookup(text)
+        wanted = None
+        if platform:
+            try:
+                wanted = image_spec.parse_platform(platform)
+            except image_spec.SpecError as error:
+                raise BadRequest(str(error)) from None
+        return self.image(name, wanted, text)
+
+    def image(self, name: Name, platform: image_spec.Platform | None = None, asked: str = "") -> Image:
+        try:
+            details = self.details(name.target, platform)
+        except (containerd.NotFound, NotFound) as error:
+            if platform:
+                raise NotFound(
+                    f"image with reference {asked or name.name} was found but does not match the specified "
+                    f"platform: wanted {platform}, {error}"
+                ) from None
+            raise NotFound(f"No such image: {asked or name.name}: {error}") from None
+        size = self.size(details)
+        return Image(details.id, details.config, details.chain_id, name.name, size, name.target, details)
+
+    def lookup(self, text: str) -> tuple[Name, bool]:
+        """The name that `text` stands for, and whether `text` is an id. Raises NotFound, BadRequest."""
+        full = text if text.startswith("sha256:") else f"sha256:{text}"
+        if digests.is_digest(full):
+            names = self.of_id(full)
+            if names:
+                return names[0], True
+            for name in self.names():
+                if name.target["digest"] == full:
+                    return name, True
+            raise NotFound(f"No such image: {text}")
+        if text.startswith("sha256:"):
+            return self._by_prefix(text, text)
+        try:
+            parsed = reference.parse(text)
+        except reference.ReferenceError_ as error:
+            raise BadRequest(str(error)) from None
+        if parsed.digest:
+            return self._by_digest(parsed), False
+        found = self.get_name(str(parsed.with_default_tag()))
+        if found:
+            return found, False
+        return self._by_prefix(text, parsed.with_default_tag().familiar())
+
+    def _by_digest(self, parsed: reference.Reference) -> Name:
+        found = self.get_name(f"{parsed.name}@{parsed.digest}")
+        if found:
+            return found
+        for name in self.names():
+            own = name.reference
+            if own and own.name == parsed.name:
+                if name.target["digest"] == parsed.digest:
+                    return name
+                try:
+                    if self.details(name.target).manifest_digest == parsed.digest:
+                        return name
+                except (containerd.Error, NotFound):
+                    continue
+        raise NotFound(f"No such image: {parsed.familiar()}")
+
+    def _by_prefix(self, text: str, shown: str) -> tuple[Name, bool]:
+        if _HEX.match(text):
+            prefix = text if text.startswith("sha256:") else f"sha256:{text}"
+            found = [names[0] for image_id, names in self.by_id().items() if image_id.startswith(prefix)]
+            if len(found) == 1:
+                return found[0], True
+            if found:
+                raise NotFound(f"No such image: {shown}: more than one image id starts with it")
+        raise NotFound(f"No such image: {shown}")
+
+    def size(self, details: Details) -> int:
+        return sum(self.layer_size(chain) for chain in details.chains)
+
+    def layer_size(self, chain: str) -> int:
+        """Bytes of one unpacked layer."""
+        known = self._sizes.get(chain)
+        if known is not None:
+            return known
+        from teu.api.services.snapshots.v1 import snapshots_pb2
+
+        try:
+            usage = self.engine.containerd.snapshots.Usage(
+                snapshots_pb2.UsageRequest(snapshotter=self.engine.config["storage-driver"], key=chain)
+            )
+        except containerd.Error:
+            return 0
+        self._sizes[chain] = int(usage.size)
+        return int(usage.size)
+
+    def repo_digests(self, names: list[Name]) -> list[str]:
+        """name@digest for the repositories that the targets are known to come from or have gone to."""
+        result = set()
+        for target in {name.target["digest"] for name in names}:
+            try:
+                labels = content.info(self.engine.containerd, target).labels
+            except containerd.Error:
+                continue
+            for key, value in labels.items():
+                if key.startswith(content.SOURCE_LABEL):
+                    for path in value.split(","):
+                        source = reference.Reference(key[len(content.SOURCE_LABEL) :], path)
+                        if any((own := name.reference) and own.name == source.name for name in names):
+                            result.add(f"{source.familiar_name}@{target}")
+        for name in names:
+            own = name.reference
+            if own and own.digest:
+                result.add(f"{own.familiar_name}@{own.digest}")
+        return sorted(result)
+
+    @staticmethod
+    def repo_tags(names: list[Name]) -> list[str]:
+        return [own.familiar() for name in names if (own := name.reference) and own.tag and not own.digest]
+
+    # -- for containers ----------------------------------------------------------------------
+
+    def prepare_parent(self, image: Image) -> None:
+        """Make sure that the image's top snapshot exists."""
+        if not image.chain_id or unpack.snapshot_exists(self.engine, image.chain_id):
+            return
+        with self.engine.containerd.lease() as lease:
+            unpack.layers(self.engine, image.details.manifest, image.config, lease)
+            self.keep_snapshot(image.details)
+
+    def keep_snapshot(self, details: Details) -> None:
+        """The configuration keeps the unpacked chain from now on."""
+        if details.chain_id:
+            snapshotter = self.engine.config["storage-driver"]
+            content.label(
+                self.engine.containerd, details.id, {content.GC_SNAPSHOT + snapshotter: details.chain_id}
+            )
 
     def commit(self, container: Container, config: dict[str, Any], snapshot_key: str, tag: str | None) -> str:
-        raise NotImplementedError
+        from teu.engine import commit
+
+        return commit.commit(self.engine, container, config, snapshot_key, tag)
 
     def count(self) -> int:
-        return 0
+        return len(self.by_id())
 
     def usage(self) -> list[dict[str, Any]]:
-        return []
+        from teu.engine import image_list
+
+        return image_list.listing(self.engine, {}, every=True, shared=True)

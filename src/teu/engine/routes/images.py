@@ -1,2 +1,174 @@
 # SPDX-License-Identifier: Apache-2.0
 """Routes: images. Called by the router."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from teu.engine import image_list, image_removal
+from teu.engine.errors import BadRequest, Unsupported
+from teu.engine.http import Request, Response, empty, json_response, progress, stream
+from teu.engine.images import parse_reference
+from teu.engine.router import route
+from teu.oci import image_spec
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+
+@route("GET", "/images/json")
+def list_images(engine: Engine, request: Request) -> Response:
+    rows = image_list.listing(
+        engine,
+        request.query.filters(),
+        every=request.query.flag("all"),
+        shared=request.query.flag("shared-size"),
+    )
+    if request.version < (1, 44):
+        for row in rows:
+            row["VirtualSize"] = row["Size"]
+            if request.version < (1, 43) and not row["RepoTags"] and not row["RepoDigests"]:
+                row["RepoTags"], row["RepoDigests"] = ["<none>:<none>"], ["<none>@<none>"]
+    return json_response(rows)
+
+
+@route("POST", "/images/create")
+def create_image(engine: Engine, request: Request) -> Response:
+    """Pull (fromImage) or import (fromSrc)."""
+    query = request.query
+    source, from_source = query.get("fromImage"), query.get("fromSrc")
+    if from_source:
+        return _import(engine, request, from_source)
+    if not source:
+        raise BadRequest("invalid reference format: repository name must have at least one component")
+    from teu.engine import pull
+
+    wanted = parse_reference(source)
+    tag = query.get("tag")
+    if tag:
+        if ":" in tag:
+            wanted = parse_reference(f"{wanted.name}@{tag}")
+        else:
+            wanted = parse_reference(f"{wanted.name}:{tag}")
+    platform = _platform(query.get("platform"))
+    every = not wanted.tag and not wanted.digest
+    return progress(pull.pull(engine, wanted, platform, request.headers.get("x-registry-auth", ""), every))
+
+
+def _platform(text: str) -> image_spec.Platform | None:
+    if not text:
+        return None
+    try:
+        return image_spec.parse_platform(text)
+    except image_spec.SpecError as error:
+        raise BadRequest(str(error)) from None
+
+
+def _import(engine: Engine, request: Request, source: str) -> Response:
+    from teu.engine import load
+
+    if source != "-":
+        raise Unsupported("import from an address is not supported: download it and import it from a file or stdin")
+    repository, tag = request.query.get("repo"), request.query.get("tag")
+    name = ""
+    if repository:
+        parsed = parse_reference(repository + (f":{tag}" if tag else ""))
+        if parsed.digest:
+            raise BadRequest("cannot import digest reference")
+        name = str(parsed.with_default_tag())
+    _platform(request.query.get("platform"))
+    return progress(
+        load.import_(
+            engine,
+            request.body,
+            name,
+            request.query.get("message"),
+            request.query.every("changes"),
+            request.query.get("platform"),
+        )
+    )
+
+
+@route("POST", "/images/load")
+def load_images(engine: Engine, request: Request) -> Response:
+    from teu.engine import load
+
+    return progress(load.load(engine, request.body, request.query.flag("quiet")))
+
+
+@route("GET", "/images/get")
+def save_images(engine: Engine, request: Request) -> Response:
+    from teu.engine import save
+
+    return stream(save.save(engine, request.query.every("names")), "application/x-tar")
+
+
+@route("GET", "/images/{name:path}/get")
+def save_image(engine: Engine, request: Request, name: str) -> Response:
+    from teu.engine import save
+
+    return stream(save.save(engine, [name]), "application/x-tar")
+
+
+@route("GET", "/images/search")
+def search_images(engine: Engine, request: Request) -> Response:
+    raise Unsupported("searching registries is not supported: look for images at the registry itself")
+
+
+@route("POST", "/images/prune")
+def prune_images(engine: Engine, request: Request) -> Response:
+    return json_response(image_removal.prune(engine, request.query.filters()))
+
+
+@route("GET", "/images/{name:path}/json")
+def inspect_image(engine: Engine, request: Request, name: str) -> Response:
+    image = engine.images.resolve(name, request.query.get("platform") or None)
+    return json_response(image_list.inspect(engine, image, engine.images.of_id(image.id)))
+
+
+@route("GET", "/images/{name:path}/history")
+def image_history(engine: Engine, request: Request, name: str) -> Response:
+    image = engine.images.resolve(name)
+    return json_response(image_list.history(engine, image, engine.images.of_id(image.id)))
+
+
+@route("POST", "/images/{name:path}/tag")
+def tag_image(engine: Engine, request: Request, name: str) -> Response:
+    repository, tag = request.query.get("repo"), request.query.get("tag")
+    target = parse_reference(repository + (f":{tag}" if tag else ""))
+    if target.digest:
+        raise BadRequest("refusing to create a tag with a digest reference")
+    found, _ = engine.images.lookup(name)
+    image_id = engine.images.details(found.target).id
+    target = target.with_default_tag()
+    engine.images.add(found.target, [str(target)])
+    engine.events.publish("image", "tag", image_id, {"name": target.familiar()})
+    return empty(201)
+
+
+@route("POST", "/images/{name:path}/push")
+def push_image(engine: Engine, request: Request, name: str) -> Response:
+    from teu.engine import push
+
+    wanted = parse_reference(name)
+    tag = request.query.get("tag")
+    if tag:
+        wanted = parse_reference(f"{wanted.name}:{tag}")
+    if wanted.digest:
+        raise BadRequest("cannot push a digest reference")
+    return progress(push.push(engine, wanted, request.headers.get("x-registry-auth", "")))
+
+
+@route("DELETE", "/images/{name:path}")
+def remove_image(engine: Engine, request: Request, name: str) -> Response:
+    query = request.query
+    return json_response(image_removal.remove(engine, name, query.flag("force"), not query.flag("noprune")))
+
+
+@route("GET", "/distribution/{name:path}/json")
+def inspect_distribution(engine: Engine, request: Request, name: str) -> Response:
+    from teu.engine import pull
+
+    return json_response(pull.distribution(engine, parse_reference(name), request.headers.get("x-registry-auth", "")))
+
+

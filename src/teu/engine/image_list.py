@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the API tells of images: the list, one in full, its history. Called by routes/images and df."""
+
+from __future__ import annotations
+
+import calendar
+import fnmatch
+import time
+from typing import TYPE_CHECKING, Any
+
+from teu.engine.errors import BadRequest, NotFound
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+    from teu.engine.images import Details, Image, Name
+
+NEVER = "0001-01-01T00:00:00Z"
+LIST_FILTERS = {"dangling", "label", "label!", "before", "since", "reference", "until"}
+
+
+def seconds(moment: str | None) -> int:
+    """RFC 3339 to seconds; 0 for nothing or what cannot be read."""
+    if not moment or moment.startswith("0001"):
+        return 0
+    try:
+        base = calendar.timegm(time.strptime(moment[:19], "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return 0
+    zone = moment[-6:]
+    if zone[0] in "+-" and zone[3] == ":":
+        offset = int(zone[1:3]) * 3600 + int(zone[4:]) * 60
+        base -= offset if zone[0] == "+" else -offset
+    return base
+
+
+def filter_moment(text: str) -> float:
+    """An `until` filter: seconds since the epoch, a date, or a duration back from now."""
+    from teu.engine.changes import duration
+
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return time.time() - duration(text) / 1e9
+    except ValueError:
+        pass
+    for length, form in ((19, "%Y-%m-%dT%H:%M:%S"), (16, "%Y-%m-%dT%H:%M"), (10, "%Y-%m-%d")):
+        if len(text) >= length:
+            try:
+                time.strptime(text[:length], form)
+            except ValueError:
+                continue
+            return seconds(text) if length == 19 else calendar.timegm(time.strptime(text[:length], form))
+    raise BadRequest(f"invalid filter 'until={text}': it is no moment and no duration")
+
+
+def flag_filter(filters: dict[str, list[str]], name: str) -> bool | None:
+    values = filters.get(name)
+    if not values:
+        return None
+    if all(v in ("1", "true", "True") for v in values):
+        return True
+    if all(v in ("0", "false", "False") for v in values):
+        return False
+    raise BadRequest(f"invalid filter '{name}={values}'")
+
+
+def labels_match(labels: dict[str, str], wanted: list[str]) -> bool:
+    for text in wanted:
+        key, equals, value = text.partition("=")
+        if key not in labels or (equals and labels[key] != value):
+            return False
+    return True
+
+
+def listing(
+    engine: Engine, filters: dict[str, list[str]], every: bool = False, digests: bool = True, shared: bool = False
+) -> list[dict[str, Any]]:
+    """GET /images/json."""
+    for name in filters:
+        if name not in LIST_FILTERS:
+            raise BadRequest(f"invalid filter '{name}'")
+    dangling = flag_filter(filters, "dangling")
+    images = engine.images.by_id()
+    created = {
+        image_id: seconds(engine.images.details(names[0].target).config.get("created"))
+        for image_id, names in images.items()
+    }
+    before = [seconds(engine.images.resolve(ref).config.get("created")) for ref in filters.get("before", ())]
+    since = [seconds(engine.images.resolve(ref).config.get("created")) for ref in filters.get("since", ())]
+    until = [filter_moment(text) for text in filters.get("until", ())]
+    users: dict[str, int] = {}
+    layer_users: dict[str, int] = {}
+    if shared:
+        for container in engine.containers.all():
+            users[container.image_id] = users.get(container.image_id, 0) + 1
+        for names in images.values():
+            for chain in engine.images.details(names[0].target).chains:
+                layer_users[chain] = layer_users.get(chain, 0) + 1
+    result: list[dict[str, Any]] = []
+    for image_id, names in images.items():
+        details = engine.images.details(names[0].target)
+        labels = (details.config.get("config") or {}).get("Labels") or {}
+        tags = engine.images.repo_tags(names)
+        wanted = filters.get("reference")
+        if wanted:
+            tags = [tag for tag in tags if any(reference_matches(pattern, tag) for pattern in wanted)]
+            if not tags:
+                continue
+        if dangling is not None and dangling == bool(tags or any(n.reference for n in names)):
+            continue
+        if not labels_match(labels, filters.get("label", [])):
+            continue
+        if any(labels_match(labels, [text]) for text in filters.get("label!", ())):
+            continue
+        moment = created[image_id]
+        if any(moment >= limit for limit in [*before, *until]) or any(moment <= limit for limit in since):
+            continue
+        size = engine.images.size(details)
+        result.append(
+            {
+                "Containers": users.get(image_id, 0) if shared else -1,
+                "Created": moment,
+                "Id": image_id,
+                "Labels": labels or None,
+                "ParentId": "",
+                "RepoDigests": engine.images.repo_digests(names) if digests else [],
+                "RepoTags": tags,
+                "SharedSize": sum(
+                    engine.images.layer_size(chain) for chain in details.chains if layer_users.get(chain, 0) > 1
+                )
+                if shared
+                else -1,
+                "Size": size,
+            }
+        )
+    result.sort(key=lambda item: (-item["Created"], item["Id"]))
+    return result
+
+
+def reference_matches(pattern: str, tag: str) -> bool:
+    """docker's reference filter: a shell pattern for the name, or for name:tag; `*` ends at a slash."""
+    name = tag.rpartition(":")[0]
+    for candidate in (tag, name):
+        if pattern.count("/") == candidate.count("/") and all(
+            fnmatch.fnmatchcase(part, glob) for part, glob in zip(candidate.split("/"), pattern.split("/"))
+        ):
+            return True
+    return False
+
+
+def inspect(engine: Engine, image: Image, names: list[Name]) -> dict[str, Any]:
+    """GET /images/{name}/json."""
+    config = image.config
+    inner = dict(config.get("config") or {})
+    updated = max((name.updated for name in names if name.reference), default=0.0)
+    root: dict[str, Any] = {"Type": "layers"}
+    if config["rootfs"]["diff_ids"]:
+        root["Layers"] = config["rootfs"]["diff_ids"]
+    result = {
+        "Id": image.id,
+        "RepoTags": engine.images.repo_tags(names),
+        "RepoDigests": engine.images.repo_digests(names),
+        "Parent": "",
+        "Comment": _last_comment(config),
+        "Created": config.get("created") or NEVER,
+        "DockerVersion": config.get("docker_version", ""),
+        "Author": config.get("author", ""),
+        "Config": container_config(inner),
+        "Architecture": config.get("architecture", ""),
+        "Os": config.get("os", ""),
+        "Size": image.size,
+        "GraphDriver": {"Data": None, "Name": engine.config["storage-driver"]},
+        "RootFS": root,
+        "Metadata": {
+            "LastTagTime": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(updated)) + f".{int(updated % 1 * 1e9):09d}Z"
+            if updated
+            else NEVER
+        },
+    }
+    if config.get("variant"):
+        result["Variant"] = config["variant"]
+    return result
+
+
+def container_config(inner: dict[str, Any]) -> dict[str, Any]:
+    """An image's config in the API's form, with the members that docker always shows."""
+    shown: dict[str, Any] = {
+        "Hostname": "",
+        "Domainname": "",
+        "User": "",
+        "AttachStdin": False,
+        "AttachStdout": False,
+        "AttachStderr": False,
+        "Tty": False,
+        "OpenStdin": False,
+        "StdinOnce": False,
+        "Env": None,
+        "Cmd": None,
+        "Image": "",
+        "Volumes": None,
+        "WorkingDir": "",
+        "Entrypoint": None,
+        "OnBuild": None,
+        "Labels": None,
+    }
+    shown.update(inner)
+    return shown
+
+
+def _last_comment(config: dict[str, Any]) -> str:
+    history = config.get("history") or []
+    return str(history[-1].get("comment", "")) if history else str(config.get("comment", ""))
+
+
+def history(engine: Engine, image: Image, names: list[Name]) -> list[dict[str, Any]]:
+    """GET /images/{name}/history, newest first."""
+    details: Details = image.details
+    rows: list[dict[str, Any]] = []
+    chains = iter(details.chains)
+    entries = image.config.get("history") or [{} for _ in details.chains]
+    for entry in entries:
+        size = 0
+        if not entry.get("empty_layer"):
+            chain = next(chains, None)
+            if chain is None:
+                raise NotFound(f"the history of {image.id} has more layers than the image")
+            size = engine.images.layer_size(chain)
+        rows.append(
+            {
+                "Comment": entry.get("comment", ""),
+                "Created": seconds(entry.get("created")),
+                "CreatedBy": entry.get("created_by", ""),
+                "Id": "<missing>",
+                "Size": size,
+                "Tags": None,
+            }
+        )
+    rows.reverse()
+    if rows:
+        rows[0]["Id"] = image.id
+        rows[0]["Tags"] = engine.images.repo_tags(names) or None
+    return rows
+
+

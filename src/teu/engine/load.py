@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images from streams: `load` of image archives, `import` of a root file system's tar.
+
+Both stream straight into containerd's content store under a lease; what an interrupted or broken
+load has stored is collected when the lease goes. Called by routes/images.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from teu.engine import content, unpack
+from teu.engine.containerd import Client
+from teu.engine.errors import BadRequest
+from teu.engine.images import DANGLING
+from teu.oci import archive, image_spec, reference
+from teu.oci import digest as digests
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+
+class Store:
+    """archive.Sink over the content store."""
+
+    def __init__(self, client: Client, lease: str) -> None:
+        self._client = client
+        self._lease = lease
+
+    def store(self, stream: archive.Stream, size: int, expected: str, name: str) -> str:
+        digester = digests.for_digest(expected) if expected else digests.Digester()
+        ref = f"teu-load-{uuid.uuid4().hex}"
+        try:
+            with content.Writer(self._client, ref, expected, size, self._lease) as writer:
+                skip = writer.offset
+                while chunk := stream.read(archive.CHUNK):
+                    digester.update(chunk)
+                    if skip >= len(chunk):
+                        skip -= len(chunk)
+                        continue
+                    writer.write(chunk[skip:])
+                    skip = 0
+                if expected and digester.digest() != expected:
+                    raise archive.ArchiveError(f"archive entry {name} has digest {digester.digest()}")
+                writer.commit()
+                if not writer.existed:
+                    return digester.digest()
+        except content.Present:
+            while chunk := stream.read(archive.CHUNK):
+                digester.update(chunk)
+            if digester.digest() != expected:
+                raise archive.ArchiveError(f"archive entry {name} has digest {digester.digest()}") from None
+        except BaseException:
+            content.abort(self._client, ref)
+            raise
+        content.keep(self._client, digester.digest(), self._lease)
+        return digester.digest()
+
+    def read(self, digest: str) -> bytes:
+        return content.read(self._client, digest)
+
+
+def load(engine: Engine, stream: archive.Stream, quiet: bool = False) -> Iterator[dict[str, Any]]:
+    """Messages of `docker load`."""
+    with engine.containerd.lease() as lease:
+        store = Store(engine.containerd, lease)
+        try:
+            images = archive.read(stream, store)
+        except (archive.ArchiveError, image_spec.SpecError, reference.ReferenceError_) as error:
+            raise BadRequest(str(error)) from None
+        for image in images:
+            details = settle(engine, image.target, lease)
+            engine.images.add(image.target, image.names)
+            for name in image.names:
+                shown = reference.parse(name).familiar()
+                engine.events.publish("image", "load", details.id, {"name": shown})
+                yield {"stream": f"Loaded image: {shown}\n"}
+            if not image.names:
+                engine.events.publish("image", "load", details.id, {"name": details.id})
+                yield {"stream": f"Loaded image ID: {details.id}\n"}
+
+
+def settle(engine: Engine, target: dict[str, Any], lease: str) -> Any:
+    """Label a stored image's documents so that it keeps its parts, and unpack it. Returns its Details."""
+    try:
+        details = engine.images.details(target)
+        document = engine.images.document(target["digest"], "manifest")
+    except image_spec.SpecError as error:
+        raise BadRequest(str(error)) from None
+    if details.manifest_digest != target["digest"]:
+        for number, entry in enumerate(document["manifests"]):
+            if not content.exists(engine.containerd, entry["digest"]):
+                continue
+            key = f"{content.GC_CONTENT}.m.{number}"
+            content.label(engine.containerd, target["digest"], {key: entry["digest"]})
+            manifest = engine.images.document(entry["digest"], "manifest")
+            present = {
+                key: digest
+                for key, digest in content.children_labels(manifest).items()
+                if content.exists(engine.containerd, digest)
+            }
+            content.label(engine.containerd, entry["digest"], present)
+    else:
+        content.label(engine.containerd, target["digest"], content.children_labels(details.manifest))
+    unpack.layers(engine, details.manifest, details.config, lease)
+    engine.images.keep_snapshot(details)
+    return details
+
+
+def store_image(
+    engine: Engine, config: dict[str, Any], layers: list[dict[str, Any]], lease: str, docker: bool = False
+) -> dict[str, Any]:
+    """Write configuration and manifest for layers that are in the store; returns the target."""
+    config_data = image_spec.encode(config)
+    config_type = image_spec.DOCKER_CONFIG if docker else image_spec.OCI_CONFIG
+    manifest_type = image_spec.DOCKER_MANIFEST if docker else image_spec.OCI_MANIFEST
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": manifest_type,
+        "config": image_spec.descriptor(config_type, config_data),
+        "layers": layers,
+    }
+    data = image_spec.encode(manifest)
+    content.put(engine.containerd, config_data, lease)
+    content.put(engine.containerd, data, lease, content.children_labels(manifest))
+    return image_spec.descriptor(manifest_type, data)
+
+
+def import_(
+    engine: Engine, stream: archive.Stream, name: str, message: str, changes: list[str], platform: str
+) -> Iterator[dict[str, Any]]:
+    """Messages of `docker import`: one layer from a root file system's tar; `name` may be empty."""
+    from teu.engine import changes as changing
+    from teu.engine.container import timestamp
+
+    wanted = image_spec.parse_platform(platform) if platform else image_spec.host_platform()
+    inner: dict[str, Any] = {}
+    changing.apply(inner, changes)
+    with engine.containerd.lease() as lease:
+        digester = digests.Digester()
+        ref = f"teu-import-{uuid.uuid4().hex}"
+        plain = archive.decompressed(stream)
+        try:
+            with content.Writer(engine.containerd, ref, lease=lease) as writer:
+                try:
+                    while chunk := plain.read(archive.CHUNK):
+                        digester.update(chunk)
+                        writer.write(chunk)
+                except archive.ArchiveError as error:
+                    raise BadRequest(str(error)) from None
+                if digester.size < 1024:
+                    raise BadRequest("the import is not a tar archive: it is too short")
+                writer.commit()
+                if writer.existed:
+                    content.keep(engine.containerd, digester.digest(), lease)
+        except BaseException:
+            content.abort(engine.containerd, ref)
+            raise
+        now = timestamp()
+        config = {
+            "created": now,
+            "architecture": wanted.architecture,
+            "os": wanted.os,
+            **({"variant": wanted.variant} if wanted.variant else {}),
+            "config": inner,
+            "rootfs": {"type": "layers", "diff_ids": [digester.digest()]},
+            "history": [{"created": now, "comment": message or "Imported from -"}],
+        }
+        layer = {"mediaType": image_spec.OCI_LAYER, "digest": digester.digest(), "size": digester.size}
+        target = store_image(engine, config, [layer], lease)
+        details = settle(engine, target, lease)
+        engine.images.add(target, [name] if name else [])
+        engine.events.publish("image", "import", details.id, {"name": name or DANGLING})
+    yield {"status": details.id}

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`save`: images as an archive that teu, docker, podman and containerd load. Called by routes/images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from teu.engine import content
+from teu.engine.errors import BadRequest, NotFound
+from teu.oci import archive, image_spec
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+
+def save(engine: Engine, references: list[str]) -> Iterator[bytes]:
+    """The archive of all the references; a name without a tag means all its tags."""
+    if not references:
+        raise BadRequest('"docker save" requires at least 1 argument: no image was named')
+    images: dict[str, archive.ExportImage] = {}
+    for text in references:
+        for name in _names(engine, text):
+            details = engine.images.details(name.target)
+            export = images.get(details.manifest_digest)
+            if export is None:
+                # An index would name manifests of other platforms that are not here: the manifest itself goes.
+                size = content.info(engine.containerd, details.manifest_digest).size
+                target = {
+                    "mediaType": image_spec.media_type_of(details.manifest, name.target["mediaType"]),
+                    "digest": details.manifest_digest,
+                    "size": int(size),
+                }
+                layers = details.manifest["layers"]
+                for layer in layers:
+                    if not content.exists(engine.containerd, layer["digest"]):
+                        raise NotFound(
+                            f"layer {layer['digest']} of {text} is not in the content store; pull the image again"
+                        )
+                export = archive.ExportImage(
+                    [], target, [details.manifest["config"], *layers], details.id, [la["digest"] for la in layers]
+                )
+                images[details.manifest_digest] = export
+            reference = name.reference
+            asked_by_id = _asked_by_id(engine, text)
+            if reference is not None and reference.tag and not asked_by_id and name.name not in export.names:
+                export.names.append(name.name)
+    for export in images.values():
+        engine.events.publish("image", "save", export.config_digest, {"name": export.config_digest})
+    return archive.write(list(images.values()), lambda digest: content.chunks(engine.containerd, digest))
+
+
+def _asked_by_id(engine: Engine, text: str) -> bool:
+    return engine.images.lookup(text)[1]
+
+
+def _names(engine: Engine, text: str) -> list:  # type: ignore[type-arg]
+    from teu.engine.images import parse_reference
+
+    name, by_id = engine.images.lookup(text)
+    reference = name.reference
+    if not by_id and reference is not None:
+        asked = parse_reference(text)
+        if not asked.tag and not asked.digest:
+            return [
+                other
+                for other in engine.images.names()
+                if (own := other.reference) and own.name == reference.name and own.tag
+            ]
+    return [name]

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers of the content store become a chain of committed snapshots, each named by its chain id.
+
+Called by pull, load, import, and before a container is created from an image whose snapshots were
+collected. Two threads that unpack the same chain wait for each other; another client of containerd
+that was quicker is taken as success.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from teu.engine import containerd, content
+from teu.engine.errors import EngineError
+from teu.oci import image_spec
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+SNAPSHOT_REF = "containerd.io/snapshot.ref"
+
+_locks: dict[str, tuple[threading.Lock, list[int]]] = {}
+_locks_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def exclusive(name: str) -> Iterator[None]:
+    """One thread at a time per name; names that nobody holds cost nothing."""
+    with _locks_lock:
+        lock, users = _locks.setdefault(name, (threading.Lock(), [0]))
+        users[0] += 1
+    try:
+        with lock:
+            yield
+    finally:
+        with _locks_lock:
+            users[0] -= 1
+            if not users[0]:
+                _locks.pop(name, None)
+
+
+def snapshot_exists(engine: Engine, key: str) -> bool:
+    from teu.api.services.snapshots.v1 import snapshots_pb2
+
+    try:
+        engine.containerd.snapshots.Stat(
+            snapshots_pb2.StatSnapshotRequest(snapshotter=engine.config["storage-driver"], key=key)
+        )
+    except containerd.NotFound:
+        return False
+    return True
+
+
+def layers(
+    engine: Engine,
+    manifest: dict[str, Any],
+    config: dict[str, Any],
+    lease: str,
+    available: Callable[[int], None] | None = None,
+    progress: Callable[[int, str], None] | None = None,
+) -> str:
+    """Unpack what is missing of the image; returns the top chain id ("" without layers).
+
+    `available(n)` blocks until layer n is in the content store (pull downloads in parallel);
+    `progress(n, phase)` is told "extracting", "complete" or "exists".
+    """
+    chains = image_spec.chain_ids(config["rootfs"]["diff_ids"])
+    snapshotter = engine.config["storage-driver"]
+    have = -1
+    for number in range(len(chains) - 1, -1, -1):
+        if snapshot_exists(engine, chains[number]):
+            have = number
+            break
+    for number, chain in enumerate(chains):
+        if number <= have:
+            _keep(engine, lease, snapshotter, chain)
+            if progress:
+                progress(number, "exists")
+            continue
+        if available:
+            available(number)
+        if progress:
+            progress(number, "extracting")
+        with exclusive(f"snapshot {chain}"):
+            if not snapshot_exists(engine, chain):
+                parent = chains[number - 1] if number else ""
+                layer = manifest["layers"][number]
+                _apply(engine, layer, config["rootfs"]["diff_ids"][number], parent, chain, lease)
+        if progress:
+            progress(number, "complete")
+    return chains[-1] if chains else ""
+
+
+def _keep(engine: Engine, lease: str, snapshotter: str, chain: str) -> None:
+    from teu.api.services.leases.v1 import leases_pb2
+
+    request = leases_pb2.AddResourceRequest(id=lease)
+    request.resource.id = chain
+    request.resource.type = f"snapshots/{snapshotter}"
+    with contextlib.suppress(containerd.AlreadyExists):
+        engine.containerd.leases.AddResource(request)
+
+
+def _apply(engine: Engine, layer: dict[str, Any], diff_id: str, parent: str, chain: str, lease: str) -> None:
+    from teu.api.services.diff.v1 import diff_pb2
+    from teu.api.services.snapshots.v1 import snapshots_pb2
+
+    client = engine.containerd
+    snapshotter = engine.config["storage-driver"]
+    key = f"extract-{uuid.uuid4().hex} {chain}"
+    try:
+        mounts = client.snapshots.Prepare(
+            snapshots_pb2.PrepareSnapshotRequest(
+                snapshotter=snapshotter, key=key, parent=parent, labels={SNAPSHOT_REF: chain}
+            ),
+            lease=lease,
+        ).mounts
+    except containerd.AlreadyExists:
+        # A remote snapshotter says so when it has the chain already.
+        if snapshot_exists(engine, chain):
+            return
+        raise
+    try:
+        request = diff_pb2.ApplyRequest(mounts=mounts)
+        request.diff.media_type = layer["mediaType"]
+        request.diff.digest = layer["digest"]
+        request.diff.size = layer["size"]
+        try:
+            applied = client.diff.Apply(request, timeout=None, lease=lease).applied
+        except containerd.Error as error:
+            raise type(error)(f"failed to register layer: {error}") from None
+        if applied.digest != diff_id:
+            raise EngineError(
+                f"failed to register layer: wrong diff id calculated on extraction of {layer['digest']}: "
+                f"{applied.digest}, the image configuration says {diff_id}"
+            )
+        try:
+            client.snapshots.Commit(
+                snapshots_pb2.CommitSnapshotRequest(
+                    snapshotter=snapshotter, name=chain, key=key, labels={SNAPSHOT_REF: chain}
+                ),
+                timeout=None,
+                lease=lease,
+            )
+        except containerd.AlreadyExists:
+            _remove(engine, key)
+            return
+    except BaseException:
+        _remove(engine, key)
+        raise
+    content.label(client, layer["digest"], {"containerd.io/uncompressed": diff_id})
+
+
+def _remove(engine: Engine, key: str) -> None:
+    from teu.api.services.snapshots.v1 import snapshots_pb2
+
+    with contextlib.suppress(containerd.Error):
+        engine.containerd.snapshots.Remove(
+            snapshots_pb2.RemoveSnapshotRequest(snapshotter=engine.config["storage-driver"], key=key)
+        )
