@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from teu.oci.reference import Reference
 
 
-def pull(engine: Engine, wanted: Reference, platform: Platform | None, auth: str, every: bool) -> Iterator[dict[str, Any]]:
+def pull(
+    engine: Engine, wanted: Reference, platform: Platform | None, auth: str, every: bool
+) -> Iterator[dict[str, Any]]:
     raise Unsupported("pull is not there yet")
 
 
