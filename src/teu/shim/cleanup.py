@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The short-lived commands: `delete`, which cleans up after a shim that is gone, and `-info`.
+
+Both run in a process of their own, with or without a shim alive, and write one protobuf message.
+"""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+from teu import __version__
+from teu.shim import rootfs
+from teu.shim.cgroup import mount_point
+from teu.shim.runtime import DEFAULT_BINARY, DEFAULT_ROOT, RuntimeFailed, find_binary
+from teu.shim.service import EXIT_RECORD, OPTIONS_TYPE, read_options
+from teu.ttrpc import messages as m
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+RUNTIME_SECONDS = 30
+FEATURES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        with open(path) as file:
+            value = json.load(file)
+        return value if isinstance(value, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _read_pid(path: str) -> int:
+    try:
+        with open(path) as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 0
+
+
+def _kill_shims_cgroup(bundle: str) -> None:
+    """End a runtime that the dead shim left running: it would go on making what is deleted here."""
+    path = (_read_json(os.path.join(bundle, "config.json")).get("linux") or {}).get("cgroupsPath") or ""
+    scope = os.path.dirname(path)
+    if not scope.endswith(".scope"):
+        return
+    folder = os.path.join(mount_point() + scope, "shim")
+    try:
+        with open(os.path.join(folder, "cgroup.kill"), "w") as file:
+            file.write("1")
+        for _ in range(200):
+            with open(os.path.join(folder, "cgroup.events")) as file:
+                if "populated 0" in file.read():
+                    return
+            time.sleep(0.01)
+    except OSError:
+        pass  # gone, as it should be
+
+
+def _remove_socket(bundle: str) -> None:
+    try:
+        with open(os.path.join(bundle, "address")) as file:
+            os.unlink(file.read().removeprefix("unix://"))
+    except OSError:
+        pass
+
+
+def delete(namespace: str, container: str, bundle: str) -> bytes:
+    """Remove what a dead shim left of a container; the answer has its exit status if that is known,
+    else that of SIGKILL."""
+    # containerd runs this in the bundle of the container, or of its group's first one.
+    bundle = bundle or os.path.join(os.path.dirname(os.getcwd()), container)
+    options = _read_json(os.path.join(bundle, "options.json"))
+    record = _read_json(os.path.join(bundle, EXIT_RECORD))
+    pid = _read_pid(os.path.join(bundle, "init.pid"))
+    _kill_shims_cgroup(bundle)
+    root = os.path.join(options.get("root") or DEFAULT_ROOT, namespace)
+    try:
+        binary = find_binary(options.get("binary_name") or DEFAULT_BINARY)
+        command = [binary, "--root", root, "--log", os.path.join(bundle, "log.json"), "--log-format", "json"]
+        if options.get("systemd_cgroup"):
+            command.append("--systemd-cgroup")
+        subprocess.run([*command, "delete", "--force", container], stdin=subprocess.DEVNULL,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=RUNTIME_SECONDS, check=False)
+    except (OSError, subprocess.SubprocessError, RuntimeFailed):
+        pass  # what can be cleaned up without it is still cleaned up
+    rootfs.unmount_all(os.path.join(bundle, "rootfs"))
+    _remove_socket(bundle)
+    return m.encode("task.DeleteResponse", {
+        "pid": record.get("pid", pid),
+        "exit_status": record.get("exit_status", 128 + signal.SIGKILL),
+        "exited_at": m.timestamp(record.get("exited_at", time.time_ns())),
+    })
+
+
+def info(name: str, packed: bytes) -> bytes:
+    """containerd.types.RuntimeInfo, for options given as an Any."""
+    answer: dict[str, Any] = {"name": name, "version": {"version": __version__}}
+    binary_name = ""
+    if packed:
+        packed_options = m.decode("google.protobuf.Any", packed)
+        options = read_options(packed_options)
+        binary_name = options["binary_name"]
+        answer["options"] = m.encode_any(OPTIONS_TYPE, options)
+    try:
+        binary = find_binary(binary_name or DEFAULT_BINARY)
+        features = subprocess.run([binary, "features"], stdin=subprocess.DEVNULL, capture_output=True,
+                                  timeout=RUNTIME_SECONDS, check=True).stdout
+        json.loads(features)
+        answer["features"] = {"type_url": FEATURES_TYPE, "value": features}
+    except (subprocess.SubprocessError, ValueError):
+        pass  # an older runtime has no such command
+    except RuntimeFailed as e:
+        raise ValueError(str(e)) from e
+    return m.encode("containerd.types.RuntimeInfo", answer)

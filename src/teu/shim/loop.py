@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shim's event loop: one thread, one epoll.
+
+Everything that takes time (an OCI runtime's run, a timer, a drain) is a Future; a request is a
+generator that yields Futures and gets their results back, run by `Loop.spawn`.  Every child's exit
+is collected here and nowhere else, so that it is told exactly once.
+"""
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import signal
+import time
+from collections import deque
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from typing import Any
+
+    Coroutine = Generator["Future", Any, Any]
+
+EPOLLIN, EPOLLOUT, EPOLLPRI = select.EPOLLIN, select.EPOLLOUT, select.EPOLLPRI
+EPOLLHUP, EPOLLERR = select.EPOLLHUP, select.EPOLLERR
+
+
+class Future:
+    """A result to come.  set() or fail() it once; later ones are ignored."""
+
+    __slots__ = ("done", "value", "error", "_callbacks")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self._callbacks: list[Callable[[Future], None]] = []
+
+    def set(self, value: Any = None) -> None:
+        if not self.done:
+            self.done, self.value = True, value
+            self._call()
+
+    def fail(self, error: BaseException) -> None:
+        if not self.done:
+            self.done, self.error = True, error
+            self._call()
+
+    def _call(self) -> None:
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(self)
+
+    def then(self, callback: Callable[[Future], None]) -> None:
+        """Call back when done, at once if it is."""
+        if self.done:
+            callback(self)
+        else:
+            self._callbacks.append(callback)
+
+
+class Lock:
+    """Lets one coroutine in at a time, in order: `yield lock.acquire()` ... `lock.release()`."""
+
+    __slots__ = ("_held", "_waiting")
+
+    def __init__(self) -> None:
+        self._held = False
+        self._waiting: deque[Future] = deque()
+
+    def acquire(self) -> Future:
+        turn = Future()
+        if self._held:
+            self._waiting.append(turn)
+        else:
+            self._held = True
+            turn.set()
+        return turn
+
+    def release(self) -> None:
+        if self._waiting:
+            self._waiting.popleft().set()
+        else:
+            self._held = False
+
+
+class Loop:
+    """Descriptors, timers, signals and children of one process."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._watched: dict[int, Callable[[int], None]] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_count = 0
+        self._children: dict[int, Callable[[int], None]] = {}
+        self._signals: dict[int, Callable[[], None]] = {}
+        # Exits of processes that nobody has claimed yet, kept while a runtime runs: what it starts can
+        # be gone before the runtime itself is.
+        self._unclaimed: dict[int, int] = {}
+        self._expecting = 0
+        self._stopping = False
+        read_end, self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wakeup_read = read_end
+        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        self.watch(read_end, EPOLLIN, self._on_wakeup)
+        self.on_signal(signal.SIGCHLD, self.reap)
+
+    # descriptors
+
+    def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
+        """Call back with the epoll events of `fd`; again for the same fd changes both."""
+        if fd in self._watched:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._watched[fd] = callback
+
+    def unwatch(self, fd: int) -> None:
+        """Forget `fd`; to be called before it is closed."""
+        if self._watched.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    # timers
+
+    def after(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call back once, that much later."""
+        self._timer_count += 1
+        heapq.heappush(self._timers, (time.monotonic() + seconds, self._timer_count, callback))
+
+    def sleep(self, seconds: float) -> Future:
+        future = Future()
+        self.after(seconds, future.set)
+        return future
+
+    # signals and children
+
+    def on_signal(self, number: int, callback: Callable[[], None]) -> None:
+        self._signals[number] = callback
+        signal.signal(number, lambda *_: None)
+
+    def _on_wakeup(self, _events: int) -> None:
+        for number in set(os.read(self._wakeup_read, 4096)):
+            if number in self._signals:
+                self._signals[number]()
+
+    def reap(self) -> None:
+        """Collect every exited child, and tell whoever asked for it."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            callback = self._children.pop(pid, None)
+            if callback:
+                callback(status)
+            elif self._expecting:
+                self._unclaimed[pid] = status
+
+    def on_exit(self, pid: int, callback: Callable[[int], None]) -> None:
+        """Call back with the wait status of `pid`, also when it was collected since expect()."""
+        if pid in self._unclaimed:
+            status = self._unclaimed.pop(pid)
+            self.after(0, lambda: callback(status))
+        else:
+            self._children[pid] = callback
+
+    def wait_exit(self, pid: int) -> Future:
+        """A Future with the wait status of a child."""
+        future = Future()
+        self.on_exit(pid, future.set)
+        return future
+
+    def expect(self) -> None:
+        """Keep the exits of unknown children from now on, until as many unexpect()s."""
+        self._expecting += 1
+
+    def unexpect(self) -> None:
+        self._expecting -= 1
+        if not self._expecting:
+            self._unclaimed.clear()
+
+    # coroutines
+
+    def spawn(self, coroutine: Coroutine) -> Future:
+        """Run a generator that yields Futures; the Future returned has its result or error."""
+        result = Future()
+        self._step(coroutine, result, None)
+        return result
+
+    def _step(self, coroutine: Coroutine, result: Future, ready: Future | None) -> None:
+        while True:
+            try:
+                if ready is None:
+                    ready = next(coroutine)
+                elif ready.error is not None:
+                    ready = coroutine.throw(ready.error)
+                else:
+                    ready = coroutine.send(ready.value)
+            except StopIteration as stop:
+                result.set(stop.value)
+                return
+            except Exception as e:  # noqa: BLE001 - handed on to whoever waits for it
+                e.__traceback__ = None if e.__traceback__ is None else e.__traceback__
+                result.fail(e)
+                return
+            if not ready.done:
+                ready.then(lambda future: self._step(coroutine, result, future))
+                return
+
+    # running
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def run(self) -> None:
+        """Serve until stop()."""
+        while not self._stopping:
+            now = time.monotonic()
+            while self._timers and self._timers[0][0] <= now:
+                heapq.heappop(self._timers)[2]()
+            if self._stopping:
+                return
+            timeout = max(0.0, self._timers[0][0] - now) if self._timers else -1
+            for fd, events in self._epoll.poll(timeout):
+                callback = self._watched.get(fd)
+                if callback:
+                    callback(events)

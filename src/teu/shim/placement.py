@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the shim and its containers stand in systemd's tree.
+
+    SLICE/                       from a cgroupsPath "slice:prefix:name", else teu.slice
+      teu-<id>.scope             (or prefix-name.scope) transient, Delegate=yes
+        shim/                    this process, and the runtime while it runs
+        container/               the container; a further one of a group is in container-<id>/
+
+The runtime is given the container's place as a plain cgroupfs path, by rewriting linux.cgroupsPath in the
+bundle's config.json.  It is left as it is when the caller has the runtime talk to systemd itself (option
+SystemdCgroup), and when it is a plain path that somebody chose: containerd's own default,
+"/<namespace>/<id>", counts as no choice.  Without systemd nothing is done at all.
+"""
+from __future__ import annotations
+
+import json
+import os
+
+from teu.shim.cgroup import mount_point, path_of
+from teu.systemd.bus import Bus, BusError
+from teu.systemd.scope import UNIT_EXISTS, start_scope, systemd_is_running
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+DEFAULT_SLICE = "teu.slice"
+
+# Annotations of the container's spec that the shim knows.
+NAME_ANNOTATION = "io.teu.name"                      # for the unit's description
+STOP_TIMEOUT_ANNOTATION = "io.teu.stop-timeout"      # seconds from the stop signal to SIGKILL
+STOP_SIGNAL_ANNOTATION = "org.opencontainers.image.stopSignal"
+GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
+
+STOP_TIMEOUT = 10.0
+EXITED_SUFFIX = "-exited.scope"
+
+
+def stop_timeout(notes: dict[str, str]) -> float:
+    """Seconds between the stop signal and SIGKILL."""
+    try:
+        return max(0.0, float(notes[STOP_TIMEOUT_ANNOTATION]))
+    except (KeyError, ValueError):
+        return STOP_TIMEOUT
+
+
+def read_spec(bundle: str) -> dict[str, Any]:
+    """The bundle's config.json; {} if there is none."""
+    try:
+        with open(os.path.join(bundle, "config.json"), "rb") as file:
+            spec = json.load(file)
+    except FileNotFoundError:
+        return {}
+    if not isinstance(spec, dict):
+        raise ValueError(f"{bundle}/config.json: not a JSON object")
+    return spec
+
+
+def write_spec(bundle: str, spec: dict[str, Any]) -> None:
+    path = os.path.join(bundle, "config.json")
+    with open(path + ".new", "w") as file:
+        json.dump(spec, file)
+    os.chmod(path + ".new", os.stat(path).st_mode & 0o777)
+    os.rename(path + ".new", path)
+
+
+def annotations(spec: dict[str, Any]) -> dict[str, str]:
+    return spec.get("annotations") or {}
+
+
+def group_of(spec: dict[str, Any], container: str) -> str:
+    """The group whose containers share one shim; a container without one is its own."""
+    found = annotations(spec)
+    for name in GROUP_ANNOTATIONS:
+        if found.get(name):
+            return found[name]
+    return container
+
+
+def scope_name(cgroups_path: str, container: str) -> tuple[str, str]:
+    """Slice and unit for a cgroupsPath, see the module's text."""
+    parts = cgroups_path.split(":")
+    if len(parts) != 3:
+        return DEFAULT_SLICE, f"teu-{container}.scope"
+    slice_name, prefix, name = parts
+    return slice_name or DEFAULT_SLICE, f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
+
+
+class Placement:
+    """The shim's scope, once it has one."""
+
+    def __init__(self, namespace: str, log: Callable[[str], None]) -> None:
+        self._namespace = namespace
+        self._log = log
+        self.unit = ""
+        self.folder = ""
+        self._used = False
+        self._description = ""
+        self._slice = ""
+
+    def place(self, bundle: str, container: str, systemd_cgroup: bool) -> None:
+        """Enter the scope if the shim is in none yet, and point the bundle at the container's cgroup."""
+        if not systemd_is_running():
+            return
+        spec = read_spec(bundle)
+        wanted = (spec.get("linux") or {}).get("cgroupsPath") or ""
+        if not self.unit:
+            try:
+                self._enter(wanted, container, annotations(spec), systemd_cgroup)
+            except OSError as e:
+                self._log(f"no scope of its own for container {container}: {e}")
+                return
+        default = wanted in ("", f"/{self._namespace}/{container}", f"{self._namespace}/{container}")
+        if not self.folder or systemd_cgroup or not (default or wanted.count(":") == 2):
+            return
+        leaf = f"container-{container}" if self._used else "container"
+        self._used = True
+        spec.setdefault("linux", {})["cgroupsPath"] = self.folder.removeprefix(mount_point()) + "/" + leaf
+        write_spec(bundle, spec)
+
+    def _enter(self, wanted: str, container: str, notes: dict[str, str], systemd_cgroup: bool) -> None:
+        self._slice, unit = scope_name(wanted, container)
+        name = notes.get(NAME_ANNOTATION) or notes.get("io.kubernetes.cri.container-name")
+        self._description = f"Container {name} ({container[:12]})" if name else f"Container {container}"
+        candidates = [unit, f"teu-{self._namespace}-{container}.scope"]
+        if systemd_cgroup:
+            # The runtime makes the scope that cgroupsPath names; the shim's must be another.
+            candidates = [f"teu-{container}.scope", f"teu-{self._namespace}-{container}.scope"]
+            if unit in candidates:
+                candidates = [f"teu-shim-{container}.scope"]
+        with Bus() as bus:
+            for n, candidate in enumerate(candidates):
+                try:
+                    # systemd's own patience must outlast the container's.
+                    patience = int((stop_timeout(notes) + 30) * 1e6)
+                    start_scope(bus, candidate, pids=[os.getpid()], slice_name=self._slice,
+                                description=self._description,
+                                properties=[("TimeoutStopUSec", "t", patience)])
+                    break
+                except BusError as e:
+                    if e.name != UNIT_EXISTS or n + 1 == len(candidates):
+                        raise
+        self.unit = candidate
+        folder = path_of("self")
+        if os.path.basename(folder) != candidate:
+            return  # systemd does not use the version 2 hierarchy here
+        self.folder = folder
+        os.mkdir(os.path.join(folder, "shim"))
+        with open(os.path.join(folder, "shim", "cgroup.procs"), "w") as file:
+            file.write("0")
+        with open(os.path.join(folder, "cgroup.controllers")) as file:
+            controllers = file.read().split()
+        for controller in controllers:
+            try:
+                with open(os.path.join(folder, "cgroup.subtree_control"), "w") as file:
+                    file.write("+" + controller)
+            except OSError as e:
+                self._log(f"{folder}: controller {controller}: {e.strerror}")
+
+    def leave(self) -> bool:
+        """Move on to another scope, once, so that the one being stopped can end while the shim still
+        answers for its exited container.  False if systemd does not allow it (the host is going down)."""
+        if not self.unit or self.unit.endswith(EXITED_SUFFIX):
+            return False
+        unit = self.unit.removesuffix(".scope") + EXITED_SUFFIX
+        try:
+            with Bus() as bus:
+                start_scope(bus, unit, pids=[os.getpid()], slice_name=self._slice, delegate=False,
+                            description=self._description + ", exited")
+        except OSError as e:
+            self._log(f"cannot leave {self.unit}: {e}")
+            return False
+        self.unit, self.folder = unit, ""
+        return True

@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A container's processes: its first one (Init) and those exec'd into it (Exec).
+
+    created -> running -> stopped          running <-> paused (the whole container)
+
+Operations that run the OCI runtime are coroutines of the shim's loop.
+"""
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import time
+
+from teu.shim.loop import Future
+from teu.shim.runtime import RuntimeFailed
+from teu.shim.stdio import Console, ConsoleSocket, Streams, wait_drained
+from teu.ttrpc import messages as m
+from teu.ttrpc.status import ALREADY_EXISTS, FAILED_PRECONDITION, NOT_FOUND, UNKNOWN, StatusError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from teu.shim.loop import Coroutine, Loop
+    from teu.shim.runtime import Runtime
+
+# How long a deletion waits for a terminal's reader.
+DRAIN_SECONDS = 10.0
+SOCKET_FOLDER = "/run/teu/s"
+
+_socket_count = 0
+
+
+def exit_code(status: int) -> int:
+    """A wait status as a shell tells it: the code, or 128 and the signal."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+class Process:
+    """What Init and Exec have in common."""
+
+    def __init__(self, loop: Loop, bundle: str, request: dict[str, Any], log: Callable[[str], None]) -> None:
+        self.loop = loop
+        self.bundle = bundle
+        self.stdin: str = request["stdin"]
+        self.stdout: str = request["stdout"]
+        self.stderr: str = request["stderr"]
+        self.terminal: bool = request["terminal"]
+        self.pid = 0
+        self.status = m.CREATED
+        self.exit_status = 0
+        self.exited_at = 0
+        self.streams = Streams()
+        self.log = log
+        self.starting = False
+        self._early_exit: int | None = None
+        self._waiters: list[Future] = []
+        # told with the wait status of the process, once
+        self.on_exited: Callable[[int], None] = lambda status: None
+
+    def run_with_stdio(self, runtime: Runtime, container: str, namespace: str, pid_file: str, uid: int, gid: int,
+                       *args: str, last: str) -> Coroutine:
+        """Run a subcommand that starts this process: give it its streams, and learn its pid."""
+        self.loop.expect()
+        console_socket = None
+        try:
+            if self.terminal:
+                global _socket_count
+                _socket_count += 1
+                console_socket = ConsoleSocket(SOCKET_FOLDER, f"pty-{os.getpid()}-{_socket_count}")
+                yield from runtime.run(*args, "--console-socket", console_socket.path, "--pid-file", pid_file, last)
+                master = console_socket.receive()
+                self.streams.console = Console(self.loop, master, self.stdin, self.stdout)
+            else:
+                self.streams.open(self.stdin, self.stdout, self.stderr, container=container,
+                                  namespace=namespace, uid=uid, gid=gid)
+                if self.streams.logger_pid:
+                    self.loop.on_exit(self.streams.logger_pid, self._logger_exited)
+                yield from runtime.run(*args, "--pid-file", pid_file, last, stdio=self.streams.child_fds())
+                self.streams.close_child()
+            with open(pid_file) as file:
+                self.pid = int(file.read())
+            self.loop.on_exit(self.pid, self._exited)
+        except BaseException:
+            self.streams.close()
+            self.streams = Streams()
+            raise
+        finally:
+            if console_socket:
+                console_socket.close()
+            self.loop.unexpect()
+
+    def _logger_exited(self, _status: int) -> None:
+        self.streams.logger_pid = 0
+
+    def _exited(self, status: int) -> None:
+        if self.starting:
+            self._early_exit = status
+        else:
+            self.on_exited(status)
+
+    def started(self) -> None:
+        """To be called when the start was announced: an exit meanwhile is told now."""
+        self.starting = False
+        if self._early_exit is not None:
+            status, self._early_exit = self._early_exit, None
+            self.on_exited(status)
+
+    def set_exited(self, status: int) -> None:
+        """Note the end of the process, and answer who waits for it."""
+        self.exit_status = exit_code(status)
+        self.exited_at = time.time_ns()
+        self.status = m.STOPPED
+        self.streams.exited()
+        self.release_waiters()
+
+    def release_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.set()
+
+    def wait(self) -> Future:
+        """A Future for the end of the process."""
+        future = Future()
+        if self.status == m.STOPPED:
+            future.set()
+        else:
+            self._waiters.append(future)
+        return future
+
+    def exited_timestamp(self) -> dict[str, Any] | None:
+        return m.timestamp(self.exited_at) if self.exited_at else None
+
+    def send_signal(self, number: int) -> None:
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            raise StatusError(NOT_FOUND, "process already finished") from None
+
+    def resize(self, width: int, height: int) -> None:
+        if self.streams.console:
+            self.streams.console.resize(width, height)
+
+    def release(self) -> Coroutine:
+        """Give up the streams, when a terminal's last output has been taken."""
+        if self.streams.console and self.status == m.STOPPED:
+            yield from wait_drained(self.loop, self.streams.console, DRAIN_SECONDS, self.log)
+        if self.streams.logger_pid:
+            self.streams.close_child()
+            try:
+                os.kill(self.streams.logger_pid, signal.SIGTERM)
+            except ProcessLookupError:
+                pass
+        self.streams.close()
+
+
+def unlink_if_there(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+class Exec(Process):
+    """A process exec'd into a container."""
+
+    def __init__(self, loop: Loop, bundle: str, request: dict[str, Any], log: Callable[[str], None]) -> None:
+        super().__init__(loop, bundle, request, log)
+        self.id: str = request["exec_id"]
+        try:
+            spec = json.loads(request["spec"]["value"])
+            spec["terminal"] = self.terminal
+        except (TypeError, ValueError) as e:
+            raise StatusError(UNKNOWN, f"exec {self.id}: malformed process spec: {e}") from e
+        self._spec: dict[str, Any] = spec
+
+    def start(self, runtime: Runtime, container: str, namespace: str, uid: int, gid: int) -> Coroutine:
+        if self.pid:
+            raise StatusError(FAILED_PRECONDITION, "cannot start a running process")
+        self.starting = True
+        spec_file = os.path.join(self.bundle, f"{self.id}.process.json")
+        pid_file = os.path.join(self.bundle, f"{self.id}.pid")
+        try:
+            with open(os.open(spec_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+                json.dump(self._spec, file)
+            yield from self.run_with_stdio(runtime, container, namespace, pid_file, uid, gid,
+                                           "exec", "--process", spec_file, "--detach", last=container)
+            self.status = m.RUNNING
+        except RuntimeFailed as e:
+            self.starting = False
+            self.release_waiters()
+            raise StatusError(UNKNOWN, f"OCI runtime exec failed: {e}") from e
+        except OSError as e:
+            self.starting = False
+            self.release_waiters()
+            raise StatusError(UNKNOWN, f"failed to start exec {self.id}: {e}") from e
+        finally:
+            unlink_if_there(spec_file)
+            unlink_if_there(pid_file)
+
+    def kill(self, number: int) -> None:
+        if self.status == m.STOPPED:
+            raise StatusError(NOT_FOUND, "process already finished")
+        if not self.pid:
+            raise StatusError(FAILED_PRECONDITION, "process not created")
+        self.send_signal(number)
+
+    def delete(self) -> Coroutine:
+        if self.status == m.RUNNING or self.starting:
+            raise StatusError(FAILED_PRECONDITION, "cannot delete a running process")
+        yield from self.release()
+
+
+class Init(Process):
+    """A container's first process."""
+
+    def __init__(self, loop: Loop, request: dict[str, Any], options: dict[str, Any], runtime: Runtime,
+                 namespace: str, log: Callable[[str], None]) -> None:
+        super().__init__(loop, request["bundle"], request, log)
+        self.id: str = request["id"]
+        self._options = options
+        self._namespace = namespace
+        self.runtime = runtime
+        self._checkpoint: str = request["checkpoint"]
+        self._parent_checkpoint: str = request["parent_checkpoint"]
+        self.pausing = False
+
+    def _run_first(self, *args: str) -> Coroutine:
+        yield from self.run_with_stdio(
+            self.runtime, self.id, self._namespace, os.path.join(self.bundle, "init.pid"),
+            self._options["io_uid"], self._options["io_gid"], *args, last=self.id)
+
+    def create(self) -> Coroutine:
+        """Create the container; from a checkpoint this waits for start()."""
+        if self._checkpoint:
+            return
+        args = ["create", "--bundle", self.bundle]
+        if self._options["no_pivot_root"]:
+            args.append("--no-pivot")
+        if self._options["no_new_keyring"]:
+            args.append("--no-new-keyring")
+        try:
+            yield from self._run_first(*args)
+        except RuntimeFailed as e:
+            raise StatusError(UNKNOWN, f"OCI runtime create failed: {e}") from e
+        except (OSError, ValueError) as e:
+            try:
+                yield from self.runtime.run("delete", "--force", self.id)
+            except RuntimeFailed:
+                pass  # it was not created
+            raise StatusError(UNKNOWN, f"failed to create container {self.id}: {e}") from e
+
+    def start(self) -> Coroutine:
+        if self.status != m.CREATED:
+            raise StatusError(FAILED_PRECONDITION,
+                              f"cannot start a {'stopped' if self.status == m.STOPPED else 'running'} process")
+        self.starting = True
+        try:
+            if self._checkpoint and not self.pid:
+                args = ["restore", "--image-path", self._checkpoint, "--bundle", self.bundle, "--detach",
+                        "--no-subreaper", "--work-path", self._work_path()]
+                if self._parent_checkpoint:
+                    args += ["--parent-path", self._parent_checkpoint]
+                if self._options["no_pivot_root"]:
+                    args.append("--no-pivot")
+                yield from self._run_first(*args)
+            else:
+                yield from self.runtime.run("start", self.id)
+            self.status = m.RUNNING
+        except RuntimeFailed as e:
+            self.started()
+            raise StatusError(UNKNOWN, f"OCI runtime start failed: {e}") from e
+
+    def _work_path(self) -> str:
+        path = self._options["criu_work_path"] or os.path.join(self.bundle, "work", "criu-work")
+        os.makedirs(path, exist_ok=True)
+        return str(path)
+
+    def kill(self, number: int, everything: bool) -> Coroutine:
+        if self.status == m.STOPPED and not everything:
+            if number in (signal.SIGTERM, signal.SIGKILL):
+                return
+            raise StatusError(NOT_FOUND, "process already finished")
+        args = ["--all"] if everything else []
+        try:
+            yield from self.runtime.run("kill", *args, self.id, str(number))
+        except RuntimeFailed as e:
+            text = str(e)
+            if any(part in text for part in ("already finished", "not running", "no such process", "ESRCH")):
+                raise StatusError(NOT_FOUND, "process already finished") from e
+            if "does not exist" in text:
+                raise StatusError(NOT_FOUND, f"no such container {self.id}") from e
+            raise StatusError(UNKNOWN, f"unknown error after kill: {e}") from e
+
+    def delete(self) -> Coroutine:
+        """Delete the container from the runtime; already gone is fine."""
+        if self.status in (m.RUNNING, m.PAUSED):
+            raise StatusError(FAILED_PRECONDITION, "cannot delete a running process")
+        created = self.status == m.CREATED
+        yield from self.release()
+        try:
+            yield from self.runtime.run("delete", *(["--force"] if created and self.pid else []), self.id)
+        except RuntimeFailed as e:
+            if "does not exist" not in str(e):
+                raise StatusError(UNKNOWN, f"failed to delete task: {e}") from e
+
+    def pause(self) -> Coroutine:
+        if self.status != m.RUNNING:
+            raise StatusError(FAILED_PRECONDITION, "cannot pause a container that is not running")
+        self.pausing = True
+        try:
+            yield from self.runtime.run("pause", self.id)
+            if self.status == m.RUNNING:
+                self.status = m.PAUSED
+        except RuntimeFailed as e:
+            raise StatusError(UNKNOWN, f"OCI runtime pause failed: {e}") from e
+        finally:
+            self.pausing = False
+
+    def resume(self) -> Coroutine:
+        if self.status != m.PAUSED:
+            raise StatusError(FAILED_PRECONDITION, "cannot resume a container that is not paused")
+        try:
+            yield from self.runtime.run("resume", self.id)
+            if self.status == m.PAUSED:
+                self.status = m.RUNNING
+        except RuntimeFailed as e:
+            raise StatusError(UNKNOWN, f"OCI runtime resume failed: {e}") from e
+
+    def update(self, resources: bytes) -> Coroutine:
+        if self.status == m.STOPPED:
+            raise StatusError(FAILED_PRECONDITION, "cannot update a stopped container")
+        path = os.path.join(self.bundle, "resources.json")
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(resources)
+            yield from self.runtime.run("update", "--resources", path, self.id)
+        except RuntimeFailed as e:
+            raise StatusError(UNKNOWN, f"OCI runtime update failed: {e}") from e
+        finally:
+            unlink_if_there(path)
+
+    def checkpoint(self, path: str, options: dict[str, Any]) -> Coroutine:
+        if self.status not in (m.RUNNING, m.PAUSED):
+            raise StatusError(FAILED_PRECONDITION, "cannot checkpoint a container that is not running")
+        args = ["checkpoint", "--image-path", path or options["image_path"],
+                "--work-path", options["work_path"] or self._work_path()]
+        if options["parent_path"]:
+            args += ["--parent-path", options["parent_path"]]
+        for name, flag in (("open_tcp", "--tcp-established"), ("external_unix_sockets", "--ext-unix-sk"),
+                           ("terminal", "--shell-job"), ("file_locks", "--file-locks")):
+            if options[name]:
+                args.append(flag)
+        for namespace in options["empty_namespaces"]:
+            args += ["--empty-ns", namespace]
+        if options["cgroups_mode"]:
+            args += ["--manage-cgroups-mode", options["cgroups_mode"]]
+        if not options["exit"]:
+            args.append("--leave-running")
+        try:
+            yield from self.runtime.run(*args, self.id)
+        except RuntimeFailed as e:
+            raise StatusError(UNKNOWN, f"OCI runtime checkpoint failed: {e}") from e
+
+
+def check_exec_id(name: str, taken: dict[str, Exec]) -> None:
+    """The id becomes a file's name in the bundle, so it must be one."""
+    if name in taken:
+        raise StatusError(ALREADY_EXISTS, f"id {name}")
+    if not name or "/" in name or name.startswith("."):
+        raise StatusError(UNKNOWN, f"exec id {name!r}: {os.strerror(errno.EINVAL)}")

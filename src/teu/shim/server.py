@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shim's long-lived process: becoming it, serving, and ending."""
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+
+from teu.shim.loop import Loop
+from teu.shim.publisher import Publisher
+from teu.shim.service import Service
+from teu.ttrpc.server import Server
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+PR_SET_NAME, PR_SET_MM, PR_SET_CHILD_SUBREAPER = 15, 35, 36
+PR_SET_MM_ARG_START, PR_SET_MM_ARG_END = 8, 9
+
+# What a last event and answer may take when the shim ends.
+FLUSH_SECONDS = 5.0
+
+# These are for the daemon that started the shim, not for it or for the container's runtime.
+_PRIVATE_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID",
+                      "LISTEN_FDNAMES", "INVOCATION_ID", "JOURNAL_STREAM", "MAINPID", "FDSTORE",
+                      "MAX_SHIM_VERSION")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Parameters:
+    """What a shim is told when it is made."""
+
+    def __init__(self, *, namespace: str, container: str, bundle: str, socket_path: str, ttrpc_address: str,
+                 command: list[str], debug: bool, environment: dict[str, str]) -> None:
+        self.namespace = namespace
+        self.container = container
+        self.bundle = bundle
+        self.socket_path = socket_path
+        self.ttrpc_address = ttrpc_address
+        self.command = command  # shown by ps; empty to leave it
+        self.debug = debug
+        self.environment = environment
+
+
+def _prctl(option: int, second: int, third: int = 0) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(second), ctypes.c_ulong(third), ctypes.c_ulong(0), ctypes.c_ulong(0)):
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+
+
+def set_command_line(command: list[str]) -> None:
+    """Show `command` as this process's command line, and its program's name as the process's name."""
+    name = ctypes.create_string_buffer(os.fsencode(os.path.basename(command[0]))[:15])
+    _prctl(PR_SET_NAME, ctypes.addressof(name))
+    data = b"".join(os.fsencode(word) + b"\0" for word in command)
+    buffer = ctypes.create_string_buffer(data, len(data))
+    start = ctypes.addressof(buffer)
+    try:
+        try:
+            _prctl(PR_SET_MM, PR_SET_MM_ARG_END, start + len(data))
+            _prctl(PR_SET_MM, PR_SET_MM_ARG_START, start)
+        except OSError:
+            # The order matters: the end may never be below the start.
+            _prctl(PR_SET_MM, PR_SET_MM_ARG_START, start)
+            _prctl(PR_SET_MM, PR_SET_MM_ARG_END, start + len(data))
+    except OSError:
+        return  # only cosmetic, and needs CAP_SYS_RESOURCE
+    globals()["_command_line"] = buffer  # the kernel reads it from now on
+
+
+def fork(parameters: Parameters, listener: socket.socket, forget: tuple[int, ...] = ()) -> None:
+    """Fork the shim's process; it is no child of this one, and ends without returning."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        for fd in forget:
+            os.close(fd)
+        _adjust_oom_score()
+        if parameters.command:
+            set_command_line(parameters.command)
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.close(null)
+        serve(parameters, listener)
+    except BaseException as e:  # noqa: BLE001 - nothing may return into the parent's code
+        _log_line(parameters.bundle, f"shim failed: {type(e).__name__}: {e}")
+    finally:
+        os._exit(1)
+
+
+def _adjust_oom_score() -> None:
+    """One above the parent's, as containerd does: under memory pressure daemons go last, shims before."""
+    with open("/proc/self/oom_score_adj", "r+") as file:
+        score = int(file.read())
+        if score < 1000:
+            file.seek(0)
+            file.write(str(score + 1))
+
+
+def _log_line(bundle: str, text: str, level: str = "error") -> None:
+    """A line in containerd's own format into the bundle's log FIFO, if containerd made one."""
+    try:
+        fd = os.open(os.path.join(bundle, "log"), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    try:
+        os.write(fd, f'time="{stamp}" level={level} msg="{quoted}" runtime=io.containerd.teu.v2\n'.encode())
+    except OSError:
+        pass
+    os.close(fd)
+
+
+def serve(parameters: Parameters, listener: socket.socket) -> NoReturn:
+    """Serve the task API until the client says Shutdown; then end the process."""
+    os.environ.clear()
+    os.environ.update(parameters.environment)
+    for name in _PRIVATE_VARIABLES:
+        os.environ.pop(name, None)
+    os.chdir("/")
+    os.umask(0o022)
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    # What is alive now is shared with the process that this one was forked from: leave it untouched.
+    gc.collect()
+    gc.freeze()
+
+    def log(text: str) -> None:
+        _log_line(parameters.bundle, text)
+
+    loop = Loop()
+    publisher = Publisher(loop, parameters.ttrpc_address, parameters.namespace, log)
+    service = Service(loop, parameters.namespace, publisher, log)
+    server = Server(loop, listener, service.dispatch)
+
+    def finish(deadline: float) -> None:
+        if (publisher.pending or server.pending) and time.monotonic() < deadline:
+            loop.after(0.01, lambda: finish(deadline))
+        else:
+            loop.stop()
+
+    def shutdown() -> None:
+        try:
+            os.unlink(parameters.socket_path)
+        except FileNotFoundError:
+            pass
+        finish(time.monotonic() + FLUSH_SECONDS)
+
+    service.on_shutdown = shutdown
+    loop.on_signal(signal.SIGTERM, service.stop_gracefully)
+    loop.run()
+    server.close()
+    publisher.close()
+    sys.stdout.flush()
+    os._exit(0)

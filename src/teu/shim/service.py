@@ -1,0 +1,506 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The task API: containerd.task.v2.Task and its twin v3, over the containers of one shim.
+
+Each method is a coroutine from request to response (dicts as in teu.ttrpc.messages); StatusError is what the
+client is told.  Promises: events go out in the order of what happened; every exit is told once; a
+container's own exit is told after those of its execs.
+"""
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import Any
+
+from teu.shim import cgroup, placement, rootfs
+from teu.shim.loop import EPOLLPRI, Lock
+from teu.shim.process import Exec, Init, Process, check_exec_id
+from teu.shim.runtime import Runtime, RuntimeFailed
+from teu.ttrpc import messages as m
+from teu.ttrpc.status import (
+    ALREADY_EXISTS,
+    FAILED_PRECONDITION,
+    INVALID_ARGUMENT,
+    NOT_FOUND,
+    UNIMPLEMENTED,
+    UNKNOWN,
+    StatusError,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from teu.shim.loop import Coroutine, Loop
+    from teu.shim.publisher import Publisher
+
+OPTIONS_TYPE = "containerd.runc.v1.Options"
+GENERIC_OPTIONS_TYPE = "runtimeoptions.v1.Options"
+
+EXIT_RECORD = "exit.json"
+
+# containerd.runc.v1.Options as its TOML form (dockerd's and containerd's configuration) names them
+_TOML_NAMES = {
+    "NoPivotRoot": "no_pivot_root", "NoNewKeyring": "no_new_keyring", "ShimCgroup": "shim_cgroup",
+    "IoUid": "io_uid", "IoGid": "io_gid", "BinaryName": "binary_name", "Root": "root", "CriuPath": "criu_path",
+    "SystemdCgroup": "systemd_cgroup", "CriuImagePath": "criu_image_path", "CriuWorkPath": "criu_work_path",
+}
+
+
+def read_options(packed: dict[str, Any] | None) -> dict[str, Any]:
+    """The runtime options in a CreateTaskRequest: runc's own message, or the generic one with TOML inside."""
+    if packed and packed["type_url"].endswith(GENERIC_OPTIONS_TYPE):
+        table: dict[int, tuple[str, str]] = {1: ("type_url", "string"), 2: ("config_path", "string"),
+                                             3: ("config_body", "bytes")}
+        generic = m.decode_table({}, table, packed["value"])
+        body = generic["config_body"]
+        if not body and generic["config_path"]:
+            with open(generic["config_path"], "rb") as file:
+                body = file.read()
+        import tomllib
+        options = m.decode(OPTIONS_TYPE, b"")
+        for name, value in tomllib.loads(body.decode()).items():
+            if name not in _TOML_NAMES:
+                raise ValueError(f"unknown runtime option {name!r}; known are {', '.join(_TOML_NAMES)}")
+            options[_TOML_NAMES[name]] = value
+        return options
+    return m.decode_any(OPTIONS_TYPE, packed)
+
+
+class Container:
+    """One container of this shim."""
+
+    def __init__(self, bundle: str, init: Init, mounted: bool, spec: dict[str, Any]) -> None:
+        self.bundle = bundle
+        self.init = init
+        self.mounted = mounted
+        self.execs: dict[str, Exec] = {}
+        # runs of the runtime, one at a time
+        self.lock = Lock()
+        self.cgroup = ""
+        self.oom: cgroup.OomWatch | None = None
+        # the wait status of the first process, while execs are still being waited for
+        self.init_status: int | None = None
+        notes = placement.annotations(spec)
+        self.stop_signal = signal_number(notes.get(placement.STOP_SIGNAL_ANNOTATION, ""))
+        self.stop_timeout = placement.stop_timeout(notes)
+        self.shares_pids = shares_pids(spec)
+
+    def process(self, exec_id: str) -> Process:
+        if not exec_id:
+            return self.init
+        if exec_id not in self.execs:
+            raise StatusError(NOT_FOUND, f"process does not exist {exec_id}")
+        return self.execs[exec_id]
+
+
+def signal_number(name: str) -> int:
+    """A signal by number or name, with or without SIG; SIGTERM for anything else."""
+    if name.isdigit() and 0 < int(name) < signal.NSIG:
+        return int(name)
+    name = name.upper().removeprefix("SIG")
+    base, plus, offset = name.partition("+")
+    number = getattr(signal, "SIG" + base, signal.SIGTERM)
+    return int(number) + (int(offset) if plus and offset.isdigit() else 0)
+
+
+def shares_pids(spec: dict[str, Any]) -> bool:
+    """Whether the container has no pid namespace of its own, so that its first process's end ends no other."""
+    for namespace in (spec.get("linux") or {}).get("namespaces") or []:
+        if namespace.get("type") == "pid":
+            return bool(namespace.get("path"))
+    return True
+
+
+class Service:
+    """The containers of one shim, and the methods of the task API over them."""
+
+    def __init__(self, loop: Loop, namespace: str, publisher: Publisher, log: Callable[[str], None]) -> None:
+        self._loop = loop
+        self._namespace = namespace
+        self._publisher = publisher
+        self._log = log
+        self._placement = placement.Placement(namespace, log)
+        self._containers: dict[str, Container] = {}
+        self._creating: set[str] = set()
+        self._stopping = False
+        # called when the client has no more use for this shim
+        self.on_shutdown: Callable[[], None] = lambda: None
+
+    # dispatch
+
+    def dispatch(self, service: str, method: str, payload: bytes,
+                 reply: Callable[[bytes, StatusError | None], None]) -> None:
+        """Run one request; `reply` is called when it is done."""
+        if service not in m.TASK_SERVICES or method not in m.TASK_METHODS:
+            reply(b"", StatusError(UNIMPLEMENTED, f"no such method: {service}/{method}"))
+            return
+        request_type, response_type = m.TASK_METHODS[method]
+        try:
+            request = m.decode(request_type, payload)
+        except ValueError as e:
+            reply(b"", StatusError(INVALID_ARGUMENT, f"malformed {request_type}: {e}"))
+            return
+
+        def done(future: Any) -> None:
+            if future.error is None:
+                reply(m.encode(response_type, future.value or {}), None)
+            elif isinstance(future.error, StatusError):
+                reply(b"", future.error)
+            else:
+                self._log(f"{method}: {type(future.error).__name__}: {future.error}")
+                reply(b"", StatusError(UNKNOWN, str(future.error) or type(future.error).__name__))
+
+        def run() -> Coroutine:
+            return (yield from getattr(self, "_" + method.lower())(request))
+
+        self._loop.spawn(run()).then(done)
+
+    def _container(self, name: str) -> Container:
+        if name not in self._containers:
+            raise StatusError(NOT_FOUND, f"container not created: {name}")
+        return self._containers[name]
+
+    # life cycle
+
+    def _create(self, request: dict[str, Any]) -> Coroutine:
+        name, bundle = request["id"], request["bundle"]
+        if name in self._containers or name in self._creating:
+            raise StatusError(ALREADY_EXISTS, f"container {name} is already there")
+        self._creating.add(name)
+        try:
+            return (yield from self._create_new(name, bundle, request))
+        finally:
+            self._creating.discard(name)
+
+    def _create_new(self, name: str, bundle: str, request: dict[str, Any]) -> Coroutine:
+        try:
+            options = read_options(request["options"])
+        except (ValueError, OSError) as e:
+            raise StatusError(INVALID_ARGUMENT, f"runtime options: {e}") from e
+        with open(os.path.join(bundle, "options.json"), "w") as file:
+            json.dump(options, file)
+        with open(os.path.join(bundle, "runtime"), "w") as file:
+            file.write(options["binary_name"])
+        self._placement.place(bundle, name, options["systemd_cgroup"])
+        runtime = Runtime(self._loop, self._namespace, bundle, options)
+        init = Init(self._loop, request, options, runtime, self._namespace, self._log)
+        target = os.path.join(bundle, "rootfs")
+        mounts = request["rootfs"]
+        container = Container(bundle, init, bool(mounts), placement.read_spec(bundle))
+        init.starting = True
+        init.on_exited = lambda status: self._init_exited(container, status)
+        if mounts:
+            os.makedirs(target, 0o711, exist_ok=True)
+            try:
+                rootfs.mount_all(mounts, target)
+            except OSError as e:
+                raise StatusError(UNKNOWN, f"failed to mount rootfs component: {e}") from e
+        try:
+            yield from init.create()
+        except BaseException:
+            if mounts:
+                rootfs.unmount_all(target)
+            raise
+        self._containers[name] = container
+        self._watch_cgroup(container)
+        self._publisher.publish("TaskCreate", {
+            "container_id": name, "bundle": bundle, "rootfs": mounts, "checkpoint": request["checkpoint"],
+            "pid": init.pid, "io": {"stdin": init.stdin, "stdout": init.stdout, "stderr": init.stderr,
+                                    "terminal": init.terminal},
+        })
+        init.started()
+        return {"pid": init.pid}
+
+    def _watch_cgroup(self, container: Container) -> None:
+        container.cgroup = cgroup.path_of(container.init.pid) if container.init.pid else ""
+        if not container.cgroup:
+            return
+        try:
+            oom = cgroup.OomWatch(container.cgroup)
+        except OSError:
+            return  # no memory controller
+        container.oom = oom
+        self._loop.watch(oom.fd, EPOLLPRI, lambda _events: self._check_oom(container))
+
+    def _check_oom(self, container: Container) -> None:
+        if container.oom and container.oom.changed():
+            self._publisher.publish("TaskOOM", {"container_id": container.init.id})
+
+    def _end_oom_watch(self, container: Container) -> None:
+        if container.oom:
+            self._loop.unwatch(container.oom.fd)
+            container.oom.close()
+            container.oom = None
+
+    def _start(self, request: dict[str, Any]) -> Coroutine:
+        container = self._container(request["id"])
+        init = container.init
+        yield container.lock.acquire()
+        try:
+            if request["exec_id"]:
+                process = container.process(request["exec_id"])
+                assert isinstance(process, Exec)
+                if container.init_status is not None or init.status == m.STOPPED:
+                    raise StatusError(FAILED_PRECONDITION, f"container {init.id} init process is not running")
+                yield from process.start(init.runtime, init.id, self._namespace, *self._io_owner(container))
+                self._publisher.publish("TaskExecStarted", {
+                    "container_id": init.id, "exec_id": process.id, "pid": process.pid})
+                process.started()
+                return {"pid": process.pid}
+            yield from init.start()
+            if not container.cgroup:
+                self._watch_cgroup(container)
+            self._publisher.publish("TaskStart", {"container_id": init.id, "pid": init.pid})
+            init.started()
+            return {"pid": init.pid}
+        finally:
+            container.lock.release()
+
+    @staticmethod
+    def _io_owner(container: Container) -> tuple[int, int]:
+        options = container.init._options
+        return options["io_uid"], options["io_gid"]
+
+    def _exec(self, request: dict[str, Any]) -> Coroutine:
+        container = self._container(request["id"])
+        if container.init.status not in (m.CREATED, m.RUNNING):
+            paused = container.init.status == m.PAUSED
+            raise StatusError(FAILED_PRECONDITION,
+                              f"cannot exec in a {'paused' if paused else 'stopped'} container")
+        check_exec_id(request["exec_id"], container.execs)
+        process = Exec(self._loop, container.bundle, request, self._log)
+        process.on_exited = lambda status: self._exec_exited(container, process, status)
+        container.execs[process.id] = process
+        self._publisher.publish("TaskExecAdded", {"container_id": request["id"], "exec_id": process.id})
+        yield from ()
+
+    def _delete(self, request: dict[str, Any]) -> Coroutine:
+        container = self._container(request["id"])
+        process = container.process(request["exec_id"])
+        yield container.lock.acquire()
+        try:
+            if isinstance(process, Exec):
+                yield from process.delete()
+                container.execs.pop(process.id, None)
+            else:
+                yield from self._delete_container(container)
+        finally:
+            container.lock.release()
+        return {"pid": process.pid, "exit_status": process.exit_status, "exited_at": process.exited_timestamp()}
+
+    def _delete_container(self, container: Container) -> Coroutine:
+        init = container.init
+        if container.init_status is not None and init.status != m.STOPPED:
+            # execs are about to be collected
+            yield init.wait()
+        yield from init.delete()
+        if container.mounted:
+            try:
+                rootfs.unmount_all(os.path.join(container.bundle, "rootfs"))
+            except OSError as e:
+                raise StatusError(UNKNOWN, f"failed rootfs umount: {e}") from e
+        for process in container.execs.values():
+            process.streams.close()
+        self._end_oom_watch(container)
+        self._containers.pop(init.id, None)
+        self._publisher.publish("TaskDelete", {
+            "container_id": init.id, "pid": init.pid, "exit_status": init.exit_status,
+            "exited_at": init.exited_timestamp()})
+
+    # exits
+
+    def _exec_exited(self, container: Container, process: Exec, status: int) -> None:
+        process.set_exited(status)
+        self._publish_exit(container, process.id, process)
+        if container.init_status is not None:
+            self._tell_init_exit(container)
+
+    def _init_exited(self, container: Container, status: int) -> None:
+        container.init_status = status
+        if container.shares_pids:
+            self._kill_rest(container)
+        self._tell_init_exit(container)
+
+    def _kill_rest(self, container: Container) -> None:
+        """The first process is gone but not its pid namespace: the rest goes too."""
+        if container.cgroup:
+            try:
+                with open(os.path.join(container.cgroup, "cgroup.kill"), "w") as file:
+                    file.write("1")
+                return
+            except OSError:
+                pass  # older than Linux 5.14
+
+        def kill() -> Coroutine:
+            try:
+                yield from container.init.kill(signal.SIGKILL, True)
+            except StatusError as e:
+                self._log(f"kill the rest of {container.init.id}: {e}")
+
+        self._loop.spawn(kill())
+
+    def _tell_init_exit(self, container: Container) -> None:
+        running = [process for process in container.execs.values()
+                   if process.pid and process.status == m.RUNNING or process.starting]
+        if running or container.init_status is None or container.init.status == m.STOPPED:
+            return
+        self._check_oom(container)
+        self._end_oom_watch(container)
+        init = container.init
+        init.set_exited(container.init_status)
+        record = {"pid": init.pid, "exit_status": init.exit_status, "exited_at": init.exited_at}
+        try:
+            with open(os.path.join(container.bundle, EXIT_RECORD), "w") as file:
+                json.dump(record, file)
+        except OSError as e:
+            self._log(f"cannot record the exit of {init.id}: {e}")
+        self._publish_exit(container, init.id, init)
+
+    def _publish_exit(self, container: Container, process_id: str, process: Process) -> None:
+        self._publisher.publish("TaskExit", {
+            "container_id": container.init.id, "id": process_id, "pid": process.pid,
+            "exit_status": process.exit_status, "exited_at": process.exited_timestamp()})
+
+    def _wait(self, request: dict[str, Any]) -> Coroutine:
+        process = self._container(request["id"]).process(request["exec_id"])
+        yield process.wait()
+        return {"exit_status": process.exit_status, "exited_at": process.exited_timestamp()}
+
+    # the rest of the task API
+
+    def _state(self, request: dict[str, Any]) -> Coroutine:
+        container = self._container(request["id"])
+        process = container.process(request["exec_id"])
+        status = process.status
+        if status != m.STOPPED:
+            if container.init.pausing:
+                status = m.PAUSING
+            elif container.init.status == m.PAUSED:
+                status = m.PAUSED
+        yield from ()
+        return {
+            "id": process.id if isinstance(process, (Init, Exec)) else "", "bundle": container.bundle,
+            "pid": process.pid, "status": status, "stdin": process.stdin, "stdout": process.stdout,
+            "stderr": process.stderr, "terminal": process.terminal, "exit_status": process.exit_status,
+            "exited_at": process.exited_timestamp(), "exec_id": request["exec_id"],
+        }
+
+    def _pids(self, request: dict[str, Any]) -> Coroutine:
+        container = self._container(request["id"])
+        if container.cgroup:
+            pids = cgroup.processes(container.cgroup)
+        else:
+            try:
+                pids = json.loads((yield from container.init.runtime.run("ps", "--format", "json", request["id"])))
+            except (RuntimeFailed, ValueError) as e:
+                raise StatusError(UNKNOWN, f"OCI runtime ps failed: {e}") from e
+        names = {process.pid: process.id for process in container.execs.values()}
+        return {"processes": [
+            {"pid": pid, "info": m.encode_any("containerd.runc.v1.ProcessDetails", {"exec_id": names[pid]})
+             if pid in names else None}
+            for pid in pids
+        ]}
+
+    def _kill(self, request: dict[str, Any]) -> Coroutine:
+        container = self._container(request["id"])
+        process = container.process(request["exec_id"])
+        if isinstance(process, Exec):
+            process.kill(request["signal"])
+        else:
+            yield from container.init.kill(request["signal"], request["all"])
+
+    def _locked(self, container: Container, work: Coroutine, event: str = "", **fields: str) -> Coroutine:
+        yield container.lock.acquire()
+        try:
+            yield from work
+            if event:
+                self._publisher.publish(event, {"container_id": container.init.id, **fields})
+        finally:
+            container.lock.release()
+
+    def _pause(self, request: dict[str, Any]) -> Coroutine:
+        container = self._container(request["id"])
+        return self._locked(container, container.init.pause(), "TaskPaused")
+
+    def _resume(self, request: dict[str, Any]) -> Coroutine:
+        container = self._container(request["id"])
+        return self._locked(container, container.init.resume(), "TaskResumed")
+
+    def _checkpoint(self, request: dict[str, Any]) -> Coroutine:
+        container = self._container(request["id"])
+        try:
+            options = m.decode_any("containerd.runc.v1.CheckpointOptions", request["options"])
+        except ValueError as e:
+            raise StatusError(INVALID_ARGUMENT, f"checkpoint options: {e}") from e
+        work = container.init.checkpoint(request["path"], options)
+        return self._locked(container, work, "TaskCheckpointed", checkpoint=request["path"])
+
+    def _update(self, request: dict[str, Any]) -> Coroutine:
+        container = self._container(request["id"])
+        resources = request["resources"]
+        return self._locked(container, container.init.update(resources["value"] if resources else b"{}"))
+
+    def _resizepty(self, request: dict[str, Any]) -> Coroutine:
+        process = self._container(request["id"]).process(request["exec_id"])
+        process.resize(request["width"], request["height"])
+        yield from ()
+
+    def _closeio(self, request: dict[str, Any]) -> Coroutine:
+        process = self._container(request["id"]).process(request["exec_id"])
+        process.streams.close_stdin()
+        yield from ()
+
+    def _stats(self, request: dict[str, Any]) -> Coroutine:
+        container = self._container(request["id"])
+        if not container.cgroup or not os.path.isdir(container.cgroup):
+            raise StatusError(NOT_FOUND, "cgroup does not exist")
+        yield from ()
+        return {"stats": m.encode_any("io.containerd.cgroups.v2.Metrics", cgroup.metrics(container.cgroup))}
+
+    def _connect(self, request: dict[str, Any]) -> Coroutine:
+        container = self._containers.get(request["id"])
+        yield from ()
+        return {"shim_pid": os.getpid(), "task_pid": container.init.pid if container else 0}
+
+    def _shutdown(self, request: dict[str, Any]) -> Coroutine:
+        if not self._containers and not self._creating:
+            self.on_shutdown()
+        yield from ()
+
+    # systemctl stop of the scope
+
+    def stop_gracefully(self) -> None:
+        """SIGTERM: stop every container as docker does, keep its exit status known, let the scope end."""
+        if not self._stopping:
+            self._stopping = True
+            self._loop.spawn(self._stop_all())
+
+    def _stop_all(self) -> Coroutine:
+        for container in list(self._containers.values()):
+            if container.init.status != m.STOPPED:
+                self._loop.spawn(self._stop_one(container))
+        for container in list(self._containers.values()):
+            yield container.init.wait()
+        if self._containers and self._placement.leave():
+            # Answer for them until the client has deleted them.
+            self._stopping = False
+            return
+        self.on_shutdown()
+
+    def _stop_one(self, container: Container) -> Coroutine:
+        init = container.init
+        try:
+            if init.status == m.PAUSED:
+                yield from init.resume()
+            yield from init.kill(container.stop_signal, False)
+        except StatusError as e:
+            self._log(f"stop {init.id}: {e}")
+        self._loop.after(container.stop_timeout, lambda: self._kill_hard(container))
+
+    def _kill_hard(self, container: Container) -> None:
+        if container.init.status != m.STOPPED and container.init.pid:
+            try:
+                container.init.send_signal(signal.SIGKILL)
+            except StatusError:
+                pass

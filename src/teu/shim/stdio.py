@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The standard streams of a container's process.
+
+Without a terminal the process gets the client's FIFO (or log file, or the logging binary's pipe) itself
+as its standard stream: no byte passes through the shim, and a slow or absent reader holds up nobody
+but the writer.  What the shim does is to keep the FIFO alive:
+
+- `holds` (read-write) make sure that the process neither blocks in opening nor is told EOF or EPIPE while
+  clients come, go and crash.  They are closed when the process has exited, so that readers see EOF;
+  stdin's is closed by CloseIO, so that the process does.
+- `keeps` (read-only, never read) keep what is in the FIFO for a reader that is not there at the moment,
+  until the process is deleted.
+
+With a terminal the bytes must move between the pty and the FIFOs: splice(2) does that in the kernel.
+"""
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import socket
+import stat
+import struct
+import termios
+
+from teu.shim.loop import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, Future
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from teu.shim.loop import Coroutine, Loop
+
+# bytes moved by one splice(2)
+SPLICE_LENGTH = 1 << 20
+
+
+def is_fifo(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def parse_uri(uri: str) -> tuple[str, str, list[str]]:
+    """A log URI as (scheme, path, arguments): `binary:///usr/bin/logger?key=value` gives
+    ("binary", "/usr/bin/logger", ["key", "value"]); a bare path has the scheme "fifo"."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return "fifo", uri, []
+    path, _, query = rest.partition("?")
+    arguments = []
+    if query:
+        from urllib.parse import parse_qsl, unquote
+        for key, value in parse_qsl(query, keep_blank_values=True):
+            arguments += [key, value] if value else [key]
+        path = unquote(path)
+    return scheme, path, arguments
+
+
+class Streams:
+    """What the shim holds for one process's streams."""
+
+    def __init__(self) -> None:
+        self._stdin_hold = -1
+        self._holds: list[int] = []
+        self._keeps: list[int] = []
+        self._child: list[int] = []
+        self.console: Console | None = None
+        self.logger_pid = 0
+
+    def child_fds(self) -> tuple[int, int, int]:
+        """The three descriptors for the process; close_child() them once the runtime has them."""
+        stdin, stdout, stderr = self._child
+        return stdin, stdout, stderr
+
+    def close_child(self) -> None:
+        for fd in set(self._child):
+            os.close(fd)
+        self._child = []
+
+    def close_stdin(self) -> None:
+        """CloseIO: from now on the process reads EOF when the last client has closed."""
+        if self._stdin_hold >= 0:
+            os.close(self._stdin_hold)
+            self._stdin_hold = -1
+        if self.console:
+            self.console.close_stdin()
+
+    def exited(self) -> None:
+        """The process is gone: let readers see EOF behind the last byte."""
+        self.close_stdin()
+        for fd in self._holds:
+            os.close(fd)
+        self._holds = []
+        if self.console:
+            self.console.exited()
+
+    def close(self) -> None:
+        """Give everything up."""
+        self.close_child()
+        self.exited()
+        if self.console:
+            self.console.close()
+        for fd in self._keeps:
+            os.close(fd)
+        self._keeps = []
+
+    def _open_null(self) -> int:
+        return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+    def _open_output(self, path: str, uid: int, gid: int) -> int:
+        if not path:
+            return self._open_null()
+        if not is_fifo(path):
+            return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._holds.append(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+        self._keeps.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        if uid or gid:
+            os.fchown(fd, uid, gid)
+        return fd
+
+    def open(self, stdin: str, stdout: str, stderr: str, *, container: str, namespace: str,
+             uid: int = 0, gid: int = 0) -> None:
+        """Prepare the streams of a process without a terminal.
+
+        The paths are FIFOs, or stdout is a file:// or binary:// URI that takes both outputs; empty means
+        none.  `uid` and `gid` shall own the FIFOs (the runtime options io_uid and io_gid)."""
+        try:
+            if stdin:
+                hold = os.open(stdin, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+                self._stdin_hold = hold
+                self._child.append(os.open(stdin, os.O_RDONLY | os.O_CLOEXEC))
+                if uid or gid:
+                    os.fchown(hold, uid, gid)
+            else:
+                self._child.append(self._open_null())
+            scheme, path, arguments = parse_uri(stdout)
+            if scheme == "fifo":
+                self._child.append(self._open_output(path, uid, gid))
+                self._child.append(self._open_output(stderr, uid, gid))
+            elif scheme == "file":
+                os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                self._child += [os.open(path, flags, 0o644)] * 2
+            elif scheme in ("binary", "binary-v2"):
+                self._start_logger(scheme, path, arguments, container, namespace)
+            else:
+                raise ValueError(f"unknown STDIO scheme {scheme}")
+        except BaseException:
+            self.close()
+            raise
+
+    def _start_logger(self, scheme: str, path: str, arguments: list[str], container: str,
+                      namespace: str) -> None:
+        """containerd's logging binary: stdout and stderr to read at 3 and 4, "ready" is 5 closed."""
+        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+        self._child += [out_write, err_write]
+        # The targets 3 to 5 may be in use as sources: move all sources out of the way first.
+        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (out_read, err_read, ready_write)]
+        null = self._open_null()
+        environment = dict(os.environ, CONTAINER_ID=container, CONTAINER_NAMESPACE=namespace)
+        actions = [(os.POSIX_SPAWN_DUP2, null, n) for n in (0, 1, 2)]
+        actions += [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate(moved, start=3)]
+        try:
+            self.logger_pid = os.posix_spawn(path, [path, *arguments], environment, file_actions=actions)
+        finally:
+            for fd in (out_read, err_read, ready_write, null, *moved):
+                os.close(fd)
+        try:
+            ready = os.read(ready_read, 1)
+        finally:
+            os.close(ready_read)
+        if scheme == "binary-v2" and not ready:
+            raise ValueError("logging binary did not call ready (it may have crashed or exited prematurely)")
+
+
+class Console:
+    """A terminal's master end, and the copying between it and the client's FIFOs."""
+
+    def __init__(self, loop: Loop, master: int, stdin: str, stdout: str) -> None:
+        self._loop = loop
+        self._master = master
+        self._in = self._in_hold = self._out = self._keep = -1
+        self._exited = False
+        self.drained = Future()
+        os.set_blocking(master, False)
+        try:
+            scheme, path, _ = parse_uri(stdout)
+            if scheme == "fifo" and is_fifo(path):
+                self._out = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+                self._keep = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            elif scheme == "file":
+                os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+                self._out = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            else:
+                self._out = os.open(path or "/dev/null", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            if stdin:
+                self._in = os.open(stdin, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                self._in_hold = os.open(stdin, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except BaseException:
+            self.close()
+            raise
+        self._pending_in = b""
+        self._want(EPOLLIN)
+        if self._in >= 0:
+            loop.watch(self._in, EPOLLIN, self._on_input)
+
+    def resize(self, width: int, height: int) -> None:
+        if self._master >= 0:
+            fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+
+    def _want(self, events: int) -> None:
+        self._loop.watch(self._master, events, self._on_master)
+
+    # output: master -> FIFO
+
+    def _on_master(self, events: int) -> None:
+        if events & EPOLLOUT:
+            self._on_input(0)
+        if events & (EPOLLIN | EPOLLHUP | EPOLLERR):
+            self._copy_out()
+
+    def _copy_out(self) -> None:
+        try:
+            count = self._splice_out()
+        except BlockingIOError:
+            if self._exited and not self._has_output():
+                self._end()
+                return
+            # There was something to read, so it is the reader of the FIFO who is slow.
+            self._loop.unwatch(self._master)
+            self._loop.watch(self._out, EPOLLOUT, self._on_writable)
+            return
+        except OSError as e:
+            if e.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            count = 0
+        if count == 0:
+            self._end()
+
+    def _splice_out(self) -> int:
+        try:
+            return os.splice(self._master, self._out, SPLICE_LENGTH,
+                             flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
+        except OSError as e:
+            if e.errno != errno.EINVAL:
+                raise
+        # The output is no pipe, or this kernel's terminals do not splice.
+        data = os.read(self._master, 4096)
+        if self._keep >= 0:
+            os.set_blocking(self._out, True)
+            try:
+                os.write(self._out, data)
+            finally:
+                os.set_blocking(self._out, False)
+        elif data:
+            os.write(self._out, data)
+        return len(data)
+
+    def _has_output(self) -> bool:
+        count = array.array("i", [0])
+        fcntl.ioctl(self._master, termios.FIONREAD, count)
+        return count[0] > 0
+
+    def _on_writable(self, _events: int) -> None:
+        self._loop.unwatch(self._out)
+        self._want(EPOLLIN)
+        self._copy_out()
+
+    def _end(self) -> None:
+        """All output is in the FIFO: let the reader see EOF."""
+        if self._master >= 0:
+            self._loop.unwatch(self._master)
+        if self._out >= 0:
+            self._loop.unwatch(self._out)
+            os.close(self._out)
+            self._out = -1
+        self.drained.set()
+
+    # input: FIFO -> master
+
+    def _on_input(self, events: int) -> None:
+        if self._master < 0 or self.drained.done:
+            self._stop_input()
+            return
+        try:
+            if not self._pending_in:
+                if self._in < 0:
+                    return
+                self._pending_in = os.read(self._in, 65536)
+                if not self._pending_in:
+                    self._stop_input()
+                    return
+            while self._pending_in:
+                self._pending_in = self._pending_in[os.write(self._master, self._pending_in):]
+        except BlockingIOError:
+            if self._pending_in:
+                # The terminal's input queue is full: go on when it has room.
+                if self._in >= 0:
+                    self._loop.unwatch(self._in)
+                self._want(EPOLLIN | EPOLLOUT)
+            return
+        except OSError:
+            self._stop_input()
+            return
+        if self._in >= 0 and not events:
+            self._want(EPOLLIN)
+            self._loop.watch(self._in, EPOLLIN, self._on_input)
+
+    def _stop_input(self) -> None:
+        if self._in >= 0:
+            self._loop.unwatch(self._in)
+            os.close(self._in)
+            self._in = -1
+
+    def close_stdin(self) -> None:
+        if self._in_hold >= 0:
+            os.close(self._in_hold)
+            self._in_hold = -1
+
+    # end
+
+    def exited(self) -> None:
+        """The process is gone: copy what the terminal still has, then end."""
+        if not self._exited:
+            self._exited = True
+            self._stop_input()
+            if not self.drained.done:
+                self._copy_out()
+
+    def close(self) -> None:
+        self._stop_input()
+        self.close_stdin()
+        self._end()
+        for fd in (self._master, self._keep):
+            if fd >= 0:
+                os.close(fd)
+        self._master = self._keep = -1
+
+
+class ConsoleSocket:
+    """The unix socket by which the runtime hands over a terminal (--console-socket)."""
+
+    def __init__(self, folder: str, name: str) -> None:
+        os.makedirs(folder, 0o711, exist_ok=True)
+        self.path = os.path.join(folder, name)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._listener.bind(self.path)
+        self._listener.listen(1)
+        self._listener.settimeout(10)
+
+    def receive(self) -> int:
+        """The master's descriptor; to be called when the runtime has ended."""
+        peer, _ = self._listener.accept()
+        with peer:
+            peer.settimeout(10)
+            _, fds, _, _ = socket.recv_fds(peer, 4096, 1)
+        if not fds:
+            raise OSError(errno.ENOTTY, "the OCI runtime sent no terminal")
+        os.set_inheritable(fds[0], False)
+        return fds[0]
+
+    def close(self) -> None:
+        self._listener.close()
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            pass
+
+
+def wait_drained(loop: Loop, console: Console, seconds: float, log: Callable[[str], None]) -> Coroutine:
+    """Wait until a terminal's last output is in the FIFO, at most so long."""
+    def give_up() -> None:
+        if not console.drained.done:
+            log("the terminal's output was not read: dropped what is left")
+            console.drained.set()
+
+    loop.after(seconds, give_up)
+    yield console.drained

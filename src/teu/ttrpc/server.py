@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server's end of ttrpc, inside an event loop: used by the shim.
+
+The loop is given as an object with watch(fd, events, callback) and unwatch(fd); nothing here blocks.
+"""
+from __future__ import annotations
+
+import select
+import socket
+
+from teu.ttrpc import frames, status
+from teu.ttrpc.messages import decode, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Protocol
+
+    class Watcher(Protocol):
+        def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None: ...
+        def unwatch(self, fd: int) -> None: ...
+
+    Reply = Callable[[bytes, status.StatusError | None], None]
+    Dispatch = Callable[[str, str, bytes, Reply], None]
+
+EPOLLIN, EPOLLOUT, EPOLLHUP, EPOLLERR = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP, select.EPOLLERR
+
+# A client that sends requests but reads no answers is dropped when this much waits for it.
+BACKLOG_MAX = 64 << 20
+
+
+class Connection:
+    """A connected socket with frames in and out; the base of both ends in an event loop."""
+
+    def __init__(self, loop: Watcher, peer: socket.socket) -> None:
+        peer.setblocking(False)
+        self._loop = loop
+        self._socket: socket.socket | None = peer
+        self._reader = frames.Reader()
+        self._out = bytearray()
+        loop.watch(peer.fileno(), EPOLLIN, self._on_event)
+
+    def on_frame(self, stream: int, kind: int, flags: int, data: bytes) -> None:
+        raise NotImplementedError
+
+    def on_close(self) -> None:
+        """The connection is gone (also called by close())."""
+
+    @property
+    def pending(self) -> int:
+        """Bytes not yet taken by the kernel."""
+        return len(self._out)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._loop.unwatch(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+            self.on_close()
+
+    def send(self, frame: bytes) -> None:
+        if self._socket is None:
+            return
+        self._out += frame
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._socket is None:
+            return
+        had_pending = True
+        try:
+            while self._out:
+                del self._out[:self._socket.send(self._out)]
+            had_pending = False
+        except BlockingIOError:
+            if len(self._out) > BACKLOG_MAX:
+                self.close()
+                return
+        except OSError:
+            self.close()
+            return
+        self._loop.watch(self._socket.fileno(), EPOLLIN | (EPOLLOUT if had_pending else 0), self._on_event)
+
+    def _on_event(self, events: int) -> None:
+        if events & EPOLLOUT:
+            self._flush()
+        if self._socket is None or not events & (EPOLLIN | EPOLLHUP | EPOLLERR):
+            return
+        try:
+            data = self._socket.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        try:
+            for frame in self._reader.feed(data):
+                self.on_frame(*frame)
+        except ValueError:
+            self.close()
+
+
+class _ServerConnection(Connection):
+    def __init__(self, loop: Watcher, peer: socket.socket, server: Server) -> None:
+        super().__init__(loop, peer)
+        self._server = server
+        self._last_stream = 0
+
+    def on_close(self) -> None:
+        self._server.connections.discard(self)
+
+    def on_frame(self, stream: int, kind: int, flags: int, data: bytes) -> None:
+        if kind != frames.REQUEST:
+            # Data of a streaming call: we serve unary calls only, and have already refused it.
+            return
+        if not stream & 1 or stream <= self._last_stream:
+            self._answer(stream, b"", status.StatusError(
+                status.INVALID_ARGUMENT, f"stream id {stream} is not odd and new"))
+            return
+        self._last_stream = stream
+        try:
+            request = decode("ttrpc.Request", data)
+        except ValueError as e:
+            self._answer(stream, b"", status.StatusError(status.INVALID_ARGUMENT, f"malformed request: {e}"))
+            return
+        if flags & frames.REMOTE_OPEN:
+            self._answer(stream, b"", status.StatusError(status.UNIMPLEMENTED, "streams are not served here"))
+            return
+
+        def reply(payload: bytes, error: status.StatusError | None = None) -> None:
+            self._answer(stream, payload, error)
+
+        self._server.dispatch(request["service"], request["method"], request["payload"], reply)
+
+    def _answer(self, stream: int, payload: bytes, error: status.StatusError | None) -> None:
+        response: dict[str, Any] = {"payload": payload}
+        if error is not None:
+            response = {"status": {"code": error.code, "message": error.message}}
+        try:
+            frame = frames.pack(stream, frames.RESPONSE, encode("ttrpc.Response", response))
+        except frames.FrameError as e:
+            refusal = {"status": {"code": status.OUT_OF_RANGE, "message": str(e)}}
+            frame = frames.pack(stream, frames.RESPONSE, encode("ttrpc.Response", refusal))
+        self.send(frame)
+
+
+class Server:
+    """Accepts connections and hands each request to `dispatch(service, method, payload, reply)`.
+
+    `reply(payload, error)` may be called at once or later, once."""
+
+    def __init__(self, loop: Watcher, listener: socket.socket, dispatch: Dispatch) -> None:
+        listener.setblocking(False)
+        self._loop = loop
+        self._listener = listener
+        self.dispatch = dispatch
+        self.connections: set[Connection] = set()
+        loop.watch(listener.fileno(), EPOLLIN, self._on_accept)
+
+    def _on_accept(self, _events: int) -> None:
+        try:
+            peer, _ = self._listener.accept()
+        except OSError:
+            return
+        self.connections.add(_ServerConnection(self._loop, peer, self))
+
+    @property
+    def pending(self) -> int:
+        """Bytes of answers that clients have not taken yet."""
+        return sum(connection.pending for connection in self.connections)
+
+    def close(self) -> None:
+        self._loop.unwatch(self._listener.fileno())
+        self._listener.close()
+        for connection in list(self.connections):
+            connection.close()
