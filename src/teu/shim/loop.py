@@ -201,9 +201,9 @@ class Loop:
             except StopIteration as stop:
                 result.set(stop.value)
                 return
-            except Exception as e:  # noqa: BLE001 - handed on to whoever waits for it
-                e.__traceback__ = None if e.__traceback__ is None else e.__traceback__
-                result.fail(e)
+            except Exception as e:
+                # Handed on to whoever waits for it; frames kept alive by it would be garbage in cycles.
+                result.fail(e.with_traceback(None))
                 return
             if not ready.done:
                 ready.then(lambda future: self._step(coroutine, result, future))

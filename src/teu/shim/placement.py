@@ -65,13 +65,14 @@ def write_spec(bundle: str, spec: dict[str, Any]) -> None:
     os.rename(path + ".new", path)
 
 
-def annotations(spec: dict[str, Any]) -> dict[str, str]:
-    return spec.get("annotations") or {}
+def annotations_of(spec: dict[str, Any]) -> dict[str, str]:
+    found = spec.get("annotations")
+    return found if isinstance(found, dict) else {}
 
 
 def group_of(spec: dict[str, Any], container: str) -> str:
     """The group whose containers share one shim; a container without one is its own."""
-    found = annotations(spec)
+    found = annotations_of(spec)
     for name in GROUP_ANNOTATIONS:
         if found.get(name):
             return found[name]
@@ -107,7 +108,7 @@ class Placement:
         wanted = (spec.get("linux") or {}).get("cgroupsPath") or ""
         if not self.unit:
             try:
-                self._enter(wanted, container, annotations(spec), systemd_cgroup)
+                self._enter(wanted, container, annotations_of(spec), systemd_cgroup)
             except OSError as e:
                 self._log(f"no scope of its own for container {container}: {e}")
                 return

@@ -70,7 +70,13 @@ def set_command_line(command: list[str]) -> None:
             _prctl(PR_SET_MM, PR_SET_MM_ARG_START, start)
             _prctl(PR_SET_MM, PR_SET_MM_ARG_END, start + len(data))
     except OSError:
-        return  # only cosmetic, and needs CAP_SYS_RESOURCE
+        # Without CAP_SYS_RESOURCE: write over the old words, as far as they reach.
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        old, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, see proc(5)
+        ctypes.memset(old, 0, end - old)
+        ctypes.memmove(old, data, min(len(data), end - old - 1))
+        return
     globals()["_command_line"] = buffer  # the kernel reads it from now on
 
 
@@ -94,7 +100,7 @@ def fork(parameters: Parameters, listener: socket.socket, forget: tuple[int, ...
             os.dup2(null, fd)
         os.close(null)
         serve(parameters, listener)
-    except BaseException as e:  # noqa: BLE001 - nothing may return into the parent's code
+    except BaseException as e:  # nothing may return into the parent's code
         _log_line(parameters.bundle, f"shim failed: {type(e).__name__}: {e}")
     finally:
         os._exit(1)

@@ -50,9 +50,7 @@ _TOML_NAMES = {
 def read_options(packed: dict[str, Any] | None) -> dict[str, Any]:
     """The runtime options in a CreateTaskRequest: runc's own message, or the generic one with TOML inside."""
     if packed and packed["type_url"].endswith(GENERIC_OPTIONS_TYPE):
-        table: dict[int, tuple[str, str]] = {1: ("type_url", "string"), 2: ("config_path", "string"),
-                                             3: ("config_body", "bytes")}
-        generic = m.decode_table({}, table, packed["value"])
+        generic = m.decode(GENERIC_OPTIONS_TYPE, packed["value"])
         body = generic["config_body"]
         if not body and generic["config_path"]:
             with open(generic["config_path"], "rb") as file:
@@ -81,7 +79,7 @@ class Container:
         self.oom: cgroup.OomWatch | None = None
         # the wait status of the first process, while execs are still being waited for
         self.init_status: int | None = None
-        notes = placement.annotations(spec)
+        notes = placement.annotations_of(spec)
         self.stop_signal = signal_number(notes.get(placement.STOP_SIGNAL_ANNOTATION, ""))
         self.stop_timeout = placement.stop_timeout(notes)
         self.shares_pids = shares_pids(spec)

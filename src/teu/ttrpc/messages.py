@@ -45,6 +45,8 @@ TABLES: Tables = {
         7: ("root", "string"), 8: ("criu_path", "string"), 9: ("systemd_cgroup", "bool"),
         10: ("criu_image_path", "string"), 11: ("criu_work_path", "string"),
     },
+    "runtimeoptions.v1.Options": {1: ("type_url", "string"), 2: ("config_path", "string"),
+                                  3: ("config_body", "bytes")},
     "containerd.runc.v1.CheckpointOptions": {
         1: ("exit", "bool"), 2: ("open_tcp", "bool"), 3: ("external_unix_sockets", "bool"),
         4: ("terminal", "bool"), 5: ("file_locks", "bool"), 6: ("empty_namespaces", "*string"),
