@@ -421,12 +421,19 @@ def registry() -> Iterator[Registry]:
 
 
 class Podman:
-    """podman (or buildah) with storage of its own; calling it runs the program."""
+    """podman (or buildah) with storage of its own; calling it runs the program.
+
+    Where there is no pids controller, its default limit of 2048 processes is taken away.
+    """
 
     def __init__(self, program: str, runtime: str, options: Sequence[str] = ()) -> None:
         self.state = Path(tempfile.mkdtemp(prefix=f"teu-peer-{program}-", dir="/var/lib"))
         self.run = Path(tempfile.mkdtemp(prefix=f"teu-peer-{program}-", dir="/run"))
         self.name = program
+        pids = "pids" in Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
+        config = self.run / "containers.conf"
+        config.write_text("[containers]\n" + ("" if pids else "pids_limit = 0\n"))
+        self.env = {"CONTAINERS_CONF": str(config)}
         storage = ["--root", str(self.state), "--runroot", str(self.run), "--storage-driver", "overlay"]
         if program == "podman":
             self.client = ["podman", *storage, "--runtime", runtime, "--tmpdir", str(self.run / "tmp"), *options]
@@ -439,16 +446,17 @@ class Podman:
     def result(
         self, *argv: str, code: int | None = 0, stdin: str | None = None, timeout: float = 100.0
     ) -> subprocess.CompletedProcess[str]:
-        return run(*self.client, *argv, code=code, stdin=stdin, timeout=timeout)
+        return run(*self.client, *argv, code=code, stdin=stdin, timeout=timeout, env=self.env)
 
     def load_busybox(self) -> None:
+        """Into podman's storage; buildah takes the archive by `from docker-archive:`."""
         self("load", "-i", str(archive()))
 
     def remove(self) -> None:
         if self.name == "podman":
             with contextlib.suppress(Exception):
-                run(*self.client, "pod", "rm", "-fa", "-t", "0", code=None, timeout=60)
-                run(*self.client, "rm", "-fa", "-t", "0", code=None, timeout=60)
+                self("pod", "rm", "-fa", "-t", "0", code=None, timeout=60)
+                self("rm", "-fa", "-t", "0", code=None, timeout=60)
         for folder in (self.run, self.state):
             with open("/proc/self/mounts") as mounts:
                 points = [line.split()[1] for line in mounts if line.split()[1].startswith(str(folder))]

@@ -439,8 +439,15 @@ def _size(value: int) -> str:
 # ---- limits ------------------------------------------------------------------------------------
 
 
+# What a cgroup has anyway: where the controller is missing, nobody needs it for these.
+NEUTRAL = {"cpu.idle": "0", "cpu.weight": "100", "cpu.max.burst": "0", "io.weight": "100"}
+
+
 def _limit(path: str, name: str, value: str, field: str) -> None:
-    """Write a limit; a missing file is a missing controller, told in the words of the spec."""
+    """Write a limit; a missing file is a missing controller, told in the words of the spec.
+
+    Except that no limit, or the default (ctr asks for 1024 CPU shares each time), needs none.
+    """
     try:
         write(path, name, value)
     except OSError as error:
@@ -448,6 +455,8 @@ def _limit(path: str, name: str, value: str, field: str) -> None:
         if error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM):
             available = controllers(path)
             if controller not in available and controller != "cgroup":
+                if value.split()[:1] == [MAX] or NEUTRAL.get(name) == value:
+                    return
                 have = ", ".join(sorted(available)) or "none"
                 raise CgroupError(
                     f"linux.resources.{field} needs the {controller} controller, which {path} does not "

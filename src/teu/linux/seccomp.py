@@ -14,6 +14,7 @@ calls on ENOSYS only (glibc's clone3 and faccessat2 are the well-known cases).
 
 from __future__ import annotations
 
+import errno
 import os
 
 TYPE_CHECKING = False
@@ -374,7 +375,11 @@ def add_architectures(library: _Library, context: int, profile: Profile) -> dict
             raise SeccompError(f"linux.seccomp.architectures: the installed libseccomp does not know {name}")
         if token != native:
             error = -call.seccomp_arch_add(context, token)
-            if error not in (0, 17):
+            if error == errno.EDOM:
+                raise SeccompError(
+                    f"linux.seccomp.architectures: {name} has another byte order than this machine"
+                )
+            if error not in (0, errno.EEXIST):
                 raise SeccompError(f"linux.seccomp.architectures: {name}: {os.strerror(error)}")
         tokens[name] = token
     if native not in tokens.values():
@@ -439,7 +444,7 @@ def last_calls(library: _Library, architectures: dict[str, int], rules: list[Pro
         numbers = [library.call.seccomp_syscall_resolve_name_arch(token, name.encode()) for name in names]
         # Negative ones are libseccomp's own, for calls that the architecture lacks.
         highest = max(numbers, default=-1)
-        if highest > 0:
+        if highest >= 0:
             last[architecture] = highest
     return last
 
@@ -473,8 +478,8 @@ def newer_calls(last: dict[str, int]) -> bytes:
         # x32 shares x86_64's architecture number, and marks its calls by a bit.
         section = [instruction(BPF_LD_W_ABS, DATA_NR)]
         native, x32 = x86_64.get("SCMP_ARCH_X86_64"), x86_64.get("SCMP_ARCH_X32")
-        on_native = [instruction(BPF_JGT_K, native, 0, 1), refuse] if native else []
-        on_x32 = [instruction(BPF_JGT_K, x32 | X32_SYSCALL_BIT, 0, 1), refuse] if x32 else []
+        on_native = [instruction(BPF_JGT_K, native, 0, 1), refuse] if native is not None else []
+        on_x32 = [instruction(BPF_JGT_K, x32 | X32_SYSCALL_BIT, 0, 1), refuse] if x32 is not None else []
         on_native.append(instruction(BPF_JA, len(on_x32)))
         section.append(instruction(BPF_JSET_K, X32_SYSCALL_BIT, len(on_native), 0))
         sections.append([instruction(BPF_JEQ_K, AUDIT_ARCH_X86_64), *section, *on_native, *on_x32])
