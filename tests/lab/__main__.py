@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from lab import namespace, rootfs
+from lab import namespace, rootfs, vm
 
 USAGE = """
   ./dev lab                           boot, open a shell, stop when the shell ends
@@ -36,9 +36,28 @@ Example: a system test, in the instance `me`, kept between runs
 """
 
 
+VM_USAGE = """
+  ./dev vm                            switch on, open a shell, switch off when the shell ends
+  ./dev vm [options] -- CMD ...       switch on, run CMD as root, switch off, exit with its status
+  ./dev vm start   [options]          switch on and leave on
+  ./dev vm exec    --name N -- CMD    run CMD in N
+  ./dev vm shell   --name N           a shell in it
+  ./dev vm cut     --name N           power cut: kill QEMU, keep the disk; start boots from it again
+  ./dev vm stop    --name N           switch off (with --keep-disk: as cut) and forget the disk
+  ./dev vm list                       the machines that are on
+  ./dev vm build   [--release R]      only make the cached image
+
+Every cgroup v2 controller, AppArmor, Debian's own kernel. The source tree (and dist/) is copied to /src at
+each start. KVM where it works, else emulation, which is about ten times slower. The only network is
+restricted to the machine.
+"""
+
+
 def main() -> int:
     """Parse the command line, do it, return the exit status."""
     arguments = sys.argv[1:]
+    if arguments[:1] == ["--vm"]:
+        return vm_main(arguments[1:])
     command: list[str] = []
     if "--" in arguments:
         at = arguments.index("--")
@@ -109,6 +128,66 @@ def _install(name: str, debs: list[str]) -> None:
     status = namespace.execute(name, ["apt-get", "install", "-y", "-qq", "--no-download", *files])
     if status:
         raise namespace.LabError(f"apt-get install ended with {status}")
+
+
+def vm_main(arguments: list[str]) -> int:
+    """`./dev vm`."""
+    command: list[str] = []
+    if "--" in arguments:
+        at = arguments.index("--")
+        arguments, command = arguments[:at], arguments[at + 1 :]
+    parser = argparse.ArgumentParser(
+        prog="./dev vm",
+        usage="./dev vm [VERB] [options] [-- CMD...]",
+        description="The VM lab: Debian with its own kernel under QEMU.",
+        epilog=VM_USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = ["run", "start", "exec", "shell", "stop", "cut", "list", "build"]
+    parser.add_argument("verb", nargs="?", default="run", choices=verbs, help="default: run")
+    parser.add_argument("--name", default="main", help="the machine (default: main)")
+    parser.add_argument("--release", default="trixie", choices=rootfs.RELEASES, help="default: trixie")
+    parser.add_argument("--dev", action="store_true", help="use this tree in place of installed packages")
+    parser.add_argument("--keep", action="store_true", help="leave the machine on afterwards")
+    parser.add_argument("--keep-disk", action="store_true", help="stop: keep the disk for the next start")
+    parser.add_argument("--memory", default="3G", help="default: 3G")
+    parser.add_argument("--accel", default="", choices=["", "kvm", "tcg"], help="default: what works")
+    parser.add_argument("--env", action="append", default=[], metavar="K=V", help="environment for CMD")
+    options = parser.parse_args(arguments)
+    try:
+        return _do_vm(options, command, Path(__file__).resolve().parents[2])
+    except namespace.LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 125
+
+
+def _do_vm(options: argparse.Namespace, command: list[str], source: Path) -> int:
+    name = options.name
+    if options.verb == "build":
+        print(vm.ensure(options.release))
+    elif options.verb == "list":
+        print("\n".join(vm.running()))
+    elif options.verb == "cut":
+        vm.power_cut(name)
+    elif options.verb == "stop":
+        vm.stop(name, options.keep_disk)
+    elif options.verb in ("exec", "shell"):
+        return vm.run(name, command or ["bash", "-l"], options.env)
+    else:
+        started = not vm.pid_of(name)
+        if started or options.verb == "start":
+            began = time.monotonic()
+            way = vm.start(name, options.release, source, options.accel, options.memory)
+            if options.dev:
+                vm.install_tree(name)
+            print(f"lab: {name} is up with {way} ({time.monotonic() - began:.1f} s)", file=sys.stderr)
+        if options.verb == "run":
+            try:
+                return vm.run(name, command or ["bash", "-l"], options.env)
+            finally:
+                if started and not options.keep:
+                    vm.stop(name)
+    return 0
 
 
 if __name__ == "__main__":
