@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Capabilities: the kernel's names in the kernel's order. Called by teu.runc (process, features)."""
+
+from __future__ import annotations
+
+NAMES = (
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL",
+    "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE", "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE", "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
+)  # fmt: skip
+
+_BITS = {name: 1 << bit for bit, name in enumerate(NAMES)}
+
+
+def mask(names: list[str]) -> tuple[int, list[str]]:
+    """(the set as a bit mask, the names that are not known)."""
+    bits = 0
+    unknown = []
+    for name in names:
+        bit = _BITS.get(name.upper())
+        if bit is None:
+            unknown.append(name)
+        else:
+            bits |= bit
+    return bits, unknown
+
+
+def known_mask() -> int:
+    """All capabilities that the running kernel has."""
+    try:
+        with open("/proc/sys/kernel/cap_last_cap", "rb", 0) as file:
+            last = int(file.read())
+    except OSError:
+        last = len(NAMES) - 1
+    return (1 << (last + 1)) - 1

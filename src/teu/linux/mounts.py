@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mounts and paths by descriptor. Called by teu.runc for everything inside a root file system.
+
+Two rules make the mount races of other runtimes impossible here:
+a path inside a root is opened once, with openat2(RESOLVE_IN_ROOT), and from then on it is a
+descriptor; a mount is made detached (fsmount, open_tree) and put on such a descriptor (move_mount).
+No path is looked up twice, and /proc/self/fd is not needed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from struct import pack
+
+from teu.linux.syscalls import (
+    NR_fsconfig,
+    NR_fsmount,
+    NR_fsopen,
+    NR_mount,
+    NR_mount_setattr,
+    NR_move_mount,
+    NR_open_tree,
+    NR_openat2,
+    NR_pivot_root,
+    NR_umount2,
+    buffer,
+    syscall,
+)
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+AT_SYMLINK_NOFOLLOW = 0x100
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x04
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_CREATE = 6
+
+MOUNT_ATTR_RDONLY = 0x01
+MOUNT_ATTR_NOSUID = 0x02
+MOUNT_ATTR_NODEV = 0x04
+MOUNT_ATTR_NOEXEC = 0x08
+MOUNT_ATTR__ATIME = 0x70
+MOUNT_ATTR_RELATIME = 0x00
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_IDMAP = 0x00100000
+MOUNT_ATTR_NOSYMFOLLOW = 0x00200000
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_BIND = 0x1000
+MS_MOVE = 0x2000
+MS_REC = 0x4000
+MS_UNBINDABLE = 1 << 17
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MNT_DETACH = 2
+
+
+def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    """mount(2), for propagation and MS_MOVE. File systems and binds go by descriptor, below."""
+    syscall(
+        f"mount {target}",
+        NR_mount,
+        os.fsencode(source) if source is not None else None,
+        os.fsencode(target),
+        os.fsencode(kind) if kind is not None else None,
+        flags,
+        os.fsencode(data) if data is not None else None,
+    )
+
+
+def umount2(target: str, flags: int = 0) -> None:
+    syscall(f"umount {target}", NR_umount2, os.fsencode(target), flags)
+
+
+def pivot_root(new: str, old: str) -> None:
+    syscall("pivot_root", NR_pivot_root, os.fsencode(new), os.fsencode(old))
+
+
+def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
+    """A descriptor (close-on-exec) of a path below directory, resolved as `resolve` says."""
+    how = buffer(pack("QQQ", flags | os.O_CLOEXEC, mode, resolve))
+    return syscall(f"open {path}", NR_openat2, directory, os.fsencode(path), how, 24)
+
+
+def open_in_root(root: int, path: str, flags: int = os.O_PATH, mode: int = 0) -> int:
+    """Open path as if root were "/": symbolic links and ".." cannot lead out, magic links are refused."""
+    return openat2(root, path.lstrip("/") or ".", flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS, mode)
+
+
+def exists_in_root(root: int, path: str) -> bool:
+    try:
+        os.close(open_in_root(root, path))
+    except OSError:
+        return False
+    return True
+
+
+def make_in_root(root: int, path: str, kind: str = "dir", mode: int = 0o755) -> int:
+    """Open path in root (O_PATH), making what is missing: folders, and at its end a folder or an empty file.
+
+    Links are followed inside the root, dangling ones too: what they name is made.
+    """
+    try:
+        return open_in_root(root, path)
+    except FileNotFoundError:
+        pass
+    todo = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+    done: list[str] = []
+    links = 0
+    while todo:
+        part = todo.pop()
+        if part == "..":
+            if done:
+                done.pop()
+            continue
+        here = "/".join([*done, part])
+        try:
+            fd = openat2(root, here, os.O_PATH | os.O_NOFOLLOW, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+        except FileNotFoundError:
+            parent = openat2(root, "/".join(done) or ".", os.O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+            try:
+                _make(parent, part, kind if not todo else "dir", mode if not todo else 0o755)
+            finally:
+                os.close(parent)
+            done.append(part)
+            continue
+        try:
+            link = os.readlink("", dir_fd=fd) if os.stat(fd).st_mode & 0o170000 == 0o120000 else None
+        finally:
+            os.close(fd)
+        if link is None:
+            done.append(part)
+            continue
+        links += 1
+        if links > 40:
+            raise OSError(errno.ELOOP, f"{path}: too many levels of symbolic links")
+        if link.startswith("/"):
+            done.clear()
+        todo += [piece for piece in reversed(link.split("/")) if piece not in ("", ".")]
+    return open_in_root(root, path)
+
+
+def _make(parent: int, name: str, kind: str, mode: int) -> None:
+    try:
+        if kind == "dir":
+            os.mkdir(name, mode, dir_fd=parent)
+        else:
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=parent))
+    except FileExistsError:
+        pass  # somebody else made it meanwhile: the next open decides what it is
+
+
+def open_tree(directory: int, path: str, recursive: bool = False, nofollow: bool = False) -> int:
+    """A detached copy of the mount at path (all mounts below it too, if recursive). path "": directory itself."""
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
+    if recursive:
+        flags |= AT_RECURSIVE
+    if nofollow:
+        flags |= AT_SYMLINK_NOFOLLOW
+    if not path:
+        flags |= AT_EMPTY_PATH
+    return syscall(f"open_tree {path}" if path else "open_tree", NR_open_tree, directory, os.fsencode(path), flags)
+
+
+def move_mount(tree: int, target: int, what: str = "") -> None:
+    """Put a detached mount on the place that the descriptor target names."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    syscall(f"move_mount {what}" if what else "move_mount", NR_move_mount, tree, b"", target, b"", flags)
+
+
+def mount_setattr(
+    tree: int,
+    attr_set: int,
+    attr_clr: int = 0,
+    propagation: int = 0,
+    userns: int = 0,
+    recursive: bool = False,
+) -> None:
+    """Change flags, propagation or id map of the mount (or the whole tree) that the descriptor names."""
+    attributes = buffer(pack("QQQQ", attr_set, attr_clr, propagation, userns))
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    syscall("mount_setattr", NR_mount_setattr, tree, b"", flags, attributes, 32)
+
+
+def new_filesystem(kind: str, source: str, data: list[str], attributes: int = 0) -> int:
+    """A detached mount of a new file system. data: "key=value" or "flag" each. Errors carry the kernel's own words."""
+    context = syscall(f"fsopen {kind}", NR_fsopen, os.fsencode(kind), 1)
+    try:
+        try:
+            if source:
+                _fsconfig(context, FSCONFIG_SET_STRING, "source", source)
+            for option in data:
+                key, equals, value = option.partition("=")
+                _fsconfig(context, FSCONFIG_SET_STRING if equals else FSCONFIG_SET_FLAG, key, value if equals else None)
+            _fsconfig(context, FSCONFIG_CMD_CREATE, None, None)
+        except OSError as error:
+            words = _context_messages(context)
+            raise OSError(error.errno, f"mount {kind}{' (' + words + ')' if words else ''}: {error.strerror}") from None
+        return syscall(f"fsmount {kind}", NR_fsmount, context, 1, attributes)
+    finally:
+        os.close(context)
+
+
+def _fsconfig(context: int, command: int, key: str | None, value: str | None) -> None:
+    syscall(
+        f"option {key}={value}" if value is not None else f"option {key}" if key else "create",
+        NR_fsconfig,
+        context,
+        command,
+        os.fsencode(key) if key is not None else None,
+        os.fsencode(value) if value is not None else None,
+        0,
+    )
+
+
+def _context_messages(context: int) -> str:
+    """What the file system says about the failure: lines "e tmpfs: Bad value for 'mode'"."""
+    found = []
+    for _ in range(16):
+        try:
+            line = os.read(context, 4096)
+        except OSError:
+            break
+        if line[:2] == b"e ":
+            found.append(line[2:].decode("utf-8", "replace").strip())
+    return "; ".join(found)

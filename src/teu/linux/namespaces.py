@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Namespaces: their names, clone3 into new ones, setns into others. Called by teu.runc."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from struct import pack
+
+from teu.linux.syscalls import (
+    NR_clone3,
+    NR_setns,
+    NR_unshare,
+    buffer,
+    check,
+    syscall,
+    syscall_keeping_gil,
+)
+
+CLONE_NEWTIME = 0x00000080
+CLONE_PIDFD = 0x00001000
+CLONE_PARENT = 0x00008000
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+NS_GET_NSTYPE = 0xB703
+
+# the specification's type -> (flag, name in /proc/PID/ns)
+TYPES = {
+    "user": (CLONE_NEWUSER, "user"),
+    "pid": (CLONE_NEWPID, "pid"),
+    "mount": (CLONE_NEWNS, "mnt"),
+    "network": (CLONE_NEWNET, "net"),
+    "ipc": (CLONE_NEWIPC, "ipc"),
+    "uts": (CLONE_NEWUTS, "uts"),
+    "cgroup": (CLONE_NEWCGROUP, "cgroup"),
+    "time": (CLONE_NEWTIME, "time"),
+}
+
+_SIGCHLD = 17
+
+
+def clone(flags: int) -> int:
+    """fork(2) into new namespaces: the child's pid, or 0 in the child.
+
+    The C library is not told: right only for a process with one thread, whose child soon executes
+    something else. Both hold for teu-runc. The child returns holding the interpreter's lock, as
+    the call never let go of it.
+    """
+    arguments = buffer(pack("QQQQQQQQ", flags, 0, 0, 0, 0 if flags & CLONE_PARENT else _SIGCHLD, 0, 0, 0))
+    return check(syscall_keeping_gil(NR_clone3, arguments, 64), "clone3")
+
+
+def unshare(flags: int) -> None:
+    syscall("unshare", NR_unshare, flags)
+
+
+def setns(fd: int, flags: int) -> None:
+    syscall("setns", NR_setns, fd, flags)
+
+
+def open_namespace(path: str, flag: int) -> int:
+    """A descriptor of a namespace file, after a look that it is one and of that kind. OSError, ValueError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
+    except OSError:
+        os.close(fd)
+        raise ValueError(f"{path} is not a namespace") from None
+    if kind != flag:
+        os.close(fd)
+        raise ValueError(f"{path} is a namespace of another kind")
+    return fd
+
+
+def same_namespace(path: str, name: str) -> bool:
+    """Whether path is the namespace that this process is in already."""
+    try:
+        one, other = os.stat(path), os.stat(f"/proc/self/ns/{name}")
+    except OSError:
+        return False
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)

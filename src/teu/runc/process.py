@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process of config.json (or of exec's process.json) as the input of teu-runc-init.
+
+Called by teu.runc.container_init (the first process) and teu.runc.exec. The records are those that
+src/c/teu-runc-init.c reads; both files list the tags in the same order.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from struct import pack
+
+from teu.linux import capabilities
+from teu.runc import log
+from teu.runc.errors import InvalidSpec, RuncError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+(
+    TAG_ARGV,
+    TAG_ENV,
+    TAG_CWD,
+    TAG_IDENTITY,
+    TAG_GROUPS,
+    TAG_CAPABILITIES,
+    TAG_FLAGS,
+    TAG_SECCOMP,
+    TAG_NAMESPACES,
+    TAG_LABEL,
+    TAG_FDS,
+    TAG_KEYRING,
+    TAG_PERSONALITY,
+    TAG_MEMORY_POLICY,
+    TAG_PATH,
+) = range(1, 16)
+
+FLAG_NO_NEW_PRIVS = 1
+FLAG_FORK = 2
+FLAG_TERMINAL = 4
+FLAG_SECCOMP_EARLY = 8
+FLAG_SETGROUPS = 16
+FLAG_CHOWN_STDIO = 64
+FLAG_SECCOMP_NOTIFY = 256
+
+F_ADD_SEALS = 1033
+F_SEAL_ALL = 0x1 | 0x2 | 0x4 | 0x8  # SEAL, SHRINK, GROW, WRITE
+MFD_EXEC = 0x10
+
+_PROGRAM_PLACES = ("/usr/libexec/teu/teu-runc-init",)
+
+
+def program() -> int:
+    """A sealed memfd of teu-runc-init: what a container sees as /proc/PID/exe until execve."""
+    data = b""
+    for path in (os.path.dirname(__file__) + "/teu-runc-init", *_PROGRAM_PLACES):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            while chunk := os.read(fd, 1 << 20):
+                data += chunk
+        finally:
+            os.close(fd)
+        break
+    else:
+        raise RuncError("teu-runc-init is missing: build it (make -C src/c) or reinstall teu-runc")
+    return sealed(b"teu-runc-init", data, MFD_EXEC)
+
+
+def sealed(name: bytes, data: bytes, flags: int = 0) -> int:
+    """A memfd (close-on-exec) with these bytes, that nobody can change any more."""
+    base = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create(name.decode(), base | flags)
+    except OSError:
+        fd = os.memfd_create(name.decode(), base)  # before Linux 6.3: every memfd is executable
+    os.write(fd, data)
+    fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_ALL)
+    return fd
+
+
+def record(tag: int, body: bytes) -> bytes:
+    return pack("II", tag, len(body)) + body + bytes(-len(body) % 8)
+
+
+def _strings(values: list[str], field: str) -> bytes:
+    encoded = [os.fsencode(value) for value in values]
+    for value in encoded:
+        if b"\0" in value:
+            raise InvalidSpec(f"{field}: a string holds a NUL byte")
+    return b"".join(value + b"\0" for value in encoded)
+
+
+def environment(process: dict[str, Any], home: str | None) -> list[str]:
+    """env as the program gets it: the last of equal names wins, HOME is there."""
+    values: dict[str, str] = {}
+    for entry in process.get("env") or ():
+        name, equals, value = entry.partition("=")
+        if not equals or not name:
+            raise InvalidSpec(f"process.env: invalid environment variable: {entry!r}")
+        values.pop(name, None)
+        values[name] = value
+    if home is not None and not values.get("HOME"):
+        values["HOME"] = home
+    return [f"{name}={value}" for name, value in values.items()]
+
+
+def capability_sets(process: dict[str, Any], warn: bool = True) -> list[int]:
+    """bounding, effective, inheritable, permitted, ambient. None given: none."""
+    given = process.get("capabilities") or {}
+    known = capabilities.known_mask()
+    sets = []
+    for name in ("bounding", "effective", "inheritable", "permitted", "ambient"):
+        bits, unknown = capabilities.mask(given.get(name) or [])
+        if (unknown or bits & ~known) and warn:
+            missing = unknown + [n for i, n in enumerate(capabilities.NAMES) if (bits & ~known) >> i & 1]
+            log.warning(f"ignoring unknown or unavailable capabilities: [{' '.join(missing)}]")
+        sets.append(bits & known)
+    return sets
+
+
+def make_input(
+    process: dict[str, Any],
+    env: list[str],
+    fds: tuple[int, int, int, int, int],
+    preserved: int,
+    flags: int = 0,
+    namespaces: int = 0,
+    seccomp: tuple[bytes, int, bool] | None = None,
+    keyring: str | None = None,
+    personality: int | None = None,
+    memory_policy: bytes | None = None,
+    capability_sets_: list[int] | None = None,
+) -> bytes:
+    """All records. fds: sync, fifo, console, procfs, pidfd (-1: none). seccomp: program, flags, notify."""
+    user = process.get("user") or {}
+    if process.get("noNewPrivileges"):
+        flags |= FLAG_NO_NEW_PRIVS
+    if process.get("terminal"):
+        flags |= FLAG_TERMINAL
+    flags |= FLAG_CHOWN_STDIO
+    umask = user.get("umask")
+    parts = [
+        record(TAG_FDS, pack("iiiii", *fds)),
+        record(TAG_ARGV, _strings(process["args"], "process.args")),
+        record(TAG_ENV, _strings(env, "process.env")),
+        record(TAG_CWD, _strings([process["cwd"]], "process.cwd")),
+        record(TAG_IDENTITY, pack("III", user.get("uid", 0), user.get("gid", 0), 0o022 if umask is None else umask)),
+        record(TAG_CAPABILITIES, pack("5Q", *(capability_sets_ or capability_sets(process)))),
+    ]
+    groups = user.get("additionalGids") or []
+    if groups:
+        parts.append(record(TAG_GROUPS, pack(f"{len(groups)}I", *groups)))
+    if seccomp is not None and seccomp[0]:
+        filter_program, filter_flags, notify = seccomp
+        parts.append(record(TAG_SECCOMP, pack("II", filter_flags, 0) + filter_program))
+        if notify:
+            flags |= FLAG_SECCOMP_NOTIFY
+        if not process.get("noNewPrivileges"):
+            flags |= FLAG_SECCOMP_EARLY
+    if namespaces:
+        parts.append(record(TAG_NAMESPACES, pack("I", namespaces)))
+    if process.get("apparmorProfile"):
+        parts.append(record(TAG_LABEL, b"apparmor/exec\0" + os.fsencode("exec " + process["apparmorProfile"]) + b"\0"))
+    elif process.get("selinuxLabel"):
+        parts.append(record(TAG_LABEL, b"exec\0" + os.fsencode(process["selinuxLabel"]) + b"\0"))
+    if keyring is not None:
+        parts.append(record(TAG_KEYRING, os.fsencode(keyring) + b"\0"))
+    if personality is not None:
+        parts.append(record(TAG_PERSONALITY, pack("Q", personality)))
+    if memory_policy is not None:
+        parts.append(record(TAG_MEMORY_POLICY, memory_policy))
+    parts.append(record(TAG_FLAGS, pack("II", flags, preserved)))
+    return b"".join(parts)
+
+
+def home_of(root: int, uid: int) -> str:
+    """The user's home by the root's own /etc/passwd, "/" where it says nothing."""
+    from teu.linux.mounts import open_in_root
+
+    try:
+        fd = open_in_root(root, "etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return "/"
+    try:
+        if os.fstat(fd).st_mode & 0o170000 != 0o100000:
+            return "/"
+        data = os.read(fd, 1 << 20)
+    except OSError:
+        return "/"
+    finally:
+        os.close(fd)
+    wanted = str(uid).encode()
+    for line in data.split(b"\n"):
+        fields = line.split(b":")
+        if len(fields) > 5 and fields[2] == wanted and fields[5]:
+            return os.fsdecode(fields[5])
+    return "/"
+
+
+def failure_text(message: bytes) -> str:
+    """The text of an 'E' message."""
+    number = int.from_bytes(message[1:5], "little")
+    text = message[5:].decode("utf-8", "replace")
+    if number:
+        reason = os.strerror(number)
+        text += ": " + (reason if reason[1:2].isupper() else reason[:1].lower() + reason[1:])
+    return text
