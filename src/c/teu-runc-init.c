@@ -471,9 +471,14 @@ static const char *find_program(void)
 			continue;
 		long result = SYS(__NR_statx, AT_FDCWD, name, 0, STATX_BASIC_STATS, &info);
 		if (result < 0) {
-			ulong n = append(0, name);
-			memcpy(path, message, n < sizeof path ? n : sizeof path - 1);
-			fail(result, "exec: \"", path, "\": stat");
+			const char *from = "\": stat ";
+			ulong n = 0;
+			while (*from)
+				path[n++] = *from++;
+			for (from = name; *from && n < sizeof path - 1;)
+				path[n++] = *from++;
+			path[n] = 0;
+			fail(result, "exec: \"", name, path);
 		}
 		if ((info.stx_mode & S_IFMT) == S_IFDIR)
 			fail(EISDIR, "exec: \"", name, "\"");
@@ -597,6 +602,8 @@ void start_c(long *stack)
 		load_seccomp();
 		late = 0;
 	}
+	/* from here on the end of the socket tells of teu-runc's death, and after 'f' it may end */
+	SYS(__NR_prctl, PR_SET_PDEATHSIG, 0, 0, 0, 0);
 	tell('R', 0);
 	await('f');
 	if (in.fifo >= 0) {

@@ -135,6 +135,7 @@ def make_input(
     personality: int | None = None,
     memory_policy: bytes | None = None,
     capability_sets_: list[int] | None = None,
+    program_path: str | None = None,
 ) -> bytes:
     """All records. fds: sync, fifo, console, procfs, pidfd (-1: none). seccomp: program, flags, notify."""
     user = process.get("user") or {}
@@ -174,6 +175,8 @@ def make_input(
         parts.append(record(TAG_PERSONALITY, pack("Q", personality)))
     if memory_policy is not None:
         parts.append(record(TAG_MEMORY_POLICY, memory_policy))
+    if program_path is not None:
+        parts.append(record(TAG_PATH, os.fsencode(program_path) + b"\0"))
     parts.append(record(TAG_FLAGS, pack("II", flags, preserved)))
     return b"".join(parts)
 

@@ -19,7 +19,8 @@ The record, version 1 (a later version reads every earlier one; unknown keys are
     namespace_paths     {"NEWPID": "/proc/PID/ns/pid", ...}
     rootless            made by somebody who is not root
     systemd_cgroup      --systemd-cgroup was given
-    hooks_done          the hooks that already ran, by kind (poststop must not run twice)
+    ready               create has done everything
+    no_new_keyring      --no-new-keyring was given
 
 The record is written before anything else exists, so that whatever a killed create leaves can be found.
 """
@@ -138,9 +139,11 @@ class Container:
     def status(self) -> str:
         """The specification's status; "paused" as runc has it."""
         if not self.init_alive():
-            if not self.pid and self.creator_alive():
+            if not self.record.get("ready") and self.creator_alive():
                 return CREATING
             return STOPPED
+        if not self.record.get("ready"):
+            return CREATING
         if self.frozen():
             return PAUSED
         if os.path.exists(self.fifo):

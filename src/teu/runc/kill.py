@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""teu-runc kill: send a signal to a container's first process."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from teu.linux.syscalls import NR_pidfd_send_signal, syscall
+from teu.runc import state
+from teu.runc.errors import NotRunning, RuncError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from teu.runc.arguments import Arguments
+    from teu.runc.commands import Settings
+
+SUMMARY = "send a signal (default: SIGTERM) to the container's first process"
+USAGE = "<container-id> [signal]"
+FLAGS = {"all": ("a", "bool", False, "obsolete: all processes get SIGKILL with the first one anyway")}
+ARGUMENTS = (1, 2)
+
+_SIGKILL = 9
+_NUMBERS = {
+    "HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "TRAP": 5, "ABRT": 6, "IOT": 6, "BUS": 7, "FPE": 8, "KILL": 9,
+    "USR1": 10, "SEGV": 11, "USR2": 12, "PIPE": 13, "ALRM": 14, "TERM": 15, "STKFLT": 16, "CHLD": 17,
+    "CLD": 17, "CONT": 18, "STOP": 19, "TSTP": 20, "TTIN": 21, "TTOU": 22, "URG": 23, "XCPU": 24,
+    "XFSZ": 25, "VTALRM": 26, "PROF": 27, "WINCH": 28, "IO": 29, "POLL": 29, "PWR": 30, "SYS": 31,
+    "UNUSED": 31,
+}  # fmt: skip
+
+
+def number_of(text: str) -> int:
+    """"9", "KILL", "SIGKILL", "rtmin+3" as a number."""
+    if text.lstrip("-").isdigit():
+        return int(text)
+    name = text.upper().removeprefix("SIG")
+    if name in _NUMBERS:
+        return _NUMBERS[name]
+    for base, start, sign in (("RTMIN", 34, "+"), ("RTMAX", 64, "-")):
+        if name == base:
+            return start
+        if name.startswith(base + sign) and name[6:].isdigit() and int(name[6:]) <= 30:
+            return start + int(name[6:]) if sign == "+" else start - int(name[6:])
+    raise RuncError(f'unknown signal "{text}"')
+
+
+def has_own_pid_namespace(container: state.Container) -> bool:
+    try:
+        return os.stat(f"/proc/{container.pid}/ns/pid").st_ino != os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return False
+
+
+def send(container: state.Container, signal: int) -> None:
+    """Signal the first process. SIGKILL reaches all of the container, also without a pid namespace of its own."""
+    if not container.pid:
+        raise NotRunning
+    try:
+        pidfd = os.pidfd_open(container.pid)
+    except ProcessLookupError:
+        pidfd = -1
+    try:
+        if pidfd < 0 or not container.init_alive():
+            if signal == _SIGKILL:
+                _kill_cgroup(container)
+            raise NotRunning
+        if signal == _SIGKILL and not has_own_pid_namespace(container):
+            _kill_cgroup(container)
+        try:
+            syscall("kill", NR_pidfd_send_signal, pidfd, signal, None, 0)
+        except ProcessLookupError:
+            raise NotRunning from None
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
+    if signal == _SIGKILL and container.frozen():
+        from teu.runc import cgroups
+
+        cgroups.load(container.record["cgroup"]).thaw()
+
+
+def _kill_cgroup(container: state.Container) -> None:
+    from teu.runc import cgroups
+
+    if container.record.get("cgroup"):
+        cgroups.load(container.record["cgroup"]).kill()
+
+
+def wait_gone(container: state.Container, seconds: float) -> bool:
+    """Wait until the first process has ended (a zombie has)."""
+    import select
+
+    if not container.init_alive():
+        return True
+    try:
+        pidfd = os.pidfd_open(container.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        deadline = time.monotonic() + seconds
+        while container.init_alive():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            poll.poll(int(left * 1000) + 1)
+            if container.init_alive():
+                time.sleep(0.001)
+    finally:
+        os.close(pidfd)
+    return True
+
+
+def main(arguments: Arguments, settings: Settings) -> int:
+    container = state.load(settings.root, arguments.positional[0])
+    signal = number_of(arguments.positional[1] if len(arguments.positional) > 1 else "TERM")
+    try:
+        send(container, signal)
+    except NotRunning:
+        if not arguments["all"]:
+            raise
+    return 0

@@ -1,0 +1,621 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make a container: the parent's half of create and run.
+
+Called by teu.runc.create and teu.runc.run. The story, with the other half in teu.runc.container_init:
+
+    parent                                      first process
+    reads and validates config.json
+    makes the state folder (locked), the record
+    opens what must be opened from outside
+    clones                                 ->   waits
+    id maps, cgroup, network devices       'g'->
+                                                namespaces, root, devices, terminal ('C')
+    prestart, createRuntime hooks         <-'H'
+                                           'g'->createContainer hooks, pivot, execs teu-runc-init
+                                                identity, seccomp ('S'), ...
+    limits, rlimits, record, pid file     <-'R'
+                                           'f'->waits at exec.fifo (run: executes)
+
+If anything fails in between, Launch.abort() takes back all of it.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import (
+    AF_UNIX,
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    SCM_RIGHTS,
+    SOCK_CLOEXEC,
+    SOCK_SEQPACKET,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socket,
+    socketpair,
+)
+from struct import pack, unpack
+
+from teu.linux import mounts, namespaces
+from teu.linux.namespaces import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWTIME,
+    CLONE_NEWUSER,
+    TYPES,
+)
+from teu.linux.syscalls import PR_SET_DUMPABLE, PROC_SUPER_MAGIC, fstatfs_type, prctl
+from teu.oci import jsontext
+from teu.runc import cgroups, container_init, hooks, log, mount_options, process, rootfs, state, validator
+from teu.runc.errors import InvalidSpec, RuncError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from teu.runc.arguments import Arguments
+    from teu.runc.commands import Settings
+
+LAUNCH_FLAGS = {
+    "bundle": ("b", "string", "", "path of the bundle (default: the working directory)"),
+    "console-socket": ("", "string", "", "unix socket that receives the terminal's master"),
+    "pidfd-socket": ("", "string", "", "unix socket that receives a pidfd of the first process"),
+    "pid-file": ("", "string", "", "file to write the process id to"),
+    "no-pivot": ("", "bool", False, "do not use pivot_root (for a root on a ramdisk)"),
+    "no-new-keyring": ("", "bool", False, "leave the caller's session keyring to the container"),
+    "preserve-fds": ("", "int", 0, "pass N more descriptors to the container (stdio + $LISTEN_FDS + N)"),
+}
+
+_DEFAULT_VERSION = "1.0.0"
+
+
+def read_spec(bundle: str) -> tuple[dict[str, Any], bytes]:
+    """The bundle's config.json and its bytes."""
+    path = bundle + "/config.json"
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        raise RuncError("JSON specification file config.json not found") from None
+    try:
+        spec = jsontext.loads(data)
+    except ValueError as error:
+        raise InvalidSpec(f"{path}: {error}") from None
+    if not isinstance(spec, dict):
+        raise InvalidSpec(f"{path}: not an object")
+    return spec, data
+
+
+def listen_fds() -> int:
+    """How many descriptors systemd passed to this process (LISTEN_FDS of sd_listen_fds(3))."""
+    try:
+        if int(os.environ.get("LISTEN_PID", "0")) == os.getpid():
+            return int(os.environ.get("LISTEN_FDS", "0"))
+    except ValueError:
+        pass
+    return 0
+
+
+def close_strangers(preserved: int) -> None:
+    """Close every descriptor that nobody asked for, and check those that were (CVE-2024-21626)."""
+    for fd in range(3, 3 + preserved):
+        try:
+            os.set_inheritable(fd, True)
+        except OSError as error:
+            raise RuncError(f"unable to stat preserved-fd {fd - 3} (of {preserved}): {error.strerror}") from None
+    keep = log.fd()
+    if keep >= 3 + preserved:
+        os.closerange(3 + preserved, keep)
+        os.closerange(keep + 1, 1 << 20)
+    else:
+        os.closerange(3 + preserved, 1 << 20)
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    folder, _, name = path.rpartition("/")
+    temporary = f"{folder}/.{name}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    os.write(fd, str(pid).encode())
+    os.close(fd)
+    os.rename(temporary, path)
+
+
+def connect(path: str) -> socket:
+    connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    try:
+        connection.connect(path)
+    except OSError as error:
+        raise RuncError(f"dial unix {path}: connect: {error.strerror}") from None
+    return connection
+
+
+def send_descriptor(connection: socket, name: bytes, fd: int) -> None:
+    connection.sendmsg([name], [(SOL_SOCKET, SCM_RIGHTS, pack("i", fd))])
+
+
+def receive(sync: socket) -> tuple[bytes, int]:
+    """(a message of the child, a descriptor that came along or -1). b"" when the child is gone."""
+    data, control, _, _ = sync.recvmsg(8192, CMSG_SPACE(4), MSG_CMSG_CLOEXEC)
+    for level, kind, body in control:
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            return data, int(unpack("i", body[:4])[0])
+    return data, -1
+
+
+class Launch:
+    """One container in the making. Use: open, build, and abort() if either failed."""
+
+    def __init__(self, arguments: Arguments, settings: Settings, id: str, with_fifo: bool) -> None:
+        self.arguments = arguments
+        self.settings = settings
+        self.id = id
+        self.with_fifo = with_fifo
+        self.pid = 0
+        self.console = -1  # the terminal's master, where no console socket takes it
+        self.container: state.Container | None = None
+        self.lock: state.Lock | None = None
+        self.cgroup: cgroups.Cgroup | None = None
+        self.sync: socket | None = None
+        self.console_connection: socket | None = None
+        self.rootless = os.geteuid() != 0
+        self.spec: dict[str, Any] = {}
+
+    # -- before anything is touched --
+
+    def read(self, detached: bool) -> None:
+        """Read and check everything that can be checked without touching anything."""
+        arguments = self.arguments
+        state.check_id(self.id)
+        self.pid_file = os.path.abspath(arguments["pid-file"]) if arguments["pid-file"] else ""
+        self.bundle = os.path.abspath(arguments["bundle"] or ".")
+        for name in ("console-socket", "pidfd-socket"):
+            if arguments[name]:
+                arguments.options[name] = os.path.abspath(arguments[name])
+        try:
+            os.chdir(self.bundle)
+        except OSError as error:
+            raise RuncError(f"chdir {self.bundle}: {os.strerror(error.errno or 0).lower()}") from None
+        self.spec, self.spec_bytes = read_spec(self.bundle)
+        validator.check(self.spec, self.rootless)
+        spec = self.spec
+        if not spec.get("process"):
+            raise InvalidSpec("process property must not be empty")
+        root = (spec.get("root") or {}).get("path") or ""
+        self.rootfs = os.path.realpath(root if root.startswith("/") else f"{self.bundle}/{root}")
+        if not os.path.isdir(self.rootfs):
+            raise InvalidSpec(f"root.path: {self.rootfs}: no such directory")
+        terminal = bool(spec["process"].get("terminal"))
+        if detached and terminal and not arguments["console-socket"]:
+            raise RuncError("cannot allocate tty if runc will detach without setting console socket")
+        if arguments["console-socket"] and not (detached and terminal):
+            raise RuncError("cannot use console socket if runc will not detach or allocate tty")
+        self.listen = listen_fds()
+        self.preserved = self.listen + max(0, arguments["preserve-fds"])
+        close_strangers(self.preserved)
+        if self.listen:
+            spec["process"]["env"] = [
+                *(spec["process"].get("env") or ()),
+                f"LISTEN_FDS={self.listen}",
+                "LISTEN_PID=1",
+            ]
+
+    # -- the state folder --
+
+    def claim(self) -> None:
+        """Make the state folder: from here on the id is ours, and delete can find what we leave."""
+        root = self.settings.root
+        folder = state.folder_of(root, self.id)
+        try:
+            os.mkdir(folder, 0o711)
+        except FileExistsError:
+            raise RuncError("container with given ID already exists") from None
+        except FileNotFoundError:
+            os.makedirs(root, 0o700, exist_ok=True)
+            try:
+                os.mkdir(folder, 0o711)
+            except FileExistsError:
+                raise RuncError("container with given ID already exists") from None
+        try:
+            self.lock = state.Lock(folder)
+            linux = self.spec.get("linux") or {}
+            plan = cgroups.plan(
+                linux.get("cgroupsPath") or "", self.id, self.settings.systemd_cgroup, self._rootless_cgroups()
+            )
+            self.container = state.Container(
+                folder,
+                {
+                    "version": state.STATE_VERSION,
+                    "id": self.id,
+                    "ociVersion": self.spec.get("ociVersion") or _DEFAULT_VERSION,
+                    "init_process_pid": 0,
+                    "init_process_start": 0,
+                    "bundle": self.bundle,
+                    "rootfs": self.rootfs,
+                    "created": state.now_rfc3339(),
+                    "annotations": self.spec.get("annotations") or {},
+                    "cgroup": plan,
+                    "rootless": self.rootless,
+                    "systemd_cgroup": self.settings.systemd_cgroup,
+                    "no_new_keyring": self.arguments["no-new-keyring"],
+                    "ready": False,
+                },
+            )
+            self.container.save()
+        except BaseException:
+            self._remove_folder(folder)
+            raise
+        fd = os.open(folder + "/config.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.write(fd, self.spec_bytes)
+        os.close(fd)
+
+    @staticmethod
+    def _remove_folder(folder: str) -> None:
+        for name in os.listdir(folder):
+            os.unlink(f"{folder}/{name}")
+        os.rmdir(folder)
+
+    def _rootless_cgroups(self) -> bool:
+        if self.settings.rootless == "auto":
+            return self.rootless
+        return self.settings.rootless in ("true", "1", "t", "T", "TRUE", "True")
+
+    # -- the first process --
+
+    def build(self) -> None:
+        """Clone the first process and bring it to the point where only `f` is missing."""
+        plan = self._plan()
+        assert self.container is not None
+        self.sync = plan.parent_sync
+        makes_user_namespace = bool((plan.first_flags | max(plan.second_flags, 0)) & CLONE_NEWUSER)
+        if not (self.rootless and makes_user_namespace):
+            # whoever shares a pid namespace with the child can see it from its first moment (CVE-2016-9962)
+            prctl(PR_SET_DUMPABLE, 0)
+        pid = namespaces.clone(plan.first_flags)
+        if pid == 0:
+            container_init.main(plan)
+        self.pid = pid
+        plan.sync.close()
+        self._record_pid()
+        self._close_plan(plan)
+        if makes_user_namespace and plan.second_flags < 0:
+            self._write_id_maps()
+        self._set_oom_score()
+        self._enter_cgroup()
+        self._move_network_devices()
+        self._send(b"g")
+        self._converse()
+
+    def _record_pid(self) -> None:
+        assert self.container is not None
+        self.container.record["init_process_pid"] = self.pid
+        self.container.record["init_process_start"] = state.process_stat(self.pid)[1]
+        self.container.save()
+
+    def _plan(self) -> container_init.Plan:
+        assert self.container is not None
+        spec = self.spec
+        linux = spec.get("linux") or {}
+        described = spec["process"]
+        plan = container_init.Plan()
+        plan.spec, plan.id, plan.bundle, plan.rootfs = spec, self.id, self.bundle, self.rootfs
+        plan.parent_sync, plan.sync = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+        plan.early_joins, plan.joins, plan.sources = [], [], {}
+        new = 0
+        for namespace in linux.get("namespaces") or ():
+            flag, name = TYPES[namespace["type"]]
+            path = namespace.get("path")
+            if not path:
+                new |= flag
+                continue
+            try:
+                fd = namespaces.open_namespace(path, flag)
+            except (OSError, ValueError) as error:
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                raise RuncError(f"linux.namespaces: {namespace['type']}: {path}: {reason}") from None
+            if flag == CLONE_NEWUSER:
+                plan.user_namespace = True
+                if namespaces.same_namespace(path, name):
+                    os.close(fd)
+                    plan.user_namespace = False
+                    continue
+            (plan.early_joins if flag in (CLONE_NEWUSER, CLONE_NEWPID) else plan.joins).append((flag, fd))
+        plan.user_namespace = plan.user_namespace or bool(new & CLONE_NEWUSER)
+        plan.late_flags = new & (CLONE_NEWCGROUP | CLONE_NEWTIME)
+        new &= ~plan.late_flags
+        if plan.early_joins:
+            plan.early_joins.sort(key=lambda join: join[0] != CLONE_NEWUSER)
+            plan.first_flags, plan.second_flags = 0, new
+        else:
+            plan.first_flags = new
+        plan.setgroups = self._can_setgroups(plan)
+        plan.procfs = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if fstatfs_type(plan.procfs) != PROC_SUPER_MAGIC:
+            raise RuncError("/proc of the host is not a procfs")
+        plan.program = process.program()
+        if linux.get("seccomp"):
+            from teu.linux import seccomp
+
+            profile = linux["seccomp"]
+            plan.seccomp = (seccomp.compile(profile), seccomp.flags(profile), seccomp.needs_listener(profile))
+        plan.preserved = self.preserved
+        plan.no_pivot = self.arguments["no-pivot"]
+        plan.keyring = None if self.arguments["no-new-keyring"] else f"_ses.{self.id}"
+        plan.cgroup_path = (self.container.record["cgroup"] or {}).get("path") or ""
+        plan.capability_sets = process.capability_sets(described)
+        if linux.get("personality"):
+            plan.personality = _personality(linux["personality"])
+        if linux.get("memoryPolicy"):
+            from teu.runc import memory_policy
+
+            plan.memory_policy = memory_policy.encode(linux["memoryPolicy"])
+        plan.state = self.container.state("creating")
+        if self.with_fifo:
+            fifo = self.container.fifo
+            os.mkfifo(fifo, 0o600)
+            # for reading and writing, so that a read waits although nobody has it open for writing yet
+            plan.fifo = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
+        if self.arguments["console-socket"]:
+            self.console_connection = connect(self.arguments["console-socket"])
+        own_mounts = bool((plan.first_flags | max(plan.second_flags, 0)) & CLONE_NEWNS)
+        if own_mounts:
+            self._open_sources(plan)
+        return plan
+
+    def _can_setgroups(self, plan: container_init.Plan) -> bool:
+        """Not where an unprivileged user maps a single group: the kernel wants setgroups denied there."""
+        if not plan.user_namespace or not self.rootless:
+            return True
+        return bool((self.spec.get("linux") or {}).get("gidMappings")) and not self._maps_own_group_only()
+
+    def _maps_own_group_only(self) -> bool:
+        maps = (self.spec.get("linux") or {}).get("gidMappings") or []
+        return len(maps) == 1 and maps[0]["size"] == 1 and maps[0]["hostID"] == os.getegid()
+
+    def _open_sources(self, plan: container_init.Plan) -> None:
+        """Bind sources that only we can reach (root, for a user namespace), and those with an id map."""
+        for index, mount in enumerate(self.spec.get("mounts") or ()):
+            options = mount_options.parse(mount.get("options") or [])
+            mapped = bool(mount.get("uidMappings") or options.idmap)
+            if mapped:
+                from teu.runc import idmap
+
+                plan.sources[index] = idmap.open_mapped(mount, options, self.bundle, self.spec)
+            elif plan.user_namespace and not self.rootless and rootfs.is_bind(mount, options):
+                plan.sources[index] = rootfs.open_bind_source(mount, options, self.bundle)
+                if not options.propagation:
+                    propagation = (self.spec.get("linux") or {}).get("rootfsPropagation") or ""
+                    if "shared" not in propagation:
+                        mounts.mount_setattr(plan.sources[index], 0, 0, mounts.MS_SLAVE, recursive=True)
+
+    @staticmethod
+    def _close_plan(plan: container_init.Plan) -> None:
+        """The child has its own copies."""
+        for fd in (plan.procfs, plan.program, plan.fifo, *plan.sources.values()):
+            if fd >= 0:
+                os.close(fd)
+        for _flag, fd in (*plan.early_joins, *plan.joins):
+            os.close(fd)
+
+    def _write_id_maps(self) -> None:
+        from teu.runc import idmap
+
+        linux = self.spec.get("linux") or {}
+        idmap.write_maps(
+            self.pid,
+            linux.get("uidMappings") or [],
+            linux.get("gidMappings") or [],
+            self.rootless,
+            self._maps_own_group_only(),
+        )
+
+    def _set_oom_score(self) -> None:
+        value = self.spec["process"].get("oomScoreAdj")
+        if value is None:
+            return
+        set_oom_score(self.pid, value, self.rootless)
+
+    def _enter_cgroup(self) -> None:
+        assert self.container is not None
+        linux = self.spec.get("linux") or {}
+        self.cgroup = cgroups.create(
+            linux.get("cgroupsPath") or "",
+            self.id,
+            self.settings.systemd_cgroup,
+            linux.get("resources"),
+            self.pid,
+            self._rootless_cgroups(),
+            self.spec.get("annotations") or {},
+            self.container.record["cgroup"],
+        )
+        if self.cgroup.record != self.container.record["cgroup"]:
+            self.container.record["cgroup"] = self.cgroup.record
+            self.container.save()
+
+    def _move_network_devices(self) -> None:
+        devices = (self.spec.get("linux") or {}).get("netDevices") or {}
+        if devices:
+            from teu.runc import network_devices
+
+            network_devices.move(devices, self.pid)
+
+    def _send(self, word: bytes) -> None:
+        assert self.sync is not None
+        try:
+            self.sync.send(word)
+        except BrokenPipeError:
+            pass  # it died: the next message to read says why
+
+    def _converse(self) -> None:
+        """Answer the child until it is ready."""
+        assert self.sync is not None and self.container is not None
+        while True:
+            message, fd = receive(self.sync)
+            kind = message[:1]
+            if kind == b"P":
+                self._second_process(int.from_bytes(message[1:5], "little"))
+                self._send(b"g")
+            elif kind == b"C":
+                self._take_console(fd)
+                self._send(b"g")
+            elif kind == b"H":
+                current = self.container.state("creating")
+                hooks.run_all(self.spec, "prestart", current)
+                hooks.run_all(self.spec, "createRuntime", current)
+                self._send(b"g")
+            elif kind == b"S":
+                self._pass_listener(int.from_bytes(message[1:5], "little"))
+                self._send(b"g")
+            elif kind == b"R":
+                self._finish()
+                return
+            elif kind == b"E":
+                raise RuncError(
+                    "unable to start container process: error during container init: " + process.failure_text(message)
+                )
+            else:
+                raise RuncError("unable to start container process: container init died: " + self._reap_text())
+
+    def _second_process(self, pid: int) -> None:
+        os.waitpid(self.pid, 0)
+        self.pid = pid
+        self._record_pid()
+        linux = self.spec.get("linux") or {}
+        new_user = any(n["type"] == "user" and not n.get("path") for n in linux.get("namespaces") or ())
+        if new_user:
+            self._write_id_maps()
+
+    def _take_console(self, fd: int) -> None:
+        size = self.spec["process"].get("consoleSize")
+        if size:
+            from teu.linux import terminals
+
+            terminals.set_size(fd, size["height"], size["width"])
+        if self.console_connection is not None:
+            send_descriptor(self.console_connection, b"/dev/ptmx", fd)
+            self.console_connection.close()
+            os.close(fd)
+        else:
+            self.console = fd
+
+    def _pass_listener(self, number: int) -> None:
+        assert self.container is not None
+        fd = fetch_descriptor(self.pid, number)
+        from teu.runc import seccomp_notify
+
+        seccomp_notify.send(fd, self.spec["linux"]["seccomp"], self.container.state("creating"))
+        os.close(fd)
+
+    def _finish(self) -> None:
+        """The child is teu-runc-init now, small and quiet: limits, record, pid file."""
+        assert self.cgroup is not None and self.container is not None
+        linux = self.spec.get("linux") or {}
+        self.cgroup.apply(linux.get("resources"), rootless=self._rootless_cgroups())
+        if linux.get("intelRdt"):
+            from teu.runc import intel_rdt
+
+            self.container.record["intel_rdt"] = intel_rdt.apply(linux["intelRdt"], self.id, self.pid)
+        if any(n["type"] == "user" for n in linux.get("namespaces") or ()):
+            self._delegate_cgroup(linux)
+        settle(self.pid, self.spec["process"])
+        if self.arguments["pidfd-socket"]:
+            pidfd = os.pidfd_open(self.pid)
+            with_socket = connect(self.arguments["pidfd-socket"])
+            send_descriptor(with_socket, b"pidfd", pidfd)
+            with_socket.close()
+            os.close(pidfd)
+        if self.pid_file:
+            write_pid_file(self.pid_file, self.pid)
+        self.container.record["ready"] = True
+        self.container.save()
+
+    def _delegate_cgroup(self, linux: dict[str, Any]) -> None:
+        """runtime-spec, "Cgroup ownership": only with a cgroup namespace and a cgroup mount that is writable."""
+        assert self.cgroup is not None
+        has_namespace = any(n["type"] == "cgroup" and not n.get("path") for n in linux.get("namespaces") or ())
+        writable = any(
+            m.get("type") in ("cgroup", "cgroup2") and "ro" not in (m.get("options") or ())
+            for m in self.spec.get("mounts") or ()
+        )
+        owner = next((m["hostID"] for m in linux.get("uidMappings") or () if m["containerID"] == 0), None)
+        if has_namespace and writable and owner is not None and not self.rootless:
+            self.cgroup.delegate(owner)
+
+    def release(self) -> None:
+        """Let the first process go on, and the container to others."""
+        assert self.sync is not None and self.lock is not None
+        self._send(b"f")
+        self.lock.__exit__()
+
+    def _reap_text(self) -> str:
+        try:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if not pid:
+                os.kill(self.pid, 9)
+                _, status = os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            return "gone"
+        self.pid = 0
+        code = os.waitstatus_to_exitcode(status)
+        return f"exit status {code}" if code >= 0 else f"killed by signal {-code}"
+
+    def abort(self) -> None:
+        """Undo everything, in the reverse order. Errors on the way are warnings: the first one counts."""
+        if self.console_connection is not None:
+            self.console_connection.close()
+        if self.pid:
+            try:
+                os.kill(self.pid, 9)
+                os.waitpid(self.pid, 0)
+            except (ProcessLookupError, ChildProcessError):
+                pass
+        if self.container is None:
+            return
+        try:
+            if self.cgroup is not None:
+                self.cgroup.kill()
+            cgroups.load(self.container.record["cgroup"]).delete()
+        except (OSError, ValueError) as error:
+            log.warning(f"cannot remove the cgroup: {error}")
+        if self.pid and self.container.record.get("init_process_pid"):
+            hooks.run_all_and_warn(self.spec, "poststop", self.container.state(state.STOPPED))
+        try:
+            self._remove_folder(self.container.folder)
+        except OSError as error:
+            log.warning(f"cannot remove {self.container.folder}: {error}")
+
+
+def set_oom_score(pid: int, value: int, rootless: bool) -> None:
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", "wb", 0) as file:
+            file.write(str(value).encode())
+    except OSError as error:
+        if not rootless:
+            raise OSError(error.errno, f"process.oomScoreAdj: {error.strerror}") from None
+
+
+def settle(pid: int, described: dict[str, Any]) -> None:
+    """What is set on a process from outside: rlimits, scheduler, I/O priority."""
+    if described.get("rlimits") or described.get("scheduler") or described.get("ioPriority"):
+        from teu.runc import process_limits
+
+        process_limits.apply(pid, described)
+
+
+def fetch_descriptor(pid: int, number: int) -> int:
+    from teu.linux.syscalls import NR_pidfd_getfd, syscall
+
+    pidfd = os.pidfd_open(pid)
+    try:
+        return syscall("pidfd_getfd", NR_pidfd_getfd, pidfd, number, 0)
+    finally:
+        os.close(pidfd)
+
+
+def _personality(value: dict[str, Any]) -> int:
+    domains = {"LINUX": 0x0000, "LINUX32": 0x0008}
+    if value.get("flags"):
+        raise InvalidSpec("linux.personality.flags: none is supported")
+    if value.get("domain") not in domains:
+        raise InvalidSpec(f"linux.personality.domain: {value.get('domain')!r} is not LINUX or LINUX32")
+    return domains[value["domain"]]

@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The container's root file system: mounts, devices, masks, and the pivot into it.
+
+Called by teu.runc.container_init in the container's first process, in its new mount namespace,
+while the host's tree can still be seen. Every place inside the root is a descriptor that
+teu.linux.mounts opened within the root; see there for why.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from teu.linux import mounts
+from teu.linux.mounts import (
+    AT_FDCWD,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_SYMLINKS,
+)
+from teu.linux.syscalls import PROC_SUPER_MAGIC, fstatfs_type
+from teu.runc import mount_options
+from teu.runc.errors import InvalidSpec, RuncError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from teu.runc.mount_options import MountOptions
+
+_PROPAGATION = {
+    "": mounts.MS_SLAVE | mounts.MS_REC,
+    "private": mounts.MS_PRIVATE,
+    "rprivate": mounts.MS_PRIVATE | mounts.MS_REC,
+    "slave": mounts.MS_SLAVE,
+    "rslave": mounts.MS_SLAVE | mounts.MS_REC,
+    "shared": mounts.MS_SHARED,
+    "rshared": mounts.MS_SHARED | mounts.MS_REC,
+    "unbindable": mounts.MS_UNBINDABLE,
+    "runbindable": mounts.MS_UNBINDABLE | mounts.MS_REC,
+}
+
+# Places in /proc where a file may be put (lxcfs and the like). Anywhere else in /proc a mount would
+# hide what the runtime itself, and the masks, rely on.
+_PROC_ALLOWED = (
+    "cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "net/dev",
+    "sys/kernel/ns_last_pid", "sys/crypto/fips_enabled",
+)  # fmt: skip
+
+
+def clean(path: str) -> str:
+    """An absolute path without "." and "..", by the letters alone."""
+    return os.path.normpath("/" + path.lstrip("/"))
+
+
+def is_bind(mount: dict[str, Any], options: MountOptions) -> bool:
+    return options.bind or mount.get("type") == "bind"
+
+
+def open_bind_source(mount: dict[str, Any], options: MountOptions, bundle: str) -> int:
+    """A detached copy of a bind mount's source. Relative sources are relative to the bundle."""
+    source = mount.get("source") or ""
+    if not source:
+        raise InvalidSpec(f"mounts: {mount['destination']}: a bind mount needs a source")
+    path = source if source.startswith("/") else f"{bundle}/{source}"
+    try:
+        return mounts.open_tree(AT_FDCWD, path, options.recursive_bind)
+    except OSError as error:
+        raise OSError(error.errno, _mount_failure(mount, error)) from None
+
+
+def _mount_failure(mount: dict[str, Any], error: OSError) -> str:
+    source = mount.get("source") or mount.get("type") or ""
+    return f'error mounting "{source}" to rootfs at "{mount["destination"]}": {error.strerror}'
+
+
+def enter_propagation(spec: dict[str, Any], rootfs: str) -> int:
+    """Make the new mount namespace's tree what rootfsPropagation says; give a descriptor of the attached root."""
+    propagation = (spec.get("linux") or {}).get("rootfsPropagation") or ""
+    flags = _PROPAGATION[propagation]
+    mounts.mount(None, "/", None, flags)
+    if propagation not in ("", "slave", "rslave", "private", "rprivate"):
+        _make_parent_private(rootfs)
+    tree = mounts.open_tree(AT_FDCWD, rootfs, recursive=True)
+    place = os.open(rootfs, os.O_PATH | os.O_CLOEXEC)
+    mounts.move_mount(tree, place, rootfs)
+    os.close(place)
+    return tree
+
+
+def _make_parent_private(path: str) -> None:
+    """pivot_root refuses a root whose parent mount is shared, and the attached root must not spread to the host."""
+    while True:
+        try:
+            mounts.mount(None, path, None, mounts.MS_PRIVATE)
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL or path == "/":
+                raise
+        path = os.path.dirname(path)
+
+
+def mount_all(root: int, spec: dict[str, Any], bundle: str, sources: dict[int, int], cgroup: CgroupView) -> None:
+    """All of `mounts`, in order. sources: index -> detached tree that the parent opened already."""
+    label = (spec.get("linux") or {}).get("mountLabel") or ""
+    for index, mount in enumerate(spec.get("mounts") or ()):
+        options = mount_options.parse(mount.get("options") or [])
+        try:
+            mount_one(root, mount, options, bundle, sources.get(index), cgroup, label)
+        except OSError as error:
+            text = error.strerror or str(error)
+            if not text.startswith("error mounting"):
+                text = _mount_failure(mount, error)
+            raise OSError(error.errno, text) from None
+
+
+class CgroupView:
+    """How the container sees its cgroup: mounted anew in its cgroup namespace, or bound from the host."""
+
+    __slots__ = ("namespaced", "path")
+
+    def __init__(self, namespaced: bool, path: str) -> None:
+        self.namespaced = namespaced
+        self.path = path
+
+
+def mount_one(
+    root: int,
+    mount: dict[str, Any],
+    options: MountOptions,
+    bundle: str,
+    source: int | None,
+    cgroup: CgroupView,
+    label: str,
+) -> None:
+    destination = clean(mount["destination"])
+    kind = mount.get("type") or ("bind" if options.bind else "")
+    if destination == "/":
+        raise InvalidSpec('mounts: destination "/" is the root itself')
+    if is_bind(mount, options):
+        tree = open_bind_source(mount, options, bundle) if source is None else source
+        is_directory = os.stat(tree).st_mode & 0o170000 == 0o040000
+        target = _open_target(root, destination, "dir" if is_directory else "file", tree)
+    elif kind in ("cgroup", "cgroup2"):
+        target = _open_target(root, destination, "dir", None)
+        tree = _cgroup_tree(cgroup, options)
+    else:
+        target = _open_target(root, destination, "dir", None, kind)
+        data = list(options.data)
+        if kind == "tmpfs" and options.tmpcopyup:
+            mode = os.stat(target).st_mode & 0o7777
+            if not any(entry.startswith("mode=") for entry in data):
+                data.append(f"mode={mode:o}")
+        if label and kind in ("tmpfs", "devpts", "ramfs"):
+            data.append(f"context={label}")
+        if kind == "tmpfs" and not any(entry.startswith("mode=") for entry in data):
+            # as a person expects: the folder that was there keeps its mode
+            data.append(f"mode={os.stat(target).st_mode & 0o7777:o}")
+        tree = _filesystem_tree(kind, mount.get("source") or kind, data, options)
+    try:
+        if kind == "tmpfs" and options.tmpcopyup:
+            _copy_up(root, target, destination, tree)
+        if options.attr_set or options.attr_clr:
+            mounts.mount_setattr(tree, options.attr_set, options.attr_clr)
+        if options.recursive_set or options.recursive_clr:
+            mounts.mount_setattr(tree, options.recursive_set, options.recursive_clr, recursive=True)
+        mounts.move_mount(tree, target, destination)
+        for propagation, recursive in options.propagation:
+            mounts.mount_setattr(tree, 0, 0, propagation, recursive=recursive)
+    finally:
+        os.close(target)
+        os.close(tree)
+
+
+def _open_target(root: int, destination: str, kind: str, tree: int | None, filesystem: str = "") -> int:
+    """The place of a mount as a descriptor; made where it is missing; refused where it must not be."""
+    if destination in ("/proc", "/sys") and (filesystem in ("proc", "sysfs") or tree is not None):
+        # A link here would put the real procfs elsewhere, and leave a forged one in its place.
+        os.close(mounts.make_in_root(root, destination, kind))
+        try:
+            target = mounts.openat2(root, destination[1:], os.O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
+        except OSError:
+            raise RuncError(f'filesystem "{filesystem or "bind"}" must be mounted on ordinary directory') from None
+        if kind == "dir" and os.stat(target).st_mode & 0o170000 != 0o040000:
+            os.close(target)
+            raise RuncError(f'filesystem "{filesystem or "bind"}" must be mounted on ordinary directory')
+        if destination == "/proc" and tree is not None and fstatfs_type(tree) != PROC_SUPER_MAGIC:
+            os.close(target)
+            raise RuncError('"/proc" cannot be mounted because it is inside /proc')
+        return target
+    target = mounts.make_in_root(root, destination, kind)
+    if fstatfs_type(target) == PROC_SUPER_MAGIC and filesystem != "proc":
+        # asked of the opened place and not of the path: a link may have led here (CVE-2025-52881)
+        inside = _path_in_proc(root, target)
+        source_is_proc = tree is not None and fstatfs_type(tree) == PROC_SUPER_MAGIC
+        if inside not in _PROC_ALLOWED and not source_is_proc:
+            os.close(target)
+            raise RuncError(f'"{destination}" cannot be mounted because it is inside /proc')
+    return target
+
+
+def _path_in_proc(root: int, target: int) -> str:
+    """Which of the allowed places in the container's /proc target is; "" for none of them."""
+    status = os.stat(target)
+    for name in _PROC_ALLOWED:
+        try:
+            fd = mounts.open_in_root(root, "proc/" + name)
+        except OSError:
+            continue
+        other = os.stat(fd)
+        os.close(fd)
+        if (status.st_dev, status.st_ino) == (other.st_dev, other.st_ino):
+            return name
+    return ""
+
+
+def _filesystem_tree(kind: str, source: str, data: list[str], options: MountOptions) -> int:
+    if not kind:
+        raise InvalidSpec("mounts: a mount that is no bind needs a type")
+    return mounts.new_filesystem(kind, source, data)
+
+
+def _cgroup_tree(cgroup: CgroupView, options: MountOptions) -> int:
+    if cgroup.namespaced:
+        try:
+            return mounts.new_filesystem("cgroup2", "cgroup", [])
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EBUSY):
+                raise
+    # no cgroup namespace of its own, or not allowed there: its own part of the host's tree
+    from teu.linux.cgroups import mountpoint
+
+    return mounts.open_tree(AT_FDCWD, cgroup.path if cgroup.path and not cgroup.namespaced else mountpoint(), True)
+
+
+def _copy_up(root: int, target: int, destination: str, tree: int) -> None:
+    """tmpcopyup: fill the new tmpfs with what its place held. Both sides by descriptor, links never followed."""
+    source = mounts.openat2(root, destination[1:], os.O_RDONLY | os.O_DIRECTORY, RESOLVE_IN_ROOT)
+    try:
+        status = os.stat(source)
+        to = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
+        try:
+            os.fchown(to, status.st_uid, status.st_gid)
+            _copy_folder(source, to)
+        finally:
+            os.close(to)
+    finally:
+        os.close(source)
+
+
+def _copy_folder(source: int, to: int) -> None:
+    for name in os.listdir(source):
+        status = os.stat(name, dir_fd=source, follow_symlinks=False)
+        kind = status.st_mode & 0o170000
+        if kind == 0o040000:
+            os.mkdir(name, 0o700, dir_fd=to)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            below, below_to = os.open(name, flags, dir_fd=source), os.open(name, flags, dir_fd=to)
+            _copy_folder(below, below_to)
+            os.fchown(below_to, status.st_uid, status.st_gid)
+            os.fchmod(below_to, status.st_mode & 0o7777)
+            _copy_xattrs(below, below_to)
+            os.utime(below_to, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.close(below)
+            os.close(below_to)
+        elif kind == 0o100000:
+            file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=source)
+            copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=to)
+            while os.sendfile(copy, file, None, 1 << 24):
+                pass
+            os.fchown(copy, status.st_uid, status.st_gid)
+            os.fchmod(copy, status.st_mode & 0o7777)
+            _copy_xattrs(file, copy)
+            os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.close(file)
+            os.close(copy)
+        elif kind == 0o120000:
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=to)
+            os.chown(name, status.st_uid, status.st_gid, dir_fd=to, follow_symlinks=False)
+        else:
+            os.mknod(name, status.st_mode, status.st_rdev, dir_fd=to)
+            os.chown(name, status.st_uid, status.st_gid, dir_fd=to, follow_symlinks=False)
+
+
+def _copy_xattrs(source: int, to: int) -> None:
+    try:
+        for name in os.listxattr(source):
+            try:
+                os.setxattr(to, name, os.getxattr(source, name))
+            except OSError:
+                continue
+    except OSError:
+        pass
+
+
+# -- masks -----------------------------------------------------------------------------------------
+
+
+def open_null() -> int:
+    """The host's /dev/null, and nothing that merely has its name (CVE-2025-31133)."""
+    fd = os.open("/dev/null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    status = os.stat(fd)
+    if status.st_mode & 0o170000 != 0o020000 or status.st_rdev != os.makedev(1, 3):
+        os.close(fd)
+        raise RuncError("/dev/null of the host is not the null device")
+    return fd
+
+
+def mask_paths(root: int, paths: list[str], null: int) -> None:
+    """Files get the null device on top, folders an empty read-only tmpfs. What is not there needs no mask."""
+    empty = -1
+    for path in paths:
+        try:
+            target = mounts.open_in_root(root, path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        try:
+            if os.stat(target).st_mode & 0o170000 == 0o040000:
+                if empty < 0:
+                    attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+                    empty = mounts.new_filesystem("tmpfs", "tmpfs", ["nr_blocks=1", "nr_inodes=1"], attributes)
+                    tree = empty
+                else:
+                    tree = mounts.open_tree(empty, "")
+            else:
+                tree = mounts.open_tree(null, "")
+            try:
+                mounts.move_mount(tree, target, path)
+            finally:
+                if tree != empty:
+                    os.close(tree)
+        except OSError as error:
+            raise OSError(error.errno, f"can't mask path {path}: {error.strerror}") from None
+        finally:
+            os.close(target)
+    if empty >= 0:
+        os.close(empty)
+
+
+def readonly_paths(root: int, paths: list[str]) -> None:
+    """Each path bound on itself, read-only with all that is mounted below it."""
+    for path in paths:
+        try:
+            target = mounts.open_in_root(root, path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        try:
+            tree = mounts.open_tree(target, "", recursive=True)
+            try:
+                mounts.mount_setattr(tree, MOUNT_ATTR_RDONLY, recursive=True)
+                mounts.move_mount(tree, target, path)
+            finally:
+                os.close(tree)
+        except OSError as error:
+            raise OSError(error.errno, f"can't make {path} read-only: {error.strerror}") from None
+        finally:
+            os.close(target)
+
+
+def make_readonly(root: int) -> None:
+    mounts.mount_setattr(root, MOUNT_ATTR_RDONLY)
+
+
+# -- into it ---------------------------------------------------------------------------------------
+
+
+def pivot(root: int, propagation: str) -> None:
+    """Make root the root. The old one goes on top of the new one and is unmounted from there: no folder needed."""
+    old = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.fchdir(root)
+    mounts.pivot_root(".", ".")
+    os.fchdir(old)
+    # or the unmounting would reach the host through shared mounts
+    mounts.mount(None, ".", None, mounts.MS_SLAVE | mounts.MS_REC)
+    mounts.umount2(".", mounts.MNT_DETACH)
+    os.close(old)
+    os.chdir("/")
+    if propagation:
+        mounts.mount(None, "/", None, _PROPAGATION[propagation])
+
+
+def move_root(root: int, propagation: str) -> None:
+    """--no-pivot: for a root on a ramdisk. The host's full /proc and /sys are taken away first."""
+    here = os.readlink(f"/proc/self/fd/{root}")
+    for line in _mount_points():
+        if line.startswith(("/proc", "/sys")) and not (line + "/").startswith(here + "/"):
+            try:
+                mounts.umount2(line, mounts.MNT_DETACH)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EPERM):
+                    raise
+                mounts.mount("tmpfs", line, "tmpfs", 0)
+    os.fchdir(root)
+    mounts.mount(".", "/", None, mounts.MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
+    if propagation:
+        mounts.mount(None, "/", None, _PROPAGATION[propagation])
+
+
+def _mount_points() -> list[str]:
+    with open("/proc/self/mountinfo", "rb") as file:
+        points = [os.fsdecode(line.split(b" ")[4].replace(b"\\040", b" ")) for line in file]
+    return sorted(set(points), key=len)

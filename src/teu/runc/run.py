@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""teu-runc run: create and start in one; without --detach also wait and delete."""
+
+from __future__ import annotations
+
+import os
+
+from teu.runc import hooks, state
+from teu.runc.errors import RuncError, text_of
+from teu.runc.launch import LAUNCH_FLAGS, Launch, receive
+from teu.runc.process import failure_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from teu.runc.arguments import Arguments
+    from teu.runc.commands import Settings
+
+SUMMARY = "create and run a container"
+USAGE = "<container-id>"
+FLAGS = {
+    **LAUNCH_FLAGS,
+    "detach": ("d", "bool", False, "leave the container's process to itself"),
+    "keep": ("", "bool", False, "do not delete the container after it exits"),
+    "no-subreaper": ("", "bool", False, "do not become the parent of orphaned processes"),
+}
+ARGUMENTS = (1, 1)
+
+
+def main(arguments: Arguments, settings: Settings) -> int:
+    detached = arguments["detach"]
+    launch = Launch(arguments, settings, arguments.positional[0], with_fifo=False)
+    try:
+        launch.read(detached)
+        signals = None
+        if not detached:
+            from teu.linux.syscalls import PR_SET_CHILD_SUBREAPER, prctl
+            from teu.runc import foreground
+
+            if not arguments["no-subreaper"]:
+                prctl(PR_SET_CHILD_SUBREAPER, 1)
+        launch.claim()
+        assert launch.container is not None
+        try:
+            launch.build()
+            if not detached:
+                signals = foreground.Signals()
+            _start(launch)
+        except BaseException:
+            launch.abort()
+            raise
+        hooks.run_all_and_warn(launch.spec, "poststart", launch.container.state(state.RUNNING))
+    except (RuncError, OSError, ValueError) as error:
+        raise RuncError(f"runc run failed: {text_of(error)}") from error
+    if detached:
+        return 0
+    assert signals is not None
+    code = foreground.wait(launch.pid, signals, launch.console)
+    if not arguments["keep"]:
+        from teu.runc import delete
+
+        with state.Lock(launch.container.folder):
+            delete.destroy(launch.container, state.STOPPED)
+    return code
+
+
+def _start(launch: Launch) -> None:
+    """startContainer hooks, then go; execve's own failure comes back over the socket, its success closes it."""
+    for number, hook in enumerate((launch.spec.get("hooks") or {}).get("startContainer") or ()):
+        from teu.runc import exec as exec_command
+
+        assert launch.container is not None
+        exec_command.run_hook(launch.container, launch.spec, hook, number)
+    launch.release()
+    assert launch.sync is not None
+    message, _ = receive(launch.sync)
+    if message[:1] == b"E":
+        raise RuncError("unable to start container process: error during container init: " + failure_text(message))
+    os.close(launch.sync.detach())

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""teu-runc start: let the process of a created container go."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from teu.runc import hooks, state
+from teu.runc.errors import RuncError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from teu.runc.arguments import Arguments
+    from teu.runc.commands import Settings
+
+SUMMARY = "execute the user defined process in a created container"
+USAGE = "<container-id>"
+FLAGS: dict[str, tuple[str, str, object, str]] = {}
+ARGUMENTS = (1, 1)
+
+
+def main(arguments: Arguments, settings: Settings) -> int:
+    container = state.load(settings.root, arguments.positional[0])
+    with state.Lock(container.folder):
+        status = container.status()
+        if status == state.STOPPED:
+            raise RuncError("cannot start a container that has stopped")
+        if status == state.RUNNING:
+            raise RuncError("cannot start an already running container")
+        if status != state.CREATED:
+            raise RuncError(f"cannot start a container in the {status} state")
+        release(container)
+    return 0
+
+
+def release(container: state.Container) -> None:
+    """Run startContainer hooks, let the process go, run poststart hooks."""
+    spec = container.spec() if _has_hooks(container) else {}
+    for number, hook in enumerate((spec.get("hooks") or {}).get("startContainer") or ()):
+        from teu.runc import exec as exec_command
+
+        exec_command.run_hook(container, spec, hook, number)
+    try:
+        fd = os.open(container.fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENOENT):
+            raise RuncError("cannot start a container that has stopped") from None
+        raise
+    try:
+        # whoever takes the fifo away is the one who starts: a second start finds none
+        os.unlink(container.fifo)
+        os.write(fd, b"s")
+    finally:
+        os.close(fd)
+    hooks.run_all_and_warn(spec, "poststart", container.state(state.RUNNING))
+
+
+def _has_hooks(container: state.Container) -> bool:
+    with open(container.folder + "/config.json", "rb", 0) as file:
+        return b'"hooks"' in file.read()
