@@ -214,8 +214,16 @@ class Loop:
     def stop(self) -> None:
         self._stopping = True
 
+    def close(self) -> None:
+        """Give the loop's own descriptors back; those watched are their owners'."""
+        signal.set_wakeup_fd(-1)
+        self._epoll.close()
+        os.close(self._wakeup_read)
+        os.close(self._wakeup)
+
     def run(self) -> None:
         """Serve until stop()."""
+        self._stopping = False
         while not self._stopping:
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:

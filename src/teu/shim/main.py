@@ -171,6 +171,9 @@ def main() -> int:
         if flags["version"] or flags["v"]:
             print(f"{PROGRAM}:\n  Version:  {__version__}")
             return 0
+        if action == "zygote":
+            from teu.shim import zygote
+            return zygote.main()
         if flags["info"]:
             from teu.shim import cleanup
             sys.stdout.buffer.write(cleanup.info(NAME, sys.stdin.buffer.read(STDIN_MAX)))

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""containerd.services.tasks.v1.Tasks: tasks are containers at work, each behind its shim.
+
+Thin: look the container and its shim up, ask the shim, translate.  Everything runs on the event loop; what
+takes long waits for the shim without a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from teu.api.services.tasks.v1 import tasks_pb2 as pb
+from teu.api.types import metrics_pb2
+from teu.api.types.task import task_pb2
+from teu.containerd import errors
+from teu.containerd.filters import parse_all
+from teu.containerd.rpc import validate_identifier
+from teu.containerd.shims import STATE_TIMEOUT, Shim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from google.protobuf.empty_pb2 import Empty
+
+    from teu.containerd.context import Context
+    from teu.containerd.rpc import Call, Server
+
+log = logging.getLogger("teu.containerd.tasks")
+
+CHECKPOINT_MEDIA_TYPE = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
+
+
+def _any(message: Any) -> dict[str, Any] | None:
+    return {"type_url": message.type_url, "value": message.value} if message.ByteSize() else None
+
+
+def _time(value: dict[str, Any] | None) -> Timestamp | None:
+    return Timestamp(seconds=value["seconds"], nanos=value["nanos"]) if value else None
+
+
+def _empty() -> Empty:
+    from google.protobuf.empty_pb2 import Empty
+
+    return Empty()
+
+
+def _process(id: str, state: dict[str, Any]) -> Any:
+    return task_pb2.Process(
+        id=id, pid=state["pid"], status=state["status"], stdin=state["stdin"], stdout=state["stdout"],
+        stderr=state["stderr"], terminal=state["terminal"], exit_status=state["exit_status"],
+        exited_at=_time(state["exited_at"]),
+    )
+
+
+def _adaptor(shim: Shim) -> Callable[[Sequence[str]], str | None]:
+    return lambda path: {"id": shim.id, "namespace": shim.namespace}.get(path[0])
+
+
+class Tasks:
+    def __init__(self, context: Context) -> None:
+        self._containers = context.containers
+        self._content = context.content
+        self._shims = context.shims
+
+    def _shim(self, namespace: str, id: str) -> Shim:
+        self._containers.get(namespace, id)
+        return self._shims.get(namespace, id)
+
+    async def Create(self, request: Any, call: Call) -> Any:
+        namespace, id = call.namespace, request.container_id
+        container = self._containers.get(namespace, id)
+        if self._shims.exists(namespace, id):
+            raise errors.AlreadyExists(f"task {id}")
+        checkpoint = ""
+        if request.HasField("checkpoint"):
+            raise errors.Unimplemented("restore from a checkpoint in the content store")
+        options = None
+        if request.options.value or request.options.type_url:
+            options = request.options
+        elif container.runtime.options.ByteSize():
+            options = container.runtime.options
+        pid = await self._shims.create(
+            namespace, id, runtime=request.runtime_path or container.runtime.name, spec=container.spec.value,
+            options=options, sandbox=container.sandbox,
+            request={
+                "rootfs": [{"type": mount.type, "source": mount.source, "target": mount.target,
+                            "options": list(mount.options)} for mount in request.rootfs],
+                "terminal": request.terminal, "stdin": request.stdin, "stdout": request.stdout,
+                "stderr": request.stderr, "checkpoint": checkpoint,
+            })
+        return pb.CreateTaskResponse(container_id=id, pid=pid)
+
+    async def Start(self, request: Any, call: Call) -> Any:
+        shim = self._shim(call.namespace, request.container_id)
+        answer = await shim.call("Start", {"exec_id": request.exec_id})
+        return pb.StartResponse(pid=answer["pid"])
+
+    async def Delete(self, request: Any, call: Call) -> Any:
+        shim = self._shim(call.namespace, request.container_id)
+        answer = await self._shims.delete(shim)
+        return pb.DeleteResponse(id=request.container_id, pid=answer["pid"], exit_status=answer["exit_status"],
+                                 exited_at=_time(answer["exited_at"]))
+
+    async def DeleteProcess(self, request: Any, call: Call) -> Any:
+        shim = self._shim(call.namespace, request.container_id)
+        answer = await shim.call("Delete", {"exec_id": request.exec_id})
+        return pb.DeleteResponse(id=request.exec_id, pid=answer["pid"], exit_status=answer["exit_status"],
+                                 exited_at=_time(answer["exited_at"]))
+
+    async def Get(self, request: Any, call: Call) -> Any:
+        shim = self._shim(call.namespace, request.container_id)
+        state = await shim.call("State", {"exec_id": request.exec_id}, STATE_TIMEOUT)
+        return pb.GetResponse(process=_process(request.exec_id or shim.id, state))
+
+    async def List(self, request: Any, call: Call) -> Any:
+        async def state(shim: Shim) -> Any:
+            try:
+                return _process(shim.id, await shim.call("State", {}, STATE_TIMEOUT))
+            except errors.Error as e:
+                if not isinstance(e, errors.NotFound):
+                    log.error("state of %s/%s: %s", shim.namespace, shim.id, e.message)
+                return None
+
+        states = await asyncio.gather(*(state(shim) for shim in self._shims.all(call.namespace)))
+        return pb.ListTasksResponse(tasks=[process for process in states if process is not None])
+
+    async def Kill(self, request: Any, call: Call) -> Any:
+        shim = self._shim(call.namespace, request.container_id)
+        await shim.call("Kill", {"exec_id": request.exec_id, "signal": request.signal, "all": request.all})
+        return _empty()
+
+    async def Exec(self, request: Any, call: Call) -> Any:
+        if not request.exec_id:
+            raise errors.InvalidArgument("exec id cannot be empty")
+        validate_identifier(request.exec_id)
+        shim = self._shim(call.namespace, request.container_id)
+        await shim.call("Exec", {
+            "exec_id": request.exec_id, "terminal": request.terminal, "stdin": request.stdin,
+            "stdout": request.stdout, "stderr": request.stderr, "spec": _any(request.spec)})
+        return _empty()
+
+    async def ResizePty(self, request: Any, call: Call) -> Any:
+        shim = self._shim(call.namespace, request.container_id)
+        await shim.call("ResizePty", {"exec_id": request.exec_id, "width": request.width, "height": request.height})
+        return _empty()
+
+    async def CloseIO(self, request: Any, call: Call) -> Any:
+        shim = self._shim(call.namespace, request.container_id)
+        if request.stdin:
+            await shim.call("CloseIO", {"exec_id": request.exec_id, "stdin": True})
+        return _empty()
+
+    async def Pause(self, request: Any, call: Call) -> Any:
+        await self._shim(call.namespace, request.container_id).call("Pause", {})
+        return _empty()
+
+    async def Resume(self, request: Any, call: Call) -> Any:
+        await self._shim(call.namespace, request.container_id).call("Resume", {})
+        return _empty()
+
+    async def ListPids(self, request: Any, call: Call) -> Any:
+        answer = await self._shim(call.namespace, request.container_id).call("Pids", {})
+        response = pb.ListPidsResponse()
+        for process in answer["processes"]:
+            added = response.processes.add(pid=process["pid"])
+            if process["info"]:
+                added.info.type_url, added.info.value = process["info"]["type_url"], process["info"]["value"]
+        return response
+
+    async def Checkpoint(self, request: Any, call: Call) -> Any:
+        from teu.ttrpc import messages as m
+
+        shim = self._shim(call.namespace, request.container_id)
+        try:
+            options = m.decode_any("containerd.runc.v1.CheckpointOptions", _any(request.options))
+        except ValueError as e:
+            raise errors.InvalidArgument(f"checkpoint options: {e}") from e
+        if not options["image_path"]:
+            raise errors.Unimplemented("checkpoint into the content store: name an image_path in the options")
+        await shim.call("Checkpoint", {"path": options["image_path"], "options": _any(request.options)})
+        return pb.CheckpointTaskResponse()
+
+    async def Update(self, request: Any, call: Call) -> Any:
+        shim = self._shim(call.namespace, request.container_id)
+        await shim.call("Update", {"resources": _any(request.resources),
+                                   "annotations": dict(request.annotations)})
+        return _empty()
+
+    async def Metrics(self, request: Any, call: Call) -> Any:
+        accept = parse_all(request.filters)
+
+        async def stats(shim: Shim) -> Any:
+            now = time.time_ns()
+            try:
+                answer = await shim.call("Stats", {}, STATE_TIMEOUT)
+            except errors.Error as e:
+                if not isinstance(e, errors.NotFound):
+                    log.error("metrics of %s/%s: %s", shim.namespace, shim.id, e.message)
+                return None
+            metric = metrics_pb2.Metric(timestamp=Timestamp(seconds=now // 10**9, nanos=now % 10**9), id=shim.id)
+            if answer["stats"]:
+                metric.data.type_url = answer["stats"]["type_url"]
+                metric.data.value = answer["stats"]["value"]
+            return metric
+
+        wanted = [shim for shim in self._shims.all(call.namespace) if accept(_adaptor(shim))]
+        found = await asyncio.gather(*(stats(shim) for shim in wanted))
+        return pb.MetricsResponse(metrics=[metric for metric in found if metric is not None])
+
+    async def Wait(self, request: Any, call: Call) -> Any:
+        shim = self._shim(call.namespace, request.container_id)
+        try:
+            answer = await shim.call("Wait", {"exec_id": request.exec_id})
+        except errors.Unavailable:
+            # The shim died: its container with it, and what is known of the exit comes from the clean-up.
+            if shim.leaving and not shim.gone.done() and shim.client is None:
+                raise
+            answer = await asyncio.shield(shim.gone)
+        return pb.WaitResponse(exit_status=answer["exit_status"], exited_at=_time(answer["exited_at"]))
+
+
+def register(server: Server, context: Context) -> None:
+    server.add(pb.DESCRIPTOR.services_by_name["Tasks"], Tasks(context))

@@ -1,0 +1,542 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shim manager: starts shims, finds them again after a restart, and cleans up after dead ones.
+
+    STATE/io.containerd.runtime.v2.task/NAMESPACE/ID/      the bundle, as containerd lays it out
+        config.json             the OCI spec
+        rootfs/                 where the shim mounts
+        address                 written by the shim: where it listens (version 2)
+        bootstrap.json          written here: {"version", "address", "protocol"}
+        shim-binary-path        written here: what to run for clean-up
+        log                     a FIFO: the shim's own log lines
+        work -> ROOT/io.containerd.runtime.v2.task/NAMESPACE/ID
+        init.pid, log.json, options.json, runtime, exit.json      the shim's
+
+A bundle is there exactly as long as its task.  Everything here runs on the event loop, except what blocks
+(starting a shim, cleaning up), which is handed to a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from typing import Any
+
+from teu.api.events import task_pb2 as task_events
+from teu.containerd import errors
+from teu.containerd.zygote import SHIM_BINARY, Zygote, ZygoteGone, ZygoteRefused
+from teu.ttrpc import client as ttrpc
+from teu.ttrpc import messages as m
+from teu.ttrpc.status import StatusError
+
+log = logging.getLogger("teu.containerd.shims")
+
+FOLDER = "io.containerd.runtime.v2.task"
+OWN_RUNTIME = "io.containerd.teu.v2"
+TASK_API_VERSION_MAX = 3
+
+# seconds
+CONNECT_TIMEOUT = 10.0
+START_TIMEOUT = 60.0
+CLEANUP_TIMEOUT = 60.0
+STATE_TIMEOUT = 10.0
+SHUTDOWN_TIMEOUT = 3.0
+
+
+def binary_name(runtime: str) -> str:
+    """io.containerd.runc.v2 is containerd-shim-runc-v2; an absolute path is itself."""
+    if runtime.startswith("/"):
+        return runtime
+    parts = runtime.split(".")
+    if len(parts) < 2 or not all(parts[-2:]):
+        raise errors.InvalidArgument(f'invalid runtime name "{runtime}", expected for instance {OWN_RUNTIME}')
+    return f"containerd-shim-{parts[-2]}-{parts[-1]}"
+
+
+def find_binary(runtime: str) -> str:
+    """The shim's program for a runtime name."""
+    name = binary_name(runtime)
+    path = name if name.startswith("/") else shutil.which(name)
+    if not path or not os.access(path, os.X_OK):
+        raise errors.NotFound(f'runtime "{runtime}" binary not installed "{name}": file does not exist')
+    return path
+
+
+def parse_bootstrap(output: bytes) -> dict[str, Any]:
+    """What a shim's `start` printed: JSON (version 2 and 3), a protobuf message (later ones), or an address."""
+    text = output.strip()
+    if text.startswith(b"{"):
+        parameters = json.loads(text)
+    elif text.startswith((b"unix:", b"/")) or not text:
+        parameters = {"version": 2, "address": text.decode(), "protocol": "ttrpc"}
+    else:
+        parameters = m.decode("containerd.runtime.bootstrap.v1.BootstrapResult", output)
+    version = parameters.get("version") or 2
+    if version > TASK_API_VERSION_MAX:
+        raise errors.Unimplemented(f"unsupported shim version ({version})")
+    if not parameters.get("address"):
+        raise errors.Unknown("the shim told no address")
+    protocol = parameters.get("protocol") or "ttrpc"
+    if protocol != "ttrpc":
+        raise errors.Unimplemented(f'unsupported shim protocol "{protocol}"')
+    return {"version": version, "address": parameters["address"], "protocol": protocol}
+
+
+class Shim:
+    """One task's connection to its shim."""
+
+    def __init__(self, namespace: str, id: str, bundle: str, binary: str) -> None:
+        self.namespace = namespace
+        self.id = id
+        self.bundle = bundle
+        self.binary = binary
+        self.address = ""
+        self.service = m.TASK_SERVICES[0]
+        self.client: ttrpc.Client | None = None
+        self.log_reader: LogReader | None = None
+        # whether its end is expected, so that losing the connection means nothing
+        self.leaving = False
+        # whether the task exists, so that the death of the shim is the task's exit
+        self.created = False
+        # whether the container's exit was published by the shim itself
+        self.exit_published = False
+        # set with task.DeleteResponse when the shim is gone and cleaned up
+        self.gone: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+
+    async def call(self, method: str, request: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
+        """A task method for this task; errors as this daemon's own."""
+        if self.client is None:
+            raise errors.Unavailable(f"shim of {self.id} is not connected")
+        try:
+            return await self.client.task(self.service, method, {"id": self.id, **request}, timeout)
+        except StatusError as e:
+            raise errors.from_code(e.code, e.message) from e
+
+    async def connect(self, parameters: dict[str, Any]) -> None:
+        self.address = parameters["address"]
+        self.service = m.TASK_SERVICES[0 if parameters["version"] <= 2 else 1]
+        try:
+            self.client = await ttrpc.connect(self.address, CONNECT_TIMEOUT)
+        except (OSError, TimeoutError) as e:
+            raise errors.Unavailable(f"cannot connect to the shim at {self.address}: {e}") from e
+
+    def close(self) -> None:
+        self.leaving = True
+        if self.client:
+            self.client.close()
+        if self.log_reader:
+            self.log_reader.close()
+
+
+class LogReader:
+    """Copies a shim's log lines from its FIFO into ours.  Open read-write: shims block until it is."""
+
+    def __init__(self, bundle: str, namespace: str, id: str) -> None:
+        self._who = f"{namespace}/{id}"
+        path = os.path.join(bundle, "log")
+        try:
+            os.mkfifo(path, 0o700)
+        except FileExistsError:
+            pass
+        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._rest = b""
+        asyncio.get_running_loop().add_reader(self._fd, self._read)
+
+    def _read(self) -> None:
+        try:
+            *lines, self._rest = (self._rest + os.read(self._fd, 65536)).split(b"\n")
+        except BlockingIOError:
+            return
+        if len(self._rest) > 65536:
+            lines, self._rest = [*lines, self._rest], b""
+        for line in lines:
+            text = line.decode(errors="replace")
+            level = logging.WARNING if "level=error" in text or "level=warn" in text else logging.DEBUG
+            log.log(level, "shim %s: %s", self._who, text)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Shims:
+    """All shims of this daemon, by namespace and id.
+
+    `events` is the daemon's exchange: publish(namespace, topic, message) and listen(callback)."""
+
+    def __init__(self, *, state: str, root: str, address: str, ttrpc_address: str, events: Any,
+                 zygote: Zygote | None = None, debug: bool = False) -> None:
+        self._state = os.path.join(state, FOLDER)
+        self._root = os.path.join(root, FOLDER)
+        self._address = address
+        self._ttrpc_address = ttrpc_address
+        self._events = events
+        self._zygote = zygote
+        self._debug = debug
+        self._shims: dict[tuple[str, str], Shim] = {}
+        self._cleanups: set[asyncio.Task[None]] = set()
+        events.listen(self._on_event)
+
+    # finding
+
+    def get(self, namespace: str, id: str) -> Shim:
+        """NotFound when there is no such task."""
+        shim = self._shims.get((namespace, id))
+        if shim is None or not shim.created:
+            raise errors.NotFound(f"task {id} not found")
+        return shim
+
+    def exists(self, namespace: str, id: str) -> bool:
+        return (namespace, id) in self._shims
+
+    def all(self, namespace: str | None = None) -> list[Shim]:
+        return [shim for shim in self._shims.values()
+                if shim.created and (namespace is None or shim.namespace == namespace)]
+
+    def _on_event(self, envelope: Any) -> None:
+        # On the publishing thread: only a flag is set.
+        if envelope.topic == "/tasks/exit":
+            event = task_events.TaskExit.FromString(envelope.event.value)
+            shim = self._shims.get((envelope.namespace, event.container_id))
+            if shim is not None and event.id == event.container_id:
+                shim.exit_published = True
+
+    # bundles
+
+    def bundle_path(self, namespace: str, id: str) -> str:
+        return os.path.join(self._state, namespace, id)
+
+    def _make_bundle(self, namespace: str, id: str, spec: bytes) -> str:
+        bundle = self.bundle_path(namespace, id)
+        work = os.path.join(self._root, namespace, id)
+        os.makedirs(os.path.dirname(bundle), 0o711, exist_ok=True)
+        os.makedirs(os.path.dirname(work), 0o711, exist_ok=True)
+        self._remove_work(work)
+        os.mkdir(work, 0o711)
+        if os.path.isdir(bundle):
+            self._remove_bundle(bundle)  # of a creation that this daemon did not live to finish
+        os.mkdir(bundle, 0o700)
+        group = _mapped_root_group(spec)
+        if group:
+            os.chown(bundle, -1, group)
+            os.chmod(bundle, 0o710)
+        os.mkdir(os.path.join(bundle, "rootfs"), 0o711)
+        os.symlink(work, os.path.join(bundle, "work"))
+        with open(os.path.join(bundle, "config.json"), "wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(spec)
+        return bundle
+
+    @staticmethod
+    def _remove_work(work: str) -> None:
+        shutil.rmtree(work, ignore_errors=True)
+
+    def _remove_bundle(self, bundle: str) -> None:
+        """Never into a root file system that is still mounted: rmdir refuses where rmtree would not."""
+        if not os.path.isdir(bundle):
+            return
+        rootfs = os.path.join(bundle, "rootfs")
+        try:
+            os.rmdir(rootfs)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            if os.path.ismount(rootfs):
+                subprocess.run(["umount", "--recursive", "--lazy", rootfs], check=False, capture_output=True)
+            if os.path.ismount(rootfs):
+                log.error("%s is still mounted: its bundle stays", rootfs)
+                return
+        work = os.path.join(self._root, *bundle.split("/")[-2:])
+        shutil.rmtree(bundle, ignore_errors=True)
+        self._remove_work(work)
+
+    # starting
+
+    def _environment(self, namespace: str) -> dict[str, str]:
+        return dict(os.environ, TTRPC_ADDRESS=self._ttrpc_address, GRPC_ADDRESS=self._address,
+                    NAMESPACE=namespace, MAX_SHIM_VERSION=str(TASK_API_VERSION_MAX))
+
+    def _command(self, shim: Shim, *args: str) -> list[str]:
+        command = [shim.binary, "-namespace", shim.namespace, "-address", self._address,
+                   "-publish-binary", "/usr/sbin/teu-containerd", "-id", shim.id]
+        return [*command, *(["-debug"] if self._debug else []), *args]
+
+    def _start_cold(self, shim: Shim, options: bytes) -> dict[str, Any]:
+        """Run the shim's `start` (blocking)."""
+        try:
+            done = subprocess.run(self._command(shim, "start"), input=options, capture_output=True,
+                                  cwd=shim.bundle, env=self._environment(shim.namespace), timeout=START_TIMEOUT,
+                                  check=False)
+        except subprocess.TimeoutExpired as e:
+            raise errors.DeadlineExceeded(f"{shim.binary} start took over {START_TIMEOUT:.0f} s") from e
+        except OSError as e:
+            raise errors.Unknown(f"cannot run {shim.binary}: {e.strerror}") from e
+        if done.returncode:
+            reason = (done.stderr or done.stdout).decode(errors="replace").strip()
+            raise errors.Unknown(f"{reason}: exit status {done.returncode}")
+        return parse_bootstrap(done.stdout)
+
+    def _start(self, shim: Shim, options: bytes) -> dict[str, Any]:
+        """Start a shim for its bundle, warm where possible (blocking)."""
+        if self._zygote and os.path.basename(shim.binary) == SHIM_BINARY:
+            try:
+                address = self._zygote.start_shim(
+                    namespace=shim.namespace, container=shim.id, bundle=shim.bundle, address=self._address,
+                    ttrpc_address=self._ttrpc_address, debug=self._debug)
+                return {"version": TASK_API_VERSION_MAX, "address": address, "protocol": "ttrpc"}
+            except ZygoteGone:
+                pass
+            except ZygoteRefused as e:
+                raise errors.Unknown(f"start the shim: {e}") from e
+        return self._start_cold(shim, options)
+
+    def _prepare(self, shim: Shim, spec: bytes, options: bytes) -> dict[str, Any]:
+        """Make the bundle and start the shim (blocking)."""
+        self._make_bundle(shim.namespace, shim.id, spec)
+        with open(os.path.join(shim.bundle, "shim-binary-path"), "w") as file:
+            file.write(shim.binary)
+        os.mkfifo(os.path.join(shim.bundle, "log"), 0o700)
+        # Somebody must be reading the log before the shim opens it.
+        reader = os.open(os.path.join(shim.bundle, "log"), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            parameters = self._start(shim, options)
+        finally:
+            os.close(reader)
+        _write_new(os.path.join(shim.bundle, "bootstrap.json"), json.dumps(parameters))
+        return parameters
+
+    async def create(self, namespace: str, id: str, *, runtime: str, spec: bytes, options: Any,
+                     request: dict[str, Any], sandbox: str = "") -> int:
+        """Create a task: its bundle, its shim, and the container in it.  The first process's pid.
+
+        `options` is the runtime's options as an Any message, `request` the fields of task.CreateTaskRequest
+        besides; AlreadyExists if there is a task of that id."""
+        key = (namespace, id)
+        if key in self._shims:
+            raise errors.AlreadyExists(f"task {id}")
+        shim = Shim(namespace, id, self.bundle_path(namespace, id), find_binary(runtime))
+        self._shims[key] = shim
+        loop = asyncio.get_running_loop()
+        try:
+            packed = options.SerializeToString() if options is not None else b""
+            parameters = await loop.run_in_executor(None, self._prepare, shim, spec, packed)
+            host = self._shims.get((namespace, sandbox)) if sandbox and sandbox != id else None
+            if host is not None and host.address and host.address != parameters["address"]:
+                log.debug("%s/%s: its sandbox %s has a shim of its own", namespace, id, sandbox)
+            shim.log_reader = LogReader(shim.bundle, namespace, id)
+            await shim.connect(parameters)
+            any_options = None
+            if options is not None:
+                any_options = {"type_url": options.type_url, "value": options.value}
+            try:
+                answer = await shim.call("Create", {"bundle": shim.bundle, "options": any_options, **request})
+            except errors.Error as e:
+                raise type(e)(f"failed to create shim task: {e.message}") from e
+        except BaseException:
+            await asyncio.shield(self._abandon(shim))
+            raise
+        shim.created = True
+        self._watch(shim)
+        return int(answer["pid"])
+
+    async def _abandon(self, shim: Shim) -> None:
+        """Undo a creation that failed half-way."""
+        shim.leaving = True
+        try:
+            if shim.client:
+                try:
+                    await shim.call("Delete", {}, SHUTDOWN_TIMEOUT)
+                except errors.Error:
+                    pass  # usually there is nothing to delete
+            await self._shut_down(shim)
+            await asyncio.get_running_loop().run_in_executor(None, self._run_delete, shim)
+        finally:
+            self._forget(shim)
+
+    def _watch(self, shim: Shim) -> None:
+        assert shim.client is not None
+        shim.client.on_close = lambda: self._on_disconnect(shim)
+        if shim.client.closed.is_set():
+            self._on_disconnect(shim)
+
+    # ending
+
+    async def _shut_down(self, shim: Shim) -> None:
+        """Tell the shim to end, if it serves nobody else, and see it gone."""
+        shim.leaving = True
+        if shim.client is None or shim.client.closed.is_set():
+            return
+        try:
+            await shim.call("Shutdown", {}, SHUTDOWN_TIMEOUT)
+        except errors.Error:
+            pass  # it may be gone before it has answered
+        shared = any(other is not shim and other.address == shim.address for other in self._shims.values())
+        if not shared:
+            try:
+                await asyncio.wait_for(shim.client.closed.wait(), SHUTDOWN_TIMEOUT)
+            except TimeoutError:
+                log.warning("the shim of %s/%s does not end", shim.namespace, shim.id)
+        shim.client.close()
+
+    def _forget(self, shim: Shim) -> None:
+        shim.close()
+        if self._shims.get((shim.namespace, shim.id)) is shim:
+            del self._shims[(shim.namespace, shim.id)]
+
+    async def delete(self, shim: Shim) -> dict[str, Any]:
+        """Delete a stopped task; task.DeleteResponse."""
+        if shim.gone.done():
+            return await self._delete_gone(shim)
+        try:
+            answer = await shim.call("Delete", {})
+        except errors.Unavailable:
+            return await self._delete_gone(shim)
+        except errors.NotFound:
+            answer = {"pid": 0, "exit_status": 0, "exited_at": None}
+        await self._shut_down(shim)
+        await asyncio.get_running_loop().run_in_executor(None, self._remove_bundle, shim.bundle)
+        self._forget(shim)
+        return answer
+
+    async def _delete_gone(self, shim: Shim) -> dict[str, Any]:
+        answer = await asyncio.wait_for(asyncio.shield(shim.gone), CLEANUP_TIMEOUT)
+        self._forget(shim)
+        return answer
+
+    # dead shims
+
+    def _on_disconnect(self, shim: Shim) -> None:
+        if shim.leaving or shim.gone.done():
+            return
+        log.warning("the shim of %s/%s is gone: cleaning up", shim.namespace, shim.id)
+        cleanup = asyncio.get_running_loop().create_task(self._clean_up(shim))
+        self._cleanups.add(cleanup)
+        cleanup.add_done_callback(self._cleanups.discard)
+
+    def _run_delete(self, shim: Shim) -> dict[str, Any]:
+        """Run the shim's `delete` and remove the bundle (blocking); task.DeleteResponse."""
+        answer = m.decode("task.DeleteResponse", b"")
+        answer["exit_status"] = 255
+        if not os.path.isdir(shim.bundle):
+            return answer
+        try:
+            done = subprocess.run(
+                self._command(shim, "-bundle", shim.bundle, "delete"), stdin=subprocess.DEVNULL,
+                capture_output=True, cwd=shim.bundle, env=self._environment(shim.namespace),
+                timeout=CLEANUP_TIMEOUT, check=True)
+            answer = m.decode("task.DeleteResponse", done.stdout)
+        except (OSError, subprocess.SubprocessError, ValueError) as e:
+            detail = getattr(e, "stderr", b"") or b""
+            log.error("clean-up of %s/%s: %s %s", shim.namespace, shim.id, e, detail.decode(errors="replace"))
+        self._remove_bundle(shim.bundle)
+        return answer
+
+    async def _clean_up(self, shim: Shim) -> None:
+        """After a shim that died: kill and remove what it left, and tell the exit if it had not yet."""
+        shim.leaving = True
+        answer = await asyncio.get_running_loop().run_in_executor(None, self._run_delete, shim)
+        # Its last events may still be on their way through the event service's connection.
+        await asyncio.sleep(0)
+        when = _timestamp(answer)
+        if shim.created:
+            if not shim.exit_published:
+                self._events.publish(shim.namespace, "/tasks/exit", task_events.TaskExit(
+                    container_id=shim.id, id=shim.id, pid=answer["pid"], exit_status=answer["exit_status"],
+                    exited_at=when))
+            self._events.publish(shim.namespace, "/tasks/delete", task_events.TaskDelete(
+                container_id=shim.id, pid=answer["pid"], exit_status=answer["exit_status"], exited_at=when))
+        if not shim.gone.done():
+            shim.gone.set_result(answer)
+        self._forget(shim)
+
+    # restart of this daemon
+
+    async def restore(self) -> None:
+        """Connect to the shims of all bundles, and clean up after those that are gone."""
+        found = list(self._bundles())
+        limit = asyncio.Semaphore(16)
+
+        async def one(namespace: str, id: str) -> None:
+            async with limit:
+                try:
+                    await self._restore(namespace, id)
+                except Exception as e:
+                    log.error("restore of task %s/%s: %s", namespace, id, e, exc_info=e)
+
+        await asyncio.gather(*(one(namespace, id) for namespace, id in found))
+        if found:
+            log.info("%d tasks found again, of %d bundles", len(self._shims), len(found))
+
+    def _bundles(self) -> Iterable[tuple[str, str]]:
+        try:
+            namespaces = sorted(os.listdir(self._state))
+        except FileNotFoundError:
+            return
+        for namespace in namespaces:
+            for id in sorted(os.listdir(os.path.join(self._state, namespace))):
+                yield namespace, id
+
+    async def _restore(self, namespace: str, id: str) -> None:
+        bundle = self.bundle_path(namespace, id)
+        binary = _read(os.path.join(bundle, "shim-binary-path")) or shutil.which(SHIM_BINARY) or SHIM_BINARY
+        shim = Shim(namespace, id, bundle, binary)
+        stored = _read(os.path.join(bundle, "bootstrap.json")) or _read(os.path.join(bundle, "address"))
+        self._shims[(namespace, id)] = shim
+        try:
+            if not stored:
+                raise errors.NotFound("its shim was not started")
+            await shim.connect(parse_bootstrap(stored.encode()))
+            # A shim without the container is a creation that was cut short.
+            await shim.call("State", {}, STATE_TIMEOUT)
+            shim.log_reader = LogReader(bundle, namespace, id)
+            shim.created = True
+            self._watch(shim)
+        except errors.Error as e:
+            log.warning("task %s/%s cannot be restored: %s", namespace, id, e.message)
+            if isinstance(e, errors.NotFound) or shim.client is None:
+                shim.created = os.path.exists(os.path.join(bundle, "init.pid"))
+            await self._shut_down(shim)
+            await self._clean_up(shim)
+
+    async def close(self) -> None:
+        """Let go of all shims; they go on."""
+        for shim in list(self._shims.values()):
+            shim.close()
+        if self._cleanups:
+            await asyncio.wait(self._cleanups, timeout=CLEANUP_TIMEOUT)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _write_new(path: str, text: str) -> None:
+    with open(path + ".tmp", "w") as file:
+        file.write(text)
+    os.rename(path + ".tmp", path)
+
+
+def _timestamp(answer: dict[str, Any]) -> Any:
+    from google.protobuf.timestamp_pb2 import Timestamp
+    exited_at = answer["exited_at"]
+    return Timestamp(seconds=exited_at["seconds"], nanos=exited_at["nanos"]) if exited_at else None
+
+
+def _mapped_root_group(spec: bytes) -> int:
+    """The host's gid of the container's root when it has a user namespace, else 0."""
+    if b'"gidMappings"' not in spec:
+        return 0
+    for mapping in (json.loads(spec).get("linux") or {}).get("gidMappings") or []:
+        if mapping.get("containerID") == 0:
+            return int(mapping.get("hostID") or 0)
+    return 0

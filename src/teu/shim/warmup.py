@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the shim's usual paths once in the zygote, so that what they load and specialise is shared.
+
+Python loads some modules late and rewrites hot bytecode in place; done in each shim, both would be
+private memory of each.
+"""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import tempfile
+
+from teu.shim import cgroup, placement, rootfs
+from teu.shim.loop import Loop
+from teu.shim.publisher import Publisher
+from teu.shim.runtime import last_error
+from teu.shim.service import Service, read_options
+from teu.systemd.bus import marshal, unmarshal
+from teu.ttrpc import frames
+from teu.ttrpc import messages as m
+from teu.ttrpc.server import Server
+
+# Python specialises a function's bytecode after some runs of it.
+ROUNDS = 12
+
+
+def run() -> None:
+    """A shim's life without a container, a few times over."""
+    with tempfile.TemporaryDirectory(prefix="teu-warm-") as folder:
+        spec = {"annotations": {}, "linux": {"cgroupsPath": "/x/y", "namespaces": [{"type": "pid"}]}}
+        with open(os.path.join(folder, "config.json"), "w") as file:
+            json.dump(spec, file)
+        for _ in range(ROUNDS):
+            _session(folder)
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _session(folder: str) -> None:
+    loop = Loop()
+    path = os.path.join(folder, "s")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen()
+        publisher = Publisher(loop, path, "x", print)
+        service = Service(loop, "x", publisher, print)
+        server = Server(loop, listener, service.dispatch)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.connect(path)
+            requests = [("Connect", {"id": "x"}), ("State", {"id": "x"}), ("Kill", {"id": "x", "signal": 9})]
+            for n, (method, request) in enumerate(requests):
+                payload = m.encode("ttrpc.Request", {
+                    "service": m.TASK_SERVICES[0], "method": method,
+                    "payload": m.encode(m.TASK_METHODS[method][0], request)})
+                client.sendall(frames.pack(2 * n + 1, frames.REQUEST, payload))
+            child = os.posix_spawn("/bin/true", ["/bin/true"], {})
+            loop.wait_exit(child).then(lambda _: loop.stop())
+            loop.run()
+            publisher.publish("TaskExit", {"container_id": "x", "exited_at": m.timestamp(1)})
+            loop.after(0, loop.stop)
+            loop.run()
+            publisher.close()
+            server.close()
+    loop.close()
+    os.unlink(path)
+    placement.write_spec(folder, placement.read_spec(folder))
+    placement.scope_name("a:b:c", "x")
+    read_options(m.encode_any("containerd.runc.v1.Options", {"binary_name": "x"}))
+    request = {"id": "x", "bundle": folder, "options": m.encode_any("containerd.runc.v1.Options", {"root": "x"}),
+               "rootfs": [{"type": "overlay", "source": "overlay", "target": "", "options": ["ro", "upperdir=x"]}]}
+    m.decode("task.CreateTaskRequest", m.encode("task.CreateTaskRequest", request))
+    rootfs.parse_options(["ro", "lowerdir=a:b"])
+    last_error(os.path.join(folder, "log.json"))
+    body = marshal("ssa(sv)a(sa(sv))", ("x", "fail", [("PIDs", ("au", [1])), ("Delegate", ("b", True))], []))
+    unmarshal("ssa(sv)a(sa(sv))", body)
+    cgroup.metrics(cgroup.path_of("self"))
+    cgroup.processes(folder)
