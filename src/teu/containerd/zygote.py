@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import threading
@@ -94,9 +93,6 @@ def start(binary: str = "") -> Zygote | None:
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [path, "zygote"], stdin=theirs, stdout=subprocess.DEVNULL, restore_signals=True,
-            preexec_fn=None, start_new_session=True,
-        )
+            [path, "zygote"], stdin=theirs.fileno(), stdout=subprocess.DEVNULL, start_new_session=True)
     ours.settimeout(ANSWER_SECONDS)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     return Zygote(process, ours)

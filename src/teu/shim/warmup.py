@@ -22,6 +22,10 @@ from teu.ttrpc import frames
 from teu.ttrpc import messages as m
 from teu.ttrpc.server import Server
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 # Python specialises a function's bytecode after some runs of it.
 ROUNDS = 12
 
@@ -50,7 +54,8 @@ def _session(folder: str) -> None:
         server = Server(loop, listener, service.dispatch)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.connect(path)
-            requests = [("Connect", {"id": "x"}), ("State", {"id": "x"}), ("Kill", {"id": "x", "signal": 9})]
+            requests: list[tuple[str, dict[str, Any]]] = [
+                ("Connect", {"id": "x"}), ("State", {"id": "x"}), ("Kill", {"id": "x", "signal": 9})]
             for n, (method, request) in enumerate(requests):
                 payload = m.encode("ttrpc.Request", {
                     "service": m.TASK_SERVICES[0], "method": method,

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shim's parts, each by itself: command line, options, placement, streams, mounts' options, exits."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from teu.shim import cgroup, main, placement, rootfs, service, stdio
+from teu.shim.loop import Future, Lock, Loop
+from teu.shim.process import exit_code
+from teu.shim.runtime import last_error
+from teu.ttrpc import messages as m
+
+
+def test_flags() -> None:
+    flags, action = main.parse_flags(["-namespace", "k8s.io", "--id=x", "-debug", "-bundle", "/b", "delete"])
+    assert (flags["namespace"], flags["id"], flags["debug"], flags["bundle"], action) == (
+        "k8s.io", "x", True, "/b", "delete")
+    assert main.parse_flags(["-debug=false", "start"])[0]["debug"] is False
+    for bad in (["-nonsense"], ["-id"]):
+        with pytest.raises(main.UsageError):
+            main.parse_flags(bad)
+
+
+def test_bootstrap() -> None:
+    assert main.bootstrap("unix:///s", {}) == "unix:///s"
+    assert main.bootstrap("unix:///s", {"MAX_SHIM_VERSION": "1"}) == "unix:///s"
+    for offered, version in (("2", 2), ("3", 3), ("9", 3)):
+        assert json.loads(main.bootstrap("unix:///s", {"MAX_SHIM_VERSION": offered})) == {
+            "version": version, "address": "unix:///s", "protocol": "ttrpc"}
+
+
+def test_one_socket_per_group_and_daemon() -> None:
+    path = main.socket_path("/run/teu/s", "/run/a.sock", "n" * 76, "x" * 76)
+    assert len(path) < 107
+    others = {main.socket_path("/run/teu/s", *key) for key in (("/b", "n", "x"), ("/a", "m", "x"), ("/a", "n", "y"))}
+    assert len(others | {path}) == 4
+
+
+def test_listen_again_after_a_killed_shim(tmp_path: Path) -> None:
+    path = str(tmp_path / "folder" / "s")
+    first = main.listen(path)
+    assert first is not None
+    assert main.listen(path) is None
+    first.close()  # as kill -9 does: the file stays
+    second = main.listen(path)
+    assert second is not None
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    second.close()
+
+
+def test_options() -> None:
+    packed = m.encode_any("containerd.runc.v1.Options", {"binary_name": "crun", "systemd_cgroup": True})
+    assert service.read_options(packed)["binary_name"] == "crun"
+    assert service.read_options(None)["root"] == ""
+    body = b'BinaryName = "runc"\nIoUid = 5\nSystemdCgroup = true\n'
+    packed = m.encode_any("runtimeoptions.v1.Options", {"config_body": body})
+    options = service.read_options(packed)
+    assert (options["binary_name"], options["io_uid"], options["systemd_cgroup"]) == ("runc", 5, True)
+    with pytest.raises(ValueError, match="Nonsense"):
+        service.read_options(m.encode_any("runtimeoptions.v1.Options", {"config_body": b"Nonsense = 1"}))
+    with pytest.raises(ValueError, match="expected"):
+        service.read_options({"type_url": "other", "value": b""})
+
+
+@pytest.mark.parametrize(("name", "number"), [
+    ("SIGQUIT", 3), ("quit", 3), ("9", 9), ("", 15), ("nonsense", 15), ("SIGRTMIN+3", signal.SIGRTMIN + 3)])
+def test_signal_number(name: str, number: int) -> None:
+    assert service.signal_number(name) == number
+
+
+def test_scope_name() -> None:
+    assert placement.scope_name("/default/x", "x") == ("teu.slice", "teu-x.scope")
+    assert placement.scope_name("my.slice:web:x", "x") == ("my.slice", "web-x.scope")
+    assert placement.scope_name(":teu:x", "x") == ("teu.slice", "teu-x.scope")
+
+
+def test_group() -> None:
+    assert placement.group_of({}, "x") == "x"
+    assert placement.group_of({"annotations": {"io.kubernetes.cri.sandbox-id": "pod"}}, "x") == "pod"
+    notes = {"io.kubernetes.cri.sandbox-id": "pod", "io.containerd.runc.v2.group": "first"}
+    assert placement.group_of({"annotations": notes}, "x") == "first"
+
+
+def test_pid_namespace() -> None:
+    assert service.shares_pids({}) is True
+    assert service.shares_pids({"linux": {"namespaces": [{"type": "pid"}]}}) is False
+    assert service.shares_pids({"linux": {"namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}]}}) is True
+
+
+def test_mount_options() -> None:
+    flags, propagation, data = rootfs.parse_options(["rbind", "ro", "rprivate", "lowerdir=a:b", "X-x", "rw"])
+    assert flags == rootfs.MS_BIND | rootfs.MS_REC
+    assert propagation == rootfs.MS_PRIVATE | rootfs.MS_REC
+    assert data == "lowerdir=a:b"
+    parent, data = rootfs.shorten_overlay("index=off,lowerdir=/s/1/fs:/s/2/fs,upperdir=/u")
+    assert (parent, data) == ("/s", "index=off,lowerdir=1/fs:2/fs,upperdir=/u")
+
+
+def test_last_error(tmp_path: Path) -> None:
+    log = tmp_path / "log.json"
+    assert last_error(str(log)) == ""
+    log.write_text('{"level":"error","msg":"old"}\n')
+    size = log.stat().st_size
+    with log.open("a") as file:
+        file.write('{"level":"error","msg":"why"}\nnot json\n{"level":"info","msg":"no"}\n')
+    assert last_error(str(log), size) == "why"
+    assert last_error(str(log), log.stat().st_size) == ""
+
+
+def test_exit_code() -> None:
+    assert [exit_code(status) for status in (0, 7 << 8, 9, 15 | 0x80)] == [0, 7, 137, 143]
+
+
+def test_log_uri() -> None:
+    assert stdio.parse_uri("/run/x/stdout") == ("fifo", "/run/x/stdout", [])
+    assert stdio.parse_uri("file:///var/log/x") == ("file", "/var/log/x", [])
+    assert stdio.parse_uri("binary:///usr/bin/logger?a=b&flag=&c=%2F") == (
+        "binary", "/usr/bin/logger", ["a", "b", "flag", "c", "/"])
+
+
+def test_fifo_outlives_its_readers(tmp_path: Path) -> None:
+    """What the process writes while no reader is there is read later; EOF comes with its exit, not before."""
+    path = str(tmp_path / "stdout")
+    os.mkfifo(path)
+    streams = stdio.Streams()
+    streams.open("", path, "", container="x", namespace="y")
+    out = os.dup(streams.child_fds()[1])  # as the container's process has it
+    streams.close_child()
+    os.write(out, b"one ")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    assert os.read(reader, 100) == b"one "
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 100)
+    os.close(reader)
+    os.write(out, b"two")
+    os.close(out)
+    streams.exited()
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    assert os.read(reader, 100) == b"two"
+    assert os.read(reader, 100) == b""
+    os.close(reader)
+    streams.close()
+
+
+def test_close_stdin(tmp_path: Path) -> None:
+    path = str(tmp_path / "stdin")
+    os.mkfifo(path)
+    streams = stdio.Streams()
+    streams.open(path, "", "", container="x", namespace="y")
+    process = os.dup(streams.child_fds()[0])
+    streams.close_child()
+    os.set_blocking(process, False)
+    client = os.open(path, os.O_WRONLY)
+    os.write(client, b"hello")
+    os.close(client)
+    assert os.read(process, 100) == b"hello"
+    with pytest.raises(BlockingIOError):
+        os.read(process, 100)  # a client that left is no end of file
+    streams.close_stdin()
+    assert os.read(process, 100) == b""
+    os.close(process)
+    streams.close()
+
+
+def test_streams_leak_nothing(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    for name in ("in", "out", "err"):
+        os.mkfifo(tmp_path / name)
+    for out in (str(tmp_path / "out"), f"file://{tmp_path}/new/log", str(tmp_path / "missing"), "nonsense://x"):
+        streams = stdio.Streams()
+        try:
+            streams.open(str(tmp_path / "in"), out, str(tmp_path / "err"), container="x", namespace="y")
+        except (OSError, ValueError):
+            pass
+        streams.close()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_loop_and_lock() -> None:
+    loop = Loop()
+    order: list[str] = []
+    lock = Lock()
+
+    def work(name: str, seconds: float):  # type: ignore[no-untyped-def]
+        yield lock.acquire()
+        try:
+            order.append(name + "+")
+            yield loop.sleep(seconds)
+            order.append(name + "-")
+            if name == "b":
+                raise ValueError("as expected")
+        finally:
+            lock.release()
+        return name
+
+    futures = [loop.spawn(work("a", 0.02)), loop.spawn(work("b", 0.01)), loop.spawn(work("c", 0))]
+    futures[-1].then(lambda _: loop.stop())
+    loop.run()
+    assert order == ["a+", "a-", "b+", "b-", "c+", "c-"]
+    assert futures[0].value == "a" and isinstance(futures[1].error, ValueError)
+
+    # exits: of a child known in time, and of one collected before anybody asked
+    loop.expect()
+    early = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 4"], {})
+    os.waitid(os.P_PID, early, os.WEXITED | os.WNOWAIT)
+    loop.reap()
+    results: list[Future] = [loop.wait_exit(early), loop.wait_exit(os.posix_spawn("/bin/sh", ["sh"], {}))]
+    loop.unexpect()
+    for future in results:
+        future.then(lambda _: loop.stop() if all(f.done for f in results) else None)
+    loop.run()
+    assert [exit_code(future.value) for future in results] == [4, 0]
+    loop.close()
+
+
+def test_metrics_of_a_made_up_cgroup(tmp_path: Path) -> None:
+    for name, text in {
+        "pids.current": "3\n", "pids.max": "max\n", "cpu.stat": "usage_usec 10\nnr_throttled 2\n",
+        "memory.stat": "anon 4096\nnew_in_some_kernel 1\n", "memory.current": "8192\n", "memory.max": "100\n",
+        "memory.events": "low 0\noom_kill 2\n", "io.stat": "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n",
+        "cpu.pressure": "some avg10=1.50 avg60=0.00 avg300=0.00 total=9\n",
+        "hugetlb.2MB.current": "0\n", "hugetlb.2MB.max": "max\n", "hugetlb.2MB.events": "max 1\n",
+        "rdma.max": "mlx4_0 hca_handle=2 hca_object=max\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    metrics = m.decode("io.containerd.cgroups.v2.Metrics",
+                       m.encode("io.containerd.cgroups.v2.Metrics", cgroup.metrics(str(tmp_path))))
+    assert metrics["pids"] == {"current": 3, "limit": (1 << 64) - 1}
+    assert (metrics["cpu"]["usage_usec"], metrics["cpu"]["psi"]["some"]["avg10"]) == (10, 1.5)
+    assert (metrics["memory"]["anon"], metrics["memory"]["usage"], metrics["memory"]["usage_limit"]) == (
+        4096, 8192, 100)
+    assert metrics["io"]["usage"] == [{"major": 8, "minor": 0, "rbytes": 1, "wbytes": 2, "rios": 3, "wios": 4}]
+    assert metrics["hugetlb"][0]["failcnt"] == 1 and metrics["memory_events"]["oom_kill"] == 2
+    assert metrics["rdma"]["limit"][0]["hca_objects"] == 0xFFFFFFFF
