@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""POST /containers/create: check everything, make the writable snapshot and the record.
+
+Order: what can fail without a trace comes first; then volumes and the snapshot, which are undone if a
+later step fails (and swept at the next start if the daemon dies here); the record in engine.db last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teu.engine import hostconfig, mounts, rootfs, spec
+from teu.engine.container import Container, timestamp
+from teu.engine.errors import BadRequest
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+    from teu.engine.images import Image
+
+# The garbage collector of containerd keeps what has this label; ours tells whose it is.
+GC_ROOT = "containerd.io/gc.root"
+OWNER_LABEL = "teu.container"
+
+
+def create(engine: Engine, body: dict[str, Any], name: str, platform: str | None) -> tuple[Container, list[str]]:
+    """The new container and warnings for the client."""
+    config = hostconfig.clean_config(body)
+    host = hostconfig.clean_host_config(
+        body.get("HostConfig"), engine.config["log-driver"], engine.config["log-opts"]
+    )
+    networking = body.get("NetworkingConfig")
+    if networking is not None and not isinstance(networking, dict):
+        raise BadRequest("NetworkingConfig: an object is expected")
+    if name:
+        name = engine.containers.clean_name(name)
+        engine.containers.check_name(name)
+    if not config["Image"]:
+        raise BadRequest("config cannot be empty: Image is needed in order to create a container")
+    hostconfig.runtime_name(host["Runtime"], engine.config["default-runtime"], engine.config.get("runtimes") or {})
+    image = engine.images.resolve(config["Image"], platform)
+    merge(config, image.config.get("config") or {})
+    path, arguments = command(config)
+    identity = secrets.token_hex(32)
+    while identity[:12].isdigit():  # an id that reads as a number is taken for one by some tools
+        identity = secrets.token_hex(32)
+    if not config["Hostname"]:
+        config["Hostname"] = os.uname().nodename if host["UTSMode"] == "host" else identity[:12]
+    if host["NetworkMode"] == "host" and not body.get("Hostname"):
+        config["Hostname"] = os.uname().nodename
+    host["Runtime"] = host["Runtime"] or engine.config["default-runtime"]
+    if host["PublishAllPorts"] is None:
+        host["PublishAllPorts"] = False
+    container = Container(
+        engine,
+        {
+            "id": identity,
+            "name": name or engine.containers.random_name(),
+            "created": timestamp(),
+            "path": path,
+            "args": arguments,
+            "image_id": image.id,
+            "chain_id": image.chain_id,
+            "config": config,
+            "host_config": host,
+        },
+    )
+    spec.check(engine, container)
+    warnings = spec.warnings(container)
+    with contextlib.ExitStack() as undo:
+        undo.callback(engine.networks.forget, container)
+        engine.networks.check(container, networking)
+        undo.callback(engine.volumes.release, identity, True)
+        container.mounts = mounts.collect(engine, container)
+        prepare(engine, container, image)
+        undo.callback(rootfs.remove_snapshot, engine, container)
+        Path(container.directory).mkdir(parents=True, mode=0o710)
+        undo.callback(shutil.rmtree, container.directory, True)
+        rootfs.copy_up(engine, container)
+        engine.containers.add(container)
+        undo.pop_all()
+    container.event("create")
+    return container, warnings
+
+
+def prepare(engine: Engine, container: Container, image: Image) -> None:
+    """The writable snapshot over the image's layers."""
+    from teu.api.services.snapshots.v1 import snapshots_pb2
+
+    from teu.engine import containerd
+
+    request = snapshots_pb2.PrepareSnapshotRequest(
+        snapshotter=engine.config["storage-driver"],
+        key=container.snapshot_key,
+        parent=image.chain_id,
+        labels={GC_ROOT: container.created, OWNER_LABEL: container.id},
+    )
+    try:
+        response = engine.containerd.snapshots.Prepare(request)
+    except containerd.NotFound:
+        engine.images.prepare_parent(image)
+        response = engine.containerd.snapshots.Prepare(request)
+    container.rootfs_mounts = list(response.mounts)
+
+
+def merge(config: dict[str, Any], image: dict[str, Any]) -> None:
+    """What the image says counts where the client says nothing."""
+    config["User"] = config["User"] or image.get("User") or ""
+    config["WorkingDir"] = config["WorkingDir"] or image.get("WorkingDir") or ""
+    if ports := image.get("ExposedPorts"):
+        config["ExposedPorts"] = {**ports, **(config["ExposedPorts"] or {})}
+    given = {entry.partition("=")[0] for entry in config["Env"] or ()}
+    inherited = [entry for entry in image.get("Env") or () if entry.partition("=")[0] not in given]
+    config["Env"] = (config["Env"] or []) + inherited
+    config["Labels"] = {**(image.get("Labels") or {}), **(config["Labels"] or {})}
+    if not config["Entrypoint"]:
+        if not config["Cmd"]:
+            config["Cmd"] = image.get("Cmd")
+        if config["Entrypoint"] is None:
+            config["Entrypoint"] = image.get("Entrypoint")
+    if volumes := image.get("Volumes"):
+        config["Volumes"] = {**volumes, **(config["Volumes"] or {})}
+    config["StopSignal"] = config["StopSignal"] or image.get("StopSignal")
+    config["OnBuild"] = None
+    health = image.get("Healthcheck")
+    if health:
+        mine = config["Healthcheck"] or {}
+        merged = dict(mine)
+        for key, value in health.items():
+            if not merged.get(key):
+                merged[key] = value
+        config["Healthcheck"] = merged
+
+
+def command(config: dict[str, Any]) -> tuple[str, list[str]]:
+    entrypoint = [] if config["Entrypoint"] in ([""], None) else config["Entrypoint"]
+    words = [*entrypoint, *(config["Cmd"] or [])]
+    if not words:
+        raise BadRequest("no command specified")
+    if words[0] == "":
+        raise BadRequest("the command to run is an empty string; name a program")
+    return words[0], words[1:]

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is mounted into a container: -v, --mount, --tmpfs, --volumes-from and the image's volumes.
+
+`collect` (called by create) makes one list of mount points in the API's form, which is part of the
+record; `for_spec` (called at each start) turns it into mounts of the runtime specification.
+
+A mount point has the keys that inspect shows, and below "Options" what only we need.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teu.engine.errors import BadRequest, NotFound
+
+if TYPE_CHECKING:
+    from teu.engine.container import Container
+    from teu.engine.engine import Engine
+    from teu.engine.volumes import Volume
+
+PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
+MODES = ("ro", "rw", "z", "Z", "nocopy", "consistent", "cached", "delegated", "volume-nocopy")
+
+
+def _destination(path: str, text: str) -> str:
+    if not path.startswith("/"):
+        raise BadRequest(f"invalid volume specification: '{text}': invalid mount config: mount path must be absolute")
+    clean = posixpath.normpath(path).replace("//", "/")
+    if clean == "/":
+        raise BadRequest(f"invalid volume specification: '{text}': invalid mount config: destination can't be '/'")
+    return clean
+
+
+def _modes(text: str, spec: str) -> tuple[bool, str, bool]:
+    """read-write, propagation, nocopy of the third part of -v."""
+    readonly, propagation, nocopy = False, "", False
+    for word in filter(None, text.split(",")):
+        if word in PROPAGATIONS:
+            propagation = word
+        elif word in MODES:
+            readonly = readonly or word == "ro"
+            nocopy = nocopy or word in ("nocopy", "volume-nocopy")
+        else:
+            raise BadRequest(f"invalid volume specification: '{spec}': invalid mode: {text}")
+    return not readonly, propagation, nocopy
+
+
+def _bind(source: str, destination: str, mode: str, writable: bool, propagation: str) -> dict[str, Any]:
+    return {
+        "Type": "bind",
+        "Source": source,
+        "Destination": destination,
+        "Mode": mode,
+        "RW": writable,
+        "Propagation": propagation or "rprivate",
+    }
+
+
+def _volume(volume: Volume, destination: str, mode: str, writable: bool) -> dict[str, Any]:
+    return {
+        "Type": "volume",
+        "Name": volume.name,
+        "Source": volume.mountpoint,
+        "Destination": destination,
+        "Driver": volume.driver,
+        "Mode": mode,
+        "RW": writable,
+        "Propagation": "",
+    }
+
+
+def collect(engine: Engine, container: Container) -> list[dict[str, Any]]:
+    """All mount points of a new container. Makes the volumes; the caller releases them if it fails later."""
+    host = container.host_config
+    points: dict[str, dict[str, Any]] = {}
+    for entry in host["VolumesFrom"] or ():
+        for point in _from_container(engine, container, entry):
+            points[point["Destination"]] = point
+    explicit: set[str] = set()
+
+    def add(point: dict[str, Any]) -> None:
+        if point["Destination"] in explicit:
+            raise BadRequest(f"Duplicate mount point: {point['Destination']}")
+        explicit.add(point["Destination"])
+        points[point["Destination"]] = point
+
+    for text in host["Binds"] or ():
+        add(_from_bind(engine, container, text))
+    for entry in host["Mounts"] or ():
+        add(_from_mount(engine, container, entry))
+    for path, options in (host["Tmpfs"] or {}).items():
+        destination = _destination(path, path)
+        if destination in explicit:
+            raise BadRequest(f"Duplicate mount point: {destination}")
+        _tmpfs_options(options or "")
+        points.pop(destination, None)
+        explicit.add(destination)
+    for path in container.config.get("Volumes") or {}:
+        destination = _destination(path, path)
+        if destination not in points and destination not in explicit:
+            volume = engine.volumes.ensure(None, container_id=container.id)
+            points[destination] = {
+                **_volume(volume, destination, "", True),
+                "Options": {"copy": True, "anonymous": True},
+            }
+    return list(points.values())
+
+
+def _from_bind(engine: Engine, container: Container, text: str) -> dict[str, Any]:
+    parts = text.split(":")
+    if len(parts) == 1:
+        destination = _destination(parts[0], text)
+        volume = engine.volumes.ensure(None, container_id=container.id)
+        return {**_volume(volume, destination, "", True), "Options": {"copy": True, "anonymous": True}}
+    if len(parts) > 3 or not parts[0] or not parts[1]:
+        raise BadRequest(f"invalid volume specification: '{text}'")
+    mode = parts[2] if len(parts) == 3 else ""
+    writable, propagation, nocopy = _modes(mode, text)
+    destination = _destination(parts[1], text)
+    if parts[0].startswith("/"):
+        point = _bind(posixpath.normpath(parts[0]), destination, mode, writable, propagation)
+        point["Options"] = {"create": True}
+        return point
+    volume = engine.volumes.ensure(
+        parts[0], host_driver(container), container_id=container.id
+    )
+    point = _volume(volume, destination, mode or "z", writable)
+    point["Options"] = {"copy": not nocopy}
+    return point
+
+
+def host_driver(container: Container) -> str:
+    return str(container.host_config.get("VolumeDriver") or "local")
+
+
+def _from_mount(engine: Engine, container: Container, entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise BadRequest("HostConfig.Mounts: a list of objects is expected")
+    kind = entry.get("Type") or "volume"
+    source = str(entry.get("Source") or "")
+    target = str(entry.get("Target") or "")
+    readonly = bool(entry.get("ReadOnly"))
+
+    def bad(text: str) -> BadRequest:
+        return BadRequest(f'invalid mount config for type "{kind}": {text}')
+
+    if not target:
+        raise bad("field Target must not be empty")
+    if not target.startswith("/"):
+        raise bad(f"invalid mount path: '{target}' mount path must be absolute")
+    destination = posixpath.normpath(target)
+    if destination == "/":
+        raise bad("invalid specification: destination can't be '/'")
+    if kind == "bind":
+        options = entry.get("BindOptions") or {}
+        if not source:
+            raise bad("field Source must not be empty")
+        if not source.startswith("/"):
+            raise bad(f"invalid mount path: '{source}' mount path must be absolute")
+        propagation = options.get("Propagation") or ""
+        if propagation and propagation not in PROPAGATIONS:
+            raise bad(f"invalid propagation mode: {propagation}")
+        if not os.path.lexists(source) and not options.get("CreateMountpoint"):
+            raise bad(f"bind source path does not exist: {source}")
+        point = _bind(posixpath.normpath(source), destination, "", not readonly, propagation)
+        point["Options"] = {
+            "create": bool(options.get("CreateMountpoint")),
+            "nonrecursive": bool(options.get("NonRecursive")),
+        }
+        return point
+    if kind == "volume":
+        options = entry.get("VolumeOptions") or {}
+        driver = options.get("DriverConfig") or {}
+        volume = engine.volumes.ensure(
+            source or None,
+            driver.get("Name") or "local",
+            driver.get("Options") or {},
+            options.get("Labels") or {},
+            container.id,
+        )
+        point = _volume(volume, destination, "z", not readonly)
+        point["Options"] = {
+            "copy": not options.get("NoCopy"),
+            "anonymous": not source,
+            "subpath": options.get("Subpath") or "",
+        }
+        return point
+    if kind == "tmpfs":
+        if source:
+            raise bad("field Source must not be specified")
+        options = entry.get("TmpfsOptions") or {}
+        words = [f"size={options['SizeBytes']}"] if options.get("SizeBytes") else []
+        words += [f"mode={options['Mode']:o}"] if options.get("Mode") else []
+        return {
+            "Type": "tmpfs",
+            "Source": "",
+            "Destination": destination,
+            "Mode": "",
+            "RW": not readonly,
+            "Propagation": "",
+            "Options": {"tmpfs": words},
+        }
+    raise bad(f"mount type unknown; there are bind, volume and tmpfs")
+
+
+def _from_container(engine: Engine, container: Container, entry: str) -> list[dict[str, Any]]:
+    reference, _, mode = entry.partition(":")
+    if mode not in ("", "ro", "rw", "z", "Z"):
+        raise BadRequest(f"invalid mode for volumes-from: {mode}")
+    other = engine.containers.find(reference)
+    if other is None:
+        raise NotFound(f"No such container: {reference}")
+    result = []
+    for point in other.mounts:
+        copy = {**point, "RW": point["RW"] and mode != "ro", "Mode": mode or point["Mode"]}
+        copy["Options"] = {**(point.get("Options") or {}), "copy": False}
+        if point["Type"] == "volume":
+            engine.volumes.ensure(point["Name"], point["Driver"], container_id=container.id)
+        result.append(copy)
+    return result
+
+
+def _tmpfs_options(text: str) -> list[str]:
+    words = ["noexec", "nosuid", "nodev", "rprivate"]
+    opposite = {"exec": "noexec", "suid": "nosuid", "dev": "nodev", "noexec": "exec", "nosuid": "suid",
+                "nodev": "dev", "rw": "ro", "ro": "rw"}  # fmt: skip
+    valued = ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol")
+    flags = {"defaults", "sync", "async", "atime", "noatime", "diratime", "nodiratime", "relatime",
+             "norelatime", "strictatime", "nostrictatime", *opposite, *PROPAGATIONS}  # fmt: skip
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        if word.partition("=")[0] not in valued and word not in flags:
+            raise BadRequest(f'invalid tmpfs option "{word}"')
+        if opposite.get(word) in words:
+            words.remove(opposite[word])
+        if word in PROPAGATIONS:
+            words = [known for known in words if known not in PROPAGATIONS]
+        if word not in words and word != "defaults":
+            words.append(word)
+    return words
+
+
+def for_spec(engine: Engine, container: Container) -> list[dict[str, Any]]:
+    """Mounts of the specification for all mount points, shorter paths first. Makes missing bind sources."""
+    result: list[dict[str, Any]] = []
+    for point in container.mounts:
+        options = point.get("Options") or {}
+        access = [] if point["RW"] else ["ro"]
+        if point["Type"] == "tmpfs":
+            words = ["noexec", "nosuid", "nodev", "rprivate", *options.get("tmpfs", ()), *access]
+            result.append(_mount(point["Destination"], "tmpfs", "tmpfs", words))
+            continue
+        source = point["Source"]
+        if point["Type"] == "volume":
+            source = engine.volumes.mount(point["Name"], container.id)
+            if options.get("subpath"):
+                source = _inside(source, options["subpath"])
+        elif options.get("create") and not os.path.lexists(source):
+            Path(source).mkdir(parents=True, exist_ok=True)
+        if not Path(source).exists():
+            raise BadRequest(
+                f'invalid mount config for type "{point["Type"]}": bind source path does not exist: {source}'
+            )
+        recursive = "bind" if options.get("nonrecursive") else "rbind"
+        result.append(
+            _mount(point["Destination"], "bind", source, [recursive, point["Propagation"] or "rprivate", *access])
+        )
+    for path, text in (container.host_config["Tmpfs"] or {}).items():
+        result.append(_mount(posixpath.normpath(path), "tmpfs", "tmpfs", _tmpfs_options(text or "")))
+    return sorted(result, key=lambda mount: mount["destination"].count("/"))
+
+
+def _inside(root: str, subpath: str) -> str:
+    """The subpath below a volume; it must not lead out of it."""
+    path = os.path.realpath(os.path.join(root, subpath))
+    if not path.startswith(os.path.realpath(root) + "/"):
+        raise BadRequest(f"the volume's subpath {subpath!r} leads out of the volume")
+    return path
+
+
+def _mount(destination: str, kind: str, source: str, options: list[str]) -> dict[str, Any]:
+    return {"destination": destination, "type": kind, "source": source, "options": options}
