@@ -92,6 +92,7 @@ class Container:
         self.exits = 0  # how often it exited since this daemon started
         self.removed = False
         self.removing = False
+        self.touched = False  # somebody wrote into its root before its first start
         self.execs: dict[str, Any] = {}
         self.rootfs_mounts: list[Any] | None = None
         self.restart_timer: threading.Timer | None = None
@@ -137,9 +138,10 @@ class Container:
         if self._hub is None:
             with self.changed:
                 if self._hub is None:
+                    from teu.engine.logs import open_driver
                     from teu.engine.stdio import Hub
 
-                    self._hub = Hub(self)
+                    self._hub = Hub(self.engine.pump, self.tty, lambda: open_driver(self))
         return self._hub
 
     @property

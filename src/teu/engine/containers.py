@@ -13,12 +13,13 @@ import secrets
 import threading
 from typing import TYPE_CHECKING
 
-from teu.engine import names
+from teu.engine import health, names
 from teu.engine.container import Container
 from teu.engine.errors import BadRequest, Conflict, NotFound
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
+    from teu.engine.monitor import Monitor
 
 log = logging.getLogger("teu.engine")
 
@@ -31,6 +32,8 @@ class Containers:
         self._lock = threading.RLock()
         self._by_id: dict[str, Container] = {}
         self._by_name: dict[str, str] = {}
+        self.making: set[str] = set()  # ids of containers that are being created: not to be swept
+        self.monitor: Monitor | None = None
 
     def start(self) -> None:
         from teu.engine import recovery
@@ -42,11 +45,12 @@ class Containers:
         recovery.run(self.engine)
 
     def stop(self) -> None:
+        if self.monitor is not None:
+            self.monitor.stop()
         for container in self.all():
             if container.restart_timer is not None:
                 container.restart_timer.cancel()
-            if container.health is not None:
-                container.health.stop()
+            health.stop(container)
 
     def all(self) -> list[Container]:
         with self._lock:

@@ -27,7 +27,9 @@ GC_ROOT = "containerd.io/gc.root"
 OWNER_LABEL = "teu.container"
 
 
-def create(engine: Engine, body: dict[str, Any], name: str, platform: str | None) -> tuple[Container, list[str]]:
+def create(
+    engine: Engine, body: dict[str, Any], name: str, platform: str | None
+) -> tuple[Container, list[str]]:
     """The new container and warnings for the client."""
     config = hostconfig.clean_config(body)
     host = hostconfig.clean_host_config(
@@ -41,7 +43,9 @@ def create(engine: Engine, body: dict[str, Any], name: str, platform: str | None
         engine.containers.check_name(name)
     if not config["Image"]:
         raise BadRequest("config cannot be empty: Image is needed in order to create a container")
-    hostconfig.runtime_name(host["Runtime"], engine.config["default-runtime"], engine.config.get("runtimes") or {})
+    hostconfig.runtime_name(
+        host["Runtime"], engine.config["default-runtime"], engine.config.get("runtimes") or {}
+    )
     image = engine.images.resolve(config["Image"], platform)
     merge(config, image.config.get("config") or {})
     path, arguments = command(config)
@@ -72,6 +76,7 @@ def create(engine: Engine, body: dict[str, Any], name: str, platform: str | None
     spec.check(engine, container)
     warnings = spec.warnings(container)
     with contextlib.ExitStack() as undo:
+        engine.containers.making.add(identity)
         undo.callback(engine.networks.forget, container)
         engine.networks.check(container, networking)
         undo.callback(engine.volumes.release, identity, True)
@@ -83,6 +88,7 @@ def create(engine: Engine, body: dict[str, Any], name: str, platform: str | None
         rootfs.copy_up(engine, container)
         engine.containers.add(container)
         undo.pop_all()
+    engine.containers.making.discard(identity)
     container.event("create")
     return container, warnings
 

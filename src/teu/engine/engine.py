@@ -12,6 +12,7 @@ from typing import Any
 from teu.engine.containerd import Client
 from teu.engine.database import Database
 from teu.engine.events import Events
+from teu.engine.pump import Pump
 
 
 class Engine:
@@ -29,6 +30,7 @@ class Engine:
         self.database = Database(f"{self.data_root}/engine.db")
         self.containerd = Client(self.config["containerd"])
         self.events = Events()
+        self.pump = Pump()
         self.stopping = threading.Event()
         self.ready = threading.Event()
         self.failure: Exception | None = None
@@ -47,6 +49,7 @@ class Engine:
 
     def start(self) -> None:
         """Bring every store up; requests that need them wait for `ready`."""
+        self.pump.start()
         self.volumes.start()
         self.images.start()
         self.networks.start()
@@ -59,5 +62,6 @@ class Engine:
         self.events.close()
         for store in (self.containers, self.networks, self.volumes, self.images):
             store.stop()
+        self.pump.stop()
         self.containerd.close()
         self.database.close()

@@ -185,7 +185,9 @@ def clean_config(value: dict[str, Any]) -> dict[str, Any]:
             raise BadRequest(f"Config.Labels.{key}: {_kind(label)} was given, a string is expected")
     check_health(config["Healthcheck"])
     if config["WorkingDir"] and not config["WorkingDir"].startswith("/"):
-        raise BadRequest(f"the working directory '{config['WorkingDir']}' is invalid, it needs to be an absolute path")
+        raise BadRequest(
+            f"the working directory '{config['WorkingDir']}' is invalid, it needs to be an absolute path"
+        )
     if len(config["Hostname"]) > 63:
         raise BadRequest(f"invalid hostname format: {config['Hostname']}: more than 63 characters")
     return config
@@ -241,7 +243,9 @@ def clean_host_config(
         if ":" not in entry and "=" not in entry:
             raise BadRequest(f"bad format for add-host: {entry!r}")
     if host["Links"]:
-        raise BadRequest("links are not supported: use a network of your own, whose members know each other by name")
+        raise BadRequest(
+            "links are not supported: use a network of your own, whose members know each other by name"
+        )
     if host["DeviceRequests"]:
         wanted = host["DeviceRequests"][0]
         raise BadRequest(
@@ -317,7 +321,9 @@ def check_resources(host: dict[str, Any]) -> None:
     if host["NanoCpus"] and (host["CpuPeriod"] or host["CpuQuota"]):
         raise BadRequest("Conflicting options: Nano CPUs and CPU Period/Quota cannot both be set")
     if host["CpuPeriod"] and not 1000 <= host["CpuPeriod"] <= 1_000_000:
-        raise BadRequest("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
+        raise BadRequest(
+            "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"
+        )
     if 0 < host["CpuQuota"] < 1000:
         raise BadRequest("CPU cfs quota can not be less than 1ms (i.e. 1000)")
     if host["BlkioWeight"] and not 10 <= host["BlkioWeight"] <= 1000:
@@ -332,7 +338,7 @@ def check_resources(host: dict[str, Any]) -> None:
 
 
 def size(text: str, what: str) -> int:
-    """"10m" in bytes."""
+    """ "10m" in bytes."""
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise BadRequest(f"{what}: invalid size: '{text}'")
@@ -340,7 +346,7 @@ def size(text: str, what: str) -> int:
 
 
 def signal_number(text: str) -> int:
-    """"TERM", "SIGTERM", "15", "RTMIN+3" as a number."""
+    """ "TERM", "SIGTERM", "15", "RTMIN+3" as a number."""
     name = text.strip().upper()
     if name.isdigit():
         if 0 < int(name) < signal.NSIG:

@@ -27,10 +27,14 @@ MODES = ("ro", "rw", "z", "Z", "nocopy", "consistent", "cached", "delegated", "v
 
 def _destination(path: str, text: str) -> str:
     if not path.startswith("/"):
-        raise BadRequest(f"invalid volume specification: '{text}': invalid mount config: mount path must be absolute")
+        raise BadRequest(
+            f"invalid volume specification: '{text}': invalid mount config: mount path must be absolute"
+        )
     clean = posixpath.normpath(path).replace("//", "/")
     if clean == "/":
-        raise BadRequest(f"invalid volume specification: '{text}': invalid mount config: destination can't be '/'")
+        raise BadRequest(
+            f"invalid volume specification: '{text}': invalid mount config: destination can't be '/'"
+        )
     return clean
 
 
@@ -124,9 +128,7 @@ def _from_bind(engine: Engine, container: Container, text: str) -> dict[str, Any
         point = _bind(posixpath.normpath(parts[0]), destination, mode, writable, propagation)
         point["Options"] = {"create": True}
         return point
-    volume = engine.volumes.ensure(
-        parts[0], host_driver(container), container_id=container.id
-    )
+    volume = engine.volumes.ensure(parts[0], host_driver(container), container_id=container.id)
     point = _volume(volume, destination, mode or "z", writable)
     point["Options"] = {"copy": not nocopy}
     return point
@@ -265,7 +267,9 @@ def for_spec(engine: Engine, container: Container) -> list[dict[str, Any]]:
             )
         recursive = "bind" if options.get("nonrecursive") else "rbind"
         result.append(
-            _mount(point["Destination"], "bind", source, [recursive, point["Propagation"] or "rprivate", *access])
+            _mount(
+                point["Destination"], "bind", source, [recursive, point["Propagation"] or "rprivate", *access]
+            )
         )
     for path, text in (container.host_config["Tmpfs"] or {}).items():
         result.append(_mount(posixpath.normpath(path), "tmpfs", "tmpfs", _tmpfs_options(text or "")))

@@ -1,12 +1,160 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine does at its start: make engine.db and containerd's view agree."""
+"""What the engine does at its start: make engine.db and containerd agree, whatever died when.
+
+in engine.db        in containerd        then
+running             task runs            it goes on: streams are opened again, health checks resume
+running             task stopped         its exit is handled now, with its code and its time
+running             nothing              it ended with the machine (or its shim): exit code 255
+restarting          -                    it is started again
+not running         task runs            the engine died between start and its record: it runs
+not running         task stopped         the same, and it has exited since
+not running         task created         half-made: removed
+(no record)         anything             removed: container, task, snapshot, folders
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from teu.engine import health, lifecycle, tasks
+from teu.engine.container import Container, timestamp
+from teu.engine.create import OWNER_LABEL
+from teu.engine.monitor import Monitor
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
 
+log = logging.getLogger("teu.engine")
 
-def run(engine: Engine) -> None: ...
+
+def run(engine: Engine) -> None:
+    """Before the first request: what runs is known to run. The rest follows in the background."""
+    engine.containers.monitor = Monitor(engine)
+    if not engine.containers.all() and not os.path.isdir(f"{engine.data_root}/containers"):
+        # A first start: no need to wake containerd for it.
+        Path(f"{engine.data_root}/containers").mkdir(mode=0o710)
+        engine.networks.recover([])
+        threading.Thread(target=_first, args=(engine,), name="first", daemon=True).start()
+        return
+    engine.containerd.ensure_namespace()
+    known = tasks.list_tasks(engine)
+    running: list[Container] = []
+    ended: list[tuple[Container, tasks.Exit]] = []
+    fresh: list[Container] = []
+    for container in engine.containers.all():
+        task = known.get(container.id)
+        if task is not None and task.status in ("RUNNING", "PAUSED", "PAUSING"):
+            _adopt(container, task)
+            running.append(container)
+        elif task is not None and task.status == "STOPPED":
+            _adopt(container, task)
+            ended.append((container, task.exit))
+        elif container.running and container.pid:
+            ended.append((container, tasks.Exit(255, 0)))
+        elif container.running:  # it was waiting to be restarted
+            container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
+            fresh.append(container)
+        elif task is not None:
+            tasks.discard(engine, container.id)
+    engine.networks.recover(running + [container for container, _ in ended])
+    engine.containers.monitor.start()
+    for container in running:
+        health.start(engine, container)
+    threading.Thread(target=_rest, args=(engine, ended, fresh), name="recovery", daemon=True).start()
+
+
+def _first(engine: Engine) -> None:
+    try:
+        engine.containerd.ensure_namespace()
+        assert engine.containers.monitor is not None
+        engine.containers.monitor.start()
+        sweep(engine)
+    except Exception as error:
+        log.error("containerd cannot be reached: %s", error)
+
+
+def _adopt(container: Container, task: tasks.Task) -> None:
+    """A task of this container is there: open its streams again."""
+    if not container.running or container.pid != task.pid:
+        container.started_once = True
+        container.state.update(StartedAt=timestamp(), Error="", ExitCode=0)
+    paused = task.status in ("PAUSED", "PAUSING")
+    container.state.update(
+        Status="paused" if paused else "running", Running=True, Paused=paused, Restarting=False, Pid=task.pid
+    )
+    Path(container.runtime_directory).mkdir(parents=True, exist_ok=True, mode=0o700)
+    container.hub.open(lifecycle.stdio_paths(container), lifecycle.marker_path(container))
+    container.save(durable=False)
+
+
+def _rest(engine: Engine, ended: list[tuple[Container, tasks.Exit]], fresh: list[Container]) -> None:
+    try:
+        for container, found in ended:
+            lifecycle.exited(
+                engine, container, 0, found if found.moment else tasks.Exit(found.status, time.time_ns())
+            )
+        for container in engine.containers.all():
+            if container.running or container.removed:
+                continue
+            if container.auto_remove:
+                lifecycle.remove(engine, container)
+            elif container in fresh or _starts_at_boot(container):
+                _start(engine, container)
+        sweep(engine)
+    except Exception:
+        if not engine.stopping.is_set():
+            log.exception("recovery was not completed")
+
+
+def _starts_at_boot(container: Container) -> bool:
+    name = container.host_config["RestartPolicy"]["Name"]
+    if not container.started_once:
+        return False
+    return name == "always" or name == "unless-stopped" and not container.manually_stopped
+
+
+def _start(engine: Engine, container: Container) -> None:
+    try:
+        lifecycle.start(engine, container, automatic=True)
+    except Exception as error:
+        log.warning("container %s cannot be started: %s", container.id[:12], error)
+
+
+def sweep(engine: Engine) -> None:
+    """Remove what no record stands for. Young things may belong to a create that is under way."""
+    from teu.api.services.snapshots.v1 import snapshots_pb2
+
+    before = time.time()
+    for identity in tasks.list_containers(engine):
+        if engine.containers.find(identity) is None:
+            log.info("removing container %s, which no record stands for", identity[:12])
+            tasks.discard(engine, identity)
+    request = snapshots_pb2.ListSnapshotsRequest(
+        snapshotter=engine.config["storage-driver"], filters=[f'labels."{OWNER_LABEL}"']
+    )
+    for response in engine.containerd.snapshots.List(request):
+        for info in response.info:
+            owner = dict(info.labels).get(OWNER_LABEL)
+            if owner is None or info.name in engine.containers.making:
+                continue
+            if engine.containers.find(owner) is None and tasks.moment(info.created_at) / 1e9 < before:
+                log.info("removing snapshot %s, which no record stands for", info.name[:12])
+                engine.containerd.snapshots.Remove(
+                    snapshots_pb2.RemoveSnapshotRequest(
+                        snapshotter=engine.config["storage-driver"], key=info.name
+                    )
+                )
+    for top in (f"{engine.data_root}/containers", engine.exec_root):
+        for entry in os.scandir(top):
+            if (
+                len(entry.name) == 64
+                and engine.containers.find(entry.name) is None
+                and entry.name not in engine.containers.making
+            ):
+                shutil.rmtree(entry.path, ignore_errors=True)

@@ -1,0 +1,449 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs of a container: start, exit, stop, kill, pause, restart, remove. Called by routes, by the
+monitor (exits) and by recovery.
+
+    created ──start──▶ running ──exit──▶ exited ──remove──▶ gone
+                          ▲                │
+                          └─restart policy─┘
+
+A container's lock is held while it changes; waiting for an exit is done without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from teu.engine import containerd, hostconfig, rootfs, spec, tasks
+from teu.engine.container import Container, timestamp
+from teu.engine.errors import BadRequest, Conflict, EngineError, NotModified
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+log = logging.getLogger("teu.engine")
+
+STOP_SECONDS = 10
+KILL_SECONDS = 10
+RESTART_FIRST = 0.1
+RESTART_LONGEST = 60.0
+RESTART_SETTLED = 10.0  # who ran this long starts again without delay
+
+# containerd.runc.v1.Options{systemd_cgroup: true}
+SYSTEMD_CGROUP = b"\x48\x01"
+
+
+def stdio_paths(container: Container) -> tuple[str, str, str]:
+    folder = container.runtime_directory
+    stdin = f"{folder}/stdin" if container.config["OpenStdin"] else ""
+    return stdin, f"{folder}/stdout", "" if container.tty else f"{folder}/stderr"
+
+
+def marker_path(container: Container) -> str:
+    return f"{container.runtime_directory}/marker"
+
+
+# -- start ---------------------------------------------------------------------------------------------
+
+
+def start(engine: Engine, container: Container, automatic: bool = False) -> None:
+    with container.lock:
+        if container.removing or container.removed:
+            raise Conflict("container is marked for removal and cannot be started")
+        if container.state["Paused"]:
+            raise Conflict("cannot start a paused container, try unpause instead")
+        if container.running and not container.state["Restarting"]:
+            raise NotModified("")
+        cancel_restart(container)
+        if not automatic:
+            container.manually_stopped = False
+            container.restart_delay = 0.0
+            container.restart_count = 0
+        try:
+            pid = _run(engine, container)
+        except Exception as error:
+            _start_failed(engine, container, error)
+            if isinstance(error, containerd.Error):
+                raise _start_error(error) from None
+            raise
+        container.started_once = True
+        container.state.update(
+            Status="running", Running=True, Paused=False, Restarting=False, OOMKilled=False, Dead=False, Pid=pid,
+            ExitCode=0, Error="", StartedAt=timestamp(),
+        )  # fmt: skip
+        container.save(durable=False)
+        container.event("start")
+        container.notify()
+        from teu.engine import health
+
+        health.start(engine, container)
+
+
+def _run(engine: Engine, container: Container) -> int:
+    """All that a running container needs, in order; undone in reverse if a step fails. Its PID."""
+    with contextlib.ExitStack() as undo:
+        Path(container.runtime_directory).mkdir(parents=True, exist_ok=True, mode=0o700)
+        undo.callback(_release, engine, container)
+        attachment = engine.networks.attach(container)
+        specification = spec.build(engine, container, attachment)
+        options = SYSTEMD_CGROUP if spec.systemd_cgroup(engine, container) else b""
+        mounts = rootfs.snapshot_mounts(engine, container)
+        paths = stdio_paths(container)
+        undo.callback(container.hub.finish, 1.0)
+        container.hub.open(paths, marker_path(container))
+        tasks.create_container(engine, container, specification, options)
+        undo.callback(_quietly, tasks.discard, engine, container.id)
+        tasks.create(engine, container.id, mounts, paths, container.tty, options)
+        pid = tasks.start(engine, container.id)
+        undo.pop_all()
+    return pid
+
+
+def _quietly(function: object, *arguments: object) -> None:
+    try:
+        function(*arguments)  # type: ignore[operator]
+    except Exception as error:
+        log.warning("clean-up after a failed start: %s", error)
+
+
+def _release(engine: Engine, container: Container) -> None:
+    """Give back what only a running container needs. Idempotent; never fails."""
+    _quietly(engine.networks.detach, container)
+    for point in container.mounts:
+        if point["Type"] == "volume":
+            _quietly(engine.volumes.unmount, point["Name"], container.id)
+    shared = f"{container.runtime_directory}/shm"
+    if container.host_config["IpcMode"] == "shareable" and os.path.ismount(shared):
+        from teu.linux.syscalls import NR_umount2, syscall
+
+        _quietly(syscall, "umount2", NR_umount2, os.fsencode(shared) + b"\0", rootfs.MNT_DETACH)
+    shutil.rmtree(container.runtime_directory, ignore_errors=True)
+
+
+def _start_error(error: containerd.Error) -> EngineError:
+    """With a status and words from which docker's clients tell 126 and 127."""
+    message = f"failed to create task for container: {error}"
+    return BadRequest(message) if _start_exit_code(message) != 128 else EngineError(message)
+
+
+def _start_exit_code(message: str) -> int:
+    text = message.lower()
+    if "executable file not found" in text or "no such file or directory" in text:
+        return 127
+    if "permission denied" in text or "not a directory" in text or "is a directory" in text:
+        return 126
+    return 128
+
+
+def _start_failed(engine: Engine, container: Container, error: Exception) -> None:
+    message = str(error)
+    container.state.update(
+        Status="created" if not container.started_once else "exited", Running=False, Restarting=False, Pid=0,
+        ExitCode=_start_exit_code(message), Error=message, FinishedAt=timestamp(),
+    )  # fmt: skip
+    container.save(durable=False)
+    container.exits += 1
+    container.notify()
+    container.hub.end_clients()
+    if container.auto_remove:
+        _quietly(remove, engine, container)
+
+
+# -- exit ----------------------------------------------------------------------------------------------
+
+
+def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit) -> None:
+    """The container's first process is gone. pid 0: whichever it was."""
+    with container.lock:
+        if container.removed or not container.running or not container.pid or pid not in (0, container.pid):
+            return
+        if engine.stopping.is_set():
+            return  # the next engine finds the stopped task
+        from teu.engine import health
+
+        health.stop(container)
+        try:
+            told = tasks.delete(engine, container.id)
+            found = told if told is not None and (told.moment or not found.moment) else found
+        except containerd.Unavailable:
+            return  # the next reconciliation will find it
+        except containerd.Error as error:
+            log.warning("container %s: the task cannot be deleted: %s", container.id[:12], error)
+        container.hub.finish()
+        for execution in list(container.execs.values()):
+            execution.container_exited()
+        container.exits += 1
+        started = container.state["StartedAt"]
+        container.state.update(
+            Status="exited", Running=False, Paused=False, Restarting=False, Pid=0, ExitCode=found.status,
+            FinishedAt=timestamp(found.moment or None),
+        )  # fmt: skip
+        _quietly(_release, engine, container)
+        container.event("die", exitCode=str(found.status), execDuration=str(_duration(started)))
+        if _wants_restart(container) and not engine.stopping.is_set():
+            _schedule_restart(engine, container, _duration(started))
+            container.save(durable=False)
+            container.notify()
+            _quietly(tasks.delete_container, engine, container.id)
+            return
+        if container.auto_remove:
+            # Who waits for the removal gets the exit code, and need not wait for the disk.
+            _quietly(remove, engine, container)
+            return
+        container.save(durable=False)
+        container.notify()
+        _quietly(tasks.delete_container, engine, container.id)
+
+
+def _duration(started: str) -> int:
+    from teu.engine.container import nanoseconds
+
+    return max(0, (time.time_ns() - nanoseconds(started)) // 1_000_000_000)
+
+
+def _wants_restart(container: Container) -> bool:
+    policy = container.host_config["RestartPolicy"]
+    if container.manually_stopped or container.removing:
+        return False
+    name = policy["Name"]
+    if name in ("always", "unless-stopped"):
+        return True
+    if name == "on-failure" and container.state["ExitCode"] != 0:
+        most = policy["MaximumRetryCount"]
+        return not most or container.restart_count < most
+    return False
+
+
+def _schedule_restart(engine: Engine, container: Container, ran: float) -> None:
+    if ran >= RESTART_SETTLED or not container.restart_delay:
+        container.restart_delay = RESTART_FIRST
+    else:
+        container.restart_delay = min(container.restart_delay * 2, RESTART_LONGEST)
+    container.restart_count += 1
+    container.state.update(Status="restarting", Running=True, Restarting=True, Pid=0)
+    timer = threading.Timer(container.restart_delay, _restart_now, (engine, container))
+    timer.daemon = True
+    container.restart_timer = timer
+    timer.start()
+
+
+def _restart_now(engine: Engine, container: Container) -> None:
+    with container.lock:
+        if container.restart_timer is None or container.removed or engine.stopping.is_set():
+            return
+        container.restart_timer = None
+        try:
+            start(engine, container, automatic=True)
+        except NotModified:
+            pass
+        except Exception as error:
+            log.warning("container %s cannot be restarted: %s", container.id[:12], error)
+            if _wants_restart(container) and not container.removed:
+                _schedule_restart(engine, container, 0)
+                container.save(durable=False)
+
+
+def cancel_restart(container: Container) -> None:
+    if container.restart_timer is not None:
+        container.restart_timer.cancel()
+        container.restart_timer = None
+
+
+# -- stop, kill, pause -----------------------------------------------------------------------------------
+
+
+def wait_exit(container: Container, timeout: float | None) -> bool:
+    """False: it still runs after that many seconds."""
+    before = container.exits
+    with container.changed:
+        return container.changed.wait_for(
+            lambda: not container.running or container.removed or container.exits != before, timeout
+        )
+
+
+def stop(engine: Engine, container: Container, timeout: int | None = None, signal_name: str = "") -> None:
+    if not container.running:
+        raise NotModified("")
+    with container.lock:
+        container.manually_stopped = True
+        if container.state["Restarting"]:
+            cancel_restart(container)
+            container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
+            container.save()
+            container.notify()
+            container.event("stop")
+            return
+        if container.host_config["RestartPolicy"]["Name"] != "no":
+            container.save()
+    number = hostconfig.signal_number(signal_name or container.config["StopSignal"] or "TERM")
+    if timeout is None:
+        timeout = container.config["StopTimeout"]
+    if timeout is None:
+        timeout = STOP_SECONDS
+    try:
+        _send(engine, container, number)
+        if container.state["Paused"]:
+            _quietly(tasks.resume, engine, container.id)
+        gone = wait_exit(container, None if timeout < 0 else timeout)
+    except NotModified:
+        gone = True
+    if not gone:
+        with contextlib.suppress(NotModified):
+            _send(engine, container, signal.SIGKILL)
+            if not wait_exit(container, KILL_SECONDS):
+                raise EngineError(f"cannot stop container: {container.name}: it did not exit after SIGKILL")
+    container.event("stop")
+
+
+def _send(engine: Engine, container: Container, number: int) -> None:
+    try:
+        tasks.kill(engine, container.id, number)
+    except (containerd.NotFound, containerd.FailedPrecondition):
+        # It has exited; the monitor is about to say so.
+        if not wait_exit(container, KILL_SECONDS):
+            reconcile(engine, container)
+        raise NotModified("") from None
+    container.event("kill", signal=str(int(number)))
+
+
+def kill(engine: Engine, container: Container, signal_name: str = "") -> None:
+    number = hostconfig.signal_number(signal_name or "KILL")
+    if not container.running or not container.pid:
+        if container.state["Restarting"]:
+            with container.lock:
+                container.manually_stopped = True
+                if container.state["Restarting"]:
+                    cancel_restart(container)
+                    container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
+                    container.save()
+                    container.notify()
+                    return
+        raise Conflict(f"cannot kill container: {container.name}: container {container.id} is not running")
+    if number in (signal.SIGKILL, hostconfig.signal_number(container.config["StopSignal"] or "TERM")):
+        container.manually_stopped = True
+    try:
+        _send(engine, container, number)
+    except NotModified:
+        raise Conflict(
+            f"cannot kill container: {container.name}: container {container.id} is not running"
+        ) from None
+    if number == signal.SIGKILL and not wait_exit(container, KILL_SECONDS):
+        reconcile(engine, container)
+
+
+def restart(engine: Engine, container: Container, timeout: int | None, signal_name: str = "") -> None:
+    if container.running:
+        automatic = container.auto_remove
+        container.host_config["AutoRemove"] = False  # it is not to go away between the two
+        try:
+            with contextlib.suppress(NotModified):
+                stop(engine, container, timeout, signal_name)
+        finally:
+            container.host_config["AutoRemove"] = automatic
+    with contextlib.suppress(NotModified):
+        start(engine, container)
+    container.event("restart")
+
+
+def pause(engine: Engine, container: Container) -> None:
+    with container.lock:
+        if not container.running or not container.pid:
+            raise Conflict(f"Container {container.id} is not running")
+        if container.state["Paused"]:
+            raise Conflict(f"Container {container.id} is already paused")
+        try:
+            tasks.pause(engine, container.id)
+        except containerd.Error as error:
+            raise EngineError(f"Cannot pause container {container.id}: {error}") from None
+        container.state.update(Status="paused", Paused=True)
+        container.save(durable=False)
+    container.event("pause")
+
+
+def unpause(engine: Engine, container: Container) -> None:
+    with container.lock:
+        if not container.state["Paused"]:
+            raise Conflict(f"Container {container.id} is not paused")
+        try:
+            tasks.resume(engine, container.id)
+        except containerd.Error as error:
+            raise EngineError(f"Cannot unpause container {container.id}: {error}") from None
+        container.state.update(Status="running", Paused=False)
+        container.save(durable=False)
+    container.event("unpause")
+
+
+def reconcile(engine: Engine, container: Container) -> None:
+    """Ask containerd whether a container that should run does."""
+    if not container.running or not container.pid:
+        return
+    with container.lock:
+        if not container.running or not container.pid:
+            return
+        task = tasks.get(engine, container.id)
+        if task is None:
+            exited(engine, container, 0, tasks.Exit(255, time.time_ns()))
+        elif task.status == "STOPPED":
+            exited(engine, container, 0, task.exit)
+
+
+# -- remove --------------------------------------------------------------------------------------------
+
+
+def remove(engine: Engine, container: Container, force: bool = False, volumes: bool = False) -> None:
+    """volumes: the anonymous ones, too. --rm implies it."""
+    if container.running and not force:
+        state = "paused and must be unpaused first" if container.state["Paused"] else container.status()
+        raise Conflict(
+            f'cannot remove container "/{container.name}": container is {state}: stop the container before '
+            "removing or force remove"
+        )
+    if container.removing and not container.auto_remove:
+        raise Conflict(f"removal of container {container.name} is already in progress")
+    container.removing = True
+    try:
+        if container.running:
+            _kill_for_removal(engine, container)
+        with container.lock:
+            if container.removed:
+                return
+            cancel_restart(container)
+            _quietly(engine.networks.forget, container)
+            _quietly(engine.volumes.release, container.id, volumes or container.auto_remove)
+            engine.containers.remove(container)
+            container.removed = True
+            container.event("destroy")
+            container.notify()
+            container.hub.end_clients()
+            if container.hub.driver is not None:
+                _quietly(container.hub.driver.remove)
+    except BaseException:
+        container.removing = False
+        raise
+    # What is left is swept at the next start if the daemon dies here.
+    _quietly(tasks.delete_container, engine, container.id)
+    _quietly(rootfs.remove_snapshot, engine, container)
+    shutil.rmtree(container.directory, ignore_errors=True)
+    shutil.rmtree(container.runtime_directory, ignore_errors=True)
+
+
+def _kill_for_removal(engine: Engine, container: Container) -> None:
+    container.manually_stopped = True
+    with container.lock:
+        if container.state["Restarting"]:
+            cancel_restart(container)
+            container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
+            return
+    with contextlib.suppress(NotModified, Conflict):
+        _send(engine, container, signal.SIGKILL)
+    if not wait_exit(container, KILL_SECONDS):
+        reconcile(engine, container)
+        if container.running:
+            raise EngineError(f"could not kill container {container.name}: it did not exit after SIGKILL")

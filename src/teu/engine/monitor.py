@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One subscription to containerd's events: exits and out-of-memory of all containers and execs.
+
+Started by the store of containers. When the stream breaks (containerd restarts), it subscribes again and
+asks for the state of everything that should run, so that no exit is missed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+from teu.engine import containerd, lifecycle, tasks
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+log = logging.getLogger("teu.engine")
+
+PAUSE_SECONDS = 0.1
+# A subscription has begun for certain when the reconciliation after this time looks.
+SETTLE_SECONDS = 1.0
+LOOK_SECONDS = 60.0
+
+
+class Monitor:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._stream: Any = None
+        self._known: dict[str, Any] = {}
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="monitor", daemon=True).start()
+        threading.Thread(target=self._look, name="look", daemon=True).start()
+
+    def stop(self) -> None:
+        if self._stream is not None:
+            self._stream.cancel()
+
+    def _run(self) -> None:
+        from teu.api.services.events.v1 import events_pb2
+
+        first = True
+        while not self.engine.stopping.is_set():
+            request = events_pb2.SubscribeRequest(
+                filters=[f"namespace=={self.engine.containerd.namespace},topic~=|^/tasks/|"]
+            )
+            try:
+                self._stream = self.engine.containerd.events.Subscribe(request, timeout=None)
+                if not first:
+                    threading.Thread(target=self._again, daemon=True).start()
+                first = False
+                for envelope in self._stream:
+                    self._event(envelope)
+            except containerd.Error as error:
+                if not self.engine.stopping.is_set():
+                    log.info("containerd's event stream ended: %s", error)
+            except Exception:
+                log.exception("the event stream failed")
+            self.engine.stopping.wait(PAUSE_SECONDS)
+
+    def _again(self) -> None:
+        for _ in range(2):
+            self.reconcile()
+            if self.engine.stopping.wait(SETTLE_SECONDS):
+                return
+
+    def _look(self) -> None:
+        if not self.engine.stopping.wait(SETTLE_SECONDS):
+            self.reconcile()
+        while not self.engine.stopping.wait(LOOK_SECONDS):
+            self.reconcile()
+
+    def reconcile(self) -> None:
+        """One question for all; only who looks stopped is asked about again, under its lock."""
+        running = [
+            container for container in self.engine.containers.all() if container.running and container.pid
+        ]
+        if not running:
+            return
+        try:
+            known = tasks.list_tasks(self.engine)
+        except containerd.Error as error:
+            log.info("tasks cannot be listed: %s", error)
+            return
+        for container in running:
+            task = known.get(container.id)
+            if task is None or task.status == "STOPPED":
+                try:
+                    lifecycle.reconcile(self.engine, container)
+                except containerd.Error as error:
+                    log.warning("container %s: %s", container.id[:12], error)
+            for execution in list(container.execs.values()):
+                execution.reconcile()
+
+    def _event(self, envelope: Any) -> None:
+        from teu.api.events import task_pb2
+
+        if envelope.topic == "/tasks/exit":
+            event = task_pb2.TaskExit.FromString(envelope.event.value)
+            container = self.engine.containers.find(event.container_id)
+            if container is None:
+                return
+            found = tasks.Exit(int(event.exit_status), tasks.moment(event.exited_at))
+            if event.id in ("", event.container_id):
+                threading.Thread(
+                    target=_guarded, args=(self.engine, container, int(event.pid), found), daemon=True
+                ).start()
+            elif (execution := container.execs.get(event.id)) is not None:
+                threading.Thread(target=execution.exited, args=(found,), daemon=True).start()
+        elif envelope.topic == "/tasks/oom":
+            event = task_pb2.TaskOOM.FromString(envelope.event.value)
+            container = self.engine.containers.find(event.container_id)
+            if container is not None:
+                container.state["OOMKilled"] = True
+                container.event("oom")
+
+
+def _guarded(engine: Engine, container: Any, pid: int, found: tasks.Exit) -> None:
+    try:
+        lifecycle.exited(engine, container, pid, found)
+    except Exception:
+        log.exception("the exit of container %s could not be handled", container.id[:12])

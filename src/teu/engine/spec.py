@@ -1,0 +1,561 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From Config and HostConfig to the OCI runtime specification that containerd gets. Called by start.
+
+The defaults (capabilities, masked paths, mounts, devices) are docker's, because images rely on them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import re
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teu.engine import mounts, users
+from teu.engine.errors import BadRequest, Conflict, NotFound
+from teu.oci.seccomp import ARCHITECTURES, default_profile
+
+if TYPE_CHECKING:
+    from teu.engine.container import Container
+    from teu.engine.engine import Engine
+    from teu.engine.networks import Attachment
+
+OCI_VERSION = "1.1.0"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_CAPABILITIES = (
+    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE "
+    "NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT "
+    "SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE "
+    "AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ "
+    "PERFMON BPF CHECKPOINT_RESTORE"
+)
+_DEFAULT_CAPABILITIES = (
+    "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE "
+    "SYS_CHROOT KILL AUDIT_WRITE"
+)
+CAPABILITIES = _CAPABILITIES.split()  # in the order of their numbers
+DEFAULT_CAPABILITIES = _DEFAULT_CAPABILITIES.split()
+
+MASKED_PATHS = [
+    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+]  # fmt: skip
+READONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+
+# type, major, minor of null, zero, full, random, urandom, tty, console
+DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1))
+INIT_PATHS = ("/usr/libexec/docker/docker-init", "/usr/bin/docker-init", "/usr/bin/tini-static")
+NAME_ANNOTATION = "io.teu.container.name"
+
+
+def capability_limit() -> list[str]:
+    try:
+        last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    except OSError:
+        last = len(CAPABILITIES) - 1
+    return [f"CAP_{name}" for name in CAPABILITIES[: last + 1]]
+
+
+def capabilities(host: dict[str, Any]) -> list[str]:
+    known = capability_limit()
+
+    def names(words: list[str] | None) -> list[str]:
+        result = []
+        for word in words or ():
+            name = word.upper()
+            if name == "ALL":
+                result.append(name)
+                continue
+            name = name if name.startswith("CAP_") else f"CAP_{name}"
+            if name not in known:
+                raise BadRequest(f'invalid CapAdd/CapDrop: unknown capability: "{name}"')
+            result.append(name)
+        return result
+
+    add, drop = names(host["CapAdd"]), names(host["CapDrop"])
+    if host["Privileged"]:
+        return known
+    if "ALL" in drop:
+        return known if "ALL" in add else [name for name in known if name in add]
+    base = known if "ALL" in add else [f"CAP_{name}" for name in DEFAULT_CAPABILITIES]
+    result = [name for name in base if name not in drop]
+    return result + [name for name in known if name in add and name not in result and name not in drop]
+
+
+def security_options(host: dict[str, Any]) -> dict[str, Any]:
+    """--security-opt, parsed: no_new_privileges, seccomp ("" default, "unconfined", or a profile), apparmor."""
+    result: dict[str, Any] = {"no_new_privileges": False, "seccomp": "", "apparmor": None, "label": None}
+    for option in host["SecurityOpt"] or ():
+        if option in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true"):
+            result["no_new_privileges"] = True
+            continue
+        key, equals, value = option.partition("=")
+        if not equals:
+            key, equals, value = option.partition(":")
+        if key == "no-new-privileges" and value == "false":
+            continue
+        if not equals or key not in ("seccomp", "apparmor", "label", "writable-cgroups"):
+            raise BadRequest(f'invalid --security-opt 2: "{option}"')
+        if key == "seccomp" and value not in ("unconfined", "builtin", ""):
+            try:
+                value = _own_profile(json.loads(value), capabilities(host))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise BadRequest(f"decoding seccomp profile failed: {error}") from None
+        result[key] = "" if value == "builtin" else value
+    return result
+
+
+def _own_profile(profile: dict[str, Any], caps: list[str]) -> dict[str, Any]:
+    """A profile in docker's format (archMap, includes, excludes) as the specification wants it."""
+    machine = os.uname().machine
+    arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
+    result: dict[str, Any] = {"defaultAction": profile["defaultAction"]}
+    if profile.get("defaultErrnoRet") is not None:
+        result["defaultErrnoRet"] = profile["defaultErrnoRet"]
+    result["architectures"] = profile.get("architectures") or ARCHITECTURES.get(machine, [])
+    rules = []
+    for rule in profile.get("syscalls") or ():
+        includes, excludes = rule.get("includes") or {}, rule.get("excludes") or {}
+        if (
+            includes.get("arches")
+            and arch not in includes["arches"]
+            or arch in (excludes.get("arches") or ())
+        ):
+            continue
+        if any(name not in caps for name in includes.get("caps") or ()):
+            continue
+        if any(name in caps for name in excludes.get("caps") or ()):
+            continue
+        names = rule.get("names") or [rule["name"]]
+        kept = {"names": names, "action": rule["action"]}
+        for key in ("args", "errnoRet"):
+            if rule.get(key) is not None:
+                kept[key] = rule[key]
+        rules.append(kept)
+    result["syscalls"] = rules
+    return result
+
+
+def check(engine: Engine, container: Container) -> None:
+    """All that can be refused at create already."""
+    host = container.host_config
+    capabilities(host)
+    security_options(host)
+    for entry in host["Devices"]:
+        if not isinstance(entry, dict) or not entry.get("PathOnHost"):
+            raise BadRequest("HostConfig.Devices: objects with PathOnHost are expected")
+    for rule in host["DeviceCgroupRules"] or ():
+        _device_rule(rule)
+    for key in ("PidMode", "IpcMode"):
+        if host[key].startswith("container:"):
+            engine.containers.get(host[key].partition(":")[2])
+    for name in host["Sysctls"] or {}:
+        if name.startswith("net.") and host["NetworkMode"] == "host":
+            raise BadRequest(f"sysctl '{name}' not allowed in host network namespace")
+        if not name.startswith(("net.", "kernel.", "fs.mqueue.")):
+            raise BadRequest(
+                f"sysctl '{name}' is not in a namespace of its own; it cannot be set per container"
+            )
+    if host["Init"] and not init_path(engine):
+        raise BadRequest("--init needs an init program: install tini-static, or set init-path in teud.yaml")
+
+
+def warnings(container: Container) -> list[str]:
+    result = []
+    if container.host_config["OomKillDisable"]:
+        result.append("OomKillDisable has no effect with cgroup v2")
+        container.host_config["OomKillDisable"] = False
+    return result
+
+
+def init_path(engine: Engine) -> str:
+    chosen = engine.config.get("init-path")
+    if chosen:
+        return str(chosen)
+    return next((path for path in INIT_PATHS if os.access(path, os.X_OK)), "")
+
+
+def _joined(engine: Engine, mode: str, what: str) -> Container:
+    reference = mode.partition(":")[2]
+    other = engine.containers.find(reference)
+    if other is None:
+        raise NotFound(f"No such container: {reference}")
+    if not other.running:
+        raise Conflict(f"cannot join {what} of a non running container: {other.id}")
+    return other
+
+
+def environment(container: Container, tty: bool, extra: list[str] | None = None) -> list[str]:
+    """PATH, HOSTNAME and TERM, under what the configuration says; later entries win."""
+    values = {"PATH": PATH, "HOSTNAME": container.hostname}
+    if tty:
+        values["TERM"] = "xterm"
+    for entry in (container.config["Env"] or []) + (extra or []):
+        name, equals, value = entry.partition("=")
+        if equals:
+            values[name] = value
+        else:
+            values.pop(name, None)
+    return [f"{name}={value}" for name, value in values.items()]
+
+
+def build(engine: Engine, container: Container, attachment: Attachment) -> dict[str, Any]:
+    config, host = container.config, container.host_config
+    privileged = host["Privileged"]
+    security = security_options(host)
+    caps = capabilities(host)
+    user = users.find(engine, container, config["User"], host["GroupAdd"])
+    arguments = [container.path, *container.args]
+    mount_list = _mounts(engine, container, attachment, privileged)
+    if host["Init"] or host["Init"] is None and engine.config.get("init"):
+        program = init_path(engine)
+        if program:
+            arguments = ["/sbin/docker-init", "--", *arguments]
+            mount_list.append(
+                {
+                    "destination": "/sbin/docker-init",
+                    "type": "bind",
+                    "source": program,
+                    "options": ["bind", "ro"],
+                }
+            )
+    environ = environment(container, config["Tty"])
+    if user.home and not any(entry.startswith("HOME=") for entry in environ):
+        environ.append(f"HOME={user.home}")
+    process: dict[str, Any] = {
+        "terminal": config["Tty"],
+        "user": {"uid": user.uid, "gid": user.gid, "umask": 0o22},
+        "args": arguments,
+        "env": environ,
+        "cwd": posixpath.normpath(config["WorkingDir"] or "/"),
+        "capabilities": {
+            "bounding": caps,
+            "effective": caps if user.uid == 0 else [],
+            "permitted": caps if user.uid == 0 else [],
+        },
+        "oomScoreAdj": host["OomScoreAdj"],
+    }
+    if user.groups:
+        process["user"]["additionalGids"] = user.groups
+    if config["Tty"] and any(host["ConsoleSize"]):
+        height, width = host["ConsoleSize"]
+        process["consoleSize"] = {"height": height, "width": width}
+    if security["no_new_privileges"]:
+        process["noNewPrivileges"] = True
+    if host["Ulimits"]:
+        process["rlimits"] = [
+            {
+                "type": f"RLIMIT_{limit['Name'].upper()}",
+                "soft": _limit(limit.get("Soft", 0)),
+                "hard": _limit(limit.get("Hard", 0)),
+            }
+            for limit in host["Ulimits"]
+        ]
+    apparmor = _apparmor(engine, security, privileged)
+    if apparmor:
+        process["apparmorProfile"] = apparmor
+    linux: dict[str, Any] = {
+        "namespaces": _namespaces(engine, container, attachment),
+        "resources": resources(host),
+        "cgroupsPath": cgroups_path(engine, container),
+        "maskedPaths": [],
+        "readonlyPaths": [],
+    }
+    devices, allowed = _devices(host, privileged)
+    if devices:
+        linux["devices"] = devices
+    linux["resources"]["devices"] = allowed
+    if not privileged:
+        linux["maskedPaths"] = MASKED_PATHS if host["MaskedPaths"] is None else host["MaskedPaths"]
+        linux["readonlyPaths"] = READONLY_PATHS if host["ReadonlyPaths"] is None else host["ReadonlyPaths"]
+        if security["seccomp"] != "unconfined":
+            linux["seccomp"] = security["seccomp"] or default_profile(caps)
+    elif isinstance(security["seccomp"], dict):
+        linux["seccomp"] = security["seccomp"]
+    sysctls = dict(host["Sysctls"] or {})
+    if attachment.namespace is not None and not host["NetworkMode"].startswith("container:"):
+        sysctls.setdefault("net.ipv4.ip_unprivileged_port_start", "0")
+        sysctls.setdefault("net.ipv4.ping_group_range", "0 2147483647")
+    if sysctls:
+        linux["sysctl"] = sysctls
+    result: dict[str, Any] = {
+        "ociVersion": OCI_VERSION,
+        "process": process,
+        "root": {"path": "rootfs", "readonly": host["ReadonlyRootfs"]},
+        "mounts": mount_list,
+        "linux": linux,
+        "annotations": {**(host["Annotations"] or {}), NAME_ANNOTATION: container.name},
+    }
+    if host["UTSMode"] != "host":
+        result["hostname"] = container.hostname
+        if config["Domainname"]:
+            result["domainname"] = config["Domainname"]
+    return result
+
+
+def _limit(value: int) -> int:
+    return value if value >= 0 else (1 << 64) - 1
+
+
+def cgroups_path(engine: Engine, container: Container) -> str:
+    """slice:prefix:name: the shim (or a runtime with systemd's driver) makes a scope of it."""
+    parent = container.host_config["CgroupParent"] or engine.config.get("cgroup-parent") or ""
+    if systemd_cgroup(engine, container) or container.host_config["Runtime"] == "io.containerd.teu.v2":
+        return f"{parent or 'teu.slice'}:teu:{container.id}"
+    return posixpath.join(parent or "/teu", container.id)
+
+
+def systemd_cgroup(engine: Engine, container: Container) -> bool:
+    """Does a foreign shim's runtime have to ask systemd itself?"""
+    return container.host_config["Runtime"] != "io.containerd.teu.v2" and os.path.isdir("/run/systemd/system")
+
+
+def _namespaces(engine: Engine, container: Container, attachment: Attachment) -> list[dict[str, str]]:
+    host = container.host_config
+    result: list[dict[str, str]] = [{"type": "mount"}]
+    if attachment.namespace is not None:
+        network = {"type": "network"}
+        if attachment.namespace:
+            network["path"] = attachment.namespace
+        result.append(network)
+    if host["UTSMode"] != "host":
+        result.append({"type": "uts"})
+    if host["PidMode"].startswith("container:"):
+        other = _joined(engine, host["PidMode"], "PID namespace")
+        result.append({"type": "pid", "path": f"/proc/{other.pid}/ns/pid"})
+    elif host["PidMode"] != "host":
+        result.append({"type": "pid"})
+    if host["IpcMode"].startswith("container:"):
+        other = _joined(engine, host["IpcMode"], "IPC")
+        if other.host_config["IpcMode"] not in ("shareable", "host"):
+            raise BadRequest(
+                f"cannot join IPC of container {other.id}: non-shareable IPC (hint: use IpcMode:shareable)"
+            )
+        result.append({"type": "ipc", "path": f"/proc/{other.pid}/ns/ipc"})
+    elif host["IpcMode"] != "host":
+        result.append({"type": "ipc"})
+    if host["CgroupnsMode"] != "host":
+        result.append({"type": "cgroup"})
+    return result
+
+
+def _mounts(
+    engine: Engine, container: Container, attachment: Attachment, privileged: bool
+) -> list[dict[str, Any]]:
+    host = container.host_config
+
+    def mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
+        return {"destination": destination, "type": kind, "source": source, "options": list(options)}
+
+    access = "rw" if privileged else "ro"
+    strict = ("nosuid", "noexec", "nodev")
+    result = [
+        mount("/proc", "proc", "proc", *strict),
+        mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            "nosuid",
+            "noexec",
+            "newinstance",
+            "ptmxmode=0666",
+            "mode=0620",
+            "gid=5",
+        ),
+        mount("/sys", "sysfs", "sysfs", *strict, access),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", access, "nosuid", "noexec", "nodev"),
+    ]
+    if host["IpcMode"] == "host":
+        result.append(mount("/dev/mqueue", "bind", "/dev/mqueue", "rbind", *strict))
+    else:
+        result.append(mount("/dev/mqueue", "mqueue", "mqueue", *strict))
+    if host["IpcMode"] == "host":
+        result.append(mount("/dev/shm", "bind", "/dev/shm", "rbind", *strict))
+    elif host["IpcMode"].startswith("container:"):
+        other = _joined(engine, host["IpcMode"], "IPC")
+        source = "/dev/shm" if other.host_config["IpcMode"] == "host" else f"{other.runtime_directory}/shm"
+        result.append(mount("/dev/shm", "bind", source, "rbind", *strict))
+    elif host["IpcMode"] == "shareable":
+        result.append(mount("/dev/shm", "bind", shared_memory(container), "rbind", *strict))
+    elif host["IpcMode"] != "none":
+        result.append(mount("/dev/shm", "tmpfs", "shm", *strict, "mode=1777", f"size={host['ShmSize']}"))
+    own = mounts.for_spec(engine, container)
+    taken = {entry["destination"] for entry in own}
+    result = [entry for entry in result if entry["destination"] not in taken]
+    files = dict(attachment.files)
+    path = f"{container.directory}/hostname"
+    if not os.path.exists(path):
+        Path(path).write_text(container.hostname + "\n")
+    files["/etc/hostname"] = path
+    for destination, source in files.items():
+        if destination not in taken:
+            result.append(mount(destination, "bind", source, "rbind", "rprivate"))
+    return result + own
+
+
+def shared_memory(container: Container) -> str:
+    """A tmpfs of the host for --ipc shareable, which others can bind."""
+    from teu.engine.rootfs import MS_NODEV, MS_NOEXEC, MS_NOSUID, _path
+    from teu.linux.syscalls import NR_mount, syscall
+
+    path = f"{container.runtime_directory}/shm"
+    Path(path).mkdir(parents=True, exist_ok=True)
+    if not os.path.ismount(path):
+        data = f"mode=1777,size={container.host_config['ShmSize']}"
+        syscall(
+            "mount of the shared memory", NR_mount, b"shm\0", _path(path), b"tmpfs\0",
+            MS_NOSUID | MS_NODEV | MS_NOEXEC, _path(data),
+        )  # fmt: skip
+    return path
+
+
+def _device_rule(text: str) -> dict[str, Any]:
+    match = re.fullmatch(r"([acb]) (\*|\d+):(\*|\d+) ([rwm]{1,3})", text)
+    if not match:
+        raise BadRequest(f"invalid device cgroup rule format: '{text}'")
+    rule: dict[str, Any] = {"allow": True, "type": match[1], "access": match[4]}
+    for key, value in (("major", match[2]), ("minor", match[3])):
+        if value != "*":
+            rule[key] = int(value)
+    return rule
+
+
+def _node(path: str, inside: str) -> dict[str, Any]:
+    info = os.stat(path)
+    kind = "c" if stat.S_ISCHR(info.st_mode) else "b"
+    return {
+        "path": inside,
+        "type": kind,
+        "major": os.major(info.st_rdev),
+        "minor": os.minor(info.st_rdev),
+        "fileMode": stat.S_IMODE(info.st_mode),
+        "uid": info.st_uid,
+        "gid": info.st_gid,
+    }
+
+
+def _is_device(path: str) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+
+
+def _below(top: str) -> list[str]:
+    found = []
+    for folder, folders, files in os.walk(top):
+        folders[:] = [
+            name for name in folders if name not in ("pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts")
+        ]
+        found += [path for name in files if _is_device(path := f"{folder}/{name}")]
+    return found
+
+
+def _devices(host: dict[str, Any], privileged: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Nodes to make, and the cgroup's rules."""
+    if privileged:
+        nodes = [
+            _node(path, path)
+            for path in _below("/dev")
+            if path not in ("/dev/console", "/dev/ptmx", "/dev/tty")
+        ]
+        return nodes, [{"allow": True, "access": "rwm"}]
+    rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
+    rules += [
+        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
+        for major, minor in DEVICES
+    ]
+    nodes = []
+    for entry in host["Devices"]:
+        source = entry["PathOnHost"]
+        target = entry.get("PathInContainer") or source
+        access = entry.get("CgroupPermissions") or "rwm"
+        if os.path.isdir(source):
+            pairs = [(path, target + path[len(source) :]) for path in _below(source)]
+        else:
+            pairs = [(source, target)]
+        found = [(path, inside) for path, inside in pairs if _is_device(path)]
+        if not found:
+            raise BadRequest(
+                f'error gathering device information while adding custom device "{source}": '
+                + ("not a device node" if os.path.exists(source) else "no such file or directory")
+            )
+        for path, inside in found:
+            node = _node(path, inside)
+            nodes.append(node)
+            rules.append(
+                {"allow": True, "access": access, **{key: node[key] for key in ("type", "major", "minor")}}
+            )
+    rules += [_device_rule(rule) for rule in host["DeviceCgroupRules"] or ()]
+    return nodes, rules
+
+
+def _apparmor(engine: Engine, security: dict[str, Any], privileged: bool) -> str:
+    chosen = security["apparmor"]
+    if chosen is not None:
+        return "" if chosen == "unconfined" else str(chosen)
+    profile = engine.config.get("apparmor-profile", "teu-default")
+    if privileged or not profile:
+        return ""
+    try:
+        loaded = Path("/sys/kernel/security/apparmor/profiles").read_text()
+    except OSError:
+        return ""
+    return str(profile) if f"{profile} (" in loaded else ""
+
+
+def resources(host: dict[str, Any]) -> dict[str, Any]:
+    """linux.resources of a specification, of create and of update. Only what was asked for."""
+    result: dict[str, Any] = {}
+    cpu: dict[str, Any] = {}
+    if host["NanoCpus"]:
+        cpu["period"] = 100_000
+        cpu["quota"] = host["NanoCpus"] * 100_000 // 1_000_000_000
+    for key, name in (
+        ("CpuShares", "shares"), ("CpuPeriod", "period"), ("CpuQuota", "quota"), ("CpusetCpus", "cpus"),
+        ("CpusetMems", "mems"), ("CpuRealtimePeriod", "realtimePeriod"), ("CpuRealtimeRuntime", "realtimeRuntime"),
+    ):  # fmt: skip
+        if host[key]:
+            cpu[name] = host[key]
+    if cpu:
+        result["cpu"] = cpu
+    memory: dict[str, Any] = {}
+    for key, name in (("Memory", "limit"), ("MemoryReservation", "reservation"), ("MemorySwap", "swap")):
+        if host[key]:
+            memory[name] = host[key]
+    if host["MemorySwappiness"] is not None and host["MemorySwappiness"] >= 0:
+        memory["swappiness"] = host["MemorySwappiness"]
+    if memory:
+        result["memory"] = memory
+    if host["PidsLimit"]:
+        result["pids"] = {"limit": host["PidsLimit"] if host["PidsLimit"] > 0 else -1}
+    block: dict[str, Any] = {}
+    if host["BlkioWeight"]:
+        block["weight"] = host["BlkioWeight"]
+    for key, name, field in (
+        ("BlkioWeightDevice", "weightDevice", "Weight"),
+        ("BlkioDeviceReadBps", "throttleReadBpsDevice", "Rate"),
+        ("BlkioDeviceWriteBps", "throttleWriteBpsDevice", "Rate"),
+        ("BlkioDeviceReadIOps", "throttleReadIOPSDevice", "Rate"),
+        ("BlkioDeviceWriteIOps", "throttleWriteIOPSDevice", "Rate"),
+    ):
+        if host[key]:
+            block[name] = [_block_device(entry, field) for entry in host[key]]
+    if block:
+        result["blockIO"] = block
+    return result
+
+
+def _block_device(entry: dict[str, Any], field: str) -> dict[str, Any]:
+    try:
+        number = os.stat(entry["Path"]).st_rdev
+    except (OSError, KeyError) as error:
+        raise BadRequest(f"the device of a block I/O limit cannot be found: {error}") from None
+    return {"major": os.major(number), "minor": os.minor(number), field.lower(): entry.get(field, 0)}
