@@ -96,7 +96,6 @@ def create(
 def prepare(engine: Engine, container: Container, image: Image) -> None:
     """The writable snapshot over the image's layers."""
     from teu.api.services.snapshots.v1 import snapshots_pb2
-
     from teu.engine import containerd
 
     request = snapshots_pb2.PrepareSnapshotRequest(

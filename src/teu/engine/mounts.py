@@ -205,7 +205,7 @@ def _from_mount(engine: Engine, container: Container, entry: Any) -> dict[str, A
             "Propagation": "",
             "Options": {"tmpfs": words},
         }
-    raise bad(f"mount type unknown; there are bind, volume and tmpfs")
+    raise bad("mount type unknown; there are bind, volume and tmpfs")
 
 
 def _from_container(engine: Engine, container: Container, entry: str) -> list[dict[str, Any]]:

@@ -218,7 +218,9 @@ class _Connection:
         try:
             self.socket.sendall(self.http.send(h11.Response(status_code=response.status, headers=headers)))
             for chunk in chunks:
-                if chunk and not head:
+                if not chunk:
+                    self._still_there()
+                elif not head:
                     for part in self.http.send_with_data_passthrough(h11.Data(data=chunk)) or ():
                         self.socket.sendall(part)
             self.socket.sendall(self.http.send(h11.EndOfMessage()) or b"")
@@ -233,6 +235,14 @@ class _Connection:
             close = getattr(chunks, "close", None)
             if close:
                 close()
+
+    def _still_there(self) -> None:
+        """An empty chunk: nothing to say yet, so look whether anybody still listens."""
+        try:
+            if not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                raise ConnectionError("the client has gone")
+        except BlockingIOError:
+            pass
 
     def _hijack(self, response: Response, upgrade: bool) -> None:
         assert response.hijack is not None

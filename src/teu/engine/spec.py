@@ -248,14 +248,7 @@ def build(engine: Engine, container: Container, attachment: Attachment) -> dict[
     if security["no_new_privileges"]:
         process["noNewPrivileges"] = True
     if host["Ulimits"]:
-        process["rlimits"] = [
-            {
-                "type": f"RLIMIT_{limit['Name'].upper()}",
-                "soft": _limit(limit.get("Soft", 0)),
-                "hard": _limit(limit.get("Hard", 0)),
-            }
-            for limit in host["Ulimits"]
-        ]
+        process["rlimits"] = rlimits(host)
     apparmor = _apparmor(engine, security, privileged)
     if apparmor:
         process["apparmorProfile"] = apparmor
@@ -296,6 +289,17 @@ def build(engine: Engine, container: Container, attachment: Attachment) -> dict[
         if config["Domainname"]:
             result["domainname"] = config["Domainname"]
     return result
+
+
+def rlimits(host: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "type": f"RLIMIT_{limit['Name'].upper()}",
+            "soft": _limit(limit.get("Soft", 0)),
+            "hard": _limit(limit.get("Hard", 0)),
+        }
+        for limit in host["Ulimits"]
+    ]
 
 
 def _limit(value: int) -> int:

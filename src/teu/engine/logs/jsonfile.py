@@ -170,7 +170,7 @@ class JsonFile:
     def read(self, selection: Selection) -> Iterator[Piece | None]:
         old = self._old_files()
         try:
-            current: IO[bytes] | None = open(self.path, "rb")  # noqa: SIM115
+            current: IO[bytes] | None = open(self.path, "rb")
         except FileNotFoundError:
             current = None
         if selection.tail == 0 and not selection.follow:
@@ -192,7 +192,7 @@ class JsonFile:
             while current is None:
                 yield None
                 try:
-                    current = open(self.path, "rb")  # noqa: SIM115
+                    current = open(self.path, "rb")
                 except FileNotFoundError:
                     if not self._wait():
                         return
@@ -207,7 +207,7 @@ class JsonFile:
                 if self._moved(current):
                     yield from self._blocks(current, selection)
                     current.close()
-                    current = open(self.path, "rb")  # noqa: SIM115
+                    current = open(self.path, "rb")
                     continue
                 if not going or selection.until and selection.until < nanoseconds(timestamp()):
                     return

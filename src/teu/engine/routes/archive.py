@@ -1,2 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routes: archive. Called by the router."""
+"""Routes of a container's files: archive (docker cp) and export."""
+
+from __future__ import annotations

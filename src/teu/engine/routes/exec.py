@@ -1,2 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routes: exec. Called by the router."""
+"""Routes of exec: create, start (attached or not), inspect, resize."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from teu.engine import execs, tasks
+from teu.engine.detach import Filter
+from teu.engine.errors import Conflict, EngineError
+from teu.engine.http import Request, Response, empty, hijack, json_response
+from teu.engine.router import route
+from teu.engine.routes.containers import size
+from teu.engine.routes.streams import content_type, serve
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+
+@route("POST", "/containers/{name}/exec")
+def create(engine: Engine, request: Request, name: str) -> Response:
+    execution = execs.create(engine, engine.containers.get(name), request.json())
+    return json_response({"Id": execution.id}, 201)
+
+
+@route("POST", "/exec/{identity}/start")
+def start(engine: Engine, request: Request, identity: str) -> Response:
+    execution = execs.get(engine, identity)
+    options = request.json(optional=True)
+    if execution.started:
+        raise Conflict(
+            f"exec {identity} has already run" if execution.ended.is_set() else "exec is already running"
+        )
+    execution.container.must_run()
+    if options.get("ConsoleSize"):
+        execution.console_size = options["ConsoleSize"]
+    if options.get("Detach"):
+        execution.start()
+        return empty(200)
+    keys = Filter(execution.detach_keys)
+
+    def take_over(sock: socket.socket, early: bytes) -> None:
+        hub = execution.hub
+        client = hub.attach(sock, execution.stdout, execution.stderr or execution.tty)
+        try:
+            execution.start()
+        except EngineError as error:
+            # The head is out: the client reads the reason from the stream and the code from inspect.
+            try:
+                sock.sendall(f"{error}\r\n".encode())
+            except OSError:
+                pass
+            hub.detach(client)
+            return
+        serve(
+            hub, client, sock, early, execution.stdin, keys,
+            lambda: tasks.close_stdin(engine, execution.container.id, execution.id),
+            lambda: execution.ended.is_set(),
+        )  # fmt: skip
+
+    return hijack(take_over, content_type(request, execution.tty))
+
+
+@route("GET", "/exec/{identity}/json")
+def inspect(engine: Engine, request: Request, identity: str) -> Response:
+    return json_response(execs.get(engine, identity).inspect())
+
+
+@route("POST", "/exec/{identity}/resize")
+def resize(engine: Engine, request: Request, identity: str) -> Response:
+    execution = execs.get(engine, identity)
+    height, width = size(request)
+    if not execution.running or not execution.pid:
+        raise Conflict(f"exec {identity} is not running")
+    tasks.resize(engine, execution.container.id, width, height, execution.id)
+    return empty(200)

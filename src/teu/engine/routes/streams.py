@@ -1,2 +1,152 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routes: streams. Called by the router."""
+"""Routes of a container's streams: attach and logs."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from teu.engine import tasks, times
+from teu.engine.container import Container
+from teu.engine.detach import Filter
+from teu.engine.errors import BadRequest, Conflict
+from teu.engine.http import Request, Response, hijack, stream
+from teu.engine.logs import Selection
+from teu.engine.router import route
+from teu.engine.stdio import Client, Hub
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+RAW = "application/vnd.docker.raw-stream"
+MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
+
+
+def content_type(request: Request, tty: bool) -> str:
+    """Multiplexed has its own name since API 1.42."""
+    return MULTIPLEXED if not tty and request.version >= (1, 42) else RAW
+
+
+@route("POST", "/containers/{name}/attach")
+def attach(engine: Engine, request: Request, name: str) -> Response:
+    container = engine.containers.get(name)
+    query = request.query
+    filter_keys = Filter(query.get("detachKeys"))
+    if container.state["Paused"]:
+        raise Conflict(f"Container {container.id} is paused, unpause the container before attach.")
+    if container.state["Restarting"] and not container.pid:
+        raise Conflict(f"Container {container.id} is restarting, wait until the container is running")
+    stdin = query.flag("stdin") and bool(container.config["OpenStdin"])
+    stdout, stderr = query.flag("stdout"), query.flag("stderr")
+    wants_stream = query.flag("stream")
+    replay = b""
+    if query.flag("logs"):
+        replay = b"".join(frames(container, Selection(stdout=stdout, stderr=stderr)))
+
+    def take_over(sock: socket.socket, early: bytes) -> None:
+        if not wants_stream:
+            sock.sendall(replay)
+            return
+        hub = container.hub
+        client = hub.attach(sock, stdout, stderr, replay)
+        container.event("attach")
+        detached = serve(
+            hub, client, sock, early, stdin, filter_keys,
+            lambda: tasks.close_stdin(engine, container.id) if container.config["StdinOnce"] else None,
+            lambda: container.removed,
+        )  # fmt: skip
+        if detached:
+            container.event("detach")
+
+    return hijack(take_over, content_type(request, container.tty))
+
+
+def serve(hub: Hub, client: Client, sock: socket.socket, early: bytes, stdin: bool, keys: Filter,
+          close_stdin: object, over: object) -> bool:  # fmt: skip
+    """Carry input until the connection or the process ends. True: the client typed the detach keys."""
+    data = early
+    ending = False
+    try:
+        while not client.ended.is_set():
+            if data and stdin and not ending:
+                kept, detach = keys.feed(data)
+                if kept and not hub_write(hub, client, kept):
+                    ending = True
+                if detach:
+                    hub.detach(client)
+                    return True
+            data = sock.recv(1 << 16)
+            if not data:
+                break
+        if not client.ended.is_set():
+            # The client's sending half is closed: its input ends, its output goes on.
+            if stdin:
+                close_stdin()  # type: ignore[operator]
+                client.ended.wait()
+            else:
+                _until_gone(client, sock)
+    except OSError:
+        pass
+    hub.detach(client)
+    return False
+
+
+def hub_write(hub: Hub, client: Client, data: bytes) -> bool:
+    """To the process; before it is started there is no stdin yet, so wait for it."""
+    while not hub.has_stdin:
+        if client.ended.wait(0.01):
+            return False
+    return hub.write_stdin(data)
+
+
+def _until_gone(client: Client, sock: socket.socket) -> None:
+    """Input was shut down; wait for the end of the output, or for the client to vanish altogether."""
+    import select
+
+    poll = select.poll()
+    poll.register(sock, 0)  # POLLHUP and POLLERR are always told
+    while not client.ended.is_set():
+        if any(mask & (select.POLLHUP | select.POLLERR) for _, mask in poll.poll(500)):
+            return
+
+
+@route("GET", "/containers/{name}/logs")
+def logs(engine: Engine, request: Request, name: str) -> Response:
+    container = engine.containers.get(name)
+    query = request.query
+    stdout, stderr = query.flag("stdout"), query.flag("stderr")
+    if not stdout and not stderr:
+        raise BadRequest("Bad parameters: you must choose at least one stream")
+    tail = query.get("tail", "all")
+    lines = int(tail) if tail.isdigit() else -1
+    selection = Selection(
+        stdout=stdout,
+        stderr=stderr,
+        tail=lines,
+        since=times.parse(query.get("since"), "since"),
+        until=times.parse(query.get("until"), "until"),
+        timestamps=query.flag("timestamps"),
+        follow=query.flag("follow"),
+    )
+    if container.log_type == "none":
+        raise BadRequest("configured logging driver does not support reading")
+    return stream(frames(container, selection), content_type(request, container.tty))
+
+
+def frames(container: Container, selection: Selection) -> Iterator[bytes]:
+    driver = container.hub.driver
+    if driver is None:
+        from teu.engine.logs import open_driver
+
+        driver = container.hub.driver = open_driver(container)
+    if driver is None:
+        return
+    for piece in driver.read(selection):
+        if piece is None:
+            yield b""
+        elif container.tty:
+            yield piece.data
+        else:
+            yield struct.pack(">BxxxI", piece.kind, len(piece.data)) + piece.data

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exec: one more process in a running container. Called by the exec routes and by health checks.
+
+created ──start──▶ running ──exit──▶ exited        (forgotten some time after, or with the container)
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teu.engine import containerd, spec, tasks, users
+from teu.engine.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.engine.stdio import Hub
+
+if TYPE_CHECKING:
+    from teu.engine.container import Container
+    from teu.engine.engine import Engine
+
+log = logging.getLogger("teu.engine")
+
+KEPT_SECONDS = 300
+
+
+class Exec:
+    def __init__(self, engine: Engine, container: Container, options: dict[str, Any]) -> None:
+        self.engine = engine
+        self.container = container
+        self.id = secrets.token_hex(32)
+        command = options.get("Cmd") or []
+        if isinstance(command, str):
+            command = [command]
+        if not command or not all(isinstance(word, str) for word in command):
+            raise BadRequest("No exec command specified")
+        self.command: list[str] = command
+        self.tty = bool(options.get("Tty"))
+        self.stdin = bool(options.get("AttachStdin"))
+        self.stdout = bool(options.get("AttachStdout"))
+        self.stderr = bool(options.get("AttachStderr"))
+        self.privileged = bool(options.get("Privileged"))
+        self.user = str(options.get("User") or container.config["User"])
+        self.environment: list[str] = options.get("Env") or []
+        self.directory = str(options.get("WorkingDir") or container.config["WorkingDir"] or "/")
+        self.detach_keys = str(options.get("DetachKeys") or "")
+        self.console_size: list[int] | None = options.get("ConsoleSize")
+        self.running = False
+        self.started = False
+        self.pid = 0
+        self.exit_code: int | None = None
+        self.ended = threading.Event()
+        self.hub = Hub(engine.pump, self.tty)
+        self._lock = threading.Lock()
+
+    @property
+    def folder(self) -> str:
+        return f"{self.container.runtime_directory}/{self.id}"
+
+    def process(self) -> dict[str, Any]:
+        """The process of the runtime specification."""
+        container = self.container
+        host = container.host_config
+        security = spec.security_options(host)
+        caps = spec.capability_limit() if self.privileged else spec.capabilities(host)
+        user = users.find(self.engine, container, self.user, host["GroupAdd"])
+        environ = spec.environment(container, self.tty or container.tty, self.environment)
+        if user.home and not any(entry.startswith("HOME=") for entry in environ):
+            environ.append(f"HOME={user.home}")
+        process: dict[str, Any] = {
+            "terminal": self.tty,
+            "user": {"uid": user.uid, "gid": user.gid, "umask": 0o22},
+            "args": self.command,
+            "env": environ,
+            "cwd": self.directory,
+            "capabilities": {
+                "bounding": caps,
+                "effective": caps if user.uid == 0 else [],
+                "permitted": caps if user.uid == 0 else [],
+            },
+            "oomScoreAdj": host["OomScoreAdj"],
+        }
+        if user.groups:
+            process["user"]["additionalGids"] = user.groups
+        if self.tty and self.console_size and any(self.console_size):
+            process["consoleSize"] = {"height": self.console_size[0], "width": self.console_size[1]}
+        if security["no_new_privileges"]:
+            process["noNewPrivileges"] = True
+        if host["Ulimits"]:
+            process["rlimits"] = spec.rlimits(host)
+        return process
+
+    def start(self) -> None:
+        """The clients are attached to the hub already."""
+        with self._lock:
+            if self.started:
+                raise Conflict(
+                    f"exec {self.id} has already run" if self.ended.is_set() else "already running"
+                )
+            self.container.must_run()
+            self.started = True
+            label = " ".join(self.command)
+            self.container.event(f"exec_start: {label}", execID=self.id)
+            try:
+                Path(self.folder).mkdir(mode=0o700)
+                paths = (
+                    f"{self.folder}/stdin" if self.stdin else "",
+                    f"{self.folder}/stdout",
+                    "" if self.tty else f"{self.folder}/stderr",
+                )
+                self.hub.open(paths)
+                tasks.execute(self.engine, self.container.id, self.id, self.process(), paths, self.tty)
+                self.running = True
+                try:
+                    self.pid = tasks.start(self.engine, self.container.id, self.id)
+                except BaseException:
+                    tasks.delete_exec(self.engine, self.container.id, self.id)
+                    raise
+            except Exception as error:
+                self.running = False
+                message = str(error)
+                lower = message.lower()
+                self.exit_code = (
+                    127
+                    if "executable file not found" in lower or "no such file or directory" in lower
+                    else 126
+                )
+                self._close(0.2)
+                if isinstance(error, containerd.Error):
+                    if "not found" in lower and "executable" not in lower and self.exit_code == 126:
+                        raise Conflict(f"container {self.container.id} is not running") from None
+                    raise (BadRequest(message) if self.exit_code == 127 else EngineError(message)) from None
+                raise
+
+    def exited(self, found: tasks.Exit) -> None:
+        """Told by the monitor, in a thread of its own."""
+        with self._lock:
+            if not self.running:
+                return
+            tasks.delete_exec(self.engine, self.container.id, self.id)
+            self.running = False
+            self.exit_code = found.status
+            self._close(2.0)
+        self.container.event("exec_die", execID=self.id, exitCode=str(found.status))
+        timer = threading.Timer(KEPT_SECONDS, lambda: self.container.execs.pop(self.id, None))
+        timer.daemon = True
+        timer.start()
+
+    def reconcile(self) -> None:
+        """The event may have been missed: ask."""
+        if not self.running or not self._lock.acquire(blocking=False):
+            return
+        self._lock.release()
+        try:
+            task = tasks.get(self.engine, self.container.id, self.id)
+        except containerd.Error:
+            return
+        if task is None:
+            self.exited(tasks.Exit(255, time.time_ns()))
+        elif task.status == "STOPPED":
+            self.exited(task.exit)
+
+    def container_exited(self) -> None:
+        """The container took its processes with it."""
+        with self._lock:
+            if self.running:
+                self.running = False
+                self.exit_code = 137
+                self._close(1.0)
+        self.container.execs.pop(self.id, None)
+
+    def _close(self, timeout: float) -> None:
+        self.hub.finish(timeout)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.ended.set()
+
+    def kill(self) -> None:
+        if self.running:
+            try:
+                tasks.kill(self.engine, self.container.id, 9, self.id)
+            except containerd.Error:
+                pass
+
+    def inspect(self) -> dict[str, Any]:
+        return {
+            "ID": self.id,
+            "Running": self.running,
+            "ExitCode": self.exit_code,
+            "ProcessConfig": {
+                "tty": self.tty,
+                "entrypoint": self.command[0],
+                "arguments": self.command[1:],
+                "privileged": self.privileged,
+                "user": self.user,
+            },
+            "OpenStdin": self.stdin,
+            "OpenStderr": self.stderr,
+            "OpenStdout": self.stdout,
+            "CanRemove": self.ended.is_set(),
+            "ContainerID": self.container.id,
+            "DetachKeys": self.detach_keys,
+            "Pid": self.pid,
+        }
+
+
+def create(engine: Engine, container: Container, options: dict[str, Any]) -> Exec:
+    container.must_run()
+    for entry in options.get("Env") or ():
+        if not isinstance(entry, str) or not entry or entry.startswith("="):
+            raise BadRequest(f"invalid environment variable: {entry}")
+    execution = Exec(engine, container, options)
+    container.execs[execution.id] = execution
+    container.event(f"exec_create: {' '.join(execution.command)}", execID=execution.id)
+    return execution
+
+
+def get(engine: Engine, identity: str) -> Exec:
+    for container in engine.containers.all():
+        execution = container.execs.get(identity)
+        if execution is not None:
+            return execution  # type: ignore[no-any-return]
+    raise NotFound(f"No such exec instance: {identity}")

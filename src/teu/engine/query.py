@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What clients see of containers: the list (`ps`) with its filters, and inspect."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+from teu.engine.container import NEVER, Container, nanoseconds
+from teu.engine.errors import BadRequest, NotFound
+from teu.engine.logs.jsonfile import log_path
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+STATES = ("created", "restarting", "running", "removing", "paused", "exited", "dead")
+FILTERS = {
+    "ancestor", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label", "name", "network",
+    "publish", "since", "status", "volume",
+}  # fmt: skip
+
+
+def human_duration(seconds: float) -> str:
+    """As docker words it: "About a minute", "2 hours"."""
+    whole = int(seconds)
+    if whole < 1:
+        return "Less than a second"
+    if whole == 1:
+        return "1 second"
+    if whole < 60:
+        return f"{whole} seconds"
+    minutes = whole // 60
+    if minutes == 1:
+        return "About a minute"
+    if minutes < 60:
+        return f"{minutes} minutes"
+    hours = round(whole / 3600)
+    if hours == 1:
+        return "About an hour"
+    if hours < 48:
+        return f"{hours} hours"
+    if hours < 24 * 7 * 2:
+        return f"{hours // 24} days"
+    if hours < 24 * 30 * 2:
+        return f"{hours // 24 // 7} weeks"
+    if hours < 24 * 365 * 2:
+        return f"{hours // 24 // 30} months"
+    return f"{hours // 24 // 365} years"
+
+
+def status_text(container: Container) -> str:
+    state = container.state
+
+    def since(moment: str) -> str:
+        return human_duration((time.time_ns() - nanoseconds(moment)) / 1e9)
+
+    if container.running:
+        if state["Paused"]:
+            return f"Up {since(state['StartedAt'])} (Paused)"
+        if state["Restarting"]:
+            return f"Restarting ({state['ExitCode']}) {since(state['FinishedAt'])} ago"
+        health = (state.get("Health") or {}).get("Status", "none")
+        words = {"none": "", "starting": " (health: starting)"}.get(health, f" ({health})")
+        return f"Up {since(state['StartedAt'])}{words}"
+    if container.removing:
+        return "Removal In Progress"
+    if state["Dead"]:
+        return "Dead"
+    if not container.started_once:
+        return "Created"
+    if state["FinishedAt"] == NEVER:
+        return ""
+    return f"Exited ({state['ExitCode']}) {since(state['FinishedAt'])} ago"
+
+
+def mount_points(container: Container) -> list[dict[str, Any]]:
+    return [{key: value for key, value in point.items() if key != "Options"} for point in container.mounts]
+
+
+def ports(container: Container) -> list[dict[str, Any]]:
+    result = []
+    for name, bindings in (container.network_settings.get("Ports") or {}).items():
+        number, _, protocol = name.partition("/")
+        if not number.isdigit():
+            continue
+        for binding in bindings or ():
+            result.append(
+                {
+                    "IP": binding.get("HostIp", ""),
+                    "PrivatePort": int(number),
+                    "PublicPort": int(binding.get("HostPort") or 0),
+                    "Type": protocol or "tcp",
+                }
+            )
+        if not bindings:
+            result.append({"PrivatePort": int(number), "Type": protocol or "tcp"})
+    return result
+
+
+def summary(container: Container) -> dict[str, Any]:
+    command = " ".join([container.path, *(_quoted(word) for word in container.args)])
+    image = str(container.config["Image"])
+    return {
+        "Id": container.id,
+        "Names": [f"/{container.name}"],
+        "Image": image,
+        "ImageID": container.image_id,
+        "Command": command,
+        "Created": nanoseconds(container.created) // 1_000_000_000,
+        "Ports": ports(container),
+        "Labels": container.labels,
+        "State": container.status(),
+        "Status": status_text(container),
+        "HostConfig": {"NetworkMode": container.host_config["NetworkMode"]},
+        "NetworkSettings": {"Networks": container.network_settings.get("Networks") or {}},
+        "Mounts": mount_points(container),
+    }
+
+
+def _quoted(word: str) -> str:
+    return f"'{word}'" if " " in word else word
+
+
+def summaries(
+    engine: Engine, everything: bool, limit: int, with_size: bool, filters: dict[str, list[str]]
+) -> list[dict[str, Any]]:
+    for key in filters:
+        if key not in FILTERS:
+            raise BadRequest(f"invalid filter '{key}'")
+    for state in filters.get("status", ()):
+        if state not in STATES:
+            raise BadRequest(f"invalid filter 'status={state}'")
+    for code in filters.get("exited", ()):
+        if not code.lstrip("-").isdigit():
+            raise BadRequest(f"invalid filter 'exited={code}'")
+    for health in filters.get("health", ()):
+        if health not in ("starting", "healthy", "unhealthy", "none"):
+            raise BadRequest(f"invalid filter 'health={health}'")
+    found = sorted(engine.containers.all(), key=lambda container: container.created, reverse=True)
+    if not (everything or limit > 0 or filters.get("status") or filters.get("exited")
+            or filters.get("before") or filters.get("since")):  # fmt: skip
+        found = [container for container in found if container.running]
+    for which in ("before", "since"):
+        for name in filters.get(which, ()):
+            other = engine.containers.find(name)
+            if other is None:
+                raise NotFound(f"No such container: {name}")
+            found = [
+                container
+                for container in found
+                if container is not other and (container.created < other.created) == (which == "before")
+            ]
+    ancestors = set()
+    for name in filters.get("ancestor", ()):
+        try:
+            ancestors.add(engine.images.resolve(name).id)
+        except NotFound:
+            continue
+    if filters:
+        found = [container for container in found if matches(engine, container, filters, ancestors)]
+    if limit > 0:
+        found = found[:limit]
+    result = [summary(container) for container in found]
+    if with_size:
+        for entry, container in zip(result, found, strict=True):
+            entry["SizeRw"] = snapshot_size(engine, container)
+            entry["SizeRootFs"] = entry["SizeRw"] + _image_size(engine, container)
+    return result
+
+
+def label_matches(labels: dict[str, str], wanted: list[str]) -> bool:
+    for entry in wanted:
+        name, equals, value = entry.partition("=")
+        if name not in labels or equals and labels[name] != value:
+            return False
+    return True
+
+
+def matches(engine: Engine, container: Container, filters: dict[str, list[str]], ancestors: set[str]) -> bool:
+    def one_of(key: str, test: Any) -> bool:
+        return key not in filters or any(test(value) for value in filters[key])
+
+    networks = container.network_settings.get("Networks") or {}
+    network_names = set(networks) | {str(endpoint.get("NetworkID") or "") for endpoint in networks.values()}
+    return (
+        one_of("id", lambda value: container.id.startswith(value))
+        and one_of("name", lambda value: _search(value, container.name))
+        and one_of("status", lambda value: container.status() == value)
+        and one_of(
+            "exited",
+            lambda value: container.started_once
+            and not container.running
+            and container.state["ExitCode"] == int(value),
+        )
+        and label_matches(container.labels, filters.get("label", []))
+        and one_of("network", lambda value: any(name.startswith(value) for name in network_names if name))
+        and one_of("volume", lambda value: any(
+            value in (point.get("Name"), point["Destination"]) for point in container.mounts))
+        and ("ancestor" not in filters or container.image_id in ancestors
+             or container.config["Image"] in filters["ancestor"])
+        and one_of("health", lambda value: (
+            (container.state.get("Health") or {}).get("Status", "none") == value))
+        and one_of("publish", lambda value: _port_matches(container, value, True))
+        and one_of("expose", lambda value: _port_matches(container, value, False))
+        and one_of("is-task", lambda value: value.lower() in ("0", "false"))
+    )  # fmt: skip
+
+
+def _search(pattern: str, name: str) -> bool:
+    try:
+        return bool(re.search(pattern, name) or re.search(pattern, f"/{name}"))
+    except re.error:
+        return pattern in name
+
+
+def _port_matches(container: Container, text: str, published: bool) -> bool:
+    numbers, _, protocol = text.partition("/")
+    first, _, last = numbers.partition("-")
+    if not first.isdigit() or last and not last.isdigit():
+        raise BadRequest(f"invalid port filter: {text!r}")
+    known = container.network_settings.get("Ports") or {}
+    if not published:
+        known = {**(container.config.get("ExposedPorts") or {}), **known}
+    for name, bindings in known.items():
+        number, _, kind = name.partition("/")
+        if protocol and kind != protocol or published and not bindings:
+            continue
+        values = [int(number)] if number.isdigit() else []
+        if published:
+            values = [int(binding.get("HostPort") or 0) for binding in bindings or ()] + values
+        if any(int(first) <= value <= int(last or first) for value in values):
+            return True
+    return False
+
+
+def moment(text: str, name: str) -> int:
+    """A time stamp or a duration before now ("10m") in nanoseconds."""
+    from teu.engine.times import parse
+
+    return parse(text, name)
+
+
+def prune_matches(container: Container, filters: dict[str, list[str]]) -> bool:
+    for text in filters.get("until", ()):
+        if nanoseconds(container.created) >= moment(text, "until"):
+            return False
+    if not label_matches(container.labels, filters.get("label", [])):
+        return False
+    return not any(label_matches(container.labels, [entry]) for entry in filters.get("label!", ()))
+
+
+def snapshot_size(engine: Engine, container: Container) -> int:
+    from teu.api.services.snapshots.v1 import snapshots_pb2
+    from teu.engine import containerd
+
+    try:
+        response = engine.containerd.snapshots.Usage(
+            snapshots_pb2.UsageRequest(
+                snapshotter=engine.config["storage-driver"], key=container.snapshot_key
+            )
+        )
+    except containerd.Error:
+        return 0
+    return int(response.size)
+
+
+def _image_size(engine: Engine, container: Container) -> int:
+    try:
+        return engine.images.resolve(container.image_id).size
+    except NotFound:
+        return 0
+
+
+def state(container: Container) -> dict[str, Any]:
+    result = {key: value for key, value in container.state.items() if key != "Health"}
+    result["Status"] = container.status()
+    if container.state.get("Health"):
+        result["Health"] = container.state["Health"]
+    return result
+
+
+def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, Any]:
+    host = dict(container.host_config)
+    runtime = host["Runtime"]
+    if host["MaskedPaths"] is None:
+        from teu.engine import spec
+
+        host["MaskedPaths"] = None if host["Privileged"] else spec.MASKED_PATHS
+        host["ReadonlyPaths"] = None if host["Privileged"] else spec.READONLY_PATHS
+    directory = container.directory
+    network = dict(container.network_settings)
+    for key, value in (
+        ("Bridge", ""), ("SandboxID", ""), ("SandboxKey", ""), ("Ports", {}), ("HairpinMode", False),
+        ("LinkLocalIPv6Address", ""), ("LinkLocalIPv6PrefixLen", 0), ("SecondaryIPAddresses", None),
+        ("SecondaryIPv6Addresses", None), ("EndpointID", ""), ("Gateway", ""), ("GlobalIPv6Address", ""),
+        ("GlobalIPv6PrefixLen", 0), ("IPAddress", ""), ("IPPrefixLen", 0), ("IPv6Gateway", ""),
+        ("MacAddress", ""), ("Networks", {}),
+    ):  # fmt: skip
+        network.setdefault(key, value)
+
+    def file(name: str) -> str:
+        return f"{directory}/{name}" if os.path.exists(f"{directory}/{name}") else ""
+
+    result: dict[str, Any] = {
+        "Id": container.id,
+        "Created": container.created,
+        "Path": container.path,
+        "Args": container.args,
+        "State": state(container),
+        "Image": container.image_id,
+        "ResolvConfPath": file("resolv.conf"),
+        "HostnamePath": file("hostname"),
+        "HostsPath": file("hosts"),
+        "LogPath": log_path(container) if container.log_type == "json-file" else "",
+        "Name": f"/{container.name}",
+        "RestartCount": container.restart_count,
+        "Driver": engine.config["storage-driver"],
+        "Platform": "linux",
+        "MountLabel": "",
+        "ProcessLabel": "",
+        "AppArmorProfile": "",
+        "ExecIDs": [identity for identity, execution in container.execs.items() if execution.running] or None,
+        "HostConfig": {**host, "Runtime": runtime},
+        "GraphDriver": {"Data": None, "Name": engine.config["storage-driver"]},
+        "Mounts": mount_points(container),
+        "Config": {
+            key: value for key, value in container.config.items() if value is not None or key in _NULLS
+        },
+        "NetworkSettings": network,
+    }
+    if with_size:
+        result["SizeRw"] = snapshot_size(engine, container)
+        result["SizeRootFs"] = result["SizeRw"] + _image_size(engine, container)
+    return result
+
+
+_NULLS = ("Cmd", "Entrypoint", "Env", "Volumes", "OnBuild")
