@@ -17,6 +17,8 @@ from __future__ import annotations
 import errno
 import os
 
+from teu.linux.syscalls import NR_bpf, address, buffer, syscall
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,8 +34,6 @@ BPF_PROG_TYPE_CGROUP_DEVICE = 15
 BPF_CGROUP_DEVICE = 6
 BPF_F_ALLOW_MULTI = 2
 BPF_F_REPLACE = 4
-SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "ppc64le": 361, "s390x": 351,
-           "armv7l": 386, "armv6l": 386, "i686": 357, "i386": 357}  # fmt: skip
 
 # struct bpf_cgroup_dev_ctx { __u32 access_type; __u32 major; __u32 minor; }
 BPF_DEVCG_DEV_BLOCK = 1
@@ -190,17 +190,9 @@ def evaluate(program: bytes, kind: str, major: int, minor: int, access: str) -> 
 
 def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
     """bpf(2); answers the result and the attributes as the kernel left them."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    result = libc.syscall(
-        ctypes.c_long(SYS_BPF[os.uname().machine]), command, ctypes.byref(buffer), len(attributes)
-    )
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"bpf: {os.strerror(number)}")
-    return int(result), buffer.raw
+    attribute = buffer(attributes)
+    result = syscall("bpf", NR_bpf, command, attribute, len(attributes))
+    return result, bytes(attribute)
 
 
 def _u32(*values: int) -> bytes:
@@ -217,16 +209,14 @@ def _u64(value: int) -> bytes:
 
 def load(program: bytes) -> int:
     """BPF_PROG_LOAD: a descriptor of the verified program."""
-    import ctypes
-
-    code = ctypes.create_string_buffer(program, len(program))
-    licence = ctypes.create_string_buffer(b"Apache-2.0")
+    code = buffer(program)
+    licence = buffer(b"Apache-2.0\0")
 
     def attributes(log: int, size: int) -> bytes:
         return (
             _u32(BPF_PROG_TYPE_CGROUP_DEVICE, len(program) // 8)
-            + _u64(ctypes.addressof(code))
-            + _u64(ctypes.addressof(licence))
+            + _u64(address(code))
+            + _u64(address(licence))
             + _u32(1 if size else 0, size)
             + _u64(log)
             + _u32(0, 0)
@@ -239,26 +229,25 @@ def load(program: bytes) -> int:
         if error.errno not in (errno.EINVAL, errno.EACCES):
             raise BpfError(f"cannot load the device access program: {error.strerror}") from error
     # Once more with the verifier's own words.
-    log = ctypes.create_string_buffer(65536)
+    log = buffer(bytes(65536))
     try:
-        return _bpf(BPF_PROG_LOAD, attributes(ctypes.addressof(log), len(log)))[0]
+        return _bpf(BPF_PROG_LOAD, attributes(address(log), 65536))[0]
     except OSError as error:
-        said = log.value.decode(errors="replace").strip()
+        said = bytes(log).partition(b"\0")[0].decode(errors="replace").strip()
         raise BpfError(f"cannot load the device access program: {error.strerror}: {said}") from error
 
 
 def attached(cgroup: int) -> list[int]:
     """Ids of the device programs attached to a cgroup itself."""
-    import ctypes
-
-    room = 64
-    ids = (ctypes.c_uint32 * room)()
-    request = _u32(cgroup, BPF_CGROUP_DEVICE, 0, 0) + _u64(ctypes.addressof(ids)) + _u32(room, 0)
-    _, answer = _bpf(BPF_PROG_QUERY, request)
     from sys import byteorder
 
+    room = 64
+    ids = buffer(bytes(4 * room))
+    request = _u32(cgroup, BPF_CGROUP_DEVICE, 0, 0) + _u64(address(ids)) + _u32(room, 0)
+    _, answer = _bpf(BPF_PROG_QUERY, request)
     count = int.from_bytes(answer[24:28], byteorder)
-    return list(ids[:count])
+    found = bytes(ids)
+    return [int.from_bytes(found[4 * n : 4 * n + 4], byteorder) for n in range(count)]
 
 
 def set_devices(path: str, rules: Sequence[dict[str, Any]]) -> None:
