@@ -110,7 +110,13 @@ def _run(argv: list[str]) -> int:
         log.error(message)
         if not log.to_stderr():
             os.write(2, message.encode() + b"\n")
-        return error.exit_code if isinstance(error, RuncError) else getattr(error, "runc_exit_code", 1)
+        return error.exit_code if isinstance(error, RuncError) else 1
+    except Exception as error:
+        # a fault of ours: whoever started us sees it like any other error, --debug shows where
+        if settings.debug:
+            raise
+        log.error(f"internal error: {type(error).__name__}: {error} (run it with --debug to see where)")
+        return 255 if name == "exec" else 1
 
 
 def main() -> None:

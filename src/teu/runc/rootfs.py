@@ -148,15 +148,12 @@ def mount_one(
         target = _open_target(root, destination, "dir", None)
         tree = _cgroup_tree(cgroup, options)
     else:
+        existed = mounts.exists_in_root(root, destination)
         target = _open_target(root, destination, "dir", None, kind)
         data = list(options.data)
-        if kind == "tmpfs" and options.tmpcopyup:
-            mode = os.stat(target).st_mode & 0o7777
-            if not any(entry.startswith("mode=") for entry in data):
-                data.append(f"mode={mode:o}")
         if label and kind in ("tmpfs", "devpts", "ramfs"):
             data.append(f"context={label}")
-        if kind == "tmpfs" and not any(entry.startswith("mode=") for entry in data):
+        if kind == "tmpfs" and existed and not any(entry.startswith("mode=") for entry in data):
             # as a person expects: the folder that was there keeps its mode
             data.append(f"mode={os.stat(target).st_mode & 0o7777:o}")
         tree = _filesystem_tree(kind, mount.get("source") or kind, data, options)

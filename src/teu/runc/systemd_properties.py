@@ -213,7 +213,7 @@ def from_annotations(annotations: dict[str, str]) -> list[Property]:
         if not (name.isascii() and name.isalpha() and len(name) >= 3):
             raise CgroupError(f"annotations: {key}: {name!r} is not the name of a property")
         signature, value = parse_variant(text, key)
-        if name.endswith("Sec"):
+        if name.endswith("Sec") and not name.endswith("USec"):
             name = name.removesuffix("Sec") + "USec"
             if signature not in ("n", "q", "i", "u", "x", "t", "d", "y"):
                 raise CgroupError(f"annotations: {key}: {text!r} is not a number of seconds")
