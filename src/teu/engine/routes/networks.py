@@ -1,2 +1,105 @@
 # SPDX-License-Identifier: Apache-2.0
 """Routes: networks. Called by the router."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from teu.engine.errors import BadRequest
+from teu.engine.http import Request, Response, empty, json_response
+from teu.engine.image_list import filter_moment, flag_filter, labels_match, seconds
+from teu.engine.networks import Network
+from teu.engine.router import route
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+FILTERS = {"driver", "id", "label", "name", "scope", "type", "dangling"}
+
+
+@route("GET", "/networks")
+def list_networks(engine: Engine, request: Request) -> Response:
+    filters = request.query.filters()
+    for name in filters:
+        if name not in FILTERS:
+            raise BadRequest(f"invalid filter '{name}'")
+    return json_response(
+        [
+            engine.networks.describe(network, containers=False)
+            for network in engine.networks.all()
+            if _matches(engine, network, filters)
+        ]
+    )
+
+
+def _matches(engine: Engine, network: Network, filters: dict[str, list[str]]) -> bool:
+    for key, value in (("driver", network.driver), ("scope", "local")):
+        if filters.get(key) and value not in filters[key]:
+            return False
+    if filters.get("name") and not any(text in network.name for text in filters["name"]):
+        return False
+    if filters.get("id") and not any(network.id.startswith(text) for text in filters["id"]):
+        return False
+    kind = "custom" if network.is_user_defined else "builtin"
+    for wanted in filters.get("type", ()):
+        if wanted not in ("custom", "builtin"):
+            raise BadRequest(f"invalid filter: 'type'='{wanted}'")
+        if wanted != kind:
+            return False
+    dangling = flag_filter(filters, "dangling")
+    if dangling is not None:
+        unused = network.is_user_defined and not engine.containers.using_network(network.name)
+        if unused != dangling:
+            return False
+    return labels_match(network.record.get("Labels") or {}, filters.get("label", []))
+
+
+@route("POST", "/networks/create")
+def create_network(engine: Engine, request: Request) -> Response:
+    network = engine.networks.create(request.json())
+    return json_response({"Id": network.id, "Warning": ""}, 201)
+
+
+@route("POST", "/networks/prune")
+def prune_networks(engine: Engine, request: Request) -> Response:
+    filters = request.query.filters()
+    keep = []
+    until = [filter_moment(text) for text in filters.get("until", ())]
+    for network in engine.networks.all():
+        labels: dict[str, Any] = network.record.get("Labels") or {}
+        if (
+            not labels_match(labels, filters.get("label", []))
+            or any(labels_match(labels, [text]) for text in filters.get("label!", ()))
+            or any(seconds(network.record["Created"]) > limit for limit in until)
+        ):
+            keep.append(network)
+    return json_response({"NetworksDeleted": engine.networks.prune(keep) or None})
+
+
+@route("GET", "/networks/{name}")
+def inspect_network(engine: Engine, request: Request, name: str) -> Response:
+    return json_response(engine.networks.describe(engine.networks.get(name)))
+
+
+@route("DELETE", "/networks/{name}")
+def remove_network(engine: Engine, request: Request, name: str) -> Response:
+    engine.networks.remove(engine.networks.get(name))
+    return empty()
+
+
+@route("POST", "/networks/{name}/connect")
+def connect_network(engine: Engine, request: Request, name: str) -> Response:
+    body = request.json()
+    network = engine.networks.get(name)
+    container = engine.containers.get(str(body.get("Container") or ""))
+    engine.networks.connect(network, container, body.get("EndpointConfig") or {})
+    return empty(200)
+
+
+@route("POST", "/networks/{name}/disconnect")
+def disconnect_network(engine: Engine, request: Request, name: str) -> Response:
+    body = request.json()
+    network = engine.networks.get(name)
+    container = engine.containers.get(str(body.get("Container") or ""))
+    engine.networks.disconnect(network, container, bool(body.get("Force")))
+    return empty(200)

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""rtnetlink, as much as a container's network needs: links, veth pairs, bridges, addresses, routes.
+
+Called by teud's networks. Own code because the importing of a general library costs more than a whole
+`docker run`'s network. A `Socket` belongs to the network namespace in which it was opened, for ever; it may be
+used from any thread, one at a time. Errors are OSError with the kernel's number and what was asked.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any, NamedTuple
+
+NETLINK_ROUTE = 0
+NLMSG_ERROR = 2
+NLMSG_DONE = 3
+NLM_F_REQUEST = 0x1
+NLM_F_ACK = 0x4
+NLM_F_REPLACE = 0x100
+NLM_F_DUMP = 0x300
+NLM_F_EXCL = 0x200
+NLM_F_CREATE = 0x400
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_GETADDR = 20, 22
+RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+
+IFF_UP = 0x1
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
+IFLA_NET_NS_FD = 28
+IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+VETH_INFO_PEER = 1
+IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
+IFA_F_NODAD = 0x02
+RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
+RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 3, 0, 1
+
+_HEADER = struct.Struct("=IHHII")
+_LINK = struct.Struct("=BxHiII")
+_ADDRESS = struct.Struct("=BBBBI")
+_ROUTE = struct.Struct("=BBBBBBBBI")
+_ATTRIBUTE = struct.Struct("=HH")
+
+
+class Link(NamedTuple):
+    number: int
+    name: str
+    flags: int
+    kind: str
+    master: int
+    mac: str
+    mtu: int
+
+
+class Message(NamedTuple):
+    """A request: its type, extra flags and body."""
+
+    kind: int
+    flags: int
+    body: bytes
+    what: str
+
+
+def attribute(kind: int, data: bytes) -> bytes:
+    return _ATTRIBUTE.pack(len(data) + 4, kind) + data + b"\0" * (-len(data) % 4)
+
+
+def text(value: str) -> bytes:
+    return value.encode() + b"\0"
+
+
+def number(value: int) -> bytes:
+    return struct.pack("=I", value)
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    result = {}
+    position = 0
+    while position + 4 <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, position)
+        if length < 4:
+            break
+        result[kind & 0x3FFF] = data[position + 4 : position + length]
+        position += (length + 3) & ~3
+    return result
+
+
+def mac_bytes(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+class Socket:
+    """A conversation with the kernel about the network namespace that the thread was in when it was opened."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
+        self._socket.bind((0, 0))
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Socket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def send(self, messages: Sequence[Message]) -> None:
+        """Ask for changes, all in one system call; the first that fails is raised, later ones are tried too."""
+        packed = b""
+        waiting: dict[int, str] = {}
+        for message in messages:
+            self._sequence += 1
+            waiting[self._sequence] = message.what
+            flags = NLM_F_REQUEST | NLM_F_ACK | message.flags
+            packed += _HEADER.pack(16 + len(message.body), message.kind, flags, self._sequence, 0) + message.body
+        self._socket.send(packed)
+        failure: OSError | None = None
+        while waiting:
+            for kind, sequence, body in self._receive():
+                if kind == NLMSG_ERROR and sequence in waiting:
+                    what = waiting.pop(sequence)
+                    code = -struct.unpack_from("=i", body)[0]
+                    if code and failure is None:
+                        failure = OSError(code, os.strerror(code), what)
+        if failure:
+            raise failure
+
+    def dump(self, kind: int, body: bytes) -> list[bytes]:
+        self._sequence += 1
+        sequence = self._sequence
+        flags = NLM_F_REQUEST | NLM_F_DUMP
+        self._socket.send(_HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body)
+        result: list[bytes] = []
+        while True:
+            for answer, of, data in self._receive():
+                if of != sequence:
+                    continue
+                if answer == NLMSG_DONE:
+                    return result
+                if answer == NLMSG_ERROR:
+                    code = -struct.unpack_from("=i", data)[0]
+                    raise OSError(code, os.strerror(code), "netlink dump")
+                result.append(data)
+
+    def _receive(self) -> Iterator[tuple[int, int, bytes]]:
+        data = self._socket.recv(1 << 17)
+        position = 0
+        while position + 16 <= len(data):
+            length, kind, _flags, sequence, _pid = _HEADER.unpack_from(data, position)
+            yield kind, sequence, data[position + 16 : position + length]
+            position += (length + 3) & ~3
+
+    # -- what there is -------------------------------------------------------------------------
+
+    def links(self) -> list[Link]:
+        return [_parse_link(data) for data in self.dump(RTM_GETLINK, _LINK.pack(0, 0, 0, 0, 0))]
+
+    def link(self, name: str) -> Link | None:
+        self._sequence += 1
+        body = _LINK.pack(0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, text(name))
+        self._socket.send(_HEADER.pack(16 + len(body), RTM_GETLINK, NLM_F_REQUEST, self._sequence, 0) + body)
+        while True:
+            for kind, sequence, data in self._receive():
+                if sequence != self._sequence:
+                    continue
+                if kind == RTM_NEWLINK:
+                    return _parse_link(data)
+                code = -struct.unpack_from("=i", data)[0]
+                if code == errno.ENODEV:
+                    return None
+                raise OSError(code, os.strerror(code), f"interface {name}")
+
+    def routes(self) -> list[IPv4Network | IPv6Network]:
+        """Destinations of all routes, default routes left out."""
+        result: list[IPv4Network | IPv6Network] = []
+        for data in self.dump(RTM_GETROUTE, _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
+            family, length = data[0], data[1]
+            destination = attributes(data[_ROUTE.size :]).get(RTA_DST)
+            if not length or destination is None:
+                continue
+            if family == socket.AF_INET:
+                result.append(IPv4Network((destination, length), strict=False))
+            elif family == socket.AF_INET6:
+                result.append(IPv6Network((destination, length), strict=False))
+        return result
+
+    def addresses(self) -> list[tuple[int, IPv4Address | IPv6Address, int]]:
+        """(interface index, address, prefix length) of every address."""
+        result: list[tuple[int, IPv4Address | IPv6Address, int]] = []
+        for data in self.dump(RTM_GETADDR, _ADDRESS.pack(0, 0, 0, 0, 0)):
+            family, length, _flags, _scope, index = _ADDRESS.unpack_from(data)
+            found = attributes(data[_ADDRESS.size :])
+            packed = found.get(IFA_LOCAL, found.get(IFA_ADDRESS))
+            if packed is None:
+                continue
+            if family == socket.AF_INET:
+                result.append((index, IPv4Address(packed), length))
+            elif family == socket.AF_INET6:
+                result.append((index, IPv6Address(packed), length))
+        return result
+
+
+def _parse_link(data: bytes) -> Link:
+    _family, _type, index, flags, _change = _LINK.unpack_from(data)
+    found = attributes(data[_LINK.size :])
+    info = attributes(found.get(IFLA_LINKINFO, b""))
+    return Link(
+        index,
+        found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
+        flags,
+        info.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace"),
+        struct.unpack("=I", found[IFLA_MASTER])[0] if IFLA_MASTER in found else 0,
+        found.get(IFLA_ADDRESS, b"").hex(":"),
+        struct.unpack("=I", found[IFLA_MTU])[0] if IFLA_MTU in found else 0,
+    )
+
+
+# -- requests ------------------------------------------------------------------------------------
+
+
+def _kind(kind: str, data: bytes = b"") -> bytes:
+    info = attribute(IFLA_INFO_KIND, text(kind))
+    if data:
+        info += attribute(IFLA_INFO_DATA, data)
+    return attribute(IFLA_LINKINFO, info)
+
+
+def new_bridge(name: str, mtu: int = 0, mac: str = "") -> Message:
+    body = _LINK.pack(0, 0, 0, IFF_UP, IFF_UP) + attribute(IFLA_IFNAME, text(name))
+    if mac:
+        body += attribute(IFLA_ADDRESS, mac_bytes(mac))
+    if mtu:
+        body += attribute(IFLA_MTU, number(mtu))
+    return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + _kind("bridge"), f"bridge {name}")
+
+
+def new_veth(
+    name: str, master: int, peer: str, peer_namespace: int, peer_mac: str, mtu: int = 0
+) -> Message:
+    """A veth pair: `name` here, up and on the bridge; `peer`, down, in the other namespace (a descriptor)."""
+    size = attribute(IFLA_MTU, number(mtu)) if mtu else b""
+    # The peer cannot be made up at once: the kernel opens it before the pair is joined (ENOTCONN).
+    other = (
+        _LINK.pack(0, 0, 0, 0, 0)
+        + attribute(IFLA_IFNAME, text(peer))
+        + attribute(IFLA_NET_NS_FD, number(peer_namespace))
+        + attribute(IFLA_ADDRESS, mac_bytes(peer_mac))
+        + size
+    )
+    body = (
+        _LINK.pack(0, 0, 0, IFF_UP, IFF_UP)
+        + attribute(IFLA_IFNAME, text(name))
+        + attribute(IFLA_MASTER, number(master))
+        + size
+        + _kind("veth", attribute(VETH_INFO_PEER, other))
+    )
+    return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"veth {name}")
+
+
+def set_up(index: int) -> Message:
+    return Message(RTM_NEWLINK, 0, _LINK.pack(0, 0, index, IFF_UP, IFF_UP), f"interface {index} up")
+
+
+def delete_link(name: str) -> Message:
+    body = _LINK.pack(0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, text(name))
+    return Message(RTM_DELLINK, 0, body, f"interface {name}")
+
+
+def add_address(index: int, address: IPv4Address | IPv6Address, prefix: int) -> Message:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    body = _ADDRESS.pack(family, prefix, 0, 0, index)
+    body += attribute(IFA_LOCAL, address.packed) + attribute(IFA_ADDRESS, address.packed)
+    if address.version == 4:
+        broadcast = IPv4Network((address, prefix), strict=False).broadcast_address
+        body += attribute(IFA_BROADCAST, broadcast.packed)
+    else:
+        body += attribute(IFA_FLAGS, number(IFA_F_NODAD))
+    return Message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body, f"address {address}/{prefix}")
+
+
+def add_default_route(gateway: IPv4Address | IPv6Address, index: int = 0) -> Message:
+    family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
+    body = _ROUTE.pack(family, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
+    body += attribute(RTA_GATEWAY, gateway.packed)
+    if index:
+        body += attribute(RTA_OIF, number(index))
+    return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body, f"default route by {gateway}")
+
+
+def link_index(found: Any) -> int:
+    """The index number of a Link that must be there."""
+    if found is None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+    return int(found.number)

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's networks against the kernel, in a network namespace of the test's own (needs root)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Network
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from teu.engine import networks as networks_module
+from teu.engine.database import Database
+from teu.engine.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
+from teu.engine.networks import Networks
+from teu.linux import netlink, netns, nftables
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
+
+
+@pytest.fixture
+def own_namespace() -> Iterator[None]:
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = os.open("/proc/self/ns/net", os.O_RDONLY)
+    assert libc.unshare(netns.CLONE_NEWNET) == 0
+    nftables._library = None
+    try:
+        with netlink.Socket() as kernel:
+            kernel.send([netlink.set_up(1)])
+        yield
+    finally:
+        nftables._library = None
+        assert libc.setns(before, netns.CLONE_NEWNET) == 0
+        os.close(before)
+
+
+class Engine:
+    def __init__(self, directory: Path) -> None:
+        self.database = Database(str(directory / "engine.db"))
+        self.events = SimpleNamespace(publish=lambda *_: None)
+        self.known: list[Any] = []
+        self.containers = SimpleNamespace(
+            all=lambda: self.known,
+            using_network=lambda name: [c for c in self.known if name in c.network_settings["Networks"]],
+            get=self.get,
+        )
+        self.networks = Networks(self)  # type: ignore[arg-type]
+        self.networks.start()
+
+    def get(self, reference: str) -> Any:
+        for container in self.known:
+            if reference in (container.id, container.name):
+                return container
+        raise NotFound(f"No such container: {reference}")
+
+
+@pytest.fixture
+def engine(own_namespace: None, tmp_path: Path) -> Iterator[Engine]:
+    engine = Engine(tmp_path)
+    yield engine
+    for container in engine.known:
+        engine.networks.detach(container)
+    engine.networks.ports.close()
+
+
+def container(engine: Engine, tmp_path: Path, number: int, mode: str = "default", **more: Any) -> Any:
+    identity = f"{number:02x}" * 32
+    directory = tmp_path / identity
+    directory.mkdir(exist_ok=True)
+    exposed = more.pop("exposed", {})
+    endpoints = more.pop("endpoints", {})
+    result: Any = SimpleNamespace(
+        id=identity, name=f"c{number}", hostname=f"h{number}", directory=str(directory), running=False, pid=0,
+        config={"ExposedPorts": exposed}, host_config={"NetworkMode": mode, **more}, lock=threading.RLock(),
+        network_settings={"Networks": {}, "Ports": {}}, save=lambda: None,
+    )  # fmt: skip
+    engine.networks.check(result, {"EndpointsConfig": endpoints})
+    engine.known.append(result)
+    return result
+
+
+def start(engine: Engine, one: Any) -> Any:
+    attachment = engine.networks.attach(one)
+    one.running = True
+    return attachment
+
+
+def inside(engine: Engine, one: Any, command: str) -> str:
+    descriptor = engine.networks._active[one.id].namespace
+    run = netns.run_in(
+        descriptor, lambda: subprocess.run(command, shell=True, capture_output=True, text=True, timeout=20)
+    )
+    return run.stdout + run.stderr
+
+
+def serve(engine: Engine, one: Any, port: int) -> socket.socket:
+    descriptor = engine.networks._active[one.id].namespace
+    return netns.run_in(descriptor, lambda: socket.create_server(("0.0.0.0", port)))
+
+
+def reach(address: str, port: int, timeout: float = 2.0) -> bool:
+    try:
+        socket.create_connection((address, port), timeout).close()
+    except OSError:
+        return False
+    return True
+
+
+def ruleset() -> str:
+    return nftables.run("list ruleset")
+
+
+def teu_links() -> list[str]:
+    with netlink.Socket() as kernel:
+        return [link.name for link in kernel.links() if networks_module.VETH.match(link.name)]
+
+
+def wait_for_links(count: int) -> None:
+    until = time.monotonic() + 10
+    while len(teu_links()) != count and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(teu_links()) == count
+
+
+def test_bridge_gives_addresses_and_leaves_nothing(engine: Engine, tmp_path: Path) -> None:
+    first, second = container(engine, tmp_path, 1), container(engine, tmp_path, 2)
+    for one in (first, second):
+        start(engine, one)
+    settings = first.network_settings["Networks"]["bridge"]
+    subnet = IPv4Network(f"{settings['Gateway']}/{settings['IPPrefixLen']}", strict=False)
+    assert settings["IPAddress"] == str(subnet[2])
+    assert second.network_settings["IPAddress"] == str(subnet[3])
+    assert "1 packets received" in inside(engine, first, f"busybox ping -c1 -W2 {subnet[3]}")
+    assert f"default via {subnet[1]}" in inside(engine, first, "ip route")
+    assert len(teu_links()) == 2
+    engine.networks.detach(first)
+    assert "table inet teu" in ruleset()
+    engine.networks.detach(second)
+    assert ruleset() == ""
+    assert first.network_settings["IPAddress"] == ""
+    wait_for_links(0)
+
+
+def test_published_port_is_reached_from_loopback_host_address_and_outside(engine: Engine, tmp_path: Path) -> None:
+    one = container(engine, tmp_path, 1, PortBindings={"80/tcp": [{"HostPort": "8080"}]})
+    two = container(engine, tmp_path, 2)
+    start(engine, one)
+    start(engine, two)
+    assert one.network_settings["Ports"] == {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]}
+    gateway = one.network_settings["Networks"]["bridge"]["Gateway"]
+    outside, peer = netns.create(netlink.Socket)
+    with netlink.Socket() as kernel, peer, serve(engine, one, 80):
+        from ipaddress import IPv4Address
+
+        kernel.send([netlink.new_bridge("wan0")])
+        bridge = kernel.link("wan0")
+        assert bridge
+        kernel.send([netlink.add_address(bridge.number, IPv4Address("203.0.113.1"), 24)])
+        kernel.send([netlink.new_veth("wan1", bridge.number, "eth0", outside, "02:42:cb:00:71:02")])
+        far = netlink.link_index(peer.link("eth0"))
+        peer.send([netlink.set_up(far), netlink.add_address(far, IPv4Address("203.0.113.2"), 24),
+                   netlink.add_default_route(IPv4Address("203.0.113.1"))])  # fmt: skip
+        assert reach("127.0.0.1", 8080)
+        assert reach(gateway, 8080)
+        assert netns.run_in(outside, lambda: reach("203.0.113.1", 8080))
+        assert netns.run_in(engine.networks._active[two.id].namespace, lambda: reach(gateway, 8080))
+        # What is not published is not reached, though the address is routed.
+        address = one.network_settings["IPAddress"]
+        assert not netns.run_in(outside, lambda: reach(address, 80, 0.3))
+    os.close(outside)
+    engine.networks.detach(one)
+    assert not reach("127.0.0.1", 8080)
+
+
+def test_container_does_not_reach_the_loopback_of_the_host(engine: Engine, tmp_path: Path) -> None:
+    one = container(engine, tmp_path, 1)
+    start(engine, one)
+    gateway = one.network_settings["Gateway"]
+    with socket.create_server(("127.0.0.1", 7777)) as server:
+        server.settimeout(0.3)
+        inside(engine, one, "ip addr del 127.0.0.1/8 dev lo; sysctl -w net.ipv4.conf.all.route_localnet=1 "
+               f"net.ipv4.conf.eth0.route_localnet=1; ip route add 127.0.0.1/32 via {gateway}")  # fmt: skip
+        descriptor = engine.networks._active[one.id].namespace
+        assert not netns.run_in(descriptor, lambda: reach("127.0.0.1", 7777, 0.3))
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_port_in_use(engine: Engine, tmp_path: Path) -> None:
+    ports = {"80/tcp": [{"HostPort": "8081"}]}
+    first = container(engine, tmp_path, 1, PortBindings=ports)
+    second = container(engine, tmp_path, 2, PortBindings=ports)
+    start(engine, first)
+    with pytest.raises(EngineError, match=r"Bind for 0.0.0.0:8081 failed: port is already allocated"):
+        engine.networks.attach(second)
+    assert second.id not in engine.networks._active
+    wait_for_links(1)
+    engine.networks.detach(first)
+    with socket.create_server(("0.0.0.0", 8081)):
+        with pytest.raises(EngineError, match="address already in use"):
+            engine.networks.attach(second)
+    assert ruleset() == ""
+    start(engine, second)
+
+
+def test_ephemeral_ports_and_ranges(engine: Engine, tmp_path: Path) -> None:
+    one = container(engine, tmp_path, 1, PortBindings={"53/udp": [{"HostIp": "127.0.0.1", "HostPort": ""}]},
+                    PublishAllPorts=True, exposed={"80/tcp": {}, "53/udp": {}})  # fmt: skip
+    two = container(engine, tmp_path, 2, PortBindings={"80/tcp": [{"HostPort": "9000-9001"}]})
+    three = container(engine, tmp_path, 3, PortBindings={"80/tcp": [{"HostPort": "9000-9001"}]})
+    for each in (one, two, three):
+        start(engine, each)
+    ports = one.network_settings["Ports"]
+    assert int(ports["80/tcp"][0]["HostPort"]) > 1023
+    assert ports["53/udp"][0]["HostIp"] == "127.0.0.1"
+    chosen = {each.network_settings["Ports"]["80/tcp"][0]["HostPort"] for each in (two, three)}
+    assert chosen == {"9000", "9001"}
+
+
+def test_recovery_keeps_the_living_and_sweeps_the_dead(engine: Engine, tmp_path: Path) -> None:
+    lives = container(engine, tmp_path, 1, PortBindings={"80/tcp": [{"HostPort": "8082"}]})
+    died = container(engine, tmp_path, 2, PortBindings={"80/tcp": [{"HostPort": "8083"}]})
+    start(engine, lives)
+    start(engine, died)
+    held = engine.networks._active[lives.id].namespace
+    sleeper = netns.run_in(held, lambda: subprocess.Popen(["sleep", "60"]))
+    try:
+        with serve(engine, lives, 80):
+            lives.pid, died.running = sleeper.pid, False
+            engine.networks.ports.close()
+            again = Networks(engine)  # type: ignore[arg-type]
+            engine.networks = again
+            again.start()
+            again.recover([lives])
+            assert reach("127.0.0.1", 8082)
+            assert not reach("127.0.0.1", 8083)
+            assert died.network_settings["IPAddress"] == ""
+            wait_for_links(1)
+            third = container(engine, tmp_path, 3, PortBindings={"80/tcp": [{"HostPort": "8082"}]})
+            with pytest.raises(EngineError, match="already allocated"):
+                again.attach(third)
+        again.detach(lives)
+        assert ruleset() == ""
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+        os.close(held)
+
+
+def test_user_defined_networks_are_apart(engine: Engine, tmp_path: Path) -> None:
+    engine.networks.create({"Name": "front"})
+    engine.networks.create({"Name": "back", "Internal": True, "IPAM": {"Config": [{"Subnet": "10.77.0.0/24"}]}})
+    one = container(engine, tmp_path, 1, "front")
+    two = container(engine, tmp_path, 2, "back", endpoints={"back": {"IPAMConfig": {"IPv4Address": "10.77.0.9"}}})
+    start(engine, one)
+    start(engine, two)
+    assert two.network_settings["Networks"]["back"]["IPAddress"] == "10.77.0.9"
+    ping = "busybox ping -c1 -W1 10.77.0.9"
+    assert "1 packets received" not in inside(engine, one, ping)
+    back = engine.networks.get("back")
+    engine.networks.connect(back, one, {})
+    assert "1 packets received" in inside(engine, one, ping)
+    assert back.id[:11] in "".join(link.name for link in netlink.Socket().links())
+    with pytest.raises(Forbidden, match="has active endpoints"):
+        engine.networks.remove(back)
+    engine.networks.disconnect(back, one)
+    assert "1 packets received" not in inside(engine, one, ping)
+    engine.networks.detach(two)
+    engine.networks.remove(back)
+    with pytest.raises(NotFound, match="network back not found"):
+        engine.networks.get("back")
+
+
+def test_bad_input(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="network nowhere not found"):
+        container(engine, tmp_path, 1, "nowhere")
+    with pytest.raises(BadRequest, match="invalid port specification"):
+        container(engine, tmp_path, 1, PortBindings={"80/tcp": [{"HostPort": "70000"}]})
+    with pytest.raises(BadRequest, match="invalid IP address"):
+        container(engine, tmp_path, 1, PortBindings={"80/tcp": [{"HostIp": "300.0.0.1"}]})
+    with pytest.raises(BadRequest, match="invalid subnet"):
+        engine.networks.create({"Name": "x", "IPAM": {"Config": [{"Subnet": "x"}]}})
+    engine.networks.create({"Name": "x", "IPAM": {"Config": [{"Subnet": "10.1.0.0/16"}]}})
+    with pytest.raises(Conflict, match="already exists"):
+        engine.networks.create({"Name": "x"})
+    with pytest.raises(Conflict, match="overlaps"):
+        engine.networks.create({"Name": "y", "IPAM": {"Config": [{"Subnet": "10.1.2.0/24"}]}})
+    with pytest.raises(Forbidden):
+        engine.networks.create({"Name": "host"})
+    with pytest.raises(Forbidden):
+        engine.networks.remove(engine.networks.get("bridge"))
+
+
+def test_modes_without_a_bridge(engine: Engine, tmp_path: Path) -> None:
+    host, none = container(engine, tmp_path, 1, "host"), container(engine, tmp_path, 2, "none")
+    assert engine.networks.attach(host).namespace is None
+    attachment = engine.networks.attach(none)
+    assert attachment.namespace == ""
+    assert "localhost" in Path(attachment.files["/etc/hosts"]).read_text()
+    other = container(engine, tmp_path, 3, f"container:{none.name}")
+    assert other.host_config["NetworkMode"] == f"container:{none.id}"
+    with pytest.raises(Conflict, match="cannot join network of a non running container"):
+        engine.networks.attach(other)
+
+
+def test_attaching_is_quick(engine: Engine, tmp_path: Path) -> None:
+    start(engine, container(engine, tmp_path, 1))
+    times = []
+    for number in range(2, 12):
+        one = container(engine, tmp_path, number, PortBindings={"80/tcp": [{"HostPort": ""}]})
+        before = time.perf_counter()
+        start(engine, one)
+        times.append(time.perf_counter() - before)
+    assert sorted(times)[5] < 0.05
