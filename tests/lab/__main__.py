@@ -179,7 +179,11 @@ def _do_vm(options: argparse.Namespace, command: list[str], source: Path) -> int
             began = time.monotonic()
             way = vm.start(name, options.release, source, options.accel, options.memory)
             if options.dev:
-                vm.install_tree(name)
+                try:
+                    vm.install_tree(name)
+                except BaseException:
+                    vm.stop(name)
+                    raise
             print(f"lab: {name} is up with {way} ({time.monotonic() - began:.1f} s)", file=sys.stderr)
         if options.verb == "run":
             try:

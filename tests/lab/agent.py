@@ -39,6 +39,8 @@ class Port:
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self.lock = threading.Lock()
+        # A request that came before we saw that the one before had ended.
+        self.pending: bytes | None = None
 
     def connected(self) -> bool:
         poll = select.poll()
@@ -68,6 +70,11 @@ class Port:
 def serve(path: str) -> None:
     port = Port(path)
     while True:
+        if port.pending is not None:
+            data, port.pending = port.pending, None
+            with contextlib.suppress(OSError, ValueError):
+                run(port, json.loads(data))
+            continue
         while not port.connected():
             time.sleep(0.02)
         with contextlib.suppress(Gone, OSError, ValueError, struct.error):
@@ -107,8 +114,7 @@ def run(port: Port, request: dict[str, Any]) -> None:
         assert child.stdout and child.stderr
         out, err = child.stdout.fileno(), child.stderr.fileno()
         pumps = [pump(port, "O", lambda: os.read(out, 65536)), pump(port, "E", lambda: os.read(err, 65536))]
-    ended = threading.Event()
-    listener = threading.Thread(target=listen, args=(port, child, terminal, ended), daemon=True)
+    listener = threading.Thread(target=listen, args=(port, child, terminal), daemon=True)
     listener.start()
     status = child.wait()
     for thread in pumps:
@@ -131,11 +137,14 @@ def pump(port: Port, letter: str, read: Callable[[], bytes]) -> threading.Thread
     return thread
 
 
-def listen(port: Port, child: subprocess.Popen[bytes], terminal: int | None, ended: threading.Event) -> None:
+def listen(port: Port, child: subprocess.Popen[bytes], terminal: int | None) -> None:
     """Hand input and signals to the child, until the host hangs up; then the child has no reason to run."""
     try:
         while True:
             letter, data = port.read_frame()
+            if letter == "R":
+                port.pending = data
+                raise Gone
             with contextlib.suppress(OSError, ProcessLookupError, ValueError):
                 if letter == "I" and terminal is not None:
                     os.write(terminal, data or b"\4")

@@ -327,20 +327,19 @@ def _qemu(name: str, home: Path, image: Path, way: str, memory: str) -> None:
 
 
 def _wait_until_up(name: str, home: Path, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if not pid_of(name) or _zombie(name):
-            raise LabError(f"QEMU ended: {(home / 'qemu.log').read_text()[-2000:]}\n{namespace.console(home)}")
-        with contextlib.suppress(OSError, TimeoutError, LabError):
-            # The unpacked tree, and a systemd that has nothing left to start.
-            script = (
-                "[ -e /src/dev ] || { mkdir -p /src && tar -C /src -xf /dev/vdb; }; "
-                "systemctl is-system-running --wait >/dev/null; true"
-            )
-            if run(name, ["sh", "-c", script], connect_timeout=2, quiet=True) == 0:
-                return
-        time.sleep(0.05)
-    raise LabError(f"machine {name} did not boot in {timeout:.0f} s:\n{namespace.console(home)}")
+    # The unpacked tree, and a systemd that has nothing left to start.
+    script = (
+        "[ -e /src/dev ] || { mkdir -p /src && tar -C /src -xf /dev/vdb; }; "
+        "systemctl is-system-running --wait >/dev/null; true"
+    )
+    # QEMU keeps the request until the agent opens its end.
+    try:
+        run(name, ["sh", "-c", script], connect_timeout=timeout, quiet=True)
+    except (TimeoutError, LabError) as error:
+        raise LabError(
+            f"machine {name} did not boot in {timeout:.0f} s: {error}\n"
+            f"{(home / 'qemu.log').read_text()[-2000:]}\n{namespace.console(home)}"
+        ) from None
 
 
 def _zombie(name: str) -> bool:
@@ -389,11 +388,11 @@ def _connect(name: str, connect_timeout: float) -> tuple[socket.socket, int]:
             try:
                 sock.connect(str(home / f"port.{port}"))
                 return sock, lock
-            except OSError:
+            except OSError:  # QEMU is not there yet
                 sock.close()
                 os.close(lock)
-        if time.monotonic() > deadline:
-            raise LabError(f"no free port of machine {name}")
+        if time.monotonic() > deadline or _zombie(name) or not pid_of(name):
+            raise LabError(f"machine {name} is off, or all of its {PORTS} ports are in use")
         time.sleep(0.02)
 
 
@@ -405,7 +404,7 @@ def run(
     name: str,
     command: Sequence[str],
     environment: Sequence[str] = (),
-    connect_timeout: float = 30,
+    connect_timeout: float = 120,
     quiet: bool = False,
     stdin: int | None = None,
 ) -> int:
