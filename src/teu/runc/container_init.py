@@ -221,7 +221,37 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
     else:
         rootfs.pivot(root, propagation)
     os.close(root)
+    _reopen_null(plan)
     return console, home
+
+
+def _reopen_null(plan: Plan) -> None:
+    """Where stdio is the host's /dev/null, take the container's own: criu cannot save what lies outside."""
+    device = os.makedev(1, 3)
+    own = -1
+    for number in range(3):
+        try:
+            status = os.fstat(number)
+        except OSError:
+            continue
+        if status.st_rdev != device or status.st_mode & 0o170000 != 0o020000:
+            continue
+        if own < 0:
+            try:
+                place = os.open("/dev/null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError:
+                return
+            try:
+                if os.fstat(place).st_rdev != device:
+                    return
+                own = os.open(f"self/fd/{place}", os.O_RDWR | os.O_CLOEXEC, dir_fd=plan.procfs)
+            except OSError:
+                return
+            finally:
+                os.close(place)
+        os.dup2(own, number)
+    if own >= 0:
+        os.close(own)
 
 
 def _has_cgroup_namespace(plan: Plan) -> bool:

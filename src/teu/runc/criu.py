@@ -195,8 +195,9 @@ class Session:
             response = decode("response", data)
             if not response.get("success"):
                 number = response.get("cr_errno", 0)
-                said = response.get("cr_errmsg") or (os.strerror(number) if number else "")
-                raise RuncError(f"criu failed: {said or 'see its log'}")
+                # cr_errmsg is criu's first error, which is seldom the one that counts.
+                said = f"type {response.get('type')} errno {number}"
+                raise RuncError(f"criu failed: {said}{': ' + os.strerror(number) if number else ''}; see its log")
             if response.get("type") != NOTIFY:
                 return response
             step = response.get("notify") or {}
@@ -225,20 +226,16 @@ def external_key(namespace: str) -> str:
 
 
 def log_errors(folder: str, name: str) -> None:
-    """criu's own errors, into our log, with the two lines before each."""
+    """criu's own errors, into our log."""
     path = f"{folder}/{name}"
     try:
         with open(path, errors="replace") as file:
-            lines = file.read().splitlines()
+            lines = [line.rstrip() for line in file if "Error" in line]
     except OSError as error:
         log.warning(f"{path}: {error.strerror}")
         return
-    for number, line in enumerate(lines):
-        if "Error" in line:
-            log.warning(f"--- {path} ---")
-            for context in lines[max(0, number - 2) : number + 1]:
-                log.warning(context)
-            break
+    for line in lines[-20:]:
+        log.warning(f"{path}: {line}")
 
 
 def folder(path: str) -> int:
