@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's volumes: names, options, removal, what an interrupted removal leaves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from teu.engine.database import Database
+from teu.engine.errors import BadRequest, Conflict, NotFound
+from teu.engine.volumes import Volumes
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Any:
+    users: dict[str, list[Any]] = {}
+    result: Any = SimpleNamespace(
+        data_root=str(tmp_path), database=Database(str(tmp_path / "engine.db")),
+        events=SimpleNamespace(publish=lambda *_: None), users=users,
+        containers=SimpleNamespace(all=list, using_volume=lambda name: users.get(name, [])),
+    )  # fmt: skip
+    result.volumes = Volumes(result)
+    result.volumes.start()
+    return result
+
+
+def test_named_volume_is_made_once_and_kept(engine: Any) -> None:
+    first = engine.volumes.ensure("data", labels={"a": "b"})
+    Path(first.mountpoint, "file").write_text("x")
+    second = engine.volumes.ensure("data")
+    assert (first.created_now, second.created_now) == (True, False)
+    assert not second.anonymous
+    assert Path(second.mountpoint, "file").read_text() == "x"
+    shown = engine.volumes.describe("data")
+    assert shown["Labels"] == {"a": "b"}
+    assert shown["Scope"] == "local"
+
+
+def test_anonymous_volume_goes_with_its_container(engine: Any) -> None:
+    one, named = engine.volumes.ensure(None), engine.volumes.ensure("named")
+    assert one.anonymous
+    assert len(one.name) == 64
+    mounts = [{"Type": "volume", "Name": volume.name} for volume in (one, named)]
+    engine.volumes.release_mounts("c1", mounts, False)
+    assert engine.volumes.names() == sorted([one.name, "named"])
+    engine.volumes.release_mounts("c1", mounts, True)
+    assert engine.volumes.names() == ["named"]
+    assert not os.path.exists(one.mountpoint)
+
+
+def test_volume_in_use_stays(engine: Any) -> None:
+    engine.volumes.ensure("data")
+    engine.users["data"] = [SimpleNamespace(id="c1", running=True)]
+    with pytest.raises(Conflict, match=r"remove data: volume is in use - \[c1\]"):
+        engine.volumes.remove("data")
+    engine.users.clear()
+    engine.volumes.remove("data")
+    with pytest.raises(NotFound, match="no such volume"):
+        engine.volumes.remove("data")
+    engine.volumes.remove("data", force=True)
+
+
+@pytest.mark.parametrize("name", ["a", "../x", "a/b", "-x", "a" * 300, ".."])
+def test_bad_names(engine: Any, name: str) -> None:
+    with pytest.raises(BadRequest):
+        engine.volumes.ensure(name)
+
+
+def test_bad_options_and_drivers(engine: Any) -> None:
+    with pytest.raises(BadRequest, match="invalid option"):
+        engine.volumes.ensure("data", options={"nonsense": "1"})
+    with pytest.raises(NotFound, match="plugin"):
+        engine.volumes.ensure("data", driver="nope")
+    assert engine.volumes.names() == []
+
+
+def test_interrupted_removal_is_finished(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = engine.volumes.ensure("data")
+    Path(volume.mountpoint, "file").write_text("x")
+    monkeypatch.setattr(Volumes, "_finish_removal", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.volumes.remove("data")
+    monkeypatch.undo()
+    again = Volumes(engine)
+    assert again.names() == []
+    again.start()
+    assert not os.path.exists(f"{again.root}/data")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_mounted_volume_lives_while_used(engine: Any) -> None:
+    options = {"type": "tmpfs", "device": "tmpfs", "o": "size=1m,nosuid"}
+    volume = engine.volumes.ensure("ram", options=options)
+    for container in ("c1", "c2"):
+        assert engine.volumes.mount("ram", container) == volume.mountpoint
+    assert os.path.ismount(volume.mountpoint)
+    engine.volumes.unmount("ram", "c1")
+    assert os.path.ismount(volume.mountpoint)
+    engine.volumes.unmount("ram", "c2")
+    assert not os.path.ismount(volume.mountpoint)
+
+
+def test_volumes_of_a_container_that_never_came_to_be(engine: Any) -> None:
+    engine.volumes.ensure(None, container_id="c1")
+    engine.volumes.release("c1", True)
+    assert engine.volumes.names() == []
+    lost = engine.volumes.ensure(None, container_id="c2")
+    kept = engine.volumes.ensure(None, container_id="c3")
+    engine.volumes.release_mounts("c3", [{"Type": "volume", "Name": kept.name}], False)
+    Volumes(engine).start()
+    assert engine.volumes.names() == [kept.name]
+    assert not os.path.exists(lost.mountpoint)
