@@ -61,8 +61,6 @@ FLAGS = {
 ARGUMENTS = (1, None)
 STOP_AT = 1
 
-_SIGPIPE, _SIGXFSZ = 13, 25
-
 
 def main(arguments: Arguments, settings: Settings) -> int:
     try:
@@ -157,8 +155,9 @@ class Execution:
         self.preserved = 0
         self.sub_cgroup = ""
         self.program_path: str | None = None
+        self.born_in_cgroup = False
 
-    def spawn(self, file_actions: list[Any] | None = None) -> None:
+    def spawn(self, stdin: int = -1) -> None:
         """Start teu-runc-init, take it into the cgroup and the namespaces. self.pid is the process then."""
         container, described = self.container, self.described
         self.sync, child = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
@@ -187,15 +186,7 @@ class Execution:
             records = process.sealed(b"teu-runc-records", data)
             program = process.program()
             opened += [records, program]
-            actions: list[Any] = list(file_actions or ())
-            actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in (child.fileno(), procfs, target, records)]
-            self.helper = os.posix_spawn(
-                f"/proc/self/fd/{program}",
-                ["teu-runc-init", str(records)],
-                {},
-                file_actions=actions,
-                setsigdef=(_SIGPIPE, _SIGXFSZ),
-            )
+            self.helper = self._clone_helper([child.fileno(), procfs, target, records], program, records, stdin)
         finally:
             child.close()
             for fd in opened:
@@ -205,7 +196,8 @@ class Execution:
             from teu.runc import process_limits
 
             process_limits.set_affinity(self.helper, affinity["initial"])
-        self._join_cgroup()
+        if not self.born_in_cgroup:
+            self._join_cgroup()
         self.pid = self.helper
         if not flags:
             return
@@ -216,6 +208,40 @@ class Execution:
             os.waitpid(self.helper, 0)
             self.pid = int.from_bytes(message[1:5], "little")
             self.sync.send(b"g")
+
+    def _clone_helper(self, passed: list[int], program: int, records: int, stdin: int) -> int:
+        """Clone a child, into the container's cgroup where that is possible, that executes teu-runc-init."""
+        cgroup = -1
+        path = (self.container.record.get("cgroup") or {}).get("path") or ""
+        affinity = (self.described.get("execCPUAffinity") or {}).get("initial")
+        if path and not affinity:
+            try:
+                cgroup = os.open(
+                    f"{path}/{self.sub_cgroup}" if self.sub_cgroup and ".." not in self.sub_cgroup else path,
+                    os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
+                )
+            except OSError:
+                cgroup = -1
+        self.born_in_cgroup = cgroup >= 0 and (not self.sub_cgroup or ".." not in self.sub_cgroup)
+        try:
+            pid = namespaces.clone(0, cgroup if self.born_in_cgroup else -1)
+        except OSError:
+            # in use by cgroups below it, or not permitted: moving has other ways, and better words
+            self.born_in_cgroup = False
+            pid = namespaces.clone(0)
+        finally:
+            if cgroup >= 0:
+                os.close(cgroup)
+        if pid:
+            return pid
+        try:
+            if stdin >= 0:
+                os.dup2(stdin, 0)
+            for fd in passed:
+                os.set_inheritable(fd, True)
+            os.execve(program, ["teu-runc-init", str(records)], {})
+        finally:
+            os._exit(255)
 
     @staticmethod
     def _fork_flag(flags: int) -> int:
@@ -416,7 +442,7 @@ def run_hook(container: state.Container, spec: dict[str, Any], hook: dict[str, A
     execution = Execution(container, {**spec, "linux": {**(spec.get("linux") or {}), "seccomp": None}}, described)
     execution.program_path = hook["path"]
     try:
-        execution.spawn([(os.POSIX_SPAWN_DUP2, stdin, 0)])
+        execution.spawn(stdin)
         execution.make_ready()
         execution.go()
     except BaseException as error:

@@ -271,7 +271,7 @@ class Launch:
         if not (self.rootless and makes_user_namespace):
             # whoever shares a pid namespace with the child can see it from its first moment (CVE-2016-9962)
             prctl(PR_SET_DUMPABLE, 0)
-        pid = namespaces.clone(plan.first_flags)
+        pid = self._clone(plan)
         if pid == 0:
             container_init.main(plan)
         self.pid = pid
@@ -281,10 +281,30 @@ class Launch:
         if makes_user_namespace and plan.second_flags < 0:
             self._write_id_maps()
         self._set_oom_score()
-        self._enter_cgroup()
+        if not self.born_in_cgroup:
+            self._enter_cgroup(self.pid)
         self._move_network_devices()
         self._send(b"g")
         self._converse()
+
+    def _clone(self, plan: container_init.Plan) -> int:
+        """Into the cgroup right away where that is possible: with a plain path that has been made before."""
+        assert self.container is not None
+        self.born_in_cgroup = False
+        if self.container.record["cgroup"]["driver"] == cgroups.CGROUPFS:
+            self._enter_cgroup(0)
+            assert self.cgroup is not None
+            if self.cgroup.driver == cgroups.CGROUPFS:
+                folder = self.cgroup.open()
+                try:
+                    pid = namespaces.clone(plan.first_flags, folder)
+                    self.born_in_cgroup = True
+                    return pid
+                except OSError:
+                    pass  # a threaded one, one that may not be entered: moving into it tells what is wrong
+                finally:
+                    os.close(folder)
+        return namespaces.clone(plan.first_flags)
 
     def _record_pid(self) -> None:
         assert self.container is not None
@@ -415,15 +435,19 @@ class Launch:
             return
         set_oom_score(self.pid, value, self.rootless)
 
-    def _enter_cgroup(self) -> None:
+    def _enter_cgroup(self, pid: int) -> None:
+        """Make the cgroup, with pid in it (0: nobody yet)."""
         assert self.container is not None
+        if self.cgroup is not None:
+            self.cgroup.add(pid)
+            return
         linux = self.spec.get("linux") or {}
         self.cgroup = cgroups.create(
             linux.get("cgroupsPath") or "",
             self.id,
             self.settings.systemd_cgroup,
             linux.get("resources"),
-            self.pid,
+            pid,
             self._rootless_cgroups(),
             self.spec.get("annotations") or {},
             self.container.record["cgroup"],
