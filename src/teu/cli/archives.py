@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images as tar archives: save, load, import."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from teu.cli.errors import CommandError
+from teu.cli.main import Cli, Command
+from teu.cli.options import Options
+from teu.cli.registry import check_reference, show_progress, split_tag
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from teu.cli.http import Response
+
+BLOCK = 1 << 18
+TAR = {"Content-Type": "application/x-tar"}
+
+
+def read_file(file: int) -> Iterator[bytes]:
+    while block := os.read(file, BLOCK):
+        yield block
+
+
+def open_input(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CommandError(f"open {path}: {(error.strerror or '').lower()}") from None
+
+
+def write_output(response: Response, path: str) -> None:
+    """Write a stream to `path`, which appears only when it is whole; or to standard output."""
+    from teu.cli.streams import write_all
+
+    if not path:
+        for piece in response.chunks():
+            write_all(1, piece)
+        return
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise CommandError(f'invalid output path: directory "{folder}" does not exist')
+    if os.path.exists(path) and not os.path.isfile(path):
+        if os.path.isdir(path):
+            raise CommandError(f'invalid output path: "{path}" must be a file, not a folder')
+        with open(path, "wb") as stream:
+            for piece in response.chunks():
+                stream.write(piece)
+        return
+    temporary = f"{path}.{os.getpid()}.part"
+    try:
+        with open(temporary, "wb") as stream:
+            for piece in response.chunks():
+                stream.write(piece)
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+def refuse_terminal(path: str, what: str) -> None:
+    if not path and os.isatty(1):
+        raise CommandError(f"cowardly refusing to {what} to a terminal. Use the -o flag or redirect")
+
+
+def save(cli: Cli, options: Options, operands: list[str]) -> int:
+    refuse_terminal(options["output"], "save")
+    response = cli.client.open("GET", "/images/get", {"names": operands})
+    write_output(response, options["output"])
+    return 0
+
+
+def load(cli: Cli, options: Options, operands: list[str]) -> int:
+    path = options["input"]
+    if not path and os.isatty(0):
+        raise CommandError("requested load from stdin, but stdin is empty")
+    file = open_input(path) if path else 0
+    quiet = options["quiet"] or not os.isatty(1)
+    response = cli.client.open(
+        "POST", "/images/load", {"quiet": "1" if quiet else "0"}, read_file(file), headers=TAR
+    )
+    if response.headers.get("content-type", "").startswith("application/json"):
+        show_progress(response.messages())
+    else:
+        sys.stdout.write(response.read().decode("utf-8", "replace"))
+    return 0
+
+
+def import_image(cli: Cli, options: Options, operands: list[str]) -> int:
+    source = operands[0]
+    repository, tag = "", ""
+    if len(operands) > 1:
+        check_reference(operands[1])
+        repository, tag = split_tag(operands[1])
+    query = {
+        "repo": repository,
+        "tag": tag,
+        "message": options["message"],
+        "changes": options["change"],
+        "platform": options["platform"],
+    }
+    if source.startswith(("http://", "https://", "ftp://")):
+        response = cli.client.open("POST", "/images/create", {"fromSrc": source, **query})
+    else:
+        file = 0 if source == "-" else open_input(source)
+        response = cli.client.open(
+            "POST", "/images/create", {"fromSrc": "-", **query}, read_file(file), headers=TAR
+        )
+    show_progress(response.messages())
+    return 0
+
+
+COMMANDS = {
+    "image save": Command(
+        save, "[OPTIONS] IMAGE [IMAGE...]", 1, None, "-o --output  string  Write to this file"
+    ),
+    "image load": Command(
+        load,
+        "[OPTIONS]",
+        0,
+        0,
+        """
+-i --input  string  Read from this file
+-q --quiet  bool    Do not show the progress
+""",
+    ),
+    "image import": Command(
+        import_image,
+        "[OPTIONS] file|URL|- [REPOSITORY[:TAG]]",
+        1,
+        2,
+        """
+-c --change    list    Apply a Dockerfile instruction to the image
+-m --message   string  Note where it came from
+   --platform  string  Platform of the image, OS[/ARCH[/VARIANT]]
+""",
+    ),
+}

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which commands exist, under which names, and in which module each one lives.
+
+Read by `main` (to load one module only), by the help, the man pages and the completion. A module named here
+has a table COMMANDS whose entries say the rest (see `main.Command`)."""
+
+from __future__ import annotations
+
+# Full name: (module in this package, one-line summary).
+INDEX = {
+    "builder prune": ("build", "Remove the build cache"),
+    "container attach": ("attach", "Attach the terminal's input and output to a running container"),
+    "container commit": ("lifecycle", "Make a new image from a container's changes"),
+    "container cp": ("copy", "Copy files between a container and the local file system"),
+    "container create": ("run", "Create a container without starting it"),
+    "container diff": ("containers", "Show which files of a container have changed"),
+    "container exec": ("execute", "Run a command in a running container"),
+    "container export": ("copy", "Write a container's file system as a tar archive"),
+    "container inspect": ("inspect", "Show all that is known of containers"),
+    "container kill": ("lifecycle", "Send a signal to running containers"),
+    "container logs": ("logs", "Show what a container has written"),
+    "container ls": ("containers", "List containers"),
+    "container pause": ("lifecycle", "Freeze all processes of containers"),
+    "container port": ("containers", "Show the published ports of a container"),
+    "container prune": ("prune", "Remove all stopped containers"),
+    "container rename": ("lifecycle", "Give a container another name"),
+    "container restart": ("lifecycle", "Stop and start containers"),
+    "container rm": ("lifecycle", "Remove containers"),
+    "container run": ("run", "Create a container from an image and start it"),
+    "container start": ("attach", "Start stopped containers"),
+    "container stats": ("stats", "Show what containers use, live"),
+    "container stop": ("lifecycle", "Stop running containers"),
+    "container top": ("containers", "Show the processes of a container"),
+    "container unpause": ("lifecycle", "Thaw paused containers"),
+    "container update": ("update", "Change the limits of containers"),
+    "container wait": ("lifecycle", "Wait until containers stop, then print their exit codes"),
+    "image build": ("build", "Build an image from a Dockerfile"),
+    "image history": ("images", "Show how an image was made"),
+    "image import": ("archives", "Make an image from a tar archive of a file system"),
+    "image inspect": ("inspect", "Show all that is known of images"),
+    "image load": ("archives", "Load images from a tar archive"),
+    "image ls": ("images", "List images"),
+    "image prune": ("prune", "Remove unused images"),
+    "image pull": ("registry", "Download an image from a registry"),
+    "image push": ("registry", "Upload an image to a registry"),
+    "image rm": ("images", "Remove images"),
+    "image save": ("archives", "Write images to a tar archive"),
+    "image tag": ("images", "Give an image a further name"),
+    "network connect": ("networks", "Connect a container to a network"),
+    "network create": ("networks", "Create a network"),
+    "network disconnect": ("networks", "Disconnect a container from a network"),
+    "network inspect": ("inspect", "Show all that is known of networks"),
+    "network ls": ("networks", "List networks"),
+    "network prune": ("prune", "Remove unused networks"),
+    "network rm": ("networks", "Remove networks"),
+    "system df": ("diskusage", "Show how much disk space is used"),
+    "system events": ("events", "Show what happens in the daemon, live"),
+    "system info": ("info", "Show the state and the settings of the daemon"),
+    "system prune": ("prune", "Remove all unused data"),
+    "volume create": ("volumes", "Create a volume"),
+    "volume inspect": ("inspect", "Show all that is known of volumes"),
+    "volume ls": ("volumes", "List volumes"),
+    "volume prune": ("prune", "Remove unused volumes"),
+    "volume rm": ("volumes", "Remove volumes"),
+    "inspect": ("inspect", "Show all that is known of containers, images, volumes and networks"),
+    "login": ("registry", "Log in to a registry"),
+    "logout": ("registry", "Log out of a registry"),
+    "search": ("registry", "Search a registry for images"),
+    "version": ("info", "Show the versions of client and daemon"),
+}
+
+GROUPS = {
+    "builder": "Manage builds",
+    "container": "Manage containers",
+    "image": "Manage images",
+    "network": "Manage networks",
+    "system": "Manage the daemon",
+    "volume": "Manage volumes",
+}
+
+# The short names of the top level.
+CONTAINER_SHORT = """attach commit cp create diff exec export kill logs pause port rename restart rm run start
+stats stop top unpause update wait"""
+IMAGE_SHORT = "build history import load pull push save tag"
+SHORT = {
+    **{name: "container " + name for name in CONTAINER_SHORT.split()},
+    "ps": "container ls",
+    **{name: "image " + name for name in IMAGE_SHORT.split()},
+    "images": "image ls",
+    "rmi": "image rm",
+    "events": "system events",
+    "info": "system info",
+}
+
+# Further names inside a group.
+ALIASES = {
+    "container list": "container ls",
+    "container ps": "container ls",
+    "container remove": "container rm",
+    "image list": "image ls",
+    "image remove": "image rm",
+    "builder build": "image build",
+    "network list": "network ls",
+    "network remove": "network rm",
+    "volume list": "volume ls",
+    "volume remove": "volume rm",
+}
+
+COMMON = "run exec ps build pull push images login logout search version info".split()  # noqa: SIM905
+
+
+def names_of(full: str) -> list[str]:
+    """All names of a command, as the help shows them."""
+    group = [alias for alias, name in ALIASES.items() if name == full]
+    short = [name for name, target in SHORT.items() if target == full]
+    return [full, *group, *short]

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The user's file: `config.json` in docker's format, in $TEU_CONFIG, $DOCKER_CONFIG or ~/.docker, so that
+log-ins and
+preferences are shared with docker. Read only by the commands that need it. `auths`, `credsStore`,
+`credHelpers`,
+`detachKeys`, `psFormat`, `imagesFormat`, `networksFormat`, `volumesFormat`, `statsFormat`, `HttpHeaders` and
+`proxies` are understood; every other key is kept as it is when the file is written."""
+
+from __future__ import annotations
+
+import os
+
+from teu.cli import jsontext
+from teu.cli.errors import CommandError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# The key under which the default registry's credentials have always been kept.
+DEFAULT_INDEX = "https://index.docker.io/v1/"
+
+
+def folder(given: str) -> str:
+    if given:
+        return given
+    found = os.environ.get("TEU_CONFIG") or os.environ.get("DOCKER_CONFIG")
+    if found:
+        return found
+    home = os.environ.get("HOME")
+    if not home:
+        import pwd
+
+        try:
+            home = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            home = "/"
+    return home + "/.docker"
+
+
+class ConfigFile:
+    def __init__(self, directory: str) -> None:
+        self.path = directory + "/config.json"
+        self.values: dict[str, Any] = {}
+        try:
+            file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return
+        with open(file, "rb") as stream:
+            text = stream.read()
+        try:
+            values = jsontext.loads(text) if text.strip() else {}
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            raise CommandError(f"{self.path} is not a JSON object: correct it, or move it away")
+        self.values = values
+
+    def get(self, key: str) -> str:
+        return str(self.values.get(key) or "")
+
+    def save(self) -> None:
+        """Replace the file by one that only its owner may read."""
+        directory = os.path.dirname(self.path)
+        os.makedirs(directory, 0o700, exist_ok=True)
+        target = os.path.realpath(self.path)
+        temporary = f"{target}.{os.getpid()}"
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(file, "w", encoding="utf-8") as stream:
+                stream.write(jsontext.pretty(self.values, "\t"))
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    def helper(self, server: str) -> str:
+        """The credential helper in charge of a registry; empty for the file itself."""
+        helpers = self.values.get("credHelpers") or {}
+        return str(helpers.get(server) or self.get("credsStore"))
+
+    def auth(self, server: str) -> dict[str, str]:
+        """The credentials for a registry as the API's AuthConfig; empty where there are none."""
+        helper = self.helper(server)
+        if helper:
+            answer = run_helper(helper, "get", server)
+            if answer is None:
+                return {}
+            found = jsontext.loads(answer)
+            auth = {"serveraddress": server}
+            if found.get("Username") == "<token>":
+                auth["identitytoken"] = found.get("Secret", "")
+            else:
+                auth["username"], auth["password"] = found.get("Username", ""), found.get("Secret", "")
+            return auth
+        auths = self.values.get("auths") or {}
+        entry = auths.get(server)
+        if entry is None:
+            for key, value in auths.items():
+                if host_of(key) == host_of(server):
+                    entry = value
+                    break
+        if not entry:
+            return {}
+        auth = {"serveraddress": server}
+        if entry.get("auth"):
+            import binascii
+
+            try:
+                user, _, password = binascii.a2b_base64(entry["auth"]).decode().partition(":")
+            except ValueError:
+                raise CommandError(
+                    f"{self.path}: the credentials of {server} are damaged: log in again"
+                ) from None
+            auth["username"], auth["password"] = user, password.rstrip("\0")
+        for source, target in (("identitytoken", "identitytoken"), ("registrytoken", "registrytoken")):
+            if entry.get(source):
+                auth[target] = entry[source]
+        return auth
+
+    def store(self, server: str, auth: dict[str, str]) -> None:
+        helper = self.helper(server)
+        auths = self.values.setdefault("auths", {})
+        if helper:
+            secret = auth.get("identitytoken") or auth.get("password", "")
+            user = "<token>" if auth.get("identitytoken") else auth.get("username", "")
+            run_helper(
+                helper, "store", jsontext.dumps({"ServerURL": server, "Username": user, "Secret": secret})
+            )
+            auths[server] = {}
+        else:
+            import binascii
+
+            pair = f"{auth.get('username', '')}:{auth.get('password', '')}".encode()
+            entry = {}
+            if auth.get("identitytoken"):
+                entry["auth"] = binascii.b2a_base64(
+                    f"{auth.get('username', '')}:".encode(), newline=False
+                ).decode()
+                entry["identitytoken"] = auth["identitytoken"]
+            else:
+                entry["auth"] = binascii.b2a_base64(pair, newline=False).decode()
+            auths[server] = entry
+        self.save()
+
+    def erase(self, server: str) -> None:
+        helper = self.helper(server)
+        if helper:
+            run_helper(helper, "erase", server)
+        auths = self.values.get("auths") or {}
+        for key in [key for key in auths if key == server or host_of(key) == host_of(server)]:
+            del auths[key]
+        self.save()
+
+
+def run_helper(helper: str, verb: str, text: str) -> str | None:
+    """docker-credential-HELPER VERB with `text` on its input; None when it knows no such credentials."""
+    import subprocess
+
+    program = "docker-credential-" + helper
+    try:
+        done = subprocess.run([program, verb], input=text.encode(), capture_output=True, check=False)
+    except OSError as error:
+        raise CommandError(f"cannot run the credential helper {program}: {error.strerror}") from None
+    if done.returncode == 0:
+        return done.stdout.decode()
+    message = (done.stdout or done.stderr).decode("utf-8", "replace").strip()
+    if verb == "get" and "credentials not found" in message:
+        return None
+    raise CommandError(f"the credential helper {program} {verb} failed: {message}")
+
+
+def host_of(server: str) -> str:
+    return server.partition("://")[2].partition("/")[0] if "://" in server else server.partition("/")[0]
+
+
+def registry_of(image: str) -> str:
+    """The key of an image's registry in `auths`."""
+    first, slash, _ = image.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost") and first != "docker.io":
+        return first
+    return DEFAULT_INDEX
+
+
+def auth_header(config: ConfigFile, server: str) -> dict[str, str]:
+    """The X-Registry-Auth header for a registry: the API wants URL-safe base64 of JSON."""
+    import binascii
+
+    text = jsontext.dumps(config.auth(server)).encode()
+    encoded = binascii.b2a_base64(text, newline=False).decode().replace("+", "-").replace("/", "_")
+    return {"X-Registry-Auth": encoded}

@@ -1,0 +1,782 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the options of `run` and `create` to the body of `POST /containers/create`.
+
+The options are in `runflags`; `build` makes the body. Wrong values raise ValueError with
+docker's words."""
+
+from __future__ import annotations
+
+import os
+
+from teu.cli import units
+from teu.cli.options import Options, key_values, split_csv
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+ULIMITS = frozenset(
+    (
+        "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc",
+        "rss",
+        "rtprio", "rttime", "sigpending", "stack",
+    )
+)  # fmt: skip
+
+
+# The parameters of the kernel that belong to a namespace, besides net.* and fs.mqueue.*.
+SYSCTLS = frozenset(
+    (
+        "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
+        "kernel.shmmni", "kernel.shm_rmid_forced",
+    )
+)  # fmt: skip
+SHORT = {"attach": "-a, ", "env": "-e, ", "label": "-l, "}
+
+
+class FlagError(ValueError):
+    """One value of one option is wrong."""
+
+
+def each(options: Options, name: str, read: Callable[[str], Any]) -> list[Any]:
+    """Every value of an option, read; what is wrong is told with the option's name and the value."""
+    result = []
+    for value in options[name]:
+        try:
+            result.append(read(value))
+        except ValueError as error:
+            label = f"{SHORT.get(name, '')}--{name}"
+            raise FlagError(f'invalid argument "{value}" for "{label}" flag: {error}') from None
+    return result
+
+
+def read_lines(paths: list[str], environment: bool) -> list[str]:
+    """The lines of --env-file and --label-file: KEY=VALUE, or KEY alone to copy from our environment."""
+    lines = []
+    for path in paths:
+        try:
+            with open(path, encoding="utf-8-sig") as file:
+                text = file.read()
+        except OSError as error:
+            raise ValueError(f"open {path}: {(error.strerror or '').lower()}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} contains invalid utf8 bytes") from None
+        for line in text.split("\n"):
+            line = line.rstrip("\r").lstrip(" \t")
+            if not line or line.startswith("#"):
+                continue
+            key, equals, _ = line.partition("=")
+            if not key:
+                raise ValueError(f"no variable name on line '{line}'")
+            if any(letter.isspace() for letter in key):
+                raise ValueError(f"variable '{key}' contains whitespaces")
+            if equals or not environment:
+                lines.append(line)
+            elif key in os.environ:
+                lines.append(f"{key}={os.environ[key]}")
+    return lines
+
+
+def valid_variable(value: str) -> str:
+    if not value.partition("=")[0]:
+        raise ValueError(f"invalid environment variable: {value}")
+    return value
+
+
+def valid_stream(value: str) -> str:
+    if value.lower() not in ("stdin", "stdout", "stderr"):
+        raise ValueError("valid streams are STDIN, STDOUT and STDERR")
+    return value.lower()
+
+
+def valid_label(value: str) -> str:
+    if not value.partition("=")[0]:
+        raise ValueError(f"invalid label '{value}': empty name")
+    return value
+
+
+def valid_dns(value: str) -> str:
+    if not is_address(value.strip()):
+        raise ValueError(f"IP address is not correctly formatted: {value}")
+    return value.strip()
+
+
+def valid_sysctl(value: str) -> str:
+    name = value.partition("=")[0]
+    if "=" not in value or not (name in SYSCTLS or name.startswith(("net.", "fs.mqueue."))):
+        raise ValueError(f"sysctl '{value}' is not allowed")
+    return value
+
+
+def extra_host(value: str) -> str:
+    name, separator, address = value.partition(":") if "=" not in value else value.partition("=")
+    if not separator or not name:
+        raise ValueError(f'bad format for add-host: "{value}"')
+    address = address.strip("[]")
+    if address != "host-gateway" and not is_address(address):
+        raise ValueError(f'invalid IP address in add-host: "{address}"')
+    return f"{name}:{address}"
+
+
+def environment(values: list[str], files: list[str]) -> list[str]:
+    result = read_lines(files, True)
+    for value in values:
+        key, equals, _ = value.partition("=")
+        if equals:
+            result.append(value)
+        elif key in os.environ:
+            result.append(f"{key}={os.environ[key]}")
+        else:
+            result.append(key)  # asks the daemon to remove it
+    return result
+
+
+def port_range(text: str, what: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    try:
+        start = int(first)
+        end = int(last) if dash else start
+    except ValueError:
+        raise ValueError(f"Invalid {what}: {text}") from None
+    if not (0 <= start <= 65535 and 0 <= end <= 65535) or end < start:
+        raise ValueError(f"Invalid {what}: {text}")
+    return start, end
+
+
+def is_address(text: str) -> bool:
+    import _socket
+
+    for family in (_socket.AF_INET, _socket.AF_INET6):
+        try:
+            _socket.inet_pton(family, text)
+            return True
+        except OSError:
+            pass
+    return False
+
+
+def publish(values: list[str]) -> tuple[dict[str, Any], dict[str, list[dict[str, str]]]]:
+    """--publish: (ExposedPorts, PortBindings)."""
+    exposed: dict[str, Any] = {}
+    bindings: dict[str, list[dict[str, str]]] = {}
+    for value in values:
+        spec = value
+        if "=" in spec:
+            fields = {"protocol": "tcp"}
+            for part in spec.split(","):
+                key, equals, text = part.partition("=")
+                if not equals or not key:
+                    raise ValueError(f"invalid publish opts format (should be name=value but got '{part}')")
+                fields[key] = text
+            spec = f"{fields.get('published', '')}:{fields.get('target', '')}/{fields['protocol']}"
+        rest, slash, protocol = spec.rpartition("/")
+        if not slash:
+            rest, protocol = spec, "tcp"
+        protocol = protocol.lower() or "tcp"
+        rest, _, inside = rest.rpartition(":")
+        address, _, outside = rest.rpartition(":")
+        if address.startswith("["):
+            address = address.strip("[]")
+        if address and not is_address(address):
+            raise ValueError(f"Invalid ip address: {address}")
+        if not inside:
+            raise ValueError(f"No port specified: {value}<empty>")
+        start, end = port_range(inside, "containerPort")
+        host_start = host_end = 0
+        if outside:
+            host_start, host_end = port_range(outside, "hostPort")
+            if end - start != host_end - host_start and end != start:
+                raise ValueError(
+                    f"Invalid ranges specified for container and host Ports: {inside} and {outside}"
+                )
+        if protocol not in ("tcp", "udp", "sctp"):
+            raise ValueError(f"Invalid proto: {protocol}")
+        for offset in range(end - start + 1):
+            port = f"{start + offset}/{protocol}"
+            host_port = ""
+            if outside:
+                host_port = str(host_start + offset)
+                if end == start and host_end != host_start:
+                    host_port = f"{host_start}-{host_end}"  # the daemon chooses one of them
+            exposed[port] = {}
+            bindings.setdefault(port, []).append({"HostIp": address, "HostPort": host_port})
+    return exposed, bindings
+
+
+def expose(values: list[str], exposed: dict[str, Any]) -> None:
+    for value in values:
+        if ":" in value:
+            raise ValueError(f"invalid port format for --expose: {value}")
+        ports, _, protocol = value.partition("/")
+        try:
+            start, end = port_range(ports, "port")
+        except ValueError as error:
+            raise ValueError(f"invalid range format for --expose: {value}, error: {error}") from None
+        for port in range(start, end + 1):
+            exposed[f"{port}/{protocol or 'tcp'}"] = {}
+
+
+def volumes(values: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """--volume: (Binds, Volumes). A relative host folder is made absolute."""
+    binds: list[str] = []
+    anonymous: dict[str, Any] = {}
+    for value in values:
+        parts = value.split(":")
+        if len(parts) == 1:
+            anonymous[value] = {}
+            continue
+        source = parts[0]
+        if source in (".", "..") or source.startswith(("./", "../")):
+            source = os.path.normpath(os.path.join(os.getcwd(), source))
+        elif source.startswith("~"):
+            source = os.path.expanduser(source)
+        binds.append(":".join([source, *parts[1:]]))
+    return binds, anonymous
+
+
+def truth(text: str, key: str) -> bool:
+    from teu.cli.options import FALSE, TRUE
+
+    if text in TRUE:
+        return True
+    if text in FALSE:
+        return False
+    raise ValueError(f"invalid value for {key}: {text}")
+
+
+def mount(value: str) -> dict[str, Any]:
+    """One --mount as the API's Mount."""
+    result: dict[str, Any] = {"Type": "volume"}
+    volume: dict[str, Any] = {}
+    bind: dict[str, Any] = {}
+    tmpfs: dict[str, Any] = {}
+    for field in split_csv(value):
+        key, equals, text = field.partition("=")
+        key = key.lower().strip()
+        if not equals:
+            if key in ("readonly", "ro"):
+                result["ReadOnly"] = True
+            elif key == "volume-nocopy":
+                volume["NoCopy"] = True
+            elif key == "bind-nonrecursive":
+                bind["NonRecursive"] = True
+            elif key == "bind-create-src":
+                bind["CreateMountpoint"] = True
+            else:
+                raise ValueError(f"invalid field '{field}' must be a key=value pair")
+        elif key == "type":
+            result["Type"] = text.lower()
+        elif key in ("source", "src"):
+            if text in (".", "..") or text.startswith(("./", "../")):
+                text = os.path.normpath(os.path.join(os.getcwd(), text))
+            result["Source"] = text
+        elif key in ("target", "dst", "destination"):
+            result["Target"] = text
+        elif key in ("readonly", "ro"):
+            result["ReadOnly"] = truth(text, key)
+        elif key == "consistency":
+            result["Consistency"] = text.lower()
+        elif key == "bind-propagation":
+            bind["Propagation"] = text.lower()
+        elif key == "bind-nonrecursive":
+            bind["NonRecursive"] = truth(text, key)
+        elif key == "bind-create-src":
+            bind["CreateMountpoint"] = truth(text, key)
+        elif key == "bind-recursive":
+            if text == "enabled":
+                pass
+            elif text == "disabled":
+                bind["NonRecursive"] = True
+            elif text == "writable":
+                bind["ReadOnlyNonRecursive"] = True
+            elif text == "readonly":
+                bind["ReadOnlyForceRecursive"] = True
+            else:
+                raise ValueError(
+                    f"invalid value for {key}: {text} (must be one of "
+                    '"enabled", "disabled", "writable", "readonly")'
+                )
+        elif key == "volume-nocopy":
+            volume["NoCopy"] = truth(text, key)
+        elif key == "volume-subpath":
+            volume["Subpath"] = text
+        elif key == "volume-label":
+            name, _, label = text.partition("=")
+            volume.setdefault("Labels", {})[name] = label
+        elif key == "volume-driver":
+            volume.setdefault("DriverConfig", {})["Name"] = text
+        elif key == "volume-opt":
+            name, _, option = text.partition("=")
+            volume.setdefault("DriverConfig", {}).setdefault("Options", {})[name] = option
+        elif key == "tmpfs-size":
+            tmpfs["SizeBytes"] = units.parse_bytes(text)
+        elif key == "tmpfs-mode":
+            try:
+                tmpfs["Mode"] = int(text, 8)
+            except ValueError:
+                raise ValueError(f"invalid value for {key}: {text}") from None
+        else:
+            raise ValueError(f"unexpected key '{key}' in '{field}'")
+    kind = result["Type"]
+    if not result.get("Target"):
+        raise ValueError("target is required")
+    for name, options, owner in (
+        ("VolumeOptions", volume, "volume"), ("BindOptions", bind, "bind"), ("TmpfsOptions", tmpfs, "tmpfs"),
+    ):  # fmt: skip
+        if options:
+            if kind != owner:
+                raise ValueError(f"cannot mix '{owner}-*' options with mount type '{kind}'")
+            result[name] = options
+    return result
+
+
+def device(value: str) -> dict[str, str]:
+    parts = value.split(":")
+    if not parts[0] or len(parts) > 3:
+        raise ValueError(f"bad format for path: {value}")
+    source, target, mode = parts[0], parts[0], "rwm"
+    if len(parts) == 2:
+        if valid_mode(parts[1]):
+            mode = parts[1]
+        else:
+            target = parts[1]
+    elif len(parts) == 3:
+        target, mode = parts[1], parts[2]
+        if not valid_mode(mode):
+            raise ValueError(f"bad mode specified: {mode}")
+    if not target.startswith("/"):
+        raise ValueError(f"{target} is not an absolute path")
+    return {"PathOnHost": source, "PathInContainer": target, "CgroupPermissions": mode}
+
+
+def valid_mode(mode: str) -> bool:
+    return bool(mode) and len(set(mode)) == len(mode) and set(mode) <= set("rwm")
+
+
+def is_cdi(value: str) -> bool:
+    kind, equals, name = value.partition("=")
+    vendor, slash, class_name = kind.partition("/")
+    return bool(equals and slash and vendor and class_name and name) and not value.startswith("/")
+
+
+def throttle(value: str, sized: bool) -> dict[str, Any]:
+    path, colon, rate = value.partition(":")
+    if not colon:
+        raise ValueError(f"bad format: {value}")
+    if not path.startswith("/dev/"):
+        raise ValueError(f"bad format for device path: {value}")
+    try:
+        number = units.parse_bytes(rate) if sized else int(rate)
+        if number < 0:
+            raise ValueError
+    except ValueError:
+        unit, more = ("[<unit>]", ". Unit is optional and can be kb, mb, or gb") if sized else ("", "")
+        raise ValueError(
+            f"invalid rate for device: {value}. The correct format is <device-path>:<number>{unit}. "
+            f"Number must be a positive integer{more}"
+        ) from None
+    return {"Path": path, "Rate": number}
+
+
+def throttle_bytes(value: str) -> dict[str, Any]:
+    return throttle(value, True)
+
+
+def throttle_operations(value: str) -> dict[str, Any]:
+    return throttle(value, False)
+
+
+def weight(value: str) -> dict[str, Any]:
+    path, colon, number = value.partition(":")
+    if not colon:
+        raise ValueError(f"bad format: {value}")
+    if not path.startswith("/dev/"):
+        raise ValueError(f"bad format for device path: {value}")
+    if not number.isdigit() or (int(number) and not 10 <= int(number) <= 1000):
+        raise ValueError(f"invalid weight for device: {value}")
+    return {"Path": path, "Weight": int(number)}
+
+
+def ulimit(value: str) -> dict[str, Any]:
+    name, equals, limits = value.partition("=")
+    if not equals:
+        raise ValueError(f"invalid ulimit argument: {value}")
+    if name not in ULIMITS:
+        raise ValueError(f"invalid ulimit type: {name}")
+    soft_text, colon, hard_text = limits.partition(":")
+    if ":" in hard_text:
+        raise ValueError(f"too many limit value arguments - {limits}, can only have up to two, `soft[:hard]`")
+    try:
+        soft = int(soft_text)
+        hard = int(hard_text) if colon else soft
+    except ValueError as error:
+        word = str(error).rpartition(": ")[2].strip("'")
+        raise ValueError(f'strconv.ParseInt: parsing "{word}": invalid syntax') from None
+    if hard != -1 and (soft == -1 or soft > hard):
+        raise ValueError(f"ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}")
+    return {"Name": name, "Hard": hard, "Soft": soft}
+
+
+def restart_policy(text: str) -> dict[str, Any]:
+    if not text:
+        return {"Name": "", "MaximumRetryCount": 0}
+    name, colon, count = text.partition(":")
+    if colon and not name:
+        raise ValueError("invalid restart policy format: no policy provided before colon")
+    if ":" in count:
+        raise ValueError("invalid restart policy format: maximum retry count must be an integer")
+    retries = 0
+    if count:
+        try:
+            retries = int(count)
+        except ValueError:
+            raise ValueError(
+                "invalid restart policy format: maximum retry count must be an integer"
+            ) from None
+    return {"Name": name, "MaximumRetryCount": retries}
+
+
+def security(values: list[str]) -> tuple[list[str], bool]:
+    """--security-opt for the API, and whether systempaths=unconfined was among them."""
+    result = []
+    unconfined = False
+    for value in values:
+        if value == "systempaths=unconfined":
+            unconfined = True
+            continue
+        separator = "=" if "=" in value or value == "no-new-privileges" else ":"
+        key, _, text = value.partition(separator)
+        if not text and key != "no-new-privileges":
+            raise ValueError(f'invalid --security-opt: "{value}"')
+        if key == "seccomp" and text not in ("unconfined", "builtin"):
+            from teu.cli import jsontext
+
+            try:
+                with open(text, "rb") as file:
+                    profile = jsontext.dumps(jsontext.loads(file.read()))
+            except OSError as error:
+                raise ValueError(
+                    f"opening seccomp profile ({text}) failed: open {text}: {(error.strerror or '').lower()}"
+                ) from None
+            except ValueError as error:
+                raise ValueError(f"compacting json for seccomp profile ({text}) failed: {error}") from None
+            value = "seccomp=" + profile
+        result.append(value)
+    return result, unconfined
+
+
+def gpu(value: str) -> dict[str, Any]:
+    request: dict[str, Any] = {
+        "Driver": "",
+        "Count": 0,
+        "DeviceIDs": None,
+        "Capabilities": [["gpu"]],
+        "Options": {},
+    }
+    counted = False
+    for field in split_csv(value):
+        key, equals, text = field.partition("=")
+        if not equals:
+            key, text = "count", field
+        if key == "driver":
+            request["Driver"] = text
+        elif key == "count":
+            counted = True
+            try:
+                request["Count"] = -1 if text == "all" else int(text)
+            except ValueError:
+                raise ValueError(
+                    f'invalid count ({text}): value must be either "all" or an integer'
+                ) from None
+        elif key == "device":
+            request["DeviceIDs"] = text.split(",")
+        elif key == "capabilities":
+            request["Capabilities"] = [sorted({*text.split(","), "gpu"})]
+        elif key == "options":
+            request["Options"] = key_values(text.split(","))
+        else:
+            raise ValueError(f"unexpected key '{key}' in '{field}'")
+    if not counted and request["DeviceIDs"] is None:
+        request["Count"] = 1
+    return request
+
+
+BUILT_IN_NETWORKS = frozenset(("", "default", "bridge", "host", "none"))
+
+
+def user_defined(network: str) -> bool:
+    return network not in BUILT_IN_NETWORKS and not network.startswith("container:")
+
+
+def attachment(value: str) -> dict[str, Any]:
+    """One --network: its name and what is wanted there."""
+    request: dict[str, Any] = {"aliases": [], "links": [], "local": [], "options": {}}
+    first = value.partition(",")[0]
+    if "=" in first:
+        for field in split_csv(value):
+            key, equals, text = field.partition("=")
+            key = key.strip().lower()
+            if not equals or not key:
+                raise ValueError(f"invalid field {field}")
+            if key == "name":
+                request["name"] = text
+            elif key == "alias":
+                request["aliases"].append(text)
+            elif key in ("ip", "ip6", "mac-address"):
+                request[key] = text
+            elif key == "link-local-ip":
+                request["local"].append(text)
+            elif key == "driver-opt":
+                name, equals, option = text.partition("=")
+                if not equals:
+                    raise ValueError("invalid key value pair format in driver options")
+                request["options"][name.strip().lower()] = option.strip()
+            elif key == "gw-priority":
+                request[key] = int(text)
+            else:
+                raise ValueError(f"invalid field key {key}")
+        if not request.get("name"):
+            raise ValueError("network name/id is not specified")
+    else:
+        request["name"] = value
+    return request
+
+
+def endpoints(options: Options) -> tuple[str, dict[str, Any]]:
+    """--network and what belongs to it: (NetworkMode, EndpointsConfig)."""
+    requests = each(options, "network", attachment) + each(options, "net", attachment)
+    given = requests or [{"name": "default", "aliases": [], "links": [], "local": [], "options": {}}]
+    first_request = given[0]
+    aliases = options["network-alias"] + options["net-alias"]
+    for mine, key, words in (
+        (aliases, "aliases", "--network-alias and per-network alias"),
+        (options["ip"], "ip", "--ip and per-network IPv4 address"),
+        (options["ip6"], "ip6", "--ip6 and per-network IPv6 address"),
+        (options["mac-address"], "mac-address", "--mac-address and per-network MAC address"),
+        (options["link-local-ip"], "local", "--link-local-ip and per-network link-local IP addresses"),
+    ):
+        if mine:
+            if first_request.get(key):
+                raise ValueError(f"conflicting options: cannot specify both {words}")
+            first_request[key] = mine
+    if user_defined(first_request["name"]) and options["link"]:
+        first_request["links"] = options["link"]
+    result: dict[str, Any] = {}
+    names = [request["name"] for request in given]
+    if len({user_defined(name) for name in names}) > 1:
+        raise ValueError(
+            "conflicting options: cannot attach both user-defined and non-user-defined network-modes"
+        )
+    for request in given:
+        name = request["name"]
+        if not name.strip():
+            raise ValueError("no name set for network")
+        if not user_defined(name) and request["aliases"]:
+            raise ValueError("network-scoped aliases are only supported for user-defined networks")
+        endpoint: dict[str, Any] = {}
+        if request["aliases"]:
+            endpoint["Aliases"] = request["aliases"]
+        if request["links"]:
+            endpoint["Links"] = request["links"]
+        if request["options"]:
+            endpoint["DriverOpts"] = request["options"]
+        if request.get("gw-priority"):
+            endpoint["GwPriority"] = request["gw-priority"]
+        if request.get("ip") or request.get("ip6") or request["local"]:
+            endpoint["IPAMConfig"] = {
+                key: value
+                for key, value in (
+                    ("IPv4Address", request.get("ip")),
+                    ("IPv6Address", request.get("ip6")),
+                    ("LinkLocalIPs", request["local"]),
+                )
+                if value
+            }
+        if request.get("mac-address"):
+            endpoint["MacAddress"] = valid_mac(request["mac-address"])
+        if name in result:
+            raise ValueError(f'network "{name}" is specified multiple times')
+        if endpoint or len(requests) > 1:
+            result[name] = endpoint
+    return first_request["name"], result
+
+
+def valid_mac(text: str) -> str:
+    parts = text.strip().replace("-", ":").split(":")
+    if len(parts) not in (6, 8, 20) or any(
+        len(part) != 2 or not set(part.lower()) <= set("0123456789abcdef") for part in parts
+    ):
+        raise ValueError(f"{text} is not a valid mac address")
+    return text.strip()
+
+
+def health(options: Options) -> dict[str, Any] | None:
+    names = ("interval", "timeout", "start-period", "start-interval", "retries")
+    if not (options["health-cmd"] or any(options["health-" + name] for name in names)):
+        return {"Test": ["NONE"]} if options["no-healthcheck"] else None
+    if options["no-healthcheck"]:
+        raise ValueError("--no-healthcheck conflicts with --health-* options")
+    for name in names:
+        if options["health-" + name] < 0:
+            raise ValueError(f"--health-{name} cannot be negative")
+    result = {
+        "Interval": options["health-interval"],
+        "Timeout": options["health-timeout"],
+        "StartPeriod": options["health-start-period"],
+        "StartInterval": options["health-start-interval"],
+        "Retries": options["health-retries"],
+    }
+    result = {key: value for key, value in result.items() if value}
+    if options["health-cmd"]:
+        result["Test"] = ["CMD-SHELL", options["health-cmd"]]
+    return result
+
+
+def check_mode(value: str, flag: str, word: str, allowed: tuple[str, ...]) -> str:
+    name, colon, target = value.partition(":")
+    if value in allowed or ("container:" in allowed and name == "container" and colon and target):
+        return value
+    raise ValueError(f"--{flag}: invalid {word} mode")
+
+
+def build(options: Options, image: str, command: list[str]) -> dict[str, Any]:
+    """The body of POST /containers/create."""
+    config: dict[str, Any] = {"Image": image}
+    host: dict[str, Any] = {}
+    attach = each(options, "attach", valid_stream)
+    if options["mac-address"]:
+        valid_mac(options["mac-address"])
+    stdin = options["interactive"]
+    config["AttachStdin"] = stdin or "stdin" in attach
+    config["AttachStdout"] = not attach or "stdout" in attach
+    config["AttachStderr"] = not attach or "stderr" in attach
+    config["OpenStdin"] = stdin
+    config["StdinOnce"] = stdin and config["AttachStdin"]
+    config["Tty"] = options["tty"]
+    swappiness = options["memory-swappiness"]
+    if swappiness != -1 and not 0 <= swappiness <= 100:
+        raise ValueError(f"invalid value: {swappiness}. Valid memory swappiness range is 0-100")
+    host["MemorySwappiness"] = swappiness
+    if options["volume"]:
+        binds, anonymous = volumes(options["volume"])
+        if binds:
+            host["Binds"] = binds
+        if anonymous:
+            config["Volumes"] = anonymous
+    if options["tmpfs"]:
+        host["Tmpfs"] = {
+            path: extra for path, _, extra in (value.partition(":") for value in options["tmpfs"])
+        }
+    if options["mount"]:
+        host["Mounts"] = each(options, "mount", mount)
+    if command:
+        config["Cmd"] = command
+    if options["entrypoint"]:
+        config["Entrypoint"] = [options["entrypoint"]]
+    elif "entrypoint" in options.changed:
+        config["Entrypoint"] = [""]
+    exposed: dict[str, Any] = {}
+    if options["publish"]:
+        exposed, host["PortBindings"] = publish(options["publish"])
+    if options["expose"]:
+        expose(options["expose"], exposed)
+    if exposed:
+        config["ExposedPorts"] = exposed
+    devices = [value for value in options["device"] if not is_cdi(value)]
+    if devices:
+        host["Devices"] = [device(value) for value in devices]
+    requests = each(options, "gpus", gpu)
+    if len(devices) != len(options["device"]):
+        requests.append(
+            {"Driver": "cdi", "DeviceIDs": [value for value in options["device"] if is_cdi(value)]}
+        )
+    if requests:
+        host["DeviceRequests"] = requests
+    if options["env"] or options["env-file"]:
+        each(options, "env", valid_variable)
+        config["Env"] = environment(options["env"], options["env-file"])
+    if options["label"] or options["label-file"]:
+        each(options, "label", valid_label)
+        config["Labels"] = key_values(read_lines(options["label-file"], False) + options["label"])
+    host["PidMode"] = check_mode(options["pid"], "pid", "PID", ("", "host", "container:"))
+    host["UTSMode"] = check_mode(options["uts"], "uts", "UTS", ("", "host"))
+    host["UsernsMode"] = check_mode(options["userns"], "userns", "USER", ("", "host"))
+    host["CgroupnsMode"] = check_mode(options["cgroupns"], "cgroupns", "CGROUP", ("", "host", "private"))
+    host["IpcMode"] = options["ipc"]
+    host["RestartPolicy"] = restart_policy(options["restart"])
+    if options["rm"] and host["RestartPolicy"]["Name"] not in ("", "no"):
+        raise ValueError("Conflicting options: --restart and --rm")
+    host["AutoRemove"] = options["rm"]
+    if options["log-driver"] == "none" and options["log-opt"]:
+        raise ValueError("invalid logging opts for driver none")
+    host["LogConfig"] = {"Type": options["log-driver"], "Config": key_values(options["log-opt"])}
+    if options["security-opt"]:
+        host["SecurityOpt"], unconfined = security(options["security-opt"])
+        if unconfined:
+            host["MaskedPaths"], host["ReadonlyPaths"] = [], []
+    if options["storage-opt"]:
+        for value in options["storage-opt"]:
+            if "=" not in value:
+                raise ValueError("invalid storage option")
+        host["StorageOpt"] = key_values(options["storage-opt"])
+    if (check := health(options)) is not None:
+        config["Healthcheck"] = check
+    if "stop-timeout" in options.changed:
+        config["StopTimeout"] = options["stop-timeout"]
+    if "init" in options.changed:
+        host["Init"] = options["init"]
+    if "oom-kill-disable" in options.changed:
+        host["OomKillDisable"] = options["oom-kill-disable"]
+    if options["add-host"]:
+        host["ExtraHosts"] = each(options, "add-host", extra_host)
+    host["Dns"] = each(options, "dns", valid_dns)
+    host["DnsOptions"] = options["dns-option"] + options["dns-opt"]
+    host["DnsSearch"] = options["dns-search"]
+    if options["ulimit"]:
+        found = {entry["Name"]: entry for entry in each(options, "ulimit", ulimit)}
+        host["Ulimits"] = [found[name] for name in sorted(found)]
+    if options["blkio-weight-device"]:
+        host["BlkioWeightDevice"] = each(options, "blkio-weight-device", weight)
+    for name, key, sized in (
+        ("device-read-bps", "BlkioDeviceReadBps", True), ("device-write-bps", "BlkioDeviceWriteBps", True),
+        ("device-read-iops", "BlkioDeviceReadIOps", False), ("device-write-iops", "BlkioDeviceWriteIOps",
+        False),
+    ):  # fmt: skip
+        if options[name]:
+            host[key] = each(options, name, throttle_bytes if sized else throttle_operations)
+    if options["pids-limit"]:
+        host["PidsLimit"] = options["pids-limit"]
+    for target, fields in ((config, CONFIG_FIELDS), (host, HOST_FIELDS)):
+        for name, key in fields:
+            if options[name]:
+                target[key] = options[name]
+    if options["sysctl"]:
+        host["Sysctls"] = key_values(each(options, "sysctl", valid_sysctl))
+    if options["annotation"]:
+        host["Annotations"] = key_values(options["annotation"])
+    mode, endpoint_config = endpoints(options)
+    host["NetworkMode"] = mode
+    return {**config, "HostConfig": host, "NetworkingConfig": {"EndpointsConfig": endpoint_config}}
+
+
+# Options whose value is the field's value as it stands.
+CONFIG_FIELDS = (
+    ("hostname", "Hostname"), ("domainname", "Domainname"), ("user", "User"), ("workdir", "WorkingDir"),
+    ("stop-signal", "StopSignal"),
+)  # fmt: skip
+HOST_FIELDS = (
+    ("cidfile", "ContainerIDFile"), ("oom-score-adj", "OomScoreAdj"), ("privileged", "Privileged"),
+    ("publish-all", "PublishAllPorts"), ("link", "Links"), ("volumes-from", "VolumesFrom"), ("cap-add",
+    "CapAdd"),
+    ("cap-drop", "CapDrop"), ("group-add", "GroupAdd"), ("read-only", "ReadonlyRootfs"),
+    ("volume-driver", "VolumeDriver"), ("isolation", "Isolation"), ("shm-size", "ShmSize"), ("runtime",
+    "Runtime"),
+    ("cgroup-parent", "CgroupParent"), ("memory", "Memory"), ("memory-reservation", "MemoryReservation"),
+    ("memory-swap", "MemorySwap"), ("cpus", "NanoCpus"), ("cpu-shares", "CpuShares"), ("cpu-period",
+    "CpuPeriod"),
+    ("cpu-quota", "CpuQuota"), ("cpu-rt-period", "CpuRealtimePeriod"), ("cpu-rt-runtime",
+    "CpuRealtimeRuntime"),
+    ("cpuset-cpus", "CpusetCpus"), ("cpuset-mems", "CpusetMems"), ("blkio-weight", "BlkioWeight"),
+    ("device-cgroup-rule", "DeviceCgroupRules"),
+)  # fmt: skip

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`info` and `version`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from teu import __version__
+from teu.cli import jsontext, units
+from teu.cli.errors import APIError, CommandError, ConnectError
+from teu.cli.main import Cli, Command
+from teu.cli.options import Options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+API_VERSION = "1.45"
+
+
+def formatted(cli: Cli, form: str, value: dict[str, Any]) -> None:
+    if form == "json":
+        cli.print(jsontext.dumps(value))
+        return
+    from teu.cli.template import Template, TemplateError, located
+
+    try:
+        cli.print(Template(form.replace("\\t", "\t").replace("\\n", "\n"), missing_error=True).render(value))
+    except TemplateError as error:
+        raise CommandError(f"template parsing error: {located(error)}", 64) from None
+
+
+def go_architecture(machine: str) -> str:
+    return {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "armv7l": "arm"}.get(machine, machine)
+
+
+def built(text: str) -> str:
+    """A build's time as `date` would show it."""
+    try:
+        seconds, _ = units.parse_time(text)
+    except ValueError:
+        return text
+    return time.strftime("%a %b %e %H:%M:%S %Y", time.gmtime(seconds))
+
+
+def version(cli: Cli, options: Options, operands: list[str]) -> int:
+    client: dict[str, Any] = {
+        "Version": __version__,
+        "ApiVersion": API_VERSION,
+        "DefaultAPIVersion": API_VERSION,
+        "GitCommit": "",
+        "GoVersion": "",
+        "Os": "linux",
+        "Arch": go_architecture(os.uname().machine),
+        "BuildTime": "",
+        "Context": "default",
+    }
+    server = None
+    failure: Exception | None = None
+    try:
+        server = cli.client.get("/version")
+    except (APIError, ConnectError) as error:
+        failure = error
+    if options["format"]:
+        formatted(cli, options["format"], {"Client": client, "Server": server})
+        if failure is not None:
+            cli.warn(str(failure))
+        return 1 if failure is not None else 0
+    rows = [
+        ("Version", client["Version"]), ("API version", client["ApiVersion"]),
+        ("Python version", ".".join(map(str, sys.version_info[:3]))),
+        ("OS/Arch", f"{client['Os']}/{client['Arch']}"), ("Context", "default"),
+    ]  # fmt: skip
+    lines = ["Client:"] + [f" {name + ':':<18} {value}" for name, value in rows]
+    cli.print("\n".join(lines))
+    if failure is not None:
+        cli.warn(str(failure))
+        return 1
+    assert server is not None
+    name = (server.get("Platform") or {}).get("Name") or ""
+    lines = ["", f"Server:{' ' + name if name else ''}"]
+    for component in server.get("Components") or ():
+        detail = component.get("Details") or {}
+        lines.append(f" {component['Name']}:")
+        if component["Name"] == "Engine":
+            rows = [
+                ("Version", component["Version"]),
+                (
+                    "API version",
+                    f"{detail.get('ApiVersion')} (minimum version {detail.get('MinAPIVersion')})",
+                ),
+                ("Go version", detail.get("GoVersion")),
+                ("Git commit", detail.get("GitCommit")),
+                ("Built", built(detail.get("BuildTime") or "")),
+                ("OS/Arch", f"{detail.get('Os')}/{detail.get('Arch')}"),
+                ("Experimental", detail.get("Experimental")),
+            ]
+            rows = [row for row in rows if row[1] or row[0] != "Go version"]
+        else:
+            rows = [("Version", component["Version"]), *sorted(detail.items())]
+        lines += [f"  {label + ':':<17} {value or ''}" for label, value in rows]
+    cli.print("\n".join(lines))
+    return 0
+
+
+def words(value: Any) -> str:
+    return ("true" if value else "false") if isinstance(value, bool) else str(value)
+
+
+def server_lines(found: dict[str, Any]) -> list[str]:
+    lines = [
+        f" Containers: {found.get('Containers', 0)}",
+        f"  Running: {found.get('ContainersRunning', 0)}",
+        f"  Paused: {found.get('ContainersPaused', 0)}",
+        f"  Stopped: {found.get('ContainersStopped', 0)}",
+        f" Images: {found.get('Images', 0)}",
+    ]
+
+    def add(label: str, key: str, always: bool = False) -> None:
+        value = found.get(key)
+        if always or value:
+            lines.append(f" {label}: {words(value if value is not None else '')}")
+
+    add("Server Version", "ServerVersion")
+    add("Storage Driver", "Driver")
+    lines.extend(f"  {name}: {value}" for name, value in found.get("DriverStatus") or ())
+    add("Logging Driver", "LoggingDriver")
+    add("Cgroup Driver", "CgroupDriver")
+    add("Cgroup Version", "CgroupVersion")
+    plugins = found.get("Plugins") or {}
+    lines.append(" Plugins:")
+    for key in ("Volume", "Network", "Authorization", "Log"):
+        if plugins.get(key) or key != "Authorization":
+            lines.append(f"  {key}: {' '.join(plugins.get(key) or ())}")
+    if found.get("CDISpecDirs"):
+        lines.append(" CDI spec directories:")
+        lines.extend("  " + folder for folder in found["CDISpecDirs"])
+    lines.append(f" Swarm: {(found.get('Swarm') or {}).get('LocalNodeState') or 'inactive'}")
+    if found.get("Runtimes"):
+        lines.append(f" Runtimes: {' '.join(found['Runtimes'])}")
+        lines.append(f" Default Runtime: {found.get('DefaultRuntime', '')}")
+    add("Init Binary", "InitBinary", True)
+    for label, key in (("containerd", "ContainerdCommit"), ("runc", "RuncCommit"), ("init", "InitCommit")):
+        lines.append(f" {label} version: {(found.get(key) or {}).get('ID', '')}")
+    if found.get("SecurityOptions"):
+        lines.append(" Security Options:")
+        for text in found["SecurityOptions"]:
+            pairs = [part.partition("=") for part in text.split(",")]
+            lines.extend("  " + value for key, _, value in pairs if key == "name")
+            lines.extend("   Profile: " + value for key, _, value in pairs if key == "profile")
+    for label, key in (
+        ("Kernel Version", "KernelVersion"), ("Operating System", "OperatingSystem"), ("OSType", "OSType"),
+        ("Architecture", "Architecture"),
+    ):  # fmt: skip
+        add(label, key)
+    add("CPUs", "NCPU", True)
+    lines.append(f" Total Memory: {units.binary_size(found.get('MemTotal') or 0)}")
+    add("Name", "Name")
+    add("ID", "ID")
+    add("Docker Root Dir", "DockerRootDir", True)
+    lines.append(f" Debug Mode: {words(bool(found.get('Debug')))}")
+    if found.get("Debug"):
+        lines += [
+            f"  File Descriptors: {found.get('NFd', 0)}",
+            f"  Goroutines: {found.get('NGoroutines', 0)}",
+            f"  System Time: {found.get('SystemTime', '')}",
+            f"  EventsListeners: {found.get('NEventsListener', 0)}",
+        ]
+    add("HTTP Proxy", "HttpProxy")
+    add("HTTPS Proxy", "HttpsProxy")
+    add("No Proxy", "NoProxy")
+    if found.get("Labels"):
+        lines.append(" Labels:")
+        lines.extend("  " + label for label in found["Labels"])
+    lines.append(f" Experimental: {words(bool(found.get('ExperimentalBuild')))}")
+    registries = found.get("RegistryConfig") or {}
+    insecure = [
+        entry["Name"] for entry in (registries.get("IndexConfigs") or {}).values() if not entry["Secure"]
+    ]
+    insecure += registries.get("InsecureRegistryCIDRs") or []
+    if registries.get("InsecureRegistryCIDRs") or registries.get("IndexConfigs"):
+        lines.append(" Insecure Registries:")
+        lines.extend("  " + name for name in insecure)
+    if registries.get("Mirrors"):
+        lines.append(" Registry Mirrors:")
+        lines.extend("  " + name for name in registries["Mirrors"])
+    lines.append(f" Live Restore Enabled: {words(bool(found.get('LiveRestoreEnabled')))}")
+    if found.get("ProductLicense"):
+        lines.append(f" Product License: {found['ProductLicense']}")
+    pools = found.get("DefaultAddressPools")
+    if pools:
+        lines.append(" Default Address Pools:")
+        lines.extend(f"   Base: {pool['Base']}, Size: {pool['Size']}" for pool in pools)
+    lines.append("")
+    return lines
+
+
+def info(cli: Cli, options: Options, operands: list[str]) -> int:
+    client = {
+        "Debug": bool(cli.options["debug"]),
+        "Version": __version__,
+        "Context": "default",
+        "Plugins": [],
+        "Warnings": None,
+    }
+    found: dict[str, Any] = {}
+    failure: Exception | None = None
+    try:
+        found = cli.client.get("/info")
+    except (APIError, ConnectError) as error:
+        failure = error
+    if options["format"]:
+        formatted(cli, options["format"], {**found, "ClientInfo": client})
+        if failure is not None:
+            cli.warn(str(failure))
+        return 1 if failure is not None else 0
+    lines = [
+        "Client:",
+        f" Version:    {__version__}",
+        " Context:    default",
+        f" Debug Mode: {words(client['Debug'])}",
+        "",
+        "Server:",
+    ]
+    cli.print("\n".join(lines + ([] if failure is not None else server_lines(found))))
+    if failure is not None:
+        cli.warn(f"ERROR: {failure}\nerrors pretty printing info")
+        return 1
+    for warning in found.get("Warnings") or ():
+        cli.warn(warning)
+    return 0
+
+
+FORMAT = "-f --format  string  `json` or a Go template\n"
+COMMANDS = {
+    "version": Command(version, "[OPTIONS]", 0, 0, FORMAT),
+    "system info": Command(info, "[OPTIONS]", 0, 0, FORMAT),
+}

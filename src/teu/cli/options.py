@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The option parser. Every command describes its options in a text table, one line each:
+
+    -d --detach          bool          Run in the background and print the container's ID
+       --memory-swappiness  int=-1     Preference for swapping, 0 to 100
+
+that is: short name (or nothing), long name, type with an optional default after `=`, description. A line
+that starts with `!` is hidden from help. The same tables make `--help`, the man pages and the completion.
+Called by `main` for each command. The rules are the ones docker's users know: clusters of short options
+(`-it`), `-n5`, `-n=5`, `--name value`, `--name=value`, `--flag=false`, `--` ends the options, and for
+commands that carry another command (`run`, `exec`) the first operand ends them too.
+"""
+
+from __future__ import annotations
+
+from teu.cli.errors import CommandError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# Types whose option may be given many times; the values are collected in a list.
+REPEATED = frozenset(
+    ("list", "map", "filter", "strings", "ulimit", "network", "mount", "gpu-request", "secret")
+)
+TRUE = frozenset(("1", "t", "T", "TRUE", "true", "True"))
+FALSE = frozenset(("0", "f", "F", "FALSE", "false", "False"))
+
+
+class Options(dict):  # type: ignore[type-arg]
+    """Values by long option name; `changed` holds the names that were given on the command line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changed: set[str] = set()
+
+
+class Usage(Exception):
+    """The command line does not fit the table; the text says how."""
+
+
+class Flag:
+    """One line of a table."""
+
+    __slots__ = ("default", "hidden", "kind", "name", "short", "text")
+
+    def __init__(self, line: str) -> None:
+        line = line.strip()
+        self.hidden = line.startswith("!")
+        if self.hidden:
+            line = line[1:].lstrip()
+        self.short = ""
+        if not line.startswith("--"):
+            self.short, line = line[1], line[2:].lstrip()
+        parts = line.split(None, 2)
+        self.name = parts[0][2:]
+        self.kind, _, default = parts[1].partition("=")
+        self.text = parts[2] if len(parts) > 2 else ""
+        self.default = default
+
+    def label(self) -> str:
+        return f"-{self.short}, --{self.name}" if self.short else f"--{self.name}"
+
+
+def parse_table(table: str) -> list[Flag]:
+    return [Flag(line) for line in table.split("\n") if line and not line.isspace()]
+
+
+def convert(flag: Flag, text: str) -> Any:
+    """The value of one option from its text; raises Usage with docker's wording."""
+    kind = flag.kind
+    try:
+        if kind in ("string", *REPEATED):
+            if kind == "filter" and text and "=" not in text:
+                raise ValueError("bad format of filter (expected name=value)")
+            return text
+        if kind == "bool":
+            if text in TRUE:
+                return True
+            if text in FALSE:
+                return False
+            raise ValueError(f'strconv.ParseBool: parsing "{text}": invalid syntax')
+        if kind in ("int", "uint16"):
+            return integer(text, kind)
+        from teu.cli import units
+
+        if kind == "bytes":
+            return units.parse_bytes(text)
+        if kind == "swap":
+            return -1 if text == "-1" else units.parse_bytes(text)
+        if kind == "decimal":
+            return units.parse_nano(text)
+        if kind == "duration":
+            return units.parse_duration(text)
+    except ValueError as error:
+        raise Usage(f'invalid argument "{text}" for "{flag.label()}" flag: {error}') from None
+    raise AssertionError(kind)
+
+
+def integer(text: str, kind: str) -> int:
+    try:
+        digits = text.lstrip("+-")
+        value = int(text, 8) if len(digits) > 1 and digits[0] == "0" and digits.isdigit() else int(text, 0)
+    except ValueError:
+        function = "ParseUint" if kind == "uint16" else "ParseInt"
+        raise ValueError(f'strconv.{function}: parsing "{text}": invalid syntax') from None
+    if kind == "uint16" and not 0 <= value <= 0xFFFF:
+        raise ValueError(f'strconv.ParseUint: parsing "{text}": value out of range')
+    return value
+
+
+EMPTY: dict[str, Any] = {
+    "string": "", "bool": False, "int": 0, "uint16": 0, "bytes": 0, "swap": 0, "decimal": 0, "duration": 0,
+}  # fmt: skip
+
+
+def parse(flags: list[Flag], argv: list[str], interspersed: bool = True) -> tuple[Options, list[str]]:
+    """Read `argv` by the table: (options, operands). Raises Usage.
+
+    `--help` (and `-h` where the table has no `-h` of its own) sets options["help"]."""
+    options = Options()
+    long_names: dict[str, Flag] = {}
+    short_names: dict[str, Flag] = {}
+    for flag in flags:
+        long_names[flag.name] = flag
+        if flag.short:
+            short_names[flag.short] = flag
+        if flag.kind in REPEATED:
+            options[flag.name] = []
+        else:
+            options[flag.name] = convert(flag, flag.default) if flag.default else EMPTY[flag.kind]
+    options["help"] = False
+    operands: list[str] = []
+    position, count = 0, len(argv)
+
+    def put(flag: Flag, text: str) -> None:
+        value = convert(flag, text)
+        if flag.kind in REPEATED:
+            options[flag.name].append(value)
+        else:
+            options[flag.name] = value
+        options.changed.add(flag.name)
+
+    while position < count:
+        word = argv[position]
+        position += 1
+        if len(word) < 2 or word[0] != "-":
+            operands.append(word)
+            if not interspersed:
+                break
+            continue
+        if word == "--":
+            break
+        if word[1] == "-":
+            name, equals, text = word[2:].partition("=")
+            if not name or name[0] in "-=":
+                raise Usage(f"bad flag syntax: {word}")
+            found = long_names.get(name)
+            if found is None:
+                if name == "help":
+                    options["help"] = text not in FALSE
+                    continue
+                raise Usage(f"unknown flag: --{name}")
+            if not equals:
+                if found.kind == "bool":
+                    text = "true"
+                elif position < count:
+                    text = argv[position]
+                    position += 1
+                else:
+                    raise Usage(f"flag needs an argument: --{name}")
+            put(found, text)
+            continue
+        cluster = word[1:]
+        while cluster:
+            letter, cluster = cluster[0], cluster[1:]
+            found = short_names.get(letter)
+            if found is None:
+                if letter == "h":
+                    options["help"] = True
+                    continue
+                raise Usage(f"unknown shorthand flag: '{letter}' in {word}")
+            if cluster.startswith("=") and len(cluster) > 1:
+                put(found, cluster[1:])
+                cluster = ""
+            elif found.kind == "bool":
+                put(found, "true")
+            elif cluster:
+                put(found, cluster)
+                cluster = ""
+            elif position < count:
+                put(found, argv[position])
+                position += 1
+            else:
+                raise Usage(f"flag needs an argument: '{letter}' in {word}")
+    operands.extend(argv[position:])
+    return options, operands
+
+
+def split_csv(text: str) -> list[str]:
+    """The fields of one comma-separated value in which `"…"` protects commas (as in --mount)."""
+    if '"' not in text:
+        return text.split(",")
+    fields, current, quoted, position = [], "", False, 0
+    while position < len(text):
+        letter = text[position]
+        if quoted:
+            if letter == '"' and text[position + 1 : position + 2] == '"':
+                current += '"'
+                position += 1
+            elif letter == '"':
+                quoted = False
+            else:
+                current += letter
+        elif letter == '"' and not current:
+            quoted = True
+        elif letter == ",":
+            fields.append(current)
+            current = ""
+        elif letter == '"':
+            raise CommandError(f'bare " in non-quoted field: {text}', 125)
+        else:
+            current += letter
+        position += 1
+    if quoted:
+        raise CommandError(f'extraneous or missing " in quoted field: {text}', 125)
+    fields.append(current)
+    return fields
+
+
+def filters(values: list[str]) -> dict[str, dict[str, bool]]:
+    """--filter values as the API wants them: {"status": {"exited": true}}."""
+    result: dict[str, dict[str, bool]] = {}
+    for value in filter(None, values):
+        key, _, text = value.partition("=")
+        result.setdefault(key.strip().lower(), {})[text.strip()] = True
+    return result
+
+
+def key_values(values: list[str]) -> dict[str, str]:
+    """KEY=VALUE words as a map; a bare KEY has the empty value."""
+    result = {}
+    for value in values:
+        key, _, text = value.partition("=")
+        result[key] = text
+    return result

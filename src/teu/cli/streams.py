@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversations with a container's process: the raw stream of attach and exec, the terminal, signals,
+detaching.
+
+Called by run, start, attach and exec through `Session`. One poll loop serves everything in one thread: the
+hijacked connection, our standard input, the answer of `wait`, and signals (by a wake-up pipe)."""
+
+from __future__ import annotations
+
+import _socket
+import os
+import select
+
+from teu.cli.errors import APIError, CommandError, ConnectError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Callable
+    from typing import Any
+
+    from teu.cli.http import Client, Response
+else:
+    import _signal
+
+DEFAULT_DETACH_KEYS = "ctrl-p,ctrl-q"
+# Never passed on: what cannot be caught, what is about us, and what a fault of our own would raise.
+NOT_FORWARDED = frozenset(
+    (
+        _signal.SIGKILL, _signal.SIGSTOP, _signal.SIGCHLD, _signal.SIGPIPE, _signal.SIGURG, _signal.SIGSEGV,
+        _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL, _signal.SIGABRT, _signal.SIGTRAP, _signal.SIGSYS,
+        _signal.SIGPROF, _signal.SIGWINCH, _signal.SIGTTIN, _signal.SIGTTOU, 32, 33,
+    )
+)  # fmt: skip
+CONTROL = {f"ctrl-{chr(96 + number)}": number for number in range(1, 27)}
+CONTROL.update({"ctrl-@": 0, "ctrl-[": 27, "ctrl-\\": 28, "ctrl-]": 29, "ctrl-^": 30, "ctrl-_": 31})
+
+
+def detach_sequence(text: str) -> bytes:
+    """`ctrl-p,ctrl-q` as bytes."""
+    keys = bytearray()
+    for key in text.split(","):
+        if key in CONTROL:
+            keys.append(CONTROL[key])
+        elif len(key) == 1 and key.isascii():
+            keys += key.encode()
+        else:
+            raise CommandError(f"invalid detach keys ({text}): Unknown character: '{key}'")
+    return bytes(keys)
+
+
+def write_all(file: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(file, view) :]
+        except BlockingIOError:
+            poller = select.poll()
+            poller.register(file, select.POLLOUT)
+            poller.poll()
+
+
+class Demultiplexer:
+    """Splits the daemon's stream of frames (stream number, three zeros, length in big endian, data)."""
+
+    def __init__(self, outputs: dict[int, int]) -> None:
+        self.outputs = outputs
+        self.buffer = bytearray()
+
+    def feed(self, data: bytes | bytearray) -> None:
+        buffer = self.buffer
+        buffer += data
+        position, size = 0, len(buffer)
+        parts: list[bytes] = []
+        current = -1
+        while size - position >= 8:
+            length = int.from_bytes(buffer[position + 4 : position + 8], "big")
+            if size - position - 8 < length:
+                break
+            stream = buffer[position]
+            if stream > 3:
+                raise ConnectError(f"the daemon sent a frame of an unknown stream: {stream}")
+            if stream != current and parts:
+                self._write(current, parts)
+                parts = []
+            current = stream
+            parts.append(bytes(buffer[position + 8 : position + 8 + length]))
+            position += 8 + length
+        if parts:
+            self._write(current, parts)
+        del buffer[:position]
+
+    def _write(self, stream: int, parts: list[bytes]) -> None:
+        if stream == 3:
+            raise ConnectError("error from daemon in stream: " + b"".join(parts).decode("utf-8", "replace"))
+        file = self.outputs.get(stream or 1, -1)
+        if file >= 0:
+            write_all(file, b"".join(parts))
+
+
+class RawTerminal:
+    """Standard input's terminal in raw mode while the context lasts."""
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+
+    def __enter__(self) -> None:
+        import termios
+
+        self.saved = termios.tcgetattr(self.file)
+        mode: list[Any] = termios.tcgetattr(self.file)
+        mode[0] &= ~(
+            termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR
+            | termios.IGNCR | termios.ICRNL | termios.IXON
+        )  # fmt: skip
+        mode[1] &= ~termios.OPOST
+        mode[2] = (mode[2] & ~(termios.CSIZE | termios.PARENB)) | termios.CS8
+        mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
+        mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
+        termios.tcsetattr(self.file, termios.TCSANOW, mode)
+
+    def __exit__(self, *_: object) -> None:
+        import termios
+
+        termios.tcsetattr(self.file, termios.TCSANOW, self.saved)
+
+
+def terminal_size(file: int = 1) -> tuple[int, int] | None:
+    """(rows, columns) of the terminal at `file`, or None."""
+    try:
+        size = os.get_terminal_size(file)
+    except OSError:
+        return None
+    return size.lines, size.columns
+
+
+class Signals:
+    """Catches signals while the context lasts and makes them readable from `file`."""
+
+    def __init__(self, numbers: list[int]) -> None:
+        self.numbers = numbers
+        self.pending: list[int] = []
+
+    def __enter__(self) -> Signals:
+        self.file, self.writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.old_writer = _signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
+        self.old: dict[int, Any] = {}
+        for number in self.numbers:
+            try:
+                self.old[number] = _signal.signal(number, lambda *_: None)
+            except (OSError, ValueError):
+                pass
+        return self
+
+    def take(self) -> list[int]:
+        try:
+            numbers = list(os.read(self.file, 512))
+        except BlockingIOError:
+            return []
+        return [number for number in numbers if number in self.old]
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.old.items():
+            _signal.signal(number, handler if handler is not None else _signal.SIG_DFL)
+        _signal.set_wakeup_fd(self.old_writer)
+        os.close(self.file)
+        os.close(self.writer)
+
+
+def forwardable(tty: bool) -> list[int]:
+    return [
+        number
+        for number in range(1, 65)
+        if number not in NOT_FORWARDED or (tty and number == _signal.SIGWINCH)
+    ]
+
+
+class Session:
+    """One attached conversation.
+
+    `stream`: the hijacked answer. `tty`: the process has a terminal, so the stream is raw, else it is frames.
+    `waiter`: the open answer of `POST /containers/ID/wait`, whose end ends the session.
+    `resize(rows, columns)` and `forward(signal)` tell the daemon."""
+
+    def __init__(
+        self,
+        client: Client,
+        stream: Response | None,
+        *,
+        tty: bool,
+        stdin: bool,
+        stdout: bool = True,
+        stderr: bool = True,
+        detach_keys: str = "",
+        waiter: Response | None = None,
+        resize: Callable[[int, int], None] | None = None,
+        forward: Callable[[int], None] | None = None,
+    ) -> None:
+        self.client = client
+        self.stream = stream
+        self.tty = tty
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+        self.keys = detach_sequence(detach_keys or DEFAULT_DETACH_KEYS)
+        self.waiter = waiter
+        self.resize = resize
+        self.forward = forward
+        self.detached = False
+        self.status: int | None = None
+
+    def run(self, signals: Signals) -> int | None:
+        """Talk until the stream ends (and the waiter answers) or the user detaches. The exit status as the
+        waiter told it, or None."""
+        raw = self.tty and self.stdin and os.isatty(0)
+        if raw:
+            with RawTerminal(0):
+                self._loop(signals, raw)
+        else:
+            self._loop(signals, raw)
+        return self.status
+
+    def fit(self) -> None:
+        """Give the process's terminal our terminal's size."""
+        if self.resize is not None and (size := terminal_size()) is not None:
+            try:
+                self.resize(*size)
+            except (APIError, ConnectError):
+                pass  # the process may have ended already
+
+    def _loop(self, signals: Signals, raw: bool) -> None:
+        poller = select.poll()
+        stream = self.stream
+        sock: Any = None
+        held = b""  # the start of a possible detach sequence
+        outgoing = bytearray()
+        reading_input = False
+        output = Demultiplexer({1: 1 if self.stdout else -1, 2: 2 if self.stderr else -1})
+        if stream is not None:
+            sock = stream.connection.sock
+            poller.register(sock, select.POLLIN)
+            self._show(output, stream.connection.buffer)
+            stream.connection.buffer.clear()
+            if self.stdin:
+                poller.register(0, select.POLLIN)
+                reading_input = True
+        wait_file = -1
+        if self.waiter is not None:
+            if self.waiter.connection.buffer:
+                self._read_status()
+            else:
+                wait_file = self.waiter.connection.sock.fileno()
+                poller.register(wait_file, select.POLLIN)
+        poller.register(signals.file, select.POLLIN)
+        sock_file = sock.fileno() if sock is not None else -1
+        pending = getattr(sock, "pending", None)  # TLS keeps decoded data back from poll
+        while True:
+            if self.status is not None or self.waiter is None:
+                if sock is None:
+                    return
+                if not self.stdout and not self.stderr and self.waiter is not None:
+                    return
+            ready = poller.poll(0 if pending is not None and pending() else None)
+            events = dict(ready)
+            if pending is not None and sock is not None and pending():
+                events[sock_file] = select.POLLIN
+            if signals.file in events:
+                for number in signals.take():
+                    if number == _signal.SIGWINCH:
+                        self.fit()
+                    elif self.forward is not None:
+                        self.forward(number)
+            if wait_file in events:
+                poller.unregister(wait_file)
+                wait_file = -1
+                self._read_status()
+            if sock is not None and sock_file in events:
+                if events[sock_file] & select.POLLOUT and outgoing:
+                    self._send(sock, outgoing)
+                    if not outgoing:
+                        poller.modify(sock, select.POLLIN)
+                        if reading_input:
+                            poller.register(0, select.POLLIN)
+                        else:
+                            self._half_close(sock)
+                if events[sock_file] & (select.POLLIN | select.POLLHUP | select.POLLERR):
+                    try:
+                        data = sock.recv(1 << 17)
+                    except (ConnectionResetError, BrokenPipeError):
+                        data = b""
+                    if data:
+                        self._show(output, data)
+                    else:
+                        poller.unregister(sock)
+                        if reading_input and not outgoing:
+                            poller.unregister(0)
+                        reading_input = False
+                        sock.close()
+                        sock = None
+                        continue
+            if reading_input and 0 in events and sock is not None:
+                try:
+                    data = os.read(0, 1 << 16)
+                except OSError:
+                    data = b""
+                if raw and data:
+                    data = held + data
+                    found = data.find(self.keys) if self.keys else -1
+                    if found >= 0:
+                        outgoing += data[:found]
+                        if outgoing:
+                            self._send(sock, outgoing)
+                        self.detached = True
+                        sock.close()
+                        return
+                    keep = len(self.keys) - 1
+                    while keep > 0 and not (len(data) >= keep and data[-keep:] == self.keys[:keep]):
+                        keep -= 1
+                    held = data[len(data) - keep :] if keep else b""
+                    data = data[: len(data) - keep]
+                    outgoing += data
+                elif data:
+                    outgoing += data
+                else:
+                    outgoing += held
+                    reading_input = False
+                    poller.unregister(0)
+                if outgoing:
+                    self._send(sock, outgoing)
+                if outgoing:
+                    poller.modify(sock, select.POLLIN | select.POLLOUT)
+                    if reading_input:
+                        poller.unregister(0)
+                elif not reading_input:
+                    self._half_close(sock)
+
+    def _show(self, output: Demultiplexer, data: bytes | bytearray) -> None:
+        if not data:
+            return
+        if not self.tty:
+            output.feed(data)
+        elif self.stdout or self.stderr:
+            write_all(1, bytes(data))
+
+    def _half_close(self, sock: Any) -> None:
+        """Tell the process that its input has ended, and keep reading its output."""
+        try:
+            sock.shutdown(_socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def _send(self, sock: Any, outgoing: bytearray) -> None:
+        """Send what goes at once; the rest stays in `outgoing`."""
+        try:
+            if self.client.tls is None:
+                sent = sock.send(outgoing, _socket.MSG_NOSIGNAL | _socket.MSG_DONTWAIT)
+            else:
+                sent = sock.send(outgoing)
+            del outgoing[:sent]
+        except BlockingIOError:
+            pass
+        except (BrokenPipeError, ConnectionResetError, OSError):
+            outgoing.clear()  # the other side takes no more input
+
+    def _read_status(self) -> None:
+        assert self.waiter is not None
+        self.status = exit_status(self.waiter)
+
+
+def exit_status(waiter: Response) -> int:
+    """The container's exit status from an answer of `wait`; 125 when waiting itself failed."""
+    from teu.cli import jsontext
+
+    try:
+        answer = jsontext.loads(waiter.read())
+    except (ValueError, ConnectError, OSError) as error:
+        os.write(2, f"error waiting for container: {error}\n".encode())
+        return 125
+    if answer.get("Error"):
+        os.write(2, f"Error waiting for container: {answer['Error'].get('Message', '')}\n".encode())
+        return 125
+    return int(answer.get("StatusCode", 0))
+
+
+def container_resize(client: Client, container: str) -> Callable[[int, int], None]:
+    path = f"/containers/{container}/resize"
+    return lambda rows, columns: client.call("POST", path, {"h": str(rows), "w": str(columns)})
+
+
+def container_forward(client: Client, container: str) -> Callable[[int], None]:
+    def forward(number: int) -> None:
+        try:
+            client.call("POST", f"/containers/{container}/kill", {"signal": str(number)})
+        except (APIError, ConnectError):
+            pass  # not running any more
+
+    return forward
+
+
+def check_terminal(attach_stdin: bool, tty: bool) -> None:
+    if attach_stdin and tty and not os.isatty(0):
+        raise CommandError("the input device is not a TTY")

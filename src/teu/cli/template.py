@@ -1,0 +1,644 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Go's text templates, as far as `--format` needs them: fields, pipelines, variables,
+if/else/range/with/break/
+continue, define-less, comments and trim marks, Go's built-in functions and docker's own (json, join,
+split, lower,
+upper, title, pad, truncate, println).
+
+Called by `table` and by `inspect`, only when a format was given. Data are dicts, lists and scalars as JSON
+has them,
+and rows: objects with a `field(name)` method."""
+
+from __future__ import annotations
+
+import re
+
+from teu.cli import jsontext
+from teu.cli.errors import CommandError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+TOKEN = re.compile(
+    r"""\s*(?:
+    (?P<string>"(?:[^"\\]|\\.)*"|`[^`]*`)
+  | (?P<char>'(?:[^'\\]|\\.)+')
+  | (?P<number>[-+]?(?:0[xX][0-9a-fA-F]+|\d+(?:\.\d+)?(?:[eE][-+]?\d+)?))
+  | (?P<declare>:=)
+  | (?P<assign>=)
+  | (?P<field>(?:\.[A-Za-z_]\w*)+)
+  | (?P<variable>\$\w*(?:\.[A-Za-z_]\w*)*)
+  | (?P<name>[A-Za-z_]\w*)
+  | (?P<dot>\.)
+  | (?P<mark>[|(),])
+)""",
+    re.X,
+)
+
+
+class TemplateError(Exception):
+    pass
+
+
+class Missing:
+    """The value of a key that is not there; it prints as `<no value>`."""
+
+    def __repr__(self) -> str:
+        return "<no value>"
+
+
+MISSING = Missing()
+
+
+class _Break(Exception):
+    pass
+
+
+class _Continue(Exception):
+    pass
+
+
+def tokens(text: str) -> list[tuple[str, str]]:
+    result: list[tuple[str, str]] = []
+    position = 0
+    text = text.rstrip()
+    while position < len(text):
+        match = TOKEN.match(text, position)
+        if match is None:
+            raise TemplateError(f"unexpected {text[position:].strip()[:1]!r} in operand".replace("'", '"'))
+        kind = match.lastgroup or ""
+        before = text[match.start() : match.start(kind)]
+        word = match.group(kind)
+        # `(…).Field`: a field that touches a closing bracket belongs to it.
+        if kind == "field" and not before and result and result[-1] == ("mark", ")"):
+            kind = "chain"
+        result.append((kind, word))
+        position = match.end()
+    return result
+
+
+def unquote(text: str) -> str:
+    if text[0] == "`":
+        return text[1:-1]
+    body = text[1:-1]
+    simple = {
+        "n": "\n",
+        "t": "\t",
+        "r": "\r",
+        "\\": "\\",
+        '"': '"',
+        "'": "'",
+        "a": "\a",
+        "b": "\b",
+        "f": "\f",
+        "v": "\v",
+    }
+
+    def replace(match: re.Match[str]) -> str:
+        code = match.group(1)
+        if code[0] in "xuU":
+            return chr(int(code[1:], 16))
+        return simple.get(code, code)
+
+    return re.sub(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", replace, body)
+
+
+class Template:
+    """A parsed template. `missing_error`: an unknown key is an error (as for inspect), else `<no value>`."""
+
+    def __init__(self, text: str, missing_error: bool = False) -> None:
+        self.missing_error = missing_error
+        self.source = text
+        self.pieces = self._split(text)
+        self.position = 0
+        self.nodes, end = self._block(())
+        if end:
+            raise TemplateError("unexpected {{" + end + "}}")
+
+    @staticmethod
+    def _split(text: str) -> list[tuple[bool, str]]:
+        """(is_action, text) pieces, with the trim marks applied."""
+        pieces: list[tuple[bool, str]] = []
+        position = 0
+        trim = False
+        while True:
+            start = text.find("{{", position)
+            literal = text[position : start if start >= 0 else len(text)]
+            if trim:
+                literal = literal.lstrip()
+            if start < 0:
+                if literal:
+                    pieces.append((False, literal))
+                return pieces
+            inner = start + 2
+            if text[inner : inner + 2] in ("- ", "-\n", "-\t"):
+                literal = literal.rstrip()
+                inner += 2
+            if literal:
+                pieces.append((False, literal))
+            rest = text[inner:].lstrip()
+            if rest.startswith("/*"):
+                close = text.find("*/", inner)
+                end = text.find("}}", close)
+                if close < 0 or end < 0:
+                    raise TemplateError("unclosed comment")
+                trim = text[close + 2 : end].rstrip().endswith("-")
+                position = end + 2
+                continue
+            end, quoted = inner, ""
+            while end < len(text):
+                letter = text[end]
+                if quoted:
+                    if letter == "\\" and quoted != "`":
+                        end += 1
+                    elif letter == quoted:
+                        quoted = ""
+                elif letter in "\"'`":
+                    quoted = letter
+                elif text.startswith("}}", end):
+                    break
+                end += 1
+            if end >= len(text):
+                raise TemplateError("unclosed action")
+            action = text[inner:end]
+            trim = len(action) > 1 and action.endswith("-") and action[-2].isspace()
+            if trim:
+                action = action[:-1]
+            pieces.append((True, action.strip()))
+            position = end + 2
+
+    def _block(self, ends: tuple[str, ...]) -> tuple[list[Any], str]:
+        """Nodes up to one of the `ends`; returns what ended them."""
+        nodes: list[Any] = []
+        while self.position < len(self.pieces):
+            is_action, text = self.pieces[self.position]
+            self.position += 1
+            if not is_action:
+                nodes.append(("text", text))
+                continue
+            word = text.partition(" ")[0]
+            if word in ("end", "else"):
+                if word in ends or (word == "end" and "end" in ends):
+                    return nodes, text
+                return nodes, text
+            if word in ("if", "with", "range"):
+                nodes.append(self._control(word, text[len(word) :]))
+            elif word in ("break", "continue"):
+                nodes.append((word,))
+            elif not text:
+                raise TemplateError("missing value for command")
+            else:
+                nodes.append(("action", self._pipeline(tokens(text), False), text))
+        if ends:
+            raise TemplateError("unexpected EOF")
+        return nodes, ""
+
+    def _control(self, word: str, rest: str) -> tuple[Any, ...]:
+        pipeline = self._pipeline(tokens(rest), word == "range")
+        nodes, end = self._block(("end", "else"))
+        otherwise: list[Any] = []
+        if end.startswith("else"):
+            more = end[4:].strip()
+            if more:
+                inner_word = more.partition(" ")[0]
+                if inner_word not in ("if", "with"):
+                    raise TemplateError(f"unexpected {{{{{end}}}}}")
+                otherwise = [self._control(inner_word, more[len(inner_word) :])]
+                return (word, pipeline, nodes, otherwise, rest.strip())
+            otherwise, end = self._block(("end",))
+        return (word, pipeline, nodes, otherwise, rest.strip())
+
+    def _pipeline(self, words: list[tuple[str, str]], in_range: bool) -> tuple[Any, ...]:
+        """(declared variables, is declaration, commands); a command is a list of operands."""
+        names: list[str] = []
+        declares = False
+        if words and words[0][0] == "variable":
+            if len(words) > 1 and words[1][0] in ("declare", "assign"):
+                names, declares, words = [words[0][1]], words[1][0] == "declare", words[2:]
+            elif (
+                in_range and len(words) > 3 and words[1] == ("mark", ",") and words[2][0] == "variable"
+                and words[3][0] in ("declare", "assign")
+            ):  # fmt: skip
+                names, declares, words = [words[0][1], words[2][1]], words[3][0] == "declare", words[4:]
+        commands, rest = self._commands(words)
+        if rest:
+            raise TemplateError(f"unexpected {rest[0][1]!r} in input".replace("'", '"'))
+        return names, declares, commands
+
+    def _commands(self, words: list[tuple[str, str]]) -> tuple[list[Any], list[tuple[str, str]]]:
+        commands: list[Any] = []
+        current: list[Any] = []
+        while words:
+            kind, word = words[0]
+            words = words[1:]
+            if kind == "mark" and word == "|":
+                if not current:
+                    raise TemplateError("missing value for command")
+                commands.append(current)
+                current = []
+            elif kind == "mark" and word == "(":
+                inner, words = self._commands(words)
+                if not words or words[0] != ("mark", ")"):
+                    raise TemplateError("unclosed left paren")
+                words = words[1:]
+                operand: Any = ("pipe", inner)
+                if words and words[0][0] == "chain":
+                    operand = ("chain", operand, words[0][1][1:].split("."))
+                    words = words[1:]
+                current.append(operand)
+            elif kind == "mark" and word == ")":
+                words = [(kind, word), *words]
+                break
+            elif kind == "string":
+                current.append(("value", unquote(word)))
+            elif kind == "char":
+                current.append(("value", ord(unquote(word))))
+            elif kind == "number":
+                current.append(
+                    (
+                        "value",
+                        float(word)
+                        if re.search(r"[.eE]", word) and "x" not in word.lower()
+                        else int(word, 0),
+                    )
+                )
+            elif kind == "field":
+                current.append(("field", word[1:].split(".")))
+            elif kind == "variable":
+                name, *fields = word.split(".")
+                current.append(("variable", name, fields))
+            elif kind == "dot":
+                current.append(("dot",))
+            elif kind == "name":
+                if word in ("true", "false"):
+                    current.append(("value", word == "true"))
+                elif word == "nil":
+                    current.append(("value", None))
+                elif word in FUNCTIONS or word in ("and", "or", "call"):
+                    current.append(("function", word))
+                else:
+                    raise TemplateError(f'function "{word}" not defined')
+            else:
+                raise TemplateError(f'unexpected "{word}" in command')
+        if not current:
+            raise TemplateError("missing value for command")
+        commands.append(current)
+        return commands, words
+
+    # Evaluation ------------------------------------------------------------------------------------------
+
+    def render(self, data: Any) -> str:
+        out: list[str] = []
+        self._run(self.nodes, data, [{"$": data}], out)
+        return "".join(out)
+
+    def _run(self, nodes: list[Any], dot: Any, scopes: list[dict[str, Any]], out: list[str]) -> None:
+        for node in nodes:
+            kind = node[0]
+            if kind == "text":
+                out.append(node[1])
+            elif kind == "action":
+                value = self._evaluate(node[1], dot, scopes)
+                if not node[1][0]:
+                    out.append(show(value))
+            elif kind == "if":
+                value = self._evaluate(node[1], dot, [*scopes, {}])
+                self._run(node[2] if truthy(value) else node[3], dot, [*scopes, {}], out)
+            elif kind == "with":
+                inner = [*scopes, {}]
+                value = self._evaluate(node[1], dot, inner)
+                if truthy(value):
+                    self._run(node[2], value, inner, out)
+                else:
+                    self._run(node[3], dot, inner, out)
+            elif kind == "range":
+                self._range(node, dot, scopes, out)
+            elif kind == "break":
+                raise _Break
+            elif kind == "continue":
+                raise _Continue
+
+    def _range(self, node: Any, dot: Any, scopes: list[dict[str, Any]], out: list[str]) -> None:
+        names, _, commands = node[1]
+        value = self._evaluate(([], False, commands), dot, scopes)
+        if isinstance(value, dict):
+            items: list[tuple[Any, Any]] = sorted(value.items())
+        elif isinstance(value, list):
+            items = list(enumerate(value))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            items = [(number, number) for number in range(value)]
+        elif value is None or value is MISSING:
+            items = []
+        else:
+            raise TemplateError(f"range can't iterate over {show(value)}")
+        if not items:
+            self._run(node[3], dot, [*scopes, {}], out)
+            return
+        for key, item in items:
+            scope: dict[str, Any] = {}
+            if len(names) == 1:
+                scope[names[0]] = item
+            elif names:
+                scope[names[0]], scope[names[1]] = key, item
+            try:
+                self._run(node[2], item, [*scopes, scope], out)
+            except _Continue:
+                continue
+            except _Break:
+                break
+
+    def _evaluate(self, pipeline: Any, dot: Any, scopes: list[dict[str, Any]]) -> Any:
+        names, declares, commands = pipeline
+        value = self._pipe(commands, dot, scopes)
+        if names:
+            name = names[0]
+            if declares:
+                scopes[-1][name] = value
+            else:
+                for scope in reversed(scopes):
+                    if name in scope:
+                        scope[name] = value
+                        break
+                else:
+                    raise TemplateError(f'undefined variable "{name}"')
+        return value
+
+    def _pipe(self, commands: list[Any], dot: Any, scopes: list[dict[str, Any]]) -> Any:
+        value: Any = None
+        for number, operands in enumerate(commands):
+            final = [value] if number else []
+            first = operands[0]
+            if first[0] == "function":
+                name = first[1]
+                if name in ("and", "or"):
+                    value = None
+                    for operand in operands[1:] + [("value", item) for item in final]:
+                        value = self._operand(operand, dot, scopes)
+                        if truthy(value) == (name == "or"):
+                            break
+                    continue
+                arguments = [self._operand(operand, dot, scopes) for operand in operands[1:]] + final
+                try:
+                    value = FUNCTIONS[name](*arguments)
+                except TypeError as error:
+                    if "argument" in str(error) and "positional" in str(error):
+                        raise TemplateError(
+                            f"wrong number of args for {name}: got {len(arguments)}"
+                        ) from None
+                    raise TemplateError(f"error calling {name}: {error}") from None
+                except TemplateError as error:
+                    raise TemplateError(f"error calling {name}: {error}") from None
+            else:
+                if len(operands) > 1 or final:
+                    raise TemplateError(f"can't give argument to non-function {describe(first)}")
+                value = self._operand(first, dot, scopes)
+        return value
+
+    def _operand(self, operand: Any, dot: Any, scopes: list[dict[str, Any]]) -> Any:
+        kind = operand[0]
+        if kind == "value":
+            return operand[1]
+        if kind == "dot":
+            return dot
+        if kind == "field":
+            return self._fields(dot, operand[1])
+        if kind == "pipe":
+            return self._pipe(operand[1], dot, scopes)
+        if kind == "chain":
+            return self._fields(self._operand(operand[1], dot, scopes), operand[2])
+        if kind == "variable":
+            for scope in reversed(scopes):
+                if operand[1] in scope:
+                    return self._fields(scope[operand[1]], operand[2])
+            raise TemplateError(f'undefined variable "{operand[1]}"')
+        if kind == "function":
+            return self._pipe([[operand]], dot, scopes)
+        raise AssertionError(kind)
+
+    def _where(self, names: list[str], number: int) -> str:
+        """`:LINE:COLUMN: executing "" at <.Field>` for the field `names[number]`."""
+        offset = max(self.source.find("." + ".".join(names)), 0) + sum(
+            len(name) + 1 for name in names[:number]
+        )
+        line = self.source.count("\n", 0, offset) + 1
+        column = offset - (self.source.rfind("\n", 0, offset) + 1)
+        return f'template: :{line}:{column}: executing "" at <.{".".join(names)}>'
+
+    def _fields(self, value: Any, names: list[str]) -> Any:
+        for number, name in enumerate(names):
+            if isinstance(value, dict):
+                if name in value:
+                    value = value[name]
+                elif self.missing_error:
+                    raise TemplateError(f'{self._where(names, number)}: map has no entry for key "{name}"')
+                else:
+                    value = MISSING
+            elif hasattr(value, "field"):
+                try:
+                    value = value.field(name)
+                except LookupError as error:
+                    raise TemplateError(f"{self._where(names, number)}: {error.args[0]}") from None
+            elif value is None or value is MISSING:
+                if self.missing_error:
+                    raise TemplateError(f"{self._where(names, number)}: nil pointer evaluating .{name}")
+                return MISSING
+            else:
+                raise TemplateError(
+                    f"{self._where(names, number)}: can't evaluate field {name} in type {go_type(value)}"
+                )
+        return value
+
+
+def describe(operand: Any) -> str:
+    return "." + ".".join(operand[1]) if operand[0] == "field" else str(operand[-1])
+
+
+def go_type(value: Any) -> str:
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int"
+    if isinstance(value, float):
+        return "float64"
+    if isinstance(value, list):
+        return "[]interface {}"
+    return "string" if isinstance(value, str) else "map[string]interface {}"
+
+
+def truthy(value: Any) -> bool:
+    return value is not MISSING and bool(value)
+
+
+def show(value: Any, nested: bool = False) -> str:
+    """As Go prints it with %v."""
+    if value is True or value is False:
+        return "true" if value else "false"
+    if value is None:
+        return "<nil>" if nested else "<no value>"
+    if isinstance(value, float):
+        if isinstance(value, jsontext.Exact) and "e" not in value.text.lower():
+            return value.text
+        return f"{value:g}"
+    if isinstance(value, dict):
+        if not value and nested:
+            return "{}"
+        return "map[" + " ".join(f"{key}:{show(item, True)}" for key, item in sorted(value.items())) + "]"
+    if isinstance(value, list):
+        return "[" + " ".join(show(item, True) for item in value) + "]"
+    return str(value)
+
+
+def _json(value: Any) -> str:
+    if hasattr(value, "as_map"):
+        return jsontext.escaped(value.as_map())
+    return "null" if value is MISSING else jsontext.dumps(value)
+
+
+def _join(items: Any, separator: str) -> str:
+    if not isinstance(items, list):
+        raise TemplateError(
+            f"expected []string; found {go_type(items)}" if items is not None else "nil is not a list"
+        )
+    return separator.join(show(item) for item in items)
+
+
+def _index(value: Any, *keys: Any) -> Any:
+    for key in keys:
+        if isinstance(value, list):
+            if not isinstance(key, int):
+                raise TemplateError("cannot index slice/array with type string")
+            if not 0 <= key < len(value):
+                raise TemplateError(f"reflect: slice index out of range: {key}")
+            value = value[key]
+        elif isinstance(value, dict):
+            value = value.get(key, MISSING)
+            if value is MISSING:
+                return ""
+        elif isinstance(value, str):
+            value = value.encode()[key]
+        else:
+            raise TemplateError(
+                "index of untyped nil"
+                if value in (None, MISSING)
+                else f"can't index item of type {go_type(value)}"
+            )
+    return value
+
+
+def _slice(value: Any, *bounds: int) -> Any:
+    start = bounds[0] if bounds else 0
+    end = bounds[1] if len(bounds) > 1 else len(value)
+    if not 0 <= start <= end <= len(value):
+        raise TemplateError(f"index out of range: {end}")
+    return value[start:end]
+
+
+def _length(value: Any) -> int:
+    if value is None or value is MISSING or isinstance(value, (int, float)):
+        raise TemplateError(
+            "len of nil pointer" if value in (None, MISSING) else f"len of type {go_type(value)}"
+        )
+    return len(value.encode()) if isinstance(value, str) else len(value)
+
+
+def _compare(test: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    def compare(left: Any, right: Any) -> bool:
+        if isinstance(left, str) != isinstance(right, str):
+            raise TemplateError("incompatible types for comparison")
+        return test(left, right)
+
+    return compare
+
+
+def _equal(left: Any, *others: Any) -> bool:
+    return any(left == other and isinstance(left, bool) == isinstance(other, bool) for other in others)
+
+
+def _printf(form: str, *values: Any) -> str:
+    rest = list(values)
+
+    def replace(match: re.Match[str]) -> str:
+        flags, verb = match.group(1), match.group(2)
+        if verb == "%":
+            return "%"
+        if not rest:
+            return f"%!{verb}(MISSING)"
+        value = rest.pop(0)
+        if verb in "vs":
+            return ("%" + flags + "s") % (show(value),)
+        if verb == "q":
+            return jsontext.dumps(show(value))
+        if verb == "t":
+            return show(value)
+        if verb == "T":
+            return go_type(value)
+        try:
+            return str(("%" + flags + verb) % value)
+        except (TypeError, ValueError):
+            return f"%!{verb}({go_type(value)}={show(value)})"
+
+    return re.sub(r"%([-+# 0]*\d*(?:\.\d+)?)([a-zA-Z%])", replace, form)
+
+
+def _print(*values: Any) -> str:
+    out = ""
+    for number, value in enumerate(values):
+        if number and not isinstance(value, str) and not isinstance(values[number - 1], str):
+            out += " "
+        out += show(value)
+    return out
+
+
+def _pad(text: str, before: int, after: int) -> str:
+    return " " * before + text + " " * after if text else text
+
+
+def _html(*values: Any) -> str:
+    text = _print(*values)
+    for letter, code in (("&", "&amp;"), ("'", "&#39;"), ('"', "&#34;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(letter, code)
+    return text
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "json": _json,
+    "join": _join,
+    "split": lambda text, separator: text.split(separator) if separator else list(text),
+    "lower": lambda text: text.lower(),
+    "upper": lambda text: text.upper(),
+    "title": lambda text: re.sub(r"(^|\s)(\w)", lambda match: match.group(1) + match.group(2).upper(), text),
+    "pad": _pad,
+    "truncate": lambda text, length: text[:length],
+    "println": lambda *values: " ".join(show(value) for value in values) + "\n",
+    "print": _print,
+    "printf": _printf,
+    "len": _length,
+    "index": _index,
+    "slice": _slice,
+    "not": lambda value: not truthy(value),
+    "eq": _equal,
+    "ne": lambda left, right: not _equal(left, right),
+    "lt": _compare(lambda left, right: left < right),
+    "le": _compare(lambda left, right: left <= right),
+    "gt": _compare(lambda left, right: left > right),
+    "ge": _compare(lambda left, right: left >= right),
+    "html": _html,
+    "js": lambda *values: _print(*values),
+    "urlquery": lambda *values: __import__("urllib.parse").parse.quote_plus(_print(*values)),
+}
+
+
+def located(error: TemplateError) -> str:
+    """The error with its place, where it does not know a better one."""
+    text = str(error)
+    return text if text.startswith("template: ") else "template: :1: " + text
+
+
+def compile_template(text: str, missing_error: bool = False) -> Template:
+    """Parse; an error ends the command as docker's users know it."""
+    try:
+        return Template(text, missing_error)
+    except TemplateError as error:
+        raise CommandError(f"template parsing error: {located(error)}", 64 if missing_error else 1) from None

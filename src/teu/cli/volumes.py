@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes: ls, create, rm."""
+
+from __future__ import annotations
+
+from teu.cli import table, units
+from teu.cli.errors import APIError, CommandError
+from teu.cli.main import Cli, Command
+from teu.cli.networks import natural_key
+from teu.cli.options import Options, filters, key_values
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+HEADINGS = {
+    "Name": "VOLUME NAME", "Driver": "DRIVER", "Scope": "SCOPE", "Mountpoint": "MOUNTPOINT", "Labels":
+    "LABELS",
+    "Links": "LINKS", "Size": "SIZE", "Availability": "AVAILABILITY", "Group": "GROUP", "Status": "STATUS",
+}  # fmt: skip
+COLUMNS: dict[str, Callable[[Any], Any]] = {
+    "Name": lambda volume: volume["Name"],
+    "Driver": lambda volume: volume["Driver"],
+    "Scope": lambda volume: volume["Scope"],
+    "Mountpoint": lambda volume: volume["Mountpoint"],
+    "Labels": lambda volume: table.labels_text(volume.get("Labels")),
+    "LabelMap": lambda volume: volume.get("Labels") or {},
+    "Links": lambda volume: str(volume["UsageData"]["RefCount"]) if volume.get("UsageData") else "N/A",
+    "Size": lambda volume: (
+        units.human_size(volume["UsageData"]["Size"]) if volume.get("UsageData") else "N/A"
+    ),
+    "Availability": lambda volume: "N/A",
+    "Group": lambda volume: "N/A",
+    "Status": lambda volume: "N/A",
+}
+
+
+def list_volumes(cli: Cli, options: Options, operands: list[str]) -> int:
+    answer = cli.client.get("/volumes", {"filters": filters(options["filter"]) or None})
+    found = sorted(answer.get("Volumes") or (), key=lambda volume: natural_key(volume["Name"]))
+    form = options["format"] or ("" if options["quiet"] else cli.config.get("volumesFormat"))
+    quiet = "Name" if options["quiet"] else ""
+    table.print_list(found, COLUMNS, HEADINGS, ["Driver", "Name"], form, quiet=quiet)
+    return 0
+
+
+def create(cli: Cli, options: Options, operands: list[str]) -> int:
+    name = options["name"]
+    if operands:
+        if name:
+            raise CommandError(
+                "conflicting options: either specify --name or provide positional arg, not both"
+            )
+        name = operands[0]
+    body = {
+        "Name": name,
+        "Driver": options["driver"],
+        "DriverOpts": key_values(options["opt"]),
+        "Labels": key_values(options["label"]),
+    }
+    cli.print(cli.client.call("POST", "/volumes/create", None, body)["Name"])
+    return 0
+
+
+def remove(cli: Cli, options: Options, operands: list[str]) -> int:
+    failed = []
+    for name in operands:
+        try:
+            cli.client.call("DELETE", "/volumes/" + name, {"force": options["force"]})
+        except APIError as error:
+            failed.append(str(error))
+        else:
+            cli.print(name)
+    if failed:
+        raise CommandError("\n".join(failed))
+    return 0
+
+
+COMMANDS = {
+    "volume ls": Command(
+        list_volumes,
+        "[OPTIONS]",
+        0,
+        0,
+        """
+-f --filter  filter  Show what fits, KEY=VALUE (dangling, driver, label, name)
+   --format  string  `table`, `table TEMPLATE`, `json` or a Go template
+-q --quiet   bool    Show only the names
+""",
+    ),
+    "volume create": Command(
+        create,
+        "[OPTIONS] [VOLUME]",
+        0,
+        1,
+        """
+-d --driver  string=local  Driver of the volume
+   --label   list    Attach a label, KEY=VALUE
+!  --name    string  Name of the volume
+-o --opt     map     Set an option of the driver, KEY=VALUE
+""",
+    ),
+    "volume rm": Command(
+        remove, "[OPTIONS] VOLUME [VOLUME...]", 1, None, "-f --force  bool  An unknown volume is no failure"
+    ),
+}
