@@ -38,7 +38,7 @@ GLOBAL_FLAGS = """
    --tlskey      string  The client's key
    --tlsverify   bool    Speak TLS and check the daemon's certificate
 -v --version     bool    Print the version and exit
-"""  # noqa: E501
+"""
 
 
 class Command:

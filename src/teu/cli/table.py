@@ -32,11 +32,7 @@ class Row:
     def field(self, name: str) -> Any:
         column = self.columns.get(name)
         if column is None:
-            from teu.cli.template import TemplateError
-
-            raise TemplateError(
-                f'executing "" at <.{name}>: can\'t evaluate field {name} in type *formatter.Context'
-            )
+            raise LookupError(f"can't evaluate field {name} in type *formatter.Context")
         return column(self.value)
 
     def as_map(self) -> dict[str, Any]:
