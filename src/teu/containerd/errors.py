@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Typed errors of teu-containerd. Stores raise them; `rpc` maps each to its gRPC status, once.
+
+A class is a gRPC status code with containerd's words for it. Clients written in Go recognise the class by code and
+strip these words from the end of the message, so `wire_message` appends them where they are missing.
+"""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    code = 2  # UNKNOWN
+    words = ""
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0]) if self.args else self.words
+
+    def wire_message(self) -> str:
+        text = self.message
+        return text if not self.words or text.endswith(self.words) else f"{text}: {self.words}"
+
+
+class Unknown(Error):
+    pass
+
+
+class Cancelled(Error):
+    code, words = 1, "context canceled"
+
+
+class InvalidArgument(Error):
+    code, words = 3, "invalid argument"
+
+
+class DeadlineExceeded(Error):
+    code, words = 4, "context deadline exceeded"
+
+
+class NotFound(Error):
+    code, words = 5, "not found"
+
+
+class AlreadyExists(Error):
+    code, words = 6, "already exists"
+
+
+class PermissionDenied(Error):
+    code, words = 7, "permission denied"
+
+
+class ResourceExhausted(Error):
+    code, words = 8, "resource exhausted"
+
+
+class FailedPrecondition(Error):
+    code, words = 9, "failed precondition"
+
+
+class Aborted(Error):
+    code, words = 10, "aborted"
+
+
+class OutOfRange(Error):
+    code, words = 11, "out of range"
+
+
+class Unimplemented(Error):
+    code, words = 12, "not implemented"
+
+
+class Internal(Error):
+    code, words = 13, "internal"
+
+
+class Unavailable(Error):
+    code, words = 14, "unavailable"
+
+
+class DataLoss(Error):
+    code, words = 15, "data loss"
+
+
+_BY_CODE: dict[int, type[Error]] = {
+    kind.code: kind
+    for kind in (
+        Unknown, Cancelled, InvalidArgument, DeadlineExceeded, NotFound, AlreadyExists, PermissionDenied,
+        ResourceExhausted, FailedPrecondition, Aborted, OutOfRange, Unimplemented, Internal, Unavailable, DataLoss,
+    )
+}  # fmt: skip
+
+
+def from_code(code: int, message: str) -> Error:
+    """The error of a status received from a shim or a proxy plugin: ttrpc and gRPC number them alike."""
+    return _BY_CODE.get(code, Unknown)(message)

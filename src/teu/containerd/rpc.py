@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between gRPC and the service classes: decode, call, map the error. Every service module registers here.
+
+A service is a plain class whose methods carry the names of the descriptor's methods:
+
+    def Get(self, request, call)             blocking: runs on a thread of the pool
+    async def Wait(self, request, call)      long waits: runs on the event loop
+    def List(...) -> iterator of responses   server streams; async generators where the stream waits
+    async def Write(self, requests, call)    client streams: `requests` is an async iterator
+
+`@quick` runs a plain method on the event loop itself: for lookups that never block and end within a millisecond, where
+a thread switch would cost more than the work. A method the class does not have answers UNIMPLEMENTED.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from teu.containerd.errors import Cancelled, Error, FailedPrecondition, InvalidArgument
+
+
+if TYPE_CHECKING:
+    from teu.containerd.context import Context
+
+log = logging.getLogger("teu.containerd.rpc")
+
+NAMESPACE_HEADER = "containerd-namespace"
+LEASE_HEADER = "containerd-lease"
+MAX_MESSAGE = 16 << 20  # containerd's own limit, both ways
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*")
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_METHOD = TypeVar("_METHOD", bound=Callable[..., Any])
+_END = object()
+
+
+def quick(method: _METHOD) -> _METHOD:
+    method.teu_quick = True  # type: ignore[attr-defined]
+    return method
+
+
+def validate_identifier(name: str) -> str:
+    """Names of namespaces, containers, sandboxes: containerd's rule, its limit of 76 characters."""
+    if not name:
+        raise InvalidArgument("identifier must not be empty")
+    if len(name) > 76:
+        raise InvalidArgument(f'identifier "{name}" greater than maximum length (76 characters)')
+    if not _IDENTIFIER.fullmatch(name):
+        raise InvalidArgument(f'identifier "{name}" must match ^{_IDENTIFIER.pattern}$')
+    return name
+
+
+class Call:
+    """What a method may ask about the call it serves."""
+
+    __slots__ = ("_context", "metadata")
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self.metadata: dict[str, Any] = {}
+        for key, value in context.invocation_metadata() or ():
+            self.metadata.setdefault(key, value)
+
+    @property
+    def namespace(self) -> str:
+        name = self.metadata.get(NAMESPACE_HEADER, "")
+        if not name:
+            raise FailedPrecondition("namespace is required")
+        return validate_identifier(name)
+
+    @property
+    def lease(self) -> str:
+        return str(self.metadata.get(LEASE_HEADER, ""))
+
+    def cancelled(self) -> bool:
+        return bool(self._context.cancelled())
+
+    def remaining(self) -> float | None:
+        """Seconds until the client's deadline, None without one."""
+        value = self._context.time_remaining()
+        return None if value is None else float(value)
+
+
+class Statistics:
+    """Counts per method for the metrics page, and what idle exit needs to know."""
+
+    def __init__(self) -> None:
+        self.started: dict[tuple[str, str], int] = {}
+        self.handled: dict[tuple[str, str, str], int] = {}
+        self.seconds: dict[tuple[str, str], float] = {}
+        self.in_flight = 0
+        self.last_activity = time.monotonic()
+
+    def begin(self, key: tuple[str, str]) -> None:
+        self.started[key] = self.started.get(key, 0) + 1
+        self.in_flight += 1
+
+    def end(self, key: tuple[str, str], code: str, began: float) -> None:
+        now = time.monotonic()
+        handled = (*key, code)
+        self.handled[handled] = self.handled.get(handled, 0) + 1
+        self.seconds[key] = self.seconds.get(key, 0.0) + now - began
+        self.in_flight -= 1
+        self.last_activity = now
+
+
+class Server:
+    """A grpc.aio server that service modules add themselves to."""
+
+    def __init__(self, server: Any, context: Context, pool: ThreadPoolExecutor) -> None:
+        self.grpc = server
+        self.context = context
+        self.pool = pool
+        self.statistics = Statistics()
+        self.services: dict[str, Any] = {}  # full name -> ServiceDescriptor, for reflection and health
+
+    def add(self, descriptor: Any, implementation: object) -> None:
+        handlers = {}
+        for method in descriptor.methods:
+            target = getattr(implementation, method.name, None)
+            if target is not None:
+                handlers[method.name] = self._handler(descriptor.full_name, method, target)
+        self.services[descriptor.full_name] = descriptor
+        self.grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, handlers),))
+
+    def _handler(self, service: str, method: Any, target: Callable[..., Any]) -> Any:
+        request_class = method.input_type._concrete_class
+        response_class = method.output_type._concrete_class
+        # python3-protobuf 3.21 descriptors do not tell streaming methods: their proto does
+        streams = _streams(method)
+        key = (service, method.name)
+        if streams[1]:
+            make = grpc.stream_stream_rpc_method_handler if streams[0] else grpc.unary_stream_rpc_method_handler
+            behaviour: Callable[..., Any] = self._streaming(key, target)
+        else:
+            make = grpc.stream_unary_rpc_method_handler if streams[0] else grpc.unary_unary_rpc_method_handler
+            behaviour = self._unary(key, target)
+        return make(
+            behaviour,
+            request_deserializer=request_class.FromString,
+            response_serializer=response_class.SerializeToString,
+        )
+
+    def _unary(self, key: tuple[str, str], target: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+        statistics = self.statistics
+        is_async = inspect.iscoroutinefunction(target)
+        is_quick = getattr(target, "teu_quick", False)
+
+        async def behaviour(request: Any, context: Any) -> Any:
+            began = time.monotonic()
+            statistics.begin(key)
+            code = "OK"
+            try:
+                call = Call(context)
+                if is_async:
+                    return await target(request, call)
+                if is_quick:
+                    return target(request, call)
+                return await asyncio.get_running_loop().run_in_executor(self.pool, target, request, call)
+            except BaseException as error:
+                code, message = _status(error, key)
+                if message is None:
+                    raise
+                await context.abort(_STATUS[code], message)
+            finally:
+                statistics.end(key, code, began)
+
+        return behaviour
+
+    def _streaming(self, key: tuple[str, str], target: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+        statistics = self.statistics
+
+        async def behaviour(request: Any, context: Any) -> None:
+            began = time.monotonic()
+            statistics.begin(key)
+            code = "OK"
+            answers: Any = None
+            try:
+                answers = target(request, Call(context))
+                if not hasattr(answers, "__aiter__"):
+                    answers = self._in_thread(iter(answers))
+                async for answer in answers:
+                    await context.write(answer)
+            except BaseException as error:
+                code, message = _status(error, key)
+                if message is None:
+                    raise
+                await context.abort(_STATUS[code], message)
+            finally:
+                if answers is not None:
+                    await answers.aclose()
+                statistics.end(key, code, began)
+
+        return behaviour
+
+    async def _in_thread(self, answers: Iterator[Any]) -> AsyncIterator[Any]:
+        loop = asyncio.get_running_loop()
+        while (answer := await loop.run_in_executor(self.pool, next, answers, _END)) is not _END:
+            yield answer
+
+
+_STATUS = {code.name: code for code in grpc.StatusCode}
+
+
+def _status(error: BaseException, key: tuple[str, str]) -> tuple[str, str | None]:
+    """Name of the status and message; message None for what gRPC itself must see."""
+    if isinstance(error, Error):
+        return _CODES[error.code].name, error.wire_message()
+    if isinstance(error, (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit)):
+        return "CANCELLED", None
+    if not isinstance(error, Exception):
+        return "INTERNAL", None
+    if isinstance(error, OSError) and error.errno == 28:
+        return "RESOURCE_EXHAUSTED", f"no space left on device: {error}"
+    if isinstance(error, grpc.RpcError) and hasattr(error, "code") and error.code() is not None:
+        return str(error.code().name), str(error.details())  # a proxy plugin's own answer
+    if isinstance(error, TimeoutError):
+        return "DEADLINE_EXCEEDED", str(error) or "context deadline exceeded"
+    log.error("%s: %s: %s", "/".join(key), type(error).__name__, error, exc_info=error)
+    return "UNKNOWN", f"{type(error).__name__}: {error}"
+
+
+def _streams(method: Any) -> tuple[bool, bool]:
+    from google.protobuf import descriptor_pb2
+
+    service = method.containing_service
+    proto = descriptor_pb2.ServiceDescriptorProto()
+    service.CopyToProto(proto)
+    found = next(item for item in proto.method if item.name == method.name)
+    return bool(found.client_streaming), bool(found.server_streaming)
+
+
+__all__ = ["Call", "Cancelled", "Server", "quick", "validate_identifier"]

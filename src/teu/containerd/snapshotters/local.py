@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the built-in snapshotters share: records in the table `layers` of metadata.db, a folder per snapshot.
+
+    ROOT/snapshots/SNAPSHOTTER/ID/     ID is the record's; what is within is the snapshotter's
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from teu.api.types import mount_pb2
+from teu.containerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from teu.containerd.snapshotters.interface import ACTIVE, COMMITTED, VIEW, Info, Usage
+from teu.containerd.stores.database import Database, dump_labels, load_labels, now
+
+log = logging.getLogger("teu.containerd.snapshots")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mount(type: str, source: str, *options: str) -> Any:
+    return mount_pb2.Mount(type=type, source=source, options=options)
+
+
+def syncfs(path: str) -> None:
+    """Everything written to the file system of `path` is on disk when this returns."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"syncfs: {os.strerror(code)}", path)
+    finally:
+        os.close(fd)
+
+
+def disk_usage(path: str) -> Usage:
+    """Blocks and inodes below `path`, a hard-linked file counted once."""
+    size = inodes = 0
+    seen: set[tuple[int, int]] = set()
+    waiting = [path]
+    top = os.lstat(path)
+    size, inodes = top.st_blocks * 512, 1
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                found = entry.stat(follow_symlinks=False)
+                if found.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
+                    if (found.st_dev, found.st_ino) in seen:
+                        continue
+                    seen.add((found.st_dev, found.st_ino))
+                size += found.st_blocks * 512
+                inodes += 1
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+    return Usage(size, inodes)
+
+
+class LocalSnapshotter:
+    """Base of overlayfs and native: they say what is in a folder and how it is mounted."""
+
+    name = ""
+    local = True
+    capabilities: tuple[str, ...] = ()
+
+    def __init__(self, root: str, database: Database, *, sync: bool = True) -> None:
+        self.root = os.path.join(root, "snapshots", self.name)
+        os.makedirs(self.root, mode=0o700, exist_ok=True)
+        self._database = database
+        self._sync = sync
+        self._settled: set[str] = set()
+        self.recover()
+
+    # To be defined by each
+
+    def make(self, id: int, kind: int, parents: list[int], labels: dict[str, str]) -> None:
+        """Fill the folder of a new snapshot over `parents`, nearest first."""
+        raise NotImplementedError
+
+    def tell(self, id: int, kind: int, parents: list[int], labels: dict[str, str]) -> list[Any]:
+        """Its mounts."""
+        raise NotImplementedError
+
+    def content(self, id: int) -> str:
+        """The folder that holds the snapshot's own changes."""
+        return os.path.join(self.folder(id), "fs")
+
+    # Records
+
+    def folder(self, id: int) -> str:
+        return os.path.join(self.root, str(id))
+
+    def _row(self, name: str) -> Any:
+        row = self._database.one(
+            "SELECT id, parent, kind, labels, created, updated, size, inodes FROM layers "
+            "WHERE snapshotter = ? AND name = ?",
+            (self.name, name),
+        )
+        if row is None:
+            raise NotFound(f"snapshot {name} does not exist")
+        return row
+
+    def _parents(self, parent: int | None) -> list[int]:
+        """From `parent` down to the first layer."""
+        if parent is None:
+            return []
+        rows = self._database.all(
+            "WITH RECURSIVE chain (id, parent, depth) AS (SELECT id, parent, 0 FROM layers WHERE id = ? "
+            "UNION ALL SELECT layers.id, layers.parent, depth + 1 FROM layers JOIN chain ON layers.id = chain.parent) "
+            "SELECT id FROM chain ORDER BY depth",
+            (parent,),
+        )
+        return [row[0] for row in rows]
+
+    def stat(self, name: str) -> Info:
+        row = self._row(name)
+        parent = ""
+        if row[1] is not None:
+            parent = self._database.one("SELECT name FROM layers WHERE id = ?", (row[1],))[0]
+        return Info(name, parent, row[2], load_labels(row[3]), row[4], row[5])
+
+    def update(self, name: str, labels: dict[str, str]) -> Info:
+        with self._database.transaction() as execute:
+            id = self._row(name)[0]
+            execute("UPDATE layers SET labels = ?, updated = ? WHERE id = ?", (dump_labels(labels), now(), id))
+        return self.stat(name)
+
+    def walk(self) -> Iterator[Info]:
+        rows = self._database.all(
+            "SELECT layers.name, above.name, layers.kind, layers.labels, layers.created, layers.updated "
+            "FROM layers LEFT JOIN layers AS above ON above.id = layers.parent "
+            "WHERE layers.snapshotter = ? ORDER BY layers.id",
+            (self.name,),
+        )
+        return (Info(row[0], row[1] or "", row[2], load_labels(row[3]), row[4], row[5]) for row in rows)
+
+    def usage(self, name: str) -> Usage:
+        row = self._row(name)
+        if row[2] == COMMITTED and row[7]:
+            return Usage(row[6], row[7])
+        usage = disk_usage(self.content(row[0]))
+        if row[2] == COMMITTED:
+            with self._database.transaction(durable=False) as execute:
+                execute("UPDATE layers SET size = ?, inodes = ? WHERE id = ?", (usage.size, usage.inodes, row[0]))
+        return usage
+
+    def mounts(self, name: str) -> list[Any]:
+        row = self._row(name)
+        if row[2] == COMMITTED:
+            raise FailedPrecondition(f"snapshot {name} is committed: it has no mounts of its own")
+        return self.tell(row[0], row[2], self._parents(row[1]), load_labels(row[3]))
+
+    def prepare(self, name: str, parent: str, labels: dict[str, str]) -> list[Any]:
+        return self._create(name, parent, ACTIVE, labels)
+
+    def view(self, name: str, parent: str, labels: dict[str, str]) -> list[Any]:
+        return self._create(name, parent, VIEW, labels)
+
+    def _create(self, name: str, parent: str, kind: int, labels: dict[str, str]) -> list[Any]:
+        id = 0
+        try:
+            with self._database.transaction() as execute:
+                if execute(
+                    "SELECT 1 FROM layers WHERE snapshotter = ? AND name = ?", (self.name, name)
+                ).fetchone():
+                    raise AlreadyExists(f"snapshot {name}")
+                above = self._committed_parent(parent)
+                stamp = now()
+                id = execute(
+                    "INSERT INTO layers (snapshotter, name, parent, kind, labels, created, updated) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (self.name, name, above, kind, dump_labels(labels), stamp, stamp),
+                ).lastrowid or 0
+                parents = self._parents(above)
+                self.make(id, kind, parents, labels)
+        except BaseException:
+            if id:
+                shutil.rmtree(self.folder(id), ignore_errors=True)
+            raise
+        return self.tell(id, kind, parents, labels)
+
+    def _committed_parent(self, parent: str) -> int | None:
+        if not parent:
+            return None
+        try:
+            row = self._row(parent)
+        except NotFound:
+            raise NotFound(f"parent snapshot {parent} does not exist") from None
+        if row[2] != COMMITTED:
+            raise InvalidArgument(f"parent {parent} is not committed snapshot")
+        return int(row[0])
+
+    def settle(self, key: str) -> None:
+        """Put the content on disk: what `commit` promises first, for callers that then commit under a lock."""
+        if self._sync:
+            syncfs(self.content(self._row(key)[0]))
+        self._settled.add(key)
+
+    def commit(self, name: str, key: str, labels: dict[str, str], parent: str = "") -> None:
+        if key not in self._settled:
+            self.settle(key)
+        self._settled.discard(key)
+        with self._database.transaction() as execute:
+            row = self._row(key)
+            if row[2] != ACTIVE:
+                raise FailedPrecondition(f"snapshot {key} is not active")
+            if execute("SELECT 1 FROM layers WHERE snapshotter = ? AND name = ?", (self.name, name)).fetchone():
+                raise AlreadyExists(f"snapshot {name}")
+            above = row[1]
+            if parent and above is None:
+                above = self._committed_parent(parent)
+            stamp = now()
+            execute(
+                "UPDATE layers SET name = ?, kind = ?, parent = ?, labels = ?, created = ?, updated = ? WHERE id = ?",
+                (name, COMMITTED, above, dump_labels(labels), stamp, stamp, row[0]),
+            )
+
+    def remove(self, name: str) -> None:
+        with self._database.transaction() as execute:
+            row = self._row(name)
+            if execute("SELECT 1 FROM layers WHERE parent = ? LIMIT 1", (row[0],)).fetchone():
+                raise FailedPrecondition("cannot remove snapshot with child")
+            execute("DELETE FROM layers WHERE id = ?", (row[0],))
+
+    def cleanup(self) -> None:
+        # Listed before the records are read: a snapshot made meanwhile has its record first, so it is safe.
+        folders = [entry for entry in os.listdir(self.root) if entry.isdigit()]
+        with self._database.frozen():
+            kept = {
+                str(row[0]) for row in self._database.all("SELECT id FROM layers WHERE snapshotter = ?", (self.name,))
+            }
+        gone = [entry for entry in folders if entry not in kept]
+        if gone:
+            self._database.sync()  # no power cut may bring back the record of a folder that is gone
+        for entry in gone:
+            shutil.rmtree(os.path.join(self.root, entry), ignore_errors=True)
+
+    def recover(self) -> None:
+        """At start: after a power cut the folder of a young active snapshot may not have reached the disk."""
+        rows = self._database.all(
+            "SELECT id, parent, kind, labels FROM layers WHERE snapshotter = ? AND kind != ?", (self.name, COMMITTED)
+        )
+        for id, parent, kind, labels in rows:
+            if not os.path.isdir(self.content(id)):
+                with suppress(OSError):
+                    self.make(id, kind, self._parents(parent), load_labels(labels))
+                    log.warning("snapshot folder %s was missing: made again, empty", self.folder(id))
+
+    def close(self) -> None:
+        pass

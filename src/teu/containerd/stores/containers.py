@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Container records: from what a task is made. The runtime's own state is elsewhere (the shim, the bundle)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from teu.api.events import container_pb2 as container_events
+from teu.api.services.containers.v1 import containers_pb2
+from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound
+from teu.containerd.events import Exchange
+from teu.containerd.filters import in_map, parse_all, present
+from teu.containerd.rpc import validate_identifier
+from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_timestamp
+
+_COLUMNS = "id, labels, image, snapshotter, snapshot_key, sandbox, record, created, updated"
+
+
+def _from_row(row: Any) -> Any:
+    container = containers_pb2.Container.FromString(row[6])
+    container.id, container.image, container.snapshotter, container.snapshot_key = row[0], row[2], row[3], row[4]
+    container.sandbox = row[5]
+    container.labels.update(load_labels(row[1]))
+    set_timestamp(container.created_at, row[7])
+    set_timestamp(container.updated_at, row[8])
+    return container
+
+
+def _record(container: Any) -> bytes:
+    record = containers_pb2.Container()
+    record.runtime.CopyFrom(container.runtime)
+    record.spec.CopyFrom(container.spec)
+    for key, value in container.extensions.items():
+        record.extensions[key].CopyFrom(value)
+    return bytes(record.SerializeToString(deterministic=True))
+
+
+def _validate(container: Any) -> None:
+    validate_identifier(container.id)
+    if "" in container.extensions:
+        raise InvalidArgument("container.Extension keys must not be zero-length")
+    if not container.runtime.name:
+        raise InvalidArgument("container.Runtime.Name must be set")
+    if not container.HasField("spec"):
+        raise InvalidArgument("container.Spec must be set")
+    if container.snapshot_key and not container.snapshotter:
+        raise InvalidArgument("container.Snapshotter must be set if container.SnapshotKey is set")
+
+
+def adaptor(container: Any) -> Any:
+    def adapt(path: Sequence[str]) -> str | None:
+        match path[0]:
+            case "id":
+                return present(container.id)
+            case "image":
+                return present(container.image)
+            case "runtime":
+                return present(container.runtime.name) if list(path[1:2]) == ["name"] else None
+            case "labels":
+                return in_map(path[1:], container.labels)
+        return None
+
+    return adapt
+
+
+class Containers:
+    def __init__(self, database: Database, events: Exchange) -> None:
+        self._database = database
+        self._events = events
+
+    def get(self, namespace: str, id: str) -> Any:
+        row = self._database.one(f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? AND id = ?", (namespace, id))
+        if row is None:
+            raise NotFound(f'container "{id}" in namespace "{namespace}"')
+        return _from_row(row)
+
+    def find(self, namespace: str, filters: Sequence[str] = ()) -> list[Any]:
+        accept = parse_all(filters)
+        rows = self._database.all(f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? ORDER BY id", (namespace,))
+        containers = map(_from_row, rows)
+        return [one for one in containers if accept(adaptor(one))] if filters else list(containers)
+
+    def create(self, namespace: str, container: Any) -> Any:
+        try:
+            _validate(container)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"create container failed validation: {error}") from None
+        stamp = now()
+        with self._database.transaction() as execute:
+            self._database.ensure_namespace(namespace)
+            if execute("SELECT 1 FROM containers WHERE namespace = ? AND id = ?", (namespace, container.id)).fetchone():
+                raise AlreadyExists(f'container "{container.id}"')
+            execute(
+                f"INSERT INTO containers (namespace, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (namespace, container.id, dump_labels(container.labels), container.image, container.snapshotter,
+                 container.snapshot_key, container.sandbox, _record(container), stamp, stamp),
+            )  # fmt: skip
+        set_timestamp(container.created_at, stamp)
+        set_timestamp(container.updated_at, stamp)
+        event = container_events.ContainerCreate(id=container.id, image=container.image)
+        event.runtime.name = container.runtime.name
+        if container.runtime.HasField("options"):
+            event.runtime.options.CopyFrom(container.runtime.options)
+        self._events.publish(namespace, "/containers/create", event)
+        return container
+
+    def update(self, namespace: str, container: Any, paths: Sequence[str]) -> Any:
+        if not container.id:
+            raise InvalidArgument("must specify a container id")
+        with self._database.transaction() as execute:
+            updated = self.get(namespace, container.id)
+            if not paths:
+                paths = ("labels", "spec", "extensions", "image", "snapshotkey")
+                if updated.snapshotter != container.snapshotter:
+                    raise InvalidArgument("container.Snapshotter field is immutable")
+                if updated.runtime.name != container.runtime.name:
+                    raise InvalidArgument("container.Runtime.Name field is immutable")
+            for path in paths:
+                _apply(updated, container, path)
+            try:
+                _validate(updated)
+            except InvalidArgument as error:
+                raise InvalidArgument(f"update failed validation: {error}") from None
+            stamp = now()
+            execute(
+                "UPDATE containers SET labels = ?, image = ?, snapshot_key = ?, record = ?, updated = ? "
+                "WHERE namespace = ? AND id = ?",
+                (dump_labels(updated.labels), updated.image, updated.snapshot_key, _record(updated), stamp,
+                 namespace, updated.id),
+            )  # fmt: skip
+        set_timestamp(updated.updated_at, stamp)
+        self._events.publish(
+            namespace,
+            "/containers/update",
+            container_events.ContainerUpdate(
+                id=updated.id, image=updated.image, labels=updated.labels, snapshot_key=updated.snapshot_key
+            ),
+        )
+        return updated
+
+    def delete(self, namespace: str, id: str) -> None:
+        with self._database.transaction() as execute:
+            if not execute("DELETE FROM containers WHERE namespace = ? AND id = ?", (namespace, id)).rowcount:
+                raise NotFound(f'container "{id}" in namespace "{namespace}"')
+        self._database.mutated()
+        self._events.publish(namespace, "/containers/delete", container_events.ContainerDelete(id=id))
+
+
+def _apply(updated: Any, wanted: Any, path: str) -> None:
+    """One path of a field mask, in containerd's spelling of it."""
+    head, _, key = path.partition(".")
+    match head, bool(key):
+        case "labels", True:
+            updated.labels[key] = wanted.labels[key]
+        case "extensions", True:
+            updated.extensions[key].CopyFrom(wanted.extensions[key])
+        case "labels", False:
+            updated.labels.clear()
+            updated.labels.update(wanted.labels)
+        case "extensions", False:
+            updated.extensions.clear()
+            for name, value in wanted.extensions.items():
+                updated.extensions[name].CopyFrom(value)
+        case "spec", False:
+            updated.ClearField("spec")
+            if wanted.HasField("spec"):
+                updated.spec.CopyFrom(wanted.spec)
+        case "image", False:
+            updated.image = wanted.image
+        case "snapshotkey" | "snapshot_key", False:
+            updated.snapshot_key = wanted.snapshot_key
+        case _:
+            raise InvalidArgument(f'cannot update "{path}" field on "{updated.id}"')

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""metadata.db: everything teu-containerd knows that is not a blob or a directory of a snapshot.
+
+    meta            key, value                          version of the schema; uuid of this daemon
+    namespaces      name, labels                        made by hand or by the first object within
+    containers      namespace, id                       labels, image, snapshotter, snapshot_key, sandbox,
+                                                        record (Container: runtime, spec, extensions)
+    images          namespace, name                     target (digest), labels, record (Descriptor)
+    blobs           namespace, digest                   size, labels          file: content/blobs/sha256/HEX
+    ingests         namespace, ref                      id, total, expected   folder: content/ingest/ID/
+    leases          namespace, id                       labels
+    lease_resources namespace, lease, type, resource    types: content, ingests, images, snapshots/SNAPSHOTTER
+    snapshots       namespace, snapshotter, key         parent, backend, labels
+    sandboxes       namespace, id                       labels, record (Sandbox)
+    layers          snapshotter, name                   id, parent, kind, labels, size, inodes
+                                                        the built-in snapshotters' own records, folder: ID/
+
+`snapshots` is what clients of a namespace see; its `backend` is the name of the same snapshot in the snapshotter,
+where namespaces share one tree (`layers` for the built-in ones, the other end of the socket for proxies). Labels are
+JSON objects, times are nanoseconds since 1970. Names are unique per namespace by primary key; nothing refers across
+namespaces but blobs (by digest) and layers (by name).
+
+Durability: the journal (WAL) is written at each commit and forced to disk before the call that asked for it is
+answered, outside the lock: calls that commit at the same time share one fdatasync. A commit that needs no such
+promise (`durable=False`) becomes durable with the next that does: the journal has one order. So a power cut leaves
+the state of some moment after the last answered call.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from teu.containerd.errors import FailedPrecondition, InvalidArgument
+
+# One script per version; a released one is never changed, a new one is appended.
+MIGRATIONS = (
+    """
+    CREATE TABLE namespaces (
+        name TEXT PRIMARY KEY, labels TEXT NOT NULL DEFAULT '{}'
+    ) WITHOUT ROWID;
+    CREATE TABLE containers (
+        namespace TEXT, id TEXT, labels TEXT NOT NULL, image TEXT NOT NULL, snapshotter TEXT NOT NULL,
+        snapshot_key TEXT NOT NULL, sandbox TEXT NOT NULL, record BLOB NOT NULL,
+        created INTEGER NOT NULL, updated INTEGER NOT NULL, PRIMARY KEY (namespace, id)
+    );
+    CREATE TABLE images (
+        namespace TEXT, name TEXT, target TEXT NOT NULL, labels TEXT NOT NULL, record BLOB NOT NULL,
+        created INTEGER NOT NULL, updated INTEGER NOT NULL, PRIMARY KEY (namespace, name)
+    );
+    CREATE TABLE blobs (
+        namespace TEXT, digest TEXT, size INTEGER NOT NULL, labels TEXT NOT NULL,
+        created INTEGER NOT NULL, updated INTEGER NOT NULL, PRIMARY KEY (namespace, digest)
+    );
+    CREATE INDEX blobs_by_digest ON blobs (digest);
+    CREATE TABLE ingests (
+        namespace TEXT, ref TEXT, id INTEGER PRIMARY KEY AUTOINCREMENT, total INTEGER NOT NULL,
+        expected TEXT NOT NULL, started INTEGER NOT NULL, expires INTEGER, UNIQUE (namespace, ref)
+    );
+    CREATE TABLE leases (
+        namespace TEXT, id TEXT, labels TEXT NOT NULL, created INTEGER NOT NULL, PRIMARY KEY (namespace, id)
+    );
+    CREATE TABLE lease_resources (
+        namespace TEXT, lease TEXT, type TEXT, resource TEXT,
+        PRIMARY KEY (namespace, lease, type, resource)
+    ) WITHOUT ROWID;
+    CREATE INDEX lease_resources_by_resource ON lease_resources (namespace, type, resource);
+    CREATE TABLE snapshots (
+        namespace TEXT, snapshotter TEXT, key TEXT, parent TEXT NOT NULL, backend TEXT NOT NULL,
+        labels TEXT NOT NULL, created INTEGER NOT NULL, updated INTEGER NOT NULL,
+        PRIMARY KEY (namespace, snapshotter, key)
+    );
+    CREATE INDEX snapshots_by_parent ON snapshots (namespace, snapshotter, parent);
+    CREATE INDEX snapshots_by_backend ON snapshots (snapshotter, backend);
+    CREATE TABLE sandboxes (
+        namespace TEXT, id TEXT, labels TEXT NOT NULL, record BLOB NOT NULL,
+        created INTEGER NOT NULL, updated INTEGER NOT NULL, PRIMARY KEY (namespace, id)
+    );
+    CREATE TABLE layers (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, snapshotter TEXT NOT NULL, name TEXT NOT NULL,
+        parent INTEGER REFERENCES layers (id), kind INTEGER NOT NULL, labels TEXT NOT NULL,
+        size INTEGER NOT NULL DEFAULT 0, inodes INTEGER NOT NULL DEFAULT 0,
+        created INTEGER NOT NULL, updated INTEGER NOT NULL, UNIQUE (snapshotter, name)
+    );
+    CREATE INDEX layers_by_parent ON layers (parent);
+    """,
+)
+
+LABEL_LIMIT = 4096  # key and value together, containerd's rule
+
+
+def validate_labels(labels: dict[str, str]) -> None:
+    for key, value in labels.items():
+        if len(key) + len(value) > LABEL_LIMIT:
+            shown = key[:64]
+            raise InvalidArgument(
+                f"label key and value length ({len(key) + len(value)} bytes) greater than maximum size "
+                f"({LABEL_LIMIT} bytes), key: {shown}"
+            )
+
+
+def dump_labels(labels: Any) -> str:
+    plain = dict(labels)
+    validate_labels(plain)
+    return json.dumps(plain, separators=(",", ":"), sort_keys=True)
+
+
+def load_labels(text: str) -> dict[str, str]:
+    labels: dict[str, str] = json.loads(text) if text != "{}" else {}
+    return labels
+
+
+def set_timestamp(field: Any, nanoseconds: int) -> None:
+    field.seconds, field.nanos = divmod(nanoseconds, 1_000_000_000)
+
+
+class Database:
+    """One connection, one lock. Transactions nest: the outermost commits."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.execute("PRAGMA foreign_keys=ON")
+            self._connection.execute("PRAGMA wal_autocheckpoint=1000")
+            self._check()
+        except sqlite3.OperationalError as error:
+            raise FailedPrecondition(
+                f"open {path}: {error}; stop the process that holds it, or make room and check permissions"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise FailedPrecondition(
+                f"open {path}: {error}; move it away and restore a backup, or start with an empty one: "
+                "blobs then need to be pulled again"
+            ) from error
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._journal = -1  # not yet: the first transactions are synced by the last line
+        self._sync_lock = threading.Lock()
+        self._committed = 0
+        self._synced = 0
+        self.mutations = 0  # removals since the last garbage collection
+        self.on_mutation: Callable[[], None] | None = None
+        self._migrate()
+        self._journal = os.open(path + "-wal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.sync()
+
+    def _check(self) -> None:
+        found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
+
+    def _migrate(self) -> None:
+        execute = self._connection.execute
+        execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
+        row = execute("SELECT value FROM meta WHERE key = 'version'").fetchone()
+        version = int(row[0]) if row else 0
+        if version > len(MIGRATIONS):
+            raise FailedPrecondition(
+                f"{self.path} has schema version {version}, made by a newer teu-containerd; "
+                f"this one knows {len(MIGRATIONS)}: upgrade the package"
+            )
+        for number in range(version, len(MIGRATIONS)):
+            with self.transaction():
+                for statement in MIGRATIONS[number].split(";"):
+                    if statement.strip():
+                        execute(statement)
+                execute("INSERT OR REPLACE INTO meta VALUES ('version', ?)", (str(number + 1),))
+        execute("INSERT OR IGNORE INTO meta VALUES ('uuid', ?)", (str(uuid.uuid4()),))
+
+    @property
+    def uuid(self) -> str:
+        return str(self.one("SELECT value FROM meta WHERE key = 'uuid'")[0])
+
+    @contextmanager
+    def transaction(self, *, durable: bool = True) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        """All or nothing. Yields `execute`. With `durable`, on disk before it returns (outermost only)."""
+        with self._lock:
+            self._depth += 1
+            if self._depth == 1:
+                try:
+                    self._connection.execute("BEGIN IMMEDIATE")
+                except BaseException:
+                    self._depth = 0
+                    raise
+            try:
+                yield self._connection.execute
+            except BaseException:
+                if self._depth == 1:
+                    self._connection.execute("ROLLBACK")
+                raise
+            else:
+                if self._depth == 1:
+                    try:
+                        self._connection.execute("COMMIT")
+                    except BaseException:
+                        if self._connection.in_transaction:
+                            self._connection.execute("ROLLBACK")
+                        raise
+                    self._committed += 1
+            finally:
+                self._depth -= 1
+            outermost = self._depth == 0
+            number = self._committed
+        if durable and outermost:
+            self._sync_to(number)
+
+    def sync(self) -> None:
+        """Everything committed so far is on disk when this returns."""
+        self._sync_to(self._committed)
+
+    def _sync_to(self, number: int) -> None:
+        if self._synced >= number:
+            return
+        with self._sync_lock:
+            if self._synced >= number:
+                return  # another call's fdatasync covered this one
+            target = self._committed
+            if self._journal >= 0:
+                os.fdatasync(self._journal)
+                self._synced = target
+
+    def one(self, sql: str, arguments: tuple[Any, ...] = ()) -> Any:
+        with self._lock:
+            return self._connection.execute(sql, arguments).fetchone()
+
+    def all(self, sql: str, arguments: tuple[Any, ...] = ()) -> list[Any]:
+        with self._lock:
+            return self._connection.execute(sql, arguments).fetchall()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Nobody else reads or writes meanwhile."""
+        with self._lock:
+            yield
+
+    def mutated(self) -> None:
+        """Something may have become garbage. Called after the transaction."""
+        self.mutations += 1
+        if self.on_mutation is not None:
+            self.on_mutation()
+
+    def ensure_namespace(self, namespace: str) -> None:
+        """Within a transaction: objects make their namespace."""
+        self._connection.execute("INSERT OR IGNORE INTO namespaces (name) VALUES (?)", (namespace,))
+
+    def close(self) -> None:
+        with self._lock:
+            self.sync()
+            self._connection.close()
+            os.close(self._journal)
+
+
+def now() -> int:
+    return time.time_ns()

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Garbage collection: removes what nothing refers to, within each namespace. Labels are the references:
+
+    containerd.io/gc.root                    this object stays (content, snapshots)
+    containerd.io/gc.ref.content[.N|/N]      needs that blob            (value: digest)
+    containerd.io/gc.ref.snapshot.NAME[/N]   needs that snapshot        (value: key)
+    containerd.io/gc.ref.image[.N|/N]        needs that image           (value: name)
+    containerd.io/gc.bref.KIND...            is needed by that object: the arrow the other way round
+    containerd.io/gc.expire                  RFC 3339: a lease or an image ends then
+    containerd.io/gc.flat                    on a lease: holds what it names, not what that refers to
+
+Roots are leases with what they hold, images, containers, sandboxes' references and young ingests. An image needs its
+target, a container its snapshot, a snapshot its parent, an ingest the shared blob it will become.
+
+Marking and deleting rows is one transaction; what is created before it is seen, what comes after is not touched. Files
+follow after the transaction is on disk, each checked again under its store's lock. Collections are asked for by
+deletions, some milliseconds later so that a burst makes one; by deletions with `sync`, which wait; and once at start.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any
+
+from teu.api.events import image_pb2 as image_events
+from teu.api.events import snapshot_pb2 as snapshot_events
+from teu.containerd.events import Exchange
+from teu.containerd.stores.content import Content
+from teu.containerd.stores.database import Database, load_labels, now
+from teu.containerd.stores.leases import EXPIRE_LABEL
+from teu.containerd.stores.snapshots import Snapshots
+
+log = logging.getLogger("teu.containerd.gc")
+
+Node = tuple[str, str, str]  # kind, namespace, key; the key of a snapshot is SNAPSHOTTER/KEY
+
+ROOT_LABEL = "containerd.io/gc.root"
+FLAT_LABEL = "containerd.io/gc.flat"
+_FORWARD = "containerd.io/gc.ref."
+_BACKWARD = "containerd.io/gc.bref."
+_FLAT = "flat:"  # a kind with this prefix is kept, but its own references are not followed
+
+
+def _named(rest: str, kind: str) -> bool:
+    """`rest` of a label is `kind`, alone or followed by a name of the reference."""
+    return rest == kind or (rest.startswith(kind) and rest[len(kind)] in "./")
+
+
+def _target(rest: str, value: str, namespace: str) -> Node | None:
+    """What a reference label points at; `rest` is the label after gc.ref. or gc.bref."""
+    for kind in ("content", "image", "container"):
+        if _named(rest, kind):
+            return (kind, namespace, value)
+    if rest.startswith("snapshot."):
+        return ("snapshot", namespace, f"{rest[len('snapshot.') :].split('/')[0]}/{value}")
+    return None
+
+
+def expired(labels: dict[str, str]) -> bool:
+    """An expiry that cannot be read does not count: nothing is lost by a typing error."""
+    text = labels.get(EXPIRE_LABEL)
+    if text is None:
+        return False
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return moment.timestamp() < time.time()
+    except ValueError:
+        log.info("ignoring invalid expiration value %r", text)
+        return False
+
+
+class _Graph:
+    """The references of all namespaces at one moment, read in one pass per table."""
+
+    def __init__(self, database: Database) -> None:
+        self.nodes: set[Node] = set()
+        self.roots: list[Node] = []
+        self.edges: dict[Node, list[Node]] = {}
+        self._read(database)
+
+    def _labels(self, node: Node, text: str, *, backward: bool = True) -> dict[str, str]:
+        if text == "{}":
+            return {}
+        labels = load_labels(text)
+        for key, value in labels.items():
+            if key.startswith(_FORWARD):
+                target = _target(key[len(_FORWARD) :], value, node[1])
+                if target and target[0] != "container":
+                    self.edge(node, target)
+            elif key.startswith(_BACKWARD) and backward:
+                target = _target(key[len(_BACKWARD) :], value, node[1])
+                if target:
+                    self.edge(target, node)
+            elif key == ROOT_LABEL and node[0] in ("content", "snapshot"):
+                self.roots.append(node)
+        return labels
+
+    def edge(self, source: Node, target: Node) -> None:
+        self.edges.setdefault(source, []).append(target)
+
+    def _read(self, database: Database) -> None:
+        flat_leases = set()
+        for namespace, id, text in database.all("SELECT namespace, id, labels FROM leases"):
+            node = ("lease", namespace, id)
+            self.nodes.add(node)
+            labels = load_labels(text)
+            if not expired(labels):
+                self.roots.append(node)
+                if FLAT_LABEL in labels:
+                    flat_leases.add((namespace, id))
+        for namespace, lease, kind, key in database.all("SELECT namespace, lease, type, resource FROM lease_resources"):
+            target = self._leased(namespace, kind, key)
+            if (namespace, lease) in flat_leases and target[0] != "ingest":
+                target = (_FLAT + target[0], *target[1:])
+            self.edge(("lease", namespace, lease), target)
+        for namespace, name, digest, text in database.all("SELECT namespace, name, target, labels FROM images"):
+            node = ("image", namespace, name)
+            self.nodes.add(node)
+            if not expired(self._labels(node, text)):
+                self.roots.append(node)
+            self.edge(node, ("content", namespace, digest))
+            self.edge((_FLAT + "image", namespace, name), (_FLAT + "content", namespace, digest))
+        for namespace, digest, text in database.all("SELECT namespace, digest, labels FROM blobs"):
+            node = ("content", namespace, digest)
+            self.nodes.add(node)
+            self._labels(node, text)
+        moment = now()
+        for namespace, ref, expected, expires in database.all("SELECT namespace, ref, expected, expires FROM ingests"):
+            node = ("ingest", namespace, ref)
+            self.nodes.add(node)
+            if expires is not None and expires > moment:
+                self.roots.append(node)
+            if expected:
+                self.edge(node, ("content", namespace, expected))
+        for namespace, id, text, snapshotter, key in database.all(
+            "SELECT namespace, id, labels, snapshotter, snapshot_key FROM containers"
+        ):
+            node = ("container", namespace, id)
+            self.roots.append(node)
+            self._labels(node, text)
+            if snapshotter and key:
+                self.edge(node, ("snapshot", namespace, f"{snapshotter}/{key}"))
+        for namespace, id, text in database.all("SELECT namespace, id, labels FROM sandboxes"):
+            node = ("sandbox", namespace, id)
+            self.roots.append(node)
+            self._labels(node, text, backward=False)
+        for namespace, snapshotter, key, parent, text in database.all(
+            "SELECT namespace, snapshotter, key, parent, labels FROM snapshots"
+        ):
+            node = ("snapshot", namespace, f"{snapshotter}/{key}")
+            self.nodes.add(node)
+            self._labels(node, text)
+            if parent:
+                above = f"{snapshotter}/{parent}"
+                self.edge(node, ("snapshot", namespace, above))
+                self.edge((_FLAT + "snapshot", namespace, node[2]), (_FLAT + "snapshot", namespace, above))
+
+    @staticmethod
+    def _leased(namespace: str, kind: str, key: str) -> Node:
+        if kind.startswith("snapshots/"):
+            return ("snapshot", namespace, f"{kind[len('snapshots/') :]}/{key}")
+        return ({"content": "content", "ingests": "ingest", "images": "image"}[kind], namespace, key)
+
+    def garbage(self) -> set[Node]:
+        seen: set[Node] = set()
+        waiting = list(self.roots)
+        while waiting:
+            node = waiting.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            waiting.extend(self.edges.get(node, ()))
+        kept = {(kind.removeprefix(_FLAT), namespace, key) for kind, namespace, key in seen}
+        return self.nodes - kept
+
+
+class Collector:
+    def __init__(
+        self, database: Database, content: Content, snapshots: Snapshots, events: Exchange, *, delay: float = 0.01
+    ) -> None:
+        self._database = database
+        self._content = content
+        self._snapshots = snapshots
+        self._events = events
+        self._delay = delay
+        self._run_lock = threading.Lock()
+        self._wanted = threading.Event()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self.before: list[Callable[[], None]] = []  # told at the begin of each run: tests, failure injection
+        self.runs = 0
+        self.removed = 0
+        self.seconds = 0.0
+        database.on_mutation = self._wanted.set
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._work, name="gc", daemon=True)
+        self._thread.start()
+        self._wanted.set()  # what a crash left
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._wanted.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+
+    def idle(self) -> bool:
+        return not self._wanted.is_set() and not self._run_lock.locked()
+
+    def _work(self) -> None:
+        began = 0.0
+        while True:
+            # expiring leases and ingests need a look now and then, though nothing was deleted
+            self._wanted.wait(timeout=3600)
+            if self._stopping:
+                return
+            # a burst of deletions makes one run, and runs take at most a fifth of the time
+            time.sleep(max(self._delay, min(began * 4, 2.0)))
+            self._wanted.clear()
+            before = time.monotonic()
+            try:
+                self.collect()
+            except Exception as error:
+                log.error("garbage collection failed: %s", error, exc_info=error)
+            began = time.monotonic() - before
+
+    def collect(self) -> int:
+        """One whole collection, now; the number of objects removed."""
+        with self._run_lock:
+            began = time.monotonic()
+            for told in self.before:
+                told()
+            garbage: set[Node] = set()
+            with self._database.transaction() as execute:
+                garbage = _Graph(self._database).garbage()
+                for node in garbage:
+                    for sql, arguments in _removal(node):
+                        execute(sql, arguments)
+                self._database.mutations = 0
+            self._snapshots.collect()
+            freed = self._content.collect()
+            self.runs += 1
+            self.removed += len(garbage)
+            self.seconds += time.monotonic() - began
+            for namespace, topic, event in _events(garbage):
+                self._events.publish(namespace, topic, event)
+            if garbage:
+                log.debug(
+                    "garbage collected: %d objects, %d bytes of content, %.1f ms",
+                    len(garbage), freed, (time.monotonic() - began) * 1000,
+                )  # fmt: skip
+            return len(garbage)
+
+
+def _removal(node: Node) -> Iterator[tuple[str, tuple[str, ...]]]:
+    kind, namespace, key = node
+    held = "DELETE FROM lease_resources WHERE namespace = ? AND type = ? AND resource = ?"
+    match kind:
+        case "lease":
+            yield "DELETE FROM leases WHERE namespace = ? AND id = ?", (namespace, key)
+            yield "DELETE FROM lease_resources WHERE namespace = ? AND lease = ?", (namespace, key)
+        case "image":
+            yield "DELETE FROM images WHERE namespace = ? AND name = ?", (namespace, key)
+            yield held, (namespace, "images", key)
+        case "content":
+            yield "DELETE FROM blobs WHERE namespace = ? AND digest = ?", (namespace, key)
+            yield held, (namespace, "content", key)
+        case "ingest":
+            yield "DELETE FROM ingests WHERE namespace = ? AND ref = ?", (namespace, key)
+            yield held, (namespace, "ingests", key)
+        case "snapshot":
+            snapshotter, _, name = key.partition("/")
+            yield (
+                "DELETE FROM snapshots WHERE namespace = ? AND snapshotter = ? AND key = ?",
+                (namespace, snapshotter, name),
+            )
+            yield held, (namespace, f"snapshots/{snapshotter}", name)
+
+
+def _events(garbage: set[Node]) -> Iterator[tuple[str, str, Any]]:
+    for kind, namespace, key in garbage:
+        if kind == "snapshot":
+            snapshotter, _, name = key.partition("/")
+            event = snapshot_events.SnapshotRemove(key=name, snapshotter=snapshotter)
+            yield namespace, "/snapshot/remove", event
+        elif kind == "image":
+            yield namespace, "/images/delete", image_events.ImageDelete(name=key)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image records: a name for a descriptor. Each is a root of garbage collection, unless it has expired."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from teu.api.events import image_pb2 as image_events
+from teu.api.services.images.v1 import images_pb2
+from teu.api.types import descriptor_pb2
+from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound
+from teu.containerd.events import Exchange
+from teu.containerd.filters import in_map, parse_all, present
+from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_timestamp
+from teu.containerd.stores.leases import EXPIRE_LABEL, Leases
+
+_COLUMNS = "name, labels, record, created, updated"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
+
+
+def _from_row(row: Any) -> Any:
+    image = images_pb2.Image(name=row[0], labels=load_labels(row[1]))
+    image.target.CopyFrom(descriptor_pb2.Descriptor.FromString(row[2]))
+    set_timestamp(image.created_at, row[3])
+    set_timestamp(image.updated_at, row[4])
+    return image
+
+
+def _validate(image: Any) -> None:
+    if not image.name:
+        raise InvalidArgument("image name must not be empty")
+    if not _DIGEST.fullmatch(image.target.digest):
+        raise InvalidArgument(f'target.Digest "{image.target.digest}" invalid: invalid checksum digest format')
+    if image.target.size <= 0:
+        raise InvalidArgument("target.Size must be greater than zero")
+    if not image.target.media_type:
+        raise InvalidArgument("target.MediaType must be set")
+
+
+def adaptor(image: Any) -> Any:
+    def adapt(path: Sequence[str]) -> str | None:
+        match path[0]:
+            case "name":
+                return present(image.name)
+            case "target" if len(path) > 1:
+                fields = {"digest": image.target.digest, "mediatype": image.target.media_type}
+                return present(fields.get(path[1], ""))
+            case "labels":
+                return in_map(path[1:], image.labels)
+            case "annotations":
+                return in_map(path[1:], image.target.annotations)
+        return None
+
+    return adapt
+
+
+class Images:
+    def __init__(self, database: Database, events: Exchange, leases: Leases) -> None:
+        self._database = database
+        self._events = events
+        self._leases = leases
+
+    def get(self, namespace: str, name: str) -> Any:
+        row = self._database.one(f"SELECT {_COLUMNS} FROM images WHERE namespace = ? AND name = ?", (namespace, name))
+        if row is None:
+            raise NotFound(f'image "{name}"')
+        return _from_row(row)
+
+    def find(self, namespace: str, filters: Sequence[str] = ()) -> list[Any]:
+        accept = parse_all(filters)
+        rows = self._database.all(f"SELECT {_COLUMNS} FROM images WHERE namespace = ? ORDER BY name", (namespace,))
+        return [image for image in map(_from_row, rows) if accept(adaptor(image))]
+
+    def create(self, namespace: str, image: Any, *, lease: str = "", stamp: int | None = None) -> Any:
+        _validate(image)
+        stamp = now() if stamp is None else stamp
+        with self._database.transaction() as execute:
+            self._database.ensure_namespace(namespace)
+            if execute("SELECT 1 FROM images WHERE namespace = ? AND name = ?", (namespace, image.name)).fetchone():
+                raise AlreadyExists(f'image "{image.name}"')
+            self._lease(namespace, lease, image)
+            execute(
+                "INSERT INTO images (namespace, target, name, labels, record, created, updated) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (namespace, image.target.digest, image.name, dump_labels(image.labels),
+                 image.target.SerializeToString(deterministic=True), stamp, stamp),
+            )  # fmt: skip
+        set_timestamp(image.created_at, stamp)
+        set_timestamp(image.updated_at, stamp)
+        self._events.publish(
+            namespace, "/images/create", image_events.ImageCreate(name=image.name, labels=image.labels)
+        )
+        return image
+
+    def _lease(self, namespace: str, lease: str, image: Any) -> None:
+        """Only an image that can expire needs a lease to hold it."""
+        if lease and EXPIRE_LABEL in image.labels:
+            self._leases.hold(namespace, lease, "images", image.name)
+
+    def update(
+        self, namespace: str, image: Any, paths: Sequence[str], *, lease: str = "", stamp: int | None = None
+    ) -> Any:
+        if not image.name:
+            raise InvalidArgument("image name is required for update")
+        stamp = now() if stamp is None else stamp
+        with self._database.transaction() as execute:
+            updated = self.get(namespace, image.name)
+            for path in paths or ("labels", "target"):
+                _apply(updated, image, path)
+            _validate(updated)
+            self._lease(namespace, lease, updated)
+            execute(
+                "UPDATE images SET target = ?, labels = ?, record = ?, updated = ? WHERE namespace = ? AND name = ?",
+                (updated.target.digest, dump_labels(updated.labels),
+                 updated.target.SerializeToString(deterministic=True), stamp, namespace, image.name),
+            )  # fmt: skip
+        set_timestamp(updated.updated_at, stamp)
+        self._events.publish(
+            namespace, "/images/update", image_events.ImageUpdate(name=updated.name, labels=updated.labels)
+        )
+        return updated
+
+    def delete(self, namespace: str, name: str, target: str = "") -> None:
+        """With `target`, only when the image still is that digest."""
+        with self._database.transaction() as execute:
+            row = execute("SELECT target FROM images WHERE namespace = ? AND name = ?", (namespace, name)).fetchone()
+            if row is None:
+                raise NotFound(f'image "{name}"')
+            if target and row[0] != target:
+                raise NotFound(f'image "{name}" has target {row[0]}, not {target}')
+            execute("DELETE FROM images WHERE namespace = ? AND name = ?", (namespace, name))
+            self._leases.release(namespace, "images", name)
+        self._database.mutated()
+        self._events.publish(namespace, "/images/delete", image_events.ImageDelete(name=name))
+
+
+def _apply(updated: Any, wanted: Any, path: str) -> None:
+    head, _, key = path.partition(".")
+    match head, bool(key):
+        case "labels", True:
+            updated.labels[key] = wanted.labels[key]
+        case "annotations", True:
+            updated.target.annotations[key] = wanted.target.annotations[key]
+        case "labels", False:
+            updated.labels.clear()
+            updated.labels.update(wanted.labels)
+        case "target", False:
+            updated.target.CopyFrom(wanted.target)
+        case "annotations", False:
+            updated.target.annotations.clear()
+            updated.target.annotations.update(wanted.target.annotations)
+        case _:
+            raise InvalidArgument(f'cannot update "{path}" field on image "{updated.name}"')

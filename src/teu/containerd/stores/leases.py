@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leases: what a client at work holds, so that garbage collection lets it be.
+
+Whatever is created in a call with the header `containerd-lease` is held by that lease in the same transaction. A lease
+ends by Delete, or by the time in its label containerd.io/gc.expire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from teu.api.services.leases.v1 import leases_pb2
+from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
+from teu.containerd.filters import in_map, parse_all, present
+from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_timestamp
+
+EXPIRE_LABEL = "containerd.io/gc.expire"
+
+
+def _from_row(row: Any) -> Any:
+    lease = leases_pb2.Lease(id=row[0], labels=load_labels(row[1]))
+    set_timestamp(lease.created_at, row[2])
+    return lease
+
+
+def _resource_type(resource: Any) -> str:
+    kind = str(resource.type)
+    head, _, snapshotter = kind.partition("/")
+    if kind in ("content", "ingests", "images") or (head == "snapshots" and snapshotter):
+        if not resource.id:
+            raise InvalidArgument(f"invalid resource id of type {kind}")
+        return kind
+    if head == "snapshots":
+        raise InvalidArgument(f'invalid snapshot resource type "{kind}"')
+    raise Unimplemented(f'resource type "{kind}" not supported yet')
+
+
+class Leases:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(self, namespace: str, id: str, labels: dict[str, str]) -> Any:
+        if not id:
+            raise InvalidArgument("lease id must be provided")
+        stamp = now()
+        with self._database.transaction() as execute:
+            self._database.ensure_namespace(namespace)
+            if execute("SELECT 1 FROM leases WHERE namespace = ? AND id = ?", (namespace, id)).fetchone():
+                raise AlreadyExists(f'lease "{id}"')
+            execute("INSERT INTO leases VALUES (?, ?, ?, ?)", (namespace, id, dump_labels(labels), stamp))
+        return _from_row((id, dump_labels(labels), stamp))
+
+    def delete(self, namespace: str, id: str) -> None:
+        with self._database.transaction() as execute:
+            self._require(namespace, id)
+            execute("DELETE FROM leases WHERE namespace = ? AND id = ?", (namespace, id))
+            execute("DELETE FROM lease_resources WHERE namespace = ? AND lease = ?", (namespace, id))
+        self._database.mutated()
+
+    def find(self, namespace: str, filters: Sequence[str] = ()) -> list[Any]:
+        accept = parse_all(filters)
+        rows = self._database.all(
+            "SELECT id, labels, created FROM leases WHERE namespace = ? ORDER BY id", (namespace,)
+        )
+
+        def adaptor(lease: Any) -> Any:
+            def adapt(path: Sequence[str]) -> str | None:
+                if path[0] == "id":
+                    return present(lease.id)
+                return in_map(path[1:], lease.labels) if path[0] == "labels" else None
+
+            return adapt
+
+        return [lease for lease in map(_from_row, rows) if accept(adaptor(lease))]
+
+    def add(self, namespace: str, id: str, resource: Any) -> None:
+        kind = _resource_type(resource)
+        with self._database.transaction():
+            self.hold(namespace, id, kind, resource.id)
+
+    def remove(self, namespace: str, id: str, resource: Any) -> None:
+        kind = _resource_type(resource)
+        with self._database.transaction() as execute:
+            self._require(namespace, id)
+            execute(
+                "DELETE FROM lease_resources WHERE namespace = ? AND lease = ? AND type = ? AND resource = ?",
+                (namespace, id, kind, resource.id),
+            )
+        self._database.mutated()
+
+    def resources(self, namespace: str, id: str) -> Sequence[Any]:
+        self._require(namespace, id)
+        rows = self._database.all(
+            "SELECT resource, type FROM lease_resources WHERE namespace = ? AND lease = ? ORDER BY type, resource",
+            (namespace, id),
+        )
+        return [leases_pb2.Resource(id=resource, type=kind) for resource, kind in rows]
+
+    def _require(self, namespace: str, id: str) -> None:
+        if not self._database.one("SELECT 1 FROM leases WHERE namespace = ? AND id = ?", (namespace, id)):
+            raise NotFound(f'lease "{id}"')
+
+    # Within the transaction of a store that creates or removes what is held:
+
+    def hold(self, namespace: str, lease: str, kind: str, resource: str) -> bool:
+        """False without a lease; NotFound when it is gone."""
+        if not lease:
+            return False
+        self._require(namespace, lease)
+        with self._database.transaction() as execute:
+            execute("INSERT OR IGNORE INTO lease_resources VALUES (?, ?, ?, ?)", (namespace, lease, kind, resource))
+        return True
+
+    def release(self, namespace: str, kind: str, resource: str) -> None:
+        """From every lease: the resource is gone."""
+        with self._database.transaction() as execute:
+            execute(
+                "DELETE FROM lease_resources WHERE namespace = ? AND type = ? AND resource = ?",
+                (namespace, kind, resource),
+            )

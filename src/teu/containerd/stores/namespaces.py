@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Namespaces and their labels, which hold defaults such as containerd.io/defaults/runtime."""
+
+from __future__ import annotations
+
+from teu.api.events import namespace_pb2 as namespace_events
+from teu.containerd.errors import AlreadyExists, FailedPrecondition, NotFound
+from teu.containerd.events import Exchange
+from teu.containerd.rpc import validate_identifier
+from teu.containerd.stores.database import Database, dump_labels, load_labels
+
+
+class Namespaces:
+    def __init__(self, database: Database, events: Exchange) -> None:
+        self._database = database
+        self._events = events
+
+    def labels(self, name: str) -> dict[str, str]:
+        """Empty for a namespace that is not there."""
+        row = self._database.one("SELECT labels FROM namespaces WHERE name = ?", (name,))
+        return load_labels(row[0]) if row else {}
+
+    def get(self, name: str) -> dict[str, str]:
+        row = self._database.one("SELECT labels FROM namespaces WHERE name = ?", (name,))
+        if row is None:
+            raise NotFound(f'namespace "{name}"')
+        return load_labels(row[0])
+
+    def all(self) -> dict[str, dict[str, str]]:
+        rows = self._database.all("SELECT name, labels FROM namespaces ORDER BY name")
+        return {name: load_labels(labels) for name, labels in rows}
+
+    def create(self, name: str, labels: dict[str, str]) -> None:
+        validate_identifier(name)
+        with self._database.transaction() as execute:
+            if execute("SELECT 1 FROM namespaces WHERE name = ?", (name,)).fetchone():
+                raise AlreadyExists(f'namespace "{name}"')
+            execute("INSERT INTO namespaces VALUES (?, ?)", (name, dump_labels(labels)))
+        self._events.publish(name, "/namespaces/create", namespace_events.NamespaceCreate(name=name, labels=labels))
+
+    def update(self, name: str, labels: dict[str, str], paths: list[str]) -> dict[str, str]:
+        """Without paths all labels are replaced; an empty value removes one."""
+        with self._database.transaction() as execute:
+            row = execute("SELECT labels FROM namespaces WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                raise NotFound(f'namespace "{name}"')
+            current = load_labels(row[0])
+            named = [path[len("labels.") :] for path in paths if path.startswith("labels.")]
+            if not paths or "labels" in paths:
+                current = dict(labels)
+            for key in named:
+                current[key] = labels.get(key, "")
+            current = {key: value for key, value in current.items() if value}
+            execute("UPDATE namespaces SET labels = ? WHERE name = ?", (dump_labels(current), name))
+        self._events.publish(name, "/namespaces/update", namespace_events.NamespaceUpdate(name=name, labels=current))
+        return current
+
+    def delete(self, name: str) -> None:
+        with self._database.transaction() as execute:
+            kinds = [
+                label
+                for table, label in (("images", "images"), ("blobs", "blobs"), ("containers", "containers"))
+                if execute(f"SELECT 1 FROM {table} WHERE namespace = ? LIMIT 1", (name,)).fetchone()
+            ]
+            for (snapshotter,) in execute("SELECT DISTINCT snapshotter FROM snapshots WHERE namespace = ?", (name,)):
+                kinds.append(f'snapshots on "{snapshotter}" snapshotter')
+            if kinds:
+                raise FailedPrecondition(f'namespace "{name}" must be empty, but it still has {", ".join(kinds)}')
+            if not execute("DELETE FROM namespaces WHERE name = ?", (name,)).rowcount:
+                raise NotFound(f'namespace "{name}"')
+            for table in ("leases", "lease_resources", "ingests", "sandboxes"):
+                execute(f"DELETE FROM {table} WHERE namespace = ?", (name,))
+        self._database.mutated()
+        self._events.publish(name, "/namespaces/delete", namespace_events.NamespaceDelete(name=name))

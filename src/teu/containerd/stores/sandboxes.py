@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sandbox records: groups of containers that share a shim (pods)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from teu.api.types import sandbox_pb2
+from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound
+from teu.containerd.filters import in_map, parse_all
+from teu.containerd.rpc import validate_identifier
+from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_timestamp
+
+_COLUMNS = "id, labels, record, created, updated"
+
+
+def _from_row(row: Any) -> Any:
+    sandbox = sandbox_pb2.Sandbox.FromString(row[2])
+    sandbox.sandbox_id = row[0]
+    sandbox.labels.update(load_labels(row[1]))
+    set_timestamp(sandbox.created_at, row[3])
+    set_timestamp(sandbox.updated_at, row[4])
+    return sandbox
+
+
+def _record(sandbox: Any) -> bytes:
+    record = sandbox_pb2.Sandbox()
+    record.CopyFrom(sandbox)
+    for field in ("labels", "created_at", "updated_at"):
+        record.ClearField(field)
+    return bytes(record.SerializeToString(deterministic=True))
+
+
+def _validate(sandbox: Any) -> None:
+    validate_identifier(sandbox.sandbox_id)
+    if not sandbox.runtime.name:
+        raise InvalidArgument("sandbox.Runtime.Name must be set")
+
+
+class Sandboxes:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, namespace: str, id: str) -> Any:
+        row = self._database.one(f"SELECT {_COLUMNS} FROM sandboxes WHERE namespace = ? AND id = ?", (namespace, id))
+        if row is None:
+            raise NotFound(f'sandbox "{id}"')
+        return _from_row(row)
+
+    def find(self, namespace: str, filters: Sequence[str] = ()) -> list[Any]:
+        accept = parse_all(filters)
+        rows = self._database.all(f"SELECT {_COLUMNS} FROM sandboxes WHERE namespace = ? ORDER BY id", (namespace,))
+
+        def adaptor(sandbox: Any) -> Any:
+            def adapt(path: Sequence[str]) -> str | None:
+                if path[0] == "id":
+                    return str(sandbox.sandbox_id)
+                return in_map(path[1:], sandbox.labels) if path[0] == "labels" else None
+
+            return adapt
+
+        return [sandbox for sandbox in map(_from_row, rows) if accept(adaptor(sandbox))]
+
+    def create(self, namespace: str, sandbox: Any) -> Any:
+        _validate(sandbox)
+        stamp = now()
+        with self._database.transaction() as execute:
+            self._database.ensure_namespace(namespace)
+            if execute(
+                "SELECT 1 FROM sandboxes WHERE namespace = ? AND id = ?", (namespace, sandbox.sandbox_id)
+            ).fetchone():
+                raise AlreadyExists(f'sandbox "{sandbox.sandbox_id}"')
+            execute(
+                f"INSERT INTO sandboxes (namespace, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",
+                (namespace, sandbox.sandbox_id, dump_labels(sandbox.labels), _record(sandbox), stamp, stamp),
+            )
+        return self.get(namespace, sandbox.sandbox_id)
+
+    def update(self, namespace: str, wanted: Any, paths: Sequence[str]) -> Any:
+        with self._database.transaction() as execute:
+            updated = self.get(namespace, wanted.sandbox_id)
+            for path in paths or ("labels", "extensions", "spec", "runtime"):
+                _apply(updated, wanted, path)
+            _validate(updated)
+            execute(
+                "UPDATE sandboxes SET labels = ?, record = ?, updated = ? WHERE namespace = ? AND id = ?",
+                (dump_labels(updated.labels), _record(updated), now(), namespace, wanted.sandbox_id),
+            )
+        return self.get(namespace, wanted.sandbox_id)
+
+    def delete(self, namespace: str, id: str) -> None:
+        with self._database.transaction() as execute:
+            if not execute("DELETE FROM sandboxes WHERE namespace = ? AND id = ?", (namespace, id)).rowcount:
+                raise NotFound(f'sandbox "{id}"')
+        self._database.mutated()
+
+
+def _apply(updated: Any, wanted: Any, path: str) -> None:
+    head, _, key = path.partition(".")
+    match head, bool(key):
+        case "labels", True:
+            updated.labels[key] = wanted.labels[key]
+        case "extensions", True:
+            updated.extensions[key].CopyFrom(wanted.extensions[key])
+        case "labels", False:
+            updated.labels.clear()
+            updated.labels.update(wanted.labels)
+        case "extensions", False:
+            updated.extensions.clear()
+            for name, value in wanted.extensions.items():
+                updated.extensions[name].CopyFrom(value)
+        case "spec" | "runtime", False:
+            updated.ClearField(head)
+            if wanted.HasField(head):
+                getattr(updated, head).CopyFrom(getattr(wanted, head))
+        case _:
+            raise InvalidArgument(f'cannot update "{path}" field on sandbox "{updated.sandbox_id}"')

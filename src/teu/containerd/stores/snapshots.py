@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots as a namespace sees them, over the snapshotters, which know no namespaces.
+
+A client's key is mapped to a name that is unique in the snapshotter: NAMESPACE/NUMBER/KEY. Labels are the
+namespace's; only those that concern the snapshotter (containerd.io/snapshot...) are handed down. Removing takes the
+snapshot out of the namespace at once; the snapshotter's own follows with the next garbage collection.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from teu.api.events import snapshot_pb2 as snapshot_events
+from teu.api.services.snapshots.v1 import snapshots_pb2
+from teu.containerd.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound, Unknown
+from teu.containerd.events import Exchange
+from teu.containerd.filters import in_map, parse_all
+from teu.containerd.snapshotters.interface import (
+    COMMITTED,
+    INHERITED_PREFIX,
+    KIND_WORDS,
+    REFERENCE_LABEL,
+    Info,
+    Snapshotter,
+    Usage,
+)
+from teu.containerd.snapshotters.local import LocalSnapshotter
+from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_timestamp
+from teu.containerd.stores.leases import Leases
+
+log = logging.getLogger("teu.containerd.snapshots")
+
+
+def inherited(labels: dict[str, str]) -> dict[str, str]:
+    return {
+        key: value for key, value in labels.items() if key.startswith(INHERITED_PREFIX) or key == REFERENCE_LABEL
+    }
+
+
+def to_wire(info: Info) -> Any:
+    message = snapshots_pb2.Info(name=info.name, parent=info.parent, kind=info.kind, labels=info.labels)
+    set_timestamp(message.created_at, info.created)
+    set_timestamp(message.updated_at, info.updated)
+    return message
+
+
+def adaptor(info: Info) -> Any:
+    def adapt(path: Sequence[str]) -> str | None:
+        match path[0]:
+            case "kind":
+                return KIND_WORDS.get(info.kind)
+            case "name":
+                return info.name
+            case "parent":
+                return info.parent
+            case "labels":
+                return in_map(path[1:], info.labels)
+        return None
+
+    return adapt
+
+
+class Snapshots:
+    def __init__(
+        self, database: Database, events: Exchange, leases: Leases, snapshotters: dict[str, Snapshotter]
+    ) -> None:
+        self._database = database
+        self._events = events
+        self._leases = leases
+        self.snapshotters = snapshotters
+
+    def snapshotter(self, name: str) -> Snapshotter:
+        if not name:
+            raise InvalidArgument("snapshotter argument missing")
+        try:
+            return self.snapshotters[name]
+        except KeyError:
+            raise InvalidArgument(f"snapshotter not loaded: {name}") from None
+
+    def _scope(self, snapshotter: Snapshotter) -> AbstractContextManager[Any]:
+        """One transaction with the snapshotter's own, where it is in the same database."""
+        return self._database.transaction() if snapshotter.local else nullcontext()
+
+    def _row(self, namespace: str, snapshotter: str, key: str) -> Any:
+        row = self._database.one(
+            "SELECT backend, parent, labels, created, updated FROM snapshots "
+            "WHERE namespace = ? AND snapshotter = ? AND key = ?",
+            (namespace, snapshotter, key),
+        )
+        if row is None:
+            raise NotFound(f"snapshot {key} does not exist")
+        return row
+
+    def _merge(self, key: str, row: Any, inner: Info) -> Info:
+        return Info(key, row[1], inner.kind, {**inner.labels, **load_labels(row[2])}, row[3], row[4])
+
+    def stat(self, namespace: str, snapshotter: str, key: str) -> Info:
+        backend = self.snapshotter(snapshotter)
+        row = self._row(namespace, snapshotter, key)
+        return self._merge(key, row, backend.stat(row[0]))
+
+    def mounts(self, namespace: str, snapshotter: str, key: str) -> list[Any]:
+        backend = self.snapshotter(snapshotter)
+        return backend.mounts(self._row(namespace, snapshotter, key)[0])
+
+    def usage(self, namespace: str, snapshotter: str, key: str) -> Usage:
+        backend = self.snapshotter(snapshotter)
+        return backend.usage(self._row(namespace, snapshotter, key)[0])
+
+    def find(self, namespace: str, snapshotter: str, filters: Sequence[str] = ()) -> Iterator[Info]:
+        backend = self.snapshotter(snapshotter)
+        accept = parse_all(filters)
+        rows = self._database.all(
+            "SELECT backend, parent, labels, created, updated, key FROM snapshots "
+            "WHERE namespace = ? AND snapshotter = ? ORDER BY key",
+            (namespace, snapshotter),
+        )
+        for row in rows:
+            try:
+                info = self._merge(row[5], row, backend.stat(row[0]))
+            except NotFound:
+                continue
+            if accept(adaptor(info)):
+                yield info
+
+    def update(self, namespace: str, snapshotter: str, wanted: Any, paths: Sequence[str]) -> Info:
+        backend = self.snapshotter(snapshotter)
+        if not wanted.name:
+            raise InvalidArgument("snapshot name is required")
+        with self._scope(backend), self._database.transaction() as execute:
+            row = self._row(namespace, snapshotter, wanted.name)
+            labels = load_labels(row[2])
+            for path in paths or ("labels",):
+                if path == "labels":
+                    labels = dict(wanted.labels)
+                elif path.startswith("labels."):
+                    key = path[len("labels.") :]
+                    labels[key] = wanted.labels.get(key, "")
+                    if not labels[key]:
+                        del labels[key]
+                else:
+                    raise InvalidArgument(f'cannot update "{path}" field on snapshot "{wanted.name}"')
+            execute(
+                "UPDATE snapshots SET labels = ?, updated = ? WHERE namespace = ? AND snapshotter = ? AND key = ?",
+                (dump_labels(labels), now(), namespace, snapshotter, wanted.name),
+            )
+            backend.update(row[0], inherited(labels))
+        return self.stat(namespace, snapshotter, wanted.name)
+
+    def prepare(
+        self, namespace: str, snapshotter: str, key: str, parent: str, labels: dict[str, str], lease: str = ""
+    ) -> list[Any]:
+        mounts = self._create(namespace, snapshotter, key, parent, labels, lease, readonly=False)
+        event = snapshot_events.SnapshotPrepare(key=key, parent=parent, snapshotter=snapshotter)
+        self._events.publish(namespace, "/snapshot/prepare", event)
+        return mounts
+
+    def view(
+        self, namespace: str, snapshotter: str, key: str, parent: str, labels: dict[str, str], lease: str = ""
+    ) -> list[Any]:
+        return self._create(namespace, snapshotter, key, parent, labels, lease, readonly=True)
+
+    def _create(
+        self, namespace: str, snapshotter: str, key: str, parent: str, labels: dict[str, str], lease: str,
+        *, readonly: bool,
+    ) -> list[Any]:  # fmt: skip
+        backend = self.snapshotter(snapshotter)
+        if not key:
+            raise InvalidArgument("snapshot key must not be empty")
+        encoded = dump_labels(labels)
+        target = labels.get(REFERENCE_LABEL, "")
+        taken = self._taken(namespace, snapshotter, target, key, lease)
+        if taken:
+            raise taken
+        with self._scope(backend):
+            above = self._row_of_parent(namespace, snapshotter, parent) if parent else ""
+            name = f"{namespace}/{self._number()}/{key}"
+            make = backend.view if readonly else backend.prepare
+            try:
+                mounts = make(name, above, inherited(labels))
+            except AlreadyExists as error:
+                if not target:
+                    raise Unknown(f"unexpected error from snapshotter: {error.message}") from None
+                mounts = []
+            if not mounts and target:
+                taken = self._adopt(namespace, backend, target, parent, above, labels, lease)
+            else:
+                try:
+                    stamp = now()
+                    self._insert(namespace, snapshotter, key, parent, name, encoded, stamp, stamp, lease)
+                except BaseException:
+                    if not backend.local:
+                        backend.remove(name)
+                    raise
+        if taken:
+            raise taken
+        return mounts
+
+    def _number(self) -> int:
+        with self._database.transaction(durable=False) as execute:
+            execute(
+                "INSERT INTO meta VALUES ('snapshot', '1') "
+                "ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+            )
+            return int(execute("SELECT value FROM meta WHERE key = 'snapshot'").fetchone()[0])
+
+    def _taken(self, namespace: str, snapshotter: str, target: str, key: str, lease: str) -> AlreadyExists | None:
+        """The error for a name in use, after the lease has got hold of it."""
+        for name, words in ((target, "target snapshot"), (key, "snapshot")):
+            if name and self._database.one(
+                "SELECT 1 FROM snapshots WHERE namespace = ? AND snapshotter = ? AND key = ?",
+                (namespace, snapshotter, name),
+            ):
+                with self._database.transaction():
+                    self._leases.hold(namespace, lease, f"snapshots/{snapshotter}", name)
+                return AlreadyExists(f'{words} "{name}"')
+        return None
+
+    def _row_of_parent(self, namespace: str, snapshotter: str, parent: str) -> str:
+        try:
+            return str(self._row(namespace, snapshotter, parent)[0])
+        except NotFound:
+            raise NotFound(f"parent snapshot {parent} does not exist") from None
+
+    def _insert(
+        self, namespace: str, snapshotter: str, key: str, parent: str, backend: str, labels: str, created: int,
+        updated: int, lease: str,
+    ) -> None:  # fmt: skip
+        with self._database.transaction() as execute:
+            self._database.ensure_namespace(namespace)
+            if parent:
+                self._row_of_parent(namespace, snapshotter, parent)  # it may have gone meanwhile
+            self._leases.hold(namespace, lease, f"snapshots/{snapshotter}", key)
+            if execute(
+                "SELECT 1 FROM snapshots WHERE namespace = ? AND snapshotter = ? AND key = ?",
+                (namespace, snapshotter, key),
+            ).fetchone():
+                raise AlreadyExists(f'snapshot "{key}"')
+            execute(
+                "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (namespace, snapshotter, key, parent, backend, labels, created, updated),
+            )
+
+    def _adopt(
+        self, namespace: str, backend: Snapshotter, target: str, parent: str, above: str, labels: dict[str, str],
+        lease: str,
+    ) -> Error:  # fmt: skip
+        """A remote snapshotter has the wanted layer already, under a name of its own: the namespace takes it over."""
+        for info in backend.walk():
+            if info.kind == COMMITTED and info.labels.get(REFERENCE_LABEL) == target and info.parent == above:
+                break
+        else:
+            return NotFound(f'target snapshot "{target}" in backend')
+        merged = dump_labels({**info.labels, **labels})
+        try:
+            self._insert(
+                namespace, backend.name, target, parent, info.name, merged, info.created, info.updated, lease
+            )
+        except AlreadyExists as error:
+            return error
+        return AlreadyExists(f'target snapshot "{target}" from snapshotter')
+
+    def commit(
+        self, namespace: str, snapshotter: str, name: str, key: str, labels: dict[str, str], parent: str = "",
+        lease: str = "",
+    ) -> None:  # fmt: skip
+        backend = self.snapshotter(snapshotter)
+        if not name:
+            raise InvalidArgument("snapshot name must not be empty")
+        encoded = dump_labels(labels)
+        taken = self._taken(namespace, snapshotter, "", name, lease)
+        if taken:
+            raise taken
+        row = self._row(namespace, snapshotter, key)
+        if isinstance(backend, LocalSnapshotter):
+            backend.settle(row[0])
+        with self._database.transaction() as execute:
+            row = self._row(namespace, snapshotter, key)
+            over = row[1] or parent
+            above = self._row_of_parent(namespace, snapshotter, over) if over else ""
+            inner = f"{namespace}/{self._number()}/{name}"
+            stamp = now()
+            self._insert(namespace, snapshotter, name, over, inner, encoded, stamp, stamp, lease)
+            execute(
+                "DELETE FROM snapshots WHERE namespace = ? AND snapshotter = ? AND key = ?",
+                (namespace, snapshotter, key),
+            )
+            self._leases.release(namespace, f"snapshots/{snapshotter}", key)
+            backend.commit(inner, row[0], inherited(labels), above if not row[1] else "")
+        event = snapshot_events.SnapshotCommit(key=key, name=name, snapshotter=snapshotter)
+        self._events.publish(namespace, "/snapshot/commit", event)
+
+    def remove(self, namespace: str, snapshotter: str, key: str) -> None:
+        self.snapshotter(snapshotter)
+        with self._database.transaction() as execute:
+            self._row(namespace, snapshotter, key)
+            if execute(
+                "SELECT 1 FROM snapshots WHERE namespace = ? AND snapshotter = ? AND parent = ? LIMIT 1",
+                (namespace, snapshotter, key),
+            ).fetchone():
+                raise FailedPrecondition("cannot remove snapshot with child")
+            execute(
+                "DELETE FROM snapshots WHERE namespace = ? AND snapshotter = ? AND key = ?",
+                (namespace, snapshotter, key),
+            )
+            self._leases.release(namespace, f"snapshots/{snapshotter}", key)
+        self._database.mutated()
+        event = snapshot_events.SnapshotRemove(key=key, snapshotter=snapshotter)
+        self._events.publish(namespace, "/snapshot/remove", event)
+
+    def collect(self) -> None:
+        """Remove from the snapshotters what no namespace has any more, children first, and their files."""
+        for backend in self.snapshotters.values():
+            try:
+                self._prune(backend)
+                backend.cleanup()
+            except Exception as error:
+                log.error("clean up snapshotter %s: %s", backend.name, error)
+
+    def _prune(self, backend: Snapshotter) -> None:
+        infos = list(backend.walk())
+        with self._database.frozen():
+            used = {
+                row[0]
+                for row in self._database.all("SELECT backend FROM snapshots WHERE snapshotter = ?", (backend.name,))
+            }
+        needed = set(used)
+        parents = {info.name: info.parent for info in infos}
+        for name in used:  # whatever is above something in use stays
+            while (name := parents.get(name, "")) and name not in needed:
+                needed.add(name)
+        doomed = [info for info in infos if info.name not in needed]
+        if not doomed:
+            return
+        children: dict[str, int] = {}
+        for info in infos:
+            children[info.parent] = children.get(info.parent, 0) + 1
+        # Leaves first. A snapshot being made right now has its backend before its row: leave what is younger than
+        # the start of this collection to the next one.
+        pending = {info.name: info for info in doomed}
+        progress = True
+        while pending and progress:
+            progress = False
+            for name in list(pending):
+                if children.get(name):
+                    continue
+                info = pending.pop(name)
+                if not backend.local and now() - info.created < 60_000_000_000:
+                    continue
+                try:
+                    backend.remove(name)
+                except NotFound:
+                    pass
+                children[info.parent] = children.get(info.parent, 1) - 1
+                progress = True
