@@ -28,7 +28,6 @@ import grpc.aio
 
 from teu.containerd.errors import Cancelled, Error, FailedPrecondition, InvalidArgument
 
-
 if TYPE_CHECKING:
     from teu.containerd.context import Context
 

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys of /etc/teu/containerd.yaml. See teu-containerd.yaml(5)."""
+
+from __future__ import annotations
+
+from teu.config import Key, boolean, duration, integer, list_of, map_of, matching, one_of, path, section, text
+
+FILE = "/etc/teu/containerd.yaml"
+
+_socket = matching(r"(unix://)?/.+", "give a socket, such as /run/teu/teud.sock")
+
+KEYS = (
+    Key("root", path, "/var/lib/teu/containerd", "persistent state: content, snapshots, metadata.db"),
+    Key("state", path, "/run/teu/containerd", "state that a reboot ends: bundles of running tasks"),
+    Key("address", path, "/run/teu/containerd.sock", "socket of the gRPC API; with .ttrpc appended, of shims' events"),
+    Key("log-level", one_of("debug", "info", "warn", "error"), "info", "least level that is logged", reload=True),
+    Key("threads", integer(4, 1024), 64, "calls that may block at the same time"),
+    Key("idle-exit", duration, 0.0, "exit after this time without a call, where systemd listens; 0: never", reload=True),
+    Key("wake", list_of(_socket), [], "sockets to connect to when a task exits", reload=True),
+    Key("default-runtime", text, "io.containerd.teu.v2", "runtime of tasks whose container names none"),
+    Key(
+        "metrics",
+        section(Key("address", text, "", "HOST:PORT or /socket that serves Prometheus' /v1/metrics; empty: none")),
+        {},
+        "metrics",
+    ),
+    Key(
+        "gc",
+        section(
+            Key("delay", duration, 0.01, "wait this long after a deletion, so that a burst makes one collection"),
+        ),
+        {},
+        "garbage collection",
+    ),
+    Key(
+        "events",
+        section(Key("queue", integer(16), 65536, "events a slow subscriber may fall behind before it is cut off")),
+        {},
+        "event exchange",
+    ),
+    Key(
+        "snapshots",
+        section(
+            Key("default", text, "overlayfs", "snapshotter where a request names none"),
+            Key("sync", boolean, True, "force a snapshot to disk before its commit is answered"),
+            Key(
+                "proxies",
+                map_of(
+                    section(
+                        Key("address", path, "", "socket of the proxy"),
+                        Key("capabilities", list_of(text), [], "capabilities to tell clients of"),
+                    )
+                ),
+                {},
+                "snapshotters served by other programs over gRPC, by name",
+            ),
+        ),
+        {},
+        "snapshotters",
+    ),
+    Key(
+        "unpack",
+        section(
+            Key("parallel", integer(1, 64), 3, "layers unpacked at the same time"),
+        ),
+        {},
+        "layers",
+    ),
+)

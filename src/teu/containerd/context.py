@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the services share: the stores, the configuration, the event loop. Made once by `daemon`."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from teu.config import Settings
+from teu.containerd.errors import FailedPrecondition
+from teu.containerd.events import Exchange
+from teu.containerd.layers.run import Layers
+from teu.containerd.snapshotters.interface import Snapshotter
+from teu.containerd.snapshotters.native import Native
+from teu.containerd.snapshotters.overlayfs import Overlayfs
+from teu.containerd.stores.containers import Containers
+from teu.containerd.stores.content import Content
+from teu.containerd.stores.database import Database
+from teu.containerd.stores.garbage import Collector
+from teu.containerd.stores.images import Images
+from teu.containerd.stores.leases import Leases
+from teu.containerd.stores.namespaces import Namespaces
+from teu.containerd.stores.sandboxes import Sandboxes
+from teu.containerd.stores.snapshots import Snapshots
+
+log = logging.getLogger("teu.containerd")
+
+
+def lock_folder(path: str) -> int:
+    """Hold `path` for this process alone, or say who else does. The lock ends with the process."""
+    fd = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        raise FailedPrecondition(
+            f"{path} is in use by another teu-containerd, process {holder}: stop it, or give --root"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.write(fd, f"{os.getpid()}\n".encode())
+    return fd
+
+
+class Context:
+    def __init__(self, config: Settings) -> None:
+        self.config = config
+        self.root: str = config["root"]
+        self.state: str = config["state"]
+        self.address: str = config["address"]
+        self.ttrpc_address = self.address + ".ttrpc"
+        os.makedirs(self.root, mode=0o711, exist_ok=True)
+        os.makedirs(self.state, mode=0o711, exist_ok=True)
+        self._lock = lock_folder(self.root)
+        self.pool = ThreadPoolExecutor(config["threads"], thread_name_prefix="call")
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.zygote: Any = None
+        self.tasks: Any = None  # set by the tasks service
+        self.events = Exchange(config["events"]["queue"])
+        self.database = Database(os.path.join(self.root, "metadata.db"))
+        self.leases = Leases(self.database)
+        self.namespaces = Namespaces(self.database, self.events)
+        self.containers = Containers(self.database, self.events)
+        self.images = Images(self.database, self.events, self.leases)
+        self.content = Content(self.root, self.database, self.events, self.leases)
+        self.sandboxes = Sandboxes(self.database)
+        self.snapshots = Snapshots(self.database, self.events, self.leases, self._snapshotters())
+        self.layers = Layers(self.state, config["unpack"]["parallel"])
+        self.collector = Collector(
+            self.database, self.content, self.snapshots, self.events, delay=config["gc"]["delay"]
+        )
+
+    def _snapshotters(self) -> dict[str, Snapshotter]:
+        settings = self.config["snapshots"]
+        found: dict[str, Snapshotter] = {}
+        for kind in (Overlayfs, Native):
+            found[kind.name] = kind(self.root, self.database, sync=settings["sync"])
+        if settings["proxies"]:
+            from teu.containerd.snapshotters.proxy import Proxy
+
+            for name, proxy in settings["proxies"].items():
+                found[name] = Proxy(name, proxy["address"], tuple(proxy["capabilities"]))
+        return found
+
+    def close(self) -> None:
+        """After the last call has ended."""
+        self.collector.stop()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        for snapshotter in self.snapshots.snapshotters.values():
+            snapshotter.close()
+        self.database.close()
+        os.close(self._lock)

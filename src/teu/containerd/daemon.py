@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The running daemon: stores, services, sockets, signals. Started by `main` after everything that must come first."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import signal
+import socket
+import time
+from contextlib import suppress
+from typing import Any
+
+import grpc.aio
+
+from teu.api.grpc.health.v1 import health_pb2
+from teu.config import ConfigError, Settings, changed, load
+from teu.containerd import ttrpc_events
+from teu.containerd.config import KEYS
+from teu.containerd.context import Context
+from teu.containerd.metrics import serve_metrics
+from teu.containerd.rpc import MAX_MESSAGE, Server
+from teu.containerd.wake import Waker
+from teu.systemd import grpc_activation, journal, notify
+
+log = logging.getLogger("teu.containerd")
+
+# In the order of registration. The module of tasks comes last: it takes over the shims that are running.
+SERVICES = (
+    "version", "health", "reflection", "namespaces", "introspection", "content", "images", "containers", "leases",
+    "snapshots", "diff", "events",
+)  # fmt: skip
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.so_reuseport", 0),
+    # clients such as dockerd keep idle connections open and ping them
+    ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+def _build(context: Context) -> tuple[Any, Server]:
+    server = grpc.aio.server(options=_OPTIONS)
+    wrapped = Server(server, context, context.pool)
+    for name in SERVICES:
+        importlib.import_module(f"teu.containerd.services.{name}").register(wrapped, context)
+    try:
+        tasks = importlib.import_module("teu.containerd.tasks")
+    except ModuleNotFoundError as error:
+        if error.name != "teu.containerd.tasks":
+            raise
+        log.warning("this build has no tasks service")
+    else:
+        tasks.register(wrapped, context)
+    return server, wrapped
+
+
+async def _answers(address: str) -> bool:
+    async with grpc.aio.insecure_channel(address) as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        try:
+            await check(health_pb2.HealthCheckRequest(), timeout=5)
+        except grpc.aio.AioRpcError:
+            return False
+    return True
+
+
+def _listen(path: str) -> socket.socket:
+    """A listening socket of our own, for root alone."""
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # a leftover: the lock on the root says that nobody serves it
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    mask = os.umask(0o177)
+    try:
+        listener.bind(path)
+    finally:
+        os.umask(mask)
+    listener.listen(4096)
+    return listener
+
+
+class Daemon:
+    def __init__(self, config: Settings, file: str, sockets: list[socket.socket], zygote: Any) -> None:
+        self.config = config
+        self.file = file
+        self.activated = bool(sockets)
+        self.sockets = sockets
+        self.zygote = zygote
+        self.stop = asyncio.Event()
+        self.rpc: Server | None = None
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        notify.status("Opening the stores")
+        context = self.context = await asyncio.to_thread(Context, self.config)
+        context.loop = loop
+        context.zygote = self.zygote
+        self.waker = Waker(self.config["wake"])
+        context.events.listen(self.waker.on_event)
+
+        grpc_socket, events_socket = self._sort_sockets()
+
+        def build() -> Any:
+            server, self.rpc = _build(context)
+            return server
+
+        # shims that died while we were away are told of before anybody can ask
+        server = await self._start(build, grpc_socket)
+        events_server = await ttrpc_events.serve(context, events_socket)
+        metrics_server = await serve_metrics(context, self._rpc)
+        context.collector.start()
+        background = [asyncio.create_task(self._watchdog()), asyncio.create_task(self._watch_idle())]
+        notify.ready(f"Serving {context.address}")
+        log.info("serving %s", context.address)
+        try:
+            await self.stop.wait()
+        finally:
+            notify.stopping()
+            log.info("stopping")
+            for task in background:
+                task.cancel()
+            events_server.close()
+            if metrics_server is not None:
+                metrics_server.close()
+            await server.stop(1.0)
+            if context.tasks is not None:
+                context.tasks.shutdown()
+            await asyncio.to_thread(context.close)
+
+    def _rpc(self) -> Server:
+        assert self.rpc is not None
+        return self.rpc
+
+    def _sort_sockets(self) -> tuple[socket.socket | None, socket.socket]:
+        """(gRPC, ttrpc) of those inherited; what is missing is made, the first by grpcio itself."""
+        grpc_socket = events_socket = None
+        for one in self.sockets:
+            if str(one.getsockname()).endswith(".ttrpc"):
+                events_socket = one
+            else:
+                grpc_socket = one
+                self.context.address = str(one.getsockname())
+                self.context.ttrpc_address = self.context.address + ".ttrpc"
+        return grpc_socket, events_socket or _listen(self.context.ttrpc_address)
+
+    async def _start(self, build: Any, listener: socket.socket | None) -> Any:
+        if listener is not None:
+            private = os.path.join(self.context.state, f"grpc-{os.getpid()}.sock")
+            return await grpc_activation.serve(build, listener, private, _answers)
+        server = build()
+        os.makedirs(os.path.dirname(self.context.address), mode=0o755, exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(self.context.address)
+        mask = os.umask(0o177)
+        try:
+            server.add_insecure_port(f"unix:{self.context.address}")
+        finally:
+            os.umask(mask)
+        await server.start()
+        return server
+
+    def reload(self) -> None:
+        notify.reloading()
+        try:
+            fresh = load(self.file, KEYS)
+        except ConfigError as error:
+            log.error("configuration not reloaded: %s", error)
+        else:
+            applied, ignored = changed(self.config, fresh, KEYS)
+            for key in applied:
+                self.config[key] = fresh[key]
+            journal.set_level(self.config["log-level"])
+            self.waker.sockets = self.config["wake"]
+            log.info("configuration reloaded: %s", ", ".join(applied) or "no change")
+            if ignored:
+                log.warning("needs a restart: %s", ", ".join(ignored))
+        notify.ready(f"Serving {self.context.address}")
+
+    async def _watchdog(self) -> None:
+        interval = notify.watchdog_interval()
+        while interval:
+            notify.watchdog()
+            await asyncio.sleep(interval)
+
+    async def _watch_idle(self) -> None:
+        """Leave when nobody has called for long; only where systemd holds the sockets, which wake us."""
+        while True:
+            limit = self.config["idle-exit"]
+            if not limit or not self.activated:
+                await asyncio.sleep(5)
+                continue
+            statistics = self._rpc().statistics
+            idle = time.monotonic() - max(statistics.last_activity, ttrpc_events.last_activity())
+            if idle >= limit and not statistics.in_flight and self.context.collector.idle():
+                log.info("idle for %.0f s: leaving, the socket wakes us", idle)
+                self.stop.set()
+                return
+            await asyncio.sleep(max(0.05, min(limit - idle, 5)))
+
+
+def run(config: Settings, file: str, sockets: list[socket.socket], zygote: Any) -> int:
+    from teu.containerd.errors import Error
+
+    try:
+        asyncio.run(Daemon(config, file, sockets, zygote).run())
+    except Error as error:
+        log.error("%s", error.message)
+        return 1
+    return 0

@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading and writing tar streams at the speed that layers need. Called by `unpack` and `compare`, in the worker.
+
+The standard library's tarfile builds an object graph per entry; a layer has tens of thousands of entries. Read here are
+ustar, GNU (long names, base-256 numbers, old sparse files) and pax (with SCHILY.xattr and GNU.sparse 0.0, 0.1, 1.0).
+Written is ustar, with a pax header where that cannot say it.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+BLOCK = 512
+PAX_LIMIT = 8 << 20  # of one pax header or long name: far above what is sane, far below what hurts
+
+REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
+_XATTR = "SCHILY.xattr."
+
+
+class TarError(ValueError):
+    """The stream is not a tar archive, or it ends early."""
+
+
+class Entry:
+    __slots__ = ("devmajor", "devminor", "gid", "link", "mode", "mtime", "name", "size", "sparse", "type", "uid",
+                 "xattrs")  # fmt: skip
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.type = REGULAR
+        self.mode = 0
+        self.uid = 0
+        self.gid = 0
+        self.size = 0  # of the file; for a sparse one, with its holes
+        self.mtime = 0  # nanoseconds
+        self.link = ""
+        self.devmajor = 0
+        self.devminor = 0
+        self.xattrs: dict[str, bytes] | None = None
+        self.sparse: list[tuple[int, int]] | None = None  # (offset, length) of the data that follows
+
+
+class Source:
+    """A byte stream made of chunks, read without copying where a read does not cross a chunk's end."""
+
+    def __init__(self, next_chunk: Callable[[], bytes]) -> None:
+        self._next = next_chunk  # b"" at the end
+        self._chunk = memoryview(b"")
+        self._at = 0
+
+    def read(self, length: int) -> bytes:
+        """Exactly `length` bytes, or fewer at the end of the stream."""
+        end = self._at + length
+        if end <= len(self._chunk):
+            data = self._chunk[self._at : end].tobytes()
+            self._at = end
+            return data
+        return b"".join(self.pieces(length, short=True))
+
+    def pieces(self, length: int, *, short: bool = False) -> Iterator[memoryview]:
+        """`length` bytes, in pieces; TarError when the stream ends within, unless `short`."""
+        while length:
+            left = len(self._chunk) - self._at
+            if not left:
+                chunk = self._next()
+                if not chunk:
+                    if short:
+                        return
+                    raise TarError("unexpected end of the archive")
+                self._chunk, self._at, left = memoryview(chunk), 0, len(chunk)
+            take = min(left, length)
+            piece = self._chunk[self._at : self._at + take]
+            self._at += take
+            length -= take
+            yield piece
+
+    def skip(self, length: int) -> None:
+        for _ in self.pieces(length):
+            pass
+
+    def drain(self) -> bool:
+        """Read to the end; whether anything but zeros was left."""
+        trailing = any(self._chunk[self._at :].tobytes().strip(b"\0"))
+        self._at = len(self._chunk)
+        while chunk := self._next():
+            trailing = trailing or bool(chunk.strip(b"\0"))
+        return trailing
+
+
+def _number(field: bytes) -> int:
+    """An octal number, or GNU's base-256 for what octal cannot hold."""
+    first = field[0]
+    if first & 0x80:
+        value = int.from_bytes(field, "big")
+        bits = len(field) * 8
+        if first == 0xFF:
+            return value - (1 << bits)
+        return value & ((1 << (bits - 1)) - 1)
+    text = field.strip(b" \0")
+    if not text:
+        return 0
+    try:
+        return int(text.split(b"\0", 1)[0], 8)
+    except ValueError:
+        raise TarError(f"bad number {field!r} in a header") from None
+
+
+def _string(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _pax_time(text: str) -> int:
+    """Decimal seconds, to nanoseconds."""
+    whole, _, fraction = text.partition(".")
+    try:
+        negative = whole.startswith("-")
+        value = int(whole or "0") * 1_000_000_000
+        nanoseconds = int((fraction + "000000000")[:9]) if fraction else 0
+    except ValueError:
+        raise TarError(f"bad time {text!r} in a pax header") from None
+    return value - nanoseconds if negative else value + nanoseconds
+
+
+def _pax_records(data: bytes) -> list[tuple[str, bytes]]:
+    records = []
+    at = 0
+    while at < len(data):
+        space = data.find(b" ", at, at + 20)
+        try:
+            length = int(data[at:space])
+        except ValueError:
+            raise TarError("bad length in a pax header") from None
+        if space < 0 or length < space - at + 3 or at + length > len(data) or data[at + length - 1] != 0x0A:
+            raise TarError("bad record in a pax header")
+        key, equals, value = data[space + 1 : at + length - 1].partition(b"=")
+        if not equals:
+            raise TarError("bad record in a pax header")
+        records.append((key.decode("utf-8", "surrogateescape"), value))
+        at += length
+    return records
+
+
+class _Extensions:
+    """What extended headers have said about the next entry."""
+
+    def __init__(self, general: list[tuple[str, bytes]]) -> None:
+        self.records = list(general)
+        self.name = ""
+        self.link = ""
+
+    def apply(self, entry: Entry, source: Source, stored: int) -> int:
+        """Bytes of data that follow in the stream."""
+        if self.name:
+            entry.name = self.name
+        if self.link:
+            entry.link = self.link
+        sparse: dict[str, str] = {}
+        offsets: list[int] = []
+        for key, value in self.records:
+            if key.startswith(_XATTR):
+                if entry.xattrs is None:
+                    entry.xattrs = {}
+                entry.xattrs[key[len(_XATTR) :]] = value
+                continue
+            text = value.decode("utf-8", "surrogateescape")
+            try:
+                if key == "path":
+                    entry.name = text
+                elif key == "linkpath":
+                    entry.link = text
+                elif key == "size":
+                    entry.size = stored = int(text)
+                elif key == "uid":
+                    entry.uid = int(text)
+                elif key == "gid":
+                    entry.gid = int(text)
+                elif key == "mtime":
+                    entry.mtime = _pax_time(text)
+                elif key in ("GNU.sparse.offset", "GNU.sparse.numbytes"):
+                    offsets.append(int(text))
+                elif key.startswith("GNU.sparse."):
+                    sparse[key[len("GNU.sparse.") :]] = text
+            except ValueError:
+                raise TarError(f"bad value of {key} in a pax header") from None
+        if sparse or offsets:
+            stored = _pax_sparse(entry, source, stored, sparse, offsets)
+        return stored
+
+
+def _pairs(numbers: list[int]) -> list[tuple[int, int]]:
+    if len(numbers) % 2:
+        raise TarError("odd sparse map")
+    return list(zip(numbers[::2], numbers[1::2]))
+
+
+def _pax_sparse(entry: Entry, source: Source, stored: int, sparse: dict[str, str], offsets: list[int]) -> int:
+    try:
+        if sparse.get("major") == "1":
+            entry.name = sparse.get("name", entry.name)
+            entry.size = int(sparse["realsize"])
+            data = source.read(BLOCK)
+            stored -= BLOCK
+            while True:
+                lines = data.split(b"\n")
+                wanted = int(lines[0]) * 2 if len(lines) > 1 else -1
+                if 0 <= wanted < len(lines) - 1:
+                    break
+                if len(data) > PAX_LIMIT:
+                    raise TarError("sparse map too long")
+                more = source.read(BLOCK)
+                if len(more) < BLOCK:
+                    raise TarError("unexpected end of the archive")
+                data += more
+                stored -= BLOCK
+            numbers = [int(line) for line in lines[1 : wanted + 1]]
+        else:
+            entry.name = sparse.get("name", entry.name)
+            entry.size = int(sparse.get("size") or sparse["realsize"])
+            numbers = offsets or [int(one) for one in sparse["map"].split(",")]
+    except (KeyError, ValueError) as error:
+        raise TarError(f"bad sparse map: {error}") from None
+    entry.sparse = _pairs(numbers)
+    return stored
+
+
+def _old_sparse(entry: Entry, block: bytes, source: Source) -> None:
+    """GNU's type S: the map stands in the header and in blocks after it."""
+    found: list[int] = []
+
+    def take(data: bytes, count: int) -> None:
+        for index in range(count):
+            offset = data[index * 24 : index * 24 + 12]
+            if not offset.strip(b"\0 "):
+                break
+            found.extend((_number(offset), _number(data[index * 24 + 12 : index * 24 + 24])))
+
+    take(block[386:482], 4)
+    more = block[482]
+    while more:
+        extra = source.read(BLOCK)
+        if len(extra) < BLOCK:
+            raise TarError("unexpected end of the archive")
+        take(extra[:504], 21)
+        more = extra[504]
+    entry.size = _number(block[483:495])
+    entry.sparse = _pairs(found)
+    entry.type = REGULAR
+
+
+def entries(source: Source) -> Iterator[tuple[Entry, int]]:
+    """Each entry with the number of bytes of its data in the stream, which the caller reads from `source` before it
+    asks for the next; padding is skipped here."""
+    general: list[tuple[str, bytes]] = []
+    extensions: _Extensions | None = None
+    while True:
+        block = source.read(BLOCK)
+        if not block:
+            return  # without the two blocks of zeros: many writers forget them
+        if len(block) < BLOCK:
+            raise TarError("unexpected end of the archive")
+        if block[0] == 0 and not block.strip(b"\0"):
+            return
+        if _number(block[148:156]) != sum(block) - sum(block[148:156]) + 256:
+            raise TarError("bad checksum of a header: not a tar archive, or damaged")
+        kind = block[156:157]
+        stored = _number(block[124:136])
+        if stored < 0:
+            raise TarError("negative size in a header")
+        if kind in b"xgLK":
+            if stored > PAX_LIMIT:
+                raise TarError("extended header too long")
+            data = source.read(stored)
+            if len(data) < stored:
+                raise TarError("unexpected end of the archive")
+            source.skip(-stored % BLOCK)
+            if kind == b"g":
+                general = _pax_records(data)
+                continue
+            if extensions is None:
+                extensions = _Extensions(general)
+            if kind == b"x":
+                extensions.records += _pax_records(data)
+            elif kind == b"L":
+                extensions.name = _string(data)
+            else:
+                extensions.link = _string(data)
+            continue
+        entry = Entry()
+        entry.name = _string(block[:100])
+        entry.mode = _number(block[100:108]) & 0o7777
+        entry.uid = _number(block[108:116])
+        entry.gid = _number(block[116:124])
+        entry.size = stored
+        entry.mtime = _number(block[136:148]) * 1_000_000_000
+        entry.type = REGULAR if kind in (b"\0", b"7") else kind
+        entry.link = _string(block[157:257])
+        if block[257:263] == b"ustar\0":
+            prefix = _string(block[345:500])
+            if prefix:
+                entry.name = f"{prefix}/{entry.name}"
+        if kind in b"34":
+            entry.devmajor, entry.devminor = _number(block[329:337]), _number(block[337:345])
+        if extensions is not None:
+            stored = extensions.apply(entry, source, stored)
+            extensions = None
+        elif general:
+            stored = _Extensions(general).apply(entry, source, stored)
+        if kind == b"S":
+            _old_sparse(entry, block, source)
+        if entry.type == REGULAR and entry.name.endswith("/"):
+            entry.type = DIRECTORY  # as the oldest writers tell one
+        if entry.type not in (REGULAR, b"S"):
+            # links and directories have no data, whatever their size field says of them
+            if entry.type in (HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO):
+                stored = 0
+        padding = -stored % BLOCK
+        if stored < 0:
+            raise TarError("negative size in a header")
+        yield entry, stored
+        if padding:
+            source.skip(padding)
+
+
+# Writing
+
+
+def _octal(value: int, width: int) -> bytes | None:
+    """`width` - 1 octal digits and a zero byte, or None when it does not fit."""
+    if value < 0 or value >= 8 ** (width - 1):
+        return None
+    return b"%0*o\0" % (width - 1, value)
+
+
+def _pax_record(key: bytes, value: bytes) -> bytes:
+    length = len(key) + len(value) + 3
+    total = length + len(str(length))
+    total = length + len(str(total))
+    return b"%d %s=%s\n" % (total, key, value)
+
+
+def _header(
+    name: bytes, kind: bytes, mode: int, uid: bytes, gid: bytes, size: bytes, mtime: bytes, link: bytes, major: bytes,
+    minor: bytes, prefix: bytes,
+) -> bytes:  # fmt: skip
+    block = b"".join(
+        (name.ljust(100, b"\0"), b"%07o\0" % mode, uid, gid, size, mtime, b"        ", kind, link.ljust(100, b"\0"),
+         b"ustar\0" b"00", bytes(64), major, minor, prefix.ljust(155, b"\0"), bytes(12))
+    )  # fmt: skip
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+_ZERO8, _ZERO12 = b"0000000\0", b"00000000000\0"
+
+
+def pack(entry: Entry) -> bytes:
+    """The header, or headers, of an entry; its data and padding follow."""
+    records = b""
+    name = entry.name.encode("utf-8", "surrogateescape")
+    link = entry.link.encode("utf-8", "surrogateescape")
+    short, prefix = name, b""
+    if len(name) > 100:
+        cut = name.rfind(b"/", 0, 156)
+        if cut > 0 and len(name) - cut - 1 <= 100 and cut < len(name) - 1:
+            prefix, short = name[:cut], name[cut + 1 :]
+        else:
+            records += _pax_record(b"path", name)
+            short = name[:100]
+    short_link = link
+    if len(link) > 100:
+        records += _pax_record(b"linkpath", link)
+        short_link = link[:100]
+    seconds, nanoseconds = divmod(entry.mtime, 1_000_000_000)
+    mtime = _octal(seconds, 12)
+    if mtime is None or nanoseconds:
+        # pax times are decimal: below zero the fraction counts away from zero
+        text = f"{seconds}.{nanoseconds:09d}" if seconds >= 0 else f"{entry.mtime / 1e9:.9f}"
+        records += _pax_record(b"mtime", (text.rstrip("0").rstrip(".") if "." in text else text).encode())
+    fields = []
+    for key, value, width in ((b"uid", entry.uid, 8), (b"gid", entry.gid, 8), (b"size", entry.size, 12)):
+        octal = _octal(value, width)
+        if octal is None:
+            records += _pax_record(key, b"%d" % value)
+        fields.append(octal or (_ZERO8 if width == 8 else _ZERO12))
+    for key, content in sorted((entry.xattrs or {}).items()):
+        records += _pax_record(f"{_XATTR}{key}".encode("utf-8", "surrogateescape"), content)
+    major, minor = _octal(entry.devmajor, 8), _octal(entry.devminor, 8)
+    block = _header(
+        short, entry.type, entry.mode & 0o7777, fields[0], fields[1], fields[2], mtime or _ZERO12, short_link,
+        major or _ZERO8, minor or _ZERO8, prefix,
+    )  # fmt: skip
+    if not records:
+        return block
+    size = _octal(len(records), 12) or _ZERO12
+    base = name.rsplit(b"/", 1)[-1][:80]
+    extended = _header(
+        b"PaxHeaders.0/" + base, b"x", 0o644, _ZERO8, _ZERO8, size, _ZERO12, b"", _ZERO8, _ZERO8, b""
+    )
+    return extended + records + bytes(-len(records) % BLOCK) + block
+
+
+END = bytes(2 * BLOCK)

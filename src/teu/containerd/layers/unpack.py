@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Applies a layer's entries to a directory tree. Called by `worker`, with the tree opened as a descriptor.
+
+Every path of an entry is resolved by the kernel within the tree (openat2, RESOLVE_IN_ROOT): symbolic links in it are
+followed, as in the container, but never out of it. Names that climb above the root are refused, and so are whiteouts
+of the root itself and hard links to what is outside.
+
+Whiteouts (OCI image-spec, "layer"): `.wh.NAME` removes NAME of the layers below; `.wh..wh..opq` removes all that its
+directory holds from below. On an overlay mount the kernel turns removals into its own whiteouts in the upper layer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+
+from teu.containerd.layers import tar
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from teu.containerd.layers.tar import Entry, Source
+
+SYS_openat2 = 437
+RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+SYNC_FILE_RANGE_WRITE = 2
+WRITEBACK_AT = 4 << 20  # files of this size begin to be written back at once
+
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CACHED = 64  # open parent directories
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class LayerError(ValueError):
+    """The layer asks for what no layer may."""
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
+
+
+def open_in_root(root: int, path: str, flags: int) -> int:
+    """openat2(2) with `root` as the root directory. OSError names the path."""
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    encoded = os.fsencode(path) or b"."
+    while True:
+        fd: int = _libc.syscall(SYS_openat2, root, encoded, ctypes.byref(how), ctypes.sizeof(how))
+        if fd >= 0:
+            return fd
+        code = ctypes.get_errno()
+        if code not in (errno.EAGAIN, errno.EINTR):  # EAGAIN: something was renamed while it looked
+            raise OSError(code, f"openat2: {os.strerror(code)}", path)
+
+
+def clean(name: str) -> str:
+    """The name without `.`, doubled slashes and a leading slash; LayerError when it climbs above the root."""
+    if "\0" in name:
+        raise LayerError(f"entry {name!r} has a zero byte in its name")
+    if ".." not in name and "//" not in name and "/." not in name and name[:1] not in ("/", "."):
+        return name.rstrip("/")
+    parts: list[str] = []
+    for part in name.split("/"):
+        if part in ("", "."):
+            continue
+        if part == "..":
+            if not parts:
+                raise LayerError(f"entry {name!r} climbs out of the layer's root")
+            parts.pop()
+        else:
+            parts.append(part)
+    return "/".join(parts)
+
+
+class Unpacker:
+    def __init__(self, root: int, *, fresh: bool) -> None:
+        """`fresh`: the tree is empty, so there is nothing below that a whiteout could remove."""
+        self._root = root
+        self._fresh = fresh
+        self._parents: dict[str, tuple[int, bool]] = {}  # path -> (descriptor, has the set-group-id bit)
+        self._times: list[tuple[str, int]] = []  # of directories, to be set when nothing is put into them any more
+        self._unpacked: set[int] = set()  # hashes of this layer's own paths: an opaque directory keeps them
+        self.count = 0
+
+    def run(self, source: Source) -> None:
+        for entry, stored in tar.entries(source):
+            try:
+                self._one(entry, stored, source)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise
+                raise OSError(error.errno, f"unpack {entry.name!r}: {error.strerror}") from error
+            self.count += 1
+        for path, moment in reversed(self._times):
+            self._set_directory_time(path, moment)
+        self._forget()
+
+    def _set_directory_time(self, path: str, moment: int) -> None:
+        parent, base = self._split(path)
+        try:
+            if base:
+                os.utime(base, ns=(moment, moment), dir_fd=self._parent(parent)[0], follow_symlinks=False)
+            else:
+                os.utime(f"/proc/self/fd/{self._root}", ns=(moment, moment))
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # a later entry or whiteout removed it
+
+    # Paths
+
+    @staticmethod
+    def _split(path: str) -> tuple[str, str]:
+        parent, _, base = path.rpartition("/")
+        return parent, base
+
+    def _forget(self) -> None:
+        for fd, _ in self._parents.values():
+            os.close(fd)
+        self._parents.clear()
+
+    def _parent(self, path: str) -> tuple[int, bool]:
+        """The directory `path`, made with its ancestors where the layer forgot them."""
+        found = self._parents.get(path)
+        if found is not None:
+            return found
+        try:
+            fd = open_in_root(self._root, path, _DIRECTORY)
+        except FileNotFoundError:
+            fd = self._make_directories(path)
+        except NotADirectoryError as error:
+            raise LayerError(f"{path!r} is not a directory, but the layer has entries in it") from error
+        if len(self._parents) >= _CACHED:
+            self._forget()
+        found = (fd, bool(os.fstat(fd).st_mode & stat.S_ISGID))
+        self._parents[path] = found
+        return found
+
+    def _make_directories(self, path: str) -> int:
+        upper, base = self._split(path)
+        above = self._parent(upper)[0]
+        try:
+            os.mkdir(base, 0o755, dir_fd=above)
+        except FileExistsError:
+            pass  # a link to nowhere: the open below says so
+        return open_in_root(self._root, path, _DIRECTORY)
+
+    def _remove(self, parent: int, base: str) -> bool:
+        """Whatever `base` is, with all that is in it; False when there was nothing."""
+        try:
+            os.unlink(base, dir_fd=parent)
+            self._forget_all_but(parent)
+            return True
+        except FileNotFoundError:
+            return False
+        except IsADirectoryError:
+            pass
+        self._remove_tree(parent, base)
+        self._forget_all_but(parent)
+        return True
+
+    def _forget_all_but(self, keep: int) -> None:
+        """A directory or a link on the way may be gone: look every parent up again, but the one in use."""
+        for path in [path for path, (fd, _) in self._parents.items() if fd != keep]:
+            os.close(self._parents.pop(path)[0])
+
+    def _remove_tree(self, parent: int, base: str) -> None:
+        fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            for name in os.listdir(fd):
+                try:
+                    os.unlink(name, dir_fd=fd)
+                except IsADirectoryError:
+                    self._remove_tree(fd, name)
+        finally:
+            os.close(fd)
+        os.rmdir(base, dir_fd=parent)
+
+    # Entries
+
+    def _one(self, entry: Entry, stored: int, source: Source) -> None:
+        path = clean(entry.name)
+        parent_path, base = self._split(path)
+        if not base:
+            if entry.type != tar.DIRECTORY:
+                raise LayerError(f"entry {entry.name!r} would replace the root directory")
+            self._attributes_of_root(entry)
+            return
+        if base.startswith(".wh."):
+            self._whiteout(entry, parent_path, base)
+            if stored:
+                source.skip(stored)
+            return
+        parent, inherits = self._parent(parent_path)
+        if not self._fresh:
+            self._unpacked.add(hash(path))
+        kind = entry.type
+        if kind == tar.REGULAR:
+            self._file(entry, stored, source, parent, base, inherits)
+        elif kind == tar.DIRECTORY:
+            self._directory(entry, path, parent, base)
+        elif kind == tar.SYMLINK:
+            self._replace(parent, base, lambda: os.symlink(entry.link, base, dir_fd=parent))
+            self._attributes(entry, parent, base, inherits, mode=False)
+        elif kind == tar.HARD_LINK:
+            self._hard_link(entry, parent, base)
+        elif kind in (tar.CHARACTER, tar.BLOCK_DEVICE, tar.FIFO):
+            node = {tar.CHARACTER: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}[kind]
+            device = os.makedev(entry.devmajor, entry.devminor) if kind != tar.FIFO else 0
+            if kind == tar.CHARACTER and device == 0:
+                raise LayerError(f"entry {entry.name!r} is a device 0:0, which overlayfs takes for a whiteout")
+            self._replace(parent, base, lambda: os.mknod(base, entry.mode | node, device, dir_fd=parent))
+            self._attributes(entry, parent, base, inherits, mode=True)
+        else:
+            raise LayerError(f"entry {entry.name!r} has the unknown type {kind!r}")
+
+    def _replace(self, parent: int, base: str, make: object) -> None:
+        """Call `make`; when something is in its way, remove that and call it again."""
+        try:
+            make()  # type: ignore[operator]
+        except FileExistsError:
+            self._remove(parent, base)
+            make()  # type: ignore[operator]
+
+    def _file(self, entry: Entry, stored: int, source: Source, parent: int, base: str, inherits: bool) -> None:
+        mode = entry.mode
+        try:
+            fd = os.open(base, _CREATE, mode, dir_fd=parent)
+        except FileExistsError:
+            self._remove(parent, base)
+            fd = os.open(base, _CREATE, mode, dir_fd=parent)
+        try:
+            if entry.sparse is not None:
+                self._sparse(fd, entry, stored, source)
+            elif stored:
+                for piece in source.pieces(stored):
+                    while piece:
+                        piece = piece[os.write(fd, piece) :]
+            if inherits or entry.uid or entry.gid:
+                os.fchown(fd, entry.uid, entry.gid)
+                if mode & 0o6000:
+                    os.fchmod(fd, mode)  # chown has cleared set-user-id and set-group-id
+            if entry.xattrs:
+                _set_xattrs(fd, entry.xattrs)
+            os.utime(fd, ns=(entry.mtime, entry.mtime))
+            if stored >= WRITEBACK_AT:
+                _libc.sync_file_range(fd, ctypes.c_longlong(0), ctypes.c_longlong(0), SYNC_FILE_RANGE_WRITE)
+        finally:
+            os.close(fd)
+
+    def _sparse(self, fd: int, entry: Entry, stored: int, source: Source) -> None:
+        assert entry.sparse is not None
+        os.ftruncate(fd, entry.size)
+        for offset, length in entry.sparse:
+            if offset < 0 or length < 0 or offset + length > entry.size or length > stored:
+                raise tar.TarError(f"entry {entry.name!r} has a bad sparse map")
+            stored -= length
+            os.lseek(fd, offset, os.SEEK_SET)
+            for piece in source.pieces(length):
+                while piece:
+                    piece = piece[os.write(fd, piece) :]
+        source.skip(stored)
+
+    def _directory(self, entry: Entry, path: str, parent: int, base: str) -> None:
+        try:
+            os.mkdir(base, entry.mode, dir_fd=parent)
+        except FileExistsError:
+            found = os.stat(base, dir_fd=parent, follow_symlinks=False)
+            if not stat.S_ISDIR(found.st_mode):
+                self._remove(parent, base)
+                os.mkdir(base, entry.mode, dir_fd=parent)
+        # through a descriptor: chmod of a name would follow a link
+        fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            os.fchown(fd, entry.uid, entry.gid)
+            os.fchmod(fd, entry.mode)
+            if entry.xattrs:
+                _set_xattrs(fd, entry.xattrs)
+        finally:
+            os.close(fd)
+        if entry.mode & stat.S_ISGID and path in self._parents:
+            self._forget()
+        self._times.append((path, entry.mtime))
+
+    def _attributes_of_root(self, entry: Entry) -> None:
+        fd = os.open(f"/proc/self/fd/{self._root}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fchown(fd, entry.uid, entry.gid)
+            os.fchmod(fd, entry.mode)
+            if entry.xattrs:
+                _set_xattrs(fd, entry.xattrs)
+        finally:
+            os.close(fd)
+        self._forget()
+        self._times.append(("", entry.mtime))
+
+    def _attributes(self, entry: Entry, parent: int, base: str, inherits: bool, *, mode: bool) -> None:
+        if inherits or entry.uid or entry.gid:
+            os.chown(base, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+            if mode and entry.mode & 0o6000:
+                os.chmod(base, entry.mode, dir_fd=parent)
+        if entry.xattrs:
+            _set_xattrs(f"/proc/self/fd/{parent}/{base}", entry.xattrs)
+        os.utime(base, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
+
+    def _hard_link(self, entry: Entry, parent: int, base: str) -> None:
+        target = clean(entry.link)
+        directory, name = self._split(target)
+        if not name:
+            raise LayerError(f"entry {entry.name!r} is a hard link to the root directory")
+        try:
+            source = self._parents[directory][0] if directory in self._parents else -1
+            opened = open_in_root(self._root, directory, _DIRECTORY) if source < 0 else -1
+        except OSError as error:
+            raise LayerError(f"entry {entry.name!r} is a hard link to {entry.link!r}: {error.strerror}") from error
+        try:
+            from_fd = source if source >= 0 else opened
+
+            def make() -> None:
+                os.link(name, base, src_dir_fd=from_fd, dst_dir_fd=parent, follow_symlinks=False)
+
+            try:
+                make()
+            except FileExistsError:
+                same = os.stat(name, dir_fd=from_fd, follow_symlinks=False)
+                here = os.stat(base, dir_fd=parent, follow_symlinks=False)
+                if (same.st_dev, same.st_ino) == (here.st_dev, here.st_ino):
+                    return
+                os.unlink(base, dir_fd=parent)
+                make()
+        except (FileNotFoundError, PermissionError) as error:
+            raise LayerError(f"entry {entry.name!r} is a hard link to {entry.link!r}: {error.strerror}") from error
+        finally:
+            if opened >= 0:
+                os.close(opened)
+
+    # Whiteouts
+
+    def _whiteout(self, entry: Entry, parent_path: str, base: str) -> None:
+        if base == ".wh..wh..opq":
+            if not self._fresh:
+                self._opaque(parent_path)
+            return
+        if base.startswith(".wh..wh."):
+            return  # what aufs kept for itself
+        name = base[len(".wh.") :]
+        if name in ("", ".", ".."):
+            raise LayerError(f"entry {entry.name!r} is a whiteout of the root or of nothing")
+        if self._fresh:
+            return
+        try:
+            parent = self._parents.get(parent_path) or (open_in_root(self._root, parent_path, _DIRECTORY), False)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        self._parents.setdefault(parent_path, parent)
+        self._remove(parent[0], name)
+
+    def _opaque(self, path: str) -> None:
+        """Remove what `path` holds, except what this layer has put there."""
+        try:
+            fd = open_in_root(self._root, path, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        try:
+            for name in os.listdir(fd):
+                below = f"{path}/{name}" if path else name
+                if hash(below) not in self._unpacked:
+                    self._remove(fd, name)
+                elif stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                    self._opaque(below)
+        finally:
+            os.close(fd)
+
+
+def _set_xattrs(target: int | str, xattrs: dict[str, bytes]) -> None:
+    for name, value in xattrs.items():
+        if name.startswith(("trusted.overlay.", "user.overlay.")):
+            continue  # overlayfs' own marks: a layer must not forge them
+        try:
+            os.setxattr(target, name, value, follow_symlinks=isinstance(target, int))
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+                raise
+            if error.errno == errno.EPERM and name.startswith("security."):
+                raise

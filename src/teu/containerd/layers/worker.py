@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that applies or makes one layer. Started by `layers.run` for each, with the job as JSON in its argument.
+
+A process of its own: its mounts are in a mount namespace that ends with it, its memory goes with it, layers are unpacked
+side by side on all processors, and whatever a hostile layer does to it the daemon is not in it. It imports little,
+since it starts cold for every layer.
+
+    {"do": "apply", "mounts": [...], "target": FOLDER, "blob": FD, "sync": BOOL}
+        -> {"digest": of the content, "size": of the content, "blob": digest of what was read, "entries": N}
+    {"do": "compare", "left": [...], "right": [...], "target": FOLDER, "out": FD, "compression": "gzip"|"zstd"|""}
+        -> {"digest": of the content, "size": of the content}
+
+The answer is JSON on standard output; {"error": KIND, "message": TEXT} when it failed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def _apply(job: dict[str, Any]) -> dict[str, Any]:
+    from teu.containerd.layers import mounting, streams, tar, unpack
+
+    source = streams.Inflated(job["blob"])  # inflates while the mounts are made
+    mounting.private_namespace()
+    path = mounting.mount_all(job["mounts"], job["target"])
+    root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    with os.scandir(path) as present:
+        fresh = next(present, None) is None
+    unpacker = unpack.Unpacker(root, fresh=fresh)
+    stream = tar.Source(source.next_chunk)
+    unpacker.run(stream)
+    stream.drain()
+    blob, digest = source.digests()
+    if job.get("sync"):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
+            raise OSError(ctypes.get_errno(), "syncfs")
+    return {"digest": digest, "size": source.size, "blob": blob, "entries": unpacker.count}
+
+
+def _compare(job: dict[str, Any]) -> dict[str, Any]:
+    from teu.containerd.layers import compare
+
+    return compare.run(job)
+
+
+def main(text: str) -> int:
+    os.umask(0)
+    job = json.loads(text)
+    try:
+        answer = {"apply": _apply, "compare": _compare}[job["do"]](job)
+    except MemoryError:
+        answer = {"error": "internal", "message": "out of memory"}
+    except OSError as error:
+        kind = "full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "system"
+        where = f": {error.filename}" if error.filename else ""
+        answer = {"error": kind, "message": f"{error.strerror or error}{where}"}
+    except ValueError as error:
+        answer = {"error": "invalid", "message": str(error)}
+    sys.stdout.write(json.dumps(answer))
+    sys.stdout.flush()
+    # no orderly end: a thread may still hold a chunk for a consumer that failed
+    os._exit(1 if "error" in answer else 0)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entry of teu-containerd: arguments, configuration, and what must happen before grpc starts its threads.
+
+grpcio is not safe to fork under, so the zygote that forks shims is started first. Everything of grpc is imported after
+that, by `daemon`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from teu import __version__
+from teu.config import ConfigError, load
+from teu.containerd.config import FILE, KEYS
+from teu.systemd import activation, journal
+
+log = logging.getLogger("teu.containerd")
+
+_FLAGS = ("root", "state", "address", "log-level")
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="teu-containerd", description="Teu's container daemon: containerd's API.", allow_abbrev=False
+    )
+    parser.add_argument("-c", "--config", default=FILE, metavar="FILE", help=f"configuration (default {FILE})")
+    parser.add_argument("-a", "--address", metavar="SOCKET", help="socket of the gRPC API")
+    parser.add_argument("--root", metavar="FOLDER", help="persistent state")
+    parser.add_argument("--state", metavar="FOLDER", help="state that a reboot ends")
+    parser.add_argument("-l", "--log-level", metavar="LEVEL", help="debug, info, warn or error")
+    parser.add_argument("--validate", action="store_true", help="check the configuration and exit")
+    parser.add_argument("-v", "--version", action="version", version=f"teu-containerd {__version__}")
+    return parser.parse_args(argv)
+
+
+def _levels(name: str) -> str:
+    """containerd's names of levels, in ours."""
+    return {"trace": "debug", "warning": "warn", "fatal": "error", "panic": "error"}.get(name, name)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _arguments(argv)
+    try:
+        config = load(arguments.config, KEYS, must_exist=arguments.config != FILE)
+    except ConfigError as error:
+        print(f"teu-containerd: {error}", file=sys.stderr)
+        return 2 if arguments.validate else 1
+    if arguments.log_level:
+        arguments.log_level = _levels(arguments.log_level)
+    for flag in _FLAGS:
+        value = getattr(arguments, flag.replace("-", "_"))
+        if value:
+            config[flag] = value.removeprefix("unix://") if flag == "address" else value
+    if config["log-level"] not in journal.LEVELS:
+        print(f"teu-containerd: --log-level {config['log-level']}: give debug, info, warn or error", file=sys.stderr)
+        return 2
+    if arguments.validate:
+        print(f"{arguments.config}: valid")
+        return 0
+    journal.setup("teu-containerd", config["log-level"])
+    sockets = [one for _name, one in activation.listen_sockets()]
+    return _run(arguments, config, sockets)
+
+
+def _run(arguments: argparse.Namespace, config: object, sockets: list[object]) -> int:
+    helper = None
+    try:
+        from teu.containerd import zygote
+    except ImportError as error:
+        log.info("no zygote: %s", error)
+    else:
+        helper = zygote.start()
+    from teu.containerd import daemon
+
+    return daemon.run(config, arguments.config, sockets, helper)  # type: ignore[arg-type]

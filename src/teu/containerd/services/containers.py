@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Containers: the records, by name of the namespace in the header."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from google.protobuf import empty_pb2
+
+from teu.api.services.containers.v1 import containers_pb2
+from teu.containerd.context import Context
+from teu.containerd.rpc import Call, Server, quick
+
+
+class Containers:
+    def __init__(self, context: Context) -> None:
+        self._store = context.containers
+
+    @quick
+    def Get(self, request: Any, call: Call) -> Any:
+        return containers_pb2.GetContainerResponse(container=self._store.get(call.namespace, request.id))
+
+    def List(self, request: Any, call: Call) -> Any:
+        found = self._store.find(call.namespace, request.filters)
+        return containers_pb2.ListContainersResponse(containers=found)
+
+    def ListStream(self, request: Any, call: Call) -> Iterator[Any]:
+        for container in self._store.find(call.namespace, request.filters):
+            yield containers_pb2.ListContainerMessage(container=container)
+
+    def Create(self, request: Any, call: Call) -> Any:
+        return containers_pb2.CreateContainerResponse(
+            container=self._store.create(call.namespace, request.container)
+        )
+
+    def Update(self, request: Any, call: Call) -> Any:
+        updated = self._store.update(call.namespace, request.container, list(request.update_mask.paths))
+        return containers_pb2.UpdateContainerResponse(container=updated)
+
+    def Delete(self, request: Any, call: Call) -> Any:
+        self._store.delete(call.namespace, request.id)
+        return empty_pb2.Empty()
+
+
+def register(server: Server, context: Context) -> None:
+    server.add(containers_pb2.DESCRIPTOR.services_by_name["Containers"], Containers(context))

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diff: layers onto mounts, and changes into layers."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from typing import Any
+
+from teu.api.services.diff.v1 import diff_pb2
+from teu.api.types import descriptor_pb2
+from teu.containerd.context import Context
+from teu.containerd.errors import AlreadyExists, NotFound, Unimplemented
+from teu.containerd.rpc import Call, Server
+from teu.containerd.stores.content import parse_digest
+
+UNCOMPRESSED_LABEL = "containerd.io/uncompressed"
+TAR = "application/vnd.oci.image.layer.v1.tar"
+_APPLIED = (
+    "application/vnd.oci.image.layer.",
+    "application/vnd.docker.image.rootfs.",
+    "application/vnd.oci.image.layer.nondistributable.",
+)
+_PLAIN = (TAR, "application/vnd.docker.image.rootfs.diff.tar")
+_GZIP = (TAR + "+gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip")
+_ZSTD = (TAR + "+zstd", "application/vnd.docker.image.rootfs.diff.tar.zstd")
+
+
+class Diff:
+    def __init__(self, context: Context) -> None:
+        self._content = context.content
+        self._layers = context.layers
+
+    def Apply(self, request: Any, call: Call) -> Any:
+        kind = request.diff.media_type
+        if (kind and not kind.startswith(_APPLIED)) or "encrypted" in kind:
+            raise Unimplemented(f"unsupported layer media type: {kind}")
+        digest = parse_digest(request.diff.digest)
+        blob = self._content.open(call.namespace, digest)
+        try:
+            answer = self._layers.apply(blob, digest, request.mounts, sync=request.sync_fs, cancelled=call.cancelled)
+        finally:
+            os.close(blob)
+        applied = descriptor_pb2.Descriptor(media_type=TAR, digest=answer["digest"], size=answer["size"])
+        return diff_pb2.ApplyResponse(applied=applied)
+
+    def Diff(self, request: Any, call: Call) -> Any:
+        kind = request.media_type or _GZIP[0]
+        for kinds, compression in ((_PLAIN, ""), (_GZIP, "gzip"), (_ZSTD, "zstd")):
+            if kind in kinds:
+                break
+        else:
+            raise Unimplemented(f"unsupported diff media type: {kind}")
+        namespace, lease = call.namespace, call.lease
+        ref = request.ref or f"diff-{time.time_ns()}-{os.urandom(4).hex()}"
+        with self._content.writer(namespace, ref, lease=lease) as writer:
+            try:
+                writer.truncate()
+                answer = self._layers.compare(
+                    request.left, request.right, compression, writer.write, call.cancelled
+                )
+            except BaseException:
+                writer.close()
+                if not request.ref:
+                    with suppress(NotFound):
+                        self._content.abort(namespace, ref)
+                raise
+            digest, size = writer.digest, writer.offset
+            labels = {**request.labels, UNCOMPRESSED_LABEL: answer["digest"]}
+            with suppress(AlreadyExists):
+                writer.commit(size, digest, labels)
+        made = descriptor_pb2.Descriptor(media_type=kind, digest=digest, size=size)
+        return diff_pb2.DiffResponse(diff=made)
+
+
+def register(server: Server, context: Context) -> None:
+    server.add(diff_pb2.DESCRIPTOR.services_by_name["Diff"], Diff(context))

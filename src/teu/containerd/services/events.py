@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Events: the exchange on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf import empty_pb2
+
+from teu.api.services.events.v1 import events_pb2
+from teu.containerd.context import Context
+from teu.containerd.rpc import Call, Server, quick
+
+
+class Events:
+    def __init__(self, context: Context) -> None:
+        self._exchange = context.events
+
+    @quick
+    def Publish(self, request: Any, call: Call) -> Any:
+        self._exchange.publish(call.namespace, request.topic, request.event)
+        return empty_pb2.Empty()
+
+    @quick
+    def Forward(self, request: Any, call: Call) -> Any:
+        self._exchange.forward(request.envelope)
+        return empty_pb2.Empty()
+
+    async def Subscribe(self, request: Any, call: Call) -> AsyncIterator[Any]:
+        async for envelope in self._exchange.subscribe(request.filters):
+            yield envelope
+
+
+def register(server: Server, context: Context) -> None:
+    server.add(events_pb2.DESCRIPTOR.services_by_name["Events"], Events(context))

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gRPC's health service: the whole server under the empty name, and each registered service under its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from teu.api.grpc.health.v1 import health_pb2
+from teu.containerd.context import Context
+from teu.containerd.errors import NotFound
+from teu.containerd.rpc import Call, Server, quick
+
+SERVING, SERVICE_UNKNOWN = 1, 3
+
+
+class Health:
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def _status(self, service: str) -> int:
+        return SERVING if not service or service in self._server.services else SERVICE_UNKNOWN
+
+    @quick
+    def Check(self, request: Any, call: Call) -> Any:
+        if self._status(request.service) == SERVICE_UNKNOWN:
+            raise NotFound("unknown service")
+        return health_pb2.HealthCheckResponse(status=SERVING)
+
+    async def Watch(self, request: Any, call: Call) -> AsyncIterator[Any]:
+        yield health_pb2.HealthCheckResponse(status=self._status(request.service))
+        await asyncio.Event().wait()  # it changes only by the stream's end
+
+
+def register(server: Server, context: Context) -> None:
+    server.add(health_pb2.DESCRIPTOR.services_by_name["Health"], Health(server))

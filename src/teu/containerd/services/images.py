@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images: names for content. Deleting one with sync answers when its garbage is gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf import empty_pb2
+
+from teu.api.services.images.v1 import images_pb2
+from teu.containerd.context import Context
+from teu.containerd.rpc import Call, Server, quick
+
+
+def _epoch(request: Any) -> int | None:
+    """SOURCE_DATE_EPOCH of the request, in nanoseconds, for reproducible records."""
+    if not request.HasField("source_date_epoch"):
+        return None
+    stamp = request.source_date_epoch
+    return int(stamp.seconds * 1_000_000_000 + stamp.nanos)
+
+
+class Images:
+    def __init__(self, context: Context) -> None:
+        self._store = context.images
+        self._collector = context.collector
+
+    @quick
+    def Get(self, request: Any, call: Call) -> Any:
+        return images_pb2.GetImageResponse(image=self._store.get(call.namespace, request.name))
+
+    def List(self, request: Any, call: Call) -> Any:
+        return images_pb2.ListImagesResponse(images=self._store.find(call.namespace, request.filters))
+
+    def Create(self, request: Any, call: Call) -> Any:
+        image = self._store.create(call.namespace, request.image, lease=call.lease, stamp=_epoch(request))
+        return images_pb2.CreateImageResponse(image=image)
+
+    def Update(self, request: Any, call: Call) -> Any:
+        image = self._store.update(
+            call.namespace, request.image, list(request.update_mask.paths), lease=call.lease, stamp=_epoch(request)
+        )
+        return images_pb2.UpdateImageResponse(image=image)
+
+    def Delete(self, request: Any, call: Call) -> Any:
+        target = request.target.digest if request.HasField("target") else ""
+        self._store.delete(call.namespace, request.name, target)
+        if request.sync:
+            self._collector.collect()
+        return empty_pb2.Empty()
+
+
+def register(server: Server, context: Context) -> None:
+    server.add(images_pb2.DESCRIPTOR.services_by_name["Images"], Images(context))

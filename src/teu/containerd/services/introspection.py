@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Introspection: what this daemon is made of, in containerd's words for its parts (dockerd and ctr look here)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from teu.api.services.introspection.v1 import introspection_pb2
+from teu.api.types import introspection_pb2 as introspection_types
+from teu.api.types import platform_pb2
+from teu.containerd.context import Context
+from teu.containerd.errors import NotFound
+from teu.containerd.filters import parse_all, present
+from teu.containerd.rpc import Call, Server, quick
+from teu.oci.image_spec import host_platform
+
+# type, id, requires
+_PARTS = (
+    ("io.containerd.content.v1", "content", ()),
+    ("io.containerd.metadata.v1", "bolt", ("io.containerd.content.v1", "io.containerd.snapshotter.v1")),
+    ("io.containerd.gc.v1", "scheduler", ("io.containerd.metadata.v1",)),
+    ("io.containerd.differ.v1", "walking", ("io.containerd.metadata.v1",)),
+    ("io.containerd.event.v1", "exchange", ()),
+    ("io.containerd.runtime.v2", "task", ("io.containerd.metadata.v1", "io.containerd.event.v1")),
+    ("io.containerd.sandbox.store.v1", "local", ("io.containerd.metadata.v1",)),
+    ("io.containerd.sandbox.controller.v1", "shim", ("io.containerd.runtime.v2",)),
+    ("io.containerd.streaming.v1", "manager", ()),
+    ("io.containerd.transfer.v1", "local", ("io.containerd.metadata.v1", "io.containerd.differ.v1")),
+    ("io.containerd.lease.v1", "manager", ("io.containerd.metadata.v1",)),
+)
+_SERVICES = (
+    "containers", "content", "diff", "events", "healthcheck", "images", "introspection", "leases", "namespaces",
+    "sandbox-controllers", "sandboxes", "snapshots", "streaming", "tasks", "transfer", "version",
+)  # fmt: skip
+
+
+def _plugins(context: Context) -> list[Any]:
+    here = host_platform()
+    host = platform_pb2.Platform(os=here.os, architecture=here.architecture, variant=here.variant)
+    plugins = []
+    for kind, id, requires in _PARTS:
+        plugin = introspection_pb2.Plugin(type=kind, id=id, requires=requires)
+        if kind in ("io.containerd.differ.v1", "io.containerd.runtime.v2", "io.containerd.transfer.v1"):
+            plugin.platforms.append(host)
+        plugins.append(plugin)
+    for name, snapshotter in context.snapshots.snapshotters.items():
+        plugin = introspection_pb2.Plugin(
+            type="io.containerd.snapshotter.v1", id=name, capabilities=snapshotter.capabilities
+        )
+        plugin.platforms.append(host)
+        root = getattr(snapshotter, "root", "")
+        if root:
+            plugin.exports["root"] = root
+        plugins.append(plugin)
+    for name in _SERVICES:
+        plugins.append(introspection_pb2.Plugin(type="io.containerd.grpc.v1", id=name))
+    return sorted(plugins, key=lambda plugin: (plugin.type, plugin.id))
+
+
+def _adaptor(plugin: Any) -> Any:
+    def adapt(path: Sequence[str]) -> str | None:
+        return present({"type": plugin.type, "id": plugin.id}.get(path[0], ""))
+
+    return adapt
+
+
+class Introspection:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._plugins = _plugins(context)
+
+    @quick
+    def Plugins(self, request: Any, call: Call) -> Any:
+        accept = parse_all(request.filters)
+        found = [plugin for plugin in self._plugins if accept(_adaptor(plugin))]
+        return introspection_pb2.PluginsResponse(plugins=found)
+
+    @quick
+    def Server(self, request: Any, call: Call) -> Any:
+        return introspection_pb2.ServerResponse(
+            uuid=self._context.database.uuid, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino
+        )
+
+    def PluginInfo(self, request: Any, call: Call) -> Any:
+        for plugin in self._plugins:
+            if (plugin.type, plugin.id) == (request.type, request.id):
+                break
+        else:
+            raise NotFound(f"plugin {request.type}.{request.id}")
+        response = introspection_pb2.PluginInfoResponse(plugin=plugin)
+        name = request.options.type_url.rpartition("/")[2]
+        if name == "containerd.types.RuntimeRequest" and self._context.tasks is not None:
+            asked = introspection_types.RuntimeRequest.FromString(request.options.value)
+            info = self._context.tasks.runtime_info(asked)
+            if info is not None:
+                response.extra.type_url = info.DESCRIPTOR.full_name
+                response.extra.value = info.SerializeToString()
+        return response
+
+
+def register(server: Server, context: Context) -> None:
+    server.add(introspection_pb2.DESCRIPTOR.services_by_name["Introspection"], Introspection(context))

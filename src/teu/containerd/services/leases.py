@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leases: roots that clients hold while they work."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from google.protobuf import empty_pb2
+
+from teu.api.services.leases.v1 import leases_pb2
+from teu.containerd.context import Context
+from teu.containerd.rpc import Call, Server, quick
+
+
+class Leases:
+    def __init__(self, context: Context) -> None:
+        self._store = context.leases
+        self._collector = context.collector
+
+    def Create(self, request: Any, call: Call) -> Any:
+        id = request.id or f"{time.time_ns()}-{os.urandom(3).hex()}"
+        return leases_pb2.CreateResponse(lease=self._store.create(call.namespace, id, dict(request.labels)))
+
+    def Delete(self, request: Any, call: Call) -> Any:
+        self._store.delete(call.namespace, request.id)
+        if request.sync:
+            self._collector.collect()
+        return empty_pb2.Empty()
+
+    @quick
+    def List(self, request: Any, call: Call) -> Any:
+        return leases_pb2.ListResponse(leases=self._store.find(call.namespace, request.filters))
+
+    def AddResource(self, request: Any, call: Call) -> Any:
+        self._store.add(call.namespace, request.id, request.resource)
+        return empty_pb2.Empty()
+
+    def DeleteResource(self, request: Any, call: Call) -> Any:
+        self._store.remove(call.namespace, request.id, request.resource)
+        return empty_pb2.Empty()
+
+    @quick
+    def ListResources(self, request: Any, call: Call) -> Any:
+        return leases_pb2.ListResourcesResponse(resources=self._store.resources(call.namespace, request.id))
+
+
+def register(server: Server, context: Context) -> None:
+    server.add(leases_pb2.DESCRIPTOR.services_by_name["Leases"], Leases(context))

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Namespaces: the one service that needs no namespace header."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf import empty_pb2
+
+from teu.api.services.namespaces.v1 import namespace_pb2
+from teu.containerd.context import Context
+from teu.containerd.rpc import Call, Server, quick
+
+
+class Namespaces:
+    def __init__(self, context: Context) -> None:
+        self._store = context.namespaces
+
+    @quick
+    def Get(self, request: Any, call: Call) -> Any:
+        found = namespace_pb2.Namespace(name=request.name, labels=self._store.get(request.name))
+        return namespace_pb2.GetNamespaceResponse(namespace=found)
+
+    @quick
+    def List(self, request: Any, call: Call) -> Any:
+        return namespace_pb2.ListNamespacesResponse(
+            namespaces=[
+                namespace_pb2.Namespace(name=name, labels=labels) for name, labels in self._store.all().items()
+            ]
+        )
+
+    def Create(self, request: Any, call: Call) -> Any:
+        self._store.create(request.namespace.name, dict(request.namespace.labels))
+        return namespace_pb2.CreateNamespaceResponse(namespace=request.namespace)
+
+    def Update(self, request: Any, call: Call) -> Any:
+        wanted = request.namespace
+        labels = self._store.update(wanted.name, dict(wanted.labels), list(request.update_mask.paths))
+        return namespace_pb2.UpdateNamespaceResponse(
+            namespace=namespace_pb2.Namespace(name=wanted.name, labels=labels)
+        )
+
+    def Delete(self, request: Any, call: Call) -> Any:
+        self._store.delete(request.name)
+        return empty_pb2.Empty()
+
+
+def register(server: Server, context: Context) -> None:
+    server.add(namespace_pb2.DESCRIPTOR.services_by_name["Namespaces"], Namespaces(context))

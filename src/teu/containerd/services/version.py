@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Version: which API we are. Clients look at it to choose features, so it is containerd's number, with our own behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from teu import __version__
+from teu.api.services.version.v1 import version_pb2
+from teu.containerd.context import Context
+from teu.containerd.rpc import Call, Server, quick
+
+COMPATIBLE = "1.7.28"  # the containerd whose API this is, as clients compare it
+
+
+class Version:
+    @quick
+    def Version(self, request: Any, call: Call) -> Any:
+        return version_pb2.VersionResponse(version=f"{COMPATIBLE}+teu{__version__}", revision=f"teu-{__version__}")
+
+
+def register(server: Server, context: Context) -> None:
+    server.add(version_pb2.DESCRIPTOR.services_by_name["Version"], Version())

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Socket activation for grpcio, which cannot be given a listening socket. Called by teu-containerd.
+
+grpcio binds a private socket; then the inherited one is put in its place, by dup2 over the listener's descriptor, and
+each epoll registration of that descriptor is made again, since an epoll holds on to the file, not to the number.
+Whether it worked is seen by a call over the inherited socket. Where it did not (another grpcio may do things
+differently), connections are accepted here and relayed to the private socket: slower, but the same to clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import logging
+import os
+import re
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+log = logging.getLogger("teu.systemd.grpc")
+
+EPOLL_CTL_ADD = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+_REGISTRATION = re.compile(r"tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)")
+
+
+class _EpollEvent(ctypes.Structure):
+    _pack_ = 1 if os.uname().machine == "x86_64" else 8  # the kernel packs it on x86-64 alone
+    _fields_ = [("events", ctypes.c_uint32), ("data", ctypes.c_uint64)]
+
+
+def _descriptors() -> list[int]:
+    return [int(name) for name in os.listdir("/proc/self/fd")]
+
+
+def _listener_bound_to(path: str) -> int:
+    for fd in _descriptors():
+        try:
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue
+        except OSError:
+            continue
+        borrowed = socket.socket(fileno=fd)
+        try:
+            listening = borrowed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            if listening and borrowed.getsockname() == path:
+                return fd
+        except OSError:
+            pass
+        finally:
+            borrowed.detach()
+    raise LookupError(f"no listener is bound to {path}")
+
+
+def _registrations(fd: int) -> list[tuple[int, int, int]]:
+    """(epoll descriptor, events, data) of every registration of `fd`."""
+    found = []
+    for epoll in _descriptors():
+        try:
+            if os.readlink(f"/proc/self/fd/{epoll}") != "anon_inode:[eventpoll]":
+                continue
+            with open(f"/proc/self/fdinfo/{epoll}") as info:
+                text = info.read()
+        except OSError:
+            continue
+        for target, events, data in _REGISTRATION.findall(text):
+            if int(target) == fd:
+                found.append((epoll, int(events, 16), int(data, 16)))
+    return found
+
+
+def _put_in_place(private: str, inherited: socket.socket) -> None:
+    fd = _listener_bound_to(private)
+    registrations = _registrations(fd)
+    if not registrations:
+        raise LookupError("the listener is in no epoll")
+    inherited.setblocking(False)
+    os.dup2(inherited.fileno(), fd, inheritable=False)
+    for epoll, events, data in registrations:
+        event = _EpollEvent(events, data)
+        if _libc.epoll_ctl(epoll, EPOLL_CTL_ADD, fd, ctypes.byref(event)) != 0:
+            code = ctypes.get_errno()
+            if code != errno.EEXIST:  # one epoll under two descriptors
+                raise OSError(code, f"epoll_ctl: {os.strerror(code)}")
+
+
+async def _relay(listener: socket.socket, private: str) -> None:
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            inner_reader, inner_writer = await asyncio.open_unix_connection(private)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
+
+    listener.setblocking(False)
+    await asyncio.start_unix_server(accepted, sock=listener)
+
+
+async def serve(
+    build: Callable[[], Any], inherited: socket.socket, private: str, answers: Callable[[str], Awaitable[bool]]
+) -> Any:
+    """A started grpc.aio server behind the inherited socket.
+
+    `build` makes a server with its services and no port; `private` is a path nobody else uses; `answers(address)`
+    tells whether a call to that gRPC address comes back.
+    """
+    server = build()
+    with suppress(FileNotFoundError):
+        os.unlink(private)
+    server.add_insecure_port(f"unix:{private}")
+    try:
+        _put_in_place(private, inherited)
+    except (LookupError, OSError) as error:
+        log.warning("socket activation of grpcio: %s: connections are relayed", error)
+        await server.start()
+        await _relay(inherited, private)
+        return server
+    os.unlink(private)
+    await server.start()
+    if await answers(f"unix:{inherited.getsockname()}"):
+        return server
+    log.warning("socket activation of grpcio does not work with this release: connections are relayed")
+    await server.stop(0)
+    server = build()
+    server.add_insecure_port(f"unix:{private}")
+    await server.start()
+    await _relay(inherited, private)
+    return server
