@@ -311,10 +311,8 @@ def entries(source: Source) -> Iterator[tuple[Entry, int]]:
             _old_sparse(entry, block, source)
         if entry.type == REGULAR and entry.name.endswith("/"):
             entry.type = DIRECTORY  # as the oldest writers tell one
-        if entry.type not in (REGULAR, b"S"):
-            # links and directories have no data, whatever their size field says of them
-            if entry.type in (HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO):
-                stored = 0
+        if entry.type in (HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO):
+            stored = 0  # they have no data, whatever their size field says
         padding = -stored % BLOCK
         if stored < 0:
             raise TarError("negative size in a header")

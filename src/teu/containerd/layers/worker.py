@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that applies or makes one layer. Started by `layers.run` for each, with the job as JSON in its argument.
 
-A process of its own: its mounts are in a mount namespace that ends with it, its memory goes with it, layers are unpacked
-side by side on all processors, and whatever a hostile layer does to it the daemon is not in it. It imports little,
-since it starts cold for every layer.
+A process of its own: its mounts are in a mount namespace that ends with it, its memory goes with it, layers are
+unpacked side by side on all processors, and whatever a hostile layer does to it the daemon is not in it. It imports
+little, since it starts cold for every layer.
 
     {"do": "apply", "mounts": [...], "target": FOLDER, "blob": FD, "sync": BOOL}
         -> {"digest": of the content, "size": of the content, "blob": digest of what was read, "entries": N}

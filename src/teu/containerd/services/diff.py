@@ -22,9 +22,14 @@ _APPLIED = (
     "application/vnd.docker.image.rootfs.",
     "application/vnd.oci.image.layer.nondistributable.",
 )
-_PLAIN = (TAR, "application/vnd.docker.image.rootfs.diff.tar")
-_GZIP = (TAR + "+gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip")
-_ZSTD = (TAR + "+zstd", "application/vnd.docker.image.rootfs.diff.tar.zstd")
+_COMPRESSIONS = {
+    TAR: "",
+    TAR + "+gzip": "gzip",
+    TAR + "+zstd": "zstd",
+    "application/vnd.docker.image.rootfs.diff.tar": "",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip": "gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd": "zstd",
+}
 
 
 class Diff:
@@ -46,11 +51,9 @@ class Diff:
         return diff_pb2.ApplyResponse(applied=applied)
 
     def Diff(self, request: Any, call: Call) -> Any:
-        kind = request.media_type or _GZIP[0]
-        for kinds, compression in ((_PLAIN, ""), (_GZIP, "gzip"), (_ZSTD, "zstd")):
-            if kind in kinds:
-                break
-        else:
+        kind = request.media_type or TAR + "+gzip"
+        compression = _COMPRESSIONS.get(kind)
+        if compression is None:
             raise Unimplemented(f"unsupported diff media type: {kind}")
         namespace, lease = call.namespace, call.lease
         ref = request.ref or f"diff-{time.time_ns()}-{os.urandom(4).hex()}"

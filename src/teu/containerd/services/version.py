@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Version: which API we are. Clients look at it to choose features, so it is containerd's number, with our own behind."""
+"""Version: which API we are. Clients choose features by it, so it is containerd's number, with our own behind."""
 
 from __future__ import annotations
 
