@@ -1,18 +1,89 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pull`: comes with the registry client."""
+"""`push`: an image's blobs and documents from containerd's content store to a registry. Called by routes/images."""
+
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from teu.engine.errors import Unsupported
+from teu.engine import content, registries
+from teu.engine.errors import EngineError, NotFound
+from teu.engine.pull import _sources, _status
+from teu.oci import distribution, image_spec
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
+    from teu.engine.images import Name
     from teu.oci.reference import Reference
 
 
 def push(engine: Engine, wanted: Reference, auth: str) -> Iterator[dict[str, Any]]:
-    raise Unsupported("push is not there yet")
+    """Messages of `docker push`; without a tag all tags of the repository."""
+    names = [
+        name
+        for name in engine.images.names()
+        if (own := name.reference) and own.name == wanted.name and own.tag and wanted.tag in ("", own.tag)
+    ]
+    if not names:
+        raise NotFound(f"An image does not exist locally with the tag: {wanted.familiar_name}")
+    yield {"status": f"The push refers to repository [{wanted.name}]"}
+    with registries.connect(engine, wanted.domain, auth) as registry:
+        for name in names:
+            try:
+                yield from _push(engine, registry, wanted, name)
+            except distribution.Unauthorized as error:
+                raise EngineError(f"denied: requested access to the resource is denied: {error}") from None
+            except distribution.RegistryError as error:
+                raise EngineError(str(error)) from None
 
 
+def _push(engine: Engine, registry: distribution.Registry, wanted: Reference, name: Name) -> Iterator[dict[str, Any]]:
+    client = engine.containerd
+    details = engine.images.details(name.target)
+    reference = name.reference
+    assert reference is not None
+    layers = details.manifest["layers"]
+    for layer in layers:
+        yield _status("Preparing", layer["digest"])
+    done: set[str] = set()
+    for descriptor in [*layers, details.manifest["config"]]:
+        digest = descriptor["digest"]
+        shown = descriptor in layers
+        if digest in done:
+            continue
+        done.add(digest)
+        if registry.has_blob(wanted.path, digest):
+            if shown:
+                yield _status("Layer already exists", digest)
+            continue
+        address = ""
+        label = content.info(client, digest).labels.get(content.SOURCE_LABEL + wanted.domain, "")
+        source = next((path for path in label.split(",") if path and path != wanted.path), "")
+        if source:
+            try:
+                address = registry.mount_blob(wanted.path, digest, source)
+            except distribution.RegistryError:
+                address = ""
+            else:
+                if not address:
+                    if shown:
+                        yield _status(f"Mounted from {source}", digest)
+                    continue
+        if shown:
+            yield _status("Pushing", digest, current=0, total=descriptor["size"])
+        # http.client sends an iterable of bytes as it comes; a retry starts it again.
+        registry.upload(wanted.path, descriptor, functools.partial(content.chunks, client, digest), address)
+        content.label(client, digest, _sources(engine, digest, content.source_label(wanted.domain, wanted.path)))
+        if shown:
+            yield _status("Pushing", digest, current=descriptor["size"], total=descriptor["size"])
+            yield _status("Pushed", digest)
+    # Of an index the other platforms' parts are usually not here: the manifest of this one goes.
+    data = content.read(client, details.manifest_digest)
+    media_type = image_spec.media_type_of(details.manifest, name.target["mediaType"])
+    registry.put_manifest(wanted.path, reference.tag, media_type, data)
+    digest = details.manifest_digest
+    content.label(client, digest, _sources(engine, digest, content.source_label(wanted.domain, wanted.path)))
+    engine.events.publish("image", "push", reference.familiar(), {"name": reference.familiar_name})
+    yield {"status": f"{reference.tag}: digest: {digest} size: {len(data)}"}
+    yield {"progressDetail": {}, "aux": {"Tag": reference.tag, "Digest": digest, "Size": len(data)}}

@@ -169,6 +169,7 @@ def remove_image(engine: Engine, request: Request, name: str) -> Response:
 def inspect_distribution(engine: Engine, request: Request, name: str) -> Response:
     from teu.engine import pull
 
-    return json_response(pull.distribution(engine, parse_reference(name), request.headers.get("x-registry-auth", "")))
+    auth = request.headers.get("x-registry-auth", "")
+    return json_response(pull.distribution_info(engine, parse_reference(name), auth))
 
 

@@ -1,0 +1,646 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Client of image registries: the OCI distribution specification over HTTP. Called by teud and teu-ctr.
+
+A `Registry` speaks for one domain and one set of credentials. It may be used from many threads; connections are
+kept and reused. What it owes its callers: credentials go to nobody but the registry and the token server that it
+names (never along a redirect to another host), plain HTTP only where it is allowed, transfers go on where they
+broke off, and every document is checked against the digest it was asked for by.
+
+    Unreachable     no answer: names, connections, TLS, time
+    Unauthorized    401 and 403 after authentication was tried
+    NotFound        404 of a manifest, a blob or a repository
+    RegistryError   any other refusal, with the registry's own words
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import ipaddress
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, urlencode, urljoin, urlsplit
+
+from teu.oci import digest as digests
+from teu.oci import image_spec
+
+if TYPE_CHECKING:
+    import ssl
+
+CHUNK = 1 << 18
+ATTEMPTS = 5
+CONNECT_SECONDS = 20.0
+READ_SECONDS = 60.0
+BACKOFF_SECONDS = 0.25
+REDIRECTS = 10
+ERROR_BODY_LIMIT = 64 << 10
+DOCKER_IO = "registry-1.docker.io"
+ACCEPT = ", ".join((*image_spec.INDEXES, *image_spec.MANIFESTS, image_spec.DOCKER_SCHEMA1))
+CERTS_DIRECTORY = "/etc/teu/certs.d"
+
+
+class RegistryError(Exception):
+    """The registry refused; `code` is its own ("MANIFEST_UNKNOWN"), `status` HTTP's."""
+
+    def __init__(self, message: str, status: int = 0, code: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class NotFound(RegistryError):
+    pass
+
+
+class Unauthorized(RegistryError):
+    pass
+
+
+class Unreachable(RegistryError):
+    pass
+
+
+class Truncated(RegistryError):
+    """Less, or more, came than the descriptor says, however often it was asked for."""
+
+
+class Credentials(NamedTuple):
+    username: str = ""
+    password: str = ""
+    identity_token: str = ""
+    registry_token: str = ""
+
+
+def credentials_from_header(header: str) -> Credentials:
+    """X-Registry-Auth: base64url JSON. Raises ValueError."""
+    if not header:
+        return Credentials()
+    text = header.replace("+", "-").replace("/", "_")
+    try:
+        data = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) or b"{}")
+    except ValueError as error:
+        raise ValueError(f"invalid X-Registry-Auth header: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError("invalid X-Registry-Auth header: not a JSON object")
+    fields = ("username", "password", "identitytoken", "registrytoken")
+    values = [str(data.get(field) or "") for field in fields]
+    if not values[0] and data.get("auth"):
+        with contextlib.suppress(ValueError):
+            user, _, password = base64.b64decode(str(data["auth"])).decode().partition(":")
+            values[0], values[1] = user, password
+    return Credentials(*values)
+
+
+class Options(NamedTuple):
+    """How registries are reached. `insecure`: hosts ("host", "host:port") and networks where certificates are
+    not verified and plain HTTP may be spoken; loopback always is such a place. `mirrors`: bases asked before
+    docker.io."""
+
+    insecure: tuple[str, ...] = ()
+    mirrors: tuple[str, ...] = ()
+    certs: str = CERTS_DIRECTORY
+    user_agent: str = "teu"
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: http.client.HTTPMessage
+    response: http.client.HTTPResponse
+    give_back: Callable[[bool], None]
+
+    def read(self, limit: int) -> bytes:
+        """The whole body, at most `limit` bytes of it; the connection is free again."""
+        try:
+            data = self.response.read(limit + 1)
+        except (OSError, http.client.HTTPException):
+            self.give_back(False)
+            raise
+        self.give_back(len(data) <= limit and self.response.isclosed())
+        if len(data) > limit:
+            raise RegistryError(f"the registry's answer is larger than {limit} bytes", self.status)
+        return data
+
+
+class _Host:
+    """Connections to one scheme, host and port."""
+
+    def __init__(self, scheme: str, netloc: str, options: Options, insecure: bool) -> None:
+        self.scheme = scheme
+        self.netloc = netloc
+        self.insecure = insecure
+        self._options = options
+        self._idle: list[http.client.HTTPConnection] = []
+        self._lock = threading.Lock()
+        self._context: ssl.SSLContext | None = None
+
+    def _tls(self) -> ssl.SSLContext:
+        if self._context is None:
+            import ssl
+
+            context = ssl.create_default_context()
+            directory = Path(self._options.certs) / self.netloc
+            for path in sorted(directory.glob("*.crt")) if directory.is_dir() else []:
+                context.load_verify_locations(path)
+            for path in sorted(directory.glob("*.cert")) if directory.is_dir() else []:
+                context.load_cert_chain(path, path.with_suffix(".key"))
+            if self.insecure:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            self._context = context
+        return self._context
+
+    def connection(self) -> tuple[http.client.HTTPConnection, bool]:
+        """A connection, and whether it was used before."""
+        with self._lock:
+            if self._idle:
+                return self._idle.pop(), True
+        host, port = _split_port(self.netloc)
+        proxy = _proxy(self.scheme, host)
+        address = proxy or (host, port)
+        made: http.client.HTTPConnection
+        if self.scheme == "https":
+            made = http.client.HTTPSConnection(
+                address[0], address[1], timeout=CONNECT_SECONDS, context=self._tls()
+            )
+            if proxy:
+                made.set_tunnel(host, port or 443)
+        else:
+            made = http.client.HTTPConnection(address[0], address[1], timeout=CONNECT_SECONDS)
+        return made, False
+
+    def give_back(self, connection: http.client.HTTPConnection, reusable: bool) -> None:
+        if reusable:
+            with self._lock:
+                if len(self._idle) < 8:
+                    self._idle.append(connection)
+                    return
+        connection.close()
+
+    def close(self) -> None:
+        with self._lock:
+            for connection in self._idle:
+                connection.close()
+            self._idle.clear()
+
+
+def _split_port(netloc: str) -> tuple[str, int | None]:
+    parts = urlsplit(f"//{netloc}")
+    return parts.hostname or "", parts.port
+
+
+def _proxy(scheme: str, host: str) -> tuple[str, int] | None:
+    if _is_loopback(host) or scheme != "https":
+        return None
+    name = next((os.environ[n] for n in ("HTTPS_PROXY", "https_proxy") if os.environ.get(n)), "")
+    if not name:
+        return None
+    from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
+
+    if proxy_bypass_environment(host):
+        return None
+    parts = urlsplit(name if "//" in name else f"http://{name}")
+    return (parts.hostname or "", parts.port or 3128)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_insecure(netloc: str, options: Options) -> bool:
+    host, _ = _split_port(netloc)
+    if _is_loopback(host):
+        return True
+    for entry in options.insecure:
+        if entry in (netloc, host):
+            return True
+        try:
+            if ipaddress.ip_address(host) in ipaddress.ip_network(entry):
+                return True
+        except ValueError:
+            continue
+    return False
+
+
+def _challenge(header: str) -> tuple[str, dict[str, str]]:
+    """WWW-Authenticate: the scheme in lower case, its parameters."""
+    scheme, _, rest = header.partition(" ")
+    values = re.findall(r'([a-zA-Z_]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))', rest)
+    return scheme.lower(), {name.lower(): quoted or plain for name, quoted, plain in values}
+
+
+class Registry:
+    def __init__(self, domain: str, credentials: Credentials | None = None, options: Options | None = None) -> None:
+        self.domain = domain
+        self.options = options or Options()
+        self.credentials = credentials or Credentials()
+        self._hosts: dict[tuple[str, str], _Host] = {}
+        self._tokens: dict[str, str] = {}
+        self._basic = False
+        self._lock = threading.Lock()
+        netloc = DOCKER_IO if domain == "docker.io" else domain
+        self._insecure = is_insecure(netloc, self.options)
+        self._schemes = ["https", "http"] if self._insecure else ["https"]
+        self._netloc = netloc
+
+    def close(self) -> None:
+        for host in self._hosts.values():
+            host.close()
+
+    def __enter__(self) -> Registry:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- one exchange --------------------------------------------------------------------------
+
+    def _host(self, scheme: str, netloc: str) -> _Host:
+        with self._lock:
+            key = (scheme, netloc)
+            if key not in self._hosts:
+                self._hosts[key] = _Host(scheme, netloc, self.options, is_insecure(netloc, self.options))
+            return self._hosts[key]
+
+    def _exchange(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | Iterable[bytes] | None
+    ) -> Answer:
+        parts = urlsplit(url)
+        host = self._host(parts.scheme, parts.netloc)
+        path = parts.path + (f"?{parts.query}" if parts.query else "")
+        while True:
+            connection, used = host.connection()
+            try:
+                connection.request(method, path or "/", body, {"User-Agent": self.options.user_agent, **headers})
+                if connection.sock is not None:
+                    connection.sock.settimeout(READ_SECONDS)
+                response = connection.getresponse()
+                break
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                # The other side may close a connection that was idle; that is no failure of this request.
+                if not used or not (body is None or isinstance(body, bytes)):
+                    raise
+        return Answer(
+            response.status, response.headers, response, lambda reusable: host.give_back(connection, reusable)
+        )
+
+    def _base(self) -> str:
+        return f"{self._schemes[0]}://{self._netloc}"
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        scope: str = "",
+        headers: dict[str, str] | None = None,
+        body: bytes | None = None,
+        stream: Callable[[], Iterable[bytes]] | None = None,
+        accept: tuple[int, ...] = (200,),
+    ) -> Answer:
+        """One request below /v2/ or to an address that the registry gave; authenticates, follows, tries again."""
+        failure: RegistryError | None = None
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))
+            try:
+                answer = self._authorized(method, path, scope, headers or {}, body, stream)
+            except (OSError, http.client.HTTPException) as error:
+                if self._falls_back(error):
+                    return self.request(method, path, scope, headers, body, stream, accept)
+                failure = self._unreachable(method, path, error)
+                if _is_final(error):
+                    break
+                continue
+            if answer.status in accept:
+                return answer
+            failure = self._refusal(answer, method, path)
+            if answer.status not in (408, 429, 500, 502, 503, 504):
+                break
+            wait = answer.headers.get("Retry-After", "")
+            if wait.isdigit():
+                time.sleep(min(int(wait), 10))
+        assert failure
+        raise failure
+
+    def _falls_back(self, error: Exception) -> bool:
+        """From HTTPS to HTTP, once, where that is allowed and the other side does not speak TLS."""
+        if len(self._schemes) < 2 or self._schemes[0] != "https":
+            return False
+        import ssl
+
+        plain = isinstance(error, (ssl.SSLError, ConnectionResetError, http.client.HTTPException))
+        no_port = _split_port(self._netloc)[1] is None and isinstance(error, ConnectionRefusedError)
+        if plain or no_port:
+            self._schemes = ["http"]
+            return True
+        return False
+
+    def _unreachable(self, method: str, path: str, error: Exception) -> Unreachable:
+        url = path if "://" in path else self._base() + path
+        return Unreachable(f'{method.capitalize()} "{url}": {_reason(error, self._netloc)}')
+
+    def _refusal(self, answer: Answer, method: str, path: str) -> RegistryError:
+        try:
+            data = answer.read(ERROR_BODY_LIMIT)
+        except (OSError, http.client.HTTPException, RegistryError):
+            data = b""
+        code = message = ""
+        with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, AttributeError):
+            first = json.loads(data)["errors"][0]
+            code, message = str(first.get("code", "")), str(first.get("message", ""))
+        status = answer.status
+        words = f"{code.lower().replace('_', ' ')}: {message}" if code else ""
+        if not words:
+            url = path if "://" in path else self._base() + path
+            name = http.client.responses.get(status, "")
+            words = f"unexpected status from {method} request to {url}: {status} {name}"
+        kind = {401: Unauthorized, 403: Unauthorized, 404: NotFound}.get(status, RegistryError)
+        return kind(words.strip(), status, code)
+
+    def _authorized(
+        self,
+        method: str,
+        path: str,
+        scope: str,
+        headers: dict[str, str],
+        body: bytes | None,
+        stream: Callable[[], Iterable[bytes]] | None,
+    ) -> Answer:
+        for attempt in range(2):
+            url = path if "://" in path else self._base() + path
+            answer = self._follow(method, url, scope, headers, stream() if stream else body)
+            if answer.status != 401 or attempt:
+                return answer
+            challenges = answer.headers.get_all("WWW-Authenticate") or []
+            answer.give_back(False)
+            if not self._answer_challenge(challenges, scope):
+                return answer
+        return answer
+
+    def _follow(
+        self, method: str, url: str, scope: str, headers: dict[str, str], body: bytes | Iterable[bytes] | None
+    ) -> Answer:
+        own = urlsplit(url)[:2]
+        for _ in range(REDIRECTS):
+            sent = dict(headers)
+            parts = urlsplit(url)
+            if parts[:2] == own and parts.netloc == self._netloc:
+                authorization = self._authorization(scope)
+                if authorization:
+                    sent["Authorization"] = authorization
+            answer = self._exchange(method, url, sent, body)
+            if answer.status not in (301, 302, 303, 307, 308) or method not in ("GET", "HEAD"):
+                return answer
+            location = answer.headers.get("Location", "")
+            answer.give_back(False)
+            target = urljoin(url, location)
+            scheme = urlsplit(target).scheme
+            if not location or scheme not in ("http", "https"):
+                raise RegistryError(f"the registry redirects to {location!r}, which is no address", answer.status)
+            if scheme == "http" and parts.scheme == "https" and not is_insecure(urlsplit(target).netloc, self.options):
+                raise RegistryError(f"the registry redirects from https to plain http: {target}", answer.status)
+            url = target
+        raise RegistryError(f"stopped after {REDIRECTS} redirects")
+
+    # -- authentication ------------------------------------------------------------------------
+
+    def _authorization(self, scope: str) -> str:
+        if self.credentials.registry_token:
+            return f"Bearer {self.credentials.registry_token}"
+        if self._basic:
+            return self._basic_header()
+        token = self._tokens.get(scope)
+        return f"Bearer {token}" if token else ""
+
+    def _basic_header(self) -> str:
+        pair = f"{self.credentials.username}:{self.credentials.password}".encode()
+        return "Basic " + base64.b64encode(pair).decode()
+
+    def _answer_challenge(self, challenges: list[str], scope: str) -> bool:
+        for header in challenges:
+            scheme, parameters = _challenge(header)
+            if scheme == "bearer" and parameters.get("realm"):
+                self._tokens[scope] = self._token(parameters, scope)
+                return True
+        for header in challenges:
+            if _challenge(header)[0] == "basic" and self.credentials.username and not self._basic:
+                self._basic = True
+                return True
+        return False
+
+    def _token(self, parameters: dict[str, str], scope: str) -> str:
+        realm = parameters["realm"]
+        parts = urlsplit(realm)
+        if parts.scheme != "https" and not is_insecure(parts.netloc, self.options):
+            raise RegistryError(f"the registry names a token server without TLS: {realm}")
+        query: list[tuple[str, str]] = []
+        if parameters.get("service"):
+            query.append(("service", parameters["service"]))
+        for part in (parameters.get("scope") or scope).split():
+            query.append(("scope", part))
+        headers: dict[str, str] = {}
+        if self.credentials.identity_token:
+            form = [*query, ("grant_type", "refresh_token"), ("client_id", "teu")]
+            form.append(("refresh_token", self.credentials.identity_token))
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+            answer = self._exchange("POST", realm, headers, urlencode(form).encode())
+        else:
+            if self.credentials.username:
+                headers["Authorization"] = self._basic_header()
+                query.append(("account", self.credentials.username))
+            separator = "&" if parts.query else "?"
+            answer = self._exchange("GET", realm + separator + urlencode(query), headers, None)
+        if answer.status != 200:
+            raise self._refusal(answer, "GET", realm)
+        with contextlib.suppress(ValueError, AttributeError):
+            data = json.loads(answer.read(1 << 20))
+            token = data.get("token") or data.get("access_token")
+            if token:
+                return str(token)
+        raise RegistryError(f"the token server {realm} gave no token")
+
+    # -- pulling -------------------------------------------------------------------------------
+
+    @staticmethod
+    def pull_scope(repository: str) -> str:
+        return f"repository:{repository}:pull"
+
+    @staticmethod
+    def push_scope(repository: str) -> str:
+        return f"repository:{repository}:pull,push"
+
+    def resolve(self, repository: str, reference: str) -> dict[str, Any] | None:
+        """The descriptor of a tag or digest by a HEAD request; None where the registry does not say it all."""
+        path = f"/v2/{repository}/manifests/{quote(reference, safe=':')}"
+        answer = self.request("HEAD", path, self.pull_scope(repository), {"Accept": ACCEPT})
+        answer.read(0)
+        digest = answer.headers.get("Docker-Content-Digest", "")
+        media_type = (answer.headers.get("Content-Type") or "").split(";")[0].strip()
+        length = answer.headers.get("Content-Length", "")
+        if not digests.is_digest(digest) or not media_type or not length.isdigit():
+            return None
+        return {"mediaType": media_type, "digest": digest, "size": int(length)}
+
+    def manifest(self, repository: str, reference: str) -> tuple[dict[str, Any], bytes]:
+        """(descriptor, bytes) of a manifest or index, by tag or digest; verified."""
+        path = f"/v2/{repository}/manifests/{quote(reference, safe=':')}"
+        answer = self.request("GET", path, self.pull_scope(repository), {"Accept": ACCEPT})
+        try:
+            data = answer.read(image_spec.MANIFEST_SIZE_LIMIT)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable("GET", path, error) from None
+        digest = digests.of(data)
+        wanted = reference if ":" in reference else answer.headers.get("Docker-Content-Digest", "")
+        if digests.is_digest(wanted):
+            digester = digests.for_digest(wanted)
+            digester.update(data)
+            digest = digester.digest()
+            if digest != wanted:
+                raise RegistryError(f"manifest verification failed for digest {wanted}: it is {digest}")
+        document = image_spec.decode(data, "manifest")
+        given = (answer.headers.get("Content-Type") or "").split(";")[0].strip()
+        media_type = image_spec.media_type_of(document, given)
+        return {"mediaType": media_type, "digest": digest, "size": len(data)}, data
+
+    def tags(self, repository: str) -> list[str]:
+        path = f"/v2/{repository}/tags/list"
+        result: list[str] = []
+        while path:
+            answer = self.request("GET", path, self.pull_scope(repository))
+            document = image_spec.decode(answer.read(image_spec.MANIFEST_SIZE_LIMIT), "tags list")
+            result += [str(tag) for tag in document.get("tags") or []]
+            link = re.match(r"<([^>]+)>;\s*rel=\"?next", answer.headers.get("Link", ""))
+            path = urlsplit(urljoin(self._base() + path, link[1])).geturl() if link else ""
+        return result
+
+    def blob(self, repository: str, descriptor: dict[str, Any], offset: int = 0) -> Iterator[bytes]:
+        """The bytes of a blob from `offset`; goes on by itself after a broken connection. Not verified here:
+        the content store does that when it commits."""
+        path = f"/v2/{repository}/blobs/{descriptor['digest']}"
+        size = descriptor["size"]
+        fruitless = 0
+        while offset < size:
+            headers = {"Range": f"bytes={offset}-"} if offset else {}
+            answer = self.request("GET", path, self.pull_scope(repository), headers, accept=(200, 206))
+            skip = offset
+            if answer.status == 206:
+                match = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+                skip = offset - int(match[1]) if match else 0
+                if skip < 0:
+                    answer.give_back(False)
+                    raise RegistryError(f"the registry sent another range of {descriptor['digest']} than asked for")
+            before = offset
+            failure = "unexpected EOF"
+            try:
+                while chunk := answer.response.read(CHUNK):
+                    if skip:
+                        dropped = min(skip, len(chunk))
+                        chunk, skip = chunk[dropped:], skip - dropped
+                        if not chunk:
+                            continue
+                    offset += len(chunk)
+                    if offset > size:
+                        raise Truncated(f"blob {descriptor['digest']} is larger than its descriptor says: {size} bytes")
+                    yield chunk
+                answer.give_back(offset >= size and answer.response.isclosed())
+            except (OSError, http.client.HTTPException) as error:
+                answer.give_back(False)
+                failure = _reason(error, self._netloc)
+            except BaseException:
+                answer.give_back(False)
+                raise
+            if offset >= size:
+                return
+            fruitless = 0 if offset > before and fruitless < ATTEMPTS else fruitless + 1
+            if offset == before:
+                fruitless += 1
+            if fruitless >= ATTEMPTS or answer.headers.get("Content-Length") == str(offset):
+                raise Truncated(f"blob {descriptor['digest']} ends after {offset} of {size} bytes: {failure}")
+            time.sleep(BACKOFF_SECONDS)
+
+    # -- pushing -------------------------------------------------------------------------------
+
+    def has_blob(self, repository: str, digest: str) -> bool:
+        try:
+            self.request("HEAD", f"/v2/{repository}/blobs/{digest}", self.push_scope(repository)).read(0)
+        except NotFound:
+            return False
+        return True
+
+    def mount_blob(self, repository: str, digest: str, source: str) -> str:
+        """Ask for the blob of another repository of the registry: "" when it was given, else an upload's address."""
+        query = urlencode({"mount": digest, "from": source})
+        answer = self.request(
+            "POST", f"/v2/{repository}/blobs/uploads/?{query}", self.push_scope(repository),
+            {"Content-Length": "0"}, accept=(201, 202),
+        )  # fmt: skip
+        answer.read(ERROR_BODY_LIMIT)
+        return "" if answer.status == 201 else self._location(answer)
+
+    def upload(
+        self, repository: str, descriptor: dict[str, Any], content: Callable[[], Iterable[bytes]], address: str = ""
+    ) -> None:
+        """Push a blob in one piece."""
+        scope = self.push_scope(repository)
+        if not address:
+            path = f"/v2/{repository}/blobs/uploads/"
+            answer = self.request("POST", path, scope, {"Content-Length": "0"}, accept=(202,))
+            answer.read(ERROR_BODY_LIMIT)
+            address = self._location(answer)
+        address += ("&" if "?" in address else "?") + urlencode({"digest": descriptor["digest"]})
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(descriptor["size"])}
+        self.request("PUT", address, scope, headers, stream=content, accept=(201,)).read(ERROR_BODY_LIMIT)
+
+    def _location(self, answer: Answer) -> str:
+        location = answer.headers.get("Location", "")
+        if not location:
+            raise RegistryError("the registry gave no address for an upload", answer.status)
+        return urljoin(self._base() + "/", location)
+
+    def put_manifest(self, repository: str, reference: str, media_type: str, data: bytes) -> None:
+        path = f"/v2/{repository}/manifests/{quote(reference, safe=':')}"
+        headers = {"Content-Type": media_type}
+        self.request("PUT", path, self.push_scope(repository), headers, data, accept=(201, 202)).read(ERROR_BODY_LIMIT)
+
+    def ping(self) -> None:
+        """GET /v2/: whether the registry is there and takes the credentials (login)."""
+        self.request("GET", "/v2/").read(1 << 20)
+
+
+def _is_final(error: Exception) -> bool:
+    """Trying again will not help."""
+    import ssl
+
+    return isinstance(error, (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError))
+
+
+def _reason(error: Exception, netloc: str) -> str:
+    host, port = _split_port(netloc)
+    if isinstance(error, socket.gaierror):
+        return f"dial tcp: lookup {host}: no such host"
+    if isinstance(error, ConnectionRefusedError):
+        return f"dial tcp {host}:{port or 443}: connect: connection refused"
+    if isinstance(error, TimeoutError):
+        return f"dial tcp {host}:{port or 443}: i/o timeout"
+    if isinstance(error, http.client.IncompleteRead):
+        return "unexpected EOF"
+    text = str(error) or type(error).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return (
+            f"tls: failed to verify certificate: {getattr(error, 'verify_message', text)}; put the authority's "
+            f"certificate into {CERTS_DIRECTORY}/{netloc}/ca.crt"
+        )
+    return text
