@@ -8,6 +8,7 @@ is collected here and nowhere else, so that it is told exactly once.
 from __future__ import annotations
 
 import heapq
+import marshal
 import os
 import select
 import signal
@@ -180,6 +181,42 @@ class Loop:
         self._expecting -= 1
         if not self._expecting:
             self._unclaimed.clear()
+
+    def in_fork(self, work: Callable[[], Any]) -> Coroutine:
+        """Run `work` in a forked process, and return what it returns (plain values, see marshal).
+
+        For what blocks, and for what would leave this process with memory that it needs no more.  An
+        OSError of it is raised here again, another error as RuntimeError."""
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        child = os.fork()
+        if not child:
+            try:
+                signal.set_wakeup_fd(-1)
+                try:
+                    result = (True, work())
+                except OSError as e:
+                    result = (False, (e.errno, str(e.strerror or e), e.filename))
+                except Exception as e:
+                    result = (False, f"{type(e).__name__}: {e}")
+                with open(write_end, "wb") as file:
+                    file.write(marshal.dumps(result))
+            finally:
+                os._exit(0)
+        os.close(write_end)
+        try:
+            yield self.wait_exit(child)
+            # At most a pipe's capacity, or the child would not have ended.
+            data = os.read(read_end, 65536)
+        finally:
+            os.close(read_end)
+        if not data:
+            raise RuntimeError("the helper process died")
+        done, value = marshal.loads(data)
+        if done:
+            return value
+        if isinstance(value, tuple):
+            raise OSError(*value)
+        raise RuntimeError(value)
 
     # coroutines
 

@@ -22,6 +22,7 @@ from teu.shim import placement, server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
 NAME = "io.containerd.teu.v2"
@@ -114,10 +115,10 @@ def bootstrap(address: str, environment: dict[str, str]) -> str:
 
 
 def start_shim(flags: dict[str, Any], environment: dict[str, str], bundle: str, *,
-               forget: tuple[int, ...] = ()) -> str:
-    """Make sure that a shim serves the bundle in the current folder, and return its address.
+               launch: Callable[[server.Parameters, socket.socket], None] = server.fork) -> str:
+    """Make sure that a shim serves the bundle, and return its address.
 
-    The server is a fork of this process; `forget` are descriptors that it closes."""
+    `launch` makes the process that serves, where none does yet; this one is to end soon."""
     namespace, container = flags["namespace"], flags["id"]
     if not container:
         raise UsageError("shim id cannot be empty")
@@ -132,10 +133,10 @@ def start_shim(flags: dict[str, Any], environment: dict[str, str], bundle: str, 
         if flags["debug"]:
             command.append("-debug")
         ttrpc_address = environment.get("TTRPC_ADDRESS") or (grpc_address + ".ttrpc" if grpc_address else "")
-        server.fork(server.Parameters(
+        launch(server.Parameters(
             namespace=namespace, container=container, bundle=bundle, socket_path=path,
             ttrpc_address=ttrpc_address, command=command, debug=flags["debug"], environment=environment,
-        ), listener, forget)
+        ), listener)
         listener.close()
     _write_new(os.path.join(bundle, "address"), address)
     return address

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
-from teu.shim.cgroup import mount_point, path_of
+from teu.shim.cgroup import mount_point, path_of, read
 from teu.systemd.bus import Bus, BusError
-from teu.systemd.scope import UNIT_EXISTS, start_scope, systemd_is_running
+from teu.systemd.scope import UNIT_EXISTS, start_scope, systemd_is_running, unit_cgroup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 DEFAULT_SLICE = "teu.slice"
@@ -35,6 +35,8 @@ GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-i
 
 STOP_TIMEOUT = 10.0
 EXITED_SUFFIX = "-exited.scope"
+# how long to wait for the scope of the same container's last shim to go
+LEAVING_ATTEMPTS, LEAVING_SECONDS = 200, 0.005
 
 
 def stop_timeout(notes: dict[str, str]) -> float:
@@ -89,38 +91,35 @@ def scope_name(cgroups_path: str, container: str) -> tuple[str, str]:
 
 
 class Placement:
-    """The shim's scope, once it has one."""
+    """The scope that a shim stands in.
 
-    def __init__(self, namespace: str, log: Callable[[str], None]) -> None:
+    Its methods are for a process that is made for them (see Loop.in_fork): they return what is to be kept."""
+
+    def __init__(self, namespace: str) -> None:
         self._namespace = namespace
-        self._log = log
         self.unit = ""
         self.folder = ""
         self._used = False
         self._description = ""
         self._slice = ""
 
-    def place(self, bundle: str, container: str, systemd_cgroup: bool) -> None:
-        """Enter the scope if the shim is in none yet, and point the bundle at the container's cgroup."""
+    def place(self, shim: int, spec: dict[str, Any], container: str, systemd_cgroup: bool) -> bool:
+        """Bring the process `shim` into its scope if it is in none yet, and point the spec at the container's
+        cgroup; whether that changed the spec.  OSError if systemd refuses the scope."""
         if not systemd_is_running():
-            return
-        spec = read_spec(bundle)
+            return False
         wanted = (spec.get("linux") or {}).get("cgroupsPath") or ""
         if not self.unit:
-            try:
-                self._enter(wanted, container, annotations_of(spec), systemd_cgroup)
-            except OSError as e:
-                self._log(f"no scope of its own for container {container}: {e}")
-                return
+            self._enter(shim, wanted, container, annotations_of(spec), systemd_cgroup)
         default = wanted in ("", f"/{self._namespace}/{container}", f"{self._namespace}/{container}")
         if not self.folder or systemd_cgroup or not (default or wanted.count(":") == 2):
-            return
+            return False
         leaf = f"container-{container}" if self._used else "container"
         self._used = True
         spec.setdefault("linux", {})["cgroupsPath"] = self.folder.removeprefix(mount_point()) + "/" + leaf
-        write_spec(bundle, spec)
+        return True
 
-    def _enter(self, wanted: str, container: str, notes: dict[str, str], systemd_cgroup: bool) -> None:
+    def _enter(self, shim: int, wanted: str, container: str, notes: dict[str, str], systemd_cgroup: bool) -> None:
         self._slice, unit = scope_name(wanted, container)
         name = notes.get(NAME_ANNOTATION) or notes.get("io.kubernetes.cri.container-name")
         self._description = f"Container {name} ({container[:12]})" if name else f"Container {container}"
@@ -130,47 +129,71 @@ class Placement:
             candidates = [f"teu-{container}.scope", f"teu-{self._namespace}-{container}.scope"]
             if unit in candidates:
                 candidates = [f"teu-shim-{container}.scope"]
+        # systemd's own patience must outlast the container's.
+        patience = int((stop_timeout(notes) + 30) * 1e6)
         with Bus() as bus:
             for n, candidate in enumerate(candidates):
                 try:
-                    # systemd's own patience must outlast the container's.
-                    patience = int((stop_timeout(notes) + 30) * 1e6)
-                    start_scope(bus, candidate, pids=[os.getpid()], slice_name=self._slice,
-                                description=self._description,
-                                properties=[("TimeoutStopUSec", "t", patience)])
+                    self._start(bus, candidate, shim, patience)
                     break
                 except BusError as e:
                     if e.name != UNIT_EXISTS or n + 1 == len(candidates):
                         raise
         self.unit = candidate
-        folder = path_of("self")
+        folder = path_of(shim)
         if os.path.basename(folder) != candidate:
             return  # systemd does not use the version 2 hierarchy here
         self.folder = folder
         os.mkdir(os.path.join(folder, "shim"))
-        with open(os.path.join(folder, "shim", "cgroup.procs"), "w") as file:
-            file.write("0")
+        for pid in (shim, os.getpid()):
+            with open(os.path.join(folder, "shim", "cgroup.procs"), "w") as file:
+                file.write(str(pid))
         with open(os.path.join(folder, "cgroup.controllers")) as file:
             controllers = file.read().split()
         for controller in controllers:
             try:
                 with open(os.path.join(folder, "cgroup.subtree_control"), "w") as file:
                     file.write("+" + controller)
-            except OSError as e:
-                self._log(f"{folder}: controller {controller}: {e.strerror}")
+            except OSError:
+                pass  # a controller that cannot be had is told by the runtime, if a limit needs it
 
-    def leave(self) -> bool:
-        """Move on to another scope, once, so that the one being stopped can end while the shim still
-        answers for its exited container.  False if systemd does not allow it (the host is going down)."""
-        if not self.unit or self.unit.endswith(EXITED_SUFFIX):
-            return False
+    def _start(self, bus: Bus, unit: str, shim: int, patience: int) -> None:
+        """Start the scope; wait a little for the unit of a shim that is just ending."""
+        for attempt in range(LEAVING_ATTEMPTS):
+            try:
+                start_scope(bus, unit, pids=[shim, os.getpid()], slice_name=self._slice,
+                            description=self._description, properties=[("TimeoutStopUSec", "t", patience)])
+                return
+            except BusError as e:
+                if e.name != UNIT_EXISTS or attempt + 1 == LEAVING_ATTEMPTS or _in_use(bus, unit):
+                    raise
+            time.sleep(LEAVING_SECONDS)
+
+    def leave(self, shim: int) -> str:
+        """Move `shim` on to another scope, so that the one being stopped can end while the shim still
+        answers for its exited container.  The new unit; OSError if systemd does not allow it (the host is
+        going down)."""
         unit = self.unit.removesuffix(".scope") + EXITED_SUFFIX
-        try:
-            with Bus() as bus:
-                start_scope(bus, unit, pids=[os.getpid()], slice_name=self._slice, delegate=False,
-                            description=self._description + ", exited")
-        except OSError as e:
-            self._log(f"cannot leave {self.unit}: {e}")
-            return False
-        self.unit, self.folder = unit, ""
-        return True
+        with Bus() as bus:
+            start_scope(bus, unit, pids=[shim], slice_name=self._slice, delegate=False,
+                        description=self._description + ", exited")
+        return unit
+
+    def state(self) -> tuple[Any, ...]:
+        """What place() found out, for restore() in the shim."""
+        return self.unit, self.folder, self._used, self._description, self._slice
+
+    def restore(self, state: tuple[Any, ...]) -> None:
+        self.unit, self.folder, self._used, self._description, self._slice = state
+
+
+def _in_use(bus: Bus, unit: str) -> bool:
+    """Whether a scope has a container in it, or is none of ours."""
+    try:
+        folder = mount_point() + unit_cgroup(bus, unit)
+        leaves = [name for name in os.listdir(folder) if name.startswith("container")]
+        if not os.path.isdir(os.path.join(folder, "shim")):
+            return bool(leaves) or "populated 1" in read(folder, "cgroup.events")
+        return any("populated 1" in read(os.path.join(folder, leaf), "cgroup.events") for leaf in leaves)
+    except OSError:
+        return False  # gone meanwhile

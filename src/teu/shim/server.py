@@ -26,7 +26,7 @@ PR_SET_MM_ARG_START, PR_SET_MM_ARG_END = 8, 9
 FLUSH_SECONDS = 5.0
 
 # These are for the daemon that started the shim, not for it or for the container's runtime.
-_PRIVATE_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID",
+PRIVATE_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID",
                       "LISTEN_FDNAMES", "INVOCATION_ID", "JOURNAL_STREAM", "MAINPID", "FDSTORE",
                       "MAX_SHIM_VERSION")
 
@@ -80,18 +80,16 @@ def set_command_line(command: list[str]) -> None:
     globals()["_command_line"] = buffer  # the kernel reads it from now on
 
 
-def fork(parameters: Parameters, listener: socket.socket, forget: tuple[int, ...] = ()) -> None:
-    """Fork the shim's process; it is no child of this one, and ends without returning."""
-    child = os.fork()
-    if child:
-        os.waitpid(child, 0)
-        return
+def fork(parameters: Parameters, listener: socket.socket) -> None:
+    """Fork the shim's process.  It never returns; init adopts it as soon as the caller ends."""
+    if not os.fork():
+        become_shim(parameters, listener)
+
+
+def become_shim(parameters: Parameters, listener: socket.socket) -> NoReturn:
+    """In a forked process: be the shim."""
     try:
         os.setsid()
-        if os.fork():
-            os._exit(0)
-        for fd in forget:
-            os.close(fd)
         _adjust_oom_score()
         if parameters.command:
             set_command_line(parameters.command)
@@ -132,9 +130,10 @@ def _log_line(bundle: str, text: str, level: str = "error") -> None:
 
 def serve(parameters: Parameters, listener: socket.socket) -> NoReturn:
     """Serve the task API until the client says Shutdown; then end the process."""
-    os.environ.clear()
-    os.environ.update(parameters.environment)
-    for name in _PRIVATE_VARIABLES:
+    for name, value in parameters.environment.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+    for name in PRIVATE_VARIABLES:
         os.environ.pop(name, None)
     os.chdir("/")
     os.umask(0o022)
@@ -142,7 +141,6 @@ def serve(parameters: Parameters, listener: socket.socket) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     # What is alive now is shared with the process that this one was forked from: leave it untouched.
-    gc.collect()
     gc.freeze()
 
     def log(text: str) -> None:

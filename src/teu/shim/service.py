@@ -68,7 +68,8 @@ def read_options(packed: dict[str, Any] | None) -> dict[str, Any]:
 class Container:
     """One container of this shim."""
 
-    def __init__(self, bundle: str, init: Init, mounted: bool, spec: dict[str, Any]) -> None:
+    def __init__(self, bundle: str, init: Init, mounted: bool, stop_signal: int, stop_timeout: float,
+                 shares_pids: bool) -> None:
         self.bundle = bundle
         self.init = init
         self.mounted = mounted
@@ -79,10 +80,9 @@ class Container:
         self.oom: cgroup.OomWatch | None = None
         # the wait status of the first process, while execs are still being waited for
         self.init_status: int | None = None
-        notes = placement.annotations_of(spec)
-        self.stop_signal = signal_number(notes.get(placement.STOP_SIGNAL_ANNOTATION, ""))
-        self.stop_timeout = placement.stop_timeout(notes)
-        self.shares_pids = shares_pids(spec)
+        self.stop_signal = stop_signal
+        self.stop_timeout = stop_timeout
+        self.shares_pids = shares_pids
 
     def process(self, exec_id: str) -> Process:
         if not exec_id:
@@ -110,6 +110,11 @@ def shares_pids(spec: dict[str, Any]) -> bool:
     return True
 
 
+def _write_json(path: str, value: dict[str, Any]) -> None:
+    with open(path, "w") as file:
+        json.dump(value, file)
+
+
 class Service:
     """The containers of one shim, and the methods of the task API over them."""
 
@@ -118,7 +123,7 @@ class Service:
         self._namespace = namespace
         self._publisher = publisher
         self._log = log
-        self._placement = placement.Placement(namespace, log)
+        self._placement = placement.Placement(namespace)
         self._containers: dict[str, Container] = {}
         self._creating: set[str] = set()
         self._stopping = False
@@ -176,24 +181,22 @@ class Service:
             options = read_options(request["options"])
         except (ValueError, OSError) as e:
             raise StatusError(INVALID_ARGUMENT, f"runtime options: {e}") from e
-        with open(os.path.join(bundle, "options.json"), "w") as file:
-            json.dump(options, file)
-        with open(os.path.join(bundle, "runtime"), "w") as file:
-            file.write(options["binary_name"])
-        self._placement.place(bundle, name, options["systemd_cgroup"])
+        shim = os.getpid()
+        try:
+            traits, place, complaint = yield from self._loop.in_fork(
+                lambda: self._prepare(shim, name, bundle, options, request["rootfs"]))
+        except OSError as e:
+            raise StatusError(UNKNOWN, f"failed to prepare container {name}: {e}") from e
+        self._placement.restore(place)
+        if complaint:
+            self._log(complaint)
         runtime = Runtime(self._loop, self._namespace, bundle, options)
         init = Init(self._loop, request, options, runtime, self._namespace, self._log)
-        target = os.path.join(bundle, "rootfs")
         mounts = request["rootfs"]
-        container = Container(bundle, init, bool(mounts), placement.read_spec(bundle))
+        target = os.path.join(bundle, "rootfs")
+        container = Container(bundle, init, bool(mounts), *traits)
         init.starting = True
         init.on_exited = lambda status: self._init_exited(container, status)
-        if mounts:
-            os.makedirs(target, 0o711, exist_ok=True)
-            try:
-                rootfs.mount_all(mounts, target)
-            except OSError as e:
-                raise StatusError(UNKNOWN, f"failed to mount rootfs component: {e}") from e
         try:
             yield from init.create()
         except BaseException:
@@ -209,6 +212,32 @@ class Service:
         })
         init.started()
         return {"pid": init.pid}
+
+    def _prepare(self, shim: int, name: str, bundle: str, options: dict[str, Any],
+                 mounts: list[dict[str, Any]]) -> tuple[Any, ...]:
+        """The shim's scope, the spec, the options on disk and the root file system, in a fork: what is to
+        be known of the spec, the placement's state, and a complaint for the log."""
+        _write_json(os.path.join(bundle, "options.json"), options)
+        with open(os.path.join(bundle, "runtime"), "w") as file:
+            file.write(options["binary_name"])
+        complaint = ""
+        spec = placement.read_spec(bundle)
+        try:
+            if self._placement.place(shim, spec, name, options["systemd_cgroup"]):
+                placement.write_spec(bundle, spec)
+        except OSError as e:
+            complaint = f"no scope of its own for container {name}: {e}"
+        notes = placement.annotations_of(spec)
+        traits = (signal_number(notes.get(placement.STOP_SIGNAL_ANNOTATION, "")), placement.stop_timeout(notes),
+                  shares_pids(spec))
+        if mounts:
+            target = os.path.join(bundle, "rootfs")
+            os.makedirs(target, 0o711, exist_ok=True)
+            try:
+                rootfs.mount_all(mounts, target)
+            except OSError as e:
+                raise OSError(e.errno, f"failed to mount rootfs component: {e}") from e
+        return traits, self._placement.state(), complaint
 
     def _watch_cgroup(self, container: Container) -> None:
         container.cgroup = cgroup.path_of(container.init.pid) if container.init.pid else ""
@@ -349,8 +378,7 @@ class Service:
         init.set_exited(container.init_status)
         record = {"pid": init.pid, "exit_status": init.exit_status, "exited_at": init.exited_at}
         try:
-            with open(os.path.join(container.bundle, EXIT_RECORD), "w") as file:
-                json.dump(record, file)
+            _write_json(os.path.join(container.bundle, EXIT_RECORD), record)
         except OSError as e:
             self._log(f"cannot record the exit of {init.id}: {e}")
         self._publish_exit(container, init.id, init)
@@ -480,10 +508,17 @@ class Service:
                 self._loop.spawn(self._stop_one(container))
         for container in list(self._containers.values()):
             yield container.init.wait()
-        if self._containers and self._placement.leave():
-            # Answer for them until the client has deleted them.
-            self._stopping = False
-            return
+        unit = self._placement.unit
+        if self._containers and unit and not unit.endswith(placement.EXITED_SUFFIX):
+            shim = os.getpid()
+            try:
+                self._placement.unit = yield from self._loop.in_fork(lambda: self._placement.leave(shim))
+                self._placement.folder = ""
+                # Answer for them until the client has deleted them.
+                self._stopping = False
+                return
+            except (OSError, RuntimeError) as e:
+                self._log(f"cannot leave {unit}: {e}")
         self.on_shutdown()
 
     def _stop_one(self, container: Container) -> Coroutine:

@@ -6,10 +6,12 @@ private memory of each.
 """
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import socket
+import sys
 import tempfile
 
 from teu.shim import cgroup, placement, rootfs
@@ -41,6 +43,58 @@ def run() -> None:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+
+
+def _free_blocks() -> dict[int, int]:
+    """Free blocks in partly used pools of Python's allocator, by block size."""
+    report = os.memfd_create("mallocstats")
+    stderr = os.dup(2)
+    os.dup2(report, 2)
+    try:
+        sys._debugmallocstats()
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+    text = os.pread(report, 1 << 20, 0).decode()
+    os.close(report)
+    rows = (line.split() for line in text.splitlines())
+    return {int(row[1]): int(row[4]) for row in rows if len(row) == 5 and all(word.isdigit() for word in row)}
+
+
+_plugs: list[object] = []
+
+
+class _Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")]
+
+
+def plug() -> None:
+    """Fill the holes that loading has left in the heap.
+
+    A shim would put its own small objects there, each into another page, and so copy most of them;
+    with the holes filled they go into fresh pages next to each other."""
+    header = sys.getsizeof(b"")
+    for size, count in sorted(_free_blocks().items(), reverse=True):
+        if size > header:
+            _plugs.append([bytes(size - header) for _ in range(count)])
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes = [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.sbrk.restype = ctypes.c_void_p
+    libc.sbrk.argtypes = [ctypes.c_ssize_t]
+    try:
+        libc.mallinfo2.restype = _Mallinfo
+    except AttributeError:
+        return
+    size = 65536
+    while size >= 32:
+        top = libc.sbrk(0) - libc.mallinfo2().keepcost
+        block = libc.malloc(size)
+        if block >= top or libc.mallinfo2().fordblks <= libc.mallinfo2().keepcost:
+            libc.free(block)
+            size //= 2
 
 
 def _session(folder: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import json
+import marshal
 import os
 import signal
 import socket
@@ -21,10 +22,49 @@ import sys
 
 from teu.shim import main as program
 from teu.shim import warmup
-from teu.shim.server import set_command_line
+from teu.shim.server import PRIVATE_VARIABLES, Parameters, become_shim, set_command_line
 
 # Room in this process's own words for the command line of a shim (see set_command_line).
 PADDING = 512
+
+
+def _serve_request(line: bytes, daemon: socket.socket) -> None:
+    """In a fork: start the shim, answer, and end, so that the shim is nobody's child.
+
+    The shim is forked first and told its parameters when they are known: what is written here in finding
+    them out is none of its memory."""
+    ours, theirs = socket.socketpair()
+    if not os.fork():
+        os.close(daemon.fileno())
+        os.close(ours.fileno())
+        _wait_for_parameters(theirs)
+    theirs.close()
+
+    def launch(parameters: Parameters, listener: socket.socket) -> None:
+        socket.send_fds(ours, [marshal.dumps(vars(parameters))], [listener.fileno()])
+
+    try:
+        request = json.loads(line)
+        environment = {"TTRPC_ADDRESS": request["ttrpc_address"], "GRPC_ADDRESS": request["address"],
+                       "NAMESPACE": request["namespace"]}
+        flags = {"namespace": request["namespace"], "id": request["id"], "address": request["address"],
+                 "debug": request.get("debug", False), "program": sys.argv[0]}
+        answer = {"address": program.start_shim(flags, environment, request["bundle"], launch=launch)}
+    except (OSError, ValueError, KeyError) as e:
+        answer = {"error": f"{type(e).__name__}: {e}"}
+    daemon.sendall(json.dumps(answer).encode() + b"\n")
+    os._exit(0)
+
+
+def _wait_for_parameters(parent: socket.socket) -> None:
+    """In the shim's process; it ends when no shim is needed."""
+    data, fds, _, _ = socket.recv_fds(parent, 65536, 1)
+    if not fds:
+        os._exit(0)
+    parent.close()
+    os.set_inheritable(fds[0], False)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fds[0])
+    become_shim(Parameters(**marshal.loads(data)), listener)
 
 
 def main() -> int:
@@ -34,23 +74,22 @@ def main() -> int:
         os.execv(sys.argv[0], [sys.argv[0], "zygote", "-" * PADDING])
     set_command_line([sys.argv[0], "zygote"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in PRIVATE_VARIABLES:
+        os.environ.pop(name, None)
+    daemon = socket.socket(fileno=os.dup(0))
     warmup.run()
     gc.collect()
+    warmup.plug()
+    gc.disable()
     gc.freeze()
-    daemon = socket.socket(fileno=os.dup(0))
-    requests = daemon.makefile("rb")
-    environment = dict(os.environ)
-    for line in requests:
-        try:
-            request = json.loads(line)
-            environment["TTRPC_ADDRESS"] = request["ttrpc_address"]
-            environment["GRPC_ADDRESS"] = request["address"]
-            environment["NAMESPACE"] = request["namespace"]
-            flags = {"namespace": request["namespace"], "id": request["id"], "address": request["address"],
-                     "debug": request.get("debug", False), "program": sys.argv[0]}
-            address = program.start_shim(flags, environment, request["bundle"], forget=(daemon.fileno(),))
-            answer = {"address": address}
-        except (OSError, ValueError, KeyError) as e:
-            answer = {"error": f"{type(e).__name__}: {e}"}
-        daemon.sendall(json.dumps(answer).encode() + b"\n")
-    return 0
+    while True:
+        # One request at a time; as little as possible happens here, because what is written here after
+        # a fork is no longer shared with the shims made before.
+        line = daemon.recv(65536)
+        if not line:
+            return 0
+        child = os.fork()
+        if not child:
+            gc.enable()
+            _serve_request(line, daemon)
+        os.waitpid(child, 0)
