@@ -60,6 +60,7 @@ class Context:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.zygote: Any = None
         self.tasks: Any = None  # set by the tasks service
+        self.shims: Any = None  # made by the daemon when it knows its sockets
         self.events = Exchange(config["events"]["queue"])
         self.database = Database(os.path.join(self.root, "metadata.db"))
         self.leases = Leases(self.database)

@@ -22,15 +22,16 @@ from teu.containerd.config import KEYS
 from teu.containerd.context import Context
 from teu.containerd.metrics import serve_metrics
 from teu.containerd.rpc import MAX_MESSAGE, Server
+from teu.containerd.shims import Shims
 from teu.containerd.wake import Waker
 from teu.systemd import grpc_activation, journal, notify
 
 log = logging.getLogger("teu.containerd")
 
-# In the order of registration. The module of tasks comes last: it takes over the shims that are running.
+# In the order of registration.
 SERVICES = (
     "version", "health", "reflection", "namespaces", "introspection", "content", "images", "containers", "leases",
-    "snapshots", "diff", "events",
+    "snapshots", "diff", "events", "tasks",
 )  # fmt: skip
 
 _OPTIONS = (
@@ -49,14 +50,6 @@ def _build(context: Context) -> tuple[Any, Server]:
     wrapped = Server(server, context, context.pool)
     for name in SERVICES:
         importlib.import_module(f"teu.containerd.services.{name}").register(wrapped, context)
-    try:
-        tasks = importlib.import_module("teu.containerd.tasks")
-    except ModuleNotFoundError as error:
-        if error.name != "teu.containerd.tasks":
-            raise
-        log.warning("this build has no tasks service")
-    else:
-        tasks.register(wrapped, context)
     return server, wrapped
 
 
@@ -118,6 +111,11 @@ class Daemon:
             return server
 
         # shims that died while we were away are told of before anybody can ask
+        shims = context.shims = Shims(
+            state=context.state, root=context.root, address=context.address, ttrpc_address=context.ttrpc_address,
+            events=context.events, zygote=self.zygote, debug=self.config["log-level"] == "debug",
+        )  # fmt: skip
+        await shims.restore()
         server = await self._start(build, grpc_socket)
         events_server = await ttrpc_events.serve(context, events_socket)
         metrics_server = await serve_metrics(context, self._rpc)
@@ -136,8 +134,7 @@ class Daemon:
             if metrics_server is not None:
                 metrics_server.close()
             await server.stop(1.0)
-            if context.tasks is not None:
-                context.tasks.shutdown()
+            await shims.close()
             await asyncio.to_thread(context.close)
 
     def _rpc(self) -> Server:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from teu.api.services.tasks.v1 import tasks_pb2 as pb
-from teu.api.types import metrics_pb2
+from teu.api.types import introspection_pb2, metrics_pb2
 from teu.api.types.task import task_pb2
 from teu.containerd import errors
 from teu.containerd.filters import parse_all
 from teu.containerd.rpc import validate_identifier
-from teu.containerd.shims import STATE_TIMEOUT, Shim
+from teu.containerd.shims import OWN_RUNTIME, STATE_TIMEOUT, Shim, find_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("teu.containerd.tasks")
 
-CHECKPOINT_MEDIA_TYPE = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
+INFO_TIMEOUT = 30.0
 
 
 def _any(message: Any) -> dict[str, Any] | None:
@@ -224,5 +225,24 @@ class Tasks:
         return pb.WaitResponse(exit_status=answer["exit_status"], exited_at=_time(answer["exited_at"]))
 
 
+    # for other services of this daemon
+
+    def runtime_info(self, request: Any) -> Any:
+        """What a shim tells of itself (its `-info`), for containerd.types.RuntimeRequest (blocking)."""
+        binary = find_binary(request.runtime_path or OWN_RUNTIME)
+        try:
+            done = subprocess.run([binary, "-info"], input=request.options.SerializeToString(),
+                                  capture_output=True, timeout=INFO_TIMEOUT, check=True)
+        except (OSError, subprocess.SubprocessError) as e:
+            detail = (getattr(e, "stderr", b"") or b"").decode(errors="replace").strip()
+            raise errors.Unknown(f"{binary} -info: {detail or e}") from e
+        return introspection_pb2.RuntimeInfo.FromString(done.stdout)
+
+    def metrics_lines(self) -> list[str]:
+        return ["# HELP teu_containerd_tasks Tasks with a shim.", "# TYPE teu_containerd_tasks gauge",
+                f"teu_containerd_tasks {len(self._shims.all())}"]
+
+
 def register(server: Server, context: Context) -> None:
-    server.add(pb.DESCRIPTOR.services_by_name["Tasks"], Tasks(context))
+    context.tasks = Tasks(context)
+    server.add(pb.DESCRIPTOR.services_by_name["Tasks"], context.tasks)
