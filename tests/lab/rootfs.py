@@ -52,9 +52,8 @@ RELEASE_ONLY = {
 }
 
 BUILD_TOOLS = """
-    build-essential debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools fakeroot
-    lintian devscripts gcc libc6-dev libseccomp-dev protobuf-compiler protobuf-compiler-grpc mypy-protobuf
-    bash-completion busybox-static python3-grpcio python3-protobuf python3-yaml
+    build-essential debhelper dh-python pybuild-plugin-pyproject python3 python3-setuptools fakeroot lintian
+    protobuf-compiler protobuf-compiler-grpc libprotobuf-dev busybox-static
 """
 
 KINDS = {"lab": TEU_DEPENDS + TOOLS + PEERS, "build": BUILD_TOOLS}
