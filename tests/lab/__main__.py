@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -106,7 +107,11 @@ def _do(options: argparse.Namespace, command: list[str], source: Path) -> int:
         namespace.start(options.name, options.release, source, options.dev, options.keep_disk, options.bind)
         started = True
         if options.deb:
-            _install(options.name, options.deb)
+            try:
+                _install(options.name, options.deb)
+            except BaseException:
+                namespace.stop(options.name)
+                raise
         print(f"lab: {options.name} is up ({time.monotonic() - began:.1f} s)", file=sys.stderr)
     if options.verb == "start":
         return 0
@@ -120,14 +125,22 @@ def _do(options: argparse.Namespace, command: list[str], source: Path) -> int:
 def _install(name: str, debs: list[str]) -> None:
     for deb in debs:
         with open(deb, "rb") as file:
-            import subprocess
-
-            target = f"/var/tmp/{Path(deb).name}"
-            subprocess.run(namespace.enter_command(name, ["sh", "-c", f"cat >{target}"]), stdin=file, check=True)
+            copy = namespace.enter_command(name, ["sh", "-c", f"cat >/var/tmp/{Path(deb).name}"])
+            subprocess.run(copy, stdin=file, check=True)
     files = [f"/var/tmp/{Path(deb).name}" for deb in debs]
-    status = namespace.execute(name, ["apt-get", "install", "-y", "-qq", "--no-download", *files])
-    if status:
-        raise namespace.LabError(f"apt-get install ended with {status}")
+    done = subprocess.run(
+        namespace.enter_command(
+            name,
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "-o", "Dpkg::Use-Pty=0", *files],
+            ["DEBIAN_FRONTEND=noninteractive"],
+        ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise namespace.LabError(f"apt-get install failed:\n{done.stdout}{done.stderr}")
 
 
 def vm_main(arguments: list[str]) -> int:

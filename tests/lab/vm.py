@@ -275,7 +275,8 @@ def _pack(source: Path, tar: Path) -> None:
         names = [name for name in names if (source / name).exists()]
     else:
         names = [name for name in os.listdir(source) if name not in (".git", "build", ".venv")]
-    names += [name for name in ("src/teu/api", "dist") if (source / name).is_dir() and name not in names]
+    generated = ("src/teu/api", "src/teu/runc/teu-runc-init", "dist")
+    names += [name for name in generated if (source / name).exists() and name not in names]
     subprocess.run(
         ["tar", "-C", str(source), "-cf", str(tar), "--null", "--no-recursion", "-T", "-"],
         input=b"\0".join(os.fsencode(name) for name in _with_folders(source, names)),
