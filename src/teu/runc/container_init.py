@@ -187,7 +187,7 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
         null = rootfs.open_null()
         root = rootfs.enter_propagation(spec, plan.rootfs)
         view = rootfs.CgroupView(_has_cgroup_namespace(plan), plan.cgroup_path)
-        rootfs.mount_all(root, spec, plan.bundle, plan.sources, view)
+        later = rootfs.mount_all(root, spec, plan.bundle, plan.sources, view)
         if _makes_devices(spec):
             devices.create_all(root, spec, plan.user_namespace)
             devices.create_links(root)
@@ -206,6 +206,7 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
         rootfs.readonly_paths(root, linux.get("readonlyPaths") or [])
         rootfs.mask_paths(root, linux.get("maskedPaths") or [], null)
         os.close(null)
+        rootfs.seal(later)
         if (spec.get("root") or {}).get("readonly"):
             rootfs.make_readonly(root)
     # From here on the container's files are where Python would look for its own: look nowhere.

@@ -103,18 +103,33 @@ def _make_parent_private(path: str) -> None:
         path = os.path.dirname(path)
 
 
-def mount_all(root: int, spec: dict[str, Any], bundle: str, sources: dict[int, int], cgroup: CgroupView) -> None:
-    """All of `mounts`, in order. sources: index -> detached tree that the parent opened already."""
+def mount_all(
+    root: int, spec: dict[str, Any], bundle: str, sources: dict[int, int], cgroup: CgroupView
+) -> list[int]:
+    """All of `mounts`, in order. sources: index -> detached tree that the parent opened already.
+
+    Answers descriptors of the tmpfs mounts that are to be read-only: they are filled before (mount
+    points, device nodes), so `seal` makes them so at the end.
+    """
     label = (spec.get("linux") or {}).get("mountLabel") or ""
+    later: list[int] = []
     for index, mount in enumerate(spec.get("mounts") or ()):
         options = mount_options.parse(mount.get("options") or [])
         try:
-            mount_one(root, mount, options, bundle, sources.get(index), cgroup, label)
+            mount_one(root, mount, options, bundle, sources.get(index), cgroup, label, later)
         except OSError as error:
             text = error.strerror or str(error)
             if not text.startswith("error mounting"):
                 text = _mount_failure(mount, error)
             raise OSError(error.errno, text) from None
+    return later
+
+
+def seal(later: list[int]) -> None:
+    """Make what `mount_all` answered read-only."""
+    for tree in later:
+        mounts.mount_setattr(tree, mounts.MOUNT_ATTR_RDONLY, 0)
+        os.close(tree)
 
 
 class CgroupView:
@@ -135,6 +150,7 @@ def mount_one(
     source: int | None,
     cgroup: CgroupView,
     label: str,
+    later: list[int],
 ) -> None:
     destination = clean(mount["destination"])
     kind = mount.get("type") or ("bind" if options.bind else "")
@@ -160,8 +176,12 @@ def mount_one(
     try:
         if kind == "tmpfs" and options.tmpcopyup:
             _copy_up(root, target, destination, tree)
-        if options.attr_set or options.attr_clr:
-            mounts.mount_setattr(tree, options.attr_set, options.attr_clr)
+        attributes = options.attr_set
+        if kind == "tmpfs" and attributes & mounts.MOUNT_ATTR_RDONLY:
+            attributes &= ~mounts.MOUNT_ATTR_RDONLY
+            later.append(os.dup(tree))
+        if attributes or options.attr_clr:
+            mounts.mount_setattr(tree, attributes, options.attr_clr)
         if options.recursive_set or options.recursive_clr:
             mounts.mount_setattr(tree, options.recursive_set, options.recursive_clr, recursive=True)
         mounts.move_mount(tree, target, destination)
