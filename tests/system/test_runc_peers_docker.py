@@ -178,7 +178,8 @@ def test_systemd_cgroup_driver(docker: peers.Dockerd, running: str) -> None:
 @pytest.mark.needs("memory", "pids", "cpu", "cpuset")
 def test_limits_and_update(docker: peers.Dockerd) -> None:
     name = f"t{uuid.uuid4().hex[:8]}"
-    options = ("-m", "64m", "--memory-swap=128m", "--pids-limit=50", "--cpus=0.5", "--cpu-shares=512", "--cpuset-cpus=0")
+    options = ("-m", "64m", "--memory-swap=128m", "--pids-limit=50", "--cpus=0.5", "--cpu-shares=512",
+               "--cpuset-cpus=0")  # fmt: skip
     docker("run", "-d", "--name", name, "--network=none", *options, "busybox", "sleep", "1000")
     try:
         def limit(file: str) -> str:

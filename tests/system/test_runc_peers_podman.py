@@ -167,10 +167,10 @@ LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024")
 def test_buildah(tmp_path: Path) -> None:
     with peers.buildah(RUNC) as buildah:
         buildah("from", *LIMITS, "--name", "work", f"docker-archive:{peers.archive()}")
-        output = buildah("run", "--isolation=oci", "--runtime", RUNC, "--network=none", "work", "sh", "-c", "echo x > /y; id -u")
-        assert output == "0\n"
-        assert buildah("run", "--isolation=oci", "--runtime", RUNC, "--network=none", "work", "cat", "/y") == "x\n"
-        buildah("run", "--isolation=oci", "--runtime", RUNC, "--network=none", "work", "sh", "-c", "exit 3", code=3)
+        inside = ("run", "--isolation=oci", "--runtime", RUNC, "--network=none", "work")
+        assert buildah(*inside, "sh", "-c", "echo x > /y; id -u") == "0\n"
+        assert buildah(*inside, "cat", "/y") == "x\n"
+        buildah(*inside, "sh", "-c", "exit 3", code=3)
         buildah("commit", "-q", "work", "base")
         file = tmp_path / "Containerfile"
         file.write_text("FROM localhost/base\nRUN echo built > /result\nUSER 1000\nRUN id -u && cat /result /y\n")
