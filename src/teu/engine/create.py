@@ -146,6 +146,4 @@ def command(config: dict[str, Any]) -> tuple[str, list[str]]:
     words = [*entrypoint, *(config["Cmd"] or [])]
     if not words:
         raise BadRequest("no command specified")
-    if words[0] == "":
-        raise BadRequest("the command to run is an empty string; name a program")
     return words[0], words[1:]

@@ -128,7 +128,6 @@ class Exec:
                     if "executable file not found" in lower or "no such file or directory" in lower
                     else 126
                 )
-                self._close(0.2)
                 if isinstance(error, containerd.Error):
                     if "not found" in lower and "executable" not in lower and self.exit_code == 126:
                         raise Conflict(f"container {self.container.id} is not running") from None
@@ -171,6 +170,10 @@ class Exec:
                 self.exit_code = 137
                 self._close(1.0)
         self.container.execs.pop(self.id, None)
+
+    def give_up(self) -> None:
+        """After a failed start, when the client has been told."""
+        self._close(0.2)
 
     def _close(self, timeout: float) -> None:
         self.hub.finish(timeout)

@@ -6,6 +6,7 @@ The defaults (capabilities, masked paths, mounts, devices) are docker's, because
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import posixpath
@@ -53,12 +54,21 @@ INIT_PATHS = ("/usr/libexec/docker/docker-init", "/usr/bin/docker-init", "/usr/b
 NAME_ANNOTATION = "io.teu.container.name"
 
 
+@functools.cache
 def capability_limit() -> list[str]:
+    """What the kernel knows and this machine allows: PID 1's bounding set, since ours may be sandboxed."""
+    bounding = (1 << len(CAPABILITIES)) - 1
     try:
-        last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+        match = re.search(r"^CapBnd:\s*([0-9a-f]+)", Path("/proc/1/status").read_text(), re.MULTILINE)
+        if match:
+            bounding = int(match[1], 16)
     except OSError:
-        last = len(CAPABILITIES) - 1
-    return [f"CAP_{name}" for name in CAPABILITIES[: last + 1]]
+        pass
+    return [f"CAP_{name}" for number, name in enumerate(CAPABILITIES) if bounding >> number & 1]
+
+
+def _default_names() -> list[str]:
+    return [f"CAP_{name}" for name in DEFAULT_CAPABILITIES]
 
 
 def capabilities(host: dict[str, Any]) -> list[str]:
@@ -82,7 +92,7 @@ def capabilities(host: dict[str, Any]) -> list[str]:
         return known
     if "ALL" in drop:
         return known if "ALL" in add else [name for name in known if name in add]
-    base = known if "ALL" in add else [f"CAP_{name}" for name in DEFAULT_CAPABILITIES]
+    base = known if "ALL" in add else [name for name in _default_names() if name in known]
     result = [name for name in base if name not in drop]
     return result + [name for name in known if name in add and name not in result and name not in drop]
 

@@ -343,8 +343,13 @@ class Hub:
         self.pump.call(add)
         return client
 
-    def detach(self, client: Client) -> None:
-        self.pump.call(client.drop)
+    def detach(self, client: Client, last_words: bytes = b"") -> None:
+        def leave() -> None:
+            if last_words:
+                client.send(STDOUT, last_words)
+            client.drop()
+
+        self.pump.call(leave)
 
     def write_stdin(self, data: bytes) -> bool:
         """Waits while the process does not read. False: its input is closed."""

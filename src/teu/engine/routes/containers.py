@@ -65,7 +65,10 @@ def restart(engine: Engine, request: Request, name: str) -> Response:
 
 @route("POST", "/containers/{name}/kill")
 def kill(engine: Engine, request: Request, name: str) -> Response:
-    lifecycle.kill(engine, engine.containers.get(name), request.query.get("signal"))
+    container = engine.containers.find(name)
+    if container is None:
+        raise NotFound(f"cannot kill container: {name}: No such container: {name}")
+    lifecycle.kill(engine, container, request.query.get("signal"))
     return empty()
 
 
@@ -175,8 +178,6 @@ def _wait(container: Container, condition: str, before: int) -> Any:
                 break
         yield b""
     answer: dict[str, Any] = {"StatusCode": container.state["ExitCode"]}
-    if container.state["Error"]:
-        answer["Error"] = {"Message": container.state["Error"]}
     yield json.dumps(answer).encode() + b"\n"
 
 

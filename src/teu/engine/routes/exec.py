@@ -36,28 +36,31 @@ def start(engine: Engine, request: Request, identity: str) -> Response:
     if options.get("ConsoleSize"):
         execution.console_size = options["ConsoleSize"]
     if options.get("Detach"):
-        execution.start()
+        try:
+            execution.start()
+        except EngineError:
+            execution.give_up()
+            raise
         return empty(200)
     keys = Filter(execution.detach_keys)
 
     def take_over(sock: socket.socket, early: bytes) -> None:
         hub = execution.hub
-        client = hub.attach(sock, execution.stdout, execution.stderr or execution.tty)
+        client = hub.attach(sock, execution.stdout, execution.stderr)
         try:
             execution.start()
         except EngineError as error:
             # The head is out: the client reads the reason from the stream and the code from inspect.
-            try:
-                sock.sendall(f"{error}\r\n".encode())
-            except OSError:
-                pass
-            hub.detach(client)
+            message = f"{error}\r\n".encode()
+            hub.detach(client, message)
+            execution.give_up()
             return
-        serve(
-            hub, client, sock, early, execution.stdin, keys,
-            lambda: tasks.close_stdin(engine, execution.container.id, execution.id),
-            lambda: execution.ended.is_set(),
-        )  # fmt: skip
+
+        def close_stdin() -> None:
+            tasks.close_stdin(engine, execution.container.id, execution.id)
+            hub.close_stdin()
+
+        serve(hub, client, sock, early, execution.stdin, keys, close_stdin)
 
     return hijack(take_over, content_type(request, execution.tty))
 

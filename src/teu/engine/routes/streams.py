@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from teu.engine import tasks, times
@@ -52,19 +52,31 @@ def attach(engine: Engine, request: Request, name: str) -> Response:
         hub = container.hub
         client = hub.attach(sock, stdout, stderr, replay)
         container.event("attach")
-        detached = serve(
-            hub, client, sock, early, stdin, filter_keys,
-            lambda: tasks.close_stdin(engine, container.id) if container.config["StdinOnce"] else None,
-            lambda: container.removed,
-        )  # fmt: skip
-        if detached:
+        def close_stdin() -> None:
+            if not container.config["StdinOnce"]:
+                return
+            while not client.ended.is_set():
+                with container.changed:
+                    if container.changed.wait_for(lambda: container.running and container.pid, 1.0):
+                        break
+            tasks.close_stdin(engine, container.id)
+            hub.close_stdin()
+
+        if serve(hub, client, sock, early, stdin, filter_keys, close_stdin):
             container.event("detach")
 
     return hijack(take_over, content_type(request, container.tty))
 
 
-def serve(hub: Hub, client: Client, sock: socket.socket, early: bytes, stdin: bool, keys: Filter,
-          close_stdin: object, over: object) -> bool:  # fmt: skip
+def serve(
+    hub: Hub,
+    client: Client,
+    sock: socket.socket,
+    early: bytes,
+    stdin: bool,
+    keys: Filter,
+    close_stdin: Callable[[], None],
+) -> bool:
     """Carry input until the connection or the process ends. True: the client typed the detach keys."""
     data = early
     ending = False
@@ -83,7 +95,7 @@ def serve(hub: Hub, client: Client, sock: socket.socket, early: bytes, stdin: bo
         if not client.ended.is_set():
             # The client's sending half is closed: its input ends, its output goes on.
             if stdin:
-                close_stdin()  # type: ignore[operator]
+                close_stdin()
                 client.ended.wait()
             else:
                 _until_gone(client, sock)
