@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from teu.config import Settings
 from teu.engine.containerd import Client
 from teu.engine.database import Database
 from teu.engine.events import Events
@@ -16,13 +15,13 @@ from teu.engine.pump import Pump
 
 
 class Engine:
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Settings) -> None:
         from teu.engine.containers import Containers
         from teu.engine.images import Images
         from teu.engine.networks import Networks
         from teu.engine.volumes import Volumes
 
-        self.config: dict[str, Any] = dict(config)
+        self.config = config
         self.data_root: str = self.config["data-root"]
         self.exec_root: str = self.config["exec-root"]
         Path(self.data_root).mkdir(parents=True, exist_ok=True, mode=0o711)

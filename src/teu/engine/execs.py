@@ -97,9 +97,7 @@ class Exec:
         """The clients are attached to the hub already."""
         with self._lock:
             if self.started:
-                raise Conflict(
-                    f"exec {self.id} has already run" if self.ended.is_set() else "already running"
-                )
+                raise Conflict(f"exec {self.id} has already run" if self.ended.is_set() else "already running")
             self.container.must_run()
             self.started = True
             label = " ".join(self.command)
@@ -124,9 +122,7 @@ class Exec:
                 message = str(error)
                 lower = message.lower()
                 self.exit_code = (
-                    127
-                    if "executable file not found" in lower or "no such file or directory" in lower
-                    else 126
+                    127 if "executable file not found" in lower or "no such file or directory" in lower else 126
                 )
                 if isinstance(error, containerd.Error):
                     if "not found" in lower and "executable" not in lower and self.exit_code == 126:

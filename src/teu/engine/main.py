@@ -15,41 +15,70 @@ from pathlib import Path
 from typing import Any
 
 from teu import __version__
+from teu import config as configuration
+from teu.engine.config import FILE, KEYS, LEVELS, check
+from teu.engine.errors import EngineError
+from teu.systemd import journal, notify
+from teu.systemd.activation import listen_sockets
 
 log = logging.getLogger("teu.engine")
 
-LISTEN_FDS_START = 3
-
-DEFAULTS: dict[str, Any] = {
-    "hosts": ["unix:///run/teu/teud.sock"],
-    "group": "teu",
-    "containerd": "/run/teu/containerd.sock",
-    "data-root": "/var/lib/teu/engine",
-    "exec-root": "/run/teu/engine",
-    "log-level": "info",
-    "debug": False,
-    "storage-driver": "overlayfs",
-    "default-runtime": "io.containerd.teu.v2",
-    "log-driver": "journald",
-    "log-opts": {},
-}
+# Options of the command line that stand for keys of the file, and win over them.
+OPTIONS = (
+    "containerd", "data_root", "exec_root", "group", "log_level", "storage_driver", "default_runtime", "log_driver",
+    "cgroup_parent", "init_path",
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(prog="teud", description="Serves the Docker Engine API.")
-    result.add_argument("-H", "--host", action="append", metavar="ADDRESS", help="fd:// or unix:///path")
-    result.add_argument("--containerd", metavar="ADDRESS", help="containerd's socket")
-    result.add_argument("--config", "--config-file", default="/etc/teu/teud.yaml", metavar="FILE")
+    result = argparse.ArgumentParser(prog="teud", description="Serves the Docker Engine API.", allow_abbrev=False)
+    result.add_argument(
+        "-H", "--host", action="append", metavar="ADDRESS", help="where to listen: fd:// or unix:///path"
+    )
+    result.add_argument("--containerd", metavar="SOCKET", help="containerd's gRPC socket")
+    result.add_argument("--config", "--config-file", default=FILE, metavar="FILE", help=f"default: {FILE}")
     result.add_argument("--validate", action="store_true", help="check the configuration and exit")
-    result.add_argument("--data-root", metavar="DIR")
-    result.add_argument("--exec-root", metavar="DIR")
-    result.add_argument("-G", "--group", metavar="GROUP", help="group of the unix socket")
-    result.add_argument("-l", "--log-level", choices=["debug", "info", "warn", "error", "fatal"])
-    result.add_argument("-D", "--debug", action="store_true", default=None)
-    result.add_argument("--storage-driver", metavar="SNAPSHOTTER")
-    result.add_argument("--default-runtime", metavar="NAME")
-    result.add_argument("--log-driver", metavar="NAME")
+    result.add_argument("--data-root", metavar="DIR", help="persistent state")
+    result.add_argument("--exec-root", metavar="DIR", help="state that a reboot ends")
+    result.add_argument("-G", "--group", metavar="GROUP", help="group of a socket that teud makes")
+    result.add_argument("-l", "--log-level", choices=LEVELS, help="least level logged")
+    result.add_argument("-D", "--debug", action="store_true", help="the same as --log-level debug")
+    result.add_argument("-s", "--storage-driver", metavar="NAME", help="containerd's snapshotter")
+    result.add_argument("--default-runtime", metavar="NAME", help="containerd's runtime for containers that name none")
+    result.add_argument("--log-driver", metavar="NAME", help="log driver of containers that name none")
+    result.add_argument("--log-opt", action="append", metavar="KEY=VALUE", help="option of that log driver")
+    result.add_argument("--cgroup-parent", metavar="SLICE", help="slice of containers that name none")
+    result.add_argument("--init", action="store_true", default=None, help="run an init in containers")
+    result.add_argument("--init-path", metavar="FILE", help="the init program")
+    result.add_argument("--insecure-registry", action="append", metavar="HOST", help="registry to speak http to")
+    result.add_argument("--registry-mirror", action="append", metavar="URL", help="mirror of Docker Hub")
+    result.add_argument("-p", "--pidfile", metavar="FILE", help="write the process id there")
     result.add_argument("-v", "--version", action="version", version=f"teud {__version__}")
+    return result
+
+
+def settings(options: argparse.Namespace) -> configuration.Settings:
+    """The file, and the command line over it. Raises ConfigError or EngineError."""
+    result = configuration.load(options.config, KEYS, must_exist=options.config != FILE)
+    for key in OPTIONS:
+        value = getattr(options, key)
+        if value is not None:
+            result[key.replace("_", "-")] = value
+    if options.host:
+        result["hosts"] = options.host
+    if options.debug:
+        result["log-level"] = "debug"
+    if options.init:
+        result["init"] = True
+    for key, values in (
+        ("insecure-registries", options.insecure_registry), ("registry-mirrors", options.registry_mirror),
+    ):  # fmt: skip
+        if values:
+            result[key] = [*result[key], *values]
+    if options.log_opt:
+        result["log-opts"] = {**result["log-opts"], **dict(entry.partition("=")[::2] for entry in options.log_opt)}
+    result["containerd"] = result["containerd"].removeprefix("unix://")
+    check(result)
     return result
 
 
@@ -57,16 +86,14 @@ def listeners(hosts: list[str], group: str) -> list[socket.socket]:
     result: list[socket.socket] = []
     for host in hosts:
         if host.startswith("fd://"):
-            if os.environ.get("LISTEN_PID") != str(os.getpid()):
-                raise SystemExit(
-                    "teud: -H fd:// needs sockets from systemd (none were passed); use unix:///path"
-                )
-            count = int(os.environ.get("LISTEN_FDS", "0"))
-            result += [socket.socket(fileno=LISTEN_FDS_START + index) for index in range(count)]
-        elif host.startswith("unix://"):
+            passed = [sock for _, sock in listen_sockets()]
+            if not passed:
+                raise EngineError("-H fd:// needs sockets from systemd, and none were passed; use -H unix:///path")
+            result += passed
+        elif host.startswith("unix:///"):
             result.append(_listen(host.removeprefix("unix://"), group))
         else:
-            raise SystemExit(f"teud: -H {host}: not an address that teud serves; use fd:// or unix:///path")
+            raise EngineError(f"-H {host}: not an address that teud serves; use fd:// or unix:///path")
     return result
 
 
@@ -74,16 +101,16 @@ def _listen(path: str, group: str) -> socket.socket:
     import grp
 
     Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with probe:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
             probe.connect(path)
-        raise SystemExit(f"teud: {path} is served by another process; stop it or choose another -H")
-    except FileNotFoundError:
-        pass
-    except ConnectionRefusedError:
-        os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except ConnectionRefusedError:
+            os.unlink(path)
+        else:
+            raise EngineError(f"{path} is served by another process; stop that one or choose another -H")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o117)
     try:
         sock.bind(path)
@@ -93,49 +120,37 @@ def _listen(path: str, group: str) -> socket.socket:
         os.chown(path, 0, grp.getgrnam(group).gr_gid)
     except (KeyError, PermissionError):
         pass
-    sock.listen(512)
+    sock.listen(4096)
     return sock
-
-
-def notify(state: str) -> None:
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        try:
-            sock.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
-        except OSError as error:
-            log.warning("sd_notify: %s", error)
 
 
 def main() -> int:
     options = parser().parse_args()
-    config = dict(DEFAULTS)
-    for key in ("containerd", "data_root", "exec_root", "group", "log_level", "debug", "storage_driver",
-                "default_runtime", "log_driver"):  # fmt: skip
-        value = getattr(options, key)
-        if value is not None:
-            config[key.replace("_", "-")] = value
-    if options.host:
-        config["hosts"] = options.host
-    if config["debug"]:
-        config["log-level"] = "debug"
+    try:
+        config = settings(options)
+    except (configuration.ConfigError, EngineError) as error:
+        print(f"teud: {error}", file=sys.stderr)
+        return 1
     if options.validate:
         print("configuration OK")
         return 0
-    levels = {"warn": "WARNING", "fatal": "CRITICAL"}
-    level = str(config["log-level"])
-    logging.basicConfig(level=levels.get(level, level.upper()), format="%(levelname)s %(message)s")
-    return serve(config)
+    journal.setup("teud", "error" if config["log-level"] == "fatal" else config["log-level"])
+    if options.pidfile:
+        Path(options.pidfile).write_text(f"{os.getpid()}\n")
+    try:
+        return serve(config, options)
+    except (EngineError, OSError) as error:
+        log.critical("cannot start: %s", error)
+        return 1
 
 
-def serve(config: dict[str, Any]) -> int:
+def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
     from teu.engine import router
     from teu.engine.engine import Engine
     from teu.engine.server import Server
 
+    begun = time.monotonic()
     os.umask(0o022)
-    ended = threading.Event()
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     sockets = listeners(config["hosts"], config["group"])
@@ -146,30 +161,61 @@ def serve(config: dict[str, Any]) -> int:
 
     def start() -> None:
         try:
-            before = time.monotonic()
             engine.start()
-            log.info("ready after %.0f ms", (time.monotonic() - before) * 1000)
+            log.info("ready after %.0f ms", (time.monotonic() - begun) * 1000)
         except Exception as error:
             engine.failure = error
-            log.critical("the engine cannot start: %s", error, exc_info=True)
-            ended.set()
+            log.critical("the engine cannot start: %s", error, exc_info=not isinstance(error, EngineError))
             os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=start, name="start", daemon=True).start()
-    notify("READY=1\nSTATUS=Serving the Docker Engine API")
-    watchdog = int(os.environ.get("WATCHDOG_USEC", "0")) / 2_000_000 or None
-    while True:
-        received = signal.sigtimedwait(signals, watchdog) if watchdog else signal.sigwaitinfo(signals)
-        if received is None:
-            notify("WATCHDOG=1")
-            continue
-        if received.si_signo == signal.SIGHUP:
-            notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            notify("READY=1")
-            continue
-        break
-    notify("STOPPING=1")
+    notify.ready("Serving the Docker Engine API")
+    _wait(engine, signals, options)
+    notify.stopping()
     server.close()
+    server.finish(config["shutdown-timeout"])
     engine.stop()
+    for host in config["hosts"]:
+        if host.startswith("unix://"):
+            Path(host.removeprefix("unix://")).unlink(missing_ok=True)
+    if options.pidfile:
+        Path(options.pidfile).unlink(missing_ok=True)
+    logging.shutdown()
     sys.stdout.flush()
-    os._exit(1 if ended.is_set() else 0)
+    # Threads that wait for clients or for gRPC are not worth waiting for.
+    os._exit(1 if engine.failure else 0)
+
+
+def _wait(engine: Any, signals: set[signal.Signals], options: argparse.Namespace) -> None:
+    """Until a signal ends the daemon; the watchdog is fed as long as the pump turns."""
+    interval = notify.watchdog_interval()
+    while True:
+        received = signal.sigtimedwait(signals, interval) if interval else signal.sigwaitinfo(signals)
+        if received is None:
+            try:
+                engine.pump.call(lambda: None, timeout=interval)
+            except TimeoutError:
+                log.error("the pump does not turn: the watchdog is not fed")
+                continue
+            notify.watchdog()
+        elif received.si_signo == signal.SIGHUP:
+            reload(engine, options)
+        else:
+            return
+
+
+def reload(engine: Any, options: argparse.Namespace) -> None:
+    notify.reloading()
+    try:
+        fresh = settings(options)
+        applied, restart = configuration.changed(engine.config, fresh, KEYS)
+        for key in applied:
+            engine.config[key] = fresh[key]
+        journal.set_level(fresh["log-level"])
+        log.info("configuration read again: changed %s", ", ".join(applied) or "nothing")
+        if restart:
+            log.warning("these keys need a restart of teud to take effect: %s", ", ".join(restart))
+        engine.events.publish("daemon", "reload", engine.id, {"name": os.uname().nodename})
+    except (configuration.ConfigError, EngineError) as error:
+        log.error("the configuration is kept as it was: %s", error)
+    notify.ready("Serving the Docker Engine API")

@@ -15,6 +15,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -140,6 +141,8 @@ class _Connection:
         body = _Body(self)
         upgrade = "upgrade" in headers
         response: Response
+        verb = method in ("POST", "DELETE", "PUT")
+        self.server.count(verb)
         try:
             response = self._dispatch(method, target, headers, body)
         except EngineError as error:
@@ -151,6 +154,8 @@ class _Connection:
         except Exception as error:
             log.exception("%s %s failed", method, target)
             response = _error_response(500, f"internal error: {type(error).__name__}: {error}")
+        finally:
+            self.server.count(-verb)
         log.debug("%s %s %d", method, target, response.status)
         if response.hijack is not None:
             self._hijack(response, upgrade)
@@ -276,6 +281,7 @@ class Server:
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._closed = False
+        self._active = 0  # verbs under way
 
     def start(self) -> None:
         for listener in self.listeners:
@@ -307,6 +313,16 @@ class Server:
         finally:
             with self._lock:
                 self._connections.discard(sock)
+
+    def count(self, change: int) -> None:
+        with self._lock:
+            self._active += change
+
+    def finish(self, seconds: float) -> None:
+        """Let requests that are being answered come to their end. Streams that never end are not waited for."""
+        deadline = time.monotonic() + seconds
+        while self._active and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def busy(self) -> int:
         return len(self._connections)

@@ -131,11 +131,7 @@ def _own_profile(profile: dict[str, Any], caps: list[str]) -> dict[str, Any]:
     rules = []
     for rule in profile.get("syscalls") or ():
         includes, excludes = rule.get("includes") or {}, rule.get("excludes") or {}
-        if (
-            includes.get("arches")
-            and arch not in includes["arches"]
-            or arch in (excludes.get("arches") or ())
-        ):
+        if includes.get("arches") and arch not in includes["arches"] or arch in (excludes.get("arches") or ()):
             continue
         if any(name not in caps for name in includes.get("caps") or ()):
             continue
@@ -168,9 +164,7 @@ def check(engine: Engine, container: Container) -> None:
         if name.startswith("net.") and host["NetworkMode"] == "host":
             raise BadRequest(f"sysctl '{name}' not allowed in host network namespace")
         if not name.startswith(("net.", "kernel.", "fs.mqueue.")):
-            raise BadRequest(
-                f"sysctl '{name}' is not in a namespace of its own; it cannot be set per container"
-            )
+            raise BadRequest(f"sysctl '{name}' is not in a namespace of its own; it cannot be set per container")
     if host["Init"] and not init_path(engine):
         raise BadRequest("--init needs an init program: install tini-static, or set init-path in teud.yaml")
 
@@ -358,9 +352,7 @@ def _namespaces(engine: Engine, container: Container, attachment: Attachment) ->
     return result
 
 
-def _mounts(
-    engine: Engine, container: Container, attachment: Attachment, privileged: bool
-) -> list[dict[str, Any]]:
+def _mounts(engine: Engine, container: Container, attachment: Attachment, privileged: bool) -> list[dict[str, Any]]:
     host = container.host_config
 
     def mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
@@ -465,9 +457,7 @@ def _is_device(path: str) -> bool:
 def _below(top: str) -> list[str]:
     found = []
     for folder, folders, files in os.walk(top):
-        folders[:] = [
-            name for name in folders if name not in ("pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts")
-        ]
+        folders[:] = [name for name in folders if name not in ("pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts")]
         found += [path for name in files if _is_device(path := f"{folder}/{name}")]
     return found
 
@@ -475,17 +465,10 @@ def _below(top: str) -> list[str]:
 def _devices(host: dict[str, Any], privileged: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Nodes to make, and the cgroup's rules."""
     if privileged:
-        nodes = [
-            _node(path, path)
-            for path in _below("/dev")
-            if path not in ("/dev/console", "/dev/ptmx", "/dev/tty")
-        ]
+        nodes = [_node(path, path) for path in _below("/dev") if path not in ("/dev/console", "/dev/ptmx", "/dev/tty")]
         return nodes, [{"allow": True, "access": "rwm"}]
     rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
-    rules += [
-        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
-        for major, minor in DEVICES
-    ]
+    rules += [{"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"} for major, minor in DEVICES]
     nodes = []
     for entry in host["Devices"]:
         source = entry["PathOnHost"]
@@ -504,9 +487,7 @@ def _devices(host: dict[str, Any], privileged: bool) -> tuple[list[dict[str, Any
         for path, inside in found:
             node = _node(path, inside)
             nodes.append(node)
-            rules.append(
-                {"allow": True, "access": access, **{key: node[key] for key in ("type", "major", "minor")}}
-            )
+            rules.append({"allow": True, "access": access, **{key: node[key] for key in ("type", "major", "minor")}})
     rules += [_device_rule(rule) for rule in host["DeviceCgroupRules"] or ()]
     return nodes, rules
 
