@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -108,7 +107,7 @@ def _do(options: argparse.Namespace, command: list[str], source: Path) -> int:
         started = True
         if options.deb:
             try:
-                _install(options.name, options.deb)
+                namespace.install_packages(options.name, options.deb)
             except BaseException:
                 namespace.stop(options.name)
                 raise
@@ -120,27 +119,6 @@ def _do(options: argparse.Namespace, command: list[str], source: Path) -> int:
     finally:
         if started and not options.keep:
             namespace.stop(options.name)
-
-
-def _install(name: str, debs: list[str]) -> None:
-    for deb in debs:
-        with open(deb, "rb") as file:
-            copy = namespace.enter_command(name, ["sh", "-c", f"cat >/var/tmp/{Path(deb).name}"])
-            subprocess.run(copy, stdin=file, check=True)
-    files = [f"/var/tmp/{Path(deb).name}" for deb in debs]
-    done = subprocess.run(
-        namespace.enter_command(
-            name,
-            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "-o", "Dpkg::Use-Pty=0", *files],
-            ["DEBIAN_FRONTEND=noninteractive"],
-        ),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise namespace.LabError(f"apt-get install failed:\n{done.stdout}{done.stderr}")
 
 
 def vm_main(arguments: list[str]) -> int:
@@ -163,6 +141,7 @@ def vm_main(arguments: list[str]) -> int:
     parser.add_argument("--dev", action="store_true", help="use this tree in place of installed packages")
     parser.add_argument("--keep", action="store_true", help="leave the machine on afterwards")
     parser.add_argument("--keep-disk", action="store_true", help="stop: keep the disk for the next start")
+    parser.add_argument("--deb", action="store_true", help="install the packages of dist/ after boot")
     parser.add_argument("--memory", default="3G", help="default: 3G")
     parser.add_argument("--accel", default="", choices=["", "kvm", "tcg"], help="default: what works")
     parser.add_argument("--env", action="append", default=[], metavar="K=V", help="environment for CMD")
@@ -191,9 +170,12 @@ def _do_vm(options: argparse.Namespace, command: list[str], source: Path) -> int
         if started or options.verb == "start":
             began = time.monotonic()
             way = vm.start(name, options.release, source, options.accel, options.memory)
-            if options.dev:
+            if options.dev or options.deb:
                 try:
-                    vm.install_tree(name)
+                    if options.dev:
+                        vm.install_tree(name)
+                    if options.deb:
+                        vm.install_packages(name)
                 except BaseException:
                     vm.stop(name)
                     raise

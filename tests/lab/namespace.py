@@ -450,6 +450,28 @@ def execute(name: str, command: Sequence[str], environment: Sequence[str] = ()) 
     return status if status >= 0 else 128 - status
 
 
+def install_packages(name: str, debs: Sequence[str]) -> None:
+    """Install Debian packages, files of the host, in the running instance with apt."""
+    for deb in debs:
+        with open(deb, "rb") as file:
+            copy = enter_command(name, ["sh", "-c", f"cat >/var/tmp/{Path(deb).name}"])
+            subprocess.run(copy, stdin=file, check=True)
+    files = [f"/var/tmp/{Path(deb).name}" for deb in debs]
+    done = subprocess.run(
+        enter_command(
+            name,
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "-o", "Dpkg::Use-Pty=0", *files],
+            ["DEBIAN_FRONTEND=noninteractive"],
+        ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise LabError(f"apt-get install failed:\n{done.stdout}{done.stderr}")
+
+
 def stop(name: str, timeout: float = 20) -> None:
     """Kill the instance's PID 1, and with it all of it; wait until nothing is left."""
     pid = pid_of(name)

@@ -515,5 +515,15 @@ def install_tree(name: str) -> None:
         raise LabError("the working tree could not be installed in the machine")
 
 
+def install_packages(name: str) -> None:
+    """Install the packages of dist/ (they came with the tree) with apt."""
+    script = (
+        "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 "
+        "/src/dist/*.deb >/tmp/install.log 2>&1 || { cat /tmp/install.log; exit 1; }"
+    )
+    if run(name, ["sh", "-c", script], stdin=os.open("/dev/null", os.O_RDONLY)):
+        raise LabError("the packages could not be installed in the machine")
+
+
 if __name__ == "__main__":
     _make_image(*(Path(argument) for argument in sys.argv[1:4]))

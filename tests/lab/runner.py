@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`./dev test`: every stage that must pass, each closed by its own summary, and one line for all of them.
+
+    lint       ruff on the whole tree, mypy --strict on src/teu
+    unit       tests/unit on this machine
+    deb        the packages, with lintian
+    ns         tests/system with the packages in the namespace lab (Debian 13)
+    bookworm   a smaller set in the namespace lab with Debian 12
+    vm         tests/system with the packages in the VM lab
+
+Results are in build/test/: STAGE.xml (junit), STAGE.log. Every stage that fails makes the end fail, and so
+does one that did not come to its summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import build, namespace, rootfs, vm
+
+SOURCE = Path(__file__).resolve().parents[2]
+RESULTS = SOURCE / "build/test"
+PYTHON = "/usr/bin/python3"
+STAGES = ("lint", "unit", "deb", "ns", "bookworm", "vm")
+
+# The smaller set for Debian 12: the packages, and the whole way of a container.
+BOOKWORM = ("tests/system/test_packages.py", "tests/system/test_whole_picture.py")
+LIMIT = {"unit": 600, "ns": 2400, "bookworm": 900, "vm": 2700}
+
+
+@dataclass
+class Result:
+    """How a stage ended."""
+
+    stage: str
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0
+    error: str = ""
+
+
+def say(text: str) -> None:
+    """A line of the runner's own."""
+    print(f"\n=== {text} ===", flush=True)
+
+
+def call(command: list[str], log: Path, limit: float, quiet: bool, environment: dict[str, str] | None = None) -> int:
+    """Run command, its output into log and, unless quiet, here as well; its exit status, 124 when overdue."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=SOURCE,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+        overdue = threading.Event()
+
+        def kill() -> None:
+            overdue.set()
+            process.kill()
+
+        timer = threading.Timer(limit, kill)
+        timer.start()
+        assert process.stdout
+        try:
+            while data := os.read(process.stdout.fileno(), 65536):
+                file.write(data)
+                if not quiet:
+                    os.write(1, data)
+        finally:
+            timer.cancel()
+        status = process.wait()
+        if overdue.is_set():
+            file.write(f"\nstopped after {limit:.0f} s\n".encode())
+            return 124
+        return status
+
+
+def count(result: Result, junit: Path, status: int) -> Result:
+    """Fill in the counts of a pytest run from its junit file."""
+    try:
+        suites = list(ElementTree.parse(junit).getroot().iter("testsuite"))
+    except (OSError, ElementTree.ParseError):
+        result.failed += 1
+        result.error = f"no results (exit status {status})"
+        return result
+    for suite in suites:
+        failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+        skipped = int(suite.get("skipped", 0))
+        result.failed += failed
+        result.skipped += skipped
+        result.passed += max(0, int(suite.get("tests", 0)) - failed - skipped)
+    if status not in (0, 1) or (status and not result.failed):
+        result.failed += 1
+        result.error = f"pytest ended with {status}"
+    return result
+
+
+# --- stages ----------------------------------------
+
+
+def tools() -> Path:
+    """bin/ of a virtual environment with ruff and mypy, which Debian 12 does not have or has too old."""
+    pins = ["ruff==0.17.6", "mypy==2.4.1"]
+    place = rootfs.CACHE / "tools"
+    stamp = place / "pins"
+    if not stamp.exists() or stamp.read_text() != " ".join(pins):
+        shutil.rmtree(place, ignore_errors=True)
+        subprocess.run([PYTHON, "-m", "venv", str(place)], check=True)
+        subprocess.run([place / "bin/pip", "install", "--quiet", *pins], check=True)
+        stamp.write_text(" ".join(pins))
+    return place / "bin"
+
+
+def lint(quiet: bool, extra: list[str]) -> Result:
+    result = Result("lint")
+    where = tools()
+    environment = dict(os.environ, MYPYPATH="src")
+    for name, command in (
+        ("ruff", [str(where / "ruff"), "check", "src", "tests", "bin", "packaging", "benchmarks"]),
+        ("mypy", [str(where / "mypy"), "--python-executable", PYTHON, "-p", "teu"]),
+    ):
+        status = call(command, RESULTS / f"{name}.log", 600, quiet, environment)
+        result.passed += status == 0
+        result.failed += status != 0
+    print(f"=== lint: {result.passed} passed, {result.failed} failed ===")
+    return result
+
+
+def unit(quiet: bool, extra: list[str]) -> Result:
+    junit = RESULTS / "unit.xml"
+    command = [
+        PYTHON,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={junit}",
+        *(extra or ["tests/unit"]),
+    ]
+    return count(Result("unit"), junit, call(command, RESULTS / "unit.log", LIMIT["unit"], quiet))
+
+
+def deb(quiet: bool, extra: list[str]) -> Result:
+    result = Result("deb")
+    try:
+        build.build(SOURCE, SOURCE / "dist", lintian=True)
+        result.passed = 1
+    except (SystemExit, subprocess.CalledProcessError) as error:
+        result.failed, result.error = 1, str(error)
+    print(f"=== deb, lintian: {result.passed} passed, {result.failed} failed ===", flush=True)
+    return result
+
+
+def packages() -> list[str]:
+    """The built packages."""
+    return [str(path) for path in sorted((SOURCE / "dist").glob("*.deb"))]
+
+
+def pytest_inside(junit: str, extra: list[str]) -> list[str]:
+    """The command line inside a lab."""
+    return [
+        *["env", "PYTHONDONTWRITEBYTECODE=1", PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir=/src"],
+        *["-c", "/src/pyproject.toml", f"--junitxml={junit}", "-q", "--durations=15", *extra],
+    ]
+
+
+def in_namespace(stage: str, release: str, quiet: bool, extra: list[str]) -> Result:
+    """System tests in a namespace lab of their own."""
+    result = Result(stage)
+    name = f"test-{stage}"
+    results = RESULTS / stage
+    shutil.rmtree(results, ignore_errors=True)
+    results.mkdir(parents=True)
+    namespace.stop(name)
+    try:
+        namespace.start(name, release, SOURCE, binds=[f"{results}:/results"])
+        namespace.install_packages(name, packages())
+        where = [f"/src/{each}" for each in extra] if extra and extra[0].startswith("tests/") else extra
+        command = namespace.enter_command(
+            name, pytest_inside("/results/junit.xml", where or ["/src/tests/system"]), ["TEU_LAB=namespace"]
+        )
+        status = call(command, RESULTS / f"{stage}.log", LIMIT[stage], quiet)
+        return count(result, results / "junit.xml", status)
+    except namespace.LabError as error:
+        result.failed, result.error = 1, str(error)
+        print(f"{stage}: {error}", flush=True)
+        return result
+    finally:
+        namespace.stop(name)
+
+
+def ns(quiet: bool, extra: list[str]) -> Result:
+    return in_namespace("ns", "trixie", quiet, extra)
+
+
+def bookworm(quiet: bool, extra: list[str]) -> Result:
+    smaller = [f"/src/{path}" for path in BOOKWORM if (SOURCE / path).exists()]
+    return in_namespace("bookworm", "bookworm", quiet, extra or smaller)
+
+
+def in_vm(quiet: bool, extra: list[str]) -> Result:
+    """System tests in the VM lab."""
+    result = Result("vm")
+    name = "test-vm"
+    vm.stop(name)
+    try:
+        way = vm.start(name, "trixie", SOURCE)
+        print(f"lab: the VM runs with {way}", flush=True)
+        vm.install_packages(name)
+        where = [f"/src/{each}" for each in extra] if extra and extra[0].startswith("tests/") else extra
+        command = [PYTHON, "-m", "lab", "--vm", "exec", "--name", name, "--"]
+        command += pytest_inside("/tmp/junit.xml", where or ["/src/tests/system"])
+        environment = dict(os.environ, PYTHONPATH=str(SOURCE / "tests"))
+        status = call(command, RESULTS / "vm.log", LIMIT["vm"], quiet, environment)
+        with (RESULTS / "vm.xml").open("wb") as file:
+            subprocess.run(
+                [PYTHON, "-m", "lab", "--vm", "exec", "--name", name, "--", "cat", "/tmp/junit.xml"],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                env=environment,
+                timeout=120,
+                check=False,
+            )
+        return count(result, RESULTS / "vm.xml", status)
+    except (namespace.LabError, subprocess.TimeoutExpired) as error:
+        result.failed, result.error = 1, str(error)
+        print(f"vm: {error}", flush=True)
+        return result
+    finally:
+        vm.stop(name)
+
+
+RUN: dict[str, Callable[[bool, list[str]], Result]] = {
+    "lint": lint, "unit": unit, "deb": deb, "ns": ns, "bookworm": bookworm, "vm": in_vm,
+}  # fmt: skip
+
+
+def run(stage: str, quiet: bool, extra: list[str]) -> Result:
+    """One stage, with its times; nothing gets out of it but a result."""
+    say(stage)
+    began = time.monotonic()
+    try:
+        result = RUN[stage](quiet, extra)
+    except Exception as error:
+        result = Result(stage, failed=1, error=repr(error))
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def main() -> int:
+    """Parse the command line, run the stages, print the sum."""
+    parser = argparse.ArgumentParser(
+        prog="./dev test",
+        description="Run all tests. Arguments after the options go to pytest (with --only).",
+        epilog=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", action="append", default=[], metavar="STAGE", help=f"one of {', '.join(STAGES)}")
+    options, extra = parser.parse_known_args()
+    only = [stage for each in options.only for stage in each.split(",")]
+    if unknown := set(only) - set(STAGES):
+        parser.error(f"unknown stage {', '.join(unknown)}; choose from {', '.join(STAGES)}")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    wanted = [stage for stage in STAGES if not only or stage in only]
+    if {"ns", "bookworm", "vm"} & set(wanted) and "deb" not in wanted:
+        build.build(SOURCE, SOURCE / "dist", lintian=False)
+    results: list[Result] = []
+    for stage in wanted:
+        result = run(stage, False, extra)
+        results.append(result)
+        if stage == "deb" and result.failed:
+            break  # nothing to test
+    say("all stages")
+    for result in results:
+        line = f"{result.stage:9} {result.passed} passed, {result.failed} failed, {result.skipped} skipped"
+        print(f"{line} in {result.seconds:.0f} s{'  ' + result.error if result.error else ''}")
+    print(f"total time {time.monotonic() - began:.0f} s")
+    passed, failed, skipped = (sum(getattr(each, kind) for each in results) for kind in ("passed", "failed", "skipped"))
+    print(f"{passed} passed, {failed} failed, {skipped} skipped")
+    return 1 if failed or not passed or len(results) < len(wanted) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
