@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one law in the source: neighbours know each other only by the wire, and what starts cold imports little."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).resolve().parents[3] / "src"
+PROGRAMS = ("cli", "ctr", "engine", "containerd", "shim", "runc")
+SHARED = ("linux", "oci", "systemd", "ttrpc", "api", "config")
+
+# Which parts of teu a part may import, beside itself.
+MAY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(PROGRAMS, SHARED),
+    "runc": ("linux", "oci", "systemd"),
+    "cli": ("linux", "oci", "systemd", "config"),
+    "shim": ("linux", "oci", "systemd", "ttrpc"),
+    "ttrpc": ("linux",),
+    "systemd": ("linux",),
+    "oci": ("linux",),
+    "linux": (),
+    "config": (),
+}
+
+# Not to be loaded by programs that start cold or live once per container, and why: design, "Code layout".
+HEAVY = ("grpc", "google.protobuf", "asyncio", "yaml", "typing", "dataclasses", "http.client", "logging", "pystemd")
+COLD = {"runc": "teu.runc.main", "cli": "teu.cli.main"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted((SRC / "teu").rglob("*.py")):
+        parts = path.relative_to(SRC / "teu").with_suffix("").parts
+        if parts[0] not in ("api", "__init__"):
+            yield parts[0], path
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import, wherever it stands in the file."""
+    package = ".".join(path.relative_to(SRC).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base]).rstrip(".")
+            if base == "teu":
+                for alias in node.names:
+                    yield node.lineno, f"teu.{alias.name}"
+            else:
+                yield node.lineno, base
+
+
+def test_parts_import_only_what_they_may() -> None:
+    broken = []
+    for part, path in modules():
+        assert part in MAY, f"{path}: a new part of teu: say in {__file__} what it may import"
+        for line, name in imported(path):
+            if not name.startswith("teu."):
+                continue
+            other = name.split(".")[1]
+            if other not in (part, "__version__", *MAY[part]):
+                broken.append(f"{path.relative_to(SRC)}:{line}: {part} imports {name}")
+    assert not broken, "\n".join(broken)
+
+
+def test_the_ground_floor_is_the_standard_library_alone() -> None:
+    broken = []
+    for part, path in modules():
+        if part == "linux":
+            for line, name in imported(path):
+                top = name.split(".")[0]
+                # libnftables' own binding is the one way to it, and is loaded where it is called.
+                if top not in sys.stdlib_module_names and top not in ("teu", "__future__", "nftables"):
+                    broken.append(f"{path.relative_to(SRC)}:{line}: {name}")
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("part", sorted(COLD))
+def test_cold_programs_load_nothing_heavy(part: str) -> None:
+    """Import the program as its script does (-IS), and look at what came with it."""
+    script = f"import sys; sys.path.insert(0, {str(SRC)!r}); import {COLD[part]}; print(*sys.modules)"
+    done = subprocess.run(["/usr/bin/python3", "-IS", "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    heavy = [name for name in HEAVY if name in loaded]
+    assert not heavy, f"import {COLD[part]} loads {', '.join(heavy)}"
+
+
+def test_every_file_says_its_licence() -> None:
+    top = SRC.parent
+    listing = subprocess.run(["git", "-C", str(top), "ls-files", "-z"], capture_output=True, check=False)
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    silent = []
+    for name in listing.stdout.decode().split("\0"):
+        path = top / name
+        if not name.endswith((".py", ".sh", ".c", ".proto", ".service", ".socket", ".slice")) or not path.exists():
+            continue
+        if "SPDX-License-Identifier: Apache-2.0" not in path.read_text()[:400]:
+            silent.append(name)
+    assert not silent, f"no SPDX line in {', '.join(silent)}"
