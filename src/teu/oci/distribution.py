@@ -85,7 +85,8 @@ def credentials_from_header(header: str) -> Credentials:
         return Credentials()
     text = header.replace("+", "-").replace("/", "_")
     try:
-        data = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) or b"{}")
+        decoded = base64.b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4), b"-_", validate=True)
+        data = json.loads(decoded or b"{}")
     except ValueError as error:
         raise ValueError(f"invalid X-Registry-Auth header: {error}") from None
     if not isinstance(data, dict):

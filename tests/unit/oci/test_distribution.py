@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The registry client against a registry on loopback that breaks transfers, redirects and asks for tokens."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from teu.oci import distribution
+from teu.oci.distribution import Credentials, Registry
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "system"))
+from scripted_registry import ScriptedRegistry, tar
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedRegistry]:
+    monkeypatch.setattr(distribution, "BACKOFF_SECONDS", 0.01)
+    with ScriptedRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture
+def client(server: ScriptedRegistry) -> Iterator[Registry]:
+    with Registry(server.address) as registry:
+        yield registry
+
+
+def layer_of(client: Registry, reference: str = "1") -> dict[str, object]:
+    _, data = client.manifest("app", reference)
+    found = json.loads(data)["layers"][0]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_resolve_and_fetch(server: ScriptedRegistry, client: Registry) -> None:
+    wanted = server.image("app", "1", tar(("file", b"x" * 100_000)))
+    assert client.resolve("app", "1") == wanted
+    descriptor, _ = client.manifest("app", wanted["digest"])
+    assert descriptor == wanted
+    layer = layer_of(client)
+    assert b"".join(client.blob("app", layer)) == server.blobs[str(layer["digest"])]
+
+
+@pytest.mark.parametrize("no_ranges", [False, True])
+def test_broken_transfer_goes_on(server: ScriptedRegistry, client: Registry, no_ranges: bool) -> None:
+    server.image("app", "1", tar(("file", bytes(range(256)) * 4000)), compression="")
+    layer = layer_of(client)
+    server.broken[str(layer["digest"])] = 3
+    server.no_ranges = no_ranges
+    assert b"".join(client.blob("app", layer)) == server.blobs[str(layer["digest"])]
+    ranges = [headers["range"] for _, path, headers in server.requests if "range" in headers and "blobs" in path]
+    assert ranges
+
+
+def test_transfer_that_always_breaks_ends(server: ScriptedRegistry, client: Registry) -> None:
+    server.image("app", "1", tar(("file", b"x" * 1000)), compression="")
+    layer = layer_of(client)
+    server.broken[str(layer["digest"])] = 1000
+    with pytest.raises(distribution.RegistryError, match="ends after .* of .* bytes"):
+        b"".join(client.blob("app", layer))
+
+
+def test_blob_of_another_size(server: ScriptedRegistry, client: Registry) -> None:
+    server.image("app", "1", tar(("file", b"x" * 1000)))
+    layer = layer_of(client)
+    for size in (5, 10_000_000):
+        with pytest.raises(distribution.Truncated):
+            b"".join(client.blob("app", {**layer, "size": size}))
+
+
+def test_manifest_is_verified(server: ScriptedRegistry, client: Registry) -> None:
+    wanted = server.image("app", "1", tar(("file", b"x")))
+    kind, data = server.manifests["app", wanted["digest"]]
+    server.manifests["app", wanted["digest"]] = (kind, data + b" ")
+    with pytest.raises(distribution.RegistryError, match="manifest verification failed"):
+        client.manifest("app", wanted["digest"])
+
+
+def test_unknown(server: ScriptedRegistry, client: Registry) -> None:
+    with pytest.raises(distribution.NotFound, match="manifest unknown: manifest unknown"):
+        client.manifest("app", "nope")
+
+
+def test_bearer_token(server: ScriptedRegistry) -> None:
+    server.token, server.credentials = "secret-token", "user:pass"
+    server.image("app", "1", tar(("file", b"x")))
+    with Registry(server.address, Credentials("user", "pass")) as client:
+        client.manifest("app", "1")
+    with Registry(server.address) as client, pytest.raises(distribution.Unauthorized):
+        client.manifest("app", "1")
+
+
+def test_basic(server: ScriptedRegistry) -> None:
+    server.basic = "user:pass"
+    server.image("app", "1", tar(("file", b"x")))
+    with Registry(server.address, Credentials("user", "pass")) as client:
+        client.manifest("app", "1")
+    with Registry(server.address, Credentials("user", "wrong")) as client:
+        with pytest.raises(distribution.Unauthorized):
+            client.manifest("app", "1")
+
+
+def test_redirect_gets_no_credentials(server: ScriptedRegistry) -> None:
+    server.token = "secret-token"
+    server.image("app", "1", tar(("file", b"x" * 5000)))
+    with ScriptedRegistry() as store, Registry(server.address) as client:
+        store.blobs, server.redirect = server.blobs, store
+        layer = layer_of(client)
+        assert b"".join(client.blob("app", layer)) == store.blobs[str(layer["digest"])]
+        assert store.requests
+        assert all("authorization" not in headers for _, _, headers in store.requests)
+
+
+def test_unreachable() -> None:
+    with Registry("127.0.0.1:9") as client, pytest.raises(distribution.Unreachable, match="connection refused"):
+        client.manifest("app", "1")
+    with Registry("registry.invalid") as client, pytest.raises(distribution.Unreachable, match="no such host"):
+        client.manifest("app", "1")
+
+
+def test_plain_http_is_for_loopback_and_the_insecure() -> None:
+    options = distribution.Options(insecure=("reg.example:5000", "10.0.0.0/8"))
+    for host in ("localhost:5000", "127.0.0.1", "[::1]:80", "reg.example:5000", "10.2.3.4:1"):
+        assert distribution.is_insecure(host, options)
+    for host in ("reg.example", "11.0.0.1", "docker.io"):
+        assert not distribution.is_insecure(host, options)
+
+
+def test_credentials_header() -> None:
+    header = base64.urlsafe_b64encode(json.dumps({"username": "u", "password": "p"}).encode()).decode()
+    assert distribution.credentials_from_header(header) == Credentials("u", "p")
+    assert distribution.credentials_from_header("") == Credentials()
+    for bad in ("%%%", base64.urlsafe_b64encode(b"[1]").decode()):
+        with pytest.raises(ValueError, match="X-Registry-Auth"):
+            distribution.credentials_from_header(bad)
