@@ -22,10 +22,12 @@ from typing import Any
 
 RUNC = os.environ.get("TEU_RUNC", "teu-runc")
 APPLETS = (
-    "awk cat chmod cut date dd df echo env expr false find grep head hostname id kill ln ls mkdir mkfifo mknod "
-    "mount mv nproc od ps pwd readlink rm sed seq sh sleep sort stat stty tail tee test touch tr true tty "
-    "umask umount uname unlink unshare wc which xargs yes timeout ip nc usleep getpid mountpoint"
-).split()
+    "awk", "cat", "chmod", "cut", "date", "dd", "df", "echo", "env", "expr", "false", "find", "grep",
+    "head", "hostname", "id", "kill", "ln", "ls", "mkdir", "mkfifo", "mknod", "mount", "mv", "nproc", "od",
+    "ps", "pwd", "readlink", "rm", "sed", "seq", "sh", "sleep", "sort", "stat", "stty", "tail", "tee",
+    "test", "touch", "tr", "true", "tty", "umask", "umount", "uname", "unlink", "unshare", "wc", "which",
+    "xargs", "yes", "timeout", "ip", "nc", "usleep", "getpid", "mountpoint",
+)  # fmt: skip
 
 ALL_CAPABILITIES = [
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
@@ -41,7 +43,7 @@ BASE: dict[str, Any] = {
         "args": ["true"],
         "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm"],
         "cwd": "/",
-        "capabilities": {kind: ALL_CAPABILITIES for kind in ("bounding", "effective", "permitted")},
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), ALL_CAPABILITIES),
         "noNewPrivileges": True,
     },
     "root": {"path": "rootfs", "readonly": False},
@@ -100,7 +102,9 @@ class Bundle:
     def linux(self) -> dict[str, Any]:
         return self.config["linux"]  # type: ignore[no-any-return]
 
-    def mount(self, destination: str, kind: str, source: str = "", options: list[str] | None = None, **more: Any) -> None:
+    def mount(
+        self, destination: str, kind: str, source: str = "", options: list[str] | None = None, **more: Any
+    ) -> None:
         entry = {"destination": destination, "type": kind, "source": source or kind, "options": options or [], **more}
         self.config["mounts"].append(entry)
 
@@ -132,8 +136,7 @@ class Bundle:
             text=True,
             errors="replace",
             stdin=options.pop("stdin", subprocess.DEVNULL if "input" not in options else None),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             check=False,
             user=self.user,
             group=self.user,
