@@ -17,9 +17,10 @@
  *     to teu-runc   'P' u32 pid            the forked process (exec; the sender then leaves)
  *                   'C' + SCM_RIGHTS       the master of the terminal (exec)
  *                   'S' u32 fd             the seccomp listener, to be fetched with pidfd_getfd
+ *                   'L'                    about to change identity: set limits on me now
  *                   'R'                    ready: all that can fail before execve has been done
  *                   'E' u32 errno, text    failed
- *     from          'g'                    go on (after 'P' and 'S'; first of all for exec)
+ *     from          'g'                    go on (after 'P', 'C', 'S' and 'L'; first of all for exec)
  *                   'f'                    all is recorded: wait at the fifo or execute
  *
  * End of file on the socket before 'f' means that teu-runc died: leave.
@@ -131,7 +132,7 @@ enum {
 
 enum {
 	FLAG_NO_NEW_PRIVS = 1, FLAG_FORK = 2, FLAG_TERMINAL = 4, FLAG_SECCOMP_EARLY = 8, FLAG_SETGROUPS = 16,
-	FLAG_START_STOPPED = 32, FLAG_CHOWN_STDIO = 64, FLAG_KEEP_IDENTITY = 128, FLAG_SECCOMP_NOTIFY = 256,
+	FLAG_START_STOPPED = 32, FLAG_CHOWN_STDIO = 64, FLAG_KEEP_IDENTITY = 128, FLAG_SECCOMP_NOTIFY = 256, FLAG_LIMITS = 512,
 };
 
 struct filter_program {
@@ -585,6 +586,11 @@ void start_c(long *stack)
 	if (error && error != -EACCES && error != -EPERM)
 		fail(error, "chdir to cwd (\"", in.cwd, "\") set in config.json failed");
 	SYS(__NR_umask, in.umask, 0, 0, 0, 0);
+	if (in.flags & FLAG_LIMITS) {
+		/* prlimit(2) from outside asks for our identity to be its own, or for CAP_SYS_RESOURCE */
+		tell('L', 0);
+		await('g');
+	}
 	if (in.flags & FLAG_SECCOMP_EARLY)
 		load_seccomp();
 	set_identity();

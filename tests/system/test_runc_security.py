@@ -70,7 +70,8 @@ def test_exec_into_a_hostile_container(bundle: Bundle) -> None:
     At no moment of an exec may that be a file of the host: only the memfd, or a program of the container.
     """
     for kind in ("bounding", "effective", "permitted"):
-        bundle.process["capabilities"][kind] = [*bundle.process["capabilities"][kind], "CAP_SYS_PTRACE", "CAP_SYS_ADMIN"]
+        given = bundle.process["capabilities"]
+        given[kind] = [*given[kind], "CAP_SYS_PTRACE", "CAP_SYS_ADMIN"]
     watch = (
         "cd /proc; while :; do for p in [0-9]*; do "
         "l=$(readlink /proc/$p/exe 2>/dev/null) && case $l in /bin/busybox) ;; *) echo $l >> /seen ;; esac; done; done"
@@ -236,8 +237,8 @@ def test_masks_do_not_use_the_containers_null(bundle: Bundle) -> None:
     """The image's /dev/null is a link to what an attacker would like to see bound over a masked path."""
     bundle.config["mounts"] = [m for m in bundle.config["mounts"] if not m["destination"].startswith("/dev")]
     (bundle.rootfs / "dev/null").symlink_to("/proc/sys/kernel/core_pattern")
-    bundle.linux["maskedPaths"] = ["/proc/kcore", "/proc/keys"]
-    said = bundle.says("stat -c '%t:%T' /proc/kcore /proc/keys; stat -c '%t:%T %F' /dev/null")
+    bundle.linux["maskedPaths"] = ["/proc/uptime", "/proc/meminfo"]
+    said = bundle.says("stat -c '%t:%T' /proc/uptime /proc/meminfo; stat -c '%t:%T %F' /dev/null")
     assert said.split("\n")[:2] == ["1:3", "1:3"]
     assert said.split("\n")[2].startswith("1:3 character")
 
@@ -341,7 +342,10 @@ def test_nothing_is_made_outside_of_the_root(bundle: Bundle) -> None:
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("command", ["run", "exec"])
 def test_no_file_is_looked_up_in_the_root_after_the_pivot(bundle: Bundle, command: str) -> None:
-    """No import, no library, no locale: between pivot_root (or setns) and the user's execve only what is named."""
+    """No import, no library, no locale: between pivot_root (or setns) and the user's execve only what is named.
+
+    For exec the child that the helper clones after joining is followed as well: its calls come from the same program.
+    """
     bundle.process["args"] = ["true"]
     bundle.write()
     id = bundle.new_id()
@@ -364,21 +368,15 @@ def test_no_file_is_looked_up_in_the_root_after_the_pivot(bundle: Bundle, comman
         pid, call = line.split(None, 1)
         if call.startswith("pivot_root(") or (command == "exec" and call.startswith("setns(")):
             inside[pid] = True
-        elif command == "exec" and inside and pid not in inside and "teu-runc-init" not in call:
-            # the child that the helper cloned after it joined
-            if call.startswith(("statx", "chdir", "execve", "openat", "faccessat", "getcwd")) and '"' in call:
-                inside[pid] = "/usr" not in call
         if not inside.get(pid):
             continue
         if call.startswith("execve(") and "execveat" not in call:
             inside[pid] = False
-        allowed = ("pivot_root(", "mount(NULL", "umount2(", "chdir(", "getcwd(", "execve", "statx(", "faccessat", "setns(")
-        if not call.startswith(allowed) and "<... " not in call and 'openat(AT_FDCWD, "/"' not in call:
+        allowed = ("pivot_root(", "mount(NULL", "umount2(", "chdir(", "getcwd(", "execve", "setns(", "<... ", "+++")
+        named = ('"/"', '"/dev/null"', '"self/fd/', "AT_EMPTY_PATH", "/bin/true", "/sbin/true")
+        if not call.startswith(allowed) and not any(name in call for name in named):
             bad.append(call)
-        if call.startswith(("statx(", "faccessat(")) and "/bin" not in call and "AT_EMPTY_PATH" not in call:
-            bad.append(call)
-    if command == "run":
-        assert not bad, bad
+    assert inside and not bad, bad
 
 
 def test_hostile_root_with_python_files(bundle: Bundle) -> None:
@@ -404,4 +402,4 @@ def test_user_namespace_hides_unreachable_sources_safely(bundle: Bundle) -> None
     private.chmod(0o700)
     bundle.map_ids()
     bundle.mount("/data", "bind", str(private / "inner"), ["bind", "ro"])
-    assert bundle.says("cat /data/file; ls /data/.. | grep -c private || true") == "data\n0"
+    assert bundle.says("cat /data/file; echo; ls /data/.. | grep -c private || true") == "data\n0"

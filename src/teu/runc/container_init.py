@@ -277,17 +277,29 @@ def _make_working_directory(root: int, cwd: str) -> None:
 
 
 def _write_sysctls(plan: Plan, values: dict[str, str]) -> None:
-    """Through the host's procfs, opened before: the container's may be anything (CVE-2025-52881)."""
-    for key, value in values.items():
-        path = "sys/" + key.replace(".", "/")
-        try:
-            fd = mounts.openat2(plan.procfs, path, os.O_WRONLY, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+    """Through a procfs that nobody else can see: the container's may be anything (CVE-2025-52881).
+
+    Where none may be mounted (a user namespace with a masked /proc around it), the host's, opened before.
+    """
+    if not values:
+        return
+    try:
+        procfs = mounts.new_filesystem("proc", "proc", [])
+    except OSError:
+        procfs = os.dup(plan.procfs)
+    try:
+        for key, value in values.items():
+            path = "sys/" + key.replace(".", "/")
             try:
-                os.write(fd, value.encode())
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise OSError(error.errno, f"sysctl {key}: {error.strerror}") from None
+                fd = mounts.openat2(procfs, path, os.O_WRONLY, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+                try:
+                    os.write(fd, value.encode())
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                raise OSError(error.errno, f"sysctl {key}: {error.strerror}") from None
+    finally:
+        os.close(procfs)
 
 
 def _write_time_offsets(plan: Plan) -> None:

@@ -15,7 +15,7 @@ from teu.linux import namespaces
 from teu.linux.namespaces import CLONE_NEWPID, CLONE_NEWTIME, TYPES
 from teu.linux.syscalls import PROC_SUPER_MAGIC, fstatfs_type
 from teu.oci import jsontext
-from teu.runc import cgroups, process, state, validator
+from teu.runc import cgroups, process, process_limits, state, validator
 from teu.runc.errors import RuncError, text_of
 from teu.runc.launch import (
     close_strangers,
@@ -25,7 +25,6 @@ from teu.runc.launch import (
     receive,
     send_descriptor,
     set_oom_score,
-    settle,
     write_pid_file,
 )
 
@@ -193,8 +192,6 @@ class Execution:
                 os.close(fd)
         affinity = described.get("execCPUAffinity") or {}
         if affinity.get("initial"):
-            from teu.runc import process_limits
-
             process_limits.set_affinity(self.helper, affinity["initial"])
         if not self.born_in_cgroup:
             self._join_cgroup()
@@ -316,6 +313,9 @@ class Execution:
             if kind == b"C":
                 self._take_console(fd, console_socket)
                 self.sync.send(b"g")
+            elif kind == b"L":
+                process_limits.apply(self.pid, self.described)
+                self.sync.send(b"g")
             elif kind == b"S":
                 listener = fetch_descriptor(self.pid, int.from_bytes(message[1:5], "little"))
                 from teu.runc import seccomp_notify
@@ -329,11 +329,8 @@ class Execution:
         adjustment = self.described.get("oomScoreAdj")
         if adjustment is not None:
             set_oom_score(self.pid, adjustment, bool(self.container.record.get("rootless")))
-        settle(self.pid, self.described)
         affinity = self.described.get("execCPUAffinity") or {}
         if affinity.get("final"):
-            from teu.runc import process_limits
-
             process_limits.set_affinity(self.pid, affinity["final"])
 
     def _take_console(self, fd: int, console_socket: str) -> None:

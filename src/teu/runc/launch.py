@@ -12,8 +12,9 @@ Called by teu.runc.create and teu.runc.run. The story, with the other half in te
                                                 namespaces, root, devices, terminal ('C')
     prestart, createRuntime hooks         <-'H'
                                            'g'->createContainer hooks, pivot, execs teu-runc-init
-                                                identity, seccomp ('S'), ...
-    limits, rlimits, record, pid file     <-'R'
+    rlimits                               <-'L'
+                                           'g'->identity, seccomp ('S'), ...
+    limits, record, pid file              <-'R'
                                            'f'->waits at exec.fifo (run: executes)
 
 If anything fails in between, Launch.abort() takes back all of it.
@@ -47,7 +48,18 @@ from teu.linux.namespaces import (
 )
 from teu.linux.syscalls import PR_SET_DUMPABLE, PROC_SUPER_MAGIC, fstatfs_type, prctl
 from teu.oci import jsontext
-from teu.runc import cgroups, container_init, hooks, log, mount_options, process, rootfs, state, validator
+from teu.runc import (
+    cgroups,
+    container_init,
+    hooks,
+    log,
+    mount_options,
+    process,
+    process_limits,
+    rootfs,
+    state,
+    validator,
+)
 from teu.runc.errors import InvalidSpec, RuncError
 
 TYPE_CHECKING = False
@@ -490,6 +502,9 @@ class Launch:
             elif kind == b"S":
                 self._pass_listener(int.from_bytes(message[1:5], "little"))
                 self._send(b"g")
+            elif kind == b"L":
+                process_limits.apply(self.pid, self.spec["process"])
+                self._send(b"g")
             elif kind == b"R":
                 self._finish()
                 return
@@ -541,7 +556,6 @@ class Launch:
             self.container.record["intel_rdt"] = intel_rdt.apply(linux["intelRdt"], self.id, self.pid)
         if any(n["type"] == "user" for n in linux.get("namespaces") or ()):
             self._delegate_cgroup(linux)
-        settle(self.pid, self.spec["process"])
         if self.arguments["pidfd-socket"]:
             pidfd = os.pidfd_open(self.pid)
             with_socket = connect(self.arguments["pidfd-socket"])
@@ -616,14 +630,6 @@ def set_oom_score(pid: int, value: int, rootless: bool) -> None:
     except OSError as error:
         if not rootless:
             raise OSError(error.errno, f"process.oomScoreAdj: {error.strerror}") from None
-
-
-def settle(pid: int, described: dict[str, Any]) -> None:
-    """What is set on a process from outside: rlimits, scheduler, I/O priority."""
-    if described.get("rlimits") or described.get("scheduler") or described.get("ioPriority"):
-        from teu.runc import process_limits
-
-        process_limits.apply(pid, described)
 
 
 def fetch_descriptor(pid: int, number: int) -> int:

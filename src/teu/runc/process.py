@@ -44,6 +44,7 @@ FLAG_SECCOMP_EARLY = 8
 FLAG_SETGROUPS = 16
 FLAG_CHOWN_STDIO = 64
 FLAG_SECCOMP_NOTIFY = 256
+FLAG_LIMITS = 512
 
 F_ADD_SEALS = 1033
 F_SEAL_ALL = 0x1 | 0x2 | 0x4 | 0x8  # SEAL, SHRINK, GROW, WRITE
@@ -143,6 +144,8 @@ def make_input(
         flags |= FLAG_NO_NEW_PRIVS
     if process.get("terminal"):
         flags |= FLAG_TERMINAL
+    if process.get("rlimits") or process.get("scheduler") or process.get("ioPriority"):
+        flags |= FLAG_LIMITS
     flags |= FLAG_CHOWN_STDIO
     umask = user.get("umask")
     parts = [

@@ -160,6 +160,10 @@ def mount_one(
         tree = open_bind_source(mount, options, bundle) if source is None else source
         is_directory = os.stat(tree).st_mode & 0o170000 == 0o040000
         target = _open_target(root, destination, "dir" if is_directory else "file", tree)
+        if (os.stat(target).st_mode & 0o170000 == 0o040000) != is_directory:
+            os.close(target)
+            # these words, because dockerd looks for them to give its user a hint
+            raise OSError(errno.ENOTDIR, f"{_mount_failure(mount, OSError(errno.ENOTDIR, 'not a directory'))}")
     elif kind in ("cgroup", "cgroup2"):
         target = _open_target(root, destination, "dir", None)
         tree = _cgroup_tree(cgroup, options)
