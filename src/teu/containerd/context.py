@@ -26,6 +26,7 @@ from teu.containerd.stores.leases import Leases
 from teu.containerd.stores.namespaces import Namespaces
 from teu.containerd.stores.sandboxes import Sandboxes
 from teu.containerd.stores.snapshots import Snapshots
+from teu.containerd.streams import Streams
 
 log = logging.getLogger("teu.containerd")
 
@@ -70,6 +71,7 @@ class Context:
         self.content = Content(self.root, self.database, self.events, self.leases)
         self.sandboxes = Sandboxes(self.database)
         self.snapshots = Snapshots(self.database, self.events, self.leases, self._snapshotters())
+        self.streams = Streams()
         self.layers = Layers(self.state, config["unpack"]["parallel"])
         self.collector = Collector(
             self.database, self.content, self.snapshots, self.events, delay=config["gc"]["delay"]

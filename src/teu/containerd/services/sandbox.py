@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sandboxes: the Store of their records, and the Controller that runs them in shims."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from teu.api.events import sandbox_pb2 as sandbox_events
+from teu.api.services.sandbox.v1 import sandbox_pb2
+from teu.containerd.context import Context
+from teu.containerd.rpc import Call, Server, quick
+from teu.containerd.sandboxes import Manager
+
+_SERVICES = sandbox_pb2.DESCRIPTOR.services_by_name
+
+
+class Store:
+    def __init__(self, context: Context) -> None:
+        self._store = context.sandboxes
+
+    def Create(self, request: Any, call: Call) -> Any:
+        return sandbox_pb2.StoreCreateResponse(sandbox=self._store.create(call.namespace, request.sandbox))
+
+    def Update(self, request: Any, call: Call) -> Any:
+        updated = self._store.update(call.namespace, request.sandbox, list(request.fields))
+        return sandbox_pb2.StoreUpdateResponse(sandbox=updated)
+
+    def Delete(self, request: Any, call: Call) -> Any:
+        self._store.delete(call.namespace, request.sandbox_id)
+        return sandbox_pb2.StoreDeleteResponse()
+
+    @quick
+    def List(self, request: Any, call: Call) -> Any:
+        return sandbox_pb2.StoreListResponse(list=self._store.find(call.namespace, request.filters))
+
+    @quick
+    def Get(self, request: Any, call: Call) -> Any:
+        return sandbox_pb2.StoreGetResponse(sandbox=self._store.get(call.namespace, request.sandbox_id))
+
+
+class Controller:
+    """Each call is the shim's own, after the sandbox's name has found the shim."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._manager = Manager(context)
+
+    async def Create(self, request: Any, call: Call) -> Any:
+        namespace = call.namespace
+        await self._manager.create(namespace, request)
+        event = sandbox_events.SandboxCreate(sandbox_id=request.sandbox_id)
+        self._context.events.publish(namespace, "/sandboxes/create", event)
+        return sandbox_pb2.ControllerCreateResponse(sandbox_id=request.sandbox_id)
+
+    async def Start(self, request: Any, call: Call) -> Any:
+        namespace = call.namespace
+        sandbox = self._manager.get(namespace, request.sandbox_id)
+        started = await sandbox.call("StartSandbox", sandbox_id=request.sandbox_id)
+        self._manager.watch(namespace, request.sandbox_id)
+        event = sandbox_events.SandboxStart(sandbox_id=request.sandbox_id)
+        self._context.events.publish(namespace, "/sandboxes/start", event)
+        return sandbox_pb2.ControllerStartResponse(
+            sandbox_id=request.sandbox_id, pid=started.pid, created_at=started.created_at, spec=started.spec,
+            address=sandbox.address, version=sandbox.version,
+        )  # fmt: skip
+
+    async def Platform(self, request: Any, call: Call) -> Any:
+        sandbox = self._manager.get(call.namespace, request.sandbox_id)
+        answer = await sandbox.call("Platform", sandbox_id=request.sandbox_id)
+        return sandbox_pb2.ControllerPlatformResponse(platform=answer.platform)
+
+    async def Stop(self, request: Any, call: Call) -> Any:
+        sandbox = self._manager.get(call.namespace, request.sandbox_id)
+        await sandbox.call("StopSandbox", sandbox_id=request.sandbox_id, timeout_secs=request.timeout_secs)
+        return sandbox_pb2.ControllerStopResponse()
+
+    async def Wait(self, request: Any, call: Call) -> Any:
+        sandbox = self._manager.get(call.namespace, request.sandbox_id)
+        answer = await sandbox.call("WaitSandbox", sandbox_id=request.sandbox_id)
+        return sandbox_pb2.ControllerWaitResponse(exit_status=answer.exit_status, exited_at=answer.exited_at)
+
+    async def Status(self, request: Any, call: Call) -> Any:
+        sandbox = self._manager.get(call.namespace, request.sandbox_id)
+        answer = await sandbox.call("SandboxStatus", sandbox_id=request.sandbox_id, verbose=request.verbose)
+        return sandbox_pb2.ControllerStatusResponse(
+            sandbox_id=answer.sandbox_id, pid=answer.pid, state=answer.state, info=answer.info,
+            created_at=answer.created_at, exited_at=answer.exited_at, extra=answer.extra, address=sandbox.address,
+            version=sandbox.version,
+        )  # fmt: skip
+
+    async def Shutdown(self, request: Any, call: Call) -> Any:
+        await self._manager.shutdown(call.namespace, request.sandbox_id)
+        return sandbox_pb2.ControllerShutdownResponse()
+
+    async def Metrics(self, request: Any, call: Call) -> Any:
+        sandbox = self._manager.get(call.namespace, request.sandbox_id)
+        answer = await sandbox.call("SandboxMetrics", sandbox_id=request.sandbox_id)
+        return sandbox_pb2.ControllerMetricsResponse(metrics=answer.metrics)
+
+    def Update(self, request: Any, call: Call) -> Any:
+        """The record; shims of this API have no update of their own."""
+        self._context.sandboxes.update(call.namespace, request.sandbox, list(request.fields))
+        return sandbox_pb2.ControllerUpdateResponse()
+
+
+def register(server: Server, context: Context) -> None:
+    server.add(_SERVICES["Store"], Store(context))
+    server.add(_SERVICES["Controller"], Controller(context))

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transfer: images between registries, archives and stores, inside the daemon, with progress on a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from google.protobuf import empty_pb2
+
+from teu.api.services.transfer.v1 import transfer_pb2
+from teu.api.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
+from teu.containerd.context import Context
+from teu.containerd.errors import Error, InvalidArgument, NotFound, Unimplemented
+from teu.containerd.events import decode
+from teu.containerd.rpc import Call, Server
+from teu.containerd.transfer import archives, registry
+from teu.containerd.transfer.job import Job, from_wire
+
+Move = Callable[[Job, Any, Any], None]
+
+
+def _tag(job: Job, source: Any, destination: Any) -> None:
+    image = job.context.images.get(job.namespace, source.name)
+    for name in [destination.name, *(one.name for one in destination.extra_references)]:
+        if name:
+            job.store(name, from_wire(image.target), dict(destination.labels))
+
+
+_MOVES: dict[tuple[Any, Any], Move] = {
+    (registry_pb2.OCIRegistry, imagestore_pb2.ImageStore): registry.pull,
+    (imagestore_pb2.ImageStore, registry_pb2.OCIRegistry): registry.push,
+    (importexport_pb2.ImageImportStream, imagestore_pb2.ImageStore): archives.load,
+    (imagestore_pb2.ImageStore, importexport_pb2.ImageExportStream): archives.save,
+    (imagestore_pb2.ImageStore, imagestore_pb2.ImageStore): _tag,
+}
+
+
+class Transfer:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def Transfer(self, request: Any, call: Call) -> Any:
+        namespace = call.namespace
+        source, destination = decode(request.source), decode(request.destination)
+        if source is None or destination is None:
+            unknown = request.source if source is None else request.destination
+            raise InvalidArgument(f"unknown kind of source or destination: {unknown.type_url}")
+        move = _MOVES.get((type(source), type(destination)))
+        if move is None:
+            raise Unimplemented(
+                f"method Transfer not implemented for {source.DESCRIPTOR.full_name} to "
+                f"{destination.DESCRIPTOR.full_name}"
+            )
+        progress = None
+        if request.options.progress_stream:
+            progress = self._context.streams.get(namespace, request.options.progress_stream)
+        gone = False
+        job = Job(self._context, namespace, progress, lambda: gone or call.cancelled())
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._context.pool, move, job, source, destination)
+        except OSError as error:
+            if error.errno == 28:
+                raise
+            raise Error(str(error)) from None
+        except asyncio.CancelledError:
+            gone = True
+            raise
+        finally:
+            if progress is not None:
+                with suppress(NotFound):
+                    await progress.close()
+        return empty_pb2.Empty()
+
+
+def register(server: Server, context: Context) -> None:
+    server.add(transfer_pb2.DESCRIPTOR.services_by_name["Transfer"], Transfer(context))

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every transfer shares: the lease that holds its parts, its progress, and the graph of an image's content.
+
+Transfers run on threads; streams to the client live on the event loop, which `ClientReader` and the like bridge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from teu.api.services.images.v1 import images_pb2
+from teu.api.types import descriptor_pb2
+from teu.api.types.transfer import progress_pb2, streaming_pb2
+from teu.containerd.errors import AlreadyExists, Cancelled, FailedPrecondition, InvalidArgument, NotFound
+from teu.oci import image_spec
+
+if TYPE_CHECKING:
+    from teu.containerd.context import Context
+    from teu.containerd.streams import Stream
+
+Json = dict[str, Any]
+
+SNAPSHOT_LABEL = "containerd.io/gc.ref.snapshot."
+CONTENT_LABEL = "containerd.io/gc.ref.content."
+UNCOMPRESSED_LABEL = "containerd.io/uncompressed"
+_LEASE_SECONDS = 24 * 3600
+_WINDOW = 64 << 10
+_CHUNK = 32 << 10
+
+
+class Job:
+    """One transfer in one namespace."""
+
+    def __init__(
+        self, context: Context, namespace: str, progress: Stream | None, cancelled: Callable[[], bool]
+    ) -> None:
+        self.context = context
+        self.namespace = namespace
+        self.lease = ""
+        self._progress = progress
+        self._cancelled = cancelled
+
+    def check(self) -> None:
+        if self._cancelled():
+            raise Cancelled("transfer")
+
+    def on_loop(self, coroutine: Any) -> Any:
+        assert self.context.loop is not None
+        return asyncio.run_coroutine_threadsafe(coroutine, self.context.loop).result()
+
+    def tell(self, event: str, name: str = "", *, done: int = 0, total: int = 0, descriptor: Json | None = None,
+             parents: Iterable[str] = ()) -> None:  # fmt: skip
+        self.check()
+        if self._progress is None:
+            return
+        message = progress_pb2.Progress(event=event, name=name, progress=done, total=total, parents=list(parents))
+        if descriptor is not None:
+            message.desc.CopyFrom(to_wire(descriptor))
+        self.on_loop(self._progress.send(message))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Everything made within is kept from the garbage collection until the end."""
+        moment = time.gmtime(time.time() + _LEASE_SECONDS)
+        labels = {"containerd.io/gc.expire": time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)}
+        id = f"transfer-{time.time_ns()}-{os.urandom(3).hex()}"
+        self.context.leases.create(self.namespace, id, labels)
+        self.lease = id
+        try:
+            yield
+        finally:
+            with suppress(NotFound):
+                self.context.leases.delete(self.namespace, id)
+
+    # Content
+
+    def read(self, descriptor: Json, limit: int = image_spec.CONFIG_SIZE_LIMIT) -> bytes:
+        fd = self.context.content.open(self.namespace, descriptor["digest"])
+        with open(fd, "rb") as file:
+            return file.read(limit + 1)[:limit]
+
+    def document(self, descriptor: Json) -> Json:
+        return image_spec.decode(self.read(descriptor), descriptor["digest"])
+
+    def children(self, descriptor: Json) -> list[Json]:
+        """What a manifest or an index refers to, in the order of the document."""
+        kind = descriptor["mediaType"]
+        if kind in image_spec.INDEXES:
+            return list(image_spec.index(self.document(descriptor))["manifests"])
+        if kind in image_spec.MANIFESTS:
+            document = image_spec.manifest(self.document(descriptor))
+            return [document["config"], *document["layers"]]
+        return []
+
+    def label(self, digest: str, labels: dict[str, str]) -> None:
+        from teu.api.services.content.v1 import content_pb2
+
+        wanted = content_pb2.Info(digest=digest, labels=labels)
+        self.context.content.update(self.namespace, wanted, [f"labels.{key}" for key in labels])
+
+    def label_children(self, descriptor: Json, children: list[Json]) -> None:
+        """The references that keep the children as long as the parent, under the keys that containerd's clients use."""
+        labels: dict[str, str] = {}
+        counts: dict[str, int] = {}
+        for child in children:
+            kind = child["mediaType"]
+            if kind in image_spec.CONFIGS:
+                labels[CONTENT_LABEL + "config"] = child["digest"]
+                continue
+            prefix = "l." if image_spec.is_layer(kind) else "m."
+            number = counts.get(prefix, 0)
+            counts[prefix] = number + 1
+            labels[f"{CONTENT_LABEL}{prefix}{number}"] = child["digest"]
+        if labels:
+            self.label(descriptor["digest"], labels)
+
+    def wanted_children(self, descriptor: Json, platforms: list[image_spec.Platform], limit: int) -> list[Json]:
+        children = self.children(descriptor)
+        if descriptor["mediaType"] not in image_spec.INDEXES or not platforms:
+            return children
+        found: list[Json] = []
+        for platform in platforms:
+            best = image_spec.choose(children, platform)
+            found += [one for one in (best[:limit] if limit else best) if one not in found]
+        if not found:
+            names = ", ".join(map(str, platforms))
+            raise NotFound(f"{descriptor['digest']} has no manifest for platform {names}")
+        return found
+
+    # Images
+
+    def manifest_for(self, target: Json, platform: image_spec.Platform) -> Json:
+        """Descriptor of the manifest of `target` that runs on `platform`."""
+        while target["mediaType"] in image_spec.INDEXES:
+            found = [one for one in image_spec.choose(self.children(target), platform) if self._here(one)]
+            if not found:
+                raise NotFound(f"{target['digest']} has no manifest for platform {platform}")
+            target = found[0]
+        return target
+
+    def _here(self, descriptor: Json) -> bool:
+        try:
+            self.context.content.info(self.namespace, descriptor["digest"])
+        except NotFound:
+            return False
+        return True
+
+    def store(self, name: str, target: Json, labels: dict[str, str]) -> None:
+        image = images_pb2.Image(name=name, labels=labels, target=to_wire(target))
+        try:
+            self.context.images.create(self.namespace, image, lease=self.lease)
+        except AlreadyExists:
+            self.context.images.update(self.namespace, image, (), lease=self.lease)
+        self.tell("saved", name)
+
+    def unpack(self, target: Json, platform: image_spec.Platform, snapshotter: str) -> None:
+        """The layers of the platform's manifest, as a chain of committed snapshots."""
+        snapshotter = snapshotter or self.context.config["snapshots"]["default"]
+        manifest = self.manifest_for(target, platform)
+        document = image_spec.manifest(self.document(manifest))
+        if not image_spec.is_image(document):
+            return
+        config = image_spec.config(self.document(document["config"]), len(document["layers"]))
+        chains = image_spec.chain_ids(config["rootfs"]["diff_ids"])
+        parent = ""
+        for layer, diff_id, chain in zip(document["layers"], config["rootfs"]["diff_ids"], chains):
+            self.check()
+            if not self._snapshot_exists(snapshotter, chain):
+                self._unpack_layer(layer, diff_id, parent, chain, snapshotter)
+            parent = chain
+        if chains:
+            self.label(document["config"]["digest"], {SNAPSHOT_LABEL + snapshotter: chains[-1]})
+
+    def _snapshot_exists(self, snapshotter: str, chain: str) -> bool:
+        """If so, the lease holds it from now on."""
+        from teu.api.services.leases.v1 import leases_pb2
+
+        try:
+            self.context.snapshots.stat(self.namespace, snapshotter, chain)
+        except NotFound:
+            return False
+        resource = leases_pb2.Resource(type=f"snapshots/{snapshotter}", id=chain)
+        self.context.leases.add(self.namespace, self.lease, resource)
+        return True
+
+    def _unpack_layer(self, layer: Json, diff_id: str, parent: str, chain: str, snapshotter: str) -> None:
+        snapshots, content = self.context.snapshots, self.context.content
+        key = f"extract-{time.time_ns()}-{os.urandom(3).hex()} {chain}"
+        labels = {"containerd.io/snapshot.ref": chain}
+        try:
+            mounts = snapshots.prepare(self.namespace, snapshotter, key, parent, labels, self.lease)
+        except AlreadyExists:
+            return  # a remote snapshotter had it
+        try:
+            self.tell("extracting", chain, descriptor=layer)
+            blob = content.open(self.namespace, layer["digest"])
+            try:
+                answer = self.context.layers.apply(blob, layer["digest"], mounts, cancelled=self._cancelled)
+            finally:
+                os.close(blob)
+            if answer["digest"] != diff_id:
+                raise FailedPrecondition(
+                    f"wrong diff id calculated on extraction {answer['digest']}, expected {diff_id}"
+                )
+            with suppress(AlreadyExists):
+                snapshots.commit(self.namespace, snapshotter, chain, key, {}, lease=self.lease)
+                key = ""
+        finally:
+            if key:
+                with suppress(NotFound):
+                    snapshots.remove(self.namespace, snapshotter, key)
+        self.label(layer["digest"], {UNCOMPRESSED_LABEL: diff_id})
+        self.tell("extracted", chain, descriptor=layer)
+
+
+def to_wire(descriptor: Json) -> Any:
+    return descriptor_pb2.Descriptor(
+        media_type=descriptor["mediaType"], digest=descriptor["digest"], size=descriptor["size"],
+        annotations=descriptor.get("annotations") or {},
+    )  # fmt: skip
+
+
+def from_wire(message: Any) -> Json:
+    return {"mediaType": message.media_type, "digest": message.digest, "size": message.size}
+
+
+def platforms_of(messages: Iterable[Any]) -> list[image_spec.Platform]:
+    return [image_spec.Platform(one.os, one.architecture, one.variant) for one in messages]
+
+
+def in_parallel(pool_size: int, calls: list[Callable[[], None]]) -> None:
+    """Run them side by side; the first failure is raised when all have ended."""
+    if len(calls) < 2:
+        for call in calls:
+            call()
+        return
+    with ThreadPoolExecutor(pool_size, thread_name_prefix="transfer") as pool:
+        for future in [pool.submit(call) for call in calls]:
+            future.result()
+
+
+class ClientReader(io.RawIOBase):
+    """What a client sends on a stream, as a file. Windows pace it: no more is under way than we have room for."""
+
+    def __init__(self, job: Job, stream: Stream) -> None:
+        self._job = job
+        self._stream = stream
+        self._data = b""
+        self._window = 0
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0:
+            return b"".join(iter(lambda: self.read(1 << 20), b""))
+        while not self._data and not self._ended:
+            self._data = self._job.on_loop(self._next())
+            self._ended = not self._data
+        data, self._data = self._data[:size], self._data[size:]
+        return data
+
+    async def _next(self) -> bytes:
+        while True:
+            if self._window < _WINDOW:
+                await self._stream.send(streaming_pb2.WindowUpdate(update=_WINDOW))
+                self._window += _WINDOW
+            message = await self._stream.receive()
+            if message is None:
+                return b""
+            if message.type_url.rpartition("/")[2] != streaming_pb2.Data.DESCRIPTOR.full_name:
+                raise InvalidArgument(f"unexpected message {message.type_url} on a data stream")
+            data: bytes = streaming_pb2.Data.FromString(message.value).data
+            self._window -= len(data)
+            if data:
+                return data
+
+    def finish(self) -> None:
+        self._job.on_loop(self._stream.close())
+
+
+class ClientWriter:
+    """The other direction: bytes to a client's stream, within the windows that it grants."""
+
+    def __init__(self, job: Job, stream: Stream) -> None:
+        self._job = job
+        self._stream = stream
+        self._room = 0
+
+    def write(self, data: bytes) -> None:
+        self._job.check()
+        self._job.on_loop(self._send(data))
+
+    async def _send(self, data: bytes) -> None:
+        at = 0
+        while at < len(data):
+            while self._room <= 0:
+                message = await self._stream.receive()
+                if message is None:
+                    raise Cancelled("the receiver of the stream has left")
+                if message.type_url.rpartition("/")[2] == streaming_pb2.WindowUpdate.DESCRIPTOR.full_name:
+                    self._room += streaming_pb2.WindowUpdate.FromString(message.value).update
+            take = min(_CHUNK, self._room, len(data) - at)
+            await self._stream.send(streaming_pb2.Data(data=data[at : at + take]))
+            self._room -= take
+            at += take
+
+    def finish(self) -> None:
+        self._job.on_loop(self._stream.close())
+
+
