@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teu.engine import containerd, content, unpack
@@ -92,7 +93,10 @@ class Images:
         self._details: dict[tuple[str, str], Details] = {}
         self._sizes: dict[str, int] = {}
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        from teu.engine import sweep
+
+        threading.Thread(target=sweep.sweep, args=(self.engine, time.time() - 1), name="sweep", daemon=True).start()
 
     def stop(self) -> None: ...
 

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of images, networks and volumes share: the busybox image, the API, what containerd holds."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import whole
+from scripted_registry import tar
+
+SOCKET = "/run/teu/teud.sock"
+CONTAINERD = "/run/teu/containerd.sock"
+SHIPPED = Path("/usr/share/teu/images")
+
+
+def need_busybox() -> None:
+    """The image of the package, or one made like it."""
+    if whole.teu("image", "inspect", whole.IMAGE, check=False).returncode == 0:
+        return
+    shipped = sorted(SHIPPED.glob("*.tar")) if SHIPPED.is_dir() else []
+    path = shipped[0] if shipped else Path("/tmp/teu-test-busybox.tar")
+    if not shipped and not path.exists():
+        tool = Path(__file__).parents[2] / "packaging/build-image"
+        subprocess.run(["/usr/bin/python3", tool, path], check=True)
+    whole.teu("load", "-i", str(path))
+
+
+def busybox_layer(**files: bytes) -> bytes:
+    """A layer with a shell in it, and these files."""
+    program = Path(shutil.which("busybox") or "/bin/busybox").read_bytes()
+    return tar(("bin/", None), ("bin/sh", program), ("bin/busybox", program), ("tmp/", None), ("etc/", None),
+               *((name, data) for name, data in files.items()))  # fmt: skip
+
+
+class _Connection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(120)
+        self.sock.connect(SOCKET)
+
+
+def api(method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """(status, decoded answer); a stream of JSON lines becomes a list."""
+    connection = _Connection("teu")
+    headers = {"Content-Type": "application/json"} if isinstance(body, dict) else {}
+    data = json.dumps(body).encode() if isinstance(body, dict) else body
+    connection.request(method, f"/v1.45{path}", data, headers)
+    response = connection.getresponse()
+    text = response.read().decode(errors="replace")
+    connection.close()
+    if not text.strip():
+        return response.status, None
+    try:
+        return response.status, json.loads(text)
+    except ValueError:
+        return response.status, [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def ctr(*argv: str) -> list[str]:
+    """Lines of Debian's ctr about teu-containerd's namespace of teud."""
+    return whole.out("ctr", "-a", CONTAINERD, "-n", "teu", *argv).splitlines()
+
+
+def held() -> dict[str, list[str]]:
+    """What containerd holds for teud: for comparing before and after."""
+    return {
+        "content": sorted(ctr("content", "ls", "-q")),
+        "ingests": sorted(line.split()[0] for line in ctr("content", "active")[1:]),
+        "snapshots": sorted(line.split()[0] for line in ctr("snapshots", "ls")[1:]),
+        "leases": sorted(ctr("leases", "ls", "-q")),
+        "images": sorted(ctr("images", "ls", "-q")),
+    }
