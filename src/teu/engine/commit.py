@@ -86,3 +86,22 @@ def commit(
         image_id: str = load.settle(engine, target, lease).id
         engine.images.add(target, [name] if name else [])
     return image_id
+
+
+IMAGE_KEYS = (
+    "User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels", "StopSignal", "StopTimeout",
+    "Healthcheck", "OnBuild", "Shell",
+)  # fmt: skip
+
+
+def image_config(container: Container, given: dict[str, Any], changes: list[str]) -> dict[str, Any]:
+    """The configuration of the new image: what the request gives, over the container's, with the changes."""
+    from teu.engine import changes as changing
+
+    base = {key: container.config[key] for key in IMAGE_KEYS if container.config.get(key)}
+    result = {**base, **{key: given[key] for key in IMAGE_KEYS if given.get(key)}}
+    if given.get("Env"):
+        names = {item.partition("=")[0] for item in given["Env"]}
+        result["Env"] = [*given["Env"], *(e for e in base.get("Env", []) if e.partition("=")[0] not in names)]
+    changing.apply(result, changes)
+    return result

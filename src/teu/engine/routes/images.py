@@ -89,6 +89,35 @@ def _import(engine: Engine, request: Request, source: str) -> Response:
     )
 
 
+@route("POST", "/commit")
+def commit_container(engine: Engine, request: Request) -> Response:
+    """A container's changes become an image; it is paused meanwhile unless pause=0."""
+    from teu.engine import commit, lifecycle
+
+    query = request.query
+    container = engine.containers.get(query.get("container"))
+    repository, tag = query.get("repo"), query.get("tag")
+    name = ""
+    if repository:
+        parsed = parse_reference(repository + (f":{tag}" if tag else ""))
+        if parsed.digest:
+            raise BadRequest("cannot commit to a digest reference")
+        name = str(parsed.with_default_tag())
+    config = commit.image_config(container, request.json(optional=True), query.every("changes"))
+    pause = query.flag("pause", True) and container.running and not container.state["Paused"]
+    if pause:
+        lifecycle.pause(engine, container)
+    try:
+        image_id = commit.commit(
+            engine, container, config, container.snapshot_key, name, query.get("author"), query.get("comment")
+        )
+    finally:
+        if pause:
+            lifecycle.unpause(engine, container)
+    container.event("commit", comment=query.get("comment"), imageID=image_id)
+    return json_response({"Id": image_id}, 201)
+
+
 @route("POST", "/images/load")
 def load_images(engine: Engine, request: Request) -> Response:
     from teu.engine import load
