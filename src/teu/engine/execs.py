@@ -117,6 +117,7 @@ class Exec:
                 except BaseException:
                     tasks.delete_exec(self.engine, self.container.id, self.id)
                     raise
+                self.hub.begin()
             except Exception as error:
                 self.running = False
                 message = str(error)
@@ -169,6 +170,7 @@ class Exec:
 
     def give_up(self) -> None:
         """After a failed start, when the client has been told."""
+        self.hub.discard()
         self._close(0.2)
 
     def _close(self, timeout: float) -> None:

@@ -96,13 +96,14 @@ def _run(engine: Engine, container: Container) -> int:
         options = SYSTEMD_CGROUP if spec.systemd_cgroup(engine, container) else b""
         mounts = rootfs.snapshot_mounts(engine, container)
         paths = stdio_paths(container)
-        undo.callback(container.hub.finish, 1.0)
+        undo.callback(container.hub.discard)
         container.hub.open(paths, marker_path(container))
         tasks.create_container(engine, container, specification, options)
         undo.callback(_quietly, tasks.discard, engine, container.id)
         tasks.create(engine, container.id, mounts, paths, container.tty, options)
         pid = tasks.start(engine, container.id)
         undo.pop_all()
+    container.hub.begin()
     return pid
 
 
@@ -331,9 +332,7 @@ def kill(engine: Engine, container: Container, signal_name: str = "") -> None:
     try:
         _send(engine, container, number)
     except NotModified:
-        raise Conflict(
-            f"cannot kill container: {container.name}: container {container.id} is not running"
-        ) from None
+        raise Conflict(f"cannot kill container: {container.name}: container {container.id} is not running") from None
     if number == signal.SIGKILL and not wait_exit(container, KILL_SECONDS):
         reconcile(engine, container)
 

@@ -90,6 +90,7 @@ def _adopt(container: Container, task: tasks.Task) -> None:
     )
     Path(container.runtime_directory).mkdir(parents=True, exist_ok=True, mode=0o700)
     container.hub.open(lifecycle.stdio_paths(container), lifecycle.marker_path(container))
+    container.hub.begin()
     container.save(durable=False)
 
 

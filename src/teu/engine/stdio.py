@@ -168,7 +168,7 @@ class Hub:
 
     def open(self, paths: tuple[str, str, str], marker: str | None = None) -> None:
         """Make and open the FIFOs (stdin, stdout, stderr; "" for none) before the task exists, or again
-        after a restart of the engine."""
+        after a restart of the engine. Reading starts with begin()."""
         if paths[0]:
             try:
                 os.mkfifo(paths[0], 0o700)
@@ -182,7 +182,14 @@ class Hub:
             if paths[kind]:
                 stream = _Stream(kind, open_fifo(paths[kind]))
                 self._streams.append(stream)
+
+    def begin(self) -> None:
+        """The process has been started. What is in the FIFOs before that is a runtime's complaint."""
         self.pump.call(self._begin)
+
+    def discard(self) -> None:
+        """The process could not be started: close everything, keep nothing, leave the clients."""
+        self.pump.call(self._close_streams)
 
     def _begin(self) -> None:
         for stream in self._streams:
@@ -211,9 +218,7 @@ class Hub:
     def _peek(self, stream: _Stream) -> bytes | None:
         """All that is in the FIFO, left there. None: nothing now. b"": nothing ever again."""
         try:
-            count = syscall(
-                "tee", NR_tee, stream.descriptor, self.pump.scratch[1], PIPE_SIZE, SPLICE_F_NONBLOCK
-            )
+            count = syscall("tee", NR_tee, stream.descriptor, self.pump.scratch[1], PIPE_SIZE, SPLICE_F_NONBLOCK)
         except BlockingIOError:
             return None
         if not count:
@@ -307,15 +312,18 @@ class Hub:
         return True
 
     def _close(self) -> None:
+        self._close_streams()
+        if self.driver is not None:
+            self.driver.flush()
+        self._end_clients()
+
+    def _close_streams(self) -> None:
         for stream in self._streams:
             self.pump.unregister(stream.descriptor)
             os.close(stream.descriptor)
             stream.descriptor = -1
         self._streams.clear()
         self._marker.close()
-        if self.driver is not None:
-            self.driver.flush()
-        self._end_clients()
         self.close_stdin()
 
     def end_clients(self) -> None:

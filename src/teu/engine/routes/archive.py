@@ -2,3 +2,69 @@
 """Routes of a container's files: archive (docker cp) and export."""
 
 from __future__ import annotations
+
+import base64
+import json
+from typing import TYPE_CHECKING
+
+from teu.engine import archive, users
+from teu.engine.errors import BadRequest, Forbidden
+from teu.engine.http import Request, Response, empty, stream
+from teu.engine.router import route
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+TAR = "application/x-tar"
+
+
+@route("GET", "/containers/{name}/archive")
+def get_archive(engine: Engine, request: Request, name: str) -> Response:
+    container = engine.containers.get(name)
+    path = _path(request)
+    description = archive.describe(engine, container, path)
+    if request.method == "HEAD":
+        response = Response(200)
+    else:
+        response = stream(archive.pack(engine, container, path), TAR)
+        container.event("archive-path")
+    response.headers["X-Docker-Container-Path-Stat"] = base64.b64encode(json.dumps(description).encode()).decode()
+    return response
+
+
+def _path(request: Request) -> str:
+    path = request.query.get("path")
+    if not path:
+        raise BadRequest("path cannot be empty: name a file or a folder in the container")
+    return path
+
+
+@route("PUT", "/containers/{name}/archive")
+def put_archive(engine: Engine, request: Request, name: str) -> Response:
+    container = engine.containers.get(name)
+    path = _path(request)
+    if container.host_config["ReadonlyRootfs"] and not _on_writable_mount(container.mounts, path):
+        raise Forbidden("container rootfs is marked read-only")
+    owner = None
+    if request.query.flag("copyUIDGID"):
+        user = users.find(engine, container, container.config["User"])
+        owner = (user.uid, user.gid)
+    archive.unpack(
+        engine, container, path, request.body, not request.query.flag("noOverwriteDirNonDir"), owner
+    )  # fmt: skip
+    container.event("extract-to-dir")
+    return empty(200)
+
+
+def _on_writable_mount(mounts: list[dict[str, object]], path: str) -> bool:
+    return any(
+        mount["RW"] and (path == mount["Destination"] or path.startswith(f"{mount['Destination']}/"))
+        for mount in mounts
+    )
+
+
+@route("GET", "/containers/{name}/export")
+def export(engine: Engine, request: Request, name: str) -> Response:
+    container = engine.containers.get(name)
+    container.event("export")
+    return stream(archive.pack(engine, container, "/", whole=True), TAR)
