@@ -115,8 +115,9 @@ class Call:
 
 def load_protocols() -> Any:
     """Import every generated module, so that the default descriptor pool knows all services."""
-    import teu.api
     from google.protobuf import descriptor_pool
+
+    import teu.api
 
     for module in pkgutil.walk_packages(teu.api.__path__, "teu.api."):
         if module.name.endswith("_pb2"):

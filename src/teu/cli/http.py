@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+API_VERSION = "1.45"
 DEFAULT_HOST = "unix:///run/teu/teud.sock"
 CHUNK = 1 << 16
 # Written without escaping in a path or a query: RFC 3986's unreserved, and what is harmless besides.
@@ -80,6 +81,7 @@ class Response:
 
     def __init__(self, connection: Connection, head: bool = False) -> None:
         self.connection = connection
+        self.replay: bytes | None = None  # a body that was read already and may be wanted again
         while True:
             words = connection.line().split(None, 2)
             if len(words) < 2 or not words[0].startswith(b"HTTP/1."):
@@ -141,6 +143,8 @@ class Response:
             yield piece
 
     def read(self) -> bytes:
+        if self.replay is not None:
+            return self.replay
         return b"".join(self.chunks())
 
     def messages(self) -> Iterator[Any]:
@@ -164,7 +168,10 @@ class Client:
         self.tls = tls
         self.headers = headers or {}
         version = os.environ.get("TEU_API_VERSION") or os.environ.get("DOCKER_API_VERSION")
-        self.prefix = "/v" + version.lstrip("v") if version else ""
+        # The newest version that we know is tried at once; a daemon that has only an older one says so, and which.
+        # `settled` is set once a daemon has taken the version, or the user has fixed it.
+        self.prefix = "/v" + (version.lstrip("v") if version else API_VERSION)
+        self.settled = bool(version)
         self.idle: Connection | None = None
         self.address = "localhost"
 
@@ -253,10 +260,11 @@ class Client:
         """Send a request and read the head of its answer. `body` is JSON-able, or an iterable of bytes when
         the headers name its Content-Type. With `own` the answer gets a connection of its own, for streams
         that stay open beside other calls."""
-        headers = dict(headers or {})
+        given, headers = headers, dict(headers or {})
         data: bytes | None = None
         stream = None
         if "Content-Type" in headers:
+            self._settle()
             stream = body
             headers["Transfer-Encoding"] = "chunked"
         elif body is not None:
@@ -285,9 +293,31 @@ class Client:
             # The daemon closed the kept connection between two calls: try once more on a new one.
             connection = self.connect()
             response = self._exchange(connection, request, stream, method)
+        if not self.settled:
+            if response.status == 400 and (older := self._older(response)):
+                self.prefix, self.settled = older, True
+                return self.open(method, path, query, body, headers=given, own=own, check=check)
+            self.settled = True
         if check and response.status >= 400:
             raise self.failure(response)
         return response
+
+    def _older(self, response: Response) -> str:
+        """The prefix of the version that the daemon wants instead of ours, or "" where that is not its trouble."""
+        response.replay = response.read()
+        text = response.replay.decode("utf-8", "replace")
+        if "is too new" not in text:
+            return ""
+        version = text.partition("Maximum supported API version is ")[2][:5].strip(' ."}\n')
+        if not version.replace(".", "").isdigit():
+            return ""
+        self.done(response)
+        return "/v" + version
+
+    def _settle(self) -> None:
+        """Settle the version before a request that cannot be sent twice."""
+        if not self.settled:
+            self.call("GET", "/_ping")
 
     def _exchange(self, connection: Connection, request: bytes, stream: Any, method: str) -> Response:
         connection.send(request)
@@ -303,6 +333,7 @@ class Client:
 
     def begin(self, method: str, path: str, query: dict[str, Any] | None = None) -> Connection:
         """Send a request without a body on a connection of its own; `answer` reads what comes back."""
+        self._settle()
         headers = {} if method in ("GET", "HEAD") else {"Content-Length": "0"}
         connection = self.connect()
         connection.send(self._head(method, path, query, headers))

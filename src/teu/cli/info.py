@@ -10,6 +10,7 @@ import time
 from teu import __version__
 from teu.cli import jsontext, units
 from teu.cli.errors import APIError, CommandError, ConnectError
+from teu.cli.http import API_VERSION
 from teu.cli.main import Cli, Command
 from teu.cli.options import Options
 
@@ -17,7 +18,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-API_VERSION = "1.45"
 
 
 def formatted(cli: Cli, form: str, value: dict[str, Any]) -> None:

@@ -87,6 +87,9 @@ class Request:
             raise BadRequest(f"Content-Type is {kind!r}; this request takes application/json")
         chunks: list[bytes] = []
         size = 0
+        length = self.headers.get("content-length", "0")
+        if length.isdigit() and int(length) > JSON_LIMIT:  # said beforehand: not a byte of it is read
+            raise TooLarge(f"the request body is larger than {JSON_LIMIT >> 20} MiB")
         while chunk := self.body.read(1 << 16):
             size += len(chunk)
             if size > JSON_LIMIT:

@@ -119,10 +119,21 @@ class _Connection:
         except Exception:
             log.exception("connection failed")
         finally:
-            try:
-                self.socket.close()
-            except OSError:
-                pass
+            self._part()
+
+    def _part(self) -> None:
+        """Close the connection; the kernel resets it where bytes are unread, so a refusal's body is drained first."""
+        try:
+            if self.http.their_state is h11.SEND_BODY:
+                self.socket.shutdown(socket.SHUT_WR)
+                self.socket.settimeout(1)
+                for _ in range(64):
+                    if not self.socket.recv(READ_SIZE):
+                        break
+        except OSError:
+            pass
+        finally:
+            self.socket.close()
 
     def _one(self) -> bool:
         """One request. False: the connection is used up."""

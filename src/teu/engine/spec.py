@@ -51,7 +51,7 @@ READONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 # type, major, minor of null, zero, full, random, urandom, tty, console
 DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1))
 INIT_PATHS = ("/usr/libexec/docker/docker-init", "/usr/bin/docker-init", "/usr/bin/tini-static")
-NAME_ANNOTATION = "io.teu.container.name"
+NAME_ANNOTATION = "io.teu.name"
 
 
 @functools.cache
