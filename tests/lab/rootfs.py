@@ -35,7 +35,8 @@ TEU_DEPENDS = """
 # What the tests and a person in the lab use.
 TOOLS = """
     systemd systemd-sysv libpam-systemd libnss-myhostname ca-certificates procps psmisc util-linux strace
-    iputils-ping python3-pytest python3-hpack python3-hyperframe busybox-static less curl bash-completion kmod openssl apparmor attr acl
+    iputils-ping python3-pytest python3-hpack python3-hyperframe
+    busybox-static less curl bash-completion kmod openssl apparmor attr acl
     libcap2-bin e2fsprogs bubblewrap netcat-openbsd pigz xz-utils zstd file
 """
 
