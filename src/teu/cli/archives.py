@@ -81,9 +81,7 @@ def load(cli: Cli, options: Options, operands: list[str]) -> int:
         raise CommandError("requested load from stdin, but stdin is empty")
     file = open_input(path) if path else 0
     quiet = options["quiet"] or not os.isatty(1)
-    response = cli.client.open(
-        "POST", "/images/load", {"quiet": "1" if quiet else "0"}, read_file(file), headers=TAR
-    )
+    response = cli.client.open("POST", "/images/load", {"quiet": "1" if quiet else "0"}, read_file(file), headers=TAR)
     if response.headers.get("content-type", "").startswith("application/json"):
         show_progress(response.messages())
     else:
@@ -108,17 +106,13 @@ def import_image(cli: Cli, options: Options, operands: list[str]) -> int:
         response = cli.client.open("POST", "/images/create", {"fromSrc": source, **query})
     else:
         file = 0 if source == "-" else open_input(source)
-        response = cli.client.open(
-            "POST", "/images/create", {"fromSrc": "-", **query}, read_file(file), headers=TAR
-        )
+        response = cli.client.open("POST", "/images/create", {"fromSrc": "-", **query}, read_file(file), headers=TAR)
     show_progress(response.messages())
     return 0
 
 
 COMMANDS = {
-    "image save": Command(
-        save, "[OPTIONS] IMAGE [IMAGE...]", 1, None, "-o --output  string  Write to this file"
-    ),
+    "image save": Command(save, "[OPTIONS] IMAGE [IMAGE...]", 1, None, "-o --output  string  Write to this file"),
     "image load": Command(
         load,
         "[OPTIONS]",

@@ -180,9 +180,7 @@ def build(cli: Cli, options: Options, operands: list[str]) -> int:
         cli.print(image)
     else:
         extra_values = show_progress(response.messages())
-        image = next(
-            (str(value["ID"]) for value in extra_values if isinstance(value, dict) and value.get("ID")), ""
-        )
+        image = next((str(value["ID"]) for value in extra_values if isinstance(value, dict) and value.get("ID")), "")
     sys.stdout.flush()
     if options["iidfile"]:
         with open(options["iidfile"], "w", encoding="utf-8") as file:
@@ -201,13 +199,9 @@ def build_arguments(values: list[str]) -> dict[str, str | None]:
 def prune(cli: Cli, options: Options, operands: list[str]) -> int:
     from teu.cli import prune as pruning
 
-    warning = (
-        "This will remove all build cache."
-        if options["all"]
-        else "This will remove all dangling build cache."
-    )
+    warning = "This will remove all build cache." if options["all"] else "This will remove all dangling build cache."
     if not pruning.ask(options, warning):
-        raise pruning.cancelled("builder")
+        raise pruning.Cancelled
     space, text = pruning.prune_build_cache(cli, filters(options["filter"]), options["all"])
     if text:
         cli.print(text)

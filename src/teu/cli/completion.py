@@ -25,12 +25,7 @@ def container_names(cli: Cli, chosen: dict[str, dict[str, bool]] | None = None) 
 
 def image_names(cli: Cli) -> list[str]:
     found = cli.client.get("/images/json")
-    return [
-        name.removesuffix(":latest")
-        for image in found
-        for name in image.get("RepoTags") or ()
-        if name[0] != "<"
-    ]
+    return [name.removesuffix(":latest") for image in found for name in image.get("RepoTags") or () if name[0] != "<"]
 
 
 def network_names(cli: Cli) -> list[str]:

@@ -111,9 +111,7 @@ class ConfigFile:
             try:
                 user, _, password = binascii.a2b_base64(entry["auth"]).decode().partition(":")
             except ValueError:
-                raise CommandError(
-                    f"{self.path}: the credentials of {server} are damaged: log in again"
-                ) from None
+                raise CommandError(f"{self.path}: the credentials of {server} are damaged: log in again") from None
             auth["username"], auth["password"] = user, password.rstrip("\0")
         for source, target in (("identitytoken", "identitytoken"), ("registrytoken", "registrytoken")):
             if entry.get(source):
@@ -126,9 +124,7 @@ class ConfigFile:
         if helper:
             secret = auth.get("identitytoken") or auth.get("password", "")
             user = "<token>" if auth.get("identitytoken") else auth.get("username", "")
-            run_helper(
-                helper, "store", jsontext.dumps({"ServerURL": server, "Username": user, "Secret": secret})
-            )
+            run_helper(helper, "store", jsontext.dumps({"ServerURL": server, "Username": user, "Secret": secret}))
             auths[server] = {}
         else:
             import binascii
@@ -136,9 +132,7 @@ class ConfigFile:
             pair = f"{auth.get('username', '')}:{auth.get('password', '')}".encode()
             entry = {}
             if auth.get("identitytoken"):
-                entry["auth"] = binascii.b2a_base64(
-                    f"{auth.get('username', '')}:".encode(), newline=False
-                ).decode()
+                entry["auth"] = binascii.b2a_base64(f"{auth.get('username', '')}:".encode(), newline=False).decode()
                 entry["identitytoken"] = auth["identitytoken"]
             else:
                 entry["auth"] = binascii.b2a_base64(pair, newline=False).decode()

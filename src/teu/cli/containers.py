@@ -34,9 +34,7 @@ def quoted(text: str) -> str:
             out.append(letter)
         else:
             code = ord(letter)
-            out.append(
-                f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-            )
+            out.append(f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
     return "".join(out) + '"'
 
 
@@ -137,7 +135,7 @@ DEFAULT = ["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"]
 def list_containers(cli: Cli, options: Options, operands: list[str]) -> int:
     form = options["format"] or ("" if options["quiet"] else cli.config.get("psFormat"))
     last = 1 if options["latest"] else options["last"]
-    size = options["size"] or ".Size" in form
+    size = options["size"] or ".Size" in form or "{{json.}}" in form.replace(" ", "")
     query = {
         "all": options["all"],
         "limit": str(last) if last > 0 else None,

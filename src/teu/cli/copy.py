@@ -163,7 +163,7 @@ def to_container(cli: Cli, options: Options, source: str, container: str, target
         if wants_folder(target):
             raise CommandError(f"cannot copy to {container}:{target}: not a directory")
         if is_folder:
-            raise CommandError(f"cannot copy directory to {container}:{target}: not a directory")
+            raise CommandError("cannot copy directory")
     if target_is_folder:
         folder = target
         name = "" if contents and is_folder else os.path.basename(local)
@@ -233,20 +233,20 @@ def unpack(body: Body, root: str, old: str, new: str, owners: bool) -> None:
         for member in archive:
 
             def place(name: str) -> str:
+                # With `/.` at the end of the source the names begin at the folder, else above it.
                 inner = posixpath.normpath("/" + name).lstrip("/")
-                if inner == old or old in (".", ""):
-                    inner = new if inner == old else posixpath.join(new, inner)
+                if inner == old:
+                    inner = ""
                 elif inner.startswith(old + "/"):
-                    inner = posixpath.join(new, inner[len(old) + 1 :])
+                    inner = inner[len(old) + 1 :]
+                inner = posixpath.join(new, inner).rstrip("/")
                 return os.path.join(root, inner) if inner else root
 
             path = place(member.name)
             if path != root:
                 safe_parent(root, path)
             if member.isdir():
-                if os.path.lexists(path) and (
-                    os.path.islink(path) and path != root or not os.path.isdir(path)
-                ):
+                if os.path.lexists(path) and (os.path.islink(path) and path != root or not os.path.isdir(path)):
                     raise CommandError(f"cannot overwrite non-directory {path} with directory")
                 os.makedirs(path, exist_ok=True)
                 folders.append((path, member))
@@ -264,9 +264,7 @@ def unpack(body: Body, root: str, old: str, new: str, owners: bool) -> None:
             elif member.isreg():
                 data = archive.extractfile(member)
                 assert data is not None
-                file = os.open(
-                    path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-                )
+                file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
                 with open(file, "wb") as out:
                     while block := data.read(1 << 18):
                         out.write(block)
@@ -364,7 +362,5 @@ COMMANDS = {
 -q --quiet        bool  Do not tell what was copied
 """,
     ),
-    "container export": Command(
-        export, "[OPTIONS] CONTAINER", 1, 1, "-o --output  string  Write to this file"
-    ),
+    "container export": Command(export, "[OPTIONS] CONTAINER", 1, 1, "-o --output  string  Write to this file"),
 }

@@ -187,9 +187,7 @@ def publish(values: list[str]) -> tuple[dict[str, Any], dict[str, list[dict[str,
         if outside:
             host_start, host_end = port_range(outside, "hostPort")
             if end - start != host_end - host_start and end != start:
-                raise ValueError(
-                    f"Invalid ranges specified for container and host Ports: {inside} and {outside}"
-                )
+                raise ValueError(f"Invalid ranges specified for container and host Ports: {inside} and {outside}")
         if protocol not in ("tcp", "udp", "sctp"):
             raise ValueError(f"Invalid proto: {protocol}")
         for offset in range(end - start + 1):
@@ -294,8 +292,7 @@ def mount(value: str) -> dict[str, Any]:
                 bind["ReadOnlyForceRecursive"] = True
             else:
                 raise ValueError(
-                    f"invalid value for {key}: {text} (must be one of "
-                    '"enabled", "disabled", "writable", "readonly")'
+                    f'invalid value for {key}: {text} (must be one of "enabled", "disabled", "writable", "readonly")'
                 )
         elif key == "volume-nocopy":
             volume["NoCopy"] = truth(text, key)
@@ -431,9 +428,7 @@ def restart_policy(text: str) -> dict[str, Any]:
         try:
             retries = int(count)
         except ValueError:
-            raise ValueError(
-                "invalid restart policy format: maximum retry count must be an integer"
-            ) from None
+            raise ValueError("invalid restart policy format: maximum retry count must be an integer") from None
     return {"Name": name, "MaximumRetryCount": retries}
 
 
@@ -486,9 +481,7 @@ def gpu(value: str) -> dict[str, Any]:
             try:
                 request["Count"] = -1 if text == "all" else int(text)
             except ValueError:
-                raise ValueError(
-                    f'invalid count ({text}): value must be either "all" or an integer'
-                ) from None
+                raise ValueError(f'invalid count ({text}): value must be either "all" or an integer') from None
         elif key == "device":
             request["DeviceIDs"] = text.split(",")
         elif key == "capabilities":
@@ -565,9 +558,7 @@ def endpoints(options: Options) -> tuple[str, dict[str, Any]]:
     result: dict[str, Any] = {}
     names = [request["name"] for request in given]
     if len({user_defined(name) for name in names}) > 1:
-        raise ValueError(
-            "conflicting options: cannot attach both user-defined and non-user-defined network-modes"
-        )
+        raise ValueError("conflicting options: cannot attach both user-defined and non-user-defined network-modes")
     for request in given:
         name = request["name"]
         if not name.strip():
@@ -665,9 +656,7 @@ def build(options: Options, image: str, command: list[str]) -> dict[str, Any]:
         if anonymous:
             config["Volumes"] = anonymous
     if options["tmpfs"]:
-        host["Tmpfs"] = {
-            path: extra for path, _, extra in (value.partition(":") for value in options["tmpfs"])
-        }
+        host["Tmpfs"] = {path: extra for path, _, extra in (value.partition(":") for value in options["tmpfs"])}
     if options["mount"]:
         host["Mounts"] = each(options, "mount", mount)
     if command:
@@ -688,9 +677,7 @@ def build(options: Options, image: str, command: list[str]) -> dict[str, Any]:
         host["Devices"] = [device(value) for value in devices]
     requests = each(options, "gpus", gpu)
     if len(devices) != len(options["device"]):
-        requests.append(
-            {"Driver": "cdi", "DeviceIDs": [value for value in options["device"] if is_cdi(value)]}
-        )
+        requests.append({"Driver": "cdi", "DeviceIDs": [value for value in options["device"] if is_cdi(value)]})
     if requests:
         host["DeviceRequests"] = requests
     if options["env"] or options["env-file"]:

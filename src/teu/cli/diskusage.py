@@ -30,9 +30,7 @@ CACHE_COLUMNS = {
     "CacheType": lambda item: item["Type"],
     "Size": lambda item: units.human_size(item["Size"], 3),
     "CreatedSince": lambda item: units.ago(units.seconds_of(item["CreatedAt"])),
-    "LastUsedSince": lambda item: (
-        units.ago(units.seconds_of(item["LastUsedAt"])) if item.get("LastUsedAt") else ""
-    ),
+    "LastUsedSince": lambda item: units.ago(units.seconds_of(item["LastUsedAt"])) if item.get("LastUsedAt") else "",
     "UsageCount": lambda item: str(item["UsageCount"]),
     "Shared": lambda item: "true" if item["Shared"] else "false",
 }
@@ -52,9 +50,7 @@ def summary(found: dict[str, Any]) -> list[dict[str, str]]:
         if image["Containers"] != 0 and image["Size"] != -1 and image["SharedSize"] != -1
     )
     all_containers = found.get("Containers") or []
-    active = [
-        c for c in all_containers if any(word in c["State"] for word in ("running", "paused", "restarting"))
-    ]
+    active = [c for c in all_containers if any(word in c["State"] for word in ("running", "paused", "restarting"))]
     container_size = sum(c.get("SizeRw") or 0 for c in all_containers)
     all_volumes = found.get("Volumes") or []
     sized = [v["UsageData"] for v in all_volumes if (v.get("UsageData") or {}).get("Size", -1) != -1]

@@ -55,9 +55,7 @@ def execute(cli: Cli, options: Options, operands: list[str]) -> int:
             tty=tty,
             stdin=stdin,
             detach_keys=keys,
-            resize=lambda rows, columns: client.call(
-                "POST", path + "/resize", {"h": str(rows), "w": str(columns)}
-            ),
+            resize=lambda rows, columns: client.call("POST", path + "/resize", {"h": str(rows), "w": str(columns)}),
         )
         if tty and size is None:
             session.fit()

@@ -74,9 +74,7 @@ def _list(names: dict[str, str]) -> str:
 
 def group(name: str) -> str:
     members = {
-        full.partition(" ")[2]: entry[1]
-        for full, entry in commands.INDEX.items()
-        if full.startswith(name + " ")
+        full.partition(" ")[2]: entry[1] for full, entry in commands.INDEX.items() if full.startswith(name + " ")
     }
     return "\n".join(
         ["", f"Usage:  {PROGRAM} {name} COMMAND", "", commands.GROUPS[name], "", "Commands:",

@@ -188,9 +188,7 @@ class Client:
                 raise ConnectError(self.explain(error)) from None
             return Connection(sock)
         if scheme not in ("tcp", "http", "https"):
-            raise CommandError(
-                f'unable to parse daemon host "{self.host}": use unix://PATH or tcp://HOST:PORT'
-            )
+            raise CommandError(f'unable to parse daemon host "{self.host}": use unix://PATH or tcp://HOST:PORT')
         import socket
 
         rest = rest.partition("/")[0]
@@ -287,9 +285,7 @@ class Client:
             if fresh:
                 if isinstance(error, ConnectError):
                     raise
-                raise ConnectError(
-                    f"error during connect: {method} {path}: {error.strerror or error}"
-                ) from None
+                raise ConnectError(f"error during connect: {method} {path}: {error.strerror or error}") from None
             # The daemon closed the kept connection between two calls: try once more on a new one.
             connection = self.connect()
             response = self._exchange(connection, request, stream, method)
@@ -358,9 +354,7 @@ class Client:
             message = body.decode("utf-8", "replace").strip() or f"HTTP status {response.status}"
         return APIError(response.status, message.rstrip())
 
-    def call(
-        self, method: str, path: str, query: dict[str, Any] | None = None, body: Any = None, **more: Any
-    ) -> Any:
+    def call(self, method: str, path: str, query: dict[str, Any] | None = None, body: Any = None, **more: Any) -> Any:
         """A whole call: the decoded JSON of the answer, or None where it has no JSON."""
         response = self.open(method, path, query, body, **more)
         data = response.read()

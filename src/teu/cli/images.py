@@ -68,7 +68,7 @@ def columns(whole: bool) -> dict[str, Callable[[Any], Any]]:
         "Repository": lambda row: row[0],
         "Tag": lambda row: row[1],
         "Digest": lambda row: row[2],
-        "CreatedSince": lambda row: units.ago(row[3]["Created"]) if row[3]["Created"] > 0 else "N/A",
+        "CreatedSince": lambda row: units.ago(row[3]["Created"]),
         "CreatedAt": lambda row: units.local_time(row[3]["Created"]),
         "Size": lambda row: units.human_size(row[3]["Size"], 3),
         "Containers": count,
@@ -141,11 +141,7 @@ def remove(cli: Cli, options: Options, operands: list[str]) -> int:
     for name in operands:
         try:
             for entry in cli.client.call("DELETE", f"/images/{name}", query) or ():
-                cli.print(
-                    "Deleted: " + entry["Deleted"]
-                    if entry.get("Deleted")
-                    else "Untagged: " + entry["Untagged"]
-                )
+                cli.print("Deleted: " + entry["Deleted"] if entry.get("Deleted") else "Untagged: " + entry["Untagged"])
         except APIError as error:
             errors.append(str(error))
             fatal = fatal or error.status != 404

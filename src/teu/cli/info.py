@@ -176,9 +176,7 @@ def server_lines(found: dict[str, Any]) -> list[str]:
         lines.extend("  " + label for label in found["Labels"])
     lines.append(f" Experimental: {words(bool(found.get('ExperimentalBuild')))}")
     registries = found.get("RegistryConfig") or {}
-    insecure = [
-        entry["Name"] for entry in (registries.get("IndexConfigs") or {}).values() if not entry["Secure"]
-    ]
+    insecure = [entry["Name"] for entry in (registries.get("IndexConfigs") or {}).values() if not entry["Secure"]]
     insecure += registries.get("InsecureRegistryCIDRs") or []
     if registries.get("InsecureRegistryCIDRs") or registries.get("IndexConfigs"):
         lines.append(" Insecure Registries:")

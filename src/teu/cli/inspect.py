@@ -46,7 +46,6 @@ def show(cli: Cli, names: list[str], form: str, get: Callable[[str], Any]) -> in
             try:
                 cli.print(template.render(value))
             except TemplateError as error:
-                cli.print("")
                 errors.append(f"template parsing error: {located(error)}")
         elif form == "json":
             cli.print(jsontext.dumps(value))
@@ -54,6 +53,8 @@ def show(cli: Cli, names: list[str], form: str, get: Callable[[str], Any]) -> in
             found.append(value)
     if not form:
         cli.print(jsontext.pretty(found))
+    elif len(errors) == len(names):
+        cli.print("")
     if errors:
         cli.warn("\n".join(errors))
         return 1

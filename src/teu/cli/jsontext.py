@@ -87,9 +87,7 @@ def pretty(value: Any, indent: str = "    ", level: int = 0) -> str:
         if not value:
             return "{}"
         inner = "\n" + indent * (level + 1)
-        body = ("," + inner).join(
-            f"{dumps(str(k))}: {pretty(v, indent, level + 1)}" for k, v in value.items()
-        )
+        body = ("," + inner).join(f"{dumps(str(k))}: {pretty(v, indent, level + 1)}" for k, v in value.items())
         return "{" + inner + body + "\n" + indent * level + "}"
     if isinstance(value, list):
         if not value:

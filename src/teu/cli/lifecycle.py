@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 PARALLEL = 50
 
 
-def at_once(
-    cli: Cli, names: list[str], method: str, path: str, query: dict[str, Any]
-) -> list[APIError | Any]:
+def at_once(cli: Cli, names: list[str], method: str, path: str, query: dict[str, Any]) -> list[APIError | Any]:
     """The same request for each container (`path` has `{}` for its name), PARALLEL at a time: JSON answers or
     errors, in order."""
     from teu.cli import jsontext
@@ -67,15 +65,11 @@ def stop_query(options: Options) -> dict[str, Any]:
 
 
 def stop(cli: Cli, options: Options, operands: list[str]) -> int:
-    return report_each(
-        cli, operands, at_once(cli, operands, "POST", "/containers/{}/stop", stop_query(options))
-    )
+    return report_each(cli, operands, at_once(cli, operands, "POST", "/containers/{}/stop", stop_query(options)))
 
 
 def restart(cli: Cli, options: Options, operands: list[str]) -> int:
-    return report_each(
-        cli, operands, at_once(cli, operands, "POST", "/containers/{}/restart", stop_query(options))
-    )
+    return report_each(cli, operands, at_once(cli, operands, "POST", "/containers/{}/restart", stop_query(options)))
 
 
 def kill(cli: Cli, options: Options, operands: list[str]) -> int:
@@ -149,9 +143,7 @@ STOP_FLAGS = """
 COMMANDS = {
     "container stop": Command(stop, "[OPTIONS] " + MANY, 1, None, STOP_FLAGS),
     "container restart": Command(restart, "[OPTIONS] " + MANY, 1, None, STOP_FLAGS),
-    "container kill": Command(
-        kill, "[OPTIONS] " + MANY, 1, None, "-s --signal string Send this signal (KILL)"
-    ),
+    "container kill": Command(kill, "[OPTIONS] " + MANY, 1, None, "-s --signal string Send this signal (KILL)"),
     "container pause": Command(pause, MANY, 1, None),
     "container unpause": Command(unpause, MANY, 1, None),
     "container wait": Command(wait, MANY, 1, None),

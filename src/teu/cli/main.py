@@ -247,9 +247,7 @@ def main() -> NoReturn:
     except Exception as error:
         if "-D" in sys.argv or "--debug" in sys.argv:
             raise
-        report(
-            f"{PROGRAM}: unexpected error: {type(error).__name__}: {error}\nRun with -D for the traceback."
-        )
+        report(f"{PROGRAM}: unexpected error: {type(error).__name__}: {error}\nRun with -D for the traceback.")
     leave(code)
 
 

@@ -78,7 +78,8 @@ def address_pools(options: Options) -> list[dict[str, Any]]:
         try:
             network = ipaddress.ip_network(text, strict=False)
         except ValueError:
-            raise CommandError(f"invalid CIDR address: {text}") from None
+            pools[text] = {"Subnet": text}  # the daemon says what is wrong with it
+            continue
         for other in networks.values():
             if other.version == network.version and other.overlaps(network):
                 raise CommandError("multiple overlapping subnet configuration is not supported")
@@ -98,16 +99,12 @@ def address_pools(options: Options) -> list[dict[str, Any]]:
     for text in split("ip-range"):
         pool = owner(text, "range")
         if "IPRange" in pool:
-            raise CommandError(
-                f"cannot configure multiple ranges ({text}, {pool['IPRange']}) on the same subnet"
-            )
+            raise CommandError(f"cannot configure multiple ranges ({text}, {pool['IPRange']}) on the same subnet")
         pool["IPRange"] = text
     for text in split("gateway"):
         pool = owner(text, "gateway")
         if "Gateway" in pool:
-            raise CommandError(
-                f"cannot configure multiple gateways ({text}, {pool['Gateway']}) for the same subnet"
-            )
+            raise CommandError(f"cannot configure multiple gateways ({text}, {pool['Gateway']}) for the same subnet")
         pool["Gateway"] = text
     for key, address in key_values(options["aux-address"]).items():
         owner(address, "aux-address").setdefault("AuxiliaryAddresses", {})[key] = address

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Types whose option may be given many times; the values are collected in a list.
-REPEATED = frozenset(
-    ("list", "map", "filter", "strings", "ulimit", "network", "mount", "gpu-request", "secret")
-)
+REPEATED = frozenset(("list", "map", "filter", "strings", "ulimit", "network", "mount", "gpu-request", "secret"))
 TRUE = frozenset(("1", "t", "T", "TRUE", "true", "True"))
 FALSE = frozenset(("0", "f", "F", "FALSE", "false", "False"))
 

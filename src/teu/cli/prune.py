@@ -25,8 +25,11 @@ def ask(options: Options, warning: str) -> bool:
     return options["force"] or confirm(f"WARNING! {warning}\nAre you sure you want to continue?")
 
 
-def cancelled(what: str) -> CommandError:
-    return CommandError(f"{what} prune has been cancelled")
+class Cancelled(CommandError):
+    """The user did not say yes: nothing happens, which is no failure."""
+
+    def __init__(self) -> None:
+        super().__init__("", 0)
 
 
 def prune_containers(cli: Cli, chosen: dict[str, Any]) -> tuple[int, str]:
@@ -48,9 +51,7 @@ def prune_volumes(cli: Cli, chosen: dict[str, Any], every: bool = False) -> tupl
         chosen = {**chosen, "all": {"true": True}}
     answer = cli.client.call("POST", "/volumes/prune", {"filters": chosen or None})
     names = answer.get("VolumesDeleted") or []
-    return answer.get("SpaceReclaimed") or 0, "".join(
-        f"{n}\n" for n in ["Deleted Volumes:", *names]
-    ) if names else ""
+    return answer.get("SpaceReclaimed") or 0, "".join(f"{n}\n" for n in ["Deleted Volumes:", *names]) if names else ""
 
 
 def prune_images(cli: Cli, chosen: dict[str, Any], every: bool = False) -> tuple[int, str]:
@@ -60,9 +61,7 @@ def prune_images(cli: Cli, chosen: dict[str, Any], every: bool = False) -> tuple
         "untagged: " + entry["Untagged"] if entry.get("Untagged") else "deleted: " + entry.get("Deleted", "")
         for entry in answer.get("ImagesDeleted") or ()
     ]
-    return answer.get("SpaceReclaimed") or 0, "".join(
-        f"{n}\n" for n in ["Deleted Images:", *lines]
-    ) if lines else ""
+    return answer.get("SpaceReclaimed") or 0, "".join(f"{n}\n" for n in ["Deleted Images:", *lines]) if lines else ""
 
 
 def prune_build_cache(cli: Cli, chosen: dict[str, Any], every: bool = False) -> tuple[int, str]:
@@ -82,7 +81,7 @@ def show(cli: Cli, result: tuple[int, str], always: bool = True) -> None:
 
 def containers(cli: Cli, options: Options, operands: list[str]) -> int:
     if not ask(options, "This will remove all stopped containers."):
-        raise cancelled("container")
+        raise Cancelled
     show(cli, prune_containers(cli, filters(options["filter"])))
     return 0
 
@@ -95,14 +94,14 @@ def images(cli: Cli, options: Options, operands: list[str]) -> int:
         else "This will remove all dangling images."
     )
     if not ask(options, warning):
-        raise cancelled("image")
+        raise Cancelled
     show(cli, prune_images(cli, filters(options["filter"]), every))
     return 0
 
 
 def networks(cli: Cli, options: Options, operands: list[str]) -> int:
     if not ask(options, "This will remove all custom networks not used by at least one container."):
-        raise cancelled("network")
+        raise Cancelled
     _, text = prune_networks(cli, filters(options["filter"]))
     if text:
         cli.print(text)
@@ -117,7 +116,7 @@ def volumes(cli: Cli, options: Options, operands: list[str]) -> int:
         else "This will remove anonymous local volumes not used by at least one container."
     )
     if not ask(options, warning):
-        raise cancelled("volume")
+        raise Cancelled
     show(cli, prune_volumes(cli, filters(options["filter"]), every))
     return 0
 
@@ -130,16 +129,14 @@ def system(cli: Cli, options: Options, operands: list[str]) -> int:
     items = ["all stopped containers", "all networks not used by at least one container"]
     if options["volumes"]:
         items.append("all anonymous volumes not used by at least one container")
-    items.append(
-        "all images without at least one container associated to them" if every else "all dangling images"
-    )
+    items.append("all images without at least one container associated to them" if every else "all dangling images")
     items.append("all build cache" if every else "unused build cache")
     warning = "This will remove:\n" + "\n".join("  - " + item for item in items) + "\n"
     if options["filter"]:
         warning += "\n  Items to be pruned will be filtered with:\n"
         warning += "\n".join("  - " + value for value in sorted(options["filter"])) + "\n"
     if not ask(options, warning):
-        raise cancelled("system")
+        raise Cancelled
     total = 0
     results = [prune_containers(cli, chosen), prune_networks(cli, chosen)]
     if options["volumes"]:

@@ -134,9 +134,7 @@ class Progress:
         self.stream.flush()
 
 
-def show_progress(
-    messages: Iterable[dict[str, Any]], file: int = 1, quiet: bool = False
-) -> list[dict[str, Any]]:
+def show_progress(messages: Iterable[dict[str, Any]], file: int = 1, quiet: bool = False) -> list[dict[str, Any]]:
     """Show a stream of messages to its end; returns the `aux` values in it. Raises CommandError where it
     fails."""
     progress = Progress(file)
@@ -150,9 +148,7 @@ def show_progress(
     return extra
 
 
-def pull(
-    cli: Cli, image: str, platform: str, *, quiet: bool, output: int = 1, all_tags: bool = False
-) -> None:
+def pull(cli: Cli, image: str, platform: str, *, quiet: bool, output: int = 1, all_tags: bool = False) -> None:
     check_reference(image)
     platform = platform or os.environ.get("DOCKER_DEFAULT_PLATFORM", "")
     repository, tag = split_tag(image)

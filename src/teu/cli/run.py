@@ -171,9 +171,7 @@ def run(cli: Cli, options: Options, operands: list[str]) -> int:
         code = start_code(error) if isinstance(error, APIError) else 125
         raise CommandError(complaint(str(error), "run", True), code) from None
     except CommandError as error:
-        raise CommandError(
-            complaint(error.text, "run", True), error.code if error.code != 1 else 125
-        ) from None
+        raise CommandError(complaint(error.text, "run", True), error.code if error.code != 1 else 125) from None
     client = cli.client
     path = "/containers/" + container
     attached = body["AttachStdin"] or body["AttachStdout"] or body["AttachStderr"]
@@ -226,8 +224,6 @@ RUN_ONLY = """
 """
 CREATE_FLAGS = "\n".join(line for line in runflags.FLAGS.split("\n") if "--detach-keys" not in line)
 COMMANDS = {
-    "container run": Command(
-        run, "[OPTIONS] IMAGE [COMMAND] [ARG...]", 1, None, runflags.FLAGS + RUN_ONLY, False
-    ),
+    "container run": Command(run, "[OPTIONS] IMAGE [COMMAND] [ARG...]", 1, None, runflags.FLAGS + RUN_ONLY, False),
     "container create": Command(create, "[OPTIONS] IMAGE [COMMAND] [ARG...]", 1, None, CREATE_FLAGS, False),
 }

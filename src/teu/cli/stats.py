@@ -100,9 +100,7 @@ def columns(whole: bool) -> dict[str, Callable[[Any], Any]]:
         "ID": lambda watched: identity(watched) or "--",
         "Name": having(lambda sample: str(sample.get("name") or "--").removeprefix("/")),
         "CPUPerc": having(lambda sample: f"{cpu_percent(sample):.2f}%"),
-        "MemUsage": having(
-            lambda sample: " / ".join(units.binary_size(value) for value in memory(sample)), "-- / --"
-        ),
+        "MemUsage": having(lambda sample: " / ".join(units.binary_size(value) for value in memory(sample)), "-- / --"),
         "MemPerc": having(memory_percent),
         "NetIO": having(network),
         "BlockIO": having(lambda sample: " / ".join(units.human_size(value, 3) for value in blocks(sample))),

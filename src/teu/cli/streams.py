@@ -168,11 +168,7 @@ class Signals:
 
 
 def forwardable(tty: bool) -> list[int]:
-    return [
-        number
-        for number in range(1, 65)
-        if number not in NOT_FORWARDED or (tty and number == _signal.SIGWINCH)
-    ]
+    return [number for number in range(1, 65) if number not in NOT_FORWARDED or (tty and number == _signal.SIGWINCH)]
 
 
 class Session:

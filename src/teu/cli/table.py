@@ -37,9 +37,7 @@ class Row:
 
     def as_map(self) -> dict[str, Any]:
         return {
-            name: self.columns[name](self.value)
-            for name in sorted(self.columns)
-            if name not in ("Label", "LabelMap")
+            name: self.columns[name](self.value) for name in sorted(self.columns) if name not in ("Label", "LabelMap")
         }
 
 

@@ -259,9 +259,7 @@ class Template:
                 current.append(
                     (
                         "value",
-                        float(word)
-                        if re.search(r"[.eE]", word) and "x" not in word.lower()
-                        else int(word, 0),
+                        float(word) if re.search(r"[.eE]", word) and "x" not in word.lower() else int(word, 0),
                     )
                 )
             elif kind == "field":
@@ -384,9 +382,7 @@ class Template:
                     value = FUNCTIONS[name](*arguments)
                 except TypeError as error:
                     if "argument" in str(error) and "positional" in str(error):
-                        raise TemplateError(
-                            f"wrong number of args for {name}: got {len(arguments)}"
-                        ) from None
+                        raise TemplateError(f"wrong number of args for {name}: got {len(arguments)}") from None
                     raise TemplateError(f"error calling {name}: {error}") from None
                 except TemplateError as error:
                     raise TemplateError(f"error calling {name}: {error}") from None
@@ -419,9 +415,7 @@ class Template:
 
     def _where(self, names: list[str], number: int) -> str:
         """`:LINE:COLUMN: executing "" at <.Field>` for the field `names[number]`."""
-        offset = max(self.source.find("." + ".".join(names)), 0) + sum(
-            len(name) + 1 for name in names[:number]
-        )
+        offset = max(self.source.find("." + ".".join(names)), 0) + sum(len(name) + 1 for name in names[:number])
         line = self.source.count("\n", 0, offset) + 1
         column = offset - (self.source.rfind("\n", 0, offset) + 1)
         return f'template: :{line}:{column}: executing "" at <.{".".join(names)}>'
@@ -431,6 +425,8 @@ class Template:
             if isinstance(value, dict):
                 if name in value:
                     value = value[name]
+                elif (key := same_word(name, value)) is not None:
+                    value = value[key]
                 elif self.missing_error:
                     raise TemplateError(f'{self._where(names, number)}: map has no entry for key "{name}"')
                 else:
@@ -449,6 +445,14 @@ class Template:
                     f"{self._where(names, number)}: can't evaluate field {name} in type {go_type(value)}"
                 )
         return value
+
+
+def same_word(name: str, value: dict[str, Any]) -> str | None:
+    """The key that differs from `name` only in case: docker's templates name Go's fields (`.ID`, `.APIVersion`),
+    the daemon's JSON spells some of them otherwise (`Id`, `ApiVersion`)."""
+    if not name[:1].isupper():
+        return None
+    return next((key for key in value if key.lower() == name.lower()), None)
 
 
 def describe(operand: Any) -> str:
@@ -498,9 +502,7 @@ def _json(value: Any) -> str:
 
 def _join(items: Any, separator: str) -> str:
     if not isinstance(items, list):
-        raise TemplateError(
-            f"expected []string; found {go_type(items)}" if items is not None else "nil is not a list"
-        )
+        raise TemplateError(f"expected []string; found {go_type(items)}" if items is not None else "nil is not a list")
     return separator.join(show(item) for item in items)
 
 
@@ -520,9 +522,7 @@ def _index(value: Any, *keys: Any) -> Any:
             value = value.encode()[key]
         else:
             raise TemplateError(
-                "index of untyped nil"
-                if value in (None, MISSING)
-                else f"can't index item of type {go_type(value)}"
+                "index of untyped nil" if value in (None, MISSING) else f"can't index item of type {go_type(value)}"
             )
     return value
 
@@ -537,9 +537,7 @@ def _slice(value: Any, *bounds: int) -> Any:
 
 def _length(value: Any) -> int:
     if value is None or value is MISSING or isinstance(value, (int, float)):
-        raise TemplateError(
-            "len of nil pointer" if value in (None, MISSING) else f"len of type {go_type(value)}"
-        )
+        raise TemplateError("len of nil pointer" if value in (None, MISSING) else f"len of type {go_type(value)}")
     return len(value.encode()) if isinstance(value, str) else len(value)
 
 
@@ -636,9 +634,9 @@ def located(error: TemplateError) -> str:
     return text if text.startswith("template: ") else "template: :1: " + text
 
 
-def compile_template(text: str, missing_error: bool = False) -> Template:
-    """Parse; an error ends the command as docker's users know it."""
+def compile_template(text: str) -> Template:
+    """Parse the template of a list; an error ends the command as docker's users know it."""
     try:
-        return Template(text, missing_error)
+        return Template(text)
     except TemplateError as error:
-        raise CommandError(f"template parsing error: {located(error)}", 64 if missing_error else 1) from None
+        raise CommandError(f"failed to parse template: {located(error)}") from None

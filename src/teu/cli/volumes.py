@@ -27,9 +27,7 @@ COLUMNS: dict[str, Callable[[Any], Any]] = {
     "Labels": lambda volume: table.labels_text(volume.get("Labels")),
     "LabelMap": lambda volume: volume.get("Labels") or {},
     "Links": lambda volume: str(volume["UsageData"]["RefCount"]) if volume.get("UsageData") else "N/A",
-    "Size": lambda volume: (
-        units.human_size(volume["UsageData"]["Size"]) if volume.get("UsageData") else "N/A"
-    ),
+    "Size": lambda volume: units.human_size(volume["UsageData"]["Size"]) if volume.get("UsageData") else "N/A",
     "Availability": lambda volume: "N/A",
     "Group": lambda volume: "N/A",
     "Status": lambda volume: "N/A",
@@ -49,9 +47,7 @@ def create(cli: Cli, options: Options, operands: list[str]) -> int:
     name = options["name"]
     if operands:
         if name:
-            raise CommandError(
-                "conflicting options: either specify --name or provide positional arg, not both"
-            )
+            raise CommandError("conflicting options: either specify --name or provide positional arg, not both")
         name = operands[0]
     body = {
         "Name": name,

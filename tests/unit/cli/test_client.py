@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client's own parts: HTTP, frames, detach keys, credentials, names of images; and what a cold start imports."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from teu.cli import config, registry, streams
+from teu.cli.errors import APIError, CommandError, ConnectError
+from teu.cli.http import Client, query_string
+
+BIN = Path(__file__).resolve().parents[3] / "bin/teu"
+
+
+@pytest.fixture
+def served(tmp_path: Path):  # type: ignore[no-untyped-def]
+    """A server that answers each connection's requests with the prepared texts, one per request."""
+    path = tmp_path / "sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    answers: list[list[bytes]] = []
+    seen: list[bytes] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            for answer in answers.pop(0) if answers else []:
+                data = b""
+                while b"\r\n\r\n" not in data:
+                    piece = connection.recv(65536)
+                    if not piece:
+                        break
+                    data += piece
+                seen.append(data)
+                connection.sendall(answer)
+            connection.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield Client(f"unix://{path}"), answers, seen
+    listener.close()
+
+
+def test_bodies_and_kept_connections(served) -> None:  # type: ignore[no-untyped-def]
+    client, answers, seen = served
+    json_head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+    answers.append([
+        json_head + b"Content-Length: 7\r\n\r\n{\"a\":1}",
+        json_head + b"Transfer-Encoding: chunked\r\n\r\n3\r\n[1,\r\n2\r\n2]\r\n0\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{\"message\": \"x\"}",
+    ])  # fmt: skip
+    assert client.get("/a", {"x": "a b", "y": None, "z": True}) == {"a": 1}
+    assert client.get("/b") == [1, 2]
+    assert client.call("POST", "/c", None, {"k": "é"}) is None
+    with pytest.raises(APIError, match="^Error response from daemon: x$"):
+        client.get("/d")
+    assert [request.split(b"\r\n")[0] for request in seen] == [
+        b"GET /a?x=a%20b&z=1 HTTP/1.1", b"GET /b HTTP/1.1", b"POST /c HTTP/1.1", b"GET /d HTTP/1.1",
+    ]  # fmt: skip
+    assert b'{"k":"\xc3\xa9"}' in seen[2]
+
+
+def test_a_connection_that_the_daemon_closed_is_opened_again(served) -> None:  # type: ignore[no-untyped-def]
+    client, answers, _ = served
+    ok = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1\r\n\r\n"
+    answers += [[ok + b"1"], [ok + b"2"]]
+    assert client.get("/") == 1
+    assert client.get("/") == 2
+
+
+def test_queries() -> None:
+    assert query_string({"a": ["x", "y"], "f": {"s": {"t": True}}, "n": "", "p": "/b c"}) == (
+        "?a=x&a=y&f=%7B%22s%22:%7B%22t%22:true%7D%7D&p=%2Fb%20c"
+    )
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    with pytest.raises(ConnectError, match="Is the teu daemon running"):
+        Client(f"unix://{tmp_path}/none").get("/")
+    with pytest.raises(ConnectError, match="systemctl start teud.socket"):
+        raise ConnectError(Client("unix:///run/teu/teud.sock").explain(FileNotFoundError()))
+    with pytest.raises(ConnectError, match="usermod -aG teu"):
+        raise ConnectError(Client("unix:///run/teu/teud.sock").explain(PermissionError()))
+
+
+def frame(stream: int, data: bytes) -> bytes:
+    return bytes([stream, 0, 0, 0]) + len(data).to_bytes(4, "big") + data
+
+
+def test_frames_in_any_pieces(tmp_path: Path) -> None:
+    data = frame(1, b"out1 ") + frame(2, b"err") + frame(1, b"") + frame(1, b"out2" * 1000)
+    for size in (1, 3, 8, 9, len(data)):
+        with (tmp_path / "o").open("w+b") as out, (tmp_path / "e").open("w+b") as err:
+            splitter = streams.Demultiplexer({1: out.fileno(), 2: err.fileno()})
+            for start in range(0, len(data), size):
+                splitter.feed(data[start : start + size])
+            out.seek(0)
+            err.seek(0)
+            assert (out.read(), err.read()) == (b"out1 " + b"out2" * 1000, b"err")
+
+
+def test_detach_keys() -> None:
+    assert streams.detach_sequence("ctrl-p,ctrl-q") == b"\x10\x11"
+    assert streams.detach_sequence("a,ctrl-@,ctrl-\\") == b"a\0\x1c"
+    with pytest.raises(CommandError, match="invalid detach keys"):
+        streams.detach_sequence("ctrl-1")
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [
+        ("busybox", "docker.io/library/busybox:latest"),
+        ("me/x:1", "docker.io/me/x:1"),
+        ("localhost:5000/x", "localhost:5000/x:latest"),
+        ("docker.io/x", "docker.io/library/x:latest"),
+        ("r.example/a/b@sha256:" + "0" * 64, "r.example/a/b@sha256:" + "0" * 64),
+    ],
+)
+def test_names(name: str, canonical: str) -> None:
+    registry.check_reference(name)
+    assert registry.canonical(name) == canonical
+
+
+@pytest.mark.parametrize("name", ["Busybox", "a:", "a//b", "-a", "a b", "a@sha256:1", "x/Y", "a:b:c", "http://x/y"])
+def test_bad_names(name: str) -> None:
+    with pytest.raises(CommandError, match="invalid reference format"):
+        registry.check_reference(name)
+
+
+def test_credentials(tmp_path: Path) -> None:
+    file = config.ConfigFile(str(tmp_path / "new"))
+    file.values["other"] = {"kept": 1}
+    file.store("localhost:5000", {"username": "u", "password": "p:w"})
+    assert os.stat(file.path).st_mode & 0o777 == 0o600
+    again = config.ConfigFile(str(tmp_path / "new"))
+    assert again.auth("localhost:5000") == {"serveraddress": "localhost:5000", "username": "u", "password": "p:w"}
+    assert again.values["other"] == {"kept": 1}
+    again.erase("localhost:5000")
+    assert config.ConfigFile(str(tmp_path / "new")).auth("localhost:5000") == {}
+
+
+def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CommandError, match="is not a JSON object"):
+        config.ConfigFile(str(tmp_path))
+
+
+def teu(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-IS", str(BIN), *argv], capture_output=True, text=True, check=False,
+        stdin=subprocess.DEVNULL, env={**os.environ, **env},
+    )  # fmt: skip
+
+
+def test_exit_codes_without_a_daemon(tmp_path: Path) -> None:
+    host = f"unix://{tmp_path}/none"
+    assert teu("-H", host, "run", "busybox").returncode == 125
+    assert teu("-H", host, "ps").returncode == 1
+    assert teu("ps", "--nope").returncode == 125
+    assert teu("rm").returncode == 1
+    assert teu("nope").returncode == 1
+    assert teu("--version").stdout.startswith("Teu version ")
+    assert "Usage:  teu run" in teu("run", "--help").stdout
+    assert "Common Commands:" in teu().stdout
+
+
+def test_a_cold_start_imports_little() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(BIN.parent.parent / 'src')!r})\n"
+        "import teu.cli.run, teu.cli.http, teu.cli.containers, teu.cli.execute, teu.cli.logs, teu.cli.inspect\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    heavy = {"json", "re", "enum", "socket", "typing", "argparse", "http.client", "asyncio", "dataclasses", "threading",
+             "collections", "functools", "signal", "subprocess", "contextlib", "inspect", "grpc", "google"}  # fmt: skip
+    assert not loaded & heavy
+
+
+def test_completion_knows_commands_and_options(tmp_path: Path) -> None:
+    host = f"unix://{tmp_path}/none"
+    assert "run" in teu("__complete", "ru").stdout.split()
+    assert teu("__complete", "container", "l").stdout.split() == ["logs", "ls"]
+    assert "--network" in teu("__complete", "run", "--net").stdout.split()
+    assert teu("__complete", "run", "--restart", "a").stdout.split() == ["always"]
+    assert teu("__complete", "-H", host, "rm", "").stdout == ""

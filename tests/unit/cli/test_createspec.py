@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of `run` as the body of a create request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from teu.cli import createspec, runflags
+from teu.cli.options import parse, parse_table
+
+FLAGS = parse_table(runflags.FLAGS)
+
+
+def body(*argv: str) -> dict[str, Any]:
+    options, operands = parse(FLAGS, [*argv, "image", "cmd", "-x"], interspersed=False)
+    return createspec.build(options, operands[0], operands[1:])
+
+
+def host(*argv: str) -> dict[str, Any]:
+    found: dict[str, Any] = body(*argv)["HostConfig"]
+    return found
+
+
+def test_plain() -> None:
+    found = body()
+    assert (found["Image"], found["Cmd"]) == ("image", ["cmd", "-x"])
+    assert (found["AttachStdin"], found["AttachStdout"], found["AttachStderr"]) == (False, True, True)
+    assert found["HostConfig"]["NetworkMode"] == "default"
+    assert found["HostConfig"]["RestartPolicy"] == {"Name": "no", "MaximumRetryCount": 0}
+    assert "Entrypoint" not in found
+
+
+def test_streams() -> None:
+    found = body("-it")
+    assert found["OpenStdin"] and found["StdinOnce"] and found["Tty"]
+    found = body("-a", "STDOUT", "-i")
+    assert (found["AttachStdin"], found["AttachStdout"], found["AttachStderr"]) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("specs", "bindings"),
+    [
+        (["80"], {"80/tcp": [("", "")]}),
+        (["8080:80"], {"80/tcp": [("", "8080")]}),
+        (["127.0.0.1:8080:80/udp"], {"80/udp": [("127.0.0.1", "8080")]}),
+        (["127.0.0.1::80"], {"80/tcp": [("127.0.0.1", "")]}),
+        (["[::1]:8080:80"], {"80/tcp": [("::1", "8080")]}),
+        (["8080-8081:80-81"], {"80/tcp": [("", "8080")], "81/tcp": [("", "8081")]}),
+        (["8000-9000:80"], {"80/tcp": [("", "8000-9000")]}),
+        (["1:80", "2:80"], {"80/tcp": [("", "1"), ("", "2")]}),
+        (["published=81,target=80,protocol=udp"], {"80/udp": [("", "81")]}),
+    ],
+)  # fmt: skip
+def test_publish(specs: list[str], bindings: dict[str, list[tuple[str, str]]]) -> None:
+    argv = [word for spec in specs for word in ("-p", spec)]
+    found = body(*argv)
+    shown = {
+        port: [(entry["HostIp"], entry["HostPort"]) for entry in entries]
+        for port, entries in found["HostConfig"]["PortBindings"].items()
+    }
+    assert shown == bindings
+    assert set(found["ExposedPorts"]) == set(bindings)
+
+
+def test_expose() -> None:
+    assert set(body("--expose", "7000-7001/udp", "--expose", "5")["ExposedPorts"]) == {"7000/udp", "7001/udp", "5/tcp"}
+
+
+def test_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = body("-v", "/anon", "-v", "vol:/v:ro", "-v", "./rel:/r", "--tmpfs", "/t:size=1m", "--tmpfs", "/u")
+    assert found["Volumes"] == {"/anon": {}}
+    assert found["HostConfig"]["Binds"] == ["vol:/v:ro", f"{tmp_path}/rel:/r"]
+    assert found["HostConfig"]["Tmpfs"] == {"/t": "size=1m", "/u": ""}
+    mounts = host(
+        "--mount", "type=bind,src=/a,dst=/b,ro,bind-propagation=rslave", "--mount", "source=v,target=/w,volume-nocopy",
+        "--mount", "type=tmpfs,target=/x,tmpfs-size=1m,tmpfs-mode=1770",
+    )["Mounts"]  # fmt: skip
+    assert mounts == [
+        {"Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": True, "BindOptions": {"Propagation": "rslave"}},
+        {"Type": "volume", "Source": "v", "Target": "/w", "VolumeOptions": {"NoCopy": True}},
+        {"Type": "tmpfs", "Target": "/x", "TmpfsOptions": {"SizeBytes": 1 << 20, "Mode": 0o1770}},
+    ]
+
+
+def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OURS", "1")
+    file = tmp_path / "env"
+    file.write_text("# no\nA=b c\n\nOURS\nNOT_SET\n")
+    found = body("-e", "X=2", "-e", "OURS", "-e", "GONE", "--env-file", str(file))
+    assert found["Env"] == ["A=b c", "OURS=1", "X=2", "OURS=1", "GONE"]
+
+
+def test_limits() -> None:
+    found = host(
+        "-m", "64m", "--memory-swap", "-1", "--cpus", "1.5", "--pids-limit", "9", "--ulimit", "nofile=5:9", "--ulimit",
+        "core=0", "--device", "/dev/null:/dev/x:r", "--device-read-bps", "/dev/sda:1mb", "--blkio-weight-device",
+        "/dev/sda:100", "--oom-score-adj", "-5", "--shm-size", "1g",
+    )  # fmt: skip
+    assert (found["Memory"], found["MemorySwap"], found["NanoCpus"], found["PidsLimit"]) == (
+        64 << 20,
+        -1,
+        15 * 10**8,
+        9,
+    )
+    assert found["Ulimits"] == [
+        {"Name": "core", "Hard": 0, "Soft": 0}, {"Name": "nofile", "Hard": 9, "Soft": 5},
+    ]  # fmt: skip
+    assert found["Devices"] == [{"PathOnHost": "/dev/null", "PathInContainer": "/dev/x", "CgroupPermissions": "r"}]
+    assert found["BlkioDeviceReadBps"] == [{"Path": "/dev/sda", "Rate": 1 << 20}]
+    assert found["BlkioWeightDevice"] == [{"Path": "/dev/sda", "Weight": 100}]
+    assert (found["OomScoreAdj"], found["ShmSize"]) == (-5, 1 << 30)
+
+
+def test_networks() -> None:
+    found = body("--network", "n1", "--network-alias", "a", "--ip", "10.0.0.2", "--link", "x")
+    assert found["HostConfig"]["NetworkMode"] == "n1"
+    assert found["NetworkingConfig"]["EndpointsConfig"] == {
+        "n1": {"Aliases": ["a"], "Links": ["x"], "IPAMConfig": {"IPv4Address": "10.0.0.2"}}
+    }
+    found = body("--network", "name=n1,alias=b,driver-opt=k=v", "--network", "n2")
+    assert found["NetworkingConfig"]["EndpointsConfig"] == {
+        "n1": {"Aliases": ["b"], "DriverOpts": {"k": "v"}}, "n2": {},
+    }  # fmt: skip
+    assert body("--network", "host")["NetworkingConfig"]["EndpointsConfig"] == {}
+
+
+def test_the_rest() -> None:
+    found = body(
+        "--entrypoint", "", "--hostname", "h", "-u", "1:2", "-w", "/w", "-l", "a=b", "-l", "c", "--stop-timeout", "0",
+        "--health-cmd", "true", "--health-interval", "5s", "--init", "--restart", "on-failure:3", "--log-opt", "tag=x",
+        "--security-opt", "no-new-privileges", "--security-opt", "systempaths=unconfined", "--add-host",
+        "x:host-gateway", "--sysctl", "net.core.somaxconn=5", "--cap-add", "ALL", "--annotation", "k=v",
+    )  # fmt: skip
+    assert found["Entrypoint"] == [""]
+    assert (found["Hostname"], found["User"], found["WorkingDir"]) == ("h", "1:2", "/w")
+    assert found["Labels"] == {"a": "b", "c": ""}
+    assert found["StopTimeout"] == 0
+    assert found["Healthcheck"] == {"Test": ["CMD-SHELL", "true"], "Interval": 5 * 10**9}
+    config = found["HostConfig"]
+    assert config["Init"] is True
+    assert config["RestartPolicy"] == {"Name": "on-failure", "MaximumRetryCount": 3}
+    assert config["LogConfig"] == {"Type": "", "Config": {"tag": "x"}}
+    assert (config["SecurityOpt"], config["MaskedPaths"]) == (["no-new-privileges"], [])
+    assert config["ExtraHosts"] == ["x:host-gateway"]
+    assert (config["Sysctls"], config["CapAdd"], config["Annotations"]) == (
+        {"net.core.somaxconn": "5"}, ["ALL"], {"k": "v"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["-p", "x"], "Invalid containerPort: x"),
+        (["-p", "1-3:1-2"], "Invalid ranges specified for container and host Ports: 1-2 and 1-3"),
+        (["--mount", "type=bind"], 'invalid argument "type=bind" for "--mount" flag: target is required'),
+        (["-e", "=x"], 'invalid argument "=x" for "-e, --env" flag: invalid environment variable: =x'),
+        (["--rm", "--restart", "always"], "Conflicting options: --restart and --rm"),
+        (["--pid", "x"], "--pid: invalid PID mode"),
+        (["--ulimit", "x=1"], 'invalid argument "x=1" for "--ulimit" flag: invalid ulimit type: x'),
+        (["--network", "host", "--network", "n"],
+         "conflicting options: cannot attach both user-defined and non-user-defined network-modes"),
+        (["--network-alias", "a"], "network-scoped aliases are only supported for user-defined networks"),
+        (["--no-healthcheck", "--health-cmd", "x"], "--no-healthcheck conflicts with --health-* options"),
+        (["--env-file", "/nosuch"], "open /nosuch: no such file or directory"),
+        (["--device", "x"], "x is not an absolute path"),
+    ],
+)  # fmt: skip
+def test_refused(argv: list[str], text: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        body(*argv)
+    assert str(caught.value) == text

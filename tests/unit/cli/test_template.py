@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""--format templates and tables, against what Go's text/template prints for the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from teu.cli import jsontext, table
+from teu.cli.containers import quoted, shown_ports
+from teu.cli.errors import CommandError
+from teu.cli.template import Template, TemplateError
+
+DATA = jsontext.loads(
+    """{"Name": "/web", "Id": "abc", "Ok": true, "Empty": "", "Count": 3, "Float": 1.50, "Null": null,
+    "List": ["a", "b", "c"], "State": {"Status": "running", "Pid": 7}, "Labels": {"b": "2", "a.b": "1"},
+    "Ports": {"80/tcp": [{"HostPort": "8080"}], "81/tcp": null}, "Volumes": {"/v": {}}}"""
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("{{.Name}}", "/web"),
+        ("{{.ID}}", "abc"),
+        ("a {{ .State.Status }} b", "a running b"),
+        ("{{json .State}}", '{"Status":"running","Pid":7}'),
+        ("{{.List}} {{.Labels}} {{.Ok}} {{.Null}}", "[a b c] map[a.b:1 b:2] true <no value>"),
+        ("{{.Volumes}}", "map[/v:{}]"),
+        ("{{.Float}} {{json .Float}}", "1.50 1.5"),
+        ('{{index .Labels "a.b"}}{{index .Labels "x"}}', "1"),
+        ("{{index .List 1}}", "b"),
+        ("{{(index (index .Ports \"80/tcp\") 0).HostPort}}", "8080"),
+        ("{{range .List}}{{.}},{{end}}", "a,b,c,"),
+        ("{{range $i, $e := .List}}{{$i}}={{$e}} {{end}}", "0=a 1=b 2=c "),
+        ("{{range $k, $v := .Labels}}{{$k}}:{{$v}};{{end}}", "a.b:1;b:2;"),
+        ("{{range .Empty2}}x{{else}}none{{end}}", "none"),
+        ("{{range .List}}{{if eq . \"b\"}}{{continue}}{{end}}{{.}}{{end}}", "ac"),
+        ("{{range .List}}{{if eq . \"b\"}}{{break}}{{end}}{{.}}{{end}}", "a"),
+        ("{{if .Ok}}yes{{else}}no{{end}} {{if .Empty}}yes{{else if .Count}}{{.Count}}{{end}}", "yes 3"),
+        ("{{with .State}}{{.Pid}} {{$.Id}}{{end}}", "7 abc"),
+        ("{{$x := .Count}}{{$x}}", "3"),
+        ("{{$x := 1}}{{if true}}{{$x = 2}}{{end}}{{$x}}", "2"),
+        ("{{join .List \", \"}} {{.Name | upper | printf \"%q\"}}", 'a, b, c "/WEB"'),
+        ("{{lower \"AbC\"}} {{title \"a b\"}} {{truncate \"abcdef\" 3}} {{pad \"x\" 1 2}}|", "abc A B abc  x  |"),
+        ('{{split "a:b" ":"}} {{len .List}} {{slice .Id 0 2}}', "[a b] 3 ab"),
+        ("{{eq .Count 3}} {{ne .Id \"abc\"}} {{lt 1 2}} {{and .Ok .Id}} {{or .Empty \"z\"}} {{not .Ok}}",
+         "true false true abc z false"),
+        ("{{printf \"%-5s|%05d|%v\" .Id 42 .List}}", "abc  |00042|[a b c]"),
+        ("x {{- /* comment */ -}} y", "xy"),
+        ("x {{- .Id -}} y", "xabcy"),
+        ("{{println .Id 1}}", "abc 1\n"),
+        ('{{"a\\tb"}}{{`c`}}{{\'a\'}}', "a\tbc97"),
+        ("{{range 3}}{{.}}{{end}}", "012"),
+        ("{{.Nope}}", "<no value>"),
+    ],
+)  # fmt: skip
+def test_render(text: str, shown: str) -> None:
+    assert Template(text).render(DATA) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{{.Nope}}", 'template: :1:2: executing "" at <.Nope>: map has no entry for key "Nope"'),
+        ("{{.State.Nope}}", 'template: :1:8: executing "" at <.State.Nope>: map has no entry for key "Nope"'),
+        ("{{.Name.X}}", 'template: :1:7: executing "" at <.Name.X>: can\'t evaluate field X in type string'),
+        ("{{index .List 9}}", "error calling index: reflect: slice index out of range: 9"),
+    ],
+)
+def test_errors(text: str, message: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        Template(text, missing_error=True).render(DATA)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("text", ["{{", "{{if .X}}", "{{end}}", "{{foo}}", "{{.X | }}", "{{(.X}}", '{{"x}}'])
+def test_malformed(text: str) -> None:
+    with pytest.raises(TemplateError):
+        Template(text)
+
+
+COLUMNS = {"ID": lambda v: v["id"], "Names": lambda v: v["name"], "LabelMap": lambda v: {"a": "1"}}
+HEADINGS = {"ID": "CONTAINER ID", "Names": "NAMES"}
+
+
+def listed(form: str, quiet: str = "") -> str:
+    out: list[str] = []
+    values = [{"id": "123456789012", "name": "a"}, {"id": "1", "name": "b>c"}]
+    table.print_list(values, COLUMNS, HEADINGS, ["ID", "Names"], form, quiet=quiet, out=out.append)
+    return "".join(out)
+
+
+def test_lists() -> None:
+    assert listed("") == "CONTAINER ID   NAMES\n123456789012   a\n1              b>c\n"
+    assert listed("table {{.Names}}\t{{upper .ID}}") == "NAMES     CONTAINER ID\na         123456789012\nb>c       1\n"
+    assert listed("{{.Names}}:{{.ID}}") == "a:123456789012\nb>c:1\n"
+    assert listed("json") == '{"ID":"123456789012","Names":"a"}\n{"ID":"1","Names":"b\\u003ec"}\n'
+    assert listed("{{json .}}") == listed("json")
+    assert listed('{{.Label "a"}}') == "1\n1\n"
+    assert listed("", quiet="ID") == "123456789012\n1\n"
+    with pytest.raises(CommandError, match="can't evaluate field Foo"):
+        listed("{{.Foo}}")
+
+
+def test_short_cells_take_ten_columns_and_lines_differ_in_length() -> None:
+    assert table.align(["a\tb\tc", "d\te"]) == "a         b         c\nd         e"
+
+
+def test_ports() -> None:
+    def port(inside: int, outside: int = 0, address: str = "", kind: str = "tcp") -> dict[str, object]:
+        return {"PrivatePort": inside, "PublicPort": outside, "IP": address, "Type": kind}
+
+    assert shown_ports([port(443), port(80, 8080, "0.0.0.0")]) == "443/tcp, 0.0.0.0:8080->80/tcp"
+    assert shown_ports([port(n, n, "0.0.0.0") for n in (80, 81, 82)]) == "0.0.0.0:80-82->80-82/tcp"
+    assert shown_ports([port(53, kind="udp"), port(53)]) == "53/tcp, 53/udp"
+    assert shown_ports(None) == ""
+
+
+def test_go_quoting() -> None:
+    assert quoted('a"b\\\n\x01é') == '"a\\"b\\\\\\n\\x01é"'
+
+
+def test_json() -> None:
+    for text in ("{}", "[]", '{"a":[1,2.5,"é\\n"],"b":null,"c":true}', '"x"', "12345678901234567890"):
+        assert jsontext.dumps(jsontext.loads(text)).encode() == text.encode()
+    assert jsontext.pretty({"a": [], "b": {}, "c": [1], "d": jsontext.loads("1.50")}) == (
+        '{\n    "a": [],\n    "b": {},\n    "c": [\n        1\n    ],\n    "d": 1.50\n}'
+    )
+    for text in ("", "{", "[1] x", "nope"):
+        with pytest.raises(ValueError):
+            jsontext.loads(text)
