@@ -20,6 +20,9 @@ where namespaces share one tree (`layers` for the built-in ones, the other end o
 JSON objects, times are nanoseconds since 1970. Names are unique per namespace by primary key; nothing refers across
 namespaces but blobs (by digest) and layers (by name).
 
+A file of 1 MiB beside the database is given up as soon as the disk is full, so that what has to be removed then can
+also be removed from here.
+
 Durability: the journal (WAL) is written at each commit and forced to disk before the call that asked for it is
 answered, outside the lock: calls that commit at the same time share one fdatasync. A commit that needs no such
 promise (`durable=False`) becomes durable with the next that does: the journal has one order. So a power cut leaves
@@ -93,6 +96,9 @@ MIGRATIONS = (
     """,
 )
 
+RESERVE = 1 << 20
+RESERVE_AGAIN = 16 << 20  # free space at which the reserve is taken again
+
 LABEL_LIMIT = 4096  # key and value together, containerd's rule
 
 
@@ -150,6 +156,7 @@ class Database:
         self._synced = 0
         self.mutations = 0  # removals since the last garbage collection
         self.on_mutation: Callable[[], None] | None = None
+        self._reserved = False
         self._migrate()
         self._journal = os.open(path + "-wal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.sync()
@@ -177,6 +184,23 @@ class Database:
                 execute("INSERT OR REPLACE INTO meta VALUES ('version', ?)", (str(number + 1),))
         execute("INSERT OR IGNORE INTO meta VALUES ('uuid', ?)", (str(uuid.uuid4()),))
 
+    def _mind_reserve(self) -> None:
+        """Under the lock, before a transaction: keep the reserve, or give it up to this transaction."""
+        status = os.statvfs(os.path.dirname(self.path) or ".")
+        free = status.f_bavail * status.f_frsize
+        if self._reserved and free < RESERVE:
+            os.truncate(self.path + "-reserve", 0)
+            self._reserved = False
+        elif not self._reserved and free > RESERVE_AGAIN:
+            descriptor = os.open(self.path + "-reserve", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, RESERVE)
+                self._reserved = True
+            except OSError:
+                os.ftruncate(descriptor, 0)
+            finally:
+                os.close(descriptor)
+
     @property
     def uuid(self) -> str:
         return str(self.one("SELECT value FROM meta WHERE key = 'uuid'")[0])
@@ -188,6 +212,7 @@ class Database:
             self._depth += 1
             if self._depth == 1:
                 try:
+                    self._mind_reserve()
                     self._connection.execute("BEGIN IMMEDIATE")
                 except BaseException:
                     self._depth = 0
