@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from struct import pack, unpack
+
+from teu.linux.syscalls import NR_capget, buffer, syscall
+
 NAMES = (
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL",
     "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE",
@@ -38,3 +42,11 @@ def known_mask() -> int:
     except OSError:
         last = len(NAMES) - 1
     return (1 << (last + 1)) - 1
+
+
+def permitted() -> int:
+    """The capabilities that this process has: more it cannot give."""
+    header, data = buffer(pack("Ii", 0x20080522, 0)), buffer(bytes(24))
+    syscall("capget", NR_capget, header, data)
+    words = unpack("6I", bytes(data))
+    return int(words[1] | words[4] << 32)

@@ -12,8 +12,18 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-from _socket import AF_INET, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_DGRAM, SOL_SOCKET, sethostname, socket
-from struct import pack
+from _socket import (
+    AF_INET,
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    SCM_RIGHTS,
+    SOCK_CLOEXEC,
+    SOCK_DGRAM,
+    SOL_SOCKET,
+    sethostname,
+    socket,
+)
+from struct import pack, unpack
 
 from teu.linux import mounts
 from teu.linux.mounts import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
@@ -41,6 +51,7 @@ from teu.runc.errors import RuncError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _SIGKILL = 9
@@ -80,6 +91,7 @@ class Plan:
     personality: int | None = None
     memory_policy: bytes | None = None
     capability_sets: list[int]
+    program_path: str | None = None  # not to be looked up
     state: dict[str, Any]  # for createContainer hooks
 
 
@@ -187,7 +199,7 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
         null = rootfs.open_null()
         root = rootfs.enter_propagation(spec, plan.rootfs)
         view = rootfs.CgroupView(_has_cgroup_namespace(plan), plan.cgroup_path)
-        later = rootfs.mount_all(root, spec, plan.bundle, plan.sources, view)
+        later = rootfs.mount_all(root, spec, plan.bundle, plan.sources, view, _asker(plan))
         if _makes_devices(spec):
             devices.create_all(root, spec, plan.user_namespace)
             devices.create_links(root)
@@ -253,6 +265,24 @@ def _reopen_null(plan: Plan) -> None:
         os.dup2(own, number)
     if own >= 0:
         os.close(own)
+
+
+def _asker(plan: Plan) -> Callable[[str], int] | None:
+    """How to get a file system from the parent, which is privileged where we are not."""
+    if not plan.user_namespace or plan.early_joins:
+        return None
+
+    def ask(kind: str) -> int:
+        plan.sync.send(b"M" + kind.encode())
+        data, control, _, _ = plan.sync.recvmsg(1, CMSG_SPACE(4), MSG_CMSG_CLOEXEC)
+        if data != b"g":
+            os._exit(1)
+        for level, of, body in control:
+            if level == SOL_SOCKET and of == SCM_RIGHTS:
+                return int(unpack("i", body[:4])[0])
+        raise OSError(1, f"mount {kind}: operation not permitted")
+
+    return ask
 
 
 def _has_cgroup_namespace(plan: Plan) -> bool:
@@ -373,6 +403,7 @@ def _become_program(plan: Plan, console: int, home: str) -> None:
         personality=plan.personality,
         memory_policy=plan.memory_policy,
         capability_sets_=plan.capability_sets,
+        program_path=plan.program_path,
     )
     records = process.sealed(b"teu-runc-records", data)
     for fd in (sync, plan.fifo, console, plan.procfs, records):

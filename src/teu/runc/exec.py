@@ -12,7 +12,7 @@ import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 
 from teu.linux import namespaces
-from teu.linux.namespaces import CLONE_NEWPID, CLONE_NEWTIME, TYPES
+from teu.linux.namespaces import CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER, TYPES
 from teu.linux.syscalls import PROC_SUPER_MAGIC, fstatfs_type
 from teu.oci import jsontext
 from teu.runc import cgroups, process, process_limits, state, validator
@@ -181,6 +181,7 @@ class Execution:
                 keyring=None if container.record.get("no_new_keyring") else f"_ses.{container.id}",
                 personality=self._personality(),
                 program_path=self.program_path,
+                capability_sets_=process.capability_sets(described, all_there=bool(flags & CLONE_NEWUSER)),
             )
             records = process.sealed(b"teu-runc-records", data)
             program = process.program()

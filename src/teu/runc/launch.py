@@ -40,6 +40,7 @@ from struct import pack, unpack
 from teu.linux import mounts, namespaces
 from teu.linux.namespaces import (
     CLONE_NEWCGROUP,
+    CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWPID,
     CLONE_NEWTIME,
@@ -191,8 +192,12 @@ class Launch:
         self.spec, self.spec_bytes = read_spec(self.bundle)
         validator.check(self.spec, self.rootless)
         spec = self.spec
-        if not spec.get("process"):
-            raise InvalidSpec("process property must not be empty")
+        self.without_process = not spec.get("process")
+        if self.without_process:
+            # The specification lets such a container be created, and makes `start` an error.
+            if not self.with_fifo:
+                raise InvalidSpec("process property must not be empty")
+            spec["process"] = {"args": ["/"], "cwd": "/"}
         root = (spec.get("root") or {}).get("path") or ""
         self.rootfs = os.path.realpath(root if root.startswith("/") else f"{self.bundle}/{root}")
         if not os.path.isdir(self.rootfs):
@@ -251,6 +256,7 @@ class Launch:
                     "systemd_cgroup": self.settings.systemd_cgroup,
                     "no_new_keyring": self.arguments["no-new-keyring"],
                     "ready": False,
+                    "without_process": self.without_process,
                 },
             )
             self.container.save()
@@ -374,7 +380,8 @@ class Launch:
         plan.no_pivot = self.arguments["no-pivot"]
         plan.keyring = None if self.arguments["no-new-keyring"] else f"_ses.{self.id}"
         plan.cgroup_path = (self.container.record["cgroup"] or {}).get("path") or ""
-        plan.capability_sets = process.capability_sets(described)
+        plan.capability_sets = process.capability_sets(described, all_there=plan.user_namespace)
+        plan.program_path = "/" if self.without_process else None
         if linux.get("personality"):
             plan.personality = _personality(linux["personality"])
         if linux.get("memoryPolicy"):
@@ -408,17 +415,18 @@ class Launch:
         """Bind sources that only we can reach (root, for a user namespace), and those with an id map."""
         for index, mount in enumerate(self.spec.get("mounts") or ()):
             options = mount_options.parse(mount.get("options") or [])
-            mapped = bool(mount.get("uidMappings") or options.idmap)
-            if mapped:
+            if mount.get("uidMappings") or options.idmap:
                 from teu.runc import idmap
 
                 plan.sources[index] = idmap.open_mapped(mount, options, self.bundle, self.spec)
             elif plan.user_namespace and not self.rootless and rootfs.is_bind(mount, options):
                 plan.sources[index] = rootfs.open_bind_source(mount, options, self.bundle)
-                if not options.propagation:
-                    propagation = (self.spec.get("linux") or {}).get("rootfsPropagation") or ""
-                    if "shared" not in propagation:
-                        mounts.mount_setattr(plan.sources[index], 0, 0, mounts.MS_SLAVE, recursive=True)
+            else:
+                continue
+            propagation = (self.spec.get("linux") or {}).get("rootfsPropagation") or ""
+            if not options.propagation and "shared" not in propagation:
+                # as those are that the child opens, in its own tree: the host sees nothing of what is mounted there
+                mounts.mount_setattr(plan.sources[index], 0, 0, mounts.MS_SLAVE, recursive=True)
 
     @staticmethod
     def _close_plan(plan: container_init.Plan) -> None:
@@ -494,9 +502,11 @@ class Launch:
             elif kind == b"C":
                 self._take_console(fd)
                 self._send(b"g")
+            elif kind == b"M":
+                self._mount_for(message[1:].decode())
             elif kind == b"H":
                 current = self.container.state("creating")
-                hooks.run_all(self.spec, "prestart", current)
+                hooks.run_all(self.spec, "prestart", {**current, "status": state.CREATED})
                 hooks.run_all(self.spec, "createRuntime", current)
                 self._send(b"g")
             elif kind == b"S":
@@ -536,6 +546,32 @@ class Launch:
             os.close(fd)
         else:
             self.console = fd
+
+    def _mount_for(self, kind: str) -> None:
+        """Mount a proc or sysfs of the child's namespaces with our rights, and hand it over."""
+        assert self.sync is not None
+        flag, name = {"proc": (CLONE_NEWPID, "pid"), "sysfs": (CLONE_NEWNET, "net")}[kind]
+        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+        helper = namespaces.clone(0)
+        if helper == 0:
+            try:
+                namespaces.setns(os.open(f"/proc/{self.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), flag)
+                inner = namespaces.clone(0) if flag == CLONE_NEWPID else 0
+                if inner:
+                    os.waitpid(inner, 0)
+                else:
+                    send_descriptor(theirs, b"m", mounts.new_filesystem(kind, kind, []))
+            finally:
+                os._exit(0)
+        theirs.close()
+        os.waitpid(helper, 0)
+        _, fd = receive(ours)
+        ours.close()
+        if fd < 0:
+            self._send(b"g")
+            return
+        send_descriptor(self.sync, b"g", fd)
+        os.close(fd)
 
     def _pass_listener(self, number: int) -> None:
         assert self.container is not None

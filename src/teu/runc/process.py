@@ -110,17 +110,26 @@ def environment(process: dict[str, Any], home: str | None) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def capability_sets(process: dict[str, Any], warn: bool = True) -> list[int]:
-    """bounding, effective, inheritable, permitted, ambient. None given: none."""
+def capability_sets(process: dict[str, Any], all_there: bool = False) -> list[int]:
+    """bounding, effective, inheritable, permitted, ambient. None given: none.
+
+    What cannot be granted is left out with a warning (runtime-spec, "capabilities"). all_there: a
+    user namespace has all of them whatever we have ourselves.
+    """
     given = process.get("capabilities") or {}
     known = capabilities.known_mask()
+    ours = known if all_there else known & capabilities.permitted()
     sets = []
+    missing = 0
+    strange: list[str] = []
     for name in ("bounding", "effective", "inheritable", "permitted", "ambient"):
         bits, unknown = capabilities.mask(given.get(name) or [])
-        if (unknown or bits & ~known) and warn:
-            missing = unknown + [n for i, n in enumerate(capabilities.NAMES) if (bits & ~known) >> i & 1]
-            log.warning(f"ignoring unknown or unavailable capabilities: [{' '.join(missing)}]")
-        sets.append(bits & known)
+        missing |= bits & ~ours
+        strange += [one for one in unknown if one not in strange]
+        sets.append(bits & ours)
+    if missing or strange:
+        strange += [name for bit, name in enumerate(capabilities.NAMES) if missing >> bit & 1]
+        log.warning(f"ignoring unknown or unavailable capabilities: [{' '.join(strange)}]")
     return sets
 
 

@@ -27,6 +27,7 @@ from teu.runc.errors import InvalidSpec, RuncError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from teu.runc.mount_options import MountOptions
@@ -104,19 +105,26 @@ def _make_parent_private(path: str) -> None:
 
 
 def mount_all(
-    root: int, spec: dict[str, Any], bundle: str, sources: dict[int, int], cgroup: CgroupView
+    root: int,
+    spec: dict[str, Any],
+    bundle: str,
+    sources: dict[int, int],
+    cgroup: CgroupView,
+    ask: Callable[[str], int] | None = None,
 ) -> list[int]:
     """All of `mounts`, in order. sources: index -> detached tree that the parent opened already.
 
+    ask: gets a proc or sysfs from the parent, where a user namespace may not mount it itself.
     Answers descriptors of the tmpfs mounts that are to be read-only: they are filled before (mount
     points, device nodes), so `seal` makes them so at the end.
     """
-    label = (spec.get("linux") or {}).get("mountLabel") or ""
+    # without SELinux no file system knows the option
+    label = ((spec.get("linux") or {}).get("mountLabel") or "") if os.path.exists("/sys/fs/selinux/enforce") else ""
     later: list[int] = []
     for index, mount in enumerate(spec.get("mounts") or ()):
         options = mount_options.parse(mount.get("options") or [])
         try:
-            mount_one(root, mount, options, bundle, sources.get(index), cgroup, label, later)
+            mount_one(root, mount, options, bundle, sources.get(index), cgroup, label, later, ask)
         except OSError as error:
             text = error.strerror or str(error)
             if not text.startswith("error mounting"):
@@ -151,6 +159,7 @@ def mount_one(
     cgroup: CgroupView,
     label: str,
     later: list[int],
+    ask: Callable[[str], int] | None = None,
 ) -> None:
     destination = clean(mount["destination"])
     kind = mount.get("type") or ("bind" if options.bind else "")
@@ -176,7 +185,13 @@ def mount_one(
         if kind == "tmpfs" and existed and not any(entry.startswith("mode=") for entry in data):
             # as a person expects: the folder that was there keeps its mode
             data.append(f"mode={os.stat(target).st_mode & 0o7777:o}")
-        tree = _filesystem_tree(kind, mount.get("source") or kind, data, options)
+        try:
+            tree = _filesystem_tree(kind, mount.get("source") or kind, data, options)
+        except OSError as error:
+            # the kernel shows no user namespace more of proc or sysfs than is visible around it
+            if error.errno != errno.EPERM or ask is None or kind not in ("proc", "sysfs") or data:
+                raise
+            tree = ask(kind)
     try:
         if kind == "tmpfs" and options.tmpcopyup:
             _copy_up(root, target, destination, tree)

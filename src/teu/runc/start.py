@@ -36,6 +36,11 @@ def main(arguments: Arguments, settings: Settings) -> int:
 
 def release(container: state.Container) -> None:
     """Run startContainer hooks, let the process go, run poststart hooks."""
+    if container.record.get("without_process"):
+        from teu.runc import kill
+
+        kill.send(container, 9)
+        raise RuncError("cannot start a container whose config.json has no process")
     spec = container.spec() if _has_hooks(container) else {}
     for number, hook in enumerate((spec.get("hooks") or {}).get("startContainer") or ()):
         from teu.runc import exec as exec_command
