@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teu.engine import firewall, ipam, netfiles
 from teu.engine.container import timestamp
+from teu.engine.dns import ADDRESS as RESOLVER_ADDRESS
+from teu.engine.dns import Resolver
 from teu.engine.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
 from teu.engine.ports import Ports, bindings, parse_port
 
@@ -177,6 +179,7 @@ class Networks:
         self.engine = engine
         self.lock = threading.RLock()
         self.ports = Ports()
+        self.resolver = Resolver()
         self._networks: dict[str, Network] = {}
         self._active: dict[str, Active] = {}
         self._netlink: Socket | None = None
@@ -453,12 +456,13 @@ class Networks:
                     self._connect(container, active, self.get(name), position, inner, gateway=position == 0)
                 inner.send([netlink.set_up(1)])
                 self._publish(container, active, self.get(names[0]))
+                named = self._resolve_names(container, active)
                 settings = container.network_settings
                 path = f"/proc/{os.getpid()}/fd/{descriptor}"
                 settings["SandboxKey"], settings["SandboxID"] = path, container.id
                 address = settings["Networks"][names[0]]["IPAddress"]
                 gateway = settings["Networks"][names[0]]["Gateway"]
-                files = self._files(container, address, True, gateway)
+                files = self._files(container, address, True, gateway, RESOLVER_ADDRESS if named else "")
             except BaseException:
                 self.detach(container)
                 raise
@@ -592,7 +596,9 @@ class Networks:
             firewall.publish(active.published)
         container.network_settings["Ports"] = shown
 
-    def _files(self, container: Container, address: str, own: bool, gateway: str = "") -> dict[str, str]:
+    def _files(
+        self, container: Container, address: str, own: bool, gateway: str = "", resolver: str = ""
+    ) -> dict[str, str]:
         """Write hosts and resolv.conf into the container's directory."""
         names = container.hostname
         domain = str(container.config.get("Domainname") or "")
@@ -604,14 +610,68 @@ class Networks:
         base = netfiles.HOSTS if own else netfiles.host_hosts()
         directory = container.directory
         netfiles.write(f"{directory}/hosts", netfiles.hosts(entries, base))
-        netfiles.write(f"{directory}/resolv.conf", netfiles.resolv_conf(container.host_config, own))
+        netfiles.write(f"{directory}/resolv.conf", netfiles.resolv_conf(container.host_config, own, resolver))
         return {"/etc/hosts": f"{directory}/hosts", "/etc/resolv.conf": f"{directory}/resolv.conf"}
+
+    # -- names -------------------------------------------------------------------------------
+
+    def _resolve_names(self, container: Container, active: Active) -> bool:
+        """Serve the container's names where it is on a user-defined network."""
+        networks = [self._networks[endpoint.network] for endpoint in active.endpoints]
+        if not any(network.is_user_defined for network in networks):
+            return False
+        servers = list(container.host_config.get("Dns") or []) or netfiles.host_resolver(False).servers
+        if all(network.record.get("Internal") for network in networks):
+            servers = []
+        self.resolver.add(
+            container.id,
+            active.namespace,
+            lambda name: self._addresses(container.id, name),
+            lambda address: self._name(container.id, address),
+            servers,
+        )
+        return True
+
+    def _neighbours(self, container_id: str) -> list[tuple[Endpoint, list[str]]]:
+        """Endpoints on the user-defined networks of a container, with their names."""
+        with self.lock:
+            own = self._active.get(container_id)
+            shared = {endpoint.network for endpoint in own.endpoints} if own else set()
+            found = [
+                (identity, endpoint)
+                for identity, active in self._active.items()
+                for endpoint in active.endpoints
+                if endpoint.network in shared and endpoint.name != "bridge"
+            ]
+        result = []
+        for identity, endpoint in found:
+            with contextlib.suppress(EngineError):
+                other = self.engine.containers.get(identity)
+                settings = (other.network_settings.get("Networks") or {}).get(endpoint.name) or {}
+                names = [other.name, *(settings.get("DNSNames") or [])]
+                result.append((endpoint, list(dict.fromkeys(names))))
+        return result
+
+    def _addresses(self, container_id: str, name: str) -> list[IPv4Address] | None:
+        found = [
+            endpoint.address
+            for endpoint, names in self._neighbours(container_id)
+            if any(name in (known.lower(), f"{known}.{endpoint.name}".lower()) for known in names)
+        ]
+        return found or None
+
+    def _name(self, container_id: str, address: IPv4Address) -> str | None:
+        for endpoint, names in self._neighbours(container_id):
+            if endpoint.address == address:
+                return f"{names[0]}.{endpoint.name}"
+        return None
 
     # -- stop --------------------------------------------------------------------------------
 
     def detach(self, container: Container) -> None:
         """After a container's exit, and after a start that failed. Doing it twice is fine."""
         with self.lock:
+            self.resolver.remove(container.id)
             active = self._active.pop(container.id, None)
             if active is not None:
                 self._release(active)
@@ -781,6 +841,11 @@ class Networks:
                     )
                 )
         self._active[container.id] = active
+        if active.namespace >= 0:
+            try:
+                self._resolve_names(container, active)
+            except Exception as error:
+                log.warning("the names of container %s cannot be served: %s", container.name, error)
 
     def _ordered_or_none(self, container: Container) -> list[str]:
         mode = network_mode(container)

@@ -24,6 +24,19 @@ def run(commands: str) -> str:
             _library = nftables.Nftables()
             _library.set_handle_output(False)
         code, output, error = _library.cmd(commands)
+    return _result(code, output, error)
+
+
+def run_here(commands: str) -> str:
+    """The same in the network namespace of the calling thread, which `run` does not see."""
+    import nftables
+
+    library = nftables.Nftables()
+    library.set_handle_output(False)
+    return _result(*library.cmd(commands))
+
+
+def _result(code: int, output: Any, error: Any) -> str:
     if code:
         reason = " ".join(str(error).split())
         raise Error(reason or f"nft failed with {code}")
