@@ -133,6 +133,7 @@ class Daemon:
             events_server.close()
             if metrics_server is not None:
                 metrics_server.close()
+            grpc_activation.release()
             await server.stop(1.0)
             await shims.close()
             await asyncio.to_thread(context.close)

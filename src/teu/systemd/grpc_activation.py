@@ -24,6 +24,7 @@ from typing import Any
 log = logging.getLogger("teu.systemd.grpc")
 
 EPOLL_CTL_ADD = 1
+EPOLL_CTL_DEL = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 _REGISTRATION = re.compile(r"tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)")
 
@@ -73,6 +74,24 @@ def _registrations(fd: int) -> list[tuple[int, int, int]]:
     return found
 
 
+# Descriptors of grpc's listeners that the inherited socket stands in the place of.
+_placed: list[int] = []
+
+
+def release() -> None:
+    """Take the inherited socket out of grpc's hands again; to be called before the server's stop().
+
+    grpc shuts its listeners down, and shutdown(2) is of the socket, not of the descriptor: systemd, who
+    holds the same socket for the next start, would hold one that refuses every connection.
+    """
+    while _placed:
+        fd = _placed.pop()
+        for epoll, _, _ in _registrations(fd):
+            _libc.epoll_ctl(epoll, EPOLL_CTL_DEL, fd, None)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as nobody:
+            os.dup2(nobody.fileno(), fd, inheritable=False)
+
+
 def _put_in_place(private: str, inherited: socket.socket) -> None:
     fd = _listener_bound_to(private)
     registrations = _registrations(fd)
@@ -80,6 +99,7 @@ def _put_in_place(private: str, inherited: socket.socket) -> None:
         raise LookupError("the listener is in no epoll")
     inherited.setblocking(False)
     os.dup2(inherited.fileno(), fd, inheritable=False)
+    _placed.append(fd)
     for epoll, events, data in registrations:
         event = _EpollEvent(events, data)
         if _libc.epoll_ctl(epoll, EPOLL_CTL_ADD, fd, ctypes.byref(event)) != 0:
@@ -132,6 +152,7 @@ async def serve(
     if await answers(f"unix:{inherited.getsockname()}"):
         return server
     log.warning("socket activation of grpcio does not work with this release: connections are relayed")
+    release()
     await server.stop(0)
     server = build()
     server.add_insecure_port(f"unix:{private}")
