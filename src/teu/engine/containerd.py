@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import threading
 import time
 import uuid
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from teu.engine import errors
+
+log = logging.getLogger("teu.engine")
 
 NAMESPACE = "teu"
 DEADLINE = 60.0
@@ -91,8 +94,9 @@ def convert(error: Any) -> Error:
 class _Method:
     """One method of a stub: metadata, deadline, errors. Streams keep their errors until iterated."""
 
-    def __init__(self, client: Client, method: Callable[..., Any], streaming: bool) -> None:
+    def __init__(self, client: Client, method: Callable[..., Any], streaming: bool, name: str) -> None:
         self._client = client
+        self._name = name
         self._method = method
         self._streaming = streaming
 
@@ -105,11 +109,14 @@ class _Method:
         if self._streaming:
             call = self._method(request, metadata=metadata, timeout=timeout)
             return _Stream(call)
+        began = time.monotonic()
         try:
             # Without wait_for_ready a daemon that its socket is just starting would look unavailable.
             return self._method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
         except grpc.RpcError as error:
             raise convert(error) from None
+        finally:
+            log.debug("containerd: %s %.1f ms", self._name, (time.monotonic() - began) * 1000)
 
 
 class _Stream:
@@ -137,7 +144,7 @@ class _Service:
             streaming = "MultiCallable" in (kind := type(getattr(stub, method.name)).__name__) and not (
                 kind.startswith("_UnaryUnary")
             )
-            setattr(self, method.name, _Method(client, getattr(stub, method.name), streaming))
+            setattr(self, method.name, _Method(client, getattr(stub, method.name), streaming, f"{descriptor.name}.{method.name}"))
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"containerd has no method {name} in this service")

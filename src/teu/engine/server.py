@@ -152,6 +152,7 @@ class _Connection:
         body = _Body(self)
         upgrade = "upgrade" in headers
         response: Response
+        began = time.monotonic()
         verb = method in ("POST", "DELETE", "PUT")
         self.server.count(verb)
         try:
@@ -167,7 +168,7 @@ class _Connection:
             response = _error_response(500, f"internal error: {type(error).__name__}: {error}")
         finally:
             self.server.count(-verb)
-        log.debug("%s %s %d", method, target, response.status)
+        log.debug("%s %s %d in %.1f ms", method, target, response.status, (time.monotonic() - began) * 1000)
         if response.hijack is not None:
             self._hijack(response, upgrade)
             return False
