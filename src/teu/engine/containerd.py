@@ -81,6 +81,7 @@ _BY_CODE = {
     "OUT_OF_RANGE": InvalidArgument,
     "FAILED_PRECONDITION": FailedPrecondition,
     "UNAVAILABLE": Unavailable,
+    "DEADLINE_EXCEEDED": Unavailable,
 }
 
 
@@ -107,7 +108,7 @@ class _Method:
         if lease:
             metadata.append(("containerd-lease", lease))
         if self._streaming:
-            call = self._method(request, metadata=metadata, timeout=timeout)
+            call = self._method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
             return _Stream(call)
         began = time.monotonic()
         try:

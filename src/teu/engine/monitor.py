@@ -28,13 +28,14 @@ class Monitor:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._stream: Any = None
-        self._known: dict[str, Any] = {}
+        self._wake = threading.Event()
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="monitor", daemon=True).start()
         threading.Thread(target=self._look, name="look", daemon=True).start()
 
     def stop(self) -> None:
+        self._wake.set()
         if self._stream is not None:
             self._stream.cancel()
 
@@ -49,7 +50,7 @@ class Monitor:
             try:
                 self._stream = self.engine.containerd.events.Subscribe(request, timeout=None)
                 if not first:
-                    threading.Thread(target=self._again, daemon=True).start()
+                    self._wake.set()
                 first = False
                 for envelope in self._stream:
                     self._event(envelope)
@@ -60,17 +61,16 @@ class Monitor:
                 log.exception("the event stream failed")
             self.engine.stopping.wait(PAUSE_SECONDS)
 
-    def _again(self) -> None:
-        for _ in range(2):
-            self.reconcile()
-            if self.engine.stopping.wait(SETTLE_SECONDS):
-                return
-
     def _look(self) -> None:
-        if not self.engine.stopping.wait(SETTLE_SECONDS):
+        """Soon after the start and after each new stream, and now and then, whatever happened."""
+        wait = SETTLE_SECONDS
+        while not self.engine.stopping.is_set():
+            again = self._wake.wait(wait)
+            if self.engine.stopping.is_set():
+                return
+            self._wake.clear()
             self.reconcile()
-        while not self.engine.stopping.wait(LOOK_SECONDS):
-            self.reconcile()
+            wait = SETTLE_SECONDS if again else LOOK_SECONDS
 
     def reconcile(self) -> None:
         """One question for all; only who looks stopped is asked about again, under its lock."""
