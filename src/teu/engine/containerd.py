@@ -145,7 +145,8 @@ class _Service:
             streaming = "MultiCallable" in (kind := type(getattr(stub, method.name)).__name__) and not (
                 kind.startswith("_UnaryUnary")
             )
-            setattr(self, method.name, _Method(client, getattr(stub, method.name), streaming, f"{descriptor.name}.{method.name}"))
+            name = f"{descriptor.name}.{method.name}"
+            setattr(self, method.name, _Method(client, getattr(stub, method.name), streaming, name))
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"containerd has no method {name} in this service")
