@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The task API's seam, both ways: Debian's containerd starts our shim, ours starts either, with any OCI
+runtime.  Every client is Debian's ctr."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import peers
+import pytest
+import taskhouse
+from taskhouse import OWN_SHIM, REAL_SHIM, House
+
+pytestmark = pytest.mark.needs("systemd", "ctr")
+
+# Of everything with everything, each seam once and our own stack.
+HOUSES = [
+    ("containerd", OWN_SHIM, "runc"),
+    ("containerd", OWN_SHIM, "crun"),
+    ("containerd", OWN_SHIM, "teu-runc"),
+    ("teu-containerd", OWN_SHIM, "runc"),
+    ("teu-containerd", OWN_SHIM, "crun"),
+    ("teu-containerd", OWN_SHIM, "teu-runc"),
+    ("teu-containerd", REAL_SHIM, "runc"),
+    ("teu-containerd", REAL_SHIM, "crun"),
+]
+
+
+@pytest.fixture(scope="module", params=HOUSES, ids=["+".join(part.split(".")[-2:][0] for part in h) for h in HOUSES])
+def h(request: pytest.FixtureRequest) -> Iterator[House]:
+    daemon, shim, runtime = request.param
+    with taskhouse.house(daemon, shim, runtime) as made:
+        yield made
+        assert made.leftovers() == []
+
+
+def test_run(h: House) -> None:
+    assert h.run("r1", "echo", "hello") == "hello\n"
+    assert h.run("r2", "sh", "-c", "echo out; echo err >&2; exit 7", code=7) == "out\n"
+
+
+def test_not_found_and_not_executable(h: House) -> None:
+    for command, words in (("/nonsense", "no such file"), ("nonsense", "not found"), ("/etc/passwd", "permi")):
+        result = h.daemon.result("run", "--rm", *h.flags, str(h.rootfs), "n1", command, code=1)
+        assert words in result.stderr.lower()
+    h.daemon.result("containers", "delete", "n1", code=None)
+    assert h.daemon("containers", "ls", "-q") == ""
+
+
+def test_terminal(h: House) -> None:
+    command = [*h.daemon.client, "run", "--rm", "-t", *h.flags, str(h.rootfs), "t1", "sh", "-c", "tty; echo done"]
+    shown = subprocess.run(["script", "-qec", shlex.join(command), "/dev/null"], capture_output=True, text=True,
+                           stdin=subprocess.DEVNULL, timeout=60, check=False)
+    assert "/dev/pts/0" in shown.stdout and "done" in shown.stdout, shown
+
+
+def test_life(h: House) -> None:
+    events = taskhouse.Events(h.daemon)
+    try:
+        pid = h.start("l1", "sleep", "600")
+        assert h.task("l1") == (pid, "RUNNING")
+        assert taskhouse.argv_of(pid)[0] == "sleep"
+        assert h.exec("l1", "e1", "echo", "inside") == "inside\n"
+        assert h.exec("l1", "e2", "sh", "-c", "cat; exit 3", stdin="fed", code=3) == "fed"
+        pids = [int(line.split()[0]) for line in h.daemon("tasks", "ps", "l1").splitlines()[1:]]
+        assert pids == [pid]
+        assert "pids" in h.daemon("tasks", "metrics", "l1")
+        h.daemon("tasks", "pause", "l1")
+        assert h.task("l1") == (pid, "PAUSED")
+        h.daemon("tasks", "resume", "l1")
+        assert h.task("l1") == (pid, "RUNNING")
+        h.kill("l1")
+        h.stopped("l1")
+        assert h.remove("l1") == 137
+        topics = ["create", "start", "exec-added", "exec-started", "exit", "exec-added", "exec-started", "exit",
+                  "paused", "resumed", "exit", "delete"]
+        peers.wait_until(lambda: "/tasks/delete" in events.topics("l1"), "the task's end is told")
+        assert events.topics("l1") == [f"/tasks/{topic}" for topic in topics]
+        exits = [(event["id"], event.get("exit_status", 0)) for topic, event in events.tasks("l1")
+                 if topic == "/tasks/exit"]
+        assert exits == [("e1", 0), ("e2", 3), ("l1", 137)]
+    finally:
+        events.close()
+
+
+def test_mounted_rootfs(h: House) -> None:
+    """The shim mounts what CreateTaskRequest lists, and unmounts it."""
+    h.daemon("images", "import", "--digests=false", str(peers.archive()))
+    flags = [flag for flag in h.flags if flag != "--rootfs"]
+    assert h.daemon("run", "--rm", *flags, peers.IMAGE, "m1", "cat", "/etc/group").startswith("root:")
+    assert h.daemon("run", "--rm", "--read-only", *flags, peers.IMAGE, "m2", "sh", "-c", "touch /x || echo ro") == "ro\n"
+
+
+def test_log_uris(h: House, tmp_path: Path) -> None:
+    log = tmp_path / "deep" / "log"
+    h.start("u1", "sh", "-c", "echo out; echo err >&2", flags=("--log-uri", f"file://{log}"))
+    h.stopped("u1")
+    h.remove("u1")
+    assert sorted(log.read_text().split()) == ["err", "out"]
+    collected = tmp_path / "collected"
+    logger = tmp_path / "logger"
+    logger.write_text(f'#!/bin/sh\nexec 5>&-\ncat <&3 >{collected}\necho "$CONTAINER_ID $*" >>{collected}\n')
+    logger.chmod(0o755)
+    h.start("u2", "echo", "to the logger", flags=("--log-uri", f"binary://{logger}?key=value"))
+    peers.wait_until(lambda: collected.exists() and "u2" in collected.read_text(), "the logger has written")
+    h.stopped("u2")
+    h.remove("u2")
+    assert collected.read_text() == "to the logger\nu2 key value\n"
+
+
+def test_survives_the_daemon(h: House) -> None:
+    """kill -9 of the daemon: containers go on, and an exit meanwhile is known and told afterwards."""
+    kept = h.start("s1", "sleep", "600")
+    h.start("s3", "sh", "-c", "while [ ! -e /tmp/go ]; do sleep 0.05; done; exit 9")
+    h.daemon.kill()
+    (h.rootfs / "tmp" / "go").touch()
+    shim = taskhouse.parent_of(kept)
+    assert taskhouse.alive(kept) and taskhouse.alive(shim)
+    peers.wait_until(lambda: not any("/tmp/go" in " ".join(taskhouse.argv_of(int(pid)))
+                                     for pid in os.listdir("/proc") if pid.isdigit()), "s3 has ended")
+    (h.rootfs / "tmp" / "go").unlink()
+    h.daemon.launch()
+    assert h.task("s1") == (kept, "RUNNING")
+    assert h.exec("s1", "after", "echo", "still here") == "still here\n"
+    if h.daemon.name == "containerd":
+        # Debian's own drops a task that has no process when it starts.
+        h.daemon("containers", "delete", "s3")
+    else:
+        assert (h.task("s3") or (0, ""))[1] == "STOPPED"
+        assert h.remove("s3") == 9
+    assert h.remove("s1") == 137
+
+
+def test_killed_shim(h: House) -> None:
+    """kill -9 of a shim: its container goes too, and nothing of it stays."""
+    pid = h.start("k1", "sleep", "600")
+    os.kill(h.shim_pid("k1"), 9)
+    peers.wait_until(lambda: not taskhouse.alive(pid), "the container is gone")
+    peers.wait_until(lambda: h.task("k1") is None, "the task is gone")
+    peers.wait_until(lambda: not h.bundle("k1").exists(), "the bundle is gone")
+    h.daemon("containers", "delete", "k1")
+    assert h.run("k1", "echo", "again") == "again\n"
