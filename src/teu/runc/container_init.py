@@ -208,7 +208,8 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
     console = _open_console(plan, root) if (spec.get("process") or {}).get("terminal") else -1
     plan.sync.send(b"H")
     _await(plan)  # prestart and createRuntime hooks have run
-    hooks.run_all(spec, "createContainer", plan.state)
+    # our pid as the host sees it
+    hooks.run_all(spec, "createContainer", {**plan.state, "pid": int(os.readlink("self", dir_fd=plan.procfs))})
     if (spec.get("process") or {}).get("cwd"):
         _make_working_directory(root, spec["process"]["cwd"])
     _write_sysctls(plan, linux.get("sysctl") or {})

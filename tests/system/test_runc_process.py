@@ -1,0 +1,509 @@
+# SPDX-License-Identifier: Apache-2.0
+"""teu-runc: `process` of config.json, exec, terminals and hooks, by what the container reports (issue 3, 2)."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import struct
+import subprocess
+import termios
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runc_bundle import RUNC, Bundle, exec_in, new_bundle
+
+
+@pytest.fixture
+def bundle() -> Iterator[Bundle]:
+    with new_bundle() as made:
+        yield made
+
+
+def status_of(said: str) -> dict[str, str]:
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in said.splitlines())}
+
+
+# -- identity ---------------------------------------------------------------------------------------
+
+
+def test_user_groups_and_umask(bundle: Bundle) -> None:
+    bundle.process["user"] = {"uid": 1000, "gid": 1001, "additionalGids": [5, 6], "umask": 0o027}
+    said = bundle.says("id -u; id -g; id -G; umask; cat /proc/self/status")
+    assert said.split("\n")[:4] == ["1000", "1001", "1001 5 6", "0027"]
+    id = bundle.detached()
+    assert exec_in(bundle, id, "umask; id -G") == "0027\n1001 5 6"
+    assert exec_in(bundle, id, "id -u; id -g", "--user", "7:8") == "7\n8"
+
+
+def test_default_umask(bundle: Bundle) -> None:
+    assert bundle.says("umask") == "0022"
+
+
+def test_home_is_that_of_the_users(bundle: Bundle) -> None:
+    assert bundle.says("echo $HOME") == "/root"
+    bundle.process["user"]["uid"] = 1000
+    assert bundle.says("echo $HOME") == "/home/guest"
+    bundle.process["user"]["uid"] = 4711
+    assert bundle.says("echo $HOME") == "/"
+    bundle.process["env"].append("HOME=/given")
+    assert bundle.says("echo $HOME") == "/given"
+
+
+def test_environment_is_exactly_what_is_given(bundle: Bundle) -> None:
+    bundle.process["env"] = ["PATH=/bin", "A=1", "B=x=y", "A=2", "HOME=/"]
+    assert sorted(bundle.says("env").split("\n")) == ["A=2", "B=x=y", "HOME=/", "PATH=/bin", "PWD=/", "SHLVL=1"]
+
+
+def test_working_directory(bundle: Bundle) -> None:
+    bundle.process["cwd"] = "/made/here"
+    assert bundle.says("pwd") == "/made/here"
+    id = bundle.detached()
+    assert exec_in(bundle, id, "pwd", "--cwd", "/tmp") == "/tmp"
+    done = bundle.runc("exec", "--cwd", "/nosuch", id, "true")
+    assert done.returncode == 255 and "chdir to cwd" in done.stderr
+
+
+def test_working_directory_that_only_the_user_may_enter(bundle: Bundle) -> None:
+    private = bundle.rootfs / "private"
+    private.mkdir()
+    os.chown(private, 1000, 1000)
+    private.chmod(0o700)
+    bundle.process["user"] = {"uid": 1000, "gid": 1000}
+    bundle.process["capabilities"] = {}
+    bundle.process["cwd"] = "/private"
+    assert bundle.says("pwd") == "/private"
+
+
+def test_all_five_capability_sets(bundle: Bundle) -> None:
+    one, two, three = "CAP_CHOWN", "CAP_KILL", "CAP_NET_RAW"
+    bundle.process["capabilities"] = {
+        "bounding": [one, two, three],
+        "permitted": [one, two, three],
+        "effective": [one],
+        "inheritable": [one, two],
+        "ambient": [two],
+    }
+    bundle.process["user"] = {"uid": 1000, "gid": 1000}
+    found = status_of(bundle.says("cat /proc/self/status"))
+    assert int(found["CapBnd"], 16) == 1 << 0 | 1 << 5 | 1 << 13
+    assert int(found["CapAmb"], 16) == 1 << 5
+    assert int(found["CapInh"], 16) == 1 << 0 | 1 << 5
+    assert int(found["CapPrm"], 16) == 1 << 5, "after execve as an ordinary user only the ambient ones are left"
+
+
+def test_unknown_capability_is_a_warning(bundle: Bundle) -> None:
+    bundle.process["capabilities"]["bounding"] = ["CAP_CHOWN", "CAP_NONSENSE"]
+    done = bundle.run("true")
+    assert done.returncode == 0 and "CAP_NONSENSE" in done.stderr and "warning" in done.stderr
+
+
+def test_no_capabilities_given_is_none(bundle: Bundle) -> None:
+    del bundle.process["capabilities"]
+    found = status_of(bundle.says("cat /proc/self/status"))
+    assert {int(found[name], 16) for name in ("CapBnd", "CapPrm", "CapEff", "CapInh", "CapAmb")} == {0}
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_no_new_privileges(bundle: Bundle, wanted: bool) -> None:
+    bundle.process["noNewPrivileges"] = wanted
+    assert status_of(bundle.says("cat /proc/self/status"))["NoNewPrivs"] == str(int(wanted))
+
+
+def test_rlimits(bundle: Bundle) -> None:
+    bundle.process["rlimits"] = [
+        {"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88},
+        {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+    ]
+    bundle.process["user"] = {"uid": 1000, "gid": 1000}
+    assert bundle.says("ulimit -n; ulimit -Hn; ulimit -c") == "77\n88\n0"
+    id = bundle.detached()
+    assert exec_in(bundle, id, "ulimit -n") == "77"
+
+
+def test_oom_score_scheduler_and_io_priority(bundle: Bundle) -> None:
+    bundle.process["oomScoreAdj"] = 321
+    bundle.process["scheduler"] = {"policy": "SCHED_BATCH", "nice": 7}
+    bundle.process["ioPriority"] = {"class": "IOPRIO_CLASS_IDLE", "priority": 0}
+    id = bundle.detached()
+    pid = bundle.pid(id)
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text().strip() == "321"
+    assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 7
+    said = subprocess.run(["ionice", "-p", str(pid)], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "idle"
+
+
+def test_execs_cpu_affinity(bundle: Bundle) -> None:
+    bundle.process["execCPUAffinity"] = {"initial": "0", "final": "0"}
+    id = bundle.detached()
+    assert "Cpus_allowed_list:\t0\n" in exec_in(bundle, id, "cat /proc/self/status") + "\n"
+
+
+def test_personality_and_domain_name(bundle: Bundle) -> None:
+    bundle.config["domainname"] = "example.test"
+    bundle.linux["personality"] = {"domain": "LINUX32"}
+    said = bundle.says("uname -m; cat /proc/sys/kernel/domainname; hostname")
+    assert said.split("\n")[1:] == ["example.test", "teu"]
+    if os.uname().machine == "x86_64":
+        assert said.startswith("i686")
+
+
+def test_memory_policy(bundle: Bundle) -> None:
+    bundle.linux["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0"}
+    assert "bind:0" in bundle.says("cat /proc/self/numa_maps")
+    bundle.linux["memoryPolicy"] = {"mode": "MPOL_NOSUCH", "nodes": "0"}
+    assert "memoryPolicy.mode" in bundle.refuses()
+
+
+def test_session_keyring(bundle: Bundle) -> None:
+    bundle.linux["maskedPaths"] = []
+    if not Path("/proc/keys").exists():
+        pytest.skip("this kernel has no /proc/keys")
+    said = bundle.says("cat /proc/keys")
+    assert f"_ses.{bundle.ids[-1]}" in said
+    said = bundle.says("cat /proc/keys", flags=("--no-new-keyring",))
+    assert f"_ses.{bundle.ids[-1]}" not in said
+
+
+@pytest.mark.needs("apparmor")
+def test_apparmor(bundle: Bundle) -> None:
+    profile = "profile teu-test flags=(attach_disconnected) { file, capability, signal, deny /secret r, }"
+    subprocess.run(["apparmor_parser", "-r"], input=profile, text=True, check=True)
+    (bundle.rootfs / "secret").write_text("x")
+    bundle.process["apparmorProfile"] = "teu-test"
+    assert bundle.says("cat /proc/self/attr/current; cat /secret 2>/dev/null || echo denied").endswith("denied")
+    bundle.process["apparmorProfile"] = "no-such-profile"
+    assert "no-such-profile" in bundle.refuses()
+
+
+# -- descriptors ------------------------------------------------------------------------------------
+
+
+def test_preserve_fds_and_listen_fds(bundle: Bundle) -> None:
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"hello\n")
+    os.close(write_end)
+    bundle.process["args"] = ["sh", "-c", "cat <&3; ls /proc/self/fd | tr '\\n' ' '; echo $LISTEN_FDS $LISTEN_PID"]
+    bundle.write()
+    try:
+        command = f'exec 3<&{read_end}; exec "$0" --root {bundle.root} run --preserve-fds 1 {bundle.new_id()}'
+        done = subprocess.run(
+            ["bash", "-c", command, RUNC],
+            cwd=bundle.folder,
+            pass_fds=[read_end],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.startswith("hello\n0 1 2 3 "), done.stdout
+        command = f'exec 3<&{read_end}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" --root {bundle.root} run {bundle.new_id()}'
+        done = subprocess.run(
+            ["bash", "-c", command, RUNC],
+            cwd=bundle.folder,
+            pass_fds=[read_end],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.endswith(" 1 1\n"), done.stdout
+    finally:
+        os.close(read_end)
+    done = bundle.run("true", flags=("--preserve-fds", "5"))
+    assert done.returncode == 1 and "preserved-fd" in done.stderr
+
+
+def test_pidfd_socket(bundle: Bundle) -> None:
+    path = str(bundle.folder / "pidfd.sock")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        bundle.process["args"] = ["sleep", "100"]
+        bundle.write()
+        id = bundle.new_id()
+        bundle.leaving("run", "-d", "--pidfd-socket", path, id)
+        connection, _ = server.accept()
+        _, fds, _, _ = socket.recv_fds(connection, 16, 1)
+    info = Path(f"/proc/self/fdinfo/{fds[0]}").read_text()
+    os.close(fds[0])
+    assert f"Pid:\t{bundle.pid(id)}" in info
+
+
+# -- terminals ----------------------------------------------------------------------------------------
+
+
+def _console(bundle: Bundle, *words: str) -> int:
+    """The master that a command sends to its console socket."""
+    path = str(bundle.folder / f"console{len(words)}{len(bundle.ids)}.sock")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        got: list[int] = []
+
+        def take() -> None:
+            connection, _ = server.accept()
+            _, fds, _, _ = socket.recv_fds(connection, 64, 1)
+            got.extend(fds)
+            connection.close()
+
+        taker = threading.Thread(target=take)
+        taker.start()
+        bundle.leaving(*[path if word == "@" else word for word in words])
+        taker.join(20)
+    return got[0]
+
+
+def _read_all(master: int) -> str:
+    data = b""
+    while True:
+        try:
+            piece = os.read(master, 4096)
+        except OSError:
+            break
+        if not piece:
+            break
+        data += piece
+    os.close(master)
+    return data.decode().replace("\r", "")
+
+
+def test_terminal_with_its_size(bundle: Bundle) -> None:
+    bundle.process["terminal"] = True
+    bundle.process["consoleSize"] = {"height": 33, "width": 99}
+    bundle.process["args"] = ["sh", "-c", "read x; stty size; tty; stat -c %t:%T /dev/console; ls /dev/pts"]
+    bundle.write()
+    id = bundle.new_id()
+    master = _console(bundle, "create", "--console-socket", "@", id)
+    assert struct.unpack("HHHH", fcntl.ioctl(master, termios.TIOCGWINSZ, bytes(8)))[:2] == (33, 99)
+    bundle.ok("start", id)
+    os.write(master, b"go\n")
+    said = _read_all(master)
+    assert "33 99\n/dev/pts/0\n88:0\n" in said, said
+    assert said.split()[-2:] == ["0", "ptmx"]
+
+
+def test_terminal_of_exec(bundle: Bundle) -> None:
+    id = bundle.detached()
+    process = {**bundle.process, "args": ["sh", "-c", "tty; echo $COLUMNS; stty size"], "terminal": True}
+    process["consoleSize"] = {"height": 10, "width": 20}
+    (bundle.folder / "process.json").write_text(json.dumps(process))
+    master = _console(bundle, "exec", "-d", "--console-socket", "@", "-p", "process.json", id)
+    assert "/dev/pts/0" in _read_all(master)
+
+
+def test_terminal_in_the_foreground(bundle: Bundle) -> None:
+    bundle.process["terminal"] = True
+    done = bundle.run("sh", "-c", "tty; read x; echo got $x", input="word\n")
+    assert done.returncode == 0 and "/dev/pts/0" in done.stdout and "got word" in done.stdout
+
+
+def test_terminal_needs_a_socket_when_detached(bundle: Bundle) -> None:
+    bundle.process["terminal"] = True
+    bundle.write()
+    done = bundle.runc("create", bundle.new_id())
+    assert done.returncode == 1 and "cannot allocate tty if runc will detach" in done.stderr
+    bundle.process["terminal"] = False
+    bundle.write()
+    done = bundle.runc("create", "--console-socket", "x", bundle.new_id())
+    assert done.returncode == 1 and "cannot use console socket" in done.stderr
+
+
+# -- exec ------------------------------------------------------------------------------------------------
+
+
+def test_exec_with_a_process_file(bundle: Bundle) -> None:
+    id = bundle.detached()
+    process = {
+        "args": ["sh", "-c", "id -u; pwd; echo $X; cat /proc/self/status"],
+        "cwd": "/tmp",
+        "env": ["X=1", "PATH=/bin"],
+        "user": {"uid": 5, "gid": 6},
+        "capabilities": {"bounding": ["CAP_KILL"]},
+        "noNewPrivileges": True,
+    }
+    (bundle.folder / "p.json").write_text(json.dumps(process))
+    said = bundle.ok("exec", "--process", "p.json", id)
+    assert said.startswith("5\n/tmp\n1\n")
+    assert int(status_of(said)["CapBnd"], 16) == 1 << 5
+    done = bundle.runc("exec", "-p", "nosuch.json", id)
+    assert done.returncode == 255
+    (bundle.folder / "p.json").write_text("{}")
+    assert bundle.runc("exec", "-p", "p.json", id).returncode == 255
+
+
+def test_exec_is_in_the_namespaces_and_the_cgroup(bundle: Bundle) -> None:
+    id = bundle.detached()
+    init = f"/proc/{bundle.pid(id)}"
+    names = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts", "time")
+    wanted = [os.readlink(f"{init}/ns/{name}") for name in names]
+    script = f"for n in {' '.join(names)}; do readlink /proc/self/ns/$n; done; grep ^0: /proc/self/cgroup"
+    said = exec_in(bundle, id, script).split("\n")
+    assert said[:8] == wanted
+    assert said[8] == "0::/"
+
+
+def test_exec_detached_with_pid_file_and_env(bundle: Bundle) -> None:
+    id = bundle.detached()
+    bundle.leaving("exec", "-d", "--pid-file", "pid", "-e", "A=b", id, "sleep", "555")
+    pid = int((bundle.folder / "pid").read_text())
+    assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x00555\x00"
+    assert b"A=b" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
+def test_exec_in_stopped_and_paused(bundle: Bundle) -> None:
+    id = bundle.detached()
+    bundle.ok("pause", id)
+    done = bundle.runc("exec", id, "true")
+    assert done.returncode == 255 and "paused" in done.stderr
+    bundle.ok("resume", id)
+    bundle.ok("kill", id, "KILL")
+    bundle.wait_status(id, "stopped")
+    done = bundle.runc("exec", id, "true")
+    assert done.returncode == 255 and "cannot exec in a stopped container" in done.stderr
+
+
+def test_exec_into_a_sub_cgroup(bundle: Bundle) -> None:
+    id = bundle.detached()
+    cgroup = json.loads((bundle.root / id / "state.json").read_text())["cgroup"]["path"]
+    Path(cgroup, "below").mkdir()
+    assert exec_in(bundle, id, "grep ^0: /proc/self/cgroup", "--cgroup", "below") == "0::/below"
+    done = bundle.runc("exec", "--cgroup", "nosuch", id, "true")
+    assert done.returncode == 255
+    done = bundle.runc("exec", "--cgroup", "../..", id, "true")
+    assert done.returncode == 255
+
+
+def test_exec_where_the_container_made_cgroups_of_its_own(bundle: Bundle) -> None:
+    """As systemd in a container does: its processes are in leaves, the top takes none."""
+    bundle.mount("/sys/fs/cgroup", "cgroup", "cgroup", ["nosuid", "noexec", "nodev", "rw"])
+    script = (
+        "mkdir /sys/fs/cgroup/init && echo 1 > /sys/fs/cgroup/init/cgroup.procs && "
+        "for c in $(cat /sys/fs/cgroup/cgroup.controllers); do echo +$c > /sys/fs/cgroup/cgroup.subtree_control; done; "
+        "echo ready > /ready; sleep 1000"
+    )
+    id = bundle.detached("sh", "-c", script)
+    while not (bundle.rootfs / "ready").exists():
+        pass
+    assert exec_in(bundle, id, "grep ^0: /proc/self/cgroup") in ("0::/init", "0::/")
+
+
+# -- hooks -----------------------------------------------------------------------------------------------
+
+
+def _hook(bundle: Bundle, name: str, script: str, **more: object) -> dict[str, object]:
+    path = bundle.folder / f"{name}.sh"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return {"path": str(path), "args": [name, "argument"], "env": ["HOOK=" + name], **more}
+
+
+def test_hooks_in_order_with_state(bundle: Bundle) -> None:
+    log = bundle.folder / "hooks.log"
+    script = f'echo "$HOOK $0 $1 $(readlink /proc/self/ns/mnt) $(cat)" >> {log}'
+    kinds = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+    bundle.config["hooks"] = {kind: [_hook(bundle, kind, script)] for kind in kinds}
+    started_script = "#!/bin/sh\necho startContainer $(readlink /proc/self/ns/mnt) $(cat) > /started\n"
+    (bundle.rootfs / "start.sh").write_text(started_script)
+    (bundle.rootfs / "start.sh").chmod(0o755)
+    bundle.config["hooks"]["startContainer"] = [{"path": "/start.sh", "env": ["PATH=/bin"]}]
+    bundle.config["annotations"] = {"a.b": "c"}
+    id = bundle.created()
+    ours = os.readlink("/proc/self/ns/mnt")
+    inside = os.readlink(f"/proc/{bundle.pid(id)}/ns/mnt")
+    assert [line.split()[0] for line in log.read_text().splitlines()] == list(kinds[:3])
+    assert not (bundle.rootfs / "started").exists()
+    bundle.ok("start", id)
+    started = (bundle.rootfs / "started").read_text().split(None, 2)
+    assert started[1] == inside
+    assert json.loads(started[2])["status"] == "created"
+    bundle.ok("delete", "--force", id)
+    lines = [line.split(None, 4) for line in log.read_text().splitlines()]
+    assert [line[0] for line in lines] == list(kinds)
+    for kind, path, argument, namespace, state in lines:
+        assert path.endswith(f"{kind}.sh") and argument == "argument"
+        assert namespace == (inside if kind == "createContainer" else ours)
+        found = json.loads(state)
+        assert found["id"] == id and found["bundle"] == str(bundle.folder) and found["annotations"] == {"a.b": "c"}
+        expected = {"prestart": "created", "poststart": "running", "poststop": "stopped"}.get(kind, "creating")
+        assert found["status"] == expected, kind
+        assert ("pid" in found) == (kind != "poststop")
+
+
+@pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer"])
+def test_a_hook_that_fails_ends_it(bundle: Bundle, kind: str) -> None:
+    bundle.config["hooks"] = {kind: [_hook(bundle, kind, "echo it was me; exit 3")]}
+    error = bundle.refuses()
+    assert f"error running {kind} hook #0" in error and "exit status 3" in error and "it was me" in error
+
+
+def test_a_hook_that_takes_too_long(bundle: Bundle) -> None:
+    bundle.config["hooks"] = {"createRuntime": [_hook(bundle, "slow", "sleep 100", timeout=1)]}
+    assert "hook ran past specified timeout" in bundle.refuses()
+
+
+def test_late_hooks_that_fail_are_warnings(bundle: Bundle) -> None:
+    hooks = {kind: [_hook(bundle, kind, "exit 1")] for kind in ("poststart", "poststop")}
+    bundle.config["hooks"] = hooks
+    done = bundle.run("true")
+    assert done.returncode == 0
+    assert "poststart hook #0" in done.stderr and "poststop hook #0" in done.stderr
+
+
+def test_start_hook_that_fails(bundle: Bundle) -> None:
+    bundle.config["hooks"] = {"startContainer": [{"path": "/bin/false"}]}
+    id = bundle.created()
+    done = bundle.runc("start", id)
+    assert done.returncode == 1 and "startContainer hook #0" in done.stderr
+
+
+# -- seccomp ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nnp", [True, False])
+def test_seccomp_filter(bundle: Bundle, nnp: bool) -> None:
+    bundle.process["noNewPrivileges"] = nnp
+    bundle.linux["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}],
+    }
+    for id in (None, bundle.detached()):
+        script = "mkdir /tmp/x 2>&1; grep ^Seccomp: /proc/self/status"
+        said = bundle.says(script) if id is None else exec_in(bundle, id, script)
+        assert "Operation not supported" in said or "Not supported" in said, said
+        assert "Seccomp:\t2" in said
+
+
+def test_seccomp_listener_gets_the_descriptor(bundle: Bundle) -> None:
+    path = str(bundle.folder / "agent.sock")
+    bundle.linux["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": path,
+        "listenerMetadata": "some words",
+        "syscalls": [{"names": ["chroot"], "action": "SCMP_ACT_NOTIFY"}],
+    }
+    got = []
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+
+        def agent() -> None:
+            for _ in range(2):
+                connection, _ = server.accept()
+                data, fds, _, _ = socket.recv_fds(connection, 65536, 4)
+                got.append((json.loads(data), [os.readlink(f"/proc/self/fd/{fd}") for fd in fds]))
+                for fd in fds:
+                    os.close(fd)
+
+        thread = threading.Thread(target=agent)
+        thread.start()
+        id = bundle.detached()
+        bundle.ok("exec", id, "true")
+        thread.join(20)
+    first, second = got
+    assert first[0]["state"]["id"] == id and first[0]["metadata"] == "some words" and first[0]["fds"] == ["seccompFd"]
+    assert "seccomp" in first[1][0] and "seccomp" in second[1][0]
+    assert first[0]["pid"] == bundle.pid(id) and second[0]["pid"] != first[0]["pid"]
