@@ -240,7 +240,7 @@ def make_root(rootfs: Path) -> None:
 
 @contextlib.contextmanager
 def new_bundle() -> Iterator[Bundle]:
-    folder = Path(tempfile.mkdtemp(prefix="teu-runc-", dir="/var/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="teu-runc-", dir="/var/lib"))
     folder.chmod(0o755)
     bundle = Bundle(folder)
     try:

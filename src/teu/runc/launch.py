@@ -72,6 +72,7 @@ if TYPE_CHECKING:
 
 LAUNCH_FLAGS = {
     "bundle": ("b", "string", "", "path of the bundle (default: the working directory)"),
+    "config": ("f", "string", "config.json", "name of the configuration in the bundle (as crun has it)"),
     "console-socket": ("", "string", "", "unix socket that receives the terminal's master"),
     "pidfd-socket": ("", "string", "", "unix socket that receives a pidfd of the first process"),
     "pid-file": ("", "string", "", "file to write the process id to"),
@@ -83,14 +84,14 @@ LAUNCH_FLAGS = {
 _DEFAULT_VERSION = "1.0.0"
 
 
-def read_spec(bundle: str) -> tuple[dict[str, Any], bytes]:
-    """The bundle's config.json and its bytes."""
-    path = bundle + "/config.json"
+def read_spec(bundle: str, name: str) -> tuple[dict[str, Any], bytes]:
+    """The bundle's config.json (or crun's --config) and its bytes."""
+    path = os.path.join(bundle, name)
     try:
         with open(path, "rb") as file:
             data = file.read()
     except FileNotFoundError:
-        raise RuncError("JSON specification file config.json not found") from None
+        raise RuncError(f"JSON specification file {name} not found") from None
     try:
         spec = jsontext.loads(data)
     except ValueError as error:
@@ -189,8 +190,7 @@ class Launch:
             os.chdir(self.bundle)
         except OSError as error:
             raise RuncError(f"chdir {self.bundle}: {os.strerror(error.errno or 0).lower()}") from None
-        self.spec, self.spec_bytes = read_spec(self.bundle)
-        validator.check(self.spec, self.rootless)
+        self.spec, self.spec_bytes = read_spec(self.bundle, arguments["config"])
         spec = self.spec
         self.without_process = not spec.get("process")
         if self.without_process:
@@ -198,6 +198,7 @@ class Launch:
             if not self.with_fifo:
                 raise InvalidSpec("process property must not be empty")
             spec["process"] = {"args": ["/"], "cwd": "/"}
+        validator.check(spec, self.rootless)
         root = (spec.get("root") or {}).get("path") or ""
         self.rootfs = os.path.realpath(root if root.startswith("/") else f"{self.bundle}/{root}")
         if not os.path.isdir(self.rootfs):

@@ -426,6 +426,8 @@ def move_root(root: int, propagation: str) -> None:
             try:
                 mounts.umount2(line, mounts.MNT_DETACH)
             except OSError as error:
+                if error.errno == errno.ENOENT:
+                    continue  # it went with the one above it
                 if error.errno not in (errno.EINVAL, errno.EPERM):
                     raise
                 mounts.mount("tmpfs", line, "tmpfs", 0)
