@@ -36,7 +36,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("process.rlimits", [{"type": "RLIMIT_NO", "soft": 1, "hard": 1}], "process.rlimits[0].type"),
     ("root", {}, "root.path"),
     ("root", {"path": "no-such-root"}, "no-such-root"),
-    ("mounts", [{"destination": "/x", "options": ["bind", "size=1"]}], "mounts[0].options"),
+    ("mounts", [{"destination": "/x", "type": "tmpfs", "options": ["idmap"]}], "mounts[0].options"),
     ("hooks", {"prestart": [{"path": "relative"}]}, "hooks.prestart[0].path"),
     ("linux.namespaces", [{"type": "moon"}], "linux.namespaces[0].type"),
     ("linux.namespaces", [{"type": "pid"}], "hostname"),
