@@ -31,7 +31,7 @@ log = logging.getLogger("teu.containerd")
 # In the order of registration.
 SERVICES = (
     "version", "health", "reflection", "namespaces", "introspection", "content", "images", "containers", "leases",
-    "snapshots", "diff", "events", "tasks",
+    "snapshots", "diff", "events", "tasks", "sandbox", "streaming", "transfer",
 )  # fmt: skip
 
 _OPTIONS = (

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import socket
 import sys
 
 from teu import __version__
-from teu.config import ConfigError, load
+from teu.config import ConfigError, Settings, load
 from teu.containerd.config import FILE, KEYS
 from teu.systemd import activation, journal
 
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     return _run(arguments, config, sockets)
 
 
-def _run(arguments: argparse.Namespace, config: object, sockets: list[object]) -> int:
+def _run(arguments: argparse.Namespace, config: Settings, sockets: list[socket.socket]) -> int:
     helper = None
     try:
         from teu.containerd import zygote
@@ -74,4 +75,4 @@ def _run(arguments: argparse.Namespace, config: object, sockets: list[object]) -
         helper = zygote.start()
     from teu.containerd import daemon
 
-    return daemon.run(config, arguments.config, sockets, helper)  # type: ignore[arg-type]
+    return daemon.run(config, arguments.config, sockets, helper)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.runtime.sandbox.v1 import sandbox_pb2 as shim_sandbox
-from teu.containerd.errors import AlreadyExists, Error, FailedPrecondition, NotFound, Unavailable, from_code
+from teu.containerd.errors import AlreadyExists, Error, NotFound, Unavailable, from_code
 
 if TYPE_CHECKING:
     from teu.containerd.context import Context
@@ -66,10 +66,7 @@ class Manager:
         record = request.sandbox
         if not record.sandbox_id:
             record = await asyncio.to_thread(self._context.sandboxes.get, namespace, id)
-        starter = getattr(self._context.tasks, "start_sandbox", None)
-        if starter is None:
-            raise FailedPrecondition("this daemon has no shims to run sandboxes in")
-        shim, version = await starter(
+        shim, version = await self._context.shims.start_sandbox(
             namespace, id, runtime=record.runtime.name or self._context.config["default-runtime"],
             spec=record.spec.value, options=record.runtime.options if record.runtime.HasField("options") else None,
         )  # fmt: skip
@@ -80,7 +77,7 @@ class Manager:
                 options=request.options, netns_path=request.netns_path, annotations=request.annotations,
             )  # fmt: skip
         except BaseException:
-            await asyncio.shield(self._context.tasks.stop_sandbox(shim))
+            await asyncio.shield(self._context.shims.stop_sandbox(shim))
             raise
         self._sandboxes[(namespace, id)] = sandbox
 
@@ -109,5 +106,5 @@ class Manager:
             await sandbox.call("ShutdownSandbox", sandbox_id=id)
         except (Unavailable, NotFound):
             pass  # it is gone, which is what was asked
-        await self._context.tasks.stop_sandbox(sandbox.shim)
+        await self._context.shims.stop_sandbox(sandbox.shim)
         self._sandboxes.pop((namespace, id), None)

@@ -345,6 +345,28 @@ class Shims:
         self._watch(shim)
         return int(answer["pid"])
 
+    async def start_sandbox(self, namespace: str, id: str, *, runtime: str, spec: bytes,
+                            options: Any) -> tuple[Shim, int]:
+        """A shim for a sandbox, and the version of its API; nothing is asked of it yet. See `sandboxes`."""
+        key = (namespace, id)
+        if key in self._shims:
+            raise errors.AlreadyExists(f"sandbox {id}")
+        shim = Shim(namespace, id, self.bundle_path(namespace, id), find_binary(runtime))
+        self._shims[key] = shim
+        try:
+            packed = options.SerializeToString() if options is not None else b""
+            parameters = await asyncio.get_running_loop().run_in_executor(None, self._prepare, shim, spec, packed)
+            shim.log_reader = LogReader(shim.bundle, namespace, id)
+            await shim.connect(parameters)
+        except BaseException:
+            await asyncio.shield(self._abandon(shim))
+            raise
+        return shim, int(parameters["version"])
+
+    async def stop_sandbox(self, shim: Shim) -> None:
+        """End the sandbox's shim and remove what is left of it."""
+        await self._abandon(shim)
+
     async def _abandon(self, shim: Shim) -> None:
         """Undo a creation that failed half-way."""
         shim.leaving = True

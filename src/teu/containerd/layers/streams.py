@@ -79,7 +79,8 @@ def _inflate_zstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
     # a window of 2^27 is what the format's recommended decoders accept
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-    reader = decompressor.stream_reader(Reader(), read_size=CHUNK, read_across_frames=True)
+    source: Any = Reader()
+    reader = decompressor.stream_reader(source, read_size=CHUNK, read_across_frames=True)
     try:
         while out := reader.read(CHUNK):
             yield out

@@ -381,8 +381,8 @@ def pack(entry: Entry) -> bytes:
         if octal is None:
             records += _pax_record(key, b"%d" % value)
         fields.append(octal or (_ZERO8 if width == 8 else _ZERO12))
-    for key, content in sorted((entry.xattrs or {}).items()):
-        records += _pax_record(f"{_XATTR}{key}".encode("utf-8", "surrogateescape"), content)
+    for attribute, content in sorted((entry.xattrs or {}).items()):
+        records += _pax_record((_XATTR + attribute).encode("utf-8", "surrogateescape"), content)
     major, minor = _octal(entry.devmajor, 8), _octal(entry.devminor, 8)
     block = _header(
         short, entry.type, entry.mode & 0o7777, fields[0], fields[1], fields[2], mtime or _ZERO12, short_link,

@@ -195,7 +195,11 @@ class Content:
             "SELECT id, ref, total, expected, started FROM ingests WHERE namespace = ? ORDER BY ref", (namespace,)
         )
         statuses = [self._status(row) for row in rows]
-        return [one for one in statuses if accept(lambda path, one=one: one.ref if path[0] == "ref" else None)]
+
+        def adaptor(status: Any) -> Any:
+            return lambda path: str(status.ref) if path[0] == "ref" else None
+
+        return [one for one in statuses if accept(adaptor(one))]
 
     def abort(self, namespace: str, ref: str) -> None:
         with self._database.transaction() as execute:

@@ -172,7 +172,7 @@ class Snapshots:
             raise InvalidArgument("snapshot key must not be empty")
         encoded = dump_labels(labels)
         target = labels.get(REFERENCE_LABEL, "")
-        taken = self._taken(namespace, snapshotter, target, key, lease)
+        taken: Error | None = self._taken(namespace, snapshotter, target, key, lease)
         if taken:
             raise taken
         with self._scope(backend):

@@ -10,7 +10,7 @@ import asyncio
 import io
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -235,7 +235,7 @@ def platforms_of(messages: Iterable[Any]) -> list[image_spec.Platform]:
     return [image_spec.Platform(one.os, one.architecture, one.variant) for one in messages]
 
 
-def in_parallel(pool_size: int, calls: list[Callable[[], None]]) -> None:
+def in_parallel(pool_size: int, calls: Sequence[Callable[[], None]]) -> None:
     """Run them side by side; the first failure is raised when all have ended."""
     if len(calls) < 2:
         for call in calls:
