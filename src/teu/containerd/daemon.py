@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -116,7 +117,7 @@ class Daemon:
             events=context.events, zygote=self.zygote, debug=self.config["log-level"] == "debug",
         )  # fmt: skip
         await shims.restore()
-        server = await self._start(build, grpc_socket)
+        server, release = await self._start(build, grpc_socket)
         events_server = await ttrpc_events.serve(context, events_socket)
         metrics_server = await serve_metrics(context, self._rpc)
         context.collector.start()
@@ -133,7 +134,7 @@ class Daemon:
             events_server.close()
             if metrics_server is not None:
                 metrics_server.close()
-            grpc_activation.release()
+            release()
             await server.stop(1.0)
             await shims.close()
             await asyncio.to_thread(context.close)
@@ -154,7 +155,7 @@ class Daemon:
                 self.context.ttrpc_address = self.context.address + ".ttrpc"
         return grpc_socket, events_socket or _listen(self.context.ttrpc_address)
 
-    async def _start(self, build: Any, listener: socket.socket | None) -> Any:
+    async def _start(self, build: Any, listener: socket.socket | None) -> tuple[Any, Callable[[], None]]:
         if listener is not None:
             private = os.path.join(self.context.state, f"grpc-{os.getpid()}.sock")
             return await grpc_activation.serve(build, listener, private, _answers)
@@ -168,7 +169,7 @@ class Daemon:
         finally:
             os.umask(mask)
         await server.start()
-        return server
+        return server, lambda: None
 
     def reload(self) -> None:
         notify.reloading()

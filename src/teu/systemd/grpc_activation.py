@@ -5,6 +5,9 @@ grpcio binds a private socket; then the inherited one is put in its place, by du
 each epoll registration of that descriptor is made again, since an epoll holds on to the file, not to the number.
 Whether it worked is seen by a call over the inherited socket. Where it did not (another grpcio may do things
 differently), connections are accepted here and relayed to the private socket: slower, but the same to clients.
+
+At the end grpcio calls shutdown(2) on its listener, which would be the end of the socket for systemd as well. So before
+the server is stopped, `release` takes the inherited socket out again and leaves a throw-away in its place.
 """
 
 from __future__ import annotations
@@ -23,8 +26,7 @@ from typing import Any
 
 log = logging.getLogger("teu.systemd.grpc")
 
-EPOLL_CTL_ADD = 1
-EPOLL_CTL_DEL = 2
+EPOLL_CTL_ADD, EPOLL_CTL_DEL = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 _REGISTRATION = re.compile(r"tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)")
 
@@ -74,41 +76,31 @@ def _registrations(fd: int) -> list[tuple[int, int, int]]:
     return found
 
 
-# Descriptors of grpc's listeners that the inherited socket stands in the place of.
-_placed: list[int] = []
-
-
-def release() -> None:
-    """Take the inherited socket out of grpc's hands again; to be called before the server's stop().
-
-    grpc shuts its listeners down, and shutdown(2) is of the socket, not of the descriptor: systemd, who
-    holds the same socket for the next start, would hold one that refuses every connection.
-    """
-    while _placed:
-        fd = _placed.pop()
-        for epoll, _, _ in _registrations(fd):
-            _libc.epoll_ctl(epoll, EPOLL_CTL_DEL, fd, None)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as nobody:
-            os.dup2(nobody.fileno(), fd, inheritable=False)
-
-
-def _put_in_place(private: str, inherited: socket.socket) -> None:
+def _put_in_place(private: str, inherited: socket.socket) -> int:
+    """The descriptor by which grpcio now listens on the inherited socket."""
     fd = _listener_bound_to(private)
     registrations = _registrations(fd)
     if not registrations:
         raise LookupError("the listener is in no epoll")
     inherited.setblocking(False)
     os.dup2(inherited.fileno(), fd, inheritable=False)
-    _placed.append(fd)
     for epoll, events, data in registrations:
         event = _EpollEvent(events, data)
         if _libc.epoll_ctl(epoll, EPOLL_CTL_ADD, fd, ctypes.byref(event)) != 0:
             code = ctypes.get_errno()
             if code != errno.EEXIST:  # one epoll under two descriptors
                 raise OSError(code, f"epoll_ctl: {os.strerror(code)}")
+    return fd
 
 
-async def _relay(listener: socket.socket, private: str) -> None:
+def _take_out(fd: int) -> None:
+    for epoll, _events, _data in _registrations(fd):
+        _libc.epoll_ctl(epoll, EPOLL_CTL_DEL, fd, None)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as throw_away:
+        os.dup2(throw_away.fileno(), fd, inheritable=False)
+
+
+async def _relay(listener: socket.socket, private: str) -> Callable[[], None]:
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
@@ -125,13 +117,13 @@ async def _relay(listener: socket.socket, private: str) -> None:
         await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
 
     listener.setblocking(False)
-    await asyncio.start_unix_server(accepted, sock=listener)
+    return (await asyncio.start_unix_server(accepted, sock=listener)).close
 
 
 async def serve(
     build: Callable[[], Any], inherited: socket.socket, private: str, answers: Callable[[str], Awaitable[bool]]
-) -> Any:
-    """A started grpc.aio server behind the inherited socket.
+) -> tuple[Any, Callable[[], None]]:
+    """(a started grpc.aio server behind the inherited socket, `release`: call it before the server's stop).
 
     `build` makes a server with its services and no port; `private` is a path nobody else uses; `answers(address)`
     tells whether a call to that gRPC address comes back.
@@ -141,21 +133,19 @@ async def serve(
         os.unlink(private)
     server.add_insecure_port(f"unix:{private}")
     try:
-        _put_in_place(private, inherited)
+        fd = _put_in_place(private, inherited)
     except (LookupError, OSError) as error:
         log.warning("socket activation of grpcio: %s: connections are relayed", error)
         await server.start()
-        await _relay(inherited, private)
-        return server
+        return server, await _relay(inherited, private)
     os.unlink(private)
     await server.start()
     if await answers(f"unix:{inherited.getsockname()}"):
-        return server
+        return server, lambda: _take_out(fd)
     log.warning("socket activation of grpcio does not work with this release: connections are relayed")
-    release()
+    _take_out(fd)
     await server.stop(0)
     server = build()
     server.add_insecure_port(f"unix:{private}")
     await server.start()
-    await _relay(inherited, private)
-    return server
+    return server, await _relay(inherited, private)

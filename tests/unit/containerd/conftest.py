@@ -105,6 +105,8 @@ class Daemon:
 
 
 def find_method(service: str, method: str) -> Any:
+    from google.protobuf import descriptor_pool
+
     import teu.api.grpc.health.v1.health_pb2
     import teu.api.services.content.v1.content_pb2
     import teu.api.services.diff.v1.diff_pb2
@@ -115,9 +117,10 @@ def find_method(service: str, method: str) -> Any:
     import teu.api.services.namespaces.v1.namespace_pb2
     import teu.api.services.sandbox.v1.sandbox_pb2
     import teu.api.services.snapshots.v1.snapshots_pb2
+    import teu.api.services.streaming.v1.streaming_pb2
+    import teu.api.services.tasks.v1.tasks_pb2
     import teu.api.services.transfer.v1.transfer_pb2
     import teu.api.services.version.v1.version_pb2  # noqa: F401
-    from google.protobuf import descriptor_pool
 
     return descriptor_pool.Default().FindServiceByName(service).methods_by_name[method]
 

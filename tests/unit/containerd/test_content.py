@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
-
 from conftest import make_context
 from layertools import digest
+
 from teu.api.services.content.v1 import content_pb2
 from teu.containerd.context import Context
 from teu.containerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable

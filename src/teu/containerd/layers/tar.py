@@ -262,7 +262,8 @@ def entries(source: Source) -> Iterator[tuple[Entry, int]]:
             raise TarError("unexpected end of the archive")
         if block[0] == 0 and not block.strip(b"\0"):
             return
-        if _number(block[148:156]) != sum(block) - sum(block[148:156]) + 256:
+        checksum = block[148:156].strip(b" \0")
+        if checksum.strip(b"01234567") or not checksum or int(checksum, 8) != sum(block) - sum(block[148:156]) + 256:
             raise TarError("bad checksum of a header: not a tar archive, or damaged")
         kind = block[156:157]
         stored = _number(block[124:136])

@@ -130,10 +130,10 @@ def set_timestamp(field: Any, nanoseconds: int) -> None:
 class Database:
     """One connection, one lock. Transactions nest: the outermost commits."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, patience: float = 5.0) -> None:
         self.path = path
         try:
-            self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5)
+            self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=patience)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")
             self._connection.execute("PRAGMA foreign_keys=ON")
