@@ -242,3 +242,27 @@ def test_restarts_of_the_engine_keep_the_network() -> None:
     done = teu("run", "--rm", "-p", "8088:80", "busybox", "true", check=False)
     assert "port is already allocated" in done.stderr
     teu("rm", "-f", "web")
+
+
+@pytest.mark.needs("docker", "iptables")
+def test_beside_docker_that_drops_what_is_forwarded() -> None:
+    """Docker's policy is not ours; its chain for others' rules is left as it was found."""
+    created = whole.call("iptables", "-N", "DOCKER-USER", check=False).returncode == 0
+    whole.call("iptables", "-A", "FORWARD", "-j", "DOCKER-USER")
+    whole.call("iptables", "-P", "FORWARD", "DROP")
+    before = out("iptables", "-S", "DOCKER-USER")
+    try:
+        teu("network", "create", "front")
+        whole.run_detached("web", *SERVE, flags=("--network", "front", "-p", "8088:80"))
+        assert "teu+" in out("iptables", "-S", "DOCKER-USER")
+        gateway = setting("web", ".NetworkSettings.Networks.front.Gateway")
+        # Over the bridge and back: forwarded.
+        assert out("teu", "run", "--rm", "busybox", "wget", "-T", "2", "-qO-", f"http://{gateway}:8088/") == "served"
+        whole.remove_everything()
+        assert out("iptables", "-S", "DOCKER-USER") == before
+    finally:
+        whole.remove_everything()
+        whole.call("iptables", "-P", "FORWARD", "ACCEPT")
+        whole.call("iptables", "-D", "FORWARD", "-j", "DOCKER-USER")
+        if created:
+            whole.call("iptables", "-X", "DOCKER-USER")

@@ -19,17 +19,24 @@ container is attached to a bridge. Nothing here accepts on behalf of the host's 
 another table's forward chain drops stays dropped, so a host's policy holds for published ports too
 (`ct original proto-dst` tells there which port was published).
 
+Docker on the same host drops all forwarded packets but its own where it had to turn forwarding on. Its chain for
+others' rules, DOCKER-USER, gets two of ours while the table exists: our interfaces are none of its business.
+
 A bridge has route_localnet set so that 127.0.0.1:PORT of the host reaches a container; `guard` takes back
 what that would open in the other direction (the exposure known as CVE-2020-8558).
 """
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 from teu.linux import nftables
+
+log = logging.getLogger("teu.engine")
 
 TABLE = "inet teu"
 
@@ -125,9 +132,32 @@ def rebuild(bridges: Iterable[Bridge], ports: Iterable[Published]) -> None:
     nftables.run(text)
 
 
+    _beside_docker(True)
+
+
 def remove() -> None:
     """Take the table away; none is fine too."""
     nftables.run(f"add table {TABLE}\ndelete table {TABLE}\n")
+    _beside_docker(False)
+
+
+def _beside_docker(present: bool) -> None:
+    chain = "ip filter DOCKER-USER"
+    try:
+        listed = nftables.run(f"list chain {chain}", handles=True)
+    except nftables.Error:
+        return
+    ours = re.findall(r'comment "teu" # handle (\d+)', listed)
+    text = ""
+    if not present:
+        text = "".join(f"delete rule {chain} handle {handle}\n" for handle in ours)
+    elif not ours:
+        text = "".join(f'insert rule {chain} {side} "teu*" accept comment "teu"\n' for side in ("iifname", "oifname"))
+    if text:
+        try:
+            nftables.run(text)
+        except nftables.Error as error:
+            log.warning("Docker's chain DOCKER-USER cannot be changed: %s", error)
 
 
 def add_bridge(bridge: Bridge) -> None:

@@ -14,15 +14,16 @@ class Error(Exception):
     """nft refused the commands; str() is its reason."""
 
 
-def run(commands: str) -> str:
-    """Apply all commands, or none; returns their output. The library is loaded at the first call (7 ms)."""
+def run(commands: str, handles: bool = False) -> str:
+    """Apply all commands, or none; returns their output, with the rules' handles if asked. The library is loaded
+    at the first call (7 ms)."""
     global _library
     with _lock:
         if _library is None:
             import nftables
 
             _library = nftables.Nftables()
-            _library.set_handle_output(False)
+        _library.set_handle_output(handles)
         code, output, error = _library.cmd(commands)
     return _result(code, output, error)
 
