@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 
@@ -62,12 +63,22 @@ def _kill_shims_cgroup(bundle: str) -> None:
         pass  # gone, as it should be
 
 
-def _remove_socket(bundle: str) -> None:
+def _socket_of(bundle: str) -> str:
     try:
         with open(os.path.join(bundle, "address")) as file:
-            os.unlink(file.read().removeprefix("unix://"))
+            return file.read().removeprefix("unix://")
     except OSError:
-        pass
+        return ""
+
+
+def _is_served(path: str) -> bool:
+    """Whether a shim lives there: one of a group goes on when one of its containers is deleted."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
 
 
 def delete(namespace: str, container: str, bundle: str) -> bytes:
@@ -78,8 +89,28 @@ def delete(namespace: str, container: str, bundle: str) -> bytes:
     options = _read_json(os.path.join(bundle, "options.json"))
     record = _read_json(os.path.join(bundle, EXIT_RECORD))
     pid = _read_pid(os.path.join(bundle, "init.pid"))
-    _kill_shims_cgroup(bundle)
+    path = _socket_of(bundle)
+    alive = bool(path) and _is_served(path)
+    if not alive:
+        _kill_shims_cgroup(bundle)
     root = os.path.join(options.get("root") or DEFAULT_ROOT, namespace)
+    if os.path.isdir(os.path.join(root, container)):
+        _delete_container(root, container, bundle, options)
+    rootfs.unmount_all(os.path.join(bundle, "rootfs"))
+    if path and not alive:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+    return m.encode("task.DeleteResponse", {
+        "pid": record.get("pid", pid),
+        "exit_status": record.get("exit_status", 128 + signal.SIGKILL),
+        "exited_at": m.timestamp(record.get("exited_at", time.time_ns())),
+    })
+
+
+def _delete_container(root: str, container: str, bundle: str, options: dict[str, Any]) -> None:
+    """Have the runtime delete what it still knows."""
     try:
         binary = find_binary(options.get("binary_name") or DEFAULT_BINARY)
         command = [binary, "--root", root, "--log", os.path.join(bundle, "log.json"), "--log-format", "json"]
@@ -89,13 +120,6 @@ def delete(namespace: str, container: str, bundle: str) -> bytes:
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=RUNTIME_SECONDS, check=False)
     except (OSError, subprocess.SubprocessError, RuntimeFailed):
         pass  # what can be cleaned up without it is still cleaned up
-    rootfs.unmount_all(os.path.join(bundle, "rootfs"))
-    _remove_socket(bundle)
-    return m.encode("task.DeleteResponse", {
-        "pid": record.get("pid", pid),
-        "exit_status": record.get("exit_status", 128 + signal.SIGKILL),
-        "exited_at": m.timestamp(record.get("exited_at", time.time_ns())),
-    })
 
 
 def info(name: str, packed: bytes) -> bytes:

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a shim promises besides the calls: its place in systemd, one shim for a group, no leak, output that
+waits for its reader, exit codes that are known after the worst, and its command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import peers
+import pytest
+import taskhouse
+from taskhouse import House
+
+pytestmark = pytest.mark.needs("systemd", "ctr")
+
+SHIM = "/usr/bin/containerd-shim-teu-v2"
+
+
+@pytest.fixture(scope="module")
+def h() -> Iterator[House]:
+    """Our whole stack below ctr."""
+    with taskhouse.house("teu-containerd", runtime="teu-runc") as made:
+        yield made
+        assert made.leftovers() == []
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[House]:
+    """Our shim under Debian's containerd."""
+    with taskhouse.house("containerd", runtime="runc") as made:
+        yield made
+        assert made.leftovers() == []
+
+
+def show(unit: str, prop: str) -> str:
+    return peers.run("systemctl", "show", "--value", "-p", prop, unit).stdout.strip()
+
+
+def cgroup_of(pid: int) -> str:
+    return next(line[3:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if line.startswith("0::"))
+
+
+def units(pattern: str) -> list[str]:
+    return peers.run("systemctl", "list-units", "--all", "--plain", "--no-legend", pattern).stdout.split("\n")[:-1]
+
+
+@pytest.mark.parametrize("which", ["h", "real"])
+def test_place(which: str, request: pytest.FixtureRequest) -> None:
+    """Scope, delegation, shim/ and container/, parents and command line: whoever starts it."""
+    h: House = request.getfixturevalue(which)
+    pid = h.start("place1", "sleep", "600")
+    shim = h.shim_pid("place1")
+    assert cgroup_of(shim) == "/teu.slice/teu-place1.scope/shim"
+    assert cgroup_of(pid) == "/teu.slice/teu-place1.scope/container"
+    assert show("teu-place1.scope", "Delegate") == "yes"
+    assert show("teu-place1.scope", "CollectMode") == "inactive-or-failed"
+    assert show("teu-place1.scope", "Slice") == "teu.slice"
+    assert "place1" in show("teu-place1.scope", "Description")
+    assert taskhouse.parent_of(shim) == 1
+    assert taskhouse.argv_of(shim) == [SHIM, "-namespace", "default", "-id", "place1",
+                                       "-address", str(h.daemon.address)]
+    assert Path(f"/proc/{shim}/comm").read_text() == "containerd-shim\n"
+    assert len(os.listdir(f"/proc/{shim}/task")) == 1
+    assert not any("teu-runc" in " ".join(taskhouse.argv_of(int(p))) for p in os.listdir("/proc") if p.isdigit()
+                   and int(p) != os.getpid() and "pytest" not in " ".join(taskhouse.argv_of(int(p))))
+    h.remove("place1")
+    peers.wait_until(lambda: not units("teu-place1*"), "the scope is gone")
+
+
+@pytest.mark.parametrize("which", ["h", "real"])
+def test_systemctl_stop(which: str, request: pytest.FixtureRequest) -> None:
+    """Stopping the scope is docker stop: the process may end in its own way, and how it did is known."""
+    h: House = request.getfixturevalue(which)
+    h.start("stop1", "sh", "-c", "trap 'exit 42' TERM; while :; do sleep 0.05; done")
+    began = time.monotonic()
+    peers.run("systemctl", "stop", "teu-stop1.scope")
+    assert time.monotonic() - began < 8
+    assert h.task("stop1") is not None and (h.task("stop1") or (0, ""))[1] == "STOPPED"
+    assert h.remove("stop1") == 42
+    peers.wait_until(lambda: not units("teu-stop1*"), "the scopes are gone")
+
+
+def test_systemctl_stop_ends_with_sigkill(h: House) -> None:
+    h.start("stop2", "sleep", "600", flags=("--annotation", "io.teu.stop-timeout=0.5"))
+    peers.run("systemctl", "stop", "teu-stop2.scope")
+    assert h.remove("stop2") == 137
+
+
+def test_stop_signal_of_the_image(h: House) -> None:
+    h.start("stop3", "sh", "-c", "trap '' TERM; trap 'exit 3' QUIT; while :; do sleep 0.05; done",
+            flags=("--annotation", "org.opencontainers.image.stopSignal=SIGQUIT"))
+    peers.run("systemctl", "stop", "teu-stop3.scope")
+    assert h.remove("stop3") == 3
+
+
+@pytest.mark.parametrize("which", ["h", "real"])
+def test_group(which: str, request: pytest.FixtureRequest) -> None:
+    """Containers of a pod have one shim, which ends with the last of them."""
+    h: House = request.getfixturevalue(which)
+    note = ("--annotation", "io.kubernetes.cri.sandbox-id=pod1")
+    first = h.start("pod1", "sleep", "600", flags=note)
+    second = h.start("pod2", "sleep", "600", flags=note)
+    shim = taskhouse.parent_of(first)
+    assert taskhouse.parent_of(second) == shim
+    assert cgroup_of(first) != cgroup_of(second)
+    assert h.exec("pod2", "e", "echo", "two") == "two\n"
+    h.remove("pod1")
+    assert taskhouse.alive(shim) and h.task("pod2") == (second, "RUNNING")
+    h.remove("pod2")
+    peers.wait_until(lambda: not taskhouse.alive(shim), "the shim ends with its last container")
+
+
+def test_no_leak(h: House, rounds: Callable[[int], int]) -> None:
+    """Descriptors, threads, mounts, files and zombies after many execs are those of before."""
+    pid = h.start("leak1", "sleep", "600")
+    shim = h.shim_pid("leak1")
+
+    def holdings() -> dict[str, object]:
+        children = Path(f"/proc/{shim}/task/{shim}/children").read_text().split()
+        return {
+            "descriptors": sorted(re.sub(r"\d+", "N", os.readlink(f"/proc/{shim}/fd/{fd}"))
+                                  for fd in os.listdir(f"/proc/{shim}/fd")),
+            "threads": os.listdir(f"/proc/{shim}/task"),
+            "mounts": len(Path(f"/proc/{shim}/mounts").read_text().splitlines()),
+            "children": [int(child) for child in children],
+            "files": sorted(path.name for path in h.bundle("leak1").iterdir()),
+        }
+
+    h.exec("leak1", "warm", "true")
+    before = holdings()
+    count = rounds(60)
+    at_once = 6
+    for start in range(0, count, at_once):
+        running = [subprocess.Popen([*h.daemon.client, "tasks", "exec", "--exec-id",
+                                     f"e{n}", "leak1", "sh", "-c", f"exit {n % 7}"], stdin=subprocess.DEVNULL,
+                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                   for n in range(start, start + at_once)]
+        assert [process.wait() for process in running] == [n % 7 for n in range(start, start + at_once)]
+    h.daemon.result("tasks", "exec", "--exec-id", "missing", "leak1", "/nonsense", code=1)
+    peers.wait_until(lambda: holdings() == before, "the shim holds what it held before", 10)
+    assert holdings()["children"] == [pid]
+    h.remove("leak1")
+
+
+def test_output_waits_for_its_reader(h: House, tmp_path: Path) -> None:
+    """FIFOs are held open: output of a time without reader is read later, up to the last byte."""
+    fifo = tmp_path / "stdout"
+    os.mkfifo(fifo)
+    before = taskhouse.Events(h.daemon)
+    # ctr has no flag for FIFOs of one's own: a bare path as log URI is one.
+    h.start("fifo1", "sh", "-c", "echo first; echo second; exit 5", flags=("--log-uri", str(fifo)))
+    h.stopped("fifo1")
+    before.close()
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    assert os.read(reader, 4096) == b"first\nsecond\n"
+    assert os.read(reader, 4096) == b""
+    os.close(reader)
+    assert h.remove("fifo1") == 5
+
+
+def test_killed_shim_and_daemon(h: House) -> None:
+    """Daemon and shim killed: at the next start the container is gone, and so is everything of it."""
+    pid = h.start("dead1", "sleep", "600")
+    shim = h.shim_pid("dead1")
+    h.daemon.kill()
+    os.kill(shim, 9)
+    peers.wait_until(lambda: not taskhouse.alive(shim), "the shim is dead")
+    h.daemon.launch()
+    assert h.task("dead1") is None
+    peers.wait_until(lambda: not taskhouse.alive(pid), "the container is gone")
+    assert not h.bundle("dead1").exists()
+    peers.wait_until(lambda: not units("teu-dead1*"), "the scope is gone")
+    h.daemon("containers", "delete", "dead1")
+
+
+def test_random_deaths_of_the_daemon(h: House, rounds: Callable[[int], int]) -> None:
+    """kill -9 of teu-containerd at any moment of a container's life: afterwards the task either is there and
+    works, or was never acknowledged; nothing is left of the others."""
+    import random
+    seed = random.Random(7)
+    counts = {"acknowledged": 0, "undone": 0, "lost": 0}
+    for n in range(rounds(20)):
+        name = f"death{n}"
+        client = subprocess.Popen([*h.daemon.client, "run", "-d", *h.flags, str(h.rootfs), name, "sleep", "600"],
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        time.sleep(seed.random() * 0.25)
+        h.daemon.kill()
+        acknowledged = client.wait() == 0
+        h.daemon.launch()
+        task = h.task(name)
+        if task and task[1] == "RUNNING":
+            assert h.exec(name, "e", "echo", "works") == "works\n"
+        counts["acknowledged" if acknowledged else "undone"] += 1
+        if acknowledged and not task:
+            counts["lost"] += 1
+        h.daemon.result("tasks", "delete", "--force", name, code=None)
+        h.daemon.result("containers", "delete", name, code=None)
+        peers.wait_until(lambda: h.leftovers() == [], f"round {n} leaves nothing", 20)
+    print(counts)
+    assert counts["lost"] == 0
+
+
+def test_events_wait_for_the_daemon(h: House) -> None:
+    """Events of a time without daemon are told by the next one, in order."""
+    h.start("late1", "sh", "-c", "while [ ! -e /tmp/late ]; do sleep 0.02; done; exit 6")
+    pid = h.pid("late1")
+    h.daemon.kill()
+    (h.rootfs / "tmp" / "late").touch()
+    peers.wait_until(lambda: not taskhouse.alive(pid), "it has ended")
+    h.daemon.launch()
+    h.daemon("namespaces", "ls")
+    assert (h.task("late1") or (0, ""))[1] == "STOPPED"
+    (h.rootfs / "tmp" / "late").unlink()
+    assert h.remove("late1") == 6
+
+
+def test_command_line(tmp_path: Path) -> None:
+    """start, delete and -info by hand, with address and with JSON."""
+    assert peers.run(SHIM, "-v").stdout.startswith("containerd-shim-teu-v2")
+    result = peers.run(SHIM, "-id", "x", "start", code=1)
+    assert "namespace" in result.stderr
+    assert b"io.containerd.teu.v2" in subprocess.run([SHIM, "-info"], stdin=subprocess.DEVNULL, capture_output=True,
+                                                     check=True).stdout
+    for version, expected in (("", 0), ("2", 2), ("3", 3), ("7", 3)):
+        bundle = tmp_path / f"b{version}"
+        bundle.mkdir()
+        (bundle / "config.json").write_text("{}")
+        environment = {"PATH": os.environ["PATH"], "TTRPC_ADDRESS": "", **({"MAX_SHIM_VERSION": version} or {})}
+        if not version:
+            del environment["MAX_SHIM_VERSION"]
+        shown = subprocess.run([SHIM, "-namespace", "n", "-id", f"x{version}", "-address", str(tmp_path), "start"],
+                               cwd=bundle, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                               check=True).stdout
+        if expected:
+            answer = json.loads(shown)
+            assert (answer["version"], answer["protocol"]) == (expected, "ttrpc")
+            address = answer["address"]
+        else:
+            address = shown
+        assert address.startswith("unix://") and (bundle / "address").read_text() == address
+        path = address.removeprefix("unix://")
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(path)
+            # Shutdown, of a shim without containers: it goes.
+            payload = b"\x0a\x17containerd.task.v3.Task\x12\x08Shutdown\x1a\x00"
+            peer.sendall(len(payload).to_bytes(4, "big") + (1).to_bytes(4, "big") + b"\x01\x00" + payload)
+            while peer.recv(4096):
+                pass
+        peers.wait_until(lambda path=path: not os.path.exists(path), "the socket is gone")
+        cleaned = subprocess.run([SHIM, "-namespace", "n", "-id", f"x{version}", "-bundle", str(bundle), "delete"],
+                                 cwd=bundle, stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout
+        assert b"\x10\x89\x01" in cleaned  # exit_status 137
+
+
+@pytest.mark.needs("memory")
+def test_oom(h: House) -> None:
+    """An OOM kill is told as an event, before the exit."""
+    events = taskhouse.Events(h.daemon)
+    try:
+        h.start("oom1", "sh", "-c", "head -c 200000000 /dev/zero | tail -c 190000000 | wc",
+                flags=("--memory-limit", "20000000"))
+        peers.wait_until(lambda: "/tasks/oom" in events.topics("oom1"), "the OOM kill is told")
+        h.remove("oom1")
+    finally:
+        events.close()
