@@ -232,9 +232,9 @@ def test_command_line(tmp_path: Path) -> None:
         bundle = tmp_path / f"b{version}"
         bundle.mkdir()
         (bundle / "config.json").write_text("{}")
-        environment = {"PATH": os.environ["PATH"], "TTRPC_ADDRESS": "", **({"MAX_SHIM_VERSION": version} or {})}
-        if not version:
-            del environment["MAX_SHIM_VERSION"]
+        environment = {"PATH": os.environ["PATH"], "TTRPC_ADDRESS": ""}
+        if version:
+            environment["MAX_SHIM_VERSION"] = version
         shown = subprocess.run([SHIM, "-namespace", "n", "-id", f"x{version}", "-address", str(tmp_path), "start"],
                                cwd=bundle, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                                check=True).stdout
