@@ -68,6 +68,7 @@ class JsonFile:
         self.path = log_path(container)
         self._file: int = -1
         self._size = 0
+        self._compressor: threading.Thread | None = None
         self.changed = threading.Condition()
         attributes = extra_attributes(container)
         self._attributes = b'"attrs":%s,' % json.dumps(attributes).encode() if attributes else b""
@@ -141,6 +142,8 @@ class JsonFile:
 
     def _rotate(self) -> None:
         self.close()
+        if self._compressor is not None:
+            self._compressor.join()  # who writes faster than gzip compresses waits for it here
         for number in range(self.files - 1, 0, -1):
             source = self.path if number == 1 else f"{self.path}.{number - 1}"
             for suffix in ("", ".gz"):
@@ -153,7 +156,8 @@ class JsonFile:
             # A reader may have it open: a new file, not a truncated one.
             Path(self.path).unlink(missing_ok=True)
         elif self.compress:
-            threading.Thread(target=_compress, args=(f"{self.path}.1",), daemon=True).start()
+            self._compressor = threading.Thread(target=_compress, args=(f"{self.path}.1",), daemon=True)
+            self._compressor.start()
 
     # -- reading -------------------------------------------------------------------------------------
 

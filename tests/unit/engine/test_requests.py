@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What clients send: Config and HostConfig, mounts, times, filters, users, detach keys, capabilities."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import types
+from typing import Any
+
+import pytest
+
+from teu.engine import create, hostconfig, mounts, spec, times, users
+from teu.engine.detach import Filter, parse
+from teu.engine.errors import BadRequest, NotFound
+from teu.engine.http import Query
+from teu.oci.seccomp import default_profile
+
+
+def host(**values: Any) -> dict[str, Any]:
+    return hostconfig.clean_host_config(values, "journald", {})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"Env": "A=1"},
+        {"Env": ["=x"]},
+        {"Env": [1]},
+        {"Cmd": {"a": 1}},
+        {"Tty": "yes"},
+        {"Labels": {"a": 1}},
+        {"StopSignal": "SIGNOTHING"},
+        {"StopTimeout": True},
+        {"WorkingDir": "relative"},
+        {"Healthcheck": {"Test": ["WHAT"]}},
+        {"Healthcheck": {"Interval": 5}},
+        {"Hostname": "x" * 64},
+    ],
+)
+def test_a_bad_config_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest):
+        hostconfig.clean_config(config)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"Memory": 1024},
+        {"Memory": "64m"},
+        {"MemorySwap": 10 << 20},
+        {"Memory": 64 << 20, "MemorySwap": 32 << 20},
+        {"NanoCpus": 10**9, "CpuQuota": 50000},
+        {"RestartPolicy": {"Name": "sometimes"}},
+        {"RestartPolicy": {"Name": "always", "MaximumRetryCount": 3}},
+        {"RestartPolicy": {"Name": "always"}, "AutoRemove": True},
+        {"LogConfig": {"Type": "papyrus"}},
+        {"LogConfig": {"Type": "json-file", "Config": {"max-size": "lots"}}},
+        {"LogConfig": {"Type": "json-file", "Config": {"max-file": "3"}}},
+        {"LogConfig": {"Type": "journald", "Config": {"max-size": "3m"}}},
+        {"IpcMode": "everything"},
+        {"PidMode": "other"},
+        {"CgroupnsMode": "x"},
+        {"ShmSize": -1},
+        {"Ulimits": ["nofile"]},
+        {"OomScoreAdj": 2000},
+        {"DeviceRequests": [{"Driver": "nvidia"}]},
+        {"Links": ["a:b"]},
+        {"BlkioWeight": 5},
+    ],
+)
+def test_a_bad_host_config_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest):
+        host(**values)
+
+
+def test_defaults_and_names_in_any_case() -> None:
+    cleaned = host(memory=64 << 20, LogConfig={})
+    assert cleaned["Memory"] == 64 << 20
+    assert cleaned["MemorySwap"] == 128 << 20
+    assert cleaned["LogConfig"] == {"Type": "journald", "Config": {}}
+    assert cleaned["RestartPolicy"] == {"Name": "no", "MaximumRetryCount": 0}
+    assert cleaned["NetworkMode"] == "default"
+    assert cleaned["ShmSize"] == 64 << 20
+    assert set(hostconfig.HOST_CONFIG) == set(cleaned)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("TERM", 15), ("SIGKILL", 9), ("9", 9), ("hup", 1), ("RTMIN+3", signal.SIGRTMIN + 3), ("SIGRTMAX-1", 63)],
+)
+def test_signals(text: str, number: int) -> None:
+    assert hostconfig.signal_number(text) == number
+
+
+@pytest.mark.parametrize("text", ["0", "65", "NOPE", "-1", "RTMIN+99", ""])
+def test_bad_signals(text: str) -> None:
+    with pytest.raises(BadRequest):
+        hostconfig.signal_number(text)
+
+
+def test_the_image_counts_where_the_client_is_silent() -> None:
+    image = {
+        "Cmd": ["serve"], "Entrypoint": ["/entry"], "Env": ["A=image", "B=image"], "User": "www", "WorkingDir": "/srv",
+        "Labels": {"x": "image", "y": "image"}, "ExposedPorts": {"80/tcp": {}}, "Volumes": {"/data": {}},
+        "StopSignal": "SIGQUIT",
+    }  # fmt: skip
+    config = hostconfig.clean_config({"Env": ["A=mine"], "Labels": {"x": "mine"}, "ExposedPorts": {"81/tcp": {}}})
+    create.merge(config, image)
+    assert create.command(config) == ("/entry", ["serve"])
+    assert sorted(config["Env"]) == ["A=mine", "B=image"]
+    assert config["Labels"] == {"x": "mine", "y": "image"}
+    assert set(config["ExposedPorts"]) == {"80/tcp", "81/tcp"}
+    assert (config["User"], config["WorkingDir"], config["StopSignal"]) == ("www", "/srv", "SIGQUIT")
+    config = hostconfig.clean_config({"Cmd": ["other"]})
+    create.merge(config, image)
+    assert create.command(config) == ("/entry", ["other"])
+    config = hostconfig.clean_config({"Entrypoint": "sh"})
+    create.merge(config, image)
+    assert create.command(config) == ("sh", [])
+    config = hostconfig.clean_config({"Entrypoint": [""], "Cmd": ["ls", "-l"]})
+    create.merge(config, image)
+    assert create.command(config) == ("ls", ["-l"])
+    with pytest.raises(BadRequest):
+        create.command(hostconfig.clean_config({}))
+
+
+def test_times() -> None:
+    assert times.parse("0", "since") == 0
+    assert times.parse("1700000000.25", "since") == 1700000000_250000000
+    assert times.parse("2023-11-14T22:13:20Z", "since") == 1700000000 * 10**9
+    assert times.parse("2023-11-14T22:13:20.123456789Z", "since") == 1700000000_123456789
+    assert times.parse("2023-11-14T23:13:20+01:00", "since") == 1700000000 * 10**9
+    assert abs(times.parse("1h30m", "since") - (time.time_ns() - 5400 * 10**9)) < 10**9
+    with pytest.raises(BadRequest):
+        times.parse("yesterday", "since")
+
+
+def test_filters() -> None:
+    old = Query("filters=%7B%22label%22%3A%7B%22a%22%3Atrue%2C%22b%22%3Afalse%7D%7D")
+    assert old.filters() == {"label": ["a"]}
+    assert Query("filters=%7B%22name%22%3A%5B%22x%22%5D%7D").filters() == {"name": ["x"]}
+    for bad in ("%5B%5D", "%7B", "%7B%22a%22%3A1%7D", "%7B%22a%22%3A%5B1%5D%7D"):
+        with pytest.raises(BadRequest):
+            Query(f"filters={bad}").filters()
+
+
+PASSWD = b"root:x:0:0:root:/root:/bin/sh\nwww:x:33:33::/var/www:\nodd:x:7\n#no:x:1:1::/:\n"
+GROUP = b"root:x:0:\nwww:x:33:\nextra:x:50:www,root\nmore:x:51:www\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "extra", "wanted"),
+    [
+        ("", [], (0, 0, [50], "/root")),
+        ("www", [], (33, 33, [50, 51], "/var/www")),
+        ("33", [], (33, 33, [50, 51], "/var/www")),
+        ("www:more", [], (33, 51, [], "/var/www")),
+        ("1000", [], (1000, 0, [], "")),
+        ("1000:2000", ["extra", "77"], (1000, 2000, [50, 77], "")),
+        (":more", [], (0, 51, [], "/root")),
+    ],
+)
+def test_users(text: str, extra: list[str], wanted: tuple[Any, ...]) -> None:
+    assert tuple(users.lookup((PASSWD, GROUP), text, extra)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "extra"), [("nobody", []), ("www:nogroup", []), ("www", ["nogroup"]), ("4294967296", [])]
+)
+def test_unknown_users(text: str, extra: list[str]) -> None:
+    with pytest.raises(BadRequest):
+        users.lookup((PASSWD, GROUP), text, extra)
+
+
+def test_a_user_without_files_is_root() -> None:
+    assert tuple(users.lookup((b"", b""), "")) == (0, 0, [], "")
+
+
+def test_detach_keys() -> None:
+    assert parse("ctrl-p,ctrl-q") == b"\x10\x11"
+    assert parse("a,ctrl-@,ctrl-_") == b"a\x00\x1f"
+    for bad in ("ctrl-", "ctrl-pp", "word", "ctrl-P"):
+        with pytest.raises(BadRequest):
+            parse(bad)
+    keys = Filter("")
+    assert keys.feed(b"ls\n") == (b"ls\n", False)
+    assert keys.feed(b"a\x10") == (b"a", False)
+    assert keys.feed(b"b") == (b"\x10b", False)
+    assert keys.feed(b"\x10\x10\x11rest") == (b"\x10", True)
+    across = Filter("x,y")
+    assert across.feed(b"1x") == (b"1", False)
+    assert across.feed(b"y2") == (b"", True)
+
+
+def test_capabilities() -> None:
+    known = spec.capability_limit()
+    usual = spec.capabilities(host())
+    assert "CAP_CHOWN" in usual and "CAP_SYS_ADMIN" not in usual
+    assert "CAP_NET_ADMIN" in spec.capabilities(host(CapAdd=["net_admin"]))
+    assert "CAP_CHOWN" not in spec.capabilities(host(CapDrop=["CAP_CHOWN"]))
+    assert spec.capabilities(host(CapDrop=["ALL"])) == []
+    assert spec.capabilities(host(CapDrop=["ALL"], CapAdd=["KILL"])) == ["CAP_KILL"]
+    assert spec.capabilities(host(CapAdd=["ALL"])) == known
+    assert spec.capabilities(host(Privileged=True)) == known
+    with pytest.raises(BadRequest):
+        spec.capabilities(host(CapAdd=["FLYING"]))
+
+
+def test_seccomp_follows_capabilities() -> None:
+    plain = default_profile(["CAP_CHOWN"])
+    mighty = default_profile(["CAP_SYS_ADMIN", "CAP_SYS_TIME"])
+    assert "mount" not in plain["syscalls"][0]["names"]
+    assert {"mount", "clone3", "clock_settime"} <= set(mighty["syscalls"][0]["names"])
+    assert plain["syscalls"][-1] == {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}
+    assert {"ptrace", "openat2", "futex_waitv"} <= set(plain["syscalls"][0]["names"])
+    assert not {"kexec_load", "add_key", "keyctl", "bpf", "userfaultfd", "io_uring_setup"} & set(
+        plain["syscalls"][0]["names"]
+    )
+
+
+def test_security_options() -> None:
+    parsed = spec.security_options(host(SecurityOpt=["no-new-privileges", "seccomp=unconfined", "apparmor:x"]))
+    assert parsed["no_new_privileges"] and parsed["seccomp"] == "unconfined" and parsed["apparmor"] == "x"
+    profile = {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "syscalls": [
+            {"names": ["mount"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}},
+            {"names": ["read"], "action": "SCMP_ACT_ALLOW"},
+        ],
+    }
+    own = spec.security_options(host(SecurityOpt=[f"seccomp={json.dumps(profile)}"]))["seccomp"]
+    assert [rule["names"] for rule in own["syscalls"]] == [["read"]]
+    for bad in ("seccomp=/a/file", "seccomp={", "nonsense", "what=ever"):
+        with pytest.raises(BadRequest):
+            spec.security_options(host(SecurityOpt=[bad]))
+
+
+class _Volumes:
+    def ensure(self, name: str | None, *_: Any, **__: Any) -> Any:
+        return types.SimpleNamespace(name=name or "f" * 64, mountpoint=f"/v/{name}", driver="local", anonymous=not name)
+
+
+def _container(**values: Any) -> tuple[Any, Any]:
+    engine = types.SimpleNamespace(volumes=_Volumes(), containers=types.SimpleNamespace(find=lambda name: None))
+    config = {"Volumes": values.pop("Volumes", None)}
+    return engine, types.SimpleNamespace(id="c" * 64, config=config, host_config=host(**values))
+
+
+def test_mount_points() -> None:
+    engine, container = _container(
+        Binds=["/src:/dst:ro,rslave", "named:/named", "/anonymous"],
+        Mounts=[{"Type": "tmpfs", "Target": "/t", "TmpfsOptions": {"SizeBytes": 4096, "Mode": 0o700}}],
+        Volumes={"/image": {}, "/dst": {}},
+    )
+    points = {point["Destination"]: point for point in mounts.collect(engine, container)}
+    assert set(points) == {"/dst", "/named", "/anonymous", "/t", "/image"}
+    assert points["/dst"]["Source"] == "/src" and not points["/dst"]["RW"]
+    assert points["/dst"]["Propagation"] == "rslave"
+    assert points["/named"]["Name"] == "named" and points["/named"]["Options"]["copy"]
+    assert points["/t"]["Options"]["tmpfs"] == ["size=4096", "mode=700"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"Binds": ["/a:b"]},
+        {"Binds": ["/a:/"]},
+        {"Binds": ["/a:/b:sometimes"]},
+        {"Binds": ["/a:/b:ro:z"]},
+        {"Binds": [":/b"]},
+        {"Binds": ["/a:/b", "/c:/b/"]},
+        {"Mounts": [{"Type": "bind", "Source": "/nonexistent/path", "Target": "/b"}]},
+        {"Mounts": [{"Type": "bind", "Target": "/b"}]},
+        {"Mounts": [{"Type": "npipe", "Source": "a", "Target": "/b"}]},
+        {"Mounts": [{"Type": "volume"}]},
+        {"Tmpfs": {"/b": "colour=blue"}},
+        {"Tmpfs": {"relative": ""}},
+    ],
+)
+def test_bad_mounts(values: dict[str, Any]) -> None:
+    engine, container = _container(**values)
+    with pytest.raises(BadRequest):
+        mounts.collect(engine, container)
+
+
+def test_volumes_from_nobody() -> None:
+    engine, container = _container(VolumesFrom=["nobody"])
+    with pytest.raises(NotFound):
+        mounts.collect(engine, container)
+
+
+def test_resources() -> None:
+    values = spec.resources(host(NanoCpus=1_500_000_000, Memory=64 << 20, PidsLimit=100, CpusetCpus="0-1"))
+    assert values == {
+        "cpu": {"period": 100_000, "quota": 150_000, "cpus": "0-1"},
+        "memory": {"limit": 64 << 20, "swap": 128 << 20},
+        "pids": {"limit": 100},
+    }
+    assert spec.resources(host()) == {}
