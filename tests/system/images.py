@@ -26,7 +26,7 @@ def need_busybox() -> None:
     shipped = sorted(SHIPPED.glob("*.tar")) if SHIPPED.is_dir() else []
     path = shipped[0] if shipped else Path("/tmp/teu-test-busybox.tar")
     if not shipped and not path.exists():
-        tool = Path(__file__).parents[2] / "packaging/build-image"
+        tool = Path(__file__).parents[2] / "packaging/make-busybox-image"
         subprocess.run(["/usr/bin/python3", tool, path], check=True)
     whole.teu("load", "-i", str(path))
 
