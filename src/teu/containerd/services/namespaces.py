@@ -18,7 +18,7 @@ class Namespaces:
 
     @quick
     def Get(self, request: Any, call: Call) -> Any:
-        found = namespace_pb2.Namespace(name=request.name, labels=self._store.get(request.name))
+        found = namespace_pb2.Namespace(name=request.name, labels=self._store.labels(request.name))
         return namespace_pb2.GetNamespaceResponse(namespace=found)
 
     @quick
