@@ -274,7 +274,7 @@ def check(spec: Any, rootless: bool = False) -> None:
     if linux.get("seccomp") is not None:
         check_seccomp(linux["seccomp"])
     if linux.get("sysctl"):
-        _check_sysctl(linux)
+        _check_sysctl(linux, spec.get("domainname") or "")
     propagation = linux.get("rootfsPropagation")
     if propagation and propagation not in PROPAGATIONS:
         raise SpecError("linux.rootfsPropagation", f"must be one of {', '.join(PROPAGATIONS)}, is {propagation!r}")
@@ -527,7 +527,7 @@ def sysctl_name(name: str) -> str:
     return name
 
 
-def _check_sysctl(linux: Object) -> None:
+def _check_sysctl(linux: Object, domainname: str) -> None:
     """Only what belongs to a namespace of the container may be set: the rest is the host's."""
     paths = {namespace["type"]: namespace.get("path") or "" for namespace in linux.get("namespaces") or []}
     for given in linux["sysctl"]:
@@ -544,6 +544,8 @@ def _check_sysctl(linux: Object) -> None:
                 raise SpecError(field, "cannot be set in the host's user namespace")
         elif name == "kernel.hostname" and "uts" in paths:
             raise SpecError(field, "conflicts with the field hostname: use that")
+        elif name == "kernel.domainname" and domainname:
+            raise SpecError(field, "conflicts with the field domainname: use one of them")
         elif name != "kernel.domainname" or "uts" not in paths:
             raise SpecError(field, "does not belong to a namespace of the container")
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 SUMMARY = "delete any resources held by the container"
 USAGE = "<container-id>"
-FLAGS = {"force": ("f", "bool", False, "kill the container (SIGKILL) if it still runs")}
+FLAGS = {
+    "force": ("f", "bool", False, "kill the container (SIGKILL) if it still runs"),
+    "regex": ("r", "bool", False, "the id is a regular expression: delete all that match (as crun has it)"),
+}
 ARGUMENTS = (1, 1)
 
 _SIGKILL = 9
@@ -24,13 +27,27 @@ _KILL_WAIT = 10.0
 
 
 def main(arguments: Arguments, settings: Settings) -> int:
-    id = arguments.positional[0]
-    force = arguments["force"]
+    if not arguments["regex"]:
+        return delete(settings.root, arguments.positional[0], arguments["force"])
+    import re
+
     try:
-        container = state.load(settings.root, id)
+        pattern = re.compile(arguments.positional[0])
+    except re.error as error:
+        raise RuncError(f"invalid regular expression: {error}") from None
+    for container in state.load_all(settings.root):
+        if pattern.search(container.id):
+            delete(settings.root, container.id, arguments["force"])
+    return 0
+
+
+def delete(root: str, id: str, force: bool) -> int:
+    """Delete one container."""
+    try:
+        container = state.load(root, id)
     except NotFound:
         # a create that was killed between its first two steps: a folder and nothing else
-        _remove_folder(state.folder_of(settings.root, id))
+        _remove_folder(state.folder_of(root, id))
         if force:
             return 0
         raise

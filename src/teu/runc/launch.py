@@ -61,7 +61,7 @@ from teu.runc import (
     state,
     validator,
 )
-from teu.runc.errors import InvalidSpec, RuncError
+from teu.runc.errors import InvalidSpec, RuncError, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def close_strangers(preserved: int) -> None:
         try:
             os.set_inheritable(fd, True)
         except OSError as error:
-            raise RuncError(f"unable to stat preserved-fd {fd - 3} (of {preserved}): {error.strerror}") from None
+            raise RuncError(f"unable to stat preserved-fd {fd - 3} (of {preserved}): {text_of(error)}") from None
     keep = log.fd()
     if keep >= 3 + preserved:
         os.closerange(3 + preserved, keep)
@@ -140,7 +140,7 @@ def connect(path: str) -> socket:
     try:
         connection.connect(path)
     except OSError as error:
-        raise RuncError(f"dial unix {path}: connect: {error.strerror}") from None
+        raise RuncError(f"dial unix {path}: connect: {text_of(error)}") from None
     return connection
 
 
@@ -350,7 +350,7 @@ class Launch:
             try:
                 fd = namespaces.open_namespace(path, flag)
             except (OSError, ValueError) as error:
-                reason = error.strerror if isinstance(error, OSError) else str(error)
+                reason = text_of(error).removeprefix(path + ": ")
                 raise RuncError(f"linux.namespaces: {namespace['type']}: {path}: {reason}") from None
             if flag == CLONE_NEWUSER:
                 plan.user_namespace = True

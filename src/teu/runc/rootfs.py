@@ -262,7 +262,7 @@ def _filesystem_tree(kind: str, source: str, data: list[str], options: MountOpti
 def _cgroup_tree(cgroup: CgroupView, options: MountOptions) -> int:
     if cgroup.namespaced:
         try:
-            return mounts.new_filesystem("cgroup2", "cgroup", [])
+            return mounts.new_filesystem("cgroup2", "cgroup", options.data)
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EBUSY):
                 raise
