@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Debian packages: what they install, that they leave the peers alone, that an upgrade is not noticed."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from whole import call, eventually, main_pid, out, teu
+
+pytestmark = pytest.mark.needs("packages", "systemd")
+
+PACKAGES = ("teu-runc", "teu-containerd", "teu")
+PROGRAMS = {
+    "teu-runc": ("/usr/sbin/teu-runc",),
+    "teu-containerd": ("/usr/sbin/teu-containerd", "/usr/bin/containerd-shim-teu-v2", "/usr/bin/teu-ctr"),
+    "teu": ("/usr/sbin/teud", "/usr/bin/teu"),
+}
+UNITS = ("teud.socket", "teud.service", "teu-containerd.socket", "teu-containerd.service", "teu.slice")
+PEERS = ("docker.io", "containerd", "runc", "podman", "crun")
+
+
+def files_of(package: str) -> list[str]:
+    return [path for path in out("dpkg", "-L", package).splitlines() if not Path(path).is_dir()]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_programs_are_where_the_issue_says(package: str) -> None:
+    installed = files_of(package)
+    for program in PROGRAMS[package]:
+        assert program in installed
+        assert os.access(program, os.X_OK)
+        assert out("dpkg", "-S", program).split(":")[0] == package
+
+
+def changed_files(package: str) -> list[str]:
+    """What dpkg finds changed or missing; the labs leave changelogs and translations out."""
+    found = call("dpkg", "-V", package, check=False).stdout.splitlines()
+    return [line for line in found if "/changelog" not in line and "/locale/" not in line]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_file_is_changed_or_missing(package: str) -> None:
+    assert not changed_files(package)
+
+
+def test_configuration_files_are_conffiles() -> None:
+    conffiles = out("dpkg-query", "-W", "-f=${Conffiles}", *PACKAGES)
+    for file in ("/etc/teu/teud.yaml", "/etc/teu/containerd.yaml"):
+        assert file in conffiles.split()
+        assert Path(file).stat().st_mode & 0o777 == 0o644
+
+
+def test_only_the_distribution_is_needed() -> None:
+    """Every import of third parties is a package's file, none is pip's."""
+    script = "import sys; sys.path.append('/usr/lib/python3/dist-packages'); import grpc, google.protobuf, yaml, h11"
+    script += "; print(*(m.__file__ for m in (grpc, yaml, h11)))"
+    for path in out("/usr/bin/python3", "-IS", "-c", script).split():
+        assert path.startswith("/usr/lib/python3/dist-packages/")
+
+
+def test_the_peers_are_untouched() -> None:
+    installed = out("dpkg-query", "-W", "-f=${Package} ", *PEERS).split()
+    assert set(installed) == set(PEERS)
+    changed = [line for peer in PEERS for line in changed_files(peer)]
+    assert not changed
+
+
+def test_sockets_are_enabled_with_their_owners() -> None:
+    for unit in ("teud.socket", "teu-containerd.socket"):
+        assert out("systemctl", "is-enabled", unit) == "enabled"
+        assert out("systemctl", "is-active", unit) == "active"
+    for path, mode, group in (
+        ("/run/teu/teud.sock", 0o660, "teu"),
+        ("/run/teu/containerd.sock", 0o600, "root"),
+        ("/run/teu/containerd.sock.ttrpc", 0o600, "root"),
+    ):
+        status = os.stat(path)
+        assert stat.S_ISSOCK(status.st_mode)
+        assert (oct(stat.S_IMODE(status.st_mode)), status.st_uid) == (oct(mode), 0)
+        assert out("getent", "group", str(status.st_gid)).split(":")[0] == group
+
+
+def test_a_connection_starts_stopped_services() -> None:
+    call("systemctl", "stop", "teud.service", "teu-containerd.service")
+    assert main_pid("teud.service") == main_pid("teu-containerd.service") == 0
+    teu("images")
+    assert main_pid("teud.service") > 0
+    assert main_pid("teu-containerd.service") > 0
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_units_are_valid_and_documented(unit: str) -> None:
+    done = call("systemd-analyze", "verify", f"/usr/lib/systemd/system/{unit}", check=False)
+    complaints = [line for line in (done.stdout + done.stderr).splitlines() if "teu" in line and "man " not in line]
+    assert not complaints
+    assert "man:" in out("systemctl", "show", "-p", "Documentation", unit)
+
+
+@pytest.mark.parametrize("service", ["teud.service", "teu-containerd.service"])
+def test_services_are_watched_and_never_kill_containers(service: str) -> None:
+    teu("ps")
+    shown = dict(line.split("=", 1) for line in out("systemctl", "show", service).splitlines() if "=" in line)
+    assert shown["Type"] == "notify"
+    assert shown["KillMode"] == "process"
+    assert shown["WatchdogUSec"] not in ("0", "infinity")
+    assert shown["OOMPolicy"] == "continue"
+    assert shown["StatusText"]
+
+
+def test_the_engine_is_sandboxed() -> None:
+    shown = out("systemctl", "show", "teud.service")
+    for directive in ("NoNewPrivileges=yes", "LockPersonality=yes", "RestrictRealtime=yes"):
+        assert directive in shown.splitlines()
+    pid = main_pid("teud.service") or (teu("ps") and main_pid("teud.service"))
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status
+
+
+def test_reload_is_told_to_systemd() -> None:
+    teu("ps")
+    for service in ("teud.service", "teu-containerd.service"):
+        before = main_pid(service)
+        call("systemctl", "reload", service)
+        assert out("systemctl", "is-active", service) == "active"
+        assert main_pid(service) == before
+
+
+@pytest.mark.parametrize(
+    ("daemon", "file"),
+    [("teud", "/etc/teu/teud.yaml.d/50-test.yaml"), ("teu-containerd", "/etc/teu/containerd.yaml.d/50-test.yaml")],
+)
+def test_a_mistake_in_a_drop_in_stops_the_start(daemon: str, file: str) -> None:
+    Path(file).parent.mkdir(exist_ok=True)
+    Path(file).write_text("# a comment\nlog-levle: debug\n")
+    try:
+        done = call(daemon, "--validate", check=False)
+        assert done.returncode != 0
+        assert f"{file}:2: log-levle: unknown key; did you mean log-level?" in done.stdout + done.stderr
+    finally:
+        Path(file).unlink()
+    assert call(daemon, "--validate").returncode == 0
+
+
+def test_manual_pages() -> None:
+    for page in ("teu.1", "teu-ctr.1", "teud.8", "teu-containerd.8", "teu-runc.8", "containerd-shim-teu-v2.8"):
+        name, section = page.rsplit(".", 1)
+        path = Path(f"/usr/share/man/man{section}/{page}.gz")
+        assert path.exists(), f"no manual page {name}({section})"
+    for page in ("teud.yaml.5", "teu-containerd.yaml.5"):
+        assert Path(f"/usr/share/man/man5/{page}.gz").exists()
+
+
+def test_bash_completion() -> None:
+    script = "source /usr/share/bash-completion/bash_completion; _completion_loader teu; complete -p teu"
+    assert " teu" in out("bash", "-c", script)
+
+
+@pytest.fixture
+def busybox() -> Iterator[None]:
+    teu("load", "-i", "/usr/share/teu/images/busybox.oci.tar")
+    yield
+
+
+@pytest.mark.timeout(300)
+def test_upgrade_keeps_containers_running(busybox: None) -> None:
+    """dpkg runs the same scripts for the same version as for a newer one."""
+    script = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.05; done"
+    teu("run", "-d", "--name", "kept", "busybox", "sh", "-c", script)
+    teu("run", "-d", "--name", "ends", "busybox", "sh", "-c", "while [ ! -e /go ]; do sleep 0.05; done; exit 7")
+    try:
+        pid = out("teu", "inspect", "-f", "{{.State.Pid}}", "kept")
+        daemons = [main_pid(service) for service in ("teud.service", "teu-containerd.service")]
+        archives = sorted(str(path) for path in Path("/src/dist").glob("*.deb"))
+        assert archives
+        done = subprocess.run(
+            ["dpkg", "-i", *archives],
+            env={"PATH": os.environ["PATH"], "DEBIAN_FRONTEND": "noninteractive"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert Path(f"/proc/{pid}").exists()
+        assert out("teu", "inspect", "-f", "{{.State.Pid}} {{.State.Status}}", "kept") == f"{pid} running"
+        after = [main_pid(service) for service in ("teud.service", "teu-containerd.service")]
+        assert 0 not in after and not set(after) & set(daemons), "the new code runs"
+        seen = int(out("teu", "logs", "--tail", "1", "kept").split()[1])
+        eventually("more output", lambda: int(out("teu", "logs", "--tail", "1", "kept").split()[1]) > seen)
+        lines = [int(line.split()[1]) for line in out("teu", "logs", "kept").splitlines()]
+        assert lines == list(range(1, len(lines) + 1)), "no line is lost or doubled"
+        teu("exec", "ends", "touch", "/go")
+        assert out("teu", "wait", "ends") == "7"
+    finally:
+        teu("rm", "-f", "kept", "ends", check=False)

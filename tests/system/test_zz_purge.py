@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""apt purge: with containers running, networks and volumes in use, nothing stays but what is said to stay.
+
+The last file of a run, as it takes everything away (and installs it again).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from whole import call, out, teu
+
+pytestmark = pytest.mark.needs("packages", "systemd")
+
+PACKAGES = ("teu", "teu-containerd", "teu-runc")
+
+
+def apt(*argv: str) -> str:
+    done = subprocess.run(
+        ["apt-get", "-y", "-qq", "-o", "Dpkg::Use-Pty=0", *argv],
+        env={"PATH": os.environ["PATH"], "DEBIAN_FRONTEND": "noninteractive"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def leftovers() -> list[str]:
+    """Everything in the system that has Teu's name on it, and should not when Teu is gone."""
+    found = [str(path) for place in ("/run", "/etc", "/var/lib", "/var/cache") for path in Path(place).glob("teu*")]
+    for place in ("/usr/bin", "/usr/sbin", "/usr/lib/python3/dist-packages", "/usr/share", "/usr/lib/systemd/system"):
+        found += [str(path) for path in Path(place).glob("*teu*")]
+    found += [str(path) for path in Path("/etc/systemd/system").rglob("*teu*") if "teu-lab" not in path.name]
+    found += ["unit " + line for line in out("systemctl", "list-units", "--all", "--plain", "--no-legend", "teu*")
+              .splitlines() if "teu-lab" not in line]  # fmt: skip
+    found += [
+        "mount " + line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines() if "/teu" in line
+    ]
+    found += [
+        str(path) for path in Path("/sys/fs/cgroup").rglob("teu*") if path.is_dir() and "teu-lab" not in path.name
+    ]
+    found += ["link " + path.name for path in Path("/sys/class/net").glob("teu*")]
+    found += ["nft " + line for line in out("nft", "list", "tables").splitlines() if "teu" in line]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if any(part.rpartition(b"/")[2] in (b"teud", b"teu-containerd", b"containerd-shim-teu-v2") for part in command):
+            found.append(f"process {process.name} {command}")
+    return found
+
+
+@pytest.mark.timeout(400)
+def test_purge_leaves_nothing_but_what_it_says() -> None:
+    debs = sorted(str(path) for path in Path("/src/dist").glob("*.deb"))
+    assert debs
+    teu("load", "-i", "/usr/share/teu/images/busybox.oci.tar")
+    teu("network", "create", "purged", check=False)
+    teu("run", "-d", "--name", "purge-none", "--network", "none", "busybox", "sleep", "600")
+    teu("run", "-d", "--name", "purge-bridge", "-p", "127.0.0.1:18080:80", "-v", "precious:/data",
+        "busybox", "sh", "-c", "echo mine >/data/file; sleep 600")  # fmt: skip
+    teu("exec", "purge-bridge", "sh", "-c", "until [ -s /data/file ]; do sleep 0.1; done")
+    Path("/etc/teu/teud.yaml.d").mkdir(exist_ok=True)
+    Path("/etc/teu/teud.yaml.d/mine.yaml").write_text("log-level: info\n")
+    try:
+        said = apt("purge", *PACKAGES)
+        left = leftovers()
+        assert left == ["/var/lib/teu"], "\n".join(left)
+        assert "kept: the group teu, and the volumes in /var/lib/teu/engine/volumes" in said
+        data = [path for path in Path("/var/lib/teu").rglob("*") if path.is_file()]
+        assert [path.read_text() for path in data if path.name == "file"] == ["mine\n"]
+        assert all(path.is_relative_to("/var/lib/teu/engine/volumes") for path in data)
+    finally:
+        call("rm", "-rf", "/var/lib/teu")
+        apt("install", *debs)
+
+
+@pytest.mark.timeout(400)
+def test_remove_keeps_images_and_configuration() -> None:
+    debs = sorted(str(path) for path in Path("/src/dist").glob("*.deb"))
+    teu("load", "-i", "/usr/share/teu/images/busybox.oci.tar")
+    try:
+        apt("remove", *PACKAGES)
+        assert Path("/etc/teu/teud.yaml").exists()
+    finally:
+        apt("install", *debs)
+    assert "busybox" in out("teu", "images")
+    assert out("teu", "run", "--rm", "busybox", "echo", "back again") == "back again"
