@@ -11,7 +11,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from whole import call, out, teu
 
 pytestmark = pytest.mark.needs("packages", "systemd")
