@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Daemons killed at a random moment of a pull: what was pulled is whole, what was not leaves nothing, and the next
+pull does the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import images
+import pytest
+import whole
+from scripted_registry import ScriptedRegistry, tar
+from whole import teu
+
+BLOBS = Path("/var/lib/teu/containerd/content/blobs/sha256")
+
+
+def kill(service: str) -> None:
+    pid = whole.main_pid(service)
+    if pid:
+        try:
+            os.kill(pid, 9)
+        except ProcessLookupError:
+            pass
+
+
+def verify_content() -> None:
+    """Every blob in the store has the digest that it is named by."""
+    for path in BLOBS.iterdir():
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        assert hashlib.sha256(data).hexdigest() == path.name
+
+
+@pytest.mark.timeout(600)
+def test_killed_while_pulling(rounds: Callable[[int], int]) -> None:
+    images.need_busybox()
+    before = images.held()
+    counts: Counter[str] = Counter()
+    count = rounds(50)
+    seed = random.randrange(1 << 30)
+    chance = random.Random(seed)
+    print(f"seed {seed}")
+    with ScriptedRegistry() as registry:
+        registry.hook = lambda _method, path: time.sleep(0.02 if "/blobs/" in path else 0)
+        layers = [tar((f"file{n}", chance.randbytes(400_000))) for n in range(3)]
+        registry.image("app", "1", *layers)
+        name = f"{registry.address}/app:1"
+        started = time.monotonic()
+        teu("pull", name)
+        usual = time.monotonic() - started
+        teu("rmi", name)
+        for number in range(count):
+            victims = (("teud.service",), ("teu-containerd.service",), ("teud.service", "teu-containerd.service"))[
+                number % 3
+            ]
+            client = subprocess.Popen(["teu", "pull", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(chance.uniform(0, usual * 1.1))
+            for victim in victims:
+                kill(victim)
+            finished = client.wait(60) == 0
+            counts["acknowledged" if finished else "interrupted"] += 1
+            if finished:
+                teu("image", "inspect", name)
+            else:
+                teu("pull", name)
+            verify_content()
+            teu("rmi", name)
+    whole.eventually("containerd holds what it held before", lambda: images.held() == before, timeout=60)
+    print(f"{count} deaths while pulling: {dict(counts)}; every image whole, nothing left")
