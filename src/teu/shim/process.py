@@ -81,7 +81,7 @@ class Process:
                 if self.streams.logger_pid:
                     self.loop.on_exit(self.streams.logger_pid, self._logger_exited)
                 yield from runtime.run(*args, "--pid-file", pid_file, last, stdio=self.streams.child_fds())
-                self.streams.close_child()
+                self.streams.started(self.loop)
             with open(pid_file) as file:
                 self.pid = int(file.read())
             self.loop.on_exit(self.pid, self._exited)
@@ -147,8 +147,10 @@ class Process:
 
     def release(self) -> Coroutine:
         """Give up the streams, when a terminal's last output has been taken."""
-        if self.streams.console and self.status == m.STOPPED:
-            yield from wait_drained(self.loop, self.streams.console, DRAIN_SECONDS, self.log)
+        if self.status == m.STOPPED:
+            for relay in (self.streams.relay, self.streams.console and self.streams.console.output):
+                if relay:
+                    yield from wait_drained(self.loop, relay, DRAIN_SECONDS, self.log)
         if self.streams.logger_pid:
             self.streams.close_child()
             try:

@@ -11,7 +11,9 @@ but the writer.  What the shim does is to keep the FIFO alive:
 - `keeps` (read-only, never read) keep what is in the FIFO for a reader that is not there at the moment,
   until the process is deleted.
 
-With a terminal the bytes must move between the pty and the FIFOs: splice(2) does that in the kernel.
+Standard error is a pipe of the shim's, relayed to its FIFO from the successful start on: the OCI runtime
+has it first, and writes there why it failed, which the client is told in another way.  With a terminal the
+bytes must move between the pty and the FIFOs.  Both is done by splice(2), in the kernel.
 """
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ import stat
 import struct
 import termios
 
-from teu.shim.loop import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, Future
+from teu.shim.loop import EPOLLIN, EPOLLOUT, Future
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,6 +69,9 @@ class Streams:
         self._holds: list[int] = []
         self._keeps: list[int] = []
         self._child: list[int] = []
+        # standard error's pipe and FIFO, until they are relayed
+        self._error: tuple[int, int] | None = None
+        self.relay: Relay | None = None
         self.console: Console | None = None
         self.logger_pid = 0
 
@@ -74,6 +79,14 @@ class Streams:
         """The three descriptors for the process; close_child() them once the runtime has them."""
         stdin, stdout, stderr = self._child
         return stdin, stdout, stderr
+
+    def started(self, loop: Loop) -> None:
+        """The runtime has succeeded: from now on standard error is the process's."""
+        self.close_child()
+        if self._error:
+            source, sink = self._error
+            self._error = None
+            self.relay = Relay(loop, source, sink, True)
 
     def close_child(self) -> None:
         for fd in set(self._child):
@@ -101,8 +114,13 @@ class Streams:
         """Give everything up."""
         self.close_child()
         self.exited()
+        if self.relay:
+            self.relay.end()
         if self.console:
             self.console.close()
+        for fd in self._error or ():
+            os.close(fd)
+        self._error = None
         for fd in self._keeps:
             os.close(fd)
         self._keeps = []
@@ -122,6 +140,18 @@ class Streams:
             os.fchown(fd, uid, gid)
         return fd
 
+    def _open_error(self, path: str, uid: int, gid: int) -> int:
+        if not path or not is_fifo(path):
+            return self._open_output(path, uid, gid)
+        self._keeps.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        sink = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        source, write_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(source, False)
+        self._error = (source, sink)
+        if uid or gid:
+            os.fchown(write_end, uid, gid)
+        return write_end
+
     def open(self, stdin: str, stdout: str, stderr: str, *, container: str, namespace: str,
              uid: int = 0, gid: int = 0) -> None:
         """Prepare the streams of a process without a terminal.
@@ -140,7 +170,7 @@ class Streams:
             scheme, path, arguments = parse_uri(stdout)
             if scheme == "fifo":
                 self._child.append(self._open_output(path, uid, gid))
-                self._child.append(self._open_output(stderr, uid, gid))
+                self._child.append(self._open_error(stderr, uid, gid))
             elif scheme == "file":
                 os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
@@ -179,142 +209,150 @@ class Streams:
             raise ValueError("logging binary did not call ready (it may have crashed or exited prematurely)")
 
 
-class Console:
-    """A terminal's master end, and the copying between it and the client's FIFOs."""
+class Relay:
+    """Moves bytes from `source` to `sink` in the kernel until the source ends, then closes the sink.
 
-    def __init__(self, loop: Loop, master: int, stdin: str, stdout: str) -> None:
+    Both are non-blocking and become the relay's own."""
+
+    def __init__(self, loop: Loop, source: int, sink: int, sink_is_pipe: bool) -> None:
         self._loop = loop
-        self._master = master
-        self._in = self._in_hold = self._out = self._keep = -1
-        self._exited = False
+        self._source = source
+        self._sink = sink
+        self._sink_is_pipe = sink_is_pipe
+        self._finishing = False
+        # done when everything is in the sink
         self.drained = Future()
-        os.set_blocking(master, False)
+        loop.watch(source, EPOLLIN, self._copy)
+
+    def _copy(self, _events: int = 0) -> None:
         try:
-            scheme, path, _ = parse_uri(stdout)
-            if scheme == "fifo" and is_fifo(path):
-                self._out = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-                self._keep = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            elif scheme == "file":
-                os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-                self._out = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            else:
-                self._out = os.open(path or "/dev/null", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-            if stdin:
-                self._in = os.open(stdin, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-                self._in_hold = os.open(stdin, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except BaseException:
-            self.close()
-            raise
-        self._pending_in = b""
-        self._want(EPOLLIN)
-        if self._in >= 0:
-            loop.watch(self._in, EPOLLIN, self._on_input)
-
-    def resize(self, width: int, height: int) -> None:
-        if self._master >= 0:
-            fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-
-    def _want(self, events: int) -> None:
-        self._loop.watch(self._master, events, self._on_master)
-
-    # output: master -> FIFO
-
-    def _on_master(self, events: int) -> None:
-        if events & EPOLLOUT:
-            self._on_input(0)
-        if events & (EPOLLIN | EPOLLHUP | EPOLLERR):
-            self._copy_out()
-
-    def _copy_out(self) -> None:
-        try:
-            count = self._splice_out()
+            count = self._move()
         except BlockingIOError:
-            if self._exited and not self._has_output():
-                self._end()
+            if self._finishing and not self._has_more():
+                self.end()
                 return
-            # There was something to read, so it is the reader of the FIFO who is slow.
-            self._loop.unwatch(self._master)
-            self._loop.watch(self._out, EPOLLOUT, self._on_writable)
+            if self._sink_is_pipe:
+                # There was something to read, so it is the reader of the sink who is slow.
+                self._loop.unwatch(self._source)
+                self._loop.watch(self._sink, EPOLLOUT, self._on_writable)
             return
         except OSError as e:
             if e.errno not in (errno.EIO, errno.EPIPE):
                 raise
             count = 0
         if count == 0:
-            self._end()
+            self.end()
+        elif self._finishing:
+            self._copy()
 
-    def _splice_out(self) -> int:
+    def _move(self) -> int:
         try:
-            return os.splice(self._master, self._out, SPLICE_LENGTH,
+            return os.splice(self._source, self._sink, SPLICE_LENGTH,
                              flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
         except OSError as e:
             if e.errno != errno.EINVAL:
                 raise
-        # The output is no pipe, or this kernel's terminals do not splice.
-        data = os.read(self._master, 4096)
-        if self._keep >= 0:
-            os.set_blocking(self._out, True)
+        # This kernel cannot splice between these two.
+        data = os.read(self._source, 4096)
+        if data and self._sink_is_pipe:
+            os.set_blocking(self._sink, True)
             try:
-                os.write(self._out, data)
+                os.write(self._sink, data)
             finally:
-                os.set_blocking(self._out, False)
+                os.set_blocking(self._sink, False)
         elif data:
-            os.write(self._out, data)
+            os.write(self._sink, data)
         return len(data)
 
-    def _has_output(self) -> bool:
+    def _has_more(self) -> bool:
         count = array.array("i", [0])
-        fcntl.ioctl(self._master, termios.FIONREAD, count)
+        fcntl.ioctl(self._source, termios.FIONREAD, count)
         return count[0] > 0
 
     def _on_writable(self, _events: int) -> None:
-        self._loop.unwatch(self._out)
-        self._want(EPOLLIN)
-        self._copy_out()
+        self._loop.unwatch(self._sink)
+        self._loop.watch(self._source, EPOLLIN, self._copy)
+        self._copy()
 
-    def _end(self) -> None:
-        """All output is in the FIFO: let the reader see EOF."""
-        if self._master >= 0:
-            self._loop.unwatch(self._master)
-        if self._out >= 0:
-            self._loop.unwatch(self._out)
-            os.close(self._out)
-            self._out = -1
+    def finish(self) -> None:
+        """Nobody is to write any more: end when what is there has been moved."""
+        if not self._finishing and not self.drained.done:
+            self._finishing = True
+            self._copy()
+
+    def end(self) -> None:
+        """End now."""
+        if self._sink >= 0:
+            self._loop.unwatch(self._source)
+            self._loop.unwatch(self._sink)
+            os.close(self._source)
+            os.close(self._sink)
+            self._source = self._sink = -1
         self.drained.set()
+
+
+class Console:
+    """A terminal's master end, and the copying between it and the client's FIFOs."""
+
+    def __init__(self, loop: Loop, master: int, stdin: str, stdout: str) -> None:
+        self._loop = loop
+        self._master = master
+        self._in = self._in_hold = self._keep = -1
+        os.set_blocking(master, False)
+        try:
+            scheme, path, _ = parse_uri(stdout)
+            fifo = scheme == "fifo" and is_fifo(path)
+            if fifo:
+                out = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+                self._keep = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            elif scheme == "file":
+                os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+                out = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            else:
+                out = os.open(path or "/dev/null", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            # A descriptor of its own, because both directions are watched independently.
+            self.output = Relay(loop, fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, 3), out, fifo)
+            if stdin:
+                self._in = os.open(stdin, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                self._in_hold = os.open(stdin, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                loop.watch(self._in, EPOLLIN, self._on_input)
+        except BaseException:
+            self.close()
+            raise
+        self._pending = b""
+
+    def resize(self, width: int, height: int) -> None:
+        if self._master >= 0:
+            fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
     # input: FIFO -> master
 
-    def _on_input(self, events: int) -> None:
-        if self._master < 0 or self.drained.done:
-            self._stop_input()
-            return
+    def _on_input(self, _events: int) -> None:
         try:
-            if not self._pending_in:
-                if self._in < 0:
-                    return
-                self._pending_in = os.read(self._in, 65536)
-                if not self._pending_in:
+            if not self._pending:
+                self._pending = os.read(self._in, 65536)
+                if not self._pending:
                     self._stop_input()
                     return
-            while self._pending_in:
-                self._pending_in = self._pending_in[os.write(self._master, self._pending_in):]
+            while self._pending:
+                self._pending = self._pending[os.write(self._master, self._pending):]
         except BlockingIOError:
-            if self._pending_in:
+            if self._pending:
                 # The terminal's input queue is full: go on when it has room.
-                if self._in >= 0:
-                    self._loop.unwatch(self._in)
-                self._want(EPOLLIN | EPOLLOUT)
-            return
+                self._loop.unwatch(self._in)
+                self._loop.watch(self._master, EPOLLOUT, self._on_room)
         except OSError:
             self._stop_input()
-            return
-        if self._in >= 0 and not events:
-            self._want(EPOLLIN)
-            self._loop.watch(self._in, EPOLLIN, self._on_input)
+
+    def _on_room(self, _events: int) -> None:
+        self._loop.unwatch(self._master)
+        self._loop.watch(self._in, EPOLLIN, self._on_input)
+        self._on_input(0)
 
     def _stop_input(self) -> None:
         if self._in >= 0:
             self._loop.unwatch(self._in)
+            self._loop.unwatch(self._master)
             os.close(self._in)
             self._in = -1
 
@@ -323,20 +361,16 @@ class Console:
             os.close(self._in_hold)
             self._in_hold = -1
 
-    # end
-
     def exited(self) -> None:
         """The process is gone: copy what the terminal still has, then end."""
-        if not self._exited:
-            self._exited = True
-            self._stop_input()
-            if not self.drained.done:
-                self._copy_out()
+        self._stop_input()
+        self.output.finish()
 
     def close(self) -> None:
         self._stop_input()
         self.close_stdin()
-        self._end()
+        if hasattr(self, "output"):
+            self.output.end()
         for fd in (self._master, self._keep):
             if fd >= 0:
                 os.close(fd)
@@ -373,12 +407,14 @@ class ConsoleSocket:
             pass
 
 
-def wait_drained(loop: Loop, console: Console, seconds: float, log: Callable[[str], None]) -> Coroutine:
-    """Wait until a terminal's last output is in the FIFO, at most so long."""
+def wait_drained(loop: Loop, relay: Relay, seconds: float, log: Callable[[str], None]) -> Coroutine:
+    """Wait until the last output is in the FIFO, at most so long."""
     def give_up() -> None:
-        if not console.drained.done:
-            log("the terminal's output was not read: dropped what is left")
-            console.drained.set()
+        if not relay.drained.done:
+            log("output was not read: dropped what is left")
+            relay.end()
 
-    loop.after(seconds, give_up)
-    yield console.drained
+    relay.finish()
+    if not relay.drained.done:
+        loop.after(seconds, give_up)
+        yield relay.drained

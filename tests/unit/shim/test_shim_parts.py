@@ -147,6 +147,48 @@ def test_fifo_outlives_its_readers(tmp_path: Path) -> None:
     streams.close()
 
 
+def test_standard_error_is_the_process_only_after_its_start(tmp_path: Path) -> None:
+    """What a failing runtime writes there is dropped; later all of it arrives, however slow the reader."""
+    path = str(tmp_path / "stderr")
+    os.mkfifo(path)
+    streams = stdio.Streams()
+    streams.open("", "", path, container="x", namespace="y")
+    os.write(streams.child_fds()[2], b"runtime failed")
+    streams.close()
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    assert os.read(reader, 100) == b""
+
+    loop = Loop()
+    streams = stdio.Streams()
+    streams.open("", "", path, container="x", namespace="y")
+    writer = os.posix_spawn("/bin/sh", ["sh", "-c", "head -c 500000 /dev/zero >&2"], {}, file_actions=[
+        (os.POSIX_SPAWN_DUP2, streams.child_fds()[2], 2)])
+    streams.started(loop)
+    assert streams.relay
+    got = 0
+
+    def read_some() -> None:
+        nonlocal got
+        try:
+            while data := os.read(reader, 3000):
+                got += len(data)
+            return
+        except BlockingIOError:
+            loop.after(0.001, read_some)
+
+    read_some()
+    exited = loop.wait_exit(writer)
+    exited.then(lambda _: streams.exited())
+    streams.relay.drained.then(lambda _: loop.stop())
+    loop.run()
+    while data := os.read(reader, 65536):
+        got += len(data)
+    assert got == 500000
+    streams.close()
+    os.close(reader)
+    loop.close()
+
+
 def test_close_stdin(tmp_path: Path) -> None:
     path = str(tmp_path / "stdin")
     os.mkfifo(path)
