@@ -250,6 +250,16 @@ def test_client_that_goes_away(registry: ScriptedRegistry) -> None:
     teu("rmi", f"{registry.address}/app:1", check=False)
 
 
+def test_two_clients_pull_the_same(registry: ScriptedRegistry, shell: bytes) -> None:
+    registry.image("app", "1", shell, tar(("etc/second", bytes(range(256)) * 20_000)), compression="")
+    name = f"{registry.address}/app:1"
+    clients = [subprocess.Popen(["teu", "pull", name], stdout=subprocess.DEVNULL) for _ in range(3)]
+    assert [client.wait(60) for client in clients] == [0, 0, 0]
+    assert out("teu", "run", "--rm", name, "sh", "-c", "cat /etc/first") == "1"
+    fetched = [path for method, path, _ in registry.requests if method == "GET" and "/blobs/" in path]
+    assert len(fetched) <= 2 + 3  # the layers once; the configuration is small
+
+
 @pytest.mark.needs("docker-registry")
 def test_push_and_pull_with_a_real_registry() -> None:
     with peers.registry() as real:

@@ -208,6 +208,9 @@ class Images:
             self.engine.containerd.images.Delete(images_pb2.DeleteImageRequest(name=name, sync=sync), timeout=None)
         except containerd.NotFound:
             pass
+        with self._lock:
+            # Of an index another platform's part may be what comes back.
+            self._details.clear()
 
     def add(self, target: dict[str, Any], names: list[str]) -> None:
         """Make a stored and unpacked image known by its names, or as a dangling one."""

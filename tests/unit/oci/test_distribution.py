@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
+import socket
+import ssl
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,3 +143,38 @@ def test_credentials_header() -> None:
     for bad in ("%%%", base64.urlsafe_b64encode(b"[1]").decode()):
         with pytest.raises(ValueError, match="X-Registry-Auth"):
             distribution.credentials_from_header(bad)
+
+
+def openssl(*argv: str) -> None:
+    subprocess.run(["openssl", *argv], check=True, capture_output=True)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates with openssl")
+def test_certificates(server: ScriptedRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is not loopback's: only TLS, and only what an authority in certs.d vouches for."""
+    ca, key, request, cert = (str(tmp_path / name) for name in ("ca.crt", "key", "request", "cert"))
+    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=ca", "-keyout",
+            f"{ca}.key", "-out", ca, "-addext", "keyUsage=critical,keyCertSign")  # fmt: skip
+    openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=reg.test", "-keyout", key, "-out", request)
+    (tmp_path / "extensions").write_text("subjectAltName=DNS:reg.test")
+    openssl("x509", "-req", "-in", request, "-CA", ca, "-CAkey", f"{ca}.key", "-days", "2", "-extfile",
+            str(tmp_path / "extensions"), "-out", cert)  # fmt: skip
+    original = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **k: original(
+        "127.0.0.1" if host == "reg.test" else host, *a, **k))  # fmt: skip
+    port = server.address.partition(":")[2]
+    server.image("app", "1", tar(("file", b"x")))
+    options = distribution.Options(certs=str(tmp_path / "certs.d"))
+    with Registry(f"reg.test:{port}", options=options) as client, pytest.raises(distribution.Unreachable):
+        client.manifest("app", "1")  # plain HTTP is not spoken with it
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+    server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
+    with Registry(f"reg.test:{port}", options=options) as client:
+        with pytest.raises(distribution.Unreachable, match="failed to verify certificate"):
+            client.manifest("app", "1")
+    folder = tmp_path / "certs.d" / f"reg.test:{port}"
+    folder.mkdir(parents=True)
+    shutil.copy(ca, folder / "ca.crt")
+    with Registry(f"reg.test:{port}", options=options) as client:
+        client.manifest("app", "1")
