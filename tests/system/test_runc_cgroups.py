@@ -247,10 +247,10 @@ def limit(bundle: Bundle, driver: str, name: str) -> str:
 @pytest.mark.parametrize(
     ("resources", "words"),
     [
-        ({"memory": {"limit": 64 << 20}}, "linux.resources.memory.limit needs the memory controller"),
-        ({"pids": {"limit": 5}}, "linux.resources.pids.limit needs the pids controller"),
-        ({"cpu": {"shares": 512}}, "linux.resources.cpu.shares needs the cpu controller"),
-        ({"unified": {"memory.high": "1000000"}}, "linux.resources.unified[memory.high] needs the memory controller"),
+        ({"memory": {"limit": 64 << 20}}, "linux.resources.memory.limit: the requested cgroup controller `memory` is not available"),
+        ({"pids": {"limit": 5}}, "linux.resources.pids.limit: the requested cgroup controller `pids` is not available"),
+        ({"cpu": {"shares": 512}}, "linux.resources.cpu.shares: the requested cgroup controller `cpu` is not available"),
+        ({"unified": {"memory.high": "1000000"}}, "linux.resources.unified[memory.high]: the requested cgroup controller `memory` is not available"),
     ],
 )
 def test_a_missing_controller(bundle: Bundle, driver: str, resources: dict[str, Any], words: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import peers
 import pytest
+from runc_bundle import full_proc
 
 RUNC = "/usr/sbin/teu-runc"
 pytestmark = pytest.mark.needs("dockerd", "teu-runc")
@@ -77,7 +78,8 @@ def test_exec(docker: peers.Dockerd, running: str) -> None:
     # dockerd 26 says 126 here, with runc as well.
     missing = docker.result("exec", running, "no-such-command", code=126)
     assert "executable file not found in $PATH" in missing.stderr + missing.stdout
-    assert docker("exec", "--privileged", running, "grep", "CapEff", "/proc/self/status").split()[1].endswith("fffffff")
+    privileged = docker("exec", "--privileged", running, "grep", "CapEff", "/proc/self/status").split()[1]
+    assert int(privileged, 16) >> 32 != 0
 
 
 def test_pause(docker: peers.Dockerd, running: str) -> None:
@@ -193,7 +195,8 @@ def test_limits_and_update(docker: peers.Dockerd) -> None:
         assert limit("cpuset.cpus") == "0"
         docker("update", "-m", "96m", "--memory-swap=-1", "--pids-limit=60", "--cpus=0.25", name)
         assert limit("memory.max") == str(96 << 20)
-        assert limit("memory.swap.max") == "max"
+        # dockerd does not pass -1 on, so the 128 MiB of both together stay.
+        assert limit("memory.swap.max") == str(32 << 20)
         assert limit("pids.max") == "60"
         assert limit("cpu.max") == "25000 100000"
         assert "96MiB" in docker("stats", "--no-stream", name)
@@ -217,18 +220,17 @@ def test_the_smallest_memory(docker: peers.Dockerd) -> None:
     assert run(docker, "echo", "small", options=("-m", "6m")) == "small\n"
 
 
-@pytest.mark.needs("vm")
 def test_user_namespaces() -> None:
-    """In the namespace lab the kernel refuses a new proc to user namespaces: the lab's own is masked."""
+    full_proc()
     with peers.dockerd(runtimes={"teu": RUNC}, default_runtime="teu", options=["--userns-remap=default"]) as docker:
         docker.load_busybox()
         uid_map = run(docker, "cat", "/proc/self/uid_map").split()
         assert uid_map[0] == "0" and uid_map[1] != "0"
         assert run(docker, "id", "-u") == "0\n"
         assert run(docker, "sh", "-c", "touch /tmp/x && stat -c %u /tmp/x") == "0\n"
-        docker("run", "-d", "--name=u", "--network=none", "busybox", "sleep", "1000")
-        assert docker("exec", "u", "id", "-u") == "0\n"
-        docker("rm", "-f", "u")
+        docker("run", "-d", "--name=user", "--network=none", "busybox", "sleep", "1000")
+        assert docker("exec", "user", "id", "-u") == "0\n"
+        docker("rm", "-f", "user")
 
 
 def test_nothing_is_left(docker: peers.Dockerd) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import peers
 import pytest
+from runc_bundle import full_proc
 
 RUNC = "/usr/sbin/teu-runc"
 pytestmark = pytest.mark.needs("podman", "teu-runc")
@@ -126,9 +127,8 @@ def test_limits_and_update(podman: peers.Podman) -> None:
         podman("rm", "-f", "-t", "0", name)
 
 
-@pytest.mark.needs("vm")
 def test_user_namespace(podman: peers.Podman) -> None:
-    """In the namespace lab the kernel refuses a new proc to user namespaces: the lab's own is masked."""
+    full_proc()
     output = run(podman, "cat", "/proc/self/uid_map", options=("--uidmap", "0:100000:1000"))
     assert output.split() == ["0", "100000", "1000"]
 

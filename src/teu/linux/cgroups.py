@@ -459,8 +459,8 @@ def _limit(path: str, name: str, value: str, field: str) -> None:
                     return
                 have = ", ".join(sorted(available)) or "none"
                 raise CgroupError(
-                    f"linux.resources.{field} needs the {controller} controller, which {path} does not "
-                    f"have (it has: {have}): leave the limit out, or enable the controller in the parent"
+                    f"linux.resources.{field}: the requested cgroup controller `{controller}` is not available "
+                    f"in {path} (it has: {have}): leave the limit out, or enable the controller in the parent"
                 ) from None
             if error.errno == errno.ENOENT:
                 raise CgroupError(f"linux.resources.{field}: this kernel has no {name}") from None
@@ -611,7 +611,9 @@ def set_unified(path: str, unified: dict[str, str]) -> None:
             raise CgroupError(f"linux.resources.unified: {name!r} must be a file's name, without slashes")
         controller, dot, _ = name.partition(".")
         if not controller or not dot:
-            raise CgroupError(f"linux.resources.unified: {name!r} must have the form CONTROLLER.PARAMETER")
+            raise CgroupError(
+                f"linux.resources.unified: the specified key has not the form CONTROLLER.VALUE `{name}`"
+            )
         for line in value.splitlines() or [""]:
             _limit(path, name, line, f"unified[{name}]")
 

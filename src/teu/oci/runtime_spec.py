@@ -466,7 +466,9 @@ def check_resources(resources: Object, field: str = "linux.resources") -> None:
         if "/" in name:
             raise SpecError(f"{field}.unified[{name}]", "must be a file's name, without slashes")
         if not name.partition(".")[0] or "." not in name:
-            raise SpecError(f"{field}.unified[{name}]", "must have the form CONTROLLER.PARAMETER")
+            raise SpecError(
+                f"{field}.unified[{name}]", f"the specified key has not the form CONTROLLER.VALUE `{name}`"
+            )
 
 
 def check_ranges(text: str, field: str) -> None:

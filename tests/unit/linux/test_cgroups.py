@@ -100,11 +100,11 @@ def test_idle_has_no_weight(cgroup: Path) -> None:
 @pytest.mark.parametrize(
     ("resources", "words"),
     [
-        ({"memory": {"limit": 4096}}, "memory.limit needs the memory controller"),
-        ({"pids": {"limit": 3}}, "pids.limit needs the pids controller"),
-        ({"cpu": {"quota": 1000}}, "cpu.quota needs the cpu controller"),
-        ({"cpu": {"cpus": "0"}}, "cpu.cpus needs the cpuset controller"),
-        ({"unified": {"memory.high": "1"}}, r"unified\[memory.high\] needs the memory controller"),
+        ({"memory": {"limit": 4096}}, "memory.limit: the requested cgroup controller `memory` is not available"),
+        ({"pids": {"limit": 3}}, "pids.limit: the requested cgroup controller `pids` is not available"),
+        ({"cpu": {"quota": 1000}}, "cpu.quota: the requested cgroup controller `cpu` is not available"),
+        ({"cpu": {"cpus": "0"}}, "cpu.cpus: the requested cgroup controller `cpuset` is not available"),
+        ({"unified": {"memory.high": "1"}}, r"unified\[memory.high\]: the requested cgroup controller `memory` is"),
     ],
 )
 def test_a_missing_controller_is_named(tmp_path: Path, resources: dict[str, object], words: str) -> None:

@@ -163,6 +163,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("linux.sysctl", {"kernel.hostname": "x"}, "linux.sysctl[kernel.hostname]"),
     ("linux.sysctl", {"vm.swappiness": "0"}, "linux.sysctl[vm.swappiness]"),
     ("linux.sysctl", {"kernel/sysrq": "0"}, "linux.sysctl[kernel/sysrq]"),
+    ("linux.sysctl", {"kernel.domainname": "x"}, "linux.sysctl[kernel.domainname]"),
     ("linux.memoryPolicy", {"mode": "MPOL_X"}, "linux.memoryPolicy.mode"),
     ("linux.memoryPolicy", {"mode": "MPOL_BIND"}, "linux.memoryPolicy.nodes"),
     ("linux.memoryPolicy", {"mode": "MPOL_LOCAL", "nodes": "0"}, "linux.memoryPolicy.nodes"),
