@@ -245,17 +245,20 @@ def limit(bundle: Bundle, driver: str, name: str) -> str:
 
 @pytest.mark.needs("namespace")
 @pytest.mark.parametrize(
-    ("resources", "words"),
+    ("resources", "field", "controller"),
     [
-        ({"memory": {"limit": 64 << 20}}, "linux.resources.memory.limit: the requested cgroup controller `memory` is not available"),
-        ({"pids": {"limit": 5}}, "linux.resources.pids.limit: the requested cgroup controller `pids` is not available"),
-        ({"cpu": {"shares": 512}}, "linux.resources.cpu.shares: the requested cgroup controller `cpu` is not available"),
-        ({"unified": {"memory.high": "1000000"}}, "linux.resources.unified[memory.high]: the requested cgroup controller `memory` is not available"),
+        ({"memory": {"limit": 64 << 20}}, "memory.limit", "memory"),
+        ({"pids": {"limit": 5}}, "pids.limit", "pids"),
+        ({"cpu": {"shares": 512}}, "cpu.shares", "cpu"),
+        ({"unified": {"memory.high": "1000000"}}, "unified[memory.high]", "memory"),
     ],
 )
-def test_a_missing_controller(bundle: Bundle, driver: str, resources: dict[str, Any], words: str) -> None:
+def test_a_missing_controller(
+    bundle: Bundle, driver: str, resources: dict[str, Any], field: str, controller: str
+) -> None:
     bundle.linux["resources"] = resources
-    assert words in refused(bundle, driver)
+    said = refused(bundle, driver)
+    assert f"linux.resources.{field}: the requested cgroup controller `{controller}` is not available" in said
 
 
 @pytest.mark.needs("namespace")
