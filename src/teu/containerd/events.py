@@ -4,6 +4,10 @@
 Publishing never waits for a subscriber. Each subscriber has a queue of its own; who reads so slowly that the queue
 reaches its bound is cut off with RESOURCE_EXHAUSTED and subscribes again, so memory stays bounded and nobody else
 notices. Order is the order of publishing, the same for all.
+
+Right after a start there may be exits to tell and nobody there yet: the shims deliver at once what they had to keep,
+while subscribers find their way back with a second or more of delay. Exits of that first time are therefore told to
+each who subscribes in it, also if it is after the event.
 """
 
 from __future__ import annotations
@@ -36,6 +40,8 @@ from teu.containerd.rpc import validate_identifier
 log = logging.getLogger("teu.containerd.events")
 
 QUEUE_LIMIT = 65536
+EARLY_SECONDS = 30.0  # clients' longest pause between two attempts to connect is 20 s or less
+EARLY_TOPICS = ("/tasks/exit", "/tasks/oom")
 _TOPIC_PART = re.compile(r"[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*")
 
 
@@ -151,6 +157,8 @@ class Exchange:
         self._subscriptions: list[Subscription] = []
         self._listeners: list[Callable[[Any], None]] = []
         self._queue_limit = queue_limit
+        self._early: deque[Any] = deque(maxlen=queue_limit)
+        self._early_until = time.monotonic() + EARLY_SECONDS
         self.published = 0
 
     def publish(self, namespace: str, topic: str, message: Any) -> None:
@@ -179,6 +187,8 @@ class Exchange:
         adapt = envelope_adaptor(envelope)
         with self._lock:
             self.published += 1
+            if self._is_early() and envelope.topic in EARLY_TOPICS:
+                self._early.append(envelope)
             for subscription in self._subscriptions:
                 subscription.offer(envelope, adapt)
             listeners = list(self._listeners)
@@ -189,11 +199,20 @@ class Exchange:
                 log.error("a listener failed on %s: %s", envelope.topic, error, exc_info=error)
 
     def subscribe(self, filters: Iterable[str] = ()) -> Subscription:
-        """From the event loop only. What is published from now on arrives."""
+        """From the event loop only. What is published from now on arrives, and early exits."""
         subscription = Subscription(self, parse_all(filters), self._queue_limit)
         with self._lock:
+            if self._is_early():
+                for envelope in self._early:
+                    subscription.offer(envelope, envelope_adaptor(envelope))
             self._subscriptions.append(subscription)
         return subscription
+
+    def _is_early(self) -> bool:
+        if time.monotonic() < self._early_until:
+            return True
+        self._early.clear()
+        return False
 
     def drop(self, subscription: Subscription) -> None:
         with self._lock:

@@ -75,6 +75,18 @@ def test_forward_keeps_origin_and_checks() -> None:
     assert (found.timestamp.seconds, found.namespace) == (5, "n")
 
 
+def test_exits_of_the_first_seconds_wait_for_subscribers() -> None:
+    exchange = Exchange()
+    exchange.publish("n", "/tasks/start", task_pb2.TaskStart(container_id="x"))
+    exchange.publish("n", "/tasks/exit", exit_event("x"))
+    for _ in range(2):  # to each who comes
+        (found,) = take(exchange, [], lambda: None, 1)
+        assert found.topic == "/tasks/exit"
+    exchange._early_until = 0.0
+    (found,) = take(exchange, [], lambda: exchange.publish("n", "/tasks/exit", exit_event("late")), 1)
+    assert task_pb2.TaskExit.FromString(found.event.value).container_id == "late"
+
+
 @pytest.mark.parametrize("topic", ["", "x", "/", "/a//b", "/a b"])
 def test_bad_topics(topic: str) -> None:
     with pytest.raises(InvalidArgument):

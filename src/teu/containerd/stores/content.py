@@ -295,7 +295,6 @@ class Content:
         shutil.rmtree(os.path.dirname(self._ingest_path(writer.id)), ignore_errors=True)
         if exists:
             raise AlreadyExists(f"content {digest}")
-        self._events.publish(namespace, "/content/create", content_events.ContentCreate(digest=digest, size=size))
         return digest
 
     def write_blob(

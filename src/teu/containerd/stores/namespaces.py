@@ -16,15 +16,9 @@ class Namespaces:
         self._events = events
 
     def labels(self, name: str) -> dict[str, str]:
-        """Empty for a namespace that is not there."""
+        """Empty for a namespace that is not there: the first object in it makes it, so it is as good as there."""
         row = self._database.one("SELECT labels FROM namespaces WHERE name = ?", (name,))
         return load_labels(row[0]) if row else {}
-
-    def get(self, name: str) -> dict[str, str]:
-        row = self._database.one("SELECT labels FROM namespaces WHERE name = ?", (name,))
-        if row is None:
-            raise NotFound(f'namespace "{name}"')
-        return load_labels(row[0])
 
     def all(self) -> dict[str, dict[str, str]]:
         rows = self._database.all("SELECT name, labels FROM namespaces ORDER BY name")
@@ -40,10 +34,10 @@ class Namespaces:
 
     def update(self, name: str, labels: dict[str, str], paths: list[str]) -> dict[str, str]:
         """Without paths all labels are replaced; an empty value removes one."""
+        validate_identifier(name)
         with self._database.transaction() as execute:
+            self._database.ensure_namespace(name)
             row = execute("SELECT labels FROM namespaces WHERE name = ?", (name,)).fetchone()
-            if row is None:
-                raise NotFound(f'namespace "{name}"')
             current = load_labels(row[0])
             named = [path[len("labels.") :] for path in paths if path.startswith("labels.")]
             if not paths or "labels" in paths:
