@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work with content and images that several commands share: reading and writing blobs, walking an image's tree,
+labels that keep its parts alive, unpacking its layers into snapshots."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from teu.api.types import descriptor_pb2
+from teu.ctr.client import Client, content_pb2, diff_pb2, errors, images_pb2, snapshots_pb2
+from teu.ctr.errors import AlreadyExists, CommandError, NotFound
+from teu.oci import image_spec
+
+Json = dict[str, Any]
+CHUNK = 1 << 20
+DOCUMENT_LIMIT = 64 << 20
+
+
+def read(client: Client, digest: str, size: int = 0) -> Iterator[bytes]:
+    with errors():
+        for answer in client.content.Read(content_pb2.ReadContentRequest(digest=digest, size=size)):
+            yield answer.data
+
+
+def document(client: Client, descriptor: Json) -> Json:
+    """A JSON blob: manifest, index or configuration."""
+    if descriptor["size"] > DOCUMENT_LIMIT:
+        raise CommandError(f"{descriptor['digest']} is too large for a manifest: {descriptor['size']} bytes")
+    return image_spec.decode(b"".join(read(client, descriptor["digest"])), "manifest")
+
+
+def write(
+    client: Client,
+    reference: str,
+    size: int,
+    digest: str,
+    source: Callable[[int], Iterable[bytes]],
+    labels: dict[str, str] | None = None,
+) -> None:
+    """Store a blob. `source(offset)` gives its bytes from there: what an earlier try has stored is not sent again.
+    A blob that is there already is no error."""
+    try:
+        offset = client.content.Status(content_pb2.StatusRequest(ref=reference)).status.offset
+    except NotFound:
+        offset = 0
+
+    def requests() -> Iterator[Any]:
+        position = offset
+        # The first message names the ingest; it may be refused because the blob is there.
+        yield content_pb2.WriteContentRequest(
+            action=content_pb2.WriteAction.STAT, ref=reference, total=size, expected=digest
+        )
+        for piece in source(offset):
+            for start in range(0, len(piece), CHUNK):
+                data = bytes(piece[start : start + CHUNK])
+                yield content_pb2.WriteContentRequest(
+                    action=content_pb2.WriteAction.WRITE, ref=reference, total=size, expected=digest,
+                    offset=position, data=data,
+                )  # fmt: skip
+                position += len(data)
+        yield content_pb2.WriteContentRequest(
+            action=content_pb2.WriteAction.COMMIT, ref=reference, total=size, expected=digest, offset=position,
+            labels=labels or {},
+        )  # fmt: skip
+
+    try:
+        with errors():
+            for _ in client.content.Write(requests()):
+                pass
+    except AlreadyExists:
+        if labels:
+            set_labels(client, digest, labels)
+
+
+def store(client: Client, data: bytes, labels: dict[str, str] | None = None) -> str:
+    """A small blob from memory; returns its digest."""
+    from teu.oci import digest as digests
+
+    digest = digests.of(data)
+    write(client, "teu-ctr-" + digest, len(data), digest, lambda offset: [data[offset:]], labels)
+    return digest
+
+
+def set_labels(client: Client, digest: str, labels: dict[str, str]) -> Any:
+    mask = FieldMask(paths=["labels." + key for key in labels])
+    info = content_pb2.Info(digest=digest, labels=labels)
+    return client.content.Update(content_pb2.UpdateRequest(info=info, update_mask=mask)).info
+
+
+def exists(client: Client, digest: str) -> bool:
+    try:
+        client.content.Info(content_pb2.InfoRequest(digest=digest))
+    except NotFound:
+        return False
+    return True
+
+
+# Trees -----------------------------------------------------------------------------------------------------
+
+
+def as_json(descriptor: Any) -> Json:
+    result: Json = {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
+    if descriptor.annotations:
+        result["annotations"] = dict(descriptor.annotations)
+    return result
+
+
+def as_message(descriptor: Json) -> Any:
+    return descriptor_pb2.Descriptor(
+        media_type=descriptor["mediaType"],
+        digest=descriptor["digest"],
+        size=descriptor["size"],
+        annotations=descriptor.get("annotations") or {},
+    )
+
+
+def children(client: Client, descriptor: Json) -> list[Json]:
+    """What a manifest or an index refers to; nothing for other blobs."""
+    kind = descriptor["mediaType"]
+    if kind in image_spec.INDEXES:
+        found: list[Json] = document(client, descriptor).get("manifests") or []
+        return found
+    if kind in image_spec.MANIFESTS:
+        manifest = document(client, descriptor)
+        return [manifest["config"], *(manifest.get("layers") or [])]
+    return []
+
+
+def reference_labels(descriptor: Json, below: list[Json]) -> dict[str, str]:
+    """The labels of a manifest or index that keep its children from the garbage collector."""
+    labels = {}
+    layers = 0
+    for number, child in enumerate(below):
+        if descriptor["mediaType"] in image_spec.INDEXES:
+            labels[f"containerd.io/gc.ref.content.m.{number}"] = child["digest"]
+        elif number == 0:
+            labels["containerd.io/gc.ref.content.config"] = child["digest"]
+        else:
+            labels[f"containerd.io/gc.ref.content.l.{layers}"] = child["digest"]
+            layers += 1
+    return labels
+
+
+def manifests(client: Client, target: Json, platform: str = "") -> list[tuple[Json, Json]]:
+    """The manifests of an image that fit the platform (default: this machine's), best first, each with its document.
+    Raises NotFound where none is at hand."""
+    if target["mediaType"] in image_spec.INDEXES:
+        wanted = image_spec.parse_platform(platform) if platform else image_spec.host_platform()
+        offered = image_spec.choose(document(client, target).get("manifests") or [], wanted)
+        found = [
+            pair
+            for entry in offered
+            if exists(client, entry["digest"])
+            for pair in manifests(client, image_spec.check_descriptor(entry, "index"), platform)
+        ]
+        if not found:
+            raise NotFound(f"no manifest of {target['digest']} for {wanted} is at hand: not found")
+        return found
+    return [(target, image_spec.manifest(document(client, target)))]
+
+
+def platforms(client: Client, target: Json) -> list[str]:
+    """The platforms of an image whose manifests are at hand."""
+    found = []
+    try:
+        if target["mediaType"] in image_spec.INDEXES:
+            for entry in document(client, target).get("manifests") or []:
+                if entry.get("platform"):
+                    found.append(str(image_spec.platform_of(entry["platform"])))
+        elif target["mediaType"] in image_spec.MANIFESTS:
+            config = document(client, document(client, target)["config"])
+            found.append(str(image_spec.platform_of(config)))
+    except (CommandError, image_spec.SpecError, KeyError):
+        pass
+    return sorted(set(found))
+
+
+def walk(client: Client, descriptor: Json) -> Iterator[Json]:
+    """A descriptor and all below it that is at hand, parents first."""
+    yield descriptor
+    try:
+        below = children(client, descriptor)
+    except NotFound:
+        return
+    for child in below:
+        yield from walk(client, child)
+
+
+# Images ----------------------------------------------------------------------------------------------------
+
+
+def get_image(client: Client, name: str) -> Any:
+    return client.images.Get(images_pb2.GetImageRequest(name=name)).image
+
+
+def put_image(client: Client, name: str, target: Json, labels: dict[str, str] | None = None) -> None:
+    """Make the image, or let its name point to the new target."""
+    image = images_pb2.Image(name=name, target=as_message(target), labels=labels or {})
+    try:
+        client.images.Create(images_pb2.CreateImageRequest(image=image))
+    except AlreadyExists:
+        mask = FieldMask(paths=["target", *(f"labels.{key}" for key in labels or {})])
+        client.images.Update(images_pb2.UpdateImageRequest(image=image, update_mask=mask))
+
+
+def image_config(client: Client, manifest: Json) -> Json:
+    return image_spec.config(document(client, manifest["config"]), len(manifest.get("layers") or []))
+
+
+def chain_id(client: Client, manifest: Json) -> str:
+    chains = image_spec.chain_ids(image_config(client, manifest)["rootfs"]["diff_ids"])
+    return chains[-1] if chains else ""
+
+
+def has_snapshot(client: Client, snapshotter: str, key: str) -> bool:
+    try:
+        client.snapshots.Stat(snapshots_pb2.StatSnapshotRequest(snapshotter=snapshotter, key=key))
+    except NotFound:
+        return False
+    return True
+
+
+def is_unpacked(client: Client, target: Json, snapshotter: str, platform: str = "") -> bool:
+    try:
+        _, manifest = manifests(client, target, platform)[0]
+        return has_snapshot(client, snapshotter, chain_id(client, manifest))
+    except (NotFound, image_spec.SpecError):
+        return False
+
+
+def unpack(client: Client, manifest: Json, snapshotter: str) -> str:
+    """Apply the layers of a manifest, each on a snapshot of the one below; returns the topmost snapshot's name.
+    Layers that are there already are left as they are."""
+    config = image_config(client, manifest)
+    diff_ids = config["rootfs"]["diff_ids"]
+    chains = image_spec.chain_ids(diff_ids)
+    parent = ""
+    for layer, diff_id, chain in zip(manifest.get("layers") or [], diff_ids, chains):
+        if not has_snapshot(client, snapshotter, chain):
+            apply_layer(client, layer, diff_id, chain, parent, snapshotter)
+        parent = chain
+    if parent:
+        set_labels(client, manifest["config"]["digest"], {f"containerd.io/gc.ref.snapshot.{snapshotter}": parent})
+    return parent
+
+
+def apply_layer(client: Client, layer: Json, diff_id: str, chain: str, parent: str, snapshotter: str) -> None:
+    key = f"extract-{time.time_ns() % 1_000_000_000}-{os.urandom(3).hex()} {chain}"
+    labels = {"containerd.io/snapshot.ref": chain}
+    try:
+        mounts = client.snapshots.Prepare(
+            snapshots_pb2.PrepareSnapshotRequest(snapshotter=snapshotter, key=key, parent=parent, labels=labels)
+        ).mounts
+    except AlreadyExists:
+        return  # a remote snapshotter has it
+    try:
+        applied = client.diff.Apply(diff_pb2.ApplyRequest(diff=as_message(layer), mounts=mounts)).applied
+        if applied.digest != diff_id:
+            raise CommandError(f"wrong diff id {applied.digest} of layer {layer['digest']}: {diff_id} expected")
+        try:
+            client.snapshots.Commit(
+                snapshots_pb2.CommitSnapshotRequest(snapshotter=snapshotter, name=chain, key=key, labels=labels)
+            )
+        except AlreadyExists:
+            client.snapshots.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=key))
+    except BaseException:
+        try:
+            client.snapshots.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=key))
+        except CommandError:
+            pass
+        raise
+    set_labels(client, layer["digest"], {"containerd.io/uncompressed": diff_id})

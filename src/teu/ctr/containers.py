@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Containers: list, info, label, delete. (create: `run`.)"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from teu.ctr.client import Client, rfc3339, snapshots_pb2, tasks_pb2
+from teu.ctr.client import containers_pb2 as pb
+from teu.ctr.errors import CommandError, NotFound
+from teu.ctr.flags import Options
+from teu.ctr.main import Command, Ctr, need
+from teu.ctr.output import label_text, log, show_json, table
+
+
+def get(client: Client, identity: str) -> Any:
+    return client.containers.Get(pb.GetContainerRequest(id=identity)).container
+
+
+def list_containers(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    found = ctr.client.containers.List(pb.ListContainersRequest(filters=operands)).containers
+    found = sorted(found, key=lambda container: str(container.id))
+    if options["quiet"]:
+        for container in found:
+            ctr.print(container.id)
+        return
+    rows = [(container.id, container.image or "-", container.runtime.name) for container in found]
+    table([("CONTAINER", "IMAGE", "RUNTIME"), *rows], 4, 4)
+
+
+def info(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    container = get(ctr.client, need(operands, "container id")[0])
+    spec = json.loads(container.spec.value) if container.spec.value else None
+    if options["spec"]:
+        show_json(spec)
+        return
+    runtime: dict[str, Any] = {"Name": container.runtime.name, "Options": None}
+    if container.runtime.HasField("options"):
+        runtime["Options"] = {"type_url": container.runtime.options.type_url}
+        if container.runtime.options.value:
+            import base64
+
+            runtime["Options"]["value"] = base64.b64encode(container.runtime.options.value).decode()
+    show_json({
+        "ID": container.id,
+        "Labels": dict(sorted(container.labels.items())),
+        "Image": container.image,
+        "Runtime": runtime,
+        "SnapshotKey": container.snapshot_key,
+        "Snapshotter": container.snapshotter,
+        "CreatedAt": rfc3339(container.created_at),
+        "UpdatedAt": rfc3339(container.updated_at),
+        "Extensions": {key: {"type_url": value.type_url} for key, value in sorted(container.extensions.items())},
+        "SandboxID": container.sandbox,
+        "Spec": spec,
+    })  # fmt: skip
+
+
+def label(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    identity = need(operands, "container id")[0]
+    wanted = {key: value for key, _, value in (word.partition("=") for word in operands[1:])}
+    request = pb.UpdateContainerRequest(
+        container=pb.Container(id=identity, labels=wanted),
+        update_mask=FieldMask(paths=["labels." + key for key in wanted]),
+    )
+    ctr.print(label_text(ctr.client.containers.Update(request).container.labels))
+
+
+def remove(client: Client, identity: str, keep_snapshot: bool = False) -> None:
+    """Delete a container that has no running task, with its snapshot."""
+    container = get(client, identity)
+    try:
+        process = client.tasks.Get(tasks_pb2.GetRequest(container_id=identity)).process
+    except NotFound:
+        pass
+    else:
+        from teu.ctr.tasks import STATUS
+
+        state = STATUS[process.status]
+        if state not in ("STOPPED", "CREATED"):
+            raise CommandError(f"cannot delete a non stopped container: {{{state.lower()} {process.exit_status}}}")
+        client.tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=identity))
+    client.containers.Delete(pb.DeleteContainerRequest(id=identity))
+    if container.snapshot_key and not keep_snapshot:
+        try:
+            client.snapshots.Remove(
+                snapshots_pb2.RemoveSnapshotRequest(snapshotter=container.snapshotter, key=container.snapshot_key)
+            )
+        except NotFound:
+            pass
+
+
+def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    if not operands:
+        raise CommandError("must specify at least one container to delete: invalid argument")
+    failure = ""
+    for identity in operands:
+        try:
+            remove(ctr.client, identity, options["keep-snapshot"])
+        except CommandError as error:
+            failure = failure or error.text
+            log("error", f'failed to delete container "{identity}"', error=error.text)
+    if failure:
+        raise CommandError(failure)
+
+
+COMMANDS = {
+    "containers list": Command(list_containers, "[flags] [<filter>, ...]", "quiet,q bool Print only the IDs"),
+    "containers info": Command(info, "CONTAINER", "spec bool Print only the specification"),
+    "containers label": Command(label, "[flags] CONTAINER [<key>=<value>, ...]"),
+    "containers delete": Command(
+        delete, "[flags] CONTAINER [CONTAINER, ...]", "keep-snapshot bool Keep the container's snapshot"
+    ),
+}

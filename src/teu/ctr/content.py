@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blobs: list, get, ingest, delete, label, edit, active, prune."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from teu.ctr import blobs
+from teu.ctr.client import content_pb2 as pb
+from teu.ctr.client import errors, local_time
+from teu.ctr.errors import CommandError
+from teu.ctr.flags import Options
+from teu.ctr.main import Command, Ctr, need
+from teu.ctr.output import age, decimal, label_text, log, tabbed
+from teu.oci import digest as digests
+
+
+def all_blobs(ctr: Ctr, filters: list[str]) -> list[pb.Info]:
+    with errors():
+        return [info for part in ctr.client.content.List(pb.ListContentRequest(filters=filters)) for info in part.info]
+
+
+def checked(text: str) -> str:
+    try:
+        return digests.check(text)
+    except digests.DigestError as error:
+        raise CommandError(str(error)) from None
+
+
+def list_content(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    found = sorted(all_blobs(ctr, operands), key=lambda info: str(info.digest))
+    if options["quiet"]:
+        for info in found:
+            ctr.print(info.digest)
+        return
+    rows = [
+        (info.digest, decimal(info.size), age(local_time(info.created_at)), label_text(info.labels) or "-")
+        for info in found
+    ]
+    tabbed([("DIGEST", "SIZE", "AGE", "LABELS"), *rows])
+
+
+def get(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    for digest in need(operands, "digest"):
+        for data in blobs.read(ctr.client, checked(digest)):
+            sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def ingest(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    reference = need(operands, "key")[0]
+    expected = checked(options["expected-digest"]) if options["expected-digest"] else ""
+
+    def source(offset: int) -> Iterator[bytes]:
+        while offset > 0 and (data := sys.stdin.buffer.read(min(offset, blobs.CHUNK))):
+            offset -= len(data)
+        while data := sys.stdin.buffer.read1(blobs.CHUNK):
+            yield data
+
+    blobs.write(ctr.client, reference, options["expected-size"], expected, source)
+
+
+def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    failure = ""
+    for digest in operands:
+        try:
+            ctr.client.content.Delete(pb.DeleteContentRequest(digest=checked(digest)))
+        except CommandError as error:
+            failure = failure or error.text
+            log("error", f"failed to delete {digest}", error=error.text)
+            continue
+        ctr.print(digest)
+    if failure:
+        raise CommandError(failure)
+
+
+def label(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    digest = checked(need(operands, "digest")[0])
+    wanted = {key: value for key, _, value in (word.partition("=") for word in operands[1:])}
+    info = blobs.set_labels(ctr.client, digest, wanted)
+    ctr.print(label_text(info.labels))
+
+
+def active(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    pattern = re.compile(operands[0] if operands else "")
+    statuses = ctr.client.content.ListStatuses(pb.ListStatusesRequest()).statuses
+    rows = [
+        (status.ref, decimal(status.offset), age(local_time(status.started_at)), "")
+        for status in sorted(statuses, key=lambda status: str(status.ref))
+        if pattern.search(status.ref)
+    ]
+    tabbed([("REF", "SIZE", "AGE", ""), *rows])
+
+
+def edit(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    digest = checked(need(operands, "digest")[0])
+    if options["validate"]:
+        raise CommandError("validating the edit result not supported")
+    if not options["editor"]:
+        raise CommandError("no editor: give --editor, or set $EDITOR")
+    with tempfile.NamedTemporaryFile(prefix="edit-") as file:
+        for data in blobs.read(ctr.client, digest):
+            file.write(data)
+        file.flush()
+        done = subprocess.run(["sh", "-c", f'{options["editor"]} "$1"', "sh", file.name], check=False)
+        if done.returncode:
+            raise CommandError(f"the editor ended with status {done.returncode}")
+        with open(file.name, "rb") as result:
+            ctr.print(blobs.store(ctr.client, result.read()))
+
+
+def prune(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    """`content prune references`: drop the labels by which manifests keep their layers, which snapshots hold."""
+    if operands[:1] != ["references"]:
+        raise CommandError("say what to prune: `content prune references`")
+    for info in all_blobs(ctr, []):
+        layers = [key for key in info.labels if key.startswith("containerd.io/gc.ref.content.l.")]
+        for key in layers:
+            log("info" if not options["dry"] else "debug", "removing label", digest=info.digest, label=key)
+        if layers and not options["dry"]:
+            mask = FieldMask(paths=["labels." + key for key in layers])
+            ctr.client.content.Update(pb.UpdateRequest(info=pb.Info(digest=info.digest), update_mask=mask))
+
+
+COMMANDS = {
+    "content list": Command(list_content, "[flags] [<filter>, ...]", "quiet,q bool Print only the digests"),
+    "content get": Command(get, "[<digest>, ...]"),
+    "content ingest": Command(
+        ingest,
+        "[flags] <key>",
+        """
+expected-size    int     The blob must have this size
+expected-digest  string  The blob must have this digest
+""",
+    ),
+    "content delete": Command(delete, "[<digest>, ...]"),
+    "content label": Command(label, "<digest> [<label>=<value> ...]"),
+    "content active": Command(
+        active,
+        "[flags] [<regexp>]",
+        """
+timeout,t  duration  Accepted for ctr's sake
+root       string    Accepted for ctr's sake
+""",
+    ),
+    "content edit": Command(
+        edit,
+        "[flags] <digest>",
+        """
+validate  string  Accepted for ctr's sake
+editor    string  The editor to use [$EDITOR]
+""",
+    ),
+    "content prune": Command(
+        prune,
+        "[flags] references",
+        """
+async  bool  Leave the clean-up to the daemon's own time
+dry    bool  Only show what would be done
+""",
+    ),
+}

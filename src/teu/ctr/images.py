@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images: list, check, tag, label, delete, prune, usage, mount, unmount. (pull, push, import, export: `transfer`.)"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from typing import Any
+
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from teu.ctr import blobs
+from teu.ctr.client import Client, snapshots_pb2
+from teu.ctr.client import images_pb2 as pb
+from teu.ctr.errors import AlreadyExists, CommandError, NotFound
+from teu.ctr.flags import Options
+from teu.ctr.main import SNAPSHOTTER, Command, Ctr, need
+from teu.ctr.output import binary, label_text, log, table
+from teu.oci import image_spec
+
+SNAPSHOTTER_FLAG = f"snapshotter string={SNAPSHOTTER} Snapshotter [$CONTAINERD_SNAPSHOTTER]\n"
+
+
+def all_images(client: Client, filters: list[str]) -> list[Any]:
+    found = client.images.List(pb.ListImagesRequest(filters=filters)).images
+    return sorted(found, key=lambda image: str(image.name))
+
+
+def total_size(client: Client, target: blobs.Json) -> int:
+    """Of the manifest for this machine and all below it, as ctr counts."""
+    try:
+        chosen, _ = blobs.manifests(client, target)[0]
+    except (CommandError, image_spec.SpecError):
+        return 0
+    seen: dict[str, int] = {target["digest"]: target["size"]}
+    for descriptor in blobs.walk(client, chosen):
+        seen[descriptor["digest"]] = descriptor["size"]
+    return sum(seen.values())
+
+
+def list_images(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    client = ctr.client
+    found = all_images(client, operands)
+    if options["quiet"]:
+        for image in found:
+            ctr.print(image.name)
+        return
+    rows = []
+    for image in found:
+        target = blobs.as_json(image.target)
+        rows.append((
+            image.name, image.target.media_type, image.target.digest, binary(total_size(client, target)),
+            ",".join(blobs.platforms(client, target)) or "-", label_text(image.labels) or "-",
+        ))  # fmt: skip
+    table([("REF", "TYPE", "DIGEST", "SIZE", "PLATFORMS", "LABELS"), *rows])
+
+
+def check(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    client = ctr.client
+    rows = []
+    found = all_images(client, operands)
+    if not found:
+        return
+    for image in found:
+        target = blobs.as_json(image.target)
+        status, complete = "complete", True
+        try:
+            _, manifest = blobs.manifests(client, target)[0]
+        except (CommandError, image_spec.SpecError):
+            status, size, complete = "unavailable (0/?)", "0.0 B/?", False
+        else:
+            required = [manifest["config"], *(manifest.get("layers") or [])]
+            present = [part for part in required if blobs.exists(client, part["digest"])]
+            if len(present) < len(required):
+                status, complete = "incomplete", False
+            status += f" ({len(present)}/{len(required)})"
+            size = "/".join(binary(sum(part["size"] for part in parts)) for parts in (present, required))
+        unpacked = complete and blobs.is_unpacked(client, target, options["snapshotter"])
+        if options["quiet"]:
+            if complete and unpacked:
+                ctr.print(image.name)
+            continue
+        rows.append((image.name, image.target.media_type, image.target.digest, status, size, str(unpacked).lower()))
+    if not options["quiet"]:
+        table([("REF", "TYPE", "DIGEST", "STATUS", "SIZE", "UNPACKED"), *rows], loose=True)
+
+
+def tag(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    source, *targets = need(operands, "source ref", "target ref")
+    client = ctr.client
+    image = blobs.get_image(client, source)
+    for name in targets:
+        copy = pb.Image(name=name, target=image.target, labels=image.labels)
+        try:
+            client.images.Create(pb.CreateImageRequest(image=copy))
+        except AlreadyExists:
+            if not options["force"]:
+                raise
+            client.images.Delete(pb.DeleteImageRequest(name=name))
+            client.images.Create(pb.CreateImageRequest(image=copy))
+        ctr.print(name)
+
+
+def label(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    name = need(operands, "image")[0]
+    wanted = {key: value for key, _, value in (word.partition("=") for word in operands[1:])}
+    paths = ["labels"] if options["replace-all"] else ["labels." + key for key in wanted]
+    image = pb.Image(name=name, labels=wanted)
+    updated = ctr.client.images.Update(pb.UpdateImageRequest(image=image, update_mask=FieldMask(paths=paths))).image
+    ctr.print(label_text(updated.labels))
+
+
+def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    failure = ""
+    for number, name in enumerate(operands):
+        last = number == len(operands) - 1
+        try:
+            ctr.client.images.Delete(pb.DeleteImageRequest(name=name, sync=options["sync"] and last))
+        except NotFound:
+            log("warning", f"{name}: image not found")
+            continue
+        except CommandError as error:
+            failure = failure or f"unable to delete {name}: {error.text}"
+            log("error", f"unable to delete {name}", error=error.text)
+            continue
+        ctr.print(name)
+    if failure:
+        raise CommandError(failure)
+
+
+def prune(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    if not options["all"]:
+        log("warning", "no images pruned. `ctr image prune` requires --all flag.")
+        return
+    from teu.ctr.client import containers_pb2
+
+    client = ctr.client
+    used = {c.image for c in client.containers.List(containers_pb2.ListContainersRequest()).containers}
+    doomed = [image.name for image in all_images(client, []) if image.name not in used]
+    for number, name in enumerate(doomed):
+        client.images.Delete(pb.DeleteImageRequest(name=name, sync=number == len(doomed) - 1))
+        ctr.print(name)
+
+
+def usage(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    client, snapshotter = ctr.client, options["snapshotter"]
+    image = blobs.get_image(client, need(operands, "image ref")[0])
+    target = blobs.as_json(image.target)
+    _, manifest = blobs.manifests(client, target)[0]
+    if not blobs.is_unpacked(client, target, snapshotter):
+        raise CommandError(f"image {image.name} isn't unpacked in snapshotter {snapshotter}")
+    chains = image_spec.chain_ids(blobs.image_config(client, manifest)["rootfs"]["diff_ids"])
+    rows = []
+    for chain in reversed(chains):
+        found = client.snapshots.Usage(snapshots_pb2.UsageRequest(snapshotter=snapshotter, key=chain))
+        rows.append((chain, binary(found.size), found.inodes))
+    table([("KEY", "SIZE", "INODES"), *rows])
+
+
+def mount_all(mounts: Any, target: str) -> None:
+    """Mount what a snapshotter says; undone again when a part fails."""
+    done = []
+    for mount in mounts:
+        where = target + "/" + mount.target.lstrip("/") if mount.target else target
+        argv = ["mount", "-t", mount.type, mount.source, where]
+        if mount.type == "bind" or "bind" in mount.options or "rbind" in mount.options:
+            argv = ["mount", mount.source, where]
+        if mount.options:
+            argv[1:1] = ["-o", ",".join(mount.options)]
+        result = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if result.returncode:
+            for path in reversed(done):
+                subprocess.run(["umount", path], check=False)
+            raise CommandError(f"failed to mount {mount.source} at {where}: {result.stderr.strip()}")
+        done.append(where)
+        if "ro" in mount.options and len(argv) and argv[1] == "-o" and argv[-2] == mount.source:
+            subprocess.run(["mount", "-o", "remount,bind,ro", where], check=False)
+
+
+def unmount_all(target: str) -> None:
+    """All that is mounted there, one over the other."""
+    while True:
+        with open("/proc/self/mounts", encoding="utf-8") as table_file:
+            if not any(line.split()[1] == target for line in table_file):
+                return
+        result = subprocess.run(["umount", target], capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise CommandError(f"failed to unmount {target}: {result.stderr.strip()}")
+
+
+def mount(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    name, target = need(operands, "image ref", "target")[:2]
+    client, snapshotter = ctr.client, options["snapshotter"]
+    image = blobs.get_image(client, name)
+    _, manifest = blobs.manifests(client, blobs.as_json(image.target), options["platform"])[0]
+    with client.leased():
+        chain = blobs.unpack(client, manifest, snapshotter)
+        prepare = client.snapshots.Prepare if options["rw"] else client.snapshots.View
+        request = snapshots_pb2.PrepareSnapshotRequest if options["rw"] else snapshots_pb2.ViewSnapshotRequest
+        labels = {"containerd.io/gc.root": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        try:
+            mounts = prepare(request(snapshotter=snapshotter, key=target, parent=chain, labels=labels)).mounts
+        except AlreadyExists:
+            mounts = client.snapshots.Mounts(snapshots_pb2.MountsRequest(snapshotter=snapshotter, key=target)).mounts
+        try:
+            mount_all(mounts, target)
+        except CommandError:
+            client.snapshots.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=target))
+            raise
+    ctr.print(chain)
+    ctr.print(target)
+
+
+def unmount(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    import os
+
+    target = need(operands, "target path to unmount")[0]
+    unmount_all(os.path.realpath(target))
+    if options["rm"]:
+        request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=options["snapshotter"], key=target)
+        try:
+            ctr.client.snapshots.Remove(request)
+        except NotFound:
+            pass
+    ctr.print(target)
+
+
+COMMANDS = {
+    "images list": Command(list_images, "[flags] [<filter>, ...]", "quiet,q bool Print only the names"),
+    "images check": Command(
+        check, "[flags] [<filter>, ...]", SNAPSHOTTER_FLAG + "quiet,q bool Print only the names of ready images"
+    ),
+    "images tag": Command(
+        tag,
+        "[flags] <source_ref> <target_ref> [<target_ref>, ...]",
+        """
+force  bool  Let the name point to this image though it is taken
+local  bool  Accepted for ctr's sake
+""",
+    ),
+    "images label": Command(label, "[flags] <name> [<key>=<value>, ...]", "replace-all,r bool Drop all other labels"),
+    "images delete": Command(
+        delete, "[flags] <ref> [<ref>, ...]", "sync bool Wait until what nobody needs any more is removed"
+    ),
+    "images prune": Command(prune, "[flags]", "all bool Remove all images that no container uses"),
+    "images usage": Command(usage, "[flags] <ref>", SNAPSHOTTER_FLAG),
+    "images mount": Command(
+        mount,
+        "[flags] <ref> <target>",
+        SNAPSHOTTER_FLAG
+        + """
+rw        bool    Writable
+platform  string  Platform, OS/ARCH[/VARIANT]
+""",
+    ),
+    "images unmount": Command(unmount, "[flags] <target>", SNAPSHOTTER_FLAG + "rm bool Remove the snapshot too"),
+}

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`teu-ctr`: ctr's commands over containerd's gRPC API. bin/teu-ctr calls `main`; each command lives in the module
+that COMMANDS names and is loaded only when it is asked for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from teu.ctr.errors import CommandError
+from teu.ctr.flags import Options, Usage, parse, parse_table
+
+if TYPE_CHECKING:
+    from teu.ctr.client import Client
+
+PROGRAM = "teu-ctr"
+DEFAULT_ADDRESS = "/run/teu/containerd.sock"
+RUNTIME = "io.containerd.teu.v2"
+SNAPSHOTTER = "overlayfs"
+
+GLOBAL_FLAGS = """
+debug                bool     Show the traceback of an unexpected error
+address,a            string=/run/teu/containerd.sock  The daemon's socket [$CONTAINERD_ADDRESS]
+timeout              duration Give up after this time, as 30s
+connect-timeout      duration Give up connecting after this time
+namespace,n          string=default  Work in this namespace [$CONTAINERD_NAMESPACE]
+version,v            bool     Print the version and exit
+"""
+
+# Group or command: (aliases, summary).
+GROUPS = {
+    "plugins": (("plugin",), "What the daemon is made of"),
+    "containers": (("c", "container"), "Manage containers"),
+    "content": ((), "Manage blobs"),
+    "images": (("image", "i"), "Manage images"),
+    "leases": ((), "Manage leases"),
+    "namespaces": (("namespace", "ns"), "Manage namespaces"),
+    "snapshots": (("snapshot",), "Manage snapshots"),
+    "tasks": (("t", "task"), "Manage tasks"),
+    "oci": ((), "OCI tools"),
+    "shim": ((), "Talk to a shim directly"),
+    "deprecations": ((), "What the daemon calls deprecated"),
+}
+
+# Full name: (module, aliases of its last word, summary). The module's COMMANDS has the rest.
+COMMANDS = {
+    "version": ("about", (), "Print the versions of client and daemon"),
+    "info": ("about", (), "Print what the daemon says of itself"),
+    "events": ("events", ("event",), "Print events as they happen"),
+    "run": ("run", (), "Run a container"),
+    "plugins list": ("about", ("ls",), "List plugins"),
+    "deprecations list": ("about", ("ls",), "List warnings of deprecation"),
+    "oci spec": ("about", (), "Print the default OCI specification"),
+    "namespaces create": ("namespaces", ("c",), "Create a namespace"),
+    "namespaces list": ("namespaces", ("ls",), "List namespaces"),
+    "namespaces remove": ("namespaces", ("rm",), "Remove empty namespaces"),
+    "namespaces label": ("namespaces", (), "Set or clear labels"),
+    "images check": ("images", (), "Check that the content of images is at hand"),
+    "images delete": ("images", ("del", "remove", "rm"), "Remove images"),
+    "images export": ("transfer", (), "Write images to an archive"),
+    "images import": ("transfer", (), "Read images from an archive"),
+    "images label": ("images", (), "Set or clear labels"),
+    "images list": ("images", ("ls",), "List images"),
+    "images mount": ("images", (), "Mount an image's file system"),
+    "images prune": ("images", (), "Remove unused images"),
+    "images pull": ("transfer", (), "Download an image"),
+    "images push": ("transfer", (), "Upload an image"),
+    "images tag": ("images", (), "Give an image further names"),
+    "images unmount": ("images", (), "Unmount an image's file system"),
+    "images usage": ("images", (), "Show what an image's snapshots take"),
+    "content active": ("content", (), "List transfers under way"),
+    "content delete": ("content", ("del", "remove", "rm"), "Delete blobs"),
+    "content edit": ("content", (), "Edit a blob; the result is a new one"),
+    "content fetch": ("transfer", (), "Download all content of an image"),
+    "content fetch-object": ("transfer", (), "Print a manifest of a registry"),
+    "content fetch-blob": ("transfer", (), "Print blobs of a registry"),
+    "content get": ("content", (), "Print a blob"),
+    "content ingest": ("content", (), "Store standard input"),
+    "content label": ("content", (), "Set or clear labels"),
+    "content list": ("content", ("ls",), "List blobs"),
+    "content push-object": ("transfer", (), "Upload a blob or a manifest"),
+    "content prune": ("content", (), "Drop labels that keep layers: `references`"),
+    "snapshots commit": ("snapshots", (), "Commit an active snapshot"),
+    "snapshots diff": ("snapshots", (), "Print the difference of two snapshots as a layer"),
+    "snapshots info": ("snapshots", (), "Print what is known of a snapshot"),
+    "snapshots label": ("snapshots", (), "Set or clear labels"),
+    "snapshots list": ("snapshots", ("ls",), "List snapshots"),
+    "snapshots mounts": ("snapshots", ("m", "mount"), "Print the mount commands of a snapshot"),
+    "snapshots prepare": ("snapshots", (), "Make an active snapshot"),
+    "snapshots delete": ("snapshots", ("del", "remove", "rm"), "Remove snapshots"),
+    "snapshots tree": ("snapshots", (), "Print the snapshots as a tree"),
+    "snapshots unpack": ("snapshots", (), "Unpack the layers of a manifest"),
+    "snapshots usage": ("snapshots", (), "Show what snapshots take"),
+    "snapshots view": ("snapshots", (), "Make a read-only snapshot"),
+    "leases create": ("leases", (), "Create a lease"),
+    "leases delete": ("leases", ("del", "remove", "rm"), "Delete leases"),
+    "leases list": ("leases", ("ls",), "List leases"),
+    "containers create": ("run", (), "Create a container"),
+    "containers delete": ("containers", ("del", "remove", "rm"), "Delete containers"),
+    "containers info": ("containers", (), "Print what is known of a container"),
+    "containers label": ("containers", (), "Set or clear labels"),
+    "containers list": ("containers", ("ls",), "List containers"),
+    "tasks attach": ("tasks", (), "Attach to the input and output of a container"),
+    "tasks checkpoint": ("tasks", (), "Checkpoint a container"),
+    "tasks delete": ("tasks", ("del", "remove", "rm"), "Delete tasks"),
+    "tasks exec": ("tasks", (), "Run a further process in a container"),
+    "tasks kill": ("tasks", (), "Send a signal to a container"),
+    "tasks list": ("tasks", ("ls",), "List tasks"),
+    "tasks metrics": ("tasks", ("metric",), "Show what a task uses"),
+    "tasks pause": ("tasks", (), "Freeze a container"),
+    "tasks ps": ("tasks", (), "List the processes of a container"),
+    "tasks resume": ("tasks", (), "Thaw a container"),
+    "tasks start": ("tasks", (), "Start a container that exists"),
+    "shim delete": ("shim", (), "Delete the task"),
+    "shim exec": ("shim", (), "Run a further process"),
+    "shim start": ("shim", (), "Start the task"),
+    "shim state": ("shim", (), "Print the state of the task"),
+}
+
+
+class Command:
+    def __init__(self, function: Callable[[Ctr, Options, list[str]], int | None], usage: str, table: str = "") -> None:
+        self.function = function
+        self.usage = usage
+        self.table = table
+
+
+class Ctr:
+    """What a command gets."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._client: Client | None = None
+
+    @property
+    def namespace(self) -> str:
+        name: str = self.options["namespace"]
+        return name
+
+    @property
+    def client(self) -> Client:
+        if self._client is None:
+            from teu.ctr.client import Client
+
+            options = self.options
+            self._client = Client(
+                options["address"], options["namespace"], options["timeout"], options["connect-timeout"]
+            )
+        return self._client
+
+    def print(self, text: str) -> None:
+        sys.stdout.write(text + "\n")
+
+
+def find(words: list[str]) -> tuple[str, int]:
+    """(full name, words used); the name of a group alone means its help."""
+    first = next((name for name, (aliases, _) in GROUPS.items() if words[0] == name or words[0] in aliases), "")
+    if first:
+        if len(words) < 2 or words[1].startswith("-") or words[1] in ("help", "h"):
+            return first, 1
+        for name, (_, aliases, _) in COMMANDS.items():
+            group, _, verb = name.partition(" ")
+            if group == first and (words[1] == verb or words[1] in aliases):
+                return name, 2
+        raise CommandError(f"No help topic for '{words[1]}'", 3)
+    for name, (_, aliases, _) in COMMANDS.items():
+        if " " not in name and (words[0] == name or words[0] in aliases):
+            return name, 1
+    raise CommandError(f"No help topic for '{words[0]}'", 3)
+
+
+def group_options_last(words: list[str]) -> list[str]:
+    """`snapshots --snapshotter X ls` as `snapshots ls --snapshotter X`: the options of a group are its commands'."""
+    if words[0] not in ("snapshots", "snapshot", "shim") or len(words) < 3 or not words[1].startswith("--"):
+        return words
+    taken = 1 if "=" in words[1] else 2
+    if words[1] == "--help" or len(words) < 2 + taken:
+        return words
+    return [words[0], words[1 + taken], *words[1 : 1 + taken], *words[2 + taken :]]
+
+
+def load(name: str) -> Command:
+    command: Command = import_module("teu.ctr." + COMMANDS[name][0]).COMMANDS[name]
+    return command
+
+
+def options_text(table: str) -> str:
+    lines = []
+    flags = parse_table(table)
+    left = []
+    for flag in flags:
+        value = "" if flag.kind == "bool" else " value"
+        left.append(f"--{flag.name}{value}" + (f", -{flag.short}{value}" if flag.short else ""))
+    width = max(map(len, [*left, "--help, -h"])) + 2
+    for start, flag in zip(left, flags):
+        default = f" (default: {flag.default})" if flag.default else ""
+        lines.append(f"   {start.ljust(width)}{flag.text}{default}")
+    lines.append(f"   {'--help, -h'.ljust(width)}Show help")
+    return "\n".join(lines)
+
+
+def help_text(name: str) -> str:
+    if not name:
+        rows = [(", ".join((group, *aliases)), text) for group, (aliases, text) in GROUPS.items()]
+        rows += [(", ".join((full, *entry[1])), entry[2]) for full, entry in COMMANDS.items() if " " not in full]
+        usage, table, summary = f"{PROGRAM} [global options] command [command options] [arguments...]", GLOBAL_FLAGS, ""
+    elif name in GROUPS:
+        rows = [
+            (", ".join((full.partition(" ")[2], *entry[1])), entry[2])
+            for full, entry in COMMANDS.items()
+            if full.startswith(name + " ")
+        ]
+        usage, table, summary = f"{PROGRAM} {name} command [command options] [arguments...]", "", GROUPS[name][1]
+    else:
+        command = load(name)
+        rows = []
+        usage, table, summary = f"{PROGRAM} {name} {command.usage}", command.table, COMMANDS[name][2]
+    title = f"{PROGRAM} {name}".rstrip()
+    text = f"NAME:\n   {title}{' - ' + summary if summary else ''}\n\nUSAGE:\n   {usage}\n"
+    if rows:
+        width = max(len(row[0]) for row in rows) + 2
+        text += "\nCOMMANDS:\n" + "".join(f"   {names.ljust(width)}{what}\n" for names, what in rows)
+    return text + "\nOPTIONS:\n" + options_text(table)
+
+
+def complete(words: list[str]) -> int:
+    """`__complete WORD…`: the names of commands and options that fit the last word."""
+    *before, current = words or [""]
+    try:
+        _, rest = parse(parse_table(GLOBAL_FLAGS), before)
+        if not rest:
+            names = [*GROUPS, *(name for name in COMMANDS if " " not in name)]
+            table = GLOBAL_FLAGS
+        else:
+            full, _ = find(rest)
+            names = [name.partition(" ")[2] for name in COMMANDS if name.startswith(full + " ")]
+            table = "" if full in GROUPS else load(full).table
+    except (CommandError, Usage):
+        return 0
+    if current.startswith("-"):
+        names = [f"--{flag.name}" for flag in parse_table(table)]
+    for name in sorted(names):
+        if name.startswith(current):
+            sys.stdout.write(name + "\n")
+    return 0
+
+
+def dispatch(argv: list[str]) -> int:
+    name = ""
+    try:
+        options, words = parse(parse_table(GLOBAL_FLAGS), argv)
+        if options["version"]:
+            from teu import __version__
+
+            sys.stdout.write(f"{PROGRAM} Teu {__version__}\n")
+            return 0
+        if words and words[0] == "__complete":
+            return complete(words[1:])
+        if words and words[0] in ("help", "h"):
+            words = [*words[1:], "--help"] if len(words) > 1 else []
+        if not words or options["help"]:
+            sys.stdout.write(help_text("") + "\n")
+            return 0
+        words = group_options_last(words)
+        name, used = find(words)
+        if name in GROUPS:
+            sys.stdout.write(help_text(name) + "\n")
+            return 0
+        command = load(name)
+        given, operands = parse(parse_table(command.table), words[used:])
+        if given["help"]:
+            sys.stdout.write(help_text(name) + "\n")
+            return 0
+    except Usage as error:
+        sys.stdout.write(f"Incorrect Usage: {error}\n\n{help_text(name)}\n\n")
+        raise CommandError(str(error)) from None
+    return command.function(Ctr(options), given, operands) or 0
+
+
+def main() -> NoReturn:
+    code: Any = 1
+    try:
+        code = dispatch(sys.argv[1:])
+    except CommandError as error:
+        code = error.code
+        sys.stdout.flush()
+        if error.text:
+            sys.stderr.write((error.text if code == 3 else f"{PROGRAM}: {error.text}") + "\n")
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        code = 1
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.stderr.write(f"{PROGRAM}: {type(error).__name__}: {error}\n")
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        pass
+    # grpc's threads and whatever hangs in a call do not keep us.
+    os._exit(code)
+
+
+def need(operands: list[str], *names: str) -> list[str]:
+    """The operands, which must be there; a missing one is told by its name."""
+    for number, name in enumerate(names):
+        if number >= len(operands) or not operands[number]:
+            raise CommandError(f"{name} must be provided")
+    return operands

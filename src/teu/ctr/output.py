@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ctr's tables, sizes and JSON. Called by every command that shows something."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+
+def table(rows: Iterable[Iterable[object]], least: int = 1, padding: int = 1, loose: bool = False) -> None:
+    """Every cell, the last one too, is padded to its column; `loose`: but for the last one of the lines below
+    the headings."""
+    lines = [[str(cell) for cell in row] for row in rows]
+    widths = [
+        max(max(len(line[column]) for line in lines if column < len(line)) + padding, least)
+        for column in range(max(map(len, lines), default=0))
+    ]
+    for number, line in enumerate(lines):
+        cells = [cell.ljust(width) for cell, width in zip(line, widths)]
+        if loose:
+            cells[-1] = line[-1] + (" " * padding if number == 0 else "")
+        sys.stdout.write("".join(cells) + "\n")
+
+
+def tabbed(rows: Iterable[Iterable[object]]) -> None:
+    """Columns filled with tabs; the last cell is not padded."""
+    lines = [[str(cell) for cell in row] for row in rows]
+    columns = max(map(len, lines), default=1) - 1
+    widths = [-(-(max(len(line[n]) for line in lines if n < len(line)) + 1) // 8) * 8 for n in range(columns)]
+    for line in lines:
+        text = "".join(cell + "\t" * -(-(width - len(cell)) // 8) for cell, width in zip(line[:-1], widths))
+        sys.stdout.write(text + line[-1] + "\n")
+
+
+def binary(size: float) -> str:
+    """`2.1 MiB`."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+    index = 0
+    while size >= 1024 and index < len(units) - 1:
+        size /= 1024
+        index += 1
+    return f"{size:.1f} {units[index]}" if index else f"{size:.1f} B" if size != int(size) else f"{int(size)}.0 B"
+
+
+def decimal(size: float) -> str:
+    """`2.171MB`."""
+    units = ("B", "kB", "MB", "GB", "TB", "PB")
+    index = 0
+    while size >= 1000 and index < len(units) - 1:
+        size /= 1000
+        index += 1
+    return f"{size:.4g}{units[index]}"
+
+
+def age(seconds: float) -> str:
+    whole = int(time.time() - seconds)
+    if whole < 1:
+        return "Less than a second"
+    if whole == 1:
+        return "1 second"
+    if whole < 60:
+        return f"{whole} seconds"
+    minutes = whole // 60
+    if minutes == 1:
+        return "About a minute"
+    if minutes < 60:
+        return f"{minutes} minutes"
+    hours = int(whole / 3600 + 0.5)
+    if hours == 1:
+        return "About an hour"
+    if hours < 48:
+        return f"{hours} hours"
+    if hours < 24 * 14:
+        return f"{hours // 24} days"
+    if hours < 24 * 60:
+        return f"{hours // 24 // 7} weeks"
+    if hours < 24 * 365 * 2:
+        return f"{hours // 24 // 30} months"
+    return f"{whole // 3600 // 24 // 365} years"
+
+
+def label_text(labels: Any) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def show_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=4, ensure_ascii=False) + "\n")
+
+
+def log(level: str, text: str, **fields: str) -> None:
+    """A line on standard error in logrus's form, as ctr writes it."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    extra = "".join(f" {key}={json.dumps(value)}" for key, value in fields.items())
+    sys.stdout.flush()
+    sys.stderr.write(f'time="{stamp}" level={level} msg={json.dumps(text)}{extra}\n')

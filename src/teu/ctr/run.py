@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`run` and `containers create`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from teu.api.types.runc.options import oci_pb2
+from teu.ctr import blobs, containers
+from teu.ctr import spec as specification
+from teu.ctr.client import Client, containers_pb2, snapshots_pb2, tasks_pb2
+from teu.ctr.errors import CommandError, NotFound
+from teu.ctr.fifos import Conversation, Fifos
+from teu.ctr.flags import Options, labels
+from teu.ctr.main import RUNTIME, SNAPSHOTTER, Command, Ctr
+from teu.ctr.output import log
+
+SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+OPTIONS_TYPE = "containerd.runc.v1.Options"
+
+
+def packed(kind: str, data: bytes) -> Any:
+    return AnyMessage(type_url=kind, value=data)
+
+
+@contextlib.contextmanager
+def looked_into(client: Client, snapshotter: str, key: str) -> Iterator[Path | None]:
+    """The root file system of a snapshot, mounted for a moment; None where that cannot be."""
+    from teu.ctr.images import mount_all, unmount_all
+
+    with tempfile.TemporaryDirectory(prefix="teu-ctr-") as folder:
+        try:
+            mounts = client.snapshots.Mounts(snapshots_pb2.MountsRequest(snapshotter=snapshotter, key=key)).mounts
+            mount_all(mounts, folder)
+        except (CommandError, OSError):
+            yield None
+            return
+        try:
+            yield Path(folder)
+        finally:
+            unmount_all(folder)
+
+
+def runtime_options(options: Options) -> Any:
+    if not options["runtime"].startswith(("io.containerd.runc.", "io.containerd.teu.")):
+        return None
+    found = oci_pb2.Options(
+        binary_name=options["runc-binary"], root=options["runc-root"], systemd_cgroup=options["runc-systemd-cgroup"]
+    )
+    return packed(OPTIONS_TYPE, found.SerializeToString())
+
+
+def make(ctr: Ctr, options: Options, operands: list[str]) -> str:
+    """Create the container and its snapshot; returns its ID."""
+    client, snapshotter = ctr.client, options["snapshotter"]
+    container = containers_pb2.Container(
+        labels=labels(options["label"]),
+        runtime=containers_pb2.Container.Runtime(name=options["runtime"], options=runtime_options(options)),
+        sandbox=options["sandbox"],
+    )
+    if options["config"]:
+        if not operands:
+            raise CommandError("container id must be provided")
+        container.id = operands[0]
+        try:
+            spec = json.loads(Path(options["config"]).read_text())
+        except (OSError, ValueError) as error:
+            raise CommandError(f"cannot load spec config file {options['config']}: {error}") from None
+        container.spec.CopyFrom(packed(SPEC_TYPE, json.dumps(spec).encode()))
+        client.containers.Create(containers_pb2.CreateContainerRequest(container=container))
+        return str(container.id)
+    if not operands:
+        raise CommandError("image ref must be provided")
+    if len(operands) < 2:
+        raise CommandError("container id must be provided")
+    name, identity, *arguments = operands
+    container.id = identity
+    spec = specification.default(ctr.namespace, identity)
+    if options["rootfs"]:
+        spec["root"]["path"] = os.path.abspath(name)
+        specification.from_image(spec, {}, arguments)
+        if options["user"]:
+            specification.set_user(spec, options["user"], Path(name))
+        specification.apply_options(spec, options)
+        container.spec.CopyFrom(packed(SPEC_TYPE, json.dumps(spec).encode()))
+        client.containers.Create(containers_pb2.CreateContainerRequest(container=container))
+        return identity
+    image = blobs.get_image(client, name)
+    with client.leased():
+        _, manifest = blobs.manifests(client, blobs.as_json(image.target), options["platform"])[0]
+        config = blobs.image_config(client, manifest).get("config") or {}
+        parent = blobs.unpack(client, manifest, snapshotter)
+        for key, value in (config.get("Labels") or {}).items():
+            container.labels[key] = value
+        container.labels["io.containerd.image.config.stop-signal"] = config.get("StopSignal") or "SIGTERM"
+        container.image, container.snapshotter, container.snapshot_key = name, snapshotter, identity
+        client.snapshots.Prepare(
+            snapshots_pb2.PrepareSnapshotRequest(
+                snapshotter=snapshotter, key=identity, parent=parent, labels=labels(options["snapshotter-label"])
+            )
+        )
+        try:
+            specification.from_image(spec, config, arguments)
+            with looked_into(client, snapshotter, identity) as root:
+                specification.set_user(spec, options["user"] or config.get("User") or "", root)
+            specification.apply_options(spec, options)
+            if not spec["process"]["args"]:
+                raise CommandError("no command: neither the image nor the command line names one")
+            container.spec.CopyFrom(packed(SPEC_TYPE, json.dumps(spec).encode()))
+            client.containers.Create(containers_pb2.CreateContainerRequest(container=container))
+        except BaseException:
+            with contextlib.suppress(CommandError):
+                client.snapshots.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=identity))
+            raise
+    return identity
+
+
+def create(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    make(ctr, options, operands)
+
+
+def create_task(ctr: Ctr, options: Options, identity: str) -> tuple[Conversation, int]:
+    """Create the task of a container: its conversation (with FIFOs where wanted) and its process ID."""
+    client = ctr.client
+    container = containers.get(client, identity)
+    terminal = bool(json.loads(container.spec.value).get("process", {}).get("terminal"))
+    if terminal and options["null-io"]:
+        raise CommandError("tty and null-io cannot be used together")
+    request = tasks_pb2.CreateTaskRequest(container_id=identity, terminal=terminal)
+    if container.snapshot_key:
+        request.rootfs.extend(
+            client.snapshots.Mounts(
+                snapshots_pb2.MountsRequest(snapshotter=container.snapshotter, key=container.snapshot_key)
+            ).mounts
+        )
+    if options["no-pivot"]:
+        found = oci_pb2.Options()
+        found.ParseFromString(container.runtime.options.value)
+        found.no_pivot_root = True
+        request.options.CopyFrom(packed(OPTIONS_TYPE, found.SerializeToString()))
+    if options["null-io"]:
+        fifos = Fifos()
+    elif options["log-uri"]:
+        fifos = Fifos()
+        request.stdout = request.stderr = options["log-uri"]
+    else:
+        fifos = Fifos.make(identity, terminal, options["fifo-dir"])
+        request.stdin, request.stdout, request.stderr = fifos.stdin, fifos.stdout, fifos.stderr
+    conversation = Conversation(client, identity, "", fifos, terminal)
+    try:
+        fifos.open()
+        pid = client.tasks.Create(request).pid
+    except BaseException:
+        fifos.remove()
+        raise
+    if options["pid-file"]:
+        Path(options["pid-file"]).write_text(str(pid))
+    return conversation, pid
+
+
+def delete_task(client: Client, identity: str) -> None:
+    """Kill what is left and delete the task."""
+    with contextlib.suppress(CommandError):
+        client.tasks.Kill(tasks_pb2.KillRequest(container_id=identity, signal=9, all=True))
+        client.tasks.Wait(tasks_pb2.WaitRequest(container_id=identity), timeout=10)
+    try:
+        client.tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=identity))
+    except NotFound:
+        pass
+
+
+def run(ctr: Ctr, options: Options, operands: list[str]) -> int:
+    if options["rm"] and options["detach"]:
+        raise CommandError("flags --detach and --rm cannot be specified together")
+    if options["cni"]:
+        raise CommandError("--cni is not supported: use --net-host, or teu run for a bridged network")
+    if options["gpus"]:
+        raise CommandError("--gpus is not supported: give the devices with --device")
+    identity = make(ctr, options, operands)
+    client = ctr.client
+    code = 0
+    try:
+        conversation, _ = create_task(ctr, options, identity)
+        try:
+            if not options["detach"]:
+                conversation.wait()
+            try:
+                client.tasks.Start(tasks_pb2.StartRequest(container_id=identity))
+            except CommandError:
+                delete_task(client, identity)
+                raise
+            if options["detach"]:
+                return 0
+            code = conversation.run()
+            client.tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=identity))
+        finally:
+            if not options["detach"]:
+                conversation.fifos.remove()
+    finally:
+        if options["rm"]:
+            try:
+                containers.remove(client, identity)
+            except CommandError as error:
+                log("error", "failed to cleanup container", error=error.text)
+    return code
+
+
+IO_FLAGS = """
+null-io   bool    No input and output
+log-uri   string  Where the output goes, as file:///path or binary:///program
+fifo-dir  string  Folder for the FIFOs of input and output
+pid-file  string  Write the process ID to this file
+no-pivot  bool    Do not use pivot_root
+"""
+CREATE_FLAGS = (
+    specification.FLAGS
+    + f"""
+snapshotter  string={SNAPSHOTTER}  Snapshotter [$CONTAINERD_SNAPSHOTTER]
+snapshotter-label  strings  Label for the snapshot, KEY=VALUE
+label        strings  Label for the container, KEY=VALUE
+runtime      string={RUNTIME}  Runtime name, or path of a shim
+runtime-config-path  string  Accepted for ctr's sake
+runc-binary  string   The OCI runtime that the shim is to use
+runc-root    string   The OCI runtime's folder of state
+runc-systemd-cgroup  bool  Let the OCI runtime ask systemd for the cgroup
+remap-labels bool     Accepted for ctr's sake
+sandbox      string   Create it in this sandbox
+rootfs       bool     The first operand is a folder, not an image
+"""
+)
+RUN_FLAGS = (
+    CREATE_FLAGS
+    + IO_FLAGS
+    + """
+rm           bool     Remove the container when it has ended
+detach,d     bool     Do not wait for it
+cni          bool     Not supported
+blockio-config-file  string  Accepted for ctr's sake
+blockio-class        string  Accepted for ctr's sake
+"""
+)
+COMMANDS = {
+    "run": Command(run, "[flags] Image|RootFS ID [COMMAND] [ARG...]", RUN_FLAGS),
+    "containers create": Command(create, "[flags] Image|RootFS CONTAINER [COMMAND] [ARG...]", CREATE_FLAGS),
+}
