@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -58,10 +59,12 @@ def ingest(ctr: Ctr, options: Options, operands: list[str]) -> None:
     expected = checked(options["expected-digest"]) if options["expected-digest"] else ""
 
     def source(offset: int) -> Iterator[bytes]:
-        while offset > 0 and (data := sys.stdin.buffer.read(min(offset, blobs.CHUNK))):
-            offset -= len(data)
-        while data := sys.stdin.buffer.read1(blobs.CHUNK):
-            yield data
+        while data := os.read(0, blobs.CHUNK):
+            # What an earlier, broken ingest under the same key has stored is not sent again.
+            skipped = min(offset, len(data))
+            offset -= skipped
+            if data[skipped:]:
+                yield data[skipped:]
 
     blobs.write(ctr.client, reference, options["expected-size"], expected, source)
 

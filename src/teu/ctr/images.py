@@ -159,7 +159,7 @@ def usage(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 def mount_all(mounts: Any, target: str) -> None:
     """Mount what a snapshotter says; undone again when a part fails."""
-    done = []
+    done: list[str] = []
     for mount in mounts:
         where = target + "/" + mount.target.lstrip("/") if mount.target else target
         argv = ["mount", "-t", mount.type, mount.source, where]

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from teu.ctr import blobs
 from teu.ctr.blobs import Json
-from teu.ctr.client import Client
+from teu.ctr.client import Client, content_pb2
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options, labels
 from teu.ctr.main import SNAPSHOTTER, Command, Ctr, need
@@ -112,10 +112,10 @@ def parse_reference(text: str) -> reference.Reference:
 def part_name(descriptor: Json) -> str:
     kind = descriptor["mediaType"]
     if kind in image_spec.INDEXES:
-        return "index-" + descriptor["digest"]
+        return f"index-{descriptor['digest']}"
     if kind in image_spec.MANIFESTS:
-        return "manifest-" + descriptor["digest"]
-    return ("layer-" if image_spec.is_layer(kind) else "config-") + descriptor["digest"]
+        return f"manifest-{descriptor['digest']}"
+    return f"{'layer' if image_spec.is_layer(kind) else 'config'}-{descriptor['digest']}"
 
 
 class Fetcher:
@@ -250,7 +250,7 @@ def push(ctr: Ctr, options: Options, operands: list[str]) -> None:
     local = operands[1] if len(operands) > 1 else text
     client = ctr.client
     if options["manifest"]:
-        info = client.content.Info(blobs.content_pb2.InfoRequest(digest=options["manifest"])).info
+        info = client.content.Info(content_pb2.InfoRequest(digest=options["manifest"])).info
         target = {"mediaType": options["manifest-type"], "digest": info.digest, "size": info.size}
     else:
         try:
@@ -464,7 +464,7 @@ def fetch_blob(ctr: Ctr, options: Options, operands: list[str]) -> None:
 def push_object(ctr: Ctr, options: Options, operands: list[str]) -> None:
     text, digest, kind = need(operands, "remote ref", "object", "type")[:3]
     parsed = parse_reference(text)
-    info: Any = ctr.client.content.Info(blobs.content_pb2.InfoRequest(digest=digest)).info
+    info: Any = ctr.client.content.Info(content_pb2.InfoRequest(digest=digest)).info
     descriptor: Json = {"mediaType": kind, "digest": digest, "size": info.size}
     with registry_for(options, parsed) as registry:
         try:
