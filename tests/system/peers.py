@@ -194,6 +194,16 @@ def busybox_rootfs(path: Path) -> Path:
 # ---- daemons -----------------------------------------------------------------------------------
 
 
+def clear(folder: Path) -> None:
+    """Remove a folder with whatever is mounted on it (dockerd binds its own) and in it."""
+    with open("/proc/self/mounts") as mounts:
+        points = [line.split()[1] for line in mounts]
+    for point in reversed(points):
+        if point == str(folder) or point.startswith(f"{folder}/"):
+            subprocess.run(["umount", "-l", point], capture_output=True, check=False)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 class Daemon:
     """A daemon in the foreground, its folders and its log. Call it to run its client."""
 
@@ -243,13 +253,9 @@ class Daemon:
         self.process.wait()
 
     def remove(self) -> None:
-        """Unmount what is mounted below our folders, and remove them."""
+        """Unmount what is mounted on and below our folders, and remove them."""
         for folder in (self.run, self.state):
-            with open("/proc/self/mounts") as mounts:
-                points = [line.split()[1] for line in mounts if line.split()[1].startswith(f"{folder}/")]
-            for point in reversed(points):
-                subprocess.run(["umount", "-l", point], capture_output=True, check=False)
-            shutil.rmtree(folder, ignore_errors=True)
+            clear(folder)
 
     def __call__(self, *argv: str, code: int | None = 0, stdin: str | None = None, timeout: float = 100.0) -> str:
         """Standard output of the client; Failed unless it exits with `code`."""
@@ -458,11 +464,7 @@ class Podman:
                 self("pod", "rm", "-fa", "-t", "0", code=None, timeout=60)
                 self("rm", "-fa", "-t", "0", code=None, timeout=60)
         for folder in (self.run, self.state):
-            with open("/proc/self/mounts") as mounts:
-                points = [line.split()[1] for line in mounts if line.split()[1].startswith(str(folder))]
-            for point in reversed(points):
-                subprocess.run(["umount", "-l", point], capture_output=True, check=False)
-            shutil.rmtree(folder, ignore_errors=True)
+            clear(folder)
 
 
 @contextlib.contextmanager
