@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import Job, Row, run, table, turns  # noqa: E402
+from measure import Job, Row, run, table, turns
 
 RUNTIMES = {"teu-runc": "/usr/sbin/teu-runc", "runc": "/usr/sbin/runc", "crun": "/usr/bin/crun"}
 PLACE = "/var/lib"
@@ -78,7 +78,7 @@ def config(seccomp: bool) -> dict[str, Any]:
             "args": ["/bin/true"],
             "env": ["PATH=/bin"],
             "cwd": "/",
-            "capabilities": {kind: CAPABILITIES for kind in ("bounding", "effective", "permitted")},
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
             "noNewPrivileges": True,
         },
         "root": {"path": "rootfs"},
