@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian's docker CLI on teud: the life of containers. Issue 2, requirement 4."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from engine import HOST, IMAGE, alive, detached, docker, eventually, inspect, need_busybox, out, remove, run, state
+
+pytestmark = pytest.mark.needs("docker")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def image() -> None:
+    need_busybox()
+
+
+@pytest.fixture(scope="module")
+def web(image: None) -> Iterator[str]:
+    remove("web-e")
+    detached("web-e", "sleep", "600")
+    yield "web-e"
+    remove("web-e")
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> Iterator[str]:
+    mine = "t-" + re.sub(r"\W+", "-", request.node.name)[:40].strip("-")
+    remove(mine)
+    yield mine
+    remove(mine)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        (("sh", "-c", "exit 7"), 7, ""),
+        (("sh", "-c", "kill -TERM $$; sleep 1; exit 3"), 3, ""),
+        (("sh", "-c", "sh -c 'kill -9 $$'"), 137, ""),
+        (("nosuch",), 127, "executable file not found in $PATH"),
+        (("/etc/passwd",), 126, "permission denied"),
+    ],
+)
+def test_exit_codes_of_run(command: tuple[str, ...], code: int, words: str) -> None:
+    done = run(IMAGE, *command, check=False)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert done.stderr.count("docker: Error") == bool(words)
+
+
+def test_run_takes_its_flags(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("bound")
+    script = "id; pwd; echo $FOO; hostname; cat /bound/there; touch /bound/x 2>&1; grep ' /scratch ' /proc/mounts"
+    done = run(
+        "-e", "FOO=bar", "-w", "/tmp", "-u", "1000:10", "-v", f"{tmp_path}:/bound:ro", "--tmpfs", "/scratch:size=64k",
+        "--uts", "host", IMAGE, "sh", "-c", script,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("uid=1000 gid=10")
+    assert lines[1:3] == ["/tmp", "bar"]
+    assert lines[4].startswith("bound")
+    assert "Read-only file system" in done.stdout
+    assert "size=64k" in lines[-1]
+    named = docker(
+        "run", "--rm", "--network", "none", "--hostname", "inner", IMAGE, "sh", "-c", "hostname; cat /etc/hostname"
+    )
+    assert named.stdout.split() == ["inner", "inner"]
+    assert run("--entrypoint", "echo", IMAGE, "a", "b").stdout == "a b\n"
+
+
+def test_confinement_is_dockers() -> None:
+    status = run(IMAGE, "cat", "/proc/self/status").stdout
+    assert re.search(r"^CapEff:\s+00000000a80425fb$", status, re.MULTILINE)
+    assert re.search(r"^Seccomp:\s+2$", status, re.MULTILINE)
+    assert (
+        run(IMAGE, "sh", "-c", "unshare -m true; mount -t tmpfs x /mnt; cat /proc/kcore | wc -c", check=False).stdout
+        == "0\n"
+    )
+    dropped = run("--cap-drop", "ALL", "--security-opt", "no-new-privileges", IMAGE, "cat", "/proc/self/status").stdout
+    assert re.search(r"^CapBnd:\s+0+$", dropped, re.MULTILINE)
+    assert re.search(r"^NoNewPrivs:\s+1$", dropped, re.MULTILINE)
+    free = run("--privileged", IMAGE, "cat", "/proc/self/status").stdout
+    assert re.search(r"^Seccomp:\s+0$", free, re.MULTILINE)
+    limits = run("--ulimit", "nofile=123:456", IMAGE, "sh", "-c", "ulimit -Sn; ulimit -Hn").stdout
+    assert limits.split() == ["123", "456"]
+    assert "Read-only" in run("--read-only", IMAGE, "touch", "/x", check=False).stderr
+    assert run("--init", IMAGE, "cat", "/proc/1/comm").stdout != "cat\n"
+
+
+def test_life_cycle(name: str) -> None:
+    identity = out(
+        "create", "--name", name, *HOST, IMAGE, "sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.05; done"
+    )
+    assert state(name)["Status"] == "created"
+    assert out("start", name) == f"{name}\n"
+    found = state(name)
+    assert found["Running"] and alive(found["Pid"])
+    assert docker("start", name).returncode == 0
+    assert identity.startswith(out("ps", "-q", "--filter", f"name={name}").strip())
+    assert docker("rm", name, check=False).returncode == 1
+    out("pause", name)
+    assert "(Paused)" in out("ps", "--filter", f"name={name}")
+    assert "frozen" in Path(f"/proc/{found['Pid']}/cgroup").read_text() or state(name)["Paused"]
+    assert docker("exec", name, "true", check=False).returncode == 1
+    out("unpause", name)
+    out("stop", name)
+    stopped = state(name)
+    assert (stopped["Status"], stopped["ExitCode"], stopped["Pid"]) == ("exited", 5, 0)
+    assert not alive(found["Pid"])
+    assert re.search(r"Exited \(5\)", out("ps", "-a", "--filter", f"name={name}"))
+    out("restart", name)
+    assert state(name)["Running"]
+    out("rename", name, f"{name}-new")
+    assert docker("inspect", name, check=False).returncode == 1
+    out("rename", f"{name}-new", name)
+    out("kill", "-s", "KILL", name)
+    assert state(name)["ExitCode"] == 137
+    assert out("wait", name) == "137\n"
+    assert "is not running" in docker("kill", name, check=False).stderr
+    out("rm", name)
+    assert docker("inspect", name, check=False).returncode == 1
+
+
+def test_stop_waits_and_then_kills(name: str) -> None:
+    detached(name, "sh", "-c", "trap '' TERM; sleep 600 & wait; sleep 600")
+    out("stop", "-t", "1", name)
+    assert state(name)["ExitCode"] == 137
+
+
+def test_restart_policy(name: str) -> None:
+    detached(name, "sh", "-c", "echo run; exit 3", flags=(*HOST, "--restart", "on-failure:2"))
+    eventually(
+        "the last attempt is over", lambda: state(name)["Status"] == "exited" and inspect(name)["RestartCount"] == 2
+    )
+    assert out("logs", name).split() == ["run"] * 3
+    out("update", "--restart", "always", name)
+    out("start", name)
+    eventually("it is restarting", lambda: inspect(name)["RestartCount"] > 0)
+    out("stop", name)
+    assert state(name)["Status"] == "exited"
+
+
+def test_remove_after_exit(name: str) -> None:
+    detached(name, "sleep", "0.2", flags=(*HOST, "--rm"))
+    eventually("it is gone", lambda: docker("inspect", name, check=False).returncode == 1)
+
+
+def test_exec(web: str) -> None:
+    assert out("exec", web, "echo", "x") == "x\n"
+    assert docker("exec", web, "sh", "-c", "echo e >&2; exit 9", check=False).returncode == 9
+    assert docker("exec", web, "sh", "-c", "echo e >&2").stderr == "e\n"
+    assert out("exec", "-i", web, "cat", stdin=b"in\0put") == "in\0put"
+    assert out("exec", "-e", "A=b", "-w", "/tmp", "-u", "bin", web, "sh", "-c", "id -un; pwd; echo $A").split() == [
+        "bin",
+        "/tmp",
+        "b",
+    ]
+    missing = docker("exec", web, "nosuch", check=False)
+    assert missing.returncode == 127 and "executable file not found" in missing.stdout + missing.stderr
+    assert docker("exec", web, "/etc/passwd", check=False).returncode == 126
+    out("exec", "-d", web, "touch", "/tmp/detached")
+    eventually(
+        "the detached exec ran", lambda: docker("exec", web, "test", "-e", "/tmp/detached", check=False).returncode == 0
+    )
+    assert inspect(web)["ExecIDs"] is None
+    big = docker("exec", web, "sh", "-c", "head -c 5000000 /dev/zero | tr '\\0' x").stdout
+    assert len(big) == 5_000_000
+
+
+def test_queries(web: str) -> None:
+    rows = out("top", web).splitlines()
+    assert rows[0].split()[:2] == ["UID", "PID"] and "sleep 600" in rows[1]
+    assert out("top", web, "-o", "pid,comm").splitlines()[1].split()[1] == "sleep"
+    assert (
+        out("ps", "--format", "{{.Names}} {{.Image}} {{.Command}}", "--filter", f"name={web}")
+        == f'{web} busybox "sleep 600"\n'
+    )
+    identity = inspect(web)["Id"]
+    assert inspect(identity[:12])["Name"] == f"/{web}"
+    for good in (
+        "status=running",
+        f"id={identity[:8]}",
+        "ancestor=busybox",
+        "label=nothing",
+        "exited=0",
+        "health=none",
+    ):
+        found = out("ps", "-a", "-q", "--no-trunc", "--filter", good).split()
+        assert (identity in found) == (good.split("=")[0] not in ("label", "exited")), good
+    assert docker("ps", "--filter", "colour=blue", check=False).returncode == 1
+    stats = json.loads(out("stats", "--no-stream", "--format", "json", web))
+    assert stats["Name"] == web
+    assert int(json.loads(out("info", "--format", "json"))["ContainersRunning"]) >= 1
+    assert json.loads(out("version", "--format", "json"))["Server"]["ApiVersion"] == "1.45"
+    assert "Containers" in out("system", "df")
+
+
+def test_conflicts_and_unknown_names(web: str) -> None:
+    taken = docker("run", "--name", web, IMAGE, "true", check=False)
+    assert taken.returncode == 125 and "is already in use by container" in taken.stderr
+    for verb in ("inspect", "logs", "start", "stop", "kill", "rm", "wait", "top", "pause", "attach"):
+        done = docker(verb, "nobody", check=False)
+        assert done.returncode == 1 and "o such" in done.stderr, (verb, done.stderr)
+    assert docker("rm", "-f", "nobody", check=False).returncode == 0
+    assert docker("exec", "nobody", "true", check=False).returncode == 1
+
+
+def test_copy(web: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    (source / "file").write_text("one")
+    (source / "deep" / "two").write_text("two")
+    (source / "link").symlink_to("file")
+    out("cp", str(source), f"{web}:/tmp/")
+    assert out("exec", web, "cat", "/tmp/source/deep/two", "/tmp/source/link") == "twoone"
+    out("cp", f"{web}:/tmp/source/.", str(tmp_path / "back"))
+    assert (tmp_path / "back/deep/two").read_text() == "two"
+    assert (tmp_path / "back/link").is_symlink()
+    assert docker("cp", f"{web}:/nowhere", str(tmp_path), check=False).returncode == 1
+    # A link in the container that points at the host's file reads the container's.
+    out("exec", web, "ln", "-s", "/etc/shadow", "/tmp/escape")
+    out("exec", web, "ln", "-s", "/../../../..", "/tmp/up")
+    assert docker("cp", "-L", f"{web}:/tmp/escape", str(tmp_path / "stolen"), check=False).returncode == 1
+    out("cp", str(source / "file"), f"{web}:/tmp/up/landed")
+    assert not Path("/landed").exists()
+    assert out("exec", web, "cat", "/landed") == "one"
+    assert "A /tmp/source/deep/two" in out("diff", web).splitlines()
+    assert "/etc/hosts" not in out("diff", web)
+
+
+def test_copy_to_a_stopped_container_and_export(name: str, tmp_path: Path) -> None:
+    import io
+    import tarfile
+
+    out("create", "--name", name, *HOST, "-v", "/vol", IMAGE, "cat", "/root/new", "/vol/new")
+    (tmp_path / "new").write_text("content ")
+    out("cp", str(tmp_path / "new"), f"{name}:/root/new")
+    out("cp", str(tmp_path / "new"), f"{name}:/vol/new")
+    assert out("start", "-a", name) == "content content "
+    out("cp", f"{name}:/vol/new", str(tmp_path / "again"))
+    assert (tmp_path / "again").read_text() == "content "
+    target = tmp_path / "export.tar"
+    out("export", "-o", str(target), name)
+    with tarfile.open(fileobj=io.BytesIO(target.read_bytes())) as archive:
+        member = archive.extractfile("root/new")
+        assert member is not None and member.read() == b"content "
+        assert archive.getmember("bin/busybox").isfile()
+
+
+def test_archives_that_climb_out(web: str) -> None:
+    import http.client
+    import io
+    import socket
+    import tarfile
+
+    from engine import SOCKET
+
+    class Connection(http.client.HTTPConnection):
+        def connect(self) -> None:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.connect(SOCKET)
+
+    for bad in ("../../climbed", "a/../../../climbed"):
+        data = io.BytesIO()
+        with tarfile.open(fileobj=data, mode="w") as archive:
+            info = tarfile.TarInfo(bad)
+            info.size = 1
+            archive.addfile(info, io.BytesIO(b"x"))
+        connection = Connection("x")
+        connection.request("PUT", f"/v1.45/containers/{web}/archive?path=/tmp", data.getvalue())
+        assert connection.getresponse().status == 400
+        connection.close()
+    assert docker("exec", web, "ls", "/climbed", check=False).returncode == 1
+    assert not Path("/climbed").exists()
+
+
+def test_health(name: str) -> None:
+    flags = (*HOST, "--health-cmd", "test -e /fine", "--health-interval", "100ms", "--health-retries", "2")
+    detached(name, "sleep", "600", flags=flags)
+    assert state(name)["Health"]["Status"] == "starting"
+    eventually("it is unhealthy", lambda: state(name)["Health"]["Status"] == "unhealthy")
+    assert "(unhealthy)" in out("ps", "--filter", f"name={name}")
+    out("exec", name, "touch", "/fine")
+    eventually("it is healthy", lambda: state(name)["Health"]["Status"] == "healthy")
+    assert out("ps", "-q", "--filter", "health=healthy", "--filter", f"name={name}")
+    assert state(name)["Health"]["Log"][-1]["ExitCode"] == 0
+
+
+def test_events(name: str) -> None:
+    import time
+
+    since = f"{time.time():.6f}"
+    detached(name, "sh", "-c", "exit 4", flags=(*HOST, "--label", "colour=blue"))
+    assert out("wait", name) == "4\n"
+    out("rm", name)
+    text = out(
+        "events", "--since", since, "--until", f"{time.time():.6f}", "--filter", f"container={name}", "--format", "json"
+    )
+    events = [json.loads(line) for line in text.splitlines()]
+    actions = [event["Action"] for event in events]
+    assert actions == ["create", "start", "die", "destroy"]
+    died = events[2]["Actor"]["Attributes"]
+    assert died["exitCode"] == "4" and died["colour"] == "blue" and died["image"] == "busybox" and died["name"] == name
+    filtered = out(
+        "events",
+        "--since",
+        since,
+        "--until",
+        f"{time.time():.6f}",
+        "--filter",
+        "event=die",
+        "--filter",
+        "label=colour=blue",
+    )
+    assert len(filtered.splitlines()) == 1
+
+
+def test_volumes_fill_and_stay(name: str) -> None:
+    docker("volume", "rm", f"{name}-v", check=False)
+    assert run(
+        "-v", f"{name}-v:/etc", IMAGE, "sh", "-c", "cat /etc/passwd | head -n 1; echo mine >/etc/mine"
+    ).stdout.startswith("root:")
+    assert run("-v", f"{name}-v:/x", IMAGE, "cat", "/x/mine").stdout == "mine\n"
+    detached(name, "sleep", "600", flags=(*HOST, "-v", f"{name}-v:/v", "-v", "/anonymous"))
+    mounts = {mount["Destination"]: mount for mount in inspect(name)["Mounts"]}
+    assert mounts["/v"]["Name"] == f"{name}-v" and mounts["/anonymous"]["Type"] == "volume"
+    assert run("--volumes-from", name, IMAGE, "cat", "/v/mine").stdout == "mine\n"
+    assert docker("volume", "rm", f"{name}-v", check=False).returncode == 1
+    remove(name)
+    out("volume", "rm", f"{name}-v")
+    assert mounts["/anonymous"]["Name"] not in out("volume", "ls", "-q")
+
+
+def test_namespaces_of_others(name: str) -> None:
+    detached(name, "sleep", "600", flags=("--network", "none", "--ipc", "shareable"))
+    out("exec", name, "sh", "-c", "echo shared >/dev/shm/x")
+    flags = ("--rm", "--pid", f"container:{name}", "--ipc", f"container:{name}", "--network", f"container:{name}")
+    text = docker("run", *flags, IMAGE, "sh", "-c", "ps; cat /dev/shm/x").stdout
+    assert "sleep 600" in text and "shared" in text
+    assert "sleep 600" in docker("run", "--rm", "--pid", "host", IMAGE, "ps").stdout
+
+
+@pytest.mark.needs("memory", "pids")
+def test_limits(name: str) -> None:
+    flags = ("--memory", "64m", "--pids-limit", "50", "--network", "none")
+    detached(name, "sleep", "600", flags=flags)
+    assert out("exec", name, "cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/pids.max").split() == [
+        "67108864",
+        "50",
+    ]
+    out("update", "--memory", "96m", "--memory-swap", "192m", name)
+    assert out("exec", name, "cat", "/sys/fs/cgroup/memory.max").strip() == str(96 << 20)
+    stats = json.loads(out("stats", "--no-stream", "--format", "json", name))
+    assert stats["MemUsage"].endswith("96MiB")
+    killed = docker("run", "--name", f"{name}-oom", "--memory", "16m", "--memory-swap", "16m", IMAGE,
+                    "sh", "-c", "x=$(head -c 100m /dev/zero | tr '\\0' x); echo $x | wc -c", check=False)  # fmt: skip
+    try:
+        assert killed.returncode in (137, 2, 1)
+    finally:
+        remove(f"{name}-oom")
