@@ -178,7 +178,8 @@ def test_no_log(name: str) -> None:
 
 def test_the_journal_has_dockers_fields(name: str) -> None:
     long = "y" * 40_000
-    docker("run", "--name", name, *HOST, "--label", "team=blue", "--log-opt", "labels=team", "--log-opt", "tag=T/{{.Name}}",
+    docker("run", "--name", name, *HOST, "--label", "team=blue", "--log-opt", "labels=team", "--log-opt",
+           "tag=T/{{.Name}}",
            IMAGE, "sh", "-c", "echo plain; echo bad >&2; head -c 40000 /dev/zero | tr '\\0' y; echo")  # fmt: skip
     identity = inspect(name)["Id"]
 

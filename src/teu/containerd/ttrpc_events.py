@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from teu.api.services.ttrpc.events.v1 import events_pb2
 from teu.containerd.errors import Error
+from teu.systemd.grpc_activation import KEEP_PATH
 from teu.ttrpc import frames, messages
 
 if TYPE_CHECKING:
@@ -66,4 +67,4 @@ async def serve(context: Context, listener: socket.socket) -> asyncio.AbstractSe
             writer.close()
 
     listener.setblocking(False)
-    return await asyncio.start_unix_server(connected, sock=listener, backlog=4096)
+    return await asyncio.start_unix_server(connected, sock=listener, backlog=4096, **KEEP_PATH)

@@ -20,9 +20,13 @@ import os
 import re
 import socket
 import stat
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
+
+# From Python 3.13 on a server removes its socket's path when it closes, systemd's as well.
+KEEP_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 log = logging.getLogger("teu.systemd.grpc")
 
@@ -117,7 +121,7 @@ async def _relay(listener: socket.socket, private: str) -> Callable[[], None]:
         await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
 
     listener.setblocking(False)
-    return (await asyncio.start_unix_server(accepted, sock=listener)).close
+    return (await asyncio.start_unix_server(accepted, sock=listener, **KEEP_PATH)).close
 
 
 async def serve(
