@@ -57,6 +57,17 @@ def _print(text: str) -> None:
     os.write(1, text.encode())
 
 
+def _told_to_go() -> bool:
+    """Who starts us ahead of time holds us here, loaded and ready: TEU_RUNC_HOLD names the descriptor of a
+    pipe in which a byte says go, and its end never mind."""
+    held = os.environ.pop("TEU_RUNC_HOLD", "")
+    if not held:
+        return True
+    told = os.read(int(held), 1)
+    os.close(int(held))
+    return told != b""
+
+
 def _run(argv: list[str]) -> int:
     settings = Settings()
     name = ""
@@ -101,6 +112,8 @@ def _run(argv: list[str]) -> int:
             raise UsageError(f'{settings.program}: "{name}" requires a minimum of {least} argument(s)')
         if most is not None and count > most:
             raise UsageError(f'{settings.program}: "{name}" requires a maximum of {most} argument(s)')
+        if not _told_to_go():
+            return 0
         return int(module.main(parsed, settings))
     except (RuncError, OSError, ValueError) as error:
         if isinstance(error, UsageError):

@@ -103,14 +103,14 @@ class Placement:
         self._description = ""
         self._slice = ""
 
-    def place(self, shim: int, spec: dict[str, Any], container: str, systemd_cgroup: bool) -> bool:
-        """Bring the process `shim` into its scope if it is in none yet, and point the spec at the container's
-        cgroup; whether that changed the spec.  OSError if systemd refuses the scope."""
+    def place(self, pids: list[int], spec: dict[str, Any], container: str, systemd_cgroup: bool) -> bool:
+        """Bring the shim, the first of `pids`, and its processes into its scope if it is in none yet, and point
+        the spec at the container's cgroup; whether that changed the spec.  OSError if systemd refuses."""
         if not systemd_is_running():
             return False
         wanted = (spec.get("linux") or {}).get("cgroupsPath") or ""
         if not self.unit:
-            self._enter(shim, wanted, container, annotations_of(spec), systemd_cgroup)
+            self._enter([*pids, os.getpid()], wanted, container, annotations_of(spec), systemd_cgroup)
         default = wanted in ("", f"/{self._namespace}/{container}", f"{self._namespace}/{container}")
         if not self.folder or systemd_cgroup or not (default or wanted.count(":") == 2):
             return False
@@ -119,7 +119,8 @@ class Placement:
         spec.setdefault("linux", {})["cgroupsPath"] = self.folder.removeprefix(mount_point()) + "/" + leaf
         return True
 
-    def _enter(self, shim: int, wanted: str, container: str, notes: dict[str, str], systemd_cgroup: bool) -> None:
+    def _enter(self, pids: list[int], wanted: str, container: str, notes: dict[str, str],
+               systemd_cgroup: bool) -> None:
         self._slice, unit = scope_name(wanted, container)
         name = notes.get(NAME_ANNOTATION) or notes.get("io.kubernetes.cri.container-name")
         self._description = f"Container {name} ({container[:12]})" if name else f"Container {container}"
@@ -134,18 +135,18 @@ class Placement:
         with Bus() as bus:
             for n, candidate in enumerate(candidates):
                 try:
-                    self._start(bus, candidate, shim, patience)
+                    self._start(bus, candidate, pids, patience)
                     break
                 except BusError as e:
                     if e.name != UNIT_EXISTS or n + 1 == len(candidates):
                         raise
         self.unit = candidate
-        folder = path_of(shim)
+        folder = path_of(pids[0])
         if os.path.basename(folder) != candidate:
             return  # systemd does not use the version 2 hierarchy here
         self.folder = folder
         os.mkdir(os.path.join(folder, "shim"))
-        for pid in (shim, os.getpid()):
+        for pid in pids:
             with open(os.path.join(folder, "shim", "cgroup.procs"), "w") as file:
                 file.write(str(pid))
         with open(os.path.join(folder, "cgroup.controllers")) as file:
@@ -157,11 +158,11 @@ class Placement:
             except OSError:
                 pass  # a controller that cannot be had is told by the runtime, if a limit needs it
 
-    def _start(self, bus: Bus, unit: str, shim: int, patience: int) -> None:
+    def _start(self, bus: Bus, unit: str, pids: list[int], patience: int) -> None:
         """Start the scope; wait a little for the unit of a shim that is just ending."""
         for attempt in range(LEAVING_ATTEMPTS):
             try:
-                start_scope(bus, unit, pids=[shim, os.getpid()], slice_name=self._slice,
+                start_scope(bus, unit, pids=pids, slice_name=self._slice,
                             description=self._description, properties=[("TimeoutStopUSec", "t", patience)])
                 return
             except BusError as e:

@@ -63,7 +63,9 @@ class Process:
         self.on_exited: Callable[[int], None] = lambda status: None
 
     def run_with_stdio(self, runtime: Runtime, container: str, namespace: str, pid_file: str, uid: int, gid: int,
-                       *args: str, last: str) -> Coroutine:
+                       *args: str, last: str,
+                       before: Callable[[list[int]], Coroutine] | None = None,
+                       then: tuple[str, ...] = ()) -> Coroutine:
         """Run a subcommand that starts this process: give it its streams, and learn its pid."""
         self.loop.expect()
         console_socket = None
@@ -72,7 +74,8 @@ class Process:
                 global _socket_count
                 _socket_count += 1
                 console_socket = ConsoleSocket(SOCKET_FOLDER, f"pty-{os.getpid()}-{_socket_count}")
-                yield from runtime.run(*args, "--console-socket", console_socket.path, "--pid-file", pid_file, last)
+                yield from runtime.run(*args, "--console-socket", console_socket.path, "--pid-file", pid_file, last,
+                                       before=before, then=then)
                 master = console_socket.receive()
                 self.streams.console = Console(self.loop, master, self.stdin, self.stdout)
             else:
@@ -80,7 +83,8 @@ class Process:
                                   namespace=namespace, uid=uid, gid=gid)
                 if self.streams.logger_pid:
                     self.loop.on_exit(self.streams.logger_pid, self._logger_exited)
-                yield from runtime.run(*args, "--pid-file", pid_file, last, stdio=self.streams.child_fds())
+                yield from runtime.run(*args, "--pid-file", pid_file, last, stdio=self.streams.child_fds(),
+                                       before=before, then=then)
                 self.streams.started(self.loop)
             with open(pid_file) as file:
                 self.pid = int(file.read())
@@ -231,14 +235,16 @@ class Init(Process):
         self._parent_checkpoint: str = request["parent_checkpoint"]
         self.pausing = False
 
-    def _run_first(self, *args: str) -> Coroutine:
+    def _run_first(self, *args: str, before: Callable[[list[int]], Coroutine] | None = None) -> Coroutine:
         yield from self.run_with_stdio(
             self.runtime, self.id, self._namespace, os.path.join(self.bundle, "init.pid"),
-            self._options["io_uid"], self._options["io_gid"], *args, last=self.id)
+            self._options["io_uid"], self._options["io_gid"], *args, last=self.id,
+            before=before, then=("start", self.id) if before else ())
 
-    def create(self) -> Coroutine:
-        """Create the container; from a checkpoint this waits for start()."""
+    def create(self, before: Callable[[list[int]], Coroutine]) -> Coroutine:
+        """Create the container, `before` done first; from a checkpoint this waits for start()."""
         if self._checkpoint:
+            yield from before([])
             return
         args = ["create", "--bundle", self.bundle]
         if self._options["no_pivot_root"]:
@@ -246,10 +252,12 @@ class Init(Process):
         if self._options["no_new_keyring"]:
             args.append("--no-new-keyring")
         try:
-            yield from self._run_first(*args)
+            yield from self._run_first(*args, before=before)
         except RuntimeFailed as e:
+            self.runtime.cancel_ahead()
             raise StatusError(UNKNOWN, f"OCI runtime create failed: {e}") from e
         except (OSError, ValueError) as e:
+            self.runtime.cancel_ahead()
             try:
                 yield from self.runtime.run("delete", "--force", self.id)
             except RuntimeFailed:
@@ -309,6 +317,8 @@ class Init(Process):
         except RuntimeFailed as e:
             if "does not exist" not in str(e):
                 raise StatusError(UNKNOWN, f"failed to delete task: {e}") from e
+        finally:
+            self.runtime.cancel_ahead()
 
     def pause(self) -> Coroutine:
         if self.status != m.RUNNING:

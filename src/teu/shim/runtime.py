@@ -12,6 +12,7 @@ import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from teu.shim.loop import Coroutine, Loop
@@ -23,6 +24,10 @@ DEFAULT_ROOT = "/run/teu/runc"
 _RESET_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD]
 
 STDERR_MAX = 64 << 10
+
+# What holds our own runtime back when it was started ahead of time (see teu-runc's main).
+HOLD_VARIABLE = "TEU_RUNC_HOLD"
+AHEAD_SECONDS = 3.0
 
 
 class RuntimeFailed(Exception):
@@ -41,10 +46,91 @@ def find_binary(name: str, path: str | None = None) -> str:
     raise RuntimeFailed(f"OCI runtime {name!r}: executable file not found in $PATH")
 
 
+class Run:
+    """One run of a runtime's subcommand, perhaps held back until go()."""
+
+    def __init__(self, loop: Loop, command: list[str], log: str, stdio: tuple[int, int, int] | None,
+                 held: bool = False) -> None:
+        self._log = log
+        self._log_size = _size(log)
+        self._name = os.path.basename(command[0])
+        self._fds: list[int] = []
+        self._output = self._errors = self._go = -1
+        environment: dict[str, str] | os._Environ[str] = os.environ
+        actions: list[tuple[int, int, int]] = []
+        try:
+            if stdio is None:
+                null = self._own(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+                self._output = self._own(os.memfd_create("output"))
+                self._errors = self._own(os.memfd_create("errors"))
+                stdio = (null, self._output, self._errors)
+            actions = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate(stdio)]
+            if held:
+                wait, self._go = os.pipe2(os.O_CLOEXEC)
+                self._own(wait)
+                actions.append((os.POSIX_SPAWN_DUP2, wait, wait))  # the same number, but inherited
+                environment = {**os.environ, HOLD_VARIABLE: str(wait)}
+            try:
+                self.pid = os.posix_spawn(command[0], command, environment, file_actions=actions,
+                                          setsigdef=_RESET_SIGNALS)
+            except OSError as e:
+                raise RuntimeFailed(f"cannot run {command[0]}: {e.strerror}") from e
+        except BaseException:
+            self._close()
+            raise
+        self._exit = loop.wait_exit(self.pid)
+
+    def _own(self, fd: int) -> int:
+        self._fds.append(fd)
+        return fd
+
+    def _close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+        self._end_hold(b"")
+
+    def _end_hold(self, word: bytes) -> None:
+        if self._go >= 0:
+            if word:
+                try:
+                    os.write(self._go, word)
+                except BrokenPipeError:
+                    pass  # it has ended: wait() tells how
+            os.close(self._go)
+            self._go = -1
+
+    def go(self) -> None:
+        self._end_hold(b"g")
+
+    def cancel(self) -> None:
+        """A held run that is not needed: it ends without having done anything."""
+        self._end_hold(b"")
+        self._exit.then(lambda _: self._close())
+
+    def wait(self) -> Coroutine:
+        """To the end; RuntimeFailed unless it succeeded, else what it wrote to standard output."""
+        status = yield self._exit
+        try:
+            code = os.waitstatus_to_exitcode(status)
+            if code:
+                raise RuntimeFailed(self._reason(code))
+            return os.pread(self._output, os.fstat(self._output).st_size, 0) if self._output >= 0 else b""
+        finally:
+            self._close()
+
+    def _reason(self, code: int) -> str:
+        reason = last_error(self._log, self._log_size)
+        if not reason and self._errors >= 0:
+            reason = os.pread(self._errors, STDERR_MAX, 0).decode(errors="replace").strip()
+        return reason or f"{self._name}: " + (f"exit status {code}" if code > 0 else f"signal {-code}")
+
+
 class Runtime:
     """One container's runtime: its binary, state folder and log.
 
-    Options as in containerd.runc.v1.Options."""
+    Options as in containerd.runc.v1.Options.  Our own runtime can be started ahead of time: its process
+    loads while the shim or the client is still busy with what comes before, and waits for its turn."""
 
     def __init__(self, loop: Loop, namespace: str, bundle: str, options: dict[str, Any]) -> None:
         self._loop = loop
@@ -52,6 +138,7 @@ class Runtime:
         self.log = os.path.join(bundle, "log.json")
         self.root = os.path.join(options["root"] or DEFAULT_ROOT, namespace)
         self.systemd_cgroup = bool(options["systemd_cgroup"])
+        self._ahead: dict[tuple[str, ...], Run] = {}
 
     def command(self, *args: str) -> list[str]:
         """The whole command line for a subcommand."""
@@ -60,43 +147,59 @@ class Runtime:
             command.append("--systemd-cgroup")
         return command + list(args)
 
-    def run(self, *args: str, stdio: tuple[int, int, int] | None = None) -> Coroutine:
+    def _can_be_held(self) -> bool:
+        return os.path.basename(self.name) == DEFAULT_BINARY
+
+    def _start(self, args: tuple[str, ...], stdio: tuple[int, int, int] | None, held: bool = False) -> Run:
+        return Run(self._loop, self.command(*args), self.log, stdio, held)
+
+    def run(self, *args: str, stdio: tuple[int, int, int] | None = None,
+            before: Callable[[list[int]], Coroutine] | None = None, then: tuple[str, ...] = ()) -> Coroutine:
         """Run a subcommand to its end; RuntimeFailed unless it succeeds.
 
         `stdio` is for create, restore and exec: the descriptors that the container's process gets.  Else
-        standard input is empty and the result is what was written to standard output."""
-        command = self.command(*args)
-        log_size = _size(self.log)
-        output = errors = null = -1
-        try:
-            if stdio is None:
-                output = os.memfd_create("output")
-                errors = os.memfd_create("errors")
-                null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-                stdio = (null, output, errors)
-            actions = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate(stdio)]
+        standard input is empty and the result is what was written to standard output.  `before` is a
+        coroutine to do first; it is given the processes that have been started already.  `then` is the subcommand
+        that will follow."""
+        run = self._ahead.pop(args, None)
+        if run is None and before is not None and self._can_be_held():
+            run = self._start(args, stdio, held=True)
+            if then:
+                self.start_ahead(*then)
+        if before is not None:
             try:
-                pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions,
-                                     setsigdef=_RESET_SIGNALS)
-            except OSError as e:
-                raise RuntimeFailed(f"cannot run {command[0]}: {e.strerror}") from e
-            status = yield self._loop.wait_exit(pid)
-            code = os.waitstatus_to_exitcode(status)
-            if code:
-                raise RuntimeFailed(self._reason(log_size, errors, code))
-            if output < 0:
-                return b""
-            return os.pread(output, os.fstat(output).st_size, 0)
-        finally:
-            for fd in (output, errors, null):
-                if fd >= 0:
-                    os.close(fd)
+                yield from before([each.pid for each in (run, *self._ahead.values()) if each])
+            except BaseException:
+                if run:
+                    run.cancel()
+                self.cancel_ahead()
+                raise
+        if run is None:
+            run = self._start(args, stdio)
+        run.go()
+        return (yield from run.wait())
 
-    def _reason(self, log_size: int, errors: int, code: int) -> str:
-        reason = last_error(self.log, log_size)
-        if not reason and errors >= 0:
-            reason = os.pread(errors, STDERR_MAX, 0).decode(errors="replace").strip()
-        return reason or f"{self.name}: " + (f"exit status {code}" if code > 0 else f"signal {-code}")
+    def start_ahead(self, *args: str) -> None:
+        """Start a subcommand that will probably be run() soon; it is given up after a while."""
+        if not self._can_be_held() or args in self._ahead:
+            return
+        try:
+            run = self._ahead[args] = self._start(args, None, held=True)
+        except (RuntimeFailed, OSError):
+            return  # run() will say why
+
+        def give_up() -> None:
+            if self._ahead.get(args) is run:
+                del self._ahead[args]
+                run.cancel()
+
+        self._loop.after(AHEAD_SECONDS, give_up)
+
+    def cancel_ahead(self) -> None:
+        """Nothing more will be run."""
+        ahead, self._ahead = self._ahead, {}
+        for run in ahead.values():
+            run.cancel()
 
 
 def _size(path: str) -> int:

@@ -153,7 +153,7 @@ def serve(parameters: Parameters, listener: socket.socket) -> NoReturn:
 
     def finish(deadline: float) -> None:
         if (publisher.pending or server.pending) and time.monotonic() < deadline:
-            loop.after(0.01, lambda: finish(deadline))
+            loop.after(0.001, lambda: finish(deadline))
         else:
             loop.stop()
 

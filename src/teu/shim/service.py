@@ -68,8 +68,7 @@ def read_options(packed: dict[str, Any] | None) -> dict[str, Any]:
 class Container:
     """One container of this shim."""
 
-    def __init__(self, bundle: str, init: Init, mounted: bool, stop_signal: int, stop_timeout: float,
-                 shares_pids: bool) -> None:
+    def __init__(self, bundle: str, init: Init, mounted: bool) -> None:
         self.bundle = bundle
         self.init = init
         self.mounted = mounted
@@ -80,9 +79,10 @@ class Container:
         self.oom: cgroup.OomWatch | None = None
         # the wait status of the first process, while execs are still being waited for
         self.init_status: int | None = None
-        self.stop_signal = stop_signal
-        self.stop_timeout = stop_timeout
-        self.shares_pids = shares_pids
+        # from the spec
+        self.stop_signal = int(signal.SIGTERM)
+        self.stop_timeout = placement.STOP_TIMEOUT
+        self.shares_pids = False
 
     def process(self, exec_id: str) -> Process:
         if not exec_id:
@@ -181,49 +181,52 @@ class Service:
             options = read_options(request["options"])
         except (ValueError, OSError) as e:
             raise StatusError(INVALID_ARGUMENT, f"runtime options: {e}") from e
-        shim = os.getpid()
-        try:
-            traits, place, complaint = yield from self._loop.in_fork(
-                lambda: self._prepare(shim, name, bundle, options, request["rootfs"]))
-        except OSError as e:
-            raise StatusError(UNKNOWN, f"failed to prepare container {name}: {e}") from e
-        self._placement.restore(place)
-        if complaint:
-            self._log(complaint)
         runtime = Runtime(self._loop, self._namespace, bundle, options)
         init = Init(self._loop, request, options, runtime, self._namespace, self._log)
-        mounts = request["rootfs"]
-        target = os.path.join(bundle, "rootfs")
-        container = Container(bundle, init, bool(mounts), *traits)
+        container = Container(bundle, init, bool(request["rootfs"]))
         init.starting = True
         init.on_exited = lambda status: self._init_exited(container, status)
         try:
-            yield from init.create()
+            yield from init.create(lambda running: self._prepare(container, running, options, request["rootfs"]))
         except BaseException:
-            if mounts:
-                rootfs.unmount_all(target)
+            if container.mounted:
+                rootfs.unmount_all(os.path.join(bundle, "rootfs"))
             raise
         self._containers[name] = container
         self._watch_cgroup(container)
         self._publisher.publish("TaskCreate", {
-            "container_id": name, "bundle": bundle, "rootfs": mounts, "checkpoint": request["checkpoint"],
+            "container_id": name, "bundle": bundle, "rootfs": request["rootfs"], "checkpoint": request["checkpoint"],
             "pid": init.pid, "io": {"stdin": init.stdin, "stdout": init.stdout, "stderr": init.stderr,
                                     "terminal": init.terminal},
         })
         init.started()
         return {"pid": init.pid}
 
-    def _prepare(self, shim: int, name: str, bundle: str, options: dict[str, Any],
-                 mounts: list[dict[str, Any]]) -> tuple[Any, ...]:
-        """The shim's scope, the spec, the options on disk and the root file system, in a fork: what is to
-        be known of the spec, the placement's state, and a complaint for the log."""
+    def _prepare(self, container: Container, running: list[int], options: dict[str, Any],
+                 mounts: list[dict[str, Any]]) -> Coroutine:
+        """What comes before the runtime's work: the shim's scope, and with it the processes `running` already,
+        the spec, the options on disk, and the root file system."""
+        pids = [os.getpid(), *running]
+        try:
+            traits, place, complaint = yield from self._loop.in_fork(
+                lambda: self._prepare_in_fork(pids, container.init.id, container.bundle, options, mounts))
+        except OSError as e:
+            raise StatusError(UNKNOWN, f"failed to prepare container {container.init.id}: {e}") from e
+        self._placement.restore(place)
+        container.stop_signal, container.stop_timeout, container.shares_pids = traits
+        if complaint:
+            self._log(complaint)
+
+    def _prepare_in_fork(self, pids: list[int], name: str, bundle: str, options: dict[str, Any],
+                         mounts: list[dict[str, Any]]) -> tuple[Any, ...]:
+        """What is to be known of the spec, the placement's state, and a complaint for the log."""
         _write_json(os.path.join(bundle, "options.json"), options)
         with open(os.path.join(bundle, "runtime"), "w") as file:
             file.write(options["binary_name"])
         complaint = ""
         spec = placement.read_spec(bundle)
         try:
-            if self._placement.place(shim, spec, name, options["systemd_cgroup"]):
+            if self._placement.place(pids, spec, name, options["systemd_cgroup"]):
                 placement.write_spec(bundle, spec)
         except OSError as e:
             complaint = f"no scope of its own for container {name}: {e}"
@@ -345,6 +348,7 @@ class Service:
 
     def _init_exited(self, container: Container, status: int) -> None:
         container.init_status = status
+        self._loop.after(0, lambda: container.init.runtime.start_ahead("delete", container.init.id))
         if container.shares_pids:
             self._kill_rest(container)
         self._tell_init_exit(container)
