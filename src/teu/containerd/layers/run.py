@@ -29,6 +29,7 @@ def mounts_as_json(mounts: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def _start(job: dict[str, Any], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    job["parent"] = os.getpid()
     return subprocess.Popen(
         [sys.executable, "-IS", "-X", "no_debug_ranges", "-c", _PROGRAM.format(source=_SOURCE), json.dumps(job)],
         stdin=subprocess.DEVNULL,

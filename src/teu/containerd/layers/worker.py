@@ -10,7 +10,8 @@ little, since it starts cold for every layer.
     {"do": "compare", "left": [...], "right": [...], "target": FOLDER, "out": FD, "compression": "gzip"|"zstd"|""}
         -> {"digest": of the content, "size": of the content}
 
-The answer is JSON on standard output; {"error": KIND, "message": TEXT} when it failed.
+Each job has besides "parent": the daemon's process id. The answer is JSON on standard output;
+{"error": KIND, "message": TEXT} when it failed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import ctypes
 import errno
 import json
 import os
+import signal
 import sys
+
+PR_SET_PDEATHSIG = 1
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,9 +57,18 @@ def _compare(job: dict[str, Any]) -> dict[str, Any]:
     return compare.run(job)
 
 
+def _end_with(parent: int) -> None:
+    """Die when the daemon dies: nobody waits for the answer, and the next daemon begins anew."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def main(text: str) -> int:
     os.umask(0)
     job = json.loads(text)
+    _end_with(job["parent"])
     try:
         answer = {"apply": _apply, "compare": _compare}[job["do"]](job)
     except MemoryError:
