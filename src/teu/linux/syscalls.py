@@ -10,7 +10,7 @@ Called by everything in teu.linux and teu.runc. Imports `_ctypes` (0.5 ms) and n
 
 from __future__ import annotations
 
-import _ctypes  # type: ignore[import-not-found]
+import _ctypes
 import os
 from posix import uname
 
@@ -87,37 +87,38 @@ _FUNCFLAG_PYTHONAPI = 4  # keeps the GIL: no other thread exists, and clone3's c
 _FUNCFLAG_USE_ERRNO = 8
 
 
-class c_long(_ctypes._SimpleCData):  # type: ignore[misc]
+class c_long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
 
 
-class c_char(_ctypes._SimpleCData):  # type: ignore[misc]
+class c_char(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "c"
 
 
-class _Function(_ctypes.CFuncPtr):  # type: ignore[misc]
+class _Function(_ctypes.CFuncPtr):
     _flags_ = _FUNCFLAG_CDECL | _FUNCFLAG_USE_ERRNO
     _restype_ = c_long
 
 
-class _FunctionKeepingGIL(_ctypes.CFuncPtr):  # type: ignore[misc]
+class _FunctionKeepingGIL(_ctypes.CFuncPtr):
     _flags_ = _FUNCFLAG_CDECL | _FUNCFLAG_USE_ERRNO | _FUNCFLAG_PYTHONAPI
     _restype_ = c_long
 
 
-_libc = _ctypes.dlopen(None, 0)
+_libc = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
 _syscall_address = _ctypes.dlsym(_libc, "syscall")
 _syscall = _Function(_syscall_address)
 _syscall_keeping_gil = _FunctionKeepingGIL(_syscall_address)
 
 _buffer_types: dict[int, Any] = {}
+_array_type: Any = type
 
 
 def buffer(data: bytes) -> Any:
     """A writable C buffer holding data: pass it to syscall(), read it back with bytes()."""
     kind = _buffer_types.get(len(data))
     if kind is None:
-        kind = type("buffer", (_ctypes.Array,), {"_type_": c_char, "_length_": len(data)})
+        kind = _array_type("buffer", (_ctypes.Array,), {"_type_": c_char, "_length_": len(data)})
         _buffer_types[len(data)] = kind
     return kind.from_buffer_copy(data)
 

@@ -107,7 +107,7 @@ def _bind(root: int, parent: int, name: str, device: dict[str, Any], path: str) 
 
 def create_links(root: int) -> None:
     """/dev/fd, stdin, stdout, stderr, core, and ptmx to the container's own devpts."""
-    links = _LINKS
+    links: tuple[tuple[str, str], ...] = _LINKS
     if os.path.exists("/proc/kcore"):
         links = (*links, ("/proc/kcore", "dev/core"))
     os.close(mounts.make_in_root(root, "dev"))

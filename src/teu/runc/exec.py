@@ -15,18 +15,19 @@ from teu.linux import namespaces
 from teu.linux.namespaces import CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER, TYPES
 from teu.linux.syscalls import PROC_SUPER_MAGIC, fstatfs_type
 from teu.oci import jsontext
-from teu.runc import cgroups, process, process_limits, state, validator
-from teu.runc.errors import RuncError, text_of
-from teu.runc.launch import (
+from teu.runc import process, state, validator
+from teu.runc.descriptors import (
     close_strangers,
     connect,
     fetch_descriptor,
     listen_fds,
+    personality,
     receive,
     send_descriptor,
     set_oom_score,
     write_pid_file,
 )
+from teu.runc.errors import RuncError, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -193,6 +194,8 @@ class Execution:
                 os.close(fd)
         affinity = described.get("execCPUAffinity") or {}
         if affinity.get("initial"):
+            from teu.runc import process_limits
+
             process_limits.set_affinity(self.helper, affinity["initial"])
         if not self.born_in_cgroup:
             self._join_cgroup()
@@ -246,6 +249,8 @@ class Execution:
         return process.FLAG_FORK if flags & (CLONE_NEWPID | CLONE_NEWTIME) else 0
 
     def _join_cgroup(self) -> None:
+        from teu.runc import cgroups
+
         record = self.container.record.get("cgroup")
         if not record:
             return
@@ -295,9 +300,7 @@ class Execution:
         value = (self.spec.get("linux") or {}).get("personality")
         if not value:
             return None
-        from teu.runc.launch import _personality
-
-        return _personality(value)
+        return personality(value)
 
     def _expect(self, message: bytes, kind: bytes) -> None:
         if message[:1] == kind:
@@ -315,6 +318,8 @@ class Execution:
                 self._take_console(fd, console_socket)
                 self.sync.send(b"g")
             elif kind == b"L":
+                from teu.runc import process_limits
+
                 process_limits.apply(self.pid, self.described)
                 self.sync.send(b"g")
             elif kind == b"S":
@@ -332,6 +337,8 @@ class Execution:
             set_oom_score(self.pid, adjustment, bool(self.container.record.get("rootless")))
         affinity = self.described.get("execCPUAffinity") or {}
         if affinity.get("final"):
+            from teu.runc import process_limits
+
             process_limits.set_affinity(self.pid, affinity["final"])
 
     def _take_console(self, fd: int, console_socket: str) -> None:
@@ -429,7 +436,7 @@ def run_hook(container: state.Container, spec: dict[str, Any], hook: dict[str, A
     name = f"startContainer hook #{number}"
     stdin = process.sealed(b"state", jsontext.dumps(container.state(state.CREATED)).encode())
     os.lseek(stdin, 0, os.SEEK_SET)
-    described = {
+    described: dict[str, Any] = {
         "args": hook.get("args") or [hook["path"]],
         "env": hook.get("env") or [],
         "cwd": "/",

@@ -7,7 +7,7 @@ that one poll waits for all: the terminal, our own standard input, signals.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import os
 import select
 

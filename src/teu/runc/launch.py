@@ -25,17 +25,11 @@ from __future__ import annotations
 import os
 from _socket import (
     AF_UNIX,
-    CMSG_SPACE,
-    MSG_CMSG_CLOEXEC,
-    SCM_RIGHTS,
     SOCK_CLOEXEC,
     SOCK_SEQPACKET,
-    SOCK_STREAM,
-    SOL_SOCKET,
     socket,
     socketpair,
 )
-from struct import pack, unpack
 
 from teu.linux import mounts, namespaces
 from teu.linux.namespaces import (
@@ -60,6 +54,17 @@ from teu.runc import (
     rootfs,
     state,
     validator,
+)
+from teu.runc.descriptors import (
+    close_strangers,
+    connect,
+    fetch_descriptor,
+    listen_fds,
+    personality,
+    receive,
+    send_descriptor,
+    set_oom_score,
+    write_pid_file,
 )
 from teu.runc.errors import InvalidSpec, RuncError, text_of
 
@@ -101,62 +106,6 @@ def read_spec(bundle: str, name: str) -> tuple[dict[str, Any], bytes]:
     return spec, data
 
 
-def listen_fds() -> int:
-    """How many descriptors systemd passed to this process (LISTEN_FDS of sd_listen_fds(3))."""
-    try:
-        if int(os.environ.get("LISTEN_PID", "0")) == os.getpid():
-            return int(os.environ.get("LISTEN_FDS", "0"))
-    except ValueError:
-        pass
-    return 0
-
-
-def close_strangers(preserved: int) -> None:
-    """Close every descriptor that nobody asked for, and check those that were (CVE-2024-21626)."""
-    for fd in range(3, 3 + preserved):
-        try:
-            os.set_inheritable(fd, True)
-        except OSError as error:
-            raise RuncError(f"unable to stat preserved-fd {fd - 3} (of {preserved}): {text_of(error)}") from None
-    keep = log.fd()
-    if keep >= 3 + preserved:
-        os.closerange(3 + preserved, keep)
-        os.closerange(keep + 1, 1 << 20)
-    else:
-        os.closerange(3 + preserved, 1 << 20)
-
-
-def write_pid_file(path: str, pid: int) -> None:
-    folder, _, name = path.rpartition("/")
-    temporary = f"{folder}/.{name}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    os.write(fd, str(pid).encode())
-    os.close(fd)
-    os.rename(temporary, path)
-
-
-def connect(path: str) -> socket:
-    connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
-    try:
-        connection.connect(path)
-    except OSError as error:
-        raise RuncError(f"dial unix {path}: connect: {text_of(error)}") from None
-    return connection
-
-
-def send_descriptor(connection: socket, name: bytes, fd: int) -> None:
-    connection.sendmsg([name], [(SOL_SOCKET, SCM_RIGHTS, pack("i", fd))])
-
-
-def receive(sync: socket) -> tuple[bytes, int]:
-    """(a message of the child, a descriptor that came along or -1). b"" when the child is gone."""
-    data, control, _, _ = sync.recvmsg(8192, CMSG_SPACE(4), MSG_CMSG_CLOEXEC)
-    for level, kind, body in control:
-        if level == SOL_SOCKET and kind == SCM_RIGHTS:
-            return data, int(unpack("i", body[:4])[0])
-    return data, -1
-
-
 class Launch:
     """One container in the making. Use: open, build, and abort() if either failed."""
 
@@ -173,6 +122,7 @@ class Launch:
         self.sync: socket | None = None
         self.console_connection: socket | None = None
         self.rootless = os.geteuid() != 0
+        self.in_foreground = False
         self.spec: dict[str, Any] = {}
 
     # -- before anything is touched --
@@ -304,7 +254,25 @@ class Launch:
             self._enter_cgroup(self.pid)
         self._move_network_devices()
         self._send(b"g")
+        self._meanwhile()
         self._converse()
+
+    def _meanwhile(self) -> None:
+        """What need not wait for the child: it builds its root, we load the device program (1 ms of verifier)."""
+        self.devices_set = False
+        if self.cgroup is not None and self.cgroup.driver == cgroups.CGROUPFS and not self._rootless_cgroups():
+            from teu.linux import bpf
+
+            try:
+                resources = (self.spec.get("linux") or {}).get("resources") or {}
+                bpf.set_devices(self.cgroup.path, cgroups.device_rules(resources))
+                self.devices_set = True
+            except (bpf.BpfError, OSError):
+                pass  # once more, and with the words for it, when all limits are set
+        if self.in_foreground:
+            from teu.runc import delete, foreground
+
+            del delete, foreground  # only imported, while there is time
 
     def _clone(self, plan: container_init.Plan) -> int:
         """Into the cgroup right away where that is possible: with a plain path that has been made before."""
@@ -384,7 +352,7 @@ class Launch:
         plan.capability_sets = process.capability_sets(described, all_there=plan.user_namespace)
         plan.program_path = "/" if self.without_process else None
         if linux.get("personality"):
-            plan.personality = _personality(linux["personality"])
+            plan.personality = personality(linux["personality"])
         if linux.get("memoryPolicy"):
             from teu.runc import memory_policy
 
@@ -506,9 +474,10 @@ class Launch:
             elif kind == b"M":
                 self._mount_for(message[1:].decode())
             elif kind == b"H":
-                current = self.container.state("creating")
-                hooks.run_all(self.spec, "prestart", {**current, "status": state.CREATED})
-                hooks.run_all(self.spec, "createRuntime", current)
+                if self.spec.get("hooks"):
+                    current = self.container.state("creating")
+                    hooks.run_all(self.spec, "prestart", {**current, "status": state.CREATED})
+                    hooks.run_all(self.spec, "createRuntime", current)
                 self._send(b"g")
             elif kind == b"S":
                 self._pass_listener(int.from_bytes(message[1:5], "little"))
@@ -586,7 +555,9 @@ class Launch:
         """The child is teu-runc-init now, small and quiet: limits, record, pid file."""
         assert self.cgroup is not None and self.container is not None
         linux = self.spec.get("linux") or {}
-        self.cgroup.apply(linux.get("resources"), rootless=self._rootless_cgroups())
+        self.cgroup.apply(
+            linux.get("resources"), devices=not self.devices_set, rootless=self._rootless_cgroups()
+        )
         if linux.get("intelRdt"):
             from teu.runc import intel_rdt
 
@@ -658,31 +629,3 @@ class Launch:
             self._remove_folder(self.container.folder)
         except OSError as error:
             log.warning(f"cannot remove {self.container.folder}: {error}")
-
-
-def set_oom_score(pid: int, value: int, rootless: bool) -> None:
-    try:
-        with open(f"/proc/{pid}/oom_score_adj", "wb", 0) as file:
-            file.write(str(value).encode())
-    except OSError as error:
-        if not rootless:
-            raise OSError(error.errno, f"process.oomScoreAdj: {error.strerror}") from None
-
-
-def fetch_descriptor(pid: int, number: int) -> int:
-    from teu.linux.syscalls import NR_pidfd_getfd, syscall
-
-    pidfd = os.pidfd_open(pid)
-    try:
-        return syscall("pidfd_getfd", NR_pidfd_getfd, pidfd, number, 0)
-    finally:
-        os.close(pidfd)
-
-
-def _personality(value: dict[str, Any]) -> int:
-    domains = {"LINUX": 0x0000, "LINUX32": 0x0008}
-    if value.get("flags"):
-        raise InvalidSpec("linux.personality.flags: none is supported")
-    if value.get("domain") not in domains:
-        raise InvalidSpec(f"linux.personality.domain: {value.get('domain')!r} is not LINUX or LINUX32")
-    return domains[value["domain"]]

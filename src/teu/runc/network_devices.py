@@ -55,7 +55,7 @@ class _Route:
         self.number += 1
         request = pack("IHHII", 16 + len(body), kind, NLM_F_REQUEST | flags, self.number, 0) + body
         self.socket.send(request)
-        answers = []
+        answers: list[bytes] = []
         while True:
             data = self.socket.recv(1 << 17)
             while len(data) >= 16:

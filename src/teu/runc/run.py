@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import os
 
+from teu.linux.syscalls import PR_SET_CHILD_SUBREAPER, prctl
 from teu.runc import hooks, state
+from teu.runc.descriptors import receive
 from teu.runc.errors import RuncError, text_of
-from teu.runc.launch import LAUNCH_FLAGS, Launch, receive
+from teu.runc.launch import LAUNCH_FLAGS, Launch
 from teu.runc.process import failure_text
 
 TYPE_CHECKING = False
@@ -32,23 +34,23 @@ def main(arguments: Arguments, settings: Settings) -> int:
     try:
         launch.read(detached)
         signals = None
-        if not detached:
-            from teu.linux.syscalls import PR_SET_CHILD_SUBREAPER, prctl
-            from teu.runc import foreground
-
-            if not arguments["no-subreaper"]:
-                prctl(PR_SET_CHILD_SUBREAPER, 1)
+        launch.in_foreground = not detached
+        if not detached and not arguments["no-subreaper"]:
+            prctl(PR_SET_CHILD_SUBREAPER, 1)
         launch.claim()
         assert launch.container is not None
         try:
             launch.build()
             if not detached:
+                from teu.runc import foreground
+
                 signals = foreground.Signals()
             _start(launch)
         except BaseException:
             launch.abort()
             raise
-        hooks.run_all_and_warn(launch.spec, "poststart", launch.container.state(state.RUNNING))
+        if launch.spec.get("hooks"):
+            hooks.run_all_and_warn(launch.spec, "poststart", launch.container.state(state.RUNNING))
     except (RuncError, OSError, ValueError) as error:
         raise RuncError(f"runc run failed: {text_of(error)}") from error
     if detached:

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What create, run and exec share: descriptors that come in and go out, and what is set on a process by its pid.
+
+Called by teu.runc.launch and teu.runc.exec.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import (
+    AF_UNIX,
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    SCM_RIGHTS,
+    SOCK_CLOEXEC,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socket,
+)
+from struct import pack, unpack
+
+from teu.linux.syscalls import NR_pidfd_getfd, syscall
+from teu.runc import log
+from teu.runc.errors import InvalidSpec, RuncError, text_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def listen_fds() -> int:
+    """How many descriptors systemd passed to this process (LISTEN_FDS of sd_listen_fds(3))."""
+    try:
+        if int(os.environ.get("LISTEN_PID", "0")) == os.getpid():
+            return int(os.environ.get("LISTEN_FDS", "0"))
+    except ValueError:
+        pass
+    return 0
+
+
+def close_strangers(preserved: int) -> None:
+    """Close every descriptor that nobody asked for, and check those that were (CVE-2024-21626)."""
+    for fd in range(3, 3 + preserved):
+        try:
+            os.set_inheritable(fd, True)
+        except OSError as error:
+            raise RuncError(f"unable to stat preserved-fd {fd - 3} (of {preserved}): {text_of(error)}") from None
+    keep = log.fd()
+    if keep >= 3 + preserved:
+        os.closerange(3 + preserved, keep)
+        os.closerange(keep + 1, 1 << 20)
+    else:
+        os.closerange(3 + preserved, 1 << 20)
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    folder, _, name = path.rpartition("/")
+    temporary = f"{folder}/.{name}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    os.write(fd, str(pid).encode())
+    os.close(fd)
+    os.rename(temporary, path)
+
+
+def connect(path: str) -> socket:
+    connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    try:
+        connection.connect(path)
+    except OSError as error:
+        raise RuncError(f"dial unix {path}: connect: {text_of(error)}") from None
+    return connection
+
+
+def send_descriptor(connection: socket, name: bytes, fd: int) -> None:
+    connection.sendmsg([name], [(SOL_SOCKET, SCM_RIGHTS, pack("i", fd))])
+
+
+def receive(sync: socket) -> tuple[bytes, int]:
+    """(a message of the child, a descriptor that came along or -1). b"" when the child is gone."""
+    data, control, _, _ = sync.recvmsg(8192, CMSG_SPACE(4), MSG_CMSG_CLOEXEC)
+    for level, kind, body in control:
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            return data, int(unpack("i", body[:4])[0])
+    return data, -1
+
+
+def set_oom_score(pid: int, value: int, rootless: bool) -> None:
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", "wb", 0) as file:
+            file.write(str(value).encode())
+    except OSError as error:
+        if not rootless:
+            raise OSError(error.errno, f"process.oomScoreAdj: {error.strerror}") from None
+
+
+def fetch_descriptor(pid: int, number: int) -> int:
+    pidfd = os.pidfd_open(pid)
+    try:
+        return syscall("pidfd_getfd", NR_pidfd_getfd, pidfd, number, 0)
+    finally:
+        os.close(pidfd)
+
+
+def personality(value: dict[str, Any]) -> int:
+    domains = {"LINUX": 0x0000, "LINUX32": 0x0008}
+    if value.get("flags"):
+        raise InvalidSpec("linux.personality.flags: none is supported")
+    if value.get("domain") not in domains:
+        raise InvalidSpec(f"linux.personality.domain: {value.get('domain')!r} is not LINUX or LINUX32")
+    return domains[value["domain"]]
