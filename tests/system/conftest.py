@@ -28,6 +28,12 @@ CONTROLLERS = ("cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma
 DEFAULT_LIMIT = 120.0
 JOURNAL_LINES = 60
 
+# In a VM without hardware acceleration, about ten times slower, run what only a VM can show, and of the rest
+# the whole way of a container; everything else runs in the namespace lab, or with TEU_VM=all here as well.
+VM_ONLY = {"apparmor", "cpu", "cpuset", "io", "memory", "pids", "vm"}
+VM_FILES = ("test_whole_picture.py", "test_whole_deaths.py", "test_whole_wires.py", "test_packages.py")
+VM_FILES += ("test_engine_containers.py", "test_runc_life_cycle.py", "test_containerd_ctr.py", "test_zz_purge.py")
+
 
 @functools.cache
 def which_lab() -> str:
@@ -89,14 +95,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what this lab does not have, with the reason."""
     outside = which_lab() == "none"
+    selective = which_lab() == "vm-emulated" and os.environ.get("TEU_VM") != "all"
     for item in items:
         if outside:
             item.add_marker(pytest.mark.skip(reason="system tests run inside a lab: ./dev test, ./dev lab"))
             continue
-        for mark in item.iter_markers("needs"):
-            for need in mark.args:
-                if reason := missing(need):
-                    item.add_marker(pytest.mark.skip(reason=reason))
+        needs = [need for mark in item.iter_markers("needs") for need in mark.args]
+        for need in needs:
+            if reason := missing(need):
+                item.add_marker(pytest.mark.skip(reason=reason))
+        if selective and not VM_ONLY & set(needs) and item.path.name not in VM_FILES:
+            item.add_marker(pytest.mark.skip(reason="this VM is emulated: the namespace lab runs it"))
 
 
 @pytest.fixture(scope="session")
