@@ -90,12 +90,13 @@ def bench_detached(rounds: int) -> Iterator[Row]:
 
 
 def bench_exec(rounds: int) -> Iterator[Row]:
+    remove_all()
     for cmd in ENGINES.values():
-        run([*cmd, "run", "-d", "--name", "e", IMAGE, "sleep", "3600"])
-    yield turns("exec e true", {w: (lambda _i, c=c: run([*c, "exec", "e", "true"])) for w, c in ENGINES.items()},
+        run([*cmd, "run", "-d", "--name", "target", IMAGE, "sleep", "3600"])
+    yield turns("exec target true", {w: (lambda _i, c=c: run([*c, "exec", "target", "true"])) for w, c in ENGINES.items()},
                 rounds, warmup=2)
     yield turns("ps", {w: (lambda _i, c=c: run([*c, "ps"])) for w, c in ENGINES.items()}, rounds)
-    yield turns("inspect", {w: (lambda _i, c=c: run([*c, "inspect", "e"])) for w, c in ENGINES.items()}, rounds)
+    yield turns("inspect", {w: (lambda _i, c=c: run([*c, "inspect", "target"])) for w, c in ENGINES.items()}, rounds)
     remove_all()
 
 
