@@ -93,8 +93,8 @@ def bench_exec(rounds: int) -> Iterator[Row]:
     remove_all()
     for cmd in ENGINES.values():
         run([*cmd, "run", "-d", "--name", "target", IMAGE, "sleep", "3600"])
-    yield turns("exec target true", {w: (lambda _i, c=c: run([*c, "exec", "target", "true"])) for w, c in ENGINES.items()},
-                rounds, warmup=2)
+    jobs = {w: (lambda _i, c=c: run([*c, "exec", "target", "true"])) for w, c in ENGINES.items()}
+    yield turns("exec target true", jobs, rounds, warmup=2)
     yield turns("ps", {w: (lambda _i, c=c: run([*c, "ps"])) for w, c in ENGINES.items()}, rounds)
     yield turns("inspect", {w: (lambda _i, c=c: run([*c, "inspect", "target"])) for w, c in ENGINES.items()}, rounds)
     remove_all()
