@@ -40,7 +40,7 @@ def name(request: pytest.FixtureRequest) -> Iterator[str]:
     [
         (("sh", "-c", "exit 7"), 7, ""),
         (("sh", "-c", "kill -TERM $$; sleep 1; exit 3"), 3, ""),
-        (("sh", "-c", "sh -c 'kill -9 $$'"), 137, ""),
+        (("sh", "-c", "sh -c 'kill -9 $$'; exit $?"), 137, ""),
         (("nosuch",), 127, "executable file not found in $PATH"),
         (("/etc/passwd",), 126, "permission denied"),
     ],
@@ -53,10 +53,14 @@ def test_exit_codes_of_run(command: tuple[str, ...], code: int, words: str) -> N
 
 
 def test_run_takes_its_flags(tmp_path: Path) -> None:
-    (tmp_path / "there").write_text("bound")
+    bound = tmp_path / "bound"
+    bound.mkdir()
+    (bound / "there").write_text("bound")
+    for folder in (bound, *bound.parents[:3]):
+        folder.chmod(0o755)
     script = "id; pwd; echo $FOO; hostname; cat /bound/there; touch /bound/x 2>&1; grep ' /scratch ' /proc/mounts"
     done = run(
-        "-e", "FOO=bar", "-w", "/tmp", "-u", "1000:10", "-v", f"{tmp_path}:/bound:ro", "--tmpfs", "/scratch:size=64k",
+        "-e", "FOO=bar", "-w", "/tmp", "-u", "1000:10", "-v", f"{bound}:/bound:ro", "--tmpfs", "/scratch:size=64k",
         "--uts", "host", IMAGE, "sh", "-c", script,
     )  # fmt: skip
     lines = done.stdout.splitlines()
@@ -222,10 +226,13 @@ def test_copy(web: str, tmp_path: Path) -> None:
     assert (tmp_path / "back/link").is_symlink()
     assert docker("cp", f"{web}:/nowhere", str(tmp_path), check=False).returncode == 1
     # A link in the container that points at the host's file reads the container's.
-    out("exec", web, "ln", "-s", "/etc/shadow", "/tmp/escape")
+    secret = Path("/root/a-file-of-the-host")
+    secret.write_text("secret")
+    out("exec", web, "ln", "-s", str(secret), "/tmp/escape")
     out("exec", web, "ln", "-s", "/../../../..", "/tmp/up")
     assert docker("cp", "-L", f"{web}:/tmp/escape", str(tmp_path / "stolen"), check=False).returncode == 1
     out("cp", str(source / "file"), f"{web}:/tmp/up/landed")
+    secret.unlink()
     assert not Path("/landed").exists()
     assert out("exec", web, "cat", "/landed") == "one"
     assert "A /tmp/source/deep/two" in out("diff", web).splitlines()

@@ -23,13 +23,15 @@ def parse(text: str) -> bytes:
 
 
 class Filter:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, terminal: bool = True) -> None:
+        """Without a terminal nothing is looked for: the input may be any bytes."""
         self._keys = parse(text or DEFAULT)
+        self._terminal = terminal
         self._seen = 0
 
     def feed(self, data: bytes) -> tuple[bytes, bool]:
         """What goes on to the process, and whether the keys were typed."""
-        if not self._seen and self._keys[0] not in data:
+        if not self._terminal or not self._seen and self._keys[0] not in data:
             return data, False
         kept = bytearray()
         for value in data:

@@ -179,7 +179,8 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit) ->
             log.warning("container %s: the task cannot be deleted: %s", container.id[:12], error)
         container.hub.finish()
         for execution in list(container.execs.values()):
-            execution.container_exited()
+            # One that is just being started is held by its starter, and need not hold us.
+            threading.Thread(target=execution.container_exited, daemon=True).start()
         container.exits += 1
         started = container.state["StartedAt"]
         container.state.update(

@@ -196,7 +196,8 @@ def opened(engine: Engine, container: Container, readonly: bool = False) -> Iter
         if not points:
             return _mount_detached(mounts, readonly)
         # Volumes are mounted on the tree in the mounter's namespace, then all is cloned away.
-        tree = _mount_detached(mounts, readonly)
+        # Writable, because places for them may have to be made, as the runtime does at a start.
+        tree = _mount_detached(mounts, False)
         target = f"{_mounter.directory}/tree"
         Path(target).mkdir(exist_ok=True)
         try:
@@ -204,10 +205,7 @@ def opened(engine: Engine, container: Container, readonly: bool = False) -> Iter
                 "move_mount", NR_move_mount, tree, b"\0", AT_FDCWD, _path(target), MOVE_MOUNT_F_EMPTY_PATH
             )
             for point in points:
-                try:
-                    inside = resolve(tree, point["Destination"], os.O_PATH)
-                except OSError:
-                    continue
+                inside = make_place(tree, point["Destination"], os.path.isdir(point["Source"]))
                 try:
                     syscall(
                         "bind mount", NR_mount, _path(point["Source"]), _path(f"/proc/self/fd/{inside}"), None,
@@ -249,6 +247,25 @@ def resolve(root: int, path: str, flags: int, mode: int = 0) -> int:
         except BlockingIOError:  # EAGAIN: a rename raced with the look-up
             continue
     raise OSError(11, "the path keeps changing", path)
+
+
+def make_place(root: int, path: str, directory: bool) -> int:
+    """Open a path below the root; where it does not exist, make it: folders, and at its end a folder or file."""
+    parts = [part for part in path.split("/") if part]
+    for count in range(1, len(parts) + 1):
+        here = "/".join(parts[:count])
+        try:
+            os.close(resolve(root, here, os.O_PATH))
+        except FileNotFoundError:
+            parent = resolve(root, "/".join(parts[: count - 1]), os.O_PATH | os.O_DIRECTORY)
+            try:
+                if directory or count < len(parts):
+                    os.mkdir(parts[count - 1], 0o755, dir_fd=parent)
+                else:
+                    os.close(os.open(parts[count - 1], os.O_CREAT | os.O_EXCL, 0o755, dir_fd=parent))
+            finally:
+                os.close(parent)
+    return resolve(root, path, os.O_PATH)
 
 
 def read_file(root: int, path: str, limit: int = 16 << 20) -> bytes:

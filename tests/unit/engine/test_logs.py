@@ -120,6 +120,20 @@ def test_long_lines_are_logged_in_parts(tmp_path: Path) -> None:
     assert whole_lines(b"y" * (LINE_LIMIT + 5), False) == LINE_LIMIT
 
 
+def test_a_burst_is_rotated_too(tmp_path: Path) -> None:
+    driver = JsonFile(container(tmp_path, max_size="20k", max_file="3"))
+    data = b"".join(b"line %d\n" % number for number in range(2000))
+    position = 0
+    while position < len(data):
+        taken = driver.write(1, data[position:], False, NO_MARKER)
+        assert taken > 0
+        position += taken
+    assert max(os.path.getsize(tmp_path / name) for name in os.listdir(tmp_path)) <= 20 << 10
+    lines = text(driver).decode().split("\n")[:-1]
+    assert 300 < len(lines) < 2000
+    assert lines == [f"line {number}" for number in range(2000 - len(lines), 2000)]
+
+
 @pytest.mark.parametrize("compress", ["false", "true"])
 def test_rotation(tmp_path: Path, compress: str) -> None:
     driver = JsonFile(container(tmp_path, max_size="2k", max_file="3", compress=compress))

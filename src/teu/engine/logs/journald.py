@@ -31,7 +31,6 @@ SOCKET = "/run/systemd/journal/socket"
 PRIORITIES = {1: b"6", 2: b"3"}
 KINDS = {b"6": 1, b"3": 2}
 FOLLOW_LIMIT = 8 << 20
-SYNC_SECONDS = 3.0
 
 
 def _field(name: str, value: str) -> bytes:
@@ -227,12 +226,20 @@ class Journald:
             hub.resume()
 
     def _stored(self, selection: Selection, ordinal: int) -> Iterator[Piece]:
-        """What is in the journal, up to our entry of that number; waits a little for journald to have it."""
+        """What is in the journal, up to our entry of that number."""
         seen = 0
         cursor = ""
-        deadline = time.monotonic() + SYNC_SECONDS
-        while True:
-            for entry in self._entries(selection, cursor):
+        for attempt in range(2):
+            entries = self._entries(selection, cursor)
+            if selection.tail > 0:
+                # The last lines are known only when journald has all of them.
+                kept = list(entries)
+                seen = max((entry.ordinal for entry in kept if entry.epoch == self.epoch), default=0)
+                if seen < ordinal and not attempt and not selection.until:
+                    _synchronize()
+                    continue
+                entries = iter(kept)
+            for entry in entries:
                 cursor = entry.cursor or cursor
                 if entry.epoch == self.epoch:
                     if entry.ordinal > ordinal:
@@ -241,19 +248,10 @@ class Journald:
                 piece = entry.piece(selection)
                 if piece is not None:
                     yield piece
-            if (
-                seen >= ordinal
-                or selection.until
-                or selection.tail > 0
-                and cursor
-                or time.monotonic() > deadline
-            ):
+            if seen >= ordinal or selection.until or selection.tail > 0:
                 return
-            subprocess.run(
-                ["journalctl", "--sync"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
-            )
-            if not cursor and selection.tail < 0 and time.monotonic() > deadline:
-                return
+            if not attempt:
+                _synchronize()
 
     def _entries(self, selection: Selection, cursor: str) -> Iterator[_Entry]:
         command = ["journalctl", "-q", "-o", "export", "--all", f"--output-fields={_FIELDS}"]
@@ -275,6 +273,11 @@ class Journald:
         finally:
             process.kill()
             process.wait()
+
+
+def _synchronize() -> None:
+    """Until journald has written what it has received."""
+    subprocess.run(["journalctl", "--sync"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
 _FIELDS = (

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from teu.engine.stdio import Marker
 
 BLOCK = 4 << 20
+RECORD_OVERHEAD = 75  # bytes of a record besides its line
 NAMES = {1: b"stdout", 2: b"stderr"}
 KINDS = {b"stdout": 1, b"stderr": 2}
 
@@ -83,6 +84,8 @@ class JsonFile:
         count = whole_lines(data, final)
         if not count:
             return 0
+        if self.maximum:
+            count = self._fitting(data, count)
         data = data[:count]
         if count > LINE_LIMIT and max(map(len, data.split(b"\n"))) > LINE_LIMIT:
             records = b"".join(
@@ -110,6 +113,14 @@ class JsonFile:
         with self.changed:
             self.changed.notify_all()
         return count
+
+    def _fitting(self, data: bytes, count: int) -> int:
+        """So much of it as makes half a file at most (but one line); the rest is given to us again."""
+        expected = count + data.count(b"\n", 0, count) * (RECORD_OVERHEAD + len(self._attributes))
+        if expected <= self.maximum:
+            return count
+        part = count * self.maximum // (2 * expected)
+        return data.rfind(b"\n", 0, part) + 1 or data.find(b"\n", 0, count) + 1 or count
 
     def _records(self, kind: int, data: bytes) -> bytes:
         end = b'","stream":"%s",%s"time":"%s"}\n' % (NAMES[kind], self._attributes, timestamp().encode())

@@ -42,7 +42,7 @@ def start(engine: Engine, request: Request, identity: str) -> Response:
             execution.give_up()
             raise
         return empty(200)
-    keys = Filter(execution.detach_keys)
+    keys = Filter(execution.detach_keys, execution.tty)
 
     def take_over(sock: socket.socket, early: bytes) -> None:
         hub = execution.hub

@@ -33,7 +33,7 @@ def content_type(request: Request, tty: bool) -> str:
 def attach(engine: Engine, request: Request, name: str) -> Response:
     container = engine.containers.get(name)
     query = request.query
-    filter_keys = Filter(query.get("detachKeys"))
+    filter_keys = Filter(query.get("detachKeys"), container.tty)
     if container.state["Paused"]:
         raise Conflict(f"Container {container.id} is paused, unpause the container before attach.")
     if container.state["Restarting"] and not container.pid:
@@ -53,7 +53,9 @@ def attach(engine: Engine, request: Request, name: str) -> Response:
         client = hub.attach(sock, stdout, stderr, replay)
         container.event("attach")
         def close_stdin() -> None:
-            if not container.config["StdinOnce"]:
+            if container.tty or not container.config["StdinOnce"]:
+                # Whoever closes a terminal's input (or shares it) has left; the process has not.
+                hub.detach(client)
                 return
             while not client.ended.is_set():
                 with container.changed:
