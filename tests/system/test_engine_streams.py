@@ -184,8 +184,10 @@ def test_the_journal_has_dockers_fields(name: str) -> None:
     identity = inspect(name)["Id"]
 
     def entries() -> list[dict[str, str]]:
-        text = subprocess.run(["journalctl", "-q", "-o", "json", "--all", f"CONTAINER_NAME={name}", f"CONTAINER_ID_FULL={identity}"],
-                              capture_output=True, text=True, check=True).stdout  # fmt: skip
+        text = subprocess.run(
+            ["journalctl", "-q", "-o", "json", "--all", f"CONTAINER_NAME={name}", f"CONTAINER_ID_FULL={identity}"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
         return [json.loads(line) for line in text.splitlines()]
 
     found = eventually("all entries are in the journal", lambda: len(entries()) == 5 and entries())
