@@ -507,3 +507,40 @@ def test_seccomp_listener_gets_the_descriptor(bundle: Bundle) -> None:
     assert first[0]["state"]["id"] == id and first[0]["metadata"] == "some words" and first[0]["fds"] == ["seccompFd"]
     assert "seccomp" in first[1][0] and "seccomp" in second[1][0]
     assert first[0]["pid"] == bundle.pid(id) and second[0]["pid"] != first[0]["pid"]
+
+
+# -- readiness -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["start", "run -d", "run"])
+def test_a_container_says_ready(bundle: Bundle, how: str) -> None:
+    path = str(bundle.folder / "host.sock")
+    (bundle.rootfs / "run").mkdir()
+    # busybox has no sd_notify: we say it for the container, on its socket
+    bundle.process["args"] = ["sh", "-c", "echo $NOTIFY_SOCKET > /told; sleep 1000"]
+    bundle.write()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as host:
+        host.bind(path)
+        host.settimeout(20)
+        id = bundle.new_id()
+        environment = {**os.environ, "NOTIFY_SOCKET": path}
+        base = [RUNC, "--root", str(bundle.root)]
+        if how == "start":
+            with bundle.output.open("w") as output:
+                subprocess.run([*base, "create", id], cwd=bundle.folder, env=environment, check=True, stdout=output)
+        with bundle.output.open("w") as output:
+            runner = subprocess.Popen([*base, *how.split(), id], cwd=bundle.folder, env=environment, stdout=output)
+        inside = bundle.root / id / "notify/notify.sock"
+        while not inside.exists() or not (bundle.rootfs / "told").exists():
+            assert runner.poll() is None
+        assert (bundle.rootfs / "told").read_text() == "/run/notify/notify.sock\n"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as container:
+            container.sendto(b"STATUS=warming up\n", str(inside))
+            container.sendto(b"READY=1\n", str(inside))
+        assert host.recv(100) == b"READY=1\n"
+        assert host.recv(100) == f"MAINPID={bundle.pid(id)}\n".encode()
+        if how != "run":
+            assert runner.wait(20) == 0
+        bundle.ok("delete", "--force", id)
+        assert runner.wait(20) == (137 if how == "run" else 0)
+        assert not (bundle.root / id).exists()

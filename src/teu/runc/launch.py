@@ -214,6 +214,10 @@ class Launch:
         except BaseException:
             self._remove_folder(folder)
             raise
+        if os.environ.get("NOTIFY_SOCKET"):
+            from teu.runc import notify
+
+            notify.prepare(self.spec, folder)
         fd = os.open(folder + "/config.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         os.write(fd, self.spec_bytes)
         os.close(fd)
@@ -221,7 +225,10 @@ class Launch:
     @staticmethod
     def _remove_folder(folder: str) -> None:
         for name in os.listdir(folder):
-            os.unlink(f"{folder}/{name}")
+            if name == "notify":
+                Launch._remove_folder(f"{folder}/{name}")
+            else:
+                os.unlink(f"{folder}/{name}")
         os.rmdir(folder)
 
     def _rootless_cgroups(self) -> bool:

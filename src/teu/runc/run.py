@@ -45,6 +45,11 @@ def main(arguments: Arguments, settings: Settings) -> int:
                 from teu.runc import foreground
 
                 signals = foreground.Signals()
+            server = None
+            if os.environ.get("NOTIFY_SOCKET"):
+                from teu.runc import notify
+
+                server = notify.listen(launch.container.folder)
             _start(launch)
         except BaseException:
             launch.abort()
@@ -53,6 +58,8 @@ def main(arguments: Arguments, settings: Settings) -> int:
             hooks.run_all_and_warn(launch.spec, "poststart", launch.container.state(state.RUNNING))
     except (RuncError, OSError, ValueError) as error:
         raise RuncError(f"runc run failed: {text_of(error)}") from error
+    if server is not None:
+        (notify.relay if detached else notify.relay_aside)(server, launch.pid)
     if detached:
         return 0
     assert signals is not None

@@ -30,7 +30,14 @@ def main(arguments: Arguments, settings: Settings) -> int:
             raise RuncError("cannot start an already running container")
         if status != state.CREATED:
             raise RuncError(f"cannot start a container in the {status} state")
+        server = None
+        if os.environ.get("NOTIFY_SOCKET"):
+            from teu.runc import notify
+
+            server = notify.listen(container.folder)
         release(container)
+    if server is not None:
+        notify.relay(server, container.pid)
     return 0
 
 
