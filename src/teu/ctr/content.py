@@ -31,7 +31,7 @@ def checked(text: str) -> str:
     try:
         return digests.check(text)
     except digests.DigestError as error:
-        raise CommandError(str(error)) from None
+        raise CommandError(str(error).partition(": '")[0]) from None
 
 
 def list_content(ctr: Ctr, options: Options, operands: list[str]) -> None:

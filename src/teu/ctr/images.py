@@ -82,7 +82,7 @@ def check(ctr: Ctr, options: Options, operands: list[str]) -> None:
             continue
         rows.append((image.name, image.target.media_type, image.target.digest, status, size, str(unpacked).lower()))
     if not options["quiet"]:
-        table([("REF", "TYPE", "DIGEST", "STATUS", "SIZE", "UNPACKED"), *rows], loose=True)
+        table([("REF", "TYPE", "DIGEST", "STATUS", "SIZE", "UNPACKED"), *rows], last="headed")
 
 
 def tag(ctr: Ctr, options: Options, operands: list[str]) -> None:
@@ -106,6 +106,7 @@ def label(ctr: Ctr, options: Options, operands: list[str]) -> None:
     wanted = {key: value for key, _, value in (word.partition("=") for word in operands[1:])}
     paths = ["labels"] if options["replace-all"] else ["labels." + key for key in wanted]
     image = pb.Image(name=name, labels=wanted)
+    image.target.SetInParent()  # containerd 1.7 falls over without one, though the mask does not name it
     updated = ctr.client.images.Update(pb.UpdateImageRequest(image=image, update_mask=FieldMask(paths=paths))).image
     ctr.print(label_text(updated.labels))
 
@@ -130,7 +131,7 @@ def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 def prune(ctr: Ctr, options: Options, operands: list[str]) -> None:
     if not options["all"]:
-        log("warning", "no images pruned. `ctr image prune` requires --all flag.")
+        log("warning", "No images pruned. `image prune` requires --all to be specified.")
         return
     from teu.ctr.client import containers_pb2
 
@@ -144,7 +145,11 @@ def prune(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 def usage(ctr: Ctr, options: Options, operands: list[str]) -> None:
     client, snapshotter = ctr.client, options["snapshotter"]
-    image = blobs.get_image(client, need(operands, "image ref")[0])
+    name = need(operands, "image ref")[0]
+    try:
+        image = blobs.get_image(client, name)
+    except NotFound as error:
+        raise NotFound(f"failed to ensure if image {name} exists: {error.text}") from None
     target = blobs.as_json(image.target)
     _, manifest = blobs.manifests(client, target)[0]
     if not blobs.is_unpacked(client, target, snapshotter):

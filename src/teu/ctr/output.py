@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def table(rows: Iterable[Iterable[object]], least: int = 1, padding: int = 1, loose: bool = False) -> None:
-    """Every cell, the last one too, is padded to its column; `loose`: but for the last one of the lines below
-    the headings."""
+def table(rows: Iterable[Iterable[object]], least: int = 1, padding: int = 1, last: str = "padded") -> None:
+    """Columns filled with spaces. The `last` one is padded like the others, or only in the headings ("headed"),
+    or not at all ("bare"): ctr's tables differ in that."""
     lines = [[str(cell) for cell in row] for row in rows]
     widths = [
         max(max(len(line[column]) for line in lines if column < len(line)) + padding, least)
@@ -20,8 +20,8 @@ def table(rows: Iterable[Iterable[object]], least: int = 1, padding: int = 1, lo
     ]
     for number, line in enumerate(lines):
         cells = [cell.ljust(width) for cell, width in zip(line, widths)]
-        if loose:
-            cells[-1] = line[-1] + (" " * padding if number == 0 else "")
+        if last != "padded":
+            cells[-1] = line[-1] + (" " * padding if last == "headed" and number == 0 else "")
         sys.stdout.write("".join(cells) + "\n")
 
 

@@ -93,6 +93,13 @@ def device_rules() -> list[Json]:
     ]
 
 
+def own_capabilities() -> list[str]:
+    """All capabilities that we have to give."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        mask = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    return ["CAP_" + name for number, name in enumerate(ALL_CAPABILITIES) if mask >> number & 1]
+
+
 def merge_environment(base: list[str], more: list[str]) -> list[str]:
     """Later settings replace earlier ones; a name without a value removes it."""
     values = {word.partition("=")[0]: word for word in base}
@@ -248,7 +255,7 @@ def apply_options(spec: Json, options: Options) -> None:
     if options["privileged-without-host-devices"] and not options["privileged"]:
         raise CommandError("can't use 'privileged-without-host-devices' without 'privileged' specified")
     if options["privileged"]:
-        every = ["CAP_" + name for name in ALL_CAPABILITIES]
+        every = own_capabilities()
         process["capabilities"] = {name: list(every) for name in ("bounding", "effective", "permitted")}
         linux["maskedPaths"], linux["readonlyPaths"] = [], []
         for mount in spec["mounts"]:

@@ -39,7 +39,8 @@ def list_tasks(ctr: Ctr, options: Options, operands: list[str]) -> None:
         for task in found:
             ctr.print(task.id)
         return
-    table([("TASK", "PID", "STATUS"), *((task.id, task.pid, STATUS[task.status]) for task in found)], 4, 4)
+    rows = ((task.id, task.pid, STATUS[task.status]) for task in found)
+    table([("TASK", "PID", "STATUS"), *rows], 4, 4, last="headed")
 
 
 def start(ctr: Ctr, options: Options, operands: list[str]) -> int:
@@ -181,7 +182,7 @@ def processes(ctr: Ctr, options: Options, operands: list[str]) -> None:
             detail.ParseFromString(process.info.value)
             info = f'exec_id:"{detail.exec_id}"'
         rows.append((process.pid, info))
-    table(rows, 1, 4)
+    table(rows, 1, 4, last="bare")
 
 
 def metrics(ctr: Ctr, options: Options, operands: list[str]) -> None:
