@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 
+from teu.linux import cgroups as cgroup_files
 from teu.linux import mounts
 from teu.oci import jsontext
-from teu.runc import cgroups, criu, hooks, launch, log, mount_options, rootfs, state
+from teu.runc import cgroups, criu, descriptors, hooks, launch, log, mount_options, rootfs, state
 from teu.runc.checkpoint import DESCRIPTORS, image_path, mount_target
 from teu.runc.errors import RuncError
 
@@ -110,7 +111,7 @@ class Restore(launch.Launch):
             opened.append(criu.folder(logs))
             opts["work_dir_fd"] = opened[-1]
         if arguments["console-socket"]:
-            self.console_connection = launch.connect(arguments["console-socket"])
+            self.console_connection = descriptors.connect(arguments["console-socket"])
         inherited = self._namespaces(opts)
         self._standard_descriptors(opts, images)
         # criu wants a root that is a mount of its own, with nothing mounted over its parent.
@@ -205,7 +206,7 @@ class Restore(launch.Launch):
                     session.pid, rootless, self.spec.get("annotations") or {}, self.container.record["cgroup"],
                 )  # fmt: skip
                 self.cgroup.apply(linux.get("resources"), rootless=rootless)
-                opts["cg_root"] = [{"ctrl": "", "path": cgroups.files.own(session.pid)}]
+                opts["cg_root"] = [{"ctrl": "", "path": cgroup_files.own(session.pid)}]
                 response = session.request(criu.RESTORE, opts, self._notify)
                 self.pid = self.pid or int((response.get("restore") or {}).get("pid") or 0)
         except RuncError:
@@ -225,11 +226,11 @@ class Restore(launch.Launch):
             self.container.record["ready"] = True
             self._record_pid()
             if self.pid_file:
-                launch.write_pid_file(self.pid_file, pid)
+                descriptors.write_pid_file(self.pid_file, pid)
         elif script == "orphan-pts-master" and descriptors:
             if self.console_connection is None:
                 raise RuncError("the container had a terminal: --console-socket is needed")
-            launch.send_descriptor(self.console_connection, b"/dev/ptmx", descriptors[0])
+            descriptors.send_descriptor(self.console_connection, b"/dev/ptmx", descriptors[0])
 
     def supervise(self) -> int:
         """Wait for the restored process, pass signals on, and clean up after it, as run does."""

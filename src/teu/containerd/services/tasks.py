@@ -70,7 +70,8 @@ class Tasks:
 
     def _shim(self, namespace: str, id: str) -> Shim:
         self._containers.get(namespace, id)
-        return self._shims.get(namespace, id)
+        shim: Shim = self._shims.get(namespace, id)
+        return shim
 
     async def Create(self, request: Any, call: Call) -> Any:
         namespace, id = call.namespace, request.container_id
