@@ -13,8 +13,9 @@ import os
 from teu.linux import cgroups as cgroup_files
 from teu.linux import mounts
 from teu.oci import jsontext
-from teu.runc import cgroups, criu, descriptors, hooks, launch, log, mount_options, rootfs, state
+from teu.runc import cgroups, criu, hooks, launch, log, mount_options, rootfs, state
 from teu.runc.checkpoint import DESCRIPTORS, image_path, mount_target
+from teu.runc.descriptors import connect, send_descriptor, write_pid_file
 from teu.runc.errors import RuncError
 
 TYPE_CHECKING = False
@@ -111,7 +112,7 @@ class Restore(launch.Launch):
             opened.append(criu.folder(logs))
             opts["work_dir_fd"] = opened[-1]
         if arguments["console-socket"]:
-            self.console_connection = descriptors.connect(arguments["console-socket"])
+            self.console_connection = connect(arguments["console-socket"])
         inherited = self._namespaces(opts)
         self._standard_descriptors(opts, images)
         # criu wants a root that is a mount of its own, with nothing mounted over its parent.
@@ -226,11 +227,11 @@ class Restore(launch.Launch):
             self.container.record["ready"] = True
             self._record_pid()
             if self.pid_file:
-                descriptors.write_pid_file(self.pid_file, pid)
+                write_pid_file(self.pid_file, pid)
         elif script == "orphan-pts-master" and descriptors:
             if self.console_connection is None:
                 raise RuncError("the container had a terminal: --console-socket is needed")
-            descriptors.send_descriptor(self.console_connection, b"/dev/ptmx", descriptors[0])
+            send_descriptor(self.console_connection, b"/dev/ptmx", descriptors[0])
 
     def supervise(self) -> int:
         """Wait for the restored process, pass signals on, and clean up after it, as run does."""
