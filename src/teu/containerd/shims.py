@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterable
 from typing import Any
@@ -376,7 +377,7 @@ class Shims:
                     await shim.call("Delete", {}, SHUTDOWN_TIMEOUT)
                 except errors.Error:
                     pass  # usually there is nothing to delete
-            await self._shut_down(shim)
+            await self._shut_down(shim, now=True)
             await asyncio.get_running_loop().run_in_executor(None, self._run_delete, shim)
         finally:
             self._forget(shim)
@@ -389,13 +390,15 @@ class Shims:
 
     # ending
 
-    async def _shut_down(self, shim: Shim) -> None:
-        """Tell the shim to end, if it serves nobody else, and see it gone."""
+    async def _shut_down(self, shim: Shim, *, now: bool = False) -> None:
+        """Tell the shim to end, if it serves nobody else, and see it gone.
+
+        `now` gives its container up, even one in the middle of being created."""
         shim.leaving = True
         if shim.client is None or shim.client.closed.is_set():
             return
         try:
-            await shim.call("Shutdown", {}, SHUTDOWN_TIMEOUT)
+            await shim.call("Shutdown", {"now": now}, SHUTDOWN_TIMEOUT)
         except errors.Error:
             pass  # it may be gone before it has answered
         shared = any(other is not shim and other.address == shim.address for other in self._shims.values())
@@ -404,7 +407,18 @@ class Shims:
                 await asyncio.wait_for(shim.client.closed.wait(), SHUTDOWN_TIMEOUT)
             except TimeoutError:
                 log.warning("the shim of %s/%s does not end", shim.namespace, shim.id)
+                if now:
+                    await self._kill(shim)
         shim.client.close()
+
+    async def _kill(self, shim: Shim) -> None:
+        """End a shim that does not end by itself."""
+        try:
+            pid = (await shim.call("Connect", {}, SHUTDOWN_TIMEOUT))["shim_pid"]
+            if pid > 1:
+                os.kill(pid, signal.SIGKILL)
+        except (errors.Error, ProcessLookupError) as e:
+            log.error("the shim of %s/%s cannot be ended: %s", shim.namespace, shim.id, e)
 
     def _forget(self, shim: Shim) -> None:
         shim.close()
@@ -514,8 +528,11 @@ class Shims:
             if not stored:
                 raise errors.NotFound("its shim was not started")
             await shim.connect(parse_bootstrap(stored.encode()))
-            # A shim without the container is a creation that was cut short.
-            await shim.call("State", {}, STATE_TIMEOUT)
+            try:
+                # A shim without the container is a creation that was cut short.
+                await shim.call("State", {}, STATE_TIMEOUT)
+            except errors.DeadlineExceeded:
+                log.error("the shim of %s/%s hangs: its container is left alone", namespace, id)
             shim.log_reader = LogReader(bundle, namespace, id)
             shim.created = True
             self._watch(shim)
@@ -523,7 +540,7 @@ class Shims:
             log.warning("task %s/%s cannot be restored: %s", namespace, id, e.message)
             if isinstance(e, errors.NotFound) or shim.client is None:
                 shim.created = os.path.exists(os.path.join(bundle, "init.pid"))
-            await self._shut_down(shim)
+            await self._shut_down(shim, now=True)
             await self._clean_up(shim)
 
     async def close(self) -> None:

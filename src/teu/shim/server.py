@@ -24,6 +24,8 @@ PR_SET_MM_ARG_START, PR_SET_MM_ARG_END = 8, 9
 
 # What a last event and answer may take when the shim ends.
 FLUSH_SECONDS = 5.0
+# How long a new shim waits for its first container.
+UNUSED_SECONDS = 20.0
 
 # These are for the daemon that started the shim, not for it or for the container's runtime.
 PRIVATE_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID",
@@ -165,6 +167,8 @@ def serve(parameters: Parameters, listener: socket.socket) -> NoReturn:
         finish(time.monotonic() + FLUSH_SECONDS)
 
     service.on_shutdown = shutdown
+    # The daemon may have died before it could ask for a container.
+    loop.after(UNUSED_SECONDS, service.end_if_unused)
     loop.on_signal(signal.SIGTERM, service.stop_gracefully)
     loop.run()
     server.close()

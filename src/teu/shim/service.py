@@ -18,6 +18,7 @@ from teu.shim.process import Exec, Init, Process, check_exec_id
 from teu.shim.runtime import Runtime, RuntimeFailed
 from teu.ttrpc import messages as m
 from teu.ttrpc.status import (
+    ABORTED,
     ALREADY_EXISTS,
     FAILED_PRECONDITION,
     INVALID_ARGUMENT,
@@ -126,6 +127,8 @@ class Service:
         self._placement = placement.Placement(namespace)
         self._containers: dict[str, Container] = {}
         self._creating: set[str] = set()
+        # those being created for whom Shutdown was said meanwhile
+        self._unwanted: set[str] = set()
         self._stopping = False
         # called when the client has no more use for this shim
         self.on_shutdown: Callable[[], None] = lambda: None
@@ -175,6 +178,9 @@ class Service:
             return (yield from self._create_new(name, bundle, request))
         finally:
             self._creating.discard(name)
+            if name in self._unwanted:
+                self._unwanted.discard(name)
+                self.end_if_unused()
 
     def _create_new(self, name: str, bundle: str, request: dict[str, Any]) -> Coroutine:
         try:
@@ -192,6 +198,9 @@ class Service:
             if container.mounted:
                 rootfs.unmount_all(os.path.join(bundle, "rootfs"))
             raise
+        if name in self._unwanted:
+            yield from self._discard(container)
+            raise StatusError(ABORTED, f"container {name} was given up while it was created")
         self._containers[name] = container
         self._watch_cgroup(container)
         self._publisher.publish("TaskCreate", {
@@ -333,7 +342,8 @@ class Service:
         for process in container.execs.values():
             process.streams.close()
         self._end_oom_watch(container)
-        self._containers.pop(init.id, None)
+        if self._containers.pop(init.id, None) is None:
+            return  # its creation was never told
         self._publisher.publish("TaskDelete", {
             "container_id": init.id, "pid": init.pid, "exit_status": init.exit_status,
             "exited_at": init.exited_timestamp()})
@@ -388,6 +398,8 @@ class Service:
         self._publish_exit(container, init.id, init)
 
     def _publish_exit(self, container: Container, process_id: str, process: Process) -> None:
+        if container.init.id not in self._containers:
+            return
         self._publisher.publish("TaskExit", {
             "container_id": container.init.id, "id": process_id, "pid": process.pid,
             "exit_status": process.exit_status, "exited_at": process.exited_timestamp()})
@@ -494,9 +506,37 @@ class Service:
         return {"shim_pid": os.getpid(), "task_pid": container.init.pid if container else 0}
 
     def _shutdown(self, request: dict[str, Any]) -> Coroutine:
+        """End, when no container is left.  `now` gives the container of that id up, whatever it does: a daemon
+        says so of a creation that it did not live to see the end of."""
+        name = request["id"]
+        if request["now"]:
+            if name in self._creating:
+                self._unwanted.add(name)
+            elif name in self._containers:
+                yield from self._discard(self._containers[name])
+        self.end_if_unused()
+
+    def end_if_unused(self) -> None:
         if not self._containers and not self._creating:
             self.on_shutdown()
-        yield from ()
+
+    def _discard(self, container: Container) -> Coroutine:
+        """Kill and delete a container."""
+        init = container.init
+        yield container.lock.acquire()
+        try:
+            if init.pid and init.status != m.STOPPED:
+                init.starting = False
+                try:
+                    init.send_signal(signal.SIGKILL)
+                except StatusError:
+                    pass  # its exit is about to be collected
+                yield init.wait()
+            yield from self._delete_container(container)
+        except StatusError as e:
+            self._log(f"give up {init.id}: {e}")
+        finally:
+            container.lock.release()
 
     # systemctl stop of the scope
 
