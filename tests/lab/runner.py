@@ -4,6 +4,7 @@
     lint       ruff on the whole tree, mypy --strict on src/teu
     unit       tests/unit on this machine
     deb        the packages, with lintian
+    lab        tests/lab: the labs themselves, and a power cut in the VM
     ns         tests/system with the packages in the namespace lab (Debian 13)
     bookworm   a smaller set in the namespace lab with Debian 12
     vm         tests/system with the packages in the VM lab
@@ -15,6 +16,7 @@ does one that did not come to its summary.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import subprocess
@@ -31,11 +33,11 @@ from lab import build, namespace, rootfs, vm
 SOURCE = Path(__file__).resolve().parents[2]
 RESULTS = SOURCE / "build/test"
 PYTHON = "/usr/bin/python3"
-STAGES = ("lint", "unit", "deb", "ns", "bookworm", "vm")
+STAGES = ("lint", "unit", "deb", "lab", "ns", "bookworm", "vm")
 
 # The smaller set for Debian 12: the packages, and the whole way of a container.
 BOOKWORM = ("tests/system/test_packages.py", "tests/system/test_whole_picture.py")
-LIMIT = {"unit": 600, "ns": 2400, "bookworm": 900, "vm": 2700}
+LIMIT = {"unit": 600, "lab": 1200, "ns": 2400, "bookworm": 900, "vm": 2700}
 
 
 @dataclass
@@ -168,6 +170,22 @@ def deb(quiet: bool, extra: list[str]) -> Result:
     return result
 
 
+def lab(quiet: bool, extra: list[str]) -> Result:
+    junit = RESULTS / "lab.xml"
+    command = [
+        PYTHON,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={junit}",
+        "--durations=5",
+        "tests/lab",
+    ]
+    return count(Result("lab"), junit, call(command, RESULTS / "lab.log", LIMIT["lab"], quiet))
+
+
 def packages() -> list[str]:
     """The built packages."""
     return [str(path) for path in sorted((SOURCE / "dist").glob("*.deb"))]
@@ -181,10 +199,15 @@ def pytest_inside(junit: str, extra: list[str]) -> list[str]:
     ]
 
 
+def instance(stage: str) -> str:
+    """A lab of this tree's own: two trees on a machine can run their tests at once."""
+    return f"test-{stage}-{hashlib.sha256(str(SOURCE).encode()).hexdigest()[:6]}"
+
+
 def in_namespace(stage: str, release: str, quiet: bool, extra: list[str]) -> Result:
     """System tests in a namespace lab of their own."""
     result = Result(stage)
-    name = f"test-{stage}"
+    name = instance(stage)
     results = RESULTS / stage
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
@@ -218,7 +241,7 @@ def bookworm(quiet: bool, extra: list[str]) -> Result:
 def in_vm(quiet: bool, extra: list[str]) -> Result:
     """System tests in the VM lab."""
     result = Result("vm")
-    name = "test-vm"
+    name = instance("vm")
     vm.stop(name)
     try:
         way = vm.start(name, "trixie", SOURCE)
@@ -248,7 +271,7 @@ def in_vm(quiet: bool, extra: list[str]) -> Result:
 
 
 RUN: dict[str, Callable[[bool, list[str]], Result]] = {
-    "lint": lint, "unit": unit, "deb": deb, "ns": ns, "bookworm": bookworm, "vm": in_vm,
+    "lint": lint, "unit": unit, "deb": deb, "lab": lab, "ns": ns, "bookworm": bookworm, "vm": in_vm,
 }  # fmt: skip
 
 

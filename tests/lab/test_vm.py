@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VM lab: all controllers and AppArmor; and a power cut, after which all that was acknowledged is there.
+
+Runs on the host, as root. The packages must have been built (./dev deb).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import namespace, vm
+
+SOURCE = Path(__file__).resolve().parents[2]
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="the labs need root"),
+    pytest.mark.skipif(not list((SOURCE / "dist").glob("*.deb")), reason="no packages: ./dev deb"),
+]
+
+
+@pytest.fixture
+def machine() -> Iterator[str]:
+    name = f"self-{os.getpid()}"
+    yield name
+    vm.stop(name)
+
+
+def inside(name: str, script: str, check: bool = True) -> str:
+    """Run a shell script in the machine; what it wrote."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lab", "--vm", "exec", "--name", name, "--", "sh", "-c", script],
+        env=dict(os.environ, PYTHONPATH=str(SOURCE / "tests")),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+def test_power_cut(machine: str) -> None:
+    vm.start(machine, "trixie", SOURCE)
+    assert {"cpu", "cpuset", "io", "memory", "pids"} <= set(
+        inside(machine, "cat /sys/fs/cgroup/cgroup.controllers").split()
+    )
+    assert inside(machine, "cat /sys/module/apparmor/parameters/enabled") == "Y"
+    assert inside(machine, "exit 7", check=False) == ""
+    vm.install_packages(machine)
+    inside(machine, "teu load -q -i /usr/share/teu/images/busybox.oci.tar")
+    first = inside(machine, "teu run -d --name first -v data:/data busybox sh -c 'echo kept >/data/f; sync; sleep 600'")
+    inside(machine, "until [ -s /var/lib/teu/engine/volumes/data/_data/f ]; do sleep 0.1; done")
+    ended = inside(machine, "teu run --name ended busybox sh -c 'exit 3' >/dev/null; echo $?")
+    assert ended == "3"
+    # No sync, no warning: what has been answered must be on the disk.
+    created = inside(machine, "teu create --name second busybox true")
+    vm.power_cut(machine)
+    with pytest.raises(namespace.LabError, match="is off"):
+        vm.run(machine, ["true"])
+
+    vm.start(machine, "trixie", SOURCE)
+    listed = inside(machine, "teu ps -a --no-trunc --format '{{.ID}} {{.Names}} {{.State}}'").splitlines()
+    states = {line.split()[1]: line.split() for line in listed}
+    assert states["first"][0] == first and states["first"][2] == "exited"
+    assert states["second"][0] == created and states["second"][2] == "created"
+    assert inside(machine, "teu inspect -f '{{.State.ExitCode}}' ended") == "3"
+    assert inside(machine, "teu run --rm -v data:/data busybox cat /data/f") == "kept"
+    assert inside(machine, "teu start -a second; echo $?") == "0"
+    # Nothing half-made is left: no scope, no mount, no address of a container that does not run.
+    inside(machine, "teu rm first second ended")
+    assert inside(machine, "ls /sys/fs/cgroup/teu.slice 2>/dev/null | grep scope || true") == ""
+    assert inside(machine, "grep -c /run/teu/containerd /proc/self/mounts || true") == "0"
