@@ -282,7 +282,14 @@ class Service:
                 assert isinstance(process, Exec)
                 if container.init_status is not None or init.status == m.STOPPED:
                     raise StatusError(FAILED_PRECONDITION, f"container {init.id} init process is not running")
-                yield from process.start(init.runtime, init.id, self._namespace, *self._io_owner(container))
+                try:
+                    yield from process.start(init.runtime, init.id, self._namespace, *self._io_owner(container))
+                except BaseException:
+                    # The first process may have ended meanwhile, and its exit waited for this one.
+                    process.starting = False
+                    if container.init_status is not None:
+                        self._loop.after(0, lambda: self._tell_init_exit(container))
+                    raise
                 self._publisher.publish("TaskExecStarted", {
                     "container_id": init.id, "exec_id": process.id, "pid": process.pid})
                 process.started()
