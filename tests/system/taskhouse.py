@@ -171,6 +171,11 @@ class House:
         return found
 
 
+def says(text: str) -> list[str]:
+    """A command that prints a line.  It stays a moment: ctr gives output up that it has not read by the exit."""
+    return ["sh", "-c", f"echo '{text}'; sleep 0.3"]
+
+
 def argv_of(pid: int) -> list[str]:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode().split("\0")

@@ -16,7 +16,7 @@ from pathlib import Path
 import peers
 import pytest
 import taskhouse
-from taskhouse import House
+from taskhouse import House, says
 
 pytestmark = pytest.mark.needs("systemd", "ctr")
 
@@ -110,7 +110,7 @@ def test_group(which: str, request: pytest.FixtureRequest) -> None:
     shim = taskhouse.parent_of(first)
     assert taskhouse.parent_of(second) == shim
     assert cgroup_of(first) != cgroup_of(second)
-    assert h.exec("pod2", "e", "echo", "two") == "two\n"
+    assert h.exec("pod2", "e", *says("two")) == "two\n"
     h.remove("pod1")
     assert taskhouse.alive(shim) and h.task("pod2") == (second, "RUNNING")
     h.remove("pod2")
@@ -196,7 +196,7 @@ def test_random_deaths_of_the_daemon(h: House, rounds: Callable[[int], int]) -> 
         h.daemon.launch()
         task = h.task(name)
         if task and task[1] == "RUNNING":
-            assert h.exec(name, "e", "echo", "works") == "works\n"
+            assert h.exec(name, "e", *says("works")) == "works\n"
         counts["acknowledged" if acknowledged else "undone"] += 1
         if acknowledged and not task:
             counts["lost"] += 1

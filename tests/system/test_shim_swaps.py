@@ -13,7 +13,7 @@ from pathlib import Path
 import peers
 import pytest
 import taskhouse
-from taskhouse import OWN_SHIM, REAL_SHIM, House
+from taskhouse import OWN_SHIM, REAL_SHIM, House, says
 
 pytestmark = pytest.mark.needs("systemd", "ctr")
 
@@ -39,8 +39,8 @@ def h(request: pytest.FixtureRequest) -> Iterator[House]:
 
 
 def test_run(h: House) -> None:
-    assert h.run("r1", "echo", "hello") == "hello\n"
-    assert h.run("r2", "sh", "-c", "echo out; echo err >&2; exit 7", code=7) == "out\n"
+    assert h.run("r1", *says("hello")) == "hello\n"
+    assert h.run("r2", "sh", "-c", "echo out; echo err >&2; sleep 0.2; exit 7", code=7) == "out\n"
 
 
 def test_not_found_and_not_executable(h: House) -> None:
@@ -64,8 +64,8 @@ def test_life(h: House) -> None:
         pid = h.start("l1", "sleep", "600")
         assert h.task("l1") == (pid, "RUNNING")
         assert taskhouse.argv_of(pid)[0] == "sleep"
-        assert h.exec("l1", "e1", "echo", "inside") == "inside\n"
-        assert h.exec("l1", "e2", "sh", "-c", "cat; exit 3", stdin="fed", code=3) == "fed"
+        assert h.exec("l1", "e1", *says("inside")) == "inside\n"
+        assert h.exec("l1", "e2", "sh", "-c", "cat; sleep 0.2; exit 3", stdin="fed", code=3) == "fed"
         pids = [int(line.split()[0]) for line in h.daemon("tasks", "ps", "l1").splitlines()[1:]]
         assert pids == [pid]
         assert "pids" in h.daemon("tasks", "metrics", "l1")
@@ -126,7 +126,7 @@ def test_survives_the_daemon(h: House) -> None:
     (h.rootfs / "tmp" / "go").unlink()
     h.daemon.launch()
     assert h.task("s1") == (kept, "RUNNING")
-    assert h.exec("s1", "after", "echo", "still here") == "still here\n"
+    assert h.exec("s1", "after", *says("still here")) == "still here\n"
     if h.daemon.name == "containerd":
         # Debian's own drops a task that has no process when it starts.
         h.daemon("containers", "delete", "s3")
@@ -144,4 +144,4 @@ def test_killed_shim(h: House) -> None:
     peers.wait_until(lambda: h.task("k1") is None, "the task is gone")
     peers.wait_until(lambda: not h.bundle("k1").exists(), "the bundle is gone")
     h.daemon("containers", "delete", "k1")
-    assert h.run("k1", "echo", "again") == "again\n"
+    assert h.run("k1", *says("again")) == "again\n"
