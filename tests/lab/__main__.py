@@ -11,9 +11,10 @@ from pathlib import Path
 from lab import namespace, rootfs, vm
 
 USAGE = """
-  ./dev lab                           boot, open a shell, stop when the shell ends
-  ./dev lab [options] -- CMD ...      boot, run CMD as root, stop, exit with its status
-                                      (where NAME already runs: run in it, and leave it running)
+  ./dev lab                           build the packages, boot, install them, open a shell, stop when it ends
+  ./dev lab [options] -- CMD ...      the same with CMD as root in place of the shell; exits with its status
+                                      (where NAME already runs: only run in it, and leave it running;
+                                      with --dev or --bare: no packages)
   ./dev lab start   [options]         boot and leave running
   ./dev lab exec    --name N -- CMD   run CMD in the running instance N
   ./dev lab shell   --name N          a shell in it
@@ -37,8 +38,9 @@ Example: a system test, in the instance `me`, kept between runs
 
 
 VM_USAGE = """
-  ./dev vm                            switch on, open a shell, switch off when the shell ends
-  ./dev vm [options] -- CMD ...       switch on, run CMD as root, switch off, exit with its status
+  ./dev vm                            build the packages, switch on, install them, open a shell, switch off
+  ./dev vm [options] -- CMD ...       the same with CMD as root in place of the shell; exits with its status
+                                      (with --dev or --bare: no packages)
   ./dev vm start   [options]          switch on and leave on
   ./dev vm exec    --name N -- CMD    run CMD in N
   ./dev vm shell   --name N           a shell in it
@@ -79,6 +81,8 @@ def main() -> int:
     parser.add_argument("--bind", action="append", default=[], metavar="HOST:INSIDE[:ro]", help="show a folder inside")
     parser.add_argument("--env", action="append", default=[], metavar="K=V", help="environment for CMD")
     parser.add_argument("--deb", action="append", default=[], metavar="FILE", help="install this package after boot")
+    parser.add_argument("--packages", action="store_true", help="install dist/*.deb after boot")
+    parser.add_argument("--bare", action="store_true", help="without a verb: install nothing")
     options = parser.parse_args(arguments)
     source = Path(__file__).resolve().parents[2]
     try:
@@ -100,6 +104,8 @@ def _do(options: argparse.Namespace, command: list[str], source: Path) -> int:
         return 0
     if options.verb in ("exec", "shell"):
         return namespace.execute(options.name, command or ["bash", "-l"], options.env)
+    if options.packages:
+        options.deb += [str(path) for path in sorted((source / "dist").glob("*.deb"))]
     started = False
     if options.verb == "start" or not namespace.pid_of(options.name):
         began = time.monotonic()
@@ -141,7 +147,8 @@ def vm_main(arguments: list[str]) -> int:
     parser.add_argument("--dev", action="store_true", help="use this tree in place of installed packages")
     parser.add_argument("--keep", action="store_true", help="leave the machine on afterwards")
     parser.add_argument("--keep-disk", action="store_true", help="stop: keep the disk for the next start")
-    parser.add_argument("--deb", action="store_true", help="install the packages of dist/ after boot")
+    parser.add_argument("--packages", action="store_true", help="install dist/*.deb after boot")
+    parser.add_argument("--bare", action="store_true", help="without a verb: install nothing")
     parser.add_argument("--memory", default="3G", help="default: 3G")
     parser.add_argument("--accel", default="", choices=["", "kvm", "tcg"], help="default: what works")
     parser.add_argument("--env", action="append", default=[], metavar="K=V", help="environment for CMD")
@@ -170,11 +177,11 @@ def _do_vm(options: argparse.Namespace, command: list[str], source: Path) -> int
         if started or options.verb == "start":
             began = time.monotonic()
             way = vm.start(name, options.release, source, options.accel, options.memory)
-            if options.dev or options.deb:
+            if options.dev or options.packages:
                 try:
                     if options.dev:
                         vm.install_tree(name)
-                    if options.deb:
+                    if options.packages:
                         vm.install_packages(name)
                 except BaseException:
                     vm.stop(name)
