@@ -240,7 +240,9 @@ class Work:
 
 
 def no_garbage(daemon: Daemon) -> None:
-    """No blob's file without a record, no snapshot's folder, once the collection has run."""
+    """No blob's file without a record, once the collection has run."""
+    daemon("leases", "create", "--id", "last")
+    daemon("leases", "rm", "--sync", "last")
 
     def clean() -> bool:
         with daemon.services() as services:

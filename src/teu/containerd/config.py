@@ -27,7 +27,9 @@ KEYS = (
     Key(
         "gc",
         section(
-            Key("delay", duration, 0.01, "wait this long after a deletion, so that a burst makes one collection"),
+            Key("delay", duration, 0.01, "sweep so long after a deletion, so that a burst makes one sweep"),
+            Key("threshold", integer(1), 100, "collect what is unreferenced after so many changes with a deletion"),
+            Key("interval", duration, 60.0, "or so long after a deletion"),
         ),
         {},
         "garbage collection",

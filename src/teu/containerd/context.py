@@ -74,7 +74,7 @@ class Context:
         self.streams = Streams()
         self.layers = Layers(self.state, config["unpack"]["parallel"])
         self.collector = Collector(
-            self.database, self.content, self.snapshots, self.events, delay=config["gc"]["delay"]
+            self.database, self.content, self.snapshots, self.events, **config["gc"]
         )
 
     def _snapshotters(self) -> dict[str, Snapshotter]:

@@ -565,7 +565,7 @@ def test_socket_activation_and_idle_exit(make_daemon: Callable[..., Daemon]) -> 
 
 def test_kill_at_any_moment_loses_nothing_acknowledged(daemon: Daemon) -> None:
     """Blobs and containers that were acknowledged are there after kill -9, and verify."""
-    rounds = 12
+    rounds = 5  # many more in tests/system/test_containerd_faults.py
     kept: dict[str, bytes] = {}
     records: set[str] = set()
     partial = 0

@@ -124,14 +124,32 @@ def test_old_ingest_without_lease_goes(context: Context) -> None:
 
 
 def test_deletions_bring_a_collection(context: Context) -> None:
-    name = put(context, b"x")
+    """What was deleted goes soon; what is only unreferenced now, after the interval or enough changes."""
+
+    def wait(probe: Any) -> None:
+        deadline = time.monotonic() + 10
+        while not probe():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    name, kept = put(context, b"x"), put(context, b"kept")
     image(context, "i", name)
+    image(context, "k", kept)
     context.collector.start()
+    wait(lambda: context.collector.runs == 1)
+    context.snapshots.prepare("n", "overlayfs", "mine", "", {})
+    deleted = put(context, b"deleted")
+    context.content.delete("n", deleted)
+    wait(lambda: not os.path.exists(context.content.path(deleted)))
+    assert context.collector.runs == 1 and context.snapshots.stat("n", "overlayfs", "mine"), "without a lease, but in use"
+    context.collector.interval = 0.05
     context.images.delete("n", "i")
-    deadline = time.monotonic() + 10
-    while os.path.exists(context.content.path(name)):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait(lambda: not os.path.exists(context.content.path(name)))
+    context.collector.interval, context.collector.threshold = 1000.0, 10
+    for number in range(10):
+        context.leases.create("n", f"l{number}", {})
+    context.images.delete("n", "k")
+    wait(lambda: not os.path.exists(context.content.path(kept)))
 
 
 def test_snapshot_removal_is_told(context: Context) -> None:

@@ -154,7 +154,6 @@ class Database:
         self._sync_lock = threading.Lock()
         self._committed = 0
         self._synced = 0
-        self.mutations = 0  # removals since the last garbage collection
         self.on_mutation: Callable[[], None] | None = None
         self._reserved = False
         self._migrate()
@@ -239,6 +238,11 @@ class Database:
         if durable and outermost:
             self._sync_to(number)
 
+    @property
+    def committed(self) -> int:
+        """Transactions so far."""
+        return self._committed
+
     def sync(self) -> None:
         """Everything committed so far is on disk when this returns."""
         self._sync_to(self._committed)
@@ -269,8 +273,7 @@ class Database:
             yield
 
     def mutated(self) -> None:
-        """Something may have become garbage. Called after the transaction."""
-        self.mutations += 1
+        """Something was deleted. Called after the transaction."""
         if self.on_mutation is not None:
             self.on_mutation()
 

@@ -13,8 +13,12 @@ Roots are leases with what they hold, images, containers, sandboxes' references 
 target, a container its snapshot, a snapshot its parent, an ingest the shared blob it will become.
 
 Marking and deleting rows is one transaction; what is created before it is seen, what comes after is not touched. Files
-follow after the transaction is on disk, each checked again under its store's lock. Collections are asked for by
-deletions, some milliseconds later so that a burst makes one; by deletions with `sync`, which wait; and once at start.
+follow after the transaction is on disk, each checked again under its store's lock.
+
+Two speeds. What a client has deleted itself is swept from the disk some milliseconds later, a burst at once. What has
+only become unreferenced waits: clients without leases make things in several calls, and rely on containerd's leisure
+between them. It goes after `threshold` changes of which one was a deletion, or `interval` seconds after one, or with a
+deletion that asks for `sync`, or at the start of the daemon.
 """
 
 from __future__ import annotations
@@ -180,13 +184,17 @@ class _Graph:
 
 class Collector:
     def __init__(
-        self, database: Database, content: Content, snapshots: Snapshots, events: Exchange, *, delay: float = 0.01
-    ) -> None:
+        self, database: Database, content: Content, snapshots: Snapshots, events: Exchange, *,
+        delay: float = 0.01, threshold: int = 100, interval: float = 60.0,
+    ) -> None:  # fmt: skip
         self._database = database
         self._content = content
         self._snapshots = snapshots
         self._events = events
-        self._delay = delay
+        self.delay = delay
+        self.threshold = threshold
+        self.interval = interval
+        self._collected_at = 0  # number of the last commit before the last collection
         self._run_lock = threading.Lock()
         self._wanted = threading.Event()
         self._stopping = False
@@ -200,7 +208,6 @@ class Collector:
     def start(self) -> None:
         self._thread = threading.Thread(target=self._work, name="gc", daemon=True)
         self._thread.start()
-        self._wanted.set()  # what a crash left
 
     def stop(self) -> None:
         self._stopping = True
@@ -212,21 +219,34 @@ class Collector:
         return not self._wanted.is_set() and not self._run_lock.locked()
 
     def _work(self) -> None:
-        began = 0.0
+        due = time.monotonic()  # now, for what a crash left
         while True:
-            # expiring leases and ingests need a look now and then, though nothing was deleted
-            self._wanted.wait(timeout=3600)
+            deleted = self._wanted.wait(max(0.0, due - time.monotonic()))
             if self._stopping:
                 return
-            # a burst of deletions makes one run, and runs take at most a fifth of the time
-            time.sleep(max(self._delay, min(began * 4, 2.0)))
+            time.sleep(self.delay)
             self._wanted.clear()
-            before = time.monotonic()
+            now_due = time.monotonic() >= due
+            began = time.monotonic()
             try:
-                self.collect()
+                if now_due or (deleted and self._database.committed - self._collected_at >= self.threshold):
+                    self.collect()
+                    # expiring leases and ingests need a look now and then, though nothing was deleted
+                    due = time.monotonic() + 3600
+                elif deleted:
+                    with self._run_lock:
+                        self._sweep()
+                    due = min(due, time.monotonic() + self.interval)
             except Exception as error:
                 log.error("garbage collection failed: %s", error, exc_info=error)
-            began = time.monotonic() - before
+                due = time.monotonic() + 60
+            # it takes at most a fifth of the time
+            time.sleep(min((time.monotonic() - began) * 4, 2.0))
+
+    def _sweep(self) -> int:
+        """Take from the disk what has no record any more; bytes of content freed."""
+        self._snapshots.collect()
+        return self._content.collect()
 
     def collect(self) -> int:
         """One whole collection, now; the number of objects removed."""
@@ -240,9 +260,8 @@ class Collector:
                 for node in garbage:
                     for sql, arguments in _removal(node):
                         execute(sql, arguments)
-                self._database.mutations = 0
-            self._snapshots.collect()
-            freed = self._content.collect()
+            self._collected_at = self._database.committed
+            freed = self._sweep()
             self.runs += 1
             self.removed += len(garbage)
             self.seconds += time.monotonic() - began
