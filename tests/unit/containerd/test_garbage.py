@@ -141,7 +141,7 @@ def test_deletions_bring_a_collection(context: Context) -> None:
     deleted = put(context, b"deleted")
     context.content.delete("n", deleted)
     wait(lambda: not os.path.exists(context.content.path(deleted)))
-    assert context.collector.runs == 1 and context.snapshots.stat("n", "overlayfs", "mine"), "in use, if without a lease"
+    assert context.collector.runs == 1 and context.snapshots.stat("n", "overlayfs", "mine"), "in use, with no lease"
     context.collector.interval = 0.05
     context.images.delete("n", "i")
     wait(lambda: not os.path.exists(context.content.path(name)))
