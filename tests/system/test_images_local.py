@@ -24,13 +24,14 @@ def busybox() -> Iterator[None]:
         name, identity = line.split()
         if name != "busybox:latest":
             teu("rmi", "-f", identity if "<none>" in name else name, check=False)
-    whole.eventually("containerd holds what it held before", lambda: images.held() == before, timeout=20)
+    whole.eventually("containerd holds what it held before", lambda: images.held() == before, timeout=60)
 
 
 def identity(name: str) -> str:
     return out("teu", "image", "inspect", "-f", "{{.Id}}", name)
 
 
+@pytest.mark.needs("fast")
 def test_id_is_the_digest_of_the_configuration() -> None:
     target = next(line.split()[2] for line in images.ctr("images", "ls") if "busybox:latest" in line)
     manifest = json.loads("\n".join(images.ctr("content", "get", target)))
@@ -40,6 +41,7 @@ def test_id_is_the_digest_of_the_configuration() -> None:
     assert identity(short) == identity("busybox")
 
 
+@pytest.mark.needs("fast")
 def test_tag_and_untag() -> None:
     teu("tag", "busybox", "example.org/team/app:1")
     assert identity("example.org/team/app:1") == identity("busybox")
@@ -77,6 +79,7 @@ def test_rmi_of_a_used_image() -> None:
     assert "Untagged: other:1" in teu("rmi", "other:1").stdout
 
 
+@pytest.mark.needs("fast")
 def test_unknown_and_malformed() -> None:
     for command in (("rmi",), ("image", "inspect"), ("history",), ("save",)):
         done = teu(*command, "no-such-image", check=False)
@@ -85,6 +88,7 @@ def test_unknown_and_malformed() -> None:
     assert images.api("GET", "/images/UPPER/json")[0] == 400
 
 
+@pytest.mark.needs("fast")
 def test_import_and_history(tmp_path: Path) -> None:
     archive = tmp_path / "root.tar"
     archive.write_bytes(images.busybox_layer(**{"etc/imported": b"yes\n"}))
@@ -106,6 +110,7 @@ def test_commit_makes_a_layer() -> None:
     assert "sh -c" in out("teu", "history", "--no-trunc", "committed:1")
 
 
+@pytest.mark.needs("fast")
 def test_dangling_and_prune(tmp_path: Path) -> None:
     for text in ("one", "two"):
         (tmp_path / "root.tar").write_bytes(images.busybox_layer(**{"etc/text": text.encode()}))
@@ -118,6 +123,7 @@ def test_dangling_and_prune(tmp_path: Path) -> None:
     assert out("teu", "run", "--rm", "moving:1", "sh", "-c", "cat /etc/text") == "two"
 
 
+@pytest.mark.needs("fast")
 def test_archives_that_lie(tmp_path: Path) -> None:
     path = tmp_path / "bad.tar"
     cases = [

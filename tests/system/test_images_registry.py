@@ -34,7 +34,7 @@ def registry() -> Iterator[ScriptedRegistry]:
             if name.startswith(made.address):
                 tag, _, digest = name.partition("@")
                 teu("rmi", "-f", tag if "<none>" not in tag else f"{tag.rpartition(':')[0]}@{digest}", check=False)
-    whole.eventually("containerd holds what it held before", lambda: images.held() == before, timeout=20)
+    whole.eventually("containerd holds what it held before", lambda: images.held() == before, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,7 @@ def shell() -> bytes:
     return images.busybox_layer(**{"etc/first": b"1\n", "etc/gone": b"2\n"})
 
 
+@pytest.mark.needs("fast")
 @pytest.mark.parametrize("docker", [False, True])
 @pytest.mark.parametrize("compression", ["gzip", "zstd", ""])
 def test_pull_and_run(registry: ScriptedRegistry, shell: bytes, docker: bool, compression: str) -> None:
@@ -73,6 +74,7 @@ def test_index_and_digest_references(registry: ScriptedRegistry, shell: bytes, d
     assert f"no matching manifest for linux/{machine}" in done.stderr
 
 
+@pytest.mark.needs("fast")
 def test_progress_messages(registry: ScriptedRegistry, shell: bytes) -> None:
     registry.image("app", "1", shell, tar(("etc/second", b"x" * 300_000)))
     status, lines = images.api("POST", f"/images/create?fromImage={registry.address}/app&tag=1")
@@ -109,6 +111,7 @@ def test_corrupt_layer(registry: ScriptedRegistry, shell: bytes) -> None:
     teu("pull", f"{registry.address}/app:1")
 
 
+@pytest.mark.needs("fast")
 def test_truncated_layer(registry: ScriptedRegistry, shell: bytes) -> None:
     registry.image("app", "1", shell)
     layer = json.loads(registry.manifests["app", "1"][1])["layers"][0]["digest"]
@@ -118,6 +121,7 @@ def test_truncated_layer(registry: ScriptedRegistry, shell: bytes) -> None:
     teu("pull", f"{registry.address}/app:1")
 
 
+@pytest.mark.needs("fast")
 def test_truncated_inside(registry: ScriptedRegistry, shell: bytes) -> None:
     """The digest is right, the compressed stream is not whole."""
     cut = gzip.compress(shell, 1)[:-2000]
@@ -129,11 +133,13 @@ def test_truncated_inside(registry: ScriptedRegistry, shell: bytes) -> None:
     refused(registry, "failed to register layer")
 
 
+@pytest.mark.needs("fast")
 def test_wrong_diff_id(registry: ScriptedRegistry, shell: bytes) -> None:
     registry.image("app", "1", shell, diff_ids=["sha256:" + "0" * 64])
     refused(registry, "failed to register layer")
 
 
+@pytest.mark.needs("fast")
 def test_manifest_that_lies(registry: ScriptedRegistry, shell: bytes) -> None:
     registry.image("app", "1", shell)
     kind, data = registry.manifests["app", "1"]
@@ -148,6 +154,7 @@ def test_manifest_that_lies(registry: ScriptedRegistry, shell: bytes) -> None:
         refused(registry, message, "2")
 
 
+@pytest.mark.needs("fast")
 def test_unknown_tag_and_repository(registry: ScriptedRegistry, shell: bytes) -> None:
     registry.image("app", "1", shell)
     refused(registry, f"manifest for {registry.address}/app:2 not found: manifest unknown", "2")
@@ -167,6 +174,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.needs("fast")
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_entries(registry: ScriptedRegistry, shell: bytes, kind: str) -> None:
     """Refused, or held inside the image: never anything outside of it."""
@@ -227,6 +235,7 @@ def test_full_disk(registry: ScriptedRegistry, shell: bytes) -> None:
     teu("images")
 
 
+@pytest.mark.needs("fast")
 def test_client_that_goes_away(registry: ScriptedRegistry) -> None:
     big = tar(("file", bytes(range(256)) * 40_000))
     registry.image("app", "1", big, compression="")
@@ -250,6 +259,7 @@ def test_client_that_goes_away(registry: ScriptedRegistry) -> None:
     teu("rmi", f"{registry.address}/app:1", check=False)
 
 
+@pytest.mark.needs("fast")
 def test_two_clients_pull_the_same(registry: ScriptedRegistry, shell: bytes) -> None:
     registry.image("app", "1", shell, tar(("etc/second", bytes(range(256)) * 20_000)), compression="")
     name = f"{registry.address}/app:1"

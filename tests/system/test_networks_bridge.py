@@ -76,6 +76,7 @@ def test_default_bridge() -> None:
     assert "teu0" in out("ip", "-o", "link", "show", "type", "bridge")
 
 
+@pytest.mark.needs("fast")
 def test_two_containers_see_each_other_and_the_host() -> None:
     whole.run_detached("web", *SERVE)
     address = setting("web", ".NetworkSettings.IPAddress")
@@ -83,6 +84,7 @@ def test_two_containers_see_each_other_and_the_host() -> None:
     assert get(address) == "served\n"
 
 
+@pytest.mark.needs("fast")
 @pytest.mark.parametrize("flag", ["8088:80", "127.0.0.1:8088:80", "8088:80/tcp", "8088-8089:80"])
 def test_published(flag: str) -> None:
     whole.run_detached("web", *SERVE, flags=("-p", flag))
@@ -129,6 +131,7 @@ def test_published_is_reached_from_another_machine() -> None:
         whole.call("ip", "netns", "del", "far", check=False)
 
 
+@pytest.mark.needs("fast")
 def test_udp() -> None:
     whole.run_detached("echo", "sleep", "600", flags=("-p", "5000:5000/udp"))
     code = (
@@ -160,6 +163,7 @@ def test_the_host_loopback_is_out_of_reach() -> None:
             server.accept()
 
 
+@pytest.mark.needs("fast")
 def test_host_none_and_container_modes() -> None:
     own = os.readlink("/proc/self/ns/net")
     assert out("teu", "run", "--rm", "--network", "host", "busybox", "readlink", "/proc/self/ns/net") == own
@@ -171,6 +175,7 @@ def test_host_none_and_container_modes() -> None:
     assert out("teu", "run", "--rm", "--network", "container:first", "busybox", "cat", "/etc/hosts") == hosts
 
 
+@pytest.mark.needs("fast")
 def test_resolver_is_copied_from_the_host(tmp_path: Path) -> None:
     before = Path("/etc/resolv.conf").read_text()
     resolved = Path("/run/systemd/resolve/resolv.conf")
@@ -192,6 +197,7 @@ def test_resolver_is_copied_from_the_host(tmp_path: Path) -> None:
         Path("/etc/resolv.conf").write_text(before)
 
 
+@pytest.mark.needs("fast")
 def test_user_defined_network() -> None:
     teu("network", "create", "--subnet", "10.99.0.0/24", "--label", "a=b", "front")
     whole.run_detached("one", *SERVE, flags=("--network", "front", "--ip", "10.99.0.7"))
@@ -219,6 +225,7 @@ def test_names_on_a_user_defined_network() -> None:
     assert done.returncode != 0
 
 
+@pytest.mark.needs("fast")
 def test_network_errors_and_prune() -> None:
     for argv, message in (
         (("run", "--network", "nowhere", "busybox"), "network nowhere not found"),
@@ -250,6 +257,7 @@ def test_restarts_of_the_engine_keep_the_network() -> None:
     teu("rm", "-f", "web")
 
 
+@pytest.mark.needs("fast")
 @pytest.mark.needs("docker", "iptables")
 def test_beside_docker_that_drops_what_is_forwarded() -> None:
     """Docker's policy is not ours; its chain for others' rules is left as it was found."""

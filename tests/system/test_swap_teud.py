@@ -76,7 +76,7 @@ def teud(request: pytest.FixtureRequest) -> Iterator[Teud]:
             made.remove()
 
 
-pytestmark = pytest.mark.needs("containerd", "ctr")
+pytestmark = pytest.mark.needs("containerd", "ctr", "fast")
 
 
 def test_run_logs_and_exit_codes(teud: Teud) -> None:

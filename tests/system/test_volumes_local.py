@@ -60,6 +60,7 @@ def test_copy_up_of_the_image() -> None:
     assert box("ls", "/etc/passwd", flags=("--mount", "type=volume,source=empty,target=/x,volume-nocopy")) != ""
 
 
+@pytest.mark.needs("fast")
 def test_anonymous_volumes_go_with_rm() -> None:
     box("true", flags=("-v", "/data"))
     assert out("teu", "volume", "ls", "-q") == ""
@@ -101,18 +102,21 @@ def test_propagation(tmp_path: Path) -> None:
         whole.call("umount", "-R", str(tmp_path))
 
 
+@pytest.mark.needs("fast")
 def test_tmpfs() -> None:
     shown = box("sh", "-c", "grep ' /scratch ' /proc/mounts", flags=("--tmpfs", "/scratch:size=1m,mode=700"))
     assert shown.startswith("tmpfs")
     assert "size=1024k" in shown
 
 
+@pytest.mark.needs("fast")
 def test_volume_with_options() -> None:
     teu("volume", "create", "--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", "o=size=1m", "ram")
     assert "size=1024k" in box("sh", "-c", "grep ' /r ' /proc/mounts", flags=("-v", "ram:/r"))
     assert str(ROOT) not in Path("/proc/self/mounts").read_text()
 
 
+@pytest.mark.needs("fast")
 @pytest.mark.parametrize(
     ("name", "message"), [("a", "too short"), ("../x", "includes invalid characters"), ("x y", "invalid characters")]
 )
