@@ -82,20 +82,27 @@ def expand_slice(name: str) -> str:
 
 def connect(bus: str) -> Bus:
     """The bus of the manager that keeps our units: PID 1's, or the user's own."""
-    from teu.systemd.bus import Bus
+    from teu.systemd.bus import Bus, own_uid
 
     if bus == "system":
         return Bus()
+    # The manager's own socket needs no message bus; the bus is for where only that can be reached.
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{own_uid()}"
     address = os.environ.get("DBUS_SESSION_BUS_ADDRESS", "")
-    path = address.removeprefix("unix:path=").partition(",")[0] if address.startswith("unix:path=") else ""
-    path = path or f"{os.environ.get('XDG_RUNTIME_DIR') or f'/run/user/{os.geteuid()}'}/bus"
-    try:
-        return Bus(path)
-    except OSError as error:
-        raise CgroupError(
-            f"cannot reach the user's systemd manager at {path}: {error.strerror}: "
-            "log in with a session (or install dbus-user-session), or leave --systemd-cgroup out"
-        ) from error
+    choices = [f"{runtime}/systemd/private"]
+    if address.startswith("unix:path="):
+        choices.append(address.removeprefix("unix:path=").partition(",")[0])
+    choices.append(f"{runtime}/bus")
+    reason = ""
+    for path in choices:
+        try:
+            return Bus(path)
+        except OSError as error:
+            reason = error.strerror or str(error)
+    raise CgroupError(
+        f"cannot reach the user's systemd manager in {runtime}: {reason}: log in with a session "
+        "(or `loginctl enable-linger`), or leave --systemd-cgroup out"
+    )
 
 
 def user_manager_cgroup() -> str:

@@ -186,6 +186,20 @@ class Message:
         self.body = body
 
 
+def own_uid() -> int:
+    """Our user id as a peer outside our user namespace sees it (podman runs us as "root" in one)."""
+    uid = os.geteuid()
+    try:
+        with open("/proc/self/uid_map") as file:
+            maps = [[int(word) for word in line.split()] for line in file]
+    except OSError:
+        return uid
+    for inside, outside, count in maps:
+        if inside <= uid < inside + count:
+            return outside + uid - inside
+    return uid
+
+
 class Bus:
     """A connection; use it as a context manager.  Not for use by several threads at once."""
 
@@ -203,7 +217,7 @@ class Bus:
                 self._socket.settimeout(timeout)
                 self._socket.connect(choice)
                 # Nothing here depends on an answer, so it all goes in one write.
-                uid = str(os.geteuid()).encode().hex()
+                uid = str(own_uid()).encode().hex()
                 self._socket.sendall(b"\0AUTH EXTERNAL " + uid.encode() + b"\r\nBEGIN\r\n")
                 while b"\r\n" not in self._buffer:
                     self._fill()
@@ -216,7 +230,8 @@ class Bus:
                 if n + 1 == len(choices):
                     reason = f"connect to systemd's D-Bus socket: {e.strerror or e}"
                     raise OSError(e.errno, reason, choice) from e
-        self.direct = choice == SYSTEMD_PRIVATE
+        # A manager's own socket (PID 1's, or /run/user/UID/systemd/private) has no bus in between.
+        self.direct = choice.endswith("/systemd/private")
         if not self.direct:
             self.call("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello")
 
