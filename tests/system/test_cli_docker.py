@@ -157,7 +157,6 @@ run --health-retries -1 busybox
 run --sysctl nope busybox
 run --dns nope busybox
 run --log-driver none --log-opt a=b busybox
-run --log-driver nope busybox
 run --runtime nope busybox
 run --cap-add nope busybox
 run --pull nope busybox
