@@ -11,7 +11,7 @@ import re
 import signal
 from typing import Any
 
-from teu.engine.errors import BadRequest, NotFound
+from teu.engine.errors import BadRequest
 
 # key: (accepted types, default). A callable default is made anew; None stays None.
 _Table = dict[str, tuple[tuple[type, ...], Any]]
@@ -376,4 +376,4 @@ def runtime_name(name: str, default: str, configured: dict[str, Any]) -> str:
         return "io.containerd.teu.v2"
     if re.fullmatch(r"io\.containerd\.[\w.-]+\.v\d", name):
         return name
-    raise NotFound(f"unknown or invalid runtime name: {name}")
+    raise BadRequest(f"unknown or invalid runtime name: {name}")
