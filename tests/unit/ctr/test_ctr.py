@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -142,9 +141,9 @@ def test_fifos(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_every_option_is_in_the_manual_page(tmp_path: Path) -> None:
-    subprocess.run([str(TREE / "man/generate"), str(tmp_path)], check=True)
-    page = (tmp_path / "teu-ctr.8").read_text().replace("\\-", "-")
+def test_every_option_is_in_the_manual_page() -> None:
+    """After a change of the tables: man/generate --ctr."""
+    page = (TREE / "man/teu-ctr.1").read_text().replace("\\-", "-")
     for name in main.COMMANDS:
         assert f"teu-ctr {name}" in page
         for flag in parse_table(main.load(name).table):
