@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 SUMMARY = "restore a container from a previous checkpoint"
 USAGE = "<container-id>"
 FLAGS: dict[str, tuple[str, str, object, str]] = {
+    # create's, of which some have no meaning to criu.
+    **launch.LAUNCH_FLAGS,
     "console-socket": ("", "string", "", "unix socket that receives the terminal's master"),
     "image-path": ("", "string", "", "path to criu image files for restoring (default: ./checkpoint)"),
     "work-path": ("", "string", "", "path for saving work files and logs"),
@@ -40,16 +42,11 @@ FLAGS: dict[str, tuple[str, str, object, str]] = {
     "detach": ("d", "bool", False, "detach from the container's process"),
     "pid-file": ("", "string", "", "specify the file to write the process id to"),
     "no-subreaper": ("", "bool", False, "disable the use of the subreaper used to reap reparented processes"),
-    "no-pivot": ("", "bool", False, "do not use pivot root (has no meaning for criu)"),
     "empty-ns": ("", "strings", "", "create a namespace, but don't restore its properties"),
     "auto-dedup": ("", "bool", False, "enable auto deduplication of memory images"),
     "lazy-pages": ("", "bool", False, "use userfaultfd to lazily restore memory pages"),
     "lsm-profile": ("", "string", "", "LSM profile to be used during restore in the form of TYPE:NAME"),
     "lsm-mount-context": ("", "string", "", "LSM mount context to be used during restore"),
-    # Of Launch, with no meaning here.
-    "pidfd-socket": ("", "string", "", "unix socket that receives a pidfd of the first process"),
-    "no-new-keyring": ("", "bool", False, "leave the caller's session keyring to the container"),
-    "preserve-fds": ("", "int", 0, "pass N more descriptors to the container"),
 }  # fmt: skip
 ARGUMENTS = (1, 1)
 
