@@ -27,14 +27,13 @@ GC_ROOT = "containerd.io/gc.root"
 OWNER_LABEL = "teu.container"
 
 
-def create(
-    engine: Engine, body: dict[str, Any], name: str, platform: str | None
-) -> tuple[Container, list[str]]:
+def create(engine: Engine, body: dict[str, Any], name: str, platform: str | None) -> tuple[Container, list[str]]:
     """The new container and warnings for the client."""
-    config = hostconfig.clean_config(body)
-    host = hostconfig.clean_host_config(
-        body.get("HostConfig"), engine.config["log-driver"], engine.config["log-opts"]
-    )
+    with hostconfig.well_formed("the request"):
+        config = hostconfig.clean_config(body)
+        host = hostconfig.clean_host_config(
+            body.get("HostConfig"), engine.config["log-driver"], engine.config["log-opts"]
+        )
     networking = body.get("NetworkingConfig")
     if networking is not None and not isinstance(networking, dict):
         raise BadRequest("NetworkingConfig: an object is expected")
@@ -43,9 +42,7 @@ def create(
         engine.containers.check_name(name)
     if not config["Image"]:
         raise BadRequest("config cannot be empty: Image is needed in order to create a container")
-    hostconfig.runtime_name(
-        host["Runtime"], engine.config["default-runtime"], engine.config.get("runtimes") or {}
-    )
+    hostconfig.runtime_name(host["Runtime"], engine.config["default-runtime"], engine.config.get("runtimes") or {})
     image = engine.images.resolve(config["Image"], platform)
     merge(config, image.config.get("config") or {})
     path, arguments = command(config)
@@ -73,14 +70,17 @@ def create(
             "host_config": host,
         },
     )
-    spec.check(engine, container)
+    with hostconfig.well_formed("HostConfig"):
+        spec.check(engine, container)
     warnings = spec.warnings(container)
     with contextlib.ExitStack() as undo:
         engine.containers.making.add(identity)
         undo.callback(engine.networks.forget, container)
-        engine.networks.check(container, networking)
+        with hostconfig.well_formed("the network configuration"):
+            engine.networks.check(container, networking)
         undo.callback(engine.volumes.release, identity, True)
-        container.mounts = mounts.collect(engine, container)
+        with hostconfig.well_formed("HostConfig.Mounts"):
+            container.mounts = mounts.collect(engine, container)
         prepare(engine, container, image)
         undo.callback(rootfs.remove_snapshot, engine, container)
         Path(container.directory).mkdir(parents=True, mode=0o710)

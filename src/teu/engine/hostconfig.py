@@ -7,11 +7,16 @@ whether a key is there. Unknown keys are dropped, as dockerd does.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 from teu.engine.errors import BadRequest
+
+log = logging.getLogger("teu.engine")
 
 # key: (accepted types, default). A callable default is made anew; None stays None.
 _Table = dict[str, tuple[tuple[type, ...], Any]]
@@ -146,6 +151,8 @@ def _clean(value: dict[str, Any], table: _Table, what: str) -> dict[str, Any]:
             raise BadRequest(
                 f"{what}.{key}: {_kind(given)} was given, {' or '.join(_NAMES[t] for t in types)} is expected"
             )
+        if isinstance(given, int) and not -(1 << 63) <= given < 1 << 63:
+            raise BadRequest(f"{what}.{key}: {given} does not fit a 64-bit number")
         if types is _STRINGS and isinstance(given, str):
             given = [given]
         if isinstance(given, list) and key not in _OBJECTS:
@@ -169,6 +176,16 @@ _NAMES: dict[type, str] = {
 }
 
 
+@contextlib.contextmanager
+def well_formed(what: str) -> Iterator[None]:
+    """Around the reading of nested parts of a request: a wrong type deep inside is the client's mistake."""
+    try:
+        yield
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        log.debug("a malformed request", exc_info=True)
+        raise BadRequest(f"{what} is malformed: {type(error).__name__}: {error}") from None
+
+
 def _kind(value: Any) -> str:
     return _NAMES.get(type(value), type(value).__name__)
 
@@ -185,9 +202,7 @@ def clean_config(value: dict[str, Any]) -> dict[str, Any]:
             raise BadRequest(f"Config.Labels.{key}: {_kind(label)} was given, a string is expected")
     check_health(config["Healthcheck"])
     if config["WorkingDir"] and not config["WorkingDir"].startswith("/"):
-        raise BadRequest(
-            f"the working directory '{config['WorkingDir']}' is invalid, it needs to be an absolute path"
-        )
+        raise BadRequest(f"the working directory '{config['WorkingDir']}' is invalid, it needs to be an absolute path")
     if len(config["Hostname"]) > 63:
         raise BadRequest(f"invalid hostname format: {config['Hostname']}: more than 63 characters")
     return config
@@ -209,9 +224,9 @@ def check_health(health: dict[str, Any] | None) -> None:
         raise BadRequest("Retries in Healthcheck cannot be negative")
 
 
-def clean_host_config(
-    value: dict[str, Any] | None, log_driver: str, log_options: dict[str, str]
-) -> dict[str, Any]:
+def clean_host_config(value: dict[str, Any] | None, log_driver: str, log_options: dict[str, str]) -> dict[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise BadRequest(f"HostConfig: {_kind(value)} was given, an object is expected")
     host = _clean(value or {}, HOST_CONFIG, "HostConfig")
     host["NetworkMode"] = host["NetworkMode"] or "default"
     if host["ShmSize"] < 0:
@@ -243,9 +258,7 @@ def clean_host_config(
         if ":" not in entry and "=" not in entry:
             raise BadRequest(f"bad format for add-host: {entry!r}")
     if host["Links"]:
-        raise BadRequest(
-            "links are not supported: use a network of your own, whose members know each other by name"
-        )
+        raise BadRequest("links are not supported: use a network of your own, whose members know each other by name")
     if host["DeviceRequests"]:
         wanted = host["DeviceRequests"][0]
         raise BadRequest(
@@ -265,9 +278,7 @@ def _choice(host: dict[str, Any], key: str, values: tuple[str, ...]) -> None:
 
 def check_logs(kind: str, options: dict[str, str]) -> None:
     if kind not in LOG_DRIVERS:
-        raise BadRequest(
-            f"logger: no log driver named '{kind}' is registered; there are {', '.join(LOG_DRIVERS)}"
-        )
+        raise BadRequest(f"logger: no log driver named '{kind}' is registered; there are {', '.join(LOG_DRIVERS)}")
     for key, value in options.items():
         if key not in LOG_OPTIONS[kind] | COMMON_LOG_OPTIONS:
             raise BadRequest(f"unknown log opt '{key}' for {kind} log driver")
@@ -321,9 +332,7 @@ def check_resources(host: dict[str, Any]) -> None:
     if host["NanoCpus"] and (host["CpuPeriod"] or host["CpuQuota"]):
         raise BadRequest("Conflicting options: Nano CPUs and CPU Period/Quota cannot both be set")
     if host["CpuPeriod"] and not 1000 <= host["CpuPeriod"] <= 1_000_000:
-        raise BadRequest(
-            "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"
-        )
+        raise BadRequest("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
     if 0 < host["CpuQuota"] < 1000:
         raise BadRequest("CPU cfs quota can not be less than 1ms (i.e. 1000)")
     if host["BlkioWeight"] and not 10 <= host["BlkioWeight"] <= 1000:

@@ -153,7 +153,7 @@ def check(engine: Engine, container: Container) -> None:
     capabilities(host)
     security_options(host)
     for entry in host["Devices"]:
-        if not isinstance(entry, dict) or not entry.get("PathOnHost"):
+        if not isinstance(entry, dict) or not entry.get("PathOnHost") or not isinstance(entry["PathOnHost"], str):
             raise BadRequest("HostConfig.Devices: objects with PathOnHost are expected")
     for rule in host["DeviceCgroupRules"] or ():
         _device_rule(rule)
