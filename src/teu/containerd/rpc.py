@@ -62,10 +62,11 @@ def validate_identifier(name: str) -> str:
 class Call:
     """What a method may ask about the call it serves."""
 
-    __slots__ = ("_context", "metadata")
+    __slots__ = ("_context", "gone", "metadata")
 
     def __init__(self, context: Any) -> None:
         self._context = context
+        self.gone = False  # the client has cancelled or left; work on a thread looks here now and then
         self.metadata: dict[str, Any] = {}
         for key, value in context.invocation_metadata() or ():
             self.metadata.setdefault(key, value)
@@ -82,7 +83,7 @@ class Call:
         return str(self.metadata.get(LEASE_HEADER, ""))
 
     def cancelled(self) -> bool:
-        return bool(self._context.cancelled())
+        return self.gone or bool(self._context.cancelled())
 
     def remaining(self) -> float | None:
         """Seconds until the client's deadline, None without one."""
@@ -159,14 +160,15 @@ class Server:
             began = time.monotonic()
             statistics.begin(key)
             code = "OK"
+            call = Call(context)
             try:
-                call = Call(context)
                 if is_async:
                     return await target(request, call)
                 if is_quick:
                     return target(request, call)
                 return await asyncio.get_running_loop().run_in_executor(self.pool, target, request, call)
             except BaseException as error:
+                call.gone = isinstance(error, asyncio.CancelledError)
                 code, message = _status(error, key)
                 if message is None:
                     raise

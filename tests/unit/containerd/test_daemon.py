@@ -28,6 +28,7 @@ from test_stores import container
 
 from teu.api.services.containers.v1 import containers_pb2, containers_pb2_grpc
 from teu.api.services.content.v1 import content_pb2, content_pb2_grpc
+from teu.api.services.diff.v1 import diff_pb2, diff_pb2_grpc
 from teu.api.services.events.v1 import events_pb2, events_pb2_grpc
 from teu.api.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
 from teu.api.services.streaming.v1 import streaming_pb2, streaming_pb2_grpc
@@ -284,6 +285,30 @@ def test_apply_and_diff_over_the_wire(daemon: Daemon) -> None:
             assert archive.getnames() == ["a", "d", "d/b"]
         listed = list(snapshots.List(snapshots_pb2.ListSnapshotsRequest(snapshotter="overlayfs"), metadata=HEADERS))
         assert [one.name for answer in listed for one in answer.info] == ["k"]
+
+
+@root_only
+def test_a_client_that_leaves_ends_its_unpacking(daemon: Daemon) -> None:
+    data = tar(*((f"f{number}", b"x") for number in range(30_000)))
+    name = write(daemon, "layer", data, 1 << 20)
+    target = daemon.folder / "tree"
+    target.mkdir()
+    mount = {"type": "bind", "source": str(target), "options": ["rw"]}
+    layer = {"media_type": "application/vnd.oci.image.layer.v1.tar", "digest": name, "size": len(data)}
+    assert daemon.process
+    with daemon.channel() as channel:
+        apply = diff_pb2_grpc.DiffStub(channel).Apply
+        call = apply.future(diff_pb2.ApplyRequest(diff=layer, mounts=[mount]), metadata=HEADERS)
+        deadline = time.monotonic() + 20
+        while not (target / "f100").exists():
+            assert time.monotonic() < deadline and not call.done()
+            time.sleep(0.01)
+        call.cancel()
+    children = ["pgrep", "-f", "-P", str(daemon.process.pid), "layers.worker"]
+    while subprocess.run(children, capture_output=True).returncode == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not (target / "f29999").exists()
 
 
 def image_archive(name: str, layer: bytes) -> bytes:

@@ -45,7 +45,7 @@ def _finish(worker: subprocess.Popen[bytes], cancelled: Callable[[], bool]) -> d
     """Its answer, or its error. A worker whose client has left is killed: its work would be thrown away."""
     while True:
         try:
-            out, trouble = worker.communicate(timeout=0.5)
+            out, trouble = worker.communicate(timeout=0.1)
             break
         except subprocess.TimeoutExpired:
             if cancelled():
