@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -74,11 +75,20 @@ def test_place(which: str, request: pytest.FixtureRequest) -> None:
     peers.wait_until(lambda: not units("teu-place1*"), "the scope is gone")
 
 
+def start_trapping(h: House, name: str, trap: str, flags: tuple[str, ...] = ()) -> None:
+    """A container that waits for a signal, when its traps are set."""
+    ready = h.rootfs / "tmp" / f"ready-{name}"
+    script = f"{trap}; touch /tmp/{ready.name}; while :; do sleep 0.05; done"
+    h.start(name, "sh", "-c", script, flags=flags)
+    peers.wait_until(ready.exists, f"{name} has set its traps")
+    ready.unlink()
+
+
 @pytest.mark.parametrize("which", ["h", "real"])
 def test_systemctl_stop(which: str, request: pytest.FixtureRequest) -> None:
     """Stopping the scope is docker stop: the process may end in its own way, and how it did is known."""
     h: House = request.getfixturevalue(which)
-    h.start("stop1", "sh", "-c", "trap 'exit 42' TERM; while :; do sleep 0.05; done")
+    start_trapping(h, "stop1", "trap 'exit 42' TERM")
     began = time.monotonic()
     peers.run("systemctl", "stop", "teu-stop1.scope")
     assert time.monotonic() - began < 8
@@ -94,8 +104,8 @@ def test_systemctl_stop_ends_with_sigkill(h: House) -> None:
 
 
 def test_stop_signal_of_the_image(h: House) -> None:
-    h.start("stop3", "sh", "-c", "trap '' TERM; trap 'exit 3' QUIT; while :; do sleep 0.05; done",
-            flags=("--annotation", "org.opencontainers.image.stopSignal=SIGQUIT"))
+    start_trapping(h, "stop3", "trap '' TERM; trap 'exit 3' QUIT",
+                   flags=("--annotation", "org.opencontainers.image.stopSignal=SIGQUIT"))
     peers.run("systemctl", "stop", "teu-stop3.scope")
     assert h.remove("stop3") == 3
 
@@ -163,6 +173,65 @@ def test_output_waits_for_its_reader(h: House, tmp_path: Path) -> None:
     assert os.read(reader, 4096) == b""
     os.close(reader)
     assert h.remove("fifo1") == 5
+
+
+def test_a_reader_that_does_not_read(h: House, tmp_path: Path) -> None:
+    """It holds up the writer, and nobody else."""
+    fifo = tmp_path / "stdout"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    h.start("stuck1", "sh", "-c", "head -c 1000000 /dev/zero; exit 8", flags=("--log-uri", str(fifo)))
+    assert h.exec("stuck1", "e", *says("not stuck")) == "not stuck\n"
+    assert (h.task("stuck1") or (0, ""))[1] == "RUNNING"
+    os.set_blocking(reader, True)
+    got = 0
+    while data := os.read(reader, 65536):
+        got += len(data)
+    os.close(reader)
+    assert got == 1000000
+    h.stopped("stuck1")
+    assert h.remove("stuck1") == 8
+
+
+def test_a_shim_that_hangs(h: House) -> None:
+    """The others are served meanwhile, and it is found again when it goes on, also by a new daemon."""
+    h.start("hung1", "sleep", "600")
+    h.start("hung2", "sleep", "600")
+    shim = h.shim_pid("hung1")
+    os.kill(shim, signal.SIGSTOP)
+    try:
+        assert h.exec("hung2", "e", *says("served")) == "served\n"
+        assert h.task("hung2")
+        h.restart()
+        assert h.exec("hung2", "e2", *says("served")) == "served\n"
+    finally:
+        os.kill(shim, signal.SIGCONT)
+    assert (h.task("hung1") or (0, ""))[1] == "RUNNING"
+    assert h.exec("hung1", "e", *says("back")) == "back\n"
+    h.remove("hung1")
+    h.remove("hung2")
+
+
+def memory_of(pids: list[int]) -> float:
+    """Mean proportional memory of processes, in kB."""
+    total = 0
+    for pid in pids:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        total += int(next(line.split()[1] for line in rollup.splitlines() if line.startswith("Pss:")))
+    return total / len(pids)
+
+
+@pytest.mark.needs("fast")
+def test_memory(h: House) -> None:
+    """A shim costs about half of containerd's own, with twenty of each."""
+    means = {}
+    for kind, made in (("own", h), ("real", House(h.daemon, taskhouse.REAL_SHIM, "runc", h.base))):
+        pids = [made.start(f"{kind}{n}", "sleep", "600") for n in range(20)]
+        means[kind] = memory_of([taskhouse.parent_of(pid) for pid in pids])
+        for n in range(20):
+            made.remove(f"{kind}{n}")
+    print(f"proportional memory per shim with 20 running: {means}, ratio {means['own'] / means['real']:.2f}")
+    assert means["own"] < 0.6 * means["real"]
 
 
 def test_killed_shim_and_daemon(h: House) -> None:

@@ -144,6 +144,8 @@ class Process:
             os.kill(self.pid, number)
         except ProcessLookupError:
             raise StatusError(NOT_FOUND, "process already finished") from None
+        except OSError as e:
+            raise StatusError(UNKNOWN, f"signal {number}: {e.strerror}") from e
 
     def resize(self, width: int, height: int) -> None:
         if self.streams.console:
@@ -295,6 +297,10 @@ class Init(Process):
             if number in (signal.SIGTERM, signal.SIGKILL):
                 return
             raise StatusError(NOT_FOUND, "process already finished")
+        if not everything and self.pid and self.runtime.is_plain:
+            # The first process is a child of ours: its pid cannot be anybody else's.
+            self.send_signal(number)
+            return
         args = ["--all"] if everything else []
         try:
             yield from self.runtime.run("kill", *args, self.id, str(number))

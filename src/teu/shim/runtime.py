@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BINARY = "teu-runc"
 DEFAULT_ROOT = "/run/teu/runc"
+PLAIN_BINARIES = (DEFAULT_BINARY, "runc", "crun")
 
 # Ignored here, or by Python itself; the runtime, and so the container, must start with the defaults.
 _RESET_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD]
@@ -138,6 +139,8 @@ class Runtime:
         self.log = os.path.join(bundle, "log.json")
         self.root = os.path.join(options["root"] or DEFAULT_ROOT, namespace)
         self.systemd_cgroup = bool(options["systemd_cgroup"])
+        # whether a container's processes are plain processes of this kernel, and not in a machine of its own
+        self.is_plain = os.path.basename(self.name) in PLAIN_BINARIES
         self._ahead: dict[tuple[str, ...], Run] = {}
 
     def command(self, *args: str) -> list[str]:

@@ -24,6 +24,8 @@ PR_SET_MM_ARG_START, PR_SET_MM_ARG_END = 8, 9
 
 # What a last event and answer may take when the shim ends.
 FLUSH_SECONDS = 5.0
+# New objects between two collections.
+GC_THRESHOLD = 20000
 # How long a new shim waits for its first container.
 UNUSED_SECONDS = 20.0
 
@@ -144,6 +146,8 @@ def serve(parameters: Parameters, listener: socket.socket) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
     # What is alive now is shared with the process that this one was forked from: leave it untouched.
     gc.freeze()
+    # A collection writes to what it visits; there is next to nothing in cycles here.
+    gc.set_threshold(GC_THRESHOLD)
 
     def log(text: str) -> None:
         _log_line(parameters.bundle, text)

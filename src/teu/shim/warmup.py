@@ -128,6 +128,7 @@ def _session(folder: str) -> None:
     placement.write_spec(folder, placement.read_spec(folder))
     placement.scope_name("a:b:c", "x")
     read_options(m.encode_any("containerd.runc.v1.Options", {"binary_name": "x"}))
+    read_options(m.encode_any("runtimeoptions.v1.Options", {"config_body": b'BinaryName = "x"'}))
     request = {"id": "x", "bundle": folder, "options": m.encode_any("containerd.runc.v1.Options", {"root": "x"}),
                "rootfs": [{"type": "overlay", "source": "overlay", "target": "", "options": ["ro", "upperdir=x"]}]}
     m.decode("task.CreateTaskRequest", m.encode("task.CreateTaskRequest", request))

@@ -87,7 +87,7 @@ class Connection:
         if self._socket is None or not events & (EPOLLIN | EPOLLHUP | EPOLLERR):
             return
         try:
-            data = self._socket.recv(65536)
+            data = self._socket.recv(16384)
         except BlockingIOError:
             return
         except OSError:
