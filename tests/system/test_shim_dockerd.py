@@ -82,7 +82,8 @@ def test_life(docker: Docker) -> None:
 
 def test_live_restore(docker: Docker, tmp_path: Path) -> None:
     """dockerd is killed and comes back: the container runs on, and its exit is known."""
-    docker.run("-d", "--name", "kept", "busybox", "sh", "-c", "trap 'exit 5' TERM; echo set; while :; do sleep 0.05; done")
+    script = "trap 'exit 5' TERM; echo set; while :; do sleep 0.05; done"
+    docker.run("-d", "--name", "kept", "busybox", "sh", "-c", script)
     peers.wait_until(lambda: docker("logs", "kept") == "set\n", "the trap is set")
     pid = int(docker("inspect", "-f", "{{.State.Pid}}", "kept"))
     argv = taskhouse.argv_of(docker.daemon.process.pid) if docker.daemon.process else []
