@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-
 def formatted(cli: Cli, form: str, value: dict[str, Any]) -> None:
     if form == "json":
         cli.print(jsontext.dumps(value))

@@ -233,10 +233,16 @@ def dispatch(argv: list[str]) -> int:
 def main() -> NoReturn:
     # A reader that goes away ends us quietly, as it ends every filter; sockets are written with MSG_NOSIGNAL.
     _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
+    argv = sys.argv[1:]
+    if sys.stdout.encoding != "utf-8":
+        # Whatever the locale says: the API, names and our own marks are UTF-8, as docker's are.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+        sys.stderr.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+        argv = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in argv]
     # Output is gathered in blocks on pipes and files; the streams of containers bypass it (os.write).
     code = 1
     try:
-        code = dispatch(sys.argv[1:])
+        code = dispatch(argv)
     except CommandError as error:
         code = error.code
         report(error.text)

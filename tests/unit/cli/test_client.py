@@ -196,3 +196,23 @@ def test_completion_knows_commands_and_options(tmp_path: Path) -> None:
     assert "--network" in teu("__complete", "run", "--net").stdout.split()
     assert teu("__complete", "run", "--restart", "a").stdout.split() == ["always"]
     assert teu("__complete", "-H", host, "rm", "").stdout == ""
+
+
+def test_bash_completion(tmp_path: Path) -> None:
+    script = (
+        f"PATH={BIN.parent}:$PATH; source {BIN.parent.parent / 'completions/teu'}\n"
+        "COMP_WORDS=(teu container l) COMP_CWORD=2; _teu; printf '%s ' \"${COMPREPLY[@]}\"\n"
+        "COMP_WORDS=(teu run --restart '') COMP_CWORD=3; _teu; printf '%s ' \"${COMPREPLY[@]}\"\n"
+    )
+    done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["logs", "ls", "always", "no", "on-failure", "unless-stopped"]
+
+
+def test_output_is_utf8_in_any_locale(tmp_path: Path) -> None:
+    path = tmp_path / "n\u00e4me"
+    for locale in ("C", "POSIX", "C.UTF-8"):
+        done = subprocess.run(
+            [sys.executable, "-IS", str(BIN), "-H", f"unix://{path}", "ps"], capture_output=True, check=False,
+            env={"LC_ALL": locale, "PATH": "/usr/bin"},
+        )  # fmt: skip
+        assert str(path).encode() in done.stderr
