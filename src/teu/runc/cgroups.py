@@ -184,13 +184,14 @@ def load(record: dict[str, str]) -> Cgroup:
 class Cgroup:
     """One container's cgroup. It holds no resource, only the knowledge where things are."""
 
-    __slots__ = ("driver", "path", "record", "_bus")
+    __slots__ = ("driver", "path", "record", "_bus", "_started_here")
 
     def __init__(self, record: dict[str, str]) -> None:
         self.record = record
         self.driver = record["driver"]
         self.path = record["path"]
         self._bus: Bus | None = None
+        self._started_here = False
 
     # -- the unit --
 
@@ -218,9 +219,13 @@ class Cgroup:
         accounting = ("MemoryAccounting", "CPUAccounting", "IOAccounting", "TasksAccounting")
         properties += [(name, "b", True) for name in accounting]
         properties.append(("DefaultDependencies", "b", False))
-        if annotations:
-            from teu.runc import systemd_properties
+        from teu.runc import systemd_properties
 
+        # With the start, because each later change of a property costs systemd a file. Not so the limits:
+        # they come when the runtime itself has left the first process.
+        properties += systemd_properties.from_devices(device_rules(resources))
+        self._started_here = True
+        if annotations:
             properties += systemd_properties.from_annotations(annotations)
         group = (resources.get("unified") or {}).get("memory.oom.group")
         if group in ("0", "1") and not is_slice and self.systemd_version() >= 253:
@@ -320,7 +325,7 @@ class Cgroup:
                 # Or the kernel would kill, and systemd clean up, before the files refuse.
                 files.check_usage(self.path, memory.get("limit") or 0, memory.get("swap") or 0)
             properties, resources = systemd_properties.from_resources(resources, self.systemd_version)
-            if devices:
+            if devices and not self._started_here:
                 properties += systemd_properties.from_devices(device_rules(resources))
             if properties:
                 try:
