@@ -365,7 +365,8 @@ class Service:
 
     def _init_exited(self, container: Container, status: int) -> None:
         container.init_status = status
-        self._loop.after(0, lambda: container.init.runtime.start_ahead("delete", container.init.id))
+        if not self._stopping:  # else it would keep the scope from ending
+            self._loop.after(0, lambda: container.init.runtime.start_ahead("delete", container.init.id))
         if container.shares_pids:
             self._kill_rest(container)
         self._tell_init_exit(container)
@@ -555,6 +556,7 @@ class Service:
 
     def _stop_all(self) -> Coroutine:
         for container in list(self._containers.values()):
+            container.init.runtime.cancel_ahead()
             if container.init.status != m.STOPPED:
                 self._loop.spawn(self._stop_one(container))
         for container in list(self._containers.values()):
