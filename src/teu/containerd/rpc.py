@@ -18,6 +18,7 @@ import asyncio
 import inspect
 import logging
 import re
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -225,6 +226,9 @@ def _status(error: BaseException, key: tuple[str, str]) -> tuple[str, str | None
         return "RESOURCE_EXHAUSTED", f"no space left on device: {error}"
     if isinstance(error, grpc.RpcError) and hasattr(error, "code") and error.code() is not None:
         return str(error.code().name), str(error.details())  # a proxy plugin's own answer
+    if isinstance(error, sqlite3.OperationalError):
+        full = "full" in str(error)
+        return ("RESOURCE_EXHAUSTED" if full else "UNAVAILABLE"), f"metadata.db: {error}"
     if isinstance(error, TimeoutError):
         return "DEADLINE_EXCEEDED", str(error) or "context deadline exceeded"
     log.error("%s: %s: %s", "/".join(key), type(error).__name__, error, exc_info=error)

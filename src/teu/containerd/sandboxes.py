@@ -86,14 +86,14 @@ class Manager:
         sandbox = self.get(namespace, id)
 
         async def wait() -> None:
+            event = sandbox_events.SandboxExit(sandbox_id=id)
             try:
                 answer = await sandbox.call("WaitSandbox", sandbox_id=id)
+                event.exit_status = answer.exit_status
+                event.exited_at.CopyFrom(answer.exited_at)
             except Error as error:
-                log.info("sandbox %s: %s", id, error.message)
-                return
-            event = sandbox_events.SandboxExit(
-                sandbox_id=id, exit_status=answer.exit_status, exited_at=answer.exited_at
-            )
+                log.info("sandbox %s: %s", id, error.message)  # the shim is gone, and the sandbox with it
+                event.exited_at.GetCurrentTime()
             self._context.events.publish(namespace, "/sandboxes/exit", event)
 
         task = asyncio.create_task(wait())

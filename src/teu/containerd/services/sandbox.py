@@ -14,6 +14,11 @@ from teu.containerd.sandboxes import Manager
 _SERVICES = sandbox_pb2.DESCRIPTOR.services_by_name
 
 
+def _present(message: Any, *fields: str) -> dict[str, Any]:
+    """Those of its messages that are there: an empty one would say something else than none."""
+    return {field: getattr(message, field) for field in fields if message.HasField(field)}
+
+
 class Store:
     def __init__(self, context: Context) -> None:
         self._store = context.sandboxes
@@ -60,8 +65,8 @@ class Controller:
         event = sandbox_events.SandboxStart(sandbox_id=request.sandbox_id)
         self._context.events.publish(namespace, "/sandboxes/start", event)
         return sandbox_pb2.ControllerStartResponse(
-            sandbox_id=request.sandbox_id, pid=started.pid, created_at=started.created_at, spec=started.spec,
-            address=sandbox.address, version=sandbox.version,
+            sandbox_id=request.sandbox_id, pid=started.pid, address=sandbox.address, version=sandbox.version,
+            **_present(started, "created_at", "spec"),
         )  # fmt: skip
 
     async def Platform(self, request: Any, call: Call) -> Any:
@@ -83,9 +88,9 @@ class Controller:
         sandbox = self._manager.get(call.namespace, request.sandbox_id)
         answer = await sandbox.call("SandboxStatus", sandbox_id=request.sandbox_id, verbose=request.verbose)
         return sandbox_pb2.ControllerStatusResponse(
-            sandbox_id=answer.sandbox_id, pid=answer.pid, state=answer.state, info=answer.info,
-            created_at=answer.created_at, exited_at=answer.exited_at, extra=answer.extra, address=sandbox.address,
-            version=sandbox.version,
+            sandbox_id=request.sandbox_id, pid=answer.pid, state=answer.state, info=answer.info,
+            address=sandbox.address, version=sandbox.version,
+            **_present(answer, "created_at", "exited_at", "extra"),
         )  # fmt: skip
 
     async def Shutdown(self, request: Any, call: Call) -> Any:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sandbox controller with Debian's real shim, which serves the sandbox API of containerd 1.7."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import peers
+import pytest
+from taskhouse import TeuContainerd
+
+pytestmark = [pytest.mark.needs("containerd-shim-runc-v2"), pytest.mark.timeout(120)]
+
+HEADERS = [("containerd-namespace", "default")]
+
+
+def test_life_of_a_sandbox() -> None:
+    import grpc
+
+    from teu.api.services.events.v1 import events_pb2, events_pb2_grpc
+    from teu.api.services.sandbox.v1 import sandbox_pb2 as pb
+    from teu.api.services.sandbox.v1 import sandbox_pb2_grpc
+    from teu.api.types import sandbox_pb2
+
+    record = sandbox_pb2.Sandbox(sandbox_id="pod", labels={"k": "v"})
+    record.runtime.name = "io.containerd.runc.v2"
+    record.spec.value = json.dumps({"ociVersion": "1.0.2"}).encode()
+    daemon = TeuContainerd()
+    try:
+        daemon.launch()
+        with grpc.insecure_channel(f"unix:{daemon.address}") as channel:
+            store, controller = sandbox_pb2_grpc.StoreStub(channel), sandbox_pb2_grpc.ControllerStub(channel)
+            stream = events_pb2_grpc.EventsStub(channel).Subscribe(
+                events_pb2.SubscribeRequest(filters=['topic~="^/sandboxes/"'])
+            )
+            told: list[str] = []
+            reader = threading.Thread(target=lambda: told.extend(read(stream)), daemon=True)
+            reader.start()
+
+            def call(method: str, **fields: Any) -> Any:
+                request = getattr(pb, f"Controller{method}Request")(sandbox_id="pod", **fields)
+                return getattr(controller, method)(request, metadata=HEADERS, timeout=30)
+
+            store.Create(pb.StoreCreateRequest(sandbox=record), metadata=HEADERS)
+            assert call("Create").sandbox_id == "pod"
+            with pytest.raises(grpc.RpcError) as again:
+                call("Create")
+            assert again.value.code() == grpc.StatusCode.ALREADY_EXISTS
+            started = call("Start")
+            assert started.address.startswith("unix://") and started.version >= 2
+            assert call("Platform").platform.os == "linux"
+            assert call("Status").address == started.address
+            call("Stop")
+            call("Shutdown")
+            with pytest.raises(grpc.RpcError) as gone:
+                call("Status")
+            assert gone.value.code() == grpc.StatusCode.NOT_FOUND
+            peers.wait_until(lambda: told[-1:] == ["/sandboxes/exit"], "the exit to be told", 20)
+            assert told == ["/sandboxes/create", "/sandboxes/start", "/sandboxes/exit"]
+            stream.cancel()
+        bundles = daemon.run / "state/io.containerd.runtime.v2.task/default"
+        assert not bundles.exists() or list(bundles.iterdir()) == []
+    finally:
+        daemon.stop()
+        daemon.remove()
+
+
+def read(stream: Any) -> Any:
+    import grpc
+
+    try:
+        for envelope in stream:
+            yield envelope.topic
+    except grpc.RpcError:
+        pass
