@@ -197,6 +197,7 @@ class Journald:
         try:
             if selection.tail != 0:
                 yield from self._stored(selection, ordinal)
+            yield None
             while True:
                 going = self.container.running or self.container.state["Restarting"]
                 with lock:
@@ -217,10 +218,9 @@ class Journald:
                         stamp = timestamp(moment).encode() + b" "
                         data = b"".join(stamp + line for line in data.splitlines(keepends=True))
                     yield Piece(kind, data)
-                if not items:
-                    if not going or selection.until and time.time_ns() > selection.until:
-                        return
-                    yield None
+                if not items and (not going or selection.until and time.time_ns() > selection.until):
+                    return
+                yield None
         finally:
             hub.pump.call(lambda: hub.followers.remove(follower))
             hub.resume()

@@ -20,6 +20,7 @@ from teu.engine.stdio import Client, Hub
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
 
+FRAME_SIZE = 64 << 10
 RAW = "application/vnd.docker.raw-stream"
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 
@@ -157,10 +158,26 @@ def frames(container: Container, selection: Selection) -> Iterator[bytes]:
         driver = container.hub.driver = open_driver(container)
     if driver is None:
         return
+    kind = 0
+    parts: list[bytes] = []
+    size = 0
+
+    def gathered() -> bytes:
+        """Lines of one stream that follow one another go out together."""
+        nonlocal size
+        data = b"".join(parts)
+        parts.clear()
+        size = 0
+        return data if container.tty else struct.pack(">BxxxI", kind, len(data)) + data
+
     for piece in driver.read(selection):
+        if parts and (piece is None or piece.kind != kind or size >= FRAME_SIZE):
+            yield gathered()
         if piece is None:
             yield b""
-        elif container.tty:
-            yield piece.data
-        else:
-            yield struct.pack(">BxxxI", piece.kind, len(piece.data)) + piece.data
+            continue
+        kind = piece.kind
+        parts.append(piece.data)
+        size += len(piece.data)
+    if parts:
+        yield gathered()
