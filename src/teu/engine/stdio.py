@@ -354,7 +354,7 @@ class Hub:
     def detach(self, client: Client, last_words: bytes = b"") -> None:
         def leave() -> None:
             if last_words:
-                client.send(STDOUT, last_words)
+                client.send(STDERR if STDERR in client.kinds and not self.tty else STDOUT, last_words)
             client.drop()
 
         self.pump.call(leave)
