@@ -42,6 +42,14 @@ def loads(text: str | bytes) -> Any:
         value, end = _scan(text, start)
     except StopIteration as stop:
         raise ValueError(f"invalid JSON: expecting a value {_where(text, stop.value)}") from None
+    except SystemError:
+        # Python 3.11's scanner has no words of its own where json.decoder is not imported.
+        import json
+
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"invalid JSON: {error}") from None
     while end < size and text[end] in _WHITESPACE:
         end += 1
     if end != size:
