@@ -142,6 +142,15 @@ def make_daemon() -> Iterator[Callable[..., Daemon]]:
                 daemon.kill()
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Daemon]:
+    """One for all tests of a module that leave no trace that another would stumble over."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="teu-unit-") as folder:
+        made = Daemon(Path(folder))
+        yield made.start()
+        made.kill()
+
+
 @pytest.fixture
 def daemon(make_daemon: Callable[..., Daemon]) -> Daemon:
     return make_daemon()

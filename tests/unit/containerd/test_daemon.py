@@ -93,21 +93,21 @@ def test_codes_and_messages(daemon: Daemon) -> None:
     assert code_of(lambda: apply(diff={"media_type": "image/png"}))[0] == grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_introspection_and_version(daemon: Daemon) -> None:
-    plugins = daemon.call(
+def test_introspection_and_version(shared: Daemon) -> None:
+    plugins = shared.call(
         S + "introspection.v1.Introspection", "Plugins", filters=['type=="io.containerd.snapshotter.v1"']
     )
     assert [(one.id, one.platforms[0].os) for one in plugins.plugins] == [("native", "linux"), ("overlayfs", "linux")]
-    server = daemon.call(S + "introspection.v1.Introspection", "Server")
-    assert daemon.process and server.pid == daemon.process.pid and len(server.uuid) == 36
+    server = shared.call(S + "introspection.v1.Introspection", "Server")
+    assert shared.process and server.pid == shared.process.pid and len(server.uuid) == 36
     assert server.pidns == os.stat("/proc/self/ns/pid").st_ino
-    assert daemon.call(S + "version.v1.Version", "Version").version[0] in "12"
+    assert shared.call(S + "version.v1.Version", "Version").version[0] in "12"
 
 
-def test_reflection_tells_every_service(daemon: Daemon) -> None:
+def test_reflection_tells_every_service(shared: Daemon) -> None:
     from teu.api.grpc.reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-    with daemon.channel() as channel:
+    with shared.channel() as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         asked = [
             reflection_pb2.ServerReflectionRequest(list_services=""),
@@ -125,7 +125,7 @@ def test_reflection_tells_every_service(daemon: Daemon) -> None:
     assert none.error_response.error_code == 5
 
 
-def test_every_method_of_the_api_is_served(daemon: Daemon) -> None:
+def test_every_method_of_the_api_is_served(shared: Daemon) -> None:
     """None answers UNIMPLEMENTED to an empty request, the mount manager of 2.2 aside."""
     from google.protobuf import descriptor_pool
 
@@ -138,7 +138,7 @@ def test_every_method_of_the_api_is_served(daemon: Daemon) -> None:
         check=True,
     ).stdout.split("\n")
     package = ""
-    with daemon.channel() as channel:
+    with shared.channel() as channel:
         for line in listed:
             if line.startswith("package"):
                 package = line.split()[1].rstrip(";")
@@ -158,28 +158,28 @@ def test_every_method_of_the_api_is_served(daemon: Daemon) -> None:
     assert missing == []
 
 
-def test_content_over_the_wire(daemon: Daemon) -> None:
+def test_content_over_the_wire(shared: Daemon) -> None:
     data = os.urandom(3_000_000)
-    name = write(daemon, "ref", data)
+    name = write(shared, "ref", data)
     assert name == digest(data)
-    assert read(daemon, name) == data
-    assert read(daemon, name, 1_000_000, 5) == data[1_000_000:1_000_005]
-    assert code_of(lambda: read(daemon, name, 4_000_000))[0] == grpc.StatusCode.OUT_OF_RANGE
-    assert code_of(lambda: write(daemon, "ref", data))[0] == grpc.StatusCode.ALREADY_EXISTS
-    assert code_of(lambda: write(daemon, "", data))[0] == grpc.StatusCode.INVALID_ARGUMENT
+    assert read(shared, name) == data
+    assert read(shared, name, 1_000_000, 5) == data[1_000_000:1_000_005]
+    assert code_of(lambda: read(shared, name, 4_000_000))[0] == grpc.StatusCode.OUT_OF_RANGE
+    assert code_of(lambda: write(shared, "ref", data))[0] == grpc.StatusCode.ALREADY_EXISTS
+    assert code_of(lambda: write(shared, "", data))[0] == grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_a_client_that_vanishes_frees_its_ingest(daemon: Daemon) -> None:
+def test_a_client_that_vanishes_frees_its_ingest(shared: Daemon) -> None:
     gone = threading.Event()
 
     def requests() -> Any:
         yield content_pb2.WriteContentRequest(action=content_pb2.WRITE, ref="r", data=b"x" * 100_000)
         gone.wait(20)
 
-    channel = daemon.channel()
+    channel = shared.channel()
     answers = content_pb2_grpc.ContentStub(channel).Write(requests(), metadata=HEADERS)
     assert next(answers).offset == 100_000
-    assert code_of(lambda: write(daemon, "r", b"y"))[0] == grpc.StatusCode.UNAVAILABLE
+    assert code_of(lambda: write(shared, "r", b"y"))[0] == grpc.StatusCode.UNAVAILABLE
     channel.close()
     gone.set()
     data = b"x" * 100_000 + b"rest"
@@ -191,7 +191,7 @@ def test_a_client_that_vanishes_frees_its_ingest(daemon: Daemon) -> None:
 
     deadline = time.monotonic() + 10
     while True:
-        with daemon.channel() as other:
+        with shared.channel() as other:
             try:
                 (answer,) = content_pb2_grpc.ContentStub(other).Write(rest(), metadata=HEADERS)
                 break
@@ -201,8 +201,8 @@ def test_a_client_that_vanishes_frees_its_ingest(daemon: Daemon) -> None:
     assert answer.digest == digest(data)
 
 
-def test_events_reach_subscribers_with_filters(daemon: Daemon) -> None:
-    with daemon.channel() as channel:
+def test_events_reach_subscribers_with_filters(shared: Daemon) -> None:
+    with shared.channel() as channel:
         stub = events_pb2_grpc.EventsStub(channel)
         stream = stub.Subscribe(events_pb2.SubscribeRequest(filters=['topic~="/containers/.*",event.id==two']))
         deadline = time.monotonic() + 10
@@ -211,13 +211,13 @@ def test_events_reach_subscribers_with_filters(daemon: Daemon) -> None:
         number = 0
         while not found and time.monotonic() < deadline:
             number += 1  # a subscription is there at some moment after the call; the client is not told when
-            daemon.call(
+            shared.call(
                 S + "containers.v1.Containers",
                 "Create",
                 {"containerd-namespace": f"n{number}"},
                 container=container("one"),
             )
-            daemon.call(
+            shared.call(
                 S + "containers.v1.Containers",
                 "Create",
                 {"containerd-namespace": f"n{number}"},
@@ -229,26 +229,26 @@ def test_events_reach_subscribers_with_filters(daemon: Daemon) -> None:
         stream.cancel()
 
 
-def test_a_thousand_idle_connections(daemon: Daemon) -> None:
+def test_a_thousand_idle_connections(shared: Daemon) -> None:
     idle = []
     for _ in range(1000):
         one = socket.socket(socket.AF_UNIX)
-        one.connect(daemon.address)
+        one.connect(shared.address)
         one.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
         idle.append(one)
     began = time.monotonic()
     for _ in range(20):
-        daemon.call(S + "version.v1.Version", "Version")
+        shared.call(S + "version.v1.Version", "Version")
     assert time.monotonic() - began < 5
     for one in idle:
         one.close()
 
 
-def test_latency_of_a_lookup(daemon: Daemon) -> None:
-    daemon.call(S + "containers.v1.Containers", "Create", container=container("c"))
-    with daemon.channel() as channel:
+def test_latency_of_a_lookup(shared: Daemon) -> None:
+    shared.call(S + "containers.v1.Containers", "Create", container=container("looked-up"))
+    with shared.channel() as channel:
         stub = containers_pb2_grpc.ContainersStub(channel)
-        request = containers_pb2.GetContainerRequest(id="c")
+        request = containers_pb2.GetContainerRequest(id="looked-up")
         stub.Get(request, metadata=HEADERS)
         times = []
         for _ in range(200):
@@ -261,10 +261,10 @@ def test_latency_of_a_lookup(daemon: Daemon) -> None:
 
 
 @root_only
-def test_apply_and_diff_over_the_wire(daemon: Daemon) -> None:
+def test_apply_and_diff_over_the_wire(shared: Daemon) -> None:
     data = tar(("a", b"1"), ("d/", None), ("d/b", b"2"))
-    name = write(daemon, "layer", data)
-    with daemon.channel() as channel:
+    name = write(shared, "layer", data)
+    with shared.channel() as channel:
         snapshots = snapshots_pb2_grpc.SnapshotsStub(channel)
         mounts = snapshots.Prepare(
             snapshots_pb2.PrepareSnapshotRequest(
@@ -273,30 +273,30 @@ def test_apply_and_diff_over_the_wire(daemon: Daemon) -> None:
             metadata=HEADERS,
         ).mounts  # fmt: skip
         layer = {"media_type": "application/vnd.oci.image.layer.v1.tar", "digest": name, "size": len(data)}
-        applied = daemon.call(S + "diff.v1.Diff", "Apply", diff=layer, mounts=mounts).applied
+        applied = shared.call(S + "diff.v1.Diff", "Apply", diff=layer, mounts=mounts).applied
         assert (applied.digest, applied.size) == (name, len(data))
-        made = daemon.call(
+        made = shared.call(
             S + "diff.v1.Diff", "Diff", right=mounts, media_type="application/vnd.oci.image.layer.v1.tar+gzip",
             labels={"containerd.io/gc.root": "x"},
         ).diff  # fmt: skip
-        info = daemon.call(S + "content.v1.Content", "Info", digest=made.digest).info
+        info = shared.call(S + "content.v1.Content", "Info", digest=made.digest).info
         assert info.size == made.size and info.labels["containerd.io/uncompressed"].startswith("sha256:")
-        with tarfile.open(fileobj=io.BytesIO(read(daemon, made.digest))) as archive:
+        with tarfile.open(fileobj=io.BytesIO(read(shared, made.digest))) as archive:
             assert archive.getnames() == ["a", "d", "d/b"]
         listed = list(snapshots.List(snapshots_pb2.ListSnapshotsRequest(snapshotter="overlayfs"), metadata=HEADERS))
         assert [one.name for answer in listed for one in answer.info] == ["k"]
 
 
 @root_only
-def test_a_client_that_leaves_ends_its_unpacking(daemon: Daemon) -> None:
+def test_a_client_that_leaves_ends_its_unpacking(shared: Daemon) -> None:
     data = tar(*((f"f{number}", b"x") for number in range(30_000)))
-    name = write(daemon, "layer", data, 1 << 20)
-    target = daemon.folder / "tree"
+    name = write(shared, "layer", data, 1 << 20)
+    target = shared.folder / "tree"
     target.mkdir()
     mount = {"type": "bind", "source": str(target), "options": ["rw"]}
     layer = {"media_type": "application/vnd.oci.image.layer.v1.tar", "digest": name, "size": len(data)}
-    assert daemon.process
-    with daemon.channel() as channel:
+    assert shared.process
+    with shared.channel() as channel:
         apply = diff_pb2_grpc.DiffStub(channel).Apply
         call = apply.future(diff_pb2.ApplyRequest(diff=layer, mounts=[mount]), metadata=HEADERS)
         deadline = time.monotonic() + 20
@@ -304,7 +304,7 @@ def test_a_client_that_leaves_ends_its_unpacking(daemon: Daemon) -> None:
             assert time.monotonic() < deadline and not call.done()
             time.sleep(0.01)
         call.cancel()
-    children = ["pgrep", "-f", "-P", str(daemon.process.pid), "layers.worker"]
+    children = ["pgrep", "-f", "-P", str(shared.process.pid), "layers.worker"]
     while subprocess.run(children, capture_output=True).returncode == 0:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -445,17 +445,17 @@ def open_stream_with_window(channel: Any, name: str, handle: Any) -> threading.T
     return thread
 
 
-def test_sandbox_records(daemon: Daemon) -> None:
+def test_sandbox_records(shared: Daemon) -> None:
     sandbox = sandbox_pb2.Sandbox(sandbox_id="s")
     sandbox.runtime.name = "io.containerd.teu.v2"
-    daemon.call(S + "sandbox.v1.Store", "Create", sandbox=sandbox)
-    assert [one.sandbox_id for one in daemon.call(S + "sandbox.v1.Store", "List").list] == ["s"]
-    status = daemon.raw(S + "sandbox.v1.Controller", "Status")
+    shared.call(S + "sandbox.v1.Store", "Create", sandbox=sandbox)
+    assert [one.sandbox_id for one in shared.call(S + "sandbox.v1.Store", "List").list] == ["s"]
+    status = shared.raw(S + "sandbox.v1.Controller", "Status")
     assert code_of(lambda: status(sandbox_id="s"))[0] == grpc.StatusCode.NOT_FOUND
-    daemon.call(S + "sandbox.v1.Store", "Delete", sandbox_id="s")
+    shared.call(S + "sandbox.v1.Store", "Delete", sandbox_id="s")
 
 
-def test_ttrpc_events(daemon: Daemon) -> None:
+def test_ttrpc_events(shared: Daemon) -> None:
     """A shim's event over the ttrpc socket arrives at a gRPC subscriber; other methods are refused."""
     from teu.api.services.ttrpc.events.v1 import events_pb2 as forward_pb2
     from teu.ttrpc import frames, messages
@@ -478,8 +478,8 @@ def test_ttrpc_events(daemon: Daemon) -> None:
         assert complete[0][0] == stream
         return messages.decode("ttrpc.Response", complete[0][3])
 
-    with daemon.channel() as channel, socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(daemon.address + ".ttrpc")
+    with shared.channel() as channel, socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(shared.address + ".ttrpc")
         stream = events_pb2_grpc.EventsStub(channel).Subscribe(
             events_pb2.SubscribeRequest(filters=["topic==/tasks/oom"])
         )
