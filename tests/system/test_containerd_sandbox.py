@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sandbox controller with Debian's real shim, which serves the sandbox API of containerd 1.7."""
+"""The sandbox controller with Debian's real shim, which serves the sandbox API of containerd 1.7, and with ours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.needs("containerd-shim-runc-v2"), pytest.mark.timeout(
 HEADERS = [("containerd-namespace", "default")]
 
 
-def test_life_of_a_sandbox() -> None:
+@pytest.mark.parametrize("runtime", ["io.containerd.runc.v2", "io.containerd.teu.v2"])
+def test_life_of_a_sandbox(runtime: str) -> None:
     import grpc
 
     from teu.api.services.events.v1 import events_pb2, events_pb2_grpc
@@ -25,7 +26,7 @@ def test_life_of_a_sandbox() -> None:
     from teu.api.types import sandbox_pb2
 
     record = sandbox_pb2.Sandbox(sandbox_id="pod", labels={"k": "v"})
-    record.runtime.name = "io.containerd.runc.v2"
+    record.runtime.name = runtime
     record.spec.value = json.dumps({"ociVersion": "1.0.2"}).encode()
     daemon = TeuContainerd()
     try:

@@ -16,6 +16,7 @@ from teu.shim import cgroup, placement, rootfs
 from teu.shim.loop import EPOLLPRI, Lock
 from teu.shim.process import Exec, Init, Process, check_exec_id
 from teu.shim.runtime import Runtime, RuntimeFailed
+from teu.shim.sandbox import Sandbox
 from teu.ttrpc import messages as m
 from teu.ttrpc.status import (
     ABORTED,
@@ -130,6 +131,8 @@ class Service:
         # those being created for whom Shutdown was said meanwhile
         self._unwanted: set[str] = set()
         self._stopping = False
+        self._sandbox = Sandbox()
+        self._sandbox.on_stopped = self.end_if_unused
         # called when the client has no more use for this shim
         self.on_shutdown: Callable[[], None] = lambda: None
 
@@ -138,10 +141,15 @@ class Service:
     def dispatch(self, service: str, method: str, payload: bytes,
                  reply: Callable[[bytes, StatusError | None], None]) -> None:
         """Run one request; `reply` is called when it is done."""
-        if service not in m.TASK_SERVICES or method not in m.TASK_METHODS:
+        if service in m.TASK_SERVICES and method in m.TASK_METHODS:
+            request_type, response_type = m.TASK_METHODS[method]
+            handler = getattr(self, "_" + method.lower())
+        elif service == m.SANDBOX_SERVICE and method in m.SANDBOX_METHODS:
+            request_type, response_type = m.SANDBOX_METHODS[method]
+            handler = self._sandbox.method(method)
+        else:
             reply(b"", StatusError(UNIMPLEMENTED, f"no such method: {service}/{method}"))
             return
-        request_type, response_type = m.TASK_METHODS[method]
         try:
             request = m.decode(request_type, payload)
         except ValueError as e:
@@ -158,7 +166,7 @@ class Service:
                 reply(b"", StatusError(UNKNOWN, str(future.error) or type(future.error).__name__))
 
         def run() -> Coroutine:
-            return (yield from getattr(self, "_" + method.lower())(request))
+            return (yield from handler(request))
 
         self._loop.spawn(run()).then(done)
 
@@ -525,7 +533,7 @@ class Service:
         self.end_if_unused()
 
     def end_if_unused(self) -> None:
-        if not self._containers and not self._creating:
+        if not self._containers and not self._creating and not self._sandbox.lives:
             self.on_shutdown()
 
     def _discard(self, container: Container) -> Coroutine:

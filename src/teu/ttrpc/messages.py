@@ -97,6 +97,37 @@ TABLES: Tables = {
     "task.PauseRequest": {1: ("id", "string")},
     "task.ResumeRequest": {1: ("id", "string")},
 
+    "containerd.types.Platform": {1: ("os", "string"), 2: ("architecture", "string"), 3: ("variant", "string"),
+                                  4: ("os_version", "string"), 5: ("os_features", "*string")},
+    "containerd.types.Metric": {1: ("timestamp", _TIMESTAMP), 2: ("id", "string"), 3: ("data", _ANY)},
+    "containerd.runtime.sandbox.v1.CreateSandboxRequest": {
+        1: ("sandbox_id", "string"), 2: ("bundle_path", "string"), 3: ("rootfs", "*" + _MOUNT),
+        4: ("options", _ANY), 5: ("netns_path", "string"), 6: ("annotations", "map"),
+    },
+    "containerd.runtime.sandbox.v1.CreateSandboxResponse": {},
+    "containerd.runtime.sandbox.v1.StartSandboxRequest": {1: ("sandbox_id", "string")},
+    "containerd.runtime.sandbox.v1.StartSandboxResponse": {1: ("pid", "uint32"), 2: ("created_at", _TIMESTAMP),
+                                                           3: ("spec", _ANY)},
+    "containerd.runtime.sandbox.v1.PlatformRequest": {1: ("sandbox_id", "string")},
+    "containerd.runtime.sandbox.v1.PlatformResponse": {1: ("platform", "containerd.types.Platform")},
+    "containerd.runtime.sandbox.v1.StopSandboxRequest": {1: ("sandbox_id", "string"),
+                                                         2: ("timeout_secs", "uint32")},
+    "containerd.runtime.sandbox.v1.StopSandboxResponse": {},
+    "containerd.runtime.sandbox.v1.WaitSandboxRequest": {1: ("sandbox_id", "string")},
+    "containerd.runtime.sandbox.v1.WaitSandboxResponse": {1: ("exit_status", "uint32"),
+                                                          2: ("exited_at", _TIMESTAMP)},
+    "containerd.runtime.sandbox.v1.SandboxStatusRequest": {1: ("sandbox_id", "string"), 2: ("verbose", "bool")},
+    "containerd.runtime.sandbox.v1.SandboxStatusResponse": {
+        1: ("sandbox_id", "string"), 2: ("pid", "uint32"), 3: ("state", "string"), 4: ("info", "map"),
+        5: ("created_at", _TIMESTAMP), 6: ("exited_at", _TIMESTAMP), 7: ("extra", _ANY),
+    },
+    "containerd.runtime.sandbox.v1.PingRequest": {1: ("sandbox_id", "string")},
+    "containerd.runtime.sandbox.v1.PingResponse": {},
+    "containerd.runtime.sandbox.v1.ShutdownSandboxRequest": {1: ("sandbox_id", "string")},
+    "containerd.runtime.sandbox.v1.ShutdownSandboxResponse": {},
+    "containerd.runtime.sandbox.v1.SandboxMetricsRequest": {1: ("sandbox_id", "string")},
+    "containerd.runtime.sandbox.v1.SandboxMetricsResponse": {1: ("metrics", "containerd.types.Metric")},
+
     "containerd.events.TaskIO": {1: ("stdin", "string"), 2: ("stdout", "string"), 3: ("stderr", "string"),
                                  4: ("terminal", "bool")},
     "containerd.events.TaskCreate": {
@@ -187,6 +218,14 @@ TASK_METHODS = {
     "Stats": ("task.StatsRequest", "task.StatsResponse"),
     "Connect": ("task.ConnectRequest", "task.ConnectResponse"),
     "Shutdown": ("task.ShutdownRequest", _EMPTY),
+}
+
+SANDBOX_SERVICE = "containerd.runtime.sandbox.v1.Sandbox"
+SANDBOX_METHODS = {
+    name: (f"containerd.runtime.sandbox.v1.{kind}Request", f"containerd.runtime.sandbox.v1.{kind}Response")
+    for name, kind in [(kind, kind) for kind in (
+        "CreateSandbox", "StartSandbox", "Platform", "StopSandbox", "WaitSandbox", "SandboxStatus",
+        "ShutdownSandbox", "SandboxMetrics")] + [("PingSandbox", "Ping")]
 }
 
 # containerd.v1.types.Status

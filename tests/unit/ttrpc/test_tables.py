@@ -19,6 +19,7 @@ MODULES = [
     "teu.api.types.introspection_pb2", "teu.api.types.runc.options.oci_pb2",
     "teu.api.types.runtimeoptions.v1.api_pb2", "teu.api.types.task.task_pb2", "teu.api.events.task_pb2",
     "teu.api.runtime.task.v2.shim_pb2", "teu.api.runtime.task.v3.shim_pb2",
+    "teu.api.types.platform_pb2", "teu.api.types.metrics_pb2", "teu.api.runtime.sandbox.v1.sandbox_pb2",
     "teu.api.runtime.bootstrap.v1.bootstrap_pb2", "teu.api.services.ttrpc.events.v1.events_pb2",
     "teu.api.cgroups.v2.metrics_pb2",
 ]
@@ -85,6 +86,12 @@ def test_every_method_of_the_task_service() -> None:
                                  method.output_type.full_name.replace(f"containerd.task.{version}.", "task."))
                    for method in service.methods}
         assert methods == m.TASK_METHODS
+
+
+def test_every_method_of_the_sandbox_service() -> None:
+    service = pool.Default().FindServiceByName(m.SANDBOX_SERVICE)
+    assert {method.name: (method.input_type.full_name, method.output_type.full_name)
+            for method in service.methods} == m.SANDBOX_METHODS
 
 
 def _sample(kind: str, seed: random.Random) -> Any:
