@@ -212,11 +212,14 @@ class Client:
         identity = f"teud-{uuid.uuid4().hex}"
         request = leases_pb2.CreateRequest(id=identity, labels={"containerd.io/gc.expire": moment})
         self.leases.Create(request)
+        broken = True
         try:
             yield identity
+            broken = False
         finally:
             with contextlib.suppress(Error):
-                self.leases.Delete(leases_pb2.DeleteRequest(id=identity))
+                # What failed has left garbage, maybe on a full disk: that is collected before anyone is told.
+                self.leases.Delete(leases_pb2.DeleteRequest(id=identity, sync=broken), timeout=None)
 
     def close(self) -> None:
         with self._lock:
