@@ -170,6 +170,25 @@ def test_logs_are_followed(name: str, driver: str) -> None:
     feeder.wait(20)
 
 
+def test_an_exec_outlives_the_engine(name: str) -> None:
+    """Its output keeps flowing with nobody attached, so that it comes to its end."""
+    detached(name, "sleep", "600")
+    script = (
+        "i=0; while [ $i -lt 40 ]; do i=$((i+1)); head -c 20000 /dev/zero; sleep 0.02; done; touch /tmp/done; sleep 600"
+    )
+    process = subprocess.Popen(["docker", "exec", name, "sh", "-c", script], stdout=subprocess.DEVNULL, env=ENVIRONMENT)
+    eventually("the exec runs", lambda: "head -c" in out("top", name) or "sleep 0.02" in out("top", name))
+    subprocess.run(["systemctl", "kill", "-s", "KILL", "teud"], check=True)
+    process.wait(20)
+    eventually(
+        "the exec comes to its end",
+        lambda: docker("exec", name, "test", "-e", "/tmp/done", check=False).returncode == 0,
+    )
+    assert len(inspect(name)["ExecIDs"]) == 1
+    out("exec", name, "killall", "sleep")
+    eventually("the exec is forgotten", lambda: not inspect(name)["ExecIDs"])
+
+
 def test_no_log(name: str) -> None:
     done = docker("run", "--name", name, *HOST, "--log-driver", "none", IMAGE, "echo", "x")
     assert done.stdout == "x\n"

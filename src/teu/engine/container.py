@@ -92,6 +92,7 @@ class Container:
         self.exits = 0  # how often it exited since this daemon started
         self.removed = False
         self.removing = False
+        self.being_restarted = False  # by a user: an exit is not its end, even with --rm
         self.touched = False  # somebody wrote into its root before its first start
         self.execs: dict[str, Any] = {}
         self.rootfs_mounts: list[Any] | None = None
@@ -150,7 +151,7 @@ class Container:
 
     @property
     def auto_remove(self) -> bool:
-        return bool(self.host_config.get("AutoRemove"))
+        return bool(self.host_config.get("AutoRemove")) and not self.being_restarted
 
     def record(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in self.SAVED}

@@ -7,6 +7,7 @@ created ──start──▶ running ──exit──▶ exited        (forgotte
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import shutil
 import threading
@@ -60,6 +61,10 @@ class Exec:
     def folder(self) -> str:
         return f"{self.container.runtime_directory}/{self.id}"
 
+    def paths(self) -> tuple[str, str, str]:
+        folder = self.folder
+        return f"{folder}/stdin" if self.stdin else "", f"{folder}/stdout", "" if self.tty else f"{folder}/stderr"
+
     def process(self) -> dict[str, Any]:
         """The process of the runtime specification."""
         container = self.container
@@ -104,11 +109,7 @@ class Exec:
             self.container.event(f"exec_start: {label}", execID=self.id)
             try:
                 Path(self.folder).mkdir(mode=0o700)
-                paths = (
-                    f"{self.folder}/stdin" if self.stdin else "",
-                    f"{self.folder}/stdout",
-                    "" if self.tty else f"{self.folder}/stderr",
-                )
+                paths = self.paths()
                 self.hub.open(paths)
                 tasks.execute(self.engine, self.container.id, self.id, self.process(), paths, self.tty)
                 self.running = True
@@ -205,6 +206,27 @@ class Exec:
             "DetachKeys": self.detach_keys,
             "Pid": self.pid,
         }
+
+
+def adopt(engine: Engine, container: Container) -> None:
+    """After a restart of the engine: processes that an earlier one started go on. Nobody is attached to
+    them any more, but their output has to flow, and what is left of those that ended has to go."""
+    for entry in os.scandir(container.runtime_directory):
+        if len(entry.name) != 64 or not entry.is_dir(follow_symlinks=False):
+            continue
+        task = tasks.get(engine, container.id, entry.name)
+        if task is None or task.status != "RUNNING":
+            tasks.delete_exec(engine, container.id, entry.name)
+            shutil.rmtree(entry.path, ignore_errors=True)
+            continue
+        execution = Exec(engine, container, {"Cmd": ["?"], "Tty": not os.path.exists(f"{entry.path}/stderr")})
+        execution.id = entry.name
+        execution.stdin = os.path.exists(f"{entry.path}/stdin")
+        execution.started = execution.running = True
+        execution.pid = task.pid
+        container.execs[execution.id] = execution
+        execution.hub.open(execution.paths())
+        execution.hub.begin()
 
 
 def create(engine: Engine, container: Container, options: dict[str, Any]) -> Exec:

@@ -340,13 +340,12 @@ def kill(engine: Engine, container: Container, signal_name: str = "") -> None:
 
 def restart(engine: Engine, container: Container, timeout: int | None, signal_name: str = "") -> None:
     if container.running:
-        automatic = container.auto_remove
-        container.host_config["AutoRemove"] = False  # it is not to go away between the two
+        container.being_restarted = True
         try:
             with contextlib.suppress(NotModified):
                 stop(engine, container, timeout, signal_name)
         finally:
-            container.host_config["AutoRemove"] = automatic
+            container.being_restarted = False
     with contextlib.suppress(NotModified):
         start(engine, container)
     container.event("restart")

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teu.engine import health, lifecycle, tasks
+from teu.engine import execs, health, lifecycle, tasks
 from teu.engine.container import Container, timestamp
 from teu.engine.create import OWNER_LABEL
 from teu.engine.monitor import Monitor
@@ -64,9 +64,7 @@ def run(engine: Engine) -> None:
             tasks.discard(engine, container.id)
     engine.networks.recover(running + [container for container, _ in ended])
     engine.containers.monitor.start()
-    for container in running:
-        health.start(engine, container)
-    threading.Thread(target=_rest, args=(engine, ended, fresh), name="recovery", daemon=True).start()
+    threading.Thread(target=_rest, args=(engine, running, ended, fresh), name="recovery", daemon=True).start()
 
 
 def _first(engine: Engine) -> None:
@@ -94,12 +92,15 @@ def _adopt(container: Container, task: tasks.Task) -> None:
     container.save(durable=False)
 
 
-def _rest(engine: Engine, ended: list[tuple[Container, tasks.Exit]], fresh: list[Container]) -> None:
+def _rest(
+    engine: Engine, running: list[Container], ended: list[tuple[Container, tasks.Exit]], fresh: list[Container]
+) -> None:
     try:
+        for container in running:
+            execs.adopt(engine, container)
+            health.start(engine, container)
         for container, found in ended:
-            lifecycle.exited(
-                engine, container, 0, found if found.moment else tasks.Exit(found.status, time.time_ns())
-            )
+            lifecycle.exited(engine, container, 0, found if found.moment else tasks.Exit(found.status, time.time_ns()))
         for container in engine.containers.all():
             if container.running or container.removed:
                 continue
@@ -147,9 +148,7 @@ def sweep(engine: Engine) -> None:
             if engine.containers.find(owner) is None and tasks.moment(info.created_at) / 1e9 < before:
                 log.info("removing snapshot %s, which no record stands for", info.name[:12])
                 engine.containerd.snapshots.Remove(
-                    snapshots_pb2.RemoveSnapshotRequest(
-                        snapshotter=engine.config["storage-driver"], key=info.name
-                    )
+                    snapshots_pb2.RemoveSnapshotRequest(snapshotter=engine.config["storage-driver"], key=info.name)
                 )
     for top in (f"{engine.data_root}/containers", engine.exec_root):
         for entry in os.scandir(top):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from teu import __version__
 from teu.engine import events as bus
 from teu.engine import hostconfig, query, times
-from teu.engine.errors import BadRequest, EngineError, Unauthorized
+from teu.engine.errors import BadRequest, EngineError, Unauthorized, Unavailable
 from teu.engine.http import Request, Response, json_response, stream, text
 from teu.engine.router import route
 from teu.engine.server import API_MINIMUM, API_VERSION, version_text
@@ -321,3 +321,19 @@ def disk_usage(engine: Engine, request: Request) -> Response:
 @route("POST", "/auth")
 def auth(engine: Engine, request: Request) -> Response:
     raise Unauthorized("login attempt failed: registries with accounts are not supported yet")
+
+
+@route("GET", "/plugins")
+def plugins(engine: Engine, request: Request) -> Response:
+    return json_response([])
+
+
+def _no_swarm(engine: Engine, request: Request) -> Response:
+    raise Unavailable("This node is not a swarm manager: teud serves this machine alone")
+
+
+for _path in ("swarm", "nodes", "services", "tasks", "secrets", "configs"):
+    route("GET", f"/{_path}")(_no_swarm)
+    route("POST", f"/{_path}/create")(_no_swarm)
+for _path in ("init", "join", "leave", "update"):
+    route("POST", f"/swarm/{_path}")(_no_swarm)
