@@ -462,6 +462,7 @@ static int change_directory(void)
 /* The program's path: argv[0] itself if it has a slash, else by PATH, as Go's LookPath and with its words. */
 static const char *find_program(void)
 {
+	/* by the effective identity: CAP_DAC_OVERRIDE counts, as it will for execve */
 	static char path[4200];
 	const char *name = in.argv[0], *search = "";
 	struct statx info;
@@ -483,7 +484,7 @@ static const char *find_program(void)
 		}
 		if ((info.stx_mode & S_IFMT) == S_IFDIR)
 			fail(EISDIR, "exec: \"", name, "\"");
-		result = SYS(__NR_faccessat, AT_FDCWD, name, 1, 0, 0);
+		result = SYS(__NR_faccessat2, AT_FDCWD, name, 1, AT_EACCESS, 0);
 		if (result < 0 || !(info.stx_mode & 0111))
 			fail(EACCES, "exec: \"", name, "\"");
 		return name;
@@ -508,7 +509,7 @@ static const char *find_program(void)
 			continue;
 		if ((info.stx_mode & S_IFMT) == S_IFDIR)
 			continue;
-		if (!(info.stx_mode & 0111) || SYS(__NR_faccessat, AT_FDCWD, path, 1, 0, 0) < 0) {
+		if (!(info.stx_mode & 0111) || SYS(__NR_faccessat2, AT_FDCWD, path, 1, AT_EACCESS, 0) < 0) {
 			denied = 1;
 			continue;
 		}
@@ -612,11 +613,12 @@ void start_c(long *stack)
 	SYS(__NR_prctl, PR_SET_PDEATHSIG, 0, 0, 0, 0);
 	tell('R', 0);
 	await('f');
+	/* what goes wrong from here on is the container's own affair: its stderr says it */
+	SYS(__NR_close, in.sync, 0, 0, 0, 0);
+	in.sync = -1;
 	if (in.fifo >= 0) {
 		char word;
 		long n;
-		SYS(__NR_close, in.sync, 0, 0, 0, 0);
-		in.sync = -1;
 		do
 			n = SYS(__NR_read, in.fifo, &word, 1, 0, 0);
 		while (n == -EINTR);

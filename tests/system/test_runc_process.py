@@ -445,12 +445,20 @@ def test_a_hook_that_takes_too_long(bundle: Bundle) -> None:
     assert "hook ran past specified timeout" in bundle.refuses()
 
 
-def test_late_hooks_that_fail_are_warnings(bundle: Bundle) -> None:
-    hooks = {kind: [_hook(bundle, kind, "exit 1")] for kind in ("poststart", "poststop")}
-    bundle.config["hooks"] = hooks
+def test_a_poststop_hook_that_fails_is_a_warning(bundle: Bundle) -> None:
+    bundle.config["hooks"] = {"poststop": [_hook(bundle, "poststop", "exit 1")]}
     done = bundle.run("true")
     assert done.returncode == 0
-    assert "poststart hook #0" in done.stderr and "poststop hook #0" in done.stderr
+    assert "poststop hook #0" in done.stderr and "level=warning" in done.stderr
+
+
+def test_a_poststart_hook_that_fails_ends_the_container(bundle: Bundle) -> None:
+    bundle.config["hooks"] = {"poststart": [_hook(bundle, "poststart", "exit 1")]}
+    assert "error running poststart hook #0" in bundle.refuses("sleep", "100")
+    id = bundle.created()
+    done = bundle.runc("start", id)
+    assert done.returncode == 1 and "error running poststart hook #0" in done.stderr
+    bundle.wait_status(id, "stopped")
 
 
 def test_start_hook_that_fails(bundle: Bundle) -> None:

@@ -39,12 +39,19 @@ def set_attributes(fd: int, attributes: bytes) -> None:
     fcntl.ioctl(fd, TCSETS, attributes)
 
 
-def set_raw(fd: int) -> bytes:
-    """Raw mode, as cfmakeraw(3). Returns what was, for set_attributes."""
+def clear_onlcr(fd: int) -> None:
+    """Let a newline be a newline. For a terminal whose output another one, in our hands, will show."""
+    iflag, oflag, cflag, lflag, rest = unpack(_TERMIOS, get_attributes(fd))
+    set_attributes(fd, pack(_TERMIOS, iflag, oflag & ~_ONLCR, cflag, lflag, rest))
+
+
+def set_raw(fd: int, keep_output: bool = False) -> bytes:
+    """Raw mode, as cfmakeraw(3), keep_output: but for what is shown. Returns what was, for set_attributes."""
     before = get_attributes(fd)
     iflag, oflag, cflag, lflag, rest = unpack(_TERMIOS, before)
     iflag &= ~(_IGNBRK | _BRKINT | _PARMRK | _ISTRIP | _INLCR | _IGNCR | _ICRNL | _IXON)
-    oflag &= ~_OPOST
+    if not keep_output:
+        oflag &= ~_OPOST
     lflag &= ~(_ECHO | _ECHONL | _ICANON | _ISIG | _IEXTEN)
     cflag = cflag & ~(_CSIZE | _PARENB) | _CS8
     control = bytearray(rest)

@@ -80,6 +80,7 @@ class Plan:
     user_namespace: bool = False  # the container has one of its own, made or joined
     setgroups: bool = True  # whether setgroups(2) is possible there
     sources: dict[int, int]  # mount index -> detached tree
+    asked: set[int]  # of those that the parent opens when we get there
     procfs: int = -1  # the host's /proc, O_PATH
     program: int = -1
     fifo: int = -1
@@ -199,7 +200,7 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
         null = rootfs.open_null()
         root = rootfs.enter_propagation(spec, plan.rootfs)
         view = rootfs.CgroupView(_has_cgroup_namespace(plan), plan.cgroup_path)
-        later = rootfs.mount_all(root, spec, plan.bundle, plan.sources, view, _asker(plan))
+        later = rootfs.mount_all(root, spec, plan.bundle, plan.sources, view, _asker(plan), plan.asked)
         if _makes_devices(spec):
             devices.create_all(root, spec, plan.user_namespace)
             devices.create_links(root)
@@ -270,7 +271,7 @@ def _reopen_null(plan: Plan) -> None:
 
 def _asker(plan: Plan) -> Callable[[str], int] | None:
     """How to get a file system from the parent, which is privileged where we are not."""
-    if not plan.user_namespace or plan.early_joins:
+    if not plan.asked and (not plan.user_namespace or plan.early_joins):
         return None
 
     def ask(kind: str) -> int:
@@ -340,7 +341,13 @@ def _write_time_offsets(plan: Plan) -> None:
     text = "".join(
         f"{clock} {offset.get('secs') or 0} {offset.get('nanosecs') or 0}\n" for clock, offset in offsets.items()
     )
-    fd = os.open("self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC, dir_fd=plan.procfs)
+    if plan.user_namespace and not plan.early_joins:
+        # Not being dumpable, our own files belong to the host's root. Nobody else is in our namespaces yet.
+        prctl(PR_SET_DUMPABLE, 1)
+    try:
+        fd = os.open("self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC, dir_fd=plan.procfs)
+    finally:
+        prctl(PR_SET_DUMPABLE, 0)
     try:
         os.write(fd, text.encode())
     except OSError as error:

@@ -213,6 +213,10 @@ class Execution:
     def _clone_helper(self, passed: list[int], program: int, records: int, stdin: int) -> int:
         """Clone a child, into the container's cgroup where that is possible, that executes teu-runc-init."""
         cgroup = -1
+        if self.sub_cgroup and ".." not in self.sub_cgroup:
+            place = f"{(self.container.record.get('cgroup') or {}).get('path') or ''}/{self.sub_cgroup}"
+            if not os.path.isdir(place):
+                raise RuncError(f"cannot join cgroup {place}: no such file or directory")
         path = (self.container.record.get("cgroup") or {}).get("path") or ""
         affinity = (self.described.get("execCPUAffinity") or {}).get("initial")
         if path and not affinity:
@@ -356,11 +360,8 @@ class Execution:
             self.console = fd
 
     def go(self) -> None:
-        """Let it execute; RuncError with execve's own failure."""
+        """Let it execute. If the kernel refuses, the process says so on its stderr and ends with 255."""
         self.sync.send(b"f")
-        message, _ = receive(self.sync)
-        if message[:1] == b"E":
-            raise RuncError("unable to start container process: " + process.failure_text(message))
         self.sync.close()
 
     def abort(self) -> None:
@@ -438,7 +439,8 @@ def run_hook(container: state.Container, spec: dict[str, Any], hook: dict[str, A
     os.lseek(stdin, 0, os.SEEK_SET)
     described: dict[str, Any] = {
         "args": hook.get("args") or [hook["path"]],
-        "env": hook.get("env") or [],
+        # historically it has what the process will have
+        "env": (spec.get("process") or {}).get("env") or [] if hook.get("env") is None else hook["env"],
         "cwd": "/",
         "user": {},
         "capabilities": (spec.get("process") or {}).get("capabilities"),

@@ -34,7 +34,7 @@ def run_all(spec: dict[str, Any], kind: str, state: dict[str, Any]) -> None:
 
 
 def run_all_and_warn(spec: dict[str, Any], kind: str, state: dict[str, Any]) -> None:
-    """poststart and poststop: a failure is a warning, and the next one runs all the same."""
+    """poststop: a failure is a warning, and the next one runs all the same."""
     for number, hook in enumerate((spec.get("hooks") or {}).get(kind) or ()):
         try:
             run(hook, state)

@@ -45,13 +45,6 @@ def number_of(text: str) -> int:
     raise RuncError(f'unknown signal "{text}"')
 
 
-def has_own_pid_namespace(container: state.Container) -> bool:
-    try:
-        return os.stat(f"/proc/{container.pid}/ns/pid").st_ino != os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        return False
-
-
 def send(container: state.Container, signal: int) -> None:
     """Signal the first process. SIGKILL reaches all of the container, also without a pid namespace of its own."""
     if not container.pid:
@@ -61,12 +54,14 @@ def send(container: state.Container, signal: int) -> None:
     except ProcessLookupError:
         pidfd = -1
     try:
-        if pidfd < 0 or not container.init_alive():
-            if signal == _SIGKILL:
-                _kill_cgroup(container)
+        alive = pidfd >= 0 and container.init_alive()
+        if signal == _SIGKILL and not container.record.get("own_pid_namespace", True):
+            # the first process may be gone and others not: the cgroup knows them all
+            if not _kill_cgroup(container) and not alive:
+                raise NotRunning
+            return
+        if not alive:
             raise NotRunning
-        if signal == _SIGKILL and not has_own_pid_namespace(container):
-            _kill_cgroup(container)
         try:
             syscall("kill", NR_pidfd_send_signal, pidfd, signal, None, 0)
         except ProcessLookupError:
@@ -80,11 +75,16 @@ def send(container: state.Container, signal: int) -> None:
         cgroups.load(container.record["cgroup"]).thaw()
 
 
-def _kill_cgroup(container: state.Container) -> None:
+def _kill_cgroup(container: state.Container) -> bool:
+    """Kill what is in the cgroup; whether anything was."""
     from teu.runc import cgroups
 
-    if container.record.get("cgroup"):
-        cgroups.load(container.record["cgroup"]).kill()
+    if not container.record.get("cgroup"):
+        return False
+    cgroup = cgroups.load(container.record["cgroup"])
+    anybody = bool(cgroup.pids())
+    cgroup.kill()
+    return anybody
 
 
 def wait_gone(container: state.Container, seconds: float) -> bool:

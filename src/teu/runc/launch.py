@@ -153,6 +153,10 @@ class Launch:
         self.rootfs = os.path.realpath(root if root.startswith("/") else f"{self.bundle}/{root}")
         if not os.path.isdir(self.rootfs):
             raise InvalidSpec(f"root.path: {self.rootfs}: no such directory")
+        for mount in spec.get("mounts") or ():
+            # as runc: a destination may be given as the host sees it
+            if mount["destination"].startswith(self.rootfs + "/"):
+                mount["destination"] = mount["destination"][len(self.rootfs) :]
         terminal = bool(spec["process"].get("terminal"))
         if detached and terminal and not arguments["console-socket"]:
             raise RuncError("cannot allocate tty if runc will detach without setting console socket")
@@ -207,6 +211,10 @@ class Launch:
                     "systemd_cgroup": self.settings.systemd_cgroup,
                     "no_new_keyring": self.arguments["no-new-keyring"],
                     "ready": False,
+                    "own_pid_namespace": any(
+                        namespace["type"] == "pid" and not namespace.get("path")
+                        for namespace in linux.get("namespaces") or ()
+                    ),
                     "without_process": self.without_process,
                 },
             )
@@ -314,7 +322,7 @@ class Launch:
         plan = container_init.Plan()
         plan.spec, plan.id, plan.bundle, plan.rootfs = spec, self.id, self.bundle, self.rootfs
         plan.parent_sync, plan.sync = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-        plan.early_joins, plan.joins, plan.sources = [], [], {}
+        plan.early_joins, plan.joins, plan.sources, plan.asked = [], [], {}, set()
         new = 0
         for namespace in linux.get("namespaces") or ():
             flag, name = TYPES[namespace["type"]]
@@ -391,7 +399,14 @@ class Launch:
         """Bind sources that only we can reach (root, for a user namespace), and those with an id map."""
         for index, mount in enumerate(self.spec.get("mounts") or ()):
             options = mount_options.parse(mount.get("options") or [])
-            if mount.get("uidMappings") or options.idmap:
+            mapped = bool(mount.get("uidMappings") or options.idmap)
+            if (mapped or plan.user_namespace) and (mount.get("source") or "").startswith(self.rootfs + "/"):
+                # what an earlier mount puts there: the child asks for it when it gets so far
+                if mapped:
+                    from teu.runc import idmap  # before a helper of ours is in the container's mount namespace
+                plan.asked.add(index)
+                continue
+            if mapped:
                 from teu.runc import idmap
 
                 plan.sources[index] = idmap.open_mapped(mount, options, self.bundle, self.spec)
@@ -525,9 +540,14 @@ class Launch:
             self.console = fd
 
     def _mount_for(self, kind: str) -> None:
-        """Mount a proc or sysfs of the child's namespaces with our rights, and hand it over."""
+        """Mount a proc or sysfs of the child's namespaces, or open a bind source there, with our rights."""
         assert self.sync is not None
-        flag, name = {"proc": (CLONE_NEWPID, "pid"), "sysfs": (CLONE_NEWNET, "net")}[kind]
+        what, _, index = kind.partition(":")
+        flag, name = {
+            "proc": (CLONE_NEWPID, "pid"),
+            "sysfs": (CLONE_NEWNET, "net"),
+            "bind": (CLONE_NEWNS, "mnt"),
+        }[what]
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
         helper = namespaces.clone(0)
         if helper == 0:
@@ -536,6 +556,8 @@ class Launch:
                 inner = namespaces.clone(0) if flag == CLONE_NEWPID else 0
                 if inner:
                     os.waitpid(inner, 0)
+                elif index:
+                    send_descriptor(theirs, b"m", self._open_one(int(index)))
                 else:
                     send_descriptor(theirs, b"m", mounts.new_filesystem(kind, kind, []))
             finally:
@@ -549,6 +571,15 @@ class Launch:
             return
         send_descriptor(self.sync, b"g", fd)
         os.close(fd)
+
+    def _open_one(self, index: int) -> int:
+        mount = self.spec["mounts"][index]
+        options = mount_options.parse(mount.get("options") or [])
+        if mount.get("uidMappings") or options.idmap:
+            from teu.runc import idmap
+
+            return idmap.open_mapped(mount, options, self.bundle, self.spec)
+        return rootfs.open_bind_source(mount, options, self.bundle)
 
     def _pass_listener(self, number: int) -> None:
         assert self.container is not None

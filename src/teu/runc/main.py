@@ -114,6 +114,7 @@ def _run(argv: list[str]) -> int:
             raise UsageError(f'{settings.program}: "{name}" requires a maximum of {most} argument(s)')
         if not _told_to_go():
             return 0
+        log.debug(f"teu-runc {VERSION} {name} {' '.join(parsed.positional)}: root {settings.root}, pid {os.getpid()}")
         return int(module.main(parsed, settings))
     except (RuncError, OSError, ValueError) as error:
         if isinstance(error, UsageError):

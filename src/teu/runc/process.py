@@ -127,6 +127,11 @@ def capability_sets(process: dict[str, Any], all_there: bool = False) -> list[in
         missing |= bits & ~ours
         strange += [one for one in unknown if one not in strange]
         sets.append(bits & ours)
+    for bit in range(64):
+        if sets[4] >> bit & 1 and not sets[2] & sets[3] & 1 << bit:
+            name = capabilities.NAMES[bit]
+            log.warning(f"can't raise ambient capability {name}: it is not inheritable and permitted")
+            sets[4] &= ~(1 << bit)
     if missing or strange:
         strange += [name for bit, name in enumerate(capabilities.NAMES) if missing >> bit & 1]
         log.warning(f"ignoring unknown or unavailable capabilities: [{' '.join(strange)}]")

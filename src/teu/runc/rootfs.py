@@ -111,6 +111,7 @@ def mount_all(
     sources: dict[int, int],
     cgroup: CgroupView,
     ask: Callable[[str], int] | None = None,
+    asked: set[int] | frozenset[int] = frozenset(),
 ) -> list[int]:
     """All of `mounts`, in order. sources: index -> detached tree that the parent opened already.
 
@@ -124,7 +125,8 @@ def mount_all(
     for index, mount in enumerate(spec.get("mounts") or ()):
         options = mount_options.parse(mount.get("options") or [])
         try:
-            mount_one(root, mount, options, bundle, sources.get(index), cgroup, label, later, ask)
+            source = ask(f"bind:{index}") if index in asked and ask is not None else sources.get(index)
+            mount_one(root, mount, options, bundle, source, cgroup, label, later, ask)
         except OSError as error:
             text = error.strerror or str(error)
             if not text.startswith("error mounting"):
@@ -348,7 +350,7 @@ def open_null() -> int:
 def mask_paths(root: int, paths: list[str], null: int) -> None:
     """Files get the null device on top, folders an empty read-only tmpfs. What is not there needs no mask."""
     empty = -1
-    for path in paths:
+    for path in dict.fromkeys(paths):
         try:
             target = mounts.open_in_root(root, path)
         except (FileNotFoundError, NotADirectoryError):
@@ -378,7 +380,7 @@ def mask_paths(root: int, paths: list[str], null: int) -> None:
 
 def readonly_paths(root: int, paths: list[str]) -> None:
     """Each path bound on itself, read-only with all that is mounted below it."""
-    for path in paths:
+    for path in dict.fromkeys(paths):
         try:
             target = mounts.open_in_root(root, path)
         except (FileNotFoundError, NotADirectoryError):
@@ -422,7 +424,7 @@ def move_root(root: int, propagation: str) -> None:
     """--no-pivot: for a root on a ramdisk. The host's full /proc and /sys are taken away first."""
     here = os.readlink(f"/proc/self/fd/{root}")
     for line in _mount_points():
-        if line.startswith(("/proc", "/sys")) and not (line + "/").startswith(here + "/"):
+        if not (line + "/").startswith(here + "/"):
             try:
                 mounts.umount2(line, mounts.MNT_DETACH)
             except OSError as error:
@@ -440,6 +442,12 @@ def move_root(root: int, propagation: str) -> None:
 
 
 def _mount_points() -> list[str]:
+    """Of every proc and sysfs, and of whatever lies at or below /proc and /sys."""
+    points = []
     with open("/proc/self/mountinfo", "rb") as file:
-        points = [os.fsdecode(line.split(b" ")[4].replace(b"\\040", b" ")) for line in file]
+        for line in file:
+            point = os.fsdecode(line.split(b" ")[4].replace(b"\\040", b" "))
+            kind = line.partition(b" - ")[2].split(b" ")[0]
+            if kind in (b"proc", b"sysfs") or point.startswith(("/proc", "/sys")):
+                points.append(point)
     return sorted(set(points), key=len)

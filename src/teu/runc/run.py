@@ -7,10 +7,8 @@ import os
 
 from teu.linux.syscalls import PR_SET_CHILD_SUBREAPER, prctl
 from teu.runc import hooks, state
-from teu.runc.descriptors import receive
 from teu.runc.errors import RuncError, text_of
 from teu.runc.launch import LAUNCH_FLAGS, Launch
-from teu.runc.process import failure_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,11 +49,11 @@ def main(arguments: Arguments, settings: Settings) -> int:
 
                 server = notify.listen(launch.container.folder)
             _start(launch)
+            if launch.spec.get("hooks"):
+                hooks.run_all(launch.spec, "poststart", launch.container.state(state.RUNNING))
         except BaseException:
             launch.abort()
             raise
-        if launch.spec.get("hooks"):
-            hooks.run_all_and_warn(launch.spec, "poststart", launch.container.state(state.RUNNING))
     except (RuncError, OSError, ValueError) as error:
         raise RuncError(f"runc run failed: {text_of(error)}") from error
     if server is not None:
@@ -73,7 +71,7 @@ def main(arguments: Arguments, settings: Settings) -> int:
 
 
 def _start(launch: Launch) -> None:
-    """startContainer hooks, then go; execve's own failure comes back over the socket, its success closes it."""
+    """startContainer hooks, then go."""
     for number, hook in enumerate((launch.spec.get("hooks") or {}).get("startContainer") or ()):
         from teu.runc import exec as exec_command
 
@@ -81,7 +79,4 @@ def _start(launch: Launch) -> None:
         exec_command.run_hook(launch.container, launch.spec, hook, number)
     launch.release()
     assert launch.sync is not None
-    message, _ = receive(launch.sync)
-    if message[:1] == b"E":
-        raise RuncError("unable to start container process: error during container init: " + failure_text(message))
-    os.close(launch.sync.detach())
+    launch.sync.close()

@@ -7,7 +7,7 @@ import errno
 import os
 
 from teu.runc import hooks, state
-from teu.runc.errors import RuncError
+from teu.runc.errors import NotRunning, RuncError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,7 +65,17 @@ def release(container: state.Container) -> None:
         os.write(fd, b"s")
     finally:
         os.close(fd)
-    hooks.run_all_and_warn(spec, "poststart", container.state(state.RUNNING))
+    try:
+        hooks.run_all(spec, "poststart", container.state(state.RUNNING))
+    except RuncError:
+        # runtime-spec, "Lifecycle", 9: generate an error, stop the container
+        from teu.runc import kill
+
+        try:
+            kill.send(container, 9)
+        except NotRunning:
+            pass
+        raise
 
 
 def _has_hooks(container: state.Container) -> bool:
