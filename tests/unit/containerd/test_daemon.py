@@ -505,8 +505,7 @@ def test_metrics_page(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Non
     assert "200 OK" in text
     assert (
         'grpc_server_handled_total{grpc_service="containerd.services.version.v1.Version",'
-        'grpc_method="Version",grpc_code="OK"} 1'
-        in text
+        'grpc_method="Version",grpc_code="OK"} 1' in text
     )
     assert "teu_containerd_gc_runs_total" in text
 
@@ -619,3 +618,42 @@ def test_kill_at_any_moment_loses_nothing_acknowledged(daemon: Daemon) -> None:
     assert {f"sha256:{encoded}" for encoded in blobs} >= set(kept)
     with sqlite3.connect(daemon.folder / "root/metadata.db") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_an_exit_wakes_who_wants_to_know(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    """A stopped engine's socket is knocked at when a task ends, and not when one starts."""
+    from teu.api.events import task_pb2
+
+    path = tmp_path / "engine.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    listener.settimeout(10)
+    daemon = make_daemon(f"wake: [unix://{path}, {tmp_path}/nobody.sock]\n")
+    exit_event = task_pb2.TaskExit(container_id="c", id="c")
+    publish = daemon.raw(S + "events.v1.Events", "Publish")
+    event = {"type_url": "containerd.events.TaskExit", "value": exit_event.SerializeToString()}
+    publish(topic="/tasks/start", event=event)
+    publish(topic="/tasks/exit", event=event)
+    listener.accept()[0].close()
+    listener.settimeout(0.5)
+    with pytest.raises(TimeoutError):
+        listener.accept()
+    listener.close()
+
+
+def test_a_proxy_that_is_away_stops_nobody(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    daemon = make_daemon(
+        f"snapshots:\n  proxies:\n    far:\n      address: {tmp_path}/far.sock\n      capabilities: [x]\n"
+    )
+    plugins = daemon.call(S + "introspection.v1.Introspection", "Plugins", filters=["id==far"]).plugins
+    assert [(one.type, list(one.capabilities)) for one in plugins] == [("io.containerd.snapshotter.v1", ["x"])]
+    prepare = daemon.raw(S + "snapshots.v1.Snapshots", "Prepare")
+    assert code_of(lambda: prepare(snapshotter="far", key="k"))[0] == grpc.StatusCode.UNAVAILABLE
+    assert code_of(lambda: prepare(snapshotter="near", key="k"))[0] == grpc.StatusCode.INVALID_ARGUMENT
+    name = write(daemon, "ref", b"x" * 1000)
+    daemon.call(S + "content.v1.Content", "Delete", digest=name)
+    daemon.call(S + "leases.v1.Leases", "Create", id="l")
+    daemon.call(S + "leases.v1.Leases", "Delete", id="l", sync=True)
+    assert os.listdir(daemon.folder / "root/content/blobs/sha256") == [], "the collection goes on without it"
+    assert "clean up snapshotter far" in (daemon.folder / "log").read_text()
