@@ -32,7 +32,7 @@ def clean() -> Iterator[None]:
     whole.remove_everything()
     for name in out("teu", "network", "ls", "-q", "-f", "type=custom").split():
         teu("network", "rm", name)
-    assert "table inet teu" not in ruleset()
+    whole.eventually("no table is left", lambda: "table inet teu" not in ruleset())
     whole.eventually("no pair is left", lambda: not pairs())
 
 
