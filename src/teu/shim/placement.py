@@ -62,7 +62,7 @@ def read_spec(bundle: str) -> dict[str, Any]:
 def write_spec(bundle: str, spec: dict[str, Any]) -> None:
     path = os.path.join(bundle, "config.json")
     with open(path + ".new", "w") as file:
-        json.dump(spec, file)
+        file.write(json.dumps(spec))
     os.chmod(path + ".new", os.stat(path).st_mode & 0o777)
     os.rename(path + ".new", path)
 

@@ -40,6 +40,10 @@ def exit_code(status: int) -> int:
     return code if code >= 0 else 128 - code
 
 
+def _told(_status: int) -> None:
+    """Nobody is to be told."""
+
+
 class Process:
     """What Init and Exec have in common."""
 
@@ -60,7 +64,7 @@ class Process:
         self._early_exit: int | None = None
         self._waiters: list[Future] = []
         # told with the wait status of the process, once
-        self.on_exited: Callable[[int], None] = lambda status: None
+        self.on_exited: Callable[[int], None] = _told
 
     def run_with_stdio(self, runtime: Runtime, container: str, namespace: str, pid_file: str, uid: int, gid: int,
                        *args: str, last: str,
@@ -119,6 +123,7 @@ class Process:
         self.exit_status = exit_code(status)
         self.exited_at = time.time_ns()
         self.status = m.STOPPED
+        self.on_exited = _told  # it refers to this process: no garbage in cycles
         self.streams.exited()
         self.release_waiters()
 
@@ -194,7 +199,7 @@ class Exec(Process):
         pid_file = os.path.join(self.bundle, f"{self.id}.pid")
         try:
             with open(os.open(spec_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-                json.dump(self._spec, file)
+                file.write(json.dumps(self._spec))  # dump() would leave cycles
             yield from self.run_with_stdio(runtime, container, namespace, pid_file, uid, gid,
                                            "exec", "--process", spec_file, "--detach", last=container)
             self.status = m.RUNNING

@@ -114,7 +114,7 @@ def shares_pids(spec: dict[str, Any]) -> bool:
 
 def _write_json(path: str, value: dict[str, Any]) -> None:
     with open(path, "w") as file:
-        json.dump(value, file)
+        file.write(json.dumps(value))
 
 
 class Service:
