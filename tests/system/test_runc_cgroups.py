@@ -140,6 +140,31 @@ def test_exec_into_a_cgroup_below(bundle: Bundle) -> None:
     assert done.returncode != 0
 
 
+def test_a_cgroup_in_use(bundle: Bundle, driver: str) -> None:
+    """The other container keeps its cgroup, its unit and its processes."""
+    identifier = start(bundle, driver)
+    (place(bundle, driver) / "below").mkdir()
+    options = ("--systemd-cgroup",) if driver == "systemd" else ()
+    for verb in ("create", "run"):
+        second = bundle.new_id()
+        done = bundle.runc(*options, verb, second)
+        assert done.returncode == 1 and "container's cgroup is not empty" in done.stderr
+        assert not (bundle.root / second).exists()
+    assert bundle.status(identifier) == "running"
+    assert (place(bundle, driver) / "below").exists()
+
+
+def test_a_frozen_cgroup(bundle: Bundle) -> None:
+    bundle.linux["cgroupsPath"] = f"/teutest/{bundle.folder.name}"
+    where = place(bundle, "cgroupfs")
+    where.mkdir(parents=True)
+    (where / "cgroup.freeze").write_text("1")
+    bundle.write()
+    done = bundle.runc("run", bundle.new_id())
+    assert done.returncode == 1 and "container's cgroup unexpectedly frozen" in done.stderr
+    where.rmdir()
+
+
 # ---- systemd -----------------------------------------------------------------------------------
 
 

@@ -355,7 +355,7 @@ def check_notify(profile: Profile) -> None:
             for name in ("write", "sendmsg"):
                 if name in (rule.get("names") or []):
                     raise SeccompError(
-                        f"linux.seccomp.syscalls[{index}]: SCMP_ACT_NOTIFY cannot be used for {name}, "
+                        f"linux.seccomp.syscalls[{index}]: SCMP_ACT_NOTIFY cannot be used for the {name} syscall, "
                         "by which the listener is handed over"
                     )
 

@@ -506,7 +506,7 @@ def check_seccomp(seccomp: Object, field: str = "linux.seccomp") -> None:
         if rule["action"] == "SCMP_ACT_NOTIFY":
             notify = True
             if "write" in rule["names"]:
-                raise SpecError(here, "SCMP_ACT_NOTIFY cannot be used for write, which hands the listener over")
+                raise SpecError(here, "SCMP_ACT_NOTIFY cannot be used for the write syscall, our own way to tell")
     if notify and not seccomp.get("listenerPath"):
         raise SpecError(f"{field}.listenerPath", "is required for SCMP_ACT_NOTIFY")
     if seccomp.get("listenerMetadata") and not seccomp.get("listenerPath"):

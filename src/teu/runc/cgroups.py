@@ -17,6 +17,7 @@ import os
 
 from teu.linux import cgroups as files
 from teu.linux.cgroups import CgroupError
+from teu.runc import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +37,23 @@ USEC_INFINITY = UINT64_MAX = 2**64 - 1
 
 
 def plan(cgroups_path: str, container_id: str, systemd: bool, rootless: bool) -> dict[str, str]:
-    """Where a container's cgroup will be: `driver`, `path`, and for systemd `scope`, `slice`, `bus`."""
+    """Where a container's cgroup will be: `driver`, `path`, and for systemd `scope`, `slice`, `bus`.
+
+    A place that is another's already is refused here, while there is nothing yet to take back.
+    """
+    planned = locate(cgroups_path, container_id, systemd, rootless)
+    path = planned["path"]
+    if path and os.path.isdir(path):
+        if files.is_frozen(path):
+            raise CgroupError(f"container's cgroup unexpectedly frozen: {path}: thaw it, or choose another")
+        inside = files.pids(path)
+        if inside:
+            raise CgroupError(f"container's cgroup is not empty: {len(inside)} process(es) found in {path}")
+    return planned
+
+
+def locate(cgroups_path: str, container_id: str, systemd: bool, rootless: bool) -> dict[str, str]:
+    """What `plan` answers, whether it is in use or not."""
     if not systemd:
         if rootless and not cgroups_path:
             try:
@@ -159,8 +176,10 @@ def create(
             return Cgroup({"driver": NONE, "path": ""})
         hint = ""
         if rootless and not cgroups_path:
-            hint = "; without limits and without linux.cgroupsPath it would run without a cgroup"
-        raise CgroupError(f"cannot make the cgroup {cgroup.path}: {error}{hint}") from error
+            hint = ": rootless needs no limits + no cgrouppath when no permission is granted for cgroups"
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        reason = reason[:1].lower() + reason[1:]
+        raise CgroupError(f"unable to apply cgroup configuration: {cgroup.path}: {reason}{hint}") from error
     return cgroup
 
 
@@ -324,6 +343,9 @@ class Cgroup:
             if memory.get("checkBeforeUpdate"):
                 # Or the kernel would kill, and systemd clean up, before the files refuse.
                 files.check_usage(self.path, memory.get("limit") or 0, memory.get("swap") or 0)
+            cpu = resources.get("cpu") or {}
+            if cpu.get("idle") == 1 and cpu.get("shares"):
+                log.warning("unable to apply both CPUWeight and CpuIdle to systemd, ignoring CPUWeight")
             properties, resources = systemd_properties.from_resources(resources, self.systemd_version)
             if devices and not self._started_here:
                 properties += systemd_properties.from_devices(device_rules(resources))

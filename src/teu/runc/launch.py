@@ -360,6 +360,7 @@ class Launch:
 
             profile = linux["seccomp"]
             plan.seccomp = (seccomp.compile(profile), seccomp.flags(profile), seccomp.needs_listener(profile))
+            log.debug(f"seccomp filter flags: {plan.seccomp[1]}")
         plan.preserved = self.preserved
         plan.no_pivot = self.arguments["no-pivot"]
         plan.keyring = None if self.arguments["no-new-keyring"] else f"_ses.{self.id}"

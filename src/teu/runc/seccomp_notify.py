@@ -49,7 +49,7 @@ def send(listener: int, profile: dict[str, Any], state: dict[str, Any], pid: int
             sent += connection.send(message[sent:])
     except OSError as error:
         raise SeccompError(
-            f"linux.seccomp.listenerPath: {path}: {error.strerror}: is the seccomp agent running?"
+            f"linux.seccomp.listenerPath: failed to connect with seccomp agent at {path}: {error.strerror}"
         ) from error
     finally:
         connection.close()
