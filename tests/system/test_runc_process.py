@@ -156,6 +156,7 @@ def test_personality_and_domain_name(bundle: Bundle) -> None:
 def test_memory_policy(bundle: Bundle) -> None:
     bundle.linux["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0"}
     assert "bind:0" in bundle.says("cat /proc/self/numa_maps")
+    assert "bind:0" in exec_in(bundle, bundle.detached(), "cat /proc/self/numa_maps")
     bundle.linux["memoryPolicy"] = {"mode": "MPOL_NOSUCH", "nodes": "0"}
     assert "memoryPolicy.mode" in bundle.refuses()
 
@@ -459,6 +460,18 @@ def test_a_poststart_hook_that_fails_ends_the_container(bundle: Bundle) -> None:
     done = bundle.runc("start", id)
     assert done.returncode == 1 and "error running poststart hook #0" in done.stderr
     bundle.wait_status(id, "stopped")
+
+
+def test_start_hook_is_under_the_filter_and_has_the_environment(bundle: Bundle) -> None:
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}
+    bundle.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+    bundle.process["env"].append("ONE=two")
+    script = bundle.rootfs / "hook.sh"
+    script.write_text("#!/bin/sh\n[ $ONE = two ] && ! mkdir /made\n")
+    script.chmod(0o755)
+    bundle.config["hooks"] = {"startContainer": [{"path": "/hook.sh"}]}
+    bundle.says("true")
+    assert not (bundle.rootfs / "made").exists()
 
 
 def test_start_hook_that_fails(bundle: Bundle) -> None:

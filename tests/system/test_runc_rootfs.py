@@ -94,11 +94,23 @@ def test_user_namespace_by_path(bundle: Bundle) -> None:
     pid = bundle.pid(other)
     bundle.namespace("user", f"/proc/{pid}/ns/user")
     del bundle.linux["uidMappings"], bundle.linux["gidMappings"]
-    # its proc can only be mounted from outside for a namespace that was made with the container
-    said = bundle.run("sh", "-c", "readlink /proc/self/ns/user; id -u")
-    if "operation not permitted" in said.stderr:
-        pytest.skip("this lab masks parts of /proc")
-    assert said.stdout.split() == [os.readlink(f"/proc/{pid}/ns/user"), "0"]
+    said = bundle.says("readlink /proc/self/ns/user; id -u")
+    assert said.split() == [os.readlink(f"/proc/{pid}/ns/user"), "0"]
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_network_that_another_user_namespace_owns(bundle: Bundle, joined: bool) -> None:
+    """A pod: the network is the sandbox's, the user namespace another one."""
+    sandbox = bundle.detached()
+    network = f"/proc/{bundle.pid(sandbox)}/ns/net"
+    bundle.map_ids()
+    if joined:
+        other = bundle.detached()
+        bundle.namespace("user", f"/proc/{bundle.pid(other)}/ns/user")
+        del bundle.linux["uidMappings"], bundle.linux["gidMappings"]
+    bundle.namespace("network", network)
+    bundle.config["mounts"] = [m for m in bundle.config["mounts"] if m["destination"] != "/sys"]
+    assert bundle.says("id -u; readlink /proc/self/ns/net").split() == ["0", os.readlink(network)]
 
 
 # -- mounts ------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from teu.linux.namespaces import (
     CLONE_NEWCGROUP,
     CLONE_NEWNET,
     CLONE_NEWNS,
+    CLONE_NEWPID,
     CLONE_NEWTIME,
     CLONE_NEWUSER,
     CLONE_PARENT,
@@ -271,7 +272,9 @@ def _reopen_null(plan: Plan) -> None:
 
 def _asker(plan: Plan) -> Callable[[str], int] | None:
     """How to get a file system from the parent, which is privileged where we are not."""
-    if not plan.asked and (not plan.user_namespace or plan.early_joins):
+    # its helper would be seen by whoever shares the pid namespace
+    shared = any(flag == CLONE_NEWPID for flag, _ in plan.early_joins)
+    if not plan.asked and (not plan.user_namespace or shared):
         return None
 
     def ask(kind: str) -> int:
@@ -288,7 +291,8 @@ def _asker(plan: Plan) -> Callable[[str], int] | None:
 
 
 def _has_cgroup_namespace(plan: Plan) -> bool:
-    return bool(plan.late_flags & CLONE_NEWCGROUP) or any(flag == CLONE_NEWCGROUP for flag, _ in plan.joins)
+    joined = (*plan.joins, *plan.early_joins)
+    return bool(plan.late_flags & CLONE_NEWCGROUP) or any(flag == CLONE_NEWCGROUP for flag, _ in joined)
 
 
 def _makes_devices(spec: dict[str, Any]) -> bool:
@@ -341,7 +345,7 @@ def _write_time_offsets(plan: Plan) -> None:
     text = "".join(
         f"{clock} {offset.get('secs') or 0} {offset.get('nanosecs') or 0}\n" for clock, offset in offsets.items()
     )
-    if plan.user_namespace and not plan.early_joins:
+    if plan.user_namespace and not any(flag == CLONE_NEWPID for flag, _ in plan.early_joins):
         # Not being dumpable, our own files belong to the host's root. Nobody else is in our namespaces yet.
         prctl(PR_SET_DUMPABLE, 1)
     try:

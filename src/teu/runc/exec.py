@@ -181,6 +181,7 @@ class Execution:
                 seccomp=self._seccomp(),
                 keyring=None if container.record.get("no_new_keyring") else f"_ses.{container.id}",
                 personality=self._personality(),
+                memory_policy=self._memory_policy(),
                 program_path=self.program_path,
                 capability_sets_=process.capability_sets(described, all_there=bool(flags & CLONE_NEWUSER)),
             )
@@ -305,6 +306,14 @@ class Execution:
         if not value:
             return None
         return personality(value)
+
+    def _memory_policy(self) -> bytes | None:
+        value = (self.spec.get("linux") or {}).get("memoryPolicy")
+        if not value:
+            return None
+        from teu.runc import memory_policy
+
+        return memory_policy.encode(value)
 
     def _expect(self, message: bytes, kind: bytes) -> None:
         if message[:1] == kind:
@@ -446,7 +455,7 @@ def run_hook(container: state.Container, spec: dict[str, Any], hook: dict[str, A
         "capabilities": (spec.get("process") or {}).get("capabilities"),
         "noNewPrivileges": (spec.get("process") or {}).get("noNewPrivileges"),
     }
-    execution = Execution(container, {**spec, "linux": {**(spec.get("linux") or {}), "seccomp": None}}, described)
+    execution = Execution(container, spec, described)
     execution.program_path = hook["path"]
     try:
         execution.spawn(stdin)

@@ -345,8 +345,14 @@ class Launch:
         plan.user_namespace = plan.user_namespace or bool(new & CLONE_NEWUSER)
         plan.late_flags = new & (CLONE_NEWCGROUP | CLONE_NEWTIME)
         new &= ~plan.late_flags
+        if plan.user_namespace and not self.rootless:
+            # Once in the user namespace there is no right to enter a namespace that another one owns (a pod's
+            # network, say); before, root has it. Mounts come later: our files are needed until then.
+            plan.early_joins += [join for join in plan.joins if join[0] != CLONE_NEWNS]
+            plan.joins = [join for join in plan.joins if join[0] == CLONE_NEWNS]
         if plan.early_joins:
-            plan.early_joins.sort(key=lambda join: join[0] != CLONE_NEWUSER)
+            # root: the user namespace last. Others have their rights only in it: first.
+            plan.early_joins.sort(key=lambda join: (join[0] == CLONE_NEWUSER) != self.rootless)
             plan.first_flags, plan.second_flags = 0, new
         else:
             plan.first_flags = new
