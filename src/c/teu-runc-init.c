@@ -459,10 +459,21 @@ static int change_directory(void)
 	return 0;
 }
 
+/*
+ * Whether execve will be allowed, by the effective identity: CAP_DAC_OVERRIDE counts. A filter that
+ * is loaded already may know neither call: then execve itself has the word.
+ */
+static int executable(const char *path)
+{
+	long result = SYS(__NR_faccessat2, AT_FDCWD, path, 1, AT_EACCESS, 0);
+	if (result == -ENOSYS || result == -EPERM)
+		result = SYS(__NR_faccessat, AT_FDCWD, path, 1, 0, 0);
+	return result != -EACCES;
+}
+
 /* The program's path: argv[0] itself if it has a slash, else by PATH, as Go's LookPath and with its words. */
 static const char *find_program(void)
 {
-	/* by the effective identity: CAP_DAC_OVERRIDE counts, as it will for execve */
 	static char path[4200];
 	const char *name = in.argv[0], *search = "";
 	struct statx info;
@@ -484,8 +495,7 @@ static const char *find_program(void)
 		}
 		if ((info.stx_mode & S_IFMT) == S_IFDIR)
 			fail(EISDIR, "exec: \"", name, "\"");
-		result = SYS(__NR_faccessat2, AT_FDCWD, name, 1, AT_EACCESS, 0);
-		if (result < 0 || !(info.stx_mode & 0111))
+		if (!(info.stx_mode & 0111) || !executable(name))
 			fail(EACCES, "exec: \"", name, "\"");
 		return name;
 	}
@@ -509,7 +519,7 @@ static const char *find_program(void)
 			continue;
 		if ((info.stx_mode & S_IFMT) == S_IFDIR)
 			continue;
-		if (!(info.stx_mode & 0111) || SYS(__NR_faccessat2, AT_FDCWD, path, 1, AT_EACCESS, 0) < 0) {
+		if (!(info.stx_mode & 0111) || !executable(path)) {
 			denied = 1;
 			continue;
 		}

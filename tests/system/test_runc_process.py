@@ -565,3 +565,26 @@ def test_a_container_says_ready(bundle: Bundle, how: str) -> None:
         bundle.ok("delete", "--force", id)
         assert runner.wait(20) == (137 if how == "run" else 0)
         assert not (bundle.root / id).exists()
+
+
+def test_a_filter_that_knows_no_newer_calls(bundle: Bundle) -> None:
+    """Loaded early (without no-new-privileges), it must not keep us from finding the program."""
+    bundle.process["noNewPrivileges"] = False
+    names = ["faccessat2", "faccessat", "access"]
+    rule = {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
+    bundle.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+    assert bundle.says("echo fine") == "fine"
+
+
+def test_a_program_that_only_a_capability_makes_executable(bundle: Bundle) -> None:
+    program = bundle.rootfs / "bin/own"
+    program.write_bytes((bundle.rootfs / "bin/busybox").read_bytes())
+    program.chmod(0o744)
+    bundle.process["user"] = {"uid": 1000, "gid": 1000}
+    bundle.process["capabilities"] = {}
+    assert "permission denied" in bundle.refuses("/bin/own", "true")
+    capability = ["CAP_DAC_OVERRIDE"]
+    kinds = ("bounding", "effective", "inheritable", "permitted", "ambient")
+    bundle.process["capabilities"] = dict.fromkeys(kinds, capability)
+    done = bundle.run("/bin/own", "echo", "fine")
+    assert done.returncode in (0, 127) and "permission denied" not in done.stderr
