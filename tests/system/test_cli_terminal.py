@@ -178,3 +178,27 @@ def test_save_and_export_refuse_a_terminal(docker: peers.Dockerd) -> None:
     terminal = teu(docker, "save", "busybox")
     terminal.expect("cowardly refusing to save to a terminal")
     assert terminal.code() == 1
+
+
+def test_live_views_end_with_an_interrupt(docker: peers.Dockerd) -> None:
+    script = "while :; do echo line; sleep 0.1; done"
+    docker("run", "-d", "--name", "live", "busybox", "sh", "-c", script)
+    for argv, pattern in (
+        (["stats"], r"CPU %(.|\n)*live(.|\n)*CPU %(.|\n)*live"),
+        (["logs", "-f", "--tail", "2", "live"], r"(line\r\n){4}"),
+        (["attach", "--sig-proxy=false", "live"], r"(line\r\n){2}"),
+    ):
+        terminal = teu(docker, *argv)
+        terminal.expect(pattern)
+        terminal.type("\x03")
+        assert terminal.code() == 130
+    assert docker("inspect", "-f", "{{.State.Running}}", "live") == "true\n"
+    docker("rm", "-f", "live")
+
+
+def test_a_password_is_not_shown(docker: peers.Dockerd) -> None:
+    terminal = teu(docker, "login", "-u", "me", "127.0.0.1:1")
+    terminal.expect("Password: ")
+    terminal.type("secret\n")
+    assert terminal.code() == 1
+    assert b"secret" not in terminal.seen

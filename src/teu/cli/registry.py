@@ -201,16 +201,19 @@ def push_command(cli: Cli, options: Options, operands: list[str]) -> int:
 
 
 def ask(text: str, hidden: bool = False) -> str:
-    sys.stdout.write(text)
-    sys.stdout.flush()
     if not hidden:
+        sys.stdout.write(text)
+        sys.stdout.flush()
         return sys.stdin.readline().strip()
     import termios
 
     saved = termios.tcgetattr(0)
     silent = termios.tcgetattr(0)
     silent[3] &= ~termios.ECHO
+    # Before the prompt: a fast typist's password must not be shown either.
     termios.tcsetattr(0, termios.TCSADRAIN, silent)
+    sys.stdout.write(text)
+    sys.stdout.flush()
     try:
         return sys.stdin.readline().rstrip("\r\n")
     finally:
