@@ -31,8 +31,7 @@ JOURNAL_LINES = 60
 # In a VM without hardware acceleration, about ten times slower, run what only a VM can show, and of the rest
 # the whole way of a container; everything else runs in the namespace lab, or with TEU_VM=all here as well.
 VM_ONLY = {"apparmor", "cpu", "cpuset", "io", "memory", "pids", "vm"}
-VM_FILES = ("test_whole_picture.py", "test_whole_deaths.py", "test_whole_wires.py", "test_packages.py")
-VM_FILES += ("test_engine_containers.py", "test_runc_life_cycle.py", "test_containerd_ctr.py", "test_zz_purge.py")
+VM_FILES = ("test_whole_picture.py", "test_whole_deaths.py", "test_packages.py", "test_runc_life_cycle.py")
 
 
 @functools.cache
