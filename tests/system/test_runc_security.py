@@ -122,7 +122,19 @@ def test_no_descriptor_of_the_host_inside(bundle: Bundle) -> None:
 
 
 def test_a_created_container_holds_no_descriptor_of_the_host(bundle: Bundle) -> None:
-    id = bundle.created()
+    bundle.process["args"] = ["sleep", "1000"]
+    bundle.write()
+    id = bundle.new_id()
+    secret = os.open("/etc", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.set_inheritable(secret, True)
+        with bundle.output.open("w") as output:
+            words = [RUNC, "--root", str(bundle.root), "create", id]
+            subprocess.run(
+                words, cwd=bundle.folder, close_fds=False, stdout=output, stdin=subprocess.DEVNULL, check=True
+            )
+    finally:
+        os.close(secret)
     folder = Path(f"/proc/{bundle.pid(id)}/fd")
     held = {name.name: os.readlink(name) for name in folder.iterdir()}
     above = {number: target for number, target in held.items() if int(number) > 2}
@@ -234,13 +246,20 @@ def test_sysctl_through_a_forged_proc(bundle: Bundle) -> None:
 
 
 def test_masks_do_not_use_the_containers_null(bundle: Bundle) -> None:
-    """The image's /dev/null is a link to what an attacker would like to see bound over a masked path."""
+    """The container's /dev/null is a link to what an attacker would like to see bound over a masked path."""
+    bundle.config["mounts"] = [m for m in bundle.config["mounts"] if not m["destination"].startswith("/dev")]
+    own = bundle.folder / "own-dev"
+    own.mkdir()
+    (own / "null").symlink_to("/proc/sys/kernel/core_pattern")
+    bundle.mount("/dev", "bind", str(own), ["bind"])
+    bundle.linux["maskedPaths"] = ["/proc/uptime", "/proc/meminfo"]
+    assert bundle.says("stat -c '%t:%T' /proc/uptime /proc/meminfo").split() == ["1:3", "1:3"]
+
+
+def test_an_image_with_a_forged_null_gets_a_real_one(bundle: Bundle) -> None:
     bundle.config["mounts"] = [m for m in bundle.config["mounts"] if not m["destination"].startswith("/dev")]
     (bundle.rootfs / "dev/null").symlink_to("/proc/sys/kernel/core_pattern")
-    bundle.linux["maskedPaths"] = ["/proc/uptime", "/proc/meminfo"]
-    said = bundle.says("stat -c '%t:%T' /proc/uptime /proc/meminfo; stat -c '%t:%T %F' /dev/null")
-    assert said.split("\n")[:2] == ["1:3", "1:3"]
-    assert said.split("\n")[2].startswith("1:3 character")
+    assert bundle.says("stat -c '%t:%T %F' /dev/null") == "1:3 character special file"
 
 
 def test_a_folder_is_masked_by_an_empty_read_only_one(bundle: Bundle) -> None:
@@ -288,6 +307,21 @@ def test_no_inheritable_capabilities(bundle: Bundle) -> None:
 
 
 @pytest.mark.needs("strace")
+def test_the_last_step_begins_by_not_being_dumpable(bundle: Bundle) -> None:
+    """execve made it dumpable; where no identity changes, nothing but its first call undoes that."""
+    bundle.process["args"] = ["true"]
+    bundle.write()
+    log = bundle.folder / "trace"
+    words = ["strace", "-f", "-o", str(log), RUNC, "--root", str(bundle.root), "run", bundle.new_id()]
+    subprocess.run(words, cwd=bundle.folder, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    lines = log.read_text().splitlines()
+    begins = next(i for i, line in enumerate(lines) if "execveat(" in line and "teu-runc-init" in line)
+    pid = lines[begins].split()[0]
+    calls = [line.split(None, 1)[1] for line in lines[begins + 1 :] if line.split()[0] == pid]
+    calls = [call for call in calls if not call.startswith("<... execveat")]
+    assert calls[0].startswith("prctl(PR_SET_DUMPABLE, SUID_DUMP_DISABLE"), calls[0]
+
+
 def test_not_dumpable_before_execve(bundle: Bundle) -> None:
     """From the clone to the user's execve: /proc/PID belongs to root although ids may have changed."""
     bundle.process["user"] = {"uid": 1000, "gid": 1000}
