@@ -66,7 +66,7 @@ def address(tmp_path: Path) -> Iterator[str]:
             reply(b"x" * (frames.DATA_LENGTH_MAX + 1), None)
         elif method == "Shutdown":
             reply(b"", None)
-            loops[0].stop()
+            loops[0].after(0.05, loops[0].stop)  # the answer goes out first, as in the shim
         elif method != "Wait":
             reply(b"", StatusError(UNIMPLEMENTED, method))
 
