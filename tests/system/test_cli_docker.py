@@ -6,7 +6,6 @@ the program's name, and what differs by nature: IDs, times, the texts of help)."
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -391,17 +390,3 @@ def test_a_reader_that_goes_away_ends_the_output(docker: peers.Dockerd) -> None:
     for name in teu(docker, "ps", "-q", "--filter", "ancestor=busybox", "--no-trunc").split():
         if name != teu(docker, "inspect", "-f", "{{.Id}}", "web").strip():
             teu(docker, "rm", "-f", name)
-
-
-@pytest.mark.needs("fast")
-def test_no_slower_than_docker(docker: peers.Dockerd) -> None:
-    """The client's own time in `ps`, in turns with docker's; the printed figures are for the log."""
-    times: dict[str, list[float]] = {"docker": [], TEU: []}
-    for _ in range(10):
-        for program, taken in times.items():
-            started = time.perf_counter()
-            peers.run(program, *docker.client[1:], "ps")
-            taken.append(time.perf_counter() - started)
-    medians = {os.path.basename(name): sorted(taken)[5] for name, taken in times.items()}
-    print(", ".join(f"{name} ps: {value * 1000:.0f} ms" for name, value in medians.items()))
-    assert medians["teu"] < medians["docker"] * 1.5
