@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -301,6 +302,8 @@ def main() -> int:
     if unknown := set(only) - set(STAGES):
         parser.error(f"unknown stage {', '.join(unknown)}; choose from {', '.join(STAGES)}")
     RESULTS.mkdir(parents=True, exist_ok=True)
+    # A shell's background job starts with interrupts ignored, and so would everything that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.monotonic()
     wanted = [stage for stage in STAGES if not only or stage in only]
     if {"ns", "bookworm", "vm"} & set(wanted) and "deb" not in wanted:

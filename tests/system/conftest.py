@@ -87,6 +87,8 @@ def missing(need: str) -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marks."""
+    # Interrupts may have been ignored by who started us (a shell's background job): the tests' programs need them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "needs(*names): controllers, programs or features the test needs")
     config.addinivalue_line("markers", "timeout(seconds): the test's own limit")
 
