@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 
-from teu.runc import cgroups, hooks, kill, state
+from teu.runc import cgroups, kill, state
 from teu.runc.errors import NotFound, NotRunning, RuncError
 
 TYPE_CHECKING = False
@@ -115,6 +115,8 @@ def destroy(container: state.Container, status: str) -> None:
         with open(config, "rb", 0) as file:
             has_hooks = b'"hooks"' in file.read()
         if has_hooks:
+            from teu.runc import hooks
+
             hooks.run_all_and_warn(container.spec(), "poststop", container.state(state.STOPPED))
     _remove_folder(container.folder)
 

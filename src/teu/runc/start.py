@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 
-from teu.runc import hooks, state
+from teu.runc import state
 from teu.runc.errors import NotRunning, RuncError
 
 TYPE_CHECKING = False
@@ -49,7 +49,8 @@ def release(container: state.Container) -> None:
         kill.send(container, 9)
         raise RuncError("cannot start a container whose config.json has no process")
     spec = container.spec() if _has_hooks(container) else {}
-    for number, hook in enumerate((spec.get("hooks") or {}).get("startContainer") or ()):
+    kinds = spec.get("hooks") or {}
+    for number, hook in enumerate(kinds.get("startContainer") or ()):
         from teu.runc import exec as exec_command
 
         exec_command.run_hook(container, spec, hook, number)
@@ -65,6 +66,10 @@ def release(container: state.Container) -> None:
         os.write(fd, b"s")
     finally:
         os.close(fd)
+    if not kinds.get("poststart"):
+        return
+    from teu.runc import hooks
+
     try:
         hooks.run_all(spec, "poststart", container.state(state.RUNNING))
     except RuncError:
