@@ -364,3 +364,10 @@ def test_a_newer_record_is_refused_with_words(bundle: Bundle) -> None:
 def test_exec_while_created(bundle: Bundle) -> None:
     id = bundle.created()
     assert exec_in(bundle, id, "hostname") == "teu"
+
+
+def test_list_of_a_root_that_is_not_there(bundle: Bundle) -> None:
+    done = bundle.runc("list")
+    assert done.returncode == 1 and "no such file or directory" in done.stderr
+    bundle.root.mkdir()
+    assert bundle.ok("list", "-q") == ""

@@ -38,6 +38,7 @@ class Settings:
     """The global options, as parsed by teu.runc.main."""
 
     root = "/run/teu-runc"
+    root_given = False  # by --root, not by default
     systemd_cgroup = False
     debug = False
     log = ""

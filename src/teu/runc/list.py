@@ -56,6 +56,9 @@ def table(rows: list[list[str]]) -> str:
 def main(arguments: Arguments, settings: Settings) -> int:
     if arguments["format"] not in ("table", "json"):
         raise RuncError("invalid format option")
+    if settings.root_given and not os.path.isdir(settings.root):
+        # as runc: a default root that is not there yet is an empty one, a named one a mistake
+        raise RuncError(f"open {settings.root}: no such file or directory")
     containers = []
     for container in state.load_all(settings.root):
         try:

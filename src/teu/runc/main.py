@@ -86,6 +86,7 @@ def _run(argv: list[str]) -> int:
             return 0
         if "root" in options.given:
             settings.root = os.path.abspath(options["root"])
+            settings.root_given = True
             if settings.root == "/":
                 raise RuncError("Option --root argument should not be set to /")
         if options["help"] or not options.positional or options.positional[0] in ("help", "h"):
