@@ -623,8 +623,13 @@ void start_c(long *stack)
 	SYS(__NR_prctl, PR_SET_PDEATHSIG, 0, 0, 0, 0);
 	tell('R', 0);
 	await('f');
-	/* what goes wrong from here on is the container's own affair: its stderr says it */
-	SYS(__NR_close, in.sync, 0, 0, 0, 0);
+	/*
+	 * What goes wrong from here on is the container's own affair: its stderr says it. The one
+	 * by which we were told to go, socket or fifo, stays open until execve closes it: so teu-runc
+	 * knows that it has happened.
+	 */
+	if (in.fifo >= 0)
+		SYS(__NR_close, in.sync, 0, 0, 0, 0);
 	in.sync = -1;
 	if (in.fifo >= 0) {
 		char word;
@@ -634,7 +639,6 @@ void start_c(long *stack)
 		while (n == -EINTR);
 		if (n != 1)
 			leave(255);
-		SYS(__NR_close, in.fifo, 0, 0, 0, 0);
 	}
 	if (late)
 		load_seccomp();

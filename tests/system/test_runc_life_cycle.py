@@ -40,6 +40,22 @@ def test_states_in_order(bundle: Bundle) -> None:
     assert done.returncode == 1 and "container does not exist" in done.stderr
 
 
+def test_the_program_is_there_when_start_returns(bundle: Bundle, rounds: Callable[[int], int]) -> None:
+    for how in ("start", "run", "exec") * rounds(5):
+        if how == "start":
+            id = bundle.created()
+            bundle.ok("start", id)
+        else:
+            id = bundle.detached()
+        pid = bundle.pid(id)
+        if how == "exec":
+            bundle.leaving("exec", "-d", "--pid-file", "pid", id, "sleep", "999")
+            pid = int((bundle.folder / "pid").read_text())
+            (bundle.folder / "pid").unlink()
+        assert Path(f"/proc/{pid}/comm").read_text() == "sleep\n", how
+        bundle.ok("delete", "--force", id)
+
+
 def test_create_twice(bundle: Bundle) -> None:
     id = bundle.created()
     done = bundle.runc("create", id)

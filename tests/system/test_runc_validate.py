@@ -146,7 +146,6 @@ def test_features_have_runcs_shape(bundle: Bundle) -> None:
 
 def test_list(bundle: Bundle) -> None:
     bundle.root.mkdir(exist_ok=True)
-    bundle.root.mkdir(exist_ok=True)
     assert json.loads(bundle.ok("list", "-f", "json")) is None
     identifier = bundle.detached()
     pid = bundle.pid(identifier)

@@ -371,6 +371,7 @@ class Execution:
     def go(self) -> None:
         """Let it execute. If the kernel refuses, the process says so on its stderr and ends with 255."""
         self.sync.send(b"f")
+        receive(self.sync)  # its end closes by execve: nobody finds teu-runc-init there any more
         self.sync.close()
 
     def abort(self) -> None:

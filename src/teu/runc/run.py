@@ -7,6 +7,7 @@ import os
 
 from teu.linux.syscalls import PR_SET_CHILD_SUBREAPER, prctl
 from teu.runc import hooks, state
+from teu.runc.descriptors import receive
 from teu.runc.errors import RuncError, text_of
 from teu.runc.launch import LAUNCH_FLAGS, Launch
 
@@ -79,4 +80,5 @@ def _start(launch: Launch) -> None:
         exec_command.run_hook(launch.container, launch.spec, hook, number)
     launch.release()
     assert launch.sync is not None
+    receive(launch.sync)  # its end closes by execve
     launch.sync.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 
 from teu.runc import state
 from teu.runc.errors import NotRunning, RuncError
@@ -18,6 +19,8 @@ SUMMARY = "execute the user defined process in a created container"
 USAGE = "<container-id>"
 FLAGS: dict[str, tuple[str, str, object, str]] = {}
 ARGUMENTS = (1, 1)
+
+_EXECVE_WAIT = 10_000  # milliseconds; a seccomp agent may hold execve up
 
 
 def main(arguments: Arguments, settings: Settings) -> int:
@@ -64,6 +67,10 @@ def release(container: state.Container) -> None:
         # whoever takes the fifo away is the one who starts: a second start finds none
         os.unlink(container.fifo)
         os.write(fd, b"s")
+        # the process holds the other end until execve, so that no caller still finds teu-runc-init in it
+        poll = select.poll()
+        poll.register(fd, 0)
+        poll.poll(_EXECVE_WAIT)
     finally:
         os.close(fd)
     if not kinds.get("poststart"):
