@@ -19,6 +19,7 @@ import pytest
 import whole
 from whole import out, teu
 
+pytestmark = pytest.mark.timeout(600)
 Death = Callable[[], None]
 
 

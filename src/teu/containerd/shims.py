@@ -107,6 +107,7 @@ class Shim:
         self.exit_published = False
         # set with task.DeleteResponse when the shim is gone and cleaned up
         self.gone: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self.deletion: asyncio.Task[dict[str, Any]] | None = None  # the one under way
 
     async def call(self, method: str, request: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
         """A task method for this task; errors as this daemon's own."""
@@ -426,7 +427,21 @@ class Shims:
             del self._shims[(shim.namespace, shim.id)]
 
     async def delete(self, shim: Shim) -> dict[str, Any]:
-        """Delete a stopped task; task.DeleteResponse."""
+        """Delete a stopped task; task.DeleteResponse.
+
+        A deletion that has begun goes on to its end though its client leaves; another client's joins it."""
+        if shim.deletion is None:
+            shim.deletion = asyncio.get_running_loop().create_task(self._delete(shim))
+            shim.deletion.add_done_callback(lambda deletion: self._deleted(shim, deletion))
+        return await asyncio.shield(shim.deletion)
+
+    @staticmethod
+    def _deleted(shim: Shim, deletion: asyncio.Task[dict[str, Any]]) -> None:
+        shim.deletion = None
+        if not deletion.cancelled():
+            deletion.exception()  # told to those who wait; with nobody left, it is nobody's
+
+    async def _delete(self, shim: Shim) -> dict[str, Any]:
         if shim.gone.done():
             return await self._delete_gone(shim)
         try:
