@@ -32,6 +32,8 @@ JOURNAL_LINES = 60
 # the whole way of a container; everything else runs in the namespace lab, or with TEU_VM=all here as well.
 VM_ONLY = {"apparmor", "cpu", "cpuset", "io", "memory", "pids", "vm"}
 VM_FILES = ("test_whole_picture.py", "test_whole_deaths.py", "test_packages.py", "test_runc_life_cycle.py")
+# Minutes a test there.
+VM_TOO_SLOW = ("test_runc_peers_podman.py",)
 
 
 @functools.cache
@@ -105,7 +107,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for need in needs:
             if reason := missing(need):
                 item.add_marker(pytest.mark.skip(reason=reason))
-        if selective and not VM_ONLY & set(needs) and item.path.name not in VM_FILES:
+        wanted = item.path.name in VM_FILES or (VM_ONLY & set(needs) and item.path.name not in VM_TOO_SLOW)
+        if selective and not wanted:
             item.add_marker(pytest.mark.skip(reason="this VM is emulated: the namespace lab runs it"))
 
 

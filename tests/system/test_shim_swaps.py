@@ -13,6 +13,7 @@ from pathlib import Path
 import peers
 import pytest
 import taskhouse
+import whole
 from taskhouse import OWN_SHIM, REAL_SHIM, House, says
 
 pytestmark = pytest.mark.needs("systemd", "ctr")
@@ -63,7 +64,7 @@ def test_life(h: House) -> None:
     try:
         pid = h.start("l1", "sleep", "600")
         assert h.task("l1") == (pid, "RUNNING")
-        assert taskhouse.argv_of(pid)[0] == "sleep"
+        whole.eventually("the runtime has become the process", lambda: taskhouse.argv_of(pid)[:1] == ["sleep"])
         assert h.exec("l1", "e1", *says("inside")) == "inside\n"
         assert h.exec("l1", "e2", "sh", "-c", "cat; sleep 0.2; exit 3", stdin="fed", code=3) == "fed"
         pids = [int(line.split()[0]) for line in h.daemon("tasks", "ps", "l1").splitlines()[1:]]
