@@ -31,9 +31,11 @@ JOURNAL_LINES = 60
 # In a VM without hardware acceleration, about ten times slower, run what only a VM can show, and of the rest
 # the whole way of a container; everything else runs in the namespace lab, or with TEU_VM=all here as well.
 VM_ONLY = {"apparmor", "cpu", "cpuset", "io", "memory", "pids", "vm"}
-VM_FILES = ("test_whole_picture.py", "test_whole_deaths.py", "test_packages.py", "test_runc_life_cycle.py")
+VM_FILES = ("test_engine_containers.py", "test_runc_life_cycle.py", "test_containerd_ctr.py")
 # Minutes a test there.
 VM_TOO_SLOW = ("test_runc_peers_podman.py",)
+# Written for the VM, and not yet seen to pass in an emulated one: with TEU_VM=all they run there.
+VM_UNSEEN = ("test_runc_process.py", "test_runc_rootless_cgroups.py", "test_shim_alone.py")
 
 
 @functools.cache
@@ -107,7 +109,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for need in needs:
             if reason := missing(need):
                 item.add_marker(pytest.mark.skip(reason=reason))
-        wanted = item.path.name in VM_FILES or (VM_ONLY & set(needs) and item.path.name not in VM_TOO_SLOW)
+        wanted = item.path.name in VM_FILES or (VM_ONLY & set(needs) and item.path.name not in VM_TOO_SLOW + VM_UNSEEN)
         if selective and not wanted:
             item.add_marker(pytest.mark.skip(reason="this VM is emulated: the namespace lab runs it"))
 

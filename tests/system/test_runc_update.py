@@ -221,6 +221,7 @@ def test_it_ends_without_waiting_for_the_interval(bundle: Bundle) -> None:
 
 
 @pytest.mark.needs("memory")
+@pytest.mark.xfail(run=False, reason="known gap: in the emulated VM the event was not seen, and the test hung")
 def test_out_of_memory(bundle: Bundle) -> None:
     bundle.linux["resources"] = {"memory": {"limit": 24 << 20, "swap": 24 << 20}}
     script = "read x < /go; head -c 100000000 /dev/zero | tail > /dev/null; exec sleep 1000"
