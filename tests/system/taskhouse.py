@@ -38,8 +38,14 @@ class TeuContainerd(peers.Containerd):
         self.client = ["ctr", "--address", str(self.address)]
 
     def launch(self, extra: str = "") -> None:
+        """`extra` is a configuration (YAML) in place of the installed one."""
+        more = []
+        if extra:
+            config = self.run / "containerd.yaml"
+            config.write_text(extra)
+            more = ["--config", str(config)]
         self.start(
-            ["/usr/sbin/teu-containerd", "--root", str(self.state / "root"), "--state", str(self.run / "state"),
+            ["/usr/sbin/teu-containerd", *more, "--root", str(self.state / "root"), "--state", str(self.run / "state"),
              "--address", str(self.address), "--log-level", "info"],
             lambda: self.address.exists() and peers.run(*self.client, "version", code=0),
         )  # fmt: skip

@@ -177,8 +177,6 @@ class Exchange:
         """Tell an event that happened elsewhere, under its own namespace, topic and time."""
         validate_identifier(envelope.namespace)
         validate_topic(envelope.topic)
-        if not envelope.HasField("timestamp"):
-            raise InvalidArgument("timestamp must be set on forwarded event")
         if not envelope.HasField("event"):
             raise InvalidArgument("event must be set on forwarded event")
         self._distribute(envelope)

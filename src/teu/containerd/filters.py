@@ -88,33 +88,38 @@ class _Parser:
 
     def selector(self) -> Filter:
         path = [self.field()]
-        while self.peek() == ".":
+        while self.text[self.at : self.at + 1] == ".":
             self.at += 1
             path.append(self.field())
-        if self.peek() in ("", ","):
+        if self.text[self.at : self.at + 1] in ("", ","):
             return lambda adapt: adapt(path) is not None
         operator = self.take(_OPERATOR, 'an operator ("=="|"!="|"~=")')
         if operator not in ("==", "!=", "~="):
             raise self.fail(f'unsupported operator "{operator}"')
         quotes = '"/|' if operator == "~=" else '"'
-        value = self.quoted() if self.peek() and self.peek() in quotes else self.take(_VALUE, "value or quoted")
+        if self.peek() and self.peek() in quotes:
+            value = self.quoted()
+        elif self.peek() in ("/", "|"):
+            raise self.fail("invalid quote encountered")
+        else:
+            value = self.take(_VALUE, "value or quoted")
         if operator == "==":
             return lambda adapt: adapt(path) == value
         if operator == "!=":
             return lambda adapt: adapt(path) != value
         try:
             expression = re.compile(value)
-        except re.error as error:
-            raise self.fail(f"bad regular expression: {error}") from None
+        except re.error:
+            return lambda adapt: False  # containerd's answer: it matches nothing
         return lambda adapt: (found := adapt(path)) is not None and expression.search(found) is not None
 
     def parse(self) -> Filter:
         selectors = [self.selector()]
-        while self.peek() == ",":
+        while self.text[self.at : self.at + 1] == ",":  # directly: a blank after a value is an error to containerd
             self.at += 1
             selectors.append(self.selector())
-        if self.peek():
-            raise self.fail(f"unexpected input: {self.peek()}")
+        if self.at < len(self.text):
+            raise self.fail(f"unexpected input: {self.text[self.at]}")
         if len(selectors) == 1:
             return selectors[0]
         return lambda adapt: all(selector(adapt) for selector in selectors)

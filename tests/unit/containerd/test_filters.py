@@ -37,7 +37,7 @@ def adapt(path: list[str]) -> str | None:
         ('labels."with space"=="v w"', True),
         ("kind==active,labels.a==1", True),
         ("kind==active,labels.a==2", False),
-        ("kind==active , labels.a == 1", True),
+        ("kind==active, labels.a == 1", True),
         ('kind=="act\\x69ve"', True),
         ("name==docker.io/library/busybox:latest", True),
     ],
@@ -46,10 +46,17 @@ def test_holds(text: str, holds: bool) -> None:
     assert parse(text)(adapt) is holds
 
 
-@pytest.mark.parametrize("text", ["kind=active", "kind==", "==x", "kind==active,", 'kind=="x', "kind==a b", "n~=/(/"])
+@pytest.mark.parametrize(
+    "text",
+    ["kind=active", "kind==", "==x", "kind==active,", 'kind=="x', "kind==a b", "kind==active ,labels.a", "kind==/a/"],
+)
 def test_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match="filters: parse error"):
         parse(text)
+
+
+def test_a_bad_regular_expression_matches_nothing() -> None:
+    assert not parse("name~=/(/")(adapt)
 
 
 def test_any_of_many() -> None:

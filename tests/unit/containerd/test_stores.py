@@ -50,7 +50,10 @@ def test_namespaces(context: Context) -> None:
         store.create("a", {})
     with pytest.raises(InvalidArgument, match='identifier "b/c" must match'):
         store.create("b/c", {})
-    assert store.update("a", {"x": "", "y": "2"}, ["labels.x", "labels.y"]) == {"y": "2"}
+    store.update("a", {"x": "", "y": "2"}, ["labels.x", "labels.y"])
+    assert store.labels("a") == {"y": "2"}
+    with pytest.raises(InvalidArgument, match='cannot update "labels" field'):
+        store.update("a", {}, ["labels"])
     context.containers.create("a", container("c"))
     with pytest.raises(FailedPrecondition, match='namespace "a" must be empty, but it still has containers'):
         store.delete("a")
@@ -102,7 +105,7 @@ def test_container_masks(context: Context) -> None:
 
 @pytest.mark.parametrize(
     ("field", "words"),
-    [("id", "identifier must not be empty"), ("spec", "Spec must be set"), ("runtime", "Runtime.Name must be set"),
+    [("id", "identifier must not be empty"), ("runtime", "Runtime.Name must be set"),
      ("snapshotter", "Snapshotter must be set")],
 )  # fmt: skip
 def test_container_validation(context: Context, field: str, words: str) -> None:
@@ -143,7 +146,8 @@ def test_leases(context: Context) -> None:
     store.create("n", "l", {"a": "b"})
     with pytest.raises(AlreadyExists):
         store.create("n", "l", {})
-    for kind in ("content", "ingests", "images", "snapshots/overlayfs"):
+    store.add("n", "l", leases_pb2.Resource(type="content", id=f"sha256:{'0' * 64}"))
+    for kind in ("ingests", "images", "snapshots/overlayfs"):
         store.add("n", "l", leases_pb2.Resource(type=kind, id="r"))
     assert [one.type for one in store.resources("n", "l")] == ["content", "images", "ingests", "snapshots/overlayfs"]
     store.remove("n", "l", leases_pb2.Resource(type="images", id="r"))
@@ -152,6 +156,8 @@ def test_leases(context: Context) -> None:
         store.add("n", "l", leases_pb2.Resource(type="tasks", id="r"))
     with pytest.raises(InvalidArgument):
         store.add("n", "l", leases_pb2.Resource(type="snapshots", id="r"))
+    with pytest.raises(InvalidArgument, match="invalid content resource id"):
+        store.add("n", "l", leases_pb2.Resource(type="content", id="r"))
     assert [one.id for one in store.find("n", ["labels.a==b"])] == ["l"] and not store.find("other")
     store.delete("n", "l")
     with pytest.raises(NotFound):

@@ -13,10 +13,11 @@ from google.protobuf import empty_pb2
 
 from teu.api.services.content.v1 import content_pb2
 from teu.containerd.context import Context
-from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound, OutOfRange
+from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound, OutOfRange, Unknown
 from teu.containerd.rpc import Call, Server, quick
-from teu.containerd.stores.content import Writer, parse_digest
+from teu.containerd.stores.content import Writer
 from teu.containerd.stores.database import set_timestamp
+from teu.containerd.stores.digests import parse_digest
 
 _BATCH = 100
 _READ = 1 << 20
@@ -98,6 +99,8 @@ class Content:
                     yield session.answer(request)
                 if commit:
                     return
+            if session is None:
+                raise Unknown("EOF")
         finally:
             if session is not None:
                 session.writer.close()
@@ -114,8 +117,6 @@ class _WriteSession:
         self._ref = first.ref
         self._total = max(first.total, 0)
         self._expected = first.expected
-        if self._expected:
-            parse_digest(self._expected)
         self.writer: Writer = store.writer(
             namespace, first.ref, total=self._total, expected=first.expected, lease=lease
         )
@@ -129,15 +130,17 @@ class _WriteSession:
         writer = self.writer
         response = content_pb2.WriteContentResponse(action=request.action, offset=writer.offset)
         if request.expected:
-            self._expected = parse_digest(request.expected)
+            self._expected = request.expected
             self._refuse_existing(request.expected)
         if request.total > 0:
             self._total = request.total
         if request.action == content_pb2.STAT:
-            response.total = self._total or writer.total
+            response.total = self._total
             set_timestamp(response.started_at, writer.started)
             set_timestamp(response.updated_at, writer.updated)
             response.digest = writer.digest
+            return response
+        if request.action not in (content_pb2.WRITE, content_pb2.COMMIT):
             return response
         if request.offset > 0 and request.offset != writer.offset:
             raise OutOfRange(f"write @{request.offset} must occur at current offset {writer.offset}")
@@ -146,9 +149,10 @@ class _WriteSession:
         if request.data:
             writer.write(request.data)
         response.offset = writer.offset
+        response.digest = writer.digest  # a Go client knows its writer's digest from here
         if request.action == content_pb2.COMMIT:
             response.digest = writer.commit(self._total, self._expected, dict(request.labels))
-            response.total = self._total or response.offset
+            response.total = self._total
         return response
 
     def _refuse_existing(self, digest: str) -> None:

@@ -13,7 +13,7 @@ from teu.api.types import descriptor_pb2
 from teu.containerd.context import Context
 from teu.containerd.errors import AlreadyExists, NotFound, Unimplemented
 from teu.containerd.rpc import Call, Server
-from teu.containerd.stores.content import parse_digest
+from teu.containerd.stores.digests import is_digest
 
 UNCOMPRESSED_LABEL = "containerd.io/uncompressed"
 TAR = "application/vnd.oci.image.layer.v1.tar"
@@ -38,15 +38,19 @@ class Diff:
         self._layers = context.layers
 
     def Apply(self, request: Any, call: Call) -> Any:
-        kind = request.diff.media_type
-        if (kind and not kind.startswith(_APPLIED)) or "encrypted" in kind:
-            raise Unimplemented(f"unsupported layer media type: {kind}")
-        digest = parse_digest(request.diff.digest)
+        kind, digest = request.diff.media_type, request.diff.digest
+        if not is_digest(digest):
+            raise NotFound(f"content digest {digest}")
         blob = self._content.open(call.namespace, digest)
         try:
-            answer = self._layers.apply(blob, digest, request.mounts, sync=request.sync_fs, cancelled=call.cancelled)
+            return self._apply(blob, digest, kind, request, call)
         finally:
             os.close(blob)
+
+    def _apply(self, blob: int, digest: str, kind: str, request: Any, call: Call) -> Any:
+        if (kind and not kind.startswith(_APPLIED)) or "encrypted" in kind:
+            raise Unimplemented(f"unsupported layer media type: {kind}")
+        answer = self._layers.apply(blob, digest, request.mounts, sync=request.sync_fs, cancelled=call.cancelled)
         applied = descriptor_pb2.Descriptor(media_type=TAR, digest=answer["digest"], size=answer["size"])
         return diff_pb2.ApplyResponse(applied=applied)
 
@@ -70,7 +74,9 @@ class Diff:
                         self._content.abort(namespace, ref)
                 raise
             digest, size = writer.digest, writer.offset
-            labels = {**request.labels, UNCOMPRESSED_LABEL: answer["digest"]}
+            labels = dict(request.labels)
+            if compression:
+                labels[UNCOMPRESSED_LABEL] = answer["digest"]
             with suppress(AlreadyExists):
                 writer.commit(size, digest, labels)
         made = descriptor_pb2.Descriptor(media_type=kind, digest=digest, size=size)

@@ -35,10 +35,8 @@ class Namespaces:
 
     def Update(self, request: Any, call: Call) -> Any:
         wanted = request.namespace
-        labels = self._store.update(wanted.name, dict(wanted.labels), list(request.update_mask.paths))
-        return namespace_pb2.UpdateNamespaceResponse(
-            namespace=namespace_pb2.Namespace(name=wanted.name, labels=labels)
-        )
+        self._store.update(wanted.name, dict(wanted.labels), list(request.update_mask.paths))
+        return namespace_pb2.UpdateNamespaceResponse()  # containerd's is empty, too
 
     def Delete(self, request: Any, call: Call) -> Any:
         self._store.delete(request.name)

@@ -139,8 +139,8 @@ class Tasks:
     async def Exec(self, request: Any, call: Call) -> Any:
         if not request.exec_id:
             raise errors.InvalidArgument("exec id cannot be empty")
-        validate_identifier(request.exec_id)
         shim = self._shim(call.namespace, request.container_id)
+        validate_identifier(request.exec_id)
         await shim.call("Exec", {
             "exec_id": request.exec_id, "terminal": request.terminal, "stdin": request.stdin,
             "stdout": request.stdout, "stderr": request.stderr, "spec": _any(request.spec)})

@@ -13,7 +13,7 @@ from google.protobuf import empty_pb2
 from teu.api.services.transfer.v1 import transfer_pb2
 from teu.api.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
 from teu.containerd.context import Context
-from teu.containerd.errors import Error, InvalidArgument, NotFound, Unimplemented
+from teu.containerd.errors import Error, NotFound, Unimplemented
 from teu.containerd.events import decode
 from teu.containerd.rpc import Call, Server
 from teu.containerd.transfer import archives, registry
@@ -47,7 +47,7 @@ class Transfer:
         source, destination = decode(request.source), decode(request.destination)
         if source is None or destination is None:
             unknown = request.source if source is None else request.destination
-            raise InvalidArgument(f"unknown kind of source or destination: {unknown.type_url}")
+            raise Unimplemented(f"method Transfer not implemented for {unknown.type_url or 'a request without type'}")
         move = _MOVES.get((type(source), type(destination)))
         if move is None:
             raise Unimplemented(

@@ -12,7 +12,7 @@ from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound
 from teu.containerd.events import Exchange
 from teu.containerd.filters import in_map, parse_all, present
 from teu.containerd.rpc import validate_identifier
-from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_timestamp
+from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_labels, set_timestamp
 
 _COLUMNS = "id, labels, image, snapshotter, snapshot_key, sandbox, record, created, updated"
 
@@ -30,7 +30,8 @@ def _from_row(row: Any) -> Any:
 def _record(container: Any) -> bytes:
     record = containers_pb2.Container()
     record.runtime.CopyFrom(container.runtime)
-    record.spec.CopyFrom(container.spec)
+    if container.HasField("spec"):  # a client may give it later: the task needs it, not the record
+        record.spec.CopyFrom(container.spec)
     for key, value in container.extensions.items():
         record.extensions[key].CopyFrom(value)
     return bytes(record.SerializeToString(deterministic=True))
@@ -42,8 +43,6 @@ def _validate(container: Any) -> None:
         raise InvalidArgument("container.Extension keys must not be zero-length")
     if not container.runtime.name:
         raise InvalidArgument("container.Runtime.Name must be set")
-    if not container.HasField("spec"):
-        raise InvalidArgument("container.Spec must be set")
     if container.snapshot_key and not container.snapshotter:
         raise InvalidArgument("container.Snapshotter must be set if container.SnapshotKey is set")
 
@@ -96,6 +95,7 @@ class Containers:
                 (namespace, container.id, dump_labels(container.labels), container.image, container.snapshotter,
                  container.snapshot_key, container.sandbox, _record(container), stamp, stamp),
             )  # fmt: skip
+        set_labels(container.labels, dict(container.labels))
         set_timestamp(container.created_at, stamp)
         set_timestamp(container.updated_at, stamp)
         event = container_events.ContainerCreate(id=container.id, image=container.image)
@@ -152,12 +152,11 @@ def _apply(updated: Any, wanted: Any, path: str) -> None:
     head, _, key = path.partition(".")
     match head, bool(key):
         case "labels", True:
-            updated.labels[key] = wanted.labels[key]
+            set_labels(updated.labels, wanted.labels, key)
         case "extensions", True:
             updated.extensions[key].CopyFrom(wanted.extensions[key])
         case "labels", False:
-            updated.labels.clear()
-            updated.labels.update(wanted.labels)
+            set_labels(updated.labels, wanted.labels)
         case "extensions", False:
             updated.extensions.clear()
             for name, value in wanted.extensions.items():

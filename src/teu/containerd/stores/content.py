@@ -18,7 +18,6 @@ import ctypes
 import hashlib
 import logging
 import os
-import re
 import shutil
 import threading
 import time
@@ -31,6 +30,7 @@ from teu.containerd.errors import AlreadyExists, FailedPrecondition, InvalidArgu
 from teu.containerd.events import Exchange
 from teu.containerd.filters import in_map, parse_all
 from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_timestamp
+from teu.containerd.stores.digests import is_digest
 from teu.containerd.stores.leases import Leases
 
 SYNC_FILE_RANGE_WRITE = 2
@@ -41,21 +41,6 @@ log = logging.getLogger("teu.containerd.content")
 CHUNK = 1 << 20
 UNLEASED_INGEST_NANOSECONDS = 24 * 3600 * 1_000_000_000
 FLUSH_EVERY = 32 << 20  # bytes: begin writing back early, so that the commit's fsync is short
-
-_DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[a-zA-Z0-9=_-]+")
-_LENGTHS = {"sha256": 64, "sha384": 96, "sha512": 128}
-
-
-def parse_digest(text: str) -> str:
-    """The digest as it is, if it is one."""
-    algorithm, _, encoded = text.partition(":")
-    if not _DIGEST.fullmatch(text):
-        raise InvalidArgument(f"{text}: invalid checksum digest format")
-    if algorithm not in _LENGTHS:
-        raise InvalidArgument(f"{text}: unsupported digest algorithm")
-    if not re.fullmatch(rf"[0-9a-f]{{{_LENGTHS[algorithm]}}}", encoded):
-        raise InvalidArgument(f"{text}: invalid checksum digest length")
-    return text
 
 
 def fsync_directory(path: str) -> None:
@@ -78,8 +63,6 @@ def _adaptor(info: Any) -> Any:
         match path[0]:
             case "digest":
                 return str(info.digest)
-            case "size":
-                return str(info.size)
             case "labels":
                 return in_map(path[1:], info.labels)
         return None
@@ -246,17 +229,25 @@ class Content:
                     self._writers[id] = time.time()
                 if shared:
                     execute("UPDATE ingests SET expected = ?, total = ? WHERE id = ?", (expected, total, id))
+                another = not shared and bool(total and known_total and total != known_total)
+                if another:  # a new thing under an old name: what arrived is none of it
+                    execute("UPDATE ingests SET expected = '', total = ? WHERE id = ?", (total, id))
         if exists:
             raise AlreadyExists(f"content {expected}")
         try:
-            return Writer(self, namespace, ref, id, total or known_total, expected if shared else "", started, lease)
+            writer = Writer(self, namespace, ref, id, total or known_total, expected if shared else "", started, lease)
+            if another:
+                writer.truncate()
+            return writer
         except BaseException:
             self.unlock(id)
             raise
 
     def _size_on_disk(self, digest: str) -> int | None:
+        if not is_digest(digest):
+            return None
         try:
-            return os.stat(self.path(parse_digest(digest))).st_size
+            return os.stat(self.path(digest)).st_size
         except FileNotFoundError:
             return None
 

@@ -112,9 +112,23 @@ def validate_labels(labels: dict[str, str]) -> None:
             )
 
 
-def dump_labels(labels: Any) -> str:
-    plain = dict(labels)
-    validate_labels(plain)
+def set_labels(kept: Any, wanted: Any, key: str = "") -> None:
+    """Change a map of labels as a field mask says: the one `key`, or all. An empty value is none."""
+    if key:
+        if wanted.get(key):
+            kept[key] = wanted[key]
+        else:
+            kept.pop(key, None)
+        return
+    kept.clear()
+    kept.update({name: value for name, value in wanted.items() if value})
+
+
+def dump_labels(labels: Any, *, limited: bool = True) -> str:
+    """For a column. Without `limited` of any size, as containerd takes the labels of leases and sandboxes."""
+    plain = {key: value for key, value in labels.items() if value}
+    if limited:
+        validate_labels(plain)
     return json.dumps(plain, separators=(",", ":"), sort_keys=True)
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +12,11 @@ from teu.api.types import descriptor_pb2
 from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound
 from teu.containerd.events import Exchange
 from teu.containerd.filters import in_map, parse_all, present
-from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_timestamp
+from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_labels, set_timestamp
+from teu.containerd.stores.digests import is_digest
 from teu.containerd.stores.leases import EXPIRE_LABEL, Leases
 
 _COLUMNS = "name, labels, record, created, updated"
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
 
 
 def _from_row(row: Any) -> Any:
@@ -31,7 +30,7 @@ def _from_row(row: Any) -> Any:
 def _validate(image: Any) -> None:
     if not image.name:
         raise InvalidArgument("image name must not be empty")
-    if not _DIGEST.fullmatch(image.target.digest):
+    if not is_digest(image.target.digest):
         raise InvalidArgument(f'target.Digest "{image.target.digest}" invalid: invalid checksum digest format')
     if image.target.size <= 0:
         raise InvalidArgument("target.Size must be greater than zero")
@@ -140,12 +139,11 @@ def _apply(updated: Any, wanted: Any, path: str) -> None:
     head, _, key = path.partition(".")
     match head, bool(key):
         case "labels", True:
-            updated.labels[key] = wanted.labels[key]
+            set_labels(updated.labels, wanted.labels, key)
         case "annotations", True:
             updated.target.annotations[key] = wanted.target.annotations[key]
         case "labels", False:
-            updated.labels.clear()
-            updated.labels.update(wanted.labels)
+            set_labels(updated.labels, wanted.labels)
         case "target", False:
             updated.target.CopyFrom(wanted.target)
         case "annotations", False:

@@ -14,6 +14,7 @@ from teu.api.services.leases.v1 import leases_pb2
 from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
 from teu.containerd.filters import in_map, parse_all, present
 from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_timestamp
+from teu.containerd.stores.digests import is_digest
 
 EXPIRE_LABEL = "containerd.io/gc.expire"
 
@@ -26,14 +27,20 @@ def _from_row(row: Any) -> Any:
 
 def _resource_type(resource: Any) -> str:
     kind = str(resource.type)
-    head, _, snapshotter = kind.partition("/")
-    if kind in ("content", "ingests", "images") or (head == "snapshots" and snapshotter):
-        if not resource.id:
-            raise InvalidArgument(f"invalid resource id of type {kind}")
-        return kind
-    if head == "snapshots":
-        raise InvalidArgument(f'invalid snapshot resource type "{kind}"')
-    raise Unimplemented(f'resource type "{kind}" not supported yet')
+    head, *rest = kind.split("/")
+    if head in ("content", "ingests", "images"):
+        if rest:
+            raise InvalidArgument(f"invalid resource type {kind}")
+        if head == "content" and not is_digest(resource.id):
+            raise InvalidArgument(f"invalid content resource id {resource.id}: invalid checksum digest format")
+    elif head == "snapshots":
+        if len(rest) != 1 or not rest[0]:
+            raise InvalidArgument(f"invalid snapshot resource type {kind}")
+    else:
+        raise Unimplemented(f"resource type {kind} not supported yet")
+    if not resource.id:
+        raise InvalidArgument(f"invalid resource id of type {kind}")
+    return kind
 
 
 class Leases:
@@ -43,13 +50,13 @@ class Leases:
     def create(self, namespace: str, id: str, labels: dict[str, str]) -> Any:
         if not id:
             raise InvalidArgument("lease id must be provided")
-        stamp = now()
+        stamp, encoded = now(), dump_labels(labels, limited=False)
         with self._database.transaction() as execute:
             self._database.ensure_namespace(namespace)
             if execute("SELECT 1 FROM leases WHERE namespace = ? AND id = ?", (namespace, id)).fetchone():
                 raise AlreadyExists(f'lease "{id}"')
-            execute("INSERT INTO leases VALUES (?, ?, ?, ?)", (namespace, id, dump_labels(labels), stamp))
-        return _from_row((id, dump_labels(labels), stamp))
+            execute("INSERT INTO leases VALUES (?, ?, ?, ?)", (namespace, id, encoded, stamp))
+        return _from_row((id, encoded, stamp))
 
     def delete(self, namespace: str, id: str) -> None:
         with self._database.transaction() as execute:

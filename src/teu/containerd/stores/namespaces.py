@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from teu.api.events import namespace_pb2 as namespace_events
-from teu.containerd.errors import AlreadyExists, FailedPrecondition, NotFound
+from teu.containerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from teu.containerd.events import Exchange
 from teu.containerd.rpc import validate_identifier
-from teu.containerd.stores.database import Database, dump_labels, load_labels
+from teu.containerd.stores.database import Database, dump_labels, load_labels, set_labels
 
 
 class Namespaces:
@@ -32,22 +32,20 @@ class Namespaces:
             execute("INSERT INTO namespaces VALUES (?, ?)", (name, dump_labels(labels)))
         self._events.publish(name, "/namespaces/create", namespace_events.NamespaceCreate(name=name, labels=labels))
 
-    def update(self, name: str, labels: dict[str, str], paths: list[str]) -> dict[str, str]:
+    def update(self, name: str, labels: dict[str, str], paths: list[str]) -> None:
         """Without paths all labels are replaced; an empty value removes one."""
+        for path in paths:
+            if not path.startswith("labels."):
+                raise InvalidArgument(f'cannot update "{path}" field')
         validate_identifier(name)
         with self._database.transaction() as execute:
             self._database.ensure_namespace(name)
             row = execute("SELECT labels FROM namespaces WHERE name = ?", (name,)).fetchone()
             current = load_labels(row[0])
-            named = [path[len("labels.") :] for path in paths if path.startswith("labels.")]
-            if not paths or "labels" in paths:
-                current = dict(labels)
-            for key in named:
-                current[key] = labels.get(key, "")
-            current = {key: value for key, value in current.items() if value}
+            for path in paths or ("labels",):
+                set_labels(current, labels, path.partition(".")[2])
             execute("UPDATE namespaces SET labels = ? WHERE name = ?", (dump_labels(current), name))
-        self._events.publish(name, "/namespaces/update", namespace_events.NamespaceUpdate(name=name, labels=current))
-        return current
+        self._events.publish(name, "/namespaces/update", namespace_events.NamespaceUpdate(name=name, labels=labels))
 
     def delete(self, name: str) -> None:
         with self._database.transaction() as execute:

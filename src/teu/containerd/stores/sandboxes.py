@@ -10,7 +10,7 @@ from teu.api.types import sandbox_pb2
 from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound
 from teu.containerd.filters import in_map, parse_all
 from teu.containerd.rpc import validate_identifier
-from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_timestamp
+from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_labels, set_timestamp
 
 _COLUMNS = "id, labels, record, created, updated"
 
@@ -73,19 +73,22 @@ class Sandboxes:
                 raise AlreadyExists(f'sandbox "{sandbox.sandbox_id}"')
             execute(
                 f"INSERT INTO sandboxes (namespace, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",
-                (namespace, sandbox.sandbox_id, dump_labels(sandbox.labels), _record(sandbox), stamp, stamp),
-            )
+                (namespace, sandbox.sandbox_id, dump_labels(sandbox.labels, limited=False), _record(sandbox),
+                 stamp, stamp),
+            )  # fmt: skip
         return self.get(namespace, sandbox.sandbox_id)
 
     def update(self, namespace: str, wanted: Any, paths: Sequence[str]) -> Any:
         with self._database.transaction() as execute:
             updated = self.get(namespace, wanted.sandbox_id)
+            if not paths and wanted.runtime.name != updated.runtime.name:
+                raise InvalidArgument("sandbox.Runtime.Name field is immutable")
             for path in paths or ("labels", "extensions", "spec", "runtime"):
                 _apply(updated, wanted, path)
             _validate(updated)
             execute(
                 "UPDATE sandboxes SET labels = ?, record = ?, updated = ? WHERE namespace = ? AND id = ?",
-                (dump_labels(updated.labels), _record(updated), now(), namespace, wanted.sandbox_id),
+                (dump_labels(updated.labels, limited=False), _record(updated), now(), namespace, wanted.sandbox_id),
             )
         return self.get(namespace, wanted.sandbox_id)
 
@@ -100,12 +103,11 @@ def _apply(updated: Any, wanted: Any, path: str) -> None:
     head, _, key = path.partition(".")
     match head, bool(key):
         case "labels", True:
-            updated.labels[key] = wanted.labels[key]
+            set_labels(updated.labels, wanted.labels, key)
         case "extensions", True:
             updated.extensions[key].CopyFrom(wanted.extensions[key])
         case "labels", False:
-            updated.labels.clear()
-            updated.labels.update(wanted.labels)
+            set_labels(updated.labels, wanted.labels)
         case "extensions", False:
             updated.extensions.clear()
             for name, value in wanted.extensions.items():
