@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from measure import Row, run, table, turns
+from measure import Row, rollup, run, table, turns
 
 IMAGE = "busybox:latest"
 REGISTRY_PORT = 5055
@@ -98,14 +98,6 @@ def bench_exec(rounds: int) -> Iterator[Row]:
     yield turns("ps", {w: (lambda _i, c=c: run([*c, "ps"])) for w, c in ENGINES.items()}, rounds)
     yield turns("inspect", {w: (lambda _i, c=c: run([*c, "inspect", "target"])) for w, c in ENGINES.items()}, rounds)
     remove_all()
-
-
-def rollup(pid: int, key: str) -> float:
-    """One field of smaps_rollup, in KiB."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return float(line.split()[1])
-    raise RuntimeError(f"no {key} for process {pid}")
 
 
 def pids_named(word: str) -> list[int]:

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 Job = Callable[[int], object]
 
@@ -56,6 +57,14 @@ def turns(name: str, jobs: Mapping[str, Job], rounds: int, warmup: int = 1, per:
             if index >= warmup:
                 row.samples[who].append(spent * 1000 / per)
     return row
+
+
+def rollup(pid: int, key: str) -> float:
+    """One field of smaps_rollup, in KiB."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return float(line.split()[1])
+    raise RuntimeError(f"no {key} for process {pid}")
 
 
 def table(rows: Sequence[Row]) -> str:
