@@ -24,6 +24,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -130,6 +131,33 @@ def bench_memory() -> Iterator[Row]:
         row.samples["teu"] = [sum(rollup(p, "Rss") for p in pids_named(ours)[:1]) / 1024]
         row.samples["docker"] = [sum(rollup(p, "Rss") for p in pids_named(theirs)[:1]) / 1024]
         yield row
+    remove_all()
+
+
+def bench_tasks(rounds: int) -> Iterator[Row]:
+    import tasks
+
+    yield from tasks.life(rounds)
+
+
+def bench_crowd() -> Iterator[Row]:
+    """How the daemons grow with the number of containers, and the engines' `ps` with 400."""
+    import tasks
+
+    yield from tasks.crowd()
+    row = Row("ps with 400 running", "ms", {who: [] for who in ENGINES})
+    with ThreadPoolExecutor(10) as pool:
+        for cmd in ENGINES.values():
+            argv = [*cmd, "run", "-d", "--network", "none", "--log-driver", "json-file", IMAGE, "sleep", "3600"]
+            list(pool.map(run, [argv] * 400))
+    settle()
+    for _ in range(9):
+        for who, cmd in ENGINES.items():
+            begin = time.perf_counter()
+            if len(run([*cmd, "ps", "-q"]).split()) != 400:
+                raise RuntimeError(f"{who} does not show 400 containers")
+            row.samples[who].append((time.perf_counter() - begin) * 1000)
+    yield row
     remove_all()
 
 
@@ -298,7 +326,8 @@ def head() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", default="", help="comma-separated: run,detached,exec,memory,logs,pull,wake,runtime")
+    parser.add_argument("--only", default="",
+                        help="comma-separated: run,detached,exec,memory,tasks,crowd,logs,pull,wake,runtime")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     start_docker()
@@ -306,7 +335,8 @@ def main() -> int:
     n = options.rounds
     groups = {
         "run": lambda: bench_run(n), "detached": lambda: bench_detached(n), "exec": lambda: bench_exec(n),
-        "memory": bench_memory, "logs": lambda: bench_logs(200, 3), "pull": lambda: bench_pull(3),
+        "memory": bench_memory, "tasks": lambda: bench_tasks(n), "crowd": bench_crowd,
+        "logs": lambda: bench_logs(200, 3), "pull": lambda: bench_pull(3),
         "wake": lambda: bench_wake(5), "runtime": lambda: bench_runtime(n),
     }
     wanted = [w for w in options.only.split(",") if w] or list(groups)

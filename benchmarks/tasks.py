@@ -4,7 +4,8 @@
 
     python3 benchmarks/tasks.py [--rounds 30] [--only life,crowd]
 
-`./dev bench` calls `life` and `crowd`; both daemons must be running.  One client for both, so what differs is the daemon.
+`./dev bench` calls `life` and `crowd`; both daemons must be running.  One client works both, so that only the daemons
+differ.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import grpc
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from measure import Row, rollup, table, turns
 from runtimes import bundle, config
+
 from teu.api.services.containers.v1 import containers_pb2, containers_pb2_grpc
 from teu.api.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
 

@@ -183,8 +183,15 @@ def test_no_leak(rounds: Callable[[int], int]) -> None:
             client.close()
             await client.closed.wait()
 
+        def settled() -> dict[str, object] | None:
+            """The shim notices a moment later that the connection is closed."""
+            first = holdings()
+            time.sleep(0.3)
+            return first if first == holdings() and first["children"] == [pid] else None
+
         asyncio.run(execs(0, 20))
-        before, memory = holdings(), memory_of([shim])
+        before = peers.wait_until(settled, "the shim to have nothing to do")
+        memory = memory_of([shim])
         count = rounds(200)
         asyncio.run(execs(100, count))
         peers.wait_until(lambda: holdings() == before, "the shim holds what it held before", 10)

@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,35 +91,51 @@ def test_journal_and_logs_show_the_same_lines() -> None:
 
 
 def test_the_runtime_ran_with_the_runc_command_line(tmp_path: Path) -> None:
-    """exec is traced in everything that teu-containerd's service holds, and what it forks."""
+    """exec is traced in everything that teu-containerd's service holds, and what it forks; a process that ends is held
+    up for a moment, so that the command lines of those which are there for a millisecond are seen as well."""
     out("teu", "version")
     pids = whole.procs(whole.CGROUPS / whole.show("teu-containerd.service", "ControlGroup").lstrip("/"))
     trace = tmp_path / "exec.strace"
     tracer = subprocess.Popen(
-        ["strace", "-f", "-qq", "-s", "4096", "-e", "trace=execve,execveat", "-o", str(trace),
-         *(f"-p{p}" for p in pids)]
+        ["strace", "-f", "-qq", "-s", "4096", "-e", "trace=execve,execveat,exit_group",
+         "-e", "inject=exit_group:delay_enter=500000", "-o", str(trace), *(f"-p{p}" for p in pids)]
     )
+    seen: dict[int, list[str]] = {}
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.02):
+            seen.update(whole.processes("teu-runc"))
+
+    looker = threading.Thread(target=look)
     try:
         whole.eventually("strace has attached", lambda: all(
             "TracerPid:\t0\n" not in Path(f"/proc/{p}/status").read_text() for p in pids))
+        looker.start()
         ident = whole.run_detached("traced", "sleep", "600")
         teu("rm", "-f", "traced")
     finally:
+        over.set()
         tracer.send_signal(signal.SIGINT)
         tracer.wait()
-    verbs = []
+        if looker.ident:
+            looker.join()
+    executed = []
     for line in trace.read_text().splitlines():
         if "execve" not in line or "= 0" not in line:
             continue
         words = re.findall(r'"((?:[^"\\]|\\.)*)"', line)
         names = [w.rpartition("/")[2] for w in words]
         if "teu-runc" in names[:4]:
-            args = words[names.index("teu-runc") + 1:]
-            assert "--root" in args or any(a.startswith("--root=") for a in args), args
-            assert ident in args[-2:], args  # kill has the signal behind it
-            verbs += [a for a in args if a in ("create", "start", "kill", "delete")]
-    assert verbs[:2] == ["create", "start"], verbs
-    assert "delete" in verbs
+            executed.append(words[names.index("teu-runc") + 1:])
+    verbs = []
+    for args in executed + list(seen.values()):
+        assert "--root" in args or any(a.startswith("--root=") for a in args), args
+        assert ident in args[-2:], args  # kill has the signal behind it
+        verbs.append([a for a in args if a in ("create", "start", "kill", "delete")])
+    assert ["create"] in verbs[:len(executed)], "it ran as a program of its own"
+    for verb in ("create", "start", "delete"):
+        assert [verb] in verbs, verbs
 
 
 def test_stop_of_the_scope_stops_the_container_gracefully() -> None:

@@ -3,12 +3,18 @@
 
 Global options as runc's: --root, --log, --log-format json, --systemd-cgroup.  What a failed run says
 is read from its log, where the reason stands, and else from its standard error.
+
+A runtime that is a Python program and says so in a line `# loadable: COMMAND ...` is loaded once by the zygote (see
+bin/teu-runc).  Those commands are then run by a fork of the shim that takes the runtime's name and command line: it
+spares the start of an interpreter, which is most of what a short command costs.  Everything else is executed.
 """
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +31,8 @@ PLAIN_BINARIES = (DEFAULT_BINARY, "runc", "crun")
 _RESET_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD]
 
 STDERR_MAX = 64 << 10
+
+_LOADABLE = b"\n# loadable: "
 
 # What holds our own runtime back when it was started ahead of time (see teu-runc's main).
 HOLD_VARIABLE = "TEU_RUNC_HOLD"
@@ -47,11 +55,74 @@ def find_binary(name: str, path: str | None = None) -> str:
     raise RuntimeFailed(f"OCI runtime {name!r}: executable file not found in $PATH")
 
 
+class Loaded:
+    """A runtime's program in this process's memory, to be run by forks."""
+
+    def __init__(self, path: str) -> None:
+        with open(path, "rb") as file:
+            self._stamp = _stamp(file.fileno())
+            text = file.read()
+        if not text.startswith(b"#!/usr/bin/python3") or _LOADABLE not in text:
+            raise ValueError(f"{path} cannot be loaded")
+        self.path = path
+        self.commands = text.partition(_LOADABLE)[2].partition(b"\n")[0].decode().split()
+        names: dict[str, Any] = {"__name__": "loaded", "__file__": path}
+        exec(compile(text, path, "exec"), names)
+        self._main: Callable[[], None] = names["main"]
+
+    def serves(self, path: str, command: str) -> bool:
+        """Whether that program, as it is on the disk now, is the one in memory."""
+        try:
+            return path == self.path and command in self.commands and _stamp(path) == self._stamp
+        except OSError:
+            return False
+
+    def fork(self, command: list[str], stdio: tuple[int, int, int]) -> int:
+        """A process that runs it; its pid."""
+        child = os.fork()
+        if child:
+            return child
+        try:
+            gc.disable()
+            signal.set_wakeup_fd(-1)
+            for number in _RESET_SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            for n, fd in enumerate(stdio):
+                os.dup2(fd, n)
+            os.closerange(3, 1 << 20)
+            from teu.shim.server import set_command_line
+
+            set_command_line(command)
+            sys.argv = command
+            self._main()
+        except BaseException as e:
+            os.write(2, f"{command[0]}: {type(e).__name__}: {e}\n".encode())
+        finally:
+            os._exit(1)
+
+
+def _stamp(file: int | str) -> tuple[int, int, int]:
+    found = os.stat(file)
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+_loaded: Loaded | None = None
+
+
+def load() -> None:
+    """Have our own runtime's program in memory, if it is there.  Called once, by the zygote."""
+    global _loaded
+    try:
+        _loaded = Loaded(find_binary(DEFAULT_BINARY))
+    except (RuntimeFailed, OSError, ValueError, ImportError):
+        pass  # it will be executed
+
+
 class Run:
     """One run of a runtime's subcommand, perhaps held back until go()."""
 
     def __init__(self, loop: Loop, command: list[str], log: str, stdio: tuple[int, int, int] | None,
-                 held: bool = False) -> None:
+                 held: bool = False, loaded: Loaded | None = None) -> None:
         self._log = log
         self._log_size = _size(log)
         self._name = os.path.basename(command[0])
@@ -72,8 +143,8 @@ class Run:
                 actions.append((os.POSIX_SPAWN_DUP2, wait, wait))  # the same number, but inherited
                 environment = {**os.environ, HOLD_VARIABLE: str(wait)}
             try:
-                self.pid = os.posix_spawn(command[0], command, environment, file_actions=actions,
-                                          setsigdef=_RESET_SIGNALS)
+                self.pid = loaded.fork(command, stdio) if loaded else os.posix_spawn(
+                    command[0], command, environment, file_actions=actions, setsigdef=_RESET_SIGNALS)
             except OSError as e:
                 raise RuntimeFailed(f"cannot run {command[0]}: {e.strerror}") from e
         except BaseException:
@@ -153,8 +224,11 @@ class Runtime:
     def _can_be_held(self) -> bool:
         return os.path.basename(self.name) == DEFAULT_BINARY
 
+    def _loaded(self, command: str) -> Loaded | None:
+        return _loaded if _loaded and _loaded.serves(find_binary(self.name), command) else None
+
     def _start(self, args: tuple[str, ...], stdio: tuple[int, int, int] | None, held: bool = False) -> Run:
-        return Run(self._loop, self.command(*args), self.log, stdio, held)
+        return Run(self._loop, self.command(*args), self.log, stdio, held, None if held else self._loaded(args[0]))
 
     def run(self, *args: str, stdio: tuple[int, int, int] | None = None,
             before: Callable[[list[int]], Coroutine] | None = None, then: tuple[str, ...] = ()) -> Coroutine:
@@ -184,7 +258,7 @@ class Runtime:
 
     def start_ahead(self, *args: str) -> None:
         """Start a subcommand that will probably be run() soon; it is given up after a while."""
-        if not self._can_be_held() or args in self._ahead:
+        if not self._can_be_held() or args in self._ahead or self._loaded(args[0]):
             return
         try:
             run = self._ahead[args] = self._start(args, None, held=True)

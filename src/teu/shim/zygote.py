@@ -79,6 +79,7 @@ def main() -> int:
     daemon = socket.socket(fileno=os.dup(0))
     warmup.run()
     gc.collect()
+    warmup.immortalize()
     warmup.plug()
     gc.disable()
     gc.freeze()

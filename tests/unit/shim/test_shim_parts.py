@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from teu.shim import cgroup, main, placement, rootfs, service, stdio
+from teu.shim import cgroup, main, placement, rootfs, runtime, service, stdio, warmup
 from teu.shim.loop import Future, Lock, Loop
 from teu.shim.process import exit_code
 from teu.shim.runtime import last_error
@@ -279,3 +281,50 @@ def test_metrics_of_a_made_up_cgroup(tmp_path: Path) -> None:
     assert metrics["io"]["usage"] == [{"major": 8, "minor": 0, "rbytes": 1, "wbytes": 2, "rios": 3, "wios": 4}]
     assert metrics["hugetlb"][0]["failcnt"] == 1 and metrics["memory_events"]["oom_kill"] == 2
     assert metrics["rdma"]["limit"][0]["hca_objects"] == 0xFFFFFFFF
+
+
+def test_a_program_is_loaded_once_and_run_by_forks(tmp_path: Path) -> None:
+    program = tmp_path / "greeter"
+    text = ("#!/usr/bin/python3\n# loadable: greet\nimport os, sys\n"
+            "def main():\n"
+            "    words = open('/proc/self/cmdline').read().rstrip('\\0').split('\\0')\n"
+            "    os.write(1, repr((words, sorted(os.listdir('/proc/self/fd')))).encode())\n"
+            "    os.write(2, b'not well')\n"
+            "    os._exit(3 if sys.argv[1:] == ['greet', 'you'] else 4)\n"
+            "if __name__ == '__main__':\n    os._exit(5)\n")  # fmt: skip
+    program.write_text(text)
+    loaded = runtime.Loaded(str(program))
+    assert loaded.commands == ["greet"]
+    assert loaded.serves(str(program), "greet")
+    assert not loaded.serves(str(program), "leave") and not loaded.serves("/other", "greet")
+    files = [os.memfd_create(name) for name in ("in", "out", "errors")]
+    listening = os.memfd_create("a descriptor of the shim's, which the program must not get")
+    try:
+        pid = loaded.fork([str(program), "greet", "you"], (files[0], files[1], files[2]))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+        # the fourth is the listing's own
+        told = repr(([str(program), "greet", "you"], ["0", "1", "2", "3"]))
+        assert os.pread(files[1], 4096, 0).decode() == told
+        assert os.pread(files[2], 4096, 0) == b"not well"
+    finally:
+        for fd in (*files, listening):
+            os.close(fd)
+    os.utime(program, ns=(1, 1))
+    assert not loaded.serves(str(program), "greet"), "an upgrade is executed"
+    for other in ("#!/bin/sh\n# loadable: greet\n", "#!/usr/bin/python3\nprint()\n"):
+        program.write_text(other)
+        with pytest.raises(ValueError, match="cannot be loaded"):
+            runtime.Loaded(str(program))
+
+
+def test_what_is_immortal_counts_no_references() -> None:
+    """In an interpreter of its own: nothing there can be freed any more."""
+    script = ("import sys, gc\nfrom teu.shim import warmup\nname = 'a word ' * 3\nkept = [name]\n"
+              "before = sys.getrefcount(kept)\nwarmup.immortalize()\nmore = [kept, kept, name]\n"
+              "print(before < 10, sys.getrefcount(kept) == sys.getrefcount(name) == sys.getrefcount(None),\n"
+              "      kept == ['a word ' * 3], gc.collect() >= 0)")  # fmt: skip
+    source = str(Path(runtime.__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
+                          env={"PYTHONPATH": source})
+    knows = sys.getrefcount(None) == warmup._IMMORTAL
+    assert done.stdout.split() == ["True", str(knows), "True", "True"]
