@@ -430,7 +430,7 @@ static void set_identity(void)
 		check(SYS(__NR_setresuid, in.uid, in.uid, in.uid, 0, 0), "setresuid");
 	}
 	not_dumpable(); /* a change of identity resets it to what fs.suid_dumpable says */
-	SYS(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+	check(SYS(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "clear the ambient capabilities");
 	for (int i = 0; i < 2; i++) {
 		data[i].effective = (u32)(set[1] >> 32 * i);
 		data[i].inheritable = (u32)(set[2] >> 32 * i);
@@ -568,6 +568,11 @@ void start_c(long *stack)
 	for (const char *c = argv[1]; *c >= '0' && *c <= '9'; c++)
 		fd = fd * 10 + (*c - '0');
 	read_input(fd);
+	/*
+	 * Nothing of ours is left open after execve, whatever it was (CVE-2024-21626): said here, where
+	 * no filter of the container is loaded yet that could refuse it. What is opened later is O_CLOEXEC.
+	 */
+	check(SYS(__NR_close_range, 3 + in.preserved, ~0u, 4 /* CLOSE_RANGE_CLOEXEC */, 0, 0), "close_range");
 	SYS(__NR_prctl, PR_SET_NAME, "teu-runc:[INIT]", 0, 0, 0);
 	if (in.namespaces) {
 		await('g');
@@ -611,8 +616,6 @@ void start_c(long *stack)
 			fail(error, "chdir to cwd (\"", in.cwd, "\") set in config.json failed");
 	}
 	const char *program = in.path ? in.path : find_program();
-	/* nothing of ours is left open after execve, whatever it was */
-	SYS(__NR_close_range, 3 + in.preserved, ~0u, 4 /* CLOSE_RANGE_CLOEXEC */, 0, 0);
 	/* With no-new-privileges the filter comes last; with a listener it must come while teu-runc is there. */
 	int late = !(in.flags & FLAG_SECCOMP_EARLY);
 	if (late && in.flags & FLAG_SECCOMP_NOTIFY) {

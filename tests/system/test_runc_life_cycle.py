@@ -382,6 +382,22 @@ def test_exec_while_created(bundle: Bundle) -> None:
     assert exec_in(bundle, id, "hostname") == "teu"
 
 
+def test_a_container_without_process(bundle: Bundle) -> None:
+    """runtime-spec: it can be created, and start of it is an error (which need not be returned; as crun's is not)."""
+    del bundle.config["process"]
+    bundle.write()
+    id = bundle.new_id()
+    bundle.leaving("create", id)
+    assert bundle.status(id) == "created"
+    done = bundle.runc("start", id)
+    assert done.returncode == 0 and "level=error" in done.stderr and "no process" in done.stderr
+    bundle.wait_status(id, "stopped")
+    assert "has stopped" in bundle.runc("start", id).stderr
+    bundle.ok("delete", id)
+    done = bundle.runc("run", bundle.new_id())
+    assert done.returncode == 1 and "process property must not be empty" in done.stderr
+
+
 def test_list_of_a_root_that_is_not_there(bundle: Bundle) -> None:
     done = bundle.runc("list")
     assert done.returncode == 1 and "no such file or directory" in done.stderr

@@ -141,6 +141,22 @@ def test_a_created_container_holds_no_descriptor_of_the_host(bundle: Bundle) -> 
     assert all(target.endswith("/exec.fifo") or target == "/proc" for target in above.values()), above
 
 
+@pytest.mark.parametrize("call", ["close_range", "close", "fcntl"])
+@pytest.mark.parametrize("privileges", [True, False], ids=["new-privileges", "no-new-privileges"])
+def test_a_filter_that_refuses_to_close_descriptors(bundle: Bundle, call: str, privileges: bool) -> None:
+    """Loaded before the last steps (without no-new-privileges), it must not leave the host's /proc open inside."""
+    bundle.process["noNewPrivileges"] = not privileges
+    rule = {"names": [call], "action": "SCMP_ACT_ERRNO"}
+    bundle.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+    script = "for n in 3 4 5 6 7 8 9 10 11 12 13 14 15; do [ -e /proc/$$/fd/$n ] && readlink /proc/$$/fd/$n; done; true"
+    assert bundle.says(script) == ""
+    id = bundle.detached("sh", "-c", "while :; do sleep 1; done")
+    # Not in the terminal's way: start and run return when execve has closed all.
+    assert exec_in(bundle, id, script) == ""
+    inside = Path(f"/proc/{bundle.pid(id)}/fd")
+    assert {name.name for name in inside.iterdir()} <= {"0", "1", "2", "10"}, "10: the shell's own copy"
+
+
 @pytest.mark.parametrize("number", range(3, 12))
 def test_working_directory_by_descriptor(bundle: Bundle, number: int) -> None:
     """process.cwd /proc/self/fd/N must not reach a folder of the host that the runtime has open."""

@@ -7,7 +7,7 @@ import errno
 import os
 import select
 
-from teu.runc import state
+from teu.runc import log, state
 from teu.runc.errors import NotRunning, RuncError
 
 TYPE_CHECKING = False
@@ -47,10 +47,13 @@ def main(arguments: Arguments, settings: Settings) -> int:
 def release(container: state.Container) -> None:
     """Run startContainer hooks, let the process go, run poststart hooks."""
     if container.record.get("without_process"):
+        # runtime-spec, "Start": generate an error; "Errors": it need not be returned. The validation program of
+        # the specification wants 0 here and a container that has stopped, and crun answers so too.
         from teu.runc import kill
 
+        log.error("cannot start a container whose config.json has no process")
         kill.send(container, 9)
-        raise RuncError("cannot start a container whose config.json has no process")
+        return
     spec = container.spec() if _has_hooks(container) else {}
     kinds = spec.get("hooks") or {}
     for number, hook in enumerate(kinds.get("startContainer") or ()):
