@@ -76,3 +76,16 @@ def held() -> dict[str, list[str]]:
         "leases": sorted(ctr("leases", "ls", "-q")),
         "images": sorted(ctr("images", "ls", "-q")),
     }
+
+
+def settle(before: dict[str, list[str]]) -> None:
+    """Wait until containerd holds what it held before; fails with the difference."""
+
+    def difference() -> list[str]:
+        now = held()
+        return [f"{kind}: {entry}" for kind in now for entry in sorted(set(now[kind]) ^ set(before[kind]))]
+
+    try:
+        whole.eventually("containerd holds what it held before", lambda: not difference(), timeout=60)
+    except AssertionError:
+        raise AssertionError(f"what containerd holds differs from before: {difference()}") from None

@@ -34,7 +34,7 @@ def registry() -> Iterator[ScriptedRegistry]:
             if name.startswith(made.address):
                 tag, _, digest = name.partition("@")
                 teu("rmi", "-f", tag if "<none>" not in tag else f"{tag.rpartition(':')[0]}@{digest}", check=False)
-    whole.eventually("containerd holds what it held before", lambda: images.held() == before, timeout=60)
+    images.settle(before)
 
 
 @pytest.fixture(scope="module")

@@ -48,18 +48,19 @@ def commit(
             snapshots_pb2.MountsRequest(snapshotter=snapshotter, key=snapshot_key)
         ).mounts
         view = f"commit-{uuid.uuid4().hex}"
-        left = client.snapshots.View(
-            snapshots_pb2.ViewSnapshotRequest(snapshotter=snapshotter, key=view, parent=container.chain_id),
-            lease=lease,
-        ).mounts
-        try:
-            request = diff_pb2.DiffRequest(
-                left=left, right=mounts, media_type=image_spec.OCI_LAYER_GZIP, ref=f"teu-{view}"
-            )
-            descriptor = client.diff.Diff(request, timeout=None, lease=lease).diff
-        finally:
-            with contextlib.suppress(containerd.Error):
-                client.snapshots.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=view))
+        with client.making(view), client.making(f"teu-{view}"):
+            left = client.snapshots.View(
+                snapshots_pb2.ViewSnapshotRequest(snapshotter=snapshotter, key=view, parent=container.chain_id),
+                lease=lease,
+            ).mounts
+            try:
+                request = diff_pb2.DiffRequest(
+                    left=left, right=mounts, media_type=image_spec.OCI_LAYER_GZIP, ref=f"teu-{view}"
+                )
+                descriptor = client.diff.Diff(request, timeout=None, lease=lease).diff
+            finally:
+                with contextlib.suppress(containerd.Error):
+                    client.snapshots.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=view))
         diff_id = content.info(client, descriptor.digest).labels.get("containerd.io/uncompressed")
         if not diff_id:
             raise containerd.Error(f"containerd did not say what {descriptor.digest} is uncompressed")

@@ -172,6 +172,9 @@ class Client:
         self.namespace = namespace
         self._lock = threading.RLock()
         self._channel: Any = None
+        # What the sweep must leave alone, and that it is called for (teu.engine.sweep).
+        self.working: set[str] = set()
+        self.untidy = threading.Event()
 
     def channel(self) -> Any:
         with self._lock:
@@ -204,6 +207,20 @@ class Client:
             pass
 
     @contextlib.contextmanager
+    def making(self, name: str) -> Iterator[None]:
+        """This daemon is making `name` in containerd (a lease, an ingest, a snapshot). What breaks is swept afterwards:
+        its own clean-up may have failed with it, because containerd had died."""
+        self.working.add(name)
+        tidy = False
+        try:
+            yield
+            tidy = True
+        finally:
+            self.working.discard(name)
+            if not tidy:
+                self.untidy.set()
+
+    @contextlib.contextmanager
     def lease(self, expire: int = 3600) -> Iterator[str]:
         """What is made under the lease is kept from garbage collection until the block ends."""
         from teu.api.services.leases.v1 import leases_pb2
@@ -211,15 +228,20 @@ class Client:
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + expire))
         identity = f"teud-{uuid.uuid4().hex}"
         request = leases_pb2.CreateRequest(id=identity, labels={"containerd.io/gc.expire": moment})
-        self.leases.Create(request)
-        broken = True
-        try:
-            yield identity
-            broken = False
-        finally:
-            with contextlib.suppress(Error):
-                # What failed has left garbage, maybe on a full disk: that is collected before anyone is told.
-                self.leases.Delete(leases_pb2.DeleteRequest(id=identity, sync=broken), timeout=None)
+        deleted = broken = True
+        with self.making(identity):
+            self.leases.Create(request)
+            try:
+                yield identity
+                broken = False
+            finally:
+                try:
+                    # What failed has left garbage, maybe on a full disk: that is collected before anyone is told.
+                    self.leases.Delete(leases_pb2.DeleteRequest(id=identity, sync=broken), timeout=None)
+                except Error:
+                    deleted = False
+        if not deleted:
+            self.untidy.set()
 
     def close(self) -> None:
         with self._lock:

@@ -32,7 +32,6 @@ class Containers:
         self._lock = threading.RLock()
         self._by_id: dict[str, Container] = {}
         self._by_name: dict[str, str] = {}
-        self.making: set[str] = set()  # ids of containers that are being created: not to be swept
         self.monitor: Monitor | None = None
 
     def start(self) -> None:

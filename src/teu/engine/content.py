@@ -48,6 +48,8 @@ class Writer:
 
         self._messages = content_pb2
         self.existed = False
+        self._client = client
+        client.working.add(ref)
         self._ref, self._expected, self._total, self._labels = ref, expected, total, labels or {}
         patience = time.monotonic() + LOCK_PATIENCE
         while True:
@@ -128,6 +130,7 @@ class Writer:
         return str(digest)
 
     def close(self) -> None:
+        self._client.working.discard(self._ref)
         self._stream.cancel()
         while True:
             try:

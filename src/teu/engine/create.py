@@ -73,8 +73,7 @@ def create(engine: Engine, body: dict[str, Any], name: str, platform: str | None
     with hostconfig.well_formed("HostConfig"):
         spec.check(engine, container)
     warnings = spec.warnings(container)
-    with contextlib.ExitStack() as undo:
-        engine.containers.making.add(identity)
+    with engine.containerd.making(identity), contextlib.ExitStack() as undo:
         undo.callback(engine.networks.forget, container)
         with hostconfig.well_formed("the network configuration"):
             engine.networks.check(container, networking)
@@ -88,7 +87,6 @@ def create(engine: Engine, body: dict[str, Any], name: str, platform: str | None
         rootfs.copy_up(engine, container)
         engine.containers.add(container)
         undo.pop_all()
-    engine.containers.making.discard(identity)
     container.event("create")
     return container, warnings
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teu.engine import containerd, content, unpack
@@ -96,9 +95,10 @@ class Images:
     def start(self) -> None:
         from teu.engine import sweep
 
-        threading.Thread(target=sweep.sweep, args=(self.engine, time.time() - 1), name="sweep", daemon=True).start()
+        threading.Thread(target=sweep.run, args=(self.engine,), name="sweep", daemon=True).start()
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        self.engine.containerd.untidy.set()
 
     # -- documents ---------------------------------------------------------------------------
 

@@ -129,10 +129,11 @@ def _start(engine: Engine, container: Container) -> None:
 
 
 def sweep(engine: Engine) -> None:
-    """Remove what no record stands for. Young things may belong to a create that is under way."""
+    """Remove what no record stands for and nobody is making. Called once at the start, and by the sweep of images
+    whenever something broke."""
     from teu.api.services.snapshots.v1 import snapshots_pb2
 
-    before = time.time()
+    working = engine.containerd.working
     for identity in tasks.list_containers(engine):
         if engine.containers.find(identity) is None:
             log.info("removing container %s, which no record stands for", identity[:12])
@@ -143,9 +144,8 @@ def sweep(engine: Engine) -> None:
     for response in engine.containerd.snapshots.List(request):
         for info in response.info:
             owner = dict(info.labels).get(OWNER_LABEL)
-            if owner is None or info.name in engine.containers.making:
-                continue
-            if engine.containers.find(owner) is None and tasks.moment(info.created_at) / 1e9 < before:
+            # In this order: a create ends with the record, and is under way until then.
+            if owner is not None and owner not in working and engine.containers.find(owner) is None:
                 log.info("removing snapshot %s, which no record stands for", info.name[:12])
                 engine.containerd.snapshots.Remove(
                     snapshots_pb2.RemoveSnapshotRequest(snapshotter=engine.config["storage-driver"], key=info.name)
@@ -154,7 +154,7 @@ def sweep(engine: Engine) -> None:
         for entry in os.scandir(top):
             if (
                 len(entry.name) == 64
+                and entry.name not in working
                 and engine.containers.find(entry.name) is None
-                and entry.name not in engine.containers.making
             ):
                 shutil.rmtree(entry.path, ignore_errors=True)

@@ -106,12 +106,19 @@ def _keep(engine: Engine, lease: str, snapshotter: str, chain: str) -> None:
 
 
 def _apply(engine: Engine, layer: dict[str, Any], diff_id: str, parent: str, chain: str, lease: str) -> None:
+    key = f"extract-{uuid.uuid4().hex} {chain}"
+    with engine.containerd.making(key):
+        _extract(engine, layer, diff_id, parent, chain, key, lease)
+
+
+def _extract(
+    engine: Engine, layer: dict[str, Any], diff_id: str, parent: str, chain: str, key: str, lease: str
+) -> None:
     from teu.api.services.diff.v1 import diff_pb2
     from teu.api.services.snapshots.v1 import snapshots_pb2
 
     client = engine.containerd
     snapshotter = engine.config["storage-driver"]
-    key = f"extract-{uuid.uuid4().hex} {chain}"
     try:
         mounts = client.snapshots.Prepare(
             snapshots_pb2.PrepareSnapshotRequest(
