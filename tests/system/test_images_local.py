@@ -24,7 +24,7 @@ def busybox() -> Iterator[None]:
         name, identity = line.split()
         if name != "busybox:latest":
             teu("rmi", "-f", identity if "<none>" in name else name, check=False)
-    whole.eventually("containerd holds what it held before", lambda: images.held() == before, timeout=60)
+    images.settle(before)
 
 
 def identity(name: str) -> str:
