@@ -67,12 +67,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, config: Settings, sockets: list[socket.socket]) -> int:
     helper = None
+    from teu.containerd import processes
+
     try:
         from teu.containerd import zygote
     except ImportError as error:
         log.info("no zygote: %s", error)
     else:
         helper = zygote.start()
+    # after it: the zygote's shims, and their containers, keep the limits that this process was given
+    processes.raise_descriptor_limit()
     from teu.containerd import daemon
 
     return daemon.run(config, arguments.config, sockets, helper)

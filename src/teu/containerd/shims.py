@@ -29,6 +29,7 @@ from typing import Any
 
 from teu.api.events import task_pb2 as task_events
 from teu.containerd import errors
+from teu.containerd.processes import with_given_limits
 from teu.containerd.zygote import SHIM_BINARY, Zygote, ZygoteGone, ZygoteRefused
 from teu.ttrpc import client as ttrpc
 from teu.ttrpc import messages as m
@@ -272,7 +273,7 @@ class Shims:
     def _start_cold(self, shim: Shim, options: bytes) -> dict[str, Any]:
         """Run the shim's `start` (blocking)."""
         try:
-            done = subprocess.run(self._command(shim, "start"), input=options, capture_output=True,
+            done = subprocess.run(with_given_limits(self._command(shim, "start")), input=options, capture_output=True,
                                   cwd=shim.bundle, env=self._environment(shim.namespace), timeout=START_TIMEOUT,
                                   check=False)
         except subprocess.TimeoutExpired as e:
@@ -478,7 +479,7 @@ class Shims:
             return answer
         try:
             done = subprocess.run(
-                self._command(shim, "-bundle", shim.bundle, "delete"), stdin=subprocess.DEVNULL,
+                with_given_limits(self._command(shim, "-bundle", shim.bundle, "delete")), stdin=subprocess.DEVNULL,
                 capture_output=True, cwd=shim.bundle, env=self._environment(shim.namespace),
                 timeout=CLEANUP_TIMEOUT, check=True)
             answer = m.decode("task.DeleteResponse", done.stdout)
