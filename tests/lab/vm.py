@@ -421,8 +421,9 @@ def run(
     }
     variables.update(each.split("=", 1) for each in environment)
     token = secrets.token_hex(8)
-    # Out of the agent's own cgroup, into a scope as a login would have.
-    argv = ["systemd-run", "--quiet", "--scope", "--collect", *command] if not quiet else list(command)
+    # Out of the agent's own cgroup, into a scope as a login would have, and without its safety from being killed.
+    login = ["systemd-run", "--quiet", "--scope", "--collect", "choom", "-n", "0", "--"]
+    argv = [*login, *command] if not quiet else list(command)
     request = {"id": token, "argv": argv, "env": variables, "tty": terminal}
     if terminal:
         size = os.get_terminal_size()

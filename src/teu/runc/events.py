@@ -108,7 +108,8 @@ def follow(container: state.Container, path: str, interval: float) -> None:
                 return
             if time.monotonic() >= due:
                 emit("stats", container.id, cgroup_stats.stats(path))
-                due += interval
+                # What took longer than the interval is not made up for.
+                due = time.monotonic() + interval
     finally:
         for descriptor in files.values():
             os.close(descriptor)
