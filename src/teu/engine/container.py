@@ -63,6 +63,7 @@ class Container:
     SAVED = (
         "id", "name", "created", "path", "args", "image_id", "chain_id", "config", "host_config", "state",
         "network_settings", "mounts", "restart_count", "manually_stopped", "started_once", "ports_exposed",
+        "apparmor_profile",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, record: dict[str, Any]) -> None:
@@ -86,6 +87,7 @@ class Container:
         self.manually_stopped: bool = record.get("manually_stopped", False)
         self.started_once: bool = record.get("started_once", False)
         self.ports_exposed: dict[str, Any] = record.get("ports_exposed") or {}
+        self.apparmor_profile: str = record.get("apparmor_profile", "")
 
         self.lock = threading.RLock()
         self.changed = threading.Condition()

@@ -94,6 +94,8 @@ class Exec:
             process["consoleSize"] = {"height": self.console_size[0], "width": self.console_size[1]}
         if security["no_new_privileges"]:
             process["noNewPrivileges"] = True
+        if container.apparmor_profile not in ("", "unconfined"):
+            process["apparmorProfile"] = container.apparmor_profile
         if host["Ulimits"]:
             process["rlimits"] = spec.rlimits(host)
         return process

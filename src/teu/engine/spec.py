@@ -15,7 +15,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import mounts, users
+from teu.engine import apparmor, mounts, users
 from teu.engine.errors import BadRequest, Conflict, NotFound
 from teu.oci.seccomp import ARCHITECTURES, default_profile
 
@@ -253,9 +253,9 @@ def build(engine: Engine, container: Container, attachment: Attachment) -> dict[
         process["noNewPrivileges"] = True
     if host["Ulimits"]:
         process["rlimits"] = rlimits(host)
-    apparmor = _apparmor(engine, security, privileged)
-    if apparmor:
-        process["apparmorProfile"] = apparmor
+    container.apparmor_profile = _apparmor(engine, security, privileged)
+    if container.apparmor_profile not in ("", "unconfined"):
+        process["apparmorProfile"] = container.apparmor_profile
     linux: dict[str, Any] = {
         "namespaces": _namespaces(engine, container, attachment),
         "resources": resources(host),
@@ -493,17 +493,14 @@ def _devices(host: dict[str, Any], privileged: bool) -> tuple[list[dict[str, Any
 
 
 def _apparmor(engine: Engine, security: dict[str, Any], privileged: bool) -> str:
-    chosen = security["apparmor"]
-    if chosen is not None:
-        return "" if chosen == "unconfined" else str(chosen)
-    profile = engine.config.get("apparmor-profile", "teu-default")
-    if privileged or not profile:
+    """The profile's name, unconfined, or "" where AppArmor is not."""
+    if not apparmor.enabled():
         return ""
-    try:
-        loaded = Path("/sys/kernel/security/apparmor/profiles").read_text()
-    except OSError:
-        return ""
-    return str(profile) if f"{profile} (" in loaded else ""
+    if security["apparmor"]:
+        return str(security["apparmor"])
+    if privileged:
+        return "unconfined"
+    return apparmor.default_profile(str(engine.config.get("apparmor-profile", apparmor.DEFAULT))) or "unconfined"
 
 
 def resources(host: dict[str, Any]) -> dict[str, Any]:

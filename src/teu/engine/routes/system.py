@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu import __version__
+from teu.engine import apparmor, hostconfig, query, times
 from teu.engine import events as bus
-from teu.engine import hostconfig, query, times
 from teu.engine.errors import BadRequest, EngineError, Unauthorized, Unavailable
 from teu.engine.http import Request, Response, json_response, stream, text
 from teu.engine.router import route
@@ -120,7 +120,7 @@ def info(engine: Engine, request: Request) -> Response:
     name, number = _operating_system()
     controllers = _controllers()
     security = ["name=seccomp,profile=builtin"]
-    if Path("/sys/module/apparmor").exists():
+    if apparmor.supported():
         security.insert(0, "name=apparmor")
     security.append("name=cgroupns")
     runtimes = {"io.containerd.teu.v2": {"path": "/usr/bin/containerd-shim-teu-v2"}, "runc": {"path": "runc"}}
