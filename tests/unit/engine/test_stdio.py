@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -53,9 +54,9 @@ def pump() -> Iterator[Pump]:
 
 
 def eventually(probe: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while not probe():
-        assert time.monotonic() < deadline, "not within 5 s"
+        assert time.monotonic() < deadline, "not within 20 s"
         time.sleep(0.002)
 
 
@@ -156,11 +157,17 @@ def test_a_client_that_does_not_read_holds_back_only_its_container(pump: Pump, t
     assert sent < 32 << 20
     os.write(writer(other_paths[1]), b"fine\n")
     eventually(lambda: other_memory.data == b"fine\n")
-    received = 0
-    ours.settimeout(5)
-    while len(slow_memory.data) < sent or received < sent:
-        received += len(ours.recv(1 << 20))
-    assert len(slow_memory.data) == sent
+    received = bytearray()
+    ours.setblocking(False)
+
+    def all_is_there() -> bool:
+        # A client has its bytes a moment before the log has them.
+        with contextlib.suppress(BlockingIOError):
+            while data := ours.recv(1 << 20):
+                received.extend(data)
+        return len(slow_memory.data) == sent and len(received) > sent
+
+    eventually(all_is_there)
     slow.finish()
 
 
