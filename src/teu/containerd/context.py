@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from teu.config import Settings
+from teu.containerd.checkpoints import Checkpoints
 from teu.containerd.errors import FailedPrecondition
 from teu.containerd.events import Exchange
 from teu.containerd.layers.run import Layers
@@ -73,6 +74,7 @@ class Context:
         self.snapshots = Snapshots(self.database, self.events, self.leases, self._snapshotters())
         self.streams = Streams()
         self.layers = Layers(self.state, config["unpack"]["parallel"])
+        self.checkpoints = Checkpoints(self.root, self.content, self.layers)
         self.collector = Collector(
             self.database, self.content, self.snapshots, self.events, **config["gc"]
         )

@@ -24,7 +24,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from teu.api.events import task_pb2 as task_events
@@ -299,9 +299,14 @@ class Shims:
                 raise errors.Unknown(f"start the shim: {e}") from e
         return self._start_cold(shim, options)
 
-    def _prepare(self, shim: Shim, spec: bytes, options: bytes) -> dict[str, Any]:
+    def _prepare(
+        self, shim: Shim, spec: bytes, options: bytes, request: dict[str, Any] | None = None,
+        restorer: Callable[[str], str] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         """Make the bundle and start the shim (blocking)."""
         self._make_bundle(shim.namespace, shim.id, spec)
+        if restorer is not None and request is not None:
+            request["checkpoint"] = restorer(os.path.join(self._root, shim.namespace, shim.id))
         with open(os.path.join(shim.bundle, "shim-binary-path"), "w") as file:
             file.write(shim.binary)
         os.mkfifo(os.path.join(shim.bundle, "log"), 0o700)
@@ -315,11 +320,13 @@ class Shims:
         return parameters
 
     async def create(self, namespace: str, id: str, *, runtime: str, spec: bytes, options: Any,
-                     request: dict[str, Any], sandbox: str = "") -> int:
+                     request: dict[str, Any], sandbox: str = "",
+                     restorer: Callable[[str], str] | None = None) -> int:
         """Create a task: its bundle, its shim, and the container in it.  The first process's pid.
 
         `options` is the runtime's options as an Any message, `request` the fields of task.CreateTaskRequest
-        besides; AlreadyExists if there is a task of that id."""
+        besides, `restorer` what makes its `checkpoint` in the bundle's work folder; AlreadyExists if there is
+        a task of that id."""
         key = (namespace, id)
         if key in self._shims:
             raise errors.AlreadyExists(f"task {id}")
@@ -328,7 +335,7 @@ class Shims:
         loop = asyncio.get_running_loop()
         try:
             packed = options.SerializeToString() if options is not None else b""
-            parameters = await loop.run_in_executor(None, self._prepare, shim, spec, packed)
+            parameters = await loop.run_in_executor(None, self._prepare, shim, spec, packed, request, restorer)
             host = self._shims.get((namespace, sandbox)) if sandbox and sandbox != id else None
             if host is not None and host.address and host.address != parameters["address"]:
                 log.debug("%s/%s: its sandbox %s has a shim of its own", namespace, id, sandbox)

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from teu.oci import jsontext
 from teu.runc import criu, log, state
@@ -45,6 +46,7 @@ ARGUMENTS = (1, 1)
 
 LOG_FILE = "dump.log"
 DESCRIPTORS = "descriptors.json"
+EXTERNAL_FILE = "file["  # criu's name of a file that is not the container's: file[MOUNT:INODE]
 
 
 def image_path(arguments: Arguments) -> str:
@@ -61,14 +63,27 @@ def page_server(text: str) -> dict[str, Any]:
 
 
 def standard_descriptors(pid: int) -> list[str]:
-    """What a process has open as 0, 1 and 2: "pipe:[1234]", "/dev/null"."""
+    """What a process has open as 0, 1 and 2: "pipe:[1234]", "/dev/null"; a FIFO of the host by criu's name for it."""
     found = []
     for number in range(3):
         try:
-            found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+            name = os.readlink(f"/proc/{pid}/fd/{number}")
+            opened = os.stat(f"/proc/{pid}/fd/{number}")
+            if stat.S_ISFIFO(opened.st_mode) and not name.startswith("pipe:"):
+                name = f"{EXTERNAL_FILE}{mount_of(pid, number):x}:{opened.st_ino:x}]"
+            found.append(name)
         except OSError:
             found.append("")
     return found
+
+
+def mount_of(pid: int, descriptor: int) -> int:
+    """The number of the mount that a process's open file is on."""
+    with open(f"/proc/{pid}/fdinfo/{descriptor}") as file:
+        for line in file:
+            if line.startswith("mnt_id:"):
+                return int(line.split()[1])
+    return 0
 
 
 def mount_target(root: int, destination: str) -> str:
@@ -191,8 +206,10 @@ def dump(arguments: Arguments, container: state.Container) -> None:
             criu.check(mem_track=True)
         else:
             opts["ext_mnt"] = external_mounts(spec, container.pid)
+            descriptors = standard_descriptors(container.pid)
+            opts["external"] += {name for name in descriptors if name.startswith(EXTERNAL_FILE)}
             with open(f"{images}/{DESCRIPTORS}", "w", opener=private) as file:
-                file.write(jsontext.dumps(standard_descriptors(container.pid)))
+                file.write(jsontext.dumps(descriptors))
 
         def notify(script: str, pid: int, descriptors: list[int]) -> None:
             if script == "status-ready" and arguments["status-fd"] >= 0:

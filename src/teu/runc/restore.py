@@ -14,7 +14,7 @@ from teu.linux import cgroups as cgroup_files
 from teu.linux import mounts
 from teu.oci import jsontext
 from teu.runc import cgroups, criu, hooks, launch, log, mount_options, rootfs, state
-from teu.runc.checkpoint import DESCRIPTORS, image_path, mount_target
+from teu.runc.checkpoint import DESCRIPTORS, EXTERNAL_FILE, image_path, mount_target
 from teu.runc.descriptors import connect, send_descriptor, write_pid_file
 from teu.runc.errors import RuncError
 
@@ -157,7 +157,7 @@ class Restore(launch.Launch):
         except FileNotFoundError:
             raise RuncError(f"{images}/{DESCRIPTORS} is missing: is this a checkpoint?") from None
         for number, name in enumerate(names):
-            if "pipe:" in name:
+            if "pipe:" in name or name.startswith(EXTERNAL_FILE):
                 opts["inherit_fd"].append({"key": name, "fd": number})
 
     def _mounts(self, opts: dict[str, Any], path: str) -> None:

@@ -65,7 +65,8 @@ def _adaptor(shim: Shim) -> Callable[[Sequence[str]], str | None]:
 class Tasks:
     def __init__(self, context: Context) -> None:
         self._containers = context.containers
-        self._content = context.content
+        self._checkpoints = context.checkpoints
+        self._pool = context.pool
         self._shims = context.shims
 
     def _shim(self, namespace: str, id: str) -> Shim:
@@ -73,22 +74,32 @@ class Tasks:
         shim: Shim = self._shims.get(namespace, id)
         return shim
 
+    @staticmethod
+    def _restore_path(options: Any) -> str:
+        """A folder with criu's images, where the runtime's options name one."""
+        from teu.ttrpc import messages as m
+
+        name = "containerd.runc.v1.Options"
+        if options is None or options.type_url.rpartition("/")[2] != name:
+            return ""
+        return str(m.decode_any(name, _any(options))["criu_image_path"])
+
     async def Create(self, request: Any, call: Call) -> Any:
         namespace, id = call.namespace, request.container_id
         container = self._containers.get(namespace, id)
         if self._shims.exists(namespace, id):
             raise errors.AlreadyExists(f"task {id}")
-        checkpoint = ""
-        if request.HasField("checkpoint"):
-            raise errors.Unimplemented("restore from a checkpoint in the content store")
         options = None
         if request.options.value or request.options.type_url:
             options = request.options
         elif container.runtime.options.ByteSize():
             options = container.runtime.options
+        checkpoint, restorer = self._restore_path(options), None
+        if not checkpoint and request.HasField("checkpoint"):
+            restorer = self._checkpoints.restorer(namespace, request.checkpoint)
         pid = await self._shims.create(
             namespace, id, runtime=request.runtime_path or container.runtime.name, spec=container.spec.value,
-            options=options, sandbox=container.sandbox,
+            options=options, sandbox=container.sandbox, restorer=restorer,
             request={
                 "rootfs": [{"type": mount.type, "source": mount.source, "target": mount.target,
                             "options": list(mount.options)} for mount in request.rootfs],
@@ -182,10 +193,20 @@ class Tasks:
             options = m.decode_any("containerd.runc.v1.CheckpointOptions", _any(request.options))
         except ValueError as e:
             raise errors.InvalidArgument(f"checkpoint options: {e}") from e
-        if not options["image_path"]:
-            raise errors.Unimplemented("checkpoint into the content store: name an image_path in the options")
-        await shim.call("Checkpoint", {"path": options["image_path"], "options": _any(request.options)})
-        return pb.CheckpointTaskResponse()
+        wanted = {"options": _any(request.options)}
+        if options["image_path"]:
+            await shim.call("Checkpoint", {"path": options["image_path"], **wanted})
+            return pb.CheckpointTaskResponse()
+        loop, specification = asyncio.get_running_loop(), self._containers.get(call.namespace, shim.id).spec
+        folder = self._checkpoints.folder()
+        try:
+            await shim.call("Checkpoint", {"path": folder, **wanted})
+            stored = await loop.run_in_executor(
+                self._pool, self._checkpoints.store, call.namespace, folder, specification, call.lease
+            )
+        finally:
+            await loop.run_in_executor(self._pool, self._checkpoints.drop, folder)
+        return pb.CheckpointTaskResponse(descriptors=stored)
 
     async def Update(self, request: Any, call: Call) -> Any:
         shim = self._shim(call.namespace, request.container_id)

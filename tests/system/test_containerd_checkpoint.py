@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints in the content store, made and used by Debian's ctr, on teu-containerd with our shim and on Debian's.
+
+criu writes to /proc/sys when it restores, which is not to be written to in the namespace lab: the daemons here have a
+mount namespace with a /proc of their own.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import peers
+import pytest
+from taskhouse import OWN_SHIM, TeuContainerd
+
+pytestmark = [pytest.mark.needs("criu", "containerd", "trixie"), pytest.mark.timeout(240)]
+
+IMAGES = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
+CONFIG = "application/vnd.containerd.container.checkpoint.config.v1+proto"
+SLEEP = ["sleep", "100000"]
+COUNT = ["sh", "-c", "n=0; while :; do n=$((n+1)); echo $n > /count; echo $n; sleep 0.05; done"]
+
+
+OWN_PROC = ["unshare", "--mount", "sh", "-c", 'mount -t proc proc /proc && exec "$@"', "sh"]
+
+
+def started_by(prefix: list[str]) -> Callable[..., None]:
+    """Daemon.start, with words before the daemon's own."""
+    start = peers.Daemon.start
+
+    def wrapped(
+        self: peers.Daemon, argv: list[str], ready: Callable[[], object], env: Mapping[str, str] | None = None
+    ) -> None:
+        start(self, [*prefix, *argv], ready, env)
+
+    return wrapped
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_proc() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peers.Containerd, "start", started_by(OWN_PROC), raising=False)
+        yield
+
+
+@pytest.fixture(scope="module", params=["teu", "debian-on-teu-shim"])
+def ctr(request: pytest.FixtureRequest, own_proc: None) -> Iterator[tuple[peers.Containerd, list[str]]]:
+    daemon = TeuContainerd() if request.param.startswith("teu") else peers.Containerd()
+    flags = ["--runtime", OWN_SHIM if own else "--cpu-shares", "0", "--null-io"]
+    try:
+        daemon.launch()
+        daemon.load_busybox()
+        yield daemon, flags
+    finally:
+        daemon.stop()
+        daemon.remove()
+
+
+def saved(daemon: peers.Containerd, name: str) -> dict[str, list[str]]:
+    """The blobs of a checkpoint's index, by their kind."""
+    digest = next(line.split()[2] for line in daemon("images", "ls").splitlines() if line.startswith(name))
+    found: dict[str, list[str]] = {}
+    for one in json.loads(daemon("content", "get", digest))["manifests"]:
+        found.setdefault(one["mediaType"], []).append(one["digest"])
+    return found
+
+
+def blob(daemon: peers.Containerd, digest: str) -> bytes:
+    path = Path(peers.run("mktemp").stdout.strip())
+    peers.run("sh", "-c", f"{' '.join(daemon.client)} content get {digest} > {path}")
+    data = path.read_bytes()
+    path.unlink()
+    return data
+
+
+def test_saved_into_the_content_store(ctr: tuple[peers.Containerd, list[str]]) -> None:
+    daemon, flags = ctr
+    daemon("run", "-d", *flags, peers.IMAGE, "saved", *SLEEP)
+    try:
+        name = daemon("tasks", "checkpoint", "--exit", "saved").strip()
+        assert name.startswith("containerd.io/checkpoint/saved:")
+        peers.wait_until(lambda: "STOPPED" in daemon("tasks", "ls"), "the task ends")
+        found = saved(daemon, name)
+        assert len(found[IMAGES]) == len(found[CONFIG]) == 1
+        with tarfile.open(fileobj=io.BytesIO(blob(daemon, found[IMAGES][0]))) as tar:
+            names = tar.getnames()
+        assert {"inventory.img", "pstree.img", "descriptors.json"} <= set(names)
+        assert b"ociVersion" in blob(daemon, found[CONFIG][0])
+        assert not list(Path("/run").glob("ctrd-checkpoint*")) or not isinstance(daemon, TeuContainerd)
+        assert not list((daemon.state / "root/checkpoints").glob("*"))
+    finally:
+        daemon("tasks", "rm", "-f", "saved", code=None)
+        daemon("containers", "rm", "saved", code=None)
+
+
+def test_a_checkpoint_that_is_none(ctr: tuple[peers.Containerd, list[str]]) -> None:
+    daemon, flags = ctr
+    assert "not found" in daemon.result("tasks", "checkpoint", "nobody", code=1).stderr
+    daemon("containers", "create", *flags[:2], peers.IMAGE, "plain", *SLEEP)
+    assert daemon.result("containers", "restore", "--live", "other", peers.IMAGE, code=None).returncode != 0
+    assert "other" not in daemon("tasks", "ls")
+    daemon("containers", "rm", "other", code=None)
+    daemon("containers", "rm", "plain")
+
+
+def test_there_and_back(ctr: tuple[peers.Containerd, list[str]]) -> None:
+    """A container goes on counting where it was, under another name, from image, layer and memory of the checkpoint."""
+    daemon, flags = ctr
+
+    def count(name: str) -> int:
+        text = daemon("tasks", "exec", "--exec-id", "look", name, "cat", "/count", code=None).strip()
+        return int(text) if re.fullmatch(r"\d+", text) else 0
+
+    daemon("run", "-d", *flags, peers.IMAGE, "first", *COUNT)
+    peers.wait_until(lambda: count("first") > 3, "it counts")
+    daemon("containers", "checkpoint", "--rw", "--image", "--task", "first", "local/checkpoint:1", timeout=240)
+    before = count("first")
+    daemon("tasks", "rm", "-f", "first", code=None)
+    daemon("containers", "rm", "first")
+    daemon("containers", "restore", "--rw", "--live", "first", "local/checkpoint:1", timeout=240)
+    peers.wait_until(lambda: count("first") > before, "it goes on counting", 120)
+    daemon("tasks", "rm", "-f", "first", code=None)
+    daemon("containers", "rm", "first")
+
+
+@pytest.mark.needs("docker")
+@pytest.mark.parametrize("runtime", ["runc", "teu"])
+def test_docker_checkpoint(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dockerd saves into our content store, takes it out for its own folder, and brings it back to restore from."""
+    containerd = TeuContainerd()
+    try:
+        containerd.launch()
+        assert containerd.process
+        # What dockerd mounts, the shims must see.
+        enter = ["nsenter", "--target", str(containerd.process.pid), "--mount"]
+        monkeypatch.setattr(peers.Dockerd, "start", started_by(enter), raising=False)
+        with peers.dockerd(
+            runtimes={"teu": "io.containerd.teu.v2"}, containerd_address=str(containerd.address),
+            config={"experimental": True},
+        ) as docker:  # fmt: skip
+            docker.load_busybox()
+
+            def told() -> list[int]:
+                return [int(line) for line in docker("logs", "counter").splitlines()]
+
+            docker("run", "-d", "--name=counter", "--network=none", f"--runtime={runtime}", peers.NAME, *COUNT)
+            peers.wait_until(lambda: len(told()) > 3, "it counts")
+            docker("checkpoint", "create", "counter", "one")
+            if runtime == "teu":
+                docker("kill", "counter")  # docker has only runtimes named runc end what they have saved
+            peers.wait_until(
+                lambda: docker("inspect", "-f", "{{.State.Running}}", "counter") == "false\n", "the container has ended"
+            )
+            assert docker("checkpoint", "ls", "counter").split()[-1] == "one"
+            before = len(told())
+            docker("start", "--checkpoint", "one", "counter")
+            peers.wait_until(lambda: len(told()) > before + 3, "it goes on counting and is heard", 120)
+            assert told().count(1) == 1, "it went on, it did not begin again"
+            docker("rm", "-f", "counter")
+    finally:
+        containerd.stop()
+        containerd.remove()
