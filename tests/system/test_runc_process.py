@@ -153,6 +153,14 @@ def test_personality_and_domain_name(bundle: Bundle) -> None:
         assert said.startswith("i686")
 
 
+def test_domain_name_by_a_sysctl_too(bundle: Bundle) -> None:
+    bundle.config["domainname"] = "example.test"
+    bundle.linux["sysctl"] = {"kernel.domainname": "example.test"}
+    assert bundle.says("cat /proc/sys/kernel/domainname") == "example.test"
+    bundle.linux["sysctl"] = {"kernel.domainname": "other.test"}
+    assert "conflicts with the field domainname" in bundle.refuses()
+
+
 def test_memory_policy(bundle: Bundle) -> None:
     bundle.linux["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0"}
     assert "bind:0" in bundle.says("cat /proc/self/numa_maps")

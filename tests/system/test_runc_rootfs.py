@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runc_bundle import Bundle, exec_in, new_bundle
+from runc_bundle import Bundle, exec_in, full_proc, new_bundle
 
 NAMES = {"pid": "pid", "network": "net", "ipc": "ipc", "uts": "uts", "mount": "mnt", "cgroup": "cgroup", "time": "time"}
 
@@ -358,6 +358,29 @@ def test_given_devices(bundle: Bundle) -> None:
         "fifo 0:0 600 0:0",
         "622",
     ]
+
+
+def test_given_devices_in_a_user_namespace(bundle: Bundle) -> None:
+    """Nobody may mknod there: root makes them outside, with the modes and (mapped) owners that are asked for."""
+    full_proc()
+    bundle.map_ids()
+    bundle.linux["devices"] = [
+        {"path": "/dev/own", "type": "c", "major": 1, "minor": 7, "fileMode": 0o640, "uid": 3, "gid": 4},
+        {"path": "/deep/in/pipe", "type": "p", "fileMode": 0o600},
+        {"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o622},
+    ]
+    script = "stat -c '%F %t:%T %a %u:%g' /dev/own /deep/in/pipe /dev/null; head -c 1 /dev/own | wc -c"
+    said = bundle.says(f"{script}; grep ' /dev/' /proc/mounts").split("\n")
+    assert said[:4] == [
+        "character special file 1:7 640 3:4", "fifo 0:0 600 0:0", "character special file 1:3 622 0:0", "1",
+    ]  # fmt: skip
+    for line in said[4:]:
+        if line.split()[1] in ("/dev/own", "/dev/null", "/dev/zero"):
+            assert {"nosuid", "noexec"} <= set(line.split()[3].split(",")), line
+    id = bundle.created()
+    assert not list((bundle.root / id).glob("device*"))
+    bundle.linux["devices"][0]["uid"] = 70000
+    assert "linux.devices: /dev/own: uid 70000" in bundle.refuses()
 
 
 def test_a_dev_of_the_bundles_own_is_left_alone(bundle: Bundle) -> None:

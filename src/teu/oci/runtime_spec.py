@@ -546,7 +546,7 @@ def _check_sysctl(linux: Object, domainname: str) -> None:
                 raise SpecError(field, "cannot be set in the host's user namespace")
         elif name == "kernel.hostname" and "uts" in paths:
             raise SpecError(field, "conflicts with the field hostname: use that")
-        elif name == "kernel.domainname" and domainname:
+        elif name == "kernel.domainname" and domainname not in ("", linux["sysctl"][name]):
             raise SpecError(field, "conflicts with the field domainname: use one of them")
         elif name != "kernel.domainname" or "uts" not in paths:
             raise SpecError(field, "does not belong to a namespace of the container")

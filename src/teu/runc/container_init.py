@@ -81,6 +81,7 @@ class Plan:
     user_namespace: bool = False  # the container has one of its own, made or joined
     setgroups: bool = True  # whether setgroups(2) is possible there
     sources: dict[int, int]  # mount index -> detached tree
+    nodes: dict[str, int]  # path of a device -> detached mount of its node
     asked: set[int]  # of those that the parent opens when we get there
     procfs: int = -1  # the host's /proc, O_PATH
     program: int = -1
@@ -203,7 +204,7 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
         view = rootfs.CgroupView(_has_cgroup_namespace(plan), plan.cgroup_path)
         later = rootfs.mount_all(root, spec, plan.bundle, plan.sources, view, _asker(plan), plan.asked)
         if _makes_devices(spec):
-            devices.create_all(root, spec, plan.user_namespace)
+            devices.create_all(root, spec, plan.user_namespace, plan.nodes)
             devices.create_links(root)
     else:
         root = os.open(plan.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -19,6 +19,9 @@ _S_IFBLK = 0o060000
 _S_IFIFO = 0o010000
 _KINDS = {"c": _S_IFCHR, "u": _S_IFCHR, "b": _S_IFBLK, "p": _S_IFIFO}
 
+# a node can be no program
+_ATTRIBUTES = mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NOEXEC
+
 # the specification's "Default Devices"
 DEFAULT = (
     ("/dev/null", 1, 3),
@@ -37,17 +40,59 @@ _LINKS = (
 )
 
 
-def create_all(root: int, spec: dict[str, Any], bind: bool) -> None:
-    """The default devices and linux.devices; by mknod, or (bind: in a user namespace) by the host's own nodes."""
+def open_nodes(spec: dict[str, Any], folder: str) -> dict[str, int]:
+    """For a user namespace, where nobody may mknod: linux.devices, made outside, as path -> detached mount of a node.
+
+    folder is the container's state: the nodes stand there until their mounts are in place, and remove_nodes() then
+    takes them away. Owners are those of the id maps.
+    Without maps (another's namespace), and where we may not mknod either, there are none: the host's own are bound.
+    """
+    linux = spec.get("linux") or {}
+    nodes: dict[str, int] = {}
+    if not linux.get("uidMappings"):
+        return nodes
+    for index, device in enumerate(linux["devices"]):
+        place = f"{folder}/device{index}"
+        mode = device.get("fileMode")
+        kind = _KINDS[device["type"]]
+        number = os.makedev(device.get("major") or 0, device.get("minor") or 0) if kind != _S_IFIFO else 0
+        try:
+            os.mknod(place, kind | (0o666 if mode is None else mode & 0o7777), number)
+        except PermissionError:
+            return nodes
+        os.chown(place, _on_host(linux["uidMappings"], device, "uid"), _on_host(linux["gidMappings"], device, "gid"))
+        os.chmod(place, 0o666 if mode is None else mode & 0o7777)  # whatever our umask is
+        tree = mounts.open_tree(AT_FDCWD, place)
+        mounts.mount_setattr(tree, _ATTRIBUTES, mounts.MOUNT_ATTR_NODEV)
+        nodes[device["path"]] = tree
+    return nodes
+
+
+def remove_nodes(count: int, folder: str) -> None:
+    """What open_nodes() left in the state's folder."""
+    for index in range(count):
+        os.unlink(f"{folder}/device{index}")
+
+
+def _on_host(maps: list[dict[str, int]], device: dict[str, Any], name: str) -> int:
+    wanted = int(device.get(name) or 0)
+    for one in maps:
+        if one["containerID"] <= wanted < one["containerID"] + one["size"]:
+            return one["hostID"] + wanted - one["containerID"]
+    raise InvalidSpec(f"linux.devices: {device['path']}: {name} {wanted} is not in the container's id maps")
+
+
+def create_all(root: int, spec: dict[str, Any], bind: bool, nodes: dict[str, int]) -> None:
+    """The default devices and linux.devices; by mknod, or (bind: in a user namespace) by nodes, or the host's own."""
     given = {device["path"]: device for device in (spec.get("linux") or {}).get("devices") or ()}
     for path, major, minor in DEFAULT:
         if path not in given:
             _create(root, {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o666}, bind)
     for device in given.values():
-        _create(root, device, bind)
+        _create(root, device, bind, nodes.get(device["path"], -1))
 
 
-def _create(root: int, device: dict[str, Any], bind: bool) -> None:
+def _create(root: int, device: dict[str, Any], bind: bool, node: int = -1) -> None:
     path = os.path.normpath("/" + device["path"].lstrip("/"))
     if path == "/":
         raise InvalidSpec("linux.devices: a device needs a path")
@@ -57,16 +102,16 @@ def _create(root: int, device: dict[str, Any], bind: bool) -> None:
     parent = mounts.make_in_root(root, parent_path or "/")
     try:
         if bind:
-            _bind(root, parent, name, device, path)
+            _bind(parent, name, path, node)
         else:
-            _mknod(root, parent, name, device, path)
+            _mknod(parent, name, device, path)
     except OSError as error:
         raise OSError(error.errno, f"error creating device {path}: {error.strerror}") from None
     finally:
         os.close(parent)
 
 
-def _mknod(root: int, parent: int, name: str, device: dict[str, Any], path: str) -> None:
+def _mknod(parent: int, name: str, device: dict[str, Any], path: str) -> None:
     mode = device.get("fileMode")
     kind = _KINDS[device["type"]]
     number = os.makedev(device.get("major") or 0, device.get("minor") or 0) if kind != _S_IFIFO else 0
@@ -82,12 +127,12 @@ def _mknod(root: int, parent: int, name: str, device: dict[str, Any], path: str)
         os.mknod(name, wanted, number, dir_fd=parent)
     except PermissionError:
         # nested in a container or user namespace after all
-        _bind(root, parent, name, device, path)
+        _bind(parent, name, path)
         return
     os.chown(name, device.get("uid") or 0, device.get("gid") or 0, dir_fd=parent, follow_symlinks=False)
 
 
-def _bind(root: int, parent: int, name: str, device: dict[str, Any], path: str) -> None:
+def _bind(parent: int, name: str, path: str, node: int = -1) -> None:
     try:
         os.close(
             os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=parent)
@@ -96,8 +141,9 @@ def _bind(root: int, parent: int, name: str, device: dict[str, Any], path: str) 
         pass
     target = mounts.openat2(parent, name, os.O_PATH | os.O_NOFOLLOW, mounts.RESOLVE_BENEATH)
     try:
-        tree = mounts.open_tree(AT_FDCWD, path)
+        tree = node if node >= 0 else mounts.open_tree(AT_FDCWD, path)
         try:
+            mounts.mount_setattr(tree, _ATTRIBUTES)
             mounts.move_mount(tree, target, path)
         finally:
             os.close(tree)

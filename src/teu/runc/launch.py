@@ -46,6 +46,7 @@ from teu.oci import jsontext
 from teu.runc import (
     cgroups,
     container_init,
+    devices,
     hooks,
     log,
     mount_options,
@@ -271,6 +272,8 @@ class Launch:
         self._send(b"g")
         self._meanwhile()
         self._converse()
+        if plan.nodes:
+            devices.remove_nodes(len(plan.nodes), self.container.folder)
 
     def _meanwhile(self) -> None:
         """What need not wait for the child: it builds its root, we load the device program (1 ms of verifier)."""
@@ -322,7 +325,7 @@ class Launch:
         plan = container_init.Plan()
         plan.spec, plan.id, plan.bundle, plan.rootfs = spec, self.id, self.bundle, self.rootfs
         plan.parent_sync, plan.sync = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-        plan.early_joins, plan.joins, plan.sources, plan.asked = [], [], {}, set()
+        plan.early_joins, plan.joins, plan.sources, plan.nodes, plan.asked = [], [], {}, {}, set()
         new = 0
         for namespace in linux.get("namespaces") or ():
             flag, name = TYPES[namespace["type"]]
@@ -390,6 +393,8 @@ class Launch:
         own_mounts = bool((plan.first_flags | max(plan.second_flags, 0)) & CLONE_NEWNS)
         if own_mounts:
             self._open_sources(plan)
+            if plan.user_namespace and linux.get("devices") and not self.rootless:
+                plan.nodes = devices.open_nodes(spec, self.container.folder)
         return plan
 
     def _can_setgroups(self, plan: container_init.Plan) -> bool:
@@ -429,7 +434,7 @@ class Launch:
     @staticmethod
     def _close_plan(plan: container_init.Plan) -> None:
         """The child has its own copies."""
-        for fd in (plan.procfs, plan.program, plan.fifo, *plan.sources.values()):
+        for fd in (plan.procfs, plan.program, plan.fifo, *plan.sources.values(), *plan.nodes.values()):
             if fd >= 0:
                 os.close(fd)
         for _flag, fd in (*plan.early_joins, *plan.joins):
@@ -475,11 +480,11 @@ class Launch:
             self.container.save()
 
     def _move_network_devices(self) -> None:
-        devices = (self.spec.get("linux") or {}).get("netDevices") or {}
-        if devices:
+        moving = (self.spec.get("linux") or {}).get("netDevices") or {}
+        if moving:
             from teu.runc import network_devices
 
-            network_devices.move(devices, self.pid)
+            network_devices.move(moving, self.pid)
 
     def _send(self, word: bytes) -> None:
         assert self.sync is not None
