@@ -29,7 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import build, namespace, rootfs, vm
+from lab import build, namespace, rootfs, validation, vm
 
 SOURCE = Path(__file__).resolve().parents[2]
 RESULTS = SOURCE / "build/test"
@@ -213,8 +213,14 @@ def in_namespace(stage: str, release: str, quiet: bool, extra: list[str]) -> Res
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
     namespace.stop(name)
+    binds = [f"{results}:/results"]
+    if stage == "ns" and (not extra or any("validation" in each for each in extra)):
+        try:
+            binds.append(f"{validation.ensure()}:{validation.INSIDE}:ro")
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"{stage}: the OCI validation programs cannot be made, their tests are skipped: {error}", flush=True)
     try:
-        namespace.start(name, release, SOURCE, binds=[f"{results}:/results"])
+        namespace.start(name, release, SOURCE, binds=binds)
         namespace.install_packages(name, packages())
         where = [f"/src/{each}" for each in extra] if extra and extra[0].startswith("tests/") else extra
         command = namespace.enter_command(
