@@ -51,7 +51,7 @@ def own_proc() -> Iterator[None]:
 @pytest.fixture(scope="module", params=["teu", "debian-on-teu-shim"])
 def ctr(request: pytest.FixtureRequest, own_proc: None) -> Iterator[tuple[peers.Containerd, list[str]]]:
     daemon = TeuContainerd() if request.param.startswith("teu") else peers.Containerd()
-    flags = ["--runtime", OWN_SHIM if own else "--cpu-shares", "0", "--null-io"]
+    flags = ["--runtime", OWN_SHIM, "--cpu-shares", "0", "--null-io"]
     try:
         daemon.launch()
         daemon.load_busybox()
