@@ -573,6 +573,11 @@ void start_c(long *stack)
 	 * no filter of the container is loaded yet that could refuse it. What is opened later is O_CLOEXEC.
 	 */
 	check(SYS(__NR_close_range, 3 + in.preserved, ~0u, 4 /* CLOSE_RANGE_CLOEXEC */, 0, 0), "close_range");
+	if (!in.label) {
+		/* only labels are written by it, and a container that may ptrace would find it */
+		SYS(__NR_close, in.proc, 0, 0, 0, 0);
+		in.proc = -1;
+	}
 	SYS(__NR_prctl, PR_SET_NAME, "teu-runc:[INIT]", 0, 0, 0);
 	if (in.namespaces) {
 		await('g');
@@ -591,8 +596,10 @@ void start_c(long *stack)
 		check(SYS(__NR_personality, in.personality, 0, 0, 0, 0), "set the personality");
 	if (in.policy_words)
 		check(SYS(__NR_set_mempolicy, in.policy_mode, in.policy_nodes, in.policy_words * 64 + 1, 0, 0), "set_mempolicy");
-	if (in.label)
+	if (in.label) {
 		write_label();
+		SYS(__NR_close, in.proc, 0, 0, 0, 0);
+	}
 	/* without no-new-privileges a filter needs CAP_SYS_ADMIN, which goes with the identity */
 	if (in.flags & FLAG_NO_NEW_PRIVS)
 		check(SYS(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "set no_new_privs");

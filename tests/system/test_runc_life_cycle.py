@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from runc_bundle import RUNC, Bundle, exec_in, new_bundle
+from runc_bundle import RUNC, Bundle, exec_in, libc, new_bundle
 
 
 @pytest.fixture
@@ -261,7 +262,7 @@ def test_kill_9_at_any_moment(bundle: Bundle, rounds: Callable[[int], int], comm
     """Whatever a killed teu-runc left, one delete --force removes."""
     bundle.process["args"] = ["sleep", "1000"]
     times = []
-    for number in range(rounds(50)):
+    for number in range(rounds(20)):
         id = bundle.new_id()
         bundle.process["env"] = [f"WHO={id}", "PATH=/bin"]
         bundle.write()
@@ -287,35 +288,85 @@ def test_kill_9_at_any_moment(bundle: Bundle, rounds: Callable[[int], int], comm
             assert time.monotonic() < deadline, f"round {number}: {left}"
             time.sleep(0.02)
         bundle.ids.remove(id)
-    print(f"{command}: {rounds(50)} deaths, nothing left")
+    print(f"{command}: {rounds(20)} deaths, nothing left")
 
 
-@pytest.mark.needs("strace")
-def test_kill_9_at_every_step(bundle: Bundle, rounds: Callable[[int], int]) -> None:
-    """Death at chosen system calls: those that make or change something."""
-    bundle.process["args"] = ["sleep", "1000"]
-    calls = [("mkdir", 3), ("rename", 3), ("openat", 4), ("clone3", 1), ("sendto", 4), ("write", 6), ("bpf", 2)]
-    points = [(call, when) for call, most in calls for when in range(1, most + 1)]
-    random.shuffle(points)
-    for call, when in points[: rounds(len(points))]:
+PTRACE_TRACEME, PTRACE_SYSCALL, PTRACE_SETOPTIONS = 0, 24, 0x4200
+PTRACE_O_EXITKILL = 0x100000
+
+
+def _killed_at(bundle: Bundle, words: list[str], stop: int) -> int:
+    """Run teu-runc, and kill it at that system-call stop (its entry or its exit); how many it came to."""
+    ptrace = libc().ptrace
+    ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+    with bundle.output.open("w") as output:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.chdir(bundle.folder)
+                null = os.open("/dev/null", os.O_RDONLY)
+                for number, fd in enumerate((null, output.fileno(), output.fileno())):
+                    os.dup2(fd, number)
+                ptrace(PTRACE_TRACEME, 0, None, None)
+                os.execvp(RUNC, [RUNC, "--root", str(bundle.root), *words])
+            finally:
+                os._exit(99)
+    _, status = os.waitpid(pid, 0)  # the stop at execve
+    ptrace(PTRACE_SETOPTIONS, pid, None, PTRACE_O_EXITKILL)
+    signal_number = seen = 0
+    while os.WIFSTOPPED(status):
+        if seen == stop:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return seen
+        ptrace(PTRACE_SYSCALL, pid, None, signal_number)
+        _, status = os.waitpid(pid, 0)
+        signal_number = 0
+        if os.WIFSTOPPED(status):
+            if os.WSTOPSIG(status) == signal.SIGTRAP:
+                seen += 1
+            else:
+                signal_number = os.WSTOPSIG(status)
+    return seen
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("verb", ["create", "run", "start", "exec", "delete"])
+def test_kill_9_at_every_step(bundle: Bundle, rounds: Callable[[int], int], verb: str) -> None:
+    """Killed before or after any of its system calls, it leaves nothing that one delete --force does not remove."""
+    count, moment = rounds(20), -1
+    for number in range(count + 1):
         id = bundle.new_id()
         bundle.process["env"] = [f"WHO={id}", "PATH=/bin"]
+        bundle.process["args"] = ["sleep", "1000"]
         bundle.write()
-        subprocess.run(
-            ["strace", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={when}",
-             RUNC, "--root", str(bundle.root), "create", id],
-            cwd=bundle.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=30,
-            check=False,
-        )  # fmt: skip
+        if verb in ("start", "delete"):
+            bundle.leaving("create", id)
+        elif verb == "exec":
+            bundle.leaving("run", "-d", id)
+        words = {
+            "create": ["create", id],
+            "run": ["run", "-d", id],
+            "start": ["start", id],
+            "exec": ["exec", "-d", id, "sleep", "1000"],
+            "delete": ["delete", "--force", id],
+        }[verb]
+        if number == 0:
+            # to its end: so many stops there are
+            total = _killed_at(bundle, words, -1)
+            assert total > 100, bundle.output.read_text()
+        else:
+            # one in each part of them
+            moment = random.randint(total * (number - 1) // count + 1, total * number // count)
+            _killed_at(bundle, words, moment)
+        if verb == "start":
+            assert bundle.status(id) in ("created", "running", "stopped")
         bundle.ok("delete", "--force", id)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 20
         while left := _left(bundle, id):
-            assert time.monotonic() < deadline, f"{call} {when}: {left}"
+            assert time.monotonic() < deadline, f"stop {moment} of {total}: {left}"
             time.sleep(0.02)
+        bundle.ids.remove(id)
 
 
 def test_delete_force_during_create(bundle: Bundle, rounds: Callable[[int], int]) -> None:

@@ -461,13 +461,30 @@ def test_a_poststop_hook_that_fails_is_a_warning(bundle: Bundle) -> None:
     assert "poststop hook #0" in done.stderr and "level=warning" in done.stderr
 
 
-def test_a_poststart_hook_that_fails_ends_the_container(bundle: Bundle) -> None:
-    bundle.config["hooks"] = {"poststart": [_hook(bundle, "poststart", "exit 1")]}
-    assert "error running poststart hook #0" in bundle.refuses("sleep", "100")
+@pytest.mark.parametrize("kind", ["startContainer", "poststart"])
+def test_a_hook_of_start_that_fails_ends_the_container(bundle: Bundle, kind: str) -> None:
+    """runtime-spec, "Lifecycle": an error, and what create did is undone, with poststop hooks."""
+    log = bundle.folder / "poststop.log"
+    failing = {"path": "/bin/false"} if kind == "startContainer" else _hook(bundle, kind, "exit 1")
+    bundle.config["hooks"] = {kind: [failing], "poststop": [_hook(bundle, "poststop", f"echo gone >> {log}")]}
+    assert f"error running {kind} hook #0" in bundle.refuses("sleep", "100")
+    assert log.read_text() == "gone\n"
     id = bundle.created()
+    pid = bundle.pid(id)
     done = bundle.runc("start", id)
-    assert done.returncode == 1 and "error running poststart hook #0" in done.stderr
-    bundle.wait_status(id, "stopped")
+    assert done.returncode == 1 and f"error running {kind} hook #0" in done.stderr
+    assert not (bundle.root / id).exists() and log.read_text() == "gone\n" * 2
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("kind", ["prestart", "createContainer", "startContainer", "poststart", "poststop"])
+def test_every_kind_of_hook_has_a_time_limit(bundle: Bundle, kind: str) -> None:
+    slow = {"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1}
+    bundle.config["hooks"] = {kind: [slow]}
+    done = bundle.run("true")
+    assert "hook ran past specified timeout" in done.stderr
+    assert done.returncode == (0 if kind == "poststop" else 1)
 
 
 def test_start_hook_is_under_the_filter_and_has_the_environment(bundle: Bundle) -> None:
@@ -480,13 +497,6 @@ def test_start_hook_is_under_the_filter_and_has_the_environment(bundle: Bundle) 
     bundle.config["hooks"] = {"startContainer": [{"path": "/hook.sh"}]}
     bundle.says("true")
     assert not (bundle.rootfs / "made").exists()
-
-
-def test_start_hook_that_fails(bundle: Bundle) -> None:
-    bundle.config["hooks"] = {"startContainer": [{"path": "/bin/false"}]}
-    id = bundle.created()
-    done = bundle.runc("start", id)
-    assert done.returncode == 1 and "startContainer hook #0" in done.stderr
 
 
 # -- seccomp ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import os
 import select
 
 from teu.runc import log, state
-from teu.runc.errors import NotRunning, RuncError
+from teu.runc.errors import RuncError, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,12 +54,41 @@ def release(container: state.Container) -> None:
         log.error("cannot start a container whose config.json has no process")
         kill.send(container, 9)
         return
-    spec = container.spec() if _has_hooks(container) else {}
-    kinds = spec.get("hooks") or {}
-    for number, hook in enumerate(kinds.get("startContainer") or ()):
-        from teu.runc import exec as exec_command
+    if not _has_hooks(container):
+        _let_go(container)
+        return
+    from teu.runc import exec as exec_command
+    from teu.runc import hooks
 
-        exec_command.run_hook(container, spec, hook, number)
+    spec = container.spec()
+    kinds = spec.get("hooks") or {}
+    try:
+        for number, hook in enumerate(kinds.get("startContainer") or ()):
+            exec_command.run_hook(container, spec, hook, number)
+    except RuncError:
+        _end(container)
+        raise
+    _let_go(container)
+    try:
+        if kinds.get("poststart"):
+            hooks.run_all(spec, "poststart", container.state(state.RUNNING))
+    except RuncError:
+        _end(container)
+        raise
+
+
+def _end(container: state.Container) -> None:
+    """A hook failed (runtime-spec, "Lifecycle", 7 and 9): stop the container and destroy it, with poststop hooks."""
+    from teu.runc import delete
+
+    try:
+        delete.destroy(container, container.status())
+    except (RuncError, OSError) as error:
+        log.warning(f"cannot delete container {container.id}: {text_of(error)}")
+
+
+def _let_go(container: state.Container) -> None:
+    """The word at the fifo; returns when the process has become the user's program."""
     try:
         fd = os.open(container.fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -76,21 +105,6 @@ def release(container: state.Container) -> None:
         poll.poll(_EXECVE_WAIT)
     finally:
         os.close(fd)
-    if not kinds.get("poststart"):
-        return
-    from teu.runc import hooks
-
-    try:
-        hooks.run_all(spec, "poststart", container.state(state.RUNNING))
-    except RuncError:
-        # runtime-spec, "Lifecycle", 9: generate an error, stop the container
-        from teu.runc import kill
-
-        try:
-            kill.send(container, 9)
-        except NotRunning:
-            pass
-        raise
 
 
 def _has_hooks(container: state.Container) -> bool:
