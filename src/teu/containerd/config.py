@@ -45,6 +45,7 @@ KEYS = (
         section(
             Key("default", text, "overlayfs", "snapshotter where a request names none"),
             Key("sync", boolean, True, "force a snapshot to disk before its commit is answered"),
+            Key("remap", boolean, False, "overlayfs remaps ids by mounts; shims of containerd 1.x do not know how"),
             Key(
                 "proxies",
                 map_of(

@@ -17,7 +17,7 @@ from teu.containerd.events import Exchange
 from teu.containerd.layers.run import Layers
 from teu.containerd.snapshotters.interface import Snapshotter
 from teu.containerd.snapshotters.native import Native
-from teu.containerd.snapshotters.overlayfs import Overlayfs
+from teu.containerd.snapshotters.overlayfs import REMAP_IDS, Overlayfs
 from teu.containerd.stores.containers import Containers
 from teu.containerd.stores.content import Content
 from teu.containerd.stores.database import Database
@@ -84,6 +84,8 @@ class Context:
         found: dict[str, Snapshotter] = {}
         for kind in (Overlayfs, Native):
             found[kind.name] = kind(self.root, self.database, sync=settings["sync"])
+        if settings["remap"]:
+            found[Overlayfs.name].capabilities = (REMAP_IDS,)
         if settings["proxies"]:
             from teu.containerd.snapshotters.proxy import Proxy
 

@@ -14,7 +14,7 @@ from typing import Any
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from teu.api.types.runc.options import oci_pb2
-from teu.ctr import blobs, containers
+from teu.ctr import blobs, containers, remap
 from teu.ctr import spec as specification
 from teu.ctr.client import Client, containers_pb2, snapshots_pb2, tasks_pb2
 from teu.ctr.errors import CommandError, NotFound
@@ -102,10 +102,12 @@ def make(ctr: Ctr, options: Options, operands: list[str]) -> str:
             container.labels[key] = value
         container.labels["io.containerd.image.config.stop-signal"] = config.get("StopSignal") or "SIGTERM"
         container.image, container.snapshotter, container.snapshot_key = name, snapshotter, identity
+        marked = labels(options["snapshotter-label"])
+        if options["uidmap"] and options["gidmap"]:
+            parent, more = remap.prepared(client, snapshotter, parent, options)
+            marked |= more
         client.snapshots.Prepare(
-            snapshots_pb2.PrepareSnapshotRequest(
-                snapshotter=snapshotter, key=identity, parent=parent, labels=labels(options["snapshotter-label"])
-            )
+            snapshots_pb2.PrepareSnapshotRequest(snapshotter=snapshotter, key=identity, parent=parent, labels=marked)
         )
         try:
             specification.from_image(spec, config, arguments)
@@ -231,7 +233,7 @@ runtime-config-path  string  Accepted for ctr's sake
 runc-binary  string   The OCI runtime that the shim is to use
 runc-root    string   The OCI runtime's folder of state
 runc-systemd-cgroup  bool  Let the OCI runtime ask systemd for the cgroup
-remap-labels bool     Accepted for ctr's sake
+remap-labels bool     Tell the snapshotter of the mappings, by labels
 sandbox      string   Create it in this sandbox
 rootfs       bool     The first operand is a folder, not an image
 """

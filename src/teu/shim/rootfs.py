@@ -78,9 +78,17 @@ def shorten_overlay(data: str) -> tuple[str, str]:
 
 def mount_one(mount: dict[str, Any], target: str) -> None:
     """Mount one containerd.types.Mount at `target`, or at its own target below that."""
-    flags, propagation, data = parse_options(mount["options"])
     if mount["target"]:
         target = os.path.join(target, mount["target"].lstrip("/"))
+    if any(option.startswith(("uidmap=", "gidmap=")) for option in mount["options"]):
+        from teu.shim import idmapped
+        if mount["type"] == "overlay":
+            with idmapped.Lowers(mount["options"], target) as options:
+                mount_one({**mount, "target": "", "options": options}, target)
+            return
+        idmapped.bind(mount["source"], target, mount["options"])
+        return
+    flags, propagation, data = parse_options(mount["options"])
     if len(data) > DATA_MAX and mount["type"] == "overlay":
         parent, data = shorten_overlay(data)
         before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -64,7 +64,7 @@ def read_options(packed: dict[str, Any] | None) -> dict[str, Any]:
                 raise ValueError(f"unknown runtime option {name!r}; known are {', '.join(_TOML_NAMES)}")
             options[_TOML_NAMES[name]] = value
         return options
-    return m.decode_any(OPTIONS_TYPE, packed)
+    return m.decode_options(OPTIONS_TYPE, packed)
 
 
 class Container:
@@ -488,7 +488,7 @@ class Service:
     def _checkpoint(self, request: dict[str, Any]) -> Coroutine:
         container = self._container(request["id"])
         try:
-            options = m.decode_any("containerd.runc.v1.CheckpointOptions", request["options"])
+            options = m.decode_options("containerd.runc.v1.CheckpointOptions", request["options"])
         except ValueError as e:
             raise StatusError(INVALID_ARGUMENT, f"checkpoint options: {e}") from e
         work = container.init.checkpoint(request["path"], options)

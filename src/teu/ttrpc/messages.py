@@ -53,6 +53,18 @@ TABLES: Tables = {
         7: ("cgroups_mode", "string"), 8: ("image_path", "string"), 9: ("work_path", "string"),
         10: ("parent_path", "string"),
     },
+    "containerd.linux.runc.CreateOptions": {
+        1: ("no_pivot_root", "bool"), 2: ("open_tcp", "bool"), 3: ("external_unix_sockets", "bool"),
+        4: ("terminal", "bool"), 5: ("file_locks", "bool"), 6: ("empty_namespaces", "*string"),
+        7: ("cgroups_mode", "string"), 8: ("no_new_keyring", "bool"), 9: ("shim_cgroup", "string"),
+        10: ("io_uid", "uint32"), 11: ("io_gid", "uint32"), 12: ("criu_work_path", "string"),
+        13: ("criu_image_path", "string"),
+    },
+    "containerd.linux.runc.CheckpointOptions": {
+        1: ("exit", "bool"), 2: ("open_tcp", "bool"), 3: ("external_unix_sockets", "bool"),
+        4: ("terminal", "bool"), 5: ("file_locks", "bool"), 6: ("empty_namespaces", "*string"),
+        7: ("cgroups_mode", "string"), 8: ("work_path", "string"), 9: ("image_path", "string"),
+    },
     "containerd.runc.v1.ProcessDetails": {1: ("exec_id", "string")},
     "containerd.runtime.bootstrap.v1.BootstrapResult": {
         1: ("version", "int32"), 2: ("address", "string"), 3: ("protocol", "string"),
@@ -261,3 +273,20 @@ def decode_any(name: str, packed: Message | None) -> Message:
 def timestamp(nanoseconds: int) -> Message:
     """A google.protobuf.Timestamp from nanoseconds since the epoch."""
     return {"seconds": nanoseconds // 10**9, "nanos": nanoseconds % 10**9}
+
+
+# What a client sends in the place of ours when it does not know the runtime's name.
+_OLDER = {
+    "containerd.runc.v1.Options": "containerd.linux.runc.CreateOptions",
+    "containerd.runc.v1.CheckpointOptions": "containerd.linux.runc.CheckpointOptions",
+}
+
+
+def decode_options(name: str, packed: Message | None) -> Message:
+    """As decode_any, for options: the older message of the kind is taken, too, as far as it says the same."""
+    older = _OLDER[name]
+    if not packed or packed["type_url"].rpartition("/")[2] != older:
+        return decode_any(name, packed)
+    options = decode(name, b"")
+    options.update({key: value for key, value in decode(older, packed["value"]).items() if key in options})
+    return options

@@ -17,6 +17,7 @@ MODULES = [
     "google.protobuf.any_pb2", "google.protobuf.empty_pb2", "google.protobuf.timestamp_pb2",
     "teu.api.rpc.status_pb2", "teu.api.types.mount_pb2", "teu.api.types.event_pb2",
     "teu.api.types.introspection_pb2", "teu.api.types.runc.options.oci_pb2",
+    "teu.api.types.runctypes.runc_pb2",
     "teu.api.types.runtimeoptions.v1.api_pb2", "teu.api.types.task.task_pb2", "teu.api.events.task_pb2",
     "teu.api.runtime.task.v2.shim_pb2", "teu.api.runtime.task.v3.shim_pb2",
     "teu.api.types.platform_pb2", "teu.api.types.metrics_pb2", "teu.api.runtime.sandbox.v1.sandbox_pb2",

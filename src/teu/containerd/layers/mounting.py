@@ -59,7 +59,7 @@ def _mount_one(one: dict[str, object], target: str) -> None:
     for option in one.get("options") or ():  # type: ignore[attr-defined]
         if option in _FLAGS:
             flags |= _FLAGS[option]
-        elif option not in _CLEARED:
+        elif option not in _CLEARED and not option.startswith(("uidmap=", "gidmap=")):
             data.append(option)
     kind, source = str(one["type"]), str(one["source"])
     if kind == "overlay" and sum(map(len, data)) + len(data) >= PAGE - 1:

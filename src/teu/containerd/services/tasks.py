@@ -79,10 +79,11 @@ class Tasks:
         """A folder with criu's images, where the runtime's options name one."""
         from teu.ttrpc import messages as m
 
-        name = "containerd.runc.v1.Options"
-        if options is None or options.type_url.rpartition("/")[2] != name:
-            return ""
-        return str(m.decode_any(name, _any(options))["criu_image_path"])
+        try:
+            found = m.decode_options("containerd.runc.v1.Options", _any(options) if options is not None else None)
+        except ValueError:
+            return ""  # another runtime's own
+        return str(found["criu_image_path"])
 
     async def Create(self, request: Any, call: Call) -> Any:
         namespace, id = call.namespace, request.container_id
@@ -190,7 +191,7 @@ class Tasks:
 
         shim = self._shim(call.namespace, request.container_id)
         try:
-            options = m.decode_any("containerd.runc.v1.CheckpointOptions", _any(request.options))
+            options = m.decode_options("containerd.runc.v1.CheckpointOptions", _any(request.options))
         except ValueError as e:
             raise errors.InvalidArgument(f"checkpoint options: {e}") from e
         wanted = {"options": _any(request.options)}

@@ -30,6 +30,9 @@ def mapped_root(labels: dict[str, str]) -> tuple[int, int] | None:
     return host(labels[UID_MAPPING_LABEL]), host(labels[GID_MAPPING_LABEL])
 
 
+REMAP_IDS = "remap-ids"  # the capability: clients leave the remapping to the mounts
+
+
 class Overlayfs(LocalSnapshotter):
     name = "overlayfs"
 
@@ -58,5 +61,8 @@ class Overlayfs(LocalSnapshotter):
             options.append("index=off")
         if kind == ACTIVE:
             options += [f"workdir={self.folder(id)}/work", f"upperdir={self.content(id)}"]
+        if REMAP_IDS in self.capabilities and mapped_root(labels):
+            # Who mounts it maps the ids of the lower folders.
+            options += [f"uidmap={labels[UID_MAPPING_LABEL]}", f"gidmap={labels[GID_MAPPING_LABEL]}"]
         options.append("lowerdir=" + ":".join(self.content(parent) for parent in parents))
         return [mount("overlay", "overlay", *options)]
