@@ -123,6 +123,7 @@ class Launch:
         self.sync: socket | None = None
         self.console_connection: socket | None = None
         self.rootless = os.geteuid() != 0
+        self.in_user_namespace: bool | None = None
         self.in_foreground = False
         self.spec: dict[str, Any] = {}
 
@@ -241,8 +242,11 @@ class Launch:
         os.rmdir(folder)
 
     def _rootless_cgroups(self) -> bool:
+        """As runc decides: also "root" of a user namespace, as podman starts us, may have no cgroups but the user's."""
         if self.settings.rootless == "auto":
-            return self.rootless
+            if self.in_user_namespace is None:
+                self.in_user_namespace = self.rootless or cgroups.in_user_namespace()
+            return self.in_user_namespace
         return self.settings.rootless in ("true", "1", "t", "T", "TRUE", "True")
 
     # -- the first process --
