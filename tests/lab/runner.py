@@ -251,7 +251,7 @@ def in_vm(quiet: bool, extra: list[str]) -> Result:
     name = instance("vm")
     vm.stop(name)
     try:
-        way = vm.start(name, "trixie", SOURCE)
+        way = vm.start(name, "trixie", SOURCE, durable=False)
         print(f"lab: the VM runs with {way}", flush=True)
         vm.install_packages(name)
         where = [f"/src/{each}" for each in extra] if extra and extra[0].startswith("tests/") else extra

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from lab_kind import PATIENCE, which_lab
 
 CONTROLLERS = ("cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma")
 DEFAULT_LIMIT = 120.0
@@ -30,23 +32,23 @@ JOURNAL_LINES = 60
 
 # In a VM without hardware acceleration, about ten times slower, run what only a VM can show, and of the rest
 # the whole way of a container; everything else runs in the namespace lab, or with TEU_VM=all here as well.
-VM_ONLY = {"apparmor", "cpu", "cpuset", "io", "memory", "pids", "vm"}
-VM_FILES = ("test_engine_containers.py", "test_runc_life_cycle.py", "test_containerd_ctr.py")
+VM_ONLY = {"apparmor", "cpu", "cpuset", "hugetlb", "io", "memory", "pids", "rdma", "vm"}
+VM_FILES = (
+    "test_containerd_ctr.py",
+    "test_engine_apparmor.py",
+    "test_engine_containers.py",
+    "test_images_deaths.py",
+    "test_packages.py",
+    "test_runc_life_cycle.py",
+    "test_runc_rootless_cgroups.py",
+    "test_whole_bad_input.py",
+    "test_whole_deaths.py",
+    "test_whole_picture.py",
+    "test_whole_wires.py",
+    "test_zz_purge.py",
+)
 # Minutes a test there.
 VM_TOO_SLOW = ("test_runc_peers_podman.py",)
-# Written for the VM, and not yet seen to pass in an emulated one: with TEU_VM=all they run there.
-VM_UNSEEN = ("test_runc_process.py", "test_runc_rootless_cgroups.py", "test_shim_alone.py")
-
-
-@functools.cache
-def which_lab() -> str:
-    """namespace, vm (with hardware acceleration), vm-emulated, or none."""
-    if os.environ.get("TEU_LAB"):
-        return os.environ["TEU_LAB"]
-    try:
-        return Path("/run/host/lab").read_text().strip()
-    except OSError:
-        return "none"
 
 
 def _read(path: str) -> str:
@@ -99,10 +101,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "timeout(seconds): the test's own limit")
 
 
+def _selective() -> bool:
+    return which_lab() == "vm-emulated" and os.environ.get("TEU_VM") != "all"
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Do not even read (compile, import) a file of which this lab runs nothing."""
+    name = collection_path.name
+    if not _selective() or not name.startswith("test_") or name in VM_FILES:
+        return None
+    if name in VM_TOO_SLOW:
+        return True
+    marks = re.findall(r"needs\(([^)]*)\)", collection_path.read_text())
+    return None if any(f'"{need}"' in mark for mark in marks for need in VM_ONLY) else True
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what this lab does not have, with the reason."""
     outside = which_lab() == "none"
-    selective = which_lab() == "vm-emulated" and os.environ.get("TEU_VM") != "all"
     for item in items:
         if outside:
             item.add_marker(pytest.mark.skip(reason="system tests run inside a lab: ./dev test, ./dev lab"))
@@ -111,8 +127,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for need in needs:
             if reason := missing(need):
                 item.add_marker(pytest.mark.skip(reason=reason))
-        wanted = item.path.name in VM_FILES or (VM_ONLY & set(needs) and item.path.name not in VM_TOO_SLOW + VM_UNSEEN)
-        if selective and not wanted:
+        wanted = item.path.name in VM_FILES or VM_ONLY & set(needs)
+        if _selective() and not wanted:
             item.add_marker(pytest.mark.skip(reason="this VM is emulated: the namespace lab runs it"))
 
 
@@ -135,9 +151,7 @@ def rounds() -> Callable[[int], int]:
 
 def _limited(item: pytest.Item, phase: str) -> Iterator[None]:
     mark = item.get_closest_marker("timeout")
-    seconds = float(mark.args[0]) if mark else DEFAULT_LIMIT
-    if which_lab() == "vm-emulated":
-        seconds *= 5
+    seconds = (float(mark.args[0]) if mark else DEFAULT_LIMIT) * PATIENCE
 
     def overdue(number: int, frame: FrameType | None) -> None:
         # No Exception but a BaseException: no test's own handler swallows it.

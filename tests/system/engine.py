@@ -14,6 +14,7 @@ from typing import Any
 
 import images
 import whole
+from lab_kind import PATIENCE
 
 SOCKET = "/run/teu/teud.sock"
 ENVIRONMENT = {**os.environ, "DOCKER_HOST": f"unix://{SOCKET}", "DOCKER_CLI_HINTS": "false"}
@@ -28,7 +29,7 @@ def docker(
 ) -> subprocess.CompletedProcess[str]:
     """Debian's docker on teud's socket."""
     done = subprocess.run(
-        ["docker", *argv], env=ENVIRONMENT, timeout=timeout, check=False, capture_output=True,
+        ["docker", *argv], env=ENVIRONMENT, timeout=timeout * PATIENCE, check=False, capture_output=True,
         **({"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}),
     )  # fmt: skip
     out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
@@ -96,7 +97,7 @@ class Terminal:
 
     def expect(self, wanted: str, timeout: float = 20) -> None:
         """Until this text has come; what came before is forgotten."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * PATIENCE
         while wanted not in self.text:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -110,7 +111,7 @@ class Terminal:
         self.text = self.text.partition(wanted)[2]
 
     def wait(self, timeout: float = 20) -> int:
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * PATIENCE
         while self.process.poll() is None and time.monotonic() < deadline:
             if select.select([self.master], [], [], 0.05)[0]:
                 try:

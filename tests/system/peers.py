@@ -34,6 +34,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lab_kind import PATIENCE
+
 BUSYBOX = Path("/usr/bin/busybox")
 # The image as docker and podman know it, and as containerd does.
 NAME = "busybox"
@@ -68,7 +70,7 @@ def run(
     where: dict[str, Any] = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
     environment = {**os.environ, **(env or {})}
     result = subprocess.run(
-        argv, capture_output=True, text=True, timeout=timeout, env=environment, check=False, **where
+        argv, capture_output=True, text=True, timeout=timeout * PATIENCE, env=environment, check=False, **where
     )
     if code is not None and result.returncode != code:
         raise Failed(argv, result)
@@ -77,6 +79,7 @@ def run(
 
 def wait_until(probe: Callable[[], object], what: str, limit: float = START_LIMIT) -> Any:
     """Ask until the answer is true; exceptions count as no. AssertionError after `limit` seconds."""
+    limit *= PATIENCE
     deadline = time.monotonic() + limit
     pause = 0.01
     last: object = None

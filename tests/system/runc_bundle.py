@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lab_kind import PATIENCE
+
 RUNC = os.environ.get("TEU_RUNC", "teu-runc")
 APPLETS = (
     "awk", "cat", "chmod", "cut", "date", "dd", "df", "echo", "env", "expr", "false", "find", "grep",
@@ -129,7 +131,7 @@ class Bundle:
     # -- the runtime --
 
     def runc(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        options.setdefault("timeout", 60)
+        options.setdefault("timeout", 60 * PATIENCE)
         return subprocess.run(
             [RUNC, "--root", str(self.root), *words],
             cwd=self.folder,
@@ -158,7 +160,7 @@ class Bundle:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                timeout=60,
+                timeout=60 * PATIENCE,
                 check=False,
                 user=self.user,
                 group=self.user,
@@ -216,7 +218,7 @@ class Bundle:
         return int(self.state(id)["pid"])
 
     def wait_status(self, id: str, wanted: str, seconds: float = 20) -> None:
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * PATIENCE
         while (status := self.status(id)) != wanted:
             assert time.monotonic() < deadline, f"{status}, not {wanted}"
             time.sleep(0.01)

@@ -16,6 +16,7 @@ from pathlib import Path
 import images
 import pytest
 import whole
+from lab_kind import PATIENCE
 from scripted_registry import ScriptedRegistry, tar
 from whole import teu
 
@@ -67,7 +68,7 @@ def test_killed_while_pulling(rounds: Callable[[int], int]) -> None:
             time.sleep(chance.uniform(0, usual * 1.1))
             for victim in victims:
                 kill(victim)
-            finished = client.wait(60) == 0
+            finished = client.wait(60 * PATIENCE) == 0
             counts["acknowledged" if finished else "interrupted"] += 1
             if finished:
                 teu("image", "inspect", name)

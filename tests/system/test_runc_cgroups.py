@@ -311,6 +311,14 @@ def test_unified(bundle: Bundle, driver: str) -> None:
     assert limit(bundle, driver, "cgroup.max.descendants") == "7"
 
 
+@pytest.mark.needs("rdma", "vm")
+def test_rdma_of_a_device_that_is_not_there(bundle: Bundle, driver: str) -> None:
+    """The labs have no such device: the limit reaches the kernel, whose refusal says which one."""
+    bundle.linux["resources"] = {"rdma": {"mlx5_1": {"hcaHandles": 3}}}
+    said = refused(bundle, driver)
+    assert "rdma" in said and "mlx5_1" in said
+
+
 def test_unified_that_no_kernel_knows(bundle: Bundle, driver: str) -> None:
     bundle.linux["resources"] = {"unified": {"cgroup.nothing": "1"}}
     assert "linux.resources.unified[cgroup.nothing]: this kernel has no cgroup.nothing" in refused(bundle, driver)

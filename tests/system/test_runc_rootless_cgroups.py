@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lab_kind import PATIENCE
 from runc_bundle import RUNC, Bundle, full_proc
 
 USER, UID = "teucgroups", 4712
@@ -25,7 +26,7 @@ def session() -> Iterator[Path]:
     full_proc()
     subprocess.run(["useradd", "-u", str(UID), "-m", USER], check=False, capture_output=True)
     subprocess.run(["loginctl", "enable-linger", USER], check=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 30 * PATIENCE
     while not Path(f"/run/user/{UID}/systemd/private").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     login = MANAGER / "app.slice" / "login"
@@ -69,7 +70,13 @@ def as_user(bundle: Bundle, session: Path, *words: str) -> str:
     ]  # fmt: skip
     with bundle.output.open("w") as output:
         done = subprocess.run(
-            command, cwd=bundle.folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=60, check=False
+            command,
+            cwd=bundle.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            timeout=60 * PATIENCE,
+            check=False,
         )
     said = bundle.output.read_text()
     assert done.returncode == 0, f"{words}: {done.returncode}: {said}"

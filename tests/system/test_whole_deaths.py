@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import whole
+from lab_kind import PATIENCE
 from whole import out, teu
 
 pytestmark = pytest.mark.timeout(600)
@@ -98,7 +99,7 @@ def test_running_containers_keep_running(rounds: Callable[[int], int], dice: ran
     try:
         for _ in range(count):
             name = dice.choice(list(DEATHS))
-            time.sleep(dice.uniform(0, 0.3))
+            time.sleep(dice.uniform(0, 0.3) * PATIENCE)
             DEATHS[name]()
             whole.eventually(f"an answer after {name}", answers)
             done[name] += 1
@@ -136,7 +137,7 @@ def test_exits_meanwhile_are_known(rounds: Callable[[int], int], dice: random.Ra
 
 def test_an_exit_wakes_the_stopped_daemons() -> None:
     """With both daemons stopped, an exit starts them: the engine removes a --rm container by itself."""
-    ident = out("teu", "run", "-d", "--rm", "--name", "last", whole.IMAGE, "sleep", "1.5")
+    ident = out("teu", "run", "-d", "--rm", "--name", "last", whole.IMAGE, "sleep", str(1.5 * PATIENCE))
     out("systemctl", "stop", "teud.service", "teu-containerd.service")
     assert init_pid(ident), "the container died with its daemons"
     whole.eventually("systemd has started teud again", lambda: whole.main_pid("teud.service"))
@@ -169,9 +170,9 @@ def test_deaths_during_work(verb: str, rounds: Callable[[int], int], dice: rando
             }[verb]
             death = dice.choice(list(DEATHS))
             worker = subprocess.Popen(["teu", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            time.sleep(dice.uniform(0, 0.15))
+            time.sleep(dice.uniform(0, 0.15) * PATIENCE)
             DEATHS[death]()
-            worker.communicate(timeout=60)
+            worker.communicate(timeout=60 * PATIENCE)
             whole.eventually(f"an answer after {death}", answers)
             assert init_pid(witness) == alive
             found = name in out("teu", "ps", "-a", "--format", "{{.Names}}").split()

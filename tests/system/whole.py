@@ -13,13 +13,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from lab_kind import PATIENCE
+
 CGROUPS = Path("/sys/fs/cgroup")
 IMAGE = "busybox"
 SHIM = "containerd-shim-teu-v2"
 
 
 def call(*argv: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=timeout * PATIENCE, check=False, stdin=subprocess.DEVNULL
+    )
     if check and done.returncode:
         raise AssertionError(f"{' '.join(argv)}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     return done
@@ -35,7 +39,7 @@ def out(*argv: str, timeout: float = 120) -> str:
 
 def eventually(what: str, probe: Callable[[], object], timeout: float = 30) -> object:
     """Poll `probe` until it is true; the kernel and systemd have no event for most of what is asked here."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * PATIENCE
     while True:
         value = probe()
         if value:
