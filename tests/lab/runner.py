@@ -193,7 +193,10 @@ def packages() -> list[str]:
 
 
 def pytest_inside(junit: str, extra: list[str]) -> list[str]:
-    """The command line inside a lab."""
+    """The command line inside a lab, where the tree is at /src; without a path in it, for all system tests."""
+    extra = [f"/src/{each}" if each.startswith("tests/") else each for each in extra]
+    if not any(each.startswith("/src/tests/") for each in extra):
+        extra.append("/src/tests/system")
     return [
         *["env", "PYTHONDONTWRITEBYTECODE=1", PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir=/src"],
         *["-c", "/src/pyproject.toml", f"--junitxml={junit}", "-q", "--durations=15", *extra],
@@ -222,9 +225,8 @@ def in_namespace(stage: str, release: str, quiet: bool, extra: list[str]) -> Res
     try:
         namespace.start(name, release, SOURCE, binds=binds)
         namespace.install_packages(name, packages())
-        where = [f"/src/{each}" for each in extra] if extra and extra[0].startswith("tests/") else extra
         command = namespace.enter_command(
-            name, pytest_inside("/results/junit.xml", where or ["/src/tests/system"]), ["TEU_LAB=namespace"]
+            name, pytest_inside("/results/junit.xml", extra), ["TEU_LAB=namespace"]
         )
         status = call(command, RESULTS / f"{stage}.log", LIMIT[stage], quiet)
         return count(result, results / "junit.xml", status)
@@ -254,9 +256,8 @@ def in_vm(quiet: bool, extra: list[str]) -> Result:
         way = vm.start(name, "trixie", SOURCE, durable=False)
         print(f"lab: the VM runs with {way}", flush=True)
         vm.install_packages(name)
-        where = [f"/src/{each}" for each in extra] if extra and extra[0].startswith("tests/") else extra
         command = [PYTHON, "-m", "lab", "--vm", "exec", "--name", name, "--"]
-        command += pytest_inside("/tmp/junit.xml", where or ["/src/tests/system"])
+        command += pytest_inside("/tmp/junit.xml", extra)
         environment = dict(os.environ, PYTHONPATH=str(SOURCE / "tests"))
         status = call(command, RESULTS / "vm.log", LIMIT["vm"], quiet, environment)
         with (RESULTS / "vm.xml").open("wb") as file:

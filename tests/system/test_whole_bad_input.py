@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import images
 import pytest
 import whole
 from whole import out, teu
@@ -20,6 +21,7 @@ SOCKET = "/run/teu/teud.sock"
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left() -> Iterator[None]:
+    images.need_busybox()
     whole.remove_everything()
     yield
     assert out("teu", "ps", "-aq") == ""

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+import images
 import pytest
 import whole
 from lab_kind import PATIENCE
@@ -65,6 +66,7 @@ DEATHS: dict[str, Death] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def clean() -> Iterator[None]:
+    images.need_busybox()
     whole.remove_everything()
     yield
     whole.remove_everything()
@@ -90,7 +92,8 @@ def init_pid(ident: str) -> int:
 def test_running_containers_keep_running(rounds: Callable[[int], int], dice: random.Random) -> None:
     """PIDs stay, and every line that a container wrote is in its log once."""
     count = rounds(50)
-    script = "i=0; while :; do i=$((i+1)); echo line $i; usleep 4000 2>/dev/null || sleep 0.004; done"
+    pause = 4000 * PATIENCE**2  # the lines are not to take the processor from the daemons
+    script = f"i=0; while :; do i=$((i+1)); echo line $i; usleep {pause}; done"
     steady = whole.run_detached("steady", "sleep", "3600")
     writer = whole.run_detached("writer", "sh", "-c", script, flags=("--log-driver", "json-file"))
     before = {ident: init_pid(ident) for ident in (steady, writer)}

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import images
 import pytest
 import whole
 from whole import out, teu
@@ -19,6 +20,7 @@ from whole import out, teu
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[str]:
+    images.need_busybox()
     whole.remove_everything()
     yield whole.run_detached("web", "sleep", "600")
     teu("rm", "-f", "web", check=False)

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import images
 import pytest
 import whole
 import wires
@@ -18,6 +19,7 @@ from whole import out, teu
 
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:
+    images.need_busybox()
     whole.remove_everything()
     yield
     whole.remove_everything()
