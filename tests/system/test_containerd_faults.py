@@ -252,32 +252,91 @@ def no_garbage(daemon: Daemon) -> None:
     peers.wait_until(clean, "files without a record to be gone", 20)
 
 
-def test_power_cuts(rounds: Callable[[int], int]) -> None:
-    count = rounds(20)
+class Pulls:
+    """Pulls images, over and over, and keeps account of those that were pulled."""
+
+    def __init__(self, daemon: Daemon, registry: str, count: int) -> None:
+        self._daemon = daemon
+        self._names = [f"{registry}/pulled:{number}" for number in range(count)]
+        self.kept: set[str] = set()
+        self.acknowledged = 0
+        self.cut_off = 0
+
+    def fill(self, folder: Path) -> None:
+        """Put the images into the registry."""
+        with contextlib.ExitStack() as undo:
+            helper = Daemon()
+            undo.callback(helper.remove)
+            undo.callback(helper.stop)
+            helper.launch()
+            for number, name in enumerate(self._names):
+                image = folder / f"{number}.tar"
+                image.write_bytes(one_layer_image(name, layer(-number)[0]))
+                helper("images", "import", "--no-unpack", str(image))
+                helper("images", "push", "--plain-http", name)
+
+    def until_cut(self) -> None:
+        client = ["teu-ctr", "--address", str(self._daemon.address), "images"]
+        while True:
+            name = random.choice(self._names)
+            if name in self.kept:
+                self.kept.discard(name)
+                done = peers.run(*client, "rm", "--sync", name, code=None)
+            else:
+                done = peers.run(*client, "pull", "--plain-http", name, code=None)
+                if done.returncode == 0:
+                    self.kept.add(name)
+                    self.acknowledged += 1
+            if done.returncode:
+                self.cut_off += 1
+                return
+
+    def verify(self) -> None:
+        found = {line.split()[0]: line for line in self._daemon("images", "check", 'name~="/pulled:"').splitlines()[1:]}
+        for name in self.kept:
+            assert name in found, f"{name} is lost"
+            assert "complete" in found[name] and "incomplete" not in found[name], found[name]
+            assert found[name].split()[-1] == "true", f"not unpacked: {found[name]}"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.needs("docker-registry")
+def test_power_cuts(rounds: Callable[[int], int], tmp_path: Path) -> None:
+    """In the middle of what a client's pull does, and of pulls by the daemon itself."""
+    count = rounds(50)
     work = Work()
-    with disk(600) as place:
+    with peers.registry() as registry, disk(600) as place:
         daemon = Daemon(place.point / "root")
+        pulls = Pulls(daemon, registry.address, 6)
+        pulls.fill(tmp_path)
         try:
             daemon.launch()
             for _ in range(count):
-                worker = threading.Thread(target=work.until_cut, args=(daemon,))
-                worker.start()
-                time.sleep(random.uniform(0.1, 0.7))
+                workers = [threading.Thread(target=work.until_cut, args=(daemon,)),
+                           threading.Thread(target=pulls.until_cut)]
+                for worker in workers:
+                    worker.start()
+                if not (work.images and pulls.acknowledged):  # the first round
+                    peers.wait_until(lambda: work.images and pulls.acknowledged, "something to be acknowledged")
+                time.sleep(random.uniform(0.05, 1.2))
                 place.cut()
                 daemon.kill()
-                worker.join()
+                for worker in workers:
+                    worker.join()
                 place.umount()
                 place.mount()
                 daemon.launch()
                 work.verify(daemon)
+                pulls.verify()
                 no_garbage(daemon)
         finally:
             daemon.stop()
             daemon.remove()
     print(
-        f"{count} power cuts: {len(work.blobs)} blobs, {len(work.images)} images, {len(work.snapshots)} snapshots kept"
+        f"{count} power cuts: {len(work.blobs)} blobs, {len(work.images)} images, {len(work.snapshots)} snapshots "
+        f"kept; {pulls.acknowledged} images pulled, {pulls.cut_off} pulls or removals cut off"
     )
-    assert work.images
+    assert pulls.cut_off
 
 
 def test_kills(rounds: Callable[[int], int]) -> None:
@@ -390,6 +449,48 @@ def test_damaged_blob() -> None:
         daemon("images", "rm", "--sync", peers.IMAGE)
         daemon.load_busybox()
         assert path.read_bytes() == whole
+    finally:
+        daemon.stop()
+        daemon.remove()
+
+
+def test_damaged_database() -> None:
+    """The daemon does not start on it and says what to do; with the database put back all is as it was."""
+    daemon = Daemon()
+    try:
+        daemon.launch()
+        daemon.load_busybox()
+        daemon.stop()
+        database = daemon.root / "metadata.db"
+        whole = database.read_bytes()
+        database.write_bytes(whole[:8192] + os.urandom(len(whole) - 8192))
+        with pytest.raises((AssertionError, SystemError)) as refused:
+            daemon.launch()
+        assert "metadata.db" in str(refused.value) and "move it away" in str(refused.value)
+        database.write_bytes(whole)
+        daemon.launch()
+        assert "echoed" in daemon("run", "--rm", "--cpu-shares", "0", peers.IMAGE, "c", "echo", "echoed")
+    finally:
+        daemon.stop()
+        daemon.remove()
+
+
+def test_locked_database() -> None:
+    """Held by somebody else, it is waited for; a call that has waited too long says what it waits for."""
+    import sqlite3
+
+    daemon = Daemon()
+    try:
+        daemon.launch()
+        daemon.load_busybox()
+        with contextlib.closing(sqlite3.connect(daemon.root / "metadata.db", isolation_level=None)) as holder:
+            holder.execute("BEGIN IMMEDIATE")
+            assert peers.IMAGE in daemon("images", "ls", "-q"), "reading goes on"
+            refused = daemon.result("namespaces", "create", "late", code=None)
+            assert refused.returncode != 0 and "metadata.db: database is locked" in refused.stderr, refused.stderr
+            holder.execute("ROLLBACK")
+        daemon("namespaces", "create", "late")
+        assert "echoed" in daemon("run", "--rm", "--cpu-shares", "0", peers.IMAGE, "c", "echo", "echoed")
     finally:
         daemon.stop()
         daemon.remove()
