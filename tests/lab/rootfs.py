@@ -48,8 +48,8 @@ PEERS = """
 
 # Those that only one release has.
 RELEASE_ONLY = {
-    "trixie": "docker-cli docker-compose python3-isal",
-    "bookworm": "",
+    "trixie": "docker-cli docker-compose python3-isal libpython3.13",
+    "bookworm": "libpython3.11",
 }
 
 BUILD_TOOLS = """

@@ -55,10 +55,10 @@ def mountpoint() -> str:
 
 def own(pid: int | str = "self") -> str:
     """The cgroup of a process, from the root of the hierarchy: `/user.slice/session-1.scope`."""
-    with open(f"/proc/{pid}/cgroup") as file:
-        for line in file:
-            if line.startswith("0::"):
-                return line[3:].rstrip("\n").removesuffix(" (deleted)")
+    with open(f"/proc/{pid}/cgroup", "rb", 0) as file:
+        for line in file.read().split(b"\n"):
+            if line.startswith(b"0::"):
+                return os.fsdecode(line[3:]).removesuffix(" (deleted)")
     raise CgroupError(f"process {pid} has no place in the unified cgroup hierarchy")
 
 
@@ -227,8 +227,8 @@ def open_directory(path: str) -> int:
 def delegate(path: str, uid: int, gid: int) -> None:
     """Give a cgroup to a user, so that the user can make and manage cgroups below it."""
     try:
-        with open("/sys/kernel/cgroup/delegate") as file:
-            names = file.read().split()
+        with open("/sys/kernel/cgroup/delegate", "rb", 0) as file:
+            names = file.read().decode().split()
     except OSError:
         names = ["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"]
     os.chown(path, uid, gid)

@@ -12,9 +12,9 @@ from teu.linux.syscalls import (
     NR_setns,
     NR_unshare,
     buffer,
+    call_keeping_gil,
     check,
     syscall,
-    syscall_keeping_gil,
 )
 
 CLONE_NEWTIME = 0x00000080
@@ -58,7 +58,7 @@ def clone(flags: int, cgroup: int = -1) -> int:
     if cgroup >= 0:
         flags |= CLONE_INTO_CGROUP
     arguments = buffer(pack("11Q", flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, 0, max(cgroup, 0)))
-    return check(syscall_keeping_gil(NR_clone3, arguments, 88), "clone3")
+    return check(call_keeping_gil(NR_clone3, arguments, 88), "clone3")
 
 
 def unshare(flags: int) -> None:

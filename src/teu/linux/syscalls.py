@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """System calls that Python's os module lacks, at start-up speed.
 
-Called by everything in teu.linux and teu.runc. Imports `_ctypes` (0.5 ms) and never `ctypes`
-(3 ms): a runtime that lives for ten milliseconds cannot spend three on an import.
+Called by everything in teu.linux and teu.runc.
 
 `syscall(NR, ...)` takes integers (passed as C longs), bytes (passed as pointers), buffers made by
 `buffer()` and None (NULL); it returns the result, and raises OSError(errno, "name[: what]").
@@ -10,8 +9,8 @@ Called by everything in teu.linux and teu.runc. Imports `_ctypes` (0.5 ms) and n
 
 from __future__ import annotations
 
-import _ctypes
 import os
+import sys
 from posix import uname
 
 TYPE_CHECKING = False
@@ -81,86 +80,31 @@ NR_pidfd_send_signal = 424
 
 # -- calling ---------------------------------------------------------------------------------------
 
-# The smallest part of ctypes that a system call needs: a long, a buffer, a function.
-_FUNCFLAG_CDECL = 1
-_FUNCFLAG_PYTHONAPI = 4  # keeps the GIL: no other thread exists, and clone3's child returns holding it
-_FUNCFLAG_USE_ERRNO = 8
-
-
-class c_long(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    _type_ = "l"
-
-
-class c_char(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    _type_ = "c"
-
-
-class _Function(_ctypes.CFuncPtr):
-    _flags_ = _FUNCFLAG_CDECL | _FUNCFLAG_USE_ERRNO
-    _restype_ = c_long
-
-
-class _FunctionKeepingGIL(_ctypes.CFuncPtr):
-    _flags_ = _FUNCFLAG_CDECL | _FUNCFLAG_USE_ERRNO | _FUNCFLAG_PYTHONAPI
-    _restype_ = c_long
-
-
-_libc = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
-_syscall_address = _ctypes.dlsym(_libc, "syscall")
-_syscall = _Function(_syscall_address)
-_syscall_keeping_gil = _FunctionKeepingGIL(_syscall_address)
-
-_buffer_types: dict[int, Any] = {}
-_array_type: Any = type
-
-
-def buffer(data: bytes) -> Any:
-    """A writable C buffer holding data: pass it to syscall(), read it back with bytes()."""
-    kind = _buffer_types.get(len(data))
-    if kind is None:
-        kind = _array_type("buffer", (_ctypes.Array,), {"_type_": c_char, "_length_": len(data)})
-        _buffer_types[len(data)] = kind
-    return kind.from_buffer_copy(data)
-
-
-def address(of: Any) -> int:
-    """The address of a buffer, for a structure that points to it. Keep the buffer alive."""
-    return int(_ctypes.addressof(of))
-
-
-def function(name: str) -> Any:
-    """A function of the C library by name, called as syscall() is (without the number)."""
-    return _Function(_ctypes.dlsym(_libc, name))
-
-
-def raw_syscall(number: int, *args: int | bytes | None | Any) -> int:
-    """The result as the kernel gives it to the C library: -1 with get_errno() for a failure."""
-    return int(_syscall(c_long(number), *[c_long(a) if type(a) is int else a for a in args]))
-
-
-def syscall_keeping_gil(number: int, *args: int | bytes | None | Any) -> int:
-    return int(_syscall_keeping_gil(c_long(number), *[c_long(a) if type(a) is int else a for a in args]))
-
-
-def get_errno() -> int:
-    return int(_ctypes.get_errno())
-
-
-def check(result: int, what: str) -> int:
-    if result == -1:
-        number = _ctypes.get_errno()
-        raise OSError(number, os.strerror(number) if not what else f"{what}: {os.strerror(number)}")
-    return result
+# call(NR, ...) is the result, or the negative number of the error. call_keeping_gil does not let another thread run
+# meanwhile: clone3's child returns holding the lock. buffer(data) is writable and is read back with bytes();
+# address(buffer) is for a structure that points to it: keep the buffer alive.
+_native: Any = sys.modules.get("_coldstart")
+if _native is not None:  # see teu.coldstart
+    call = call_keeping_gil = _native.syscall
+    address = _native.address
+    buffer: Any = bytearray
+else:
+    from teu.linux.calling import address as address
+    from teu.linux.calling import buffer, call
+    from teu.linux.calling import call_keeping_gil as call_keeping_gil
 
 
 def syscall(what: str, number: int, *args: int | bytes | None | Any) -> int:
     """Call; raise OSError named `what` on failure."""
     if number < 0:
         raise OSError(38, f"{what}: not known on {_MACHINE}")
-    result = int(_syscall(c_long(number), *[c_long(a) if type(a) is int else a for a in args]))
-    if result == -1:
-        error = _ctypes.get_errno()
-        raise OSError(error, f"{what}: {os.strerror(error)}")
+    return check(call(number, *args), what)
+
+
+def check(result: int, what: str) -> int:
+    """The result of call(); OSError named `what` where it is an error."""
+    if result < 0:
+        raise OSError(-result, f"{what}: {os.strerror(-result)}" if what else os.strerror(-result))
     return result
 
 

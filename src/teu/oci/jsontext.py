@@ -8,6 +8,8 @@ This module drives that same scanner (`_json`, 0.2 ms) directly. Called by teu.r
 from __future__ import annotations
 
 from _json import encode_basestring, make_scanner, scanstring
+from posix import O_CLOEXEC, O_RDONLY, close, fstat, read
+from posix import open as open_descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ _scan: Any = make_scanner(_Context)  # type: ignore[arg-type]
 def loads(text: str | bytes) -> Any:
     """The value of a JSON text. Raises ValueError that names the position."""
     if isinstance(text, bytes):
-        text = text.decode("utf-8-sig")
+        text = text.removeprefix(b"\xef\xbb\xbf").decode()  # not "utf-8-sig", which imports its codec
     start = 0
     size = len(text)
     while start < size and text[start] in _WHITESPACE:
@@ -63,10 +65,21 @@ def _where(text: str, position: int) -> str:
     return f"at line {line}, column {column}"
 
 
+def read_file(path: str) -> bytes:
+    """What is in a file, without the io module, which a short program may have no other use for."""
+    fd = open_descriptor(path, O_RDONLY | O_CLOEXEC)
+    try:
+        data = read(fd, fstat(fd).st_size + 1)
+        while more := read(fd, 65536):
+            data += more
+    finally:
+        close(fd)
+    return data
+
+
 def load_file(path: str) -> Any:
     """The value of a JSON file. ValueError names the file."""
-    with open(path, "rb") as file:
-        data = file.read()
+    data = read_file(path)
     try:
         return loads(data)
     except ValueError as error:
@@ -107,4 +120,4 @@ def dumps(value: Any, indent: str = "", _margin: str = "\n") -> str:
     return opening + ",".join(items) + closing
 
 
-__all__ = ["dumps", "load_file", "loads", "scanstring"]
+__all__ = ["dumps", "load_file", "loads", "read_file", "scanstring"]

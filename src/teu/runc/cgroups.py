@@ -403,7 +403,7 @@ def device_rules(resources: Resources) -> list[dict[str, Any]]:
 def in_user_namespace() -> bool:
     """Whether we run in a user namespace other than the initial one."""
     try:
-        with open("/proc/self/uid_map") as file:
-            return file.read().split() != ["0", "0", "4294967295"]
+        with open("/proc/self/uid_map", "rb", 0) as file:
+            return file.read().split() != [b"0", b"0", b"4294967295"]
     except OSError:
         return False

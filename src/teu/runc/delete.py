@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import os
-import time
 
+from teu.oci import jsontext
 from teu.runc import cgroups, kill, state
 from teu.runc.errors import NotFound, NotRunning, RuncError
 
@@ -64,6 +64,8 @@ def delete(root: str, id: str, force: bool) -> int:
 
 def _take(container: state.Container, force: bool) -> state.Lock | None:
     """The lock; with force also from a create that is still at work: its child is killed, so it gives up."""
+    import time
+
     deadline = time.monotonic() + _KILL_WAIT
     while True:
         try:
@@ -111,13 +113,10 @@ def destroy(container: state.Container, status: str) -> None:
 
         intel_rdt.remove(container.record["intel_rdt"])
     config = container.folder + "/config.json"
-    if os.path.exists(config):
-        with open(config, "rb", 0) as file:
-            has_hooks = b'"hooks"' in file.read()
-        if has_hooks:
-            from teu.runc import hooks
+    if os.path.exists(config) and b'"hooks"' in jsontext.read_file(config):
+        from teu.runc import hooks
 
-            hooks.run_all_and_warn(container.spec(), "poststop", container.state(state.STOPPED))
+        hooks.run_all_and_warn(container.spec(), "poststop", container.state(state.STOPPED))
     _remove_folder(container.folder)
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 from teu.linux.syscalls import NR_pidfd_send_signal, syscall
 from teu.runc import state
@@ -90,6 +89,7 @@ def _kill_cgroup(container: state.Container) -> bool:
 def wait_gone(container: state.Container, seconds: float) -> bool:
     """Wait until the first process has ended (a zombie has)."""
     import select
+    import time
 
     if not container.init_alive():
         return True

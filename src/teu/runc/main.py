@@ -142,8 +142,10 @@ def main() -> None:
         code = 130
     except BrokenPipeError:
         code = 1
-    try:
-        sys.stdout.flush()
-    except OSError:
-        pass
+    stdout = getattr(sys, "stdout", None)  # a cold start makes it only when something needs it
+    if stdout is not None:
+        try:
+            stdout.flush()
+        except OSError:
+            pass
     os._exit(code)

@@ -7,6 +7,7 @@ import errno
 import os
 import select
 
+from teu.oci import jsontext
 from teu.runc import log, state
 from teu.runc.errors import RuncError, text_of
 
@@ -108,5 +109,4 @@ def _let_go(container: state.Container) -> None:
 
 
 def _has_hooks(container: state.Container) -> bool:
-    with open(container.folder + "/config.json", "rb", 0) as file:
-        return b'"hooks"' in file.read()
+    return b'"hooks"' in jsontext.read_file(container.folder + "/config.json")

@@ -27,9 +27,7 @@ The record is written before anything else exists, so that whatever a killed cre
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
 
 from teu.oci import jsontext
 from teu.runc.errors import InvalidSpec, NotFound, RuncError
@@ -63,6 +61,8 @@ def folder_of(root: str, id: str) -> str:
 
 
 def now_rfc3339() -> str:
+    import time
+
     nanoseconds = time.time_ns()
     utc = time.gmtime(nanoseconds // 1_000_000_000)
     return (
@@ -152,6 +152,8 @@ class Container:
 
     def creator_alive(self) -> bool:
         """Whether the teu-runc that is making this container still runs (it holds the lock)."""
+        import fcntl
+
         try:
             fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -169,8 +171,7 @@ class Container:
         if not path:
             return False
         try:
-            with open(path + "/cgroup.freeze", "rb", 0) as file:
-                return file.read(1) == b"1"
+            return jsontext.read_file(path + "/cgroup.freeze")[:1] == b"1"
         except OSError:
             return False
 
@@ -196,6 +197,8 @@ class Lock:
     """The exclusive right to change one container: create, start, delete hold it. Goes with the process."""
 
     def __init__(self, folder: str, wait: bool = True) -> None:
+        import fcntl
+
         self.fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

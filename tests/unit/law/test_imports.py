@@ -25,6 +25,7 @@ MAY: dict[str, tuple[str, ...]] = {
     "systemd": ("linux",),
     "oci": ("linux",),
     "linux": (),
+    "coldstart": (),
     "config": (),
 }
 

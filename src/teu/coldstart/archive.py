@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a program's archive of byte code. Called when a package is installed: python3 -IS archive.py PROGRAM
+
+    /usr/lib/teu/PROGRAM.cpython-3XX    for the Python that runs this; replaced by rename
+        "teu-code", magic number of the byte code, length of the index (4 bytes each, this machine's order)
+        index       marshal: {"boot": code, "entry": module that has main(), "path": where teu is,
+                              "modules": {name: (offset, size, file)}, "extensions": {name: file}}
+        modules     marshal of each module's code, at its offset
+
+Only modules of ours are in it: those of the standard library may be mended by an upgrade that does not know of us.
+Documentation is left out, and so is `from __future__ import annotations`, which the compiler is told instead.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import importlib.machinery
+import importlib.util
+import marshal
+import os
+import struct
+import sys
+from pathlib import Path
+from types import CodeType
+
+FOLDER = Path("/usr/lib/teu")
+# program: (the module with main(), the packages and modules it may import)
+PROGRAMS = {
+    "teu-runc": ("teu.runc.main", ("linux", "oci", "runc", "systemd")),
+}
+# What they import of the standard library that is neither built in nor frozen in every Python: files of their own.
+EXTENSIONS = ("_ctypes", "_json", "termios")
+
+
+def _without_texts(tree: ast.Module) -> ast.Module:
+    """Leave out documentation and __future__ imports."""
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.ImportFrom) and node.module == "__future__")]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            text = first.value if isinstance(first, ast.Expr) else None
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                assert first is not None
+                node.body = node.body[1:] or [ast.copy_location(ast.Pass(), first)]
+    return tree
+
+
+def compiled(file: Path) -> CodeType:
+    """The code of a source file. It must begin with `from __future__ import annotations`, as all of ours do."""
+    tree = _without_texts(ast.parse(file.read_bytes(), str(file)))
+    flags = __future__.annotations.compiler_flag
+    code = compile(tree, str(file), "exec", flags=flags, dont_inherit=True)
+    assert isinstance(code, CodeType)
+    return code
+
+
+def _modules(package: Path, parts: tuple[str, ...]) -> dict[str, Path]:
+    found = {"teu": package / "__init__.py"}
+    for part in parts:
+        for file in sorted((package / part).rglob("*.py")):
+            words = ("teu", *file.relative_to(package).with_suffix("").parts)
+            found[".".join(words[:-1] if words[-1] == "__init__" else words)] = file
+    for file in (package / "coldstart/standin").glob("[!_]*.py"):
+        found[file.stem] = file
+    return found
+
+
+def _extensions() -> dict[str, str]:
+    found = {}
+    for name in EXTENSIONS:
+        spec = None if name in sys.builtin_module_names else importlib.machinery.PathFinder.find_spec(name)
+        if spec is not None and spec.origin:
+            found[name] = spec.origin
+    return found
+
+
+def archive(program: str, package: Path) -> bytes:
+    """The archive of a program whose modules are in the folder `package` (that of teu)."""
+    entry, parts = PROGRAMS[program]
+    places = {}
+    codes = b""
+    for name, file in _modules(package, parts).items():
+        code = marshal.dumps(compiled(file))
+        places[name] = (len(codes), len(code), str(file))
+        codes += code
+    boot = compiled(package / "coldstart/boot.py")
+    index = marshal.dumps(
+        {"boot": boot, "entry": entry, "path": str(package.parent), "modules": places, "extensions": _extensions()}
+    )
+    magic = int.from_bytes(importlib.util.MAGIC_NUMBER, "little")
+    return struct.pack("=8sII", b"teu-code", magic, len(index)) + index + codes
+
+
+def main() -> None:
+    package = Path(__file__).resolve().parent.parent
+    for program in sys.argv[1:]:
+        place = FOLDER / f"{program}.{sys.implementation.cache_tag}"
+        temporary = place.with_name(f".{place.name}.{os.getpid()}")
+        temporary.write_bytes(archive(program, package))
+        temporary.chmod(0o644)
+        temporary.rename(place)
+        for other in FOLDER.glob(f"{program}.cpython-*"):
+            if other != place:
+                other.unlink()
+
+
+if __name__ == "__main__":
+    main()

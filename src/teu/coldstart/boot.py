@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first Python that runs in a cold start: where imports come from. In the archive as `boot`; see teu-coldstart.c.
+
+Python's core is there and no more: built-in and frozen modules can be imported, strings are encoded as UTF-8; there is
+no importer of files, no codecs, no open(), no sys.stdout, sys.path or sys.executable. All of that comes the moment that
+something needs it (`complete`, 2.5 ms): an import that is not in the archive, or open() of a text.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from _frozen_importlib import ModuleSpec
+from marshal import loads
+
+import _coldstart  # type: ignore[import-not-found]  # made by teu-coldstart.c
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+_code: memoryview = _coldstart.code
+_index: dict[str, Any] = _coldstart.index
+_modules: dict[str, tuple[int, int, str]] = _index["modules"]
+_extensions: dict[str, str] = _index["extensions"]
+
+
+class Archive:
+    """Finds and loads the program's modules (`modules`: name -> offset, size, file), and a few extension modules."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> Any:
+        if name in _modules:
+            file = _modules[name][2]
+            spec = ModuleSpec(name, _loader, origin=file)
+            if file.endswith("/__init__.py"):
+                spec.submodule_search_locations = [file[:-12]]
+            return spec
+        if name in _extensions:
+            return ModuleSpec(name, _loader, origin=_extensions[name])
+        if name == "_signal":
+            complete()  # it is built in, and cannot be imported before
+        return None
+
+    @staticmethod
+    def create_module(spec: Any) -> Any:
+        if spec.name in _extensions:
+            from _imp import create_dynamic
+
+            return create_dynamic(spec)
+        return None
+
+    @staticmethod
+    def exec_module(module: Any) -> None:
+        name = module.__name__
+        if name in _extensions:
+            from _imp import exec_dynamic
+
+            exec_dynamic(module)
+            return
+        offset, size, module.__file__ = _modules[name]
+        exec(loads(_code[offset : offset + size]), module.__dict__)
+
+
+_loader: Any = Archive  # the class itself: there is nothing to tell instances apart
+
+
+class LastResort:
+    """Asked when nobody else has the module: Python's own start is completed, then its own importers have it."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> Any:
+        before = len(sys.meta_path) - 1
+        complete()
+        for finder in sys.meta_path[before:]:
+            spec = finder.find_spec(name, path, target)  # type: ignore[arg-type]
+            if spec is not None:
+                return spec
+        return None
+
+
+def complete() -> None:
+    """Do what Python's start left out. Once; nothing when it is done."""
+    if LastResort not in sys.meta_path:
+        return
+    sys.meta_path.remove(LastResort)
+    for name in ("os", "struct"):  # whoever comes now gets the real ones
+        _modules.pop(name, None)
+        sys.modules.pop(name, None)
+    words = sys.argv
+    _coldstart.complete()
+    sys.argv = words
+    sys.path.insert(0, _index["path"])
+
+
+def open(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+    """builtins.open until the start is completed, which puts Python's own there."""
+    if "b" not in mode:
+        complete()
+    from _io import open as real
+
+    return real(file, mode, *arguments, **options)
+
+
+builtins.open = open
+sys.path = []
+sys.meta_path.insert(0, Archive)
+sys.meta_path.append(LastResort)
+try:
+    __import__(_index["entry"], None, None, ["main"]).main()
+except BaseException:
+    complete()  # what prints it needs it
+    raise
