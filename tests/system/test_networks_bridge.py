@@ -131,6 +131,36 @@ def test_published_is_reached_from_another_machine() -> None:
         whole.call("ip", "netns", "del", "far", check=False)
 
 
+BRIDGE_NETFILTER = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+
+
+@pytest.mark.needs("fast")
+@pytest.mark.parametrize("filtered", ["0", "1"])
+@pytest.mark.parametrize("network", ["bridge", "front"])
+def test_published_is_reached_from_containers(filtered: str, network: str) -> None:
+    """From itself, a neighbour and another network, at the bridge's and at any other address of the host; whether the
+    host filters frames between a bridge's ports (br_netfilter) or not."""
+    before = BRIDGE_NETFILTER.read_text() if BRIDGE_NETFILTER.exists() else ""
+    whole.call("ip", "addr", "add", "203.0.113.1/32", "dev", "lo")
+    try:
+        if before:
+            BRIDGE_NETFILTER.write_text(filtered)
+        teu("network", "create", "front")
+        whole.run_detached("web", *SERVE, flags=("-p", "8088:80", "--network", network))
+        gateway = setting("web", f".NetworkSettings.Networks.{network}.Gateway")
+        get(f"{gateway}:8088")
+        whole.run_detached("next", "sleep", "600", flags=("--network", network))
+        whole.run_detached("other", "sleep", "600", flags=("--network", "front" if network == "bridge" else "bridge"))
+        for name in ("web", "next", "other"):
+            for address in (gateway, "203.0.113.1"):
+                done = teu("exec", name, *wget(f"http://{address}:8088/"), check=False)
+                assert done.stdout == "served\n", (name, address)
+    finally:
+        whole.call("ip", "addr", "del", "203.0.113.1/32", "dev", "lo")
+        if before:
+            BRIDGE_NETFILTER.write_text(before)
+
+
 @pytest.mark.needs("fast")
 def test_udp() -> None:
     whole.run_detached("echo", "sleep", "600", flags=("-p", "5000:5000/udp"))

@@ -130,8 +130,6 @@ def rebuild(bridges: Iterable[Bridge], ports: Iterable[Published]) -> None:
     text += "".join(_bridge("add", bridge) for bridge in bridges)
     text += "".join(_port("add", entry) for entry in ports)
     nftables.run(text)
-
-
     _beside_docker(True)
 
 

@@ -593,6 +593,11 @@ class Networks:
                 key = f"{wanted.port}/{wanted.protocol}"
                 shown[key] = [*(shown.get(key) or []), {"HostIp": wanted.address, "HostPort": str(port)}]
         if active.published:
+            from teu.linux import netlink
+
+            # A container may use its own published port. Where br_netfilter redirects a frame while it is still
+            # the bridge's, that leaves by the port it came from.
+            self._kernel().send([netlink.hairpin(active.endpoints[0].veth)])
             firewall.publish(active.published)
         container.network_settings["Ports"] = shown
 

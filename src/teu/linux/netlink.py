@@ -34,6 +34,8 @@ IFF_UP = 0x1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
 IFLA_NET_NS_FD = 28
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 4, 5
+IFLA_BRPORT_MODE = 4
 VETH_INFO_PEER = 1
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
 IFA_F_NODAD = 0x02
@@ -262,6 +264,14 @@ def new_veth(
         + _kind("veth", attribute(VETH_INFO_PEER, other))
     )
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"veth {name}")
+
+
+def hairpin(name: str) -> Message:
+    """A bridge's port may send back out what came in by it."""
+    info = attribute(IFLA_INFO_SLAVE_KIND, text("bridge"))
+    info += attribute(IFLA_INFO_SLAVE_DATA, attribute(IFLA_BRPORT_MODE, b"\1"))
+    body = _LINK.pack(0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, text(name)) + attribute(IFLA_LINKINFO, info)
+    return Message(RTM_NEWLINK, 0, body, f"hairpin mode of {name}")
 
 
 def set_up(index: int) -> Message:
