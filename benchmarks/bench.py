@@ -181,6 +181,29 @@ def bench_logs(megabytes: int, rounds: int) -> Iterator[Row]:
         rounds, warmup=0,
     )
     remove_all()
+    # What the journal itself takes is most of this: each line is an entry with some thirty fields.
+    short = "yes x | head -n 100000"
+    yield turns(
+        "write 100,000 two-byte lines, journald",
+        {w: (lambda i, c=c: subprocess.run(
+            [*c, "run", "--log-driver", "journald", "--network", "none", "--name", f"l{i}", IMAGE, "sh", "-c", short],
+            stdout=subprocess.DEVNULL, check=True))
+         for w, c in ENGINES.items()},
+        rounds, warmup=0,
+    )
+    yield turns(
+        "logs of those 100,000 lines",
+        {w: (lambda _i, c=c: subprocess.run([*c, "logs", "l0"], stdout=subprocess.DEVNULL, check=True))
+         for w, c in ENGINES.items()},
+        rounds, warmup=0,
+    )
+    yield turns(
+        "logs --tail 10 of those 100,000 lines",
+        {w: (lambda _i, c=c: subprocess.run([*c, "logs", "--tail", "10", "l0"], stdout=subprocess.DEVNULL, check=True))
+         for w, c in ENGINES.items()},
+        rounds, warmup=0,
+    )
+    remove_all()
 
 
 def make_layer(size: int, files: int) -> bytes:

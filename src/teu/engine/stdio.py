@@ -37,7 +37,7 @@ NR_tee = {"x86_64": 276}.get(machine(), 77)
 SPLICE_F_NONBLOCK = 2
 CLIENT_LIMIT = 4 << 20  # bytes that wait for a slow client before its container has to wait, too
 ROUNDS = 16  # chunks of one stream before others get their turn
-STALL_SECONDS = 0.01
+STALL_SECONDS = 0.004  # journald's queue is 512 lines: less than that takes it to work them off
 
 _MARK = struct.Struct("<QII8x")
 
