@@ -210,7 +210,10 @@ def expose(values: list[str], exposed: dict[str, Any]) -> None:
         try:
             start, end = port_range(ports, "port")
         except ValueError as error:
-            raise ValueError(f"invalid range format for --expose: {value}, error: {error}") from None
+            reason = str(error)
+            if ports and not ports.replace("-", "").isdigit():
+                reason = f'strconv.ParseUint: parsing "{ports}": invalid syntax'
+            raise ValueError(f"invalid range format for --expose: {value}, error: {reason}") from None
         for port in range(start, end + 1):
             exposed[f"{port}/{protocol or 'tcp'}"] = {}
 
@@ -224,6 +227,8 @@ def volumes(values: list[str]) -> tuple[list[str], dict[str, Any]]:
         if len(parts) == 1:
             anonymous[value] = {}
             continue
+        if not all(parts):
+            raise ValueError(f"invalid spec: {value}: empty section between colons")
         source = parts[0]
         if source in (".", "..") or source.startswith(("./", "../")):
             source = os.path.normpath(os.path.join(os.getcwd(), source))
@@ -443,7 +448,7 @@ def security(values: list[str]) -> tuple[list[str], bool]:
         separator = "=" if "=" in value or value == "no-new-privileges" else ":"
         key, _, text = value.partition(separator)
         if not text and key != "no-new-privileges":
-            raise ValueError(f'invalid --security-opt: "{value}"')
+            raise ValueError(f'Invalid --security-opt: "{value}"')
         if key == "seccomp" and text not in ("unconfined", "builtin"):
             from teu.cli import jsontext
 

@@ -32,7 +32,7 @@ def events(cli: Cli, options: Options, operands: list[str]) -> int:
             try:
                 query[name] = units.timestamp(options[name])
             except ValueError as error:
-                raise CommandError(f'invalid value for "{name}": {error}') from None
+                raise CommandError(str(error)) from None
     form = options["format"]
     template = None
     if form and form != "json":

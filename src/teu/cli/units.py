@@ -175,6 +175,8 @@ def seconds_of(text: str) -> float:
 def timestamp(text: str) -> str:
     """The value of --since and --until for the API, `seconds[.nanoseconds]`. Understands Go's durations
     (into the past), RFC 3339 times whole or cut short (then in local time), and the API's own form."""
+    if text == "0":
+        return text  # no limit, not this moment
     try:
         past = parse_duration(text)
     except ValueError:

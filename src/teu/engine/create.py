@@ -11,12 +11,13 @@ import contextlib
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import hostconfig, mounts, rootfs, spec
 from teu.engine.container import Container, timestamp
-from teu.engine.errors import BadRequest
+from teu.engine.errors import BadRequest, NotFound
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -70,10 +71,12 @@ def create(engine: Engine, body: dict[str, Any], name: str, platform: str | None
             "host_config": host,
         },
     )
-    with hostconfig.well_formed("HostConfig"):
+    _conflicts(body, host)
+    with hostconfig.well_formed("HostConfig"), _nothing_but_the_image_is_missing():
         spec.check(engine, container)
     warnings = spec.warnings(container)
     with engine.containerd.making(identity), contextlib.ExitStack() as undo:
+        undo.enter_context(_nothing_but_the_image_is_missing())
         undo.callback(engine.networks.forget, container)
         with hostconfig.well_formed("the network configuration"):
             engine.networks.check(container, networking)
@@ -89,6 +92,23 @@ def create(engine: Engine, body: dict[str, Any], name: str, platform: str | None
         undo.pop_all()
     container.event("create")
     return container, warnings
+
+
+@contextlib.contextmanager
+def _nothing_but_the_image_is_missing() -> Iterator[None]:
+    """Clients take status 404 for a missing image, pull it and try again: other missing things are bad requests."""
+    try:
+        yield
+    except NotFound as error:
+        raise BadRequest(str(error)) from None
+
+
+def _conflicts(body: dict[str, Any], host: dict[str, Any]) -> None:
+    if body.get("Hostname"):
+        if host["UTSMode"] == "host":
+            raise BadRequest("conflicting options: hostname and the UTS mode")
+        if host["NetworkMode"].startswith("container:"):
+            raise BadRequest("conflicting options: hostname and the network mode")
 
 
 def prepare(engine: Engine, container: Container, image: Image) -> None:
@@ -125,8 +145,7 @@ def merge(config: dict[str, Any], image: dict[str, Any]) -> None:
             config["Cmd"] = image.get("Cmd")
         if config["Entrypoint"] is None:
             config["Entrypoint"] = image.get("Entrypoint")
-    if volumes := image.get("Volumes"):
-        config["Volumes"] = {**volumes, **(config["Volumes"] or {})}
+    config["Volumes"] = {**(image.get("Volumes") or {}), **(config["Volumes"] or {})} or None
     config["StopSignal"] = config["StopSignal"] or image.get("StopSignal")
     config["OnBuild"] = None
     health = image.get("Healthcheck")

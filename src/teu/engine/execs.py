@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd, spec, tasks, users
+from teu.engine import containerd, detach, spec, tasks, users
 from teu.engine.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.stdio import Hub
 
@@ -48,6 +48,10 @@ class Exec:
         self.environment: list[str] = options.get("Env") or []
         self.directory = str(options.get("WorkingDir") or container.config["WorkingDir"] or "/")
         self.detach_keys = str(options.get("DetachKeys") or "")
+        try:
+            detach.parse(self.detach_keys or detach.DEFAULT)
+        except BadRequest:
+            raise BadRequest(f"Invalid escape keys ({self.detach_keys}) provided") from None
         self.console_size: list[int] | None = options.get("ConsoleSize")
         self.running = False
         self.started = False

@@ -133,6 +133,7 @@ COMMON_LOG_OPTIONS = {"mode", "max-buffer-size"}
 MINIMUM_MEMORY = 6 << 20
 MINIMUM_HEALTH = 1_000_000  # 1 ms in nanoseconds
 
+_IPC_MODES = ("none", "private", "shareable", "host")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)i?b?", re.IGNORECASE)
 
 
@@ -159,10 +160,12 @@ def _clean(value: dict[str, Any], table: _Table, what: str) -> dict[str, Any]:
             for item in given:
                 if not isinstance(item, int if key == "ConsoleSize" else str):
                     raise BadRequest(f"{what}.{key}: {_kind(item)} is not a valid element")
-        result[key] = given
+        result[key] = dict(sorted(given.items())) if isinstance(given, dict) and key in _MAPS else given
     return result
 
 
+# Shown in the order of their keys, whatever the order they came in.
+_MAPS = {"Annotations", "ExposedPorts", "Labels", "PortBindings", "StorageOpt", "Sysctls", "Tmpfs", "Volumes"}
 _OBJECTS = {
     "Mounts", "Devices", "DeviceRequests", "Ulimits", "BlkioWeightDevice", "BlkioDeviceReadBps",
     "BlkioDeviceWriteBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteIOps",
@@ -228,7 +231,8 @@ def clean_host_config(value: dict[str, Any] | None, log_driver: str, log_options
     if value is not None and not isinstance(value, dict):
         raise BadRequest(f"HostConfig: {_kind(value)} was given, an object is expected")
     host = _clean(value or {}, HOST_CONFIG, "HostConfig")
-    host["NetworkMode"] = host["NetworkMode"] or "default"
+    if host["NetworkMode"] in ("", "default"):
+        host["NetworkMode"] = "bridge"
     if host["ShmSize"] < 0:
         raise BadRequest("SHM size can not be less than 0")
     host["ShmSize"] = host["ShmSize"] or 64 << 20
@@ -238,14 +242,14 @@ def clean_host_config(value: dict[str, Any] | None, log_driver: str, log_options
     if kind == log_driver and not logs.get("Type"):
         options = {**log_options, **options}
     check_logs(kind, options)
-    host["LogConfig"] = {"Type": kind, "Config": options}
+    host["LogConfig"] = {"Type": kind, "Config": dict(sorted(options.items()))}
     host["RestartPolicy"] = check_restart_policy(host["RestartPolicy"], host["AutoRemove"])
     check_resources(host)
     host["IpcMode"] = host["IpcMode"] or "private"
     host["CgroupnsMode"] = host["CgroupnsMode"] or "private"
     _choice(host, "CgroupnsMode", ("private", "host"))
-    if not host["IpcMode"].startswith("container:"):
-        _choice(host, "IpcMode", ("none", "private", "shareable", "host"))
+    if not host["IpcMode"].startswith("container:") and host["IpcMode"] not in _IPC_MODES:
+        raise BadRequest(f"invalid IPC mode: {host['IpcMode']}")
     if not host["PidMode"].startswith("container:"):
         _choice(host, "PidMode", ("", "host", "private"))
     _choice(host, "UTSMode", ("", "host"))
@@ -325,6 +329,9 @@ def check_resources(host: dict[str, Any]) -> None:
     if 0 < memory < host["MemoryReservation"]:
         raise BadRequest("Minimum memory limit can not be less than memory reservation limit, see usage")
     swappiness = host["MemorySwappiness"]
+    if swappiness == -1:
+        swappiness = host["MemorySwappiness"] = None
+    host["PidsLimit"] = host["PidsLimit"] or None
     if swappiness is not None and not -1 <= swappiness <= 100:
         raise BadRequest(f"Invalid value: {swappiness}, valid memory swappiness range is 0-100")
     if host["NanoCpus"] < 0:
@@ -370,7 +377,7 @@ def signal_number(text: str) -> int:
                 return number
         elif hasattr(signal, f"SIG{name}"):
             return int(getattr(signal, f"SIG{name}"))
-    raise BadRequest(f"Invalid signal: {text}")
+    raise BadRequest(f"invalid signal: {text}")
 
 
 def runtime_name(name: str, default: str, configured: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ def check_subnet(text: str, taken: Iterable[IPv4Network]) -> IPv4Network:
     if subnet.prefixlen > 30:
         raise BadRequest(f"invalid subnet {text}: it has no room for a gateway and a container")
     if any(subnet.overlaps(other) for other in taken):
-        raise Conflict(f"Pool overlaps with other one on this address space: {text}")
+        raise Conflict("Pool overlaps with other one on this address space")
     return subnet
 
 

@@ -316,7 +316,11 @@ def _send(engine: Engine, container: Container, number: int) -> None:
 
 
 def kill(engine: Engine, container: Container, signal_name: str = "") -> None:
-    number = hostconfig.signal_number(signal_name or "KILL")
+    try:
+        number = hostconfig.signal_number(signal_name or "KILL")
+    except BadRequest as error:
+        reason = f"the linux daemon does not support signal {signal_name}" if signal_name.isdigit() else str(error)
+        raise BadRequest(f"cannot kill container: {container.name}: {reason}") from None
     if not container.running or not container.pid:
         if container.state["Restarting"]:
             with container.lock:
@@ -354,7 +358,7 @@ def restart(engine: Engine, container: Container, timeout: int | None, signal_na
 def pause(engine: Engine, container: Container) -> None:
     with container.lock:
         if not container.running or not container.pid:
-            raise Conflict(f"Container {container.id} is not running")
+            raise Conflict(f"container {container.id} is not running")
         if container.state["Paused"]:
             raise Conflict(f"Container {container.id} is already paused")
         try:

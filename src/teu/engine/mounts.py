@@ -25,20 +25,17 @@ PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
 MODES = ("ro", "rw", "z", "Z", "nocopy", "consistent", "cached", "delegated", "volume-nocopy")
 
 
-def _destination(path: str, text: str) -> str:
+def _destination(path: str, text: str, kind: str) -> str:
+    prefix = f"invalid volume specification: '{text}': invalid mount config for type \"{kind}\": " if text else ""
     if not path.startswith("/"):
-        raise BadRequest(
-            f"invalid volume specification: '{text}': invalid mount config: mount path must be absolute"
-        )
+        raise BadRequest(f"{prefix}invalid mount path: '{path}' mount path must be absolute")
     clean = posixpath.normpath(path).replace("//", "/")
     if clean == "/":
-        raise BadRequest(
-            f"invalid volume specification: '{text}': invalid mount config: destination can't be '/'"
-        )
+        raise BadRequest(f"{prefix}invalid specification: destination can't be '/'")
     return clean
 
 
-def _modes(text: str, spec: str) -> tuple[bool, str, bool]:
+def _modes(text: str) -> tuple[bool, str, bool]:
     """read-write, propagation, nocopy of the third part of -v."""
     readonly, propagation, nocopy = False, "", False
     for word in filter(None, text.split(",")):
@@ -48,7 +45,7 @@ def _modes(text: str, spec: str) -> tuple[bool, str, bool]:
             readonly = readonly or word == "ro"
             nocopy = nocopy or word in ("nocopy", "volume-nocopy")
         else:
-            raise BadRequest(f"invalid volume specification: '{spec}': invalid mode: {text}")
+            raise BadRequest(f"invalid mode: {text}")
     return not readonly, propagation, nocopy
 
 
@@ -96,14 +93,14 @@ def collect(engine: Engine, container: Container) -> list[dict[str, Any]]:
     for entry in host["Mounts"] or ():
         add(_from_mount(engine, container, entry))
     for path, options in (host["Tmpfs"] or {}).items():
-        destination = _destination(path, path)
+        destination = _destination(path, "", "tmpfs")
         if destination in explicit:
             raise BadRequest(f"Duplicate mount point: {destination}")
         _tmpfs_options(options or "")
         points.pop(destination, None)
         explicit.add(destination)
     for path in container.config.get("Volumes") or {}:
-        destination = _destination(path, path)
+        destination = _destination(path, path, "volume")
         if destination not in points and destination not in explicit:
             volume = engine.volumes.ensure(None, container_id=container.id)
             points[destination] = {
@@ -116,14 +113,14 @@ def collect(engine: Engine, container: Container) -> list[dict[str, Any]]:
 def _from_bind(engine: Engine, container: Container, text: str) -> dict[str, Any]:
     parts = text.split(":")
     if len(parts) == 1:
-        destination = _destination(parts[0], text)
+        destination = _destination(parts[0], text, "volume")
         volume = engine.volumes.ensure(None, container_id=container.id)
         return {**_volume(volume, destination, "", True), "Options": {"copy": True, "anonymous": True}}
     if len(parts) > 3 or not parts[0] or not parts[1]:
         raise BadRequest(f"invalid volume specification: '{text}'")
     mode = parts[2] if len(parts) == 3 else ""
-    writable, propagation, nocopy = _modes(mode, text)
-    destination = _destination(parts[1], text)
+    writable, propagation, nocopy = _modes(mode)
+    destination = _destination(parts[1], text, "bind" if parts[0].startswith("/") else "volume")
     if parts[0].startswith("/"):
         point = _bind(posixpath.normpath(parts[0]), destination, mode, writable, propagation)
         point["Options"] = {"create": True}
@@ -176,6 +173,8 @@ def _from_mount(engine: Engine, container: Container, entry: Any) -> dict[str, A
     if kind == "volume":
         options = entry.get("VolumeOptions") or {}
         driver = options.get("DriverConfig") or {}
+        if readonly and not source:
+            raise bad("must not set ReadOnly mode when using anonymous volumes")
         volume = engine.volumes.ensure(
             source or None,
             driver.get("Name") or "local",

@@ -169,6 +169,28 @@ def blank_endpoint(network_id: str = "") -> dict[str, Any]:
 _RUNNING_KEYS = ("EndpointID", "Gateway", "IPAddress", "IPPrefixLen", "MacAddress")
 
 
+def _wrong_address(network: Network, address: str) -> list[str]:
+    """Why a container cannot have this address there."""
+    if not address:
+        return []
+    reasons = []
+    if not network.is_user_defined:
+        reasons.append("user specified IP address is supported on user defined networks only")
+    if not network.is_user_defined or network.record.get("AutomaticSubnet"):
+        reasons.append(
+            "user specified IP address is supported only when connecting to networks with user configured subnets"
+        )
+        return reasons
+    try:
+        inside = IPv4Address(address) in network.addressing().subnet
+    except ValueError:
+        reasons.append(f"invalid IPv4 address: {address}")
+        inside = False
+    if not inside:
+        reasons.append(f"no configured subnet or ip-range contain the IP address {address}")
+    return reasons
+
+
 def network_mode(container: Container) -> str:
     mode = str(container.host_config.get("NetworkMode") or "default")
     return "bridge" if mode == "default" else mode
@@ -280,7 +302,7 @@ class Networks:
         if driver in ("host", "null"):
             raise Forbidden(f"only one instance of \"{driver}\" network is allowed")
         if driver != "bridge":
-            raise NotFound(f'could not find plugin {driver} in v1 plugin registry: plugin "{driver}" not found')
+            raise NotFound(f'plugin "{driver}" not found')
         if request.get("EnableIPv6"):
             raise BadRequest("IPv6 networks are not supported; create the network without --ipv6")
         options = {str(key): str(value) for key, value in (request.get("Options") or {}).items()}
@@ -415,19 +437,13 @@ class Networks:
         for key in ("IPAMConfig", "Aliases", "DriverOpts", "Links"):
             if settings.get(key):
                 result[key] = settings[key]
-        address = str((settings.get("IPAMConfig") or {}).get("IPv4Address") or "")
         if settings.get("MacAddress"):
             if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", str(settings["MacAddress"])):
                 raise BadRequest(f"invalid MAC address: {settings['MacAddress']}")
             result["WantedMac"] = str(settings["MacAddress"]).lower()
-        if address:
-            if not network.is_user_defined or network.record.get("AutomaticSubnet"):
-                raise BadRequest(
-                    "user specified IP address is supported only when connecting to networks with user configured"
-                    " subnets"
-                )
-            if address not in {str(a) for a in [IPv4Address(address)] if a in network.addressing().subnet}:
-                raise BadRequest(f"no configured subnet or ip-range contain the IP address {address}")
+        if wrong := _wrong_address(network, str((settings.get("IPAMConfig") or {}).get("IPv4Address") or "")):
+            text = wrong[0] if len(wrong) == 1 else "\n".join(f"* {reason}" for reason in wrong)
+            raise BadRequest(f"invalid config for network {network.name}: invalid endpoint settings:\n{text}")
         if result["Aliases"] and not network.is_user_defined:
             raise BadRequest("network-scoped alias is supported only for containers in user defined networks")
         return result
@@ -741,7 +757,8 @@ class Networks:
         """POST /networks/{id}/connect."""
         mode = network_mode(container)
         if network.driver != "bridge":
-            raise BadRequest(f"container cannot be connected to network {network.name}: its driver is {network.driver}")
+            kind = f"{network.driver} network"
+            raise Forbidden(f"container cannot be disconnected from {kind} or connected to {kind}")
         if mode in ("host", "none") or mode.startswith("container:"):
             what = {"host": "host network", "none": "none network"}.get(mode, "another container's network")
             raise BadRequest(
@@ -776,7 +793,7 @@ class Networks:
         with container.lock, self.lock:
             networks = container.network_settings.get("Networks") or {}
             if network.name not in networks:
-                raise Forbidden(f"container {container.id} is not connected to network {network.name}")
+                raise Forbidden(f"container {container.id} is not connected to the network {network.name}")
             if network.driver != "bridge":
                 raise BadRequest("container cannot be disconnected from host network or none network")
             active = self._active.get(container.id)

@@ -137,7 +137,7 @@ def summaries(
             raise BadRequest(f"invalid filter 'exited={code}'")
     for health in filters.get("health", ()):
         if health not in ("starting", "healthy", "unhealthy", "none"):
-            raise BadRequest(f"invalid filter 'health={health}'")
+            raise BadRequest(f"unrecognized filter value for health: {health}")
     found = sorted(engine.containers.all(), key=lambda container: container.created, reverse=True)
     if not (everything or limit > 0 or filters.get("status") or filters.get("exited")
             or filters.get("before") or filters.get("since")):  # fmt: skip
@@ -281,8 +281,13 @@ def state(container: Container) -> dict[str, Any]:
     return result
 
 
+_OMITTED = ("Annotations", "Init", "Mounts", "StorageOpt", "Sysctls", "Tmpfs")
+
+
 def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, Any]:
-    host = dict(container.host_config)
+    host = {key: value for key, value in container.host_config.items() if value is not None or key not in _OMITTED}
+    # Windows' own limits are in docker's answer everywhere.
+    host.update(CpuCount=0, CpuPercent=0, IOMaximumIOps=0, IOMaximumBandwidth=0)
     runtime = host["Runtime"]
     if host["MaskedPaths"] is None:
         from teu.engine import spec

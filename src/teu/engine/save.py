@@ -20,7 +20,11 @@ def save(engine: Engine, references: list[str]) -> Iterator[bytes]:
         raise BadRequest('"docker save" requires at least 1 argument: no image was named')
     images: dict[str, archive.ExportImage] = {}
     for text in references:
-        for name in _names(engine, text):
+        try:
+            names = _names(engine, text)
+        except NotFound:
+            raise NotFound(f"No such image: {text}") from None
+        for name in names:
             details = engine.images.details(name.target)
             export = images.get(details.manifest_digest)
             if export is None:

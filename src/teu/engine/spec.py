@@ -74,20 +74,20 @@ def _default_names() -> list[str]:
 def capabilities(host: dict[str, Any]) -> list[str]:
     known = capability_limit()
 
-    def names(words: list[str] | None) -> list[str]:
+    def names(key: str) -> list[str]:
         result = []
-        for word in words or ():
+        for word in host[key] or ():
             name = word.upper()
             if name == "ALL":
                 result.append(name)
                 continue
             name = name if name.startswith("CAP_") else f"CAP_{name}"
             if name not in known:
-                raise BadRequest(f'invalid CapAdd/CapDrop: unknown capability: "{name}"')
+                raise BadRequest(f'invalid {key}: unknown capability: "{name}"')
             result.append(name)
         return result
 
-    add, drop = names(host["CapAdd"]), names(host["CapDrop"])
+    add, drop = names("CapAdd"), names("CapDrop")
     if host["Privileged"]:
         return known
     if "ALL" in drop:
@@ -173,7 +173,7 @@ def warnings(container: Container) -> list[str]:
     result = []
     if container.host_config["OomKillDisable"]:
         result.append("OomKillDisable has no effect with cgroup v2")
-        container.host_config["OomKillDisable"] = False
+    container.host_config["OomKillDisable"] = None
     return result
 
 

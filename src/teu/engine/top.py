@@ -36,7 +36,8 @@ def processes(engine: Engine, container: Container, arguments: str) -> dict[str,
             stdin=subprocess.DEVNULL,
         )
     if result.returncode != 0:
-        raise EngineError(f"Error running ps: {result.stderr.strip() or f'exit status {result.returncode}'}")
+        reason = result.stderr.strip().partition("\n")[0] or f"exit status {result.returncode}"
+        raise EngineError(f"ps: {reason}")
     lines = result.stdout.splitlines()
     titles = lines[0].split()
     if "PID" not in titles:

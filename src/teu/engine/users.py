@@ -93,6 +93,10 @@ def lookup(found: Files, specification: str, extra_groups: list[str] | None = No
             raise BadRequest(f"Unable to find group {name}: no matching entries in group file")
         if extra not in groups:
             groups.append(extra)
+    # The group is among the supplementary ones, too: else a program that gives up its group (setgid) would no longer
+    # be kept from what that group may not do (CVE-2022-36109).
+    if (gid or 0) not in groups:
+        groups.insert(0, gid or 0)
     return User(uid or 0, gid or 0, groups, home)
 
 

@@ -102,9 +102,9 @@ class Volumes:
         if not name:
             name = uuid.uuid4().hex + uuid.uuid4().hex
             labels[ANONYMOUS_LABEL] = ""
-        check_name(name)
         if driver not in ("", DRIVER):
-            raise NotFound(f'error looking up volume plugin {driver}: plugin "{driver}" not found')
+            raise NotFound(f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not found')
+        check_name(name)
         options = check_options(options or {})
         with self._lock:
             record = self._record(name)

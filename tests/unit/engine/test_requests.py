@@ -81,7 +81,7 @@ def test_defaults_and_names_in_any_case() -> None:
     assert cleaned["MemorySwap"] == 128 << 20
     assert cleaned["LogConfig"] == {"Type": "journald", "Config": {}}
     assert cleaned["RestartPolicy"] == {"Name": "no", "MaximumRetryCount": 0}
-    assert cleaned["NetworkMode"] == "default"
+    assert cleaned["NetworkMode"] == "bridge"
     assert cleaned["ShmSize"] == 64 << 20
     assert set(hostconfig.HOST_CONFIG) == set(cleaned)
 
@@ -153,13 +153,13 @@ GROUP = b"root:x:0:\nwww:x:33:\nextra:x:50:www,root\nmore:x:51:www\n"
 @pytest.mark.parametrize(
     ("text", "extra", "wanted"),
     [
-        ("", [], (0, 0, [50], "/root")),
-        ("www", [], (33, 33, [50, 51], "/var/www")),
-        ("33", [], (33, 33, [50, 51], "/var/www")),
-        ("www:more", [], (33, 51, [], "/var/www")),
-        ("1000", [], (1000, 0, [], "")),
-        ("1000:2000", ["extra", "77"], (1000, 2000, [50, 77], "")),
-        (":more", [], (0, 51, [], "/root")),
+        ("", [], (0, 0, [0, 50], "/root")),
+        ("www", [], (33, 33, [33, 50, 51], "/var/www")),
+        ("33", [], (33, 33, [33, 50, 51], "/var/www")),
+        ("www:more", [], (33, 51, [51], "/var/www")),
+        ("1000", [], (1000, 0, [0], "")),
+        ("1000:2000", ["extra", "77"], (1000, 2000, [2000, 50, 77], "")),
+        (":more", [], (0, 51, [51], "/root")),
     ],
 )
 def test_users(text: str, extra: list[str], wanted: tuple[Any, ...]) -> None:
@@ -175,7 +175,7 @@ def test_unknown_users(text: str, extra: list[str]) -> None:
 
 
 def test_a_user_without_files_is_root() -> None:
-    assert tuple(users.lookup((b"", b""), "")) == (0, 0, [], "")
+    assert tuple(users.lookup((b"", b""), "")) == (0, 0, [0], "")
 
 
 def test_detach_keys() -> None:

@@ -20,7 +20,8 @@ LINE_LIMIT = 16 << 10
 
 
 class Selection(NamedTuple):
-    """What a reader wants: streams, a number of last lines (-1: all), moments in nanoseconds (0: open)."""
+    """What a reader wants: streams, a number of last lines (-1: all), moments in nanoseconds (0: open), and what
+    `--details` puts in front of each line (after the time stamp)."""
 
     stdout: bool = True
     stderr: bool = True
@@ -29,6 +30,7 @@ class Selection(NamedTuple):
     until: int = 0
     timestamps: bool = False
     follow: bool = False
+    details: bytes = b""
 
 
 class Piece(NamedTuple):
@@ -113,6 +115,14 @@ def extra_attributes(container: Container) -> dict[str, str]:
             expression = re.compile(options[pattern])
             result.update({name: value for name, value in source.items() if expression.search(name)})
     return result
+
+
+def details(container: Container) -> bytes:
+    """Those attributes as `logs --details` shows them."""
+    from urllib.parse import quote_plus
+
+    found = extra_attributes(container)
+    return ",".join(f"{quote_plus(key)}={quote_plus(found[key])}" for key in sorted(found)).encode() + b" "
 
 
 FIELD_CHARACTERS = string.ascii_uppercase + string.digits + "_"

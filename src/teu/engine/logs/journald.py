@@ -214,8 +214,9 @@ class Journald:
                         continue
                     if selection.until and moment > selection.until:
                         return
-                    if selection.timestamps:
-                        stamp = timestamp(moment).encode() + b" "
+                    if selection.timestamps or selection.details:
+                        stamp = timestamp(moment).encode() + b" " if selection.timestamps else b""
+                        stamp += selection.details
                         data = b"".join(stamp + line for line in data.splitlines(keepends=True))
                     yield Piece(kind, data)
                 if not items and (not going or selection.until and time.time_ns() > selection.until):
@@ -309,7 +310,9 @@ class _Entry:
             text += b"\n"
         if selection.timestamps:
             stamp = self.fields.get(b"SYSLOG_TIMESTAMP") or timestamp(moment).encode()
-            text = stamp + b" " + text
+            text = stamp + b" " + selection.details + text
+        else:
+            text = selection.details + text
         return Piece(kind, text)
 
 

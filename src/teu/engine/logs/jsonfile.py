@@ -308,8 +308,8 @@ def _pieces(block: bytes, selection: Selection) -> Iterator[Piece]:
             if now < selection.since or selection.until and now > selection.until:
                 continue
         lines = _unescape(text)
-        if selection.timestamps:
-            prefix = moment + b" "
+        if selection.timestamps or selection.details:
+            prefix = (moment + b" " if selection.timestamps else b"") + selection.details
             if lines.endswith(b"\n"):
                 lines = prefix + lines[:-1].replace(b"\n", b"\n" + prefix) + b"\n"
             else:
@@ -330,7 +330,8 @@ def _odd(line: bytes, selection: Selection) -> Iterator[Piece]:
     now = nanoseconds(moment)
     if now < selection.since or selection.until and now > selection.until:
         return
-    yield Piece(kind, moment.encode() + b" " + text if selection.timestamps else text)
+    prefix = moment.encode() + b" " if selection.timestamps else b""
+    yield Piece(kind, prefix + selection.details + text)
 
 
 def _last_lines(file: IO[bytes], end: int, lines: int) -> tuple[int, int]:

@@ -92,7 +92,10 @@ def rename(engine: Engine, request: Request, name: str) -> Response:
         raise BadRequest("Neither old nor new names may be empty")
     old = container.name
     with container.lock:
-        engine.containers.rename(container, new)
+        try:
+            engine.containers.rename(container, new)
+        except Conflict as error:
+            raise Conflict(f"Error when allocating new name: {error}") from None
     container.event("rename", oldName=f"/{old}")
     return empty()
 
@@ -216,7 +219,7 @@ def prune(engine: Engine, request: Request) -> Response:
 def processes(engine: Engine, request: Request, name: str) -> Response:
     container = engine.containers.get(name)
     if not container.running or not container.pid:
-        raise Conflict(f"Container {container.id} is not running")
+        raise Conflict(f"container {container.id} is not running")
     return json_response(top.processes(engine, container, request.query.get("ps_args") or "-ef"))
 
 

@@ -167,6 +167,8 @@ def tag_image(engine: Engine, request: Request, name: str) -> Response:
     target = parse_reference(repository + (f":{tag}" if tag else ""))
     if target.digest:
         raise BadRequest("refusing to create a tag with a digest reference")
+    if target.familiar().partition(":")[0] == "sha256":
+        raise BadRequest("refusing to create an ambiguous tag using digest algorithm as name")
     found, _ = engine.images.lookup(name)
     image_id = engine.images.details(found.target).id
     target = target.with_default_tag()

@@ -13,7 +13,7 @@ from teu.engine.container import Container
 from teu.engine.detach import Filter
 from teu.engine.errors import BadRequest, Conflict
 from teu.engine.http import Request, Response, hijack, stream
-from teu.engine.logs import Selection
+from teu.engine.logs import Selection, details
 from teu.engine.router import route
 from teu.engine.stdio import Client, Hub
 
@@ -144,6 +144,7 @@ def logs(engine: Engine, request: Request, name: str) -> Response:
         until=times.parse(query.get("until"), "until"),
         timestamps=query.flag("timestamps"),
         follow=query.flag("follow"),
+        details=details(container) if query.flag("details") else b"",
     )
     if container.log_type == "none":
         raise BadRequest("configured logging driver does not support reading")
