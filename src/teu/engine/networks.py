@@ -546,6 +546,10 @@ class Networks:
             kernel.send([netlink.add_address(index, pool.gateway, pool.subnet.prefixlen)])
         _set("/proc/sys/net/ipv4/ip_forward", "1")
         _set(f"/proc/sys/net/ipv4/conf/{name}/route_localnet", "1")
+        # Who can send router advertisements in a container is not the host's router (CVE-2020-13401).
+        ipv6 = f"/proc/sys/net/ipv6/conf/{name}/accept_ra"
+        if os.path.exists(ipv6):
+            _set(ipv6, "0")
         return index
 
     def _connect(

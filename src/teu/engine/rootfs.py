@@ -10,7 +10,9 @@ confines to that root (openat2 RESOLVE_IN_ROOT): links cannot lead out.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import posixpath
 import queue
 import stat
 import struct
@@ -57,6 +59,7 @@ AT_FDCWD = -100
 MOVE_MOUNT_F_EMPTY_PATH = 4
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_IN_ROOT = 0x10
+LINKS = 40  # that a path may lead through, as the kernel's own limit
 
 FLAGS = {
     "ro": MS_RDONLY, "rw": 0, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC,
@@ -249,8 +252,11 @@ def resolve(root: int, path: str, flags: int, mode: int = 0) -> int:
     raise OSError(11, "the path keeps changing", path)
 
 
-def make_place(root: int, path: str, directory: bool) -> int:
-    """Open a path below the root; where it does not exist, make it: folders, and at its end a folder or file."""
+def make_place(root: int, path: str, directory: bool, links: int = 0) -> int:
+    """Open a path below the root; where it does not exist, make it: folders, and at its end a folder or file. A link
+    that leads nowhere gets a place to lead to, inside."""
+    if links > LINKS:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
     parts = [part for part in path.split("/") if part]
     for count in range(1, len(parts) + 1):
         here = "/".join(parts[:count])
@@ -263,6 +269,10 @@ def make_place(root: int, path: str, directory: bool) -> int:
                     os.mkdir(parts[count - 1], 0o755, dir_fd=parent)
                 else:
                     os.close(os.open(parts[count - 1], os.O_CREAT | os.O_EXCL, 0o755, dir_fd=parent))
+            except FileExistsError:
+                there = os.readlink(parts[count - 1], dir_fd=parent)
+                there = posixpath.normpath(posixpath.join("/", *parts[: count - 1], there))
+                os.close(make_place(root, there, directory or count < len(parts), links + 1))
             finally:
                 os.close(parent)
     return resolve(root, path, os.O_PATH)

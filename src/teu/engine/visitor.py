@@ -202,6 +202,8 @@ def main() -> int:
     import shutil  # noqa: F401
     import time  # noqa: F401  (nothing is imported once the root has changed)
 
+    # tarfile would ask for the names of users: by the container's libraries (CVE-2019-14271).
+    tarfile.pwd = tarfile.grp = None  # type: ignore[attr-defined]
     root, verb, options = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
     os.umask(0)
     try:

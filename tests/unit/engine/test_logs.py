@@ -15,7 +15,7 @@ import pytest
 
 from teu.engine.logs import LINE_LIMIT, Selection, whole_lines
 from teu.engine.logs.journald import _parse
-from teu.engine.logs.jsonfile import JsonFile
+from teu.engine.logs.jsonfile import BLOCK, JsonFile
 from teu.engine.stdio import Marker
 
 NO_MARKER = Marker(None)
@@ -184,18 +184,13 @@ def test_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert text(driver) == b"before\nduring\n"
 
 
-def test_speed_of_reading(tmp_path: Path) -> None:
-    """A tenth of the benchmark's 213 MB in well under a tenth of docker's 14.9 s."""
-    import time
-
+def test_reading_over_many_blocks(tmp_path: Path) -> None:
     driver = JsonFile(container(tmp_path))
     chunk = b"".join(b"%07d %s\n" % (number, b"x" * 62) for number in range(900))
-    for _ in range(330):
+    for _ in range(140):
         driver.write(1, chunk, False, NO_MARKER)
-    began = time.monotonic()
-    total = sum(len(data) for _, data in read(driver))
-    assert total == 330 * len(chunk)
-    assert time.monotonic() - began < 1.0
+    assert Path(driver.path).stat().st_size > 2 * BLOCK
+    assert text(driver) == 140 * chunk
 
 
 def test_export_format_of_the_journal() -> None:

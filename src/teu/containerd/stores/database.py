@@ -31,6 +31,7 @@ the state of some moment after the last answered call.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -141,11 +142,22 @@ def set_timestamp(field: Any, nanoseconds: int) -> None:
     field.seconds, field.nanos = divmod(nanoseconds, 1_000_000_000)
 
 
+def _for_us_alone(path: str) -> None:
+    """Specifications have secrets in their environments; SQLite gives its other files the database's mode. What stands
+    in the way here does so at the opening, too, which says it."""
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    for file in (path, f"{path}-wal", f"{path}-shm"):
+        with contextlib.suppress(OSError):
+            os.chmod(file, 0o600)
+
+
 class Database:
     """One connection, one lock. Transactions nest: the outermost commits."""
 
     def __init__(self, path: str, patience: float = 5.0) -> None:
         self.path = path
+        _for_us_alone(path)
         try:
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=patience)
             self._connection.execute("PRAGMA journal_mode=WAL")

@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's defences, one test per known hole of the field (by its CVE number where another engine had it).
+Each fails when its defence is taken out. The runtime's own are in test_runc_security, hostile layers in
+test_images_registry, the host's loopback in test_networks_bridge."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import images
+import pytest
+import whole
+from whole import out, teu
+
+pytestmark = pytest.mark.needs("fast")
+
+SECRET = "/root/teu-secret"  # a folder of the host
+HOSTILE = "hostile"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def image() -> Iterator[None]:
+    """Besides busybox, an image whose name service is a library of its own, and that names the host's folder."""
+    images.need_busybox()
+    program = Path("/usr/bin/busybox").read_bytes()
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        for name, data in (
+            ("bin/busybox", program), ("etc/nsswitch.conf", b"passwd: evil\ngroup: evil\n"),
+            ("lib/x86_64-linux-gnu/libnss_evil.so.2", b"not a library"), ("home/file", b"contents"),
+        ):  # fmt: skip
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode, entry.uid, entry.gid = len(data), 0o755, 12345, 12345
+            archive.addfile(entry, io.BytesIO(data))
+        for name, target in (("bin/sh", "busybox"), ("data", SECRET), ("way", SECRET)):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = tarfile.SYMTYPE, target
+            archive.addfile(entry)
+    path = Path("/tmp/teu-hostile.tar")
+    path.write_bytes(made.getvalue())
+    volumes = f"VOLUME /../../../../../..{SECRET} /data"
+    teu("import", "-c", volumes, "-c", 'CMD ["/bin/sh"]', str(path), HOSTILE)
+    path.unlink()
+    yield
+    whole.remove_everything()
+    teu("rmi", "-f", HOSTILE, check=False)
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    whole.remove_everything()
+    Path(SECRET).mkdir(exist_ok=True)
+    Path(SECRET, "key").write_text("of the host")
+    Path(SECRET).chmod(0o700)
+    yield
+    whole.remove_everything()
+    for name in ("key", "planted", "file"):
+        Path(SECRET, name).unlink(missing_ok=True)
+    Path(SECRET).rmdir()
+
+
+def untouched() -> None:
+    assert sorted(os.listdir(SECRET)) == ["key"]
+    assert Path(SECRET).stat().st_mode & 0o7777 == 0o700
+    assert Path(SECRET, "key").read_text() == "of the host"
+
+
+# -- cp ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def traced(pid: int, calls: str) -> Iterator[list[str]]:
+    """strace's lines about a process and all that it starts, after the block."""
+    lines: list[str] = []
+    path = Path("/tmp/teu-strace")
+    path.unlink(missing_ok=True)
+    tracer = subprocess.Popen(["strace", "-f", "-qq", "-e", f"trace={calls}", "-o", str(path), "-p", str(pid)])
+    try:
+        whole.eventually(
+            "strace has attached",
+            lambda: all(
+                "TracerPid:\t0" not in status.read_text() for status in Path(f"/proc/{pid}/task").glob("*/status")
+            ),
+        )
+        yield lines
+    finally:
+        tracer.terminate()
+        tracer.wait()
+        lines += path.read_text(errors="replace").splitlines()
+        path.unlink()
+
+
+@pytest.mark.needs("strace")
+def test_cp_loads_nothing_from_the_container(tmp_path: Path) -> None:
+    """CVE-2019-14271: names of users, libraries and modules are not looked up once the root is the container's."""
+    teu("create", "--name", "box", HOSTILE)
+    (tmp_path / "file").write_text("new")
+    with traced(whole.main_pid("teud.service"), "chroot,open,openat,execve") as lines:
+        teu("cp", "box:/home", str(tmp_path))
+        teu("cp", str(tmp_path / "file"), "box:/home/other")
+        teu("export", "-o", str(tmp_path / "all.tar"), "box")
+    inside: set[str] = set()
+    opened = []
+    for line in lines:
+        process, _, call = line.partition(" ")
+        if re.match(r"\s*chroot\(.* = 0", call):
+            inside.add(process)
+        elif process in inside and (path := re.search(r'open(?:at)?\((?:[^"]*, )?"([^"]*)"', call)):
+            opened.append(path[1])
+    assert len(inside) >= 3, "cp and export did not work in the container's root"
+    assert any(path.endswith("home/file") for path in opened)
+    wrong = [path for path in opened if re.search(r"nss|\.so|\.py|/etc/(passwd|group)$", path)
+             and not path.endswith(("libnss_evil.so.2", "nsswitch.conf")) or "/usr/lib" in path]  # fmt: skip
+    assert not wrong
+    # export reads every file once; a second look would be that of the name service.
+    assert sum(path.endswith("nsswitch.conf") for path in opened) == 1
+    assert sum(path.endswith("libnss_evil.so.2") for path in opened) == 1
+
+
+def test_cp_does_not_follow_links_out_of_the_container(tmp_path: Path) -> None:
+    """CVE-2018-15664, CVE-2021-41089: a link to a folder that only the host has."""
+    teu("create", "--name", "box", HOSTILE)
+    (tmp_path / "planted").write_text("x")
+    assert teu("cp", "box:/way/key", str(tmp_path), check=False).returncode != 0
+    assert not (tmp_path / "key").exists()
+    teu("cp", str(tmp_path / "planted"), "box:/way/", check=False)
+    teu("cp", str(tmp_path), "box:/way", check=False)
+    untouched()
+
+
+def test_cp_while_the_container_swaps_folder_and_link(tmp_path: Path, rounds: Callable[[int], int]) -> None:
+    """CVE-2018-15664: the path is checked and used in one: what is a folder now may be a link a moment later."""
+    swap = f"mkdir -p /x{SECRET} /y; ln -s / /y/l; while :; do mv /x /z; mv /y/l /x; mv /x /y/l; mv /z /x; done"
+    whole.run_detached("box", "sh", "-c", swap)
+    (tmp_path / "planted").write_text("x")
+    for _ in range(rounds(12)):
+        teu("cp", str(tmp_path / "planted"), f"box:/x{SECRET}/", check=False)
+        teu("cp", f"box:/x{SECRET}/key", str(tmp_path), check=False)
+        assert not (tmp_path / "key").exists()
+        untouched()
+
+
+# -- images --------------------------------------------------------------------------------------------
+
+
+def test_volumes_of_an_image_show_nothing_of_the_host() -> None:
+    """CVE-2022-23648: what an image has where a volume goes is copied into it; that is looked for in the image only,
+    whatever `..` and links say."""
+    done = teu("run", "--rm", HOSTILE, "/bin/busybox", "sh", "-c", f"busybox ls -A /data/ {SECRET}", check=False)
+    assert "key" not in done.stdout
+    name = out("teu", "create", HOSTILE)
+    points = json.loads(out("teu", "inspect", name))[0]["Mounts"]
+    assert {point["Destination"] for point in points} >= {SECRET, "/data"}
+    for point in points:
+        assert not os.listdir(point["Source"]), point
+    untouched()
+
+
+def test_layers_do_not_change_modes_through_links() -> None:
+    """CVE-2021-32760: a hard link to a link, whose mode is that of the file the link leads to."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, f"{SECRET}/key"
+        archive.addfile(link)
+        for number, kind in enumerate((tarfile.LNKTYPE, tarfile.SYMTYPE)):
+            entry = tarfile.TarInfo(f"hard{number}")
+            entry.type, entry.linkname, entry.mode = kind, "link", 0o4777
+            entry.pax_headers = {"SCHILY.xattr.user.test": "x"}
+            archive.addfile(entry)
+    Path(SECRET, "key").chmod(0o600)
+    path = Path("/tmp/teu-links.tar")
+    path.write_bytes(made.getvalue())
+    try:
+        teu("import", str(path), "links:1", check=False)
+        assert Path(SECRET, "key").stat().st_mode & 0o7777 == 0o600
+        assert not os.listxattr(Path(SECRET, "key"))
+        untouched()
+    finally:
+        path.unlink()
+        teu("rmi", "-f", "links:1", check=False)
+
+
+# -- what a user of the host reaches ---------------------------------------------------------------------
+
+
+def as_nobody(code: str) -> str:
+    done = subprocess.run(
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-c", code],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.stdout + done.stderr
+
+
+def test_other_users_do_not_reach_into_containers() -> None:
+    """CVE-2021-41091: set-user-id programs of a container's root are not for the users of the host."""
+    container = whole.run_detached("box", "sleep", "600")
+    pid = int(out("teu", "inspect", "-f", "{{.State.Pid}}", "box"))
+    mounts = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+    options = next(line for line in mounts if line.split()[4] == "/")
+    upper = re.search(r"upperdir=([^,]+)", options)
+    places = [f"/var/lib/teu/engine/containers/{container}"]
+    for database in ("/var/lib/teu/engine/engine.db", "/var/lib/teu/containerd/metadata.db"):
+        places += [database, f"{database}-wal"]  # with the containers' environments
+    if upper:
+        places.append(upper[1])
+    for kind in ("content/blobs/sha256", "snapshots/overlayfs"):
+        places += map(str, Path("/var/lib/teu/containerd").glob(f"**/{kind}"))
+    bundle = f"/run/teu/containerd/io.containerd.runtime.v2.task/teu/{container}"
+    places += [f"{bundle}/config.json", f"{bundle}/rootfs/bin/busybox"]
+    assert len(places) > 5
+    for place in places:
+        assert os.path.exists(place) or "rootfs" in place, place
+        answer = as_nobody(f"import os; print(os.listdir({place!r}) if os.path.isdir({place!r}) else open({place!r}))")
+        assert re.search(r"PermissionError|FileNotFoundError", answer), (place, answer)
+
+
+def test_no_abstract_sockets() -> None:
+    """CVE-2020-15257: a container with the host's network would reach them."""
+    whole.run_detached("box", "sleep", "600", flags=("--network", "host"))
+    own = {str(pid) for name in ("teud", "teu-containerd", whole.SHIM) for pid in whole.processes(name)}
+    inodes = set()
+    for pid in own:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if found := re.match(r"socket:\[(\d+)\]", os.readlink(entry)):
+                    inodes.add(found[1])
+    assert inodes
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[6] in inodes and len(fields) > 7:
+            assert not fields[7].startswith("@"), line
+
+
+# -- what a container's process is allowed -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("user", ["root", "nobody"])
+def test_capabilities_and_groups(user: str) -> None:
+    """CVE-2022-24769: nothing is inheritable. CVE-2022-36109: the group is among the supplementary ones."""
+    whole.run_detached("box", "sleep", "600", flags=("-u", "0"))
+    for argv in (("run", "--rm", "-u", user, "busybox"), ("exec", "-u", user, "box")):
+        status = dict(
+            line.split(":\t", 1) for line in out("teu", *argv, "cat", "/proc/self/status").splitlines() if ":\t" in line
+        )
+        assert int(status["CapInh"], 16) == 0
+        assert int(status["CapAmb"], 16) == 0
+        assert (int(status["CapEff"], 16) != 0) == (user == "root")
+        assert status["Gid"].split()[0] in status["Groups"].split()
+
+
+# -- networks ------------------------------------------------------------------------------------------
+
+
+ADVERTISE = """
+import socket, struct, time
+index = socket.if_nametoindex("eth0")
+sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+message = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
+for _ in range(100):
+    try:
+        sock.sendto(message, ("ff02::1", 0, 0, index))
+        break
+    except OSError:  # the address is still looked at for duplicates
+        time.sleep(0.1)
+print(open("/proc/net/if_inet6").read())
+"""
+
+
+@pytest.mark.parametrize("network", ["bridge", "front"])
+def test_router_advertisements_of_containers_are_not_believed(network: str) -> None:
+    """CVE-2020-13401: a container with raw sockets may not become the host's router."""
+    if not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this kernel has no IPv6")
+    teu("network", "create", "front")
+    try:
+        whole.run_detached("box", "sleep", "600", flags=("--network", network))
+        pid = out("teu", "inspect", "-f", "{{.State.Pid}}", "box")
+        identity = out("teu", "network", "inspect", "-f", "{{.Id}}", network)
+        bridge = "teu0" if network == "bridge" else f"teu-{identity[:11]}"
+        settings = Path(f"/proc/sys/net/ipv6/conf/{bridge}")
+        assert (settings / "accept_ra").read_text().strip() == "0"
+        # The kernel itself says so, too: with or without forwarding.
+        (settings / "forwarding").write_text("0")
+        argv = ["nsenter", "-t", pid, "-n", "/usr/bin/python3", "-c", ADVERTISE]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert "fe80" in done.stdout, done.stderr
+        assert "default" not in out("ip", "-6", "route", "show", "dev", bridge)
+    finally:
+        whole.remove_everything()
+        teu("network", "rm", "front")
+
+
+class Names:
+    """A name server of the host that writes down what it is asked."""
+
+    def __init__(self, address: str) -> None:
+        self.asked: list[bytes] = []
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind((address, 53))
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                data, peer = self.socket.recvfrom(512)
+                self.asked.append(data)
+                self.socket.sendto(data[:2] + b"\x81\x83" + data[4:], peer)
+
+
+def test_internal_networks_ask_no_name_server() -> None:
+    """CVE-2024-29018: names carry data out of a network that has no way out."""
+    before = Path("/etc/resolv.conf").read_text()
+    server = Names("127.0.0.77")
+    teu("network", "create", "open")
+    teu("network", "create", "--internal", "shut")
+    try:
+        Path("/etc/resolv.conf").write_text("nameserver 127.0.0.77\n")
+        teu("run", "--rm", "--network", "open", "busybox", "nslookup", "told.example.org", check=False)
+        assert any(b"told" in question for question in server.asked)
+        done = teu("run", "--rm", "--network", "shut", "busybox", "nslookup", "secret.example.org", check=False)
+        assert done.returncode != 0
+        assert not any(b"secret" in question for question in server.asked)
+    finally:
+        Path("/etc/resolv.conf").write_text(before)
+        server.socket.close()
+        teu("network", "rm", "open", "shut", check=False)
+
+
+@contextlib.contextmanager
+def far() -> Iterator[tuple[str, ...]]:
+    """Another machine, by a network namespace: 203.0.113.2 behind near0. Gives what runs a command there."""
+    try:
+        for line in (
+            "netns add far",
+            "link add near0 type veth peer name far0 netns far",
+            "addr add 203.0.113.1/24 dev near0",
+            "link set near0 up",
+            "-n far addr add 203.0.113.2/24 dev far0",
+            "-n far link set far0 up",
+            "-n far route add default via 203.0.113.1",
+        ):
+            whole.call("ip", *line.split())
+        yield ("ip", "netns", "exec", "far")
+    finally:
+        whole.call("ip", "netns", "del", "far", check=False)
+
+
+SERVE = ("sh", "-c", "mkdir -p /www; echo served > /www/index.html; exec httpd -f -h /www")
+
+
+def test_the_hosts_firewall_has_the_last_word() -> None:
+    """moby#22054: what the host's own rules drop stays dropped, published or not; and a packet from outside for an
+    address of a container, or for the host's loopback (CVE-2020-8558), does not come in at all."""
+    whole.run_detached("web", *SERVE, flags=("-p", "8088:80"))
+    address = out("teu", "inspect", "-f", "{{.NetworkSettings.IPAddress}}", "web")
+    with far() as there:
+        get = (*there, "busybox", "timeout", "2", "wget", "-qO-")
+        url = "http://203.0.113.1:8088/"
+        whole.eventually("the far machine is served", lambda: whole.call(*get, url, check=False).stdout)
+        whole.call("ip", "-n", "far", "route", "add", "127.0.0.99/32", "via", "203.0.113.1", "dev", "far0", check=False)
+        assert not whole.call(*get, f"http://{address}/", check=False).stdout
+        rules = "add table inet host; add chain inet host f { type filter hook forward priority 10; }"
+        try:
+            whole.call("nft", f"{rules}; add rule inet host f iifname near0 ct original proto-dst 8088 drop")
+            assert not whole.call(*get, url, check=False).stdout
+        finally:
+            whole.call("nft", "delete table inet host")
+        assert whole.call(*get, url, check=False).stdout == "served\n"
+
+
