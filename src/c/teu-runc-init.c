@@ -540,6 +540,31 @@ static void default_signals(void)
 	SYS(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &none, 0, 8, 0);
 }
 
+/*
+ * The first process of a pid namespace gets no signal that it has no handler for, but a container that has been
+ * created can be ended by those that end a program: as runc's. execve takes the handlers away.
+ */
+static void end_by_signal(int number) __attribute__((noreturn));
+static void end_by_signal(int number)
+{
+	leave(128 + number);
+}
+
+static void ending_signals(void)
+{
+#if defined(__riscv)
+	struct { void *handler; ulong flags, mask; } action = { (void *)end_by_signal, 0, 0 };
+#else
+	/* the kernel wants a place to return to, although nobody will */
+	struct { void *handler; ulong flags; void *restorer; ulong mask; } action = {
+		(void *)end_by_signal, 0x04000000 /* SA_RESTORER */, (void *)end_by_signal, 0
+	};
+#endif
+	static const int ending[] = { 1 /* HUP */, 2 /* INT */, 3 /* QUIT */, 15 /* TERM */ };
+	for (ulong i = 0; i < sizeof ending / sizeof *ending; i++)
+		SYS(__NR_rt_sigaction, ending[i], &action, 0, 8, 0);
+}
+
 /* exec: into the container's namespaces, all at once, and as a new process into its pid namespace. */
 static void join(void)
 {
@@ -584,6 +609,8 @@ void start_c(long *stack)
 		join();
 	}
 	default_signals();
+	if (in.fifo >= 0)
+		ending_signals();
 	if (in.flags & FLAG_TERMINAL && in.console < 0)
 		open_terminal();
 	take_terminal();

@@ -93,6 +93,18 @@ def test_delete_of_running(bundle: Bundle) -> None:
     assert not (bundle.root / id).exists()
 
 
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP"])
+@pytest.mark.parametrize("own_pids", [True, False])
+def test_kill_of_created(bundle: Bundle, name: str, own_pids: bool) -> None:
+    """Also as first process of a pid namespace, which no signal reaches that has no handler there."""
+    if not own_pids:
+        bundle.without_namespace("pid")
+    id = bundle.created()
+    bundle.ok("kill", id, name)
+    bundle.wait_status(id, "stopped")
+    bundle.ok("delete", id)
+
+
 def test_delete_of_created(bundle: Bundle) -> None:
     id = bundle.created()
     pid = bundle.pid(id)

@@ -11,7 +11,8 @@ import struct
 import subprocess
 import termios
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -307,7 +308,21 @@ def test_terminal_of_exec(bundle: Bundle) -> None:
 def test_terminal_in_the_foreground(bundle: Bundle) -> None:
     bundle.process["terminal"] = True
     done = bundle.run("sh", "-c", "tty; read x; echo got $x", input="word\n")
-    assert done.returncode == 0 and "/dev/pts/0" in done.stdout and "got word" in done.stdout
+    assert done.returncode == 0 and "/dev/pts/0\n" in done.stdout and "got word\n" in done.stdout
+    # Its newlines are newlines from the first on: the terminal is set up before the program is let go.
+    assert "\r" not in done.stdout.replace("word\r\n", "")
+
+
+def test_every_line_of_a_terminal_in_the_foreground(bundle: Bundle, rounds: Callable[[int], int]) -> None:
+    bundle.process["terminal"] = True
+    id = None
+    for number in range(rounds(6)):
+        said = bundle.run("echo", "here").stdout
+        assert said == "here\n", number
+        bundle.process["terminal"] = False
+        id = id or bundle.detached()
+        assert bundle.ok("exec", "-t", id, "echo", "here") == "here\n", number
+        bundle.process["terminal"] = True
 
 
 def test_terminal_needs_a_socket_when_detached(bundle: Bundle) -> None:
@@ -373,6 +388,22 @@ def test_exec_in_stopped_and_paused(bundle: Bundle) -> None:
     bundle.wait_status(id, "stopped")
     done = bundle.runc("exec", id, "true")
     assert done.returncode == 255 and "cannot exec in a stopped container" in done.stderr
+
+
+def test_exec_in_a_paused_container_if_asked_for(bundle: Bundle) -> None:
+    """It stands still with the others, and goes on with them."""
+    id = bundle.detached()
+    bundle.ok("pause", id)
+    words = [RUNC, "--root", str(bundle.root), "exec", "--ignore-paused", id, "sh", "-c", "echo went > /on; echo on"]
+    running = subprocess.Popen(words, cwd=bundle.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    cgroup = json.loads((bundle.root / id / "state.json").read_text())["cgroup"]["path"]
+    deadline = time.monotonic() + 20
+    while len(Path(cgroup, "cgroup.procs").read_text().split()) < 2:
+        assert time.monotonic() < deadline and running.poll() is None
+        time.sleep(0.01)
+    assert not (bundle.rootfs / "on").exists()
+    bundle.ok("resume", id)
+    assert running.communicate(timeout=20)[0] == "on\n" and running.returncode == 0
 
 
 def test_exec_into_a_sub_cgroup(bundle: Bundle) -> None:
@@ -447,6 +478,12 @@ def test_a_hook_that_fails_ends_it(bundle: Bundle, kind: str) -> None:
     bundle.config["hooks"] = {kind: [_hook(bundle, kind, "echo it was me; exit 3")]}
     error = bundle.refuses()
     assert f"error running {kind} hook #0" in error and "exit status 3" in error and "it was me" in error
+
+
+@pytest.mark.parametrize("kind", ["createRuntime", "startContainer"])
+def test_a_hook_that_a_signal_ends(bundle: Bundle, kind: str) -> None:
+    bundle.config["hooks"] = {kind: [{"path": "/bin/sh", "args": ["sh", "-c", "kill -SEGV $$; sleep 9"]}]}
+    assert f"error running {kind} hook #0: signal: segmentation fault" in bundle.refuses()
 
 
 def test_a_hook_that_takes_too_long(bundle: Bundle) -> None:

@@ -142,6 +142,52 @@ def test_features_have_runcs_shape(bundle: Bundle) -> None:
     for name in ("actions", "operators", "archs"):
         assert set(theirs["linux"]["seccomp"][name]) <= set(ours["linux"]["seccomp"][name])
     assert ours["linux"]["cgroup"]["v2"] is True
+    assert ours["linux"]["seccomp"]["knownFlags"] == theirs["linux"]["seccomp"].get("knownFlags", FLAGS) or set(
+        theirs["linux"]["seccomp"]["knownFlags"]
+    ) <= set(FLAGS)
+
+
+FLAGS = [
+    "SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_LOG",
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+]  # fmt: skip
+
+
+def test_features_are_true(bundle: Bundle) -> None:
+    """Each is asked of the program: what features names is accepted, and what it does not is refused."""
+    linux = json.loads(bundle.ok("features"))["linux"]
+    assert linux["seccomp"]["knownFlags"] == FLAGS
+    bundle.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [], "flags": []}
+    for flag in linux["seccomp"]["supportedFlags"]:
+        bundle.linux["seccomp"]["flags"] = [flag]
+        assert bundle.says("echo fine") == "fine", flag
+    bundle.linux["seccomp"]["flags"] = []
+    for action in linux["seccomp"]["actions"]:
+        rule = {"names": ["chroot"], "action": action}
+        bundle.linux["seccomp"]["syscalls"] = [rule]
+        if action == "SCMP_ACT_NOTIFY":
+            bundle.linux["seccomp"]["listenerPath"] = "/no/such/agent"
+            assert "listenerPath" in bundle.refuses()
+            del bundle.linux["seccomp"]["listenerPath"]
+        else:
+            assert bundle.says("echo fine") == "fine", action
+    bundle.linux["seccomp"]["syscalls"] = [{"names": ["chroot"], "action": "SCMP_ACT_LOG", "args": [
+        {"index": 0, "value": 5, "valueTwo": 5, "op": operator} for operator in linux["seccomp"]["operators"]
+    ]}]  # fmt: skip
+    names = ("X86_64", "X86", "X32", "AARCH64", "ARM", "PPC64LE", "MIPSEL64", "RISCV64")
+    bundle.linux["seccomp"]["architectures"] = [f"SCMP_ARCH_{name}" for name in names]
+    assert set(bundle.linux["seccomp"]["architectures"]) <= set(linux["seccomp"]["archs"])
+    assert bundle.says("echo fine") == "fine"
+    for kind in ("bounding", "effective", "permitted"):
+        bundle.process["capabilities"][kind] = linux["capabilities"]
+    done = bundle.run("true")
+    assert done.returncode == 0 and "unknown" not in done.stderr.replace("unknown or unavailable", "")
+    for kind in linux["namespaces"]:
+        if kind != "user":
+            bundle.namespace(kind)
+    for mode in linux["memoryPolicy"]["modes"]:
+        bundle.linux["memoryPolicy"] = {"mode": mode, "nodes": "0"}
+        assert "memoryPolicy.mode" not in bundle.run("true").stderr, mode
 
 
 def test_list(bundle: Bundle) -> None:

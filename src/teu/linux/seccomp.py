@@ -124,6 +124,20 @@ def flags(profile: Profile) -> int:
     return wanted
 
 
+def kernel_has_flag(name: str) -> bool:
+    """Whether this kernel takes a flag: then it is the missing program that it complains of."""
+    from teu.linux.syscalls import NR_seccomp, syscall
+
+    bits = FLAGS[name]
+    if name == "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV":
+        bits |= SECCOMP_FILTER_FLAG_NEW_LISTENER
+    try:
+        syscall("seccomp", NR_seccomp, 1, bits, None)
+    except OSError as error:
+        return error.errno == errno.EFAULT
+    return True
+
+
 def compile(profile: Profile, cache: str | None = None) -> bytes:
     """The BPF program (struct sock_filter[]) of a profile, from the cache if it was compiled before."""
     directory = cache_directory() if cache is None else cache

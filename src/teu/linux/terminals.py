@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from struct import pack, unpack
 
 TCGETS = 0x5401
@@ -43,6 +44,13 @@ def clear_onlcr(fd: int) -> None:
     """Let a newline be a newline. For a terminal whose output another one, in our hands, will show."""
     iflag, oflag, cflag, lflag, rest = unpack(_TERMIOS, get_attributes(fd))
     set_attributes(fd, pack(_TERMIOS, iflag, oflag & ~_ONLCR, cflag, lflag, rest))
+
+
+def mirror(master: int) -> None:
+    """Make a new terminal one that our own (if standard input is one) will show. Before anything writes to it."""
+    clear_onlcr(master)
+    if os.isatty(0):
+        copy_size(0, master)
 
 
 def set_raw(fd: int, keep_output: bool = False) -> bytes:

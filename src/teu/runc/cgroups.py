@@ -284,7 +284,7 @@ class Cgroup:
             return
         path = os.path.normpath(f"{self.path}/{sub}") if sub else self.path
         if path != self.path and not path.startswith(self.path + "/"):
-            raise CgroupError(f"bad sub cgroup path: {sub} is not below the container's cgroup")
+            raise CgroupError(f"bad sub cgroup path: {sub} is not a sub cgroup path of the container's cgroup")
         if self.driver == SYSTEMD and self.record.get("bus") == "user":
             # The user may not take the process out of its own session's scope; its manager may.
             from teu.systemd.scope import MANAGER

@@ -366,6 +366,9 @@ class Execution:
             connection.close()
             os.close(fd)
         else:
+            from teu.linux import terminals
+
+            terminals.mirror(fd)
             self.console = fd
 
     def go(self) -> None:
@@ -469,11 +472,11 @@ def run_hook(container: state.Container, spec: dict[str, Any], hook: dict[str, A
         raise
     finally:
         os.close(stdin)
-    from teu.runc.hooks import _wait
+    from teu.runc.hooks import _wait, how_it_ended
 
     try:
         status = _wait(execution.pid, hook.get("timeout"))
     except RuncError as error:
         raise RuncError(f"error running {name}: {error}") from None
     if status:
-        raise RuncError(f"error running {name}: exit status {status}")
+        raise RuncError(f"error running {name}: {how_it_ended(status)}")

@@ -48,7 +48,7 @@ def features() -> dict[str, Any]:
         "operators": sorted(seccomp.OPERATORS),
         "archs": sorted(seccomp.ARCHITECTURES),
         "knownFlags": list(seccomp.FLAGS),
-        "supportedFlags": list(seccomp.FLAGS),
+        "supportedFlags": [name for name in seccomp.FLAGS if seccomp.kernel_has_flag(name)],
     }
     if library is not None:
         annotations["io.github.seccomp.libseccomp.version"] = library
@@ -65,7 +65,7 @@ def features() -> dict[str, Any]:
             "seccomp": supported,
             "apparmor": {"enabled": apparmor},
             "selinux": {"enabled": True},
-            "intelRdt": {"enabled": False, "schemata": False, "monitoring": False},
+            "intelRdt": {"enabled": True, "schemata": True, "monitoring": True},
             "memoryPolicy": {
                 "modes": sorted(runtime_spec.MEMORY_POLICIES),
                 "flags": sorted(runtime_spec.MEMORY_POLICY_FLAGS),

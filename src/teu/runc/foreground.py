@@ -45,10 +45,8 @@ def wait(pid: int, signals: Signals, master: int = -1) -> int:
     pending_in = b""
     if master >= 0:
         os.set_blocking(master, False)
-        terminals.clear_onlcr(master)
         if os.isatty(0):
             before = terminals.set_raw(0, keep_output=True)
-            terminals.copy_size(0, master)
         poll.register(0, select.POLLIN)
         poll.register(master, select.POLLIN)
     try:

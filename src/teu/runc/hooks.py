@@ -68,11 +68,20 @@ def run(hook: dict[str, Any], state: dict[str, Any]) -> None:
         if status:
             size = os.lseek(output, 0, os.SEEK_END)
             text = os.pread(output, _OUTPUT_SHOWN, max(0, size - _OUTPUT_SHOWN)).decode("utf-8", "replace")
-            how = f"exit status {status}" if status > 0 else f"signal: {-status}"
-            raise RuncError(f"{how}, output: {text}")
+            raise RuncError(f"{how_it_ended(status)}, output: {text}")
     finally:
         os.close(stdin)
         os.close(output)
+
+
+def how_it_ended(status: int) -> str:
+    """In Go's words, which runc's callers may look for: "exit status 3", "signal: killed"."""
+    if status > 0:
+        return f"exit status {status}"
+    from _signal import strsignal  # type: ignore[import-not-found]  # signal imports enum
+
+    name = strsignal(-status) or str(-status)
+    return f"signal: {name[:1].lower()}{name[1:]}"
 
 
 def _wait(pid: int, timeout: int | None) -> int:

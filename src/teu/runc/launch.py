@@ -553,6 +553,9 @@ class Launch:
             self.console_connection.close()
             os.close(fd)
         else:
+            from teu.linux import terminals
+
+            terminals.mirror(fd)
             self.console = fd
 
     def _mount_for(self, kind: str) -> None:
