@@ -607,9 +607,11 @@ def test_a_container_says_ready(bundle: Bundle, how: str) -> None:
         with bundle.output.open("w") as output:
             runner = subprocess.Popen([*base, *how.split(), id], cwd=bundle.folder, env=environment, stdout=output)
         inside = bundle.root / id / "notify/notify.sock"
-        while not inside.exists() or not (bundle.rootfs / "told").exists():
-            assert runner.poll() is None
-        assert (bundle.rootfs / "told").read_text() == "/run/notify/notify.sock\n"
+        told = bundle.rootfs / "told"
+        deadline = time.monotonic() + 20
+        while not inside.exists() or not told.exists() or not told.read_text().endswith("\n"):
+            assert time.monotonic() < deadline
+        assert told.read_text() == "/run/notify/notify.sock\n"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as container:
             container.sendto(b"STATUS=warming up\n", str(inside))
             container.sendto(b"READY=1\n", str(inside))
