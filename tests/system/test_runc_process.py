@@ -624,6 +624,44 @@ def test_a_container_says_ready(bundle: Bundle, how: str) -> None:
         assert not (bundle.root / id).exists()
 
 
+@pytest.mark.needs("systemd", "systemd-notify", "systemd-run")
+def test_systemd_sees_that_a_container_is_ready(bundle: Bundle) -> None:
+    """A unit of Type=notify whose program is teu-runc: its start is done when the container says so."""
+    for name in ("lib", "lib64"):
+        (bundle.rootfs / name).symlink_to(f"usr/{name}")
+    bundle.mount("/usr", "bind", "/usr", ["rbind", "ro"])
+    script = "while [ ! -e /go ]; do sleep 0.05; done; /usr/bin/systemd-notify --ready --status=warm; exec sleep 1000"
+    bundle.process["args"] = ["sh", "-c", script]
+    bundle.process["env"] = ["PATH=/bin"]
+    bundle.write()
+    id = bundle.new_id()
+    unit = f"teu-ready-{id}.service"
+    program = subprocess.run(["which", RUNC], capture_output=True, text=True, check=True).stdout.strip()
+
+    def show(name: str) -> str:
+        return subprocess.run(["systemctl", "show", "-P", name, unit], capture_output=True, text=True).stdout.strip()
+
+    starting = subprocess.Popen(
+        ["systemd-run", "-q", f"--unit={unit}", "-p", "Type=notify", "-p", "NotifyAccess=all",
+         f"--working-directory={bundle.folder}", program, "--root", str(bundle.root), "run", id]
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while bundle.runc("state", id).returncode or bundle.status(id) != "running":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert show("ActiveState") == "activating" and starting.poll() is None
+        (bundle.rootfs / "go").touch()
+        assert starting.wait(60) == 0
+        assert show("ActiveState") == "active"
+        assert int(show("MainPID")) == bundle.pid(id)
+    finally:
+        bundle.runc("delete", "--force", id)
+        subprocess.run(["systemctl", "stop", unit], check=False)
+        subprocess.run(["systemctl", "reset-failed", unit], check=False, capture_output=True)
+        starting.wait(60)
+
+
 def test_a_filter_that_knows_no_newer_calls(bundle: Bundle) -> None:
     """Loaded early (without no-new-privileges), it must not keep us from finding the program."""
     bundle.process["noNewPrivileges"] = False
