@@ -29,7 +29,7 @@ WRITEBACK_AT = 4 << 20  # files of this size begin to be written back at once
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_CACHED = 64  # open parent directories
+_CACHED = 512  # open parent directories: layers are not always sorted, and a shell allows 1024 descriptors
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
