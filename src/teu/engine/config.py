@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from teu.config import Key, Wrong, boolean, integer, list_of, map_of, matching, one_of, path, text
+from teu.config import Key, Wrong, boolean, duration, integer, list_of, map_of, matching, one_of, path, text
 from teu.engine.errors import EngineError
 from teu.engine.hostconfig import LOG_DRIVERS, check_logs
 
@@ -41,6 +41,11 @@ KEYS = (
     Key("init-path", text, "", "the init program for --init; empty: docker-init or tini-static", reload=True),
     Key("cgroup-parent", text, "", "slice of containers that name none; empty: teu.slice", reload=True),
     Key("apparmor-profile", text, "teu-default", "AppArmor profile where it is loaded; empty: none", reload=True),
+    Key(
+        "idle-exit", duration, 0.0,
+        "exit after so long without a client and without a running container, where systemd listens; 0: never",
+        reload=True,
+    ),
     Key("shutdown-timeout", integer(0, 3600), 5, "seconds that open requests get when teud stops"),
     Key(
         "insecure-registries",

@@ -55,6 +55,10 @@ class Engine:
         self.containers.start()
         self.ready.set()
 
+    def idle(self) -> bool:
+        """Whether nothing needs this process: no container runs whose output, health, names or restarts it minds."""
+        return self.ready.is_set() and not any(container.running for container in self.containers.all())
+
     def stop(self) -> None:
         """The daemon goes, the containers stay."""
         self.stopping.set()

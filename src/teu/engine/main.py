@@ -170,10 +170,10 @@ def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
 
     threading.Thread(target=start, name="start", daemon=True).start()
     notify.ready("Serving the Docker Engine API")
-    _wait(engine, signals, options)
+    idle = _wait(engine, server, signals, options)
     notify.stopping()
     server.close()
-    server.finish(config["shutdown-timeout"])
+    server.finish(config["shutdown-timeout"], idle=idle)
     engine.stop()
     for host in config["hosts"]:
         if host.startswith("unix://"):
@@ -186,12 +186,20 @@ def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
     os._exit(1 if engine.failure else 0)
 
 
-def _wait(engine: Any, signals: set[signal.Signals], options: argparse.Namespace) -> None:
-    """Until a signal ends the daemon; the watchdog is fed as long as the pump turns."""
+def _wait(engine: Any, server: Any, signals: set[signal.Signals], options: argparse.Namespace) -> bool:
+    """Until a signal ends the daemon, or it has been idle (True); the watchdog is fed as long as the pump turns."""
     interval = notify.watchdog_interval()
+    activated = all(host.startswith("fd://") for host in engine.config["hosts"])
     while True:
-        received = signal.sigtimedwait(signals, interval) if interval else signal.sigwaitinfo(signals)
+        limit = engine.config["idle-exit"] if activated else 0.0
+        patience = min((seconds for seconds in (interval, limit / 2) if seconds), default=0.0)
+        received = signal.sigtimedwait(signals, patience) if patience else signal.sigwaitinfo(signals)
         if received is None:
+            if limit and server.idle_seconds() >= limit and engine.idle():
+                log.info("idle for %.0f s: leaving, the socket wakes us", server.idle_seconds())
+                return True
+            if not interval:
+                continue
             try:
                 engine.pump.call(lambda: None, timeout=interval)
             except TimeoutError:
@@ -201,7 +209,7 @@ def _wait(engine: Any, signals: set[signal.Signals], options: argparse.Namespace
         elif received.si_signo == signal.SIGHUP:
             reload(engine, options)
         else:
-            return
+            return False
 
 
 def reload(engine: Any, options: argparse.Namespace) -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
+import select
 import socket
 import struct
 import threading
@@ -294,16 +296,29 @@ class Server:
         self._lock = threading.Lock()
         self._closed = False
         self._active = 0  # verbs under way
+        self._acceptors: list[threading.Thread] = []
+        self._closing = os.eventfd(0, os.EFD_CLOEXEC)
+        self.last_activity = time.monotonic()
 
     def start(self) -> None:
         for listener in self.listeners:
-            listener.setblocking(True)
-            threading.Thread(target=self._accept, args=(listener,), name="accept", daemon=True).start()
+            listener.setblocking(False)
+            acceptor = threading.Thread(target=self._accept, args=(listener,), name="accept", daemon=True)
+            self._acceptors.append(acceptor)
+            acceptor.start()
 
     def _accept(self, listener: socket.socket) -> None:
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        poll.register(self._closing, select.POLLIN)
         while not self._closed:
             try:
+                poll.poll()
+                if self._closed:
+                    return
                 sock, _ = listener.accept()
+            except BlockingIOError:
+                continue  # another teud, or the client has left
             except OSError as error:
                 if self._closed:
                     return
@@ -325,22 +340,34 @@ class Server:
         finally:
             with self._lock:
                 self._connections.discard(sock)
+                self.last_activity = time.monotonic()
+
+    def idle_seconds(self) -> float:
+        """How long nobody has been connected."""
+        with self._lock:
+            return 0.0 if self._connections else time.monotonic() - self.last_activity
 
     def count(self, change: int) -> None:
         with self._lock:
             self._active += change
 
-    def finish(self, seconds: float) -> None:
-        """Let requests that are being answered come to their end. Streams that never end are not waited for."""
+    def finish(self, seconds: float, *, idle: bool = False) -> None:
+        """Let requests that are being answered come to their end. Streams that never end are not waited for.
+
+        `idle`: also those who have connected at the last moment, and not asked yet."""
         deadline = time.monotonic() + seconds
-        while self._active and time.monotonic() < deadline:
+        while (self._active or (idle and self._connections)) and time.monotonic() < deadline:
             time.sleep(0.02)
 
     def busy(self) -> int:
         return len(self._connections)
 
     def close(self) -> None:
+        """Accept nobody any more: who connects from now on waits at systemd's socket for the next teud."""
         self._closed = True
+        os.eventfd_write(self._closing, 1)
+        for acceptor in self._acceptors:
+            acceptor.join()
         for listener in self.listeners:
-            # Closing does not wake accept(); shutdown does, but would end the socket systemd keeps.
+            # shutdown(2) would end the socket that systemd keeps
             listener.close()
