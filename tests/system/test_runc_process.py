@@ -617,6 +617,7 @@ def test_a_container_says_ready(bundle: Bundle, how: str) -> None:
             container.sendto(b"READY=1\n", str(inside))
         assert host.recv(100) == b"READY=1\n"
         assert host.recv(100) == f"MAINPID={bundle.pid(id)}\n".encode()
+        assert host.recv(100) == b"BARRIER=1", "it stays until it has been read"
         if how != "run":
             assert runner.wait(20) == 0
         bundle.ok("delete", "--force", id)

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import os
 import select
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, socket
+from _socket import AF_UNIX, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_DGRAM, SOL_SOCKET, socket
+from sys import byteorder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 INSIDE = "/run/notify"
+_BARRIER_WAIT = 5_000  # milliseconds, as systemd-notify(1)
 
 
 def wanted() -> str:
@@ -83,8 +85,25 @@ def _tell_host(ready: bytes, pid: int) -> None:
         host.connect("\0" + path[1:] if path.startswith("@") else path)
         host.send(ready + b"\n")
         host.send(b"MAINPID=%d\n" % pid)
+        _barrier(host)
     finally:
         host.close()
+
+
+def _barrier(host: socket) -> None:
+    """Stay until systemd has read all that (sd_notify_barrier(3)): it asks who we are, and we are about to leave."""
+    ours, theirs = os.pipe()
+    try:
+        host.sendmsg([b"BARRIER=1"], [(SOL_SOCKET, SCM_RIGHTS, theirs.to_bytes(4, byteorder))])
+        os.close(theirs)
+        theirs = -1
+        poll = select.poll()
+        poll.register(ours, 0)  # the hang-up when its last copy is closed
+        poll.poll(_BARRIER_WAIT)
+    finally:
+        os.close(ours)
+        if theirs >= 0:
+            os.close(theirs)
 
 
 def relay_aside(server: socket, pid: int) -> None:
