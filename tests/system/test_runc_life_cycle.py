@@ -342,6 +342,7 @@ def _killed_at(bundle: Bundle, words: list[str], stop: int) -> int:
     return seen
 
 
+@pytest.mark.needs("fast")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("verb", ["create", "run", "start", "exec", "delete"])
 def test_kill_9_at_every_step(bundle: Bundle, rounds: Callable[[int], int], verb: str) -> None:
