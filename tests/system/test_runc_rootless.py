@@ -92,6 +92,18 @@ def test_a_limit_that_cannot_be_set_is_an_error(bundle: Bundle) -> None:
     assert "cgroup" in error or "pids" in error
 
 
+@pytest.mark.parametrize("option", ["ro", "rw"])
+def test_the_users_other_cgroups_are_not_shown(bundle: Bundle, option: str) -> None:
+    """CVE-2023-25809: without a cgroup and a cgroup namespace of its own it has no tree that it could write."""
+    bundle.without_namespace("cgroup")
+    bundle.mount("/sys", "bind", "/sys", ["rbind", "nosuid", "noexec", "nodev", "ro"])
+    bundle.mount("/sys/fs/cgroup", "cgroup", "cgroup", ["nosuid", "noexec", "nodev", "relatime", option])
+    said = bundle.says("ls -A /sys/fs/cgroup; mkdir /sys/fs/cgroup/x 2>&1 || grep ' /sys/fs/cgroup ' /proc/mounts")
+    lines = said.split("\n")
+    assert "Read-only file system" in lines[0], said
+    assert lines[-1].startswith("tmpfs /sys/fs/cgroup tmpfs ro,"), said
+
+
 def test_default_state_folder_is_the_users(bundle: Bundle) -> None:
     runtime = bundle.folder / "xdg"
     runtime.mkdir()

@@ -178,6 +178,10 @@ def mount_one(
     elif kind in ("cgroup", "cgroup2"):
         target = _open_target(root, destination, "dir", None)
         tree = _cgroup_tree(cgroup, options)
+        if tree < 0:
+            # An ordinary user's container without a cgroup: the user's others are none of its business.
+            tree = _empty_folder()
+            options = mount_options.parse(["ro"])
     else:
         existed = mounts.exists_in_root(root, destination)
         target = _open_target(root, destination, "dir", None, kind)
@@ -262,6 +266,7 @@ def _filesystem_tree(kind: str, source: str, data: list[str], options: MountOpti
 
 
 def _cgroup_tree(cgroup: CgroupView, options: MountOptions) -> int:
+    """The container's part of the cgroup tree; -1 where it has none."""
     if cgroup.namespaced:
         try:
             return mounts.new_filesystem("cgroup2", "cgroup", options.data)
@@ -269,9 +274,17 @@ def _cgroup_tree(cgroup: CgroupView, options: MountOptions) -> int:
             if error.errno not in (errno.EPERM, errno.EBUSY):
                 raise
     # no cgroup namespace of its own, or not allowed there: its own part of the host's tree
-    from teu.linux.cgroups import mountpoint
+    if cgroup.path:
+        try:
+            return mounts.open_tree(AT_FDCWD, cgroup.path, True)
+        except FileNotFoundError:
+            pass
+    return -1
 
-    return mounts.open_tree(AT_FDCWD, cgroup.path if cgroup.path and not cgroup.namespaced else mountpoint(), True)
+
+def _empty_folder() -> int:
+    attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+    return mounts.new_filesystem("tmpfs", "tmpfs", ["nr_blocks=1", "nr_inodes=1"], attributes)
 
 
 def _copy_up(root: int, target: int, destination: str, tree: int) -> None:
@@ -358,9 +371,7 @@ def mask_paths(root: int, paths: list[str], null: int) -> None:
         try:
             if os.stat(target).st_mode & 0o170000 == 0o040000:
                 if empty < 0:
-                    attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
-                    empty = mounts.new_filesystem("tmpfs", "tmpfs", ["nr_blocks=1", "nr_inodes=1"], attributes)
-                    tree = empty
+                    tree = empty = _empty_folder()
                 else:
                     tree = mounts.open_tree(empty, "")
             else:
