@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import whole
 from engine import HOST, IMAGE, alive, detached, docker, eventually, inspect, need_busybox, out, remove, run, state
 
 pytestmark = pytest.mark.needs("docker")
@@ -369,3 +372,21 @@ def test_limits(name: str) -> None:
         assert killed.returncode in (137, 2, 1)
     finally:
         remove(f"{name}-oom")
+
+
+@pytest.mark.needs("strace", "fast")
+def test_an_idle_engine_does_not_wake_up(name: str, tmp_path: Path) -> None:
+    """Nothing happens in its containers: no thread of teud's own makes a system call. (grpc's timers tick once a
+    second; their threads bear names of their own.)"""
+    detached(name, "sleep", "600")
+    engine = whole.main_pid("teud.service")
+    own = {entry.parent.name for entry in Path(f"/proc/{engine}/task").glob("*/comm") if entry.read_text() == "teud\n"}
+    assert own
+    time.sleep(2)  # what the start of the container still had to do
+    trace = tmp_path / "trace"
+    argv = ["timeout", "5", "strace", "-f", "-qq", "-p", str(engine), "-o", str(trace)]
+    subprocess.run(argv, check=False)
+    calls = [line for line in trace.read_text().splitlines() if line.split()[0] in own and "resum" not in line]
+    ended = [line for line in calls if " = " in line]
+    # The watchdog is fed, and once in a minute everything is looked at: that may fall into these seconds.
+    assert len(ended) < 40, ended

@@ -147,7 +147,7 @@ def grpc_calls(connection: Connection, pool: Any) -> list[Call]:
     from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame
 
     sent = bytes(connection.sent)
-    assert sent.startswith(PREFACE), "not HTTP/2"
+    assert sent.startswith(PREFACE), f"not HTTP/2: {sent[:40]!r}"
     calls: dict[int, Call] = {}
     bodies: dict[tuple[int, str], bytearray] = {}
     for side, data in (("request", sent[len(PREFACE):]), ("response", bytes(connection.received))):

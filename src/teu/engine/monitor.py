@@ -12,12 +12,14 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import containerd, lifecycle, tasks
+from teu.engine.subscription import Subscription
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
 
 log = logging.getLogger("teu.engine")
 
+SUBSCRIBE = "/containerd.services.events.v1.Events/Subscribe"
 PAUSE_SECONDS = 0.1
 # A subscription has begun for certain when the reconciliation after this time looks.
 SETTLE_SECONDS = 1.0
@@ -27,7 +29,7 @@ LOOK_SECONDS = 60.0
 class Monitor:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._stream: Any = None
+        self._stream: Subscription | None = None
         self._wake = threading.Event()
 
     def start(self) -> None:
@@ -41,24 +43,29 @@ class Monitor:
 
     def _run(self) -> None:
         from teu.api.services.events.v1 import events_pb2
+        from teu.api.types import event_pb2
 
+        client = self.engine.containerd
+        request = events_pb2.SubscribeRequest(filters=[f"namespace=={client.namespace},topic~=|^/tasks/|"])
         first = True
         while not self.engine.stopping.is_set():
-            request = events_pb2.SubscribeRequest(
-                filters=[f"namespace=={self.engine.containerd.namespace},topic~=|^/tasks/|"]
-            )
+            stream = None
             try:
-                self._stream = self.engine.containerd.events.Subscribe(request, timeout=None)
+                stream = Subscription(client.address, SUBSCRIBE, client.namespace, request.SerializeToString())
+                self._stream = stream
                 if not first:
                     self._wake.set()
                 first = False
-                for envelope in self._stream:
-                    self._event(envelope)
+                for message in stream:
+                    self._event(event_pb2.Envelope.FromString(message))
             except containerd.Error as error:
-                if not self.engine.stopping.is_set():
+                if stream is not None and not self.engine.stopping.is_set():
                     log.info("containerd's event stream ended: %s", error)
             except Exception:
                 log.exception("the event stream failed")
+            finally:
+                if stream is not None:
+                    stream.close()
             self.engine.stopping.wait(PAUSE_SECONDS)
 
     def _look(self) -> None:
