@@ -81,6 +81,8 @@ _BY_CODE = {
     "OUT_OF_RANGE": InvalidArgument,
     "FAILED_PRECONDITION": FailedPrecondition,
     "UNAVAILABLE": Unavailable,
+    # Nothing here cancels a call that has one answer: a daemon that is stopping does.
+    "CANCELLED": Unavailable,
     "DEADLINE_EXCEEDED": Unavailable,
 }
 
