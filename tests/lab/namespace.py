@@ -151,6 +151,7 @@ def start(
     keep_disk: bool = False,
     binds: Sequence[str] = (),
     timeout: float = 60,
+    kind: str = "lab",
 ) -> int:
     """Boot an instance and return the host's pid of its PID 1, once its systemd says it is up.
 
@@ -162,7 +163,7 @@ def start(
         raise LabError("the lab needs root")
     if pid_of(name):
         raise LabError(f"instance {name} is already running: ./dev lab stop --name {name}")
-    root = rootfs.ensure(release)
+    root = rootfs.ensure(release, kind)
     home = INSTANCES / name
     home.mkdir(parents=True, exist_ok=True)
     (home / "state").unlink(missing_ok=True)

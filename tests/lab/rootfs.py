@@ -7,8 +7,8 @@ The cache (TEU_LAB_CACHE, default /var/cache/teu-lab):
 
     root-RELEASE-KIND-HASH/     a root file system; HASH covers the recipe below, so a changed recipe
                                 makes a new one and the old one is removed
-    kernel-RELEASE-HASH/        vmlinuz, the initramfs, and the modules (vm.py)
-    lock                        taken while something is made
+    vm-RELEASE-HASH/            vmlinuz, the initramfs, and the disk image (vm.py)
+    lock-*                      taken while something is made
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ PEERS = """
 
 # Those that only one release has.
 RELEASE_ONLY = {
-    "trixie": "docker-cli docker-compose python3-isal libpython3.13",
-    "bookworm": "libpython3.11",
+    "trixie-lab": "docker-cli docker-compose python3-isal libpython3.13",
+    "trixie-host": "python3-isal",
+    "bookworm-lab": "libpython3.11",
 }
 
 BUILD_TOOLS = """
@@ -57,7 +58,14 @@ BUILD_TOOLS = """
     protobuf-compiler protobuf-compiler-grpc libprotobuf-dev busybox-static
 """
 
-KINDS = {"lab": TEU_DEPENDS + TOOLS + PEERS, "build": BUILD_TOOLS}
+# A machine of somebody who has cloned this tree: under systemd, with what `./dev run` would install (so that it
+# can be followed there without network)...
+HOST = "systemd systemd-sysv libpam-systemd ca-certificates passwd git mmdebstrap debian-archive-keyring"
+
+# ...and the least that is a Debian, where it has to install all of it.
+FRESH = ""
+
+KINDS = {"lab": TEU_DEPENDS + TOOLS + PEERS, "build": BUILD_TOOLS, "host": TEU_DEPENDS + HOST, "fresh": FRESH}
 
 # Daemons of the peers are there to be started by a test, never by themselves; the rest have no use or
 # no place in a container.
@@ -98,8 +106,7 @@ rm -rf /var/cache/apt/archives/*.deb /var/lib/docker /var/lib/containerd
 
 def packages(release: str, kind: str) -> list[str]:
     """The packages of a root file system."""
-    extra = RELEASE_ONLY[release] if kind == "lab" else ""
-    return sorted((KINDS[kind] + extra).split())
+    return sorted(f"{KINDS[kind]} {RELEASE_ONLY.get(f'{release}-{kind}', '')}".split())
 
 
 def recipe_hash(release: str, kind: str) -> str:
@@ -135,19 +142,20 @@ def ensure(release: str = "trixie", kind: str = "lab") -> Path:
             "mmdebstrap",
             "--quiet",
             "--mode=root",
-            "--variant=apt",
+            "--variant=minbase" if kind == "fresh" else "--variant=apt",
             '--aptopt=Apt::Install-Recommends "false"',
             "--dpkgopt=path-exclude=/usr/share/locale/*",
             "--dpkgopt=path-exclude=/usr/share/doc/*/*changelog*",
             "--dpkgopt=force-unsafe-io",
             "--skip=cleanup/apt/lists",
-            "--include=" + ",".join(packages(release, kind)),
         ]
-        if kind == "lab":
+        if include := packages(release, kind):
+            command.append("--include=" + ",".join(include))
+        if kind in ("lab", "host"):
             command.append(f"--customize-hook=chroot \"$1\" sh -c '{_quote(FINISH)}'")
         command += [release, str(partial)]
-        if release in ("trixie", "bookworm"):
-            subprocess.run(command, check=True, env=environment, stdin=subprocess.DEVNULL)
+        if subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False).returncode:
+            sys.exit(f"lab: mmdebstrap could not make the {release} {kind} root file system; what it said is above")
         for old in CACHE.glob(f"root-{release}-{kind}-*"):
             if not _in_use(old):
                 shutil.rmtree(old, ignore_errors=True)
