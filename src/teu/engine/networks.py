@@ -210,6 +210,9 @@ class Networks:
     # -- records -----------------------------------------------------------------------------
 
     def start(self) -> None:
+        from teu.linux import nftables
+
+        nftables.reserve()
         for row in self.engine.database.query("SELECT data FROM networks"):
             network = Network(json.loads(row[0]))
             self._networks[network.id] = network
