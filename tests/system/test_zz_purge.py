@@ -49,6 +49,10 @@ def leftovers() -> list[str]:
     found += [
         str(path) for path in Path("/sys/fs/cgroup").rglob("teu*") if path.is_dir() and "teu-lab" not in path.name
     ]
+    profiles = Path("/sys/kernel/security/apparmor/profiles")
+    if profiles.exists():
+        found += ["profile " + line for line in profiles.read_text().splitlines() if line.startswith("teu-default ")]
+    found += [str(path) for place in ("/etc/apparmor.d", "/var/cache/apparmor") for path in Path(place).rglob("teu*")]
     found += ["link " + path.name for path in Path("/sys/class/net").glob("teu*")]
     found += ["nft " + line for line in out("nft", "list", "tables").splitlines() if "teu" in line]
     for process in Path("/proc").glob("[0-9]*"):
@@ -86,6 +90,7 @@ def test_purge_leaves_nothing_but_what_it_says() -> None:
         apt("install", *debs)
 
 
+@pytest.mark.needs("fast")
 @pytest.mark.timeout(400)
 def test_remove_keeps_images_and_configuration() -> None:
     debs = sorted(str(path) for path in Path("/src/dist").glob("*.deb"))
