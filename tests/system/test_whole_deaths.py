@@ -7,9 +7,12 @@ that a failure can be looked at again.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import time
 from collections import Counter
@@ -145,6 +148,27 @@ def test_an_exit_wakes_the_stopped_daemons() -> None:
     assert init_pid(ident), "the container died with its daemons"
     whole.eventually("systemd has started teud again", lambda: whole.main_pid("teud.service"))
     whole.eventually("the container is removed", lambda: "last" not in out("teu", "ps", "-a"))
+
+
+def test_an_exit_that_was_half_handled_keeps_its_code() -> None:
+    """The engine died after containerd had deleted the task, and before it had recorded the exit that it had noted."""
+    ident = whole.run_detached("half", "sleep", "3600")
+    try:
+        out("systemctl", "stop", "teud.socket", "teud.service")
+        try:
+            with contextlib.closing(sqlite3.connect("/var/lib/teu/engine/engine.db")) as database, database:
+                (data,) = database.execute("SELECT data FROM containers WHERE id=?", (ident,)).fetchone()
+                record = json.dumps({**json.loads(data), "ended": [77, time.time_ns()]})
+                database.execute("UPDATE containers SET data=? WHERE id=?", (record, ident))
+            # Its exit status is the task's.
+            whole.call("teu-ctr", "-n", "teu", "tasks", "delete", "--force", ident, check=False)
+        finally:
+            out("systemctl", "start", "teud.socket")
+        assert out("teu", "wait", "half") == "77"
+        state = whole.inspect("half")["State"]
+        assert isinstance(state, dict) and (state["Status"], state["ExitCode"]) == ("exited", 77)
+    finally:
+        teu("rm", "-f", "half", check=False)
 
 
 @pytest.mark.parametrize("verb", ["create", "start", "stop", "remove", "run"])

@@ -74,6 +74,7 @@ def start(engine: Engine, container: Container, automatic: bool = False) -> None
                 raise _start_error(error) from None
             raise
         container.started_once = True
+        container.ended = None
         container.state.update(
             Status="running", Running=True, Paused=False, Restarting=False, OOMKilled=False, Dead=False, Pid=pid,
             ExitCode=0, Error="", StartedAt=timestamp(),
@@ -170,18 +171,27 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit) ->
         from teu.engine import health
 
         health.stop(container)
+        if container.ended:
+            found = tasks.Exit(*container.ended)
+        elif found.moment:
+            # With the task goes containerd's knowledge, and we may die between its deletion and our record.
+            container.ended = (found.status, found.moment)
+            container.save(durable=False)
         try:
             told = tasks.delete(engine, container.id)
             found = told if told is not None and (told.moment or not found.moment) else found
         except containerd.Unavailable:
             return  # the next reconciliation will find it
         except containerd.Error as error:
+            if engine.stopping.is_set():
+                return
             log.warning("container %s: the task cannot be deleted: %s", container.id[:12], error)
         container.hub.finish()
         for execution in list(container.execs.values()):
             # One that is just being started is held by its starter, and need not hold us.
             threading.Thread(target=execution.container_exited, daemon=True).start()
         container.exits += 1
+        container.ended = None
         started = container.state["StartedAt"]
         container.state.update(
             Status="exited", Running=False, Paused=False, Restarting=False, Pid=0, ExitCode=found.status,
@@ -392,7 +402,7 @@ def reconcile(engine: Engine, container: Container) -> None:
             return
         task = tasks.get(engine, container.id)
         if task is None:
-            exited(engine, container, 0, tasks.Exit(255, time.time_ns()))
+            exited(engine, container, 0, tasks.Exit(*(container.ended or (255, time.time_ns()))))
         elif task.status == "STOPPED":
             exited(engine, container, 0, task.exit)
 

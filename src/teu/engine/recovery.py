@@ -4,7 +4,8 @@
 in engine.db        in containerd        then
 running             task runs            it goes on: streams are opened again, health checks resume
 running             task stopped         its exit is handled now, with its code and its time
-running             nothing              it ended with the machine (or its shim): exit code 255
+running             nothing              the engine died while it handled the exit, whose code it had noted; or it ended
+                                         with the machine (or its shim): exit code 255
 restarting          -                    it is started again
 not running         task runs            the engine died between start and its record: it runs
 not running         task stopped         the same, and it has exited since
@@ -56,7 +57,7 @@ def run(engine: Engine) -> None:
             _adopt(container, task)
             ended.append((container, task.exit))
         elif container.running and container.pid:
-            ended.append((container, tasks.Exit(255, 0)))
+            ended.append((container, tasks.Exit(*(container.ended or (255, 0)))))
         elif container.running:  # it was waiting to be restarted
             container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
             fresh.append(container)
@@ -81,6 +82,7 @@ def _adopt(container: Container, task: tasks.Task) -> None:
     """A task of this container is there: open its streams again."""
     if not container.running or container.pid != task.pid:
         container.started_once = True
+        container.ended = None
         container.state.update(StartedAt=timestamp(), Error="", ExitCode=0)
     paused = task.status in ("PAUSED", "PAUSING")
     container.state.update(
