@@ -137,7 +137,7 @@ def test_user_namespace(podman: peers.Podman) -> None:
 def test_checkpoint(podman: peers.Podman, tmp_path: Path) -> None:
     """Not in the namespace lab: its kernel is newer than what criu of Debian 13 can restore on."""
     name = f"t{uuid.uuid4().hex[:8]}"
-    script = "n=0; while true; do n=$((n+1)); echo $n > /tmp/count; sleep 0.05; done"
+    script = "n=0; while true; do n=$((n+1)); echo $n > /tmp/new; mv /tmp/new /tmp/count; sleep 0.05; done"
     podman("run", "-d", "--name", name, "--network=none", "busybox", "sh", "-c", script)
     try:
         peers.wait_until(lambda: int(podman("exec", name, "cat", "/tmp/count")) > 5, "it counts")
