@@ -53,10 +53,10 @@ typedef struct { void *place; PyObject *object; ssize_t rest[8]; } Py_buffer;
 // are (LP64).
 static const struct layout {
     int minor, magic;
-    size_t size, site_import, program_name, init_main;
+    size_t size, install_signal_handlers, site_import, program_name, init_main;
 } layouts[] = {
-    {11, 3495, 424, 168, 264, 412},
-    {13, 3571, 448, 176, 280, 436},
+    {11, 3495, 424, 16, 168, 264, 412},
+    {13, 3571, 448, 16, 176, 280, 436},
 };
 
 #define FUNCTIONS(F)                                                                                                   \
@@ -243,12 +243,13 @@ static int initialize(const struct layout *layout) {
     p_PyConfig_InitIsolatedConfig(config);
 #define AT(member) (*(int *)(config + layout->member))
     // Is it the structure that `layouts` says?
-    if (*(int *)config != 3 || AT(site_import) != 1 || AT(init_main) != 1 || *(void **)(config + layout->program_name) ||
+    if (*(int *)config != 3 || AT(site_import) != 1 || AT(init_main) != 1 || AT(install_signal_handlers) || *(void **)(config + layout->program_name) ||
         layout->size > sizeof config)
         return -1;
     for (size_t i = layout->size; i < sizeof config; i++)
         if (config[i])
             return -1;
+    AT(install_signal_handlers) = 1;  // with the rest of the start
     AT(site_import) = 0;
     AT(init_main) = 0;
     if (p_PyConfig_SetString(config, (wchar_t **)(config + layout->program_name), L"" PYTHON).type)
