@@ -66,8 +66,13 @@ def main(arguments: Arguments, settings: Settings) -> int:
     if not arguments["keep"]:
         from teu.runc import delete
 
-        with state.Lock(launch.container.folder):
-            delete.destroy(launch.container, state.STOPPED)
+        try:
+            lock = state.Lock(launch.container.folder)
+        except FileNotFoundError:
+            return code  # somebody's delete --force was quicker
+        with lock:
+            if os.path.exists(launch.container.folder):
+                delete.destroy(launch.container, state.STOPPED)
     return code
 
 
