@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +80,9 @@ def running(side: Side) -> Iterator[str]:
 def normal(text: str) -> str:
     text = re.sub(r"\b(teu-)?ctr(?=[: ])", "PROGRAM", text)
     text = re.sub(r'time="[^"]*"', "TIME", text)
+    text = re.sub(r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "MOMENT", text)
+    # Labels come in the order of a map.
+    text = re.sub(r"^\S+=\S*,\S+$", lambda found: ",".join(sorted(found[0].split(","))), text, flags=re.M)
     # The tabs after a column follow the width of its widest age.
     return re.sub(r"\t+", "\t", re.sub(r"(Less than a second|\d+ seconds?|About a minute|\d+ minutes?)", "AGE", text))
 
@@ -338,3 +342,197 @@ def test_a_daemon_that_is_not_there() -> None:
     done = peers.run(TEU_CTR, "tasks", "ls", "-x", code=1)
     assert done.stdout.startswith("Incorrect Usage: flag provided but not defined: -x\n\nNAME:\n   teu-ctr tasks list")
     assert peers.run(TEU_CTR, "nosuch", code=3).stderr == "No help topic for 'nosuch'\n"
+
+
+# Done by ctr in one namespace and by teu-ctr in another, on the same daemon: NAMESPACE, ARCHIVE, FOLDER are filled in,
+# FIRST and LAYER are the digests of the image's manifest and layer, CHAIN its snapshot. `<TEXT` feeds standard input.
+STORY = """
+namespaces create extra-NAMESPACE a=b c=d
+namespaces label extra-NAMESPACE a= e=f
+namespaces create extra-NAMESPACE
+namespaces create
+namespaces create bad/name
+namespaces rm extra-NAMESPACE
+namespaces rm extra-NAMESPACE
+namespaces rm
+images import --digests=false ARCHIVE
+images ls
+images import ARCHIVE-none
+images check
+images tag docker.io/library/busybox:latest example.org/one:1 example.org/two:2
+images tag docker.io/library/busybox:latest example.org/one:1
+images tag --force docker.io/library/busybox:latest example.org/one:1
+images tag docker.io/library/busybox:latest
+images ls -q
+images ls -q name~=example
+images ls name~=example labels.none
+images ls name==
+images label example.org/one:1 k=v l=m
+images label example.org/one:1 k=
+images label --replace-all example.org/one:1 n=o
+images label example.org/none:1 n=o
+images label
+images rm example.org/two:2
+images rm example.org/two:2 example.org/one:1
+images rm --sync example.org/none:1
+images rm
+images usage docker.io/library/busybox:latest
+images mount docker.io/library/busybox:latest FOLDER
+images unmount --rm FOLDER
+images mount example.org/none:1 FOLDER
+images mount docker.io/library/busybox:latest
+images export FOLDER/out.tar docker.io/library/busybox:latest
+images export FOLDER/out.tar
+images export FOLDER/none.tar example.org/none:1
+images prune
+images ls
+images ls -q
+images import --digests=false --no-unpack FOLDER/out.tar
+images check -q
+snapshots ls
+content get FIRST
+content get FIRST-none
+content get
+content label FIRST x=y
+content label FIRST x=
+content label
+content ls digest==FIRST
+content ls -q labels.none
+content ls digest=x
+content ingest one <hello
+content ingest --expected-size x three <hello
+content active
+content ingest
+content rm sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824
+content rm sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824
+content rm not-a-digest
+content prune references
+snapshots ls
+snapshots prepare one CHAIN
+snapshots prepare one CHAIN
+snapshots prepare two nosuch
+snapshots view seen CHAIN
+snapshots info one
+snapshots usage one
+snapshots label one a=b
+snapshots label one a=
+snapshots label nosuch a=b
+snapshots commit done one
+snapshots commit done nosuch
+snapshots tree
+snapshots rm CHAIN
+snapshots rm seen done
+snapshots rm seen
+snapshots rm
+snapshots unpack FIRST
+snapshots unpack
+snapshots --snapshotter nosuch ls
+leases create --id one a=b
+leases create --id one
+leases create --id two -x 0 x=y
+leases ls -q
+leases rm one two
+leases rm one
+containers create SHIM --label a=b docker.io/library/busybox:latest c1 sleep 1000
+containers create SHIM docker.io/library/busybox:latest c1 sleep 1000
+containers create docker.io/library/busybox:latest
+containers create
+containers create example.org/none:1 c2
+containers ls
+containers ls -q labels.a==b
+containers ls id==
+containers label c1 a= c=d
+containers label c1 a=
+containers label nosuch a=
+containers label
+containers info nosuch
+containers rm nosuch
+containers rm c1 nosuch
+run --rm RUNTIME --null-io docker.io/library/busybox:latest r1 sh -c "exit 3"
+run --rm RUNTIME docker.io/library/busybox:latest r1 nosuch-program
+run --rm RUNTIME --env A=b --cwd /tmp --user 5:6 --hostname boat IMAGE r1 sh -c "echo $A; pwd; id -u; hostname; sleep 1"
+run --rm RUNTIME --cap-drop CAP_CHOWN --read-only IMAGE r1 sh -c "touch /x; grep Cap /proc/1/status; sleep 0.3"
+run --rm RUNTIME --cap-add CHOWN docker.io/library/busybox:latest r1 true
+run --rm RUNTIME --mount type=bind,src=/etc,dst=/x docker.io/library/busybox:latest r1 true
+run --rm RUNTIME --mount nonsense docker.io/library/busybox:latest r1 true
+run --rm RUNTIME --with-ns net:/proc/1/ns/net docker.io/library/busybox:latest r1 sh -c "exit 4"
+run --rm RUNTIME --with-ns nonsense docker.io/library/busybox:latest r1 true
+run --rm --runtime nonsense docker.io/library/busybox:latest r9 true
+run RUNTIME --nosuchflag docker.io/library/busybox:latest r1 true
+run -d RUNTIME --null-io docker.io/library/busybox:latest t1 sleep 100000
+run -d RUNTIME --null-io docker.io/library/busybox:latest t1 sleep 100000
+containers rm t1
+tasks ls -q
+tasks exec --exec-id e1 t1 sh -c "echo hello; sleep 0.3; exit 5"
+tasks exec --exec-id e1 t1 nosuch-program
+tasks exec --exec-id e1 --user 7:8 --cwd /tmp t1 sh -c "id -u; pwd; sleep 0.3"
+tasks exec --exec-id e1
+tasks pause t1
+tasks pause t1
+tasks exec --exec-id e1 t1 true
+tasks resume t1
+tasks resume t1
+tasks kill --signal SIGNONE t1
+tasks kill
+tasks rm t1
+tasks start t1
+tasks checkpoint
+tasks metrics nosuch
+tasks ps
+tasks kill -s SIGKILL --exec-id nosuch t1
+tasks rm --exec-id nosuch t1
+tasks rm -f t1
+tasks rm -f t1
+containers rm t1
+tasks ls
+plugins ls id==overlayfs
+plugins ls -q type~=nosuch
+plugins ls type=
+events --nosuchflag
+version --nosuchflag
+images rm --sync docker.io/library/busybox:latest
+images ls
+content ls
+snapshots ls
+leases ls
+"""
+
+
+# On one daemon: what differs between daemons is compared elsewhere (test_containerd_conformance).
+@pytest.mark.parametrize("side", ["teu"], indirect=True)
+@pytest.mark.timeout(400)
+def test_a_story_told_by_both(side: Side, tmp_path: Path) -> None:
+    layout = json.loads(peers.run("tar", "xOf", str(peers.archive()), "index.json").stdout)
+    first = layout["manifests"][0]["digest"]
+    manifest = json.loads(peers.run("tar", "xOf", str(peers.archive()), f"blobs/{first.replace(':', '/')}").stdout)
+    chain = manifest["layers"][0]["digest"]  # one uncompressed layer: its own chain ID
+    shim = " ".join(side.run_flags or ["--runtime", "io.containerd.teu.v2"])
+    answers: dict[str, list[tuple[str, str, str, int]]] = {}
+    for program in ("ctr", TEU_CTR):
+        namespace = f"story{len(answers)}-{os.getpid()}{time.monotonic_ns()}"
+        folder = tmp_path / namespace
+        folder.mkdir()
+        fill = {
+            "NAMESPACE": namespace, "ARCHIVE": str(peers.archive()), "FOLDER": str(folder), "FIRST": first,
+            "CHAIN": chain, "IMAGE": peers.IMAGE, "SHIM": shim, "RUNTIME": f"{shim} --cpu-shares 0",
+        }  # fmt: skip
+        told = answers.setdefault(program, [])
+        for line in STORY.strip().splitlines():
+            words, _, stdin = line.partition(" <")
+            for name, value in fill.items():
+                words = words.replace(name, value)
+            argv = [program, "--address", side.address, "-n", namespace, *shlex.split(words)]
+            done = peers.run(*argv, code=None, stdin=stdin or None, timeout=30)
+            if done.stdout.startswith("Incorrect Usage"):
+                done.stdout = done.stdout.partition("\n")[0]  # the help that follows is in words of our own
+            out, err = (
+                normal(text.replace(namespace, "NAMESPACE").replace(str(folder), "FOLDER"))
+                for text in (done.stdout, done.stderr)
+            )
+            told.append((line, out, err, done.returncode))
+    found = [
+        f"{theirs[0]}\n    ctr:     {theirs[1:]}\n    teu-ctr: {ours[1:]}"
+        for theirs, ours in zip(answers["ctr"], answers[TEU_CTR], strict=True)
+        if theirs != ours
+    ]
+    assert not found, f"{len(found)} of {len(answers['ctr'])} lines differ\n" + "\n".join(found)

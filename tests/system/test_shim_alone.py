@@ -132,7 +132,7 @@ def test_group(which: str, request: pytest.FixtureRequest) -> None:
 def test_no_leak(rounds: Callable[[int], int]) -> None:
     """Descriptors, threads, mounts, files, zombies and memory after many execs are those of before.
 
-    The execs come by ttrpc on a connection of our own; TEU_ROUNDS=50 makes them 10,000."""
+    The execs come by ttrpc on a connection of our own; TEU_ROUNDS=5 makes them 10,000."""
     from teu.ttrpc import client as ttrpc
     from teu.ttrpc import messages as m
     from teu.ttrpc.status import StatusError
@@ -192,7 +192,7 @@ def test_no_leak(rounds: Callable[[int], int]) -> None:
         asyncio.run(execs(0, 20))
         before = peers.wait_until(settled, "the shim to have nothing to do")
         memory = memory_of([shim])
-        count = rounds(200)
+        count = rounds(2000)
         asyncio.run(execs(100, count))
         peers.wait_until(lambda: holdings() == before, "the shim holds what it held before", 10)
         assert holdings()["children"] == [pid]

@@ -39,6 +39,7 @@ WORDS = {
     grpc.StatusCode.UNIMPLEMENTED: "not implemented",
     grpc.StatusCode.DEADLINE_EXCEEDED: "context deadline exceeded",
     grpc.StatusCode.CANCELLED: "context canceled",
+    grpc.StatusCode.UNKNOWN: "unknown",
 }
 LEASE_SECONDS = 24 * 3600
 OPTIONS = [("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_message_length", 16 << 20)]
@@ -47,8 +48,8 @@ OPTIONS = [("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_messag
 def explained(error: grpc.RpcError) -> CommandError:
     text, code = str(error.details()), error.code()
     word = WORDS.get(code, "")
-    if word and not text.endswith(word):
-        text = f"{text}: {word}"
+    if word and text != word:
+        text = f"{text.removesuffix(': ' + word)}: {word}"
     kinds = {
         grpc.StatusCode.NOT_FOUND: NotFound,
         grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,

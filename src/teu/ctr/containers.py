@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any
 
@@ -60,7 +61,9 @@ def info(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def label(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    identity = need(operands, "container id")[0]
+    if not operands:
+        raise CommandError("container id must be provided: invalid argument")
+    identity = get(ctr.client, operands[0]).id
     wanted = {key: value for key, _, value in (word.partition("=") for word in operands[1:])}
     request = pb.UpdateContainerRequest(
         container=pb.Container(id=identity, labels=wanted),
@@ -81,7 +84,9 @@ def remove(client: Client, identity: str, keep_snapshot: bool = False) -> None:
 
         state = STATUS[process.status]
         if state not in ("STOPPED", "CREATED"):
-            raise CommandError(f"cannot delete a non stopped container: {{{state.lower()} {process.exit_status}}}")
+            exited = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=process.exited_at.seconds)
+            told = f"{state.lower()} {process.exit_status} {exited.isoformat(' ')} +0000 UTC"
+            raise CommandError(f"cannot delete a non stopped container: {{{told}}}")
         client.tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=identity))
     client.containers.Delete(pb.DeleteContainerRequest(id=identity))
     if container.snapshot_key and not keep_snapshot:

@@ -15,7 +15,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from teu.ctr import blobs
 from teu.ctr.client import content_pb2 as pb
 from teu.ctr.client import errors, local_time
-from teu.ctr.errors import CommandError
+from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
 from teu.ctr.main import Command, Ctr, need
 from teu.ctr.output import age, decimal, label_text, log, tabbed
@@ -35,7 +35,12 @@ def checked(text: str) -> str:
 
 
 def list_content(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    found = sorted(all_blobs(ctr, operands), key=lambda info: str(info.digest))
+    try:
+        found = sorted(all_blobs(ctr, operands), key=lambda info: str(info.digest))
+    except CommandError:
+        if not options["quiet"]:
+            tabbed([("DIGEST", "SIZE", "AGE", "LABELS")])
+        raise
     if options["quiet"]:
         for info in found:
             ctr.print(info.digest)
@@ -48,14 +53,14 @@ def list_content(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def get(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    for digest in need(operands, "digest"):
+    for digest in operands or [""]:
         for data in blobs.read(ctr.client, checked(digest)):
             sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 
 
 def ingest(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    reference = need(operands, "key")[0]
+    reference = need(operands, "must specify a transaction reference")[0]
     expected = checked(options["expected-digest"]) if options["expected-digest"] else ""
 
     def source(offset: int) -> Iterator[bytes]:
@@ -74,9 +79,11 @@ def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
     for digest in operands:
         try:
             ctr.client.content.Delete(pb.DeleteContentRequest(digest=checked(digest)))
+        except NotFound:
+            continue
         except CommandError as error:
             failure = failure or error.text
-            log("error", f"failed to delete {digest}", error=error.text)
+            log("error", f"could not delete {digest}", error=error.text)
             continue
         ctr.print(digest)
     if failure:
@@ -84,7 +91,7 @@ def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def label(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    digest = checked(need(operands, "digest")[0])
+    digest = checked([*operands, ""][0])
     wanted = {key: value for key, _, value in (word.partition("=") for word in operands[1:])}
     info = blobs.set_labels(ctr.client, digest, wanted)
     ctr.print(label_text(info.labels))
@@ -125,7 +132,8 @@ def prune(ctr: Ctr, options: Options, operands: list[str]) -> None:
     for info in all_blobs(ctr, []):
         layers = [key for key in info.labels if key.startswith("containerd.io/gc.ref.content.l.")]
         for key in layers:
-            log("info" if not options["dry"] else "debug", "removing label", digest=info.digest, label=key)
+            if options["dry"]:
+                log("info", "would remove label", digest=info.digest, label=key)
         if layers and not options["dry"]:
             mask = FieldMask(paths=["labels." + key for key in layers])
             ctr.client.content.Update(pb.UpdateRequest(info=pb.Info(digest=info.digest), update_mask=mask))

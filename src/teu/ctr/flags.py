@@ -40,7 +40,7 @@ class Flag:
             if self.kind == "duration":
                 return duration(text)
         except ValueError:
-            raise Usage(f'invalid value "{text}" for flag -{self.name}') from None
+            raise Usage(f'invalid value "{text}" for flag -{self.name}: parse error') from None
         return text
 
     def empty(self) -> Any:

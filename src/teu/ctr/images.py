@@ -40,7 +40,10 @@ def total_size(client: Client, target: blobs.Json) -> int:
 
 def list_images(ctr: Ctr, options: Options, operands: list[str]) -> None:
     client = ctr.client
-    found = all_images(client, operands)
+    try:
+        found = all_images(client, operands)
+    except CommandError as error:
+        raise type(error)(f"failed to list images: {error.text}") from None
     if options["quiet"]:
         for image in found:
             ctr.print(image.name)
@@ -86,7 +89,8 @@ def check(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def tag(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    source, *targets = need(operands, "source ref", "target ref")
+    asked = "please provide an image reference to tag"
+    source, *targets = need(operands, f"{asked} from", f"{asked} to")
     client = ctr.client
     image = blobs.get_image(client, source)
     for name in targets:
@@ -102,7 +106,7 @@ def tag(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def label(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    name = need(operands, "image")[0]
+    name = need(operands, "please specify an image")[0]
     wanted = {key: value for key, _, value in (word.partition("=") for word in operands[1:])}
     paths = ["labels"] if options["replace-all"] else ["labels." + key for key in wanted]
     image = pb.Image(name=name, labels=wanted)
@@ -140,7 +144,7 @@ def prune(ctr: Ctr, options: Options, operands: list[str]) -> None:
     doomed = [image.name for image in all_images(client, []) if image.name not in used]
     for number, name in enumerate(doomed):
         client.images.Delete(pb.DeleteImageRequest(name=name, sync=number == len(doomed) - 1))
-        ctr.print(name)
+        log("info", f"deleted image: {name}\n")
 
 
 def usage(ctr: Ctr, options: Options, operands: list[str]) -> None:
@@ -194,7 +198,9 @@ def unmount_all(target: str) -> None:
 
 
 def mount(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    name, target = need(operands, "image ref", "target")[:2]
+    name, target = need(
+        operands, "please provide an image reference to mount", "please provide a target path to mount to"
+    )[:2]
     client, snapshotter = ctr.client, options["snapshotter"]
     image = blobs.get_image(client, name)
     _, manifest = blobs.manifests(client, blobs.as_json(image.target), options["platform"])[0]

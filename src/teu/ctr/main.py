@@ -307,8 +307,8 @@ def main() -> NoReturn:
 
 
 def need(operands: list[str], *names: str) -> list[str]:
-    """The operands, which must be there; a missing one is told by its name."""
+    """The operands, which must be there; a missing one is told by its name, or by what asks for it."""
     for number, name in enumerate(names):
         if number >= len(operands) or not operands[number]:
-            raise CommandError(f"{name} must be provided")
+            raise CommandError(name if name.startswith(("please ", "must ")) else f"{name} must be provided")
     return operands

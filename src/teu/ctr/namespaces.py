@@ -13,7 +13,7 @@ from teu.ctr.output import label_text, log, table
 
 
 def create(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    name = need(operands, "namespace")[0]
+    name = need(operands, "please specify a namespace")[0]
     namespace = pb.Namespace(name=name, labels=labels(operands[1:]))
     ctr.client.namespaces.Create(pb.CreateNamespaceRequest(namespace=namespace))
 
@@ -46,7 +46,7 @@ def remove(ctr: Ctr, options: Options, operands: list[str]) -> int:
 
 
 def label(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    name = need(operands, "namespace")[0]
+    name = need(operands, "please specify a namespace")[0]
     wanted = {key: "" if "=" not in word else value for word in operands[1:] for key, value in labels([word]).items()}
     namespace = pb.Namespace(name=name, labels=wanted)
     mask = FieldMask(paths=["labels." + key for key in wanted])

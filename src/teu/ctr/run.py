@@ -126,6 +126,8 @@ def make(ctr: Ctr, options: Options, operands: list[str]) -> str:
 
 
 def create(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    if not options["config"] and len(operands) < 2:
+        raise CommandError(f"{'container id' if operands else 'image ref'} must be provided: invalid argument")
     make(ctr, options, operands)
 
 

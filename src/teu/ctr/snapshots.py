@@ -183,19 +183,20 @@ def diff(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def unpack(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    from teu.ctr.content import checked
     from teu.ctr.images import all_images
 
-    digest = need(operands, "manifest digest")[0]
+    digest = checked([*operands, ""][0])
     client = ctr.client
     for image in all_images(client, []):
         target = blobs.as_json(image.target)
         if target["digest"] == digest:
             _, manifest = blobs.manifests(client, target)[0]
             with client.leased():
-                ctr.print(f"unpacking {digest} ({target['mediaType']})...")
-                ctr.print(f"image chain ID: {blobs.unpack(client, manifest, options['snapshotter'])}")
+                blobs.unpack(client, manifest, options["snapshotter"])
+                ctr.print(f"unpacking {digest} ({target['mediaType']})...done")
             return
-    raise CommandError(f"manifest {digest} not found")
+    raise CommandError("manifest not found")
 
 
 PREPARE = """

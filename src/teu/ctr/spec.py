@@ -167,7 +167,9 @@ def set_user(spec: Json, text: str, root: Path | None) -> None:
 def parse_mount(text: str) -> Json:
     mount: Json = {"options": []}
     for field in text.split(","):
-        key, _, value = field.partition("=")
+        key, equals, value = field.partition("=")
+        if not equals:
+            raise CommandError("invalid mount specification: expected key=val")
         if key == "type":
             mount["type"] = value
         elif key in ("source", "src"):

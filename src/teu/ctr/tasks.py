@@ -141,7 +141,7 @@ def signal_number(text: str) -> int:
     try:
         return int(signal.Signals[name])
     except KeyError:
-        raise CommandError(f'unknown signal "{text}"') from None
+        raise CommandError(f"invalid signal: {text}") from None
 
 
 def kill(ctr: Ctr, options: Options, operands: list[str]) -> None:
@@ -217,14 +217,14 @@ def metrics(ctr: Ctr, options: Options, operands: list[str]) -> None:
     table(rows, 1, 4)
 
 
-def delete(ctr: Ctr, options: Options, operands: list[str]) -> int:
+def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
     need(operands, "container id")
     client = ctr.client
     exec_id = options["exec-id"]
-    failure, code = "", 0
+    failure = ""
     for identity in operands:
         try:
-            get_task(client, identity)
+            state = STATUS[get_task(client, identity).status]
         except CommandError as error:
             failure = failure or error.text
             log("error", f"failed to load task from {identity}", error=error.text)
@@ -238,17 +238,24 @@ def delete(ctr: Ctr, options: Options, operands: list[str]) -> int:
                 except CommandError:
                     pass
             if exec_id:
+                try:
+                    client.tasks.Get(pb.GetRequest(container_id=identity, exec_id=exec_id))
+                except NotFound as error:
+                    raise NotFound(f"no running process found: {error.text}") from None
                 answer = client.tasks.DeleteProcess(pb.DeleteProcessRequest(container_id=identity, exec_id=exec_id))
             else:
+                if not options["force"] and state not in ("STOPPED", "CREATED"):
+                    raise CommandError(f"task must be stopped before deletion: {state.lower()}: failed precondition")
                 answer = client.tasks.Delete(pb.DeleteTaskRequest(container_id=identity))
-            code = answer.exit_status or code
+            if answer.exit_status:
+                log("warning", f"task {exec_id or identity} exit with non-zero exit code {answer.exit_status}")
         except CommandError as error:
-            text = f"task must be stopped before deletion: {error.text}" if "running" in error.text else error.text
-            failure = failure or text
+            if exec_id:
+                raise
+            failure = failure or error.text
             log("error", f"unable to delete {identity}", error=error.text)
     if failure:
         raise CommandError(failure)
-    return code
 
 
 def checkpoint(ctr: Ctr, options: Options, operands: list[str]) -> None:

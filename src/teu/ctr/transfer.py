@@ -396,7 +396,7 @@ def is_parent(descriptor: Json) -> bool:
 
 
 def export(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    out, *names = need(operands, "output file", "image")
+    out, *names = need(operands, *["please provide both an output filename and an image reference to export"] * 2)
     client = ctr.client
     images = []
     for name in names:

@@ -129,7 +129,7 @@ def test_links_of_the_image_are_not_followed(tmp_path: Path) -> None:
 
 def test_signals() -> None:
     assert [signal_number(text) for text in ("9", "KILL", "sigterm")] == [9, 9, 15]
-    with pytest.raises(CommandError, match="unknown signal"):
+    with pytest.raises(CommandError, match="invalid signal"):
         signal_number("NOPE")
 
 

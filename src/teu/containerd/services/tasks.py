@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("teu.containerd.tasks")
 
 INFO_TIMEOUT = 30.0
+NEVER = -62135596800  # 0001-01-01, as Go says that a time is none: what containerd tells of a running process
 
 
 def _any(message: Any) -> dict[str, Any] | None:
@@ -54,7 +55,7 @@ def _process(id: str, state: dict[str, Any]) -> Any:
     return task_pb2.Process(
         id=id, pid=state["pid"], status=state["status"], stdin=state["stdin"], stdout=state["stdout"],
         stderr=state["stderr"], terminal=state["terminal"], exit_status=state["exit_status"],
-        exited_at=_time(state["exited_at"]),
+        exited_at=_time(state["exited_at"]) or Timestamp(seconds=NEVER),
     )
 
 
