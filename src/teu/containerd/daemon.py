@@ -135,6 +135,7 @@ class Daemon:
             if metrics_server is not None:
                 metrics_server.close()
             release()
+            self._rpc().let_go()
             await server.stop(1.0)
             await shims.close()
             await asyncio.to_thread(context.close)

@@ -8,6 +8,7 @@ A service is a plain class whose methods carry the names of the descriptor's met
     def List(...) -> iterator of responses   server streams; async generators where the stream waits
     async def Write(self, requests, call)    client streams: `requests` is an async iterator
 
+`@held` marks calls that wait for what may never come: a stop of the daemon does not wait for them.
 `@quick` runs a plain method on the event loop itself: for lookups that never block and end within a millisecond, where
 a thread switch would cost more than the work. A method the class does not have answers UNIMPLEMENTED.
 """
@@ -15,6 +16,7 @@ a thread switch would cost more than the work. A method the class does not have 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import re
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 import grpc.aio
 
-from teu.containerd.errors import Cancelled, Error, FailedPrecondition, InvalidArgument
+from teu.containerd.errors import Cancelled, Error, FailedPrecondition, InvalidArgument, Unavailable
 
 if TYPE_CHECKING:
     from teu.containerd.context import Context
@@ -46,6 +48,11 @@ _END = object()
 
 def quick(method: _METHOD) -> _METHOD:
     method.teu_quick = True  # type: ignore[attr-defined]
+    return method
+
+
+def held(method: _METHOD) -> _METHOD:
+    method.teu_held = True  # type: ignore[attr-defined]
     return method
 
 
@@ -123,7 +130,34 @@ class Server:
         self.context = context
         self.pool = pool
         self.statistics = Statistics()
+        self._held: set[asyncio.Task[Any]] = set()
+        self._stopping = False
         self.services: dict[str, Any] = {}  # full name -> ServiceDescriptor, for reflection and health
+
+    def let_go(self) -> None:
+        """Tell those who are held on to (see `held`) that the daemon stops: they come back when it does."""
+        self._stopping = True
+        for task in tuple(self._held):
+            task.cancel()
+
+    @contextlib.contextmanager
+    def _holding(self, target: Callable[..., Any]) -> Iterator[None]:
+        if not getattr(target, "teu_held", False):
+            yield
+            return
+        if self._stopping:
+            raise Unavailable("the daemon is stopping")
+        task = asyncio.current_task()
+        assert task is not None
+        self._held.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._stopping:
+                raise Unavailable("the daemon is stopping") from None
+            raise
+        finally:
+            self._held.discard(task)
 
     def add(self, descriptor: Any, implementation: object) -> None:
         handlers = {}
@@ -164,7 +198,8 @@ class Server:
             call = Call(context)
             try:
                 if is_async:
-                    return await target(request, call)
+                    with self._holding(target):
+                        return await target(request, call)
                 if is_quick:
                     return target(request, call)
                 return await asyncio.get_running_loop().run_in_executor(self.pool, target, request, call)
@@ -191,8 +226,9 @@ class Server:
                 answers = target(request, Call(context))
                 if not hasattr(answers, "__aiter__"):
                     answers = self._in_thread(iter(answers))
-                async for answer in answers:
-                    await context.write(answer)
+                with self._holding(target):
+                    async for answer in answers:
+                        await context.write(answer)
             except BaseException as error:
                 code, message = _status(error, key)
                 if message is None:
@@ -245,4 +281,4 @@ def _streams(method: Any) -> tuple[bool, bool]:
     return bool(found.client_streaming), bool(found.server_streaming)
 
 
-__all__ = ["Call", "Cancelled", "Server", "quick", "validate_identifier"]
+__all__ = ["Call", "Cancelled", "Server", "held", "quick", "validate_identifier"]

@@ -10,7 +10,7 @@ from google.protobuf import empty_pb2
 
 from teu.api.services.events.v1 import events_pb2
 from teu.containerd.context import Context
-from teu.containerd.rpc import Call, Server, quick
+from teu.containerd.rpc import Call, Server, held, quick
 
 
 class Events:
@@ -27,6 +27,7 @@ class Events:
         self._exchange.forward(request.envelope)
         return empty_pb2.Empty()
 
+    @held
     async def Subscribe(self, request: Any, call: Call) -> AsyncIterator[Any]:
         async for envelope in self._exchange.subscribe(request.filters):
             yield envelope

@@ -8,7 +8,7 @@ from typing import Any
 from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.services.sandbox.v1 import sandbox_pb2
 from teu.containerd.context import Context
-from teu.containerd.rpc import Call, Server, quick
+from teu.containerd.rpc import Call, Server, held, quick
 from teu.containerd.sandboxes import Manager
 
 _SERVICES = sandbox_pb2.DESCRIPTOR.services_by_name
@@ -79,6 +79,7 @@ class Controller:
         await sandbox.call("StopSandbox", sandbox_id=request.sandbox_id, timeout_secs=request.timeout_secs)
         return sandbox_pb2.ControllerStopResponse()
 
+    @held
     async def Wait(self, request: Any, call: Call) -> Any:
         sandbox = self._manager.get(call.namespace, request.sandbox_id)
         answer = await sandbox.call("WaitSandbox", sandbox_id=request.sandbox_id)

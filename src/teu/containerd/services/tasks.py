@@ -20,7 +20,7 @@ from teu.api.types import introspection_pb2, metrics_pb2
 from teu.api.types.task import task_pb2
 from teu.containerd import errors
 from teu.containerd.filters import parse_all
-from teu.containerd.rpc import validate_identifier
+from teu.containerd.rpc import held, validate_identifier
 from teu.containerd.shims import OWN_RUNTIME, STATE_TIMEOUT, Shim, find_binary
 
 if TYPE_CHECKING:
@@ -237,6 +237,7 @@ class Tasks:
         found = await asyncio.gather(*(stats(shim) for shim in wanted))
         return pb.MetricsResponse(metrics=[metric for metric in found if metric is not None])
 
+    @held
     async def Wait(self, request: Any, call: Call) -> Any:
         shim = self._shim(call.namespace, request.container_id)
         try:
