@@ -343,7 +343,10 @@ def kill(engine: Engine, container: Container, signal_name: str = "") -> None:
                     return
         raise Conflict(f"cannot kill container: {container.name}: container {container.id} is not running")
     if number in (signal.SIGKILL, hostconfig.signal_number(container.config["StopSignal"] or "TERM")):
-        container.manually_stopped = True
+        with container.lock:
+            container.manually_stopped = True
+            if container.host_config["RestartPolicy"]["Name"] != "no":
+                container.save(durable=False)
     try:
         _send(engine, container, number)
     except NotModified:
@@ -440,11 +443,16 @@ def remove(engine: Engine, container: Container, force: bool = False, volumes: b
     except BaseException:
         container.removing = False
         raise
-    # What is left is swept at the next start if the daemon dies here.
-    _quietly(tasks.delete_container, engine, container.id)
-    _quietly(rootfs.remove_snapshot, engine, container)
+    # What is left is swept at the next start if the daemon dies here, and when containerd is back if that dies.
+    _quietly(_remove_from_containerd, engine, container)
     shutil.rmtree(container.directory, ignore_errors=True)
     shutil.rmtree(container.runtime_directory, ignore_errors=True)
+
+
+def _remove_from_containerd(engine: Engine, container: Container) -> None:
+    with engine.containerd.making(container.id):
+        tasks.delete_container(engine, container.id)
+        rootfs.remove_snapshot(engine, container)
 
 
 def _kill_for_removal(engine: Engine, container: Container) -> None:

@@ -15,6 +15,7 @@ not running         task created         half-made: removed
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -23,7 +24,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teu.engine import execs, health, lifecycle, tasks
+from teu.engine import containerd, execs, health, lifecycle, tasks
 from teu.engine.container import Container, timestamp
 from teu.engine.create import OWNER_LABEL
 from teu.engine.monitor import Monitor
@@ -149,9 +150,10 @@ def sweep(engine: Engine) -> None:
             # In this order: a create ends with the record, and is under way until then.
             if owner is not None and owner not in working and engine.containers.find(owner) is None:
                 log.info("removing snapshot %s, which no record stands for", info.name[:12])
-                engine.containerd.snapshots.Remove(
-                    snapshots_pb2.RemoveSnapshotRequest(snapshotter=engine.config["storage-driver"], key=info.name)
-                )
+                with contextlib.suppress(containerd.NotFound, containerd.FailedPrecondition):
+                    engine.containerd.snapshots.Remove(
+                        snapshots_pb2.RemoveSnapshotRequest(snapshotter=engine.config["storage-driver"], key=info.name)
+                    )
     for top in (f"{engine.data_root}/containers", engine.exec_root):
         for entry in os.scandir(top):
             if (

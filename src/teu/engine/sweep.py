@@ -60,7 +60,8 @@ def sweep(engine: Engine, resumable: bool) -> bool:
     except containerd.Error as error:
         if not engine.stopping.is_set():
             log.warning("what was left half made in containerd could not be cleaned up: %s", error)
-        return False
+        # What containerd refuses it will refuse again in a second: that waits for the next occasion.
+        return not isinstance(error, containerd.Unavailable)
     return True
 
 
