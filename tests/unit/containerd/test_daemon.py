@@ -23,6 +23,7 @@ from typing import Any
 import grpc
 import pytest
 from conftest import TREE, Daemon, find_method, root_only
+from google.protobuf import any_pb2
 from layertools import digest, tar
 from test_stores import container
 
@@ -227,6 +228,27 @@ def test_events_reach_subscribers_with_filters(shared: Daemon) -> None:
             found[0].topic == "/containers/create" and found[0].event.type_url == "containerd.events.ContainerCreate"
         )
         stream.cancel()
+
+
+def test_subscribers_are_told_of_the_stop(make_daemon: Callable[..., Daemon]) -> None:
+    """A stop does not wait for them to leave, nor cut them off without a word."""
+    daemon = make_daemon()
+    with daemon.channel() as channel:
+        stream = events_pb2_grpc.EventsStub(channel).Subscribe(events_pb2.SubscribeRequest())
+        first: list[Any] = []
+        reader = threading.Thread(target=lambda: first.append(next(stream)))
+        reader.start()
+        publish = events_pb2.PublishRequest(topic="/x", event=any_pb2.Any(type_url="x"))
+        while reader.is_alive():  # the client is not told when its subscription is there
+            events_pb2_grpc.EventsStub(channel).Publish(publish, metadata=HEADERS)
+            reader.join(0.01)
+        assert first[0].topic == "/x"
+        daemon.stop()
+        with pytest.raises(grpc.RpcError) as ended:
+            for _ in stream:
+                pass
+    assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert ended.value.details() == "the daemon is stopping: unavailable"
 
 
 def test_a_thousand_idle_connections(shared: Daemon) -> None:
