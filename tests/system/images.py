@@ -75,7 +75,15 @@ def held() -> dict[str, list[str]]:
         "snapshots": sorted(line.split()[0] for line in ctr("snapshots", "ls")[1:]),
         "leases": sorted(ctr("leases", "ls", "-q")),
         "images": sorted(ctr("images", "ls", "-q")),
+        "containers": sorted(ctr("containers", "ls", "-q")),
     }
+
+
+def baseline() -> dict[str, list[str]]:
+    """What containerd holds to begin with, after what it was about to collect anyway."""
+    ctr("leases", "create", "--id", "baseline")
+    ctr("leases", "delete", "--sync", "baseline")
+    return held()
 
 
 def settle(before: dict[str, list[str]]) -> None:

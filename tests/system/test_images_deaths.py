@@ -23,15 +23,6 @@ from whole import teu
 BLOBS = Path("/var/lib/teu/containerd/content/blobs/sha256")
 
 
-def kill(service: str) -> None:
-    pid = whole.main_pid(service)
-    if pid:
-        try:
-            os.kill(pid, 9)
-        except ProcessLookupError:
-            pass
-
-
 def verify_content() -> None:
     """Every blob in the store has the digest that it is named by."""
     for path in BLOBS.iterdir():
@@ -45,12 +36,11 @@ def verify_content() -> None:
 @pytest.mark.timeout(600)
 def test_killed_while_pulling(rounds: Callable[[int], int]) -> None:
     images.need_busybox()
-    before = images.held()
-    counts: Counter[str] = Counter()
-    count = rounds(50)
-    seed = random.randrange(1 << 30)
+    before = images.baseline()
+    counts: dict[str, Counter[str]] = {death: Counter() for death in whole.DEATHS}
+    seed = int(os.environ.get("TEU_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 30)
     chance = random.Random(seed)
-    print(f"seed {seed}")
+    print(f"seed: TEU_SEED={seed}")
     with ScriptedRegistry() as registry:
         registry.hook = lambda _method, path: time.sleep(0.02 if "/blobs/" in path else 0)
         layers = [tar((f"file{n}", chance.randbytes(400_000))) for n in range(3)]
@@ -60,16 +50,13 @@ def test_killed_while_pulling(rounds: Callable[[int], int]) -> None:
         teu("pull", name)
         usual = time.monotonic() - started
         teu("rmi", name)
-        for number in range(count):
-            victims = (("teud.service",), ("teu-containerd.service",), ("teud.service", "teu-containerd.service"))[
-                number % 3
-            ]
+        for death in whole.deaths(rounds(50), chance):
+            victims = whole.DEATHS[death].aim()
             client = subprocess.Popen(["teu", "pull", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(chance.uniform(0, usual * 1.1))
-            for victim in victims:
-                kill(victim)
+            whole.DEATHS[death].strike(victims)
             finished = client.wait(60 * PATIENCE) == 0
-            counts["acknowledged" if finished else "interrupted"] += 1
+            counts[death]["acknowledged" if finished else "interrupted"] += 1
             if finished:
                 teu("image", "inspect", name)
             else:
@@ -77,4 +64,6 @@ def test_killed_while_pulling(rounds: Callable[[int], int]) -> None:
             verify_content()
             teu("rmi", name)
     images.settle(before)
-    print(f"{count} deaths while pulling: {dict(counts)}; every image whole, nothing left")
+    print("deaths while pulling; every image whole, nothing left")
+    for death, count in counts.items():
+        print(f"    {death}: {dict(count)}")

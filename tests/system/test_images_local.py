@@ -17,7 +17,7 @@ from whole import out, teu
 @pytest.fixture(autouse=True)
 def busybox() -> Iterator[None]:
     images.need_busybox()
-    before = images.held()
+    before = images.baseline()
     yield
     whole.remove_everything()
     for line in out("teu", "images", "-a", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}").splitlines():

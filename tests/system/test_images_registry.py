@@ -26,7 +26,7 @@ def busybox() -> None:
 @pytest.fixture
 def registry() -> Iterator[ScriptedRegistry]:
     """A registry that does as told; afterwards containerd holds what it held before."""
-    before = images.held()
+    before = images.baseline()
     with ScriptedRegistry() as made:
         yield made
         whole.remove_everything()

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from lab_kind import PATIENCE
 
@@ -129,6 +132,44 @@ def remove_everything() -> None:
     names = out("teu", "ps", "-aq").split()
     if names:
         teu("rm", "-f", "-v", *names, check=False)
+
+
+class Death(NamedTuple):
+    """One way for these services to die. The moment is the caller's."""
+
+    units: tuple[str, ...]
+    restart: bool = False
+
+    def aim(self) -> list[int]:
+        """The victims' PIDs, looked up before the moment comes; all of them are there."""
+        return eventually("the daemons run", self._pids)  # type: ignore[return-value]
+
+    def _pids(self) -> list[int]:
+        pids = [int(pid) for pid in out("systemctl", "show", "--value", "-p", "MainPID", *self.units).split()]
+        return pids if all(pids) else []
+
+    def strike(self, pids: list[int]) -> None:
+        if self.restart:
+            out("systemctl", "restart", *self.units)
+            return
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+
+DEATHS = {
+    "kill -9 teud": Death(("teud.service",)),
+    "kill -9 teu-containerd": Death(("teu-containerd.service",)),
+    "kill -9 both": Death(("teu-containerd.service", "teud.service")),
+    "restart teud": Death(("teud.service",), restart=True),
+    "restart teu-containerd": Death(("teu-containerd.service",), restart=True),
+}
+
+
+def deaths(count: int, dice: random.Random, kinds: dict[str, Death] = DEATHS) -> list[str]:
+    """So many names of deaths, every kind as often as the others, in any order."""
+    names = (list(kinds) * count)[:count]
+    dice.shuffle(names)
+    return names
 
 
 def leftovers() -> list[str]:
