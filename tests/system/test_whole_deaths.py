@@ -197,8 +197,8 @@ def test_sessions_over_a_death() -> None:
     shells = whole.procs(whole.scope_of(ident) / "container")
     assert len(shells) == 2
     DEATHS["kill -9 both"].strike(DEATHS["kill -9 both"].aim())
-    session.communicate(timeout=60 * PATIENCE)
-    assert session.returncode != 0, "an exec whose end nobody saw has not succeeded"
+    _, said = session.communicate(timeout=60 * PATIENCE)
+    assert session.returncode != 0 and said, "an exec whose end nobody saw has not succeeded"
     attached.communicate(timeout=60 * PATIENCE)
     whole.eventually("an answer", answers)
     assert whole.procs(whole.scope_of(ident) / "container") == shells, "the exec'd process went with it"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 from teu.cli import streams
 from teu.cli.createspec import environment
 from teu.cli.errors import CommandError
@@ -62,7 +64,12 @@ def execute(cli: Cli, options: Options, operands: list[str]) -> int:
         session.run(signals)
     if session.detached:
         raise CommandError("read escape sequence")
-    return int(client.get(path + "/json").get("ExitCode") or 0)
+    for pause in (0, 0.05, 0.2, 0.75):  # the exit may be noted a moment after the end of the streams
+        time.sleep(pause)
+        state = client.get(path + "/json")
+        if not state.get("Running"):
+            return int(state.get("ExitCode") or 0)
+    raise CommandError("the daemon ended the connection, and the process still runs: its exit code is not known", 125)
 
 
 COMMANDS = {
