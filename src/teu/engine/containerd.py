@@ -84,7 +84,6 @@ _BY_CODE = {
     # Nothing here cancels a call that has one answer: a daemon that is stopping does.
     "CANCELLED": Unavailable,
     "DEADLINE_EXCEEDED": Unavailable,
-    "CANCELLED": Unavailable,  # it was stopped, and ended the call
 }
 
 
