@@ -42,6 +42,7 @@ VM_FILES = (
     "test_runc_life_cycle.py",
     "test_runc_rootless_cgroups.py",
     "test_whole_bad_input.py",
+    "test_whole_deaths.py",
     "test_whole_picture.py",
     "test_whole_wires.py",
     "test_zz_purge.py",
