@@ -7,12 +7,26 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import whole
-from engine import HOST, IMAGE, alive, detached, docker, eventually, inspect, need_busybox, out, remove, run, state
+from engine import (
+    ENVIRONMENT,
+    HOST,
+    IMAGE,
+    alive,
+    detached,
+    docker,
+    eventually,
+    inspect,
+    need_busybox,
+    out,
+    remove,
+    run,
+    state,
+)
 
 pytestmark = pytest.mark.needs("docker")
 
@@ -390,3 +404,42 @@ def test_an_idle_engine_does_not_wake_up(name: str, tmp_path: Path) -> None:
     ended = [line for line in calls if " = " in line]
     # The watchdog is fed, and once in a minute everything is looked at: that may fall into these seconds.
     assert len(ended) < 40, ended
+
+
+@pytest.mark.timeout(200)
+def test_one_that_is_being_started_is_removed_whole(rounds: Callable[[int], int]) -> None:
+    """A forced removal while another client starts the container: nothing runs on that no record stands for."""
+    for number in range(rounds(8)):
+        name = f"short-{number}"
+        starting = subprocess.Popen(
+            ["docker", "run", "-d", "--name", name, *HOST, IMAGE, "sleep", "600"],
+            env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while starting.poll() is None:
+            if found := out("ps", "-aq", "--filter", f"name={name}").split():
+                docker("rm", "-f", *found, check=False)
+        docker("rm", "-f", name, check=False)
+    listed = whole.out("teu-ctr", "-n", "teu", "tasks", "ls", "-q").split()
+    known = out("ps", "-q", "--no-trunc").split()
+    assert sorted(listed) == sorted(known)
+
+
+@pytest.mark.needs("systemd")
+def test_a_task_that_no_record_stands_for_is_swept() -> None:
+    """Neither in engine.db nor in containerd's: what a removal that died half-way leaves at worst."""
+    import grpc
+
+    from teu.api.services.containers.v1 import containers_pb2
+
+    whole.call("teu-ctr", "-n", "teu", "run", "-d", "docker.io/library/busybox:latest", "stray", "sleep", "600")
+    with grpc.insecure_channel("unix:/run/teu/containerd.sock") as channel:
+        delete = channel.unary_unary(
+            "/containerd.services.containers.v1.Containers/Delete",
+            request_serializer=containers_pb2.DeleteContainerRequest.SerializeToString,
+        )
+        delete(containers_pb2.DeleteContainerRequest(id="stray"), metadata=[("containerd-namespace", "teu")])
+    assert "stray" in whole.out("teu-ctr", "-n", "teu", "tasks", "ls", "-q").split()
+    whole.call("systemctl", "restart", "teud.service")
+    out("ps")
+    eventually("it is gone", lambda: "stray" not in whole.out("teu-ctr", "-n", "teu", "tasks", "ls", "-q").split())
+    assert "stray" not in whole.out("teu-ctr", "-n", "teu", "containers", "ls", "-q").split()

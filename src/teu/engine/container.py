@@ -182,6 +182,13 @@ class Container:
             return "dead"
         return "exited" if self.started_once else "created"
 
+    @property
+    def fields(self) -> dict[str, str]:
+        """What a message about this container has in the journal besides its text (log.…, extra=).
+
+        Not CONTAINER_ID and CONTAINER_NAME: those are the fields of what the container itself writes."""
+        return {"TEU_CONTAINER": self.id, "TEU_CONTAINER_NAME": self.name}
+
     def event(self, action: str, **more: str) -> None:
         attributes = {"image": str(self.config.get("Image") or ""), "name": self.name}
         for key, value in self.labels.items():

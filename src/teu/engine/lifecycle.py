@@ -185,7 +185,9 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit) ->
         except containerd.Error as error:
             if engine.stopping.is_set():
                 return
-            log.warning("container %s: the task cannot be deleted: %s", container.id[:12], error)
+            log.warning(
+                "container %s: the task cannot be deleted: %s", container.id[:12], error, extra=container.fields
+            )
         container.hub.finish()
         for execution in list(container.execs.values()):
             # One that is just being started is held by its starter, and need not hold us.
@@ -256,7 +258,7 @@ def _restart_now(engine: Engine, container: Container) -> None:
         except NotModified:
             pass
         except Exception as error:
-            log.warning("container %s cannot be restarted: %s", container.id[:12], error)
+            log.warning("container %s cannot be restarted: %s", container.id[:12], error, extra=container.fields)
             if _wants_restart(container) and not container.removed:
                 _schedule_restart(engine, container, 0)
                 container.save(durable=False)
@@ -415,31 +417,33 @@ def reconcile(engine: Engine, container: Container) -> None:
 
 def remove(engine: Engine, container: Container, force: bool = False, volumes: bool = False) -> None:
     """volumes: the anonymous ones, too. --rm implies it."""
-    if container.running and not force:
-        state = "paused and must be unpaused first" if container.state["Paused"] else container.status()
-        raise Conflict(
-            f'cannot remove container "/{container.name}": container is {state}: stop the container before '
-            "removing or force remove"
-        )
+    if not force:
+        _must_not_run(container)
     if container.removing and not container.auto_remove:
         raise Conflict(f"removal of container {container.name} is already in progress")
     container.removing = True
     try:
-        if container.running:
-            _kill_for_removal(engine, container)
-        with container.lock:
-            if container.removed:
-                return
-            cancel_restart(container)
-            _quietly(engine.networks.forget, container)
-            _quietly(engine.volumes.release, container.id, volumes or container.auto_remove)
-            engine.containers.remove(container)
-            container.removed = True
-            container.event("destroy")
-            container.notify()
-            container.hub.end_clients()
-            if container.hub.driver is not None:
-                _quietly(container.hub.driver.remove)
+        while not container.removed:
+            if container.running:
+                _kill_for_removal(engine, container)
+            with container.lock:
+                if container.removed:
+                    return
+                if container.running:
+                    # It was being started: the lock is free again now that it runs.
+                    if not force:
+                        _must_not_run(container)
+                    continue
+                cancel_restart(container)
+                _quietly(engine.networks.forget, container)
+                _quietly(engine.volumes.release, container.id, volumes or container.auto_remove)
+                engine.containers.remove(container)
+                container.removed = True
+                container.event("destroy")
+                container.notify()
+                container.hub.end_clients()
+                if container.hub.driver is not None:
+                    _quietly(container.hub.driver.remove)
     except BaseException:
         container.removing = False
         raise
@@ -453,6 +457,15 @@ def _remove_from_containerd(engine: Engine, container: Container) -> None:
     with engine.containerd.making(container.id):
         tasks.delete_container(engine, container.id)
         rootfs.remove_snapshot(engine, container)
+
+
+def _must_not_run(container: Container) -> None:
+    if container.running:
+        state = "paused and must be unpaused first" if container.state["Paused"] else container.status()
+        raise Conflict(
+            f'cannot remove container "/{container.name}": container is {state}: stop the container before '
+            "removing or force remove"
+        )
 
 
 def _kill_for_removal(engine: Engine, container: Container) -> None:

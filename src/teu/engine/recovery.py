@@ -128,7 +128,7 @@ def _start(engine: Engine, container: Container) -> None:
     try:
         lifecycle.start(engine, container, automatic=True)
     except Exception as error:
-        log.warning("container %s cannot be started: %s", container.id[:12], error)
+        log.warning("container %s cannot be started: %s", container.id[:12], error, extra=container.fields)
 
 
 def sweep(engine: Engine) -> None:
@@ -137,8 +137,11 @@ def sweep(engine: Engine) -> None:
     from teu.api.services.snapshots.v1 import snapshots_pb2
 
     working = engine.containerd.working
-    for identity in tasks.list_containers(engine):
+    made = tasks.list_containers(engine)
+    for identity in {*made, *tasks.list_tasks(engine)}:
         if engine.containers.find(identity) is None:
+            if identity not in made:
+                tasks.stand_for(engine, identity)
             log.info("removing container %s, which no record stands for", identity[:12])
             tasks.discard(engine, identity)
     request = snapshots_pb2.ListSnapshotsRequest(
