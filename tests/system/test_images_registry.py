@@ -270,6 +270,30 @@ def test_two_clients_pull_the_same(registry: ScriptedRegistry, shell: bytes) -> 
     assert len(fetched) <= 2 + 3  # the layers once; the configuration is small
 
 
+@pytest.mark.parametrize("way", ["basic", "token"])
+def test_login(registry: ScriptedRegistry, shell: bytes, tmp_path: Path, way: str) -> None:
+    """The registry is asked, by the way it wants; what it took is used for a pull, and forgotten at logout."""
+    registry.image("app", "1", shell)
+    if way == "basic":
+        registry.basic = "me:secret"
+    else:
+        registry.token, registry.credentials = "a-token", "me:secret"
+    config = ["--config", str(tmp_path)]
+    name = f"{registry.address}/app:1"
+    login = [*config, "login", "-u", "me", "-p"]
+    done = teu(*login, "wrong", registry.address, check=False)
+    assert done.returncode == 1 and "unauthorized" in done.stderr.lower(), done.stderr
+    assert not (tmp_path / "config.json").exists()
+    assert teu(*config, "pull", name, check=False).returncode == 1
+    assert "Login Succeeded" in teu(*login, "secret", registry.address).stdout
+    teu(*config, "pull", name)
+    teu(*config, "logout", registry.address)
+    teu("rmi", name)
+    assert teu(*config, "pull", name, check=False).returncode == 1
+    done = teu(*login, "secret", "127.0.0.1:9", check=False)
+    assert done.returncode == 1 and "connection refused" in done.stderr
+
+
 @pytest.mark.needs("docker-registry")
 def test_push_and_pull_with_a_real_registry() -> None:
     with peers.registry() as real:

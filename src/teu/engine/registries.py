@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from teu import __version__
 from teu.engine import errors
@@ -28,6 +28,24 @@ def connect(engine: Engine, domain: str, auth: str) -> distribution.Registry:
     except ValueError as error:
         raise errors.BadRequest(str(error)) from None
     return distribution.Registry(domain, credentials, options(engine))
+
+
+def login(engine: Engine, given: dict[str, Any]) -> None:
+    """Raises Unauthorized where the registry does not take them, another EngineError where it cannot be asked.
+
+    given: AuthConfig of the API; serveraddress is a host, or a URL as docker.io's is (https://index.docker.io/v1/)."""
+    domain = str(given.get("serveraddress") or "").rpartition("://")[2].partition("/")[0]
+    if domain in ("", "index.docker.io", "registry-1.docker.io"):
+        domain = "docker.io"
+    fields = ("username", "password", "identitytoken", "registrytoken")
+    credentials = distribution.Credentials(*(str(given.get(field) or "") for field in fields))
+    with distribution.Registry(domain, credentials, options(engine)) as registry:
+        try:
+            registry.ping()
+        except distribution.Unauthorized as error:
+            raise errors.Unauthorized(f"login attempt to {domain} failed: {error}") from None
+        except distribution.RegistryError as error:
+            raise errors.EngineError(str(error)) from None
 
 
 def convert(error: distribution.RegistryError, wanted: Reference) -> errors.EngineError:
