@@ -27,6 +27,11 @@ from typing import Any
 
 import yaml
 
+# sysexits.h: the exit status of a start that a mistake in the configuration, or state of a newer version, stops. The
+# units do not try again then.
+EX_CONFIG = 78
+EX_DATAERR = 65
+
 
 class ConfigError(Exception):
     """`file:line: key: what is wrong; what to do`."""

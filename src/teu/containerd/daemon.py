@@ -17,7 +17,7 @@ from typing import Any
 import grpc.aio
 
 from teu.api.grpc.health.v1 import health_pb2
-from teu.config import ConfigError, Settings, changed, load
+from teu.config import EX_DATAERR, ConfigError, Settings, changed
 from teu.containerd import ttrpc_events
 from teu.containerd.config import KEYS
 from teu.containerd.context import Context
@@ -84,9 +84,11 @@ def _listen(path: str) -> socket.socket:
 
 
 class Daemon:
-    def __init__(self, config: Settings, file: str, sockets: list[socket.socket], zygote: Any) -> None:
+    def __init__(
+        self, config: Settings, read_again: Callable[[], Settings], sockets: list[socket.socket], zygote: Any
+    ) -> None:
         self.config = config
-        self.file = file
+        self.read_again = read_again
         self.activated = bool(sockets)
         self.sockets = sockets
         self.zygote = zygote
@@ -175,18 +177,18 @@ class Daemon:
     def reload(self) -> None:
         notify.reloading()
         try:
-            fresh = load(self.file, KEYS)
+            fresh = self.read_again()
         except ConfigError as error:
-            log.error("configuration not reloaded: %s", error)
+            log.error("the configuration is kept as it was: %s", error)
         else:
             applied, ignored = changed(self.config, fresh, KEYS)
             for key in applied:
                 self.config[key] = fresh[key]
             journal.set_level(self.config["log-level"])
             self.waker.sockets = self.config["wake"]
-            log.info("configuration reloaded: %s", ", ".join(applied) or "no change")
+            log.info("configuration read again: changed %s", ", ".join(applied) or "nothing")
             if ignored:
-                log.warning("needs a restart: %s", ", ".join(ignored))
+                log.warning("these keys need a restart of teu-containerd to take effect: %s", ", ".join(ignored))
         notify.ready(f"Serving {self.context.address}")
 
     async def _watchdog(self) -> None:
@@ -211,12 +213,16 @@ class Daemon:
             await asyncio.sleep(max(0.05, min(limit - idle, 5)))
 
 
-def run(config: Settings, file: str, sockets: list[socket.socket], zygote: Any) -> int:
+def run(config: Settings, read_again: Callable[[], Settings], sockets: list[socket.socket], zygote: Any) -> int:
     from teu.containerd.errors import Error
+    from teu.containerd.stores.database import NewerSchema
 
     try:
-        asyncio.run(Daemon(config, file, sockets, zygote).run())
+        asyncio.run(Daemon(config, read_again, sockets, zygote).run())
     except Error as error:
-        log.error("%s", error.message)
+        log.critical("cannot start: %s", error.message)
+        return EX_DATAERR if isinstance(error, NewerSchema) else 1
+    except OSError as error:
+        log.critical("cannot go on: %s", error, exc_info=log.isEnabledFor(logging.DEBUG))
         return 1
     return 0

@@ -13,7 +13,7 @@ import socket
 import sys
 
 from teu import __version__
-from teu.config import ConfigError, Settings, load
+from teu.config import EX_CONFIG, ConfigError, Settings, load
 from teu.containerd.config import FILE, KEYS
 from teu.systemd import activation, journal
 
@@ -27,7 +27,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="teu-containerd", description="Teu's container daemon: containerd's API.", allow_abbrev=False
     )
     parser.add_argument("-c", "--config", default=FILE, metavar="FILE", help=f"configuration (default {FILE})")
-    parser.add_argument("-a", "--address", metavar="SOCKET", help="socket of the gRPC API")
+    parser.add_argument("-a", "--address", "-H", "--host", metavar="SOCKET", help="socket of the gRPC API")
     parser.add_argument("--root", metavar="FOLDER", help="persistent state")
     parser.add_argument("--state", metavar="FOLDER", help="state that a reboot ends")
     parser.add_argument("-l", "--log-level", metavar="LEVEL", help="debug, info, warn or error")
@@ -41,22 +41,26 @@ def _levels(name: str) -> str:
     return {"trace": "debug", "warning": "warn", "fatal": "error", "panic": "error"}.get(name, name)
 
 
-def main(argv: list[str] | None = None) -> int:
-    arguments = _arguments(argv)
-    try:
-        config = load(arguments.config, KEYS, must_exist=arguments.config != FILE)
-    except ConfigError as error:
-        print(f"teu-containerd: {error}", file=sys.stderr)
-        return 2 if arguments.validate else 1
-    if arguments.log_level:
-        arguments.log_level = _levels(arguments.log_level)
+def _settings(arguments: argparse.Namespace) -> Settings:
+    """The file, and the command line over it. Raises ConfigError."""
+    config = load(arguments.config, KEYS, must_exist=arguments.config != FILE)
     for flag in _FLAGS:
         value = getattr(arguments, flag.replace("-", "_"))
         if value:
             config[flag] = value.removeprefix("unix://") if flag == "address" else value
+    config["log-level"] = _levels(config["log-level"])
     if config["log-level"] not in journal.LEVELS:
-        print(f"teu-containerd: --log-level {config['log-level']}: give debug, info, warn or error", file=sys.stderr)
-        return 2
+        raise ConfigError(f"--log-level {config['log-level']}: give debug, info, warn or error")
+    return config
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _arguments(argv)
+    try:
+        config = _settings(arguments)
+    except ConfigError as error:
+        print(f"teu-containerd: {error}", file=sys.stderr)
+        return 1 if arguments.validate else EX_CONFIG
     if arguments.validate:
         print(f"{arguments.config}: valid")
         return 0
@@ -79,4 +83,4 @@ def _run(arguments: argparse.Namespace, config: Settings, sockets: list[socket.s
     processes.raise_descriptor_limit()
     from teu.containerd import daemon
 
-    return daemon.run(config, arguments.config, sockets, helper)
+    return daemon.run(config, lambda: _settings(arguments), sockets, helper)

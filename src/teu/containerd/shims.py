@@ -88,6 +88,11 @@ def parse_bootstrap(output: bytes) -> dict[str, Any]:
     return {"version": version, "address": parameters["address"], "protocol": protocol}
 
 
+def fields(namespace: str, id: str) -> dict[str, str]:
+    """What a message about this task has in the journal besides its text (log.…, extra=)."""
+    return {"TEU_NAMESPACE": namespace, "TEU_CONTAINER": id}
+
+
 class Shim:
     """One task's connection to its shim."""
 
@@ -109,6 +114,10 @@ class Shim:
         # set with task.DeleteResponse when the shim is gone and cleaned up
         self.gone: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.deletion: asyncio.Task[dict[str, Any]] | None = None  # the one under way
+
+    @property
+    def fields(self) -> dict[str, str]:
+        return fields(self.namespace, self.id)
 
     async def call(self, method: str, request: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
         """A task method for this task; errors as this daemon's own."""
@@ -415,7 +424,7 @@ class Shims:
             try:
                 await asyncio.wait_for(shim.client.closed.wait(), SHUTDOWN_TIMEOUT)
             except TimeoutError:
-                log.warning("the shim of %s/%s does not end", shim.namespace, shim.id)
+                log.warning("the shim of %s/%s does not end", shim.namespace, shim.id, extra=shim.fields)
                 if now:
                     await self._kill(shim)
         shim.client.close()
@@ -427,7 +436,7 @@ class Shims:
             if pid > 1:
                 os.kill(pid, signal.SIGKILL)
         except (errors.Error, ProcessLookupError) as e:
-            log.error("the shim of %s/%s cannot be ended: %s", shim.namespace, shim.id, e)
+            log.error("the shim of %s/%s cannot be ended: %s", shim.namespace, shim.id, e, extra=shim.fields)
 
     def _forget(self, shim: Shim) -> None:
         shim.close()
@@ -473,7 +482,7 @@ class Shims:
     def _on_disconnect(self, shim: Shim) -> None:
         if shim.leaving or shim.gone.done():
             return
-        log.warning("the shim of %s/%s is gone: cleaning up", shim.namespace, shim.id)
+        log.warning("the shim of %s/%s is gone: cleaning up", shim.namespace, shim.id, extra=shim.fields)
         cleanup = asyncio.get_running_loop().create_task(self._clean_up(shim))
         self._cleanups.add(cleanup)
         cleanup.add_done_callback(self._cleanups.discard)
@@ -492,7 +501,10 @@ class Shims:
             answer = m.decode("task.DeleteResponse", done.stdout)
         except (OSError, subprocess.SubprocessError, ValueError) as e:
             detail = getattr(e, "stderr", b"") or b""
-            log.error("clean-up of %s/%s: %s %s", shim.namespace, shim.id, e, detail.decode(errors="replace"))
+            log.error(
+                "clean-up of %s/%s: %s %s", shim.namespace, shim.id, e, detail.decode(errors="replace"),
+                extra=shim.fields,
+            )  # fmt: skip
         self._remove_bundle(shim.bundle)
         return answer
 
@@ -526,7 +538,7 @@ class Shims:
                 try:
                     await self._restore(namespace, id)
                 except Exception as e:
-                    log.error("restore of task %s/%s: %s", namespace, id, e, exc_info=e)
+                    log.error("restore of task %s/%s: %s", namespace, id, e, exc_info=e, extra=fields(namespace, id))
 
         await asyncio.gather(*(one(namespace, id) for namespace, id in found))
         if found:
@@ -555,12 +567,14 @@ class Shims:
                 # A shim without the container is a creation that was cut short.
                 await shim.call("State", {}, STATE_TIMEOUT)
             except errors.DeadlineExceeded:
-                log.error("the shim of %s/%s hangs: its container is left alone", namespace, id)
+                log.error(
+                    "the shim of %s/%s hangs: its container is left alone", namespace, id, extra=fields(namespace, id)
+                )
             shim.log_reader = LogReader(bundle, namespace, id)
             shim.created = True
             self._watch(shim)
         except errors.Error as e:
-            log.warning("task %s/%s cannot be restored: %s", namespace, id, e.message)
+            log.warning("task %s/%s cannot be restored: %s", namespace, id, e.message, extra=fields(namespace, id))
             if isinstance(e, errors.NotFound) or shim.client is None:
                 shim.created = os.path.exists(os.path.join(bundle, "init.pid"))
             await self._shut_down(shim, now=True)

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -130,7 +131,7 @@ def main() -> int:
         config = settings(options)
     except (configuration.ConfigError, EngineError) as error:
         print(f"teud: {error}", file=sys.stderr)
-        return 1
+        return 1 if options.validate else configuration.EX_CONFIG
     if options.validate:
         print("configuration OK")
         return 0
@@ -139,9 +140,10 @@ def main() -> int:
         Path(options.pidfile).write_text(f"{os.getpid()}\n")
     try:
         return serve(config, options)
-    except (EngineError, OSError) as error:
+    except (EngineError, OSError, sqlite3.DatabaseError) as error:
         log.critical("cannot start: %s", error)
-        return 1
+        # Not one of its kinds, such as a full disk, which may pass: a file of a newer version, or a broken one.
+        return configuration.EX_DATAERR if type(error) is sqlite3.DatabaseError else 1
 
 
 def serve(config: configuration.Settings, options: argparse.Namespace) -> int:

@@ -97,7 +97,7 @@ class Monitor:
                 try:
                     lifecycle.reconcile(self.engine, container)
                 except containerd.Error as error:
-                    log.warning("container %s: %s", container.id[:12], error)
+                    log.warning("container %s: %s", container.id[:12], error, extra=container.fields)
             for execution in list(container.execs.values()):
                 execution.reconcile()
 
@@ -128,4 +128,4 @@ def _guarded(engine: Engine, container: Any, pid: int, found: tasks.Exit) -> Non
     try:
         lifecycle.exited(engine, container, pid, found)
     except Exception:
-        log.exception("the exit of container %s could not be handled", container.id[:12])
+        log.exception("the exit of container %s could not be handled", container.id[:12], extra=container.fields)

@@ -863,7 +863,10 @@ class Networks:
             for entry in entries or []:
                 host_port = int(entry["HostPort"])
                 if not self.ports.hold_again(protocol, entry["HostIp"], host_port):
-                    log.warning("port %s of container %s is bound by another process", host_port, container.name)
+                    log.warning(
+                        "port %s of container %s is bound by another process", host_port, container.name,
+                        extra=container.fields,
+                    )  # fmt: skip
                 active.published.append(
                     firewall.Published(
                         protocol, entry["HostIp"], host_port, str(active.endpoints[0].address), port
@@ -874,7 +877,9 @@ class Networks:
             try:
                 self._resolve_names(container, active)
             except Exception as error:
-                log.warning("the names of container %s cannot be served: %s", container.name, error)
+                log.warning(
+                    "the names of container %s cannot be served: %s", container.name, error, extra=container.fields
+                )
 
     def _ordered_or_none(self, container: Container) -> list[str]:
         mode = network_mode(container)

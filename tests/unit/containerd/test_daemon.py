@@ -556,7 +556,7 @@ def test_reload_and_stop(daemon: Daemon) -> None:
     daemon.config.write_text(daemon.config.read_text() + "log-level: debug\n")
     daemon.process.send_signal(signal.SIGHUP)
     deadline = time.monotonic() + 10
-    while "configuration reloaded: log-level" not in (daemon.folder / "log").read_text():
+    while "configuration read again: changed log-level" not in (daemon.folder / "log").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert daemon.stop() == 0

@@ -238,7 +238,7 @@ def test_newer_schema_is_refused(tmp_path: Path) -> None:
     Database(path).close()
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE meta SET value = '999' WHERE key = 'version'")
-    with pytest.raises(FailedPrecondition, match="made by a newer teu-containerd"):
+    with pytest.raises(FailedPrecondition, match="written by a newer teu-containerd"):
         Database(path)
 
 

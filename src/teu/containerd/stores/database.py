@@ -152,6 +152,10 @@ def _for_us_alone(path: str) -> None:
             os.chmod(file, 0o600)
 
 
+class NewerSchema(FailedPrecondition):
+    """The file was written by a later version of teu-containerd."""
+
+
 class Database:
     """One connection, one lock. Transactions nest: the outermost commits."""
 
@@ -197,9 +201,9 @@ class Database:
         row = execute("SELECT value FROM meta WHERE key = 'version'").fetchone()
         version = int(row[0]) if row else 0
         if version > len(MIGRATIONS):
-            raise FailedPrecondition(
-                f"{self.path} has schema version {version}, made by a newer teu-containerd; "
-                f"this one knows {len(MIGRATIONS)}: upgrade the package"
+            raise NewerSchema(
+                f"{self.path} was written by a newer teu-containerd (schema {version}, this one knows"
+                f" {len(MIGRATIONS)}); install that version again, or move the file away"
             )
         for number in range(version, len(MIGRATIONS)):
             with self.transaction():
