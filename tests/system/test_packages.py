@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from whole import call, eventually, main_pid, out, teu
+from whole import call, eventually, main_pid, out, parent_of, show, teu
 
 pytestmark = pytest.mark.needs("packages", "systemd")
 
@@ -126,7 +128,7 @@ def test_reload_is_told_to_systemd() -> None:
     for service in ("teud.service", "teu-containerd.service"):
         before = main_pid(service)
         call("systemctl", "reload", service)
-        assert out("systemctl", "is-active", service) == "active"
+        eventually("the reload is over", lambda service=service: show(service, "ActiveState") == "active")
         assert main_pid(service) == before
 
 
@@ -166,34 +168,129 @@ def busybox() -> Iterator[None]:
     yield
 
 
+def repacked(version: str, folder: Path) -> list[str]:
+    """The packages of this tree as another version of Teu: in their metadata, and in what the programs say."""
+    current = out("dpkg-query", "-W", "-f=${Version}", "teu")
+    made = []
+    for package in PACKAGES:
+        archive = next(Path("/src/dist").glob(f"{package}_*.deb"))
+        tree = folder / package
+        call("dpkg-deb", "--raw-extract", str(archive), str(tree))
+        control = tree / "DEBIAN/control"
+        control.write_text(control.read_text().replace(current, version))
+        for module in tree.rglob("dist-packages/teu/__init__.py"):
+            module.write_text(module.read_text().replace(f'"{current}"', f'"{version}"'))
+        sums = tree / "DEBIAN/md5sums"
+        sums.write_text("".join(line for line in sums.read_text().splitlines(True) if "teu/__init__.py" not in line))
+        made.append(str(folder / f"{package}_{version}.deb"))
+        call("dpkg-deb", "-Znone", "--root-owner-group", "--build", str(tree), made[-1])
+    return made
+
+
+def install(*archives: str) -> None:
+    done = subprocess.run(
+        ["apt-get", "install", "-y", "-qq", "--allow-downgrades", "--no-install-recommends", "-o", "Dpkg::Use-Pty=0"]
+        + [*archives],
+        env={"PATH": os.environ["PATH"], "DEBIAN_FRONTEND": "noninteractive"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.timeout(300)
-def test_upgrade_keeps_containers_running(busybox: None) -> None:
-    """dpkg runs the same scripts for the same version as for a newer one."""
+def test_upgrade_and_downgrade_keep_containers_running(busybox: None, tmp_path: Path) -> None:
+    """To a newer version and back again: nobody in a container notices, and what ends meanwhile is known."""
     script = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.05; done"
     teu("run", "-d", "--name", "kept", "busybox", "sh", "-c", script)
-    teu("run", "-d", "--name", "ends", "busybox", "sh", "-c", "while [ ! -e /go ]; do sleep 0.05; done; exit 7")
+    until = "while [ ! -e /go ]; do sleep 0.05; done; exit 7"
+    for number in (1, 2):
+        teu("run", "-d", "--name", f"ends-{number}", "busybox", "sh", "-c", until)
+    old = out("dpkg-query", "-W", "-f=${Version}", "teu")
+    new = f"{old}.9"
     try:
         pid = out("teu", "inspect", "-f", "{{.State.Pid}}", "kept")
-        daemons = [main_pid(service) for service in ("teud.service", "teu-containerd.service")]
-        archives = sorted(str(path) for path in Path("/src/dist").glob("*.deb"))
-        assert archives
-        done = subprocess.run(
-            ["dpkg", "-i", *archives],
-            env={"PATH": os.environ["PATH"], "DEBIAN_FRONTEND": "noninteractive"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert Path(f"/proc/{pid}").exists()
-        assert out("teu", "inspect", "-f", "{{.State.Pid}} {{.State.Status}}", "kept") == f"{pid} running"
-        after = [main_pid(service) for service in ("teud.service", "teu-containerd.service")]
-        assert 0 not in after and not set(after) & set(daemons), "the new code runs"
-        seen = len(out("teu", "logs", "kept").splitlines())
-        eventually("more output", lambda: len(out("teu", "logs", "kept").splitlines()) > seen)
-        lines = [int(line.split()[1]) for line in out("teu", "logs", "kept").splitlines()]
-        assert lines == list(range(1, len(lines) + 1)), "no line is lost or doubled"
-        teu("exec", "ends", "touch", "/go")
-        assert out("teu", "wait", "ends") == "7"
+        shim = parent_of(int(pid))
+        for number, version, archives in (
+            (1, new, repacked(new, tmp_path)),
+            (2, old, [str(path) for path in Path("/src/dist").glob("*.deb")]),
+        ):
+            before = [main_pid(service) for service in ("teud.service", "teu-containerd.service")]
+            sockets = [os.stat(path).st_ino for path in ("/run/teu/teud.sock", "/run/teu/containerd.sock")]
+            install(*archives)
+            assert out("dpkg-query", "-W", "-f=${Version} ", *PACKAGES).split() == [version] * 3
+            assert parent_of(int(pid)) == shim, "the same process, the same shim"
+            assert out("teu", "inspect", "-f", "{{.State.Pid}} {{.State.Status}}", "kept") == f"{pid} running"
+            after = [main_pid(service) for service in ("teud.service", "teu-containerd.service")]
+            assert 0 not in after and not set(after) & set(before), "the new code runs"
+            assert out("teu", "version", "-f", "{{.Server.Version}}") == version
+            assert sockets == [os.stat(path).st_ino for path in ("/run/teu/teud.sock", "/run/teu/containerd.sock")]
+            seen = len(out("teu", "logs", "kept").splitlines())
+            eventually("more output", lambda seen=seen: len(out("teu", "logs", "kept").splitlines()) > seen)
+            lines = [int(line.split()[1]) for line in out("teu", "logs", "kept").splitlines()]
+            assert lines == list(range(1, len(lines) + 1)), "no line is lost or doubled"
+            teu("exec", f"ends-{number}", "touch", "/go")
+            assert out("teu", "wait", f"ends-{number}") == "7"
+            assert out("teu", "run", "--rm", "busybox", "echo", version) == version
+        teu("stop", "-t", "1", "kept")
     finally:
-        teu("rm", "-f", "kept", "ends", check=False)
+        teu("rm", "-f", "kept", "ends-1", "ends-2", check=False)
+        if out("dpkg-query", "-W", "-f=${Version}", "teu") != old:
+            install(*[str(path) for path in Path("/src/dist").glob("*.deb")])
+
+
+@pytest.mark.parametrize(
+    ("service", "database", "newer"),
+    [
+        ("teud", "/var/lib/teu/engine/engine.db", "PRAGMA user_version = 999"),
+        ("teu-containerd", "/var/lib/teu/containerd/metadata.db", "UPDATE meta SET value=999 WHERE key='version'"),
+    ],
+)
+def test_state_of_a_newer_version_is_refused_and_left_alone(service: str, database: str, newer: str) -> None:
+    """A downgrade past a change of the schema: nothing is guessed, and the newer version finds all of it again."""
+    teu("ps")
+    call("systemctl", "stop", "teud.service", "teu-containerd.service")
+    kept = {path: path.read_bytes() for path in map(Path, (database, f"{database}-wal")) if path.exists()}
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute(newer)
+            connection.commit()
+        call("systemctl", "start", f"{service}.service", check=False)
+        eventually("it gives up", lambda: show(f"{service}.service", "ActiveState") == "failed")
+        assert show(f"{service}.service", "ExecMainStatus") == "65"
+        assert f"{database} was written by a newer {service} (" in out("journalctl", "-u", service, "-n", "40")
+        call("systemctl", "stop", "teud.service", "teu-containerd.service", "teud.socket", "teu-containerd.socket")
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            query = "PRAGMA user_version" if service == "teud" else "SELECT value FROM meta WHERE key = 'version'"
+            assert int(connection.execute(query).fetchone()[0]) == 999
+    finally:
+        call("systemctl", "stop", "teud.service", "teu-containerd.service", check=False)
+        for path in map(Path, (database, f"{database}-wal", f"{database}-shm")):
+            path.unlink(missing_ok=True)
+        for path, data in kept.items():
+            path.write_bytes(data)
+        call("systemctl", "start", "teu-containerd.socket", "teud.socket")
+    assert teu("ps").returncode == 0
+
+
+@pytest.mark.needs("docker", "namespace")
+@pytest.mark.timeout(200)
+def test_docker_and_its_containers_do_not_notice_an_installation() -> None:
+    """A container that Debian's own dockerd, containerd and runc run, while Teu is installed again beside them."""
+    call("systemctl", "start", "docker.service")
+    try:
+        call("docker", "load", "-i", "/usr/share/teu/images/busybox.oci.tar")
+        call("docker", "run", "-d", "--name", "theirs", "--network", "none", "busybox", "sleep", "600")
+        pid = out("docker", "inspect", "-f", "{{.State.Pid}}", "theirs")
+        daemons = [main_pid(service) for service in ("docker.service", "containerd.service")]
+        call("dpkg", "-i", *[str(path) for path in Path("/src/dist").glob("*.deb")])
+        assert out("docker", "inspect", "-f", "{{.State.Pid}} {{.State.Status}}", "theirs") == f"{pid} running"
+        assert daemons == [main_pid(service) for service in ("docker.service", "containerd.service")]
+        assert not [line for peer in PEERS for line in changed_files(peer)]
+        assert "theirs" not in out("teu", "ps", "-a", "--format", "{{.Names}}")
+    finally:
+        call("docker", "rm", "-f", "theirs", check=False)
+        call("docker", "rmi", "busybox", check=False)
+        call("systemctl", "stop", "docker.service", "docker.socket", "containerd.service", check=False)
