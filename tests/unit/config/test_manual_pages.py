@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every flag of the daemons, the shim and the runtime is in its manual page, and every page has what a page must.
+(Those of teu and teu-ctr: tests/unit/cli, tests/unit/ctr.)"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TREE = Path(__file__).resolve().parents[3]
+
+
+def page(name: str) -> str:
+    """The page's text without what is only for the formatter."""
+    text = (TREE / "man" / name).read_text()
+    return re.sub(r"\\f[A-Z]|^\.\w+ ?", "", text.replace("\\-", "-"), flags=re.MULTILINE)
+
+
+def words(name: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])-{1,2}\w[\w-]*", page(name)))
+
+
+@pytest.mark.parametrize("daemon", ["teud", "teu-containerd"])
+def test_flags_of_the_daemons(daemon: str) -> None:
+    shown = subprocess.run([TREE / "bin" / daemon, "--help"], capture_output=True, text=True, check=True).stdout
+    flags = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", shown.partition("options:")[2]))
+    assert "--validate" in flags
+    assert flags - {"-H"} <= words(f"{daemon}.8") | {"-d"} and "-H" in words(f"{daemon}.8")
+
+
+def test_flags_of_the_runtime() -> None:
+    from teu.runc.commands import COMMANDS
+    from teu.runc.main import GLOBAL_FLAGS
+
+    documented, text = words("teu-runc.8"), page("teu-runc.8")
+    assert {f"--{name}" for name in GLOBAL_FLAGS} <= documented
+    for command, module in COMMANDS.items():
+        assert re.search(rf"\b{command}\b", text), f"{command} is in no page"
+        missing = {f"--{name}" for name in importlib.import_module(module).FLAGS} - documented
+        assert not missing, f"{command}: {', '.join(sorted(missing))}"
+
+
+def test_flags_of_the_shim() -> None:
+    from teu.shim.main import _FLAGS
+
+    documented = words("containerd-shim-teu-v2.8")
+    assert {f"-{name}" for name in _FLAGS} <= documented
+    for action in ("start", "delete"):
+        assert re.search(rf"\b{action}\b", page("containerd-shim-teu-v2.8"))
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (TREE / "man").glob("*.[158]")))
+def test_a_page_is_whole_and_clean(name: str) -> None:
+    text = (TREE / "man" / name).read_text()
+    for section in (".SH NAME", ".SH SYNOPSIS" if name[-1] in "18" else ".SH", ".SH DESCRIPTION", ".SH SEE ALSO"):
+        assert section in text, section
+    done = subprocess.run(
+        ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", TREE / "man" / name],
+        capture_output=True, text=True, check=True, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+    assert not done.stderr
