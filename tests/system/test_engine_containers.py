@@ -443,3 +443,4 @@ def test_a_task_that_no_record_stands_for_is_swept() -> None:
     out("ps")
     eventually("it is gone", lambda: "stray" not in whole.out("teu-ctr", "-n", "teu", "tasks", "ls", "-q").split())
     assert "stray" not in whole.out("teu-ctr", "-n", "teu", "containers", "ls", "-q").split()
+    whole.call("teu-ctr", "-n", "teu", "snapshots", "rm", "stray")
