@@ -406,6 +406,7 @@ def test_an_idle_engine_does_not_wake_up(name: str, tmp_path: Path) -> None:
     assert len(ended) < 40, ended
 
 
+@pytest.mark.needs("fast")
 @pytest.mark.timeout(200)
 def test_one_that_is_being_started_is_removed_whole(rounds: Callable[[int], int]) -> None:
     """A forced removal while another client starts the container: nothing runs on that no record stands for."""
@@ -424,7 +425,7 @@ def test_one_that_is_being_started_is_removed_whole(rounds: Callable[[int], int]
     assert sorted(listed) == sorted(known)
 
 
-@pytest.mark.needs("systemd")
+@pytest.mark.needs("systemd", "fast")
 def test_a_task_that_no_record_stands_for_is_swept() -> None:
     """Neither in engine.db nor in containerd's: what a removal that died half-way leaves at worst."""
     import grpc

@@ -200,6 +200,7 @@ def install(*archives: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.needs("fast")
 @pytest.mark.timeout(300)
 def test_upgrade_and_downgrade_keep_containers_running(busybox: None, tmp_path: Path) -> None:
     """To a newer version and back again: nobody in a container notices, and what ends meanwhile is known."""
@@ -241,6 +242,7 @@ def test_upgrade_and_downgrade_keep_containers_running(busybox: None, tmp_path: 
             install(*[str(path) for path in Path("/src/dist").glob("*.deb")])
 
 
+@pytest.mark.needs("fast")
 @pytest.mark.parametrize(
     ("service", "database", "newer"),
     [
