@@ -214,7 +214,8 @@ def test_notify_reload_understands_it(daemon: str) -> None:
 
 
 def test_messages_about_a_container_name_it_in_the_journal() -> None:
-    teu("load", "-q", "-i", "/usr/share/teu/images/busybox.oci.tar")
+    load = ("load", "-q", "-i", "/usr/share/teu/images/busybox.oci.tar")
+    eventually("the image is there", lambda: not teu(*load, check=False).returncode)
     ident = run_detached("noted", "sleep", "600", flags=("--restart", "always"))
     try:
         since = cursor()
