@@ -154,6 +154,8 @@ class Death(NamedTuple):
             return
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
+        # Until it is gone it could still take a request with it.
+        eventually("the killed are dead", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
 
 
 DEATHS = {

@@ -23,6 +23,7 @@ log = logging.getLogger("teu.engine")
 
 NAMESPACE = "teu"
 DEADLINE = 60.0
+UNSENT_SECONDS = 10.0
 
 # attribute: (module below teu.api.services, message module, service)
 SERVICES = {
@@ -114,10 +115,16 @@ class _Method:
             return _Stream(call)
         began = time.monotonic()
         try:
-            # Without wait_for_ready a daemon that its socket is just starting would look unavailable.
-            return self._method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
-        except grpc.RpcError as error:
-            raise convert(error) from None
+            while True:
+                try:
+                    # Without wait_for_ready a daemon that its socket is just starting would look unavailable.
+                    return self._method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
+                except grpc.RpcError as error:
+                    # Refused by the kernel, so never received: containerd has died, and the connection is not yet
+                    # known to be dead. Its successor can be asked.
+                    if "Broken pipe" not in (error.details() or "") or time.monotonic() - began > UNSENT_SECONDS:
+                        raise convert(error) from None
+                    time.sleep(0.01)
         finally:
             log.debug("containerd: %s %.1f ms", self._name, (time.monotonic() - began) * 1000)
 
