@@ -216,7 +216,7 @@ def test_notify_reload_understands_it(daemon: str) -> None:
 def test_messages_about_a_container_name_it_in_the_journal() -> None:
     load = ("load", "-q", "-i", "/usr/share/teu/images/busybox.oci.tar")
     eventually("the image is there", lambda: not teu(*load, check=False).returncode)
-    ident = run_detached("noted", "sleep", "600", flags=("--restart", "always"))
+    ident = run_detached("noted", "sleep", "600")
     try:
         since = cursor()
         # Behind both daemons' backs: the shim dies, and teu-containerd says so.
@@ -231,7 +231,7 @@ def test_messages_about_a_container_name_it_in_the_journal() -> None:
         assert found[0]["SYSLOG_IDENTIFIER"] == "teu-containerd" and found[0]["CODE_FUNC"]
         assert "CONTAINER_ID" not in found[0], "that is the field of what containers write"
     finally:
-        teu("rm", "-f", "noted", check=False)
+        eventually("it is removed", lambda: not teu("rm", "-f", "noted", check=False).returncode)
 
 
 @pytest.mark.needs("trixie")
