@@ -111,8 +111,12 @@ class _Method:
         if lease:
             metadata.append(("containerd-lease", lease))
         if self._streaming:
-            call = self._method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
-            return _Stream(call)
+
+            def make() -> Any:
+                return self._method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
+
+            # A stream of requests cannot be sent twice.
+            return _Stream(make, again=hasattr(request, "SerializeToString"))
         began = time.monotonic()
         try:
             while True:
@@ -120,26 +124,41 @@ class _Method:
                     # Without wait_for_ready a daemon that its socket is just starting would look unavailable.
                     return self._method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
                 except grpc.RpcError as error:
-                    # Refused by the kernel, so never received: containerd has died, and the connection is not yet
-                    # known to be dead. Its successor can be asked.
-                    if "Broken pipe" not in (error.details() or "") or time.monotonic() - began > UNSENT_SECONDS:
+                    if not _unsent(error, began):
                         raise convert(error) from None
                     time.sleep(0.01)
         finally:
             log.debug("containerd: %s %.1f ms", self._name, (time.monotonic() - began) * 1000)
 
 
+def _unsent(error: Any, began: float) -> bool:
+    """Refused by the kernel, so never received: containerd has died, and the connection is not yet known to be dead.
+    Its successor can be asked."""
+    return "Broken pipe" in (error.details() or "") and time.monotonic() - began < UNSENT_SECONDS
+
+
 class _Stream:
-    def __init__(self, call: Any) -> None:
-        self._call = call
+    def __init__(self, make: Callable[[], Any], again: bool) -> None:
+        self._make = make
+        self._again = again
+        self._call = make()
 
     def __iter__(self) -> Iterator[Any]:
         import grpc
 
-        try:
-            yield from self._call
-        except grpc.RpcError as error:
-            raise convert(error) from None
+        began = time.monotonic()
+        again = self._again
+        while True:
+            try:
+                for message in self._call:
+                    again = False
+                    yield message
+                return
+            except grpc.RpcError as error:
+                if not again or not _unsent(error, began):
+                    raise convert(error) from None
+                time.sleep(0.01)
+                self._call = self._make()
 
     def cancel(self) -> None:
         self._call.cancel()
