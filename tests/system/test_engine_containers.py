@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -163,6 +165,21 @@ def test_restart_policy(name: str) -> None:
     eventually("it is restarting", lambda: inspect(name)["RestartCount"] > 0)
     out("stop", name)
     assert state(name)["Status"] == "exited"
+
+
+@pytest.mark.parametrize("policy", ["no", "always"])
+def test_removal_while_the_shim_dies(policy: str, rounds: Callable[[int], int]) -> None:
+    """The shim is killed, and the container removed at any moment of what follows."""
+    for number in range(rounds(15)):
+        name = f"headless{number}"
+        out("run", "-d", "--restart", policy, "--name", name, IMAGE, "sleep", "600")
+        first = int(out("inspect", "-f", "{{.State.Pid}}", name))
+        shim = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(shim, signal.SIGKILL)
+        time.sleep(number * 0.03)
+        out("rm", "-f", name)
+        assert name not in out("ps", "-a", "--format", "{{.Names}}").split()
+        eventually("its process is gone", lambda gone=first: not Path(f"/proc/{gone}").exists())
 
 
 def test_remove_after_exit(name: str) -> None:

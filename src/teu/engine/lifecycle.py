@@ -316,9 +316,22 @@ def stop(engine: Engine, container: Container, timeout: int | None = None, signa
     container.event("stop")
 
 
+def _signal_task(engine: Engine, container: Container, number: int) -> None:
+    """The signal, also while containerd has not yet noticed that the shim is dead: it ends the task then."""
+    deadline = time.monotonic() + KILL_SECONDS
+    while True:
+        try:
+            tasks.kill(engine, container.id, number)
+            return
+        except containerd.Error as error:
+            if "ttrpc: closed" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
+
+
 def _send(engine: Engine, container: Container, number: int) -> None:
     try:
-        tasks.kill(engine, container.id, number)
+        _signal_task(engine, container, number)
     except (containerd.NotFound, containerd.FailedPrecondition):
         # It has exited; the monitor is about to say so.
         if not wait_exit(container, KILL_SECONDS):
