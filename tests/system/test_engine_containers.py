@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian's docker CLI on teud: the life of containers. Issue 2, requirement 4."""
+"""Debian's docker CLI on teud: the life of containers."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 """teud beside Debian's dockerd: each line is given to `docker` on dockerd, to `docker` on teud and to `teu` on teud.
 
 Output, errors and exit code are the same but for what differs by nature: IDs, times, sizes on disk, the programs' names
-and folders. Issue 2, requirement 4: flags, columns, exit codes and messages are those that docker's users know.
+and folders. Flags, columns, exit codes and messages are those that docker's users know.
 test_cli_docker has both clients on dockerd; its lines are given to teud here, too."""
 
 from __future__ import annotations

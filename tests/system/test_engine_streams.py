@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Terminals, attach, detach, stdin and logs through Debian's docker CLI. Issue 2, requirement 4."""
+"""Terminals, attach, detach, stdin and logs through Debian's docker CLI."""
 
 from __future__ import annotations
 

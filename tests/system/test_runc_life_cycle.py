@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""teu-runc: the specification's states and errors, also when things die in between (issue 3, 3)."""
+"""teu-runc: the specification's states and errors, also when things die in between."""
 
 from __future__ import annotations
 

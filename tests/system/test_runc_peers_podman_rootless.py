@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian's podman as an ordinary user runs teu-runc: run, exec, pods, and the user manager's cgroups (issue 3, 4).
+"""Debian's podman as an ordinary user runs teu-runc: run, exec, pods, and the user manager's cgroups.
 
 podman makes the user namespace itself, with subordinate ids by newuidmap, and starts the runtime as its root.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""teu-runc: `process` of config.json, exec, terminals and hooks, by what the container reports (issue 3, 2)."""
+"""teu-runc: `process` of config.json, exec, terminals and hooks, by what the container reports."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""teu-runc: namespaces, mounts, devices and the root, by what the container reports (issue 3, 2)."""
+"""teu-runc: namespaces, mounts, devices and the root, by what the container reports."""
 
 from __future__ import annotations
 

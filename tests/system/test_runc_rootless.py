@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""teu-runc as an ordinary user with subordinate ids (issue 3, 4)."""
+"""teu-runc as an ordinary user with subordinate ids."""
 
 from __future__ import annotations
 

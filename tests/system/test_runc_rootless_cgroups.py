@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""teu-runc as an ordinary user: cgroups where systemd's user manager delegates them (issue 3, 4)."""
+"""teu-runc as an ordinary user: cgroups where systemd's user manager delegates them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""teu-runc's defences, one test per known way out (issue 3, 6). Each fails when its defence is taken out."""
+"""teu-runc's defences, one test per known way out. Each fails when its defence is taken out."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The OCI runtime-tools validation programs on teu-runc, crun and runc in one run (issue 3, 5).
+"""The OCI runtime-tools validation programs on teu-runc, crun and runc in one run.
 
 The programs are those of Debian's source package, built by tests/lab/validation. Whatever crun passes, teu-runc must
 pass; what neither passes is explained below.
