@@ -92,12 +92,16 @@ class Validation:
         return passed, said
 
     def clean(self) -> None:
-        """Some programs leave their containers, and crun 1.21 gives the lab's /dev/null to a container's user."""
+        """Some programs leave their containers or what these had mounted, and crun 1.21 gives the lab's /dev/null to a
+        container's user."""
         os.chown("/dev/null", 0, 0)
         for runtime in RUNTIMES:
             state = self.base / f"state-{runtime}"
             for id in os.listdir(state) if state.is_dir() else ():
                 subprocess.run([self.base / runtime, "delete", "--force", id], capture_output=True, check=False)
+        mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for place in reversed([each for each in mounted if each.startswith(f"{self.base}/")]):
+            subprocess.run(["umount", "--lazy", place], capture_output=True, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -117,13 +117,14 @@ def test_log_uris(h: House, tmp_path: Path) -> None:
 def test_survives_the_daemon(h: House) -> None:
     """kill -9 of the daemon: containers go on, and an exit meanwhile is known and told afterwards."""
     kept = h.start("s1", "sleep", "600")
-    h.start("s3", "sh", "-c", "while [ ! -e /tmp/go ]; do sleep 0.05; done; exit 9")
+    mortal = h.start("s3", "sh", "-c", "while [ ! -e /tmp/go ]; do sleep 0.05; done; exit 9")
+    # runc's start returns a moment before the program is there
+    peers.wait_until(lambda: "/tmp/go" in " ".join(taskhouse.argv_of(mortal)), "s3 has begun")
     h.daemon.kill()
     (h.rootfs / "tmp" / "go").touch()
     shim = taskhouse.parent_of(kept)
     assert taskhouse.alive(kept) and taskhouse.alive(shim)
-    peers.wait_until(lambda: not any("/tmp/go" in " ".join(taskhouse.argv_of(int(pid)))
-                                     for pid in os.listdir("/proc") if pid.isdigit()), "s3 has ended")
+    peers.wait_until(lambda: not taskhouse.alive(mortal), "s3 has ended")
     (h.rootfs / "tmp" / "go").unlink()
     h.daemon.launch()
     assert h.task("s1") == (kept, "RUNNING")
