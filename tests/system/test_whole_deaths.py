@@ -260,6 +260,17 @@ def prepare(verb: str, name: str) -> None:
 MADE = {"create": "created", "start": "running", "run": "running", "stop": "exited", "remove": ""}
 
 
+def test_the_first_answer_knows_what_has_ended() -> None:
+    """As after a reboot: daemons, shims and containers went together, and none of these is shown as running."""
+    idents = [whole.run_detached(f"gone{number}", "sleep", "3600") for number in range(12)]
+    out("systemctl", "stop", "teud.service", "teu-containerd.service")
+    for ident in idents:
+        scope = whole.scope_of(ident)
+        (scope / "cgroup.kill").write_text("1")
+    assert sorted(out("teu", "ps", "-a", "--format", "{{.State}}").split()) == ["exited"] * len(idents)
+    teu("rm", *idents)
+
+
 @pytest.mark.parametrize("verb", list(MADE))
 def test_deaths_during_work(verb: str, rounds: Callable[[int], int], dice: random.Random) -> None:
     """A daemon dies while a container is made, started, stopped or removed.

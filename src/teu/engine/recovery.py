@@ -35,8 +35,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("teu.engine")
 
 
+# How long the first request waits at the most for what is to be known by then.
+SETTLE_SECONDS = 5.0
+
+
 def run(engine: Engine) -> None:
-    """Before the first request: what runs is known to run. The rest follows in the background."""
+    """Before the first request: what runs is known to run, and what has ended to have ended. The rest follows in the
+    background, as would the endings of very many."""
     engine.containers.monitor = Monitor(engine)
     if not engine.containers.all() and not os.path.isdir(f"{engine.data_root}/containers"):
         # A first start: no need to wake containerd for it.
@@ -66,7 +71,10 @@ def run(engine: Engine) -> None:
             tasks.discard(engine, container.id)
     engine.networks.recover(running + [container for container, _ in ended])
     engine.containers.monitor.start()
-    threading.Thread(target=_rest, args=(engine, running, ended, fresh), name="recovery", daemon=True).start()
+    settled = threading.Event()
+    arguments = (engine, running, ended, fresh, settled)
+    threading.Thread(target=_rest, args=arguments, name="recovery", daemon=True).start()
+    settled.wait(SETTLE_SECONDS)
 
 
 def _first(engine: Engine) -> None:
@@ -96,14 +104,19 @@ def _adopt(container: Container, task: tasks.Task) -> None:
 
 
 def _rest(
-    engine: Engine, running: list[Container], ended: list[tuple[Container, tasks.Exit]], fresh: list[Container]
+    engine: Engine,
+    running: list[Container],
+    ended: list[tuple[Container, tasks.Exit]],
+    fresh: list[Container],
+    settled: threading.Event,
 ) -> None:
     try:
+        for container, found in ended:
+            lifecycle.exited(engine, container, 0, found if found.moment else tasks.Exit(found.status, time.time_ns()))
+        settled.set()
         for container in running:
             execs.adopt(engine, container)
             health.start(engine, container)
-        for container, found in ended:
-            lifecycle.exited(engine, container, 0, found if found.moment else tasks.Exit(found.status, time.time_ns()))
         for container in engine.containers.all():
             if container.running or container.removed:
                 continue
@@ -115,6 +128,8 @@ def _rest(
     except Exception:
         if not engine.stopping.is_set():
             log.exception("recovery was not completed")
+    finally:
+        settled.set()
 
 
 def _starts_at_boot(container: Container) -> bool:
