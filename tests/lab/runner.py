@@ -38,7 +38,7 @@ STAGES = ("lint", "unit", "deb", "lab", "ns", "bookworm", "vm")
 
 # The smaller set for Debian 12: the packages, and the whole way of a container.
 BOOKWORM = ("tests/system/test_packages.py", "tests/system/test_whole_picture.py")
-LIMIT = {"unit": 300, "lab": 900, "ns": 1800, "bookworm": 600, "vm": 1800}
+LIMIT = {"unit": 600, "lab": 900, "ns": 2400, "bookworm": 600, "vm": 1800}
 
 
 @dataclass
