@@ -165,7 +165,8 @@ class Work:
             {"cwd": "/", "args": ["touch", "/go"], "env": [taskhouse.PATH], "user": {"uid": 0, "gid": 0}}).encode()}
         step("exec", "Exec", "ExecProcessRequest", exec_id="go", spec=go)
         step("exec start", "Start", "StartRequest", exec_id="go")
-        self._exited(step("exec wait", "Wait", "WaitRequest", exec_id="go").exit_status, 0)
+        # The first process may see the file and go before touch has ended, and the kernel then ends that.
+        assert step("exec wait", "Wait", "WaitRequest", exec_id="go").exit_status in (0, 137)
         step("exec delete", "DeleteProcess", "DeleteProcessRequest", exec_id="go")
         self._exited(step("exit", "Wait", "WaitRequest").exit_status, account.code)
         self.codes += 1
