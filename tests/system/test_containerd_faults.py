@@ -14,6 +14,7 @@ import io
 import json
 import os
 import random
+import re
 import stat
 import struct
 import subprocess
@@ -182,9 +183,22 @@ class Services:
         self._snapshots.Remove(self.snapshots.RemoveSnapshotRequest(snapshotter="overlayfs", key=key), **self._call)
         return found
 
-    def committed(self) -> set[str]:
-        request = self.snapshots.ListSnapshotsRequest(snapshotter="overlayfs", filters=["kind==committed"])
+    def kept(self, *filters: str) -> set[str]:
+        """The names of the snapshots, all or of those that a filter matches."""
+        request = self.snapshots.ListSnapshotsRequest(snapshotter="overlayfs", filters=filters)
         return {info.name for answer in self._snapshots.List(request, **self._call) for info in answer.info}
+
+    def committed(self) -> set[str]:
+        return self.kept("kind==committed")
+
+    def remove_image(self, name: str) -> None:
+        self._images.Delete(self.images.DeleteImageRequest(name=name), **self._call)
+
+    def remove_snapshot(self, name: str) -> None:
+        self._snapshots.Remove(self.snapshots.RemoveSnapshotRequest(snapshotter="overlayfs", key=name), **self._call)
+
+    def remove_blob(self, digest: str) -> None:
+        self._content.Delete(self.content.DeleteContentRequest(digest=digest), **self._call)
 
 
 def layer(number: int) -> tuple[bytes, dict[str, str]]:
@@ -203,9 +217,11 @@ class Work:
     """Does what a pull does, over and over, and keeps account of what was acknowledged."""
 
     def __init__(self) -> None:
+        self.digests: dict[int, str] = {}
         self.blobs: set[str] = set()
         self.images: set[str] = set()
         self.snapshots: dict[str, dict[str, str]] = {}
+        self.forgotten: set[str] = set()
         self.cut_off = 0
         self.number = 0
 
@@ -217,6 +233,7 @@ class Work:
                 while True:
                     self.number += 1
                     data, files = layer(self.number)
+                    self.digests[self.number] = "sha256:" + hashlib.sha256(data).hexdigest()
                     digest = services.write(f"ref-{self.number}", data)
                     self.blobs.add(digest)
                     services.unpack(digest, len(data), f"layer-{self.number}")
@@ -235,19 +252,47 @@ class Work:
             assert not self.snapshots.keys() - services.committed(), "a snapshot is lost"
             for digest in services.digests():
                 assert "sha256:" + hashlib.sha256(services.read(digest)).hexdigest() == digest
-            for name in sorted(self.snapshots, key=lambda name: int(name.split("-")[1]))[-12:]:
+            for name in sorted(self.snapshots, key=number_of)[-12:]:
                 assert services.files(name) == self.snapshots[name], f"{name} is damaged"
+            there = services.digests() | services.names() | services.kept()
+            assert not self.forgotten & there, "what was removed is there again"
+
+    def forget(self, daemon: Daemon, keep: int) -> None:
+        """Remove all but the newest, so that the disk holds whatever a fast machine makes in all rounds."""
+        last = self.number - keep
+        with daemon.services() as services:
+            mine = re.compile(r"(image|layer|extract)-\d+")
+            for name in {name for name in services.names() if mine.fullmatch(name) and number_of(name) <= last}:
+                services.remove_image(name)
+                self.images.discard(name)
+                self.forgotten.add(name)
+            for name in {name for name in services.kept() if mine.fullmatch(name) and number_of(name) <= last}:
+                services.remove_snapshot(name)
+                self.snapshots.pop(name, None)
+                self.forgotten.add(name)
+            for number in [number for number in self.digests if number <= last]:
+                digest = self.digests.pop(number)
+                if digest in services.digests():
+                    services.remove_blob(digest)
+                    self.forgotten.add(digest)
+                self.blobs.discard(digest)
+
+
+def number_of(name: str) -> int:
+    """Of "layer-12": 12."""
+    return int(name.rpartition("-")[2])
 
 
 def no_garbage(daemon: Daemon) -> None:
-    """No blob's file without a record, once the collection has run."""
+    """No blob's file and no snapshot's folder without a record, once the collection has run."""
     daemon("leases", "create", "--id", "last")
     daemon("leases", "rm", "--sync", "last")
 
     def clean() -> bool:
         with daemon.services() as services:
             blobs = {f"sha256:{name}" for name in os.listdir(daemon.root / "content/blobs/sha256")}
-            return blobs == services.digests()
+            folders = os.listdir(daemon.root / "snapshots/overlayfs")
+            return blobs == services.digests() and len(folders) == len(services.kept())
 
     peers.wait_until(clean, "files without a record to be gone", 20)
 
@@ -305,7 +350,7 @@ def test_power_cuts(rounds: Callable[[int], int], tmp_path: Path) -> None:
     """In the middle of what a client's pull does, and of pulls by the daemon itself."""
     count = rounds(50)
     work = Work()
-    with peers.registry() as registry, disk(600) as place:
+    with peers.registry() as registry, disk(2000) as place:
         daemon = Daemon(place.point / "root")
         pulls = Pulls(daemon, registry.address, 6)
         pulls.fill(tmp_path)
@@ -328,13 +373,14 @@ def test_power_cuts(rounds: Callable[[int], int], tmp_path: Path) -> None:
                 daemon.launch()
                 work.verify(daemon)
                 pulls.verify()
+                work.forget(daemon, 24)
                 no_garbage(daemon)
         finally:
             daemon.stop()
             daemon.remove()
     print(
         f"{count} power cuts: {len(work.blobs)} blobs, {len(work.images)} images, {len(work.snapshots)} snapshots "
-        f"kept; {pulls.acknowledged} images pulled, {pulls.cut_off} pulls or removals cut off"
+        f"kept, {len(work.forgotten)} removed; {pulls.acknowledged} images pulled, {pulls.cut_off} pulls or removals cut off"
     )
     assert pulls.cut_off
 
