@@ -11,6 +11,11 @@
 
 Results are in build/test/: STAGE.xml (junit), STAGE.log. Every stage that fails makes the end fail, and so
 does one that did not come to its summary.
+
+The tests in the labs kill daemons and cut power at random moments. When all but a few tests of a lab passed, those
+few are run twice more, each time in a fresh lab. If one fails again it has failed; if not it is called flaky,
+named in the last lines, and its first failure, which is in the output above and in STAGE.first.log, is there to be
+looked into: it is a defect of the test or of what it tests, but one that must not hold up everything else.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import build, namespace, rootfs, validation, vm
@@ -38,6 +43,9 @@ STAGES = ("lint", "unit", "deb", "lab", "ns", "bookworm", "vm")
 
 # The smaller set for Debian 12: the packages, and the whole way of a container.
 BOOKWORM = ("tests/system/test_packages.py", "tests/system/test_whole_picture.py")
+RERUN = ("lab", "ns", "bookworm", "vm")
+RERUN_TIMES = 2
+RERUN_AT_MOST = 3  # more failures than these are not bad luck
 LIMIT = {"unit": 600, "lab": 900, "ns": 2400, "bookworm": 600, "vm": 1800}
 
 
@@ -51,6 +59,8 @@ class Result:
     skipped: int = 0
     seconds: float = 0
     error: str = ""
+    failures: list[str] = field(default_factory=list)
+    flaky: list[str] = field(default_factory=list)
 
 
 def say(text: str) -> None:
@@ -100,6 +110,13 @@ def count(result: Result, junit: Path, status: int) -> Result:
         result.failed += 1
         result.error = f"no results (exit status {status})"
         return result
+    failures = [
+        f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+        for suite in suites
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    result.failures = list(dict.fromkeys(failures))
     for suite in suites:
         failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
         skipped = int(suite.get("skipped", 0))
@@ -182,7 +199,7 @@ def lab(quiet: bool, extra: list[str]) -> Result:
         "no:cacheprovider",
         f"--junitxml={junit}",
         "--durations=5",
-        "tests/lab",
+        *(extra or ["tests/lab"]),
     ]
     return count(Result("lab"), junit, call(command, RESULTS / "lab.log", LIMIT["lab"], quiet))
 
@@ -288,8 +305,28 @@ def run(stage: str, quiet: bool, extra: list[str]) -> Result:
         result = RUN[stage](quiet, extra)
     except Exception as error:
         result = Result(stage, failed=1, error=repr(error))
+    if stage in RERUN and not extra and 0 < len(result.failures) <= RERUN_AT_MOST and not result.error:
+        again(result, quiet)
     result.seconds = time.monotonic() - began
     return result
+
+
+def again(result: Result, quiet: bool) -> None:
+    """Run the failures of a stage again; if all of them pass each time, they are flaky, no longer failed."""
+    log = RESULTS / f"{result.stage}.log"
+    log.replace(log.with_suffix(".first.log"))
+    for _ in range(RERUN_TIMES):
+        say(f"{result.stage}: once more {' '.join(result.failures)}")
+        try:
+            more = RUN[result.stage](quiet, result.failures)
+        except Exception as error:
+            print(f"{result.stage}: {error!r}", flush=True)
+            return
+        if more.failed or more.error or more.passed != len(result.failures):
+            return
+    result.flaky, result.failures = result.failures, []
+    result.passed += len(result.flaky)
+    result.failed = 0
 
 
 def main() -> int:
@@ -322,9 +359,14 @@ def main() -> int:
     for result in results:
         line = f"{result.stage:9} {result.passed} passed, {result.failed} failed, {result.skipped} skipped"
         print(f"{line} in {result.seconds:.0f} s{'  ' + result.error if result.error else ''}")
+    for result in results:
+        for test in result.flaky:
+            where = f"build/test/{result.stage}.first.log"
+            print(f"FLAKY in {result.stage}: {test} failed, then passed {RERUN_TIMES} times ({where})")
     print(f"total time {time.monotonic() - began:.0f} s")
     passed, failed, skipped = (sum(getattr(each, kind) for each in results) for kind in ("passed", "failed", "skipped"))
-    print(f"{passed} passed, {failed} failed, {skipped} skipped")
+    flaky = sum(len(each.flaky) for each in results)
+    print(f"{passed} passed, {failed} failed, {skipped} skipped{f', {flaky} of the passed flaky' if flaky else ''}")
     return 1 if failed or not passed or len(results) < len(wanted) else 0
 
 
