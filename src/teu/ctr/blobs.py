@@ -77,6 +77,41 @@ def write(
             set_labels(client, digest, labels)
 
 
+def write_unknown(client: Client, reference: str, pieces: Iterable[bytes], labels: dict[str, str]) -> tuple[str, int]:
+    """Store a blob whose digest and size only its end tells: (digest, size). What an earlier try has left under the
+    reference is begun again."""
+    from teu.oci import digest as digests
+
+    digester, size = digests.Digester(), 0
+    try:
+        client.content.Abort(content_pb2.AbortRequest(ref=reference))
+    except NotFound:
+        pass
+
+    def requests() -> Iterator[Any]:
+        nonlocal size
+        for piece in pieces:
+            for start in range(0, len(piece), CHUNK):
+                data = bytes(piece[start : start + CHUNK])
+                digester.update(data)
+                yield content_pb2.WriteContentRequest(
+                    action=content_pb2.WriteAction.WRITE, ref=reference, offset=size, data=data
+                )
+                size += len(data)
+        yield content_pb2.WriteContentRequest(
+            action=content_pb2.WriteAction.COMMIT, ref=reference, total=size, expected=digester.digest(), offset=size,
+            labels=labels,
+        )  # fmt: skip
+
+    try:
+        with errors():
+            for _ in client.content.Write(requests()):
+                pass
+    except AlreadyExists:
+        pass
+    return digester.digest(), size
+
+
 def store(client: Client, data: bytes, labels: dict[str, str] | None = None) -> str:
     """A small blob from memory; returns its digest."""
     from teu.oci import digest as digests
@@ -146,11 +181,20 @@ def reference_labels(descriptor: Json, below: list[Json]) -> dict[str, str]:
     return labels
 
 
+def parse_platform(text: str) -> image_spec.Platform:
+    """`OS/ARCH[/VARIANT]`, as the user gave it."""
+    try:
+        return image_spec.parse_platform(text)
+    except image_spec.SpecError:
+        told = f'"{text}": cannot parse platform specifier'
+        raise CommandError(f'invalid platform "{text}": {told}: invalid argument') from None
+
+
 def manifests(client: Client, target: Json, platform: str = "") -> list[tuple[Json, Json]]:
     """The manifests of an image that fit the platform (default: this machine's), best first, each with its document.
     Raises NotFound where none is at hand."""
     if target["mediaType"] in image_spec.INDEXES:
-        wanted = image_spec.parse_platform(platform) if platform else image_spec.host_platform()
+        wanted = parse_platform(platform) if platform else image_spec.host_platform()
         offered = image_spec.choose(document(client, target).get("manifests") or [], wanted)
         found = [
             pair

@@ -20,6 +20,7 @@ from teu.api.services.images.v1 import images_pb2, images_pb2_grpc
 from teu.api.services.introspection.v1 import introspection_pb2, introspection_pb2_grpc
 from teu.api.services.leases.v1 import leases_pb2, leases_pb2_grpc
 from teu.api.services.namespaces.v1 import namespace_pb2, namespace_pb2_grpc
+from teu.api.services.sandbox.v1 import sandbox_pb2_grpc
 from teu.api.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
 from teu.api.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
 from teu.api.services.version.v1 import version_pb2, version_pb2_grpc
@@ -113,6 +114,8 @@ class Client:
         self.introspection = Stub(introspection_pb2_grpc.IntrospectionStub(self.channel), self)
         self.leases = Stub(leases_pb2_grpc.LeasesStub(self.channel), self)
         self.namespaces = Stub(namespace_pb2_grpc.NamespacesStub(self.channel), self)
+        self.sandbox_controller = Stub(sandbox_pb2_grpc.ControllerStub(self.channel), self)
+        self.sandboxes = Stub(sandbox_pb2_grpc.StoreStub(self.channel), self)
         self.snapshots = Stub(snapshots_pb2_grpc.SnapshotsStub(self.channel), self)
         self.tasks = Stub(tasks_pb2_grpc.TasksStub(self.channel), self)
         self.version = Stub(version_pb2_grpc.VersionStub(self.channel), self)

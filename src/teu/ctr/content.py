@@ -125,10 +125,8 @@ def edit(ctr: Ctr, options: Options, operands: list[str]) -> None:
             ctr.print(blobs.store(ctr.client, result.read()))
 
 
-def prune(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    """`content prune references`: drop the labels by which manifests keep their layers, which snapshots hold."""
-    if operands[:1] != ["references"]:
-        raise CommandError("say what to prune: `content prune references`")
+def prune_references(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    """Drop the labels by which manifests keep their layers, which snapshots hold."""
     for info in all_blobs(ctr, []):
         layers = [key for key in info.labels if key.startswith("containerd.io/gc.ref.content.l.")]
         for key in layers:
@@ -156,8 +154,8 @@ expected-digest  string  The blob must have this digest
         active,
         "[flags] [<regexp>]",
         """
-timeout,t  duration  Accepted for ctr's sake
-root       string    Accepted for ctr's sake
+timeout,t  duration  Accepted for ctr's sake [$CONTAINERD_FETCH_TIMEOUT]
+root       string=/tmp/content  Accepted for ctr's sake
 """,
     ),
     "content edit": Command(
@@ -168,9 +166,9 @@ validate  string  Accepted for ctr's sake
 editor    string  The editor to use [$EDITOR]
 """,
     ),
-    "content prune": Command(
-        prune,
-        "[flags] references",
+    "content prune references": Command(
+        prune_references,
+        "[flags]",
         """
 async  bool  Leave the clean-up to the daemon's own time
 dry    bool  Only show what would be done

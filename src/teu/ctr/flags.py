@@ -19,6 +19,7 @@ class Usage(Exception):
 
 class Flag:
     def __init__(self, line: str) -> None:
+        self.line = line
         parts = line.split(None, 2)
         self.name, _, self.short = parts[0].partition(",")
         self.kind, _, self.default = parts[1].partition("=")
@@ -26,6 +27,11 @@ class Flag:
         self.variable = ""
         if "$" in self.text:
             self.variable = self.text.partition("$")[2].split()[0].rstrip(")].,")
+
+    @property
+    def dashed(self) -> str:
+        """As it is written: `--name`, or `-n` where it has only a letter."""
+        return ("--" if len(self.name) > 1 else "-") + self.name
 
     def convert(self, text: str) -> Any:
         try:
@@ -123,3 +129,18 @@ def labels(words: list[str]) -> dict[str, str]:
         key, equals, value = word.partition("=")
         result[key] = value if equals else "true"
     return result
+
+
+# Of commands that speak to a registry, or that have ctr's options for one.
+REGISTRY = """
+skip-verify,k  bool    Do not check certificates
+plain-http     bool    Speak plain HTTP
+user,u         string  USER[:PASSWORD] for the registry
+refresh        string  Refresh token for the registry
+hosts-dir      string  Folder with the certificates of registries
+tlscacert      string  Accepted for ctr's sake: use --hosts-dir
+tlscert        string  Accepted for ctr's sake: use --hosts-dir
+tlskey         string  Accepted for ctr's sake: use --hosts-dir
+http-dump      bool    Accepted for ctr's sake
+http-trace     bool    Accepted for ctr's sake
+"""

@@ -13,7 +13,7 @@ from teu.ctr import blobs
 from teu.ctr.client import Client, snapshots_pb2
 from teu.ctr.client import images_pb2 as pb
 from teu.ctr.errors import AlreadyExists, CommandError, NotFound
-from teu.ctr.flags import Options
+from teu.ctr.flags import REGISTRY, Options
 from teu.ctr.main import SNAPSHOTTER, Command, Ctr, need
 from teu.ctr.output import binary, label_text, log, table
 from teu.oci import image_spec
@@ -236,6 +236,12 @@ def unmount(ctr: Ctr, options: Options, operands: list[str]) -> None:
     ctr.print(target)
 
 
+# ctr's mount and unmount have a registry's options, with which they do nothing.
+UNUSED_REGISTRY = "".join(
+    f"{line.split(None, 2)[0]} {line.split(None, 2)[1]} Accepted for ctr's sake\n"
+    for line in REGISTRY.splitlines()
+    if line
+)
 COMMANDS = {
     "images list": Command(list_images, "[flags] [<filter>, ...]", "quiet,q bool Print only the names"),
     "images check": Command(
@@ -258,11 +264,22 @@ local  bool  Accepted for ctr's sake
     "images mount": Command(
         mount,
         "[flags] <ref> <target>",
-        SNAPSHOTTER_FLAG
+        UNUSED_REGISTRY
+        + SNAPSHOTTER_FLAG
         + """
-rw        bool    Writable
-platform  string  Platform, OS/ARCH[/VARIANT]
+label     strings  Accepted for ctr's sake
+rw        bool     Writable
+platform  string   Platform, OS/ARCH[/VARIANT]
 """,
     ),
-    "images unmount": Command(unmount, "[flags] <target>", SNAPSHOTTER_FLAG + "rm bool Remove the snapshot too"),
+    "images unmount": Command(
+        unmount,
+        "[flags] <target>",
+        UNUSED_REGISTRY
+        + SNAPSHOTTER_FLAG
+        + """
+label     strings  Accepted for ctr's sake
+rm        bool     Remove the snapshot too
+""",
+    ),
 }

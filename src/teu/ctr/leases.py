@@ -66,7 +66,7 @@ COMMANDS = {
         "[flags] <label>=<value> ...",
         """
 id         string           Name of the lease
-expires,x  duration=24h     When it ends; 0 for never
+expires,x  duration=24h0m0s   When it ends; 0 for never
 """,
     ),
     "leases delete": Command(delete, "[flags] <lease id> ...", "sync bool Wait until what it held is removed"),

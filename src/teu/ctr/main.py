@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from teu.ctr.errors import CommandError
-from teu.ctr.flags import Options, Usage, parse, parse_table
+from teu.ctr.flags import Flag, Options, Usage, parse, parse_table
 
 if TYPE_CHECKING:
     from teu.ctr.client import Client
@@ -35,14 +35,24 @@ GROUPS = {
     "plugins": (("plugin",), "What the daemon is made of"),
     "containers": (("c", "container"), "Manage containers"),
     "content": ((), "Manage blobs"),
+    "content prune": ((), "Drop what keeps blobs"),
     "images": (("image", "i"), "Manage images"),
     "leases": ((), "Manage leases"),
     "namespaces": (("namespace", "ns"), "Manage namespaces"),
     "snapshots": (("snapshot",), "Manage snapshots"),
     "tasks": (("t", "task"), "Manage tasks"),
+    "pprof": ((), "Profiles of a daemon written in Go, by its debug socket"),
     "oci": ((), "OCI tools"),
+    "sandboxes": (("sandbox", "sb", "s"), "Manage sandboxes"),
     "shim": ((), "Talk to a shim directly"),
     "deprecations": ((), "What the daemon calls deprecated"),
+}
+
+# What all commands of a group have: given after the group's name, or among the command's own options.
+GROUP_FLAGS = {
+    "snapshots": f"snapshotter string={SNAPSHOTTER} Snapshotter [$CONTAINERD_SNAPSHOTTER]",
+    "shim": "id string ID of the container",
+    "pprof": "debug-socket,d string=/run/containerd/debug.sock The daemon's debug socket",
 }
 
 # Full name: (module, aliases of its last word, summary). The module's COMMANDS has the rest.
@@ -51,6 +61,7 @@ COMMANDS = {
     "info": ("about", (), "Print what the daemon says of itself"),
     "events": ("events", ("event",), "Print events as they happen"),
     "run": ("run", (), "Run a container"),
+    "install": ("install", (), "Install the programs that an image carries on this host"),
     "plugins list": ("about", ("ls",), "List plugins"),
     "deprecations list": ("about", ("ls",), "List warnings of deprecation"),
     "oci spec": ("about", (), "Print the default OCI specification"),
@@ -59,6 +70,7 @@ COMMANDS = {
     "namespaces remove": ("namespaces", ("rm",), "Remove empty namespaces"),
     "namespaces label": ("namespaces", (), "Set or clear labels"),
     "images check": ("images", (), "Check that the content of images is at hand"),
+    "images convert": ("convert", (), "Make another form of an image"),
     "images delete": ("images", ("del", "remove", "rm"), "Remove images"),
     "images export": ("transfer", (), "Write images to an archive"),
     "images import": ("transfer", (), "Read images from an archive"),
@@ -82,7 +94,7 @@ COMMANDS = {
     "content label": ("content", (), "Set or clear labels"),
     "content list": ("content", ("ls",), "List blobs"),
     "content push-object": ("transfer", (), "Upload a blob or a manifest"),
-    "content prune": ("content", (), "Drop labels that keep layers: `references`"),
+    "content prune references": ("content", (), "Drop the labels by which manifests keep their layers"),
     "snapshots commit": ("snapshots", (), "Commit an active snapshot"),
     "snapshots diff": ("snapshots", (), "Print the difference of two snapshots as a layer"),
     "snapshots info": ("snapshots", (), "Print what is known of a snapshot"),
@@ -98,13 +110,15 @@ COMMANDS = {
     "leases create": ("leases", (), "Create a lease"),
     "leases delete": ("leases", ("del", "remove", "rm"), "Delete leases"),
     "leases list": ("leases", ("ls",), "List leases"),
+    "containers checkpoint": ("checkpoint", (), "Save a container as an image"),
     "containers create": ("run", (), "Create a container"),
     "containers delete": ("containers", ("del", "remove", "rm"), "Delete containers"),
     "containers info": ("containers", (), "Print what is known of a container"),
     "containers label": ("containers", (), "Set or clear labels"),
     "containers list": ("containers", ("ls",), "List containers"),
+    "containers restore": ("checkpoint", (), "Make a container of a saved one"),
     "tasks attach": ("tasks", (), "Attach to the input and output of a container"),
-    "tasks checkpoint": ("tasks", (), "Checkpoint a container"),
+    "tasks checkpoint": ("checkpoint", (), "Save a running container as an image"),
     "tasks delete": ("tasks", ("del", "remove", "rm"), "Delete tasks"),
     "tasks exec": ("tasks", (), "Run a further process in a container"),
     "tasks kill": ("tasks", (), "Send a signal to a container"),
@@ -114,6 +128,15 @@ COMMANDS = {
     "tasks ps": ("tasks", (), "List the processes of a container"),
     "tasks resume": ("tasks", (), "Thaw a container"),
     "tasks start": ("tasks", (), "Start a container that exists"),
+    "pprof block": ("pprof", (), "Where goroutines wait"),
+    "pprof goroutines": ("pprof", (), "The stacks of all goroutines"),
+    "pprof heap": ("pprof", (), "What the memory is used for"),
+    "pprof profile": ("pprof", (), "Where the time goes"),
+    "pprof threadcreate": ("pprof", (), "What made the threads"),
+    "pprof trace": ("pprof", (), "A trace of what happens"),
+    "sandboxes run": ("sandboxes", ("create", "c", "r"), "Run a sandbox"),
+    "sandboxes list": ("sandboxes", ("ls",), "List sandboxes"),
+    "sandboxes remove": ("sandboxes", ("rm",), "Remove sandboxes"),
     "shim delete": ("shim", (), "Delete the task"),
     "shim exec": ("shim", (), "Run a further process"),
     "shim start": ("shim", (), "Start the task"),
@@ -155,36 +178,39 @@ class Ctr:
         sys.stdout.write(text + "\n")
 
 
-def find(words: list[str]) -> tuple[str, int]:
-    """(full name, words used); the name of a group alone means its help."""
-    first = next((name for name, (aliases, _) in GROUPS.items() if words[0] == name or words[0] in aliases), "")
-    if first:
-        if len(words) < 2 or words[1].startswith("-") or words[1] in ("help", "h"):
-            return first, 1
-        for name, (_, aliases, _) in COMMANDS.items():
-            group, _, verb = name.partition(" ")
-            if group == first and (words[1] == verb or words[1] in aliases):
-                return name, 2
-        raise CommandError(f"No help topic for '{words[1]}'", 3)
-    for name, (_, aliases, _) in COMMANDS.items():
-        if " " not in name and (words[0] == name or words[0] in aliases):
-            return name, 1
-    raise CommandError(f"No help topic for '{words[0]}'", 3)
-
-
-def group_options_last(words: list[str]) -> list[str]:
-    """`snapshots --snapshotter X ls` as `snapshots ls --snapshotter X`: the options of a group are its commands'."""
-    if words[0] not in ("snapshots", "snapshot", "shim") or len(words) < 3 or not words[1].startswith("--"):
-        return words
-    taken = 1 if "=" in words[1] else 2
-    if words[1] == "--help" or len(words) < 2 + taken:
-        return words
-    return [words[0], words[1 + taken], *words[1 : 1 + taken], *words[2 + taken :]]
+def find(words: list[str]) -> tuple[str, list[str], Options]:
+    """(full name, the words after it, options of its group); the name of a group alone means its help.
+    Raises CommandError for an unknown word and Usage for a wrong option of a group."""
+    full, given = "", Options()
+    while True:
+        word, *rest = words
+        for name, (aliases, *_) in [*GROUPS.items(), *((name, entry[1:2]) for name, entry in COMMANDS.items())]:
+            group, _, last = name.rpartition(" ")
+            if group == full and (word == last or word in aliases):
+                break
+        else:
+            raise CommandError(f"No help topic for '{word}'", 3)
+        if name in COMMANDS:
+            return name, rest, given
+        full = name
+        table = GROUP_FLAGS.get(full, "")
+        found, words = parse(parse_table(table), rest)
+        given.update(found)
+        given.changed |= found.changed
+        if not words or words[0] in ("help", "h") or found["help"]:
+            return full, words, given
 
 
 def load(name: str) -> Command:
     command: Command = import_module("teu.ctr." + COMMANDS[name][0]).COMMANDS[name]
     return command
+
+
+def all_flags(name: str, command: Command) -> list[Flag]:
+    """Of a command and of the group that it is in."""
+    own = parse_table(command.table)
+    names = {flag.name for flag in own}
+    return own + [flag for flag in parse_table(GROUP_FLAGS.get(name.partition(" ")[0], "")) if flag.name not in names]
 
 
 def options_text(table: str) -> str:
@@ -193,7 +219,7 @@ def options_text(table: str) -> str:
     left = []
     for flag in flags:
         value = "" if flag.kind == "bool" else " value"
-        left.append(f"--{flag.name}{value}" + (f", -{flag.short}{value}" if flag.short else ""))
+        left.append(flag.dashed + value + (f", -{flag.short}{value}" if flag.short else ""))
     width = max(map(len, [*left, "--help, -h"])) + 2
     for start, flag in zip(left, flags):
         default = f" (default: {flag.default})" if flag.default else ""
@@ -202,18 +228,22 @@ def options_text(table: str) -> str:
     return "\n".join(lines)
 
 
+def last_word(full: str) -> str:
+    return full.rpartition(" ")[2]
+
+
 def help_text(name: str) -> str:
     if not name:
-        rows = [(", ".join((group, *aliases)), text) for group, (aliases, text) in GROUPS.items()]
+        rows = [(", ".join((group, *entry[0])), entry[1]) for group, entry in GROUPS.items() if " " not in group]
         rows += [(", ".join((full, *entry[1])), entry[2]) for full, entry in COMMANDS.items() if " " not in full]
         usage, table, summary = f"{PROGRAM} [global options] command [command options] [arguments...]", GLOBAL_FLAGS, ""
     elif name in GROUPS:
-        rows = [
-            (", ".join((full.partition(" ")[2], *entry[1])), entry[2])
-            for full, entry in COMMANDS.items()
-            if full.startswith(name + " ")
-        ]
-        usage, table, summary = f"{PROGRAM} {name} command [command options] [arguments...]", "", GROUPS[name][1]
+        rows = [(", ".join((last_word(full), *entry[1])), entry[2]) for full, entry in COMMANDS.items()
+                if full.rpartition(" ")[0] == name]  # fmt: skip
+        rows += [(", ".join((last_word(full), *entry[0])), entry[1]) for full, entry in GROUPS.items()
+                 if full.rpartition(" ")[0] == name]  # fmt: skip
+        usage, table = f"{PROGRAM} {name} command [command options] [arguments...]", GROUP_FLAGS.get(name, "")
+        summary = GROUPS[name][1]
     else:
         command = load(name)
         rows = []
@@ -232,16 +262,16 @@ def complete(words: list[str]) -> int:
     try:
         _, rest = parse(parse_table(GLOBAL_FLAGS), before)
         if not rest:
-            names = [*GROUPS, *(name for name in COMMANDS if " " not in name)]
+            names = [name for name in [*GROUPS, *COMMANDS] if " " not in name]
             table = GLOBAL_FLAGS
         else:
-            full, _ = find(rest)
-            names = [name.partition(" ")[2] for name in COMMANDS if name.startswith(full + " ")]
-            table = "" if full in GROUPS else load(full).table
+            full, *_ = find(rest)
+            names = [last_word(name) for name in [*COMMANDS, *GROUPS] if name.rpartition(" ")[0] == full]
+            table = GROUP_FLAGS.get(full, "") if full in GROUPS else load(full).table
     except (CommandError, Usage):
         return 0
     if current.startswith("-"):
-        names = [f"--{flag.name}" for flag in parse_table(table)]
+        names = [flag.dashed for flag in parse_table(table)]
     for name in sorted(names):
         if name.startswith(current):
             sys.stdout.write(name + "\n")
@@ -264,19 +294,22 @@ def dispatch(argv: list[str]) -> int:
         if not words or options["help"]:
             sys.stdout.write(help_text("") + "\n")
             return 0
-        words = group_options_last(words)
-        name, used = find(words)
+        name, words, above = find(words)
         if name in GROUPS:
             sys.stdout.write(help_text(name) + "\n")
             return 0
         command = load(name)
-        given, operands = parse(parse_table(command.table), words[used:])
+        given, operands = parse(all_flags(name, command), words)
         if given["help"]:
             sys.stdout.write(help_text(name) + "\n")
             return 0
     except Usage as error:
         sys.stdout.write(f"Incorrect Usage: {error}\n\n{help_text(name)}\n\n")
         raise CommandError(str(error)) from None
+    for option in above.changed - given.changed:
+        given[option] = above[option]
+    if given.get("snapshotter") == "":
+        given["snapshotter"] = SNAPSHOTTER  # an empty name stands for the default one
     return command.function(Ctr(options), given, operands) or 0
 
 

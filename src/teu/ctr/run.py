@@ -131,14 +131,19 @@ def create(ctr: Ctr, options: Options, operands: list[str]) -> None:
     make(ctr, options, operands)
 
 
-def create_task(ctr: Ctr, options: Options, identity: str) -> tuple[Conversation, int]:
-    """Create the task of a container: its conversation (with FIFOs where wanted) and its process ID."""
+def create_task(
+    ctr: Ctr, options: Options, identity: str, memory: blobs.Json | None = None
+) -> tuple[Conversation, int]:
+    """Create the task of a container: its conversation (with FIFOs where wanted) and its process ID. With the `memory`
+    of a checkpoint the task goes on from there when it is started."""
     client = ctr.client
     container = containers.get(client, identity)
     terminal = bool(json.loads(container.spec.value).get("process", {}).get("terminal"))
     if terminal and options["null-io"]:
         raise CommandError("tty and null-io cannot be used together")
     request = tasks_pb2.CreateTaskRequest(container_id=identity, terminal=terminal)
+    if memory is not None:
+        request.checkpoint.CopyFrom(blobs.as_message(memory))
     if container.snapshot_key:
         request.rootfs.extend(
             client.snapshots.Mounts(
@@ -221,6 +226,8 @@ IO_FLAGS = """
 null-io   bool    No input and output
 log-uri   string  Where the output goes, as file:///path or binary:///program
 fifo-dir  string  Folder for the FIFOs of input and output
+"""
+TASK_FLAGS = """
 pid-file  string  Write the process ID to this file
 no-pivot  bool    Do not use pivot_root
 """
@@ -238,7 +245,10 @@ runc-systemd-cgroup  bool  Let the OCI runtime ask systemd for the cgroup
 remap-labels bool     Tell the snapshotter of the mappings, by labels
 sandbox      string   Create it in this sandbox
 rootfs       bool     The first operand is a folder, not an image
+blockio-config-file  string  Accepted for ctr's sake
+blockio-class        string  Accepted for ctr's sake
 """
+    + TASK_FLAGS
 )
 RUN_FLAGS = (
     CREATE_FLAGS
@@ -247,8 +257,6 @@ RUN_FLAGS = (
 rm           bool     Remove the container when it has ended
 detach,d     bool     Do not wait for it
 cni          bool     Not supported
-blockio-config-file  string  Accepted for ctr's sake
-blockio-class        string  Accepted for ctr's sake
 """
 )
 COMMANDS = {

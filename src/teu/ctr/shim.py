@@ -145,16 +145,14 @@ def execute(ctr: Ctr, options: Options, operands: list[str]) -> int:
     return status
 
 
-ID = "id string ID of the container\n"
 COMMANDS = {
-    "shim state": Command(state, "", ID),
-    "shim start": Command(start, "", ID),
-    "shim delete": Command(delete, "", ID),
+    "shim state": Command(state, ""),
+    "shim start": Command(start, ""),
+    "shim delete": Command(delete, ""),
     "shim exec": Command(
         execute,
         "[flags] EXEC_ID [CMD] [ARG...]",
-        ID
-        + """
+        """
 stdin     string   FIFO for its input
 stdout    string   FIFO for its output
 stderr    string   FIFO for its errors

@@ -10,15 +10,14 @@ from typing import Any
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from teu.ctr import blobs
-from teu.ctr.client import content_pb2, diff_pb2, errors, rfc3339
+from teu.ctr.client import Client, content_pb2, diff_pb2, errors, rfc3339
 from teu.ctr.client import snapshots_pb2 as pb
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options, labels
-from teu.ctr.main import SNAPSHOTTER, Command, Ctr, need
+from teu.ctr.main import GROUP_FLAGS, Command, Ctr, need
 from teu.ctr.output import binary, label_text, show_json, table
 
 KINDS = {pb.Kind.UNKNOWN: "Unknown", pb.Kind.VIEW: "View", pb.Kind.ACTIVE: "Active", pb.Kind.COMMITTED: "Committed"}
-FLAG = f"snapshotter string={SNAPSHOTTER} Snapshotter [$CONTAINERD_SNAPSHOTTER]\n"
 
 
 def all_snapshots(ctr: Ctr, options: Options) -> list[Any]:
@@ -141,10 +140,9 @@ def usage(ctr: Ctr, options: Options, operands: list[str]) -> None:
     table([("KEY", "SIZE", "INODES"), *rows])
 
 
-def diff(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    """The difference of two snapshots; of one, to its parent."""
-    client, snapshotter = ctr.client, options["snapshotter"]
-    first = need(operands, "id")[0]
+def compare(client: Client, snapshotter: str, keys: list[str], request: Any) -> Any:
+    """Let the daemon make a layer of the difference of two snapshots, or of one to its parent; `request` says how. The
+    layer's descriptor."""
     made: list[str] = []
 
     def layers(key: str) -> Any:
@@ -157,24 +155,31 @@ def diff(ctr: Ctr, options: Options, operands: list[str]) -> None:
         made.append(name)
         return client.snapshots.View(pb.ViewSnapshotRequest(snapshotter=snapshotter, key=name, parent=key)).mounts
 
+    first = keys[0]
+    try:
+        if len(keys) > 1:
+            lower, upper = layers(first), layers(keys[1])
+        else:
+            stat = client.snapshots.Stat(pb.StatSnapshotRequest(snapshotter=snapshotter, key=first)).info
+            lower, upper = layers(stat.parent), layers(first)
+        request.left.extend(lower)
+        request.right.extend(upper)
+        return client.diff.Diff(request).diff
+    finally:
+        for name in made:
+            client.snapshots.Remove(pb.RemoveSnapshotRequest(snapshotter=snapshotter, key=name))
+
+
+def diff(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    """The difference of two snapshots; of one, to its parent."""
+    client = ctr.client
+    need(operands, "id")
+    kept = labels(options["label"])
+    if options["keep"]:
+        kept["containerd.io/gc.root"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    request = diff_pb2.DiffRequest(media_type=options["media-type"], ref=options["ref"], labels=kept)
     with client.leased():
-        try:
-            if len(operands) > 1:
-                lower, upper = layers(first), layers(operands[1])
-            else:
-                stat = client.snapshots.Stat(pb.StatSnapshotRequest(snapshotter=snapshotter, key=first)).info
-                lower, upper = layers(stat.parent), layers(first)
-            kept = labels(options["label"])
-            if options["keep"]:
-                kept["containerd.io/gc.root"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            found = client.diff.Diff(
-                diff_pb2.DiffRequest(
-                    left=lower, right=upper, media_type=options["media-type"], ref=options["ref"], labels=kept
-                )
-            ).diff
-        finally:
-            for name in made:
-                client.snapshots.Remove(pb.RemoveSnapshotRequest(snapshotter=snapshotter, key=name))
+        found = compare(client, options["snapshotter"], operands[:2], request)
         for data in blobs.read(client, found.digest):
             sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -204,26 +209,25 @@ target,t  string  Print the mount commands for this target
 mounts    bool    Print the mounts as JSON
 """
 COMMANDS = {
-    "snapshots list": Command(list_snapshots, "", FLAG),
-    "snapshots tree": Command(tree, "", FLAG),
-    "snapshots info": Command(info, "<key>", FLAG),
-    "snapshots prepare": Command(prepare, "[flags] <key> [<parent>]", FLAG + PREPARE),
-    "snapshots view": Command(view, "[flags] <key> [<parent>]", FLAG + PREPARE),
-    "snapshots mounts": Command(mounts, "<target> <key>", FLAG),
-    "snapshots commit": Command(commit, "<key> <active>", FLAG),
-    "snapshots delete": Command(delete, "<key> [<key>, ...]", FLAG),
-    "snapshots label": Command(label, "<name> [<label>=<value> ...]", FLAG),
-    "snapshots usage": Command(usage, "[flags] [<key>, ...]", FLAG + "b bool Sizes in bytes"),
+    "snapshots list": Command(list_snapshots, ""),
+    "snapshots tree": Command(tree, ""),
+    "snapshots info": Command(info, "<key>"),
+    "snapshots prepare": Command(prepare, "[flags] <key> [<parent>]", PREPARE),
+    "snapshots view": Command(view, "[flags] <key> [<parent>]", PREPARE),
+    "snapshots mounts": Command(mounts, "<target> <key>"),
+    "snapshots commit": Command(commit, "<key> <active>"),
+    "snapshots delete": Command(delete, "<key> [<key>, ...]"),
+    "snapshots label": Command(label, "<name> [<label>=<value> ...]"),
+    "snapshots usage": Command(usage, "[flags] [<key>, ...]", "b bool Sizes in bytes"),
     "snapshots diff": Command(
         diff,
         "[flags] <idA> [<idB>]",
-        FLAG
-        + """
+        """
 media-type  string=application/vnd.oci.image.layer.v1.tar+gzip  Kind of the layer
 ref         string   Name of the upload
 keep        bool     Keep the blob
 label       strings  Label for the blob, KEY=VALUE
 """,
     ),
-    "snapshots unpack": Command(unpack, "[flags] <digest>", FLAG),
+    "snapshots unpack": Command(unpack, "[flags] <digest>", GROUP_FLAGS["snapshots"]),
 }

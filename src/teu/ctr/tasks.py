@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks: list, start, attach, exec, kill, pause, resume, ps, metrics, delete, checkpoint."""
+"""Tasks: list, start, attach, exec, kill, pause, resume, ps, metrics, delete. (checkpoint: `checkpoint`.)"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from teu.ctr.fifos import Conversation, Fifos
 from teu.ctr.flags import Options
 from teu.ctr.main import Command, Ctr, need
 from teu.ctr.output import log, table
-from teu.ctr.run import IO_FLAGS, create_task, packed
+from teu.ctr.run import IO_FLAGS, TASK_FLAGS, create_task, packed
 from teu.ctr.spec import set_user
 
 STATUS = {0: "UNKNOWN", 1: "CREATED", 2: "RUNNING", 3: "STOPPED", 4: "PAUSED", 5: "PAUSING"}
@@ -258,25 +258,9 @@ def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
         raise CommandError(failure)
 
 
-def checkpoint(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    identity = need(operands, "container id")[0]
-    get_task(ctr.client, identity)
-    found = oci_pb2.CheckpointOptions(
-        exit=options["exit"], image_path=options["image-path"], work_path=options["work-path"]
-    )
-    request = pb.CheckpointTaskRequest(
-        container_id=identity, options=packed("containerd.runc.v1.CheckpointOptions", found.SerializeToString())
-    )
-    answer = ctr.client.tasks.Checkpoint(request)
-    if not options["image-path"]:
-        ctr.print(f"containerd.io/checkpoint/{identity}:{time.strftime('%m-%d-%Y-%H:%M:%S')}")
-        for descriptor in answer.descriptors:
-            ctr.print(f"{descriptor.media_type} {descriptor.digest}")
-
-
 COMMANDS = {
     "tasks list": Command(list_tasks, "[flags]", "quiet,q bool Print only the IDs"),
-    "tasks start": Command(start, "[flags] CONTAINER", IO_FLAGS + "detach,d bool Do not wait for it"),
+    "tasks start": Command(start, "[flags] CONTAINER", IO_FLAGS + TASK_FLAGS + "detach,d bool Do not wait for it"),
     "tasks attach": Command(attach, "CONTAINER"),
     "tasks exec": Command(
         execute,
@@ -310,15 +294,6 @@ all,a     bool    To all processes of the container
         """
 force,f  bool    Kill it first
 exec-id  string  Delete this process
-""",
-    ),
-    "tasks checkpoint": Command(
-        checkpoint,
-        "[flags] CONTAINER",
-        """
-exit        bool    Stop the container afterwards
-image-path  string  Folder for the images
-work-path   string  Folder for work files and logs
 """,
     ),
 }

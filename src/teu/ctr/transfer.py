@@ -8,74 +8,22 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from teu.ctr import blobs
 from teu.ctr.blobs import Json
 from teu.ctr.client import Client, content_pb2
 from teu.ctr.errors import CommandError, NotFound
-from teu.ctr.flags import Options, labels
+from teu.ctr.flags import REGISTRY, Options, labels
 from teu.ctr.main import SNAPSHOTTER, Command, Ctr, need
-from teu.ctr.output import binary
+from teu.ctr.output import span
+from teu.ctr.progress import Progress
 from teu.oci import archive, distribution, image_spec, reference
 
 DOWNLOADS = 3
-WIDTH = 38
-CLEAR_LINE = "\x1b[2K\r"
-
-
-class Status:
-    """The lines of progress: on a terminal drawn again as parts advance, else written once when a part is done."""
-
-    def __init__(self) -> None:
-        self.parts: dict[str, tuple[str, int, int]] = {}
-        self.lock = threading.Lock()
-        self.started = time.monotonic()
-        self.terminal = os.isatty(1)
-        self.drawn = 0
-        self.last = 0.0
-
-    def set(self, name: str, state: str, offset: int = 0, total: int = 0) -> None:
-        with self.lock:
-            before = self.parts.get(name)
-            self.parts[name] = (state, offset, total)
-            if not self.terminal:
-                if state in ("done", "exists", "resolved") and (before is None or before[0] != state):
-                    sys.stdout.write(self.line(name) + "\n")
-                return
-            now = time.monotonic()
-            if now - self.last > 0.1 or (before is not None and before[0] != state):
-                self.last = now
-                self.draw()
-
-    def line(self, name: str) -> str:
-        state, offset, total = self.parts[name]
-        share = min(offset / total, 1.0) if total else 1.0 if state in ("done", "exists", "resolved") else 0.0
-        bar = ("+" * int(share * WIDTH)).ljust(WIDTH, "-")
-        size = f" {binary(offset)}/{binary(total)}" if total and state == "downloading" else ""
-        return f"{name + ':':<84} {state:<14} |{bar}|{size}"
-
-    def draw(self) -> None:
-        text = f"\x1b[{self.drawn}A" if self.drawn else ""
-        for name in self.parts:
-            text += CLEAR_LINE + self.line(name) + "\n"
-        seconds = time.monotonic() - self.started
-        done = sum(offset for _, offset, _ in self.parts.values())
-        text += (
-            CLEAR_LINE + f"elapsed: {seconds:<4.1f}s total: {binary(done)} ({binary(done / max(seconds, 0.001))}/s)\n"
-        )
-        self.drawn = len(self.parts) + 1
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-    def finish(self) -> None:
-        if self.terminal:
-            with self.lock:
-                self.draw()
 
 
 def credentials(options: Options) -> distribution.Credentials | None:
@@ -118,11 +66,16 @@ def part_name(descriptor: Json) -> str:
     return f"{'layer' if image_spec.is_layer(kind) else 'config'}-{descriptor['digest']}"
 
 
+# What to bring: the chosen manifests with all that they name; besides the other manifests and configurations; or
+# manifests and configurations alone.
+Extent = Literal["image", "all-metadata", "metadata"]
+
+
 class Fetcher:
     """Brings an image's parts from a registry into the content store, children before parents are labelled."""
 
     def __init__(
-        self, client: Client, registry: distribution.Registry, parsed: reference.Reference, status: Status, jobs: int
+        self, client: Client, registry: distribution.Registry, parsed: reference.Reference, status: Progress, jobs: int
     ) -> None:
         self.client = client
         self.registry = registry
@@ -134,7 +87,7 @@ class Fetcher:
     def blob(self, descriptor: Json) -> None:
         name, size, digest = part_name(descriptor), descriptor["size"], descriptor["digest"]
         if blobs.exists(self.client, digest):
-            self.status.set(name, "exists", size, size)
+            self.status.set(name, "exists")
             blobs.set_labels(self.client, digest, self.source)
             return
         self.status.set(name, "downloading", 0, size)
@@ -150,29 +103,37 @@ class Fetcher:
 
     def manifest(self, descriptor: Json) -> None:
         """A manifest or index itself, without its children."""
-        if not blobs.exists(self.client, descriptor["digest"]):
+        name = part_name(descriptor)
+        if blobs.exists(self.client, descriptor["digest"]):
+            self.status.set(name, "exists")
+            blobs.set_labels(self.client, descriptor["digest"], self.source)
+        else:
+            self.status.set(name, "waiting")
             _, data = self.registry.manifest(self.repository, descriptor["digest"])
             blobs.write(
-                self.client, part_name(descriptor), len(data), descriptor["digest"], lambda offset: [data[offset:]],
-                self.source,
+                self.client, name, len(data), descriptor["digest"], lambda offset: [data[offset:]], self.source,
             )  # fmt: skip
-        self.status.set(part_name(descriptor), "done", descriptor["size"], descriptor["size"])
+            self.status.set(name, "done", descriptor["size"], descriptor["size"])
 
-    def tree(self, descriptor: Json, wanted: Callable[[list[Json]], list[Json]], metadata_only: bool = False) -> None:
-        """All of an image: `wanted` picks the entries of an index."""
+    def tree(self, descriptor: Json, wanted: Callable[[list[Json]], list[Json]], extent: Extent = "image") -> None:
+        """All of an image: `wanted` picks the entries of an index whose layers are brought too."""
         self.manifest(descriptor)
         if descriptor["mediaType"] in image_spec.INDEXES:
             entries = image_spec.index(blobs.document(self.client, descriptor)).get("manifests") or []
             chosen = wanted(entries)
             if not chosen:
                 raise NotFound("no manifest of the image fits this platform: not found")
-            for entry in chosen:
-                self.tree(image_spec.check_descriptor(entry, "index"), wanted, metadata_only)
+            for entry in entries:
+                if entry in chosen or extent != "image":
+                    below = extent if entry in chosen else "metadata"
+                    self.tree(image_spec.check_descriptor(entry, "index"), wanted, below)
             self.label(descriptor, entries)
             return
         manifest = image_spec.manifest(blobs.document(self.client, descriptor))
-        parts = [manifest["config"], *([] if metadata_only else manifest["layers"])]
+        parts = [manifest["config"], *([] if extent == "metadata" else manifest["layers"])]
         unique = {part["digest"]: part for part in parts}
+        for part in unique.values():
+            self.status.set(part_name(part), "waiting")
         with ThreadPoolExecutor(self.jobs) as pool:
             for result in [pool.submit(self.blob, part) for part in unique.values()]:
                 result.result()
@@ -185,8 +146,8 @@ class Fetcher:
 def platform_choice(options: Options) -> Callable[[list[Json]], list[Json]]:
     if options["all-platforms"]:
         return lambda entries: entries
-    wanted = image_spec.parse_platform(options["platform"]) if options["platform"] else image_spec.host_platform()
-    return lambda entries: image_spec.choose(entries, wanted)[:1]
+    wanted = [blobs.parse_platform(text) for text in options["platform"]] or [image_spec.host_platform()]
+    return lambda entries: [entry for each in wanted for entry in image_spec.choose(entries, each)[:1]]
 
 
 def resolve(registry: distribution.Registry, parsed: reference.Reference, text: str) -> Json:
@@ -201,52 +162,52 @@ def resolve(registry: distribution.Registry, parsed: reference.Reference, text: 
         raise CommandError(f'failed to resolve reference "{text}": {error}') from None
 
 
-def fetch_image(ctr: Ctr, options: Options, text: str, metadata_only: bool = False) -> tuple[Json, Status]:
+def fetch_image(ctr: Ctr, options: Options, text: str, extent: Extent = "image") -> Json:
+    """Bring an image into the content store, showing how far it is; its target."""
     parsed = parse_reference(text)
-    status = Status()
-    with registry_for(options, parsed) as registry:
+    status = Progress()
+    with registry_for(options, parsed) as registry, status.shown(ctr.options["debug"]):
         status.set(text, "resolving")
         target = resolve(registry, parsed, text)
         status.set(text, "resolved")
         fetcher = Fetcher(ctr.client, registry, parsed, status, options.get("max-concurrent-downloads", 0))
         try:
-            fetcher.tree(target, platform_choice(options), metadata_only)
+            fetcher.tree(target, platform_choice(options), extent)
         except (distribution.RegistryError, image_spec.SpecError) as error:
             raise CommandError(f"failed to fetch {text}: {error}") from None
-    status.finish()
-    return target, status
+    return target
 
 
 def pull(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    text = need(operands, "image ref")[0]
+    text = need(operands, "please provide an image reference to pull")[0]
     client = ctr.client
-    started = time.monotonic()
     with client.leased():
-        target, _ = fetch_image(ctr, options, text)
+        target = fetch_image(ctr, options, text, "all-metadata" if options["all-metadata"] else "image")
         blobs.put_image(client, text, target, labels(options["label"]))
-        if options["all-platforms"]:
-            chosen = blobs.manifests(client, target)[:1] if not options["platform"] else []
-        else:
-            chosen = blobs.manifests(client, target, options["platform"])[:1]
-        for descriptor, manifest in chosen:
-            where = options["platform"] or str(image_spec.host_platform())
-            ctr.print(f"unpacking {where} {descriptor['digest']}...")
+        started = time.monotonic()
+        wanted = blobs.platforms(client, target) if options["all-platforms"] else options["platform"]
+        for platform in wanted or [str(image_spec.host_platform())]:
+            ctr.print(f"unpacking {platform} {target['digest']}...")
             sys.stdout.flush()
+            _, manifest = blobs.manifests(client, target, platform)[0]
             chain = blobs.unpack(client, manifest, options["snapshotter"])
             if options["print-chainid"]:
                 ctr.print(f"image chain ID: {chain}")
-    ctr.print(f"done: {(time.monotonic() - started) * 1000:.6f}ms\t")
+    ctr.print(f"done: {span(time.monotonic() - started)}\t")
 
 
 def fetch(ctr: Ctr, options: Options, operands: list[str]) -> None:
     text = need(operands, "image ref")[0]
+    extent: Extent = "all-metadata" if options["all-metadata"] else "image"
+    if options["metadata-only"]:
+        extent = "metadata"
     with ctr.client.leased():
-        target, _ = fetch_image(ctr, options, text, options["metadata-only"])
+        target = fetch_image(ctr, options, text, extent)
         blobs.put_image(ctr.client, text, target, labels(options["label"]))
 
 
 def push(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    text = need(operands, "remote image ref")[0]
+    text = need(operands, "please provide a remote image reference to push")[0]
     local = operands[1] if len(operands) > 1 else text
     client = ctr.client
     if options["manifest"]:
@@ -257,17 +218,16 @@ def push(ctr: Ctr, options: Options, operands: list[str]) -> None:
             target = blobs.as_json(blobs.get_image(client, local).target)
         except NotFound as error:
             raise NotFound(f"unable to resolve image to manifest: {error.text}") from None
-        if options["platform"]:
-            target = blobs.manifests(client, target, options["platform"])[0][0]
+        if len(options["platform"]) == 1:
+            target = blobs.manifests(client, target, options["platform"][0])[0][0]
     parsed = parse_reference(text)
-    status = Status()
-    started = time.monotonic()
-    with registry_for(options, parsed) as registry:
+    status = Progress()
+    with registry_for(options, parsed) as registry, status.shown(ctr.options["debug"]):
 
         def upload(descriptor: Json) -> None:
             name, size, digest = part_name(descriptor), descriptor["size"], descriptor["digest"]
             if registry.has_blob(parsed.path, digest):
-                status.set(name, "exists", size, size)
+                status.set(name, "done", size, size)
                 return
 
             def content() -> Iterator[bytes]:
@@ -282,6 +242,7 @@ def push(ctr: Ctr, options: Options, operands: list[str]) -> None:
             status.set(name, "done", size, size)
 
         def tree(descriptor: Json, name: str) -> None:
+            status.set(part_name(descriptor), "waiting")
             below = blobs.children(client, descriptor)
             kept = [child for child in below if blobs.exists(client, child["digest"])]
             if len(kept) < len(below) and descriptor["mediaType"] not in image_spec.INDEXES:
@@ -293,6 +254,8 @@ def push(ctr: Ctr, options: Options, operands: list[str]) -> None:
                     tree(child, child["digest"])
             else:
                 unique = {child["digest"]: child for child in kept}
+                for child in unique.values():
+                    status.set(part_name(child), "waiting")
                 with ThreadPoolExecutor(options["max-concurrent-uploaded-layers"] or DOWNLOADS) as pool:
                     for result in [pool.submit(upload, child) for child in unique.values()]:
                         result.result()
@@ -304,8 +267,6 @@ def push(ctr: Ctr, options: Options, operands: list[str]) -> None:
             tree(target, parsed.tag or parsed.digest or "latest")
         except distribution.RegistryError as error:
             raise CommandError(f"failed to push {text}: {error}") from None
-    status.finish()
-    ctr.print(f"done: {(time.monotonic() - started) * 1000:.6f}ms\t")
 
 
 # Archives --------------------------------------------------------------------------------------------------
@@ -401,13 +362,14 @@ def export(ctr: Ctr, options: Options, operands: list[str]) -> None:
     images = []
     for name in names:
         target = blobs.as_json(blobs.get_image(client, name).target)
+        platform = options["platform"][0] if options["platform"] else ""
         if not options["all-platforms"]:
-            target = blobs.manifests(client, target, options["platform"])[0][0]
+            target = blobs.manifests(client, target, platform)[0][0]
         below = [part for part in blobs.walk(client, target) if part["digest"] != target["digest"]]
         missing = [part for part in below if not blobs.exists(client, part["digest"])]
         if missing:
             raise NotFound(f"content {missing[0]['digest']}: not found")
-        _, manifest = blobs.manifests(client, target, options["platform"])[0]
+        _, manifest = blobs.manifests(client, target, platform)[0]
         unique = list({part["digest"]: part for part in below}.values())
         layers = [layer["digest"] for layer in manifest["layers"]]
         images.append(archive.ExportImage([name], target, unique, manifest["config"]["digest"], layers))
@@ -478,22 +440,10 @@ def push_object(ctr: Ctr, options: Options, operands: list[str]) -> None:
     ctr.print(f"Pushed {digest} {kind}")
 
 
-REGISTRY = """
-skip-verify,k  bool    Do not check certificates
-plain-http     bool    Speak plain HTTP
-user,u         string  USER[:PASSWORD] for the registry
-refresh        string  Refresh token for the registry
-hosts-dir      string  Folder with the certificates of registries
-tlscacert      string  Accepted for ctr's sake: use --hosts-dir
-tlscert        string  Accepted for ctr's sake: use --hosts-dir
-tlskey         string  Accepted for ctr's sake: use --hosts-dir
-http-dump      bool    Accepted for ctr's sake
-http-trace     bool    Accepted for ctr's sake
-"""
 SNAPSHOTTER_FLAG = f"snapshotter string={SNAPSHOTTER} Snapshotter [$CONTAINERD_SNAPSHOTTER]\n"
 PLATFORMS = """
-platform       string  Platform, OS/ARCH[/VARIANT]
-all-platforms  bool    All platforms
+platform       strings  Platform, OS/ARCH[/VARIANT]
+all-platforms  bool     All platforms
 """
 COMMANDS = {
     "images pull": Command(
@@ -504,7 +454,7 @@ COMMANDS = {
         + PLATFORMS
         + """
 label          strings  Label for the image, KEY=VALUE
-all-metadata   bool     Accepted for ctr's sake
+all-metadata   bool     The manifests of all platforms too
 print-chainid  bool     Print the name of the topmost snapshot
 max-concurrent-downloads  int  So many parts at once
 local          bool     Accepted for ctr's sake
@@ -517,7 +467,7 @@ local          bool     Accepted for ctr's sake
         + """
 manifest       string  Push this manifest
 manifest-type  string=application/vnd.oci.image.manifest.v1+json  Its kind
-platform       string  Push the manifest of this platform
+platform       strings  Push the manifest of this platform
 max-concurrent-uploaded-layers  int  So many layers at once
 local          bool    Accepted for ctr's sake
 allow-non-distributable-blobs  bool  Accepted for ctr's sake
@@ -527,8 +477,9 @@ allow-non-distributable-blobs  bool  Accepted for ctr's sake
         import_images,
         "[flags] <in>",
         SNAPSHOTTER_FLAG
-        + PLATFORMS
         + """
+platform       string  Platform, OS/ARCH[/VARIANT]
+all-platforms  bool    All platforms
 base-name      string  Only images of this name, and the name for tags without one
 digests        bool    Make images named by their digests too
 skip-digest-for-named  bool  But not for those that have a name
@@ -556,7 +507,7 @@ local                      bool  Accepted for ctr's sake
         + PLATFORMS
         + """
 label          strings  Label for the image, KEY=VALUE
-all-metadata   bool     Accepted for ctr's sake
+all-metadata   bool     The manifests of all platforms too
 metadata-only  bool     No layers
 """,
     ),

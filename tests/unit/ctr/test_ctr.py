@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("grpc")
 
-from teu.ctr import fifos, main, output, spec
+from teu.ctr import fifos, main, output, progress, spec
 from teu.ctr.errors import CommandError
 from teu.ctr.flags import Options, Usage, labels, parse, parse_table
 from teu.ctr.tasks import signal_number
@@ -53,11 +55,12 @@ def test_every_command_loads() -> None:
         flags = parse_table(command.table)
         assert len({flag.name for flag in flags}) == len(flags), name
         assert name in main.help_text(name)
-    assert main.find(["i", "rm"]) == ("images delete", 2)
-    assert main.find(["t", "ls"]) == ("tasks list", 2)
-    assert main.group_options_last(["snapshots", "--snapshotter", "native", "ls"]) == [
-        "snapshots", "ls", "--snapshotter", "native",
-    ]  # fmt: skip
+    assert main.find(["i", "rm", "x"])[:2] == ("images delete", ["x"])
+    assert main.find(["t", "ls"])[:2] == ("tasks list", [])
+    assert main.find(["content", "prune", "references", "--dry"])[:2] == ("content prune references", ["--dry"])
+    assert main.find(["content", "prune"])[:2] == ("content prune", [])
+    name, words, above = main.find(["snapshots", "--snapshotter", "native", "ls", "-x"])
+    assert (name, words, above["snapshotter"], above.changed) == ("snapshots list", ["-x"], "native", {"snapshotter"})
     with pytest.raises(CommandError, match="No help topic for 'x'"):
         main.find(["images", "x"])
 
@@ -145,6 +148,33 @@ def test_every_option_is_in_the_manual_page() -> None:
     """After a change of the tables: man/generate --ctr."""
     page = (TREE / "man/teu-ctr.1").read_text().replace("\\-", "-")
     for name in main.COMMANDS:
-        assert f"teu-ctr {name}" in page
-        for flag in parse_table(main.load(name).table):
-            assert f"--{flag.name}" in page, (name, flag.name)
+        section = page.partition(f".SS teu-ctr {name} ")[2].partition(".SS ")[0]
+        assert section, name
+        for flag in main.all_flags(name, main.load(name)):
+            assert f"\\fB{flag.dashed}\\fR" in section, (name, flag.name)
+
+
+def test_spans() -> None:
+    told = {1e-9: "1ns", 1.5e-6: "1.5µs", 0.0123: "12.3ms", 1.25: "1.25s", 60.0: "1m0s", 3723.5: "1h2m3.5s"}
+    assert {seconds: output.span(seconds) for seconds in told} == told
+
+
+def test_progress_is_drawn_as_ctr_draws_it() -> None:
+    shown = progress.Progress()
+    shown.set("example.org/x:1", "resolved")
+    shown.set("layer-1", "downloading", 1024 * 1024, 4 * 1024 * 1024)
+    shown.set("layer-2", "waiting")
+    lines = shown.text().split("\n")
+    full, quarter, none = (f"|\x1b[32m{'+' * n}\x1b[0m{'-' * (38 - n)}|" for n in (38, 9, 0))
+    assert lines[0] == f"example.org/x:1: resolved       {full} "
+    assert lines[1] == f"layer-1:         downloading    {quarter}  1.0 MiB/4.0 MiB "
+    assert lines[2] == f"layer-2:         waiting        {none} "
+    assert re.fullmatch(r"elapsed: \d+\.\d *s\s+total:  1\.0 Mi \([0-9.]+ [KMGT]iB/s\)\s+", lines[3])
+    assert lines[4:] == [""]
+
+
+def test_lines_that_a_drawing_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda file: os.terminal_size((10, 24)))
+    assert progress.terminal_lines("12345\n") == 1
+    assert progress.terminal_lines("\x1b[32m1234567890\x1b[0m\n1\n") == 2
+    assert progress.terminal_lines("12345678901\n1\n") == 3

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`teu-ctr` against the whole of Debian's `ctr`: every command, alias and flag of its help; what they do besides what
+test_ctr.py compares: conversion, sandboxes, programs of images, profiles, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import re
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import peers
+import pytest
+from test_cli_terminal import Terminal
+from test_ctr import TEU_CTR, Side, normal
+from test_ctr import side as side  # a fixture
+
+# Debian 12 has ctr 1.6, which has other commands and flags.
+pytestmark = pytest.mark.needs("ctr", "containerd", "trixie")
+
+OUR_SNAPSHOTTER = "ctr takes this one too where none is named, without telling it in its help"
+# (Command, flag): why its default is not ctr's.
+DELIBERATE = {
+    ("", "--address"): "the socket of teu-containerd",
+    ("containers create", "--runtime"): "our own shim",
+    ("run", "--runtime"): "our own shim",
+    ("sandboxes run", "--runtime"): "our own shim",
+    ("run", "--cpu-shares"): "ctr's 1024 shares become a weight below the usual one in cgroups v2, for no reason of "
+    "the user's; without the flag a container has the usual weight",
+    ("images mount", "--platform"): "this machine's, which is no constant to print",
+    ("deprecations list", "--format"): "ctr takes `default` too where none is named",
+    ("images check", "--snapshotter"): OUR_SNAPSHOTTER,
+    ("images import", "--snapshotter"): OUR_SNAPSHOTTER,
+    ("images mount", "--snapshotter"): OUR_SNAPSHOTTER,
+    ("images pull", "--snapshotter"): OUR_SNAPSHOTTER,
+    ("images unmount", "--snapshotter"): OUR_SNAPSHOTTER,
+    ("images usage", "--snapshotter"): OUR_SNAPSHOTTER,
+    ("containers create", "--snapshotter"): OUR_SNAPSHOTTER,
+    ("run", "--snapshotter"): OUR_SNAPSHOTTER,
+    ("snapshots", "--snapshotter"): OUR_SNAPSHOTTER,
+    ("snapshots unpack", "--snapshotter"): OUR_SNAPSHOTTER,
+}
+# Values that say that there is none.
+NO_DEFAULT = ("", "0", "0s", "false")
+
+
+class Flag(NamedTuple):
+    aliases: tuple[str, ...]
+    takes_a_value: bool
+    default: str
+    variables: tuple[str, ...]
+
+
+class Page(NamedTuple):
+    flags: dict[str, Flag]
+    below: dict[str, tuple[str, ...]]  # commands: their aliases
+
+
+def read_help(text: str) -> Page:
+    flags: dict[str, Flag] = {}
+    below: dict[str, tuple[str, ...]] = {}
+    section = ""
+    for line in text.splitlines():
+        if re.fullmatch(r"[A-Z ]+:", line):
+            section = line.removeprefix("GLOBAL ")
+        elif line.startswith("   -") and section == "OPTIONS:":
+            left, _, right = line.strip().partition("  ")
+            names = [part.partition(" ") for part in left.split(", ")]
+            default = re.search(r"\(default: (.*?)\)", right)
+            flags[names[0][0]] = Flag(
+                tuple(name for name, _, _ in names[1:]), any(value for _, _, value in names),
+                default[1].strip('"') if default else "", tuple(re.findall(r"\[\$(\w+)\]", right)),
+            )  # fmt: skip
+        elif line.strip() and section == "COMMANDS:":
+            name, *aliases = line.strip().split("  ")[0].split(", ")
+            if name != "help":
+                below[name] = tuple(aliases)
+    flags.pop("--help", None)  # not every page of ctr's lists it
+    return Page(flags, below)
+
+
+def page_of_ctr(name: str) -> str:
+    return peers.run("ctr", *name.split(), "--help").stdout
+
+
+def page_of_ours(name: str) -> str:
+    """What `teu-ctr NAME --help` prints, without the start of a Python for each of a hundred pages."""
+    from teu.ctr import main
+
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main.dispatch([*name.split(), "--help"]) == 0
+    return printed.getvalue()
+
+
+def help_tree(page: Callable[[str], str]) -> dict[str, Page]:
+    """The pages of all commands by their full names; "" is the program's own."""
+    tree: dict[str, Page] = {}
+    wanted = [""]
+    while wanted:
+        name = wanted.pop()
+        tree[name] = read_help(page(name))
+        wanted += [f"{name} {word}".strip() for word in tree[name].below]
+    return tree
+
+
+def test_every_command_alias_and_flag() -> None:
+    theirs, ours = help_tree(page_of_ctr), help_tree(page_of_ours)
+    assert len(theirs) > 90, "the help of ctr is not understood"
+    differences = []
+    deliberate = dict(DELIBERATE)
+    for name, page in theirs.items():
+        own = ours.get(name)
+        if own is None:
+            differences.append(f"no command {name}")
+            continue
+        for word, aliases in page.below.items():
+            missing = set(aliases) - set(own.below.get(word, ()))
+            if missing:
+                differences.append(f"{name} {word}: no alias {missing}")
+        for flag, wanted in page.flags.items():
+            found = own.flags.get(flag)
+            if found is None:
+                differences.append(f"{name}: no flag {flag}")
+                continue
+            for part, mine, other in zip(Flag._fields, found, wanted, strict=True):
+                if mine == other or (part == "default" and mine in NO_DEFAULT and other in NO_DEFAULT):
+                    continue
+                if part != "default" or not deliberate.pop((name, flag), ""):
+                    differences.append(f"{name} {flag}: {part} {mine!r}, ctr has {other!r}")
+    assert read_help(peers.run(TEU_CTR, "--help").stdout) == ours[""]
+    assert not differences, "\n".join(differences)
+    assert not deliberate, "these do not differ any more"
+
+
+# ---- an image of several platforms ------------------------------------------------------------------------
+
+
+DOCKER = "application/vnd.docker."
+MANIFEST_LIST = DOCKER + "distribution.manifest.list.v2+json"
+
+
+def several_platforms(path: Path, name: str) -> Path:
+    """An archive with an image of docker's kinds for this machine's and another platform, its layers with gzip."""
+    files: dict[str, bytes] = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
+
+    def stored(kind: str, data: bytes) -> dict[str, Any]:
+        digest = hashlib.sha256(data).hexdigest()
+        files[f"blobs/sha256/{digest}"] = data
+        return {"mediaType": kind, "size": len(data), "digest": f"sha256:{digest}"}
+
+    here = {"x86_64": "amd64", "aarch64": "arm64"}[peers.run("uname", "-m").stdout.strip()]
+    manifests = []
+    for architecture in (here, "s390x"):
+        plain = io.BytesIO()
+        with tarfile.open(fileobj=plain, mode="w") as tar:
+            for member in ("bin/hello", "lib/libhello.so", "etc/none"):
+                entry = tarfile.TarInfo(member)
+                data = f"{member} of {architecture}\n".encode()
+                entry.size, entry.mode = len(data), 0o755
+                tar.addfile(entry, io.BytesIO(data))
+            link = tarfile.TarInfo("bin/hi")
+            link.type, link.linkname = tarfile.SYMTYPE, "hello"
+            tar.addfile(link)
+        diff_id = "sha256:" + hashlib.sha256(plain.getvalue()).hexdigest()
+        config = {
+            "os": "linux", "architecture": architecture, "config": {"Cmd": ["/bin/hello"]},
+            "rootfs": {"type": "layers", "diff_ids": [diff_id]}, "history": [],
+        }  # fmt: skip
+        layer = stored(DOCKER + "image.rootfs.diff.tar.gzip", gzip.compress(plain.getvalue(), mtime=0))
+        manifest = {
+            "schemaVersion": 2, "mediaType": DOCKER + "distribution.manifest.v2+json",
+            "config": stored(DOCKER + "container.image.v1+json", json.dumps(config).encode()), "layers": [layer],
+        }  # fmt: skip
+        described = stored(DOCKER + "distribution.manifest.v2+json", json.dumps(manifest).encode())
+        manifests.append({**described, "platform": {"os": "linux", "architecture": architecture}})
+    listed = {"schemaVersion": 2, "mediaType": MANIFEST_LIST, "manifests": manifests}
+    top = stored(MANIFEST_LIST, json.dumps(listed).encode())
+    top["annotations"] = {"io.containerd.image.name": name}
+    files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [top]}).encode()
+    with tarfile.open(path, "w") as tar:
+        for file, data in files.items():
+            entry = tarfile.TarInfo(file)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
+HELLO = "example.org/hello:1"
+CONVERSIONS = """
+HELLO example.org/new:platform
+--all-platforms HELLO example.org/new:same
+--all-platforms --oci HELLO example.org/new:oci
+--all-platforms --uncompress HELLO example.org/new:tar
+--all-platforms --uncompress --oci HELLO example.org/new:both
+--platform linux/s390x HELLO example.org/new:s390x
+--platform linux/s390x --platform linux/amd64 --oci HELLO example.org/new:two
+--platform linux/riscv64 HELLO example.org/new:none
+--platform nonsense/x/y/z HELLO example.org/new:bad
+--oci example.org/none:1 example.org/new:nosuch
+--oci HELLO example.org/new:both
+HELLO
+"""
+
+
+@pytest.fixture
+def spaces(side: Side) -> Iterator[dict[str, str]]:
+    """A namespace for each program, emptied afterwards."""
+    names = {program: f"whole-{number}-{time.monotonic_ns()}" for number, program in enumerate(("ctr", TEU_CTR))}
+    yield names
+    for name in names.values():
+        here = [TEU_CTR, "-a", side.address, "-n", name]
+        for kind in ("images", "leases"):
+            found = peers.run(*here, kind, "ls", "-q").stdout.split()
+            if found:
+                peers.run(*here, kind, "rm", *found)
+
+
+def done(side: Side, spaces: dict[str, str], program: str, *words: str, code: int | None = 0) -> Any:
+    return peers.run(program, "--address", side.address, "-n", spaces[program], *words, code=code, timeout=60)
+
+
+def test_images_convert(side: Side, spaces: dict[str, str], tmp_path: Path) -> None:
+    """Both make the same blobs, byte for byte, with the same labels."""
+    archive = several_platforms(tmp_path / "hello.tar", HELLO)
+    results: dict[str, list[object]] = {}
+    for program in spaces:
+        into = ["-n", spaces[program], "images", "import", "--all-platforms", "--no-unpack", str(archive)]
+        peers.run("ctr", "--address", side.address, *into)
+        told = results.setdefault(program, [])
+        for line in CONVERSIONS.strip().splitlines():
+            words = line.replace("HELLO", HELLO).split()
+            answer = done(side, spaces, program, "images", "convert", *words, code=None)
+            told.append((line, answer.returncode, answer.stdout, normal(answer.stderr)))
+        for name in ("platform", "same", "oci", "tar", "both", "s390x", "two"):
+            digest = next(
+                row.split()[2]
+                for row in done(side, spaces, program, "images", "ls", f"name==example.org/new:{name}")
+                .stdout.splitlines()[1:]
+            )  # fmt: skip
+            document = done(side, spaces, program, "content", "get", digest).stdout
+            told.append((name, document))
+        blobs = done(side, spaces, program, "content", "ls").stdout.splitlines()[1:]
+        # Size, age and the labels that hold the image's own parts.
+        told.append(sorted((row.split()[0], row.split()[1], ",".join(sorted(
+            label for label in row.split()[-1].split(",") if "gc.ref.content" in label
+        ))) for row in blobs))  # fmt: skip
+    for theirs, ours in zip(results["ctr"], results[TEU_CTR], strict=True):
+        assert ours == theirs
+
+
+# ---- progress ---------------------------------------------------------------------------------------------
+
+
+def alike(line: str) -> str:
+    """Without what differs from one run to the next: times, rates, and whether a drawing came before or after the end
+    of what was there already."""
+    line = re.sub(r"[0-9.]+(ms|µs|s)(?=\s*$)", "SPAN", line)
+    return re.sub(r"(elapsed:).*", r"\1", re.sub(r"\b(done|exists) +\|", "done |", line))
+
+
+@pytest.fixture(scope="module")
+def registry() -> Iterator[peers.Registry]:
+    with peers.registry() as daemon:
+        yield daemon
+
+
+@pytest.mark.needs("docker-registry")
+def test_progress_without_a_terminal(
+    side: Side, spaces: dict[str, str], registry: peers.Registry, tmp_path: Path
+) -> None:
+    """Drawings one after another; of each the last is the same, but for times and rates."""
+    archive = several_platforms(tmp_path / "hello.tar", HELLO)
+    drawn: dict[str, list[list[str]]] = {}
+    for number, program in enumerate(spaces):
+        name = f"{registry.address}/progress/{side.name}{number}:1"  # of one length
+        peers.run("ctr", "-a", side.address, "-n", spaces[program], "images", "import", "--all-platforms",
+                  "--no-unpack", str(archive))  # fmt: skip
+        done(side, spaces, program, "images", "tag", HELLO, name)
+        pushed = done(side, spaces, program, "images", "push", "--plain-http", name).stdout
+        done(side, spaces, program, "images", "rm", "--sync", HELLO, name)
+        pulled = done(side, spaces, program, "images", "pull", "--plain-http", name).stdout
+        fetched = done(side, spaces, program, "content", "fetch", "--plain-http", "--all-platforms", name).stdout
+        told = drawn.setdefault(program, [])
+        # ctr leaves the layers out when it pushes: its handler of parts that are not to be distributed does.
+        pushed = re.sub(r"^layer-.*\n", "", pushed, flags=re.M)
+        for shown in (pushed, pulled, fetched):
+            assert "\x1b[1A" not in shown
+            parts = {line.split()[0]: line for line in shown.splitlines() if "|" in line}
+            told.append(sorted(alike(line).replace(name, "NAME") for line in parts.values()))
+        told.append([alike(line) for line in pulled.splitlines() if line.startswith(("unpacking", "done: "))])
+    for theirs, ours in zip(drawn["ctr"], drawn[TEU_CTR], strict=True):
+        assert theirs
+        assert ours == theirs
+
+
+def screen(shown: str) -> list[str]:
+    """What a terminal of more than enough width shows in the end."""
+    lines, row = [""], 0
+    for part in re.split(r"(\x1b\[\d*[A-Za-z]|\r|\n)", shown):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\x1b[1A":
+            row -= 1
+        elif part == "\x1b[2K":
+            lines[row] = ""
+        elif part != "\r":
+            lines[row] += part
+    return [line.rstrip() for line in lines]
+
+
+@pytest.mark.needs("docker-registry")
+def test_progress_on_a_terminal(side: Side, spaces: dict[str, str], registry: peers.Registry) -> None:
+    """Each drawing takes the place of the one before: one is left, the same from both, but for times and rates."""
+    name = f"{registry.address}/progress/terminal-{side.name}:1"
+    side.ours("images", "tag", peers.IMAGE, name)
+    side.ours("images", "push", "--plain-http", name)
+    side.ours("images", "rm", name)
+    left: dict[str, list[str]] = {}
+    for program in spaces:
+        terminal = Terminal(
+            program, "-a", side.address, "-n", spaces[program], "images", "pull", "--plain-http", name, columns=250
+        )
+        assert terminal.code() == 0
+        shown = screen(terminal.seen.decode())
+        assert sum(line.startswith("layer-") for line in shown) == 1, "the drawings before are not taken away"
+        left[program] = [alike(line) for line in shown]
+    # Of configuration and layer ctr shows either first.
+    assert sorted(left[TEU_CTR]) == sorted(left["ctr"])
+    assert [line.split(":")[0][:8] for line in left[TEU_CTR] if line][-3:] == ["elapsed", "unpackin", "done"]
