@@ -39,6 +39,10 @@ class UsageError(ValueError):
     """The command line is wrong."""
 
 
+class FlagError(UsageError):
+    """There is no such flag, or its value is missing: exit status 2, as of Go's programs."""
+
+
 def parse_flags(args: list[str]) -> tuple[dict[str, Any], str]:
     """Flags in Go's manner (-flag value, -flag=value, --flag), and the action behind them."""
     flags: dict[str, Any] = dict(_FLAGS)
@@ -47,13 +51,13 @@ def parse_flags(args: list[str]) -> tuple[dict[str, Any], str]:
         name, separator, value = args[at].lstrip("-").partition("=")
         at += 1
         if name not in flags:
-            raise UsageError(f"flag provided but not defined: -{name}")
+            raise FlagError(f"flag provided but not defined: -{name}")
         if isinstance(_FLAGS[name], bool):
             flags[name] = not separator or value.lower() in ("1", "t", "true")
             continue
         if not separator:
             if at >= len(args):
-                raise UsageError(f"flag needs an argument: -{name}")
+                raise FlagError(f"flag needs an argument: -{name}")
             value = args[at]
             at += 1
         flags[name] = value
@@ -192,4 +196,4 @@ def main() -> int:
         _serve(flags)
     except (OSError, ValueError) as e:
         print(f"{PROGRAM}: {e}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(e, FlagError) else 1

@@ -9,7 +9,8 @@
 The runtime is given the container's place as a plain cgroupfs path, by rewriting linux.cgroupsPath in the
 bundle's config.json.  It is left as it is when the caller has the runtime talk to systemd itself (option
 SystemdCgroup), and when it is a plain path that somebody chose: containerd's own default,
-"/<namespace>/<id>", counts as no choice.  Without systemd nothing is done at all.
+"/<namespace>/<id>", counts as no choice.  Without systemd nothing is done at all.  Where the runtime options name
+a cgroup for the shim (ShimCgroup), it goes there, and there is no scope.
 """
 from __future__ import annotations
 
@@ -102,6 +103,14 @@ class Placement:
         self._used = False
         self._description = ""
         self._slice = ""
+
+    def join(self, pids: list[int], chosen: str) -> None:
+        """Bring the shim and its processes into a cgroup that the caller chose (ShimCgroup): no scope is made then.
+
+        OSError if there is no such cgroup."""
+        for pid in [*pids, os.getpid()]:
+            with open(os.path.join(mount_point(), chosen.lstrip("/"), "cgroup.procs"), "w") as file:
+                file.write(str(pid))
 
     def place(self, pids: list[int], spec: dict[str, Any], container: str, systemd_cgroup: bool) -> bool:
         """Bring the shim, the first of `pids`, and its processes into its scope if it is in none yet, and point

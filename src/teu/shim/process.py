@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 DRAIN_SECONDS = 10.0
 SOCKET_FOLDER = "/run/teu/s"
 
+_STATUS_NAMES = {m.CREATED: "created", m.RUNNING: "running", m.STOPPED: "stopped", m.PAUSED: "paused"}
+
 _socket_count = 0
 
 
@@ -63,6 +65,8 @@ class Process:
         self.starting = False
         self._early_exit: int | None = None
         self._waiters: list[Future] = []
+        # whether a start has failed: nothing is to be waited for then
+        self._failed = False
         # told with the wait status of the process, once
         self.on_exited: Callable[[int], None] = _told
 
@@ -127,15 +131,21 @@ class Process:
         self.streams.exited()
         self.release_waiters()
 
+    def start_failed(self) -> None:
+        """There will be no end to wait for, unless it is started again."""
+        self.starting = False
+        self._failed = True
+        self.release_waiters()
+
     def release_waiters(self) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.set()
 
     def wait(self) -> Future:
-        """A Future for the end of the process."""
+        """A Future for the end of the process, or of the attempt to start it."""
         future = Future()
-        if self.status == m.STOPPED:
+        if self.status == m.STOPPED or self._failed:
             future.set()
         else:
             self._waiters.append(future)
@@ -153,6 +163,7 @@ class Process:
             raise StatusError(UNKNOWN, f"signal {number}: {e.strerror}") from e
 
     def resize(self, width: int, height: int) -> None:
+        """Set the size of the terminal, if there is one."""
         if self.streams.console:
             self.streams.console.resize(width, height)
 
@@ -193,8 +204,8 @@ class Exec(Process):
 
     def start(self, runtime: Runtime, container: str, namespace: str, uid: int, gid: int) -> Coroutine:
         if self.pid:
-            raise StatusError(FAILED_PRECONDITION, "cannot start a running process")
-        self.starting = True
+            raise StatusError(UNKNOWN, f"cannot start a {_STATUS_NAMES[self.status]} process")
+        self.starting, self._failed = True, False
         spec_file = os.path.join(self.bundle, f"{self.id}.process.json")
         pid_file = os.path.join(self.bundle, f"{self.id}.pid")
         try:
@@ -204,16 +215,19 @@ class Exec(Process):
                                            "exec", "--process", spec_file, "--detach", last=container)
             self.status = m.RUNNING
         except RuntimeFailed as e:
-            self.starting = False
-            self.release_waiters()
+            self.start_failed()
             raise StatusError(UNKNOWN, f"OCI runtime exec failed: {e}") from e
         except OSError as e:
-            self.starting = False
-            self.release_waiters()
+            self.start_failed()
             raise StatusError(UNKNOWN, f"failed to start exec {self.id}: {e}") from e
         finally:
             unlink_if_there(spec_file)
             unlink_if_there(pid_file)
+
+    def resize(self, width: int, height: int) -> None:
+        if self.status == m.STOPPED:
+            raise StatusError(UNKNOWN, "cannot resize the terminal of a stopped process")
+        super().resize(width, height)
 
     def kill(self, number: int) -> None:
         if self.status == m.STOPPED:
@@ -224,7 +238,7 @@ class Exec(Process):
 
     def delete(self) -> Coroutine:
         if self.status == m.RUNNING or self.starting:
-            raise StatusError(FAILED_PRECONDITION, "cannot delete a running process")
+            raise StatusError(UNKNOWN, "cannot delete a running process")
         yield from self.release()
 
 
@@ -273,8 +287,7 @@ class Init(Process):
 
     def start(self) -> Coroutine:
         if self.status != m.CREATED:
-            raise StatusError(FAILED_PRECONDITION,
-                              f"cannot start a {'stopped' if self.status == m.STOPPED else 'running'} process")
+            raise StatusError(UNKNOWN, f"cannot start a {_STATUS_NAMES[self.status]} process")
         self.starting = True
         try:
             if self._checkpoint and not self.pid:
@@ -299,8 +312,6 @@ class Init(Process):
 
     def kill(self, number: int, everything: bool) -> Coroutine:
         if self.status == m.STOPPED and not everything:
-            if number in (signal.SIGTERM, signal.SIGKILL):
-                return
             raise StatusError(NOT_FOUND, "process already finished")
         if not everything and self.pid and self.runtime.is_plain:
             # The first process is a child of ours: its pid cannot be anybody else's.
@@ -320,7 +331,7 @@ class Init(Process):
     def delete(self) -> Coroutine:
         """Delete the container from the runtime; already gone is fine."""
         if self.status in (m.RUNNING, m.PAUSED):
-            raise StatusError(FAILED_PRECONDITION, "cannot delete a running process")
+            raise StatusError(UNKNOWN, f"cannot delete a {_STATUS_NAMES[self.status]} process")
         created = self.status == m.CREATED
         yield from self.release()
         try:
@@ -333,7 +344,7 @@ class Init(Process):
 
     def pause(self) -> Coroutine:
         if self.status != m.RUNNING:
-            raise StatusError(FAILED_PRECONDITION, "cannot pause a container that is not running")
+            raise StatusError(UNKNOWN, f"cannot pause a {_STATUS_NAMES[self.status]} container")
         self.pausing = True
         try:
             yield from self.runtime.run("pause", self.id)
@@ -346,7 +357,7 @@ class Init(Process):
 
     def resume(self) -> Coroutine:
         if self.status != m.PAUSED:
-            raise StatusError(FAILED_PRECONDITION, "cannot resume a container that is not paused")
+            raise StatusError(UNKNOWN, f"cannot resume a {_STATUS_NAMES[self.status]} container")
         try:
             yield from self.runtime.run("resume", self.id)
             if self.status == m.PAUSED:
@@ -356,7 +367,7 @@ class Init(Process):
 
     def update(self, resources: bytes) -> Coroutine:
         if self.status == m.STOPPED:
-            raise StatusError(FAILED_PRECONDITION, "cannot update a stopped container")
+            raise StatusError(UNKNOWN, "cannot update a stopped container")
         path = os.path.join(self.bundle, "resources.json")
         try:
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
@@ -369,7 +380,7 @@ class Init(Process):
 
     def checkpoint(self, path: str, options: dict[str, Any]) -> Coroutine:
         if self.status not in (m.RUNNING, m.PAUSED):
-            raise StatusError(FAILED_PRECONDITION, "cannot checkpoint a container that is not running")
+            raise StatusError(UNKNOWN, f"cannot checkpoint a {_STATUS_NAMES[self.status]} container")
         args = ["checkpoint", "--image-path", path or options["image_path"],
                 "--work-path", options["work_path"] or self._work_path()]
         if options["parent_path"]:

@@ -22,7 +22,7 @@ from teu.ttrpc.status import (
     ABORTED,
     ALREADY_EXISTS,
     FAILED_PRECONDITION,
-    INVALID_ARGUMENT,
+    INTERNAL,
     NOT_FOUND,
     UNIMPLEMENTED,
     UNKNOWN,
@@ -153,7 +153,7 @@ class Service:
         try:
             request = m.decode(request_type, payload)
         except ValueError as e:
-            reply(b"", StatusError(INVALID_ARGUMENT, f"malformed {request_type}: {e}"))
+            reply(b"", StatusError(INTERNAL, f"malformed {request_type}: {e}"))
             return
 
         def done(future: Any) -> None:
@@ -194,7 +194,7 @@ class Service:
         try:
             options = read_options(request["options"])
         except (ValueError, OSError) as e:
-            raise StatusError(INVALID_ARGUMENT, f"runtime options: {e}") from e
+            raise StatusError(UNKNOWN, f"runtime options: {e}") from e
         runtime = Runtime(self._loop, self._namespace, bundle, options)
         init = Init(self._loop, request, options, runtime, self._namespace, self._log)
         container = Container(bundle, init, bool(request["rootfs"]))
@@ -242,8 +242,10 @@ class Service:
             file.write(options["binary_name"])
         complaint = ""
         spec = placement.read_spec(bundle)
+        if options["shim_cgroup"]:
+            self._placement.join(pids, options["shim_cgroup"])
         try:
-            if self._placement.place(pids, spec, name, options["systemd_cgroup"]):
+            if not options["shim_cgroup"] and self._placement.place(pids, spec, name, options["systemd_cgroup"]):
                 placement.write_spec(bundle, spec)
         except OSError as e:
             complaint = f"no scope of its own for container {name}: {e}"
@@ -320,8 +322,7 @@ class Service:
         container = self._container(request["id"])
         if container.init.status not in (m.CREATED, m.RUNNING):
             paused = container.init.status == m.PAUSED
-            raise StatusError(FAILED_PRECONDITION,
-                              f"cannot exec in a {'paused' if paused else 'stopped'} container")
+            raise StatusError(UNKNOWN, f"cannot exec in a {'paused' if paused else 'stopped'} container")
         check_exec_id(request["exec_id"], container.execs)
         process = Exec(self._loop, container.bundle, request, self._log)
         process.on_exited = lambda status: self._exec_exited(container, process, status)
@@ -441,7 +442,7 @@ class Service:
             "id": process.id if isinstance(process, (Init, Exec)) else "", "bundle": container.bundle,
             "pid": process.pid, "status": status, "stdin": process.stdin, "stdout": process.stdout,
             "stderr": process.stderr, "terminal": process.terminal, "exit_status": process.exit_status,
-            "exited_at": process.exited_timestamp(), "exec_id": request["exec_id"],
+            "exited_at": process.exited_timestamp(),
         }
 
     def _pids(self, request: dict[str, Any]) -> Coroutine:
@@ -490,7 +491,7 @@ class Service:
         try:
             options = m.decode_options("containerd.runc.v1.CheckpointOptions", request["options"])
         except ValueError as e:
-            raise StatusError(INVALID_ARGUMENT, f"checkpoint options: {e}") from e
+            raise StatusError(UNKNOWN, f"checkpoint options: {e}") from e
         work = container.init.checkpoint(request["path"], options)
         return self._locked(container, work, "TaskCheckpointed", checkpoint=request["path"])
 
