@@ -86,6 +86,9 @@ TASKLESS = (
 )
 
 
+RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
+
+
 def life(bench: Bench, version: int) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
     """All methods in all states; the answers and the events."""
     from teu.ttrpc.status import StatusError
@@ -128,9 +131,8 @@ def life(bench: Bench, version: int) -> tuple[list[tuple[str, Any]], list[tuple[
     for method in ("Pause", "Resume", "Checkpoint", "CloseIO"):
         call(method, id="one")
     call("ResizePty", id="one", width=80, height=25)
-    resources = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
-    call("Update", id="one", resources={"type_url": resources, "value": b"{}"})
-    call("Update", id="one", resources={"type_url": resources, "value": b"nonsense"})
+    call("Update", id="one", resources={"type_url": RESOURCES, "value": b"{}"})
+    call("Update", id="one", resources={"type_url": RESOURCES, "value": b"nonsense"})
     call("Pids", id="one")
     call("Shutdown", id="one")  # changes nothing while there are containers
 
@@ -203,7 +205,7 @@ def life(bench: Bench, version: int) -> tuple[list[tuple[str, Any]], list[tuple[
         call("Kill", id="one", signal=number, all=True)
     call("ResizePty", id="one", width=80, height=25)
     call("CloseIO", id="one", stdin=True)
-    call("Update", id="one", resources={"type_url": resources, "value": b"{}"})
+    call("Update", id="one", resources={"type_url": RESOURCES, "value": b"{}"})
     call("Exec", id="one", exec_id="e7", spec=process("true"))
     call("Delete", id="one")
 
@@ -456,6 +458,10 @@ def test_stats(limits: dict[str, Any], base: Path) -> None:
             if limits:
                 assert stats["memory"]["usage_limit"] == 50 << 20 and stats["memory"]["anon"] > 0
                 assert stats["pids"] == {"current": 1, "limit": 30} and stats["cpu"]["usage_usec"] > 0
+                change = {"pids": {"limit": 20}, "memory": {"limit": 40 << 20}}
+                client.task("Update", id="x", resources={"type_url": RESOURCES, "value": json.dumps(change).encode()})
+                stats = m.decode(kind, told(client))
+                assert (stats["pids"]["limit"], stats["memory"]["usage_limit"]) == (20, 40 << 20)
 
 
 @pytest.mark.parametrize("binary", [REAL, OWN])
@@ -503,6 +509,74 @@ def test_terminal_and_streams(binary: str, base: Path) -> None:
         finally:
             for fd in ends.values():
                 os.close(fd)
+
+
+def logger(folder: Path, before: str = "") -> tuple[str, Path]:
+    """A logging binary's URI, and the file that it writes: its container, its arguments, both outputs."""
+    program, log = folder / "logger", folder / "collected"
+    lines = ["#!/bin/sh", before, f'echo "$CONTAINER_ID $*" >{log}', "exec 5>&-"]
+    program.write_text("\n".join([*lines, f"cat <&3 >>{log} &", f"cat <&4 >>{log} &", "wait\n"]))
+    program.chmod(0o755)
+    return f"binary://{program}?key=value", log
+
+
+@pytest.mark.parametrize("binary", [REAL, OWN])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_logging_binary(binary: str, terminal: bool, base: Path) -> None:
+    with bench_of(binary, base / "one") as bench:
+        uri, log = logger(base)
+        bench.bundle("x", ["sh", "-c", "echo out; echo err >&2; exit 4"], terminal=terminal)
+        client = bench.client(bench.start("x"))
+        bench.create(client, "x", terminal=terminal, stdout=uri)
+        client.task("Start", id="x")
+        assert client.task("Wait", id="x")["exit_status"] == 4
+        expected = ["x", "key", "value", "out", "err"]
+        peers.wait_until(lambda: sorted(log.read_text().split()) == sorted(expected), "the logger has all")
+        client.task("Delete", id="x")
+
+
+def test_a_logging_binary_that_is_never_ready(base: Path) -> None:
+    """It holds up its own container alone, and can be killed."""
+    with bench_of(OWN, base / "one") as bench:
+        notes = {"io.kubernetes.cri.sandbox-id": "pod"}
+        for name in ("quick", "slow"):
+            bench.bundle(name, ["sleep", "600"], notes)
+        client = bench.client(bench.start("quick"))
+        bench.create(client, "quick")
+        uri, log = logger(base, f"echo $$ >{base}/pid; while [ ! -e {base}/go ]; do sleep 0.05; done")
+        bench.start("slow")
+        waiting = bench.client((bench.base / shimwire.NAMESPACE / "slow" / "address").read_text())
+        creation = waiting.begin("Create", **(bench.request("slow") | {"stdout": uri}))
+        peers.wait_until(lambda: (base / "pid").exists(), "the logger has begun")
+        client.task("Start", id="quick")
+        assert client.task("State", id="quick")["status"] == 2
+        one_exec(client, "quick", "e", 3)
+        (base / "go").touch()
+        assert waiting.end("Create", creation)["pid"]
+        assert log.read_text() == "slow key value\n"
+
+
+def test_unknown_log_scheme(base: Path) -> None:
+    from teu.ttrpc.status import StatusError
+
+    with bench_of(OWN, base / "one") as bench:
+        client = start_sleeper(bench, "x")
+        target = base / "target"
+        target.touch()
+        for n, terminal in enumerate((False, True)):
+            client.task(
+                "Exec",
+                id="x",
+                exec_id=f"e{n}",
+                spec=process("echo", "out"),
+                terminal=terminal,
+                stdout=f"nonsense://{target}",
+            )
+            with pytest.raises(StatusError, match="unknown STDIO scheme nonsense"):
+                client.task("Start", id="x", exec_id=f"e{n}")
+            client.task("Wait", id="x", exec_id=f"e{n}")
+            client.task("Delete", id="x", exec_id=f"e{n}")
+        assert target.read_text() == ""
 
 
 def read_until(fd: int, end: bytes) -> bytes:

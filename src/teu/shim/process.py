@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # How long a deletion waits for a terminal's reader.
 DRAIN_SECONDS = 10.0
+# How long a deletion waits for a logging binary that has read everything, before it is terminated.
+LOGGER_SECONDS = 2.0
 SOCKET_FOLDER = "/run/teu/s"
 
 _STATUS_NAMES = {m.CREATED: "created", m.RUNNING: "running", m.STOPPED: "stopped", m.PAUSED: "paused"}
@@ -77,20 +79,22 @@ class Process:
         """Run a subcommand that starts this process: give it its streams, and learn its pid."""
         self.loop.expect()
         console_socket = None
+        logger = -1
         try:
             if self.terminal:
+                logger = self.streams.open_terminal_logger(self.stdout, container=container, namespace=namespace)
+                yield from self._logger_started()
                 global _socket_count
                 _socket_count += 1
                 console_socket = ConsoleSocket(SOCKET_FOLDER, f"pty-{os.getpid()}-{_socket_count}")
                 yield from runtime.run(*args, "--console-socket", console_socket.path, "--pid-file", pid_file, last,
                                        before=before, then=then)
                 master = console_socket.receive()
-                self.streams.console = Console(self.loop, master, self.stdin, self.stdout)
+                self.streams.console = Console(self.loop, master, self.stdin, self.stdout, logger)
             else:
                 self.streams.open(self.stdin, self.stdout, self.stderr, container=container,
                                   namespace=namespace, uid=uid, gid=gid)
-                if self.streams.logger_pid:
-                    self.loop.on_exit(self.streams.logger_pid, self._logger_exited)
+                yield from self._logger_started()
                 yield from runtime.run(*args, "--pid-file", pid_file, last, stdio=self.streams.child_fds(),
                                        before=before, then=then)
                 self.streams.started(self.loop)
@@ -102,12 +106,17 @@ class Process:
             self.streams = Streams()
             raise
         finally:
+            if logger >= 0:
+                os.close(logger)
             if console_socket:
                 console_socket.close()
             self.loop.unexpect()
 
-    def _logger_exited(self, _status: int) -> None:
-        self.streams.logger_pid = 0
+    def _logger_started(self) -> Coroutine:
+        streams = self.streams
+        if streams.logger_pid:
+            self.loop.wait_exit(streams.logger_pid).then(lambda _: streams.logger_gone.set())
+            yield from streams.logger_ready(self.loop)
 
     def _exited(self, status: int) -> None:
         if self.starting:
@@ -173,12 +182,16 @@ class Process:
             for relay in (self.streams.relay, self.streams.console and self.streams.console.output):
                 if relay:
                     yield from wait_drained(self.loop, relay, DRAIN_SECONDS, self.log)
-        if self.streams.logger_pid:
+        gone = self.streams.logger_gone
+        if self.streams.logger_pid and not gone.done:
+            # Its pipes are at their end: it may write its last lines.
             self.streams.close_child()
-            try:
+            late = Future()
+            self.loop.after(LOGGER_SECONDS, late.set)
+            gone.then(lambda _: late.set())
+            yield late
+            if not gone.done:
                 os.kill(self.streams.logger_pid, signal.SIGTERM)
-            except ProcessLookupError:
-                pass
         self.streams.close()
 
 
@@ -217,7 +230,7 @@ class Exec(Process):
         except RuntimeFailed as e:
             self.start_failed()
             raise StatusError(UNKNOWN, f"OCI runtime exec failed: {e}") from e
-        except OSError as e:
+        except (OSError, ValueError) as e:
             self.start_failed()
             raise StatusError(UNKNOWN, f"failed to start exec {self.id}: {e}") from e
         finally:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 # bytes moved by one splice(2)
 SPLICE_LENGTH = 1 << 20
 
+LOGGER_SCHEMES = ("binary", "binary-v2")
+
 
 def is_fifo(path: str) -> bool:
     try:
@@ -74,6 +76,11 @@ class Streams:
         self.relay: Relay | None = None
         self.console: Console | None = None
         self.logger_pid = 0
+        # done when the logging binary has ended
+        self.logger_gone = Future()
+        # where it says that it is ready, and whether it must
+        self._ready = -1
+        self._must_say_ready = False
 
     def child_fds(self) -> tuple[int, int, int]:
         """The three descriptors for the process; close_child() them once the runtime has them."""
@@ -121,6 +128,9 @@ class Streams:
         for fd in self._error or ():
             os.close(fd)
         self._error = None
+        if self._ready >= 0:
+            os.close(self._ready)
+            self._ready = -1
         for fd in self._keeps:
             os.close(fd)
         self._keeps = []
@@ -175,37 +185,65 @@ class Streams:
                 os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
                 self._child += [os.open(path, flags, 0o644)] * 2
-            elif scheme in ("binary", "binary-v2"):
-                self._start_logger(scheme, path, arguments, container, namespace)
+            elif scheme in LOGGER_SCHEMES:
+                self._child += self._start_logger(scheme, path, arguments, container, namespace)
             else:
                 raise ValueError(f"unknown STDIO scheme {scheme}")
         except BaseException:
             self.close()
             raise
 
+    def open_terminal_logger(self, stdout: str, *, container: str, namespace: str) -> int:
+        """For a process with a terminal: where its output goes if that is a logging binary, else -1."""
+        scheme, path, arguments = parse_uri(stdout)
+        if scheme not in LOGGER_SCHEMES:
+            return -1
+        out_write, err_write = self._start_logger(scheme, path, arguments, container, namespace)
+        os.close(err_write)  # a terminal has no standard error of its own
+        os.set_blocking(out_write, False)
+        return out_write
+
     def _start_logger(self, scheme: str, path: str, arguments: list[str], container: str,
-                      namespace: str) -> None:
-        """containerd's logging binary: stdout and stderr to read at 3 and 4, "ready" is 5 closed."""
+                      namespace: str) -> tuple[int, int]:
+        """containerd's logging binary: it has stdout and stderr to read at 3 and 4, and closes 5 when it is ready.
+
+        The ends to write to."""
         out_read, out_write = os.pipe2(os.O_CLOEXEC)
         err_read, err_write = os.pipe2(os.O_CLOEXEC)
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-        self._child += [out_write, err_write]
         # The targets 3 to 5 may be in use as sources: move all sources out of the way first.
         moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (out_read, err_read, ready_write)]
         null = self._open_null()
         environment = dict(os.environ, CONTAINER_ID=container, CONTAINER_NAMESPACE=namespace)
         actions = [(os.POSIX_SPAWN_DUP2, null, n) for n in (0, 1, 2)]
         actions += [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate(moved, start=3)]
+        self._ready = ready_read
+        self._must_say_ready = scheme == "binary-v2"
         try:
             self.logger_pid = os.posix_spawn(path, [path, *arguments], environment, file_actions=actions)
+        except BaseException:
+            os.close(out_write)
+            os.close(err_write)
+            raise
         finally:
             for fd in (out_read, err_read, ready_write, null, *moved):
                 os.close(fd)
+        return out_write, err_write
+
+    def logger_ready(self, loop: Loop) -> Coroutine:
+        """Wait until the logging binary is ready, if there is one; nobody else waits for it."""
+        if self._ready < 0:
+            return
+        ready = Future()
+        loop.watch(self._ready, EPOLLIN, lambda _events: ready.set())
         try:
-            ready = os.read(ready_read, 1)
+            yield ready
+            said = os.read(self._ready, 1)
         finally:
-            os.close(ready_read)
-        if scheme == "binary-v2" and not ready:
+            loop.unwatch(self._ready)
+            os.close(self._ready)
+            self._ready = -1
+        if self._must_say_ready and not said:
             raise ValueError("logging binary did not call ready (it may have crashed or exited prematurely)")
 
 
@@ -294,7 +332,8 @@ class Relay:
 class Console:
     """A terminal's master end, and the copying between it and the client's FIFOs."""
 
-    def __init__(self, loop: Loop, master: int, stdin: str, stdout: str) -> None:
+    def __init__(self, loop: Loop, master: int, stdin: str, stdout: str, logger: int = -1) -> None:
+        """`logger` is the pipe of a logging binary, if the output goes to one; it stays the caller's."""
         self._loop = loop
         self._master = master
         self._in = self._in_hold = self._keep = -1
@@ -302,12 +341,16 @@ class Console:
         try:
             scheme, path, _ = parse_uri(stdout)
             fifo = scheme == "fifo" and is_fifo(path)
-            if fifo:
+            if logger >= 0:
+                out, fifo = fcntl.fcntl(logger, fcntl.F_DUPFD_CLOEXEC, 3), True
+            elif fifo:
                 out = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
                 self._keep = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             elif scheme == "file":
                 os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
                 out = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            elif scheme != "fifo":
+                raise ValueError(f"unknown STDIO scheme {scheme}")
             else:
                 out = os.open(path or "/dev/null", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             # A descriptor of its own, because both directions are watched independently.
