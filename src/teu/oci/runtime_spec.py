@@ -73,15 +73,16 @@ HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "post
 
 ID_MAPPINGS = ("list", ("object", {"containerID!": UINT32, "hostID!": UINT32, "size!": UINT32}))
 HOOK = ("object", {"path!": STRING, "args": STRINGS, "env": STRINGS, "timeout": INT64})
-THROTTLE = ("list", ("object", {"major!": INT64, "minor!": INT64, "rate": UINT64}))
+THROTTLE = ("list", ("object", {"major!": INT64, "minor!": INT64, "rate!": UINT64}))
 OFFSET = ("object", {"secs": INT64, "nanosecs": UINT32})
+
+CONSOLE_SIZE = ("object", {"height!": UINT16, "width!": UINT16})
 
 PROCESS = ("object", {
     "args": STRINGS,
     "cwd!": STRING,
     "env": STRINGS,
     "terminal": BOOLEAN,
-    "consoleSize": ("object", {"height": UINT16, "width": UINT16}),
     "user": ("object", {
         "uid": UINT32, "gid": UINT32, "umask": UINT32, "additionalGids": ("list", UINT32), "username": STRING,
     }),
@@ -89,7 +90,7 @@ PROCESS = ("object", {
         "bounding": STRINGS, "permitted": STRINGS, "effective": STRINGS, "inheritable": STRINGS,
         "ambient": STRINGS,
     }),
-    "rlimits": ("list", ("object", {"type!": ("enum", RLIMITS), "soft": UINT64, "hard": UINT64})),
+    "rlimits": ("list", ("object", {"type!": ("enum", RLIMITS), "soft!": UINT64, "hard!": UINT64})),
     "apparmorProfile": STRING,
     "selinuxLabel": STRING,
     "oomScoreAdj": ("integer", -1000, 1000),
@@ -264,6 +265,8 @@ def check(spec: Any, rootless: bool = False) -> None:
     if not spec["root"]["path"]:
         raise SpecError("root.path", "must not be empty")
     _check_process_rules(spec["process"], "process")
+    if "" in (spec.get("annotations") or ()):
+        raise SpecError("annotations", "a key must not be empty")
     linux = spec.get("linux") or {}
     _check_namespaces(spec, linux)
     _check_mounts(spec.get("mounts") or [], rootless)
@@ -278,6 +281,8 @@ def check(spec: Any, rootless: bool = False) -> None:
     propagation = linux.get("rootfsPropagation")
     if propagation and propagation not in PROPAGATIONS:
         raise SpecError("linux.rootfsPropagation", f"must be one of {', '.join(PROPAGATIONS)}, is {propagation!r}")
+    if (linux.get("personality") or {}).get("flags"):
+        raise SpecError("linux.personality.flags", "none is known to the specification")
     _check_net_devices(linux, rootless)
     _check_memory_policy(linux.get("memoryPolicy"))
     _check_intel_rdt(linux.get("intelRdt"))
@@ -307,14 +312,17 @@ def _check_process_rules(process: Object, field: str) -> None:
         raise SpecError(f"{field}.cwd", f"must be an absolute path, is {process['cwd']!r}")
     if not process.get("args"):
         raise SpecError(f"{field}.args", "must not be empty")
+    if process.get("terminal") and process.get("consoleSize") is not None:
+        # without a terminal it is to be ignored
+        _walk(process["consoleSize"], CONSOLE_SIZE, f"{field}.consoleSize")
     seen = set()
     for index, limit in enumerate(process.get("rlimits") or []):
         here = f"{field}.rlimits[{index}]"
         if limit["type"] in seen:
             raise SpecError(here, f"{limit['type']} is given twice")
         seen.add(limit["type"])
-        if limit.get("soft", 0) > limit.get("hard", 0):
-            raise SpecError(f"{here}.soft", f"{limit.get('soft')} is above the hard limit {limit.get('hard')}")
+        if limit["soft"] > limit["hard"]:
+            raise SpecError(f"{here}.soft", f"{limit['soft']} is above the hard limit {limit['hard']}")
     if process.get("selinuxLabel") and not os.path.exists("/sys/fs/selinux/enforce"):
         raise SpecError(f"{field}.selinuxLabel", "a label is given, but this host has no SELinux")
     if process.get("scheduler") is not None:
@@ -355,6 +363,9 @@ def _check_namespaces(spec: Object, linux: Object) -> None:
     for name in ("maskedPaths", "readonlyPaths"):
         if linux.get(name) and "mount" not in paths:
             raise SpecError(f"linux.{name}", "cannot be applied without a mount namespace of the container's own")
+        for index, path in enumerate(linux.get(name) or ()):
+            if path[:1] != "/":
+                raise SpecError(f"linux.{name}[{index}]", f"must be an absolute path, is {path!r}")
     mappings = [name for name in ("uidMappings", "gidMappings") if linux.get(name)]
     if "user" in paths:
         if not paths["user"] and len(mappings) < 2:
@@ -449,6 +460,8 @@ def check_resources(resources: Object, field: str = "linux.resources") -> None:
             raise SpecError(f"{field}.memory.swap", "cannot be limited without memory.limit, which it includes")
         if swap < limit:
             raise SpecError(f"{field}.memory.swap", f"{swap} is less than memory.limit {limit}, which it includes")
+    if (memory.get("swappiness") or 0) > 100:
+        raise SpecError(f"{field}.memory.swappiness", f"must be from 0 to 100, is {memory['swappiness']}")
     cpu = resources.get("cpu") or {}
     for name in ("cpus", "mems"):
         if cpu.get(name):
@@ -458,6 +471,12 @@ def check_resources(resources: Object, field: str = "linux.resources") -> None:
     weight = (resources.get("blockIO") or {}).get("weight")
     if weight and not 10 <= weight <= 1000:
         raise SpecError(f"{field}.blockIO.weight", f"must be from 10 to 1000, is {weight}")
+    for index, device in enumerate((resources.get("blockIO") or {}).get("weightDevice") or []):
+        if device.get("weight") is None and device.get("leafWeight") is None:
+            raise SpecError(f"{field}.blockIO.weightDevice[{index}]", "needs a weight or a leafWeight")
+    for name, limits in (resources.get("rdma") or {}).items():
+        if limits.get("hcaHandles") is None and limits.get("hcaObjects") is None:
+            raise SpecError(f"{field}.rdma[{name}]", "needs hcaHandles or hcaObjects")
     for index, huge in enumerate(resources.get("hugepageLimits") or []):
         size = huge["pageSize"]
         if len(size) < 3 or size[-2:] not in ("KB", "MB", "GB") or not size[:-2].isdigit() or size[0] == "0":
@@ -594,5 +613,10 @@ def _check_intel_rdt(rdt: Object | None) -> None:
     name = rdt.get("closID") or ""
     if name in (".", "..") or (len(name) > 1 and "/" in name):
         raise SpecError("linux.intelRdt.closID", f"{name!r} cannot be a directory's name")
+    if any("\n" in line for line in rdt.get("schemata") or ()):
+        raise SpecError("linux.intelRdt.schemata", "an entry is one line")
+    bandwidth = rdt.get("memBwSchema") or "MB:"
+    if "\n" in bandwidth or not bandwidth.startswith("MB:"):
+        raise SpecError("linux.intelRdt.memBwSchema", f"must be a line that starts with MB:, is {bandwidth!r}")
     if not os.path.exists("/sys/fs/resctrl/schemata"):
         raise SpecError("linux.intelRdt", "is given, but /sys/fs/resctrl is not mounted: Intel RDT is not enabled")

@@ -25,7 +25,7 @@ from _socket import (
 )
 from struct import pack, unpack
 
-from teu.linux import mounts
+from teu.linux import cgroups, mounts
 from teu.linux.mounts import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
 from teu.linux.namespaces import (
     CLONE_NEWCGROUP,
@@ -47,6 +47,7 @@ from teu.linux.syscalls import (
     prctl,
     syscall,
 )
+from teu.oci import runtime_spec
 from teu.runc import devices, hooks, process, rootfs
 from teu.runc.errors import RuncError
 
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _SIGKILL = 9
+_DOTS_AND_SLASHES = {ord("."): "/", ord("/"): "."}
 _DEVPTS_SUPER_MAGIC = 0x1CD1
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
@@ -201,8 +203,14 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
     if own_mounts:
         null = rootfs.open_null()
         root = rootfs.enter_propagation(spec, plan.rootfs)
-        view = rootfs.CgroupView(_has_cgroup_namespace(plan), plan.cgroup_path)
-        later = rootfs.mount_all(root, spec, plan.bundle, plan.sources, view, _asker(plan), plan.asked)
+        namespaced = _has_cgroup_namespace(plan)
+        # In the host's cgroup namespace all of the tree: /proc/self/cgroup names a place in it. But what an
+        # ordinary user's container is not in is none of its business.
+        whole = not namespaced and not plan.user_namespace
+        view = rootfs.CgroupView(namespaced, cgroups.mountpoint() if whole else plan.cgroup_path)
+        later = rootfs.mount_all(
+            root, spec, plan.bundle, plan.sources, view, _asker(plan), plan.asked, plan.user_namespace
+        )
         if _makes_devices(spec):
             devices.create_all(root, spec, plan.user_namespace, plan.nodes)
             devices.create_links(root)
@@ -211,6 +219,7 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
     console = _open_console(plan, root) if (spec.get("process") or {}).get("terminal") else -1
     plan.sync.send(b"H")
     _await(plan)  # prestart and createRuntime hooks have run
+    os.fchdir(root)  # where runc's hooks find themselves, and where a hook that fills the root looks for it
     # our pid as the host sees it
     hooks.run_all(spec, "createContainer", {**plan.state, "pid": int(os.readlink("self", dir_fd=plan.procfs))})
     if (spec.get("process") or {}).get("cwd"):
@@ -326,7 +335,7 @@ def _write_sysctls(plan: Plan, values: dict[str, str]) -> None:
         procfs = os.dup(plan.procfs)
     try:
         for key, value in values.items():
-            path = "sys/" + key.replace(".", "/")
+            path = "sys/" + runtime_spec.sysctl_name(key).translate(_DOTS_AND_SLASHES)
             try:
                 fd = mounts.openat2(procfs, path, os.O_WRONLY, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
                 try:

@@ -87,12 +87,13 @@ def create_all(root: int, spec: dict[str, Any], bind: bool, nodes: dict[str, int
     given = {device["path"]: device for device in (spec.get("linux") or {}).get("devices") or ()}
     for path, major, minor in DEFAULT:
         if path not in given:
-            _create(root, {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o666}, bind)
+            default = {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o666}
+            _create(root, default, bind, replace=True)
     for device in given.values():
         _create(root, device, bind, nodes.get(device["path"], -1))
 
 
-def _create(root: int, device: dict[str, Any], bind: bool, node: int = -1) -> None:
+def _create(root: int, device: dict[str, Any], bind: bool, node: int = -1, replace: bool = False) -> None:
     path = os.path.normpath("/" + device["path"].lstrip("/"))
     if path == "/":
         raise InvalidSpec("linux.devices: a device needs a path")
@@ -104,14 +105,14 @@ def _create(root: int, device: dict[str, Any], bind: bool, node: int = -1) -> No
         if bind:
             _bind(parent, name, path, node)
         else:
-            _mknod(parent, name, device, path)
+            _mknod(parent, name, device, path, replace)
     except OSError as error:
         raise OSError(error.errno, f"error creating device {path}: {error.strerror}") from None
     finally:
         os.close(parent)
 
 
-def _mknod(parent: int, name: str, device: dict[str, Any], path: str) -> None:
+def _mknod(parent: int, name: str, device: dict[str, Any], path: str, replace: bool) -> None:
     mode = device.get("fileMode")
     kind = _KINDS[device["type"]]
     number = os.makedev(device.get("major") or 0, device.get("minor") or 0) if kind != _S_IFIFO else 0
@@ -122,6 +123,9 @@ def _mknod(parent: int, name: str, device: dict[str, Any], path: str) -> None:
         status = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if status.st_mode & 0o170000 == kind and status.st_rdev == number:
             return
+        if not replace:
+            # runtime-spec, "Devices": an error, and never the end of somebody's file
+            raise OSError(errno.EEXIST, "another file is in its place") from None
         # An image's own /dev/null may be anything; what the specification promises stands there.
         os.unlink(name, dir_fd=parent)
         os.mknod(name, wanted, number, dir_fd=parent)

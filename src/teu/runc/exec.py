@@ -263,14 +263,15 @@ class Execution:
         try:
             cgroup.add(self.helper, self.sub_cgroup)
         except OSError:
-            # The container's own init may have made cgroups below, after which only leaves take processes.
+            # The container's own init may have made cgroups below, after which only leaves take processes; or,
+            # where it may, have gone to another, after which its old one may be gone.
             if self.sub_cgroup:
                 raise
             from teu.linux import cgroups as files
 
             own = files.own(self.container.pid)
             path = files.mountpoint() + own
-            if not path.startswith(cgroup.path):
+            if not path.startswith(cgroup.path) and os.path.exists(cgroup.path):
                 raise
             files.attach(path, self.helper)
 

@@ -97,12 +97,15 @@ def open_mapped(mount: dict[str, Any], options: MountOptions, bundle: str, spec:
     if not uids and not gids:
         linux = spec.get("linux") or {}
         uids, gids = linux.get("uidMappings"), linux.get("gidMappings")
-        if not uids or not gids:
-            raise InvalidSpec(f"mounts: {mount['destination']}: idmap without maps needs a user namespace with maps")
-    if not uids or not gids:
+        joined = next((one.get("path") for one in linux.get("namespaces") or () if one["type"] == "user"), None)
+        if not joined and (not uids or not gids):
+            raise InvalidSpec(f"mounts: {mount['destination']}: idmap without maps needs a user namespace")
+    elif not uids or not gids:
         raise InvalidSpec(f"mounts: {mount['destination']}: uidMappings and gidMappings go together")
+    else:
+        joined = None
     tree = rootfs.open_bind_source(mount, options, bundle)
-    namespace = user_namespace(uids, gids)
+    namespace = os.open(joined, os.O_RDONLY | os.O_CLOEXEC) if joined else user_namespace(uids or [], gids or [])
     try:
         mounts.mount_setattr(
             tree, MOUNT_ATTR_IDMAP, userns=namespace, recursive=options.idmap == "ridmap" and options.recursive_bind

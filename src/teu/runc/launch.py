@@ -247,7 +247,7 @@ class Launch:
             if self.in_user_namespace is None:
                 self.in_user_namespace = self.rootless or cgroups.in_user_namespace()
             return self.in_user_namespace
-        return self.settings.rootless in ("true", "1", "t", "T", "TRUE", "True")
+        return self.settings.rootless in ("true", "1", "t")
 
     # -- the first process --
 
@@ -415,6 +415,8 @@ class Launch:
         """Bind sources that only we can reach (root, for a user namespace), and those with an id map."""
         for index, mount in enumerate(self.spec.get("mounts") or ()):
             options = mount_options.parse(mount.get("options") or [])
+            if options.remount:
+                continue
             mapped = bool(mount.get("uidMappings") or options.idmap)
             if (mapped or plan.user_namespace) and (mount.get("source") or "").startswith(self.rootfs + "/"):
                 # what an earlier mount puts there: the child asks for it when it gets so far
@@ -484,11 +486,14 @@ class Launch:
             self.container.save()
 
     def _move_network_devices(self) -> None:
-        moving = (self.spec.get("linux") or {}).get("netDevices") or {}
+        linux = self.spec.get("linux") or {}
+        moving = linux.get("netDevices") or {}
         if moving:
             from teu.runc import network_devices
 
-            network_devices.move(moving, self.pid)
+            # one that it is to join: it has not done so yet
+            path = next((n.get("path") for n in linux.get("namespaces") or () if n["type"] == "network"), None)
+            network_devices.move(moving, path or f"/proc/{self.pid}/ns/net")
 
     def _send(self, word: bytes) -> None:
         assert self.sync is not None
@@ -619,8 +624,7 @@ class Launch:
             from teu.runc import intel_rdt
 
             self.container.record["intel_rdt"] = intel_rdt.apply(linux["intelRdt"], self.id, self.pid)
-        if any(n["type"] == "user" for n in linux.get("namespaces") or ()):
-            self._delegate_cgroup(linux)
+        self._delegate_cgroup(linux)
         if self.arguments["pidfd-socket"]:
             pidfd = os.pidfd_open(self.pid)
             with_socket = connect(self.arguments["pidfd-socket"])
@@ -633,15 +637,24 @@ class Launch:
         self.container.save()
 
     def _delegate_cgroup(self, linux: dict[str, Any]) -> None:
-        """runtime-spec, "Cgroup ownership": only with a cgroup namespace and a cgroup mount that is writable."""
+        """runtime-spec, "Cgroup ownership": its user's, if it has a namespace of its own and mounts it writable."""
         assert self.cgroup is not None
-        has_namespace = any(n["type"] == "cgroup" and not n.get("path") for n in linux.get("namespaces") or ())
+        owner: int | None = (self.spec["process"].get("user") or {}).get("uid") or 0
+        namespaces = {n["type"]: n.get("path") for n in linux.get("namespaces") or ()}
+        if self.rootless or namespaces.get("cgroup", "none"):
+            return
+        if "user" in namespaces:
+            maps = linux.get("uidMappings") or ()
+            owner = next(
+                (m["hostID"] + owner - m["containerID"] for m in maps if 0 <= owner - m["containerID"] < m["size"]),
+                None,
+            )
         writable = any(
             m.get("type") in ("cgroup", "cgroup2") and "ro" not in (m.get("options") or ())
             for m in self.spec.get("mounts") or ()
+            if rootfs.clean(m["destination"]) == "/sys/fs/cgroup"
         )
-        owner = next((m["hostID"] for m in linux.get("uidMappings") or () if m["containerID"] == 0), None)
-        if has_namespace and writable and owner is not None and not self.rootless:
+        if writable and owner:
             self.cgroup.delegate(owner)
 
     def release(self) -> None:
@@ -674,6 +687,10 @@ class Launch:
                 pass
         if self.container is None:
             return
+        if self.container.record.get("intel_rdt"):
+            from teu.runc import intel_rdt
+
+            intel_rdt.remove(self.container.record["intel_rdt"])
         try:
             if self.cgroup is not None:
                 self.cgroup.kill()

@@ -45,7 +45,7 @@ def _in_user_namespace() -> bool:
 
 
 def _global_help() -> str:
-    text = "NAME:\n   teu-runc - run OCI containers\n\nUSAGE:\n"
+    text = "NAME:\n   teu-runc - Open Container Initiative runtime\n\nUSAGE:\n"
     text += "   teu-runc [global options] command [command options] [arguments...]\n"
     text += f"\nVERSION:\n   {VERSION}\n\nCOMMANDS:\n   " + "\n   ".join(COMMANDS) + "\n\nGLOBAL OPTIONS:\n"
     for name, (short, kind, _default, summary) in GLOBAL_FLAGS.items():
@@ -79,7 +79,9 @@ def _run(argv: list[str]) -> int:
         settings.log = options["log"]
         settings.log_format = options["log-format"]
         settings.systemd_cgroup = options["systemd-cgroup"]
-        settings.rootless = options["rootless"]
+        settings.rootless = options["rootless"].lower() or "auto"
+        if settings.rootless not in ("auto", "true", "t", "1", "false", "f", "0"):
+            raise RuncError(f"invalid value {options['rootless']!r} for --rootless: true, false or auto")
         settings.program = argv[0]
         if options["version"]:
             _print(f"teu-runc version {VERSION}\nspec: {SPEC_VERSION}\n")

@@ -72,7 +72,6 @@ FILESYSTEM = {
     "noiversion": None,
     "acl": None,
     "noacl": None,
-    "remount": None,
 }
 
 _RECURSIVE_ATTRIBUTES = tuple(name for name in ATTRIBUTES if name != "defaults")
@@ -85,6 +84,7 @@ OPTIONS = sorted(
         *("r" + name for name in _RECURSIVE_ATTRIBUTES),
         "bind",
         "rbind",
+        "remount",
         "tmpcopyup",
         "idmap",
         "ridmap",
@@ -96,11 +96,12 @@ class MountOptions:
     """The options of one mount."""
 
     __slots__ = (
-        "attr_set", "attr_clr", "recursive_set", "recursive_clr", "propagation", "bind", "recursive_bind",
-        "tmpcopyup", "idmap", "data",
+        "attributes", "attr_set", "attr_clr", "recursive_set", "recursive_clr", "propagation", "bind", "recursive_bind",
+        "remount", "tmpcopyup", "idmap", "data",
     )  # fmt: skip
 
     def __init__(self) -> None:
+        self.attributes = False  # whether any was given
         self.attr_set = 0
         self.attr_clr = 0
         self.recursive_set = 0
@@ -108,6 +109,7 @@ class MountOptions:
         self.propagation: list[tuple[int, bool]] = []
         self.bind = False
         self.recursive_bind = False
+        self.remount = False
         self.tmpcopyup = False
         self.idmap = ""  # "", "idmap" or "ridmap"
         self.data: list[str] = []
@@ -119,6 +121,7 @@ def parse(options: list[str]) -> MountOptions:
     for option in options:
         if option in ATTRIBUTES:
             bits, cleared = ATTRIBUTES[option]
+            result.attributes = result.attributes or bool(bits | cleared)
             result.attr_set = result.attr_set & ~cleared | bits
             result.attr_clr = result.attr_clr & ~bits | cleared
         elif option in ("bind", "rbind"):
@@ -134,6 +137,8 @@ def parse(options: list[str]) -> MountOptions:
             bits, cleared = ATTRIBUTES[option[1:]]
             result.recursive_set = result.recursive_set & ~cleared | bits
             result.recursive_clr = result.recursive_clr & ~bits | cleared
+        elif option == "remount":
+            result.remount = True
         elif option == "tmpcopyup":
             result.tmpcopyup = True
         elif option in ("idmap", "ridmap"):

@@ -80,10 +80,10 @@ def _index(name: str) -> int:
         raise RuncError(f"linux.netDevices: there is no interface {name!r}") from None
 
 
-def move(devices: dict[str, Any], pid: int) -> None:
-    """devices: host name -> {"name": name inside}. RuncError, OSError say which one failed."""
+def move(devices: dict[str, Any], namespace: str) -> None:
+    """devices: host name -> {"name": name inside}; namespace: the container's. RuncError, OSError say which failed."""
     host = _Route()
-    target = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    target = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
     here = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         namespaces.setns(target, CLONE_NEWNET)
@@ -99,6 +99,22 @@ def move(devices: dict[str, Any], pid: int) -> None:
         host.socket.close()
 
 
+def _links(route: _Route, what: str) -> dict[bytes, int]:
+    """The interfaces of a namespace: name -> index."""
+    links = route.call(what, RTM_GETLINK, NLM_F_DUMP, pack("BBHiII", AF_UNSPEC, 0, 0, 0, 0, 0))
+    return {_attributes(link[16:]).get(IFLA_IFNAME, b"").rstrip(b"\0"): unpack("i", link[4:8])[0] for link in links}
+
+
+def _arrived(before: dict[bytes, int], after: dict[bytes, int], name: bytes) -> int:
+    """The index of what is new (0: nothing). Of a name with %d the kernel makes one that is free."""
+    start, template, end = name.partition(b"%d")
+    for found, index in after.items():
+        fits = found.startswith(start) and found.endswith(end) if template else found == name
+        if fits and found not in before:
+            return index
+    return 0
+
+
 def _move_one(host: _Route, inside: _Route, name: str, new_name: str, target: int) -> None:
     index = _index(name)
     what = f"linux.netDevices: {name}"
@@ -110,15 +126,15 @@ def _move_one(host: _Route, inside: _Route, name: str, new_name: str, target: in
         if at == index and scope == 0 and flags & IFA_F_PERMANENT:
             kept = {kind: data for kind, data in found.items() if kind in (1, 2, 4)}  # ADDRESS, LOCAL, BROADCAST
             addresses.append((family, prefix, kept))
+    before = _links(inside, what)
+    if new_name.encode() in before:
+        # the kernel would say so too, but only once it has moved it there under its old name
+        raise RuncError(f"{what}: the container has an interface {new_name!r} already")
     body = pack("BBHiII", AF_UNSPEC, 0, 0, index, 0, 0)
     body += _attribute(IFLA_NET_NS_FD, pack("I", target)) + _attribute(IFLA_IFNAME, new_name.encode() + b"\0")
     host.call(what, RTM_NEWLINK, NLM_F_ACK, body)
-    links = inside.call(what, RTM_GETLINK, NLM_F_DUMP, pack("BBHiII", AF_UNSPEC, 0, 0, 0, 0, 0))
-    for link in links:
-        if _attributes(link[16:]).get(IFLA_IFNAME, b"").rstrip(b"\0") == new_name.encode():
-            new_index = unpack("i", link[4:8])[0]
-            break
-    else:
+    new_index = _arrived(before, _links(inside, what), new_name.encode())
+    if not new_index:
         raise RuncError(f"{what}: it did not arrive in the container")
     for family, prefix, kept in addresses:
         body = pack("BBBBI", family, prefix, 0, 0, new_index)

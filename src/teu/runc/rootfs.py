@@ -17,6 +17,7 @@ from teu.linux.mounts import (
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
     MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_NOSYMFOLLOW,
     MOUNT_ATTR_RDONLY,
     RESOLVE_IN_ROOT,
     RESOLVE_NO_SYMLINKS,
@@ -112,6 +113,7 @@ def mount_all(
     cgroup: CgroupView,
     ask: Callable[[str], int] | None = None,
     asked: set[int] | frozenset[int] = frozenset(),
+    user_namespace: bool = False,
 ) -> list[int]:
     """All of `mounts`, in order. sources: index -> detached tree that the parent opened already.
 
@@ -126,7 +128,7 @@ def mount_all(
         options = mount_options.parse(mount.get("options") or [])
         try:
             source = ask(f"bind:{index}") if index in asked and ask is not None else sources.get(index)
-            mount_one(root, mount, options, bundle, source, cgroup, label, later, ask)
+            mount_one(root, mount, options, bundle, source, cgroup, label, later, ask, user_namespace)
         except OSError as error:
             text = error.strerror or str(error)
             if not text.startswith("error mounting"):
@@ -143,7 +145,7 @@ def seal(later: list[int]) -> None:
 
 
 class CgroupView:
-    """How the container sees its cgroup: mounted anew in its cgroup namespace, or bound from the host."""
+    """How the container sees the cgroups: mounted anew in its cgroup namespace, or path bound from the host."""
 
     __slots__ = ("namespaced", "path")
 
@@ -162,11 +164,15 @@ def mount_one(
     label: str,
     later: list[int],
     ask: Callable[[str], int] | None = None,
+    user_namespace: bool = False,
 ) -> None:
     destination = clean(mount["destination"])
     kind = mount.get("type") or ("bind" if options.bind else "")
     if destination == "/":
         raise InvalidSpec('mounts: destination "/" is the root itself')
+    if options.remount:
+        _remount(root, destination, options)
+        return
     if is_bind(mount, options):
         tree = open_bind_source(mount, options, bundle) if source is None else source
         is_directory = os.stat(tree).st_mode & 0o170000 == 0o040000
@@ -205,7 +211,9 @@ def mount_one(
         if kind == "tmpfs" and attributes & mounts.MOUNT_ATTR_RDONLY:
             attributes &= ~mounts.MOUNT_ATTR_RDONLY
             later.append(os.dup(tree))
-        if attributes or options.attr_clr:
+        if is_bind(mount, options):
+            _set_bind_attributes(tree, options, user_namespace)
+        elif attributes or options.attr_clr:
             mounts.mount_setattr(tree, attributes, options.attr_clr)
         if options.recursive_set or options.recursive_clr:
             mounts.mount_setattr(tree, options.recursive_set, options.recursive_clr, recursive=True)
@@ -215,6 +223,58 @@ def mount_one(
     finally:
         os.close(target)
         os.close(tree)
+
+
+def _remount(root: int, destination: str, options: MountOptions) -> None:
+    """`remount`: other attributes for what is mounted there already, by an earlier entry say."""
+    if options.data:
+        raise InvalidSpec(f"mounts: {destination}: remount cannot change {','.join(options.data)}")
+    target = mounts.open_in_root(root, destination)
+    try:
+        mounts.mount_setattr(target, options.attr_set, options.attr_clr)
+        if options.recursive_set or options.recursive_clr:
+            mounts.mount_setattr(target, options.recursive_set, options.recursive_clr, recursive=True)
+        for propagation, recursive in options.propagation:
+            mounts.mount_setattr(target, 0, 0, propagation, recursive=recursive)
+    finally:
+        os.close(target)
+
+
+# What a bind mount inherits from its source as long as no attribute is given: statvfs(3)'s flag -> mount_setattr's.
+_LOCKABLE = (
+    (os.ST_RDONLY, MOUNT_ATTR_RDONLY),
+    (os.ST_NOSUID, MOUNT_ATTR_NOSUID),
+    (os.ST_NODEV, MOUNT_ATTR_NODEV),
+    (os.ST_NOEXEC, MOUNT_ATTR_NOEXEC),
+)
+_INHERITED = MOUNT_ATTR_NOSYMFOLLOW | sum(attribute for _, attribute in _LOCKABLE)
+
+
+def _set_bind_attributes(tree: int, options: MountOptions, user_namespace: bool) -> None:
+    """The attributes of a bind mount, as runc: none given, those of its source stay; else what is not given is off.
+
+    But what the host has locked away from a user namespace (ro, nosuid, nodev, noexec) stays on there,
+    and to ask for it to be off is EPERM, whoever opened the source.
+    """
+    if not options.attributes:
+        return
+    clear = options.attr_clr
+    implied = _INHERITED & ~options.attr_set & ~clear
+    if user_namespace:
+        implied &= MOUNT_ATTR_NOSYMFOLLOW
+        had = _lockable(tree)
+    try:
+        mounts.mount_setattr(tree, options.attr_set, clear | implied)
+    except PermissionError:
+        # locked by a user namespace around us
+        mounts.mount_setattr(tree, options.attr_set, clear | implied & MOUNT_ATTR_NOSYMFOLLOW)
+    if user_namespace and had & clear & ~_lockable(tree):
+        raise PermissionError(errno.EPERM, "operation not permitted")
+
+
+def _lockable(tree: int) -> int:
+    flags = os.fstatvfs(tree).f_flag
+    return sum(attribute for flag, attribute in _LOCKABLE if flags & flag)
 
 
 def _open_target(root: int, destination: str, kind: str, tree: int | None, filesystem: str = "") -> int:
@@ -266,14 +326,14 @@ def _filesystem_tree(kind: str, source: str, data: list[str], options: MountOpti
 
 
 def _cgroup_tree(cgroup: CgroupView, options: MountOptions) -> int:
-    """The container's part of the cgroup tree; -1 where it has none."""
+    """The cgroup tree as the container may see it; -1 where it may see none."""
     if cgroup.namespaced:
         try:
             return mounts.new_filesystem("cgroup2", "cgroup", options.data)
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EBUSY):
                 raise
-    # no cgroup namespace of its own, or not allowed there: its own part of the host's tree
+    # Not mounted anew in the host's cgroup namespace: there a mount sets the options of all (nsdelegate, ...).
     if cgroup.path:
         try:
             return mounts.open_tree(AT_FDCWD, cgroup.path, True)
