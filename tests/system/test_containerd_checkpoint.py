@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints in the content store, made and used by Debian's ctr, on teu-containerd with our shim and on Debian's.
+"""Checkpoints in the content store, made and used by Debian's ctr and by teu-ctr, each of what the other one made, on
+teu-containerd with our shim and on Debian's.
 
 criu writes to /proc/sys when it restores, which is not to be written to in the namespace lab: the daemons here have a
 mount namespace with a /proc of their own.
@@ -17,10 +18,12 @@ from pathlib import Path
 import peers
 import pytest
 from taskhouse import OWN_SHIM, TeuContainerd
+from test_ctr import TEU_CTR
 
 pytestmark = [pytest.mark.needs("criu", "containerd", "trixie"), pytest.mark.timeout(240)]
 
 IMAGES = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
+LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 CONFIG = "application/vnd.containerd.container.checkpoint.config.v1+proto"
 SLEEP = ["sleep", "100000"]
 COUNT = ["sh", "-c", "n=0; while :; do n=$((n+1)); echo $n > /count; echo $n; sleep 0.05; done"]
@@ -78,54 +81,120 @@ def blob(daemon: peers.Containerd, digest: str) -> bytes:
     return data
 
 
-def test_saved_into_the_content_store(ctr: tuple[peers.Containerd, list[str]]) -> None:
+def by(daemon: peers.Containerd, program: str) -> Callable[..., str]:
+    """The daemon's client, whichever of the two."""
+
+    def run(*words: str, code: int | None = 0) -> str:
+        return peers.run(program, "--address", str(daemon.address), *words, code=code, timeout=240).stdout
+
+    return run
+
+
+PROGRAMS = pytest.mark.parametrize("program", ["ctr", TEU_CTR], ids=["ctr", "teu-ctr"])
+
+
+@PROGRAMS
+def test_saved_into_the_content_store(ctr: tuple[peers.Containerd, list[str]], program: str) -> None:
     daemon, flags = ctr
-    daemon("run", "-d", *flags, peers.IMAGE, "saved", *SLEEP)
+    # Each a specification of its own: Debian's containerd fails where the blob of one is there already.
+    saved_name = f"saved-by-{Path(program).name}"
+    daemon("run", "-d", *flags, peers.IMAGE, saved_name, *SLEEP)
     try:
-        name = daemon("tasks", "checkpoint", "--exit", "saved").strip()
-        assert name.startswith("containerd.io/checkpoint/saved:")
+        name = by(daemon, program)("tasks", "checkpoint", "--exit", saved_name).strip()
+        assert re.fullmatch(rf"containerd.io/checkpoint/{saved_name}:\d\d-\d\d-\d{{4}}-\d\d:\d\d:\d\d", name)
         peers.wait_until(lambda: "STOPPED" in daemon("tasks", "ls"), "the task ends")
+        line = next(line for line in daemon("images", "ls").splitlines() if line.startswith(name))
+        assert line.split()[1] == "application/vnd.oci.image.index.v1+json"
+        assert line.split()[-1] == "containerd.io/checkpoint=true"
+        index = json.loads(daemon("content", "get", line.split()[2]))
+        kinds = [one["mediaType"] for one in index["manifests"]]
+        assert kinds == [IMAGES, CONFIG, "application/vnd.oci.image.manifest.v1+json", LAYER]
+        assert index["annotations"] == {"image.name": peers.IMAGE}
+        held = next(row for row in daemon("content", "ls").splitlines() if row.startswith(line.split()[2]))
+        for one in index["manifests"]:
+            assert f"={one['digest']}" in held, "the garbage collector would take it"
         found = saved(daemon, name)
-        assert len(found[IMAGES]) == len(found[CONFIG]) == 1
         with tarfile.open(fileobj=io.BytesIO(blob(daemon, found[IMAGES][0]))) as tar:
             names = tar.getnames()
         assert {"inventory.img", "pstree.img", "descriptors.json"} <= set(names)
         assert b"ociVersion" in blob(daemon, found[CONFIG][0])
         assert not list(Path("/run").glob("ctrd-checkpoint*")) or not isinstance(daemon, TeuContainerd)
         assert not list((daemon.state / "root/checkpoints").glob("*"))
+        daemon("images", "rm", "--sync", name)
     finally:
-        daemon("tasks", "rm", "-f", "saved", code=None)
-        daemon("containers", "rm", "saved", code=None)
+        daemon("tasks", "rm", "-f", saved_name, code=None)
+        daemon("containers", "rm", saved_name, code=None)
 
 
-def test_a_checkpoint_that_is_none(ctr: tuple[peers.Containerd, list[str]]) -> None:
+@PROGRAMS
+def test_saved_into_a_folder(ctr: tuple[peers.Containerd, list[str]], program: str, tmp_path: Path) -> None:
+    """With --image-path no image is made. Debian's containerd and ctr know such a folder of runtimes named runc only."""
     daemon, flags = ctr
+    if not (isinstance(daemon, TeuContainerd) and program == TEU_CTR):
+        flags = ["--runtime", "io.containerd.runc.v2", *flags[2:]]
+    name = f"kept-by-{Path(program).name}"
+    daemon("run", "-d", *flags, peers.IMAGE, name, *SLEEP)
+    try:
+        folder = tmp_path / "images"
+        folder.mkdir()
+        assert by(daemon, program)("tasks", "checkpoint", "--image-path", str(folder), name) == ""
+        assert (folder / "inventory.img").exists()
+        assert name not in daemon("images", "ls", "-q")
+    finally:
+        daemon("tasks", "rm", "-f", name, code=None)
+        daemon("containers", "rm", name, code=None)
+
+
+@PROGRAMS
+def test_a_checkpoint_that_is_none(ctr: tuple[peers.Containerd, list[str]], program: str) -> None:
+    daemon, flags = ctr
+    client = by(daemon, program)
     assert "not found" in daemon.result("tasks", "checkpoint", "nobody", code=1).stderr
     daemon("containers", "create", *flags[:2], peers.IMAGE, "plain", *SLEEP)
     assert daemon.result("containers", "restore", "--live", "other", peers.IMAGE, code=None).returncode != 0
+    client("containers", "checkpoint", "nobody", "local/none:1", code=1)
+    client("containers", "checkpoint", "plain", code=1)
+    client("containers", "restore", "--live", "other", peers.IMAGE, code=1)
     assert "other" not in daemon("tasks", "ls")
     daemon("containers", "rm", "other", code=None)
+    # Without the memory there is no specification: it can be saved, and not be made a container of.
+    client("containers", "checkpoint", "--rw", "--image", "plain", "local/plain:1")
+    kinds = set(saved(daemon, "local/plain:1"))
+    assert kinds >= {LAYER, "application/vnd.oci.image.manifest.v1+json"} and CONFIG not in kinds
+    client("containers", "restore", "--rw", "other", "local/plain:1", code=1)
+    # ctr leaves the snapshot that it has made for the container.
+    daemon("snapshots", "rm", "other", code=None if program == "ctr" else 1)
+    daemon("images", "rm", "local/plain:1")
     daemon("containers", "rm", "plain")
 
 
-def test_there_and_back(ctr: tuple[peers.Containerd, list[str]]) -> None:
-    """A container goes on counting where it was, under another name, from image, layer and memory of the checkpoint."""
+@pytest.mark.parametrize(
+    ("saver", "restorer"),
+    [("ctr", "ctr"), ("ctr", TEU_CTR), (TEU_CTR, "ctr")],
+    ids=["ctr-to-ctr", "ctr-to-teu-ctr", "teu-ctr-to-ctr"],
+)
+def test_there_and_back(ctr: tuple[peers.Containerd, list[str]], saver: str, restorer: str) -> None:
+    """A container goes on counting where it was, from image, layer and memory of the checkpoint."""
     daemon, flags = ctr
+    name = f"{Path(saver).name}-{Path(restorer).name}"
 
     def count(name: str) -> int:
         text = daemon("tasks", "exec", "--exec-id", "look", name, "cat", "/count", code=None).strip()
         return int(text) if re.fullmatch(r"\d+", text) else 0
 
-    daemon("run", "-d", *flags, peers.IMAGE, "first", *COUNT)
-    peers.wait_until(lambda: count("first") > 3, "it counts")
-    daemon("containers", "checkpoint", "--rw", "--image", "--task", "first", "local/checkpoint:1", timeout=240)
-    before = count("first")
-    daemon("tasks", "rm", "-f", "first", code=None)
-    daemon("containers", "rm", "first")
-    daemon("containers", "restore", "--rw", "--live", "first", "local/checkpoint:1", timeout=240)
-    peers.wait_until(lambda: count("first") > before, "it goes on counting", 120)
-    daemon("tasks", "rm", "-f", "first", code=None)
-    daemon("containers", "rm", "first")
+    daemon("run", "-d", *flags, peers.IMAGE, name, *COUNT)
+    try:
+        peers.wait_until(lambda: count(name) > 3, "it counts")
+        by(daemon, saver)("containers", "checkpoint", "--rw", "--image", "--task", name, f"local/{name}:1")
+        before = count(name)
+        daemon("tasks", "rm", "-f", name, code=None)
+        daemon("containers", "rm", name)
+        by(daemon, restorer)("containers", "restore", "--rw", "--live", name, f"local/{name}:1")
+        peers.wait_until(lambda: count(name) > before, "it goes on counting", 120)
+    finally:
+        daemon("tasks", "rm", "-f", name, code=None)
+        daemon("containers", "rm", name, code=None)
+        daemon("images", "rm", "--sync", f"local/{name}:1", code=None)
 
 
 @pytest.mark.needs("docker")

@@ -335,3 +335,97 @@ def test_progress_on_a_terminal(side: Side, spaces: dict[str, str], registry: pe
     # Of configuration and layer ctr shows either first.
     assert sorted(left[TEU_CTR]) == sorted(left["ctr"])
     assert [line.split(":")[0][:8] for line in left[TEU_CTR] if line][-3:] == ["elapsed", "unpackin", "done"]
+
+
+# ---- sandboxes, programs, profiles ------------------------------------------------------------------------
+
+
+def told(side: Side, line: str, *programs: str) -> list[tuple[str, str, int]]:
+    """What each program says to a line."""
+    answers = []
+    for program in programs or ("ctr", TEU_CTR):
+        answer = peers.run(*side.argv(program, *line.split()), code=None)
+        answers.append((normal(answer.stdout), normal(answer.stderr), answer.returncode))
+    return answers
+
+
+def test_sandboxes(side: Side, tmp_path: Path) -> None:
+    """ctr 1.7 cannot start a sandbox on any daemon, but sees those that teu-ctr runs."""
+    pod = tmp_path / "pod.json"
+    pod.write_text(json.dumps({"ociVersion": "1.0.2", "process": {"args": ["/pause"], "cwd": "/"}, "linux": {}}))
+
+    def shims() -> str:
+        return peers.run("pgrep", "-af", "containerd-shim-runc-v2.* pod-1", code=None).stdout
+
+    run = ("sandboxes", "run", "--runtime", "io.containerd.runc.v2", str(pod), "pod-1")
+    assert side.ours(*run) == "pod-1\n"
+    assert shims()
+    again = peers.run(*side.argv(TEU_CTR, *run), code=1).stderr
+    assert again.startswith("teu-ctr: failed to create new sandbox: ") and "already exists" in again
+    for line in ("sandboxes ls", "s list --filters id==pod-1", "sb ls --filters id==nosuch", "sandboxes rm nosuch",
+                 f"sandbox run {tmp_path}/nosuch.json pod-2"):  # fmt: skip
+        theirs, ours = told(side, line)
+        assert ours == theirs, line
+    assert re.search(r"^pod-1 +\d{4}-\d\d-\d\d [0-9:.]+ \+0000 UTC io.containerd.runc.v2 $", side.ours("s", "ls"), re.M)
+    removed = peers.run(*side.argv(TEU_CTR, "sandboxes", "rm", "pod-1"))
+    assert 'level=info msg="deleted: pod-1"' in removed.stderr
+    assert "pod-1" not in side.ctr("sandboxes", "ls")
+    peers.wait_until(lambda: not shims(), "the shim ends")
+
+
+def contents(folder: Path) -> dict[str, tuple[str, int, str]]:
+    return {
+        str(path.relative_to(folder)): (
+            ("link", 0, str(path.readlink())) if path.is_symlink()
+            else ("folder", 0, "") if path.is_dir()
+            else ("file", path.stat().st_mode, path.read_text())
+        )
+        for path in folder.rglob("*")
+    }  # fmt: skip
+
+
+def test_programs_of_an_image(side: Side, tmp_path: Path) -> None:
+    archive = several_platforms(tmp_path / "hello.tar", HELLO)
+    side.ctr("images", "import", "--all-platforms", "--no-unpack", str(archive))
+    for flags, names in (((), {"bin", "bin/hello", "bin/hi"}), (("--libs",), {"lib", "lib/libhello.so"})):
+        folders = []
+        for program in ("ctr", TEU_CTR):
+            folder = tmp_path / f"{len(names)}{program.rpartition('/')[2]}"
+            folder.mkdir()
+            for extra, code in (((), 0), ((), 1), (("--replace",), 0)):
+                words = ("install", *flags, *extra, "--path", str(folder), HELLO)
+                answer = peers.run(*side.argv(program, *words), code=code)
+                if code:
+                    assert f"cannot replace bin/hello in {folder}" in answer.stderr
+            folders.append(contents(folder))
+        assert folders[1] == folders[0]
+        assert names <= set(folders[1])
+    assert told(side, "install --path /tmp nosuch")[0] == told(side, "install --path /tmp nosuch")[1]
+    side.ours("images", "rm", HELLO)
+
+
+PROFILES = {
+    "goroutines": "goroutine ",
+    "goroutines --debug 1": "goroutine profile:",
+    "heap --debug 1": "heap profile:",
+    "threadcreate --debug 1": "threadcreate profile:",
+    "block --debug 1": "--- contention",
+}
+
+
+def test_profiles(tmp_path: Path) -> None:
+    """Those of a real containerd; teu-containerd is not written in Go and has none."""
+    socket = tmp_path / "debug.sock"
+    with peers.containerd(f'[debug]\n  address = "{socket}"\n'):
+        for profile, start in PROFILES.items():
+            for program in ("ctr", TEU_CTR):
+                shown = peers.run(program, "pprof", "-d", str(socket), *profile.split()).stdout
+                assert shown.startswith(start), (program, profile)
+        for words in (("profile", "-s", "1s"), ("trace", "--seconds", "1s")):
+            raw = peers.run("sh", "-c", '"$@" | wc -c', "sh", TEU_CTR, "pprof", "-d", str(socket), *words).stdout
+            assert int(raw) > 100, words
+    for program in ("ctr", TEU_CTR):
+        answer = peers.run(program, "pprof", "--debug-socket", "/nosuch", "heap", code=1)
+        assert normal(answer.stderr) == (
+            'PROGRAM: Get "http://./debug/pprof/heap?debug=0": dial unix /nosuch: connect: no such file or directory\n'
+        )
