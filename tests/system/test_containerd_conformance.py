@@ -13,192 +13,29 @@ import gzip
 import hashlib
 import io
 import json
-import re
 import tarfile
 import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import peers
 import pytest
-from google.protobuf import json_format, message_factory, symbol_database, wrappers_pb2
-from taskhouse import TeuContainerd
+from conformance import CALL_LIMIT, SERVICES, Answer, Both, Client, both_daemons, class_of, decoded, fields_of
+from google.protobuf import json_format
 
-from teu.api.events import container_pb2, image_pb2, snapshot_pb2
-from teu.api.events import content_pb2 as content_events
-from teu.api.events import namespace_pb2 as namespace_events
 from teu.api.grpc.health.v1 import health_pb2
-from teu.api.services.containers.v1 import containers_pb2
-from teu.api.services.content.v1 import content_pb2
-from teu.api.services.diff.v1 import diff_pb2
-from teu.api.services.events.v1 import events_pb2
-from teu.api.services.images.v1 import images_pb2
-from teu.api.services.introspection.v1 import introspection_pb2
-from teu.api.services.leases.v1 import leases_pb2
-from teu.api.services.namespaces.v1 import namespace_pb2
-from teu.api.services.sandbox.v1 import sandbox_pb2
-from teu.api.services.snapshots.v1 import snapshots_pb2
-from teu.api.services.tasks.v1 import tasks_pb2
-from teu.api.services.transfer.v1 import transfer_pb2
-from teu.api.services.version.v1 import version_pb2
 
 # Debian 12 has containerd 1.6, before sandboxes and transfer.
 pytestmark = [pytest.mark.needs("containerd", "trixie", "fast")]
 
-SERVICES = {
-    "containers": containers_pb2.DESCRIPTOR.services_by_name["Containers"],
-    "content": content_pb2.DESCRIPTOR.services_by_name["Content"],
-    "diff": diff_pb2.DESCRIPTOR.services_by_name["Diff"],
-    "events": events_pb2.DESCRIPTOR.services_by_name["Events"],
-    "images": images_pb2.DESCRIPTOR.services_by_name["Images"],
-    "introspection": introspection_pb2.DESCRIPTOR.services_by_name["Introspection"],
-    "leases": leases_pb2.DESCRIPTOR.services_by_name["Leases"],
-    "namespaces": namespace_pb2.DESCRIPTOR.services_by_name["Namespaces"],
-    "sandboxes": sandbox_pb2.DESCRIPTOR.services_by_name["Store"],
-    "controller": sandbox_pb2.DESCRIPTOR.services_by_name["Controller"],
-    "snapshots": snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"],
-    "tasks": tasks_pb2.DESCRIPTOR.services_by_name["Tasks"],
-    "transfer": transfer_pb2.DESCRIPTOR.services_by_name["Transfer"],
-    "version": version_pb2.DESCRIPTOR.services_by_name["Version"],
-}
-STREAMED = {  # (requests are a stream, answers are a stream); a descriptor of protobuf 3.21 does not tell
-    "containers.ListStream": (False, True),
-    "content.List": (False, True),
-    "content.Read": (False, True),
-    "content.Write": (True, True),
-    "events.Subscribe": (False, True),
-    "snapshots.List": (False, True),
-}
-CALL_LIMIT = 60
 REFUSALS = {"INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "UNIMPLEMENTED"}
-
-
-# Their messages are known by having been imported: an Any is decoded by its name.
-KNOWN = (container_pb2, image_pb2, snapshot_pb2, content_events, namespace_events, wrappers_pb2)
-
-
-def _decoded(any_message: Any) -> Any:
-    kind = symbol_database.Default().GetSymbol(any_message.type_url.rpartition("/")[2])
-    return kind.FromString(any_message.value)
-
-
-def _class(kind: Any) -> Any:
-    made = getattr(kind, "_concrete_class", None)
-    return made or message_factory.GetMessageClass(kind)
-
-
-class Answer(NamedTuple):
-    code: str
-    fields: Any
-    text: str
-    raw: list[Any]
-
-
-class Client:
-    """Any method of one daemon by name, its requests and answers as JSON."""
-
-    def __init__(self, daemon: peers.Containerd, config: str) -> None:
-        self.daemon = daemon
-        self.config = config
-        daemon.launch(config)
-        self.channel = grpc.insecure_channel(f"unix:{daemon.address}")
-
-    def restart(self) -> None:
-        """After a call that it did not survive."""
-        assert self.daemon.process
-        self.daemon.process.wait(30)
-        self.channel.close()
-        self.daemon.launch(self.config)
-        self.channel = grpc.insecure_channel(f"unix:{self.daemon.address}")
-
-    def __call__(self, what: str, request: Any = None, namespace: str = "", lease: str = "") -> Answer:
-        service, _, name = what.partition(".")
-        method = SERVICES[service].methods_by_name[name]
-        into = _class(method.output_type)
-        requests, answers = STREAMED.get(what, (False, False))
-        metadata = [("containerd-namespace", namespace)] if namespace else []
-        metadata += [("containerd-lease", lease)] if lease else []
-
-        def message(fields: Any) -> Any:
-            return json_format.ParseDict(fields or {}, _class(method.input_type)())
-
-        make = getattr(self.channel, f"{'stream' if requests else 'unary'}_{'stream' if answers else 'unary'}")
-        call = make(
-            f"/{SERVICES[service].full_name}/{name}",
-            request_serializer=_class(method.input_type).SerializeToString, response_deserializer=into.FromString,
-        )  # fmt: skip
-        found: list[Any] = []
-        raw: list[Any] = []
-        try:
-            given = iter([message(one) for one in request]) if requests else message(request)
-            result = call(given, metadata=metadata, timeout=CALL_LIMIT)
-            for one in result if answers else [result]:
-                raw.append(one)
-                found.append(_fields(one))
-        except grpc.RpcError as error:
-            found = _written(found) if what == "content.Write" else found
-            return Answer(error.code().name, found, error.details() or "", raw)
-        return Answer("OK", _written(found) if what == "content.Write" else found, "", raw)
-
-
-PLACES = re.compile(r"/[^:=]*/(?:io\.containerd\.snapshotter\.v1\.\w+/snapshots|snapshots/\w+)/\d+(?:/fs)?")
-RANDOM = re.compile(r"\d{6,}-\S+")  # a name that the daemon made
-_TIMES = ("At", "timestamp", "lastChecked", "startedAt", "updatedAt", "createdAt")
-
-
-def _fields(message: Any) -> Any:
-    if isinstance(message, content_pb2.ListContentResponse):
-        for info in message.info:
-            info.ClearField("updated_at")  # containerd forgets it here, and only here
-    if isinstance(message, content_pb2.ListStatusesResponse):
-        message.statuses.sort(key=lambda status: status.ref)  # containerd's are in the order of a folder
-    return _normal(json_format.MessageToDict(message))
-
-
-def _normal(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: "TIME" if key.endswith(_TIMES) and isinstance(inner, str) else _normal(inner)
-            for key, inner in value.items()
-        }
-    if isinstance(value, str):
-        return "RANDOM" if RANDOM.fullmatch(value) else PLACES.sub("", value)
-    return [_normal(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _written(answers: list[Any]) -> list[Any]:
-    """Answers of a Write without containerd's oddities: the last one twice, the times of an earlier STAT again."""
-    if len(answers) > 1 and answers[-1] == answers[-2]:
-        answers = answers[:-1]
-    return [
-        {key: value for key, value in one.items() if value != "TIME" or one.get("action", "STAT") == "STAT"}
-        for one in answers
-    ]
-
-
-class Both(NamedTuple):
-    theirs: Client
-    ours: Client
-
-
-# Nothing is collected but on demand: the tables leave much unreferenced.
-THEIRS = """[plugins."io.containerd.gc.v1.scheduler"]
-  mutation_threshold = 1000000
-  startup_delay = "100h"
-"""
-OURS = "gc: {threshold: 1000000, interval: 100h}\n"
 
 
 @pytest.fixture(scope="module")
 def both() -> Iterator[Both]:
-    debian, own = peers.Containerd(), TeuContainerd()
-    try:
-        yield Both(Client(debian, THEIRS), Client(own, OURS))
-    finally:
-        for daemon in (own, debian):
-            daemon.stop()
-            daemon.remove()
+    with both_daemons() as made:
+        yield made
 
 
 # ---- the table ---------------------------------------------------------------------------------
@@ -833,9 +670,9 @@ class Subscriber:
         wanted = [*filters, 'topic~="^/(mark|end)$"'] if filters else []
         self._stream = client.channel.unary_stream(
             f"/{SERVICES['events'].full_name}/Subscribe",
-            request_serializer=_class(method.input_type).SerializeToString,
-            response_deserializer=_class(method.output_type).FromString,
-        )(_class(method.input_type)(filters=wanted), timeout=CALL_LIMIT)
+            request_serializer=class_of(method.input_type).SerializeToString,
+            response_deserializer=class_of(method.output_type).FromString,
+        )(class_of(method.input_type)(filters=wanted), timeout=CALL_LIMIT)
         self.envelopes: list[Any] = []
         self.marked = threading.Event()
         self._thread = threading.Thread(target=self._read)
@@ -846,7 +683,7 @@ class Subscriber:
             if envelope.topic == "/mark":
                 self.marked.set()
                 continue
-            told = _fields(_decoded(envelope.event))
+            told = fields_of(decoded(envelope.event))
             self.envelopes.append((envelope.topic, envelope.namespace, envelope.event.type_url, told))
             if envelope.topic == "/end":
                 self._stream.cancel()
@@ -896,9 +733,11 @@ def test_layers_are_applied_and_compared_the_same(both: Both) -> None:
         ]):  # fmt: skip
             client("content.Write", [{"action": "COMMIT", "ref": f"l{number}", "data": b64(layer)}], "layers")
             key, name = f"active{number}", f"layer{number}"
-            mounts = client(
-                "snapshots.Prepare", {"snapshotter": "native", "key": key, "parent": parent}, "layers"
-            ).raw[0].mounts
+            mounts = (
+                client("snapshots.Prepare", {"snapshotter": "native", "key": key, "parent": parent}, "layers")
+                .raw[0]
+                .mounts
+            )
             diff = {"mediaType": f"application/vnd.oci.image.layer.v1.tar{kind}", "digest": sha(layer),
                     "size": str(len(layer))}  # fmt: skip
             places = [json_format.MessageToDict(mount) for mount in mounts]
