@@ -63,9 +63,19 @@ def find_binary(runtime: str) -> str:
     """The shim's program for a runtime name."""
     name = binary_name(runtime)
     path = name if name.startswith("/") else shutil.which(name)
+    if name.startswith("/") and not os.path.exists(name):
+        raise errors.NotFound(f"invalid custom binary path: stat {name}: no such file or directory")
     if not path or not os.access(path, os.X_OK):
         raise errors.NotFound(f'runtime "{runtime}" binary not installed "{name}": file does not exist')
     return path
+
+
+def binary_to_start(runtime: str) -> str:
+    """`find_binary` for a shim that is to be started; an error says so, in containerd's words."""
+    try:
+        return find_binary(runtime)
+    except errors.Error as e:
+        raise type(e)(f"failed to start shim: failed to resolve runtime path: {e.message}") from e
 
 
 def parse_bootstrap(output: bytes) -> dict[str, Any]:
@@ -339,7 +349,7 @@ class Shims:
         key = (namespace, id)
         if key in self._shims:
             raise errors.AlreadyExists(f"task {id}")
-        shim = Shim(namespace, id, self.bundle_path(namespace, id), find_binary(runtime))
+        shim = Shim(namespace, id, self.bundle_path(namespace, id), binary_to_start(runtime))
         self._shims[key] = shim
         loop = asyncio.get_running_loop()
         try:
@@ -370,7 +380,7 @@ class Shims:
         key = (namespace, id)
         if key in self._shims:
             raise errors.AlreadyExists(f"sandbox {id}")
-        shim = Shim(namespace, id, self.bundle_path(namespace, id), find_binary(runtime))
+        shim = Shim(namespace, id, self.bundle_path(namespace, id), binary_to_start(runtime))
         self._shims[key] = shim
         try:
             packed = options.SerializeToString() if options is not None else b""

@@ -41,8 +41,8 @@ def _any(message: Any) -> dict[str, Any] | None:
     return {"type_url": message.type_url, "value": message.value} if message.ByteSize() else None
 
 
-def _time(value: dict[str, Any] | None) -> Timestamp | None:
-    return Timestamp(seconds=value["seconds"], nanos=value["nanos"]) if value else None
+def _time(value: dict[str, Any] | None) -> Timestamp:
+    return Timestamp(seconds=value["seconds"], nanos=value["nanos"]) if value else Timestamp(seconds=NEVER)
 
 
 def _empty() -> Empty:
@@ -55,8 +55,18 @@ def _process(id: str, state: dict[str, Any]) -> Any:
     return task_pb2.Process(
         id=id, pid=state["pid"], status=state["status"], stdin=state["stdin"], stdout=state["stdout"],
         stderr=state["stderr"], terminal=state["terminal"], exit_status=state["exit_status"],
-        exited_at=_time(state["exited_at"]) or Timestamp(seconds=NEVER),
+        exited_at=_time(state["exited_at"]),
     )
+
+
+async def _of_process(shim: Shim, method: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """A call about one process. Whatever a shim says of one that does not exist (runc's: something unknown), it is NotFound."""
+    try:
+        return await shim.call(method, fields)
+    except (errors.Unknown, errors.FailedPrecondition):
+        if fields["exec_id"]:
+            await shim.call("State", {"exec_id": fields["exec_id"]}, STATE_TIMEOUT)
+        raise
 
 
 def _adaptor(shim: Shim) -> Callable[[Sequence[str]], str | None]:
@@ -112,18 +122,22 @@ class Tasks:
 
     async def Start(self, request: Any, call: Call) -> Any:
         shim = self._shim(call.namespace, request.container_id)
-        answer = await shim.call("Start", {"exec_id": request.exec_id})
+        answer = await _of_process(shim, "Start", {"exec_id": request.exec_id})
         return pb.StartResponse(pid=answer["pid"])
 
     async def Delete(self, request: Any, call: Call) -> Any:
         shim = self._shim(call.namespace, request.container_id)
-        answer = await self._shims.delete(shim)
-        return pb.DeleteResponse(id=request.container_id, pid=answer["pid"], exit_status=answer["exit_status"],
+        try:
+            answer = await self._shims.delete(shim)
+        except (errors.Unknown, errors.FailedPrecondition) as e:
+            raise type(e)(f"failed to delete task: {e.message}") from e
+        # Without an id, as containerd's: that is for processes.
+        return pb.DeleteResponse(pid=answer["pid"], exit_status=answer["exit_status"],
                                  exited_at=_time(answer["exited_at"]))
 
     async def DeleteProcess(self, request: Any, call: Call) -> Any:
         shim = self._shim(call.namespace, request.container_id)
-        answer = await shim.call("Delete", {"exec_id": request.exec_id})
+        answer = await _of_process(shim, "Delete", {"exec_id": request.exec_id})
         return pb.DeleteResponse(id=request.exec_id, pid=answer["pid"], exit_status=answer["exit_status"],
                                  exited_at=_time(answer["exited_at"]))
 
@@ -146,14 +160,17 @@ class Tasks:
 
     async def Kill(self, request: Any, call: Call) -> Any:
         shim = self._shim(call.namespace, request.container_id)
-        await shim.call("Kill", {"exec_id": request.exec_id, "signal": request.signal, "all": request.all})
+        await _of_process(shim, "Kill", {"exec_id": request.exec_id, "signal": request.signal, "all": request.all})
         return _empty()
 
     async def Exec(self, request: Any, call: Call) -> Any:
         if not request.exec_id:
             raise errors.InvalidArgument("exec id cannot be empty")
         shim = self._shim(call.namespace, request.container_id)
-        validate_identifier(request.exec_id)
+        try:
+            validate_identifier(request.exec_id)
+        except errors.InvalidArgument as e:
+            raise errors.InvalidArgument(f"invalid exec id {request.exec_id}: {e.message}") from e
         await shim.call("Exec", {
             "exec_id": request.exec_id, "terminal": request.terminal, "stdin": request.stdin,
             "stdout": request.stdout, "stderr": request.stderr, "spec": _any(request.spec)})
@@ -161,13 +178,13 @@ class Tasks:
 
     async def ResizePty(self, request: Any, call: Call) -> Any:
         shim = self._shim(call.namespace, request.container_id)
-        await shim.call("ResizePty", {"exec_id": request.exec_id, "width": request.width, "height": request.height})
+        await _of_process(shim, "ResizePty", {"exec_id": request.exec_id, "width": request.width, "height": request.height})
         return _empty()
 
     async def CloseIO(self, request: Any, call: Call) -> Any:
         shim = self._shim(call.namespace, request.container_id)
         if request.stdin:
-            await shim.call("CloseIO", {"exec_id": request.exec_id, "stdin": True})
+            await _of_process(shim, "CloseIO", {"exec_id": request.exec_id, "stdin": True})
         return _empty()
 
     async def Pause(self, request: Any, call: Call) -> Any:
@@ -194,7 +211,8 @@ class Tasks:
         try:
             options = m.decode_options("containerd.runc.v1.CheckpointOptions", _any(request.options))
         except ValueError as e:
-            raise errors.InvalidArgument(f"checkpoint options: {e}") from e
+            runtime = self._containers.get(call.namespace, shim.id).runtime.name
+            raise errors.InvalidArgument(f"invalid task checkpoint option for {runtime}") from e
         wanted = {"options": _any(request.options)}
         if options["image_path"]:
             await shim.call("Checkpoint", {"path": options["image_path"], **wanted})
@@ -241,7 +259,7 @@ class Tasks:
     async def Wait(self, request: Any, call: Call) -> Any:
         shim = self._shim(call.namespace, request.container_id)
         try:
-            answer = await shim.call("Wait", {"exec_id": request.exec_id})
+            answer = await _of_process(shim, "Wait", {"exec_id": request.exec_id})
         except errors.Unavailable:
             # The shim died: its container with it, and what is known of the exit comes from the clean-up.
             if shim.leaving and not shim.gone.done() and shim.client is None:
