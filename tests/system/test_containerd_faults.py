@@ -183,6 +183,22 @@ class Services:
         self._snapshots.Remove(self.snapshots.RemoveSnapshotRequest(snapshotter="overlayfs", key=key), **self._call)
         return found
 
+    def layered_files(self, name: str) -> dict[str, str]:
+        """The same of a committed snapshot that has parents; no file is hidden by another."""
+        key = f"look-{name}-{time.monotonic_ns()}"
+        (mount,) = self._snapshots.View(
+            self.snapshots.ViewSnapshotRequest(snapshotter="overlayfs", key=key, parent=name, labels=ROOTED),
+            **self._call,
+        ).mounts
+        (lower,) = (option.partition("=")[2] for option in mount.options if option.startswith("lowerdir="))
+        found = {}
+        for folder in lower.split(":"):
+            for path in Path(folder).rglob("*"):
+                if path.is_file():
+                    found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+        self._snapshots.Remove(self.snapshots.RemoveSnapshotRequest(snapshotter="overlayfs", key=key), **self._call)
+        return found
+
     def kept(self, *filters: str) -> set[str]:
         """The names of the snapshots, all or of those that a filter matches."""
         request = self.snapshots.ListSnapshotsRequest(snapshotter="overlayfs", filters=filters)
