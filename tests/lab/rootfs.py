@@ -48,7 +48,7 @@ PEERS = """
 
 # Those that only one release has.
 RELEASE_ONLY = {
-    "trixie-lab": "docker-cli docker-compose python3-isal libpython3.13",
+    "trixie-lab": "docker-cli docker-compose docker-buildx python3-isal libpython3.13",
     "trixie-host": "python3-isal",
     "bookworm-lab": "libpython3.11",
 }

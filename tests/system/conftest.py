@@ -90,6 +90,9 @@ def missing(need: str) -> str:
     if need == "compose":
         plugin = Path("/usr/libexec/docker/cli-plugins/docker-compose").exists()
         return "" if plugin or shutil.which("docker-compose") else "docker compose is not installed"
+    if need == "buildx":
+        plugin = Path("/usr/libexec/docker/cli-plugins/docker-buildx").exists()
+        return "" if plugin else "docker buildx is not installed"
     return "" if shutil.which(need) else f"no program {need} here"
 
 

@@ -218,6 +218,7 @@ class Daemon:
         self.log = self.run / "log"
         self.process: subprocess.Popen[bytes] | None = None
         self.client: list[str] = []
+        self.env: dict[str, str] = {}  # of the client, besides the test's own
 
     def start(self, argv: list[str], ready: Callable[[], object], env: Mapping[str, str] | None = None) -> None:
         with self.log.open("ab") as log:
@@ -268,7 +269,7 @@ class Daemon:
         self, *argv: str, code: int | None = 0, stdin: str | None = None, timeout: float = 100.0
     ) -> subprocess.CompletedProcess[str]:
         try:
-            return run(*self.client, *argv, code=code, stdin=stdin, timeout=timeout)
+            return run(*self.client, *argv, code=code, stdin=stdin, timeout=timeout, env=self.env)
         except Failed as error:
             error.args = (f"{error}--- {self.name}\n{self.tail()}",)
             raise

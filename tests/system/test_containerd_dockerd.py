@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import peers
 import pytest
-from taskhouse import TeuContainerd
+from taskhouse import TeuContainerd, alive, argv_of
 
 pytestmark = [pytest.mark.needs("docker", "docker-registry", "fast"), pytest.mark.timeout(240)]
 
@@ -94,24 +95,13 @@ def test_images(house: House, tmp_path: Path) -> None:
     docker = house.docker
     with peers.registry() as registry:
         name = f"{registry.address}/made:1"
-        (tmp_path / "Dockerfile").write_text(
-            f"FROM {peers.NAME}\nRUN echo built > /built && rm -r /home\nCOPY Dockerfile /d\n"
-        )
-        built = docker.result("build", "--network=none", "-t", name, str(tmp_path), code=None, timeout=100)
-        if built.returncode != 0 and "buildx" in built.stderr:
-            docker(
-                "run", "--network=none", "--name", "b", peers.NAME, "sh", "-c", "echo built > /built && rm -r /home"
-            )
-            docker("commit", "b", name)
-            docker("rm", "b")
-        else:
-            assert built.returncode == 0, built.stderr
+        docker("run", "--network=none", "--name", "changed", peers.NAME, "sh", "-c", "echo made > /made && rm -r /home")
+        docker("commit", "changed", name)
+        docker("rm", "changed")
         docker("push", name)
         docker("rmi", name)
         docker("pull", name)
-        assert docker(
-            "run", "--rm", "--network=none", name, "sh", "-c", "cat /built; ls -d /home || true"
-        ).startswith("built")
+        assert docker("run", "--rm", "--network=none", name, "sh", "-c", "cat /made; ls -d /home || true") == "made\n"
         docker("save", "-o", str(tmp_path / "saved.tar"), name)
         docker("rmi", name)
         docker("load", "-i", str(tmp_path / "saved.tar"))
@@ -119,6 +109,116 @@ def test_images(house: House, tmp_path: Path) -> None:
         assert "other:2" in docker("images", "--format", "{{.Repository}}:{{.Tag}}")
         docker("rmi", name, "other:2")
         docker("run", "--rm", "--pull=never", "--network=none", name, "true", code=125)
+
+
+DOCKERFILE = f"""FROM {peers.NAME} AS first
+ARG WHAT=nothing
+RUN echo $WHAT > /built && rm -r /home
+FROM {peers.NAME}
+COPY --from=first /built /
+COPY given/ /given/
+RUN cat /built /given/file > /both && chmod 600 /both
+ENV A=b
+CMD ["cat", "/both"]
+"""
+
+
+@pytest.mark.parametrize("builder", ["classic", pytest.param("buildkit", marks=pytest.mark.needs("buildx"))])
+def test_build(house: House, builder: str, tmp_path: Path) -> None:
+    """By dockerd's own steps, and by the BuildKit in it, which works on containerd where the images are there."""
+    docker = house.docker
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given/file").write_text("given\n")
+    (tmp_path / "Dockerfile").write_text(DOCKERFILE)
+    docker.env["BUILDX_NO_DEFAULT_ATTESTATIONS"] = "1"  # they name the time, so that no two images are the same
+    docker.env["DOCKER_BUILDKIT"] = "1" if builder == "buildkit" else "0"
+    try:
+        build = ("build", "--network=none", "-t", "built", "--build-arg", "WHAT=made", str(tmp_path))
+        docker(*build)
+        assert docker("run", "--rm", "--network=none", "built") == "made\ngiven\n"
+        assert docker("run", "--rm", "--network=none", "built", "sh", "-c", "ls -l /both; echo $A; ls -d /home") == (
+            docker("run", "--rm", "--network=none", "built", "ls", "-l", "/both") + "b\n/home\n"
+        )
+        built = docker("inspect", "-f", "{{.Id}}", "built")
+        again = docker.result(*build)
+        assert docker("inspect", "-f", "{{.Id}}", "built") == built, "not built again"
+        assert "cache" in (again.stdout + again.stderr).lower()
+        (tmp_path / "Dockerfile").write_text(DOCKERFILE.replace("cat /built", "no-such-program"))
+        failed = docker.result(*build, code=None)
+        assert failed.returncode and "not found" in failed.stdout + failed.stderr
+        docker("container", "prune", "-f")  # the one whose step has failed
+        docker("rmi", "built")
+        docker("builder", "prune", "-af")
+    finally:
+        docker.env.clear()
+    docker("image", "prune", "-f")
+    assert docker("images", "-q", "--filter", "dangling=true") == ""
+
+
+SAYS = "echo before; until [ -e /meanwhile ]; do sleep 0.02; done; echo meanwhile; until [ -e /after ]; do sleep 0.02; done; echo after; trap 'exit 6' TERM; echo ready; while :; do sleep 0.02; done"  # fmt: skip
+ENDS = "until [ -e /go ]; do sleep 0.02; done; exit 4"
+
+
+def touch(pid: int, name: str) -> None:
+    """Make a file in the root of a container's process: no daemon is needed for that."""
+    (Path(f"/proc/{pid}/root") / name).touch()
+
+
+@pytest.mark.parametrize("deaths", ["dockerd ends", "dockerd is killed", "both are killed"])
+def test_live_restore(house: House, deaths: str) -> None:
+    """Containers of either shim run on without dockerd, and it knows all of them when it comes back."""
+    docker, containerd = house.docker, house.containerd
+    assert docker.process
+    argv = argv_of(docker.process.pid)
+    pids = {}
+    for runtime in ("teu", "runc"):
+        for name, script in (("says", SAYS), ("ends", ENDS)):
+            flags = ("-d", "--network=none", f"--runtime={runtime}", "--name", f"{name}-{runtime}")
+            docker("run", *flags, peers.NAME, "sh", "-c", script)
+            pids[f"{name}-{runtime}"] = int(docker("inspect", "-f", "{{.State.Pid}}", f"{name}-{runtime}"))
+    try:
+        for runtime in ("teu", "runc"):
+            logged(docker, f"says-{runtime}", "before\n")
+        docker.kill(signal.SIGTERM if deaths == "dockerd ends" else signal.SIGKILL)
+        if deaths == "both are killed":
+            containerd.kill(signal.SIGKILL)
+        for runtime in ("teu", "runc"):
+            touch(pids[f"says-{runtime}"], "meanwhile")
+            touch(pids[f"ends-{runtime}"], "go")
+        for runtime in ("teu", "runc"):
+            peers.wait_until(lambda pid=pids[f"ends-{runtime}"]: not alive(pid), "the container to end")
+        if deaths == "both are killed":
+            containerd.launch()
+        docker.start(argv, lambda: docker("version"))
+        for runtime in ("teu", "runc"):
+            says, ends = f"says-{runtime}", f"ends-{runtime}"
+            assert docker("inspect", "-f", "{{.State.Running}} {{.State.Pid}}", says) == f"true {pids[says]}\n"
+            exited(docker, ends, 4)
+            logged(docker, says, "before\nmeanwhile\n")
+            assert docker("exec", says, "sh", "-c", "touch /after; echo inside") == "inside\n"
+            logged(docker, says, "before\nmeanwhile\nafter\nready\n")
+            assert json.loads(docker("stats", "--no-stream", "--format", "{{json .}}", says))["Name"] == says
+            docker("stop", says)
+            exited(docker, says, 6)
+            docker("start", ends)
+            exited(docker, ends, 4)
+    finally:
+        docker("rm", "-f", *pids, code=None)
+    assert docker("ps", "-aq") == ""
+
+
+def logged(docker: peers.Dockerd, name: str, text: str) -> None:
+    """Exactly this, once it has come through."""
+    with contextlib.suppress(AssertionError):
+        peers.wait_until(lambda: docker("logs", name) == text, "the log")
+    assert docker("logs", name) == text
+
+
+def exited(docker: peers.Dockerd, name: str, code: int) -> None:
+    wanted = f"exited {code}\n"
+    with contextlib.suppress(AssertionError):
+        peers.wait_until(lambda: docker("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", name) == wanted, name)
+    assert docker("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", name) == wanted
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
