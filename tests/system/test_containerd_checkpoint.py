@@ -128,7 +128,7 @@ def test_saved_into_the_content_store(ctr: tuple[peers.Containerd, list[str]], p
 
 @PROGRAMS
 def test_saved_into_a_folder(ctr: tuple[peers.Containerd, list[str]], program: str, tmp_path: Path) -> None:
-    """With --image-path no image is made. Debian's containerd and ctr know such a folder of runtimes named runc only."""
+    """With --image-path no image is made. Debian's containerd and ctr know such a folder of runc's runtimes only."""
     daemon, flags = ctr
     if not (isinstance(daemon, TeuContainerd) and program == TEU_CTR):
         flags = ["--runtime", "io.containerd.runc.v2", *flags[2:]]

@@ -396,7 +396,8 @@ def test_power_cuts(rounds: Callable[[int], int], tmp_path: Path) -> None:
             daemon.remove()
     print(
         f"{count} power cuts: {len(work.blobs)} blobs, {len(work.images)} images, {len(work.snapshots)} snapshots "
-        f"kept, {len(work.forgotten)} removed; {pulls.acknowledged} images pulled, {pulls.cut_off} pulls or removals cut off"
+        f"kept, {len(work.forgotten)} removed; {pulls.acknowledged} images pulled, "
+        f"{pulls.cut_off} pulls or removals cut off"
     )
     assert pulls.cut_off
 

@@ -144,8 +144,7 @@ def test_collections_during_pulls(tmp_path: Path) -> None:
             daemon.launch()
             base = layer(0)
             images = [
-                Image(f"{registry.address}/{client}:1", base, layer(number))
-                for number, client in enumerate(CLIENTS, 1)
+                Image(f"{registry.address}/{client}:1", base, layer(number)) for number, client in enumerate(CLIENTS, 1)
             ]
             for number, image in enumerate(images):
                 archive = image.archive(tmp_path / f"{number}.tar")

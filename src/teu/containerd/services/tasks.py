@@ -60,7 +60,7 @@ def _process(id: str, state: dict[str, Any]) -> Any:
 
 
 async def _of_process(shim: Shim, method: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """A call about one process. Whatever a shim says of one that does not exist (runc's: something unknown), it is NotFound."""
+    """A call about one process; NotFound if there is none, whatever the shim says (runc's: something unknown)."""
     try:
         return await shim.call(method, fields)
     except (errors.Unknown, errors.FailedPrecondition):
@@ -178,7 +178,8 @@ class Tasks:
 
     async def ResizePty(self, request: Any, call: Call) -> Any:
         shim = self._shim(call.namespace, request.container_id)
-        await _of_process(shim, "ResizePty", {"exec_id": request.exec_id, "width": request.width, "height": request.height})
+        size = {"width": request.width, "height": request.height}
+        await _of_process(shim, "ResizePty", {"exec_id": request.exec_id, **size})
         return _empty()
 
     async def CloseIO(self, request: Any, call: Call) -> Any:
