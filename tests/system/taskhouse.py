@@ -56,6 +56,7 @@ class Events:
 
     def __init__(self, daemon: peers.Containerd) -> None:
         self._process = subprocess.Popen([*daemon.client, "events"], stdout=subprocess.PIPE, text=True)
+        self.pid = self._process.pid
         self.lines: list[str] = []
         self._thread = threading.Thread(target=self._read)
         self._thread.start()

@@ -257,6 +257,27 @@ def test_a_shim_that_hangs(h: House) -> None:
     h.remove("hung2")
 
 
+def test_a_subscriber_that_hangs(h: House) -> None:
+    """Who reads no events holds up neither the shims nor the other subscribers; when it goes on, it has missed none."""
+    hung, awake = taskhouse.Events(h.daemon), taskhouse.Events(h.daemon)
+    try:
+        os.kill(hung.pid, signal.SIGSTOP)
+        try:
+            h.start("unheard", "sleep", "600")
+            for n in range(10):
+                h.exec("unheard", f"e{n}", "sh", "-c", f"exit {n}", code=n)
+            h.remove("unheard")
+            peers.wait_until(lambda: "/tasks/delete" in awake.topics("unheard"), "the other one is told")
+        finally:
+            os.kill(hung.pid, signal.SIGCONT)
+        peers.wait_until(lambda: "/tasks/delete" in hung.topics("unheard"), "it is told when it goes on")
+        assert hung.tasks("unheard") == awake.tasks("unheard")
+        assert awake.topics("unheard").count("/tasks/exit") == 11
+    finally:
+        hung.close()
+        awake.close()
+
+
 def memory_of(pids: list[int]) -> float:
     """Mean proportional memory of processes, in kB."""
     total = 0

@@ -148,6 +148,7 @@ def start_shim(flags: dict[str, Any], environment: dict[str, str], bundle: str, 
 
 def _start(flags: dict[str, Any]) -> int:
     bundle = flags["bundle"] or os.getcwd()
+    server.schedule_apart()  # here, too, so that whoever asks for what cannot be had is told
     sys.stdout.write(bootstrap(start_shim(flags, dict(os.environ), bundle), dict(os.environ)))
     sys.stdout.flush()
     return 0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PR_SET_NAME, PR_SET_MM, PR_SET_CHILD_SUBREAPER = 15, 35, 36
 PR_SET_MM_ARG_START, PR_SET_MM_ARG_END = 8, 9
+PR_SCHED_CORE, PR_SCHED_CORE_CREATE = 62, 1
 
 # What a last event and answer may take when the shim ends.
 FLUSH_SECONDS = 5.0
@@ -56,6 +57,13 @@ def _prctl(option: int, second: int, third: int = 0) -> None:
     if _libc.prctl(option, ctypes.c_ulong(second), ctypes.c_ulong(third), ctypes.c_ulong(0), ctypes.c_ulong(0)):
         number = ctypes.get_errno()
         raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+
+
+def schedule_apart() -> None:
+    """Core scheduling (SCHED_CORE): from now on this thread, and what it forks, shares a processor's core with nobody
+    else.  OSError where the kernel or the processor has no such thing."""
+    if os.environ.get("SCHED_CORE"):
+        _prctl(PR_SCHED_CORE, PR_SCHED_CORE_CREATE)
 
 
 def set_command_line(command: list[str]) -> None:
@@ -94,6 +102,7 @@ def become_shim(parameters: Parameters, listener: socket.socket) -> NoReturn:
     """In a forked process: be the shim."""
     try:
         os.setsid()
+        schedule_apart()
         _adjust_oom_score()
         if parameters.command:
             set_command_line(parameters.command)
