@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import urllib.request
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -92,7 +93,9 @@ class Client:
 
     def __init__(self, daemon: peers.Containerd, config: str) -> None:
         self.daemon = daemon
-        self.config = config
+        self.metrics = f"127.0.0.1:{peers.free_port()}"
+        self.config = config.format(metrics=self.metrics)
+        config = self.config
         daemon.launch(config)
         self.channel = grpc.insecure_channel(f"unix:{daemon.address}")
 
@@ -136,6 +139,21 @@ class Client:
         return Answer("OK", _written(found) if what == "content.Write" else found, "", raw)
 
 
+Rows = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def metrics_of(client: Client) -> Rows:
+    """The page for Prometheus: (name, labels) -> value."""
+    with urllib.request.urlopen(f"http://{client.metrics}/v1/metrics", timeout=CALL_LIMIT) as answer:
+        lines = [line for line in answer.read().decode().splitlines() if line and not line.startswith("#")]
+    rows: Rows = {}
+    for line in lines:
+        named, _, value = line.rpartition(" ")
+        name, _, labels = named.partition("{")
+        rows[name, frozenset(re.findall(r'(\w+)="([^"]*)"', labels))] = float(value)
+    return rows
+
+
 PLACES = re.compile(r"/[^:=]*/(?:io\.containerd\.snapshotter\.v1\.\w+/snapshots|snapshots/\w+)/\d+(?:/fs)?")
 RANDOM = re.compile(r"\d{6,}-\S+")  # a name that the daemon made
 _TIMES = ("At", "timestamp", "lastChecked", "startedAt", "updatedAt", "createdAt")
@@ -177,11 +195,14 @@ class Both(NamedTuple):
 
 
 # Nothing is collected but on demand: the tables leave much unreferenced.
-THEIRS = """[plugins."io.containerd.gc.v1.scheduler"]
+THEIRS = """[metrics]
+  address = "{metrics}"
+  grpc_histogram = true
+[plugins."io.containerd.gc.v1.scheduler"]
   mutation_threshold = 1000000
   startup_delay = "100h"
 """
-OURS = "gc: {threshold: 1000000, interval: 100h}\n"
+OURS = 'gc: {{threshold: 1000000, interval: 100h}}\nmetrics: {{address: "{metrics}"}}\n'
 
 
 @contextlib.contextmanager

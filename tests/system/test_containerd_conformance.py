@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -21,10 +22,22 @@ from typing import Any
 import grpc
 import peers
 import pytest
-from conformance import CALL_LIMIT, SERVICES, Answer, Both, Client, both_daemons, class_of, decoded, fields_of
-from google.protobuf import json_format
+from conformance import (
+    CALL_LIMIT,
+    SERVICES,
+    Answer,
+    Both,
+    Client,
+    both_daemons,
+    class_of,
+    decoded,
+    fields_of,
+    metrics_of,
+)
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format
 
 from teu.api.grpc.health.v1 import health_pb2
+from teu.api.grpc.reflection.v1 import reflection_pb2
 
 # Debian 12 has containerd 1.6, before sandboxes and transfer.
 pytestmark = [pytest.mark.needs("containerd", "trixie", "fast")]
@@ -787,3 +800,97 @@ def test_health(both: Both) -> None:
         assert found[0] == found[1] or service.startswith("containerd.services"), service
     # containerd tells of itself as a whole only; ours of each service as well.
     assert found[1] == grpc.StatusCode.NOT_FOUND
+
+
+COUNTED: list[Call] = [
+    ("version.Version", {}),
+    ("version.Version", {}),
+    ("images.Get", {"name": "none"}),
+    ("images.Create", image("one")),
+    ("images.Create", image("one")),
+    ("images.Create", image("")),
+    ("namespaces.Delete", {"name": "counted"}),
+    ("content.Write", [{"action": "WRITE", "ref": "a", "data": b64(HELLO)},
+                       {"action": "COMMIT", "ref": "a", "offset": str(len(HELLO))}]),
+    ("content.Read", {"digest": sha(HELLO)}),
+    ("content.List", {}),
+    ("containers.ListStream", {}),
+    ("tasks.Get", {"containerId": "none"}),
+]  # fmt: skip
+
+
+def test_the_same_metrics(both: Both) -> None:
+    """Ours has every row about a method that both have, with the same labels; and the same calls count the same."""
+    names = re.compile(r"grpc_server_\w+|containerd_gc_\w+")
+    counts = re.compile(r"grpc_server_(started|handled|msg_received)_total")
+    grown: list[dict[Any, float]] = []
+    pages = []
+    for client in both:
+        client("leases.Create", {"id": "last"}, "counted")
+        client("leases.Delete", {"id": "last", "sync": True}, "counted")
+        before = metrics_of(client)
+        play(client, COUNTED, "counted")
+
+        def growth(client: Client = client, before: Rows = before) -> dict[Any, float]:
+            """Once every call that has begun is counted as ended. Subscriptions of other tests may still be ending."""
+            grown = {
+                row: value - before.get(row, 0.0) for row, value in metrics_of(client).items()
+                if counts.fullmatch(row[0]) and ("grpc_method", "Subscribe") not in row[1]
+                and value != before.get(row, 0.0)
+            }  # fmt: skip
+            started, handled = (
+                sum(value for (name, _), value in grown.items() if name == f"grpc_server_{which}_total")
+                for which in ("started", "handled")
+            )
+            return grown if started == handled else {}
+
+        grown.append(peers.wait_until(growth, "the calls are counted"))
+        pages.append({row for row in metrics_of(client) if names.fullmatch(row[0])})
+    assert len(pages[0]) > 2500
+    assert not pages[0] - pages[1]
+    assert grown[1] == grown[0]
+    assert any(("grpc_code", "AlreadyExists") in labels for _, labels in grown[0])
+    builds = [labels for client in both for name, labels in metrics_of(client) if name == "containerd_build_info_total"]
+    assert [{name for name, _ in labels} for labels in builds] == [{"revision", "version"}] * 2
+
+
+def test_reflection(both: Both) -> None:
+    """Every service that ours names can be read from it whole, by symbol and by file; Debian's has no reflection."""
+    service = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+
+    def ask(client: Client, **request: str) -> Any:
+        call = client.channel.stream_stream(
+            f"/{service.full_name}/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        (answer,) = call(iter([reflection_pb2.ServerReflectionRequest(**request)]), timeout=CALL_LIMIT)
+        return answer
+
+    with pytest.raises(grpc.RpcError) as absent:
+        ask(both.theirs, list_services="")
+    assert absent.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    names = {one.name for one in ask(both.ours, list_services="").list_services_response.service}
+    assert names >= {one.full_name for one in SERVICES.values()}
+    for name in sorted(names):
+        answer = ask(both.ours, file_containing_symbol=name).file_descriptor_response
+        pool = descriptor_pool.DescriptorPool()
+        files = {}
+        for one in answer.file_descriptor_proto:
+            file = descriptor_pb2.FileDescriptorProto.FromString(one)
+            files[file.name] = file
+
+        def load(wanted: str, files: Any = files, pool: Any = pool, loaded: Any = None) -> None:
+            for other in files[wanted].dependency:
+                load(other)
+            pool.Add(files[wanted])
+
+        load(next(iter(files)))
+        found = pool.FindServiceByName(name)
+        for method in found.methods:
+            assert method.input_type.full_name and method.output_type.full_name
+            own = ask(both.ours, file_containing_symbol=method.input_type.full_name).file_descriptor_response
+            assert own.file_descriptor_proto, method.full_name
+        by_name = ask(both.ours, file_by_filename=next(iter(files))).file_descriptor_response
+        assert list(by_name.file_descriptor_proto) == list(answer.file_descriptor_proto)
+    assert ask(both.ours, file_containing_symbol="no.such").error_response.error_code == 5

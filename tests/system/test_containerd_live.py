@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import grpc
 import peers
 import pytest
-from conformance import CALL_LIMIT, SERVICES, Answer, Both, Client, both_daemons, class_of, decoded
+from conformance import CALL_LIMIT, SERVICES, Answer, Both, Client, both_daemons, class_of, decoded, metrics_of
 from google.protobuf import any_pb2, json_format
 from taskhouse import OWN_SHIM, PATH, REAL_SHIM
 
@@ -526,3 +526,34 @@ def test_the_same_life(both: Both, story: str, tmp_path: Path) -> None:
             ]
             found.append(f"events\n    containerd: {shown[0]}\n    ours, {runtime}: {shown[1]}")
     assert not found, f"{len(found)} answers differ\n" + "\n".join(found)
+
+
+def test_the_same_metrics(both: Both, tmp_path: Path) -> None:
+    """A running task has the same rows on the page for Prometheus, and the same kinds of numbers over gRPC."""
+    found = []
+    for client, runtime in ((both.theirs, REAL_SHIM), (both.ours, REAL_SHIM), (both.ours, OWN_SHIM)):
+        folder = tmp_path / f"{len(found)}"
+        folder.mkdir()
+        peers.busybox_rootfs(folder / "rootfs")
+        s = Story(client, runtime, folder, "metrics")
+        s.container(specification("sleep", "1000"))
+        s.create()
+        s("tasks.Start")
+        rows = set()
+        for name, labels in metrics_of(client):
+            if ("container_id", "c") in labels and not name.startswith("container_io_"):  # a line for each disk in use
+                assert ("runtime", runtime) in labels and ("namespace", "metrics") in labels
+                rows.add((name, labels - {("runtime", runtime)}))
+        (metric,) = s("tasks.Metrics", {"filters": ["id==c"]}).raw[0].metrics
+        numbers = decoded(metric.data)
+        parts = {field.name for field, _ in numbers.ListFields()} - {"io", "hugetlb", "network"}
+        s("tasks.Kill", signal=9)
+        s("tasks.Wait")
+        s("tasks.Delete")
+        s.forget()
+        assert not any(("container_id", "c") in labels for _, labels in metrics_of(client))
+        found.append((rows, metric.id, metric.data.type_url, parts))
+    assert len(found[0][0]) > 30
+    for rows, *more in found[1:]:
+        assert rows ^ found[0][0] == set()
+        assert more == list(found[0][1:])

@@ -6,11 +6,14 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import grpc
 
 from teu import __version__
+from teu.containerd.rpc import SECONDS, Histogram, Statistics
 
 if TYPE_CHECKING:
     from teu.containerd.context import Context
@@ -19,41 +22,118 @@ if TYPE_CHECKING:
 _STARTED = time.time()
 
 
-def _family(name: str, kind: str, text: str, samples: list[tuple[str, float]]) -> Iterator[str]:
+_GO_NAMES = {"OK": "OK", "CANCELLED": "Canceled"}  # where they are not the name in camel case
+# Fields of io.containerd.cgroups.v2.Metrics that containerd tells, and their unit.
+_CPU = {
+    **dict.fromkeys(("usage_usec", "user_usec", "system_usec", "throttled_usec"), "microseconds"),
+    **dict.fromkeys(("nr_periods", "nr_throttled"), "total"),
+}
+_MEMORY = (
+    "usage usage_limit swap_usage swap_limit file_mapped file_dirty file_writeback pgactivate pgdeactivate pgfault "
+    "pgmajfault pglazyfree pgrefill pglazyfreed pgscan pgsteal inactive_anon active_anon inactive_file active_file "
+    "unevictable anon file kernel_stack slab sock shmem anon_thp slab_reclaimable slab_unreclaimable "
+    "workingset_refault workingset_activate workingset_nodereclaim thp_fault_alloc thp_collapse_alloc"
+)
+_IO = {"rbytes": "bytes", "wbytes": "bytes", "rios": "total", "wios": "total"}
+
+
+def _go_name(code: str) -> str:
+    return _GO_NAMES.get(code) or "".join(part.capitalize() for part in code.split("_"))
+
+
+def _family(name: str, kind: str, text: str, samples: Iterable[tuple[str, float]]) -> Iterator[str]:
     yield f"# HELP {name} {text}"
     yield f"# TYPE {name} {kind}"
     for labels, value in samples:
-        yield f"{name}{{{labels}}} {value:g}" if labels else f"{name} {value:g}"
+        yield f"{name}{{{labels}}} {value:.15g}" if labels else f"{name} {value:.15g}"
 
 
-def render(context: Context, server: Server) -> str:
-    statistics = server.statistics
+def _histograms(name: str, text: str, samples: Iterable[tuple[str, Histogram]]) -> Iterator[str]:
+    yield f"# HELP {name} {text}"
+    yield f"# TYPE {name} histogram"
+    for labels, histogram in samples:
+        comma, count = f"{labels}," if labels else "", 0
+        for limit, number in zip((*SECONDS, float("inf")), histogram.counts, strict=True):
+            count += number
+            yield f'{name}_bucket{{{comma}le="{"+Inf" if limit == float("inf") else f"{limit:g}"}"}} {count}'
+        ended = f"{{{labels}}}" if labels else ""
+        yield f"{name}_sum{ended} {histogram.sum:.9g}"
+        yield f"{name}_count{ended} {count}"
+
+
+def _calls(statistics: Statistics) -> Iterator[str]:
+    """What grpc_prometheus tells of a server: a row for each method, whether it was called or not."""
+
+    def labels(key: tuple[str, str]) -> str:
+        return f'grpc_method="{key[1]}",grpc_service="{key[0]}",grpc_type="{statistics.kinds[key]}"'
+
+    methods = sorted(statistics.kinds)
+    for name, text, counts in (
+        ("started", "Total number of RPCs started on the server.", statistics.started),
+        ("msg_received", "Total number of RPC stream messages received on the server.", statistics.received),
+        ("msg_sent", "Total number of gRPC stream messages sent by the server.", statistics.sent),
+    ):
+        rows = [(labels(key), counts[key]) for key in methods]
+        yield from _family(f"grpc_server_{name}_total", "counter", text, rows)
+    codes = [code.name for code in grpc.StatusCode]
+    yield from _family(
+        "grpc_server_handled_total", "counter",
+        "Total number of RPCs completed on the server, regardless of success or failure.",
+        ((f'grpc_code="{_go_name(code)}",{labels(key)}', statistics.handled.get((*key, code), 0))
+         for key in methods for code in codes),
+    )  # fmt: skip
+    yield from _histograms(
+        "grpc_server_handling_seconds",
+        "Histogram of response latency (seconds) of gRPC that had been application-level handled by the server.",
+        ((labels(key), statistics.seconds[key]) for key in methods),
+    )
+
+
+def _containers(stats: list[tuple[str, str, str, Any]]) -> Iterator[str]:
+    """What containerd tells of the cgroup of each task that runs: (namespace, container, runtime, its Metrics)."""
+    families: dict[str, list[tuple[str, float]]] = {}
+    for namespace, id, runtime, found in stats:
+        labels = f'container_id="{id}",namespace="{namespace}"'
+        ending = f',runtime="{runtime}"'
+
+        def row(name: str, value: float, more: str = "", labels: str = labels, ending: str = ending) -> None:
+            families.setdefault(f"container_{name}", []).append((labels + more + ending, value))
+
+        for field, unit in _CPU.items():
+            row(f"cpu_{field}_{unit}", getattr(found.cpu, field))
+        for field in _MEMORY.split():
+            row(f"memory_{field}_bytes", getattr(found.memory, field))
+        if found.HasField("memory_events"):
+            row("memory_oom_total", found.memory_events.oom)
+        if found.HasField("pids"):
+            row("pids_limit", found.pids.limit)
+            row("pids_current", found.pids.current)
+        for entry in found.io.usage:
+            place = f',major="{entry.major}",minor="{entry.minor}"'
+            for field, unit in _IO.items():
+                row(f"io_{field}_{unit}", getattr(entry, field), place)
+    for name in sorted(families):
+        yield from _family(name, "gauge", f"{name.removeprefix('container_')} of a container", families[name])
+
+
+def render(context: Context, server: Server, collections: Histogram, stats: list[tuple[str, str, str, Any]]) -> str:
+    """The page; rows that containerd has as well have its names and labels."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     with open("/proc/self/statm") as statm:
         resident = int(statm.read().split()[1]) * resource.getpagesize()
     collector = context.collector
     lines = [
         *_family("teu_containerd_build_info", "gauge", "Version of the daemon.", [(f'version="{__version__}"', 1)]),
-        *_family(
-            "grpc_server_started_total", "counter", "Calls begun.",
-            [(f'grpc_service="{service}",grpc_method="{method}"', count)
-             for (service, method), count in sorted(statistics.started.items())],
-        ),
-        *_family(
-            "grpc_server_handled_total", "counter", "Calls ended, by status.",
-            [(f'grpc_service="{service}",grpc_method="{method}",grpc_code="{code}"', count)
-             for (service, method, code), count in sorted(statistics.handled.items())],
-        ),
-        *_family(
-            "grpc_server_handling_seconds_sum", "counter", "Time spent in calls.",
-            [(f'grpc_service="{service}",grpc_method="{method}"', seconds)
-             for (service, method), seconds in sorted(statistics.seconds.items())],
-        ),
+        *_family("containerd_build_info_total", "counter", "containerd build information",
+                 [(f'revision="",version="{__version__}"', 1)]),
+        *_calls(server.statistics),
+        *_containers(stats),
         *_family("teu_containerd_events_total", "counter", "Events told.", [("", context.events.published)]),
         *_family("teu_containerd_subscribers", "gauge", "Event subscribers.", [("", context.events.subscribers())]),
-        *_family("teu_containerd_gc_runs_total", "counter", "Garbage collections.", [("", collector.runs)]),
+        *_family("containerd_gc_collections_total", "counter", "counter of gc scheduler collections",
+                 [('status="fail"', collector.failures), ('status="success"', collector.runs)]),
+        *_histograms("containerd_gc_gc_seconds", "duration of gc scheduler collections", [("", collections)]),
         *_family("teu_containerd_gc_removed_total", "counter", "Objects collected.", [("", collector.removed)]),
-        *_family("teu_containerd_gc_seconds_total", "counter", "Time in collections.", [("", collector.seconds)]),
         *_family("process_start_time_seconds", "gauge", "Start of the process.", [("", _STARTED)]),
         *_family("process_cpu_seconds_total", "counter", "CPU time.", [("", usage.ru_utime + usage.ru_stime)]),
         *_family("process_resident_memory_bytes", "gauge", "Resident memory.", [("", resident)]),
@@ -68,13 +148,16 @@ async def serve_metrics(context: Context, server: Callable[[], Server]) -> async
     address = context.config["metrics"]["address"]
     if not address:
         return None
+    collections = Histogram()
+    context.collector.told = collections.add
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
             method, path, _ = head.split(b"\r\n", 1)[0].decode("ascii").split(" ", 2)
             if method == "GET" and path.split("?")[0].endswith("/metrics"):
-                body = (await asyncio.to_thread(render, context, server())).encode()
+                stats = await context.tasks.cgroup_stats() if context.tasks is not None else []
+                body = (await asyncio.to_thread(render, context, server(), collections, stats)).encode()
                 status, kind = "200 OK", "text/plain; version=0.0.4; charset=utf-8"
             else:
                 body, status, kind = b"not found: /v1/metrics is here\n", "404 Not Found", "text/plain"

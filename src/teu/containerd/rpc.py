@@ -16,6 +16,7 @@ a thread switch would cost more than the work. A method the class does not have 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import inspect
 import logging
@@ -99,25 +100,52 @@ class Call:
         return None if value is None else float(value)
 
 
-class Statistics:
-    """Counts per method for the metrics page, and what idle exit needs to know."""
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # Prometheus' own limits of buckets
+
+
+class Histogram:
+    """How many took at most so long (one more for the rest), and how long all of them together."""
+
+    __slots__ = ("counts", "sum")
 
     def __init__(self) -> None:
+        self.counts = [0] * (len(SECONDS) + 1)
+        self.sum = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect.bisect_left(SECONDS, seconds)] += 1
+        self.sum += seconds
+
+
+class Statistics:
+    """Counts per method, (service, method), for the metrics page, and what idle exit needs to know."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[tuple[str, str], str] = {}  # unary, server_stream, client_stream, bidi_stream
         self.started: dict[tuple[str, str], int] = {}
         self.handled: dict[tuple[str, str, str], int] = {}
-        self.seconds: dict[tuple[str, str], float] = {}
+        self.received: dict[tuple[str, str], int] = {}
+        self.sent: dict[tuple[str, str], int] = {}
+        self.seconds: dict[tuple[str, str], Histogram] = {}
         self.in_flight = 0
         self.last_activity = time.monotonic()
 
+    def add(self, key: tuple[str, str], client_streams: bool, server_streams: bool) -> None:
+        """A method, of which there are rows from the start."""
+        kinds = {(False, False): "unary", (False, True): "server_stream", (True, False): "client_stream"}
+        self.kinds[key] = kinds.get((client_streams, server_streams), "bidi_stream")
+        self.started[key] = self.received[key] = self.sent[key] = 0
+        self.seconds[key] = Histogram()
+
     def begin(self, key: tuple[str, str]) -> None:
-        self.started[key] = self.started.get(key, 0) + 1
+        self.started[key] += 1
         self.in_flight += 1
 
     def end(self, key: tuple[str, str], code: str, began: float) -> None:
         now = time.monotonic()
         handled = (*key, code)
         self.handled[handled] = self.handled.get(handled, 0) + 1
-        self.seconds[key] = self.seconds.get(key, 0.0) + now - began
+        self.seconds[key].add(now - began)
         self.in_flight -= 1
         self.last_activity = now
 
@@ -174,6 +202,7 @@ class Server:
         # python3-protobuf 3.21 descriptors do not tell streaming methods: their proto does
         streams = _streams(method)
         key = (service, method.name)
+        self.statistics.add(key, *streams)
         if streams[1]:
             make = grpc.stream_stream_rpc_method_handler if streams[0] else grpc.unary_stream_rpc_method_handler
             behaviour: Callable[..., Any] = self._streaming(key, target)
@@ -194,15 +223,19 @@ class Server:
         async def behaviour(request: Any, context: Any) -> Any:
             began = time.monotonic()
             statistics.begin(key)
+            statistics.received[key] += 1
             code = "OK"
             call = Call(context)
             try:
                 if is_async:
                     with self._holding(target):
-                        return await target(request, call)
-                if is_quick:
-                    return target(request, call)
-                return await asyncio.get_running_loop().run_in_executor(self.pool, target, request, call)
+                        answer = await target(request, call)
+                elif is_quick:
+                    answer = target(request, call)
+                else:
+                    answer = await asyncio.get_running_loop().run_in_executor(self.pool, target, request, call)
+                statistics.sent[key] += 1
+                return answer
             except BaseException as error:
                 call.gone = isinstance(error, asyncio.CancelledError)
                 code, message = _status(error, key)
@@ -223,12 +256,17 @@ class Server:
             code = "OK"
             answers: Any = None
             try:
+                if hasattr(request, "__aiter__"):
+                    request = self._counted(key, request)
+                else:
+                    statistics.received[key] += 1
                 answers = target(request, Call(context))
                 if not hasattr(answers, "__aiter__"):
                     answers = self._in_thread(iter(answers))
                 with self._holding(target):
                     async for answer in answers:
                         await context.write(answer)
+                        statistics.sent[key] += 1
             except BaseException as error:
                 code, message = _status(error, key)
                 if message is None:
@@ -240,6 +278,11 @@ class Server:
                 statistics.end(key, code, began)
 
         return behaviour
+
+    async def _counted(self, key: tuple[str, str], requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            self.statistics.received[key] += 1
+            yield request
 
     async def _in_thread(self, answers: Iterator[Any]) -> AsyncIterator[Any]:
         loop = asyncio.get_running_loop()

@@ -139,8 +139,9 @@ def metrics(folder: str) -> dict[str, Any]:
         "rdma": {"current": _rdma(read(folder, "rdma.current")), "limit": _rdma(read(folder, "rdma.max"))},
         "io": {"usage": _io(read(folder, "io.stat")), "psi": _pressure(read(folder, "io.pressure"))},
         "hugetlb": huge,
+        # None where there is no such controller: containerd tells no row of it then.
         "memory_events": {name: events.get(name, 0)
-                          for name in ("low", "high", "max", "oom", "oom_kill", "oom_group_kill")},
+                          for name in ("low", "high", "max", "oom", "oom_kill", "oom_group_kill")} if events else None,
     }
 
 

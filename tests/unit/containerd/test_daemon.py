@@ -526,10 +526,10 @@ def test_metrics_page(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Non
         text = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
     assert "200 OK" in text
     assert (
-        'grpc_server_handled_total{grpc_service="containerd.services.version.v1.Version",'
-        'grpc_method="Version",grpc_code="OK"} 1' in text
+        'grpc_server_handled_total{grpc_code="OK",grpc_method="Version",'
+        'grpc_service="containerd.services.version.v1.Version",grpc_type="unary"} 1' in text
     )
-    assert "teu_containerd_gc_runs_total" in text
+    assert 'containerd_gc_collections_total{status="success"}' in text
 
 
 # The command line and the process

@@ -282,6 +282,24 @@ class Tasks:
             raise errors.Unknown(f"{binary} -info: {detail or e}") from e
         return introspection_pb2.RuntimeInfo.FromString(done.stdout)
 
+    async def cgroup_stats(self) -> list[tuple[str, str, str, Any]]:
+        """(namespace, id, runtime, io.containerd.cgroups.v2.Metrics) of each task whose shim answers in time."""
+        from teu.api.cgroups.v2 import metrics_pb2 as cgroup
+
+        async def stats(shim: Shim) -> Any:
+            try:
+                answer = (await shim.call("Stats", {}, STATE_TIMEOUT))["stats"]
+                runtime = self._containers.get(shim.namespace, shim.id).runtime.name
+            except errors.Error as e:
+                log.debug("metrics of %s/%s: %s", shim.namespace, shim.id, e.message)
+                return None
+            if not answer or not answer["type_url"].endswith("io.containerd.cgroups.v2.Metrics"):
+                return None
+            return shim.namespace, shim.id, runtime, cgroup.Metrics.FromString(answer["value"])
+
+        found = await asyncio.gather(*(stats(shim) for shim in self._shims.all()))
+        return [one for one in found if one is not None]
+
     def metrics_lines(self) -> list[str]:
         return ["# HELP teu_containerd_tasks Tasks with a shim.", "# TYPE teu_containerd_tasks gauge",
                 f"teu_containerd_tasks {len(self._shims.all())}"]

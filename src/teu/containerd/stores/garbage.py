@@ -201,8 +201,9 @@ class Collector:
         self._thread: threading.Thread | None = None
         self.before: list[Callable[[], None]] = []  # told at the begin of each run: tests, failure injection
         self.runs = 0
+        self.failures = 0
         self.removed = 0
-        self.seconds = 0.0
+        self.told: Callable[[float], None] = lambda seconds: None  # of the duration of each run
         database.on_mutation = self._wanted.set
 
     def start(self) -> None:
@@ -238,6 +239,7 @@ class Collector:
                         self._sweep()
                     due = min(due, time.monotonic() + self.interval)
             except Exception as error:
+                self.failures += 1
                 log.error("garbage collection failed: %s", error, exc_info=error)
                 due = time.monotonic() + 60
             # it takes at most a fifth of the time
@@ -264,7 +266,7 @@ class Collector:
             freed = self._sweep()
             self.runs += 1
             self.removed += len(garbage)
-            self.seconds += time.monotonic() - began
+            self.told(time.monotonic() - began)
             for namespace, topic, event in _events(garbage):
                 self._events.publish(namespace, topic, event)
             if garbage:
