@@ -28,6 +28,7 @@ from conformance import (
     Answer,
     Both,
     Client,
+    Rows,
     both_daemons,
     class_of,
     decoded,
