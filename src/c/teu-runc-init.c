@@ -143,7 +143,7 @@ struct filter_program {
 static struct {
 	char **argv, **env;
 	const char *cwd, *keyring, *label, *label_file, *path;
-	u32 uid, gid, umask, *groups, group_count;
+	u32 uid, gid, umask, *groups, group_count, keyring_permissions;
 	u64 *capabilities; /* bounding, effective, inheritable, permitted, ambient */
 	u32 flags;
 	u32 seccomp_flags;
@@ -296,7 +296,7 @@ static void read_input(int fd)
 			in.sync = (int)words[0]; in.fifo = (int)words[1]; in.console = (int)words[2];
 			in.proc = (int)words[3]; in.pidfd = (int)words[4];
 			break;
-		case TAG_KEYRING: in.keyring = body; break;
+		case TAG_KEYRING: in.keyring_permissions = words[0]; in.keyring = body + 4; break;
 		case TAG_PERSONALITY: in.personality = *(u64 *)body; in.has_personality = 1; break;
 		case TAG_MEMORY_POLICY:
 			in.policy_mode = words[0];
@@ -317,15 +317,15 @@ static void not_dumpable(void)
 }
 
 /* A file of the host's procfs, opened through teu-runc's descriptor: the container's own /proc may lie. */
-static void write_label(void)
+static void write_label(const char *file)
 {
 	char path[64] = "self/attr/";
 	ulong n = length(path);
-	for (const char *c = in.label_file; *c && n < sizeof path - 1;)
+	for (const char *c = file; *c && n < sizeof path - 1;)
 		path[n++] = *c++;
 	path[n] = 0;
 	long fd = SYS(__NR_openat, in.proc, path, O_WRONLY | O_CLOEXEC, 0, 0);
-	if (fd == -ENOENT && equal(in.label_file, "apparmor/", 9)) /* before Linux 5.8 */
+	if (fd == -ENOENT && equal(file, "apparmor/", 9)) /* before Linux 5.8 */
 		fd = SYS(__NR_openat, in.proc, "self/attr/exec", O_WRONLY | O_CLOEXEC, 0, 0);
 	if (fd < 0)
 		fail(fd, "unable to open the label file ", path, "");
@@ -333,6 +333,36 @@ static void write_label(void)
 	if (done < 0)
 		fail(done, "unable to apply the security label ", in.label, "");
 	SYS(__NR_close, fd, 0, 0, 0, 0);
+}
+
+/*
+ * The session keyring by its name: the first process makes it, an exec's finds it, if it may search it. It has the
+ * process's SELinux label; the label for new keys goes with execve.
+ */
+static void join_keyring(void)
+{
+	if (in.label && equal(in.label_file, "exec", 5))
+		write_label("keycreate");
+	long key = SYS(__NR_keyctl, 1 /* JOIN_SESSION_KEYRING */, in.keyring, 0, 0, 0);
+	if (key == -ENOSYS || key == -EDQUOT || key == -EPERM || key == -EACCES)
+		return;
+	check(key, "join the session keyring");
+	if (!in.keyring_permissions)
+		return;
+	char text[512]; /* type;uid;gid;permissions;description */
+	long n = SYS(__NR_keyctl, 6 /* DESCRIBE */, key, text, sizeof text, 0);
+	check(n, "read the session keyring's permissions");
+	u32 permissions = 0;
+	int field = 0;
+	for (long i = 0; i < n && i < (long)sizeof text && field < 4; i++) {
+		char c = text[i];
+		if (c == ';')
+			field++;
+		else if (field == 3)
+			permissions = permissions << 4 | (u32)(c <= '9' ? c - '0' : (c | 32) - 'a' + 10);
+	}
+	check(SYS(__NR_keyctl, 5 /* SETPERM */, key, permissions | in.keyring_permissions, 0, 0),
+	      "set the session keyring's permissions");
 }
 
 static void load_seccomp(void)
@@ -614,17 +644,14 @@ void start_c(long *stack)
 	if (in.flags & FLAG_TERMINAL && in.console < 0)
 		open_terminal();
 	take_terminal();
-	if (in.keyring) {
-		long key = SYS(__NR_keyctl, 1 /* JOIN_SESSION_KEYRING */, in.keyring, 0, 0, 0);
-		if (key < 0 && key != -ENOSYS && key != -EDQUOT && key != -EPERM && key != -EACCES)
-			check(key, "join the session keyring");
-	}
+	if (in.keyring)
+		join_keyring();
 	if (in.has_personality)
 		check(SYS(__NR_personality, in.personality, 0, 0, 0, 0), "set the personality");
 	if (in.policy_words)
 		check(SYS(__NR_set_mempolicy, in.policy_mode, in.policy_nodes, in.policy_words * 64 + 1, 0, 0), "set_mempolicy");
 	if (in.label) {
-		write_label();
+		write_label(in.label_file);
 		SYS(__NR_close, in.proc, 0, 0, 0, 0);
 	}
 	/* without no-new-privileges a filter needs CAP_SYS_ADMIN, which goes with the identity */

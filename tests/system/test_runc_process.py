@@ -178,6 +178,10 @@ def test_session_keyring(bundle: Bundle) -> None:
     assert f"_ses.{bundle.ids[-1]}" in said
     said = bundle.says("cat /proc/keys", flags=("--no-new-keyring",))
     assert f"_ses.{bundle.ids[-1]}" not in said
+    # an exec finds the container's, so it has one keyring and not one more for each exec
+    id = bundle.detached()
+    execs = [exec_in(bundle, id, f"grep _ses.{id} /proc/keys").splitlines() for _ in range(2)]
+    assert len(execs[0]) == 1 and execs[0][0].split()[0] == execs[1][0].split()[0], execs
 
 
 @pytest.mark.needs("apparmor")
@@ -357,6 +361,24 @@ def test_exec_with_a_process_file(bundle: Bundle) -> None:
     assert done.returncode == 255
     (bundle.folder / "p.json").write_text("{}")
     assert bundle.runc("exec", "-p", "p.json", id).returncode == 255
+
+
+def test_exec_with_a_process_file_that_leaves_things_open(bundle: Bundle) -> None:
+    """They are as for the container's first process."""
+    bundle.process["capabilities"] = {"bounding": ["CAP_KILL", "CAP_CHOWN"]}
+    bundle.process["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]
+    id = bundle.detached()
+    script = "cat /proc/self/status; ulimit -n; ulimit -Hn"
+    process = {"args": ["sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}}
+    for given, bounding, limits in (
+        ({}, 1 << 5 | 1, ["77", "88"]),
+        ({"capabilities": {}, "rlimits": []}, 0, ["77", "88"]),
+        ({"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 55, "hard": 66}]}, 1 << 5 | 1, ["55", "66"]),
+    ):
+        (bundle.folder / "p.json").write_text(json.dumps({**process, **given}))
+        said = bundle.ok("exec", "--process", "p.json", id)
+        assert int(status_of(said)["CapBnd"], 16) == bounding, given
+        assert said.split()[-2:] == limits, given
 
 
 def test_exec_is_in_the_namespaces_and_the_cgroup(bundle: Bundle) -> None:

@@ -323,8 +323,11 @@ def _check_process_rules(process: Object, field: str) -> None:
         seen.add(limit["type"])
         if limit["soft"] > limit["hard"]:
             raise SpecError(f"{here}.soft", f"{limit['soft']} is above the hard limit {limit['hard']}")
-    if process.get("selinuxLabel") and not os.path.exists("/sys/fs/selinux/enforce"):
-        raise SpecError(f"{field}.selinuxLabel", "a label is given, but this host has no SELinux")
+    if process.get("selinuxLabel"):
+        from teu.linux import selinux
+
+        if not selinux.enabled():
+            raise SpecError(f"{field}.selinuxLabel", "a label is given, but this host has no SELinux")
     if process.get("scheduler") is not None:
         _check_scheduler(process["scheduler"], f"{field}.scheduler")
     affinity = process.get("execCPUAffinity") or {}

@@ -91,7 +91,7 @@ class Plan:
     seccomp: tuple[bytes, int, bool] | None = None
     preserved: int = 0
     no_pivot: bool = False
-    keyring: str | None = None
+    keyring: tuple[str, int] | None = None  # the session keyring's name, and the permissions that it gets
     cgroup_path: str = ""
     personality: int | None = None
     memory_policy: bytes | None = None
@@ -229,7 +229,7 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
     home = process.home_of(root, user.get("uid", 0))
     if own_mounts:
         rootfs.readonly_paths(root, linux.get("readonlyPaths") or [])
-        rootfs.mask_paths(root, linux.get("maskedPaths") or [], null)
+        rootfs.mask_paths(root, linux.get("maskedPaths") or [], null, rootfs.mount_label(spec))
         os.close(null)
         rootfs.seal(later)
         if (spec.get("root") or {}).get("readonly"):

@@ -84,7 +84,7 @@ def _process(arguments: Arguments, container: state.Container, spec: dict[str, A
     if arguments["process"]:
         described = jsontext.load_file(arguments["process"])
         validator.check_process(described)
-        return dict(described)
+        return inherit(spec, described)
     described = dict(spec["process"])
     words = arguments.positional[1:]
     if not words:
@@ -122,6 +122,20 @@ def _process(arguments: Arguments, container: state.Container, spec: dict[str, A
     described["user"] = user
     validator.check_process(described)
     return described
+
+
+def inherit(spec: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
+    """What a process.json leaves open is as for the container's first process: as runc, so that who forgets a label
+    or a profile is not let out of the container's.
+    """
+    first = spec.get("process") or {}
+    result = dict(described)
+    for key in ("apparmorProfile", "selinuxLabel", "rlimits", "ioPriority", "scheduler", "execCPUAffinity"):
+        if not result.get(key) and first.get(key):
+            result[key] = first[key]
+    if result.get("capabilities") is None and first.get("capabilities") is not None:
+        result["capabilities"] = first["capabilities"]  # given and empty means none
+    return result
 
 
 def _number(text: str, what: str) -> int:
@@ -179,7 +193,7 @@ class Execution:
                 flags=(process.FLAG_SETGROUPS if self._can_setgroups() else 0) | self._fork_flag(flags),
                 namespaces=flags,
                 seccomp=self._seccomp(),
-                keyring=None if container.record.get("no_new_keyring") else f"_ses.{container.id}",
+                keyring=None if container.record.get("no_new_keyring") else (f"_ses.{container.id}", 0),
                 personality=self._personality(),
                 memory_policy=self._memory_policy(),
                 program_path=self.program_path,

@@ -376,7 +376,10 @@ class Launch:
             log.debug(f"seccomp filter flags: {plan.seccomp[1]}")
         plan.preserved = self.preserved
         plan.no_pivot = self.arguments["no-pivot"]
-        plan.keyring = None if self.arguments["no-new-keyring"] else f"_ses.{self.id}"
+        if not self.arguments["no-new-keyring"]:
+            # found by exec, as whom it has been made by: in a user namespace nobody is the host's root
+            search = process.KEY_OTHER_SEARCH if plan.user_namespace else process.KEY_USER_SEARCH
+            plan.keyring = (f"_ses.{self.id}", search)
         plan.cgroup_path = (self.container.record["cgroup"] or {}).get("path") or ""
         plan.capability_sets = process.capability_sets(described, all_there=plan.user_namespace)
         plan.program_path = "/" if self.without_process else None

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     TAG_PATH,
 ) = range(1, 16)
 
+# Permissions of a key (keyctl(2)): its owner, or anybody, finds it by its name.
+KEY_USER_SEARCH = 0x080000
+KEY_OTHER_SEARCH = 0x000008
 FLAG_NO_NEW_PRIVS = 1
 FLAG_FORK = 2
 FLAG_TERMINAL = 4
@@ -146,13 +149,16 @@ def make_input(
     flags: int = 0,
     namespaces: int = 0,
     seccomp: tuple[bytes, int, bool] | None = None,
-    keyring: str | None = None,
+    keyring: tuple[str, int] | None = None,
     personality: int | None = None,
     memory_policy: bytes | None = None,
     capability_sets_: list[int] | None = None,
     program_path: str | None = None,
 ) -> bytes:
-    """All records. fds: sync, fifo, console, procfs, pidfd (-1: none). seccomp: program, flags, notify."""
+    """All records. fds: sync, fifo, console, procfs, pidfd (-1: none). seccomp: program, flags, notify.
+
+    keyring: name of the session keyring to join, permissions that it gets in addition.
+    """
     user = process.get("user") or {}
     if process.get("noNewPrivileges"):
         flags |= FLAG_NO_NEW_PRIVS
@@ -187,7 +193,7 @@ def make_input(
     elif process.get("selinuxLabel"):
         parts.append(record(TAG_LABEL, b"exec\0" + os.fsencode(process["selinuxLabel"]) + b"\0"))
     if keyring is not None:
-        parts.append(record(TAG_KEYRING, os.fsencode(keyring) + b"\0"))
+        parts.append(record(TAG_KEYRING, pack("I", keyring[1]) + os.fsencode(keyring[0]) + b"\0"))
     if personality is not None:
         parts.append(record(TAG_PERSONALITY, pack("Q", personality)))
     if memory_policy is not None:

@@ -53,6 +53,10 @@ _PROC_ALLOWED = (
 )  # fmt: skip
 
 
+# File systems that the kernel does not mount with a label, or that have one of their own.
+_UNLABELLED = ("proc", "sysfs", "mqueue")
+
+
 def clean(path: str) -> str:
     """An absolute path without "." and "..", by the letters alone."""
     return os.path.normpath("/" + path.lstrip("/"))
@@ -121,8 +125,7 @@ def mount_all(
     Answers descriptors of the tmpfs mounts that are to be read-only: they are filled before (mount
     points, device nodes), so `seal` makes them so at the end.
     """
-    # without SELinux no file system knows the option
-    label = ((spec.get("linux") or {}).get("mountLabel") or "") if os.path.exists("/sys/fs/selinux/enforce") else ""
+    label = mount_label(spec)
     later: list[int] = []
     for index, mount in enumerate(spec.get("mounts") or ()):
         options = mount_options.parse(mount.get("options") or [])
@@ -135,6 +138,16 @@ def mount_all(
                 text = _mount_failure(mount, error)
             raise OSError(error.errno, text) from None
     return later
+
+
+def mount_label(spec: dict[str, Any]) -> str:
+    """linux.mountLabel; "" without SELinux, where no file system knows the option."""
+    label: str = (spec.get("linux") or {}).get("mountLabel") or ""
+    if not label:
+        return ""
+    from teu.linux import selinux
+
+    return label if selinux.enabled() else ""
 
 
 def seal(later: list[int]) -> None:
@@ -191,8 +204,8 @@ def mount_one(
     else:
         existed = mounts.exists_in_root(root, destination)
         target = _open_target(root, destination, "dir", None, kind)
-        data = list(options.data)
-        if label and kind in ("tmpfs", "devpts", "ramfs"):
+        data = [_unquoted(option) for option in options.data]
+        if label and kind not in _UNLABELLED:
             data.append(f"context={label}")
         if kind == "tmpfs" and existed and not any(entry.startswith("mode=") for entry in data):
             # as a person expects: the folder that was there keeps its mode
@@ -205,6 +218,8 @@ def mount_one(
                 raise
             tree = ask(kind)
     try:
+        if label and kind == "mqueue":
+            _set_label(tree, label)
         if kind == "tmpfs" and options.tmpcopyup:
             _copy_up(root, target, destination, tree)
         attributes = options.attr_set
@@ -342,9 +357,33 @@ def _cgroup_tree(cgroup: CgroupView, options: MountOptions) -> int:
     return -1
 
 
-def _empty_folder() -> int:
+def _unquoted(option: str) -> str:
+    """As mount(2) reads a label that has commas: context="system_u:object_r:container_file_t:s0:c1,c2"."""
+    key, equals, value = option.partition("=")
+    if key.endswith("context") and len(value) > 1 and value[0] == value[-1] == '"':
+        value = value[1:-1]
+    return key + equals + value
+
+
+def _set_label(tree: int, label: str) -> None:
+    """Of the root of a file system that cannot be mounted with one, as runc does for mqueue."""
+    from teu.linux import selinux
+
+    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
+    try:
+        os.setxattr(folder, selinux.XATTR, os.fsencode(label))
+    except OSError as error:
+        raise OSError(error.errno, f"the label {label}: {error.strerror}") from None
+    finally:
+        os.close(folder)
+
+
+def _empty_folder(label: str = "") -> int:
     attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
-    return mounts.new_filesystem("tmpfs", "tmpfs", ["nr_blocks=1", "nr_inodes=1"], attributes)
+    data = ["nr_blocks=1", "nr_inodes=1"]
+    if label:
+        data.append(f"context={label}")
+    return mounts.new_filesystem("tmpfs", "tmpfs", data, attributes)
 
 
 def _copy_up(root: int, target: int, destination: str, tree: int) -> None:
@@ -420,8 +459,10 @@ def open_null() -> int:
     return fd
 
 
-def mask_paths(root: int, paths: list[str], null: int) -> None:
-    """Files get the null device on top, folders an empty read-only tmpfs. What is not there needs no mask."""
+def mask_paths(root: int, paths: list[str], null: int, label: str = "") -> None:
+    """Files get the null device on top, folders an empty read-only tmpfs with that label. What is not there needs
+    no mask.
+    """
     empty = -1
     for path in dict.fromkeys(paths):
         try:
@@ -431,7 +472,7 @@ def mask_paths(root: int, paths: list[str], null: int) -> None:
         try:
             if os.stat(target).st_mode & 0o170000 == 0o040000:
                 if empty < 0:
-                    tree = empty = _empty_folder()
+                    tree = empty = _empty_folder(label)
                 else:
                     tree = mounts.open_tree(empty, "")
             else:
