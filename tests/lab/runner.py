@@ -4,7 +4,7 @@
     lint       ruff on the whole tree, mypy --strict on src/teu
     unit       tests/unit on this machine
     deb        the packages, with lintian
-    lab        tests/lab: the labs themselves, and a power cut in the VM
+    lab        tests/lab: the labs themselves, a power cut in the VM, and SELinux in a machine that is booted for it
     ns         tests/system with the packages in the namespace lab (Debian 13)
     bookworm   a smaller set in the namespace lab with Debian 12
     vm         tests/system with the packages in the VM lab

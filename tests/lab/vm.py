@@ -207,11 +207,17 @@ def _initramfs(root: Path, modules: Path, output: Path) -> None:
         names.append(name)
         files.append((f"modules/{name}", stat.S_IFREG | 0o644, data))
     files.append(("modules/list", stat.S_IFREG | 0o644, "".join(name + "\n" for name in names).encode()))
-    with output.open("wb") as archive:
-        for number, (name, mode, data) in enumerate([*files, ("TRAILER!!!", 0, b"")], 1):
-            fields = [number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0]
-            header = b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
-            archive.write(header + b"\0" * (-len(header) % 4) + data + b"\0" * (-len(data) % 4))
+    output.write_bytes(cpio(files))
+
+
+def cpio(files: Sequence[tuple[str, int, bytes]]) -> bytes:
+    """An archive (newc) of (name, mode, content). Where an initramfs has several, a later one's files replace."""
+    archive = bytearray()
+    for number, (name, mode, data) in enumerate([*files, ("TRAILER!!!", 0, b"")], 1):
+        fields = [number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0]
+        header = b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
+        archive += header + b"\0" * (-len(header) % 4) + data + b"\0" * (-len(data) % 4)
+    return bytes(archive)
 
 
 # --- start ----------------------------------------
@@ -253,7 +259,7 @@ def start(
     home.mkdir(parents=True, exist_ok=True)
     broken = rootfs.CACHE / "kvm-does-not-work"
     ways = [accel] if accel else ["kvm", "tcg"]
-    if not accel and (broken.exists() or not _has_kvm()):
+    if not accel and (broken.exists() or not has_kvm()):
         ways = ["tcg"]
     _pack(source, home / "src.tar")
     for way in ways:
@@ -272,7 +278,7 @@ def start(
     raise AssertionError
 
 
-def _has_kvm() -> bool:
+def has_kvm() -> bool:
     """Whether the processor helps. /dev/kvm alone says little: some nested hosts emulate behind it, badly."""
     flags = set(Path("/proc/cpuinfo").read_text().split())
     return bool(flags & {"vmx", "svm"}) and os.access("/dev/kvm", os.R_OK | os.W_OK)
