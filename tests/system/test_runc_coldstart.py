@@ -6,12 +6,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from runc_bundle import Bundle, new_bundle
+
+from teu.coldstart import archive as archives
 
 pytestmark = pytest.mark.needs("packages")
 
@@ -40,11 +43,11 @@ def bundle() -> Iterator[Bundle]:
         yield made
 
 
-def traced(bundle: Bundle, *words: str) -> list[str]:
-    """What files a command looks for."""
+def traced(bundle: Bundle, *words: str, calls: str = "%file") -> list[str]:
+    """What files a command looks for, or other calls of it."""
     log = bundle.folder / "trace"
     subprocess.run(
-        ["strace", "-qq", "-e", "trace=%file", "-o", log, PROGRAM, "--root", str(bundle.root), *words],
+        ["strace", "-qq", "-e", f"trace={calls}", "-o", log, PROGRAM, "--root", str(bundle.root), *words],
         check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=60,
     )  # fmt: skip
     return log.read_text().splitlines()
@@ -66,6 +69,41 @@ def test_what_is_left_out_is_made_up_for(bundle: Bundle) -> None:
     assert json.loads(bundle.runc("features").stdout)["ociVersionMin"]
     subprocess.run([PROGRAM, "spec", "-b", str(bundle.folder / "rootfs/tmp")], check=True, timeout=60)
     assert (bundle.folder / "rootfs/tmp/config.json").exists()
+
+
+def test_short_commands_do_not_need_importlib(bundle: Bundle, tmp_path: Path) -> None:
+    """Nor what comes with it: an importer that cannot become it serves them, and only them."""
+    package = tmp_path / "teu"
+    shutil.copytree(Path(archives.__file__).parent.parent, package)
+    importer = package / "coldstart/importer.py"
+    text = importer.read_text()
+    begin = "def become_importlib() -> None:\n"
+    assert begin in text
+    importer.write_text(text.replace(begin, begin + '    raise OSError("importlib is wanted")\n'))
+    id = bundle.detached()
+    whole = archive().read_bytes()
+    archive().write_bytes(archives.archive("teu-runc", package))
+    try:
+        assert json.loads(bundle.runc("state", id).stdout)["status"] == "running"
+        assert id in bundle.runc("list").stdout
+        for words in (["pause", id], ["resume", id], ["kill", id, "KILL"], ["delete", "-f", id]):
+            bundle.runc(*words)
+        failed = subprocess.run([PROGRAM, "features"], capture_output=True, text=True, timeout=60, check=False)
+        assert failed.returncode
+        assert "importlib is wanted" in failed.stderr
+    finally:
+        archive().write_bytes(whole)
+    assert json.loads(bundle.runc("features").stdout)["ociVersionMin"]
+
+
+def test_the_heap_is_asked_for_in_one_page(bundle: Bundle) -> None:
+    """A start touches hundreds of pages, each of which costs a fault: where there are huge ones, it is one fault."""
+    calls = traced(bundle, "state", bundle.detached(), calls="madvise,brk")
+    (asked,) = [index for index, call in enumerate(calls) if "2097152, MADV_HUGEPAGE" in call]
+    place = int(calls[asked].partition("(")[2].partition(",")[0], 16)
+    assert place % (2 << 20) == 0
+    end = max(int(call.rpartition("= ")[2], 16) for call in calls[:asked] if call.startswith("brk"))
+    assert end >= place + (2 << 20)
 
 
 @pytest.mark.parametrize("missing", ["archive", "stale", "libpython"])

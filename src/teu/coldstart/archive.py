@@ -2,7 +2,8 @@
 """Writes a program's archive of byte code. Called when a package is installed: python3 -IS archive.py PROGRAM
 
     /usr/lib/teu/PROGRAM.cpython-3XX    for the Python that runs this; replaced by rename
-        "teu-code", magic number of the byte code, length of the index (4 bytes each, this machine's order)
+        "teu-pyc2", magic number of the byte code, lengths of importer and index (4 bytes each, this machine's order)
+        importer    marshal of importer.py's code
         index       marshal: {"boot": code, "entry": module that has main(), "path": where teu is,
                               "modules": {name: (offset, size, file)}, "extensions": {name: file}}
         modules     marshal of each module's code, at its offset
@@ -84,12 +85,13 @@ def archive(program: str, package: Path) -> bytes:
         code = marshal.dumps(compiled(file))
         places[name] = (len(codes), len(code), str(file))
         codes += code
+    importer = marshal.dumps(compiled(package / "coldstart/importer.py"))
     boot = compiled(package / "coldstart/boot.py")
     index = marshal.dumps(
         {"boot": boot, "entry": entry, "path": str(package.parent), "modules": places, "extensions": _extensions()}
     )
     magic = int.from_bytes(importlib.util.MAGIC_NUMBER, "little")
-    return struct.pack("=8sII", b"teu-code", magic, len(index)) + index + codes
+    return struct.pack("=8sIII", b"teu-pyc2", magic, len(importer), len(index)) + importer + index + codes
 
 
 def main() -> None:

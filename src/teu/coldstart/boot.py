@@ -1,34 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first Python that runs in a cold start: where imports come from. In the archive as `boot`; see teu-coldstart.c.
+"""The first Python of ours that runs in a cold start: where imports come from. In the archive as `boot`.
 
-Python's core is there and no more: built-in and frozen modules can be imported, strings are encoded as UTF-8; there is
-no importer of files, no codecs, no open(), no sys.stdout, sys.path or sys.executable. All of that comes the moment that
-something needs it (`complete`, 2.5 ms): an import that is not in the archive, or open() of a text.
+Python's core is there and no more: strings are encoded as UTF-8; there is no importlib, no importer of files, no
+codecs, no open(), no sys.stdout, sys.path or sys.executable. Two steps make up for that, each at the moment that
+something needs it:
+
+    importer.become_importlib   1 ms: at the first import that is neither in the archive nor built in
+    complete                    2.5 ms: an import that is not frozen in Python either, `_signal`, or open() of a text
 """
 
 from __future__ import annotations
 
 import builtins
 import sys
-from _frozen_importlib import ModuleSpec
-from marshal import loads
 
 import _coldstart  # type: ignore[import-not-found]  # made by teu-coldstart.c
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-_code: memoryview = _coldstart.code
+importer: Any = sys.modules["_frozen_importlib"]
 _index: dict[str, Any] = _coldstart.index
 _modules: dict[str, tuple[int, int, str]] = _index["modules"]
 _extensions: dict[str, str] = _index["extensions"]
+importer.code = _coldstart.code
+importer.modules = _modules
+importer.extensions = _extensions
+
+from marshal import loads  # noqa: E402
+
+importer.loads = loads
 
 
 class Archive:
-    """Finds and loads the program's modules (`modules`: name -> offset, size, file), and a few extension modules."""
+    """importlib's finder and loader of the archive's modules and extensions."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> Any:
+        from _frozen_importlib import ModuleSpec
+
         if name in _modules:
             file = _modules[name][2]
             spec = ModuleSpec(name, _loader, origin=file)
@@ -58,7 +68,7 @@ class Archive:
             exec_dynamic(module)
             return
         offset, size, module.__file__ = _modules[name]
-        exec(loads(_code[offset : offset + size]), module.__dict__)
+        exec(loads(_coldstart.code[offset : offset + size]), module.__dict__)
 
 
 _loader: Any = Archive  # the class itself: there is nothing to tell instances apart
@@ -78,8 +88,17 @@ class LastResort:
         return None
 
 
+def _importlib_came() -> None:
+    global _importlib
+    _importlib = True
+    sys.meta_path.insert(0, Archive)
+    sys.meta_path.append(LastResort)
+
+
 def complete() -> None:
     """Do what Python's start left out. Once; nothing when it is done."""
+    if not _importlib:
+        importer.become_importlib()
     if LastResort not in sys.meta_path:
         return
     sys.meta_path.remove(LastResort)
@@ -101,10 +120,10 @@ def open(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
     return real(file, mode, *arguments, **options)
 
 
+importer.importlib_came = _importlib_came
+_importlib = False
 builtins.open = open
 sys.path = []
-sys.meta_path.insert(0, Archive)
-sys.meta_path.append(LastResort)
 try:
     __import__(_index["entry"], None, None, ["main"]).main()
 except BaseException:

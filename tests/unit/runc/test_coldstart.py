@@ -21,9 +21,11 @@ PACKAGE = Path(archive.__file__).parent.parent
 
 def read() -> tuple[dict[str, Any], bytes]:
     data = archive.archive("teu-runc", PACKAGE)
-    kind, magic, size = struct.unpack_from("=8sII", data)
-    assert (kind, magic) == (b"teu-code", int.from_bytes(importlib.util.MAGIC_NUMBER, "little"))
-    return marshal.loads(data[16 : 16 + size]), data[16 + size :]
+    kind, magic, importer, size = struct.unpack_from("=8sIII", data)
+    assert (kind, magic) == (b"teu-pyc2", int.from_bytes(importlib.util.MAGIC_NUMBER, "little"))
+    assert marshal.loads(data[20 : 20 + importer]).co_filename.endswith("coldstart/importer.py")
+    start = 20 + importer
+    return marshal.loads(data[start : start + size]), data[start + size :]
 
 
 def test_every_module_of_the_program_is_in_it() -> None:

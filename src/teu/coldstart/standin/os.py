@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import posix
 import sys
-from posix import *  # noqa: F403
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,26 +13,28 @@ if TYPE_CHECKING:
 SEEK_SET = 0
 SEEK_CUR = 1
 SEEK_END = 2
-_exit = posix._exit
-del environ  # noqa: F821  of bytes; see __getattr__
 
 
 def _real() -> Any:
     """The os that Python has. It takes this one's place for all who import it from now on."""
     found: Any = sys.modules.get("os")
     if found is None or found.__dict__ is globals():
-        from _frozen_importlib import FrozenImporter, _load  # type: ignore[attr-defined]
+        import posixpath  # noqa: F401  # is in no archive: then importlib is there (see importer)
 
         sys.modules.pop("os", None)
+        from _frozen_importlib import FrozenImporter, _load  # type: ignore[attr-defined]
+
         found = _load(FrozenImporter.find_spec("os"))
     return found
 
 
 def __getattr__(name: str) -> Any:
-    if name == "environ":
+    if name == "environ":  # posix has it as bytes
         value: Any = {fsdecode(key): fsdecode(word) for key, word in posix.environ.items()}
     else:
-        value = getattr(_real(), name)
+        value = getattr(posix, name, posix)  # each when it is used: there are 400
+        if value is posix:
+            value = getattr(_real(), name)
     globals()[name] = value
     return value
 
