@@ -538,6 +538,8 @@ CASES["sandboxes"] = [
     ("controller.Stop", {"sandboxId": "none"}),
     ("controller.Wait", {"sandboxId": "none"}),
     ("controller.Shutdown", {"sandboxId": "none"}),
+    ("controller.Status", {"sandboxId": "none"}),
+    ("controller.Status", {"sandboxId": "two", "verbose": True}),
 ]  # fmt: skip
 
 _TASK = {"containerId": "none"}

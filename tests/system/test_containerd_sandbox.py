@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from typing import Any
 
 import peers
 import pytest
-from taskhouse import TeuContainerd
+from taskhouse import TeuContainerd, alive, argv_of
 
 pytestmark = [pytest.mark.needs("containerd-shim-runc-v2"), pytest.mark.timeout(120)]
 
@@ -50,22 +52,45 @@ def test_life_of_a_sandbox(runtime: str) -> None:
                 call("Create")
             assert again.value.code() == grpc.StatusCode.ALREADY_EXISTS
             started = call("Start")
+            assert call("Start").address == started.address  # again: it is told of once
             assert started.address.startswith("unix://") and started.version >= 2
             assert call("Platform").platform.os == "linux"
             assert call("Status").address == started.address
             call("Stop")
             call("Shutdown")
-            with pytest.raises(grpc.RpcError) as gone:
-                call("Status")
-            assert gone.value.code() == grpc.StatusCode.NOT_FOUND
-            peers.wait_until(lambda: told[-1:] == ["/sandboxes/exit"], "the exit to be told", 20)
-            assert told == ["/sandboxes/create", "/sandboxes/start", "/sandboxes/exit"]
+            for method in ("Start", "Stop", "Wait", "Shutdown", "Platform"):
+                with pytest.raises(grpc.RpcError) as gone:
+                    call(method)
+                assert gone.value.code() == grpc.StatusCode.NOT_FOUND, method
+            # As containerd: what does not run has exited.
+            assert call("Status").HasField("exited_at") and not call("Status").address
+            with pytest.raises(grpc.RpcError) as unknown:
+                call("Create", sandboxer="nosuch")
+            assert unknown.value.code() == grpc.StatusCode.NOT_FOUND
+            # A shim that is killed takes its sandbox with it, and leaves nothing in another one's way.
+            call("Create")
+            call("Start")
+            for pid in shims(str(daemon.address)):
+                os.kill(pid, signal.SIGKILL)
+            peers.wait_until(lambda: not call("Status").address, "the death of the shim to be seen")
+            call("Create")
+            call("Shutdown")
+            assert not shims(str(daemon.address))
+            once = ["/sandboxes/create", "/sandboxes/start", "/sandboxes/exit"]
+            peers.wait_until(lambda: told[:3] == once, "the first life to be told", 20)
+            peers.wait_until(lambda: sorted(told) == sorted([*once, *once, once[0]]), "all to be told", 20)
             stream.cancel()
         bundles = daemon.run / "state/io.containerd.runtime.v2.task/default"
         assert not bundles.exists() or list(bundles.iterdir()) == []
     finally:
         daemon.stop()
         daemon.remove()
+
+
+def shims(address: str) -> list[int]:
+    """Those of this containerd."""
+    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    return [pid for pid in pids if address in (words := argv_of(pid)) and "shim" in words[0] and alive(pid)]
 
 
 def read(stream: Any) -> Any:

@@ -28,6 +28,12 @@ class Sandbox:
     def __init__(self, shim: Any, version: int) -> None:
         self.shim = shim
         self.version = version
+        self.watched = False  # whether somebody waits for its exit, to tell it
+
+    @property
+    def gone(self) -> bool:
+        """Whether its shim has ended, and the sandbox with it."""
+        return self.shim.client is None or bool(self.shim.client.closed.is_set())
 
     @property
     def address(self) -> str:
@@ -51,18 +57,24 @@ class Manager:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._sandboxes: dict[tuple[str, str], Sandbox] = {}
+        self._removals: dict[tuple[str, str], asyncio.Task[None]] = {}  # under way
         self._watches: set[asyncio.Task[None]] = set()
 
     def get(self, namespace: str, id: str) -> Sandbox:
-        try:
-            return self._sandboxes[(namespace, id)]
-        except KeyError:
-            raise NotFound(f'sandbox "{id}"') from None
+        """One that runs, else NotFound."""
+        sandbox = self._sandboxes.get((namespace, id))
+        if sandbox is None or sandbox.gone:
+            raise NotFound(f'sandbox "{id}"')
+        return sandbox
 
     async def create(self, namespace: str, request: Any) -> None:
         id = request.sandbox_id
-        if (namespace, id) in self._sandboxes:
-            raise AlreadyExists(f'sandbox "{id}"')
+        if (old := self._sandboxes.get((namespace, id))) is not None:
+            if not old.gone:
+                raise AlreadyExists(f'sandbox "{id}"')
+            await self._remove(namespace, id, old)
+        elif (namespace, id) in self._removals:
+            await asyncio.shield(self._removals[namespace, id])
         record = request.sandbox
         if not record.sandbox_id:
             record = await asyncio.to_thread(self._context.sandboxes.get, namespace, id)
@@ -82,8 +94,11 @@ class Manager:
         self._sandboxes[(namespace, id)] = sandbox
 
     def watch(self, namespace: str, id: str) -> None:
-        """Tell of its exit, once it comes."""
-        sandbox = self.get(namespace, id)
+        """Tell of its exit, once it comes; again does nothing."""
+        sandbox = self._sandboxes[(namespace, id)]
+        if sandbox.watched:
+            return
+        sandbox.watched = True
 
         async def wait() -> None:
             event = sandbox_events.SandboxExit(sandbox_id=id)
@@ -95,16 +110,30 @@ class Manager:
                 log.info("sandbox %s: %s", id, error.message)  # the shim is gone, and the sandbox with it
                 event.exited_at.GetCurrentTime()
             self._context.events.publish(namespace, "/sandboxes/exit", event)
+            if sandbox.gone:
+                await self._remove(namespace, id, sandbox)
 
         task = asyncio.create_task(wait())
         self._watches.add(task)
         task.add_done_callback(self._watches.discard)
 
     async def shutdown(self, namespace: str, id: str) -> None:
-        sandbox = self.get(namespace, id)
+        sandbox = self._sandboxes.get((namespace, id))
+        if sandbox is None:
+            raise NotFound(f'sandbox "{id}"')
         try:
             await sandbox.call("ShutdownSandbox", sandbox_id=id)
         except (Unavailable, NotFound):
             pass  # it is gone, which is what was asked
-        await self._context.shims.stop_sandbox(sandbox.shim)
-        self._sandboxes.pop((namespace, id), None)
+        await self._remove(namespace, id, sandbox)
+
+    async def _remove(self, namespace: str, id: str, sandbox: Sandbox) -> None:
+        """Remove what is left of it; also where somebody else is at that, it is gone afterwards."""
+        key = (namespace, id)
+        if self._sandboxes.get(key) is sandbox:
+            del self._sandboxes[key]
+            removal = asyncio.create_task(self._context.shims.stop_sandbox(sandbox.shim))
+            self._removals[key] = removal
+            removal.add_done_callback(lambda _: self._removals.pop(key, None))
+        if key in self._removals:
+            await asyncio.shield(self._removals[key])

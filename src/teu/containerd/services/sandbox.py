@@ -8,9 +8,12 @@ from typing import Any
 from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.services.sandbox.v1 import sandbox_pb2
 from teu.containerd.context import Context
+from teu.containerd.errors import NotFound, Unavailable
 from teu.containerd.rpc import Call, Server, held, quick
 from teu.containerd.sandboxes import Manager
 
+_SANDBOXERS = ("", "shim")  # containerd 2's names of controllers; "podsandbox" is the CRI's own
+NEVER = -62135596800  # 0001-01-01, as Go says that a time is none
 _SERVICES = sandbox_pb2.DESCRIPTOR.services_by_name
 
 
@@ -52,6 +55,8 @@ class Controller:
 
     async def Create(self, request: Any, call: Call) -> Any:
         namespace = call.namespace
+        if request.sandboxer not in _SANDBOXERS:
+            raise NotFound(f"failed to get sandbox controller by {request.sandboxer}")
         await self._manager.create(namespace, request)
         event = sandbox_events.SandboxCreate(sandbox_id=request.sandbox_id)
         self._context.events.publish(namespace, "/sandboxes/create", event)
@@ -61,9 +66,10 @@ class Controller:
         namespace = call.namespace
         sandbox = self._manager.get(namespace, request.sandbox_id)
         started = await sandbox.call("StartSandbox", sandbox_id=request.sandbox_id)
-        self._manager.watch(namespace, request.sandbox_id)
-        event = sandbox_events.SandboxStart(sandbox_id=request.sandbox_id)
-        self._context.events.publish(namespace, "/sandboxes/start", event)
+        if not sandbox.watched:
+            event = sandbox_events.SandboxStart(sandbox_id=request.sandbox_id)
+            self._context.events.publish(namespace, "/sandboxes/start", event)
+            self._manager.watch(namespace, request.sandbox_id)
         return sandbox_pb2.ControllerStartResponse(
             sandbox_id=request.sandbox_id, pid=started.pid, address=sandbox.address, version=sandbox.version,
             **_present(started, "created_at", "spec"),
@@ -86,8 +92,16 @@ class Controller:
         return sandbox_pb2.ControllerWaitResponse(exit_status=answer.exit_status, exited_at=answer.exited_at)
 
     async def Status(self, request: Any, call: Call) -> Any:
-        sandbox = self._manager.get(call.namespace, request.sandbox_id)
-        answer = await sandbox.call("SandboxStatus", sandbox_id=request.sandbox_id, verbose=request.verbose)
+        try:
+            sandbox = self._manager.get(call.namespace, request.sandbox_id)
+            answer = await sandbox.call("SandboxStatus", sandbox_id=request.sandbox_id, verbose=request.verbose)
+        except (NotFound, Unavailable):
+            # As containerd: one that does not run has exited, whether there ever was one or not.
+            ended = sandbox_pb2.ControllerStatusResponse(sandbox_id=request.sandbox_id)
+            ended.created_at.seconds = NEVER
+            ended.exited_at.GetCurrentTime()
+            ended.extra.SetInParent()
+            return ended
         return sandbox_pb2.ControllerStatusResponse(
             sandbox_id=request.sandbox_id, pid=answer.pid, state=answer.state, info=answer.info,
             address=sandbox.address, version=sandbox.version,
