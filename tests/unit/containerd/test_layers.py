@@ -10,6 +10,7 @@ import os
 import stat
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import root_only
@@ -84,6 +85,85 @@ def test_replacing(context: Context, folder: Path) -> None:
     apply(context, tar(("a", b"file"), ("b/", None), ("c", b"no link"), ("b/y", b"")), [Bind(folder)])
     assert (folder / "a").read_bytes() == b"file" and (folder / "b/y").exists()
     assert not (folder / "c").is_symlink() and (folder / "c").read_bytes() == b"no link"
+
+
+def test_entries_take_effect_in_their_order(context: Context, folder: Path) -> None:
+    """Threads make the files; what depends on one that was just named sees it, again and again."""
+    members: list[Any] = [("first", b"0"), ("same", None, {"type": tarfile.SYMTYPE, "linkname": "."})]
+    for n in range(70):
+        at, text = f"d{n % 7}/{n}", b"%d" % n
+        members += [
+            (f"{at}.linked", text),
+            (f"{at}.link", None, {"type": tarfile.LNKTYPE, "linkname": f"{at}.linked"}),
+            (f"{at}.again", b"old"),
+            (f"same/{at}.again", text),  # by another path
+            (f"{at}.turns", b"old"),
+            (f"{at}.turns/", None),
+            (f"{at}.turns/in", text),
+            (f"{at}.falls/", None),
+            (f"{at}.falls/in", b"old"),
+            (f"{at}.falls", text),
+            (f"{at}.points", b"old"),
+            (f"{at}.points", None, {"type": tarfile.SYMTYPE, "linkname": f"{n}.linked"}),
+            (f"{at}.points", text),
+            (f"{at}.shared/before", text),
+            (f"{at}.shared/", None, {"mode": 0o2755, "gid": 99}),
+            (f"{at}.shared/after", text),
+        ]
+    answer = apply(context, tar(*members), [Bind(folder)])
+    assert answer["entries"] == len(members)
+    for n in range(70):
+        at, text = f"d{n % 7}/{n}", b"%d" % n
+        for name in ("linked", "link", "again", "turns/in", "falls", "points", "shared/before", "shared/after"):
+            assert (folder / f"{at}.{name}").read_bytes() == text, (n, name)
+        assert os.stat(folder / f"{at}.link").st_ino == os.stat(folder / f"{at}.linked").st_ino
+        assert not (folder / f"{at}.points").is_symlink()
+        for name in ("shared/before", "shared/after"):  # both have the owner that their entries say
+            assert os.stat(folder / f"{at}.{name}").st_gid == 0
+            assert os.stat(folder / f"{at}.{name}").st_mtime == MOMENT
+    assert len(os.listdir(folder / "d0")) == 7 * 10
+
+
+def test_more_directories_than_stay_open(context: Context, folder: Path) -> None:
+    """Files find their directory, however many others come between."""
+    members: list[Any] = [(f"d{n}/", None) for n in range(700)]
+    members += [(f"d{n}/{name}", b"%d" % n) for n in range(700) for name in "abc"]
+    apply(context, tar(*members), [Bind(folder)])
+    for n in range(700):
+        assert sorted(os.listdir(folder / f"d{n}")) == ["a", "b", "c"]
+        assert (folder / f"d{n}/c").read_bytes() == b"%d" % n
+
+
+def test_whiteouts_after_files_of_the_same_layer(context: Context, folder: Path) -> None:
+    apply(context, tar(*((f"d/below{n}", b"") for n in range(50)), ("e/below", b"")), [Bind(folder)])
+    members: list[Any] = []
+    for n in range(50):
+        members += [(f"d/own{n}", b"own"), (f"d/.wh.below{n}", b""), (f"d/gone{n}", b"own"), (f"d/.wh.gone{n}", b"")]
+    members += [("e/own", b"own"), ("e/.wh..wh..opq", b""), ("e/late", b"own")]
+    apply(context, tar(*members), [Bind(folder)])
+    assert sorted(os.listdir(folder / "d")) == sorted(f"own{n}" for n in range(50))
+    assert sorted(os.listdir(folder / "e")) == ["late", "own"]
+
+
+@pytest.mark.parametrize(
+    ("member", "said"),
+    [
+        (("bad/" + "n" * 300, b"x"), "unpack 'bad/nnn.*: File name too long"),
+        (("file99/x", b"x"), "'file99' is not a directory, but the layer has entries in it"),
+        (("gone", None, {"type": tarfile.LNKTYPE, "linkname": "nowhere"}), "'gone' is a hard link to 'nowhere'"),
+    ],
+)
+@pytest.mark.parametrize("after", [0, 500])
+def test_the_first_failure_is_told(
+    context: Context, folder: Path, member: tuple[str, bytes | None], said: str, after: int
+) -> None:
+    """What precedes the entry that fails is there, in whatever thread it failed, and whatever would follow."""
+    before = [(f"file{n}", b"%d" % n) for n in range(100)]
+    data = tar(*before, member, *((f"later{n}", b"") for n in range(after)), *[("../out", b"")] * bool(after))
+    with pytest.raises(Error, match=said):
+        apply(context, data, [Bind(folder)])
+    for name, text in before:
+        assert (folder / name).read_bytes() == text
 
 
 @pytest.mark.parametrize(

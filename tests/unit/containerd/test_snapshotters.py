@@ -7,6 +7,7 @@ Content goes into mounts and is read out of them as the daemon does it: by apply
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
@@ -18,6 +19,7 @@ from layertools import apply, compare, content, names, tar
 from teu.containerd.context import Context
 from teu.containerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from teu.containerd.snapshotters.interface import ACTIVE, COMMITTED, VIEW, Snapshotter
+from teu.containerd.snapshotters.local import spread
 
 pytestmark = root_only
 
@@ -206,6 +208,17 @@ def test_cleanup_removes_the_folders(context: Context, snapshotter: Snapshotter)
     snapshotter.cleanup()
     assert len(os.listdir(root)) == 1
     snapshotter.mounts("b")
+
+
+def test_snapshots_are_spread_over_the_disk(context: Context) -> None:
+    """The hint of chattr +T on ext4; a file system that has none does without."""
+    spread("/proc/self")
+    for name in ("native", "overlayfs"):
+        folder = context.snapshots.snapshotters[name].root
+        kind = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=True).stdout
+        if kind.strip() == "ext2/ext3":
+            shown = subprocess.run(["lsattr", "-d", folder], capture_output=True, text=True, check=True).stdout
+            assert "T" in shown.split()[0]
 
 
 def test_missing_folder_is_made_again(context: Context, snapshotter: Snapshotter) -> None:

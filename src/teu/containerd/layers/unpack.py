@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 
-from teu.containerd.layers import tar
+from teu.containerd.layers import files, tar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ SYNC_FILE_RANGE_WRITE = 2
 WRITEBACK_AT = 4 << 20  # files of this size begin to be written back at once
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CACHED = 512  # open parent directories: layers are not always sorted, and a shell allows 1024 descriptors
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -36,6 +35,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 class LayerError(ValueError):
     """The layer asks for what no layer may."""
+
+
+class Parent:
+    """An open directory that entries are put into."""
+
+    __slots__ = ("fd", "identity", "inherits")
+
+    def __init__(self, fd: int) -> None:
+        found = os.fstat(fd)
+        self.fd = fd
+        self.identity = (found.st_dev, found.st_ino)  # two paths may lead to one directory
+        self.inherits = bool(found.st_mode & stat.S_ISGID)  # new files get its group
 
 
 class _OpenHow(ctypes.Structure):
@@ -79,20 +90,26 @@ class Unpacker:
         """`fresh`: the tree is empty, so there is nothing below that a whiteout could remove."""
         self._root = root
         self._fresh = fresh
-        self._parents: dict[str, tuple[int, bool]] = {}  # path -> (descriptor, has the set-group-id bit)
+        self._files = files.Files()
+        self._parents: dict[str, Parent] = {}
         self._times: list[tuple[str, int]] = []  # of directories, to be set when nothing is put into them any more
         self._unpacked: set[int] = set()  # hashes of this layer's own paths: an opaque directory keeps them
         self.count = 0
 
     def run(self, source: Source) -> None:
-        for entry, stored in tar.entries(source):
-            try:
-                self._one(entry, stored, source)
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise
-                raise OSError(error.errno, f"unpack {entry.name!r}: {error.strerror}") from error
-            self.count += 1
+        """Apply all entries. When one fails, those before it are there, and the first that failed is told."""
+        try:
+            for entry, stored in tar.entries(source):
+                try:
+                    self._one(entry, stored, source)
+                except OSError as error:
+                    told = files.explained(error, entry)
+                    raise told from (error if told is not error else None)
+                self.count += 1
+        except (OSError, ValueError):
+            self._files.settle()
+            raise
+        self._files.settle()
         for path, moment in reversed(self._times):
             self._set_directory_time(path, moment)
         self._forget()
@@ -101,7 +118,7 @@ class Unpacker:
         parent, base = self._split(path)
         try:
             if base:
-                os.utime(base, ns=(moment, moment), dir_fd=self._parent(parent)[0], follow_symlinks=False)
+                os.utime(base, ns=(moment, moment), dir_fd=self._parent(parent).fd, follow_symlinks=False)
             else:
                 os.utime(f"/proc/self/fd/{self._root}", ns=(moment, moment))
         except (FileNotFoundError, NotADirectoryError):
@@ -115,11 +132,12 @@ class Unpacker:
         return parent, base
 
     def _forget(self) -> None:
-        for fd, _ in self._parents.values():
-            os.close(fd)
+        self._files.settle()  # they need the descriptors
+        for parent in self._parents.values():
+            os.close(parent.fd)
         self._parents.clear()
 
-    def _parent(self, path: str) -> tuple[int, bool]:
+    def _parent(self, path: str) -> Parent:
         """The directory `path`, made with its ancestors where the layer forgot them."""
         found = self._parents.get(path)
         if found is not None:
@@ -127,18 +145,19 @@ class Unpacker:
         try:
             fd = open_in_root(self._root, path, _DIRECTORY)
         except FileNotFoundError:
+            if self._files.settle():
+                return self._parent(path)  # it may be among the files that were not made yet
             fd = self._make_directories(path)
         except NotADirectoryError as error:
             raise LayerError(f"{path!r} is not a directory, but the layer has entries in it") from error
         if len(self._parents) >= _CACHED:
             self._forget()
-        found = (fd, bool(os.fstat(fd).st_mode & stat.S_ISGID))
-        self._parents[path] = found
+        found = self._parents[path] = Parent(fd)
         return found
 
     def _make_directories(self, path: str) -> int:
         upper, base = self._split(path)
-        above = self._parent(upper)[0]
+        above = self._parent(upper).fd
         try:
             os.mkdir(base, 0o755, dir_fd=above)
         except FileExistsError:
@@ -147,6 +166,7 @@ class Unpacker:
 
     def _remove(self, parent: int, base: str) -> bool:
         """Whatever `base` is, with all that is in it; False when there was nothing."""
+        self._files.settle()  # some may be in it
         try:
             os.unlink(base, dir_fd=parent)
             self._forget_all_but(parent)
@@ -161,8 +181,8 @@ class Unpacker:
 
     def _forget_all_but(self, keep: int) -> None:
         """A directory or a link on the way may be gone: look every parent up again, but the one in use."""
-        for path in [path for path, (fd, _) in self._parents.items() if fd != keep]:
-            os.close(self._parents.pop(path)[0])
+        for path in [path for path, parent in self._parents.items() if parent.fd != keep]:
+            os.close(self._parents.pop(path).fd)
 
     def _remove_tree(self, parent: int, base: str) -> None:
         fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
@@ -178,6 +198,10 @@ class Unpacker:
 
     # Entries
 
+    # Small files with new names are made by threads (`files`), in whatever order; everything else happens here, in the
+    # layer's order. Nobody can tell: a new name changes no path that was found before, and whatever may depend on such
+    # a file settles first: its name again, a hard link, a directory's attributes, a removal, a path that is not found.
+
     def _one(self, entry: Entry, stored: int, source: Source) -> None:
         path = clean(entry.name)
         parent_path, base = self._split(path)
@@ -191,12 +215,19 @@ class Unpacker:
             if stored:
                 source.skip(stored)
             return
-        parent, inherits = self._parent(parent_path)
+        above = self._parent(parent_path)
+        parent, inherits = above.fd, above.inherits
         if not self._fresh:
             self._unpacked.add(hash(path))
         kind = entry.type
+        if kind == tar.HARD_LINK or self._files.waits_for(above.identity, base):
+            self._files.settle()
         if kind == tar.REGULAR:
-            self._file(entry, stored, source, parent, base, inherits)
+            if stored > files.FILE_LIMIT or entry.sparse is not None or _exists(parent, base):
+                self._file(entry, stored, source, parent, base, inherits)
+            else:
+                data = files.content(stored, source)
+                self._files.add(files.NewFile(entry, parent, base, inherits, data), above.identity)
         elif kind == tar.DIRECTORY:
             self._directory(entry, path, parent, base)
         elif kind == tar.SYMLINK:
@@ -223,26 +254,17 @@ class Unpacker:
             make()  # type: ignore[operator]
 
     def _file(self, entry: Entry, stored: int, source: Source, parent: int, base: str, inherits: bool) -> None:
-        mode = entry.mode
         try:
-            fd = os.open(base, _CREATE, mode, dir_fd=parent)
+            fd = os.open(base, files.CREATE, entry.mode, dir_fd=parent)
         except FileExistsError:
             self._remove(parent, base)
-            fd = os.open(base, _CREATE, mode, dir_fd=parent)
+            fd = os.open(base, files.CREATE, entry.mode, dir_fd=parent)
         try:
             if entry.sparse is not None:
                 self._sparse(fd, entry, stored, source)
-            elif stored:
-                for piece in source.pieces(stored):
-                    while piece:
-                        piece = piece[os.write(fd, piece) :]
-            if inherits or entry.uid or entry.gid:
-                os.fchown(fd, entry.uid, entry.gid)
-                if mode & 0o6000:
-                    os.fchmod(fd, mode)  # chown has cleared set-user-id and set-group-id
-            if entry.xattrs:
-                _set_xattrs(fd, entry.xattrs)
-            os.utime(fd, ns=(entry.mtime, entry.mtime))
+            else:
+                files.write(fd, source.pieces(stored))
+            files.finish(fd, entry, inherits)
             if stored >= WRITEBACK_AT:
                 _libc.sync_file_range(fd, ctypes.c_longlong(0), ctypes.c_longlong(0), SYNC_FILE_RANGE_WRITE)
         finally:
@@ -256,15 +278,14 @@ class Unpacker:
                 raise tar.TarError(f"entry {entry.name!r} has a bad sparse map")
             stored -= length
             os.lseek(fd, offset, os.SEEK_SET)
-            for piece in source.pieces(length):
-                while piece:
-                    piece = piece[os.write(fd, piece) :]
+            files.write(fd, source.pieces(length))
         source.skip(stored)
 
     def _directory(self, entry: Entry, path: str, parent: int, base: str) -> None:
         try:
             os.mkdir(base, entry.mode, dir_fd=parent)
         except FileExistsError:
+            self._files.settle()  # files in it get its group and its default ACL as they were
             found = os.stat(base, dir_fd=parent, follow_symlinks=False)
             if not stat.S_ISDIR(found.st_mode):
                 self._remove(parent, base)
@@ -275,7 +296,7 @@ class Unpacker:
             os.fchown(fd, entry.uid, entry.gid)
             os.fchmod(fd, entry.mode)
             if entry.xattrs:
-                _set_xattrs(fd, entry.xattrs)
+                files.set_xattrs(fd, entry.xattrs)
         finally:
             os.close(fd)
         if entry.mode & stat.S_ISGID and path in self._parents:
@@ -283,12 +304,13 @@ class Unpacker:
         self._times.append((path, entry.mtime))
 
     def _attributes_of_root(self, entry: Entry) -> None:
+        self._files.settle()
         fd = os.open(f"/proc/self/fd/{self._root}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fchown(fd, entry.uid, entry.gid)
             os.fchmod(fd, entry.mode)
             if entry.xattrs:
-                _set_xattrs(fd, entry.xattrs)
+                files.set_xattrs(fd, entry.xattrs)
         finally:
             os.close(fd)
         self._forget()
@@ -300,7 +322,7 @@ class Unpacker:
             if mode and entry.mode & 0o6000:
                 os.chmod(base, entry.mode, dir_fd=parent)
         if entry.xattrs:
-            _set_xattrs(f"/proc/self/fd/{parent}/{base}", entry.xattrs)
+            files.set_xattrs(f"/proc/self/fd/{parent}/{base}", entry.xattrs)
         os.utime(base, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
 
     def _hard_link(self, entry: Entry, parent: int, base: str) -> None:
@@ -309,7 +331,7 @@ class Unpacker:
         if not name:
             raise LayerError(f"entry {entry.name!r} is a hard link to the root directory")
         try:
-            source = self._parents[directory][0] if directory in self._parents else -1
+            source = self._parents[directory].fd if directory in self._parents else -1
             opened = open_in_root(self._root, directory, _DIRECTORY) if source < 0 else -1
         except OSError as error:
             raise LayerError(f"entry {entry.name!r} is a hard link to {entry.link!r}: {error.strerror}") from error
@@ -349,11 +371,11 @@ class Unpacker:
         if self._fresh:
             return
         try:
-            parent = self._parents.get(parent_path) or (open_in_root(self._root, parent_path, _DIRECTORY), False)
+            parent = self._parents.get(parent_path) or Parent(open_in_root(self._root, parent_path, _DIRECTORY))
         except (FileNotFoundError, NotADirectoryError):
             return
         self._parents.setdefault(parent_path, parent)
-        self._remove(parent[0], name)
+        self._remove(parent.fd, name)
 
     def _opaque(self, path: str) -> None:
         """Remove what `path` holds, except what this layer has put there."""
@@ -372,14 +394,5 @@ class Unpacker:
             os.close(fd)
 
 
-def _set_xattrs(target: int | str, xattrs: dict[str, bytes]) -> None:
-    for name, value in xattrs.items():
-        if name.startswith(("trusted.overlay.", "user.overlay.")):
-            continue  # overlayfs' own marks: a layer must not forge them
-        try:
-            os.setxattr(target, name, value, follow_symlinks=isinstance(target, int))
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
-                raise
-            if error.errno == errno.EPERM and name.startswith("security."):
-                raise
+def _exists(parent: int, base: str) -> bool:
+    return os.access(base, os.F_OK, dir_fd=parent, follow_symlinks=False)

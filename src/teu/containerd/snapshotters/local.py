@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import logging
 import os
 import shutil
+import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -21,6 +23,10 @@ from teu.containerd.stores.database import Database, dump_labels, load_labels, n
 
 log = logging.getLogger("teu.containerd.snapshots")
 _libc = ctypes.CDLL(None, use_errno=True)
+
+# ioctl_iflags(2), as encoded on all our architectures
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
+FS_TOPDIR_FL = 0x00020000
 
 
 def mount(type: str, source: str, *options: str) -> Any:
@@ -34,6 +40,22 @@ def syncfs(path: str) -> None:
         if _libc.syncfs(fd) != 0:
             code = ctypes.get_errno()
             raise OSError(code, f"syncfs: {os.strerror(code)}", path)
+    finally:
+        os.close(fd)
+
+
+def spread(path: str) -> None:
+    """Tell ext4 that the folders in `path` have nothing to do with each other (`chattr +T`): each begins in a block
+    group of its own. What is unpacked does not wade through the inodes that a removed snapshot has just left, which
+    ext4 without a journal does not reuse for minutes. Other file systems have no such hint and do without.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        (flags,) = struct.unpack("i4x", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)))
+        if not flags & FS_TOPDIR_FL:
+            fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("i4x", flags | FS_TOPDIR_FL))
+    except OSError as error:
+        log.debug("%s: no hint to the block allocator: %s", path, error.strerror)
     finally:
         os.close(fd)
 
@@ -70,6 +92,7 @@ class LocalSnapshotter:
     def __init__(self, root: str, database: Database, *, sync: bool = True) -> None:
         self.root = os.path.join(root, "snapshots", self.name)
         os.makedirs(self.root, mode=0o700, exist_ok=True)
+        spread(self.root)
         self._database = database
         self._sync = sync
         self._settled: set[str] = set()
