@@ -92,6 +92,16 @@ def test_a_limit_that_cannot_be_set_is_an_error(bundle: Bundle) -> None:
     assert "cgroup" in error or "pids" in error
 
 
+@pytest.mark.parametrize(("flag", "status"), [("auto", 0), ("true", 0), ("false", 1)])
+def test_a_user_is_rootless_unless_it_says_no(bundle: Bundle, flag: str, status: int) -> None:
+    """That no cgroup can be made is passed over, or is not."""
+    bundle.process["args"] = ["true"]
+    bundle.write()
+    done = bundle.runc("--rootless", flag, "run", bundle.new_id())
+    assert done.returncode == status, done.stderr
+    assert not status or "unable to apply cgroup configuration" in done.stderr
+
+
 @pytest.mark.parametrize("option", ["ro", "rw"])
 def test_the_users_other_cgroups_are_not_shown(bundle: Bundle, option: str) -> None:
     """CVE-2023-25809: without a cgroup and a cgroup namespace of its own it has no tree that it could write."""

@@ -132,7 +132,7 @@ def test_network_device_into_a_namespace_that_is_joined(bundle: Bundle) -> None:
 
 
 def test_console_size_without_a_terminal_is_ignored(bundle: Bundle) -> None:
-    bundle.process["consoleSize"] = {"height": 5}
+    bundle.process["consoleSize"] = {"height": -1}
     assert bundle.says("echo fine") == "fine"
 
 

@@ -353,8 +353,12 @@ def remove(path: str, timeout: float = REMOVE_TIMEOUT) -> None:
         return os.rmdir(path)
     except FileNotFoundError:
         return None
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            # a read-only tree, another's: nothing that goes by
+            if not os.path.exists(path):
+                return None
+            raise CgroupError(f"cannot remove the cgroup {path}: {error.strerror}") from None
     deadline = time.monotonic() + timeout
     pause = 0.001
     while True:

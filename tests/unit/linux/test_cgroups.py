@@ -153,3 +153,15 @@ def test_stats_layout(cgroup: Path) -> None:
     assert stats["pids"] == {"current": 2}
     assert {"major": 8, "op": "Read", "value": 10} in stats["blkio"]["ioServiceBytesRecursive"]
     assert {"major": 8, "op": "Write", "value": 2} in stats["blkio"]["ioServicedRecursive"]
+
+
+def test_removal_waits_for_what_is_busy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree that may not be written, as /proc here, will not change by waiting."""
+
+    def slept(*_: object) -> bool:
+        raise AssertionError("waited")
+
+    monkeypatch.setattr(cgroups, "wait_for_event", slept)
+    with pytest.raises(cgroups.CgroupError, match="cannot remove the cgroup /proc/self/task"):
+        cgroups.remove("/proc/self/task")
+    cgroups.remove("/proc/self/task/nosuch")
