@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import re
+import shlex
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -253,6 +254,146 @@ def test_images_convert(side: Side, spaces: dict[str, str], tmp_path: Path) -> N
         ))) for row in blobs))  # fmt: skip
     for theirs, ours in zip(results["ctr"], results[TEU_CTR], strict=True):
         assert ours == theirs
+
+
+# Done by ctr in one namespace and by teu-ctr in another, as STORY of test_ctr.py: what that leaves out.
+LINES = """
+images import --digests=false ARCHIVE
+images import --base-name example.org/foo --digests ARCHIVE
+images import --skip-digest-for-named ARCHIVE
+images import --digests --skip-digest-for-named ARCHIVE
+images import --discard-unpacked-layers --no-unpack ARCHIVE
+images import --index-name example.org/index:1 --no-unpack --all-platforms HELLO
+images import
+images ls -q
+images import --platform linux/s390x HELLO
+images import --all-platforms --no-unpack HELLO
+images export --platform linux/s390x FOLDER/one.tar example.org/hello:1
+images export --all-platforms FOLDER/all.tar example.org/hello:1
+images rm --sync example.org/hello:1 example.org/index:1
+images import --all-platforms --no-unpack FOLDER/all.tar
+images ls
+images mount --rw docker.io/library/busybox:latest FOLDER
+images unmount FOLDER
+images unmount --rm FOLDER
+images unmount
+images push
+images pull
+images tag example.org/hello:1 REGISTRY/SPACE:1
+images push --plain-http REGISTRY/SPACE:1
+images push --plain-http REGISTRY/SPACE:2 example.org/none:1
+images push --plain-http --platform linux/s390x REGISTRY/SPACE:3 example.org/hello:1
+images rm --sync REGISTRY/SPACE:1 example.org/hello:1
+images pull --plain-http --print-chainid --label a=b --platform linux/s390x REGISTRY/SPACE:1
+images ls name~=SPACE
+images pull --plain-http REGISTRY/SPACE:1
+images ls name~=SPACE
+content fetch-object --plain-http REGISTRY/SPACE:1
+content fetch-object --plain-http REGISTRY/SPACE:3
+content fetch-blob
+content fetch-blob --plain-http REGISTRY/SPACE:1
+content push-object
+content push-object --plain-http REGISTRY/SPACE:object
+content push-object --plain-http REGISTRY/SPACE:object CONFIG application/vnd.oci.image.config.v1+json
+content fetch-blob --plain-http REGISTRY/SPACE:object CONFIG
+content edit --editor "sed -i s/linux/minix/" CONFIG
+content edit CONFIG
+content edit
+content edit --validate x --editor true CONFIG
+content active nosuch
+content prune references --dry
+content prune references
+content ls -q
+plugins ls
+plugins ls -d id==overlayfs
+plugins ls -d type==io.containerd.snapshotter.v1 id==native
+oci
+snapshots mounts
+snapshots mounts FOLDER
+snapshots commit x
+snapshots info
+snapshots diff
+snapshots diff nosuch
+snapshots --snapshotter native prepare n
+snapshots --snapshotter native ls
+snapshots --snapshotter native rm n
+snapshots --snapshotter "" ls
+snapshots unpack sha256:0000000000000000000000000000000000000000000000000000000000000000
+leases create -x nonsense
+leases rm --sync nosuch
+leases rm
+deprecations list --format json
+info x
+version x
+shim --id nosuch state
+shim state
+containers info
+containers checkpoint
+containers checkpoint nosuch
+containers checkpoint nosuch example.org/nosuch:1
+containers restore
+containers restore nosuch
+tasks attach nosuch
+tasks metrics --format nonsense nosuch
+tasks exec
+tasks rm
+run --config /nosuch x1
+run --privileged-without-host-devices IMAGE x1 true
+run --env-file /nosuch IMAGE x2 true
+nosuch
+images nosuch
+images -x
+-x
+"""
+
+
+def shortened(text: str) -> str:
+    """Only the first line of a help, whose words are our own; of progress, that there was some."""
+    if text.startswith("Incorrect Usage"):
+        return text.partition("\n")[0]
+    if text.startswith("NAME:"):
+        return "HELP " + text.split()[1:4][-1]
+    text = re.sub(r"(?s)^.*elapsed: [^\n]*\n", "PROGRESS\n", text)
+    return re.sub(r"[0-9.]+(ms|µs|s)(?=\s*$)", "SPAN", text)
+
+
+# On one daemon: what differs between daemons is compared elsewhere (test_containerd_conformance).
+@pytest.mark.needs("docker-registry")
+@pytest.mark.parametrize("side", ["teu"], indirect=True)
+@pytest.mark.timeout(400)
+def test_the_rest_of_the_story(side: Side, spaces: dict[str, str], registry: peers.Registry, tmp_path: Path) -> None:
+    layout = json.loads(peers.run("tar", "xOf", str(peers.archive()), "index.json").stdout)
+    first = layout["manifests"][0]["digest"].replace(":", "/")
+    manifest = json.loads(peers.run("tar", "xOf", str(peers.archive()), f"blobs/{first}").stdout)
+    hello = several_platforms(tmp_path / "hello.tar", HELLO)
+    answers: dict[str, list[tuple[str, str, str, int]]] = {}
+    for program, space in spaces.items():
+        folder = tmp_path / space
+        folder.mkdir()
+        fill = {
+            "ARCHIVE": str(peers.archive()), "FOLDER": str(folder), "REGISTRY": registry.address, "SPACE": space,
+            "CONFIG": manifest["config"]["digest"], "IMAGE": peers.IMAGE, "HELLO": str(hello),
+        }  # fmt: skip
+        heard = answers.setdefault(program, [])
+        for line in LINES.strip().splitlines():
+            words = line
+            for name, value in fill.items():
+                words = words.replace(name, value)
+            argv = [program, "--address", side.address, "-n", space, *shlex.split(words)]
+            answer = peers.run(*argv, code=None, timeout=60, env={"EDITOR": ""})
+            out, err = (
+                normal(shortened(text.replace(space, "SPACE").replace(str(folder), "FOLDER")))
+                for text in (answer.stdout, answer.stderr)
+            )
+            # ctr's drawing of progress may be cut off in a call.
+            err = re.sub(r"TIME level=error msg=.* error=.context canceled.\n", "", err)
+            heard.append((line, out, err, answer.returncode))
+    found = [
+        f"{theirs[0]}\n    ctr:     {theirs[1:]}\n    teu-ctr: {ours[1:]}"
+        for theirs, ours in zip(answers["ctr"], answers[TEU_CTR], strict=True)
+        if theirs != ours
+    ]
+    assert not found, f"{len(found)} of {len(answers['ctr'])} lines differ\n" + "\n".join(found)
 
 
 # ---- progress ---------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -15,10 +16,12 @@ from teu.ctr.client import rfc3339
 from teu.ctr.errors import CommandError
 from teu.ctr.flags import Options
 from teu.ctr.main import Command, Ctr
-from teu.ctr.output import show_json, table
+from teu.ctr.output import aligned, show_json, table
 
 
 def version(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    if operands:
+        raise CommandError(f"extra arguments: [{' '.join(operands)}]")
     ctr.print(f"Client:\n  Version:  {__version__}\n  Revision: \n  Python version: {sys.version.split()[0]}\n")
     found = ctr.client.version.Version(Empty())
     ctr.print(f"Server:\n  Version:  {found.version}\n  Revision: {found.revision}")
@@ -53,28 +56,51 @@ def plugins(ctr: Ctr, options: Options, operands: list[str]) -> None:
             rows.append((plugin.type, plugin.id, platforms(plugin) or "-", status))
         table([("TYPE", "ID", "PLATFORMS", "STATUS"), *rows], 4, 4)
         return
-    for number, plugin in enumerate(found):
-        if number:
-            ctr.print("")
-        lines = [("Type:", plugin.type), ("ID:", plugin.id)]
-        lines += [("Requires:" if not n else "", name) for n, name in enumerate(plugin.requires)]
+    show_details(found)
+
+
+def show_details(found: Iterable[pb.Plugin]) -> None:
+    rows: list[list[str]] = []
+    ends: list[str] = []
+
+    def line(*cells: str) -> None:
+        rows.append(list(cells[:-1]))
+        ends.append(cells[-1])
+
+    for plugin in found:
+        if rows:
+            line("", "", "", "")
+        line("Type:", f" {plugin.type}")
+        line("ID:", f" {plugin.id}")
+        if plugin.requires:
+            line("Requires:", "")
+        for name in plugin.requires:
+            line("", f" {name}")
         if plugin.platforms:
-            lines.append(("Platforms:", platforms(plugin)))
-        exports = sorted(plugin.exports.items())
-        lines += [("Exports:" if not n else "", f"{key} {value}") for n, (key, value) in enumerate(exports)]
+            line("Platforms:", f" {platforms(plugin)}")
+        if plugin.exports:
+            line("Exports:", "")
+        for key, value in sorted(plugin.exports.items()):
+            line("", f" {key} ", f" {value}")
         if plugin.capabilities:
-            lines.append(("Capabilities:", ",".join(plugin.capabilities)))
+            line("Capabilities:", f" {','.join(plugin.capabilities)}")
         if plugin.HasField("init_err"):
-            lines += [("Error:", f"Code: {plugin.init_err.code}"), ("", f"Message: {plugin.init_err.message}")]
-        table(lines, 4, 4)
+            line("Error:", "")
+            line("", " Code:", f" {CODES.get(plugin.init_err.code, plugin.init_err.code)}")
+            line("", " Message:", f" {plugin.init_err.message}")
+    sys.stdout.write(aligned(rows, 4, ends))
+
+
+# gRPC's codes as Go names them.
+CODES = {1: "Canceled", 2: "Unknown", 3: "InvalidArgument", 5: "NotFound", 9: "FailedPrecondition", 12: "Unimplemented",
+         13: "Internal", 14: "Unavailable"}  # fmt: skip
 
 
 def deprecations(ctr: Ctr, options: Options, operands: list[str]) -> None:
     found = ctr.client.introspection.Server(Empty()).deprecations
-    if options["format"] == "json":
+    if found and options["format"] == "json":
         ctr.print(json.dumps([{"id": e.id, "message": e.message} for e in found]))
-        return
-    if found:
+    elif found:
         rows = [(entry.id, rfc3339(entry.last_occurrence), entry.message) for entry in found]
         table([("ID", "LAST OCCURRENCE", "MESSAGE"), *rows])
 

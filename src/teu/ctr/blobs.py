@@ -243,12 +243,12 @@ def get_image(client: Client, name: str) -> Any:
 
 
 def put_image(client: Client, name: str, target: Json, labels: dict[str, str] | None = None) -> None:
-    """Make the image, or let its name point to the new target."""
+    """Make the image, or let its name point to the new target. With `labels` it has those and no others."""
     image = images_pb2.Image(name=name, target=as_message(target), labels=labels or {})
     try:
         client.images.Create(images_pb2.CreateImageRequest(image=image))
     except AlreadyExists:
-        mask = FieldMask(paths=["target", *(f"labels.{key}" for key in labels or {})])
+        mask = FieldMask(paths=["target"] if labels is None else ["target", "labels"])
         client.images.Update(images_pb2.UpdateImageRequest(image=image, update_mask=mask))
 
 

@@ -13,7 +13,7 @@ from teu.ctr.client import Client, rfc3339, snapshots_pb2, tasks_pb2
 from teu.ctr.client import containers_pb2 as pb
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
-from teu.ctr.main import Command, Ctr, need
+from teu.ctr.main import Command, Ctr
 from teu.ctr.output import label_text, log, show_json, table
 
 
@@ -33,7 +33,9 @@ def list_containers(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def info(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    container = get(ctr.client, need(operands, "container id")[0])
+    if not operands:
+        raise CommandError("container id must be provided: invalid argument")
+    container = get(ctr.client, operands[0])
     spec = json.loads(container.spec.value) if container.spec.value else None
     if options["spec"]:
         show_json(spec)

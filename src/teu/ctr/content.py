@@ -14,7 +14,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from teu.ctr import blobs
 from teu.ctr.client import content_pb2 as pb
-from teu.ctr.client import errors, local_time
+from teu.ctr.client import errors, leases_pb2, local_time
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
 from teu.ctr.main import Command, Ctr, need
@@ -98,7 +98,10 @@ def label(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def active(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    pattern = re.compile(operands[0] if operands else "")
+    try:
+        pattern = re.compile(operands[0] if operands else "")
+    except re.error as error:
+        raise CommandError(f"invalid regular expression {operands[0]}: {error}: invalid argument") from None
     statuses = ctr.client.content.ListStatuses(pb.ListStatusesRequest()).statuses
     rows = [
         (status.ref, decimal(status.offset), age(local_time(status.started_at)), "")
@@ -109,11 +112,11 @@ def active(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def edit(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    digest = checked(need(operands, "digest")[0])
+    digest = checked([*operands, ""][0])
     if options["validate"]:
         raise CommandError("validating the edit result not supported")
     if not options["editor"]:
-        raise CommandError("no editor: give --editor, or set $EDITOR")
+        raise CommandError("editor is required")
     with tempfile.NamedTemporaryFile(prefix="edit-") as file:
         for data in blobs.read(ctr.client, digest):
             file.write(data)
@@ -126,15 +129,21 @@ def edit(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def prune_references(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    """Drop the labels by which manifests keep their layers, which snapshots hold."""
+    """Drop the labels by which manifests keep their layers, which snapshots hold; then let the daemon collect."""
+    client = ctr.client
+    if options["dry"]:
+        log("debug", "dry run, no changes will be applied")
     for info in all_blobs(ctr, []):
-        layers = [key for key in info.labels if key.startswith("containerd.io/gc.ref.content.l.")]
-        for key in layers:
-            if options["dry"]:
-                log("info", "would remove label", digest=info.digest, label=key)
+        layers = [key for key in sorted(info.labels) if key.startswith("containerd.io/gc.ref.content.l.")]
+        for key in layers if options["dry"] else ():
+            log("debug", "Removing label", digest=info.digest, label=key)
         if layers and not options["dry"]:
             mask = FieldMask(paths=["labels." + key for key in layers])
-            ctr.client.content.Update(pb.UpdateRequest(info=pb.Info(digest=info.digest), update_mask=mask))
+            client.content.Update(pb.UpdateRequest(info=pb.Info(digest=info.digest), update_mask=mask))
+    if not options["dry"] and not options["async"]:
+        # Whatever is deleted in step with its caller is deleted after a collection of garbage.
+        lease = client.leases.Create(leases_pb2.CreateRequest(id="teu-ctr-" + os.urandom(6).hex())).lease.id
+        client.leases.Delete(leases_pb2.DeleteRequest(id=lease, sync=True))
 
 
 COMMANDS = {

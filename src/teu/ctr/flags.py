@@ -33,7 +33,8 @@ class Flag:
         """As it is written: `--name`, or `-n` where it has only a letter."""
         return ("--" if len(self.name) > 1 else "-") + self.name
 
-    def convert(self, text: str) -> Any:
+    def convert(self, text: str, given: str = "") -> Any:
+        """`given` is how the user called it, for the error."""
         try:
             if self.kind == "bool":
                 if text in TRUE or text in FALSE:
@@ -46,7 +47,7 @@ class Flag:
             if self.kind == "duration":
                 return duration(text)
         except ValueError:
-            raise Usage(f'invalid value "{text}" for flag -{self.name}: parse error') from None
+            raise Usage(f'invalid value "{text}" for flag -{given or self.name}: parse error') from None
         return text
 
     def empty(self) -> Any:
@@ -117,7 +118,7 @@ def parse(flags: list[Flag], argv: list[str]) -> tuple[Options, list[str]]:
                 options[flag.name] = []
             options[flag.name].append(text)
         else:
-            options[flag.name] = flag.convert(text)
+            options[flag.name] = flag.convert(text, name)
         options.changed.add(flag.name)
     return options, argv[position:]
 

@@ -26,12 +26,25 @@ def all_images(client: Client, filters: list[str]) -> list[Any]:
     return sorted(found, key=lambda image: str(image.name))
 
 
-def total_size(client: Client, target: blobs.Json) -> int:
-    """Of the manifest for this machine and all below it, as ctr counts."""
+def total_size(client: Client, name: str, target: blobs.Json) -> int:
+    """Of the manifest for this machine and all below it, as ctr counts. Where that is not at hand: of what is known of
+    it, and a warning."""
     try:
         chosen, _ = blobs.manifests(client, target)[0]
     except (CommandError, image_spec.SpecError):
-        return 0
+        missing, known = target, [target]
+        try:
+            if target["mediaType"] in image_spec.INDEXES:
+                entries = blobs.document(client, target).get("manifests") or []
+                known += image_spec.choose(entries, image_spec.host_platform())[:1]
+                missing = known[-1]
+        except (CommandError, image_spec.SpecError):
+            pass
+        if blobs.exists(client, missing["digest"]):
+            return 0  # nothing of the image is for this machine
+        told = f"content digest {missing['digest']}: not found"
+        log("error", f"failed calculating size for image {name}", error=told)
+        return sum(part["size"] for part in known)
     seen: dict[str, int] = {target["digest"]: target["size"]}
     for descriptor in blobs.walk(client, chosen):
         seen[descriptor["digest"]] = descriptor["size"]
@@ -52,7 +65,7 @@ def list_images(ctr: Ctr, options: Options, operands: list[str]) -> None:
     for image in found:
         target = blobs.as_json(image.target)
         rows.append((
-            image.name, image.target.media_type, image.target.digest, binary(total_size(client, target)),
+            image.name, image.target.media_type, image.target.digest, binary(total_size(client, image.name, target)),
             ",".join(blobs.platforms(client, target)) or "-", label_text(image.labels) or "-",
         ))  # fmt: skip
     table([("REF", "TYPE", "DIGEST", "SIZE", "PLATFORMS", "LABELS"), *rows])
@@ -225,7 +238,7 @@ def mount(ctr: Ctr, options: Options, operands: list[str]) -> None:
 def unmount(ctr: Ctr, options: Options, operands: list[str]) -> None:
     import os
 
-    target = need(operands, "target path to unmount")[0]
+    target = need(operands, "please provide a target path to unmount from")[0]
     unmount_all(os.path.realpath(target))
     if options["rm"]:
         request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=options["snapshotter"], key=target)

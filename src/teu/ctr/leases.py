@@ -11,7 +11,7 @@ from teu.ctr.client import leases_pb2 as pb
 from teu.ctr.client import local_time
 from teu.ctr.errors import CommandError
 from teu.ctr.flags import Options, labels
-from teu.ctr.main import Command, Ctr
+from teu.ctr.main import Command, Ctr, help_text
 from teu.ctr.output import label_text, log, table
 
 
@@ -44,6 +44,8 @@ def create(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    if not operands:
+        ctr.print(help_text("leases delete"))
     failure = ""
     for number, identity in enumerate(operands):
         last = number == len(operands) - 1

@@ -25,6 +25,33 @@ def table(rows: Iterable[Iterable[object]], least: int = 1, padding: int = 1, la
         sys.stdout.write("".join(cells) + "\n")
 
 
+def aligned(rows: list[list[str]], padding: int = 1, ends: list[str] | None = None) -> str:
+    """Lines of cells, and what follows the cells of each line; a column is as wide as its widest cell in an unbroken
+    run of lines that have it."""
+    widths = [[0] * len(row) for row in rows]
+    for column in range(max(map(len, rows), default=0)):
+        start = 0
+        while start < len(rows):
+            end = start
+            while end < len(rows) and len(rows[end]) > column:
+                end += 1
+            widest = max((len(row[column]) for row in rows[start:end]), default=0)
+            for number in range(start, end):
+                widths[number][column] = widest + padding
+            start = end + 1
+    return "".join(
+        "".join(cell.ljust(width) for cell, width in zip(row, row_widths)) + end + "\n"
+        for row, row_widths, end in zip(rows, widths, ends or [""] * len(rows))
+    )
+
+
+def plain_field(text: str) -> str:
+    """A value of a log line: in quotes where it needs them."""
+    if text and all(character.isalnum() or character in "-._/@^+" for character in text):
+        return text
+    return json.dumps(text)
+
+
 def tabbed(rows: Iterable[Iterable[object]]) -> None:
     """Columns filled with tabs; the last cell is not padded."""
     lines = [[str(cell) for cell in row] for row in rows]
@@ -112,6 +139,6 @@ def show_json(value: Any) -> None:
 def log(level: str, text: str, **fields: str) -> None:
     """A line on standard error in logrus's form, as ctr writes it."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    extra = "".join(f" {key}={json.dumps(value)}" for key, value in fields.items())
+    extra = "".join(f" {key}={plain_field(value)}" for key, value in fields.items())
     sys.stdout.flush()
     sys.stderr.write(f'time="{stamp}" level={level} msg={json.dumps(text)}{extra}\n')

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from teu.ctr.output import binary
+from teu.ctr.output import aligned, binary
 
 INTERVAL = 0.1
 WIDTH = 38
@@ -26,25 +26,6 @@ DRAWN_PARTLY = ("downloading", "uploading")
 def bar(share: float) -> str:
     full = int(WIDTH * min(max(share, 0.0), 1.0))
     return f"|{GREEN}{'+' * full}{PLAIN}{'-' * (WIDTH - full)}|"
-
-
-def aligned(rows: list[list[str]]) -> str:
-    """Lines of cells; a column is as wide as its widest cell in an unbroken run of lines that have it."""
-    widths = [[0] * len(row) for row in rows]
-    for column in range(max(map(len, rows), default=0)):
-        start = 0
-        while start < len(rows):
-            end = start
-            while end < len(rows) and len(rows[end]) > column:
-                end += 1
-            widest = max((len(row[column]) for row in rows[start:end]), default=0)
-            for number in range(start, end):
-                widths[number][column] = widest + 1
-            start = end + 1
-    return "".join(
-        "".join(cell.ljust(width) for cell, width in zip(row, row_widths)) + "\n"
-        for row, row_widths in zip(rows, widths)
-    )
 
 
 def terminal_lines(text: str) -> int:

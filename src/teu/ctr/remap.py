@@ -24,7 +24,7 @@ def _host(mapping: str) -> int:
     container, _, rest = mapping.partition(":")
     host, _, length = rest.partition(":")
     if not (container.isdigit() and host.isdigit() and length.isdigit()):
-        raise CommandError(f"mapping {mapping}: expected CONTAINER:HOST:LENGTH")
+        raise CommandError("user namespace mappings require the format `container-id:host-id:size`")
     return int(host) - int(container)
 
 

@@ -72,8 +72,11 @@ def make(ctr: Ctr, options: Options, operands: list[str]) -> str:
         container.id = operands[0]
         try:
             spec = json.loads(Path(options["config"]).read_text())
-        except (OSError, ValueError) as error:
-            raise CommandError(f"cannot load spec config file {options['config']}: {error}") from None
+        except OSError as error:
+            told = f"open {options['config']}: {(error.strerror or '').lower()}"
+            raise CommandError(f"cannot load spec config file: {told}") from None
+        except ValueError as error:
+            raise CommandError(f"cannot load spec config file: {error}") from None
         container.spec.CopyFrom(packed(SPEC_TYPE, json.dumps(spec).encode()))
         client.containers.Create(containers_pb2.CreateContainerRequest(container=container))
         return str(container.id)

@@ -15,7 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from teu.api.services.sandbox.v1 import sandbox_pb2 as pb
 from teu.api.types import sandbox_pb2
-from teu.ctr.errors import CommandError
+from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
 from teu.ctr.main import RUNTIME, Command, Ctr, help_text
 from teu.ctr.output import log, table
@@ -104,7 +104,10 @@ def remove(ctr: Ctr, options: Options, operands: list[str]) -> None:
                     raise
                 log("error", f"failed to stop sandbox {identity}", error=error.text)
             step = "shutdown"
-            settled(controller.Shutdown, pb.ControllerShutdownRequest(sandbox_id=identity))
+            try:
+                settled(controller.Shutdown, pb.ControllerShutdownRequest(sandbox_id=identity))
+            except NotFound:
+                pass  # a shim that has ended when it was stopped may be cleaned up already
             client.sandboxes.Delete(pb.StoreDeleteRequest(sandbox_id=identity))
         except CommandError as error:
             log("error", f"failed to {step} sandbox {identity}", error=error.text)

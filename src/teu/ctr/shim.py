@@ -38,7 +38,7 @@ def address_of(ctr: Ctr, identity: str) -> str:
         path = Path(folder) / hashlib.sha256(rule.encode()).hexdigest()
         if path.exists():
             return f"unix://{path}"
-    raise CommandError(f"no shim of {identity} in namespace {ctr.namespace} is found")
+    raise CommandError(f"fail to connect to container {identity}'s shim")
 
 
 def call(ctr: Ctr, identity: str, *calls: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from teu.ctr.client import Client, content_pb2, diff_pb2, errors, rfc3339
 from teu.ctr.client import snapshots_pb2 as pb
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options, labels
-from teu.ctr.main import GROUP_FLAGS, Command, Ctr, need
+from teu.ctr.main import GROUP_FLAGS, Command, Ctr, help_text, need
 from teu.ctr.output import binary, label_text, show_json, table
 
 KINDS = {pb.Kind.UNKNOWN: "Unknown", pb.Kind.VIEW: "View", pb.Kind.ACTIVE: "Active", pb.Kind.COMMITTED: "Committed"}
@@ -50,7 +50,10 @@ def tree(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def info(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    key = need(operands, "key")[0]
+    if len(operands) != 1:
+        ctr.print(help_text("snapshots info"))
+        return
+    key = operands[0]
     found = ctr.client.snapshots.Stat(pb.StatSnapshotRequest(snapshotter=options["snapshotter"], key=key)).info
     value: dict[str, Any] = {"Kind": KINDS[found.kind], "Name": found.name}
     if found.parent:
@@ -94,13 +97,19 @@ def view(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def mounts(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    target, key = need(operands, "target", "key")[:2]
+    if len(operands) != 2:
+        ctr.print(help_text("snapshots mounts"))
+        return
+    target, key = operands
     found = ctr.client.snapshots.Mounts(pb.MountsRequest(snapshotter=options["snapshotter"], key=key)).mounts
     print_mounts(ctr, target, found)
 
 
 def commit(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    name, key = need(operands, "key", "active")[:2]
+    if len(operands) != 2:
+        ctr.print(help_text("snapshots commit"))
+        return
+    name, key = operands
     root = {"containerd.io/gc.root": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     ctr.client.snapshots.Commit(
         pb.CommitSnapshotRequest(snapshotter=options["snapshotter"], name=name, key=key, labels=root)
@@ -173,7 +182,7 @@ def compare(client: Client, snapshotter: str, keys: list[str], request: Any) -> 
 def diff(ctr: Ctr, options: Options, operands: list[str]) -> None:
     """The difference of two snapshots; of one, to its parent."""
     client = ctr.client
-    need(operands, "id")
+    need(operands, "snapshot id")
     kept = labels(options["label"])
     if options["keep"]:
         kept["containerd.io/gc.root"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -17,7 +17,7 @@ from teu.ctr.flags import Options
 
 Json = dict[str, Any]
 
-VERSION = "1.1.0"
+VERSION = "1.2.0"
 CAPABILITIES = [
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
     "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL",
@@ -69,7 +69,7 @@ def default(namespace: str, identity: str) -> Json:
         ],
         "linux": {
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
-            "cgroupsPath": f"/{namespace}/{identity}",
+            "cgroupsPath": f"/{namespace}/{identity}".rstrip("/"),
             "namespaces": [{"type": name} for name in ("pid", "ipc", "uts", "mount", "network", "cgroup")],
             "maskedPaths": list(MASKED),
             "readonlyPaths": list(READONLY),
@@ -327,7 +327,7 @@ def apply_options(spec: Json, options: Options) -> None:
 def mapping(text: str) -> Json:
     parts = text.split(":")
     if len(parts) != 3 or not all(part.isdigit() for part in parts):
-        raise CommandError(f"incorrect ID mapping {text}: CONTAINER:HOST:LENGTH is needed")
+        raise CommandError("user namespace mappings require the format `container-id:host-id:size`")
     return {"containerID": int(parts[0]), "hostID": int(parts[1]), "size": int(parts[2])}
 
 

@@ -16,7 +16,7 @@ from teu.ctr.client import tasks_pb2 as pb
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.fifos import Conversation, Fifos
 from teu.ctr.flags import Options
-from teu.ctr.main import Command, Ctr, need
+from teu.ctr.main import Command, Ctr, help_text, need
 from teu.ctr.output import log, table
 from teu.ctr.run import IO_FLAGS, TASK_FLAGS, create_task, packed
 from teu.ctr.spec import set_user
@@ -77,13 +77,14 @@ def attach(ctr: Ctr, options: Options, operands: list[str]) -> int:
 
 
 def execute(ctr: Ctr, options: Options, operands: list[str]) -> int:
+    exec_id = options["exec-id"]
+    if not exec_id:
+        ctr.print(help_text("tasks exec"))
+        raise CommandError('Required flag "exec-id" not set')
     identity, *arguments = need(operands, "container id")
     client = ctr.client
     container = containers.get(client, identity)
     get_task(client, identity)
-    exec_id = options["exec-id"]
-    if not exec_id:
-        raise CommandError("exec id must be provided")
     spec = json.loads(container.spec.value)
     process = spec["process"]
     process["terminal"] = options["tty"]
@@ -218,7 +219,6 @@ def metrics(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    need(operands, "container id")
     client = ctr.client
     exec_id = options["exec-id"]
     failure = ""

@@ -22,6 +22,7 @@ from teu.ctr.main import SNAPSHOTTER, Command, Ctr, need
 from teu.ctr.output import span
 from teu.ctr.progress import Progress
 from teu.oci import archive, distribution, image_spec, reference
+from teu.oci import digest as digests
 
 DOWNLOADS = 3
 
@@ -280,8 +281,6 @@ class ContentSink:
         self.count = 0
 
     def store(self, stream: archive.Stream, size: int, expected: str, name: str) -> str:
-        from teu.oci import digest as digests
-
         digester = digests.Digester()
 
         def pieces(offset: int) -> Iterator[bytes]:
@@ -308,19 +307,21 @@ class ContentSink:
 
 
 def import_names(image: archive.ArchiveImage, options: Options) -> list[str]:
+    """Whole names as the archive has them; bare tags get a name before them."""
     base, digest = options["base-name"], image.target["digest"]
-    names = list(image.names)
-    if base:
-        names = [name for name in names if name.rpartition(":")[0] == base or name.startswith(base)] or [
-            f"{base}:{name.rpartition(':')[2]}" for name in names if "/" not in name
-        ]
+    prefix = base or "import-" + time.strftime("%Y-%m-%d")
+    names = [name if "/" in name else f"{prefix}:{name.rpartition(':')[2]}" for name in image.names]
     if options["digests"] and not (names and options["skip-digest-for-named"]):
-        names.append(f"{base or 'import-' + time.strftime('%Y-%m-%d')}@{digest}")
+        names.append(f"{prefix}@{digest}")
     return names
 
 
 def import_images(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    path = need(operands, "archive")[0]
+    path = [*operands, ""][0]
+    if options["skip-digest-for-named"] and not options["digests"]:
+        raise CommandError("--skip-digest-for-named must be specified with --digests option")
+    if options["discard-unpacked-layers"] and options["no-unpack"]:
+        raise CommandError("--discard-unpacked-layers and --no-unpack are incompatible options")
     client = ctr.client
     source: BinaryIO = sys.stdin.buffer
     if path != "-":
@@ -341,15 +342,30 @@ def import_images(ctr: Ctr, options: Options, operands: list[str]) -> None:
                 if below:
                     wanted = blobs.reference_labels(descriptor, below)
                     blobs.set_labels(client, descriptor["digest"], wanted)
+        if options["index-name"]:
+            blobs.put_image(client, options["index-name"], index_of(client, [image.target for image in found]))
+        for image in found:
             for name in import_names(image, options):
                 blobs.put_image(client, name, image.target)
                 if options["no-unpack"]:
                     continue
                 sys.stdout.write(f"unpacking {name} ({image.target['digest']})...")
                 sys.stdout.flush()
-                _, manifest = blobs.manifests(client, image.target, options["platform"])[0]
+                descriptor, manifest = blobs.manifests(client, image.target, options["platform"])[0]
                 blobs.unpack(client, manifest, options["snapshotter"])
+                if options["discard-unpacked-layers"]:
+                    labels_of = blobs.reference_labels(descriptor, [manifest["config"], *manifest["layers"]])
+                    gone = {key: "" for key in labels_of if ".l." in key}
+                    blobs.set_labels(client, descriptor["digest"], gone)
                 ctr.print("done")
+
+
+def index_of(client: Client, targets: list[Json]) -> Json:
+    """An index of all that an archive has, stored."""
+    unique = list({target["digest"]: target for target in targets}.values())
+    data = image_spec.encode({"schemaVersion": 2, "mediaType": image_spec.OCI_INDEX, "manifests": unique})
+    kept = {f"containerd.io/gc.ref.content.m.{number}": each["digest"] for number, each in enumerate(unique)}
+    return {"mediaType": image_spec.OCI_INDEX, "digest": blobs.store(client, data, kept), "size": len(data)}
 
 
 def is_parent(descriptor: Json) -> bool:
@@ -403,6 +419,8 @@ def fetch_object(ctr: Ctr, options: Options, operands: list[str]) -> None:
     with registry_for(options, parsed) as registry:
         try:
             _, data = registry.manifest(parsed.path, parsed.digest or parsed.tag)
+        except distribution.NotFound:
+            raise NotFound(f"{text}: not found") from None
         except distribution.RegistryError as error:
             raise CommandError(f'failed to resolve reference "{text}": {error}') from None
     sys.stdout.buffer.write(data)
@@ -410,7 +428,7 @@ def fetch_object(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def fetch_blob(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    text, *wanted = need(operands, "image ref", "digest")
+    text, *wanted = need(operands, "must specify digests", "must specify digests")
     parsed = parse_reference(text)
     with registry_for(options, parsed) as registry:
         for digest in wanted:
@@ -424,7 +442,12 @@ def fetch_blob(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def push_object(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    text, digest, kind = need(operands, "remote ref", "object", "type")[:3]
+    text, digest, kind = [*operands, "", "", ""][:3]
+    try:
+        digests.check(digest)
+    except digests.DigestError:
+        raise CommandError("invalid checksum digest format") from None
+    need(operands, "remote ref", "object", "type")
     parsed = parse_reference(text)
     info: Any = ctr.client.content.Info(content_pb2.InfoRequest(digest=digest)).info
     descriptor: Json = {"mediaType": kind, "digest": digest, "size": info.size}
@@ -483,11 +506,11 @@ all-platforms  bool    All platforms
 base-name      string  Only images of this name, and the name for tags without one
 digests        bool    Make images named by their digests too
 skip-digest-for-named  bool  But not for those that have a name
-index-name     string  Accepted for ctr's sake
+index-name     string  Make an image of this name of all that the archive has
 no-unpack      bool    Do not unpack
 local          bool    Accepted for ctr's sake
 compress-blobs bool    Accepted for ctr's sake
-discard-unpacked-layers  bool  Accepted for ctr's sake
+discard-unpacked-layers  bool  Do not keep the layers once they are unpacked
 """,
     ),
     "images export": Command(
