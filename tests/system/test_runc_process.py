@@ -451,6 +451,9 @@ def test_exec_where_the_container_made_cgroups_of_its_own(bundle: Bundle) -> Non
     while not (bundle.rootfs / "ready").exists():
         pass
     assert exec_in(bundle, id, "grep ^0: /proc/self/cgroup") in ("0::/init", "0::/")
+    if exec_in(bundle, id, "cat /sys/fs/cgroup/cgroup.subtree_control"):
+        done = bundle.runc("exec", "--cgroup", "/", id, "true")
+        assert done.returncode == 255 and "busy" in done.stderr, "the one that was asked for, or none"
 
 
 # -- hooks -----------------------------------------------------------------------------------------------

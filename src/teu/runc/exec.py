@@ -168,6 +168,7 @@ class Execution:
         self.listen = 0
         self.preserved = 0
         self.sub_cgroup = ""
+        self.cgroup_given = False  # then it is that one or none
         self.program_path: str | None = None
         self.born_in_cgroup = False
 
@@ -279,7 +280,7 @@ class Execution:
         except OSError:
             # The container's own init may have made cgroups below, after which only leaves take processes; or,
             # where it may, have gone to another, after which its old one may be gone.
-            if self.sub_cgroup:
+            if self.cgroup_given:
                 raise
             from teu.linux import cgroups as files
 
@@ -417,6 +418,7 @@ def _run(
     if execution.listen:
         described["env"] = [*(described.get("env") or ()), f"LISTEN_FDS={execution.listen}", "LISTEN_PID=1"]
     execution.sub_cgroup = _sub_cgroup(arguments["cgroup"])
+    execution.cgroup_given = bool(arguments["cgroup"])
     signals = None
     if not detached:
         from teu.runc import foreground
