@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -236,8 +236,12 @@ def put_blob(conn: http.client.HTTPConnection, repo: str, data: bytes) -> str:
 
 
 @contextlib.contextmanager
-def registry() -> Iterator[str]:
-    """Debian's registry server on loopback with one image of one large layer; yields its reference."""
+def registry() -> Iterator[Callable[[str], str]]:
+    """Debian's registry server on loopback; yields what pushes an image of one large layer and returns its reference.
+
+    Each image has a layer of its own that differs from the others in one small file: what is pulled twice, or right
+    after the same files were removed, would measure the file system's memory of them.
+    """
     root = Path("/var/lib/teu-bench-registry")
     config = Path("/run/teu-bench-registry.yml")
     config.write_text(
@@ -250,57 +254,73 @@ def registry() -> Iterator[str]:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", REGISTRY_PORT)):
                 break
             time.sleep(0.1)
-        conn = http.client.HTTPConnection("127.0.0.1", REGISTRY_PORT)
         layer = make_layer(100_000_000, 10_000)
-        diff_id = "sha256:" + hashlib.sha256(gzip.decompress(layer)).hexdigest()
-        image = json.dumps({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["sh"]},
-                            "rootfs": {"type": "layers", "diff_ids": [diff_id]}}).encode()
-        layer_digest, image_digest = put_blob(conn, "big", layer), put_blob(conn, "big", image)
-        media = "application/vnd.oci.image.manifest.v1+json"
-        manifest = json.dumps({
-            "schemaVersion": 2, "mediaType": media,
-            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": image_digest,
-                       "size": len(image)},
-            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": layer_digest,
-                        "size": len(layer)}],
-        }).encode()
-        conn.request("PUT", "/v2/big/manifests/latest", manifest, {"Content-Type": media})
-        answer = conn.getresponse()
-        answer.read()
-        if answer.status != 201:
-            raise RuntimeError(f"the registry refused the manifest: {answer.status}")
-        yield f"127.0.0.1:{REGISTRY_PORT}/big:latest"
+        plain = gzip.decompress(layer)
+
+        def push(tag: str) -> str:
+            info = tarfile.TarInfo("variant")
+            info.size = len(tag)
+            entry = info.tobuf() + tag.encode().ljust(tarfile.BLOCKSIZE, b"\0")
+            diff_id = "sha256:" + hashlib.sha256(entry + plain).hexdigest()
+            put_image(gzip.compress(entry) + layer, diff_id, tag)  # two members of gzip are one layer
+            return f"127.0.0.1:{REGISTRY_PORT}/big:{tag}"
+
+        yield push
     finally:
         server.terminate()
         server.wait()
         run(["rm", "-rf", str(root), str(config)])
 
 
+def put_image(layer: bytes, diff_id: str, tag: str) -> None:
+    conn = http.client.HTTPConnection("127.0.0.1", REGISTRY_PORT)
+    image = json.dumps({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["sh"]},
+                        "rootfs": {"type": "layers", "diff_ids": [diff_id]}}).encode()
+    layer_digest, image_digest = put_blob(conn, "big", layer), put_blob(conn, "big", image)
+    media = "application/vnd.oci.image.manifest.v1+json"
+    manifest = json.dumps({
+        "schemaVersion": 2, "mediaType": media,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": image_digest,
+                   "size": len(image)},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": layer_digest,
+                    "size": len(layer)}],
+    }).encode()
+    conn.request("PUT", f"/v2/big/manifests/{tag}", manifest, {"Content-Type": media})
+    answer = conn.getresponse()
+    answer.read()
+    conn.close()
+    if answer.status != 201:
+        raise RuntimeError(f"the registry refused the manifest: {answer.status}")
+
+
 def bench_pull(rounds: int) -> Iterator[Row]:
-    with registry() as reference:
-        engines = {
-            "teu": (["teu", "pull", "-q", reference], ["teu", "rmi", reference]),
-            "docker": ([*DOCKER, "pull", "-q", reference], [*DOCKER, "rmi", reference]),
-            "podman": (["podman", "pull", "-q", "--tls-verify=false", reference], ["podman", "rmi", reference]),
-        }
-        daemons = {
-            who: ([who, "images", "pull", "--plain-http", reference], [who, "images", "rm", "--sync", reference])
-            for who in ("teu-ctr", "ctr")
-        }
-        rows = []
-        for title, contestants in (("pull of a 100 MB gzip layer (10,000 files)", engines),
-                                   ("the same without an engine, to a ready snapshot", daemons)):  # fmt: skip
-            rows.append(Row(title, "ms", {w: [] for w in contestants}))
-        for _ in range(rounds):
+    engines = {
+        "teu": (["teu", "pull", "-q"], ["teu", "rmi"]),
+        "docker": ([*DOCKER, "pull", "-q"], [*DOCKER, "rmi"]),
+        "podman": (["podman", "pull", "-q", "--tls-verify=false"], ["podman", "rmi"]),
+    }
+    daemons = {
+        who: ([who, "images", "pull", "--plain-http"], [who, "images", "rm", "--sync"]) for who in ("teu-ctr", "ctr")
+    }
+    rows = [
+        Row("pull of a 100 MB gzip layer (10,000 files)", "ms", {who: [] for who in engines}),
+        Row("the same without an engine, to a ready snapshot", "ms", {who: [] for who in daemons}),
+    ]
+    pulled: list[list[str]] = []
+    with registry() as push:
+        for number in range(rounds):
             for row, contestants in zip(rows, (engines, daemons), strict=True):
                 for who, (pull, remove) in contestants.items():
-                    begin = time.perf_counter()
-                    run(pull)
-                    row.samples[who].append((time.perf_counter() - begin) * 1000)
-                    run(remove)
+                    reference = push(f"{who}-{number}")
                     os.sync()
                     settle()
-        yield from rows
+                    begin = time.perf_counter()
+                    run([*pull, reference])
+                    row.samples[who].append((time.perf_counter() - begin) * 1000)
+                    pulled.append([*remove, reference])
+        for each in pulled:
+            run(each)
+    yield from rows
 
 
 def ping(path: str) -> None:
@@ -365,7 +385,7 @@ def main() -> int:
     groups = {
         "run": lambda: bench_run(n), "detached": lambda: bench_detached(n), "exec": lambda: bench_exec(n),
         "memory": bench_memory, "tasks": lambda: bench_tasks(n), "crowd": bench_crowd,
-        "logs": lambda: bench_logs(200, 3), "pull": lambda: bench_pull(3),
+        "logs": lambda: bench_logs(200, 3), "pull": lambda: bench_pull(5),
         "wake": lambda: bench_wake(5), "runtime": lambda: bench_runtime(n),
     }
     wanted = [w for w in options.only.split(",") if w] or list(groups)

@@ -281,8 +281,14 @@ def report(rounds: int, made: Work) -> None:
 def test_kills_at_random_moments(work: tuple[Daemon, Work], rounds: Callable[[int], int]) -> None:
     daemon, made = work
     count = rounds(20)
+
+    def moment() -> None:
+        if not made.acknowledged:  # the first round, on however slow a machine
+            peers.wait_until(lambda: made.acknowledged or made.cut or made.trouble, "a step to be acknowledged", 60)
+        time.sleep(random.uniform(0.02, 1.2))
+
     for _ in range(count):
-        one_round(daemon, made, lambda: time.sleep(random.uniform(0.02, 1.2)))
+        one_round(daemon, made, moment)
     report(count, made)
 
 
@@ -303,8 +309,8 @@ def test_kills_at_chosen_calls(work: tuple[Daemon, Work], rounds: Callable[[int]
 
         def kill(process: subprocess.Popen[bytes] = process, what: str = f"{calls}:{number}") -> None:
             """Wait for the call; a kind of call that happens too seldom ends after some lives."""
-            deadline = time.monotonic() + 5
-            while time.monotonic() < deadline:
+            last, deadline = made.lives + 5, time.monotonic() + 60
+            while made.lives < last and time.monotonic() < deadline:
                 if process.poll() == -signal.SIGKILL:
                     made.struck = True
                     struck.append(what)
