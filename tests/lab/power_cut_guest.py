@@ -194,12 +194,17 @@ class Containerd:
         found = self._content.ListStatuses(content_pb2.ListStatusesRequest(), **self._call()).statuses
         return [one.ref for one in found]
 
-    def read(self, digest: str) -> str:
-        """The digest that the blob really has."""
+    def whole(self, digest: str) -> bool:
+        """Whether the blob has the digest that it is kept under; or is no longer there, for it was garbage."""
         found = hashlib.sha256()
-        for answer in self._content.Read(content_pb2.ReadContentRequest(digest=digest), **self._call()):
-            found.update(answer.data)
-        return "sha256:" + found.hexdigest()
+        try:
+            for answer in self._content.Read(content_pb2.ReadContentRequest(digest=digest), **self._call()):
+                found.update(answer.data)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.NOT_FOUND:
+                raise
+            return digest not in self.blobs()
+        return "sha256:" + found.hexdigest() == digest
 
     def snapshots(self, *filters: str) -> list[str]:
         request = snapshots_pb2.ListSnapshotsRequest(snapshotter="overlayfs", filters=filters)
@@ -363,7 +368,7 @@ def seen() -> tuple[dict[str, Any], list[str]]:
     damaged = []
     with both() as (client, engine):
         for one in (client, engine):
-            damaged += [f"blob {digest}" for digest in one.blobs() if one.read(digest) != digest]
+            damaged += [f"blob {digest}" for digest in one.blobs() if not one.whole(digest)]
         found.update({f"blob {number}": digest for digest, number in client.blobs().items()})
         client.lease("look")
         for name in client.snapshots("kind==committed"):
