@@ -346,7 +346,7 @@ def work(host: Host, first: int) -> None:
         try:
             target(*arguments)
         except Exception as error:
-            host.write({"failed": f"{target.__name__}: {error!r}"})
+            host.write({"failed": f"{target.__name__}: {type(error).__name__}: {error}"})
 
     for target, arguments in ((clients, (host, first)), (pulls, (host,)), (runs, (host, first))):
         threading.Thread(target=guarded, args=(target, *arguments), daemon=True).start()
@@ -524,7 +524,7 @@ def main() -> None:
             elif request["do"] == "empty":
                 empty(host)
         except Exception as error:
-            host.write({"failed": f"{request['do']}: {error!r}"})
+            host.write({"failed": f"{request['do']}: {type(error).__name__}: {error}"})
 
 
 if __name__ == "__main__":
