@@ -68,7 +68,7 @@ def init_pid(ident: str) -> int:
 def test_running_containers_keep_running(rounds: Callable[[int], int], dice: random.Random) -> None:
     """PIDs stay, and every line that a container wrote is in its log once, whichever driver logs it; also when it
     is journald that restarts."""
-    kinds = DEATHS | {"restart journald": whole.Death(("systemd-journald.service",), restart=True)}
+    kinds = DEATHS | {"restart journald": whole.Death(("systemd-journald.service",), restart=True, limited=False)}
     count = rounds(60)
     pause = 4000 * PATIENCE**2  # the lines are not to take the processor from the daemons
     script = f"i=0; while :; do i=$((i+1)); echo line $i; usleep {pause}; done"

@@ -139,6 +139,7 @@ class Death(NamedTuple):
 
     units: tuple[str, ...]
     restart: bool = False
+    limited: bool = True  # False: begin to count anew how often systemd has started them of late
 
     def aim(self) -> list[int]:
         """The victims' PIDs, looked up before the moment comes; all of them are there."""
@@ -150,6 +151,8 @@ class Death(NamedTuple):
 
     def strike(self, pids: list[int]) -> None:
         if self.restart:
+            if not self.limited:
+                out("systemctl", "reset-failed", *self.units)
             out("systemctl", "restart", *self.units)
             return
         for pid in pids:
