@@ -265,16 +265,22 @@ def start(
     if not accel and (broken.exists() or not has_kvm()):
         ways = ["tcg"]
     _pack(source, home / "src.tar")
-    for way in ways:
+    if ways[-1] == "tcg":
+        ways.append("tcg")  # emulated, and with more than one processor, a kernel may panic as it boots: once more
+    for number, way in enumerate(ways, 1):
         make_disk(home, image / "disk.raw", "raw")
         command = qemu_command(name, home, home / "src.tar", image, way, memory, durable, processors)
         launch(home, [*command, *hardware])
         try:
             _wait_until_up(name, home, timeout or (60 if way == "kvm" else 600))
-        except LabError:
+        except LabError as error:
+            went_off = _zombie(name) or not pid_of(name)
             power_cut(name)
-            if way == ways[-1]:
+            if number == len(ways) or (way == "tcg" and not went_off):
                 raise
+            if way == "tcg":
+                print(f"lab: the machine went off in its boot, once more\n{error}", file=sys.stderr)
+                continue
             print("lab: KVM does not work here, falling back to emulation", file=sys.stderr)
             broken.touch()
             (home / "disk.qcow2").unlink(missing_ok=True)
@@ -374,9 +380,9 @@ def _wait_until_up(name: str, home: Path, timeout: float) -> None:
     # QEMU keeps the request until the agent opens its end.
     try:
         run(name, ["sh", "-c", script], connect_timeout=timeout, quiet=True)
-    except (TimeoutError, LabError) as error:
+    except (OSError, LabError) as error:
         raise LabError(
-            f"machine {name} did not boot in {timeout:.0f} s: {error}\n"
+            f"machine {name} did not boot (within {timeout:.0f} s): {error}\n"
             f"{(home / 'qemu.log').read_text()[-2000:]}\n{namespace.console(home)}"
         ) from None
 
