@@ -141,6 +141,11 @@ class Services:
         assert last.action == 2
         return digest
 
+    def stream(self, requests: Iterator[Any]) -> Iterator[Any]:
+        """The answers to a Write whose requests come one by one."""
+        answers: Iterator[Any] = self._content.Write(requests, **self._call)
+        return answers
+
     def read(self, digest: str) -> bytes:
         request = self.content.ReadContentRequest(digest=digest)
         return b"".join(one.data for one in self._content.Read(request, **self._call))

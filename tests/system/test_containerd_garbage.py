@@ -12,6 +12,8 @@ import hashlib
 import io
 import json
 import os
+import queue
+import subprocess
 import tarfile
 import threading
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from typing import Any
 
 import peers
 import pytest
-from test_containerd_faults import Daemon, layer, no_garbage
+from test_containerd_faults import ROOTED, Daemon, layer, no_garbage
 
 pytestmark = [pytest.mark.needs("containerd", "docker-registry", "fast"), pytest.mark.timeout(200)]
 
@@ -169,6 +171,41 @@ def test_collections_during_pulls(tmp_path: Path) -> None:
             for image in images:
                 daemon("images", "rm", image.name)
             settled(daemon, set(), set())
+    finally:
+        daemon.stop()
+        daemon.remove()
+
+
+def test_a_blob_that_another_client_writes(tmp_path: Path) -> None:
+    """teu-ctr waits for it, and then has it as well."""
+    data = os.urandom(1000)
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    file = tmp_path / "blob"
+    file.write_bytes(data)
+    ingest = ["teu-ctr", "--address", "", "content", "ingest", "--expected-size", "1000"]
+    daemon = Daemon()
+    requests: queue.Queue[Any] = queue.Queue()
+    try:
+        daemon.launch()
+        ingest[2] = str(daemon.address)
+        with daemon.services() as services, file.open("rb") as source:
+            ask = services.content.WriteContentRequest
+            answers = services.stream(iter(requests.get, None))
+            requests.put(ask(action=1, ref="both", total=1000, expected=digest, data=data[:500]))
+            next(answers)
+            waiting = subprocess.Popen([*ingest, "--expected-digest", digest, "both"], stdin=source)
+            try:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    waiting.wait(1)
+                requests.put(ask(action=1, ref="both", offset=500, total=1000, expected=digest, data=data[500:]))
+                requests.put(ask(action=2, ref="both", offset=1000, total=1000, expected=digest, labels=ROOTED))
+                next(answers), next(answers)
+                assert waiting.wait(60) == 0
+            finally:
+                requests.put(None)
+                waiting.kill()
+                waiting.wait()
+            assert services.read(digest) == data
     finally:
         daemon.stop()
         daemon.remove()

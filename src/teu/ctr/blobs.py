@@ -5,6 +5,8 @@ labels that keep its parts alive, unpacking its layers into snapshots."""
 from __future__ import annotations
 
 import os
+import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -13,7 +15,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from teu.api.types import descriptor_pb2
 from teu.ctr.client import Client, content_pb2, diff_pb2, errors, images_pb2, snapshots_pb2
-from teu.ctr.errors import AlreadyExists, CommandError, NotFound
+from teu.ctr.errors import AlreadyExists, CommandError, Locked, NotFound
 from teu.oci import image_spec
 
 Json = dict[str, Any]
@@ -43,11 +45,29 @@ def write(
     labels: dict[str, str] | None = None,
 ) -> None:
     """Store a blob. `source(offset)` gives its bytes from there: what an earlier try has stored is not sent again.
-    A blob that is there already is no error."""
+    A blob that is there already is no error. While another client writes it, this waits, as ctr does."""
+    while True:
+        try:
+            _write(client, reference, size, digest, source, labels)
+            return
+        except Locked:
+            time.sleep(random.uniform(0.02, 0.2))
+
+
+def _write(
+    client: Client,
+    reference: str,
+    size: int,
+    digest: str,
+    source: Callable[[int], Iterable[bytes]],
+    labels: dict[str, str] | None,
+) -> None:
     try:
         offset = client.content.Status(content_pb2.StatusRequest(ref=reference)).status.offset
     except NotFound:
         offset = 0
+
+    answered, accepted = threading.Event(), False
 
     def requests() -> Iterator[Any]:
         position = offset
@@ -55,6 +75,9 @@ def write(
         yield content_pb2.WriteContentRequest(
             action=content_pb2.WriteAction.STAT, ref=reference, total=size, expected=digest
         )
+        answered.wait()
+        if not accepted:
+            return  # nothing was read from the source: it can be asked again
         for piece in source(offset):
             for start in range(0, len(piece), CHUNK):
                 data = bytes(piece[start : start + CHUNK])
@@ -70,7 +93,13 @@ def write(
 
     try:
         with errors():
-            for _ in client.content.Write(requests()):
+            answers = client.content.Write(requests())
+            try:
+                next(answers)
+                accepted = True
+            finally:
+                answered.set()
+            for _ in answers:
                 pass
     except AlreadyExists:
         if labels:

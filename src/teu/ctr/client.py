@@ -24,7 +24,7 @@ from teu.api.services.sandbox.v1 import sandbox_pb2_grpc
 from teu.api.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
 from teu.api.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
 from teu.api.services.version.v1 import version_pb2, version_pb2_grpc
-from teu.ctr.errors import AlreadyExists, CommandError, NotFound, Unimplemented
+from teu.ctr.errors import AlreadyExists, CommandError, Locked, NotFound, Unimplemented
 
 __all__ = [
     "Client", "containers_pb2", "content_pb2", "diff_pb2", "events_pb2", "images_pb2", "introspection_pb2",
@@ -51,6 +51,8 @@ def explained(error: grpc.RpcError) -> CommandError:
     word = WORDS.get(code, "")
     if word and text != word:
         text = f"{text.removesuffix(': ' + word)}: {word}"
+    if code == grpc.StatusCode.UNAVAILABLE and "locked" in text:  # there is no code of its own for it
+        return Locked(text)
     kinds = {
         grpc.StatusCode.NOT_FOUND: NotFound,
         grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
@@ -61,7 +63,7 @@ def explained(error: grpc.RpcError) -> CommandError:
 
 @contextlib.contextmanager
 def errors() -> Iterator[None]:
-    """Calls in this context raise CommandError (NotFound, AlreadyExists, Unimplemented), never grpc's own."""
+    """Calls in this context raise CommandError (NotFound, AlreadyExists, Locked, Unimplemented), never grpc's own."""
     try:
         yield
     except grpc.RpcError as error:

@@ -19,5 +19,9 @@ class AlreadyExists(CommandError):
     pass
 
 
+class Locked(CommandError):
+    """Another client is writing the same ingest."""
+
+
 class Unimplemented(CommandError):
     pass
