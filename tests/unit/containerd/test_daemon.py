@@ -563,21 +563,25 @@ def test_reload_and_stop(daemon: Daemon) -> None:
 
 
 def activated(daemon: Daemon, sockets: list[socket.socket]) -> subprocess.Popen[bytes]:
-    """Start it as systemd does, with the sockets as descriptors 3 and 4."""
+    """Start it as systemd does, with the sockets as descriptors 3 and 4.
+
+    They are put there by the child's own program: Python's fork, which a preexec_fn needs, can wait forever for
+    grpc's threads.
+    """
     program = (
-        "import os, sys; os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=sys.argv[1]);"
+        "import fcntl, os, sys; given = [int(word) for word in sys.argv[1].split(',')];"
+        "kept = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100) for fd in given];"
+        "[os.close(fd) for fd in given]; [os.dup2(fd, number) for number, fd in enumerate(kept, 3)];"
+        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(kept)));"
         "os.execv(sys.argv[2], sys.argv[2:])"
     )
-
-    def install() -> None:
-        for number, one in enumerate(sockets):
-            os.dup2(one.fileno(), 3 + number)
-
-    return subprocess.Popen(
-        ["/usr/bin/python3", "-c", program, str(len(sockets)), str(TREE / "bin/teu-containerd"), "--config",
-         str(daemon.config)],
-        preexec_fn=install, close_fds=False, stderr=open(daemon.folder / "log", "ab"),
-    )  # fmt: skip
+    numbers = [one.fileno() for one in sockets]
+    with open(daemon.folder / "log", "ab") as log:
+        return subprocess.Popen(
+            ["/usr/bin/python3", "-c", program, ",".join(map(str, numbers)), str(TREE / "bin/teu-containerd"),
+             "--config", str(daemon.config)],
+            pass_fds=numbers, stderr=log,
+        )  # fmt: skip
 
 
 def test_socket_activation_and_idle_exit(make_daemon: Callable[..., Daemon]) -> None:
