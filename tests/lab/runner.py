@@ -347,7 +347,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.monotonic()
     wanted = [stage for stage in STAGES if not only or stage in only]
-    if {"ns", "bookworm", "vm"} & set(wanted) and "deb" not in wanted:
+    if {"lab", "ns", "bookworm", "vm"} & set(wanted) and "deb" not in wanted:
         build.build(SOURCE, SOURCE / "dist", lintian=False)
     results: list[Result] = []
     for stage in wanted:

@@ -11,9 +11,9 @@ from teu.containerd.context import Context
 from teu.containerd.errors import NotFound, Unavailable
 from teu.containerd.rpc import Call, Server, held, quick
 from teu.containerd.sandboxes import Manager
+from teu.containerd.services.tasks import NEVER
 
 _SANDBOXERS = ("", "shim")  # containerd 2's names of controllers; "podsandbox" is the CRI's own
-NEVER = -62135596800  # 0001-01-01, as Go says that a time is none
 _SERVICES = sandbox_pb2.DESCRIPTOR.services_by_name
 
 
