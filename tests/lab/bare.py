@@ -56,10 +56,9 @@ def _pack(home: Path, files: Mapping[str, bytes], packages: Sequence[Path]) -> N
 
 
 def _boot(home: Path, image: Path, way: str, words: str) -> str:
-    command = ["qemu-system-x86_64", "-name", "teu-lab-bare", "-machine", "q35"]
+    command = [*vm.qemu("qemu-system-x86_64"), "-name", "teu-lab-bare", "-machine", "q35"]
     command += ["-cpu", "max" if way == "kvm" else vm.PROCESSOR]
     command += ["-accel", "kvm" if way == "kvm" else "tcg,thread=multi,tb-size=512"]
-    # One processor: with more of them, emulated, the kernel can trip over its own code being patched as it boots.
     command += ["-smp", "1", "-m", "1G"]
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     command += ["-kernel", str(image / "vmlinuz"), "-initrd", str(home / "initramfs"), "-append"]

@@ -50,13 +50,13 @@ class Disk:
 
     def layer(self) -> Path:
         """A file for the next machine to write into."""
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-F", "raw"]
+        command = [*vm.qemu("qemu-img"), "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-F", "raw"]
         subprocess.run([*command, "-b", str(self.image), str(self._layer)], check=True)
         return self._layer
 
     def settle(self) -> None:
         """Its machine is off: what reached the layer is the disk now."""
-        subprocess.run(["qemu-img", "commit", "-q", "-t", "unsafe", str(self._layer)], check=True)
+        subprocess.run([*vm.qemu("qemu-img"), "commit", "-q", "-t", "unsafe", str(self._layer)], check=True)
         self._layer.unlink()
 
 

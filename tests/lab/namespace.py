@@ -94,10 +94,12 @@ def _bind(source: Path, target: Path, read_only: bool = False) -> None:
 
 
 def _start_time(pid: int) -> str | None:
+    """When the process began, None where there is none or it has ended (and waits for its parent)."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
         return None
+    return None if fields[0] in "ZX" else fields[19]
 
 
 def pid_of(name: str) -> int | None:

@@ -65,7 +65,17 @@ HOST = "systemd systemd-sysv libpam-systemd ca-certificates passwd git mmdebstra
 # ...and the least that is a Debian, where it has to install all of it.
 FRESH = ""
 
-KINDS = {"lab": TEU_DEPENDS + TOOLS + PEERS, "build": BUILD_TOOLS, "host": TEU_DEPENDS + HOST, "fresh": FRESH}
+# Not to boot: the VM lab's QEMU is taken out of it, on whatever Debian the host is (vm.py says why).
+QEMU = "qemu-system-x86 qemu-utils"
+
+KINDS = {
+    "lab": TEU_DEPENDS + TOOLS + PEERS,
+    "build": BUILD_TOOLS,
+    "host": TEU_DEPENDS + HOST,
+    "fresh": FRESH,
+    "qemu": QEMU,
+}
+VARIANTS = {"fresh": "minbase", "qemu": "extract"}
 
 # Daemons of the peers are there to be started by a test, never by themselves; the rest have no use or
 # no place in a container.
@@ -142,7 +152,7 @@ def ensure(release: str = "trixie", kind: str = "lab") -> Path:
             "mmdebstrap",
             "--quiet",
             "--mode=root",
-            "--variant=minbase" if kind == "fresh" else "--variant=apt",
+            f"--variant={VARIANTS.get(kind, 'apt')}",
             '--aptopt=Apt::Install-Recommends "false"',
             "--dpkgopt=path-exclude=/usr/share/locale/*",
             "--dpkgopt=path-exclude=/usr/share/doc/*/*changelog*",

@@ -59,6 +59,7 @@ class Result:
     skipped: int = 0
     seconds: float = 0
     error: str = ""
+    note: str = ""
     failures: list[str] = field(default_factory=list)
     flaky: list[str] = field(default_factory=list)
 
@@ -262,10 +263,30 @@ def bookworm(quiet: bool, extra: list[str]) -> Result:
 
 
 def in_vm(quiet: bool, extra: list[str]) -> Result:
-    """System tests in the VM lab."""
-    result = Result("vm")
+    """System tests in the VM lab; from the start once more if the machine itself did not live to their end."""
     name = instance("vm")
     vm.stop(name)
+    try:
+        return _in_vm(name, quiet, extra)
+    except MachineOff as error:
+        print(f"vm: {error}", flush=True)
+    finally:
+        vm.stop(name)
+    say("vm: once more from the start")
+    try:
+        result = _in_vm(name, quiet, extra)
+        result.note = "the machine had gone off once before its tests had ended: its console is above"
+        return result
+    finally:
+        vm.stop(name)
+
+
+class MachineOff(Exception):
+    """The emulator or the kernel in it ended by itself; with what they said."""
+
+
+def _in_vm(name: str, quiet: bool, extra: list[str]) -> Result:
+    result = Result("vm")
     try:
         way = vm.start(name, "trixie", SOURCE, durable=False)
         print(f"lab: the VM runs with {way}", flush=True)
@@ -283,13 +304,15 @@ def in_vm(quiet: bool, extra: list[str]) -> Result:
                 timeout=120,
                 check=False,
             )
+        if not vm.pid_of(name):
+            raise namespace.LabError(f"machine {name} went off")
         return count(result, RESULTS / "vm.xml", status)
     except (namespace.LabError, subprocess.TimeoutExpired) as error:
+        if not vm.pid_of(name):
+            raise MachineOff(f"{error}\n{vm.last_words(name)}") from None
         result.failed, result.error = 1, str(error)
         print(f"vm: {error}", flush=True)
         return result
-    finally:
-        vm.stop(name)
 
 
 RUN: dict[str, Callable[[bool, list[str]], Result]] = {
@@ -358,7 +381,7 @@ def main() -> int:
     say("all stages")
     for result in results:
         line = f"{result.stage:9} {result.passed} passed, {result.failed} failed, {result.skipped} skipped"
-        print(f"{line} in {result.seconds:.0f} s{'  ' + result.error if result.error else ''}")
+        print("  ".join(filter(None, [f"{line} in {result.seconds:.0f} s", result.error, result.note])))
     for result in results:
         for test in result.flaky:
             where = f"build/test/{result.stage}.first.log"

@@ -46,6 +46,29 @@ def inside(name: str, script: str, check: bool = True) -> str:
     return done.stdout.strip()
 
 
+PATCHING = r"""
+( while :; do ping -q -c 200 -i 0 127.0.0.1 >/dev/null; done ) & first=$!
+( while :; do cat /proc/self/stat >/dev/null; done ) & second=$!
+for round in $(seq 100); do
+    nft -f - <<END
+add table inet patch
+add chain inet patch in { type filter hook input priority 0; }
+add chain inet patch out { type filter hook output priority 0; }
+add chain inet patch pre { type nat hook prerouting priority 0; }
+delete table inet patch
+END
+done
+kill $first $second
+echo alive
+"""
+
+
+def test_a_kernel_that_patches_its_code(machine: str) -> None:
+    """The first chain of a hook turns a switch in the kernel's code, the last one's removal turns it back."""
+    vm.start(machine, "trixie", SOURCE, durable=False, processors=2)
+    assert inside(machine, PATCHING, check=False) == "alive", vm.last_words(machine)
+
+
 def test_power_cut(machine: str) -> None:
     vm.start(machine, "trixie", SOURCE)
     assert {"cpu", "cpuset", "io", "memory", "pids"} <= set(
