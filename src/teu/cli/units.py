@@ -104,35 +104,9 @@ def binary_size(size: float) -> str:
     return _size(float(size), 1024.0, ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"), 4)
 
 
-def human_duration(seconds: float) -> str:
-    """`5 minutes`, `About an hour`: the words of CREATED and STATUS."""
-    whole = int(seconds)
-    if whole < 1:
-        return "Less than a second"
-    if whole == 1:
-        return "1 second"
-    if whole < 60:
-        return f"{whole} seconds"
-    minutes = whole // 60
-    if minutes == 1:
-        return "About a minute"
-    if minutes < 60:
-        return f"{minutes} minutes"
-    hours = int(seconds / 3600 + 0.5)
-    if hours == 1:
-        return "About an hour"
-    if hours < 48:
-        return f"{hours} hours"
-    if hours < 24 * 14:
-        return f"{hours // 24} days"
-    if hours < 24 * 60:
-        return f"{hours // 24 // 7} weeks"
-    if hours < 24 * 365 * 2:
-        return f"{hours // 24 // 30} months"
-    return f"{whole // 3600 // 24 // 365} years"
-
-
 def ago(created: float) -> str:
+    from teu.oci.humantime import human_duration  # few commands show an age
+
     return human_duration(time.time() - created) + " ago"
 
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from teu.oci.humantime import human_duration
+
 
 def table(rows: Iterable[Iterable[object]], least: int = 1, padding: int = 1, last: str = "padded") -> None:
     """Columns filled with spaces. The `last` one is padded like the others, or only in the headings ("headed"),
@@ -83,30 +85,8 @@ def decimal(size: float) -> str:
 
 
 def age(seconds: float) -> str:
-    whole = int(time.time() - seconds)
-    if whole < 1:
-        return "Less than a second"
-    if whole == 1:
-        return "1 second"
-    if whole < 60:
-        return f"{whole} seconds"
-    minutes = whole // 60
-    if minutes == 1:
-        return "About a minute"
-    if minutes < 60:
-        return f"{minutes} minutes"
-    hours = int(whole / 3600 + 0.5)
-    if hours == 1:
-        return "About an hour"
-    if hours < 48:
-        return f"{hours} hours"
-    if hours < 24 * 14:
-        return f"{hours // 24} days"
-    if hours < 24 * 60:
-        return f"{hours // 24 // 7} weeks"
-    if hours < 24 * 365 * 2:
-        return f"{hours // 24 // 30} months"
-    return f"{whole // 3600 // 24 // 365} years"
+    """How long ago a moment was."""
+    return human_duration(time.time() - seconds)
 
 
 def span(seconds: float) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from teu.engine.container import NEVER, Container, nanoseconds
 from teu.engine.errors import BadRequest, NotFound
 from teu.engine.logs.jsonfile import log_path
+from teu.oci.humantime import human_duration
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -20,34 +21,6 @@ FILTERS = {
     "ancestor", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label", "name", "network",
     "publish", "since", "status", "volume",
 }  # fmt: skip
-
-
-def human_duration(seconds: float) -> str:
-    """As docker words it: "About a minute", "2 hours"."""
-    whole = int(seconds)
-    if whole < 1:
-        return "Less than a second"
-    if whole == 1:
-        return "1 second"
-    if whole < 60:
-        return f"{whole} seconds"
-    minutes = whole // 60
-    if minutes == 1:
-        return "About a minute"
-    if minutes < 60:
-        return f"{minutes} minutes"
-    hours = round(whole / 3600)
-    if hours == 1:
-        return "About an hour"
-    if hours < 48:
-        return f"{hours} hours"
-    if hours < 24 * 7 * 2:
-        return f"{hours // 24} days"
-    if hours < 24 * 30 * 2:
-        return f"{hours // 24 // 7} weeks"
-    if hours < 24 * 365 * 2:
-        return f"{hours // 24 // 30} months"
-    return f"{hours // 24 // 365} years"
 
 
 def status_text(container: Container) -> str:

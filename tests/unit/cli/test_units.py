@@ -43,19 +43,6 @@ def test_parse_duration_refuses(text: str) -> None:
         units.parse_duration(text)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.5, "Less than a second"), (1, "1 second"), (59, "59 seconds"), (60, "About a minute"),
-        (120, "2 minutes"), (3599, "59 minutes"), (3600, "About an hour"), (2 * 3600, "2 hours"),
-        (47 * 3600, "47 hours"), (48 * 3600, "2 days"), (14 * 86400, "2 weeks"), (60 * 86400, "2 months"),
-        (365 * 86400, "12 months"), (3 * 365 * 86400, "3 years"),
-    ],
-)  # fmt: skip
-def test_human_duration(seconds: float, text: str) -> None:
-    assert units.human_duration(seconds) == text
-
-
 def test_sizes() -> None:
     assert units.human_size(4_261_501, 3) == "4.26MB"
     assert units.human_size(0) == "0B"
