@@ -13,10 +13,12 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -785,6 +787,89 @@ def test_layers_are_applied_and_compared_the_same(both: Both) -> None:
             found.append(made.fields[0]["diff"]["mediaType"])
         answers.append(found)
     assert answers[1] == answers[0]
+
+
+MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
+NAME, REF = "io.containerd.image.name", "org.opencontainers.image.ref.name"
+
+
+def image_files(seed: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """A small image: the descriptor of its manifest, and its blobs by their names in a layout."""
+    layer = layer_of({"seed": seed.encode()}, False)
+    config = json.dumps({
+        "architecture": MACHINE, "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [sha(layer)]},
+    }).encode()  # fmt: skip
+
+    def described(kind: str, data: bytes) -> dict[str, Any]:
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": sha(data), "size": len(data)}
+
+    manifest = json.dumps({
+        "schemaVersion": 2, "config": described("config.v1+json", config), "layers": [described("layer.v1.tar", layer)],
+    }).encode()  # fmt: skip
+    blobs = {sha(data).replace("sha256:", "blobs/sha256/"): data for data in (layer, config, manifest)}
+    return described("manifest.v1+json", manifest), blobs
+
+
+def layout_archive(path: Path, *annotations: dict[str, str]) -> None:
+    """An OCI layout of as many images, the first two of them the same one; its index is not as Go would write it."""
+    files, manifests = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}, []
+    for number, given in enumerate(annotations):
+        descriptor, blobs = image_files(f"image {max(number, 1)}")
+        files |= blobs
+        manifests.append({**descriptor, **({"annotations": given} if given else {})})
+    files["index.json"] = json.dumps({"manifests": manifests, "schemaVersion": 2}, indent=2).encode()
+    path.write_bytes(layer_of(files, False))
+
+
+def docker_archive(path: Path, *tags: list[str]) -> None:
+    """What docker saved before it knew layouts."""
+    files: dict[str, bytes] = {}
+    table = []
+    for number, given in enumerate(tags):
+        _, blobs = image_files(f"docker {number}")
+        layer, config, _ = blobs.values()
+        files |= {f"{number}/layer.tar": layer, f"{number}.json": config}
+        table.append({"Config": f"{number}.json", "RepoTags": given, "Layers": [f"{number}/layer.tar"]})
+    files["manifest.json"] = json.dumps(table).encode()
+    path.write_bytes(layer_of(files, False))
+
+
+BASE = "registry.test/base"
+IMPORTS: list[tuple[str, ...]] = [
+    (),
+    ("--index-name", "registry.test/index:1"),
+    ("--index-name", "registry.test/index:1", "--digests"),
+    ("--base-name", BASE),
+    ("--base-name", BASE, "--digests"),
+    ("--base-name", BASE, "--digests", "--skip-digest-for-named"),
+    ("--base-name", BASE, "--index-name", "registry.test/index:1", "--all-platforms"),
+    ("--base-name", "registry.test/ba"),
+]
+
+
+@pytest.mark.parametrize("options", IMPORTS, ids=lambda options: " ".join(options) or "plain")
+def test_an_archive_has_the_same_images(both: Both, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """By the transfer service: names, targets with their annotations, and what keeps what."""
+    layout_archive(tmp_path / "names.tar", {NAME: f"{BASE}:1"}, {NAME: f"{BASE}:2", REF: "2"}, {NAME: "other.test/x:1"})
+    layout_archive(tmp_path / "tags.tar", {REF: "one"}, {REF: "two"}, {REF: f"{BASE}:three"}, {NAME: "bare"}, {})
+    layout_archive(tmp_path / "bases.tar", {REF: f"{BASE}/below:1"}, {REF: "registry.test/basement:1"}, {REF: "o/x"})
+    docker_archive(tmp_path / "docker.tar", [f"{BASE}:1", "short"], [])
+    for name in ("names", "tags", "bases", "docker"):
+        space = f"import-{name}-{IMPORTS.index(options)}"
+        found = []
+        for client in both:
+            # (With --all-platforms containerd has no platform to unpack for, and refuses.)
+            unpack = [] if name == "names" and "--all-platforms" not in options else ["--no-unpack"]
+            file = str(tmp_path / f"{name}.tar")
+            client.daemon("-n", space, "images", "import", "--local=false", *unpack, *options, file)
+            images = client("images.List", {}, space).fields[0].get("images", [])
+            kept = {}
+            for digest in {one["target"]["digest"] for one in images}:
+                kept[digest] = client("content.Info", {"digest": digest}, space).fields[0]["info"].get("labels")
+            chains = client("snapshots.List", {"snapshotter": "overlayfs"}, space).fields
+            found.append((sorted(images, key=lambda one: str(one["name"])), kept, chains))
+            assert not client("leases.List", {}, space).fields[0]
+        assert found[1] == found[0], (name, client.daemon("-n", space, "images", "ls"))
 
 
 def test_health(both: Both) -> None:

@@ -30,6 +30,7 @@ TABLE_LIMIT = 8 << 20
 NAME_ANNOTATION = "io.containerd.image.name"
 REF_ANNOTATION = "org.opencontainers.image.ref.name"
 LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+_NOT_AN_ARCHIVE = "not an image archive: it has neither index.json with oci-layout nor manifest.json"
 
 
 class ArchiveError(ValueError):
@@ -195,6 +196,64 @@ class _Whole:
 
 def read(stream: Stream, sink: Sink) -> list[ArchiveImage]:
     """Read a whole archive into `sink` and return its images. Raises ArchiveError or SpecError."""
+    entries, tables = _blobs(stream, sink)
+    if "index.json" in tables and "oci-layout" in tables:
+        return _layout_images(tables, entries, sink)
+    if "manifest.json" in tables:
+        return _docker_images(tables["manifest.json"], entries, sink)
+    raise ArchiveError(_NOT_AN_ARCHIVE)
+
+
+def read_index(stream: Stream, sink: Sink) -> tuple[bytes, list[Json]]:
+    """As `read`, for who keeps the archive's index as an image of its own, as containerd does.
+
+    The bytes of the index (for docker's format, of the one that containerd makes of the table), and its descriptors,
+    with their annotations: those of a name are `NAME_ANNOTATION` and `REF_ANNOTATION`.
+    """
+    entries, tables = _blobs(stream, sink)
+    if "index.json" in tables and "oci-layout" in tables:
+        index = image_spec.index(_table(tables["index.json"], "index.json"))
+        _check_present(index["manifests"], entries)
+        return tables["index.json"], index["manifests"]
+    if "manifest.json" in tables:
+        manifests = []
+        for image in _docker_images(tables["manifest.json"], entries, sink):
+            platform = _platform_in(image.target, sink)
+            if not image.names:
+                manifests.append({**image.target, **platform})
+            for name in image.names:
+                named = {NAME_ANNOTATION: name, REF_ANNOTATION: _object_of(name)}
+                manifests.append({**image.target, "annotations": named, **platform})
+        return image_spec.encode({"schemaVersion": 2, "manifests": manifests}), manifests
+    raise ArchiveError(_NOT_AN_ARCHIVE)
+
+
+def _object_of(name: str) -> str:
+    """Tag or digest of a full reference."""
+    parsed = reference.parse(name)
+    return parsed.digest or parsed.tag
+
+
+def _platform_in(target: Json, sink: Sink) -> Json:
+    """{"platform": …} of a manifest, from its configuration; nothing where that tells none."""
+    manifest = image_spec.manifest(image_spec.decode(sink.read(target["digest"]), "manifest"))
+    config = image_spec.decode(sink.read(manifest["config"]["digest"]), "image configuration")
+    architecture, system = config.get("architecture"), config.get("os")
+    if not architecture or not system:
+        return {}
+    variant = {"variant": "v7"} if architecture == "arm" else {}  # containerd reads no variant there
+    return {"platform": {"architecture": architecture, "os": system, **variant}}
+
+
+def _check_present(descriptors: list[Json], entries: dict[str, Entry]) -> None:
+    present = {entry.digest for entry in entries.values()}
+    for descriptor in descriptors:
+        if descriptor["digest"] not in present:
+            raise ArchiveError(f"index.json names {descriptor['digest']}, which is not in the archive")
+
+
+def _blobs(stream: Stream, sink: Sink) -> tuple[dict[str, Entry], dict[str, bytes]]:
+    """Blobs go into `sink` as they stream by; the tables are kept. Both by their names in the archive."""
     entries: dict[str, Entry] = {}
     links: dict[str, str] = {}
     tables: dict[str, bytes] = {}
@@ -232,11 +291,7 @@ def read(stream: Stream, sink: Sink) -> list[ArchiveImage]:
             target, hops = links[target], hops + 1
         if target in entries:
             entries[name] = entries[target]
-    if "index.json" in tables and "oci-layout" in tables:
-        return _layout_images(tables, entries, sink)
-    if "manifest.json" in tables:
-        return _docker_images(tables["manifest.json"], entries, sink)
-    raise ArchiveError("not an image archive: it has neither index.json with oci-layout nor manifest.json")
+    return entries, tables
 
 
 def _entry_name(name: str) -> str:
@@ -286,8 +341,8 @@ def _names(tags: Iterable[str]) -> list[str]:
 
 
 def _layout_images(tables: dict[str, bytes], entries: dict[str, Entry], sink: Sink) -> list[ArchiveImage]:
-    present = {entry.digest for entry in entries.values()}
     index = image_spec.index(_table(tables["index.json"], "index.json"))
+    _check_present(index["manifests"], entries)
     by_config: dict[str, list[str]] = {}
     if "manifest.json" in tables:
         for row in _docker_table(tables["manifest.json"]):
@@ -296,8 +351,6 @@ def _layout_images(tables: dict[str, bytes], entries: dict[str, Entry], sink: Si
                 by_config.setdefault(entry.digest, []).extend(_names(row["RepoTags"]))
     images: dict[str, ArchiveImage] = {}
     for descriptor in index["manifests"]:
-        if descriptor["digest"] not in present:
-            raise ArchiveError(f"index.json names {descriptor['digest']}, which is not in the archive")
         if (descriptor.get("annotations") or {}).get("vnd.docker.reference.type"):
             continue
         annotations = descriptor.get("annotations") or {}

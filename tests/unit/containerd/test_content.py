@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,18 @@ def test_resume_after_restart(tmp_path: Path) -> None:
         writer.write(DATA[100_000:])
         assert writer.commit(len(DATA), digest(DATA), {}) == digest(DATA)
     second.close()
+
+
+def test_a_resumed_writer_knows_when_the_last_byte_came(context: Context) -> None:
+    """Not when the ingest began, and not by the kernel's stamp of the file, which may be from before the byte came."""
+    with context.content.writer("n", "ref", total=len(DATA)) as writer:
+        began = time.time_ns()
+        writer.write(DATA[:100])
+        written = writer.updated
+    assert began <= written <= time.time_ns()
+    with context.content.writer("n", "ref", total=len(DATA)) as writer:
+        assert writer.updated == written > writer.started
+    assert context.content.status("n", "ref").updated_at.ToNanoseconds() == written
 
 
 def test_one_writer_at_a_time(context: Context) -> None:

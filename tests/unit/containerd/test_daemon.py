@@ -441,6 +441,40 @@ def test_transfer_import_unpack_tag_export(daemon: Daemon) -> None:
         assert not daemon.call(S + "leases.v1.Leases", "List").leases
 
 
+@root_only
+@pytest.mark.parametrize("size", [0, 11, 200_000])
+def test_transfer_echo(daemon: Daemon, size: int) -> None:
+    """A stream given to a stream comes back as it was, and both ends are closed."""
+    sent, out = io.BytesIO(os.urandom(size)), io.BytesIO()
+
+    def feed(message: Any, send: Callable[[Any], None]) -> bool:
+        window = data_pb2.WindowUpdate.FromString(message.value).update
+        data = sent.read(window)
+        while data:
+            send(data_pb2.Data(data=data[: 32 << 10]))
+            data = data[32 << 10 :]
+        return sent.tell() < size
+
+    def take(message: Any, send: Callable[[Any], None]) -> bool:
+        out.write(data_pb2.Data.FromString(message.value).data)
+        send(data_pb2.WindowUpdate(update=64 << 10))
+        return True
+
+    def packed(message: Any) -> dict[str, Any]:
+        return {"type_url": message.DESCRIPTOR.full_name, "value": message.SerializeToString()}
+
+    with daemon.channel() as channel:
+        threads = [open_stream(channel, "in", feed), open_stream_with_window(channel, "out", take)]
+        daemon.raw(S + "transfer.v1.Transfer", "Transfer")(
+            source=packed(importexport_pb2.ImageImportStream(stream="in")),
+            destination=packed(importexport_pb2.ImageExportStream(stream="out")),
+        )
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()
+    assert out.getvalue() == sent.getvalue()
+
+
 def open_stream_with_window(channel: Any, name: str, handle: Any) -> threading.Thread:
     """A receiver's stream: it grants its first window by itself."""
     import queue

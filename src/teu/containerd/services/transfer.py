@@ -17,22 +17,26 @@ from teu.containerd.errors import Error, NotFound, Unimplemented
 from teu.containerd.events import decode
 from teu.containerd.rpc import Call, Server
 from teu.containerd.transfer import archives, registry
-from teu.containerd.transfer.job import Job, from_wire
+from teu.containerd.transfer.job import Job, from_wire, own_names
 
 Move = Callable[[Job, Any, Any], None]
 
 
 def _tag(job: Job, source: Any, destination: Any) -> None:
     image = job.context.images.get(job.namespace, source.name)
-    for name in [destination.name, *(one.name for one in destination.extra_references)]:
-        if name:
-            job.store(name, from_wire(image.target), dict(destination.labels))
+    target = {**from_wire(image.target), "annotations": dict(image.target.annotations)}
+    names = own_names(destination, target["digest"])
+    if not names:
+        raise NotFound("no image name found")
+    for name in names:
+        job.store(name, target, dict(destination.labels))
 
 
 _MOVES: dict[tuple[Any, Any], Move] = {
     (registry_pb2.OCIRegistry, imagestore_pb2.ImageStore): registry.pull,
     (imagestore_pb2.ImageStore, registry_pb2.OCIRegistry): registry.push,
     (importexport_pb2.ImageImportStream, imagestore_pb2.ImageStore): archives.load,
+    (importexport_pb2.ImageImportStream, importexport_pb2.ImageExportStream): archives.echo,
     (imagestore_pb2.ImageStore, importexport_pb2.ImageExportStream): archives.save,
     (imagestore_pb2.ImageStore, imagestore_pb2.ImageStore): _tag,
 }

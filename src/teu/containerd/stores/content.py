@@ -22,6 +22,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from teu.api.events import content_pb2 as content_events
@@ -353,6 +354,7 @@ class Writer:
         self.lease = lease
         self.started = started
         self.updated = started
+        self._written = False
         self.fd = -1  # stays closed while a shared blob needs no data
         self.offset = 0
         self._flushed = 0
@@ -382,6 +384,8 @@ class Writer:
             self._hash.update(chunk)
             self.offset += len(chunk)
         os.lseek(self.fd, self.offset, os.SEEK_SET)
+        if self.offset:  # what came by an earlier writer
+            self.updated = max(self.started, os.fstat(self.fd).st_mtime_ns)
 
     def _unshare(self, keep: bool) -> None:
         """Data after all, where a shared blob would have done: begin a file of our own."""
@@ -408,6 +412,7 @@ class Writer:
         self._hash.update(data)
         self.offset += len(data)
         self.updated = now()
+        self._written = True
         if self.offset - self._flushed >= FLUSH_EVERY:
             _start_writeback(self.fd, self._flushed, self.offset - self._flushed)
             self._flushed = self.offset
@@ -431,12 +436,16 @@ class Writer:
             if self.fd >= 0:
                 os.fsync(self.fd)
                 os.fchmod(self.fd, 0o444)
+                self._written = False
             return self._store.commit(self, self.offset, expected, labels)
         finally:
             self.close()
 
     def close(self) -> None:
         if self.fd >= 0:
+            if self._written:  # the kernel's stamp is some ms old: the next writer tells when the last byte came
+                with suppress(OSError):
+                    os.utime(self.fd, ns=(self.updated, self.updated))
             os.close(self.fd)
             self.fd = -1
         if self.id:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
-from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound
-from teu.containerd.transfer.job import ClientReader, ClientWriter, Job, Json, from_wire, platforms_of
+from teu.containerd.errors import AlreadyExists, InvalidArgument
+from teu.containerd.transfer.job import ClientReader, ClientWriter, Job, Json, from_wire, own_names, platforms_of
 from teu.oci import archive, image_spec
+from teu.oci import digest as digests
 
 _CHUNK = 1 << 20
 
@@ -45,46 +47,59 @@ def load(job: Job, source: Any, destination: Any) -> None:
     reader = ClientReader(job, job.context.streams.get(job.namespace, source.stream))
     job.tell("Importing")
     with job.held():
+        sink = _Sink(job)
         try:
-            images = archive.read(reader, _Sink(job))
+            index, found = archive.read_index(reader, sink)
         except (archive.ArchiveError, image_spec.SpecError) as error:
             raise InvalidArgument(f"import: {error}") from None
         finally:
             reader.finish()
         platforms = platforms_of(destination.platforms)
-        saved = 0
-        for image in images:
-            _label_below(job, image.target, platforms)
+        for target in {one["digest"]: one for one in found}.values():
+            _label_below(job, target, platforms)
             for wanted in destination.unpacks:
                 platform = platforms_of([wanted.platform])[0] if wanted.platform.os else image_spec.host_platform()
-                job.unpack(image.target, platform, wanted.snapshotter)
-            for name in _names(image, destination):
-                job.store(name, image.target, dict(destination.labels))
-                saved += 1
-        if not saved:
-            raise NotFound("no image name found")
+                if image_spec.choose([target], platform):
+                    job.unpack(target, platform, wanted.snapshotter)
+        if whole := own_names(destination, digests.of(index)):
+            target = image_spec.descriptor(image_spec.OCI_INDEX, index)
+            sink.store(io.BytesIO(index), len(index), target["digest"], "index.json")
+            job.label_children(target, found)
+            for name in whole:
+                job.store(name, target, dict(destination.labels))
+        for target in found:
+            for name in _names(target, destination):
+                job.store(name, target, dict(destination.labels))
     job.tell("Completed import")
 
 
-def _names(image: archive.ArchiveImage, destination: Any) -> list[str]:
-    """Those of the archive, through the prefixes of the destination, and those it gives on its own."""
-    names = [destination.name] if destination.name else []
-    prefixes = [one for one in destination.extra_references if one.is_prefix]
-    if not prefixes and not names:
-        names += image.names
-    for prefix in prefixes:
-        matched = [
-            name
-            for name in image.names
-            if prefix.allow_overwrite or not prefix.name or name.startswith((prefix.name + ":", prefix.name + "/"))
-        ]
-        names += matched
-        if prefix.add_digest and not (matched and prefix.skip_named_digest):
-            names.append(f"{prefix.name}@{image.target['digest']}")
-    for one in destination.extra_references:
-        if not one.is_prefix:
-            names.append(f"{one.name}@{image.target['digest']}" if one.add_digest else one.name)
+def _names(target: Json, destination: Any) -> list[str]:
+    """The names of an archive's image: those that it has there, as far as the destination's prefixes let them through.
+
+    None of this is an error where nothing comes through: what was imported is collected then (containerd's answer).
+    """
+    names: list[str] = []
+    for prefix in destination.extra_references:
+        if not prefix.is_prefix:
+            continue
+        name = _named(target.get("annotations") or {}, prefix)
+        if name:
+            names.append(name)
+        if prefix.add_digest and not (name and prefix.skip_named_digest):
+            names.append(f"{prefix.name}@{target['digest']}")
     return list(dict.fromkeys(names))
+
+
+def _named(annotations: dict[str, str], prefix: Any) -> str:
+    """A whole name is taken as it is, or not at all; a bare tag comes after the prefix."""
+    if not prefix.name:
+        return ""
+    full = annotations.get(archive.NAME_ANNOTATION, "")
+    name = full or annotations.get(archive.REF_ANNOTATION, "")
+    if not any(sign in name for sign in "/:@"):
+        return f"{prefix.name}:{name}" if name and not full else ""
+    below = name == prefix.name or name.startswith(tuple(prefix.name + sign for sign in "/:@"))
+    return name if below or prefix.allow_overwrite else ""
 
 
 def _label_below(job: Job, target: Json, platforms: list[image_spec.Platform]) -> None:
@@ -136,3 +151,15 @@ def _export(job: Job, name: str, platforms: list[image_spec.Platform]) -> archiv
     document = image_spec.manifest(job.document(manifest))
     layers = [layer["digest"] for layer in document["layers"]]
     return archive.ExportImage([name], target, list(blobs.values()), document["config"]["digest"], layers)
+
+
+def echo(job: Job, source: Any, destination: Any) -> None:
+    """A stream back to the client as it came: how clients try streams out."""
+    reader = ClientReader(job, job.context.streams.get(job.namespace, source.stream))
+    writer = ClientWriter(job, job.context.streams.get(job.namespace, destination.stream))
+    try:
+        while data := reader.read(_CHUNK):
+            writer.write(data)
+    finally:
+        reader.finish()
+        writer.finish()

@@ -210,7 +210,7 @@ class Job:
                     f"wrong diff id calculated on extraction {answer['digest']}, expected {diff_id}"
                 )
             with suppress(AlreadyExists):
-                snapshots.commit(self.namespace, snapshotter, chain, key, {}, lease=self.lease)
+                snapshots.commit(self.namespace, snapshotter, chain, key, labels, lease=self.lease)
                 key = ""
         finally:
             if key:
@@ -233,6 +233,15 @@ def from_wire(message: Any) -> Json:
 
 def platforms_of(messages: Iterable[Any]) -> list[image_spec.Platform]:
     return [image_spec.Platform(one.os, one.architecture, one.variant) for one in messages]
+
+
+def own_names(destination: Any, digest: str) -> list[str]:
+    """The names that a store gives on its own, whatever it is that comes; of an archive, that is its index."""
+    names = [destination.name] if destination.name else []
+    for one in destination.extra_references:
+        if not one.is_prefix:
+            names.append(f"{one.name}@{digest}" if one.add_digest else one.name)
+    return names
 
 
 def in_parallel(pool_size: int, calls: Sequence[Callable[[], None]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from teu.api.types.transfer import registry_pb2
 from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied, Unavailable
-from teu.containerd.transfer.job import Job, Json, from_wire, in_parallel, platforms_of
+from teu.containerd.transfer.job import Job, Json, from_wire, in_parallel, own_names, platforms_of
 from teu.oci import distribution, image_spec, reference
 
 SOURCE_LABEL = "containerd.io/distribution.source."
@@ -80,17 +80,10 @@ def pull(job: Job, source: Any, destination: Any) -> None:
         for wanted in destination.unpacks:
             platform = platforms_of([wanted.platform])[0] if wanted.platform.os else image_spec.host_platform()
             job.unpack(target, platform, wanted.snapshotter)
-        for name in [destination.name or source.reference, *_extra_names(destination, target)]:
+        unnamed = [] if destination.name else [source.reference]
+        for name in unnamed + own_names(destination, target["digest"]):
             job.store(name, target, dict(destination.labels))
     job.tell(f"Completed pull from {source.reference}")
-
-
-def _extra_names(destination: Any, target: Json) -> list[str]:
-    return [
-        f"{one.name}@{target['digest']}" if one.add_digest else one.name
-        for one in destination.extra_references
-        if not one.is_prefix
-    ]
 
 
 def _keep(job: Job, descriptor: Json, data: bytes, labels: dict[str, str]) -> None:
