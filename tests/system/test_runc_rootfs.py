@@ -283,6 +283,29 @@ def test_id_map_of_the_containers_own(bundle: Bundle) -> None:
     assert done.stdout == "0:0\n", "the host's root is the container's"
 
 
+@pytest.mark.parametrize("userns", [False, True], ids=["plain", "userns"])
+def test_options_longer_than_fsconfig_takes(bundle: Bundle, userns: bool) -> None:
+    """fsconfig(2) refuses values of more than 255 bytes; an overlay's folders easily have such names."""
+    lower = [bundle.folder / (name * 140) for name in "ab"]
+    for place in lower:
+        place.mkdir()
+        (place / f"from-{place.name[0]}").touch()
+    if userns:
+        bundle.map_ids()
+    option = f"lowerdir={lower[0]}:{lower[1]}"
+    assert len(option) > 255
+    bundle.mount("/both", "overlay", options=[option, "noexec"])
+    said = bundle.says("ls /both; ls /proc/self/status; grep ' /both ' /proc/self/mountinfo; pwd")
+    assert said.startswith("from-a\nfrom-b\n/proc/self/status\n")
+    assert "noexec" in mounts_of(said.splitlines()[3])["/both"][5].split(",")
+    assert said.endswith("\n/")
+    assert "a" * 140 not in Path("/proc/self/mountinfo").read_text(), "nothing of it outside"
+    bundle.config["mounts"][-1]["options"] = [f"lowerdir={lower[0]}:{lower[1]}-missing"]
+    assert "mount overlay: no such file" in bundle.refuses().lower()
+    bundle.config["mounts"][-1]["options"] = ["lowerdir=" + ":".join(map(str, lower * 20))]
+    assert "longer than 4095 bytes" in bundle.refuses()
+
+
 # -- the root ------------------------------------------------------------------------------------------------
 
 

@@ -47,6 +47,8 @@ MOVE_MOUNT_T_EMPTY_PATH = 0x40
 FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
 FSCONFIG_CMD_CREATE = 6
+FSCONFIG_STRING_MAX = 255
+MOUNT_DATA_MAX = 4095
 
 MOUNT_ATTR_RDONLY = 0x01
 MOUNT_ATTR_NOSUID = 0x02
@@ -203,6 +205,11 @@ def mount_setattr(
 
 def new_filesystem(kind: str, source: str, data: list[str], attributes: int = 0) -> int:
     """A detached mount of a new file system. data: "key=value" or "flag" each. Errors carry the kernel's own words."""
+    if any(len(os.fsencode(text.partition("=")[2])) > FSCONFIG_STRING_MAX for text in (f"source={source}", *data)):
+        tree = _mounted_elsewhere(kind, source, ",".join(data))
+        if attributes:
+            mount_setattr(tree, attributes)
+        return tree
     context = syscall(f"fsopen {kind}", NR_fsopen, os.fsencode(kind), 1)
     try:
         try:
@@ -218,6 +225,35 @@ def new_filesystem(kind: str, source: str, data: list[str], attributes: int = 0)
         return syscall(f"fsmount {kind}", NR_fsmount, context, 1, attributes)
     finally:
         os.close(context)
+
+
+def _mounted_elsewhere(kind: str, source: str, data: str) -> int:
+    """new_filesystem by mount(2): fsconfig(2) takes no longer value than 255 bytes, and an overlay's folders can be.
+
+    mount(2) wants a place, so the mount is made in a mount namespace that lives only until it is taken out. What
+    refers to relative paths is looked up from the current folder, as ever.
+    """
+    from teu.linux.namespaces import CLONE_NEWNS, setns, unshare
+
+    if len(os.fsencode(data)) > MOUNT_DATA_MAX:
+        raise OSError(errno.E2BIG, f"mount {kind}: its options are longer than {MOUNT_DATA_MAX} bytes")
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    ours = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        unshare(CLONE_NEWNS)
+        try:
+            mount(None, "/", None, MS_REC | MS_PRIVATE)
+            try:
+                mount(source, "/proc", kind, 0, data)
+            except OSError as error:
+                raise OSError(error.errno, f"mount {kind}: {os.strerror(error.errno or 0)} (options {data})") from None
+            return open_tree(AT_FDCWD, "/proc")
+        finally:
+            setns(ours, CLONE_NEWNS)
+            os.fchdir(here)
+    finally:
+        os.close(ours)
+        os.close(here)
 
 
 def _fsconfig(context: int, command: int, key: str | None, value: str | None) -> None:
