@@ -133,6 +133,44 @@ def test_options(bundle: Bundle, kind: str, option: str, shown: str) -> None:
     assert shown in found[5].split(","), found
 
 
+@pytest.mark.parametrize(
+    ("source", "options", "shown"),
+    [
+        ("noatime", [], "noatime"),
+        ("noatime", ["atime"], "noatime"),
+        ("noatime", ["norelatime"], "noatime"),
+        ("noatime", ["relatime"], "relatime"),
+        ("noatime", ["strictatime"], ""),
+        ("noatime", ["nodiratime"], "nodiratime relatime"),
+        ("noatime", ["nodiratime", "norelatime"], "nodiratime relatime"),
+        ("noatime", ["strictatime", "nodiratime"], "nodiratime"),
+        ("noatime", ["strictatime", "nostrictatime"], "noatime"),
+        ("noatime,nodiratime", ["diratime"], "noatime nodiratime"),
+        ("nodiratime", ["strictatime"], ""),
+        ("relatime", ["strictatime", "noatime"], ""),
+    ],
+)
+def test_access_times_of_a_bind_go_by_the_flags_of_mount(
+    bundle: Bundle, source: str, options: list[str], shown: str
+) -> None:
+    """An option that only clears a flag leaves what the source has, with runc and mount(8) too."""
+    place = bundle.folder / "source"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", source, "tmpfs", str(place)], check=True)
+    try:
+        bundle.mount("/m", "bind", str(place), ["bind", *options])
+        found = mounts_of(bundle.says("cat /proc/self/mountinfo"))["/m"]
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    assert " ".join(sorted(word for word in found[5].split(",") if word.endswith("time"))) == shown
+
+
+@pytest.mark.parametrize("option", ["atime", "norelatime", "nostrictatime", "diratime"])
+def test_what_only_clears_leaves_a_new_file_system_relatime(bundle: Bundle, option: str) -> None:
+    bundle.mount("/m", "tmpfs", "tmpfs", [option])
+    assert "relatime" in mounts_of(bundle.says("cat /proc/self/mountinfo"))["/m"][5].split(",")
+
+
 def test_options_are_set_on_a_bind_and_not_its_source(bundle: Bundle) -> None:
     source = bundle.folder / "source"
     source.mkdir()

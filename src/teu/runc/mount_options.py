@@ -46,6 +46,23 @@ ATTRIBUTES = {
     "defaults": (0, 0),
 }
 
+# Of the mount itself, access times go by mount(2)'s flags, as with runc and mount(8): what is only cleared leaves a
+# bind mount its source's, nodiratime implies relatime, strictatime beats noatime. name: (flags to set, to clear)
+MS_NOATIME = 1024
+MS_NODIRATIME = 2048
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
+_TIMES = {
+    "nodiratime": (MS_NODIRATIME, 0),
+    "diratime": (0, MS_NODIRATIME),
+    "relatime": (MS_RELATIME, 0),
+    "norelatime": (0, MS_RELATIME),
+    "noatime": (MS_NOATIME, 0),
+    "atime": (0, MS_NOATIME),
+    "strictatime": (MS_STRICTATIME, 0),
+    "nostrictatime": (0, MS_STRICTATIME),
+}
+
 PROPAGATION = {
     "private": (MS_PRIVATE, False),
     "rprivate": (MS_PRIVATE, True),
@@ -118,8 +135,13 @@ class MountOptions:
 def parse(options: list[str]) -> MountOptions:
     """Later options win over earlier ones of the same bits."""
     result = MountOptions()
+    times = 0
     for option in options:
-        if option in ATTRIBUTES:
+        if option in _TIMES:
+            bits, cleared = _TIMES[option]
+            times = times & ~cleared | bits
+            result.attributes = True
+        elif option in ATTRIBUTES:
             bits, cleared = ATTRIBUTES[option]
             result.attributes = result.attributes or bool(bits | cleared)
             result.attr_set = result.attr_set & ~cleared | bits
@@ -145,4 +167,14 @@ def parse(options: list[str]) -> MountOptions:
             result.idmap = option
         elif option:
             result.data.append(option)
+    if times:
+        result.attr_clr |= MOUNT_ATTR__ATIME
+        if times & MS_STRICTATIME:
+            result.attr_set |= MOUNT_ATTR_STRICTATIME
+        elif times & MS_NOATIME:
+            result.attr_set |= MOUNT_ATTR_NOATIME
+        if times & MS_NODIRATIME:
+            result.attr_set |= MOUNT_ATTR_NODIRATIME
+        else:
+            result.attr_clr |= MOUNT_ATTR_NODIRATIME
     return result
