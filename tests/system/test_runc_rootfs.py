@@ -171,6 +171,27 @@ def test_what_only_clears_leaves_a_new_file_system_relatime(bundle: Bundle, opti
     assert "relatime" in mounts_of(bundle.says("cat /proc/self/mountinfo"))["/m"][5].split(",")
 
 
+@pytest.mark.parametrize(
+    ("source", "option"),
+    [("nodiratime", "strictatime"), ("relatime", "noatime"), ("relatime", "nodiratime"), ("strictatime", "relatime")],
+)
+def test_access_times_are_locked_in_a_user_namespace(bundle: Bundle, source: str, option: str) -> None:
+    place = bundle.folder / "source"
+    place.mkdir()
+    bundle.map_ids()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", source, "tmpfs", str(place)], check=True)
+    try:
+        bundle.mount("/m", "bind", str(place), ["bind", option])
+        assert "operation not permitted" in bundle.refuses()
+        for same in ("norelatime", "ro"):
+            bundle.config["mounts"][-1]["options"] = ["bind", same]
+            bundle.says("true")
+        bundle.config["mounts"][-1]["options"] = ["bind", source]
+        bundle.says("true")
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
 def test_options_are_set_on_a_bind_and_not_its_source(bundle: Bundle) -> None:
     source = bundle.folder / "source"
     source.mkdir()

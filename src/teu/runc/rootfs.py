@@ -262,6 +262,7 @@ _LOCKABLE = (
     (os.ST_NODEV, MOUNT_ATTR_NODEV),
     (os.ST_NOEXEC, MOUNT_ATTR_NOEXEC),
 )
+_TIMES = os.ST_NOATIME | os.ST_NODIRATIME | os.ST_RELATIME
 _INHERITED = MOUNT_ATTR_NOSYMFOLLOW | sum(attribute for _, attribute in _LOCKABLE)
 
 
@@ -269,7 +270,7 @@ def _set_bind_attributes(tree: int, options: MountOptions, user_namespace: bool)
     """The attributes of a bind mount, as runc: none given, those of its source stay; else what is not given is off.
 
     But what the host has locked away from a user namespace (ro, nosuid, nodev, noexec) stays on there,
-    and to ask for it to be off is EPERM, whoever opened the source.
+    and to ask for it to be off is EPERM, whoever opened the source; so are other access times than the host's.
     """
     if not options.attributes:
         return
@@ -278,12 +279,13 @@ def _set_bind_attributes(tree: int, options: MountOptions, user_namespace: bool)
     if user_namespace:
         implied &= MOUNT_ATTR_NOSYMFOLLOW
         had = _lockable(tree)
+        times = os.fstatvfs(tree).f_flag & _TIMES
     try:
         mounts.mount_setattr(tree, options.attr_set, clear | implied)
     except PermissionError:
         # locked by a user namespace around us
         mounts.mount_setattr(tree, options.attr_set, clear | implied & MOUNT_ATTR_NOSYMFOLLOW)
-    if user_namespace and had & clear & ~_lockable(tree):
+    if user_namespace and (had & clear & ~_lockable(tree) or os.fstatvfs(tree).f_flag & _TIMES != times):
         raise PermissionError(errno.EPERM, "operation not permitted")
 
 
