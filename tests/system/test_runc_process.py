@@ -317,6 +317,17 @@ def test_terminal_in_the_foreground(bundle: Bundle) -> None:
     assert "\r" not in done.stdout.replace("word\r\n", "")
 
 
+def test_terminal_without_a_mount_namespace(bundle: Bundle) -> None:
+    """Nothing is mounted in the root then, no devpts either: the terminal is one of the host's."""
+    bundle.without_namespace("mount")
+    del bundle.linux["maskedPaths"], bundle.linux["readonlyPaths"]
+    bundle.process["terminal"] = True
+    done = bundle.run("sh", "-c", "test -t 0 && test -t 2 && read x && echo got $x; ls /dev", input="word\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.replace("\r", "").split("\n")[-2:] == ["got word", ""], "and nothing is in its /dev"
+    assert str(bundle.folder) not in Path("/proc/self/mountinfo").read_text()
+
+
 def test_every_line_of_a_terminal_in_the_foreground(bundle: Bundle, rounds: Callable[[int], int]) -> None:
     bundle.process["terminal"] = True
     id = None

@@ -216,7 +216,7 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
             devices.create_links(root)
     else:
         root = os.open(plan.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    console = _open_console(plan, root) if (spec.get("process") or {}).get("terminal") else -1
+    console = _open_console(plan, root, own_mounts) if (spec.get("process") or {}).get("terminal") else -1
     plan.sync.send(b"H")
     _await(plan)  # prestart and createRuntime hooks have run
     os.fchdir(root)  # where runc's hooks find themselves, and where a hook that fills the root looks for it
@@ -370,21 +370,34 @@ def _write_time_offsets(plan: Plan) -> None:
         os.close(fd)
 
 
-def _open_console(plan: Plan, root: int) -> int:
+def _open_console(plan: Plan, root: int, own_mounts: bool) -> int:
     """A terminal of the container's devpts, put on /dev/console; its master goes to the parent.
 
     The slave is reached through the master and bound by descriptor: no path of the container is
-    trusted (CVE-2025-52565).
+    trusted (CVE-2025-52565). In the host's mount namespace nothing is mounted in the container's root:
+    there it is a terminal of the host's devpts, and no /dev/console.
     """
-    try:
-        master = mounts.open_in_root(root, "dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
-    except OSError as error:
-        raise RuncError(f"process.terminal needs a devpts at /dev/pts: {error.strerror}") from None
-    if fstatfs_type(master) != _DEVPTS_SUPER_MAGIC or os.fstat(master).st_rdev != os.makedev(5, 2):
-        raise RuncError("/dev/pts/ptmx is not a terminal multiplexer of a devpts")
+    if own_mounts:
+        try:
+            master = mounts.open_in_root(root, "dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
+        except OSError as error:
+            raise RuncError(f"process.terminal needs a devpts at /dev/pts: {error.strerror}") from None
+        if fstatfs_type(master) != _DEVPTS_SUPER_MAGIC or os.fstat(master).st_rdev != os.makedev(5, 2):
+            raise RuncError("/dev/pts/ptmx is not a terminal multiplexer of a devpts")
+    else:
+        master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     fcntl.ioctl(master, _TIOCSPTLCK, pack("i", 0))
     slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     os.fchown(slave, ((plan.spec["process"].get("user") or {}).get("uid")) or 0, -1)
+    if own_mounts:
+        _put_console(root, slave)
+    plan.sync.sendmsg([b"C"], [(SOL_SOCKET, SCM_RIGHTS, pack("i", master))])
+    os.close(master)
+    _await(plan)
+    return slave
+
+
+def _put_console(root: int, slave: int) -> None:
     parent = mounts.make_in_root(root, "dev")
     try:
         try:
@@ -403,10 +416,6 @@ def _open_console(plan: Plan, root: int) -> int:
         os.close(target)
     finally:
         os.close(parent)
-    plan.sync.sendmsg([b"C"], [(SOL_SOCKET, SCM_RIGHTS, pack("i", master))])
-    os.close(master)
-    _await(plan)
-    return slave
 
 
 def _become_program(plan: Plan, console: int, home: str) -> None:
