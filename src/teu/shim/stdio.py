@@ -17,10 +17,10 @@ bytes must move between the pty and the FIFOs.  Both is done by splice(2), in th
 """
 from __future__ import annotations
 
-import array
 import errno
 import fcntl
 import os
+import select
 import socket
 import stat
 import struct
@@ -263,13 +263,14 @@ class Relay:
         loop.watch(source, EPOLLIN, self._copy)
 
     def _copy(self, _events: int = 0) -> None:
+        # Asked before: a reader who takes something meanwhile must not make it look as if the source had been empty.
+        had_room = self._finishing and self._has_room()
         try:
             count = self._move()
         except BlockingIOError:
-            if self._finishing and not self._has_more():
-                self.end()
-                return
-            if self._sink_is_pipe:
+            if had_room:
+                self.end()  # it is empty, and nobody is to write to it any more
+            elif self._sink_is_pipe:
                 # There was something to read, so it is the reader of the sink who is slow.
                 self._loop.unwatch(self._source)
                 self._loop.watch(self._sink, EPOLLOUT, self._on_writable)
@@ -302,10 +303,14 @@ class Relay:
             os.write(self._sink, data)
         return len(data)
 
-    def _has_more(self) -> bool:
-        count = array.array("i", [0])
-        fcntl.ioctl(self._source, termios.FIONREAD, count)
-        return count[0] > 0
+    def _has_room(self) -> bool:
+        """Whether the sink takes something now. What a terminal still has cannot be asked for: some of it may be on its
+        way to where it is counted, and comes only when it is read."""
+        if not self._sink_is_pipe:
+            return True
+        poll = select.poll()
+        poll.register(self._sink, select.POLLOUT)
+        return any(events & select.POLLOUT for _, events in poll.poll(0))
 
     def _on_writable(self, _events: int) -> None:
         self._loop.unwatch(self._sink)

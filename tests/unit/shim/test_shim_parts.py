@@ -2,11 +2,14 @@
 """The shim's parts, each by itself: command line, options, placement, streams, mounts' options, exits."""
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+import tty
 from pathlib import Path
 
 import pytest
@@ -188,6 +191,45 @@ def test_standard_error_is_the_process_only_after_its_start(tmp_path: Path) -> N
     assert got == 500000
     streams.close()
     os.close(reader)
+    loop.close()
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_the_last_output_of_a_terminal_that_nobody_reads_yet(tmp_path: Path, room: int) -> None:
+    """A full FIFO, an end, and output in the terminal that is not counted where one can ask for it."""
+    path = str(tmp_path / "out")
+    os.mkfifo(path)
+    loop = Loop()
+    for _ in range(100):
+        master, slave = os.openpty()
+        tty.setraw(slave)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, room * 4096)
+        console = stdio.Console(loop, master, "", path)
+        written = os.urandom(4000)  # what a terminal takes at once
+        writer = threading.Thread(target=lambda: [os.write(slave, written), os.write(slave, written), os.close(slave)])
+        writer.start()
+        while writer.is_alive():
+            console.output._copy()
+        writer.join()
+        console.exited()
+        got = b""
+
+        def read_some() -> None:
+            nonlocal got
+            try:
+                got += os.read(reader, 65536)
+            except BlockingIOError:
+                pass
+            loop.after(0, read_some if not console.output.drained.done else loop.stop)
+
+        loop.after(0, read_some)
+        loop.run()
+        console.close()
+        while data := os.read(reader, 65536):
+            got += data
+        os.close(reader)
+        assert got == written * 2
     loop.close()
 
 
