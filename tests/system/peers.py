@@ -396,22 +396,22 @@ def answers(host: str, port: int) -> bool:
 
 
 class Registry(Daemon):
-    """Debian's docker-registry on loopback; `address` is HOST:PORT."""
+    """Debian's docker-registry; `address` is HOST:PORT."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str) -> None:
         super().__init__("registry")
-        self.address = f"127.0.0.1:{free_port()}"
+        self.address = f"{host}:{free_port()}"
 
 
 @contextlib.contextmanager
-def registry() -> Iterator[Registry]:
-    """A registry over HTTP on loopback, empty."""
-    daemon = Registry()
+def registry(host: str = "127.0.0.1", tls: Mapping[str, Any] | None = None) -> Iterator[Registry]:
+    """A registry over HTTP, or with the settings of `tls` over HTTPS; empty."""
+    daemon = Registry(host)
     config = {
         "version": "0.1",
         "log": {"level": "warn"},
         "storage": {"filesystem": {"rootdirectory": str(daemon.state)}, "delete": {"enabled": True}},
-        "http": {"addr": daemon.address},
+        "http": {"addr": daemon.address, **({"tls": tls} if tls else {})},
     }
     file = daemon.run / "config.yml"
     # JSON is YAML.

@@ -347,6 +347,17 @@ images -x
 """
 
 
+def test_an_index_of_a_whole_archive(side: Side, spaces: dict[str, str]) -> None:
+    """Made by the daemon, and by the client."""
+    for program, flags in (("ctr", ["--local=false"]), ("ctr", []), (TEU_CTR, [])):
+        done(side, spaces, program, "images", "import", *flags, "--index-name", "example.org/index:1",
+             str(peers.archive()))  # fmt: skip
+        listed = done(side, spaces, program, "images", "ls", "name==example.org/index:1").stdout
+        assert "application/vnd.oci.image.index.v1+json" in listed, (program, flags)
+        assert "complete" in done(side, spaces, program, "images", "check", "name==example.org/index:1").stdout
+        done(side, spaces, program, "images", "rm", "--sync", "example.org/index:1", peers.IMAGE)
+
+
 def shortened(text: str) -> str:
     """Only the first line of a help, whose words are our own; of progress, that there was some."""
     if text.startswith("Incorrect Usage"):

@@ -25,7 +25,7 @@ from teu.containerd.metrics import serve_metrics
 from teu.containerd.rpc import MAX_MESSAGE, Server
 from teu.containerd.shims import Shims
 from teu.containerd.wake import Waker
-from teu.systemd import grpc_activation, journal, notify
+from teu.systemd import grpc_activation, journal, notify, stacks
 
 log = logging.getLogger("teu.containerd")
 
@@ -100,6 +100,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop.set)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
+        loop.add_signal_handler(signal.SIGUSR1, lambda: stacks.show(log, asyncio.all_tasks()))
         notify.status("Opening the stores")
         context = self.context = await asyncio.to_thread(Context, self.config)
         context.loop = loop

@@ -55,6 +55,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["oci-hook"]:
+        from teu.containerd import oci_hook
+
+        return oci_hook.main(words[1:])
     arguments = _arguments(argv)
     try:
         config = _settings(arguments)

@@ -138,10 +138,10 @@ skip-verify,k  bool    Do not check certificates
 plain-http     bool    Speak plain HTTP
 user,u         string  USER[:PASSWORD] for the registry
 refresh        string  Refresh token for the registry
-hosts-dir      string  Folder with the certificates of registries
-tlscacert      string  Accepted for ctr's sake: use --hosts-dir
-tlscert        string  Accepted for ctr's sake: use --hosts-dir
-tlskey         string  Accepted for ctr's sake: use --hosts-dir
-http-dump      bool    Accepted for ctr's sake
-http-trace     bool    Accepted for ctr's sake
+hosts-dir      string  Folder with hosts.toml or certificates of registries, as containerd has it
+tlscacert      string  File of the authorities to trust, in place of the system's
+tlscert        string  Certificate to show, a file
+tlskey         string  Key of that certificate, a file
+http-dump      bool    Show requests and answers on standard error
+http-trace     bool    Show connections on standard error, with --debug
 """

@@ -14,7 +14,8 @@ from typing import Any
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from teu.api.types.runc.options import oci_pb2
-from teu.ctr import blobs, containers, remap
+from teu.api.types.runtimeoptions.v1 import api_pb2 as runtimeoptions_pb2
+from teu.ctr import blobs, cni, containers, remap
 from teu.ctr import spec as specification
 from teu.ctr.client import Client, containers_pb2, snapshots_pb2, tasks_pb2
 from teu.ctr.errors import CommandError, NotFound
@@ -51,6 +52,14 @@ def looked_into(client: Client, snapshotter: str, key: str) -> Iterator[Path | N
 
 def runtime_options(options: Options) -> Any:
     if not options["runtime"].startswith(("io.containerd.runc.", "io.containerd.teu.")):
+        if options["runc-binary"] or options["runc-systemd-cgroup"]:
+            raise CommandError(
+                "specifying runc-binary and runc-systemd-cgroup is only supported for "
+                f'"io.containerd.runc.v2" and "{RUNTIME}" runtime'
+            )
+        if options["runtime-config-path"]:
+            found = runtimeoptions_pb2.Options(config_path=options["runtime-config-path"])
+            return packed("runtimeoptions.v1.Options", found.SerializeToString())
         return None
     found = oci_pb2.Options(
         binary_name=options["runc-binary"], root=options["runc-root"], systemd_cgroup=options["runc-systemd-cgroup"]
@@ -66,6 +75,8 @@ def make(ctr: Ctr, options: Options, operands: list[str]) -> str:
         runtime=containers_pb2.Container.Runtime(name=options["runtime"], options=runtime_options(options)),
         sandbox=options["sandbox"],
     )
+    if options.get("cni") and not options["config"]:
+        container.extensions[cni.EXTENSION].CopyFrom(packed(cni.EXTENSION_TYPE, b'{"EnableCni":true}'))
     if options["config"]:
         if not operands:
             raise CommandError("container id must be provided")
@@ -192,19 +203,18 @@ def delete_task(client: Client, identity: str) -> None:
 def run(ctr: Ctr, options: Options, operands: list[str]) -> int:
     if options["rm"] and options["detach"]:
         raise CommandError("flags --detach and --rm cannot be specified together")
-    if options["cni"]:
-        raise CommandError("--cni is not supported: use --net-host, or teu run for a bridged network")
-    if options["gpus"]:
-        raise CommandError("--gpus is not supported: give the devices with --device")
     identity = make(ctr, options, operands)
     client = ctr.client
     code = 0
     try:
-        conversation, _ = create_task(ctr, options, identity)
+        network = cni.network() if options["cni"] else None
+        conversation, pid = create_task(ctr, options, identity)
         try:
-            if not options["detach"]:
-                conversation.wait()
             try:
+                if not options["detach"]:
+                    conversation.wait()
+                if network:
+                    network.add(full_name(ctr, identity), f"/proc/{pid}/ns/net")
                 client.tasks.Start(tasks_pb2.StartRequest(container_id=identity))
             except CommandError:
                 delete_task(client, identity)
@@ -216,6 +226,11 @@ def run(ctr: Ctr, options: Options, operands: list[str]) -> int:
         finally:
             if not options["detach"]:
                 conversation.fifos.remove()
+                if network:
+                    try:
+                        network.remove(full_name(ctr, identity))
+                    except CommandError as error:
+                        log("error", "network review", error=error.text)
     finally:
         if options["rm"]:
             try:
@@ -223,6 +238,11 @@ def run(ctr: Ctr, options: Options, operands: list[str]) -> int:
             except CommandError as error:
                 log("error", "failed to cleanup container", error=error.text)
     return code
+
+
+def full_name(ctr: Ctr, identity: str) -> str:
+    """A container's name beside those of other namespaces."""
+    return f"{ctr.namespace}-{identity}"
 
 
 IO_FLAGS = """
@@ -241,15 +261,15 @@ snapshotter  string={SNAPSHOTTER}  Snapshotter [$CONTAINERD_SNAPSHOTTER]
 snapshotter-label  strings  Label for the snapshot, KEY=VALUE
 label        strings  Label for the container, KEY=VALUE
 runtime      string={RUNTIME}  Runtime name, or path of a shim
-runtime-config-path  string  Accepted for ctr's sake
+runtime-config-path  string  Configuration of another runtime than runc's
 runc-binary  string   The OCI runtime that the shim is to use
 runc-root    string   The OCI runtime's folder of state
 runc-systemd-cgroup  bool  Let the OCI runtime ask systemd for the cgroup
 remap-labels bool     Tell the snapshotter of the mappings, by labels
 sandbox      string   Create it in this sandbox
 rootfs       bool     The first operand is a folder, not an image
-blockio-config-file  string  Accepted for ctr's sake
-blockio-class        string  Accepted for ctr's sake
+blockio-config-file  string  File with classes of block I/O
+blockio-class        string  Class of block I/O of that file
 """
     + TASK_FLAGS
 )
@@ -259,7 +279,7 @@ RUN_FLAGS = (
     + """
 rm           bool     Remove the container when it has ended
 detach,d     bool     Do not wait for it
-cni          bool     Not supported
+cni          bool     Network by the CNI plugins and configuration of this host
 """
 )
 COMMANDS = {

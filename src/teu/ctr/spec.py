@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from teu.ctr import blockio
 from teu.ctr.errors import CommandError
 from teu.ctr.flags import Options
 
@@ -305,6 +307,8 @@ def apply_options(spec: Json, options: Options) -> None:
             raise CommandError(f"the Linux namespace type specified in --with-ns is not valid: {kind}")
         kept = [entry for entry in linux["namespaces"] if entry["type"] != kind]
         linux["namespaces"] = [*kept, {"type": kind, "path": path}]
+    if options["gpus"]:
+        add_gpus(spec, options["gpus"])
     if options["allow-new-privs"]:
         process["noNewPrivileges"] = False
     if "cgroup" in options.changed:
@@ -314,6 +318,9 @@ def apply_options(spec: Json, options: Options) -> None:
             add_device(spec, device)
     if options["rootfs-propagation"]:
         linux["rootfsPropagation"] = options["rootfs-propagation"]
+    limited = blockio.of_class(options["blockio-config-file"], options["blockio-class"])
+    if limited is not None:
+        linux["resources"]["blockIO"] = limited
     if options["rdt-class"]:
         linux["intelRdt"] = {"closID": options["rdt-class"]}
     if options["hostname"]:
@@ -322,6 +329,25 @@ def apply_options(spec: Json, options: Options) -> None:
         linux["uidMappings"] = [mapping(text) for text in options["uidmap"]]
         linux["gidMappings"] = [mapping(text) for text in options["gidmap"]]
         linux["namespaces"].append({"type": "user"})
+
+
+def add_gpus(spec: Json, numbers: list[str]) -> None:
+    """Let nvidia-container-cli, which must be on this host, put these devices into the container."""
+    for number in numbers:
+        if not number.isdigit():
+            raise CommandError(f'invalid value "{number}" for flag -gpus: parse error')
+    hook = shutil.which("teu-containerd") or shutil.which("containerd")
+    cli = shutil.which("nvidia-container-cli")
+    for name, path in (("containerd", hook), ("nvidia-container-cli", cli)):
+        if not path:
+            raise CommandError(f'exec: "{name}": executable file not found in $PATH')
+    capabilities = ("compute", "compat32", "graphics", "utility", "video", "display")
+    configure = ["configure", f"--device={','.join(numbers)}", *(f"--{name}" for name in capabilities)]
+    spec.setdefault("hooks", {}).setdefault("prestart", []).append({
+        "path": hook,
+        "args": ["containerd", "oci-hook", "--", cli, "--load-kmods", *configure, "--pid={{pid}}", "{{rootfs}}"],
+        "env": [f"{name}={value}" for name, value in os.environ.items()],
+    })  # fmt: skip
 
 
 def mapping(text: str) -> Json:
@@ -390,5 +416,5 @@ hostname        string   Host name inside
 user,u          string   NAME|UID[:GROUP|GID]
 rootfs-propagation  string  Mount propagation of the root file system
 device          strings  Give access to a device, or to all devices below a folder
-gpus            strings  Not supported; give devices with --device
+gpus            strings  Numbers of NVIDIA's devices; needs nvidia-container-cli
 """

@@ -10,7 +10,7 @@ from typing import Any
 
 from teu.api.cgroups.v2 import metrics_pb2
 from teu.api.types.runc.options import oci_pb2
-from teu.ctr import containers
+from teu.ctr import cni, containers
 from teu.ctr.client import Client
 from teu.ctr.client import tasks_pb2 as pb
 from teu.ctr.errors import CommandError, NotFound
@@ -151,12 +151,25 @@ def kill(ctr: Ctr, options: Options, operands: list[str]) -> None:
         raise CommandError("specify an exec-id or all; not both")
     client = ctr.client
     get_task(client, identity)
+    container = containers.get(client, identity)
     text = options["signal"]
     if not text:
-        text = containers.get(client, identity).labels.get("io.containerd.image.config.stop-signal", "SIGTERM")
+        text = container.labels.get("io.containerd.image.config.stop-signal", "SIGTERM")
     request = pb.KillRequest(
         container_id=identity, exec_id=options["exec-id"], signal=signal_number(text), all=options["all"]
     )
+    if cni.EXTENSION in container.extensions:
+        try:
+            enabled = json.loads(container.extensions[cni.EXTENSION].value).get("EnableCni")
+        except (ValueError, AttributeError):
+            raise CommandError(f"failed to unmarshal cni metadata extension  {cni.EXTENSION}") from None
+        if enabled:
+            network = cni.network()
+            try:
+                network.remove(f"{ctr.namespace}-{identity}")
+            except CommandError as error:
+                log("error", "network remove error", error=error.text)
+                raise
     client.tasks.Kill(request)
 
 

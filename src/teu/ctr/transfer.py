@@ -6,6 +6,7 @@ straight into containerd's content store and are unpacked there."""
 
 from __future__ import annotations
 
+import http.client
 import os
 import sys
 import time
@@ -19,12 +20,13 @@ from teu.ctr.client import Client, content_pb2
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import REGISTRY, Options, labels
 from teu.ctr.main import SNAPSHOTTER, Command, Ctr, need
-from teu.ctr.output import span
+from teu.ctr.output import log, span
 from teu.ctr.progress import Progress
-from teu.oci import archive, distribution, image_spec, reference
+from teu.oci import archive, distribution, image_spec, reference, registries, registry_hosts
 from teu.oci import digest as digests
 
 DOWNLOADS = 3
+OCI_FOREIGN = "application/vnd.oci.image.layer.nondistributable."
 
 
 def credentials(options: Options) -> distribution.Credentials | None:
@@ -38,12 +40,93 @@ def credentials(options: Options) -> distribution.Credentials | None:
     return distribution.Credentials(user, password, options["refresh"])
 
 
-def registry_for(options: Options, parsed: reference.Reference) -> distribution.Registry:
-    insecure = (parsed.domain,) if options["plain-http"] or options["skip-verify"] else ()
-    certs = options["hosts-dir"] or distribution.CERTS_DIRECTORY
-    return distribution.Registry(
-        parsed.domain, credentials(options), distribution.Options(insecure=insecure, certs=certs)
+class Shown(distribution.Watch):
+    """--http-dump and --http-trace: exchanges as lines of the log on standard error."""
+
+    def __init__(self, dump: bool, trace: bool) -> None:
+        self.dump = dump
+        self.trace = trace
+
+    def show(self, data: bytes) -> None:
+        for line in data.decode("utf-8", "backslashreplace").splitlines():
+            log("info", line)
+
+    def connected(self, address: str, reused: bool) -> None:
+        if self.trace:
+            log("debug", "Connection successful", remote_addr=address, reused=str(reused).lower())
+
+    def sent(self, head: str, body: bytes | None) -> None:
+        if self.dump:
+            self.show(head.encode() + (body or b""))
+
+    def received(self, head: str, response: http.client.HTTPResponse) -> Any:
+        if not self.dump:
+            return response
+        self.show(head.encode())
+        return ShownBody(response, self)
+
+
+class ShownBody:
+    """An answer that is shown while it is read."""
+
+    def __init__(self, response: http.client.HTTPResponse, shown: Shown) -> None:
+        self.response = response
+        self.shown = shown
+        self.status, self.headers, self.isclosed = response.status, response.headers, response.isclosed
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.response.read(size)
+        if data:
+            self.shown.show(data)
+        return data
+
+
+def check_tls(options: Options) -> tuple[tuple[str, str], ...]:
+    """What --tlscert and --tlskey name; complains of files as ctr does, before anything is asked for."""
+    authority, certificate, key = options["tlscacert"], options["tlscert"], options["tlskey"]
+    if not (authority or certificate or key):
+        return ()
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if authority:
+        try:
+            context.load_verify_locations(authority)
+        except ssl.SSLError:
+            raise CommandError(f'failed to load TLS CAs from "{authority}": invalid data') from None
+        except OSError as error:
+            why = (error.strerror or "").lower()
+            raise CommandError(f'failed to read "{authority}": open {authority}: {why}') from None
+    if not (certificate or key):
+        return ()
+    if not (certificate and key):
+        raise CommandError("flags --tlscert and --tlskey must be set together")
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as error:
+        named = f'(cert="{certificate}", key="{key}")'
+        missing = next((name for name in (certificate, key) if not os.path.exists(name)), "")
+        why = f"open {missing}: no such file or directory" if missing else str(error)
+        raise CommandError(f"failed to load TLS client credentials {named}: {why}") from None
+    return ((certificate, key),)
+
+
+def registry_for(ctr: Ctr, options: Options, parsed: reference.Reference) -> registries.Registries:
+    pairs = check_tls(options)
+    # the connections themselves are for those who debug, as with ctr
+    trace = options["http-trace"] and ctr.options["debug"]
+    wanted = distribution.Options(
+        verify=not options["skip-verify"],
+        authority=options["tlscacert"],
+        pairs=pairs,
+        watch=Shown(options["http-dump"], trace) if options["http-dump"] or trace else None,
     )
+    try:
+        return registries.opened(
+            parsed.domain, credentials(options), wanted, options["hosts-dir"], options["plain-http"]
+        )
+    except (registry_hosts.HostsError, OSError) as error:
+        raise CommandError(str(error)) from None
 
 
 def parse_reference(text: str) -> reference.Reference:
@@ -76,7 +159,7 @@ class Fetcher:
     """Brings an image's parts from a registry into the content store, children before parents are labelled."""
 
     def __init__(
-        self, client: Client, registry: distribution.Registry, parsed: reference.Reference, status: Progress, jobs: int
+        self, client: Client, registry: registries.Registries, parsed: reference.Reference, status: Progress, jobs: int
     ) -> None:
         self.client = client
         self.registry = registry
@@ -151,12 +234,12 @@ def platform_choice(options: Options) -> Callable[[list[Json]], list[Json]]:
     return lambda entries: [entry for each in wanted for entry in image_spec.choose(entries, each)[:1]]
 
 
-def resolve(registry: distribution.Registry, parsed: reference.Reference, text: str) -> Json:
+def resolve(registry: registries.Registries, parsed: reference.Reference, text: str) -> Json:
     wanted = parsed.digest or parsed.tag
     if not wanted:
         raise CommandError(f'failed to resolve reference "{text}": object required')
     try:
-        return registry.resolve(parsed.path, wanted) or registry.manifest(parsed.path, wanted)[0]
+        return registry.resolve(parsed.path, wanted)
     except distribution.NotFound:
         raise NotFound(f'failed to resolve reference "{text}": {text}: not found') from None
     except distribution.RegistryError as error:
@@ -167,7 +250,7 @@ def fetch_image(ctr: Ctr, options: Options, text: str, extent: Extent = "image")
     """Bring an image into the content store, showing how far it is; its target."""
     parsed = parse_reference(text)
     status = Progress()
-    with registry_for(options, parsed) as registry, status.shown(ctr.options["debug"]):
+    with registry_for(ctr, options, parsed) as registry, status.shown(ctr.options["debug"]):
         status.set(text, "resolving")
         target = resolve(registry, parsed, text)
         status.set(text, "resolved")
@@ -223,7 +306,7 @@ def push(ctr: Ctr, options: Options, operands: list[str]) -> None:
             target = blobs.manifests(client, target, options["platform"][0])[0][0]
     parsed = parse_reference(text)
     status = Progress()
-    with registry_for(options, parsed) as registry, status.shown(ctr.options["debug"]):
+    with registry_for(ctr, options, parsed) as registry, status.shown(ctr.options["debug"]):
 
         def upload(descriptor: Json) -> None:
             name, size, digest = part_name(descriptor), descriptor["size"], descriptor["digest"]
@@ -245,6 +328,8 @@ def push(ctr: Ctr, options: Options, operands: list[str]) -> None:
         def tree(descriptor: Json, name: str) -> None:
             status.set(part_name(descriptor), "waiting")
             below = blobs.children(client, descriptor)
+            if not options["allow-non-distributable-blobs"]:
+                below = [child for child in below if not is_foreign(child)]
             kept = [child for child in below if blobs.exists(client, child["digest"])]
             if len(kept) < len(below) and descriptor["mediaType"] not in image_spec.INDEXES:
                 raise CommandError(f"content of {descriptor['digest']} is not whole: not found")
@@ -271,6 +356,16 @@ def push(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 # Archives --------------------------------------------------------------------------------------------------
+
+
+def gzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    import zlib
+
+    machine = zlib.compressobj(6, zlib.DEFLATED, 31)
+    for piece in pieces:
+        if data := machine.compress(piece):
+            yield data
+    yield machine.flush()
 
 
 class ContentSink:
@@ -331,7 +426,15 @@ def import_images(ctr: Ctr, options: Options, operands: list[str]) -> None:
             raise CommandError(f"open {path}: {(error.strerror or '').lower()}") from None
     with client.leased():
         try:
-            found = archive.read(source, ContentSink(client))
+            compress = None
+            if options["compress-blobs"]:
+
+                def compress(digest: str) -> tuple[str, int]:
+                    name = "compress-blob-" + digest.replace(":", "-")
+                    kept = {"containerd.io/uncompressed": digest}
+                    return blobs.write_unknown(client, name, gzipped(blobs.read(client, digest)), kept)
+
+            found = archive.read(source, ContentSink(client), compress)
         except (archive.ArchiveError, image_spec.SpecError) as error:
             raise CommandError(f"{path}: {error}") from None
         if not found:
@@ -372,6 +475,12 @@ def is_parent(descriptor: Json) -> bool:
     return descriptor["mediaType"] in image_spec.INDEXES or descriptor["mediaType"] in image_spec.MANIFESTS
 
 
+def is_foreign(descriptor: Json) -> bool:
+    """A layer that its maker alone hands out."""
+    kind: str = descriptor["mediaType"]
+    return kind.startswith((image_spec.DOCKER_LAYER.replace(".diff", ".foreign.diff"), OCI_FOREIGN))
+
+
 def export(ctr: Ctr, options: Options, operands: list[str]) -> None:
     out, *names = need(operands, *["please provide both an output filename and an image reference to export"] * 2)
     client = ctr.client
@@ -382,6 +491,8 @@ def export(ctr: Ctr, options: Options, operands: list[str]) -> None:
         if not options["all-platforms"]:
             target = blobs.manifests(client, target, platform)[0][0]
         below = [part for part in blobs.walk(client, target) if part["digest"] != target["digest"]]
+        if options["skip-non-distributable"]:
+            below = [part for part in below if not is_foreign(part)]
         missing = [part for part in below if not blobs.exists(client, part["digest"])]
         if missing:
             raise NotFound(f"content {missing[0]['digest']}: not found")
@@ -393,14 +504,15 @@ def export(ctr: Ctr, options: Options, operands: list[str]) -> None:
     def content(digest: str) -> Iterable[bytes]:
         return blobs.read(client, digest)
 
+    for_docker = not options["skip-manifest-json"]
     if out == "-":
-        for piece in archive.write(images, content):
+        for piece in archive.write(images, content, for_docker):
             sys.stdout.buffer.write(piece)
         return
     temporary = f"{out}.{os.getpid()}.part"
     try:
         with open(temporary, "wb") as file:
-            for piece in archive.write(images, content):
+            for piece in archive.write(images, content, for_docker):
                 file.write(piece)
         os.replace(temporary, out)
     except OSError as error:
@@ -416,7 +528,7 @@ def export(ctr: Ctr, options: Options, operands: list[str]) -> None:
 def fetch_object(ctr: Ctr, options: Options, operands: list[str]) -> None:
     text = need(operands, "image ref")[0]
     parsed = parse_reference(text)
-    with registry_for(options, parsed) as registry:
+    with registry_for(ctr, options, parsed) as registry:
         try:
             _, data = registry.manifest(parsed.path, parsed.digest or parsed.tag)
         except distribution.NotFound:
@@ -430,10 +542,10 @@ def fetch_object(ctr: Ctr, options: Options, operands: list[str]) -> None:
 def fetch_blob(ctr: Ctr, options: Options, operands: list[str]) -> None:
     text, *wanted = need(operands, "must specify digests", "must specify digests")
     parsed = parse_reference(text)
-    with registry_for(options, parsed) as registry:
+    with registry_for(ctr, options, parsed) as registry:
         for digest in wanted:
             try:
-                answer = registry.request("GET", f"/v2/{parsed.path}/blobs/{digest}", registry.pull_scope(parsed.path))
+                answer = registry.open_blob(parsed.path, digest)
                 while data := answer.response.read(blobs.CHUNK):
                     sys.stdout.buffer.write(data)
             except distribution.RegistryError as error:
@@ -451,7 +563,7 @@ def push_object(ctr: Ctr, options: Options, operands: list[str]) -> None:
     parsed = parse_reference(text)
     info: Any = ctr.client.content.Info(content_pb2.InfoRequest(digest=digest)).info
     descriptor: Json = {"mediaType": kind, "digest": digest, "size": info.size}
-    with registry_for(options, parsed) as registry:
+    with registry_for(ctr, options, parsed) as registry:
         try:
             if is_parent(descriptor):
                 data = b"".join(blobs.read(ctr.client, digest))
@@ -493,7 +605,7 @@ manifest-type  string=application/vnd.oci.image.manifest.v1+json  Its kind
 platform       strings  Push the manifest of this platform
 max-concurrent-uploaded-layers  int  So many layers at once
 local          bool    Accepted for ctr's sake
-allow-non-distributable-blobs  bool  Accepted for ctr's sake
+allow-non-distributable-blobs  bool  Push layers too that only their maker is to hand out
 """,
     ),
     "images import": Command(
@@ -509,7 +621,7 @@ skip-digest-for-named  bool  But not for those that have a name
 index-name     string  Make an image of this name of all that the archive has
 no-unpack      bool    Do not unpack
 local          bool    Accepted for ctr's sake
-compress-blobs bool    Accepted for ctr's sake
+compress-blobs bool    Compress layers without compression, of archives in docker's form
 discard-unpacked-layers  bool  Do not keep the layers once they are unpacked
 """,
     ),
@@ -518,8 +630,8 @@ discard-unpacked-layers  bool  Do not keep the layers once they are unpacked
         "[flags] <out> <image> ...",
         PLATFORMS
         + """
-skip-manifest-json         bool  Accepted for ctr's sake
-skip-non-distributable     bool  Accepted for ctr's sake
+skip-manifest-json         bool  Without docker's manifest.json: an OCI layout alone
+skip-non-distributable     bool  Without layers that only their maker is to hand out
 local                      bool  Accepted for ctr's sake
 """,
     ),

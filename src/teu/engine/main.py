@@ -19,7 +19,7 @@ from teu import __version__
 from teu import config as configuration
 from teu.engine.config import FILE, KEYS, LEVELS, check
 from teu.engine.errors import EngineError
-from teu.systemd import journal, notify
+from teu.systemd import journal, notify, stacks
 from teu.systemd.activation import listen_sockets
 
 log = logging.getLogger("teu.engine")
@@ -155,6 +155,7 @@ def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
     os.umask(0o022)
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.signal(signal.SIGUSR1, lambda *_: stacks.show(log))
     sockets = listeners(config["hosts"], config["group"])
     router.load()
     engine = Engine(config)

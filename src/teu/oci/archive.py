@@ -194,13 +194,16 @@ class _Whole:
         return data
 
 
-def read(stream: Stream, sink: Sink) -> list[ArchiveImage]:
-    """Read a whole archive into `sink` and return its images. Raises ArchiveError or SpecError."""
+def read(
+    stream: Stream, sink: Sink, compress: Callable[[str], tuple[str, int]] | None = None
+) -> list[ArchiveImage]:
+    """Read a whole archive into `sink` and return its images. `compress` makes another blob with gzip of a layer that
+    has no compression, in archives of docker's form: its digest and size. Raises ArchiveError or SpecError."""
     entries, tables = _blobs(stream, sink)
     if "index.json" in tables and "oci-layout" in tables:
         return _layout_images(tables, entries, sink)
     if "manifest.json" in tables:
-        return _docker_images(tables["manifest.json"], entries, sink)
+        return _docker_images(tables["manifest.json"], entries, sink, compress)
     raise ArchiveError(_NOT_AN_ARCHIVE)
 
 
@@ -370,7 +373,12 @@ def _layout_images(tables: dict[str, bytes], entries: dict[str, Entry], sink: Si
     return list(images.values())
 
 
-def _docker_images(data: bytes, entries: dict[str, Entry], sink: Sink) -> list[ArchiveImage]:
+def _docker_images(
+    data: bytes,
+    entries: dict[str, Entry],
+    sink: Sink,
+    compress: Callable[[str], tuple[str, int]] | None = None,
+) -> list[ArchiveImage]:
     images = []
     for row in _docker_table(data):
         config_entry = entries.get(_entry_name(row["Config"]))
@@ -388,6 +396,8 @@ def _docker_images(data: bytes, entries: dict[str, Entry], sink: Sink) -> list[A
                 raise ArchiveError(f"manifest.json names {path}, which is not in the archive")
             if not entry.compression and entry.digest != diff_id:
                 raise ArchiveError(f"layer {path} has digest {entry.digest}, its configuration says {diff_id}")
+            if compress and not entry.compression:
+                entry = Entry(*compress(entry.digest), "gzip")
             suffix = {"": "", "gzip": ".gzip", "zstd": ".zstd"}.get(entry.compression)
             if suffix is None:
                 raise ArchiveError(f"layer {path} is compressed with {entry.compression}; gzip and zstd are read")
@@ -421,8 +431,11 @@ class ExportImage(NamedTuple):
     layer_digests: list[str]
 
 
-def write(images: list[ExportImage], content: Callable[[str], Iterable[bytes]]) -> Iterator[bytes]:
-    """The tar stream of an archive that docker, podman, containerd and teu load."""
+def write(
+    images: list[ExportImage], content: Callable[[str], Iterable[bytes]], for_docker: bool = True
+) -> Iterator[bytes]:
+    """The tar stream of an archive that docker, podman, containerd and teu load; without `for_docker` it is an OCI
+    layout alone."""
     manifests, table = [], []
     repositories: dict[str, dict[str, str]] = {}
     blobs: dict[str, int] = {}
@@ -462,9 +475,10 @@ def write(images: list[ExportImage], content: Callable[[str], Iterable[bytes]]) 
         yield b"\0" * (-size % 512)
     yield from _file("index.json", image_spec.encode(
         {"schemaVersion": 2, "mediaType": image_spec.OCI_INDEX, "manifests": manifests}))
-    yield from _file("manifest.json", _encode_list(table))
+    if for_docker:
+        yield from _file("manifest.json", _encode_list(table))
     yield from _file("oci-layout", LAYOUT)
-    if repositories:
+    if repositories and for_docker:
         yield from _file("repositories", image_spec.encode(repositories))
     yield b"\0" * 1024
 

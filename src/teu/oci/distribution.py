@@ -31,6 +31,7 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from teu.oci import digest as digests
 from teu.oci import image_spec
+from teu.oci.registry_hosts import Place
 
 if TYPE_CHECKING:
     import ssl
@@ -103,12 +104,34 @@ def credentials_from_header(header: str) -> Credentials:
 class Options(NamedTuple):
     """How registries are reached. `insecure`: hosts ("host", "host:port") and networks where certificates are
     not verified and plain HTTP may be spoken; loopback always is such a place. `mirrors`: bases asked before
-    docker.io."""
+    docker.io. `schemes`: what is spoken to the registry, the first at first. `verify`: certificates are looked at.
+    `authority`: file of those that are trusted in place of the system's; `authorities`, `pairs`: as of a `Place`.
+    `watch` is told of every exchange, for those who want to see them."""
 
     insecure: tuple[str, ...] = ()
     mirrors: tuple[str, ...] = ()
     certs: str = CERTS_DIRECTORY
     user_agent: str = "teu"
+    schemes: tuple[str, ...] = ()
+    verify: bool = True
+    authority: str = ""
+    authorities: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
+    watch: Watch | None = None
+
+
+class Watch:
+    """What a client wants to hear of its exchanges with registries; what it does not want stays as here."""
+
+    def connected(self, address: str, reused: bool) -> None:
+        """A request goes over this connection."""
+
+    def sent(self, head: str, body: bytes | None) -> None:
+        """A request, its head in HTTP's form; of a body that is a stream, nothing."""
+
+    def received(self, head: str, response: http.client.HTTPResponse) -> Any:
+        """An answer's head; what is returned stands in the response's place."""
+        return response
 
 
 class Answer(NamedTuple):
@@ -146,13 +169,20 @@ class _Host:
         if self._context is None:
             import ssl
 
-            context = ssl.create_default_context()
-            directory = Path(self._options.certs) / self.netloc
-            for path in sorted(directory.glob("*.crt")) if directory.is_dir() else []:
+            options = self._options
+            context = ssl.create_default_context(cafile=options.authority or None)
+            # Python 3.13 refuses authorities without a key usage, which is what openssl makes, and docker takes
+            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+            directory = Path(options.certs) / self.netloc if options.certs else None
+            for path in sorted(directory.glob("*.crt")) if directory and directory.is_dir() else []:
                 context.load_verify_locations(path)
-            for path in sorted(directory.glob("*.cert")) if directory.is_dir() else []:
+            for path in sorted(directory.glob("*.cert")) if directory and directory.is_dir() else []:
                 context.load_cert_chain(path, path.with_suffix(".key"))
-            if self.insecure:
+            for authority in options.authorities:
+                context.load_verify_locations(authority)
+            for certificate, key in options.pairs:
+                context.load_cert_chain(certificate, key or None)
+            if self.insecure or not options.verify:
                 context.check_hostname = False
                 context.verify_mode = ssl.CERT_NONE
             self._context = context
@@ -243,7 +273,16 @@ def _challenge(header: str) -> tuple[str, dict[str, str]]:
 
 
 class Registry:
-    def __init__(self, domain: str, credentials: Credentials | None = None, options: Options | None = None) -> None:
+    """`place` is where to ask in the place of the domain itself, which is then named in each request."""
+
+    def __init__(
+        self,
+        domain: str,
+        credentials: Credentials | None = None,
+        options: Options | None = None,
+        place: Place | None = None,
+    ) -> None:
+        place = place or Place()
         self.domain = domain
         self.options = options or Options()
         self.credentials = credentials or Credentials()
@@ -251,10 +290,16 @@ class Registry:
         self._tokens: dict[str, str] = {}
         self._basic = False
         self._lock = threading.Lock()
-        netloc = DOCKER_IO if domain == "docker.io" else domain
+        own = DOCKER_IO if domain == "docker.io" else domain
+        netloc = place.netloc or own
         self._insecure = is_insecure(netloc, self.options)
         self._schemes = ["https", "http"] if self._insecure else ["https"]
+        if self.options.schemes:
+            self._schemes = list(self.options.schemes)
         self._netloc = netloc
+        self._path = place.path
+        self._headers = dict(place.headers)
+        self._asked_for = domain if netloc not in (own, domain) else ""
 
     def close(self) -> None:
         for host in self._hosts.values():
@@ -281,13 +326,24 @@ class Registry:
         parts = urlsplit(url)
         host = self._host(parts.scheme, parts.netloc)
         path = parts.path + (f"?{parts.query}" if parts.query else "")
+        headers = {"User-Agent": self.options.user_agent, **headers}
+        watch = self.options.watch
         while True:
             connection, used = host.connection()
             try:
-                connection.request(method, path or "/", body, {"User-Agent": self.options.user_agent, **headers})
+                if watch:
+                    if connection.sock is None:
+                        connection.connect()
+                    watch.connected(_address(connection.sock), used)
+                    watch.sent(_head(f"{method} {path or '/'} HTTP/1.1", {"Host": parts.netloc, **headers}),
+                               body if isinstance(body, bytes) else None)  # fmt: skip
+                connection.request(method, path or "/", body, headers)
                 if connection.sock is not None:
                     connection.sock.settimeout(READ_SECONDS)
                 response = connection.getresponse()
+                if watch:
+                    first = f"HTTP/1.1 {response.status} {response.reason}"
+                    response = watch.received(_head(first, response.headers), response)
                 break
             except (OSError, http.client.HTTPException):
                 connection.close()
@@ -300,6 +356,16 @@ class Registry:
 
     def _base(self) -> str:
         return f"{self._schemes[0]}://{self._netloc}"
+
+    def _url(self, path: str) -> str:
+        """Of a path below /v2/ at the place that is asked, or of an address that the registry gave."""
+        if "://" in path:
+            return path
+        if path.startswith("/v2/"):
+            path = self._path + path.removeprefix("/v2")
+            if self._asked_for:
+                path += ("&" if "?" in path else "?") + urlencode({"ns": self._asked_for})
+        return self._base() + path
 
     def request(
         self,
@@ -316,10 +382,11 @@ class Registry:
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))
+            spoken = self._schemes[0]
             try:
                 answer = self._authorized(method, path, scope, headers or {}, body, stream)
             except (OSError, http.client.HTTPException) as error:
-                if self._falls_back(error):
+                if self._falls_back(error, spoken):
                     return self.request(method, path, scope, headers, body, stream, accept)
                 failure = self._unreachable(method, path, error)
                 if _is_final(error):
@@ -336,13 +403,16 @@ class Registry:
         assert failure
         raise failure
 
-    def _falls_back(self, error: Exception) -> bool:
+    def _falls_back(self, error: Exception, spoken: str) -> bool:
         """From HTTPS to HTTP, once, where that is allowed and the other side does not speak TLS."""
+        if spoken != self._schemes[0]:
+            return True  # another thread has just found out
         if len(self._schemes) < 2 or self._schemes[0] != "https":
             return False
         import ssl
 
         plain = isinstance(error, (ssl.SSLError, ConnectionResetError, http.client.HTTPException))
+        plain = plain and not isinstance(error, ssl.SSLCertVerificationError)
         no_port = _split_port(self._netloc)[1] is None and isinstance(error, ConnectionRefusedError)
         if plain or no_port:
             self._schemes = ["http"]
@@ -350,7 +420,7 @@ class Registry:
         return False
 
     def _unreachable(self, method: str, path: str, error: Exception) -> Unreachable:
-        url = path if "://" in path else self._base() + path
+        url = self._url(path)
         return Unreachable(f'{method.capitalize()} "{url}": {_reason(error, self._netloc)}')
 
     def _refusal(self, answer: Answer, method: str, path: str) -> RegistryError:
@@ -365,7 +435,7 @@ class Registry:
         status = answer.status
         words = f"{code.lower().replace('_', ' ')}: {message}" if code else ""
         if not words:
-            url = path if "://" in path else self._base() + path
+            url = self._url(path)
             name = http.client.responses.get(status, "")
             words = f"unexpected status from {method} request to {url}: {status} {name}"
         kind = {401: Unauthorized, 403: Unauthorized, 404: NotFound}.get(status, RegistryError)
@@ -381,7 +451,7 @@ class Registry:
         stream: Callable[[], Iterable[bytes]] | None,
     ) -> Answer:
         for attempt in range(2):
-            url = path if "://" in path else self._base() + path
+            url = self._url(path)
             answer = self._follow(method, url, scope, headers, stream() if stream else body)
             if answer.status != 401 or attempt:
                 return answer
@@ -398,6 +468,8 @@ class Registry:
         for _ in range(REDIRECTS):
             sent = dict(headers)
             parts = urlsplit(url)
+            if parts.netloc == self._netloc:
+                sent = {**self._headers, **sent}
             if parts[:2] == own and parts.netloc == self._netloc:
                 authorization = self._authorization(scope)
                 if authorization:
@@ -621,11 +693,22 @@ class Registry:
         self.request("GET", "/v2/").read(1 << 20)
 
 
+def _head(first: str, headers: Any) -> str:
+    return "\r\n".join([first, *(f"{name}: {value}" for name, value in headers.items()), "", ""])
+
+
+def _address(sock: socket.socket) -> str:
+    host, port = sock.getpeername()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _is_final(error: Exception) -> bool:
     """Trying again will not help."""
     import ssl
 
-    return isinstance(error, (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError))
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        return False
+    return isinstance(error, (ConnectionRefusedError, socket.gaierror, ssl.SSLError))
 
 
 def _reason(error: Exception, netloc: str) -> str:

@@ -139,6 +139,12 @@ class Loop:
         self._signals[number] = callback
         signal.signal(number, lambda *_: None)
 
+    def described(self) -> str:
+        """What is waited for, for the log."""
+        return (
+            f"waiting for {len(self._watched)} descriptors, {len(self._children)} children, {len(self._timers)} timers"
+        )
+
     def _on_wakeup(self, _events: int) -> None:
         for number in set(os.read(self._wakeup_read, 4096)):
             if number in self._signals:

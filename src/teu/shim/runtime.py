@@ -28,7 +28,9 @@ DEFAULT_ROOT = "/run/teu/runc"
 PLAIN_BINARIES = (DEFAULT_BINARY, "runc", "crun")
 
 # Ignored here, or by Python itself; the runtime, and so the container, must start with the defaults.
-_RESET_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD]
+_RESET_SIGNALS = [
+    signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1,
+]  # fmt: skip
 
 STDERR_MAX = 64 << 10
 

@@ -183,6 +183,8 @@ def serve(parameters: Parameters, listener: socket.socket) -> NoReturn:
     # The daemon may have died before it could ask for a container.
     loop.after(UNUSED_SECONDS, service.end_if_unused)
     loop.on_signal(signal.SIGTERM, service.stop_gracefully)
+    # who wants to see what a daemon does, sends this; the container must not die of it
+    loop.on_signal(signal.SIGUSR1, lambda: _log_line(parameters.bundle, loop.described(), "info"))
     loop.run()
     server.close()
     publisher.close()

@@ -11,7 +11,7 @@ from typing import Any
 from teu.api.types.transfer import registry_pb2
 from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from teu.containerd.transfer.job import Job, Json, from_wire, in_parallel, own_names, platforms_of
-from teu.oci import distribution, image_spec, reference
+from teu.oci import distribution, image_spec, reference, registries, registry_hosts
 
 SOURCE_LABEL = "containerd.io/distribution.source."
 PARALLEL = 3  # downloads side by side, as containerd's clients
@@ -53,22 +53,30 @@ def _credentials(job: Job, source: Any, parsed: reference.Reference) -> distribu
     return distribution.Credentials()
 
 
-def _open(job: Job, source: Any) -> tuple[reference.Reference, distribution.Registry]:
+def _open(job: Job, source: Any) -> tuple[reference.Reference, registries.Registries]:
     try:
         parsed = reference.parse(source.reference)
     except ValueError as error:
         raise InvalidArgument(f"{source.reference}: {error}") from None
-    options = distribution.Options(user_agent="teu-containerd")
-    if source.resolver.default_scheme == "http":
-        options = options._replace(insecure=(parsed.domain,))
-    return parsed, distribution.Registry(parsed.domain, _credentials(job, source, parsed), options)
+    resolver = source.resolver
+    try:
+        found = registries.opened(
+            parsed.domain, _credentials(job, source, parsed), distribution.Options(user_agent="teu-containerd"),
+            resolver.host_dir, resolver.default_scheme == "http", dict(resolver.headers),
+        )  # fmt: skip
+    except (registry_hosts.HostsError, OSError) as error:
+        raise InvalidArgument(f"{source.reference}: {error}") from None
+    return parsed, found
 
 
 def pull(job: Job, source: Any, destination: Any) -> None:
     parsed, registry = _open(job, source)
     job.tell(f"Resolving from {source.reference}")
     with registry, job.held(), _errors(f"failed to pull {source.reference}"):
-        target, data = registry.manifest(parsed.path, parsed.digest or parsed.tag or "latest")
+        try:
+            target, data = registry.manifest(parsed.path, parsed.digest or parsed.tag or "latest")
+        except distribution.NotFound:
+            raise NotFound(f"failed to resolve image: {source.reference}") from None
         if target["mediaType"] == image_spec.DOCKER_SCHEMA1:
             raise InvalidArgument("schema 1 image manifests are no longer supported")
         job.tell(f"Pulling from {source.reference}")
@@ -93,7 +101,7 @@ def _keep(job: Job, descriptor: Json, data: bytes, labels: dict[str, str]) -> No
 
 
 def _fetch_below(
-    job: Job, registry: distribution.Registry, path: str, target: Json, platforms: list[image_spec.Platform],
+    job: Job, registry: registries.Registries, path: str, target: Json, platforms: list[image_spec.Platform],
     limit: int, label: dict[str, str], parents: list[str],
 ) -> None:  # fmt: skip
     job.check()
@@ -112,7 +120,7 @@ def _fetch_below(
 
 
 def _fetch_blob(
-    job: Job, registry: distribution.Registry, path: str, descriptor: Json, label: dict[str, str], parents: list[str]
+    job: Job, registry: registries.Registries, path: str, descriptor: Json, label: dict[str, str], parents: list[str]
 ) -> None:
     digest, size = descriptor["digest"], descriptor["size"]
     content = job.context.content
@@ -148,7 +156,7 @@ def push(job: Job, source: Any, destination: Any) -> None:
 
 
 def _push_below(
-    job: Job, registry: distribution.Registry, path: str, target: Json, platforms: list[image_spec.Platform],
+    job: Job, registry: registries.Registries, path: str, target: Json, platforms: list[image_spec.Platform],
     name: str, parents: list[str],
 ) -> None:  # fmt: skip
     below = [*parents, target["digest"]]
@@ -164,7 +172,7 @@ def _push_below(
 
 
 def _push_blob(
-    job: Job, registry: distribution.Registry, path: str, descriptor: Json, parents: list[str]
+    job: Job, registry: registries.Registries, path: str, descriptor: Json, parents: list[str]
 ) -> None:
     digest, size = descriptor["digest"], descriptor["size"]
     if registry.has_blob(path, digest):

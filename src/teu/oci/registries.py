@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is of one domain, asked for at the places that a folder names (`registry_hosts`): one after the other until
+one has it. Without such a folder it is the registry itself. Called by teu-ctr and by teu-containerd's transfers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from teu.oci.distribution import (
+    DOCKER_IO,
+    Answer,
+    Credentials,
+    NotFound,
+    Options,
+    Registry,
+    RegistryError,
+)
+from teu.oci.registry_hosts import HostsError, Place, places
+
+Result = TypeVar("Result")
+
+
+class Registries:
+    """Of each method: as of `Registry`."""
+
+    def __init__(self, members: list[tuple[Place, Registry]]) -> None:
+        self._members = members
+
+    def __enter__(self) -> Registries:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _place, registry in self._members:
+            registry.close()
+
+    def _able(self, *operations: str) -> list[Registry]:
+        return [one for place, one in self._members if all(each in place.operations for each in operations)]
+
+    def _first(self, what: str, members: list[Registry], ask: Callable[[Registry], Result]) -> Result:
+        """The first answer; else the first refusal that is more than "not here"."""
+        missing: RegistryError | None = None
+        failure: RegistryError | None = None
+        for registry in members:
+            try:
+                return ask(registry)
+            except NotFound as error:
+                missing = missing or error
+            except RegistryError as error:
+                failure = failure or error
+        raise failure or missing or NotFound(f"no place to ask for {what}")
+
+    def _for_reference(self, reference: str) -> list[Registry]:
+        """A digest may come from anywhere; what a tag means says who is trusted with that."""
+        return self._able("pull") if ":" in reference else self._able("pull", "resolve")
+
+    def resolve(self, repository: str, reference: str) -> dict[str, Any]:
+        def ask(registry: Registry) -> dict[str, Any]:
+            return registry.resolve(repository, reference) or registry.manifest(repository, reference)[0]
+
+        return self._first(f"{repository}:{reference}", self._for_reference(reference), ask)
+
+    def manifest(self, repository: str, reference: str) -> tuple[dict[str, Any], bytes]:
+        members = self._for_reference(reference)
+        return self._first(f"{repository}:{reference}", members, lambda one: one.manifest(repository, reference))
+
+    def blob(self, repository: str, descriptor: dict[str, Any], offset: int = 0) -> Iterator[bytes]:
+        def begin(registry: Registry) -> tuple[bytes, Iterator[bytes]]:
+            rest = registry.blob(repository, descriptor, offset)
+            return next(rest, b""), rest
+
+        first, rest = self._first(descriptor["digest"], self._able("pull"), begin)
+        if first:
+            yield first
+        yield from rest
+
+    def open_blob(self, repository: str, digest: str) -> Answer:
+        """A blob of which nothing but the digest is known."""
+
+        def ask(registry: Registry) -> Answer:
+            return registry.request("GET", f"/v2/{repository}/blobs/{digest}", registry.pull_scope(repository))
+
+        return self._first(digest, self._able("pull"), ask)
+
+    def _to_push(self) -> Registry:
+        for registry in self._able("push"):
+            return registry
+        raise RegistryError("no push hosts")
+
+    def has_blob(self, repository: str, digest: str) -> bool:
+        return self._to_push().has_blob(repository, digest)
+
+    def upload(self, repository: str, descriptor: dict[str, Any], content: Callable[[], Iterable[bytes]]) -> None:
+        self._to_push().upload(repository, descriptor, content)
+
+    def put_manifest(self, repository: str, reference: str, media_type: str, data: bytes) -> None:
+        self._to_push().put_manifest(repository, reference, media_type, data)
+
+
+def opened(
+    domain: str, credentials: Credentials | None, options: Options, folder: str = "", plain: bool = False,
+    headers: dict[str, str] | None = None,
+) -> Registries:  # fmt: skip
+    """The places of `domain` by `folder`. `plain`: HTTP where the folder says nothing of it; `headers` go to all of
+    them. Raises HostsError and OSError."""
+    members = []
+    for place in places(folder, domain) if folder else [Place()]:
+        given = options._replace(
+            certs="" if folder else options.certs, pairs=options.pairs + place.pairs, authorities=place.authorities,
+            verify=options.verify if place.verify is None else place.verify,
+        )  # fmt: skip
+        explicit = bool(options.authority or options.pairs or not options.verify)
+        explicit = explicit or bool(place.authorities or place.pairs) or place.verify is not None
+        netloc, scheme = place.netloc, place.scheme
+        if not netloc and domain == "docker.io":
+            netloc, scheme = DOCKER_IO, "https"
+        elif not netloc and plain:
+            netloc, scheme = domain, "http"
+        if scheme == "http":
+            # who has TLS configured for it, wants it where the port does not say otherwise
+            both = explicit and not netloc.endswith(":80")
+            if both:
+                given = given._replace(schemes=("https", "http"))
+            else:
+                given = given._replace(schemes=("http",), insecure=(*given.insecure, netloc))
+        elif scheme:
+            given = given._replace(schemes=(scheme,))
+        _check_files(given)
+        place = place._replace(headers=(*(headers or {}).items(), *place.headers))
+        members.append((place, Registry(domain, credentials, given, place)))
+    return Registries(members)
+
+
+def _check_files(options: Options) -> None:
+    """That certificates and keys are there and are some, before any host is spoken to."""
+    if not (options.authorities or options.pairs or options.authority):
+        return
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for name in filter(None, (options.authority, *options.authorities)):
+        try:
+            context.load_verify_locations(name)
+        except ssl.SSLError:
+            raise HostsError(f'unable to load CA cert "{name}"') from None
+        except OSError as error:
+            raise HostsError(f'unable to read CA cert "{name}": {(error.strerror or "").lower()}') from None
+    for certificate, key in options.pairs:
+        try:
+            context.load_cert_chain(certificate, key or None)
+        except OSError as error:
+            raise HostsError(f'failed to load X509 key pair "{certificate}": {error}') from None
