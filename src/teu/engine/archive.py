@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a container for cp and export: starts the visitor in the container's root."""
+"""Files of a container for cp and export: starts the visitor in the container's root.
+
+`asked` is what the client called the container: its messages name it so."""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def _visit(root: int, verb: str, **options: Any) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
-def _failed(container: Container, path: str, said: bytes) -> EngineError:
+def _failed(container: Container, asked: str, path: str, said: bytes) -> EngineError:
     try:
         problem = json.loads(said)
     except ValueError:
@@ -37,22 +39,22 @@ def _failed(container: Container, path: str, said: bytes) -> EngineError:
             f"working in the root of container {container.id} failed: {said[-500:].decode(errors='replace')}"
         )
     if problem["kind"] == "missing":
-        return NotFound(f"Could not find the file {path} in container {container.name}")
+        return NotFound(f"Could not find the file {path} in container {asked}")
     if problem["kind"] == "bad":
         return BadRequest(problem["message"])
     return EngineError(problem["message"])
 
 
-def describe(engine: Engine, container: Container, path: str) -> dict[str, Any]:
+def describe(engine: Engine, container: Container, path: str, asked: str = "") -> dict[str, Any]:
     with rootfs.opened(engine, container, readonly=True) as root:
         out, said = (process := _visit(root, "stat", path=path)).communicate()
     if process.returncode != 0:
-        raise _failed(container, path, said)
+        raise _failed(container, asked or container.name, path, said)
     result: dict[str, Any] = json.loads(out)
     return result
 
 
-def pack(engine: Engine, container: Container, path: str, whole: bool = False) -> Iterator[bytes]:
+def pack(engine: Engine, container: Container, path: str, whole: bool = False, asked: str = "") -> Iterator[bytes]:
     """A tar archive, in chunks. An error before the first byte is raised at the first next()."""
     opener = rootfs.snapshot if whole and not container.running else rootfs.opened
     with opener(engine, container, readonly=True) as root:
@@ -66,7 +68,7 @@ def pack(engine: Engine, container: Container, path: str, whole: bool = False) -
                 yield chunk
             listener.join()
             if process.wait() != 0:
-                raise _failed(container, path, b"".join(said))
+                raise _failed(container, asked or container.name, path, b"".join(said))
         finally:
             process.kill()
             process.wait()
@@ -79,7 +81,13 @@ def _listen(stream: IO[bytes], said: list[bytes]) -> None:
 
 
 def unpack(
-    engine: Engine, container: Container, path: str, body: Any, replace: bool, owner: tuple[int, int] | None
+    engine: Engine,
+    container: Container,
+    path: str,
+    body: Any,
+    replace: bool,
+    owner: tuple[int, int] | None,
+    asked: str = "",
 ) -> None:
     with container.lock if not container.running else contextlib.nullcontext():
         container.touched = True
@@ -102,4 +110,4 @@ def unpack(
                 code = process.wait()
                 listener.join()
             if code != 0:
-                raise _failed(container, path, b"".join(said))
+                raise _failed(container, asked or container.name, path, b"".join(said))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 import shlex
 from typing import Any
 
@@ -49,15 +50,42 @@ def _command(text: str) -> list[str] | None:
     return exact if exact is not None else ["/bin/sh", "-c", text]
 
 
-def _pairs(text: str) -> list[tuple[str, str]]:
+_VARIABLE = re.compile(
+    r"""\\. | '[^']*' | "(?:\\.|[^"\\])*" | \$(?: (\w+) | \{(\w+) (?: :([-+]) ([^}]*) )? \} )""", re.VERBOSE | re.DOTALL
+)
+
+
+def _environment(config: dict[str, Any]) -> dict[str, str]:
+    return {name: value for name, _, value in (entry.partition("=") for entry in config.get("Env") or ())}
+
+
+def _expanded(text: str, values: dict[str, str], special: str = "") -> str:
+    """$name, ${name}, ${name:-else} and ${name:+then} by `values`; not in single quotes, nor after a backslash.
+
+    A value's own `special` characters get a backslash, so that who splits the text into words finds them in it."""
+
+    def replaced(match: re.Match[str]) -> str:
+        name, found = match[1] or match[2], match[0]
+        if not name:
+            inner = found.startswith('"')
+            return '"' + _expanded(found[1:-1], values, special and '"\\') + '"' if inner else found
+        value = values.get(name, "")
+        if match[3]:
+            value = (value or match[4]) if match[3] == "-" else (match[4] if value else "")
+        return "".join(f"\\{letter}" if letter in special else letter for letter in value)
+
+    return _VARIABLE.sub(replaced, text)
+
+
+def _pairs(text: str, values: dict[str, str]) -> list[tuple[str, str]]:
     words = shlex.split(text)
     if not words:
         raise ValueError("it needs an argument")
     if "=" not in words[0]:
         name, _, value = text.partition(" ")
-        return [(name, value.strip().strip('"'))]
+        return [(name, _expanded(value.strip(), values).strip('"'))]
     result = []
-    for word in words:
+    for word in shlex.split(_expanded(text, values, " \t\n\"'\\")):
         name, equals, value = word.partition("=")
         if not equals or not name:
             raise ValueError(f"{word!r} is not name=value")
@@ -75,19 +103,19 @@ def _entrypoint(config: dict[str, Any], text: str) -> None:
 
 def _env(config: dict[str, Any], text: str) -> None:
     env = list(config.get("Env") or [])
-    for name, value in _pairs(text):
-        env = [item for item in env if item.partition("=")[0] != name]
-        env.append(f"{name}={value}")
+    for name, value in _pairs(text, _environment(config)):
+        place = next((number for number, item in enumerate(env) if item.partition("=")[0] == name), len(env))
+        env[place : place + 1] = [f"{name}={value}"]
     config["Env"] = env
 
 
 def _label(config: dict[str, Any], text: str) -> None:
-    config["Labels"] = {**(config.get("Labels") or {}), **dict(_pairs(text))}
+    config["Labels"] = {**(config.get("Labels") or {}), **dict(_pairs(text, _environment(config)))}
 
 
 def _expose(config: dict[str, Any], text: str) -> None:
     ports = dict(config.get("ExposedPorts") or {})
-    for word in text.split():
+    for word in _expanded(text, _environment(config)).split():
         number, _, protocol = word.partition("/")
         first, _, last = number.partition("-")
         if not first.isdigit() or (last and not last.isdigit()) or protocol not in ("", "tcp", "udp", "sctp"):
@@ -102,21 +130,22 @@ def _expose(config: dict[str, Any], text: str) -> None:
 def _volume(config: dict[str, Any], text: str) -> None:
     paths = _json_list(text)
     volumes = dict(config.get("Volumes") or {})
-    for path in paths if paths is not None else text.split():
+    for path in paths if paths is not None else _expanded(text, _environment(config)).split():
         volumes[path] = {}
     config["Volumes"] = volumes
 
 
 def _workdir(config: dict[str, Any], text: str) -> None:
-    config["WorkingDir"] = posixpath.normpath(posixpath.join(config.get("WorkingDir") or "/", text))
+    path = _expanded(text, _environment(config))
+    config["WorkingDir"] = posixpath.normpath(posixpath.join(config.get("WorkingDir") or "/", path))
 
 
 def _user(config: dict[str, Any], text: str) -> None:
-    config["User"] = text
+    config["User"] = _expanded(text, _environment(config))
 
 
 def _stopsignal(config: dict[str, Any], text: str) -> None:
-    config["StopSignal"] = text
+    config["StopSignal"] = _expanded(text, _environment(config))
 
 
 def _onbuild(config: dict[str, Any], text: str) -> None:
@@ -146,6 +175,18 @@ def _healthcheck(config: dict[str, Any], text: str) -> None:
 
 
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+
+
+def duration_text(nanoseconds: int) -> str:
+    """A duration in Go's notation: "1m30s", "50ms"."""
+    for unit in ("ms", "µs", "ns"):
+        if 0 < nanoseconds < 10**9 and nanoseconds >= _UNITS[unit]:
+            return f"{nanoseconds / _UNITS[unit]:.15g}{unit}"
+    minutes, rest = divmod(nanoseconds, 60 * 10**9)
+    seconds = f"{rest / 10**9:.15g}s"
+    if minutes < 60:
+        return f"{minutes}m{seconds}" if minutes else seconds
+    return f"{minutes // 60}h{minutes % 60}m{seconds}"
 
 
 def duration(text: str) -> int:

@@ -28,8 +28,10 @@ GC_ROOT = "containerd.io/gc.root"
 OWNER_LABEL = "teu.container"
 
 
-def create(engine: Engine, body: dict[str, Any], name: str, platform: str | None) -> tuple[Container, list[str]]:
-    """The new container and warnings for the client."""
+def create(
+    engine: Engine, body: dict[str, Any], name: str, platform: str | None, version: tuple[int, int]
+) -> tuple[Container, list[str]]:
+    """The new container and warnings for the client, which speaks this version of the API."""
     with hostconfig.well_formed("the request"):
         config = hostconfig.clean_config(body)
         host = hostconfig.clean_host_config(
@@ -82,7 +84,7 @@ def create(engine: Engine, body: dict[str, Any], name: str, platform: str | None
             engine.networks.check(container, networking)
         undo.callback(engine.volumes.release, identity, True)
         with hostconfig.well_formed("HostConfig.Mounts"):
-            container.mounts = mounts.collect(engine, container)
+            container.mounts = mounts.collect(engine, container, deep=version >= (1, 44))
         prepare(engine, container, image)
         undo.callback(rootfs.remove_snapshot, engine, container)
         Path(container.directory).mkdir(parents=True, mode=0o710)

@@ -76,7 +76,7 @@ class Exec:
         security = spec.security_options(host)
         caps = spec.capability_limit() if self.privileged else spec.capabilities(host)
         user = users.find(self.engine, container, self.user, host["GroupAdd"])
-        environ = spec.environment(container, self.tty or container.tty, self.environment)
+        environ = spec.environment(container, self.tty, self.environment)
         if user.home and not any(entry.startswith("HOME=") for entry in environ):
             environ.append(f"HOME={user.home}")
         process: dict[str, Any] = {

@@ -11,6 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from teu.engine.changes import duration_text
 from teu.engine.container import nanoseconds, timestamp
 from teu.engine.errors import EngineError
 
@@ -114,9 +115,8 @@ class _Checks:
             if not execution.ended.wait(self.timeout / SECOND):
                 execution.kill()
                 execution.ended.wait(5)
-                return -1, f"Health check exceeded timeout ({self.timeout / SECOND:g}s)" + output.decode(
-                    errors="replace"
-                )
+                said = f": {output.decode(errors='replace')}" if output else ""
+                return -1, f"Health check exceeded timeout ({duration_text(self.timeout)}){said}"
             return execution.exit_code or 0, output.decode("utf-8", "replace")
         finally:
             self.container.execs.pop(execution.id, None)

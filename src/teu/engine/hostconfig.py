@@ -250,9 +250,12 @@ def clean_host_config(value: dict[str, Any] | None, log_driver: str, log_options
     _choice(host, "CgroupnsMode", ("private", "host"))
     if not host["IpcMode"].startswith("container:") and host["IpcMode"] not in _IPC_MODES:
         raise BadRequest(f"invalid IPC mode: {host['IpcMode']}")
-    if not host["PidMode"].startswith("container:"):
-        _choice(host, "PidMode", ("", "host", "private"))
-    _choice(host, "UTSMode", ("", "host"))
+    if not host["PidMode"].startswith("container:") and host["PidMode"] not in ("", "host", "private"):
+        raise BadRequest(f"invalid PID mode: {host['PidMode']}")
+    if host["UTSMode"] not in ("", "host"):
+        raise BadRequest(f"invalid UTS mode: {host['UTSMode']}")
+    if "" in (host["Annotations"] or {}):
+        raise BadRequest("invalid Annotations: the empty string is not permitted as an annotation key")
     _choice(host, "UsernsMode", ("", "host"))
     _choice(host, "Isolation", ("", "default"))
     for path in (host["MaskedPaths"] or []) + (host["ReadonlyPaths"] or []):
@@ -282,7 +285,7 @@ def _choice(host: dict[str, Any], key: str, values: tuple[str, ...]) -> None:
 
 def check_logs(kind: str, options: dict[str, str]) -> None:
     if kind not in LOG_DRIVERS:
-        raise BadRequest(f"logger: no log driver named '{kind}' is registered; there are {', '.join(LOG_DRIVERS)}")
+        raise BadRequest(f"logger: no log driver named '{kind}' is registered")
     for key, value in options.items():
         if key not in LOG_OPTIONS[kind] | COMMON_LOG_OPTIONS:
             raise BadRequest(f"unknown log opt '{key}' for {kind} log driver")
@@ -290,11 +293,8 @@ def check_logs(kind: str, options: dict[str, str]) -> None:
             raise BadRequest(f"log opt '{key}': a string is expected")
     if "max-size" in options and options["max-size"] != "-1":
         size(options["max-size"], "max-size")
-    if "max-file" in options:
-        if not options["max-file"].isdigit() or int(options["max-file"]) < 1:
-            raise BadRequest("max-file cannot be less than 1")
-        if kind == "json-file" and int(options["max-file"]) > 1 and "max-size" not in options:
-            raise BadRequest("cannot set max-file without max-size for json-file log driver")
+    if "max-file" in options and (not options["max-file"].isdigit() or int(options["max-file"]) < 1):
+        raise BadRequest("max-file cannot be less than 1")
 
 
 def check_restart_policy(policy: dict[str, Any], auto_remove: bool) -> dict[str, Any]:

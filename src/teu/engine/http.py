@@ -84,7 +84,7 @@ class Request:
         """The body as a JSON object; empty is {} when optional."""
         kind = self.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind and kind != "application/json":
-            raise BadRequest(f"Content-Type is {kind!r}; this request takes application/json")
+            raise BadRequest(f"unsupported Content-Type header ({kind}): must be 'application/json'")
         chunks: list[bytes] = []
         size = 0
         length = self.headers.get("content-length", "0")
@@ -103,12 +103,29 @@ class Request:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise BadRequest(f"the request body is not valid JSON: {error}") from None
+            raise BadRequest(_not_json(error)) from None
         if value is None:
             return {}
         if not isinstance(value, dict):
             raise BadRequest(f"the request body is a JSON {type(value).__name__}; an object is expected")
         return value
+
+
+def _not_json(error: Exception) -> str:
+    """What is wrong with a body, in the words that Docker's clients know where there are any."""
+    if not isinstance(error, json.JSONDecodeError):
+        return f"invalid JSON: {error}"
+    if error.msg == "Extra data":
+        return "unexpected content after JSON"
+    found = error.doc[error.pos : error.pos + 1]
+    if not found:
+        return "invalid JSON: unexpected EOF"
+    wanted = {
+        "Expecting property name enclosed in double quotes": "looking for beginning of object key string",
+        "Expecting value": "looking for beginning of value",
+        "Expecting ':' delimiter": "after object key",
+    }.get(error.msg)
+    return f"invalid JSON: invalid character {found!r} {wanted}" if wanted else f"invalid JSON: {error}"
 
 
 class Response:

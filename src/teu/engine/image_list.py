@@ -33,16 +33,24 @@ def seconds(moment: str | None) -> int:
     return base
 
 
-def filter_moment(text: str) -> float:
-    """An `until` filter: seconds since the epoch, a date, or a duration back from now."""
+def moment_of(text: str | None) -> int:
+    """RFC 3339 to nanoseconds; 0 for nothing or what cannot be read."""
+    whole = seconds(text)
+    if not whole or not text or text[19:20] != ".":
+        return whole * 10**9
+    digits = text[20:].rstrip("Zz").partition("+")[0].partition("-")[0]
+    return whole * 10**9 + (int(digits[:9].ljust(9, "0")) if digits.isdigit() else 0)
+
+
+def filter_moment(text: str) -> int:
+    """An `until` filter in nanoseconds: seconds since the epoch, a date, or a duration back from now."""
     from teu.engine.changes import duration
 
+    whole, _, fraction = text.partition(".")
+    if whole.isdigit() and (not fraction or fraction.isdigit()):
+        return int(whole) * 10**9 + int(fraction[:9].ljust(9, "0"))
     try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        return time.time() - duration(text) / 1e9
+        return time.time_ns() - duration(text)
     except ValueError:
         pass
     for length, form in ((19, "%Y-%m-%dT%H:%M:%S"), (16, "%Y-%m-%dT%H:%M"), (10, "%Y-%m-%d")):
@@ -51,7 +59,7 @@ def filter_moment(text: str) -> float:
                 time.strptime(text[:length], form)
             except ValueError:
                 continue
-            return seconds(text) if length == 19 else calendar.timegm(time.strptime(text[:length], form))
+            return moment_of(text) if length == 19 else calendar.timegm(time.strptime(text[:length], form)) * 10**9
     raise BadRequest(f"invalid filter 'until={text}': it is no moment and no duration")
 
 
@@ -84,11 +92,11 @@ def listing(
     dangling = flag_filter(filters, "dangling")
     images = engine.images.by_id()
     created = {
-        image_id: seconds(engine.images.details(names[0].target).config.get("created"))
+        image_id: moment_of(engine.images.details(names[0].target).config.get("created"))
         for image_id, names in images.items()
     }
-    before = [seconds(engine.images.resolve(ref).config.get("created")) for ref in filters.get("before", ())]
-    since = [seconds(engine.images.resolve(ref).config.get("created")) for ref in filters.get("since", ())]
+    before = [moment_of(engine.images.resolve(ref).config.get("created")) for ref in filters.get("before", ())]
+    since = [moment_of(engine.images.resolve(ref).config.get("created")) for ref in filters.get("since", ())]
     until = [filter_moment(text) for text in filters.get("until", ())]
     users: dict[str, int] = {}
     layer_users: dict[str, int] = {}
@@ -103,10 +111,13 @@ def listing(
         details = engine.images.details(names[0].target)
         labels = (details.config.get("config") or {}).get("Labels") or {}
         tags = engine.images.repo_tags(names)
+        digest_names = engine.images.repo_digests(names) if digests else []
         wanted = filters.get("reference")
         if wanted:
+            # What is left out here must not be told as a digest either: docker shows a row for each repository.
             tags = [tag for tag in tags if any(reference_matches(pattern, tag) for pattern in wanted)]
-            if not tags:
+            digest_names = [name for name in digest_names if any(reference_matches(each, name) for each in wanted)]
+            if not tags and not digest_names:
                 continue
         if dangling is not None and dangling == bool(tags or any(n.reference for n in names)):
             continue
@@ -121,11 +132,11 @@ def listing(
         result.append(
             {
                 "Containers": users.get(image_id, 0) if shared else -1,
-                "Created": moment,
+                "Created": moment // 10**9,
                 "Id": image_id,
                 "Labels": labels or None,
                 "ParentId": "",
-                "RepoDigests": engine.images.repo_digests(names) if digests else [],
+                "RepoDigests": digest_names,
                 "RepoTags": tags,
                 "SharedSize": sum(
                     engine.images.layer_size(chain) for chain in details.chains if layer_users.get(chain, 0) > 1
@@ -141,7 +152,7 @@ def listing(
 
 def reference_matches(pattern: str, tag: str) -> bool:
     """docker's reference filter: a shell pattern for the name, or for name:tag; `*` ends at a slash."""
-    name = tag.rpartition(":")[0]
+    name = tag.partition("@")[0] if "@" in tag else tag.rpartition(":")[0]
     for candidate in (tag, name):
         if pattern.count("/") == candidate.count("/") and all(
             fnmatch.fnmatchcase(part, glob) for part, glob in zip(candidate.split("/"), pattern.split("/"))

@@ -159,7 +159,7 @@ def prune(engine: Engine, filters: dict[str, list[str]]) -> dict[str, Any]:
                 continue
             if any(image_list.labels_match(labels, [text]) for text in filters.get("label!", ())):
                 continue
-            if any(image_list.seconds(details.config.get("created")) > limit for limit in until):
+            if any(image_list.moment_of(details.config.get("created")) > limit for limit in until):
                 continue
             if engine.containers.using_image(image_id):
                 continue

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
-from teu.engine.errors import BadRequest, Conflict, EngineError
+from teu.engine.errors import BadRequest, Conflict, EngineError, Forbidden
 
 # Tried in this order; Docker's own first choices come late, so that both can live on a host.
 POOLS = (
@@ -36,7 +36,7 @@ def check_subnet(text: str, taken: Iterable[IPv4Network]) -> IPv4Network:
     if subnet.prefixlen > 30:
         raise BadRequest(f"invalid subnet {text}: it has no room for a gateway and a container")
     if any(subnet.overlaps(other) for other in taken):
-        raise Conflict("Pool overlaps with other one on this address space")
+        raise Forbidden("Pool overlaps with other one on this address space")
     return subnet
 
 

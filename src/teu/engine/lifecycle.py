@@ -344,7 +344,9 @@ def kill(engine: Engine, container: Container, signal_name: str = "") -> None:
     try:
         number = hostconfig.signal_number(signal_name or "KILL")
     except BadRequest as error:
-        reason = f"the linux daemon does not support signal {signal_name}" if signal_name.isdigit() else str(error)
+        reason = str(error)
+        if signal_name.strip("0").isdigit():
+            reason = f"the linux daemon does not support signal {signal_name}"
         raise BadRequest(f"cannot kill container: {container.name}: {reason}") from None
     if not container.running or not container.pid:
         if container.state["Restarting"]:

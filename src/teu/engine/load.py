@@ -150,8 +150,11 @@ def import_(
                         writer.write(chunk)
                 except archive.ArchiveError as error:
                     raise BadRequest(str(error)) from None
-                if digester.size < 1024:
+                if 0 < digester.size < 1024:
                     raise BadRequest("the import is not a tar archive: it is too short")
+                if not digester.size:  # nothing at all is an empty archive
+                    digester.update(bytes(1024))
+                    writer.write(bytes(1024))
                 writer.commit()
                 if writer.existed:
                     content.keep(engine.containerd, digester.digest(), lease)

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine.errors import BadRequest, NotFound
+from teu.engine.errors import BadRequest, EngineError, NotFound
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from teu.engine.volumes import Volume
 
 PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
+# Runtimes that know the mount option rro.
+RECURSIVE_READ_ONLY = ("io.containerd.teu.v2", "io.containerd.runc.v2")
 MODES = ("ro", "rw", "z", "Z", "nocopy", "consistent", "cached", "delegated", "volume-nocopy")
 
 
@@ -73,8 +76,11 @@ def _volume(volume: Volume, destination: str, mode: str, writable: bool) -> dict
     }
 
 
-def collect(engine: Engine, container: Container) -> list[dict[str, Any]]:
-    """All mount points of a new container. Makes the volumes; the caller releases them if it fails later."""
+def collect(engine: Engine, container: Container, deep: bool = True) -> list[dict[str, Any]]:
+    """All mount points of a new container. Makes the volumes; the caller releases them if it fails later.
+
+    Read-only mounts are so with all that is mounted below them, unless they say otherwise or `deep` is false (before
+    API 1.44)."""
     host = container.host_config
     points: dict[str, dict[str, Any]] = {}
     for entry in host["VolumesFrom"] or ():
@@ -107,6 +113,10 @@ def collect(engine: Engine, container: Container) -> list[dict[str, Any]]:
                 **_volume(volume, destination, "", True),
                 "Options": {"copy": True, "anonymous": True},
             }
+    for point in points.values():
+        if not point["RW"] and point["Type"] != "tmpfs":
+            options = point.setdefault("Options", {})
+            options["shallow"] = bool(options.get("shallow")) or not deep
     return list(points.values())
 
 
@@ -124,10 +134,27 @@ def _from_bind(engine: Engine, container: Container, text: str) -> dict[str, Any
     if parts[0].startswith("/"):
         point = _bind(posixpath.normpath(parts[0]), destination, mode, writable, propagation)
         point["Options"] = {"create": True}
-        return point
+        return _of_the_engine(engine, point, propagation)
     volume = engine.volumes.ensure(parts[0], host_driver(container), container_id=container.id)
     point = _volume(volume, destination, mode or "z", writable)
     point["Options"] = {"copy": not nocopy}
+    return point
+
+
+def _of_the_engine(engine: Engine, point: dict[str, Any], propagation: str) -> dict[str, Any]:
+    """A bind mount with the engine's own folder in it (`-v /:/host`), or of a part of it, is a slave of the host's
+    mounts, so that no container holds what others have mounted. Raises BadRequest."""
+    root, source = str(engine.config["data-root"]), point["Source"]
+    if not f"{root}/".startswith(f"{source.rstrip('/')}/") and not source.startswith(f"{root}/"):
+        return point
+    if propagation not in ("", "rslave", "rshared"):
+        raise BadRequest(
+            'invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source is within'
+            f' the daemon root, daemon root: "{root}", bind mount source: "{source}", propagation: "{propagation}"'
+        )
+    if not propagation:
+        point["Propagation"] = "rslave"
+        point["Options"]["where-possible"] = True
     return point
 
 
@@ -162,19 +189,29 @@ def _from_mount(engine: Engine, container: Container, entry: Any) -> dict[str, A
         propagation = options.get("Propagation") or ""
         if propagation and propagation not in PROPAGATIONS:
             raise bad(f"invalid propagation mode: {propagation}")
+        shallow, forced = bool(options.get("ReadOnlyNonRecursive")), bool(options.get("ReadOnlyForceRecursive"))
+        if not readonly and (shallow or forced):
+            raise bad("mount options conflict: ReadOnlyNonRecursive and ReadOnlyForceRecursive need ReadOnly")
+        if shallow and forced:
+            raise bad("mount options conflict: ReadOnlyNonRecursive && BindOptions.ReadOnlyForceRecursive")
         if not os.path.lexists(source) and not options.get("CreateMountpoint"):
             raise bad(f"bind source path does not exist: {source}")
         point = _bind(posixpath.normpath(source), destination, "", not readonly, propagation)
         point["Options"] = {
             "create": bool(options.get("CreateMountpoint")),
             "nonrecursive": bool(options.get("NonRecursive")),
+            "shallow": shallow,
+            "deep": forced,
         }
-        return point
+        return _of_the_engine(engine, point, propagation)
     if kind == "volume":
         options = entry.get("VolumeOptions") or {}
         driver = options.get("DriverConfig") or {}
         if readonly and not source:
             raise bad("must not set ReadOnly mode when using anonymous volumes")
+        subpath = str(options.get("Subpath") or "")
+        if subpath and (subpath.startswith("/") or ".." in posixpath.normpath(subpath).split("/")):
+            raise bad("subpath must be a relative path within the volume")
         volume = engine.volumes.ensure(
             source or None,
             driver.get("Name") or "local",
@@ -186,7 +223,7 @@ def _from_mount(engine: Engine, container: Container, entry: Any) -> dict[str, A
         point["Options"] = {
             "copy": not options.get("NoCopy"),
             "anonymous": not source,
-            "subpath": options.get("Subpath") or "",
+            "subpath": subpath,
         }
         return point
     if kind == "tmpfs":
@@ -249,6 +286,12 @@ def for_spec(engine: Engine, container: Container) -> list[dict[str, Any]]:
     for point in container.mounts:
         options = point.get("Options") or {}
         access = [] if point["RW"] else ["ro"]
+        if access and not options.get("shallow", True) and point["Type"] != "tmpfs":
+            if container.host_config["Runtime"] in RECURSIVE_READ_ONLY:
+                access = ["rro"]
+            elif options.get("deep"):
+                name = container.host_config["Runtime"]
+                raise BadRequest(f"runtime {name} is not known to mount recursively read-only")
         if point["Type"] == "tmpfs":
             words = ["noexec", "nosuid", "nodev", "rprivate", *options.get("tmpfs", ()), *access]
             result.append(_mount(point["Destination"], "tmpfs", "tmpfs", words))
@@ -264,22 +307,52 @@ def for_spec(engine: Engine, container: Container) -> list[dict[str, Any]]:
             raise BadRequest(
                 f'invalid mount config for type "{point["Type"]}": bind source path does not exist: {source}'
             )
+        propagation = point["Propagation"] or "rprivate"
+        if point["Type"] == "bind":
+            try:
+                _check_propagation(source, propagation)
+            except EngineError:
+                if not options.get("where-possible"):
+                    raise
+                propagation = "rprivate"
         recursive = "bind" if options.get("nonrecursive") else "rbind"
-        result.append(
-            _mount(
-                point["Destination"], "bind", source, [recursive, point["Propagation"] or "rprivate", *access]
-            )
-        )
+        result.append(_mount(point["Destination"], "bind", source, [recursive, propagation, *access]))
     for path, text in (container.host_config["Tmpfs"] or {}).items():
         result.append(_mount(posixpath.normpath(path), "tmpfs", "tmpfs", _tmpfs_options(text or "")))
     return sorted(result, key=lambda mount: mount["destination"].count("/"))
+
+
+def _check_propagation(source: str, propagation: str) -> None:
+    """What is shared with the container must be shared (for slaves: or a slave) on the host. Raises EngineError."""
+    wanted = {"shared": ("shared:",), "slave": ("shared:", "master:")}.get(propagation.removeprefix("r"))
+    if not wanted:
+        return
+    place, tags = "/", []
+    path = os.path.realpath(source)
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            fields = line.split()
+            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+            if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= len(place):
+                place, tags = point, fields[6 : fields.index("-")]
+    if not any(tag.startswith(wanted) for tag in tags):
+        kind = " or ".join(word.strip(":").replace("master", "slave") for word in wanted)
+        raise EngineError(f"path {source} is mounted on {place} but it is not a {kind} mount")
+
+
+def root_propagation(mount_list: list[dict[str, Any]]) -> str:
+    """linux.rootfsPropagation: what the container's mounts need of its root to reach, or be reached from, the host."""
+    words = {word.removeprefix("r") for mount in mount_list if mount["type"] == "bind" for word in mount["options"]}
+    return "shared" if "shared" in words else "rslave" if "slave" in words else ""
 
 
 def _inside(root: str, subpath: str) -> str:
     """The subpath below a volume; it must not lead out of it."""
     path = os.path.realpath(os.path.join(root, subpath))
     if not path.startswith(os.path.realpath(root) + "/"):
-        raise BadRequest(f"the volume's subpath {subpath!r} leads out of the volume")
+        raise EngineError(f"subpath {subpath!r} of the volume: path concatenation escapes the base directory")
+    if not os.path.exists(path):
+        raise EngineError(f"subpath {subpath!r} of the volume: cannot access path {path}: no such file or directory")
     return path
 
 

@@ -112,8 +112,7 @@ def summaries(
         if health not in ("starting", "healthy", "unhealthy", "none"):
             raise BadRequest(f"unrecognized filter value for health: {health}")
     found = sorted(engine.containers.all(), key=lambda container: container.created, reverse=True)
-    if not (everything or limit > 0 or filters.get("status") or filters.get("exited")
-            or filters.get("before") or filters.get("since")):  # fmt: skip
+    if not (everything or limit > 0 or filters.get("status") or filters.get("exited")):
         found = [container for container in found if container.running]
     for which in ("before", "since"):
         for name in filters.get(which, ()):
@@ -170,7 +169,7 @@ def matches(engine: Engine, container: Container, filters: dict[str, list[str]],
         and label_matches(container.labels, filters.get("label", []))
         and one_of("network", lambda value: any(name.startswith(value) for name in network_names if name))
         and one_of("volume", lambda value: any(
-            value in (point.get("Name"), point["Destination"]) for point in container.mounts))
+            value in (point.get("Name") or point["Source"], point["Destination"]) for point in container.mounts))
         and ("ancestor" not in filters or container.image_id in ancestors
              or container.config["Image"] in filters["ancestor"])
         and one_of("health", lambda value: (
@@ -202,7 +201,7 @@ def _port_matches(container: Container, text: str, published: bool) -> bool:
             continue
         values = [int(number)] if number.isdigit() else []
         if published:
-            values = [int(binding.get("HostPort") or 0) for binding in bindings or ()] + values
+            values = [int(binding.get("HostPort") or 0) for binding in bindings or ()]
         if any(int(first) <= value <= int(last or first) for value in values):
             return True
     return False

@@ -306,25 +306,32 @@ def remove_snapshot(engine: Engine, container: Container) -> None:
 def copy_up(engine: Engine, container: Container) -> None:
     """Fill new, empty volumes with what the image has at their place, as docker does."""
     fresh = [
-        point
+        (point["Destination"], folder)
         for point in container.mounts
         if point["Type"] == "volume"
         and (point.get("Options") or {}).get("copy")
-        and os.path.isdir(point["Source"])
-        and not os.listdir(point["Source"])
+        and (folder := _volume_folder(point))
+        and not os.listdir(folder)
     ]
     if not fresh:
         return
     with snapshot(engine, container, readonly=True) as root:
-        for point in fresh:
+        for destination, folder in fresh:
             try:
-                descriptor = resolve(root, point["Destination"], os.O_RDONLY | os.O_DIRECTORY)
+                descriptor = resolve(root, destination, os.O_RDONLY | os.O_DIRECTORY)
             except OSError:
                 continue
             try:
-                _copy_tree(descriptor, point["Source"])
+                _copy_tree(descriptor, folder)
             finally:
                 os.close(descriptor)
+
+
+def _volume_folder(point: dict[str, Any]) -> str:
+    """The folder that a volume's mount shows: the volume's or one in it; empty where there is none."""
+    base = os.path.realpath(point["Source"])
+    path = os.path.realpath(os.path.join(base, point["Options"].get("subpath") or ""))
+    return path if os.path.isdir(path) and (path == base or path.startswith(f"{base}/")) else ""
 
 
 def _copy_tree(source: int, target: str) -> None:

@@ -51,6 +51,8 @@ def load() -> None:
 
 def find(method: str, path: str) -> tuple[Handler, dict[str, Any]]:
     """The handler for a path and its arguments. Raises NotFound or MethodNotAllowed."""
+    if path == "/networks/":  # the one path that Docker serves with a slash at its end, too
+        path = "/networks"
     for pattern, handler in _table.get("GET" if method == "HEAD" else method, ()):
         match = pattern.fullmatch(path)
         if match:

@@ -55,20 +55,29 @@ def save(engine: Engine, references: list[str]) -> Iterator[bytes]:
 
 
 def _asked_by_id(engine: Engine, text: str) -> bool:
-    return engine.images.lookup(text)[1]
+    try:
+        return engine.images.lookup(text)[1]
+    except NotFound:
+        return False  # a repository without the tag `latest`
 
 
 def _names(engine: Engine, text: str) -> list:  # type: ignore[type-arg]
     from teu.engine.images import parse_reference
 
-    name, by_id = engine.images.lookup(text)
-    reference = name.reference
-    if not by_id and reference is not None:
+    try:
+        name, by_id = engine.images.lookup(text)
+    except NotFound:
+        name, by_id = None, False  # a repository may have tags, and none of them `latest`
+    if not by_id and (name is None or name.reference is not None):
         asked = parse_reference(text)
         if not asked.tag and not asked.digest:
-            return [
+            tagged = [
                 other
                 for other in engine.images.names()
-                if (own := other.reference) and own.name == reference.name and own.tag
+                if (own := other.reference) and own.name == asked.name and own.tag
             ]
+            if tagged:
+                return tagged
+    if name is None:
+        raise NotFound(f"No such image: {text}")
     return [name]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import apparmor, mounts, users
-from teu.engine.errors import BadRequest, Conflict, NotFound
+from teu.engine.errors import BadRequest, EngineError, NotFound
 from teu.oci.seccomp import ARCHITECTURES, default_profile
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _joined(engine: Engine, mode: str, what: str) -> Container:
     if other is None:
         raise NotFound(f"No such container: {reference}")
     if not other.running:
-        raise Conflict(f"cannot join {what} of a non running container: {other.id}")
+        raise EngineError(f"failed to join {what} namespace: container {other.id} is not running")
     return other
 
 
@@ -274,6 +274,9 @@ def build(engine: Engine, container: Container, attachment: Attachment) -> dict[
             linux["seccomp"] = security["seccomp"] or default_profile(caps)
     elif isinstance(security["seccomp"], dict):
         linux["seccomp"] = security["seccomp"]
+    propagation = mounts.root_propagation(mount_list)
+    if propagation:
+        linux["rootfsPropagation"] = propagation
     sysctls = dict(host["Sysctls"] or {})
     if attachment.namespace is not None and not host["NetworkMode"].startswith("container:"):
         sysctls.setdefault("net.ipv4.ip_unprivileged_port_start", "0")
@@ -334,7 +337,7 @@ def _namespaces(engine: Engine, container: Container, attachment: Attachment) ->
     if host["UTSMode"] != "host":
         result.append({"type": "uts"})
     if host["PidMode"].startswith("container:"):
-        other = _joined(engine, host["PidMode"], "PID namespace")
+        other = _joined(engine, host["PidMode"], "PID")
         result.append({"type": "pid", "path": f"/proc/{other.pid}/ns/pid"})
     elif host["PidMode"] != "host":
         result.append({"type": "pid"})

@@ -71,8 +71,9 @@ class Marker:
 class Client:
     """An attached connection. Output goes to it from the pump; whoever owns it waits for `ended`."""
 
-    def __init__(self, hub: Hub, sock: socket.socket, stdout: bool, stderr: bool) -> None:
+    def __init__(self, hub: Hub, sock: socket.socket, stdout: bool, stderr: bool, framed: bool | None = None) -> None:
         self.hub = hub
+        self.framed = not hub.tty if framed is None else framed
         self.socket = sock
         self.kinds = {kind for kind, wanted in ((STDOUT, stdout), (STDERR, stderr)) if wanted}
         self.pending: deque[memoryview] = deque()
@@ -84,7 +85,7 @@ class Client:
     def send(self, kind: int, data: bytes) -> None:
         if kind not in self.kinds or self.ended.is_set():
             return
-        self.put(data if self.hub.tty else struct.pack(">BxxxI", kind, len(data)) + data)
+        self.put(struct.pack(">BxxxI", kind, len(data)) + data if self.framed else data)
 
     def put(self, data: bytes) -> None:
         self.pending.append(memoryview(data))
@@ -335,9 +336,11 @@ class Hub:
 
     # -- clients -------------------------------------------------------------------------------------
 
-    def attach(self, sock: socket.socket, stdout: bool, stderr: bool, before: bytes = b"") -> Client:
-        """Output from now on goes to the connection, after `before`."""
-        client = Client(self, sock, stdout, stderr)
+    def attach(
+        self, sock: socket.socket, stdout: bool, stderr: bool, before: bytes = b"", framed: bool | None = None
+    ) -> Client:
+        """Output from now on goes to the connection, after `before`. framed: None is "without a terminal"."""
+        client = Client(self, sock, stdout, stderr, framed)
 
         def add() -> None:
             self.clients.add(client)

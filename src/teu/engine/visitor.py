@@ -12,6 +12,7 @@ Exit status 0; or 1 with {"kind": "missing"|"bad"|"error", "message": …} on st
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import posixpath
@@ -48,6 +49,8 @@ def located(path: str) -> tuple[str, str]:
         found = posixpath.join(os.path.realpath(parent), name)
     if not os.path.lexists(found):
         raise Missing(path)
+    if trailing and not os.path.isdir(found):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR).lower(), path)
     return found, name
 
 
@@ -126,7 +129,10 @@ def unpack(path: str, replace: bool, owner: list[int] | None) -> None:
         raise Bad("extraction point is not a directory")
     os.chdir(target)
     folders: list[tuple[str, tarfile.TarInfo]] = []
-    with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*") as archive:
+    source = open(0, "rb", closefd=False)  # a reader that can peek
+    if not source.peek(1):
+        return  # nothing at all is an empty archive
+    with tarfile.open(fileobj=source, mode="r|*") as archive:
         for entry in archive:
             name = posixpath.normpath(entry.name.lstrip("/") or ".")
             if name == ".." or name.startswith("../"):
@@ -138,7 +144,7 @@ def unpack(path: str, replace: bool, owner: list[int] | None) -> None:
                 folders.append((name, entry))
     for name, entry in reversed(folders):
         os.utime(name, (entry.mtime, entry.mtime))
-    while sys.stdin.buffer.read(1 << 18):
+    while source.read(1 << 18):
         pass  # what pads the archive
 
 

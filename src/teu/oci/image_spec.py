@@ -70,6 +70,10 @@ _MACHINES = {
     "mips64": ("mips64le", ""),
     "loongarch64": ("loong64", ""),
 }
+ARCHITECTURES = {
+    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64",
+    "s390x", "sparc64", "wasm", "x86_64", "x86-64", "aarch64", "i386", "armhf", "armel",
+}  # fmt: skip
 _ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386", "armhf": "arm", "armel": "arm"}
 
 
@@ -84,12 +88,15 @@ def parse_platform(text: str) -> Platform:
     parts = text.lower().split("/")
     if not all(parts) or len(parts) > 3 or any(not p.replace("-", "").replace("_", "").replace(".", "").isalnum()
                                                for p in parts):
-        raise SpecError(f'"{text}" is an invalid platform: it must be os[/architecture[/variant]]')
+        wrong = next((p for p in parts if not p.replace("-", "").replace("_", "").replace(".", "").isalnum()), text)
+        raise SpecError(f'"{wrong}" is an invalid component of "{text}": a platform is os[/architecture[/variant]]')
     if len(parts) == 1:
         if parts[0] == "linux":
             return host
-        if parts[0] in ("windows", "darwin", "freebsd"):
+        if parts[0] in ("windows", "darwin", "macos", "freebsd"):
             return Platform(parts[0], host.architecture)
+        if parts[0] not in ARCHITECTURES:
+            raise SpecError(f'"{text}": unknown operating system or architecture')
         return _normal(Platform("linux", parts[0]))
     return _normal(Platform(*parts))
 

@@ -292,7 +292,7 @@ def test_bad_input(engine: Engine, tmp_path: Path) -> None:
     engine.networks.create({"Name": "x", "IPAM": {"Config": [{"Subnet": "10.1.0.0/16"}]}})
     with pytest.raises(Conflict, match="already exists"):
         engine.networks.create({"Name": "x"})
-    with pytest.raises(Conflict, match="overlaps"):
+    with pytest.raises(Forbidden, match="overlaps"):
         engine.networks.create({"Name": "y", "IPAM": {"Config": [{"Subnet": "10.1.2.0/24"}]}})
     with pytest.raises(Forbidden):
         engine.networks.create({"Name": "host"})

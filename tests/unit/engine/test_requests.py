@@ -57,7 +57,7 @@ def test_a_bad_config_is_refused(config: dict[str, Any]) -> None:
         {"RestartPolicy": {"Name": "always"}, "AutoRemove": True},
         {"LogConfig": {"Type": "papyrus"}},
         {"LogConfig": {"Type": "json-file", "Config": {"max-size": "lots"}}},
-        {"LogConfig": {"Type": "json-file", "Config": {"max-file": "3"}}},
+        {"LogConfig": {"Type": "json-file", "Config": {"max-file": "0"}}},
         {"LogConfig": {"Type": "journald", "Config": {"max-size": "3m"}}},
         {"IpcMode": "everything"},
         {"PidMode": "other"},
@@ -243,7 +243,10 @@ class _Volumes:
 
 
 def _container(**values: Any) -> tuple[Any, Any]:
-    engine = types.SimpleNamespace(volumes=_Volumes(), containers=types.SimpleNamespace(find=lambda name: None))
+    settings = {"data-root": "/var/lib/teu/engine"}
+    engine = types.SimpleNamespace(
+        config=settings, volumes=_Volumes(), containers=types.SimpleNamespace(find=lambda name: None)
+    )
     config = {"Volumes": values.pop("Volumes", None)}
     return engine, types.SimpleNamespace(id="c" * 64, config=config, host_config=host(**values))
 

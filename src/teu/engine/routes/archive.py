@@ -22,11 +22,11 @@ TAR = "application/x-tar"
 def get_archive(engine: Engine, request: Request, name: str) -> Response:
     container = engine.containers.get(name)
     path = _path(request)
-    description = archive.describe(engine, container, path)
+    description = archive.describe(engine, container, path, name)
     if request.method == "HEAD":
         response = Response(200)
     else:
-        response = stream(archive.pack(engine, container, path), TAR)
+        response = stream(archive.pack(engine, container, path, asked=name), TAR)
         container.event("archive-path")
     response.headers["X-Docker-Container-Path-Stat"] = base64.b64encode(json.dumps(description).encode()).decode()
     return response
@@ -45,22 +45,25 @@ def put_archive(engine: Engine, request: Request, name: str) -> Response:
     path = _path(request)
     if container.host_config["ReadonlyRootfs"] and not _on_writable_mount(container.mounts, path):
         raise Forbidden("container rootfs is marked read-only")
+    if not _on_writable_mount(container.mounts, path) and _on_mount(container.mounts, path):
+        raise Forbidden("mounted volume is marked read-only")
     owner = None
-    if request.query.flag("copyUIDGID"):
+    if request.query.flag("copyUIDGID") and container.config["User"]:
         user = users.find(engine, container, container.config["User"])
         owner = (user.uid, user.gid)
     archive.unpack(
-        engine, container, path, request.body, not request.query.flag("noOverwriteDirNonDir"), owner
+        engine, container, path, request.body, not request.query.flag("noOverwriteDirNonDir"), owner, name
     )  # fmt: skip
     container.event("extract-to-dir")
     return empty(200)
 
 
+def _on_mount(mounts: list[dict[str, object]], path: str) -> bool:
+    return any(path == mount["Destination"] or path.startswith(f"{mount['Destination']}/") for mount in mounts)
+
+
 def _on_writable_mount(mounts: list[dict[str, object]], path: str) -> bool:
-    return any(
-        mount["RW"] and (path == mount["Destination"] or path.startswith(f"{mount['Destination']}/"))
-        for mount in mounts
-    )
+    return _on_mount([mount for mount in mounts if mount["RW"]], path)
 
 
 @route("GET", "/containers/{name}/export")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @route("POST", "/containers/create")
 def create_container(engine: Engine, request: Request) -> Response:
     container, warnings = create.create(
-        engine, request.json(), request.query.get("name"), request.query.get("platform") or None
+        engine, request.json(), request.query.get("name"), request.query.get("platform") or None, request.version
     )
     return json_response({"Id": container.id, "Warnings": warnings}, 201)
 
@@ -102,10 +102,10 @@ def rename(engine: Engine, request: Request, name: str) -> Response:
 
 @route("POST", "/containers/{name}/resize")
 def resize(engine: Engine, request: Request, name: str) -> Response:
+    height, width = size(request)
     container = engine.containers.get(name)
     if not container.running or not container.pid:
         raise Conflict(f"container {container.id} is not running")
-    height, width = size(request)
     tasks.resize(engine, container.id, width, height)
     container.event("resize", height=str(height), width=str(width))
     return empty(200)
@@ -120,8 +120,8 @@ def size(request: Request) -> tuple[int, int]:
 
 @route("POST", "/containers/{name}/update")
 def update(engine: Engine, request: Request, name: str) -> Response:
-    container = engine.containers.get(name)
     body = request.json()
+    container = engine.containers.get(name)
     with container.lock:
         changed = dict(container.host_config)
         given = {key: body[key] for key in hostconfig.RESOURCES if body.get(key)}
@@ -171,7 +171,8 @@ def _wait(container: Container, condition: str, before: int) -> Any:
             return True
         if condition == "removed":
             return False
-        return container.exits != before if condition == "next-exit" else not container.running
+        # A container that a restart policy starts again has not been running in between.
+        return container.exits != before or (condition == "not-running" and not container.running)
 
     # The head of the answer goes out now: clients take it for "the wait has begun".
     yield b""

@@ -20,20 +20,22 @@ if TYPE_CHECKING:
 
 @route("POST", "/containers/{name}/exec")
 def create(engine: Engine, request: Request, name: str) -> Response:
-    execution = execs.create(engine, engine.containers.get(name), request.json())
+    options = request.json()
+    execution = execs.create(engine, engine.containers.get(name), options)
     return json_response({"Id": execution.id}, 201)
 
 
 @route("POST", "/exec/{identity}/start")
 def start(engine: Engine, request: Request, identity: str) -> Response:
-    execution = execs.get(engine, identity)
     options = request.json(optional=True)
+    execution = execs.get(engine, identity)
     if execution.started:
         raise Conflict(
             f"exec {identity} has already run" if execution.ended.is_set() else "exec is already running"
         )
     execution.container.must_run()
-    if options.get("ConsoleSize"):
+    terminal = bool(options.get("Tty"))  # the client's: it may differ from the process's own, and says what it reads
+    if options.get("ConsoleSize") and terminal:
         execution.console_size = options["ConsoleSize"]
     if options.get("Detach"):
         try:
@@ -46,7 +48,7 @@ def start(engine: Engine, request: Request, identity: str) -> Response:
 
     def take_over(sock: socket.socket, early: bytes) -> None:
         hub = execution.hub
-        client = hub.attach(sock, execution.stdout, execution.stderr)
+        client = hub.attach(sock, execution.stdout, execution.stderr, framed=not terminal)
         try:
             execution.start()
         except EngineError as error:
@@ -62,7 +64,7 @@ def start(engine: Engine, request: Request, identity: str) -> Response:
 
         serve(hub, client, sock, early, execution.stdin, keys, close_stdin)
 
-    return hijack(take_over, content_type(request, execution.tty))
+    return hijack(take_over, content_type(request, terminal))
 
 
 @route("GET", "/exec/{identity}/json")
@@ -72,8 +74,8 @@ def inspect(engine: Engine, request: Request, identity: str) -> Response:
 
 @route("POST", "/exec/{identity}/resize")
 def resize(engine: Engine, request: Request, identity: str) -> Response:
-    execution = execs.get(engine, identity)
     height, width = size(request)
+    execution = execs.get(engine, identity)
     if not execution.running or not execution.pid:
         raise Conflict(f"exec {identity} is not running")
     tasks.resize(engine, execution.container.id, width, height, execution.id)

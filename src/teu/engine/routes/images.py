@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from teu.engine import image_list, image_removal
-from teu.engine.errors import BadRequest, Unsupported
+from teu.engine.errors import BadRequest, EngineError, Unsupported
 from teu.engine.http import Request, Response, empty, json_response, progress, stream
 from teu.engine.images import parse_reference
 from teu.engine.router import route
@@ -76,7 +76,9 @@ def _import(engine: Engine, request: Request, source: str) -> Response:
         if parsed.digest:
             raise BadRequest("cannot import digest reference")
         name = str(parsed.with_default_tag())
-    _platform(request.query.get("platform"))
+    platform = _platform(request.query.get("platform"))
+    if platform is not None and platform.os != "linux":
+        raise BadRequest(f"operating system is not supported: {platform.os}")
     return progress(
         load.import_(
             engine,
@@ -95,6 +97,7 @@ def commit_container(engine: Engine, request: Request) -> Response:
     from teu.engine import commit, lifecycle
 
     query = request.query
+    given = request.json(optional=True)
     container = engine.containers.get(query.get("container"))
     repository, tag = query.get("repo"), query.get("tag")
     name = ""
@@ -103,16 +106,19 @@ def commit_container(engine: Engine, request: Request) -> Response:
         if parsed.digest:
             raise BadRequest("cannot commit to a digest reference")
         name = str(parsed.with_default_tag())
-    config = commit.image_config(container, request.json(optional=True), query.every("changes"))
+    config = commit.image_config(container, given, query.every("changes"))
     pause = query.flag("pause", True) and container.running and not container.state["Paused"]
     if pause:
-        lifecycle.pause(engine, container)
+        try:
+            lifecycle.pause(engine, container)
+        except EngineError:
+            pause = False  # it has ended meanwhile: its files are at rest anyway
     try:
         image_id = commit.commit(
             engine, container, config, container.snapshot_key, name, query.get("author"), query.get("comment")
         )
     finally:
-        if pause:
+        if pause and container.state["Paused"]:
             lifecycle.unpause(engine, container)
     container.event("commit", comment=query.get("comment"), imageID=image_id)
     return json_response({"Id": image_id}, 201)

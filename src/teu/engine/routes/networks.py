@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from teu.engine.errors import BadRequest
 from teu.engine.http import Request, Response, empty, json_response
-from teu.engine.image_list import filter_moment, flag_filter, labels_match, seconds
+from teu.engine.image_list import filter_moment, flag_filter, labels_match, moment_of
 from teu.engine.networks import Network
 from teu.engine.router import route
 
@@ -70,7 +70,7 @@ def prune_networks(engine: Engine, request: Request) -> Response:
         if (
             not labels_match(labels, filters.get("label", []))
             or any(labels_match(labels, [text]) for text in filters.get("label!", ()))
-            or any(seconds(network.record["Created"]) > limit for limit in until)
+            or any(moment_of(network.record["Created"]) > limit for limit in until)
         ):
             keep.append(network)
     return json_response({"NetworksDeleted": engine.networks.prune(keep) or None})

@@ -164,12 +164,19 @@ def frames(container: Container, selection: Selection) -> Iterator[bytes]:
     size = 0
 
     def gathered() -> bytes:
-        """Lines of one stream that follow one another go out together."""
+        """Lines of one stream that follow one another go out together: for who follows, which takes a frame for a
+        line (docker-py hands them on one by one), a frame each; else in one frame."""
         nonlocal size
         data = b"".join(parts)
         parts.clear()
         size = 0
-        return data if container.tty else struct.pack(">BxxxI", kind, len(data)) + data
+        if container.tty:
+            return data
+        lines = [data]
+        if selection.follow:
+            *whole, rest = data.split(b"\n")
+            lines = [*(line + b"\n" for line in whole), rest]
+        return b"".join(struct.pack(">BxxxI", kind, len(line)) + line for line in lines if line)
 
     for piece in driver.read(selection):
         if parts and (piece is None or piece.kind != kind or size >= FRAME_SIZE):

@@ -1,0 +1,534 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Docker's own suites of tests ask of a daemon, in our words: teud and Debian's dockerd get the same requests,
+and give the same answers."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import json
+import os
+import socket
+import struct
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import engine
+import peers
+import pytest
+import whole
+
+# Debian 12 has docker 20.10, whose words and codes differ from those of 26.
+pytestmark = [pytest.mark.needs("docker", "dockerd", "trixie", "namespace"), pytest.mark.timeout(240)]
+
+JSON = "application/json"
+TAR = "application/x-tar"
+
+
+class Daemon:
+    """One of the two: its API by hand, and `docker` on it."""
+
+    def __init__(self, path: str, docker: Callable[..., Any]) -> None:
+        self.path = path
+        self.docker = docker
+
+    def connect(self) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(100)
+        connection.sock.connect(self.path)
+        return connection
+
+    def ask(
+        self, method: str, target: str, body: object = None, kind: str = JSON, version: str = "1.45"
+    ) -> tuple[int, bytes]:
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection = self.connect()
+        connection.request(method, f"/v{version}{target}", data, {"Content-Type": kind} if data is not None else {})
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        return answer.status, content
+
+    def json(self, method: str, target: str, body: object = None, **options: Any) -> Any:
+        status, content = self.ask(method, target, body, **options)
+        assert status < 300, (method, target, status, content)
+        return json.loads(content) if content else None
+
+    @contextlib.contextmanager
+    def container(self, *command: str, start: bool = True, version: str = "1.45", **options: Any) -> Iterator[str]:
+        host = {"NetworkMode": "none", **options.pop("HostConfig", {})}
+        body = {"Image": "busybox", "Cmd": list(command), "HostConfig": host, **options}
+        identity = self.json("POST", "/containers/create", body, version=version)["Id"]
+        try:
+            if start:
+                self.json("POST", f"/containers/{identity}/start")
+            yield identity
+        finally:
+            self.json("DELETE", f"/containers/{identity}?force=1&v=1")
+
+    def output(self, *command: str, code: int = 0, version: str = "1.45", **options: Any) -> str:
+        """What a container of its own says, with a terminal's bare stream."""
+        host = {"LogConfig": {"Type": "json-file"}, **options.pop("HostConfig", {})}
+        with self.container(*command, version=version, HostConfig=host, Tty=True, **options) as identity:
+            assert self.json("POST", f"/containers/{identity}/wait")["StatusCode"] == code
+            return self.ask("GET", f"/containers/{identity}/logs?stdout=1&stderr=1")[1].decode()
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[tuple[Daemon, Daemon]]:
+    engine.need_busybox()
+    whole.remove_everything()
+    with peers.dockerd(network=True) as daemon:
+        daemon.load_busybox()
+        pair = Daemon(engine.SOCKET, engine.docker), Daemon(str(daemon.socket), daemon)
+        for each in pair:
+            each.docker("run", "-d", "--name", "taken", "--network", "none", "busybox", "sleep", "1000")
+        yield pair
+        for each in pair:
+            each.docker("rm", "-f", "taken")
+    whole.eventually("the host is clean at the end", lambda: not whole.leftovers(), timeout=30)
+
+
+def same(both: tuple[Daemon, Daemon], work: Callable[[Daemon], Any]) -> Any:
+    """The answer that both give."""
+    theirs = work(both[1])
+    assert work(both[0]) == theirs
+    return theirs
+
+
+def made(**host: object) -> tuple[str, str, object]:
+    return "POST", "/containers/create", {"Image": "busybox", "HostConfig": {"NetworkMode": "none", **host}}
+
+
+BODIES = {"another kind": (b"{}", "text/plain"), "no JSON": (b"{invalid json", JSON), "more behind": (b"{} x", JSON)}
+TARGETS = (
+    "/containers/create",
+    "/containers/nosuch/update",
+    "/containers/nosuch/exec",
+    "/exec/nosuch/start",
+    "/commit",
+    "/networks/create",
+    "/networks/bridge/connect",
+    "/networks/bridge/disconnect",
+    "/volumes/create",
+)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("body", BODIES)
+def test_a_body_is_read_first_and_complained_of_in_the_same_words(
+    both: tuple[Daemon, Daemon], target: str, body: str
+) -> None:
+    status, _ = same(both, lambda daemon: _message(daemon.ask("POST", target, *BODIES[body])))
+    assert status == 400
+
+
+def _message(answer: tuple[int, bytes]) -> tuple[int, str]:
+    return answer[0], json.loads(answer[1]).get("message", "")
+
+
+REQUESTS: dict[str, tuple[str, str, object]] = {
+    "unknown PID mode": made(PidMode="invalid"),
+    "PID mode of no container": made(PidMode="container"),
+    "unknown UTS mode": made(UTSMode="invalid"),
+    "annotation without a name": made(Annotations={"": "a"}),
+    "unknown log driver": made(LogConfig={"Type": "asdf"}),
+    "file of a folder that is not there": ("HEAD", "/containers/taken/archive?path=/no/such/", None),
+    "files of what is not there": ("GET", "/containers/taken/archive?path=/dne", None),
+    "files into what is not there": ("PUT", "/containers/taken/archive?path=/dne", b""),
+    "resize of no exec to no size": ("POST", "/exec/nosuch/resize?h=foo&w=bar", None),
+    "update of nothing": ("POST", "/containers/nosuch/update", {}),
+    "import of an unknown platform": ("POST", "/images/create?fromSrc=-&repo=odd&platform=nintendo64", bytes(1024)),
+}
+# Where the words are other ones, or the program's own.
+SAME_STATUS = {"resize of no exec to no size", "unknown log driver", "import of an unknown platform"}
+
+
+@pytest.mark.parametrize("case", REQUESTS)
+def test_the_same_message(both: tuple[Daemon, Daemon], case: str) -> None:
+    def work(daemon: Daemon) -> object:
+        status, content = daemon.ask(*REQUESTS[case])
+        said = json.loads(content)["message"] if content and case not in SAME_STATUS else ""
+        return status, said
+
+    status, _ = same(both, work)
+    assert status >= 400
+
+
+def test_a_list_of_networks_with_a_slash_at_its_end(both: tuple[Daemon, Daemon]) -> None:
+    assert same(both, lambda daemon: daemon.ask("GET", "/networks/")[0]) == 200
+
+
+def test_networks_do_not_overlap(both: tuple[Daemon, Daemon]) -> None:
+    def work(daemon: Daemon) -> int:
+        pool = {"Config": [{"Subnet": "10.213.0.0/24"}]}
+        one = daemon.json("POST", "/networks/create", {"Name": "pool1", "IPAM": pool})["Id"]
+        try:
+            return daemon.ask("POST", "/networks/create", {"Name": "pool2", "IPAM": pool})[0]
+        finally:
+            daemon.json("DELETE", f"/networks/{one}")
+
+    assert [work(daemon) for daemon in both] == [403, 403]
+
+
+# ---- exec, wait, logs, health ------------------------------------------------------------------------------
+
+
+def exec_stream(daemon: Daemon, container: str, create: dict[str, Any], start: dict[str, Any]) -> tuple[str, bytes]:
+    """What kind of stream the answer to a start of an exec calls itself, and the stream."""
+    create = {"AttachStdout": True, "AttachStderr": True, **create}
+    identity = daemon.json("POST", f"/containers/{container}/exec", create)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(100)
+        sock.connect(daemon.path)
+        body = json.dumps(start).encode()
+        sock.sendall(
+            f"POST /v1.45/exec/{identity['Id']}/start HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        data = b"".join(iter(lambda: sock.recv(1 << 16), b""))
+    head, _, rest = data.partition(b"\r\n\r\n")
+    fields = dict(line.decode().lower().split(": ", 1) for line in head.splitlines()[1:])
+    return fields["content-type"], rest
+
+
+@pytest.mark.parametrize("process", [False, True])
+@pytest.mark.parametrize("client", [False, True])
+def test_an_exec_is_framed_as_its_client_asked(both: tuple[Daemon, Daemon], process: bool, client: bool) -> None:
+    """The process may have a terminal that the client knows nothing of (docker-py starts all execs so)."""
+    create = {"Cmd": ["echo", "said"], "Tty": process}
+    kind, data = same(both, lambda daemon: exec_stream(daemon, "taken", create, {"Tty": client}))
+    assert ("multiplexed" in kind) == (not client)
+    line = b"said\r\n" if process else b"said\n"
+    assert data == (line if client else struct.pack(">BxxxI", 1, len(line)) + line)
+
+
+def test_only_an_exec_with_a_terminal_has_a_kind_of_it(both: tuple[Daemon, Daemon]) -> None:
+    def work(daemon: Daemon) -> list[bytes]:
+        with daemon.container("sleep", "1000", Tty=True) as identity:
+            command = ["sh", "-c", "echo TERM=$TERM"]
+            return [
+                exec_stream(daemon, identity, {"Cmd": command, "Tty": tty}, {"Tty": True})[1].strip()
+                for tty in (False, True)
+            ]
+
+    assert same(both, work) == [b"TERM=", b"TERM=xterm"]
+
+
+def test_wait_ends_with_the_process_though_a_policy_starts_it_again(both: tuple[Daemon, Daemon]) -> None:
+    def work(daemon: Daemon) -> int:
+        policy = {"RestartPolicy": {"Name": "always"}}
+        with daemon.container("sh", "-c", "sleep 1; exit 3", HostConfig=policy) as identity:
+            return int(daemon.json("POST", f"/containers/{identity}/wait")["StatusCode"])
+
+    assert same(both, work) == 3
+
+
+def test_who_follows_a_log_gets_a_frame_for_each_line(both: tuple[Daemon, Daemon]) -> None:
+    """docker-py hands on frames where its users expect lines."""
+
+    def work(daemon: Daemon) -> list[bytes]:
+        logs = {"LogConfig": {"Type": "json-file"}}
+        with daemon.container("sh", "-c", "echo one; echo two; echo three", HostConfig=logs) as identity:
+            daemon.json("POST", f"/containers/{identity}/wait")
+            data = daemon.ask("GET", f"/containers/{identity}/logs?stdout=1&follow=1")[1]
+        frames = []
+        while data:
+            size = struct.unpack(">I", data[4:8])[0]
+            frames.append(data[8 : 8 + size])
+            data = data[8 + size :]
+        return frames
+
+    assert same(both, work) == [b"one\n", b"two\n", b"three\n"]
+
+
+def test_a_health_check_that_takes_too_long(both: tuple[Daemon, Daemon]) -> None:
+    def work(daemon: Daemon) -> str:
+        health = {
+            "Test": ["CMD", "sh", "-c", "echo begun; sleep 60"],
+            "Interval": 10**8,
+            "Timeout": 15 * 10**8,
+            "Retries": 1,
+        }
+        with daemon.container("sleep", "1000", Healthcheck=health) as identity:
+
+            def last() -> str:
+                state = daemon.json("GET", f"/containers/{identity}/json")["State"]["Health"]
+                return str(state["Log"][-1]["Output"]) if state["Log"] else ""
+
+            whole.eventually("a check has run", last, timeout=60)
+            return last()
+
+    assert same(both, work) == "Health check exceeded timeout (1.5s): begun\n"
+
+
+def test_log_files_without_a_size(both: tuple[Daemon, Daemon]) -> None:
+    logs = {"LogConfig": {"Type": "json-file", "Config": {"max-file": "42"}}}
+    assert same(both, lambda daemon: daemon.output("echo", "said", HostConfig=logs)) == "said\r\n"
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_no_folder(both: tuple[Daemon, Daemon]) -> None:
+    for daemon in both:
+        status, content = daemon.ask("GET", "/containers/taken/archive?path=/etc/passwd/")
+        assert status >= 400 and b"not a directory" in content
+
+
+def test_nothing_at_all_is_an_empty_archive(both: tuple[Daemon, Daemon]) -> None:
+    assert same(both, lambda daemon: daemon.ask("PUT", "/containers/taken/archive?path=/tmp", b"", TAR)[0]) == 200
+
+
+def test_an_archive_keeps_its_owners(both: tuple[Daemon, Daemon]) -> None:
+    output = io.BytesIO()
+    with tarfile.open(fileobj=output, mode="w") as archive:
+        entry = tarfile.TarInfo("owned")
+        entry.uid, entry.gid = 12, 34
+        archive.addfile(entry)
+
+    def work(daemon: Daemon) -> str:
+        with daemon.container("true", start=False) as identity:
+            target = f"/containers/{identity}/archive?path=/&copyUIDGID=true"
+            assert daemon.ask("PUT", target, output.getvalue(), TAR)[0] == 200
+            data = daemon.ask("GET", f"/containers/{identity}/archive?path=/owned")[1]
+        with tarfile.open(fileobj=io.BytesIO(data)) as answer:
+            member = answer.getmember("owned")
+        return f"{member.uid}:{member.gid}"
+
+    assert same(both, work) == "12:34"
+
+
+def test_no_files_into_a_read_only_volume(both: tuple[Daemon, Daemon]) -> None:
+    def work(daemon: Daemon) -> str:
+        with daemon.container("true", start=False, HostConfig={"Binds": ["/tmp:/x:ro"]}) as identity:
+            return _message(daemon.ask("PUT", f"/containers/{identity}/archive?path=/x", b"", TAR))[1]
+
+    assert "read-only" in same(both, work)
+
+
+# ---- mounts ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is a shared mount, with a file system mounted in it."""
+    for argv in (
+        ("mount", "--bind", tmp_path, tmp_path),
+        ("mount", "--make-private", tmp_path),
+        ("mount", "--make-shared", tmp_path),
+    ):
+        subprocess.run(argv, check=True)
+    (tmp_path / "below").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tmp_path / "below"], check=True)
+    yield tmp_path
+    subprocess.run(["umount", "-R", "-l", tmp_path], check=True)
+
+
+@pytest.mark.parametrize(
+    ("version", "options", "shallow"),
+    [("1.45", {}, False), ("1.43", {}, True), ("1.45", {"ReadOnlyNonRecursive": True}, True)],
+)
+def test_read_only_means_what_is_mounted_below_too(
+    both: tuple[Daemon, Daemon], tree: Path, version: str, options: dict[str, Any], shallow: bool
+) -> None:
+    mount = {"Type": "bind", "Source": str(tree), "Target": "/x", "ReadOnly": True, "BindOptions": options}
+    command, host = ("touch", "/x/a", "/x/below/b"), {"Mounts": [mount]}
+    answer = same(both, lambda daemon: daemon.output(*command, code=1, version=version, HostConfig=host))
+    assert ("/x/a:" in answer, "/x/below/b:" in answer) == (True, not shallow)
+
+
+def test_a_bind_is_read_only_below_too(both: tuple[Daemon, Daemon], tree: Path) -> None:
+    host = {"Binds": [f"{tree}:/x:ro"]}
+    assert "/x/below/b:" in same(both, lambda daemon: daemon.output("touch", "/x/below/b", code=1, HostConfig=host))
+
+
+def test_a_mount_below_a_shared_one_reaches_the_host(both: tuple[Daemon, Daemon], tree: Path) -> None:
+    (tree / "below" / "inside").mkdir()
+
+    def work(daemon: Daemon) -> bool:
+        host = {"Privileged": True, "Binds": [f"{tree}:/x:shared"]}
+        daemon.output("mount", "-t", "tmpfs", "t", "/x/below/inside", HostConfig=host)
+        seen = os.path.ismount(tree / "below" / "inside")
+        if seen:
+            subprocess.run(["umount", tree / "below" / "inside"], check=True)
+        return seen
+
+    assert same(both, work)
+
+
+@pytest.mark.parametrize("mode", ["shared", "rslave"])
+def test_what_is_private_on_the_host_cannot_be_shared(both: tuple[Daemon, Daemon], tree: Path, mode: str) -> None:
+    def work(daemon: Daemon) -> tuple[int, str]:
+        with daemon.container("true", start=False, HostConfig={"Binds": [f"{tree}:/x:{mode}"]}) as identity:
+            return _message(daemon.ask("POST", f"/containers/{identity}/start"))
+
+    subprocess.run(["mount", "--make-private", tree], check=True)
+    status, message = same(both, work)
+    assert status == 500 and f"{tree} is mounted on {tree} but it is not a shared" in message
+
+
+def test_a_mount_of_all_the_host_is_a_slave(both: tuple[Daemon, Daemon]) -> None:
+    def work(daemon: Daemon) -> tuple[str, int]:
+        with daemon.container("true", HostConfig={"Binds": ["/:/host"]}) as identity:
+            propagation = daemon.json("GET", f"/containers/{identity}/json")["Mounts"][0]["Propagation"]
+        return propagation, daemon.ask(*made(Binds=["/:/host:private"]))[0]
+
+    assert same(both, work) == ("rslave", 400)
+
+
+def test_a_part_of_a_volume(both: tuple[Daemon, Daemon]) -> None:
+    def mount(subpath: str, target: str) -> dict[str, Any]:
+        return {
+            "Type": "volume",
+            "Source": "parts",
+            "Target": target,
+            "VolumeOptions": {"Subpath": subpath},
+        }
+
+    def work(daemon: Daemon) -> list[object]:
+        script = "mkdir /x/bin /x/sub /x/out; echo a > /x/sub/f; ln -s / /x/out/root; ln -s ../sub /x/out/good"
+        try:
+            daemon.output("sh", "-c", script, HostConfig={"Binds": ["parts:/x"]})
+            result: list[object] = [
+                daemon.output("cat", "/y/f", HostConfig={"Mounts": [mount("out/good", "/y")]}),
+                daemon.output("ls", "/bin/busybox", HostConfig={"Mounts": [mount("bin", "/bin")]}),
+                _message(daemon.ask(*made(Mounts=[mount("../../etc", "/y")]))),
+            ]
+            for subpath, words in (("nosuch", b"cannot access path"), ("out/root", b"escapes the base directory")):
+                with daemon.container("true", start=False, HostConfig={"Mounts": [mount(subpath, "/y")]}) as identity:
+                    status, content = daemon.ask("POST", f"/containers/{identity}/start")
+                    result.append((status >= 400, words in content))
+            return result
+        finally:
+            daemon.ask("DELETE", "/volumes/parts")
+
+    said = same(both, work)
+    assert said[0] == "a\r\n" and said[3:] == [(True, True), (True, True)]
+
+
+# ---- lists -----------------------------------------------------------------------------------------------
+
+
+def test_filters_of_containers(both: tuple[Daemon, Daemon]) -> None:
+    """`publish` speaks of the host's ports, `volume` of sources, too, and `since` leaves out what does not run."""
+
+    def work(daemon: Daemon) -> list[list[str]]:
+        ports = {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": port}]}
+        host = {"NetworkMode": "bridge", "PortBindings": ports, "Binds": ["/usr/share:/shared"]}
+        exposed = {"80/tcp": {}}
+        with (
+            daemon.container("sleep", "1000", HostConfig=host, ExposedPorts=exposed) as one,
+            daemon.container("true") as two,
+        ):
+            daemon.json("POST", f"/containers/{two}/wait")
+            names = {one: "one", two: "two"}
+            result = []
+            for filters in (
+                {"publish": ["80"]},
+                {"publish": [port]},
+                {"expose": ["80"]},
+                {"volume": ["/usr/share"]},
+                {"volume": ["/shared"]},
+                {"since": ["taken"]},
+            ):
+                found = daemon.json("GET", f"/containers/json?filters={quote(json.dumps(filters))}")
+                result.append([names[entry["Id"]] for entry in found])
+            return result
+
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = str(sock.getsockname()[1])
+    assert same(both, work) == [[], ["one"], ["one"], ["one"], ["one"], ["one"]]
+
+
+# ---- images ------------------------------------------------------------------------------------------------
+
+
+CHANGES = [
+    ["ENV PATH=/usr/bin:$PATH", "ENV A=1 B=${A:-two} C='$PATH'", "ENV A=3"],
+    ['ENV SPACES="a b"', "ENV COPY=$SPACES", "LABEL l=$COPY", "WORKDIR /w/$A", "USER $SPACES"],
+    ["ENV OLD form with $PATH", "EXPOSE $PORT", "ENV PORT=80", "EXPOSE $PORT/udp", "VOLUME /v$PORT"],
+    [r"ENV E=\$PATH F=${PATH:+set} G=x${NONE}y"],
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_variables_in_changes(both: tuple[Daemon, Daemon], changes: list[str]) -> None:
+    def work(daemon: Daemon) -> dict[str, object]:
+        asked = "".join(f"&changes={quote(change)}" for change in changes)
+        image = daemon.json("POST", f"/commit?container=taken&pause=0&repo=changed{asked}", {})["Id"]
+        try:
+            config = daemon.json("GET", f"/images/{image}/json")["Config"]
+            return {
+                key: config.get(key) or None
+                for key in ("Env", "Labels", "WorkingDir", "User", "ExposedPorts", "Volumes")
+            }
+        finally:
+            daemon.json("DELETE", "/images/changed?force=1")
+
+    same(both, work)
+
+
+def test_images_of_one_second_have_an_order(both: tuple[Daemon, Daemon]) -> None:
+    def work(daemon: Daemon) -> list[str]:
+        try:
+            for number in range(4):
+                daemon.json("POST", f"/commit?container=taken&pause=0&repo=quick&tag={number}", {})
+                time.sleep(0.002)
+            filters = quote(json.dumps({"since": ["quick:0"], "before": ["quick:3"]}))
+            found = daemon.json("GET", f"/images/json?filters={filters}")
+            return sorted(tag for image in found for tag in image["RepoTags"])
+        finally:
+            for number in range(4):
+                daemon.ask("DELETE", f"/images/quick:{number}")
+
+    assert same(both, work) == ["quick:1", "quick:2"]
+
+
+def test_save_of_a_repository_without_latest(both: tuple[Daemon, Daemon]) -> None:
+    def work(daemon: Daemon) -> list[str]:
+        try:
+            for tag in ("one", "two"):
+                daemon.json("POST", f"/commit?container=taken&pause=0&repo=several&tag={tag}", {})
+            data = daemon.ask("GET", "/images/get?names=several")[1]
+            with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+                member = archive.extractfile("manifest.json")
+                assert member is not None
+                return sorted(tag for image in json.load(member) for tag in image["RepoTags"])
+        finally:
+            for tag in ("one", "two"):
+                daemon.ask("DELETE", f"/images/several:{tag}")
+
+    assert same(both, work) == ["several:one", "several:two"]
+
+
+def test_commit_of_what_ends_meanwhile(both: tuple[Daemon, Daemon]) -> None:
+    """Nothing is paused that does not run."""
+
+    def work(daemon: Daemon) -> int:
+        with daemon.container("true") as identity:
+            status = daemon.ask("POST", f"/commit?container={identity}&repo=ended", {})[0]
+            daemon.ask("DELETE", "/images/ended")
+            return status
+
+    for _ in range(5):
+        assert same(both, work) == 201
+
+
+def test_import_of_nothing(both: tuple[Daemon, Daemon]) -> None:
+    def work(daemon: Daemon) -> int:
+        target = "/images/create?fromSrc=-&repo=hollow&tag=1&platform=linux/sparc64"
+        status = daemon.ask("POST", target, b"", TAR)[0]
+        daemon.ask("DELETE", "/images/hollow:1")
+        return status
+
+    assert same(both, work) == 200
