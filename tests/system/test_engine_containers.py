@@ -154,6 +154,36 @@ def test_stop_waits_and_then_kills(name: str) -> None:
     assert state(name)["ExitCode"] == 137
 
 
+def test_a_signal_at_once_waits_for_the_start(tmp_path: Path, rounds: Callable[[int], int]) -> None:
+    """What the container did can be seen before its start has been answered; the signal arrives all the same."""
+    import http.client
+    import socket
+
+    script = "trap 'exit 8' TERM; : >/seen/now; while :; do sleep 0.05; done"
+    refused = []
+    for number in range(rounds(30)):
+        name = f"at-once-{number}"
+        out("create", "--name", name, *HOST, "-v", f"{tmp_path}:/seen", IMAGE, "sh", "-c", script)
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(ENVIRONMENT["DOCKER_HOST"].removeprefix("unix://"))
+        starting = subprocess.Popen(["docker", "start", name], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "now").exists():
+            assert time.monotonic() < deadline
+        connection.request("POST", f"/containers/{name}/kill?signal=TERM")
+        answer = connection.getresponse()
+        if answer.status != 204:
+            refused.append(answer.read())
+            docker("kill", name, check=False)
+        connection.close()
+        assert starting.wait(60) == 0
+        assert out("wait", name).strip() == ("137" if answer.status != 204 else "8")
+        docker("rm", name)
+        (tmp_path / "now").unlink()
+    assert not refused
+
+
 def test_restart_policy(name: str) -> None:
     detached(name, "sh", "-c", "echo run; exit 3", flags=(*HOST, "--restart", "on-failure:2"))
     eventually(

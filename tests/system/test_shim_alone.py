@@ -41,6 +41,22 @@ def real() -> Iterator[House]:
         assert made.leftovers() == []
 
 
+@pytest.mark.parametrize("shim", [taskhouse.OWN_SHIM, "io.containerd.runc.v2"])
+def test_runtimes_find_themselves_in_the_bundle(shim: str, tmp_path: Path) -> None:
+    """Also one that reads config.json as if it were given no --bundle."""
+    wrapper = tmp_path / "runtime"
+    note = f"[ -s config.json ] && pwd >>{tmp_path}/seen || echo none >>{tmp_path}/seen"
+    wrapper.write_text(f'#!/bin/sh\n{note}\nexec runc "$@"\n')
+    wrapper.chmod(0o755)
+    with taskhouse.house("containerd", shim=shim, runtime=str(wrapper)) as made:
+        bundle = made.bundle("there")
+        assert made.run("there", "echo", "hello") == "hello\n"
+        seen = (tmp_path / "seen").read_text().splitlines()
+        # The shim's clean-up runs in it too, or after it has gone.
+        assert set(seen[:2]) == {str(bundle)}
+        assert made.leftovers() == []
+
+
 def show(unit: str, prop: str) -> str:
     return peers.run("systemctl", "show", "--value", "-p", prop, unit).stdout.strip()
 

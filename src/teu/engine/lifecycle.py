@@ -349,16 +349,17 @@ def kill(engine: Engine, container: Container, signal_name: str = "") -> None:
             reason = f"the linux daemon does not support signal {signal_name}"
         raise BadRequest(f"cannot kill container: {container.name}: {reason}") from None
     if not container.running or not container.pid:
-        if container.state["Restarting"]:
-            with container.lock:
+        # A start that is under way comes first: somebody may have seen what the container did since.
+        with container.lock:
+            if container.state["Restarting"]:
                 container.manually_stopped = True
-                if container.state["Restarting"]:
-                    cancel_restart(container)
-                    container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
-                    container.save()
-                    container.notify()
-                    return
-        raise Conflict(f"cannot kill container: {container.name}: container {container.id} is not running")
+                cancel_restart(container)
+                container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
+                container.save()
+                container.notify()
+                return
+            if not container.running or not container.pid:
+                raise Conflict(f"cannot kill container: {container.name}: container {container.id} is not running")
     if number in (signal.SIGKILL, hostconfig.signal_number(container.config["StopSignal"] or "TERM")):
         with container.lock:
             container.manually_stopped = True

@@ -120,10 +120,26 @@ def load() -> None:
         pass  # it will be executed
 
 
-class Run:
-    """One run of a runtime's subcommand, perhaps held back until go()."""
+class _Inside:
+    """The working directory for what is started: there is one thread, and posix_spawn(3) of Python has no other way."""
 
-    def __init__(self, loop: Loop, command: list[str], log: str, stdio: tuple[int, int, int] | None,
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        try:
+            os.chdir(self._folder)
+        except OSError:
+            pass  # a bundle that is gone: the runtime will say so, or need none
+
+    def __exit__(self, *_: object) -> None:
+        os.chdir("/")
+
+
+class Run:
+    """One run of a runtime's subcommand in a folder, perhaps held back until go()."""
+
+    def __init__(self, loop: Loop, command: list[str], folder: str, log: str, stdio: tuple[int, int, int] | None,
                  held: bool = False, loaded: Loaded | None = None) -> None:
         self._log = log
         self._log_size = _size(log)
@@ -145,8 +161,9 @@ class Run:
                 actions.append((os.POSIX_SPAWN_DUP2, wait, wait))  # the same number, but inherited
                 environment = {**os.environ, HOLD_VARIABLE: str(wait)}
             try:
-                self.pid = loaded.fork(command, stdio) if loaded else os.posix_spawn(
-                    command[0], command, environment, file_actions=actions, setsigdef=_RESET_SIGNALS)
+                with _Inside(folder):
+                    self.pid = loaded.fork(command, stdio) if loaded else os.posix_spawn(
+                        command[0], command, environment, file_actions=actions, setsigdef=_RESET_SIGNALS)
             except OSError as e:
                 raise RuntimeFailed(f"cannot run {command[0]}: {e.strerror}") from e
         except BaseException:
@@ -209,6 +226,8 @@ class Runtime:
     def __init__(self, loop: Loop, namespace: str, bundle: str, options: dict[str, Any]) -> None:
         self._loop = loop
         self.name = options["binary_name"] or DEFAULT_BINARY
+        # Runtimes find themselves in the bundle, as under containerd's shim, whose own working directory it is.
+        self._bundle = bundle
         self.log = os.path.join(bundle, "log.json")
         self.root = os.path.join(options["root"] or DEFAULT_ROOT, namespace)
         self.systemd_cgroup = bool(options["systemd_cgroup"])
@@ -230,7 +249,8 @@ class Runtime:
         return _loaded if _loaded and _loaded.serves(find_binary(self.name), command) else None
 
     def _start(self, args: tuple[str, ...], stdio: tuple[int, int, int] | None, held: bool = False) -> Run:
-        return Run(self._loop, self.command(*args), self.log, stdio, held, None if held else self._loaded(args[0]))
+        loaded = None if held else self._loaded(args[0])
+        return Run(self._loop, self.command(*args), self._bundle, self.log, stdio, held, loaded)
 
     def run(self, *args: str, stdio: tuple[int, int, int] | None = None,
             before: Callable[[list[int]], Coroutine] | None = None, then: tuple[str, ...] = ()) -> Coroutine:
