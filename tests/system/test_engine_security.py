@@ -14,6 +14,7 @@ import socket
 import subprocess
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -381,3 +382,58 @@ def test_the_hosts_firewall_has_the_last_word() -> None:
         assert whole.call(*get, url, check=False).stdout == "served\n"
 
 
+
+
+@contextlib.contextmanager
+def swapped(folder: Path, target: Path) -> Iterator[None]:
+    """A folder that is now itself and now a link to the target, long enough for one look at it but not for two."""
+    aside, done = folder.with_name("aside"), threading.Event()
+
+    def swap() -> None:
+        while not done.is_set():
+            folder.rename(aside)
+            folder.symlink_to(target)
+            time.sleep(0.003)
+            folder.unlink()
+            aside.rename(folder)
+            time.sleep(0.003)
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    try:
+        yield
+    finally:
+        done.set()
+        swapping.join()
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_volumes_part_that_becomes_a_link(
+    rounds: Callable[[int], int], copied: bool, tmp_path: Path
+) -> None:
+    """CVE-2017-1002101 of kubelet: who shares a volume turns a folder in it into a link to the host's while another
+    container is started with that folder, or while what the image has at its place is copied into it."""
+    host = tmp_path / "host"
+    host.mkdir()
+    if not copied:
+        (host / "secret").touch()
+    before = os.listdir(host)
+    seen: list[str] = []
+    for number in range(rounds(30), -1, -1):
+        teu("volume", "create", "shared-e")
+        part = Path(out("teu", "volume", "inspect", "-f", "{{.Mountpoint}}", "shared-e").strip(), "part")
+        part.mkdir()
+        if not copied:
+            (part / "own").touch()
+        mount = f"type=volume,src=shared-e,dst=/home,volume-subpath=part{'' if copied else ',volume-nocopy'}"
+        with swapped(part, host) if number else contextlib.nullcontext():
+            started = teu("run", "--name", "box", "--network", "none", "--mount", mount, HOSTILE,
+                          "busybox", "ls", "/home", check=False)  # fmt: skip
+        seen += started.stdout.split()
+        teu("rm", "-f", "box", check=False)
+        teu("volume", "rm", "shared-e")
+        assert os.listdir(host) == before
+        assert ".parts" not in Path("/proc/self/mounts").read_text()
+    assert "secret" not in seen
+    assert ("file" if copied else "own") in started.stdout
+    print(f"{len(seen)} of {rounds(30) + 1} starts found the folder itself")

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teu.engine import containerd, hostconfig, rootfs, spec, tasks
+from teu.engine import containerd, hostconfig, mounts, rootfs, spec, tasks
 from teu.engine.container import Container, timestamp
 from teu.engine.errors import BadRequest, Conflict, EngineError, NotModified
 
@@ -89,19 +89,19 @@ def start(engine: Engine, container: Container, automatic: bool = False) -> None
 
 def _run(engine: Engine, container: Container) -> int:
     """All that a running container needs, in order; undone in reverse if a step fails. Its PID."""
-    with contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as sources, contextlib.ExitStack() as undo:
         Path(container.runtime_directory).mkdir(parents=True, exist_ok=True, mode=0o700)
         undo.callback(_release, engine, container)
         attachment = engine.networks.attach(container)
-        specification = spec.build(engine, container, attachment)
+        specification = spec.build(engine, container, attachment, sources)
         options = SYSTEMD_CGROUP if spec.systemd_cgroup(engine, container) else b""
-        mounts = rootfs.snapshot_mounts(engine, container)
+        layers = rootfs.snapshot_mounts(engine, container)
         paths = stdio_paths(container)
         undo.callback(container.hub.discard)
         container.hub.open(paths, marker_path(container))
         tasks.create_container(engine, container, specification, options)
         undo.callback(_quietly, tasks.discard, engine, container.id)
-        tasks.create(engine, container.id, mounts, paths, container.tty, options)
+        tasks.create(engine, container.id, layers, paths, container.tty, options)
         pid = tasks.start(engine, container.id)
         undo.pop_all()
     container.hub.begin()
@@ -118,6 +118,7 @@ def _quietly(function: object, *arguments: object) -> None:
 def _release(engine: Engine, container: Container) -> None:
     """Give back what only a running container needs. Idempotent; never fails."""
     _quietly(engine.networks.detach, container)
+    _quietly(mounts.drop_parts, container.runtime_directory)
     for point in container.mounts:
         if point["Type"] == "volume":
             _quietly(engine.volumes.unmount, point["Name"], container.id)

@@ -9,13 +9,18 @@ A mount point has the keys that inspect shows, and below "Options" what only we 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import posixpath
 import re
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from teu.engine import rootfs
 from teu.engine.errors import BadRequest, EngineError, NotFound
+from teu.linux.mounts import MNT_DETACH, MS_BIND, MS_REC, mount, umount2
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
     from teu.engine.volumes import Volume
 
 PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
+# Beside a container's runtime folder, which is removed with all that is in it: where parts of volumes are bound.
+PARTS = ".parts"
 # Runtimes that know the mount option rro.
 RECURSIVE_READ_ONLY = ("io.containerd.teu.v2", "io.containerd.runc.v2")
 MODES = ("ro", "rw", "z", "Z", "nocopy", "consistent", "cached", "delegated", "volume-nocopy")
@@ -280,9 +287,10 @@ def _tmpfs_options(text: str) -> list[str]:
     return words
 
 
-def for_spec(engine: Engine, container: Container) -> list[dict[str, Any]]:
+def for_spec(engine: Engine, container: Container, sources: contextlib.ExitStack) -> list[dict[str, Any]]:
     """Mounts of the specification for all mount points, shorter paths first. Makes missing bind sources."""
     result: list[dict[str, Any]] = []
+    drop_parts(container.runtime_directory)  # of a start that did not come to its end
     for point in container.mounts:
         options = point.get("Options") or {}
         access = [] if point["RW"] else ["ro"]
@@ -300,7 +308,7 @@ def for_spec(engine: Engine, container: Container) -> list[dict[str, Any]]:
         if point["Type"] == "volume":
             source = engine.volumes.mount(point["Name"], container.id)
             if options.get("subpath"):
-                source = _inside(source, options["subpath"])
+                source = _part(container, {**point, "Source": source}, sources)
         elif options.get("create") and not os.path.lexists(source):
             Path(source).mkdir(parents=True, exist_ok=True)
         if not Path(source).exists():
@@ -346,14 +354,46 @@ def root_propagation(mount_list: list[dict[str, Any]]) -> str:
     return "shared" if "shared" in words else "rslave" if "slave" in words else ""
 
 
-def _inside(root: str, subpath: str) -> str:
-    """The subpath below a volume; it must not lead out of it."""
-    path = os.path.realpath(os.path.join(root, subpath))
-    if not path.startswith(os.path.realpath(root) + "/"):
-        raise EngineError(f"subpath {subpath!r} of the volume: path concatenation escapes the base directory")
-    if not os.path.exists(path):
-        raise EngineError(f"subpath {subpath!r} of the volume: cannot access path {path}: no such file or directory")
-    return path
+def _part(container: Container, point: dict[str, Any], sources: contextlib.ExitStack) -> str:
+    """A part of a volume, bound to a place of the engine's until `sources` is closed: the runtime looks it up again,
+    and a container that has the volume could have put a link there meanwhile."""
+    subpath = point["Options"]["subpath"]
+    try:
+        descriptor = rootfs.open_volume(point)
+    except OSError as error:
+        reason = f"cannot access path {subpath}: {(error.strerror or '').lower()}"
+        if error.errno == errno.EXDEV:
+            reason = "path concatenation escapes the base directory"
+        raise EngineError(f"subpath {subpath!r} of the volume: {reason}") from None
+    try:
+        sources.callback(drop_parts, container.runtime_directory)
+        folder = Path(container.runtime_directory + PARTS)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        place = folder / str(len(os.listdir(folder)))
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            place.mkdir()
+        else:
+            place.touch()
+        mount(f"/proc/self/fd/{descriptor}", str(place), None, MS_BIND | MS_REC)
+    finally:
+        os.close(descriptor)
+    return str(place)
+
+
+def drop_parts(runtime_directory: str) -> None:
+    """Unmount the parts of volumes that were bound for a container's start. Idempotent. Removes nothing that is still
+    mounted."""
+    folder = runtime_directory + PARTS
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            place = f"{folder}/{name}"
+            with contextlib.suppress(OSError):
+                umount2(place, MNT_DETACH)
+            if os.path.isdir(place):
+                os.rmdir(place)
+            else:
+                os.unlink(place)
+        os.rmdir(folder)
 
 
 def _mount(destination: str, kind: str, source: str, options: list[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teu.engine import containerd, execs, health, lifecycle, tasks
+from teu.engine import containerd, execs, health, lifecycle, mounts, tasks
 from teu.engine.container import Container, timestamp
 from teu.engine.create import OWNER_LABEL
 from teu.engine.monitor import Monitor
@@ -174,6 +174,9 @@ def sweep(engine: Engine) -> None:
                     )
     for top in (f"{engine.data_root}/containers", engine.exec_root):
         for entry in os.scandir(top):
+            owner = entry.name.removesuffix(mounts.PARTS)
+            if owner != entry.name and owner not in working and engine.containers.find(owner) is None:
+                mounts.drop_parts(f"{top}/{owner}")
             if (
                 len(entry.name) == 64
                 and entry.name not in working

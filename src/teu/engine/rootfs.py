@@ -58,6 +58,7 @@ AT_RECURSIVE = 0x8000
 AT_FDCWD = -100
 MOVE_MOUNT_F_EMPTY_PATH = 4
 RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 LINKS = 40  # that a path may lead through, as the kernel's own limit
 
@@ -305,43 +306,56 @@ def remove_snapshot(engine: Engine, container: Container) -> None:
 
 def copy_up(engine: Engine, container: Container) -> None:
     """Fill new, empty volumes with what the image has at their place, as docker does."""
-    fresh = [
-        (point["Destination"], folder)
-        for point in container.mounts
-        if point["Type"] == "volume"
-        and (point.get("Options") or {}).get("copy")
-        and (folder := _volume_folder(point))
-        and not os.listdir(folder)
-    ]
-    if not fresh:
-        return
-    with snapshot(engine, container, readonly=True) as root:
-        for destination, folder in fresh:
+    with contextlib.ExitStack() as opened_folders:
+        fresh = []
+        for point in container.mounts:
+            if point["Type"] == "volume" and (point.get("Options") or {}).get("copy"):
+                with contextlib.suppress(OSError):  # none, or not a folder: the start will say so
+                    folder = open_volume(point, os.O_RDONLY | os.O_DIRECTORY)
+                    opened_folders.callback(os.close, folder)
+                    if not os.listdir(folder):
+                        fresh.append((point["Destination"], folder))
+        if not fresh:
+            return
+        with snapshot(engine, container, readonly=True) as root:
+            for destination, folder in fresh:
+                try:
+                    descriptor = resolve(root, destination, os.O_RDONLY | os.O_DIRECTORY)
+                except OSError:
+                    continue
+                try:
+                    _copy_tree(descriptor, folder)
+                finally:
+                    os.close(descriptor)
+
+
+def open_volume(point: dict[str, Any], flags: int = os.O_PATH) -> int:
+    """What a volume's mount shows: its folder, or the subpath of it that was asked for. Containers that have the volume
+    can change what is in it at any moment, so it is found by the kernel, and only what was opened is used.
+
+    OSError: EXDEV where a link leads out of the volume."""
+    base = os.open(point["Source"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        subpath = (point.get("Options") or {}).get("subpath") or "."
+        how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
+        for _ in range(64):
             try:
-                descriptor = resolve(root, destination, os.O_RDONLY | os.O_DIRECTORY)
-            except OSError:
+                return syscall(subpath, NR_openat2, base, _path(subpath), buffer(how), len(how))
+            except BlockingIOError:  # EAGAIN: a rename raced with the look-up
                 continue
-            try:
-                _copy_tree(descriptor, folder)
-            finally:
-                os.close(descriptor)
+        raise OSError(errno.EAGAIN, "the path keeps changing", subpath)
+    finally:
+        os.close(base)
 
 
-def _volume_folder(point: dict[str, Any]) -> str:
-    """The folder that a volume's mount shows: the volume's or one in it; empty where there is none."""
-    base = os.path.realpath(point["Source"])
-    path = os.path.realpath(os.path.join(base, point["Options"].get("subpath") or ""))
-    return path if os.path.isdir(path) and (path == base or path.startswith(f"{base}/")) else ""
-
-
-def _copy_tree(source: int, target: str) -> None:
+def _copy_tree(source: int, target: int) -> None:
     """Everything below a folder, with owners, modes, times, links, devices and attributes.
 
-    cp works on the descriptor's own tree; the folder was found safely, and cp -a follows no links below.
+    cp works on the descriptors' own trees; the folders were found safely, and cp -a follows no links below.
     """
     import subprocess
 
     subprocess.run(
-        ["cp", "-a", "--", f"/proc/self/fd/{source}/.", target],
-        check=True, pass_fds=(source,), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        ["cp", "-a", "--", f"/proc/self/fd/{source}/.", f"/proc/self/fd/{target}/"],
+        check=True, pass_fds=(source, target), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip

@@ -20,6 +20,8 @@ from teu.engine.errors import BadRequest, EngineError, NotFound
 from teu.oci.seccomp import ARCHITECTURES, default_profile
 
 if TYPE_CHECKING:
+    import contextlib
+
     from teu.engine.container import Container
     from teu.engine.engine import Engine
     from teu.engine.networks import Attachment
@@ -208,14 +210,18 @@ def environment(container: Container, tty: bool, extra: list[str] | None = None)
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def build(engine: Engine, container: Container, attachment: Attachment) -> dict[str, Any]:
+def build(
+    engine: Engine, container: Container, attachment: Attachment, sources: contextlib.ExitStack
+) -> dict[str, Any]:
+    """The runtime specification of a container that is about to start. What its mounts are taken from is good until
+    `sources` is closed."""
     config, host = container.config, container.host_config
     privileged = host["Privileged"]
     security = security_options(host)
     caps = capabilities(host)
     user = users.find(engine, container, config["User"], host["GroupAdd"])
     arguments = [container.path, *container.args]
-    mount_list = _mounts(engine, container, attachment, privileged)
+    mount_list = _mounts(engine, container, attachment, privileged, sources)
     if host["Init"] or host["Init"] is None and engine.config.get("init"):
         program = init_path(engine)
         if program:
@@ -355,7 +361,9 @@ def _namespaces(engine: Engine, container: Container, attachment: Attachment) ->
     return result
 
 
-def _mounts(engine: Engine, container: Container, attachment: Attachment, privileged: bool) -> list[dict[str, Any]]:
+def _mounts(
+    engine: Engine, container: Container, attachment: Attachment, privileged: bool, sources: contextlib.ExitStack
+) -> list[dict[str, Any]]:
     host = container.host_config
 
     def mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
@@ -394,7 +402,7 @@ def _mounts(engine: Engine, container: Container, attachment: Attachment, privil
         result.append(mount("/dev/shm", "bind", shared_memory(container), "rbind", *strict))
     elif host["IpcMode"] != "none":
         result.append(mount("/dev/shm", "tmpfs", "shm", *strict, "mode=1777", f"size={host['ShmSize']}"))
-    own = mounts.for_spec(engine, container)
+    own = mounts.for_spec(engine, container, sources)
     taken = {entry["destination"] for entry in own}
     result = [entry for entry in result if entry["destination"] not in taken]
     files = dict(attachment.files)
