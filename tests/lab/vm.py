@@ -413,10 +413,15 @@ def power_cut(name: str) -> None:
     pid = pid_of(name)
     if pid:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 20
-        while pid_of(name) and time.monotonic() < deadline:
-            time.sleep(0.01)
+            ended = os.pidfd_open(pid)
+            try:
+                os.kill(pid, signal.SIGKILL)
+                # All of it: a thread that is left holds the disk's lock.
+                poll = select.poll()
+                poll.register(ended, select.POLLIN)
+                poll.poll(20_000)
+            finally:
+                os.close(ended)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
     (MACHINES / name / "state").unlink(missing_ok=True)
