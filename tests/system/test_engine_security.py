@@ -430,7 +430,7 @@ def test_a_volumes_part_that_becomes_a_link(
             started = teu("run", "--name", "box", "--network", "none", "--mount", mount, HOSTILE,
                           "busybox", "ls", "/home", check=False)  # fmt: skip
         seen += started.stdout.split()
-        teu("rm", "-f", "box", check=False)
+        teu("rm", "-f", "-v", "box", check=False)
         teu("volume", "rm", "shared-e")
         assert os.listdir(host) == before
         assert ".parts" not in Path("/proc/self/mounts").read_text()

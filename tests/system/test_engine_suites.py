@@ -430,6 +430,9 @@ def test_filters_of_containers(both: tuple[Daemon, Daemon]) -> None:
             daemon.container("true") as two,
         ):
             daemon.json("POST", f"/containers/{two}/wait")
+            ended = quote(json.dumps({"id": [two], "status": ["exited"]}))
+            # dockerd's list may lag behind its answer to the wait
+            whole.eventually("the list has it", lambda: daemon.json("GET", f"/containers/json?filters={ended}"))
             names = {one: "one", two: "two"}
             result = []
             for filters in (
