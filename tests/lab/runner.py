@@ -12,8 +12,8 @@
 Results are in build/test/: STAGE.xml (junit), STAGE.log. Every stage that fails makes the end fail, and so
 does one that did not come to its summary.
 
-The tests in the labs kill daemons and cut power at random moments. When all but a few tests of a lab passed, those
-few are run twice more, each time in a fresh lab. If one fails again it has failed; if not it is called flaky,
+The tests kill daemons and cut power at random moments. When all but a few tests of a stage passed, those few are
+run twice more, each time in a fresh lab. If one fails again it has failed; if not it is called flaky,
 named in the last lines, and its first failure, which is in the output above and in STAGE.first.log, is there to be
 looked into: it is a defect of the test or of what it tests, but one that must not hold up everything else.
 """
@@ -43,7 +43,7 @@ STAGES = ("lint", "unit", "deb", "lab", "ns", "bookworm", "vm")
 
 # The smaller set for Debian 12: the packages, and the whole way of a container.
 BOOKWORM = ("tests/system/test_packages.py", "tests/system/test_whole_picture.py")
-RERUN = ("lab", "ns", "bookworm", "vm")
+RERUN = ("unit", "lab", "ns", "bookworm", "vm")
 RERUN_TIMES = 2
 RERUN_AT_MOST = 3  # more failures than these are not bad luck
 LIMIT = {"unit": 600, "lab": 1800, "ns": 2400, "bookworm": 600, "vm": 1800}
