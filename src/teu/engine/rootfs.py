@@ -244,13 +244,17 @@ def opened(engine: Engine, container: Container, readonly: bool = False) -> Iter
 
 def resolve(root: int, path: str, flags: int, mode: int = 0) -> int:
     """Open a path below the root; every link and `..` stays inside."""
-    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    return _look_up(root, path.lstrip("/") or ".", flags, RESOLVE_IN_ROOT, mode)
+
+
+def _look_up(folder: int, path: str, flags: int, way: int, mode: int = 0) -> int:
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, way | RESOLVE_NO_MAGICLINKS)
     for _ in range(64):
         try:
-            return syscall(path, NR_openat2, root, _path(path.lstrip("/") or "."), buffer(how), len(how))
+            return syscall(path, NR_openat2, folder, _path(path), buffer(how), len(how))
         except BlockingIOError:  # EAGAIN: a rename raced with the look-up
             continue
-    raise OSError(11, "the path keeps changing", path)
+    raise OSError(errno.EAGAIN, "the path keeps changing", path)
 
 
 def make_place(root: int, path: str, directory: bool, links: int = 0) -> int:
@@ -337,13 +341,7 @@ def open_volume(point: dict[str, Any], flags: int = os.O_PATH) -> int:
     base = os.open(point["Source"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         subpath = (point.get("Options") or {}).get("subpath") or "."
-        how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
-        for _ in range(64):
-            try:
-                return syscall(subpath, NR_openat2, base, _path(subpath), buffer(how), len(how))
-            except BlockingIOError:  # EAGAIN: a rename raced with the look-up
-                continue
-        raise OSError(errno.EAGAIN, "the path keeps changing", subpath)
+        return _look_up(base, subpath, flags, RESOLVE_BENEATH)
     finally:
         os.close(base)
 

@@ -230,6 +230,11 @@ def test_events_reach_subscribers_with_filters(shared: Daemon) -> None:
         stream.cancel()
 
 
+def packed(message: Any) -> dict[str, Any]:
+    """As an Any's fields."""
+    return {"type_url": message.DESCRIPTOR.full_name, "value": message.SerializeToString()}
+
+
 def test_subscribers_are_told_of_the_stop(make_daemon: Callable[..., Daemon]) -> None:
     """A stop does not wait for them to leave, nor cut them off without a word."""
     daemon = make_daemon()
@@ -403,9 +408,6 @@ def test_transfer_import_unpack_tag_export(daemon: Daemon) -> None:
         send(data_pb2.WindowUpdate(update=64 << 10))
         return True
 
-    def packed(message: Any) -> dict[str, Any]:
-        return {"type_url": message.DESCRIPTOR.full_name, "value": message.SerializeToString()}
-
     with daemon.channel() as channel:
         threads = [open_stream(channel, "in", feed), open_stream(channel, "progress", progress)]
         store = imagestore_pb2.ImageStore(
@@ -459,9 +461,6 @@ def test_transfer_echo(daemon: Daemon, size: int) -> None:
         out.write(data_pb2.Data.FromString(message.value).data)
         send(data_pb2.WindowUpdate(update=64 << 10))
         return True
-
-    def packed(message: Any) -> dict[str, Any]:
-        return {"type_url": message.DESCRIPTOR.full_name, "value": message.SerializeToString()}
 
     with daemon.channel() as channel:
         threads = [open_stream(channel, "in", feed), open_stream_with_window(channel, "out", take)]
