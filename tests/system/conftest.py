@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import peers
 import pytest
 from lab_kind import PATIENCE, which_lab
 
@@ -180,6 +181,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Limit the test."""
+    item.stash[_children] = children()
     yield from _limited(item, "the test")
 
 
@@ -190,6 +192,22 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
 
 
 _began: pytest.StashKey[float] = pytest.StashKey()
+_children: pytest.StashKey[set[int]] = pytest.StashKey()
+
+
+def children() -> set[int]:
+    """The processes that this one has started and not yet reaped."""
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in _read(f"{task}/children").split()}
+
+
+def end_left_behind(before: set[int]) -> None:
+    """Kill what a failed test has started and left running: it would make others fail that look for such things.
+    Daemons of fixtures go on; they are stopped with these."""
+    for pid in children() - before - peers.RUNNING:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -197,6 +215,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Add to a failure's report what the daemons, shims and systemd logged meanwhile."""
     outcome: Any = yield
     report = outcome.get_result()
+    if report.failed and call.when == "call":
+        end_left_behind(item.stash.get(_children, children()))
     if not report.failed or not Path("/run/systemd/system").is_dir():
         return
     since = f"@{item.stash.get(_began, time.time()):.3f}"

@@ -207,6 +207,10 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+# Process ids of the daemons that have been started here.
+RUNNING: set[int] = set()
+
+
 class Daemon:
     """A daemon in the foreground, its folders and its log. Call it to run its client."""
 
@@ -227,6 +231,7 @@ class Daemon:
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, **(env or {})},
             )  # fmt: skip
+        RUNNING.add(self.process.pid)
 
         def is_ready() -> object:
             assert self.process

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import pytest
 from runc_bundle import RUNC, Bundle, exec_in, new_bundle
 
 pytestmark = pytest.mark.needs("teu-runc")
+
+Watch = Callable[[Bundle, str, str], subprocess.Popen[str]]
 
 
 @pytest.fixture
@@ -199,9 +201,20 @@ def test_bad_intervals(bundle: Bundle, interval: str) -> None:
     assert bundle.runc("events", f"--interval={interval}", identifier).returncode == 1
 
 
-def watch(bundle: Bundle, identifier: str, interval: str) -> subprocess.Popen[str]:
-    command = [RUNC, "--root", str(bundle.root), "events", "--interval", interval, identifier]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    """Starts `teu-runc events`; what a failed test has left of them does not outlive it."""
+    started = []
+
+    def start(bundle: Bundle, identifier: str, interval: str) -> subprocess.Popen[str]:
+        command = [RUNC, "--root", str(bundle.root), "events", "--interval", interval, identifier]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def ended(events: subprocess.Popen[str]) -> None:
@@ -210,7 +223,7 @@ def ended(events: subprocess.Popen[str]) -> None:
     assert events.returncode == 0
 
 
-def test_a_stream_that_ends_with_the_container(bundle: Bundle) -> None:
+def test_a_stream_that_ends_with_the_container(bundle: Bundle, watch: Watch) -> None:
     identifier = bundle.detached()
     events = watch(bundle, identifier, "50ms")
     assert events.stdout
@@ -220,21 +233,39 @@ def test_a_stream_that_ends_with_the_container(bundle: Bundle) -> None:
     ended(events)
 
 
-def test_it_ends_without_waiting_for_the_interval(bundle: Bundle) -> None:
-    identifier = bundle.detached()
-    events = watch(bundle, identifier, "1h")
-    # It watches before the container goes.
+def watching(events: subprocess.Popen[str]) -> None:
+    """Wait until it does: before the container goes."""
     files = Path(f"/proc/{events.pid}/fd")
     deadline = time.monotonic() + 100
     while not any(os.path.realpath(file).endswith("/cgroup.events") for file in files.iterdir()):
         assert events.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_it_ends_without_waiting_for_the_interval(bundle: Bundle, watch: Watch) -> None:
+    identifier = bundle.detached()
+    events = watch(bundle, identifier, "1h")
+    watching(events)
     bundle.ok("delete", "-f", identifier)
     ended(events)
 
 
+def test_it_ends_with_the_first_process(bundle: Bundle, watch: Watch) -> None:
+    """Also where the cgroup does not tell: another process is in it still."""
+    identifier = bundle.detached()
+    events = watch(bundle, identifier, "1h")
+    watching(events)
+    with subprocess.Popen(["sleep", "600"]) as stranger:
+        try:
+            Path(f"/sys/fs/cgroup/teutest/{bundle.folder.name}/cgroup.procs").write_text(str(stranger.pid))
+            bundle.ok("kill", identifier, "KILL")
+            ended(events)
+        finally:
+            stranger.kill()
+
+
 @pytest.mark.needs("memory")
-def test_out_of_memory(bundle: Bundle) -> None:
+def test_out_of_memory(bundle: Bundle, watch: Watch) -> None:
     bundle.linux["resources"] = {"memory": {"limit": 24 << 20, "swap": 24 << 20}}
     # Not its parent's: what has -1000 is never killed, it only fails.
     bundle.process["oomScoreAdj"] = 0

@@ -75,11 +75,20 @@ def main(arguments: Arguments, settings: Settings) -> int:
 
 
 def follow(container: state.Container, path: str, interval: float) -> None:
-    """Emit until the cgroup is empty. The kernel reports changes of the events files by POLLPRI."""
+    """Emit until the first process has ended or the cgroup is empty.
+
+    The kernel reports changes of the events files by POLLPRI, but tells nobody of one that is less than 10 ms old
+    when the cgroup is removed: the end of the first process is what can be relied on.
+    """
     import select
     import time
 
     poller = select.poll()
+    try:
+        init = os.pidfd_open(container.pid)
+    except ProcessLookupError:
+        return
+    poller.register(init, select.POLLIN)
     files = {}
     for name in ("cgroup.events", "memory.events"):
         try:
@@ -90,9 +99,12 @@ def follow(container: state.Container, path: str, interval: float) -> None:
         poller.register(files[name], select.POLLPRI)
     kills = cgroups.oom_kills(path)
     due = time.monotonic() + interval
+    alive = True
     try:
-        while container.init_alive():
+        while alive:
             poller.poll(max(0.0, due - time.monotonic()) * 1000)
+            # Asked before the files are read: what has killed it is in them.
+            alive = container.init_alive()
             try:
                 # Reading is what makes the next change known.
                 populated = b"populated 1" in os.pread(files["cgroup.events"], 4096, 0)
@@ -106,10 +118,11 @@ def follow(container: state.Container, path: str, interval: float) -> None:
                 return
             if not populated:
                 return
-            if time.monotonic() >= due:
+            if alive and time.monotonic() >= due:
                 emit("stats", container.id, cgroup_stats.stats(path))
                 # What took longer than the interval is not made up for.
                 due = time.monotonic() + interval
     finally:
+        os.close(init)
         for descriptor in files.values():
             os.close(descriptor)
