@@ -303,9 +303,14 @@ def test_kills_at_chosen_calls(work: tuple[Daemon, Work], rounds: Callable[[int]
             ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}",
              "-e", f"inject={calls}:signal=SIGKILL:when={number}", "-p", str(daemon.process.pid)],
         )  # fmt: skip
-        status = Path(f"/proc/{daemon.process.pid}/status")
-        peers.wait_until(lambda status=status: "TracerPid:\t0\n" not in status.read_text(), "strace to attach")
         process = daemon.process
+
+        def attached(process: subprocess.Popen[bytes] = process) -> bool:
+            """Whether strace is at work, or has struck already: a collection, after what the last round removed."""
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            return "TracerPid:\t0\n" not in status or process.poll() is not None
+
+        peers.wait_until(attached, "strace to attach")
 
         def kill(process: subprocess.Popen[bytes] = process, what: str = f"{calls}:{number}") -> None:
             """Wait for the call; a kind of call that happens too seldom ends after some lives."""
