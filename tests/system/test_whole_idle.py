@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import images
+import peers
 import pytest
 import whole
 from whole import out, teu
@@ -16,6 +20,7 @@ DROP_INS = (Path("/etc/teu/teud.yaml.d/idle.yaml"), Path("/etc/teu/containerd.ya
 
 @pytest.fixture(autouse=True)
 def idle_exit() -> Iterator[None]:
+    images.need_busybox()
     whole.remove_everything()
     for path in DROP_INS:
         path.parent.mkdir(exist_ok=True)
@@ -59,6 +64,34 @@ def test_a_running_container_keeps_them() -> None:
         assert out("teu", "inspect", "-f", "{{.State.ExitCode}}", name) == "6"
     finally:
         teu("rm", "-f", name, check=False)
+
+
+def test_a_restart_label_outlives_the_daemon(tmp_path: Path) -> None:
+    """A container that is to run is looked after before the daemon leaves, and when its end wakes it again."""
+    name, label = "kept-running", "containerd.io/restart.status"
+    rootfs = peers.busybox_rootfs(tmp_path / "rootfs")
+
+    def pid() -> int:
+        lines = out("teu-ctr", "tasks", "ls").splitlines()
+        return next((int(number) for line in lines[1:] for id, number, state in [line.split()]
+                     if (id, state) == (name, "RUNNING")), 0)  # fmt: skip
+
+    out("teu-ctr", "run", "-d", "--rootfs", str(rootfs), name, "sleep", "600")
+    try:
+        out("teu-ctr", "containers", "label", name, f"{label}=running")
+        first = pid()
+        # The default interval is longer than the idle time here.
+        os.kill(first, signal.SIGKILL)
+        second = whole.eventually("the task runs again", lambda: (found := pid()) != first and found)
+        whole.eventually("both daemons have left", gone)
+        os.kill(int(str(second)), signal.SIGKILL)
+        whole.eventually("its end has woken the daemon", lambda: not gone())
+        third = whole.eventually("the task runs once more", lambda: (found := pid()) != second and found)
+        assert third not in (first, second)
+    finally:
+        out("teu-ctr", "containers", "label", name, f"{label}=")
+        out("teu-ctr", "tasks", "delete", "--force", name)
+        out("teu-ctr", "containers", "delete", name)
 
 
 def test_a_connection_keeps_teud() -> None:

@@ -17,6 +17,13 @@ KEYS = (
     Key("threads", integer(4, 1024), 64, "calls that may block at the same time"),
     Key("idle-exit", duration, 0.0, "exit after so long without a call, where systemd listens; 0: never", reload=True),
     Key("wake", list_of(_socket), [], "sockets to connect to when a task exits", reload=True),
+    Key(
+        "restart-interval",
+        duration,
+        10.0,
+        "compare tasks with the containerd.io/restart labels of their containers so often; 0: never",
+        reload=True,
+    ),
     Key("default-runtime", text, "io.containerd.teu.v2", "runtime of tasks whose container names none"),
     Key(
         "metrics",

@@ -22,6 +22,7 @@ from teu.containerd import ttrpc_events
 from teu.containerd.config import KEYS
 from teu.containerd.context import Context
 from teu.containerd.metrics import serve_metrics
+from teu.containerd.restart import Restarts
 from teu.containerd.rpc import MAX_MESSAGE, Server
 from teu.containerd.shims import Shims
 from teu.containerd.wake import Waker
@@ -124,7 +125,10 @@ class Daemon:
         events_server = await ttrpc_events.serve(context, events_socket)
         metrics_server = await serve_metrics(context, self._rpc)
         context.collector.start()
-        background = [asyncio.create_task(self._watchdog()), asyncio.create_task(self._watch_idle())]
+        restarts = self.restarts = Restarts(context)
+        background = [
+            asyncio.create_task(work) for work in (self._watchdog(), self._watch_idle(), restarts.run())
+        ]
         notify.ready(f"Serving {context.address}")
         log.info("serving %s", context.address)
         try:
@@ -198,6 +202,9 @@ class Daemon:
             notify.watchdog()
             await asyncio.sleep(interval)
 
+    def _nothing_due(self) -> bool:
+        return self.context.collector.idle() and self.restarts.settled()
+
     async def _watch_idle(self) -> None:
         """Leave when nobody has called for long; only where systemd holds the sockets, which wake us."""
         while True:
@@ -207,7 +214,7 @@ class Daemon:
                 continue
             statistics = self._rpc().statistics
             idle = time.monotonic() - max(statistics.last_activity, ttrpc_events.last_activity())
-            if idle >= limit and not statistics.in_flight and self.context.collector.idle():
+            if idle >= limit and not statistics.in_flight and self._nothing_due():
                 log.info("idle for %.0f s: leaving, the socket wakes us", idle)
                 self.stop.set()
                 return

@@ -10,6 +10,7 @@ from typing import Any
 from teu.api.services.introspection.v1 import introspection_pb2
 from teu.api.types import introspection_pb2 as introspection_types
 from teu.api.types import platform_pb2
+from teu.containerd import restart
 from teu.containerd.context import Context
 from teu.containerd.errors import NotFound
 from teu.containerd.filters import parse_all, present
@@ -45,6 +46,9 @@ def _plugins(context: Context) -> list[Any]:
         if kind in ("io.containerd.differ.v1", "io.containerd.runtime.v2", "io.containerd.transfer.v1"):
             plugin.platforms.append(host)
         plugins.append(plugin)
+    plugins.append(
+        introspection_pb2.Plugin(type="io.containerd.internal.v1", id="restart", capabilities=restart.POLICIES)
+    )
     for name, snapshotter in context.snapshots.snapshotters.items():
         plugin = introspection_pb2.Plugin(
             type="io.containerd.snapshotter.v1", id=name, capabilities=snapshotter.capabilities

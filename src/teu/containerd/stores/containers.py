@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from teu.api.events import container_pb2 as container_events
@@ -67,6 +67,11 @@ class Containers:
     def __init__(self, database: Database, events: Exchange) -> None:
         self._database = database
         self._events = events
+        self._listeners: list[Callable[[Any], None]] = []
+
+    def listen(self, callback: Callable[[Any], None]) -> None:
+        """For parts of this daemon: `callback(container)` after each creation and update; it must be quick."""
+        self._listeners.append(callback)
 
     def get(self, namespace: str, id: str) -> Any:
         row = self._database.one(f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? AND id = ?", (namespace, id))
@@ -79,6 +84,13 @@ class Containers:
         rows = self._database.all(f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? ORDER BY id", (namespace,))
         containers = map(_from_row, rows)
         return [one for one in containers if accept(adaptor(one))] if filters else list(containers)
+
+    def labelled(self, label: str) -> list[tuple[str, Any]]:
+        """(namespace, container) of all that have a label, of every namespace."""
+        rows = self._database.all(
+            f"SELECT {_COLUMNS}, namespace FROM containers WHERE instr(labels, ?) ORDER BY namespace, id", (label,)
+        )
+        return [(row[9], container) for row in rows if label in (container := _from_row(row)).labels]
 
     def create(self, namespace: str, container: Any) -> Any:
         try:
@@ -103,6 +115,7 @@ class Containers:
         if container.runtime.HasField("options"):
             event.runtime.options.CopyFrom(container.runtime.options)
         self._events.publish(namespace, "/containers/create", event)
+        self._tell(container)
         return container
 
     def update(self, namespace: str, container: Any, paths: Sequence[str]) -> Any:
@@ -137,7 +150,12 @@ class Containers:
                 id=updated.id, image=updated.image, labels=updated.labels, snapshot_key=updated.snapshot_key
             ),
         )
+        self._tell(updated)
         return updated
+
+    def _tell(self, container: Any) -> None:
+        for listener in self._listeners:
+            listener(container)
 
     def delete(self, namespace: str, id: str) -> None:
         with self._database.transaction() as execute:
