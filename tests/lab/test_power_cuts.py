@@ -131,7 +131,7 @@ def lane(number: int, base: str, way: str, disk: frozen.Disk, rounds: int, accou
         guest = Guest(name, base, way, disk)
         guest.open(account)
         # In the first round each worker comes to the end of what it does; then one of them is caught somewhere.
-        missing = dict.fromkeys(WORKERS, 6) if turn == 0 else {random.choice(WORKERS): random.randint(1, 8)}
+        missing = dict.fromkeys(WORKERS, 6) if turn == 0 else {random.choice(WORKERS): random.randint(1, 4)}
         guest.ask("work", first=turn * 1000 + 1)
         while any(count > 0 for count in missing.values()):
             line = guest.read()
