@@ -159,13 +159,15 @@ class Server:
         self.pool = pool
         self.statistics = Statistics()
         self._held: set[asyncio.Task[Any]] = set()
+        self._writing: set[asyncio.Task[Any]] = set()  # of these: in the middle of a message
         self._stopping = False
         self.services: dict[str, Any] = {}  # full name -> ServiceDescriptor, for reflection and health
 
     def let_go(self) -> None:
         """Tell those who are held on to (see `held`) that the daemon stops: they come back when it does."""
         self._stopping = True
-        for task in tuple(self._held):
+        # grpc sends no status beside a message that is on its way: who is writing looks when it is sent.
+        for task in self._held - self._writing:
             task.cancel()
 
     @contextlib.contextmanager
@@ -265,7 +267,7 @@ class Server:
                     answers = self._in_thread(iter(answers))
                 with self._holding(target):
                     async for answer in answers:
-                        await context.write(answer)
+                        await self._write(context, answer)
                         statistics.sent[key] += 1
             except BaseException as error:
                 code, message = _status(error, key)
@@ -278,6 +280,20 @@ class Server:
                 statistics.end(key, code, began)
 
         return behaviour
+
+    async def _write(self, context: Any, answer: Any) -> None:
+        """Send one message of a stream. Raises Unavailable after it to one that is held, when the daemon stops."""
+        task = asyncio.current_task()
+        held_on = task in self._held
+        if task is not None and held_on:
+            self._writing.add(task)
+        try:
+            await context.write(answer)
+        finally:
+            if task is not None:
+                self._writing.discard(task)
+        if held_on and self._stopping:
+            raise Unavailable("the daemon is stopping")
 
     async def _counted(self, key: tuple[str, str], requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:

@@ -256,6 +256,35 @@ def test_subscribers_are_told_of_the_stop(make_daemon: Callable[..., Daemon]) ->
     assert ended.value.details() == "the daemon is stopping: unavailable"
 
 
+def test_subscribers_are_told_of_the_stop_in_the_middle_of_an_event(make_daemon: Callable[..., Daemon]) -> None:
+    """Also while one is on its way to them."""
+    daemon = make_daemon()
+    for _ in range(5):
+        with daemon.channel() as channel, daemon.channel() as other:
+            stream = events_pb2_grpc.EventsStub(channel).Subscribe(events_pb2.SubscribeRequest())
+            publish = events_pb2.PublishRequest(topic="/x", event=any_pb2.Any(type_url="x", value=bytes(10000)))
+
+            def go_on(channel: Any = other, request: Any = publish) -> None:
+                stub = events_pb2_grpc.EventsStub(channel)
+                with suppress(grpc.RpcError):
+                    while True:
+                        stub.Publish(request, metadata=HEADERS)
+
+            publisher = threading.Thread(target=go_on)
+            publisher.start()
+            next(stream)
+            stopper = threading.Thread(target=daemon.stop)
+            stopper.start()
+            with pytest.raises(grpc.RpcError) as ended:
+                for _ in stream:
+                    pass
+            stopper.join()
+            publisher.join()
+        assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert ended.value.details() == "the daemon is stopping: unavailable"
+        daemon.start()
+
+
 def test_a_thousand_idle_connections(shared: Daemon) -> None:
     idle = []
     for _ in range(1000):

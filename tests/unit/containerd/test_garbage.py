@@ -223,3 +223,13 @@ def test_invalid_labels_are_no_references(context: Context) -> None:
     context.collector.collect()
     with pytest.raises(NotFound):
         context.content.info("n", name)
+
+
+def test_a_stop_right_after_a_deletion_is_heard(context: Context) -> None:
+    """While the collector waits for more of a burst: unheard, it holds up the daemon's stop."""
+    collector = context.collector
+    collector.delay = 0.5
+    collector.start()  # it begins with a look for what a crash left, after the delay
+    time.sleep(0.1)
+    collector.stop()
+    assert not any(thread.name == "gc" for thread in threading.enumerate())

@@ -227,6 +227,8 @@ class Collector:
                 return
             time.sleep(self.delay)
             self._wanted.clear()
+            if self._stopping:  # said meanwhile, and just forgotten
+                return
             now_due = time.monotonic() >= due
             began = time.monotonic()
             try:
