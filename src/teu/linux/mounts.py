@@ -2,7 +2,7 @@
 """Mounts and paths by descriptor. Called by teu.runc for everything inside a root file system.
 
 Two rules make the mount races of other runtimes impossible here:
-a path inside a root is opened once, with openat2(RESOLVE_IN_ROOT), and from then on it is a
+a path inside a root is opened once (teu.linux.inside), and from then on it is a
 descriptor; a mount is made detached (fsmount, open_tree) and put on such a descriptor (move_mount).
 No path is looked up twice, and /proc/self/fd is not needed.
 """
@@ -21,7 +21,6 @@ from teu.linux.syscalls import (
     NR_mount_setattr,
     NR_move_mount,
     NR_open_tree,
-    NR_openat2,
     NR_pivot_root,
     NR_umount2,
     buffer,
@@ -32,12 +31,6 @@ AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 AT_SYMLINK_NOFOLLOW = 0x100
-
-RESOLVE_NO_XDEV = 0x01
-RESOLVE_NO_MAGICLINKS = 0x02
-RESOLVE_NO_SYMLINKS = 0x04
-RESOLVE_BENEATH = 0x08
-RESOLVE_IN_ROOT = 0x10
 
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
@@ -95,80 +88,6 @@ def umount2(target: str, flags: int = 0) -> None:
 
 def pivot_root(new: str, old: str) -> None:
     syscall("pivot_root", NR_pivot_root, os.fsencode(new), os.fsencode(old))
-
-
-def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
-    """A descriptor (close-on-exec) of a path below directory, resolved as `resolve` says."""
-    how = buffer(pack("QQQ", flags | os.O_CLOEXEC, mode, resolve))
-    return syscall(f"open {path}", NR_openat2, directory, os.fsencode(path), how, 24)
-
-
-def open_in_root(root: int, path: str, flags: int = os.O_PATH, mode: int = 0) -> int:
-    """Open path as if root were "/": symbolic links and ".." cannot lead out, magic links are refused."""
-    return openat2(root, path.lstrip("/") or ".", flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS, mode)
-
-
-def exists_in_root(root: int, path: str) -> bool:
-    try:
-        os.close(open_in_root(root, path))
-    except OSError:
-        return False
-    return True
-
-
-def make_in_root(root: int, path: str, kind: str = "dir", mode: int = 0o755) -> int:
-    """Open path in root (O_PATH), making what is missing: folders, and at its end a folder or an empty file.
-
-    Links are followed inside the root, dangling ones too: what they name is made.
-    """
-    try:
-        return open_in_root(root, path)
-    except FileNotFoundError:
-        pass
-    todo = [part for part in reversed(path.split("/")) if part not in ("", ".")]
-    done: list[str] = []
-    links = 0
-    while todo:
-        part = todo.pop()
-        if part == "..":
-            if done:
-                done.pop()
-            continue
-        here = "/".join([*done, part])
-        try:
-            fd = openat2(root, here, os.O_PATH | os.O_NOFOLLOW, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
-        except FileNotFoundError:
-            parent = openat2(root, "/".join(done) or ".", os.O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
-            try:
-                _make(parent, part, kind if not todo else "dir", mode if not todo else 0o755)
-            finally:
-                os.close(parent)
-            done.append(part)
-            continue
-        try:
-            link = os.readlink("", dir_fd=fd) if os.stat(fd).st_mode & 0o170000 == 0o120000 else None
-        finally:
-            os.close(fd)
-        if link is None:
-            done.append(part)
-            continue
-        links += 1
-        if links > 40:
-            raise OSError(errno.ELOOP, f"{path}: too many levels of symbolic links")
-        if link.startswith("/"):
-            done.clear()
-        todo += [piece for piece in reversed(link.split("/")) if piece not in ("", ".")]
-    return open_in_root(root, path)
-
-
-def _make(parent: int, name: str, kind: str, mode: int) -> None:
-    try:
-        if kind == "dir":
-            os.mkdir(name, mode, dir_fd=parent)
-        else:
-            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=parent))
-    except FileExistsError:
-        pass  # somebody else made it meanwhile: the next open decides what it is
 
 
 def open_tree(directory: int, path: str, recursive: bool = False, nofollow: bool = False) -> int:

@@ -28,7 +28,7 @@ _OLD_NUMBERS: dict[str, dict[str, int]] = {
         "unshare": 272, "setns": 308, "keyctl": 250, "ioprio_set": 251, "set_mempolicy": 238,
         "sched_setattr": 314, "sched_setaffinity": 203, "prlimit64": 302, "bpf": 321, "seccomp": 317, "fstatfs": 138,
         "execveat": 322, "setgroups": 116, "kill": 62, "socket": 41, "memfd_create": 319,
-        "renameat2": 316, "perf_event_open": 298, "finit_module": 313, "waitid": 247, "clone": 56,
+        "renameat2": 316, "perf_event_open": 298, "finit_module": 313, "waitid": 247, "clone": 56, "statx": 332,
     },
     "aarch64": {
         "ioctl": 29, "mount": 40, "umount2": 39, "pivot_root": 41, "sethostname": 161,
@@ -36,7 +36,7 @@ _OLD_NUMBERS: dict[str, dict[str, int]] = {
         "unshare": 97, "setns": 268, "keyctl": 219, "ioprio_set": 30, "set_mempolicy": 237,
         "sched_setattr": 274, "sched_setaffinity": 122, "prlimit64": 261, "bpf": 280, "seccomp": 277, "fstatfs": 44,
         "execveat": 281, "setgroups": 159, "kill": 129, "socket": 198, "memfd_create": 279,
-        "renameat2": 276, "perf_event_open": 241, "finit_module": 273, "waitid": 95, "clone": 220,
+        "renameat2": 276, "perf_event_open": 241, "finit_module": 273, "waitid": 95, "clone": 220, "statx": 291,
     },
 }  # fmt: skip
 _OLD_NUMBERS["riscv64"] = _OLD_NUMBERS["aarch64"]
@@ -64,6 +64,7 @@ NR_seccomp = _old.get("seccomp", -1)
 NR_fstatfs = _old.get("fstatfs", -1)
 NR_execveat = _old.get("execveat", -1)
 NR_setgroups = _old.get("setgroups", -1)
+NR_statx = _old.get("statx", -1)
 NR_open_tree = 428
 NR_move_mount = 429
 NR_fsopen = 430

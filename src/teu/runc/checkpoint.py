@@ -88,7 +88,7 @@ def mount_of(pid: int, descriptor: int) -> int:
 
 def mount_target(root: int, destination: str) -> str:
     """Where a mount of the spec has ended up, from the container's root: links are followed inside it."""
-    from teu.linux.mounts import open_in_root
+    from teu.linux.inside import open_in_root
 
     base = os.readlink(f"/proc/self/fd/{root}")
     try:

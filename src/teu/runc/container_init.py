@@ -25,8 +25,8 @@ from _socket import (
 )
 from struct import pack, unpack
 
-from teu.linux import cgroups, mounts
-from teu.linux.mounts import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
+from teu.linux import cgroups, inside, mounts
+from teu.linux.inside import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
 from teu.linux.namespaces import (
     CLONE_NEWCGROUP,
     CLONE_NEWNET,
@@ -317,7 +317,7 @@ def _makes_devices(spec: dict[str, Any]) -> bool:
 
 def _make_working_directory(root: int, cwd: str) -> None:
     try:
-        os.close(mounts.make_in_root(root, cwd))
+        os.close(inside.make_in_root(root, cwd))
     except OSError:
         pass  # a read-only root, or a link into nowhere: the last step says what chdir says
 
@@ -337,7 +337,7 @@ def _write_sysctls(plan: Plan, values: dict[str, str]) -> None:
         for key, value in values.items():
             path = "sys/" + runtime_spec.sysctl_name(key).translate(_DOTS_AND_SLASHES)
             try:
-                fd = mounts.openat2(procfs, path, os.O_WRONLY, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+                fd = inside.openat2(procfs, path, os.O_WRONLY, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
                 try:
                     os.write(fd, value.encode())
                 finally:
@@ -379,7 +379,7 @@ def _open_console(plan: Plan, root: int, own_mounts: bool) -> int:
     """
     if own_mounts:
         try:
-            master = mounts.open_in_root(root, "dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
+            master = inside.open_in_root(root, "dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
         except OSError as error:
             raise RuncError(f"process.terminal needs a devpts at /dev/pts: {error.strerror}") from None
         if fstatfs_type(master) != _DEVPTS_SUPER_MAGIC or os.fstat(master).st_rdev != os.makedev(5, 2):
@@ -398,10 +398,10 @@ def _open_console(plan: Plan, root: int, own_mounts: bool) -> int:
 
 
 def _put_console(root: int, slave: int) -> None:
-    parent = mounts.make_in_root(root, "dev")
+    parent = inside.make_in_root(root, "dev")
     try:
         try:
-            target = mounts.openat2(parent, "console", os.O_PATH | os.O_NOFOLLOW, RESOLVE_BENEATH)
+            target = inside.openat2(parent, "console", os.O_PATH | os.O_NOFOLLOW, RESOLVE_BENEATH)
             if os.stat(target).st_mode & 0o170000 == 0o120000:
                 os.close(target)
                 os.unlink("console", dir_fd=parent)
@@ -409,7 +409,7 @@ def _put_console(root: int, slave: int) -> None:
         except FileNotFoundError:
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
             os.close(os.open("console", flags, 0o600, dir_fd=parent))
-            target = mounts.openat2(parent, "console", os.O_PATH | os.O_NOFOLLOW, RESOLVE_BENEATH)
+            target = inside.openat2(parent, "console", os.O_PATH | os.O_NOFOLLOW, RESOLVE_BENEATH)
         tree = mounts.open_tree(slave, "")
         mounts.move_mount(tree, target, "/dev/console")
         os.close(tree)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 
-from teu.linux import mounts
+from teu.linux import inside, mounts
 from teu.linux.mounts import AT_FDCWD
 from teu.runc.errors import InvalidSpec
 
@@ -100,7 +100,7 @@ def _create(root: int, device: dict[str, Any], bind: bool, node: int = -1, repla
     if path in ("/dev/ptmx", "/dev/pts/ptmx"):
         return  # the link to the container's own devpts stands there
     parent_path, _, name = path.rpartition("/")
-    parent = mounts.make_in_root(root, parent_path or "/")
+    parent = inside.make_in_root(root, parent_path or "/")
     try:
         if bind:
             _bind(parent, name, path, node)
@@ -143,7 +143,7 @@ def _bind(parent: int, name: str, path: str, node: int = -1) -> None:
         )
     except FileExistsError:
         pass
-    target = mounts.openat2(parent, name, os.O_PATH | os.O_NOFOLLOW, mounts.RESOLVE_BENEATH)
+    target = inside.openat2(parent, name, os.O_PATH | os.O_NOFOLLOW, inside.RESOLVE_BENEATH)
     try:
         tree = node if node >= 0 else mounts.open_tree(AT_FDCWD, path)
         try:
@@ -160,8 +160,8 @@ def create_links(root: int) -> None:
     links: tuple[tuple[str, str], ...] = _LINKS
     if os.path.exists("/proc/kcore"):
         links = (*links, ("/proc/kcore", "dev/core"))
-    os.close(mounts.make_in_root(root, "dev"))
-    dev = mounts.open_in_root(root, "dev")
+    os.close(inside.make_in_root(root, "dev"))
+    dev = inside.open_in_root(root, "dev")
     try:
         for to, place in links:
             name = place.rpartition("/")[2]

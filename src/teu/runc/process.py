@@ -206,7 +206,7 @@ def make_input(
 
 def home_of(root: int, uid: int) -> str:
     """The user's home by the root's own /etc/passwd, "/" where it says nothing."""
-    from teu.linux.mounts import open_in_root
+    from teu.linux.inside import open_in_root
 
     try:
         fd = open_in_root(root, "etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from teu.linux import cgroups as cgroup_files
-from teu.linux import mounts
+from teu.linux import inside, mounts
 from teu.oci import jsontext
 from teu.runc import cgroups, criu, hooks, launch, log, mount_options, rootfs, state
 from teu.runc.checkpoint import DESCRIPTORS, EXTERNAL_FILE, image_path, mount_target
@@ -178,7 +178,7 @@ class Restore(launch.Launch):
                 if not any(destination.startswith(folder + "/") for folder in on_tmpfs):
                     # What lies on a tmpfs comes back with the tmpfs.
                     kind = "file" if bind and not os.path.isdir(source) else "dir"
-                    os.close(mounts.make_in_root(root, mount["destination"], kind))
+                    os.close(inside.make_in_root(root, mount["destination"], kind))
                 if mount.get("type") == "tmpfs":
                     on_tmpfs.append(destination)
                 if bind:

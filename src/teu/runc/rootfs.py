@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 import os
 
-from teu.linux import mounts
+from teu.linux import inside, mounts
+from teu.linux.inside import RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS
 from teu.linux.mounts import (
     AT_FDCWD,
     MOUNT_ATTR_NODEV,
@@ -19,8 +20,6 @@ from teu.linux.mounts import (
     MOUNT_ATTR_NOSUID,
     MOUNT_ATTR_NOSYMFOLLOW,
     MOUNT_ATTR_RDONLY,
-    RESOLVE_IN_ROOT,
-    RESOLVE_NO_SYMLINKS,
 )
 from teu.linux.syscalls import PROC_SUPER_MAGIC, fstatfs_type
 from teu.runc import mount_options
@@ -202,7 +201,7 @@ def mount_one(
             tree = _empty_folder()
             options = mount_options.parse(["ro"])
     else:
-        existed = mounts.exists_in_root(root, destination)
+        existed = inside.exists_in_root(root, destination)
         target = _open_target(root, destination, "dir", None, kind)
         data = [_unquoted(option) for option in options.data]
         if label and kind not in _UNLABELLED:
@@ -244,7 +243,7 @@ def _remount(root: int, destination: str, options: MountOptions) -> None:
     """`remount`: other attributes for what is mounted there already, by an earlier entry say."""
     if options.data:
         raise InvalidSpec(f"mounts: {destination}: remount cannot change {','.join(options.data)}")
-    target = mounts.open_in_root(root, destination)
+    target = inside.open_in_root(root, destination)
     try:
         mounts.mount_setattr(target, options.attr_set, options.attr_clr)
         if options.recursive_set or options.recursive_clr:
@@ -298,9 +297,9 @@ def _open_target(root: int, destination: str, kind: str, tree: int | None, files
     """The place of a mount as a descriptor; made where it is missing; refused where it must not be."""
     if destination in ("/proc", "/sys") and (filesystem in ("proc", "sysfs") or tree is not None):
         # A link here would put the real procfs elsewhere, and leave a forged one in its place.
-        os.close(mounts.make_in_root(root, destination, kind))
+        os.close(inside.make_in_root(root, destination, kind))
         try:
-            target = mounts.openat2(root, destination[1:], os.O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
+            target = inside.openat2(root, destination[1:], os.O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
         except OSError:
             raise RuncError(f'filesystem "{filesystem or "bind"}" must be mounted on ordinary directory') from None
         if kind == "dir" and os.stat(target).st_mode & 0o170000 != 0o040000:
@@ -310,12 +309,12 @@ def _open_target(root: int, destination: str, kind: str, tree: int | None, files
             os.close(target)
             raise RuncError('"/proc" cannot be mounted because it is inside /proc')
         return target
-    target = mounts.make_in_root(root, destination, kind)
+    target = inside.make_in_root(root, destination, kind)
     if fstatfs_type(target) == PROC_SUPER_MAGIC and filesystem != "proc":
         # asked of the opened place and not of the path: a link may have led here (CVE-2025-52881)
-        inside = _path_in_proc(root, target)
+        in_proc = _path_in_proc(root, target)
         source_is_proc = tree is not None and fstatfs_type(tree) == PROC_SUPER_MAGIC
-        if inside not in _PROC_ALLOWED and not source_is_proc:
+        if in_proc not in _PROC_ALLOWED and not source_is_proc:
             os.close(target)
             raise RuncError(f'"{destination}" cannot be mounted because it is inside /proc')
     return target
@@ -326,7 +325,7 @@ def _path_in_proc(root: int, target: int) -> str:
     status = os.stat(target)
     for name in _PROC_ALLOWED:
         try:
-            fd = mounts.open_in_root(root, "proc/" + name)
+            fd = inside.open_in_root(root, "proc/" + name)
         except OSError:
             continue
         other = os.stat(fd)
@@ -390,7 +389,7 @@ def _empty_folder(label: str = "") -> int:
 
 def _copy_up(root: int, target: int, destination: str, tree: int) -> None:
     """tmpcopyup: fill the new tmpfs with what its place held. Both sides by descriptor, links never followed."""
-    source = mounts.openat2(root, destination[1:], os.O_RDONLY | os.O_DIRECTORY, RESOLVE_IN_ROOT)
+    source = inside.openat2(root, destination[1:], os.O_RDONLY | os.O_DIRECTORY, RESOLVE_IN_ROOT)
     try:
         status = os.stat(source)
         to = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
@@ -468,7 +467,7 @@ def mask_paths(root: int, paths: list[str], null: int, label: str = "") -> None:
     empty = -1
     for path in dict.fromkeys(paths):
         try:
-            target = mounts.open_in_root(root, path)
+            target = inside.open_in_root(root, path)
         except (FileNotFoundError, NotADirectoryError):
             continue
         try:
@@ -496,7 +495,7 @@ def readonly_paths(root: int, paths: list[str]) -> None:
     """Each path bound on itself, read-only with all that is mounted below it."""
     for path in dict.fromkeys(paths):
         try:
-            target = mounts.open_in_root(root, path)
+            target = inside.open_in_root(root, path)
         except (FileNotFoundError, NotADirectoryError):
             continue
         try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from teu.linux import capabilities, mounts
+from teu.linux import capabilities, inside, mounts
 from teu.oci import jsontext
 from teu.runc import arguments, hooks, kill, memory_policy, mount_options, process, process_limits, state
 from teu.runc.errors import InvalidSpec, RuncError, UsageError, text_of
@@ -221,10 +221,10 @@ def test_made_paths_stay_in_the_root(tmp_path: Path) -> None:
     root = os.open(root_folder, os.O_PATH)
     try:
         for path in ("out/x", "up/y", "/a/../../b", "a/./c"):
-            os.close(mounts.make_in_root(root, path))
-        os.close(mounts.make_in_root(root, "some/file", "file"))
+            os.close(inside.make_in_root(root, path))
+        os.close(inside.make_in_root(root, "some/file", "file"))
         with pytest.raises(OSError, match="symbolic|loop|levels"):
-            mounts.make_in_root(root, "loop/x")
+            inside.make_in_root(root, "loop/x")
     finally:
         os.close(root)
     assert not any((tmp_path / "outside").iterdir())

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paths inside a tree that a container, an image or a client can change. Called by all who open something there.
+
+The tree is an open folder; a path in it is looked up by the kernel (openat2), which keeps links and ".." inside. What
+was opened is a descriptor from then on: nobody looks the path up a second time, for it may lead elsewhere by then.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from struct import pack
+
+from teu.linux.syscalls import NR_openat2, buffer, syscall
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+TRIES = 64  # a look-up that raced with a rename, before the caller is told
+
+
+def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
+    """A descriptor (close-on-exec) of a path below directory, resolved as `resolve` says.
+
+    OSError: EXDEV where the path leads out or across a mount that `resolve` forbids; EAGAIN where the tree is being
+    renamed all the while."""
+    how = buffer(pack("QQQ", flags | os.O_CLOEXEC, mode, resolve))
+    for _ in range(TRIES):
+        try:
+            return syscall(f"open {path}", NR_openat2, directory, os.fsencode(path), how, 24)
+        except BlockingIOError:  # EAGAIN: a rename or a mount raced with a look-up of ".."
+            continue
+    raise OSError(errno.EAGAIN, f"open {path}: the path keeps changing")
+
+
+def open_in_root(root: int, path: str, flags: int = os.O_PATH, mode: int = 0) -> int:
+    """Open path as if root were "/": symbolic links and ".." cannot lead out, magic links are refused."""
+    return openat2(root, path.lstrip("/") or ".", flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS, mode)
+
+
+def open_beneath(folder: int, path: str, flags: int = os.O_PATH, mode: int = 0) -> int:
+    """Open path below folder; OSError EXDEV where a link or ".." leads out, in place of staying inside."""
+    return openat2(folder, path or ".", flags, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS, mode)
+
+
+def exists_in_root(root: int, path: str) -> bool:
+    try:
+        os.close(open_in_root(root, path))
+    except OSError:
+        return False
+    return True
+
+
+def make_in_root(root: int, path: str, kind: str = "dir", mode: int = 0o755) -> int:
+    """Open path in root (O_PATH), making what is missing: folders, and at its end a folder or an empty file.
+
+    Links are followed inside the root, dangling ones too: what they name is made.
+    """
+    try:
+        return open_in_root(root, path)
+    except FileNotFoundError:
+        pass
+    todo = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+    done: list[str] = []
+    links = 0
+    while todo:
+        part = todo.pop()
+        if part == "..":
+            if done:
+                done.pop()
+            continue
+        here = "/".join([*done, part])
+        try:
+            fd = openat2(root, here, os.O_PATH | os.O_NOFOLLOW, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+        except FileNotFoundError:
+            parent = openat2(root, "/".join(done) or ".", os.O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+            try:
+                _make(parent, part, kind if not todo else "dir", mode if not todo else 0o755)
+            finally:
+                os.close(parent)
+            done.append(part)
+            continue
+        try:
+            link = os.readlink("", dir_fd=fd) if os.stat(fd).st_mode & 0o170000 == 0o120000 else None
+        finally:
+            os.close(fd)
+        if link is None:
+            done.append(part)
+            continue
+        links += 1
+        if links > 40:
+            raise OSError(errno.ELOOP, f"{path}: too many levels of symbolic links")
+        if link.startswith("/"):
+            done.clear()
+        todo += [piece for piece in reversed(link.split("/")) if piece not in ("", ".")]
+    return open_in_root(root, path)
+
+
+def _make(parent: int, name: str, kind: str, mode: int) -> None:
+    try:
+        if kind == "dir":
+            os.mkdir(name, mode, dir_fd=parent)
+        else:
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=parent))
+    except FileExistsError:
+        pass  # somebody else made it meanwhile: the next open decides what it is
+
+
+def read_file(root: int, path: str, limit: int = 16 << 20) -> bytes:
+    """The first `limit` bytes of a regular file; b"" when there is none."""
+    try:
+        descriptor = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return b""
+    with open(descriptor, "rb") as file:
+        if os.fstat(descriptor).st_mode & 0o170000 != 0o100000:
+            return b""
+        return file.read(limit)

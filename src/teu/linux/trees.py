@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole trees of files: walking and removing them. Called by the daemons for folders that others filled.
+
+What is below may have been made to hurt: folders thousands deep, names that are no text, links to anywhere, mounts that
+nobody removed. So nothing here recurses, no path is put together from names, no link is followed, no more
+than two folders are open at once, and nothing is ever removed across a mount: not even a bind mount of the same file
+system, which st_dev cannot tell and os.path.ismount does not see.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from teu.linux.inside import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
+from teu.linux.syscalls import NR_statx, NR_umount2, buffer, syscall
+
+AT_FDCWD = -100
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_NO_AUTOMOUNT = 0x800
+AT_EMPTY_PATH = 0x1000
+STATX_ATTR_MOUNT_ROOT = 0x2000
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+STACKED_MAX = 1000  # mounts on one place, before something else must be wrong
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+def is_mount_root(path: str | bytes | int) -> bool:
+    """Is something mounted exactly here? A path (a link at its end is not followed) or a descriptor; the kernel is
+    asked (statx, STATX_ATTR_MOUNT_ROOT). False where there is nothing."""
+    status = buffer(bytes(256))
+    flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT
+    try:
+        if isinstance(path, int):
+            syscall("statx", NR_statx, path, b"\0", flags | AT_EMPTY_PATH, 0, status)
+        else:
+            syscall("statx", NR_statx, AT_FDCWD, os.fsencode(path) + b"\0", flags, 0, status)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    data = bytes(status)
+    if not int.from_bytes(data[56:64], "little") & STATX_ATTR_MOUNT_ROOT:  # stx_attributes_mask
+        raise OSError(errno.ENOSYS, "this kernel does not tell where mounts are (statx, STATX_ATTR_MOUNT_ROOT)")
+    return bool(int.from_bytes(data[8:16], "little") & STATX_ATTR_MOUNT_ROOT)
+
+
+def unmount(path: str | bytes) -> None:
+    """Unmount everything that is stacked at path; nothing where there is none. OSError where something stays."""
+    for _ in range(STACKED_MAX):
+        if not is_mount_root(path):
+            return
+        syscall(f"umount {os.fsdecode(path)}", NR_umount2, os.fsencode(path) + b"\0", MNT_DETACH | UMOUNT_NOFOLLOW)
+    raise OSError(errno.EBUSY, "mounts come as fast as they are taken away", os.fsdecode(path))
+
+
+def remove_tree(path: str | bytes) -> None:
+    """Remove a file, a link, or a folder with all that is in it; nothing where there is none.
+
+    What cannot be removed stays, with the folders that lead to it, and everything beside it goes; then the first
+    OSError is raised. A mount is such a thing: EBUSY, and what is in it is not touched."""
+    path = os.fsencode(path).rstrip(b"/")
+    above, name = os.path.split(path)
+    try:
+        folder = os.open(above or b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        _Removal(folder, path).run(name)
+    finally:
+        os.close(folder)
+
+
+class _Removal:
+    def __init__(self, above: int, path: bytes) -> None:
+        self._above = above
+        self._path = path
+        self._problem: OSError | None = None
+
+    def run(self, name: bytes) -> None:
+        if self._leaf(self._above, name):
+            self._folders(name)
+        if self._problem is not None:
+            raise self._problem
+
+    def _leaf(self, folder: int, name: bytes) -> bool:
+        """Remove one that has nothing in it. True: it is a folder with something in it."""
+        try:
+            try:
+                os.unlink(name, dir_fd=folder)
+            except IsADirectoryError:
+                os.rmdir(name, dir_fd=folder)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return True
+            self._failed(error, name)
+        return False
+
+    def _failed(self, error: OSError, name: bytes) -> None:
+        if self._problem is None:
+            number = errno.EBUSY if error.errno == errno.EXDEV else error.errno or errno.EIO
+            reason = "a mount is in the way of the removal" if number == errno.EBUSY else os.strerror(number)
+            self._problem = OSError(number, f"{reason}: {os.fsdecode(name)}", os.fsdecode(self._path))
+
+    def _enter(self, folder: int, name: bytes) -> int:
+        way = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV
+        try:
+            return openat2(folder, os.fsdecode(name), _FOLDER, way)
+        except FileNotFoundError:
+            return -1
+        except OSError as error:
+            self._failed(error, name)
+            return -1
+
+    def _folders(self, name: bytes) -> None:
+        here = self._enter(self._above, name)
+        if here < 0:
+            return
+        # The way down: each folder's name, which it is, and those of its folders that are still to be emptied.
+        way = [(name, _identity(here), self._contents(here))]
+        try:
+            while True:
+                name, _, todo = way[-1]
+                if todo:
+                    inner = todo.pop()
+                    below = self._enter(here, inner)
+                    if below >= 0:
+                        os.close(here)
+                        here = below
+                        way.append((inner, _identity(here), self._contents(here)))
+                    continue
+                way.pop()
+                if not way:
+                    break
+                here = _up(here, way[-1][1])
+                self._emptied(here, name)
+        finally:
+            os.close(here)
+        self._emptied(self._above, name)
+
+    def _contents(self, folder: int) -> list[bytes]:
+        """Remove what is no folder; the names of the folders that have something in them."""
+        try:
+            names = [os.fsencode(name) for name in os.listdir(folder)]
+        except OSError as error:
+            self._failed(error, b".")
+            return []
+        return [name for name in names if self._leaf(folder, name)]
+
+    def _emptied(self, folder: int, name: bytes) -> None:
+        try:
+            os.rmdir(name, dir_fd=folder)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._failed(error, name)
+
+
+def walk(top: int, mounts: bool = True) -> Iterator[tuple[bytes, int, bytes, os.stat_result]]:
+    """Everything below the open folder `top`, a folder before what is in it, names in order: (path below top, the
+    folder that it is in, its name there, its status). The folder's descriptor is good until the next step.
+
+    No link is followed. Without `mounts` what is in a mount below is left out. What vanishes meanwhile is left out;
+    OSError ESTALE where a folder is moved away while it is walked."""
+    resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | (0 if mounts else RESOLVE_NO_XDEV)
+    here = os.open(".", _FOLDER | os.O_CLOEXEC, dir_fd=top)
+    way = [(b"", _identity(here), _names(here))]
+    try:
+        while way:
+            path, _, todo = way[-1]
+            if not todo:
+                way.pop()
+                if way:
+                    here = _up(here, way[-1][1])
+                continue
+            name = todo.pop()
+            inner = path + b"/" + name if path else name
+            try:
+                status = os.stat(name, dir_fd=here, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            yield inner, here, name, status
+            if not stat.S_ISDIR(status.st_mode):
+                continue
+            try:
+                below = openat2(here, os.fsdecode(name), _FOLDER, resolve)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV):
+                    continue
+                raise
+            os.close(here)
+            here = below
+            way.append((inner, _identity(here), _names(here)))
+    finally:
+        os.close(here)
+
+
+def _names(folder: int) -> list[bytes]:
+    """The last one first: they are taken from the end."""
+    return sorted((os.fsencode(name) for name in os.listdir(folder)), reverse=True)
+
+
+def _identity(folder: int) -> tuple[int, int]:
+    status = os.fstat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _up(folder: int, identity: tuple[int, int]) -> int:
+    """The folder above, in place of `folder`, which is closed; OSError ESTALE where it is not the one of before."""
+    above = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    if _identity(above) != identity:
+        os.close(above)
+        raise OSError(errno.ESTALE, "a folder was moved away while it was being walked")
+    os.close(folder)
+    return above
