@@ -341,7 +341,19 @@ static int initialize(const struct layout *layout) {
     return replace_importlib(layout->frozen) || p_Py_InitializeFromConfig(config).type ? -1 : 0;
 }
 
+// A descriptor 0, 1 or 2 that the caller has closed becomes /dev/null: else it would be the next file that is opened.
+static void open_what_is_closed(void) {
+    int fd;
+    do
+        fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= 2);
+    if (fd > 2)
+        close(fd);
+}
+
 int main(int argc, char **argv) {
+    if (fcntl(0, F_GETFD) < 0 || fcntl(1, F_GETFD) < 0 || fcntl(2, F_GETFD) < 0)
+        open_what_is_closed();
     huge_heap();
     const struct layout *layout = layout_of_python();
     if (!layout || open_archive(layout) || load(layout->minor))

@@ -12,6 +12,7 @@ import sys
 
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.cli.options import Options, Usage, parse, parse_table
+from teu.linux.standard import open_what_is_closed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -231,6 +232,7 @@ def dispatch(argv: list[str]) -> int:
 
 
 def main() -> NoReturn:
+    open_what_is_closed()
     # A reader that goes away ends us quietly, as it ends every filter; sockets are written with MSG_NOSIGNAL.
     _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
     argv = sys.argv[1:]

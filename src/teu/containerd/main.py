@@ -15,6 +15,7 @@ import sys
 from teu import __version__
 from teu.config import EX_CONFIG, ConfigError, Settings, load
 from teu.containerd.config import FILE, KEYS
+from teu.linux.standard import open_what_is_closed
 from teu.systemd import activation, journal
 
 log = logging.getLogger("teu.containerd")
@@ -55,6 +56,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def main(argv: list[str] | None = None) -> int:
+    open_what_is_closed()
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["oci-hook"]:
         from teu.containerd import oci_hook

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from teu.ctr.errors import CommandError
 from teu.ctr.flags import Flag, Options, Usage, parse, parse_table
+from teu.linux.standard import open_what_is_closed
 
 if TYPE_CHECKING:
     from teu.ctr.client import Client
@@ -314,6 +315,7 @@ def dispatch(argv: list[str]) -> int:
 
 
 def main() -> NoReturn:
+    open_what_is_closed()
     code: Any = 1
     try:
         code = dispatch(sys.argv[1:])

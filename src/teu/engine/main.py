@@ -19,6 +19,7 @@ from teu import __version__
 from teu import config as configuration
 from teu.engine.config import FILE, KEYS, LEVELS, check
 from teu.engine.errors import EngineError
+from teu.linux.standard import open_what_is_closed
 from teu.systemd import journal, notify, stacks
 from teu.systemd.activation import listen_sockets
 
@@ -126,6 +127,7 @@ def _listen(path: str, group: str) -> socket.socket:
 
 
 def main() -> int:
+    open_what_is_closed()
     options = parser().parse_args()
     try:
         config = settings(options)

@@ -18,6 +18,7 @@ import socket
 import sys
 
 from teu import __version__
+from teu.linux.standard import open_what_is_closed
 from teu.shim import placement, server
 
 TYPE_CHECKING = False
@@ -171,6 +172,7 @@ def _serve(flags: dict[str, Any]) -> NoReturn:
 
 def main() -> int:
     """The exit status of the command."""
+    open_what_is_closed()
     try:
         flags, action = parse_flags(sys.argv[1:])
         flags["program"] = sys.argv[0]
