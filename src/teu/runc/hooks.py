@@ -45,7 +45,7 @@ def run_all_and_warn(spec: dict[str, Any], kind: str, state: dict[str, Any]) -> 
 
 def run(hook: dict[str, Any], state: dict[str, Any]) -> None:
     """Run one hook to its end, or kill it at its timeout."""
-    stdin = sealed(b"state", jsontext.dumps(state).encode())
+    stdin = sealed(b"state", jsontext.to_bytes(state))
     output = os.memfd_create("hook-output", os.MFD_CLOEXEC)
     try:
         os.lseek(stdin, 0, os.SEEK_SET)
@@ -74,6 +74,9 @@ def run(hook: dict[str, Any], state: dict[str, Any]) -> None:
         os.close(output)
 
 
+_POLL_MAX = 2**31 - 1  # milliseconds, 24 days: poll(2) takes an int
+
+
 def how_it_ended(status: int) -> str:
     """In Go's words, which runc's callers may look for: "exit status 3", "signal: killed"."""
     if status > 0:
@@ -90,7 +93,7 @@ def _wait(pid: int, timeout: int | None) -> int:
         pidfd = os.pidfd_open(pid)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        ended = poll.poll(timeout * 1000)
+        ended = poll.poll(min(timeout * 1000, _POLL_MAX))
         os.close(pidfd)
         if not ended:
             os.kill(pid, 9)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""linux.intelRdt: cache and memory bandwidth classes by resctrl. Called by teu.runc.launch and delete."""
+"""linux.intelRdt: cache and memory bandwidth classes by resctrl. Called by teu.runc.launch, update and delete."""
 
 from __future__ import annotations
 
@@ -44,6 +44,25 @@ def apply(config: dict[str, Any], id: str, pid: int) -> dict[str, Any]:
     except RuncError:
         remove(record)
         raise
+    return record
+
+
+def require() -> None:
+    """RuncError where this host has no resctrl."""
+    if not os.path.exists(_ROOT + "/schemata"):
+        raise RuncError("Intel RDT: resctrl is not mounted at /sys/fs/resctrl, or the processor lacks it")
+
+
+def update(
+    config: dict[str, Any], schemata: dict[str, str], id: str, pid: int, record: dict[str, Any]
+) -> dict[str, Any]:
+    """`update --l3-cache-schema, --mem-bw-schema`: new schemata for the container's class. One that has none gets a
+    class of its own, as with runc. What remove() needs from now on."""
+    given = config.get("closID") or ""
+    folder = _ROOT if given == "/" else f"{_ROOT}/{given or id}"
+    if not os.path.isdir(folder):
+        return apply({**config, **{key: value for key, value in schemata.items() if value}}, id, pid)
+    _write(folder + "/schemata", "\n".join(filter(None, schemata.values())) + "\n")
     return record
 
 

@@ -561,6 +561,6 @@ def _mount_points() -> list[str]:
         for line in file:
             point = os.fsdecode(line.split(b" ")[4].replace(b"\\040", b" "))
             kind = line.partition(b" - ")[2].split(b" ")[0]
-            if kind in (b"proc", b"sysfs") or point.startswith(("/proc", "/sys")):
+            if kind in (b"proc", b"sysfs") or f"{point}/".startswith(("/proc/", "/sys/")):
                 points.append(point)
     return sorted(set(points), key=len)

@@ -170,8 +170,11 @@ def merge(old: Resources, change: Resources) -> Resources:
 def main(arguments: Arguments, settings: Settings) -> int:
     container = state.load(settings.root, arguments.positional[0])
     change = from_file(arguments["resources"]) if arguments["resources"] else from_flags(arguments)
-    if arguments["l3-cache-schema"] or arguments["mem-bw-schema"]:
-        raise RuncError("Intel RDT: schemata cannot be set: it is not enabled for this container")
+    schemata = {"l3CacheSchema": arguments["l3-cache-schema"], "memBwSchema": arguments["mem-bw-schema"]}
+    if any(schemata.values()):
+        from teu.runc import intel_rdt
+
+        intel_rdt.require()  # before anything is changed
     with state.Lock(container.folder):
         container = state.load(settings.root, container.id)
         if container.status() == state.STOPPED:
@@ -201,6 +204,11 @@ def main(arguments: Arguments, settings: Settings) -> int:
         for name in ("pids", "unified"):
             if name not in merged and old.get(name):
                 merged[name] = old[name]
+        if any(schemata.values()):
+            config = (container.spec().get("linux") or {}).get("intelRdt") or {}
+            container.record["intel_rdt"] = intel_rdt.update(
+                config, schemata, container.id, container.pid, container.record.get("intel_rdt") or {}
+            )
         container.record["resources"] = merged
         container.save()
     return 0

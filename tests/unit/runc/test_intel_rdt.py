@@ -71,3 +71,17 @@ def test_what_fails_leaves_nothing(resctrl: Path) -> None:
     with pytest.raises(RuncError, match="linux.intelRdt: mkdir"):
         intel_rdt.apply({"enableMonitoring": True}, "box", 77)  # a plain folder has no mon_groups
     assert not list((resctrl / "class/mon_groups").iterdir())
+
+
+def test_an_update_writes_to_the_class_of_the_container(resctrl: Path) -> None:
+    config = {"closID": "class"}
+    before = {"folder": "", "monitoring": ""}
+    assert intel_rdt.update(config, {"l3CacheSchema": L3, "memBwSchema": ""}, "box", 77, before) == before
+    assert (resctrl / "class/schemata").read_text() == f"{L3}\n"
+
+
+def test_an_update_gives_a_class_to_a_container_without_one(resctrl: Path) -> None:
+    record = intel_rdt.update({}, {"l3CacheSchema": L3, "memBwSchema": MB}, "box", 77, {})
+    assert record["folder"] == str(resctrl / "box")
+    assert (resctrl / "box/schemata").read_text() == f"{L3}\n{MB}\n"
+    assert (resctrl / "box/tasks").read_text() == "77"
