@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from runc_bundle import Bundle, new_bundle
+from runc_bundle import BASE, Bundle, new_bundle
 
 from teu.coldstart import archive as archives
 
@@ -141,3 +144,152 @@ def test_the_environment_does_not_reach_the_interpreter(bundle: Bundle, tmp_path
             env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+
+
+# -- text that is no Unicode: a strict codec that fails in a start that has no codecs would be a crash -----------------
+
+# Where in config.json a text may stand.
+PLACES = (
+    ("annotations", "k"), ("hostname",), ("process", "args", 0), ("process", "cwd"), ("process", "env", 0),
+    ("mounts", 0, "destination"), ("mounts", 0, "source"), ("mounts", 0, "type"), ("mounts", 1, "options", 0),
+    ("linux", "maskedPaths", 0), ("linux", "readonlyPaths", 0), ("linux", "cgroupsPath"), ("linux", "sysctl", "k"),
+    ("linux", "namespaces", 0, "path"), ("root", "path"), ("process", "apparmorProfile"),
+    ("process", "user", "username"),
+)  # fmt: skip
+
+
+def put(config: Any, place: tuple[Any, ...], value: str) -> None:
+    for step, after in itertools.pairwise(place):
+        if isinstance(config, dict):
+            config = config.setdefault(step, {} if isinstance(after, str) else ["x", "y"])
+        else:
+            config = config[step]
+    config[place[-1]] = value
+
+
+def ended(done: subprocess.CompletedProcess[bytes]) -> str:
+    """What a command said; not ended by a signal, and no fault of its own (a crash of the child is told as one)."""
+    said = (done.stdout + done.stderr).decode("utf-8", "replace")
+    assert done.returncode >= 0 and done.returncode not in (134, 139), f"{done.args}: {done.returncode} {said}"
+    assert "internal error" not in said and "killed by signal" not in said and "Traceback" not in said, said
+    return said
+
+
+def raw(bundle: Bundle, *words: str | bytes, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    command = [PROGRAM, "--root", str(bundle.root), *words]
+    options.setdefault("cwd", bundle.folder)
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False, **options)
+
+
+@pytest.mark.parametrize("value", ["\\ud800", "a\\udfffb", "\\udcff", "\xff", "\0"], ids=ascii)
+def test_texts_of_a_specification_that_are_no_unicode(bundle: Bundle, value: str) -> None:
+    for place in PLACES:
+        bundle.config = copy.deepcopy(BASE)
+        put(bundle.config, place, "@@")
+        escaped = "\\u0000" if value == "\0" else value
+        data = json.dumps(bundle.config).encode().replace(b"@@", escaped.encode("latin-1"))
+        (bundle.folder / "config.json").write_bytes(data)
+        ended(raw(bundle, "run", "odd"))
+        ended(raw(bundle, "delete", "-f", "odd"))
+
+
+def test_what_is_no_unicode_reaches_the_process_as_with_runc(bundle: Bundle) -> None:
+    """Go's JSON makes U+FFFD of it."""
+    bundle.process["args"] = ["sh", "-c", "printf %s \"$1\" | od -An -tx1", "sh", "@@"]
+    text = json.dumps(bundle.config).encode()
+    for value in (b"\xff", b"\\ud800"):
+        (bundle.folder / "config.json").write_bytes(text.replace(b"@@", value))
+        for program in (PROGRAM, "runc"):
+            command = [program, "--root", str(bundle.root), "run", "odd"]
+            done = subprocess.run(command, cwd=bundle.folder, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+            assert done.stdout.split() == [b"ef", b"bf", b"bd"], program
+
+
+def test_files_of_commands_that_are_no_unicode(bundle: Bundle) -> None:
+    id = bundle.detached()
+    odd = bundle.folder / "odd.json"
+    for data in (b'{"a":"\xff"}', b'{"args":["\\ud800"],"cwd":"/","user":{}}', b"\xff\xfe", b"[" * 100_000):
+        odd.write_bytes(data)
+        ended(raw(bundle, "exec", "-p", str(odd), id))
+        ended(raw(bundle, "update", "-r", str(odd), id))
+    ended(raw(bundle, "exec", id, b"ec\xffho"))
+    ended(raw(bundle, "exec", "--cwd", b"/\xff", id, "true"))
+    ended(raw(bundle, "kill", id, b"\xff"))
+    ended(raw(bundle, b"st\xffate", id))
+    ended(raw(bundle, "state", b"\xff"))
+    ended(raw(bundle, "--log", b"/nonexistent\xff", "list"))
+    assert raw(bundle, "exec", id, "echo", b"\xfe").stdout == b"\xfe\n"
+
+
+def test_a_folder_whose_name_is_no_unicode(bundle: Bundle) -> None:
+    """Legal on Linux: the bundle and the state's folder."""
+    bundle.process["args"] = ["sleep", "1000"]
+    bundle.write()
+    folder = os.fsencode(bundle.folder.parent) + b"/odd\xff"
+    os.symlink(bundle.folder, folder)
+    root = os.fsencode(bundle.folder) + b"/state\xfe"
+
+    def run(*words: str | bytes, cwd: bytes = b"/") -> bytes:
+        output = bundle.folder / "said"
+        with output.open("wb") as file:
+            subprocess.run(
+                [PROGRAM, "--root", root, *words],
+                cwd=cwd, stdin=subprocess.DEVNULL, stdout=file, stderr=file, timeout=60, check=True,
+            )  # fmt: skip
+        return output.read_bytes()
+
+    try:
+        run("create", "-b", folder, "odd")
+        run("start", "odd")
+        told = json.loads(run("state", "odd"))
+        assert told["status"] == "running" and told["bundle"].endswith("/odd\ufffd")
+        assert b"odd" in run("list")
+        assert json.loads(run("list", "-f", "json"))[0]["id"] == "odd"
+        assert run("exec", "odd", "echo", "hello") == b"hello\n"
+        run("delete", "-f", "odd")
+    finally:
+        os.unlink(folder)
+        subprocess.run([PROGRAM, "--root", root, "delete", "-f", "odd"], check=False, capture_output=True)
+
+
+def test_a_record_that_is_no_unicode_stops_nobody(bundle: Bundle) -> None:
+    id = bundle.detached()
+    other = bundle.detached()
+    record = bundle.root / id / "state.json"
+    whole = record.read_bytes()
+    for value in (b'"\xff"', b'"\\ud800"', b"null", b"[]"):
+        record.write_bytes(whole.replace(b'"version":1', b'"version":1,"odd":' + value))
+        ended(raw(bundle, "state", id))
+        assert other in ended(raw(bundle, "list"))
+    record.write_bytes(b"[" * 5000)
+    ended(raw(bundle, "state", id))
+    assert other in ended(raw(bundle, "list"))
+    record.write_bytes(whole)
+
+
+# -- standard descriptors that are closed: /dev/null, as in Go's programs ----------------------------------------------
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_closed_standard_descriptors(bundle: Bundle, closed: str) -> None:
+    bundle.process["args"] = ["sh", "-c", "ls -l /proc/self/fd; cat; echo done >/seen"]
+    bundle.write()
+    id = "closed"
+    command = f'exec "$0" --root {bundle.root} '
+
+    def run(words: str) -> int:
+        line = ["sh", "-c", command + words + closed, PROGRAM]
+        return subprocess.run(line, cwd=bundle.folder, capture_output=True, timeout=60, check=False).returncode
+
+    assert run(f"run {id} ") == 0
+    assert (bundle.rootfs / "seen").read_text() == "done\n"
+    assert run("list ") == 0
+    assert run("features ") == 0
+    assert run("state none ") == 1
+
+
+def test_a_hook_may_have_any_time(bundle: Bundle) -> None:
+    bundle.config["hooks"] = {"prestart": [{"path": "/bin/true", "timeout": 2**32}]}
+    bundle.process["args"] = ["true"]
+    bundle.write()
+    ended(raw(bundle, "run", "patient"))

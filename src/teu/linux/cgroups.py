@@ -90,7 +90,7 @@ def read(path: str, name: str) -> str:
             data += chunk
     finally:
         os.close(descriptor)
-    return data.decode().strip()
+    return os.fsdecode(data).strip()
 
 
 def write(path: str, name: str, value: str) -> None:
@@ -99,7 +99,7 @@ def write(path: str, name: str, value: str) -> None:
     # Never O_CREAT: a missing file means a missing controller, and must say so.
     descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(descriptor, value.encode())
+        os.write(descriptor, os.fsencode(value))
     except OSError as error:
         raise OSError(error.errno, f"write {value!r}: {os.strerror(error.errno or 0)}", file) from None
     finally:
@@ -228,7 +228,7 @@ def delegate(path: str, uid: int, gid: int) -> None:
     """Give a cgroup to a user, so that the user can make and manage cgroups below it."""
     try:
         with open("/sys/kernel/cgroup/delegate", "rb", 0) as file:
-            names = file.read().decode().split()
+            names = os.fsdecode(file.read()).split()
     except OSError:
         names = ["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"]
     os.chown(path, uid, gid)
@@ -306,7 +306,7 @@ def wait_for_event(path: str, key: str, value: str, timeout: float) -> bool:
         wanted = f"{key} {value}"
         while True:
             try:
-                text = os.pread(descriptor, 4096, 0).decode()
+                text = os.fsdecode(os.pread(descriptor, 4096, 0))
             except OSError:
                 return key == "populated"
             if wanted in text.splitlines():

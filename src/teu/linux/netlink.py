@@ -73,7 +73,7 @@ def attribute(kind: int, data: bytes) -> bytes:
 
 
 def text(value: str) -> bytes:
-    return value.encode() + b"\0"
+    return os.fsencode(value) + b"\0"
 
 
 def number(value: int) -> bytes:

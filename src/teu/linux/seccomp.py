@@ -173,13 +173,13 @@ def cache_name(profile: Profile) -> str:
     # Version 2 of the format has no references: equal profiles are equal bytes.
     digest.update(marshal.dumps(profile, 2))
     machine = os.uname()
-    digest.update(f"{machine.machine} {machine.release}".encode())
+    digest.update(os.fsencode(f"{machine.machine} {machine.release}"))
     for library in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"):
         try:
             status = os.stat(f"{library}/libseccomp.so.2")
         except OSError:
             continue
-        digest.update(f"{status.st_ino} {status.st_size} {status.st_mtime_ns}".encode())
+        digest.update(os.fsencode(f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"))
         break
     return digest.hexdigest()
 
@@ -384,7 +384,7 @@ def add_architectures(library: _Library, context: int, profile: Profile) -> dict
             raise SeccompError(
                 f"linux.seccomp.architectures: {name} is not known; known are {', '.join(ARCHITECTURES)}"
             )
-        token = call.seccomp_arch_resolve_name(ARCHITECTURES[name][0].encode())
+        token = call.seccomp_arch_resolve_name(os.fsencode(ARCHITECTURES[name][0]))
         if token == 0:
             raise SeccompError(f"linux.seccomp.architectures: the installed libseccomp does not know {name}")
         if token != native:
@@ -398,7 +398,7 @@ def add_architectures(library: _Library, context: int, profile: Profile) -> dict
         tokens[name] = token
     if native not in tokens.values():
         for name, (short, _) in ARCHITECTURES.items():
-            if call.seccomp_arch_resolve_name(short.encode()) == native:
+            if call.seccomp_arch_resolve_name(os.fsencode(short)) == native:
                 tokens[name] = native
     return tokens
 
@@ -428,7 +428,7 @@ def add_rule(library: _Library, context: int, rule: Profile, default: int, field
     for name in rule.get("names") or []:
         if not name:
             raise SeccompError(f"{field}.names: an empty name is not a system call")
-        number = library.call.seccomp_syscall_resolve_name(name.encode())
+        number = library.call.seccomp_syscall_resolve_name(os.fsencode(name))
         if number == library.NR_ERROR:
             # Unknown to libseccomp, so probably newer than it, or of another architecture.
             continue
@@ -455,7 +455,7 @@ def last_calls(library: _Library, architectures: dict[str, int], rules: list[Pro
     last: dict[str, int] = {}
     names = {name for rule in rules for name in rule.get("names") or []}
     for architecture, token in architectures.items():
-        numbers = [library.call.seccomp_syscall_resolve_name_arch(token, name.encode()) for name in names]
+        numbers = [library.call.seccomp_syscall_resolve_name_arch(token, os.fsencode(name)) for name in names]
         # Negative ones are libseccomp's own, for calls that the architecture lacks.
         highest = max(numbers, default=-1)
         if highest >= 0:

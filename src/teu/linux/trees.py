@@ -56,7 +56,7 @@ def unmount(path: str | bytes) -> None:
     raise OSError(errno.EBUSY, "mounts come as fast as they are taken away", os.fsdecode(path))
 
 
-def remove_tree(path: str | bytes) -> None:
+def remove_tree(path: str | bytes | os.PathLike[str]) -> None:
     """Remove a file, a link, or a folder with all that is in it; nothing where there is none.
 
     What cannot be removed stays, with the folders that lead to it, and everything beside it goes; then the first

@@ -32,10 +32,15 @@ class _Context:
 _scan: Any = make_scanner(_Context)  # type: ignore[arg-type]
 
 
-def loads(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError that names the position."""
+def loads(text: str | bytes, own: bool = False) -> Any:
+    """The value of a JSON text. Raises ValueError that names the position.
+
+    What is no Unicode in it, bytes that are no UTF-8 and halves of surrogate pairs, is U+FFFD in the value, as in Go's:
+    so every string of it can be encoded, by whom it may be. With `own`, for what `dumps` has written, bytes that
+    are no UTF-8 come back as they were (surrogateescape)."""
     if isinstance(text, bytes):
-        text = text.removeprefix(b"\xef\xbb\xbf").decode()  # not "utf-8-sig", which imports its codec
+        # not "utf-8-sig", which imports its codec
+        text = text.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape" if own else "replace")
     start = 0
     size = len(text)
     while start < size and text[start] in _WHITESPACE:
@@ -44,6 +49,8 @@ def loads(text: str | bytes) -> Any:
         value, end = _scan(text, start)
     except StopIteration as stop:
         raise ValueError(f"invalid JSON: expecting a value {_where(text, stop.value)}") from None
+    except RecursionError:
+        raise ValueError("invalid JSON: it is nested too deeply") from None
     except SystemError:
         # Python 3.11's scanner has no words of its own where json.decoder is not imported.
         import json
@@ -56,6 +63,27 @@ def loads(text: str | bytes) -> Any:
         end += 1
     if end != size:
         raise ValueError(f"invalid JSON: extra data {_where(text, end)}")
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            return _without_surrogates(value, own)
+        except RecursionError:
+            raise ValueError("invalid JSON: it is nested too deeply") from None
+    return value
+
+
+def _without_surrogates(value: Any, own: bool) -> Any:
+    if isinstance(value, str):
+        if value.isascii():
+            return value
+        # As numbers: byte code with half a pair in a text could not be read in a cold start.
+        return "".join(
+            "\ufffd" if 0xD800 <= ord(letter) <= 0xDFFF and not (own and 0xDC80 <= ord(letter) <= 0xDCFF) else letter
+            for letter in value
+        )
+    if isinstance(value, list):
+        return [_without_surrogates(item, own) for item in value]
+    if isinstance(value, dict):
+        return {_without_surrogates(key, own): _without_surrogates(item, own) for key, item in value.items()}
     return value
 
 
@@ -77,11 +105,11 @@ def read_file(path: str) -> bytes:
     return data
 
 
-def load_file(path: str) -> Any:
-    """The value of a JSON file. ValueError names the file."""
+def load_file(path: str, own: bool = False) -> Any:
+    """The value of a JSON file, see `loads`. ValueError names the file."""
     data = read_file(path)
     try:
-        return loads(data)
+        return loads(data, own)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -120,4 +148,11 @@ def dumps(value: Any, indent: str = "", _margin: str = "\n") -> str:
     return opening + ",".join(items) + closing
 
 
-__all__ = ["dumps", "load_file", "loads", "read_file", "scanstring"]
+def to_bytes(value: Any, indent: str = "") -> bytes:
+    """JSON for others to read: in UTF-8, with U+FFFD in place of what is none."""
+    text = dumps(value, indent)
+    data = text.encode("utf-8", "surrogateescape")
+    return data if text.isascii() else data.decode("utf-8", "replace").encode("utf-8", "replace")
+
+
+__all__ = ["dumps", "load_file", "loads", "read_file", "scanstring", "to_bytes"]

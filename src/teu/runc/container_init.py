@@ -288,7 +288,7 @@ def _asker(plan: Plan) -> Callable[[str], int] | None:
         return None
 
     def ask(kind: str) -> int:
-        plan.sync.send(b"M" + kind.encode())
+        plan.sync.send(b"M" + os.fsencode(kind))
         data, control, _, _ = plan.sync.recvmsg(1, CMSG_SPACE(4), MSG_CMSG_CLOEXEC)
         if data != b"g":
             os._exit(1)
@@ -339,7 +339,7 @@ def _write_sysctls(plan: Plan, values: dict[str, str]) -> None:
             try:
                 fd = inside.openat2(procfs, path, os.O_WRONLY, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
                 try:
-                    os.write(fd, value.encode())
+                    os.write(fd, os.fsencode(value))
                 finally:
                     os.close(fd)
             except OSError as error:
@@ -363,7 +363,7 @@ def _write_time_offsets(plan: Plan) -> None:
     finally:
         prctl(PR_SET_DUMPABLE, 0)
     try:
-        os.write(fd, text.encode())
+        os.write(fd, os.fsencode(text))
     except OSError as error:
         raise OSError(error.errno, f"linux.timeOffsets: {error.strerror}") from None
     finally:

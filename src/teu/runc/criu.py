@@ -84,7 +84,7 @@ def encode(kind: str, fields: Fields) -> bytes:
             if member == "int":
                 out += _varint(number << 3) + _varint(int(item))
                 continue
-            data = item.encode() if member == "text" else encode(member, item)
+            data = os.fsencode(item) if member == "text" else encode(member, item)
             out += _varint(number << 3 | 2) + _varint(len(data)) + data
     return out
 

@@ -57,7 +57,7 @@ def write_pid_file(path: str, pid: int) -> None:
     folder, _, name = path.rpartition("/")
     temporary = f"{folder}/.{name}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    os.write(fd, str(pid).encode())
+    os.write(fd, b"%d" % pid)
     os.close(fd)
     os.rename(temporary, path)
 
@@ -87,7 +87,7 @@ def receive(sync: socket) -> tuple[bytes, int]:
 def set_oom_score(pid: int, value: int, rootless: bool) -> None:
     try:
         with open(f"/proc/{pid}/oom_score_adj", "wb", 0) as file:
-            file.write(str(value).encode())
+            file.write(os.fsencode(str(value)))
     except OSError as error:
         if not rootless:
             raise OSError(error.errno, f"process.oomScoreAdj: {error.strerror}") from None

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 
 class RuncError(Exception):
     """A failure that the caller sees as one line in the log and on stderr, and as an exit code.
@@ -46,6 +48,6 @@ def text_of(error: BaseException) -> str:
         head, colon, tail = reason.rpartition(": ")
         reason = head + colon + (tail[:1].lower() + tail[1:] if not tail[1:2].isupper() else tail)
         if error.filename is not None:
-            return f"{error.filename if isinstance(error.filename, str) else error.filename.decode()}: {reason}"
+            return f"{os.fsdecode(error.filename)}: {reason}"
         return reason
     return str(error) or type(error).__name__

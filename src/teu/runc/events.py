@@ -56,7 +56,7 @@ def emit(kind: str, container_id: str, data: Any = None) -> None:
     event = {"type": kind, "id": container_id}
     if data is not None:
         event["data"] = data
-    os.write(1, jsontext.dumps(event).encode() + b"\n")
+    os.write(1, jsontext.to_bytes(event) + b"\n")
 
 
 def main(arguments: Arguments, settings: Settings) -> int:

@@ -465,7 +465,7 @@ def _sub_cgroup(values: list[str]) -> str:
 def run_hook(container: state.Container, spec: dict[str, Any], hook: dict[str, Any], number: int) -> None:
     """A startContainer hook: resolved and run in the container, as its process would be."""
     name = f"startContainer hook #{number}"
-    stdin = process.sealed(b"state", jsontext.dumps(container.state(state.CREATED)).encode())
+    stdin = process.sealed(b"state", jsontext.to_bytes(container.state(state.CREATED)))
     os.lseek(stdin, 0, os.SEEK_SET)
     described: dict[str, Any] = {
         "args": hook.get("args") or [hook["path"]],

@@ -78,5 +78,5 @@ def features() -> dict[str, Any]:
 
 
 def main(arguments: Arguments, settings: Settings) -> int:
-    os.write(1, jsontext.dumps(features(), "    ").encode() + b"\n")
+    os.write(1, jsontext.to_bytes(features(), "    ") + b"\n")
     return 0

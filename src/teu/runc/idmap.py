@@ -42,7 +42,7 @@ def write_maps(pid: int, uids: Maps, gids: Maps, rootless: bool, own_group_only:
 
 
 def _text(maps: Maps) -> bytes:
-    return "".join(f"{one['containerID']} {one['hostID']} {one['size']}\n" for one in maps).encode()
+    return os.fsencode("".join(f"{one['containerID']} {one['hostID']} {one['size']}\n" for one in maps))
 
 
 def _write(path: str, data: bytes) -> None:

@@ -518,7 +518,7 @@ class Launch:
                 self._take_console(fd)
                 self._send(b"g")
             elif kind == b"M":
-                self._mount_for(message[1:].decode())
+                self._mount_for(os.fsdecode(message[1:]))
             elif kind == b"H":
                 if self.spec.get("hooks"):
                     current = self.container.state("creating")

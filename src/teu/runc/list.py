@@ -69,13 +69,13 @@ def main(arguments: Arguments, settings: Settings) -> int:
             continue
         containers.append(described)
     if arguments["quiet"]:
-        text = "".join(f"{described['id']}\n" for described in containers)
+        text = os.fsencode("".join(f"{described['id']}\n" for described in containers))
     elif arguments["format"] == "json":
         # Of no container, Go makes null.
-        text = jsontext.dumps(containers or None) + "\n"
+        text = jsontext.to_bytes(containers or None) + b"\n"
     else:
         rows = [[title for title, _ in COLUMNS]]
         rows += [[str(described[key]) for _, key in COLUMNS] for described in containers]
-        text = table(rows)
-    os.write(1, text.encode())
+        text = os.fsencode(table(rows))
+    os.write(1, text)
     return 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 
+from teu.linux.standard import open_what_is_closed
 from teu.runc import arguments, log
 from teu.runc.commands import COMMANDS, Settings
 from teu.runc.errors import RuncError, UsageError, text_of
@@ -54,7 +55,7 @@ def _global_help() -> str:
 
 
 def _print(text: str) -> None:
-    os.write(1, text.encode())
+    os.write(1, os.fsencode(text))
 
 
 def _told_to_go() -> bool:
@@ -126,7 +127,7 @@ def _run(argv: list[str]) -> int:
         message = text_of(error)
         log.error(message)
         if not log.to_stderr():
-            os.write(2, message.encode() + b"\n")
+            os.write(2, os.fsencode(message) + b"\n")
         return error.exit_code if isinstance(error, RuncError) else 1
     except Exception as error:
         # a fault of ours: whoever started us sees it like any other error, --debug shows where
@@ -138,6 +139,7 @@ def _run(argv: list[str]) -> int:
 
 def main() -> None:
     """Run the command in sys.argv and leave, without the interpreter's own farewell."""
+    open_what_is_closed()
     try:
         code = _run(sys.argv)
     except KeyboardInterrupt:

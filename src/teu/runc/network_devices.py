@@ -127,13 +127,13 @@ def _move_one(host: _Route, inside: _Route, name: str, new_name: str, target: in
             kept = {kind: data for kind, data in found.items() if kind in (1, 2, 4)}  # ADDRESS, LOCAL, BROADCAST
             addresses.append((family, prefix, kept))
     before = _links(inside, what)
-    if new_name.encode() in before:
+    if os.fsencode(new_name) in before:
         # the kernel would say so too, but only once it has moved it there under its old name
         raise RuncError(f"{what}: the container has an interface {new_name!r} already")
     body = pack("BBHiII", AF_UNSPEC, 0, 0, index, 0, 0)
-    body += _attribute(IFLA_NET_NS_FD, pack("I", target)) + _attribute(IFLA_IFNAME, new_name.encode() + b"\0")
+    body += _attribute(IFLA_NET_NS_FD, pack("I", target)) + _attribute(IFLA_IFNAME, os.fsencode(new_name) + b"\0")
     host.call(what, RTM_NEWLINK, NLM_F_ACK, body)
-    new_index = _arrived(before, _links(inside, what), new_name.encode())
+    new_index = _arrived(before, _links(inside, what), os.fsencode(new_name))
     if not new_index:
         raise RuncError(f"{what}: it did not arrive in the container")
     for family, prefix, kept in addresses:

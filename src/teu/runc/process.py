@@ -79,9 +79,9 @@ def sealed(name: bytes, data: bytes, flags: int = 0) -> int:
     """A memfd (close-on-exec) with these bytes, that nobody can change any more."""
     base = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
-        fd = os.memfd_create(name.decode(), base | flags)
+        fd = os.memfd_create(os.fsdecode(name), base | flags)
     except OSError:
-        fd = os.memfd_create(name.decode(), base)  # before Linux 6.3: every memfd is executable
+        fd = os.memfd_create(os.fsdecode(name), base)  # before Linux 6.3: every memfd is executable
     os.write(fd, data)
     fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_ALL)
     return fd
@@ -220,7 +220,7 @@ def home_of(root: int, uid: int) -> str:
         return "/"
     finally:
         os.close(fd)
-    wanted = str(uid).encode()
+    wanted = b"%d" % uid
     for line in data.split(b"\n"):
         fields = line.split(b":")
         if len(fields) > 5 and fields[2] == wanted and fields[5]:

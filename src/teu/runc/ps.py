@@ -47,7 +47,7 @@ def main(arguments: Arguments, settings: Settings) -> int:
     container = state.load(settings.root, container_id)
     pids = cgroups.load(container.record["cgroup"]).pids()
     if arguments["format"] == "json":
-        os.write(1, jsontext.dumps(pids or None).encode() + b"\n")
+        os.write(1, jsontext.to_bytes(pids or None) + b"\n")
         return 0
     title, _, body = run_ps(options or ["-ef"]).partition("\n")
     titles = title.split()
@@ -57,5 +57,5 @@ def main(arguments: Arguments, settings: Settings) -> int:
     lines = [title]
     wanted = {str(pid) for pid in pids}
     lines += [line for line in body.splitlines() if len(line.split()) > column and line.split()[column] in wanted]
-    os.write(1, ("\n".join(lines) + "\n").encode())
+    os.write(1, os.fsencode("\n".join(lines) + "\n"))
     return 0

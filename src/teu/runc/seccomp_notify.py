@@ -22,7 +22,7 @@ def process_state(profile: dict[str, Any], state: dict[str, Any], pid: int) -> b
     if profile.get("listenerMetadata"):
         message["metadata"] = profile["listenerMetadata"]
     message["state"] = state
-    return jsontext.dumps(message).encode()
+    return jsontext.to_bytes(message)
 
 
 def send(listener: int, profile: dict[str, Any], state: dict[str, Any], pid: int | None = None) -> None:

@@ -85,7 +85,7 @@ def process_stat(pid: int) -> tuple[str, int]:
         os.close(fd)
     if len(fields) < 20:
         return "", 0
-    return fields[0].decode(), int(fields[19])
+    return os.fsdecode(fields[0]), int(fields[19])
 
 
 class Container:
@@ -117,7 +117,7 @@ class Container:
         temporary = f"{self.folder}/.state.{os.getpid()}"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, jsontext.dumps(self.record).encode())
+            os.write(fd, os.fsencode(jsontext.dumps(self.record)))
         finally:
             os.close(fd)
         os.rename(temporary, self.folder + "/state.json")
@@ -219,7 +219,7 @@ def load(root: str, id: str) -> Container:
     """The container with this id. NotFound where there is none (or only a folder without a record)."""
     folder = folder_of(root, id)
     try:
-        record = jsontext.load_file(folder + "/state.json")
+        record = jsontext.load_file(folder + "/state.json", own=True)
     except FileNotFoundError:
         raise NotFound(id) from None
     if not isinstance(record, dict) or int(record.get("version", 0)) > STATE_VERSION:

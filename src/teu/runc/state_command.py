@@ -40,5 +40,5 @@ def describe(container: state.Container) -> dict[str, object]:
 
 def main(arguments: Arguments, settings: Settings) -> int:
     container = state.load(settings.root, arguments.positional[0])
-    os.write(1, jsontext.dumps(describe(container), "  ").encode())
+    os.write(1, jsontext.to_bytes(describe(container), "  "))
     return 0

@@ -82,10 +82,10 @@ def _write(out: bytearray, signature: str, value: Any) -> None:
     if kind in _FIXED:
         out += struct.pack(_FIXED[kind], value)
     elif kind in "so":
-        data = value.encode()
+        data = value.encode("utf-8", "replace")  # the bus ends a connection over what is no UTF-8
         out += struct.pack("<I", len(data)) + data + b"\0"
     elif kind == "g":
-        out += bytes([len(value)]) + value.encode() + b"\0"
+        out += bytes([len(value)]) + os.fsencode(value) + b"\0"
     elif kind == "v":
         _write(out, "g", value[0])
         _write(out, value[0], value[1])
@@ -133,7 +133,7 @@ def _read(data: bytes, at: int, signature: str, order: str) -> tuple[Any, int]:
         return data[at:at + length].decode(errors="surrogateescape"), at + length + 1
     if kind == "g":
         length = data[at]
-        return data[at + 1:at + 1 + length].decode(), at + length + 2
+        return os.fsdecode(data[at + 1:at + 1 + length]), at + length + 2
     if kind == "v":
         inner, at = _read(data, at, "g", order)
         value, at = _read(data, at, inner, order)
@@ -217,8 +217,8 @@ class Bus:
                 self._socket.settimeout(timeout)
                 self._socket.connect(choice)
                 # Nothing here depends on an answer, so it all goes in one write.
-                uid = str(own_uid()).encode().hex()
-                self._socket.sendall(b"\0AUTH EXTERNAL " + uid.encode() + b"\r\nBEGIN\r\n")
+                uid = (b"%d" % own_uid()).hex()
+                self._socket.sendall(b"\0AUTH EXTERNAL " + os.fsencode(uid) + b"\r\nBEGIN\r\n")
                 while b"\r\n" not in self._buffer:
                     self._fill()
                 answer, _, self._buffer = self._buffer.partition(b"\r\n")

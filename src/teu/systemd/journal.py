@@ -38,9 +38,9 @@ def encode(fields: Mapping[str, str | bytes | int]) -> bytes:
     for name, value in fields.items():
         data = value if isinstance(value, bytes) else str(value).encode(errors="surrogateescape")
         if b"\n" in data:
-            parts.append(name.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n")
+            parts.append(os.fsencode(name) + b"\n" + struct.pack("<Q", len(data)) + data + b"\n")
         else:
-            parts.append(name.encode() + b"=" + data + b"\n")
+            parts.append(os.fsencode(name) + b"=" + data + b"\n")
     return b"".join(parts)
 
 

@@ -24,7 +24,7 @@ def notify(*lines: str, descriptors: Sequence[int] = ()) -> bool:
         try:
             rights = struct.pack(f"{len(descriptors)}i", *descriptors)
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else []
-            sock.sendmsg(["\n".join(lines).encode()], ancillary, 0, address)
+            sock.sendmsg([os.fsencode("\n".join(lines))], ancillary, 0, address)
         except OSError:
             return False  # the manager is being restarted; it asks again where it needs to
     return True

@@ -108,3 +108,35 @@ def test_every_file_says_its_licence() -> None:
         if "SPDX-License-Identifier: Apache-2.0" not in path.read_text()[:400]:
             silent.append(name)
     assert not silent, f"no SPDX line in {', '.join(silent)}"
+
+
+# Packages whose modules a cold start may run.
+STARTED_COLD = ("runc", "linux", "systemd", "coldstart")
+FORGIVING = {"replace", "surrogateescape", "ignore", "backslashreplace"}
+
+
+def test_no_strict_codec_where_python_has_none() -> None:
+    """In a cold start (teu.coldstart) Python has no registry of error handlers: text that is no Unicode is a crash in a
+    strict encode or decode, in place of an exception. os.fsencode and os.fsdecode take everything. Halves of surrogate
+    pairs in byte code cannot even be read."""
+    broken = []
+    files = [path for part, path in modules() if part in STARTED_COLD]
+    for path in [*files, SRC / "teu/oci/jsontext.py", SRC / "teu/oci/runtime_spec.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            where = f"{path.relative_to(SRC)}:{getattr(node, 'lineno', 0)}"
+            text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+            if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
+                broken.append(f"{where}: half of a surrogate pair in a constant")
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            if node.func.attr not in ("encode", "decode"):
+                continue
+            if isinstance(node.func.value, ast.Name) and node.func.value.id == "memory_policy":  # a module of ours
+                continue
+            given = [*node.args[1:2], *(word.value for word in node.keywords if word.arg == "errors")]
+            ways: list[ast.expr] = []
+            for value in given:
+                ways += (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,)
+            if not ways or not all(isinstance(way, ast.Constant) and way.value in FORGIVING for way in ways):
+                broken.append(f"{where}: a strict {node.func.attr}()")
+    assert not broken, "\n".join(broken)

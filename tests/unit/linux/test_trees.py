@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ def in_mount_namespace(script: str, *arguments: str | Path) -> str:
     done = subprocess.run(["unshare", "--mount", *python], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def emptied(tmp_path: Path) -> Iterator[None]:
+    """pytest's own removal recurses, and fails on what is deep."""
+    yield
+    for name in os.listdir(tmp_path):
+        trees.remove_tree(tmp_path / name)
 
 
 def deep(top: Path, levels: int) -> None:
