@@ -49,10 +49,12 @@ def bundle() -> Iterator[Bundle]:
 def traced(bundle: Bundle, *words: str, calls: str = "%file") -> list[str]:
     """What files a command looks for, or other calls of it."""
     log = bundle.folder / "trace"
-    subprocess.run(
-        ["strace", "-qq", "-e", f"trace={calls}", "-o", log, PROGRAM, "--root", str(bundle.root), *words],
-        check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=60,
-    )  # fmt: skip
+    with (bundle.folder / "said").open("wb") as said:  # no pipe: what is created would hold it
+        done = subprocess.run(
+            ["strace", "-qq", "-e", f"trace={calls}", "-o", log, PROGRAM, "--root", str(bundle.root), *words],
+            check=False, stdin=subprocess.DEVNULL, stdout=said, stderr=said, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 0, (bundle.folder / "said").read_text()
     return log.read_text().splitlines()
 
 
@@ -91,12 +93,33 @@ def test_short_commands_do_not_need_importlib(bundle: Bundle, tmp_path: Path) ->
         assert id in bundle.runc("list").stdout
         for words in (["pause", id], ["resume", id], ["kill", id, "KILL"], ["delete", "-f", id]):
             bundle.runc(*words)
+        # Nor does what goes wrong.
+        for words in (["state", id], ["kill", id], ["delete", id], ["exec", id, "true"], ["no-such"], ["start"]):
+            failed = bundle.runc(*words)
+            assert failed.returncode and failed.stderr
+            assert "importlib is wanted" not in failed.stderr, words
         failed = subprocess.run([PROGRAM, "features"], capture_output=True, text=True, timeout=60, check=False)
         assert failed.returncode
         assert "importlib is wanted" in failed.stderr
     finally:
         archive().write_bytes(whole)
     assert json.loads(bundle.runc("features").stdout)["ociVersionMin"]
+
+
+def test_a_warning_costs_no_start(bundle: Bundle) -> None:
+    """create with something to warn of opens what it opens without."""
+    opened = []
+    for capabilities in (["CAP_CHOWN"], ["CAP_CHOWN", "CAP_NO_SUCH"]):
+        bundle.process["capabilities"] = {"bounding": capabilities}
+        bundle.process["args"] = ["true"]
+        bundle.write()
+        log, id = bundle.folder / f"log{len(capabilities)}", f"warned{len(capabilities)}"
+        opened.append(traced(bundle, "--log", str(log), "create", "-b", str(bundle.folder), id))
+        bundle.runc("delete", "-f", id)
+    assert "CAP_NO_SUCH" in (bundle.folder / "log2").read_text()
+    plain, warned = ([call for call in calls if "python" in call or ".so" in call] for calls in opened)
+    assert len(warned) == len(plain)
+    assert not [call for call in warned if ".py" in call.replace(".cpython-", "")]
 
 
 def test_the_heap_is_asked_for_in_one_page(bundle: Bundle) -> None:
