@@ -41,14 +41,24 @@ class Watched:
     def take(self) -> bool:
         """Read what is there; False when the stream has ended."""
         assert self.response is not None
-        piece = self.response.chunk()
-        if not piece:
-            return False
-        *lines, self.rest = (self.rest + piece).split(b"\n")
+        lines, self.rest, alive = arrived(self.response, self.rest)
         for line in lines:
             if line.strip():
                 self.sample = jsontext.loads(line)
-        return True
+        return alive
+
+
+def arrived(response: Response, rest: bytes) -> tuple[list[bytes], bytes, bool]:
+    """Whole lines of a stream that can be read, what is left of one, and whether there is more to come.
+
+    Several chunks may have come in one packet: nothing would tell of the second until the next packet."""
+    lines: list[bytes] = []
+    while True:
+        piece = response.chunk()
+        *whole, rest = (rest + piece).split(b"\n")
+        lines += whole
+        if not piece or not response.connection.buffer:
+            return lines, rest, bool(piece)
 
 
 def cpu_percent(sample: dict[str, Any]) -> float:
@@ -172,8 +182,12 @@ def stats(cli: Cli, options: Options, operands: list[str]) -> int:
         ready = poller.poll(500)
         for file, _ in ready:
             if events is not None and file == events.connection.sock.fileno():
-                rest += events.chunk()
-                *lines, rest = rest.split(b"\n")
+                lines, rest, alive = arrived(events, rest)
+                if not alive:  # the daemon goes; what could still be watched ends with it
+                    poller.unregister(file)
+                    events = None
+                    if not by_file:
+                        break
                 for line in lines:
                     message = jsontext.loads(line) if line.strip() else {}
                     name = (message.get("Actor") or {}).get("ID", "")

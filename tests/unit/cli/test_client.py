@@ -14,7 +14,7 @@ import pytest
 
 from teu.cli import config, registry, streams
 from teu.cli.errors import APIError, CommandError, ConnectError
-from teu.cli.http import Client, query_string
+from teu.cli.http import Client, Connection, Response, query_string
 
 BIN = Path(__file__).resolve().parents[3] / "bin/teu"
 
@@ -216,3 +216,18 @@ def test_output_is_utf8_in_any_locale(tmp_path: Path) -> None:
             env={"LC_ALL": locale, "PATH": "/usr/bin"},
         )  # fmt: skip
         assert str(path).encode() in done.stderr
+
+
+def test_two_events_in_one_packet_are_both_heard() -> None:
+    """Nothing would tell of the second until the next packet comes."""
+    from teu.cli.stats import arrived
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        chunks = b"".join(b"%x\r\n%s\n\r\n" % (len(text) + 1, text) for text in (b'{"a":1}', b'{"b":2}'))
+        theirs.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+        response = Response(Connection(ours))
+        lines, rest, alive = arrived(response, b"")
+        assert (lines, rest, alive) == ([b'{"a":1}', b'{"b":2}'], b"", True)
+        theirs.sendall(b"0\r\n\r\n")
+        assert arrived(response, b"") == ([], b"", False)
