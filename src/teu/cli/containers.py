@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+RAW = (
+    "container_id ID", "image Image", "command Command", "created_at CreatedAt", "state State", "status Status",
+    "names Names", "labels Labels", "ports Ports",
+)  # fmt: skip
 HEADINGS = {
     "ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND", "CreatedAt": "CREATED AT", "RunningFor":
     "CREATED",
@@ -145,7 +149,8 @@ def list_containers(cli: Cli, options: Options, operands: list[str]) -> int:
     found = cli.client.get("/containers/json", query)
     default = [*DEFAULT, "Size"] if options["size"] else DEFAULT
     quiet = "ID" if options["quiet"] else ""
-    table.print_list(found, columns(options["no-trunc"]), HEADINGS, default, form, quiet=quiet)
+    raw = RAW if not options["size"] else (*RAW, "size Size")
+    table.print_list(found, columns(options["no-trunc"]), HEADINGS, default, form, quiet=quiet, raw=raw)
     return 0
 
 

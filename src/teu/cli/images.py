@@ -86,6 +86,8 @@ def list_images(cli: Cli, options: Options, operands: list[str]) -> int:
     found = cli.client.get("/images/json", {"all": options["all"], "filters": chosen or None})
     digests = options["digests"] or ".Digest" in form
     default = ["Repository", "Tag", *(["Digest"] if options["digests"] else []), "ID", "CreatedSince", "Size"]
+    digest = ("digest Digest",) if options["digests"] else ()
+    raw = ("repository Repository", "tag Tag", *digest, "image_id ID", "created_at CreatedAt", "virtual_size Size")
     table.print_list(
         rows(found, digests),
         columns(options["no-trunc"]),
@@ -93,6 +95,7 @@ def list_images(cli: Cli, options: Options, operands: list[str]) -> int:
         default,
         form,
         quiet="ID" if options["quiet"] else "",
+        raw=raw,
     )
     return 0
 

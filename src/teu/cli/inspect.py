@@ -23,28 +23,40 @@ UNKNOWN = {"container": "No such container", "image": "No such image", "network"
            "volume": "No such volume"}  # fmt: skip
 
 
-def show(cli: Cli, names: list[str], form: str, get: Callable[[str], Any]) -> int:
-    """Print what `get` finds of each name; what is not found is told at the end, with exit code 1."""
-    template = None
+def rendered(form: str, value: Any, kind: str) -> str:
+    """A template on an object: on Go's types for it first, on the JSON as it is where that fails."""
+    from teu.cli.shapes import dressed
+    from teu.cli.template import Template, TemplateError
+
+    try:
+        return Template(form).render(dressed(value, kind))
+    except TemplateError:
+        return Template(form, missing_error=True).render(value)
+
+
+def show(cli: Cli, names: list[str], form: str, get: Callable[[str], tuple[str, Any]]) -> int:
+    """Print what `get` finds of each name, (kind, value); what is not found is told at the end, with exit code 1."""
+    template = ""
     if form and form != "json":
         from teu.cli.template import Template, TemplateError, located
 
         try:
-            template = Template(form.replace("\\t", "\t").replace("\\n", "\n"), missing_error=True)
+            template = form.replace("\\t", "\t").replace("\\n", "\n")
+            Template(template)
         except TemplateError as error:
             raise CommandError(f"template parsing error: {located(error)}", 64) from None
     found, errors = [], []
     for name in names:
         try:
-            value = get(name)
+            kind, value = get(name)
         except (APIError, CommandError) as error:
             errors.append(str(error))
             continue
-        if template is not None:
+        if template:
             from teu.cli.template import TemplateError, located
 
             try:
-                cli.print(template.render(value))
+                cli.print(rendered(template, value, kind))
             except TemplateError as error:
                 errors.append(f"template parsing error: {located(error)}")
         elif form == "json":
@@ -74,7 +86,7 @@ def get_one(cli: Cli, kind: str, name: str, options: Options) -> Any:
 
 def of_kind(kind: str) -> Callable[[Cli, Options, list[str]], int]:
     def inspect(cli: Cli, options: Options, operands: list[str]) -> int:
-        return show(cli, operands, options["format"], lambda name: get_one(cli, kind, name, options))
+        return show(cli, operands, options["format"], lambda name: (kind, get_one(cli, kind, name, options)))
 
     return inspect
 
@@ -86,12 +98,12 @@ def inspect_any(cli: Cli, options: Options, operands: list[str]) -> int:
     if "type" in options.changed and not kind:
         raise CommandError('type is empty: must be one of "container", "image", "network" or "volume"')
 
-    def find(name: str) -> Any:
+    def find(name: str) -> tuple[str, Any]:
         if kind:
-            return get_one(cli, kind, name, options)
+            return kind, get_one(cli, kind, name, options)
         for candidate in PATHS:
             try:
-                return get_one(cli, candidate, name, options)
+                return candidate, get_one(cli, candidate, name, options)
             except APIError as error:
                 if error.status not in (404, 400):
                     raise

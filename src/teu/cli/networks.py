@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+RAW = ("network_id ID", "name Name", "driver Driver", "scope Scope")
 HEADINGS = {
     "ID": "NETWORK ID", "Name": "NAME", "Driver": "DRIVER", "Scope": "SCOPE", "IPv6": "IPV6", "Internal":
     "INTERNAL",
@@ -57,7 +58,7 @@ def list_networks(cli: Cli, options: Options, operands: list[str]) -> int:
     }
     form = options["format"] or ("" if options["quiet"] else cli.config.get("networksFormat"))
     quiet = "ID" if options["quiet"] else ""
-    table.print_list(found, view, HEADINGS, ["ID", "Name", "Driver", "Scope"], form, quiet=quiet)
+    table.print_list(found, view, HEADINGS, ["ID", "Name", "Driver", "Scope"], form, quiet=quiet, raw=RAW)
     return 0
 
 

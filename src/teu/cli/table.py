@@ -105,11 +105,19 @@ def print_list(
     *,
     quiet: str = "",
     out: Callable[[str], Any] | None = None,
+    raw: tuple[str, ...] = (),
 ) -> None:
     """Print `objects`: `default` names the columns of the plain table, `quiet` the one column of -q,
     `form` is the
-    user's --format."""
+    user's --format; `raw` names its lines of `raw`, as `label Column`."""
     write = out or sys.stdout.write
+    if raw and form == "raw":
+        lines = [line for line in raw if not quiet or line.endswith(f" {quiet}")]
+        for value in objects:
+            for label, _, name in (line.partition(" ") for line in lines):
+                write(f"{label}: {columns[name](value)}".rstrip(" ") + "\n")
+            write("" if quiet else "\n")
+        return
     if quiet and (not form or form == "table" or form == "raw"):
         for value in objects:
             write(str(columns[quiet](value)) + "\n")
@@ -144,12 +152,12 @@ def print_list(
 
 
 def label_calls(text: str) -> str:
-    """`.Label "x"` is the one method with an argument: written as the function `index` over all labels."""
+    """`.Label "x"` is the one method with an argument: written as a function over all labels."""
     if ".Label " not in text:
         return text
     import re
 
-    return re.sub(r'\.Label\s+("[^"]*"|`[^`]*`)', r"(index .LabelMap \1)", text)
+    return re.sub(r'\.Label\s+("[^"]*"|`[^`]*`)', r"(_label .LabelMap \1)", text)
 
 
 def labels_text(labels: dict[str, str] | None) -> str:

@@ -52,6 +52,27 @@ class Missing:
 MISSING = Missing()
 
 
+class Nil:
+    """A nil pointer of Go's: false, printed as <nil>, null in JSON, without fields."""
+
+    raw = None
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or isinstance(other, Nil)
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __str__(self) -> str:
+        return "<nil>"
+
+
 class _Break(Exception):
     pass
 
@@ -113,6 +134,7 @@ class Template:
         self.source = text
         self.pieces = self._split(text)
         self.position = 0
+        self.named: dict[str, list[Any]] = {}
         self.nodes, end = self._block(())
         if end:
             raise TemplateError("unexpected {{" + end + "}}")
@@ -183,7 +205,9 @@ class Template:
                 if word in ends or (word == "end" and "end" in ends):
                     return nodes, text
                 return nodes, text
-            if word in ("if", "with", "range"):
+            if word in ("define", "template", "block"):
+                nodes += self._named(word, text[len(word) :])
+            elif word in ("if", "with", "range"):
                 nodes.append(self._control(word, text[len(word) :]))
             elif word in ("break", "continue"):
                 nodes.append((word,))
@@ -194,6 +218,20 @@ class Template:
         if ends:
             raise TemplateError("unexpected EOF")
         return nodes, ""
+
+    def _named(self, word: str, rest: str) -> list[Any]:
+        """define, template and block: a template with a name."""
+        words = tokens(rest)
+        if not words or words[0][0] != "string":
+            raise TemplateError(f"unexpected {rest.strip()[:20]!r} in {word} clause".replace("'", '"'))
+        name = unquote(words[0][1])
+        pipeline = self._pipeline(words[1:], False) if words[1:] else None
+        if word != "template":
+            nodes, _ = self._block(("end",))
+            if word == "block" and pipeline is None:
+                raise TemplateError("missing value for block clause")
+            self.named[name] = nodes
+        return [] if word == "define" else [("template", name, pipeline)]
 
     def _control(self, word: str, rest: str) -> tuple[Any, ...]:
         pipeline = self._pipeline(tokens(rest), word == "range")
@@ -289,7 +327,10 @@ class Template:
 
     def render(self, data: Any) -> str:
         out: list[str] = []
-        self._run(self.nodes, data, [{"$": data}], out)
+        try:
+            self._run(self.nodes, data, [{"$": data}], out)
+        except RecursionError:
+            raise TemplateError("exceeded maximum template depth") from None
         return "".join(out)
 
     def _run(self, nodes: list[Any], dot: Any, scopes: list[dict[str, Any]], out: list[str]) -> None:
@@ -311,6 +352,11 @@ class Template:
                     self._run(node[2], value, inner, out)
                 else:
                     self._run(node[3], dot, inner, out)
+            elif kind == "template":
+                if node[1] not in self.named:
+                    raise TemplateError(f'template "{node[1]}" not defined')
+                value = self._evaluate(node[2], dot, scopes) if node[2] else None
+                self._run(self.named[node[1]], value, [{"$": value}], out)
             elif kind == "range":
                 self._range(node, dot, scopes, out)
             elif kind == "break":
@@ -427,6 +473,8 @@ class Template:
                     value = value[name]
                 elif (key := same_word(name, value)) is not None:
                     value = value[key]
+                elif hasattr(value, "unknown"):
+                    value.unknown(name)
                 elif self.missing_error:
                     raise TemplateError(f'{self._where(names, number)}: map has no entry for key "{name}"')
                 else:
@@ -436,6 +484,8 @@ class Template:
                     value = value.field(name)
                 except LookupError as error:
                     raise TemplateError(f"{self._where(names, number)}: {error.args[0]}") from None
+            elif isinstance(value, Nil):
+                raise TemplateError(f"{self._where(names, number)}: nil pointer evaluating {value.kind}.{name}")
             elif value is None or value is MISSING:
                 if self.missing_error:
                     raise TemplateError(f"{self._where(names, number)}: nil pointer evaluating .{name}")
@@ -481,6 +531,8 @@ def show(value: Any, nested: bool = False) -> str:
         return "true" if value else "false"
     if value is None:
         return "<nil>" if nested else "<no value>"
+    if hasattr(value, "shown"):
+        return str(value.shown(show))
     if isinstance(value, float):
         if isinstance(value, jsontext.Exact) and "e" not in value.text.lower():
             return value.text
@@ -497,7 +549,7 @@ def show(value: Any, nested: bool = False) -> str:
 def _json(value: Any) -> str:
     if hasattr(value, "as_map"):
         return jsontext.escaped(value.as_map())
-    return "null" if value is MISSING else jsontext.dumps(value)
+    return "null" if value is MISSING else jsontext.dumps(getattr(value, "raw", value))
 
 
 def _join(items: Any, separator: str) -> str:
@@ -515,9 +567,9 @@ def _index(value: Any, *keys: Any) -> Any:
                 raise TemplateError(f"reflect: slice index out of range: {key}")
             value = value[key]
         elif isinstance(value, dict):
-            value = value.get(key, MISSING)
-            if value is MISSING:
-                return ""
+            if hasattr(value, "key"):
+                raise TemplateError(f"value has type {go_type(key)}; should be {value.key}")
+            value = value.get(key, getattr(value, "zero", MISSING))
         elif isinstance(value, str):
             value = value.encode()[key]
         else:
@@ -536,8 +588,9 @@ def _slice(value: Any, *bounds: int) -> Any:
 
 
 def _length(value: Any) -> int:
-    if value is None or value is MISSING or isinstance(value, (int, float)):
-        raise TemplateError("len of nil pointer" if value in (None, MISSING) else f"len of type {go_type(value)}")
+    if value is None or value is MISSING or isinstance(value, (int, float, Nil)):
+        number = isinstance(value, (int, float))
+        raise TemplateError(f"len of type {go_type(value)}" if number else "len of nil pointer")
     return len(value.encode()) if isinstance(value, str) else len(value)
 
 
@@ -600,6 +653,18 @@ def _html(*values: Any) -> str:
     return text
 
 
+_JS = {
+    "\\": "\\\\", "'": "\\'", '"': '\\"', "<": "\\u003C", ">": "\\u003E", "&": "\\u0026", "=": "\\u003D",
+}  # fmt: skip
+
+
+def _js(text: str) -> str:
+    """Text that may stand in a string of JavaScript, as Go's JSEscapeString has it."""
+    return "".join(
+        _JS.get(letter) or (letter if letter.isprintable() else f"\\u{ord(letter):04X}") for letter in text
+    )
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "json": _json,
     "join": _join,
@@ -614,6 +679,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "printf": _printf,
     "len": _length,
     "index": _index,
+    "_label": lambda labels, name: labels.get(name, ""),
     "slice": _slice,
     "not": lambda value: not truthy(value),
     "eq": _equal,
@@ -623,7 +689,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "gt": _compare(lambda left, right: left > right),
     "ge": _compare(lambda left, right: left >= right),
     "html": _html,
-    "js": lambda *values: _print(*values),
+    "js": lambda *values: _js(_print(*values)),
     "urlquery": lambda *values: __import__("urllib.parse").parse.quote_plus(_print(*values)),
 }
 

@@ -39,7 +39,8 @@ def list_volumes(cli: Cli, options: Options, operands: list[str]) -> int:
     found = sorted(answer.get("Volumes") or (), key=lambda volume: natural_key(volume["Name"]))
     form = options["format"] or ("" if options["quiet"] else cli.config.get("volumesFormat"))
     quiet = "Name" if options["quiet"] else ""
-    table.print_list(found, COLUMNS, HEADINGS, ["Driver", "Name"], form, quiet=quiet)
+    raw = ("name Name", "driver Driver")
+    table.print_list(found, COLUMNS, HEADINGS, ["Driver", "Name"], form, quiet=quiet, raw=raw)
     return 0
 
 

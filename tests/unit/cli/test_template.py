@@ -27,7 +27,7 @@ DATA = jsontext.loads(
         ("{{.List}} {{.Labels}} {{.Ok}} {{.Null}}", "[a b c] map[a.b:1 b:2] true <no value>"),
         ("{{.Volumes}}", "map[/v:{}]"),
         ("{{.Float}} {{json .Float}}", "1.50 1.5"),
-        ('{{index .Labels "a.b"}}{{index .Labels "x"}}', "1"),
+        ('{{index .Labels "a.b"}}{{index .Labels "x"}}', "1<no value>"),
         ("{{index .List 1}}", "b"),
         ("{{(index (index .Ports \"80/tcp\") 0).HostPort}}", "8080"),
         ("{{range .List}}{{.}},{{end}}", "a,b,c,"),
