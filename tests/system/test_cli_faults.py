@@ -181,3 +181,32 @@ def test_stats_ends_with_the_daemon(tmp_path: Path) -> None:
     finally:
         watching.kill()
         watching.wait()
+
+
+# -- what is not supported is refused, what is asked for is done (R22) ------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("pull busybox", 1), ("push busybox", 1), ("run --rm busybox true", 125), ("create busybox", 125)],
+)
+def test_content_trust_is_refused(words: str, code: int) -> None:
+    first, *rest = words.split(" ")
+    for command, more in ((words, {"DOCKER_CONTENT_TRUST": "1"}), (f"{first} --disable-content-trust=false", {})):
+        asked = command.split(" ") if more else [*command.split(" "), *rest]
+        done = subprocess.run(
+            ["teu", *asked], env={**DOCKER, **more}, capture_output=True, text=True, timeout=60 * PATIENCE, check=False
+        )
+        assert done.returncode == code and "content trust is not supported" in done.stderr, command
+    for value in ("0", "false", ""):
+        done = subprocess.run(
+            ["teu", "create", "--name", "untrusted", "busybox"],
+            env={**DOCKER, "DOCKER_CONTENT_TRUST": value}, capture_output=True, timeout=60 * PATIENCE, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0
+        teu("rm", "untrusted")
+
+
+def test_an_empty_volume_is_wrong_usage() -> None:
+    real, ours = (run(program, "create", "-v", "", "busybox") for program in ("docker", "teu"))
+    assert real.returncode == ours.returncode == 125 and ours.stderr

@@ -223,6 +223,8 @@ def volumes(values: list[str]) -> tuple[list[str], dict[str, Any]]:
     binds: list[str] = []
     anonymous: dict[str, Any] = {}
     for value in values:
+        if not value:
+            raise ValueError("invalid empty volume spec")
         parts = value.split(":")
         if len(parts) == 1:
             anonymous[value] = {}

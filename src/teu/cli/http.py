@@ -52,6 +52,7 @@ class Connection:
         self.sock = sock
         self.buffer = bytearray()
         self.flags = flags
+        self.through = ""  # http://HOST:PORT of the daemon, where a proxy stands between
 
     def fill(self) -> bool:
         """Read more into the buffer; False at the end of the stream."""
@@ -68,6 +69,10 @@ class Connection:
                 return line
             if not self.fill():
                 raise ConnectError("the daemon closed the connection")
+
+    def request(self, data: bytes) -> None:
+        """Send a request from its first line on; a proxy wants the whole address there."""
+        self.send(data.replace(b" /", b" " + self.through.encode() + b"/", 1) if self.through else data)
 
     def send(self, data: bytes) -> None:
         self.sock.sendall(data, self.flags)
@@ -160,6 +165,38 @@ class Response:
             yield jsontext.loads(rest)
 
 
+def proxy_for(scheme: str, target: tuple[str, int]) -> tuple[str, int] | None:
+    """The proxy that the environment names for a host, by Go's rules: never for this machine's own addresses."""
+    environment = os.environ
+    text = environment.get(f"{scheme}_proxy") or environment.get(f"{scheme.upper()}_PROXY") or ""
+    host = target[0].lower()
+    if not text or host == "localhost" or host.startswith("127.") or host == "::1":
+        return None
+    for word in (environment.get("no_proxy") or environment.get("NO_PROXY") or "").lower().split(","):
+        name, _, port = word.strip().partition(":")
+        name = name.removeprefix("*").lstrip(".")
+        known = bool(name) and (host == name or host.endswith("." + name))
+        if word.strip() == "*" or (known and port in ("", str(target[1]))):
+            return None
+    _, _, rest = text.rpartition("://")
+    name, _, port = rest.rpartition("@")[2].partition("/")[0].rpartition(":")
+    return (name, int(port)) if name and port.isdigit() else (name or port, 80)
+
+
+def tunnel(sock: Any, target: str) -> None:
+    """Have a proxy hand on all that follows (CONNECT). OSError where it does not."""
+    sock.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode())
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        piece = sock.recv(1)  # what follows is the tunnel's
+        if not piece or len(answer) > 65536:
+            raise OSError(0, f"the proxy closed the connection to {target}")
+        answer += piece
+    status = answer.split(b" ", 2)[1:2]
+    if status != [b"200"]:
+        raise OSError(0, f"the proxy refused the connection to {target}: {answer.splitlines()[0].decode('latin-1')}")
+
+
 class Client:
     """The daemon at `host`. `headers` go with every request."""
 
@@ -173,9 +210,12 @@ class Client:
         self.prefix = "/v" + (version.lstrip("v") if version else API_VERSION)
         self.settled = bool(version)
         self.idle: Connection | None = None
-        self.address = "localhost"
+        scheme, _, rest = host.rpartition("://")
+        self.address = "localhost" if scheme == "unix" else rest.partition("/")[0]
 
-    def connect(self) -> Connection:
+    def connect(self, direct: bool = False) -> Connection:
+        """A new connection. For tcp:// by the proxy that the environment names, unless it has to be `direct`, as for
+        what becomes a raw stream."""
         scheme, separator, rest = self.host.partition("://")
         if not separator:
             scheme, rest = "tcp", self.host
@@ -195,13 +235,17 @@ class Client:
         name, _, port = rest.rpartition(":")
         if not name or not port.isdigit():
             name, port = rest.rstrip(":"), "2376" if self.tls is not None else "2375"
-        self.address = rest
+        target = (name.strip("[]") or "127.0.0.1", int(port))
+        encrypted = self.tls is not None or scheme == "https"
+        proxy = None if direct else proxy_for("https" if encrypted else "http", target)
         try:
-            sock = socket.create_connection((name.strip("[]") or "127.0.0.1", int(port)))
+            sock = socket.create_connection(proxy or target)
+            if proxy and encrypted:
+                tunnel(sock, rest)
         except OSError as error:
             raise ConnectError(self.explain(error)) from None
         sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
-        if self.tls is not None or scheme == "https":
+        if encrypted:
             import ssl
 
             tls = self.tls or {}
@@ -218,7 +262,9 @@ class Client:
             except OSError as error:
                 raise ConnectError(self.explain(error)) from None
             return Connection(sock, 0)
-        return Connection(sock)
+        connection = Connection(sock)
+        connection.through = f"http://{rest}" if proxy else ""
+        return connection
 
     def explain(self, error: OSError) -> str:
         """What was asked, what was in the way, what to do."""
@@ -279,7 +325,7 @@ class Client:
         if not own and self.idle is not None and stream is None:
             connection, self.idle, fresh = self.idle, None, False
         if connection is None:
-            connection = self.connect()
+            connection = self.connect("Upgrade" in headers)
         try:
             response = self._exchange(connection, request, stream, method)
         except (OSError, ConnectError) as error:
@@ -318,7 +364,7 @@ class Client:
             self.call("GET", "/_ping")
 
     def _exchange(self, connection: Connection, request: bytes, stream: Any, method: str) -> Response:
-        connection.send(request)
+        connection.request(request)
         if stream is not None:
             try:
                 for piece in stream:
@@ -334,7 +380,7 @@ class Client:
         self._settle()
         headers = {} if method in ("GET", "HEAD") else {"Content-Length": "0"}
         connection = self.connect()
-        connection.send(self._head(method, path, query, headers))
+        connection.request(self._head(method, path, query, headers))
         return connection
 
     def answer(self, connection: Connection) -> Response:

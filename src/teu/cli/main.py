@@ -93,7 +93,10 @@ class Cli:
             environment = os.environ
             host = hosts[0] if hosts else environment.get("TEU_HOST") or environment.get("DOCKER_HOST")
             tls = None
-            if options["tls"] or options["tlsverify"] or environment.get("DOCKER_TLS_VERIFY"):
+            # --tlsverify in any form asks for TLS; =false for one without a check of the daemon's certificate.
+            given = "tlsverify" in options.changed
+            verify = options["tlsverify"] if given else bool(environment.get("DOCKER_TLS_VERIFY"))
+            if options["tls"] or given or verify or environment.get("DOCKER_TLS"):
                 from teu.cli.config import folder
 
                 where = environment.get("DOCKER_CERT_PATH") or folder(options["config"])
@@ -102,7 +105,7 @@ class Cli:
                     path = options[option] or f"{where}/{key}.pem"
                     if options[option] or os.path.exists(path):
                         tls[key] = path
-                if not options["tls"] or options["tlsverify"]:
+                if verify:
                     tls["verify"] = "yes"
             self._client = Client(host or DEFAULT_HOST, tls)
         return self._client

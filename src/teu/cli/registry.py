@@ -162,8 +162,25 @@ def pull(cli: Cli, image: str, platform: str, *, quiet: bool, output: int = 1, a
     cli.client.done(response)
 
 
+def refuse_trust(options: Options, code: int = 1) -> None:
+    """Nothing is done in the name of a trust that is not checked. As docker reads it: what is no word for no is yes."""
+    from teu.cli.options import FALSE
+
+    if "disable-content-trust" in options.changed:
+        wanted = not options["disable-content-trust"]
+    else:
+        wanted = os.environ.get("DOCKER_CONTENT_TRUST", "0") not in {"", *FALSE}
+    if wanted:
+        raise CommandError(
+            "content trust is not supported: signatures of Notary would not be checked. Unset DOCKER_CONTENT_TRUST, or"
+            " use --disable-content-trust, to go on without",
+            code,
+        )
+
+
 def pull_command(cli: Cli, options: Options, operands: list[str]) -> int:
     image = operands[0]
+    refuse_trust(options)
     check_reference(image)
     tagged = split_tag(image)[1] or "@" in image
     if options["all-tags"] and tagged:
@@ -179,6 +196,7 @@ def pull_command(cli: Cli, options: Options, operands: list[str]) -> int:
 
 def push_command(cli: Cli, options: Options, operands: list[str]) -> int:
     image = operands[0]
+    refuse_trust(options)
     check_reference(image)
     repository, tag = split_tag(image)
     if options["all-tags"]:
@@ -308,7 +326,7 @@ def search(cli: Cli, options: Options, operands: list[str]) -> int:
 
 
 PLATFORM = "   --platform  string  Platform of the image, OS[/ARCH[/VARIANT]]\n"
-TRUST = "   --disable-content-trust  bool=true  Accepted for docker's sake; signatures are not checked\n"
+TRUST = "   --disable-content-trust  bool=true  Must stay true: signatures are not checked\n"
 COMMANDS = {
     "image pull": Command(
         pull_command,

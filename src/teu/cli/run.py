@@ -93,6 +93,10 @@ def make(cli: Cli, options: Options, image: str, body: dict[str, Any]) -> str:
         from teu.cli.registry import check_reference
 
         check_reference(image)
+    if "DOCKER_CONTENT_TRUST" in os.environ or "disable-content-trust" in options.changed:
+        from teu.cli.registry import refuse_trust
+
+        refuse_trust(options, 125)
     cid = CidFile(options["cidfile"])
     try:
         if options["pull"] == "always":

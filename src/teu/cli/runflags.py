@@ -27,7 +27,7 @@ FLAGS = """
    --device-read-iops   list        Limit reading, PATH:OPERATIONS per second
    --device-write-bps   list        Limit writing, PATH:BYTES per second
    --device-write-iops  list        Limit writing, PATH:OPERATIONS per second
-   --disable-content-trust bool=true  Accepted for docker's sake; signatures are not checked
+   --disable-content-trust bool=true  Must stay true: signatures are not checked
    --dns                list        Ask this name server
 !  --dns-opt            list        Set an option of resolv.conf
    --dns-option         list        Set an option of resolv.conf

@@ -231,3 +231,76 @@ def test_two_events_in_one_packet_are_both_heard() -> None:
         assert (lines, rest, alive) == ([b'{"a":1}', b'{"b":2}'], b"", True)
         theirs.sendall(b"0\r\n\r\n")
         assert arrived(response, b"") == ([], b"", False)
+
+
+@pytest.mark.parametrize(
+    ("target", "no_proxy", "expected"),
+    [
+        (("10.1.2.3", 2375), "", ("proxy.test", 3128)),
+        (("localhost", 2375), "", None),
+        (("127.0.0.1", 2375), "", None),
+        (("::1", 2375), "", None),
+        (("engine.example.org", 2375), "example.org", None),
+        (("engine.example.org", 2375), ".example.org:2375,other", None),
+        (("engine.example.org", 2375), "example.org:80", ("proxy.test", 3128)),
+        (("myexample.org", 2375), "example.org", ("proxy.test", 3128)),
+        (("engine.example.org", 2375), "*", None),
+    ],
+)
+def test_a_proxy_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, target: tuple[str, int], no_proxy: str, expected: object
+) -> None:
+    from teu.cli.http import proxy_for
+
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert proxy_for("http", target) is None
+    monkeypatch.setenv("HTTP_PROXY", "http://user:word@proxy.test:3128/")
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    assert proxy_for("http", target) == expected
+    assert proxy_for("https", target) is None
+
+
+def test_a_request_by_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request line has the whole address, and the proxy's port is what is dialled."""
+    server = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.getsockname()[1]}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    heard: list[bytes] = []
+
+    def proxy() -> None:
+        connection, _ = server.accept()
+        with connection:
+            heard.append(connection.recv(65536))
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+
+    thread = threading.Thread(target=proxy)
+    thread.start()
+    assert Client("tcp://engine.example.org:2375").get("/info") == {}
+    thread.join()
+    server.close()
+    assert heard[0].startswith(b"GET http://engine.example.org:2375/v") and b"Host: engine.example.org" in heard[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "verify"),
+    [
+        (["--tls"], {}, False), (["--tlsverify"], {}, True), (["--tlsverify=false"], {}, False),
+        (["--tls"], {"DOCKER_TLS_VERIFY": "1"}, True), ([], {"DOCKER_TLS_VERIFY": "1"}, True), ([], {}, None),
+        (["--tlsverify=false"], {"DOCKER_TLS_VERIFY": "1"}, False), ([], {"DOCKER_TLS": "1"}, False),
+    ],
+)  # fmt: skip
+def test_tls_is_asked_for_as_with_docker(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], environment: dict[str, str], verify: bool | None
+) -> None:
+    from teu.cli.main import GLOBAL_FLAGS, Cli
+    from teu.cli.options import parse, parse_table
+
+    for name in ("DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    options, _ = parse(parse_table(GLOBAL_FLAGS), [*words, "-H", "tcp://127.0.0.1:1"], False)
+    tls = Cli(options).client.tls
+    assert (None if tls is None else "verify" in tls) == verify
