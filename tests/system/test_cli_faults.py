@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -210,3 +211,28 @@ def test_content_trust_is_refused(words: str, code: int) -> None:
 def test_an_empty_volume_is_wrong_usage() -> None:
     real, ours = (run(program, "create", "-v", "", "busybox") for program in ("docker", "teu"))
     assert real.returncode == ours.returncode == 125 and ours.stderr
+
+
+# -- what breaks where a stream's data come from is told (F43) --------------------------------------
+
+
+def test_a_source_that_breaks_is_named() -> None:
+    """Both programs read from a connection that is reset."""
+    subprocess.run(["systemctl", "start", "containerd"], check=True, timeout=60 * PATIENCE)
+    said = {}
+    for program in ("ctr", "teu-ctr"):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.sendall(b"x" * 100)
+            ours.sendall(b"never read")  # an end with something unread in it is a reset
+            reader = subprocess.Popen(
+                [program, "content", "ingest", f"broken-{program}"], stdin=ours, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            ours.close()
+            time.sleep(0.5)
+            theirs.close()
+            _, error = reader.communicate(timeout=60 * PATIENCE)
+            said[program] = (reader.returncode, error.partition(": ")[2])
+    assert said["teu-ctr"] == said["ctr"]
+    assert "read /dev/stdin: connection reset by peer" in said["teu-ctr"][1]

@@ -14,7 +14,7 @@ from typing import Any
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from teu.api.types import descriptor_pb2
-from teu.ctr.client import Client, content_pb2, diff_pb2, errors, images_pb2, snapshots_pb2
+from teu.ctr.client import Client, Requests, content_pb2, diff_pb2, errors, images_pb2, snapshots_pb2
 from teu.ctr.errors import AlreadyExists, CommandError, Locked, NotFound
 from teu.oci import image_spec
 
@@ -91,9 +91,10 @@ def _write(
             labels=labels or {},
         )  # fmt: skip
 
+    sent = Requests(requests())
     try:
         with errors():
-            answers = client.content.Write(requests())
+            answers = client.content.Write(iter(sent))
             try:
                 next(answers)
                 accepted = True
@@ -101,6 +102,7 @@ def _write(
                 answered.set()
             for _ in answers:
                 pass
+        sent.finish()
     except AlreadyExists:
         if labels:
             set_labels(client, digest, labels)
@@ -132,10 +134,12 @@ def write_unknown(client: Client, reference: str, pieces: Iterable[bytes], label
             labels=labels,
         )  # fmt: skip
 
+    sent = Requests(requests())
     try:
         with errors():
-            for _ in client.content.Write(requests()):
+            for _ in client.content.Write(iter(sent)):
                 pass
+        sent.finish()
     except AlreadyExists:
         pass
     return digester.digest(), size

@@ -70,6 +70,24 @@ def errors() -> Iterator[None]:
         raise explained(error) from None
 
 
+class Requests:
+    """The requests of a stream. grpc has no words for what goes wrong where they come from: `finish` raises it."""
+
+    def __init__(self, source: Iterator[Any]) -> None:
+        self._source = source
+        self._problem: BaseException | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._source
+        except Exception as error:
+            self._problem = error  # and the stream ends where it is
+
+    def finish(self) -> None:
+        if self._problem is not None:
+            raise self._problem
+
+
 class Stub:
     """A generated stub whose calls carry our headers and raise our errors. Streams are returned as they are."""
 

@@ -59,12 +59,19 @@ def get(ctr: Ctr, options: Options, operands: list[str]) -> None:
     sys.stdout.buffer.flush()
 
 
+def _read_input() -> bytes:
+    try:
+        return os.read(0, blobs.CHUNK)
+    except OSError as error:
+        raise CommandError(f"failed to copy: read /dev/stdin: {(error.strerror or '').lower()}") from None
+
+
 def ingest(ctr: Ctr, options: Options, operands: list[str]) -> None:
     reference = need(operands, "must specify a transaction reference")[0]
     expected = checked(options["expected-digest"]) if options["expected-digest"] else ""
 
     def source(offset: int) -> Iterator[bytes]:
-        while data := os.read(0, blobs.CHUNK):
+        while data := _read_input():
             # What an earlier, broken ingest under the same key has stored is not sent again.
             skipped = min(offset, len(data))
             offset -= skipped
