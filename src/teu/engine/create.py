@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import hostconfig, mounts, rootfs, spec
+from teu.engine import hostconfig, mounts, netrequests, rootfs, spec
 from teu.engine.container import Container, timestamp
 from teu.engine.errors import BadRequest, NotFound
 
@@ -38,14 +38,13 @@ def create(
             body.get("HostConfig"), engine.config["log-driver"], engine.config["log-opts"]
         )
     networking = body.get("NetworkingConfig")
-    if networking is not None and not isinstance(networking, dict):
-        raise BadRequest("NetworkingConfig: an object is expected")
     if name:
         name = engine.containers.clean_name(name)
         engine.containers.check_name(name)
     if not config["Image"]:
         raise BadRequest("config cannot be empty: Image is needed in order to create a container")
     hostconfig.runtime_name(host["Runtime"], engine.config["default-runtime"], engine.config.get("runtimes") or {})
+    netrequests.check_joined(config, host)
     image = engine.images.resolve(config["Image"], platform)
     merge(config, image.config.get("config") or {})
     path, arguments = command(config)
@@ -80,8 +79,7 @@ def create(
     with engine.containerd.making(identity), contextlib.ExitStack() as undo:
         undo.enter_context(_nothing_but_the_image_is_missing())
         undo.callback(engine.networks.forget, container)
-        with hostconfig.well_formed("the network configuration"):
-            engine.networks.check(container, networking)
+        engine.networks.check(container, networking, version, warnings)
         undo.callback(engine.volumes.release, identity, True)
         with hostconfig.well_formed("HostConfig.Mounts"):
             container.mounts = mounts.collect(engine, container, deep=version >= (1, 44))
@@ -106,11 +104,8 @@ def _nothing_but_the_image_is_missing() -> Iterator[None]:
 
 
 def _conflicts(body: dict[str, Any], host: dict[str, Any]) -> None:
-    if body.get("Hostname"):
-        if host["UTSMode"] == "host":
-            raise BadRequest("conflicting options: hostname and the UTS mode")
-        if host["NetworkMode"].startswith("container:"):
-            raise BadRequest("conflicting options: hostname and the network mode")
+    if body.get("Hostname") and host["UTSMode"] == "host":
+        raise BadRequest("conflicting options: hostname and the UTS mode")
 
 
 def prepare(engine: Engine, container: Container, image: Image) -> None:

@@ -20,7 +20,11 @@ another table's forward chain drops stays dropped, so a host's policy holds for 
 (`ct original proto-dst` tells there which port was published).
 
 Docker on the same host drops all forwarded packets but its own where it had to turn forwarding on. Its chain for
-others' rules, DOCKER-USER, gets two of ours while the table exists: our interfaces are none of its business.
+others' rules, DOCKER-USER, gets two of ours while the table exists: our interfaces are none of its business. Where we
+had to turn forwarding on, we do the same (`close_forwarding`), in the same chain.
+
+Somebody may flush the whole ruleset (`systemctl reload nftables` does): networks watches the kernel's notices and
+builds the table again.
 
 A bridge has route_localnet set so that 127.0.0.1:PORT of the host reaches a container; `guard` takes back
 what that would open in the other direction (the exposure known as CVE-2020-8558).
@@ -39,6 +43,7 @@ from teu.linux import nftables
 log = logging.getLogger("teu.engine")
 
 TABLE = "inet teu"
+DOCKER_USER = "ip filter DOCKER-USER"
 
 _TABLE_TEXT = """
 table inet teu {
@@ -125,37 +130,87 @@ def _bridge(verb: str, bridge: Bridge) -> str:
 
 
 def rebuild(bridges: Iterable[Bridge], ports: Iterable[Published]) -> None:
-    """Replace the whole table, in one transaction: what is found after a start, and the first container."""
+    """Replace the whole table, in one transaction: what is found after a start, the first container, and whatever
+    somebody else took out of it."""
     text = f"add table {TABLE}\ndelete table {TABLE}\n" + _TABLE_TEXT
     text += "".join(_bridge("add", bridge) for bridge in bridges)
     text += "".join(_port("add", entry) for entry in ports)
     nftables.run(text)
-    _beside_docker(True)
 
 
 def remove() -> None:
     """Take the table away; none is fine too."""
     nftables.run(f"add table {TABLE}\ndelete table {TABLE}\n")
-    _beside_docker(False)
+    beside_others([])
 
 
-def _beside_docker(present: bool) -> None:
-    chain = "ip filter DOCKER-USER"
-    try:
-        listed = nftables.run(f"list chain {chain}", handles=True)
+_CHAINS = re.findall(r"chain (\w+) \{", _TABLE_TEXT)
+_RULES = sum(
+    line.strip() not in ("", "}") and not line.strip().startswith(("table", "set", "map", "chain", "type"))
+    for line in _TABLE_TEXT.splitlines()
+)
+
+
+def is_whole() -> bool:
+    """Whether the table is there with all its chains and rules."""
+    try:  # one by one: the library caches for the first command alone
+        listed = "".join(nftables.run(f"list chain {TABLE} {name}", handles=True) for name in _CHAINS)
     except nftables.Error:
+        return False
+    return len(re.findall(r"[^{] # handle \d+$", listed, re.MULTILINE)) == _RULES
+
+
+FORWARD = "ip filter FORWARD"
+_LEGACY = "/proc/net/ip_tables_names"
+
+
+def close_forwarding() -> None:
+    """Forwarding was off until we turned it on: what is not ours is still not forwarded, unless somebody accepts it.
+
+    That is iptables' own chain with policy drop, as Docker sets it: the one place where an administrator, libvirt or
+    a Docker that comes later can accept what is theirs, which a drop in a table of our own would not let them."""
+    try:
+        with open(_LEGACY) as file:
+            legacy = "filter" in file.read().split()
+    except OSError:
+        legacy = False
+    if legacy:
+        log.warning(
+            "IP forwarding was turned on, and this host's iptables is the legacy one: other machines' packets are"
+            " forwarded too, unless you set a policy (iptables-legacy -P FORWARD DROP)"
+        )
         return
-    ours = re.findall(r'comment "teu" # handle (\d+)', listed)
-    text = ""
-    if not present:
-        text = "".join(f"delete rule {chain} handle {handle}\n" for handle in ours)
-    elif not ours:
-        text = "".join(f'insert rule {chain} {side} "teu*" accept comment "teu"\n' for side in ("iifname", "oifname"))
-    if text:
+    nftables.run(
+        f"add table ip filter\nadd chain {FORWARD} {{ type filter hook forward priority filter; policy drop; }}\n"
+    )
+
+
+def has_forward_chain() -> bool:
+    try:
+        nftables.run(f"list chain {FORWARD}")
+    except nftables.Error:
+        return False
+    return True
+
+
+def beside_others(interfaces: Iterable[str], chains: Iterable[str] = (DOCKER_USER,)) -> None:
+    """In chains that drop what is not theirs: exactly these interfaces are none of their business."""
+    wanted = {f'{side} "{name}"' for name in interfaces for side in ("iifname", "oifname")}
+    for chain in dict.fromkeys((*chains, DOCKER_USER, FORWARD)):
         try:
-            nftables.run(text)
-        except nftables.Error as error:
-            log.warning("Docker's chain DOCKER-USER cannot be changed: %s", error)
+            listed = nftables.run(f"list chain {chain}", handles=True)
+        except nftables.Error:
+            continue
+        ours = re.findall(r'^\s*(.*?) (?:counter .*)?accept comment "teu" # handle (\d+)', listed, re.MULTILINE)
+        here = wanted if chain in chains else set()
+        text = "".join(f"delete rule {chain} handle {handle}\n" for rule, handle in ours if rule not in here)
+        there = {rule for rule, _ in ours}
+        text += "".join(f'insert rule {chain} {rule} accept comment "teu"\n' for rule in sorted(here - there))
+        if text:
+            try:
+                nftables.run(text)
+            except nftables.Error as error:
+                log.warning("chain %s cannot be changed: %s", chain, error)
 
 
 def add_bridge(bridge: Bridge) -> None:

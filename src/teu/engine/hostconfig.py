@@ -14,6 +14,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+from teu.engine import netrequests
 from teu.engine.errors import BadRequest
 
 log = logging.getLogger("teu.engine")
@@ -261,11 +262,7 @@ def clean_host_config(value: dict[str, Any] | None, log_driver: str, log_options
     for path in (host["MaskedPaths"] or []) + (host["ReadonlyPaths"] or []):
         if not path.startswith("/"):
             raise BadRequest(f"HostConfig: {path!r} is to be masked, but is not an absolute path")
-    for entry in host["ExtraHosts"] or ():
-        if ":" not in entry and "=" not in entry:
-            raise BadRequest(f"bad format for add-host: {entry!r}")
-    if host["Links"]:
-        raise BadRequest("links are not supported: use a network of your own, whose members know each other by name")
+    netrequests.check_host_config(host)
     if host["DeviceRequests"]:
         wanted = host["DeviceRequests"][0]
         raise BadRequest(

@@ -29,10 +29,8 @@ def choose_subnet(taken: Iterable[IPv4Network | IPv6Network]) -> IPv4Network:
 
 
 def check_subnet(text: str, taken: Iterable[IPv4Network]) -> IPv4Network:
-    try:
-        subnet = IPv4Network(text, strict=False)
-    except ValueError:
-        raise BadRequest(f"invalid subnet {text}: it is not of the form 10.1.0.0/16") from None
+    """One that a user chose, and that is well formed."""
+    subnet = IPv4Network(text)
     if subnet.prefixlen > 30:
         raise BadRequest(f"invalid subnet {text}: it has no room for a gateway and a container")
     if any(subnet.overlaps(other) for other in taken):
@@ -43,18 +41,22 @@ def check_subnet(text: str, taken: Iterable[IPv4Network]) -> IPv4Network:
 class Pool:
     """The addresses of one network."""
 
-    def __init__(self, subnet: IPv4Network, gateway: IPv4Address, range_: IPv4Network | None = None) -> None:
+    def __init__(
+        self,
+        subnet: IPv4Network,
+        gateway: IPv4Address,
+        range_: IPv4Network | None = None,
+        reserved: Iterable[IPv4Address] = (),
+    ) -> None:
+        """`reserved` are auxiliary addresses: somebody else's, never given to a container."""
         self.subnet = subnet
         self.gateway = gateway
         self._range = range_ or subnet
+        self._reserved = frozenset((gateway, subnet.network_address, subnet.broadcast_address, *reserved))
         self.used: set[IPv4Address] = set()
 
     def _free(self, address: IPv4Address) -> bool:
-        return address not in self.used and address not in (
-            self.gateway,
-            self.subnet.network_address,
-            self.subnet.broadcast_address,
-        )
+        return address not in self.used and address not in self._reserved
 
     def take(self, wanted: str = "") -> IPv4Address:
         """An address, or exactly the wanted one. Raises BadRequest, Conflict, EngineError."""

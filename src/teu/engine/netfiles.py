@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import stat
+from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -118,10 +120,54 @@ def host_hosts() -> str:
     return _read("/etc/hosts") or HOSTS
 
 
+LONGEST = 1 << 20  # of a file that a container may write
+
+
 def write(path: str, text: str) -> None:
     """Replace the contents and keep the file: it is mounted into a container."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
-        os.write(descriptor, text.encode())
+        os.write(descriptor, text.encode(errors="surrogateescape"))
     finally:
         os.close(descriptor)
+
+
+def read(path: str) -> str | None:
+    """The contents of a file that a running container may write; None where it is none of ours any more."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with open(descriptor, errors="surrogateescape", newline="") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or os.fstat(descriptor).st_size > LONGEST:
+            return None
+        return file.read(LONGEST)
+
+
+def change_hosts(path: str, add: tuple[str, str] | None = None, drop: tuple[str, str] | None = None) -> None:
+    """Add or take away one (address, names) in a running container's hosts; what somebody wrote there stays."""
+    text = read(path)
+    if text is None:
+        return
+    lines = text.splitlines(keepends=True)
+    if drop is not None:
+        gone = "\t".join(drop) + "\n"
+        lines = [line for line in lines if line != gone]
+    if add is not None:
+        if lines and not lines[-1].endswith("\n"):
+            lines[-1] += "\n"
+        lines.append("\t".join(add) + "\n")
+    changed = "".join(lines)
+    if changed != text:
+        write(path, changed)
+
+
+def digest(text: str) -> str:
+    return sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def host_names(hostname: str, domain: str) -> str:
+    """A container's names for its line in hosts: the full one and the short one."""
+    full = f"{hostname}.{domain}" if hostname and domain else hostname
+    short = hostname.partition(".")[0]
+    return full if full == short else f"{full} {short}"

@@ -3,14 +3,16 @@
 
     engine.db  networks   id, name, data (the API's form of the network without its containers)
     kernel     teu0, teu-HEX             a bridge per network in use
-               teuHEXn                   a container's end of a veth pair on the host, n-th network
+               teuHEXn                   our end of a container's veth pair, n-th network (hexadecimal)
                table inet teu            firewall.py
     memory     _active                   what every running container holds: namespace, addresses, ports
+    run        turned-forwarding-on      it was off until we turned it on
 
 A container's network namespace is made here before its task, and handed to the runtime as the path of a
 descriptor of this process; from the start of the task on the container's processes hold it. So it can neither
 outlive a container nor be left behind by a daemon that is killed. Called by the containers' life cycle
-(check, attach, detach, forget, recover) and by routes/networks.
+(check, attach, detach, forget, recover) and by routes/networks. What requests may say is in netrequests, what a
+network and a container's part in it are, in network.
 """
 
 from __future__ import annotations
@@ -21,174 +23,44 @@ import json
 import logging
 import os
 import re
+import select
 import threading
 import uuid
-from ipaddress import IPv4Address, IPv4Network
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network, ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from teu.engine import firewall, ipam, netfiles
+from teu.engine import firewall, ipam, netfiles, netrequests
 from teu.engine.container import timestamp
 from teu.engine.dns import ADDRESS as RESOLVER_ADDRESS
 from teu.engine.dns import Resolver
 from teu.engine.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
-from teu.engine.ports import Ports, bindings, parse_port
+from teu.engine.network import (
+    DEFAULT_BRIDGE,
+    PREDEFINED,
+    Active,
+    Attachment,
+    Endpoint,
+    Network,
+    automatic_mac,
+    blank_endpoint,
+)
+from teu.engine.ports import Binding, Ports, bindings, parse_port
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
     from teu.engine.engine import Engine
     from teu.linux.netlink import Socket
+    from teu.linux.nftables import Change
 
 log = logging.getLogger("teu.engine")
 
-DEFAULT_BRIDGE = "teu0"
-PREDEFINED = {"bridge": "bridge", "host": "host", "none": "null"}
-VETH = re.compile(r"teu[0-9a-f]{10}[0-9a-f]\Z")
+VETH = re.compile(r"teu[0-9a-f]{10}[0-9a-f]{1,2}\Z")
 BRIDGE = re.compile(r"teu-[0-9a-f]{11}\Z")
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
-
-OPTION_BRIDGE = "com.docker.network.bridge.name"
-OPTION_TALK = "com.docker.network.bridge.enable_icc"
-OPTION_MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
-OPTION_BINDING = "com.docker.network.bridge.host_binding_ipv4"
-OPTION_MTU = "com.docker.network.driver.mtu"
-
-
-class Attachment(NamedTuple):
-    """`namespace`: path of the network namespace, None for the host's, "" for a new one that nobody prepares.
-    `files`: paths in the container and the host's files to mount there."""
-
-    namespace: str | None
-    files: dict[str, str]
-
-
-class Endpoint(NamedTuple):
-    """A running container on a network."""
-
-    network: str
-    name: str
-    address: IPv4Address
-    veth: str
-
-
-class Active:
-    """What a running container holds."""
-
-    def __init__(self, namespace: int = -1) -> None:
-        self.namespace = namespace
-        self.endpoints: list[Endpoint] = []
-        self.published: list[firewall.Published] = []
-
-
-class Network:
-    """A network's record, and of a bridge network its pool of addresses."""
-
-    def __init__(self, record: dict[str, Any]) -> None:
-        self.record = record
-        self.pool: ipam.Pool | None = None
-        config = (record["IPAM"].get("Config") or [{}])[0]
-        if record["Driver"] == "bridge" and config.get("Subnet"):
-            range_ = config.get("IPRange")
-            self.pool = ipam.Pool(
-                IPv4Network(config["Subnet"]),
-                IPv4Address(config["Gateway"]),
-                IPv4Network(range_) if range_ else None,
-            )
-
-    @property
-    def id(self) -> str:
-        return str(self.record["Id"])
-
-    @property
-    def name(self) -> str:
-        return str(self.record["Name"])
-
-    @property
-    def driver(self) -> str:
-        return str(self.record["Driver"])
-
-    @property
-    def options(self) -> dict[str, str]:
-        return self.record.get("Options") or {}
-
-    @property
-    def is_user_defined(self) -> bool:
-        return self.name not in PREDEFINED
-
-    @property
-    def interface(self) -> str:
-        if self.name == "bridge":
-            return DEFAULT_BRIDGE
-        return self.options.get(OPTION_BRIDGE) or f"teu-{self.id[:11]}"
-
-    @property
-    def mtu(self) -> int:
-        return int(self.options.get(OPTION_MTU) or 0)
-
-    def addressing(self) -> ipam.Pool:
-        if self.pool is None:
-            raise BadRequest(f"network {self.name} has no addresses: its driver is {self.driver}")
-        return self.pool
-
-    def bridge(self) -> firewall.Bridge:
-        def flag(option: str) -> bool:
-            return self.options.get(option, "true").lower() not in ("false", "0")
-
-        return firewall.Bridge(
-            self.interface,
-            self.addressing().subnet,
-            bool(self.record.get("Internal")),
-            flag(OPTION_MASQUERADE),
-            flag(OPTION_TALK),
-        )
-
-
-def mac_address(address: IPv4Address) -> str:
-    return "02:42:" + address.packed.hex(":")
-
-
-def blank_endpoint(network_id: str = "") -> dict[str, Any]:
-    """The API's EndpointSettings of a container that does not run."""
-    return {
-        "IPAMConfig": None,
-        "Links": None,
-        "Aliases": None,
-        "MacAddress": "",
-        "DriverOpts": None,
-        "NetworkID": network_id,
-        "EndpointID": "",
-        "Gateway": "",
-        "IPAddress": "",
-        "IPPrefixLen": 0,
-        "IPv6Gateway": "",
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
-        "DNSNames": None,
-    }
-
+MOST_ENDPOINTS = 256  # two hexadecimal digits are what a veth's name has room for
 
 _RUNNING_KEYS = ("EndpointID", "Gateway", "IPAddress", "IPPrefixLen", "MacAddress")
-
-
-def _wrong_address(network: Network, address: str) -> list[str]:
-    """Why a container cannot have this address there."""
-    if not address:
-        return []
-    reasons = []
-    if not network.is_user_defined:
-        reasons.append("user specified IP address is supported on user defined networks only")
-    if not network.is_user_defined or network.record.get("AutomaticSubnet"):
-        reasons.append(
-            "user specified IP address is supported only when connecting to networks with user configured subnets"
-        )
-        return reasons
-    try:
-        inside = IPv4Address(address) in network.addressing().subnet
-    except ValueError:
-        reasons.append(f"invalid IPv4 address: {address}")
-        inside = False
-    if not inside:
-        reasons.append(f"no configured subnet or ip-range contain the IP address {address}")
-    return reasons
 
 
 def network_mode(container: Container) -> str:
@@ -206,6 +78,7 @@ class Networks:
         self._active: dict[str, Active] = {}
         self._netlink: Socket | None = None
         self._table = False
+        self._watcher: threading.Thread | None = None
 
     # -- records -----------------------------------------------------------------------------
 
@@ -275,7 +148,7 @@ class Networks:
         """The API's form of a network."""
         result = {key: value for key, value in network.record.items() if key != "AutomaticSubnet"}
         if network.name == "bridge":
-            result["Options"] = {OPTION_BRIDGE: DEFAULT_BRIDGE, **network.options}
+            result["Options"] = {netrequests.OPTION_BRIDGE: DEFAULT_BRIDGE, **network.options}
         members: dict[str, Any] = {}
         if containers:
             for container in self.engine.containers.all():
@@ -292,83 +165,65 @@ class Networks:
         result["Containers"] = members
         return result
 
-    def create(self, request: dict[str, Any]) -> Network:
-        """POST /networks/create. Raises BadRequest, Conflict."""
-        name = str(request.get("Name") or "")
-        driver = str(request.get("Driver") or "bridge")
-        if not name:
-            raise BadRequest("invalid name: name is empty")
-        if not NAME.match(name):
-            raise BadRequest(f"invalid network name {name!r}: only [a-zA-Z0-9][a-zA-Z0-9_.-]* is allowed")
+    def create(self, request: dict[str, Any]) -> tuple[Network, str]:
+        """POST /networks/create: the network, and a warning. Raises BadRequest, Forbidden, NotFound, Conflict."""
+        request = netrequests.read(request, netrequests.CREATE)
+        name = request["Name"]
+        netrequests.check_name(name)
         if name in PREDEFINED or name == "default":
             raise Forbidden(f"operation is not permitted on predefined {name} network")
-        if driver in ("host", "null"):
-            raise Forbidden(f"only one instance of \"{driver}\" network is allowed")
-        if driver != "bridge":
-            raise NotFound(f'plugin "{driver}" not found')
-        if request.get("EnableIPv6"):
-            raise BadRequest("IPv6 networks are not supported; create the network without --ipv6")
-        options = {str(key): str(value) for key, value in (request.get("Options") or {}).items()}
-        _check_options(options)
-        configs = (request.get("IPAM") or {}).get("Config") or []
-        if not isinstance(configs, list) or len(configs) > 1:
-            raise BadRequest("one IPAM configuration per network is supported")
+        warnings = netrequests.check_network(request)
+        config = netrequests.addressing(request["IPAM"]["Config"])
+        options = request["Options"]
         with self.lock:
             for other in self._networks.values():
                 if other.name == name:
                     raise Conflict(f"network with name {name} already exists")
-                if other.driver == "bridge" and other.interface == options.get(OPTION_BRIDGE):
+                if other.driver == "bridge" and other.interface == options.get(netrequests.OPTION_BRIDGE):
                     raise Conflict(f"network {other.name} has the bridge {other.interface}")
-            config, automatic = self._addressing(configs[0] if configs else {})
             network = Network(
                 self._record(
                     name,
-                    driver,
+                    "bridge",
                     {
                         "IPAM": {
                             "Driver": "default",
-                            "Options": (request.get("IPAM") or {}).get("Options"),
-                            "Config": [config],
+                            "Options": request["IPAM"]["Options"],
+                            "Config": [self._addressing(config)],
                         },
-                        "Internal": bool(request.get("Internal")),
-                        "Attachable": bool(request.get("Attachable")),
+                        "Internal": request["Internal"],
+                        "Attachable": request["Attachable"],
                         "Options": options,
-                        "Labels": {str(k): str(v) for k, v in (request.get("Labels") or {}).items()},
+                        "Labels": request["Labels"],
                         # Ours alone: a subnet that nobody chose may not be relied on for fixed addresses.
-                        "AutomaticSubnet": automatic,
+                        "AutomaticSubnet": not config,
                     },
                 )
             )
             self._store(network)
         self._event(network, "create")
-        return network
+        return network, "; ".join(warnings)
 
     def _subnets(self) -> list[IPv4Network]:
         return [network.pool.subnet for network in self._networks.values() if network.pool]
 
-    def _addressing(self, config: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        text = str(config.get("Subnet") or "")
-        if text:
-            subnet = ipam.check_subnet(text, self._subnets())
+    def _addressing(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The record's IPAM.Config of what was asked for; {} lets the engine choose."""
+        if config:
+            subnet = ipam.check_subnet(config["Subnet"], self._subnets())
         else:
-            if config.get("IPRange") or config.get("Gateway"):
-                raise BadRequest("invalid IPAM configuration: --ip-range and --gateway need --subnet")
             subnet = ipam.choose_subnet([*self._subnets(), *self._kernel().routes()])
-        result = {"Subnet": str(subnet), "Gateway": str(next(subnet.hosts()))}
-        try:
-            if config.get("Gateway"):
-                gateway = IPv4Address(config["Gateway"])
-                if gateway not in subnet:
-                    raise BadRequest(f"no matching subnet for gateway {gateway}")
-                result["Gateway"] = str(gateway)
-            if config.get("IPRange"):
-                range_ = IPv4Network(config["IPRange"], strict=False)
-                if not range_.subnet_of(subnet):
-                    raise BadRequest(f"no matching subnet for range {range_}")
-                result["IPRange"] = str(range_)
-        except ValueError as error:
-            raise BadRequest(f"invalid IPAM configuration: {error}") from None
-        return result, not text
+        gateway = str(config.get("Gateway") or next(subnet.hosts()))
+        result: dict[str, Any] = {"Subnet": str(subnet), "Gateway": gateway}
+        if config.get("IPRange"):
+            result["IPRange"] = str(IPv4Network(config["IPRange"], strict=False))
+        others = config.get("AuxiliaryAddresses") or {}
+        for name, address in others.items():
+            if list(others.values()).count(address) > 1 or address == gateway:
+                raise EngineError(f"failed to allocate secondary ip address ({name}:{address}): Address already in use")
+        if others:
+            result["AuxiliaryAddresses"] = others
+        return result
 
     def remove(self, network: Network) -> None:
         if network.name in PREDEFINED:
@@ -405,50 +260,121 @@ class Networks:
 
     # -- create ------------------------------------------------------------------------------
 
-    def check(self, container: Container, networking: dict[str, Any] | None) -> None:
-        """At a container's creation: what it asks for must make sense; its Networks are filled in."""
+    def check(
+        self,
+        container: Container,
+        networking: dict[str, Any] | None,
+        version: tuple[int, int] = (1, 45),
+        warnings: list[str] | None = None,
+    ) -> None:
+        """At a container's creation: what it asks for must make sense; its Networks are filled in. A network that
+        does not exist is one that may do so when the container starts."""
         host_config = container.host_config
         mode = network_mode(container)
-        endpoints = dict((networking or {}).get("EndpointsConfig") or {})
+        endpoints = netrequests.read(networking, netrequests.NETWORKING, "NetworkingConfig")["EndpointsConfig"]
+        for name, settings in endpoints.items():
+            if settings is None:
+                raise BadRequest(f"invalid config for network {name}: EndpointsConfig is nil")
+        if len(endpoints) > 1 and version < (1, 44):
+            raise BadRequest(
+                f"Container cannot be created with multiple network endpoints: {', '.join(sorted(endpoints))}"
+            )
         exposed = container.config.get("ExposedPorts") or {}
         for key in exposed:
             parse_port(key)
         wanted = bindings(host_config, exposed, "0.0.0.0")
+        container.network_settings["Networks"] = {}
         if mode.startswith("container:"):
-            if wanted:
-                raise BadRequest("conflicting options: port publishing and the container type network mode")
-            target = self.engine.containers.get(mode.partition(":")[2])
-            host_config["NetworkMode"] = f"container:{target.id}"
-            container.network_settings["Networks"] = {}
+            for name, settings in endpoints.items():
+                netrequests.check_endpoint(settings, name, False, None)
+            with contextlib.suppress(NotFound):
+                host_config["NetworkMode"] = f"container:{self.engine.containers.get(mode.partition(':')[2]).id}"
             return
-        if "default" in endpoints:
-            endpoints["bridge"] = endpoints.pop("default")
-        network = self.get(mode)
-        names = {network.name: endpoints.pop(mode, None) or endpoints.pop(network.name, None) or {}}
-        for name, settings in endpoints.items():
-            names[self.get(name).name] = settings or {}
-        if len(names) > 1 and not all(self.get(name).driver == "bridge" for name in names):
-            raise BadRequest(
-                f"conflicting options: a container with network mode {mode} cannot be attached to other networks"
-            )
+        if mode == "host" and wanted and host_config.get("PortBindings") and warnings is not None:
+            warnings.append("Published ports are discarded when using host network mode")
+        if container.config.get("NetworkDisabled"):
+            return
+        asked = self._by_name(endpoints, mode)
+        if len(asked) > 1 or mode in ("host", "none"):
+            for name in asked:
+                network = self.find(name)
+                if name != mode and (mode in ("host", "none") or network is not None and network.driver != "bridge"):
+                    raise BadRequest(
+                        f"conflicting options: a container with network mode {mode} cannot be attached to other"
+                        " networks"
+                    )
+        if host_config.get("Links"):
+            # Links between containers of one network are names of that network.
+            first = next(iter(asked))
+            links = list(dict.fromkeys([*asked[first]["Links"], *host_config["Links"]]))
+            asked[first] = {**asked[first], "Links": links}
+            host_config["Links"] = None
+        self._main_mac(container, asked, version, warnings)
         container.network_settings["Networks"] = {
-            name: self._asked(self.get(name), settings) for name, settings in names.items()
+            name: self._asked(name, self.find(name), settings) for name, settings in asked.items()
         }
 
-    def _asked(self, network: Network, settings: dict[str, Any]) -> dict[str, Any]:
-        result = blank_endpoint(network.id)
-        for key in ("IPAMConfig", "Aliases", "DriverOpts", "Links"):
-            if settings.get(key):
-                result[key] = settings[key]
-        if settings.get("MacAddress"):
-            if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", str(settings["MacAddress"])):
-                raise BadRequest(f"invalid MAC address: {settings['MacAddress']}")
-            result["WantedMac"] = str(settings["MacAddress"]).lower()
-        if wrong := _wrong_address(network, str((settings.get("IPAMConfig") or {}).get("IPv4Address") or "")):
-            text = wrong[0] if len(wrong) == 1 else "\n".join(f"* {reason}" for reason in wrong)
-            raise BadRequest(f"invalid config for network {network.name}: invalid endpoint settings:\n{text}")
-        if result["Aliases"] and not network.is_user_defined:
-            raise BadRequest("network-scoped alias is supported only for containers in user defined networks")
+    def _by_name(self, endpoints: dict[str, Any], mode: str) -> dict[str, Any]:
+        """What is asked for, by the networks' names: that of the mode first, which alone is meant where there is no
+        more than a mode."""
+        if not endpoints:
+            endpoints = {mode: netrequests.read({}, netrequests.CONNECT.members["EndpointConfig"])}
+        result: dict[str, Any] = {}
+        first = self.find(mode)
+        for text, settings in endpoints.items():
+            network = self.find("bridge" if text == "default" else text)
+            name = network.name if network else text
+            if name in result:
+                raise BadRequest(f"network {name} is asked for twice")
+            if network is not None and network is first:
+                result = {name: settings, **result}
+            else:
+                result[name] = settings
+        return result
+
+    def _main_mac(
+        self,
+        container: Container,
+        asked: dict[str, Any],
+        version: tuple[int, int],
+        warnings: list[str] | None,
+    ) -> None:
+        """Config.MacAddress is that of the first network's endpoint."""
+        wide = container.config.get("MacAddress")
+        main = next(iter(asked))
+        if wide:
+            if warnings is not None and version >= (1, 44):
+                warnings.append(
+                    "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig"
+                    " instead."
+                )
+            try:
+                netrequests.mac_address(wide)
+            except BadRequest as error:
+                raise BadRequest(f"invalid config for network {main}: {error}") from None
+            if asked[main]["MacAddress"] not in ("", wide):
+                raise BadRequest(
+                    "the container-wide MAC address must match the endpoint-specific MAC address for the main network,"
+                    " or be left empty"
+                )
+            asked[main] = {**asked[main], "MacAddress": wide}
+        elif asked[main]["MacAddress"]:
+            container.config["MacAddress"] = asked[main]["MacAddress"]
+
+    def _asked(self, name: str, network: Network | None, settings: dict[str, Any]) -> dict[str, Any]:
+        """The record of an endpoint that was asked for."""
+        user_defined = network is None or network.is_user_defined
+        if network is not None:
+            netrequests.check_endpoint(settings, name, user_defined, network.chosen_subnet())
+        result = blank_endpoint(network.id if network else "")
+        if settings["IPAMConfig"] is not None:
+            result["IPAMConfig"] = {key: value for key, value in settings["IPAMConfig"].items() if value}
+        for key in ("Aliases", "DriverOpts", "Links"):
+            result[key] = settings[key] or None
+        if settings["MacAddress"]:
+            result["WantedMac"] = netrequests.mac_address(settings["MacAddress"])
+        if settings["GwPriority"]:
+            result["GwPriority"] = settings["GwPriority"]
         return result
 
     # -- start -------------------------------------------------------------------------------
@@ -456,32 +382,26 @@ class Networks:
     def attach(self, container: Container) -> Attachment:
         """Before a container's task exists. What fails leaves nothing behind."""
         mode = network_mode(container)
+        self.detach(container)
         if mode.startswith("container:"):
             return self._join(container, mode.partition(":")[2])
         if mode == "host":
-            return Attachment(None, self._files(container, "", False))
-        if mode == "none":
-            container.network_settings.update(Ports={})
-            return Attachment("", self._files(container, "", True))
-        self.detach(container)
+            return Attachment(None, self._files(container, [], False))
         from teu.linux import netlink, netns
 
         with self.lock:
             descriptor, inner = netns.create(netlink.Socket)
             active = self._active[container.id] = Active(descriptor)
             try:
-                names = self._ordered(container)
-                for position, name in enumerate(names):
-                    self._connect(container, active, self.get(name), position, inner, gateway=position == 0)
                 inner.send([netlink.set_up(1)])
-                self._publish(container, active, self.get(names[0]))
-                named = self._resolve_names(container, active)
+                for network in self._wanted(container):
+                    self._connect(container, active, network, inner)
+                self._lead_out(container, active, inner)
+                self._resolve_names(container, active)
                 settings = container.network_settings
                 path = f"/proc/{os.getpid()}/fd/{descriptor}"
                 settings["SandboxKey"], settings["SandboxID"] = path, container.id
-                address = settings["Networks"][names[0]]["IPAddress"]
-                gateway = settings["Networks"][names[0]]["Gateway"]
-                files = self._files(container, address, True, gateway, RESOLVER_ADDRESS if named else "")
+                files = self._files(container, active.endpoints, True, self._gateway(active), active.named)
             except BaseException:
                 self.detach(container)
                 raise
@@ -489,26 +409,46 @@ class Networks:
                 inner.close()
         return Attachment(path, files)
 
-    def _ordered(self, container: Container) -> list[str]:
-        """The container's networks, the one of its mode first: it has the default route and the ports."""
-        names = list(container.network_settings.get("Networks") or {})
-        first = self.get(network_mode(container)).name
-        if first in names:
-            names.remove(first)
-        return [first, *names]
+    def _wanted(self, container: Container) -> list[Network]:
+        """The container's bridge networks, the one of its mode first. Raises NotFound."""
+        known = container.network_settings.get("Networks") or {}
+        result = []
+        for text in list(known):
+            network = self.get(text)
+            if network.driver != "bridge":
+                continue
+            if network.name != text:  # it did not exist yet when it was asked for, by its id
+                known[network.name] = known.pop(text)
+            known[network.name]["NetworkID"] = network.id
+            result.append(network)
+        first = self.find(network_mode(container))
+        return sorted(result, key=lambda network: network is not first)
 
     def _join(self, container: Container, reference: str) -> Attachment:
-        other = self.engine.containers.get(reference)
+        """Another container's network, with its names and what it says of them."""
+        other = owner = self.engine.containers.get(reference)
+        if other is container:
+            raise BadRequest("cannot join own network")
         if not other.running or not other.pid:
             raise Conflict(f"cannot join network of a non running container: {other.id}")
+        while network_mode(owner).startswith("container:") and owner is not container:
+            owner = self.engine.containers.get(network_mode(owner).partition(":")[2])
+        container.config["Hostname"] = other.config.get("Hostname") or ""
+        container.config["Domainname"] = other.config.get("Domainname") or ""
         files = {}
-        for path, name in (("/etc/hosts", "hosts"), ("/etc/resolv.conf", "resolv.conf")):
-            source = f"{other.directory}/{name}"
+        for name in ("hosts", "resolv.conf", "hostname"):
+            source = f"{owner.directory}/{name}"
             if os.path.exists(source):
-                files[path] = source
-        if os.path.realpath(f"/proc/{other.pid}/ns/net") == os.path.realpath("/proc/self/ns/net"):
+                files[f"/etc/{name}"] = source
+        if network_mode(owner) == "host":
             return Attachment(None, files)
-        return Attachment(f"/proc/{other.pid}/ns/net", files)
+        with self.lock:
+            held = self._active.get(other.id)
+            if held is None or held.namespace < 0:
+                raise Conflict(f"cannot join network of container {other.id}: its network namespace is not known")
+            # A descriptor of our own: the other one may end, and its number be another's, before the runtime looks.
+            active = self._active[container.id] = Active(os.dup(held.namespace))
+        return Attachment(f"/proc/{os.getpid()}/fd/{active.namespace}", files)
 
     def _kernel(self) -> Socket:
         if self._netlink is None:
@@ -547,7 +487,9 @@ class Networks:
         index = netlink.link_index(found)
         with contextlib.suppress(FileExistsError):
             kernel.send([netlink.add_address(index, pool.gateway, pool.subnet.prefixlen)])
-        _set("/proc/sys/net/ipv4/ip_forward", "1")
+        if _set("/proc/sys/net/ipv4/ip_forward", "1"):
+            Path(self._forwarding).touch()
+            firewall.close_forwarding()
         _set(f"/proc/sys/net/ipv4/conf/{name}/route_localnet", "1")
         # Who can send router advertisements in a container is not the host's router (CVE-2020-13401).
         ipv6 = f"/proc/sys/net/ipv6/conf/{name}/accept_ra"
@@ -555,38 +497,57 @@ class Networks:
             _set(ipv6, "0")
         return index
 
-    def _connect(
-        self, container: Container, active: Active, network: Network, position: int, inner: Socket, gateway: bool
-    ) -> None:
+    @property
+    def _forwarding(self) -> str:
+        """A file that is there from when we turned forwarding on until the machine is started anew."""
+        return f"{self.engine.exec_root}/turned-forwarding-on"
+
+    def _connect(self, container: Container, active: Active, network: Network, inner: Socket) -> None:
+        """A pair between a container's namespace and a bridge, with its addresses. Who calls undoes what fails."""
         from teu.linux import netlink
 
+        if len(active.endpoints) >= MOST_ENDPOINTS:
+            raise Forbidden(f"container {container.name} is on {MOST_ENDPOINTS} networks, more are not supported")
         first = not self._on_network(network)
         found = None if first else self._kernel().link(network.interface)
         index = self._bring_up(network) if found is None else found.number
         pool = network.addressing()
         settings = container.network_settings["Networks"].setdefault(network.name, blank_endpoint(network.id))
-        wanted = str((settings.get("IPAMConfig") or {}).get("IPv4Address") or "")
-        address = pool.take(wanted)
+        ipam_config = settings.get("IPAMConfig") or {}
+        options = settings.get("DriverOpts") or {}
+        taken = {int(endpoint.veth[13:], 16) for endpoint in active.endpoints}
+        position = next(number for number in range(MOST_ENDPOINTS) if number not in taken)
         veth = f"teu{container.id[:10]}{position:x}"
-        endpoint = Endpoint(network.id, network.name, address, veth)
-        active.endpoints.append(endpoint)
+        interface = options.get(netrequests.OPTION_INTERFACE) or f"{network.prefix}{position}"
+        if any(endpoint.interface == interface for endpoint in active.endpoints):
+            raise Conflict(f"container {container.name} has an interface {interface} already")
+        address = pool.take(str(ipam_config.get("IPv4Address") or ""))
+        active.endpoints.append(Endpoint(network.id, network.name, address, veth, 0, interface))
         if not self._table:
             self._rebuild_table()
         elif first:
-            firewall.add_bridge(network.bridge())
-        mac = str(settings.get("WantedMac") or container.config.get("MacAddress") or mac_address(address))
-        interface = f"eth{position}"
-        request = netlink.new_veth(veth, index, interface, active.namespace, mac, network.mtu)
+            self._in_table(lambda: firewall.add_bridge(network.bridge()))
+            self._beside_others()
+        mac = str(settings.get("WantedMac") or automatic_mac(address))
+        # Before the other end is up: who may not reach its neighbours never could.
+        requests = [netlink.new_veth(veth, index, interface, active.namespace, mac, network.mtu)]
+        if not network.talk:
+            requests.append(netlink.isolated(veth))
         try:
-            self._kernel().send([request])
+            self._kernel().send(requests)
         except FileExistsError:
             self._delete_link(veth)
-            self._kernel().send([request])
-        inside = netlink.link_index(inner.link(interface))
-        messages = [netlink.add_address(inside, address, pool.subnet.prefixlen), netlink.set_up(inside)]
-        if gateway and not network.record.get("Internal"):
-            messages.append(netlink.add_default_route(pool.gateway))
-        inner.send(messages)
+            self._kernel().send(requests)
+        inside = inner.link(interface)
+        number = netlink.link_index(inside)
+        assert inside is not None
+        active.endpoints[-1] = active.endpoints[-1]._replace(number=inside.peer)
+        messages = [netlink.add_address(number, address, pool.subnet.prefixlen)]
+        for text in ipam_config.get("LinkLocalIPs") or ():
+            local = ip_address(text)
+            messages.append(netlink.add_address(number, local, 16 if local.version == 4 else 64))
+        inner.send([*messages, netlink.set_up(number)])
+        _set_inside(active.namespace, interface, netrequests.endpoint_sysctls(options))
         settings.update(
             NetworkID=network.id,
             EndpointID=uuid.uuid4().hex + uuid.uuid4().hex,
@@ -594,6 +555,7 @@ class Networks:
             IPAddress=str(address),
             IPPrefixLen=pool.subnet.prefixlen,
             MacAddress=mac,
+            Veth=veth,
         )
         if network.is_user_defined:
             names = [container.name, *(settings.get("Aliases") or []), container.id[:12], container.hostname]
@@ -602,63 +564,141 @@ class Networks:
             container.network_settings.update({key: settings[key] for key in _RUNNING_KEYS})
         self._event(network, "connect", container=container.id)
 
-    def _publish(self, container: Container, active: Active, network: Network) -> None:
+    def _lead_out(self, container: Container, active: Active, inner: Socket) -> None:
+        """The default route and the published ports go by the network that is first among those with a way out: by
+        priority, then by name, as everywhere. Wherever a container's networks change, this follows."""
+        from teu.linux import netlink
+
+        settings = container.network_settings.get("Networks") or {}
+        best = min(
+            (endpoint for endpoint in active.endpoints if not self._networks[endpoint.network].internal),
+            key=lambda endpoint: (-int(settings[endpoint.name].get("GwPriority") or 0), endpoint.name),
+            default=None,
+        )
+        before = active.outward
+        if best == before and "Outward" in container.network_settings:
+            return
+        if before is not None and best is None and before in active.endpoints:
+            with contextlib.suppress(OSError):
+                gateway = self._networks[before.network].addressing().gateway
+                inner.send([netlink.delete_default_route(gateway)])
+        used = {(entry.port, entry.protocol): entry.host_port for entry in active.published}
+        self._unpublish(container, active)
+        active.outward = best
+        container.network_settings["Outward"] = best.name if best else ""
+        if best is not None:
+            network = self._networks[best.network]
+            inner.send([netlink.default_route(network.addressing().gateway)])
+            self._publish(container, active, network, best, used)
+
+    def _gateway(self, active: Active) -> str:
+        endpoint = active.outward or next(iter(active.endpoints), None)
+        return str(self._networks[endpoint.network].addressing().gateway) if endpoint else ""
+
+    def _unpublish(self, container: Container, active: Active) -> None:
+        container.network_settings["Ports"] = {}
+        if active.published:
+            entries, active.published = active.published, []
+            for entry in entries:
+                self.ports.release(entry.protocol, entry.host_address, entry.host_port)
+            self._in_table(lambda: firewall.unpublish(entries))
+
+    def _publish(
+        self,
+        container: Container,
+        active: Active,
+        network: Network,
+        endpoint: Endpoint,
+        used: dict[tuple[int, str], int],
+    ) -> None:
+        """`used`: host ports that were chosen before, and are kept where they are free."""
         exposed = {**(container.config.get("ExposedPorts") or {})}
-        default = network.options.get(OPTION_BINDING) or "0.0.0.0"
         shown: dict[str, Any] = dict.fromkeys(exposed)
-        address = str(active.endpoints[0].address)
-        if not network.record.get("Internal"):
-            for wanted in bindings(container.host_config, exposed, default):
-                owner = f"{container.name} ({container.id})"
-                port = self.ports.reserve(wanted, owner)
-                entry = firewall.Published(wanted.protocol, wanted.address, port, address, wanted.port)
-                active.published.append(entry)
-                key = f"{wanted.port}/{wanted.protocol}"
-                shown[key] = [*(shown.get(key) or []), {"HostIp": wanted.address, "HostPort": str(port)}]
+        for wanted in bindings(container.host_config, exposed, network.binding):
+            owner = f"{container.name} ({container.id})"
+            port = self._reserve(wanted, used.get((wanted.port, wanted.protocol), 0), owner)
+            active.published.append(
+                firewall.Published(wanted.protocol, wanted.address, port, str(endpoint.address), wanted.port)
+            )
+            key = f"{wanted.port}/{wanted.protocol}"
+            shown[key] = [*(shown.get(key) or []), {"HostIp": wanted.address, "HostPort": str(port)}]
         if active.published:
             from teu.linux import netlink
 
             # A container may use its own published port. Where br_netfilter redirects a frame while it is still
             # the bridge's, that leaves by the port it came from.
-            self._kernel().send([netlink.hairpin(active.endpoints[0].veth)])
-            firewall.publish(active.published)
+            self._kernel().send([netlink.hairpin(endpoint.veth)])
+            self._in_table(lambda: firewall.publish(active.published))
         container.network_settings["Ports"] = shown
 
+    def _reserve(self, wanted: Binding, before: int, owner: str) -> int:
+        if before and wanted.first <= before <= wanted.last or before and not wanted.first:
+            with contextlib.suppress(EngineError):
+                return self.ports.reserve(wanted._replace(first=before, last=before), owner)
+        return self.ports.reserve(wanted, owner)
+
     def _files(
-        self, container: Container, address: str, own: bool, gateway: str = "", resolver: str = ""
+        self,
+        container: Container,
+        endpoints: list[Endpoint],
+        own: bool,
+        gateway: str = "",
+        named: bool = False,
     ) -> dict[str, str]:
         """Write hosts and resolv.conf into the container's directory."""
-        names = container.hostname
-        domain = str(container.config.get("Domainname") or "")
-        if domain and names:
-            names = f"{names}.{domain} {names}"
         entries = netfiles.extra_hosts(container.host_config, gateway or "127.0.0.1")
-        if address and names:
-            entries.append((address, names))
+        entries += [line for endpoint in endpoints if (line := self._host_line(container, endpoint))]
         base = netfiles.HOSTS if own else netfiles.host_hosts()
         directory = container.directory
         netfiles.write(f"{directory}/hosts", netfiles.hosts(entries, base))
-        netfiles.write(f"{directory}/resolv.conf", netfiles.resolv_conf(container.host_config, own, resolver))
+        text = netfiles.resolv_conf(container.host_config, own, RESOLVER_ADDRESS if named else "")
+        netfiles.write(f"{directory}/resolv.conf", text)
+        container.network_settings["ResolverSum"] = netfiles.digest(text)
         return {"/etc/hosts": f"{directory}/hosts", "/etc/resolv.conf": f"{directory}/resolv.conf"}
+
+    def _host_line(self, container: Container, endpoint: Endpoint) -> tuple[str, str] | None:
+        names = netfiles.host_names(container.hostname, str(container.config.get("Domainname") or ""))
+        return (str(endpoint.address), names) if names else None
+
+    def _use_resolver(self, container: Container) -> None:
+        """A running container's resolv.conf names the engine's resolver from now on, unless somebody wrote there."""
+        path = f"{container.directory}/resolv.conf"
+        text = netfiles.read(path)
+        if text is None or netfiles.digest(text) != container.network_settings.get("ResolverSum"):
+            log.info("resolv.conf of container %s is not ours any more, and stays", container.name,
+                     extra=container.fields)  # fmt: skip
+            return
+        text = netfiles.resolv_conf(container.host_config, True, RESOLVER_ADDRESS)
+        netfiles.write(path, text)
+        container.network_settings["ResolverSum"] = netfiles.digest(text)
 
     # -- names -------------------------------------------------------------------------------
 
-    def _resolve_names(self, container: Container, active: Active) -> bool:
-        """Serve the container's names where it is on a user-defined network."""
-        networks = [self._networks[endpoint.network] for endpoint in active.endpoints]
-        if not any(network.is_user_defined for network in networks):
-            return False
-        servers = list(container.host_config.get("Dns") or []) or netfiles.host_resolver(False).servers
-        if all(network.record.get("Internal") for network in networks):
-            servers = []
+    def _resolve_names(self, container: Container, active: Active) -> None:
+        """Serve the container's names where it is on a user-defined network, and where the host's own servers are on
+        its loopback, which a container cannot ask."""
+        if active.named or not active.endpoints:
+            return
+        # Who has that resolver in its resolv.conf keeps it.
+        alone = not container.network_settings.get("Named") and not any(
+            self._networks[endpoint.network].is_user_defined for endpoint in active.endpoints
+        )
+        if alone and (container.host_config.get("Dns") or netfiles.host_resolver(True).servers):
+            return
         self.resolver.add(
             container.id,
             active.namespace,
             lambda name: self._addresses(container.id, name),
             lambda address: self._name(container.id, address),
-            servers,
+            lambda: self._servers(container, active),
         )
-        return True
+        active.named = container.network_settings["Named"] = True
+
+    def _servers(self, container: Container, active: Active) -> list[str]:
+        """Who is asked for other names: nobody where all networks are internal."""
+        if active.outward is None:
+            return []
+        return list(container.host_config.get("Dns") or []) or netfiles.host_resolver(False).servers
 
     def _neighbours(self, container_id: str) -> list[tuple[Endpoint, list[str]]]:
         """Endpoints on the user-defined networks of a container, with their names."""
@@ -681,12 +721,25 @@ class Networks:
         return result
 
     def _addresses(self, container_id: str, name: str) -> list[IPv4Address] | None:
+        neighbours = self._neighbours(container_id)
+        links = self._links(container_id)
         found = [
             endpoint.address
-            for endpoint, names in self._neighbours(container_id)
-            if any(name in (known.lower(), f"{known}.{endpoint.name}".lower()) for known in names)
+            for endpoint, names in neighbours
+            if any(
+                name in (known.lower(), f"{known}.{endpoint.name}".lower())
+                for known in (*names, *(alias for target, alias in links.get(endpoint.name, ()) if target in names))
+            )
         ]
         return found or None
+
+    def _links(self, container_id: str) -> dict[str, list[tuple[str, str]]]:
+        """By network: (container, what this one calls it)."""
+        try:
+            settings = self.engine.containers.get(container_id).network_settings.get("Networks") or {}
+        except EngineError:
+            return {}
+        return {name: [netrequests.link(text) for text in one.get("Links") or ()] for name, one in settings.items()}
 
     def _name(self, container_id: str, address: IPv4Address) -> str | None:
         for endpoint, names in self._neighbours(container_id):
@@ -715,7 +768,13 @@ class Networks:
                 network = self.find(endpoint.get("NetworkID") or name)
                 if network:
                     self._event(network, "disconnect", container=container.id)
-            endpoint.update(EndpointID="", Gateway="", IPAddress="", IPPrefixLen=0, MacAddress="")
+            self._blank(endpoint)
+        for key in ("Outward", "Named"):
+            settings.pop(key, None)
+
+    def _blank(self, endpoint: dict[str, Any]) -> None:
+        endpoint.update(EndpointID="", Gateway="", IPAddress="", IPPrefixLen=0, MacAddress="")
+        endpoint.pop("Veth", None)
 
     def _release(self, active: Active) -> None:
         if active.published:
@@ -732,8 +791,13 @@ class Networks:
 
     def _leave(self, endpoint: Endpoint) -> None:
         network = self._networks.get(endpoint.network)
-        # The kernel takes some 10 ms to delete a pair; nobody waits for it.
-        threading.Thread(target=self._drop_veth, args=(endpoint.veth,), name="veth", daemon=True).start()
+        # The kernel takes some 10 ms to delete a pair; nobody waits for it. By its number: the next pair of the same
+        # container has the same name, and may be there before this is done.
+        if not endpoint.number:  # it was never seen
+            with contextlib.suppress(OSError):
+                self._delete_link(endpoint.veth)
+        else:
+            threading.Thread(target=self._drop_veth, args=(endpoint,), name="veth", daemon=True).start()
         if network is None:
             return
         network.addressing().give_back(endpoint.address)
@@ -742,17 +806,18 @@ class Networks:
                 self._table = False
                 firewall.remove()
         elif not self._on_network(network):
-            firewall.remove_bridge(network.bridge())
+            self._in_table(lambda: firewall.remove_bridge(network.bridge()))
+            self._beside_others()
 
-    def _drop_veth(self, name: str) -> None:
+    def _drop_veth(self, endpoint: Endpoint) -> None:
         from teu.linux import netlink
 
         try:
             with netlink.Socket() as kernel:
-                kernel.send([netlink.delete_link(name)])
+                kernel.send([netlink.delete_index(endpoint.number)])
         except OSError as error:
             if error.errno != errno.ENODEV:
-                log.warning("interface %s cannot be deleted: %s", name, error)
+                log.warning("interface %s cannot be deleted: %s", endpoint.veth, error)
 
     def forget(self, container: Container) -> None:
         """At a container's removal."""
@@ -760,76 +825,104 @@ class Networks:
 
     # -- connect and disconnect --------------------------------------------------------------
 
-    def connect(self, network: Network, container: Container, settings: dict[str, Any]) -> None:
+    def connect(self, network: Network, container: Container, settings: dict[str, Any] | None) -> None:
         """POST /networks/{id}/connect."""
+        asked = netrequests.read(settings or {}, netrequests.CONNECT.members["EndpointConfig"], "EndpointConfig")
         mode = network_mode(container)
-        if network.driver != "bridge":
-            kind = f"{network.driver} network"
-            raise Forbidden(f"container cannot be disconnected from {kind} or connected to {kind}")
-        if mode in ("host", "none") or mode.startswith("container:"):
-            what = {"host": "host network", "none": "none network"}.get(mode, "another container's network")
+        if network.driver == "host":
+            raise Forbidden("container cannot be disconnected from host network or connected to host network")
+        if mode == "host" or mode.startswith("container:"):
             raise BadRequest(
-                f"container sharing network namespace with {what} cannot be connected to any other network"
+                "container sharing network namespace with another container or host cannot be connected to any other"
+                " network"
             )
         with container.lock, self.lock:
             networks = container.network_settings.setdefault("Networks", {})
+            if network.driver == "null" or "none" in networks:
+                raise BadRequest(
+                    "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+                )
+            if container.config.get("NetworkDisabled"):
+                raise BadRequest(f"container {container.name} was created without a network (NetworkDisabled)")
             if network.name in networks:
                 raise Forbidden(
                     f"endpoint with name {container.name} already exists in network {network.name}"
                 )
-            networks[network.name] = self._asked(network, settings)
+            networks[network.name] = self._asked(network.name, network, asked)
             active = self._active.get(container.id)
-            if container.running and active is not None:
-                from teu.linux import netlink, netns
-
-                used = {int(endpoint.veth[-1], 16) for endpoint in active.endpoints}
-                position = next(number for number in range(16) if number not in used)
+            if container.running and active is not None and active.namespace >= 0:
                 try:
-                    inner = netns.run_in(active.namespace, netlink.Socket)
-                    with inner:
-                        self._connect(container, active, network, position, inner, gateway=not active.endpoints)
+                    self._connect_now(container, active, network)
                 except BaseException:
-                    for endpoint in [e for e in active.endpoints if e.network == network.id]:
-                        active.endpoints.remove(endpoint)
-                        self._leave(endpoint)
+                    self._disconnect_now(container, active, network)
                     networks.pop(network.name, None)
                     raise
             container.save()
 
+    def _connect_now(self, container: Container, active: Active, network: Network) -> None:
+        from teu.linux import netlink, netns
+
+        with netns.run_in(active.namespace, netlink.Socket) as inner:
+            self._connect(container, active, network, inner)
+            self._lead_out(container, active, inner)
+        endpoint = next(endpoint for endpoint in active.endpoints if endpoint.network == network.id)
+        netfiles.change_hosts(f"{container.directory}/hosts", add=self._host_line(container, endpoint))
+        if not active.named:
+            self._resolve_names(container, active)
+            if active.named:
+                self._use_resolver(container)
+
     def disconnect(self, network: Network, container: Container, force: bool = False) -> None:
         with container.lock, self.lock:
             networks = container.network_settings.get("Networks") or {}
+            if network.driver == "host":
+                raise Forbidden("container cannot be disconnected from host network or connected to host network")
             if network.name not in networks:
-                raise Forbidden(f"container {container.id} is not connected to the network {network.name}")
-            if network.driver != "bridge":
-                raise BadRequest("container cannot be disconnected from host network or none network")
+                raise Forbidden(f"container {container.id} is not connected to network {network.name}")
             active = self._active.get(container.id)
             if active is not None:
-                for endpoint in [e for e in active.endpoints if e.network == network.id]:
-                    if endpoint is active.endpoints[0] and active.published:
-                        firewall.unpublish(active.published)
-                        for entry in active.published:
-                            self.ports.release(entry.protocol, entry.host_address, entry.host_port)
-                        active.published.clear()
-                        container.network_settings["Ports"] = {}
-                    active.endpoints.remove(endpoint)
-                    self._leave(endpoint)
+                self._disconnect_now(container, active, network)
             networks.pop(network.name)
             container.save()
         self._event(network, "disconnect", container=container.id)
+
+    def _disconnect_now(self, container: Container, active: Active, network: Network) -> None:
+        """Never fails: what cannot be done is logged."""
+        from teu.linux import netlink, netns
+
+        for endpoint in [e for e in active.endpoints if e.network == network.id]:
+            active.endpoints.remove(endpoint)
+            self._leave(endpoint)
+            if line := self._host_line(container, endpoint):
+                netfiles.change_hosts(f"{container.directory}/hosts", drop=line)
+        if network.name == "bridge":
+            container.network_settings.update(
+                {key: 0 if key == "IPPrefixLen" else "" for key in _RUNNING_KEYS if key in container.network_settings}
+            )
+        try:
+            with netns.run_in(active.namespace, netlink.Socket) as inner:
+                self._lead_out(container, active, inner)
+        except Exception as error:
+            self._unpublish(container, active)
+            log.warning(
+                "the way out of container %s cannot be moved to its other networks: %s", container.name, error,
+                extra=container.fields,
+            )  # fmt: skip
 
     # -- recovery ----------------------------------------------------------------------------
 
     def recover(self, running: list[Container]) -> None:
         """After a start of the daemon: know again what running containers hold, and sweep what the dead left."""
         with self.lock:
+            links = self._kernel().links()
+            numbers = {link.name: link.number for link in links if link.kind == "veth"}
             for container in running:
-                self._recover(container)
+                self._recover(container, numbers)
             for container in self.engine.containers.all():
                 if container.id not in self._active and not container.running:
                     self.detach(container)
             expected = {endpoint.veth for active in self._active.values() for endpoint in active.endpoints}
-            for link in self._kernel().links():
+            for link in links:
                 stray = VETH.match(link.name) and link.kind == "veth" and link.name not in expected
                 lost = BRIDGE.match(link.name) and link.kind == "bridge" and link.name not in {
                     network.interface for network in self._networks.values()
@@ -842,35 +935,45 @@ class Networks:
             else:
                 firewall.remove()
 
-    def _recover(self, container: Container) -> None:
+    def _recover(self, container: Container, numbers: dict[str, int]) -> None:
+        """`numbers`: of the interfaces, by name."""
+        mode = network_mode(container)
+        if mode == "host":
+            return
         active = Active()
-        for position, name in enumerate(self._ordered_or_none(container)):
-            settings = container.network_settings["Networks"][name]
+        known = container.network_settings.get("Networks") or {}
+        first = self.find(mode)
+        order = sorted(known, key=lambda name: first is None or name != first.name)
+        for position, name in enumerate([] if mode.startswith("container:") else order):
+            settings = known[name]
             network = self.find(settings.get("NetworkID") or name)
             if network is None or not settings.get("IPAddress"):
                 continue
             address = IPv4Address(settings["IPAddress"])
             network.addressing().used.add(address)
+            veth = settings.get("Veth") or f"teu{container.id[:10]}{position:x}"
+            options = settings.get("DriverOpts") or {}
+            interface = options.get(netrequests.OPTION_INTERFACE) or f"{network.prefix}{int(veth[13:], 16)}"
             active.endpoints.append(
-                Endpoint(network.id, network.name, address, f"teu{container.id[:10]}{position:x}")
+                Endpoint(network.id, network.name, address, veth, numbers.get(veth, 0), interface)
             )
-        if not active.endpoints:
-            return
-        with contextlib.suppress(OSError):
-            active.namespace = os.open(f"/proc/{container.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        outward = container.network_settings.get("Outward")
+        if outward is None and active.endpoints and not self._networks[active.endpoints[0].network].internal:
+            outward = active.endpoints[0].name
+        active.outward = next((endpoint for endpoint in active.endpoints if endpoint.name == outward), None)
+        active.namespace = self._namespace_of(container, active)
         for key, entries in (container.network_settings.get("Ports") or {}).items():
             port, protocol = parse_port(key)
-            for entry in entries or []:
+            for entry in (entries or []) if active.outward else []:
                 host_port = int(entry["HostPort"])
                 if not self.ports.hold_again(protocol, entry["HostIp"], host_port):
                     log.warning(
                         "port %s of container %s is bound by another process", host_port, container.name,
                         extra=container.fields,
                     )  # fmt: skip
+                assert active.outward
                 active.published.append(
-                    firewall.Published(
-                        protocol, entry["HostIp"], host_port, str(active.endpoints[0].address), port
-                    )
+                    firewall.Published(protocol, entry["HostIp"], host_port, str(active.outward.address), port)
                 )
         self._active[container.id] = active
         if active.namespace >= 0:
@@ -881,14 +984,37 @@ class Networks:
                     "the names of container %s cannot be served: %s", container.name, error, extra=container.fields
                 )
 
-    def _ordered_or_none(self, container: Container) -> list[str]:
-        mode = network_mode(container)
-        if mode in ("host", "none") or mode.startswith("container:"):
-            return []
+    def _namespace_of(self, container: Container, active: Active) -> int:
+        """A descriptor of a running container's network namespace, known to be that: a process's number alone may
+        belong to another by now. -1 where it is not."""
+        from teu.linux import netlink, netns
+
+        descriptor = -1
         try:
-            return self._ordered(container)
-        except NotFound:
-            return list(container.network_settings.get("Networks") or {})
+            process = os.pidfd_open(container.pid)
+            try:
+                listed = container.id in Path(f"/proc/{container.pid}/cgroup").read_text()
+                descriptor = os.open(f"/proc/{container.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+                ended = select.poll()
+                ended.register(process, select.POLLIN)
+                listed = listed and not ended.poll(0)
+            finally:
+                os.close(process)
+            if active.endpoints:
+                # The other ends of our pairs are nowhere else.
+                with netns.run_in(descriptor, netlink.Socket) as inner:
+                    peers = {link.peer for link in inner.links() if link.kind == "veth"}
+                listed = any(endpoint.number in peers for endpoint in active.endpoints)
+            if listed:
+                return descriptor
+        except OSError as error:
+            log.debug("container %s: %s", container.name, error)
+        if descriptor >= 0:
+            os.close(descriptor)
+        log.warning("the network namespace of container %s is not known", container.name, extra=container.fields)
+        return -1
+
+    # -- the table ---------------------------------------------------------------------------
 
     def _rebuild_table(self) -> None:
         used = {endpoint.network for active in self._active.values() for endpoint in active.endpoints}
@@ -897,28 +1023,99 @@ class Networks:
             [entry for active in self._active.values() for entry in active.published],
         )
         self._table = True
+        self._beside_others()
+        if self._watcher is None:
+            self._watch()
 
+    def _in_table(self, change: Callable[[], None]) -> None:
+        """A change of the table; where it is not as we left it, it is built anew, of what is so after the change."""
+        from teu.linux import nftables
 
-def _check_options(options: dict[str, str]) -> None:
-    name = options.get(OPTION_BRIDGE)
-    if name is not None and (not re.fullmatch(r"[a-zA-Z0-9_.-]{1,15}", name) or name == DEFAULT_BRIDGE):
-        raise BadRequest(f"invalid name of a bridge: {name!r}")
-    mtu = options.get(OPTION_MTU)
-    if mtu is not None and not (mtu.isdigit() and 68 <= int(mtu) <= 65535):
-        raise BadRequest(f"invalid MTU: {mtu!r}")
-    for option in (OPTION_TALK, OPTION_MASQUERADE):
-        if options.get(option, "true").lower() not in ("true", "false", "1", "0"):
-            raise BadRequest(f"invalid value of {option}: {options[option]!r} is neither true nor false")
-    binding = options.get(OPTION_BINDING)
-    if binding is not None:
+        if not self._table:
+            return
         try:
-            IPv4Address(binding)
-        except ValueError:
-            raise BadRequest(f"invalid value of {OPTION_BINDING}: {binding!r} is no IPv4 address") from None
+            change()
+        except nftables.Error as error:
+            if firewall.is_whole():
+                raise
+            log.warning("the rules of the networks are gone (%s), and are made anew", error)
+            self._rebuild_table()
+
+    def _beside_others(self) -> None:
+        """Our interfaces pass the chains of those who drop what is not theirs, and what we ourselves closed."""
+        turned_on = os.path.exists(self._forwarding)
+        if turned_on and not firewall.has_forward_chain():
+            firewall.close_forwarding()
+        used = {endpoint.network for active in self._active.values() for endpoint in active.endpoints}
+        named = [self._networks[network].interface for network in used if network in self._networks]
+        interfaces = ["teu*", *sorted(name for name in named if not name.startswith("teu"))]
+        firewall.beside_others(interfaces, (firewall.DOCKER_USER, *([firewall.FORWARD] if turned_on else [])))
+
+    def _watch(self) -> None:
+        """Build the table again when somebody else empties the ruleset, as reloading nftables' own service does."""
+        from teu.linux import nftables
+
+        def body() -> None:
+            while not self.engine.stopping.is_set():
+                changed = changes.wait()
+                if changed is not None and not any(_concerns(change) for change in changed):
+                    continue
+                try:
+                    self._mend_table()
+                except Exception as error:
+                    log.error("the rules of the networks cannot be made anew: %s", error)
+
+        try:
+            changes = nftables.Changes()
+        except OSError as error:
+            log.warning("changes of the ruleset cannot be watched: %s", error)
+            return
+        self._watcher = threading.Thread(target=body, name="ruleset", daemon=True)
+        self._watcher.start()
+
+    def _mend_table(self) -> None:
+        with self.lock:
+            if not self._table:
+                return
+            if firewall.is_whole():
+                self._beside_others()
+                return
+            log.warning("somebody has emptied the ruleset: the rules of the networks are made anew")
+            self._rebuild_table()
+            if not firewall.is_whole():
+                raise EngineError("somebody takes them away at once; they are made with the next container")
 
 
-def _set(path: str, value: str) -> None:
+def _concerns(change: Change) -> bool:
+    """Whether somebody's change of the ruleset may be one of ours to mend."""
+    if change.table == firewall.TABLE:
+        return change.kind.startswith("delete")
+    return change.table == "ip filter" and change.kind == "new chain"
+
+
+def _set(path: str, value: str) -> bool:
+    """True where it was another value before."""
     with open(path, "r+") as file:
-        if file.read().strip() != value:
-            file.seek(0)
-            file.write(value)
+        if file.read().strip() == value:
+            return False
+        file.seek(0)
+        file.write(value)
+        return True
+
+
+def _set_inside(namespace: int, interface: str, values: list[tuple[str, str]]) -> None:
+    """Sysctls of an interface, by paths with IFNAME in them, in the namespace."""
+    from teu.linux import netns
+
+    def body() -> None:
+        for path, value in values:
+            name = path.replace("IFNAME", interface)
+            try:
+                Path(f"/proc/sys/{name}").write_text(value)
+            except OSError as error:
+                raise BadRequest(
+                    f"{netrequests.OPTION_SYSCTLS}: {name.replace('/', '.')} cannot be set: {error.strerror}"
+                ) from None
+
+    if values:
+        netns.run_in(namespace, body)

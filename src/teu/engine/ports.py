@@ -71,9 +71,9 @@ def _binding(port: int, protocol: str, entry: dict[str, Any], default_address: s
             wanted = IPv6Address(address.strip("[]"))
         except AddressValueError:
             raise BadRequest(f"invalid IP address: {address}") from None
-        if not wanted.is_unspecified:
-            raise Unsupported(f"publishing at the IPv6 address {address} is not supported") from None
-        address = "0.0.0.0"
+        raise Unsupported(
+            f"publishing at the IPv6 address {wanted} is not supported; name an IPv4 address, or none for all of them"
+        ) from None
     text = str(entry.get("HostPort") or "")
     first, dash, last = text.partition("-")
     if not text:

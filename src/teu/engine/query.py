@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from teu.engine.container import NEVER, Container, nanoseconds
 from teu.engine.errors import BadRequest, NotFound
 from teu.engine.logs.jsonfile import log_path
+from teu.engine.network import shown
 from teu.oci.humantime import human_duration
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def summary(container: Container) -> dict[str, Any]:
         "State": container.status(),
         "Status": status_text(container),
         "HostConfig": {"NetworkMode": container.host_config["NetworkMode"]},
-        "NetworkSettings": {"Networks": container.network_settings.get("Networks") or {}},
+        "NetworkSettings": {"Networks": shown(container.network_settings)["Networks"]},
         "Mounts": mount_points(container),
     }
 
@@ -267,7 +268,7 @@ def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, 
         host["MaskedPaths"] = None if host["Privileged"] else spec.MASKED_PATHS
         host["ReadonlyPaths"] = None if host["Privileged"] else spec.READONLY_PATHS
     directory = container.directory
-    network = dict(container.network_settings)
+    network = shown(container.network_settings)
     for key, value in (
         ("Bridge", ""), ("SandboxID", ""), ("SandboxKey", ""), ("Ports", {}), ("HairpinMode", False),
         ("LinkLocalIPv6Address", ""), ("LinkLocalIPv6PrefixLen", 0), ("SecondaryIPAddresses", None),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from teu.engine.container import Container
     from teu.engine.engine import Engine
-    from teu.engine.networks import Attachment
+    from teu.engine.network import Attachment
 
 OCI_VERSION = "1.1.0"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -409,7 +409,7 @@ def _mounts(
     path = f"{container.directory}/hostname"
     if not os.path.exists(path):
         Path(path).write_text(container.hostname + "\n")
-    files["/etc/hostname"] = path
+    files.setdefault("/etc/hostname", path)
     for destination, source in files.items():
         if destination not in taken:
             result.append(mount(destination, "bind", source, "rbind", "rprivate"))

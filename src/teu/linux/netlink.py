@@ -28,14 +28,14 @@ NLM_F_CREATE = 0x400
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_GETADDR = 20, 22
-RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 
 IFF_UP = 0x1
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 IFLA_NET_NS_FD = 28
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 4, 5
-IFLA_BRPORT_MODE = 4
+IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
 VETH_INFO_PEER = 1
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
 IFA_F_NODAD = 0x02
@@ -57,6 +57,7 @@ class Link(NamedTuple):
     master: int
     mac: str
     mtu: int
+    peer: int  # of a veth: the index of its other end, in that end's namespace
 
 
 class Message(NamedTuple):
@@ -221,6 +222,7 @@ def _parse_link(data: bytes) -> Link:
         struct.unpack("=I", found[IFLA_MASTER])[0] if IFLA_MASTER in found else 0,
         found.get(IFLA_ADDRESS, b"").hex(":"),
         struct.unpack("=I", found[IFLA_MTU])[0] if IFLA_MTU in found else 0,
+        struct.unpack("=I", found[IFLA_LINK])[0] if IFLA_LINK in found else 0,
     )
 
 
@@ -266,12 +268,21 @@ def new_veth(
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"veth {name}")
 
 
+def _bridge_port(name: str, kind: int, value: bytes, what: str) -> Message:
+    info = attribute(IFLA_INFO_SLAVE_KIND, text("bridge"))
+    info += attribute(IFLA_INFO_SLAVE_DATA, attribute(kind, value))
+    body = _LINK.pack(0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, text(name)) + attribute(IFLA_LINKINFO, info)
+    return Message(RTM_NEWLINK, 0, body, f"{what} of {name}")
+
+
 def hairpin(name: str) -> Message:
     """A bridge's port may send back out what came in by it."""
-    info = attribute(IFLA_INFO_SLAVE_KIND, text("bridge"))
-    info += attribute(IFLA_INFO_SLAVE_DATA, attribute(IFLA_BRPORT_MODE, b"\1"))
-    body = _LINK.pack(0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, text(name)) + attribute(IFLA_LINKINFO, info)
-    return Message(RTM_NEWLINK, 0, body, f"hairpin mode of {name}")
+    return _bridge_port(name, IFLA_BRPORT_MODE, b"\1", "hairpin mode")
+
+
+def isolated(name: str) -> Message:
+    """A bridge's port reaches the bridge itself, and no other port of it that is isolated."""
+    return _bridge_port(name, IFLA_BRPORT_ISOLATED, b"\1", "isolation")
 
 
 def set_up(index: int) -> Message:
@@ -281,6 +292,11 @@ def set_up(index: int) -> Message:
 def delete_link(name: str) -> Message:
     body = _LINK.pack(0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, text(name))
     return Message(RTM_DELLINK, 0, body, f"interface {name}")
+
+
+def delete_index(index: int) -> Message:
+    """By a number, which no other interface of the namespace ever had."""
+    return Message(RTM_DELLINK, 0, _LINK.pack(0, 0, index, 0, 0), f"interface {index}")
 
 
 def add_address(index: int, address: IPv4Address | IPv6Address, prefix: int) -> Message:
@@ -295,13 +311,22 @@ def add_address(index: int, address: IPv4Address | IPv6Address, prefix: int) -> 
     return Message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body, f"address {address}/{prefix}")
 
 
-def add_default_route(gateway: IPv4Address | IPv6Address, index: int = 0) -> Message:
+def default_route(gateway: IPv4Address | IPv6Address, index: int = 0) -> Message:
+    """The default route, whether there is one or not."""
+    return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, _default(gateway, index), f"default route by {gateway}")
+
+
+def delete_default_route(gateway: IPv4Address | IPv6Address) -> Message:
+    return Message(RTM_DELROUTE, 0, _default(gateway, 0), f"default route by {gateway}")
+
+
+def _default(gateway: IPv4Address | IPv6Address, index: int) -> bytes:
     family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
     body = _ROUTE.pack(family, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
     body += attribute(RTA_GATEWAY, gateway.packed)
     if index:
         body += attribute(RTA_OIF, number(index))
-    return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body, f"default route by {gateway}")
+    return body
 
 
 def link_index(found: Any) -> int:

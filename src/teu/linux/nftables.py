@@ -4,15 +4,20 @@
 The library waits with select(2), which knows no descriptor above 1023 and ends the whole process when it meets one.
 So its socket gets a low descriptor, kept for it from the beginning (`reserve`); where there is none any more, the
 commands are given to a process of their own.
+
+`Changes` are the kernel's own notices of what anybody changes.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
+import struct
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 _RESERVED = 8  # one is enough, if no other thread is quicker
 _HIGHEST = 900  # descriptors below this are left in time for a socket to be one that select() knows
@@ -90,3 +95,73 @@ def _result(code: int, output: Any, error: Any) -> str:
         reason = " ".join(str(error).split())
         raise Error(reason or f"nft failed with {code}")
     return str(output)
+
+
+NETLINK_NETFILTER = 12
+NFNLGRP_NFTABLES = 7
+NFNL_SUBSYS_NFTABLES = 10
+SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
+NFT_MSG_NEWCHAIN, NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSET = 3, 2, 5, 8, 11
+NFTA_TABLE, NFTA_CHAIN_NAME = 1, 3  # every object's first attribute is its table's name
+_FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
+_KINDS = {
+    NFT_MSG_NEWCHAIN: "new chain", NFT_MSG_DELTABLE: "delete table", NFT_MSG_DELCHAIN: "delete chain",
+    NFT_MSG_DELRULE: "delete rule", NFT_MSG_DELSET: "delete set",
+}  # fmt: skip
+
+
+class Change(NamedTuple):
+    """`table`: family and name. `chain` of chains alone."""
+
+    kind: str
+    table: str
+    chain: str
+
+
+class Changes:
+    """What happens to the ruleset of the network namespace in which this was made."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+        self._socket.bind((0, 0))
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def wait(self) -> list[Change] | None:
+        """The next changes of the kinds above; None: there were more than the kernel could keep for us."""
+        while True:
+            try:
+                data = self._socket.recv(1 << 17)
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    return None
+                raise
+            found = parse_changes(data)
+            if found:
+                return found
+
+
+def parse_changes(data: bytes) -> list[Change]:
+    result = []
+    position = 0
+    while position + 20 <= len(data):
+        length, kind = struct.unpack_from("=IH", data, position)
+        if length < 16:
+            break
+        if kind >> 8 == NFNL_SUBSYS_NFTABLES and kind & 0xFF in _KINDS:
+            family = _FAMILIES.get(data[position + 16], "")
+            names = {NFTA_TABLE: "", NFTA_CHAIN_NAME: ""}
+            at, end = position + 20, min(position + length, len(data))
+            while at + 4 <= end:
+                size, attribute = struct.unpack_from("=HH", data, at)
+                if size < 4:
+                    break
+                if attribute in names:
+                    names[attribute] = data[at + 4 : at + size].rstrip(b"\0").decode(errors="replace")
+                at += (size + 3) & ~3
+            chain = names[NFTA_CHAIN_NAME] if kind & 0xFF in (NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN) else ""
+            result.append(Change(_KINDS[kind & 0xFF], f"{family} {names[NFTA_TABLE]}", chain))
+        position += (length + 3) & ~3
+    return result

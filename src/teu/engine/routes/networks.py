@@ -5,24 +5,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from teu.engine.errors import BadRequest
+from teu.engine import netrequests
+from teu.engine.errors import BadRequest, NotFound
 from teu.engine.http import Request, Response, empty, json_response
 from teu.engine.image_list import filter_moment, flag_filter, labels_match, moment_of
-from teu.engine.networks import Network
+from teu.engine.network import Network
 from teu.engine.router import route
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
 
 FILTERS = {"driver", "id", "label", "name", "scope", "type", "dangling"}
+PRUNE_FILTERS = {"label", "label!", "until"}
 
 
 @route("GET", "/networks")
 def list_networks(engine: Engine, request: Request) -> Response:
-    filters = request.query.filters()
-    for name in filters:
-        if name not in FILTERS:
-            raise BadRequest(f"invalid filter '{name}'")
+    filters = _filters(request, FILTERS)
     return json_response(
         [
             engine.networks.describe(network, containers=False)
@@ -30,6 +29,14 @@ def list_networks(engine: Engine, request: Request) -> Response:
             if _matches(engine, network, filters)
         ]
     )
+
+
+def _filters(request: Request, known: set[str]) -> dict[str, list[str]]:
+    filters = request.query.filters()
+    for name in filters:
+        if name not in known:
+            raise BadRequest(f"invalid filter '{name}'")
+    return filters
 
 
 def _matches(engine: Engine, network: Network, filters: dict[str, list[str]]) -> bool:
@@ -56,13 +63,13 @@ def _matches(engine: Engine, network: Network, filters: dict[str, list[str]]) ->
 
 @route("POST", "/networks/create")
 def create_network(engine: Engine, request: Request) -> Response:
-    network = engine.networks.create(request.json())
-    return json_response({"Id": network.id, "Warning": ""}, 201)
+    network, warning = engine.networks.create(request.json())
+    return json_response({"Id": network.id, "Warning": warning}, 201)
 
 
 @route("POST", "/networks/prune")
 def prune_networks(engine: Engine, request: Request) -> Response:
-    filters = request.query.filters()
+    filters = _filters(request, PRUNE_FILTERS)
     keep = []
     until = [filter_moment(text) for text in filters.get("until", ())]
     for network in engine.networks.all():
@@ -78,6 +85,11 @@ def prune_networks(engine: Engine, request: Request) -> Response:
 
 @route("GET", "/networks/{name}")
 def inspect_network(engine: Engine, request: Request, name: str) -> Response:
+    verbose = request.query.get("verbose")
+    if verbose.lower() not in ("", "0", "1", "t", "f", "true", "false"):
+        raise BadRequest(f"invalid value for verbose: {verbose}: it is neither true nor false")
+    if request.query.get("scope", "local") not in ("", "local"):
+        raise NotFound(f"network {name} not found: networks here are of scope local")
     return json_response(engine.networks.describe(engine.networks.get(name)))
 
 
@@ -89,17 +101,17 @@ def remove_network(engine: Engine, request: Request, name: str) -> Response:
 
 @route("POST", "/networks/{name}/connect")
 def connect_network(engine: Engine, request: Request, name: str) -> Response:
-    body = request.json()
+    body = netrequests.read(request.json(), netrequests.CONNECT)
     network = engine.networks.get(name)
-    container = engine.containers.get(str(body.get("Container") or ""))
-    engine.networks.connect(network, container, body.get("EndpointConfig") or {})
+    container = engine.containers.get(body["Container"])
+    engine.networks.connect(network, container, body["EndpointConfig"])
     return empty(200)
 
 
 @route("POST", "/networks/{name}/disconnect")
 def disconnect_network(engine: Engine, request: Request, name: str) -> Response:
-    body = request.json()
+    body = netrequests.read(request.json(), netrequests.DISCONNECT)
     network = engine.networks.get(name)
-    container = engine.containers.get(str(body.get("Container") or ""))
-    engine.networks.disconnect(network, container, bool(body.get("Force")))
+    container = engine.containers.get(body["Container"])
+    engine.networks.disconnect(network, container, body["Force"])
     return empty(200)
