@@ -45,12 +45,12 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(SOCKET)
 
 
-def api(method: str, path: str, body: Any = None) -> tuple[int, Any]:
+def api(method: str, path: str, body: Any = None, version: str = "1.45") -> tuple[int, Any]:
     """(status, decoded answer); a stream of JSON lines becomes a list."""
     connection = _Connection("teu")
     headers = {"Content-Type": "application/json"} if isinstance(body, dict) else {}
     data = json.dumps(body).encode() if isinstance(body, dict) else body
-    connection.request(method, f"/v1.45{path}", data, headers)
+    connection.request(method, f"/v{version}{path}", data, headers)
     response = connection.getresponse()
     text = response.read().decode(errors="replace")
     connection.close()

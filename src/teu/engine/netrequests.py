@@ -132,11 +132,11 @@ OPTION_MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
 OPTION_BINDING = "com.docker.network.bridge.host_binding_ipv4"
 OPTION_MTU = "com.docker.network.driver.mtu"
 OPTION_PREFIX = "com.docker.network.container_iface_prefix"
+OPTION_DEFAULT = "com.docker.network.bridge.default_bridge"  # what inspect says of docker0; people copy it
 USED_OPTIONS = (OPTION_BRIDGE, OPTION_TALK, OPTION_MASQUERADE, OPTION_BINDING, OPTION_MTU, OPTION_PREFIX)
 
 # Known to docker, and here only in the one value that says how things are anyway.
 _FIXED_OPTIONS = {
-    "com.docker.network.bridge.default_bridge": "false",
     "com.docker.network.bridge.inhibit_ipv4": "false",
     "com.docker.network.bridge.gateway_mode_ipv4": "nat",
     "com.docker.network.enable_ipv4": "true",
@@ -199,13 +199,13 @@ def check_options(options: dict[str, str]) -> list[str]:
                 raise BadRequest(f"failed to parse {option} value: {value!r} is neither true nor false")
         elif option == OPTION_BRIDGE:
             if not _INTERFACE.match(value) or value in ("teu0", ".", ".."):
-                raise BadRequest(f"invalid name of a bridge: {value!r}")
+                raise BadRequest(f"{option}: invalid name of a bridge: {value!r}")
         elif option == OPTION_PREFIX:
             if not re.fullmatch(r"[a-zA-Z_.-][a-zA-Z0-9_.-]{0,11}", value) or value == "lo":
                 raise BadRequest(f"failed to parse {option} value: {value!r} is no beginning of an interface's name")
         elif option == OPTION_MTU:
             if not (value.isascii() and value.isdigit() and 68 <= int(value[:9]) <= 65535):
-                raise BadRequest(f"invalid MTU: {value!r}")
+                raise BadRequest(f"{option}: invalid MTU: {value!r}")
         elif option == OPTION_BINDING:
             try:
                 IPv4Address(value)
@@ -216,7 +216,7 @@ def check_options(options: dict[str, str]) -> list[str]:
             same = value == fixed or fixed in ("true", "false") and value in (_TRUE if fixed == "true" else _FALSE)
             if not same:
                 raise BadRequest(f"option {option} is not supported: {value!r} was given, it is always {fixed!r} here")
-        elif option.startswith("com.docker.network."):
+        elif option.startswith("com.docker.network.") and option != OPTION_DEFAULT:
             raise BadRequest(f"option {option} is not supported; bridges know {', '.join(USED_OPTIONS)}")
         else:
             without.append(option)

@@ -58,3 +58,24 @@ def test_the_rest_is_for_others() -> None:
 )  # fmt: skip
 def test_what_is_no_query(message: bytes) -> None:
     assert dns.parse(message) is None
+
+
+def test_edns_and_truncation() -> None:
+    def many(name: str) -> list[IPv4Address]:
+        return [IPv4Address(f"10.0.0.{number}") for number in range(1, 61)]
+
+    plain = query("web")
+    edns = plain[:11] + b"\1" + plain[12:] + b"\0" + struct.pack(">HHIH", dns.OPT, 1232, 0, 0)
+    for message, size, fits in ((plain, 0, False), (edns, 1232, True)):
+        question = dns.parse(message)
+        assert question is not None
+        assert question.size == size
+        reply = dns.local(question, many, reverse)
+        assert reply is not None
+        # An answer has an OPT record where the query has one.
+        assert struct.unpack(">HHHHHH", reply[:12])[3:] == (60, 0, 1 if size else 0)
+        sent = dns.fit(reply, question)
+        assert len(sent) <= max(512, size)
+        assert (sent == reply) is fits
+        assert bool(sent[2] & 0x02) is not fits
+        assert struct.unpack(">HHHHHH", sent[:12])[1:4] == (0x8180 if fits else 0x8380, 1, 60 if fits else 0)

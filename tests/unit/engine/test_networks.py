@@ -328,3 +328,33 @@ def test_attaching_is_quick(engine: Engine, tmp_path: Path) -> None:
         start(engine, one)
         times.append(time.perf_counter() - before)
     assert sorted(times)[5] < 0.05
+
+
+def test_a_late_deletion_spares_the_next_pair(engine: Engine, tmp_path: Path) -> None:
+    """The pair of a container that is started anew has the name of the one before."""
+    one = container(engine, tmp_path, 1)
+    start(engine, one)
+    before = engine.networks._active[one.id].endpoints[0]
+    engine.networks.detach(one)
+    wait_for_links(0)
+    start(engine, one)
+    assert engine.networks._active[one.id].endpoints[0].veth == before.veth
+    engine.networks._drop_veth(before)
+    assert teu_links() == [before.veth]
+
+
+def test_the_namespace_of_another_process_is_not_taken(engine: Engine, tmp_path: Path) -> None:
+    """After its process's number went to another one, which the record knows nothing of."""
+    one, two = container(engine, tmp_path, 1), container(engine, tmp_path, 2, "none")
+    stranger = subprocess.Popen(["sleep", "60"])
+    try:
+        for each in (one, two):
+            start(engine, each)
+            each.pid = stranger.pid
+        again = Networks(engine)  # type: ignore[arg-type]
+        again.start()
+        again.recover([one, two])
+        assert [again._active[each.id].namespace for each in (one, two)] == [-1, -1]
+    finally:
+        stranger.kill()
+        stranger.wait()

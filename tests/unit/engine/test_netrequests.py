@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests about networks: how they are read, and that the list of the fields is complete."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from teu.engine import netrequests
+from teu.engine.errors import BadRequest
+
+
+def leaves(shape: Any, path: str = "") -> set[str]:
+    if isinstance(shape, netrequests.Maybe):
+        return leaves(shape.of, path)
+    if isinstance(shape, netrequests.List) and isinstance(shape.of, netrequests.Object):
+        return {path} | leaves(shape.of, f"{path}[0]")
+    if isinstance(shape, netrequests.Object):
+        found = {path} if path and "[0]" not in path else set()
+        for name, member in shape.members.items():
+            found |= leaves(member, f"{path}.{name}" if path else name)
+        return found
+    return {path}
+
+
+def test_every_field_is_in_the_list() -> None:
+    path = Path(__file__).parents[2] / "system/api_fields_networks.py"
+    spec = importlib.util.spec_from_file_location("api_fields_networks", path)
+    assert spec and spec.loader
+    listed = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = listed
+    spec.loader.exec_module(listed)
+    for rows, shape in ((listed.CREATE, netrequests.CREATE),
+                        (listed.ENDPOINT, netrequests.CONNECT.members["EndpointConfig"])):  # fmt: skip
+        assert {row.field for row in rows} == leaves(shape)
+
+
+def test_names_are_read_in_any_case_and_null_as_nothing() -> None:
+    found = netrequests.read({"CONTAINER": "c", "endpointconfig": {"ALIASES": ["a"], "gwpriority": None}},
+                             netrequests.CONNECT)  # fmt: skip
+    assert found["Container"] == "c"
+    assert found["EndpointConfig"]["Aliases"] == ["a"]
+    assert found["EndpointConfig"]["GwPriority"] == 0
+    nothing = {"EndpointsConfig": {"n": None}}
+    assert netrequests.read(nothing, netrequests.NETWORKING) == nothing
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [({"IPAM": {"Config": [{"AuxiliaryAddresses": {"a": 5}}]}}, "IPAM.Config[0].AuxiliaryAddresses.a"),
+     ({"Labels": {"a": "\ud800"}}, "Labels.a"), ({"Labels": {"\ud800": "a"}}, "Labels"), ({"Internal": 1}, "Internal"),
+     ({"IPAM": [1]}, "IPAM"), ([], "an object")],
+)  # fmt: skip
+def test_what_does_not_fit(given: Any, path: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        netrequests.read(given, netrequests.CREATE)
+    assert path in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("db", ("db", "db")), ("/db:store", ("db", "store")), ("a:b:c", None), ("", None), (":x", None), ("a:", None)],
+)
+def test_links(text: str, meant: tuple[str, str] | None) -> None:
+    if meant is None:
+        with pytest.raises(BadRequest, match="bad format for links"):
+            netrequests.link(text)
+    else:
+        assert netrequests.link(text) == meant
