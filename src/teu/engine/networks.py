@@ -364,8 +364,9 @@ class Networks:
     def _asked(self, name: str, network: Network | None, settings: dict[str, Any]) -> dict[str, Any]:
         """The record of an endpoint that was asked for."""
         user_defined = network is None or network.is_user_defined
-        if network is not None:
-            netrequests.check_endpoint(settings, name, user_defined, network.chosen_subnet())
+        # Of a network that does not exist yet it is not known which addresses it will have.
+        subnet = network.chosen_subnet() if network else IPv4Network("0.0.0.0/0")
+        netrequests.check_endpoint(settings, name, user_defined, subnet)
         result = blank_endpoint(network.id if network else "")
         if settings["IPAMConfig"] is not None:
             result["IPAMConfig"] = {key: value for key, value in settings["IPAMConfig"].items() if value}
@@ -848,9 +849,14 @@ class Networks:
                 raise Forbidden(
                     f"endpoint with name {container.name} already exists in network {network.name}"
                 )
-            networks[network.name] = self._asked(network.name, network, asked)
             active = self._active.get(container.id)
-            if container.running and active is not None and active.namespace >= 0:
+            if container.running and container.pid and (active is None or active.namespace < 0):
+                raise Conflict(
+                    f"the network namespace of container {container.name} is not known any more: start it anew before"
+                    " it is connected"
+                )
+            networks[network.name] = self._asked(network.name, network, asked)
+            if container.running and active is not None:
                 try:
                     self._connect_now(container, active, network)
                 except BaseException:
