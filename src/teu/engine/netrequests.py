@@ -170,7 +170,8 @@ def check_network(request: dict[str, Any]) -> list[str]:
     if request["Scope"] not in ("", "local"):
         raise BadRequest(f"Scope: {request['Scope']!r} is not local; networks are of this host")
     if driver != "bridge":
-        raise NotFound(f'plugin "{driver}" not found: networks are of the driver bridge here')
+        hint = ": networks are of the driver bridge here" if driver in ("macvlan", "ipvlan") else ""
+        raise NotFound(f'plugin "{driver}" not found{hint}')
     if request["ConfigFrom"]["Network"]:
         raise NotFound(f"configuration network \"{request['ConfigFrom']['Network']}\" does not exist")
     if request["ConfigOnly"]:

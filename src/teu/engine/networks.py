@@ -884,7 +884,8 @@ class Networks:
             if network.driver == "host":
                 raise Forbidden("container cannot be disconnected from host network or connected to host network")
             if network.name not in networks:
-                raise Forbidden(f"container {container.id} is not connected to network {network.name}")
+                which = "network" if container.running else "the network"
+                raise Forbidden(f"container {container.id} is not connected to {which} {network.name}")
             active = self._active.get(container.id)
             if active is not None:
                 self._disconnect_now(container, active, network)
