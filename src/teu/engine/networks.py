@@ -282,7 +282,7 @@ class Networks:
         exposed = container.config.get("ExposedPorts") or {}
         for key in exposed:
             parse_port(key)
-        wanted = bindings(host_config, exposed, "0.0.0.0")
+        bindings(host_config, exposed, "0.0.0.0")
         container.network_settings["Networks"] = {}
         if mode.startswith("container:"):
             for name, settings in endpoints.items():
@@ -290,8 +290,9 @@ class Networks:
             with contextlib.suppress(NotFound):
                 host_config["NetworkMode"] = f"container:{self.engine.containers.get(mode.partition(':')[2]).id}"
             return
-        if mode == "host" and wanted and host_config.get("PortBindings") and warnings is not None:
-            warnings.append("Published ports are discarded when using host network mode")
+        if mode == "host" and host_config.get("PortBindings") and warnings is not None:
+            told = "Published ports are discarded when using host network mode"
+            warnings += [told] if told not in warnings else []
         if container.config.get("NetworkDisabled"):
             return
         asked = self._by_name(endpoints, mode)
