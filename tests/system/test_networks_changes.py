@@ -441,6 +441,21 @@ def test_what_endpoints_may_ask_for() -> None:
     assert not hidden & {*found, *found["Networks"]["n1"], *found["Networks"]["n2"]}
 
 
+def test_a_bridge_of_somebody_else_is_spared() -> None:
+    whole.call("ip", "link", "add", "mine0", "type", "bridge")
+    try:
+        for name in ("mine0", "made0"):
+            networks(name, **{name: ("-o", f"com.docker.network.bridge.name={name}")})
+            assert "eth0" in out("teu", "run", "--rm", "--network", name, "busybox", "ip", "-o", "link")
+            assert "OwnBridge" not in out("teu", "network", "inspect", name)
+            teu("network", "rm", name)
+        links = out("ip", "-o", "link", "show", "type", "bridge")
+        assert "mine0" in links
+        assert "made0" not in links
+    finally:
+        whole.call("ip", "link", "del", "mine0")
+
+
 BRIDGE_NETFILTER = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 
 

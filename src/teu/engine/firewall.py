@@ -180,9 +180,12 @@ def close_forwarding() -> None:
             " forwarded too, unless you set a policy (iptables-legacy -P FORWARD DROP)"
         )
         return
-    nftables.run(
-        f"add table ip filter\nadd chain {FORWARD} {{ type filter hook forward priority filter; policy drop; }}\n"
-    )
+    try:
+        nftables.run(
+            f"add table ip filter\nadd chain {FORWARD} {{ type filter hook forward priority filter; policy drop; }}\n"
+        )
+    except nftables.Error as error:
+        log.warning("IP forwarding was turned on, and is not closed for other machines' packets: %s", error)
 
 
 def has_forward_chain() -> bool:

@@ -58,6 +58,8 @@ log = logging.getLogger("teu.engine")
 
 VETH = re.compile(r"teu[0-9a-f]{10}[0-9a-f]{1,2}\Z")
 BRIDGE = re.compile(r"teu-[0-9a-f]{11}\Z")
+# Of a network's record, what the API does not know: nobody chose its subnet; we made the bridge of that name.
+OWN_KEYS = ("AutomaticSubnet", "OwnBridge")
 MOST_ENDPOINTS = 256  # two hexadecimal digits are what a veth's name has room for
 
 _RUNNING_KEYS = ("EndpointID", "Gateway", "IPAddress", "IPPrefixLen", "MacAddress")
@@ -146,7 +148,7 @@ class Networks:
 
     def describe(self, network: Network, containers: bool = True) -> dict[str, Any]:
         """The API's form of a network."""
-        result = {key: value for key, value in network.record.items() if key != "AutomaticSubnet"}
+        result = {key: value for key, value in network.record.items() if key not in OWN_KEYS}
         if network.name == "bridge":
             result["Options"] = {netrequests.OPTION_BRIDGE: DEFAULT_BRIDGE, **network.options}
         members: dict[str, Any] = {}
@@ -236,8 +238,9 @@ class Networks:
             with self.engine.database.transaction() as cursor:
                 cursor.execute("DELETE FROM networks WHERE id=?", (network.id,))
             self._networks.pop(network.id, None)
-            with contextlib.suppress(OSError):
-                self._delete_link(network.interface)
+            if BRIDGE.match(network.interface) or network.record.get("OwnBridge"):
+                with contextlib.suppress(OSError):
+                    self._delete_link(network.interface)
         self._event(network, "destroy")
 
     def _on_network(self, network: Network) -> bool:
@@ -484,6 +487,9 @@ class Networks:
         if found is None:
             kernel.send([netlink.new_bridge(name, network.mtu)])
             found = kernel.link(name)
+            if not BRIDGE.match(name) and network.is_user_defined and not network.record.get("OwnBridge"):
+                network.record["OwnBridge"] = True  # one that was there before is spared at the network's removal
+                self._store(network)
         elif found.kind != "bridge":
             raise EngineError(f"interface {name} is not a bridge; rename it, or remove network {network.name}")
         index = netlink.link_index(found)
