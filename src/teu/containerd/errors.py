@@ -7,6 +7,27 @@ strip these words from the end of the message, so `wire_message` appends them wh
 
 from __future__ import annotations
 
+WIRE_LIMIT = 4096  # bytes; gRPC's ends take metadata of 8 KiB, and drop the whole answer where it is more
+
+
+def cut(text: str) -> str:
+    """A message that fits into the metadata of an answer, and is text: names in it were chosen by others. Its begin
+    and its end stay."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    cost = [1 if " " <= sign <= "~" and sign != "%" else 3 * len(sign.encode()) for sign in text]  # percent-encoded
+    if sum(cost) <= WIRE_LIMIT:
+        return text
+    ends = []
+    for costs in (cost, cost[::-1]):
+        left, count = WIRE_LIMIT // 2, 0
+        for one in costs:
+            left -= one
+            if left < 0:
+                break
+            count += 1
+        ends.append(count)
+    return f"{text[: ends[0]]}…{text[len(text) - ends[1] :]}"
+
 
 class Error(Exception):
     code = 2  # UNKNOWN
@@ -17,7 +38,7 @@ class Error(Exception):
         return str(self.args[0]) if self.args else self.words
 
     def wire_message(self) -> str:
-        text = self.message
+        text = cut(self.message)
         return text if not self.words or text.endswith(self.words) else f"{text}: {self.words}"
 
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 import grpc.aio
 
-from teu.containerd.errors import Cancelled, Error, FailedPrecondition, InvalidArgument, Unavailable
+from teu.containerd.errors import Cancelled, Error, FailedPrecondition, InvalidArgument, Unavailable, cut
 
 if TYPE_CHECKING:
     from teu.containerd.context import Context
@@ -318,16 +318,16 @@ def _status(error: BaseException, key: tuple[str, str]) -> tuple[str, str | None
     if not isinstance(error, Exception):
         return "INTERNAL", None
     if isinstance(error, OSError) and error.errno == 28:
-        return "RESOURCE_EXHAUSTED", f"no space left on device: {error}"
+        return "RESOURCE_EXHAUSTED", cut(f"no space left on device: {error}")
     if isinstance(error, grpc.RpcError) and hasattr(error, "code") and error.code() is not None:
-        return str(error.code().name), str(error.details())  # a proxy plugin's own answer
+        return str(error.code().name), cut(str(error.details()))  # a proxy plugin's own answer
     if isinstance(error, sqlite3.OperationalError):
         full = "full" in str(error)
         return ("RESOURCE_EXHAUSTED" if full else "UNAVAILABLE"), f"metadata.db: {error}"
     if isinstance(error, TimeoutError):
-        return "DEADLINE_EXCEEDED", str(error) or "context deadline exceeded"
+        return "DEADLINE_EXCEEDED", cut(str(error)) or "context deadline exceeded"
     log.error("%s: %s: %s", "/".join(key), type(error).__name__, error, exc_info=error)
-    return "UNKNOWN", f"{type(error).__name__}: {error}"
+    return "UNKNOWN", cut(f"{type(error).__name__}: {error}")
 
 
 def _streams(method: Any) -> tuple[bool, bool]:

@@ -18,7 +18,7 @@ from layertools import MOMENT, Bind, apply, compare, content, digest, names, tar
 
 from teu.containerd.context import Context
 from teu.containerd.errors import DataLoss, Error, InvalidArgument, ResourceExhausted
-from teu.containerd.layers import tar as own_tar
+from teu.oci import tar as own_tar
 
 pytestmark = root_only
 
@@ -408,6 +408,6 @@ def test_memory_is_bounded(context: Context, folder: Path) -> None:
         # not ru_maxrss: that counts the process that this one was forked from
         "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
     )
-    source = str(Path(own_tar.__file__).parents[3])
+    source = str(Path(own_tar.__file__).parents[2])
     done = subprocess.run([sys.executable, "-IS", "-c", program, source, str(blob)], capture_output=True, check=True)
     assert int(done.stdout) < 100_000, f"{done.stdout!r} KiB"

@@ -11,25 +11,30 @@ exact: whole seconds stand in the header, fractions in a pax record.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 
-from teu.containerd.layers import mounting, streams, tar
+from teu.containerd.layers import mounting, streams
+from teu.linux import trees
+from teu.linux.inside import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
+from teu.oci import tar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 OPAQUE_MARKS = ("trusted.overlay.opaque", "user.overlay.opaque")
 _KEPT = ("security.capability", "user.", "system.posix_acl_")
-HOLE_FROM = 1 << 20  # look for holes in files of this size
+PATH_MAX = 4096  # with the zero byte: no layer with a longer name could be unpacked again
 
 
 class _Writer:
     def __init__(self, sink: streams.Deflated) -> None:
         self._sink = sink
         self._links: dict[tuple[int, int], str] = {}
-        self._directories: set[str] = set()
 
     def whiteout(self, parent: str, name: str, moment: int) -> None:
         entry = tar.Entry()
@@ -37,11 +42,13 @@ class _Writer:
         entry.mtime = moment
         self._sink.write(tar.pack(entry))
 
-    def add(self, path: str, name: str, found: os.stat_result) -> None:
-        """`path` on disk as `name` in the layer."""
+    def add(self, opened: int, name: str, found: os.stat_result) -> None:
+        """What is `opened` (O_PATH), as `name` in the layer."""
         mode = found.st_mode
         if stat.S_ISSOCK(mode):
             return  # a socket is of use to its process only
+        if len(os.fsencode(name)) >= PATH_MAX:
+            raise OSError(errno.ENAMETOOLONG, f"{os.strerror(errno.ENAMETOOLONG)}: {tar.short(name)}")
         entry = tar.Entry()
         entry.name = name
         entry.mode = stat.S_IMODE(mode)
@@ -49,9 +56,6 @@ class _Writer:
         size = 0
         if stat.S_ISDIR(mode):
             entry.type, entry.name = tar.DIRECTORY, name + "/"
-            if name in self._directories:
-                return
-            self._directories.add(name)
         else:
             identity = (found.st_dev, found.st_ino)
             if found.st_nlink > 1 and identity in self._links:
@@ -63,20 +67,20 @@ class _Writer:
             if stat.S_ISREG(mode):
                 size = entry.size = found.st_size
             elif stat.S_ISLNK(mode):
-                entry.type, entry.link = tar.SYMLINK, os.readlink(path)
+                entry.type, entry.link = tar.SYMLINK, os.readlink("", dir_fd=opened)
             elif stat.S_ISFIFO(mode):
                 entry.type = tar.FIFO
             else:
                 entry.type = tar.CHARACTER if stat.S_ISCHR(mode) else tar.BLOCK_DEVICE
                 entry.devmajor, entry.devminor = os.major(found.st_rdev), os.minor(found.st_rdev)
-        entry.xattrs = xattrs(path)
+        entry.xattrs = xattrs(opened)
         self._sink.write(tar.pack(entry))
         if size:
-            self._data(path, size)
+            self._data(opened, size)
 
-    def _data(self, path: str, size: int) -> None:
+    def _data(self, opened: int, size: int) -> None:
         left = size
-        with open(path, "rb", buffering=0) as file:
+        with open(_again(opened), "rb", buffering=0) as file:
             while left:
                 data = file.read(min(left, streams.CHUNK))
                 if not data:
@@ -86,124 +90,177 @@ class _Writer:
         self._sink.write(bytes(-size % tar.BLOCK))
 
 
-def xattrs(path: str) -> dict[str, bytes] | None:
+# What is compared may be in use by its container, which can put a link in the place of a file at any moment: each entry
+# is opened once, without following, and all that is told of it is read from there.
+
+
+def _again(opened: int) -> str:
+    return f"/proc/self/fd/{opened}"
+
+
+@contextlib.contextmanager
+def _opened(folder: int, name: bytes | str) -> Iterator[tuple[int, os.stat_result]]:
+    """The entry and its status. FileNotFoundError where it has gone."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
-        names = os.listxattr(path, follow_symlinks=False)
+        yield fd, os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def xattrs(opened: int) -> dict[str, bytes] | None:
+    try:
+        names = os.listxattr(_again(opened))
     except OSError:
         return None
     kept = [name for name in names if name.startswith(_KEPT) and not name.startswith("user.overlay.")]
-    return {name: os.getxattr(path, name, follow_symlinks=False) for name in kept} or None
+    return {name: os.getxattr(_again(opened), name) for name in kept} or None
 
 
 def is_whiteout(found: os.stat_result) -> bool:
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
 
 
-def is_opaque(path: str) -> bool:
+def is_opaque(opened: int) -> bool:
     for mark in OPAQUE_MARKS:
         try:
-            if os.getxattr(path, mark, follow_symlinks=False) == b"y":
+            if os.getxattr(_again(opened), mark) == b"y":
                 return True
         except OSError:
             pass
     return False
 
 
-def _join(parent: str, name: str) -> str:
-    return f"{parent}/{name}" if parent else name
+def _folder(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def _sorted(path: str) -> list[os.DirEntry[str]]:
-    with os.scandir(path) as entries:
-        return sorted(entries, key=lambda entry: entry.name)
-
-
-def _upper(writer: _Writer, folder: str, name: str, lowers: list[str]) -> None:
+def _upper(writer: _Writer, path: str, lowers: list[str]) -> None:
     """An upper directory of overlayfs: all that is in it is a change."""
-    for entry in _sorted(folder):
-        found = entry.stat(follow_symlinks=False)
-        below = _join(name, entry.name)
-        if is_whiteout(found):
-            writer.whiteout(name, entry.name, found.st_mtime_ns)
+    top = _folder(path)
+    for inner, folder, base, _ in trees.walk(top):
+        name = os.fsdecode(inner)
+        parent = name.rpartition("/")[0]
+        try:
+            with _opened(folder, base) as (opened, found):
+                if is_whiteout(found):
+                    writer.whiteout(parent, os.fsdecode(base), found.st_mtime_ns)
+                    continue
+                directory = stat.S_ISDIR(found.st_mode)
+                if directory and not parent and lowers and _only_copied_up(opened, name, lowers, found):
+                    continue
+                writer.add(opened, name, found)
+                if directory and is_opaque(opened):
+                    writer.whiteout(name, ".wh..opq", found.st_mtime_ns)
+        except FileNotFoundError:
             continue
-        if name == "" and lowers and stat.S_ISDIR(found.st_mode) and _only_copied_up(entry.path, below, lowers, found):
-            continue
-        writer.add(entry.path, below, found)
-        if stat.S_ISDIR(found.st_mode):
-            if is_opaque(entry.path):
-                writer.whiteout(below, ".wh..opq", found.st_mtime_ns)
-            _upper(writer, entry.path, below, lowers)
+    os.close(top)
 
 
-def _only_copied_up(path: str, name: str, lowers: list[str], found: os.stat_result) -> bool:
+def _only_copied_up(opened: int, name: str, lowers: list[str], found: os.stat_result) -> bool:
     """An empty directory that is in the upper layer though nothing of it has changed."""
-    with os.scandir(path) as inside:
+    with os.scandir(_again(opened)) as inside:
         if next(inside, None) is not None:
             return False
-    if is_opaque(path):
+    if is_opaque(opened):
         return False
     for lower in lowers:
+        below = _folder(lower)
         try:
-            before = os.lstat(os.path.join(lower, name))
+            with _opened(below, name) as (before, status):
+                return _same(opened, found, before, status)
         except OSError:
             continue
-        return _same(path, found, os.path.join(lower, name), before)
+        finally:
+            os.close(below)
     return False
 
 
-def _same(path: str, found: os.stat_result, before_path: str, before: os.stat_result) -> bool:
+def _same(opened: int, found: os.stat_result, old: int, before: os.stat_result) -> bool:
     if (found.st_mode, found.st_uid, found.st_gid) != (before.st_mode, before.st_uid, before.st_gid):
         return False
     if stat.S_ISDIR(found.st_mode):
-        return xattrs(path) == xattrs(before_path)
+        return xattrs(opened) == xattrs(old)
     if (found.st_dev, found.st_ino) == (before.st_dev, before.st_ino):
         return True
     if (found.st_mtime_ns, found.st_rdev) != (before.st_mtime_ns, before.st_rdev):
         return False
     if stat.S_ISLNK(found.st_mode):
-        return os.readlink(path) == os.readlink(before_path)
-    return found.st_size == before.st_size and xattrs(path) == xattrs(before_path)
+        return os.readlink("", dir_fd=opened) == os.readlink("", dir_fd=old)
+    return found.st_size == before.st_size and xattrs(opened) == xattrs(old)
 
 
-def _both(writer: _Writer, left: str, right: str, name: str, pending: list[tuple[str, str, os.stat_result]]) -> None:
-    """Two merged trees, side by side. `pending`: directories above that are told only if something below is."""
-    before = {entry.name: entry for entry in _sorted(left)} if left else {}
-    after = _sorted(right)
-    present = {entry.name for entry in after}
+class _Both:
+    """Two merged trees, side by side. A directory that has not changed is told only if something below it has."""
 
-    def told() -> None:
-        for path, label, found in pending:
-            writer.add(path, label, found)
-        pending.clear()
+    def __init__(self, writer: _Writer, left: str, right: str) -> None:
+        self._writer = writer
+        self._left = _folder(left) if left else -1
+        self._right = _folder(right)
+        self._pending: list[str] = []  # directories above, from the top down, that were not told
 
-    for gone in sorted(set(before) - present):
-        told()
-        writer.whiteout(name, gone, os.lstat(right).st_mtime_ns)
-    for entry in after:
-        found = entry.stat(follow_symlinks=False)
-        below = _join(name, entry.name)
-        old = before.get(entry.name)
-        if stat.S_ISDIR(found.st_mode):
-            was_directory = old is not None and old.is_dir(follow_symlinks=False)
-            if was_directory and old is not None:
-                same = _same(entry.path, found, old.path, old.stat(follow_symlinks=False))
-                inner = [*pending, (entry.path, below, found)]
-                if not same:
-                    told()
-                    writer.add(entry.path, below, found)
-                    inner = []
-                _both(writer, old.path, entry.path, below, inner)
-                if not inner:
-                    pending.clear()
-            else:
-                told()
-                writer.add(entry.path, below, found)
-                _both(writer, "", entry.path, below, [])
-            continue
-        if old is not None and _same(entry.path, found, old.path, old.stat(follow_symlinks=False)):
-            continue
-        told()
-        writer.add(entry.path, below, found)
+    def run(self) -> None:
+        self._gone("", self._right)
+        for inner, folder, base, _ in trees.walk(self._right):
+            name = os.fsdecode(inner)
+            while self._pending and not name.startswith(self._pending[-1] + "/"):
+                self._pending.pop()
+            with contextlib.suppress(FileNotFoundError), _opened(folder, base) as (opened, found):
+                self._one(name, opened, found)
+
+    def _one(self, name: str, opened: int, found: os.stat_result) -> None:
+        directory = stat.S_ISDIR(found.st_mode)
+        try:
+            old = self._before(name)
+        except OSError:  # not there, or below what was no directory
+            pass
+        else:
+            try:
+                before = os.fstat(old)
+                if _same(opened, found, old, before):
+                    if directory:
+                        self._pending.append(name)
+                        self._gone(name, opened)
+                    return
+                if directory and stat.S_ISDIR(before.st_mode):
+                    self._told()
+                    self._writer.add(opened, name, found)
+                    self._gone(name, opened)
+                    return
+            finally:
+                os.close(old)
+        self._told()
+        self._writer.add(opened, name, found)
+
+    def _before(self, name: str) -> int:
+        if self._left < 0:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return openat2(self._left, name or ".", os.O_PATH | os.O_NOFOLLOW, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+
+    def _gone(self, name: str, opened: int) -> None:
+        """What the directory had and has not any more."""
+        try:
+            old = self._before(name)
+        except OSError:
+            return
+        try:
+            gone = set(os.listdir(_again(old))) - set(os.listdir(_again(opened)))
+        finally:
+            os.close(old)
+        if gone:
+            self._told()
+            moment = os.fstat(opened).st_mtime_ns
+            for base in sorted(gone):
+                self._writer.whiteout(name, base, moment)
+
+    def _told(self) -> None:
+        for name in self._pending:
+            fd = openat2(self._right, name, os.O_PATH | os.O_NOFOLLOW, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+            try:
+                self._writer.add(fd, name, os.fstat(fd))
+            finally:
+                os.close(fd)
+        self._pending.clear()
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -221,16 +278,16 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     below = [left_upper, *left_lowers] if left_upper else left_lowers
     overlay = job["right"][0]["type"] == "overlay" if job["right"] else False
     if overlay and right_upper and below == right_lowers:
-        _upper(writer, right_upper, "", right_lowers)
+        _upper(writer, right_upper, right_lowers)
     elif overlay and not right_upper and right_lowers[1:] == below and right_lowers:
-        _upper(writer, right_lowers[0], "", below)  # a view of a committed snapshot against its parent
+        _upper(writer, right_lowers[0], below)  # a view of a committed snapshot against its parent
     else:
         mounting.private_namespace()
         target = job["target"]
         mounting.cover(target)
         left = mounting.mount_all(job["left"], os.path.join(target, "left")) if job["left"] else ""
         right = mounting.mount_all(job["right"], os.path.join(target, "right"))
-        _both(writer, left, right, "", [])
+        _Both(writer, left, right).run()
     sink.write(tar.END)
     digest = sink.finish()
     os.close(out)

@@ -16,14 +16,14 @@ import threading
 from operator import itemgetter
 from queue import Queue
 
-from teu.containerd.layers import tar
+from teu.oci import tar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import NamedTuple
 
-    from teu.containerd.layers.tar import Entry
+    from teu.oci.tar import Entry
 
     class NewFile(NamedTuple):
         entry: Entry
@@ -53,7 +53,7 @@ def explained(error: OSError, entry: Entry) -> OSError:
     """The error with the entry's name; a full disk, and what is explained already, as they are."""
     if error.errno == errno.ENOSPC or isinstance(error, UnpackError):
         return error
-    return UnpackError(error.errno, f"unpack {entry.name!r}: {error.strerror}")
+    return UnpackError(error.errno, f"unpack {tar.short(entry.name)!r}: {error.strerror}")
 
 
 def set_xattrs(target: int | str, xattrs: dict[str, bytes]) -> None:

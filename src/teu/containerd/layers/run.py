@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import teu
-from teu.containerd.errors import DataLoss, Error, Internal, InvalidArgument, ResourceExhausted, Unknown
+from teu.containerd.errors import Cancelled, DataLoss, Error, Internal, InvalidArgument, ResourceExhausted, Unknown
+
+STUCK_SECONDS = 300
 
 _SOURCE = os.path.dirname(os.path.dirname(os.path.abspath(teu.__file__)))
 _PROGRAM = (
@@ -41,15 +46,60 @@ def _start(job: dict[str, Any], descriptors: tuple[int, ...]) -> subprocess.Pope
     )
 
 
-def _finish(worker: subprocess.Popen[bytes], cancelled: Callable[[], bool]) -> dict[str, Any]:
-    """Its answer, or its error. A worker whose client has left is killed: its work would be thrown away."""
+class _Watch:
+    """Over a worker: its client may leave, and it may be stuck. Both end it; its work would be thrown away.
+
+    Stuck is who in STUCK_SECONDS has neither used a processor nor moved a byte. There is no limit for one that works:
+    layers have no limit either."""
+
+    def __init__(
+        self, worker: subprocess.Popen[bytes], cancelled: Callable[[], bool], moved: Callable[[], int]
+    ) -> None:
+        """`moved` tells how many bytes it has read or written."""
+        self._worker = worker
+        self._cancelled = cancelled
+        self._moved = moved
+        self._seen: tuple[bytes, ...] = ()
+        self._since = self._looked = time.monotonic()
+        self.failure: Error | None = None  # why it was ended
+
+    def look(self) -> None:
+        """To be called again and again, while the worker is at work."""
+        if self._cancelled():
+            self._end(Cancelled("the client has left while its layer was worked on"))
+        now = time.monotonic()
+        if now - self._looked < 1:
+            return
+        self._looked = now
+        done = self._done()
+        if done != self._seen:
+            self._seen, self._since = done, now
+        elif now - self._since > STUCK_SECONDS:
+            self._end(Internal(f"the layer's worker did nothing for {STUCK_SECONDS} seconds, and was ended"))
+
+    def _end(self, failure: Error) -> None:
+        self.failure = self.failure or failure
+        self._worker.kill()
+
+    def _done(self) -> tuple[bytes, ...]:
+        try:
+            with open(f"/proc/{self._worker.pid}/stat", "rb") as file:
+                used = file.read().rpartition(b")")[2].split()[11:15]  # user, system; of its children, too
+        except OSError:
+            used = []
+        return (*used, b"%d" % self._moved())
+
+
+def _finish(worker: subprocess.Popen[bytes], watch: _Watch) -> dict[str, Any]:
+    """Its answer, or its error."""
     while True:
         try:
             out, trouble = worker.communicate(timeout=0.1)
             break
         except subprocess.TimeoutExpired:
-            if cancelled():
-                worker.kill()
+            watch.look()
+    if watch.failure is not None:
+        raise watch.failure
     try:
         answer: dict[str, Any] = json.loads(out)
     except ValueError:
@@ -58,6 +108,14 @@ def _finish(worker: subprocess.Popen[bytes], cancelled: Callable[[], bool]) -> d
     if "error" in answer:
         raise _KINDS.get(answer["error"], Unknown)(answer["message"])
     return answer
+
+
+def _place(blob: int) -> int:
+    """How far the worker has come: it shares the open file, and so its place in it."""
+    try:
+        return os.lseek(blob, 0, os.SEEK_CUR)
+    except OSError:  # a pipe
+        return 0
 
 
 def _never() -> bool:
@@ -70,6 +128,17 @@ class Layers:
         os.makedirs(self._target, mode=0o700, exist_ok=True)
         self._slots = threading.BoundedSemaphore(parallel)
 
+    @contextlib.contextmanager
+    def _slot(self, cancelled: Callable[[], bool]) -> Iterator[None]:
+        """One of the places for workers; who has left does not wait for one."""
+        while not self._slots.acquire(timeout=0.5):
+            if cancelled():
+                raise Cancelled("the client has left before its layer's turn came")
+        try:
+            yield
+        finally:
+            self._slots.release()
+
     def apply(
         self, blob: int, digest: str, mounts: Iterable[Any], *, sync: bool = False,
         cancelled: Callable[[], bool] = _never,
@@ -78,9 +147,10 @@ class Layers:
         job = {
             "do": "apply", "mounts": mounts_as_json(mounts), "target": self._target, "blob": blob, "sync": sync,
         }  # fmt: skip
-        with self._slots:
+        with self._slot(cancelled):
             try:
-                answer = _finish(_start(job, (blob,)), cancelled)
+                worker = _start(job, (blob,))
+                answer = _finish(worker, _Watch(worker, cancelled, lambda: _place(blob)))
             except InvalidArgument as error:
                 raise InvalidArgument(f"failed to extract layer {digest}: {error.message}") from None
             except Error as error:
@@ -99,17 +169,28 @@ class Layers:
             "do": "compare", "left": mounts_as_json(left), "right": mounts_as_json(right), "target": self._target,
             "out": writing, "compression": compression,
         }  # fmt: skip
-        with self._slots:
+        with open(reading, "rb", buffering=0) as stream, contextlib.ExitStack() as stack:
+            end = stack.enter_context(contextlib.closing(os.fdopen(writing, "wb", buffering=0)))
+            stack.enter_context(self._slot(cancelled))
+            worker = _start(job, (writing,))
+            end.close()
+            moved = 0
+            watch = _Watch(worker, cancelled, lambda: moved)
+            poll = select.poll()
+            poll.register(stream, select.POLLIN)
             try:
-                worker = _start(job, (writing,))
-            finally:
-                os.close(writing)
-            try:
-                with open(reading, "rb", buffering=0) as stream:
-                    while data := stream.read(1 << 20):
-                        write(data)
+                while True:
+                    if not poll.poll(500):
+                        watch.look()
+                        continue
+                    data = stream.read(1 << 20)
+                    if not data:
+                        break
+                    write(data)
+                    moved += len(data)
+                    watch.look()
             except BaseException:
                 worker.kill()
                 worker.communicate()
                 raise
-            return _finish(worker, cancelled)
+            return _finish(worker, watch)

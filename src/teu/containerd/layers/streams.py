@@ -108,7 +108,8 @@ def inflate(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 class Inflated:
-    """The content of `fd` without compression. `next_chunk()` until b"", then the digests."""
+    """The content of `fd` without compression, for one caller's thread. `next_chunk()` until b"", which it goes on to
+    say then; after that the digests."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -118,7 +119,7 @@ class Inflated:
         self.raw_size = 0
         self._chunks: Queue[Any] = Queue(DEPTH)
         self._to_hash: Queue[bytes] = Queue(DEPTH)
-        self._stopped = False
+        self._last: Any = None  # b"" or the failure, when there will be no more
         self._hasher = threading.Thread(target=self._work_hash, daemon=True)
         self._inflater = threading.Thread(target=self._work_inflate, daemon=True)
         self._hasher.start()
@@ -128,8 +129,6 @@ class Inflated:
         while chunk := os.read(self._fd, CHUNK):
             self._raw_hash.update(chunk)
             self.raw_size += len(chunk)
-            if self._stopped:
-                return
             yield chunk
 
     def _work_inflate(self) -> None:
@@ -138,8 +137,6 @@ class Inflated:
                 self.size += len(chunk)
                 self._to_hash.put(chunk)
                 self._chunks.put(chunk)
-                if self._stopped:
-                    break
             for _ in self._raw():
                 pass
             self._to_hash.put(b"")
@@ -153,9 +150,12 @@ class Inflated:
             self._hash.update(chunk)
 
     def next_chunk(self) -> bytes:
-        chunk = self._chunks.get()
+        chunk = self._chunks.get() if self._last is None else self._last
         if isinstance(chunk, BaseException):
+            self._last = chunk
             raise chunk
+        if not chunk:
+            self._last = chunk
         return bytes(chunk) if not isinstance(chunk, bytes) else chunk
 
     def digests(self) -> tuple[str, str]:

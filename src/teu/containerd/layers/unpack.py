@@ -11,16 +11,19 @@ directory holds from below. On an overlay mount the kernel turns removals into i
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import stat
 
-from teu.containerd.layers import files, tar
+from teu.containerd.layers import files
+from teu.linux import trees
+from teu.oci import tar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from teu.containerd.layers.tar import Entry, Source
+    from teu.oci.tar import Entry, Source
 
 SYS_openat2 = 437
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
@@ -69,7 +72,7 @@ def open_in_root(root: int, path: str, flags: int) -> int:
 def clean(name: str) -> str:
     """The name without `.`, doubled slashes and a leading slash; LayerError when it climbs above the root."""
     if "\0" in name:
-        raise LayerError(f"entry {name!r} has a zero byte in its name")
+        raise LayerError(f"entry {tar.short(name)!r} has a zero byte in its name")
     if ".." not in name and "//" not in name and "/." not in name and name[:1] not in ("/", "."):
         return name.rstrip("/")
     parts: list[str] = []
@@ -78,7 +81,7 @@ def clean(name: str) -> str:
             continue
         if part == "..":
             if not parts:
-                raise LayerError(f"entry {name!r} climbs out of the layer's root")
+                raise LayerError(f"entry {tar.short(name)!r} climbs out of the layer's root")
             parts.pop()
         else:
             parts.append(part)
@@ -149,20 +152,34 @@ class Unpacker:
                 return self._parent(path)  # it may be among the files that were not made yet
             fd = self._make_directories(path)
         except NotADirectoryError as error:
-            raise LayerError(f"{path!r} is not a directory, but the layer has entries in it") from error
+            raise LayerError(f"{tar.short(path)!r} is not a directory, but the layer has entries in it") from error
         if len(self._parents) >= _CACHED:
             self._forget()
         found = self._parents[path] = Parent(fd)
         return found
 
     def _make_directories(self, path: str) -> int:
-        upper, base = self._split(path)
-        above = self._parent(upper).fd
-        try:
-            os.mkdir(base, 0o755, dir_fd=above)
-        except FileExistsError:
-            pass  # a link to nowhere: the open below says so
-        return open_in_root(self._root, path, _DIRECTORY)
+        """Open `path`, with what is missing of it made, which begins below the nearest folder that is there."""
+        missing: list[str] = []
+        upper = path
+        while True:
+            upper, base = self._split(upper)
+            missing.append(base)
+            try:
+                fd = open_in_root(self._root, upper, _DIRECTORY)
+                break
+            except FileNotFoundError:
+                if not upper:
+                    raise
+        for base in reversed(missing):
+            above = fd
+            try:
+                with contextlib.suppress(FileExistsError):  # a link to nowhere: the open says so
+                    os.mkdir(base, 0o755, dir_fd=above)
+                fd = os.open(base, _DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+            finally:
+                os.close(above)
+        return fd
 
     def _remove(self, parent: int, base: str) -> bool:
         """Whatever `base` is, with all that is in it; False when there was nothing."""
@@ -175,7 +192,7 @@ class Unpacker:
             return False
         except IsADirectoryError:
             pass
-        self._remove_tree(parent, base)
+        trees.remove_tree(f"/proc/self/fd/{parent}/{base}")
         self._forget_all_but(parent)
         return True
 
@@ -183,18 +200,6 @@ class Unpacker:
         """A directory or a link on the way may be gone: look every parent up again, but the one in use."""
         for path in [path for path, parent in self._parents.items() if parent.fd != keep]:
             os.close(self._parents.pop(path).fd)
-
-    def _remove_tree(self, parent: int, base: str) -> None:
-        fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-        try:
-            for name in os.listdir(fd):
-                try:
-                    os.unlink(name, dir_fd=fd)
-                except IsADirectoryError:
-                    self._remove_tree(fd, name)
-        finally:
-            os.close(fd)
-        os.rmdir(base, dir_fd=parent)
 
     # Entries
 
@@ -207,7 +212,7 @@ class Unpacker:
         parent_path, base = self._split(path)
         if not base:
             if entry.type != tar.DIRECTORY:
-                raise LayerError(f"entry {entry.name!r} would replace the root directory")
+                raise LayerError(f"entry {tar.short(entry.name)!r} would replace the root directory")
             self._attributes_of_root(entry)
             return
         if base.startswith(".wh."):
@@ -239,11 +244,11 @@ class Unpacker:
             node = {tar.CHARACTER: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}[kind]
             device = os.makedev(entry.devmajor, entry.devminor) if kind != tar.FIFO else 0
             if kind == tar.CHARACTER and device == 0:
-                raise LayerError(f"entry {entry.name!r} is a device 0:0, which overlayfs takes for a whiteout")
+                raise LayerError(f"entry {tar.short(entry.name)!r} is a device 0:0: for overlayfs a whiteout")
             self._replace(parent, base, lambda: os.mknod(base, entry.mode | node, device, dir_fd=parent))
             self._attributes(entry, parent, base, inherits, mode=True)
         else:
-            raise LayerError(f"entry {entry.name!r} has the unknown type {kind!r}")
+            raise LayerError(f"entry {tar.short(entry.name)!r} has the unknown type {kind!r}")
 
     def _replace(self, parent: int, base: str, make: object) -> None:
         """Call `make`; when something is in its way, remove that and call it again."""
@@ -275,7 +280,7 @@ class Unpacker:
         os.ftruncate(fd, entry.size)
         for offset, length in entry.sparse:
             if offset < 0 or length < 0 or offset + length > entry.size or length > stored:
-                raise tar.TarError(f"entry {entry.name!r} has a bad sparse map")
+                raise tar.TarError(f"entry {tar.short(entry.name)!r} has a bad sparse map")
             stored -= length
             os.lseek(fd, offset, os.SEEK_SET)
             files.write(fd, source.pieces(length))
@@ -329,12 +334,12 @@ class Unpacker:
         target = clean(entry.link)
         directory, name = self._split(target)
         if not name:
-            raise LayerError(f"entry {entry.name!r} is a hard link to the root directory")
+            raise LayerError(f"entry {tar.short(entry.name)!r} is a hard link to the root directory")
         try:
             source = self._parents[directory].fd if directory in self._parents else -1
             opened = open_in_root(self._root, directory, _DIRECTORY) if source < 0 else -1
         except OSError as error:
-            raise LayerError(f"entry {entry.name!r} is a hard link to {entry.link!r}: {error.strerror}") from error
+            raise _bad_link(entry, error) from error
         try:
             from_fd = source if source >= 0 else opened
 
@@ -351,7 +356,7 @@ class Unpacker:
                 os.unlink(base, dir_fd=parent)
                 make()
         except (FileNotFoundError, PermissionError) as error:
-            raise LayerError(f"entry {entry.name!r} is a hard link to {entry.link!r}: {error.strerror}") from error
+            raise _bad_link(entry, error) from error
         finally:
             if opened >= 0:
                 os.close(opened)
@@ -367,7 +372,7 @@ class Unpacker:
             return  # what aufs kept for itself
         name = base[len(".wh.") :]
         if name in ("", ".", ".."):
-            raise LayerError(f"entry {entry.name!r} is a whiteout of the root or of nothing")
+            raise LayerError(f"entry {tar.short(entry.name)!r} is a whiteout of the root or of nothing")
         if self._fresh:
             return
         try:
@@ -377,21 +382,29 @@ class Unpacker:
         self._parents.setdefault(parent_path, parent)
         self._remove(parent.fd, name)
 
-    def _opaque(self, path: str) -> None:
-        """Remove what `path` holds, except what this layer has put there."""
-        try:
-            fd = open_in_root(self._root, path, os.O_RDONLY | os.O_DIRECTORY)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        try:
-            for name in os.listdir(fd):
-                below = f"{path}/{name}" if path else name
-                if hash(below) not in self._unpacked:
-                    self._remove(fd, name)
-                elif stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                    self._opaque(below)
-        finally:
-            os.close(fd)
+    def _opaque(self, top: str) -> None:
+        """Remove what `top` holds, except what this layer has put there."""
+        waiting = [top]
+        while waiting:
+            path = waiting.pop()
+            try:
+                fd = open_in_root(self._root, path, os.O_RDONLY | os.O_DIRECTORY)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            try:
+                for name in os.listdir(fd):
+                    below = f"{path}/{name}" if path else name
+                    if hash(below) not in self._unpacked:
+                        self._remove(fd, name)
+                    elif stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                        waiting.append(below)
+            finally:
+                os.close(fd)
+
+
+def _bad_link(entry: Entry, error: OSError) -> LayerError:
+    name, link = tar.short(entry.name), tar.short(entry.link)
+    return LayerError(f"entry {name!r} is a hard link to {link!r}: {error.strerror}")
 
 
 def _exists(parent: int, base: str) -> bool:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 
 def _apply(job: dict[str, Any]) -> dict[str, Any]:
-    from teu.containerd.layers import mounting, streams, tar, unpack
+    from teu.containerd.layers import mounting, streams, unpack
+    from teu.oci import tar
 
     source = streams.Inflated(job["blob"])  # inflates while the mounts are made
     mounting.private_namespace()
@@ -77,7 +78,7 @@ def main(text: str) -> int:
         kind = "full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "system"
         where = f": {error.filename}" if error.filename else ""
         answer = {"error": kind, "message": f"{error.strerror or error}{where}"}
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         answer = {"error": "invalid", "message": str(error)}
     sys.stdout.write(json.dumps(answer))
     sys.stdout.flush()

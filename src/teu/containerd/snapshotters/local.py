@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import logging
 import os
-import shutil
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,6 +21,7 @@ from teu.api.types import mount_pb2
 from teu.containerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from teu.containerd.snapshotters.interface import ACTIVE, COMMITTED, VIEW, Info, Usage
 from teu.containerd.stores.database import Database, dump_labels, load_labels, now
+from teu.linux import trees
 
 log = logging.getLogger("teu.containerd.snapshots")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -27,6 +29,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 # ioctl_iflags(2), as encoded on all our architectures
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
 FS_TOPDIR_FL = 0x00020000
+USAGE_TRIES = 5
 
 
 def mount(type: str, source: str, *options: str) -> Any:
@@ -62,23 +65,30 @@ def spread(path: str) -> None:
 
 def disk_usage(path: str) -> Usage:
     """Blocks and inodes below `path`, a hard-linked file counted once."""
-    size = inodes = 0
+    top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                return _usage(top)
+            except OSError as error:  # ESTALE: its container has moved a folder meanwhile
+                if error.errno != errno.ESTALE or attempts == USAGE_TRIES:
+                    raise
+    finally:
+        os.close(top)
+
+
+def _usage(top: int) -> Usage:
+    size, inodes = os.fstat(top).st_blocks * 512, 1
     seen: set[tuple[int, int]] = set()
-    waiting = [path]
-    top = os.lstat(path)
-    size, inodes = top.st_blocks * 512, 1
-    while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                found = entry.stat(follow_symlinks=False)
-                if found.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
-                    if (found.st_dev, found.st_ino) in seen:
-                        continue
-                    seen.add((found.st_dev, found.st_ino))
-                size += found.st_blocks * 512
-                inodes += 1
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
+    for _, _, _, found in trees.walk(top):
+        if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
+            if (found.st_dev, found.st_ino) in seen:
+                continue
+            seen.add((found.st_dev, found.st_ino))
+        size += found.st_blocks * 512
+        inodes += 1
     return Usage(size, inodes)
 
 
@@ -202,7 +212,7 @@ class LocalSnapshotter:
                 self.make(id, kind, parents, labels)
         except BaseException:
             if id:
-                shutil.rmtree(self.folder(id), ignore_errors=True)
+                self._remove_folder(self.folder(id))
             raise
         return self.tell(id, kind, parents, labels)
 
@@ -260,7 +270,14 @@ class LocalSnapshotter:
         if gone:
             self._database.sync()  # no power cut may bring back the record of a folder that is gone
         for entry in gone:
-            shutil.rmtree(os.path.join(self.root, entry), ignore_errors=True)
+            self._remove_folder(os.path.join(self.root, entry))
+
+    def _remove_folder(self, path: str) -> None:
+        """What cannot be removed stays for the next clean-up, and somebody hears of it."""
+        try:
+            trees.remove_tree(path)
+        except OSError as error:
+            log.warning("snapshot folder %s is not removed: %s", path, error.strerror)
 
     def recover(self) -> None:
         """At start: after a power cut the folder of a young active snapshot may not have reached the disk."""

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading and writing tar streams at the speed that layers need. Called by `unpack` and `compare`, in the worker.
+"""Reading and writing tar streams at the speed that layers need. Called for layers (teu-containerd's worker) and for
+archives of images (`oci.archive`).
 
 The standard library's tarfile builds an object graph per entry; a layer has tens of thousands of entries. Read here are
 ustar, GNU (long names, base-256 numbers, old sparse files) and pax (with SCHILY.xattr and GNU.sparse 0.0, 0.1, 1.0).
-Written is ustar, with a pax header where that cannot say it.
+Global pax headers are passed over, as docker and containerd do. Written is ustar, with a pax header where that cannot
+say it.
+
+A stream may have been made to hurt, so nothing here recurses, what is kept is bounded, every number fits what the
+kernel takes, and no more is ever given than has come: the holes of a sparse file are told, not written.
 """
 
 from __future__ import annotations
@@ -13,7 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 BLOCK = 512
-PAX_LIMIT = 8 << 20  # of one pax header or long name: far above what is sane, far below what hurts
+PAX_LIMIT = 8 << 20  # of all pax headers and long names of an entry: far above what is sane, far below what hurts
+SPARSE_LIMIT = 1 << 18  # pieces of a sparse file
+ID_LIMIT = (1 << 32) - 2  # the highest user or group; one more is the kernel's "leave it"
+OFFSET_LIMIT = (1 << 63) - 1
+DEVICE_LIMIT = (1 << 32) - 1
+TIME_LIMIT = (1 << 55) * 1_000_000_000  # nanoseconds: what utimensat(2) takes; file systems keep less
 
 REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 _XATTR = "SCHILY.xattr."
@@ -46,9 +56,17 @@ class Source:
     """A byte stream made of chunks, read without copying where a read does not cross a chunk's end."""
 
     def __init__(self, next_chunk: Callable[[], bytes]) -> None:
-        self._next = next_chunk  # b"" at the end
+        self._next = next_chunk  # b"" at the end; it is not asked again then
         self._chunk = memoryview(b"")
         self._at = 0
+        self._ended = False
+
+    def _more(self) -> bytes:
+        if self._ended:
+            return b""
+        chunk = self._next()
+        self._ended = not chunk
+        return chunk
 
     def read(self, length: int) -> bytes:
         """Exactly `length` bytes, or fewer at the end of the stream."""
@@ -64,7 +82,7 @@ class Source:
         while length:
             left = len(self._chunk) - self._at
             if not left:
-                chunk = self._next()
+                chunk = self._more()
                 if not chunk:
                     if short:
                         return
@@ -84,7 +102,7 @@ class Source:
         """Read to the end; whether anything but zeros was left."""
         trailing = any(self._chunk[self._at :].tobytes().strip(b"\0"))
         self._at = len(self._chunk)
-        while chunk := self._next():
+        while chunk := self._more():
             trailing = trailing or bool(chunk.strip(b"\0"))
         return trailing
 
@@ -145,10 +163,11 @@ def _pax_records(data: bytes) -> list[tuple[str, bytes]]:
 class _Extensions:
     """What extended headers have said about the next entry."""
 
-    def __init__(self, general: list[tuple[str, bytes]]) -> None:
-        self.records = list(general)
+    def __init__(self) -> None:
+        self.records: list[tuple[str, bytes]] = []
         self.name = ""
         self.link = ""
+        self.size = 0
 
     def apply(self, entry: Entry, source: Source, stored: int) -> int:
         """Bytes of data that follow in the stream."""
@@ -200,13 +219,9 @@ def _pax_sparse(entry: Entry, source: Source, stored: int, sparse: dict[str, str
         if sparse.get("major") == "1":
             entry.name = sparse.get("name", entry.name)
             entry.size = int(sparse["realsize"])
-            data = source.read(BLOCK)
-            stored -= BLOCK
-            while True:
-                lines = data.split(b"\n")
-                wanted = int(lines[0]) * 2 if len(lines) > 1 else -1
-                if 0 <= wanted < len(lines) - 1:
-                    break
+            data = bytearray()
+            lines, wanted = 0, -1  # of numbers, each on its line; the first tells how many pairs follow
+            while not 0 <= wanted < lines:
                 if len(data) > PAX_LIMIT:
                     raise TarError("sparse map too long")
                 more = source.read(BLOCK)
@@ -214,7 +229,12 @@ def _pax_sparse(entry: Entry, source: Source, stored: int, sparse: dict[str, str
                     raise TarError("unexpected end of the archive")
                 data += more
                 stored -= BLOCK
-            numbers = [int(line) for line in lines[1 : wanted + 1]]
+                lines += more.count(b"\n")
+                if wanted < 0 and lines:
+                    wanted = int(data[: data.index(b"\n")]) * 2
+                    if wanted < 0:
+                        raise TarError("bad sparse map: negative length")
+            numbers = [int(line) for line in bytes(data).split(b"\n", wanted + 1)[1 : wanted + 1]]
         else:
             entry.name = sparse.get("name", entry.name)
             entry.size = int(sparse.get("size") or sparse["realsize"])
@@ -244,6 +264,8 @@ def _old_sparse(entry: Entry, block: bytes, source: Source) -> None:
             raise TarError("unexpected end of the archive")
         take(extra[:504], 21)
         more = extra[504]
+        if len(found) > 2 * SPARSE_LIMIT:
+            raise TarError("sparse map too long")
     entry.size = _number(block[483:495])
     entry.sparse = _pairs(found)
     entry.type = REGULAR
@@ -252,7 +274,6 @@ def _old_sparse(entry: Entry, block: bytes, source: Source) -> None:
 def entries(source: Source) -> Iterator[tuple[Entry, int]]:
     """Each entry with the number of bytes of its data in the stream, which the caller reads from `source` before it
     asks for the next; padding is skipped here."""
-    general: list[tuple[str, bytes]] = []
     extensions: _Extensions | None = None
     while True:
         block = source.read(BLOCK)
@@ -277,10 +298,12 @@ def entries(source: Source) -> Iterator[tuple[Entry, int]]:
                 raise TarError("unexpected end of the archive")
             source.skip(-stored % BLOCK)
             if kind == b"g":
-                general = _pax_records(data)
                 continue
             if extensions is None:
-                extensions = _Extensions(general)
+                extensions = _Extensions()
+            extensions.size += stored
+            if extensions.size > PAX_LIMIT:
+                raise TarError("extended headers too long")
             if kind == b"x":
                 extensions.records += _pax_records(data)
             elif kind == b"L":
@@ -306,8 +329,6 @@ def entries(source: Source) -> Iterator[tuple[Entry, int]]:
         if extensions is not None:
             stored = extensions.apply(entry, source, stored)
             extensions = None
-        elif general:
-            stored = _Extensions(general).apply(entry, source, stored)
         if kind == b"S":
             _old_sparse(entry, block, source)
         if entry.type == REGULAR and entry.name.endswith("/"):
@@ -317,9 +338,30 @@ def entries(source: Source) -> Iterator[tuple[Entry, int]]:
         padding = -stored % BLOCK
         if stored < 0:
             raise TarError("negative size in a header")
+        _check(entry)
         yield entry, stored
         if padding:
             source.skip(padding)
+
+
+def _check(entry: Entry) -> None:
+    """That the kernel can be asked for it; a time that it does not know is the epoch, as for containerd."""
+    name = short(entry.name)
+    if not (0 <= entry.uid <= ID_LIMIT and 0 <= entry.gid <= ID_LIMIT):
+        raise TarError(f"entry {name!r} has the owner {entry.uid}:{entry.gid}: users and groups are 0 to {ID_LIMIT}")
+    if not 0 <= entry.size <= OFFSET_LIMIT:
+        raise TarError(f"entry {name!r} has the size {entry.size}")
+    if not (0 <= entry.devmajor <= DEVICE_LIMIT and 0 <= entry.devminor <= DEVICE_LIMIT):
+        raise TarError(f"entry {name!r} is the device {entry.devmajor}:{entry.devminor}, which cannot be")
+    if "\0" in entry.name or "\0" in entry.link:
+        raise TarError(f"entry {name!r} has a zero byte in its name or its link")
+    if abs(entry.mtime) > TIME_LIMIT:
+        entry.mtime = 0
+
+
+def short(name: str) -> str:
+    """A name for an error's text."""
+    return name if len(name) <= 256 else f"{name[:120]}…{name[-120:]}"
 
 
 # Writing
