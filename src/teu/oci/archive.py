@@ -5,11 +5,13 @@
     index.json                   the images; names are annotations
     blobs/sha256/HEX             manifests, configurations, layers
     manifest.json                docker's table: [{"Config", "RepoTags", "Layers"}], paths into the same tar
-    repositories                 docker's older table (written by others; not needed to read)
+    repositories                 docker's older table: {NAME: {TAG: HEX}}; before 1.10 the only one
+    HEX/json, HEX/layer.tar      then: a layer with its part of the configuration, which names its parent
 
-Nothing of an archive is ever unpacked as files: every entry goes, as it streams by, into a content
-store (`Sink`) under the digest of its bytes, and the tables are put together afterwards. Called by teud
-(load, save) and teu-ctr (images import, export).
+Nothing of an archive is ever unpacked as files. A large entry goes, as it streams by, into a content store (`Sink`)
+under the digest of its bytes; small ones wait in one file until the tables, which may come last, have named them: what
+is no image archive costs the store nothing. An archive is what others made: no entry may give more than it brings, so
+sparse files are refused. Called by teud (load, save), teu-containerd (transfers) and teu-ctr (images import, export).
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from __future__ import annotations
 import io
 import posixpath
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 from teu.oci import digest as digests
-from teu.oci import image_spec, reference
+from teu.oci import image_spec, reference, tar
 
 Json = dict[str, Any]
 
@@ -30,7 +33,18 @@ TABLE_LIMIT = 8 << 20
 NAME_ANNOTATION = "io.containerd.image.name"
 REF_ANNOTATION = "org.opencontainers.image.ref.name"
 LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
-_NOT_AN_ARCHIVE = "not an image archive: it has neither index.json with oci-layout nor manifest.json"
+TABLES = ("manifest.json", "index.json", "oci-layout", "repositories")
+SMALL = 1 << 20  # entries up to this size wait
+SPOOL_MEMORY = 8 << 20
+SPOOL_FOLDER = "/var/tmp"
+NAME_LIMIT = 4096
+ENTRIES_LIMIT = 1 << 20
+LINKS = 40
+PARENTS_LIMIT = 1024  # of an image in docker's older form
+_NOT_AN_ARCHIVE = (
+    "not an image archive: it has neither index.json with oci-layout nor manifest.json nor repositories; "
+    "a root file system's tar is for import"
+)
 
 
 class ArchiveError(ValueError):
@@ -94,14 +108,26 @@ def decompressed(stream: Stream) -> Stream:
     if not kind:
         return peek
     if kind == "zstd":
+        return _Zstandard(peek)
+    return _Inflate(peek, kind)
+
+
+class _Zstandard:
+    def __init__(self, source: _Peek) -> None:
         import zstandard
 
-        reader: Stream = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
-            peek,  # type: ignore[arg-type]
+        self._error = zstandard.ZstdError
+        # a window of 2^27 is what the format's recommended decoders accept
+        self._reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
+            source,  # type: ignore[arg-type]
             read_across_frames=True,
         )
-        return reader
-    return _Inflate(peek, kind)
+
+    def read(self, size: int = -1, /) -> bytes:
+        try:
+            return bytes(self._reader.read(size))
+        except self._error as error:
+            raise ArchiveError(f"corrupt zstd stream: {error}") from None
 
 
 class _Inflate:
@@ -173,25 +199,147 @@ class _Inflate:
         return result
 
 
-class _Whole:
+class _Member:
     """Reads exactly `size` bytes of a tar entry; a shorter archive is an error, not a shorter entry."""
 
-    def __init__(self, stream: Stream, size: int, name: str) -> None:
-        self._stream = stream
-        self._left = size
+    def __init__(self, source: tar.Source, size: int, name: str) -> None:
+        self._source = source
+        self.left = size
         self._name = name
 
     def read(self, size: int = -1, /) -> bytes:
-        if not self._left:
-            return b""
-        try:
-            data = self._stream.read(self._left if size < 0 else min(size, self._left))
-        except tarfile.TarError as error:
-            raise ArchiveError(f"archive entry {self._name}: {error}") from None
-        if not data:
-            raise ArchiveError(f"unexpected EOF: archive entry {self._name} is cut short by {self._left} bytes")
+        wanted = self.left if size < 0 else min(size, self.left)
+        data = self._source.read(wanted)
+        self.left -= len(data)
+        if len(data) < wanted:
+            raise ArchiveError(f"unexpected EOF: archive entry {self._name} is cut short by {self.left} bytes")
+        return data
+
+
+class _Waiting(NamedTuple):
+    """A small entry that nobody has asked for yet: where it is in the spool."""
+
+    offset: int
+    digest: str
+    size: int
+    compression: str
+    expected: str
+
+
+class _Part:
+    """A piece of a file, as a stream."""
+
+    def __init__(self, file: IO[bytes], offset: int, size: int) -> None:
+        file.seek(offset)
+        self._file = file
+        self._left = size
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._file.read(self._left if size < 0 else min(size, self._left))
         self._left -= len(data)
         return data
+
+
+class _Entries:
+    """The files of an archive, by their names there; links lead to them as they would on disk, "/" being the archive.
+
+    `get` and `blob` have them in the sink, from then on at least."""
+
+    def __init__(self, sink: Sink, spool: IO[bytes]) -> None:
+        self._sink = sink
+        self._spool = spool
+        self._files: dict[str, Entry | _Waiting] = {}
+        self._links: dict[str, str] = {}
+        self._by_digest: dict[str, str] = {}
+        self.tables: dict[str, bytes] = {}
+
+    # Filled by `_read`
+
+    def link(self, name: str, target: str) -> None:
+        self._count()
+        self._links[name] = target
+
+    def file(self, member: _Member, name: str) -> None:
+        self._count()
+        size, expected = member.left, _expected(name)
+        if size > SMALL:
+            peek = _Peek(member)
+            digest = self._sink.store(peek, size, expected, name)
+            self._files[name] = Entry(digest, size, image_spec.compression_of(peek.head))
+        else:
+            data = member.read()
+            digester = digests.for_digest(expected) if expected else digests.Digester()
+            digester.update(data)
+            digest = digester.digest()
+            if expected and digest != expected:
+                raise ArchiveError(f"archive entry {name} has digest {digest}")
+            offset = self._spool.seek(0, io.SEEK_END)
+            self._spool.write(data)
+            self._files[name] = _Waiting(offset, digest, size, image_spec.compression_of(data), expected)
+        self._by_digest[digest] = name
+
+    def _count(self) -> None:
+        if len(self._files) + len(self._links) >= ENTRIES_LIMIT:
+            raise ArchiveError(f"not an image archive: it has more than {ENTRIES_LIMIT} entries")
+
+    # Asked by the forms of archives
+
+    def get(self, name: str) -> Entry | None:
+        found = self._followed(_entry_name(name))
+        entry = self._files.get(found)
+        if isinstance(entry, _Waiting):
+            stream = _Part(self._spool, entry.offset, entry.size)
+            digest = self._sink.store(stream, entry.size, entry.expected, found)
+            entry = self._files[found] = Entry(digest, entry.size, entry.compression)
+        return entry
+
+    def digest(self, name: str) -> str:
+        """Of a file that is perhaps not needed; "" where there is none."""
+        entry = self._files.get(self._followed(_entry_name(name)))
+        return entry.digest if entry else ""
+
+    def text(self, name: str) -> bytes | None:
+        """A small file that is no blob of the image."""
+        entry = self._files.get(self._followed(_entry_name(name)))
+        if not isinstance(entry, _Waiting):
+            return self._sink.read(entry.digest) if entry else None
+        return _Part(self._spool, entry.offset, entry.size).read()
+
+    def has(self, digest: str) -> bool:
+        return digest in self._by_digest
+
+    def blob(self, digest: str) -> bool:
+        """As `get`, by the digest; whether it is there."""
+        return digest in self._by_digest and self.get(self._by_digest[digest]) is not None
+
+    def add(self, stream: Stream, size: int, name: str) -> None:
+        """What the archive does not have, but could."""
+        self._files[name] = Entry(self._sink.store(stream, size, "", name), size, "")
+
+    def _followed(self, name: str) -> str:
+        """The name without links in it."""
+        if not self._links:
+            return name
+        todo = name.split("/")[::-1]
+        done: list[str] = []
+        links = 0
+        while todo:
+            part = todo.pop()
+            if part == "..":
+                done = done[:-1]
+                continue
+            if part in ("", "."):
+                continue
+            done.append(part)
+            target = self._links.get("/".join(done))
+            if target is None:
+                continue
+            links += 1
+            if links > LINKS:
+                raise ArchiveError(f"archive entry {name}: too many levels of symbolic links")
+            todo += target.split("/")[::-1]
+            done = []
+        return "/".join(done)
 
 
 def read(
@@ -199,11 +347,15 @@ def read(
 ) -> list[ArchiveImage]:
     """Read a whole archive into `sink` and return its images. `compress` makes another blob with gzip of a layer that
     has no compression, in archives of docker's form: its digest and size. Raises ArchiveError or SpecError."""
-    entries, tables = _blobs(stream, sink)
-    if "index.json" in tables and "oci-layout" in tables:
-        return _layout_images(tables, entries, sink)
-    if "manifest.json" in tables:
-        return _docker_images(tables["manifest.json"], entries, sink, compress)
+    with _spool() as spool:
+        entries = _read(stream, sink, spool)
+        tables = entries.tables
+        if "index.json" in tables and "oci-layout" in tables:
+            return _layout_images(entries, sink)
+        if "manifest.json" in tables:
+            return _docker_images(_docker_table(tables["manifest.json"]), entries, sink, compress)
+        if "repositories" in tables:
+            return _docker_images(_older_table(entries, sink), entries, sink, compress)
     raise ArchiveError(_NOT_AN_ARCHIVE)
 
 
@@ -213,14 +365,15 @@ def read_index(stream: Stream, sink: Sink) -> tuple[bytes, list[Json]]:
     The bytes of the index (for docker's format, of the one that containerd makes of the table), and its descriptors,
     with their annotations: those of a name are `NAME_ANNOTATION` and `REF_ANNOTATION`.
     """
-    entries, tables = _blobs(stream, sink)
-    if "index.json" in tables and "oci-layout" in tables:
-        index = image_spec.index(_table(tables["index.json"], "index.json"))
-        _check_present(index["manifests"], entries)
-        return tables["index.json"], index["manifests"]
-    if "manifest.json" in tables:
+    with _spool() as spool:
+        entries = _read(stream, sink, spool)
+        tables = entries.tables
+        if "index.json" in tables and "oci-layout" in tables:
+            return tables["index.json"], _layout(entries, sink)
+        if "manifest.json" not in tables:
+            raise ArchiveError(_NOT_AN_ARCHIVE)
         manifests = []
-        for image in _docker_images(tables["manifest.json"], entries, sink):
+        for image in _docker_images(_docker_table(tables["manifest.json"]), entries, sink):
             platform = _platform_in(image.target, sink)
             if not image.names:
                 manifests.append({**image.target, **platform})
@@ -228,7 +381,10 @@ def read_index(stream: Stream, sink: Sink) -> tuple[bytes, list[Json]]:
                 named = {NAME_ANNOTATION: name, REF_ANNOTATION: _object_of(name)}
                 manifests.append({**image.target, "annotations": named, **platform})
         return image_spec.encode({"schemaVersion": 2, "manifests": manifests}), manifests
-    raise ArchiveError(_NOT_AN_ARCHIVE)
+
+
+def _spool() -> IO[bytes]:
+    return tempfile.SpooledTemporaryFile(SPOOL_MEMORY, dir=SPOOL_FOLDER)
 
 
 def _object_of(name: str) -> str:
@@ -248,53 +404,37 @@ def _platform_in(target: Json, sink: Sink) -> Json:
     return {"platform": {"architecture": architecture, "os": system, **variant}}
 
 
-def _check_present(descriptors: list[Json], entries: dict[str, Entry]) -> None:
-    present = {entry.digest for entry in entries.values()}
-    for descriptor in descriptors:
-        if descriptor["digest"] not in present:
-            raise ArchiveError(f"index.json names {descriptor['digest']}, which is not in the archive")
-
-
-def _blobs(stream: Stream, sink: Sink) -> tuple[dict[str, Entry], dict[str, bytes]]:
-    """Blobs go into `sink` as they stream by; the tables are kept. Both by their names in the archive."""
-    entries: dict[str, Entry] = {}
-    links: dict[str, str] = {}
-    tables: dict[str, bytes] = {}
+def _read(stream: Stream, sink: Sink, spool: IO[bytes]) -> _Entries:
+    """The whole archive."""
+    entries = _Entries(sink, spool)
+    plain = decompressed(stream)
+    source = tar.Source(lambda: plain.read(CHUNK))
     try:
-        with tarfile.open(fileobj=decompressed(stream), mode="r|", bufsize=CHUNK) as tar:  # type: ignore[call-overload]
-            for member in tar:
-                name = _entry_name(member.name)
-                if member.issym() or member.islnk():
-                    base = posixpath.dirname(name) if member.issym() else ""
-                    links[name] = _entry_name(posixpath.join(base, member.linkname))
-                elif member.isfile():
-                    body = tar.extractfile(member)
-                    assert body is not None
-                    whole = _Whole(body, member.size, name)
-                    if name in ("manifest.json", "index.json", "oci-layout", "repositories"):
-                        if member.size > TABLE_LIMIT:
-                            raise ArchiveError(f"archive entry {name} is too large: {member.size} bytes")
-                        tables[name] = whole.read()
-                        continue
-                    if posixpath.basename(name) in ("VERSION", "json") and not name.startswith("blobs/"):
-                        continue
-                    peek = _Peek(whole)
-                    expected = _expected(name)
-                    digest = sink.store(peek, member.size, expected, name)
-                    entries[name] = Entry(digest, member.size, image_spec.compression_of(peek.head))
-                elif not member.isdir():
-                    raise ArchiveError(f"archive entry {name} is neither file, folder nor link")
-    except tarfile.TarError as error:
+        for member, stored in tar.entries(source):
+            if len(member.name) > NAME_LIMIT or len(member.link) > NAME_LIMIT:
+                raise ArchiveError(f"archive entry {tar.short(member.name)!r} has a name or a link that is too long")
+            name = _entry_name(member.name)
+            if member.type in (tar.SYMLINK, tar.HARD_LINK):
+                base = posixpath.dirname(name) if member.type == tar.SYMLINK else ""
+                target = "." if member.link.startswith("/") else base  # "/" is the archive
+                entries.link(name, _entry_name(posixpath.join(target, member.link.lstrip("/"))))
+            elif member.type == tar.REGULAR:
+                if member.sparse is not None:
+                    raise ArchiveError(f"archive entry {name} is a sparse file, which an image archive does not have")
+                body = _Member(source, stored, name)
+                if name in TABLES:
+                    if stored > TABLE_LIMIT:
+                        raise ArchiveError(f"archive entry {name} is too large: {stored} bytes")
+                    entries.tables[name] = body.read()
+                else:
+                    entries.file(body, name)
+                source.skip(body.left)
+            elif member.type != tar.DIRECTORY:
+                raise ArchiveError(f"archive entry {name} is neither file, folder nor link: {_NOT_AN_ARCHIVE}")
+        source.drain()
+    except tar.TarError as error:
         raise ArchiveError(f"invalid tar archive: {error}") from None
-    except EOFError as error:
-        raise ArchiveError(f"unexpected EOF: {error}") from None
-    for name in links:
-        target, hops = name, 0
-        while target in links and hops < 16:
-            target, hops = links[target], hops + 1
-        if target in entries:
-            entries[name] = entries[target]
-    return entries, tables
+    return entries
 
 
 def _entry_name(name: str) -> str:
@@ -343,17 +483,40 @@ def _names(tags: Iterable[str]) -> list[str]:
     return [str(reference.parse(tag).with_default_tag()) for tag in tags]
 
 
-def _layout_images(tables: dict[str, bytes], entries: dict[str, Entry], sink: Sink) -> list[ArchiveImage]:
-    index = image_spec.index(_table(tables["index.json"], "index.json"))
-    _check_present(index["manifests"], entries)
+def _layout(entries: _Entries, sink: Sink) -> list[Json]:
+    """The descriptors of index.json; everything that they lead to, and that is in the archive, is in the sink."""
+    index = image_spec.index(_table(entries.tables["index.json"], "index.json"))
+    manifests: list[Json] = index["manifests"]
+    for descriptor in manifests:
+        if not entries.has(descriptor["digest"]):
+            raise ArchiveError(f"index.json names {descriptor['digest']}, which is not in the archive")
+    waiting = manifests[::-1]
+    seen: set[str] = set()
+    while waiting:
+        descriptor = waiting.pop()
+        digest, kind = descriptor["digest"], descriptor["mediaType"]
+        if digest in seen or not entries.blob(digest):
+            continue
+        seen.add(digest)
+        if kind in image_spec.INDEXES:
+            document = image_spec.index(image_spec.decode(sink.read(digest), "index"))
+            waiting += document["manifests"][::-1]
+        elif kind in image_spec.MANIFESTS:
+            document = image_spec.manifest(image_spec.decode(sink.read(digest), "manifest"))
+            waiting += [*document["layers"][::-1], document["config"]]
+    return manifests
+
+
+def _layout_images(entries: _Entries, sink: Sink) -> list[ArchiveImage]:
+    tables, manifests = entries.tables, _layout(entries, sink)
     by_config: dict[str, list[str]] = {}
     if "manifest.json" in tables:
         for row in _docker_table(tables["manifest.json"]):
-            entry = entries.get(_entry_name(row["Config"]))
-            if entry:
-                by_config.setdefault(entry.digest, []).extend(_names(row["RepoTags"]))
+            digest = entries.digest(row["Config"])
+            if digest:
+                by_config.setdefault(digest, []).extend(_names(row["RepoTags"]))
     images: dict[str, ArchiveImage] = {}
-    for descriptor in index["manifests"]:
+    for descriptor in manifests:
         if (descriptor.get("annotations") or {}).get("vnd.docker.reference.type"):
             continue
         annotations = descriptor.get("annotations") or {}
@@ -374,14 +537,14 @@ def _layout_images(tables: dict[str, bytes], entries: dict[str, Entry], sink: Si
 
 
 def _docker_images(
-    data: bytes,
-    entries: dict[str, Entry],
+    table: list[Json],
+    entries: _Entries,
     sink: Sink,
     compress: Callable[[str], tuple[str, int]] | None = None,
 ) -> list[ArchiveImage]:
     images = []
-    for row in _docker_table(data):
-        config_entry = entries.get(_entry_name(row["Config"]))
+    for row in table:
+        config_entry = entries.get(row["Config"])
         if config_entry is None:
             raise ArchiveError(f"manifest.json names {row['Config']}, which is not in the archive")
         if config_entry.size > image_spec.CONFIG_SIZE_LIMIT:
@@ -391,7 +554,7 @@ def _docker_images(
         )
         layers = []
         for path, diff_id in zip(row["Layers"], config["rootfs"]["diff_ids"]):
-            entry = entries.get(_entry_name(path))
+            entry = entries.get(path)
             if entry is None:
                 raise ArchiveError(f"manifest.json names {path}, which is not in the archive")
             if not entry.compression and entry.digest != diff_id:
@@ -419,6 +582,69 @@ def _docker_images(
         sink.store(io.BytesIO(encoded), len(encoded), target["digest"], "manifest")
         images.append(ArchiveImage(_names(row["RepoTags"]), target))
     return images
+
+
+def _older_table(entries: _Entries, sink: Sink) -> list[Json]:
+    """What manifest.json would say of an archive from before it: each image's configuration is put together from
+    those of its layers, and stored."""
+    table = _table(entries.tables["repositories"], "repositories")
+    if not isinstance(table, dict) or not all(
+        isinstance(tags, dict) and all(isinstance(identity, str) for identity in tags.values())
+        for tags in table.values()
+    ):
+        raise ArchiveError("repositories is not an object of tags and the images that they name")
+    named: dict[str, list[str]] = {}
+    for name, tags in table.items():
+        for tag, identity in tags.items():
+            named.setdefault(identity, []).append(f"{name}:{tag}")
+    return [_older_image(identity, names, entries, sink) for identity, names in named.items()]
+
+
+def _older_image(identity: str, names: list[str], entries: _Entries, sink: Sink) -> Json:
+    parts: list[Json] = []  # from the top down
+    at = identity
+    while at:
+        if len(parts) >= PARENTS_LIMIT:
+            raise ArchiveError(f"repositories: image {identity} has more than {PARENTS_LIMIT} parents")
+        text = entries.text(f"{at}/json")
+        if text is None:
+            raise ArchiveError(f"repositories: image {identity} needs {at}/json, which is not in the archive")
+        part = image_spec.decode(text, f"{at}/json")
+        parts.append({**part, "id": at})
+        at = part.get("parent") or ""
+        if not isinstance(at, str):
+            raise ArchiveError(f"{parts[-1]['id']}/json has a parent that is no text")
+    layers = [f"{part['id']}/layer.tar" for part in reversed(parts)]
+    diff_ids = []
+    for path in layers:
+        entry = entries.get(path)
+        if entry is None:
+            raise ArchiveError(f"repositories: image {identity} needs {path}, which is not in the archive")
+        if entry.compression:
+            raise ArchiveError(f"layer {path} is compressed, which this form of archive does not have")
+        diff_ids.append(entry.digest)
+    left_out = ("id", "parent", "parent_id", "layer_id", "Size", "throwaway")
+    config = {key: value for key, value in parts[0].items() if key not in left_out}
+    config.setdefault("os", "linux")
+    config["rootfs"] = {"type": "layers", "diff_ids": diff_ids}
+    config["history"] = [_older_history(part) for part in reversed(parts)]
+    encoded = image_spec.encode(config)
+    if len(encoded) > image_spec.CONFIG_SIZE_LIMIT:
+        raise ArchiveError(f"image configuration of {identity} is too large")
+    path = f"{identity}.json"
+    entries.add(io.BytesIO(encoded), len(encoded), path)
+    return {"Config": path, "RepoTags": names, "Layers": layers}
+
+
+def _older_history(part: Json) -> Json:
+    own = part.get("container_config")
+    command = own.get("Cmd") if isinstance(own, dict) else None
+    words = [str(word) for word in command] if isinstance(command, list) else []
+    told = {
+        "created": part.get("created"), "author": part.get("author"), "created_by": " ".join(words),
+        "comment": part.get("comment"),
+    }  # fmt: skip
+    return {key: value for key, value in told.items() if isinstance(value, str) and value}
 
 
 class ExportImage(NamedTuple):

@@ -222,7 +222,7 @@ def media_type_of(document: Json, given: str = "") -> str:
 
 def manifest(document: Json) -> Json:
     """Check an image manifest; returns it. Raises SpecError."""
-    if document.get("schemaVersion") != 2:
+    if document.get("schemaVersion", 2) != 2:  # docker and containerd take manifests without it
         raise SpecError(f"unsupported manifest schemaVersion {document.get('schemaVersion')!r}: only 2 is supported")
     if "manifests" in document:
         raise SpecError("manifest has both the members of a manifest and of an index")
@@ -247,7 +247,7 @@ def is_image(document: Json) -> bool:
 
 
 def index(document: Json) -> Json:
-    if document.get("schemaVersion") != 2:
+    if document.get("schemaVersion", 2) != 2:
         raise SpecError(f"unsupported index schemaVersion {document.get('schemaVersion')!r}: only 2 is supported")
     manifests = document.get("manifests")
     if not isinstance(manifests, list):
