@@ -10,8 +10,9 @@ import contextlib
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd, content, load
+from teu.engine import containerd, content, load, unpack
 from teu.engine.container import timestamp
+from teu.engine.errors import NotFound
 from teu.oci import image_spec, reference
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def commit(
     try:
         base = engine.images.resolve(container.image_id)
         base_config, base_layers = base.config, list(base.details.manifest["layers"])
-    except Exception as error:
+    except (NotFound, containerd.NotFound) as error:
         if container.chain_id:
             raise containerd.NotFound(f"the image of container {container.name} is gone: {error}") from None
         base_config, base_layers = {"rootfs": {"type": "layers", "diff_ids": []}}, []
@@ -57,7 +58,7 @@ def commit(
                 request = diff_pb2.DiffRequest(
                     left=left, right=mounts, media_type=image_spec.OCI_LAYER_GZIP, ref=f"teu-{view}"
                 )
-                descriptor = client.diff.Diff(request, timeout=None, lease=lease).diff
+                descriptor = client.diff.Diff(request, timeout=unpack.LAYER_SECONDS, lease=lease).diff
             finally:
                 with contextlib.suppress(containerd.Error):
                     client.snapshots.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=view))
@@ -84,9 +85,11 @@ def commit(
         if docker:
             layer["mediaType"] = image_spec.DOCKER_LAYER_GZIP
         target = load.store_image(engine, new, [*base_layers, layer], lease, docker)
-        image_id: str = load.settle(engine, target, lease).id
-        engine.images.add(target, [name] if name else [])
-    return image_id
+        details = load.settle(engine, target, lease)
+        engine.images.add(target, [name] if name else [], details)
+        if name:
+            engine.events.publish("image", "tag", details.id, {"name": reference.parse(name).familiar()})
+    return details.id
 
 
 IMAGE_KEYS = (

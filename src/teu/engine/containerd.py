@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from teu.engine import errors
+from teu.engine.departure import NOBODY, Departure
 
 log = logging.getLogger("teu.engine")
 
@@ -98,13 +99,16 @@ def convert(error: Any) -> Error:
 class _Method:
     """One method of a stub: metadata, deadline, errors. Streams keep their errors until iterated."""
 
-    def __init__(self, client: Client, method: Callable[..., Any], streaming: bool, name: str) -> None:
+    def __init__(self, client: Client, method: Any, streaming: bool, name: str) -> None:
         self._client = client
         self._name = name
         self._method = method
         self._streaming = streaming
 
-    def __call__(self, request: Any, timeout: float | None = DEADLINE, lease: str | None = None) -> Any:
+    def __call__(
+        self, request: Any, timeout: float | None = DEADLINE, lease: str | None = None, departure: Departure = NOBODY
+    ) -> Any:
+        """With `departure`, a call that has one answer ends when the client has left: Left."""
         import grpc
 
         metadata = [("containerd-namespace", self._client.namespace)]
@@ -122,7 +126,11 @@ class _Method:
             while True:
                 try:
                     # Without wait_for_ready a daemon that its socket is just starting would look unavailable.
-                    return self._method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
+                    if departure is NOBODY:
+                        return self._method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
+                    call = self._method.future(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
+                    with departure.during(call.cancel):
+                        return call.result()
                 except grpc.RpcError as error:
                     if not _unsent(error, began):
                         raise convert(error) from None

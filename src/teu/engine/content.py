@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import containerd
+from teu.engine.departure import NOBODY, Departure
 from teu.oci import digest as digests
 
 if TYPE_CHECKING:
@@ -39,20 +40,21 @@ class Writer:
     """One ingest. Use as a context manager: what was not committed then stays resumable under `ref`.
 
     `offset` tells how much of it an earlier writer has left; the caller goes on from there.
-    Raises Present when the expected blob exists.
+    Raises Present when the expected blob exists. Where the client that it is for leaves, Left.
     """
 
     def __init__(self, client: Client, ref: str, expected: str = "", total: int = 0, lease: str | None = None,
-                 labels: dict[str, str] | None = None) -> None:  # fmt: skip
+                 labels: dict[str, str] | None = None, departure: Departure = NOBODY) -> None:  # fmt: skip
         from teu.api.services.content.v1 import content_pb2
 
         self._messages = content_pb2
         self.existed = False
         self._client = client
-        client.working.add(ref)
+        self._departure = departure
         self._ref, self._expected, self._total, self._labels = ref, expected, total, labels or {}
         patience = time.monotonic() + LOCK_PATIENCE
         while True:
+            client.working.add(ref)  # again, where the last try took it out
             self._queue: queue.Queue[Any] = queue.Queue(4)
             self._stream = client.content.Write(self._requests(), timeout=None, lease=lease)
             self._responses = iter(self._stream)
@@ -62,7 +64,8 @@ class Writer:
                         action=content_pb2.STAT, ref=ref, expected=expected, total=total, labels=self._labels
                     )
                 )
-                self.offset = next(self._responses).offset
+                with departure.during(self._stream.cancel):
+                    self.offset = next(self._responses).offset
                 return
             except containerd.AlreadyExists:
                 self.close()
@@ -72,6 +75,7 @@ class Writer:
                 self.close()
                 if "locked" not in str(error) or time.monotonic() > patience:
                     raise
+                departure.check()
                 time.sleep(0.1)
             except BaseException:
                 self.close()
@@ -88,6 +92,7 @@ class Writer:
                 self._queue.put(request, timeout=0.5)
                 return
             except queue.Full:
+                self._departure.check()
                 if not self._stream.alive():
                     self._fail()
 
@@ -119,10 +124,11 @@ class Writer:
         )  # fmt: skip
         digest = self._expected
         try:
-            for response in self._responses:
-                if response.action == self._messages.COMMIT:
-                    digest = response.digest
-                    break
+            with self._departure.during(self._stream.cancel):
+                for response in self._responses:
+                    if response.action == self._messages.COMMIT:
+                        digest = response.digest
+                        break
         except containerd.AlreadyExists:
             self.existed = True
         finally:
@@ -228,7 +234,9 @@ def exists(client: Client, digest: str) -> bool:
 
 
 def label(client: Client, digest: str, labels: dict[str, str]) -> None:
-    """Set these labels and leave the others."""
+    """Set these labels and leave the others; an empty value takes one away."""
+    if not labels:
+        return
     from teu.api.services.content.v1 import content_pb2
 
     request = content_pb2.UpdateRequest()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from teu.engine import hostconfig, mounts, netrequests, rootfs, spec
 from teu.engine.container import Container, timestamp
 from teu.engine.errors import BadRequest, NotFound
+from teu.oci import image_spec
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -76,6 +77,8 @@ def create(
     with hostconfig.well_formed("HostConfig"), _nothing_but_the_image_is_missing():
         spec.check(engine, container)
     warnings = spec.warnings(container)
+    if not platform:
+        warnings += _of_another_platform(image)
     with engine.containerd.making(identity), contextlib.ExitStack() as undo:
         undo.enter_context(_nothing_but_the_image_is_missing())
         undo.callback(engine.networks.forget, container)
@@ -101,6 +104,16 @@ def _nothing_but_the_image_is_missing() -> Iterator[None]:
         yield
     except NotFound as error:
         raise BadRequest(str(error)) from None
+
+
+def _of_another_platform(image: Image) -> list[str]:
+    own, host = image_spec.platform_of(image.config), image_spec.most_of_host()
+    if not own.os or image_spec.platform_rank(host, own) is not None:
+        return []
+    return [
+        f"The requested image's platform ({own}) does not match the detected host platform ({host}) and no specific "
+        "platform was requested"
+    ]
 
 
 def _conflicts(body: dict[str, Any], host: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs
 
+from teu.engine.departure import NOBODY, Departure
 from teu.engine.errors import BadRequest, TooLarge
 
 JSON_LIMIT = 16 << 20
@@ -72,6 +73,7 @@ class Request:
         headers: dict[str, str] | None = None,
         body: io.RawIOBase | None = None,
         version: tuple[int, int] = (1, 45),
+        departure: Departure = NOBODY,
     ) -> None:
         self.method = method
         self.path = path
@@ -79,6 +81,7 @@ class Request:
         self.headers = headers or {}
         self.body: io.RawIOBase | io.BytesIO = body if body is not None else io.BytesIO()
         self.version = version
+        self.departure = departure
 
     def json(self, optional: bool = False) -> dict[str, Any]:
         """The body as a JSON object; empty is {} when optional."""

@@ -90,10 +90,9 @@ def listing(
         if name not in LIST_FILTERS:
             raise BadRequest(f"invalid filter '{name}'")
     dangling = flag_filter(filters, "dangling")
-    images = engine.images.by_id()
+    images = engine.images.all()
     created = {
-        image_id: moment_of(engine.images.details(names[0].target).config.get("created"))
-        for image_id, names in images.items()
+        image_id: moment_of(details.config.get("created")) for image_id, (details, _) in images.items()
     }
     before = [moment_of(engine.images.resolve(ref).config.get("created")) for ref in filters.get("before", ())]
     since = [moment_of(engine.images.resolve(ref).config.get("created")) for ref in filters.get("since", ())]
@@ -103,12 +102,11 @@ def listing(
     if shared:
         for container in engine.containers.all():
             users[container.image_id] = users.get(container.image_id, 0) + 1
-        for names in images.values():
-            for chain in engine.images.details(names[0].target).chains:
+        for details, _ in images.values():
+            for chain in details.chains:
                 layer_users[chain] = layer_users.get(chain, 0) + 1
     result: list[dict[str, Any]] = []
-    for image_id, names in images.items():
-        details = engine.images.details(names[0].target)
+    for image_id, (details, names) in images.items():
         labels = (details.config.get("config") or {}).get("Labels") or {}
         tags = engine.images.repo_tags(names)
         digest_names = engine.images.repo_digests(names) if digests else []

@@ -40,7 +40,7 @@ def remove(engine: Engine, text: str, force: bool = False, prune: bool = True) -
 
 def _remove(engine: Engine, text: str, force: bool) -> Records:
     found, by_id = engine.images.lookup(text)
-    image_id = engine.images.details(found.target).id
+    image_id = engine.images.of(found).id
     names = engine.images.of_id(image_id)
     records: Records = []
     users = engine.containers.using_image(image_id)
@@ -70,7 +70,7 @@ def _remove(engine: Engine, text: str, force: bool) -> Records:
             # Forced: the image stays for its containers, without a name.
             for name in going:
                 _untag(engine, name, records, image_id)
-            engine.images.set_name(_dangling(found), found.target)
+            engine.images.set_name(_dangling(found), found.target, found.meant)
             for name in going:
                 engine.images.remove_name(name.name)
             if not running:
@@ -94,7 +94,7 @@ def _is_id_prefix(text: str, image_id: str) -> bool:
 def _dangling(name: Name) -> str:
     from teu.engine.images import DANGLING
 
-    return DANGLING + str(name.target["digest"])
+    return DANGLING + str(name.meant or name.target["digest"])
 
 
 def _check_users(image_id: str, users: list[Container], force: bool) -> None:
@@ -118,14 +118,14 @@ def _untag_digests(engine: Engine, names: list[Name], records: Records) -> None:
 
 
 def _delete(engine: Engine, image_id: str, names: list[Name], records: Records) -> Records:
-    details = engine.images.details(names[0].target)
+    details = engine.images.of(names[0])
     for name in names:
         _untag(engine, name, records, image_id)
     _untag_digests(engine, [name for name in names if name.reference], records)
     shared: set[str] = set()
-    for other_id, other in engine.images.by_id().items():
+    for other_id, (other, _) in engine.images.all().items():
         if other_id != image_id:
-            shared.update(engine.images.details(other[0].target).chains)
+            shared.update(other.chains)
     for container in engine.containers.all():
         if container.image_id == image_id:
             shared.update(details.chains)
@@ -150,10 +150,9 @@ def prune(engine: Engine, filters: dict[str, list[str]]) -> dict[str, Any]:
     records: Records = []
     freed = 0
     with unpack.exclusive("image removal"):
-        for image_id, names in list(engine.images.by_id().items()):
+        for image_id, (details, names) in engine.images.all().items():
             if only_dangling is not False and any(name.reference for name in names):
                 continue
-            details = engine.images.details(names[0].target)
             labels = (details.config.get("config") or {}).get("Labels") or {}
             if not image_list.labels_match(labels, filters.get("label", [])):
                 continue

@@ -9,11 +9,16 @@ An image that lost its last tag, or that never had one, is kept under the name `
     docker.io/library/busybox@sha256:...      pulled by digest
     dangling@sha256:...                       <none>
 
+As with docker, a name is one image, of one platform. Where its target is an index, the label io.teu.image.manifest of
+the name says which of its manifests is meant: the one that was pulled or loaded. Names that other clients of containerd
+have made have no such label: there the host's platform counts, then whichever is here.
+
 Called by routes/images, by create and commit of containers, and by info and df.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
     from teu.engine.engine import Engine
 
 DANGLING = "dangling@"
+MEANT_LABEL = "io.teu.image.manifest"
+INDEX_DEPTH = 16  # of indexes in indexes
 _HEX = re.compile(r"(?:sha256:)?[0-9a-f]{1,64}\Z")
 
 
@@ -52,6 +59,11 @@ class Name(NamedTuple):
     target: dict[str, Any]
     labels: dict[str, str]
     updated: float
+
+    @property
+    def meant(self) -> str:
+        """Digest of the manifest that is meant of an index; "" where nobody has said."""
+        return self.labels.get(MEANT_LABEL, "")
 
     @property
     def reference(self) -> reference.Reference | None:
@@ -85,11 +97,24 @@ def _name(image: Any) -> Name:
     return Name(image.name, target, dict(image.labels), image.updated_at.seconds + image.updated_at.nanos / 1e9)
 
 
+def _create_request(name: str, target: dict[str, Any], meant: str) -> Any:
+    from teu.api.services.images.v1 import images_pb2
+
+    request = images_pb2.CreateImageRequest()
+    request.image.name = name
+    request.image.target.media_type = target["mediaType"]
+    request.image.target.digest = target["digest"]
+    request.image.target.size = target["size"]
+    if meant:
+        request.image.labels[MEANT_LABEL] = meant
+    return request
+
+
 class Images:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._lock = threading.Lock()
-        self._details: dict[tuple[str, str], Details] = {}
+        self._details: dict[tuple[str, str, str], Details] = {}
         self._sizes: dict[str, int] = {}
 
     def start(self) -> None:
@@ -105,14 +130,23 @@ class Images:
     def document(self, digest: str, what: str) -> dict[str, Any]:
         return image_spec.decode(content.read(self.engine.containerd, digest), what)
 
-    def details(self, target: dict[str, Any], platform: image_spec.Platform | None = None) -> Details:
-        """Raises NotFound where the target has no manifest here for the platform."""
-        key = (target["digest"], str(platform or ""))
+    def of(self, name: Name) -> Details:
+        """What a name stands for. Raises NotFound."""
+        return self.details(name.target, meant=name.meant)
+
+    def details(
+        self, target: dict[str, Any], platform: image_spec.Platform | None = None, meant: str = ""
+    ) -> Details:
+        """Of the manifest that is meant, else of the one for the platform. Raises NotFound where that is not here."""
+        key = (target["digest"], meant, str(platform or ""))
         known = self._details.get(key)
         if known:
             return known
         try:
-            found = self._read_details(target, platform)
+            if meant and meant != target["digest"]:
+                found = self._of_manifest(self.document(meant, "manifest"), meant, platform)
+            else:
+                found = self._read_details(target, platform)
         except image_spec.SpecError as error:
             raise containerd.Error(f"image {target['digest']}: {error}") from None
         with self._lock:
@@ -120,26 +154,39 @@ class Images:
         return found
 
     def _read_details(self, target: dict[str, Any], platform: image_spec.Platform | None) -> Details:
-        document = self.document(target["digest"], "manifest")
-        if image_spec.media_type_of(document, target["mediaType"]) in image_spec.INDEXES:
-            wanted = platform or image_spec.host_platform()
-            entries = image_spec.index(document)["manifests"]
-            candidates = image_spec.choose(entries, wanted)
-            if not platform:
-                candidates += [entry for entry in entries if entry not in candidates]
-            for entry in candidates:
-                try:
-                    return self._read_details(entry, None)
-                except (containerd.NotFound, image_spec.SpecError):
-                    continue
-            raise NotFound(f"no manifest of {target['digest']} for {wanted} is here")
+        waiting = [(target, 0)]
+        seen: set[str] = set()
+        while waiting:
+            entry, depth = waiting.pop()
+            if entry["digest"] in seen:
+                continue
+            seen.add(entry["digest"])
+            try:
+                document = self.document(entry["digest"], "manifest")
+                if image_spec.media_type_of(document, entry["mediaType"]) not in image_spec.INDEXES:
+                    return self._of_manifest(document, entry["digest"], platform)
+                entries = image_spec.index(document)["manifests"]
+            except (containerd.NotFound, NotFound, image_spec.SpecError):
+                if entry is target:
+                    raise
+                continue
+            if depth < INDEX_DEPTH:
+                candidates = image_spec.choose(entries, platform or image_spec.host_platform())
+                if not platform:
+                    candidates += [one for one in entries if one not in candidates]
+                waiting += [(one, depth + 1) for one in reversed(candidates)]
+        raise NotFound(f"no manifest of {target['digest']} for {platform or image_spec.host_platform()} is here")
+
+    def _of_manifest(
+        self, document: dict[str, Any], digest: str, platform: image_spec.Platform | None
+    ) -> Details:
         manifest = image_spec.manifest(document)
         config_digest = manifest["config"]["digest"]
         config = image_spec.config(self.document(config_digest, "image configuration"), len(manifest["layers"]))
         if platform and image_spec.platform_rank(platform, image_spec.platform_of(config)) is None:
-            raise NotFound(f"its platform ({image_spec.platform_of(config)}) does not match")
+            raise NotFound(f"actual: {image_spec.platform_of(config)}")
         chains = image_spec.chain_ids(config["rootfs"]["diff_ids"])
-        return Details(config_digest, config, manifest, target["digest"], chains)
+        return Details(config_digest, config, manifest, digest, chains)
 
     # -- names -------------------------------------------------------------------------------
 
@@ -156,15 +203,12 @@ class Images:
         except containerd.NotFound:
             return None
 
-    def set_name(self, name: str, target: dict[str, Any]) -> None:
-        """Let `name` be the target; an image that this takes the last name from stays as a dangling one."""
+    def set_name(self, name: str, target: dict[str, Any], meant: str = "") -> None:
+        """Let `name` be the target, of an index the manifest that is meant; an image that this takes the last name
+        from stays as a dangling one."""
         from teu.api.services.images.v1 import images_pb2
 
-        request = images_pb2.CreateImageRequest()
-        request.image.name = name
-        request.image.target.media_type = target["mediaType"]
-        request.image.target.digest = target["digest"]
-        request.image.target.size = target["size"]
+        request = _create_request(name, target, meant)
         with unpack.exclusive("image names"):
             try:
                 self.engine.containerd.images.Create(request)
@@ -172,38 +216,36 @@ class Images:
             except containerd.AlreadyExists:
                 pass
             before = self.get_name(name)
-            if before and before.target["digest"] != target["digest"]:
-                self.keep_dangling(before, target)
+            if before and (before.target["digest"], before.meant) != (target["digest"], meant):
+                self.keep_dangling(before, self.details(target, meant=meant).id)
             update = images_pb2.UpdateImageRequest(image=request.image)
-            update.update_mask.paths.append("target")
+            update.update_mask.paths.extend(["target", f"labels.{MEANT_LABEL}"])
             self.engine.containerd.images.Update(update)
 
-    def keep_dangling(self, lost: Name, instead: dict[str, Any] | None = None) -> None:
-        """`lost` is about to point elsewhere: keep its image unless another name still has it."""
-        from teu.api.services.images.v1 import images_pb2
-
+    def keep_dangling(self, lost: Name, instead: str = "") -> None:
+        """`lost` is about to be the image `instead`: keep the one that it is, unless another name still has it."""
         try:
-            image_id = self.details(lost.target).id
-            if instead and self.details(instead).id == image_id:
+            image_id = self.of(lost).id
+            if instead == image_id:
                 return
         except (containerd.Error, NotFound):
             return
         for other in self.of_id(image_id):
             if other.name != lost.name:
                 return
-        request = images_pb2.CreateImageRequest()
-        request.image.name = DANGLING + lost.target["digest"]
-        request.image.target.media_type = lost.target["mediaType"]
-        request.image.target.digest = lost.target["digest"]
-        request.image.target.size = lost.target["size"]
         try:
-            self.engine.containerd.images.Create(request)
+            name = DANGLING + (lost.meant or lost.target["digest"])
+            self.engine.containerd.images.Create(_create_request(name, lost.target, lost.meant))
         except containerd.AlreadyExists:
             pass
 
     def remove_name(self, name: str, sync: bool = False) -> None:
         from teu.api.services.images.v1 import images_pb2
 
+        found = self.get_name(name)
+        if found is None:
+            return
+        self._release(found)
         try:
             self.engine.containerd.images.Delete(images_pb2.DeleteImageRequest(name=name, sync=sync), timeout=None)
         except containerd.NotFound:
@@ -212,14 +254,33 @@ class Images:
             # Of an index another platform's part may be what comes back.
             self._details.clear()
 
-    def add(self, target: dict[str, Any], names: list[str]) -> None:
+    def _release(self, name: Name) -> None:
+        """An index keeps those of its manifests that were pulled: no longer the one of a name that goes."""
+        if not name.meant or name.meant == name.target["digest"]:
+            return
+        for other in self.names():
+            same = other.target["digest"] == name.target["digest"]
+            if same and other.name != name.name and other.meant in ("", name.meant):
+                return
+        with contextlib.suppress(containerd.NotFound):
+            labels = content.info(self.engine.containerd, name.target["digest"]).labels
+            gone = {
+                key: "" for key, value in labels.items()
+                if key.startswith(f"{content.GC_CONTENT}.m.") and value == name.meant
+            }  # fmt: skip
+            if gone:
+                content.label(self.engine.containerd, name.target["digest"], gone)
+
+    def add(self, target: dict[str, Any], names: list[str], details: Details) -> None:
         """Make a stored and unpacked image known by its names, or as a dangling one."""
+        meant = details.manifest_digest if details.manifest_digest != target["digest"] else ""
         for name in names:
-            self.set_name(name, target)
-        if not names and not self.of_id(self.details(target).id):
-            self.set_name(DANGLING + target["digest"], target)
+            self.set_name(name, target, meant)
+        dangling = DANGLING + (meant or target["digest"])
+        if not names and not self.of_id(details.id):
+            self.set_name(dangling, target, meant)
         elif names:
-            self.remove_name(DANGLING + target["digest"])
+            self.remove_name(dangling)
 
     def of_id(self, image_id: str) -> list[Name]:
         """All names of the image with this very id."""
@@ -227,14 +288,21 @@ class Images:
 
     def by_id(self) -> dict[str, list[Name]]:
         """All images: id to names, tags in order of their text. Broken and foreign entries are left out."""
-        result: dict[str, list[Name]] = {}
+        return {image_id: names for image_id, (_, names) in self.all().items()}
+
+    def all(self) -> dict[str, tuple[Details, list[Name]]]:
+        """As `by_id`, with what each of them is: who asks for that afterwards may find it removed."""
+        result: dict[str, tuple[Details, list[Name]]] = {}
         for name in self.names():
             try:
-                result.setdefault(self.details(name.target).id, []).append(name)
+                details = self.of(name)
+            except containerd.Unavailable:
+                raise
             except (containerd.Error, NotFound):
                 continue
-        for names in result.values():
-            names.sort()
+            result.setdefault(details.id, (details, []))[1].append(name)
+        for _, names in result.values():
+            names.sort(key=lambda name: name.name)
         return result
 
     # -- lookup ------------------------------------------------------------------------------
@@ -252,7 +320,7 @@ class Images:
 
     def image(self, name: Name, platform: image_spec.Platform | None = None, asked: str = "") -> Image:
         try:
-            details = self.details(name.target, platform)
+            details = self.details(name.target, platform, name.meant)
         except (containerd.NotFound, NotFound) as error:
             if platform:
                 raise NotFound(
@@ -297,7 +365,7 @@ class Images:
                 if name.target["digest"] == parsed.digest:
                     return name
                 try:
-                    if self.details(name.target).manifest_digest == parsed.digest:
+                    if self.of(name).manifest_digest == parsed.digest:
                         return name
                 except (containerd.Error, NotFound):
                     continue

@@ -7,33 +7,37 @@ load has stored is collected when the lease goes. Called by routes/images.
 
 from __future__ import annotations
 
+import functools
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import content, unpack
+from teu.engine import containerd, content, unpack
 from teu.engine.containerd import Client
-from teu.engine.errors import BadRequest
+from teu.engine.departure import NOBODY, Departure
+from teu.engine.errors import BadRequest, NotFound
 from teu.engine.images import DANGLING
 from teu.oci import archive, image_spec, reference
 from teu.oci import digest as digests
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
+    from teu.engine.images import Details, Name
 
 
 class Store:
     """archive.Sink over the content store."""
 
-    def __init__(self, client: Client, lease: str) -> None:
+    def __init__(self, client: Client, lease: str, departure: Departure) -> None:
         self._client = client
         self._lease = lease
+        self._departure = departure
 
     def store(self, stream: archive.Stream, size: int, expected: str, name: str) -> str:
         digester = digests.for_digest(expected) if expected else digests.Digester()
         ref = f"teu-load-{uuid.uuid4().hex}"
         try:
-            with content.Writer(self._client, ref, expected, size, self._lease) as writer:
+            with content.Writer(self._client, ref, expected, size, self._lease, departure=self._departure) as writer:
                 skip = writer.offset
                 while chunk := stream.read(archive.CHUNK):
                     digester.update(chunk)
@@ -62,17 +66,24 @@ class Store:
         return content.read(self._client, digest)
 
 
-def load(engine: Engine, stream: archive.Stream, quiet: bool = False) -> Iterator[dict[str, Any]]:
-    """Messages of `docker load`."""
+def load(
+    engine: Engine, stream: archive.Stream, quiet: bool = False, departure: Departure = NOBODY
+) -> Iterator[dict[str, Any]]:
+    """Messages of `docker load`; unless `quiet`, also of the layers."""
     with engine.containerd.lease() as lease:
-        store = Store(engine.containerd, lease)
+        store = Store(engine.containerd, lease, departure)
         try:
             images = archive.read(stream, store)
         except (archive.ArchiveError, image_spec.SpecError, reference.ReferenceError_) as error:
             raise BadRequest(str(error)) from None
         for image in images:
-            details = settle(engine, image.target, lease)
-            engine.images.add(image.target, image.names)
+            told: list[dict[str, Any]] = []
+            details = settle(engine, image.target, lease, departure, None if quiet else told.append)
+            yield from told
+            for name in image.names:
+                before = engine.images.get_name(name)
+                yield from _renaming(engine, before, details.id)
+            engine.images.add(image.target, image.names, details)
             for name in image.names:
                 shown = reference.parse(name).familiar()
                 engine.events.publish("image", "load", details.id, {"name": shown})
@@ -82,7 +93,25 @@ def load(engine: Engine, stream: archive.Stream, quiet: bool = False) -> Iterato
                 yield {"stream": f"Loaded image ID: {details.id}\n"}
 
 
-def settle(engine: Engine, target: dict[str, Any], lease: str) -> Any:
+def _renaming(engine: Engine, before: Name | None, image_id: str) -> Iterator[dict[str, Any]]:
+    """What docker says of a name that another image has so far."""
+    if before is None or before.reference is None:
+        return
+    try:
+        old = engine.images.of(before).id
+    except (NotFound, containerd.Error):
+        return
+    if old != image_id:
+        yield {
+            "stream": f"The image {before.reference.familiar()} already exists, renaming the old one with ID {old} "
+            "to empty string\n"
+        }
+
+
+def settle(
+    engine: Engine, target: dict[str, Any], lease: str, departure: Departure = NOBODY,
+    tell: Callable[[dict[str, Any]], None] | None = None,
+) -> Details:  # fmt: skip
     """Label a stored image's documents so that it keeps its parts, and unpack it. Returns its Details."""
     try:
         details = engine.images.details(target)
@@ -90,23 +119,40 @@ def settle(engine: Engine, target: dict[str, Any], lease: str) -> Any:
     except image_spec.SpecError as error:
         raise BadRequest(str(error)) from None
     if details.manifest_digest != target["digest"]:
-        for number, entry in enumerate(document["manifests"]):
-            if not content.exists(engine.containerd, entry["digest"]):
-                continue
-            key = f"{content.GC_CONTENT}.m.{number}"
-            content.label(engine.containerd, target["digest"], {key: entry["digest"]})
-            manifest = engine.images.document(entry["digest"], "manifest")
-            present = {
-                key: digest
-                for key, digest in content.children_labels(manifest).items()
-                if content.exists(engine.containerd, digest)
-            }
-            content.label(engine.containerd, entry["digest"], present)
+        _label_below(engine, target["digest"], document)
     else:
         content.label(engine.containerd, target["digest"], content.children_labels(details.manifest))
-    unpack.layers(engine, details.manifest, details.config, lease)
+    progress = functools.partial(_progress, details, tell) if tell else None
+    unpack.layers(engine, details.manifest, details.config, lease, progress=progress, departure=departure)
     engine.images.keep_snapshot(details)
     return details
+
+
+def _progress(details: Details, tell: Callable[[dict[str, Any]], None], number: int, phase: str) -> None:
+    """As docker shows a layer of `load`: named by its content, told when it is there."""
+    if phase == "complete":
+        size = details.manifest["layers"][number]["size"]
+        shown = details.config["rootfs"]["diff_ids"][number].partition(":")[2][:12]
+        tell({"status": "Loading layer", "progressDetail": {"current": size, "total": size}, "id": shown})
+
+
+def _label_below(engine: Engine, digest: str, document: dict[str, Any]) -> None:
+    """An index keeps those of its manifests that are here, and they what is here of theirs, however deep they are."""
+    waiting = [(digest, document)]
+    seen: set[str] = set()
+    while waiting:
+        digest, document = waiting.pop()
+        if digest in seen:
+            continue
+        seen.add(digest)
+        present = {
+            key: child for key, child in content.children_labels(document).items()
+            if content.exists(engine.containerd, child)
+        }  # fmt: skip
+        content.label(engine.containerd, digest, present)
+        for entry in document.get("manifests") or ():
+            if entry["digest"] in present.values():
+                waiting.append((entry["digest"], engine.images.document(entry["digest"], "manifest")))
 
 
 def store_image(
@@ -129,7 +175,8 @@ def store_image(
 
 
 def import_(
-    engine: Engine, stream: archive.Stream, name: str, message: str, changes: list[str], platform: str
+    engine: Engine, stream: archive.Stream, name: str, message: str, changes: list[str], platform: str,
+    departure: Departure = NOBODY,
 ) -> Iterator[dict[str, Any]]:
     """Messages of `docker import`: one layer from a root file system's tar; `name` may be empty."""
     from teu.engine import changes as changing
@@ -143,7 +190,7 @@ def import_(
         ref = f"teu-import-{uuid.uuid4().hex}"
         plain = archive.decompressed(stream)
         try:
-            with content.Writer(engine.containerd, ref, lease=lease) as writer:
+            with content.Writer(engine.containerd, ref, lease=lease, departure=departure) as writer:
                 try:
                     while chunk := plain.read(archive.CHUNK):
                         digester.update(chunk)
@@ -173,7 +220,7 @@ def import_(
         }
         layer = {"mediaType": image_spec.OCI_LAYER, "digest": digester.digest(), "size": digester.size}
         target = store_image(engine, config, [layer], lease)
-        details = settle(engine, target, lease)
-        engine.images.add(target, [name] if name else [])
+        details = settle(engine, target, lease, departure)
+        engine.images.add(target, [name] if name else [], details)
         engine.events.publish("image", "import", details.id, {"name": name or DANGLING})
     yield {"status": details.id}

@@ -9,7 +9,6 @@ breaks, nothing but garbage is left, and that is collected. Called by routes/ima
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
@@ -17,15 +16,19 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import containerd, content, errors, registries, unpack
+from teu.engine.departure import NOBODY, Departure
+from teu.engine.images import INDEX_DEPTH
 from teu.oci import distribution, image_spec
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
     from teu.oci.image_spec import Platform
     from teu.oci.reference import Reference
+    from teu.oci.registries import Registries
 
 DOWNLOADS = 3
 PROGRESS_SECONDS = 0.1
+INDEX_DOCUMENTS = 64  # asked for on the way through indexes in indexes
 Message = dict[str, Any]
 
 
@@ -46,59 +49,31 @@ def _status(text: str, digest: str = "", **detail: Any) -> Message:
 
 
 def pull(
-    engine: Engine, wanted: Reference, platform: Platform | None, auth: str, every: bool
-) -> Iterator[Message]:
+    engine: Engine, wanted: Reference, platform: Platform | None, auth: str, every: bool,
+    departure: Departure = NOBODY,
+) -> Iterator[Message]:  # fmt: skip
     """Messages of `docker pull`; `every` means all tags of the repository."""
-    with _connect(engine, wanted, auth) as registry:
+    with registries.to_pull(engine, wanted.domain, auth) as registry, departure.during(registry.abort):
         try:
             if not every:
-                yield from _pull(engine, registry, wanted, platform)
+                yield from _pull(engine, registry, wanted, platform, departure)
                 return
             for tag in registry.tags(wanted.path):
-                yield from _pull(engine, registry, wanted._replace(tag=tag), platform)
+                yield from _pull(engine, registry, wanted._replace(tag=tag), platform, departure)
         except distribution.RegistryError as error:
             raise registries.convert(error, wanted) from None
         except image_spec.SpecError as error:
             raise errors.EngineError(f"{wanted.familiar()}: {error}") from None
 
 
-def _connect(engine: Engine, wanted: Reference, auth: str) -> distribution.Registry:
-    """The registry, or the first mirror of docker.io that answers for the image."""
-    registry = registries.connect(engine, wanted.domain, auth)
-    if wanted.domain == "docker.io":
-        for mirror in registry.options.mirrors:
-            host = mirror.partition("//")[2].rstrip("/") or mirror
-            other = distribution.Registry(host, None, registry.options)
-            try:
-                other.resolve(wanted.path, wanted.digest or wanted.tag or "latest")
-                return other
-            except distribution.RegistryError:
-                other.close()
-    return registry
-
-
 def _resolve(
-    registry: distribution.Registry, wanted: Reference, platform: Platform | None
+    registry: Registries, wanted: Reference, platform: Platform | None
 ) -> tuple[dict[str, Any], list[tuple[dict[str, Any], bytes]], dict[str, Any]]:
     """The target's descriptor, the documents from the top down, and the manifest."""
     target, data = registry.manifest(wanted.path, wanted.digest or wanted.tag)
-    documents = [(target, data)]
-    document = image_spec.decode(data, "manifest")
-    if target["mediaType"] in image_spec.INDEXES:
-        choices = image_spec.choose(image_spec.index(document)["manifests"], platform or image_spec.host_platform())
-        if not choices:
-            raise errors.NotFound(
-                f"no matching manifest for {platform or image_spec.host_platform()} in the manifest list entries"
-            )
-        chosen = choices[0]
-        descriptor, data = registry.manifest(wanted.path, chosen["digest"])
-        if descriptor["size"] != chosen["size"]:
-            raise image_spec.SpecError(f"manifest {chosen['digest']} has another size than its index says")
-        documents.append((descriptor, data))
-        document = image_spec.decode(data, "manifest")
-        target_type = descriptor["mediaType"]
-    else:
-        target_type = target["mediaType"]
+    documents = _manifest_below(registry, wanted, target, data, platform)
+    descriptor, data = documents[-1]
+    target_type = descriptor["mediaType"]
     if target_type == image_spec.DOCKER_SCHEMA1:
         raise errors.EngineError(
             f"{wanted.familiar()} has a manifest of schema 1, a format that was given up in 2019: push it again with a"
@@ -106,7 +81,7 @@ def _resolve(
         )
     if target_type not in image_spec.MANIFESTS:
         raise errors.EngineError(f"unsupported media type {target_type} of {wanted.familiar()}")
-    manifest = image_spec.manifest(document)
+    manifest = image_spec.manifest(image_spec.decode(data, "manifest"))
     if not image_spec.is_image(manifest):
         raise errors.EngineError(
             f"{wanted.familiar()} is no container image but a {manifest['config']['mediaType']}"
@@ -114,26 +89,69 @@ def _resolve(
     return target, documents, manifest
 
 
+def _manifest_below(
+    registry: Registries, wanted: Reference, target: dict[str, Any], data: bytes, platform: Platform | None
+) -> list[tuple[dict[str, Any], bytes]]:
+    """The way from the target down to the manifest for the platform, through indexes in indexes."""
+    # Each step: a document, and what is still to be tried below it, the best last.
+    way = [((target, data), _choices(target, data, platform))]
+    asked = 0
+    while way:
+        (descriptor, data), below = way[-1]
+        if descriptor["mediaType"] not in image_spec.INDEXES:
+            return [document for document, _ in way]
+        if not below or len(way) > INDEX_DEPTH:
+            way.pop()
+            continue
+        chosen = below.pop()
+        asked += 1
+        if asked > INDEX_DOCUMENTS:
+            raise image_spec.SpecError(f"more than {INDEX_DOCUMENTS} documents of indexes in indexes")
+        found, data = registry.manifest(wanted.path, chosen["digest"])
+        if found["size"] != chosen["size"]:
+            raise image_spec.SpecError(f"manifest {chosen['digest']} has another size than its index says")
+        way.append(((found, data), _choices(found, data, platform)))
+    raise errors.NotFound(
+        f"no matching manifest for {platform or image_spec.host_platform()} in the manifest list entries"
+    )
+
+
+def _choices(descriptor: dict[str, Any], data: bytes, platform: Platform | None) -> list[dict[str, Any]]:
+    if descriptor["mediaType"] not in image_spec.INDEXES:
+        return []
+    entries = image_spec.index(image_spec.decode(data, "index"))["manifests"]
+    return image_spec.choose(entries, platform or image_spec.host_platform())[::-1]
+
+
 def _up_to_date(engine: Engine, wanted: Reference, target: dict[str, Any], platform: Platform | None) -> bool:
+    """Whether the name is the very image that a pull would bring: of an index, the best one for the platform."""
     name = engine.images.get_name(str(wanted))
     if name is None or name.target["digest"] != target["digest"]:
         return False
     try:
-        details = engine.images.details(name.target, platform)
+        details = engine.images.of(name)
     except errors.EngineError:
         return False
+    if platform or details.manifest_digest != target["digest"]:
+        own = image_spec.platform_of(details.config)
+        if image_spec.platform_rank(platform or image_spec.host_platform(), own) != 0:
+            return False
     return not details.chain_id or unpack.snapshot_exists(engine, details.chain_id)
 
 
 def _pull(
-    engine: Engine, registry: distribution.Registry, wanted: Reference, platform: Platform | None
+    engine: Engine, registry: Registries, wanted: Reference, platform: Platform | None, departure: Departure
 ) -> Iterator[Message]:
     client = engine.containerd
     head = None
     if not wanted.digest:
-        # The answer to HEAD has no body that says why; GET's has.
-        with contextlib.suppress(distribution.NotFound):
+        # Whatever the answer to HEAD is, GET has the last word: some know no HEAD, and a refusal has no body there.
+        try:
             head = registry.resolve(wanted.path, wanted.tag)
+        except distribution.Aborted:
+            raise
+        except distribution.RegistryError:
+            pass
     current = head or ({"digest": wanted.digest} if wanted.digest else None)
     if current and _up_to_date(engine, wanted, current, platform):
         yield {"status": f"Pulling from {_shown_path(wanted)}", "id": wanted.tag or wanted.digest}
@@ -153,21 +171,27 @@ def _pull(
                 f"image with reference {wanted.familiar()} was found but does not match the specified platform: "
                 f"wanted {platform}, actual: {image_spec.platform_of(config)}"
             )
-        job = _Job(engine, registry, wanted, manifest, config, lease, source)
+        job = _Job(engine, registry, wanted, manifest, config, lease, source, departure)
         yield from job.messages()
         content.put(client, config_data, lease, source)
         for number, (descriptor, data) in enumerate(reversed(documents)):
             labels = content.children_labels(image_spec.decode(data, "manifest"))
             if number:
                 # Of an index only what was fetched is kept; the others are not here.
-                labels = {key: value for key, value in labels.items() if value == documents[1][0]["digest"]}
+                below = documents[len(documents) - number][0]["digest"]
+                labels = {key: value for key, value in labels.items() if value == below}
             content.put(client, data, lease, {**labels, **_sources(engine, descriptor["digest"], source)})
-        details = engine.images.details(target, platform)
+        details = engine.images.details(target, meant=documents[-1][0]["digest"])
         engine.images.keep_snapshot(details)
-        engine.images.add(target, [str(wanted)])
+        before = engine.images.get_name(str(wanted))
+        engine.images.add(target, [str(wanted)], details)
     engine.events.publish("image", "pull", wanted.familiar(), {"name": wanted.familiar_name})
     yield {"status": f"Digest: {target['digest']}"}
-    yield {"status": f"Status: Downloaded newer image for {wanted.familiar()}"}
+    same = before is not None and before.target["digest"] == target["digest"]
+    if same and before is not None and before.meant == (engine.images.get_name(str(wanted)) or before).meant:
+        yield {"status": f"Status: Image is up to date for {wanted.familiar()}"}
+    else:
+        yield {"status": f"Status: Downloaded newer image for {wanted.familiar()}"}
 
 
 def _shown_path(wanted: Reference) -> str:
@@ -186,7 +210,7 @@ def _sources(engine: Engine, digest: str, source: dict[str, str]) -> dict[str, s
 
 
 def _config(
-    engine: Engine, registry: distribution.Registry, wanted: Reference, manifest: dict[str, Any]
+    engine: Engine, registry: Registries, wanted: Reference, manifest: dict[str, Any]
 ) -> bytes:
     descriptor = manifest["config"]
     try:
@@ -207,9 +231,10 @@ class _Job:
     """The layers of one pull: downloads in threads, unpacking in another, messages for the client."""
 
     def __init__(
-        self, engine: Engine, registry: distribution.Registry, wanted: Reference, manifest: dict[str, Any],
-        config: dict[str, Any], lease: str, source: dict[str, str],
+        self, engine: Engine, registry: Registries, wanted: Reference, manifest: dict[str, Any],
+        config: dict[str, Any], lease: str, source: dict[str, str], departure: Departure,
     ) -> None:  # fmt: skip
+        self._departure = departure
         self._engine, self._registry, self._wanted = engine, registry, wanted
         self._manifest, self._config, self._lease, self._source = manifest, config, lease, source
         self._layers: list[dict[str, Any]] = manifest["layers"]
@@ -260,8 +285,9 @@ class _Job:
             thread.start()
         try:
             unpack.layers(
-                self._engine, self._manifest, self._config, self._lease, self._available, self._unpacking
-            )
+                self._engine, self._manifest, self._config, self._lease, self._available, self._unpacking,
+                self._departure,
+            )  # fmt: skip
         finally:
             if self._failure is not None:
                 self._cancel.set()
@@ -311,7 +337,7 @@ class _Job:
         ref = f"layer-{digest}"
         kept = False
         try:
-            with content.Writer(client, ref, digest, size, self._lease, self._source) as writer:
+            with content.Writer(client, ref, digest, size, self._lease, self._source, self._departure) as writer:
                 if writer.offset > size:
                     raise errors.EngineError(f"the ingest {ref} is longer than the layer")
                 told = 0.0
@@ -333,6 +359,8 @@ class _Job:
                 kept = not writer.existed
         except content.Present:
             pass
+        except distribution.Aborted:
+            raise  # what has come is good: the next pull goes on from there
         except (errors.EngineError, distribution.RegistryError):
             # Broken bytes must not be what a later pull goes on from.
             content.abort(client, ref)
@@ -344,7 +372,7 @@ class _Job:
 def distribution_info(engine: Engine, wanted: Reference, auth: str) -> dict[str, Any]:
     """GET /distribution/{name}/json."""
     wanted = wanted.with_default_tag()
-    with registries.connect(engine, wanted.domain, auth) as registry:
+    with registries.to_pull(engine, wanted.domain, auth) as registry:
         try:
             target, data = registry.manifest(wanted.path, wanted.digest or wanted.tag)
             document = image_spec.decode(data, "manifest")
@@ -356,4 +384,6 @@ def distribution_info(engine: Engine, wanted: Reference, auth: str) -> dict[str,
                 platforms = [{k: config[k] for k in ("architecture", "os", "variant") if config.get(k)}]
         except distribution.RegistryError as error:
             raise registries.convert(error, wanted) from None
+        except image_spec.SpecError as error:
+            raise errors.EngineError(f"{wanted.familiar()}: {error}") from None
     return {"Descriptor": target, "Platforms": platforms}

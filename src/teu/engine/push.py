@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import content, registries
+from teu.engine.departure import NOBODY, Departure
 from teu.engine.errors import EngineError, NotFound
 from teu.engine.pull import _sources, _status
 from teu.oci import distribution, image_spec
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from teu.oci.reference import Reference
 
 
-def push(engine: Engine, wanted: Reference, auth: str) -> Iterator[dict[str, Any]]:
+def push(
+    engine: Engine, wanted: Reference, auth: str, departure: Departure = NOBODY
+) -> Iterator[dict[str, Any]]:
     """Messages of `docker push`; without a tag all tags of the repository."""
     names = [
         name
@@ -28,7 +31,7 @@ def push(engine: Engine, wanted: Reference, auth: str) -> Iterator[dict[str, Any
     if not names:
         raise NotFound(f"An image does not exist locally with the tag: {wanted.familiar_name}")
     yield {"status": f"The push refers to repository [{wanted.name}]"}
-    with registries.connect(engine, wanted.domain, auth) as registry:
+    with registries.connect(engine, wanted.domain, auth) as registry, departure.during(registry.abort):
         for name in names:
             try:
                 yield from _push(engine, registry, wanted, name)
@@ -40,7 +43,7 @@ def push(engine: Engine, wanted: Reference, auth: str) -> Iterator[dict[str, Any
 
 def _push(engine: Engine, registry: distribution.Registry, wanted: Reference, name: Name) -> Iterator[dict[str, Any]]:
     client = engine.containerd
-    details = engine.images.details(name.target)
+    details = engine.images.of(name)
     reference = name.reference
     assert reference is not None
     layers = details.manifest["layers"]

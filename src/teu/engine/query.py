@@ -8,8 +8,9 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
+from teu.engine import containerd
 from teu.engine.container import NEVER, Container, nanoseconds
-from teu.engine.errors import BadRequest, NotFound
+from teu.engine.errors import BadRequest, EngineError, NotFound
 from teu.engine.logs.jsonfile import log_path
 from teu.engine.network import shown
 from teu.oci.humantime import human_duration
@@ -73,9 +74,30 @@ def ports(container: Container) -> list[dict[str, Any]]:
     return result
 
 
-def summary(container: Container) -> dict[str, Any]:
+class _ImageNames:
+    """As what `ps` shows the images of containers: as they were named, unless that is another image by now, or none."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known: dict[str, str] = {}
+
+    def shown(self, container: Container) -> str:
+        name, image_id = str(container.config["Image"]), container.image_id
+        if name == image_id:
+            return name
+        if name not in self._known:
+            try:
+                found, _ = self._engine.images.lookup(name)
+                self._known[name] = self._engine.images.of(found).id
+            except containerd.Unavailable:
+                self._known[name] = image_id  # nobody knows
+            except EngineError:
+                self._known[name] = ""
+        return name if self._known[name] == image_id else image_id
+
+
+def summary(container: Container, image: str) -> dict[str, Any]:
     command = " ".join([container.path, *(_quoted(word) for word in container.args)])
-    image = str(container.config["Image"])
     return {
         "Id": container.id,
         "Names": [f"/{container.name}"],
@@ -135,7 +157,8 @@ def summaries(
         found = [container for container in found if matches(engine, container, filters, ancestors)]
     if limit > 0:
         found = found[:limit]
-    result = [summary(container) for container in found]
+    images = _ImageNames(engine)
+    result = [summary(container, images.shown(container)) for container in found]
     if with_size:
         for entry, container in zip(result, found, strict=True):
             entry["SizeRw"] = snapshot_size(engine, container)

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from teu import __version__
 from teu.engine import errors
 from teu.oci import distribution
+from teu.oci.registries import Registries
+from teu.oci.registry_hosts import Place
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -28,6 +32,49 @@ def connect(engine: Engine, domain: str, auth: str) -> distribution.Registry:
     except ValueError as error:
         raise errors.BadRequest(str(error)) from None
     return distribution.Registry(domain, credentials, options(engine))
+
+
+class Mirrored(Registries):
+    """The mirrors, and then the registry itself, which has the last word."""
+
+    def _told(self, what: str, failures: list[distribution.RegistryError]) -> distribution.RegistryError:
+        return failures[-1] if failures else super()._told(what, failures)
+
+
+def to_pull(engine: Engine, domain: str, auth: str) -> Registries:
+    """What is asked for an image: of docker.io the mirrors first, which get no credentials. Each blob may come from
+    another of them than the one before."""
+    registry = connect(engine, domain, auth)
+    members = []
+    for mirror in registry.options.mirrors if domain == "docker.io" else ():
+        parts = urlsplit(mirror if "//" in mirror else f"https://{mirror}")
+        given = registry.options
+        if parts.scheme == "http":
+            given = given._replace(schemes=("http",), insecure=(*given.insecure, parts.netloc))
+        members.append((Place(), distribution.Registry(parts.netloc, None, given)))
+    return Mirrored([*members, (Place(), registry)])
+
+
+def described(engine: Engine) -> dict[str, Any]:
+    """RegistryConfig of GET /info."""
+    given = options(engine)
+    networks, hosts = ["127.0.0.0/8"], []
+    for entry in given.insecure:
+        try:
+            networks.append(str(ipaddress.ip_network(entry)))
+        except ValueError:
+            hosts.append(entry)
+    mirrors = [mirror if "//" in mirror else f"https://{mirror}" for mirror in given.mirrors]
+    mirrors = [mirror.rstrip("/") + "/" for mirror in mirrors]
+    indexes = {host: {"Name": host, "Mirrors": [], "Secure": False, "Official": False} for host in hosts}
+    indexes["docker.io"] = {"Name": "docker.io", "Mirrors": mirrors, "Secure": True, "Official": True}
+    return {
+        "AllowNondistributableArtifactsCIDRs": [],
+        "AllowNondistributableArtifactsHostnames": [],
+        "InsecureRegistryCIDRs": networks,
+        "IndexConfigs": indexes,
+        "Mirrors": mirrors,
+    }
 
 
 def login(engine: Engine, given: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ def save(engine: Engine, references: list[str]) -> Iterator[bytes]:
         except NotFound:
             raise NotFound(f"No such image: {text}") from None
         for name in names:
-            details = engine.images.details(name.target)
+            details = engine.images.of(name)
             export = images.get(details.manifest_digest)
             if export is None:
                 # An index would name manifests of other platforms that are not here: the manifest itself goes.

@@ -25,6 +25,7 @@ import h11
 
 from teu import __version__
 from teu.engine import router
+from teu.engine.departure import Departure
 from teu.engine.errors import BadRequest, EngineError, Unavailable
 from teu.engine.http import Request, Response
 
@@ -39,6 +40,8 @@ HEADER_LIMIT = 64 << 10
 CONNECTIONS_MAX = 4096
 READ_SIZE = 64 << 10
 IDLE_SECONDS = 600
+PART_SECONDS, PART_QUIET_SECONDS = 30, 2  # for who sends on after a refusal
+PART_SIZE = 1 << 20
 STARTUP_SECONDS = 120
 
 _VERSION = re.compile(r"/v(\d+)\.(\d+)(/.*)")
@@ -124,14 +127,15 @@ class _Connection:
             self._part()
 
     def _part(self) -> None:
-        """Close the connection; the kernel resets it where bytes are unread, so a refusal's body is drained first."""
+        """Close the connection; the kernel resets it where bytes are unread, so a refusal's body is taken first,
+        whatever its size: a client that is still sending would find a broken pipe in place of the answer."""
         try:
             if self.http.their_state is h11.SEND_BODY:
                 self.socket.shutdown(socket.SHUT_WR)
-                self.socket.settimeout(1)
-                for _ in range(64):
-                    if not self.socket.recv(READ_SIZE):
-                        break
+                self.socket.settimeout(PART_QUIET_SECONDS)
+                until = time.monotonic() + PART_SECONDS
+                while time.monotonic() < until and self.socket.recv(PART_SIZE):
+                    pass
         except OSError:
             pass
         finally:
@@ -202,17 +206,23 @@ class _Connection:
                 engine.ready.wait(STARTUP_SECONDS)
             if not engine.ready.is_set():
                 raise Unavailable(f"the engine is not up: {engine.failure or 'it is still starting'}")
-        request = Request(method, unquote(path), query, headers, body, version)
+        request = Request(method, unquote(path), query, headers, body, version, Departure(self.gone))
         return handler(engine, request, **arguments)
 
     def _drain(self, body: _Body) -> None:
-        """Read what is left of a small body, so that the connection can be used again."""
-        for _ in range(16):
-            try:
+        """Read what has come of a body that nobody wanted, so that the connection can be used again if that is all.
+        The answer waits for no more of it: see `_part`."""
+        if self.http.they_are_waiting_for_100_continue:
+            return  # and sends nothing, when the answer comes in place of that
+        self.socket.settimeout(0.05)
+        try:
+            for _ in range(16):
                 if self.http.their_state is not h11.SEND_BODY or not body.read(1 << 20):
-                    return
-            except (h11.RemoteProtocolError, ConnectionError):
-                return
+                    break
+        except (h11.RemoteProtocolError, ConnectionError, TimeoutError):
+            pass
+        finally:
+            self.socket.settimeout(None)
 
     def _send(self, response: Response, head: bool) -> None:
         headers = [
@@ -254,6 +264,15 @@ class _Connection:
             close = getattr(chunks, "close", None)
             if close:
                 close()
+
+    def gone(self) -> bool:
+        """Whether the client has left, or has said that nothing more comes; also while it has sent what is unread."""
+        poll = select.poll()
+        try:
+            poll.register(self.socket, select.POLLRDHUP)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):  # closed here
+            return True
 
     def _still_there(self) -> None:
         """An empty chunk: nothing to say yet, so look whether anybody still listens."""

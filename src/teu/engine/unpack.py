@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import containerd, content
+from teu.engine.departure import LOOK_SECONDS, NOBODY, Departure
 from teu.engine.errors import EngineError
 from teu.oci import image_spec
 
@@ -22,20 +23,25 @@ if TYPE_CHECKING:
     from teu.engine.engine import Engine
 
 SNAPSHOT_REF = "containerd.io/snapshot.ref"
+LAYER_SECONDS = 3600  # as long as the lease holds what comes of it
 
 _locks: dict[str, tuple[threading.Lock, list[int]]] = {}
 _locks_lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def exclusive(name: str) -> Iterator[None]:
+def exclusive(name: str, departure: Departure = NOBODY) -> Iterator[None]:
     """One thread at a time per name; names that nobody holds cost nothing."""
     with _locks_lock:
         lock, users = _locks.setdefault(name, (threading.Lock(), [0]))
         users[0] += 1
     try:
-        with lock:
+        while not lock.acquire(timeout=LOOK_SECONDS):
+            departure.check()
+        try:
             yield
+        finally:
+            lock.release()
     finally:
         with _locks_lock:
             users[0] -= 1
@@ -62,6 +68,7 @@ def layers(
     lease: str,
     available: Callable[[int], None] | None = None,
     progress: Callable[[int, str], None] | None = None,
+    departure: Departure = NOBODY,
 ) -> str:
     """Unpack what is missing of the image; returns the top chain id ("" without layers).
 
@@ -85,11 +92,11 @@ def layers(
             available(number)
         if progress:
             progress(number, "extracting")
-        with exclusive(f"snapshot {chain}"):
+        with exclusive(f"snapshot {chain}", departure):
             if not snapshot_exists(engine, chain):
                 parent = chains[number - 1] if number else ""
                 layer = manifest["layers"][number]
-                _apply(engine, layer, config["rootfs"]["diff_ids"][number], parent, chain, lease)
+                _apply(engine, layer, config["rootfs"]["diff_ids"][number], parent, chain, lease, departure)
         if progress:
             progress(number, "complete")
     return chains[-1] if chains else ""
@@ -105,15 +112,18 @@ def _keep(engine: Engine, lease: str, snapshotter: str, chain: str) -> None:
         engine.containerd.leases.AddResource(request)
 
 
-def _apply(engine: Engine, layer: dict[str, Any], diff_id: str, parent: str, chain: str, lease: str) -> None:
+def _apply(
+    engine: Engine, layer: dict[str, Any], diff_id: str, parent: str, chain: str, lease: str, departure: Departure
+) -> None:
     key = f"extract-{uuid.uuid4().hex} {chain}"
     with engine.containerd.making(key):
-        _extract(engine, layer, diff_id, parent, chain, key, lease)
+        _extract(engine, layer, diff_id, parent, chain, key, lease, departure)
 
 
 def _extract(
-    engine: Engine, layer: dict[str, Any], diff_id: str, parent: str, chain: str, key: str, lease: str
-) -> None:
+    engine: Engine, layer: dict[str, Any], diff_id: str, parent: str, chain: str, key: str, lease: str,
+    departure: Departure,
+) -> None:  # fmt: skip
     from teu.api.services.diff.v1 import diff_pb2
     from teu.api.services.snapshots.v1 import snapshots_pb2
 
@@ -137,7 +147,7 @@ def _extract(
         request.diff.digest = layer["digest"]
         request.diff.size = layer["size"]
         try:
-            applied = client.diff.Apply(request, timeout=None, lease=lease).applied
+            applied = client.diff.Apply(request, timeout=LAYER_SECONDS, lease=lease, departure=departure).applied
         except containerd.Error as error:
             raise type(error)(f"failed to register layer: {error}") from None
         if applied.digest != diff_id:
@@ -150,8 +160,9 @@ def _extract(
                 snapshots_pb2.CommitSnapshotRequest(
                     snapshotter=snapshotter, name=chain, key=key, labels={SNAPSHOT_REF: chain}
                 ),
-                timeout=None,
+                timeout=LAYER_SECONDS,
                 lease=lease,
+                departure=departure,
             )
         except containerd.AlreadyExists:
             _remove(engine, key)

@@ -9,6 +9,7 @@ broke off, and every document is checked against the digest it was asked for by.
     Unreachable     no answer: names, connections, TLS, time
     Unauthorized    401 and 403 after authentication was tried
     NotFound        404 of a manifest, a blob or a repository
+    Aborted         `abort` was called, by whoever waits no longer
     RegistryError   any other refusal, with the registry's own words
 """
 
@@ -23,7 +24,6 @@ import os
 import re
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,6 +71,10 @@ class Unreachable(RegistryError):
 
 class Truncated(RegistryError):
     """Less, or more, came than the descriptor says, however often it was asked for."""
+
+
+class Aborted(RegistryError):
+    pass
 
 
 class Credentials(NamedTuple):
@@ -162,6 +166,7 @@ class _Host:
         self.insecure = insecure
         self._options = options
         self._idle: list[http.client.HTTPConnection] = []
+        self._busy: set[http.client.HTTPConnection] = set()
         self._lock = threading.Lock()
         self._context: ssl.SSLContext | None = None
 
@@ -192,6 +197,7 @@ class _Host:
         """A connection, and whether it was used before."""
         with self._lock:
             if self._idle:
+                self._busy.add(self._idle[-1])
                 return self._idle.pop(), True
         host, port = _split_port(self.netloc)
         proxy = _proxy(self.scheme, host)
@@ -205,15 +211,26 @@ class _Host:
                 made.set_tunnel(host, port or 443)
         else:
             made = http.client.HTTPConnection(address[0], address[1], timeout=CONNECT_SECONDS)
+        with self._lock:
+            self._busy.add(made)
         return made, False
 
     def give_back(self, connection: http.client.HTTPConnection, reusable: bool) -> None:
-        if reusable:
-            with self._lock:
-                if len(self._idle) < 8:
-                    self._idle.append(connection)
-                    return
+        with self._lock:
+            self._busy.discard(connection)
+            if reusable and len(self._idle) < 8:
+                self._idle.append(connection)
+                return
         connection.close()
+
+    def abort(self) -> None:
+        """Whoever reads or writes here finds the connection ended."""
+        with self._lock:
+            for connection in self._busy:
+                sock = connection.sock
+                if sock is not None:
+                    with contextlib.suppress(OSError):
+                        sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         with self._lock:
@@ -290,6 +307,7 @@ class Registry:
         self._tokens: dict[str, str] = {}
         self._basic = False
         self._lock = threading.Lock()
+        self._aborted = threading.Event()
         own = DOCKER_IO if domain == "docker.io" else domain
         netloc = place.netloc or own
         self._insecure = is_insecure(netloc, self.options)
@@ -304,6 +322,23 @@ class Registry:
     def close(self) -> None:
         for host in self._hosts.values():
             host.close()
+
+    def abort(self) -> None:
+        """End what is under way, in whatever thread, and all that would follow: Aborted. What connects only now may
+        take its time for that, and no more."""
+        self._aborted.set()
+        with self._lock:
+            hosts = list(self._hosts.values())
+        for host in hosts:
+            host.abort()
+
+    def _wait(self, seconds: float) -> None:
+        self._aborted.wait(seconds)
+        self._check()
+
+    def _check(self) -> None:
+        if self._aborted.is_set():
+            raise Aborted(f"what was asked of {self.domain} was given up")
 
     def __enter__(self) -> Registry:
         return self
@@ -329,11 +364,13 @@ class Registry:
         headers = {"User-Agent": self.options.user_agent, **headers}
         watch = self.options.watch
         while True:
+            self._check()
             connection, used = host.connection()
             try:
+                if connection.sock is None:
+                    connection.connect()
+                self._check()
                 if watch:
-                    if connection.sock is None:
-                        connection.connect()
                     watch.connected(_address(connection.sock), used)
                     watch.sent(_head(f"{method} {path or '/'} HTTP/1.1", {"Host": parts.netloc, **headers}),
                                body if isinstance(body, bytes) else None)  # fmt: skip
@@ -345,8 +382,12 @@ class Registry:
                     first = f"HTTP/1.1 {response.status} {response.reason}"
                     response = watch.received(_head(first, response.headers), response)
                 break
+            except RegistryError:
+                host.give_back(connection, False)
+                raise
             except (OSError, http.client.HTTPException):
-                connection.close()
+                host.give_back(connection, False)
+                self._check()
                 # The other side may close a connection that was idle; that is no failure of this request.
                 if not used or not (body is None or isinstance(body, bytes)):
                     raise
@@ -381,7 +422,7 @@ class Registry:
         failure: RegistryError | None = None
         for attempt in range(ATTEMPTS):
             if attempt:
-                time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))
+                self._wait(BACKOFF_SECONDS * 2 ** (attempt - 1))
             spoken = self._schemes[0]
             try:
                 answer = self._authorized(method, path, scope, headers or {}, body, stream)
@@ -399,7 +440,7 @@ class Registry:
                 break
             wait = answer.headers.get("Retry-After", "")
             if wait.isdigit():
-                time.sleep(min(int(wait), 10))
+                self._wait(min(int(wait), 10))
         assert failure
         raise failure
 
@@ -558,8 +599,10 @@ class Registry:
     def resolve(self, repository: str, reference: str) -> dict[str, Any] | None:
         """The descriptor of a tag or digest by a HEAD request; None where the registry does not say it all."""
         path = f"/v2/{repository}/manifests/{quote(reference, safe=':')}"
-        answer = self.request("HEAD", path, self.pull_scope(repository), {"Accept": ACCEPT})
+        answer = self.request("HEAD", path, self.pull_scope(repository), {"Accept": ACCEPT}, accept=(200, 405))
         answer.read(0)
+        if answer.status == 405:  # it knows GET only
+            return None
         digest = answer.headers.get("Docker-Content-Digest", "")
         media_type = (answer.headers.get("Content-Type") or "").split(";")[0].strip()
         length = answer.headers.get("Content-Length", "")
@@ -631,6 +674,7 @@ class Registry:
                 answer.give_back(offset >= size and answer.response.isclosed())
             except (OSError, http.client.HTTPException) as error:
                 answer.give_back(False)
+                self._check()
                 failure = _reason(error, self._netloc)
             except BaseException:
                 answer.give_back(False)
@@ -642,7 +686,7 @@ class Registry:
                 fruitless += 1
             if fruitless >= ATTEMPTS or answer.headers.get("Content-Length") == str(offset):
                 raise Truncated(f"blob {descriptor['digest']} ends after {offset} of {size} bytes: {failure}")
-            time.sleep(BACKOFF_SECONDS)
+            self._wait(BACKOFF_SECONDS)
 
     # -- pushing -------------------------------------------------------------------------------
 

@@ -7,6 +7,8 @@ Whatever comes from outside goes through `manifest`, `index` or `config` before 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -82,6 +84,34 @@ def host_platform() -> Platform:
     return Platform("linux", *_MACHINES.get(machine, (machine, "")))
 
 
+# Processor flags (as /proc/cpuinfo names them) that each level of amd64 adds.
+_AMD64_LEVELS = (
+    ("v2", {"cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"}),
+    ("v3", {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}),
+    ("v4", {"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"}),
+)
+
+
+@functools.cache
+def most_of_host() -> Platform:
+    """The host's platform with the highest level that its processor has."""
+    host = host_platform()
+    if host.architecture != "amd64":
+        return host
+    flags: set[str] = set()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("flags"):
+                flags = set(line.partition(":")[2].split())
+                break
+    level = "v1"
+    for name, needed in _AMD64_LEVELS:
+        if not needed <= flags:
+            break
+        level = name
+    return host._replace(variant=level)
+
+
 def parse_platform(text: str) -> Platform:
     """"linux/arm/v7", "arm64" or "linux"; raises SpecError."""
     host = host_platform()
@@ -147,6 +177,12 @@ def platform_rank(wanted: Platform, offered: Platform) -> int | None:
         mine, other = wanted.variant.lstrip("v"), offered.variant.lstrip("v")
         if mine.isdigit() and other.isdigit() and int(other) < int(mine):
             return 1 + int(mine) - int(other)
+    # What the processor runs besides, where there is nothing of its own.
+    if (wanted.architecture, offered.architecture) == ("amd64", "386"):
+        return 100
+    if (wanted.architecture, offered.architecture) == ("arm64", "arm"):
+        version = offered.variant.lstrip("v")
+        return 110 - int(version) if version in ("5", "6", "7", "8") else None
     return None
 
 

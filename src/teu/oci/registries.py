@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from teu.oci.distribution import (
     DOCKER_IO,
+    Aborted,
     Answer,
     Credentials,
     NotFound,
@@ -31,24 +32,35 @@ class Registries:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         for _place, registry in self._members:
             registry.close()
+
+    def abort(self) -> None:
+        for _place, registry in self._members:
+            registry.abort()
 
     def _able(self, *operations: str) -> list[Registry]:
         return [one for place, one in self._members if all(each in place.operations for each in operations)]
 
     def _first(self, what: str, members: list[Registry], ask: Callable[[Registry], Result]) -> Result:
-        """The first answer; else the first refusal that is more than "not here"."""
-        missing: RegistryError | None = None
-        failure: RegistryError | None = None
+        """The first answer."""
+        failures: list[RegistryError] = []
         for registry in members:
             try:
                 return ask(registry)
-            except NotFound as error:
-                missing = missing or error
+            except Aborted:
+                raise
             except RegistryError as error:
-                failure = failure or error
-        raise failure or missing or NotFound(f"no place to ask for {what}")
+                failures.append(error)
+        raise self._told(what, failures)
+
+    def _told(self, what: str, failures: list[RegistryError]) -> RegistryError:
+        """The first refusal that is more than "not here"."""
+        more = [error for error in failures if not isinstance(error, NotFound)]
+        return (more or failures or [NotFound(f"no place to ask for {what}")])[0]
 
     def _for_reference(self, reference: str) -> list[Registry]:
         """A digest may come from anywhere; what a tag means says who is trusted with that."""
@@ -65,14 +77,22 @@ class Registries:
         return self._first(f"{repository}:{reference}", members, lambda one: one.manifest(repository, reference))
 
     def blob(self, repository: str, descriptor: dict[str, Any], offset: int = 0) -> Iterator[bytes]:
-        def begin(registry: Registry) -> tuple[bytes, Iterator[bytes]]:
-            rest = registry.blob(repository, descriptor, offset)
-            return next(rest, b""), rest
+        """Where one breaks off, the next goes on from there."""
+        failures: list[RegistryError] = []
+        for registry in self._able("pull"):
+            try:
+                for chunk in registry.blob(repository, descriptor, offset):
+                    offset += len(chunk)
+                    yield chunk
+                return
+            except Aborted:
+                raise
+            except RegistryError as error:
+                failures.append(error)
+        raise self._told(descriptor["digest"], failures)
 
-        first, rest = self._first(descriptor["digest"], self._able("pull"), begin)
-        if first:
-            yield first
-        yield from rest
+    def tags(self, repository: str) -> list[str]:
+        return self._first(repository, self._able("pull", "resolve"), lambda one: one.tags(repository))
 
     def open_blob(self, repository: str, digest: str) -> Answer:
         """A blob of which nothing but the digest is known."""

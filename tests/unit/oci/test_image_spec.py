@@ -90,5 +90,9 @@ def test_choice_of_an_index() -> None:
     assert image_spec.choose([v5, v7], Platform("linux", "arm", "v6")) == [v5]
     assert image_spec.choose([entry("arm64", "v8")], Platform("linux", "arm64"))
     assert not image_spec.choose([entry("amd64", "v3")], Platform("linux", "amd64"))
+    amd64, i386, arm64 = entry("amd64"), entry("386"), entry("arm64")
+    assert image_spec.choose([i386, arm64, amd64], Platform("linux", "amd64")) == [amd64, i386]
+    assert image_spec.choose([v5, i386, v7, arm64], Platform("linux", "arm64")) == [arm64, v7, v5]
+    assert not image_spec.choose([amd64, arm64], Platform("linux", "386"))
     attestation = entry("amd64", annotations={"vnd.docker.reference.type": "attestation-manifest"})
     assert not image_spec.choose([attestation], Platform("linux", "amd64"))

@@ -52,7 +52,8 @@ def create_image(engine: Engine, request: Request) -> Response:
             wanted = parse_reference(f"{wanted.name}:{tag}")
     platform = _platform(query.get("platform"))
     every = not wanted.tag and not wanted.digest
-    return progress(pull.pull(engine, wanted, platform, request.headers.get("x-registry-auth", ""), every))
+    auth = request.headers.get("x-registry-auth", "")
+    return progress(pull.pull(engine, wanted, platform, auth, every, request.departure))
 
 
 def _platform(text: str) -> image_spec.Platform | None:
@@ -87,6 +88,7 @@ def _import(engine: Engine, request: Request, source: str) -> Response:
             request.query.get("message"),
             request.query.every("changes"),
             request.query.get("platform"),
+            request.departure,
         )
     )
 
@@ -128,7 +130,7 @@ def commit_container(engine: Engine, request: Request) -> Response:
 def load_images(engine: Engine, request: Request) -> Response:
     from teu.engine import load
 
-    return progress(load.load(engine, request.body, request.query.flag("quiet")))
+    return progress(load.load(engine, request.body, request.query.flag("quiet"), request.departure))
 
 
 @route("GET", "/images/get")
@@ -176,10 +178,10 @@ def tag_image(engine: Engine, request: Request, name: str) -> Response:
     if target.familiar().partition(":")[0] == "sha256":
         raise BadRequest("refusing to create an ambiguous tag using digest algorithm as name")
     found, _ = engine.images.lookup(name)
-    image_id = engine.images.details(found.target).id
+    details = engine.images.of(found)
     target = target.with_default_tag()
-    engine.images.add(found.target, [str(target)])
-    engine.events.publish("image", "tag", image_id, {"name": target.familiar()})
+    engine.images.add(found.target, [str(target)], details)
+    engine.events.publish("image", "tag", details.id, {"name": target.familiar()})
     return empty(201)
 
 
@@ -193,7 +195,7 @@ def push_image(engine: Engine, request: Request, name: str) -> Response:
         wanted = parse_reference(f"{wanted.name}:{tag}")
     if wanted.digest:
         raise BadRequest("cannot push a digest reference")
-    return progress(push.push(engine, wanted, request.headers.get("x-registry-auth", "")))
+    return progress(push.push(engine, wanted, request.headers.get("x-registry-auth", ""), request.departure))
 
 
 @route("DELETE", "/images/{name:path}")

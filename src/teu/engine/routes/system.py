@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu import __version__
-from teu.engine import apparmor, hostconfig, query, times
+from teu.engine import apparmor, hostconfig, query, registries, times
 from teu.engine import events as bus
 from teu.engine.errors import BadRequest, EngineError, Unavailable
 from teu.engine.http import Request, Response, json_response, stream, text
@@ -172,13 +172,7 @@ def info(engine: Engine, request: Request) -> Response:
             "OSType": "linux",
             "Architecture": platform.machine(),
             "IndexServerAddress": "https://index.docker.io/v1/",
-            "RegistryConfig": {
-                "AllowNondistributableArtifactsCIDRs": [],
-                "AllowNondistributableArtifactsHostnames": [],
-                "InsecureRegistryCIDRs": ["127.0.0.0/8"],
-                "IndexConfigs": {},
-                "Mirrors": [],
-            },
+            "RegistryConfig": registries.described(engine),
             "NCPU": os.cpu_count() or 1,
             "MemTotal": _memory(),
             "GenericResources": None,
