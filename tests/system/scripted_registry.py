@@ -70,6 +70,7 @@ class ScriptedRegistry:
     basic                   "user:password" that is demanded by basic authentication
     redirect                blobs come from this other ScriptedRegistry
     no_ranges               answer Range requests with everything
+    head                    the status that every HEAD of a manifest gets
     """
 
     def __init__(self) -> None:
@@ -82,6 +83,7 @@ class ScriptedRegistry:
         self.basic = ""
         self.redirect: ScriptedRegistry | None = None
         self.no_ranges = False
+        self.head = 0
         self.hook: Callable[[str, str], None] | None = None
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         registry = self
@@ -187,6 +189,8 @@ class ScriptedRegistry:
         parts = path.strip("/").split("/")
         if parts == ["v2"]:
             self._send(handler, 200, b"{}", "application/json")
+        elif len(parts) >= 4 and parts[-2] == "manifests" and self.head and handler.command == "HEAD":
+            self._error(handler, self.head, "UNSUPPORTED", "no HEAD")
         elif len(parts) >= 4 and parts[-2] == "manifests":
             found = self.manifests.get(("/".join(parts[1:-2]), parts[-1]))
             if found is None:

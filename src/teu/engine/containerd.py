@@ -8,6 +8,7 @@ a daemon that was just started by its socket answers `_ping` before that.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import importlib
 import logging
@@ -188,6 +189,28 @@ class _Service:
         raise AttributeError(f"containerd has no method {name} in this service")
 
 
+class Working:
+    """Names that threads of this daemon work on; two may work on the same one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._names: collections.Counter[str] = collections.Counter()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def add(self, name: str) -> None:
+        with self._lock:
+            self._names[name] += 1
+
+    def remove(self, name: str) -> None:
+        """As often as it was added."""
+        with self._lock:
+            self._names[name] -= 1
+            if not self._names[name]:
+                del self._names[name]
+
+
 class Client:
     """Lazy: nothing is imported or connected before the first attribute is used."""
 
@@ -209,7 +232,7 @@ class Client:
         self._lock = threading.RLock()
         self._channel: Any = None
         # What the sweep must leave alone, and that it is called for (teu.engine.sweep).
-        self.working: set[str] = set()
+        self.working = Working()
         self.untidy = threading.Event()
 
     def channel(self) -> Any:
@@ -252,7 +275,7 @@ class Client:
             yield
             tidy = True
         finally:
-            self.working.discard(name)
+            self.working.remove(name)
             if not tidy:
                 self.untidy.set()
 

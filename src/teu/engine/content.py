@@ -53,8 +53,9 @@ class Writer:
         self._departure = departure
         self._ref, self._expected, self._total, self._labels = ref, expected, total, labels or {}
         patience = time.monotonic() + LOCK_PATIENCE
+        client.working.add(ref)
+        self._works = True
         while True:
-            client.working.add(ref)  # again, where the last try took it out
             self._queue: queue.Queue[Any] = queue.Queue(4)
             self._stream = client.content.Write(self._requests(), timeout=None, lease=lease)
             self._responses = iter(self._stream)
@@ -72,10 +73,11 @@ class Writer:
                 raise Present from None
             except containerd.Unavailable as error:
                 # Another writer holds the reference's lock; the daemon itself being away ends the patience early.
-                self.close()
-                if "locked" not in str(error) or time.monotonic() > patience:
+                if "locked" not in str(error) or time.monotonic() > patience or departure.left():
+                    self.close()
+                    departure.check()
                     raise
-                departure.check()
+                self._end()
                 time.sleep(0.1)
             except BaseException:
                 self.close()
@@ -136,7 +138,12 @@ class Writer:
         return str(digest)
 
     def close(self) -> None:
-        self._client.working.discard(self._ref)
+        if self._works:
+            self._works = False
+            self._client.working.remove(self._ref)
+        self._end()
+
+    def _end(self) -> None:
         self._stream.cancel()
         while True:
             try:

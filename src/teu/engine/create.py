@@ -110,8 +110,9 @@ def _of_another_platform(image: Image) -> list[str]:
     own, host = image_spec.platform_of(image.config), image_spec.most_of_host()
     if not own.os or image_spec.platform_rank(host, own) is not None:
         return []
+    said = "/".join(filter(None, (str(image.config.get(key) or "") for key in ("os", "architecture", "variant"))))
     return [
-        f"The requested image's platform ({own}) does not match the detected host platform ({host}) and no specific "
+        f"The requested image's platform ({said}) does not match the detected host platform ({host}) and no specific "
         "platform was requested"
     ]
 

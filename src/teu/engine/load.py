@@ -16,7 +16,6 @@ from teu.engine import containerd, content, unpack
 from teu.engine.containerd import Client
 from teu.engine.departure import NOBODY, Departure
 from teu.engine.errors import BadRequest, NotFound
-from teu.engine.images import DANGLING
 from teu.oci import archive, image_spec, reference
 from teu.oci import digest as digests
 
@@ -84,12 +83,10 @@ def load(
                 before = engine.images.get_name(name)
                 yield from _renaming(engine, before, details.id)
             engine.images.add(image.target, image.names, details)
+            engine.events.publish("image", "load", details.id, {"name": details.id})
             for name in image.names:
-                shown = reference.parse(name).familiar()
-                engine.events.publish("image", "load", details.id, {"name": shown})
-                yield {"stream": f"Loaded image: {shown}\n"}
+                yield {"stream": f"Loaded image: {reference.parse(name).familiar()}\n"}
             if not image.names:
-                engine.events.publish("image", "load", details.id, {"name": details.id})
                 yield {"stream": f"Loaded image ID: {details.id}\n"}
 
 
@@ -222,5 +219,7 @@ def import_(
         target = store_image(engine, config, [layer], lease)
         details = settle(engine, target, lease, departure)
         engine.images.add(target, [name] if name else [], details)
-        engine.events.publish("image", "import", details.id, {"name": name or DANGLING})
+        if name:
+            engine.events.publish("image", "tag", details.id, {"name": reference.parse(name).familiar()})
+        engine.events.publish("image", "import", details.id, {"name": details.id})
     yield {"status": details.id}

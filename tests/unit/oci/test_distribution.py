@@ -10,13 +10,16 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from teu.oci import distribution
-from teu.oci.distribution import Credentials, Registry
+from teu.oci.distribution import Aborted, Credentials, Registry
+from teu.oci.registries import Registries
+from teu.oci.registry_hosts import Place
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "system"))
 from scripted_registry import ScriptedRegistry, tar
@@ -119,6 +122,63 @@ def test_redirect_gets_no_credentials(server: ScriptedRegistry) -> None:
         assert b"".join(client.blob("app", layer)) == store.blobs[str(layer["digest"])]
         assert store.requests
         assert all("authorization" not in headers for _, _, headers in store.requests)
+
+
+def test_giving_up_ends_what_is_under_way(server: ScriptedRegistry, client: Registry) -> None:
+    """The registry is silent for longer than anybody waits; `abort` ends a blob, a request and a pause between two."""
+    server.image("app", "1", tar(("file", b"x" * 1000)))
+    layer = layer_of(client)
+    asked, go = threading.Event(), threading.Event()
+
+    def hook(_method: str, _path: str) -> None:
+        asked.set()
+        go.wait(60)
+
+    server.hook = hook
+    failures: list[BaseException] = []
+
+    def fetch() -> None:
+        try:
+            b"".join(client.blob("app", layer))
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=fetch)
+    thread.start()
+    try:
+        assert asked.wait(20)
+        client.abort()
+        thread.join(20)
+    finally:
+        go.set()
+    assert [type(error) for error in failures] == [Aborted]
+    with pytest.raises(Aborted):
+        client.manifest("app", "1")
+
+
+def test_head_is_not_all(server: ScriptedRegistry, client: Registry) -> None:
+    server.image("app", "1", tar(("file", b"x")))
+    server.head = 405
+    assert client.resolve("app", "1") is None
+    server.head = 403
+    with pytest.raises(distribution.Unauthorized):
+        client.resolve("app", "1")
+
+
+def test_a_blob_goes_on_at_the_next_place(server: ScriptedRegistry) -> None:
+    """The first has the documents, and of the layer always the same half."""
+    with ScriptedRegistry() as second:
+        for one in (server, second):
+            one.image("app", "1", tar(("file", bytes(range(256)) * 4000)), compression="")
+        places = Registries([(Place(), Registry(one.address)) for one in (server, second)])
+        with places:
+            layer = json.loads(places.manifest("app", "1")[1])["layers"][0]
+            digest = str(layer["digest"])
+            server.broken[digest] = 1000
+            server.no_ranges = True
+            assert b"".join(places.blob("app", layer)) == second.blobs[digest]
+        asked = [headers.get("range") for method, path, headers in second.requests if digest in path]
+        assert len(asked) == 1 and asked[0] and asked[0] != "bytes=0-"
 
 
 def test_unreachable() -> None:

@@ -102,11 +102,13 @@ def _named(annotations: dict[str, str], prefix: Any) -> str:
     return name if below or prefix.allow_overwrite else ""
 
 
-def _label_below(job: Job, target: Json, platforms: list[image_spec.Platform]) -> None:
+def _label_below(job: Job, target: Json, platforms: list[image_spec.Platform], depth: int = 0) -> None:
+    if not job.descend(target, depth):
+        return
     children = job.wanted_children(target, platforms, 0)
     for child in children:
         if child["mediaType"] in image_spec.INDEXES + image_spec.MANIFESTS:
-            _label_below(job, child, platforms)
+            _label_below(job, child, platforms, depth + 1)
     job.label_children(target, children)
 
 
@@ -141,12 +143,14 @@ def _export(job: Job, name: str, platforms: list[image_spec.Platform]) -> archiv
     target = from_wire(job.context.images.get(job.namespace, name).target)
     blobs: dict[str, Json] = {}
 
-    def walk(descriptor: Json) -> None:
-        for child in job.wanted_children(descriptor, platforms, 0):
-            blobs[child["digest"]] = child
-            walk(child)
-
-    walk(target)
+    job.seen.clear()  # what another image of this archive has belongs to this one as well
+    waiting = [(target, 0)]
+    while waiting:
+        descriptor, depth = waiting.pop()
+        if job.descend(descriptor, depth):
+            for child in job.wanted_children(descriptor, platforms, 0):
+                blobs[child["digest"]] = child
+                waiting.append((child, depth + 1))
     manifest = job.manifest_for(target, platforms[0] if platforms else image_spec.host_platform())
     document = image_spec.manifest(job.document(manifest))
     layers = [layer["digest"] for layer in document["layers"]]

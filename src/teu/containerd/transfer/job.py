@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ Json = dict[str, Any]
 SNAPSHOT_LABEL = "containerd.io/gc.ref.snapshot."
 CONTENT_LABEL = "containerd.io/gc.ref.content."
 UNCOMPRESSED_LABEL = "containerd.io/uncompressed"
+DEPTH_LIMIT = 32  # of documents that name documents
 _LEASE_SECONDS = 24 * 3600
 _WINDOW = 64 << 10
 _CHUNK = 32 << 10
@@ -44,12 +46,39 @@ class Job:
         self.context = context
         self.namespace = namespace
         self.lease = ""
+        self.seen: set[str] = set()  # documents that were gone through: many may name the same one
         self._progress = progress
         self._cancelled = cancelled
 
     def check(self) -> None:
         if self._cancelled():
             raise Cancelled("transfer")
+
+    @contextmanager
+    def ending(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """Within the block `cancel` is called, by another thread, when the client has left."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.25):
+                if self._cancelled():
+                    cancel()
+                    return
+
+        threading.Thread(target=watch, name="transfer-watch", daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
+
+    def descend(self, descriptor: Json, depth: int) -> bool:
+        """Whether to go into a document, which is on the level `depth`: once, and not for ever."""
+        if depth > DEPTH_LIMIT:
+            raise InvalidArgument(f"{descriptor['digest']}: indexes in indexes, more than {DEPTH_LIMIT} deep")
+        if descriptor["digest"] in self.seen:
+            return False
+        self.seen.add(descriptor["digest"])
+        return True
 
     def on_loop(self, coroutine: Any) -> Any:
         assert self.context.loop is not None

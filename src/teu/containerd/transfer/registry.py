@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from teu.api.types.transfer import registry_pb2
-from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied, Unavailable
+from teu.containerd.errors import AlreadyExists, Cancelled, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from teu.containerd.transfer.job import Job, Json, from_wire, in_parallel, own_names, platforms_of
 from teu.oci import distribution, image_spec, reference, registries, registry_hosts
 
@@ -21,6 +21,8 @@ PARALLEL = 3  # downloads side by side, as containerd's clients
 def _errors(what: str) -> Iterator[None]:
     try:
         yield
+    except distribution.Aborted as error:
+        raise Cancelled(f"{what}: {error}") from None
     except distribution.NotFound as error:
         raise NotFound(f"{what}: {error}") from None
     except distribution.Unauthorized as error:
@@ -72,7 +74,7 @@ def _open(job: Job, source: Any) -> tuple[reference.Reference, registries.Regist
 def pull(job: Job, source: Any, destination: Any) -> None:
     parsed, registry = _open(job, source)
     job.tell(f"Resolving from {source.reference}")
-    with registry, job.held(), _errors(f"failed to pull {source.reference}"):
+    with registry, job.ending(registry.abort), job.held(), _errors(f"failed to pull {source.reference}"):
         try:
             target, data = registry.manifest(parsed.path, parsed.digest or parsed.tag or "latest")
         except distribution.NotFound:
@@ -105,6 +107,8 @@ def _fetch_below(
     limit: int, label: dict[str, str], parents: list[str],
 ) -> None:  # fmt: skip
     job.check()
+    if not job.descend(target, len(parents)):
+        return
     children = job.wanted_children(target, platforms, limit)
     below = [*parents, target["digest"]]
     blobs = []
@@ -150,7 +154,7 @@ def push(job: Job, source: Any, destination: Any) -> None:
     parsed, registry = _open(job, destination)
     platforms = platforms_of(source.platforms)
     job.tell(f"Pushing to {destination.reference}")
-    with registry, _errors(f"failed to push {destination.reference}"):
+    with registry, job.ending(registry.abort), _errors(f"failed to push {destination.reference}"):
         _push_below(job, registry, parsed.path, target, platforms, parsed.digest or parsed.tag or "latest", [])
     job.tell(f"Completed push to {destination.reference}")
 
@@ -159,6 +163,8 @@ def _push_below(
     job: Job, registry: registries.Registries, path: str, target: Json, platforms: list[image_spec.Platform],
     name: str, parents: list[str],
 ) -> None:  # fmt: skip
+    if not job.descend(target, len(parents)):
+        return
     below = [*parents, target["digest"]]
     blobs = []
     for child in job.wanted_children(target, platforms, 0):

@@ -122,7 +122,8 @@ def commit_container(engine: Engine, request: Request) -> Response:
     finally:
         if pause and container.state["Paused"]:
             lifecycle.unpause(engine, container)
-    container.event("commit", comment=query.get("comment"), imageID=image_id)
+    shown = parse_reference(name).familiar() if name else ""
+    container.event("commit", comment=query.get("comment"), imageID=image_id, imageRef=shown)
     return json_response({"Id": image_id}, 201)
 
 

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""teud's client of containerd on a daemon of ours: two that write the same, and clients that leave."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from conftest import Daemon, root_only
+
+from teu.engine import content, unpack
+from teu.engine.containerd import Client
+from teu.engine.departure import NOBODY, Departure, Left
+
+pytestmark = root_only
+
+
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[Client]:
+    made = Client(daemon.address)
+    made.ensure_namespace()
+    yield made
+    made.close()
+
+
+def eventually(probe: Callable[[], object]) -> None:
+    until = time.monotonic() + 20
+    while not probe():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_who_waits_for_an_ingest_keeps_it_from_the_sweep(client: Client) -> None:
+    """The second tries again and again: at no moment does the ingest belong to nobody."""
+    first = content.Writer(client, "shared")
+    second: list[content.Writer] = []
+    thread = threading.Thread(target=lambda: second.append(content.Writer(client, "shared")))
+    thread.start()
+    until = time.monotonic() + 0.7
+    while time.monotonic() < until:
+        assert "shared" in client.working
+    assert not second
+    first.close()
+    assert "shared" in client.working
+    thread.join(20)
+    second[0].close()
+    second[0].close()
+    assert "shared" not in client.working
+
+
+def test_who_leaves_waits_for_nothing(client: Client) -> None:
+    """Not for another's ingest, nor for another thread; and what failed because of it is no failure of its own."""
+    left = threading.Event()
+    departure = Departure(left.is_set)
+    failures: list[BaseException] = []
+
+    def attempt(work: Callable[[], object]) -> threading.Thread:
+        def guard() -> None:
+            try:
+                work()
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=guard)
+        thread.start()
+        return thread
+
+    def locked() -> None:
+        with unpack.exclusive("name", departure):
+            pass
+
+    def cancelled() -> None:
+        done = threading.Event()
+        with departure.during(done.set):
+            assert done.wait(20)
+            raise ValueError("the connection is gone")
+
+    with content.Writer(client, "held"), unpack.exclusive("name", NOBODY):
+        threads = [
+            attempt(lambda: content.Writer(client, "held", departure=departure)), attempt(locked), attempt(cancelled)
+        ]  # fmt: skip
+        time.sleep(0.3)
+        assert not failures
+        left.set()
+        for thread in threads:
+            thread.join(20)
+    assert [type(error) for error in failures] == [Left] * 3
+    eventually(lambda: "held" not in client.working)
+    with pytest.raises(Left):
+        departure.check()
+    with content.Writer(client, "held", departure=NOBODY) as writer:
+        writer.write(b"x")
+        writer.commit()
