@@ -26,6 +26,7 @@ log = logging.getLogger("teu.engine")
 NAMESPACE = "teu"
 DEADLINE = 60.0
 UNSENT_SECONDS = 10.0
+COLLECT_SECONDS = 600.0  # for a garbage collection that is waited for
 
 # attribute: (module below teu.api.services, message module, service)
 SERVICES = {
@@ -296,7 +297,7 @@ class Client:
             finally:
                 try:
                     # What failed has left garbage, maybe on a full disk: that is collected before anyone is told.
-                    self.leases.Delete(leases_pb2.DeleteRequest(id=identity, sync=broken), timeout=None)
+                    self.leases.Delete(leases_pb2.DeleteRequest(id=identity, sync=broken), timeout=COLLECT_SECONDS)
                 except Error:
                     deleted = False
         if not deleted:

@@ -30,6 +30,7 @@ SOURCE_LABEL = "containerd.io/distribution.source."
 GC_CONTENT = "containerd.io/gc.ref.content"
 GC_SNAPSHOT = "containerd.io/gc.ref.snapshot."
 LOCK_PATIENCE = 600.0
+ANSWER_SECONDS = 600.0  # for a blob to be on disk; and for a daemon that takes no byte
 
 
 class Present(Exception):
@@ -65,7 +66,7 @@ class Writer:
                         action=content_pb2.STAT, ref=ref, expected=expected, total=total, labels=self._labels
                     )
                 )
-                with departure.during(self._stream.cancel):
+                with departure.during(self._stream.cancel, ANSWER_SECONDS):
                     self.offset = next(self._responses).offset
                 return
             except containerd.AlreadyExists:
@@ -89,6 +90,7 @@ class Writer:
             yield request
 
     def _put(self, request: Any) -> None:
+        until = time.monotonic() + ANSWER_SECONDS
         while True:
             try:
                 self._queue.put(request, timeout=0.5)
@@ -97,6 +99,10 @@ class Writer:
                 self._departure.check()
                 if not self._stream.alive():
                     self._fail()
+                if time.monotonic() > until:
+                    raise containerd.Unavailable(
+                        f"containerd has taken nothing of {self._ref} for {ANSWER_SECONDS:.0f} seconds"
+                    ) from None
 
     def _fail(self) -> None:
         for _ in self._responses:
@@ -126,7 +132,7 @@ class Writer:
         )  # fmt: skip
         digest = self._expected
         try:
-            with self._departure.during(self._stream.cancel):
+            with self._departure.during(self._stream.cancel, ANSWER_SECONDS):
                 for response in self._responses:
                     if response.action == self._messages.COMMIT:
                         digest = response.digest
@@ -207,7 +213,7 @@ def read(client: Client, digest: str, limit: int = 16 << 20) -> bytes:
     """A whole small blob."""
     parts = []
     size = 0
-    for part in chunks(client, digest):
+    for part in chunks(client, digest, timeout=containerd.DEADLINE):
         size += len(part)
         if size > limit:
             raise containerd.InvalidArgument(f"content {digest} is larger than {limit} bytes")
@@ -215,13 +221,16 @@ def read(client: Client, digest: str, limit: int = 16 << 20) -> bytes:
     return b"".join(parts)
 
 
-def chunks(client: Client, digest: str, offset: int = 0) -> Iterator[bytes]:
+def chunks(
+    client: Client, digest: str, offset: int = 0, departure: Departure = NOBODY, timeout: float | None = None
+) -> Iterator[bytes]:
     from teu.api.services.content.v1 import content_pb2
 
-    stream = client.content.Read(content_pb2.ReadContentRequest(digest=digest, offset=offset), timeout=None)
+    stream = client.content.Read(content_pb2.ReadContentRequest(digest=digest, offset=offset), timeout)
     try:
-        for response in stream:
-            yield response.data
+        with departure.during(stream.cancel):
+            for response in stream:
+                yield response.data
     finally:
         stream.cancel()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 LOOK_SECONDS = 0.25
@@ -34,14 +35,14 @@ class Departure:
             raise Left("the client has left")
 
     @contextlib.contextmanager
-    def during(self, cancel: Callable[[], object]) -> Iterator[None]:
-        """Within the block `cancel` is called once, by another thread, when the client leaves. What fails then is
-        Left, whatever it was."""
-        if self._gone is None:
+    def during(self, cancel: Callable[[], object], limit: float | None = None) -> Iterator[None]:
+        """Within the block `cancel` is called once, by another thread, when the client leaves; and after `limit`
+        seconds, if given. What fails because the client has left is Left, whatever it was."""
+        if self._gone is None and limit is None:
             yield
             return
         done = threading.Event()
-        threading.Thread(target=self._watch, args=(done, cancel), name="departure", daemon=True).start()
+        threading.Thread(target=self._watch, args=(done, cancel, limit), name="departure", daemon=True).start()
         try:
             yield
         except Exception as error:
@@ -51,9 +52,10 @@ class Departure:
         finally:
             done.set()
 
-    def _watch(self, done: threading.Event, cancel: Callable[[], object]) -> None:
+    def _watch(self, done: threading.Event, cancel: Callable[[], object], limit: float | None) -> None:
+        until = time.monotonic() + limit if limit is not None else None
         while not done.wait(LOOK_SECONDS):
-            if self.left():
+            if self.left() or until is not None and time.monotonic() > until:
                 cancel()
                 return
 

@@ -247,7 +247,8 @@ class Images:
             return
         self._release(found)
         try:
-            self.engine.containerd.images.Delete(images_pb2.DeleteImageRequest(name=name, sync=sync), timeout=None)
+            request = images_pb2.DeleteImageRequest(name=name, sync=sync)
+            self.engine.containerd.images.Delete(request, timeout=containerd.COLLECT_SECONDS)
         except containerd.NotFound:
             pass
         with self._lock:

@@ -34,14 +34,16 @@ def push(
     with registries.connect(engine, wanted.domain, auth) as registry, departure.during(registry.abort):
         for name in names:
             try:
-                yield from _push(engine, registry, wanted, name)
+                yield from _push(engine, registry, wanted, name, departure)
             except distribution.Unauthorized as error:
                 raise EngineError(f"denied: requested access to the resource is denied: {error}") from None
             except distribution.RegistryError as error:
                 raise EngineError(str(error)) from None
 
 
-def _push(engine: Engine, registry: distribution.Registry, wanted: Reference, name: Name) -> Iterator[dict[str, Any]]:
+def _push(
+    engine: Engine, registry: distribution.Registry, wanted: Reference, name: Name, departure: Departure
+) -> Iterator[dict[str, Any]]:
     client = engine.containerd
     details = engine.images.of(name)
     reference = name.reference
@@ -76,7 +78,8 @@ def _push(engine: Engine, registry: distribution.Registry, wanted: Reference, na
         if shown:
             yield _status("Pushing", digest, current=0, total=descriptor["size"])
         # http.client sends an iterable of bytes as it comes; a retry starts it again.
-        registry.upload(wanted.path, descriptor, functools.partial(content.chunks, client, digest), address)
+        chunks = functools.partial(content.chunks, client, digest, departure=departure)
+        registry.upload(wanted.path, descriptor, chunks, address)
         content.label(client, digest, _sources(engine, digest, content.source_label(wanted.domain, wanted.path)))
         if shown:
             yield _status("Pushing", digest, current=descriptor["size"], total=descriptor["size"])

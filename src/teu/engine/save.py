@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from teu.engine import content
+from teu.engine.departure import NOBODY, Departure
 from teu.engine.errors import BadRequest, NotFound
 from teu.oci import archive, image_spec
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from teu.engine.engine import Engine
 
 
-def save(engine: Engine, references: list[str]) -> Iterator[bytes]:
+def save(engine: Engine, references: list[str], departure: Departure = NOBODY) -> Iterator[bytes]:
     """The archive of all the references; a name without a tag means all its tags."""
     if not references:
         raise BadRequest('"docker save" requires at least 1 argument: no image was named')
@@ -51,7 +53,8 @@ def save(engine: Engine, references: list[str]) -> Iterator[bytes]:
                 export.names.append(name.name)
     for export in images.values():
         engine.events.publish("image", "save", export.config_digest, {"name": export.config_digest})
-    return archive.write(list(images.values()), lambda digest: content.chunks(engine.containerd, digest))
+    chunks = functools.partial(content.chunks, engine.containerd, departure=departure)
+    return archive.write(list(images.values()), chunks)
 
 
 def _asked_by_id(engine: Engine, text: str) -> bool:

@@ -138,14 +138,14 @@ def load_images(engine: Engine, request: Request) -> Response:
 def save_images(engine: Engine, request: Request) -> Response:
     from teu.engine import save
 
-    return stream(save.save(engine, request.query.every("names")), "application/x-tar")
+    return stream(save.save(engine, request.query.every("names"), request.departure), "application/x-tar")
 
 
 @route("GET", "/images/{name:path}/get")
 def save_image(engine: Engine, request: Request, name: str) -> Response:
     from teu.engine import save
 
-    return stream(save.save(engine, [name]), "application/x-tar")
+    return stream(save.save(engine, [name], request.departure), "application/x-tar")
 
 
 @route("GET", "/images/search")
