@@ -172,8 +172,8 @@ def test_forms_that_docker_loads(tmp_path: Path) -> None:
 
 
 def test_deep_folders_of_a_container_become_a_layer() -> None:
-    teu("run", "--name", "deep", "--network", "none", "busybox", "sh", "-c",
-        "cd /tmp; i=0; while [ $i -lt 1200 ]; do mkdir d && cd d; i=$((i+1)); done; echo deep > f")  # fmt: skip
+    script = "cd /tmp; i=0; p=; while [ $i -lt 1100 ]; do p=${p}d/; i=$((i+1)); done; mkdir -p $p; echo deep > ${p}f"
+    teu("run", "--name", "deep", "--network", "none", "busybox", "sh", "-c", script)
     teu("commit", "deep", "deep:1")
     found = out("teu", "run", "--rm", "--network", "none", "deep:1", "sh", "-c",
                 "cd /tmp; while cd d 2>/dev/null; do :; done; cat f")  # fmt: skip
@@ -356,15 +356,16 @@ def test_mirrors(registry: ScriptedRegistry) -> None:
 @pytest.mark.needs("fast")
 def test_names_that_have_become_other_images() -> None:
     """`ps` shows the name while it is the container's image, else the id; commit tells of its tag."""
+    since = out("date", "+%s")
     teu("tag", "busybox", "moving:1")
     teu("create", "--name", "user", "--network", "none", "moving:1", "true")
     listed = images.api("GET", "/containers/json?all=1")[1]
     assert [one["Image"] for one in listed] == ["moving:1"]
-    since = out("date", "+%s")
     teu("commit", "user", "moving:1")
     until = str(int(out("date", "+%s")) + 1)
     told = out("teu", "events", "--since", since, "--until", until, "--format", "{{json .}}").splitlines()
     events = [json.loads(line) for line in told]
+    events = events[[event["Action"] for event in events].index("create") :]
     assert [event["Actor"]["Attributes"]["name"] for event in events if event["Action"] == "tag"] == ["moving:1"]
     assert [event["Actor"]["Attributes"]["imageRef"] for event in events if event["Action"] == "commit"] == ["moving:1"]
     listed = images.api("GET", "/containers/json?all=1")[1]
