@@ -231,6 +231,46 @@ def test_who_leaves_a_silent_registry(registry: ScriptedRegistry) -> None:
         go.set()
 
 
+@pytest.mark.needs("fast", "ctr")
+def test_transfers_of_a_hostile_registry(registry: ScriptedRegistry) -> None:
+    """teu-containerd's own pull: indexes in indexes, forty deep, and a client that leaves a silent registry."""
+    ctr = ("ctr", "-a", images.CONTAINERD, "-n", "hostile")
+    pull = (*ctr, "images", "pull", "--local=false", "--plain-http")
+    top = registry.image("app", "1", images.busybox_layer())
+    for _ in range(40):
+        entries = [{**top, "platform": {"os": "linux", "architecture": "amd64"}}] * 2
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+        top = registry.manifest("app", "2", OCI_INDEX, index)
+    held, go = threading.Event(), threading.Event()
+
+    def hook(_method: str, path: str) -> None:
+        if "/blobs/" in path:
+            held.set()
+            go.wait(100)
+
+    def leases() -> list[str]:
+        return out(*ctr, "leases", "ls", "-q").split()
+
+    try:
+        done = whole.call(*pull, f"{registry.address}/app:2", check=False)
+        assert done.returncode == 1 and "more than 32 deep" in done.stderr
+        assert len(registry.requests) < 100  # each document once, however often it is named
+        registry.hook = hook
+        client = subprocess.Popen([*pull, f"{registry.address}/app:1"], stdout=subprocess.DEVNULL)
+        assert held.wait(30)
+        assert any(name.startswith("transfer-") for name in leases())
+        client.kill()
+        client.wait()
+        whole.eventually(
+            "the transfer is gone", lambda: not any(name.startswith("transfer-") for name in leases()), timeout=15
+        )
+    finally:
+        go.set()
+        for name in leases():
+            whole.call(*ctr, "leases", "rm", "--sync", name)
+        whole.call("ctr", "-a", images.CONTAINERD, "namespaces", "rm", "hostile", check=False)
+
+
 @pytest.mark.needs("fast")
 def test_a_refused_upload_gets_its_answer() -> None:
     """More than any buffer holds is on its way when the answer comes."""

@@ -112,6 +112,25 @@ def test_pull_commit_and_removal(teud: Teud) -> None:
         assert teud.out("images", "-q") == teud.out("images", "-q", "busybox")
 
 
+def test_platforms_of_an_index(teud: Teud) -> None:
+    """The name's label says which is meant, and the index lets go of what nobody means any more: also there."""
+    with ScriptedRegistry() as registry:
+        layers = {"amd64": images.busybox_layer(), "s390x": images.busybox_layer(**{"etc/other": b"yes\n"})}
+        made = {one: registry.image("app", one, layer, architecture=one) for one, layer in layers.items()}
+        registry.index("app", "1", **made)
+        name = f"{registry.address}/app:1"
+        for platform in ("amd64", "s390x", "amd64", "s390x"):
+            teud("pull", "--platform", f"linux/{platform}", name)
+            assert teud.out("image", "inspect", "-f", "{{.Architecture}}", name) == platform
+        assert len(teud.out("images", "-q", "-f", "dangling=true").split()) == 1
+        teud("image", "prune", "-f")
+        teud("tag", name, "kept:1")
+        teud("rmi", name)
+        assert teud.out("image", "inspect", "-f", "{{.Architecture}}", "kept:1") == "s390x"
+        teud("rmi", "kept:1")
+        assert teud.out("images", "-qa") == teud.out("images", "-q", "busybox")
+
+
 def test_containers_outlive_the_engine(teud: Teud) -> None:
     teud("run", "-d", "--name", "box", "busybox", "sh", "-c", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.05; done")
     teud("run", "-d", "--name", "ends", "busybox", "sh", "-c", "sleep 1; exit 7")
