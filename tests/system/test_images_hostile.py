@@ -25,19 +25,20 @@ SETTINGS = Path("/etc/teu/teud.yaml.d/test-images.yaml")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def busybox() -> None:
+def nothing_is_left() -> Iterator[None]:
     images.need_busybox()
+    before = images.baseline()
+    yield
+    images.settle(before)
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    before = images.baseline()
+def clean() -> Iterator[None]:
     yield
     whole.remove_everything()
     while names := [name for name in out("teu", "images", "-aq", "--no-trunc").split() if name not in _kept()]:
         for name in dict.fromkeys(names):
             teu("rmi", "-f", name, check=False)
-    images.settle(before)
 
 
 def _kept() -> list[str]:

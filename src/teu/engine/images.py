@@ -190,10 +190,11 @@ class Images:
 
     # -- names -------------------------------------------------------------------------------
 
-    def names(self) -> list[Name]:
+    def names(self, timeout: float = containerd.DEADLINE) -> list[Name]:
         from teu.api.services.images.v1 import images_pb2
 
-        return [_name(image) for image in self.engine.containerd.images.List(images_pb2.ListImagesRequest()).images]
+        answer = self.engine.containerd.images.List(images_pb2.ListImagesRequest(), timeout=timeout)
+        return [_name(image) for image in answer.images]
 
     def get_name(self, name: str) -> Name | None:
         from teu.api.services.images.v1 import images_pb2

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 from teu.engine import containerd
 from teu.engine.container import NEVER, Container, nanoseconds
 from teu.engine.errors import BadRequest, EngineError, NotFound
+from teu.engine.images import parse_reference
 from teu.engine.logs.jsonfile import log_path
 from teu.engine.network import shown
 from teu.oci.humantime import human_duration
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
+    from teu.engine.images import Name
 
+NAMES_SECONDS = 5.0
 STATES = ("created", "restarting", "running", "removing", "paused", "exited", "dead")
 FILTERS = {
     "ancestor", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label", "name", "network",
@@ -75,25 +78,39 @@ def ports(container: Container) -> list[dict[str, Any]]:
 
 
 class _ImageNames:
-    """As what `ps` shows the images of containers: as they were named, unless that is another image by now, or none."""
+    """As what `ps` shows the images of containers: as they were named, unless that is another image by now, or none.
+
+    A containerd that does not answer holds no `ps` up for long: then they are shown as they were named."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._known: dict[str, str] = {}
+        self._names: dict[str, Name] | None = None
+        self._down = False
 
     def shown(self, container: Container) -> str:
         name, image_id = str(container.config["Image"]), container.image_id
-        if name == image_id:
-            return name
-        if name not in self._known:
+        if name != image_id and name not in self._known:
             try:
-                found, _ = self._engine.images.lookup(name)
-                self._known[name] = self._engine.images.of(found).id
+                self._known[name] = self._image_of(name)
             except containerd.Unavailable:
-                self._known[name] = image_id  # nobody knows
+                self._down = True
+                self._known[name] = image_id
             except EngineError:
                 self._known[name] = ""
-        return name if self._known[name] == image_id else image_id
+        return name if self._known.get(name, image_id) == image_id else image_id
+
+    def _image_of(self, text: str) -> str:
+        images = self._engine.images
+        if self._down:
+            raise containerd.Unavailable("containerd did not answer")
+        if self._names is None:
+            self._names = {one.name: one for one in images.names(NAMES_SECONDS)}
+        try:
+            found = self._names.get(str(parse_reference(text).with_default_tag()))
+        except BadRequest:
+            found = None  # an id
+        return images.of(found or images.lookup(text)[0]).id
 
 
 def summary(container: Container, image: str) -> dict[str, Any]:
