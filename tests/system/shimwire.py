@@ -138,13 +138,14 @@ class Client:
     def close(self) -> None:
         self._socket.close()
 
-    def send(self, service: str, method: str, payload: bytes) -> int:
-        """Send a request; its stream, for receive()."""
+    def send(self, service: str, method: str, payload: bytes, seconds: float = 0) -> int:
+        """Send a request, with a deadline if one is given; its stream, for receive()."""
         from teu.ttrpc import frames
         from teu.ttrpc import messages as m
 
         self._stream += 2
-        request = m.encode("ttrpc.Request", {"service": service, "method": method, "payload": payload})
+        request = m.encode("ttrpc.Request", {
+            "service": service, "method": method, "payload": payload, "timeout_nano": int(seconds * 1e9)})
         self._socket.sendall(frames.pack(self._stream, frames.REQUEST, request))
         return self._stream
 

@@ -60,6 +60,22 @@ class Future:
             self._callbacks.append(callback)
 
 
+class Running(Future):
+    """A coroutine under way, and what comes of it.  See Loop.spawn."""
+
+    __slots__ = ("_coroutine",)
+
+    def __init__(self, coroutine: Coroutine) -> None:
+        super().__init__()
+        self._coroutine = coroutine
+
+    def cancel(self, error: BaseException) -> None:
+        """Give it up where it waits (its `finally` clauses run), with that error as the result, unless it is done."""
+        if not self.done:
+            self._coroutine.close()
+            self.fail(error)
+
+
 class Lock:
     """Lets one coroutine in at a time, in order: `yield lock.acquire()` ... `lock.release()`."""
 
@@ -165,13 +181,15 @@ class Loop:
             elif self._expecting:
                 self._unclaimed[pid] = status
 
-    def on_exit(self, pid: int, callback: Callable[[int], None]) -> None:
-        """Call back with the wait status of `pid`, also when it was collected since expect()."""
+    def on_exit(self, pid: int, callback: Callable[[int], None]) -> bool:
+        """Call back with the wait status of `pid`, also when it was collected since expect().  Whether it is still
+        uncollected, so that the pid cannot be another's until the callback comes."""
         if pid in self._unclaimed:
             status = self._unclaimed.pop(pid)
             self.after(0, lambda: callback(status))
-        else:
-            self._children[pid] = callback
+            return False
+        self._children[pid] = callback
+        return True
 
     def wait_exit(self, pid: int) -> Future:
         """A Future with the wait status of a child."""
@@ -226,9 +244,9 @@ class Loop:
 
     # coroutines
 
-    def spawn(self, coroutine: Coroutine) -> Future:
+    def spawn(self, coroutine: Coroutine) -> Running:
         """Run a generator that yields Futures; the Future returned has its result or error."""
-        result = Future()
+        result = Running(coroutine)
         self._step(coroutine, result, None)
         return result
 

@@ -66,7 +66,9 @@ class Process:
         self.log = log
         self.starting = False
         self._early_exit: int | None = None
-        self._waiters: list[Future] = []
+        self._waiters: dict[Future, None] = {}
+        # whether the process has been collected, so that its pid may be another's now
+        self._collected = False
         # whether a start has failed: nothing is to be waited for then
         self._failed = False
         # told with the wait status of the process, once
@@ -100,7 +102,7 @@ class Process:
                 self.streams.started(self.loop)
             with open(pid_file) as file:
                 self.pid = int(file.read())
-            self.loop.on_exit(self.pid, self._exited)
+            self._collected = not self.loop.on_exit(self.pid, self._exited)
         except BaseException:
             self.streams.close()
             self.streams = Streams()
@@ -119,6 +121,7 @@ class Process:
             yield from streams.logger_ready(self.loop)
 
     def _exited(self, status: int) -> None:
+        self._collected = True
         if self.starting:
             self._early_exit = status
         else:
@@ -147,7 +150,7 @@ class Process:
         self.release_waiters()
 
     def release_waiters(self) -> None:
-        waiters, self._waiters = self._waiters, []
+        waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             waiter.set()
 
@@ -157,13 +160,21 @@ class Process:
         if self.status == m.STOPPED or self._failed:
             future.set()
         else:
-            self._waiters.append(future)
+            self._waiters[future] = None
         return future
+
+    def waits_no_more(self, future: Future) -> None:
+        """Forget a Future of wait()."""
+        self._waiters.pop(future, None)
 
     def exited_timestamp(self) -> dict[str, Any] | None:
         return m.timestamp(self.exited_at) if self.exited_at else None
 
     def send_signal(self, number: int) -> None:
+        """Signal the process, a child of ours.  NOT_FOUND once it has been collected: an end may be told much later,
+        when those of the execs have been, and the pid may be another process's by then."""
+        if self._collected:
+            raise StatusError(NOT_FOUND, "process already finished")
         try:
             os.kill(self.pid, number)
         except ProcessLookupError:
@@ -253,6 +264,7 @@ class Exec(Process):
         if self.status == m.RUNNING or self.starting:
             raise StatusError(UNKNOWN, "cannot delete a running process")
         yield from self.release()
+        self.release_waiters()  # of one that was never started
 
 
 class Init(Process):
@@ -327,7 +339,6 @@ class Init(Process):
         if self.status == m.STOPPED and not everything:
             raise StatusError(NOT_FOUND, "process already finished")
         if not everything and self.pid and self.runtime.is_plain:
-            # The first process is a child of ours: its pid cannot be anybody else's.
             self.send_signal(number)
             return
         args = ["--all"] if everything else []

@@ -21,6 +21,8 @@ from teu.ttrpc import messages as m
 from teu.ttrpc.status import (
     ABORTED,
     ALREADY_EXISTS,
+    CANCELLED,
+    DEADLINE_EXCEEDED,
     FAILED_PRECONDITION,
     INTERNAL,
     NOT_FOUND,
@@ -35,11 +37,15 @@ if TYPE_CHECKING:
 
     from teu.shim.loop import Coroutine, Loop
     from teu.shim.publisher import Publisher
+    from teu.ttrpc.server import Reply
 
 OPTIONS_TYPE = "containerd.runc.v1.Options"
 GENERIC_OPTIONS_TYPE = "runtimeoptions.v1.Options"
 
 EXIT_RECORD = "exit.json"
+
+# Methods that wait for what may never come, so that they end with their client's patience.
+WAITS = ("Wait", "WaitSandbox")
 
 # containerd.runc.v1.Options as its TOML form (dockerd's and containerd's configuration) names them
 _TOML_NAMES = {
@@ -168,7 +174,13 @@ class Service:
         def run() -> Coroutine:
             return (yield from handler(request))
 
-        self._loop.spawn(run()).then(done)
+        running = self._loop.spawn(run())
+        running.then(done)
+        if method in WAITS and not running.done:
+            reply.on_gone = lambda: running.cancel(StatusError(CANCELLED, "the client has left"))
+            if reply.timeout:
+                self._loop.after(reply.timeout, lambda: running.cancel(
+                    StatusError(DEADLINE_EXCEEDED, "context deadline exceeded")))
 
     def _container(self, name: str) -> Container:
         if name not in self._containers:
@@ -358,6 +370,7 @@ class Service:
         for process in container.execs.values():
             process.streams.close()
         self._end_oom_watch(container)
+        init.release_waiters()  # of one that had no process yet
         if self._containers.pop(init.id, None) is None:
             return  # its creation was never told
         self._publisher.publish("TaskDelete", {
@@ -423,7 +436,11 @@ class Service:
 
     def _wait(self, request: dict[str, Any]) -> Coroutine:
         process = self._container(request["id"]).process(request["exec_id"])
-        yield process.wait()
+        end = process.wait()
+        try:
+            yield end
+        finally:
+            process.waits_no_more(end)
         return {"exit_status": process.exit_status, "exited_at": process.exited_timestamp()}
 
     # the rest of the task API

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
         def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None: ...
         def unwatch(self, fd: int) -> None: ...
 
-    Reply = Callable[[bytes, status.StatusError | None], None]
-    Dispatch = Callable[[str, str, bytes, Reply], None]
+    Dispatch = Callable[[str, str, bytes, "Reply"], None]
 
 EPOLLIN, EPOLLOUT, EPOLLHUP, EPOLLERR = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP, select.EPOLLERR
 
@@ -102,39 +101,60 @@ class Connection:
             self.close()
 
 
+class Reply:
+    """The answer to one request: to be called once, at once or later, with the response's bytes and no error, or an
+    error.  Who waits for what may never come sets `on_gone`, which is called if the client leaves before that."""
+
+    __slots__ = ("_connection", "_stream", "on_gone", "timeout")
+
+    def __init__(self, connection: _ServerConnection, stream: int, timeout: float) -> None:
+        self._connection = connection
+        self._stream = stream
+        self.timeout = timeout  # seconds that the client waits, 0 without a limit
+        self.on_gone: Callable[[], None] | None = None
+
+    def __call__(self, payload: bytes, error: status.StatusError | None = None) -> None:
+        self.on_gone = None
+        self._connection.answer(self._stream, payload, error)
+
+
 class _ServerConnection(Connection):
     def __init__(self, loop: Watcher, peer: socket.socket, server: Server) -> None:
         super().__init__(loop, peer)
         self._server = server
         self._last_stream = 0
+        self._waiting: dict[int, Reply] = {}  # by stream
 
     def on_close(self) -> None:
         self._server.connections.discard(self)
+        waiting, self._waiting = self._waiting, {}
+        for reply in waiting.values():
+            if reply.on_gone is not None:
+                reply.on_gone()
 
     def on_frame(self, stream: int, kind: int, flags: int, data: bytes) -> None:
         if kind != frames.REQUEST:
             # Data of a streaming call: we serve unary calls only, and have already refused it.
             return
         if not stream & 1 or stream <= self._last_stream:
-            self._answer(stream, b"", status.StatusError(
+            self.answer(stream, b"", status.StatusError(
                 status.INVALID_ARGUMENT, f"stream id {stream} is not odd and new"))
             return
         self._last_stream = stream
         try:
             request = decode("ttrpc.Request", data)
         except ValueError as e:
-            self._answer(stream, b"", status.StatusError(status.INVALID_ARGUMENT, f"malformed request: {e}"))
+            self.answer(stream, b"", status.StatusError(status.INVALID_ARGUMENT, f"malformed request: {e}"))
             return
         if flags & frames.REMOTE_OPEN:
-            self._answer(stream, b"", status.StatusError(status.UNIMPLEMENTED, "streams are not served here"))
+            self.answer(stream, b"", status.StatusError(status.UNIMPLEMENTED, "streams are not served here"))
             return
 
-        def reply(payload: bytes, error: status.StatusError | None = None) -> None:
-            self._answer(stream, payload, error)
-
+        reply = self._waiting[stream] = Reply(self, stream, max(0, request["timeout_nano"]) / 1e9)
         self._server.dispatch(request["service"], request["method"], request["payload"], reply)
 
-    def _answer(self, stream: int, payload: bytes, error: status.StatusError | None) -> None:
+    def answer(self, stream: int, payload: bytes, error: status.StatusError | None) -> None:
+        self._waiting.pop(stream, None)
         response: dict[str, Any] = {"payload": payload}
         if error is not None:
             response = {"status": {"code": error.code, "message": error.message}}
@@ -147,9 +167,7 @@ class _ServerConnection(Connection):
 
 
 class Server:
-    """Accepts connections and hands each request to `dispatch(service, method, payload, reply)`.
-
-    `reply(payload, error)` may be called at once or later, once."""
+    """Accepts connections and hands each request to `dispatch(service, method, payload, reply)`; see Reply."""
 
     def __init__(self, loop: Watcher, listener: socket.socket, dispatch: Dispatch) -> None:
         listener.setblocking(False)

@@ -16,9 +16,14 @@ import pytest
 
 from teu.shim import cgroup, main, placement, rootfs, runtime, service, stdio, warmup
 from teu.shim.loop import Future, Lock, Loop
-from teu.shim.process import exit_code
+from teu.shim.process import Process, exit_code
 from teu.shim.runtime import last_error
 from teu.ttrpc import messages as m
+from teu.ttrpc.status import StatusError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from teu.shim.loop import Coroutine
 
 
 def test_flags() -> None:
@@ -305,6 +310,61 @@ def test_loop_and_lock() -> None:
         future.then(lambda _: loop.stop() if all(f.done for f in results) else None)
     loop.run()
     assert [exit_code(future.value) for future in results] == [4, 0]
+    loop.close()
+
+
+def test_a_coroutine_that_is_given_up() -> None:
+    loop, end, left = Loop(), Future(), []
+
+    def wait() -> Coroutine:
+        try:
+            yield end
+        finally:
+            left.append(True)
+
+    running = loop.spawn(wait())
+    running.cancel(ValueError("enough"))
+    assert left and isinstance(running.error, ValueError)
+    running.cancel(ValueError("again"))
+    end.set()  # what it waited for may come yet
+    assert str(running.error) == "enough"
+    loop.close()
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_no_signal_goes_to_a_pid_that_was_given_back(early: bool, tmp_path: Path) -> None:
+    """Between the collection of a process and the word of its end, which waits for its execs, the pid may be
+    anybody's."""
+    loop = Loop()
+    request = {"stdin": "", "stdout": "", "stderr": "", "terminal": False}
+    process = Process(loop, str(tmp_path), request, print)
+    process.on_exited = lambda _status: None
+    pid_file = tmp_path / "pid"
+
+    class Started(runtime.Runtime):
+        def run(self, *args: str, **_: object) -> Coroutine:
+            child = subprocess.Popen(["true"] if early else ["sleep", "600"])
+            pid_file.write_text(str(child.pid))
+            if early:  # it is gone before its start has been told
+                yield loop.sleep(0.3)
+
+    options = {"binary_name": "x", "root": "", "systemd_cgroup": False}
+    start = loop.spawn(process.run_with_stdio(
+        Started(loop, "x", str(tmp_path), options), "c", "n", str(pid_file), 0, 0, "create", last="c"))
+    start.then(lambda _: loop.stop())
+    if not start.done:
+        loop.run()
+    assert start.error is None
+    if not early:
+        process.send_signal(signal.SIGKILL)
+        loop.after(0.3, loop.stop)
+        loop.run()
+    with subprocess.Popen(["sleep", "600"]) as bystander:
+        process.pid = bystander.pid  # as the kernel may choose
+        with pytest.raises(StatusError, match="already finished"):
+            process.send_signal(signal.SIGKILL)
+        assert bystander.poll() is None
+        bystander.kill()
     loop.close()
 
 
