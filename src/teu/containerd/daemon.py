@@ -119,6 +119,7 @@ class Daemon:
         shims = context.shims = Shims(
             state=context.state, root=context.root, address=context.address, ttrpc_address=context.ttrpc_address,
             events=context.events, zygote=self.zygote, debug=self.config["log-level"] == "debug",
+            is_sandbox=context.sandboxes.exists,
         )  # fmt: skip
         await shims.restore()
         server, release = await self._start(build, grpc_socket)

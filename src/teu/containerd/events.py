@@ -41,7 +41,7 @@ log = logging.getLogger("teu.containerd.events")
 
 QUEUE_LIMIT = 65536
 EARLY_SECONDS = 30.0  # clients' longest pause between two attempts to connect is 20 s or less
-EARLY_TOPICS = ("/tasks/exit", "/tasks/oom")
+EARLY_TOPICS = ("/tasks/exit", "/tasks/oom", "/sandboxes/exit")
 _TOPIC_PART = re.compile(r"[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*")
 
 

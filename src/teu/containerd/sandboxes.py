@@ -10,12 +10,12 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.runtime.sandbox.v1 import sandbox_pb2 as shim_sandbox
 from teu.containerd.errors import AlreadyExists, Error, NotFound, Unavailable, from_code
 
 if TYPE_CHECKING:
     from teu.containerd.context import Context
+    from teu.containerd.shims import Shim
 
 log = logging.getLogger("teu.containerd.sandboxes")
 
@@ -25,40 +25,67 @@ _SERVICE = shim_sandbox.DESCRIPTOR.services_by_name["Sandbox"]
 class Sandbox:
     """A running sandbox's shim, asked by the name of a method of its sandbox service."""
 
-    def __init__(self, shim: Any, version: int) -> None:
+    def __init__(self, shim: Shim) -> None:
         self.shim = shim
-        self.version = version
         self.watched = False  # whether somebody waits for its exit, to tell it
+        self._waiting: asyncio.Task[Any] | None = None
 
     @property
     def gone(self) -> bool:
         """Whether its shim has ended, and the sandbox with it."""
-        return self.shim.client is None or bool(self.shim.client.closed.is_set())
+        return self.shim.leaving or self.shim.gone.done()
 
     @property
     def address(self) -> str:
-        return str(self.shim.address)
+        return self.shim.address
+
+    @property
+    def version(self) -> int:
+        return self.shim.version
 
     async def call(self, method: str, **fields: Any) -> Any:
         from teu.ttrpc.status import StatusError
 
         descriptor = _SERVICE.methods_by_name[method]
         request = descriptor.input_type._concrete_class(**fields)
-        if self.shim.client is None:
-            raise Unavailable(f"the shim of sandbox {self.shim.id} is gone")
+        client = await self.shim.connection()
         try:
-            payload = await self.shim.client.call_raw(_SERVICE.full_name, method, request.SerializeToString())
+            payload = await client.call_raw(_SERVICE.full_name, method, request.SerializeToString())
         except StatusError as error:
             raise from_code(error.code, error.message) from None
         return descriptor.output_type._concrete_class.FromString(payload)
 
+    async def wait(self) -> Any:
+        """WaitSandboxResponse at its end. All who wait share one call, as with Shim.wait."""
+        if self._waiting is None or self._waiting.done():
+            self._waiting = asyncio.create_task(self._wait())
+            self._waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(self._waiting)
+
+    async def _wait(self) -> Any:
+        answer = await self.shim.outlast(lambda: self.call("WaitSandbox", sandbox_id=self.shim.id))
+        if answer is None:
+            raise Unavailable(f"the shim of sandbox {self.shim.id} is gone")
+        return answer
+
 
 class Manager:
+    """The sandboxes that run, those of an earlier life of this daemon among them."""
+
     def __init__(self, context: Context) -> None:
         self._context = context
         self._sandboxes: dict[tuple[str, str], Sandbox] = {}
         self._removals: dict[tuple[str, str], asyncio.Task[None]] = {}  # under way
         self._watches: set[asyncio.Task[None]] = set()
+        context.shims.on_sandbox = self._adopt
+        for shim in context.shims.sandboxes():
+            self._adopt(shim)
+
+    def _adopt(self, shim: Shim) -> None:
+        """Take over a sandbox that was found again."""
+        self._sandboxes[shim.namespace, shim.id] = Sandbox(shim)
+        if shim.sandbox_state is not None and shim.sandbox_state["started"]:
+            self.watch(shim.namespace, shim.id)
 
     def get(self, namespace: str, id: str) -> Sandbox:
         """One that runs, else NotFound."""
@@ -78,11 +105,11 @@ class Manager:
         record = request.sandbox
         if not record.sandbox_id:
             record = await asyncio.to_thread(self._context.sandboxes.get, namespace, id)
-        shim, version = await self._context.shims.start_sandbox(
+        shim = await self._context.shims.start_sandbox(
             namespace, id, runtime=record.runtime.name or self._context.config["default-runtime"],
             spec=record.spec.value, options=record.runtime.options if record.runtime.HasField("options") else None,
         )  # fmt: skip
-        sandbox = Sandbox(shim, version)
+        sandbox = Sandbox(shim)
         try:
             await sandbox.call(
                 "CreateSandbox", sandbox_id=id, bundle_path=shim.bundle, rootfs=request.rootfs,
@@ -92,6 +119,7 @@ class Manager:
             await asyncio.shield(self._context.shims.stop_sandbox(shim))
             raise
         self._sandboxes[(namespace, id)] = sandbox
+        self._context.shims.sandbox_created(shim)
 
     def watch(self, namespace: str, id: str) -> None:
         """Tell of its exit, once it comes; again does nothing."""
@@ -99,17 +127,17 @@ class Manager:
         if sandbox.watched:
             return
         sandbox.watched = True
+        shims = self._context.shims
 
         async def wait() -> None:
-            event = sandbox_events.SandboxExit(sandbox_id=id)
             try:
-                answer = await sandbox.call("WaitSandbox", sandbox_id=id)
-                event.exit_status = answer.exit_status
-                event.exited_at.CopyFrom(answer.exited_at)
+                answer = await sandbox.wait()
+                shims.tell_sandbox_exit(sandbox.shim, answer.exit_status, answer.exited_at)
             except Error as error:
+                if shims.closing:
+                    return  # it goes on, and the next daemon finds it
                 log.info("sandbox %s: %s", id, error.message)  # the shim is gone, and the sandbox with it
-                event.exited_at.GetCurrentTime()
-            self._context.events.publish(namespace, "/sandboxes/exit", event)
+                shims.tell_sandbox_exit(sandbox.shim, 0, None)
             if sandbox.gone:
                 await self._remove(namespace, id, sandbox)
 

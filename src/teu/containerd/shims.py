@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shim manager: starts shims, finds them again after a restart, and cleans up after dead ones.
 
+A shim is dead when nobody listens at its address any more.  One that is slow to take a connection or to answer is asked
+again until it does: its containers are never touched.
+
     STATE/io.containerd.runtime.v2.task/NAMESPACE/ID/      the bundle, as containerd lays it out
         config.json             the OCI spec
         rootfs/                 where the shim mounts
@@ -8,10 +11,13 @@
         bootstrap.json          written here: {"version", "address", "protocol"}
         shim-binary-path        written here: what to run for clean-up
         log                     a FIFO: the shim's own log lines
+        creating                there until the shim has said that the container, or the sandbox, is created
+        sandbox                 of a container: the id of the sandbox whose shim serves it, if it has none of its own
+        sandbox.json            of a sandbox: {"started", "told"}: whether it was started, and its end published
         work -> ROOT/io.containerd.runtime.v2.task/NAMESPACE/ID
         init.pid, log.json, options.json, runtime, exit.json      the shim's
 
-A bundle is there exactly as long as its task.  Everything here runs on the event loop, except what blocks
+A bundle is there exactly as long as its task or sandbox.  Everything here runs on the event loop, except what blocks
 (starting a shim, cleaning up), which is handed to a thread.
 """
 
@@ -24,9 +30,10 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
+from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.events import task_pb2 as task_events
 from teu.containerd import errors
 from teu.containerd.processes import with_given_limits
@@ -41,12 +48,17 @@ FOLDER = "io.containerd.runtime.v2.task"
 OWN_RUNTIME = "io.containerd.teu.v2"
 TASK_API_VERSION_MAX = 3
 
+CREATING, SANDBOX_ID, SANDBOX_STATE = "creating", "sandbox", "sandbox.json"
+
 # seconds
 CONNECT_TIMEOUT = 10.0
 START_TIMEOUT = 60.0
 CLEANUP_TIMEOUT = 60.0
 STATE_TIMEOUT = 5.0
 SHUTDOWN_TIMEOUT = 3.0
+# until a shim that is sought counts as slow, and between two attempts to reach it then
+SEEK_TIMEOUT = 2.0
+SEEK_FIRST, SEEK_MAX = 0.1, 5.0
 
 
 def binary_name(runtime: str) -> str:
@@ -103,17 +115,33 @@ def fields(namespace: str, id: str) -> dict[str, str]:
     return {"TEU_NAMESPACE": namespace, "TEU_CONTAINER": id}
 
 
+class _Gone(Exception):
+    """Nobody listens at a shim's address: the process has ended."""
+
+
+class _Slow(Exception):
+    """A shim that does not take connections, or does not answer; it may do so later."""
+
+
 class Shim:
-    """One task's connection to its shim."""
+    """One task's, or one sandbox's, connection to its shim.
+
+    The connection may be missing for a while, when the daemon has just started or the shim is too busy to take one;
+    calls wait for it then."""
 
     def __init__(self, namespace: str, id: str, bundle: str, binary: str) -> None:
         self.namespace = namespace
         self.id = id
         self.bundle = bundle
         self.binary = binary
-        self.address = ""
-        self.service = m.TASK_SERVICES[0]
+        self.parameters: dict[str, Any] = {}  # see parse_bootstrap
+        # the sandbox whose shim serves this task, if it has none of its own
+        self.sandbox = ""
+        # of a sandbox: whether it was started, and whether its end was told; None for a task
+        self.sandbox_state: dict[str, bool] | None = None
         self.client: ttrpc.Client | None = None
+        # set when calls need not wait: there is a connection, or there will be none
+        self.reached = asyncio.Event()
         self.log_reader: LogReader | None = None
         # whether its end is expected, so that losing the connection means nothing
         self.leaving = False
@@ -124,30 +152,109 @@ class Shim:
         # set with task.DeleteResponse when the shim is gone and cleaned up
         self.gone: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.deletion: asyncio.Task[dict[str, Any]] | None = None  # the one under way
+        self._waits: dict[str, asyncio.Task[dict[str, Any]]] = {}  # by exec id, "" for the first process
 
     @property
     def fields(self) -> dict[str, str]:
         return fields(self.namespace, self.id)
 
+    @property
+    def address(self) -> str:
+        """Where the shim listens; "" until it is known."""
+        return str(self.parameters.get("address", ""))
+
+    @property
+    def version(self) -> int:
+        return int(self.parameters.get("version", 0))
+
+    @property
+    def is_ours(self) -> bool:
+        return os.path.basename(self.binary) == SHIM_BINARY
+
+    @property
+    def half_made(self) -> bool:
+        """Whether its creation has not been acknowledged by the shim."""
+        return os.path.exists(os.path.join(self.bundle, CREATING))
+
+    async def connection(self, timeout: float | None = None) -> ttrpc.Client:
+        """Unavailable if the shim has ended; DeadlineExceeded if it is not to be reached in that time."""
+        if not self.reached.is_set():
+            try:
+                await asyncio.wait_for(self.reached.wait(), timeout)
+            except TimeoutError:
+                raise errors.DeadlineExceeded(f"the shim of {self.id} takes no connection") from None
+        if self.client is None:
+            raise errors.Unavailable(f"the shim of {self.id} is gone")
+        return self.client
+
     async def call(self, method: str, request: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
         """A task method for this task; errors as this daemon's own."""
-        if self.client is None:
-            raise errors.Unavailable(f"shim of {self.id} is not connected")
+        client = await self.connection(timeout)
+        service = m.TASK_SERVICES[0 if self.version <= 2 else 1]
         try:
-            return await self.client.task(self.service, method, {"id": self.id, **request}, timeout)
+            return await client.task(service, method, {"id": self.id, **request}, timeout)
         except StatusError as e:
             raise errors.from_code(e.code, e.message) from e
 
-    async def connect(self, parameters: dict[str, Any]) -> None:
-        self.address = parameters["address"]
-        self.service = m.TASK_SERVICES[0 if parameters["version"] <= 2 else 1]
-        try:
-            self.client = await ttrpc.connect(self.address, CONNECT_TIMEOUT)
-        except (OSError, TimeoutError) as e:
-            raise errors.Unavailable(f"cannot connect to the shim at {self.address}: {e}") from e
+    async def outlast(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """The answer to `call()`, which is made again when the connection was lost and found again; None when the shim
+        is gone and cleaned up, so that `gone` tells how it ended."""
+        while True:
+            client = self.client
+            try:
+                return await call()
+            except errors.Unavailable:
+                if client is not None and client is self.client and not client.closed.is_set():
+                    raise  # the shim's own answer
+                await self.reached.wait()
+                if self.gone.done():
+                    return None
+                if self.leaving:
+                    raise
+
+    async def wait(self, exec_id: str) -> dict[str, Any]:
+        """task.WaitResponse of a process.
+
+        All who wait for it share one call: a shim is not told when somebody waits no longer, and would keep each."""
+        waiting = self._waits.get(exec_id)
+        if waiting is None or waiting.done():
+            waiting = asyncio.get_running_loop().create_task(self.call("Wait", {"exec_id": exec_id}))
+            self._waits[exec_id] = waiting
+            waiting.add_done_callback(lambda done: self._waited(exec_id, done))
+        return await asyncio.shield(waiting)
+
+    def _waited(self, exec_id: str, waiting: asyncio.Task[dict[str, Any]]) -> None:
+        if self._waits.get(exec_id) is waiting:
+            del self._waits[exec_id]
+        if not waiting.cancelled():
+            waiting.exception()  # told to those who wait; with nobody left, it is nobody's
+
+    async def connect(self, timeout: float = CONNECT_TIMEOUT) -> None:
+        """OSError or TimeoutError, see ttrpc.connect."""
+        self.client = await ttrpc.connect(self.address, timeout)
+        self.client.on_close = self.lose
+        self.reached.set()
+
+    def lose(self) -> None:
+        """The connection has ended; where nobody has said that it was to, another one is to be sought."""
+        if not self.leaving:
+            self.client = None
+            self.reached.clear()
+
+    def created_now(self) -> None:
+        """The shim has acknowledged the creation."""
+        _remove_file(os.path.join(self.bundle, CREATING))
+
+    def note(self, **changes: bool) -> None:
+        """Keep what has become of a sandbox."""
+        assert self.sandbox_state is not None
+        self.sandbox_state.update(changes)
+        if os.path.isdir(self.bundle):
+            _write_new(os.path.join(self.bundle, SANDBOX_STATE), json.dumps(self.sandbox_state))
 
     def close(self) -> None:
         self.leaving = True
+        self.reached.set()
         if self.client:
             self.client.close()
         if self.log_reader:
@@ -190,10 +297,12 @@ class LogReader:
 class Shims:
     """All shims of this daemon, by namespace and id.
 
-    `events` is the daemon's exchange: publish(namespace, topic, message) and listen(callback)."""
+    `events` is the daemon's exchange: publish(namespace, topic, message) and listen(callback);
+    `is_sandbox(namespace, id)` says whether there is a sandbox's record of that name."""
 
     def __init__(self, *, state: str, root: str, address: str, ttrpc_address: str, events: Any,
-                 zygote: Zygote | None = None, debug: bool = False) -> None:
+                 zygote: Zygote | None = None, debug: bool = False,
+                 is_sandbox: Callable[[str, str], bool] = lambda _namespace, _id: False) -> None:
         self._state = os.path.join(state, FOLDER)
         self._root = os.path.join(root, FOLDER)
         self._address = address
@@ -201,8 +310,13 @@ class Shims:
         self._events = events
         self._zygote = zygote
         self._debug = debug
+        self._is_sandbox = is_sandbox
         self._shims: dict[tuple[str, str], Shim] = {}
+        self._searches: set[asyncio.Task[None]] = set()
         self._cleanups: set[asyncio.Task[None]] = set()
+        # called with a sandbox that is found late
+        self.on_sandbox: Callable[[Shim], None] = lambda _shim: None
+        self.closing = False  # whether all connections are let go of, which is no sandbox's end
         events.listen(self._on_event)
 
     # finding
@@ -220,6 +334,14 @@ class Shims:
     def all(self, namespace: str | None = None) -> list[Shim]:
         return [shim for shim in self._shims.values()
                 if shim.created and (namespace is None or shim.namespace == namespace)]
+
+    def sandboxes(self) -> list[Shim]:
+        """Those that were created."""
+        return [shim for shim in self._shims.values() if shim.sandbox_state is not None and not shim.half_made]
+
+    def _shared(self, shim: Shim) -> bool:
+        """Whether the shim serves another task, or a sandbox, too."""
+        return any(other is not shim and other.address == shim.address for other in self._shims.values())
 
     def _on_event(self, envelope: Any) -> None:
         # On the publishing thread: only a flag is set.
@@ -250,9 +372,12 @@ class Shims:
             os.chmod(bundle, 0o710)
         os.mkdir(os.path.join(bundle, "rootfs"), 0o711)
         os.symlink(work, os.path.join(bundle, "work"))
-        with open(os.path.join(bundle, "config.json"), "wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(spec)
+        with open(os.path.join(bundle, CREATING), "wb"):
+            pass
+        if spec:  # a sandbox needs none
+            with open(os.path.join(bundle, "config.json"), "wb") as file:
+                os.fchmod(file.fileno(), 0o600)
+                file.write(spec)
         return bundle
 
     @staticmethod
@@ -320,14 +445,21 @@ class Shims:
 
     def _prepare(
         self, shim: Shim, spec: bytes, options: bytes, request: dict[str, Any] | None = None,
-        restorer: Callable[[str], str] | None = None,
+        restorer: Callable[[str], str] | None = None, host: Shim | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """Make the bundle and start the shim (blocking)."""
+        """Make the bundle and start the shim, where it is not `host`'s (blocking)."""
         self._make_bundle(shim.namespace, shim.id, spec)
         if restorer is not None and request is not None:
             request["checkpoint"] = restorer(os.path.join(self._root, shim.namespace, shim.id))
         with open(os.path.join(shim.bundle, "shim-binary-path"), "w") as file:
             file.write(shim.binary)
+        if shim.sandbox_state is not None:
+            shim.note()
+        if host is not None:
+            _write_new(os.path.join(shim.bundle, SANDBOX_ID), host.id)
+            _write_new(os.path.join(shim.bundle, "address"), host.address)
+            _write_new(os.path.join(shim.bundle, "bootstrap.json"), json.dumps(host.parameters))
+            return host.parameters
         os.mkfifo(os.path.join(shim.bundle, "log"), 0o700)
         # Somebody must be reading the log before the shim opens it.
         reader = os.open(os.path.join(shim.bundle, "log"), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -344,22 +476,24 @@ class Shims:
         """Create a task: its bundle, its shim, and the container in it.  The first process's pid.
 
         `options` is the runtime's options as an Any message, `request` the fields of task.CreateTaskRequest
-        besides, `restorer` what makes its `checkpoint` in the bundle's work folder; AlreadyExists if there is
-        a task of that id."""
+        besides, `restorer` what makes its `checkpoint` in the bundle's work folder, `sandbox` the sandbox whose
+        shim serves it; AlreadyExists if there is a task of that id, NotFound if there is no such sandbox."""
         key = (namespace, id)
         if key in self._shims:
             raise errors.AlreadyExists(f"task {id}")
-        shim = Shim(namespace, id, self.bundle_path(namespace, id), binary_to_start(runtime))
+        host = self._shims.get((namespace, sandbox)) if sandbox and sandbox != id else None
+        if sandbox and sandbox != id and (host is None or not host.address or host.leaving):
+            raise errors.NotFound(f"failed to start shim: can't find sandbox {sandbox}")
+        shim = Shim(namespace, id, self.bundle_path(namespace, id), host.binary if host else binary_to_start(runtime))
         self._shims[key] = shim
         loop = asyncio.get_running_loop()
         try:
             packed = options.SerializeToString() if options is not None else b""
-            parameters = await loop.run_in_executor(None, self._prepare, shim, spec, packed, request, restorer)
-            host = self._shims.get((namespace, sandbox)) if sandbox and sandbox != id else None
-            if host is not None and host.address and host.address != parameters["address"]:
-                log.debug("%s/%s: its sandbox %s has a shim of its own", namespace, id, sandbox)
-            shim.log_reader = LogReader(shim.bundle, namespace, id)
-            await shim.connect(parameters)
+            if host is not None:
+                shim.sandbox, shim.parameters = host.id, host.parameters
+            shim.parameters = await loop.run_in_executor(
+                None, self._prepare, shim, spec, packed, request, restorer, host)
+            await self._connect_new(shim)
             any_options = None
             if options is not None:
                 any_options = {"type_url": options.type_url, "value": options.value}
@@ -370,31 +504,46 @@ class Shims:
         except BaseException:
             await asyncio.shield(self._abandon(shim))
             raise
+        shim.created_now()
         shim.created = True
         self._watch(shim)
         return int(answer["pid"])
 
-    async def start_sandbox(self, namespace: str, id: str, *, runtime: str, spec: bytes,
-                            options: Any) -> tuple[Shim, int]:
-        """A shim for a sandbox, and the version of its API; nothing is asked of it yet. See `sandboxes`."""
+    async def _connect_new(self, shim: Shim) -> None:
+        """Connect to the shim of a creation."""
+        if not shim.sandbox:
+            shim.log_reader = LogReader(shim.bundle, shim.namespace, shim.id)
+        try:
+            await shim.connect()
+        except (OSError, TimeoutError) as e:
+            raise errors.Unavailable(f"cannot connect to the shim at {shim.address}: {e}") from e
+
+    async def start_sandbox(self, namespace: str, id: str, *, runtime: str, spec: bytes, options: Any) -> Shim:
+        """A shim for a sandbox; nothing is asked of it yet, and it is half made until `sandbox_created`."""
         key = (namespace, id)
         if key in self._shims:
             raise errors.AlreadyExists(f"sandbox {id}")
         shim = Shim(namespace, id, self.bundle_path(namespace, id), binary_to_start(runtime))
+        shim.sandbox_state = {"started": False, "told": False}
         self._shims[key] = shim
         try:
             packed = options.SerializeToString() if options is not None else b""
-            parameters = await asyncio.get_running_loop().run_in_executor(None, self._prepare, shim, spec, packed)
-            shim.log_reader = LogReader(shim.bundle, namespace, id)
-            await shim.connect(parameters)
+            shim.parameters = await asyncio.get_running_loop().run_in_executor(None, self._prepare, shim, spec, packed)
+            await self._connect_new(shim)
         except BaseException:
             await asyncio.shield(self._abandon(shim))
             raise
-        return shim, int(parameters["version"])
+        return shim
+
+    def sandbox_created(self, shim: Shim) -> None:
+        """Its shim has acknowledged the sandbox."""
+        shim.created_now()
+        self._watch(shim)
 
     async def stop_sandbox(self, shim: Shim) -> None:
-        """End the sandbox's shim and remove what is left of it."""
-        await self._abandon(shim)
+        """End the sandbox's shim, unless it has containers, and remove what is left of the sandbox."""
+        if not shim.gone.done():
+            await self._abandon(shim)
 
     async def _abandon(self, shim: Shim) -> None:
         """Undo a creation that failed half-way."""
@@ -406,7 +555,9 @@ class Shims:
                 except errors.Error:
                     pass  # usually there is nothing to delete
             await self._shut_down(shim, now=True)
-            await asyncio.get_running_loop().run_in_executor(None, self._run_delete, shim)
+            answer = await asyncio.get_running_loop().run_in_executor(None, self._run_delete, shim)
+            if not shim.gone.done():
+                shim.gone.set_result(answer)
         finally:
             self._forget(shim)
 
@@ -421,32 +572,47 @@ class Shims:
     async def _shut_down(self, shim: Shim, *, now: bool = False) -> None:
         """Tell the shim to end, if it serves nobody else, and see it gone.
 
-        `now` gives its container up, even one in the middle of being created."""
+        `now` gives its container up, even one in the middle of being created.  Other runtimes' shims know no such
+        thing, and end with their sandbox when they are told so: they are told when they serve nobody else."""
         shim.leaving = True
-        if shim.client is None or shim.client.closed.is_set():
+        client, shared = shim.client, self._shared(shim)
+        if client is None or client.closed.is_set():
             return
-        try:
-            await shim.call("Shutdown", {"now": now}, SHUTDOWN_TIMEOUT)
-        except errors.Error:
-            pass  # it may be gone before it has answered
-        shared = any(other is not shim and other.address == shim.address for other in self._shims.values())
+        if not shared or (now and shim.is_ours):
+            try:
+                await shim.call("Shutdown", {"now": now}, SHUTDOWN_TIMEOUT)
+            except errors.Error:
+                pass  # it may be gone before it has answered
         if not shared:
             try:
-                await asyncio.wait_for(shim.client.closed.wait(), SHUTDOWN_TIMEOUT)
+                await asyncio.wait_for(client.closed.wait(), SHUTDOWN_TIMEOUT)
             except TimeoutError:
                 log.warning("the shim of %s/%s does not end", shim.namespace, shim.id, extra=shim.fields)
-                if now:
+                if now and self._may_be_killed(shim):
                     await self._kill(shim)
-        shim.client.close()
+        client.close()
+
+    def _may_be_killed(self, shim: Shim) -> bool:
+        """Whether nothing is lost with this shim: what it is for was never acknowledged, and nobody else has come to it
+        meanwhile, nor is coming."""
+        unknown = any(other is not shim and other.namespace == shim.namespace and not other.address
+                      for other in self._shims.values())
+        return shim.half_made and not unknown and not self._shared(shim)
 
     async def _kill(self, shim: Shim) -> None:
         """End a shim that does not end by itself."""
+        process = -1
         try:
             pid = (await shim.call("Connect", {}, SHUTDOWN_TIMEOUT))["shim_pid"]
-            if pid > 1:
-                os.kill(pid, signal.SIGKILL)
-        except (errors.Error, ProcessLookupError) as e:
+            process = os.pidfd_open(pid)
+            # Its answer after the process was taken hold of says that it is the right one.
+            if (await shim.call("Connect", {}, SHUTDOWN_TIMEOUT))["shim_pid"] == pid and pid > 1:
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+        except (errors.Error, OSError) as e:
             log.error("the shim of %s/%s cannot be ended: %s", shim.namespace, shim.id, e, extra=shim.fields)
+        finally:
+            if process >= 0:
+                os.close(process)
 
     def _forget(self, shim: Shim) -> None:
         shim.close()
@@ -469,33 +635,26 @@ class Shims:
             deletion.exception()  # told to those who wait; with nobody left, it is nobody's
 
     async def _delete(self, shim: Shim) -> dict[str, Any]:
-        if shim.gone.done():
-            return await self._delete_gone(shim)
         try:
-            answer = await shim.call("Delete", {})
-        except errors.Unavailable:
-            return await self._delete_gone(shim)
+            answer = await shim.outlast(lambda: shim.call("Delete", {}))
         except errors.NotFound:
             answer = {"pid": 0, "exit_status": 0, "exited_at": None}
+        if answer is None:
+            return shim.gone.result()
         await self._shut_down(shim)
         await asyncio.get_running_loop().run_in_executor(None, self._remove_bundle, shim.bundle)
+        if not shim.gone.done():
+            shim.gone.set_result(answer)
         self._forget(shim)
-        return answer
-
-    async def _delete_gone(self, shim: Shim) -> dict[str, Any]:
-        answer = await asyncio.wait_for(asyncio.shield(shim.gone), CLEANUP_TIMEOUT)
-        self._forget(shim)
-        return answer
+        return dict(answer)
 
     # dead shims
 
     def _on_disconnect(self, shim: Shim) -> None:
         if shim.leaving or shim.gone.done():
             return
-        log.warning("the shim of %s/%s is gone: cleaning up", shim.namespace, shim.id, extra=shim.fields)
-        cleanup = asyncio.get_running_loop().create_task(self._clean_up(shim))
-        self._cleanups.add(cleanup)
-        cleanup.add_done_callback(self._cleanups.discard)
+        shim.lose()
+        self._seek(shim)
 
     def _run_delete(self, shim: Shim) -> dict[str, Any]:
         """Run the shim's `delete` and remove the bundle (blocking); task.DeleteResponse."""
@@ -520,6 +679,7 @@ class Shims:
 
     async def _clean_up(self, shim: Shim) -> None:
         """After a shim that died: kill and remove what it left, and tell the exit if it had not yet."""
+        log.warning("the shim of %s/%s is gone: cleaning up", shim.namespace, shim.id, extra=shim.fields)
         shim.leaving = True
         answer = await asyncio.get_running_loop().run_in_executor(None, self._run_delete, shim)
         # Its last events may still be on their way through the event service's connection.
@@ -532,27 +692,134 @@ class Shims:
                     exited_at=when))
             self._events.publish(shim.namespace, "/tasks/delete", task_events.TaskDelete(
                 container_id=shim.id, pid=answer["pid"], exit_status=answer["exit_status"], exited_at=when))
+        self.tell_sandbox_exit(shim, 0, None)
         if not shim.gone.done():
             shim.gone.set_result(answer)
         self._forget(shim)
 
-    # restart of this daemon
+    def tell_sandbox_exit(self, shim: Shim, exit_status: int, exited_at: Any) -> None:
+        """Publish the end of a sandbox, once, if it was ever started."""
+        state = shim.sandbox_state
+        if state is None or not state["started"] or state["told"]:
+            return
+        shim.note(told=True)
+        event = sandbox_events.SandboxExit(sandbox_id=shim.id, exit_status=exit_status)
+        if exited_at is None:
+            event.exited_at.GetCurrentTime()
+        else:
+            event.exited_at.CopyFrom(exited_at)
+        self._events.publish(shim.namespace, "/sandboxes/exit", event)
+
+    # restart of this daemon, and connections that are lost
 
     async def restore(self) -> None:
-        """Connect to the shims of all bundles, and clean up after those that are gone."""
-        found = list(self._bundles())
-        limit = asyncio.Semaphore(16)
+        """Connect to the shims of all bundles, and clean up after those that are gone.
 
-        async def one(namespace: str, id: str) -> None:
-            async with limit:
-                try:
-                    await self._restore(namespace, id)
-                except Exception as e:
-                    log.error("restore of task %s/%s: %s", namespace, id, e, exc_info=e, extra=fields(namespace, id))
-
-        await asyncio.gather(*(one(namespace, id) for namespace, id in found))
+        Who is slow is not waited for: it is sought until it answers, and its task or sandbox is there meanwhile."""
+        # All are known before the first is asked, so that who shares a shim is known, too.
+        found = [self._from_bundle(namespace, id) for namespace, id in self._bundles()]
+        decided = [self._seek(shim) for shim in found]
+        await asyncio.gather(*(one.wait() for one in decided))
         if found:
-            log.info("%d tasks found again, of %d bundles", len(self._shims), len(found))
+            log.info("%d tasks and sandboxes found again, of %d bundles", len(self._shims), len(found))
+
+    def _from_bundle(self, namespace: str, id: str) -> Shim:
+        bundle = self.bundle_path(namespace, id)
+        binary = _read(os.path.join(bundle, "shim-binary-path")) or shutil.which(SHIM_BINARY) or SHIM_BINARY
+        shim = Shim(namespace, id, bundle, binary)
+        shim.sandbox = _read(os.path.join(bundle, SANDBOX_ID))
+        state = _read(os.path.join(bundle, SANDBOX_STATE))
+        if state:
+            shim.sandbox_state = {"started": False, "told": False, **json.loads(state)}
+        else:
+            # Of a creation that was cut short, too, if it had come so far that it was told.
+            shim.created = not shim.half_made or os.path.exists(os.path.join(bundle, "init.pid"))
+        stored = _read(os.path.join(bundle, "bootstrap.json")) or _read(os.path.join(bundle, "address"))
+        if stored:
+            try:
+                shim.parameters = parse_bootstrap(stored.encode())
+            except (errors.Error, ValueError) as e:
+                log.error("%s/%s: where its shim listens is not to be understood: %s", namespace, id, e)
+        self._shims[(namespace, id)] = shim
+        return shim
+
+    def _seek(self, shim: Shim) -> asyncio.Event:
+        """Find a shim that lives, or see that it does not.  The event is set when that is decided, or known to take
+        long."""
+        decided = asyncio.Event()
+        search = asyncio.get_running_loop().create_task(self._search(shim, decided))
+        self._searches.add(search)
+
+        def done(search: asyncio.Task[None]) -> None:
+            self._searches.discard(search)
+            decided.set()
+            if not search.cancelled() and (error := search.exception()) is not None:
+                log.error("search for the shim of %s/%s: %s", shim.namespace, shim.id, error, exc_info=error,
+                          extra=shim.fields)
+
+        search.add_done_callback(done)
+        return decided
+
+    async def _search(self, shim: Shim, decided: asyncio.Event) -> None:
+        pause = SEEK_FIRST
+        while True:
+            try:
+                if await self._ask(shim):
+                    break
+                log.warning("%s/%s is not known to its shim: what was made of it is removed", shim.namespace, shim.id,
+                            extra=shim.fields)
+                await self._shut_down(shim, now=True)
+            except _Slow as e:
+                if pause == SEEK_FIRST:
+                    log.warning("the shim of %s/%s is slow: %s; it is left alone", shim.namespace, shim.id, e,
+                                extra=shim.fields)
+                decided.set()
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, SEEK_MAX)
+                continue
+            except _Gone as e:
+                log.info("%s/%s: %s", shim.namespace, shim.id, e, extra=shim.fields)
+            # From here on it goes to its end, also when the daemon is to stop.
+            cleanup = asyncio.get_running_loop().create_task(self._clean_up(shim))
+            self._cleanups.add(cleanup)
+            cleanup.add_done_callback(self._cleanups.discard)
+            await asyncio.shield(cleanup)
+            return
+        shim.created_now()
+        if shim.log_reader is None and not shim.sandbox:
+            shim.log_reader = LogReader(shim.bundle, shim.namespace, shim.id)
+        self._watch(shim)
+
+    async def _ask(self, shim: Shim) -> bool:
+        """Whether the shim has the task or sandbox.  _Gone if it has ended, _Slow if it does not answer now."""
+        if not shim.address:
+            if shim.half_made or not os.path.exists(os.path.join(shim.bundle, "bootstrap.json")):
+                raise _Gone("its shim was not started")
+            raise _Slow("its address is not known")
+        if shim.client is None:
+            try:
+                await shim.connect(SEEK_TIMEOUT)
+            except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as e:
+                raise _Gone(f"nobody listens at {shim.address}: {e.strerror}") from e
+            except (OSError, TimeoutError) as e:
+                raise _Slow(f"it takes no connection: {e or 'timeout'}") from e
+        if shim.sandbox_state is not None:
+            return not shim.half_made
+        try:
+            await shim.call("State", {}, SEEK_TIMEOUT)
+        except errors.NotFound:
+            # A sandbox that another version of this program has made has no word of it in its bundle.
+            if shim.half_made or not self._is_sandbox(shim.namespace, shim.id) or shim.sandbox:
+                return False
+            shim.created, shim.sandbox_state = False, {"started": True, "told": False}
+            self.on_sandbox(shim)
+        except (errors.Unavailable, errors.DeadlineExceeded) as e:
+            raise _Slow(e.message) from e
+        except errors.Error as e:
+            log.warning("state of %s/%s: %s", shim.namespace, shim.id, e.message, extra=shim.fields)
+            return True
+        shim.created = shim.sandbox_state is None
+        return True
 
     def _bundles(self) -> Iterable[tuple[str, str]]:
         try:
@@ -560,38 +827,15 @@ class Shims:
         except FileNotFoundError:
             return
         for namespace in namespaces:
-            for id in sorted(os.listdir(os.path.join(self._state, namespace))):
-                yield namespace, id
-
-    async def _restore(self, namespace: str, id: str) -> None:
-        bundle = self.bundle_path(namespace, id)
-        binary = _read(os.path.join(bundle, "shim-binary-path")) or shutil.which(SHIM_BINARY) or SHIM_BINARY
-        shim = Shim(namespace, id, bundle, binary)
-        stored = _read(os.path.join(bundle, "bootstrap.json")) or _read(os.path.join(bundle, "address"))
-        self._shims[(namespace, id)] = shim
-        try:
-            if not stored:
-                raise errors.NotFound("its shim was not started")
-            await shim.connect(parse_bootstrap(stored.encode()))
-            try:
-                # A shim without the container is a creation that was cut short.
-                await shim.call("State", {}, STATE_TIMEOUT)
-            except errors.DeadlineExceeded:
-                log.error(
-                    "the shim of %s/%s hangs: its container is left alone", namespace, id, extra=fields(namespace, id)
-                )
-            shim.log_reader = LogReader(bundle, namespace, id)
-            shim.created = True
-            self._watch(shim)
-        except errors.Error as e:
-            log.warning("task %s/%s cannot be restored: %s", namespace, id, e.message, extra=fields(namespace, id))
-            if isinstance(e, errors.NotFound) or shim.client is None:
-                shim.created = os.path.exists(os.path.join(bundle, "init.pid"))
-            await self._shut_down(shim, now=True)
-            await self._clean_up(shim)
+            folder = os.path.join(self._state, namespace)
+            if os.path.isdir(folder):
+                yield from ((namespace, id) for id in sorted(os.listdir(folder)))
 
     async def close(self) -> None:
         """Let go of all shims; they go on."""
+        self.closing = True
+        for search in list(self._searches):
+            search.cancel()
         for shim in list(self._shims.values()):
             shim.close()
         if self._cleanups:
@@ -604,6 +848,13 @@ def _read(path: str) -> str:
             return file.read().strip()
     except OSError:
         return ""
+
+
+def _remove_file(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def _write_new(path: str, text: str) -> None:

@@ -99,6 +99,8 @@ def remove(ctr: Ctr, options: Options, operands: list[str]) -> None:
             step = "stop"
             try:
                 settled(controller.Stop, pb.ControllerStopRequest(sandbox_id=identity))
+            except NotFound:
+                pass  # it does not run: its shim has died, or the host was started anew
             except CommandError as error:
                 if not options["force"]:
                     raise

@@ -7,8 +7,9 @@
         container/               the container; a further one of a group is in container-<id>/
 
 The runtime is given the container's place as a plain cgroupfs path, by rewriting linux.cgroupsPath in the
-bundle's config.json.  It is left as it is when the caller has the runtime talk to systemd itself (option
-SystemdCgroup), and when it is a plain path that somebody chose: containerd's own default,
+bundle's config.json.  A sandbox's shim has its scope, teu-<sandbox id>.scope, from the start; all of its
+containers are in container-<id>/ there.  The path is left as it is when the caller has the runtime talk to
+systemd itself (option SystemdCgroup), and when it is a plain path that somebody chose: containerd's own default,
 "/<namespace>/<id>", counts as no choice.  Without systemd nothing is done at all.  Where the runtime options name
 a cgroup for the shim (ShimCgroup), it goes there, and there is no scope.
 """
@@ -101,6 +102,7 @@ class Placement:
         self.unit = ""
         self.folder = ""
         self._used = False
+        self._chosen = False  # whether the caller has chosen the shim's cgroup
         self._description = ""
         self._slice = ""
 
@@ -108,6 +110,7 @@ class Placement:
         """Bring the shim and its processes into a cgroup that the caller chose (ShimCgroup): no scope is made then.
 
         OSError if there is no such cgroup."""
+        self._chosen = True
         for pid in [*pids, os.getpid()]:
             with open(os.path.join(mount_point(), chosen.lstrip("/"), "cgroup.procs"), "w") as file:
                 file.write(str(pid))
@@ -118,7 +121,7 @@ class Placement:
         if not systemd_is_running():
             return False
         wanted = (spec.get("linux") or {}).get("cgroupsPath") or ""
-        if not self.unit:
+        if not self.unit and not self._chosen:
             self._enter([*pids, os.getpid()], wanted, container, annotations_of(spec), systemd_cgroup)
         default = wanted in ("", f"/{self._namespace}/{container}", f"{self._namespace}/{container}")
         if not self.folder or systemd_cgroup or not (default or wanted.count(":") == 2):
@@ -128,11 +131,21 @@ class Placement:
         spec.setdefault("linux", {})["cgroupsPath"] = self.folder.removeprefix(mount_point()) + "/" + leaf
         return True
 
+    def place_sandbox(self, shim: int, spec: dict[str, Any], sandbox: str) -> None:
+        """Bring the shim of a sandbox into its scope, which the sandbox's containers will share.  OSError if systemd
+        refuses."""
+        if not systemd_is_running():
+            return
+        linux = spec.get("linux")
+        wanted = linux.get("cgroupsPath") if isinstance(linux, dict) else ""
+        self._enter([shim], wanted if isinstance(wanted, str) else "", sandbox, annotations_of(spec), False, "Sandbox")
+        self._used = True
+
     def _enter(self, pids: list[int], wanted: str, container: str, notes: dict[str, str],
-               systemd_cgroup: bool) -> None:
+               systemd_cgroup: bool, kind: str = "Container") -> None:
         self._slice, unit = scope_name(wanted, container)
         name = notes.get(NAME_ANNOTATION) or notes.get("io.kubernetes.cri.container-name")
-        self._description = f"Container {name} ({container[:12]})" if name else f"Container {container}"
+        self._description = f"{kind} {name} ({container[:12]})" if name else f"{kind} {container}"
         candidates = [unit, f"teu-{self._namespace}-{container}.scope"]
         if systemd_cgroup:
             # The runtime makes the scope that cgroupsPath names; the shim's must be another.
@@ -191,10 +204,10 @@ class Placement:
 
     def state(self) -> tuple[Any, ...]:
         """What place() found out, for restore() in the shim."""
-        return self.unit, self.folder, self._used, self._description, self._slice
+        return self.unit, self.folder, self._used, self._chosen, self._description, self._slice
 
     def restore(self, state: tuple[Any, ...]) -> None:
-        self.unit, self.folder, self._used, self._description, self._slice = state
+        self.unit, self.folder, self._used, self._chosen, self._description, self._slice = state
 
 
 def _in_use(bus: Bus, unit: str) -> bool:

@@ -2,7 +2,7 @@
 """containerd.runtime.sandbox.v1.Sandbox: a shim that is kept for a group of containers before there are any.
 
 A sandbox here is the shim itself, and has no process of its own; its containers come by the task API.  It
-lasts from CreateSandbox to StopSandbox, also while it is empty.
+lasts from CreateSandbox to StopSandbox, also while it is empty, in a scope of its own from the start.
 """
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import os
 import time
 from typing import Any
 
+from teu.shim import placement
 from teu.shim.loop import Future
 from teu.ttrpc import messages as m
-from teu.ttrpc.status import FAILED_PRECONDITION, NOT_FOUND, StatusError
+from teu.ttrpc.status import FAILED_PRECONDITION, NOT_FOUND, UNKNOWN, StatusError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from teu.shim.loop import Coroutine
+    from teu.shim.loop import Coroutine, Loop
 
+OPTIONS_TYPE = "containerd.runc.v1.Options"
 READY, NOT_READY = "SANDBOX_READY", "SANDBOX_NOTREADY"
 # machine names of uname(2) as Go and so the OCI call them
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386", "riscv64": "riscv64"}
@@ -28,12 +30,15 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686"
 class Sandbox:
     """The sandbox of one shim, if it is asked to be one."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: Loop, place: placement.Placement, log: Callable[[str], None]) -> None:
+        self._loop = loop
+        self._placement = place
+        self._log = log
         self.id = ""
         self._created_at = 0
         self._started = False
         self._stopped_at = 0
-        self._end = Future()
+        self._waiters: dict[Future, None] = {}
         # called when the sandbox has been stopped
         self.on_stopped: Callable[[], None] = lambda: None
 
@@ -49,10 +54,30 @@ class Sandbox:
     def create_sandbox(self, request: dict[str, Any]) -> Coroutine:
         if self.id:
             raise StatusError(FAILED_PRECONDITION, f"this shim keeps the sandbox {self.id}")
+        try:
+            options = m.decode_options(OPTIONS_TYPE, request["options"])
+        except ValueError:
+            options = {}  # another kind's: there is nothing in it for us
         self.id = request["sandbox_id"]
         self._created_at = time.time_ns()
-        yield from ()
+        shim, bundle, chosen = os.getpid(), request["bundle_path"], options.get("shim_cgroup", "")
+        try:
+            place = yield from self._loop.in_fork(lambda: self._place_in_fork(shim, bundle, chosen))
+            self._placement.restore(place)
+        except (OSError, RuntimeError) as e:
+            if chosen:
+                self.id = ""
+                raise StatusError(UNKNOWN, f"the shim of sandbox {request['sandbox_id']}: {e}") from e
+            self._log(f"no scope of its own for sandbox {self.id}: {e}")
         return {}
+
+    def _place_in_fork(self, shim: int, bundle: str, chosen: str) -> tuple[Any, ...]:
+        """The placement's state, when the shim is in its place."""
+        if chosen:
+            self._placement.join([shim], chosen)
+        else:
+            self._placement.place_sandbox(shim, placement.read_spec(bundle), self.id)
+        return self._placement.state()
 
     def start_sandbox(self, request: dict[str, Any]) -> Coroutine:
         self._check(request)
@@ -67,16 +92,30 @@ class Sandbox:
 
     def stop_sandbox(self, request: dict[str, Any]) -> Coroutine:
         self._check(request)
-        if not self._stopped_at:
-            self._stopped_at = time.time_ns()
-            self._end.set()
+        if self.end():
             self.on_stopped()
         yield from ()
         return {}
 
+    def end(self) -> bool:
+        """Answer those who wait for its end; whether it had not ended before."""
+        if not self.lives:
+            return False
+        self._stopped_at = time.time_ns()
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters:
+            waiter.set()
+        return True
+
     def wait_sandbox(self, request: dict[str, Any]) -> Coroutine:
         self._check(request)
-        yield self._end
+        if self.lives:
+            end = Future()
+            self._waiters[end] = None
+            try:
+                yield end
+            finally:
+                self._waiters.pop(end, None)  # of a client that has left
         return {"exit_status": 0, "exited_at": m.timestamp(self._stopped_at)}
 
     def sandbox_status(self, request: dict[str, Any]) -> Coroutine:

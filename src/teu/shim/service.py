@@ -137,16 +137,18 @@ class Service:
         # those being created for whom Shutdown was said meanwhile
         self._unwanted: set[str] = set()
         self._stopping = False
-        self._sandbox = Sandbox()
+        self._sandbox = Sandbox(loop, self._placement, log)
         self._sandbox.on_stopped = self.end_if_unused
         # called when the client has no more use for this shim
         self.on_shutdown: Callable[[], None] = lambda: None
 
     # dispatch
 
-    def dispatch(self, service: str, method: str, payload: bytes,
-                 reply: Callable[[bytes, StatusError | None], None]) -> None:
-        """Run one request; `reply` is called when it is done."""
+    def dispatch(self, service: str, method: str, payload: bytes, reply: Reply) -> None:
+        """Run one request; `reply` is called when it is done.
+
+        A wait is given up when its client leaves, or waits no longer: a client that asks again and again leaves
+        nothing behind.  All else goes on to its end."""
         if service in m.TASK_SERVICES and method in m.TASK_METHODS:
             request_type, response_type = m.TASK_METHODS[method]
             handler = getattr(self, "_" + method.lower())
@@ -587,6 +589,7 @@ class Service:
                 self._loop.spawn(self._stop_one(container))
         for container in list(self._containers.values()):
             yield container.init.wait()
+        self._sandbox.end()
         unit = self._placement.unit
         if self._containers and unit and not unit.endswith(placement.EXITED_SUFFIX):
             shim = os.getpid()

@@ -6,6 +6,7 @@ One connection carries any number of calls at once; an idle one costs a descript
 from __future__ import annotations
 
 import asyncio
+import socket
 
 from teu.ttrpc import frames, status
 from teu.ttrpc.messages import TASK_METHODS, decode, encode
@@ -99,12 +100,29 @@ class Client(asyncio.Protocol):
         return decode(response_type, await self.call_raw(service, method, encode(request_type, request), timeout))
 
 
+# Seconds between two attempts to connect to a server whose queue is full.
+FULL_PAUSE = 0.05
+
+
 async def connect(address: str, timeout: float = 10.0) -> Client:
-    """A connection to unix:///path (or, without the scheme, to a name in the abstract namespace)."""
+    """A connection to unix:///path (or, without the scheme, to a name in the abstract namespace).
+
+    FileNotFoundError or ConnectionRefusedError if there is no server; TimeoutError if it is too busy to take us."""
     path = address.removeprefix("unix://")
     if path == address:
         path = "\0" + path
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(timeout):
-        _, client = await loop.create_unix_connection(Client, path)
+    peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        async with asyncio.timeout(timeout):
+            while True:
+                try:
+                    peer.connect(path)
+                    break
+                except BlockingIOError:
+                    # The server's queue is full.  Such a connect is not under way, as asyncio would have it: it failed.
+                    await asyncio.sleep(FULL_PAUSE)
+            _, client = await asyncio.get_running_loop().create_unix_connection(Client, sock=peer)
+    except BaseException:
+        peer.close()
+        raise
     return client

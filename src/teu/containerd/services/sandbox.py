@@ -67,6 +67,7 @@ class Controller:
         sandbox = self._manager.get(namespace, request.sandbox_id)
         started = await sandbox.call("StartSandbox", sandbox_id=request.sandbox_id)
         if not sandbox.watched:
+            sandbox.shim.note(started=True)
             event = sandbox_events.SandboxStart(sandbox_id=request.sandbox_id)
             self._context.events.publish(namespace, "/sandboxes/start", event)
             self._manager.watch(namespace, request.sandbox_id)
@@ -88,7 +89,7 @@ class Controller:
     @held
     async def Wait(self, request: Any, call: Call) -> Any:
         sandbox = self._manager.get(call.namespace, request.sandbox_id)
-        answer = await sandbox.call("WaitSandbox", sandbox_id=request.sandbox_id)
+        answer = await sandbox.wait()
         return sandbox_pb2.ControllerWaitResponse(exit_status=answer.exit_status, exited_at=answer.exited_at)
 
     async def Status(self, request: Any, call: Call) -> Any:

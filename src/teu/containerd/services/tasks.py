@@ -62,7 +62,7 @@ def _process(id: str, state: dict[str, Any]) -> Any:
 async def _of_process(shim: Shim, method: str, fields: dict[str, Any]) -> dict[str, Any]:
     """A call about one process; NotFound if there is none, whatever the shim says (runc's: something unknown)."""
     try:
-        return await shim.call(method, fields)
+        return await (shim.wait(fields["exec_id"]) if method == "Wait" else shim.call(method, fields))
     except (errors.Unknown, errors.FailedPrecondition):
         if fields["exec_id"]:
             await shim.call("State", {"exec_id": fields["exec_id"]}, STATE_TIMEOUT)
@@ -259,13 +259,10 @@ class Tasks:
     @held
     async def Wait(self, request: Any, call: Call) -> Any:
         shim = self._shim(call.namespace, request.container_id)
-        try:
-            answer = await _of_process(shim, "Wait", {"exec_id": request.exec_id})
-        except errors.Unavailable:
+        answer = await shim.outlast(lambda: _of_process(shim, "Wait", {"exec_id": request.exec_id}))
+        if answer is None:
             # The shim died: its container with it, and what is known of the exit comes from the clean-up.
-            if shim.leaving and not shim.gone.done() and shim.client is None:
-                raise
-            answer = await asyncio.shield(shim.gone)
+            answer = shim.gone.result()
         return pb.WaitResponse(exit_status=answer["exit_status"], exited_at=_time(answer["exited_at"]))
 
 

@@ -48,6 +48,10 @@ class Sandboxes:
             raise NotFound(f'sandbox "{id}"')
         return _from_row(row)
 
+    def exists(self, namespace: str, id: str) -> bool:
+        query = "SELECT 1 FROM sandboxes WHERE namespace = ? AND id = ?"
+        return self._database.one(query, (namespace, id)) is not None
+
     def find(self, namespace: str, filters: Sequence[str] = ()) -> list[Any]:
         accept = parse_all(filters)
         rows = self._database.all(f"SELECT {_COLUMNS} FROM sandboxes WHERE namespace = ? ORDER BY id", (namespace,))
