@@ -15,6 +15,7 @@ import json
 import os
 import random
 import re
+import socket
 import stat
 import struct
 import subprocess
@@ -607,3 +608,58 @@ def rss(daemon: Daemon) -> int:
     assert daemon.process
     text = Path(f"/proc/{daemon.process.pid}/statm").read_text()
     return int(text.split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def frame(kind: int, flags: int, stream: int, data: bytes) -> bytes:
+    """One of HTTP/2."""
+    return struct.pack(">I", len(data))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + data
+
+
+def test_a_burst_of_calls_that_are_reset() -> None:
+    """One connection has a limit of calls at once, and the memory of a burst is given back after it."""
+    settings, headers, data, reset, end_of_headers, end_of_stream, concurrent_streams = 4, 1, 0, 3, 4, 1, 3
+    names = {":method": "POST", ":scheme": "http", ":path": "/containerd.services.version.v1.Version/Version",
+             ":authority": "x", "te": "trailers", "content-type": "application/grpc"}  # fmt: skip
+    fields = b"".join(
+        bytes([0, len(key)]) + key.encode() + bytes([len(value)]) + value.encode() for key, value in names.items()
+    )
+    daemon = TeuContainerd()
+
+    def resident() -> int:
+        assert daemon.process
+        return int(Path(f"/proc/{daemon.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    try:
+        daemon.launch()
+        before = resident()
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(str(daemon.address))
+            peer.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(settings, 0, 0, b""))
+            first = peer.recv(9, socket.MSG_WAITALL)
+            assert first[3] == settings
+            told = peer.recv(int.from_bytes(first[:3]), socket.MSG_WAITALL)
+            limits = dict(struct.iter_unpack(">HI", told))
+            assert limits[concurrent_streams] == 10_000
+            drain = threading.Thread(target=lambda: [None for _ in iter(lambda: received(peer), b"")])
+            drain.start()
+            for number in range(200):
+                burst = b""
+                for stream in range(200 * number + 1, 200 * number + 201, 2):
+                    burst += frame(headers, end_of_headers, stream, fields)
+                    burst += frame(data, end_of_stream, stream, bytes(5)) + frame(reset, 0, stream, b"\0\0\0\x08")
+                peer.sendall(burst)
+            most = resident()
+            peer.shutdown(socket.SHUT_RDWR)
+            drain.join()
+        assert most - before > 50 << 20, "no burst at all"
+        peers.wait_until(lambda: resident() - before < (most - before) / 3, "the memory to be given back", 60)
+    finally:
+        daemon.stop()
+        daemon.remove()
+
+
+def received(peer: socket.socket) -> bytes:
+    try:
+        return peer.recv(65536)
+    except OSError:
+        return b""

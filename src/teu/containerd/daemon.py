@@ -26,6 +26,7 @@ from teu.containerd.restart import Restarts
 from teu.containerd.rpc import MAX_MESSAGE, Server
 from teu.containerd.shims import Shims
 from teu.containerd.wake import Waker
+from teu.linux import memory
 from teu.systemd import grpc_activation, journal, notify, stacks
 
 log = logging.getLogger("teu.containerd")
@@ -44,7 +45,13 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_ping_strikes", 0),
+    # calls at once on one connection: an engine waits for each of its containers, and a call takes some 12 KB
+    ("grpc.max_concurrent_streams", 10_000),
 )
+
+# How often memory is looked at, in seconds, at most where nothing was to be given back; and how many bytes more than
+# at the start are nothing to look for.
+_TRIM_INTERVAL, _TRIM_INTERVAL_MAX, _TRIM_SLACK = 5.0, 320.0, 16 << 20
 
 
 def _build(context: Context) -> tuple[Any, Server]:
@@ -128,7 +135,8 @@ class Daemon:
         context.collector.start()
         restarts = self.restarts = Restarts(context)
         background = [
-            asyncio.create_task(work) for work in (self._watchdog(), self._watch_idle(), restarts.run())
+            asyncio.create_task(work)
+            for work in (self._watchdog(), self._watch_idle(), self._watch_memory(), restarts.run())
         ]
         notify.ready(f"Serving {context.address}")
         log.info("serving %s", context.address)
@@ -202,6 +210,20 @@ class Daemon:
         while interval:
             notify.watchdog()
             await asyncio.sleep(interval)
+
+    async def _watch_memory(self) -> None:
+        """Give back what bursts have left, as it becomes free; seldom, where what there is is in use."""
+        first = last = memory.resident()
+        pause, due = _TRIM_INTERVAL, 0.0
+        while True:
+            await asyncio.sleep(_TRIM_INTERVAL)
+            now, before = time.monotonic(), memory.resident()
+            if before <= first + _TRIM_SLACK or (now < due and before <= last + _TRIM_SLACK):
+                continue
+            await asyncio.to_thread(memory.trim)
+            last = memory.resident()
+            pause = _TRIM_INTERVAL if before - last > _TRIM_SLACK // 4 else min(2 * pause, _TRIM_INTERVAL_MAX)
+            due = now + pause
 
     def _nothing_due(self) -> bool:
         return self.context.collector.idle() and self.restarts.settled()
