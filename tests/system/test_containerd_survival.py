@@ -318,7 +318,8 @@ def test_half_made_creations_are_given_up(pods: Pods) -> None:
 
 def test_a_sandbox_that_is_not_there(pods: Pods) -> None:
     """As with containerd, a container comes into no other shim than its sandbox's."""
-    assert "can't find sandbox nosuch" in pods.fails("NOT_FOUND", "Tasks", "Create", container_id=made(pods, "nosuch"))
+    said = pods.fails("UNKNOWN", "Tasks", "Create", container_id=made(pods, "nosuch"))
+    assert said == "failed to start shim: can't find sandbox nosuch"
     # When a sandbox goes before its containers, its shim goes with the last of them.
     keeper = pods.sandbox("early")
     member = pods.start("member", "early")

@@ -477,13 +477,13 @@ class Shims:
 
         `options` is the runtime's options as an Any message, `request` the fields of task.CreateTaskRequest
         besides, `restorer` what makes its `checkpoint` in the bundle's work folder, `sandbox` the sandbox whose
-        shim serves it; AlreadyExists if there is a task of that id, NotFound if there is no such sandbox."""
+        shim serves it; AlreadyExists if there is a task of that id, Unknown if there is no such sandbox."""
         key = (namespace, id)
         if key in self._shims:
             raise errors.AlreadyExists(f"task {id}")
         host = self._shims.get((namespace, sandbox)) if sandbox and sandbox != id else None
         if sandbox and sandbox != id and (host is None or not host.address or host.leaving):
-            raise errors.NotFound(f"failed to start shim: can't find sandbox {sandbox}")
+            raise errors.Unknown(f"failed to start shim: can't find sandbox {sandbox}")  # containerd's own code
         shim = Shim(namespace, id, self.bundle_path(namespace, id), host.binary if host else binary_to_start(runtime))
         self._shims[key] = shim
         loop = asyncio.get_running_loop()
