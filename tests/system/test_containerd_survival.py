@@ -337,6 +337,36 @@ def made(pods: Pods, sandbox: str) -> str:
     return "lost"
 
 
+def test_dead_sockets_are_removed(pods: Pods) -> None:
+    """Those of shims that were killed, also of a daemon whose state is lost; no others."""
+    sockets = Path("/run/teu/s")
+    other = TeuContainerd()
+    with tempfile.TemporaryDirectory(prefix="teu-pods-", dir="/var/lib") as base:
+        other.launch()
+        theirs = Pods(other, Path(base))
+        theirs.start("lost")
+        lost = Path((theirs.bundle("lost") / "address").read_text().removeprefix("unix://"))
+        other.kill()
+        (SCOPES / "teu-lost.scope" / "cgroup.kill").write_text("1")
+        peers.wait_until(lambda: not theirs.shims(), "the shim to be gone")
+        peers.run("umount", str(theirs.bundle("lost") / "rootfs"))
+        other.stop()
+        other.remove()
+    with socket.socket(socket.AF_UNIX) as console:  # of a shim that was killed while a runtime made a terminal
+        console.bind(str(sockets / "pty-999999999-1"))
+    pid = pods.start("here")
+    here = Path((pods.bundle("here") / "address").read_text().removeprefix("unix://"))
+    (sockets / "file").touch()
+    pods.restart()
+    dead = {lost, sockets / "pty-999999999-1"}
+    peers.wait_until(lambda: not dead & set(sockets.iterdir()), "dead sockets to be removed", 30)
+    assert here.is_socket() and (sockets / "file").exists()
+    (sockets / "file").unlink()
+    assert pods.tasks() == {"here": (pid, RUNNING)}
+    pods.remove("here")
+    pods.nothing_is_left()
+
+
 def test_a_connection_that_is_lost(pods: Pods) -> None:
     """A shim that drops its connection, as it does with a client that reads no answers, is not taken for dead."""
     pid = pods.start("dropped")

@@ -29,7 +29,10 @@ import logging
 import os
 import shutil
 import signal
+import socket
+import stat
 import subprocess
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
@@ -48,6 +51,8 @@ FOLDER = "io.containerd.runtime.v2.task"
 OWN_RUNTIME = "io.containerd.teu.v2"
 TASK_API_VERSION_MAX = 3
 
+# where our shims listen, those of other daemons on this host as well
+SOCKETS = "/run/teu/s"
 CREATING, SANDBOX_ID, SANDBOX_STATE = "creating", "sandbox", "sandbox.json"
 
 # seconds
@@ -59,6 +64,9 @@ SHUTDOWN_TIMEOUT = 3.0
 # until a shim that is sought counts as slow, and between two attempts to reach it then
 SEEK_TIMEOUT = 2.0
 SEEK_FIRST, SEEK_MAX = 0.1, 5.0
+# after the last clean-up until sockets are looked for that killed shims have left, and how old those must be: a socket
+# that is just being made looks the same
+PRUNE_DELAY, DEAD_SECONDS = 5.0, 2.0
 
 
 def binary_name(runtime: str) -> str:
@@ -314,6 +322,7 @@ class Shims:
         self._shims: dict[tuple[str, str], Shim] = {}
         self._searches: set[asyncio.Task[None]] = set()
         self._cleanups: set[asyncio.Task[None]] = set()
+        self._pruning: asyncio.TimerHandle | None = None
         # called with a sandbox that is found late
         self.on_sandbox: Callable[[Shim], None] = lambda _shim: None
         self.closing = False  # whether all connections are let go of, which is no sandbox's end
@@ -696,6 +705,14 @@ class Shims:
         if not shim.gone.done():
             shim.gone.set_result(answer)
         self._forget(shim)
+        self._prune_soon()
+
+    def _prune_soon(self) -> None:
+        """Remove dead sockets once it is quiet."""
+        if self._pruning is not None:
+            self._pruning.cancel()
+        loop = asyncio.get_running_loop()
+        self._pruning = loop.call_later(PRUNE_DELAY, lambda: loop.run_in_executor(None, prune_sockets))
 
     def tell_sandbox_exit(self, shim: Shim, exit_status: int, exited_at: Any) -> None:
         """Publish the end of a sandbox, once, if it was ever started."""
@@ -720,6 +737,7 @@ class Shims:
         found = [self._from_bundle(namespace, id) for namespace, id in self._bundles()]
         decided = [self._seek(shim) for shim in found]
         await asyncio.gather(*(one.wait() for one in decided))
+        self._prune_soon()
         if found:
             log.info("%d tasks and sandboxes found again, of %d bundles", len(self._shims), len(found))
 
@@ -834,12 +852,38 @@ class Shims:
     async def close(self) -> None:
         """Let go of all shims; they go on."""
         self.closing = True
+        if self._pruning is not None:
+            self._pruning.cancel()
         for search in list(self._searches):
             search.cancel()
         for shim in list(self._shims.values()):
             shim.close()
         if self._cleanups:
             await asyncio.wait(self._cleanups, timeout=CLEANUP_TIMEOUT)
+
+
+def prune_sockets(folder: str = SOCKETS) -> None:
+    """Remove the sockets of shims that were killed; also of those whose bundles nobody knows any more (blocking)."""
+    try:
+        paths = [os.path.join(folder, name) for name in os.listdir(folder)]
+        with open("/proc/net/unix", errors="surrogateescape") as table:
+            bound = {line.rsplit(" ", 1)[-1].rstrip("\n") for line in table}
+    except OSError:
+        return
+    for path in paths:
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISSOCK(status.st_mode) or path in bound or time.time() - status.st_mtime < DEAD_SECONDS:
+            continue
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as probe:
+            try:
+                probe.connect(path)  # the table is that of our network namespace alone
+            except ConnectionRefusedError:
+                _remove_file(path)
+            except OSError:
+                pass
 
 
 def _read(path: str) -> str:

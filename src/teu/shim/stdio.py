@@ -431,6 +431,7 @@ class ConsoleSocket:
     def __init__(self, folder: str, name: str) -> None:
         os.makedirs(folder, 0o711, exist_ok=True)
         self.path = os.path.join(folder, name)
+        self.unlink()  # the name has our pid in it: what is there was left by a shim that was killed
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._listener.bind(self.path)
         self._listener.listen(1)
@@ -449,6 +450,9 @@ class ConsoleSocket:
 
     def close(self) -> None:
         self._listener.close()
+        self.unlink()
+
+    def unlink(self) -> None:
         try:
             os.unlink(self.path)
         except FileNotFoundError:
