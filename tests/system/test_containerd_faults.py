@@ -642,7 +642,7 @@ def test_a_burst_of_calls_that_are_reset() -> None:
             assert limits[concurrent_streams] == 10_000
             drain = threading.Thread(target=lambda: [None for _ in iter(lambda: received(peer), b"")])
             drain.start()
-            for number in range(200):
+            for number in range(100):
                 burst = b""
                 for stream in range(200 * number + 1, 200 * number + 201, 2):
                     burst += frame(headers, end_of_headers, stream, fields)
@@ -651,7 +651,7 @@ def test_a_burst_of_calls_that_are_reset() -> None:
             most = resident()
             peer.shutdown(socket.SHUT_RDWR)
             drain.join()
-        assert most - before > 50 << 20, "no burst at all"
+        assert most - before > 30 << 20, "no burst at all"
         peers.wait_until(lambda: resident() - before < (most - before) / 3, "the memory to be given back", 60)
     finally:
         daemon.stop()

@@ -87,11 +87,11 @@ class Pods:
         assert self.call("Tasks", "Delete", container_id=name).exit_status == 137
         self.call("Containers", "Delete", id=name)
 
-    def sandbox(self, name: str, shim: str = OWN_SHIM) -> int:
+    def sandbox(self, name: str, shim: str = OWN_SHIM, cgroup: str = "", options: dict[str, Any] | None = None) -> int:
         """A started sandbox; the process that keeps it, 0 with the real shim."""
-        record = {"sandbox_id": name, "runtime": {"name": shim}, "spec": {"value": b'{"ociVersion": "1.0.2"}'}}
-        self.call("Store", "Create", sandbox=record)
-        self.call("Controller", "Create", sandbox_id=name)
+        spec = json.dumps({"ociVersion": "1.0.2", "linux": {"cgroupsPath": cgroup}}).encode()
+        self.call("Store", "Create", sandbox={"sandbox_id": name, "runtime": {"name": shim}, "spec": {"value": spec}})
+        self.call("Controller", "Create", sandbox_id=name, options=options)
         return int(self.call("Controller", "Start", sandbox_id=name).pid)
 
     def remove_sandbox(self, name: str) -> None:
@@ -138,15 +138,19 @@ def pods() -> Iterator[Pods]:
         finally:
             daemon.stop()
             for pid in made.shims():  # of a test that failed
-                scope = Path(f"/proc/{pid}/cgroup").read_text().strip().removeprefix("0::").removesuffix("/shim")
+                scope = cgroup_of(pid).removesuffix("/shim")
                 if scope.endswith(".scope"):
                     Path(f"/sys/fs/cgroup{scope}/cgroup.kill").write_text("1")
             daemon.remove()
 
 
+def cgroup_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cgroup").read_text().rpartition("0::")[2].strip()
+
+
 def scope_of(pid: int) -> str:
     """The unit and the folder below it that a process is in."""
-    return "/".join(Path(f"/proc/{pid}/cgroup").read_text().strip().split("/")[-2:])
+    return "/".join(cgroup_of(pid).split("/")[-2:])
 
 
 def test_everything_survives(pods: Pods, rounds: Callable[[int], int]) -> None:
@@ -335,6 +339,35 @@ def made(pods: Pods, sandbox: str) -> str:
     pods.call("Containers", "Create", container={
         "id": "lost", "runtime": {"name": OWN_SHIM}, "spec": value, "sandbox": sandbox})
     return "lost"
+
+
+def test_the_place_of_a_sandbox(pods: Pods) -> None:
+    """A scope and slice by its cgroupsPath, or the cgroup that the options name for shims, for its containers too."""
+    from teu.ttrpc import messages as m
+
+    keeper = pods.sandbox("placed", cgroup="teu-pods.slice:pod:one")
+    member = pods.start("member", "placed")
+    base = cgroup_of(keeper).removesuffix("/shim")
+    assert base.endswith("/teu-pods.slice/pod-one.scope") and cgroup_of(member) == f"{base}/container-member"
+    chosen = Path("/sys/fs/cgroup/teu-chosen")
+    chosen.mkdir()
+    try:
+        options = m.encode_any("containerd.runc.v1.Options", {"shim_cgroup": "/teu-chosen"})
+        keeper = pods.sandbox("chosen", options=options)
+        pods.start("other", "chosen")
+        assert cgroup_of(keeper) == "/teu-chosen"
+        for name in ("member", "other"):
+            pods.remove(name)
+        for name in ("placed", "chosen"):
+            pods.remove_sandbox(name)
+        peers.wait_until(lambda: not (chosen / "cgroup.procs").read_text(), "the shim to be gone")
+        bad = m.encode_any("containerd.runc.v1.Options", {"shim_cgroup": "/teu-nosuch"})
+        record = {"sandbox_id": "bad", "runtime": {"name": OWN_SHIM}}
+        said = pods.fails("UNKNOWN", "Controller", "Create", sandbox_id="bad", sandbox=record, options=bad)
+        assert "No such file or directory" in said
+        pods.nothing_is_left()
+    finally:
+        chosen.rmdir()
 
 
 def test_dead_sockets_are_removed(pods: Pods) -> None:

@@ -66,7 +66,7 @@ SEEK_TIMEOUT = 2.0
 SEEK_FIRST, SEEK_MAX = 0.1, 5.0
 # after the last clean-up until sockets are looked for that killed shims have left, and how old those must be: a socket
 # that is just being made looks the same
-PRUNE_DELAY, DEAD_SECONDS = 5.0, 2.0
+PRUNE_DELAY, DEAD_SECONDS = 3.0, 2.0
 
 
 def binary_name(runtime: str) -> str:
