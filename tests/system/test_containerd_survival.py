@@ -8,8 +8,10 @@ kills and twenty restarts.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import random
 import signal
 import socket
 import tempfile
@@ -303,21 +305,77 @@ def test_what_died_meanwhile_is_told_and_removed(pods: Pods) -> None:
 
 def test_half_made_creations_are_given_up(pods: Pods) -> None:
     """The mark in the bundle says so; without it, or with a container that is there, nothing is."""
-    keepers = {name: pods.sandbox(name) for name in ("half-box", "whole-box")}
+    keepers = {name: pods.sandbox(name) for name in ("half-box", "whole-box", "old-box")}
     member = pods.start("member", "whole-box")
     pods.daemon.kill()
+    (pods.bundle("old-box") / "sandbox.json").unlink()  # as an older version left it, without a word of its kind
     (pods.bundle("half-box") / "creating").touch()
     (pods.bundle("member") / "creating").touch()  # killed between the shim's answer and the client's
     pods.daemon.launch()
-    peers.wait_until(lambda: pods.shims() == {keepers["whole-box"]}, "the half-made sandbox to be given up")
+    whole = {keepers["whole-box"], keepers["old-box"]}
+    peers.wait_until(lambda: pods.shims() == whole, "the half-made sandbox to be given up")
+    pods.restart()
+    assert pods.shims() == whole
     assert not pods.bundle("half-box").exists()
     assert not (pods.bundle("member") / "creating").exists()
     assert pods.tasks() == {"member": (member, RUNNING)}
     pods.call("Controller", "Create", sandbox_id="half-box")
     pods.call("Controller", "Shutdown", sandbox_id="half-box")
     pods.remove("member")
-    pods.remove_sandbox("whole-box")
+    for name in ("whole-box", "old-box"):
+        pods.remove_sandbox(name)
     pods.nothing_is_left()
+
+
+def test_kills_while_sandboxes_come_and_go(pods: Pods, rounds: Callable[[int], int]) -> None:
+    """What was acknowledged is there afterwards, what was not is there as a whole or not at all."""
+    import grpc
+
+    numbers = itertools.count()
+    made: dict[str, set[str]] = {}  # members that were acknowledged, of the sandboxes that were
+
+    def come_and_go() -> None:
+        with contextlib.suppress(grpc.RpcError):
+            while True:
+                name = f"box{next(numbers)}"
+                pods.sandbox(name)
+                made[name] = set()
+                for member in (f"{name}-a", f"{name}-b"):
+                    pods.start(member, name)
+                    made[name].add(member)
+                for member in list(made[name]):
+                    made[name].discard(member)
+                    pods.remove(member)
+                del made[name]
+                pods.remove_sandbox(name)
+
+    for _ in range(rounds(2)):
+        with ThreadPoolExecutor(2) as pool:
+            workers = [pool.submit(come_and_go) for _ in range(2)]
+            time.sleep(random.uniform(0.3, 1.5))
+            pods.daemon.kill()
+            for worker in workers:
+                worker.result(60)
+        pods.daemon.launch()
+        tasks = pods.tasks()
+        for name, members in made.items():
+            assert pods.call("Controller", "Status", sandbox_id=name).state == "SANDBOX_READY", name
+            for member in members:
+                assert tasks[member][1] == RUNNING, member
+        for member in tasks:
+            with contextlib.suppress(grpc.RpcError):  # one that was just made, or is being deleted
+                pods.call("Tasks", "Kill", container_id=member, signal=9)
+            pods.call("Tasks", "Wait", container_id=member)
+            pods.call("Tasks", "Delete", container_id=member)
+        for record in pods.records():
+            for method in ("Stop", "Shutdown"):
+                with contextlib.suppress(grpc.RpcError):  # one that was not created yet, or is gone
+                    pods.call("Controller", method, sandbox_id=record)
+            pods.call("Store", "Delete", sandbox_id=record)
+        for one in pods.call("Containers", "List").containers:
+            pods.call("Containers", "Delete", id=one.id)
+        made.clear()
+        pods.nothing_is_left()
 
 
 def test_a_sandbox_that_is_not_there(pods: Pods) -> None:

@@ -683,7 +683,10 @@ class Shims:
                 "clean-up of %s/%s: %s %s", shim.namespace, shim.id, e, detail.decode(errors="replace"),
                 extra=shim.fields,
             )  # fmt: skip
-        self._remove_bundle(shim.bundle)
+        try:
+            self._remove_bundle(shim.bundle)
+        except OSError as e:
+            log.error("the bundle of %s/%s: %s", shim.namespace, shim.id, e, extra=shim.fields)
         return answer
 
     async def _clean_up(self, shim: Shim) -> None:
@@ -830,6 +833,7 @@ class Shims:
             if shim.half_made or not self._is_sandbox(shim.namespace, shim.id) or shim.sandbox:
                 return False
             shim.created, shim.sandbox_state = False, {"started": True, "told": False}
+            shim.note()
             self.on_sandbox(shim)
         except (errors.Unavailable, errors.DeadlineExceeded) as e:
             raise _Slow(e.message) from e

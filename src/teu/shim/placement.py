@@ -122,7 +122,7 @@ class Placement:
             return False
         wanted = (spec.get("linux") or {}).get("cgroupsPath") or ""
         if not self.unit and not self._chosen:
-            self._enter([*pids, os.getpid()], wanted, container, annotations_of(spec), systemd_cgroup)
+            self._enter([*pids, os.getpid()], wanted, container, spec, systemd_cgroup)
         default = wanted in ("", f"/{self._namespace}/{container}", f"{self._namespace}/{container}")
         if not self.folder or systemd_cgroup or not (default or wanted.count(":") == 2):
             return False
@@ -138,11 +138,12 @@ class Placement:
             return
         linux = spec.get("linux")
         wanted = linux.get("cgroupsPath") if isinstance(linux, dict) else ""
-        self._enter([shim], wanted if isinstance(wanted, str) else "", sandbox, annotations_of(spec), False, "Sandbox")
+        self._enter([shim], wanted if isinstance(wanted, str) else "", sandbox, spec, False, "Sandbox")
         self._used = True
 
-    def _enter(self, pids: list[int], wanted: str, container: str, notes: dict[str, str],
+    def _enter(self, pids: list[int], wanted: str, container: str, spec: dict[str, Any],
                systemd_cgroup: bool, kind: str = "Container") -> None:
+        notes = annotations_of(spec)
         self._slice, unit = scope_name(wanted, container)
         name = notes.get(NAME_ANNOTATION) or notes.get("io.kubernetes.cri.container-name")
         self._description = f"{kind} {name} ({container[:12]})" if name else f"{kind} {container}"
