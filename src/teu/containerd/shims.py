@@ -240,11 +240,10 @@ class Shim:
     async def connect(self, timeout: float = CONNECT_TIMEOUT) -> None:
         """OSError or TimeoutError, see ttrpc.connect."""
         self.client = await ttrpc.connect(self.address, timeout)
-        self.client.on_close = self.lose
         self.reached.set()
 
     def lose(self) -> None:
-        """The connection has ended; where nobody has said that it was to, another one is to be sought."""
+        """The connection has ended, and another one is sought, unless it was to end."""
         if not self.leaving:
             self.client = None
             self.reached.clear()
@@ -602,11 +601,12 @@ class Shims:
         client.close()
 
     def _may_be_killed(self, shim: Shim) -> bool:
-        """Whether nothing is lost with this shim: what it is for was never acknowledged, and nobody else has come to it
-        meanwhile, nor is coming."""
+        """Whether nothing is lost with this shim: what it is for was never acknowledged, or is a sandbox without
+        containers, and nobody else has come to it meanwhile, nor is coming."""
         unknown = any(other is not shim and other.namespace == shim.namespace and not other.address
                       for other in self._shims.values())
-        return shim.half_made and not unknown and not self._shared(shim)
+        given_up = shim.half_made or shim.sandbox_state is not None
+        return given_up and not unknown and not self._shared(shim)
 
     async def _kill(self, shim: Shim) -> None:
         """End a shim that does not end by itself."""
@@ -754,9 +754,10 @@ class Shims:
             shim.sandbox_state = {"started": False, "told": False, **json.loads(state)}
         else:
             # Of a creation that was cut short, too, if it had come so far that it was told.
-            shim.created = not shim.half_made or os.path.exists(os.path.join(bundle, "init.pid"))
+            shim.created = os.path.exists(os.path.join(bundle, "init.pid"))
         stored = _read(os.path.join(bundle, "bootstrap.json")) or _read(os.path.join(bundle, "address"))
         if stored:
+            shim.created = shim.created or (not shim.half_made and shim.sandbox_state is None)
             try:
                 shim.parameters = parse_bootstrap(stored.encode())
             except (errors.Error, ValueError) as e:
@@ -824,6 +825,8 @@ class Shims:
                 raise _Gone(f"nobody listens at {shim.address}: {e.strerror}") from e
             except (OSError, TimeoutError) as e:
                 raise _Slow(f"it takes no connection: {e or 'timeout'}") from e
+            assert shim.client is not None
+            shim.client.on_close = shim.lose  # until it is watched, this search goes on
         if shim.sandbox_state is not None:
             return not shim.half_made
         try:

@@ -203,6 +203,15 @@ def test_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         seccomp.compile(profile(rule("write", "openat2")), cache)
 
 
+def test_the_store_is_bounded(tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    for number in range(4 * seccomp.CACHE_ENTRIES):
+        name = f"{number * 7919 % 1000:040x}"
+        seccomp.write_cached(cache, name, bytes(8))
+        assert seccomp.read_cached(cache, name) == bytes(8), "the newest stays"
+        assert len(os.listdir(cache)) <= seccomp.CACHE_ENTRIES
+
+
 def test_foreign_files_are_not_trusted(tmp_path: Path) -> None:
     wanted = profile(rule("read", "openat2"))
     cache = tmp_path / "cache"
