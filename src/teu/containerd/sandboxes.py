@@ -44,6 +44,13 @@ class Sandbox:
         return self.shim.version
 
     async def call(self, method: str, **fields: Any) -> Any:
+        """Unavailable when the shim has ended and what was left of it is removed."""
+        answer = await self.shim.outlast(lambda: self._call(method, fields))
+        if answer is None:
+            raise Unavailable(f"the shim of sandbox {self.shim.id} is gone")
+        return answer
+
+    async def _call(self, method: str, fields: dict[str, Any]) -> Any:
         from teu.ttrpc.status import StatusError
 
         descriptor = _SERVICE.methods_by_name[method]
@@ -58,15 +65,9 @@ class Sandbox:
     async def wait(self) -> Any:
         """WaitSandboxResponse at its end. All who wait share one call, as with Shim.wait."""
         if self._waiting is None or self._waiting.done():
-            self._waiting = asyncio.create_task(self._wait())
+            self._waiting = asyncio.create_task(self.call("WaitSandbox", sandbox_id=self.shim.id))
             self._waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(self._waiting)
-
-    async def _wait(self) -> Any:
-        answer = await self.shim.outlast(lambda: self.call("WaitSandbox", sandbox_id=self.shim.id))
-        if answer is None:
-            raise Unavailable(f"the shim of sandbox {self.shim.id} is gone")
-        return answer
 
 
 class Manager:

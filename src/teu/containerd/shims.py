@@ -212,8 +212,10 @@ class Shim:
             try:
                 return await call()
             except errors.Unavailable:
-                if client is not None and client is self.client and not client.closed.is_set():
-                    raise  # the shim's own answer
+                if self.gone.done():
+                    return None
+                if client is not None and client is self.client:
+                    raise  # the shim's own answer, or nobody seeks another connection
                 await self.reached.wait()
                 if self.gone.done():
                     return None
