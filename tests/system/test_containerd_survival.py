@@ -441,6 +441,7 @@ def test_dead_sockets_are_removed(pods: Pods) -> None:
         (SCOPES / "teu-lost.scope" / "cgroup.kill").write_text("1")
         peers.wait_until(lambda: not theirs.shims(), "the shim to be gone")
         peers.run("umount", str(theirs.bundle("lost") / "rootfs"))
+        peers.run("teu-runc", "--root", "/run/teu/runc/default", "delete", "--force", "lost")
         other.stop()
         other.remove()
     with socket.socket(socket.AF_UNIX) as console:  # of a shim that was killed while a runtime made a terminal
