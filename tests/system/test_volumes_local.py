@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,3 +127,115 @@ def test_bad_names(name: str, message: str) -> None:
     assert done.returncode == 1
     assert message in done.stderr
     assert teu("volume", "inspect", "none-such", check=False).returncode == 1
+
+
+# -- volumes that are mounted: the host's own folders are behind them ------------------------------------------------
+
+
+@pytest.fixture
+def behind(tmp_path: Path) -> Iterator[Path]:
+    """A folder of the host, of the same file system as the volumes: no mount of it changes st_dev."""
+    folder = ROOT.parent / "behind-a-volume"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub/precious").write_text("of the host\n")
+    yield folder
+    assert (folder / "sub/precious").read_text() == "of the host\n"
+    shutil.rmtree(folder)
+
+
+def bound(name: str, folder: Path) -> None:
+    teu("volume", "create", "--opt", "type=none", "--opt", "o=bind", "--opt", f"device={folder}", name)
+
+
+def stacked(name: str) -> int:
+    """How many mounts are on a volume's place."""
+    place = f" {ROOT}/{name}/_data "
+    return sum(place in line for line in Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+def kill_teud() -> None:
+    os.kill(whole.main_pid("teud.service"), 9)
+    whole.eventually("teud is back", lambda: teu("version", check=False).returncode == 0)
+
+
+@pytest.mark.needs("fast")
+def test_what_is_behind_a_volume_outlives_it(behind: Path) -> None:
+    bound("bound", behind)
+    for _ in range(2):
+        assert box("cat", "/v/sub/precious", flags=("-v", "bound:/v")) == "of the host"
+        assert stacked("bound") == 0, "the last container has gone, its volume stays mounted"
+    whole.run_detached("one", "sleep", "600", flags=("-v", "bound:/v"))
+    whole.run_detached("two", "sleep", "600", flags=("-v", "bound:/v"))
+    assert stacked("bound") == 1
+    teu("rm", "-f", "one")
+    assert stacked("bound") == 1
+    assert out("teu", "exec", "two", "cat", "/v/sub/precious") == "of the host"
+    teu("rm", "-f", "-v", "two")
+    assert stacked("bound") == 0
+    teu("volume", "rm", "bound")
+
+
+@pytest.mark.needs("fast")
+@pytest.mark.parametrize("way", [("volume", "rm", "bound"), ("volume", "prune", "-af")])
+def test_a_stale_mount_is_no_part_of_its_volume(behind: Path, way: tuple[str, ...]) -> None:
+    """teud may die between any two steps: a volume may be found mounted, even more than once."""
+    bound("bound", behind)
+    for _ in range(2):
+        whole.call("mount", "--bind", str(behind), str(ROOT / "bound/_data"))
+    assert box("cat", "/v/sub/precious", flags=("-v", "bound:/v")) == "of the host"
+    for _ in range(2):
+        whole.call("mount", "--bind", str(behind), str(ROOT / "bound/_data"))
+    teu(*way)
+    assert not (ROOT / "bound").exists()
+    assert stacked("bound") == 0
+
+
+@pytest.mark.needs("fast")
+def test_a_mounted_volume_and_a_killed_daemon(behind: Path) -> None:
+    bound("bound", behind)
+    whole.run_detached("runs", "sleep", "600", flags=("-v", "bound:/v"))
+    kill_teud()
+    assert stacked("bound") == 1
+    assert box("cat", "/v/sub/precious", flags=("-v", "bound:/v")) == "of the host"
+    assert stacked("bound") == 1, "a container that ran before the daemon does has it"
+    teu("rm", "-f", "runs")
+    assert stacked("bound") == 0
+    # Mounted, and nobody's: as if it had died between the mount and the start, or between the exit and the unmount.
+    whole.call("mount", "--bind", str(behind), str(ROOT / "bound/_data"))
+    kill_teud()
+    whole.eventually("the volume that nobody uses is unmounted", lambda: stacked("bound") == 0)
+    teu("volume", "rm", "bound")
+
+
+@pytest.mark.needs("fast")
+def test_a_removal_that_was_cut_off(behind: Path) -> None:
+    """Written down as being removed, still mounted: the next start unmounts it first."""
+    bound("bound", behind)
+    whole.call("systemctl", "stop", "teud.service", "teud.socket")
+    with sqlite3.connect(ROOT.parent / "engine.db") as database:
+        (text,) = database.execute("SELECT data FROM volumes WHERE name='bound'").fetchone()
+        record = {**json.loads(text), "Removing": True}
+        database.execute("UPDATE volumes SET data=? WHERE name='bound'", (json.dumps(record),))
+    database.close()
+    whole.call("mount", "--bind", str(behind), str(ROOT / "bound/_data"))
+    whole.call("systemctl", "start", "teud.socket")
+    assert out("teu", "volume", "ls", "-q") == ""
+    assert stacked("bound") == 0
+    assert not (ROOT / "bound").exists()
+
+
+@pytest.mark.needs("fast")
+def test_no_removal_goes_through_a_mount(behind: Path) -> None:
+    """Something of the host's that was mounted below a plain volume: the volume cannot be removed, and says why."""
+    teu("volume", "create", "plain")
+    place = ROOT / "plain/_data/below"
+    place.mkdir()
+    whole.call("mount", "--bind", str(behind), str(place))
+    try:
+        done = teu("volume", "rm", "plain", check=False)
+        assert done.returncode == 1
+        assert "mount" in done.stderr
+        assert out("teu", "volume", "ls", "-q") == "plain"
+    finally:
+        whole.call("umount", str(place))
+    teu("volume", "rm", "plain")

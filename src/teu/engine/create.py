@@ -79,7 +79,7 @@ def create(
     warnings = spec.warnings(container)
     if not platform:
         warnings += _of_another_platform(image)
-    with engine.containerd.making(identity), contextlib.ExitStack() as undo:
+    with engine.containerd.making(identity), engine.volumes.promised(identity), contextlib.ExitStack() as undo:
         undo.enter_context(_nothing_but_the_image_is_missing())
         undo.callback(engine.networks.forget, container)
         engine.networks.check(container, networking, version, warnings)

@@ -124,6 +124,7 @@ def _rest(
                 lifecycle.remove(engine, container)
             elif container in fresh or _starts_at_boot(container):
                 _start(engine, container)
+        engine.volumes.settle()
         sweep(engine)
     except Exception:
         if not engine.stopping.is_set():

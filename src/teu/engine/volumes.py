@@ -8,24 +8,32 @@ A volume is anonymous when nobody named it: its name is 64 hexadecimal digits, a
 It belongs to a container ("Container") until that is removed without its volumes; one whose container
 never came to be is swept at the next start. A removal is written down first, so that one which was interrupted is
 finished then, too. Called by create, start, exit and removal of containers, and by routes/volumes.
+
+A volume with options is mounted on its `_data` while a container that has it runs. What is in there belongs to others
+(a folder of the host, a server), so a volume is unmounted before it is removed, and no removal crosses a mount. The
+daemon may die at any step: a mount that is found there is taken as it is, and one that nobody uses goes (`settle`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
 import re
-import shutil
+import stat
+import subprocess
+import sys
 import threading
 import uuid
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teu.engine.container import timestamp
 from teu.engine.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.linux import trees
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -37,12 +45,8 @@ ANONYMOUS_LABEL = "com.docker.volume.anonymous"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
 OPTIONS = {"type", "o", "device", "size"}
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME, MS_RELATIME = 1, 2, 4, 8, 1024, 1 << 21
-MS_BIND, MS_REC, MNT_DETACH = 4096, 16384, 2
-_FLAGS = {
-    "ro": MS_RDONLY, "rw": 0, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC,
-    "noatime": MS_NOATIME, "relatime": MS_RELATIME, "bind": MS_BIND, "rbind": MS_BIND | MS_REC, "defaults": 0,
-}  # fmt: skip
+# How long a mount may take: a server that does not answer must not hold a container's start for ever.
+MOUNT_SECONDS = 60.0
 
 
 class Volume(NamedTuple):
@@ -57,8 +61,10 @@ class Volumes:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.root = f"{engine.data_root}/volumes"
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()  # of what follows; never held while anything is waited for
+        self._changing: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         self._mounted: dict[str, set[str]] = {}
+        self._promised: dict[str, set[str]] = {}
 
     def start(self) -> None:
         Path(self.root).mkdir(parents=True, exist_ok=True, mode=0o701)
@@ -66,9 +72,30 @@ class Volumes:
         for row in self.engine.database.query("SELECT name, data FROM volumes"):
             record = json.loads(row["data"])
             if record.get("Removing") or record.get("Container", "") not in {"", *known}:
-                self._finish_removal(row["name"])
+                try:
+                    self._finish_removal(row["name"])
+                except OSError as error:
+                    log.warning("volume %s cannot be removed: %s", row["name"], error)
 
     def stop(self) -> None: ...
+
+    def settle(self) -> None:
+        """Unmount what no running container uses: the last one may have ended while the engine was dead. Any time."""
+        for row in self.engine.database.query("SELECT name, data FROM volumes"):
+            if json.loads(row["data"]).get("Options"):
+                try:
+                    with self._alone(row["name"]):
+                        self._unmount_unused(row["name"], "")
+                except OSError as error:
+                    log.warning("volume %s cannot be unmounted: %s", row["name"], error)
+
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Nobody else changes this volume meanwhile; one whose server hangs holds up nobody but its own users."""
+        with self._lock:
+            lock = self._changing.setdefault(name, threading.RLock())  # kept by those who have or want it
+        with lock:
+            yield
 
     def _record(self, name: str) -> dict[str, Any] | None:
         rows = self.engine.database.query("SELECT data FROM volumes WHERE name=?", (name,))
@@ -89,6 +116,23 @@ class Volumes:
 
     # -- for containers ----------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def promised(self, container_id: str) -> Iterator[None]:
+        """What `ensure` gives for this container meanwhile is not removed, though no record of a container has it."""
+        with self._lock:
+            self._promised[container_id] = set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._promised[container_id]
+
+    def users(self, name: str) -> list[str]:
+        """The ids of the containers that have it, or are about to."""
+        users = [container.id for container in self.engine.containers.using_volume(name)]
+        with self._lock:
+            return users + [one for one, names in self._promised.items() if name in names and one not in users]
+
     def ensure(
         self,
         name: str | None,
@@ -106,8 +150,11 @@ class Volumes:
             raise NotFound(f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not found')
         check_name(name)
         options = check_options(options or {})
-        with self._lock:
+        with self._alone(name):
             record = self._record(name)
+            with self._lock:
+                if container_id in self._promised:
+                    self._promised[container_id].add(name)
             if record is not None:
                 if options and options != record["Options"]:
                     raise Conflict(f"volume {name} already exists with other options")
@@ -125,42 +172,48 @@ class Volumes:
                 self._write(name, record)
             except BaseException:
                 if fresh:
-                    shutil.rmtree(directory, ignore_errors=True)
+                    with contextlib.suppress(OSError):
+                        trees.remove_tree(directory)
                 raise
         self._event("create", name)
         return self._volume(name, record, True)
 
     def mount(self, name: str, container_id: str) -> str:
         """Make the volume usable for a container that starts; returns the path on the host."""
-        with self._lock:
+        path = self.hold(name, container_id)
+        self._event("mount", name, container=container_id, destination="")
+        return path
+
+    def hold(self, name: str, user: str) -> str:
+        """Mount it for a user of any kind, until it is unmounted for the same; returns the path on the host."""
+        with self._alone(name):
             record = self._record(name)
             if record is None:
                 raise NotFound(f"get {name}: no such volume")
             path = self.mountpoint(name)
-            users = self._mounted.setdefault(name, set())
-            if record["Options"] and not users and not os.path.ismount(path):
-                _mount(record["Options"], path, name)
-            users.add(container_id)
-        self._event("mount", name, container=container_id, destination="")
+            if record["Options"]:
+                _mount(record["Options"], path)
+            self._mounted.setdefault(name, set()).add(user)
         return path
 
     def unmount(self, name: str, container_id: str) -> None:
-        """A container has exited; doing it twice is fine."""
-        with self._lock:
+        """A container has exited, or whoever held it is done; doing it twice is fine."""
+        with self._alone(name):
             users = self._mounted.get(name, set())
             known = container_id in users
             users.discard(container_id)
-            record = self._record(name)
-            path = self.mountpoint(name)
             if not users:
                 self._mounted.pop(name, None)
-                others = [
-                    c for c in self.engine.containers.using_volume(name) if c.running and c.id != container_id
-                ]
-                if record and record["Options"] and not others and os.path.ismount(path):
-                    _unmount(path)
+            record = self._record(name)
+            if record and record["Options"]:
+                self._unmount_unused(name, container_id)
         if known:
             self._event("unmount", name, container=container_id)
+
+    def _unmount_unused(self, name: str, gone: str) -> None:
+        users = self.engine.containers.using_volume(name)
+        if not self._mounted.get(name) and not any(user.running and user.id != gone for user in users):
+            trees.unmount(self.mountpoint(name))
 
     def release(self, container_id: str, remove_anonymous: bool) -> None:
         """A container is being removed; with `remove_anonymous` the anonymous volumes that it alone uses go too."""
@@ -190,10 +243,10 @@ class Volumes:
                 if record.pop("Container", ""):
                     self._write(name, record)
                 continue
-            if any(user.id != container_id for user in self.engine.containers.using_volume(name)):
-                continue
             try:
-                self._remove(name, record)
+                with self._alone(name):
+                    if not any(user != container_id for user in self.users(name)):
+                        self._remove(name, record)
             except (OSError, EngineError) as error:
                 log.warning("anonymous volume %s cannot be removed: %s", name, error)
 
@@ -219,28 +272,33 @@ class Volumes:
 
     def remove(self, name: str, force: bool = False) -> None:
         """DELETE /volumes/{name}. Raises NotFound (unless forced), Conflict."""
-        with self._lock:
+        with self._alone(name):
             record = self._record(name)
             if record is None:
                 if force:
                     return
                 raise NotFound(f"get {name}: no such volume")
-            users = self.engine.containers.using_volume(name)
+            users = self.users(name)
             if users:
-                raise Conflict(f"remove {name}: volume is in use - [{', '.join(user.id for user in users)}]")
+                raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
             self._remove(name, record)
 
     def _remove(self, name: str, record: dict[str, Any]) -> None:
-        self._write(name, {**record, "Removing": True})
-        self._finish_removal(name)
+        """Raises Conflict where something cannot be removed: then it is still a volume."""
+        try:
+            trees.unmount(self.mountpoint(name))
+            if inside := trees.mounts_below(f"{self.root}/{name}"):
+                raise Conflict(f"remove {name}: {inside[0]} is a mount; unmount it, then remove the volume")
+            self._write(name, {**record, "Removing": True})
+            self._finish_removal(name)
+        except OSError as error:
+            self._write(name, record)
+            raise Conflict(f"remove {name}: {error.strerror}: {error.filename or ''}") from error
         self._event("destroy", name)
 
     def _finish_removal(self, name: str) -> None:
-        path = self.mountpoint(name)
-        if os.path.ismount(path):
-            _unmount(path)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(f"{self.root}/{name}")
+        trees.unmount(self.mountpoint(name))
+        trees.remove_tree(f"{self.root}/{name}")
         with self.engine.database.transaction() as cursor:
             cursor.execute("DELETE FROM volumes WHERE name=?", (name,))
 
@@ -254,7 +312,7 @@ class Volumes:
         for name in self.names():
             with contextlib.suppress(NotFound):
                 row = self.describe(name)
-                users = len(self.engine.containers.using_volume(name))
+                users = len(self.users(name))
                 row["UsageData"] = {"Size": size(row["Mountpoint"]), "RefCount": users}
                 result.append(row)
         return result
@@ -287,55 +345,44 @@ def check_options(options: dict[str, str]) -> dict[str, str]:
 
 
 def size(path: str) -> int:
-    """Bytes below a folder; hard links count once."""
+    """Bytes below a folder; hard links count once, and what is mounted below does not count. Containers may change it
+    meanwhile: then it is about right."""
     total = 0
     seen: set[tuple[int, int]] = set()
-    stack = [path]
-    while stack:
-        try:
-            with os.scandir(stack.pop()) as entries:
-                for entry in entries:
-                    with contextlib.suppress(OSError):
-                        if entry.is_dir(follow_symlinks=False):
-                            stack.append(entry.path)
-                        elif entry.is_file(follow_symlinks=False):
-                            status = entry.stat(follow_symlinks=False)
-                            if (status.st_dev, status.st_ino) not in seen:
-                                seen.add((status.st_dev, status.st_ino))
-                                total += status.st_size
-        except OSError:
-            continue
+    try:
+        top = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        for _, _, _, status in trees.walk(top, mounts=False):
+            if stat.S_ISREG(status.st_mode) and (status.st_nlink == 1 or (status.st_dev, status.st_ino) not in seen):
+                seen.add((status.st_dev, status.st_ino))
+                total += status.st_size
+    except OSError as error:
+        log.info("the size of %s is not all counted: %s", path, error)
+    finally:
+        os.close(top)
     return total
 
 
-def _mount(options: dict[str, str], path: str, name: str) -> None:
-    flags, data = 0, []
-    for word in filter(None, (options.get("o") or "").split(",")):
-        if word in _FLAGS:
-            flags |= _FLAGS[word]
-        else:
-            data.append(word)
-    device, kind = options.get("device") or "", options.get("type") or ""
-    if kind == "none":
-        kind = ""
-    libc = ctypes.CDLL(None, use_errno=True)
-    arguments = (device.encode(), path.encode(), kind.encode())
-    result = libc.mount(*arguments, ctypes.c_ulong(flags), ",".join(data).encode() or None)
-    if result == 0 and flags & MS_BIND and flags & MS_RDONLY:
-        result = libc.mount(None, path.encode(), None, ctypes.c_ulong(flags | 32), None)
-    if result:
-        reason = os.strerror(ctypes.get_errno())
-        raise EngineError(
-            f"error while mounting volume '{path}': failed to mount local volume: mount {device}:{path}, "
-            f"flags: {flags:#x}, data: {','.join(data)}: {reason.lower()}"
-        )
-
-
-def _unmount(path: str) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(path.encode(), MNT_DETACH):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
+def _mount(options: dict[str, str], path: str) -> None:
+    """In a process of its own: what waits for a server in the kernel can be killed, which a thread cannot."""
+    program = str(Path(__file__).with_name("volume_mount.py"))
+    worker = subprocess.Popen(
+        [sys.executable, "-IS", program, json.dumps({"path": path, "options": options})],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/", env={"LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+    try:
+        _, said = worker.communicate(timeout=MOUNT_SECONDS)
+        reason = said.decode(errors="replace").strip()
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.communicate(timeout=1)
+        reason = f"{options.get('device') or ''} did not answer within {MOUNT_SECONDS:.0f} s"
+    if worker.returncode != 0:
+        reason = reason or f"the mount's process has died ({worker.returncode})"
+        raise EngineError(f"error while mounting volume '{path}': failed to mount local volume: {reason}")
 
 
 def _sync_directory(path: str) -> None:

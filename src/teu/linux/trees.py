@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 
@@ -26,6 +27,7 @@ MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 STACKED_MAX = 1000  # mounts on one place, before something else must be wrong
 
+_ESCAPED = re.compile(rb"\\([0-7]{3})")  # blanks and such in mountinfo
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
@@ -48,12 +50,32 @@ def is_mount_root(path: str | bytes | int) -> bool:
 
 
 def unmount(path: str | bytes) -> None:
-    """Unmount everything that is stacked at path; nothing where there is none. OSError where something stays."""
+    """Unmount everything that is stacked at path; nothing where there is none. OSError where something stays.
+
+    The file system itself is not asked, so it may be one whose server has gone."""
+    place = os.fsencode(path)
     for _ in range(STACKED_MAX):
-        if not is_mount_root(path):
+        try:
+            syscall(f"umount {os.fsdecode(place)}", NR_umount2, place + b"\0", MNT_DETACH | UMOUNT_NOFOLLOW)
+        except (FileNotFoundError, NotADirectoryError):
             return
-        syscall(f"umount {os.fsdecode(path)}", NR_umount2, os.fsencode(path) + b"\0", MNT_DETACH | UMOUNT_NOFOLLOW)
-    raise OSError(errno.EBUSY, "mounts come as fast as they are taken away", os.fsdecode(path))
+        except OSError as error:
+            if error.errno == errno.EINVAL and not is_mount_root(place):
+                return
+            raise
+    raise OSError(errno.EBUSY, "mounts come as fast as they are taken away", os.fsdecode(place))
+
+
+def mounts_below(path: str) -> list[str]:
+    """Where something is mounted at path or anywhere below it, as this process's mount namespace has it."""
+    top = os.path.realpath(path)
+    found = []
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            place = os.fsdecode(_ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), line.split(b" ")[4]))
+            if place == top or place.startswith(top + "/"):
+                found.append(place)
+    return found
 
 
 def remove_tree(path: str | bytes | os.PathLike[str]) -> None:

@@ -30,7 +30,7 @@ def list_volumes(engine: Engine, request: Request) -> Response:
             continue
         if filters.get("name") and not any(text in name for text in filters["name"]):
             continue
-        if dangling is not None and dangling == bool(engine.containers.using_volume(name)):
+        if dangling is not None and dangling == bool(engine.volumes.users(name)):
             continue
         if _labelled(engine, name, filters):
             rows.append(engine.volumes.describe(name))
@@ -71,7 +71,7 @@ def prune_volumes(engine: Engine, request: Request) -> Response:
     for name in engine.volumes.names():
         if not every and ANONYMOUS_LABEL not in engine.volumes.labels(name):
             continue
-        if not _labelled(engine, name, filters) or engine.containers.using_volume(name):
+        if not _labelled(engine, name, filters) or engine.volumes.users(name):
             continue
         bytes_ = size(engine.volumes.mountpoint(name))
         try:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mounts one volume with options; a program of its own, started by volumes.py, which kills it when it takes too long.
+
+Its argument is {"path": where, "options": {"type", "device", "o"}}. Where something is mounted already, that is it: a
+volume is never stacked. Failures are said on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from teu.linux import trees
+from teu.linux.syscalls import NR_mount, syscall
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME, MS_RELATIME = 1, 2, 4, 8, 1024, 1 << 21
+MS_REMOUNT, MS_BIND, MS_REC = 32, 4096, 16384
+FLAGS = {
+    "ro": MS_RDONLY, "rw": 0, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC,
+    "noatime": MS_NOATIME, "relatime": MS_RELATIME, "bind": MS_BIND, "rbind": MS_BIND | MS_REC, "defaults": 0,
+}  # fmt: skip
+
+
+def mount(path: str, options: dict[str, str]) -> None:
+    flags, data = 0, []
+    for word in filter(None, (options.get("o") or "").split(",")):
+        if word in FLAGS:
+            flags |= FLAGS[word]
+        else:
+            data.append(word)
+    device, kind = options.get("device") or "", options.get("type") or ""
+    if kind == "none":
+        kind = ""
+    text = ",".join(data)
+    arguments = [os.fsencode(value) + b"\0" for value in (device, path, kind)]
+    what = f"mount {device}:{path}, flags: {flags:#x}, data: {text}"
+    syscall(what, NR_mount, *arguments, flags, os.fsencode(text) + b"\0" if text else None)
+    if flags & MS_BIND and flags & MS_RDONLY:
+        syscall(what, NR_mount, None, arguments[1], None, flags | MS_REMOUNT, None)
+
+
+def main() -> int:
+    asked = json.loads(sys.argv[1])
+    try:
+        if not trees.is_mount_root(asked["path"]):
+            mount(asked["path"], asked["options"])
+    except OSError as error:
+        what, colon, reason = (error.strerror or str(error)).rpartition(": ")
+        sys.stderr.write(what + colon + reason.lower())
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
