@@ -143,7 +143,7 @@ class _Removal:
         if here < 0:
             return
         # The way down: each folder's name, which it is, and those of its folders that are still to be emptied.
-        way = [(name, _identity(here), self._contents(here))]
+        way = [(name, identity(here), self._contents(here))]
         try:
             while True:
                 name, _, todo = way[-1]
@@ -153,12 +153,12 @@ class _Removal:
                     if below >= 0:
                         os.close(here)
                         here = below
-                        way.append((inner, _identity(here), self._contents(here)))
+                        way.append((inner, identity(here), self._contents(here)))
                     continue
                 way.pop()
                 if not way:
                     break
-                here = _up(here, way[-1][1])
+                here = up(here, way[-1][1])
                 self._emptied(here, name)
         finally:
             os.close(here)
@@ -190,14 +190,16 @@ def walk(top: int, mounts: bool = True) -> Iterator[tuple[bytes, int, bytes, os.
     OSError ESTALE where a folder is moved away while it is walked."""
     resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | (0 if mounts else RESOLVE_NO_XDEV)
     here = os.open(".", _FOLDER | os.O_CLOEXEC, dir_fd=top)
-    way = [(b"", _identity(here), _names(here))]
+    # The way down: what each folder is, how long its path is, and what in it is still to come.
+    way, path = [(identity(here), 0, _names(here))], b""
     try:
         while way:
-            path, _, todo = way[-1]
+            _, length, todo = way[-1]
+            path = path[:length]
             if not todo:
                 way.pop()
                 if way:
-                    here = _up(here, way[-1][1])
+                    here = up(here, way[-1][0])
                 continue
             name = todo.pop()
             inner = path + b"/" + name if path else name
@@ -215,8 +217,8 @@ def walk(top: int, mounts: bool = True) -> Iterator[tuple[bytes, int, bytes, os.
                     continue
                 raise
             os.close(here)
-            here = below
-            way.append((inner, _identity(here), _names(here)))
+            here, path = below, inner
+            way.append((identity(here), len(path), _names(here)))
     finally:
         os.close(here)
 
@@ -226,15 +228,16 @@ def _names(folder: int) -> list[bytes]:
     return sorted((os.fsencode(name) for name in os.listdir(folder)), reverse=True)
 
 
-def _identity(folder: int) -> tuple[int, int]:
+def identity(folder: int) -> tuple[int, int]:
+    """What an open file is, whatever its name."""
     status = os.fstat(folder)
     return status.st_dev, status.st_ino
 
 
-def _up(folder: int, identity: tuple[int, int]) -> int:
+def up(folder: int, expected: tuple[int, int]) -> int:
     """The folder above, in place of `folder`, which is closed; OSError ESTALE where it is not the one of before."""
     above = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
-    if _identity(above) != identity:
+    if identity(above) != expected:
         os.close(above)
         raise OSError(errno.ESTALE, "a folder was moved away while it was being walked")
     os.close(folder)
