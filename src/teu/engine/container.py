@@ -63,7 +63,7 @@ class Container:
     SAVED = (
         "id", "name", "created", "path", "args", "image_id", "chain_id", "config", "host_config", "state",
         "network_settings", "mounts", "restart_count", "manually_stopped", "started_once", "ports_exposed",
-        "apparmor_profile", "ended",
+        "apparmor_profile", "ended", "pid_started",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, record: dict[str, Any]) -> None:
@@ -90,6 +90,7 @@ class Container:
         self.apparmor_profile: str = record.get("apparmor_profile", "")
         # Exit code and moment (nanoseconds) while the exit is being handled: the engine may die before that is done.
         self.ended: tuple[int, int] | None = tuple(record["ended"]) if record.get("ended") else None
+        self.pid_started: int = record.get("pid_started", 0)  # see engine/process.py
 
         self.lock = threading.RLock()
         self.changed = threading.Condition()

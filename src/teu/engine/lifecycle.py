@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import shutil
 import signal
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teu.engine import containerd, hostconfig, mounts, rootfs, spec, tasks
+from teu.engine import containerd, hostconfig, mounts, process, rootfs, spec, tasks
 from teu.engine.container import Container, timestamp
 from teu.engine.errors import BadRequest, Conflict, EngineError, NotModified
+from teu.linux import trees
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -101,7 +100,8 @@ def _run(engine: Engine, container: Container) -> int:
         container.hub.open(paths, marker_path(container))
         tasks.create_container(engine, container, specification, options)
         undo.callback(_quietly, tasks.discard, engine, container.id)
-        tasks.create(engine, container.id, layers, paths, container.tty, options)
+        pid = tasks.create(engine, container.id, layers, paths, container.tty, options)
+        container.pid_started = process.started(pid)
         pid = tasks.start(engine, container.id)
         undo.pop_all()
     container.hub.begin()
@@ -122,12 +122,8 @@ def _release(engine: Engine, container: Container) -> None:
     for point in container.mounts:
         if point["Type"] == "volume":
             _quietly(engine.volumes.unmount, point["Name"], container.id)
-    shared = f"{container.runtime_directory}/shm"
-    if container.host_config["IpcMode"] == "shareable" and os.path.ismount(shared):
-        from teu.linux.syscalls import NR_umount2, syscall
-
-        _quietly(syscall, "umount2", NR_umount2, os.fsencode(shared) + b"\0", rootfs.MNT_DETACH)
-    shutil.rmtree(container.runtime_directory, ignore_errors=True)
+    _quietly(trees.unmount, f"{container.runtime_directory}/shm")
+    _quietly(trees.remove_tree, container.runtime_directory)
 
 
 def _start_error(error: containerd.Error) -> EngineError:
@@ -466,8 +462,8 @@ def remove(engine: Engine, container: Container, force: bool = False, volumes: b
         raise
     # What is left is swept at the next start if the daemon dies here, and when containerd is back if that dies.
     _quietly(_remove_from_containerd, engine, container)
-    shutil.rmtree(container.directory, ignore_errors=True)
-    shutil.rmtree(container.runtime_directory, ignore_errors=True)
+    _quietly(trees.remove_tree, container.directory)
+    _quietly(trees.remove_tree, container.runtime_directory)
 
 
 def _remove_from_containerd(engine: Engine, container: Container) -> None:

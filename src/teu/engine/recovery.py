@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teu.engine import containerd, execs, health, lifecycle, mounts, tasks
+from teu.engine import containerd, execs, health, lifecycle, mounts, process, tasks
 from teu.engine.container import Container, timestamp
 from teu.engine.create import OWNER_LABEL
 from teu.engine.monitor import Monitor
@@ -93,6 +93,8 @@ def _adopt(container: Container, task: tasks.Task) -> None:
         container.started_once = True
         container.ended = None
         container.state.update(StartedAt=timestamp(), Error="", ExitCode=0)
+        container.pid_started = 0
+    container.pid_started = container.pid_started or process.started(task.pid)
     paused = task.status in ("PAUSED", "PAUSING")
     container.state.update(
         Status="paused" if paused else "running", Running=True, Paused=paused, Restarting=False, Pid=task.pid

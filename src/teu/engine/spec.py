@@ -15,8 +15,10 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import apparmor, mounts, users
+from teu.engine import apparmor, mounts, process, users
 from teu.engine.errors import BadRequest, EngineError, NotFound
+from teu.linux.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
+from teu.linux.trees import is_mount_root
 from teu.oci.seccomp import ARCHITECTURES, default_profile
 
 if TYPE_CHECKING:
@@ -263,7 +265,7 @@ def build(
     if container.apparmor_profile not in ("", "unconfined"):
         process["apparmorProfile"] = container.apparmor_profile
     linux: dict[str, Any] = {
-        "namespaces": _namespaces(engine, container, attachment),
+        "namespaces": _namespaces(engine, container, attachment, sources),
         "resources": resources(host),
         "cgroupsPath": cgroups_path(engine, container),
         "maskedPaths": [],
@@ -332,7 +334,19 @@ def systemd_cgroup(engine: Engine, container: Container) -> bool:
     return container.host_config["Runtime"] != "io.containerd.teu.v2" and os.path.isdir("/run/systemd/system")
 
 
-def _namespaces(engine: Engine, container: Container, attachment: Attachment) -> list[dict[str, str]]:
+def _namespace(other: Container, kind: str, sources: contextlib.ExitStack) -> str:
+    """The path of another container's namespace, good until `sources` is closed."""
+    try:
+        descriptor = process.namespace(other, kind)
+    except ProcessLookupError:
+        raise EngineError(f"failed to join {kind} namespace: container {other.id} is not running") from None
+    sources.callback(os.close, descriptor)
+    return process.path_of(descriptor)
+
+
+def _namespaces(
+    engine: Engine, container: Container, attachment: Attachment, sources: contextlib.ExitStack
+) -> list[dict[str, str]]:
     host = container.host_config
     result: list[dict[str, str]] = [{"type": "mount"}]
     if attachment.namespace is not None:
@@ -344,7 +358,7 @@ def _namespaces(engine: Engine, container: Container, attachment: Attachment) ->
         result.append({"type": "uts"})
     if host["PidMode"].startswith("container:"):
         other = _joined(engine, host["PidMode"], "PID")
-        result.append({"type": "pid", "path": f"/proc/{other.pid}/ns/pid"})
+        result.append({"type": "pid", "path": _namespace(other, "pid", sources)})
     elif host["PidMode"] != "host":
         result.append({"type": "pid"})
     if host["IpcMode"].startswith("container:"):
@@ -353,7 +367,7 @@ def _namespaces(engine: Engine, container: Container, attachment: Attachment) ->
             raise BadRequest(
                 f"cannot join IPC of container {other.id}: non-shareable IPC (hint: use IpcMode:shareable)"
             )
-        result.append({"type": "ipc", "path": f"/proc/{other.pid}/ns/ipc"})
+        result.append({"type": "ipc", "path": _namespace(other, "ipc", sources)})
     elif host["IpcMode"] != "host":
         result.append({"type": "ipc"})
     if host["CgroupnsMode"] != "host":
@@ -418,17 +432,11 @@ def _mounts(
 
 def shared_memory(container: Container) -> str:
     """A tmpfs of the host for --ipc shareable, which others can bind."""
-    from teu.engine.rootfs import MS_NODEV, MS_NOEXEC, MS_NOSUID, _path
-    from teu.linux.syscalls import NR_mount, syscall
-
     path = f"{container.runtime_directory}/shm"
     Path(path).mkdir(parents=True, exist_ok=True)
-    if not os.path.ismount(path):
+    if not is_mount_root(path):
         data = f"mode=1777,size={container.host_config['ShmSize']}"
-        syscall(
-            "mount of the shared memory", NR_mount, b"shm\0", _path(path), b"tmpfs\0",
-            MS_NOSUID | MS_NODEV | MS_NOEXEC, _path(data),
-        )  # fmt: skip
+        mount("shm", path, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, data)
     return path
 
 

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from teu.engine import process
 from teu.engine.container import NEVER, Container, timestamp
 
 if TYPE_CHECKING:
@@ -74,10 +76,10 @@ def _number(path: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def cgroup(pid: int) -> str:
-    """The cgroup v2 folder of a process."""
+def cgroup(folder: int) -> str:
+    """The cgroup v2 folder of a process, whose folder in /proc is given."""
     try:
-        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        for line in process.read(folder, "cgroup").splitlines():
             if line.startswith("0::"):
                 for top in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
                     if os.path.exists(f"{top}/cgroup.controllers"):
@@ -109,8 +111,11 @@ def sample(container: Container) -> dict[str, Any]:
         },
         "storage_stats": {},
     }  # fmt: skip
-    pid = container.pid
-    folder = cgroup(pid) if container.running and pid else ""
+    folder, networks = "", {}
+    with contextlib.suppress(ProcessLookupError), process.held(container) as held:
+        folder = cgroup(held)
+        if container.host_config["NetworkMode"] != "host":
+            networks = _networks(held)
     if not folder:
         return result
     cpu = _flat(f"{folder}/cpu.stat")
@@ -139,7 +144,6 @@ def sample(container: Container) -> dict[str, Any]:
             "limit": limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         }
     result["blkio_stats"]["io_service_bytes_recursive"] = _block(folder)
-    networks = _networks(pid) if container.host_config["NetworkMode"] != "host" else {}
     if networks:
         result["networks"] = networks
     return result
@@ -161,10 +165,10 @@ def _block(folder: str) -> list[dict[str, Any]]:
     return result
 
 
-def _networks(pid: int) -> dict[str, dict[str, int]]:
+def _networks(folder: int) -> dict[str, dict[str, int]]:
     result = {}
     try:
-        lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
+        lines = process.read(folder, "net/dev").splitlines()[2:]
     except OSError:
         return {}
     for line in lines:
