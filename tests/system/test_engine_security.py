@@ -437,3 +437,136 @@ def test_a_volumes_part_that_becomes_a_link(
     assert "secret" not in seen
     assert ("file" if copied else "own") in started.stdout
     print(f"{len(seen)} of {rounds(30) + 1} starts found the folder itself")
+
+
+MANY = "many-files"
+
+
+@pytest.fixture
+def many() -> Iterator[str]:
+    """An image with so many files in /data/sub that a copy of it takes a while."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        for number in range(4000):
+            entry = tarfile.TarInfo(f"data/sub/f{number}")
+            entry.size = 3
+            archive.addfile(entry, io.BytesIO(b"own"))
+    path = Path("/tmp/teu-many.tar")
+    path.write_bytes(made.getvalue())
+    teu("import", "-c", 'CMD ["/none"]', str(path), MANY)
+    path.unlink()
+    yield MANY
+    whole.remove_everything()
+    teu("rmi", "-f", MANY)
+    teu("volume", "rm", "-f", "raced")
+
+
+def test_a_folder_that_becomes_a_link_while_a_volume_is_filled(many: str, tmp_path: Path) -> None:
+    """Who has the volume already moves the new folder away and puts a link to the host there."""
+    host = tmp_path / "host"
+    host.mkdir()
+    teu("volume", "create", "raced")
+    data = Path(out("teu", "volume", "inspect", "-f", "{{.Mountpoint}}", "raced").strip())
+    done = threading.Event()
+
+    def swap() -> None:
+        while not done.is_set() and not (data / "sub").is_dir():
+            pass
+        with contextlib.suppress(FileNotFoundError):
+            (data / "sub").rename(data / "aside")
+            (data / "sub").symlink_to(host)
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    try:
+        created = teu("create", "--name", "box", "-v", "raced:/data", many, check=False)
+    finally:
+        done.set()
+        swapping.join()
+    assert (data / "sub").is_symlink(), "the folder was not swapped: nothing is tested"
+    assert os.listdir(host) == []
+    assert created.returncode == 0 or "while it was filled" in created.stderr, created.stderr
+    assert "internal error" not in created.stderr
+
+
+def test_a_volume_is_in_use_before_its_container_is(many: str) -> None:
+    """Neither rm nor prune takes a volume from a create that is under way."""
+    removals: list[subprocess.CompletedProcess[str]] = []
+    done = threading.Event()
+
+    def remove() -> None:
+        data = Path("/var/lib/teu/engine/volumes/raced/_data/sub")
+        while not done.is_set() and not data.is_dir():
+            time.sleep(0.001)
+        removals.append(teu("volume", "rm", "raced", check=False))
+        removals.append(teu("volume", "prune", "-af", check=False))
+
+    removing = threading.Thread(target=remove)
+    removing.start()
+    try:
+        teu("create", "--name", "box", "-v", "raced:/data", many)
+    finally:
+        done.set()
+        removing.join()
+    assert "volume is in use" in removals[0].stderr
+    assert "raced" not in removals[1].stdout
+    data = Path(out("teu", "volume", "inspect", "-f", "{{.Mountpoint}}", "raced").strip())
+    assert len(os.listdir(data / "sub")) == 4000
+
+
+# clone3 with set_tid: the program's own child gets the number, and sleeps; the program says when it is there.
+WITH_PID = """
+import ctypes, os, signal, struct, sys
+wanted = ctypes.c_int(int(sys.argv[1]))
+arguments = struct.pack("=4Q", 0, 0, 0, 0) + struct.pack("=6Q", signal.SIGCHLD, 0, 0, 0, ctypes.addressof(wanted), 1)
+child = ctypes.CDLL(None, use_errno=True).syscall(435, arguments, ctypes.c_size_t(len(arguments)))
+if child == 0:
+    os.execv("/bin/sleep", ["sleep", "600"])
+assert child == wanted.value, ctypes.get_errno()
+print("there", flush=True)
+sys.stdin.read()
+os.kill(child, 9)
+os.waitpid(child, 0)
+"""
+
+
+@contextlib.contextmanager
+def another_process(pid: int) -> Iterator[None]:
+    """One of the host that has this number."""
+    parent = subprocess.Popen(["python3", "-c", WITH_PID, str(pid)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"there\n"
+        yield
+    finally:
+        parent.communicate()
+
+
+def test_a_number_that_is_another_processs_by_now(tmp_path: Path) -> None:
+    """The container's first process has ended, containerd is too busy to say so, and a process of the host has its
+    number: that one's root, namespaces and cgroup are not the container's."""
+    planted = Path("/planted-by-number")
+    (tmp_path / "file").write_text("x")
+    whole.run_detached("box", "sleep", "600", flags=("--ipc", "shareable"))
+    teu("create", "--name", "pid", "--pid", "container:box", whole.IMAGE, "true")
+    teu("create", "--name", "ipc", "--ipc", "container:box", whole.IMAGE, "true")
+    pid = json.loads(out("teu", "inspect", "box"))[0]["State"]["Pid"]
+    busy = whole.main_pid("teu-containerd.service")
+    os.kill(busy, 19)
+    try:
+        os.kill(pid, 9)
+        whole.eventually("it is reaped", lambda: not os.path.exists(f"/proc/{pid}"))
+        with another_process(pid):
+            teu("cp", str(tmp_path / "file"), f"box:{planted}")
+            assert not planted.exists()
+            assert "root" not in teu("cp", "box:/etc/machine-id", "-", check=False).stdout
+            shown = out("curl", "-s", "--unix-socket", "/run/teu/teud.sock",
+                        "http://x/containers/box/stats?stream=0&one-shot=1")  # fmt: skip
+            assert "networks" not in json.loads(shown)
+            for name in ("pid", "ipc"):
+                assert "is not running" in teu("start", name, check=False, timeout=20).stderr
+    finally:
+        os.kill(busy, 18)
+        planted.unlink(missing_ok=True)
+    whole.eventually("the end is known", lambda: not json.loads(out("teu", "inspect", "box"))[0]["State"]["Running"])
+    assert "planted" in teu("cp", f"box:{planted}", "-").stdout

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
 import sqlite3
+import struct
+import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -239,3 +243,116 @@ def test_no_removal_goes_through_a_mount(behind: Path) -> None:
     finally:
         whole.call("umount", str(place))
     teu("volume", "rm", "plain")
+
+
+# -- parts of volumes --------------------------------------------------------------------------------------------------
+
+
+def part(name: str, subpath: str, destination: str) -> tuple[str, str]:
+    return "--mount", f"type=volume,src={name},dst={destination},volume-subpath={subpath}"
+
+
+@pytest.mark.needs("fast")
+def test_a_part_that_is_a_file() -> None:
+    box("sh", "-c", "echo foo >/v/f; echo me:x:1234:5678::/home/me:/bin/sh >/v/passwd", flags=("-v", "files:/v"))
+    assert box("cat", "/x", flags=part("files", "f", "/x")) == "foo"
+    assert box("id", "-u", flags=(*part("files", "passwd", "/etc/passwd"), "-u", "me")) == "1234"
+    teu("create", "--name", "stopped", *part("files", "f", "/x"), whole.IMAGE, "cat", "/x")
+    assert teu("cp", "stopped:/x", "-").stdout.count("foo\n") == 1
+    assert out("teu", "start", "-a", "stopped") == "foo"
+
+
+@pytest.mark.needs("fast")
+def test_a_stopped_container_shows_no_more_of_a_volume_than_a_running_one(tmp_path: Path) -> None:
+    box("sh", "-c", "mkdir /v/sub; touch /v/outside /v/sub/in", flags=("-v", "parts:/v"))
+    teu("create", "--name", "sp", *part("parts", "sub", "/m"), whole.IMAGE, "sleep", "600")
+    (tmp_path / "new").touch()
+    for state in ("created", "running"):
+        shown = teu("cp", "sp:/m", "-").stdout
+        assert "m/in" in shown, state
+        assert "outside" not in shown, state
+        teu("cp", str(tmp_path / "new"), f"sp:/m/{state}")
+        teu("start", "sp")
+    assert sorted(os.listdir(ROOT / "parts/_data")) == ["outside", "sub"]
+    assert sorted(os.listdir(ROOT / "parts/_data/sub")) == ["created", "in", "running"]
+
+
+@pytest.mark.needs("fast")
+def test_a_stopped_containers_mounted_volume(behind: Path, tmp_path: Path) -> None:
+    """cp sees what is behind it, as the container does; a read-only mount stays so; a look-up leaves no trace."""
+    bound("bound", behind)
+    teu("create", "--name", "cc", "-v", "bound:/v", "-v", "bound:/ro:ro", whole.IMAGE, "cat", "/v/new")
+    (tmp_path / "new").write_text("came by cp\n")
+    assert "of the host" in teu("cp", "cc:/v/sub/precious", "-").stdout
+    assert out("teu", "diff", "cc") == ""
+    assert "ead-only" in teu("cp", str(tmp_path / "new"), "cc:/ro/new", check=False).stderr
+    teu("cp", str(tmp_path / "new"), "cc:/v/new")
+    assert (behind / "new").read_text() == "came by cp\n"
+    assert stacked("bound") == 0
+    assert out("teu", "start", "-a", "cc") == "came by cp"
+
+
+# -- a server that does not answer ------------------------------------------------------------------------------------
+
+
+class Silent:
+    """A file system (FUSE) whose server says what its top folder is, and never answers anything else."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        place.mkdir()
+        self.device = os.open("/dev/fuse", os.O_RDWR)
+        libc = ctypes.CDLL(None, use_errno=True)
+        data = f"fd={self.device},rootmode=40000,user_id=0,group_id=0,allow_other"
+        if libc.mount(b"silent", str(place).encode(), b"fuse", 0, data.encode()):
+            raise OSError(ctypes.get_errno(), "mount of a FUSE file system")
+        self.asked = threading.Event()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                request = os.read(self.device, 1 << 17)
+            except OSError:
+                return
+            opcode, unique = struct.unpack_from("=IQ", request, 4)
+            if opcode == 26:  # INIT
+                answer = struct.pack("=IIIIHHIIHHI28x", 7, 31, 0, 0, 0, 0, 4096, 0, 0, 0, 0)
+            elif opcode == 3:  # GETATTR
+                answer = struct.pack("=QII6Q3I7I", 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0o40755, 2, 0, 0, 0, 4096, 0)
+            else:
+                self.asked.set()
+                continue
+            os.write(self.device, struct.pack("=IiQ", 16 + len(answer), 0, unique) + answer)
+
+    def end(self) -> None:
+        """Who waits gets an error."""
+        whole.call("umount", "-l", str(self.place))
+        for connection in Path("/sys/fs/fuse/connections").glob("*/abort"):
+            connection.write_text("1")
+        os.close(self.device)
+        self.place.rmdir()
+
+
+@pytest.mark.needs("fast")
+def test_a_silent_server_holds_up_nobody_else(tmp_path: Path) -> None:
+    """One container's mount waits for its server in the kernel; all others are looked at and started meanwhile."""
+    before = set(Path("/tmp").glob("teud-*"))
+    kill_teud()
+    silent = Silent(tmp_path / "silent")
+    looking = None
+    try:
+        flags = ("-v", f"{silent.place}:/h", "-v", "own:/h/below")
+        teu("create", "--name", "waits", *flags, whole.IMAGE, "true")
+        teu("create", "--name", "other", "-v", "own:/v", whole.IMAGE, "true")
+        looking = subprocess.Popen(["teu", "cp", "waits:/etc/passwd", "-"], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE)  # fmt: skip
+        assert silent.asked.wait(30)
+        assert "root" in teu("cp", "other:/etc/group", "-", timeout=20).stdout
+        assert teu("start", "-a", "other", timeout=20).stderr == ""
+        assert looking.poll() is None
+    finally:
+        silent.end()
+        if looking is not None:
+            looking.communicate(timeout=60)
+    assert set(Path("/tmp").glob("teud-*")) == before, "a start leaves something behind"

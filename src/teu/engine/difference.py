@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from teu.engine import rootfs
 from teu.engine.errors import EngineError
+from teu.linux import inside
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
@@ -87,7 +88,7 @@ def _having(lowers: list[int], path: str) -> list[int]:
     result = []
     for root in lowers:
         try:
-            descriptor = rootfs.resolve(root, path, os.O_PATH | os.O_NOFOLLOW)
+            descriptor = inside.open_in_root(root, path, os.O_PATH | os.O_NOFOLLOW)
         except OSError:
             continue
         info = os.fstat(descriptor)

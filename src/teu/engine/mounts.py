@@ -309,12 +309,7 @@ def for_spec(engine: Engine, container: Container, sources: contextlib.ExitStack
             source = engine.volumes.mount(point["Name"], container.id)
             if options.get("subpath"):
                 source = _part(container, {**point, "Source": source}, sources)
-        elif options.get("create") and not os.path.lexists(source):
-            Path(source).mkdir(parents=True, exist_ok=True)
-        if not Path(source).exists():
-            raise BadRequest(
-                f'invalid mount config for type "{point["Type"]}": bind source path does not exist: {source}'
-            )
+        rootfs.check_source(source, bool(options.get("create")) and point["Type"] == "bind", point["Type"])
         propagation = point["Propagation"] or "rprivate"
         if point["Type"] == "bind":
             try:

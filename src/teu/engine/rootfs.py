@@ -1,66 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
 """A container's root file system as the engine sees it. Called by create, start (users), cp, export, rm.
 
-`opened` gives a descriptor of the root: of a running container its own view (through /proc/PID/root,
-with its volumes), of a stopped one its snapshot, mounted detached: no path of the host ever shows it,
-and closing the descriptor unmounts it. All look-ups below it go through `resolve`, which the kernel
-confines to that root (openat2 RESOLVE_IN_ROOT): links cannot lead out.
+`opened` gives a descriptor of the root: of a running container its own view (the root of its first process, with its
+volumes), of a stopped one its snapshot, mounted detached: no path of the host ever shows it, and closing the descriptor
+unmounts it. All look-ups below it are confined to that root by the kernel (teu.linux.inside).
+
+What is mounted into a container may be on a server that does not answer, and whoever looks at it then waits in the
+kernel. So that is done by threads of which there may be several, and nobody waits for one without an end.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import posixpath
-import queue
 import stat
-import struct
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd
-from teu.linux.syscalls import (
-    NR_mount,
-    NR_move_mount,
-    NR_open_tree,
-    NR_openat2,
-    NR_umount2,
-    NR_unshare,
-    buffer,
-    syscall,
+from teu.engine import containerd, process
+from teu.engine.errors import BadRequest, EngineError, NotFound
+from teu.linux import copying, inside
+from teu.linux.mounts import (
+    MNT_DETACH,
+    MOUNT_ATTR_RDONLY,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_SLAVE,
+    mount,
+    mount_setattr,
+    move_mount,
+    open_tree,
+    umount2,
 )
+from teu.linux.syscalls import NR_unshare, syscall
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
     from teu.engine.engine import Engine
 
-T = TypeVar("T")
-
 CLONE_FS = 0x200
 CLONE_NEWNS = 0x20000
-MS_RDONLY = 1
-MS_NOSUID = 2
-MS_NODEV = 4
-MS_NOEXEC = 8
-MS_REMOUNT = 32
-MS_BIND = 4096
-MS_REC = 16384
-MS_PRIVATE = 1 << 18
-MS_SLAVE = 1 << 19
-MNT_DETACH = 2
-OPEN_TREE_CLONE = 1
-AT_RECURSIVE = 0x8000
-AT_FDCWD = -100
-MOVE_MOUNT_F_EMPTY_PATH = 4
-RESOLVE_NO_MAGICLINKS = 0x02
-RESOLVE_BENEATH = 0x08
-RESOLVE_IN_ROOT = 0x10
-LINKS = 40  # that a path may lead through, as the kernel's own limit
+ANSWER_SECONDS = 30.0  # for what is local at once, and of a server tells whether it is there
+WAITING_MOST = 32
 
 FLAGS = {
     "ro": MS_RDONLY, "rw": 0, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC,
@@ -68,84 +56,144 @@ FLAGS = {
 }  # fmt: skip
 
 
-class _Mounter:
-    """A thread in a mount namespace of its own: what it mounts is never seen elsewhere, yet the
-    descriptors it opens are the process's."""
+class Busy(EngineError):
+    """Too many wait already: nothing was begun."""
 
-    def __init__(self) -> None:
-        self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._started = False
-        self.directory = ""
 
-    def run(self, function: Callable[[], T]) -> T:
-        with self._lock:
-            if not self._started:
-                self._started = True
-                threading.Thread(target=self._loop, name="mounter", daemon=True).start()
-        future: Future[T] = Future()
-        self._work.put((function, future))
-        return future.result()
+class Workers:
+    """Threads for what may hang. Each job results in a descriptor (or -1), and gets a thread that is free, or a new
+    one; one thread is kept for the next job."""
 
-    def _loop(self) -> None:
-        problem: Exception | None = None
+    def __init__(self, name: str, prepare: Callable[[str], None] | None = None) -> None:
+        self._name = name
+        self._prepare = prepare
+        self._changed = threading.Condition()
+        self._jobs: list[_Job] = []
+        self._free = 0
+        self._threads = 0
+
+    def run(self, place: str, function: Callable[[], int], what: str, seconds: float = ANSWER_SECONDS) -> int:
+        """The function's result. EngineError, with `what`, after so many seconds: what comes later is closed. Busy
+        where too many wait already. Threads are prepared with the place."""
+        job = _Job(function)
+        with self._changed:
+            if self._free <= len(self._jobs):
+                if self._threads >= WAITING_MOST:
+                    raise Busy(f"{what}: {WAITING_MOST} others are waiting for an answer, too")
+                self._threads += 1
+                threading.Thread(target=self._work, args=(place,), name=self._name, daemon=True).start()
+            self._jobs.append(job)
+            self._changed.notify()
+        if not job.done.wait(seconds) and job.give_up():
+            raise EngineError(f"{what}: no answer within {seconds:.0f} s")
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def _work(self, place: str) -> None:
+        problem: BaseException | None = None
         try:
-            syscall("unshare", NR_unshare, CLONE_NEWNS | CLONE_FS)
-            syscall("mount", NR_mount, b"none\0", b"/\0", None, MS_REC | MS_SLAVE, None)
-            self.directory = tempfile.mkdtemp(prefix="teud-mounts-")
-            syscall("mount", NR_mount, b"tmpfs\0", _path(self.directory), b"tmpfs\0", 0, b"mode=700\0")
+            if self._prepare is not None:
+                self._prepare(place)
         except OSError as error:
             problem = error
         while True:
-            function, future = self._work.get()
-            try:
-                if problem is not None:
-                    raise problem
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
+            with self._changed:
+                self._free += 1
+                if self._free > 1 and not self._jobs:
+                    self._free -= 1
+                    self._threads -= 1
+                    return
+                while not self._jobs:
+                    self._changed.wait()
+                job = self._jobs.pop(0)
+                self._free -= 1
+            job.run(problem)
+            if problem is not None:
+                with self._changed:
+                    self._threads -= 1
+                return  # the next one may have more luck
 
 
-_mounter = _Mounter()
+class _Job:
+    def __init__(self, function: Callable[[], int]) -> None:
+        self._function = function
+        self._lock = threading.Lock()
+        self._given_up = False
+        self.done = threading.Event()
+        self.result = -1
+        self.error: BaseException | None = None
+
+    def run(self, problem: BaseException | None) -> None:
+        try:
+            if problem is not None:
+                raise problem
+            self.result = self._function()
+        except BaseException as error:
+            self.error = error
+        with self._lock:
+            self.done.set()
+            if self._given_up and self.result >= 0:
+                os.close(self.result)
+
+    def give_up(self) -> bool:
+        """Nobody waits any more. False: it has just come to its end."""
+        with self._lock:
+            self._given_up = not self.done.is_set()
+            return self._given_up
 
 
-def _path(path: str) -> bytes:
-    return os.fsencode(path) + b"\0"
+def _own_namespace(place: str) -> None:
+    """The thread's mounts are never seen elsewhere, yet the descriptors that it opens are the process's."""
+    syscall("unshare", NR_unshare, CLONE_NEWNS | CLONE_FS)
+    mount("none", "/", None, MS_REC | MS_SLAVE)
+    Path(place).mkdir(mode=0o700, parents=True, exist_ok=True)
+    mount("tmpfs", place, "tmpfs", 0, "mode=700")
+    for name in ("root", "tree", "scratch"):
+        Path(place, name).mkdir()
 
 
-def _mount_detached(mounts: list[Any], readonly: bool) -> int:
-    """containerd's mounts as a descriptor of the mounted tree. Runs in the mounter's thread."""
-    target = f"{_mounter.directory}/root"
-    Path(target).mkdir(exist_ok=True)
-    done = 0
+_outside = Workers("outside")
+_mounters = Workers("mounter", _own_namespace)
+
+
+def _mount_detached(place: str, mounts: list[Any], access: str) -> int:
+    """containerd's mounts as a descriptor of the mounted tree. Runs in a mounter's thread.
+
+    access: "rw"; "ro"; "scratch", where what is written is nobody's and gone with the descriptor."""
+    target, scratch = f"{place}/root", f"{place}/scratch"
+    done: list[str] = []
     try:
-        for mount in mounts:
+        for entry in mounts:
             flags, data = 0, []
-            for option in mount.options:
+            for option in entry.options:
                 if option in FLAGS:
                     flags |= FLAGS[option]
                 else:
                     data.append(option)
-            if readonly and not flags & MS_BIND:
-                flags |= MS_RDONLY
-                upper = next((word[9:] for word in data if word.startswith("upperdir=")), None)
-                if upper:
-                    # As lower layers only: the upper folder may be in use by the container itself.
-                    lower = next(word[9:] for word in data if word.startswith("lowerdir="))
-                    data = [
-                        word for word in data if not word.startswith(("upperdir=", "workdir=", "lowerdir="))
-                    ]
-                    data.append(f"lowerdir={upper}:{lower}")
-            text = ",".join(data)
-            syscall(
-                f"mount {mount.type} of {mount.source}", NR_mount, _path(mount.source), _path(target),
-                _path(mount.type), flags, _path(text),
-            )  # fmt: skip
-            done += 1
-        return syscall("open_tree", NR_open_tree, AT_FDCWD, _path(target), OPEN_TREE_CLONE | os.O_CLOEXEC)
+            kind, source = entry.type, entry.source
+            if access == "scratch" and flags & MS_BIND:
+                kind, source, flags, data = "overlay", "overlay", 0, [f"lowerdir={source}"]
+            if access != "rw" and not flags & MS_BIND:
+                # As lower layers only: the upper folder may be in use by the container itself.
+                upper = [word[9:] for word in data if word.startswith("upperdir=")]
+                lower = [word[9:] for word in data if word.startswith("lowerdir=")]
+                data = [word for word in data if not word.startswith(("upperdir=", "workdir=", "lowerdir="))]
+                data.append("lowerdir=" + ":".join(upper + lower))
+                if access == "ro":
+                    flags |= MS_RDONLY
+                else:
+                    mount("tmpfs", scratch, "tmpfs", 0, "mode=755")
+                    done.append(scratch)
+                    for name in ("upper", "work"):
+                        Path(scratch, name).mkdir()
+                    data += [f"upperdir={scratch}/upper", f"workdir={scratch}/work"]
+            mount(source, target, kind, flags, ",".join(data))
+            done.append(target)
+        return open_tree(-1, target)
     finally:
-        for _ in range(done):
-            syscall("umount2", NR_umount2, _path(target), MNT_DETACH)
+        for path in reversed(done):
+            umount2(path, MNT_DETACH)
 
 
 def snapshot_mounts(engine: Engine, container: Container) -> list[Any]:
@@ -161,11 +209,17 @@ def snapshot_mounts(engine: Engine, container: Container) -> list[Any]:
     return container.rootfs_mounts
 
 
+def _place(engine: Engine) -> str:
+    return f"{engine.exec_root}/mounts"
+
+
 @contextlib.contextmanager
 def snapshot(engine: Engine, container: Container, readonly: bool = False) -> Iterator[int]:
     """A descriptor (O_PATH) of the container's snapshot, without its volumes."""
-    mounts = snapshot_mounts(engine, container)
-    descriptor = _mounter.run(lambda: _mount_detached(mounts, readonly))
+    mounts, place = snapshot_mounts(engine, container), _place(engine)
+    descriptor = _mounters.run(
+        place, lambda: _mount_detached(place, mounts, "ro" if readonly else "rw"), f"the root of {container.name}"
+    )
     try:
         yield descriptor
     finally:
@@ -175,124 +229,119 @@ def snapshot(engine: Engine, container: Container, readonly: bool = False) -> It
 @contextlib.contextmanager
 def opened(engine: Engine, container: Container, readonly: bool = False) -> Iterator[int]:
     """The root as the container sees it: with its volumes and binds, running or not."""
-    pid = container.pid
-    if container.running and pid:
+    with contextlib.ExitStack() as closing:
+        descriptor = -1
+        with contextlib.suppress(OSError), process.held(container) as folder:
+            descriptor = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+        if descriptor < 0:
+            descriptor = _stopped(engine, container, readonly)
+        closing.callback(os.close, descriptor)
+        yield descriptor
+
+
+def _stopped(engine: Engine, container: Container, readonly: bool) -> int:
+    """The snapshot with all that is mounted into it at a start. To read, places for that are made in a layer that
+    nobody keeps: the container may be started meanwhile."""
+    mounts, place = snapshot_mounts(engine, container), _place(engine)
+    with contextlib.ExitStack() as sources:
+        points = []
+        for point in sorted(container.mounts, key=lambda point: point["Destination"].count("/")):
+            if point["Type"] in ("bind", "volume"):
+                tree = _source(engine, container, point)
+                if tree >= 0:
+                    sources.callback(os.close, tree)
+                    points.append((point["Destination"], tree))
+        # The job may outlive this call, and has descriptors of its own.
+        own = [(destination, os.dup(tree)) for destination, tree in points]
+
+        def work() -> int:
+            if not own:
+                return _mount_detached(place, mounts, "ro" if readonly else "rw")
+            return _assembled(place, mounts, "scratch" if readonly else "rw", own)
+
         try:
-            descriptor = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            descriptor = -1
-        if descriptor >= 0:
-            try:
-                yield descriptor
-            finally:
-                os.close(descriptor)
-            return
-    mounts = snapshot_mounts(engine, container)
-    points = sorted(
-        (
-            point for point in container.mounts
-            if point["Type"] in ("bind", "volume") and os.path.exists(point["Source"])
-        ),
-        key=lambda point: point["Destination"].count("/"),
-    )  # fmt: skip
+            return _mounters.run(place, work, f"the root of {container.name}")
+        except Busy:
+            for _, tree in own:
+                os.close(tree)
+            raise
+
+
+def check_source(path: str, create: bool, kind: str) -> None:
+    """Something is there to be mounted; with `create`, a folder is made if not. BadRequest where there is nothing."""
 
     def work() -> int:
-        if not points:
-            return _mount_detached(mounts, readonly)
-        # Volumes are mounted on the tree in the mounter's namespace, then all is cloned away.
-        # Writable, because places for them may have to be made, as the runtime does at a start.
-        tree = _mount_detached(mounts, False)
-        target = f"{_mounter.directory}/tree"
-        Path(target).mkdir(exist_ok=True)
+        if create and not os.path.lexists(path):
+            Path(path).mkdir(parents=True, exist_ok=True)
+        if not os.path.exists(path):
+            raise BadRequest(f'invalid mount config for type "{kind}": bind source path does not exist: {path}')
+        return -1
+
+    _outside.run("", work, f"what is to be mounted, {path}")
+
+
+def _assembled(place: str, mounts: list[Any], access: str, points: list[tuple[str, int]]) -> int:
+    """The snapshot and detached mounts at their places in it, as one detached tree. Runs in a mounter's thread."""
+    target = f"{place}/tree"
+    with contextlib.ExitStack() as undo:
+        for _, tree in points:
+            undo.callback(os.close, tree)
+        root = _mount_detached(place, mounts, access)
+        undo.callback(os.close, root)
+        spot = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            syscall(
-                "move_mount", NR_move_mount, tree, b"\0", AT_FDCWD, _path(target), MOVE_MOUNT_F_EMPTY_PATH
-            )
-            for point in points:
-                inside = make_place(tree, point["Destination"], os.path.isdir(point["Source"]))
-                try:
-                    syscall(
-                        "bind mount", NR_mount, _path(point["Source"]), _path(f"/proc/self/fd/{inside}"), None,
-                        MS_BIND | MS_REC, None,
-                    )  # fmt: skip
-                    if not point["RW"]:
-                        again = resolve(tree, point["Destination"], os.O_PATH)
-                        syscall(
-                            "remount", NR_mount, None, _path(f"/proc/self/fd/{again}"), None,
-                            MS_BIND | MS_REMOUNT | MS_RDONLY, None,
-                        )  # fmt: skip
-                        os.close(again)
-                finally:
-                    os.close(inside)
-            return syscall(
-                "open_tree",
-                NR_open_tree,
-                AT_FDCWD,
-                _path(target),
-                OPEN_TREE_CLONE | AT_RECURSIVE | os.O_CLOEXEC,
-            )
+            move_mount(root, spot)
         finally:
-            os.close(tree)
-            syscall("umount2", NR_umount2, _path(target), MNT_DETACH)
-
-    descriptor = _mounter.run(work)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def resolve(root: int, path: str, flags: int, mode: int = 0) -> int:
-    """Open a path below the root; every link and `..` stays inside."""
-    return _look_up(root, path.lstrip("/") or ".", flags, RESOLVE_IN_ROOT, mode)
-
-
-def _look_up(folder: int, path: str, flags: int, way: int, mode: int = 0) -> int:
-    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, way | RESOLVE_NO_MAGICLINKS)
-    for _ in range(64):
-        try:
-            return syscall(path, NR_openat2, folder, _path(path), buffer(how), len(how))
-        except BlockingIOError:  # EAGAIN: a rename raced with the look-up
-            continue
-    raise OSError(errno.EAGAIN, "the path keeps changing", path)
-
-
-def make_place(root: int, path: str, directory: bool, links: int = 0) -> int:
-    """Open a path below the root; where it does not exist, make it: folders, and at its end a folder or file. A link
-    that leads nowhere gets a place to lead to, inside."""
-    if links > LINKS:
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-    parts = [part for part in path.split("/") if part]
-    for count in range(1, len(parts) + 1):
-        here = "/".join(parts[:count])
-        try:
-            os.close(resolve(root, here, os.O_PATH))
-        except FileNotFoundError:
-            parent = resolve(root, "/".join(parts[: count - 1]), os.O_PATH | os.O_DIRECTORY)
+            os.close(spot)
+        undo.callback(umount2, target, MNT_DETACH)
+        for destination, tree in points:
+            kind = "dir" if stat.S_ISDIR(os.fstat(tree).st_mode) else "file"
+            spot = inside.make_in_root(root, destination, kind)
             try:
-                if directory or count < len(parts):
-                    os.mkdir(parts[count - 1], 0o755, dir_fd=parent)
-                else:
-                    os.close(os.open(parts[count - 1], os.O_CREAT | os.O_EXCL, 0o755, dir_fd=parent))
-            except FileExistsError:
-                there = os.readlink(parts[count - 1], dir_fd=parent)
-                there = posixpath.normpath(posixpath.join("/", *parts[: count - 1], there))
-                os.close(make_place(root, there, directory or count < len(parts), links + 1))
+                move_mount(tree, spot, destination)
             finally:
-                os.close(parent)
-    return resolve(root, path, os.O_PATH)
+                os.close(spot)
+        return open_tree(-1, target, recursive=True)
 
 
-def read_file(root: int, path: str, limit: int = 16 << 20) -> bytes:
-    """A regular file's content; b"" when there is none."""
+def _source(engine: Engine, container: Container, point: dict[str, Any]) -> int:
+    """What a mount point shows, as a detached mount with the access that it gives; -1: there is nothing.
+
+    It is found in the host's own mounts, where a volume with options is mounted for that moment."""
+    options = point.get("Options") or {}
+    name, user = point.get("Name", ""), f"{container.id} {threading.get_ident()}"
+
+    def work() -> int:
+        try:
+            if point["Type"] == "volume":
+                found = open_volume(point)
+            else:
+                found = os.open(point["Source"], os.O_PATH | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return -1
+        try:
+            tree = open_tree(found, "", recursive=not options.get("nonrecursive"))
+        finally:
+            os.close(found)
+        try:
+            mount_setattr(tree, 0, propagation=MS_PRIVATE, recursive=True)
+            if not point["RW"]:
+                mount_setattr(tree, MOUNT_ATTR_RDONLY, recursive=not options.get("shallow"))
+        except BaseException:
+            os.close(tree)
+            raise
+        return tree
+
+    if point["Type"] == "volume":
+        try:
+            engine.volumes.hold(name, user)
+        except NotFound:
+            return -1
     try:
-        descriptor = resolve(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError:
-        return b""
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return b""
-        return file.read(limit)
+        return _outside.run("", work, f"what is mounted at {point['Destination']}")
+    finally:
+        if point["Type"] == "volume":
+            engine.volumes.unmount(name, user)
 
 
 def remove_snapshot(engine: Engine, container: Container) -> None:
@@ -324,11 +373,15 @@ def copy_up(engine: Engine, container: Container) -> None:
         with snapshot(engine, container, readonly=True) as root:
             for destination, folder in fresh:
                 try:
-                    descriptor = resolve(root, destination, os.O_RDONLY | os.O_DIRECTORY)
+                    descriptor = inside.open_in_root(root, destination, os.O_RDONLY | os.O_DIRECTORY)
                 except OSError:
                     continue
                 try:
-                    _copy_tree(descriptor, folder)
+                    copying.copy_tree(descriptor, folder)
+                except OSError as error:
+                    raise EngineError(
+                        f"the volume at {destination} cannot be filled from the image: {error.strerror}"
+                    ) from error
                 finally:
                     os.close(descriptor)
 
@@ -341,19 +394,6 @@ def open_volume(point: dict[str, Any], flags: int = os.O_PATH) -> int:
     base = os.open(point["Source"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         subpath = (point.get("Options") or {}).get("subpath") or "."
-        return _look_up(base, subpath, flags, RESOLVE_BENEATH)
+        return inside.open_beneath(base, subpath, flags)
     finally:
         os.close(base)
-
-
-def _copy_tree(source: int, target: int) -> None:
-    """Everything below a folder, with owners, modes, times, links, devices and attributes.
-
-    cp works on the descriptors' own trees; the folders were found safely, and cp -a follows no links below.
-    """
-    import subprocess
-
-    subprocess.run(
-        ["cp", "-a", "--", f"/proc/self/fd/{source}/.", f"/proc/self/fd/{target}/"],
-        check=True, pass_fds=(source, target), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-    )  # fmt: skip

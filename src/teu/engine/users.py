@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from teu.engine import rootfs
 from teu.engine.errors import BadRequest
+from teu.linux import inside
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
@@ -35,7 +36,7 @@ def files(engine: Engine, container: Container) -> Files:
     if pristine and container.chain_id in _cache:
         return _cache[container.chain_id]
     with rootfs.opened(engine, container, readonly=True) as root:
-        found = (rootfs.read_file(root, "/etc/passwd"), rootfs.read_file(root, "/etc/group"))
+        found = (inside.read_file(root, "/etc/passwd"), inside.read_file(root, "/etc/group"))
     if pristine:
         if len(_cache) >= CACHE_SIZE:
             _cache.clear()
