@@ -356,3 +356,29 @@ def test_a_silent_server_holds_up_nobody_else(tmp_path: Path) -> None:
         if looking is not None:
             looking.communicate(timeout=60)
     assert set(Path("/tmp").glob("teud-*")) == before, "a start leaves something behind"
+
+
+# -- what belongs into a folder that a volume is mounted over ---------------------------------------------------------
+
+
+@pytest.mark.needs("fast")
+def test_a_volume_over_etc_does_not_hide_the_names(tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("mine\n")
+    look = "cat /etc/own; grep -c localhost /etc/hosts; cat /etc/hostname; test -f /etc/resolv.conf && echo there"
+    for mount in (("-v", f"{tmp_path}:/etc"), ("-v", "etc:/etc", "-v", f"{tmp_path}/own:/etc/own")):
+        shown = box("sh", "-c", look, flags=(*mount, "--hostname", "named")).split("\n")
+        assert shown == ["mine", "2", "named", "there"]
+    nested = ("--tmpfs", "/a/b/c", "-v", f"{tmp_path}:/a/b", "-v", "top:/a")
+    assert box("sh", "-c", "cat /a/b/own; grep -c ' /a/b/c ' /proc/mounts", flags=nested).split() == ["mine", "1"]
+    host = box("sh", "-c", "grep -c ' /dev/pts ' /proc/mounts; ls -d /dev/shm", flags=("-v", "/dev:/dev"))
+    assert host.split() == ["1", "/dev/shm"]
+
+
+@pytest.mark.needs("fast")
+def test_a_read_only_root_has_read_only_names(tmp_path: Path) -> None:
+    write = "for f in hosts resolv.conf hostname; do (echo evil >>/etc/$f) 2>/dev/null && echo wrote $f; done; true"
+    assert box("sh", "-c", write, flags=("--read-only",)) == ""
+    assert box("sh", "-c", write, flags=("--read-only", "-v", "etc:/etc")) == ""
+    assert box("sh", "-c", write) == "wrote hosts\nwrote resolv.conf\nwrote hostname"
+    (tmp_path / "hosts").touch()  # what was asked for is as it was asked for
+    assert box("sh", "-c", write, flags=("--read-only", "-v", f"{tmp_path}/hosts:/etc/hosts")) == "wrote hosts"

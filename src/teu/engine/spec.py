@@ -402,23 +402,24 @@ def _mounts(
         mount("/sys", "sysfs", "sysfs", *strict, access),
         mount("/sys/fs/cgroup", "cgroup", "cgroup", access, "nosuid", "noexec", "nodev"),
     ]
+    own = mounts.for_spec(engine, container, sources)
+    taken = {entry["destination"] for entry in own}
     if host["IpcMode"] == "host":
         result.append(mount("/dev/mqueue", "bind", "/dev/mqueue", "rbind", *strict))
     else:
         result.append(mount("/dev/mqueue", "mqueue", "mqueue", *strict))
-    if host["IpcMode"] == "host":
-        result.append(mount("/dev/shm", "bind", "/dev/shm", "rbind", *strict))
+    if "/dev/shm" in taken:
+        pass
+    elif host["IpcMode"] == "host":
+        own.append(mount("/dev/shm", "bind", "/dev/shm", "rbind", *strict))
     elif host["IpcMode"].startswith("container:"):
         other = _joined(engine, host["IpcMode"], "IPC")
         source = "/dev/shm" if other.host_config["IpcMode"] == "host" else f"{other.runtime_directory}/shm"
-        result.append(mount("/dev/shm", "bind", source, "rbind", *strict))
+        own.append(mount("/dev/shm", "bind", source, "rbind", *strict))
     elif host["IpcMode"] == "shareable":
-        result.append(mount("/dev/shm", "bind", shared_memory(container), "rbind", *strict))
+        own.append(mount("/dev/shm", "bind", shared_memory(container), "rbind", *strict))
     elif host["IpcMode"] != "none":
         result.append(mount("/dev/shm", "tmpfs", "shm", *strict, "mode=1777", f"size={host['ShmSize']}"))
-    own = mounts.for_spec(engine, container, sources)
-    taken = {entry["destination"] for entry in own}
-    result = [entry for entry in result if entry["destination"] not in taken]
     files = dict(attachment.files)
     path = f"{container.directory}/hostname"
     if not os.path.exists(path):
@@ -426,8 +427,15 @@ def _mounts(
     files.setdefault("/etc/hostname", path)
     for destination, source in files.items():
         if destination not in taken:
-            result.append(mount(destination, "bind", source, "rbind", "rprivate"))
-    return result + own
+            given = ("ro",) if host["ReadonlyRootfs"] else ()
+            own.append(mount(destination, "bind", source, "rbind", "rprivate", *given))
+    # What was asked for takes the place of what every container has; and a volume over a folder does not hide what
+    # belongs into it: the deeper come later.
+    result = [
+        entry for entry in result
+        if entry["destination"] not in taken and not ("/dev" in taken and entry["destination"].startswith("/dev/"))
+    ]  # fmt: skip
+    return result + sorted(own, key=lambda entry: entry["destination"].count("/"))
 
 
 def shared_memory(container: Container) -> str:
