@@ -11,7 +11,6 @@ beside it; Tasks.Create takes such a layer and unpacks it for the shim, which re
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from teu.api.types import descriptor_pb2, mount_pb2
 from teu.containerd.errors import AlreadyExists, InvalidArgument
 from teu.containerd.stores.digests import parse_digest
+from teu.linux import trees
 
 if TYPE_CHECKING:
     from teu.containerd.layers.run import Layers
@@ -39,7 +39,7 @@ class Checkpoints:
         self._folder = os.path.join(root, "checkpoints")
         self._content = content
         self._layers = layers
-        shutil.rmtree(self._folder, ignore_errors=True)  # of a daemon that was killed over it
+        trees.discard_tree(self._folder)  # of a daemon that was killed over it
 
     def folder(self) -> str:
         """A new folder for criu's images. `store` or `drop` it."""
@@ -48,7 +48,7 @@ class Checkpoints:
 
     @staticmethod
     def drop(folder: str) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+        trees.discard_tree(folder)
 
     def store(self, namespace: str, folder: str, specification: Any, lease: str) -> list[Any]:
         """The two blobs of a checkpoint, as descriptors (blocking)."""

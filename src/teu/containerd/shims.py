@@ -41,6 +41,7 @@ from teu.api.events import task_pb2 as task_events
 from teu.containerd import errors
 from teu.containerd.processes import with_given_limits
 from teu.containerd.zygote import SHIM_BINARY, Zygote, ZygoteGone, ZygoteRefused
+from teu.linux import trees
 from teu.ttrpc import client as ttrpc
 from teu.ttrpc import messages as m
 from teu.ttrpc.status import StatusError
@@ -392,10 +393,10 @@ class Shims:
 
     @staticmethod
     def _remove_work(work: str) -> None:
-        shutil.rmtree(work, ignore_errors=True)
+        trees.discard_tree(work)
 
     def _remove_bundle(self, bundle: str) -> None:
-        """Never into a root file system that is still mounted: rmdir refuses where rmtree would not."""
+        """Never into a root file system that is still mounted."""
         if not os.path.isdir(bundle):
             return
         rootfs = os.path.join(bundle, "rootfs")
@@ -404,13 +405,13 @@ class Shims:
         except FileNotFoundError:
             pass
         except OSError:
-            if os.path.ismount(rootfs):
-                subprocess.run(["umount", "--recursive", "--lazy", rootfs], check=False, capture_output=True)
-            if os.path.ismount(rootfs):
-                log.error("%s is still mounted: its bundle stays", rootfs)
+            try:
+                trees.unmount(rootfs)
+            except OSError as error:
+                log.error("%s is still mounted, its bundle stays: %s", rootfs, error.strerror)
                 return
         work = os.path.join(self._root, *bundle.split("/")[-2:])
-        shutil.rmtree(bundle, ignore_errors=True)
+        trees.discard_tree(bundle)
         self._remove_work(work)
 
     # starting

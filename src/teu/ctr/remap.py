@@ -14,6 +14,7 @@ from typing import Any
 
 from teu.ctr.client import Client, introspection_pb2, snapshots_pb2
 from teu.ctr.errors import CommandError, NotFound
+from teu.linux import trees
 
 UID_LABEL = "containerd.io/snapshot/uidmapping"
 GID_LABEL = "containerd.io/snapshot/gidmapping"
@@ -68,13 +69,20 @@ def _copy(client: Client, snapshotter: str, parent: str, name: str, uid: int, gi
 def _shift(root: str, uid: int, gid: int) -> None:
     """Add to every owner below `root`, itself included. Hard links are one file, to be shifted once."""
     seen = set()
-    for folder, folders, files in os.walk(root):
-        for path in [*([root] if folder == root else []), *(os.path.join(folder, one) for one in folders + files)]:
-            found = os.lstat(path)
-            if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
-                if (found.st_dev, found.st_ino) in seen:
-                    continue
-                seen.add((found.st_dev, found.st_ino))
-            os.chown(path, found.st_uid + uid, found.st_gid + gid, follow_symlinks=False)
-            if found.st_mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISLNK(found.st_mode):
-                os.chmod(path, stat.S_IMODE(found.st_mode))
+
+    def shift(folder: int, name: str | bytes, found: os.stat_result) -> None:
+        if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
+            if (found.st_dev, found.st_ino) in seen:
+                return
+            seen.add((found.st_dev, found.st_ino))
+        os.chown(name, found.st_uid + uid, found.st_gid + gid, dir_fd=folder, follow_symlinks=False)
+        if found.st_mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISLNK(found.st_mode):
+            os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=folder)
+
+    top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        shift(top, ".", os.stat(top))
+        for _, folder, name, found in trees.walk(top):
+            shift(folder, name, found)
+    finally:
+        os.close(top)

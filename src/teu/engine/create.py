@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from teu.engine import hostconfig, mounts, netrequests, rootfs, spec
 from teu.engine.container import Container, timestamp
 from teu.engine.errors import BadRequest, NotFound
+from teu.linux import trees
 from teu.oci import image_spec
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def create(
         prepare(engine, container, image)
         undo.callback(rootfs.remove_snapshot, engine, container)
         Path(container.directory).mkdir(parents=True, mode=0o710)
-        undo.callback(shutil.rmtree, container.directory, True)
+        undo.callback(trees.discard_tree, container.directory)
         rootfs.copy_up(engine, container)
         engine.containers.add(container)
         undo.pop_all()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from teu.engine import containerd, detach, spec, tasks, users
 from teu.engine.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.stdio import Hub
+from teu.linux import trees
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
@@ -182,7 +182,7 @@ class Exec:
 
     def _close(self, timeout: float) -> None:
         self.hub.finish(timeout)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        trees.discard_tree(self.folder)
         self.ended.set()
 
     def kill(self) -> None:
@@ -223,7 +223,7 @@ def adopt(engine: Engine, container: Container) -> None:
         task = tasks.get(engine, container.id, entry.name)
         if task is None or task.status != "RUNNING":
             tasks.delete_exec(engine, container.id, entry.name)
-            shutil.rmtree(entry.path, ignore_errors=True)
+            trees.discard_tree(entry.path)
             continue
         execution = Exec(engine, container, {"Cmd": ["?"], "Tty": not os.path.exists(f"{entry.path}/stderr")})
         execution.id = entry.name

@@ -123,7 +123,7 @@ def _release(engine: Engine, container: Container) -> None:
         if point["Type"] == "volume":
             _quietly(engine.volumes.unmount, point["Name"], container.id)
     _quietly(trees.unmount, f"{container.runtime_directory}/shm")
-    _quietly(trees.remove_tree, container.runtime_directory)
+    trees.discard_tree(container.runtime_directory)
 
 
 def _start_error(error: containerd.Error) -> EngineError:
@@ -462,8 +462,8 @@ def remove(engine: Engine, container: Container, force: bool = False, volumes: b
         raise
     # What is left is swept at the next start if the daemon dies here, and when containerd is back if that dies.
     _quietly(_remove_from_containerd, engine, container)
-    _quietly(trees.remove_tree, container.directory)
-    _quietly(trees.remove_tree, container.runtime_directory)
+    trees.discard_tree(container.directory)
+    trees.discard_tree(container.runtime_directory)
 
 
 def _remove_from_containerd(engine: Engine, container: Container) -> None:

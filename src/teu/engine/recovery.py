@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from teu.engine import containerd, execs, health, lifecycle, mounts, process, ta
 from teu.engine.container import Container, timestamp
 from teu.engine.create import OWNER_LABEL
 from teu.engine.monitor import Monitor
+from teu.linux import trees
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -185,4 +185,4 @@ def sweep(engine: Engine) -> None:
                 and entry.name not in working
                 and engine.containers.find(entry.name) is None
             ):
-                shutil.rmtree(entry.path, ignore_errors=True)
+                trees.discard_tree(entry.path)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from teu.engine import apparmor, mounts, process, users
 from teu.engine.errors import BadRequest, EngineError, NotFound
 from teu.linux.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
-from teu.linux.trees import is_mount_root
+from teu.linux.trees import is_mount_root, walk
 from teu.oci.seccomp import ARCHITECTURES, default_profile
 
 if TYPE_CHECKING:
@@ -482,11 +482,14 @@ def _is_device(path: str) -> bool:
 
 
 def _below(top: str) -> list[str]:
-    found = []
-    for folder, folders, files in os.walk(top):
-        folders[:] = [name for name in folders if name not in ("pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts")]
-        found += [path for name in files if _is_device(path := f"{folder}/{name}")]
-    return found
+    """The paths of all devices in a folder, and in those below it that are not there for something else."""
+    others = {b"pts", b"shm", b"fd", b"mqueue", b".lxc", b".lxd-mounts"}
+    folder = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        paths = [path for path, _, _, _ in walk(folder) if others.isdisjoint(path.split(b"/"))]
+    finally:
+        os.close(folder)
+    return [path for path in (f"{top}/{os.fsdecode(below)}" for below in paths) if _is_device(path)]
 
 
 def _devices(host: dict[str, Any], privileged: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

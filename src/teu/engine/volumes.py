@@ -172,8 +172,7 @@ class Volumes:
                 self._write(name, record)
             except BaseException:
                 if fresh:
-                    with contextlib.suppress(OSError):
-                        trees.remove_tree(directory)
+                    trees.discard_tree(directory)
                 raise
         self._event("create", name)
         return self._volume(name, record, True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Iterator
 
@@ -27,7 +26,6 @@ MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 STACKED_MAX = 1000  # mounts on one place, before something else must be wrong
 
-_ESCAPED = re.compile(rb"\\([0-7]{3})")  # blanks and such in mountinfo
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
@@ -72,7 +70,8 @@ def mounts_below(path: str) -> list[str]:
     found = []
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
-            place = os.fsdecode(_ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), line.split(b" ")[4]))
+            # Blanks and such are written as octal numbers.
+            place = os.fsdecode(line.split(b" ")[4].decode("unicode_escape").encode("latin-1"))
             if place == top or place.startswith(top + "/"):
                 found.append(place)
     return found
@@ -93,6 +92,16 @@ def remove_tree(path: str | bytes | os.PathLike[str]) -> None:
         _Removal(folder, path).run(name)
     finally:
         os.close(folder)
+
+
+def discard_tree(path: str) -> None:
+    """remove_tree for what nobody waits for: what stays is said in the log."""
+    try:
+        remove_tree(path)
+    except OSError as error:
+        import logging
+
+        logging.getLogger("teu.linux.trees").warning("%s is not all removed: %s", path, error.strerror)
 
 
 class _Removal:

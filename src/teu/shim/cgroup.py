@@ -2,6 +2,7 @@
 """What the shim reads from a container's cgroup (version 2): its processes, its use, its OOM kills."""
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 
@@ -42,11 +43,23 @@ def read(folder: str, name: str) -> str:
 
 
 def processes(folder: str) -> list[int]:
-    """All processes in a cgroup and those below it."""
-    pids = []
-    for here, _, names in os.walk(folder):
-        if "cgroup.procs" in names:
-            pids += [int(line) for line in read(here, "cgroup.procs").split() if line != "0"]
+    """All processes in a cgroup and those below it, however deep a container has made them."""
+    from teu.linux import trees
+
+    pids: list[int] = []
+    try:
+        top = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return pids
+    try:
+        for _, here, name, _ in trees.walk(top):
+            if name == b"cgroup.procs":
+                with contextlib.suppress(OSError), open(os.open(name, os.O_RDONLY, dir_fd=here)) as file:
+                    pids += [int(line) for line in file if line != "0\n"]
+    except OSError:
+        pass  # the cgroup has just gone
+    finally:
+        os.close(top)
     return pids
 
 

@@ -18,7 +18,6 @@ import ctypes
 import hashlib
 import logging
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from teu.containerd.filters import in_map, parse_all
 from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_timestamp
 from teu.containerd.stores.digests import is_digest
 from teu.containerd.stores.leases import Leases
+from teu.linux import trees
 
 SYNC_FILE_RANGE_WRITE = 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -192,7 +192,7 @@ class Content:
                 raise NotFound(f"reference {ref}")
             execute("DELETE FROM ingests WHERE id = ?", (row[0],))
             self._leases.release(namespace, "ingests", ref)
-        shutil.rmtree(os.path.dirname(self._ingest_path(row[0])), ignore_errors=True)
+        trees.discard_tree(os.path.dirname(self._ingest_path(row[0])))
 
     def writer(self, namespace: str, ref: str, *, total: int = 0, expected: str = "", lease: str = "") -> Writer:
         """Take the ingest `ref`, new or to be resumed.
@@ -284,7 +284,7 @@ class Content:
                 execute("DELETE FROM ingests WHERE id = ?", (writer.id,))
                 self._leases.release(namespace, "ingests", writer.ref)
                 self._leases.hold(namespace, writer.lease, "content", digest)
-        shutil.rmtree(os.path.dirname(self._ingest_path(writer.id)), ignore_errors=True)
+        trees.discard_tree(os.path.dirname(self._ingest_path(writer.id)))
         if exists:
             raise AlreadyExists(f"content {digest}")
         return digest
@@ -331,7 +331,7 @@ class Content:
             if not id.isdigit():
                 os.unlink(path)  # a blob that a crash kept from being unlinked
             elif id not in ids and self._abandoned(int(id)):
-                shutil.rmtree(path, ignore_errors=True)
+                trees.discard_tree(path)
         return freed
 
     def _abandoned(self, id: int) -> bool:
