@@ -38,6 +38,8 @@ def processes(engine: Engine, container: Container, arguments: str) -> dict[str,
     if result.returncode != 0:
         reason = result.stderr.strip().partition("\n")[0] or f"exit status {result.returncode}"
         raise EngineError(f"ps: {reason}")
+    # Only what is in the container still: the number of one that has ended meanwhile may be another process's.
+    pids &= set(map(str, tasks.pids(engine, container.id)))
     lines = result.stdout.splitlines()
     titles = lines[0].split()
     if "PID" not in titles:
