@@ -68,11 +68,12 @@ def ctr(*argv: str) -> list[str]:
 
 
 def held() -> dict[str, list[str]]:
-    """What containerd holds for teud: for comparing before and after."""
+    """What containerd holds for teud: for comparing before and after. The layer between an image and its containers
+    comes with the first container and goes with the image, whose own snapshots it keeps: they would be seen."""
     return {
         "content": sorted(ctr("content", "ls", "-q")),
         "ingests": sorted(line.split()[0] for line in ctr("content", "active")[1:]),
-        "snapshots": sorted(line.split()[0] for line in ctr("snapshots", "ls")[1:]),
+        "snapshots": sorted(line.split()[0] for line in ctr("snapshots", "ls")[1:] if not line.startswith("init-")),
         "leases": sorted(ctr("leases", "ls", "-q")),
         "images": sorted(ctr("images", "ls", "-q")),
         "containers": sorted(ctr("containers", "ls", "-q")),

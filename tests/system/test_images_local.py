@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,3 +141,46 @@ def test_archives_that_lie(tmp_path: Path) -> None:
         assert done.returncode == 1, message
         assert message in done.stderr
     assert not Path("/tmp/climbed").exists()
+
+
+def test_places_that_every_container_has(tmp_path: Path) -> None:
+    """/.dockerenv, /etc/mtab and the mount points, as docker makes them: below the container's own changes. What the
+    image has in their place is not seen, but stays the image's."""
+    layer = images.busybox_layer(**{"etc/hosts": b"of the image", "etc/own": b"own"})
+    (tmp_path / "places.tar").write_bytes(layer)
+    teu("import", str(tmp_path / "places.tar"), "places:1")
+    look = "ls -l /.dockerenv /etc/mtab | cut -c 1-10; busybox readlink /etc/mtab; busybox touch /etc/new"
+    teu("create", "--name", "before", "places:1", "true")
+    assert "of the image" not in teu("cp", "before:/etc/hosts", "-").stdout
+    shown = out("teu", "run", "--name", "after", "places:1", "sh", "-c", look.replace("ls", "busybox ls").replace(
+        "cut", "busybox cut")).split()  # fmt: skip
+    assert shown == ["-rwxr-xr-x", "lrwxrwxrwx", "/proc/mounts"]
+    assert out("teu", "diff", "before") == ""
+    assert out("teu", "diff", "after").splitlines() == ["C /etc", "A /etc/new"]
+    filled = ("-v", "places:/etc:ro", "places:1", "busybox", "ls", "/etc")
+    assert out("teu", "run", "--rm", *filled).split() == ["hostname", "hosts", "mtab", "own", "resolv.conf"]
+    teu("volume", "rm", "places")
+    teu("commit", "after", "places:2")
+    teu("rm", "before", "after")
+    with tarfile.open(fileobj=io.BytesIO(subprocess.run(["teu", "save", "places:2"], capture_output=True,
+                                                        check=True).stdout)) as archive:  # fmt: skip
+        manifest = json.load(archive.extractfile("manifest.json"))  # type: ignore[arg-type]
+        top = archive.extractfile(manifest[0]["Layers"][-1])
+        assert top is not None
+        with tarfile.open(fileobj=io.BytesIO(top.read())) as changes:
+            assert sorted(changes.getnames()) == ["etc", "etc/new"]
+    assert any(line.startswith("init-") for line in images.ctr("snapshots", "ls"))
+
+
+def test_the_layer_of_places_goes_with_its_image(tmp_path: Path) -> None:
+    (tmp_path / "other.tar").write_bytes(images.busybox_layer(other=b"x"))
+    teu("import", str(tmp_path / "other.tar"), "other:1")
+    before = sum(line.startswith("init-") for line in images.ctr("snapshots", "ls"))
+    for _ in range(2):
+        teu("run", "--rm", "other:1", "busybox", "true")
+        images.baseline()  # collects what nothing needs
+        assert sum(line.startswith("init-") for line in images.ctr("snapshots", "ls")) == before + 1
+    teu("rmi", "other:1")
+    whole.eventually(
+        "it has gone", lambda: sum(line.startswith("init-") for line in images.ctr("snapshots", "ls")) == before
+    )

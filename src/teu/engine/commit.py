@@ -48,10 +48,12 @@ def commit(
         mounts = client.snapshots.Mounts(
             snapshots_pb2.MountsRequest(snapshotter=snapshotter, key=snapshot_key)
         ).mounts
+        # Not the image's: the places that every container has (places.py) are between the two.
+        stat = client.snapshots.Stat(snapshots_pb2.StatSnapshotRequest(snapshotter=snapshotter, key=snapshot_key))
         view = f"commit-{uuid.uuid4().hex}"
         with client.making(view), client.making(f"teu-{view}"):
             left = client.snapshots.View(
-                snapshots_pb2.ViewSnapshotRequest(snapshotter=snapshotter, key=view, parent=container.chain_id),
+                snapshots_pb2.ViewSnapshotRequest(snapshotter=snapshotter, key=view, parent=stat.info.parent),
                 lease=lease,
             ).mounts
             try:

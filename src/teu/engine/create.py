@@ -123,21 +123,23 @@ def _conflicts(body: dict[str, Any], host: dict[str, Any]) -> None:
 
 
 def prepare(engine: Engine, container: Container, image: Image) -> None:
-    """The writable snapshot over the image's layers."""
+    """The writable snapshot, over the image's layers and the one with the places that every container has."""
     from teu.api.services.snapshots.v1 import snapshots_pb2
-    from teu.engine import containerd
+    from teu.engine import containerd, places
 
     request = snapshots_pb2.PrepareSnapshotRequest(
         snapshotter=engine.config["storage-driver"],
         key=container.snapshot_key,
-        parent=image.chain_id,
+        parent=places.name(image),
         labels={GC_ROOT: container.created, OWNER_LABEL: container.id},
     )
     try:
         response = engine.containerd.snapshots.Prepare(request)
     except containerd.NotFound:
-        engine.images.prepare_parent(image)
-        response = engine.containerd.snapshots.Prepare(request)
+        with engine.containerd.lease() as lease:
+            engine.images.prepare_parent(image)
+            places.make(engine, image, lease)
+            response = engine.containerd.snapshots.Prepare(request, lease=lease)
     container.rootfs_mounts = list(response.mounts)
 
 

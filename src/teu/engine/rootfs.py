@@ -213,13 +213,18 @@ def _place(engine: Engine) -> str:
     return f"{engine.exec_root}/mounts"
 
 
+def detached(engine: Engine, mounts: list[Any], what: str, readonly: bool = False) -> int:
+    """A descriptor (O_PATH) of what containerd's mounts make, which no path leads to; it is unmounted by its closing.
+    `what` names it in errors."""
+    place = _place(engine)
+    return _mounters.run(place, lambda: _mount_detached(place, mounts, "ro" if readonly else "rw"), what)
+
+
 @contextlib.contextmanager
 def snapshot(engine: Engine, container: Container, readonly: bool = False) -> Iterator[int]:
     """A descriptor (O_PATH) of the container's snapshot, without its volumes."""
-    mounts, place = snapshot_mounts(engine, container), _place(engine)
-    descriptor = _mounters.run(
-        place, lambda: _mount_detached(place, mounts, "ro" if readonly else "rw"), f"the root of {container.name}"
-    )
+    mounts = snapshot_mounts(engine, container)
+    descriptor = detached(engine, mounts, f"the root of {container.name}", readonly)
     try:
         yield descriptor
     finally:

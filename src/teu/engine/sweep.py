@@ -6,8 +6,8 @@ operation's own clean-up with it. Called by images, in the background: at the st
 may still have been busy with the old daemon's last request), and whenever something broke (`Client.untidy`).
 
 Everything here is named so that it cannot be another client's: leases `teud-…`, ingests `teu-…` and `layer-sha256:…`,
-snapshots `extract-… CHAIN` and `commit-…`. One engine works in a namespace of containerd, so what is named like
-that and is not among the names that this daemon works on (`Client.working`) belongs to nobody.
+snapshots `extract-… CHAIN`, `init-… CHAIN` and `commit-…`. One engine works in a namespace of containerd, so what is
+named like that and is not among the names that this daemon works on (`Client.working`) belongs to nobody.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("teu.engine")
 
 LEASE = re.compile(r"teud-[0-9a-f]{32}\Z")
-SNAPSHOT = re.compile(r"(?:extract-[0-9a-f]{32} sha256:|commit-[0-9a-f]{32}\Z)")
+SNAPSHOT = re.compile(r"(?:(?:extract|init)-[0-9a-f]{32} sha256:|(?:commit|init)-[0-9a-f]{32}\Z)")
 INGEST = re.compile(r"teu-(?:load-|import-|commit-)?[0-9a-f]{32}\Z")
 
 
