@@ -229,6 +229,21 @@ def test_a_removal_that_was_cut_off(behind: Path) -> None:
 
 
 @pytest.mark.needs("fast")
+def test_what_is_behind_a_volume_is_filled(tmp_path: Path) -> None:
+    """A new, empty folder of the host gets what the image has there, as a plain volume does."""
+    (tmp_path / "empty").mkdir()
+    bound("bound", tmp_path / "empty")
+    teu("create", "--name", "cc", "-v", "bound:/etc", whole.IMAGE, "true")
+    assert "passwd" in os.listdir(tmp_path / "empty")
+    assert stacked("bound") == 0
+    assert os.listdir(ROOT / "bound/_data") == []
+    bound("missing", tmp_path / "missing")
+    done = teu("create", "-v", "missing:/etc", whole.IMAGE, "true", check=False)
+    assert "failed to populate volume: error while mounting volume" in done.stderr
+    assert "no such file or directory" in done.stderr
+
+
+@pytest.mark.needs("fast")
 def test_no_removal_goes_through_a_mount(behind: Path) -> None:
     """Something of the host's that was mounted below a plain volume: the volume cannot be removed, and says why."""
     teu("volume", "create", "plain")

@@ -185,4 +185,6 @@ def sweep(engine: Engine) -> None:
                 and entry.name not in working
                 and engine.containers.find(entry.name) is None
             ):
+                with contextlib.suppress(OSError):
+                    trees.unmount(f"{entry.path}/shm")
                 trees.discard_tree(entry.path)

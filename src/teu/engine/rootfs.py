@@ -314,7 +314,7 @@ def _source(engine: Engine, container: Container, point: dict[str, Any]) -> int:
 
     It is found in the host's own mounts, where a volume with options is mounted for that moment."""
     options = point.get("Options") or {}
-    name, user = point.get("Name", ""), f"{container.id} {threading.get_ident()}"
+    name, user = point.get("Name", ""), f"look {threading.get_ident()}"
 
     def work() -> int:
         try:
@@ -346,7 +346,7 @@ def _source(engine: Engine, container: Container, point: dict[str, Any]) -> int:
         return _outside.run("", work, f"what is mounted at {point['Destination']}")
     finally:
         if point["Type"] == "volume":
-            engine.volumes.unmount(name, user)
+            engine.volumes.let_go(name, user)
 
 
 def remove_snapshot(engine: Engine, container: Container) -> None:
@@ -364,31 +364,60 @@ def remove_snapshot(engine: Engine, container: Container) -> None:
 
 def copy_up(engine: Engine, container: Container) -> None:
     """Fill new, empty volumes with what the image has at their place, as docker does."""
-    with contextlib.ExitStack() as opened_folders:
-        fresh = []
-        for point in container.mounts:
-            if point["Type"] == "volume" and (point.get("Options") or {}).get("copy"):
-                with contextlib.suppress(OSError):  # none, or not a folder: the start will say so
-                    folder = open_volume(point, os.O_RDONLY | os.O_DIRECTORY)
-                    opened_folders.callback(os.close, folder)
-                    if not os.listdir(folder):
-                        fresh.append((point["Destination"], folder))
-        if not fresh:
-            return
-        with snapshot(engine, container, readonly=True) as root:
-            for destination, folder in fresh:
-                try:
-                    descriptor = inside.open_in_root(root, destination, os.O_RDONLY | os.O_DIRECTORY)
-                except OSError:
-                    continue
-                try:
-                    copying.copy_tree(descriptor, folder)
-                except OSError as error:
-                    raise EngineError(
-                        f"the volume at {destination} cannot be filled from the image: {error.strerror}"
-                    ) from error
-                finally:
-                    os.close(descriptor)
+    points = [
+        point for point in container.mounts
+        if point["Type"] == "volume" and (point.get("Options") or {}).get("copy")
+        and (engine.volumes.has_options(point["Name"]) or _is_empty(point))
+    ]  # fmt: skip
+    if not points:
+        return
+    with snapshot(engine, container, readonly=True) as root:
+        for point in points:
+            try:
+                source = inside.open_in_root(root, point["Destination"], os.O_RDONLY | os.O_DIRECTORY)
+            except OSError:
+                continue
+            try:
+                _fill(engine, container, point, source)
+            finally:
+                os.close(source)
+
+
+def _is_empty(point: dict[str, Any]) -> bool:
+    """False where there is no folder, too: the start will say so."""
+    try:
+        folder = open_volume(point, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        return not os.listdir(folder)
+    finally:
+        os.close(folder)
+
+
+def _fill(engine: Engine, container: Container, point: dict[str, Any], source: int) -> None:
+    """Into what is behind the volume, where that is mounted."""
+    user = f"create {container.id}"
+    try:
+        engine.volumes.hold(point["Name"], user)
+    except EngineError as error:
+        raise EngineError(f"failed to populate volume: {error}") from error
+    try:
+        try:
+            folder = open_volume(point, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            return  # the start will say so
+        try:
+            if not os.listdir(folder):
+                copying.copy_tree(source, folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise EngineError(
+            f"failed to populate volume: {point['Destination']} of the image cannot be copied: {error.strerror}"
+        ) from error
+    finally:
+        engine.volumes.let_go(point["Name"], user)
 
 
 def open_volume(point: dict[str, Any], flags: int = os.O_PATH) -> int:

@@ -183,8 +183,13 @@ class Volumes:
         self._event("mount", name, container=container_id, destination="")
         return path
 
+    def has_options(self, name: str) -> bool:
+        """Whether it is what something else shows while it is mounted."""
+        record = self._record(name)
+        return bool(record and record["Options"])
+
     def hold(self, name: str, user: str) -> str:
-        """Mount it for a user of any kind, until it is unmounted for the same; returns the path on the host."""
+        """Mount it for a user of any kind until `let_go`; returns the path on the host."""
         with self._alone(name):
             record = self._record(name)
             if record is None:
@@ -196,18 +201,22 @@ class Volumes:
         return path
 
     def unmount(self, name: str, container_id: str) -> None:
-        """A container has exited, or whoever held it is done; doing it twice is fine."""
+        """A container has exited; doing it twice is fine."""
+        if self.let_go(name, container_id):
+            self._event("unmount", name, container=container_id)
+
+    def let_go(self, name: str, user: str) -> bool:
+        """The reverse of `hold`. Whether it was held."""
         with self._alone(name):
             users = self._mounted.get(name, set())
-            known = container_id in users
-            users.discard(container_id)
+            known = user in users
+            users.discard(user)
             if not users:
                 self._mounted.pop(name, None)
             record = self._record(name)
             if record and record["Options"]:
-                self._unmount_unused(name, container_id)
-        if known:
-            self._event("unmount", name, container=container_id)
+                self._unmount_unused(name, user)
+        return known
 
     def _unmount_unused(self, name: str, gone: str) -> None:
         users = self.engine.containers.using_volume(name)
