@@ -442,7 +442,7 @@ def test_a_volumes_part_that_becomes_a_link(
 MANY = "many-files"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def many() -> Iterator[str]:
     """An image with so many files in /data/sub that a copy of it takes a while."""
     made = io.BytesIO()
@@ -458,15 +458,21 @@ def many() -> Iterator[str]:
     yield MANY
     whole.remove_everything()
     teu("rmi", "-f", MANY)
+
+
+@pytest.fixture
+def raced() -> Iterator[str]:
+    yield "raced"
+    whole.remove_everything()
     teu("volume", "rm", "-f", "raced")
 
 
-def test_a_folder_that_becomes_a_link_while_a_volume_is_filled(many: str, tmp_path: Path) -> None:
+def test_a_folder_that_becomes_a_link_while_a_volume_is_filled(many: str, raced: str, tmp_path: Path) -> None:
     """Who has the volume already moves the new folder away and puts a link to the host there."""
     host = tmp_path / "host"
     host.mkdir()
-    teu("volume", "create", "raced")
-    data = Path(out("teu", "volume", "inspect", "-f", "{{.Mountpoint}}", "raced").strip())
+    teu("volume", "create", raced)
+    data = Path(out("teu", "volume", "inspect", "-f", "{{.Mountpoint}}", raced).strip())
     done = threading.Event()
 
     def swap() -> None:
@@ -479,7 +485,7 @@ def test_a_folder_that_becomes_a_link_while_a_volume_is_filled(many: str, tmp_pa
     swapping = threading.Thread(target=swap)
     swapping.start()
     try:
-        created = teu("create", "--name", "box", "-v", "raced:/data", many, check=False)
+        created = teu("create", "--name", "box", "-v", f"{raced}:/data", many, check=False)
     finally:
         done.set()
         swapping.join()
@@ -489,28 +495,28 @@ def test_a_folder_that_becomes_a_link_while_a_volume_is_filled(many: str, tmp_pa
     assert "internal error" not in created.stderr
 
 
-def test_a_volume_is_in_use_before_its_container_is(many: str) -> None:
+def test_a_volume_is_in_use_before_its_container_is(many: str, raced: str) -> None:
     """Neither rm nor prune takes a volume from a create that is under way."""
     removals: list[subprocess.CompletedProcess[str]] = []
     done = threading.Event()
 
     def remove() -> None:
-        data = Path("/var/lib/teu/engine/volumes/raced/_data/sub")
+        data = Path("/var/lib/teu/engine/volumes", raced, "_data/sub")
         while not done.is_set() and not data.is_dir():
             time.sleep(0.001)
-        removals.append(teu("volume", "rm", "raced", check=False))
+        removals.append(teu("volume", "rm", raced, check=False))
         removals.append(teu("volume", "prune", "-af", check=False))
 
     removing = threading.Thread(target=remove)
     removing.start()
     try:
-        teu("create", "--name", "box", "-v", "raced:/data", many)
+        teu("create", "--name", "box", "-v", f"{raced}:/data", many)
     finally:
         done.set()
         removing.join()
     assert "volume is in use" in removals[0].stderr
-    assert "raced" not in removals[1].stdout
-    data = Path(out("teu", "volume", "inspect", "-f", "{{.Mountpoint}}", "raced").strip())
+    assert raced not in removals[1].stdout
+    data = Path(out("teu", "volume", "inspect", "-f", "{{.Mountpoint}}", raced).strip())
     assert len(os.listdir(data / "sub")) == 4000
 
 
