@@ -26,6 +26,8 @@ MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 STACKED_MAX = 1000  # mounts on one place, before something else must be wrong
 
+# How mountinfo writes what would end a field; its own sign comes last.
+_ESCAPED = ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\043", b"#"), (b"\\134", b"\\"))
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
@@ -70,8 +72,10 @@ def mounts_below(path: str) -> list[str]:
     found = []
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
-            # Blanks and such are written as octal numbers.
-            place = os.fsdecode(line.split(b" ")[4].decode("unicode_escape").encode("latin-1"))
+            field = line.split(b" ")[4]
+            for escaped, letter in _ESCAPED:
+                field = field.replace(escaped, letter)
+            place = os.fsdecode(field)
             if place == top or place.startswith(top + "/"):
                 found.append(place)
     return found

@@ -180,3 +180,25 @@ def test_a_look_up_that_races_with_renames_is_tried_again(tmp_path: Path) -> Non
         stop.set()
         racer.join()
         os.close(root)
+
+
+@AS_ROOT
+def test_mounts_below_a_folder_are_named_whatever_they_are_called(tmp_path: Path) -> None:
+    script = """
+import os, subprocess
+from teu.linux import trees
+top = sys.argv[1]
+names = [r"a\\040b", "new\\nline", "tab\\tand blank", "#1", os.fsdecode(b"no text \\xff"), "plain"]
+for name in names:
+    os.mkdir(f"{top}/{name}")
+    subprocess.run(["mount", "-t", "tmpfs", "x", f"{top}/{name}"], check=True)
+assert sorted(trees.mounts_below(top)) == sorted(f"{top}/{name}" for name in names)
+assert trees.mounts_below(f"{top}/pla") == []
+assert trees.mounts_below(f"{top}/plain") == [f"{top}/plain"]
+for name in names:
+    trees.unmount(f"{top}/{name}")
+assert trees.mounts_below(top) == []
+trees.unmount(top)
+trees.unmount(f"{top}/none")
+"""
+    in_mount_namespace(script, tmp_path)
