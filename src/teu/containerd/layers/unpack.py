@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
 import stat
 
 from teu.containerd.layers import files
 from teu.linux import trees
+from teu.linux.inside import open_in_root
 from teu.oci import tar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from teu.oci.tar import Entry, Source
 
-SYS_openat2 = 437
-RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 SYNC_FILE_RANGE_WRITE = 2
 WRITEBACK_AT = 4 << 20  # files of this size begin to be written back at once
 
@@ -50,23 +48,6 @@ class Parent:
         self.fd = fd
         self.identity = (found.st_dev, found.st_ino)  # two paths may lead to one directory
         self.inherits = bool(found.st_mode & stat.S_ISGID)  # new files get its group
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
-
-
-def open_in_root(root: int, path: str, flags: int) -> int:
-    """openat2(2) with `root` as the root directory. OSError names the path."""
-    how = _OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
-    encoded = os.fsencode(path) or b"."
-    while True:
-        fd: int = _libc.syscall(SYS_openat2, root, encoded, ctypes.byref(how), ctypes.sizeof(how))
-        if fd >= 0:
-            return fd
-        code = ctypes.get_errno()
-        if code not in (errno.EAGAIN, errno.EINTR):  # EAGAIN: something was renamed while it looked
-            raise OSError(code, f"openat2: {os.strerror(code)}", path)
 
 
 def clean(name: str) -> str:
