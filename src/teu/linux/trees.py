@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from teu.linux.inside import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
 from teu.linux.syscalls import NR_statx, NR_umount2, buffer, syscall
@@ -22,6 +22,7 @@ AT_SYMLINK_NOFOLLOW = 0x100
 AT_NO_AUTOMOUNT = 0x800
 AT_EMPTY_PATH = 0x1000
 STATX_ATTR_MOUNT_ROOT = 0x2000
+STATX_MNT_ID = 0x1000
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 STACKED_MAX = 1000  # mounts on one place, before something else must be wrong
@@ -45,6 +46,13 @@ def is_mount_root(path: str | bytes | int) -> bool:
     if not int.from_bytes(data[56:64], "little") & STATX_ATTR_MOUNT_ROOT:  # stx_attributes_mask
         raise OSError(errno.ENOSYS, "this kernel does not tell where mounts are (statx, STATX_ATTR_MOUNT_ROOT)")
     return bool(int.from_bytes(data[8:16], "little") & STATX_ATTR_MOUNT_ROOT)
+
+
+def mount_number(descriptor: int) -> int:
+    """Which mount an open file or folder is on: the kernel's number, which its neighbours on the same mount share."""
+    status = buffer(bytes(256))
+    syscall("statx", NR_statx, descriptor, b"\0", AT_NO_AUTOMOUNT | AT_EMPTY_PATH, STATX_MNT_ID, status)
+    return int.from_bytes(bytes(status)[144:152], "little")
 
 
 def unmount(path: str | bytes) -> None:
@@ -121,7 +129,7 @@ class _Removal:
         if here < 0:
             return
         # The way down: each folder's name, which it is, and those of its folders that are still to be emptied.
-        way = [(name, _identity(here), self._contents(here))]
+        way = [(name, identity(here), self._contents(here))]
         try:
             while True:
                 name, _, todo = way[-1]
@@ -131,7 +139,7 @@ class _Removal:
                     if below >= 0:
                         os.close(here)
                         here = below
-                        way.append((inner, _identity(here), self._contents(here)))
+                        way.append((inner, identity(here), self._contents(here)))
                     continue
                 way.pop()
                 if not way:
@@ -160,22 +168,31 @@ class _Removal:
             self._failed(error, name)
 
 
-def walk(top: int, mounts: bool = True) -> Iterator[tuple[bytes, int, bytes, os.stat_result]]:
+def walk(
+    top: int, mounts: bool = True, enter: Callable[[int], bool] | None = None
+) -> Iterator[tuple[bytes, int, bytes, os.stat_result]]:
     """Everything below the open folder `top`, a folder before what is in it, names in order: (path below top, the
     folder that it is in, its name there, its status). The folder's descriptor is good until the next step.
 
-    No link is followed. Without `mounts` what is in a mount below is left out. What vanishes meanwhile is left out;
-    OSError ESTALE where a folder is moved away while it is walked."""
-    resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | (0 if mounts else RESOLVE_NO_XDEV)
+    No link is followed. Without `mounts` what is in a mount below is left out; with `enter`, where that says no to the
+    mount, which is open. What vanishes or is moved away meanwhile is left out from there on."""
+    resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
     here = os.open(".", _FOLDER | os.O_CLOEXEC, dir_fd=top)
-    way = [(b"", _identity(here), _names(here))]
+    way = [(b"", identity(here), _names(here))]
     try:
         while way:
             path, _, todo = way[-1]
             if not todo:
                 way.pop()
                 if way:
-                    here = _up(here, way[-1][1])
+                    try:
+                        here = _up(here, way[-1][1])
+                    except OSError as error:
+                        if error.errno not in (errno.ESTALE, errno.ENOENT):
+                            raise
+                        nearest = _again(top, way)
+                        os.close(here)
+                        here = nearest
                 continue
             name = todo.pop()
             inner = path + b"/" + name if path else name
@@ -187,16 +204,42 @@ def walk(top: int, mounts: bool = True) -> Iterator[tuple[bytes, int, bytes, os.
             if not stat.S_ISDIR(status.st_mode):
                 continue
             try:
-                below = openat2(here, os.fsdecode(name), _FOLDER, resolve)
+                try:
+                    below = openat2(here, os.fsdecode(name), _FOLDER, resolve | RESOLVE_NO_XDEV)
+                except OSError as error:
+                    if error.errno != errno.EXDEV or not mounts:
+                        raise
+                    below = openat2(here, os.fsdecode(name), _FOLDER, resolve)
+                    if enter is not None and not enter(below):
+                        os.close(below)
+                        continue
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV):
                     continue
                 raise
             os.close(here)
             here = below
-            way.append((inner, _identity(here), _names(here)))
+            way.append((inner, identity(here), _names(here)))
     finally:
         os.close(here)
+
+
+def _again(top: int, way: list[tuple[bytes, tuple[int, int], list[bytes]]]) -> int:
+    """The deepest folder of the way that is still where it was, found from the top; the way ends there."""
+    here = os.open(".", _FOLDER | os.O_CLOEXEC, dir_fd=top)
+    for count, (path, expected, _) in enumerate(way[1:], 1):
+        try:
+            below = openat2(here, os.fsdecode(path.rpartition(b"/")[2]), _FOLDER, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+        except OSError:
+            del way[count:]
+            break
+        if identity(below) != expected:
+            os.close(below)
+            del way[count:]
+            break
+        os.close(here)
+        here = below
+    return here
 
 
 def _names(folder: int) -> list[bytes]:
@@ -204,15 +247,16 @@ def _names(folder: int) -> list[bytes]:
     return sorted((os.fsencode(name) for name in os.listdir(folder)), reverse=True)
 
 
-def _identity(folder: int) -> tuple[int, int]:
+def identity(folder: int) -> tuple[int, int]:
+    """(device, inode) of an open file or folder."""
     status = os.fstat(folder)
     return status.st_dev, status.st_ino
 
 
-def _up(folder: int, identity: tuple[int, int]) -> int:
+def _up(folder: int, expected: tuple[int, int]) -> int:
     """The folder above, in place of `folder`, which is closed; OSError ESTALE where it is not the one of before."""
     above = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
-    if _identity(above) != identity:
+    if identity(above) != expected:
         os.close(above)
         raise OSError(errno.ESTALE, "a folder was moved away while it was being walked")
     os.close(folder)
