@@ -11,13 +11,15 @@ import contextlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import hostconfig, mounts, netrequests, rootfs, spec
 from teu.engine.container import Container, timestamp
-from teu.engine.errors import BadRequest, NotFound
+from teu.engine.errors import BadRequest, EngineError, NotFound
+from teu.linux import inside
 from teu.oci import image_spec
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ def create(
         undo.callback(rootfs.remove_snapshot, engine, container)
         Path(container.directory).mkdir(parents=True, mode=0o710)
         undo.callback(shutil.rmtree, container.directory, True)
+        _make_places(engine, container)
         rootfs.copy_up(engine, container)
         engine.containers.add(container)
         undo.pop_all()
@@ -139,6 +142,30 @@ def prepare(engine: Engine, container: Container, image: Image) -> None:
         engine.images.prepare_parent(image)
         response = engine.containerd.snapshots.Prepare(request)
     container.rootfs_mounts = list(response.mounts)
+
+
+PLACES = ("etc/hostname", "etc/hosts", "etc/resolv.conf")  # of the files that are the container's own once it runs
+
+
+def _make_places(engine: Engine, container: Container) -> None:
+    """What a container's root has from the beginning, so that cp finds it: its working directory and the network's
+    files. A link in the image leads inside the root, and where a place cannot be made, the start will say so."""
+    directory = container.config["WorkingDir"]
+    with rootfs.snapshot(engine, container) as root:
+        if directory:
+            try:
+                made = inside.make_in_root(root, directory)
+                is_folder = stat.S_ISDIR(os.fstat(made).st_mode)
+                os.close(made)
+            except NotADirectoryError:
+                is_folder = False
+            except OSError as error:
+                raise EngineError(f"the working directory {directory} cannot be made: {error.strerror}") from None
+            if not is_folder:
+                raise EngineError(f"Cannot mkdir: {directory} is not a directory")
+        for place in PLACES:
+            with contextlib.suppress(OSError):
+                os.close(inside.make_in_root(root, place, "file"))
 
 
 def merge(config: dict[str, Any], image: dict[str, Any]) -> None:
