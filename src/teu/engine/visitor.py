@@ -25,6 +25,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+sys.path.append("/usr/lib/python3/dist-packages")  # zstandard
 
 from teu.engine import packing
 from teu.engine.files import Missing, Refused
