@@ -6,6 +6,7 @@ test_images_registry, the host's loopback in test_networks_bridge."""
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
 import json
 import os
@@ -103,29 +104,118 @@ def traced(pid: int, calls: str) -> Iterator[list[str]]:
 
 @pytest.mark.needs("strace")
 def test_cp_loads_nothing_from_the_container(tmp_path: Path) -> None:
-    """CVE-2019-14271: names of users, libraries and modules are not looked up once the root is the container's."""
+    """CVE-2019-14271: once the work begins, nothing is looked up by a path: neither names of users, libraries nor
+    modules. What is opened is below a descriptor."""
     teu("create", "--name", "box", HOSTILE)
     (tmp_path / "file").write_text("new")
-    with traced(whole.main_pid("teud.service"), "chroot,open,openat,execve") as lines:
+    with traced(whole.main_pid("teud.service"), "%file") as lines:
         teu("cp", "box:/home", str(tmp_path))
         teu("cp", str(tmp_path / "file"), "box:/home/other")
         teu("export", "-o", str(tmp_path / "all.tar"), "box")
-    inside: set[str] = set()
-    opened = []
+    confined: set[str] = set()
+    below, free = [], []
     for line in lines:
-        process, _, call = line.partition(" ")
+        process, _, call = line.strip().partition(" ")
         if re.match(r"\s*chroot\(.* = 0", call):
-            inside.add(process)
-        elif process in inside and (path := re.search(r'open(?:at)?\((?:[^"]*, )?"([^"]*)"', call)):
-            opened.append(path[1])
-    assert len(inside) >= 3, "cp and export did not work in the container's root"
-    assert any(path.endswith("home/file") for path in opened)
-    wrong = [path for path in opened if re.search(r"nss|\.so|\.py|/etc/(passwd|group)$", path)
-             and not path.endswith(("libnss_evil.so.2", "nsswitch.conf")) or "/usr/lib" in path]  # fmt: skip
-    assert not wrong
+            confined.add(process)
+        elif process in confined and (found := re.match(r'\s*(\w+)\((?:(\d+), )?(?:AT_FDCWD, )?"([^"]*)"', call)):
+            _, folder, path = found.groups()
+            # Without a folder: the process's own descriptors by their numbers, where it stands.
+            (below if folder and not path.startswith("/") or path.isdigit() else free).append(path)
+    assert len(confined) >= 3, "cp and export did not confine themselves"
+    assert "file" in below and "nsswitch.conf" in below
+    assert not free
     # export reads every file once; a second look would be that of the name service.
-    assert sum(path.endswith("nsswitch.conf") for path in opened) == 1
-    assert sum(path.endswith("libnss_evil.so.2") for path in opened) == 1
+    assert sum("nsswitch.conf" in line and "O_RDONLY" in line for line in lines) == 1
+
+
+HOSTILE_MODULES = (
+    "traceback.py", "linecache.py", "tokenize.py", "codecs.py", "encodings/__init__.py", "encodings/evil.py",
+    "sitecustomize.py", "pwd.py", "grp.py", "warnings.py", "bz2.py", "importlib/__init__.py",
+)  # fmt: skip
+
+
+def test_work_that_fails_runs_nothing_of_the_container() -> None:
+    """The interpreter that works on a container's files finds no module of its own there, whatever is raised: a
+    traceback would be printed by the container's code, as root of the host."""
+    code = b"open('/pwned', 'w').close()\n"
+    source = b"# coding: evil\n"  # which codec reads it is its own choice, where a traceback shows a line of it
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        for version in ("", ".11", ".12", ".13", ".14"):
+            for folder in ("usr/lib/python3", "usr/local/lib/python3"):
+                for name in (*HOSTILE_MODULES, "tarfile.py", "json/__init__.py", "site-packages/evil.pth"):
+                    data = source if name in ("tarfile.py", "json/__init__.py") else code
+                    entry = tarfile.TarInfo(f"{folder}{version}/{name}")
+                    entry.size = len(data)
+                    archive.addfile(entry, io.BytesIO(data))
+    whole.run_detached("box", "sleep", "1000")
+    assert daemon_says("PUT", "/containers/box/archive?path=/", made.getvalue())[0] == 200
+    # Deeper than an interpreter recurses, and at once, deeper than a path is long; names that are no text.
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        for depth in range(1, 1200):
+            entry = tarfile.TarInfo("/".join(["d"] * depth))
+            entry.type = tarfile.DIRTYPE
+            archive.addfile(entry)
+    assert daemon_says("PUT", "/containers/box/archive?path=/tmp", made.getvalue())[0] == 200
+    entry = tarfile.TarInfo("/".join(["e"] * 5000) + "/f")
+    daemon_says("PUT", "/containers/box/archive?path=/tmp", entry.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+    pid = json.loads(out("teu", "inspect", "box"))[0]["State"]["Pid"]
+    Path(f"/proc/{pid}/root/tmp/no\udcfftext").touch()
+    for header in ({"mtime": "nan"}, {"mtime": "1e300"}, {"uid": "-5"}, {"path": "a\0b"}, {"GNU.sparse.map": "a,b"}):
+        entry = tarfile.TarInfo("x")
+        entry.pax_headers = header
+        daemon_says("PUT", "/containers/box/archive?path=/tmp", entry.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+    daemon_says("GET", "/containers/box/archive?path=/a%00b")
+    daemon_says("GET", "/containers/box/archive?path=/%ff%fe")
+    for target in ("/containers/box/archive?path=/tmp", "/containers/box/export"):
+        with contextlib.suppress(http.client.HTTPException, OSError):
+            daemon_says("GET", target)
+    assert daemon_says("HEAD", "/containers/box/archive?path=/pwned")[0] == 404
+    assert not Path("/pwned").exists()
+
+
+def test_who_works_on_files_can_do_little_else() -> None:
+    """Its root is an empty folder, and of the capabilities it has those for owners, modes and devices."""
+    whole.run_detached("box", "sh", "-c", "head -c 10000000 /dev/zero >/large; sleep 1000")
+    whole.eventually("it is large", lambda: teu("exec", "box", "pidof", "sleep", check=False).returncode == 0)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect("/run/teu/teud.sock")
+        connection.sendall(b"GET /v1.45/containers/box/export HTTP/1.1\r\nHost: d\r\n\r\n")
+        connection.recv(512)
+
+        def at_work() -> list[Path]:
+            return [process for process in Path("/proc").iterdir() if process.name.isdigit()
+                    and any(word.endswith("/visitor.py") for word in whole.argv_of(int(process.name)))]  # fmt: skip
+
+        found = whole.eventually("somebody works on the files", at_work)
+        assert isinstance(found, list) and len(found) == 1
+        process = found[0]
+        whole.eventually("it has confined itself", lambda: os.listdir(process / "root") == [])
+        with pytest.raises(OSError):
+            (process / "root" / "planted").touch()
+        assert os.readlink(process / "cwd") == f"/proc/{process.name}/fd"
+        status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
+        # CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, MKNOD, SETFCAP
+        may = sum(1 << bit for bit in (0, 1, 2, 3, 4, 27, 31))
+        assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == may
+        assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0
+        assert status["NoNewPrivs"] == "1"
+
+
+def daemon_says(method: str, target: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """teud's answer."""
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(100)
+    connection.sock.connect("/run/teu/teud.sock")
+    try:
+        connection.request(method, f"/v1.45{target}", body, {"Content-Type": "application/x-tar"} if body else {})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
 
 
 def test_cp_does_not_follow_links_out_of_the_container(tmp_path: Path) -> None:

@@ -288,6 +288,86 @@ def test_nothing_at_all_is_an_empty_archive(both: tuple[Daemon, Daemon]) -> None
     assert same(both, lambda daemon: daemon.ask("PUT", "/containers/taken/archive?path=/tmp", b"", TAR)[0]) == 200
 
 
+def _entry(name: str = "f", kind: bytes = tarfile.REGTYPE, link: str = "", **headers: str) -> bytes:
+    made = tarfile.TarInfo(name)
+    made.type, made.linkname = kind, link
+    made.pax_headers = {key.replace("__", "."): value for key, value in headers.items()}
+    return made.tobuf(tarfile.PAX_FORMAT)
+
+
+LONG_NAME = tarfile.TarInfo("y" * 101).tobuf(tarfile.GNU_FORMAT)[:1024]
+ARCHIVES = {
+    "plain": _entry(),
+    "a time that is no number": _entry(mtime="nan"),
+    "a time without end": _entry(mtime="inf"),
+    "a time with an exponent": _entry(mtime="1e300"),
+    "a late time": _entry(mtime="9000000000000000000"),
+    "an early time": _entry(mtime="-5.5"),
+    "an owner of many digits": _entry(uid="1" + "0" * 30),
+    "an owner that is no number": _entry(gid="x"),
+    "a zero byte in a path": _entry(path="a\0b"),
+    "a zero byte in a link": _entry(kind=tarfile.SYMTYPE, linkpath="a\0b"),
+    "an odd map of holes": _entry(GNU__sparse__size="10", GNU__sparse__map="0,1,2"),
+    "a map of holes in words": _entry(GNU__sparse__size="10", GNU__sparse__map="a,b"),
+    "data behind the end": _entry(GNU__sparse__size="10", GNU__sparse__map="100,1"),
+    "a negative size": _entry(GNU__sparse__size="-10", GNU__sparse__map="0,1"),
+    "a damaged header": b"x" * 512,
+    "a short header": _entry()[:300],
+    "a path that climbs": _entry("../x"),
+    "a hard link that climbs": _entry("x", tarfile.LNKTYPE, "../../etc/passwd"),
+    "an unknown kind": _entry(kind=b"Z"),
+    "a file as a folder": _entry("f") + _entry("f/g"),
+    "a long name of a file": _entry("n" * 300),
+    "many long names": LONG_NAME * 500 + _entry(),
+    "many headers": _entry(comment="a")[:1024] * 5000 + _entry(),
+    "a folder that is there": _entry("."),
+    "an attribute": _entry(SCHILY__xattr__user__a="v"),
+    "a bad capability": _entry(SCHILY__xattr__security__capability="v"),
+    "a bad stream of gzip": b"\x1f\x8b\x08\x00",
+    "no archive": b"hello world",
+}
+
+
+@pytest.mark.parametrize("archive", ARCHIVES)
+def test_archives_that_are_not_as_they_should_be(both: tuple[Daemon, Daemon], archive: str) -> None:
+    """One status, and one sentence where it is not taken."""
+    data = ARCHIVES[archive] + (bytes(1024) if len(ARCHIVES[archive]) > 511 else b"")
+
+    def work(daemon: Daemon) -> int:
+        status, content = daemon.ask("PUT", "/containers/taken/archive?path=/tmp", data, TAR)
+        said = json.loads(content)["message"] if content else ""
+        assert "Traceback" not in said and "\n" not in said.strip() and bool(said) == (status != 200)
+        return status
+
+    same(both, work)
+
+
+@pytest.mark.parametrize("readonly", [True, False], ids=["read-only", "writable"])
+def test_where_files_may_go(both: tuple[Daemon, Daemon], readonly: bool) -> None:
+    """It is the place that counts, not the way there; and it counts before there is anything to write."""
+    paths = (
+        "/tmp", "/vol", "/vol/", "/vol/.", "vol", "//vol", "/bin/../vol", "/vol/../etc", "/link", "/rov", "/rov/",
+        "/rov/../tmp", "/nope", "/etc/passwd", "/bin/sh", "/a%00b",
+    )  # fmt: skip
+    link = _entry("vol/link", tarfile.SYMTYPE, "/etc") + bytes(1024)
+
+    def work(daemon: Daemon) -> list[tuple[str, int, str]]:
+        binds = ["/srv:/vol", "/opt:/rov:ro"]
+        answers = []
+        with daemon.container("sleep", "100", HostConfig={"ReadonlyRootfs": readonly, "Binds": binds}) as identity:
+            daemon.ask("PUT", f"/containers/{identity}/archive?path=/", link, TAR)
+            for path in (*paths, "/vol/link"):
+                for data in (b"", _entry("teu-test-file") + bytes(1024)):
+                    status, said = daemon.ask("PUT", f"/containers/{identity}/archive?path={path}", data, TAR)
+                    words = json.loads(said)["message"] if said and b"read-only" in said else ""
+                    answers.append((path, status, words))
+        for left in ("teu-test-file", "link"):
+            Path("/srv", left).unlink(missing_ok=True)
+        return answers
+
+    same(both, work)
+
+
 def test_an_archive_keeps_its_owners(both: tuple[Daemon, Daemon]) -> None:
     output = io.BytesIO()
     with tarfile.open(fileobj=output, mode="w") as archive:

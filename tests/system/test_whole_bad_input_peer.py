@@ -233,7 +233,6 @@ OTHERWISE = {
     "no image": (400, 201),
     "bad bind": (400, 500),
     "bad limit": (400, 500),
-    "archive that is none": (400, 500),
     "load of nonsense": (400, 200),
     "credentials that are none": (400, 500),
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a container for cp and export: starts the visitor in the container's root.
+"""Files of a container for cp and export: starts the visitor for the container's root.
 
 `asked` is what the client called the container: its messages name it so."""
 
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from teu.engine import rootfs
-from teu.engine.errors import BadRequest, EngineError, NotFound
+from teu.engine.errors import EngineError, NotFound
+from teu.engine.visits import Visit
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
@@ -23,61 +24,90 @@ if TYPE_CHECKING:
 CHUNK = 256 << 10
 
 
-def _visit(root: int, verb: str, **options: Any) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def _visit(
+    engine: Engine, container: Container, verb: str, path: str, asked: str, **options: Any
+) -> Iterator[Visit]:
+    """The visitor at work; at the end it is waited for, and what went wrong is raised.
+
+    The lock is held until the visit is known to who starts or removes the container, and no longer."""
+    writes = verb == "untar"
+    with container.lock, contextlib.ExitStack() as here:
+        if container.removed:
+            raise NotFound(f"No such container: {asked or container.name}")
+        here.callback(container.visits.settle)
+        alive = container.running and container.pid
+        if writes:
+            container.touched = True
+        if writes and not alive:
+            root = container.visits.writable_root(lambda: rootfs.opened(engine, container))
+        elif options.get("whole") and not alive:
+            root = here.enter_context(rootfs.snapshot(engine, container, readonly=True))
+        else:
+            root = here.enter_context(rootfs.opened(engine, container, readonly=not writes))
+        process = _start(root, verb, {"path": path, **options})
+        visit = Visit(process, holds=bool(alive) or writes, shares=writes and not alive)
+        container.visits.enter(visit)
+    said: list[bytes] = []
+    try:
+        assert process.stderr is not None
+        listener = threading.Thread(target=_listen, args=(process.stderr, said), daemon=True)
+        listener.start()
+        yield visit
+        process.wait()
+        listener.join()
+        visit.check()
+        if process.returncode != 0:
+            raise _failed(container, asked or container.name, path, b"".join(said))
+    finally:
+        container.visits.leave(visit)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def _start(root: int, verb: str, options: dict[str, Any]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        ["/usr/bin/python3", "-IS", str(Path(__file__).with_name("visitor.py")), str(root), verb, json.dumps(options)],
+        ["/usr/bin/python3", "-IS", "-X", "no_debug_ranges", str(Path(__file__).with_name("visitor.py")), str(root),
+         verb, json.dumps(options)],
         stdin=subprocess.PIPE if verb == "untar" else subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(root,), env={"LC_ALL": "C.UTF-8"}, cwd="/",
+        stdout=subprocess.DEVNULL if verb == "untar" else subprocess.PIPE,
+        stderr=subprocess.PIPE, pass_fds=(root,), env={"LC_ALL": "C.UTF-8"}, cwd="/",
     )  # fmt: skip
+
+
+def _listen(stream: IO[bytes], said: list[bytes]) -> None:
+    with stream:
+        said.append(stream.read())
 
 
 def _failed(container: Container, asked: str, path: str, said: bytes) -> EngineError:
     try:
         problem = json.loads(said)
     except ValueError:
-        return EngineError(
-            f"working in the root of container {container.id} failed: {said[-500:].decode(errors='replace')}"
-        )
+        last = said[-500:].decode(errors="replace").strip() or "it was killed"
+        return EngineError(f"the work on the files of container {container.id} failed: {last}")
     if problem["kind"] == "missing":
         return NotFound(f"Could not find the file {path} in container {asked}")
-    if problem["kind"] == "bad":
-        return BadRequest(problem["message"])
     return EngineError(problem["message"])
 
 
 def describe(engine: Engine, container: Container, path: str, asked: str = "") -> dict[str, Any]:
-    with rootfs.opened(engine, container, readonly=True) as root:
-        out, said = (process := _visit(root, "stat", path=path)).communicate()
-    if process.returncode != 0:
-        raise _failed(container, asked or container.name, path, said)
+    with _visit(engine, container, "stat", path, asked) as visit:
+        assert visit.process.stdout is not None
+        out = visit.process.stdout.read()
     result: dict[str, Any] = json.loads(out)
     return result
 
 
 def pack(engine: Engine, container: Container, path: str, whole: bool = False, asked: str = "") -> Iterator[bytes]:
     """A tar archive, in chunks. An error before the first byte is raised at the first next()."""
-    opener = rootfs.snapshot if whole and not container.running else rootfs.opened
-    with opener(engine, container, readonly=True) as root:
-        process = _visit(root, "tar", path=path, whole=whole)
-        said: list[bytes] = []
-        assert process.stdout is not None and process.stderr is not None
-        listener = threading.Thread(target=_listen, args=(process.stderr, said), daemon=True)
-        listener.start()
-        try:
-            while chunk := process.stdout.read(CHUNK):
-                yield chunk
-            listener.join()
-            if process.wait() != 0:
-                raise _failed(container, asked or container.name, path, b"".join(said))
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-
-
-def _listen(stream: IO[bytes], said: list[bytes]) -> None:
-    with stream:
-        said.append(stream.read())
+    with _visit(engine, container, "tar", path, asked, whole=whole) as visit:
+        assert visit.process.stdout is not None
+        while chunk := visit.process.stdout.read(CHUNK):
+            yield chunk
+            visit.moved()
 
 
 def unpack(
@@ -89,25 +119,17 @@ def unpack(
     owner: tuple[int, int] | None,
     asked: str = "",
 ) -> None:
-    with container.lock if not container.running else contextlib.nullcontext():
-        container.touched = True
-        with rootfs.opened(engine, container) as root:
-            process = _visit(root, "untar", path=path, replace=replace, owner=owner)
-            assert process.stdin is not None and process.stderr is not None
-            said: list[bytes] = []
-            listener = threading.Thread(target=_listen, args=(process.stderr, said), daemon=True)
-            listener.start()
-            try:
-                with contextlib.suppress(BrokenPipeError):
-                    while chunk := body.read(CHUNK):
-                        process.stdin.write(chunk)
-                with contextlib.suppress(BrokenPipeError):
-                    process.stdin.close()
-            except BaseException:
-                process.kill()
-                raise
-            finally:
-                code = process.wait()
-                listener.join()
-            if code != 0:
-                raise _failed(container, asked or container.name, path, b"".join(said))
+    readonly = bool(container.host_config["ReadonlyRootfs"])
+    with _visit(
+        engine, container, "untar", path, asked, replace=replace, owner=owner, readonly=readonly
+    ) as visit:
+        pipe = visit.process.stdin
+        assert pipe is not None
+        with contextlib.suppress(BrokenPipeError):
+            while chunk := body.read(CHUNK):
+                visit.check()
+                pipe.write(chunk)
+                pipe.flush()
+                visit.moved()
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()

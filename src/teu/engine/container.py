@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from teu.engine.errors import Conflict
+from teu.engine.visits import Visits
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -99,6 +100,7 @@ class Container:
         self.removing = False
         self.being_restarted = False  # by a user: an exit is not its end, even with --rm
         self.touched = False  # somebody wrote into its root before its first start
+        self.visits = Visits()
         self.execs: dict[str, Any] = {}
         self.rootfs_mounts: list[Any] | None = None
         self.restart_timer: threading.Timer | None = None

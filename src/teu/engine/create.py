@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import hostconfig, mounts, netrequests, rootfs, spec
 from teu.engine.container import Container, timestamp
-from teu.engine.errors import BadRequest, NotFound
-from teu.linux import trees
+from teu.engine.errors import BadRequest, EngineError, NotFound
+from teu.linux import inside, trees
 from teu.oci import image_spec
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def create(
         undo.callback(rootfs.remove_snapshot, engine, container)
         Path(container.directory).mkdir(parents=True, mode=0o710)
         undo.callback(trees.discard_tree, container.directory)
+        _make_working_directory(engine, container)
         rootfs.copy_up(engine, container)
         engine.containers.add(container)
         undo.pop_all()
@@ -141,6 +143,24 @@ def prepare(engine: Engine, container: Container, image: Image) -> None:
             places.make(engine, image, lease)
             response = engine.containerd.snapshots.Prepare(request, lease=lease)
     container.rootfs_mounts = list(response.mounts)
+
+
+def _make_working_directory(engine: Engine, container: Container) -> None:
+    """So that cp finds it before the first start. A link in the image leads inside the root."""
+    directory = container.config["WorkingDir"]
+    if not directory:
+        return
+    with rootfs.snapshot(engine, container) as root:
+        try:
+            made = inside.make_in_root(root, directory)
+            is_folder = stat.S_ISDIR(os.fstat(made).st_mode)
+            os.close(made)
+        except NotADirectoryError:
+            is_folder = False
+        except OSError as error:
+            raise EngineError(f"the working directory {directory} cannot be made: {error.strerror}") from None
+    if not is_folder:
+        raise EngineError(f"Cannot mkdir: {directory} is not a directory")
 
 
 def merge(config: dict[str, Any], image: dict[str, Any]) -> None:

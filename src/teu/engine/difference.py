@@ -2,18 +2,21 @@
 """`diff`: what a container has changed (0), added (1) and deleted (2) against its image.
 
 The overlay's upper folder is the answer already: what is in it is changed where a lower layer has it too,
-else added; a whiteout is a deletion.
+else added; a whiteout is a deletion. The container may be at work in it meanwhile, and may have made it as deep as it
+likes: it is walked by descriptors, and what vanishes is left out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import rootfs
 from teu.engine.errors import EngineError
-from teu.linux import inside
+from teu.linux import inside, trees
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
@@ -21,14 +24,39 @@ if TYPE_CHECKING:
 
 CHANGED, ADDED, DELETED = 0, 1, 2
 
-# Places for mounts, which the runtime makes in the root; they are nobody's change.
+# Places for mounts, which are made in every container's root; they are nobody's change.
 MADE_BY_RUNTIME = {
-    "/dev", "/dev/console", "/dev/mqueue", "/dev/pts", "/dev/shm", "/proc", "/sys", "/etc/hostname", "/etc/hosts",
-    "/etc/resolv.conf", "/sbin/docker-init",
+    b"dev", b"dev/console", b"dev/mqueue", b"dev/pts", b"dev/shm", b"proc", b"sys", b"etc/hostname", b"etc/hosts",
+    b"etc/resolv.conf", b"sbin/docker-init",
 }  # fmt: skip
+PATH_PART = 2048  # bytes of a path that is looked up at once: below the kernel's limit, 4096
+_BENEATH = inside.RESOLVE_BENEATH | inside.RESOLVE_NO_SYMLINKS
 
 
 def changes(engine: Engine, container: Container) -> list[dict[str, Any]]:
+    upper, lowers = _layers(engine, container)
+    if not upper:
+        raise EngineError("the snapshotter does not keep a container's changes apart; diff is not possible")
+    with contextlib.ExitStack() as opened:
+        top, *roots = [_opened(path, opened) for path in (upper, *lowers)]
+        found = dict(_changes(top, roots))
+    # A folder that has changed by the runtime's places in it alone is nobody's change, either.
+    told: set[bytes] = set()
+    made: set[bytes] = set()
+    for path in found:
+        parents = made if path in MADE_BY_RUNTIME else told
+        above = path.rpartition(b"/")[0]
+        while above and above not in parents:
+            parents.add(above)
+            above = above.rpartition(b"/")[0]
+    return [
+        {"Path": "/" + path.decode("utf-8", "surrogateescape"), "Kind": found[path]} for path in sorted(found)
+        if path not in MADE_BY_RUNTIME and not (found[path] == CHANGED and path in made and path not in told)
+    ]  # fmt: skip
+
+
+def _layers(engine: Engine, container: Container) -> tuple[str, list[str]]:
+    """The folder of the container's own files, and those of its image's layers, the topmost first."""
     upper, lowers = "", []
     for mount in rootfs.snapshot_mounts(engine, container):
         if mount.type == "bind":
@@ -38,62 +66,69 @@ def changes(engine: Engine, container: Container) -> list[dict[str, Any]]:
                 upper = option[9:]
             elif option.startswith("lowerdir="):
                 lowers = option[9:].split(":")
-    if not upper:
-        raise EngineError("the snapshotter does not keep a container's changes apart; diff is not possible")
-    roots = [os.open(lower, os.O_PATH | os.O_DIRECTORY) for lower in lowers]
-    found: dict[str, int] = {}
-    try:
-        _walk(upper, "", roots, found)
-    finally:
-        for root in roots:
-            os.close(root)
-    kept: dict[str, int] = {}
-    for path, kind in found.items():
-        if path in MADE_BY_RUNTIME:
+    return upper, lowers
+
+
+def _opened(path: str, opened: contextlib.ExitStack) -> int:
+    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    opened.callback(os.close, descriptor)
+    return descriptor
+
+
+def _changes(top: int, lowers: list[int]) -> Iterator[tuple[bytes, int]]:
+    showing = {b"": lowers}  # of each folder: the layers whose files are seen in it
+    for path, folder, name, status in trees.walk(top):
+        if _is_whiteout(status):
+            yield path, DELETED
             continue
-        if kind == CHANGED and os.path.isdir(upper + path) and not os.path.islink(upper + path):
-            below = [other for other in found if other.startswith(path + "/")]
-            if below and all(other in MADE_BY_RUNTIME for other in below):
-                continue
-        kept[path] = kind
-    return [{"Path": path, "Kind": kept[path]} for path in sorted(kept)]
+        known = _having(showing[path.rpartition(b"/")[0]], path)
+        yield path, CHANGED if known else ADDED
+        if stat.S_ISDIR(status.st_mode):
+            showing[path] = [] if known and _opaque(folder, name) else known
 
 
-def _walk(upper: str, folder: str, lowers: list[int], found: dict[str, int]) -> None:
-    opaque = _opaque(upper + folder) if folder else False
-    for entry in os.scandir(upper + folder or "/"):
-        path = f"{folder}/{entry.name}"
-        info = entry.stat(follow_symlinks=False)
-        if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
-            found[path] = DELETED
-            continue
-        known = [] if opaque else _having(lowers, path)
-        found[path] = CHANGED if known else ADDED
-        if stat.S_ISDIR(info.st_mode):
-            _walk(upper, path, known, found)
+def _is_whiteout(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
-def _opaque(path: str) -> bool:
-    for name in ("trusted.overlay.opaque", "user.overlay.opaque"):
+def _opaque(folder: int, name: bytes) -> bool:
+    path = f"/proc/self/fd/{folder}/".encode() + name
+    for mark in ("trusted.overlay.opaque", "user.overlay.opaque"):
         try:
-            if os.getxattr(path, name, follow_symlinks=False) == b"y":
+            if os.getxattr(path, mark, follow_symlinks=False) == b"y":
                 return True
         except OSError:
             continue
     return False
 
 
-def _having(lowers: list[int], path: str) -> list[int]:
-    """The layers that show this path: down to the first whiteout or opaque parent."""
+def _having(lowers: list[int], path: bytes) -> list[int]:
+    """The layers that show this path: down to the first whiteout."""
     result = []
     for root in lowers:
         try:
-            descriptor = inside.open_in_root(root, path, os.O_PATH | os.O_NOFOLLOW)
+            status = _status(root, path)
         except OSError:
             continue
-        info = os.fstat(descriptor)
-        os.close(descriptor)
-        if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
+        if _is_whiteout(status):
             break
         result.append(root)
     return result
+
+
+def _status(root: int, path: bytes) -> os.stat_result:
+    here = os.dup(root)
+    try:
+        parts = path.split(b"/")
+        while parts:
+            piece = [parts.pop(0)]
+            length = len(piece[0])
+            while parts and length + len(parts[0]) < PATH_PART:
+                length += len(parts[0]) + 1
+                piece.append(parts.pop(0))
+            below = inside.openat2(here, os.fsdecode(b"/".join(piece)), os.O_PATH | os.O_NOFOLLOW, _BENEATH)
+            os.close(here)
+            here = below
+        return os.fstat(here)
+    finally:
+        os.close(here)

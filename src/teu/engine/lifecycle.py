@@ -98,6 +98,7 @@ def _run(engine: Engine, container: Container) -> int:
         paths = stdio_paths(container)
         undo.callback(container.hub.discard)
         container.hub.open(paths, marker_path(container))
+        container.visits.give_way(container.name)
         tasks.create_container(engine, container, specification, options)
         undo.callback(_quietly, tasks.discard, engine, container.id)
         pid = tasks.create(engine, container.id, layers, paths, container.tty, options)
@@ -460,6 +461,7 @@ def remove(engine: Engine, container: Container, force: bool = False, volumes: b
     except BaseException:
         container.removing = False
         raise
+    container.visits.end(container.name)
     # What is left is swept at the next start if the daemon dies here, and when containerd is back if that dies.
     _quietly(_remove_from_containerd, engine, container)
     trees.discard_tree(container.directory)

@@ -253,8 +253,7 @@ class Hub:
             taken = len(data)
             if self.driver is not None:
                 taken = self.driver.write(stream.kind, data, final, self._marker)
-                if taken < 0:  # the log does not accept anything now: try again soon
-                    taken = -taken - 1
+                if self.driver.stalled:  # try again soon
                     if not self._stalled:
                         self._stalled = True
                         self.pump.later(self._unstall, STALL_SECONDS)

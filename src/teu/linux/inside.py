@@ -54,6 +54,38 @@ def exists_in_root(root: int, path: str) -> bool:
     return True
 
 
+def real_path(root: int, path: str) -> str:
+    """Where path leads if root were "/": absolute, without links and "..", as far as it exists; what does not exist, or
+    leads in circles, stays as it is written. The tree may change: this is to be told, not to be opened."""
+    todo = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+    done: list[str] = []
+    links = 0
+    while todo:
+        part = todo.pop()
+        if part == "..":
+            if done:
+                done.pop()
+            continue
+        try:
+            way = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+            fd = openat2(root, "/".join([*done, part]), os.O_PATH | os.O_NOFOLLOW, way)
+        except OSError:
+            done.append(part)
+            continue
+        try:
+            link = os.readlink("", dir_fd=fd) if os.stat(fd).st_mode & 0o170000 == 0o120000 else None
+        finally:
+            os.close(fd)
+        links += link is not None
+        if link is None or links > 40:
+            done.append(part)
+            continue
+        if link.startswith("/"):
+            done.clear()
+        todo += [piece for piece in reversed(link.split("/")) if piece not in ("", ".")]
+    return "/" + "/".join(done)
+
+
 def make_in_root(root: int, path: str, kind: str = "dir", mode: int = 0o755) -> int:
     """Open path in root (O_PATH), making what is missing: folders, and at its end a folder or an empty file.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from teu.linux.inside import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
 from teu.linux.syscalls import NR_statx, NR_umount2, buffer, syscall
@@ -22,6 +22,7 @@ AT_SYMLINK_NOFOLLOW = 0x100
 AT_NO_AUTOMOUNT = 0x800
 AT_EMPTY_PATH = 0x1000
 STATX_ATTR_MOUNT_ROOT = 0x2000
+STATX_MNT_ID = 0x1000
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 STACKED_MAX = 1000  # mounts on one place, before something else must be wrong
@@ -47,6 +48,13 @@ def is_mount_root(path: str | bytes | int) -> bool:
     if not int.from_bytes(data[56:64], "little") & STATX_ATTR_MOUNT_ROOT:  # stx_attributes_mask
         raise OSError(errno.ENOSYS, "this kernel does not tell where mounts are (statx, STATX_ATTR_MOUNT_ROOT)")
     return bool(int.from_bytes(data[8:16], "little") & STATX_ATTR_MOUNT_ROOT)
+
+
+def mount_number(descriptor: int) -> int:
+    """Which mount an open file or folder is on: the kernel's number, which its neighbours on the same mount share."""
+    status = buffer(bytes(256))
+    syscall("statx", NR_statx, descriptor, b"\0", AT_NO_AUTOMOUNT | AT_EMPTY_PATH, STATX_MNT_ID, status)
+    return int.from_bytes(bytes(status)[144:152], "little")
 
 
 def unmount(path: str | bytes) -> None:
@@ -195,13 +203,15 @@ class _Removal:
             self._failed(error, name)
 
 
-def walk(top: int, mounts: bool = True) -> Iterator[tuple[bytes, int, bytes, os.stat_result]]:
+def walk(
+    top: int, mounts: bool = True, enter: Callable[[int], bool] | None = None
+) -> Iterator[tuple[bytes, int, bytes, os.stat_result]]:
     """Everything below the open folder `top`, a folder before what is in it, names in order: (path below top, the
     folder that it is in, its name there, its status). The folder's descriptor is good until the next step.
 
-    No link is followed. Without `mounts` what is in a mount below is left out. What vanishes meanwhile is left out;
-    OSError ESTALE where a folder is moved away while it is walked."""
-    resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | (0 if mounts else RESOLVE_NO_XDEV)
+    No link is followed. Without `mounts` what is in a mount below is left out; with `enter`, where that says no to the
+    mount, which is open. What vanishes or is moved away meanwhile is left out from there on."""
+    resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
     here = os.open(".", _FOLDER | os.O_CLOEXEC, dir_fd=top)
     # The way down: what each folder is, how long its path is, and what in it is still to come.
     way, path = [(identity(here), 0, _names(here))], b""
@@ -212,7 +222,14 @@ def walk(top: int, mounts: bool = True) -> Iterator[tuple[bytes, int, bytes, os.
             if not todo:
                 way.pop()
                 if way:
-                    here = up(here, way[-1][0])
+                    try:
+                        here = up(here, way[-1][0])
+                    except OSError as error:
+                        if error.errno not in (errno.ESTALE, errno.ENOENT):
+                            raise
+                        nearest = _again(top, path, way)
+                        os.close(here)
+                        here = nearest
                 continue
             name = todo.pop()
             inner = path + b"/" + name if path else name
@@ -224,7 +241,15 @@ def walk(top: int, mounts: bool = True) -> Iterator[tuple[bytes, int, bytes, os.
             if not stat.S_ISDIR(status.st_mode):
                 continue
             try:
-                below = openat2(here, os.fsdecode(name), _FOLDER, resolve)
+                try:
+                    below = openat2(here, os.fsdecode(name), _FOLDER, resolve | RESOLVE_NO_XDEV)
+                except OSError as error:
+                    if error.errno != errno.EXDEV or not mounts:
+                        raise
+                    below = openat2(here, os.fsdecode(name), _FOLDER, resolve)
+                    if enter is not None and not enter(below):
+                        os.close(below)
+                        continue
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV):
                     continue
@@ -234,6 +259,25 @@ def walk(top: int, mounts: bool = True) -> Iterator[tuple[bytes, int, bytes, os.
             way.append((identity(here), len(path), _names(here)))
     finally:
         os.close(here)
+
+
+def _again(top: int, path: bytes, way: list[tuple[tuple[int, int], int, list[bytes]]]) -> int:
+    """The deepest folder of the way that is still where it was, found from the top; the way ends there."""
+    names = path.split(b"/")
+    here = os.open(".", _FOLDER | os.O_CLOEXEC, dir_fd=top)
+    for count, (expected, _, _) in enumerate(way[1:], 1):
+        try:
+            below = openat2(here, os.fsdecode(names[count - 1]), _FOLDER, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+        except OSError:
+            del way[count:]
+            break
+        if identity(below) != expected:
+            os.close(below)
+            del way[count:]
+            break
+        os.close(here)
+        here = below
+    return here
 
 
 def _names(folder: int) -> list[bytes]:

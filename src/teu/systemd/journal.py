@@ -3,7 +3,7 @@
 
 Called by the daemons: setup("teud", "info") once, then the standard logging module. Fields go in by
 `log.info("started", extra={"CONTAINER_ID": id, "CONTAINER_NAME": name})`: every extra attribute in
-capitals is a journal field. send() is for those who write entries of their own (the journald log driver).
+capitals is a journal field. send() is for those who encode entries of their own (the journald log driver).
 """
 
 from __future__ import annotations
@@ -44,6 +44,26 @@ def encode(fields: Mapping[str, str | bytes | int]) -> bytes:
     return b"".join(parts)
 
 
+def send(sock: socket.socket, data: bytes, *address: str) -> None:
+    """Send one encoded entry, of any length, on a datagram socket; to this address if it is not connected. OSError."""
+    try:
+        sock.sendmsg([data], [], 0, *address)
+    except OSError as error:
+        # Too large for a datagram: the protocol takes a sealed memfd in its place.
+        if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
+            raise
+        memfd = os.memfd_create("journal-entry", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            with os.fdopen(os.dup(memfd), "wb") as file:
+                file.write(data)
+            import fcntl
+
+            fcntl.fcntl(memfd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
+            sock.sendmsg([b""], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", memfd))], 0, *address)
+        finally:
+            os.close(memfd)
+
+
 class Journal:
     """A connection to journald that survives its restarts; safe to share between threads."""
 
@@ -55,24 +75,7 @@ class Journal:
 
     def send(self, fields: Mapping[str, str | bytes | int]) -> None:
         """Write one entry; blocks while journald is behind. Raises OSError where there is no journal."""
-        data = encode(fields)
-        try:
-            self._socket.sendto(data, self._path)
-        except OSError as error:
-            # Too large for a datagram: the protocol takes a sealed memfd in its place.
-            if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
-                raise
-            memfd = os.memfd_create("journal-entry", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            try:
-                with os.fdopen(os.dup(memfd), "wb") as file:
-                    file.write(data)
-                import fcntl
-
-                fcntl.fcntl(memfd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
-                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", memfd))
-                self._socket.sendmsg([b""], [rights], 0, self._path)
-            finally:
-                os.close(memfd)
+        send(self._socket, encode(fields), self._path)
 
 
 def connected(descriptor: int = 2) -> bool:

@@ -7,15 +7,16 @@ import json
 import os
 import random
 import re
+import socket
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from teu.engine.logs import LINE_LIMIT, Selection, whole_lines
+from teu.engine.logs import LINE_LIMIT, Selection, journald, whole_lines
 from teu.engine.logs.journald import _parse
-from teu.engine.logs.jsonfile import BLOCK, JsonFile
+from teu.engine.logs.jsonfile import BLOCK, JsonFile, _pieces
 from teu.engine.stdio import Marker
 
 NO_MARKER = Marker(None)
@@ -178,10 +179,73 @@ def test_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    assert driver.write(1, b"during\n", False, NO_MARKER) == -1
+    assert driver.write(1, b"during\n", False, NO_MARKER) == 0 and driver.stalled
     monkeypatch.setattr(os, "write", real)
-    assert driver.write(1, b"during\n", False, NO_MARKER) == 7
+    assert driver.write(1, b"during\n", False, NO_MARKER) == 7 and not driver.stalled
     assert text(driver) == b"before\nduring\n"
+
+
+class Counted(bytes):
+    """Bytes that count how many of them were looked through."""
+
+    looked = 0
+
+    def rfind(self, what: Any, start: Any = 0, end: Any = None) -> int:
+        Counted.looked += min(len(self), len(self) if end is None else end) - start
+        return super().rfind(what, start, end)
+
+    def find(self, what: Any, start: Any = 0, end: Any = None) -> int:
+        found = super().find(what, start, end)
+        Counted.looked += (found if found >= 0 else len(self)) - start
+        return found
+
+
+@pytest.mark.parametrize("equal", [1, 2, 3, 400, 16000])
+def test_a_block_is_looked_through_once(equal: int) -> None:
+    """However many of its records are of one moment."""
+    lines = [
+        b'{"log":"line %d\\n","stream":"stdout","time":"2026-01-01T00:00:00.%09dZ"}\n' % (number, number // equal)
+        for number in range(16000)
+    ]
+    block = Counted(b"".join(lines))
+    Counted.looked = 0
+    pieces = list(_pieces(block, Selection()))
+    assert b"".join(piece.data for piece in pieces) == b"".join(b"line %d\n" % number for number in range(16000))
+    assert Counted.looked < 100 * len(block)
+    assert len(pieces) >= 16000 // equal
+
+
+def test_records_between_those_of_one_moment(tmp_path: Path) -> None:
+    """Not as we write them; all the same no line is lost, and the order is kept."""
+    records = b"".join(
+        b'{"log":"line %d\\n","stream":"%s","time":"2026-01-01T00:00:00Z"}\n'
+        % (number, (b"stdout", b"stderr")[number % 3 == 2])
+        for number in range(60)
+    )
+    pieces = list(_pieces(records, Selection()))
+    assert b"".join(piece.data for piece in pieces) == b"".join(b"line %d\n" % number for number in range(60))
+    assert {piece.kind for piece in pieces} == {1, 2}
+
+
+def test_an_entry_of_the_journal_may_be_of_any_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels do not make it vanish: what no datagram holds is passed as a memfd."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.settimeout(30)
+        monkeypatch.setattr(journald, "SOCKET", str(tmp_path / "socket"))
+        made = container(tmp_path / "c", "journald", labels="l")
+        made.image_id, made.labels = "", {"l": "x" * 20_000_000}
+        driver = journald.Journald(made)
+        assert driver.write(1, b"text\n", False, NO_MARKER) == 5 and not driver.stalled
+        data, descriptors, _, _ = socket.recv_fds(listener, 1 << 16, 1)
+        assert data == b"" and len(descriptors) == 1
+        with open(descriptors[0], "rb") as file:
+            file.seek(0)
+            content = file.read()
+        assert b"\nMESSAGE=text\n" in content and len(content) > 20_000_000
+        listener.close()
+        assert driver.write(1, b"more\n", False, NO_MARKER) == 0 and driver.stalled
+        driver.close()
 
 
 def test_reading_over_many_blocks(tmp_path: Path) -> None:

@@ -144,6 +144,58 @@ def test_a_walk_sees_everything_once_and_does_not_recurse(tmp_path: Path) -> Non
     assert len(seen) == len(set(seen)) == 3000 + 1 + 3
     assert seen[:3] == [b"a", b"a/one", b"d"] and seen[-1] == b"z"
     assert seen[-2] == b"/".join([b"d"] * 3000) + b"/f"
+    trees.remove_tree(str(tmp_path / "d"))  # pytest's own removal recurses
+
+
+def test_a_walk_goes_on_where_folders_are_moved_away(tmp_path: Path) -> None:
+    """What is beside them is not left out."""
+    (tmp_path / "top/a/b/c/d").mkdir(parents=True)
+    (tmp_path / "top/a/z").touch()
+    (tmp_path / "top/z").touch()
+    for moved in ("a/b/c/d", "a/b", "a"):
+        top = os.open(tmp_path / "top", os.O_PATH)
+        walk = trees.walk(top)
+        seen = [next(walk)[0] for _ in range(4)]
+        assert seen[-1] == b"a/b/c/d"
+        (tmp_path / "top" / moved).rename(tmp_path / "moved")
+        assert [path for path, *_ in walk] == [b"a/z", b"z"]
+        (tmp_path / "moved").rename(tmp_path / "top" / moved)
+        os.close(top)
+
+
+@AS_ROOT
+def test_a_walk_asks_before_it_enters_a_mount(tmp_path: Path) -> None:
+    for name in ("top/m/x", "top/n/x", "other/in"):
+        (tmp_path / name).mkdir(parents=True)
+    script = """
+import os, subprocess
+from teu.linux import trees
+top, other = sys.argv[1:]
+for name in ("m", "n"):
+    subprocess.run(["mount", "--bind", other, f"{top}/{name}"], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "none", f"{top}/n"], check=True)
+fd = os.open(top, os.O_PATH)
+same = trees.identity(os.open(other, os.O_PATH))
+print([path for path, *_ in trees.walk(fd, enter=lambda mount: trees.identity(mount) == same)])
+print([path for path, *_ in trees.walk(fd, mounts=False)])
+m, n = (os.open(f"{top}/{name}", os.O_PATH) for name in "mn")
+print(len({trees.mount_number(one) for one in (fd, m, n)}))
+"""
+    assert in_mount_namespace(script, tmp_path / "top", tmp_path / "other").splitlines() == [
+        "[b'm', b'm/in', b'n']", "[b'm', b'n']", "3",
+    ]  # fmt: skip
+
+
+def test_where_a_path_leads(tmp_path: Path) -> None:
+    (tmp_path / "root/a/b").mkdir(parents=True)
+    for link, target in (("root/l", "/a"), ("root/a/up", "../../../../x"), ("root/m", "l/b"), ("root/c", "c")):
+        (tmp_path / link).symlink_to(target)
+    root = os.open(tmp_path / "root", os.O_PATH)
+    for path, real in (
+        ("/", "/"), ("l/b/../nope/x", "/a/nope/x"), ("m", "/a/b"), ("l/up", "/x"), ("../..", "/"), ("c/d", "/c/d"),
+    ):  # fmt: skip
+        assert inside.real_path(root, path) == real
+    os.close(root)
 
 
 def test_a_walk_holds_no_descriptors(tmp_path: Path) -> None:

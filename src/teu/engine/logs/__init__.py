@@ -41,9 +41,10 @@ class Piece(NamedTuple):
 
 
 class Driver(Protocol):
+    stalled: bool  # the last write ended where it did because the log accepts no more at the moment
+
     def write(self, kind: int, data: bytes, final: bool, marker: Marker) -> int:
-        """Log the whole lines in data (all of it if final). The number of bytes that need not come again;
-        -n-1 when n bytes were logged and then the log stopped accepting."""
+        """Log the whole lines in data (all of it if final). The number of bytes that need not come again."""
 
     def rewind(self, position: int) -> None:
         """A write that began at this position may be incomplete: undo it."""

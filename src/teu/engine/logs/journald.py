@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING
 
 from teu.engine.container import timestamp
 from teu.engine.logs import FIELD_CHARACTERS, LINE_LIMIT, Piece, Selection, extra_attributes, tag, whole_lines
+from teu.systemd import journal
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
@@ -57,6 +58,7 @@ class Journald:
             clean = "".join(c if c in FIELD_CHARACTERS else "_" for c in name.upper()).lstrip("_0123456789")
             if clean:
                 fields.setdefault(clean, value)
+        self.stalled = False
         self.epoch = secrets.token_hex(16)
         self.ordinal = 0
         constant = b"".join(_field(name, value) for name, value in fields.items())
@@ -82,8 +84,9 @@ class Journald:
     def write(self, kind: int, data: bytes, final: bool, marker: Marker) -> int:
         count = whole_lines(data, final)
         sock = self._connected()
+        self.stalled = sock is None
         if sock is None:
-            return -1
+            return 0
         done = 0
         checksum = 0
         prefix = self._prefix[kind]
@@ -109,19 +112,13 @@ class Journald:
                     continue
                 entry += self._partial_fields(kind, whole, final and end == count)
             try:
-                sock.send(entry)
-            except (BlockingIOError, OSError) as error:
+                journal.send(sock, entry)
+            except OSError as error:
                 if not isinstance(error, BlockingIOError):
                     sock.close()
                     self._socket = None
-                    if (
-                        getattr(error, "errno", 0) == 90
-                    ):  # EMSGSIZE: cannot be sent this way; do not try for ever
-                        start = end + 1 if whole else end
-                        done = start
-                        continue
-                self.ordinal = ordinal
-                return -done - 1
+                self.stalled = True
+                break
             ordinal += 1
             self._note_partial(kind, whole)
             following = end + 1 if whole else end

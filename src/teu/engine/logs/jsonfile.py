@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from teu.engine.container import Container
     from teu.engine.stdio import Marker
 
+RUN_WINDOW = 4 << 10  # bytes in which more records of a run are looked for, at first
 BLOCK = 4 << 20
 RECORD_OVERHEAD = 75  # bytes of a record besides its line
 NAMES = {1: b"stdout", 2: b"stderr"}
@@ -67,6 +68,7 @@ class JsonFile:
         self.files = int(options.get("max-file") or ("5" if local else "1"))
         self.compress = options.get("compress", "true" if local else "false") == "true"
         self.path = log_path(container)
+        self.stalled = False
         self._file: int = -1
         self._size = 0
         self._compressor: threading.Thread | None = None
@@ -81,6 +83,7 @@ class JsonFile:
         return self._file
 
     def write(self, kind: int, data: bytes, final: bool, marker: Marker) -> int:
+        self.stalled = False
         count = whole_lines(data, final)
         if not count:
             return 0
@@ -107,7 +110,8 @@ class JsonFile:
         except OSError:
             os.ftruncate(file, self._size)  # a full disk: wait for room rather than log half a record
             marker.set(kind, 0, 0, 0)
-            return -1
+            self.stalled = True
+            return 0
         self._size += len(records)
         marker.set(kind, self._size + 1, count, zlib.crc32(data))
         with self.changed:
@@ -279,6 +283,7 @@ class JsonFile:
 
 def _pieces(block: bytes, selection: Selection) -> Iterator[Piece]:
     position = 0
+    runs = True
     while position < len(block):
         match = _RECORD.match(block, position)
         if match is None:
@@ -290,16 +295,15 @@ def _pieces(block: bytes, selection: Selection) -> Iterator[Piece]:
         text, stream, moment = match.groups()
         end = match.end()
         kind = KINDS[stream]
-        if text.endswith(b"\\n"):
-            # All records with this same end, as far as they follow one another.
+        if runs and text.endswith(b"\\n"):
             ending = block[match.end(1) - 2 : end]
-            last = block.rfind(ending, end)
-            if last > 0:
-                inner = block[match.start(1) : last]
-                joined = inner.replace(ending + b'{"log":"', b"\\n")
-                if b"\n" not in joined:
+            last = _last_of_run(block, end, ending)
+            if last:
+                joined = block[match.start(1) : last - len(ending)].replace(ending + b'{"log":"', b"\\n")
+                runs = b"\n" not in joined  # where others are in between, it is no file of ours
+                if runs:
                     text = joined + b"\\n"
-                    end = last + len(ending)
+                    end = last
         position = end
         if not (selection.stdout if kind == 1 else selection.stderr):
             continue
@@ -315,6 +319,20 @@ def _pieces(block: bytes, selection: Selection) -> Iterator[Piece]:
             else:
                 lines = prefix + lines
         yield Piece(kind, lines)
+
+
+def _last_of_run(block: bytes, start: int, ending: bytes) -> int:
+    """Where the records end that follow from `start` and have this same end: stream and moment; 0 where none has.
+
+    It looks little farther than such records go, so a whole block is looked through a few times at most."""
+    end = block.find(b"\n", start) + 1
+    if not block.endswith(ending, start, end):
+        return 0
+    window = RUN_WINDOW
+    while (found := block.rfind(ending, end, end + window)) >= 0:
+        end = found + len(ending)
+        window *= 2
+    return end
 
 
 def _odd(line: bytes, selection: Selection) -> Iterator[Piece]:

@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING
 
 from teu.engine import archive, users
-from teu.engine.errors import BadRequest, Forbidden
+from teu.engine.errors import BadRequest
 from teu.engine.http import Request, Response, empty, stream
 from teu.engine.router import route
 
@@ -43,27 +43,15 @@ def _path(request: Request) -> str:
 def put_archive(engine: Engine, request: Request, name: str) -> Response:
     container = engine.containers.get(name)
     path = _path(request)
-    if container.host_config["ReadonlyRootfs"] and not _on_writable_mount(container.mounts, path):
-        raise Forbidden("container rootfs is marked read-only")
-    if not _on_writable_mount(container.mounts, path) and _on_mount(container.mounts, path):
-        raise Forbidden("mounted volume is marked read-only")
     owner = None
     if request.query.flag("copyUIDGID") and container.config["User"]:
-        user = users.find(engine, container, container.config["User"])
+        with container.lock:  # a start may be mounting the root
+            user = users.find(engine, container, container.config["User"])
         owner = (user.uid, user.gid)
-    archive.unpack(
-        engine, container, path, request.body, not request.query.flag("noOverwriteDirNonDir"), owner, name
-    )  # fmt: skip
+    replace = not request.query.flag("noOverwriteDirNonDir")
+    archive.unpack(engine, container, path, request.body, replace, owner, name)
     container.event("extract-to-dir")
     return empty(200)
-
-
-def _on_mount(mounts: list[dict[str, object]], path: str) -> bool:
-    return any(path == mount["Destination"] or path.startswith(f"{mount['Destination']}/") for mount in mounts)
-
-
-def _on_writable_mount(mounts: list[dict[str, object]], path: str) -> bool:
-    return _on_mount([mount for mount in mounts if mount["RW"]], path)
 
 
 @route("GET", "/containers/{name}/export")
