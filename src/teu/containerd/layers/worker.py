@@ -75,9 +75,11 @@ def main(text: str) -> int:
     except MemoryError:
         answer = {"error": "internal", "message": "out of memory"}
     except OSError as error:
+        from teu.oci import tar
+
         kind = "full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "system"
         where = f": {error.filename}" if error.filename else ""
-        answer = {"error": kind, "message": f"{error.strerror or error}{where}"}
+        answer = {"error": kind, "message": tar.short(f"{error.strerror or error}{where}")}
     except (ValueError, OverflowError) as error:
         answer = {"error": "invalid", "message": str(error)}
     sys.stdout.write(json.dumps(answer))
