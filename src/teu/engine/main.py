@@ -19,11 +19,14 @@ from teu import __version__
 from teu import config as configuration
 from teu.engine.config import FILE, KEYS, LEVELS, check
 from teu.engine.errors import EngineError
+from teu.linux import memory
 from teu.linux.standard import open_what_is_closed
 from teu.systemd import journal, notify, stacks
 from teu.systemd.activation import listen_sockets
 
 log = logging.getLogger("teu.engine")
+
+ARENAS = 2  # of the C library's memory
 
 # Options of the command line that stand for keys of the file, and win over them.
 OPTIONS = (
@@ -154,6 +157,7 @@ def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
     from teu.engine.server import Server
 
     begun = time.monotonic()
+    memory.few_arenas(ARENAS)
     os.umask(0o022)
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
