@@ -33,6 +33,10 @@ class NotFound(EngineError):
     status = 404
 
 
+class TimedOut(EngineError):
+    status = 408
+
+
 class Conflict(EngineError):
     status = 409
 

@@ -3,18 +3,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import re
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs
 
 from teu.engine.departure import NOBODY, Departure
-from teu.engine.errors import BadRequest, TooLarge
+from teu.engine.errors import BadRequest, TimedOut, TooLarge
+from teu.engine.fields import FALSE, Object, loads, natural
 
 JSON_LIMIT = 16 << 20
-FALSE = ("", "0", "no", "false", "none")
+JSON_SECONDS = 300
+NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 class Query:
@@ -37,10 +43,9 @@ class Query:
         text = self.get(name)
         if text == "":
             return default
-        try:
-            return int(text)
-        except ValueError:
-            raise BadRequest(f"query parameter {name}: {text!r} is not a whole number") from None
+        if not NUMBER.fullmatch(text):
+            raise BadRequest(f"query parameter {name}: {text[:40]!r} is not a whole number")
+        return int(text)
 
     def filters(self, name: str = "filters") -> dict[str, list[str]]:
         """Both forms: {"label": ["a"]} and {"label": {"a": true}}."""
@@ -48,7 +53,7 @@ class Query:
         if not text:
             return {}
         try:
-            value = json.loads(text)
+            value = loads(text.encode())
             if not isinstance(value, dict):
                 raise ValueError
             result: dict[str, list[str]] = {}
@@ -74,6 +79,7 @@ class Request:
         body: io.RawIOBase | None = None,
         version: tuple[int, int] = (1, 45),
         departure: Departure = NOBODY,
+        hangup: Callable[[Callable[[], None]], contextlib.AbstractContextManager[threading.Event]] | None = None,
     ) -> None:
         self.method = method
         self.path = path
@@ -82,18 +88,27 @@ class Request:
         self.body: io.RawIOBase | io.BytesIO = body if body is not None else io.BytesIO()
         self.version = version
         self.departure = departure
+        self._hangup = hangup
+
+    def hangup(self, notice: Callable[[], None]) -> contextlib.AbstractContextManager[threading.Event]:
+        """While the context lasts: an event that is set when the client goes away, and `notice` is called then."""
+        return self._hangup(notice) if self._hangup else contextlib.nullcontext(threading.Event())
 
     def json(self, optional: bool = False) -> dict[str, Any]:
         """The body as a JSON object; empty is {} when optional."""
         kind = self.headers.get("content-type", "").split(";")[0].strip().lower()
+        if not kind and (self.headers.get("content-length", "0") != "0" or "transfer-encoding" in self.headers):
+            raise BadRequest("the Content-Type header is missing: a body must be 'application/json'")
         if kind and kind != "application/json":
             raise BadRequest(f"unsupported Content-Type header ({kind}): must be 'application/json'")
         chunks: list[bytes] = []
         size = 0
-        length = self.headers.get("content-length", "0")
-        if length.isdigit() and int(length) > JSON_LIMIT:  # said beforehand: not a byte of it is read
+        if self.length > JSON_LIMIT:  # said beforehand: not a byte of it is read
             raise TooLarge(f"the request body is larger than {JSON_LIMIT >> 20} MiB")
+        end = time.monotonic() + JSON_SECONDS
         while chunk := self.body.read(1 << 16):
+            if time.monotonic() > end:
+                raise TimedOut(f"the request body did not come within {JSON_SECONDS} seconds")
             size += len(chunk)
             if size > JSON_LIMIT:
                 raise TooLarge(f"the request body is larger than {JSON_LIMIT >> 20} MiB")
@@ -104,14 +119,23 @@ class Request:
                 return {}
             raise BadRequest("the request body is empty; a JSON object is expected")
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            value = loads(text)
+        except ValueError as error:
             raise BadRequest(_not_json(error)) from None
         if value is None:
             return {}
         if not isinstance(value, dict):
             raise BadRequest(f"the request body is a JSON {type(value).__name__}; an object is expected")
         return value
+
+    def decode(self, kind: Object, optional: bool = False) -> dict[str, Any]:
+        """The body as an object of this kind: what was given of its fields, with their types."""
+        return kind.read(self.json(optional))
+
+    @property
+    def length(self) -> int:
+        """What the client says that its body is long; 0 when it does not."""
+        return natural(self.headers.get("content-length", "0")[:20], 20) or 0
 
 
 def _not_json(error: Exception) -> str:
@@ -142,7 +166,10 @@ class Response:
         headers: dict[str, str] | None = None,
         chunks: Iterable[bytes] | None = None,
         hijack: Callable[[socket.socket, bytes], None] | None = None,
+        done: Callable[[], None] | None = None,
     ) -> None:
+        """`done` is called when the answer has ended, however it ended, and whether or not it began."""
+        self.done = done
         self.status = status
         self.body = body
         self.headers = headers or {}
@@ -153,7 +180,8 @@ class Response:
 
 
 def json_response(value: Any, status: int = 200) -> Response:
-    return Response(status, json.dumps(value, separators=(",", ":")).encode() + b"\n", "application/json")
+    data = json.dumps(value, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    return Response(status, data, "application/json")
 
 
 def empty(status: int = 204) -> Response:
@@ -164,8 +192,12 @@ def text(value: str, status: int = 200) -> Response:
     return Response(status, value.encode(), "text/plain; charset=utf-8")
 
 
-def stream(chunks: Iterable[bytes], content_type: str = "application/octet-stream") -> Response:
-    return Response(chunks=chunks, content_type=content_type)
+def stream(
+    chunks: Iterable[bytes],
+    content_type: str = "application/octet-stream",
+    done: Callable[[], None] | None = None,
+) -> Response:
+    return Response(chunks=chunks, content_type=content_type, done=done)
 
 
 def hijack(function: Callable[[socket.socket, bytes], None], content_type: str) -> Response:
@@ -183,7 +215,7 @@ def progress(items: Iterator[dict[str, Any]]) -> Response:
         try:
             item = first
             while item is not None:
-                yield json.dumps(item, separators=(",", ":")).encode() + b"\r\n"
+                yield json.dumps(item, allow_nan=False, separators=(",", ":")).encode() + b"\r\n"
                 item = next(items, None)
         except GeneratorExit:
             raise
@@ -191,9 +223,5 @@ def progress(items: Iterator[dict[str, Any]]) -> Response:
             log.debug("stream ended by an error", exc_info=True)
             message = str(error)
             yield json.dumps({"errorDetail": {"message": message}, "error": message}).encode() + b"\r\n"
-        finally:
-            close = getattr(items, "close", None)
-            if close:
-                close()
 
-    return Response(chunks=lines(), content_type="application/json")
+    return stream(lines(), "application/json", getattr(items, "close", None))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MODULES = ("system", "containers", "exec", "streams", "archive", "images", "networks", "volumes")
 
-_table: dict[str, list[tuple[re.Pattern[str], Handler]]] = {}
+_table: dict[str, list[tuple[re.Pattern[str], Handler, str]]] = {}
 
 
 class MethodNotAllowed(EngineError):
@@ -38,7 +38,7 @@ def route(method: str, pattern: str) -> Callable[[Handler], Handler]:
     )
 
     def register(handler: Handler) -> Handler:
-        _table.setdefault(method, []).append((re.compile(expression), handler))
+        _table.setdefault(method, []).append((re.compile(expression), handler, pattern))
         return handler
 
     return register
@@ -49,15 +49,20 @@ def load() -> None:
         importlib.import_module(f"teu.engine.routes.{name}")
 
 
-def find(method: str, path: str) -> tuple[Handler, dict[str, Any]]:
-    """The handler for a path and its arguments. Raises NotFound or MethodNotAllowed."""
+def find(method: str, path: str) -> tuple[Handler, str, dict[str, Any]]:
+    """The handler for a path, its pattern and its arguments. Raises NotFound or MethodNotAllowed."""
     if path == "/networks/":  # the one path that Docker serves with a slash at its end, too
         path = "/networks"
-    for pattern, handler in _table.get("GET" if method == "HEAD" else method, ()):
-        match = pattern.fullmatch(path)
+    for expression, handler, pattern in _table.get("GET" if method == "HEAD" else method, ()):
+        match = expression.fullmatch(path)
         if match:
-            return handler, {key: unquote(value) for key, value in match.groupdict().items()}
+            return handler, pattern, {key: unquote(value) for key, value in match.groupdict().items()}
     for other, entries in _table.items():
-        if other != method and any(pattern.fullmatch(path) for pattern, _ in entries):
+        if other != method and any(expression.fullmatch(path) for expression, _, _ in entries):
             raise MethodNotAllowed(f"method {method} is not served for {path}; {other} is")
     raise NotFound("page not found")
+
+
+def served() -> list[tuple[str, str]]:
+    """Methods and patterns of all routes."""
+    return [(method, pattern) for method, entries in _table.items() for _, _, pattern in entries]

@@ -8,6 +8,7 @@ takes a connection over ("upgrade: tcp" with 101, and the older bare 200).
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -18,16 +19,18 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import h11
 
 from teu import __version__
-from teu.engine import router
+from teu.engine import fields, router
 from teu.engine.departure import Departure
-from teu.engine.errors import BadRequest, EngineError, Unavailable
+from teu.engine.errors import BadRequest, EngineError, TimedOut, Unavailable
 from teu.engine.http import Request, Response
+from teu.linux import memory
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -44,7 +47,18 @@ PART_SECONDS, PART_QUIET_SECONDS = 30, 2  # for who sends on after a refusal
 PART_SIZE = 1 << 20
 STARTUP_SECONDS = 120
 
-_VERSION = re.compile(r"/v(\d+)\.(\d+)(/.*)")
+# How long a request's body may be silent, and what is left of one that nobody wanted.
+BODY_SECONDS = 120
+REST_SECONDS = 0.2
+# How long after the last client, and from how much more on, memory is given back.
+TRIM_SECONDS = 1
+TRIM_BYTES = 8 << 20
+
+_VERSION = re.compile(r"/v([0-9]+)\.([0-9]+)(/.*)")
+NO_LENGTH = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
+    b'{"message": "bad HTTP: the Content-Length is too long"}\n'
+)
 # Answered before the stores are up.
 _EARLY = ("/_ping",)
 
@@ -98,6 +112,16 @@ class _Connection:
             self.http.receive_data(self.socket.recv(READ_SIZE))
 
     def receive_data(self) -> bytes:
+        """The next part of the body; b"" at its end. A client that says nothing for long is not waited for."""
+        self.socket.settimeout(BODY_SECONDS)
+        try:
+            return self._next_data()
+        except TimeoutError:
+            raise TimedOut(f"the rest of the request's body did not come within {BODY_SECONDS} seconds") from None
+        finally:
+            self.socket.settimeout(None)
+
+    def _next_data(self) -> bytes:
         while True:
             event = self.next_event()
             if isinstance(event, h11.Data):
@@ -130,7 +154,7 @@ class _Connection:
         """Close the connection; the kernel resets it where bytes are unread, so a refusal's body is taken first,
         whatever its size: a client that is still sending would find a broken pipe in place of the answer."""
         try:
-            if self.http.their_state is h11.SEND_BODY:
+            if self.http.their_state is h11.SEND_BODY and not self.http.they_are_waiting_for_100_continue:
                 self.socket.shutdown(socket.SHUT_WR)
                 self.socket.settimeout(PART_QUIET_SECONDS)
                 until = time.monotonic() + PART_SECONDS
@@ -148,6 +172,9 @@ class _Connection:
         except h11.RemoteProtocolError as error:
             if self.http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
                 self._send(_error_response(error.error_status_hint or 400, f"bad HTTP: {error}"), False)
+            return False
+        except ValueError:  # h11 makes a number of any digits, and Python has a limit
+            self.socket.sendall(NO_LENGTH)
             return False
         if not isinstance(event, h11.Request):
             return False
@@ -175,11 +202,15 @@ class _Connection:
         finally:
             self.server.count(-verb)
         log.debug("%s %s %d in %.1f ms", method, target, response.status, (time.monotonic() - began) * 1000)
-        if response.hijack is not None:
-            self._hijack(response, upgrade)
-            return False
-        self._drain(body)
-        self._send(response, method == "HEAD")
+        try:
+            if response.hijack is not None:
+                self._hijack(response, upgrade)
+                return False
+            self._drain()
+            self._send(response, method == "HEAD")
+        finally:
+            if response.done is not None:
+                response.done()
         self.socket.settimeout(IDLE_SECONDS)
         return True
 
@@ -187,7 +218,7 @@ class _Connection:
         path, _, query = target.partition("?")
         version = API_VERSION
         if match := _VERSION.fullmatch(path):
-            version = (int(match[1]), int(match[2]))
+            version = (int(match[1][:9]), int(match[2][:9]))
             path = match[3]
             if version < API_MINIMUM:
                 raise BadRequest(
@@ -199,30 +230,48 @@ class _Connection:
                     f"client version {version_text(version)} is too new. Maximum supported API version is "
                     f"{version_text(API_VERSION)}"
                 )
-        handler, arguments = router.find(method, path)
+        handler, pattern, arguments = router.find(method, path)
         engine = self.server.engine
         if path not in _EARLY and not engine.ready.is_set():
             if engine.failure is None:
                 engine.ready.wait(STARTUP_SECONDS)
             if not engine.ready.is_set():
                 raise Unavailable(f"the engine is not up: {engine.failure or 'it is still starting'}")
-        request = Request(method, unquote(path), query, headers, body, version, Departure(self.gone))
+        request = Request(method, unquote(path), query, headers, body, version, Departure(self.gone), self._hangup)
+        fields.check_parameters(method, pattern, request.query.values)
         return handler(engine, request, **arguments)
 
-    def _drain(self, body: _Body) -> None:
-        """Read what has come of a body that nobody wanted, so that the connection can be used again if that is all.
-        The answer waits for no more of it: see `_part`."""
-        if self.http.they_are_waiting_for_100_continue:
-            return  # and sends nothing, when the answer comes in place of that
-        self.socket.settimeout(0.05)
+    def _drain(self) -> None:
+        """Read what is left of a small body, so that the connection can be used again. Nobody waits for what has not
+        come yet: the answer goes out first then, and the connection is not used again."""
+        end = time.monotonic() + REST_SECONDS
         try:
             for _ in range(16):
-                if self.http.their_state is not h11.SEND_BODY or not body.read(1 << 20):
-                    break
+                if self.http.their_state is not h11.SEND_BODY or self.http.they_are_waiting_for_100_continue:
+                    return
+                self.socket.settimeout(max(0.001, end - time.monotonic()))
+                self._next_data()
         except (h11.RemoteProtocolError, ConnectionError, TimeoutError):
-            pass
+            return
         finally:
             self.socket.settimeout(None)
+
+    @contextlib.contextmanager
+    def _hangup(self, notice: Callable[[], None]) -> Iterator[threading.Event]:
+        """An event that is set when the client goes away; `notice` is called then, in the pump's thread."""
+        gone = threading.Event()
+
+        def leaves(mask: int) -> None:
+            pump.unregister(descriptor)
+            gone.set()
+            notice()
+
+        pump, descriptor = self.server.engine.pump, self.socket.fileno()
+        pump.register(descriptor, select.EPOLLRDHUP, leaves)
+        try:
+            yield gone
+        finally:
+            pump.call(lambda: pump.unregister(descriptor))
 
     def _send(self, response: Response, head: bool) -> None:
         headers = [
@@ -316,6 +365,8 @@ class Server:
         self._closed = False
         self._active = 0  # verbs under way
         self._acceptors: list[threading.Thread] = []
+        self._trimming = False
+        self._trimmed = 0  # bytes resident after the last time
         self._closing = os.eventfd(0, os.EFD_CLOEXEC)
         self.last_activity = time.monotonic()
 
@@ -360,6 +411,26 @@ class Server:
             with self._lock:
                 self._connections.discard(sock)
                 self.last_activity = time.monotonic()
+                trim = not self._connections and not self._trimming
+                trim = trim and memory.resident() >= self._trimmed + TRIM_BYTES
+                self._trimming = self._trimming or trim
+            if trim:
+                timer = threading.Timer(TRIM_SECONDS, self._trim)
+                timer.daemon = True
+                timer.start()
+
+    def _trim(self) -> None:
+        """Soon after the last of many clients: what they needed goes back to the system, and what of it others had
+        still to let go of."""
+        before = memory.resident()
+        memory.trim()
+        while before - memory.resident() > TRIM_BYTES and not self._connections and not self._closed:
+            time.sleep(TRIM_SECONDS)
+            before = memory.resident()
+            memory.trim()
+        with self._lock:
+            self._trimming = False
+            self._trimmed = memory.resident()
 
     def idle_seconds(self) -> float:
         """How long nobody has been connected."""

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from teu.engine import router
+from teu.engine import server as server_module
 from teu.engine.errors import Conflict
 from teu.engine.http import Response, empty, hijack, json_response, progress, stream
 from teu.engine.server import Server
@@ -55,6 +56,18 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
                 SEEN["closed"] = True
 
         return stream(produce())
+
+    @router.route("GET", "/late")
+    def late(engine: Any, request: Any) -> Response:
+        def produce() -> Iterator[bytes]:
+            SEEN["begun"] = True
+            yield b""
+
+        SEEN["asked"].set()
+        SEEN["left"].wait(10)
+        return stream(produce(), done=SEEN["done"].set)
+
+    SEEN.update({name: threading.Event() for name in ("asked", "left", "done")})
 
     @router.route("GET", "/progress")
     def lines(engine: Any, request: Any) -> Response:
@@ -144,6 +157,55 @@ def test_errors(path: str) -> None:
     assert get(path, "/nowhere")[0] == 404
     assert get(path, "/empty", "DELETE")[0] == 405
     assert get(path, "/empty")[0] == 204
+
+
+def test_a_body_without_a_type_is_refused(path: str) -> None:
+    status, _, body = ask(path, b"POST /echo/a/end HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+    assert status == 400 and b"Content-Type" in body
+
+
+def test_errors_do_not_wait_for_the_body(path: str) -> None:
+    """Nothing of the body ever comes here."""
+    for head in (
+        b"POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n",
+        b"POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n",
+    ):
+        assert ask(path, head)[0] == 404
+    large = b"POST /echo/a/end HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1%s\r\n"
+    for digits, status in ((20, 413), (4000, 413), (5000, 400)):
+        assert ask(path, large % (b"0" * digits) + b"\r\n")[0] == status, digits
+        assert ask(path, large % (b"0" * digits) + b"Expect: 100-continue\r\n\r\n")[0] == status, digits
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "BODY_SECONDS", 0.2)
+    head = b"POST /echo/a/end HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{"
+    assert ask(path, head)[0] == 408
+
+
+def test_who_is_refused_in_the_middle_of_an_upload_reads_why(path: str) -> None:
+    size = 32 << 20
+    with connect(path) as sock:
+        sock.sendall(b"POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+        for _ in range(32):
+            sock.sendall(bytes(1 << 20))
+        assert sock.recv(65536).startswith(b"HTTP/1.1 404 ")
+
+
+def test_versions_of_many_digits(path: str) -> None:
+    status, _, body = get(path, f"/v{'1' * 5000}.24/empty")
+    assert status == 400 and b"too new" in body
+
+
+def test_an_answer_that_could_not_begin_has_an_end(path: str) -> None:
+    """Whoever left before the head of a stream leaves nothing open behind."""
+    with connect(path) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
+        sock.sendall(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert SEEN["asked"].wait(10)
+    SEEN["left"].set()
+    assert SEEN["done"].wait(10)
+    assert "begun" not in SEEN
 
 
 @pytest.mark.parametrize("body", [b"{", b"[1]", b'"x"', b"", b"\xff\xfe", b"[" * 100_000, b"nul"])
