@@ -12,6 +12,7 @@ import re
 import shlex
 from typing import Any
 
+from teu.engine import fields
 from teu.engine.errors import BadRequest
 
 
@@ -118,11 +119,10 @@ def _expose(config: dict[str, Any], text: str) -> None:
     for word in _expanded(text, _environment(config)).split():
         number, _, protocol = word.partition("/")
         first, _, last = number.partition("-")
-        if not first.isdigit() or (last and not last.isdigit()) or protocol not in ("", "tcp", "udp", "sctp"):
-            raise ValueError(f"{word!r} is not a port")
-        for port in range(int(first), int(last or first) + 1):
-            if not 0 < port < 65536:
-                raise ValueError(f"{word!r} is not a port")
+        low, high = fields.natural(first, 5), fields.natural(last or first, 5)
+        if not low or not high or high > 65535 or protocol not in ("", "tcp", "udp", "sctp"):
+            raise ValueError(f"{word[:100]!r} is not a port")
+        for port in range(low, high + 1):
             ports[f"{port}/{protocol or 'tcp'}"] = {}
     config["ExposedPorts"] = ports
 
@@ -161,7 +161,10 @@ def _healthcheck(config: dict[str, Any], text: str) -> None:
         name, _, value = words.pop(0)[2:].partition("=")
         if name not in names:
             raise ValueError(f"unknown option --{name}")
-        options[names[name]] = int(value) if name == "retries" else duration(value)
+        number = fields.natural(value) if name == "retries" else duration(value)
+        if number is None:
+            raise ValueError(f"{value[:100]!r} is no number of retries")
+        options[names[name]] = number
     if not words:
         raise ValueError("it needs CMD or NONE")
     kind, rest = words[0].upper(), " ".join(words[1:])
@@ -193,9 +196,9 @@ def duration(text: str) -> int:
     """Go's notation of a duration ("1m30s") in nanoseconds."""
     import re
 
-    parts = re.findall(r"([0-9.]+)(ns|us|µs|ms|s|m|h)", text)
+    parts = re.findall(r"([0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})(ns|us|µs|ms|s|m|h)", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(f"{text!r} is not a duration")
+        raise ValueError(f"{text[:100]!r} is not a duration")
     return int(sum(float(number) * _UNITS[unit] for number, unit in parts))
 
 

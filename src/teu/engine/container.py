@@ -165,7 +165,7 @@ class Container:
 
     def save(self, durable: bool = True) -> None:
         """Write the record. Nothing happens once the container is removed."""
-        data = json.dumps(self.record(), separators=(",", ":"))
+        data = json.dumps(self.record(), allow_nan=False, separators=(",", ":"))
         with self.engine.database.transaction(durable) as cursor:
             cursor.execute("UPDATE containers SET name=?, data=? WHERE id=?", (self.name, data, self.id))
 

@@ -77,7 +77,7 @@ class Containers:
 
     def add(self, container: Container) -> None:
         """Durable when it returns. Raises Conflict when the name is taken."""
-        data = json.dumps(container.record(), separators=(",", ":"))
+        data = json.dumps(container.record(), allow_nan=False, separators=(",", ":"))
         with self._lock:
             self._check_name(container.name)
             self._by_name[container.name] = container.id  # reserved before the slow write

@@ -33,13 +33,17 @@ OWNER_LABEL = "teu.container"
 def create(
     engine: Engine, body: dict[str, Any], name: str, platform: str | None, version: tuple[int, int]
 ) -> tuple[Container, list[str]]:
-    """The new container and warnings for the client, which speaks this version of the API."""
-    with hostconfig.well_formed("the request"):
-        config = hostconfig.clean_config(body)
-        host = hostconfig.clean_host_config(
-            body.get("HostConfig"), engine.config["log-driver"], engine.config["log-opts"]
-        )
+    """The new container and warnings for the client, which speaks this version of the API. `body` is a
+    fields.CONTAINER."""
+    warnings: list[str] = []
+    config = hostconfig.clean_config(body)
+    host = hostconfig.clean_host_config(
+        body.get("HostConfig"), engine.config["log-driver"], engine.config["log-opts"], warnings
+    )
     networking = body.get("NetworkingConfig")
+    if version < (1, 40) and not (body.get("HostConfig") or {}).get("IpcMode"):
+        host["IpcMode"] = "shareable"
+    host["Runtime"] = host["Runtime"] or body.get("Runtime") or ""
     if name:
         name = engine.containers.clean_name(name)
         engine.containers.check_name(name)
@@ -75,18 +79,20 @@ def create(
         },
     )
     _conflicts(body, host)
-    with hostconfig.well_formed("HostConfig"), _nothing_but_the_image_is_missing():
+    with _nothing_but_the_image_is_missing():
         spec.check(engine, container)
-    warnings = spec.warnings(container)
+        _join_by_id(engine, host)
+    hostconfig.discard(host, hostconfig.controllers(), warnings)
     if not platform:
         warnings += _of_another_platform(image)
+    if host["NetworkMode"] == "host" and host["PortBindings"]:
+        warnings.append("Published ports are discarded when using host network mode")
     with engine.containerd.making(identity), engine.volumes.promised(identity), contextlib.ExitStack() as undo:
         undo.enter_context(_nothing_but_the_image_is_missing())
         undo.callback(engine.networks.forget, container)
         engine.networks.check(container, networking, version, warnings)
         undo.callback(engine.volumes.release, identity, True)
-        with hostconfig.well_formed("HostConfig.Mounts"):
-            container.mounts = mounts.collect(engine, container, deep=version >= (1, 44))
+        container.mounts = mounts.collect(engine, container, deep=version >= (1, 44))
         prepare(engine, container, image)
         undo.callback(rootfs.remove_snapshot, engine, container)
         Path(container.directory).mkdir(parents=True, mode=0o710)
@@ -97,6 +103,13 @@ def create(
         undo.pop_all()
     container.event("create")
     return container, warnings
+
+
+def _join_by_id(engine: Engine, host: dict[str, Any]) -> None:
+    """A container whose namespaces are joined is the same one whatever it is called later."""
+    for key in ("IpcMode", "PidMode"):
+        if host[key].startswith("container:"):
+            host[key] = f"container:{engine.containers.get(host[key].partition(':')[2]).id}"
 
 
 @contextlib.contextmanager
@@ -167,6 +180,8 @@ def merge(config: dict[str, Any], image: dict[str, Any]) -> None:
     """What the image says counts where the client says nothing."""
     config["User"] = config["User"] or image.get("User") or ""
     config["WorkingDir"] = config["WorkingDir"] or image.get("WorkingDir") or ""
+    if config["WorkingDir"]:
+        config["WorkingDir"] = hostconfig.clean_path(config["WorkingDir"])
     if ports := image.get("ExposedPorts"):
         config["ExposedPorts"] = {**ports, **(config["ExposedPorts"] or {})}
     given = {entry.partition("=")[0] for entry in config["Env"] or ()}
@@ -180,7 +195,6 @@ def merge(config: dict[str, Any], image: dict[str, Any]) -> None:
             config["Entrypoint"] = image.get("Entrypoint")
     config["Volumes"] = {**(image.get("Volumes") or {}), **(config["Volumes"] or {})} or None
     config["StopSignal"] = config["StopSignal"] or image.get("StopSignal")
-    config["OnBuild"] = None
     health = image.get("Healthcheck")
     if health:
         mine = config["Healthcheck"] or {}

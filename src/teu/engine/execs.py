@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd, detach, spec, tasks, users
-from teu.engine.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.engine import containerd, detach, hostconfig, spec, tasks, users
+from teu.engine.errors import BadRequest, Conflict, NotFound
 from teu.engine.stdio import Hub
 from teu.linux import trees
 
@@ -33,12 +33,9 @@ class Exec:
         self.engine = engine
         self.container = container
         self.id = secrets.token_hex(32)
-        command = options.get("Cmd") or []
-        if isinstance(command, str):
-            command = [command]
-        if not command or not all(isinstance(word, str) for word in command):
+        self.command: list[str] = options.get("Cmd") or []
+        if not self.command:
             raise BadRequest("No exec command specified")
-        self.command: list[str] = command
         self.tty = bool(options.get("Tty"))
         self.stdin = bool(options.get("AttachStdin"))
         self.stdout = bool(options.get("AttachStdout"))
@@ -127,15 +124,11 @@ class Exec:
                 self.hub.begin()
             except Exception as error:
                 self.running = False
-                message = str(error)
-                lower = message.lower()
-                self.exit_code = (
-                    127 if "executable file not found" in lower or "no such file or directory" in lower else 126
-                )
+                self.exit_code = 126  # whatever it was, as with docker since 26
+                if isinstance(error, containerd.NotFound):
+                    raise Conflict(f"container {self.container.id} is not running") from None
                 if isinstance(error, containerd.Error):
-                    if "not found" in lower and "executable" not in lower and self.exit_code == 126:
-                        raise Conflict(f"container {self.container.id} is not running") from None
-                    raise (BadRequest(message) if self.exit_code == 127 else EngineError(message)) from None
+                    raise BadRequest(str(error)) from None
                 raise
 
     def exited(self, found: tasks.Exit) -> None:
@@ -238,8 +231,7 @@ def adopt(engine: Engine, container: Container) -> None:
 def create(engine: Engine, container: Container, options: dict[str, Any]) -> Exec:
     container.must_run()
     for entry in options.get("Env") or ():
-        if not isinstance(entry, str) or not entry or entry.startswith("="):
-            raise BadRequest(f"invalid environment variable: {entry}")
+        hostconfig.check_variable(entry)
     execution = Exec(engine, container, options)
     container.execs[execution.id] = execution
     container.event(f"exec_create: {' '.join(execution.command)}", execID=execution.id)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a client may say in Config and HostConfig: types, defaults, checks. Called by create and update.
 
-`clean_*` return a new object with every key that the API documents, so that later code need not ask
+`clean_*` return a new object with every key of the table (fields.py), so that later code need not ask
 whether a key is there. Unknown keys are dropped, as dockerd does.
 """
 
@@ -9,119 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import posixpath
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from teu.engine import netrequests
-from teu.engine.errors import BadRequest
+from teu.engine import fields, netrequests
+from teu.engine.errors import BadRequest, Conflict
 
 log = logging.getLogger("teu.engine")
-
-# key: (accepted types, default). A callable default is made anew; None stays None.
-_Table = dict[str, tuple[tuple[type, ...], Any]]
-_STRINGS = (list, str)
-
-CONFIG: _Table = {
-    "Hostname": ((str,), ""),
-    "Domainname": ((str,), ""),
-    "User": ((str,), ""),
-    "AttachStdin": ((bool,), False),
-    "AttachStdout": ((bool,), False),
-    "AttachStderr": ((bool,), False),
-    "ExposedPorts": ((dict,), None),
-    "Tty": ((bool,), False),
-    "OpenStdin": ((bool,), False),
-    "StdinOnce": ((bool,), False),
-    "Env": ((list,), None),
-    "Cmd": (_STRINGS, None),
-    "Healthcheck": ((dict,), None),
-    "ArgsEscaped": ((bool,), None),
-    "Image": ((str,), ""),
-    "Volumes": ((dict,), None),
-    "WorkingDir": ((str,), ""),
-    "Entrypoint": (_STRINGS, None),
-    "NetworkDisabled": ((bool,), None),
-    "MacAddress": ((str,), None),
-    "OnBuild": ((list,), None),
-    "Labels": ((dict,), dict),
-    "StopSignal": ((str,), None),
-    "StopTimeout": ((int,), None),
-    "Shell": (_STRINGS, None),
-}
-
-RESOURCES: _Table = {
-    "CpuShares": ((int,), 0),
-    "Memory": ((int,), 0),
-    "NanoCpus": ((int,), 0),
-    "CgroupParent": ((str,), ""),
-    "BlkioWeight": ((int,), 0),
-    "BlkioWeightDevice": ((list,), list),
-    "BlkioDeviceReadBps": ((list,), list),
-    "BlkioDeviceWriteBps": ((list,), list),
-    "BlkioDeviceReadIOps": ((list,), list),
-    "BlkioDeviceWriteIOps": ((list,), list),
-    "CpuPeriod": ((int,), 0),
-    "CpuQuota": ((int,), 0),
-    "CpuRealtimePeriod": ((int,), 0),
-    "CpuRealtimeRuntime": ((int,), 0),
-    "CpusetCpus": ((str,), ""),
-    "CpusetMems": ((str,), ""),
-    "Devices": ((list,), list),
-    "DeviceCgroupRules": ((list,), None),
-    "DeviceRequests": ((list,), None),
-    "MemoryReservation": ((int,), 0),
-    "MemorySwap": ((int,), 0),
-    "MemorySwappiness": ((int,), None),
-    "OomKillDisable": ((bool,), None),
-    "PidsLimit": ((int,), None),
-    "Ulimits": ((list,), list),
-}
-
-HOST_CONFIG: _Table = {
-    "Binds": ((list,), None),
-    "ContainerIDFile": ((str,), ""),
-    "LogConfig": ((dict,), dict),
-    "NetworkMode": ((str,), "default"),
-    "PortBindings": ((dict,), dict),
-    "RestartPolicy": ((dict,), dict),
-    "AutoRemove": ((bool,), False),
-    "VolumeDriver": ((str,), ""),
-    "VolumesFrom": ((list,), None),
-    "ConsoleSize": ((list,), lambda: [0, 0]),
-    "Annotations": ((dict,), None),
-    "CapAdd": ((list,), None),
-    "CapDrop": ((list,), None),
-    "CgroupnsMode": ((str,), ""),
-    "Dns": ((list,), list),
-    "DnsOptions": ((list,), list),
-    "DnsSearch": ((list,), list),
-    "ExtraHosts": ((list,), None),
-    "GroupAdd": ((list,), None),
-    "IpcMode": ((str,), ""),
-    "Cgroup": ((str,), ""),
-    "Links": ((list,), None),
-    "OomScoreAdj": ((int,), 0),
-    "PidMode": ((str,), ""),
-    "Privileged": ((bool,), False),
-    "PublishAllPorts": ((bool,), False),
-    "ReadonlyRootfs": ((bool,), False),
-    "SecurityOpt": ((list,), None),
-    "StorageOpt": ((dict,), None),
-    "Tmpfs": ((dict,), None),
-    "UTSMode": ((str,), ""),
-    "UsernsMode": ((str,), ""),
-    "ShmSize": ((int,), 64 << 20),
-    "Sysctls": ((dict,), None),
-    "Runtime": ((str,), ""),
-    "Isolation": ((str,), ""),
-    "Mounts": ((list,), None),
-    "MaskedPaths": ((list,), None),
-    "ReadonlyPaths": ((list,), None),
-    "Init": ((bool,), None),
-    **RESOURCES,
-}
 
 LOG_DRIVERS = ("journald", "json-file", "local", "none")
 LOG_OPTIONS = {
@@ -131,53 +30,21 @@ LOG_OPTIONS = {
     "none": set(),
 }
 COMMON_LOG_OPTIONS = {"mode", "max-buffer-size"}
+BLOCK_LIMITS = (
+    "BlkioWeightDevice", "BlkioDeviceReadBps", "BlkioDeviceWriteBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteIOps",
+)  # fmt: skip
+ULIMITS = (
+    "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
+    "rttime", "sigpending", "stack",
+)  # fmt: skip
+# Of a container, in characters: they are in each of its events.
+LABELS_LIMIT = 1 << 20
 MINIMUM_MEMORY = 6 << 20
 MINIMUM_HEALTH = 1_000_000  # 1 ms in nanoseconds
 
 _IPC_MODES = ("none", "private", "shareable", "host")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)i?b?", re.IGNORECASE)
-
-
-def _clean(value: dict[str, Any], table: _Table, what: str) -> dict[str, Any]:
-    # Go's decoder matches keys without regard to case.
-    lower = {key.lower(): key for key in value} if any(key not in table for key in value) else {}
-    result: dict[str, Any] = {}
-    for key, (types, default) in table.items():
-        given = value.get(key)
-        if given is None and lower:
-            given = value.get(lower.get(key.lower(), key))
-        if given is None:
-            result[key] = default() if callable(default) else default
-            continue
-        if not isinstance(given, types) or (isinstance(given, bool) and bool not in types):
-            raise BadRequest(
-                f"{what}.{key}: {_kind(given)} was given, {' or '.join(_NAMES[t] for t in types)} is expected"
-            )
-        if isinstance(given, int) and not -(1 << 63) <= given < 1 << 63:
-            raise BadRequest(f"{what}.{key}: {given} does not fit a 64-bit number")
-        if types is _STRINGS and isinstance(given, str):
-            given = [given]
-        if isinstance(given, list) and key not in _OBJECTS:
-            for item in given:
-                if not isinstance(item, int if key == "ConsoleSize" else str):
-                    raise BadRequest(f"{what}.{key}: {_kind(item)} is not a valid element")
-        result[key] = dict(sorted(given.items())) if isinstance(given, dict) and key in _MAPS else given
-    return result
-
-
-# Shown in the order of their keys, whatever the order they came in.
-_MAPS = {"Annotations", "ExposedPorts", "Labels", "PortBindings", "StorageOpt", "Sysctls", "Tmpfs", "Volumes"}
-_OBJECTS = {
-    "Mounts", "Devices", "DeviceRequests", "Ulimits", "BlkioWeightDevice", "BlkioDeviceReadBps",
-    "BlkioDeviceWriteBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteIOps",
-}  # fmt: skip
-_NAMES: dict[type, str] = {
-    str: "a string",
-    int: "a whole number",
-    bool: "true or false",
-    list: "a list",
-    dict: "an object",
-}
+_PID_MODES = ("", "private", "host")
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([kmgtp]?)i?b?", re.IGNORECASE)
 
 
 @contextlib.contextmanager
@@ -190,48 +57,60 @@ def well_formed(what: str) -> Iterator[None]:
         raise BadRequest(f"{what} is malformed: {type(error).__name__}: {error}") from None
 
 
-def _kind(value: Any) -> str:
-    return _NAMES.get(type(value), type(value).__name__)
-
-
 def clean_config(value: dict[str, Any]) -> dict[str, Any]:
-    config = _clean(value, CONFIG, "Config")
+    config = fields.CONFIG.filled(fields.CONFIG.read(value))
     for entry in config["Env"] or ():
-        if not entry or entry.startswith("="):
-            raise BadRequest(f"invalid environment variable: {entry}")
+        check_variable(entry)
     if config["StopSignal"]:
         signal_number(config["StopSignal"])
-    for key, label in config["Labels"].items():
-        if not isinstance(label, str):
-            raise BadRequest(f"Config.Labels.{key}: {_kind(label)} was given, a string is expected")
     check_health(config["Healthcheck"])
-    if config["WorkingDir"] and not config["WorkingDir"].startswith("/"):
-        raise BadRequest(f"the working directory '{config['WorkingDir']}' is invalid, it needs to be an absolute path")
+    if config["WorkingDir"]:
+        if not config["WorkingDir"].startswith("/"):
+            raise BadRequest(
+                f"the working directory '{config['WorkingDir']}' is invalid, it needs to be an absolute path"
+            )
+        config["WorkingDir"] = clean_path(config["WorkingDir"])
     if len(config["Hostname"]) > 63:
         raise BadRequest(f"invalid hostname format: {config['Hostname']}: more than 63 characters")
+    size_of_labels = sum(len(key) + len(label) for key, label in config["Labels"].items())
+    if size_of_labels > LABELS_LIMIT:
+        raise BadRequest(
+            f"Labels: {size_of_labels} characters are more than a container can be described with ({LABELS_LIMIT});"
+            " put what is that large into a file or a volume"
+        )
     return config
+
+
+def check_variable(entry: str) -> None:
+    if not entry or entry.startswith("="):
+        raise BadRequest(f"invalid environment variable: {entry}")
+
+
+def clean_path(path: str) -> str:
+    """An absolute path without what says nothing: /tmp for /tmp/, //tmp and /var/../tmp."""
+    return "/" + posixpath.normpath(path).lstrip("/")
 
 
 def check_health(health: dict[str, Any] | None) -> None:
     if not health:
         return
     test = health.get("Test")
-    if test is not None and (not isinstance(test, list) or not all(isinstance(word, str) for word in test)):
-        raise BadRequest("Config.Healthcheck.Test: a list of strings is expected")
     if test and test[0] not in ("NONE", "CMD", "CMD-SHELL", ""):
         raise BadRequest(f"Unknown healthcheck type '{test[0]}' (expected 'CMD')")
     for key in ("Interval", "Timeout", "StartPeriod", "StartInterval"):
         value = health.get(key) or 0
-        if not isinstance(value, int) or value and value < MINIMUM_HEALTH:
+        if value and value < MINIMUM_HEALTH:
             raise BadRequest(f"{key} in Healthcheck cannot be less than 1ms")
     if (health.get("Retries") or 0) < 0:
         raise BadRequest("Retries in Healthcheck cannot be negative")
 
 
-def clean_host_config(value: dict[str, Any] | None, log_driver: str, log_options: dict[str, str]) -> dict[str, Any]:
-    if value is not None and not isinstance(value, dict):
-        raise BadRequest(f"HostConfig: {_kind(value)} was given, an object is expected")
-    host = _clean(value or {}, HOST_CONFIG, "HostConfig")
+def clean_host_config(
+    value: dict[str, Any] | None, log_driver: str, log_options: dict[str, str], warnings: list[str] | None = None
+) -> dict[str, Any]:
+    """`warnings` gets a sentence for each thing that a client asked for in vain."""
+    warnings = [] if warnings is None else warnings
+    host = fields.HOST_CONFIG.filled(fields.HOST_CONFIG.read(value, "HostConfig"))
     if host["NetworkMode"] in ("", "default"):
         host["NetworkMode"] = "bridge"
     if host["ShmSize"] < 0:
@@ -241,24 +120,23 @@ def clean_host_config(value: dict[str, Any] | None, log_driver: str, log_options
     kind = logs.get("Type") or log_driver
     options = logs.get("Config") or {}
     if kind == log_driver and not logs.get("Type"):
-        options = {**log_options, **options}
+        options = {**log_options, **_log_options_of_the_default(kind, options, warnings)}
     check_logs(kind, options)
     host["LogConfig"] = {"Type": kind, "Config": dict(sorted(options.items()))}
     host["RestartPolicy"] = check_restart_policy(host["RestartPolicy"], host["AutoRemove"])
     check_resources(host)
     host["IpcMode"] = host["IpcMode"] or "private"
     host["CgroupnsMode"] = host["CgroupnsMode"] or "private"
-    _choice(host, "CgroupnsMode", ("private", "host"))
-    if not host["IpcMode"].startswith("container:") and host["IpcMode"] not in _IPC_MODES:
-        raise BadRequest(f"invalid IPC mode: {host['IpcMode']}")
-    if not host["PidMode"].startswith("container:") and host["PidMode"] not in ("", "host", "private"):
-        raise BadRequest(f"invalid PID mode: {host['PidMode']}")
+    if host["CgroupnsMode"] not in ("private", "host"):
+        raise BadRequest(f"invalid cgroup namespace mode: {host['CgroupnsMode']}; there are private and host")
+    for key, what, modes in (("IpcMode", "IPC", _IPC_MODES), ("PidMode", "PID", _PID_MODES)):
+        kind, _, joined = host[key].partition(":")
+        if not (joined if kind == "container" else host[key] in modes):
+            raise BadRequest(f"invalid {what} mode: {host[key]}")
     if host["UTSMode"] not in ("", "host"):
         raise BadRequest(f"invalid UTS mode: {host['UTSMode']}")
     if "" in (host["Annotations"] or {}):
         raise BadRequest("invalid Annotations: the empty string is not permitted as an annotation key")
-    _choice(host, "UsernsMode", ("", "host"))
-    _choice(host, "Isolation", ("", "default"))
     for path in (host["MaskedPaths"] or []) + (host["ReadonlyPaths"] or []):
         if not path.startswith("/"):
             raise BadRequest(f"HostConfig: {path!r} is to be masked, but is not an absolute path")
@@ -269,32 +147,45 @@ def clean_host_config(value: dict[str, Any] | None, log_driver: str, log_options
             f'could not select device driver "{wanted.get("Driver") or ""}" with capabilities: '
             f"{wanted.get('Capabilities') or []}"
         )
-    if host["StorageOpt"]:
-        raise BadRequest("--storage-opt is not supported by the overlayfs snapshotter")
+    if host["CpuPercent"]:
+        warnings.append("CpuPercent is a limit of Windows: it is discarded")
+        host["CpuPercent"] = 0
     return host
 
 
-def _choice(host: dict[str, Any], key: str, values: tuple[str, ...]) -> None:
-    if host[key] not in values:
-        names = ", ".join(repr(value) for value in values if value)
-        raise BadRequest(f"HostConfig.{key}: {host[key]!r} is not one of {names}")
+def _log_options_of_the_default(driver: str, options: dict[str, str], warnings: list[str]) -> dict[str, str]:
+    """Options without a driver were often written for another daemon's default one. What another driver of ours would
+    take is left out, and said."""
+    others = set().union(*LOG_OPTIONS.values())
+    kept = {}
+    for key, value in options.items():
+        if key in LOG_OPTIONS[driver] | COMMON_LOG_OPTIONS or key not in others:
+            kept[key] = value
+        else:
+            drivers = " or ".join(name for name, known in LOG_OPTIONS.items() if key in known)
+            warnings.append(f"log opt '{key}' is discarded: the log driver is {driver}, and only {drivers} has it")
+    return kept
 
 
 def check_logs(kind: str, options: dict[str, str]) -> None:
     if kind not in LOG_DRIVERS:
         raise BadRequest(f"logger: no log driver named '{kind}' is registered")
-    for key, value in options.items():
+    for key in options:
         if key not in LOG_OPTIONS[kind] | COMMON_LOG_OPTIONS:
             raise BadRequest(f"unknown log opt '{key}' for {kind} log driver")
-        if not isinstance(value, str):
-            raise BadRequest(f"log opt '{key}': a string is expected")
+    if options.get("mode", "blocking") != "blocking":
+        if options["mode"] != "non-blocking":
+            raise BadRequest(f"logger: logging mode not supported: {options['mode']}; there is blocking")
+        raise BadRequest("logger: mode=non-blocking is not supported; leave it out, and output waits for its log")
+    if "max-buffer-size" in options:
+        raise BadRequest("logger: max-buffer-size belongs to mode=non-blocking, which is not supported; leave it out")
     if "max-size" in options and options["max-size"] != "-1":
         size(options["max-size"], "max-size")
-    if "max-file" in options and (not options["max-file"].isdigit() or int(options["max-file"]) < 1):
+    if "max-file" in options and not fields.natural(options["max-file"]):
         raise BadRequest("max-file cannot be less than 1")
 
 
-def check_restart_policy(policy: dict[str, Any], auto_remove: bool) -> dict[str, Any]:
+def check_restart_policy(policy: dict[str, Any], auto_remove: bool, verb: str = "create") -> dict[str, Any]:
     name = policy.get("Name") or "no"
     count = policy.get("MaximumRetryCount") or 0
     if name not in ("no", "always", "on-failure", "unless-stopped"):
@@ -302,11 +193,13 @@ def check_restart_policy(policy: dict[str, Any], auto_remove: bool) -> dict[str,
             f"invalid restart policy: unknown policy '{name}'; use one of 'no', 'always', 'on-failure', or"
             " 'unless-stopped'"
         )
-    if not isinstance(count, int) or count < 0:
+    if count < 0:
         raise BadRequest("invalid restart policy: maximum retry count cannot be negative")
     if count and name != "on-failure":
         raise BadRequest("invalid restart policy: maximum retry count can only be used with 'on-failure'")
     if auto_remove and name != "no":
+        if verb == "update":
+            raise Conflict("Restart policy cannot be updated because AutoRemove is enabled for the container")
         raise BadRequest("can't create 'AutoRemove' container with restart policy")
     return {"Name": name, "MaximumRetryCount": count}
 
@@ -323,6 +216,8 @@ def check_resources(host: dict[str, Any]) -> None:
         raise BadRequest("Minimum memoryswap limit should be larger than memory limit, see usage")
     if memory and swap == 0:
         host["MemorySwap"] = memory * 2
+    if 0 < host["MemoryReservation"] < MINIMUM_MEMORY:
+        raise BadRequest("Minimum memory reservation allowed is 6MB")
     if 0 < memory < host["MemoryReservation"]:
         raise BadRequest("Minimum memory limit can not be less than memory reservation limit, see usage")
     swappiness = host["MemorySwappiness"]
@@ -341,13 +236,107 @@ def check_resources(host: dict[str, Any]) -> None:
         raise BadRequest("CPU cfs quota can not be less than 1ms (i.e. 1000)")
     if host["BlkioWeight"] and not 10 <= host["BlkioWeight"] <= 1000:
         raise BadRequest("Range of blkio weight is from 10 to 1000")
-    for entry in host["Ulimits"]:
-        if not isinstance(entry, dict) or not isinstance(entry.get("Name"), str):
-            raise BadRequest("HostConfig.Ulimits: objects with Name, Soft and Hard are expected")
-        if not isinstance(entry.get("Soft", 0), int) or not isinstance(entry.get("Hard", 0), int):
-            raise BadRequest(f"ulimit {entry['Name']}: Soft and Hard are whole numbers")
+    for key in BLOCK_LIMITS:
+        for number, entry in enumerate(host[key] or ()):
+            if not entry.get("Path"):
+                raise BadRequest(f"HostConfig.{key}[{number}].Path must name a block device")
+    for number, entry in enumerate(host["Ulimits"] or ()):
+        name = entry.get("Name", "")
+        if name.lower() not in ULIMITS:
+            raise BadRequest(f"HostConfig.Ulimits[{number}].Name must be one of {', '.join(ULIMITS)}, not '{name}'")
+        soft, hard = entry.get("Soft", 0), entry.get("Hard", 0)
+        if hard != -1 and (soft > hard or soft == -1):
+            raise BadRequest(f"ulimit {name}: the soft limit {soft} is above the hard limit {hard}")
     if not -1000 <= host.get("OomScoreAdj", 0) <= 1000:
         raise BadRequest(f"Invalid value {host['OomScoreAdj']}, range for oom score adj is [-1000, 1000]")
+
+
+def controllers() -> set[str]:
+    """The cgroup controllers that this machine has."""
+    try:
+        return set(Path("/sys/fs/cgroup/cgroup.controllers").read_text().split())
+    except OSError:
+        return set()
+
+
+def _swap_is_limited() -> bool:
+    """The kernel counts swap for cgroups (swapaccount=0 and small machines' kernels do not)."""
+    return any(Path(f"/sys/fs/cgroup/{name}/memory.swap.max").exists() for name in ("system.slice", "init.scope", "."))
+
+
+# Fields of a limit, the controller that it needs, and what it is called in warnings.
+LIMITS = (
+    (("Memory", "MemorySwap"), "memory", "the memory limit"),
+    (("MemoryReservation",), "memory", "the memory reservation"),
+    (("PidsLimit",), "pids", "the limit of processes"),
+    (("CpuShares",), "cpu", "the CPU shares"),
+    (("CpuPeriod", "CpuQuota"), "cpu", "the CPU period and quota"),
+    (("CpusetCpus", "CpusetMems"), "cpuset", "the set of CPUs or memory nodes"),
+    (("BlkioWeight",), "io", "the block I/O weight"),
+    (("BlkioWeightDevice",), "io", "the block I/O weight of devices"),
+    (("BlkioDeviceReadBps",), "io", "the limit of bytes read from devices"),
+    (("BlkioDeviceWriteBps",), "io", "the limit of bytes written to devices"),
+    (("BlkioDeviceReadIOps",), "io", "the limit of reads from devices"),
+    (("BlkioDeviceWriteIOps",), "io", "the limit of writes to devices"),
+)
+
+
+def discard(host: dict[str, Any], present: set[str], warnings: list[str]) -> None:
+    """Limits that this machine cannot hold are taken out of `host` with a warning each, as a container without them is
+    better than none. Raises BadRequest for a number of CPUs, which is refused then, as by docker, and for CPUs that
+    are not there."""
+    if host["NanoCpus"] and "cpu" not in present:
+        raise BadRequest(
+            "NanoCpus: this machine has no cgroup controller for cpu; leave the number of CPUs out"
+        )
+    if host["NanoCpus"] > (os.cpu_count() or 1) * 10**9:
+        raise BadRequest(
+            f"NanoCpus: {host['NanoCpus'] / 10**9:g} CPUs are asked for, and this machine has {os.cpu_count()}"
+        )
+    for keys, controller, what in LIMITS:
+        given = [key for key in keys if host[key] and (not isinstance(host[key], int) or host[key] > 0)]
+        if controller in present or not given:
+            continue
+        warnings.append(f"{what} is discarded: this machine has no cgroup controller for {controller}")
+        for key in keys:
+            host[key] = fields.RESOURCES.fields[key].fresh()
+        if "Memory" in keys:
+            host["MemorySwap"] = -1
+    if host["Memory"] and host["MemorySwap"] != -1 and not _swap_is_limited():
+        warnings.append("the limit of swap is discarded: this machine's kernel does not count swap for cgroups")
+        host["MemorySwap"] = -1
+    if host["MemorySwappiness"] is not None:
+        warnings.append("MemorySwappiness is discarded: there is none with cgroup v2")
+        host["MemorySwappiness"] = None
+    if host["OomKillDisable"]:
+        warnings.append("OomKillDisable is discarded: the OOM killer cannot be turned off with cgroup v2")
+        host["OomKillDisable"] = False
+    for key, file in (("CpusetCpus", "cpuset.cpus.effective"), ("CpusetMems", "cpuset.mems.effective")):
+        if host[key]:
+            _check_set(key, host[key], file)
+
+
+def _check_set(key: str, text: str, file: str) -> None:
+    wanted = _numbers(text)
+    if wanted is None:
+        raise BadRequest(f"Invalid value {text} for {key}: it is like 0-2,7")
+    try:
+        there = Path("/sys/fs/cgroup", file).read_text().strip()
+    except OSError:
+        return
+    if not wanted <= (_numbers(there) or set()):
+        raise BadRequest(f"{key}: {text} is asked for, and this machine has {there}")
+
+
+def _numbers(text: str) -> set[int] | None:
+    """ "0-2,7" as a set; None for what is no such list."""
+    result: set[int] = set()
+    for part in text.strip().split(","):
+        match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part.strip(), re.ASCII)
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            return None
+        result.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return result
 
 
 def size(text: str, what: str) -> int:
@@ -362,11 +351,11 @@ def signal_number(text: str) -> int:
     """ "TERM", "SIGTERM", "15", "RTMIN+3" as a number."""
     name = text.strip().upper()
     if name.isdigit():
-        if 0 < int(name) < signal.NSIG:
+        if 0 < (fields.natural(name) or 0) < signal.NSIG:
             return int(name)
     else:
         name = name.removeprefix("SIG")
-        match = re.fullmatch(r"RTM(IN|AX)(?:([+-])(\d+))?", name)
+        match = re.fullmatch(r"RTM(IN|AX)(?:([+-])([0-9]{1,3}))?", name)
         if match:
             base = int(signal.SIGRTMIN if match[1] == "IN" else signal.SIGRTMAX)
             number = base + int(f"{match[2] or '+'}{match[3] or 0}")
@@ -374,7 +363,7 @@ def signal_number(text: str) -> int:
                 return number
         elif hasattr(signal, f"SIG{name}"):
             return int(getattr(signal, f"SIG{name}"))
-    raise BadRequest(f"invalid signal: {text}")
+    raise BadRequest(f"invalid signal: {text[:100]}")
 
 
 def runtime_name(name: str, default: str, configured: dict[str, Any]) -> str:

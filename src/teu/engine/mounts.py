@@ -32,7 +32,15 @@ PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
 PARTS = ".parts"
 # Runtimes that know the mount option rro.
 RECURSIVE_READ_ONLY = ("io.containerd.teu.v2", "io.containerd.runc.v2")
-MODES = ("ro", "rw", "z", "Z", "nocopy", "consistent", "cached", "delegated", "volume-nocopy")
+# What the third part of -v may have: one of each line.
+MODES = (
+    ("ro", "rw"),
+    ("z", "Z"),  # labels of SELinux, which nothing of ours confines containers by
+    ("nocopy", "volume-nocopy"),
+    ("consistent", "cached", "delegated"),  # macOS
+    PROPAGATIONS,
+)
+OPTIONS_OF = {"BindOptions": "bind", "VolumeOptions": "volume", "TmpfsOptions": "tmpfs"}
 
 
 def _destination(path: str, text: str, kind: str) -> str:
@@ -47,16 +55,12 @@ def _destination(path: str, text: str, kind: str) -> str:
 
 def _modes(text: str) -> tuple[bool, str, bool]:
     """read-write, propagation, nocopy of the third part of -v."""
-    readonly, propagation, nocopy = False, "", False
-    for word in filter(None, text.split(",")):
-        if word in PROPAGATIONS:
-            propagation = word
-        elif word in MODES:
-            readonly = readonly or word == "ro"
-            nocopy = nocopy or word in ("nocopy", "volume-nocopy")
-        else:
-            raise BadRequest(f"invalid mode: {text}")
-    return not readonly, propagation, nocopy
+    words = [word for word in text.split(",") if word]
+    chosen = [[word for word in words if word in line] for line in MODES]
+    if sum(map(len, chosen)) < len(words) or any(len(found) > 1 for found in chosen):
+        raise BadRequest(f"invalid mode: {text}")
+    access, _, copying, _, propagation = chosen
+    return access != ["ro"], "".join(propagation), bool(copying)
 
 
 def _bind(source: str, destination: str, mode: str, writable: bool, propagation: str) -> dict[str, Any]:
@@ -138,7 +142,12 @@ def _from_bind(engine: Engine, container: Container, text: str) -> dict[str, Any
     mode = parts[2] if len(parts) == 3 else ""
     writable, propagation, nocopy = _modes(mode)
     destination = _destination(parts[1], text, "bind" if parts[0].startswith("/") else "volume")
-    if parts[0].startswith("/"):
+    kind, foreign = ("bind", nocopy and "nocopy") if parts[0].startswith("/") else ("volume", propagation)
+    if foreign:
+        raise BadRequest(
+            f"invalid volume specification: '{text}': invalid mount config for type \"{kind}\": {foreign} is not for it"
+        )
+    if kind == "bind":
         point = _bind(posixpath.normpath(parts[0]), destination, mode, writable, propagation)
         point["Options"] = {"create": True}
         return _of_the_engine(engine, point, propagation)
@@ -169,17 +178,19 @@ def host_driver(container: Container) -> str:
     return str(container.host_config.get("VolumeDriver") or "local")
 
 
-def _from_mount(engine: Engine, container: Container, entry: Any) -> dict[str, Any]:
-    if not isinstance(entry, dict):
-        raise BadRequest("HostConfig.Mounts: a list of objects is expected")
+def _from_mount(engine: Engine, container: Container, entry: dict[str, Any]) -> dict[str, Any]:
     kind = entry.get("Type") or "volume"
-    source = str(entry.get("Source") or "")
-    target = str(entry.get("Target") or "")
+    source, target = entry.get("Source", ""), entry.get("Target", "")
     readonly = bool(entry.get("ReadOnly"))
 
     def bad(text: str) -> BadRequest:
         return BadRequest(f'invalid mount config for type "{kind}": {text}')
 
+    if kind not in OPTIONS_OF.values():
+        raise bad("mount type unknown; there are bind, volume and tmpfs")
+    for key in entry:
+        if key.endswith("Options") and OPTIONS_OF.get(key) != kind:
+            raise bad(f"{key} must not be specified on this type")
     if not target:
         raise bad("field Target must not be empty")
     if not target.startswith("/"):
@@ -216,7 +227,7 @@ def _from_mount(engine: Engine, container: Container, entry: Any) -> dict[str, A
         driver = options.get("DriverConfig") or {}
         if readonly and not source:
             raise bad("must not set ReadOnly mode when using anonymous volumes")
-        subpath = str(options.get("Subpath") or "")
+        subpath = options.get("Subpath") or ""
         if subpath and (subpath.startswith("/") or ".." in posixpath.normpath(subpath).split("/")):
             raise bad("subpath must be a relative path within the volume")
         volume = engine.volumes.ensure(
@@ -233,22 +244,24 @@ def _from_mount(engine: Engine, container: Container, entry: Any) -> dict[str, A
             "subpath": subpath,
         }
         return point
-    if kind == "tmpfs":
-        if source:
-            raise bad("field Source must not be specified")
-        options = entry.get("TmpfsOptions") or {}
-        words = [f"size={options['SizeBytes']}"] if options.get("SizeBytes") else []
-        words += [f"mode={options['Mode']:o}"] if options.get("Mode") else []
-        return {
-            "Type": "tmpfs",
-            "Source": "",
-            "Destination": destination,
-            "Mode": "",
-            "RW": not readonly,
-            "Propagation": "",
-            "Options": {"tmpfs": words},
-        }
-    raise bad("mount type unknown; there are bind, volume and tmpfs")
+    if source:
+        raise bad("field Source must not be specified")
+    options = entry.get("TmpfsOptions") or {}
+    if options.get("SizeBytes", 0) < 0:
+        raise bad(f"the size of a tmpfs is a number of bytes, and not {options['SizeBytes']}")
+    words = [f"size={options['SizeBytes']}"] if options.get("SizeBytes") else []
+    words += [f"mode={options['Mode']:o}"] if options.get("Mode") else []
+    for option in options.get("Options") or ():
+        words.append("=".join(option or ()))
+    return {
+        "Type": "tmpfs",
+        "Source": "",
+        "Destination": destination,
+        "Mode": "",
+        "RW": not readonly,
+        "Propagation": "",
+        "Options": {"tmpfs": _tmpfs_options(",".join(words))},
+    }
 
 
 def _from_container(engine: Engine, container: Container, entry: str) -> list[dict[str, Any]]:
@@ -301,8 +314,10 @@ def for_spec(engine: Engine, container: Container, sources: contextlib.ExitStack
                 name = container.host_config["Runtime"]
                 raise BadRequest(f"runtime {name} is not known to mount recursively read-only")
         if point["Type"] == "tmpfs":
-            words = ["noexec", "nosuid", "nodev", "rprivate", *options.get("tmpfs", ()), *access]
-            result.append(_mount(point["Destination"], "tmpfs", "tmpfs", words))
+            words = options.get("tmpfs") or []
+            if "noexec" not in words and "exec" not in words:  # of a record that was made before these were in it
+                words = ["noexec", "nosuid", "nodev", "rprivate", *words]
+            result.append(_mount(point["Destination"], "tmpfs", "tmpfs", [*words, *access]))
             continue
         source = point["Source"]
         if point["Type"] == "volume":

@@ -66,6 +66,8 @@ _RUNNING_KEYS = ("EndpointID", "Gateway", "IPAddress", "IPPrefixLen", "MacAddres
 
 
 def network_mode(container: Container) -> str:
+    if container.config.get("NetworkDisabled"):
+        return "none"
     mode = str(container.host_config.get("NetworkMode") or "default")
     return "bridge" if mode == "default" else mode
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -12,6 +13,9 @@ from teu.engine import errors
 from teu.oci import distribution
 from teu.oci.registries import Registries
 from teu.oci.registry_hosts import Place
+
+_LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
+DOMAIN = re.compile(rf"|(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-fA-F:.]+\])(?::[0-9]{{1,5}})?")
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -82,6 +86,8 @@ def login(engine: Engine, given: dict[str, Any]) -> None:
 
     given: AuthConfig of the API; serveraddress is a host, or a URL as docker.io's is (https://index.docker.io/v1/)."""
     domain = str(given.get("serveraddress") or "").rpartition("://")[2].partition("/")[0]
+    if not DOMAIN.fullmatch(domain):
+        raise errors.BadRequest(f"serveraddress {domain!r} is no registry's address, like registry.example:5000")
     if domain in ("", "index.docker.io", "registry-1.docker.io"):
         domain = "docker.io"
     fields = ("username", "password", "identitytoken", "registrytoken")

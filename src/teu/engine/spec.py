@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from teu.engine import apparmor, mounts, process, users
 from teu.engine.errors import BadRequest, EngineError, NotFound
+from teu.linux import selinux
 from teu.linux.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
 from teu.linux.trees import is_mount_root, walk
 from teu.oci.seccomp import ARCHITECTURES, default_profile
@@ -102,8 +103,9 @@ def capabilities(host: dict[str, Any]) -> list[str]:
 
 
 def security_options(host: dict[str, Any]) -> dict[str, Any]:
-    """--security-opt, parsed: no_new_privileges, seccomp ("" default, "unconfined", or a profile), apparmor."""
-    result: dict[str, Any] = {"no_new_privileges": False, "seccomp": "", "apparmor": None, "label": None}
+    """--security-opt, parsed: no_new_privileges, seccomp ("" default, "unconfined", or a profile), apparmor,
+    writable-cgroups."""
+    result: dict[str, Any] = {"no_new_privileges": False, "seccomp": "", "apparmor": None, "writable-cgroups": False}
     for option in host["SecurityOpt"] or ():
         if option in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true"):
             result["no_new_privileges"] = True
@@ -115,6 +117,18 @@ def security_options(host: dict[str, Any]) -> dict[str, Any]:
             continue
         if not equals or key not in ("seccomp", "apparmor", "label", "writable-cgroups"):
             raise BadRequest(f'invalid --security-opt 2: "{option}"')
+        if key == "label":
+            # Without SELinux a label is nothing to anybody; with it, "disable" is what happens anyway.
+            if value != "disable" and selinux.enabled():
+                raise BadRequest(f'--security-opt "{option}": containers get no SELinux labels; use label=disable')
+            continue
+        if key == "writable-cgroups":
+            if value not in ("true", "false"):
+                raise BadRequest(f'--security-opt "{option}": true or false is expected')
+            if value == "true" and host["CgroupnsMode"] == "host":
+                raise BadRequest("writable-cgroups needs a cgroup namespace of the container's own: --cgroupns private")
+            result[key] = value == "true"
+            continue
         if key == "seccomp" and value not in ("unconfined", "builtin", ""):
             try:
                 value = _own_profile(json.loads(value), capabilities(host))
@@ -156,9 +170,14 @@ def check(engine: Engine, container: Container) -> None:
     host = container.host_config
     capabilities(host)
     security_options(host)
-    for entry in host["Devices"]:
-        if not isinstance(entry, dict) or not entry.get("PathOnHost") or not isinstance(entry["PathOnHost"], str):
-            raise BadRequest("HostConfig.Devices: objects with PathOnHost are expected")
+    for number, entry in enumerate(host["Devices"]):
+        if not entry.get("PathOnHost"):
+            raise BadRequest(f"HostConfig.Devices[{number}].PathOnHost must name a device of this machine")
+        if entry.get("CgroupPermissions", "").strip("rwm"):
+            raise BadRequest(
+                f"HostConfig.Devices[{number}].CgroupPermissions must be of r, w and m,"
+                f" not {entry['CgroupPermissions']!r}"
+            )
     for rule in host["DeviceCgroupRules"] or ():
         _device_rule(rule)
     for key in ("PidMode", "IpcMode"):
@@ -171,14 +190,6 @@ def check(engine: Engine, container: Container) -> None:
             raise BadRequest(f"sysctl '{name}' is not in a namespace of its own; it cannot be set per container")
     if host["Init"] and not init_path(engine):
         raise BadRequest("--init needs an init program: install tini-static, or set init-path in teud.yaml")
-
-
-def warnings(container: Container) -> list[str]:
-    result = []
-    if container.host_config["OomKillDisable"]:
-        result.append("OomKillDisable has no effect with cgroup v2")
-    container.host_config["OomKillDisable"] = None
-    return result
 
 
 def init_path(engine: Engine) -> str:
@@ -224,7 +235,9 @@ def build(
     user = users.find(engine, container, config["User"], host["GroupAdd"])
     arguments = [container.path, *container.args]
     mount_list = _mounts(engine, container, attachment, privileged, sources)
-    if host["Init"] or host["Init"] is None and engine.config.get("init"):
+    # An init has only a PID namespace of its own to look after.
+    alone = host["PidMode"] != "host" and not host["PidMode"].startswith("container:")
+    if alone and (host["Init"] or host["Init"] is None and engine.config.get("init")):
         program = init_path(engine)
         if program:
             arguments = ["/sbin/docker-init", "--", *arguments]
@@ -384,6 +397,7 @@ def _mounts(
         return {"destination": destination, "type": kind, "source": source, "options": list(options)}
 
     access = "rw" if privileged else "ro"
+    cgroups = "rw" if security_options(host)["writable-cgroups"] else access
     strict = ("nosuid", "noexec", "nodev")
     result = [
         mount("/proc", "proc", "proc", *strict),
@@ -400,7 +414,7 @@ def _mounts(
             "gid=5",
         ),
         mount("/sys", "sysfs", "sysfs", *strict, access),
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", access, "nosuid", "noexec", "nodev"),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", cgroups, "nosuid", "noexec", "nodev"),
     ]
     own = mounts.for_spec(engine, container, sources)
     taken = {entry["destination"] for entry in own}
@@ -449,7 +463,7 @@ def shared_memory(container: Container) -> str:
 
 
 def _device_rule(text: str) -> dict[str, Any]:
-    match = re.fullmatch(r"([acb]) (\*|\d+):(\*|\d+) ([rwm]{1,3})", text)
+    match = re.fullmatch(r"([acb]) (\*|[0-9]{1,9}):(\*|[0-9]{1,9}) ([rwm]{1,3})", text)
     if not match:
         raise BadRequest(f"invalid device cgroup rule format: '{text}'")
     rule: dict[str, Any] = {"allow": True, "type": match[1], "access": match[4]}
@@ -473,9 +487,9 @@ def _node(path: str, inside: str) -> dict[str, Any]:
     }
 
 
-def _is_device(path: str) -> bool:
+def _is_device(path: str, follow: bool = True) -> bool:
     try:
-        mode = os.stat(path).st_mode
+        mode = os.stat(path, follow_symlinks=follow).st_mode
     except OSError:
         return False
     return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
@@ -489,7 +503,8 @@ def _below(top: str) -> list[str]:
         paths = [path for path, _, _, _ in walk(folder) if others.isdisjoint(path.split(b"/"))]
     finally:
         os.close(folder)
-    return [path for path in (f"{top}/{os.fsdecode(below)}" for below in paths) if _is_device(path)]
+    # Links to devices are none: a masked unit's leads to /dev/null.
+    return [path for path in (f"{top}/{os.fsdecode(below)}" for below in paths) if _is_device(path, follow=False)]
 
 
 def _devices(host: dict[str, Any], privileged: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -550,7 +565,7 @@ def resources(host: dict[str, Any]) -> dict[str, Any]:
         result["cpu"] = cpu
     memory: dict[str, Any] = {}
     for key, name in (("Memory", "limit"), ("MemoryReservation", "reservation"), ("MemorySwap", "swap")):
-        if host[key]:
+        if host[key] and (host["Memory"] or key != "MemorySwap"):  # swap without a limit of memory has none either
             memory[name] = host[key]
     if host["MemorySwappiness"] is not None and host["MemorySwappiness"] >= 0:
         memory["swappiness"] = host["MemorySwappiness"]

@@ -10,8 +10,8 @@ import time
 from teu.engine.errors import BadRequest
 
 _UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+")
+_PART = re.compile(r"([0-9]{1,18}(?:\.[0-9]+)?)(ns|us|µs|ms|s|m|h)")
+_DURATION = re.compile(r"(?:[0-9]{1,18}(?:\.[0-9]+)?(?:ns|us|µs|ms|s|m|h))+")
 
 
 def parse(text: str, name: str) -> int:
@@ -19,7 +19,7 @@ def parse(text: str, name: str) -> int:
     text = text.strip()
     if text in ("", "0"):
         return 0
-    if re.fullmatch(r"\d+(\.\d+)?", text):
+    if re.fullmatch(r"[0-9]{1,18}(\.[0-9]+)?", text):
         whole, _, fraction = text.partition(".")
         return int(whole) * 10**9 + int((fraction + "0" * 9)[:9])
     if _DURATION.fullmatch(text):
@@ -37,4 +37,4 @@ def parse(text: str, name: str) -> int:
         moment = moment.replace(tzinfo=offset) if offset else moment.astimezone()
         return int(moment.timestamp()) * 10**9 + int(((match[2] or ".")[1:] + "0" * 9)[:9])
     except ValueError:
-        raise BadRequest(f'invalid value for "{name}": {text!r} is neither a time nor a duration') from None
+        raise BadRequest(f'invalid value for "{name}": {text[:100]!r} is neither a time nor a duration') from None

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from teu.engine import rootfs
+from teu.engine import fields, rootfs
 from teu.engine.errors import BadRequest
 from teu.linux import inside
 
@@ -54,11 +54,12 @@ def _lines(data: bytes, fields: int) -> list[list[str]]:
 
 
 def _number(text: str) -> int | None:
-    if not text.isdigit():
+    if not text.isascii() or not text.isdigit():
         return None
-    if int(text) > HIGHEST:
+    number = fields.natural(text, 10)
+    if number is None or number > HIGHEST:
         raise BadRequest(f"uids and gids must be in range 0-{HIGHEST}")
-    return int(text)
+    return number
 
 
 def lookup(found: Files, specification: str, extra_groups: list[str] | None = None) -> User:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from teu.engine import create, hostconfig, mounts, spec, times, users
+from teu.engine import create, fields, hostconfig, mounts, spec, times, users
 from teu.engine.detach import Filter, parse
 from teu.engine.errors import BadRequest, NotFound
 from teu.engine.http import Query
@@ -83,7 +83,7 @@ def test_defaults_and_names_in_any_case() -> None:
     assert cleaned["RestartPolicy"] == {"Name": "no", "MaximumRetryCount": 0}
     assert cleaned["NetworkMode"] == "bridge"
     assert cleaned["ShmSize"] == 64 << 20
-    assert set(hostconfig.HOST_CONFIG) == set(cleaned)
+    assert set(fields.HOST_CONFIG.fields) == set(cleaned)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,8 @@ def test_mount_points() -> None:
     assert points["/dst"]["Source"] == "/src" and not points["/dst"]["RW"]
     assert points["/dst"]["Propagation"] == "rslave"
     assert points["/named"]["Name"] == "named" and points["/named"]["Options"]["copy"]
-    assert points["/t"]["Options"]["tmpfs"] == ["size=4096", "mode=700"]
+    defaults = ["noexec", "nosuid", "nodev", "rprivate"]
+    assert points["/t"]["Options"]["tmpfs"] == [*defaults, "size=4096", "mode=700"]
 
 
 @pytest.mark.parametrize(

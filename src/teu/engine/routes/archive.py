@@ -36,6 +36,8 @@ def _path(request: Request) -> str:
     path = request.query.get("path")
     if not path:
         raise BadRequest("path cannot be empty: name a file or a folder in the container")
+    if "\0" in path:
+        raise BadRequest(f"path must not contain a NUL character: {path!r}")
     return path
 
 

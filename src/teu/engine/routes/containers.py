@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from teu.engine import create, hostconfig, lifecycle, query, spec, tasks, top
+from teu.engine import create, fields, hostconfig, lifecycle, query, spec, tasks, top
 from teu.engine.container import Container
 from teu.engine.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.http import Request, Response, empty, json_response, stream
@@ -18,7 +20,11 @@ if TYPE_CHECKING:
 @route("POST", "/containers/create")
 def create_container(engine: Engine, request: Request) -> Response:
     container, warnings = create.create(
-        engine, request.json(), request.query.get("name"), request.query.get("platform") or None, request.version
+        engine,
+        request.decode(fields.CONTAINER),
+        request.query.get("name"),
+        request.query.get("platform") or None,
+        request.version,
     )
     return json_response({"Id": container.id, "Warnings": warnings}, 201)
 
@@ -43,6 +49,8 @@ def inspect(engine: Engine, request: Request, name: str) -> Response:
 
 @route("POST", "/containers/{name}/start")
 def start(engine: Engine, request: Request, name: str) -> Response:
+    if request.length > len("{}\r\n\r\n") or "transfer-encoding" in request.headers:
+        raise BadRequest("a container starts with the settings that it was created with: send no body")
     lifecycle.start(engine, engine.containers.get(name))
     return empty()
 
@@ -120,17 +128,26 @@ def size(request: Request) -> tuple[int, int]:
 
 @route("POST", "/containers/{name}/update")
 def update(engine: Engine, request: Request, name: str) -> Response:
-    body = request.json()
+    body = request.decode(fields.UPDATE)
     container = engine.containers.get(name)
+    warnings: list[str] = []
     with container.lock:
         changed = dict(container.host_config)
-        given = {key: body[key] for key in hostconfig.RESOURCES if body.get(key)}
+        # Numbers of 0 and empty texts are as good as absent; no limit of processes is one that can be asked for.
+        given = {
+            key: body[key]
+            for key in fields.RESOURCES.fields
+            if body.get(key) or key == "PidsLimit" and key in body
+        }
+        for key in hostconfig.BLOCK_LIMITS:
+            if key in body and not body[key] and changed[key]:
+                raise BadRequest(f"{key}: a limit can be changed, but not taken away; create the container anew")
         if given.get("NanoCpus"):
             changed["CpuPeriod"] = changed["CpuQuota"] = 0
         changed.update(given)
         policy = body.get("RestartPolicy") or {}
         if policy.get("Name"):
-            changed["RestartPolicy"] = hostconfig.check_restart_policy(policy, container.auto_remove)
+            changed["RestartPolicy"] = hostconfig.check_restart_policy(policy, container.auto_remove, "update")
         log = changed["LogConfig"]
         if (
             "Memory" in given
@@ -141,16 +158,20 @@ def update(engine: Engine, request: Request, name: str) -> Response:
                 "Memory limit should be smaller than already set memoryswap limit,"
                 " update the memoryswap at the same time"
             )
-        changed = hostconfig.clean_host_config(changed, log["Type"], log["Config"])
+        changed = hostconfig.clean_host_config(changed, log["Type"], log["Config"], warnings)
+        hostconfig.discard(changed, hostconfig.controllers(), warnings)
         if container.running and container.pid and given:
+            wanted = spec.resources(changed)
+            if "PidsLimit" in given and not changed["PidsLimit"] and "pids" in hostconfig.controllers():
+                wanted["pids"] = {"limit": -1}
             try:
-                tasks.update(engine, container.id, spec.resources(changed))
+                tasks.update(engine, container.id, wanted)
             except EngineError as error:
                 raise EngineError(f"Cannot update container {container.id}: {error}") from None
         container.host_config = changed
         container.save()
     container.event("update")
-    return json_response({"Warnings": []})
+    return json_response({"Warnings": warnings})
 
 
 @route("POST", "/containers/{name}/wait")
@@ -160,12 +181,10 @@ def wait(engine: Engine, request: Request, name: str) -> Response:
     if condition not in ("not-running", "next-exit", "removed"):
         raise BadRequest(f'invalid condition: "{condition}"')
     before = container.exits
-    return stream(_wait(container, condition, before), "application/json")
+    return stream(_wait(request, container, condition, before), "application/json")
 
 
-def _wait(container: Container, condition: str, before: int) -> Any:
-    import json
-
+def _wait(request: Request, container: Container, condition: str, before: int) -> Iterator[bytes]:
     def reached() -> bool:
         if container.removed:
             return True
@@ -176,20 +195,22 @@ def _wait(container: Container, condition: str, before: int) -> Any:
 
     # The head of the answer goes out now: clients take it for "the wait has begun".
     yield b""
-    while True:
-        with container.changed:
-            if container.changed.wait_for(reached, 30):
+    with request.hangup(container.notify) as gone:
+        while True:
+            with container.changed:
+                container.changed.wait_for(lambda: gone.is_set() or reached(), 30)
+            if reached():
                 break
-        yield b""
-    answer: dict[str, Any] = {"StatusCode": container.state["ExitCode"]}
+            yield b""
+            if gone.is_set():
+                return
+    answer = {"StatusCode": container.state["ExitCode"]}
     yield json.dumps(answer).encode() + b"\n"
 
 
 @route("DELETE", "/containers/{name}")
 def remove(engine: Engine, request: Request, name: str) -> Response:
     container = engine.containers.get(name)
-    if request.query.flag("link"):
-        raise BadRequest("links are not supported; there is none to remove")
     lifecycle.remove(engine, container, request.query.flag("force"), request.query.flag("v"))
     return empty()
 
@@ -221,7 +242,9 @@ def processes(engine: Engine, request: Request, name: str) -> Response:
     container = engine.containers.get(name)
     if not container.running or not container.pid:
         raise Conflict(f"container {container.id} is not running")
-    return json_response(top.processes(engine, container, request.query.get("ps_args") or "-ef"))
+    answer = top.processes(engine, container, request.query.get("ps_args") or "-ef")
+    container.event("top")
+    return json_response(answer)
 
 
 @route("GET", "/containers/{name}/changes")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from teu.engine import execs, tasks
+from teu.engine import execs, fields, tasks
 from teu.engine.detach import Filter
 from teu.engine.errors import Conflict, EngineError
 from teu.engine.http import Request, Response, empty, hijack, json_response
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @route("POST", "/containers/{name}/exec")
 def create(engine: Engine, request: Request, name: str) -> Response:
-    options = request.json()
+    options = request.decode(fields.EXEC)
     execution = execs.create(engine, engine.containers.get(name), options)
     return json_response({"Id": execution.id}, 201)
 
 
 @route("POST", "/exec/{identity}/start")
 def start(engine: Engine, request: Request, identity: str) -> Response:
-    options = request.json(optional=True)
+    options = request.decode(fields.EXEC_START, optional=True)
     execution = execs.get(engine, identity)
     if execution.started:
         raise Conflict(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from teu.engine import image_list, image_removal
+from teu.engine import fields, image_list, image_removal
 from teu.engine.errors import BadRequest, EngineError, Unsupported
 from teu.engine.http import Request, Response, empty, json_response, progress, stream
 from teu.engine.images import parse_reference
@@ -99,7 +99,7 @@ def commit_container(engine: Engine, request: Request) -> Response:
     from teu.engine import commit, lifecycle
 
     query = request.query
-    given = request.json(optional=True)
+    given = request.decode(fields.CONFIG, optional=True)
     container = engine.containers.get(query.get("container"))
     repository, tag = query.get("repo"), query.get("tag")
     name = ""

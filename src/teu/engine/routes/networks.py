@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import netrequests
+from teu.engine import fields, netrequests
 from teu.engine.errors import BadRequest, NotFound
 from teu.engine.http import Request, Response, empty, json_response
 from teu.engine.image_list import filter_moment, flag_filter, labels_match, moment_of
@@ -63,7 +63,7 @@ def _matches(engine: Engine, network: Network, filters: dict[str, list[str]]) ->
 
 @route("POST", "/networks/create")
 def create_network(engine: Engine, request: Request) -> Response:
-    network, warning = engine.networks.create(request.json())
+    network, warning = engine.networks.create(request.decode(fields.NETWORK))
     return json_response({"Id": network.id, "Warning": warning}, 201)
 
 
@@ -80,7 +80,9 @@ def prune_networks(engine: Engine, request: Request) -> Response:
             or any(moment_of(network.record["Created"]) > limit for limit in until)
         ):
             keep.append(network)
-    return json_response({"NetworksDeleted": engine.networks.prune(keep) or None})
+    gone = engine.networks.prune(keep)
+    engine.events.publish("network", "prune", "", {"reclaimed": "0"})
+    return json_response({"NetworksDeleted": gone or None})
 
 
 @route("GET", "/networks/{name}")
@@ -101,7 +103,7 @@ def remove_network(engine: Engine, request: Request, name: str) -> Response:
 
 @route("POST", "/networks/{name}/connect")
 def connect_network(engine: Engine, request: Request, name: str) -> Response:
-    body = netrequests.read(request.json(), netrequests.CONNECT)
+    body = netrequests.read(request.decode(fields.CONNECT), netrequests.CONNECT)
     network = engine.networks.get(name)
     container = engine.containers.get(body["Container"])
     engine.networks.connect(network, container, body["EndpointConfig"])
@@ -110,7 +112,7 @@ def connect_network(engine: Engine, request: Request, name: str) -> Response:
 
 @route("POST", "/networks/{name}/disconnect")
 def disconnect_network(engine: Engine, request: Request, name: str) -> Response:
-    body = netrequests.read(request.json(), netrequests.DISCONNECT)
+    body = netrequests.read(request.decode(fields.DISCONNECT), netrequests.DISCONNECT)
     network = engine.networks.get(name)
     container = engine.containers.get(body["Container"])
     engine.networks.disconnect(network, container, body["Force"])

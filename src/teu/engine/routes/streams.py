@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from teu.engine import tasks, times
+from teu.engine import fields, tasks, times
 from teu.engine.container import Container
 from teu.engine.detach import Filter
 from teu.engine.errors import BadRequest, Conflict
@@ -135,7 +135,8 @@ def logs(engine: Engine, request: Request, name: str) -> Response:
     if not stdout and not stderr:
         raise BadRequest("Bad parameters: you must choose at least one stream")
     tail = query.get("tail", "all")
-    lines = int(tail) if tail.isdigit() else -1
+    number = fields.natural(tail)
+    lines = -1 if number is None else number
     selection = Selection(
         stdout=stdout,
         stderr=stderr,

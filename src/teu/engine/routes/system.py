@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu import __version__
-from teu.engine import apparmor, hostconfig, query, registries, times
+from teu.engine import apparmor, fields, hostconfig, query, registries, times
 from teu.engine import events as bus
 from teu.engine.errors import BadRequest, EngineError, Unavailable
 from teu.engine.http import Request, Response, json_response, stream, text
@@ -106,19 +106,12 @@ def _operating_system() -> tuple[str, str]:
     return values.get("PRETTY_NAME", "Linux"), values.get("VERSION_ID", "")
 
 
-def _controllers() -> set[str]:
-    try:
-        return set(Path("/sys/fs/cgroup/cgroup.controllers").read_text().split())
-    except OSError:
-        return set()
-
-
 @route("GET", "/info")
 def info(engine: Engine, request: Request) -> Response:
     everyone = engine.containers.all()
     states = [container.status() for container in everyone]
     name, number = _operating_system()
-    controllers = _controllers()
+    controllers = hostconfig.controllers()
     security = ["name=seccomp,profile=builtin"]
     if apparmor.supported():
         security.insert(0, "name=apparmor")
@@ -131,8 +124,13 @@ def info(engine: Engine, request: Request) -> Response:
     for controller, what in (("memory", "memory limit"), ("cpu", "cpu cfs quota"), ("pids", "pids limit")):
         if controller not in controllers:
             warnings.append(f"WARNING: No {what} support")
+    more: dict[str, Any] = {}
+    if request.version < (1, 25):  # names alone, and a field of the time before runtimes
+        security = [entry.removeprefix("name=").partition(",")[0] for entry in security]
+        more["ExecutionDriver"] = "<not supported>"
     return json_response(
         {
+            **more,
             "ID": engine.id,
             "Containers": len(everyone),
             "ContainersRunning": states.count("running") + states.count("restarting"),
@@ -222,48 +220,51 @@ def events(engine: Engine, request: Request) -> Response:
             raise BadRequest(f"invalid filter '{key}'")
     since = times.parse(request.query.get("since"), "since")
     until = times.parse(request.query.get("until"), "until")
+    if until and since > until:
+        raise BadRequest(f"since ({request.query.get('since')}) is later than until ({request.query.get('until')})")
     kept, mine = engine.events.subscribe()
-    return stream(_events(engine, kept, mine, filters, since, until), "application/json")
+    chunks = _events(engine, kept, mine, filters, since, until)
+    return stream(chunks, "application/json", lambda: engine.events.unsubscribe(mine))
 
 
 def _events(
     engine: Engine,
     kept: list[bus.Event],
-    mine: queue.Queue[bus.Event | None],
+    mine: bus.Backlog,
     filters: dict[str, list[str]],
     since: int,
     until: int,
 ) -> Iterator[bytes]:
-    try:
-        yield b""
-        if since or until:
-            for event in kept:
-                inside = event["timeNano"] >= since and (not until or event["timeNano"] <= until)
-                if inside and matches(event, filters):
-                    yield json.dumps(event).encode() + b"\n"
-        while not until or time.time_ns() < until:
-            wait = 5.0 if not until else min(5.0, max(0.001, (until - time.time_ns()) / 1e9))
-            try:
-                following = mine.get(timeout=wait)
-            except queue.Empty:
-                if not engine.events.is_subscribed(mine):
-                    return
-                yield b""
-                continue
-            if following is None:
+    yield b""
+    if since or until:
+        for event in kept:
+            inside = event["timeNano"] >= since and (not until or event["timeNano"] <= until)
+            if inside and matches(event, filters):
+                yield json.dumps(event).encode() + b"\n"
+    kept.clear()
+    while not until or time.time_ns() < until:
+        wait = 5.0 if not until else min(5.0, max(0.001, (until - time.time_ns()) / 1e9))
+        try:
+            following = mine.get(timeout=wait)
+        except queue.Empty:
+            if not engine.events.is_subscribed(mine):
                 return
-            if until and following["timeNano"] > until:
-                return
-            if matches(following, filters):
-                yield json.dumps(following).encode() + b"\n"
-    finally:
-        engine.events.unsubscribe(mine)
+            yield b""
+            continue
+        if following is None:
+            return
+        if until and following["timeNano"] > until:
+            return
+        if matches(following, filters):
+            yield json.dumps(following).encode() + b"\n"
 
 
 def matches(event: bus.Event, filters: dict[str, list[str]]) -> bool:
     actor = event["Actor"]
     attributes = actor["Attributes"]
     for key, values in filters.items():
+        if not values:
+            continue
         if key == "event":
             action = event["Action"]
             if action not in values and action.split(":")[0] not in values:
@@ -278,16 +279,14 @@ def matches(event: bus.Event, filters: dict[str, list[str]]) -> bool:
             if event["scope"] not in values:
                 return False
         else:
-            kind = key
             names = {actor["ID"], attributes.get("name", "")}
-            if kind == "image" and event["Type"] == "container":
-                names = {attributes.get("image", "")}
-            elif kind == "container" and event["Type"] == "network":
-                names = {attributes.get("container", "")}
-            elif event["Type"] != kind:
-                return False
-            names |= {name.split(":")[0] for name in names if kind == "image"}
-            if not any(value in names or actor["ID"].startswith(value) and value for value in values):
+            if key == "image":
+                if event["Type"] == "container":
+                    names = {attributes.get("image", "")}
+                names |= {name.split(":")[0] for name in names}
+                if event["Type"] not in ("image", "container") or names.isdisjoint(values):
+                    return False
+            elif event["Type"] != key or not any(name.startswith(value) for value in values for name in names):
                 return False
     return True
 
@@ -317,7 +316,7 @@ def auth(engine: Engine, request: Request) -> Response:
     """`docker login`: whether a registry takes these credentials. They are the client's to keep."""
     from teu.engine import registries
 
-    registries.login(engine, request.json())
+    registries.login(engine, request.decode(fields.LOGIN))
     return json_response({"Status": "Login Succeeded", "IdentityToken": ""})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from teu.engine import fields
 from teu.engine.errors import BadRequest, EngineError
 from teu.engine.http import Request, Response, empty, json_response
 from teu.engine.image_list import flag_filter, labels_match
@@ -46,13 +47,10 @@ def _labelled(engine: Engine, name: str, filters: dict[str, list[str]]) -> bool:
 
 @route("POST", "/volumes/create")
 def create_volume(engine: Engine, request: Request) -> Response:
-    body = request.json(optional=True)
-    for key in ("DriverOpts", "Labels"):
-        if not isinstance(body.get(key) or {}, dict):
-            raise BadRequest(f"{key} is not an object")
+    body = request.decode(fields.VOLUME, optional=True)
     volume = engine.volumes.ensure(
-        str(body.get("Name") or "") or None,
-        str(body.get("Driver") or DRIVER),
+        body.get("Name") or None,
+        body.get("Driver") or DRIVER,
         body.get("DriverOpts") or {},
         body.get("Labels") or {},
     )

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decoder of request bodies and its table, and that what the table calls used is read somewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from teu.engine import fields, router
+from teu.engine.errors import BadRequest, EngineError
+
+ENGINE = Path(fields.__file__).parent
+
+THING = fields.Object(
+    {
+        "Name": fields.WORD,
+        "Text": fields.TEXT,
+        "Count": fields.Field(fields.INT64, 7),
+        "Small": fields.UINT16,
+        "On": fields.FLAG,
+        "Words": fields.WORDS,
+        "Size": fields.SIZE,
+        "List": fields.ListOf(fields.Object({"Name": fields.WORD})),
+        "Labels": fields.Field(fields.LABELS, {}),
+        "Set": fields.SET,
+        "Never": fields.refused(fields.INT64, "not here; do without", 501, allowed=(5,)),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ({"name": "a", "COUNT": 1}, {"Name": "a", "Count": 1}),
+        ({"Name": "a", "name": "b"}, {"Name": "b"}),  # the last one counts, as in Go
+        ({"Name": None, "Unknown": [float("inf")], "Count": 0}, {"Count": 0}),
+        ({"Words": "sh"}, {"Words": ["sh"]}),
+        ({"Words": [None, "a"]}, {"Words": ["", "a"]}),
+        ({"Size": [1]}, {"Size": [1, 0]}),
+        ({"Size": [1, 2, "x"]}, {"Size": [1, 2]}),
+        ({"List": [{"name": "x"}, None]}, {"List": [{"Name": "x"}, {}]}),
+        ({"Labels": {"b": "2", "a": None}}, {"Labels": {"a": "", "b": "2"}}),
+        ({"Set": {"x": {"y": 1}, "z": None}}, {"Set": {"x": {}, "z": {}}}),
+        ({"Text": "a\0\ud800b", "Labels": {"\udc00": "\ud83d\ude00"}}, {"Text": "a\0�b", "Labels": {"�": "😀"}}),
+        ({"Never": 0}, {"Never": 0}),
+        ({"Never": 5}, {"Never": 5}),
+        (None, {}),
+    ],
+)
+def test_what_is_read(given: Any, read: dict[str, Any]) -> None:
+    assert THING.read(given) == read
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([], "the request body must be an object, not a list"),
+        ({"name": 5}, "Name must be a string, not a number"),
+        ({"Name": "a\0b"}, "Name must not contain a NUL character: 'a\\x00b'"),
+        ({"Count": "5"}, "Count must be a whole number, not a string"),
+        ({"Count": True}, "Count must be a whole number, not true"),
+        ({"Count": 1.0}, "Count must be a whole number, not the number 1.0"),
+        ({"Count": float("inf")}, "Count must be a whole number, not a number out of range"),
+        ({"Count": 1 << 63}, f"Count must be between {-(1 << 63)} and {(1 << 63) - 1}, not {1 << 63}"),
+        ({"Small": -1}, "Small must be between 0 and 65535, not -1"),
+        ({"On": 0}, "On must be true or false, not a number"),
+        ({"Words": {}}, "Words must be a list of strings, not an object"),
+        ({"Words": ["a", 5]}, "Words[1] must be a string, not a number"),
+        ({"List": [{}, {"Name": []}]}, "List[1].Name must be a string, not a list"),
+        ({"Labels": {"a": False}}, "Labels.a must be a string, not false"),
+        ({"Set": {"a": 5}}, "Set.a must be an object, not a number"),
+        ({"Never": 1}, "Never: not here; do without"),
+    ],
+)
+def test_what_is_refused(given: Any, says: str) -> None:
+    with pytest.raises(EngineError) as caught:
+        THING.read(given)
+    assert str(caught.value) == says
+    assert caught.value.status == (501 if "Never" in says else 400)
+
+
+def test_defaults_are_an_object_s_own() -> None:
+    one, other = THING.filled({"Count": 0}), THING.filled({})
+    assert (one["Count"], other["Count"], one["Name"]) == (0, 7, None)
+    one["Labels"]["a"] = "b"
+    assert other["Labels"] == {}
+
+
+@pytest.mark.parametrize("text", [b"NaN", b"[-Infinity]", b"[" * 100_000, b"\xef\xbb\xbf{}", b"{} x"])
+def test_what_is_no_json(text: bytes) -> None:
+    with pytest.raises(ValueError):
+        fields.loads(text)
+
+
+def test_numbers_of_any_length_are_read() -> None:
+    """Where no field is: Go does not look at them, and Python must not fail over them."""
+    assert fields.loads(b'{"x":' + b"9" * 5000 + b',"y":"\xff"}') == {"x": float("inf"), "y": "�"}
+
+
+# ---- the table ---------------------------------------------------------------------------------------------
+
+
+def used(kind: fields.Kind) -> Iterator[str]:
+    if isinstance(kind, fields.Object):
+        for name, field in kind.fields.items():
+            if field.standing == fields.USED:
+                yield name
+                yield from used(field.kind)
+    elif isinstance(kind, (fields.ListOf, fields.MapOf)):
+        yield from used(kind.kind)
+
+
+def sources() -> str:
+    return "\n".join(path.read_text() for path in ENGINE.rglob("*.py") if path.name != "fields.py")
+
+
+# A mount with options of another type than its own is refused by their name's end; the type itself is.
+OTHERWISE = {"ImageOptions", "ClusterOptions"}
+# Endpoints are the networks' affair, which have a table of their own; requests for devices are refused as a whole.
+KEPT = {*used(fields.ENDPOINT), *used(fields.DEVICE_REQUEST)}
+
+
+@pytest.mark.parametrize("name", ["CONTAINER", "UPDATE", "EXEC", "EXEC_START", "VOLUME", "LOGIN", "DISCONNECT"])
+def test_what_is_used_is_read_somewhere(name: str) -> None:
+    text = sources()
+    for field in set(used(getattr(fields, name))) - KEPT - OTHERWISE:
+        assert re.search(rf'"{re.escape(field)}"', text), f"{name}: {field} is in the table, and nobody reads it"
+
+
+def test_parameters_that_are_used_are_read_somewhere() -> None:
+    text = sources()
+    for parameters in fields.PARAMETERS.values():
+        for name, parameter in parameters.items():
+            if parameter.standing == fields.USED and name != "filters":
+                assert re.search(rf'"{re.escape(name)}"', text), name
+
+
+def test_the_table_knows_the_routes() -> None:
+    """Every route that reads parameters is in the table, and none that is not served."""
+    router.load()
+    served = set(router.served())
+    assert set(fields.PARAMETERS) <= served
+    none = re.compile(r"/(_ping|version|info|auth|plugins|swarm|nodes|services|tasks|secrets|configs)(/.*)?")
+    silent = {pattern for method, pattern in served - set(fields.PARAMETERS) if not none.fullmatch(pattern)}
+    assert silent == {
+        "/containers/{name}/pause", "/containers/{name}/unpause", "/containers/{name}/update",
+        "/containers/{name}/changes", "/containers/{name}/export", "/containers/{name}/exec",
+        "/exec/{identity}/start", "/exec/{identity}/json", "/images/search", "/images/{name:path}/json",
+        "/images/{name:path}/history", "/distribution/{name:path}/json", "/networks/create",
+        "/networks/{name}", "/networks/{name}/connect", "/networks/{name}/disconnect", "/volumes/create",
+        "/volumes/{name}",
+    }  # fmt: skip
+
+
+def test_parameters_that_cannot_be_had() -> None:
+    check = fields.check_parameters
+    check("POST", "/containers/{name}/start", {"checkpoint": [""], "detachKeys": ["a"]})
+    check("DELETE", "/containers/{name}", {"link": ["false"]})
+    with pytest.raises(BadRequest, match="checkpoint: "):
+        check("POST", "/containers/{name}/start", {"checkpoint": ["x"]})
+    with pytest.raises(BadRequest, match="link: "):
+        check("DELETE", "/containers/{name}", {"link": ["1"]})
