@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import time
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd
+from teu.engine import containerd, fields, rootfs, spec
 from teu.engine.container import NEVER, Container, nanoseconds
 from teu.engine.errors import BadRequest, EngineError, NotFound
 from teu.engine.images import parse_reference
 from teu.engine.logs.jsonfile import log_path
 from teu.engine.network import shown
+from teu.linux import trees
 from teu.oci.humantime import human_duration
 
 if TYPE_CHECKING:
@@ -146,7 +148,7 @@ def summaries(
         if state not in STATES:
             raise BadRequest(f"invalid filter 'status={state}'")
     for code in filters.get("exited", ()):
-        if not code.lstrip("-").isdigit():
+        if fields.natural(code.removeprefix("-")) is None:
             raise BadRequest(f"invalid filter 'exited={code}'")
     for health in filters.get("health", ()):
         if health not in ("starting", "healthy", "unhealthy", "none"):
@@ -231,8 +233,9 @@ def _search(pattern: str, name: str) -> bool:
 def _port_matches(container: Container, text: str, published: bool) -> bool:
     numbers, _, protocol = text.partition("/")
     first, _, last = numbers.partition("-")
-    if not first.isdigit() or last and not last.isdigit():
-        raise BadRequest(f"invalid port filter: {text!r}")
+    low, high = fields.natural(first), fields.natural(last or first)
+    if low is None or high is None:
+        raise BadRequest(f"invalid port filter: {text[:100]!r}")
     known = container.network_settings.get("Ports") or {}
     if not published:
         known = {**(container.config.get("ExposedPorts") or {}), **known}
@@ -243,7 +246,7 @@ def _port_matches(container: Container, text: str, published: bool) -> bool:
         values = [int(number)] if number.isdigit() else []
         if published:
             values = [int(binding.get("HostPort") or 0) for binding in bindings or ()]
-        if any(int(first) <= value <= int(last or first) for value in values):
+        if any(low <= value <= high for value in values):
             return True
     return False
 
@@ -265,8 +268,34 @@ def prune_matches(container: Container, filters: dict[str, list[str]]) -> bool:
 
 
 def snapshot_size(engine: Engine, container: Container) -> int:
+    """Bytes of the files that are the container's own, which an untouched one has none of."""
+    try:
+        upper = rootfs.upper(rootfs.snapshot_mounts(engine, container))
+        return _size_of_files(upper) if upper else _usage(engine, container)
+    except OSError:  # a folder was moved while it was walked
+        return _usage(engine, container)
+    except containerd.Error:
+        return 0
+
+
+def _size_of_files(folder: str) -> int:
+    top = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        total = 0
+        linked: set[int] = set()
+        for _, _, _, status in trees.walk(top):
+            if stat.S_ISDIR(status.st_mode) or status.st_ino in linked:
+                continue
+            if status.st_nlink > 1:
+                linked.add(status.st_ino)
+            total += status.st_size
+        return total
+    finally:
+        os.close(top)
+
+
+def _usage(engine: Engine, container: Container) -> int:
     from teu.api.services.snapshots.v1 import snapshots_pb2
-    from teu.engine import containerd
 
     try:
         response = engine.containerd.snapshots.Usage(
@@ -294,19 +323,19 @@ def state(container: Container) -> dict[str, Any]:
     return result
 
 
-_OMITTED = ("Annotations", "Init", "Mounts", "StorageOpt", "Sysctls", "Tmpfs")
+_OMITTED = (
+    "Annotations", "Init", "KernelMemory", "KernelMemoryTCP", "Mounts", "StorageOpt", "Sysctls", "Tmpfs",
+)  # fmt: skip
 
 
 def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, Any]:
     host = {key: value for key, value in container.host_config.items() if value is not None or key not in _OMITTED}
-    # Windows' own limits are in docker's answer everywhere.
-    host.update(CpuCount=0, CpuPercent=0, IOMaximumIOps=0, IOMaximumBandwidth=0)
+    for name in ("CpuCount", "CpuPercent", "IOMaximumIOps", "IOMaximumBandwidth"):
+        host.setdefault(name, 0)  # of Windows, but in docker's answer everywhere
     runtime = host["Runtime"]
-    if host["MaskedPaths"] is None:
-        from teu.engine import spec
-
-        host["MaskedPaths"] = None if host["Privileged"] else spec.MASKED_PATHS
-        host["ReadonlyPaths"] = None if host["Privileged"] else spec.READONLY_PATHS
+    if not host["Privileged"]:
+        for key, paths in (("MaskedPaths", spec.MASKED_PATHS), ("ReadonlyPaths", spec.READONLY_PATHS)):
+            host[key] = paths if host[key] is None else host[key]
     directory = container.directory
     network = shown(container.network_settings)
     for key, value in (

@@ -209,6 +209,15 @@ def snapshot_mounts(engine: Engine, container: Container) -> list[Any]:
     return container.rootfs_mounts
 
 
+def upper(mounts: list[Any]) -> str:
+    """The folder of what a snapshot has of its own; "" where its snapshotter does not keep that apart."""
+    for mount in mounts:
+        for option in mount.options:
+            if option.startswith("upperdir="):
+                return str(option[9:])
+    return ""
+
+
 def _place(engine: Engine) -> str:
     return f"{engine.exec_root}/mounts"
 
