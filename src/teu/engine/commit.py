@@ -76,6 +76,7 @@ def commit(
         new = {
             "created": now,
             "author": author,
+            **({"parent": container.image_id} if container.image_id else {}),
             "architecture": base_config.get("architecture", host.architecture),
             "os": base_config.get("os", host.os),
             **({"variant": base_config["variant"]} if base_config.get("variant") else {}),

@@ -8,6 +8,7 @@ import fnmatch
 import time
 from typing import TYPE_CHECKING, Any
 
+from teu.engine import fields
 from teu.engine.errors import BadRequest, NotFound
 
 if TYPE_CHECKING:
@@ -47,8 +48,9 @@ def filter_moment(text: str) -> int:
     from teu.engine.changes import duration
 
     whole, _, fraction = text.partition(".")
-    if whole.isdigit() and (not fraction or fraction.isdigit()):
-        return int(whole) * 10**9 + int(fraction[:9].ljust(9, "0"))
+    number = fields.natural(whole, 18)
+    if number is not None and (not fraction or fields.natural(fraction[:9]) is not None):
+        return number * 10**9 + int(fraction[:9].ljust(9, "0"))
     try:
         return time.time_ns() - duration(text)
     except ValueError:
@@ -133,7 +135,7 @@ def listing(
                 "Created": moment // 10**9,
                 "Id": image_id,
                 "Labels": labels or None,
-                "ParentId": "",
+                "ParentId": parent(engine, details.config),
                 "RepoDigests": digest_names,
                 "RepoTags": tags,
                 "SharedSize": sum(
@@ -171,7 +173,7 @@ def inspect(engine: Engine, image: Image, names: list[Name]) -> dict[str, Any]:
         "Id": image.id,
         "RepoTags": engine.images.repo_tags(names),
         "RepoDigests": engine.images.repo_digests(names),
-        "Parent": "",
+        "Parent": parent(engine, config),
         "Comment": _last_comment(config),
         "Created": config.get("created") or NEVER,
         "DockerVersion": config.get("docker_version", ""),
@@ -191,6 +193,12 @@ def inspect(engine: Engine, image: Image, names: list[Name]) -> dict[str, Any]:
     if config.get("variant"):
         result["Variant"] = config["variant"]
     return result
+
+
+def parent(engine: Engine, config: dict[str, Any]) -> str:
+    """The image that this one was committed from, while it is here."""
+    known = str(config.get("parent") or "")
+    return known if known and engine.images.of_id(known) else ""
 
 
 def container_config(inner: dict[str, Any]) -> dict[str, Any]:
