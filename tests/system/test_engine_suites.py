@@ -615,3 +615,270 @@ def test_import_of_nothing(both: tuple[Daemon, Daemon]) -> None:
         return status
 
     assert same(both, work) == 200
+
+
+# ---- what is asked for is done, or refused -----------------------------------------------------------------
+
+
+def inspected(daemon: Daemon, identity: str) -> dict[str, Any]:
+    found: dict[str, Any] = daemon.json("GET", f"/containers/{identity}/json?size=1")
+    return found
+
+
+def test_joined_namespaces_are_those_of_a_container_and_not_of_a_name(both: tuple[Daemon, Daemon]) -> None:
+    def work(daemon: Daemon) -> list[bool]:
+        with daemon.container("sleep", "1000", HostConfig={"IpcMode": "shareable"}) as first:
+            daemon.json("POST", f"/containers/{first}/rename?name=before")
+            modes = {"IpcMode": "container:before", "PidMode": "container:before"}
+            with daemon.container("true", start=False, HostConfig=modes) as second:
+                daemon.json("POST", f"/containers/{first}/rename?name=after")
+                daemon.json("POST", f"/containers/{second}/start")
+                shown = inspected(daemon, second)["HostConfig"]
+                return [shown[key] == f"container:{first}" for key in modes]
+
+    assert same(both, work) == [True, True]
+
+
+@pytest.mark.parametrize("given", ["MaskedPaths", "ReadonlyPaths"])
+def test_masked_and_read_only_paths_are_each_their_own(both: tuple[Daemon, Daemon], given: str) -> None:
+    def work(daemon: Daemon) -> list[int]:
+        with daemon.container("true", start=False, HostConfig={given: ["/proc/kcore"]}) as identity:
+            host = inspected(daemon, identity)["HostConfig"]
+            return [min(2, len(host["MaskedPaths"])), min(2, len(host["ReadonlyPaths"]))]
+
+    assert same(both, work) == ([1, 2] if given == "MaskedPaths" else [2, 1])
+
+
+def test_events_of_a_container_are_its_own(both: tuple[Daemon, Daemon]) -> None:
+    def events(daemon: Daemon, since: float, **filters: list[str]) -> list[str]:
+        target = f"/events?since={since:.9f}&until={time.time():.9f}&filters={quote(json.dumps(filters))}"
+        lines = [json.loads(line) for line in daemon.ask("GET", target)[1].splitlines()]
+        return [f"{line['Type']} {line['Action']}" for line in lines]
+
+    def work(daemon: Daemon) -> object:
+        since = time.time()
+        with daemon.container("sleep", "1000", HostConfig={"NetworkMode": "bridge"}) as identity:
+            daemon.json("GET", f"/containers/{identity}/top")
+            daemon.json("POST", "/networks/prune")
+            one = events(daemon, since, container=[identity])
+            every = events(daemon, since, container=[""])
+            return one, set(one) <= set(every), "network prune" in events(daemon, since, type=["network"])
+
+    ours, theirs = (work(daemon) for daemon in both)
+    assert ours == theirs == (["container create", "container start", "container top"], True, True)
+
+
+def test_events_since_a_moment_after_the_last(both: tuple[Daemon, Daemon]) -> None:
+    assert same(both, lambda daemon: daemon.ask("GET", "/events?since=2000000000&until=1000000000")[0]) == 400
+
+
+def test_a_folder_without_devices_is_no_device(both: tuple[Daemon, Daemon]) -> None:
+    """/etc has links to /dev/null, of units that are masked."""
+    os.makedirs("/etc/no-devices", exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.symlink("/dev/null", "/etc/no-devices/masked")
+
+    def work(daemon: Daemon) -> bool:
+        with daemon.container("true", start=False, HostConfig={"Devices": [{"PathOnHost": "/etc"}]}) as identity:
+            status, content = daemon.ask("POST", f"/containers/{identity}/start")
+            return status >= 400 and b"not a device node" in content
+
+    assert same(both, work)
+
+
+@pytest.mark.parametrize("mode", ["host", "container:taken"])
+def test_no_init_where_it_would_not_be_the_first_process(both: tuple[Daemon, Daemon], mode: str) -> None:
+    def work(daemon: Daemon) -> str:
+        return daemon.output("cat", "/proc/self/cmdline", HostConfig={"Init": True, "PidMode": mode})
+
+    assert same(both, work) == "cat\0/proc/self/cmdline\0"
+
+
+def test_an_untouched_container_has_no_size(both: tuple[Daemon, Daemon]) -> None:
+    def work(daemon: Daemon) -> list[int]:
+        command = "mkdir -p /a/b && printf 12345 >/a/b/c && ln /a/b/c /a/d && ln -s c /a/b/e"
+        with daemon.container("sh", "-c", command, start=False) as identity:
+            before = inspected(daemon, identity)["SizeRw"]
+            daemon.json("POST", f"/containers/{identity}/start")
+            daemon.json("POST", f"/containers/{identity}/wait")
+            return [before, inspected(daemon, identity)["SizeRw"]]
+
+    assert same(both, work) == [0, 6]
+
+
+@pytest.mark.parametrize("command", [["nosuch"], ["/etc"], ["/no/such/file"]])
+def test_an_exec_that_cannot_start(both: tuple[Daemon, Daemon], command: list[str]) -> None:
+    def work(daemon: Daemon) -> tuple[int, int]:
+        identity = daemon.json("POST", "/containers/taken/exec", {"Cmd": command})["Id"]
+        status = daemon.ask("POST", f"/exec/{identity}/start", {"Detach": True})[0]
+        return status, daemon.json("GET", f"/exec/{identity}/json")["ExitCode"]
+
+    assert same(both, work) == (400, 126)
+
+
+def test_a_committed_image_has_a_parent(both: tuple[Daemon, Daemon]) -> None:
+    def work(daemon: Daemon) -> bool:
+        daemon.json("POST", "/commit?container=taken&pause=0&repo=child", {})
+        try:
+            parent = daemon.json("GET", "/images/child/json")["Parent"]
+            return bool(parent == daemon.json("GET", "/images/busybox/json")["Id"])
+        finally:
+            daemon.json("DELETE", "/images/child")
+
+    assert same(both, work)
+
+
+def test_clients_of_old_versions(both: tuple[Daemon, Daemon]) -> None:
+    def work(daemon: Daemon) -> object:
+        info = daemon.json("GET", "/info", version="1.24")
+        with daemon.container("true", start=False, version="1.39") as identity:
+            mode = inspected(daemon, identity)["HostConfig"]["IpcMode"]
+        return info["ExecutionDriver"], "seccomp" in info["SecurityOptions"], mode
+
+    assert same(both, work) == ("<not supported>", True, "shareable")
+    assert same(both, lambda daemon: "ExecutionDriver" in daemon.json("GET", "/info")) is False
+
+
+def test_a_policy_of_what_removes_itself(both: tuple[Daemon, Daemon]) -> None:
+    def work(daemon: Daemon) -> tuple[int, bool]:
+        with daemon.container("sleep", "1000", HostConfig={"AutoRemove": True}) as identity:
+            policy = {"RestartPolicy": {"Name": "always"}}
+            status, said = _message(daemon.ask("POST", f"/containers/{identity}/update", policy))
+            return status, "AutoRemove is enabled" in said
+
+    assert same(both, work) == (409, True)
+
+
+def test_a_start_takes_no_settings(both: tuple[Daemon, Daemon]) -> None:
+    def work(daemon: Daemon) -> list[int]:
+        with daemon.container("true", start=False) as identity:
+            target = f"/containers/{identity}/start"
+            return [daemon.ask("POST", target, body)[0] for body in ({"HostConfig": {}}, {})]
+
+    assert same(both, work) == [400, 204]
+
+
+WRONG_MOUNTS: dict[str, dict[str, Any]] = {
+    "tmpfs options of a bind": {"Mounts": [{"Type": "bind", "Source": "/tmp", "Target": "/x", "TmpfsOptions": {}}]},
+    "volume options of a bind": {"Mounts": [{"Type": "bind", "Source": "/tmp", "Target": "/x", "VolumeOptions": {}}]},
+    "bind options of a volume": {"Mounts": [{"Type": "volume", "Target": "/x", "BindOptions": {}}]},
+    "tmpfs options of a volume": {"Mounts": [{"Type": "volume", "Target": "/x", "TmpfsOptions": {}}]},
+    "bind options of a tmpfs": {"Mounts": [{"Type": "tmpfs", "Target": "/x", "BindOptions": {}}]},
+    "volume options of a tmpfs": {"Mounts": [{"Type": "tmpfs", "Target": "/x", "VolumeOptions": {}}]},
+    "a shared volume": {"Binds": ["named:/x:shared"]},
+    "a bind that is not copied": {"Binds": ["/tmp:/x:nocopy"]},
+    "read-only and not": {"Binds": ["/tmp:/x:ro,rw"]},
+    "two labels": {"Binds": ["/tmp:/x:z,Z"]},
+    "two propagations": {"Binds": ["/tmp:/x:shared,slave"]},
+}
+
+
+@pytest.mark.parametrize("case", WRONG_MOUNTS)
+def test_options_of_another_kind_of_mount(both: tuple[Daemon, Daemon], case: str) -> None:
+    ours, theirs = (daemon.ask(*made(**WRONG_MOUNTS[case]))[0] for daemon in both)
+    assert ours == 400 and theirs in (400, 500)
+
+
+def test_who_waits_and_leaves_is_noticed_at_once(both: tuple[Daemon, Daemon]) -> None:
+    """Their threads and connections do not stay until something happens."""
+    engine_pid = whole.main_pid("teud.service")
+
+    def sockets() -> int:
+        return sum(os.readlink(entry.path).startswith("socket:") for entry in os.scandir(f"/proc/{engine_pid}/fd"))
+
+    before = sockets()
+    waiting = [both[0].connect() for _ in range(30)]
+    for connection in waiting:
+        connection.request("POST", "/v1.45/containers/taken/wait")
+        assert connection.getresponse().status == 200
+    assert sockets() >= before + 30
+    for connection in waiting:
+        connection.sock.close()
+        connection.close()
+    whole.eventually("they are gone", lambda: sockets() <= before + 2, timeout=10)
+
+
+# ---- ours alone: docker has it later than 26, or another default -------------------------------------------
+
+
+@pytest.fixture
+def teud(both: tuple[Daemon, Daemon]) -> Daemon:
+    return both[0]
+
+
+def test_cgroups_that_a_container_may_write(teud: Daemon) -> None:
+    command = ("sh", "-c", "mkdir /sys/fs/cgroup/mine && echo made")
+    assert "Read-only" in teud.output(*command, code=1)
+    assert "made" in teud.output(*command, HostConfig={"SecurityOpt": ["writable-cgroups=true"]})
+    status, said = _message(teud.ask(*made(SecurityOpt=["writable-cgroups=true"], CgroupnsMode="host")))
+    assert status == 400 and "private" in said
+
+
+def test_options_of_a_tmpfs_mount(teud: Daemon) -> None:
+    mount = {"Type": "tmpfs", "Target": "/x", "TmpfsOptions": {"Options": [["exec"], ["uid", "7"]], "SizeBytes": 8192}}
+    line = teud.output("grep", " /x ", "/proc/mounts", HostConfig={"Mounts": [mount]})
+    assert "uid=7" in line and "size=8k" in line and "noexec" not in line
+    bad = {**mount, "TmpfsOptions": {"Options": [["nonsense"]]}}
+    assert teud.ask(*made(Mounts=[bad]))[0] == 400
+
+
+def test_options_of_another_log_driver_are_left_out_with_a_word(teud: Daemon) -> None:
+    """Files that were written for docker's own default."""
+    config = {"max-size": "1m", "max-file": "3", "tag": "mine"}
+    answer = teud.json(*made(LogConfig={"Config": config}))
+    try:
+        assert len(answer["Warnings"]) == 2 and "json-file" in answer["Warnings"][0]
+        shown = inspected(teud, answer["Id"])["HostConfig"]["LogConfig"]
+        assert shown == {"Type": "journald", "Config": {"tag": "mine"}}
+    finally:
+        teud.json("DELETE", f"/containers/{answer['Id']}")
+    for bad in ({"Type": "journald", "Config": config}, {"Config": {"no-such": "1"}}, {"Config": {"mode": "x"}}):
+        assert teud.ask(*made(LogConfig=bad))[0] == 400
+    for option in ({"mode": "non-blocking"}, {"max-buffer-size": "1m"}):
+        status, said = _message(teud.ask(*made(LogConfig={"Config": option})))
+        assert status == 400 and "leave it out" in said
+
+
+def test_labels_have_a_size(teud: Daemon) -> None:
+    body = {"Image": "busybox", "Labels": {"a": "x" * (2 << 20)}, "HostConfig": {"NetworkMode": "none"}}
+    status, said = _message(teud.ask("POST", "/containers/create", body))
+    assert status == 400 and "Labels" in said
+
+
+def test_a_runtime_beside_the_host_config(teud: Daemon) -> None:
+    """Where docker-py's low-level client puts it."""
+    with teud.container("true", start=False, Runtime="io.containerd.runc.v2") as identity:
+        assert inspected(teud, identity)["HostConfig"]["Runtime"] == "io.containerd.runc.v2"
+
+
+def test_a_container_without_a_network(teud: Daemon) -> None:
+    host = {"NetworkMode": "bridge"}
+    said = teud.output("ip", "-o", "link", HostConfig=host, NetworkDisabled=True)
+    assert said.count("\n") == 1 and " lo: " in said
+
+
+def test_limits_of_an_update(teud: Daemon) -> None:
+    with teud.container("sleep", "1000") as identity:
+        answer = teud.json("POST", f"/containers/{identity}/update", {"Memory": 64 << 20, "PidsLimit": 5})
+        assert len(answer["Warnings"]) == 2
+        assert teud.json("POST", f"/containers/{identity}/update", {"PidsLimit": 0})["Warnings"] == []
+        assert teud.ask("POST", f"/containers/{identity}/update", {"Devices": [{"PathOnHost": "/dev/null"}]})[0] == 400
+
+
+def test_what_many_clients_took_is_given_back(both: tuple[Daemon, Daemon]) -> None:
+    """Sixty who save an image and read none of it, twice."""
+    statm = f"/proc/{whole.main_pid('teud.service')}/statm"
+
+    def resident() -> int:
+        with open(statm) as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+    before = resident()
+    for _ in range(2):
+        clients = [both[0].connect() for _ in range(60)]
+        for client in clients:
+            client.request("GET", "/v1.45/images/busybox/get")
+        whole.eventually("they are served", lambda: resident() > before + 40)
+        for client in clients:
+            client.close()
+        whole.eventually("it is given back", lambda: resident() < before + 30)
