@@ -411,6 +411,12 @@ def test_parameters(both: Peers) -> None:
                 assert theirs in (400, 500), (method, target, name, theirs, said)
 
 
+def test_networks_of_another_scope(both: Peers) -> None:
+    for scope, status in (("local", 200), ("swarm", 404)):
+        for daemon in both:
+            assert ask(daemon, "GET", f"/networks/bridge?scope={scope}")[0] == status
+
+
 @pytest.mark.parametrize(
     ("method", "target"),
     [

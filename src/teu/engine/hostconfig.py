@@ -261,7 +261,8 @@ def controllers() -> set[str]:
 
 def _swap_is_limited() -> bool:
     """The kernel counts swap for cgroups (swapaccount=0 and small machines' kernels do not)."""
-    return any(Path(f"/sys/fs/cgroup/{name}/memory.swap.max").exists() for name in ("system.slice", "init.scope", "."))
+    groups = [file.parent for file in Path("/sys/fs/cgroup").glob("*/memory.max")]
+    return not groups or any((group / "memory.swap.max").exists() for group in groups)
 
 
 # Fields of a limit, the controller that it needs, and what it is called in warnings.

@@ -75,6 +75,46 @@ def test_a_bad_host_config_is_refused(values: dict[str, Any]) -> None:
         host(**values)
 
 
+EVERY = {"cpu", "cpuset", "io", "memory", "pids"}
+LIMITED = {
+    "Memory": 64 << 20, "MemoryReservation": 32 << 20, "PidsLimit": 7, "CpuShares": 7, "CpuPeriod": 5000,
+    "CpuQuota": 5000, "BlkioWeight": 100, "BlkioDeviceReadBps": [{"Path": "/dev/null", "Rate": 7}],
+}  # fmt: skip
+
+
+def test_limits_are_kept_where_they_can_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostconfig, "_swap_is_limited", lambda: True)
+    warnings: list[str] = []
+    limited = host(**LIMITED)
+    kept = dict(limited)
+    hostconfig.discard(limited, EVERY, warnings)
+    assert (limited, warnings) == (kept, [])
+    hostconfig.discard(limited, EVERY - {"pids", "io"}, warnings)
+    assert len(warnings) == 3 and limited["PidsLimit"] is None and limited["BlkioDeviceReadBps"] == []
+    assert limited["Memory"] == 64 << 20
+    hostconfig.discard(limited, set(), warnings)
+    assert (limited["Memory"], limited["MemorySwap"], limited["MemoryReservation"]) == (0, -1, 0)
+    assert "memory" not in spec.resources(limited) and "cpu" not in spec.resources(limited)
+
+
+def test_fields_of_cgroup_v1_are_discarded_everywhere() -> None:
+    warnings: list[str] = []
+    limited = host(MemorySwappiness=7, OomKillDisable=True)
+    hostconfig.discard(limited, EVERY, warnings)
+    assert len(warnings) == 2 and limited["MemorySwappiness"] is None and limited["OomKillDisable"] is False
+
+
+@pytest.mark.parametrize(
+    "values", [{"NanoCpus": 10**13}, {"CpusetCpus": "x"}, {"CpusetCpus": "2-1"}, {"CpusetMems": "-"}]
+)
+def test_cpus_that_are_not_there(values: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest):
+        hostconfig.discard(host(**values), EVERY, [])
+    if "NanoCpus" in values:
+        with pytest.raises(BadRequest):
+            hostconfig.discard(host(NanoCpus=1), EVERY - {"cpu"}, [])
+
+
 def test_defaults_and_names_in_any_case() -> None:
     cleaned = host(memory=64 << 20, LogConfig={})
     assert cleaned["Memory"] == 64 << 20
