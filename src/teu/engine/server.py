@@ -47,8 +47,10 @@ PART_SECONDS, PART_QUIET_SECONDS = 30, 2  # for who sends on after a refusal
 PART_SIZE = 1 << 20
 STARTUP_SECONDS = 120
 
-# How long a request's body may be silent, and what is left of one that nobody wanted.
+# How long a request's body may be silent (an archive comes from a pipe, whose other end may be at work), and how long
+# the answer waits for what is left of one that nobody wanted.
 BODY_SECONDS = 120
+UPLOAD_SECONDS = 1800
 REST_SECONDS = 0.2
 # How long after the last client, and from how much more on, memory is given back.
 TRIM_SECONDS = 1
@@ -101,6 +103,7 @@ class _Connection:
         self.server = server
         self.socket = sock
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_LIMIT)
+        self.uploads = False  # whether the body is one of files
 
     def next_event(self) -> Any:
         while True:
@@ -113,11 +116,12 @@ class _Connection:
 
     def receive_data(self) -> bytes:
         """The next part of the body; b"" at its end. A client that says nothing for long is not waited for."""
-        self.socket.settimeout(BODY_SECONDS)
+        patience = UPLOAD_SECONDS if self.uploads else BODY_SECONDS
+        self.socket.settimeout(patience)
         try:
             return self._next_data()
         except TimeoutError:
-            raise TimedOut(f"the rest of the request's body did not come within {BODY_SECONDS} seconds") from None
+            raise TimedOut(f"the rest of the request's body did not come within {patience} seconds") from None
         finally:
             self.socket.settimeout(None)
 
@@ -183,6 +187,7 @@ class _Connection:
         method = event.method.decode("ascii", "replace")
         target = event.target.decode("latin-1")
         body = _Body(self)
+        self.uploads = not headers.get("content-type", "application/json").startswith("application/json")
         upgrade = "upgrade" in headers
         response: Response
         began = time.monotonic()
