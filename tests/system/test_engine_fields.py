@@ -411,6 +411,15 @@ def test_parameters(both: Peers) -> None:
                 assert theirs in (400, 500), (method, target, name, theirs, said)
 
 
+def test_filters_and_columns(both: Peers) -> None:
+    for text, status in (('{"label":{"a":5}}', 400), ('{"label":null}', 200), ('{"label":{"a":true}}', 200)):
+        for daemon in both:
+            assert ask(daemon, "GET", f"/containers/json?filters={quote(text)}")[0] == status
+    for daemon in both:
+        status, said = ask(daemon, "GET", "/containers/taken/top?ps_args=" + quote("-eo pid,user=PID"))
+        assert status == 500 and "not allowed" in said["message"]
+
+
 def test_networks_of_another_scope(both: Peers) -> None:
     for scope, status in (("local", 200), ("swarm", 404)):
         for daemon in both:

@@ -58,7 +58,9 @@ class Query:
                 raise ValueError
             result: dict[str, list[str]] = {}
             for key, items in value.items():
-                if isinstance(items, dict):
+                if items is None:
+                    continue
+                if isinstance(items, dict) and all(isinstance(wanted, bool) for wanted in items.values()):
                     result[key] = [item for item, wanted in items.items() if wanted]
                 elif isinstance(items, list) and all(isinstance(item, str) for item in items):
                     result[key] = items

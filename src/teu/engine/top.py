@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def processes(engine: Engine, container: Container, arguments: str) -> dict[str, Any]:
     pids = set(map(str, tasks.pids(engine, container.id)))
     for value in re.findall(r"\s+(\S*)=\s*(PID\S*)", arguments):
-        if value[1] != "PID":
-            raise BadRequest(f'specifying "{value[0]}={value[1]}" is not allowed')
+        if value[0] != "pid":  # another column of that name would be taken for the one of the processes
+            raise EngineError(f'specifying "{value[0]}={value[1]}" is not allowed')
     words = arguments.split()
     # The selection comes last and is added by us; options alone cannot name files or programs to ps.
     result = subprocess.run(
