@@ -523,6 +523,7 @@ EXEC_START = Object({"Detach": FLAG, "Tty": FLAG, "ConsoleSize": SIZE})
 
 # ---- networks, volumes, the system -------------------------------------------------------------------------
 
+# Which drivers, scopes and options there are is said where networks are made.
 NETWORK = Object(
     {
         "Name": WORD,
@@ -541,7 +542,7 @@ NETWORK = Object(
             }
         ),
         "Internal": FLAG,
-        "Attachable": FLAG,
+        "Attachable": meaningless(FLAG),  # of swarm
         "Ingress": FLAG,
         "ConfigOnly": FLAG,
         "ConfigFrom": Object({"Network": WORD}),
