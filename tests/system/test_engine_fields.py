@@ -98,7 +98,7 @@ def places(kind: fields.Kind, path: Path = ()) -> Iterator[tuple[Path, fields.Ki
 def body_with(base: dict[str, Any], path: Path, value: object) -> dict[str, Any]:
     """The body with this value at this place."""
     for step in reversed(path):
-        if step == "Mounts" and isinstance(value, list) and isinstance(value[0], dict):
+        if step == "Mounts" and isinstance(value, list) and value and isinstance(value[0], dict):
             value = [{"Type": "tmpfs", "Target": "/there", **value[0]}]
         value = [value] if isinstance(step, int) else {step: value}
     assert isinstance(value, dict)

@@ -228,6 +228,8 @@ def check_resources(host: dict[str, Any]) -> None:
         raise BadRequest(f"Invalid value: {swappiness}, valid memory swappiness range is 0-100")
     if host["NanoCpus"] < 0:
         raise BadRequest("the number of CPUs cannot be negative")
+    if host["CpuShares"] < 0:
+        raise BadRequest("the CPU shares cannot be negative")
     if host["NanoCpus"] and (host["CpuPeriod"] or host["CpuQuota"]):
         raise BadRequest("Conflicting options: Nano CPUs and CPU Period/Quota cannot both be set")
     if host["CpuPeriod"] and not 1000 <= host["CpuPeriod"] <= 1_000_000:

@@ -173,6 +173,9 @@ def check(engine: Engine, container: Container) -> None:
     for number, entry in enumerate(host["Devices"]):
         if not entry.get("PathOnHost"):
             raise BadRequest(f"HostConfig.Devices[{number}].PathOnHost must name a device of this machine")
+        for key in ("PathOnHost", "PathInContainer"):
+            if not entry.get(key, "/").startswith("/") and entry[key]:
+                raise BadRequest(f"HostConfig.Devices[{number}].{key} must be an absolute path, not {entry[key]!r}")
         if entry.get("CgroupPermissions", "").strip("rwm"):
             raise BadRequest(
                 f"HostConfig.Devices[{number}].CgroupPermissions must be of r, w and m,"

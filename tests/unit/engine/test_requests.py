@@ -52,6 +52,7 @@ def test_a_bad_config_is_refused(config: dict[str, Any]) -> None:
         {"MemorySwap": 10 << 20},
         {"Memory": 64 << 20, "MemorySwap": 32 << 20},
         {"NanoCpus": 10**9, "CpuQuota": 50000},
+        {"CpuShares": -1},
         {"RestartPolicy": {"Name": "sometimes"}},
         {"RestartPolicy": {"Name": "always", "MaximumRetryCount": 3}},
         {"RestartPolicy": {"Name": "always"}, "AutoRemove": True},
