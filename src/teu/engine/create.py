@@ -85,8 +85,6 @@ def create(
     hostconfig.discard(host, hostconfig.controllers(), warnings)
     if not platform:
         warnings += _of_another_platform(image)
-    if host["NetworkMode"] == "host" and host["PortBindings"]:
-        warnings.append("Published ports are discarded when using host network mode")
     with engine.containerd.making(identity), engine.volumes.promised(identity), contextlib.ExitStack() as undo:
         undo.enter_context(_nothing_but_the_image_is_missing())
         undo.callback(engine.networks.forget, container)

@@ -7,20 +7,15 @@ whether a key is there. Unknown keys are dropped, as dockerd does.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import posixpath
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from teu.engine import fields, netrequests
 from teu.engine.errors import BadRequest, Conflict
-
-log = logging.getLogger("teu.engine")
 
 LOG_DRIVERS = ("journald", "json-file", "local", "none")
 LOG_OPTIONS = {
@@ -45,16 +40,6 @@ MINIMUM_HEALTH = 1_000_000  # 1 ms in nanoseconds
 _IPC_MODES = ("none", "private", "shareable", "host")
 _PID_MODES = ("", "private", "host")
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([kmgtp]?)i?b?", re.IGNORECASE)
-
-
-@contextlib.contextmanager
-def well_formed(what: str) -> Iterator[None]:
-    """Around the reading of nested parts of a request: a wrong type deep inside is the client's mistake."""
-    try:
-        yield
-    except (TypeError, AttributeError, KeyError, ValueError) as error:
-        log.debug("a malformed request", exc_info=True)
-        raise BadRequest(f"{what} is malformed: {type(error).__name__}: {error}") from None
 
 
 def clean_config(value: dict[str, Any]) -> dict[str, Any]:
