@@ -211,8 +211,8 @@ def snapshot_mounts(engine: Engine, container: Container) -> list[Any]:
 
 def upper(mounts: list[Any]) -> str:
     """The folder of what a snapshot has of its own; "" where its snapshotter does not keep that apart."""
-    for mount in mounts:
-        for option in mount.options:
+    for each in mounts:
+        for option in each.options:
             if option.startswith("upperdir="):
                 return str(option[9:])
     return ""
