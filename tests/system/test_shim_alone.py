@@ -127,6 +127,30 @@ def test_stop_signal_of_the_image(h: House) -> None:
     assert h.remove("stop3") == 3
 
 
+def test_a_stop_sends_nothing_but_the_stop_signal(h: House) -> None:
+    """Not to the first process, and not to its children."""
+    traps = "trap 'touch /tmp/told' TERM HUP INT; sh -c \"trap 'touch /tmp/told' TERM HUP INT USR1; sleep 600\" & "
+    start_trapping(h, "stop4", traps + "trap 'exit 4' USR1",
+                   flags=("--annotation", "org.opencontainers.image.stopSignal=SIGUSR1"))
+    peers.run("systemctl", "stop", "teu-stop4.scope")
+    assert h.remove("stop4") == 4
+    assert not (h.rootfs / "tmp/told").exists()
+
+
+def test_a_scope_ends_before_the_mounts_that_it_uses(h: House) -> None:
+    place = Path("/run/order1")
+    place.mkdir()
+    peers.run("mount", "-t", "tmpfs", "tmpfs", str(place))
+    try:
+        (place / "below").mkdir()
+        h.start("order1", "sleep", "600", flags=("--mount", f"type=bind,src={place}/below,dst=/mnt,options=rbind:rw"))
+        assert {"run-order1.mount", "teu.slice"} <= set(show("teu-order1.scope", "After").split())
+        h.remove("order1")
+    finally:
+        peers.run("umount", str(place))
+        place.rmdir()
+
+
 @pytest.mark.parametrize("which", ["h", "real"])
 def test_group(which: str, request: pytest.FixtureRequest) -> None:
     """Containers of a pod have one shim, which ends with the last of them."""

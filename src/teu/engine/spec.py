@@ -15,7 +15,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import apparmor, mounts, process, users
+from teu.engine import apparmor, hostconfig, mounts, process, users
 from teu.engine.errors import BadRequest, EngineError, NotFound
 from teu.linux import selinux
 from teu.linux.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
@@ -57,6 +57,9 @@ READONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1))
 INIT_PATHS = ("/usr/libexec/docker/docker-init", "/usr/bin/docker-init", "/usr/bin/tini-static")
 NAME_ANNOTATION = "io.teu.name"
+# How whoever stops the container's unit, the host's shutdown above all, is to stop the container.
+STOP_SIGNAL_ANNOTATION = "org.opencontainers.image.stopSignal"
+STOP_TIMEOUT_ANNOTATION = "io.teu.stop-timeout"
 
 
 @functools.cache
@@ -313,12 +316,22 @@ def build(
         "root": {"path": "rootfs", "readonly": host["ReadonlyRootfs"]},
         "mounts": mount_list,
         "linux": linux,
-        "annotations": {**(host["Annotations"] or {}), NAME_ANNOTATION: container.name},
+        "annotations": {**(host["Annotations"] or {}), **_annotations(container)},
     }
     if host["UTSMode"] != "host":
         result["hostname"] = container.hostname
         if config["Domainname"]:
             result["domainname"] = config["Domainname"]
+    return result
+
+
+def _annotations(container: Container) -> dict[str, str]:
+    """For the shim."""
+    result = {NAME_ANNOTATION: container.name}
+    if container.config["StopSignal"]:
+        result[STOP_SIGNAL_ANNOTATION] = str(hostconfig.signal_number(container.config["StopSignal"]))
+    if container.config["StopTimeout"] is not None:
+        result[STOP_TIMEOUT_ANNOTATION] = str(container.config["StopTimeout"])
     return result
 
 

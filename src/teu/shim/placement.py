@@ -12,14 +12,19 @@ containers are in container-<id>/ there.  The path is left as it is when the cal
 systemd itself (option SystemdCgroup), and when it is a plain path that somebody chose: containerd's own default,
 "/<namespace>/<id>", counts as no choice.  Without systemd nothing is done at all.  Where the runtime options name
 a cgroup for the shim (ShimCgroup), it goes there, and there is no scope.
+
+At shutdown a scope ends before the daemons and the network, as teu.slice says for all that is in it (a scope that is
+elsewhere is ordered after that slice), and before the mounts that its container uses, as the scope itself says.
 """
 from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 
 from teu.shim.cgroup import mount_point, path_of, read
+from teu.systemd import host
 from teu.systemd.bus import Bus, BusError
 from teu.systemd.scope import UNIT_EXISTS, start_scope, systemd_is_running, unit_cgroup
 
@@ -27,26 +32,34 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from teu.systemd.scope import Property
+
 DEFAULT_SLICE = "teu.slice"
 
 # Annotations of the container's spec that the shim knows.
 NAME_ANNOTATION = "io.teu.name"                      # for the unit's description
-STOP_TIMEOUT_ANNOTATION = "io.teu.stop-timeout"      # seconds from the stop signal to SIGKILL
+STOP_TIMEOUT_ANNOTATION = "io.teu.stop-timeout"      # seconds from the stop signal to SIGKILL; below 0: no limit
 STOP_SIGNAL_ANNOTATION = "org.opencontainers.image.stopSignal"
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 
 STOP_TIMEOUT = 10.0
+# How systemd asks the scope to end. It asks every process of it, and the container's own are to get the stop signal
+# that was chosen for them, from us, and no other: this one does nothing to who does not ask for it.
+STOP_REQUEST = signal.SIGURG
+NEVER = float("inf")
+USEC_INFINITY = (1 << 64) - 1
 EXITED_SUFFIX = "-exited.scope"
 # how long to wait for the scope of the same container's last shim to go
 LEAVING_ATTEMPTS, LEAVING_SECONDS = 200, 0.005
 
 
 def stop_timeout(notes: dict[str, str]) -> float:
-    """Seconds between the stop signal and SIGKILL."""
+    """Seconds between the stop signal and SIGKILL; infinity for a container that is never killed."""
     try:
-        return max(0.0, float(notes[STOP_TIMEOUT_ANNOTATION]))
+        seconds = float(notes[STOP_TIMEOUT_ANNOTATION])
     except (KeyError, ValueError):
         return STOP_TIMEOUT
+    return seconds if seconds >= 0 else NEVER
 
 
 def read_spec(bundle: str) -> dict[str, Any]:
@@ -154,11 +167,16 @@ class Placement:
             if unit in candidates:
                 candidates = [f"teu-shim-{container}.scope"]
         # systemd's own patience must outlast the container's.
-        patience = int((stop_timeout(notes) + 30) * 1e6)
+        patience = stop_timeout(notes) + 30
+        properties: list[Property] = [
+            ("TimeoutStopUSec", "t", int(patience * 1e6) if patience < NEVER else USEC_INFINITY),
+            ("KillSignal", "i", int(STOP_REQUEST)),
+            ("After", "as", [DEFAULT_SLICE, *host.mounted(host.bound(spec))]),
+        ]
         with Bus() as bus:
             for n, candidate in enumerate(candidates):
                 try:
-                    self._start(bus, candidate, pids, patience)
+                    self._start(bus, candidate, pids, properties)
                     break
                 except BusError as e:
                     if e.name != UNIT_EXISTS or n + 1 == len(candidates):
@@ -181,12 +199,12 @@ class Placement:
             except OSError:
                 pass  # a controller that cannot be had is told by the runtime, if a limit needs it
 
-    def _start(self, bus: Bus, unit: str, pids: list[int], patience: int) -> None:
+    def _start(self, bus: Bus, unit: str, pids: list[int], properties: list[Property]) -> None:
         """Start the scope; wait a little for the unit of a shim that is just ending."""
         for attempt in range(LEAVING_ATTEMPTS):
             try:
                 start_scope(bus, unit, pids=pids, slice_name=self._slice,
-                            description=self._description, properties=[("TimeoutStopUSec", "t", patience)])
+                            description=self._description, properties=properties)
                 return
             except BusError as e:
                 if e.name != UNIT_EXISTS or attempt + 1 == LEAVING_ATTEMPTS or _in_use(bus, unit):

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 
+from teu.shim import placement
 from teu.shim.loop import Loop
 from teu.shim.publisher import Publisher
 from teu.shim.service import Service
@@ -182,7 +183,8 @@ def serve(parameters: Parameters, listener: socket.socket) -> NoReturn:
     service.on_shutdown = shutdown
     # The daemon may have died before it could ask for a container.
     loop.after(UNUSED_SECONDS, service.end_if_unused)
-    loop.on_signal(signal.SIGTERM, service.stop_gracefully)
+    for number in (signal.SIGTERM, placement.STOP_REQUEST):
+        loop.on_signal(number, service.stop_gracefully)
     # who wants to see what a daemon does, sends this; the container must not die of it
     loop.on_signal(signal.SIGUSR1, lambda: _log_line(parameters.bundle, loop.described(), "info"))
     loop.run()

@@ -574,10 +574,10 @@ class Service:
         finally:
             container.lock.release()
 
-    # systemctl stop of the scope
+    # systemctl stop of the scope, or the host's shutdown
 
     def stop_gracefully(self) -> None:
-        """SIGTERM: stop every container as docker does, keep its exit status known, let the scope end."""
+        """Stop every container as docker does, keep its exit status known, let the scope end."""
         if not self._stopping:
             self._stopping = True
             self._loop.spawn(self._stop_all())
@@ -611,7 +611,8 @@ class Service:
             yield from init.kill(container.stop_signal, False)
         except StatusError as e:
             self._log(f"stop {init.id}: {e}")
-        self._loop.after(container.stop_timeout, lambda: self._kill_hard(container))
+        if container.stop_timeout < placement.NEVER:
+            self._loop.after(container.stop_timeout, lambda: self._kill_hard(container))
 
     def _kill_hard(self, container: Container) -> None:
         if container.init.status != m.STOPPED and container.init.pid:

@@ -203,7 +203,7 @@ def own_uid() -> int:
 class Bus:
     """A connection; use it as a context manager.  Not for use by several threads at once."""
 
-    def __init__(self, path: str | None = None, timeout: float = 30.0) -> None:
+    def __init__(self, path: str | None = None, timeout: float | None = 30.0) -> None:
         """Connect to `path`, or to systemd's private socket, or to the system bus, and authenticate."""
         choices = [path] if path else [SYSTEMD_PRIVATE, SYSTEM_BUS]
         if not path and os.geteuid():

@@ -65,6 +65,11 @@ def start_scope(bus: Bus, name: str, *, pids: list[int], slice_name: str = "", d
     start_transient_unit(bus, name, wanted + (properties or []))
 
 
+def start_unit(bus: Bus, name: str, *, mode: str = "replace") -> None:
+    """Start a unit and wait for its start job; BusError with .name NO_SUCH_UNIT if there is none."""
+    _run_job(bus, "StartUnit", "ss", (name, mode), name)
+
+
 def stop_unit(bus: Bus, name: str, *, mode: str = "replace") -> None:
     """Stop a unit and wait; a unit that is not there is not an error."""
     try:
