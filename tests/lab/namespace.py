@@ -419,6 +419,10 @@ def install_tree(source: Path, target: Path) -> None:
                 wants.mkdir(parents=True, exist_ok=True)
                 if not (wants / unit.name).is_symlink():
                     (wants / unit.name).symlink_to(f"/usr/lib/systemd/system/{unit.name}")
+        wanted = target / "etc/systemd/system/multi-user.target.wants" / unit.name
+        if "WantedBy=multi-user.target" in unit.read_text() and not wanted.is_symlink():
+            wanted.parent.mkdir(parents=True, exist_ok=True)
+            wanted.symlink_to(f"/usr/lib/systemd/system/{unit.name}")
     if (source / "etc").is_dir():
         shutil.copytree(source / "etc", target / "etc/teu", dirs_exist_ok=True)
     (target / "usr/lib/sysusers.d").mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VM lab: all controllers and AppArmor; and a power cut and a real boot, after which what was answered is there.
+"""The VM lab: all controllers and AppArmor; and a power cut, a real boot, and a reboot, after which what was answered
+is there, and what is to run does without anybody's asking.
 
 Runs on the host, as root. The packages must have been built (./dev deb). The many power cuts, in the middle of pulls
 and commits, are in test_power_cuts.py.
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,7 +71,23 @@ def test_a_kernel_that_patches_its_code(machine: str) -> None:
     assert inside(machine, PATCHING, check=False) == "alive", vm.last_words(machine)
 
 
-def test_power_cut(machine: str) -> None:
+KEEPER = r"""
+teu run -d --name keeper --restart unless-stopped --memory 64m -v boots:/boots busybox \
+    sh -c 'cat /proc/sys/kernel/random/boot_id >>/boots/f; while :; do sleep 1; done'
+teu run -d --name closing --stop-signal QUIT --stop-timeout 120 busybox \
+    sh -c "trap 'sleep 3; exit 9' QUIT; trap 'exit 1' TERM; while :; do sleep 1; done"
+"""
+BOOTS = "/var/lib/teu/engine/volumes/boots/_data/f"
+
+
+def keeper_began(machine: str, times: int) -> None:
+    """No client of the engine: the boot itself has started it."""
+    inside(machine, f"for i in $(seq 600); do [ $(wc -l <{BOOTS}) -ge {times} ] && break; sleep 0.5; done")
+    boots = inside(machine, f"cat {BOOTS}").splitlines()
+    assert len(boots) == len(set(boots)) == times, (boots, vm.last_words(machine))
+
+
+def test_power_cut_and_reboot(machine: str) -> None:
     vm.start(machine, "trixie", SOURCE)
     assert {"cpu", "cpuset", "io", "memory", "pids"} <= set(
         inside(machine, "cat /sys/fs/cgroup/cgroup.controllers").split()
@@ -82,6 +100,8 @@ def test_power_cut(machine: str) -> None:
     inside(machine, "until [ -s /var/lib/teu/engine/volumes/data/_data/f ]; do sleep 0.1; done")
     ended = inside(machine, "teu run --name ended busybox sh -c 'exit 3' >/dev/null; echo $?")
     assert ended == "3"
+    inside(machine, KEEPER)
+    keeper_began(machine, 1)
     # No sync, no warning: what has been answered must be on the disk.
     created = inside(machine, "teu create --name second busybox true")
     vm.power_cut(machine)
@@ -89,6 +109,7 @@ def test_power_cut(machine: str) -> None:
         vm.run(machine, ["true"])
 
     vm.start(machine, "trixie", SOURCE)
+    keeper_began(machine, 2)
     listed = inside(machine, "teu ps -a --no-trunc --format '{{.ID}} {{.Names}} {{.State}}'").splitlines()
     states = {line.split()[1]: line.split() for line in listed}
     assert states["first"][0] == first and states["first"][2] == "exited"
@@ -97,6 +118,16 @@ def test_power_cut(machine: str) -> None:
     assert inside(machine, "teu run --rm -v data:/data busybox cat /data/f") == "kept"
     assert inside(machine, "teu start -a second; echo $?") == "0"
     # Nothing half-made is left: no scope, no mount, no address of a container that does not run.
-    inside(machine, "teu rm first second ended")
-    assert inside(machine, "ls /sys/fs/cgroup/teu.slice 2>/dev/null | grep scope || true") == ""
-    assert inside(machine, "grep -c /run/teu/containerd /proc/self/mounts || true") == "0"
+    assert inside(machine, "teu inspect -f '{{.State.ExitCode}}' closing") == "255"
+    inside(machine, "teu rm first second ended; teu start closing")
+    assert inside(machine, "ls -d /sys/fs/cgroup/teu.slice/*.scope | wc -l") == "2"
+    assert inside(machine, "grep -c /run/teu/containerd /proc/self/mounts") == "2"
+
+    inside(machine, "systemctl reboot", check=False)
+    deadline = time.monotonic() + 200
+    while vm.pid_of(machine):  # QEMU ends where a machine would begin anew
+        assert time.monotonic() < deadline, vm.last_words(machine)
+        time.sleep(0.1)
+    vm.start(machine, "trixie", SOURCE)
+    keeper_began(machine, 3)
+    assert inside(machine, "teu inspect -f '{{.State.Status}} {{.State.ExitCode}}' closing") == "exited 9"

@@ -571,6 +571,7 @@ mkdir -p /etc/teu && [ ! -d /src/etc ] || cp -r /src/etc/. /etc/teu/
 getent group teu >/dev/null || groupadd --system teu
 systemctl daemon-reload
 systemctl --quiet enable --now teud.socket teu-containerd.socket
+systemctl --quiet enable teud-restore.service teu-containerd-restore.service
 """
 
 

@@ -94,6 +94,25 @@ def test_a_restart_label_outlives_the_daemon(tmp_path: Path) -> None:
         out("teu-ctr", "containers", "delete", name)
 
 
+def test_what_a_user_stopped_is_not_started_by_the_wake() -> None:
+    """A restart of the daemon starts it, as dockerd's does; a wake is none."""
+    name = "stopped-always"
+    try:
+        whole.run_detached(name, "sleep", "600", flags=("--restart", "always", "--stop-timeout", "0"))
+        out("teu", "stop", name)
+        for _ in range(2):
+            whole.eventually("both daemons have left", gone)
+            assert out("teu", "inspect", "-f", "{{.State.Status}}", name) == "exited"
+        out("systemctl", "restart", "teud.service")
+        state = ("teu", "inspect", "-f", "{{.State.Status}} {{.RestartCount}}", name)
+        whole.eventually("it runs again", lambda: out(*state) == "running 0")
+        # And is kept running, for nobody has stopped it since.
+        os.kill(int(out("teu", "inspect", "-f", "{{.State.Pid}}", name)), signal.SIGKILL)
+        whole.eventually("it runs once more", lambda: out(*state) == "running 1")
+    finally:
+        teu("rm", "-f", name, check=False)
+
+
 def test_a_connection_keeps_teud() -> None:
     import socket
     import time

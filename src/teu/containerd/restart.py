@@ -9,6 +9,12 @@
 
 Tasks are compared at the start and then once in an interval, but only while a container has the first of these labels:
 without one, nothing runs here.
+
+While a task is to run, the daemon is started at boot (teu-containerd-restore.service; see teu.systemd.host), and starts
+it once the host is ready. A reboot takes the tasks and how they ended, so those of on-failure that ran are remembered:
+
+    ROOT/running-on-failure    "NAMESPACE ID" of each, at the last look; the end of the machine is their failure
+    STATE/restarts             there after the first look of a boot
 """
 
 from __future__ import annotations
@@ -16,13 +22,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+import os
+import threading
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from teu.api.events import task_pb2 as task_events
 from teu.api.services.containers.v1 import containers_pb2
 from teu.api.services.tasks.v1 import tasks_pb2 as pb
 from teu.api.types.task import task_pb2
 from teu.containerd import errors
+from teu.systemd import host
 
 if TYPE_CHECKING:
     from teu.containerd.context import Context
@@ -33,6 +43,8 @@ PREFIX = "containerd.io/restart."
 STATUS = PREFIX + "status"
 POLICIES = ("no", "always", "on-failure", "unless-stopped")
 SIGKILL = 9
+# What a task that ended with the machine is taken to have ended with.
+LOST = 255
 # Go's words for a true value (strconv.ParseBool): clients write it with Go.
 _TRUE = ("1", "t", "T", "true", "TRUE", "True")
 _GOING = (task_pb2.CREATED, task_pb2.RUNNING, task_pb2.PAUSED, task_pb2.PAUSING)
@@ -53,6 +65,19 @@ def wants_restart(labels: Mapping[str, str], exit_status: int) -> bool:
     if name == "unless-stopped":
         return labels.get(PREFIX + "explicitly-stopped") not in _TRUE
     return name != "no"
+
+
+def starts_at_boot(labels: Mapping[str, str]) -> bool:
+    """Whether the machine's end would have the task started again."""
+    try:
+        return labels.get(STATUS) == "running" and wants_restart(labels, LOST)
+    except ValueError:
+        return False
+
+
+def _fails(labels: Mapping[str, str]) -> bool:
+    """Whether it matters how the task ended."""
+    return labels.get(PREFIX + "policy", "").startswith("on-failure")
 
 
 def _started(labels: Mapping[str, str]) -> int:
@@ -79,6 +104,14 @@ class Restarts:
         self._changed = asyncio.Event()
         self._watched: set[tuple[str, str]] = set()
         self._due = True
+        self._marker = host.Marker(context.root)
+        self._marking = threading.Lock()
+        self._mounting: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._record = os.path.join(context.root, "running-on-failure")
+        self._ran = self._remembered()
+        self._looked = os.path.join(context.state, "restarts")
+        # Whose tasks the machine's end took.
+        self._lost: set[tuple[str, str]] = set() if os.path.exists(self._looked) else set(self._ran)
         context.containers.listen(self._on_container)
         context.events.listen(self._on_event)
 
@@ -87,20 +120,92 @@ class Restarts:
         return not self._due or not self._context.config["restart-interval"]
 
     def _on_container(self, container: Any) -> None:
-        """Made or changed; on the thread of the call."""
+        """Made, changed or deleted; on the thread of the call."""
+        if STATUS in container.labels or self._marker.there:
+            self._mark()
         if STATUS in container.labels:
             self._loop.call_soon_threadsafe(self._look_again)
+
+    def _mark(self) -> list[tuple[str, Any]]:
+        """Say whether the next boot is to start us; all containers with a wish for their task."""
+        with self._marking:
+            found = self._context.containers.labelled(STATUS)
+            wanted = bool(self._context.config["restart-interval"])
+            self._marker.put(wanted and any(starts_at_boot(container.labels) for _, container in found))
+        return found
+
+    def _remembered(self) -> set[tuple[str, str]]:
+        try:
+            with open(self._record) as file:
+                return {(line.split()[0], line.split()[1]) for line in file if len(line.split()) == 2}
+        except FileNotFoundError:
+            return set()
+
+    def _remember(self, running: set[tuple[str, str]]) -> None:
+        """Durable when it returns."""
+        with open(self._record + ".new", "w") as file:
+            file.writelines(f"{namespace} {id}\n" for namespace, id in sorted(running))
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(self._record + ".new", self._record)
+        self._ran = running
 
     def _on_event(self, envelope: Any) -> None:
         """On the publishing thread."""
         if self._watched and envelope.topic in ("/tasks/exit", "/tasks/delete"):
             self._loop.call_soon_threadsafe(self._look_again)
+        elif envelope.topic == "/tasks/start" and self._marker.there:
+            begun = task_events.TaskStart.FromString(envelope.event.value).container_id
+            self._context.pool.submit(self._begun, envelope.namespace, begun)
+
+    def _begun(self, namespace: str, id: str) -> None:
+        """A task runs: remembered at once where that matters, for the next look may be too late."""
+        try:
+            labels = self._context.containers.get(namespace, id).labels
+        except errors.NotFound:
+            return
+        if _fails(labels) and starts_at_boot(labels):
+            with self._marking:
+                self._remember(self._ran | {(namespace, id)})
 
     def _look_again(self) -> None:
         self._due = True
         self._changed.set()
 
+    async def _apart(self, work: Callable[[], None]) -> None:
+        """Run what may wait for long; a stop of the daemon does not wait for it."""
+        done: asyncio.Future[None] = self._loop.create_future()
+
+        def end(error: Exception | None) -> None:
+            if not done.done():
+                done.set_exception(error) if error else done.set_result(None)
+
+        def run() -> None:
+            error = None
+            try:
+                work()
+            except Exception as found:
+                error = found
+            self._loop.call_soon_threadsafe(end, error)
+
+        threading.Thread(target=run, name="host", daemon=True).start()
+        await done
+
+    async def _first_of_a_boot(self) -> None:
+        """Wait for what tasks need of a host, if some are to be started."""
+        if os.path.exists(self._looked):
+            return
+        found = await self._loop.run_in_executor(self._context.pool, self._mark)
+        if any(starts_at_boot(container.labels) for _, container in found):
+            try:
+                await self._apart(lambda: host.reach(host.BOOT_TARGET))
+            except OSError as error:
+                log.warning("%s was not reached: %s; tasks are started nevertheless", host.BOOT_TARGET, error)
+        with open(self._looked, "wb"):
+            pass
+
     async def run(self) -> None:
+        await self._first_of_a_boot()
         while True:
             interval = self._context.config["restart-interval"]
             if interval:
@@ -118,23 +223,60 @@ class Restarts:
     async def reconcile(self) -> None:
         """Compare each task with its container's labels, and change it where they differ."""
         context = self._context
-        found = await self._loop.run_in_executor(context.pool, context.containers.labelled, STATUS)
+        found = await self._loop.run_in_executor(context.pool, self._mark)
         self._watched = {(namespace, container.id) for namespace, container in found}
-        await asyncio.gather(*(self._one(namespace, container) for namespace, container in found))
+        running = await asyncio.gather(*(self._one(namespace, container) for namespace, container in found))
+        ran = {
+            (namespace, container.id)
+            for (namespace, container), goes in zip(found, running)
+            if goes and _fails(container.labels)
+        }
+        if ran != self._ran and not await self._loop.run_in_executor(context.pool, host.is_going_down):
+            await self._loop.run_in_executor(context.pool, self._remember, ran)
 
-    async def _one(self, namespace: str, container: Any) -> None:
+    async def _one(self, namespace: str, container: Any) -> bool:
+        """Whether its task runs, or is about to."""
         wanted = container.labels[STATUS]
         try:
             process = await self._process(namespace, container.id)
-            if wanted == "running" and (process is None or process.status not in _GOING):
-                if wants_restart(container.labels, process.exit_status if process is not None else 0):
-                    log.info("%s/%s: starting its task again", namespace, container.id)
-                    await self._start(namespace, container, process is not None)
+            if process is not None:
+                self._lost.discard((namespace, container.id))
+            if wanted == "running" and process is not None and process.status in _GOING:
+                return True
+            if wanted == "running":
+                lost = LOST if (namespace, container.id) in self._lost else 0
+                if wants_restart(container.labels, process.exit_status if process is not None else lost):
+                    return await self._again(namespace, container, process is not None)
             elif wanted == "stopped" and process is not None and process.status != task_pb2.STOPPED:
                 log.info("%s/%s: stopping its task", namespace, container.id)
                 await self._stop(namespace, container.id)
-        except (errors.Error, ValueError) as error:
+        except (errors.Error, ValueError, OSError) as error:
             log.error("%s/%s: %s", namespace, container.id, error)
+        return False
+
+    async def _again(self, namespace: str, container: Any, old: bool) -> bool:
+        key = namespace, container.id
+        sources = host.bound(json.loads(container.spec.value or b"{}"))
+        lacking = await self._loop.run_in_executor(self._context.pool, host.unmounted, sources)
+        if await self._loop.run_in_executor(self._context.pool, host.is_going_down):
+            return False
+        if lacking:
+            if key not in self._mounting:
+                self._mounting[key] = self._loop.create_task(self._mount(key, lacking))
+            return True
+        log.info("%s/%s: starting its task again", *key)
+        self._lost.discard(key)
+        await self._start(namespace, container, old)
+        return True
+
+    async def _mount(self, key: tuple[str, str], units: list[str]) -> None:
+        """Have what a container uses mounted; the next look starts its task, or tries once more."""
+        try:
+            await self._apart(lambda: host.reach(*units))
+        except OSError as error:
+            log.warning("%s/%s is not started yet, for it uses %s: %s", *key, ", ".join(units), error)
+        del self._mounting[key]
+        self._look_again()
 
     async def _process(self, namespace: str, id: str) -> Any:
         """The state of a task, None if there is none."""

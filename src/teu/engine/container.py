@@ -153,6 +153,11 @@ class Container:
         return self._hub
 
     @property
+    def kept_running(self) -> bool:
+        """Whether it has a restart policy: what is said of such a one must outlive the machine's end."""
+        return bool(self.host_config["RestartPolicy"]["Name"] != "no")
+
+    @property
     def log_type(self) -> str:
         return str(self.host_config["LogConfig"]["Type"])
 
@@ -166,8 +171,10 @@ class Container:
     def save(self, durable: bool = True) -> None:
         """Write the record. Nothing happens once the container is removed."""
         data = json.dumps(self.record(), allow_nan=False, separators=(",", ":"))
+        self.engine.boot.before(self)
         with self.engine.database.transaction(durable) as cursor:
             cursor.execute("UPDATE containers SET name=?, data=? WHERE id=?", (self.name, data, self.id))
+        self.engine.boot.after(self)
 
     def notify(self) -> None:
         with self.changed:

@@ -41,6 +41,7 @@ class Containers:
             container = Container(self.engine, json.loads(row["data"]))
             self._by_id[container.id] = container
             self._by_name[container.name] = container.id
+        self.engine.boot.load(self.all())
         recovery.run(self.engine)
 
     def stop(self) -> None:
@@ -100,6 +101,7 @@ class Containers:
             self._by_id.pop(container.id, None)
             if self._by_name.get(container.name) == container.id:
                 del self._by_name[container.name]
+        self.engine.boot.forget(container)
 
     def rename(self, container: Container, name: str) -> None:
         name = self.clean_name(name)

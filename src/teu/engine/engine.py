@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from pathlib import Path
 
@@ -13,9 +14,13 @@ from teu.engine.database import Database
 from teu.engine.events import Events
 from teu.engine.pump import Pump
 
+# How long the exits of containers that were stopped with the host may take to come here; less than the unit gives us.
+LAST_EXITS_SECONDS = 10.0
+
 
 class Engine:
     def __init__(self, config: Settings) -> None:
+        from teu.engine.boot import Boot
         from teu.engine.containers import Containers
         from teu.engine.images import Images
         from teu.engine.networks import Networks
@@ -27,6 +32,7 @@ class Engine:
         Path(self.data_root).mkdir(parents=True, exist_ok=True, mode=0o711)
         Path(self.exec_root).mkdir(parents=True, exist_ok=True, mode=0o711)
         self.database = Database(f"{self.data_root}/engine.db")
+        self.boot = Boot(self)
         self.containerd = Client(self.config["containerd"])
         self.events = Events()
         self.pump = Pump()
@@ -57,7 +63,17 @@ class Engine:
 
     def idle(self) -> bool:
         """Whether nothing needs this process: no container runs whose output, health, names or restarts it minds."""
-        return self.ready.is_set() and not any(container.running for container in self.containers.all())
+        if not self.ready.is_set() or self.boot.busy:
+            return False
+        return not any(container.running for container in self.containers.all())
+
+    def last_exits(self) -> None:
+        """The host goes down, and systemd has stopped the containers: what of their ends is not known yet is now."""
+        deadline = time.monotonic() + LAST_EXITS_SECONDS
+        while self.ready.is_set() and not self.failure and time.monotonic() < deadline:
+            if not any(container.running and container.pid for container in self.containers.all()):
+                return
+            time.sleep(0.02)
 
     def stop(self) -> None:
         """The daemon goes, the containers stay."""

@@ -23,6 +23,7 @@ from teu.engine import containerd, hostconfig, mounts, process, rootfs, spec, ta
 from teu.engine.container import Container, timestamp
 from teu.engine.errors import BadRequest, Conflict, EngineError, NotModified
 from teu.linux import trees
+from teu.systemd import host
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -78,7 +79,7 @@ def start(engine: Engine, container: Container, automatic: bool = False) -> None
             Status="running", Running=True, Paused=False, Restarting=False, OOMKilled=False, Dead=False, Pid=pid,
             ExitCode=0, Error="", StartedAt=timestamp(),
         )  # fmt: skip
-        container.save(durable=False)
+        container.save(durable=container.kept_running and not automatic)
         container.event("start")
         container.notify()
         from teu.engine import health
@@ -159,8 +160,8 @@ def _start_failed(engine: Engine, container: Container, error: Exception) -> Non
 # -- exit ----------------------------------------------------------------------------------------------
 
 
-def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit) -> None:
-    """The container's first process is gone. pid 0: whichever it was."""
+def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, restart: bool = True) -> None:
+    """The container's first process is gone. pid 0: whichever it was. restart: now, if the policy has it so."""
     with container.lock:
         if container.removed or not container.running or not container.pid or pid not in (0, container.pid):
             return
@@ -199,7 +200,9 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit) ->
         )  # fmt: skip
         _quietly(_release, engine, container)
         container.event("die", exitCode=str(found.status), execDuration=str(_duration(started)))
-        if _wants_restart(container) and not engine.stopping.is_set():
+        # What ends with the host runs again with it: see teu.engine.boot.
+        again = restart and _wants_restart(container) and not engine.stopping.is_set() and not host.is_going_down()
+        if again:
             _schedule_restart(engine, container, _duration(started))
             container.save(durable=False)
             container.notify()
@@ -209,7 +212,7 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit) ->
             # Who waits for the removal gets the exit code, and need not wait for the disk.
             _quietly(remove, engine, container)
             return
-        container.save(durable=False)
+        container.save(durable=container.kept_running)
         container.notify()
         _quietly(tasks.delete_container, engine, container.id)
 
@@ -250,6 +253,8 @@ def _restart_now(engine: Engine, container: Container) -> None:
     with container.lock:
         if container.restart_timer is None or container.removed or engine.stopping.is_set():
             return
+        if host.is_going_down():
+            return  # it is still recorded as one that is to run
         container.restart_timer = None
         try:
             start(engine, container, automatic=True)
@@ -292,7 +297,7 @@ def stop(engine: Engine, container: Container, timeout: int | None = None, signa
             container.notify()
             container.event("stop")
             return
-        if container.host_config["RestartPolicy"]["Name"] != "no":
+        if container.kept_running:
             container.save()
     number = hostconfig.signal_number(signal_name or container.config["StopSignal"] or "TERM")
     if timeout is None:
@@ -361,8 +366,8 @@ def kill(engine: Engine, container: Container, signal_name: str = "") -> None:
     if number in (signal.SIGKILL, hostconfig.signal_number(container.config["StopSignal"] or "TERM")):
         with container.lock:
             container.manually_stopped = True
-            if container.host_config["RestartPolicy"]["Name"] != "no":
-                container.save(durable=False)
+            if container.kept_running:
+                container.save()
     try:
         _send(engine, container, number)
     except NotModified:

@@ -21,7 +21,7 @@ from teu.engine.config import FILE, KEYS, LEVELS, check
 from teu.engine.errors import EngineError
 from teu.linux import memory
 from teu.linux.standard import open_what_is_closed
-from teu.systemd import journal, notify, stacks
+from teu.systemd import host, journal, notify, stacks
 from teu.systemd.activation import listen_sockets
 
 log = logging.getLogger("teu.engine")
@@ -89,16 +89,16 @@ def settings(options: argparse.Namespace) -> configuration.Settings:
 
 def listeners(hosts: list[str], group: str) -> list[socket.socket]:
     result: list[socket.socket] = []
-    for host in hosts:
-        if host.startswith("fd://"):
+    for address in hosts:
+        if address.startswith("fd://"):
             passed = [sock for _, sock in listen_sockets()]
             if not passed:
                 raise EngineError("-H fd:// needs sockets from systemd, and none were passed; use -H unix:///path")
             result += passed
-        elif host.startswith("unix:///"):
-            result.append(_listen(host.removeprefix("unix://"), group))
+        elif address.startswith("unix:///"):
+            result.append(_listen(address.removeprefix("unix://"), group))
         else:
-            raise EngineError(f"-H {host}: not an address that teud serves; use fd:// or unix:///path")
+            raise EngineError(f"-H {address}: not an address that teud serves; use fd:// or unix:///path")
     return result
 
 
@@ -181,12 +181,16 @@ def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
     notify.ready("Serving the Docker Engine API")
     idle = _wait(engine, server, signals, options)
     notify.stopping()
+    if not idle and host.is_going_down():
+        engine.last_exits()
+    elif idle:
+        engine.boot.leave_idle()
     server.close()
     server.finish(config["shutdown-timeout"], idle=idle)
     engine.stop()
-    for host in config["hosts"]:
-        if host.startswith("unix://"):
-            Path(host.removeprefix("unix://")).unlink(missing_ok=True)
+    for address in config["hosts"]:
+        if address.startswith("unix://"):
+            Path(address.removeprefix("unix://")).unlink(missing_ok=True)
     if options.pidfile:
         Path(options.pidfile).unlink(missing_ok=True)
     logging.shutdown()

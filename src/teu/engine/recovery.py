@@ -5,12 +5,14 @@ in engine.db        in containerd        then
 running             task runs            it goes on: streams are opened again, health checks resume
 running             task stopped         its exit is handled now, with its code and its time
 running             nothing              the engine died while it handled the exit, whose code it had noted; or it ended
-                                         with the machine (or its shim): exit code 255
+                                         with the machine (or its shim): exit code 255; it starts again as below
 restarting          -                    it is started again
 not running         task runs            the engine died between start and its record: it runs
 not running         task stopped         the same, and it has exited since
 not running         task created         half-made: removed
 (no record)         anything             removed: container, task, snapshot, folders
+
+Then, once the host is ready for them (teu.engine.boot), those start that a restart policy has running.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teu.engine import containerd, execs, health, lifecycle, mounts, process, tasks
+from teu.engine import boot, containerd, execs, health, lifecycle, mounts, process, tasks
 from teu.engine.container import Container, timestamp
 from teu.engine.create import OWNER_LABEL
 from teu.engine.monitor import Monitor
@@ -54,6 +56,7 @@ def run(engine: Engine) -> None:
     running: list[Container] = []
     ended: list[tuple[Container, tasks.Exit]] = []
     fresh: list[Container] = []
+    lost: set[str] = set()
     for container in engine.containers.all():
         task = known.get(container.id)
         if task is not None and task.status in ("RUNNING", "PAUSED", "PAUSING"):
@@ -63,6 +66,7 @@ def run(engine: Engine) -> None:
             _adopt(container, task)
             ended.append((container, task.exit))
         elif container.running and container.pid:
+            lost.add(container.id)
             ended.append((container, tasks.Exit(*(container.ended or (255, 0)))))
         elif container.running:  # it was waiting to be restarted
             container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
@@ -72,7 +76,7 @@ def run(engine: Engine) -> None:
     engine.networks.recover(running + [container for container, _ in ended])
     engine.containers.monitor.start()
     settled = threading.Event()
-    arguments = (engine, running, ended, fresh, settled)
+    arguments = (engine, running, ended, fresh, lost, settled)
     threading.Thread(target=_rest, args=arguments, name="recovery", daemon=True).start()
     settled.wait(SETTLE_SECONDS)
 
@@ -110,22 +114,32 @@ def _rest(
     running: list[Container],
     ended: list[tuple[Container, tasks.Exit]],
     fresh: list[Container],
+    lost: set[str],
     settled: threading.Event,
 ) -> None:
     try:
         for container, found in ended:
-            lifecycle.exited(engine, container, 0, found if found.moment else tasks.Exit(found.status, time.time_ns()))
+            moment = found.moment or time.time_ns()
+            lifecycle.exited(
+                engine, container, 0, tasks.Exit(found.status, moment), restart=container.id not in lost
+            )
         settled.set()
         for container in running:
             execs.adopt(engine, container)
             health.start(engine, container)
+        chosen = []
         for container in engine.containers.all():
             if container.running or container.removed:
                 continue
             if container.auto_remove:
                 lifecycle.remove(engine, container)
-            elif container in fresh or _starts_at_boot(container):
-                _start(engine, container)
+            elif container in fresh:
+                chosen.append(container)
+            elif boot.starts_again(container) and (container.id in lost or not engine.boot.resumed):
+                container.manually_stopped = False
+                container.restart_count = 0
+                chosen.append(container)
+        engine.boot.start(chosen, lambda container: _start(engine, container))
         engine.volumes.settle()
         sweep(engine)
     except Exception:
@@ -133,13 +147,6 @@ def _rest(
             log.exception("recovery was not completed")
     finally:
         settled.set()
-
-
-def _starts_at_boot(container: Container) -> bool:
-    name = container.host_config["RestartPolicy"]["Name"]
-    if not container.started_once:
-        return False
-    return name == "always" or name == "unless-stopped" and not container.manually_stopped
 
 
 def _start(engine: Engine, container: Container) -> None:

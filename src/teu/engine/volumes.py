@@ -111,6 +111,12 @@ class Volumes:
     def mountpoint(self, name: str) -> str:
         return f"{self.root}/{name}/_data"
 
+    def host_paths(self, name: str) -> list[str]:
+        """What of the host's files the volume is."""
+        record = self._record(name)
+        device = record["Options"].get("device") or "" if record else ""
+        return [self.mountpoint(name), *([device] if device.startswith("/") else [])]
+
     def _volume(self, name: str, record: dict[str, Any], created_now: bool = False) -> Volume:
         return Volume(name, self.mountpoint(name), DRIVER, ANONYMOUS_LABEL in record["Labels"], created_now)
 

@@ -70,7 +70,8 @@ class Containers:
         self._listeners: list[Callable[[Any], None]] = []
 
     def listen(self, callback: Callable[[Any], None]) -> None:
-        """For parts of this daemon: `callback(container)` after each creation and update; it must be quick."""
+        """For parts of this daemon: `callback(container)` after each creation, update and deletion (which leaves
+        nothing of it but the id), before the answer; it must be quick."""
         self._listeners.append(callback)
 
     def get(self, namespace: str, id: str) -> Any:
@@ -163,6 +164,7 @@ class Containers:
                 raise NotFound(f'container "{id}" in namespace "{namespace}"')
         self._database.mutated()
         self._events.publish(namespace, "/containers/delete", container_events.ContainerDelete(id=id))
+        self._tell(containers_pb2.Container(id=id))
 
 
 def _apply(updated: Any, wanted: Any, path: str) -> None:
