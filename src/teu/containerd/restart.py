@@ -162,11 +162,13 @@ class Restarts:
         """A task runs: remembered at once where that matters, for the next look may be too late."""
         try:
             labels = self._context.containers.get(namespace, id).labels
+            if _fails(labels) and starts_at_boot(labels):
+                with self._marking:
+                    self._remember(self._ran | {(namespace, id)})
         except errors.NotFound:
-            return
-        if _fails(labels) and starts_at_boot(labels):
-            with self._marking:
-                self._remember(self._ran | {(namespace, id)})
+            pass
+        except OSError as error:
+            log.error("%s/%s: that it runs could not be remembered: %s", namespace, id, error)
 
     def _look_again(self) -> None:
         self._due = True
