@@ -30,11 +30,11 @@ pytestmark = [
 ]
 
 # A network that takes its time to come, and says when it was there and when it went; it is asked for by
-# network-online.target alone. A file system that nothing mounts at boot. And mounts are seen in other namespaces, which
+# network-online.target alone. File systems that nothing mounts at boot. And mounts are seen in other namespaces, which
 # systemd sees to where it takes itself to be on a machine.
 PREPARE = r"""
 set -e
-mkdir -p /var/lib/seen /var/lib/disk/files /srv/data
+mkdir -p /var/lib/seen /var/lib/disk/files /var/lib/late/files /srv/data /srv/late
 cat >/etc/systemd/system/lab-network.service <<END
 [Unit]
 Wants=network.target
@@ -47,13 +47,16 @@ ExecStop=sh -c 'cat /proc/uptime >/var/lib/seen/network-down'
 [Install]
 WantedBy=network-online.target
 END
-cat >/etc/systemd/system/srv-data.mount <<END
+for mount in "disk data" "late late"; do
+    set -- $mount
+    cat >/etc/systemd/system/srv-$2.mount <<END
 [Mount]
-What=/var/lib/disk
-Where=/srv/data
+What=/var/lib/$1
+Where=/srv/$2
 Type=none
 Options=bind
 END
+done
 cat >/etc/systemd/system/lab-shared.service <<END
 [Unit]
 DefaultDependencies=no
@@ -92,9 +95,12 @@ busy stopped-always --restart always busybox sh -c "$(life stopped-always 0)"
 busy removed --restart always busybox sh -c "$(life removed 0)"
 busy plain busybox sh -c "$(life plain 5)"
 teu create --name never --restart always busybox true
-systemctl start srv-data.mount
-teu run -d --name mounted --restart always -v /srv/data/files:/files busybox \
-    sh -c "trap 'exit 0' TERM; cat /proc/uptime >>/files/mounted.lives; while :; do sleep 0.1; done"
+for mount in "mounted data" "late late"; do
+    set -- $mount
+    systemctl start srv-$2.mount
+    teu run -d --name $1 --restart always -v /srv/$2/files:/files busybox \
+        sh -c "trap 'exit 0' TERM; cat /proc/uptime >>/files/$1.lives; while :; do sleep 0.1; done"
+done
 until [ -s /var/lib/seen/removed.lives ] && [ -s /var/lib/seen/plain.lives ]; do sleep 0.05; done
 teu stop stopped stopped-always
 teu kill killed
@@ -110,6 +116,10 @@ teu-ctr run -d --label containerd.io/restart.policy=unless-stopped --label conta
     --mount type=bind,src=/var/lib/seen,dst=/seen,options=rbind:rw \
     docker.io/library/busybox:latest ctr-stopped sh -c "$(life ctr-stopped 0)"
 """
+
+
+# Where they write, below /var/lib.
+FOLDERS = ("seen", "disk/files", "late/files", "away/files")
 
 
 class Host:
@@ -155,14 +165,14 @@ class Host:
         try:
             lines = (self.home / "var-lib" / folder / name).read_text().splitlines()
             return [float(line.split()[0]) for line in lines]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def lives(self) -> dict[str, int]:
         """How often each container has begun."""
         return {
             path.name.removesuffix(".lives"): len(path.read_text().splitlines())
-            for folder in ("seen", "disk/files")
+            for folder in FOLDERS
             for path in (self.home / "var-lib" / folder).glob("*.lives")
         }
 
@@ -214,11 +224,12 @@ def test_without_a_policy_no_daemon_is_started(host: Host) -> None:
 def test_shutdown_and_power_cut(host: Host) -> None:
     host(POLICIES, LIFE=LIFE.replace("NAME", "always"))
     lives = dict.fromkeys(["always", "unless", "failing", "fine", "stopped", "killed", "stopped-always", "removed"], 1)
-    lives |= dict.fromkeys(["plain", "mounted", "ctr-always", "ctr-on-failure", "ctr-unless-stopped", "ctr-stopped"], 1)
+    lives |= dict.fromkeys(["plain", "mounted", "late"], 1)
+    lives |= dict.fromkeys(["ctr-always", "ctr-on-failure", "ctr-unless-stopped", "ctr-stopped"], 1)
     host.began(lives)
     mounted = host("teu inspect -f '{{.Id}}' mounted")
     assert "srv-data.mount" in host(f"systemctl show -P After teu-{mounted}.scope").split()
-    host("systemctl start lab-network")
+    host("systemctl start lab-network; mv /var/lib/late /var/lib/away; touch /var/lib/late")
     host.shut_down()
     (end,), (down,) = host.seen("always.end"), host.seen("network-down")
     assert end < down, "the network went from under a container that was stopping"
@@ -237,6 +248,13 @@ def test_shutdown_and_power_cut(host: Host) -> None:
     assert host.state("killed") == ("exited", 137)
     assert host.state("never") == ("created", 0)
     assert host.state("failing") == ("running", 0)
+    # One whose file system is not to be had waits for it, and holds up none of the others.
+    host.wait(lambda: "srv-late.mount" in host("journalctl -b -u teud"), "the word that it is missing")
+    assert host.state("late")[0] == "exited"
+    host("rm /var/lib/late; mv /var/lib/away /var/lib/late")
+    again.append("late")
+    lives["late"] = 2
+    host.began(lives)
     host("teu start fine")
     lives["fine"] = 2
     host.began(lives)
@@ -261,5 +279,5 @@ def test_shutdown_and_power_cut(host: Host) -> None:
 def after_the_network(host: Host, names: list[str]) -> None:
     (up,) = host.seen("network-up")
     for name in names:
-        began = (host.seen(f"{name}.lives") or host.seen(f"{name}.lives", "disk/files"))[-1]
+        (*_, began) = [at for folder in FOLDERS for at in host.seen(f"{name}.lives", folder)]
         assert began > up, f"{name} was started before the network was there"
