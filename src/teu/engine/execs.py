@@ -141,9 +141,10 @@ class Exec:
             self.exit_code = found.status
             self._close(2.0)
         self.container.event("exec_die", execID=self.id, exitCode=str(found.status))
-        timer = threading.Timer(KEPT_SECONDS, lambda: self.container.execs.pop(self.id, None))
-        timer.daemon = True
-        timer.start()
+        if self.container.execs.get(self.id) is self:
+            # Of it all only the id is kept that long: the container may be gone before.
+            known, identity = self.container.execs, self.id
+            self.engine.pump.later(lambda: known.pop(identity, None), KEPT_SECONDS)
 
     def reconcile(self) -> None:
         """The event may have been missed: ask."""
@@ -210,22 +211,32 @@ class Exec:
 def adopt(engine: Engine, container: Container) -> None:
     """After a restart of the engine: processes that an earlier one started go on. Nobody is attached to
     them any more, but their output has to flow, and what is left of those that ended has to go."""
-    for entry in os.scandir(container.runtime_directory):
-        if len(entry.name) != 64 or not entry.is_dir(follow_symlinks=False):
-            continue
-        task = tasks.get(engine, container.id, entry.name)
-        if task is None or task.status != "RUNNING":
-            tasks.delete_exec(engine, container.id, entry.name)
-            trees.discard_tree(entry.path)
-            continue
-        execution = Exec(engine, container, {"Cmd": ["?"], "Tty": not os.path.exists(f"{entry.path}/stderr")})
-        execution.id = entry.name
-        execution.stdin = os.path.exists(f"{entry.path}/stdin")
-        execution.started = execution.running = True
-        execution.pid = task.pid
-        container.execs[execution.id] = execution
-        execution.hub.open(execution.paths())
-        execution.hub.begin()
+    with os.scandir(container.runtime_directory) as entries:
+        found = [entry for entry in entries if len(entry.name) == 64 and entry.is_dir(follow_symlinks=False)]
+    for entry in found:
+        try:
+            _adopt(engine, container, entry)
+        except (EngineError, OSError, ValueError) as error:
+            container.execs.pop(entry.name, None)
+            if not engine.stopping.is_set():
+                log.warning("exec %s of container %s cannot be looked after: %s", entry.name[:12], container.id[:12],
+                            error, extra=container.fields)  # fmt: skip
+
+
+def _adopt(engine: Engine, container: Container, entry: os.DirEntry[str]) -> None:
+    task = tasks.get(engine, container.id, entry.name)
+    if task is None or task.status != "RUNNING":
+        tasks.delete_exec(engine, container.id, entry.name)
+        trees.discard_tree(entry.path)
+        return
+    execution = Exec(engine, container, {"Cmd": ["?"], "Tty": not os.path.exists(f"{entry.path}/stderr")})
+    execution.id = entry.name
+    execution.stdin = os.path.exists(f"{entry.path}/stdin")
+    execution.started = execution.running = True
+    execution.pid = task.pid
+    container.execs[execution.id] = execution
+    execution.hub.open(execution.paths())
+    execution.hub.begin()
 
 
 def create(engine: Engine, container: Container, options: dict[str, Any]) -> Exec:
