@@ -51,3 +51,7 @@ class Unsupported(EngineError):
 
 class Unavailable(EngineError):
     status = 503
+
+
+class Unreadable(EngineError):
+    """State on disk that cannot be read at all: nothing but a person mends that, so the daemon does not try again."""

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import logging
 import os
 import signal
@@ -18,7 +20,7 @@ from typing import Any
 from teu import __version__
 from teu import config as configuration
 from teu.engine.config import FILE, KEYS, LEVELS, check
-from teu.engine.errors import EngineError
+from teu.engine.errors import EngineError, Unreadable
 from teu.linux import memory
 from teu.linux.standard import open_what_is_closed
 from teu.systemd import host, journal, notify, stacks
@@ -136,7 +138,10 @@ def main() -> int:
         config = settings(options)
     except (configuration.ConfigError, EngineError) as error:
         print(f"teud: {error}", file=sys.stderr)
-        return 1 if options.validate else configuration.EX_CONFIG
+        if options.validate:
+            return 1
+        refuse(str(error), [sock for _, sock in listen_sockets()])
+        return configuration.EX_CONFIG
     if options.validate:
         print("configuration OK")
         return 0
@@ -147,8 +152,35 @@ def main() -> int:
         return serve(config, options)
     except (EngineError, OSError, sqlite3.DatabaseError) as error:
         log.critical("cannot start: %s", error)
-        # Not one of its kinds, such as a full disk, which may pass: a file of a newer version, or a broken one.
-        return configuration.EX_DATAERR if type(error) is sqlite3.DatabaseError else 1
+        return _status(error)
+
+
+def refuse(reason: str, sockets: list[socket.socket]) -> None:
+    """Tell those who have connected already why there is no engine. Unanswered they would stay in the queue of
+    systemd's socket, for which systemd would start us again and again."""
+    answer = json.dumps({"message": f"the engine is not up: {reason}"}).encode() + b"\n"
+    head = (
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        f"Server: Teu/{__version__} (linux)\r\nContent-Length: {len(answer)}\r\n\r\n"
+    )
+    for listener in sockets:
+        listener.setblocking(False)
+        with contextlib.suppress(OSError):
+            while True:
+                client, _address = listener.accept()
+                with client, contextlib.suppress(OSError):
+                    client.settimeout(1)
+                    client.recv(64 << 10)  # what is unread when it is closed would reset the connection
+                    client.sendall(head.encode() + answer)
+                    client.shutdown(socket.SHUT_WR)
+                    client.recv(64 << 10)
+
+
+def _status(error: BaseException | None) -> int:
+    """Of the process. A file of a newer version, or a broken one, does not mend itself; a full disk may."""
+    if error is None:
+        return 0
+    return configuration.EX_DATAERR if isinstance(error, Unreadable) else 1
 
 
 def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
@@ -164,7 +196,11 @@ def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
     signal.signal(signal.SIGUSR1, lambda *_: stacks.show(log))
     sockets = listeners(config["hosts"], config["group"])
     router.load()
-    engine = Engine(config)
+    try:
+        engine = Engine(config)
+    except Unreadable as error:
+        refuse(str(error), sockets)
+        raise
     server = Server(engine, sockets)
     server.start()
 
@@ -196,7 +232,7 @@ def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
     logging.shutdown()
     sys.stdout.flush()
     # Threads that wait for clients or for gRPC are not worth waiting for.
-    os._exit(1 if engine.failure else 0)
+    os._exit(_status(engine.failure))
 
 
 def _wait(engine: Any, server: Any, signals: set[signal.Signals], options: argparse.Namespace) -> bool:
