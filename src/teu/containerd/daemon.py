@@ -244,15 +244,28 @@ class Daemon:
             await asyncio.sleep(max(0.05, min(limit - idle, 5)))
 
 
+def turn_away(sockets: list[socket.socket]) -> None:
+    """Close the connections of those who wait. Where they stayed in the queue of systemd's sockets, systemd would start
+    us for them again and again."""
+    for listener in sockets:
+        listener.setblocking(False)
+        with suppress(OSError):
+            while True:
+                listener.accept()[0].close()
+
+
 def run(config: Settings, read_again: Callable[[], Settings], sockets: list[socket.socket], zygote: Any) -> int:
     from teu.containerd.errors import Error
-    from teu.containerd.stores.database import NewerSchema
+    from teu.containerd.stores.database import Unreadable
 
     try:
         asyncio.run(Daemon(config, read_again, sockets, zygote).run())
     except Error as error:
         log.critical("cannot start: %s", error.message)
-        return EX_DATAERR if isinstance(error, NewerSchema) else 1
+        if isinstance(error, Unreadable):
+            turn_away(sockets)
+            return EX_DATAERR
+        return 1
     except OSError as error:
         log.critical("cannot go on: %s", error, exc_info=log.isEnabledFor(logging.DEBUG))
         return 1

@@ -34,7 +34,7 @@ def starts_again(container: Container) -> bool:
     """Whether a start of the engine starts this container, which does not run."""
     policy = container.host_config["RestartPolicy"]
     name = policy["Name"]
-    if not container.started_once or container.removing:
+    if not container.started_once or container.removing or container.damage:
         return False
     if name == "unless-stopped":
         return not container.manually_stopped
@@ -48,6 +48,8 @@ def _may_retry(container: Container) -> bool:
 
 def _at_boot(container: Container) -> bool:
     """The same of one that may be running then."""
+    if container.damage:
+        return False
     if container.state["Restarting"]:
         return True
     running = container.running and container.host_config["RestartPolicy"]["Name"] == "on-failure"

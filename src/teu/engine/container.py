@@ -59,7 +59,10 @@ def fresh_state() -> dict[str, Any]:
 
 
 class Container:
-    """Fields in SAVED make up the record."""
+    """Fields in SAVED make up the record.
+
+    `damage` says why a record cannot be trusted (records.py). The container is "dead" then: it can be listed,
+    inspected, copied from and removed, and nothing else. Its record stays as it was found."""
 
     SAVED = (
         "id", "name", "created", "path", "args", "image_id", "chain_id", "config", "host_config", "state",
@@ -67,8 +70,10 @@ class Container:
         "apparmor_profile", "ended", "pid_started",
     )  # fmt: skip
 
-    def __init__(self, engine: Engine, record: dict[str, Any]) -> None:
+    def __init__(self, engine: Engine, record: dict[str, Any], damage: str = "", row: int = 0) -> None:
         self.engine = engine
+        self.damage = damage
+        self.row = row  # where a damaged record is in engine.db: its id may not be there
         self.id: str = record["id"]
         self.name: str = record["name"]
         self.created: str = record["created"]
@@ -98,7 +103,8 @@ class Container:
         self.exits = 0  # how often it exited since this daemon started
         self.removed = False
         self.removing = False
-        self.being_restarted = False  # by a user: an exit is not its end, even with --rm
+        self.being_restarted = 0  # by so many users: an exit is not its end, even with --rm
+        self.out_of_memory = 0  # the process of which the kernel has said so; the exit that follows tells it
         self.touched = False  # somebody wrote into its root before its first start
         self.visits = Visits()
         self.execs: dict[str, Any] = {}
@@ -107,6 +113,8 @@ class Container:
         self.restart_delay = 0.0
         self.health: Any = None
         self._hub: Hub | None = None
+        if damage:
+            self.die(damage)
 
     @property
     def directory(self) -> str:
@@ -169,12 +177,26 @@ class Container:
         return {key: getattr(self, key) for key in self.SAVED}
 
     def save(self, durable: bool = True) -> None:
-        """Write the record. Nothing happens once the container is removed."""
+        """Write the record. Nothing happens once the container is removed, nor to a damaged record: it is evidence."""
+        if self.damage:
+            return
         data = json.dumps(self.record(), allow_nan=False, separators=(",", ":"))
         self.engine.boot.before(self)
         with self.engine.database.transaction(durable) as cursor:
             cursor.execute("UPDATE containers SET name=?, data=? WHERE id=?", (self.name, data, self.id))
         self.engine.boot.after(self)
+
+    def die(self, reason: str) -> None:
+        """It cannot be looked after any more, for this reason: it can be inspected and removed. Not saved."""
+        self.state.update(Status="dead", Dead=True, Running=False, Paused=False, Restarting=False, Error=reason)
+
+    def must_be_alive(self) -> None:
+        """Raise Conflict if it is dead."""
+        if self.damage or self.state["Dead"]:
+            raise Conflict(
+                f"container {self.name} is dead and can only be inspected, copied from and removed: "
+                f"{self.state['Error']}"
+            )
 
     def notify(self) -> None:
         with self.changed:
@@ -208,6 +230,7 @@ class Container:
 
     def must_run(self) -> None:
         """Raise Conflict unless it runs and is not paused or restarting."""
+        self.must_be_alive()
         if not self.running or self.state["Restarting"] and not self.pid:
             if self.state["Restarting"]:
                 raise Conflict(f"Container {self.id} is restarting, wait until the container is running")

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import importlib
 import logging
+import socket
 import threading
 import time
 import uuid
@@ -256,13 +257,22 @@ class Client:
             setattr(self, name, wrapped)
             return wrapped
 
-    def ensure_namespace(self) -> None:
+    def listens(self) -> bool:
+        """Whether anybody does, or systemd for it. A call waits for one who may be about to."""
+        try:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(self.address)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+    def ensure_namespace(self, timeout: float = DEADLINE) -> None:
         from teu.api.services.namespaces.v1 import namespace_pb2
 
         request = namespace_pb2.CreateNamespaceRequest()
         request.namespace.name = self.namespace
         try:
-            self.namespaces.Create(request)
+            self.namespaces.Create(request, timeout=timeout)
         except AlreadyExists:
             pass
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The store of containers: by id, by name, by the beginning of an id. Names are unique and reserved.
 
-Routes look containers up here; create, remove and rename change it. What is here is in engine.db.
+Routes look containers up here; create, remove and rename change it. What is here is in engine.db. A record that
+cannot be trusted is here, too, as a dead container, so that it can be removed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import secrets
 import threading
 from typing import TYPE_CHECKING
 
-from teu.engine import health, names
+from teu.engine import health, names, records
 from teu.engine.container import Container
 from teu.engine.errors import BadRequest, Conflict, NotFound
 
@@ -32,17 +33,48 @@ class Containers:
         self._lock = threading.RLock()
         self._by_id: dict[str, Container] = {}
         self._by_name: dict[str, str] = {}
+        self._lost: set[str] = set()
         self.monitor: Monitor | None = None
+
+    def load(self) -> None:
+        """Read all records. One that is damaged is a dead container; it stops nothing."""
+        rows = self.engine.database.query(
+            "SELECT rowid, CAST(id AS BLOB) AS id, CAST(name AS BLOB) AS name, CAST(data AS BLOB) AS data"
+            " FROM containers"
+        )
+        read = [(row, *records.container(row["id"], row["name"], row["data"])) for row in rows]
+        # Those first whose ids are known for certain: nobody else gets them, nor their names.
+        for row, record, faults, known in sorted(read, key=lambda one: (not one[3], bool(one[2]))):
+            if record["id"] in self._by_id:
+                record["id"] = f"{row['rowid']:064x}"
+            if record["name"] in self._by_name:
+                record["name"] = f"damaged_{record['id'][:12]}"
+            damage = ""
+            if faults:
+                shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
+                damage = f"its record in {self.engine.database.path} is damaged: {shown}"
+                record["state"]["Pid"] = 0  # until recovery knows better
+            elif record["state"]["Dead"]:
+                record["state"].update(Dead=False, Status="exited")  # recovery tries it again
+            container = Container(self.engine, record, damage, row["rowid"] if faults else 0)
+            if damage:
+                log.error("container %s (%s) is dead: %s", container.id[:12], container.name, damage,
+                          extra=container.fields)  # fmt: skip
+            if not known:
+                self._lost.add(container.id)
+            self._by_id[container.id] = container
+            self._by_name[container.name] = container.id
+        self.engine.boot.load(self.all())
 
     def start(self) -> None:
         from teu.engine import recovery
 
-        for row in self.engine.database.query("SELECT data FROM containers"):
-            container = Container(self.engine, json.loads(row["data"]))
-            self._by_id[container.id] = container
-            self._by_name[container.name] = container.id
-        self.engine.boot.load(self.all())
         recovery.run(self.engine)
+
+    @property
+    def lost(self) -> bool:
+        """Whether there is a record that has lost its id: what nobody's id stands for may be its own."""
+        return bool(self._lost)
 
     def stop(self) -> None:
         if self.monitor is not None:
@@ -76,13 +108,16 @@ class Containers:
             raise NotFound(f"No such container: {reference}")
         return container
 
-    def add(self, container: Container) -> None:
-        """Durable when it returns. Raises Conflict when the name is taken."""
-        data = json.dumps(container.record(), allow_nan=False, separators=(",", ":"))
+    def add(self, container: Container, named: bool = True) -> None:
+        """Durable when it returns. Raises Conflict when the name is taken; one that is not `named`, but has a name of
+        our choice, gets another one then."""
         with self._lock:
+            if not named and container.name in self._by_name:
+                container.name = self.random_name()
             self._check_name(container.name)
             self._by_name[container.name] = container.id  # reserved before the slow write
         try:
+            data = json.dumps(container.record(), allow_nan=False, separators=(",", ":"))
             with self.engine.database.transaction() as cursor:
                 cursor.execute(
                     "INSERT INTO containers VALUES (?, ?, ?)", (container.id, container.name, data)
@@ -96,16 +131,26 @@ class Containers:
 
     def remove(self, container: Container, durable: bool = True) -> None:
         with self.engine.database.transaction(durable) as cursor:
-            cursor.execute("DELETE FROM containers WHERE id=?", (container.id,))
+            if container.damage:
+                cursor.execute("DELETE FROM containers WHERE rowid=?", (container.row,))
+            else:
+                cursor.execute("DELETE FROM containers WHERE id=?", (container.id,))
         with self._lock:
             self._by_id.pop(container.id, None)
+            if container.id in self._lost:
+                self._lost.discard(container.id)
+                self.engine.containerd.untidy.set()  # what was kept because it might be its own is looked at again
             if self._by_name.get(container.name) == container.id:
                 del self._by_name[container.name]
         self.engine.boot.forget(container)
 
     def rename(self, container: Container, name: str) -> None:
+        """Under the container's lock."""
         name = self.clean_name(name)
+        container.must_be_alive()
         with self._lock:
+            if container.removed:
+                raise NotFound(f"No such container: {container.id}")
             old = container.name
             if name == old:
                 raise BadRequest("Renaming a container with the same name as its current name")

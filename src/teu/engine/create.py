@@ -8,6 +8,7 @@ later step fails (and swept at the next start if the daemon dies here); the reco
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import stat
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import hostconfig, mounts, netrequests, rootfs, spec
+from teu.engine import hostconfig, mounts, netrequests, records, rootfs, spec
 from teu.engine.container import Container, timestamp
 from teu.engine.errors import BadRequest, EngineError, NotFound
 from teu.linux import inside, trees
@@ -91,13 +92,16 @@ def create(
         engine.networks.check(container, networking, version, warnings)
         undo.callback(engine.volumes.release, identity, True)
         container.mounts = mounts.collect(engine, container, deep=version >= (1, 44))
+        # What could not be read back would make a dead container at the next start.
+        if faults := records.container(identity, container.name, json.dumps(container.record()))[1]:
+            raise BadRequest(f"invalid request: {faults[0]}")
         prepare(engine, container, image)
         undo.callback(rootfs.remove_snapshot, engine, container)
         Path(container.directory).mkdir(parents=True, mode=0o710)
         undo.callback(trees.discard_tree, container.directory)
         _make_working_directory(engine, container)
         rootfs.copy_up(engine, container)
-        engine.containers.add(container)
+        engine.containers.add(container, named=bool(name))
         undo.pop_all()
     container.event("create")
     return container, warnings

@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from teu.config import Settings
-from teu.engine.containerd import Client
+from teu.engine.containerd import Client, Unavailable
 from teu.engine.database import Database
 from teu.engine.events import Events
 from teu.engine.pump import Pump
 
+log = logging.getLogger("teu.engine")
+
 # How long the exits of containers that were stopped with the host may take to come here; less than the unit gives us.
 LAST_EXITS_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
 
 
 class Engine:
@@ -39,6 +44,7 @@ class Engine:
         self.stopping = threading.Event()
         self.ready = threading.Event()
         self.failure: Exception | None = None
+        self.waiting: Exception | None = None  # containerd is away, and this is what was said of it
         self.images = Images(self)
         self.networks = Networks(self)
         self.volumes = Volumes(self)
@@ -55,11 +61,29 @@ class Engine:
     def start(self) -> None:
         """Bring every store up; requests that need them wait for `ready`."""
         self.pump.start()
+        self.containers.load()
         self.volumes.start()
         self.images.start()
         self.networks.start()
-        self.containers.start()
+        self._as_soon_as_containerd_is_there(self.containers.start)
         self.ready.set()
+
+    def _as_soon_as_containerd_is_there(self, step: Callable[[], None]) -> None:
+        """It may be away for long: state of its own that cannot be read is for a person to mend. To end and be started
+        again would help nobody; clients are told."""
+        pause, began = 0.5, time.monotonic()
+        while not self.stopping.is_set():
+            try:
+                step()
+                return
+            except Unavailable as error:
+                # Who is just starting may take its time to answer.
+                if not self.containerd.listens() or time.monotonic() - began > PATIENCE_SECONDS:
+                    if self.waiting is None:
+                        log.error("containerd at %s cannot be reached, trying on: %s", self.containerd.address, error)
+                    self.waiting = error
+            self.stopping.wait(pause)
+            pause = min(pause * 2, 10.0)
 
     def idle(self) -> bool:
         """Whether nothing needs this process: no container runs whose output, health, names or restarts it minds."""

@@ -25,12 +25,12 @@ def seconds(moment: str | None) -> int:
         return 0
     try:
         base = calendar.timegm(time.strptime(moment[:19], "%Y-%m-%dT%H:%M:%S"))
+        zone = moment[-6:]
+        if zone[0] in "+-" and zone[3] == ":":
+            offset = int(zone[1:3]) * 3600 + int(zone[4:]) * 60
+            base -= offset if zone[0] == "+" else -offset
     except ValueError:
         return 0
-    zone = moment[-6:]
-    if zone[0] in "+-" and zone[3] == ":":
-        offset = int(zone[1:3]) * 3600 + int(zone[4:]) * 60
-        base -= offset if zone[0] == "+" else -offset
     return base
 
 

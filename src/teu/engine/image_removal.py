@@ -7,15 +7,18 @@ answer is given.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import image_list, unpack
-from teu.engine.errors import BadRequest, Conflict, EngineError
+from teu.engine import containerd, image_list, unpack
+from teu.engine.errors import BadRequest, Conflict, EngineError, NotFound
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
     from teu.engine.engine import Engine
     from teu.engine.images import Name
+
+log = logging.getLogger("teu.engine")
 
 Records = list[dict[str, str]]
 
@@ -40,7 +43,12 @@ def remove(engine: Engine, text: str, force: bool = False, prune: bool = True) -
 
 def _remove(engine: Engine, text: str, force: bool) -> Records:
     found, by_id = engine.images.lookup(text)
-    image_id = engine.images.of(found).id
+    try:
+        image_id = engine.images.of(found).id
+    except containerd.Unavailable:
+        raise
+    except (containerd.Error, NotFound) as error:
+        return _remove_broken(engine, found, error)
     names = engine.images.of_id(image_id)
     records: Records = []
     users = engine.containers.using_image(image_id)
@@ -85,6 +93,15 @@ def _remove(engine: Engine, text: str, force: bool) -> Records:
         )
     _check_users(image_id, users, force)
     return _delete(engine, image_id, names, records)
+
+
+def _remove_broken(engine: Engine, name: Name, error: Exception) -> Records:
+    """What its name leads to cannot be read, so nothing more than the name is known to be its own."""
+    log.info("image %s cannot be read, its name is removed: %s", name.name, error)
+    records: Records = []
+    _untag(engine, name, records, name.target["digest"])
+    engine.images.remove_name(name.name, sync=True)
+    return records or [{"Untagged": name.name}]
 
 
 def _is_id_prefix(text: str, image_id: str) -> bool:

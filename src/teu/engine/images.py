@@ -229,6 +229,8 @@ class Images:
             image_id = self.of(lost).id
             if instead == image_id:
                 return
+        except containerd.Unavailable:
+            raise  # what cannot be asked may be worth keeping
         except (containerd.Error, NotFound):
             return
         for other in self.of_id(image_id):
@@ -369,6 +371,8 @@ class Images:
                 try:
                     if self.of(name).manifest_digest == parsed.digest:
                         return name
+                except containerd.Unavailable:
+                    raise
                 except (containerd.Error, NotFound):
                     continue
         raise NotFound(f"No such image: {parsed.familiar()}")

@@ -57,6 +57,7 @@ def start(engine: Engine, container: Container, automatic: bool = False) -> None
     with container.lock:
         if container.removing or container.removed:
             raise Conflict("container is marked for removal and cannot be started")
+        container.must_be_alive()
         if container.state["Paused"]:
             raise Conflict("cannot start a paused container, try unpause instead")
         if container.running and not container.state["Restarting"]:
@@ -75,6 +76,7 @@ def start(engine: Engine, container: Container, automatic: bool = False) -> None
             raise
         container.started_once = True
         container.ended = None
+        container.out_of_memory = 0
         container.state.update(
             Status="running", Running=True, Paused=False, Restarting=False, OOMKilled=False, Dead=False, Pid=pid,
             ExitCode=0, Error="", StartedAt=timestamp(),
@@ -114,7 +116,7 @@ def _quietly(function: object, *arguments: object) -> None:
     try:
         function(*arguments)  # type: ignore[operator]
     except Exception as error:
-        log.warning("clean-up after a failed start: %s", error)
+        log.warning("%s failed, and what follows goes on: %s", getattr(function, "__qualname__", function), error)
 
 
 def _release(engine: Engine, container: Container) -> None:
@@ -145,13 +147,14 @@ def _start_exit_code(message: str) -> int:
 
 def _start_failed(engine: Engine, container: Container, error: Exception) -> None:
     message = str(error)
-    container.state.update(
-        Status="created" if not container.started_once else "exited", Running=False, Restarting=False, Pid=0,
-        ExitCode=_start_exit_code(message), Error=message, FinishedAt=timestamp(),
-    )  # fmt: skip
-    container.save(durable=False)
-    container.exits += 1
-    container.notify()
+    with container.changed:
+        container.state.update(
+            Status="created" if not container.started_once else "exited", Running=False, Restarting=False, Pid=0,
+            ExitCode=_start_exit_code(message), Error=message, FinishedAt=timestamp(),
+        )  # fmt: skip
+        container.save(durable=False)
+        container.exits += 1
+        container.notify()
     container.hub.end_clients()
     if container.auto_remove:
         _quietly(remove, engine, container)
@@ -163,6 +166,8 @@ def _start_failed(engine: Engine, container: Container, error: Exception) -> Non
 def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, restart: bool = True) -> None:
     """The container's first process is gone. pid 0: whichever it was. restart: now, if the policy has it so."""
     with container.lock:
+        if container.state["Dead"] and pid == container.pid:
+            container.state["Pid"] = 0  # what nobody looked after has ended; the task stays until the removal
         if container.removed or not container.running or not container.pid or pid not in (0, container.pid):
             return
         if engine.stopping.is_set():
@@ -188,32 +193,37 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, re
                 "container %s: the task cannot be deleted: %s", container.id[:12], error, extra=container.fields
             )
         container.hub.finish()
-        for execution in list(container.execs.values()):
-            # One that is just being started is held by its starter, and need not hold us.
-            threading.Thread(target=execution.container_exited, daemon=True).start()
-        container.exits += 1
-        container.ended = None
-        started = container.state["StartedAt"]
-        container.state.update(
-            Status="exited", Running=False, Paused=False, Restarting=False, Pid=0, ExitCode=found.status,
-            FinishedAt=timestamp(found.moment or None),
-        )  # fmt: skip
+        for identity, execution in list(container.execs.items()):
+            if execution.ended.is_set():
+                container.execs.pop(identity, None)
+            else:
+                # One that is just being started is held by its starter, and need not hold us.
+                threading.Thread(target=execution.container_exited, daemon=True).start()
         _quietly(_release, engine, container)
-        container.event("die", exitCode=str(found.status), execDuration=str(_duration(started)))
-        # What ends with the host runs again with it: see teu.engine.boot.
-        again = restart and _wants_restart(container) and not engine.stopping.is_set() and not host.is_going_down()
-        if again:
-            _schedule_restart(engine, container, _duration(started))
-            container.save(durable=False)
-            container.notify()
-            _quietly(tasks.delete_container, engine, container.id)
-            return
-        if container.auto_remove:
+        started = container.state["StartedAt"]
+        # Whoever waits for the exit is told when all of it is done, and not in the middle.
+        with container.changed:
+            going = container.auto_remove
+            durable = container.kept_running
+            killed = container.state["OOMKilled"] or container.out_of_memory == container.pid
+            container.exits += 1
+            container.ended = None
+            container.state.update(
+                Status="exited", Running=False, Paused=False, Restarting=False, Pid=0, ExitCode=found.status,
+                FinishedAt=timestamp(found.moment or None), OOMKilled=killed,
+            )  # fmt: skip
+            container.event("die", exitCode=str(found.status), execDuration=str(_duration(started)))
+            # What ends with the host runs again with it: see teu.engine.boot.
+            if restart and _wants_restart(container) and not engine.stopping.is_set() and not host.is_going_down():
+                going = durable = False
+                _schedule_restart(engine, container, _duration(started))
+            if not going:
+                container.save(durable)
+                container.notify()
+        if going:
             # Who waits for the removal gets the exit code, and need not wait for the disk.
             _quietly(remove, engine, container)
             return
-        container.save(durable=container.kept_running)
-        container.notify()
         _quietly(tasks.delete_container, engine, container.id)
 
 
@@ -378,12 +388,15 @@ def kill(engine: Engine, container: Container, signal_name: str = "") -> None:
 
 def restart(engine: Engine, container: Container, timeout: int | None, signal_name: str = "") -> None:
     if container.running:
-        container.being_restarted = True
+        # As long as any restart is stopping it, its exit is not its end.
+        with container.changed:
+            container.being_restarted += 1
         try:
             with contextlib.suppress(NotModified):
                 stop(engine, container, timeout, signal_name)
         finally:
-            container.being_restarted = False
+            with container.changed:
+                container.being_restarted -= 1
     with contextlib.suppress(NotModified):
         start(engine, container)
     container.event("restart")
@@ -475,11 +488,19 @@ def remove(engine: Engine, container: Container, force: bool = False, volumes: b
 
 def _remove_from_containerd(engine: Engine, container: Container) -> None:
     with engine.containerd.making(container.id):
-        tasks.delete_container(engine, container.id)
+        if container.state["Dead"]:
+            tasks.discard(engine, container.id)  # its processes may be there still
+        else:
+            tasks.delete_container(engine, container.id)
         rootfs.remove_snapshot(engine, container)
 
 
 def _must_not_run(container: Container) -> None:
+    if container.state["Dead"] and container.pid:
+        raise Conflict(
+            f'cannot remove container "/{container.name}": it is dead, but its processes run: force remove, which'
+            " ends them"
+        )
     if container.running:
         state = "paused and must be unpaused first" if container.state["Paused"] else container.status()
         raise Conflict(

@@ -15,6 +15,7 @@ from teu.engine import containerd, lifecycle, tasks
 from teu.engine.subscription import Subscription
 
 if TYPE_CHECKING:
+    from teu.engine.container import Container
     from teu.engine.engine import Engine
 
 log = logging.getLogger("teu.engine")
@@ -120,8 +121,18 @@ class Monitor:
             event = task_pb2.TaskOOM.FromString(envelope.event.value)
             container = self.engine.containers.find(event.container_id)
             if container is not None:
-                container.state["OOMKilled"] = True
-                container.event("oom")
+                # The exit may be handled before this: it looks here, too.
+                container.out_of_memory = pid = container.pid
+                threading.Thread(target=_out_of_memory, args=(container, pid), daemon=True).start()
+
+
+def _out_of_memory(container: Container, pid: int) -> None:
+    """Of a container's process this was said; it may go on, since the kernel kills one of all."""
+    with container.lock:
+        if pid and container.pid == pid:  # else its exit has taken it over
+            container.state["OOMKilled"] = True
+            container.save(durable=False)
+    container.event("oom")
 
 
 def _guarded(engine: Engine, container: Any, pid: int, found: tasks.Exit) -> None:

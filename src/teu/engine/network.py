@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any, NamedTuple
 
 from teu.engine import firewall, ipam
-from teu.engine.errors import BadRequest
+from teu.engine.errors import BadRequest, Conflict
 from teu.engine.netrequests import (
     OPTION_BINDING,
     OPTION_BRIDGE,
@@ -66,10 +66,13 @@ class Active:
 
 
 class Network:
-    """A network's record, and of a bridge network its pool of addresses."""
+    """A network's record, and of a bridge network its pool of addresses. One whose record is damaged can be listed,
+    inspected and removed; what was on it when the daemon stopped stays there."""
 
-    def __init__(self, record: dict[str, Any]) -> None:
+    def __init__(self, record: dict[str, Any], damage: str = "", row: int = 0) -> None:
         self.record = record
+        self.damage = damage
+        self.row = row  # where a damaged record is in engine.db
         self.pool: ipam.Pool | None = None
         config = (record["IPAM"].get("Config") or [{}])[0]
         if record["Driver"] == "bridge" and config.get("Subnet"):
@@ -135,6 +138,10 @@ class Network:
         if not self.is_user_defined or self.record.get("AutomaticSubnet") or self.pool is None:
             return None
         return self.pool.subnet
+
+    def must_be_whole(self) -> None:
+        if self.damage:
+            raise Conflict(f"network {self.name} can only be inspected and removed: {self.damage}")
 
     def addressing(self) -> ipam.Pool:
         if self.pool is None:

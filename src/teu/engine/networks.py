@@ -26,12 +26,12 @@ import re
 import select
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import firewall, ipam, netfiles, netrequests
+from teu.engine import firewall, ipam, netfiles, netrequests, records
 from teu.engine.container import timestamp
 from teu.engine.dns import ADDRESS as RESOLVER_ADDRESS
 from teu.engine.dns import Resolver
@@ -90,13 +90,18 @@ class Networks:
         from teu.linux import nftables
 
         nftables.reserve()
-        for row in self.engine.database.query("SELECT data FROM networks"):
-            network = Network(json.loads(row[0]))
+        for network in self._read():
+            if network.id in self._networks:
+                network.record["Id"] = f"{network.row:064x}"
             self._networks[network.id] = network
-        names = {network.name for network in self._networks.values()}
         for name, driver in PREDEFINED.items():
-            if name not in names:
+            known = next((network for network in self._networks.values() if network.name == name), None)
+            if known is None:
                 self._store(Network(self._record(name, driver, {})))
+            elif known.damage:
+                # Nobody can remove it and make it anew. It is what it always is, with the addresses it had.
+                self._forget(known)
+                self._store(Network(self._record(name, driver, {"Id": known.id, "IPAM": known.record["IPAM"]})))
 
     def stop(self) -> None:
         """The containers keep their network; ports stay redirected, and their reservation ends with the daemon."""
@@ -119,6 +124,41 @@ class Networks:
             "Labels": {},
             **more,
         }
+
+    def _read(self) -> list[Network]:
+        """All records, the good ones first: nobody else gets their ids."""
+        found = []
+        for row in self.engine.database.query(
+            "SELECT rowid, CAST(id AS BLOB) AS id, CAST(name AS BLOB) AS name, CAST(data AS BLOB) AS data"
+            " FROM networks"
+        ):
+            record, faults = records.network(row["id"], row["name"], row["data"])
+            damage = ""
+            if not faults:
+                try:
+                    probe = Network(record)
+                    IPv4Address(probe.binding)
+                    int(probe.mtu)
+                except (EngineError, ValueError, TypeError, AttributeError, KeyError) as error:
+                    faults = [str(error)]
+            if faults:
+                damage = f"its record in {self.engine.database.path} is damaged: {'; '.join(faults[:5])}"
+                log.error("network %s (%s): %s", record["Id"][:12], record["Name"], damage)
+            try:
+                network = Network(record, damage, row["rowid"])
+            except (ValueError, TypeError, AttributeError, KeyError):
+                record["IPAM"] = {**record["IPAM"], "Config": []}
+                network = Network(record, damage, row["rowid"])
+            found.append(network)
+        return sorted(found, key=lambda network: bool(network.damage))
+
+    def _forget(self, network: Network) -> None:
+        with self.engine.database.transaction() as cursor:
+            if network.damage:
+                cursor.execute("DELETE FROM networks WHERE rowid=?", (network.row,))
+            else:
+                cursor.execute("DELETE FROM networks WHERE id=?", (network.id,))
+        self._networks.pop(network.id, None)
 
     def _store(self, network: Network) -> None:
         with self.engine.database.transaction() as cursor:
@@ -167,6 +207,8 @@ class Networks:
                         "IPv6Address": "",
                     }
         result["Containers"] = members
+        if network.damage:
+            result["Status"] = {"Error": network.damage}
         return result
 
     def create(self, request: dict[str, Any]) -> tuple[Network, str]:
@@ -237,9 +279,7 @@ class Networks:
                 raise Forbidden(
                     f"error while removing network: network {network.name} id {network.id} has active endpoints"
                 )
-            with self.engine.database.transaction() as cursor:
-                cursor.execute("DELETE FROM networks WHERE id=?", (network.id,))
-            self._networks.pop(network.id, None)
+            self._forget(network)
             if BRIDGE.match(network.interface) or network.record.get("OwnBridge"):
                 with contextlib.suppress(OSError):
                     self._delete_link(network.interface)
@@ -422,6 +462,7 @@ class Networks:
         result = []
         for text in list(known):
             network = self.get(text)
+            network.must_be_whole()
             if network.driver != "bridge":
                 continue
             if network.name != text:  # it did not exist yet when it was asked for, by its id
@@ -516,6 +557,7 @@ class Networks:
         """A pair between a container's namespace and a bridge, with its addresses. Who calls undoes what fails."""
         from teu.linux import netlink
 
+        network.must_be_whole()
         if len(active.endpoints) >= MOST_ENDPOINTS:
             raise Forbidden(f"container {container.name} is on {MOST_ENDPOINTS} networks, more are not supported")
         first = not self._on_network(network)
@@ -810,7 +852,9 @@ class Networks:
             threading.Thread(target=self._drop_veth, args=(endpoint,), name="veth", daemon=True).start()
         if network is None:
             return
-        network.addressing().give_back(endpoint.address)
+        if network.pool is None:  # its record is damaged
+            return
+        network.pool.give_back(endpoint.address)
         if not any(active.endpoints for active in self._active.values()):
             if self._table:
                 self._table = False
@@ -928,28 +972,41 @@ class Networks:
     # -- recovery ----------------------------------------------------------------------------
 
     def recover(self, running: list[Container]) -> None:
-        """After a start of the daemon: know again what running containers hold, and sweep what the dead left."""
+        """After a start of the daemon: know again what running containers hold, and sweep what the dead left. What
+        cannot be known of one container, or not be done, is logged, and the rest goes on."""
         with self.lock:
             links = self._kernel().links()
             numbers = {link.name: link.number for link in links if link.kind == "veth"}
+            unknown = set()
             for container in running:
-                self._recover(container, numbers)
+                try:
+                    self._recover(container, numbers)
+                except Exception as error:
+                    log.exception("the network of container %s cannot be recovered", container.name,
+                                  extra=container.fields)  # fmt: skip
+                    unknown.add(container.id[:10])
+                    if container.running:
+                        container.state["Error"] = f"its network could not be recovered: {error}"
             for container in self.engine.containers.all():
-                if container.id not in self._active and not container.running:
-                    self.detach(container)
+                if container.id not in self._active and not container.running and container not in running:
+                    with _logged("the network of container %s cannot be cleared", container.name):
+                        self.detach(container)
             expected = {endpoint.veth for active in self._active.values() for endpoint in active.endpoints}
+            bridges = {network.interface for network in self._networks.values()}
             for link in links:
-                stray = VETH.match(link.name) and link.kind == "veth" and link.name not in expected
-                lost = BRIDGE.match(link.name) and link.kind == "bridge" and link.name not in {
-                    network.interface for network in self._networks.values()
-                }
+                stray = (
+                    VETH.match(link.name) and link.kind == "veth" and link.name not in expected
+                    and link.name[3:13] not in unknown
+                )  # fmt: skip
+                lost = BRIDGE.match(link.name) and link.kind == "bridge" and link.name not in bridges
                 if stray or lost:
                     with contextlib.suppress(OSError):
                         self._delete_link(link.name)
-            if expected:
-                self._rebuild_table()
-            else:
-                firewall.remove()
+            with _logged("the table of rules cannot be made"):
+                if expected:
+                    self._rebuild_in_parts()
+                else:
+                    firewall.remove()
 
     def _recover(self, container: Container, numbers: dict[str, int]) -> None:
         """`numbers`: of the interfaces, by name."""
@@ -966,7 +1023,8 @@ class Networks:
             if network is None or not settings.get("IPAddress"):
                 continue
             address = IPv4Address(settings["IPAddress"])
-            network.addressing().used.add(address)
+            if network.pool is not None:  # else its record is damaged; nobody new gets an address there
+                network.pool.used.add(address)
             veth = settings.get("Veth") or f"teu{container.id[:10]}{position:x}"
             options = settings.get("DriverOpts") or {}
             interface = options.get(netrequests.OPTION_INTERFACE) or f"{network.prefix}{int(veth[13:], 16)}"
@@ -979,18 +1037,22 @@ class Networks:
         active.outward = next((endpoint for endpoint in active.endpoints if endpoint.name == outward), None)
         active.namespace = self._namespace_of(container, active)
         for key, entries in (container.network_settings.get("Ports") or {}).items():
-            port, protocol = parse_port(key)
-            for entry in (entries or []) if active.outward else []:
-                host_port = int(entry["HostPort"])
-                if not self.ports.hold_again(protocol, entry["HostIp"], host_port):
-                    log.warning(
-                        "port %s of container %s is bound by another process", host_port, container.name,
-                        extra=container.fields,
-                    )  # fmt: skip
-                assert active.outward
-                active.published.append(
-                    firewall.Published(protocol, entry["HostIp"], host_port, str(active.outward.address), port)
-                )
+            try:
+                port, protocol = parse_port(key)
+                for entry in (entries or []) if active.outward else []:
+                    host_ip, host_port = str(IPv4Address(entry["HostIp"])), int(entry["HostPort"])
+                    if not self.ports.hold_again(protocol, host_ip, host_port):
+                        log.warning(
+                            "port %s of container %s is bound by another process", host_port, container.name,
+                            extra=container.fields,
+                        )  # fmt: skip
+                    assert active.outward
+                    active.published.append(
+                        firewall.Published(protocol, host_ip, host_port, str(active.outward.address), port)
+                    )
+            except (ValueError, OverflowError, EngineError) as error:
+                log.error("port %s of container %s is not published any more: %s", key, container.name, error,
+                          extra=container.fields)  # fmt: skip
         self._active[container.id] = active
         if active.namespace >= 0:
             try:
@@ -1033,11 +1095,40 @@ class Networks:
     # -- the table ---------------------------------------------------------------------------
 
     def _rebuild_table(self) -> None:
+        firewall.rebuild(*self._rules())
+        self._table_is_there()
+
+    def _rules(self) -> tuple[list[firewall.Bridge], list[firewall.Published]]:
         used = {endpoint.network for active in self._active.values() for endpoint in active.endpoints}
-        firewall.rebuild(
-            [self._networks[network].bridge() for network in used if network in self._networks],
+        return (
+            [
+                self._networks[network].bridge()
+                for network in used
+                if network in self._networks and self._networks[network].pool is not None
+            ],
             [entry for active in self._active.values() for entry in active.published],
         )
+
+    def _rebuild_in_parts(self) -> None:
+        """The whole table at once, or where something in it does not fit the rest, all but that."""
+        from teu.linux import nftables
+
+        try:
+            self._rebuild_table()
+            return
+        except nftables.Error as error:
+            log.error("the table of rules cannot be made at once: %s", error)
+        firewall.rebuild([], [])
+        bridges, ports = self._rules()
+        for bridge in bridges:
+            with _logged("network interface %s has no rules", bridge.name):
+                firewall.add_bridge(bridge)
+        for entry in ports:
+            with _logged("port %s is not published any more", str(entry.host_port)):
+                firewall.publish([entry])
+        self._table_is_there()
+
+    def _table_is_there(self) -> None:
         self._table = True
         self._beside_others()
         if self._watcher is None:
@@ -1100,6 +1191,15 @@ class Networks:
             self._rebuild_table()
             if not firewall.is_whole():
                 raise EngineError("somebody takes them away at once; they are made with the next container")
+
+
+@contextlib.contextmanager
+def _logged(what: str, *arguments: str) -> Iterator[None]:
+    """What fails is logged and over."""
+    try:
+        yield
+    except Exception:
+        log.exception(what, *arguments)
 
 
 def _concerns(change: Change) -> bool:

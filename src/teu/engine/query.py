@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -21,6 +22,8 @@ from teu.oci.humantime import human_duration
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
     from teu.engine.images import Name
+
+log = logging.getLogger("teu.engine")
 
 NAMES_SECONDS = 5.0
 STATES = ("created", "restarting", "running", "removing", "paused", "exited", "dead")
@@ -134,6 +137,19 @@ def summary(container: Container, image: str) -> dict[str, Any]:
     }
 
 
+def _listed(container: Container, image: str) -> dict[str, Any]:
+    """Its row in a list, in any case: no container stands in the way of the others'."""
+    try:
+        return summary(container, image)
+    except Exception as error:
+        log.exception("container %s cannot be listed", container.id[:12], extra=container.fields)
+        return {
+            "Id": container.id, "Names": [f"/{container.name}"], "Image": "", "ImageID": "", "Command": "",
+            "Created": 0, "Ports": [], "Labels": {}, "State": "dead", "Status": f"Dead ({error})",
+            "HostConfig": {"NetworkMode": "default"}, "NetworkSettings": {"Networks": {}}, "Mounts": [],
+        }  # fmt: skip
+
+
 def _quoted(word: str) -> str:
     return f"'{word}'" if " " in word else word
 
@@ -177,7 +193,7 @@ def summaries(
     if limit > 0:
         found = found[:limit]
     images = _ImageNames(engine)
-    result = [summary(container, images.shown(container)) for container in found]
+    result = [_listed(container, images.shown(container)) for container in found]
     if with_size:
         for entry, container in zip(result, found, strict=True):
             entry["SizeRw"] = snapshot_size(engine, container)
@@ -311,7 +327,7 @@ def _usage(engine: Engine, container: Container) -> int:
 def _image_size(engine: Engine, container: Container) -> int:
     try:
         return engine.images.resolve(container.image_id).size
-    except NotFound:
+    except (NotFound, BadRequest):
         return 0
 
 

@@ -11,8 +11,13 @@ not running         task runs            the engine died between start and its r
 not running         task stopped         the same, and it has exited since
 not running         task created         half-made: removed
 (no record)         anything             removed: container, task, snapshot, folders
+damaged             anything             left alone: it is dead, and its removal takes all of it
 
 Then, once the host is ready for them (teu.engine.boot), those start that a restart policy has running.
+
+Each step is taken for each container on its own: where one fails, that is logged, the container is dead with the
+reason in its State.Error, and everything else goes on. What fails because containerd is away is tried again by the
+monitor.
 """
 
 from __future__ import annotations
@@ -22,12 +27,14 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teu.engine import boot, containerd, execs, health, lifecycle, mounts, process, tasks
 from teu.engine.container import Container, timestamp
 from teu.engine.create import OWNER_LABEL
+from teu.engine.errors import Conflict
 from teu.engine.monitor import Monitor
 from teu.linux import trees
 
@@ -39,6 +46,8 @@ log = logging.getLogger("teu.engine")
 
 # How long the first request waits at the most for what is to be known by then.
 SETTLE_SECONDS = 5.0
+# After so long without an answer it is looked whether containerd is there at all.
+FIRST_SECONDS = 5.0
 
 
 def run(engine: Engine) -> None:
@@ -51,34 +60,62 @@ def run(engine: Engine) -> None:
         engine.networks.recover([])
         threading.Thread(target=_first, args=(engine,), name="first", daemon=True).start()
         return
-    engine.containerd.ensure_namespace()
+    engine.containerd.ensure_namespace(FIRST_SECONDS)
     known = tasks.list_tasks(engine)
     running: list[Container] = []
     ended: list[tuple[Container, tasks.Exit]] = []
     fresh: list[Container] = []
     lost: set[str] = set()
+    dead: list[Container] = []  # whose processes run: nobody else may have their addresses
     for container in engine.containers.all():
         task = known.get(container.id)
-        if task is not None and task.status in ("RUNNING", "PAUSED", "PAUSING"):
-            _adopt(container, task)
-            running.append(container)
-        elif task is not None and task.status == "STOPPED":
-            _adopt(container, task)
-            ended.append((container, task.exit))
-        elif container.running and container.pid:
-            lost.add(container.id)
-            ended.append((container, tasks.Exit(*(container.ended or (255, 0)))))
-        elif container.running:  # it was waiting to be restarted
-            container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
-            fresh.append(container)
-        elif task is not None:
-            tasks.discard(engine, container.id)
-    engine.networks.recover(running + [container for container, _ in ended])
+        going = task is not None and task.status in ("RUNNING", "PAUSED", "PAUSING")
+        if container.damage:
+            if task is not None and going:
+                container.state["Pid"] = task.pid
+                dead.append(container)
+            continue
+        with _boundary(engine, container):
+            if task is not None and going:
+                _adopt(container, task)
+                running.append(container)
+            elif task is not None and task.status == "STOPPED":
+                _adopt(container, task)
+                ended.append((container, task.exit))
+            elif container.running and container.pid:
+                lost.add(container.id)
+                ended.append((container, tasks.Exit(*(container.ended or (255, 0)))))
+            elif container.running:  # it was waiting to be restarted
+                container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
+                fresh.append(container)
+            elif task is not None:
+                tasks.discard(engine, container.id)
+        if task is not None and going and container.state["Dead"]:
+            container.state["Pid"] = task.pid
+            dead.append(container)
+    engine.networks.recover(running + dead + [container for container, _ in ended])
     engine.containers.monitor.start()
     settled = threading.Event()
     arguments = (engine, running, ended, fresh, lost, settled)
     threading.Thread(target=_rest, args=arguments, name="recovery", daemon=True).start()
     settled.wait(SETTLE_SECONDS)
+
+
+@contextlib.contextmanager
+def _boundary(engine: Engine, container: Container) -> Iterator[None]:
+    """Around one step for one container: what goes wrong ends here."""
+    try:
+        yield
+    except containerd.Error as error:
+        if not engine.stopping.is_set():
+            log.warning("container %s is not recovered yet: %s", container.id[:12], error, extra=container.fields)
+    except Exception as error:
+        if engine.stopping.is_set() or container.removed:
+            return
+        log.exception("container %s (%s) cannot be recovered", container.id[:12], container.name,
+                      extra=container.fields)  # fmt: skip
+        container.die(f"it could not be recovered: {type(error).__name__}: {error}")
+        container.notify()
 
 
 def _first(engine: Engine) -> None:
@@ -119,20 +156,19 @@ def _rest(
 ) -> None:
     try:
         for container, found in ended:
-            moment = found.moment or time.time_ns()
-            lifecycle.exited(
-                engine, container, 0, tasks.Exit(found.status, moment), restart=container.id not in lost
-            )
+            with _boundary(engine, container):
+                moment = found.moment or time.time_ns()
+                end = tasks.Exit(found.status, moment)
+                lifecycle.exited(engine, container, 0, end, restart=container.id not in lost)
         settled.set()
         for container in running:
-            execs.adopt(engine, container)
-            health.start(engine, container)
+            _looked_after(engine, container)
         chosen = []
         for container in engine.containers.all():
-            if container.running or container.removed:
+            if container.running or container.removed or container.state["Dead"]:
                 continue
             if container.auto_remove:
-                lifecycle.remove(engine, container)
+                _remove(engine, container)
             elif container in fresh:
                 chosen.append(container)
             elif boot.starts_again(container) and (container.id in lost or not engine.boot.resumed):
@@ -149,6 +185,28 @@ def _rest(
         settled.set()
 
 
+def _looked_after(engine: Engine, container: Container) -> None:
+    """A running container gets its execs and its health checks back. It runs on where that fails."""
+    for step in (execs.adopt, health.start):
+        try:
+            step(engine, container)
+        except Exception:
+            if not engine.stopping.is_set():
+                log.exception("container %s runs, but %s failed", container.id[:12], step.__module__,
+                              extra=container.fields)  # fmt: skip
+
+
+def _remove(engine: Engine, container: Container) -> None:
+    """--rm, which an earlier engine did not come to."""
+    try:
+        lifecycle.remove(engine, container)
+    except Conflict:
+        pass  # somebody has just started it, or removes it already
+    except Exception as error:
+        if not engine.stopping.is_set():
+            log.warning("container %s cannot be removed: %s", container.id[:12], error, extra=container.fields)
+
+
 def _start(engine: Engine, container: Container) -> None:
     try:
         lifecycle.start(engine, container, automatic=True)
@@ -161,6 +219,12 @@ def sweep(engine: Engine) -> None:
     whenever something broke."""
     from teu.api.services.snapshots.v1 import snapshots_pb2
 
+    if engine.containers.lost:
+        log.warning(
+            "what no record stands for is not removed while a damaged record has lost its id: it may be that"
+            " container's; remove the dead container"
+        )
+        return
     working = engine.containerd.working
     made = tasks.list_containers(engine)
     for identity in {*made, *tasks.list_tasks(engine)}:

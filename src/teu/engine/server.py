@@ -238,9 +238,16 @@ class _Connection:
         handler, pattern, arguments = router.find(method, path)
         engine = self.server.engine
         if path not in _EARLY and not engine.ready.is_set():
-            if engine.failure is None:
-                engine.ready.wait(STARTUP_SECONDS)
+            deadline = time.monotonic() + STARTUP_SECONDS
+            while not (engine.failure or engine.waiting) and time.monotonic() < deadline:
+                if engine.ready.wait(0.5):
+                    break
             if not engine.ready.is_set():
+                if engine.waiting and not engine.failure:
+                    raise Unavailable(
+                        f"the engine is not up: containerd at {engine.containerd.address} cannot be reached "
+                        f"({engine.waiting}); its journal says why"
+                    )
                 raise Unavailable(f"the engine is not up: {engine.failure or 'it is still starting'}")
         request = Request(method, unquote(path), query, headers, body, version, Departure(self.gone), self._hangup)
         fields.check_parameters(method, pattern, request.query.values)

@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from teu.engine import records
 from teu.engine.container import timestamp
 from teu.engine.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.linux import trees
@@ -43,6 +44,7 @@ log = logging.getLogger("teu.engine")
 DRIVER = "local"
 ANONYMOUS_LABEL = "com.docker.volume.anonymous"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
+_HARMLESS = ("Created", "Labels", "Container", "Removing")  # faults of these leave the files within reach
 OPTIONS = {"type", "o", "device", "size"}
 
 # How long a mount may take: a server that does not answer must not hold a container's start for ever.
@@ -68,26 +70,60 @@ class Volumes:
 
     def start(self) -> None:
         Path(self.root).mkdir(parents=True, exist_ok=True, mode=0o701)
-        known = {row["id"] for row in self.engine.database.query("SELECT id FROM containers")}
-        for row in self.engine.database.query("SELECT name, data FROM volumes"):
-            record = json.loads(row["data"])
-            if record.get("Removing") or record.get("Container", "") not in {"", *known}:
-                try:
-                    self._finish_removal(row["name"])
-                except OSError as error:
-                    log.warning("volume %s cannot be removed: %s", row["name"], error)
+        self._mend_names()
+        known = {"", *(container.id for container in self.engine.containers.all())}
+        for name, record in self._records():
+            damage = record.get("Damage")
+            if damage:
+                log.error("volume %s: %s", name, damage)
+            try:
+                # Where the record of a container has lost its id, the volume may be that one's.
+                if record.get("Removing") or not (
+                    damage or self.engine.containers.lost or record.get("Container", "") in known
+                ):
+                    self._finish_removal(name)
+            except (OSError, EngineError) as error:
+                log.error("volume %s cannot be removed: %s", name, error)
+
+    def _mend_names(self) -> None:
+        """A row whose name nobody can say gets one, to be inspected and removed by."""
+        rows = self.engine.database.query("SELECT rowid, CAST(name AS BLOB) AS name FROM volumes")
+        for row in rows:
+            try:
+                whole = row["name"] is not None and NAME.match(row["name"].decode()) is not None
+            except UnicodeDecodeError:
+                whole = False
+            if not whole:
+                name = f"damaged-{row['rowid']}"
+                log.error("a volume's record has lost its name; the record is shown as volume %s", name)
+                with self.engine.database.transaction() as cursor:
+                    cursor.execute("UPDATE OR REPLACE volumes SET name=? WHERE rowid=?", (name, row["rowid"]))
+
+    def _records(self) -> list[tuple[str, dict[str, Any]]]:
+        """All of them, those that are being removed as well."""
+        rows = self.engine.database.query("SELECT name, CAST(data AS BLOB) AS data FROM volumes ORDER BY name")
+        return [(row["name"], self._read(row["data"])) for row in rows]
+
+    def _read(self, data: bytes) -> dict[str, Any]:
+        """A record. Of a damaged one "Damage" says what is wrong, and "Opaque" whether its files cannot be got at."""
+        record, faults = records.volume(data)
+        if faults:
+            record["Damage"] = f"its record in {self.engine.database.path} is damaged: {'; '.join(faults[:5])}"
+            # How it is mounted is one of its options.
+            record["Opaque"] = not all(fault.startswith(_HARMLESS) for fault in faults)
+        return record
 
     def stop(self) -> None: ...
 
     def settle(self) -> None:
         """Unmount what no running container uses: the last one may have ended while the engine was dead. Any time."""
-        for row in self.engine.database.query("SELECT name, data FROM volumes"):
-            if json.loads(row["data"]).get("Options"):
+        for name, record in self._records():
+            if record.get("Options") or record.get("Opaque"):
                 try:
-                    with self._alone(row["name"]):
-                        self._unmount_unused(row["name"], "")
+                    with self._alone(name):
+                        self._unmount_unused(name, "")
                 except OSError as error:
-                    log.warning("volume %s cannot be unmounted: %s", row["name"], error)
+                    log.warning("volume %s cannot be unmounted: %s", name, error)
 
     @contextlib.contextmanager
     def _alone(self, name: str) -> Iterator[None]:
@@ -98,10 +134,10 @@ class Volumes:
             yield
 
     def _record(self, name: str) -> dict[str, Any] | None:
-        rows = self.engine.database.query("SELECT data FROM volumes WHERE name=?", (name,))
+        rows = self.engine.database.query("SELECT CAST(data AS BLOB) AS data FROM volumes WHERE name=?", (name,))
         if not rows:
             return None
-        record: dict[str, Any] = json.loads(rows[0]["data"])
+        record = self._read(rows[0]["data"])
         return None if record.get("Removing") else record
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
@@ -200,6 +236,11 @@ class Volumes:
             record = self._record(name)
             if record is None:
                 raise NotFound(f"get {name}: no such volume")
+            if record.get("Opaque"):
+                raise Conflict(
+                    f"volume {name} can only be inspected and removed, its files are at {self.mountpoint(name)}: "
+                    f"{record['Damage']}"
+                )
             path = self.mountpoint(name)
             if record["Options"]:
                 _mount(record["Options"], path)
@@ -238,9 +279,9 @@ class Volumes:
         else:
             # Its creation failed: only what was made for it is known.
             mounts = [
-                {"Type": "volume", "Name": row["name"]}
-                for row in self.engine.database.query("SELECT name, data FROM volumes")
-                if json.loads(row["data"]).get("Container") == container_id
+                {"Type": "volume", "Name": name}
+                for name, record in self._records()
+                if record.get("Container") == container_id
             ]
         self.release_mounts(container_id, mounts, remove_anonymous)
 
@@ -254,7 +295,7 @@ class Volumes:
             if record is None or ANONYMOUS_LABEL not in record["Labels"]:
                 continue
             if not remove_anonymous:
-                if record.pop("Container", ""):
+                if not record.get("Damage") and record.pop("Container", ""):
                     self._write(name, record)
                 continue
             try:
@@ -267,14 +308,14 @@ class Volumes:
     # -- for the API -------------------------------------------------------------------------
 
     def names(self) -> list[str]:
-        rows = self.engine.database.query("SELECT name, data FROM volumes ORDER BY name")
-        return [row["name"] for row in rows if not json.loads(row["data"]).get("Removing")]
+        return [name for name, record in self._records() if not record.get("Removing")]
 
     def describe(self, name: str) -> dict[str, Any]:
         record = self._record(name)
         if record is None:
             raise NotFound(f"get {name}: no such volume")
         return {
+            **({"Status": {"Error": record["Damage"]}} if record.get("Damage") else {}),
             "CreatedAt": record["Created"][:19] + "Z",
             "Driver": DRIVER,
             "Labels": record["Labels"] or None,
@@ -299,14 +340,15 @@ class Volumes:
 
     def _remove(self, name: str, record: dict[str, Any]) -> None:
         """Raises Conflict where something cannot be removed: then it is still a volume."""
+        plain = {key: value for key, value in record.items() if key not in ("Damage", "Opaque")}
         try:
             trees.unmount(self.mountpoint(name))
             if inside := trees.mounts_below(f"{self.root}/{name}"):
                 raise Conflict(f"remove {name}: {inside[0]} is a mount; unmount it, then remove the volume")
-            self._write(name, {**record, "Removing": True})
+            self._write(name, {**plain, "Removing": True})
             self._finish_removal(name)
         except OSError as error:
-            self._write(name, record)
+            self._write(name, plain)
             raise Conflict(f"remove {name}: {error.strerror}: {error.filename or ''}") from error
         self._event("destroy", name)
 

@@ -322,10 +322,31 @@ def config(document: Json, layer_count: int | None = None) -> Json:
         value = (inner or {}).get(key)
         if value is not None and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
             raise SpecError(f"image configuration's config.{key} is not a list of strings")
+    _members(document, "", dict.fromkeys(("created", "author", "architecture", "os", "variant", "docker_version"), str))
+    _members(inner or {}, "config.", _CONFIG_MEMBERS)
+    for key, value in ((inner or {}).get("Labels") or {}).items():
+        if not isinstance(value, str):
+            raise SpecError(f"image configuration's label {key} is no string")
     history = document.get("history")
     if history is not None and not (isinstance(history, list) and all(isinstance(h, dict) for h in history)):
         raise SpecError("image configuration's history is not a list of objects")
+    for entry in history or ():
+        _members(entry, "history.", dict.fromkeys(("created", "created_by", "author", "comment"), str))
     return document
+
+
+_CONFIG_MEMBERS: dict[str, type] = {
+    **dict.fromkeys(("User", "WorkingDir", "StopSignal"), str),
+    **dict.fromkeys(("ExposedPorts", "Volumes", "Labels", "Healthcheck"), dict),
+    **dict.fromkeys(("OnBuild", "Shell"), list),
+}
+
+
+def _members(value: Json, where: str, kinds: dict[str, type]) -> None:
+    for key, kind in kinds.items():
+        if value.get(key) is not None and not isinstance(value[key], kind):
+            words = {"str": "a string", "dict": "an object", "list": "a list"}
+            raise SpecError(f"image configuration's {where}{key} is not {words[kind.__name__]}")
 
 
 def chain_ids(diff_ids: list[str]) -> list[str]:

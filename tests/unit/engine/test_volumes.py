@@ -21,7 +21,7 @@ def engine(tmp_path: Path) -> Any:
     result: Any = SimpleNamespace(
         data_root=str(tmp_path), database=Database(str(tmp_path / "engine.db")),
         events=SimpleNamespace(publish=lambda *_: None), users=users,
-        containers=SimpleNamespace(all=list, using_volume=lambda name: users.get(name, [])),
+        containers=SimpleNamespace(all=list, lost=False, using_volume=lambda name: users.get(name, [])),
     )  # fmt: skip
     result.volumes = Volumes(result)
     result.volumes.start()

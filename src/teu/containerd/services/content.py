@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from google.protobuf import empty_pb2
@@ -25,6 +25,16 @@ _READ = 1 << 20
 _INLINE = 64 << 10
 
 
+@contextmanager
+def _a_digest(text: str) -> Iterator[None]:
+    """What is not there may be no digest at all, which is another error. One that is there may have been damaged."""
+    try:
+        yield
+    except NotFound:
+        parse_digest(text)
+        raise
+
+
 class Content:
     def __init__(self, context: Context) -> None:
         self._store = context.content
@@ -32,7 +42,8 @@ class Content:
 
     @quick
     def Info(self, request: Any, call: Call) -> Any:
-        return content_pb2.InfoResponse(info=self._store.info(call.namespace, parse_digest(request.digest)))
+        with _a_digest(request.digest):
+            return content_pb2.InfoResponse(info=self._store.info(call.namespace, request.digest))
 
     def Update(self, request: Any, call: Call) -> Any:
         parse_digest(request.info.digest)
@@ -50,7 +61,8 @@ class Content:
             yield content_pb2.ListContentResponse(info=batch)
 
     def Delete(self, request: Any, call: Call) -> Any:
-        self._store.delete(call.namespace, parse_digest(request.digest))
+        with _a_digest(request.digest):
+            self._store.delete(call.namespace, request.digest)
         return empty_pb2.Empty()
 
     async def Read(self, request: Any, call: Call) -> AsyncIterator[Any]:

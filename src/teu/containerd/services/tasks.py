@@ -22,6 +22,7 @@ from teu.containerd import errors
 from teu.containerd.filters import parse_all
 from teu.containerd.rpc import held, validate_identifier
 from teu.containerd.shims import OWN_RUNTIME, STATE_TIMEOUT, Shim, find_binary
+from teu.containerd.stores.rows import must_be_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,6 +100,7 @@ class Tasks:
     async def Create(self, request: Any, call: Call) -> Any:
         namespace, id = call.namespace, request.container_id
         container = self._containers.get(namespace, id)
+        must_be_whole(container.labels, f'container "{id}"')
         if self._shims.exists(namespace, id):
             raise errors.AlreadyExists(f"task {id}")
         options = None

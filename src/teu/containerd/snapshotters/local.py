@@ -13,18 +13,20 @@ import logging
 import os
 import stat
 import struct
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from teu.api.types import mount_pb2
-from teu.containerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from teu.containerd.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
 from teu.containerd.snapshotters.interface import ACTIVE, COMMITTED, VIEW, Info, Usage
-from teu.containerd.stores.database import Database, dump_labels, load_labels, now
+from teu.containerd.stores.database import Database, dump_labels, now
+from teu.containerd.stores.rows import Row, must_be_whole
 from teu.linux import trees
 
 log = logging.getLogger("teu.containerd.snapshots")
 _libc = ctypes.CDLL(None, use_errno=True)
+
+DEEPEST = 1000  # layers below a snapshot; the kernel takes no overlay of so many
 
 # ioctl_iflags(2), as encoded on all our architectures
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
@@ -92,6 +94,17 @@ def _usage(top: int) -> Usage:
     return Usage(size, inodes)
 
 
+def _info(name: str, parent: str, columns: Sequence[Any]) -> Info:
+    """Of a row's kind, labels, created, updated."""
+    read = Row(f"snapshot {name}")
+    kind, labels = read.number(columns[0], "kind"), read.labels(columns[1])
+    if kind not in (VIEW, ACTIVE, COMMITTED):
+        read.faults.append("kind is none")
+        kind = ACTIVE
+    created, updated = read.number(columns[2], "created"), read.number(columns[3], "updated")
+    return Info(name, parent, kind, read.told(labels), created, updated)
+
+
 class LocalSnapshotter:
     """Base of overlayfs and native: they say what is in a folder and how it is mounted."""
 
@@ -143,18 +156,21 @@ class LocalSnapshotter:
             return []
         rows = self._database.all(
             "WITH RECURSIVE chain (id, parent, depth) AS (SELECT id, parent, 0 FROM layers WHERE id = ? "
-            "UNION ALL SELECT layers.id, layers.parent, depth + 1 FROM layers JOIN chain ON layers.id = chain.parent) "
-            "SELECT id FROM chain ORDER BY depth",
-            (parent,),
+            "UNION ALL SELECT layers.id, layers.parent, depth + 1 FROM layers JOIN chain ON layers.id = chain.parent "
+            "WHERE depth < ?) SELECT id FROM chain ORDER BY depth",
+            (parent, DEEPEST),
         )
+        if len(rows) > DEEPEST:
+            raise FailedPrecondition(f"the layers below record {parent} in metadata.db have no end: it is damaged")
         return [row[0] for row in rows]
 
     def stat(self, name: str) -> Info:
         row = self._row(name)
         parent = ""
         if row[1] is not None:
-            parent = self._database.one("SELECT name FROM layers WHERE id = ?", (row[1],))[0]
-        return Info(name, parent, row[2], load_labels(row[3]), row[4], row[5])
+            found = self._database.one("SELECT name FROM layers WHERE id = ?", (row[1],))
+            parent = str(found[0]) if found else ""
+        return _info(name, parent, row[2:6])
 
     def update(self, name: str, labels: dict[str, str]) -> Info:
         with self._database.transaction() as execute:
@@ -169,11 +185,11 @@ class LocalSnapshotter:
             "WHERE layers.snapshotter = ? ORDER BY layers.id",
             (self.name,),
         )
-        return (Info(row[0], row[1] or "", row[2], load_labels(row[3]), row[4], row[5]) for row in rows)
+        return (_info(str(row[0]), str(row[1] or ""), row[2:6]) for row in rows)
 
     def usage(self, name: str) -> Usage:
         row = self._row(name)
-        if row[2] == COMMITTED and row[7]:
+        if row[2] == COMMITTED and row[7] and type(row[6]) is type(row[7]) is int:
             return Usage(row[6], row[7])
         usage = disk_usage(self.content(row[0]))
         if row[2] == COMMITTED:
@@ -185,7 +201,9 @@ class LocalSnapshotter:
         row = self._row(name)
         if row[2] == COMMITTED:
             raise FailedPrecondition(f"snapshot {name} is committed: it has no mounts of its own")
-        return self.tell(row[0], row[2], self._parents(row[1]), load_labels(row[3]))
+        info = _info(name, "", row[2:6])
+        must_be_whole(info.labels, f"snapshot {name}")
+        return self.tell(row[0], info.kind, self._parents(row[1]), info.labels)
 
     def prepare(self, name: str, parent: str, labels: dict[str, str]) -> list[Any]:
         return self._create(name, parent, ACTIVE, labels)
@@ -286,9 +304,13 @@ class LocalSnapshotter:
         )
         for id, parent, kind, labels in rows:
             if not os.path.isdir(self.content(id)):
-                with suppress(OSError):
-                    self.make(id, kind, self._parents(parent), load_labels(labels))
+                info = _info(str(id), "", (kind, labels, 0, 0))
+                try:
+                    must_be_whole(info.labels, f"snapshot folder {self.folder(id)}")
+                    self.make(id, info.kind, self._parents(parent), info.labels)
                     log.warning("snapshot folder %s was missing: made again, empty", self.folder(id))
+                except (OSError, Error) as error:
+                    log.error("snapshot folder %s is missing, and is not made again: %s", self.folder(id), error)
 
     def close(self) -> None:
         pass

@@ -12,18 +12,26 @@ from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound
 from teu.containerd.events import Exchange
 from teu.containerd.filters import in_map, parse_all, present
 from teu.containerd.rpc import validate_identifier
-from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_labels, set_timestamp
+from teu.containerd.stores.database import Database, dump_labels, now, set_labels, set_timestamp
+from teu.containerd.stores.rows import Row, must_be_whole
 
 _COLUMNS = "id, labels, image, snapshotter, snapshot_key, sandbox, record, created, updated"
 
 
 def _from_row(row: Any) -> Any:
-    container = containers_pb2.Container.FromString(row[6])
-    container.id, container.image, container.snapshotter, container.snapshot_key = row[0], row[2], row[3], row[4]
-    container.sandbox = row[5]
-    container.labels.update(load_labels(row[1]))
-    set_timestamp(container.created_at, row[7])
-    set_timestamp(container.updated_at, row[8])
+    read = Row(f"container {row[0]}")
+    container = read.message(containers_pb2.Container, row[6], "record")
+    container.id = read.text(row[0], "id")
+    container.image = read.text(row[2], "image")
+    container.snapshotter = read.text(row[3], "snapshotter")
+    container.snapshot_key = read.text(row[4], "snapshot_key")
+    container.sandbox = read.text(row[5], "sandbox")
+    if not container.runtime.name:
+        read.faults.append("record has no runtime")
+    labels = read.labels(row[1])
+    set_timestamp(container.created_at, read.number(row[7], "created"))
+    set_timestamp(container.updated_at, read.number(row[8], "updated"))
+    container.labels.update(read.told(labels))
     return container
 
 
@@ -124,6 +132,7 @@ class Containers:
             raise InvalidArgument("must specify a container id")
         with self._database.transaction() as execute:
             updated = self.get(namespace, container.id)
+            must_be_whole(updated.labels, f'container "{container.id}"')
             if not paths:
                 paths = ("labels", "spec", "extensions", "image", "snapshotkey")
                 if updated.snapshotter != container.snapshotter:

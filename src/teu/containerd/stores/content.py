@@ -29,9 +29,10 @@ from teu.api.services.content.v1 import content_pb2
 from teu.containerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from teu.containerd.events import Exchange
 from teu.containerd.filters import in_map, parse_all
-from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_timestamp
+from teu.containerd.stores.database import Database, dump_labels, now, set_timestamp
 from teu.containerd.stores.digests import is_digest
 from teu.containerd.stores.leases import Leases
+from teu.containerd.stores.rows import Row, must_be_whole
 from teu.linux import trees
 
 SYNC_FILE_RANGE_WRITE = 2
@@ -53,9 +54,14 @@ def fsync_directory(path: str) -> None:
 
 
 def _info(row: Any) -> Any:
-    info = content_pb2.Info(digest=row[0], size=row[1], labels=load_labels(row[2]))
-    set_timestamp(info.created_at, row[3])
-    set_timestamp(info.updated_at, row[4])
+    read = Row(f"content {row[0]}")
+    info = content_pb2.Info(digest=read.text(row[0], "digest"), size=read.number(row[1], "size"))
+    if not is_digest(info.digest):
+        read.faults.append("digest is none")
+    labels = read.labels(row[2])
+    set_timestamp(info.created_at, read.number(row[3], "created"))
+    set_timestamp(info.updated_at, read.number(row[4], "updated"))
+    info.labels.update(read.told(labels))
     return info
 
 
@@ -103,6 +109,8 @@ class Content:
     def open(self, namespace: str, digest: str) -> int:
         """A descriptor to read the blob with, if the namespace has it."""
         self.info(namespace, digest)
+        if not is_digest(digest):
+            raise NotFound(f"content digest {digest}")  # a damaged row: it names no file
         try:
             return os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -118,6 +126,7 @@ class Content:
     def update(self, namespace: str, info: Any, paths: Sequence[str]) -> Any:
         with self._database.transaction() as execute:
             updated = self.info(namespace, info.digest)
+            must_be_whole(updated.labels, f"content {info.digest}")
             for path in paths or ("labels",):
                 head, _, key = path.partition(".")
                 if head == "labels" and key:
@@ -152,7 +161,12 @@ class Content:
         return os.path.join(self.ingests, str(id), "data")
 
     def _status(self, row: Any) -> Any:
-        id, ref, total, expected, started = row
+        read = Row(f"ingest {row[1]}")
+        id, ref, total, expected, started = (
+            row[0], read.text(row[1], "ref"), read.number(row[2], "total"), read.text(row[3], "expected"),
+            read.number(row[4], "started"),
+        )  # fmt: skip
+        read.told({})
         status = content_pb2.Status(ref=ref, total=total, expected=expected)
         updated = started
         try:
@@ -308,6 +322,13 @@ class Content:
         """Unlink every blob without a row and every ingest without one; bytes freed. After rows were removed."""
         freed = 0
         kept = {row[0] for row in self._database.all("SELECT digest FROM blobs UNION SELECT expected FROM ingests")}
+        for digest in kept:
+            if digest != "" and not (type(digest) is str and is_digest(digest)):
+                log.error(
+                    "no content is removed from the disk while a record in metadata.db has lost its digest: delete %r",
+                    digest,
+                )
+                return 0
         for algorithm in os.listdir(self.blobs):
             folder = os.path.join(self.blobs, algorithm)
             for encoded in os.listdir(folder):

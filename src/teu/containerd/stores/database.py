@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sqlite3
 import threading
@@ -43,6 +44,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from teu.containerd.errors import FailedPrecondition, InvalidArgument
+
+log = logging.getLogger("teu.containerd")
 
 # One script per version; a released one is never changed, a new one is appended.
 MIGRATIONS = (
@@ -133,11 +136,6 @@ def dump_labels(labels: Any, *, limited: bool = True) -> str:
     return json.dumps(plain, separators=(",", ":"), sort_keys=True)
 
 
-def load_labels(text: str) -> dict[str, str]:
-    labels: dict[str, str] = json.loads(text) if text != "{}" else {}
-    return labels
-
-
 def set_timestamp(field: Any, nanoseconds: int) -> None:
     field.seconds, field.nanos = divmod(nanoseconds, 1_000_000_000)
 
@@ -152,8 +150,19 @@ def _for_us_alone(path: str) -> None:
             os.chmod(file, 0o600)
 
 
-class NewerSchema(FailedPrecondition):
-    """The file was written by a later version of teu-containerd."""
+class Unreadable(FailedPrecondition):
+    """The file cannot be read at all, or was written by a later version of teu-containerd: only a person mends that."""
+
+
+# Keys by which clients find a row to look at and delete it, in tables with row ids.
+_KEYS = {
+    "containers": ("namespace", "id"), "images": ("namespace", "name"), "blobs": ("namespace", "digest"),
+    "leases": ("namespace", "id"), "snapshots": ("namespace", "snapshotter", "key"), "sandboxes": ("namespace", "id"),
+    "ingests": ("namespace", "ref"),
+}  # fmt: skip
+
+# What SQLite says of a file that is damaged, as opposed to a full disk or another process.
+_DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT", "SQLITE_ERROR")
 
 
 class Database:
@@ -161,6 +170,12 @@ class Database:
 
     def __init__(self, path: str, patience: float = 5.0) -> None:
         self.path = path
+        for file in (path, f"{path}-wal", f"{path}-shm"):
+            if os.path.lexists(file) and not os.path.isfile(file):
+                raise Unreadable(f"open {path}: {file} is not a file; {self._remedy()}")
+        # Nothing is written before it is asked for: an empty file is one that lost what was in it, not a fresh one.
+        if os.path.exists(path) and not os.path.getsize(path) and self._has_stood_for_something():
+            raise Unreadable(f"open {path}: it is empty; {self._remedy()}")
         _for_us_alone(path)
         try:
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=patience)
@@ -168,16 +183,10 @@ class Database:
             self._connection.execute("PRAGMA synchronous=NORMAL")
             self._connection.execute("PRAGMA foreign_keys=ON")
             self._connection.execute("PRAGMA wal_autocheckpoint=1000")
+            self._connection.text_factory = lambda raw: raw.decode("utf-8", "backslashreplace")
             self._check()
-        except sqlite3.OperationalError as error:
-            raise FailedPrecondition(
-                f"open {path}: {error}; stop the process that holds it, or make room and check permissions"
-            ) from error
         except sqlite3.DatabaseError as error:
-            raise FailedPrecondition(
-                f"open {path}: {error}; move it away and restore a backup, or start with an empty one: "
-                "blobs then need to be pulled again"
-            ) from error
+            raise self._told(error) from error
         self._lock = threading.RLock()
         self._depth = 0
         self._journal = -1  # not yet: the first transactions are synced by the last line
@@ -186,9 +195,64 @@ class Database:
         self._synced = 0
         self.on_mutation: Callable[[], None] | None = None
         self._reserved = False
-        self._migrate()
+        try:
+            self._migrate()
+            self._check_tables()
+            self._mend_keys()
+        except sqlite3.DatabaseError as error:
+            raise self._told(error) from error
         self._journal = os.open(path + "-wal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.sync()
+
+    def _told(self, error: sqlite3.DatabaseError) -> FailedPrecondition:
+        """An error at the opening, in words for the person who has to do something."""
+        name = str(getattr(error, "sqlite_errorname", "")) or "SQLITE_CORRUPT"  # ours, of _check
+        if any(name == known or name.startswith(f"{known}_") for known in _DAMAGE):
+            return Unreadable(f"open {self.path}: {error}; {self._remedy()}")
+        return FailedPrecondition(
+            f"open {self.path}: {error}; stop the process that holds it, or make room and check permissions"
+        )
+
+    def _remedy(self) -> str:
+        return (
+            "move it away and restore a backup, or start with an empty one: containers are then gone, and blobs need to"
+            " be pulled again"
+        )
+
+    def _has_stood_for_something(self) -> bool:
+        """Whether an earlier daemon had blobs or snapshots beside this file."""
+        for folder in ("content/blobs/sha256", "snapshots/overlayfs", "snapshots/native"):
+            with contextlib.suppress(OSError):
+                if os.listdir(os.path.join(os.path.dirname(self.path), folder)):
+                    return True
+        return False
+
+    def _check_tables(self) -> None:
+        """That all are there, with all columns. Raises sqlite3.OperationalError."""
+        with contextlib.closing(sqlite3.connect(":memory:")) as model:
+            for script in MIGRATIONS:
+                model.executescript(script)
+            for (table,) in model.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
+                columns = ", ".join(row[1] for row in model.execute(f"PRAGMA table_info({table})"))
+                self._connection.execute(f"SELECT {columns} FROM {table} LIMIT 0")
+
+    def _mend_keys(self) -> None:
+        """A row whose key nobody can say gets one, to be looked at and deleted by."""
+        self._connection.text_factory, usual = bytes, self._connection.text_factory
+        lost: list[tuple[str, str, int]] = []
+        try:
+            for table, columns in _KEYS.items():
+                for row in self._connection.execute(f"SELECT rowid, {', '.join(columns)} FROM {table}"):
+                    lost += [(table, name, row[0]) for name, key in zip(columns, row[1:]) if not _sayable(key)]
+        finally:
+            self._connection.text_factory = usual
+        for table, column, number in lost:
+            key = "damaged" if column == "namespace" else f"damaged-{number}"
+            log.error("a record of %s in metadata.db has lost its %s, and gets %s", table, column, key)
+            with self.transaction() as execute:
+                if column == "namespace":
+                    self.ensure_namespace(key)
+                execute(f"UPDATE OR REPLACE {table} SET {column} = ? WHERE rowid = ?", (key, number))
 
     def _check(self) -> None:
         found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -199,9 +263,12 @@ class Database:
         execute = self._connection.execute
         execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
         row = execute("SELECT value FROM meta WHERE key = 'version'").fetchone()
-        version = int(row[0]) if row else 0
+        try:
+            version = int(row[0]) if row else 0
+        except ValueError:
+            raise Unreadable(f"open {self.path}: its version is {row[0]!r}; {self._remedy()}") from None
         if version > len(MIGRATIONS):
-            raise NewerSchema(
+            raise Unreadable(
                 f"{self.path} was written by a newer teu-containerd (schema {version}, this one knows"
                 f" {len(MIGRATIONS)}); install that version again, or move the file away"
             )
@@ -316,6 +383,18 @@ class Database:
             self.sync()
             self._connection.close()
             os.close(self._journal)
+
+
+def _sayable(key: object) -> bool:
+    """Whether a key, read as bytes, is a text that a client can give."""
+    if type(key) is not bytes:
+        return False
+    if key.isascii():
+        return key != b""
+    try:
+        return bool(key.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def now() -> int:

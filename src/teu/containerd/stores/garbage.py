@@ -12,6 +12,9 @@
 Roots are leases with what they hold, images, containers, sandboxes' references and young ingests. An image needs its
 target, a container its snapshot, a snapshot its parent, an ingest the shared blob it will become.
 
+Where a record's references cannot be read (it is damaged), nothing of its namespace is garbage: it may be what that
+record needs. What clients delete themselves goes all the same.
+
 Marking and deleting rows is one transaction; what is created before it is seen, what comes after is not touched. Files
 follow after the transaction is on disk, each checked again under its store's lock.
 
@@ -34,8 +37,10 @@ from teu.api.events import image_pb2 as image_events
 from teu.api.events import snapshot_pb2 as snapshot_events
 from teu.containerd.events import Exchange
 from teu.containerd.stores.content import Content
-from teu.containerd.stores.database import Database, load_labels, now
+from teu.containerd.stores.database import Database, now
+from teu.containerd.stores.digests import is_digest
 from teu.containerd.stores.leases import EXPIRE_LABEL
+from teu.containerd.stores.rows import plain_labels
 from teu.containerd.stores.snapshots import Snapshots
 
 log = logging.getLogger("teu.containerd.gc")
@@ -84,12 +89,16 @@ class _Graph:
         self.nodes: set[Node] = set()
         self.roots: list[Node] = []
         self.edges: dict[Node, list[Node]] = {}
+        self.blind: dict[str, str] = {}  # namespace -> a record whose references cannot be read
         self._read(database)
 
     def _labels(self, node: Node, text: str, *, backward: bool = True) -> dict[str, str]:
         if text == "{}":
             return {}
-        labels = load_labels(text)
+        labels = plain_labels(text)
+        if labels is None:
+            self._damaged(node)
+            return {}
         for key, value in labels.items():
             if key.startswith(_FORWARD):
                 target = _target(key[len(_FORWARD) :], value, node[1])
@@ -103,6 +112,16 @@ class _Graph:
                 self.roots.append(node)
         return labels
 
+    def _damaged(self, node: Node) -> None:
+        self.blind.setdefault(node[1], f"{node[0]} {node[2]}")
+
+    def _texts(self, node: Node, *columns: object) -> bool:
+        """Whether columns that refer to something are texts."""
+        if all(type(column) is str for column in columns):
+            return True
+        self._damaged(node)
+        return False
+
     def edge(self, source: Node, target: Node) -> None:
         self.edges.setdefault(source, []).append(target)
 
@@ -111,13 +130,18 @@ class _Graph:
         for namespace, id, text in database.all("SELECT namespace, id, labels FROM leases"):
             node = ("lease", namespace, id)
             self.nodes.add(node)
-            labels = load_labels(text)
-            if not expired(labels):
+            labels = plain_labels(text)
+            if labels is None:
+                self._damaged(node)
+            elif not expired(labels):
                 self.roots.append(node)
                 if FLAT_LABEL in labels:
                     flat_leases.add((namespace, id))
         for namespace, lease, kind, key in database.all("SELECT namespace, lease, type, resource FROM lease_resources"):
             target = self._leased(namespace, kind, key)
+            if target is None:
+                self._damaged(("lease", namespace, str(lease)))
+                continue
             if (namespace, lease) in flat_leases and target[0] != "ingest":
                 target = (_FLAT + target[0], *target[1:])
             self.edge(("lease", namespace, lease), target)
@@ -126,17 +150,22 @@ class _Graph:
             self.nodes.add(node)
             if not expired(self._labels(node, text)):
                 self.roots.append(node)
+            if not self._texts(node, digest) or not is_digest(digest):
+                self._damaged(node)
+                continue
             self.edge(node, ("content", namespace, digest))
             self.edge((_FLAT + "image", namespace, name), (_FLAT + "content", namespace, digest))
         for namespace, digest, text in database.all("SELECT namespace, digest, labels FROM blobs"):
             node = ("content", namespace, digest)
             self.nodes.add(node)
+            if not is_digest(digest):
+                self._damaged(node)
             self._labels(node, text)
         moment = now()
         for namespace, ref, expected, expires in database.all("SELECT namespace, ref, expected, expires FROM ingests"):
             node = ("ingest", namespace, ref)
             self.nodes.add(node)
-            if expires is not None and expires > moment:
+            if expires is not None and (not isinstance(expires, int) or expires > moment):
                 self.roots.append(node)
             if expected:
                 self.edge(node, ("content", namespace, expected))
@@ -146,7 +175,7 @@ class _Graph:
             node = ("container", namespace, id)
             self.roots.append(node)
             self._labels(node, text)
-            if snapshotter and key:
+            if self._texts(node, snapshotter, key) and snapshotter and key:
                 self.edge(node, ("snapshot", namespace, f"{snapshotter}/{key}"))
         for namespace, id, text in database.all("SELECT namespace, id, labels FROM sandboxes"):
             node = ("sandbox", namespace, id)
@@ -158,16 +187,17 @@ class _Graph:
             node = ("snapshot", namespace, f"{snapshotter}/{key}")
             self.nodes.add(node)
             self._labels(node, text)
-            if parent:
+            if self._texts(node, parent) and parent:
                 above = f"{snapshotter}/{parent}"
                 self.edge(node, ("snapshot", namespace, above))
                 self.edge((_FLAT + "snapshot", namespace, node[2]), (_FLAT + "snapshot", namespace, above))
 
     @staticmethod
-    def _leased(namespace: str, kind: str, key: str) -> Node:
+    def _leased(namespace: str, kind: str, key: str) -> Node | None:
         if kind.startswith("snapshots/"):
             return ("snapshot", namespace, f"{kind[len('snapshots/') :]}/{key}")
-        return ({"content": "content", "ingests": "ingest", "images": "image"}[kind], namespace, key)
+        known = {"content": "content", "ingests": "ingest", "images": "image"}.get(kind)
+        return (known, namespace, key) if known else None
 
     def garbage(self) -> set[Node]:
         seen: set[Node] = set()
@@ -179,7 +209,16 @@ class _Graph:
             seen.add(node)
             waiting.extend(self.edges.get(node, ()))
         kept = {(kind.removeprefix(_FLAT), namespace, key) for kind, namespace, key in seen}
-        return self.nodes - kept
+        garbage = self.nodes - kept
+        if self.blind and garbage:
+            for namespace, record in self.blind.items():
+                if any(node[1] == namespace for node in garbage):
+                    log.warning(
+                        "nothing unreferenced is removed from namespace %s while a record is damaged: delete %s",
+                        namespace, record,
+                    )  # fmt: skip
+            garbage = {node for node in garbage if node[1] not in self.blind}
+        return garbage
 
 
 class Collector:

@@ -12,18 +12,25 @@ from teu.api.types import descriptor_pb2
 from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound
 from teu.containerd.events import Exchange
 from teu.containerd.filters import in_map, parse_all, present
-from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_labels, set_timestamp
+from teu.containerd.stores.database import Database, dump_labels, now, set_labels, set_timestamp
 from teu.containerd.stores.digests import is_digest
 from teu.containerd.stores.leases import EXPIRE_LABEL, Leases
+from teu.containerd.stores.rows import Row, must_be_whole
 
 _COLUMNS = "name, labels, record, created, updated"
 
 
 def _from_row(row: Any) -> Any:
-    image = images_pb2.Image(name=row[0], labels=load_labels(row[1]))
-    image.target.CopyFrom(descriptor_pb2.Descriptor.FromString(row[2]))
-    set_timestamp(image.created_at, row[3])
-    set_timestamp(image.updated_at, row[4])
+    read = Row(f"image {row[0]}")
+    image = images_pb2.Image(name=read.text(row[0], "name"))
+    image.target.CopyFrom(read.message(descriptor_pb2.Descriptor, row[2], "record"))
+    if not is_digest(image.target.digest):
+        read.faults.append("record has no digest")
+        image.target.Clear()
+    labels = read.labels(row[1])
+    set_timestamp(image.created_at, read.number(row[3], "created"))
+    set_timestamp(image.updated_at, read.number(row[4], "updated"))
+    image.labels.update(read.told(labels))
     return image
 
 
@@ -106,6 +113,7 @@ class Images:
         stamp = now() if stamp is None else stamp
         with self._database.transaction() as execute:
             updated = self.get(namespace, image.name)
+            must_be_whole(updated.labels, f'image "{image.name}"')
             for path in paths or ("labels", "target"):
                 _apply(updated, image, path)
             _validate(updated)

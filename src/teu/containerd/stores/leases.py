@@ -13,15 +13,19 @@ from typing import Any
 from teu.api.services.leases.v1 import leases_pb2
 from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
 from teu.containerd.filters import in_map, parse_all, present
-from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_timestamp
+from teu.containerd.stores.database import Database, dump_labels, now, set_timestamp
 from teu.containerd.stores.digests import is_digest
+from teu.containerd.stores.rows import Row
 
 EXPIRE_LABEL = "containerd.io/gc.expire"
 
 
 def _from_row(row: Any) -> Any:
-    lease = leases_pb2.Lease(id=row[0], labels=load_labels(row[1]))
-    set_timestamp(lease.created_at, row[2])
+    read = Row(f"lease {row[0]}")
+    lease = leases_pb2.Lease(id=read.text(row[0], "id"))
+    labels = read.labels(row[1])
+    set_timestamp(lease.created_at, read.number(row[2], "created"))
+    lease.labels.update(read.told(labels))
     return lease
 
 
@@ -102,7 +106,7 @@ class Leases:
             "SELECT resource, type FROM lease_resources WHERE namespace = ? AND lease = ? ORDER BY type, resource",
             (namespace, id),
         )
-        return [leases_pb2.Resource(id=resource, type=kind) for resource, kind in rows]
+        return [leases_pb2.Resource(id=str(resource), type=str(kind)) for resource, kind in rows]
 
     def _require(self, namespace: str, id: str) -> None:
         if not self._database.one("SELECT 1 FROM leases WHERE namespace = ? AND id = ?", (namespace, id)):

@@ -3,11 +3,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from teu.api.events import namespace_pb2 as namespace_events
 from teu.containerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from teu.containerd.events import Exchange
 from teu.containerd.rpc import validate_identifier
-from teu.containerd.stores.database import Database, dump_labels, load_labels, set_labels
+from teu.containerd.stores.database import Database, dump_labels, set_labels
+from teu.containerd.stores.rows import Row, must_be_whole
+
+
+def _labels(name: str, text: Any) -> dict[str, str]:
+    read = Row(f"namespace {name}")
+    labels = read.labels(text)
+    return read.told(labels)
 
 
 class Namespaces:
@@ -18,11 +27,11 @@ class Namespaces:
     def labels(self, name: str) -> dict[str, str]:
         """Empty for a namespace that is not there: the first object in it makes it, so it is as good as there."""
         row = self._database.one("SELECT labels FROM namespaces WHERE name = ?", (name,))
-        return load_labels(row[0]) if row else {}
+        return _labels(name, row[0]) if row else {}
 
     def all(self) -> dict[str, dict[str, str]]:
         rows = self._database.all("SELECT name, labels FROM namespaces ORDER BY name")
-        return {name: load_labels(labels) for name, labels in rows}
+        return {name: _labels(name, labels) for name, labels in rows}
 
     def create(self, name: str, labels: dict[str, str]) -> None:
         validate_identifier(name)
@@ -41,7 +50,8 @@ class Namespaces:
         with self._database.transaction() as execute:
             self._database.ensure_namespace(name)
             row = execute("SELECT labels FROM namespaces WHERE name = ?", (name,)).fetchone()
-            current = load_labels(row[0])
+            current = _labels(name, row[0])
+            must_be_whole(current, f'namespace "{name}"')
             for path in paths or ("labels",):
                 set_labels(current, labels, path.partition(".")[2])
             execute("UPDATE namespaces SET labels = ? WHERE name = ?", (dump_labels(current), name))

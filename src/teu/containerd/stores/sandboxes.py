@@ -10,17 +10,22 @@ from teu.api.types import sandbox_pb2
 from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound
 from teu.containerd.filters import in_map, parse_all
 from teu.containerd.rpc import validate_identifier
-from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_labels, set_timestamp
+from teu.containerd.stores.database import Database, dump_labels, now, set_labels, set_timestamp
+from teu.containerd.stores.rows import Row, must_be_whole
 
 _COLUMNS = "id, labels, record, created, updated"
 
 
 def _from_row(row: Any) -> Any:
-    sandbox = sandbox_pb2.Sandbox.FromString(row[2])
-    sandbox.sandbox_id = row[0]
-    sandbox.labels.update(load_labels(row[1]))
-    set_timestamp(sandbox.created_at, row[3])
-    set_timestamp(sandbox.updated_at, row[4])
+    read = Row(f"sandbox {row[0]}")
+    sandbox = read.message(sandbox_pb2.Sandbox, row[2], "record")
+    sandbox.sandbox_id = read.text(row[0], "id")
+    if not sandbox.runtime.name:
+        read.faults.append("record has no runtime")
+    labels = read.labels(row[1])
+    set_timestamp(sandbox.created_at, read.number(row[3], "created"))
+    set_timestamp(sandbox.updated_at, read.number(row[4], "updated"))
+    sandbox.labels.update(read.told(labels))
     return sandbox
 
 
@@ -85,6 +90,7 @@ class Sandboxes:
     def update(self, namespace: str, wanted: Any, paths: Sequence[str]) -> Any:
         with self._database.transaction() as execute:
             updated = self.get(namespace, wanted.sandbox_id)
+            must_be_whole(updated.labels, f'sandbox "{wanted.sandbox_id}"')
             if not paths and wanted.runtime.name != updated.runtime.name:
                 raise InvalidArgument("sandbox.Runtime.Name field is immutable")
             for path in paths or ("labels", "extensions", "spec", "runtime"):

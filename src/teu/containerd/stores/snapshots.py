@@ -19,6 +19,7 @@ from teu.containerd.errors import AlreadyExists, Error, FailedPrecondition, Inva
 from teu.containerd.events import Exchange
 from teu.containerd.filters import in_map, parse_all
 from teu.containerd.snapshotters.interface import (
+    ACTIVE,
     COMMITTED,
     INHERITED_PREFIX,
     KIND_WORDS,
@@ -28,8 +29,9 @@ from teu.containerd.snapshotters.interface import (
     Usage,
 )
 from teu.containerd.snapshotters.local import LocalSnapshotter
-from teu.containerd.stores.database import Database, dump_labels, load_labels, now, set_timestamp
+from teu.containerd.stores.database import Database, dump_labels, now, set_timestamp
 from teu.containerd.stores.leases import Leases
+from teu.containerd.stores.rows import Row, plain_labels
 
 log = logging.getLogger("teu.containerd.snapshots")
 
@@ -95,12 +97,29 @@ class Snapshots:
         return row
 
     def _merge(self, key: str, row: Any, inner: Info) -> Info:
-        return Info(key, row[1], inner.kind, {**inner.labels, **load_labels(row[2])}, row[3], row[4])
+        read = Row(f"snapshot {key}")
+        parent, labels = read.text(row[1], "parent"), read.labels(row[2])
+        created, updated = read.number(row[3], "created"), read.number(row[4], "updated")
+        return Info(key, parent, inner.kind, {**inner.labels, **read.told(labels)}, created, updated)
+
+    def _behind(self, backend: Snapshotter, namespace: str, key: str, row: Any) -> Info:
+        """What the snapshotter knows of it. A built-in one has it as long as there is the row, if all is well."""
+        try:
+            return backend.stat(row[0])
+        except NotFound:
+            if not backend.local or not self._database.one(
+                "SELECT 1 FROM snapshots WHERE namespace = ? AND snapshotter = ? AND key = ?",
+                (namespace, backend.name, key),
+            ):
+                raise
+            read = Row(f"snapshot {key}")
+            read.faults.append("backend leads nowhere")
+            return Info(key, "", ACTIVE, read.told({}), 0, 0)
 
     def stat(self, namespace: str, snapshotter: str, key: str) -> Info:
         backend = self.snapshotter(snapshotter)
         row = self._row(namespace, snapshotter, key)
-        return self._merge(key, row, backend.stat(row[0]))
+        return self._merge(key, row, self._behind(backend, namespace, key, row))
 
     def mounts(self, namespace: str, snapshotter: str, key: str) -> list[Any]:
         backend = self.snapshotter(snapshotter)
@@ -120,7 +139,7 @@ class Snapshots:
         )
         for row in rows:
             try:
-                info = self._merge(row[5], row, backend.stat(row[0]))
+                info = self._merge(row[5], row, self._behind(backend, namespace, row[5], row))
             except NotFound:
                 continue
             if accept(adaptor(info)):
@@ -132,7 +151,9 @@ class Snapshots:
             raise InvalidArgument("snapshot name is required")
         with self._scope(backend), self._database.transaction() as execute:
             row = self._row(namespace, snapshotter, wanted.name)
-            labels = load_labels(row[2])
+            labels = plain_labels(row[2])
+            if labels is None:
+                raise FailedPrecondition(f"snapshot {wanted.name} is damaged and can only be removed: its labels")
             for path in paths or ("labels",):
                 if path == "labels":
                     labels = dict(wanted.labels)
@@ -298,7 +319,8 @@ class Snapshots:
         with self._database.transaction() as execute:
             self._row(namespace, snapshotter, key)
             if execute(
-                "SELECT 1 FROM snapshots WHERE namespace = ? AND snapshotter = ? AND parent = ? LIMIT 1",
+                "SELECT 1 FROM snapshots "
+                "WHERE namespace = ? AND snapshotter = ? AND parent = ? AND key != parent LIMIT 1",
                 (namespace, snapshotter, key),
             ).fetchone():
                 raise FailedPrecondition("cannot remove snapshot with child")
@@ -321,12 +343,19 @@ class Snapshots:
                 log.error("clean up snapshotter %s: %s", backend.name, error)
 
     def _prune(self, backend: Snapshotter) -> None:
-        infos = list(backend.walk())
-        with self._database.frozen():
+        with self._database.frozen() if backend.local else nullcontext():
+            infos = list(backend.walk())
             used = {
                 row[0]
                 for row in self._database.all("SELECT backend FROM snapshots WHERE snapshotter = ?", (backend.name,))
             }
+        if backend.local and (lost := used - {info.name for info in infos}):
+            # One that is being used may be the one that its record does not lead to any more.
+            log.error(
+                "no snapshot is removed from %s while a record in metadata.db leads nowhere: remove the snapshot whose "
+                "backend is %s", backend.name, ", ".join(repr(name) for name in sorted(lost, key=str)),
+            )  # fmt: skip
+            return
         needed = set(used)
         parents = {info.name: info.parent for info in infos}
         for name in used:  # whatever is above something in use stays

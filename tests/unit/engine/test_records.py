@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records as they are read, and the store of containers over a real engine.db: names, out of memory, what ends."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from teu.engine import fields, hostconfig, lifecycle, names, records
+from teu.engine.container import Container, fresh_state
+from teu.engine.containers import Containers
+from teu.engine.database import Database
+from teu.engine.errors import BadRequest, Conflict, NotFound, Unreadable
+from teu.engine.monitor import Monitor
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Any:
+    result: Any = SimpleNamespace(
+        data_root=str(tmp_path), exec_root=str(tmp_path), database=Database(str(tmp_path / "engine.db")),
+        events=SimpleNamespace(publish=lambda *_: None), containerd=SimpleNamespace(untidy=threading.Event()),
+        config={"log-driver": "json-file"}, stopping=threading.Event(),
+    )  # fmt: skip
+    result.containers = Containers(result)
+    return result
+
+
+def record(number: int = 1, name: str = "") -> dict[str, Any]:
+    return {
+        "id": f"{number:064x}", "name": name or f"name{number}", "created": "2026-01-01T00:00:00.000000001Z",
+        "config": hostconfig.clean_config({"Image": "busybox"}),
+        "host_config": hostconfig.clean_host_config({}, "json-file", {}), "state": fresh_state(),
+    }  # fmt: skip
+
+
+def test_what_is_written_is_read_back_without_a_fault(engine: Any) -> None:
+    container = Container(engine, record())
+    engine.containers.add(container)
+    data = json.dumps(container.record())
+    read, faults, known = records.container(container.id, container.name, data)
+    assert (faults, known) == ([], True)
+    assert read == json.loads(data)
+
+
+def test_a_record_of_an_older_engine_gets_defaults() -> None:
+    old = record()
+    for key in ("Annotations", "Init", "ReadonlyPaths"):
+        del old["host_config"][key]
+    read, faults, _known = records.container(old["id"], old["name"], json.dumps(old))
+    assert not faults
+    assert read["host_config"]["Init"] is None
+    assert read["state"]["Running"] is False
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_json_is_read(engine: Any, seed: int) -> None:
+    """Whatever stands there: there is a record, of the shape that everybody relies on, and it can be written."""
+    dice = random.Random(seed)
+
+    def anything(depth: int = 0) -> Any:
+        kind = dice.randrange(9 if depth < 4 else 6)
+        if kind > 5:
+            keys = [*Container.SAVED, "x", "\ud800"] if not depth else ["a", "Type", "Test", "Name", "Config"]
+            return dice.choice([{dice.choice(keys): anything(depth + 1) for _ in range(5)}, [anything(depth + 1)]])
+        return [None, True, dice.randrange(-5, 1 << 70), "text", "\udfff", 0.5][kind]
+
+    broken = record()
+    place = dice.choice([broken, broken["config"], broken["host_config"]])
+    for key in dice.sample(sorted(place), min(5, len(place))):
+        place[key] = anything(1)
+    text = json.dumps(broken if seed % 4 else anything())
+    read, _faults, _known = records.container(f"{1:064x}", "good", text)
+    json.dumps(read).encode()
+    assert set(read["config"]) >= set(fields.CONFIG.fields)
+    assert set(read["host_config"]) >= set(fields.HOST_CONFIG.fields)
+    for part, table in ((read["config"], fields.CONFIG), (read["host_config"], fields.HOST_CONFIG)):
+        for key, field in table.fields.items():
+            if part[key] is not None:
+                field.kind.read(part[key], key)  # as the API would
+    container = Container(engine, read)
+    assert container.log_type
+    assert container.running in (True, False)
+    assert isinstance(container.pid, int)
+
+
+def test_no_two_get_the_same_name(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of our choice are chosen before they are reserved: who comes second gets another one."""
+    monkeypatch.setattr(names, "pick", lambda: "calm_bay")
+    made = [Container(engine, record(number, engine.containers.random_name())) for number in range(8)]
+    assert {container.name for container in made} == {"calm_bay"}
+    threads = [threading.Thread(target=engine.containers.add, args=(one, False)) for one in made]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({container.name for container in engine.containers.all()}) == 8
+    rows = engine.database.query("SELECT name, data FROM containers")
+    assert all(json.loads(row["data"])["name"] == row["name"] for row in rows)
+    with pytest.raises(Conflict):
+        engine.containers.add(Container(engine, record(99, "calm_bay")))
+
+
+def test_a_removed_container_is_not_renamed(engine: Any) -> None:
+    container = Container(engine, record())
+    engine.containers.add(container)
+    engine.containers.remove(container)
+    container.removed = True
+    with pytest.raises(NotFound):
+        engine.containers.rename(container, "other")
+    engine.containers.check_name("other")
+
+
+def test_a_restart_that_is_done_leaves_another_its_protection(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two restarts at once of an --rm container: its end while the second one stops it is not its end."""
+    container = Container(engine, record())
+    container.host_config["AutoRemove"] = True
+    container.state["Running"] = True
+    assert container.auto_remove
+    both, second = threading.Barrier(2), threading.Event()
+    seen = []
+
+    def stop(_engine: Any, _container: Any, timeout: int | None, _signal: str) -> None:
+        both.wait(30)
+        if timeout == 2:
+            second.wait(30)
+            seen.append(container.auto_remove)
+
+    monkeypatch.setattr(lifecycle, "stop", stop)
+    monkeypatch.setattr(lifecycle, "start", lambda *_: None)
+    threads = [threading.Thread(target=lifecycle.restart, args=(engine, container, timeout)) for timeout in (1, 2)]
+    for thread in threads:
+        thread.start()
+    threads[0].join()
+    second.set()
+    threads[1].join()
+    assert seen == [False]
+    assert container.auto_remove
+
+
+def test_out_of_memory_is_saved(engine: Any) -> None:
+    from google.protobuf.any_pb2 import Any as Wrapped
+
+    from teu.api.events import task_pb2
+    from teu.api.types import event_pb2
+
+    container = Container(engine, record())
+    container.state.update(Running=True, Pid=4711)
+    engine.containers.add(container)
+    event = Wrapped(value=task_pb2.TaskOOM(container_id=container.id).SerializeToString())
+    Monitor(engine)._event(event_pb2.Envelope(topic="/tasks/oom", event=event))
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        saved = json.loads(engine.database.query("SELECT data FROM containers")[0]["data"])
+        if saved["state"]["OOMKilled"]:
+            break
+        time.sleep(0.01)
+    assert saved["state"]["OOMKilled"]
+
+
+def test_a_full_disk_is_not_a_damaged_file(engine: Any) -> None:
+    import sqlite3
+
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorname = "SQLITE_FULL"
+    with pytest.raises(sqlite3.OperationalError), engine.database._telling():
+        raise error
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorname = "SQLITE_CORRUPT_INDEX"
+    with pytest.raises(Unreadable, match=r"engine.db is damaged.*sqlite3 .* \.recover"), engine.database._telling():
+        raise error
+
+
+def test_what_could_not_be_read_back_has_words() -> None:
+    broken = record()
+    broken["config"]["Labels"] = {"half": "\ud800"}
+    faults = records.container(broken["id"], broken["name"], json.dumps(broken))[1]
+    assert faults == ["config.Labels.half is a string with half of a character (a lone surrogate), not a text"]
+    assert BadRequest(faults[0]).status == 400
