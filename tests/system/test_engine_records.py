@@ -38,6 +38,13 @@ POISONS: tuple[tuple[str, Any], ...] = (
 )  # fmt: skip
 
 
+def systemctl(verb: str, *units: str, check: bool = True) -> None:
+    """start or restart; how often that was done before does not count."""
+    call("systemctl", "reset-failed", *units, check=False)
+    call("systemctl", verb, *units, check=check)
+
+
+
 class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
@@ -69,7 +76,7 @@ def away() -> Iterator[sqlite3.Connection]:
     finally:
         connection.close()
         call("systemctl", "reset-failed", "teud.service", check=False)
-        call("systemctl", "start", "teud.socket")
+        systemctl("start", "teud.socket")
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +159,7 @@ def test_a_network_that_a_running_container_has_left() -> None:
     teu("network", "create", "left")
     whole.run_detached("leaver", "sleep", "600", flags=("--network", "left"))
     teu("network", "disconnect", "left", "leaver")
-    call("systemctl", "restart", "teud.service")
+    systemctl("restart", "teud.service")
     assert whole.inspect("leaver")["State"]["Status"] == "running"  # type: ignore[index]
     works_without_network = out("teu", "exec", "leaver", "cat", "/proc/net/dev")
     assert "eth0" not in works_without_network
@@ -230,7 +237,7 @@ def test_every_member_of_a_container(which: str) -> None:
     assert "is damaged" in answer["message"]
     works("good")
     # A second start of teud meets what the first has left.
-    call("systemctl", "restart", "teud.service")
+    systemctl("restart", "teud.service")
     assert len(api("GET", "/containers/json?all=1")[1]) == len(listed)
     # Whatever a member was, the same stands in for it: of each some kinds of poison are enough here.
     all_removed([identity for identity, _path, _kind in made[::3]])
@@ -476,7 +483,7 @@ def test_an_image_whose_record_is_damaged() -> None:
                 changed = {**dict(zip(names, row)), "name": f"localhost/bad-{column}:1", column: b"poison"}
                 database.execute(f"INSERT INTO images VALUES ({', '.join('?' * len(names))})", list(changed.values()))
     finally:
-        call("systemctl", "start", "teu-containerd.socket", "teud.socket")
+        systemctl("start", "teu-containerd.socket", "teud.socket")
     status, listed = api("GET", "/images/json")
     assert status == 200
     tags = {tag for image in listed for tag in image["RepoTags"]}
@@ -501,8 +508,8 @@ def test_a_containerd_whose_state_cannot_be_read() -> None:
         for path in kept:
             path.unlink()
         metadata.mkdir()
-        call("systemctl", "start", "teu-containerd.socket", "teud.socket")
-        call("systemctl", "start", "teu-containerd.service", check=False)
+        systemctl("start", "teu-containerd.socket", "teud.socket")
+        systemctl("start", "teu-containerd.service", check=False)
         eventually("it is refused", lambda: show("teu-containerd.socket", "ActiveState") == "inactive")
         assert show("teu-containerd.service", "ExecMainStatus") == "65"
         done = teu("ps", check=False)
@@ -514,7 +521,7 @@ def test_a_containerd_whose_state_cannot_be_read() -> None:
         metadata.rmdir()
         for path, data in kept.items():
             path.write_bytes(data)
-        call("systemctl", "start", "teu-containerd.service")
+        systemctl("start", "teu-containerd.service")
     eventually("teud goes on by itself", lambda: teu("ps", check=False).returncode == 0)
 
 
@@ -549,14 +556,14 @@ def put_back(files: dict[str, bytes]) -> None:
     for path, data in files.items():
         Path(path).write_bytes(data)
     call("systemctl", "reset-failed", "teud.service", "teud.socket", check=False)
-    call("systemctl", "start", "teud.socket")
+    systemctl("start", "teud.socket")
 
 
 def outcome() -> str:
     """How teud takes its files: it serves lists, or it ended with 65 and told why; nothing else is right."""
     since = out("date", "+%s.%N")
     begun = int(show("teud.service", "NRestarts") or 0)
-    call("systemctl", "start", "teud.service", check=False)
+    systemctl("start", "teud.service", check=False)
 
     def settled() -> str:
         if show("teud.service", "ActiveState") == "failed":

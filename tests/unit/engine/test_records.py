@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from teu.engine import fields, hostconfig, lifecycle, names, records
+from teu.engine.boot import Boot
 from teu.engine.container import Container, fresh_state
 from teu.engine.containers import Containers
 from teu.engine.database import Database
@@ -28,6 +29,7 @@ def engine(tmp_path: Path) -> Any:
         events=SimpleNamespace(publish=lambda *_: None), containerd=SimpleNamespace(untidy=threading.Event()),
         config={"log-driver": "json-file"}, stopping=threading.Event(),
     )  # fmt: skip
+    result.boot = Boot(result)
     result.containers = Containers(result)
     return result
 
