@@ -495,6 +495,26 @@ def test_a_part_of_a_volume(both: tuple[Daemon, Daemon]) -> None:
     assert said[0] == "a\r\n" and said[3:] == [(True, True), (True, True)]
 
 
+# ---- ports ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["80", "80/TCP", "80/tcp", "53/udp"])
+def test_exposed_ports_have_one_form(both: tuple[Daemon, Daemon], word: str) -> None:
+    """Compose writes "80" beside the image's "80/tcp": that is one port."""
+
+    def work(daemon: Daemon) -> list[Any]:
+        exposed = {word: {}, "80/tcp": {}}
+        host = {"NetworkMode": "bridge", "PublishAllPorts": False}
+        with daemon.container("sleep", "1000", HostConfig=host, ExposedPorts=exposed) as one:
+            filters = quote(json.dumps({"id": [one]}))
+            (listed,) = daemon.json("GET", f"/containers/json?filters={filters}")
+            inspected = daemon.json("GET", f"/containers/{one}/json")
+            ports = sorted((port["PrivatePort"], port["Type"]) for port in listed["Ports"])
+            return [ports, inspected["NetworkSettings"]["Ports"], sorted(inspected["Config"]["ExposedPorts"])]
+
+    assert len(same(both, work)[0]) == (2 if "udp" in word else 1)
+
+
 # ---- lists -----------------------------------------------------------------------------------------------
 
 

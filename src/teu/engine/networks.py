@@ -46,7 +46,7 @@ from teu.engine.network import (
     automatic_mac,
     blank_endpoint,
 )
-from teu.engine.ports import Binding, Ports, bindings, parse_port
+from teu.engine.ports import Binding, Ports, bindings, canonical, parse_port
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
@@ -664,7 +664,7 @@ class Networks:
         used: dict[tuple[int, str], int],
     ) -> None:
         """`used`: host ports that were chosen before, and are kept where they are free."""
-        exposed = {**(container.config.get("ExposedPorts") or {})}
+        exposed = {canonical(key): value for key, value in (container.config.get("ExposedPorts") or {}).items()}
         shown: dict[str, Any] = dict.fromkeys(exposed)
         for wanted in bindings(container.host_config, exposed, network.binding):
             owner = f"{container.name} ({container.id})"

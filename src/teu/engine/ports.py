@@ -40,6 +40,11 @@ def parse_port(text: str) -> tuple[int, str]:
     return int(number), protocol
 
 
+def canonical(text: str) -> str:
+    """A port as it is shown, "80/tcp", of whatever a request or an image has: "80", "80/TCP"."""
+    return "{}/{}".format(*parse_port(text))
+
+
 def bindings(host_config: dict[str, Any], exposed: dict[str, Any], default_address: str) -> list[Binding]:
     """All bindings of a container's HostConfig. Raises BadRequest, Unsupported."""
     result = []

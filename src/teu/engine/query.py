@@ -16,6 +16,7 @@ from teu.engine.errors import BadRequest, EngineError, NotFound
 from teu.engine.images import parse_reference
 from teu.engine.logs.jsonfile import log_path
 from teu.engine.network import shown
+from teu.engine.ports import canonical
 from teu.linux import trees
 from teu.oci.humantime import human_duration
 
@@ -254,7 +255,7 @@ def _port_matches(container: Container, text: str, published: bool) -> bool:
         raise BadRequest(f"invalid port filter: {text[:100]!r}")
     known = container.network_settings.get("Ports") or {}
     if not published:
-        known = {**(container.config.get("ExposedPorts") or {}), **known}
+        known = {**dict.fromkeys(map(canonical, container.config.get("ExposedPorts") or ())), **known}
     for name, bindings in known.items():
         number, _, kind = name.partition("/")
         if protocol and kind != protocol or published and not bindings:

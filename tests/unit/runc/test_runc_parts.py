@@ -14,7 +14,7 @@ import pytest
 
 from teu.linux import capabilities, inside, mounts
 from teu.oci import jsontext
-from teu.runc import arguments, hooks, kill, memory_policy, mount_options, process, process_limits, state
+from teu.runc import arguments, hooks, kill, memory_policy, mount_options, process, process_limits, rootfs, state
 from teu.runc.errors import InvalidSpec, RuncError, UsageError, text_of
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -229,3 +229,15 @@ def test_made_paths_stay_in_the_root(tmp_path: Path) -> None:
         os.close(root)
     assert not any((tmp_path / "outside").iterdir())
     assert (root_folder / "some/file").is_file() and (root_folder / "b").is_dir() and (root_folder / "a/c").is_dir()
+
+
+def test_what_is_taken_away_without_pivot_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """/sysroot of an OSTree host is no part of /sys (V21 of the review)."""
+    table = tmp_path / "mountinfo"
+    rows = ["/ ext4", "/proc proc", "/proc/sys tmpfs", "/sys sysfs", "/sys/fs/cgroup cgroup2", "/sysroot ext4"]
+    rows += ["/sysroot/x ext4", "/process ext4", "/srv/proc proc", "/srv/sys ext4"]
+    table.write_text("".join("1 2 0:1 / {} rw - {} none rw\n".format(*row.split()) for row in rows))
+    monkeypatch.setattr(rootfs, "open", lambda path, mode: table.open(mode), raising=False)
+    points = rootfs._mount_points()
+    assert sorted(points) == ["/proc", "/proc/sys", "/srv/proc", "/sys", "/sys/fs/cgroup"]
+    assert points[-1] == "/sys/fs/cgroup", "what lies deep goes last"
