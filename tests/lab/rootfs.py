@@ -49,7 +49,7 @@ PEERS = """
 # Those that only one release has.
 RELEASE_ONLY = {
     "trixie-lab": "docker-cli docker-compose docker-buildx python3-isal libpython3.13",
-    "trixie-host": "python3-isal",
+    "trixie-host": "python3-isal libpython3.13",
     "bookworm-lab": "libpython3.11",
 }
 
