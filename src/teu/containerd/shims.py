@@ -193,7 +193,7 @@ class Shim:
             except TimeoutError:
                 raise errors.DeadlineExceeded(f"the shim of {self.id} takes no connection") from None
         if self.client is None:
-            raise errors.Unavailable(f"the shim of {self.id} is gone")
+            raise errors.Unavailable(f"the shim of {self.id} is gone: ttrpc: closed")  # containerd's words, too
         return self.client
 
     async def call(self, method: str, request: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
