@@ -347,7 +347,7 @@ def test_where_files_may_go(both: tuple[Daemon, Daemon], readonly: bool) -> None
     """It is the place that counts, not the way there; and it counts before there is anything to write."""
     paths = (
         "/tmp", "/vol", "/vol/", "/vol/.", "vol", "//vol", "/bin/../vol", "/vol/../etc", "/link", "/rov", "/rov/",
-        "/rov/../tmp", "/nope", "/etc/passwd", "/bin/sh", "/a%00b",
+        "/rov/../tmp", "/nope", "/etc/passwd", "/bin/sh",
     )  # fmt: skip
     link = _entry("vol/link", tarfile.SYMTYPE, "/etc") + bytes(1024)
 

@@ -12,6 +12,7 @@ kernel. So that is done by threads of which there may be several, and nobody wai
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import threading
@@ -333,6 +334,10 @@ def _source(engine: Engine, container: Container, point: dict[str, Any]) -> int:
                 found = os.open(point["Source"], os.O_PATH | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return -1
+        except OSError as error:
+            if error.errno in (errno.EXDEV, errno.ELOOP):
+                return -1  # a part whose way leads out of its volume: a start says so
+            raise
         try:
             tree = open_tree(found, "", recursive=not options.get("nonrecursive"))
         finally:
