@@ -48,8 +48,9 @@ class _Connection(http.client.HTTPConnection):
 def api(method: str, path: str, body: Any = None, version: str = "1.45") -> tuple[int, Any]:
     """(status, decoded answer); a stream of JSON lines becomes a list."""
     connection = _Connection("teu")
-    headers = {"Content-Type": "application/json"} if isinstance(body, dict) else {}
-    data = json.dumps(body).encode() if isinstance(body, dict) else body
+    as_json = isinstance(body, (dict, list))
+    headers = {"Content-Type": "application/json"} if as_json else {}
+    data = json.dumps(body).encode() if as_json else body
     connection.request(method, f"/v{version}{path}", data, headers)
     response = connection.getresponse()
     text = response.read().decode(errors="replace")

@@ -232,14 +232,16 @@ class Field(NamedTuple):
 class Object:
     name = "an object"
 
-    def __init__(self, fields: Mapping[str, Field | Kind]) -> None:
+    def __init__(self, fields: Mapping[str, Field | Kind], pointer: bool = False) -> None:
+        """`pointer`: null is not an empty one, but none."""
+        self.pointer = pointer
         self.fields = {key: value if isinstance(value, Field) else Field(value) for key, value in fields.items()}
         self._folded = {key.casefold(): key for key in self.fields}
 
-    def read(self, value: Any, path: str = "") -> dict[str, Any]:
-        """The known fields that were given, under the API's own names."""
+    def read(self, value: Any, path: str = "") -> Any:
+        """The known fields that were given, a dict under the API's own names."""
         if value is None:
-            return {}
+            return None if self.pointer else {}
         if not isinstance(value, dict):
             raise _wrong(path, self.name, value)
         result: dict[str, Any] = {}
@@ -484,7 +486,7 @@ ENDPOINT = Object(
     }
 )
 
-NETWORKING = Object({"EndpointsConfig": MapOf(ENDPOINT)})
+NETWORKING = Object({"EndpointsConfig": MapOf(Object(ENDPOINT.fields, pointer=True))})
 
 # Runtime: where docker-py's low-level client puts it.
 CONTAINER = Object({**CONFIG.fields, "HostConfig": HOST_CONFIG, "NetworkingConfig": NETWORKING, "Runtime": WORD})

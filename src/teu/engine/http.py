@@ -132,7 +132,8 @@ class Request:
 
     def decode(self, kind: Object, optional: bool = False) -> dict[str, Any]:
         """The body as an object of this kind: what was given of its fields, with their types."""
-        return kind.read(self.json(optional))
+        found: dict[str, Any] = kind.read(self.json(optional))
+        return found
 
     @property
     def length(self) -> int:
