@@ -12,7 +12,7 @@ import pytest
 DEV = Path(__file__).resolve().parents[3] / "dev"
 
 
-@pytest.mark.parametrize("command", ["test", "deb", "lab", "vm", "bench", "run"])
+@pytest.mark.parametrize("command", ["test", "deb", "lab", "vm", "bench", "soak", "run"])
 @pytest.mark.parametrize("word", ["--help", "-h"])
 def test_help_does_nothing_else(tmp_path: Path, command: str, word: str) -> None:
     done = tmp_path / "done"
