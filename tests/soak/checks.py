@@ -158,6 +158,8 @@ def at_the_end(ledger: Ledger, before: Host) -> None:
         if "-rm-" not in what and "-use-" not in what and "-vol-" not in what:
             ledger.contradict(f"a container is left that was removed: {what}")
         whole.teu("rm", "-f", "-v", ident, check=False)
+    # With it comes what daemons that were killed make again when it is needed.
+    whole.teu("run", "--rm", whole.IMAGE, "true")
     deadline = time.monotonic() + SETTLE
     while True:
         images.baseline()

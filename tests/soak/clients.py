@@ -281,8 +281,7 @@ class Client:
                     self._started(container)
             else:
                 container.networks = dict.fromkeys(container.networks)
-                if container.role != "mortal":
-                    container.codes = set()
+                container.codes |= {126, 127, 128} if container.codes else set()
 
     def _started(self, container: Container) -> None:
         if container.role == "mortal":
@@ -303,6 +302,9 @@ class Client:
                     container.codes = set()
             if self._do("start", container, "running", "start", name, meanwhile=("exited",)).acknowledged:
                 self._started(container)
+            else:
+                with self._ledger.lock:  # 126 to 128: it was not to be started
+                    container.codes |= {126, 127, 128} if container.codes else set()
             return
         if state == "paused":
             self._do("unpause", container, "running", "unpause", name)
@@ -316,6 +318,9 @@ class Client:
             words = ("restart", "-t", "0", name)
             if self._do("restart", container, "running", *words, meanwhile=("exited",)).acknowledged:
                 self._started(container)
+            else:
+                with self._ledger.lock:
+                    container.codes |= {126, 127, 128}
         elif verb == "pause":
             self._do("pause", container, "paused", "pause", name)
         elif self._do("kill", container, "exited", "kill", name).acknowledged:

@@ -90,10 +90,11 @@ class Killer(threading.Thread):
     def _process(self) -> bool:
         container = self._running()
         inside = whole.procs(whole.scope_of(container.ident) / "container") if container else []
-        if not container or not inside:
+        first = [pid for pid in inside if is_first(pid)]
+        if not container or not first:
             return False
         self._ledger.strike(container, {137}, shim=False)
-        return kill(inside[0])
+        return kill(first[0])
 
     def _zygote(self) -> bool:
         found = [pid for pid, words in whole.processes(whole.SHIM).items() if "-id" not in words]
@@ -108,7 +109,7 @@ class Killer(threading.Thread):
                 pid, words = self._dice.choice(sorted(found.items()))
                 for container in self._ledger.containers():
                     if container.ident and container.ident in words:
-                        self._ledger.strike(container, set(), shim=False)
+                        self._ledger.strike(container, {137}, shim=False, surely=False)
                 return kill(pid)
             time.sleep(0.01)
         return False
@@ -140,6 +141,15 @@ def kill(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def is_first(pid: int) -> bool:
+    """Whether it is process 1 of its own namespace."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.startswith("NSpid:") and line.split()[-1] == "1" for line in lines)
 
 
 def children(pid: int) -> list[int]:

@@ -116,8 +116,8 @@ class Ledger:
                 if thing.due and thing.due[0] == state:
                     thing.due = None
 
-    def strike(self, container: Container, codes: set[int], shim: bool) -> None:
-        """Its processes are about to be killed."""
+    def strike(self, container: Container, codes: set[int], shim: bool, surely: bool = True) -> None:
+        """Its processes are about to be killed; or (not surely) what works on it, with which it may end."""
         with self.lock:
             container.version += 1
             container.pid = 0
@@ -125,7 +125,7 @@ class Ledger:
             container.torn = container.torn or shim
             if container.states & {"running", "paused"}:
                 container.states = container.states | {"exited", "running"}
-                if not container.busy:
+                if surely and not container.busy:
                     container.due = ("running" if container.keeps else "exited", time.monotonic() + DUE)
 
     # -- what happened -------------------------------------------------------------------------
