@@ -99,6 +99,10 @@ def convert(error: Any) -> Error:
     return _BY_CODE.get(name, Error)(error.details() or f"containerd answered {name} without a message")
 
 
+# gRPC would speak of its channel. The client of the engine may ask its successor.
+STOPPING = "the engine is stopping, and has ended this; it can be asked again"
+
+
 class _Method:
     """One method of a stub: metadata, deadline, errors. Streams keep their errors until iterated."""
 
@@ -120,20 +124,22 @@ class _Method:
         if self._streaming:
 
             def make() -> Any:
-                return self._method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
+                with self._client.open():
+                    return self._method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
 
             # A stream of requests cannot be sent twice.
-            return _Stream(make, again=hasattr(request, "SerializeToString"))
+            return _Stream(self._client, make, again=hasattr(request, "SerializeToString"))
         began = time.monotonic()
         try:
             while True:
                 try:
                     # Without wait_for_ready a daemon that its socket is just starting would look unavailable.
-                    if departure is NOBODY:
-                        return self._method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
-                    call = self._method.future(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
-                    with departure.during(call.cancel):
-                        return call.result()
+                    with self._client.open():
+                        if departure is NOBODY:
+                            return self._method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
+                        call = self._method.future(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
+                        with departure.during(call.cancel):
+                            return call.result()
                 except grpc.RpcError as error:
                     if not _unsent(error, began):
                         raise convert(error) from None
@@ -149,7 +155,8 @@ def _unsent(error: Any, began: float) -> bool:
 
 
 class _Stream:
-    def __init__(self, make: Callable[[], Any], again: bool) -> None:
+    def __init__(self, client: Client, make: Callable[[], Any], again: bool) -> None:
+        self._client = client
         self._make = make
         self._again = again
         self._call = make()
@@ -161,10 +168,15 @@ class _Stream:
         again = self._again
         while True:
             try:
-                for message in self._call:
+                messages = iter(self._call)
+                while True:
+                    with self._client.open():
+                        try:
+                            message = next(messages)
+                        except StopIteration:
+                            return
                     again = False
                     yield message
-                return
             except grpc.RpcError as error:
                 if not again or not _unsent(error, began):
                     raise convert(error) from None
@@ -233,6 +245,7 @@ class Client:
         self.namespace = namespace
         self._lock = threading.RLock()
         self._channel: Any = None
+        self._closed = False
         # What the sweep must leave alone, and that it is called for (teu.engine.sweep).
         self.working = Working()
         self.untidy = threading.Event()
@@ -313,8 +326,22 @@ class Client:
         if not deleted:
             self.untidy.set()
 
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """What fails in it after the close fails because of that: Unavailable. A closed channel raises ValueError."""
+        import grpc
+
+        try:
+            yield
+        except (grpc.RpcError, ValueError):
+            if self._closed:
+                raise Unavailable(STOPPING) from None
+            raise
+
     def close(self) -> None:
+        """The engine stops."""
         with self._lock:
+            self._closed = True
             if self._channel is not None:
                 self._channel.close()
                 self._channel = None

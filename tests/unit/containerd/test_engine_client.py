@@ -93,3 +93,35 @@ def test_who_leaves_waits_for_nothing(client: Client) -> None:
     with content.Writer(client, "held", departure=NOBODY) as writer:
         writer.write(b"x")
         writer.commit()
+
+
+def test_what_the_engine_ends_at_its_stop_says_so(client: Client) -> None:
+    """Not what gRPC says of its channel: calls under way, streams, and those that come after it."""
+    from teu.api.services.content.v1 import content_pb2
+    from teu.api.services.events.v1 import events_pb2
+    from teu.engine.containerd import Unavailable
+
+    failures: list[BaseException] = []
+
+    def guard(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    stream = client.events.Subscribe(events_pb2.SubscribeRequest(), timeout=None)
+    following = threading.Thread(target=guard, args=(lambda: list(stream),))
+    following.start()
+    client.content.Info  # noqa: B018  (its stub is made before the stop)
+    after = client.content
+    time.sleep(0.2)
+    client.close()
+    following.join(20)
+    for call in (
+        lambda: after.Info(content_pb2.InfoRequest(digest="sha256:" + "0" * 64)),
+        lambda: list(after.List(content_pb2.ListContentRequest())),
+    ):
+        guard(call)
+    assert len(failures) == 3
+    for failure in failures:
+        assert isinstance(failure, Unavailable) and "stopping" in str(failure), repr(failure)
