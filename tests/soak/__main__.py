@@ -46,26 +46,29 @@ def main() -> int:
     seed = given.seed or random.SystemRandom().randrange(1, 1 << 30)
     ledger = Ledger(seed, given.stop)
     print(f"soak: seed {seed}, {given.minutes:g} minutes, {given.clients} clients", flush=True)
-    with clients.Workshop(ledger) as workshop:
-        workers = [
-            clients.Client(workshop, number, random.Random(seed * 1000 + number)) for number in range(given.clients)
-        ]
-        before = checks.Host.now()
-        end = time.monotonic() + given.minutes * 60
-        # The last part is without deaths: what the daemons then hold is what they keep.
-        calm = end - min(120, given.minutes * 6)
-        killer = killers.Killer(ledger, workshop, random.Random(seed), given.rate, calm)
-        threads: list[clients.Client | threading.Thread] = [*workers, killer, checks.Watcher(ledger)]
-        for thread in threads:
-            thread.start()
-        ledger.wait(end)
+    try:
+        with clients.Workshop(ledger) as workshop:
+            workers = [
+                clients.Client(workshop, number, random.Random(seed * 1000 + number)) for number in range(given.clients)
+            ]
+            before = checks.Host.now()
+            end = time.monotonic() + given.minutes * 60
+            # The last part is without deaths: what the daemons then hold is what they keep.
+            calm = end - min(120, given.minutes * 6)
+            killer = killers.Killer(ledger, workshop, random.Random(seed), given.rate, calm)
+            threads: list[clients.Client | threading.Thread] = [*workers, killer, checks.Watcher(ledger)]
+            for thread in threads:
+                thread.start()
+            ledger.wait(end)
+            ledger.over.set()
+            for thread in threads:
+                thread.join()
+            if not (given.stop and ledger.contradictions):
+                clients.finish(ledger, workers)
+                checks.at_the_end(ledger, before)
+    finally:  # also when somebody interrupts it
         ledger.over.set()
-        for thread in threads:
-            thread.join()
-        if not (given.stop and ledger.contradictions):
-            clients.finish(ledger, workers)
-            checks.at_the_end(ledger, before)
-    checks.journal(ledger, given.results)
+        checks.journal(ledger, given.results)
     print(ledger.report(), flush=True)
     return 1 if ledger.contradictions else 0
 
