@@ -26,3 +26,9 @@ def test_help_does_nothing_else(tmp_path: Path, command: str, word: str) -> None
     )  # fmt: skip
     assert said.returncode == 0 and "usage" in said.stdout, said.stderr
     assert not done.exists(), done.read_text()
+
+
+def test_no_two_files_of_unit_tests_have_one_name() -> None:
+    """pytest would collect none of either."""
+    names = [path.name for path in DEV.parent.glob("tests/unit/**/test_*.py")]
+    assert sorted(names) == sorted(set(names))
