@@ -183,6 +183,9 @@ def test_systemctl_kill_reaches_the_container() -> None:
 
 def test_nothing_is_left_after_the_last_container() -> None:
     whole.remove_everything()
-    whole.eventually("the host is clean", lambda: not whole.leftovers(), timeout=15)
+    try:
+        whole.eventually("the host is clean", lambda: not whole.leftovers(), timeout=15)
+    except AssertionError:
+        raise AssertionError(f"left: {whole.leftovers()}") from None
     tables = json.loads(out("nft", "-j", "list", "tables"))["nftables"]
     assert not [t for t in tables if "table" in t and t["table"]["name"].startswith("teu")]

@@ -137,6 +137,8 @@ class Service:
         # those being created for whom Shutdown was said meanwhile
         self._unwanted: set[str] = set()
         self._stopping = False
+        self._moving = False  # into another scope
+        self._ending = False  # as soon as that is done
         self._sandbox = Sandbox(loop, self._placement, log)
         self._sandbox.on_stopped = self.end_if_unused
         # called when the client has no more use for this shim
@@ -553,7 +555,9 @@ class Service:
         self.end_if_unused()
 
     def end_if_unused(self) -> None:
-        if not self._containers and not self._creating and not self._sandbox.lives:
+        if self._moving:
+            self._ending = True  # systemd would have a scope without a process, for good
+        elif not self._containers and not self._creating and not self._sandbox.lives:
             self.on_shutdown()
 
     def _discard(self, container: Container) -> Coroutine:
@@ -593,11 +597,14 @@ class Service:
         unit = self._placement.unit
         if self._containers and unit and not unit.endswith(placement.EXITED_SUFFIX):
             shim = os.getpid()
+            self._moving = True
             try:
                 self._placement.unit = yield from self._loop.in_fork(lambda: self._placement.leave(shim))
                 self._placement.folder = ""
                 # Answer for them until the client has deleted them.
-                self._stopping = False
+                self._stopping = self._moving = False
+                if self._ending:
+                    self.end_if_unused()
                 return
             except (OSError, RuntimeError) as e:
                 self._log(f"cannot leave {unit}: {e}")
