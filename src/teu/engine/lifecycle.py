@@ -201,6 +201,10 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, re
                 threading.Thread(target=execution.container_exited, daemon=True).start()
         _quietly(_release, engine, container)
         started = container.state["StartedAt"]
+        # What ends with the host runs again with it: see teu.engine.boot. systemd is asked before anything is changed:
+        # who looks meanwhile is to see a container that runs or one that restarts, and not one that has exited.
+        restart = restart and container.host_config["RestartPolicy"]["Name"] not in ("", "no")
+        restart = restart and not engine.stopping.is_set() and not host.is_going_down()
         # Whoever waits for the exit is told when all of it is done, and not in the middle.
         with container.changed:
             going = container.auto_remove
@@ -212,11 +216,10 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, re
                 Status="exited", Running=False, Paused=False, Restarting=False, Pid=0, ExitCode=found.status,
                 FinishedAt=timestamp(found.moment or None), OOMKilled=killed,
             )  # fmt: skip
-            container.event("die", exitCode=str(found.status), execDuration=str(_duration(started)))
-            # What ends with the host runs again with it: see teu.engine.boot.
-            if restart and _wants_restart(container) and not engine.stopping.is_set() and not host.is_going_down():
+            if restart and _wants_restart(container):
                 going = durable = False
                 _schedule_restart(engine, container, _duration(started))
+            container.event("die", exitCode=str(found.status), execDuration=str(_duration(started)))
             if not going:
                 container.save(durable)
                 container.notify()
