@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import pty
 import re
 import select
 import struct
+import subprocess
 import termios
 import time
 from collections.abc import Iterator
@@ -28,11 +28,14 @@ class Terminal:
 
     def __init__(self, *argv: str, rows: int = 33, columns: int = 120) -> None:
         self.seen = b""
-        self.pid, self.file = pty.fork()
-        if self.pid == 0:
-            # The size must be there before the program looks.
-            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-            os.execvp(argv[0], argv)
+        self.file, inside = os.openpty()
+        # The size must be there before the program looks.
+        self.resize(rows, columns)
+        # No fork of our own: beside the threads of grpc, which other tests have brought here, it may wait for ever.
+        command = ["setsid", "--ctty", *argv]
+        self._process = subprocess.Popen(command, stdin=inside, stdout=inside, stderr=inside)
+        self.pid = self._process.pid  # setsid becomes the program
+        os.close(inside)
 
     def resize(self, rows: int, columns: int) -> None:
         fcntl.ioctl(self.file, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -64,7 +67,7 @@ class Terminal:
                 self.seen += data
         except OSError:
             pass
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._process.wait()
 
     def mode(self) -> list[object]:
         return termios.tcgetattr(self.file)
