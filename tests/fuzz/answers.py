@@ -38,7 +38,7 @@ class Answer:
 class Connection(http.client.HTTPConnection):
     def __init__(self, patience: float) -> None:
         super().__init__("teu")
-        self.sock = socket.socket(socket.AF_UNIX)
+        self.raw = self.sock = socket.socket(socket.AF_UNIX)  # http.client forgets it where an answer has no length
         self.sock.settimeout(patience)
         self.sock.connect(SOCKET)
 
@@ -75,7 +75,7 @@ def ask(
             return Answer(0, trouble=f"no answer: {type(error).__name__}: {error}")
         found = {name.lower(): value for name, value in response.getheaders()}
         if response.status == 101 or (stream and response.status == 200):
-            return _some(connection, response, found, stream or 0.2, early)
+            return _some(connection.raw, response, found, stream or 0.2, early)
         try:
             return Answer(response.status, found, response.read())
         except (http.client.HTTPException, ConnectionError) as error:
@@ -85,22 +85,23 @@ def ask(
 
 
 def _some(
-    connection: Connection, response: http.client.HTTPResponse, headers: dict[str, str], seconds: float, early: bytes
+    sock: socket.socket, response: http.client.HTTPResponse, headers: dict[str, str], seconds: float, early: bytes
 ) -> Answer:
     data = b""
     end = time.monotonic() + seconds
     try:
-        if early and connection.sock:
-            connection.sock.sendall(early)
+        if early:
+            sock.sendall(early)
         while (left := end - time.monotonic()) > 0 and len(data) < 1 << 20:
-            if connection.sock:
-                connection.sock.settimeout(left)
+            sock.settimeout(left)
             part = response.fp.read1(1 << 16) if response.status == 101 else response.read1(1 << 16)
             if not part:
                 return Answer(response.status, headers, data)
             data += part
     except (OSError, http.client.HTTPException, ValueError):
         pass
+    finally:
+        response.close()
     return Answer(response.status, headers, data, whole=False)
 
 
