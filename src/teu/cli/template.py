@@ -18,7 +18,7 @@ from teu.cli.errors import CommandError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 TOKEN = re.compile(
@@ -119,11 +119,30 @@ def unquote(text: str) -> str:
 
     def replace(match: re.Match[str]) -> str:
         code = match.group(1)
-        if code[0] in "xuU":
-            return chr(int(code[1:], 16))
+        if len(code) > 1:
+            number = int(code[1:], 16)
+            if number > 0x10FFFF or 0xD800 <= number < 0xE000:  # no character, as halves of surrogate pairs are none
+                raise TemplateError(f"bad character syntax: {text}")
+            return chr(number)
         return simple.get(code, code)
 
     return re.sub(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", replace, body)
+
+
+def number_of(text: str) -> int | float:
+    try:
+        if re.search(r"[.eE]", text) and "x" not in text.lower():
+            return float(text)
+        return int(text, 0)
+    except ValueError:  # 007, or more digits than any number has
+        raise TemplateError(f'bad number syntax: "{text[:40]}"') from None
+
+
+def character_of(text: str) -> int:
+    found = unquote(text)
+    if len(found) != 1:
+        raise TemplateError(f"malformed character constant: {text}")
+    return ord(found)
 
 
 class Template:
@@ -135,7 +154,11 @@ class Template:
         self.pieces = self._split(text)
         self.position = 0
         self.named: dict[str, list[Any]] = {}
-        self.nodes, end = self._block(())
+        self.loops = 0  # how many loops the place being parsed is in
+        try:
+            self.nodes, end = self._block(())
+        except RecursionError:
+            raise TemplateError("it is nested too deeply") from None
         if end:
             raise TemplateError("unexpected {{" + end + "}}")
 
@@ -210,6 +233,8 @@ class Template:
             elif word in ("if", "with", "range"):
                 nodes.append(self._control(word, text[len(word) :]))
             elif word in ("break", "continue"):
+                if not self.loops:
+                    raise TemplateError("{{" + word + "}} outside {{range}}")
                 nodes.append((word,))
             elif not text:
                 raise TemplateError("missing value for command")
@@ -227,7 +252,9 @@ class Template:
         name = unquote(words[0][1])
         pipeline = self._pipeline(words[1:], False) if words[1:] else None
         if word != "template":
+            outside, self.loops = self.loops, 0
             nodes, _ = self._block(("end",))
+            self.loops = outside
             if word == "block" and pipeline is None:
                 raise TemplateError("missing value for block clause")
             self.named[name] = nodes
@@ -235,7 +262,9 @@ class Template:
 
     def _control(self, word: str, rest: str) -> tuple[Any, ...]:
         pipeline = self._pipeline(tokens(rest), word == "range")
+        self.loops += word == "range"
         nodes, end = self._block(("end", "else"))
+        self.loops -= word == "range"
         otherwise: list[Any] = []
         if end.startswith("else"):
             more = end[4:].strip()
@@ -292,14 +321,9 @@ class Template:
             elif kind == "string":
                 current.append(("value", unquote(word)))
             elif kind == "char":
-                current.append(("value", ord(unquote(word))))
+                current.append(("value", character_of(word)))
             elif kind == "number":
-                current.append(
-                    (
-                        "value",
-                        float(word) if re.search(r"[.eE]", word) and "x" not in word.lower() else int(word, 0),
-                    )
-                )
+                current.append(("value", number_of(word)))
             elif kind == "field":
                 current.append(("field", word[1:].split(".")))
             elif kind == "variable":
@@ -312,7 +336,7 @@ class Template:
                     current.append(("value", word == "true"))
                 elif word == "nil":
                     current.append(("value", None))
-                elif word in FUNCTIONS or word in ("and", "or", "call"):
+                elif word in FUNCTIONS or word in ("and", "or"):
                     current.append(("function", word))
                 else:
                     raise TemplateError(f'function "{word}" not defined')
@@ -368,19 +392,18 @@ class Template:
         names, _, commands = node[1]
         value = self._evaluate(([], False, commands), dot, scopes)
         if isinstance(value, dict):
-            items: list[tuple[Any, Any]] = sorted(value.items())
+            items: Iterable[tuple[Any, Any]] = sorted(value.items())
         elif isinstance(value, list):
-            items = list(enumerate(value))
+            items = enumerate(value)
         elif isinstance(value, int) and not isinstance(value, bool):
-            items = [(number, number) for number in range(value)]
+            items = ((number, number) for number in range(value))
         elif value is None or value is MISSING:
-            items = []
+            items = ()
         else:
             raise TemplateError(f"range can't iterate over {show(value)}")
-        if not items:
-            self._run(node[3], dot, [*scopes, {}], out)
-            return
+        empty = True
         for key, item in items:
+            empty = False
             scope: dict[str, Any] = {}
             if len(names) == 1:
                 scope[names[0]] = item
@@ -392,6 +415,8 @@ class Template:
                 continue
             except _Break:
                 break
+        if empty:
+            self._run(node[3], dot, [*scopes, {}], out)
 
     def _evaluate(self, pipeline: Any, dot: Any, scopes: list[dict[str, Any]]) -> Any:
         names, declares, commands = pipeline
@@ -424,6 +449,9 @@ class Template:
                             break
                     continue
                 arguments = [self._operand(operand, dot, scopes) for operand in operands[1:]] + final
+                if name == "call":
+                    what = describe(operands[1]) if len(operands) > 1 else "a pipeline's value"
+                    raise TemplateError(f"error calling call: non-function {what}")
                 try:
                     value = FUNCTIONS[name](*arguments)
                 except TypeError as error:
@@ -552,26 +580,67 @@ def _json(value: Any) -> str:
     return "null" if value is MISSING else jsontext.dumps(getattr(value, "raw", value))
 
 
-def _join(items: Any, separator: str) -> str:
+def _text(value: Any) -> str:
+    """An argument that must be a text."""
+    return str(_typed(value, str, "string"))
+
+
+def _count(value: Any) -> int:
+    """An argument that must be a whole number."""
+    return int(_typed(value, int, "int"))
+
+
+def _typed(value: Any, kind: type, name: str) -> Any:
+    if isinstance(value, kind) and (kind is not int or not isinstance(value, bool)):
+        return value
+    if value is None or value is MISSING or isinstance(value, Nil):
+        raise TemplateError(f"invalid value; expected {name}")
+    raise TemplateError(f"wrong type for value; expected {name}; got {go_type(value)}")
+
+
+def _split(text: Any, separator: Any) -> list[str]:
+    whole, mark = _text(text), _text(separator)
+    return whole.split(mark) if mark else list(whole)
+
+
+def _title(text: Any) -> str:
+    return re.sub(r"(^|\s)(\w)", lambda match: match.group(1) + match.group(2).upper(), _text(text))
+
+
+def _truncate(text: Any, length: Any) -> str:
+    whole, most = _text(text), _count(length)
+    return whole[:most] if most >= 0 else whole
+
+
+def _label(labels: Any, name: str) -> str:
+    return show(labels.get(name, "")) if isinstance(labels, dict) else ""
+
+
+def _join(items: Any, separator: Any) -> str:
     if not isinstance(items, list):
         raise TemplateError(f"expected []string; found {go_type(items)}" if items is not None else "nil is not a list")
-    return separator.join(show(item) for item in items)
+    return _text(separator).join(show(item) for item in items)
 
 
 def _index(value: Any, *keys: Any) -> Any:
     for key in keys:
         if isinstance(value, list):
             if not isinstance(key, int):
-                raise TemplateError("cannot index slice/array with type string")
+                raise TemplateError(f"cannot index slice/array with type {go_type(key)}")
             if not 0 <= key < len(value):
                 raise TemplateError(f"reflect: slice index out of range: {key}")
             value = value[key]
         elif isinstance(value, dict):
             if hasattr(value, "key"):
                 raise TemplateError(f"value has type {go_type(key)}; should be {value.key}")
+            if not isinstance(key, str):
+                raise TemplateError(f"value has type {go_type(key)}; should be string")
             value = value.get(key, getattr(value, "zero", MISSING))
         elif isinstance(value, str):
-            value = value.encode()[key]
+            data = value.encode("utf-8", "surrogatepass")
+            if not 0 <= _count(key) < len(data):
+                raise TemplateError(f"reflect: string index out of range: {key}")
+            value = data[key]
         else:
             raise TemplateError(
                 "index of untyped nil" if value in (None, MISSING) else f"can't index item of type {go_type(value)}"
@@ -579,24 +648,37 @@ def _index(value: Any, *keys: Any) -> Any:
     return value
 
 
-def _slice(value: Any, *bounds: int) -> Any:
-    start = bounds[0] if bounds else 0
-    end = bounds[1] if len(bounds) > 1 else len(value)
-    if not 0 <= start <= end <= len(value):
-        raise TemplateError(f"index out of range: {end}")
+def _slice(value: Any, *bounds: Any) -> Any:
+    if not isinstance(value, (str, list)):
+        missing = value is None or value is MISSING or isinstance(value, Nil)
+        raise TemplateError("slice of untyped nil" if missing else f"can't slice item of type {go_type(value)}")
+    if len(bounds) > 3 or (len(bounds) == 3 and isinstance(value, str)):
+        raise TemplateError(f"too many slice indexes: {len(bounds)}")
+    numbers = [_count(bound) for bound in bounds]
+    start = numbers[0] if numbers else 0
+    end = numbers[1] if len(numbers) > 1 else len(value)
+    for number in numbers:
+        if not 0 <= number <= len(value):
+            raise TemplateError(f"index out of range: {number}")
+    if start > end:
+        raise TemplateError(f"invalid slice index: {start} > {end}")
     return value[start:end]
 
 
 def _length(value: Any) -> int:
-    if value is None or value is MISSING or isinstance(value, (int, float, Nil)):
-        number = isinstance(value, (int, float))
-        raise TemplateError(f"len of type {go_type(value)}" if number else "len of nil pointer")
-    return len(value.encode()) if isinstance(value, str) else len(value)
+    if value is None or value is MISSING or isinstance(value, Nil):
+        raise TemplateError("len of nil pointer")
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    if not isinstance(value, (dict, list)):
+        raise TemplateError(f"len of type {go_type(value)}")
+    return len(value)
 
 
 def _compare(test: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
     def compare(left: Any, right: Any) -> bool:
-        if isinstance(left, str) != isinstance(right, str):
+        numbers = [isinstance(value, (int, float)) and not isinstance(value, bool) for value in (left, right)]
+        if not all(numbers) and not (isinstance(left, str) and isinstance(right, str)):
             raise TemplateError("incompatible types for comparison")
         return test(left, right)
 
@@ -607,7 +689,10 @@ def _equal(left: Any, *others: Any) -> bool:
     return any(left == other and isinstance(left, bool) == isinstance(other, bool) for other in others)
 
 
-def _printf(form: str, *values: Any) -> str:
+WIDEST = 1_000_000  # Go's own limit of what a verb may be wide
+
+
+def _printf(form: Any, *values: Any) -> str:
     rest = list(values)
 
     def replace(match: re.Match[str]) -> str:
@@ -617,6 +702,8 @@ def _printf(form: str, *values: Any) -> str:
         if not rest:
             return f"%!{verb}(MISSING)"
         value = rest.pop(0)
+        if any(int(number) > WIDEST for number in re.findall(r"\d+", flags)):
+            return f"%!(BADWIDTH)%!{verb}({go_type(value)}={show(value)})"
         if verb in "vs":
             return ("%" + flags + "s") % (show(value),)
         if verb == "q":
@@ -626,11 +713,13 @@ def _printf(form: str, *values: Any) -> str:
         if verb == "T":
             return go_type(value)
         try:
+            if verb not in "doxXeEfFgGc":  # the others are Python's own
+                raise ValueError
             return str(("%" + flags + verb) % value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return f"%!{verb}({go_type(value)}={show(value)})"
 
-    return re.sub(r"%([-+# 0]*\d*(?:\.\d+)?)([a-zA-Z%])", replace, form)
+    return re.sub(r"%([-+# 0]*\d{0,20}(?:\.\d{1,20})?)([a-zA-Z%])", replace, _text(form))
 
 
 def _print(*values: Any) -> str:
@@ -642,8 +731,11 @@ def _print(*values: Any) -> str:
     return out
 
 
-def _pad(text: str, before: int, after: int) -> str:
-    return " " * before + text + " " * after if text else text
+def _pad(text: Any, before: Any, after: Any) -> str:
+    whole, left, right = _text(text), _count(before), _count(after)
+    if not 0 <= left <= WIDEST or not 0 <= right <= WIDEST:
+        raise TemplateError(f"the padding must be between 0 and {WIDEST}")
+    return " " * left + whole + " " * right if whole else whole
 
 
 def _html(*values: Any) -> str:
@@ -668,18 +760,18 @@ def _js(text: str) -> str:
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "json": _json,
     "join": _join,
-    "split": lambda text, separator: text.split(separator) if separator else list(text),
-    "lower": lambda text: text.lower(),
-    "upper": lambda text: text.upper(),
-    "title": lambda text: re.sub(r"(^|\s)(\w)", lambda match: match.group(1) + match.group(2).upper(), text),
+    "split": _split,
+    "lower": lambda text: _text(text).lower(),
+    "upper": lambda text: _text(text).upper(),
+    "title": _title,
     "pad": _pad,
-    "truncate": lambda text, length: text[:length],
+    "truncate": _truncate,
     "println": lambda *values: " ".join(show(value) for value in values) + "\n",
     "print": _print,
     "printf": _printf,
     "len": _length,
     "index": _index,
-    "_label": lambda labels, name: labels.get(name, ""),
+    "_label": _label,
     "slice": _slice,
     "not": lambda value: not truthy(value),
     "eq": _equal,
@@ -690,7 +782,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "ge": _compare(lambda left, right: left >= right),
     "html": _html,
     "js": lambda *values: _js(_print(*values)),
-    "urlquery": lambda *values: __import__("urllib.parse").parse.quote_plus(_print(*values)),
+    "urlquery": lambda *values: __import__("urllib.parse").parse.quote_plus(_print(*values), errors="replace"),
+    "call": lambda *_: None,  # there is no function among the values
 }
 
 

@@ -129,3 +129,58 @@ def test_json() -> None:
     for text in ("", "{", "[1] x", "nope"):
         with pytest.raises(ValueError):
             jsontext.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{{break}}", "{{break}} outside {{range}}"),
+        ("{{range .List}}{{else}}{{continue}}{{end}}", "{{continue}} outside {{range}}"),
+        ('{{range .List}}{{define "a"}}{{break}}{{end}}{{end}}', "{{break}} outside {{range}}"),
+        ('{{"\\U99999999"}}', "bad character syntax"),
+        ('{{"\\ud800"}}', "bad character syntax"),
+        ("{{'ab'}}", "malformed character constant"),
+        ("{{007}}", "bad number syntax"),
+        ("{{" + "9" * 5000 + "}}", "bad number syntax"),
+        ("{{" + "(" * 5000 + ".Name" + ")" * 5000 + "}}", "nested too deeply"),
+        ("{{if .Name}}" * 3000 + "{{end}}" * 3000, "nested too deeply"),
+        ("{{call .Name}}", "error calling call: non-function .Name"),
+        ("{{upper .List}}", "expected string; got []interface {}"),
+        ("{{lower .Count}}", "expected string; got int"),
+        ("{{title .State}}", "expected string; got map"),
+        ("{{split .Nothing .Name}}", "invalid value; expected string"),
+        ("{{split .Name 1}}", "expected string; got int"),
+        ("{{join .List 1}}", "expected string; got int"),
+        ("{{truncate .Name .Name}}", "expected int; got string"),
+        ("{{pad .Name 99999999999 1}}", "the padding must be between"),
+        ("{{pad .Name -1 1}}", "the padding must be between"),
+        ("{{slice .State 0 2}}", "can't slice item of type map"),
+        ("{{slice .Name .Name}}", "expected int; got string"),
+        ("{{slice .List 2 1}}", "invalid slice index: 2 > 1"),
+        ("{{index .Name 99}}", "string index out of range: 99"),
+        ("{{index .Labels .List}}", "value has type []interface {}; should be string"),
+        ("{{lt .List .Count}}", "incompatible types for comparison"),
+        ("{{lt .Null 1}}", "incompatible types for comparison"),
+        ("{{printf .Count}}", "expected string; got int"),
+    ],
+)
+def test_what_does_not_fit_is_told_as_an_error_of_the_template(text: str, says: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        Template(text).render(DATA)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('{{printf "%999999999999s" .Name}}', "%!(BADWIDTH)%!s(string=/web)"),
+        ('{{printf "%.99999999f" .Float}}', "%!(BADWIDTH)%!f(float64=1.50)"),
+        ('{{printf "%r" .Name}}', "%!r(string=/web)"),
+        ('{{printf "%c" -1}}', "%!c(int=-1)"),
+        ("{{range 99999999999999}}{{.}}{{break}}{{end}}", "0"),
+        ("{{range .Nothing}}x{{else}}none{{end}}", "none"),
+        ("{{range .List}}{{range $.List}}{{break}}{{end}}{{.}}{{end}}", "abc"),
+    ],
+)
+def test_what_would_take_all_memory_does_not(text: str, shown: str) -> None:
+    assert Template(text).render(DATA) == shown
