@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 # The key under which the default registry's credentials have always been kept.
 DEFAULT_INDEX = "https://index.docker.io/v1/"
 
+# What the keys that are understood hold: so many levels of objects, and texts in them; or a text.
+OBJECTS = {"auths": 2, "credHelpers": 1, "HttpHeaders": 1, "proxies": 2}
+KNOWN = ("auth", "identitytoken", "registrytoken", "httpProxy", "httpsProxy", "ftpProxy", "noProxy", "allProxy")
+TEXTS = ("credsStore", "detachKeys", "psFormat", "imagesFormat", "networksFormat", "volumesFormat", "statsFormat")
+
 
 def folder(given: str) -> str:
     if given:
@@ -46,15 +51,34 @@ class ConfigFile:
             file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return
-        with open(file, "rb") as stream:
-            text = stream.read()
+        try:
+            with open(file, "rb") as stream:
+                text = stream.read()
+        except OSError as error:  # a folder, for one
+            raise CommandError(f"cannot read {self.path}: {error.strerror}") from None
         try:
             values = jsontext.loads(text) if text.strip() else {}
         except ValueError:
             values = None
         if not isinstance(values, dict):
             raise CommandError(f"{self.path} is not a JSON object: correct it, or move it away")
+        for key, depth in OBJECTS.items():
+            self._check(values.get(key), key, depth)
+        for key in TEXTS:
+            self._check(values.get(key), key, 0)
         self.values = values
+
+    def _check(self, value: Any, path: str, depth: int) -> None:
+        """Texts below so many levels of objects; what is null is not there."""
+        if value is None:
+            return
+        if not isinstance(value, dict if depth else str):
+            raise CommandError(f"{self.path}: {path} must be {'an object' if depth else 'a string'}: correct it")
+        if isinstance(value, dict):
+            for key, item in value.items():
+                # What else an entry of auths or proxies may have is not ours.
+                if depth > 1 or key in KNOWN or path in ("credHelpers", "HttpHeaders"):
+                    self._check(item, f"{path}.{key}", depth - 1)
 
     def get(self, key: str) -> str:
         return str(self.values.get(key) or "")
@@ -88,12 +112,18 @@ class ConfigFile:
             answer = run_helper(helper, "get", server)
             if answer is None:
                 return {}
-            found = jsontext.loads(answer)
+            try:
+                found = jsontext.loads(answer)
+                user, secret = found.get("Username", ""), found.get("Secret", "")
+                if not isinstance(user, str) or not isinstance(secret, str):
+                    raise ValueError
+            except (ValueError, AttributeError):
+                raise CommandError(f"docker-credential-{helper} get gave no credentials as JSON") from None
             auth = {"serveraddress": server}
-            if found.get("Username") == "<token>":
-                auth["identitytoken"] = found.get("Secret", "")
+            if user == "<token>":
+                auth["identitytoken"] = secret
             else:
-                auth["username"], auth["password"] = found.get("Username", ""), found.get("Secret", "")
+                auth["username"], auth["password"] = user, secret
             return auth
         auths = self.values.get("auths") or {}
         entry = auths.get(server)
@@ -120,7 +150,7 @@ class ConfigFile:
 
     def store(self, server: str, auth: dict[str, str]) -> None:
         helper = self.helper(server)
-        auths = self.values.setdefault("auths", {})
+        auths = self.values["auths"] = self.values.get("auths") or {}
         if helper:
             secret = auth.get("identitytoken") or auth.get("password", "")
             user = "<token>" if auth.get("identitytoken") else auth.get("username", "")
@@ -159,7 +189,7 @@ def run_helper(helper: str, verb: str, text: str) -> str | None:
     except OSError as error:
         raise CommandError(f"cannot run the credential helper {program}: {error.strerror}") from None
     if done.returncode == 0:
-        return done.stdout.decode()
+        return done.stdout.decode("utf-8", "replace")
     message = (done.stdout or done.stderr).decode("utf-8", "replace").strip()
     if verb == "get" and "credentials not found" in message:
         return None

@@ -53,6 +53,8 @@ def loads(text: str | bytes | bytearray) -> Any:
         value, end = make_scanner(_Context)(text, 0)
     except StopIteration:
         raise ValueError("the text is not JSON: " + text[:100]) from None
+    except RecursionError:
+        raise ValueError("the text is nested too deeply") from None
     if end != len(text):
         raise ValueError("text after the end of the JSON value: " + text[end : end + 100])
     return value

@@ -157,6 +157,47 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
         config.ConfigFile(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('{"proxies": [1]}', "proxies"),
+        ('{"proxies": {"default": ["x"]}}', "proxies.default"),
+        ('{"proxies": {"default": {"httpProxy": 5}}}', "proxies.default.httpProxy"),
+        ('{"auths": {"a": {"auth": 1}}}', "auths.a.auth"),
+        ('{"auths": "x"}', "auths"),
+        ('{"credHelpers": {"a": {}}}', "credHelpers.a"),
+        ('{"psFormat": []}', "psFormat"),
+        ('{"detachKeys": 1}', "detachKeys"),
+    ],
+)
+def test_a_file_with_values_of_other_types_is_told(tmp_path: Path, text: str, key: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CommandError, match=f"config.json: {key} must be "):
+        config.ConfigFile(str(tmp_path))
+
+
+def test_what_is_null_or_unknown_in_a_file_is_left_alone(tmp_path: Path) -> None:
+    text = '{"auths": {"a": null, "b": {"expires": 5, "auth": null}}, "proxies": null, "psFormat": null, "other": [1]}'
+    (tmp_path / "config.json").write_text(text)
+    file = config.ConfigFile(str(tmp_path))
+    assert file.auth("a") == file.auth("c") == {} and file.get("psFormat") == ""
+    file.store("c", {"username": "u", "password": "p"})
+    assert config.ConfigFile(str(tmp_path)).auth("c")["password"] == "p"
+
+
+@pytest.mark.parametrize("text", ["[" * 100000, '{"a":' * 100000], ids=["lists", "objects"])
+def test_a_file_that_is_nested_without_end_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CommandError, match="is not a JSON object"):
+        config.ConfigFile(str(tmp_path))
+
+
+def test_a_folder_in_place_of_the_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(CommandError, match="cannot read .*config.json: Is a directory"):
+        config.ConfigFile(str(tmp_path))
+
+
 def teu(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-IS", str(BIN), *argv], capture_output=True, text=True, check=False,
