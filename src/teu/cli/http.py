@@ -233,8 +233,10 @@ class Client:
 
         rest = rest.partition("/")[0]
         name, _, port = rest.rpartition(":")
-        if not name or not port.isdigit():
+        if not name or not port.isascii() or not port.isdigit():
             name, port = rest.rstrip(":"), "2376" if self.tls is not None else "2375"
+        if len(port) > 5 or int(port) > 65535:
+            raise CommandError(f'unable to parse daemon host "{self.host[:200]}": a port is at most 65535')
         target = (name.strip("[]") or "127.0.0.1", int(port))
         encrypted = self.tls is not None or scheme == "https"
         proxy = None if direct else proxy_for("https" if encrypted else "http", target)
@@ -244,19 +246,25 @@ class Client:
                 tunnel(sock, rest)
         except OSError as error:
             raise ConnectError(self.explain(error)) from None
+        except UnicodeError:  # such a label can be in no name of a host: too long, empty, or of such characters
+            raise CommandError(f'unable to parse daemon host "{self.host[:200]}": it has no name of a host') from None
         sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         if encrypted:
             import ssl
 
             tls = self.tls or {}
-            context = ssl.create_default_context(cafile=tls.get("ca"))
+            try:
+                context = ssl.create_default_context(cafile=tls.get("ca"))
+                if tls.get("cert"):
+                    context.load_cert_chain(tls["cert"], tls.get("key"))
+            except OSError as error:  # not there, or no certificate
+                files = ", ".join(tls[key] for key in ("ca", "cert", "key") if tls.get(key))
+                raise CommandError(f"cannot use the certificates in {files}: {error.strerror or error}") from None
             # Python 3.13 refuses authorities without a key usage, which is what docker's own instructions make
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
             if not tls.get("verify"):
                 context.check_hostname = False
                 context.verify_mode = ssl.CERT_NONE
-            if tls.get("cert"):
-                context.load_cert_chain(tls["cert"], tls.get("key"))
             try:
                 sock = context.wrap_socket(sock, server_hostname=name.strip("[]"))
             except OSError as error:

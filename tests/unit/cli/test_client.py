@@ -345,3 +345,28 @@ def test_tls_is_asked_for_as_with_docker(
     options, _ = parse(parse_table(GLOBAL_FLAGS), [*words, "-H", "tcp://127.0.0.1:1"], False)
     tls = Cli(options).client.tls
     assert (None if tls is None else "verify" in tls) == verify
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        ("tcp://127.0.0.1:99999", "a port is at most 65535"),
+        ("tcp://127.0.0.1:" + "9" * 5000, "a port is at most 65535"),
+        ("a" * 64 + ".example:80", "it has no name of a host"),
+        ("tcp://\U000feb29:80", "it has no name of a host"),
+    ],
+    ids=["too large", "endless", "long label", "no letter"],
+)
+def test_a_host_that_can_be_none_is_told(host: str, says: str) -> None:
+    done = teu("-H", host, "ps")
+    assert done.returncode == 1 and says in done.stderr and "unexpected" not in done.stderr, done.stderr[-500:]
+
+
+def test_certificates_that_are_none_are_told(tmp_path: Path) -> None:
+    (tmp_path / "none.pem").write_text("none")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        for option in ("--tlscacert", "--tlscert"):
+            for name in ("none.pem", "missing.pem"):
+                done = teu("-H", host, "--tlsverify", option, str(tmp_path / name), "ps")
+                assert done.returncode == 1 and f"cannot use the certificates in {tmp_path / name}" in done.stderr
