@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 
 from teu.cli.errors import CommandError
@@ -28,9 +29,13 @@ def read_file(file: int) -> Iterator[bytes]:
 
 def open_input(path: str) -> int:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise CommandError(f"open {path}: {(error.strerror or '').lower()}") from None
+    if stat.S_ISDIR(os.fstat(file).st_mode):
+        os.close(file)
+        raise CommandError(f"read {path}: is a directory")
+    return file
 
 
 def write_output(response: Response, path: str) -> None:
@@ -47,19 +52,24 @@ def write_output(response: Response, path: str) -> None:
     if os.path.exists(path) and not os.path.isfile(path):
         if os.path.isdir(path):
             raise CommandError(f'invalid output path: "{path}" must be a file, not a folder')
-        with open(path, "wb") as stream:
-            for piece in response.chunks():
-                stream.write(piece)
+        try:
+            with open(path, "wb") as stream:
+                for piece in response.chunks():
+                    stream.write(piece)
+        except OSError as error:
+            raise CommandError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from None
         return
-    temporary = f"{path}.{os.getpid()}.part"
+    temporary = f"{folder}/.teu-{os.getpid()}.part"  # not longer than any name may be
     try:
         with open(temporary, "wb") as stream:
             for piece in response.chunks():
                 stream.write(piece)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(temporary):
             os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise CommandError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from None
         raise
 
 

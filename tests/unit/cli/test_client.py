@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from teu.cli import config, registry, streams
+from teu.cli import archives, config, registry, streams
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.cli.http import Client, Connection, Response, query_string
 
@@ -345,6 +345,27 @@ def test_tls_is_asked_for_as_with_docker(
     options, _ = parse(parse_table(GLOBAL_FLAGS), [*words, "-H", "tcp://127.0.0.1:1"], False)
     tls = Cli(options).client.tls
     assert (None if tls is None else "verify" in tls) == verify
+
+
+class _Chunks:
+    def chunks(self) -> list[bytes]:
+        return [b"one", b"two"]
+
+
+def test_what_cannot_be_written_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    longest = tmp_path / ("a" * 255)  # as long as a name may be
+    archives.write_output(_Chunks(), str(longest))  # type: ignore[arg-type]
+    assert longest.read_bytes() == b"onetwo"
+    longest.unlink()
+    for path, why in ((tmp_path / ("a" * 256), "file name too long"), (Path("/proc/1/x"), ""), (Path("/dev/full"), "")):
+        with pytest.raises(CommandError, match=f"cannot write {path}: .*{why}"):
+            archives.write_output(_Chunks(), str(path))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_no_archive(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=f"read {tmp_path}: is a directory"):
+        archives.open_input(str(tmp_path))
 
 
 @pytest.mark.parametrize(
