@@ -89,7 +89,9 @@ def clean() -> None:
     for _ in range(8):  # children before their parents
         for line in ctr("snapshots", "ls").splitlines()[1:]:
             ctr("snapshots", "rm", line.split()[0])
-    ctr("namespaces", "rm", NAMESPACE)
+    for line in ctr("namespaces", "ls").splitlines()[1:]:
+        if (name := line.split(" ")[0]) not in ("teu", "default", "moby"):
+            ctr("namespaces", "rm", name)
 
 
 def ctr(*words: str) -> str:
