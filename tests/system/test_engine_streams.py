@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 
+import images
 import pytest
 from engine import (
     ENVIRONMENT,
     HOST,
     IMAGE,
+    SOCKET,
     Terminal,
     detached,
     docker,
@@ -26,6 +30,7 @@ from engine import (
     run,
     state,
 )
+from whole import out as out_of
 
 pytestmark = pytest.mark.needs("docker")
 
@@ -269,3 +274,41 @@ def test_many_at_once(name: str) -> None:
     for thread in threads:
         thread.join()
     assert sorted(codes) == list(range(1, 13))
+
+
+def _threads_of_teud() -> int:
+    pid = out_of("systemctl", "show", "--value", "-p", "MainPID", "teud")
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def _take_over(target: str, body: bytes, data: bytes) -> None:
+    """A client that takes the connection over, sends, says that nothing more comes, and vanishes."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        client.connect(SOCKET)
+        head = f"POST /v1.45{target} HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\n"
+        client.sendall(head.encode() + b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n" + body)
+        assert client.recv(4096).startswith(b"HTTP/1.1 101 ")
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        time.sleep(0.2)
+
+
+def test_a_client_that_vanishes_after_its_last_word_holds_no_thread(name: str) -> None:
+    """Of a process that neither reads nor writes, and of a container that is never started."""
+    idle = f"{name}-idle"[-60:].lstrip("-")
+    detached(name, "sleep", "1000")
+    remove(idle)
+    out("create", "-i", "--name", idle, *HOST, IMAGE, "cat")
+    try:
+        before = _threads_of_teud()
+        for _ in range(10):
+            body = {"AttachStdin": True, "AttachStdout": True, "Cmd": ["sleep", "1000"]}
+            status, made = images.api("POST", f"/containers/{name}/exec", body)
+            assert status == 201
+            _take_over(f"/exec/{made['Id']}/start", b"{}", b"")
+            _take_over(f"/containers/{idle}/attach?stream=1&stdin=1&stdout=1", b"", b"typed")
+        eventually("no thread is held", lambda: _threads_of_teud() < before + 8)
+    finally:
+        remove(idle)

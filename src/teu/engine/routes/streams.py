@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -59,6 +60,8 @@ def attach(engine: Engine, request: Request, name: str) -> Response:
                 hub.detach(client)
                 return
             while not client.ended.is_set():
+                if gone(sock):
+                    return
                 with container.changed:
                     if container.changed.wait_for(lambda: container.running and container.pid, 1.0):
                         break
@@ -87,7 +90,7 @@ def serve(
         while not client.ended.is_set():
             if data and stdin and not ending:
                 kept, detach = keys.feed(data)
-                if kept and not hub_write(hub, client, kept):
+                if kept and not hub_write(hub, client, kept, sock):
                     ending = True
                 if detach:
                     hub.detach(client)
@@ -99,27 +102,30 @@ def serve(
             # The client's sending half is closed: its input ends, its output goes on.
             if stdin:
                 close_stdin()
-                client.ended.wait()
-            else:
-                _until_gone(client, sock)
+            _until_gone(client, sock)
     except OSError:
         pass
     hub.detach(client)
     return False
 
 
-def hub_write(hub: Hub, client: Client, data: bytes) -> bool:
-    """To the process; before it is started there is no stdin yet, so wait for it."""
+def hub_write(hub: Hub, client: Client, data: bytes, sock: socket.socket) -> bool:
+    """To the process; before it is started there is no stdin yet, so wait for it, as long as the client does."""
     while not hub.has_stdin:
-        if client.ended.wait(0.01):
+        if client.ended.wait(0.01) or gone(sock):
             return False
     return hub.write_stdin(data)
 
 
+def gone(sock: socket.socket) -> bool:
+    """Whether the client has closed the connection altogether; one that has only said its last may still listen."""
+    poll = select.poll()
+    poll.register(sock, 0)  # POLLHUP and POLLERR are always told
+    return bool(poll.poll(0))
+
+
 def _until_gone(client: Client, sock: socket.socket) -> None:
     """Input was shut down; wait for the end of the output, or for the client to vanish altogether."""
-    import select
-
     poll = select.poll()
     poll.register(sock, 0)  # POLLHUP and POLLERR are always told
     while not client.ended.is_set():
