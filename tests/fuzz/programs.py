@@ -97,7 +97,8 @@ def _wait(pid: int, limit: float) -> int | None:
 
 def wrong(ended: Ended) -> str:
     """What is wrong with an end, whatever was asked; "" for nothing."""
-    if found := BAD.search(ended.err) or BAD.search(ended.out):
+    text = b"" if b"\0" in ended.out else ended.out  # an archive on standard output has what its programs say
+    if found := BAD.search(ended.err) or BAD.search(text):
         lines = [line for line in ended.err.decode(errors="replace").splitlines() if line.strip()]
         where = re.findall(r'File "[^"]*/teu/([^"]+)", line (\d+), in (\w+)', ended.err.decode(errors="replace"))
         place = f" at {where[-1][0]}:{where[-1][1]} {where[-1][2]}" if where else ""

@@ -87,8 +87,9 @@ def clean() -> None:
             if name:
                 ctr(group, *removal, name)
     for _ in range(8):  # children before their parents
-        for line in ctr("snapshots", "ls").splitlines()[1:]:
-            ctr("snapshots", "rm", line.split()[0])
+        for kind in ("overlayfs", "native"):
+            for line in ctr("snapshots", "--snapshotter", kind, "ls").splitlines()[1:]:
+                ctr("snapshots", "--snapshotter", kind, "rm", line.split()[0])
     for line in ctr("namespaces", "ls").splitlines()[1:]:
         if (name := line.split(" ")[0]) not in ("teu", "default", "moby"):
             ctr("namespaces", "rm", name)
