@@ -112,7 +112,7 @@ class _Unpacker:
             try:
                 data = self._extract(entry, name, stored, source)
             except OSError as error:
-                raise OSError(error.errno, os.strerror(error.errno or 0), name) from None
+                raise OSError(error.errno, os.strerror(error.errno or 0), tar.short(name)) from None
             if not data:
                 source.skip(stored)
             if entry.type == tar.DIRECTORY and name:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BLOCK = 512
 PAX_LIMIT = 8 << 20  # of all pax headers and long names of an entry: far above what is sane, far below what hurts
 SPARSE_LIMIT = 1 << 18  # pieces of a sparse file
+DIGITS_LIMIT = 30  # of a decimal number: more than any has that the kernel takes
 ID_LIMIT = (1 << 32) - 2  # the highest user or group; one more is the kernel's "leave it"
 OFFSET_LIMIT = (1 << 63) - 1
 DEVICE_LIMIT = (1 << 32) - 1
@@ -116,29 +117,34 @@ def _number(field: bytes) -> int:
         if first == 0xFF:
             return value - (1 << bits)
         return value & ((1 << (bits - 1)) - 1)
-    text = field.strip(b" \0")
-    if not text:
-        return 0
-    try:
-        return int(text.split(b"\0", 1)[0], 8)
-    except ValueError:
-        raise TarError(f"bad number {field!r} in a header") from None
+    text = field.strip(b" \0").split(b"\0", 1)[0]
+    if text.strip(b"01234567"):  # int() would take signs, prefixes and underscores
+        raise TarError(f"bad number {field!r} in a header")
+    return int(text, 8) if text else 0
 
 
 def _string(field: bytes) -> str:
     return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
+def _decimal(text: str | bytes) -> int:
+    """A decimal number with or without a sign, and nothing else of what int() takes; ValueError, which quotes nothing:
+    the text may be MiBs long."""
+    digits = text.removeprefix(b"-") if isinstance(text, bytes) else text.removeprefix("-")
+    if not (digits.isdigit() and digits.isascii() and len(digits) <= DIGITS_LIMIT):
+        raise ValueError("no decimal number where one must be")
+    return int(text)
+
+
 def _pax_time(text: str) -> int:
     """Decimal seconds, to nanoseconds."""
     whole, _, fraction = text.partition(".")
     try:
-        negative = whole.startswith("-")
-        value = int(whole or "0") * 1_000_000_000
-        nanoseconds = int((fraction + "000000000")[:9]) if fraction else 0
+        value = _decimal(whole or "0") * 1_000_000_000
+        nanoseconds = _decimal((fraction + "000000000")[:9].replace("-", "x")) if fraction else 0
     except ValueError:
-        raise TarError(f"bad time {text!r} in a pax header") from None
-    return value - nanoseconds if negative else value + nanoseconds
+        raise TarError(f"bad time {short(text)!r} in a pax header") from None
+    return value - nanoseconds if whole.startswith("-") else value + nanoseconds
 
 
 def _pax_records(data: bytes) -> list[tuple[str, bytes]]:
@@ -147,13 +153,13 @@ def _pax_records(data: bytes) -> list[tuple[str, bytes]]:
     while at < len(data):
         space = data.find(b" ", at, at + 20)
         try:
-            length = int(data[at:space])
+            length = _decimal(data[at:space])
         except ValueError:
             raise TarError("bad length in a pax header") from None
         if space < 0 or length < space - at + 3 or at + length > len(data) or data[at + length - 1] != 0x0A:
             raise TarError("bad record in a pax header")
         key, equals, value = data[space + 1 : at + length - 1].partition(b"=")
-        if not equals:
+        if not equals or b"\0" in key:
             raise TarError("bad record in a pax header")
         records.append((key.decode("utf-8", "surrogateescape"), value))
         at += length
@@ -190,19 +196,19 @@ class _Extensions:
                 elif key == "linkpath":
                     entry.link = text
                 elif key == "size":
-                    entry.size = stored = int(text)
+                    entry.size = stored = _decimal(text)
                 elif key == "uid":
-                    entry.uid = int(text)
+                    entry.uid = _decimal(text)
                 elif key == "gid":
-                    entry.gid = int(text)
+                    entry.gid = _decimal(text)
                 elif key == "mtime":
                     entry.mtime = _pax_time(text)
                 elif key in ("GNU.sparse.offset", "GNU.sparse.numbytes"):
-                    offsets.append(int(text))
+                    offsets.append(_decimal(text))
                 elif key.startswith("GNU.sparse."):
                     sparse[key[len("GNU.sparse.") :]] = text
             except ValueError:
-                raise TarError(f"bad value of {key} in a pax header") from None
+                raise TarError(f"bad value of {short(key)} in a pax header") from None
         if sparse or offsets:
             stored = _pax_sparse(entry, source, stored, sparse, offsets)
         return stored
@@ -218,7 +224,7 @@ def _pax_sparse(entry: Entry, source: Source, stored: int, sparse: dict[str, str
     try:
         if sparse.get("major") == "1":
             entry.name = sparse.get("name", entry.name)
-            entry.size = int(sparse["realsize"])
+            entry.size = _decimal(sparse["realsize"])
             data = bytearray()
             lines, wanted = 0, -1  # of numbers, each on its line; the first tells how many pairs follow
             while not 0 <= wanted < lines:
@@ -231,15 +237,19 @@ def _pax_sparse(entry: Entry, source: Source, stored: int, sparse: dict[str, str
                 stored -= BLOCK
                 lines += more.count(b"\n")
                 if wanted < 0 and lines:
-                    wanted = int(data[: data.index(b"\n")]) * 2
+                    wanted = _decimal(bytes(data[: data.index(b"\n")])) * 2
                     if wanted < 0:
                         raise TarError("bad sparse map: negative length")
-            numbers = [int(line) for line in bytes(data).split(b"\n", wanted + 1)[1 : wanted + 1]]
+            numbers = [_decimal(line) for line in bytes(data).split(b"\n", wanted + 1)[1 : wanted + 1]]
         else:
             entry.name = sparse.get("name", entry.name)
-            entry.size = int(sparse.get("size") or sparse["realsize"])
-            numbers = offsets or [int(one) for one in sparse["map"].split(",")]
-    except (KeyError, ValueError) as error:
+            entry.size = _decimal(sparse.get("size") or sparse["realsize"])
+            numbers = offsets or [_decimal(one) for one in sparse["map"].split(",")]
+    except KeyError as error:
+        raise TarError(f"bad sparse map: it has no {error.args[0]}") from None
+    except TarError:
+        raise
+    except ValueError as error:
         raise TarError(f"bad sparse map: {error}") from None
     entry.sparse = _pairs(numbers)
     return stored

@@ -106,6 +106,34 @@ def test_numbers_that_the_kernel_does_not_know(context: Context, folder: Path) -
         apply(context, extended(record("linkpath", b"a\0b")) + header("l", type=tarfile.SYMTYPE), [Bind(folder)])
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("uid", b"1_0"), ("uid", b" 1"), ("size", "٣".encode()), ("gid", b"9" * 5000), ("size", b""), ("mtime", b"1_0"),
+     ("mtime", b"0.-5"), ("GNU.sparse.map", b"0,x" + b"\0" * 5000), ("GNU.sparse.major", b"1"),
+     ("SCHILY.xattr.user.a\0b", b"v"), ("\0", b"v")],
+    ids=range(11),
+)  # fmt: skip
+def test_what_is_no_number_and_no_name_is_said_in_a_few_words(
+    context: Context, folder: Path, key: str, value: bytes
+) -> None:
+    records = record(key, value) + (record("GNU.sparse.size", b"5") if "map" in key else b"")
+    with pytest.raises(InvalidArgument) as refused:
+        apply(context, extended(records) + header(size=1) + b"x".ljust(512, b"\0"), [Bind(folder)])
+    said = refused.value.message
+    assert "in a pax header" in said or "bad sparse map" in said
+    assert len(said) < 400 and "literal" not in said and "embedded" not in said
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("number", [b"-1", b"0o17", b"1_0", b"+7", b"8"])
+def test_octal_is_octal(context: Context, folder: Path, number: bytes) -> None:
+    block = bytearray(header())
+    block[136:148] = number.ljust(12, b"\0")
+    block[148:156] = b"%06o\0 " % (sum(block) - sum(block[148:156]) + 256)
+    with pytest.raises(InvalidArgument, match="bad number"):
+        apply(context, bytes(block), [Bind(folder)])
+
+
 def test_headers_without_number(context: Context, folder: Path) -> None:
     """Thousands of them before one entry are read; what they hold is bounded, however much of it there is."""
     data = b"".join(extended(record("comment", b"c%d" % n)) for n in range(5000))
