@@ -156,6 +156,12 @@ def platform_of(document: Json) -> Platform:
     )
 
 
+def _version(platform: Platform) -> int:
+    """The number of a variant such as v7; -1 for what has none, whoever made it up."""
+    digits = platform.variant.lstrip("v")
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else -1
+
+
 def platform_rank(wanted: Platform, offered: Platform) -> int | None:
     """How well `offered` runs where `wanted` is asked for: 0 is exact, more is worse, None does not run."""
     wanted, offered = _normal(wanted), _normal(offered)
@@ -165,18 +171,16 @@ def platform_rank(wanted: Platform, offered: Platform) -> int | None:
         if wanted.variant == offered.variant:
             return 0
         if wanted.architecture == "arm":
-            mine, other = wanted.variant.lstrip("v"), offered.variant.lstrip("v")
-            if mine.isdigit() and other.isdigit() and int(other) < int(mine):
-                return int(mine) - int(other)
-            return None
+            mine, other = _version(wanted), _version(offered)
+            return mine - other if 0 <= other < mine else None
         if not offered.variant:
             return 1
         if not wanted.variant:
             # amd64 alone means v1: what needs a newer level may not run there.
             return None
-        mine, other = wanted.variant.lstrip("v"), offered.variant.lstrip("v")
-        if mine.isdigit() and other.isdigit() and int(other) < int(mine):
-            return 1 + int(mine) - int(other)
+        mine, other = _version(wanted), _version(offered)
+        if 0 <= other < mine:
+            return 1 + mine - other
     # What the processor runs besides, where there is nothing of its own.
     if (wanted.architecture, offered.architecture) == ("amd64", "386"):
         return 100

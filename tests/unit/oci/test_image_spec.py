@@ -81,6 +81,14 @@ def test_platforms() -> None:
             image_spec.parse_platform(bad)
 
 
+@pytest.mark.parametrize("variant", ["v²", "v٣", "v" + "9" * 5000, "v-1", "v", "v1_0"], ids=range(6))
+def test_variants_that_are_no_number_run_nowhere(variant: str) -> None:
+    offered = {"platform": {"os": "linux", "architecture": "amd64", "variant": variant}}
+    assert image_spec.choose([offered], Platform("linux", "amd64", "v3")) == []
+    arm = {"platform": {"os": "linux", "architecture": "arm", "variant": variant}}
+    assert image_spec.choose([arm], Platform("linux", "arm", "v7")) == []
+
+
 def test_choice_of_an_index() -> None:
     def entry(architecture: str, variant: str = "", **more: Any) -> dict[str, Any]:
         return {"platform": {"os": "linux", "architecture": architecture, "variant": variant}, **more}
