@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 EPOLLIN, EPOLLOUT, EPOLLPRI = select.EPOLLIN, select.EPOLLOUT, select.EPOLLPRI
 EPOLLHUP, EPOLLERR = select.EPOLLHUP, select.EPOLLERR
+POLL_SECONDS = 1 << 20
 
 
 class Future:
@@ -291,7 +292,8 @@ class Loop:
                 heapq.heappop(self._timers)[2]()
             if self._stopping:
                 return
-            timeout = max(0.0, self._timers[0][0] - now) if self._timers else -1
+            # as long as epoll takes at most: a client's deadline may be years away
+            timeout = min(max(0.0, self._timers[0][0] - now), POLL_SECONDS) if self._timers else -1
             for fd, events in self._epoll.poll(timeout):
                 callback = self._watched.get(fd)
                 if callback:

@@ -220,10 +220,12 @@ class Exec(Process):
         super().__init__(loop, bundle, request, log)
         self.id: str = request["exec_id"]
         try:
-            spec = json.loads(request["spec"]["value"])
-            spec["terminal"] = self.terminal
-        except (TypeError, ValueError) as e:
+            spec = json.loads(request["spec"]["value"]) if request["spec"] else None
+        except (ValueError, RecursionError) as e:
             raise StatusError(UNKNOWN, f"exec {self.id}: malformed process spec: {e}") from e
+        if not isinstance(spec, dict):
+            raise StatusError(UNKNOWN, f"exec {self.id}: malformed process spec: it must be a JSON object")
+        spec["terminal"] = self.terminal
         self._spec: dict[str, Any] = spec
 
     def start(self, runtime: Runtime, container: str, namespace: str, uid: int, gid: int) -> Coroutine:

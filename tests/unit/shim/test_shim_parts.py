@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from teu.shim import cgroup, main, placement, rootfs, runtime, service, stdio, warmup
 from teu.shim.loop import Future, Lock, Loop
-from teu.shim.process import Process, exit_code
+from teu.shim.process import Exec, Process, exit_code
 from teu.shim.runtime import last_error
 from teu.ttrpc import messages as m
 from teu.ttrpc.status import StatusError
@@ -310,6 +311,30 @@ def test_loop_and_lock() -> None:
         future.then(lambda _: loop.stop() if all(f.done for f in results) else None)
     loop.run()
     assert [exit_code(future.value) for future in results] == [4, 0]
+    loop.close()
+
+
+def test_a_timer_that_is_years_away() -> None:
+    """A client's deadline: epoll itself takes no more than 24 days."""
+    loop = Loop()
+    read_end, write_end = os.pipe()
+    loop.after(9e9, lambda: pytest.fail("years are not over"))
+    loop.watch(read_end, select.EPOLLIN, lambda _events: loop.stop())
+    os.write(write_end, b"x")
+    loop.run()
+    loop.close()
+    os.close(read_end)
+    os.close(write_end)
+
+
+@pytest.mark.parametrize("value", [b"null", b"[]", b"1", b"\"x\"", b"[" * 100_000, b"", b"\xff", None], ids=range(8))
+def test_a_process_to_exec_that_is_none(value: bytes | None, tmp_path: Path) -> None:
+    loop = Loop()
+    request = dict.fromkeys(("stdin", "stdout", "stderr"), "") | {"id": "c", "exec_id": "e", "terminal": False}
+    spec = None if value is None else {"type_url": "x", "value": value}
+    with pytest.raises(StatusError, match="exec e: malformed process spec: ") as refused:
+        Exec(loop, str(tmp_path), request | {"spec": spec}, lambda _text: None)
+    assert "NoneType" not in refused.value.message and "object does not" not in refused.value.message
     loop.close()
 
 
