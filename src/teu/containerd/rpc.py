@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
-from teu.containerd.errors import Cancelled, Error, FailedPrecondition, InvalidArgument, Unavailable, cut
+from teu.containerd.errors import Cancelled, Error, FailedPrecondition, Internal, InvalidArgument, Unavailable, cut
 
 if TYPE_CHECKING:
     from teu.containerd.context import Context
@@ -213,7 +214,7 @@ class Server:
             behaviour = self._unary(key, target)
         return make(
             behaviour,
-            request_deserializer=request_class.FromString,
+            request_deserializer=_decoder(request_class),
             response_serializer=response_class.SerializeToString,
         )
 
@@ -229,6 +230,7 @@ class Server:
             code = "OK"
             call = Call(context)
             try:
+                _check_decoded(request)
                 if is_async:
                     with self._holding(target):
                         answer = await target(request, call)
@@ -262,6 +264,7 @@ class Server:
                     request = self._counted(key, request)
                 else:
                     statistics.received[key] += 1
+                    _check_decoded(request)
                 answers = target(request, Call(context))
                 if not hasattr(answers, "__aiter__"):
                     answers = self._in_thread(iter(answers))
@@ -298,12 +301,35 @@ class Server:
     async def _counted(self, key: tuple[str, str], requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:
             self.statistics.received[key] += 1
+            _check_decoded(request)
             yield request
 
     async def _in_thread(self, answers: Iterator[Any]) -> AsyncIterator[Any]:
         loop = asyncio.get_running_loop()
         while (answer := await loop.run_in_executor(self.pool, next, answers, _END)) is not _END:
             yield answer
+
+
+class _Undecodable:
+    """In the place of a request that is no message: gRPC itself would tell its client Python's error, as UNKNOWN."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def _decoder(request_class: Any) -> Callable[[bytes], Any]:
+    def decode(data: bytes) -> Any:
+        try:
+            return request_class.FromString(data)
+        except DecodeError as error:
+            return _Undecodable(str(error))
+
+    return decode
+
+
+def _check_decoded(request: Any) -> None:
+    if isinstance(request, _Undecodable):
+        raise Internal(f"grpc: error unmarshalling request: {request.reason}")  # grpc-go's status
 
 
 _STATUS = {code.name: code for code in grpc.StatusCode}
@@ -324,6 +350,8 @@ def _status(error: BaseException, key: tuple[str, str]) -> tuple[str, str | None
     if isinstance(error, sqlite3.OperationalError):
         full = "full" in str(error)
         return ("RESOURCE_EXHAUSTED" if full else "UNAVAILABLE"), f"metadata.db: {error}"
+    if isinstance(error, DecodeError):  # of what is packed into a request
+        return "INVALID_ARGUMENT", cut(f"malformed message: {error}: {InvalidArgument.words}")
     if isinstance(error, TimeoutError):
         return "DEADLINE_EXCEEDED", cut(str(error)) or "context deadline exceeded"
     log.error("%s: %s: %s", "/".join(key), type(error).__name__, error, exc_info=error)

@@ -94,6 +94,33 @@ def test_codes_and_messages(daemon: Daemon) -> None:
     assert code_of(lambda: apply(diff={"media_type": "image/png"}))[0] == grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["version.v1.Version/Version", "containers.v1.Containers/Get", "events.v1.Events/Subscribe",
+     "content.v1.Content/Write", "streaming.v1.Streaming/Stream", "tasks.v1.Tasks/Create"],
+)  # fmt: skip
+def test_what_is_no_message_is_refused_as_by_every_server_of_grpc(shared: Daemon, path: str) -> None:
+    """Status and words are grpc-go's, which containerd is made with; not the error of our language."""
+    with shared.channel() as channel:
+        call = channel.stream_stream(f"/{S}{path}", lambda data: data, lambda data: data)
+        code, text = code_of(lambda: list(call(iter([b"\xff\xff"]), metadata=HEADERS, timeout=30)))
+    assert code == grpc.StatusCode.INTERNAL
+    assert text.startswith("grpc: error unmarshalling request: ") and "class" not in text
+
+
+def test_what_is_packed_into_a_message_and_is_none_is_refused(shared: Daemon) -> None:
+    from google.protobuf import any_pb2
+
+    from teu.api.services.transfer.v1 import transfer_pb2
+
+    packed = any_pb2.Any(type_url=data_pb2.DESCRIPTOR.message_types_by_name["Data"].full_name, value=b"\xff\xff")
+    request = transfer_pb2.TransferRequest(source=packed, destination=packed)
+    with shared.channel() as channel:
+        call = channel.unary_unary(f"/{S}transfer.v1.Transfer/Transfer", lambda one: one.SerializeToString(), bytes)
+        code, text = code_of(lambda: call(request, metadata=HEADERS, timeout=30))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT and "DecodeError" not in text, text
+
+
 def test_introspection_and_version(shared: Daemon) -> None:
     plugins = shared.call(
         S + "introspection.v1.Introspection", "Plugins", filters=['type=="io.containerd.snapshotter.v1"']
