@@ -258,6 +258,7 @@ def fuzz(run: Run) -> None:
     status, said = _done(["teu-runc", "--root", str(place / "state"), "run", "f"], place)
     assert status == 0, said
     accepted = 0
+    links: list[str] = []
 
     def clean() -> None:
         shutil.rmtree(place, ignore_errors=True)
@@ -270,7 +271,7 @@ def fuzz(run: Run) -> None:
     with run.watched(ignore=lambda each: str(place) in each):
         before = picture()
         while run.going():
-            if run.random.random() < 0.15:
+            if links or run.random.random() < 0.1:
                 _new_root(place)
             links = _redirected(run.random, place / "rootfs", victim) if run.random.random() < 0.2 else []
             config = (

@@ -281,6 +281,7 @@ def shim(run: Run) -> None:
             subprocess.run(words, capture_output=True, check=False)
         shutil.rmtree(base, ignore_errors=True)
 
+    _Shim(base, 0).end()  # what the first shim of a boot leaves for those after it: a folder for sockets
     with run.watched(ignore=lambda each: f"file {base}/" in each):
         try:
             while run.going():
