@@ -211,6 +211,8 @@ def _walk(value: Any, kind: Any, field: str) -> None:
                 _walk(item, member, f"{field}.{name}" if field else name)
             elif required:
                 raise SpecError(f"{field}.{name}" if field else name, "is required")
+            elif name in value:
+                del value[name]  # null is as good as absent, for all that read it later
     elif word == "string":
         if type(value) is not str:
             raise SpecError(field, f"must be a string, is {_name(value)}")

@@ -85,6 +85,16 @@ def test_null_is_absent() -> None:
     runtime_spec.check(spec)
 
 
+def test_null_is_absent_to_all_that_read_it_after_the_check() -> None:
+    spec = good()
+    spec["process"]["user"].update({"uid": None, "gid": None})
+    argument = {"index": None, "value": None, "valueTwo": None, "op": "SCMP_CMP_EQ"}
+    spec["linux"]["seccomp"]["syscalls"] = [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [argument]}]
+    runtime_spec.check(spec)
+    assert argument == {"op": "SCMP_CMP_EQ"}
+    assert not {"uid", "gid"} & spec["process"]["user"].keys()
+
+
 def test_unknown_fields_are_left_alone() -> None:
     spec = good()
     spec["vm"] = {"kernel": 5}
