@@ -63,9 +63,12 @@ def bench_run(rounds: int) -> Iterator[Row]:
     for network in ("bridge", "none", "host"):
         yield turns(
             f"run --rm --network {network} busybox true",
-            {who: (lambda _i, c=cmd, n=network: run([*c, "run", "--rm", "--network", n, IMAGE, "true"]))
-             for who, cmd in ENGINES.items()},
-            rounds, warmup=2,
+            {
+                who: (lambda _i, c=cmd, n=network: run([*c, "run", "--rm", "--network", n, IMAGE, "true"]))
+                for who, cmd in ENGINES.items()
+            },
+            rounds,
+            warmup=2,
         )
 
 
@@ -79,8 +82,10 @@ def remove_all() -> None:
 def bench_detached(rounds: int) -> Iterator[Row]:
     yield turns(
         "run -d (one after another)",
-        {who: (lambda i, c=cmd: run([*c, "run", "-d", "--name", f"d{i}", IMAGE, "sleep", "3600"]))
-         for who, cmd in ENGINES.items()},
+        {
+            who: (lambda i, c=cmd: run([*c, "run", "-d", "--name", f"d{i}", IMAGE, "sleep", "3600"]))
+            for who, cmd in ENGINES.items()
+        },
         rounds,
     )
     yield turns(
@@ -168,40 +173,93 @@ def bench_logs(megabytes: int, rounds: int) -> Iterator[Row]:
     script = f"yes {line} | head -n {count}"
     yield turns(
         f"write {megabytes} MB of log lines, json-file",
-        {w: (lambda i, c=c: subprocess.run(
-            [*c, "run", "--log-driver", "json-file", "--network", "none", "--name", f"l{i}", IMAGE, "sh", "-c", script],
-            stdout=subprocess.DEVNULL, check=True))
-         for w, c in ENGINES.items()},
-        1, warmup=0,
+        {
+            w: (
+                lambda i, c=c: subprocess.run(
+                    [
+                        *c,
+                        "run",
+                        "--log-driver",
+                        "json-file",
+                        "--network",
+                        "none",
+                        "--name",
+                        f"l{i}",
+                        IMAGE,
+                        "sh",
+                        "-c",
+                        script,
+                    ],
+                    stdout=subprocess.DEVNULL,
+                    check=True,
+                )
+            )
+            for w, c in ENGINES.items()
+        },
+        1,
+        warmup=0,
     )
     yield turns(
         f"logs of those {megabytes} MB",
-        {w: (lambda _i, c=c: subprocess.run([*c, "logs", "l0"], stdout=subprocess.DEVNULL, check=True))
-         for w, c in ENGINES.items()},
-        rounds, warmup=0,
+        {
+            w: (lambda _i, c=c: subprocess.run([*c, "logs", "l0"], stdout=subprocess.DEVNULL, check=True))
+            for w, c in ENGINES.items()
+        },
+        rounds,
+        warmup=0,
     )
     remove_all()
     # What the journal itself takes is most of this: each line is an entry with some thirty fields.
     short = "yes x | head -n 100000"
     yield turns(
         "write 100,000 two-byte lines, journald",
-        {w: (lambda i, c=c: subprocess.run(
-            [*c, "run", "--log-driver", "journald", "--network", "none", "--name", f"l{i}", IMAGE, "sh", "-c", short],
-            stdout=subprocess.DEVNULL, check=True))
-         for w, c in ENGINES.items()},
-        rounds, warmup=0,
+        {
+            w: (
+                lambda i, c=c: subprocess.run(
+                    [
+                        *c,
+                        "run",
+                        "--log-driver",
+                        "journald",
+                        "--network",
+                        "none",
+                        "--name",
+                        f"l{i}",
+                        IMAGE,
+                        "sh",
+                        "-c",
+                        short,
+                    ],
+                    stdout=subprocess.DEVNULL,
+                    check=True,
+                )
+            )
+            for w, c in ENGINES.items()
+        },
+        rounds,
+        warmup=0,
     )
     yield turns(
         "logs of those 100,000 lines",
-        {w: (lambda _i, c=c: subprocess.run([*c, "logs", "l0"], stdout=subprocess.DEVNULL, check=True))
-         for w, c in ENGINES.items()},
-        rounds, warmup=0,
+        {
+            w: (lambda _i, c=c: subprocess.run([*c, "logs", "l0"], stdout=subprocess.DEVNULL, check=True))
+            for w, c in ENGINES.items()
+        },
+        rounds,
+        warmup=0,
     )
     yield turns(
         "logs --tail 10 of those 100,000 lines",
-        {w: (lambda _i, c=c: subprocess.run([*c, "logs", "--tail", "10", "l0"], stdout=subprocess.DEVNULL, check=True))
-         for w, c in ENGINES.items()},
-        rounds, warmup=0,
+        {
+            w: (
+                lambda _i, c=c: subprocess.run(
+                    [*c, "logs", "--tail", "10", "l0"], stdout=subprocess.DEVNULL, check=True
+                )
+            )
+            for w, c in ENGINES.items()
+        },
+        rounds,
+        warmup=0,
     )
     remove_all()
 
@@ -247,8 +305,9 @@ def registry() -> Iterator[Callable[[str], str]]:
     config.write_text(
         f"version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {root}\nhttp:\n  addr: 127.0.0.1:{REGISTRY_PORT}\n"
     )
-    server = subprocess.Popen(["docker-registry", "serve", str(config)],
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        ["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         for _ in range(100):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", REGISTRY_PORT)):
@@ -274,17 +333,30 @@ def registry() -> Iterator[Callable[[str], str]]:
 
 def put_image(layer: bytes, diff_id: str, tag: str) -> None:
     conn = http.client.HTTPConnection("127.0.0.1", REGISTRY_PORT)
-    image = json.dumps({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["sh"]},
-                        "rootfs": {"type": "layers", "diff_ids": [diff_id]}}).encode()
+    image = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Cmd": ["sh"]},
+            "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+        }
+    ).encode()
     layer_digest, image_digest = put_blob(conn, "big", layer), put_blob(conn, "big", image)
     media = "application/vnd.oci.image.manifest.v1+json"
-    manifest = json.dumps({
-        "schemaVersion": 2, "mediaType": media,
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": image_digest,
-                   "size": len(image)},
-        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": layer_digest,
-                    "size": len(layer)}],
-    }).encode()
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": media,
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json",
+                "digest": image_digest,
+                "size": len(image),
+            },
+            "layers": [
+                {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": layer_digest, "size": len(layer)}
+            ],
+        }
+    ).encode()
     conn.request("PUT", f"/v2/big/manifests/{tag}", manifest, {"Content-Type": media})
     answer = conn.getresponse()
     answer.read()
@@ -335,6 +407,7 @@ def ping(path: str) -> None:
 
 def bench_wake(rounds: int) -> Iterator[Row]:
     """From the first connection to the answer of a daemon that systemd has to start."""
+
     def stop(units: list[str]) -> None:
         run(["systemctl", "stop", *units])
         run(["systemctl", "reset-failed"])
@@ -361,32 +434,47 @@ def bench_runtime(rounds: int) -> Iterator[Row]:
 
 def head() -> str:
     versions = []
-    for argv in (["teu", "--version"], ["docker", "--version"], ["containerd", "--version"], ["runc", "--version"],
-                 ["crun", "--version"], ["podman", "--version"]):
+    for argv in (
+        ["teu", "--version"],
+        ["docker", "--version"],
+        ["containerd", "--version"],
+        ["runc", "--version"],
+        ["crun", "--version"],
+        ["podman", "--version"],
+    ):
         with contextlib.suppress(OSError, RuntimeError):
             versions.append(run(argv).splitlines()[0].strip())
     cpus = os.cpu_count()
-    return (f"Measured {time.strftime('%Y-%m-%d')} on {cpus} cores, Linux {platform.release()}, "
-            f"Python {platform.python_version()}; " + "; ".join(versions) + ".\n\n"
-            "Medians; each pair took turns in one run in the same lab; ratio = ours / theirs, below 1 is faster or "
-            "smaller.\n\n")
+    return (
+        f"Measured {time.strftime('%Y-%m-%d')} on {cpus} cores, Linux {platform.release()}, "
+        f"Python {platform.python_version()}; " + "; ".join(versions) + ".\n\n"
+        "Medians; each pair took turns in one run in the same lab; ratio = ours / theirs, below 1 is faster or "
+        "smaller.\n\n"
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", default="",
-                        help="comma-separated: run,detached,exec,memory,tasks,crowd,logs,pull,wake,runtime")
+    parser.add_argument(
+        "--only", default="", help="comma-separated: run,detached,exec,memory,tasks,crowd,logs,pull,wake,runtime"
+    )
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     start_docker()
     load_image()
     n = options.rounds
     groups = {
-        "run": lambda: bench_run(n), "detached": lambda: bench_detached(n), "exec": lambda: bench_exec(n),
-        "memory": bench_memory, "tasks": lambda: bench_tasks(n), "crowd": bench_crowd,
-        "logs": lambda: bench_logs(200, 3), "pull": lambda: bench_pull(5),
-        "wake": lambda: bench_wake(5), "runtime": lambda: bench_runtime(n),
+        "run": lambda: bench_run(n),
+        "detached": lambda: bench_detached(n),
+        "exec": lambda: bench_exec(n),
+        "memory": bench_memory,
+        "tasks": lambda: bench_tasks(n),
+        "crowd": bench_crowd,
+        "logs": lambda: bench_logs(200, 3),
+        "pull": lambda: bench_pull(5),
+        "wake": lambda: bench_wake(5),
+        "runtime": lambda: bench_runtime(n),
     }
     wanted = [w for w in options.only.split(",") if w] or list(groups)
     rows: list[Row] = []

@@ -33,10 +33,21 @@ PLACE = "/var/lib"
 _numbers = itertools.count()
 
 CAPABILITIES = [
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
-    "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
     "CAP_AUDIT_WRITE",
-]  # fmt: skip
+]
 # As many as docker's own profile allows; which they are does not matter to the time.
 CALLS = (
     "accept accept4 access alarm bind brk capget capset chdir chmod chown clock_getres clock_gettime clock_nanosleep "
@@ -95,12 +106,22 @@ def config(seccomp: bool) -> dict[str, Any]:
         "linux": {
             "namespaces": [{"type": kind} for kind in ("mount", "network", "uts", "pid", "ipc", "cgroup")],
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
-            "maskedPaths": ["/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-                            "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi",
-                            "/sys/firmware", "/sys/devices/virtual/powercap"],
+            "maskedPaths": [
+                "/proc/asound",
+                "/proc/acpi",
+                "/proc/kcore",
+                "/proc/keys",
+                "/proc/latency_stats",
+                "/proc/timer_list",
+                "/proc/timer_stats",
+                "/proc/sched_debug",
+                "/proc/scsi",
+                "/sys/firmware",
+                "/sys/devices/virtual/powercap",
+            ],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         },
-    }  # fmt: skip
+    }
     if seccomp:
         spec["linux"]["seccomp"] = {
             "defaultAction": "SCMP_ACT_ERRNO",
@@ -108,10 +129,16 @@ def config(seccomp: bool) -> dict[str, Any]:
             "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
             "syscalls": [
                 {"names": CALLS.split(), "action": "SCMP_ACT_ALLOW"},
-                *({"names": ["personality"], "action": "SCMP_ACT_ALLOW",
-                   "args": [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}]} for value in (0, 8, 131072, 131080)),
+                *(
+                    {
+                        "names": ["personality"],
+                        "action": "SCMP_ACT_ALLOW",
+                        "args": [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}],
+                    }
+                    for value in (0, 8, 131072, 131080)
+                ),
             ],
-        }  # fmt: skip
+        }
     return spec
 
 
@@ -220,8 +247,9 @@ def rows(rounds: int) -> Iterator[Row]:
 
             return job
 
-        yield turns("OCI runtime, 100 created and deleted, 8 at a time", each(many), max(1, rounds // 10), 1, count,
-                    note="each")  # fmt: skip
+        yield turns(
+            "OCI runtime, 100 created and deleted, 8 at a time", each(many), max(1, rounds // 10), 1, count, note="each"
+        )
 
 
 def main() -> int:

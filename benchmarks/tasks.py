@@ -56,10 +56,15 @@ class House:
         spec["process"]["args"] = list(args)
         spec["linux"]["cgroupsPath"] = f"/{NAMESPACE}/{name}"
         self._containers.Create(
-            containers_pb2.CreateContainerRequest(container={
-                "id": name, "runtime": {"name": self._runtime},
-                "spec": {"type_url": SPEC, "value": json.dumps(spec).encode()},
-            }), **self._call)  # fmt: skip
+            containers_pb2.CreateContainerRequest(
+                container={
+                    "id": name,
+                    "runtime": {"name": self._runtime},
+                    "spec": {"type_url": SPEC, "value": json.dumps(spec).encode()},
+                }
+            ),
+            **self._call,
+        )
 
     def forget(self, name: str) -> None:
         self._containers.Delete(containers_pb2.DeleteContainerRequest(id=name), **self._call)
@@ -127,11 +132,21 @@ def pids_of(programs: set[str]) -> Iterator[int]:
 def houses() -> Iterator[dict[str, House]]:
     with bundle() as folder:
         made = {
-            "teu": House("/run/teu/containerd.sock", "io.containerd.teu.v2", ("teu-containerd",),
-                         "containerd-shim-teu-v2", folder / "rootfs"),
-            "containerd": House("/run/containerd/containerd.sock", "io.containerd.runc.v2", ("containerd",),
-                                "containerd-shim-runc-v2", folder / "rootfs"),
-        }  # fmt: skip
+            "teu": House(
+                "/run/teu/containerd.sock",
+                "io.containerd.teu.v2",
+                ("teu-containerd",),
+                "containerd-shim-teu-v2",
+                folder / "rootfs",
+            ),
+            "containerd": House(
+                "/run/containerd/containerd.sock",
+                "io.containerd.runc.v2",
+                ("containerd",),
+                "containerd-shim-runc-v2",
+                folder / "rootfs",
+            ),
+        }
         try:
             yield made
         finally:
@@ -150,8 +165,10 @@ def life(rounds: int) -> Iterator[Row]:
             yield turns(
                 "task create + start + wait + delete, gRPC",
                 {who: (lambda i, w=who, h=house: h.life(names[w][i])) for who, house in both.items()},
-                rounds, warmup=2, note="to the end of /bin/true",
-            )  # fmt: skip
+                rounds,
+                warmup=2,
+                note="to the end of /bin/true",
+            )
         finally:
             for who, house in both.items():
                 for name in names[who]:

@@ -143,10 +143,14 @@ LOOP = ["sh", "-c", "trap 'exit 0' TERM; echo one; echo two >&2; while :; do sle
 CONTAINERS: dict[str, dict[str, Any]] = {
     "fuzz-run": {"Image": "busybox", "Cmd": LOOP, "Labels": {"a": "b"}, "ExposedPorts": {"80/tcp": {}}},
     "fuzz-tty": {
-        "Image": "busybox", "Cmd": ["cat"], "Tty": True, "OpenStdin": True, "HostConfig": {"NetworkMode": "none"}
+        "Image": "busybox",
+        "Cmd": ["cat"],
+        "Tty": True,
+        "OpenStdin": True,
+        "HostConfig": {"NetworkMode": "none"},
     },
     "fuzz-idle": {"Image": "busybox", "Cmd": ["true"], "HostConfig": {"NetworkMode": "none", "Binds": ["fuzz-vol:/v"]}},
-}  # fmt: skip
+}
 JSON = {"Content-Type": "application/json"}
 
 

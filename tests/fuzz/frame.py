@@ -136,9 +136,12 @@ class Run:
 
             @hypothesis.seed(self.seed * 1_000_003 + number)
             @hypothesis.settings(
-                max_examples=round_size, database=None, deadline=None, phases=[hypothesis.Phase.generate],
+                max_examples=round_size,
+                database=None,
+                deadline=None,
+                phases=[hypothesis.Phase.generate],
                 suppress_health_check=list(hypothesis.HealthCheck),
-            )  # fmt: skip
+            )
             @hypothesis.given(strategy)
             def one(example: Any) -> None:
                 if self.going():
@@ -172,9 +175,7 @@ class Run:
                     self.finding(f"cleaning up failed: {type(error).__name__}: {error}"[:400], list(self.recent))
             end = time.monotonic() + SETTLE_SECONDS
             while True:
-                differences = [
-                    each for each in compare(before, State.now(units)) if not (ignore and ignore(each))
-                ]
+                differences = [each for each in compare(before, State.now(units)) if not (ignore and ignore(each))]
                 if not differences or time.monotonic() > end:
                     break
                 time.sleep(0.5)
@@ -282,9 +283,19 @@ class Journal:
 ENGINE, CONTAINERD = Path("/var/lib/teu/engine"), Path("/var/lib/teu/containerd")
 # Where daemons of the host write by themselves, or what a target does itself.
 RESTLESS = (
-    "/var/lib/teu", "/var/log", "/var/cache", "/var/lib/systemd", "/var/lib/private", "/var/tmp/systemd-private",
-    "/tmp/systemd-private", "/var/lib/apt", "/var/lib/dpkg", "/root/.cache", "/tmp/fuzz-", "/var/lib/dbus",
-)  # fmt: skip
+    "/var/lib/teu",
+    "/var/log",
+    "/var/cache",
+    "/var/lib/systemd",
+    "/var/lib/private",
+    "/var/tmp/systemd-private",
+    "/tmp/systemd-private",
+    "/var/lib/apt",
+    "/var/lib/dpkg",
+    "/root/.cache",
+    "/tmp/fuzz-",
+    "/var/lib/dbus",
+)
 GROWTH = {"MiB": 96, "descriptors": 8, "threads": 12}  # of a daemon, after it has become quiet
 
 
@@ -302,17 +313,21 @@ class State:
         add["mount"] = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
         slices = Path("/sys/fs/cgroup/teu.slice")
         add["cgroup"] = {str(path.relative_to(slices)) for path in slices.rglob("*") if path.is_dir()}
-        add["scope"] = {line.split()[0] for line in _lines("systemctl", "list-units", "--all", "--plain", "--no-legend",
-                                                           "--type=scope", "teu-*")}  # fmt: skip
+        add["scope"] = {
+            line.split()[0]
+            for line in _lines("systemctl", "list-units", "--all", "--plain", "--no-legend", "--type=scope", "teu-*")
+        }
         add["link"] = {link["ifname"] for link in json.loads(_text("ip", "-j", "link") or "[]")}
         add["network namespace"] = {path.name for path in Path("/run/netns").glob("*")}
         add["rule"] = set(_lines("nft", "-s", "list", "ruleset"))
         add["row"] = set(_rows(ENGINE / "engine.db")) | set(_rows(CONTAINERD / "metadata.db"))
         for kind, folder in (
-            ("blob", CONTAINERD / "content/blobs/sha256"), ("ingest", CONTAINERD / "content/ingest"),
-            ("snapshot", CONTAINERD / "snapshots"), ("volume", ENGINE / "volumes"),
+            ("blob", CONTAINERD / "content/blobs/sha256"),
+            ("ingest", CONTAINERD / "content/ingest"),
+            ("snapshot", CONTAINERD / "snapshots"),
+            ("volume", ENGINE / "volumes"),
             ("container folder", ENGINE / "containers"),
-        ):  # fmt: skip
+        ):
             add[kind] = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         add["runtime folder"] = {
             str(path) for top in ("/run/teu", "/run/teu-runc") for path in _below(Path(top), 4) if path.is_dir()

@@ -19,75 +19,253 @@ LIMIT = 25.0
 MEMORY = 2 << 30
 # Commands that may go on, by right, until somebody ends them.
 LASTING = {
-    "system events", "container stats", "container attach", "container wait", "container run", "container exec",
-    "container logs", "container start", "container stop", "container restart",
-}  # fmt: skip
+    "system events",
+    "container stats",
+    "container attach",
+    "container wait",
+    "container run",
+    "container exec",
+    "container logs",
+    "container start",
+    "container stop",
+    "container restart",
+}
 LASTING_SECONDS = 1.5
 # Options that name a file of the host to be written.
 WRITTEN = {"output", "cidfile", "iidfile", "metadata-file"}
 FIELDS = (
-    ".ID", ".Name", ".Names", ".Image", ".Status", ".State", ".Labels", ".Ports", ".CreatedAt", ".Size", ".Config",
-    ".Config.Env", ".HostConfig.Binds", ".NetworkSettings.Networks", ".State.Pid", ".Id", ".", ".Nothing", ".Mounts",
-    ".Created", ".RepoTags", ".IPAM.Config", ".Config.Labels", ".HostConfig.PortBindings",
-)  # fmt: skip
+    ".ID",
+    ".Name",
+    ".Names",
+    ".Image",
+    ".Status",
+    ".State",
+    ".Labels",
+    ".Ports",
+    ".CreatedAt",
+    ".Size",
+    ".Config",
+    ".Config.Env",
+    ".HostConfig.Binds",
+    ".NetworkSettings.Networks",
+    ".State.Pid",
+    ".Id",
+    ".",
+    ".Nothing",
+    ".Mounts",
+    ".Created",
+    ".RepoTags",
+    ".IPAM.Config",
+    ".Config.Labels",
+    ".HostConfig.PortBindings",
+)
 CALLS = (
-    "json", "len", "upper", "lower", "title", "html", "js", "urlquery", "print", "println", "not", "printf", "index",
-    "slice", "join", "split", "pad", "truncate", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "call", "table",
-    "define", "template", "block", "nothing", "break",
-)  # fmt: skip
+    "json",
+    "len",
+    "upper",
+    "lower",
+    "title",
+    "html",
+    "js",
+    "urlquery",
+    "print",
+    "println",
+    "not",
+    "printf",
+    "index",
+    "slice",
+    "join",
+    "split",
+    "pad",
+    "truncate",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "and",
+    "or",
+    "call",
+    "table",
+    "define",
+    "template",
+    "block",
+    "nothing",
+    "break",
+)
 ODDITIES = ("{{/* c */}}", "{{/* c", "{{break}}", "{{continue}}", "{{end}}", "{{", "}}", "{{{.}}}", "table ")
 CONTROLS = ("if", "with", "range", "range $i, $e :=", "range $e :=", "if $x :=", 'block "a"', "else")
 FORMS = (
-    '"%s"', '"%d"', '"%-*s"', '"%5.2f"', '"%x"', '"%q"', '"%v"', '"%!"', '"%999999999d"', '"%%"', '"%+v"', '"%T"',
-    '"%[2]s"', '"%c"', '"%U"', '"%e"', '"%t"', '"%p"', '"%"', '"%.s"', '"%.999999999f"', '"%99999999999999999999s"',
-    '"%08b"', '"%o"', '"%#x"', '"% d"',
-)  # fmt: skip
+    '"%s"',
+    '"%d"',
+    '"%-*s"',
+    '"%5.2f"',
+    '"%x"',
+    '"%q"',
+    '"%v"',
+    '"%!"',
+    '"%999999999d"',
+    '"%%"',
+    '"%+v"',
+    '"%T"',
+    '"%[2]s"',
+    '"%c"',
+    '"%U"',
+    '"%e"',
+    '"%t"',
+    '"%p"',
+    '"%"',
+    '"%.s"',
+    '"%.999999999f"',
+    '"%99999999999999999999s"',
+    '"%08b"',
+    '"%o"',
+    '"%#x"',
+    '"% d"',
+)
 NUMBERS = (
-    "0", "1", "-1", "5", "99999999999", "0x7f", "1e3", "1e999", "1_000", "0b11", "0o7", "'a'", "9" * 30, "1.5", "-0",
-)  # fmt: skip
+    "0",
+    "1",
+    "-1",
+    "5",
+    "99999999999",
+    "0x7f",
+    "1e3",
+    "1e999",
+    "1_000",
+    "0b11",
+    "0o7",
+    "'a'",
+    "9" * 30,
+    "1.5",
+    "-0",
+)
 STRINGS = (
-    '""', '","', '"a"', '"\\n"', '"\\x41"', '"\\u00e9"', '"\\U99999999"', '"\\ud800"', '"\\8"', '"\\', "`raw`", "`",
-    '"b.c"', "''", "'ab'", "'\\''", "'\\U00110000'",
-)  # fmt: skip
+    '""',
+    '","',
+    '"a"',
+    '"\\n"',
+    '"\\x41"',
+    '"\\u00e9"',
+    '"\\U99999999"',
+    '"\\ud800"',
+    '"\\8"',
+    '"\\',
+    "`raw`",
+    "`",
+    '"b.c"',
+    "''",
+    "'ab'",
+    "'\\''",
+    "'\\U00110000'",
+)
 
 VALUES: dict[str, tuple[str, ...]] = {
-    "env": ("A=b", "A", "=b", "A=b=c"), "label": ("a=b", "a", "=b"),
+    "env": ("A=b", "A", "=b", "A=b=c"),
+    "label": ("a=b", "a", "=b"),
     "volume": ("fuzz-vol:/v", "/tmp:/t:ro", "/v", "a:b:c:d"),
-    "mount": ("type=tmpfs,target=/m", "type=bind,src=/tmp,dst=/m,ro",
-              "type=volume,src=fuzz-vol,dst=/m,volume-label=a=b",
-              'type=tmpfs,"dst=/a,b"', "type=bind,source=/nope,target=/x"),
-    "publish": ("127.0.0.1::80", "8000-8002:80-82/udp", "[::1]:80:80", "80"), "expose": ("80", "80-90/tcp"),
+    "mount": (
+        "type=tmpfs,target=/m",
+        "type=bind,src=/tmp,dst=/m,ro",
+        "type=volume,src=fuzz-vol,dst=/m,volume-label=a=b",
+        'type=tmpfs,"dst=/a,b"',
+        "type=bind,source=/nope,target=/x",
+    ),
+    "publish": ("127.0.0.1::80", "8000-8002:80-82/udp", "[::1]:80:80", "80"),
+    "expose": ("80", "80-90/tcp"),
     "network": ("none", "host", "fuzz-net", "name=fuzz-net,alias=a,ip=1.2.3.4", "container:fuzz-run"),
-    "memory": ("64m", "1g", "0"), "memory-swap": ("-1", "128m"), "cpus": ("0.5", "1.5", "1/3"),
-    "cpuset-cpus": ("0", "0-1"), "ulimit": ("nofile=64:128", "nofile=1024"),
+    "memory": ("64m", "1g", "0"),
+    "memory-swap": ("-1", "128m"),
+    "cpus": ("0.5", "1.5", "1/3"),
+    "cpuset-cpus": ("0", "0-1"),
+    "ulimit": ("nofile=64:128", "nofile=1024"),
     "device": ("/dev/null:/dev/x:rwm", "/dev/null", "vendor.com/class=name"),
-    "restart": ("no", "on-failure:3", "always"), "log-opt": ("max-size=1m",),
-    "log-driver": ("json-file", "none", "journald"), "since": ("1h", "2020-01-01", "0"),
-    "until": ("1h", "2020-01-01T00:00:00", "1"), "tail": ("1", "all"), "user": ("0:0",),
+    "restart": ("no", "on-failure:3", "always"),
+    "log-opt": ("max-size=1m",),
+    "log-driver": ("json-file", "none", "journald"),
+    "since": ("1h", "2020-01-01", "0"),
+    "until": ("1h", "2020-01-01T00:00:00", "1"),
+    "tail": ("1", "all"),
+    "user": ("0:0",),
     "tmpfs": ("/t:size=1m,mode=700", "/t"),
     "security-opt": ("no-new-privileges", "seccomp=unconfined", "label=disable"),
-    "sysctl": ("net.ipv4.ip_forward=1",), "dns": ("1.1.1.1",), "add-host": ("a:1.2.3.4", "a=::1", "x:host-gateway"),
-    "platform": ("linux/amd64",), "pull": ("never",), "health-interval": ("1s",), "stop-signal": ("TERM", "9"),
-    "signal": ("TERM", "9", "SIGRTMIN+3"), "ip": ("172.18.0.9",), "mac-address": ("02:42:00:00:00:01",),
-    "gpus": ("all",), "subnet": ("10.77.0.0/24", "fd00::/64"), "gateway": ("10.77.0.1",),
-    "ip-range": ("10.77.0.128/25",), "aux-address": ("a=10.77.0.9",), "opt": ("type=tmpfs", "device=tmpfs"),
-    "driver": ("bridge", "local", "null"), "change": ("CMD a", 'ENTRYPOINT ["a"]', "ENV A=b"),
-    "detach-keys": ("ctrl-p,ctrl-q", "a"), "pid": ("host",), "blkio-weight-device": ("/dev/null:100",),
-    "device-read-bps": ("/dev/null:1mb",), "storage-opt": ("size=1G",), "group-add": ("1",),
-    "cap-add": ("ALL", "NET_ADMIN"), "type": ("container", "image"), "sort": ("ID",), "env-file": ("env",),
-    "label-file": ("labels",), "output": ("out",), "input": ("in.tar",), "cidfile": ("cid",), "username": ("u",),
-    "password": ("p",), "context": ("default",), "volumes-from": ("fuzz-idle:ro",), "runtime": ("teu",),
-}  # fmt: skip
+    "sysctl": ("net.ipv4.ip_forward=1",),
+    "dns": ("1.1.1.1",),
+    "add-host": ("a:1.2.3.4", "a=::1", "x:host-gateway"),
+    "platform": ("linux/amd64",),
+    "pull": ("never",),
+    "health-interval": ("1s",),
+    "stop-signal": ("TERM", "9"),
+    "signal": ("TERM", "9", "SIGRTMIN+3"),
+    "ip": ("172.18.0.9",),
+    "mac-address": ("02:42:00:00:00:01",),
+    "gpus": ("all",),
+    "subnet": ("10.77.0.0/24", "fd00::/64"),
+    "gateway": ("10.77.0.1",),
+    "ip-range": ("10.77.0.128/25",),
+    "aux-address": ("a=10.77.0.9",),
+    "opt": ("type=tmpfs", "device=tmpfs"),
+    "driver": ("bridge", "local", "null"),
+    "change": ("CMD a", 'ENTRYPOINT ["a"]', "ENV A=b"),
+    "detach-keys": ("ctrl-p,ctrl-q", "a"),
+    "pid": ("host",),
+    "blkio-weight-device": ("/dev/null:100",),
+    "device-read-bps": ("/dev/null:1mb",),
+    "storage-opt": ("size=1G",),
+    "group-add": ("1",),
+    "cap-add": ("ALL", "NET_ADMIN"),
+    "type": ("container", "image"),
+    "sort": ("ID",),
+    "env-file": ("env",),
+    "label-file": ("labels",),
+    "output": ("out",),
+    "input": ("in.tar",),
+    "cidfile": ("cid",),
+    "username": ("u",),
+    "password": ("p",),
+    "context": ("default",),
+    "volumes-from": ("fuzz-idle:ro",),
+    "runtime": ("teu",),
+}
 FILTERS = (
-    "label=a", "label!=a", "name=fuzz", "status=running", "exited=0", "ancestor=busybox", "before=fuzz-run", "x=y",
-    "since=fuzz-idle", "volume=fuzz-vol", "network=fuzz-net", "health=none", "publish=80", "expose=80-90/tcp",
-    "until=1h", "dangling=true", "reference=busy*", "driver=bridge", "type=custom", "scope=local", "event=start",
-    "id=a", "is-task=1", "=", "a", "=a", "label=", "until=99999999999999999999h", "reference=[", "before=",
-)  # fmt: skip
+    "label=a",
+    "label!=a",
+    "name=fuzz",
+    "status=running",
+    "exited=0",
+    "ancestor=busybox",
+    "before=fuzz-run",
+    "x=y",
+    "since=fuzz-idle",
+    "volume=fuzz-vol",
+    "network=fuzz-net",
+    "health=none",
+    "publish=80",
+    "expose=80-90/tcp",
+    "until=1h",
+    "dangling=true",
+    "reference=busy*",
+    "driver=bridge",
+    "type=custom",
+    "scope=local",
+    "event=start",
+    "id=a",
+    "is-task=1",
+    "=",
+    "a",
+    "=a",
+    "label=",
+    "until=99999999999999999999h",
+    "reference=[",
+    "before=",
+)
 OPERANDS = {
-    "container": ("fuzz-run", "fuzz-idle", "fuzz-tty", "fuzz-no"), "image": ("busybox", "fuzz/made:t", "no:such"),
-    "network": ("fuzz-net", "bridge", "fuzz-no"), "volume": ("fuzz-vol", "fuzz-no"),
-}  # fmt: skip
+    "container": ("fuzz-run", "fuzz-idle", "fuzz-tty", "fuzz-no"),
+    "image": ("busybox", "fuzz/made:t", "no:such"),
+    "network": ("fuzz-net", "bridge", "fuzz-no"),
+    "volume": ("fuzz-vol", "fuzz-no"),
+}
 
 
 def operand_value(dice: random.Random) -> str:
@@ -154,8 +332,17 @@ class Lines:
         from teu.cli import commands, main, options
 
         self.dice, self.place = dice, place
-        self.names = [name for name in commands.INDEX for _ in range(8 if name in ("container run", "container create")
-                      else 3 if "inspect" in name or name.endswith(" ls") else 1)]  # fmt: skip
+        self.names = [
+            name
+            for name in commands.INDEX
+            for _ in range(
+                8
+                if name in ("container run", "container create")
+                else 3
+                if "inspect" in name or name.endswith(" ls")
+                else 1
+            )
+        ]
         self.tables = {name: options.parse_table(main.load(name).table) for name in commands.INDEX}
         self.top = options.parse_table(main.GLOBAL_FLAGS)
 
@@ -201,8 +388,10 @@ class Lines:
         if verb in ("run", "create") and group == "container":
             words = ["busybox", dice.choice(("true", "true", "id", "false"))]
         elif verb == "cp":
-            words = [dice.choice(("fuzz-run:/etc/passwd", "in.tar", "-", "fuzz-run:/etc", "fuzz-no:/x", "d")),
-                     dice.choice(("fuzz-run:/tmp/", "out", "-", "fuzz-run:/nope/x", "fuzz-idle:/", "d/"))]  # fmt: skip
+            words = [
+                dice.choice(("fuzz-run:/etc/passwd", "in.tar", "-", "fuzz-run:/etc", "fuzz-no:/x", "d")),
+                dice.choice(("fuzz-run:/tmp/", "out", "-", "fuzz-run:/nope/x", "fuzz-idle:/", "d/")),
+            ]
             return words if dice.random() < 0.8 else words[: dice.randrange(3)]
         elif verb == "exec":
             words = ["fuzz-run", "true"]
@@ -235,10 +424,16 @@ class Lines:
         self.place.put("env", mutate.data(dice, lines) if dice.random() < 0.7 else lines)
         self.place.put("labels", mutate.data(dice, b"a=b\nc\n\n# d\n"))
         self.place.put("in.tar", mutate.data(dice, b"\0" * 1024))
-        config = {"auths": {"127.0.0.1:1": {"auth": "YTpi"}, "https://index.docker.io/v1/": {}}, "detachKeys": "ctrl-x",
-                  "psFormat": "{{.ID}}", "imagesFormat": "table {{.ID}}", "HttpHeaders": {"A": "b"},
-                  "credsStore": "none", "credHelpers": {"x": "y"},
-                  "proxies": {"default": {"httpProxy": "http://x"}}}  # fmt: skip
+        config = {
+            "auths": {"127.0.0.1:1": {"auth": "YTpi"}, "https://index.docker.io/v1/": {}},
+            "detachKeys": "ctrl-x",
+            "psFormat": "{{.ID}}",
+            "imagesFormat": "table {{.ID}}",
+            "HttpHeaders": {"A": "b"},
+            "credsStore": "none",
+            "credHelpers": {"x": "y"},
+            "proxies": {"default": {"httpProxy": "http://x"}},
+        }
         value = mutate.json_value(dice, config) if dice.random() < 0.8 else config
         data = json.dumps(value).encode("utf-8", "surrogatepass")
         os.makedirs(self.place.path / "config", exist_ok=True)
@@ -261,15 +456,36 @@ class Lines:
         if dice.random() < 0.1:
             at = dice.randrange(len(words))
             words[at] = mutate.changed_text(dice, words[at])[:1000]
-        words = [word.replace("\0", "").encode("utf-8", "surrogateescape" if _escaped(word) else "replace")
-                 .decode("utf-8", "surrogateescape") for word in words]  # fmt: skip
+        words = [
+            word.replace("\0", "")
+            .encode("utf-8", "surrogateescape" if _escaped(word) else "replace")
+            .decode("utf-8", "surrogateescape")
+            for word in words
+        ]
         environment = {"PATH": "/usr/bin:/usr/sbin:/bin", "HOME": str(self.place.path), "LANG": "C.UTF-8"}
         if dice.random() < 0.3:
             environment["DOCKER_CONFIG"] = str(self.place.path / "config")
         if dice.random() < 0.15:
-            key = dice.choice(("TEU_HOST", "DOCKER_HOST", "DOCKER_API_VERSION", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH",
-                               "COLUMNS", "LANG", "LC_ALL", "TZ", "DOCKER_DEFAULT_PLATFORM", "DOCKER_CONTEXT", "HOME",
-                               "TEU_CONFIG", "DOCKER_HIDE_LEGACY_COMMANDS", "NO_COLOR", "TERM"))  # fmt: skip
+            key = dice.choice(
+                (
+                    "TEU_HOST",
+                    "DOCKER_HOST",
+                    "DOCKER_API_VERSION",
+                    "DOCKER_TLS_VERIFY",
+                    "DOCKER_CERT_PATH",
+                    "COLUMNS",
+                    "LANG",
+                    "LC_ALL",
+                    "TZ",
+                    "DOCKER_DEFAULT_PLATFORM",
+                    "DOCKER_CONTEXT",
+                    "HOME",
+                    "TEU_CONFIG",
+                    "DOCKER_HIDE_LEGACY_COMMANDS",
+                    "NO_COLOR",
+                    "TERM",
+                )
+            )
             environment[key] = operand_value(dice).encode("utf-8", "replace").decode()[:500]
         stdin = dice.choice((b"", b"", b"y\n", b"n\n", b"u\np\n", dice.randbytes(200)))
         return name, words, environment, stdin
@@ -320,10 +536,18 @@ def fuzz(run: Run) -> None:
 def templates(run: Run) -> None:
     dice = run.random
     base = {
-        "ID": "abc", "Name": "n", "Names": ["a", "b"], "Labels": {"a": "b", "": None}, "Size": 5, "Created": 1.5,
-        "Status": None, "Config": {"Env": ["A=b"], "Labels": None}, "State": {"Pid": 0, "Running": True},
-        "Mounts": [], "Ports": [{"a": [1]}],
-    }  # fmt: skip
+        "ID": "abc",
+        "Name": "n",
+        "Names": ["a", "b"],
+        "Labels": {"a": "b", "": None},
+        "Size": 5,
+        "Created": 1.5,
+        "Status": None,
+        "Config": {"Env": ["A=b"], "Labels": None},
+        "State": {"Pid": 0, "Running": True},
+        "Mounts": [],
+        "Ports": [{"a": [1]}],
+    }
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, limits[1]))
     try:

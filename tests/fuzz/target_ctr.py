@@ -13,23 +13,48 @@ from fuzz.frame import Run, target
 
 LIMIT = 25.0
 LASTING = {
-    "events", "run", "tasks attach", "tasks exec", "tasks start", "shim exec", "sandboxes run", "containers restore",
-}  # fmt: skip
+    "events",
+    "run",
+    "tasks attach",
+    "tasks exec",
+    "tasks start",
+    "shim exec",
+    "sandboxes run",
+    "containers restore",
+}
 LASTING_SECONDS = 3.0
 # What writes to the host by right is not asked to.
 LEFT_OUT = {"install", "images mount", "content edit", "shim start", "shim delete", "shim exec"}
 NAMESPACE = "fuzz"
 VALUES = {
-    "label": ("a=b", "a", "=b"), "env": ("A=b",), "platform": ("linux/amd64", "linux"),
+    "label": ("a=b", "a", "=b"),
+    "env": ("A=b",),
+    "platform": ("linux/amd64", "linux"),
     "mount": ("type=tmpfs,src=tmpfs,dst=/m,options=size=1m", "type=bind,src=/tmp,dst=/m,options=rbind:ro"),
-    "snapshotter": ("overlayfs", "native"), "expires": ("1h", "0"), "signal": ("TERM", "9"),
-    "format": ("json", "table"), "exec-id": ("e1",), "user": ("0:0",), "cwd": ("/",), "memory-limit": ("1000000",),
-    "cpus": ("0.5",), "gpus": ("0",), "runtime": ("io.containerd.teu.v2",), "timeout": ("5s",),
-    "connect-timeout": ("2s",), "user-data": ("a:b",),
-}  # fmt: skip
+    "snapshotter": ("overlayfs", "native"),
+    "expires": ("1h", "0"),
+    "signal": ("TERM", "9"),
+    "format": ("json", "table"),
+    "exec-id": ("e1",),
+    "user": ("0:0",),
+    "cwd": ("/",),
+    "memory-limit": ("1000000",),
+    "cpus": ("0.5",),
+    "gpus": ("0",),
+    "runtime": ("io.containerd.teu.v2",),
+    "timeout": ("5s",),
+    "connect-timeout": ("2s",),
+    "user-data": ("a:b",),
+}
 NAMES = (
-    "fuzz-c", "fuzz-no", "docker.io/library/busybox:latest", "fuzz/made:t", "sha256:" + "0" * 64, "fuzz-l", "fuzz-s",
-)  # fmt: skip
+    "fuzz-c",
+    "fuzz-no",
+    "docker.io/library/busybox:latest",
+    "fuzz/made:t",
+    "sha256:" + "0" * 64,
+    "fuzz-l",
+    "fuzz-s",
+)
 
 
 class Lines:
@@ -80,9 +105,12 @@ def clean() -> None:
     """The namespace and what is in it go away; teud's is untouched."""
     answers.clean()
     for group, listing, removal in (
-        ("tasks", ("ls", "-q"), ("rm", "-f")), ("containers", ("ls", "-q"), ("rm",)), ("images", ("ls", "-q"), ("rm",)),
-        ("leases", ("ls", "-q"), ("rm",)), ("content", ("ls", "-q"), ("rm",)),
-    ):  # fmt: skip
+        ("tasks", ("ls", "-q"), ("rm", "-f")),
+        ("containers", ("ls", "-q"), ("rm",)),
+        ("images", ("ls", "-q"), ("rm",)),
+        ("leases", ("ls", "-q"), ("rm",)),
+        ("content", ("ls", "-q"), ("rm",)),
+    ):
         for name in ctr(group, *listing).split("\n"):
             if name:
                 ctr(group, *removal, name)

@@ -16,84 +16,212 @@ from fuzz import answers, mutate
 from fuzz.frame import Run, target
 
 # Answers that may go on for ever.
-STREAMS = {"/events", "/containers/{name}/logs", "/containers/{name}/stats", "/containers/{name}/attach",
-           "/containers/{name}/wait", "/exec/{identity}/start"}  # fmt: skip
+STREAMS = {
+    "/events",
+    "/containers/{name}/logs",
+    "/containers/{name}/stats",
+    "/containers/{name}/attach",
+    "/containers/{name}/wait",
+    "/exec/{identity}/start",
+}
 # How often a route is asked, where it is not once.
 WEIGHTS = {
-    ("POST", "/containers/create"): 14, ("POST", "/containers/{name}/update"): 3,
-    ("POST", "/containers/{name}/exec"): 4, ("POST", "/networks/create"): 6,
-    ("POST", "/networks/{name}/connect"): 4, ("POST", "/volumes/create"): 3,
-    ("POST", "/commit"): 2, ("PUT", "/containers/{name}/archive"): 2, ("POST", "/images/create"): 2,
-    ("GET", "/containers/json"): 2, ("GET", "/events"): 2,
-}  # fmt: skip
+    ("POST", "/containers/create"): 14,
+    ("POST", "/containers/{name}/update"): 3,
+    ("POST", "/containers/{name}/exec"): 4,
+    ("POST", "/networks/create"): 6,
+    ("POST", "/networks/{name}/connect"): 4,
+    ("POST", "/volumes/create"): 3,
+    ("POST", "/commit"): 2,
+    ("PUT", "/containers/{name}/archive"): 2,
+    ("POST", "/images/create"): 2,
+    ("GET", "/containers/json"): 2,
+    ("GET", "/events"): 2,
+}
 
 CREATE: dict[str, Any] = {
-    "Hostname": "h", "Domainname": "d.example", "User": "0:0", "AttachStdout": True, "ExposedPorts": {"80/tcp": {}},
-    "Env": ["A=b", "C"], "Cmd": ["true"], "Image": "busybox", "Volumes": {"/data": {}}, "WorkingDir": "/tmp",
-    "Labels": {"k": "v"}, "StopSignal": "SIGTERM", "StopTimeout": 1, "MacAddress": "02:42:0a:00:00:05",
+    "Hostname": "h",
+    "Domainname": "d.example",
+    "User": "0:0",
+    "AttachStdout": True,
+    "ExposedPorts": {"80/tcp": {}},
+    "Env": ["A=b", "C"],
+    "Cmd": ["true"],
+    "Image": "busybox",
+    "Volumes": {"/data": {}},
+    "WorkingDir": "/tmp",
+    "Labels": {"k": "v"},
+    "StopSignal": "SIGTERM",
+    "StopTimeout": 1,
+    "MacAddress": "02:42:0a:00:00:05",
     "Healthcheck": {"Test": ["CMD", "true"], "Interval": 10**9, "Timeout": 10**9, "Retries": 1},
     "HostConfig": {
-        "Binds": ["fuzz-vol:/v:ro"], "NetworkMode": "none", "PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1"}]},
-        "RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": 1}, "CapAdd": ["NET_ADMIN"], "CapDrop": ["ALL"],
-        "Dns": ["1.1.1.1"], "DnsOptions": ["ndots:1"], "DnsSearch": ["x"], "ExtraHosts": ["a:1.2.3.4"],
-        "GroupAdd": ["1"], "IpcMode": "private", "PidMode": "", "UTSMode": "", "CgroupnsMode": "private",
-        "OomScoreAdj": 5, "Privileged": False, "ReadonlyRootfs": False, "SecurityOpt": ["no-new-privileges"],
-        "Tmpfs": {"/t": "size=1m"}, "ShmSize": 1 << 20, "Sysctls": {"net.ipv4.ip_forward": "1"}, "Init": True,
+        "Binds": ["fuzz-vol:/v:ro"],
+        "NetworkMode": "none",
+        "PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1"}]},
+        "RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": 1},
+        "CapAdd": ["NET_ADMIN"],
+        "CapDrop": ["ALL"],
+        "Dns": ["1.1.1.1"],
+        "DnsOptions": ["ndots:1"],
+        "DnsSearch": ["x"],
+        "ExtraHosts": ["a:1.2.3.4"],
+        "GroupAdd": ["1"],
+        "IpcMode": "private",
+        "PidMode": "",
+        "UTSMode": "",
+        "CgroupnsMode": "private",
+        "OomScoreAdj": 5,
+        "Privileged": False,
+        "ReadonlyRootfs": False,
+        "SecurityOpt": ["no-new-privileges"],
+        "Tmpfs": {"/t": "size=1m"},
+        "ShmSize": 1 << 20,
+        "Sysctls": {"net.ipv4.ip_forward": "1"},
+        "Init": True,
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "2"}},
-        "Mounts": [{"Type": "tmpfs", "Target": "/m", "TmpfsOptions": {"SizeBytes": 4096, "Mode": 0o700}},
-                   {"Type": "volume", "Source": "fuzz-vol", "Target": "/n", "VolumeOptions": {"NoCopy": True}}],
-        "MaskedPaths": ["/proc/kcore"], "ReadonlyPaths": ["/proc/sys"], "Annotations": {"a": "b"},
-        "Ulimits": [{"Name": "nofile", "Soft": 64, "Hard": 128}], "ConsoleSize": [24, 80],
+        "Mounts": [
+            {"Type": "tmpfs", "Target": "/m", "TmpfsOptions": {"SizeBytes": 4096, "Mode": 0o700}},
+            {"Type": "volume", "Source": "fuzz-vol", "Target": "/n", "VolumeOptions": {"NoCopy": True}},
+        ],
+        "MaskedPaths": ["/proc/kcore"],
+        "ReadonlyPaths": ["/proc/sys"],
+        "Annotations": {"a": "b"},
+        "Ulimits": [{"Name": "nofile", "Soft": 64, "Hard": 128}],
+        "ConsoleSize": [24, 80],
         "Devices": [{"PathOnHost": "/dev/null", "PathInContainer": "/dev/x", "CgroupPermissions": "rwm"}],
-        "DeviceCgroupRules": ["c 1:3 rwm"], "CgroupParent": "", "VolumesFrom": ["fuzz-idle:ro"],
+        "DeviceCgroupRules": ["c 1:3 rwm"],
+        "CgroupParent": "",
+        "VolumesFrom": ["fuzz-idle:ro"],
     },
     "NetworkingConfig": {"EndpointsConfig": {"fuzz-net": {"Aliases": ["x"], "IPAMConfig": {}}}},
-}  # fmt: skip
+}
 NETWORK = {
-    "Name": "fuzz-made", "Driver": "bridge", "Internal": False, "EnableIPv6": False, "Labels": {"a": "b"},
+    "Name": "fuzz-made",
+    "Driver": "bridge",
+    "Internal": False,
+    "EnableIPv6": False,
+    "Labels": {"a": "b"},
     "Options": {"com.docker.network.bridge.name": "fz0", "com.docker.network.driver.mtu": "1400"},
-    "IPAM": {"Driver": "default", "Config": [{"Subnet": "10.77.0.0/24", "IPRange": "10.77.0.128/25",
-                                              "Gateway": "10.77.0.1", "AuxiliaryAddresses": {"a": "10.77.0.2"}}]},
-}  # fmt: skip
+    "IPAM": {
+        "Driver": "default",
+        "Config": [
+            {
+                "Subnet": "10.77.0.0/24",
+                "IPRange": "10.77.0.128/25",
+                "Gateway": "10.77.0.1",
+                "AuxiliaryAddresses": {"a": "10.77.0.2"},
+            }
+        ],
+    },
+}
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/containers/create"): CREATE,
     ("POST", "/containers/{name}/update"): {
-        "CpuShares": 2, "Memory": 0, "PidsLimit": 10, "RestartPolicy": {"Name": "no"}, "CpusetCpus": "0",
+        "CpuShares": 2,
+        "Memory": 0,
+        "PidsLimit": 10,
+        "RestartPolicy": {"Name": "no"},
+        "CpusetCpus": "0",
     },
     ("POST", "/containers/{name}/exec"): {
-        "Cmd": ["true"], "User": "0", "Env": ["A=b"], "WorkingDir": "/", "AttachStdout": True, "DetachKeys": "ctrl-p",
-        "Tty": False, "ConsoleSize": [24, 80], "Privileged": False,
+        "Cmd": ["true"],
+        "User": "0",
+        "Env": ["A=b"],
+        "WorkingDir": "/",
+        "AttachStdout": True,
+        "DetachKeys": "ctrl-p",
+        "Tty": False,
+        "ConsoleSize": [24, 80],
+        "Privileged": False,
     },
     ("POST", "/exec/{identity}/start"): {"Detach": False, "Tty": False, "ConsoleSize": [10, 10]},
     ("POST", "/networks/create"): NETWORK,
     ("POST", "/networks/{name}/connect"): {
         "Container": "fuzz-run",
-        "EndpointConfig": {"IPAMConfig": {"IPv4Address": "172.18.0.9"}, "Aliases": ["a"], "GwPriority": 1,
-                           "MacAddress": "02:42:00:00:00:01", "DriverOpts": {"a": "b"}},
+        "EndpointConfig": {
+            "IPAMConfig": {"IPv4Address": "172.18.0.9"},
+            "Aliases": ["a"],
+            "GwPriority": 1,
+            "MacAddress": "02:42:00:00:00:01",
+            "DriverOpts": {"a": "b"},
+        },
     },
     ("POST", "/networks/{name}/disconnect"): {"Container": "fuzz-run", "Force": True},
     ("POST", "/volumes/create"): {
-        "Name": "fuzz-made", "Driver": "local", "Labels": {"a": "b"},
+        "Name": "fuzz-made",
+        "Driver": "local",
+        "Labels": {"a": "b"},
         "DriverOpts": {"type": "tmpfs", "device": "tmpfs", "o": "size=1m"},
     },
     ("POST", "/commit"): {"Cmd": ["x"], "Env": ["A=b"], "Labels": {"a": "b"}, "ExposedPorts": {"1/udp": {}}},
     ("POST", "/auth"): {"username": "a", "password": "b", "serveraddress": "127.0.0.1:1"},
-}  # fmt: skip
-FILTERS = ("label", "label!", "id", "name", "status", "exited", "ancestor", "before", "since", "volume", "network",
-           "health", "publish", "expose", "is-task", "dangling", "reference", "until", "driver", "type", "scope",
-           "event", "container", "image", "daemon", "all", "none")  # fmt: skip
-MOMENTS = ("0", "1", "1600000000.123456789", "2020-01-01", "2020-01-01T00:00:00Z", "5m", "now", "9" * 12, "-1", "1e400",
-           "2020-13-45T99:99:99Z", "0001-01-01T00:00:00+99:99")  # fmt: skip
+}
+FILTERS = (
+    "label",
+    "label!",
+    "id",
+    "name",
+    "status",
+    "exited",
+    "ancestor",
+    "before",
+    "since",
+    "volume",
+    "network",
+    "health",
+    "publish",
+    "expose",
+    "is-task",
+    "dangling",
+    "reference",
+    "until",
+    "driver",
+    "type",
+    "scope",
+    "event",
+    "container",
+    "image",
+    "daemon",
+    "all",
+    "none",
+)
+MOMENTS = (
+    "0",
+    "1",
+    "1600000000.123456789",
+    "2020-01-01",
+    "2020-01-01T00:00:00Z",
+    "5m",
+    "now",
+    "9" * 12,
+    "-1",
+    "1e400",
+    "2020-13-45T99:99:99Z",
+    "0001-01-01T00:00:00+99:99",
+)
 WORDS: dict[str, tuple[str, ...]] = {
-    "ps_args": ("-ef", "aux", "-o pid", "-eo pid,comm"), "tail": ("1", "all", "0"),
+    "ps_args": ("-ef", "aux", "-o pid", "-eo pid,comm"),
+    "tail": ("1", "all", "0"),
     "condition": ("next-exit", "removed"),
-    "path": ("/etc", "/etc/passwd", "/tmp", "/bin/sh", "/../../etc"), "signal": ("TERM", "9", "SIGKILL", "HUP"),
-    "detachKeys": ("ctrl-p,ctrl-q", "a"), "platform": ("linux/amd64", "linux", "linux/arm64/v8"),
-    "name": ("fuzz-new",), "container": ("fuzz-run", "fuzz-idle"), "repo": ("fuzz/made", "127.0.0.1:1/x"),
-    "tag": ("latest", "t1"), "fromImage": ("127.0.0.1:1/x", "busybox"), "fromSrc": ("-", "http://127.0.0.1:1/x"),
-    "changes": ("CMD a", "ENV A=b", 'CMD ["a"]', "EXPOSE 80", "LABEL a=b", "USER x"), "names": ("busybox",),
-    "type": ("image", "container"), "scope": ("local",), "comment": ("c",), "author": ("a",), "message": ("m",),
-}  # fmt: skip
+    "path": ("/etc", "/etc/passwd", "/tmp", "/bin/sh", "/../../etc"),
+    "signal": ("TERM", "9", "SIGKILL", "HUP"),
+    "detachKeys": ("ctrl-p,ctrl-q", "a"),
+    "platform": ("linux/amd64", "linux", "linux/arm64/v8"),
+    "name": ("fuzz-new",),
+    "container": ("fuzz-run", "fuzz-idle"),
+    "repo": ("fuzz/made", "127.0.0.1:1/x"),
+    "tag": ("latest", "t1"),
+    "fromImage": ("127.0.0.1:1/x", "busybox"),
+    "fromSrc": ("-", "http://127.0.0.1:1/x"),
+    "changes": ("CMD a", "ENV A=b", 'CMD ["a"]', "EXPOSE 80", "LABEL a=b", "USER x"),
+    "names": ("busybox",),
+    "type": ("image", "container"),
+    "scope": ("local",),
+    "comment": ("c",),
+    "author": ("a",),
+    "message": ("m",),
+}
 
 
 def archive() -> bytes:
@@ -118,12 +246,17 @@ class Requests:
         self.fields = fields
         self.routes = [pair for pair in router.served() for _ in range(WEIGHTS.get(pair, 1))]
         self.kinds = {
-            ("POST", "/containers/create"): fields.CONTAINER, ("POST", "/containers/{name}/update"): fields.UPDATE,
-            ("POST", "/containers/{name}/exec"): fields.EXEC, ("POST", "/exec/{identity}/start"): fields.EXEC_START,
-            ("POST", "/networks/create"): fields.NETWORK, ("POST", "/networks/{name}/connect"): fields.CONNECT,
-            ("POST", "/networks/{name}/disconnect"): fields.DISCONNECT, ("POST", "/volumes/create"): fields.VOLUME,
-            ("POST", "/commit"): fields.CONFIG, ("POST", "/auth"): fields.LOGIN,
-        }  # fmt: skip
+            ("POST", "/containers/create"): fields.CONTAINER,
+            ("POST", "/containers/{name}/update"): fields.UPDATE,
+            ("POST", "/containers/{name}/exec"): fields.EXEC,
+            ("POST", "/exec/{identity}/start"): fields.EXEC_START,
+            ("POST", "/networks/create"): fields.NETWORK,
+            ("POST", "/networks/{name}/connect"): fields.CONNECT,
+            ("POST", "/networks/{name}/disconnect"): fields.DISCONNECT,
+            ("POST", "/volumes/create"): fields.VOLUME,
+            ("POST", "/commit"): fields.CONFIG,
+            ("POST", "/auth"): fields.LOGIN,
+        }
         self.archive = archive()
         self.exec = "none"
 
@@ -196,8 +329,21 @@ class Requests:
 
     def filter_value(self) -> str:
         dice = self.dice
-        return dice.choice(("a=b", "fuzz-run", "running", "true", "1h", "2020-01-01", "80/tcp", "busybox", "local", "0",
-                            mutate.text(dice)[:300]))  # fmt: skip
+        return dice.choice(
+            (
+                "a=b",
+                "fuzz-run",
+                "running",
+                "true",
+                "1h",
+                "2020-01-01",
+                "80/tcp",
+                "busybox",
+                "local",
+                "0",
+                mutate.text(dice)[:300],
+            )
+        )
 
     def subject(self, pattern: str) -> str:
         dice = self.dice
@@ -260,9 +406,14 @@ def fuzz(run: Run) -> None:
 
 
 def one(
-    run: Run, requests: Requests, pair: tuple[str, str], target_: str, body: bytes | None, headers: dict[str, str],
+    run: Run,
+    requests: Requests,
+    pair: tuple[str, str],
+    target_: str,
+    body: bytes | None,
+    headers: dict[str, str],
     case: str,
-) -> None:  # fmt: skip
+) -> None:
     # A container that a signal does not end is stopped as slowly as it was asked for: another ends it then.
     rescue = threading.Timer(4, answers.end_all)
     rescue.start()
@@ -301,8 +452,11 @@ def follow(run: Run, requests: Requests, pattern: str, made: dict[str, Any], cas
         name = quote(made["Name"], safe="")
         steps = [("GET", f"/volumes/{name}"), ("DELETE", f"/volumes/{name}")]
     elif pattern == "/containers/{name}/exec":
-        steps = [("GET", f"/exec/{made['Id']}/json"), ("POST", f"/exec/{made['Id']}/start"),
-                 ("GET", f"/exec/{made['Id']}/json")]  # fmt: skip
+        steps = [
+            ("GET", f"/exec/{made['Id']}/json"),
+            ("POST", f"/exec/{made['Id']}/start"),
+            ("GET", f"/exec/{made['Id']}/json"),
+        ]
     elif pattern == "/commit":
         steps = [("GET", f"/images/{made['Id']}/json"), ("DELETE", f"/images/{made['Id']}?force=1")]
     for method, target_ in steps:

@@ -240,9 +240,7 @@ def in_namespace(stage: str, release: str, quiet: bool, extra: list[str]) -> Res
     try:
         namespace.start(name, release, SOURCE, binds=binds)
         namespace.install_packages(name, packages())
-        command = namespace.enter_command(
-            name, pytest_inside("/results/junit.xml", extra), ["TEU_LAB=namespace"]
-        )
+        command = namespace.enter_command(name, pytest_inside("/results/junit.xml", extra), ["TEU_LAB=namespace"])
         status = call(command, RESULTS / f"{stage}.log", LIMIT[stage], quiet)
         return count(result, results / "junit.xml", status)
     except namespace.LabError as error:
@@ -316,8 +314,14 @@ def _in_vm(name: str, quiet: bool, extra: list[str]) -> Result:
 
 
 RUN: dict[str, Callable[[bool, list[str]], Result]] = {
-    "lint": lint, "unit": unit, "deb": deb, "lab": lab, "ns": ns, "bookworm": bookworm, "vm": in_vm,
-}  # fmt: skip
+    "lint": lint,
+    "unit": unit,
+    "deb": deb,
+    "lab": lab,
+    "ns": ns,
+    "bookworm": bookworm,
+    "vm": in_vm,
+}
 
 
 def run(stage: str, quiet: bool, extra: list[str]) -> Result:

@@ -205,7 +205,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
 def test_without_a_policy_no_daemon_is_started(host: Host) -> None:
     """And the containers' own signal and time, and their exit codes, which are known afterwards."""
     host(
-        f"teu run -d --name quiet -v /var/lib/seen:/seen {' '.join(SHUT)} busybox sh -c \"$LIFE\"",
+        f'teu run -d --name quiet -v /var/lib/seen:/seen {" ".join(SHUT)} busybox sh -c "$LIFE"',
         LIFE=LIFE.replace("NAME", "quiet"),
     )
     host.began({"quiet": 1})
@@ -269,8 +269,9 @@ def test_shutdown_and_power_cut(host: Host) -> None:
     assert host.state("stopped") == ("exited", 4)
     assert host.state("killed") == ("exited", 137)
     assert host("ls /var/lib/teu/*/starts-at-boot").split() == [
-        "/var/lib/teu/containerd/starts-at-boot", "/var/lib/teu/engine/starts-at-boot",
-    ]  # fmt: skip
+        "/var/lib/teu/containerd/starts-at-boot",
+        "/var/lib/teu/engine/starts-at-boot",
+    ]
     host("teu rm -f $(teu ps -aq)")
     host("for id in $(teu-ctr c ls -q); do teu-ctr containers label $id containerd.io/restart.status=; done")
     assert host("ls /var/lib/teu/*/starts-at-boot", check=False) == ""

@@ -397,9 +397,7 @@ def _wait_until_up(name: str, home: Path, timeout: float) -> None:
     try:
         run(name, ["sh", "-c", script], connect_timeout=timeout, quiet=True)
     except (OSError, LabError) as error:
-        raise LabError(
-            f"machine {name} did not boot (within {timeout:.0f} s): {error}\n{last_words(name)}"
-        ) from None
+        raise LabError(f"machine {name} did not boot (within {timeout:.0f} s): {error}\n{last_words(name)}") from None
 
 
 def last_words(name: str) -> str:

@@ -24,9 +24,11 @@ is in build/soak/journal.log. The same seed gives the same choices; at which mom
 
 def options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="./dev soak", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="./dev soak",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Work and deaths for a long time: nothing acknowledged is lost, nothing is left.",
-    )  # fmt: skip
+    )
     parser.add_argument("--minutes", type=float, default=60, metavar="N", help="how long (default: 60)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all choices (default: another each time)")
     parser.add_argument("--clients", type=int, default=4, metavar="K", help="at work at the same time (default: 4)")

@@ -126,12 +126,12 @@ def things() -> dict[str, set[str]]:
     found["rules"] = set(whole.out("nft", "list", "tables").splitlines())
     found["cgroups"] = {
         str(path) for path in whole.CGROUPS.glob("**/") if "teu" in path.name or "teu.slice" in str(path)
-    }  # fmt: skip
+    }
     units = whole.out("systemctl", "list-units", "--all", "--plain", "--no-legend", "teu*", "docker-*", "libpod*")
     found["units"] = {" ".join(line.split()[:2]) for line in units.splitlines()}
     found["failed units"] = {
         line.split()[0] for line in whole.out("systemctl", "--failed", "--plain", "--no-legend").splitlines()
-    }  # fmt: skip
+    }
     count = Counter(whole.program_of(int(name))[0] for name in os.listdir("/proc") if name.isdigit())
     found["processes"] = {f"{count[program]} of {program}" for program in PROGRAMS}
     found["rows"] = set(rows())
@@ -219,12 +219,23 @@ def journal(ledger: Ledger, results: Path) -> None:
         since = f"@{ledger.began:.0f}"
         command = ["journalctl", "--no-pager", "-q", "-o", "short-precise", "--no-hostname", "--utc", "--since", since]
         subprocess.run(command, stdout=file, check=False)
-    (folder / "ledger.json").write_text(json.dumps({
-        "seed": ledger.seed, "contradictions": ledger.contradictions, "kills": ledger.kills,
-        "operations": {f"{verb}, {how}": number for (verb, how), number in sorted(ledger.operations.items())},
-        "things": [vars(thing) | {"files": len(getattr(thing, "files", ()))} for thing in ledger.things.values()
-                   if thing.doubted],
-    }, indent=2, default=list))  # fmt: skip
+    (folder / "ledger.json").write_text(
+        json.dumps(
+            {
+                "seed": ledger.seed,
+                "contradictions": ledger.contradictions,
+                "kills": ledger.kills,
+                "operations": {f"{verb}, {how}": number for (verb, how), number in sorted(ledger.operations.items())},
+                "things": [
+                    vars(thing) | {"files": len(getattr(thing, "files", ()))}
+                    for thing in ledger.things.values()
+                    if thing.doubted
+                ],
+            },
+            indent=2,
+            default=list,
+        )
+    )
     troubles: Counter[str] = Counter()
     first: dict[str, str] = {}
     with path.open(errors="replace") as file:

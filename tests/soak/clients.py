@@ -154,13 +154,31 @@ class Client:
         self._workshop, self._ledger, self._dice = workshop, workshop.ledger, dice
         self._count = 0
         self._deeds: list[Callable[[], None]] = [
-            *[self._make] * 5, self._foreground, self._foreground, *[self._life] * 8, *[self._exec] * 5,
-            self._exec_input, *[self._copy_in] * 3, *[self._copy_out] * 3, self._logs, self._logs,
-            *[self._remove] * 3, self._commit,
-            *[self._pull] * 3, *[self._use_image] * 2, self._remove_image, self._tag, *[self._network] * 3,
-            self._connect, self._connect, self._disconnect, *[self._volume] * 4, self._fetch,
-            self._look, self._look,
-        ]  # fmt: skip
+            *[self._make] * 5,
+            self._foreground,
+            self._foreground,
+            *[self._life] * 8,
+            *[self._exec] * 5,
+            self._exec_input,
+            *[self._copy_in] * 3,
+            *[self._copy_out] * 3,
+            self._logs,
+            self._logs,
+            *[self._remove] * 3,
+            self._commit,
+            *[self._pull] * 3,
+            *[self._use_image] * 2,
+            self._remove_image,
+            self._tag,
+            *[self._network] * 3,
+            self._connect,
+            self._connect,
+            self._disconnect,
+            *[self._volume] * 4,
+            self._fetch,
+            self._look,
+            self._look,
+        ]
         self._volumes: dict[str, set[str]] = {}  # what each may say
         self.folder = WORK / str(number)
         workshop.offer(number, dice)
@@ -190,9 +208,10 @@ class Client:
         """What may be there of this client's."""
         with self._ledger.lock:
             return [
-                thing for thing in self._ledger.things.values()
+                thing
+                for thing in self._ledger.things.values()
                 if thing.kind == kind and self._owns(thing.name) and thing.states != {ABSENT} and not thing.doubted
-            ]  # fmt: skip
+            ]
 
     def _owns(self, name: str) -> bool:
         name = name.rpartition("/")[2]
@@ -348,9 +367,17 @@ class Client:
         self._ledger.add(container)
         self._ledger.begin(container, "created", "running", "exited")
         done = self._teu(
-            "run --rm", "run", "--rm", "--name", container.name, whole.IMAGE,
-            "sh", "-c", f"echo {word}; sleep {self._dice.uniform(0, 1):.2f}; exit {code}", code=code,
-        )  # fmt: skip
+            "run --rm",
+            "run",
+            "--rm",
+            "--name",
+            container.name,
+            whole.IMAGE,
+            "sh",
+            "-c",
+            f"echo {word}; sleep {self._dice.uniform(0, 1):.2f}; exit {code}",
+            code=code,
+        )
         told = done.code == code and not done.killed
         if told and done.out != f"{word}\n":
             self._ledger.contradict(f"run --rm said {done.out!r} and ended with {code}, and {word} was to be said")
@@ -570,10 +597,18 @@ class Client:
 
     def _look(self) -> None:
         """What changes nothing, and has to answer or say why not."""
-        words = self._dice.choice((
-            ("ps", "-a"), ("images",), ("system", "df"), ("stats", "--no-stream"), ("info",), ("network", "ls"),
-            ("events", "--since", "10s", "--until", "0s"), ("volume", "ls"),
-        ))  # fmt: skip
+        words = self._dice.choice(
+            (
+                ("ps", "-a"),
+                ("images",),
+                ("system", "df"),
+                ("stats", "--no-stream"),
+                ("info",),
+                ("network", "ls"),
+                ("events", "--since", "10s", "--until", "0s"),
+                ("volume", "ls"),
+            )
+        )
         container = self._some("running")
         if container and self._dice.random() < 0.5:
             words = self._dice.choice((("top", container.name), ("diff", container.name), ("inspect", container.name)))
@@ -608,8 +643,12 @@ class Client:
 
     @staticmethod
     def _state(thing: Thing) -> tuple[str, Any]:
-        path = {"container": "/containers/{}/json", "image": "/images/{}/json", "network": "/networks/{}",
-                "volume": "/volumes/{}"}[thing.kind]  # fmt: skip
+        path = {
+            "container": "/containers/{}/json",
+            "image": "/images/{}/json",
+            "network": "/networks/{}",
+            "volume": "/volumes/{}",
+        }[thing.kind]
         status, body = ask(path.format(thing.name))
         if status == 404:
             return ABSENT, None
@@ -652,8 +691,11 @@ class Client:
 
     def verify_log(self, container: Container) -> None:
         """Every line that it has written is in its log, once, in order."""
-        said = runs((self.folder / container.name / "lines").read_text()) if (
-            self.folder / container.name / "lines").exists() else {}  # fmt: skip
+        said = (
+            runs((self.folder / container.name / "lines").read_text())
+            if (self.folder / container.name / "lines").exists()
+            else {}
+        )
         deadline = time.monotonic() + PATIENT
         while not container.doubted:
             done = self._teu("logs", "logs", container.name)
@@ -699,7 +741,7 @@ def log_problem(logged: dict[str, list[int]], said: dict[str, list[int]], torn: 
             return run
         if numbers != sorted(numbers):
             at = next(i for i in range(1, len(numbers)) if numbers[i] < numbers[i - 1])
-            return f"out of order in run {run}: {numbers[max(0, at - 5):at + 5]}"
+            return f"out of order in run {run}: {numbers[max(0, at - 5) : at + 5]}"
         if len(numbers) - len(set(numbers)) > twice:
             return f"{len(numbers) - len(set(numbers))} lines of run {run} are there twice"
         gaps = sorted(set(range(1, numbers[-1] + 1)) - set(numbers))
@@ -733,12 +775,13 @@ def finish(ledger: Ledger, workers: list[Client]) -> None:
                 worker.verify_file(container, path)
     for worker in workers:
         for kind, words in (
-            ("container", ("rm", "-f", "-v")), ("image", ("rmi", "-f")), ("network", ("network", "rm")),
+            ("container", ("rm", "-f", "-v")),
+            ("image", ("rmi", "-f")),
+            ("network", ("network", "rm")),
             ("volume", ("volume", "rm")),
-        ):  # fmt: skip
+        ):
             for thing in things:
                 if thing.kind == kind and worker._owns(thing.name) and (thing.doubted or thing.states != {ABSENT}):
                     done = worker._teu(" ".join(words), *words, thing.name)
                     if done.code and not re.search("no such|not found", done.err, re.IGNORECASE):
                         ledger.contradict(f"{kind} {thing.name} cannot be removed at the end: {done.err.strip()}")
-

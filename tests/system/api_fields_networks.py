@@ -70,8 +70,14 @@ CREATE = [
     Row("IPAM.Driver", TEXT, "dhcp", REFUSED, 'plugin "dhcp" not found', 404),
     Row("IPAM.Options", MAP, {"a": "b"}, MEANINGLESS, lambda network: network["IPAM"]["Options"] == {"a": "b"}),
     Row("IPAM.Config", OBJECT, [{"Subnet": "10.93.0.0/24"}], USED, _config("Subnet", "10.93.0.0/24")),
-    Row("IPAM.Config", OBJECT, [{"Subnet": "10.93.0.0/24"}, {"Subnet": "10.94.0.0/24"}], REFUSED,
-        "multiple subnets", 403),
+    Row(
+        "IPAM.Config",
+        OBJECT,
+        [{"Subnet": "10.93.0.0/24"}, {"Subnet": "10.94.0.0/24"}],
+        REFUSED,
+        "multiple subnets",
+        403,
+    ),
     Row("IPAM.Config", OBJECT, [None], REFUSED, "invalid subnet", 400),
     Row("IPAM.Config[0].Subnet", TEXT, "10.93.0.0/24", USED, _config("Subnet", "10.93.0.0/24")),
     Row("IPAM.Config[0].Subnet", TEXT, "10.93.0.5/24", REFUSED, "it should be 10.93.0.0/24", 400),
@@ -80,10 +86,24 @@ CREATE = [
     Row("IPAM.Config[0].IPRange", TEXT, "10.94.0.0/25", REFUSED, "invalid ip-range", 400, _ipam()),
     Row("IPAM.Config[0].Gateway", TEXT, "10.93.0.9", USED, _config("Gateway", "10.93.0.9"), 0, _ipam()),
     Row("IPAM.Config[0].Gateway", TEXT, "10.94.0.9", REFUSED, "invalid gateway 10.94.0.9", 400, _ipam()),
-    Row("IPAM.Config[0].AuxiliaryAddresses", MAP, {"a": "10.93.0.2"}, USED,
-        _config("AuxiliaryAddresses", {"a": "10.93.0.2"}), 0, _ipam()),
-    Row("IPAM.Config[0].AuxiliaryAddresses", MAP, {"a": "10.94.0.2"}, REFUSED,
-        "invalid auxiliary address a", 400, _ipam()),
+    Row(
+        "IPAM.Config[0].AuxiliaryAddresses",
+        MAP,
+        {"a": "10.93.0.2"},
+        USED,
+        _config("AuxiliaryAddresses", {"a": "10.93.0.2"}),
+        0,
+        _ipam(),
+    ),
+    Row(
+        "IPAM.Config[0].AuxiliaryAddresses",
+        MAP,
+        {"a": "10.94.0.2"},
+        REFUSED,
+        "invalid auxiliary address a",
+        400,
+        _ipam(),
+    ),
     Row("IPAM.Config[0].AuxiliaryAddresses", MAP, {"a": "10.93.0.1"}, REFUSED, "Address already in use", 500, _ipam()),
     Row("Internal", FLAG, True, USED, lambda network: network["Internal"] is True),
     Row("Attachable", FLAG, True, MEANINGLESS, lambda network: network["Attachable"] is True),
@@ -117,9 +137,14 @@ CREATE = [
     _no_option("com.docker.network.host_ipv6", "2001:db8::1"),
     _no_option("com.docker.network.enable_ipv6", "true"),
     _no_option("com.docker.network.internal", "true"),
-    Row("Options", MAP, {BRIDGE + "default_bridge": "true", "--icc": ""}, MEANINGLESS,
-        lambda network: network["Options"] == {BRIDGE + "default_bridge": "true", "--icc": ""}),
-]  # fmt: skip
+    Row(
+        "Options",
+        MAP,
+        {BRIDGE + "default_bridge": "true", "--icc": ""},
+        MEANINGLESS,
+        lambda network: network["Options"] == {BRIDGE + "default_bridge": "true", "--icc": ""},
+    ),
+]
 
 
 def _shown(key: str, value: Any) -> Callable[[Any], bool]:
@@ -136,16 +161,22 @@ ENDPOINT = [
     Row("IPAMConfig.IPv4Address", TEXT, "10.93.0.9", USED, _shown("IPAMConfig", {"IPv4Address": "10.93.0.9"})),
     Row("IPAMConfig.IPv4Address", TEXT, "10.94.0.9", REFUSED, "no configured subnet", 400),
     Row("IPAMConfig.IPv6Address", TEXT, "fd00::9", REFUSED, "user configured subnets", 400),
-    Row("IPAMConfig.LinkLocalIPs", LIST, ["169.254.7.7"], USED,
-        _shown("IPAMConfig", {"LinkLocalIPs": ["169.254.7.7"]})),
+    Row(
+        "IPAMConfig.LinkLocalIPs", LIST, ["169.254.7.7"], USED, _shown("IPAMConfig", {"LinkLocalIPs": ["169.254.7.7"]})
+    ),
     Row("IPAMConfig.LinkLocalIPs", LIST, ["x"], REFUSED, "invalid link-local IP address: x", 400),
     Row("Links", LIST, ["other:name"], USED, _shown("Links", ["other:name"])),
     Row("Links", LIST, ["a:b:c"], REFUSED, "bad format for links", 400),
     Row("Aliases", LIST, ["www"], USED, _shown("Aliases", ["www"])),
     Row("MacAddress", TEXT, "02:42:ac:00:00:77", USED, _shown("MacAddress", "02:42:ac:00:00:77")),
     Row("MacAddress", TEXT, "x", REFUSED, "invalid MAC address x", 400),
-    Row("DriverOpts", MAP, {SYSCTLS: "net.ipv4.conf.IFNAME.log_martians=1"}, USED,
-        _shown("DriverOpts", {SYSCTLS: "net.ipv4.conf.IFNAME.log_martians=1"})),
+    Row(
+        "DriverOpts",
+        MAP,
+        {SYSCTLS: "net.ipv4.conf.IFNAME.log_martians=1"},
+        USED,
+        _shown("DriverOpts", {SYSCTLS: "net.ipv4.conf.IFNAME.log_martians=1"}),
+    ),
     Row("DriverOpts", MAP, {SYSCTLS: "kernel.panic=1"}, REFUSED, SYSCTLS, 400),
     Row("DriverOpts", MAP, {INTERFACE: "net7"}, USED, _shown("DriverOpts", {INTERFACE: "net7"})),
     Row("DriverOpts", MAP, {INTERFACE: "a/b"}, REFUSED, INTERFACE, 400),
@@ -154,23 +185,38 @@ ENDPOINT = [
     *(
         Row(field, kind, value, MEANINGLESS, _shown(field, blank))
         for field, kind, value, blank in (
-            ("EndpointID", TEXT, "x", ""), ("Gateway", TEXT, "1.2.3.4", ""), ("IPAddress", TEXT, "1.2.3.4", ""),
-            ("IPPrefixLen", NUMBER, 8, 0), ("IPv6Gateway", TEXT, "::1", ""), ("GlobalIPv6Address", TEXT, "::1", ""),
-            ("GlobalIPv6PrefixLen", NUMBER, 8, 0), ("DNSNames", LIST, ["x"], None),
+            ("EndpointID", TEXT, "x", ""),
+            ("Gateway", TEXT, "1.2.3.4", ""),
+            ("IPAddress", TEXT, "1.2.3.4", ""),
+            ("IPPrefixLen", NUMBER, 8, 0),
+            ("IPv6Gateway", TEXT, "::1", ""),
+            ("GlobalIPv6Address", TEXT, "::1", ""),
+            ("GlobalIPv6PrefixLen", NUMBER, 8, 0),
+            ("DNSNames", LIST, ["x"], None),
         )
     ),
     Row("NetworkID", TEXT, "x", MEANINGLESS, lambda endpoint: endpoint["NetworkID"] != "x"),
-]  # fmt: skip
+]
 
 # What else POST /containers/create says of networks; `seen` gets GET /containers/{id}/json.
 CONTAINER = [
     Row("NetworkDisabled", FLAG, True, USED, lambda found: found["NetworkSettings"]["Networks"] == {}),
-    Row("MacAddress", TEXT, "02:42:ac:00:00:77", USED,
-        lambda found: found["NetworkSettings"]["Networks"]["bridge"]["MacAddress"] == "02:42:ac:00:00:77"),
+    Row(
+        "MacAddress",
+        TEXT,
+        "02:42:ac:00:00:77",
+        USED,
+        lambda found: found["NetworkSettings"]["Networks"]["bridge"]["MacAddress"] == "02:42:ac:00:00:77",
+    ),
     Row("MacAddress", TEXT, "x", REFUSED, "invalid MAC address x", 400),
     Row("HostConfig.NetworkMode", TEXT, "container:", REFUSED, "invalid container format", 400),
-    Row("HostConfig.ExtraHosts", LIST, ["a:1.2.3.4", "b:::1", "c:host-gateway"], USED,
-        lambda found: len(found["HostConfig"]["ExtraHosts"]) == 3),
+    Row(
+        "HostConfig.ExtraHosts",
+        LIST,
+        ["a:1.2.3.4", "b:::1", "c:host-gateway"],
+        USED,
+        lambda found: len(found["HostConfig"]["ExtraHosts"]) == 3,
+    ),
     Row("HostConfig.ExtraHosts", LIST, ["a=1.2.3.4"], REFUSED, "bad format for add-host", 400),
     Row("HostConfig.ExtraHosts", LIST, [":1.2.3.4"], REFUSED, "bad format for add-host", 400),
     Row("HostConfig.ExtraHosts", LIST, ["a:nonsense"], REFUSED, "invalid IP address in add-host", 400),
@@ -179,11 +225,17 @@ CONTAINER = [
     Row("HostConfig.Dns", LIST, ["x"], REFUSED, "bad nameserver address", 400),
     Row("HostConfig.DnsSearch", LIST, ["a.b"], USED, lambda found: found["HostConfig"]["DnsSearch"] == ["a.b"]),
     Row("HostConfig.DnsSearch", LIST, ["a\nnameserver 192.0.2.1"], REFUSED, "control characters", 400),
-    Row("HostConfig.DnsOptions", LIST, ["ndots:1"], USED,
-        lambda found: found["HostConfig"]["DnsOptions"] == ["ndots:1"]),
+    Row(
+        "HostConfig.DnsOptions", LIST, ["ndots:1"], USED, lambda found: found["HostConfig"]["DnsOptions"] == ["ndots:1"]
+    ),
     Row("HostConfig.Links", LIST, ["other:name"], REFUSED, "links are not supported", 400),
-    Row("HostConfig.PortBindings", OBJECT, {"80/tcp": [{"HostPort": "8099"}]}, USED,
-        lambda found: found["HostConfig"]["PortBindings"]["80/tcp"][0]["HostPort"] == "8099"),
+    Row(
+        "HostConfig.PortBindings",
+        OBJECT,
+        {"80/tcp": [{"HostPort": "8099"}]},
+        USED,
+        lambda found: found["HostConfig"]["PortBindings"]["80/tcp"][0]["HostPort"] == "8099",
+    ),
     Row("HostConfig.PortBindings", OBJECT, {"80/tcp": [{"HostIp": "::", "HostPort": "8099"}]}, REFUSED, "IPv6", 501),
     Row("HostConfig.PortBindings", OBJECT, {"80/tcp": [{"HostIp": "[::]"}]}, REFUSED, "IPv6", 501),
     Row("HostConfig.PortBindings", OBJECT, {"80/sctp": [{"HostPort": "8099"}]}, REFUSED, "SCTP", 501),
@@ -202,7 +254,7 @@ CONTAINER = [
             ("links are not supported", {"HostConfig": {"Links": ["a:b"]}}),
         )
     ),
-]  # fmt: skip
+]
 
 # Parameters: (request, query, status, in the answer).
 PARAMETERS = [

@@ -123,8 +123,9 @@ class Client:
         make = getattr(self.channel, f"{'stream' if requests else 'unary'}_{'stream' if answers else 'unary'}")
         call = make(
             f"/{SERVICES[service].full_name}/{name}",
-            request_serializer=class_of(method.input_type).SerializeToString, response_deserializer=into.FromString,
-        )  # fmt: skip
+            request_serializer=class_of(method.input_type).SerializeToString,
+            response_deserializer=into.FromString,
+        )
         found: list[Any] = []
         raw: list[Any] = []
         try:

@@ -29,9 +29,13 @@ def docker(
 ) -> subprocess.CompletedProcess[str]:
     """Debian's docker on teud's socket."""
     done = subprocess.run(
-        ["docker", *argv], env=ENVIRONMENT, timeout=timeout * PATIENCE, check=False, capture_output=True,
+        ["docker", *argv],
+        env=ENVIRONMENT,
+        timeout=timeout * PATIENCE,
+        check=False,
+        capture_output=True,
         **({"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}),
-    )  # fmt: skip
+    )
     out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     if check and done.returncode:
         raise AssertionError(f"docker {' '.join(argv)}: exit {done.returncode}\n{out[-2000:]}\n{err[-2000:]}")
@@ -79,9 +83,14 @@ class Terminal:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.process = subprocess.Popen(
-            ["docker", *argv], stdin=slave, stdout=slave, stderr=slave, env=ENVIRONMENT, start_new_session=True,
+            ["docker", *argv],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=ENVIRONMENT,
+            start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )  # fmt: skip
+        )
         os.close(slave)
         self.text = ""
 

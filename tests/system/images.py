@@ -34,8 +34,14 @@ def need_busybox() -> None:
 def busybox_layer(**files: bytes) -> bytes:
     """A layer with a shell in it, and these files."""
     program = Path(shutil.which("busybox") or "/bin/busybox").read_bytes()
-    return tar(("bin/", None), ("bin/sh", program), ("bin/busybox", program), ("tmp/", None), ("etc/", None),
-               *((name, data) for name, data in files.items()))  # fmt: skip
+    return tar(
+        ("bin/", None),
+        ("bin/sh", program),
+        ("bin/busybox", program),
+        ("tmp/", None),
+        ("etc/", None),
+        *((name, data) for name, data in files.items()),
+    )
 
 
 class _Connection(http.client.HTTPConnection):

@@ -130,36 +130,51 @@ def busybox_archive(path: Path, name: str = IMAGE) -> Path:
     """A `docker save` archive (with an OCI layout beside it) of the busybox image."""
     layer = busybox_layer()
     layer_id = hashlib.sha256(layer).hexdigest()
-    config = json.dumps({
-        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine),
-        "os": "linux",
-        "config": {
-            "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
-            "Cmd": ["sh"],
-        },
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer_id}"]},
-        "history": [{"created_by": "tests/system/peers.py"}],
-    }).encode()  # fmt: skip
+    config = json.dumps(
+        {
+            "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine),
+            "os": "linux",
+            "config": {
+                "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+                "Cmd": ["sh"],
+            },
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer_id}"]},
+            "history": [{"created_by": "tests/system/peers.py"}],
+        }
+    ).encode()
     config_id = hashlib.sha256(config).hexdigest()
 
     def descriptor(kind: str, data: bytes) -> dict[str, Any]:
         digest = hashlib.sha256(data).hexdigest()
         return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
 
-    manifest = json.dumps({
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": descriptor("config.v1+json", config),
+            "layers": [descriptor("layer.v1.tar", layer)],
+        }
+    ).encode()
+    index = {
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": descriptor("config.v1+json", config),
-        "layers": [descriptor("layer.v1.tar", layer)],
-    }).encode()  # fmt: skip
-    index = {"schemaVersion": 2, "manifests": [
-        {**descriptor("manifest.v1+json", manifest), "annotations": {
-            "io.containerd.image.name": name, "org.opencontainers.image.ref.name": "latest",
-        }},
-    ]}  # fmt: skip
-    saved = [{
-        "Config": f"blobs/sha256/{config_id}", "RepoTags": [name], "Layers": [f"blobs/sha256/{layer_id}"],
-    }]  # fmt: skip
+        "manifests": [
+            {
+                **descriptor("manifest.v1+json", manifest),
+                "annotations": {
+                    "io.containerd.image.name": name,
+                    "org.opencontainers.image.ref.name": "latest",
+                },
+            },
+        ],
+    }
+    saved = [
+        {
+            "Config": f"blobs/sha256/{config_id}",
+            "RepoTags": [name],
+            "Layers": [f"blobs/sha256/{layer_id}"],
+        }
+    ]
     files = {
         "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
         "index.json": json.dumps(index).encode(),
@@ -228,9 +243,13 @@ class Daemon:
         with self.log.open("ab") as log:
             # A session of its own: the test's terminal signals are none of its business.
             self.process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
                 env={**os.environ, **(env or {})},
-            )  # fmt: skip
+            )
         RUNNING.add(self.process.pid)
 
         def is_ready() -> object:
@@ -371,9 +390,20 @@ def dockerd(
     file = daemon.run / "daemon.json"
     file.write_text(json.dumps(given))
     argv = [
-        "dockerd", "--host", daemon.host, "--config-file", str(file), "--data-root", str(daemon.state),
-        "--exec-root", str(daemon.run / "exec"), "--pidfile", str(daemon.run / "pid"), "--log-level", "info",
-    ]  # fmt: skip
+        "dockerd",
+        "--host",
+        daemon.host,
+        "--config-file",
+        str(file),
+        "--data-root",
+        str(daemon.state),
+        "--exec-root",
+        str(daemon.run / "exec"),
+        "--pidfile",
+        str(daemon.run / "pid"),
+        "--log-level",
+        "info",
+    ]
     if not network:
         argv += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
     if containerd_address:

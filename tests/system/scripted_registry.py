@@ -123,9 +123,16 @@ class ScriptedRegistry:
         return digest
 
     def image(
-        self, repository: str, tag: str, *layers: bytes, docker: bool = False, compression: str = "gzip",
-        architecture: str = "amd64", diff_ids: list[str] | None = None, config: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        repository: str,
+        tag: str,
+        *layers: bytes,
+        docker: bool = False,
+        compression: str = "gzip",
+        architecture: str = "amd64",
+        diff_ids: list[str] | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Offer an image of these layers (tars) and return its descriptor."""
         kind = DOCKER_LAYER if docker else OCI_LAYER
         suffix = {"gzip": ".gzip" if docker else "+gzip", "zstd": "+zstd", "": ""}[compression]
@@ -183,8 +190,9 @@ class ScriptedRegistry:
             self._error(handler, 401, "UNAUTHORIZED", "authentication required", {"WWW-Authenticate": realm})
             return
         if self.basic and given != "Basic " + base64.b64encode(self.basic.encode()).decode():
-            self._error(handler, 401, "UNAUTHORIZED", "authentication required",
-                        {"WWW-Authenticate": 'Basic realm="test"'})  # fmt: skip
+            self._error(
+                handler, 401, "UNAUTHORIZED", "authentication required", {"WWW-Authenticate": 'Basic realm="test"'}
+            )
             return
         parts = path.strip("/").split("/")
         if parts == ["v2"]:
@@ -237,9 +245,13 @@ class ScriptedRegistry:
         self._send(handler, status, body, "application/octet-stream", more)
 
     def _error(
-        self, handler: BaseHTTPRequestHandler, status: int, code: str, message: str,
+        self,
+        handler: BaseHTTPRequestHandler,
+        status: int,
+        code: str,
+        message: str,
         headers: dict[str, str] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         data = encode({"errors": [{"code": code, "message": message}]})
         self._send(handler, status, data, "application/json", headers)
 

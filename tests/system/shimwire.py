@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A shim without a containerd: started by its binary protocol, called over ttrpc, its events received.
 
-    with shimwire.Receiver(base / "events") as events, shimwire.Bench(shimwire.OWN, base, events) as bench:
-        bench.bundle("x", ["sleep", "600"])
-        client = bench.client(bench.start("x"))
-        bench.create(client, "x")
+with shimwire.Receiver(base / "events") as events, shimwire.Bench(shimwire.OWN, base, events) as bench:
+    bench.bundle("x", ["sleep", "600"])
+    client = bench.client(bench.start("x"))
+    bench.create(client, "x")
 """
 
 from __future__ import annotations
@@ -144,8 +144,10 @@ class Client:
         from teu.ttrpc import messages as m
 
         self._stream += 2
-        request = m.encode("ttrpc.Request", {
-            "service": service, "method": method, "payload": payload, "timeout_nano": int(seconds * 1e9)})
+        request = m.encode(
+            "ttrpc.Request",
+            {"service": service, "method": method, "payload": payload, "timeout_nano": int(seconds * 1e9)},
+        )
         self._socket.sendall(frames.pack(self._stream, frames.REQUEST, request))
         return self._stream
 
@@ -244,12 +246,19 @@ class Bench:
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
-                {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-                 "options": ["newinstance", "ptmxmode=0666", "mode=0620"]},
+                {
+                    "destination": "/dev/pts",
+                    "type": "devpts",
+                    "source": "devpts",
+                    "options": ["newinstance", "ptmxmode=0666", "mode=0620"],
+                },
             ],
-            "linux": {"cgroupsPath": f"/{NAMESPACE}/{name}", "resources": resources or {},
-                      "namespaces": [{"type": kind} for kind in namespaces]},
-        }  # fmt: skip
+            "linux": {
+                "cgroupsPath": f"/{NAMESPACE}/{name}",
+                "resources": resources or {},
+                "namespaces": [{"type": kind} for kind in namespaces],
+            },
+        }
         bundle = self.base / NAMESPACE / name
         (bundle / "rootfs").mkdir(parents=True)
         (bundle / "config.json").write_text(json.dumps(spec))

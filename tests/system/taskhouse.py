@@ -45,10 +45,20 @@ class TeuContainerd(peers.Containerd):
             config.write_text(extra)
             more = ["--config", str(config)]
         self.start(
-            ["/usr/sbin/teu-containerd", *more, "--root", str(self.state / "root"), "--state", str(self.run / "state"),
-             "--address", str(self.address), "--log-level", "info"],
+            [
+                "/usr/sbin/teu-containerd",
+                *more,
+                "--root",
+                str(self.state / "root"),
+                "--state",
+                str(self.run / "state"),
+                "--address",
+                str(self.address),
+                "--log-level",
+                "info",
+            ],
             lambda: self.address.exists() and peers.run(*self.client, "version", code=0),
-        )  # fmt: skip
+        )
 
 
 class Events:
@@ -113,11 +123,28 @@ class House:
         else:
             self.flags[2:2] = ["--runc-binary", runtime]
 
-    def run(self, name: str, *command: str, flags: tuple[str, ...] = (), code: int | None = 0,
-            stdin: str | None = None, timeout: float = 60) -> str:
+    def run(
+        self,
+        name: str,
+        *command: str,
+        flags: tuple[str, ...] = (),
+        code: int | None = 0,
+        stdin: str | None = None,
+        timeout: float = 60,
+    ) -> str:
         """A container from start to end."""
-        return self.daemon("run", "--rm", *flags, *self.flags, str(self.rootfs), name, *command, code=code,
-                           stdin=stdin, timeout=timeout)
+        return self.daemon(
+            "run",
+            "--rm",
+            *flags,
+            *self.flags,
+            str(self.rootfs),
+            name,
+            *command,
+            code=code,
+            stdin=stdin,
+            timeout=timeout,
+        )
 
     def start(self, name: str, *command: str, flags: tuple[str, ...] = ()) -> int:
         """A detached container; its first process."""

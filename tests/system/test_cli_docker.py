@@ -28,8 +28,25 @@ def docker() -> Iterator[peers.Dockerd]:
     with peers.dockerd(network=True) as daemon:
         daemon.load_busybox()
         daemon("network", "create", "--subnet", "10.199.0.0/24", "--label", "k=v", "net1")
-        daemon("run", "-d", "--name", "web", "-p", "18080:80", "-p", "18081-18083:81-83/udp", "-v", "data:/data",
-               "-l", "a=b", "--network", "net1", "busybox", "sleep", "100000")  # fmt: skip
+        daemon(
+            "run",
+            "-d",
+            "--name",
+            "web",
+            "-p",
+            "18080:80",
+            "-p",
+            "18081-18083:81-83/udp",
+            "-v",
+            "data:/data",
+            "-l",
+            "a=b",
+            "--network",
+            "net1",
+            "busybox",
+            "sleep",
+            "100000",
+        )
         daemon("run", "--name", "done", "busybox", "sh", "-c", "echo out; echo err >&2; exit 3", code=3)
         daemon("create", "--name", "fresh", "busybox", "true")
         daemon("tag", "busybox", "localhost:5000/x/y:z")

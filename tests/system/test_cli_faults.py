@@ -27,10 +27,29 @@ def plain() -> Iterator[None]:
         ["volume", "create", "plain-v"],
         ["network", "create", "plain-n"],
         ["run", "-d", "--name", "plain", "--network", "host", "busybox", "sleep", "1000"],
-        ["create", "--name", "rich", "--health-cmd", "true", "--health-interval", "90s", "--label", "a=b",
-         "--init=false", "--stop-timeout", "3", "-v", "plain-v:/v", "--network", "plain-n", "--expose", "80",
-         "busybox", "true"],
-    ):  # fmt: skip
+        [
+            "create",
+            "--name",
+            "rich",
+            "--health-cmd",
+            "true",
+            "--health-interval",
+            "90s",
+            "--label",
+            "a=b",
+            "--init=false",
+            "--stop-timeout",
+            "3",
+            "-v",
+            "plain-v:/v",
+            "--network",
+            "plain-n",
+            "--expose",
+            "80",
+            "busybox",
+            "true",
+        ],
+    ):
         teu(*words)
     yield
     teu("rm", "-f", "plain", "rich")
@@ -107,21 +126,32 @@ def test_templates_of_inspect(name: str) -> None:
     for template in filter(None, (line.strip() for line in TEMPLATES[name].splitlines())):
         real, ours = (run(program, "inspect", "-f", template, name) for program in ("docker", "teu"))
         if (real.stdout, real.returncode) != (ours.stdout, ours.returncode):
-            different.append(f"{template}\n  docker {real.returncode} {real.stdout}{real.stderr}"
-                             f"\n  teu    {ours.returncode} {ours.stdout}{ours.stderr}")  # fmt: skip
+            different.append(
+                f"{template}\n  docker {real.returncode} {real.stdout}{real.stderr}"
+                f"\n  teu    {ours.returncode} {ours.stdout}{ours.stderr}"
+            )
     assert not different, "\n".join(different)
 
 
 @pytest.mark.parametrize(
     "words",
-    ["ps -a --format|raw", "images --format|raw", "volume ls --format|raw", "network ls --format|raw",
-     "ps -as --format|raw",
-     "ps -aq --format|raw", "images -q --format|raw", "images --digests --format|raw", "volume ls -q --format|raw",
-     """ps -a --format|{{js "<a'b\\"c>&=\u00e9"}}""",
-     'ps -a --format|{{define "x"}}<{{.}}>{{end}}{{template "x" .Names}}',
-     'ps -a --format|{{block "x" .Names}}[{{.}}]{{end}}',
-     'ps -a --format|{{template "y" .}}', 'ps -a --format|{{define "x"}}{{template "x" .}}{{end}}ok'],
-)  # fmt: skip
+    [
+        "ps -a --format|raw",
+        "images --format|raw",
+        "volume ls --format|raw",
+        "network ls --format|raw",
+        "ps -as --format|raw",
+        "ps -aq --format|raw",
+        "images -q --format|raw",
+        "images --digests --format|raw",
+        "volume ls -q --format|raw",
+        """ps -a --format|{{js "<a'b\\"c>&=\u00e9"}}""",
+        'ps -a --format|{{define "x"}}<{{.}}>{{end}}{{template "x" .Names}}',
+        'ps -a --format|{{block "x" .Names}}[{{.}}]{{end}}',
+        'ps -a --format|{{template "y" .}}',
+        'ps -a --format|{{define "x"}}{{template "x" .}}{{end}}ok',
+    ],
+)
 def test_formats_of_lists(words: str) -> None:
     command, _, form = words.partition("|")
     real, ours = (run(program, *command.split(" "), form) for program in ("docker", "teu"))
@@ -134,18 +164,32 @@ def test_formats_of_lists(words: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "ps >&-", "ps <&-", "ps 2>&-", "version <&- >&- 2>&-", "run --rm -i --network none busybox wc -c <&-",
-        "run --rm --network none busybox echo ok 2>&-", "run --rm --network none busybox echo ok >&-",
+        "ps >&-",
+        "ps <&-",
+        "ps 2>&-",
+        "version <&- >&- 2>&-",
+        "run --rm -i --network none busybox wc -c <&-",
+        "run --rm --network none busybox echo ok 2>&-",
+        "run --rm --network none busybox echo ok >&-",
         "exec -i plain wc -c <&-",
-        "load <&-", "cp - plain:/tmp <&-", "import - <&-", "logs plain >&-", "inspect plain >&-", "pull nosuch/x 2>&-",
+        "load <&-",
+        "cp - plain:/tmp <&-",
+        "import - <&-",
+        "logs plain >&-",
+        "inspect plain >&-",
+        "pull nosuch/x 2>&-",
     ],
-)  # fmt: skip
+)
 def test_closed_descriptors(command: str) -> None:
     ended = [
         subprocess.run(
             ["sh", "-c", f"exec {program} {command}"],
-            env=DOCKER, capture_output=True, text=True, timeout=60 * PATIENCE, check=False,
-        )  # fmt: skip
+            env=DOCKER,
+            capture_output=True,
+            text=True,
+            timeout=60 * PATIENCE,
+            check=False,
+        )
         for program in ("docker", "teu")
     ]
     real, ours = ended
@@ -162,8 +206,12 @@ def test_closed_descriptors_of_ctr(closed: str) -> None:
     for command in ("teu-ctr version", "teu-ctr -n teu containers ls", "teu-ctr -n teu images import -"):
         done = subprocess.run(
             ["sh", "-c", f"exec {command} {closed}"],
-            capture_output=True, text=True, timeout=60 * PATIENCE, check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=60 * PATIENCE,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
         assert "Traceback" not in done.stderr, done.stderr
         assert done.returncode == (1 if "import" in command else 0), done.stderr
 
@@ -204,8 +252,11 @@ def test_content_trust_is_refused(words: str, code: int) -> None:
     for value in ("0", "false", ""):
         done = subprocess.run(
             ["teu", "create", "--name", "untrusted", "busybox"],
-            env={**DOCKER, "DOCKER_CONTENT_TRUST": value}, capture_output=True, timeout=60 * PATIENCE, check=False,
-        )  # fmt: skip
+            env={**DOCKER, "DOCKER_CONTENT_TRUST": value},
+            capture_output=True,
+            timeout=60 * PATIENCE,
+            check=False,
+        )
         assert done.returncode == 0
         teu("rm", "untrusted")
 
@@ -228,9 +279,12 @@ def test_a_source_that_breaks_is_named() -> None:
             theirs.sendall(b"x" * 100)
             ours.sendall(b"never read")  # an end with something unread in it is a reset
             reader = subprocess.Popen(
-                [program, "content", "ingest", f"broken-{program}"], stdin=ours, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
+                [program, "content", "ingest", f"broken-{program}"],
+                stdin=ours,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
             ours.close()
             time.sleep(0.5)
             theirs.close()

@@ -209,9 +209,10 @@ def test_docker_checkpoint(runtime: str, monkeypatch: pytest.MonkeyPatch) -> Non
         enter = ["nsenter", "--target", str(containerd.process.pid), "--mount"]
         monkeypatch.setattr(peers.Dockerd, "start", started_by(enter), raising=False)
         with peers.dockerd(
-            runtimes={"teu": "io.containerd.teu.v2"}, containerd_address=str(containerd.address),
+            runtimes={"teu": "io.containerd.teu.v2"},
+            containerd_address=str(containerd.address),
             config={"experimental": True},
-        ) as docker:  # fmt: skip
+        ) as docker:
             docker.load_busybox()
 
             def told() -> list[int]:

@@ -94,16 +94,69 @@ def image(name: str, **more: Any) -> dict[str, Any]:
 Call = tuple[Any, ...]  # (method, request) or (method, request, options of the client)
 
 FILTERS = [
-    "", "id==one", "id!=one", "id~=^o", "id~=/^t.o$/", "id~=|^t.o$|", 'id=="one"', "labels.a==b", "labels.a",
-    "labels.a!=b", 'labels."dotted.name/x"==1', "labels.dotted.name/x==1", 'labels."dotted.name/x"', "image==img",
-    "runtime.name==io.containerd.runc.v2", "runtime.name~=runc", "id==one,labels.a==b", "id==one,labels.a==x",
-    "nosuchfield==x", "nosuchfield", "id=one", "id==", "==x", "id==one,", ",id==one", "id===one", "id~=(",
-    "id==one two", 'id=="unterminated', "id  ==  one", " id==one ", "id.x==one", "labels", "labels==x",
-    'id=="o\\x6ee"', 'id=="\\q"', "snapshotkey==k", "snapshotter==overlayfs", 'id~="o.e"', "id==tw*", "id!~one",
-    "ID==one", "id==Ωmega", 'id==""', 'labels.empty==""', "labels.empty", "id~=one|two", "id==/one/", "é==x",
-    'id==one"', "id!=x,id!=y", "id,labels.a", "id==one ,labels.a==b", "id==one, labels.a==b", "labels.a ,id==one",
-    "labels.a ", "id .x==one", " id==one", "id==one\t", "id ==one", "id. x==one", "id==|one|",
-]  # fmt: skip
+    "",
+    "id==one",
+    "id!=one",
+    "id~=^o",
+    "id~=/^t.o$/",
+    "id~=|^t.o$|",
+    'id=="one"',
+    "labels.a==b",
+    "labels.a",
+    "labels.a!=b",
+    'labels."dotted.name/x"==1',
+    "labels.dotted.name/x==1",
+    'labels."dotted.name/x"',
+    "image==img",
+    "runtime.name==io.containerd.runc.v2",
+    "runtime.name~=runc",
+    "id==one,labels.a==b",
+    "id==one,labels.a==x",
+    "nosuchfield==x",
+    "nosuchfield",
+    "id=one",
+    "id==",
+    "==x",
+    "id==one,",
+    ",id==one",
+    "id===one",
+    "id~=(",
+    "id==one two",
+    'id=="unterminated',
+    "id  ==  one",
+    " id==one ",
+    "id.x==one",
+    "labels",
+    "labels==x",
+    'id=="o\\x6ee"',
+    'id=="\\q"',
+    "snapshotkey==k",
+    "snapshotter==overlayfs",
+    'id~="o.e"',
+    "id==tw*",
+    "id!~one",
+    "ID==one",
+    "id==Ωmega",
+    'id==""',
+    'labels.empty==""',
+    "labels.empty",
+    "id~=one|two",
+    "id==/one/",
+    "é==x",
+    'id==one"',
+    "id!=x,id!=y",
+    "id,labels.a",
+    "id==one ,labels.a==b",
+    "id==one, labels.a==b",
+    "labels.a ,id==one",
+    "labels.a ",
+    "id .x==one",
+    " id==one",
+    "id==one\t",
+    "id ==one",
+    "id. x==one",
+    "id==|one|",
+]
 
 CASES: dict[str, list[Call]] = {
     "headers": [
@@ -168,8 +221,10 @@ CASES: dict[str, list[Call]] = {
     "containers": [
         ("containers.Create", container("one", labels={"a": "b"})),
         ("containers.Create", container("one")),
-        ("containers.Create", container("two", labels={"dotted.name/x": "1", "empty": ""},
-                                        snapshotter="overlayfs", snapshotKey="k")),
+        (
+            "containers.Create",
+            container("two", labels={"dotted.name/x": "1", "empty": ""}, snapshotter="overlayfs", snapshotKey="k"),
+        ),
         ("containers.Create", container("")),
         ("containers.Create", container("bad/id")),
         ("containers.Create", container(LONG)),
@@ -180,8 +235,12 @@ CASES: dict[str, list[Call]] = {
         ("containers.Create", container("x2", snapshotter="nosuch", snapshotKey="k")),
         ("containers.Create", container("x3", labels={"l": BIG})),
         ("containers.Create", container("x4", extensions={"": text("e")})),
-        ("containers.Create", container("x5", image="", runtime={**RUNC, "options": text("o")}, sandbox="box",
-                                        extensions={"ext": text("e")})),
+        (
+            "containers.Create",
+            container(
+                "x5", image="", runtime={**RUNC, "options": text("o")}, sandbox="box", extensions={"ext": text("e")}
+            ),
+        ),
         ("containers.Get", {"id": "one"}),
         ("containers.Get", {"id": "none"}),
         ("containers.Get", {"id": ""}),
@@ -199,15 +258,24 @@ CASES: dict[str, list[Call]] = {
         ("containers.Update", {"container": {"id": "one", "labels": {"n": "m"}}, "updateMask": "labels"}),
         ("containers.Update", {"container": {"id": "one", "spec": text("new")}, "updateMask": "spec"}),
         ("containers.Update", {"container": {"id": "one", "image": "new"}, "updateMask": "image"}),
-        ("containers.Update", {"container": {"id": "one", "snapshotKey": "new", "snapshotter": "overlayfs"},
-                               "updateMask": "snapshotKey"}),
+        (
+            "containers.Update",
+            {"container": {"id": "one", "snapshotKey": "new", "snapshotter": "overlayfs"}, "updateMask": "snapshotKey"},
+        ),
         ("containers.Update", {"container": {"id": "one", "snapshotter": "native"}, "updateMask": "snapshotter"}),
-        ("containers.Update", {"container": {"id": "one", "snapshotKey": "new", "snapshotter": "overlayfs"},
-                               "updateMask": "snapshotter,snapshotKey"}),
+        (
+            "containers.Update",
+            {
+                "container": {"id": "one", "snapshotKey": "new", "snapshotter": "overlayfs"},
+                "updateMask": "snapshotter,snapshotKey",
+            },
+        ),
         ("containers.Update", {"container": {"id": "one", "runtime": {"name": "x"}}, "updateMask": "runtime"}),
         ("containers.Update", {"container": {"id": "one", "extensions": {"e": text("1")}}, "updateMask": "extensions"}),
-        ("containers.Update", {"container": {"id": "one", "extensions": {"f": text("2")}},
-                               "updateMask": "extensions.f"}),
+        (
+            "containers.Update",
+            {"container": {"id": "one", "extensions": {"f": text("2")}}, "updateMask": "extensions.f"},
+        ),
         ("containers.Update", {"container": {"id": "one", "extensions": {}}, "updateMask": "extensions.e"}),
         ("containers.Update", {"container": {"id": "one"}, "updateMask": "id"}),
         ("containers.Update", {"container": {"id": "one"}, "updateMask": "nosuch"}),
@@ -265,12 +333,24 @@ CASES: dict[str, list[Call]] = {
         ("images.Update", {**image("one", labels={"a": "c"}), "updateMask": "labels.a"}),
         ("images.Update", {**image("one", labels={"a": ""}), "updateMask": "labels.a"}),
         ("images.Update", {**image("one", labels={"n": "m"}), "updateMask": "labels"}),
-        ("images.Update", {"image": {"name": "one", "target": {"mediaType": "x/y", "digest": NONE, "size": "9",
-                                                                "annotations": {"k": "v"}}}, "updateMask": "target"}),
-        ("images.Update", {"image": {"name": "one", "target": {"annotations": {"k": "w"}}},
-                           "updateMask": "annotations"}),
-        ("images.Update", {"image": {"name": "one", "target": {"annotations": {"l": "w"}}},
-                           "updateMask": "annotations.l"}),
+        (
+            "images.Update",
+            {
+                "image": {
+                    "name": "one",
+                    "target": {"mediaType": "x/y", "digest": NONE, "size": "9", "annotations": {"k": "v"}},
+                },
+                "updateMask": "target",
+            },
+        ),
+        (
+            "images.Update",
+            {"image": {"name": "one", "target": {"annotations": {"k": "w"}}}, "updateMask": "annotations"},
+        ),
+        (
+            "images.Update",
+            {"image": {"name": "one", "target": {"annotations": {"l": "w"}}}, "updateMask": "annotations.l"},
+        ),
         ("images.Update", {**image("one"), "updateMask": "name"}),
         ("images.Update", {**image("one"), "updateMask": "nosuch"}),
         ("images.Update", {**image("one"), "updateMask": "target.digest"}),
@@ -340,11 +420,21 @@ CASES: dict[str, list[Call]] = {
         ("leases.List", {}),
     ],
     "content": [
-        ("content.Write", [{"action": "WRITE", "ref": "a", "data": b64(HELLO)},
-                           {"action": "STAT", "ref": "a"},
-                           {"action": "WRITE", "ref": "a", "offset": str(len(HELLO)), "data": b64(WORLD)},
-                           {"action": "COMMIT", "ref": "a", "total": str(len(HELLO + WORLD)),
-                            "expected": sha(HELLO + WORLD), "labels": {"k": "v"}}]),
+        (
+            "content.Write",
+            [
+                {"action": "WRITE", "ref": "a", "data": b64(HELLO)},
+                {"action": "STAT", "ref": "a"},
+                {"action": "WRITE", "ref": "a", "offset": str(len(HELLO)), "data": b64(WORLD)},
+                {
+                    "action": "COMMIT",
+                    "ref": "a",
+                    "total": str(len(HELLO + WORLD)),
+                    "expected": sha(HELLO + WORLD),
+                    "labels": {"k": "v"},
+                },
+            ],
+        ),
         ("content.Info", {"digest": sha(HELLO + WORLD)}),
         ("content.Info", {"digest": NONE}),
         ("content.Info", {"digest": "bad"}),
@@ -374,29 +464,48 @@ CASES: dict[str, list[Call]] = {
         ("content.Write", [{"action": "WRITE", "ref": "b", "offset": "100", "data": b64(WORLD)}]),
         ("content.Write", [{"action": "COMMIT", "ref": "b", "offset": str(len(HELLO)), "data": b64(WORLD)}]),
         ("content.Status", {"ref": "b"}),
-        ("content.Write", [{"action": "COMMIT", "ref": "b", "offset": str(len(HELLO + WORLD)), "total": "13",
-                            "expected": NONE}]),
+        (
+            "content.Write",
+            [{"action": "COMMIT", "ref": "b", "offset": str(len(HELLO + WORLD)), "total": "13", "expected": NONE}],
+        ),
         ("content.Status", {"ref": "b"}),
-        ("content.Write", [{"action": "COMMIT", "ref": "b", "offset": str(len(HELLO + WORLD)), "total": "13",
-                            "expected": sha(HELLO + WORLD)}]),
+        (
+            "content.Write",
+            [
+                {
+                    "action": "COMMIT",
+                    "ref": "b",
+                    "offset": str(len(HELLO + WORLD)),
+                    "total": "13",
+                    "expected": sha(HELLO + WORLD),
+                }
+            ],
+        ),
         ("content.Status", {"ref": "b"}),
         ("content.Write", [{"action": "WRITE", "ref": "c", "expected": sha(HELLO + WORLD), "data": b64(HELLO)}]),
         ("content.Write", [{"action": "WRITE", "ref": "c", "data": b64(HELLO)}], {"namespace": "elsewhere"}),
-        ("content.Write", [{"action": "WRITE", "ref": "d", "data": b64(HELLO)},
-                           {"action": "WRITE", "ref": "d", "data": b64(WORLD)},
-                           {"action": "COMMIT", "ref": "d", "offset": str(len(WORLD)), "total": "1"}]),
+        (
+            "content.Write",
+            [
+                {"action": "WRITE", "ref": "d", "data": b64(HELLO)},
+                {"action": "WRITE", "ref": "d", "data": b64(WORLD)},
+                {"action": "COMMIT", "ref": "d", "offset": str(len(WORLD)), "total": "1"},
+            ],
+        ),
         ("content.Write", [{"action": "COMMIT", "ref": "d", "expected": "bad"}]),
         ("content.Write", [{"action": "WRITE"}]),
         ("content.Write", []),
         ("content.Write", [{"action": "WRITE", "ref": "e", "total": "-1", "data": b64(HELLO)}]),
-        ("content.Write", [{"action": "WRITE", "ref": "e", "data": b64(HELLO)},
-                           {"action": "STAT", "ref": "f"}]),
+        ("content.Write", [{"action": "WRITE", "ref": "e", "data": b64(HELLO)}, {"action": "STAT", "ref": "f"}]),
         ("content.Write", [{"action": 7, "ref": "e"}]),
         ("content.Write", [{"action": "COMMIT", "ref": "empty"}]),
         ("content.Write", [{"action": "COMMIT", "ref": "lab", "data": b64(b"lab"), "labels": {"x": BIG}}]),
         ("content.Status", {"ref": "lab"}),
-        ("content.Write", [{"action": "COMMIT", "ref": "shared", "expected": sha(HELLO + WORLD), "total": "13"}],
-         {"namespace": "elsewhere"}),
+        (
+            "content.Write",
+            [{"action": "COMMIT", "ref": "shared", "expected": sha(HELLO + WORLD), "total": "13"}],
+            {"namespace": "elsewhere"},
+        ),
         ("content.Write", [{"action": "COMMIT", "ref": "sh2", "data": b64(HELLO + WORLD)}]),
         ("content.ListStatuses", {}),
         ("content.ListStatuses", {"filters": ["ref==e"]}),
@@ -428,7 +537,7 @@ CASES: dict[str, list[Call]] = {
         ("content.Delete", {"digest": ""}),
         ("content.List", {"filters": ["labels.q"]}),
     ],
-}  # fmt: skip
+}
 
 for _kind in ("overlayfs", "native"):
     _s = {"snapshotter": _kind}
@@ -466,10 +575,8 @@ for _kind in ("overlayfs", "native"):
         ("snapshots.Commit", {**_s, "key": "v", "name": "three"}),
         ("snapshots.Mounts", {**_s, "key": "v"}),
         ("snapshots.Prepare", {**_s, "key": "c", "parent": "two"}),
-        ("snapshots.Prepare", {**_s, "key": "t", "parent": "two",
-                               "labels": {"containerd.io/snapshot.ref": "two"}}),
-        ("snapshots.Prepare", {**_s, "key": "t", "parent": "two",
-                               "labels": {"containerd.io/snapshot.ref": "later"}}),
+        ("snapshots.Prepare", {**_s, "key": "t", "parent": "two", "labels": {"containerd.io/snapshot.ref": "two"}}),
+        ("snapshots.Prepare", {**_s, "key": "t", "parent": "two", "labels": {"containerd.io/snapshot.ref": "later"}}),
         ("snapshots.Update", {**_s, "info": {"name": "base", "labels": {"e": "f"}}, "updateMask": "labels.e"}),
         ("snapshots.Update", {**_s, "info": {"name": "base", "labels": {"e": ""}}, "updateMask": "labels.e"}),
         ("snapshots.Update", {**_s, "info": {"name": "base", "labels": {"g": "h"}}, "updateMask": "labels"}),
@@ -500,7 +607,7 @@ for _kind in ("overlayfs", "native"):
         ("snapshots.List", _s),
         ("snapshots.Cleanup", {}),
         ("snapshots.Cleanup", {"snapshotter": "nosuch"}),
-    ]  # fmt: skip
+    ]
 
 _BOX = {"runtime": RUNC, "labels": {"a": "b"}}
 CASES["sandboxes"] = [
@@ -542,35 +649,74 @@ CASES["sandboxes"] = [
     ("controller.Shutdown", {"sandboxId": "none"}),
     ("controller.Status", {"sandboxId": "none"}),
     ("controller.Status", {"sandboxId": "two", "verbose": True}),
-]  # fmt: skip
+]
 
 _TASK = {"containerId": "none"}
 CASES["tasks"] = [
     ("tasks.List", {}),
     ("tasks.Create", _TASK),
     ("tasks.Create", {}),
-    *[(f"tasks.{name}", _TASK) for name in (
-        "Start", "Delete", "Get", "Kill", "Pause", "Resume", "ListPids", "Checkpoint", "Update", "Wait", "CloseIO",
-        "ResizePty", "Exec", "DeleteProcess",
-    )],
+    *[
+        (f"tasks.{name}", _TASK)
+        for name in (
+            "Start",
+            "Delete",
+            "Get",
+            "Kill",
+            "Pause",
+            "Resume",
+            "ListPids",
+            "Checkpoint",
+            "Update",
+            "Wait",
+            "CloseIO",
+            "ResizePty",
+            "Exec",
+            "DeleteProcess",
+        )
+    ],
     ("tasks.Metrics", {}),
     ("tasks.Metrics", {"filters": ["id==x"]}),
     ("tasks.Metrics", {"filters": ["id=="]}),
     ("containers.Create", container("still")),
-    *[(f"tasks.{name}", {"containerId": "still"}) for name in (
-        "Start", "Delete", "Get", "Kill", "Pause", "Resume", "ListPids", "Checkpoint", "Update", "Wait", "CloseIO",
-        "ResizePty", "Exec", "DeleteProcess",
-    )],
+    *[
+        (f"tasks.{name}", {"containerId": "still"})
+        for name in (
+            "Start",
+            "Delete",
+            "Get",
+            "Kill",
+            "Pause",
+            "Resume",
+            "ListPids",
+            "Checkpoint",
+            "Update",
+            "Wait",
+            "CloseIO",
+            "ResizePty",
+            "Exec",
+            "DeleteProcess",
+        )
+    ],
     ("tasks.Exec", {"containerId": "still", "execId": "bad/id"}),
     ("containers.Create", container("odd", runtime={"name": "io.containerd.nosuch.v2"})),
     ("tasks.Create", {"containerId": "odd"}),
     ("containers.Create", container("odder", runtime={"name": "nosuch"})),
     ("tasks.Create", {"containerId": "odder"}),
-    ("tasks.Create", {"containerId": "still", "checkpoint": {
-        "mediaType": "application/vnd.containerd.container.criu.checkpoint.criu.tar", "digest": NONE, "size": "3"}}),
+    (
+        "tasks.Create",
+        {
+            "containerId": "still",
+            "checkpoint": {
+                "mediaType": "application/vnd.containerd.container.criu.checkpoint.criu.tar",
+                "digest": NONE,
+                "size": "3",
+            },
+        },
+    ),
     ("tasks.Create", {"containerId": "still", "checkpoint": {"mediaType": OCI, "digest": NONE, "size": "3"}}),
     ("tasks.Get", {"containerId": "still"}),
-]  # fmt: skip
+]
 
 CASES["rest"] = [
     ("introspection.Plugins", {"filters": ["type==io.containerd.nosuch.v1"]}),
@@ -583,13 +729,17 @@ CASES["rest"] = [
     ("events.Publish", {"topic": "/bad topic", "event": text("x")}),
     ("events.Publish", {"topic": "/a/-b", "event": text("x")}),
     ("events.Publish", {"topic": "/no-event"}),
-    ("events.Forward", {"envelope": {"topic": "/f", "namespace": "x", "timestamp": "2020-01-01T00:00:00Z",
-                                     "event": text("x")}}),
+    (
+        "events.Forward",
+        {"envelope": {"topic": "/f", "namespace": "x", "timestamp": "2020-01-01T00:00:00Z", "event": text("x")}},
+    ),
     ("events.Forward", {"envelope": {"topic": "/f", "namespace": "x", "event": text("x")}}),
     ("events.Forward", {"envelope": {"topic": "/f", "timestamp": "2020-01-01T00:00:00Z", "event": text("x")}}),
     ("events.Forward", {"envelope": {"topic": "f", "namespace": "x", "timestamp": "2020-01-01T00:00:00Z"}}),
-    ("events.Forward", {"envelope": {"topic": "/f", "namespace": "bad/", "timestamp": "2020-01-01T00:00:00Z",
-                                     "event": text("x")}}),
+    (
+        "events.Forward",
+        {"envelope": {"topic": "/f", "namespace": "bad/", "timestamp": "2020-01-01T00:00:00Z", "event": text("x")}},
+    ),
     ("events.Forward", {}),
     ("events.Subscribe", {"filters": ["topic=="]}),
     ("events.Subscribe", {"filters": ["topic==/x", "x="]}),
@@ -601,7 +751,7 @@ CASES["rest"] = [
     ("diff.Diff", {"mediaType": "application/vnd.oci.image.layer.v1.tar+nosuch"}),
     ("transfer.Transfer", {}),
     ("transfer.Transfer", {"source": text("x"), "destination": text("y")}),
-]  # fmt: skip
+]
 
 
 def play(client: Client, calls: list[Call], namespace: str) -> list[Answer]:
@@ -668,16 +818,35 @@ EVENTFUL: list[Call] = [
     ("leases.Create", {"id": "silent"}),
     ("events.Publish", {"topic": "/own/topic", "event": text("x")}),
     ("events.Publish", {"topic": "/other", "event": text("x")}, {"namespace": "another"}),
-    ("events.Forward", {"envelope": {"topic": "/forwarded", "namespace": "far", "timestamp": "2020-01-01T00:00:00Z",
-                                     "event": text("y")}}),
+    (
+        "events.Forward",
+        {
+            "envelope": {
+                "topic": "/forwarded",
+                "namespace": "far",
+                "timestamp": "2020-01-01T00:00:00Z",
+                "event": text("y"),
+            }
+        },
+    ),
     ("namespaces.Delete", {"name": "told"}),
     ("events.Publish", {"topic": "/end", "event": text("x")}),
-]  # fmt: skip
+]
 SUBSCRIPTIONS = [
-    [], ['topic=="/images/create"'], ["topic~=^/snapshot"], ["namespace==another"], ["event.name==one"],
-    ["event.image==img"], ["event.runtime.name"], ['topic=="/own/topic",namespace==events', 'topic=="/forwarded"'],
-    ["event.labels.a==b"], ["event.digest"], ["nosuch==x"], ["event.nosuch"], ["event"],
-]  # fmt: skip
+    [],
+    ['topic=="/images/create"'],
+    ["topic~=^/snapshot"],
+    ["namespace==another"],
+    ["event.name==one"],
+    ["event.image==img"],
+    ["event.runtime.name"],
+    ['topic=="/own/topic",namespace==events', 'topic=="/forwarded"'],
+    ["event.labels.a==b"],
+    ["event.digest"],
+    ["nosuch==x"],
+    ["event.nosuch"],
+    ["event"],
+]
 
 
 class Subscriber:
@@ -745,10 +914,12 @@ def test_layers_are_applied_and_compared_the_same(both: Both) -> None:
     for client in both:
         found: list[Any] = []
         parent = ""
-        for number, (layer, kind) in enumerate([
-            (layer_of({"a/one": b"1" * 5000, "a/two": b"2", "gone": b"x"}, True), "+gzip"),
-            (layer_of({"a/.wh.two": b"", ".wh.gone": b"", "b/.wh..wh..opq": b"", "b/c": b"3"}, False), ""),
-        ]):  # fmt: skip
+        for number, (layer, kind) in enumerate(
+            [
+                (layer_of({"a/one": b"1" * 5000, "a/two": b"2", "gone": b"x"}, True), "+gzip"),
+                (layer_of({"a/.wh.two": b"", ".wh.gone": b"", "b/.wh..wh..opq": b"", "b/c": b"3"}, False), ""),
+            ]
+        ):
             client("content.Write", [{"action": "COMMIT", "ref": f"l{number}", "data": b64(layer)}], "layers")
             key, name = f"active{number}", f"layer{number}"
             mounts = (
@@ -756,32 +927,57 @@ def test_layers_are_applied_and_compared_the_same(both: Both) -> None:
                 .raw[0]
                 .mounts
             )
-            diff = {"mediaType": f"application/vnd.oci.image.layer.v1.tar{kind}", "digest": sha(layer),
-                    "size": str(len(layer))}  # fmt: skip
+            diff = {
+                "mediaType": f"application/vnd.oci.image.layer.v1.tar{kind}",
+                "digest": sha(layer),
+                "size": str(len(layer)),
+            }
             places = [json_format.MessageToDict(mount) for mount in mounts]
             found.append(client("diff.Apply", {"diff": diff, "mounts": places}, "layers")[:2])
             client("snapshots.Commit", {"snapshotter": "native", "key": key, "name": name}, "layers")
             parent = name
         below, above = (
-            [json_format.MessageToDict(mount) for mount in client(
-                "snapshots.View", {"snapshotter": "native", "key": f"v{name}", "parent": name}, "layers").raw[0].mounts]
+            [
+                json_format.MessageToDict(mount)
+                for mount in client(
+                    "snapshots.View", {"snapshotter": "native", "key": f"v{name}", "parent": name}, "layers"
+                )
+                .raw[0]
+                .mounts
+            ]
             for name in ("layer0", "layer1")
-        )  # fmt: skip
+        )
         for kind in ("", "+gzip"):
             asked = {
-                "left": below, "right": above, "mediaType": f"application/vnd.oci.image.layer.v1.tar{kind}",
-                "labels": {"k": "v"}, "ref": f"diff{kind}",
-            }  # fmt: skip
+                "left": below,
+                "right": above,
+                "mediaType": f"application/vnd.oci.image.layer.v1.tar{kind}",
+                "labels": {"k": "v"},
+                "ref": f"diff{kind}",
+            }
             made = client("diff.Diff", asked, "layers")
             assert made.code == "OK", made
             digest = made.raw[0].diff.digest
             blob = b"".join(one.data for one in client("content.Read", {"digest": digest}, "layers").raw)
             plain = gzip.decompress(blob) if kind else blob
             with tarfile.open(fileobj=io.BytesIO(plain)) as tar:
-                found.append((kind, sorted(
-                    (one.name, one.type, one.mode, one.size, one.uid, one.gid, int(one.mtime) if one.size else 0)
-                    for one in tar
-                )))  # fmt: skip
+                found.append(
+                    (
+                        kind,
+                        sorted(
+                            (
+                                one.name,
+                                one.type,
+                                one.mode,
+                                one.size,
+                                one.uid,
+                                one.gid,
+                                int(one.mtime) if one.size else 0,
+                            )
+                            for one in tar
+                        ),
+                    )
+                )
             info = client("content.Info", {"digest": digest}, "layers").fields[0]["info"]
             assert info["labels"] == {"k": "v", **({"containerd.io/uncompressed": sha(plain)} if kind else {})}
             found.append(made.fields[0]["diff"]["mediaType"])
@@ -796,16 +992,25 @@ NAME, REF = "io.containerd.image.name", "org.opencontainers.image.ref.name"
 def image_files(seed: str) -> tuple[dict[str, Any], dict[str, bytes]]:
     """A small image: the descriptor of its manifest, and its blobs by their names in a layout."""
     layer = layer_of({"seed": seed.encode()}, False)
-    config = json.dumps({
-        "architecture": MACHINE, "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [sha(layer)]},
-    }).encode()  # fmt: skip
+    config = json.dumps(
+        {
+            "architecture": MACHINE,
+            "os": "linux",
+            "config": {},
+            "rootfs": {"type": "layers", "diff_ids": [sha(layer)]},
+        }
+    ).encode()
 
     def described(kind: str, data: bytes) -> dict[str, Any]:
         return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": sha(data), "size": len(data)}
 
-    manifest = json.dumps({
-        "schemaVersion": 2, "config": described("config.v1+json", config), "layers": [described("layer.v1.tar", layer)],
-    }).encode()  # fmt: skip
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "config": described("config.v1+json", config),
+            "layers": [described("layer.v1.tar", layer)],
+        }
+    ).encode()
     blobs = {sha(data).replace("sha256:", "blobs/sha256/"): data for data in (layer, config, manifest)}
     return described("manifest.v1+json", manifest), blobs
 
@@ -898,13 +1103,18 @@ COUNTED: list[Call] = [
     ("images.Create", image("one")),
     ("images.Create", image("")),
     ("namespaces.Delete", {"name": "counted"}),
-    ("content.Write", [{"action": "WRITE", "ref": "a", "data": b64(HELLO)},
-                       {"action": "COMMIT", "ref": "a", "offset": str(len(HELLO))}]),
+    (
+        "content.Write",
+        [
+            {"action": "WRITE", "ref": "a", "data": b64(HELLO)},
+            {"action": "COMMIT", "ref": "a", "offset": str(len(HELLO))},
+        ],
+    ),
     ("content.Read", {"digest": sha(HELLO)}),
     ("content.List", {}),
     ("containers.ListStream", {}),
     ("tasks.Get", {"containerId": "none"}),
-]  # fmt: skip
+]
 
 
 def test_the_same_metrics(both: Both) -> None:
@@ -922,10 +1132,12 @@ def test_the_same_metrics(both: Both) -> None:
         def growth(client: Client = client, before: Rows = before) -> dict[Any, float]:
             """Once every call that has begun is counted as ended. Subscriptions of other tests may still be ending."""
             grown = {
-                row: value - before.get(row, 0.0) for row, value in metrics_of(client).items()
-                if counts.fullmatch(row[0]) and ("grpc_method", "Subscribe") not in row[1]
+                row: value - before.get(row, 0.0)
+                for row, value in metrics_of(client).items()
+                if counts.fullmatch(row[0])
+                and ("grpc_method", "Subscribe") not in row[1]
                 and value != before.get(row, 0.0)
-            }  # fmt: skip
+            }
             started, handled = (
                 sum(value for (name, _), value in grown.items() if name == f"grpc_server_{which}_total")
                 for which in ("started", "handled")

@@ -99,10 +99,17 @@ class Daemon(TeuContainerd):
 
     def launch(self, extra: str = "") -> None:
         self.start(
-            ["/usr/sbin/teu-containerd", "--root", str(self.root), "--state", str(self.run / "state"),
-             "--address", str(self.address)],
+            [
+                "/usr/sbin/teu-containerd",
+                "--root",
+                str(self.root),
+                "--state",
+                str(self.run / "state"),
+                "--address",
+                str(self.address),
+            ],
             lambda: self.address.exists() and peers.run(*self.client, "version", code=0),
-        )  # fmt: skip
+        )
 
     @contextlib.contextmanager
     def services(self) -> Iterator[Services]:
@@ -379,8 +386,10 @@ def test_power_cuts(rounds: Callable[[int], int], tmp_path: Path) -> None:
         try:
             daemon.launch()
             for _ in range(count):
-                workers = [threading.Thread(target=work.until_cut, args=(daemon,)),
-                           threading.Thread(target=pulls.until_cut)]
+                workers = [
+                    threading.Thread(target=work.until_cut, args=(daemon,)),
+                    threading.Thread(target=pulls.until_cut),
+                ]
                 for worker in workers:
                     worker.start()
                 if not (work.images and pulls.acknowledged):  # the first round
@@ -485,10 +494,11 @@ def one_layer_image(name: str, layer: bytes) -> bytes:
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
     config = {"architecture": machine, "os": "linux", "rootfs": {"type": "layers", "diff_ids": [diff_id]}}
     manifest = {
-        "schemaVersion": 2, "mediaType": kind + "manifest.v1+json",
+        "schemaVersion": 2,
+        "mediaType": kind + "manifest.v1+json",
         "config": {"mediaType": kind + "config.v1+json", **blob(json.dumps(config).encode())},
         "layers": [{"mediaType": kind + "layer.v1.tar", **blob(layer)}],
-    }  # fmt: skip
+    }
     entry: dict[str, Any] = {"mediaType": kind + "manifest.v1+json", **blob(json.dumps(manifest).encode())}
     entry["annotations"] = {"io.containerd.image.name": name}
     files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
@@ -618,8 +628,14 @@ def frame(kind: int, flags: int, stream: int, data: bytes) -> bytes:
 def test_a_burst_of_calls_that_are_reset() -> None:
     """One connection has a limit of calls at once, and the memory of a burst is given back after it."""
     settings, headers, data, reset, end_of_headers, end_of_stream, concurrent_streams = 4, 1, 0, 3, 4, 1, 3
-    names = {":method": "POST", ":scheme": "http", ":path": "/containerd.services.version.v1.Version/Version",
-             ":authority": "x", "te": "trailers", "content-type": "application/grpc"}  # fmt: skip
+    names = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": "/containerd.services.version.v1.Version/Version",
+        ":authority": "x",
+        "te": "trailers",
+        "content-type": "application/grpc",
+    }
     fields = b"".join(
         bytes([0, len(key)]) + key.encode() + bytes([len(value)]) + value.encode() for key, value in names.items()
     )

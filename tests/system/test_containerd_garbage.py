@@ -49,9 +49,11 @@ class Image:
         diff_ids = [one["digest"] for one in layers]
         config = {"architecture": machine, "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}}
         manifest = {
-            "schemaVersion": 2, "mediaType": kind + "manifest.v1+json",
-            "config": self._blob(json.dumps(config).encode(), kind + "config.v1+json"), "layers": layers,
-        }  # fmt: skip
+            "schemaVersion": 2,
+            "mediaType": kind + "manifest.v1+json",
+            "config": self._blob(json.dumps(config).encode(), kind + "config.v1+json"),
+            "layers": layers,
+        }
         self.entry = self._blob(json.dumps(manifest).encode(), kind + "manifest.v1+json")
         self.entry["annotations"] = {"io.containerd.image.name": name}
         both = hashlib.sha256(" ".join(diff_ids).encode()).hexdigest()
@@ -81,10 +83,19 @@ class EagerDaemon(Daemon):
         config = self.run / "containerd.yaml"
         config.write_text(extra or EAGER)
         self.start(
-            ["/usr/sbin/teu-containerd", "--config", str(config), "--root", str(self.root), "--state",
-             str(self.run / "state"), "--address", str(self.address)],
+            [
+                "/usr/sbin/teu-containerd",
+                "--config",
+                str(config),
+                "--root",
+                str(self.root),
+                "--state",
+                str(self.run / "state"),
+                "--address",
+                str(self.address),
+            ],
             lambda: self.address.exists() and peers.run(*self.client, "version", code=0),
-        )  # fmt: skip
+        )
 
 
 def whole(daemon: Daemon, image: Image) -> None:

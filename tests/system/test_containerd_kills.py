@@ -29,8 +29,17 @@ pytestmark = [pytest.mark.needs("containerd", "strace", "fast"), pytest.mark.tim
 
 # What the daemon does to the disk, one kind of call after another.
 CALLS = (
-    "mkdir", "rename", "unlink", "rmdir", "fdatasync", "fsync", "fchmod", "symlink", "vfork,clone3", "mknod,mknodat",
-)  # fmt: skip
+    "mkdir",
+    "rename",
+    "unlink",
+    "rmdir",
+    "fdatasync",
+    "fsync",
+    "fchmod",
+    "symlink",
+    "vfork,clone3",
+    "mknod,mknodat",
+)
 PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 STOPPED = 3  # containerd.v1.types.Status
 SPEC = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
@@ -51,8 +60,13 @@ class Client(Services):
 
     def container(self, name: str, spec: dict[str, Any]) -> None:
         value = {"type_url": SPEC, "value": json.dumps(spec).encode()}
-        made = {"id": name, "runtime": {"name": taskhouse.OWN_SHIM}, "spec": value, "snapshotter": "overlayfs",
-                "snapshot_key": name}  # fmt: skip
+        made = {
+            "id": name,
+            "runtime": {"name": taskhouse.OWN_SHIM},
+            "spec": value,
+            "snapshotter": "overlayfs",
+            "snapshot_key": name,
+        }
         self._containers.Create(self.containers.CreateContainerRequest(container=made), **self._call)
 
     def prepare(self, name: str, parent: str) -> Any:
@@ -74,8 +88,9 @@ class Client(Services):
         for delete in (
             lambda: self._containers.Delete(self.containers.DeleteContainerRequest(id=name), **self._call),
             lambda: self._snapshots.Remove(
-                self.snapshots.RemoveSnapshotRequest(snapshotter="overlayfs", key=name), **self._call),
-        ):  # fmt: skip
+                self.snapshots.RemoveSnapshotRequest(snapshotter="overlayfs", key=name), **self._call
+            ),
+        ):
             try:
                 delete()
             except grpc.RpcError as error:
@@ -162,8 +177,12 @@ class Work:
 
         step("create", "Create", "CreateTaskRequest", rootfs=mounts)
         step("start", "Start", "StartRequest")
-        go = {"type_url": PROCESS, "value": json.dumps(
-            {"cwd": "/", "args": ["touch", "/go"], "env": [taskhouse.PATH], "user": {"uid": 0, "gid": 0}}).encode()}
+        go = {
+            "type_url": PROCESS,
+            "value": json.dumps(
+                {"cwd": "/", "args": ["touch", "/go"], "env": [taskhouse.PATH], "user": {"uid": 0, "gid": 0}}
+            ).encode(),
+        }
         step("exec", "Exec", "ExecProcessRequest", exec_id="go", spec=go)
         step("exec start", "Start", "StartRequest", exec_id="go")
         # The first process may see the file and go before touch has ended, and the kernel then ends that.
@@ -222,8 +241,11 @@ def nothing_is_left(daemon: Daemon) -> None:
 
     def left() -> list[str]:
         found = [str(path) for path in bundles.glob("*")] if bundles.exists() else []
-        found += [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()
-                  if line.split()[1].startswith(f"{daemon.run}/")]
+        found += [
+            line.split()[1]
+            for line in Path("/proc/self/mounts").read_text().splitlines()
+            if line.split()[1].startswith(f"{daemon.run}/")
+        ]
         for entry in os.listdir("/proc"):
             words = taskhouse.argv_of(int(entry)) if entry.isdigit() else []
             if "-id" in words and str(daemon.address) in words:
@@ -300,9 +322,20 @@ def test_kills_at_chosen_calls(work: tuple[Daemon, Work], rounds: Callable[[int]
     for calls, number in steps:
         assert daemon.process
         tracer = subprocess.Popen(
-            ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}",
-             "-e", f"inject={calls}:signal=SIGKILL:when={number}", "-p", str(daemon.process.pid)],
-        )  # fmt: skip
+            [
+                "strace",
+                "-f",
+                "-qq",
+                "-o",
+                "/dev/null",
+                "-e",
+                f"trace={calls}",
+                "-e",
+                f"inject={calls}:signal=SIGKILL:when={number}",
+                "-p",
+                str(daemon.process.pid),
+            ],
+        )
         process = daemon.process
 
         def attached(process: subprocess.Popen[bytes] = process) -> bool:

@@ -149,11 +149,15 @@ def _equal(value: Any) -> Any:
     """Without process ids, which are told as being there, times of events, and a bundle's place."""
     if isinstance(value, dict):
         return {
-            key: "PID" if key == "pid" and inner else
-            "TIME" if key == "exitedAt" else
-            inner.rpartition("/")[2] if key == "bundle" else _equal(inner)
+            key: "PID"
+            if key == "pid" and inner
+            else "TIME"
+            if key == "exitedAt"
+            else inner.rpartition("/")[2]
+            if key == "bundle"
+            else _equal(inner)
             for key, inner in value.items()
-        }  # fmt: skip
+        }
     return [_equal(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -64,8 +64,9 @@ def test_ids_are_remapped(daemon: tuple[TeuContainerd, bool], program: str) -> N
             assert not copies and f"uidmap=0:{UID}:65536,gidmap=0:{GID}:65536" in mounts
         found = {name: os.lstat(upper / name) for name in ("new", "etc/passwd")}
         assert {name: (one.st_uid, one.st_gid) for name, one in found.items()} == {
-            "new": (UID, GID), "etc/passwd": (UID + 5, GID + 6),
-        }  # fmt: skip
+            "new": (UID, GID),
+            "etc/passwd": (UID + 5, GID + 6),
+        }
         assert (upper.stat().st_uid, upper.stat().st_gid) == (UID, GID)
         # The layers themselves are as they were.
         lowest = mounts.rpartition("/snapshots/")[2].split()[0]

@@ -114,8 +114,14 @@ class Pods:
     def shims(self) -> set[int]:
         """Those of this containerd."""
         pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
-        return {pid for pid in pids if str(self.daemon.address) in (words := argv_of(pid)) and "-id" in words
-                and "shim" in words[0] and alive(pid)}  # fmt: skip
+        return {
+            pid
+            for pid in pids
+            if str(self.daemon.address) in (words := argv_of(pid))
+            and "-id" in words
+            and "shim" in words[0]
+            and alive(pid)
+        }
 
     def nothing_is_left(self) -> None:
         def left() -> list[str]:
@@ -394,8 +400,11 @@ def test_a_sandbox_that_is_not_there(pods: Pods) -> None:
 
 def made(pods: Pods, sandbox: str) -> str:
     value = {"type_url": SPEC, "value": b"{}"}
-    pods.call("Containers", "Create", container={
-        "id": "lost", "runtime": {"name": OWN_SHIM}, "spec": value, "sandbox": sandbox})
+    pods.call(
+        "Containers",
+        "Create",
+        container={"id": "lost", "runtime": {"name": OWN_SHIM}, "spec": value, "sandbox": sandbox},
+    )
     return "lost"
 
 
@@ -487,7 +496,8 @@ def drop_connections(shim: int) -> None:
         try:
             copy = socket.socket(fileno=os.dup(fd))
             if not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and "/run/teu/s/" in str(
-                    copy.getsockname()):
+                copy.getsockname()
+            ):
                 copy.shutdown(socket.SHUT_RDWR)
             copy.close()
         except OSError:

@@ -192,10 +192,32 @@ def test_run(side: Side) -> None:
     assert run("--mount", "type=bind,src=/etc,dst=/host,options=rbind:ro", image, "r1", "cat", "/host/hostname")
     assert run("--read-only", image, "r1", "touch", "/x", code=1) == ""
     assert "0000000000000000" in run(
-        *(word for name in ("CHOWN", "KILL", "SETUID", "SETGID", "MKNOD", "NET_RAW", "FOWNER", "FSETID", "SETFCAP",
-                            "SETPCAP", "DAC_OVERRIDE", "SYS_CHROOT", "AUDIT_WRITE", "NET_BIND_SERVICE")
-          for word in ("--cap-drop", "CAP_" + name)), image, "r1", "grep", "CapEff", "/proc/1/status",
-    )  # fmt: skip
+        *(
+            word
+            for name in (
+                "CHOWN",
+                "KILL",
+                "SETUID",
+                "SETGID",
+                "MKNOD",
+                "NET_RAW",
+                "FOWNER",
+                "FSETID",
+                "SETFCAP",
+                "SETPCAP",
+                "DAC_OVERRIDE",
+                "SYS_CHROOT",
+                "AUDIT_WRITE",
+                "NET_BIND_SERVICE",
+            )
+            for word in ("--cap-drop", "CAP_" + name)
+        ),
+        image,
+        "r1",
+        "grep",
+        "CapEff",
+        "/proc/1/status",
+    )
     assert run("--seccomp", image, "r1", "grep", "Seccomp:", "/proc/1/status").split()[1] == "2"
     assert run("--privileged", image, "r1", "sh", "-c", "ls /dev/null && mount -t tmpfs t /tmp && echo ok").endswith(
         "ok\n"
@@ -511,9 +533,15 @@ def test_a_story_told_by_both(side: Side, tmp_path: Path) -> None:
         folder = tmp_path / namespace
         folder.mkdir()
         fill = {
-            "NAMESPACE": namespace, "ARCHIVE": str(peers.archive()), "FOLDER": str(folder), "FIRST": first,
-            "CHAIN": chain, "IMAGE": peers.IMAGE, "SHIM": shim, "RUNTIME": f"{shim} --cpu-shares 0",
-        }  # fmt: skip
+            "NAMESPACE": namespace,
+            "ARCHIVE": str(peers.archive()),
+            "FOLDER": str(folder),
+            "FIRST": first,
+            "CHAIN": chain,
+            "IMAGE": peers.IMAGE,
+            "SHIM": shim,
+            "RUNTIME": f"{shim} --cpu-shares 0",
+        }
         told = answers.setdefault(program, [])
         for line in STORY.strip().splitlines():
             words, _, stdin = line.partition(" <")

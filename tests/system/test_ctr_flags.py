@@ -148,8 +148,11 @@ def test_networks_by_cni(cni: Path) -> None:
         assert mine == other
     first = theirs[0][0]
     assert [how.split()[:2] for how, _ in first] == [
-        ["teu-test-first", "ADD"], ["teu-test-second", "ADD"], ["teu-test-second", "DEL"], ["teu-test-first", "DEL"],
-    ]  # fmt: skip
+        ["teu-test-first", "ADD"],
+        ["teu-test-second", "ADD"],
+        ["teu-test-second", "DEL"],
+        ["teu-test-first", "DEL"],
+    ]
     assert all("prevResult" in given for _, given in first[1:])
 
 
@@ -249,8 +252,9 @@ def test_configuration_of_another_runtime() -> None:
     assert infos[1] == infos[0]
     assert infos[0]["Options"]["type_url"] == "runtimeoptions.v1.Options"
     for program in SPACES:
-        done = call(program, "run", "--runtime", "org.example.v9", "--runc-binary", "/x", peers.IMAGE, "c1", "true",
-                    code=1)  # fmt: skip
+        done = call(
+            program, "run", "--runtime", "org.example.v9", "--runc-binary", "/x", peers.IMAGE, "c1", "true", code=1
+        )
         assert "specifying runc-binary and runc-systemd-cgroup is only supported for" in done.stderr
 
 
@@ -263,15 +267,18 @@ def docker_archive(path: Path, name: str) -> None:
     with tarfile.open(fileobj=layer, mode="w") as tar:
         tar.addfile(tarfile.TarInfo("of-" + name.replace("/", "-")))
     config = {
-        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine], "os": "linux", "config": {},
+        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine],
+        "os": "linux",
+        "config": {},
         "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(layer.getvalue()).hexdigest()]},
-    }  # fmt: skip
+    }
     table = [{"Config": "config.json", "RepoTags": [name], "Layers": ["one/layer.tar"]}]
     with tarfile.open(path, "w") as archive:
         for member, data in (
-            ("one/layer.tar", layer.getvalue()), ("config.json", json.dumps(config).encode()),
+            ("one/layer.tar", layer.getvalue()),
+            ("config.json", json.dumps(config).encode()),
             ("manifest.json", json.dumps(table).encode()),
-        ):  # fmt: skip
+        ):
             info = tarfile.TarInfo(member)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))

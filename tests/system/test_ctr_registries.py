@@ -43,16 +43,53 @@ def certificates(folder: Path) -> None:
     """ca.pem; server.pem and client.pem of it, with their keys; both.pem is the client's with its key."""
 
     def key_and_request(name: str) -> None:
-        openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{folder}/{name}.key", "-out",
-                f"{folder}/{name}.csr", "-subj", f"/CN={name}")  # fmt: skip
+        openssl(
+            "req",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            f"{folder}/{name}.key",
+            "-out",
+            f"{folder}/{name}.csr",
+            "-subj",
+            f"/CN={name}",
+        )
 
-    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{folder}/ca.key", "-out", f"{folder}/ca.pem",
-            "-subj", "/CN=authority", "-days", "30")  # fmt: skip
+    openssl(
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        f"{folder}/ca.key",
+        "-out",
+        f"{folder}/ca.pem",
+        "-subj",
+        "/CN=authority",
+        "-days",
+        "30",
+    )
     (folder / "names").write_text(f"subjectAltName=IP:{HOST}\n")
     for name, more in (("server", ["-extfile", f"{folder}/names"]), ("client", [])):
         key_and_request(name)
-        openssl("x509", "-req", "-in", f"{folder}/{name}.csr", "-CA", f"{folder}/ca.pem", "-CAkey", f"{folder}/ca.key",
-                "-CAcreateserial", "-days", "30", "-out", f"{folder}/{name}.pem", *more)  # fmt: skip
+        openssl(
+            "x509",
+            "-req",
+            "-in",
+            f"{folder}/{name}.csr",
+            "-CA",
+            f"{folder}/ca.pem",
+            "-CAkey",
+            f"{folder}/ca.key",
+            "-CAcreateserial",
+            "-days",
+            "30",
+            "-out",
+            f"{folder}/{name}.pem",
+            *more,
+        )
     (folder / "both.pem").write_text((folder / "client.pem").read_text() + (folder / "client.key").read_text())
 
 
@@ -150,7 +187,8 @@ HOSTS_DIRS = {
     "certificates by port": ("TLS/there/busybox:1", "203.0.113.7_PORT_", ""),
     "certificates": ("TLS/there/busybox:1", "TLS", ""),
     "hosts.toml": (
-        "TLS/there/busybox:1", "TLS",
+        "TLS/there/busybox:1",
+        "TLS",
         'ca = "../../ca.pem"\nclient = [["../../client.pem", "../../client.key"]]\n[host]',
     ),
     "one file": ("TLS/there/busybox:1", "TLS", 'skip_verify = true\nclient = "../../both.pem"\n[host]'),
@@ -158,27 +196,40 @@ HOSTS_DIRS = {
     "the default": ("TLS/there/busybox:1", "_default", 'ca = "FILES/ca.pem"\nclient = "../../both.pem"\n[host]'),
     "another place": ("far.example/there/busybox:1", "far.example", '[host."http://PLAIN"]\n'),
     "the second place": (
-        "far.example/there/busybox:1", "far.example", '[host."http://203.0.113.7:9"]\n[host."http://PLAIN"]\n',
+        "far.example/there/busybox:1",
+        "far.example",
+        '[host."http://203.0.113.7:9"]\n[host."http://PLAIN"]\n',
     ),
     "not to be trusted with tags": (
-        "far.example/there/busybox:1", "far.example", 'server = "http://203.0.113.7:9"\n'
-        '[host."http://PLAIN"]\ncapabilities = ["pull"]\n',
+        "far.example/there/busybox:1",
+        "far.example",
+        'server = "http://203.0.113.7:9"\n[host."http://PLAIN"]\ncapabilities = ["pull"]\n',
     ),
     "nowhere": ("far.example/there/busybox:1", "far.example", 'server = "http://203.0.113.7:9"\n[host]\n'),
     "no such file": ("TLS/there/busybox:1", "TLS", 'ca = "none.pem"\n[host]'),
     "what is no file of hosts": ("PLAIN/there/busybox:1", "PLAIN", "a = ["),
     "nothing for it": ("PLAIN/there/busybox:1", "some.example", '[host."http://PLAIN"]\n'),
-}  # fmt: skip
-WORKING = ("certificates by port", "certificates", "hosts.toml", "one file", "the default", "another place",
-           "the second place")  # fmt: skip
+}
+WORKING = (
+    "certificates by port",
+    "certificates",
+    "hosts.toml",
+    "one file",
+    "the default",
+    "another place",
+    "the second place",
+)
 
 
 @pytest.mark.parametrize("case", HOSTS_DIRS)
 def test_folders_of_hosts(teu: Side, houses: Houses, case: str) -> None:
     image, place, text = (
-        word.replace("PORT", houses.tls.rpartition(":")[2]).replace("FILES", str(houses.files))
-        .replace("TLS", houses.tls).replace("PLAIN", houses.plain) for word in HOSTS_DIRS[case]
-    )  # fmt: skip
+        word.replace("PORT", houses.tls.rpartition(":")[2])
+        .replace("FILES", str(houses.files))
+        .replace("TLS", houses.tls)
+        .replace("PLAIN", houses.plain)
+        for word in HOSTS_DIRS[case]
+    )
     folder = hosts(houses.files / case.replace(" ", "-"), place, text)
     if case.startswith("certificates"):
         for name, source in (("ca.crt", "ca.pem"), ("client.cert", "client.pem"), ("client.key", "client.key")):
@@ -188,9 +239,7 @@ def test_folders_of_hosts(teu: Side, houses: Houses, case: str) -> None:
     for program, (code, told) in answers(teu, "images", "pull", "--hosts-dir", str(folder), image).items():
         assert (code == 0) == works, f"{program}: {told}"
     # the daemon itself, asked as clients of containerd 2 ask it
-    source = registry_pb2.OCIRegistry(
-        reference=image, resolver=registry_pb2.RegistryResolver(host_dir=str(folder))
-    )  # fmt: skip
+    source = registry_pb2.OCIRegistry(reference=image, resolver=registry_pb2.RegistryResolver(host_dir=str(folder)))
     wanted = transfer_pb2.TransferRequest()
     for field, message in ((wanted.source, source), (wanted.destination, imagestore_pb2.ImageStore(name=image))):
         field.type_url = message.DESCRIPTOR.full_name
@@ -209,9 +258,10 @@ def test_a_mirror_hears_for_whom_it_answers(teu: Side, tmp_path: Path) -> None:
     with ScriptedRegistry() as registry:
         registry.image("there/image", "1")
         folder = hosts(
-            tmp_path, "far.example",
+            tmp_path,
+            "far.example",
             f'[host."http://{registry.address}"]\n[host."http://{registry.address}".header]\nX-Who = ["teu"]\n',
-        )  # fmt: skip
+        )
         for program in ("ctr", TEU_CTR):
             registry.requests.clear()
             argv = [program, "-a", teu.address, "-n", SPACE, "content", "fetch-object", "--hosts-dir", str(folder)]

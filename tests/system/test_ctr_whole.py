@@ -76,9 +76,11 @@ def read_help(text: str) -> Page:
             names = [part.partition(" ") for part in left.split(", ")]
             default = re.search(r"\(default: (.*?)\)", right)
             flags[names[0][0]] = Flag(
-                tuple(name for name, _, _ in names[1:]), any(value for _, _, value in names),
-                default[1].strip('"') if default else "", tuple(re.findall(r"\[\$(\w+)\]", right)),
-            )  # fmt: skip
+                tuple(name for name, _, _ in names[1:]),
+                any(value for _, _, value in names),
+                default[1].strip('"') if default else "",
+                tuple(re.findall(r"\[\$(\w+)\]", right)),
+            )
         elif line.strip() and section == "COMMANDS:":
             name, *aliases = line.strip().split("  ")[0].split(", ")
             if name != "help":
@@ -171,14 +173,19 @@ def several_platforms(path: Path, name: str) -> Path:
             tar.addfile(link)
         diff_id = "sha256:" + hashlib.sha256(plain.getvalue()).hexdigest()
         config = {
-            "os": "linux", "architecture": architecture, "config": {"Cmd": ["/bin/hello"]},
-            "rootfs": {"type": "layers", "diff_ids": [diff_id]}, "history": [],
-        }  # fmt: skip
+            "os": "linux",
+            "architecture": architecture,
+            "config": {"Cmd": ["/bin/hello"]},
+            "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+            "history": [],
+        }
         layer = stored(DOCKER + "image.rootfs.diff.tar.gzip", gzip.compress(plain.getvalue(), mtime=0))
         manifest = {
-            "schemaVersion": 2, "mediaType": DOCKER + "distribution.manifest.v2+json",
-            "config": stored(DOCKER + "container.image.v1+json", json.dumps(config).encode()), "layers": [layer],
-        }  # fmt: skip
+            "schemaVersion": 2,
+            "mediaType": DOCKER + "distribution.manifest.v2+json",
+            "config": stored(DOCKER + "container.image.v1+json", json.dumps(config).encode()),
+            "layers": [layer],
+        }
         described = stored(DOCKER + "distribution.manifest.v2+json", json.dumps(manifest).encode())
         manifests.append({**described, "platform": {"os": "linux", "architecture": architecture}})
     listed = {"schemaVersion": 2, "mediaType": MANIFEST_LIST, "manifests": manifests}
@@ -242,16 +249,24 @@ def test_images_convert(side: Side, spaces: dict[str, str], tmp_path: Path) -> N
         for name in ("platform", "same", "oci", "tar", "both", "s390x", "two"):
             digest = next(
                 row.split()[2]
-                for row in done(side, spaces, program, "images", "ls", f"name==example.org/new:{name}")
-                .stdout.splitlines()[1:]
-            )  # fmt: skip
+                for row in done(
+                    side, spaces, program, "images", "ls", f"name==example.org/new:{name}"
+                ).stdout.splitlines()[1:]
+            )
             document = done(side, spaces, program, "content", "get", digest).stdout
             told.append((name, document))
         blobs = done(side, spaces, program, "content", "ls").stdout.splitlines()[1:]
         # Size, age and the labels that hold the image's own parts.
-        told.append(sorted((row.split()[0], row.split()[1], ",".join(sorted(
-            label for label in row.split()[-1].split(",") if "gc.ref.content" in label
-        ))) for row in blobs))  # fmt: skip
+        told.append(
+            sorted(
+                (
+                    row.split()[0],
+                    row.split()[1],
+                    ",".join(sorted(label for label in row.split()[-1].split(",") if "gc.ref.content" in label)),
+                )
+                for row in blobs
+            )
+        )
     for theirs, ours in zip(results["ctr"], results[TEU_CTR], strict=True):
         assert ours == theirs
 
@@ -350,8 +365,17 @@ images -x
 def test_an_index_of_a_whole_archive(side: Side, spaces: dict[str, str]) -> None:
     """Made by the daemon, and by the client."""
     for program, flags in (("ctr", ["--local=false"]), ("ctr", []), (TEU_CTR, [])):
-        done(side, spaces, program, "images", "import", *flags, "--index-name", "example.org/index:1",
-             str(peers.archive()))  # fmt: skip
+        done(
+            side,
+            spaces,
+            program,
+            "images",
+            "import",
+            *flags,
+            "--index-name",
+            "example.org/index:1",
+            str(peers.archive()),
+        )
         listed = done(side, spaces, program, "images", "ls", "name==example.org/index:1").stdout
         assert "application/vnd.oci.image.index.v1+json" in listed, (program, flags)
         assert "complete" in done(side, spaces, program, "images", "check", "name==example.org/index:1").stdout
@@ -382,9 +406,14 @@ def test_the_rest_of_the_story(side: Side, spaces: dict[str, str], registry: pee
         folder = tmp_path / space
         folder.mkdir()
         fill = {
-            "ARCHIVE": str(peers.archive()), "FOLDER": str(folder), "REGISTRY": registry.address, "SPACE": space,
-            "CONFIG": manifest["config"]["digest"], "IMAGE": peers.IMAGE, "HELLO": str(hello),
-        }  # fmt: skip
+            "ARCHIVE": str(peers.archive()),
+            "FOLDER": str(folder),
+            "REGISTRY": registry.address,
+            "SPACE": space,
+            "CONFIG": manifest["config"]["digest"],
+            "IMAGE": peers.IMAGE,
+            "HELLO": str(hello),
+        }
         heard = answers.setdefault(program, [])
         for line in LINES.strip().splitlines():
             words = line
@@ -432,8 +461,18 @@ def test_progress_without_a_terminal(
     drawn: dict[str, list[list[str]]] = {}
     for number, program in enumerate(spaces):
         name = f"{registry.address}/progress/{side.name}{number}:1"  # of one length
-        peers.run("ctr", "-a", side.address, "-n", spaces[program], "images", "import", "--all-platforms",
-                  "--no-unpack", str(archive))  # fmt: skip
+        peers.run(
+            "ctr",
+            "-a",
+            side.address,
+            "-n",
+            spaces[program],
+            "images",
+            "import",
+            "--all-platforms",
+            "--no-unpack",
+            str(archive),
+        )
         done(side, spaces, program, "images", "tag", HELLO, name)
         pushed = done(side, spaces, program, "images", "push", "--plain-http", name).stdout
         done(side, spaces, program, "images", "rm", "--sync", HELLO, name)
@@ -514,8 +553,13 @@ def test_sandboxes(side: Side, tmp_path: Path) -> None:
     assert shims()
     again = peers.run(*side.argv(TEU_CTR, *run), code=1).stderr
     assert again.startswith("teu-ctr: failed to create new sandbox: ") and "already exists" in again
-    for line in ("sandboxes ls", "s list --filters id==pod-1", "sb ls --filters id==nosuch", "sandboxes rm nosuch",
-                 f"sandbox run {tmp_path}/nosuch.json pod-2"):  # fmt: skip
+    for line in (
+        "sandboxes ls",
+        "s list --filters id==pod-1",
+        "sb ls --filters id==nosuch",
+        "sandboxes rm nosuch",
+        f"sandbox run {tmp_path}/nosuch.json pod-2",
+    ):
         theirs, ours = told(side, line)
         assert ours == theirs, line
     assert re.search(r"^pod-1 +\d{4}-\d\d-\d\d [0-9:.]+ \+0000 UTC io.containerd.runc.v2 $", side.ours("s", "ls"), re.M)
@@ -528,12 +572,14 @@ def test_sandboxes(side: Side, tmp_path: Path) -> None:
 def contents(folder: Path) -> dict[str, tuple[str, int, str]]:
     return {
         str(path.relative_to(folder)): (
-            ("link", 0, str(path.readlink())) if path.is_symlink()
-            else ("folder", 0, "") if path.is_dir()
+            ("link", 0, str(path.readlink()))
+            if path.is_symlink()
+            else ("folder", 0, "")
+            if path.is_dir()
             else ("file", path.stat().st_mode, path.read_text())
         )
         for path in folder.rglob("*")
-    }  # fmt: skip
+    }
 
 
 def test_programs_of_an_image(side: Side, tmp_path: Path) -> None:

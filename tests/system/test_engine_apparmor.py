@@ -23,8 +23,10 @@ def busybox() -> None:
 
 
 def security_options() -> list[str]:
-    return [option["Name"] if isinstance(option, dict) else option
-            for option in json.loads(out("teu", "info", "--format", "{{json .SecurityOptions}}"))]  # fmt: skip
+    return [
+        option["Name"] if isinstance(option, dict) else option
+        for option in json.loads(out("teu", "info", "--format", "{{json .SecurityOptions}}"))
+    ]
 
 
 @pytest.mark.needs("namespace")
@@ -50,8 +52,21 @@ def test_it_is_loaded_with_the_first_container_and_kept() -> None:
 def confined() -> Iterator[str]:
     """A container with every capability, and without other hindrances: what fails fails by the profile."""
     name = "confined"
-    teu("run", "-d", "--name", name, "--cap-add", "ALL", "--security-opt", "seccomp=unconfined",
-        "--security-opt", "systempaths=unconfined", "busybox", "sleep", "1000")  # fmt: skip
+    teu(
+        "run",
+        "-d",
+        "--name",
+        name,
+        "--cap-add",
+        "ALL",
+        "--security-opt",
+        "seccomp=unconfined",
+        "--security-opt",
+        "systempaths=unconfined",
+        "busybox",
+        "sleep",
+        "1000",
+    )
     yield name
     teu("rm", "-f", name)
 

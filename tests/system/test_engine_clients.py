@@ -45,9 +45,16 @@ def test_docker_py(client: Any, tmp_path: Path) -> None:
     with pytest.raises(library.errors.ImageNotFound):
         client.containers.create("nosuchimage:1")
     container = client.containers.run(
-        IMAGE, ["sh", "-c", "echo out; echo err >&2; sleep 600"], name="py", detach=True, network_mode="host",
-        environment={"A": "b"}, labels={"from": "py"}, mem_limit=None, log_config={"Type": "json-file", "Config": {}},
-    )  # fmt: skip
+        IMAGE,
+        ["sh", "-c", "echo out; echo err >&2; sleep 600"],
+        name="py",
+        detach=True,
+        network_mode="host",
+        environment={"A": "b"},
+        labels={"from": "py"},
+        mem_limit=None,
+        log_config={"Type": "json-file", "Config": {}},
+    )
     try:
         assert container in client.containers.list(filters={"label": "from=py"})
         eventually("both lines are logged", lambda: b"err" in container.logs() and b"out" in container.logs())
@@ -121,9 +128,14 @@ volumes:
 
     def compose(*argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["docker", "compose", "--progress", "plain", *argv], cwd=tmp_path, env=ENVIRONMENT, timeout=100,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            ["docker", "compose", "--progress", "plain", *argv],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            timeout=100,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
         pytest.skip("docker compose is not installed")
@@ -162,17 +174,25 @@ def ask(method: str, path: str, body: Any = None) -> tuple[int, Any]:
 @pytest.mark.parametrize(
     "body",
     [
-        b"{", b"[]", b"null", b'{"Image": 5}', b'{"Image": "busybox", "HostConfig": []}',
-        b'{"Image": "busybox", "HostConfig": {"Binds": {"a": 1}}}', b'{"Image": "busybox", "Cmd": [1]}',
+        b"{",
+        b"[]",
+        b"null",
+        b'{"Image": 5}',
+        b'{"Image": "busybox", "HostConfig": []}',
+        b'{"Image": "busybox", "HostConfig": {"Binds": {"a": 1}}}',
+        b'{"Image": "busybox", "Cmd": [1]}',
         b'{"Image": "busybox", "HostConfig": {"Memory": 99999999999999999999999999}}',
         b'{"Image": "busybox", "HostConfig": {"Mounts": [5]}}',
         b'{"Image": "busybox", "HostConfig": {"Mounts": [{"Type": "volume", "Target": "/x", "VolumeOptions": 5}]}}',
-        b'{"Image": "busybox", "HostConfig": {"Tmpfs": {"/x": 5}}}', b'{"Image": "busybox", "NetworkingConfig": 5}',
+        b'{"Image": "busybox", "HostConfig": {"Tmpfs": {"/x": 5}}}',
+        b'{"Image": "busybox", "NetworkingConfig": 5}',
         b'{"Image": "busybox", "HostConfig": {"PortBindings": {"x/tcp": []}}}',
         b'{"Image": "busybox", "HostConfig": {"Devices": [{"PathOnHost": 5}]}}',
-        b'{"Image": "busybox", "Healthcheck": {"Test": "x"}}', b'{"Image": "../../etc/passwd"}', b'{"Image": ""}',
+        b'{"Image": "busybox", "Healthcheck": {"Test": "x"}}',
+        b'{"Image": "../../etc/passwd"}',
+        b'{"Image": ""}',
     ],
-)  # fmt: skip
+)
 def test_bad_bodies_leave_nothing(body: bytes) -> None:
     before = out("ps", "-aq"), out("volume", "ls", "-q")
     status, answer = ask("POST", "/v1.45/containers/create", body)

@@ -79,9 +79,23 @@ def test_run_takes_its_flags(tmp_path: Path) -> None:
         folder.chmod(0o755)
     script = "id; pwd; echo $FOO; hostname; cat /bound/there; touch /bound/x 2>&1; grep ' /scratch ' /proc/mounts"
     done = run(
-        "-e", "FOO=bar", "-w", "/tmp", "-u", "1000:10", "-v", f"{bound}:/bound:ro", "--tmpfs", "/scratch:size=64k",
-        "--uts", "host", IMAGE, "sh", "-c", script,
-    )  # fmt: skip
+        "-e",
+        "FOO=bar",
+        "-w",
+        "/tmp",
+        "-u",
+        "1000:10",
+        "-v",
+        f"{bound}:/bound:ro",
+        "--tmpfs",
+        "/scratch:size=64k",
+        "--uts",
+        "host",
+        IMAGE,
+        "sh",
+        "-c",
+        script,
+    )
     lines = done.stdout.splitlines()
     assert lines[0].startswith("uid=1000 gid=10")
     assert lines[1:3] == ["/tmp", "bar"]
@@ -427,8 +441,20 @@ def test_limits(name: str) -> None:
     assert out("exec", name, "cat", "/sys/fs/cgroup/memory.max").strip() == str(96 << 20)
     stats = json.loads(out("stats", "--no-stream", "--format", "json", name))
     assert stats["MemUsage"].endswith("96MiB")
-    killed = docker("run", "--name", f"{name}-oom", "--memory", "16m", "--memory-swap", "16m", IMAGE,
-                    "sh", "-c", "x=$(head -c 100m /dev/zero | tr '\\0' x); echo $x | wc -c", check=False)  # fmt: skip
+    killed = docker(
+        "run",
+        "--name",
+        f"{name}-oom",
+        "--memory",
+        "16m",
+        "--memory-swap",
+        "16m",
+        IMAGE,
+        "sh",
+        "-c",
+        "x=$(head -c 100m /dev/zero | tr '\\0' x); echo $x | wc -c",
+        check=False,
+    )
     try:
         assert killed.returncode in (137, 2, 1)
     finally:
@@ -461,8 +487,10 @@ def test_one_that_is_being_started_is_removed_whole(rounds: Callable[[int], int]
         name = f"short-{number}"
         starting = subprocess.Popen(
             ["docker", "run", "-d", "--name", name, *HOST, IMAGE, "sleep", "600"],
-            env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         while starting.poll() is None:
             if found := out("ps", "-aq", "--filter", f"name={name}").split():
                 docker("rm", "-f", *found, check=False)

@@ -350,24 +350,30 @@ update nosuch
 DIFFERENT = {
     "container nope-nope --help",  # help's own words
     "network create --subnet nope n",  # the message tells the form that is expected
-    "inspect web", "inspect done fresh", "inspect web nosuch",  # folders, drivers; docker-py reads them elsewhere
+    "inspect web",
+    "inspect done fresh",
+    "inspect web nosuch",  # folders, drivers; docker-py reads them elsewhere
     "network inspect net1 -f '{{.Name}} {{json .IPAM.Config}}'",  # the gateway is shown although nobody chose it
     "exec web nosuch",  # 127, as `run`; docker 26 says 126
     "run --network nosuch busybox",  # refused at once; dockerd leaves a container behind
     "network ls --format '{{.Name}} {{.Driver}} {{.Scope}} {{.Labels}}'",  # docker lists in any order
     "system events --since 10m --until 0s --filter container=done --format '{{.Type}} {{.Action}}"
     " {{.Actor.Attributes.name}}'",  # what went before; MORE asks from the beginning of the scene
-    "system df", "system df --format '{{.Type}} {{.TotalCount}}'",  # sizes; dockerd counts what has failed to start
+    "system df",
+    "system df --format '{{.Type}} {{.TotalCount}}'",  # sizes; dockerd counts what has failed to start
     "version --format '{{.Server.Version}} {{.Server.APIVersion}}'",
     "info --format '{{.Driver}} {{.NCPU}} {{.ServerVersion}}'",
-    "run --memory x busybox", "nope",
-}  # fmt: skip
+    "run --memory x busybox",
+    "nope",
+}
 # What a client alone refuses is the same whatever the daemon.
 OLD = [
-    line for line in SAME.splitlines()
-    if line and line not in DIFFERENT
+    line
+    for line in SAME.splitlines()
+    if line
+    and line not in DIFFERENT
     and not re.match(r"run (?!--rm|--name|--network|--runtime)|create|login|logout|history|port|volume|rename", line)
-]  # fmt: skip
+]
 LINES = [line for line in MORE.splitlines() if line]
 
 
@@ -385,9 +391,16 @@ def ask(base: list[str], lines: list[str], began: float) -> list[Answer]:
         if CLIENT[-1] in base:
             text = text.replace("18080", "28080").replace("1808", "2808")
         done = subprocess.run(
-            [*base, *shlex.split(text)], capture_output=True, text=True, errors="replace", timeout=100, check=False,
-            stdin=subprocess.DEVNULL, env=environment, cwd="/tmp",
-        )  # fmt: skip
+            [*base, *shlex.split(text)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=100,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            cwd="/tmp",
+        )
         result.append((normal(line, done.stdout), normal(line, done.stderr), done.returncode))
     return result
 
@@ -404,9 +417,11 @@ def normal(line: str, text: str) -> str:
     text = re.sub(r"(endpoint )\w+_\w+( )", r"\1NAME\2", text)
     # runc's words vary from release to release; a status of gRPC is at their end.
     text = text.replace("error during container init: ", "").replace(": unknown.", ".").replace(": unknown\n", "\n")
-    text = text.replace(": permission denied: permission denied", ": permission denied").replace(
-        "is a directory: permission denied", "is a directory"
-    ).replace(": unknown: permission denied", "")
+    text = (
+        text.replace(": permission denied: permission denied", ": permission denied")
+        .replace("is a directory: permission denied", "is a directory")
+        .replace(": unknown: permission denied", "")
+    )
     if line.startswith("top"):
         text = re.sub(r"(?m)^(\w+ +)?\d+ .*?(sleep)", r"\1 \2", text)
     if line.startswith("images"):  # docker lists the names of one image in any order, and teud has others
@@ -449,7 +464,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list
             clear()
             whole.teu("load", "-i", archive)
             teu = play(["teu", *CLIENT], LINES)
-            for line, *three in zip([*LINES, *OLD], theirs.result(), docker, [*teu, *docker[len(teu):]], strict=True):
+            for line, *three in zip([*LINES, *OLD], theirs.result(), docker, [*teu, *docker[len(teu) :]], strict=True):
                 found[line] = three
         yield found
     finally:

@@ -77,8 +77,15 @@ BODIES: dict[str, tuple[str, fields.Object, dict[str, Any]]] = {
     "volume": ("/volumes/create", fields.VOLUME, {"Name": "typed"}),
 }
 # What docker 26 has no field for, or has with another type, or does not look into.
-NOT_THEIRS = ("Runtime", "GwPriority", "EnableIPv4", "TmpfsOptions.Options", "ImageOptions", "ClusterVolumeSpec",
-              "NetworkingConfig.EndpointsConfig.key.DNSNames")  # fmt: skip
+NOT_THEIRS = (
+    "Runtime",
+    "GwPriority",
+    "EnableIPv4",
+    "TmpfsOptions.Options",
+    "ImageOptions",
+    "ClusterVolumeSpec",
+    "NetworkingConfig.EndpointsConfig.key.DNSNames",
+)
 
 
 def places(kind: fields.Kind, path: Path = ()) -> Iterator[tuple[Path, fields.Kind]]:
@@ -179,10 +186,16 @@ def some(kind: fields.Kind) -> object:
 
 # (ours, docker's): docker takes these in silence, and nothing comes of them.
 MORE_HONEST = {
-    "HostConfig.Cgroup": (400, 201), "HostConfig.UsernsMode": (400, 201), "CgroupParent": (400, 400),
-    "Devices": (400, 200), "DeviceCgroupRules": (400, 200), "DeviceRequests": (400, 200), "Ulimits": (400, 200),
-    "CpuRealtimePeriod": (500, 200), "CpuRealtimeRuntime": (500, 200),
-}  # fmt: skip
+    "HostConfig.Cgroup": (400, 201),
+    "HostConfig.UsernsMode": (400, 201),
+    "CgroupParent": (400, 400),
+    "Devices": (400, 200),
+    "DeviceCgroupRules": (400, 200),
+    "DeviceRequests": (400, 200),
+    "Ulimits": (400, 200),
+    "CpuRealtimePeriod": (500, 200),
+    "CpuRealtimeRuntime": (500, 200),
+}
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -212,51 +225,125 @@ def test_what_is_meaningless_is_taken(both: Peers, name: str) -> None:
 
 
 CREATED: dict[str, object] = {
-    "Hostname": "there", "Domainname": "example.org", "User": "1000", "AttachStdin": True, "AttachStdout": True,
-    "AttachStderr": True, "ExposedPorts": {"80/tcp": {}}, "Tty": True, "OpenStdin": True, "StdinOnce": True,
-    "Env": ["A=1"], "Cmd": "word", "Healthcheck.Test": ["CMD", "true"], "Healthcheck.Interval": 10**9,
-    "Healthcheck.Timeout": 10**9, "Healthcheck.StartPeriod": 10**9, "Healthcheck.StartInterval": 10**9,
-    "Healthcheck.Retries": 3, "Image": "busybox", "Volumes": {"/vol": {}}, "WorkingDir": "/tmp//../tmp/",
-    "Entrypoint": "word", "NetworkDisabled": True, "MacAddress": None, "OnBuild": ["RUN true"],
-    "Labels": {"a": "b"}, "StopSignal": "SIGINT", "StopTimeout": 7, "Shell": ["/bin/ash", "-c"],
-    "HostConfig.Binds": ["/tmp:/there:ro"], "HostConfig.LogConfig.Type": "json-file",
-    "HostConfig.LogConfig.Config": None, "HostConfig.NetworkMode": "host",
-    "HostConfig.PortBindings.key.0.HostIp": None, "HostConfig.PortBindings.key.0.HostPort": None,
-    "HostConfig.RestartPolicy.Name": "unless-stopped", "HostConfig.RestartPolicy.MaximumRetryCount": None,
-    "HostConfig.AutoRemove": True, "HostConfig.VolumeDriver": "local", "HostConfig.VolumesFrom": ["taken"],
-    "HostConfig.ConsoleSize": [24, 80], "HostConfig.Annotations": {"a": "b"}, "HostConfig.CapAdd": "CAP_SYS_NICE",
-    "HostConfig.CapDrop": ["CAP_MKNOD"], "HostConfig.CgroupnsMode": "host", "HostConfig.Dns": ["192.0.2.1"],
-    "HostConfig.DnsOptions": ["ndots:2"], "HostConfig.DnsSearch": ["example.org"],
-    "HostConfig.ExtraHosts": ["there:192.0.2.1"], "HostConfig.GroupAdd": ["7"], "HostConfig.IpcMode": "none",
-    "HostConfig.Links": None, "HostConfig.OomScoreAdj": 7, "HostConfig.PidMode": "host",
-    "HostConfig.Privileged": True, "HostConfig.PublishAllPorts": True, "HostConfig.ReadonlyRootfs": True,
-    "HostConfig.SecurityOpt": ["no-new-privileges"], "HostConfig.Tmpfs": {"/there": "size=1m"},
-    "HostConfig.UTSMode": "host", "HostConfig.ShmSize": 1 << 20, "HostConfig.Sysctls": {"kernel.msgmax": "70000"},
-    "HostConfig.Runtime": None, "HostConfig.MaskedPaths": ["/proc/kcore"], "HostConfig.ReadonlyPaths": ["/proc/bus"],
-    "HostConfig.Init": False, "HostConfig.CgroupParent": "some.slice",
+    "Hostname": "there",
+    "Domainname": "example.org",
+    "User": "1000",
+    "AttachStdin": True,
+    "AttachStdout": True,
+    "AttachStderr": True,
+    "ExposedPorts": {"80/tcp": {}},
+    "Tty": True,
+    "OpenStdin": True,
+    "StdinOnce": True,
+    "Env": ["A=1"],
+    "Cmd": "word",
+    "Healthcheck.Test": ["CMD", "true"],
+    "Healthcheck.Interval": 10**9,
+    "Healthcheck.Timeout": 10**9,
+    "Healthcheck.StartPeriod": 10**9,
+    "Healthcheck.StartInterval": 10**9,
+    "Healthcheck.Retries": 3,
+    "Image": "busybox",
+    "Volumes": {"/vol": {}},
+    "WorkingDir": "/tmp//../tmp/",
+    "Entrypoint": "word",
+    "NetworkDisabled": True,
+    "MacAddress": None,
+    "OnBuild": ["RUN true"],
+    "Labels": {"a": "b"},
+    "StopSignal": "SIGINT",
+    "StopTimeout": 7,
+    "Shell": ["/bin/ash", "-c"],
+    "HostConfig.Binds": ["/tmp:/there:ro"],
+    "HostConfig.LogConfig.Type": "json-file",
+    "HostConfig.LogConfig.Config": None,
+    "HostConfig.NetworkMode": "host",
+    "HostConfig.PortBindings.key.0.HostIp": None,
+    "HostConfig.PortBindings.key.0.HostPort": None,
+    "HostConfig.RestartPolicy.Name": "unless-stopped",
+    "HostConfig.RestartPolicy.MaximumRetryCount": None,
+    "HostConfig.AutoRemove": True,
+    "HostConfig.VolumeDriver": "local",
+    "HostConfig.VolumesFrom": ["taken"],
+    "HostConfig.ConsoleSize": [24, 80],
+    "HostConfig.Annotations": {"a": "b"},
+    "HostConfig.CapAdd": "CAP_SYS_NICE",
+    "HostConfig.CapDrop": ["CAP_MKNOD"],
+    "HostConfig.CgroupnsMode": "host",
+    "HostConfig.Dns": ["192.0.2.1"],
+    "HostConfig.DnsOptions": ["ndots:2"],
+    "HostConfig.DnsSearch": ["example.org"],
+    "HostConfig.ExtraHosts": ["there:192.0.2.1"],
+    "HostConfig.GroupAdd": ["7"],
+    "HostConfig.IpcMode": "none",
+    "HostConfig.Links": None,
+    "HostConfig.OomScoreAdj": 7,
+    "HostConfig.PidMode": "host",
+    "HostConfig.Privileged": True,
+    "HostConfig.PublishAllPorts": True,
+    "HostConfig.ReadonlyRootfs": True,
+    "HostConfig.SecurityOpt": ["no-new-privileges"],
+    "HostConfig.Tmpfs": {"/there": "size=1m"},
+    "HostConfig.UTSMode": "host",
+    "HostConfig.ShmSize": 1 << 20,
+    "HostConfig.Sysctls": {"kernel.msgmax": "70000"},
+    "HostConfig.Runtime": None,
+    "HostConfig.MaskedPaths": ["/proc/kcore"],
+    "HostConfig.ReadonlyPaths": ["/proc/bus"],
+    "HostConfig.Init": False,
+    "HostConfig.CgroupParent": "some.slice",
     "HostConfig.Devices": [{"PathOnHost": "/dev/null", "PathInContainer": "/dev/x", "CgroupPermissions": "r"}],
-    "HostConfig.DeviceCgroupRules": ["c 1:3 rwm"], "HostConfig.DeviceRequests": None,
-    "HostConfig.Ulimits": [{"Name": "nofile", "Soft": 64, "Hard": 64}], "Runtime": None,
+    "HostConfig.DeviceCgroupRules": ["c 1:3 rwm"],
+    "HostConfig.DeviceRequests": None,
+    "HostConfig.Ulimits": [{"Name": "nofile", "Soft": 64, "Hard": 64}],
+    "Runtime": None,
     "HostConfig.OomKillDisable": False,
     "HostConfig.Mounts": [
-        {"Type": "bind", "Source": "/tmp", "Target": "/bound", "ReadOnly": True, "BindOptions": {
-            "Propagation": "rprivate", "NonRecursive": True, "CreateMountpoint": True, "ReadOnlyNonRecursive": True}},
-        {"Type": "volume", "Source": "field-volume", "Target": "/vol", "VolumeOptions": {
-            "NoCopy": True, "Labels": {"a": "b"}, "DriverConfig": {"Name": "local"}, "Subpath": "sub"}},
+        {
+            "Type": "bind",
+            "Source": "/tmp",
+            "Target": "/bound",
+            "ReadOnly": True,
+            "BindOptions": {
+                "Propagation": "rprivate",
+                "NonRecursive": True,
+                "CreateMountpoint": True,
+                "ReadOnlyNonRecursive": True,
+            },
+        },
+        {
+            "Type": "volume",
+            "Source": "field-volume",
+            "Target": "/vol",
+            "VolumeOptions": {
+                "NoCopy": True,
+                "Labels": {"a": "b"},
+                "DriverConfig": {"Name": "local"},
+                "Subpath": "sub",
+            },
+        },
         {"Type": "tmpfs", "Target": "/tmpfs", "TmpfsOptions": {"SizeBytes": 1 << 20, "Mode": 0o700}},
     ],
-}  # fmt: skip
+}
 # Limits are compared by test_engine_limits below; None above: has a test of its own, or belongs to networks.
 LIMITS = {
-    "CpuShares": 512, "Memory": 64 << 20, "MemoryReservation": 32 << 20, "PidsLimit": 64, "BlkioWeight": 300,
-    "CpuPeriod": 50_000, "CpuQuota": 50_000, "CpusetCpus": "0", "CpusetMems": "0", "MemorySwappiness": 10,
+    "CpuShares": 512,
+    "Memory": 64 << 20,
+    "MemoryReservation": 32 << 20,
+    "PidsLimit": 64,
+    "BlkioWeight": 300,
+    "CpuPeriod": 50_000,
+    "CpuQuota": 50_000,
+    "CpusetCpus": "0",
+    "CpusetMems": "0",
+    "MemorySwappiness": 10,
     "BlkioWeightDevice": [{"Path": "/dev/null", "Weight": 300}],
     "BlkioDeviceReadBps": [{"Path": "/dev/null", "Rate": 1 << 20}],
     "BlkioDeviceWriteBps": [{"Path": "/dev/null", "Rate": 1 << 20}],
     "BlkioDeviceReadIOps": [{"Path": "/dev/null", "Rate": 1 << 20}],
     "BlkioDeviceWriteIOps": [{"Path": "/dev/null", "Rate": 1 << 20}],
     "OomKillDisable": True,
-}  # fmt: skip
+}
 LIMITS_MORE = {"NanoCpus", "MemorySwap"}
 
 
@@ -326,8 +413,14 @@ def test_a_number_of_cpus_that_cannot_be_held_is_refused(both: Peers) -> None:
 
 def test_keys_in_any_case(both: Peers) -> None:
     for daemon in both:
-        body = {"IMAGE": "busybox", "cmd": ["true"], "hostConfig": {"networkmode": "none", "MOUNTS": [
-            {"type": "tmpfs", "TARGET": "/x", "tmpfsoptions": {"sizebytes": 4096}}]}}  # fmt: skip
+        body = {
+            "IMAGE": "busybox",
+            "cmd": ["true"],
+            "hostConfig": {
+                "networkmode": "none",
+                "MOUNTS": [{"type": "tmpfs", "TARGET": "/x", "tmpfsoptions": {"sizebytes": 4096}}],
+            },
+        }
         with container(daemon, body) as (found, _):
             assert found["HostConfig"]["NetworkMode"] == "none"
             assert found["HostConfig"]["Mounts"][0]["TmpfsOptions"]["SizeBytes"] == 4096

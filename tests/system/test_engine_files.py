@@ -170,9 +170,13 @@ def test_an_archive_follows_the_links_of_the_container(box: str) -> None:
     engine.detached(box, "sh", "-c", "mkdir -p /there/deep /place; ln -s /there /place/way; sleep 1000")
     engine.eventually("it is made", lambda: succeeds(box, "test", "-L", "/place/way"))
     entries = (
-        entry("way/one"), entry("way/deep/two"), entry("up", tarfile.SYMTYPE, "../../../there/deep"), entry("up/three"),
-        entry("hard", tarfile.LNKTYPE, "way/one"), entry("new/folder/four"),
-    )  # fmt: skip
+        entry("way/one"),
+        entry("way/deep/two"),
+        entry("up", tarfile.SYMTYPE, "../../../there/deep"),
+        entry("up/three"),
+        entry("hard", tarfile.LNKTYPE, "way/one"),
+        entry("new/folder/four"),
+    )
     assert put(box, "/place", *entries) == (200, "")
     found = out("exec", box, "find", "/there", "/place").split()
     assert {"/there/one", "/there/deep/two", "/there/deep/three", "/place/hard", "/place/new/folder/four"} <= set(found)

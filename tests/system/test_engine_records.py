@@ -33,16 +33,20 @@ DATABASE = ROOT / "engine.db"
 SOCKET = "/run/teu/teud.sock"
 MISSING = object()
 POISONS: tuple[tuple[str, Any], ...] = (
-    ("null", None), ("number", 7), ("text", "poison"), ("list", [7]), ("object", {"poison": 7}),
-    ("missing", MISSING), ("surrogate", "half \ud800"),
-)  # fmt: skip
+    ("null", None),
+    ("number", 7),
+    ("text", "poison"),
+    ("list", [7]),
+    ("object", {"poison": 7}),
+    ("missing", MISSING),
+    ("surrogate", "half \ud800"),
+)
 
 
 def systemctl(verb: str, *units: str, check: bool = True) -> None:
     """start or restart; how often that was done before does not count."""
     call("systemctl", "reset-failed", *units, check=False)
     call("systemctl", verb, *units, check=check)
-
 
 
 class _Connection(http.client.HTTPConnection):
@@ -173,16 +177,48 @@ def test_every_member_of_a_container(which: str) -> None:
     teu("network", "create", "front")
     whole.run_detached("good", "sleep", "600", flags=("-p", "18081:80", "-v", "kept:/kept"))
     whole.run_detached(
-        "model", "sleep", "600",
+        "model",
+        "sleep",
+        "600",
         flags=(
-            "--network", "front", "-p", "18082:80", "-v", "modelled:/data", "-v", "/anonymous", "--label", "one=1",
-            "-e", "ONE=1", "--health-cmd", "true", "--health-interval", "1h", "--ulimit", "nofile=100",
-            "--dns", "192.0.2.1",
-            "--add-host", "a:192.0.2.2", "--cap-add", "SYS_TIME", "--tmpfs", "/tmp", "--restart", "on-failure:3",
-            "--log-driver", "json-file", "--log-opt", "max-size=1m", "--sysctl", "net.ipv4.ip_forward=0",
-            "--network-alias", "al",
+            "--network",
+            "front",
+            "-p",
+            "18082:80",
+            "-v",
+            "modelled:/data",
+            "-v",
+            "/anonymous",
+            "--label",
+            "one=1",
+            "-e",
+            "ONE=1",
+            "--health-cmd",
+            "true",
+            "--health-interval",
+            "1h",
+            "--ulimit",
+            "nofile=100",
+            "--dns",
+            "192.0.2.1",
+            "--add-host",
+            "a:192.0.2.2",
+            "--cap-add",
+            "SYS_TIME",
+            "--tmpfs",
+            "/tmp",
+            "--restart",
+            "on-failure:3",
+            "--log-driver",
+            "json-file",
+            "--log-opt",
+            "max-size=1m",
+            "--sysctl",
+            "net.ipv4.ip_forward=0",
+            "--network-alias",
+            "al",
         ),
-    )  # fmt: skip
+    )
     if which == "stopped":
         teu("stop", "-t", "0", "model")
     made = []
@@ -410,9 +446,7 @@ def test_a_removal_that_is_refused_does_not_end_the_recovery() -> None:
         data = json.loads(database.execute("SELECT data FROM containers WHERE name = 'comes'").fetchone()[0])
         data["started_once"] = True
         database.execute("UPDATE containers SET data = ? WHERE name = 'comes'", (dump(data),))
-    starters = [
-        threading.Thread(target=lambda name=name: api("POST", f"/containers/{name}/start")) for name in names
-    ]
+    starters = [threading.Thread(target=lambda name=name: api("POST", f"/containers/{name}/start")) for name in names]
     for thread in starters:
         thread.start()
     for thread in starters:
@@ -635,7 +669,7 @@ def test_files_cut_and_overwritten_anywhere(backup: dict[str, bytes]) -> None:
         victim = Path(dice.choice([path for path, data in backup.items() if data and not path.endswith("shm")]))
         data = bytearray(victim.read_bytes())
         if number % 2:
-            del data[dice.randrange(1, len(data)):]
+            del data[dice.randrange(1, len(data)) :]
         else:
             for _ in range(dice.choice((1, 20, 400))):
                 data[dice.randrange(len(data))] = dice.randrange(256)

@@ -38,9 +38,11 @@ def image() -> Iterator[None]:
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as archive:
         for name, data in (
-            ("bin/busybox", program), ("etc/nsswitch.conf", b"passwd: evil\ngroup: evil\n"),
-            ("lib/x86_64-linux-gnu/libnss_evil.so.2", b"not a library"), ("home/file", b"contents"),
-        ):  # fmt: skip
+            ("bin/busybox", program),
+            ("etc/nsswitch.conf", b"passwd: evil\ngroup: evil\n"),
+            ("lib/x86_64-linux-gnu/libnss_evil.so.2", b"not a library"),
+            ("home/file", b"contents"),
+        ):
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode, entry.uid, entry.gid = len(data), 0o755, 12345, 12345
             archive.addfile(entry, io.BytesIO(data))
@@ -130,9 +132,19 @@ def test_cp_loads_nothing_from_the_container(tmp_path: Path) -> None:
 
 
 HOSTILE_MODULES = (
-    "traceback.py", "linecache.py", "tokenize.py", "codecs.py", "encodings/__init__.py", "encodings/evil.py",
-    "sitecustomize.py", "pwd.py", "grp.py", "warnings.py", "bz2.py", "importlib/__init__.py",
-)  # fmt: skip
+    "traceback.py",
+    "linecache.py",
+    "tokenize.py",
+    "codecs.py",
+    "encodings/__init__.py",
+    "encodings/evil.py",
+    "sitecustomize.py",
+    "pwd.py",
+    "grp.py",
+    "warnings.py",
+    "bz2.py",
+    "importlib/__init__.py",
+)
 
 
 def test_work_that_fails_runs_nothing_of_the_container() -> None:
@@ -186,8 +198,12 @@ def test_who_works_on_files_can_do_little_else() -> None:
         connection.recv(512)
 
         def at_work() -> list[Path]:
-            return [process for process in Path("/proc").iterdir() if process.name.isdigit()
-                    and any(word.endswith("/visitor.py") for word in whole.argv_of(int(process.name)))]  # fmt: skip
+            return [
+                process
+                for process in Path("/proc").iterdir()
+                if process.name.isdigit()
+                and any(word.endswith("/visitor.py") for word in whole.argv_of(int(process.name)))
+            ]
 
         found = whole.eventually("somebody works on the files", at_work)
         assert isinstance(found, list) and len(found) == 1
@@ -288,8 +304,10 @@ def test_layers_do_not_change_modes_through_links() -> None:
 def as_nobody(code: str) -> str:
     done = subprocess.run(
         ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-c", code],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.stdout + done.stderr
 
 
@@ -472,8 +490,6 @@ def test_the_hosts_firewall_has_the_last_word() -> None:
         assert whole.call(*get, url, check=False).stdout == "served\n"
 
 
-
-
 @contextlib.contextmanager
 def swapped(folder: Path, target: Path) -> Iterator[None]:
     """A folder that is now itself and now a link to the target, long enough for one look at it but not for two."""
@@ -498,9 +514,7 @@ def swapped(folder: Path, target: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_a_volumes_part_that_becomes_a_link(
-    rounds: Callable[[int], int], copied: bool, tmp_path: Path
-) -> None:
+def test_a_volumes_part_that_becomes_a_link(rounds: Callable[[int], int], copied: bool, tmp_path: Path) -> None:
     """CVE-2017-1002101 of kubelet: who shares a volume turns a folder in it into a link to the host's while another
     container is started with that folder, or while what the image has at its place is copied into it."""
     host = tmp_path / "host"
@@ -517,8 +531,20 @@ def test_a_volumes_part_that_becomes_a_link(
             (part / "own").touch()
         mount = f"type=volume,src=shared-e,dst=/home,volume-subpath=part{'' if copied else ',volume-nocopy'}"
         with swapped(part, host) if number else contextlib.nullcontext():
-            started = teu("run", "--name", "box", "--network", "none", "--mount", mount, HOSTILE,
-                          "busybox", "ls", "/home", check=False)  # fmt: skip
+            started = teu(
+                "run",
+                "--name",
+                "box",
+                "--network",
+                "none",
+                "--mount",
+                mount,
+                HOSTILE,
+                "busybox",
+                "ls",
+                "/home",
+                check=False,
+            )
         seen += started.stdout.split()
         teu("rm", "-f", "-v", "box", check=False)
         teu("volume", "rm", "shared-e")
@@ -656,8 +682,9 @@ def test_a_number_that_is_another_processs_by_now(tmp_path: Path) -> None:
             teu("cp", str(tmp_path / "file"), f"box:{planted}")
             assert not planted.exists()
             assert "root" not in teu("cp", "box:/etc/machine-id", "-", check=False).stdout
-            shown = out("curl", "-s", "--unix-socket", "/run/teu/teud.sock",
-                        "http://x/containers/box/stats?stream=0&one-shot=1")  # fmt: skip
+            shown = out(
+                "curl", "-s", "--unix-socket", "/run/teu/teud.sock", "http://x/containers/box/stats?stream=0&one-shot=1"
+            )
             assert "networks" not in json.loads(shown)
             for name in ("pid", "ipc"):
                 assert "is not running" in teu("start", name, check=False, timeout=20).stderr

@@ -116,8 +116,10 @@ def test_signals_are_forwarded(name: str) -> None:
     script = "trap 'echo got; exit 8' TERM; echo ready; while :; do sleep 0.05; done"
     process = subprocess.Popen(
         ["docker", "run", "--name", name, *HOST, IMAGE, "sh", "-c", script],
-        stdout=subprocess.PIPE, env=ENVIRONMENT, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        env=ENVIRONMENT,
+        text=True,
+    )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.terminate()
     assert process.stdout.read() == "got\n"
@@ -162,8 +164,13 @@ def test_logs_are_followed(name: str, driver: str) -> None:
     process = subprocess.Popen(["docker", "logs", "-f", name], stdout=subprocess.PIPE, env=ENVIRONMENT, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "first\n"
-    feeder = subprocess.Popen(["docker", "attach", "--no-stdin=false", name], stdin=subprocess.PIPE,
-                              stdout=subprocess.DEVNULL, env=ENVIRONMENT, text=True)  # fmt: skip
+    feeder = subprocess.Popen(
+        ["docker", "attach", "--no-stdin=false", name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env=ENVIRONMENT,
+        text=True,
+    )
     assert feeder.stdin is not None
     feeder.stdin.write("\n")
     feeder.stdin.flush()
@@ -202,16 +209,31 @@ def test_no_log(name: str) -> None:
 
 def test_the_journal_has_dockers_fields(name: str) -> None:
     long = "y" * 40_000
-    docker("run", "--name", name, *HOST, "--label", "team=blue", "--log-opt", "labels=team", "--log-opt",
-           "tag=T/{{.Name}}",
-           IMAGE, "sh", "-c", "echo plain; echo bad >&2; head -c 40000 /dev/zero | tr '\\0' y; echo")  # fmt: skip
+    docker(
+        "run",
+        "--name",
+        name,
+        *HOST,
+        "--label",
+        "team=blue",
+        "--log-opt",
+        "labels=team",
+        "--log-opt",
+        "tag=T/{{.Name}}",
+        IMAGE,
+        "sh",
+        "-c",
+        "echo plain; echo bad >&2; head -c 40000 /dev/zero | tr '\\0' y; echo",
+    )
     identity = inspect(name)["Id"]
 
     def entries() -> list[dict[str, str]]:
         text = subprocess.run(
             ["journalctl", "-q", "-o", "json", "--all", f"CONTAINER_NAME={name}", f"CONTAINER_ID_FULL={identity}"],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         return [json.loads(line) for line in text.splitlines()]
 
     found = eventually("all entries are in the journal", lambda: len(entries()) == 5 and entries())

@@ -346,9 +346,22 @@ def test_archives_that_are_not_as_they_should_be(both: tuple[Daemon, Daemon], ar
 def test_where_files_may_go(both: tuple[Daemon, Daemon], readonly: bool) -> None:
     """It is the place that counts, not the way there; and it counts before there is anything to write."""
     paths = (
-        "/tmp", "/vol", "/vol/", "/vol/.", "vol", "//vol", "/bin/../vol", "/vol/../etc", "/link", "/rov", "/rov/",
-        "/rov/../tmp", "/nope", "/etc/passwd", "/bin/sh",
-    )  # fmt: skip
+        "/tmp",
+        "/vol",
+        "/vol/",
+        "/vol/.",
+        "vol",
+        "//vol",
+        "/bin/../vol",
+        "/vol/../etc",
+        "/link",
+        "/rov",
+        "/rov/",
+        "/rov/../tmp",
+        "/nope",
+        "/etc/passwd",
+        "/bin/sh",
+    )
     link = _entry("vol/link", tarfile.SYMTYPE, "/etc") + bytes(1024)
 
     def work(daemon: Daemon) -> list[tuple[str, int, str]]:

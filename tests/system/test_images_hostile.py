@@ -52,10 +52,14 @@ def registry() -> Iterator[ScriptedRegistry]:
 
 
 def archive(*layers: bytes, name: str = "app:1", **changes: Any) -> bytes:
-    config = encode({
-        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["sh"]},
-        "rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]},
-    })  # fmt: skip
+    config = encode(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Cmd": ["sh"]},
+            "rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]},
+        }
+    )
     paths = [f"{number}/layer.tar" for number in range(len(layers))]
     row = {"Config": "c.json", "RepoTags": [name], "Layers": paths, **changes}
     return tar(("c.json", config), *zip(paths, layers), ("manifest.json", encode([row])))
@@ -160,11 +164,15 @@ def test_forms_that_docker_loads(tmp_path: Path) -> None:
     lower, upper = "a" * 64, "b" * 64
     own = {"os": "linux", "architecture": "amd64", "config": {"Cmd": ["cat", "/etc/which"], "Env": ["PATH=/bin"]}}
     own_cat = images.busybox_layer()
-    path.write_bytes(tar(
-        (f"{lower}/json", encode({"id": lower, **own})), (f"{lower}/layer.tar", own_cat),
-        (f"{upper}/json", encode({"id": upper, "parent": lower, **own})), (f"{upper}/layer.tar", layer),
-        ("repositories", encode({"old": {"1": upper}})),
-    ))  # fmt: skip
+    path.write_bytes(
+        tar(
+            (f"{lower}/json", encode({"id": lower, **own})),
+            (f"{lower}/layer.tar", own_cat),
+            (f"{upper}/json", encode({"id": upper, "parent": lower, **own})),
+            (f"{upper}/layer.tar", layer),
+            ("repositories", encode({"old": {"1": upper}})),
+        )
+    )
     told = teu("load", "-i", str(path)).stdout
     assert told == (
         f"The image old:1 already exists, renaming the old one with ID {before} to empty string\nLoaded image: old:1\n"
@@ -176,8 +184,17 @@ def test_deep_folders_of_a_container_become_a_layer() -> None:
     script = "cd /tmp; i=0; p=; while [ $i -lt 1100 ]; do p=${p}d/; i=$((i+1)); done; mkdir -p $p; echo deep > ${p}f"
     teu("run", "--name", "deep", "--network", "none", "busybox", "sh", "-c", script)
     teu("commit", "deep", "deep:1")
-    found = out("teu", "run", "--rm", "--network", "none", "deep:1", "sh", "-c",
-                "cd /tmp; while cd d 2>/dev/null; do :; done; cat f")  # fmt: skip
+    found = out(
+        "teu",
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "deep:1",
+        "sh",
+        "-c",
+        "cd /tmp; while cd d 2>/dev/null; do :; done; cat f",
+    )
     assert found == "deep"
 
 

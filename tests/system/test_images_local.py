@@ -152,8 +152,16 @@ def test_places_that_every_container_has(tmp_path: Path) -> None:
     look = "ls -l /.dockerenv /etc/mtab | cut -c 1-10; busybox readlink /etc/mtab; busybox touch /etc/new"
     teu("create", "--name", "before", "places:1", "true")
     assert "of the image" not in teu("cp", "before:/etc/hosts", "-").stdout
-    shown = out("teu", "run", "--name", "after", "places:1", "sh", "-c", look.replace("ls", "busybox ls").replace(
-        "cut", "busybox cut")).split()  # fmt: skip
+    shown = out(
+        "teu",
+        "run",
+        "--name",
+        "after",
+        "places:1",
+        "sh",
+        "-c",
+        look.replace("ls", "busybox ls").replace("cut", "busybox cut"),
+    ).split()
     assert shown == ["-rwxr-xr-x", "lrwxrwxrwx", "/proc/mounts"]
     assert out("teu", "diff", "before") == ""
     assert out("teu", "diff", "after").splitlines() == ["C /etc", "A /etc/new"]
@@ -162,8 +170,9 @@ def test_places_that_every_container_has(tmp_path: Path) -> None:
     teu("volume", "rm", "places")
     teu("commit", "after", "places:2")
     teu("rm", "before", "after")
-    with tarfile.open(fileobj=io.BytesIO(subprocess.run(["teu", "save", "places:2"], capture_output=True,
-                                                        check=True).stdout)) as archive:  # fmt: skip
+    with tarfile.open(
+        fileobj=io.BytesIO(subprocess.run(["teu", "save", "places:2"], capture_output=True, check=True).stdout)
+    ) as archive:
         manifest = json.load(archive.extractfile("manifest.json"))  # type: ignore[arg-type]
         top = archive.extractfile(manifest[0]["Layers"][-1])
         assert top is not None

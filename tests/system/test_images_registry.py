@@ -87,8 +87,14 @@ def test_progress_messages(registry: ScriptedRegistry, shell: bytes) -> None:
     assert len(by_layer) == 2
     for words in by_layer.values():
         order = [w for n, w in enumerate(words) if w not in ("Waiting", *words[:n])]
-        assert order == ["Pulling fs layer", "Downloading", "Verifying Checksum", "Download complete", "Extracting",
-                         "Pull complete"]  # fmt: skip
+        assert order == [
+            "Pulling fs layer",
+            "Downloading",
+            "Verifying Checksum",
+            "Download complete",
+            "Extracting",
+            "Pull complete",
+        ]
     assert lines[-2]["status"].startswith("Digest: sha256:")
     assert lines[-1]["status"].startswith("Status: Downloaded newer image")
 
@@ -313,5 +319,3 @@ def test_push_and_pull_with_a_real_registry() -> None:
         # Debian's ctr reads what was pushed.
         done = whole.call("ctr", "-a", images.CONTAINERD, "-n", "other", "images", "pull", "--plain-http", f"{name}:1")
         whole.call("ctr", "-a", images.CONTAINERD, "-n", "other", "images", "rm", "--sync", f"{name}:1")
-
-

@@ -66,8 +66,17 @@ def setting(name: str, path: str) -> str:
 
 
 def test_default_bridge() -> None:
-    lines = out("teu", "run", "--rm", "--hostname", "box", "busybox", "sh", "-c",
-                "ip -4 -o addr show eth0; ip route; cat /etc/hosts; hostname").splitlines()  # fmt: skip
+    lines = out(
+        "teu",
+        "run",
+        "--rm",
+        "--hostname",
+        "box",
+        "busybox",
+        "sh",
+        "-c",
+        "ip -4 -o addr show eth0; ip route; cat /etc/hosts; hostname",
+    ).splitlines()
     address = re.search(r"inet ([\d.]+)/16", lines[0])
     assert address
     assert any(line.startswith("default via ") for line in lines)
@@ -186,9 +195,17 @@ def test_the_host_loopback_is_out_of_reach() -> None:
         server.settimeout(0.5)
         route = out("teu", "run", "--rm", "busybox", "ip", "route")
         gateway = route.split("default via ")[1].split()[0]
-        teu("run", "--rm", "--privileged", "busybox", "sh", "-c",
+        teu(
+            "run",
+            "--rm",
+            "--privileged",
+            "busybox",
+            "sh",
+            "-c",
             f"ip addr del 127.0.0.1/8 dev lo; echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet; "
-            f"ip route add 127.0.0.1/32 via {gateway}; echo x | nc -w 1 127.0.0.1 {port}", check=False)  # fmt: skip
+            f"ip route add 127.0.0.1/32 via {gateway}; echo x | nc -w 1 127.0.0.1 {port}",
+            check=False,
+        )
         with pytest.raises(TimeoutError):
             server.accept()
 
@@ -213,8 +230,9 @@ def test_resolver_is_copied_from_the_host(tmp_path: Path) -> None:
         Path("/etc/resolv.conf").write_text("nameserver 192.0.2.53\nsearch example.org\noptions timeout:1\n")
         shown = out("teu", "run", "--rm", "busybox", "cat", "/etc/resolv.conf")
         assert shown.splitlines() == ["nameserver 192.0.2.53", "search example.org", "options timeout:1"]
-        shown = out("teu", "run", "--rm", "--dns", "192.0.2.1", "--dns-search", "a.b", "busybox", "cat",
-                    "/etc/resolv.conf")  # fmt: skip
+        shown = out(
+            "teu", "run", "--rm", "--dns", "192.0.2.1", "--dns-search", "a.b", "busybox", "cat", "/etc/resolv.conf"
+        )
         assert "nameserver 192.0.2.1" in shown
         assert "search a.b" in shown
         if not resolved.exists():

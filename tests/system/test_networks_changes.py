@@ -85,10 +85,17 @@ def test_an_internal_network_has_neither_route_nor_ports() -> None:
     """As compose gives networks: the first by name is internal."""
     networks("back", "front", back=("--internal",))
     endpoints = {"back": {}, "front": {}}
-    status, answer = api("POST", "/containers/create?name=web", {
-        "Image": "busybox", "Cmd": list(SERVE), "ExposedPorts": {"80/tcp": {}},
-        "HostConfig": {"NetworkMode": "back", "PortBindings": {"80/tcp": [{"HostPort": "8088"}]}},
-        "NetworkingConfig": {"EndpointsConfig": endpoints}})  # fmt: skip
+    status, answer = api(
+        "POST",
+        "/containers/create?name=web",
+        {
+            "Image": "busybox",
+            "Cmd": list(SERVE),
+            "ExposedPorts": {"80/tcp": {}},
+            "HostConfig": {"NetworkMode": "back", "PortBindings": {"80/tcp": [{"HostPort": "8088"}]}},
+            "NetworkingConfig": {"EndpointsConfig": endpoints},
+        },
+    )
     assert status == 201, answer
     teu("start", "web")
     answers()
@@ -423,9 +430,16 @@ def test_what_endpoints_may_ask_for() -> None:
         "IPAMConfig": {"IPv4Address": "10.93.0.9", "LinkLocalIPs": ["169.254.7.7"]},
         "DriverOpts": {"com.docker.network.endpoint.sysctls": "net.ipv4.conf.IFNAME.log_martians=1"},
     }
-    status, answer = api("POST", "/containers/create?name=one", {
-        "Image": "busybox", "Cmd": list(SLEEP), "HostConfig": {"NetworkMode": "n1"},
-        "NetworkingConfig": {"EndpointsConfig": {"n1": endpoint}}})  # fmt: skip
+    status, answer = api(
+        "POST",
+        "/containers/create?name=one",
+        {
+            "Image": "busybox",
+            "Cmd": list(SLEEP),
+            "HostConfig": {"NetworkMode": "n1"},
+            "NetworkingConfig": {"EndpointsConfig": {"n1": endpoint}},
+        },
+    )
     assert status == 201, answer
     assert settings("one")["Networks"]["n1"]["MacAddress"] == "02:42:ac:00:00:77"
     teu("start", "one")

@@ -73,9 +73,13 @@ def see(row: Row, found: Any) -> None:
 
 
 WRONG = {
-    TEXT: (5, True, [], {}), FLAG: ("true", 1, []), NUMBER: ("1", 1.5, True, {}), LIST: ("x", {}, [5], [[]]),
-    MAP: (True, -1, ["x"], {"a": 5}, {"a": []}), OBJECT: (1, "x", ["x"], True),
-}  # fmt: skip
+    TEXT: (5, True, [], {}),
+    FLAG: ("true", 1, []),
+    NUMBER: ("1", 1.5, True, {}),
+    LIST: ("x", {}, [5], [[]]),
+    MAP: (True, -1, ["x"], {"a": 5}, {"a": []}),
+    OBJECT: (1, "x", ["x"], True),
+}
 
 
 def ids(rows: list[Row]) -> list[str]:
@@ -95,8 +99,9 @@ def test_create(row: Row) -> None:
 
 @pytest.fixture
 def network() -> Iterator[str]:
-    status, answer = api("POST", "/networks/create",
-                         {"Name": "fields", "IPAM": {"Config": [{"Subnet": "10.93.0.0/24"}]}})  # fmt: skip
+    status, answer = api(
+        "POST", "/networks/create", {"Name": "fields", "IPAM": {"Config": [{"Subnet": "10.93.0.0/24"}]}}
+    )
     assert status in (201, 409), answer
     yield "fields"
 
@@ -153,12 +158,24 @@ def test_wrong_types_as_deep_as_they_go(network: str, other: str) -> None:
     """400 with the path of the field, never an error of the engine's own, and nothing is made."""
     for rows, ask in (
         (CREATE, lambda row: ("POST", "/networks/create", body(row, Name="wrong"))),
-        (ENDPOINT, lambda row: ("POST", "/containers/create?name=wrong", {
-            "Image": "busybox", "Cmd": ["true"], "HostConfig": {"NetworkMode": network},
-            "NetworkingConfig": {"EndpointsConfig": {network: body(row)}}})),
-        (ENDPOINT, lambda row: ("POST", f"/networks/{network}/connect", {
-            "Container": other, "EndpointConfig": body(row)})),
-    ):  # fmt: skip
+        (
+            ENDPOINT,
+            lambda row: (
+                "POST",
+                "/containers/create?name=wrong",
+                {
+                    "Image": "busybox",
+                    "Cmd": ["true"],
+                    "HostConfig": {"NetworkMode": network},
+                    "NetworkingConfig": {"EndpointsConfig": {network: body(row)}},
+                },
+            ),
+        ),
+        (
+            ENDPOINT,
+            lambda row: ("POST", f"/networks/{network}/connect", {"Container": other, "EndpointConfig": body(row)}),
+        ),
+    ):
         for field in dict.fromkeys((row.field, row.kind) for row in rows):
             for value in WRONG[field[1]]:
                 row = Row(field[0], field[1], value, REFUSED)
@@ -191,11 +208,15 @@ def test_what_is_answered_beside() -> None:
     one = {"HostConfig": {"NetworkMode": "bridge"}, "NetworkingConfig": {"EndpointsConfig": {"lower": {}}}}
     assert api("POST", "/containers/create?name=one", {**base, **one})[0] == 201
     assert list(api("GET", "/containers/one/json")[1]["NetworkSettings"]["Networks"]) == ["lower"]
-    status, answer = api("POST", "/containers/create?name=none", {
-        **base, "NetworkingConfig": {"EndpointsConfig": {"lower": None}}})  # fmt: skip
+    status, answer = api(
+        "POST", "/containers/create?name=none", {**base, "NetworkingConfig": {"EndpointsConfig": {"lower": None}}}
+    )
     assert status == 400 and "EndpointsConfig is nil" in answer["message"]
-    status, answer = api("POST", "/containers/create?name=host", {
-        **base, "HostConfig": {"NetworkMode": "host", "PortBindings": {"80/tcp": [{"HostPort": "8099"}]}}})  # fmt: skip
+    status, answer = api(
+        "POST",
+        "/containers/create?name=host",
+        {**base, "HostConfig": {"NetworkMode": "host", "PortBindings": {"80/tcp": [{"HostPort": "8099"}]}}},
+    )
     assert answer["Warnings"] == ["Published ports are discarded when using host network mode"]
     status, answer = api("POST", "/containers/create?name=later", {**base, "HostConfig": {"NetworkMode": "not yet"}})
     assert status == 201, answer

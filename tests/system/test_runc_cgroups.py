@@ -234,11 +234,13 @@ def test_default_devices(bundle: Bundle, driver: str) -> None:
 
 
 def test_device_rules_in_order(bundle: Bundle, driver: str) -> None:
-    bundle.linux["resources"] = {"devices": [
-        {"allow": False, "access": "rwm"},
-        {"allow": True, "type": "c", "major": 1, "access": "r"},
-        {"allow": False, "type": "c", "major": 1, "minor": 1, "access": "rwm"},
-    ]}  # fmt: skip
+    bundle.linux["resources"] = {
+        "devices": [
+            {"allow": False, "access": "rwm"},
+            {"allow": True, "type": "c", "major": 1, "access": "r"},
+            {"allow": False, "type": "c", "major": 1, "minor": 1, "access": "rwm"},
+        ]
+    }
     identifier = start(bundle, driver)
     script = "mknod /full c 1 7; mknod /kmsg c 1 11; mknod /mem c 1 1 2>&1; head -c 1 /full | wc -c; echo x > /kmsg"
     said = bundle.runc("exec", identifier, "sh", "-c", f"{script}; cat /mem")
@@ -289,9 +291,11 @@ def test_a_missing_controller(
 @pytest.mark.needs("namespace")
 def test_no_limit_needs_no_controller(bundle: Bundle, driver: str) -> None:
     bundle.linux["resources"] = {
-        "memory": {"limit": -1, "swap": -1}, "pids": {"limit": -1}, "cpu": {"shares": 1024, "quota": -1, "period": 0},
+        "memory": {"limit": -1, "swap": -1},
+        "pids": {"limit": -1},
+        "cpu": {"shares": 1024, "quota": -1, "period": 0},
         "blockIO": {"weight": 0},
-    }  # fmt: skip
+    }
     start(bundle, driver)
 
 
@@ -391,10 +395,12 @@ def test_block_io(bundle: Bundle, driver: str) -> None:
     if (disk / "partition").exists():
         disk = disk.parent
     major, minor = (int(part) for part in (disk / "dev").read_text().split(":"))
-    bundle.linux["resources"] = {"blockIO": {
-        "throttleReadBpsDevice": [{"major": major, "minor": minor, "rate": 1 << 20}],
-        "throttleWriteIOPSDevice": [{"major": major, "minor": minor, "rate": 100}],
-    }}  # fmt: skip
+    bundle.linux["resources"] = {
+        "blockIO": {
+            "throttleReadBpsDevice": [{"major": major, "minor": minor, "rate": 1 << 20}],
+            "throttleWriteIOPSDevice": [{"major": major, "minor": minor, "rate": 100}],
+        }
+    }
     start(bundle, driver)
     assert limit(bundle, driver, "io.max") == f"{major}:{minor} rbps=1048576 wbps=max riops=max wiops=100"
 
@@ -448,5 +454,6 @@ def test_nobody_stays_behind(bundle: Bundle, driver: str) -> None:
     assert len(pids) == 3
     bundle.ok("delete", "-f", identifier)
     assert not where.exists()
-    assert not any(Path(f"/proc/{pid}/cmdline").exists() and
-                   b"99" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)  # fmt: skip
+    assert not any(
+        Path(f"/proc/{pid}/cmdline").exists() and b"99" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids
+    )

@@ -52,8 +52,12 @@ def traced(bundle: Bundle, *words: str, calls: str = "%file") -> list[str]:
     with (bundle.folder / "said").open("wb") as said:  # no pipe: what is created would hold it
         done = subprocess.run(
             ["strace", "-qq", "-e", f"trace={calls}", "-o", log, PROGRAM, "--root", str(bundle.root), *words],
-            check=False, stdin=subprocess.DEVNULL, stdout=said, stderr=said, timeout=60,
-        )  # fmt: skip
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            timeout=60,
+        )
     assert done.returncode == 0, (bundle.folder / "said").read_text()
     return log.read_text().splitlines()
 
@@ -164,8 +168,13 @@ def test_the_environment_does_not_reach_the_interpreter(bundle: Bundle, tmp_path
     for words in (["list"], ["delete", "-f", "-r", "^nosuch$"]):
         done = subprocess.run(
             [PROGRAM, "--root", str(bundle.root), *words],
-            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -173,12 +182,24 @@ def test_the_environment_does_not_reach_the_interpreter(bundle: Bundle, tmp_path
 
 # Where in config.json a text may stand.
 PLACES = (
-    ("annotations", "k"), ("hostname",), ("process", "args", 0), ("process", "cwd"), ("process", "env", 0),
-    ("mounts", 0, "destination"), ("mounts", 0, "source"), ("mounts", 0, "type"), ("mounts", 1, "options", 0),
-    ("linux", "maskedPaths", 0), ("linux", "readonlyPaths", 0), ("linux", "cgroupsPath"), ("linux", "sysctl", "k"),
-    ("linux", "namespaces", 0, "path"), ("root", "path"), ("process", "apparmorProfile"),
+    ("annotations", "k"),
+    ("hostname",),
+    ("process", "args", 0),
+    ("process", "cwd"),
+    ("process", "env", 0),
+    ("mounts", 0, "destination"),
+    ("mounts", 0, "source"),
+    ("mounts", 0, "type"),
+    ("mounts", 1, "options", 0),
+    ("linux", "maskedPaths", 0),
+    ("linux", "readonlyPaths", 0),
+    ("linux", "cgroupsPath"),
+    ("linux", "sysctl", "k"),
+    ("linux", "namespaces", 0, "path"),
+    ("root", "path"),
+    ("process", "apparmorProfile"),
     ("process", "user", "username"),
-)  # fmt: skip
+)
 
 
 def put(config: Any, place: tuple[Any, ...], value: str) -> None:
@@ -218,7 +239,7 @@ def test_texts_of_a_specification_that_are_no_unicode(bundle: Bundle, value: str
 
 def test_what_is_no_unicode_reaches_the_process_as_with_runc(bundle: Bundle) -> None:
     """Go's JSON makes U+FFFD of it."""
-    bundle.process["args"] = ["sh", "-c", "printf %s \"$1\" | od -An -tx1", "sh", "@@"]
+    bundle.process["args"] = ["sh", "-c", 'printf %s "$1" | od -An -tx1', "sh", "@@"]
     text = json.dumps(bundle.config).encode()
     for value in (b"\xff", b"\\ud800"):
         (bundle.folder / "config.json").write_bytes(text.replace(b"@@", value))
@@ -257,8 +278,13 @@ def test_a_folder_whose_name_is_no_unicode(bundle: Bundle) -> None:
         with output.open("wb") as file:
             subprocess.run(
                 [PROGRAM, "--root", root, *words],
-                cwd=cwd, stdin=subprocess.DEVNULL, stdout=file, stderr=file, timeout=60, check=True,
-            )  # fmt: skip
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                timeout=60,
+                check=True,
+            )
         return output.read_bytes()
 
     try:

@@ -443,9 +443,21 @@ def test_a_newer_record_is_refused_with_words(bundle: Bundle) -> None:
 
 # What the first release of teu-runc wrote; a later one reads it for ever.
 FIRST_RECORD = (
-    "version", "id", "bundle", "rootfs", "created", "ociVersion", "annotations", "init_process_pid",
-    "init_process_start", "cgroup", "namespace_paths", "rootless", "systemd_cgroup", "ready",
-)  # fmt: skip
+    "version",
+    "id",
+    "bundle",
+    "rootfs",
+    "created",
+    "ociVersion",
+    "annotations",
+    "init_process_pid",
+    "init_process_start",
+    "cgroup",
+    "namespace_paths",
+    "rootless",
+    "systemd_cgroup",
+    "ready",
+)
 
 
 def test_an_older_record_is_read(bundle: Bundle) -> None:

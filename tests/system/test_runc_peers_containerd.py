@@ -123,9 +123,19 @@ def test_systemd_cgroup(ctr: peers.Containerd, name: str) -> None:
 def test_devices_are_denied(ctr: peers.Containerd, name: str) -> None:
     script = "mknod /dev/mem0 c 1 1 && cat /dev/mem0"
     result = ctr.result(
-        "run", "--rm", "--runc-binary", RUNC, "--cap-add", "CAP_SYS_RAWIO", peers.IMAGE, name,
-        "sh", "-c", script, code=1,
-    )  # fmt: skip
+        "run",
+        "--rm",
+        "--runc-binary",
+        RUNC,
+        "--cap-add",
+        "CAP_SYS_RAWIO",
+        peers.IMAGE,
+        name,
+        "sh",
+        "-c",
+        script,
+        code=1,
+    )
     assert "Operation not permitted" in result.stderr
 
 

@@ -120,10 +120,14 @@ def test_seccomp(docker: peers.Dockerd, tmp_path: Path) -> None:
     assert mode() == "2"
     assert mode("--security-opt=seccomp=unconfined") == "0"
     profile = tmp_path / "profile.json"
-    profile.write_text(json.dumps({
-        "defaultAction": "SCMP_ACT_ALLOW",
-        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}],
-    }))  # fmt: skip
+    profile.write_text(
+        json.dumps(
+            {
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}],
+            }
+        )
+    )
     result = docker.result(
         "run", "--rm", "--network=none", f"--security-opt=seccomp={profile}", "busybox", "mkdir", "/x", code=1
     )
@@ -136,8 +140,16 @@ def test_devices(docker: peers.Dockerd) -> None:
     assert "/tmp/mem" in result.stderr
     assert "Operation not permitted" in result.stderr
     rule = ("--device-cgroup-rule", "c 1:11 r")
-    assert run(docker, "sh", "-c", "mknod /tmp/kmsg c 1 11 && dd if=/tmp/kmsg of=/dev/null bs=4096 count=1 && echo ok",
-               options=(*rule, "--cap-add=SYSLOG")) == "ok\n"  # fmt: skip
+    assert (
+        run(
+            docker,
+            "sh",
+            "-c",
+            "mknod /tmp/kmsg c 1 11 && dd if=/tmp/kmsg of=/dev/null bs=4096 count=1 && echo ok",
+            options=(*rule, "--cap-add=SYSLOG"),
+        )
+        == "ok\n"
+    )
 
 
 def test_read_only_and_mounts(docker: peers.Dockerd, tmp_path: Path) -> None:
@@ -180,10 +192,18 @@ def test_systemd_cgroup_driver(docker: peers.Dockerd, running: str) -> None:
 @pytest.mark.needs("memory", "pids", "cpu", "cpuset")
 def test_limits_and_update(docker: peers.Dockerd) -> None:
     name = f"t{uuid.uuid4().hex[:8]}"
-    options = ("-m", "64m", "--memory-swap=128m", "--pids-limit=50", "--cpus=0.5", "--cpu-shares=512",
-               "--cpuset-cpus=0")  # fmt: skip
+    options = (
+        "-m",
+        "64m",
+        "--memory-swap=128m",
+        "--pids-limit=50",
+        "--cpus=0.5",
+        "--cpu-shares=512",
+        "--cpuset-cpus=0",
+    )
     docker("run", "-d", "--name", name, "--network=none", *options, "busybox", "sleep", "1000")
     try:
+
         def limit(file: str) -> str:
             return docker("exec", name, "cat", f"/sys/fs/cgroup/{file}").strip()
 
@@ -208,8 +228,20 @@ def test_limits_and_update(docker: peers.Dockerd) -> None:
 def test_out_of_memory(docker: peers.Dockerd) -> None:
     name = f"t{uuid.uuid4().hex[:8]}"
     script = "head -c 100m /dev/zero | tail | wc -c"
-    docker("run", "--name", name, "--network=none", "-m", "16m", "--memory-swap=16m", "busybox", "sh", "-c",
-           f"{script}; exit 3", code=3)  # fmt: skip
+    docker(
+        "run",
+        "--name",
+        name,
+        "--network=none",
+        "-m",
+        "16m",
+        "--memory-swap=16m",
+        "busybox",
+        "sh",
+        "-c",
+        f"{script}; exit 3",
+        code=3,
+    )
     assert docker("inspect", "-f", "{{.State.OOMKilled}}", name) == "true\n"
     docker("rm", name)
 

@@ -101,8 +101,9 @@ def test_pods(podman: peers.Podman) -> None:
 def test_isolation(podman: peers.Podman) -> None:
     assert int(run(podman, "grep", "CapEff", "/proc/self/status", options=("--cap-drop=all",)).split()[1], 16) == 0
     assert run(podman, "grep", "Seccomp:", "/proc/self/status").split()[1] == "2"
-    result = podman.result("run", "--rm", "--network=none", "--read-only", "--read-only-tmpfs=false", "busybox",
-                           "touch", "/x", code=1)  # fmt: skip
+    result = podman.result(
+        "run", "--rm", "--network=none", "--read-only", "--read-only-tmpfs=false", "busybox", "touch", "/x", code=1
+    )
     assert "Read-only file system" in result.stderr
 
 
@@ -114,8 +115,20 @@ def test_sd_notify(podman: peers.Podman) -> None:
 @pytest.mark.needs("memory", "pids", "cpu")
 def test_limits_and_update(podman: peers.Podman) -> None:
     name = f"t{uuid.uuid4().hex[:8]}"
-    podman("run", "-d", "--name", name, "--network=none", "-m", "64m", "--pids-limit=50", "--cpus=0.5", "busybox",
-           "sleep", "1000")  # fmt: skip
+    podman(
+        "run",
+        "-d",
+        "--name",
+        name,
+        "--network=none",
+        "-m",
+        "64m",
+        "--pids-limit=50",
+        "--cpus=0.5",
+        "busybox",
+        "sleep",
+        "1000",
+    )
     try:
         assert podman("exec", name, "cat", "/sys/fs/cgroup/memory.max").strip() == str(64 << 20)
         assert podman("exec", name, "cat", "/sys/fs/cgroup/pids.max").strip() == "50"
@@ -174,6 +187,17 @@ def test_buildah(tmp_path: Path) -> None:
         buildah("commit", "-q", "work", "base")
         file = tmp_path / "Containerfile"
         file.write_text("FROM localhost/base\nRUN echo built > /result\nUSER 1000\nRUN id -u && cat /result /y\n")
-        built = buildah("build", "--isolation=oci", "--runtime", RUNC, *LIMITS, "--network=none", "-t", "image",
-                        "-f", str(file), str(tmp_path))  # fmt: skip
+        built = buildah(
+            "build",
+            "--isolation=oci",
+            "--runtime",
+            RUNC,
+            *LIMITS,
+            "--network=none",
+            "-t",
+            "image",
+            "-f",
+            str(file),
+            str(tmp_path),
+        )
         assert "1000\nbuilt\nx\n" in built

@@ -679,9 +679,22 @@ def test_systemd_sees_that_a_container_is_ready(bundle: Bundle) -> None:
         return subprocess.run(["systemctl", "show", "-P", name, unit], capture_output=True, text=True).stdout.strip()
 
     starting = subprocess.Popen(
-        ["systemd-run", "-q", f"--unit={unit}", "-p", "Type=notify", "-p", "NotifyAccess=all",
-         f"--working-directory={bundle.folder}", program, "--root", str(bundle.root), "run", id]
-    )  # fmt: skip
+        [
+            "systemd-run",
+            "-q",
+            f"--unit={unit}",
+            "-p",
+            "Type=notify",
+            "-p",
+            "NotifyAccess=all",
+            f"--working-directory={bundle.folder}",
+            program,
+            "--root",
+            str(bundle.root),
+            "run",
+            id,
+        ]
+    )
     try:
         deadline = time.monotonic() + 60
         while bundle.runc("state", id).returncode or bundle.status(id) != "running":

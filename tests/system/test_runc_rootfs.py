@@ -119,10 +119,17 @@ def test_a_network_that_another_user_namespace_owns(bundle: Bundle, joined: bool
 @pytest.mark.parametrize(
     ("option", "shown"),
     [
-        ("ro", "ro"), ("rw", "rw"), ("nosuid", "nosuid"), ("nodev", "nodev"), ("noexec", "noexec"),
-        ("noatime", "noatime"), ("relatime", "relatime"), ("nodiratime", "nodiratime"), ("nosymfollow", "nosymfollow"),
+        ("ro", "ro"),
+        ("rw", "rw"),
+        ("nosuid", "nosuid"),
+        ("nodev", "nodev"),
+        ("noexec", "noexec"),
+        ("noatime", "noatime"),
+        ("relatime", "relatime"),
+        ("nodiratime", "nodiratime"),
+        ("nosymfollow", "nosymfollow"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("kind", ["tmpfs", "bind"])
 def test_options(bundle: Bundle, kind: str, option: str, shown: str) -> None:
     source = bundle.folder / "source"
@@ -423,9 +430,16 @@ def test_default_devices_and_links(bundle: Bundle) -> None:
     nodes = "null zero full random urandom tty"
     said = bundle.says(f"cd /dev; stat -c '%n %t:%T %a' {nodes}; for l in ptmx fd stdin; do readlink $l; done")
     assert said.split("\n") == [
-        "null 1:3 666", "zero 1:5 666", "full 1:7 666", "random 1:8 666", "urandom 1:9 666", "tty 5:0 666",
-        "pts/ptmx", "/proc/self/fd", "/proc/self/fd/0",
-    ]  # fmt: skip
+        "null 1:3 666",
+        "zero 1:5 666",
+        "full 1:7 666",
+        "random 1:8 666",
+        "urandom 1:9 666",
+        "tty 5:0 666",
+        "pts/ptmx",
+        "/proc/self/fd",
+        "/proc/self/fd/0",
+    ]
 
 
 def test_given_devices(bundle: Bundle) -> None:
@@ -456,8 +470,11 @@ def test_given_devices_in_a_user_namespace(bundle: Bundle) -> None:
     script = "stat -c '%F %t:%T %a %u:%g' /dev/own /deep/in/pipe /dev/null; head -c 1 /dev/own | wc -c"
     said = bundle.says(f"{script}; grep ' /dev/' /proc/mounts").split("\n")
     assert said[:4] == [
-        "character special file 1:7 640 3:4", "fifo 0:0 600 0:0", "character special file 1:3 622 0:0", "1",
-    ]  # fmt: skip
+        "character special file 1:7 640 3:4",
+        "fifo 0:0 600 0:0",
+        "character special file 1:3 622 0:0",
+        "1",
+    ]
     for line in said[4:]:
         if line.split()[1] in ("/dev/own", "/dev/null", "/dev/zero"):
             assert {"nosuid", "noexec"} <= set(line.split()[3].split(",")), line

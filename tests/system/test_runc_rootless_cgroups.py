@@ -63,11 +63,24 @@ def bundle(session: Path) -> Iterator[Bundle]:
 
 def as_user(bundle: Bundle, session: Path, *words: str) -> str:
     """Run teu-runc as the user, from within the user's login."""
-    join = f"echo $$ > {session}/cgroup.procs && exec \"$@\""
+    join = f'echo $$ > {session}/cgroup.procs && exec "$@"'
     command = [
-        "sh", "-c", join, "sh", "setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--inh-caps=-all",
-        "env", f"XDG_RUNTIME_DIR=/run/user/{UID}", RUNC, "--root", str(bundle.root), *words,
-    ]  # fmt: skip
+        "sh",
+        "-c",
+        join,
+        "sh",
+        "setpriv",
+        f"--reuid={UID}",
+        f"--regid={UID}",
+        "--clear-groups",
+        "--inh-caps=-all",
+        "env",
+        f"XDG_RUNTIME_DIR=/run/user/{UID}",
+        RUNC,
+        "--root",
+        str(bundle.root),
+        *words,
+    ]
     with bundle.output.open("w") as output:
         done = subprocess.run(
             command,

@@ -133,12 +133,18 @@ def test_compiled_once(bundle: Bundle) -> None:
     [
         ({"defaultAction": "SCMP_ACT_NOTIFY"}, "linux.seccomp.defaultAction"),
         ({"defaultAction": "SCMP_ACT_X"}, "linux.seccomp.defaultAction"),
-        ({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule("write", action="SCMP_ACT_NOTIFY")],
-          "listenerPath": "/run/x"}, "linux.seccomp.syscalls[0]"),
+        (
+            {
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [rule("write", action="SCMP_ACT_NOTIFY")],
+                "listenerPath": "/run/x",
+            },
+            "linux.seccomp.syscalls[0]",
+        ),
         ({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_PDP11"]}, "linux.seccomp.architectures[0]"),
         ({"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_X"]}, "linux.seccomp.flags[0]"),
     ],
-)  # fmt: skip
+)
 def test_bad_profiles(bundle: Bundle, seccomp: dict[str, Any], field: str) -> None:
     bundle.linux["seccomp"] = seccomp
     assert field in bundle.refuses()

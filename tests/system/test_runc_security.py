@@ -288,9 +288,7 @@ def test_a_folder_is_masked_by_an_empty_read_only_one(bundle: Bundle) -> None:
 def test_console_is_bound_by_descriptor(bundle: Bundle) -> None:
     """/dev/console and /dev/pts are links to somewhere else: the terminal does not go there."""
     bundle.process["terminal"] = True
-    bundle.config["mounts"] = [
-        m for m in bundle.config["mounts"] if m["destination"] in ("/proc", "/sys", "/dev/pts")
-    ]
+    bundle.config["mounts"] = [m for m in bundle.config["mounts"] if m["destination"] in ("/proc", "/sys", "/dev/pts")]
     (bundle.rootfs / "dev/pts").mkdir()
     (bundle.rootfs / "victim").write_text("untouched")
     (bundle.rootfs / "dev/console").symlink_to("/victim")
@@ -358,11 +356,23 @@ def test_exec_is_not_dumpable_in_the_containers_pid_namespace(bundle: Bundle) ->
     id = bundle.detached()
     log = bundle.folder / "trace"
     subprocess.run(
-        ["strace", "-f", "-o", str(log), "-e", "trace=prctl,setns,clone,execve,execveat",
-         RUNC, "--root", str(bundle.root), "exec", id, "true"],
+        [
+            "strace",
+            "-f",
+            "-o",
+            str(log),
+            "-e",
+            "trace=prctl,setns,clone,execve,execveat",
+            RUNC,
+            "--root",
+            str(bundle.root),
+            "exec",
+            id,
+            "true",
+        ],
         check=True,
         capture_output=True,
-    )  # fmt: skip
+    )
     lines = [line.split(None, 1)[1] for line in log.read_text().splitlines()]
     joined = next(i for i, line in enumerate(lines) if line.startswith("setns("))
     entered = next(i for i, line in enumerate(lines) if "teu-runc-init" in line and "exec" in line)
@@ -405,13 +415,23 @@ def test_no_file_is_looked_up_in_the_root_after_the_pivot(bundle: Bundle, comman
         words = ["exec", id, "true"]
     log = bundle.folder / "trace"
     subprocess.run(
-        ["strace", "-f", "-o", str(log), "-e", "trace=%file,pivot_root,setns,execve,execveat",
-         RUNC, "--root", str(bundle.root), *words],
+        [
+            "strace",
+            "-f",
+            "-o",
+            str(log),
+            "-e",
+            "trace=%file,pivot_root,setns,execve,execveat",
+            RUNC,
+            "--root",
+            str(bundle.root),
+            *words,
+        ],
         cwd=bundle.folder,
         check=True,
         capture_output=True,
         stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     inside: dict[str, bool] = {}
     bad = []
     for line in log.read_text().splitlines():

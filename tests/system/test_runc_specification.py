@@ -215,8 +215,12 @@ def test_rootless_for_root(bundle: Bundle, flag: str, runs: bool) -> None:
     script = 'mount -o remount,bind,ro /sys/fs/cgroup && exec "$@"'
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, "sh", *words],
-        cwd=bundle.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=bundle.folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode == 0) == runs, done.stderr
     assert runs or "unable to apply cgroup configuration" in done.stderr
 

@@ -89,9 +89,28 @@ def test_devices_stay(bundle: Bundle) -> None:
 @pytest.mark.needs("memory", "pids", "cpu", "cpuset")
 def test_every_flag(bundle: Bundle) -> None:
     identifier = bundle.detached()
-    bundle.ok("update", "--memory", "64M", "--memory-reservation", "32m", "--pids-limit", "20", "--cpu-share", "512",
-              "--cpu-period", "100000", "--cpu-quota", "50000", "--cpu-burst", "10000", "--cpuset-cpus", "0",
-              "--cpuset-mems", "0", identifier)  # fmt: skip
+    bundle.ok(
+        "update",
+        "--memory",
+        "64M",
+        "--memory-reservation",
+        "32m",
+        "--pids-limit",
+        "20",
+        "--cpu-share",
+        "512",
+        "--cpu-period",
+        "100000",
+        "--cpu-quota",
+        "50000",
+        "--cpu-burst",
+        "10000",
+        "--cpuset-cpus",
+        "0",
+        "--cpuset-mems",
+        "0",
+        identifier,
+    )
     assert limit(bundle, "memory.max") == str(64 << 20)
     assert limit(bundle, "memory.low") == str(32 << 20)
     assert limit(bundle, "pids.max") == "20"

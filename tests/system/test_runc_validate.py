@@ -148,9 +148,11 @@ def test_features_have_runcs_shape(bundle: Bundle) -> None:
 
 
 FLAGS = [
-    "SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_LOG",
+    "SECCOMP_FILTER_FLAG_TSYNC",
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+    "SECCOMP_FILTER_FLAG_LOG",
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
-]  # fmt: skip
+]
 
 
 def test_features_are_true(bundle: Bundle) -> None:
@@ -171,9 +173,15 @@ def test_features_are_true(bundle: Bundle) -> None:
             del bundle.linux["seccomp"]["listenerPath"]
         else:
             assert bundle.says("echo fine") == "fine", action
-    bundle.linux["seccomp"]["syscalls"] = [{"names": ["chroot"], "action": "SCMP_ACT_LOG", "args": [
-        {"index": 0, "value": 5, "valueTwo": 5, "op": operator} for operator in linux["seccomp"]["operators"]
-    ]}]  # fmt: skip
+    bundle.linux["seccomp"]["syscalls"] = [
+        {
+            "names": ["chroot"],
+            "action": "SCMP_ACT_LOG",
+            "args": [
+                {"index": 0, "value": 5, "valueTwo": 5, "op": operator} for operator in linux["seccomp"]["operators"]
+            ],
+        }
+    ]
     names = ("X86_64", "X86", "X32", "AARCH64", "ARM", "PPC64LE", "MIPSEL64", "RISCV64")
     bundle.linux["seccomp"]["architectures"] = [f"SCMP_ARCH_{name}" for name in names]
     assert set(bundle.linux["seccomp"]["architectures"]) <= set(linux["seccomp"]["archs"])

@@ -82,12 +82,22 @@ def test_place(which: str, request: pytest.FixtureRequest) -> None:
     assert show("teu-place1.scope", "Slice") == "teu.slice"
     assert "place1" in show("teu-place1.scope", "Description")
     assert taskhouse.parent_of(shim) == 1
-    assert taskhouse.argv_of(shim) == [SHIM, "-namespace", "default", "-id", "place1",
-                                       "-address", str(h.daemon.address)]
+    assert taskhouse.argv_of(shim) == [
+        SHIM,
+        "-namespace",
+        "default",
+        "-id",
+        "place1",
+        "-address",
+        str(h.daemon.address),
+    ]
     assert Path(f"/proc/{shim}/comm").read_text() == "containerd-shim\n"
     assert len(os.listdir(f"/proc/{shim}/task")) == 1
-    assert not any("teu-runc" in " ".join(taskhouse.argv_of(int(p))) for p in os.listdir("/proc") if p.isdigit()
-                   and int(p) != os.getpid() and "pytest" not in " ".join(taskhouse.argv_of(int(p))))
+    assert not any(
+        "teu-runc" in " ".join(taskhouse.argv_of(int(p)))
+        for p in os.listdir("/proc")
+        if p.isdigit() and int(p) != os.getpid() and "pytest" not in " ".join(taskhouse.argv_of(int(p)))
+    )
     h.remove("place1")
     peers.wait_until(lambda: not units("teu-place1*"), "the scope is gone")
 
@@ -121,8 +131,12 @@ def test_systemctl_stop_ends_with_sigkill(h: House) -> None:
 
 
 def test_stop_signal_of_the_image(h: House) -> None:
-    start_trapping(h, "stop3", "trap '' TERM; trap 'exit 3' QUIT",
-                   flags=("--annotation", "org.opencontainers.image.stopSignal=SIGQUIT"))
+    start_trapping(
+        h,
+        "stop3",
+        "trap '' TERM; trap 'exit 3' QUIT",
+        flags=("--annotation", "org.opencontainers.image.stopSignal=SIGQUIT"),
+    )
     peers.run("systemctl", "stop", "teu-stop3.scope")
     assert h.remove("stop3") == 3
 
@@ -130,8 +144,9 @@ def test_stop_signal_of_the_image(h: House) -> None:
 def test_a_stop_sends_nothing_but_the_stop_signal(h: House) -> None:
     """Not to the first process, and not to its children."""
     traps = "trap 'touch /tmp/told' TERM HUP INT; sh -c \"trap 'touch /tmp/told' TERM HUP INT USR1; sleep 600\" & "
-    start_trapping(h, "stop4", traps + "trap 'exit 4' USR1",
-                   flags=("--annotation", "org.opencontainers.image.stopSignal=SIGUSR1"))
+    start_trapping(
+        h, "stop4", traps + "trap 'exit 4' USR1", flags=("--annotation", "org.opencontainers.image.stopSignal=SIGUSR1")
+    )
     peers.run("systemctl", "stop", "teu-stop4.scope")
     assert h.remove("stop4") == 4
     assert not (h.rootfs / "tmp/told").exists()
@@ -185,8 +200,9 @@ def test_no_leak(rounds: Callable[[int], int]) -> None:
         def holdings() -> dict[str, object]:
             children = Path(f"/proc/{shim}/task/{shim}/children").read_text().split()
             return {
-                "descriptors": sorted(re.sub(r"\d+", "N", os.readlink(f"/proc/{shim}/fd/{fd}"))
-                                      for fd in os.listdir(f"/proc/{shim}/fd")),
+                "descriptors": sorted(
+                    re.sub(r"\d+", "N", os.readlink(f"/proc/{shim}/fd/{fd}")) for fd in os.listdir(f"/proc/{shim}/fd")
+                ),
                 "threads": os.listdir(f"/proc/{shim}/task"),
                 "mounts": len(Path(f"/proc/{shim}/mounts").read_text().splitlines()),
                 "children": [int(child) for child in children],
@@ -195,8 +211,10 @@ def test_no_leak(rounds: Callable[[int], int]) -> None:
 
         def spec(args: list[str]) -> dict[str, object]:
             process = {"cwd": "/", "args": args, "env": [taskhouse.PATH], "user": {"uid": 0, "gid": 0}}
-            return {"type_url": "types.containerd.io/opencontainers/runtime-spec/1/Process",
-                    "value": json.dumps(process).encode()}
+            return {
+                "type_url": "types.containerd.io/opencontainers/runtime-spec/1/Process",
+                "value": json.dumps(process).encode(),
+            }
 
         async def execs(start: int, count: int) -> None:
             client = await ttrpc.connect(address)
@@ -359,12 +377,17 @@ def test_random_deaths_of_the_daemon(h: House, rounds: Callable[[int], int]) -> 
     """kill -9 of teu-containerd at any moment of a container's life: afterwards the task either is there and
     works, or was never acknowledged; nothing is left of the others."""
     import random
+
     seed = random.Random(7)
     counts = {"acknowledged": 0, "undone": 0, "lost": 0}
     for n in range(rounds(20)):
         name = f"death{n}"
-        client = subprocess.Popen([*h.daemon.client, "run", "-d", *h.flags, str(h.rootfs), name, "sleep", "600"],
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        client = subprocess.Popen(
+            [*h.daemon.client, "run", "-d", *h.flags, str(h.rootfs), name, "sleep", "600"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+        )
         time.sleep(seed.random() * 0.25)
         h.daemon.kill()
         acknowledged = client.wait() == 0
@@ -401,8 +424,10 @@ def test_command_line(tmp_path: Path) -> None:
     assert peers.run(SHIM, "-v").stdout.startswith("containerd-shim-teu-v2")
     result = peers.run(SHIM, "-id", "x", "start", code=1)
     assert "namespace" in result.stderr
-    assert b"io.containerd.teu.v2" in subprocess.run([SHIM, "-info"], stdin=subprocess.DEVNULL, capture_output=True,
-                                                     check=True).stdout
+    assert (
+        b"io.containerd.teu.v2"
+        in subprocess.run([SHIM, "-info"], stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout
+    )
     for version, expected in (("", 0), ("2", 2), ("3", 3), ("7", 3)):
         bundle = tmp_path / f"b{version}"
         bundle.mkdir()
@@ -410,9 +435,15 @@ def test_command_line(tmp_path: Path) -> None:
         environment = {"PATH": os.environ["PATH"], "TTRPC_ADDRESS": ""}
         if version:
             environment["MAX_SHIM_VERSION"] = version
-        shown = subprocess.run([SHIM, "-namespace", "n", "-id", f"x{version}", "-address", str(tmp_path), "start"],
-                               cwd=bundle, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                               check=True).stdout
+        shown = subprocess.run(
+            [SHIM, "-namespace", "n", "-id", f"x{version}", "-address", str(tmp_path), "start"],
+            cwd=bundle,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         if expected:
             answer = json.loads(shown)
             assert (answer["version"], answer["protocol"]) == (expected, "ttrpc")
@@ -429,8 +460,13 @@ def test_command_line(tmp_path: Path) -> None:
             while peer.recv(4096):
                 pass
         peers.wait_until(lambda path=path: not os.path.exists(path), "the socket is gone")
-        cleaned = subprocess.run([SHIM, "-namespace", "n", "-id", f"x{version}", "-bundle", str(bundle), "delete"],
-                                 cwd=bundle, stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout
+        cleaned = subprocess.run(
+            [SHIM, "-namespace", "n", "-id", f"x{version}", "-bundle", str(bundle), "delete"],
+            cwd=bundle,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+        ).stdout
         assert b"\x10\x89\x01" in cleaned  # exit_status 137
 
 
@@ -439,8 +475,13 @@ def test_oom(h: House) -> None:
     """An OOM kill is told as an event, before the exit."""
     events = taskhouse.Events(h.daemon)
     try:
-        h.start("oom1", "sh", "-c", "head -c 200000000 /dev/zero | tail -c 190000000 | wc",
-                flags=("--memory-limit", "20000000"))
+        h.start(
+            "oom1",
+            "sh",
+            "-c",
+            "head -c 200000000 /dev/zero | tail -c 190000000 | wc",
+            flags=("--memory-limit", "20000000"),
+        )
         peers.wait_until(lambda: "/tasks/oom" in events.topics("oom1"), "the OOM kill is told")
         h.remove("oom1")
     finally:

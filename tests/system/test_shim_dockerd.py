@@ -34,15 +34,21 @@ class Docker:
 @pytest.fixture(scope="module", params=HOUSES, ids=["-".join(house) for house in HOUSES])
 def docker(request: pytest.FixtureRequest) -> Iterator[Docker]:
     below, runtime = request.param
-    config = {"runtimes": {"teu": {"runtimeType": taskhouse.OWN_SHIM, "options": {"BinaryName": "teu-runc"}}},
-              "live-restore": True}
+    config = {
+        "runtimes": {"teu": {"runtimeType": taskhouse.OWN_SHIM, "options": {"BinaryName": "teu-runc"}}},
+        "live-restore": True,
+    }
     with contextlib.ExitStack() as stack:
         house = None
         if below == "teu-containerd":
             house = stack.enter_context(taskhouse.house("teu-containerd"))
-        daemon = stack.enter_context(peers.dockerd(
-            containerd_address=str(house.daemon.address) if house else "", config=config,
-            options=["--exec-opt", "native.cgroupdriver=cgroupfs"]))
+        daemon = stack.enter_context(
+            peers.dockerd(
+                containerd_address=str(house.daemon.address) if house else "",
+                config=config,
+                options=["--exec-opt", "native.cgroupdriver=cgroupfs"],
+            )
+        )
         daemon.load_busybox()
         yield Docker(daemon, runtime, house)
 

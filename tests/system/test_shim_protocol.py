@@ -262,11 +262,13 @@ def test_start(binary: str, base: Path) -> None:
     """What `start` prints, for whom, and that one shim serves what it should."""
     with bench_of(binary, base / "one") as bench:
         for name, notes in (
-            ("a", {}), ("b", {}),
-            ("pod", {"io.kubernetes.cri.sandbox-id": "pod"}), ("member", {"io.kubernetes.cri.sandbox-id": "pod"}),
+            ("a", {}),
+            ("b", {}),
+            ("pod", {"io.kubernetes.cri.sandbox-id": "pod"}),
+            ("member", {"io.kubernetes.cri.sandbox-id": "pod"}),
             ("group", {"io.containerd.runc.v2.group": "g"}),
             ("both", {"io.containerd.runc.v2.group": "g", "io.kubernetes.cri.sandbox-id": "pod"}),
-        ):  # fmt: skip
+        ):
             bundle = bench.bundle(name, ["sleep", "600"], notes)
             address = bench.start(name)
             assert address.startswith("unix:///run/") and (bundle / "address").read_text() == address

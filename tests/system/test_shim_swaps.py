@@ -54,8 +54,14 @@ def test_not_found_and_not_executable(h: House) -> None:
 
 def test_terminal(h: House) -> None:
     command = [*h.daemon.client, "run", "--rm", "-t", *h.flags, str(h.rootfs), "t1", "sh", "-c", "tty; echo done"]
-    shown = subprocess.run(["script", "-qec", shlex.join(command), "/dev/null"], capture_output=True, text=True,
-                           stdin=subprocess.DEVNULL, timeout=60, check=False)
+    shown = subprocess.run(
+        ["script", "-qec", shlex.join(command), "/dev/null"],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+        check=False,
+    )
     assert "/dev/pts/0" in shown.stdout and "done" in shown.stdout, shown
 
 
@@ -77,12 +83,25 @@ def test_life(h: House) -> None:
         h.kill("l1")
         h.stopped("l1")
         assert h.remove("l1") == 137
-        topics = ["create", "start", "exec-added", "exec-started", "exit", "exec-added", "exec-started", "exit",
-                  "paused", "resumed", "exit", "delete"]
+        topics = [
+            "create",
+            "start",
+            "exec-added",
+            "exec-started",
+            "exit",
+            "exec-added",
+            "exec-started",
+            "exit",
+            "paused",
+            "resumed",
+            "exit",
+            "delete",
+        ]
         peers.wait_until(lambda: "/tasks/delete" in events.topics("l1"), "the task's end is told")
         assert events.topics("l1") == [f"/tasks/{topic}" for topic in topics]
-        exits = [(event["id"], event.get("exit_status", 0)) for topic, event in events.tasks("l1")
-                 if topic == "/tasks/exit"]
+        exits = [
+            (event["id"], event.get("exit_status", 0)) for topic, event in events.tasks("l1") if topic == "/tasks/exit"
+        ]
         assert exits == [("e1", 0), ("e2", 3), ("l1", 137)]
     finally:
         events.close()

@@ -31,8 +31,18 @@ class Teud:
         self.root = Path(tempfile.mkdtemp(prefix="teu-swap-", dir="/var/lib"))
         self.run = Path(tempfile.mkdtemp(prefix="teu-swap-", dir="/run"))
         self.socket = self.run / "teud.sock"
-        self._argv = ["teud", "-H", f"unix://{self.socket}", f"--containerd={containerd}", "--data-root",
-                      str(self.root), "--exec-root", str(self.run / "exec"), "--default-runtime", runtime]  # fmt: skip
+        self._argv = [
+            "teud",
+            "-H",
+            f"unix://{self.socket}",
+            f"--containerd={containerd}",
+            "--data-root",
+            str(self.root),
+            "--exec-root",
+            str(self.run / "exec"),
+            "--default-runtime",
+            runtime,
+        ]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

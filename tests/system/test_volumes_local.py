@@ -360,8 +360,9 @@ def test_a_silent_server_holds_up_nobody_else(tmp_path: Path) -> None:
         flags = ("-v", f"{silent.place}:/h", "-v", "own:/h/below")
         teu("create", "--name", "waits", *flags, whole.IMAGE, "true")
         teu("create", "--name", "other", "-v", "own:/v", whole.IMAGE, "true")
-        looking = subprocess.Popen(["teu", "cp", "waits:/etc/passwd", "-"], stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.PIPE)  # fmt: skip
+        looking = subprocess.Popen(
+            ["teu", "cp", "waits:/etc/passwd", "-"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         assert silent.asked.wait(30)
         assert "root" in teu("cp", "other:/etc/group", "-", timeout=20).stdout
         assert teu("start", "-a", "other", timeout=20).stderr == ""

@@ -82,8 +82,16 @@ def test_unknown_command() -> None:
 
 
 def test_bad_bind_source() -> None:
-    refused(125, "run", "--rm", "--mount", "type=bind,source=/no/such/folder,target=/x", whole.IMAGE, "true",
-            says="bind source path does not exist")
+    refused(
+        125,
+        "run",
+        "--rm",
+        "--mount",
+        "type=bind,source=/no/such/folder,target=/x",
+        whole.IMAGE,
+        "true",
+        says="bind source path does not exist",
+    )
     refused(125, "run", "--rm", "-v", "/tmp:relative", whole.IMAGE, "true", says="invalid")
 
 
@@ -114,8 +122,16 @@ def test_a_daemon_that_is_not_there() -> None:
 
 def test_a_user_outside_the_group() -> None:
     nobody = pwd.getpwnam("nobody")
-    done = subprocess.run(["teu", "ps"], user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=[],
-                          capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"], "HOME": "/"})
+    done = subprocess.run(
+        ["teu", "ps"],
+        user=nobody.pw_uid,
+        group=nobody.pw_gid,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": os.environ["PATH"], "HOME": "/"},
+    )
     assert done.returncode == 1
     assert "permission denied" in done.stderr.lower() and "group" in done.stderr
 
@@ -146,8 +162,10 @@ def raw(request: bytes) -> tuple[int, bytes]:
 
 def test_malformed_and_oversized_bodies() -> None:
     def post(body: bytes, length: int | None = None) -> tuple[int, bytes]:
-        return raw(b"POST /v1.45/containers/create HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                   b"Connection: close\r\nContent-Length: %d\r\n\r\n" % (length or len(body)) + body)
+        return raw(
+            b"POST /v1.45/containers/create HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Connection: close\r\nContent-Length: %d\r\n\r\n" % (length or len(body)) + body
+        )
 
     status, body = post(b"{not json")
     assert status == 400 and json.loads(body)["message"]

@@ -294,10 +294,14 @@ def image(layer: bytes) -> bytes:
     """What `docker save` writes, with one layer."""
     import hashlib
 
-    config = json.dumps({
-        "architecture": "amd64", "os": "linux", "config": {},
-        "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest()]},
-    }).encode()  # fmt: skip
+    config = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {},
+            "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest()]},
+        }
+    ).encode()
     manifest = json.dumps([{"Config": "config.json", "RepoTags": ["climbing:1"], "Layers": ["layer.tar"]}]).encode()
     output = io.BytesIO()
     with tarfile.open(fileobj=output, mode="w") as archive:

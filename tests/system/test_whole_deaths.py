@@ -159,8 +159,10 @@ def test_a_client_in_the_foreground_may_lose_its_daemons(dice: random.Random) ->
         name, victims = f"foreground{number}", DEATHS[death].aim()
         client = subprocess.Popen(
             ["teu", "run", "--rm", "--name", name, whole.IMAGE, "sh", "-c", "echo up; sleep 1; exit 7"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         assert client.stdout is not None and client.stdout.readline() == "up\n"
         DEATHS[death].strike(victims)
         _, said = client.communicate(timeout=60 * PATIENCE)

@@ -73,8 +73,15 @@ def test_a_restart_label_outlives_the_daemon(tmp_path: Path) -> None:
 
     def pid() -> int:
         lines = out("teu-ctr", "tasks", "ls").splitlines()
-        return next((int(number) for line in lines[1:] for id, number, state in [line.split()]
-                     if (id, state) == (name, "RUNNING")), 0)  # fmt: skip
+        return next(
+            (
+                int(number)
+                for line in lines[1:]
+                for id, number, state in [line.split()]
+                if (id, state) == (name, "RUNNING")
+            ),
+            0,
+        )
 
     out("teu-ctr", "run", "-d", "--rootfs", str(rootfs), name, "sleep", "600")
     try:

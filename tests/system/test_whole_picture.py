@@ -83,8 +83,10 @@ def test_journal_and_logs_show_the_same_lines() -> None:
     try:
         whole.eventually(
             "three lines in the journal",
-            lambda: sorted(out("journalctl", "-o", "cat", "--no-pager", "CONTAINER_NAME=speaker").split())
-            == ["one", "three", "two"],
+            lambda: (
+                sorted(out("journalctl", "-o", "cat", "--no-pager", "CONTAINER_NAME=speaker").split())
+                == ["one", "three", "two"]
+            ),
         )
         done = teu("logs", "speaker")
         assert done.stdout == "one\ntwo\n" and done.stderr == "three\n"
@@ -99,8 +101,20 @@ def test_the_runtime_ran_with_the_runc_command_line(tmp_path: Path) -> None:
     pids = whole.procs(whole.CGROUPS / whole.show("teu-containerd.service", "ControlGroup").lstrip("/"))
     trace = tmp_path / "exec.strace"
     tracer = subprocess.Popen(
-        ["strace", "-f", "-qq", "-s", "4096", "-e", "trace=execve,execveat,exit_group",
-         "-e", "inject=exit_group:delay_enter=500000", "-o", str(trace), *(f"-p{p}" for p in pids)]
+        [
+            "strace",
+            "-f",
+            "-qq",
+            "-s",
+            "4096",
+            "-e",
+            "trace=execve,execveat,exit_group",
+            "-e",
+            "inject=exit_group:delay_enter=500000",
+            "-o",
+            str(trace),
+            *(f"-p{p}" for p in pids),
+        ]
     )
     seen: dict[int, list[str]] = {}
     over = threading.Event()
@@ -111,8 +125,10 @@ def test_the_runtime_ran_with_the_runc_command_line(tmp_path: Path) -> None:
 
     looker = threading.Thread(target=look)
     try:
-        whole.eventually("strace has attached", lambda: all(
-            "TracerPid:\t0\n" not in Path(f"/proc/{p}/status").read_text() for p in pids))
+        whole.eventually(
+            "strace has attached",
+            lambda: all("TracerPid:\t0\n" not in Path(f"/proc/{p}/status").read_text() for p in pids),
+        )
         looker.start()
         ident = whole.run_detached("traced", "sleep", "600")
         teu("rm", "-f", "traced")
@@ -129,13 +145,13 @@ def test_the_runtime_ran_with_the_runc_command_line(tmp_path: Path) -> None:
         words = re.findall(r'"((?:[^"\\]|\\.)*)"', line)
         names = [w.rpartition("/")[2] for w in words]
         if "teu-runc" in names[:4]:
-            executed.append(words[names.index("teu-runc") + 1:])
+            executed.append(words[names.index("teu-runc") + 1 :])
     verbs = []
     for args in executed + list(seen.values()):
         assert "--root" in args or any(a.startswith("--root=") for a in args), args
         assert ident in args[-2:], args  # kill has the signal behind it
         verbs.append([a for a in args if a in ("create", "start", "kill", "delete")])
-    assert ["create"] in verbs[:len(executed)], "it ran as a program of its own"
+    assert ["create"] in verbs[: len(executed)], "it ran as a program of its own"
     for verb in ("create", "start", "delete"):
         assert [verb] in verbs, verbs
 
@@ -151,7 +167,9 @@ def test_stop_of_the_scope_stops_the_container_gracefully() -> None:
         state = whole.eventually(
             "the engine knows the exit",
             lambda: (lambda s: s if isinstance(s, dict) and s["Status"] == "exited" else None)(
-                whole.inspect("polite")["State"]))
+                whole.inspect("polite")["State"]
+            ),
+        )
         assert isinstance(state, dict) and state["ExitCode"] == 42
         assert "Exited (42)" in out("teu", "ps", "-a", "--filter", "name=polite")
         assert "asked to stop" in teu("logs", "polite").stdout

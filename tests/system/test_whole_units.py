@@ -63,10 +63,30 @@ def foreground(daemon: str, tmp_path: Path) -> list[str]:
     config = tmp_path / "config.yaml"
     config.write_text("log-level: info\n")
     if daemon == "teud":
-        return ["teud", "-H", f"unix://{tmp_path}/sock", "--config", str(config), "--data-root", str(tmp_path / "data"),
-                "--exec-root", str(tmp_path / "exec"), "--containerd", "/run/teu/containerd.sock"]  # fmt: skip
-    return ["teu-containerd", "-H", f"unix://{tmp_path}/sock", "--config", str(config), "--root",
-            str(tmp_path / "root"), "--state", str(tmp_path / "state")]  # fmt: skip
+        return [
+            "teud",
+            "-H",
+            f"unix://{tmp_path}/sock",
+            "--config",
+            str(config),
+            "--data-root",
+            str(tmp_path / "data"),
+            "--exec-root",
+            str(tmp_path / "exec"),
+            "--containerd",
+            "/run/teu/containerd.sock",
+        ]
+    return [
+        "teu-containerd",
+        "-H",
+        f"unix://{tmp_path}/sock",
+        "--config",
+        str(config),
+        "--root",
+        str(tmp_path / "root"),
+        "--state",
+        str(tmp_path / "state"),
+    ]
 
 
 @pytest.mark.parametrize("daemon", DAEMONS)
@@ -225,9 +245,10 @@ def test_messages_about_a_container_name_it_in_the_journal() -> None:
         found = eventually(
             "teu-containerd says so",
             lambda: [
-                entry for entry in entries("teu-containerd", since)
+                entry
+                for entry in entries("teu-containerd", since)
                 if entry.get("TEU_CONTAINER") == ident and entry["PRIORITY"] == "4"
-            ],  # fmt: skip
+            ],
         )
         assert isinstance(found, list)
         assert found[0]["TEU_NAMESPACE"] == "teu"
@@ -242,13 +263,22 @@ def test_the_engine_has_no_more_than_it_needs() -> None:
     """Each directive of the unit, as the kernel sees the process; the score guards against one that gets lost."""
     teu("ps")
     status = dict(
-        line.split(":\t", 1) for line in Path(f"/proc/{main_pid('teud.service')}/status").read_text().splitlines()
+        line.split(":\t", 1)
+        for line in Path(f"/proc/{main_pid('teud.service')}/status").read_text().splitlines()
         if ":\t" in line
-    )  # fmt: skip
+    )
     assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2"
     bounding = int(status["CapBnd"], 16)
-    for name, number in (("sys_module", 16), ("sys_rawio", 17), ("sys_boot", 22), ("sys_time", 25),
-                         ("mac_override", 32), ("syslog", 34), ("bpf", 39), ("checkpoint_restore", 40)):  # fmt: skip
+    for name, number in (
+        ("sys_module", 16),
+        ("sys_rawio", 17),
+        ("sys_boot", 22),
+        ("sys_time", 25),
+        ("mac_override", 32),
+        ("syslog", 34),
+        ("bpf", 39),
+        ("checkpoint_restore", 40),
+    ):
         assert not bounding >> number & 1, f"CAP_{name.upper()} is in the bounding set"
     call("systemd-analyze", "security", "--threshold=62", "teud.service")
     # The other daemon's children are the containers' runtimes: what it lost, no container could have.

@@ -40,8 +40,11 @@ def test_the_command_line_speaks_the_engine_api(tmp_path: Path) -> None:
     asked = json.loads(create[0])
     assert asked["Image"] == whole.IMAGE and asked["Cmd"] == ["echo", "hello"]
     assert asked["HostConfig"]["AutoRemove"] is True
-    for wanted in (r"POST /containers/[0-9a-f]{64}/attach\?", r"POST /containers/[0-9a-f]{64}/start",
-                   r"POST /containers/[0-9a-f]{64}/wait\?"):
+    for wanted in (
+        r"POST /containers/[0-9a-f]{64}/attach\?",
+        r"POST /containers/[0-9a-f]{64}/start",
+        r"POST /containers/[0-9a-f]{64}/wait\?",
+    ):
         assert any(re.match(wanted, line) for line in lines), (wanted, lines)
 
 
@@ -76,13 +79,17 @@ def test_the_engine_speaks_containerds_grpc(containerd_relay: wires.Relay) -> No
     spoken = [connection for connection in containerd_relay.connections if connection.sent]
     calls = [c for connection in spoken for c in wires.grpc_calls(connection, pool)]
     by_name = {f"{c.service}/{c.method}": c for c in calls}
-    for wanted in ("containerd.services.snapshots.v1.Snapshots/Prepare",
-                   "containerd.services.containers.v1.Containers/Create",
-                   "containerd.services.tasks.v1.Tasks/Create", "containerd.services.tasks.v1.Tasks/Start",
-                   "containerd.services.tasks.v1.Tasks/Kill", "containerd.services.tasks.v1.Tasks/Delete",
-                   "containerd.services.containers.v1.Containers/Delete",
-                   "containerd.services.snapshots.v1.Snapshots/Remove",
-                   "containerd.services.events.v1.Events/Subscribe"):
+    for wanted in (
+        "containerd.services.snapshots.v1.Snapshots/Prepare",
+        "containerd.services.containers.v1.Containers/Create",
+        "containerd.services.tasks.v1.Tasks/Create",
+        "containerd.services.tasks.v1.Tasks/Start",
+        "containerd.services.tasks.v1.Tasks/Kill",
+        "containerd.services.tasks.v1.Tasks/Delete",
+        "containerd.services.containers.v1.Containers/Delete",
+        "containerd.services.snapshots.v1.Snapshots/Remove",
+        "containerd.services.events.v1.Events/Subscribe",
+    ):
         assert wanted in by_name, (wanted, sorted(by_name))
         assert by_name[wanted].headers["containerd-namespace"] == "teu"
         assert by_name[wanted].headers["content-type"].startswith("application/grpc")
@@ -102,11 +109,25 @@ def test_containerd_speaks_the_shims_ttrpc(tmp_path: Path) -> None:
     pids = whole.procs(whole.CGROUPS / whole.show("teu-containerd.service", "ControlGroup").lstrip("/"))
     trace = tmp_path / "shim.strace"
     tracer = subprocess.Popen(
-        ["strace", "-f", "-qq", "-xx", "-s", "1000000", "-e", "trace=%network,read,write,writev", "-o", str(trace),
-         *(f"-p{p}" for p in pids)])
+        [
+            "strace",
+            "-f",
+            "-qq",
+            "-xx",
+            "-s",
+            "1000000",
+            "-e",
+            "trace=%network,read,write,writev",
+            "-o",
+            str(trace),
+            *(f"-p{p}" for p in pids),
+        ]
+    )
     try:
-        whole.eventually("strace has attached", lambda: all(
-            "TracerPid:\t0\n" not in Path(f"/proc/{p}/status").read_text() for p in pids))
+        whole.eventually(
+            "strace has attached",
+            lambda: all("TracerPid:\t0\n" not in Path(f"/proc/{p}/status").read_text() for p in pids),
+        )
         ident = whole.run_detached("seen", "sleep", "600")
         shim = next(iter(whole.shims(ident)))
         teu("exec", "seen", "true")
@@ -127,9 +148,18 @@ def test_containerd_speaks_the_shims_ttrpc(tmp_path: Path) -> None:
     assert create.requests[0].id == ident and create.requests[0].bundle.endswith(ident)
     assert create.responses[0].pid > 1
     # the other way: the shim's events go to containerd over ttrpc
-    events = [wires.ttrpc_calls({"read": s["write"], "write": s["read"]}, pool) for (pid, _), s in streams.items()
-              if pid == shim and b"containerd.services.events.ttrpc.v1.Events" in s["write"]]
+    events = [
+        wires.ttrpc_calls({"read": s["write"], "write": s["read"]}, pool)
+        for (pid, _), s in streams.items()
+        if pid == shim and b"containerd.services.events.ttrpc.v1.Events" in s["write"]
+    ]
     topics = [c.requests[0].envelope.topic for some in events for c in some]
-    for topic in ("/tasks/create", "/tasks/start", "/tasks/exec-added", "/tasks/exec-started", "/tasks/exit",
-                  "/tasks/delete"):
+    for topic in (
+        "/tasks/create",
+        "/tasks/start",
+        "/tasks/exec-added",
+        "/tasks/exec-started",
+        "/tasks/exit",
+        "/tasks/delete",
+    ):
         assert topic in topics, topics

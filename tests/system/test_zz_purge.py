@@ -39,8 +39,11 @@ def leftovers() -> list[str]:
     for place in ("/usr/bin", "/usr/sbin", "/usr/lib/python3/dist-packages", "/usr/share", "/usr/lib/systemd/system"):
         found += [str(path) for path in Path(place).glob("*teu*")]
     found += [str(path) for path in Path("/etc/systemd/system").rglob("*teu*") if "teu-lab" not in path.name]
-    found += ["unit " + line for line in out("systemctl", "list-units", "--all", "--plain", "--no-legend", "teu*")
-              .splitlines() if "teu-lab" not in line]  # fmt: skip
+    found += [
+        "unit " + line
+        for line in out("systemctl", "list-units", "--all", "--plain", "--no-legend", "teu*").splitlines()
+        if "teu-lab" not in line
+    ]
     found += [
         "mount " + where
         for where in (line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines())
@@ -72,8 +75,20 @@ def test_purge_leaves_nothing_but_what_it_says() -> None:
     teu("load", "-i", "/usr/share/teu/images/busybox.oci.tar")
     teu("network", "create", "purged", check=False)
     teu("run", "-d", "--name", "purge-none", "--network", "none", "busybox", "sleep", "600")
-    teu("run", "-d", "--name", "purge-bridge", "-p", "127.0.0.1:18080:80", "-v", "precious:/data",
-        "busybox", "sh", "-c", "echo mine >/data/file; sleep 600")  # fmt: skip
+    teu(
+        "run",
+        "-d",
+        "--name",
+        "purge-bridge",
+        "-p",
+        "127.0.0.1:18080:80",
+        "-v",
+        "precious:/data",
+        "busybox",
+        "sh",
+        "-c",
+        "echo mine >/data/file; sleep 600",
+    )
     teu("exec", "purge-bridge", "sh", "-c", "until [ -s /data/file ]; do sleep 0.1; done")
     Path("/etc/teu/teud.yaml.d").mkdir(exist_ok=True)
     Path("/etc/teu/teud.yaml.d/mine.yaml").write_text("log-level: info\n")

@@ -86,7 +86,7 @@ def program_of(pid: int) -> tuple[str, list[str]]:
     for index, word in enumerate(argv[:3]):
         name = os.path.basename(word)
         if not name.startswith("python3") and not word.startswith("-"):
-            return name, argv[index + 1:]
+            return name, argv[index + 1 :]
     return "", []
 
 

@@ -150,14 +150,14 @@ def grpc_calls(connection: Connection, pool: Any) -> list[Call]:
     assert sent.startswith(PREFACE), f"not HTTP/2: {sent[:40]!r}"
     calls: dict[int, Call] = {}
     bodies: dict[tuple[int, str], bytearray] = {}
-    for side, data in (("request", sent[len(PREFACE):]), ("response", bytes(connection.received))):
+    for side, data in (("request", sent[len(PREFACE) :]), ("response", bytes(connection.received))):
         decoder, block = hpack.Decoder(), b""
         while len(data) >= 9:
             frame, length = Frame.parse_frame_header(memoryview(data[:9]))
             if len(data) < 9 + length:
                 break
-            frame.parse_body(memoryview(data[9:9 + length]))
-            data = data[9 + length:]
+            frame.parse_body(memoryview(data[9 : 9 + length]))
+            data = data[9 + length :]
             if isinstance(frame, (HeadersFrame, ContinuationFrame)):
                 block += frame.data
                 if "END_HEADERS" in frame.flags:
@@ -179,8 +179,8 @@ def grpc_calls(connection: Connection, pool: Any) -> list[Call]:
             assert not compressed
             if len(body) < 5 + length:
                 break
-            (call.requests if side == "request" else call.responses).append(decode(kind, bytes(body[5:5 + length])))
-            del body[:5 + length]
+            (call.requests if side == "request" else call.responses).append(decode(kind, bytes(body[5 : 5 + length])))
+            del body[: 5 + length]
     return [calls[stream] for stream in sorted(calls)]
 
 
@@ -201,16 +201,23 @@ def strace_streams(trace: Path) -> dict[tuple[int, int], dict[str, bytes]]:
             continue
         if " resumed>" in line[:60]:
             rest = pending.pop(pid, "") + rest
-        result = re.search(r"= (-?\d+)", rest[rest.rfind(")"):])
+        result = re.search(r"= (-?\d+)", rest[rest.rfind(")") :])
         number = re.match(r"(\d+)", rest)
         if not result or not number or int(result[1]) <= 0:
             continue
-        side = {"read": "read", "recvfrom": "read", "recvmsg": "read",
-                "write": "write", "sendto": "write", "sendmsg": "write", "writev": "write"}.get(name)
+        side = {
+            "read": "read",
+            "recvfrom": "read",
+            "recvmsg": "read",
+            "write": "write",
+            "sendto": "write",
+            "sendmsg": "write",
+            "writev": "write",
+        }.get(name)
         if side is None:
             continue
         strings = re.findall(r'"((?:\\x[0-9a-f]{2})*)"', rest)
-        data = b"".join(bytes.fromhex(s.replace("\\x", "")) for s in strings)[:int(result[1])]
+        data = b"".join(bytes.fromhex(s.replace("\\x", "")) for s in strings)[: int(result[1])]
         both = streams.setdefault((pid, int(number[1])), {"read": b"", "write": b""})
         both[side] += data
     return streams
@@ -222,8 +229,8 @@ def ttrpc_frames(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         length, stream, kind, _flags = struct.unpack(">IIBB", data[:10])
         if kind not in (1, 2, 3) or length > 4 << 20 or len(data) < 10 + length:
             return
-        yield stream, kind, data[10:10 + length]
-        data = data[10 + length:]
+        yield stream, kind, data[10 : 10 + length]
+        data = data[10 + length :]
 
 
 def fields(data: bytes) -> dict[int, list[Any]]:
@@ -249,7 +256,7 @@ def fields(data: bytes) -> dict[int, list[Any]]:
         else:
             assert key & 7 == 2, "an envelope has varints and bytes only"
             length = varint()
-            found.setdefault(key >> 3, []).append(data[at:at + length])
+            found.setdefault(key >> 3, []).append(data[at : at + length])
             at += length
     return found
 

@@ -14,23 +14,48 @@ if TYPE_CHECKING:
     from typing import Any
 
 RAW = (
-    "container_id ID", "image Image", "command Command", "created_at CreatedAt", "state State", "status Status",
-    "names Names", "labels Labels", "ports Ports",
-)  # fmt: skip
+    "container_id ID",
+    "image Image",
+    "command Command",
+    "created_at CreatedAt",
+    "state State",
+    "status Status",
+    "names Names",
+    "labels Labels",
+    "ports Ports",
+)
 HEADINGS = {
-    "ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND", "CreatedAt": "CREATED AT", "RunningFor":
-    "CREATED",
-    "Ports": "PORTS", "Status": "STATUS", "State": "STATE", "Size": "SIZE", "Names": "NAMES", "Labels":
-    "LABELS",
-    "Mounts": "MOUNTS", "LocalVolumes": "LOCAL VOLUMES", "Networks": "NETWORKS",
-}  # fmt: skip
+    "ID": "CONTAINER ID",
+    "Image": "IMAGE",
+    "Command": "COMMAND",
+    "CreatedAt": "CREATED AT",
+    "RunningFor": "CREATED",
+    "Ports": "PORTS",
+    "Status": "STATUS",
+    "State": "STATE",
+    "Size": "SIZE",
+    "Names": "NAMES",
+    "Labels": "LABELS",
+    "Mounts": "MOUNTS",
+    "LocalVolumes": "LOCAL VOLUMES",
+    "Networks": "NETWORKS",
+}
 
 
 def quoted(text: str) -> str:
     """In double quotes as Go's strconv.Quote writes it."""
     out = ['"']
-    escapes = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\a": "\\a", "\b": "\\b",
-               "\f": "\\f", "\v": "\\v"}  # fmt: skip
+    escapes = {
+        '"': '\\"',
+        "\\": "\\\\",
+        "\n": "\\n",
+        "\t": "\\t",
+        "\r": "\\r",
+        "\a": "\\a",
+        "\b": "\\b",
+        "\f": "\\f",
+        "\v": "\\v",
+    }
     for letter in text:
         if letter in escapes:
             out.append(escapes[letter])

@@ -18,20 +18,39 @@ if TYPE_CHECKING:
 
 ULIMITS = frozenset(
     (
-        "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc",
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
         "rss",
-        "rtprio", "rttime", "sigpending", "stack",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
     )
-)  # fmt: skip
+)
 
 
 # The parameters of the kernel that belong to a namespace, besides net.* and fs.mqueue.*.
 SYSCTLS = frozenset(
     (
-        "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
-        "kernel.shmmni", "kernel.shm_rmid_forced",
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
     )
-)  # fmt: skip
+)
 SHORT = {"attach": "-a, ", "env": "-e, ", "label": "-l, "}
 
 
@@ -326,8 +345,10 @@ def mount(value: str) -> dict[str, Any]:
     if not result.get("Target"):
         raise ValueError("target is required")
     for name, options, owner in (
-        ("VolumeOptions", volume, "volume"), ("BindOptions", bind, "bind"), ("TmpfsOptions", tmpfs, "tmpfs"),
-    ):  # fmt: skip
+        ("VolumeOptions", volume, "volume"),
+        ("BindOptions", bind, "bind"),
+        ("TmpfsOptions", tmpfs, "tmpfs"),
+    ):
         if options:
             if kind != owner:
                 raise ValueError(f"cannot mix '{owner}-*' options with mount type '{kind}'")
@@ -733,10 +754,11 @@ def build(options: Options, image: str, command: list[str]) -> dict[str, Any]:
     if options["blkio-weight-device"]:
         host["BlkioWeightDevice"] = each(options, "blkio-weight-device", weight)
     for name, key, sized in (
-        ("device-read-bps", "BlkioDeviceReadBps", True), ("device-write-bps", "BlkioDeviceWriteBps", True),
-        ("device-read-iops", "BlkioDeviceReadIOps", False), ("device-write-iops", "BlkioDeviceWriteIOps",
-        False),
-    ):  # fmt: skip
+        ("device-read-bps", "BlkioDeviceReadBps", True),
+        ("device-write-bps", "BlkioDeviceWriteBps", True),
+        ("device-read-iops", "BlkioDeviceReadIOps", False),
+        ("device-write-iops", "BlkioDeviceWriteIOps", False),
+    ):
         if options[name]:
             host[key] = each(options, name, throttle_bytes if sized else throttle_operations)
     if options["pids-limit"]:
@@ -756,21 +778,39 @@ def build(options: Options, image: str, command: list[str]) -> dict[str, Any]:
 
 # Options whose value is the field's value as it stands.
 CONFIG_FIELDS = (
-    ("hostname", "Hostname"), ("domainname", "Domainname"), ("user", "User"), ("workdir", "WorkingDir"),
+    ("hostname", "Hostname"),
+    ("domainname", "Domainname"),
+    ("user", "User"),
+    ("workdir", "WorkingDir"),
     ("stop-signal", "StopSignal"),
-)  # fmt: skip
+)
 HOST_FIELDS = (
-    ("cidfile", "ContainerIDFile"), ("oom-score-adj", "OomScoreAdj"), ("privileged", "Privileged"),
-    ("publish-all", "PublishAllPorts"), ("link", "Links"), ("volumes-from", "VolumesFrom"), ("cap-add",
-    "CapAdd"),
-    ("cap-drop", "CapDrop"), ("group-add", "GroupAdd"), ("read-only", "ReadonlyRootfs"),
-    ("volume-driver", "VolumeDriver"), ("isolation", "Isolation"), ("shm-size", "ShmSize"), ("runtime",
-    "Runtime"),
-    ("cgroup-parent", "CgroupParent"), ("memory", "Memory"), ("memory-reservation", "MemoryReservation"),
-    ("memory-swap", "MemorySwap"), ("cpus", "NanoCpus"), ("cpu-shares", "CpuShares"), ("cpu-period",
-    "CpuPeriod"),
-    ("cpu-quota", "CpuQuota"), ("cpu-rt-period", "CpuRealtimePeriod"), ("cpu-rt-runtime",
-    "CpuRealtimeRuntime"),
-    ("cpuset-cpus", "CpusetCpus"), ("cpuset-mems", "CpusetMems"), ("blkio-weight", "BlkioWeight"),
+    ("cidfile", "ContainerIDFile"),
+    ("oom-score-adj", "OomScoreAdj"),
+    ("privileged", "Privileged"),
+    ("publish-all", "PublishAllPorts"),
+    ("link", "Links"),
+    ("volumes-from", "VolumesFrom"),
+    ("cap-add", "CapAdd"),
+    ("cap-drop", "CapDrop"),
+    ("group-add", "GroupAdd"),
+    ("read-only", "ReadonlyRootfs"),
+    ("volume-driver", "VolumeDriver"),
+    ("isolation", "Isolation"),
+    ("shm-size", "ShmSize"),
+    ("runtime", "Runtime"),
+    ("cgroup-parent", "CgroupParent"),
+    ("memory", "Memory"),
+    ("memory-reservation", "MemoryReservation"),
+    ("memory-swap", "MemorySwap"),
+    ("cpus", "NanoCpus"),
+    ("cpu-shares", "CpuShares"),
+    ("cpu-period", "CpuPeriod"),
+    ("cpu-quota", "CpuQuota"),
+    ("cpu-rt-period", "CpuRealtimePeriod"),
+    ("cpu-rt-runtime", "CpuRealtimeRuntime"),
+    ("cpuset-cpus", "CpusetCpus"),
+    ("cpuset-mems", "CpusetMems"),
+    ("blkio-weight", "BlkioWeight"),
     ("device-cgroup-rule", "DeviceCgroupRules"),
-)  # fmt: skip
+)

@@ -22,9 +22,14 @@ HEADINGS = {
     "Reclaimable": "RECLAIMABLE",
 }
 CACHE_HEADINGS = {
-    "ID": "CACHE ID", "CacheType": "CACHE TYPE", "Size": "SIZE", "CreatedSince": "CREATED",
-    "LastUsedSince": "LAST USED", "UsageCount": "USAGE", "Shared": "SHARED",
-}  # fmt: skip
+    "ID": "CACHE ID",
+    "CacheType": "CACHE TYPE",
+    "Size": "SIZE",
+    "CreatedSince": "CREATED",
+    "LastUsedSince": "LAST USED",
+    "UsageCount": "USAGE",
+    "Shared": "SHARED",
+}
 CACHE_COLUMNS = {
     "ID": lambda item: item["ID"][:12],
     "CacheType": lambda item: item["Type"],
@@ -58,17 +63,35 @@ def summary(found: dict[str, Any]) -> list[dict[str, str]]:
     cache = found.get("BuildCache") or []
     cache_size = sum(item["Size"] for item in cache if not item["Shared"])
     rows = [
-        ("Images", len(all_images), sum(image["Containers"] > 0 for image in all_images), layers,
-         reclaimable(layers - used, layers)),
-        ("Containers", len(all_containers), len(active), container_size,
-         reclaimable(container_size - sum(c.get("SizeRw") or 0 for c in active), container_size)),
-        ("Local Volumes", len(all_volumes),
-         sum((v.get("UsageData") or {}).get("RefCount", 0) > 0 for v in all_volumes),
-         volume_size, reclaimable(sum(usage["Size"] for usage in sized if usage["RefCount"] == 0),
-         volume_size)),
-        ("Build Cache", len(cache), sum(bool(item["InUse"]) for item in cache), cache_size,
-         units.human_size(sum(item["Size"] for item in cache if not item["Shared"] and not item["InUse"]))),
-    ]  # fmt: skip
+        (
+            "Images",
+            len(all_images),
+            sum(image["Containers"] > 0 for image in all_images),
+            layers,
+            reclaimable(layers - used, layers),
+        ),
+        (
+            "Containers",
+            len(all_containers),
+            len(active),
+            container_size,
+            reclaimable(container_size - sum(c.get("SizeRw") or 0 for c in active), container_size),
+        ),
+        (
+            "Local Volumes",
+            len(all_volumes),
+            sum((v.get("UsageData") or {}).get("RefCount", 0) > 0 for v in all_volumes),
+            volume_size,
+            reclaimable(sum(usage["Size"] for usage in sized if usage["RefCount"] == 0), volume_size),
+        ),
+        (
+            "Build Cache",
+            len(cache),
+            sum(bool(item["InUse"]) for item in cache),
+            cache_size,
+            units.human_size(sum(item["Size"] for item in cache if not item["Shared"] and not item["InUse"])),
+        ),
+    ]
     return [
         {
             "Type": kind,

@@ -77,10 +77,18 @@ def group(name: str) -> str:
         full.partition(" ")[2]: entry[1] for full, entry in commands.INDEX.items() if full.startswith(name + " ")
     }
     return "\n".join(
-        ["", f"Usage:  {PROGRAM} {name} COMMAND", "", commands.GROUPS[name], "", "Commands:",
-        _list(members), "",
-         f"Run '{PROGRAM} {name} COMMAND --help' for more information on a command."]
-    )  # fmt: skip
+        [
+            "",
+            f"Usage:  {PROGRAM} {name} COMMAND",
+            "",
+            commands.GROUPS[name],
+            "",
+            "Commands:",
+            _list(members),
+            "",
+            f"Run '{PROGRAM} {name} COMMAND --help' for more information on a command.",
+        ]
+    )
 
 
 def top() -> str:
@@ -88,9 +96,24 @@ def top() -> str:
     others = {name: summary(name) for name in commands.SHORT if name not in common}
     others["inspect"] = summary("inspect")
     return "\n".join(
-        ["", f"Usage:  {PROGRAM} [OPTIONS] COMMAND", "",
-         "Containers as units of this host, in docker's words", "",
-         "Common Commands:", _list(common), "", "Management Commands:", _list(commands.GROUPS), "",
-         "Commands:", _list(others), "", "Global Options:", options_text(GLOBAL_FLAGS), "",
-         f"Run '{PROGRAM} COMMAND --help' for more information on a command."]
-    )  # fmt: skip
+        [
+            "",
+            f"Usage:  {PROGRAM} [OPTIONS] COMMAND",
+            "",
+            "Containers as units of this host, in docker's words",
+            "",
+            "Common Commands:",
+            _list(common),
+            "",
+            "Management Commands:",
+            _list(commands.GROUPS),
+            "",
+            "Commands:",
+            _list(others),
+            "",
+            "Global Options:",
+            options_text(GLOBAL_FLAGS),
+            "",
+            f"Run '{PROGRAM} COMMAND --help' for more information on a command.",
+        ]
+    )

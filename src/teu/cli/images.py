@@ -15,10 +15,18 @@ if TYPE_CHECKING:
 
 NONE = "<none>"
 HEADINGS = {
-    "ID": "IMAGE ID", "Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", "CreatedSince": "CREATED",
-    "CreatedAt": "CREATED AT", "Size": "SIZE", "Containers": "CONTAINERS", "VirtualSize": "SIZE",
-    "SharedSize": "SHARED SIZE", "UniqueSize": "UNIQUE SIZE",
-}  # fmt: skip
+    "ID": "IMAGE ID",
+    "Repository": "REPOSITORY",
+    "Tag": "TAG",
+    "Digest": "DIGEST",
+    "CreatedSince": "CREATED",
+    "CreatedAt": "CREATED AT",
+    "Size": "SIZE",
+    "Containers": "CONTAINERS",
+    "VirtualSize": "SIZE",
+    "SharedSize": "SHARED SIZE",
+    "UniqueSize": "UNIQUE SIZE",
+}
 
 
 def rows(images: list[dict[str, Any]], digests_too: bool) -> list[tuple[str, str, str, dict[str, Any]]]:
@@ -128,9 +136,13 @@ def history(cli: Cli, options: Options, operands: list[str]) -> int:
         "Comment": lambda layer: layer["Comment"],
     }
     headings = {
-        "ID": "IMAGE", "CreatedSince": "CREATED", "CreatedAt": "CREATED AT", "CreatedBy": "CREATED BY",
-        "Size": "SIZE", "Comment": "COMMENT",
-    }  # fmt: skip
+        "ID": "IMAGE",
+        "CreatedSince": "CREATED",
+        "CreatedAt": "CREATED AT",
+        "CreatedBy": "CREATED BY",
+        "Size": "SIZE",
+        "Comment": "COMMENT",
+    }
     found = cli.client.get(f"/images/{operands[0]}/history")
     default = ["ID", "CreatedSince", "CreatedBy", "Size", "Comment"]
     quiet = "ID" if options["quiet"] else ""

@@ -68,10 +68,12 @@ def version(cli: Cli, options: Options, operands: list[str]) -> int:
             cli.warn(str(failure))
         return 1 if failure is not None else 0
     rows = [
-        ("Version", client["Version"]), ("API version", client["ApiVersion"]),
+        ("Version", client["Version"]),
+        ("API version", client["ApiVersion"]),
         ("Python version", ".".join(map(str, sys.version_info[:3]))),
-        ("OS/Arch", f"{client['Os']}/{client['Arch']}"), ("Context", "default"),
-    ]  # fmt: skip
+        ("OS/Arch", f"{client['Os']}/{client['Arch']}"),
+        ("Context", "default"),
+    ]
     lines = ["Client:"] + [f" {name + ':':<18} {value}" for name, value in rows]
     cli.print("\n".join(lines))
     if failure is not None:
@@ -150,9 +152,11 @@ def server_lines(found: dict[str, Any]) -> list[str]:
             lines.extend("  " + value for key, _, value in pairs if key == "name")
             lines.extend("   Profile: " + value for key, _, value in pairs if key == "profile")
     for label, key in (
-        ("Kernel Version", "KernelVersion"), ("Operating System", "OperatingSystem"), ("OSType", "OSType"),
+        ("Kernel Version", "KernelVersion"),
+        ("Operating System", "OperatingSystem"),
+        ("OSType", "OSType"),
         ("Architecture", "Architecture"),
-    ):  # fmt: skip
+    ):
         add(label, key)
     add("CPUs", "NCPU", True)
     lines.append(f" Total Memory: {units.binary_size(found.get('MemTotal') or 0)}")

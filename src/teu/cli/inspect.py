@@ -19,8 +19,12 @@ PATHS = {
     "network": "/networks/{}",
     "volume": "/volumes/{}",
 }
-UNKNOWN = {"container": "No such container", "image": "No such image", "network": "No such network",
-           "volume": "No such volume"}  # fmt: skip
+UNKNOWN = {
+    "container": "No such container",
+    "image": "No such image",
+    "network": "No such network",
+    "volume": "No such volume",
+}
 
 
 def rendered(form: str, value: Any, kind: str) -> str:

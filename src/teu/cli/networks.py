@@ -14,10 +14,15 @@ if TYPE_CHECKING:
 
 RAW = ("network_id ID", "name Name", "driver Driver", "scope Scope")
 HEADINGS = {
-    "ID": "NETWORK ID", "Name": "NAME", "Driver": "DRIVER", "Scope": "SCOPE", "IPv6": "IPV6", "Internal":
-    "INTERNAL",
-    "Labels": "LABELS", "CreatedAt": "CREATED AT",
-}  # fmt: skip
+    "ID": "NETWORK ID",
+    "Name": "NAME",
+    "Driver": "DRIVER",
+    "Scope": "SCOPE",
+    "IPv6": "IPV6",
+    "Internal": "INTERNAL",
+    "Labels": "LABELS",
+    "CreatedAt": "CREATED AT",
+}
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:

@@ -108,8 +108,15 @@ def integer(text: str, kind: str) -> int:
 
 
 EMPTY: dict[str, Any] = {
-    "string": "", "bool": False, "int": 0, "uint16": 0, "bytes": 0, "swap": 0, "decimal": 0, "duration": 0,
-}  # fmt: skip
+    "string": "",
+    "bool": False,
+    "int": 0,
+    "uint16": 0,
+    "bytes": 0,
+    "swap": 0,
+    "decimal": 0,
+    "duration": 0,
+}
 
 
 def parse(flags: list[Flag], argv: list[str], interspersed: bool = True) -> tuple[Options, list[str]]:

@@ -318,8 +318,13 @@ def search(cli: Cli, options: Options, operands: list[str]) -> int:
         "IsOfficial": lambda entry: "[OK]" if entry.get("is_official") else "",
         "IsAutomated": lambda entry: "[OK]" if entry.get("is_automated") else "",
     }
-    headings = {"Name": "NAME", "Description": "DESCRIPTION", "StarCount": "STARS", "IsOfficial": "OFFICIAL",
-                "IsAutomated": "AUTOMATED"}  # fmt: skip
+    headings = {
+        "Name": "NAME",
+        "Description": "DESCRIPTION",
+        "StarCount": "STARS",
+        "IsOfficial": "OFFICIAL",
+        "IsAutomated": "AUTOMATED",
+    }
     default = ["Name", "Description", "StarCount", "IsOfficial"]
     table.print_list(found or [], view, headings, default, options["format"])
     return 0

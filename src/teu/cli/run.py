@@ -34,8 +34,13 @@ def proxies(cli: Cli, given: list[str]) -> list[str]:
     """Proxy settings of the user's file, unless the command line sets the same variable."""
     table = cli.config.values.get("proxies") or {}
     values = table.get(cli.client.host) or table.get("default") or {}
-    names = {"httpProxy": "HTTP_PROXY", "httpsProxy": "HTTPS_PROXY", "ftpProxy": "FTP_PROXY",
-             "noProxy": "NO_PROXY", "allProxy": "ALL_PROXY"}  # fmt: skip
+    names = {
+        "httpProxy": "HTTP_PROXY",
+        "httpsProxy": "HTTPS_PROXY",
+        "ftpProxy": "FTP_PROXY",
+        "noProxy": "NO_PROXY",
+        "allProxy": "ALL_PROXY",
+    }
     taken = {value.partition("=")[0] for value in given}
     result = []
     for key, name in names.items():
@@ -192,9 +197,14 @@ def run(cli: Cli, options: Options, operands: list[str]) -> int:
     with streams.Signals(caught) as signals:
         stream = client.hijack(
             path + "/attach",
-            {"stream": True, "stdin": body["AttachStdin"], "stdout": body["AttachStdout"],
-             "stderr": body["AttachStderr"], "detachKeys": keys},
-        )  # fmt: skip
+            {
+                "stream": True,
+                "stdin": body["AttachStdin"],
+                "stdout": body["AttachStdout"],
+                "stderr": body["AttachStderr"],
+                "detachKeys": keys,
+            },
+        )
         condition = "removed" if options["rm"] else "next-exit"
         waiter = client.open("POST", path + "/wait", {"condition": condition}, own=True)
         try:

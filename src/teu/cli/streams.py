@@ -27,11 +27,26 @@ DEFAULT_DETACH_KEYS = "ctrl-p,ctrl-q"
 # Never passed on: what cannot be caught, what is about us, and what a fault of our own would raise.
 NOT_FORWARDED = frozenset(
     (
-        _signal.SIGKILL, _signal.SIGSTOP, _signal.SIGCHLD, _signal.SIGPIPE, _signal.SIGURG, _signal.SIGSEGV,
-        _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL, _signal.SIGABRT, _signal.SIGTRAP, _signal.SIGSYS,
-        _signal.SIGPROF, _signal.SIGWINCH, _signal.SIGTTIN, _signal.SIGTTOU, 32, 33,
+        _signal.SIGKILL,
+        _signal.SIGSTOP,
+        _signal.SIGCHLD,
+        _signal.SIGPIPE,
+        _signal.SIGURG,
+        _signal.SIGSEGV,
+        _signal.SIGBUS,
+        _signal.SIGFPE,
+        _signal.SIGILL,
+        _signal.SIGABRT,
+        _signal.SIGTRAP,
+        _signal.SIGSYS,
+        _signal.SIGPROF,
+        _signal.SIGWINCH,
+        _signal.SIGTTIN,
+        _signal.SIGTTOU,
+        32,
+        33,
     )
-)  # fmt: skip
+)
 CONTROL = {f"ctrl-{chr(96 + number)}": number for number in range(1, 27)}
 CONTROL.update({"ctrl-@": 0, "ctrl-[": 27, "ctrl-\\": 28, "ctrl-]": 29, "ctrl-^": 30, "ctrl-_": 31})
 
@@ -110,9 +125,15 @@ class RawTerminal:
         self.saved = termios.tcgetattr(self.file)
         mode: list[Any] = termios.tcgetattr(self.file)
         mode[0] &= ~(
-            termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR
-            | termios.IGNCR | termios.ICRNL | termios.IXON
-        )  # fmt: skip
+            termios.IGNBRK
+            | termios.BRKINT
+            | termios.PARMRK
+            | termios.ISTRIP
+            | termios.INLCR
+            | termios.IGNCR
+            | termios.ICRNL
+            | termios.IXON
+        )
         mode[1] &= ~termios.OPOST
         mode[2] = (mode[2] & ~(termios.CSIZE | termios.PARENB)) | termios.CS8
         mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)

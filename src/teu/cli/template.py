@@ -285,9 +285,12 @@ class Template:
             if len(words) > 1 and words[1][0] in ("declare", "assign"):
                 names, declares, words = [words[0][1]], words[1][0] == "declare", words[2:]
             elif (
-                in_range and len(words) > 3 and words[1] == ("mark", ",") and words[2][0] == "variable"
+                in_range
+                and len(words) > 3
+                and words[1] == ("mark", ",")
+                and words[2][0] == "variable"
                 and words[3][0] in ("declare", "assign")
-            ):  # fmt: skip
+            ):
                 names, declares, words = [words[0][1], words[2][1]], words[3][0] == "declare", words[4:]
         commands, rest = self._commands(words)
         if rest:
@@ -746,15 +749,19 @@ def _html(*values: Any) -> str:
 
 
 _JS = {
-    "\\": "\\\\", "'": "\\'", '"': '\\"', "<": "\\u003C", ">": "\\u003E", "&": "\\u0026", "=": "\\u003D",
-}  # fmt: skip
+    "\\": "\\\\",
+    "'": "\\'",
+    '"': '\\"',
+    "<": "\\u003C",
+    ">": "\\u003E",
+    "&": "\\u0026",
+    "=": "\\u003D",
+}
 
 
 def _js(text: str) -> str:
     """Text that may stand in a string of JavaScript, as Go's JSEscapeString has it."""
-    return "".join(
-        _JS.get(letter) or (letter if letter.isprintable() else f"\\u{ord(letter):04X}") for letter in text
-    )
+    return "".join(_JS.get(letter) or (letter if letter.isprintable() else f"\\u{ord(letter):04X}") for letter in text)
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

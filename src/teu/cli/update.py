@@ -9,12 +9,20 @@ from teu.cli.main import Cli, Command
 from teu.cli.options import Options
 
 FIELDS = {
-    "blkio-weight": "BlkioWeight", "cpuset-cpus": "CpusetCpus", "cpuset-mems": "CpusetMems",
-    "cpu-shares": "CpuShares", "memory": "Memory", "memory-reservation": "MemoryReservation",
-    "memory-swap": "MemorySwap", "cpu-period": "CpuPeriod", "cpu-quota": "CpuQuota",
-    "cpu-rt-period": "CpuRealtimePeriod", "cpu-rt-runtime": "CpuRealtimeRuntime", "cpus": "NanoCpus",
+    "blkio-weight": "BlkioWeight",
+    "cpuset-cpus": "CpusetCpus",
+    "cpuset-mems": "CpusetMems",
+    "cpu-shares": "CpuShares",
+    "memory": "Memory",
+    "memory-reservation": "MemoryReservation",
+    "memory-swap": "MemorySwap",
+    "cpu-period": "CpuPeriod",
+    "cpu-quota": "CpuQuota",
+    "cpu-rt-period": "CpuRealtimePeriod",
+    "cpu-rt-runtime": "CpuRealtimeRuntime",
+    "cpus": "NanoCpus",
     "pids-limit": "PidsLimit",
-}  # fmt: skip
+}
 
 
 def update(cli: Cli, options: Options, operands: list[str]) -> int:

@@ -15,10 +15,17 @@ if TYPE_CHECKING:
     from typing import Any
 
 HEADINGS = {
-    "Name": "VOLUME NAME", "Driver": "DRIVER", "Scope": "SCOPE", "Mountpoint": "MOUNTPOINT", "Labels":
-    "LABELS",
-    "Links": "LINKS", "Size": "SIZE", "Availability": "AVAILABILITY", "Group": "GROUP", "Status": "STATUS",
-}  # fmt: skip
+    "Name": "VOLUME NAME",
+    "Driver": "DRIVER",
+    "Scope": "SCOPE",
+    "Mountpoint": "MOUNTPOINT",
+    "Labels": "LABELS",
+    "Links": "LINKS",
+    "Size": "SIZE",
+    "Availability": "AVAILABILITY",
+    "Group": "GROUP",
+    "Status": "STATUS",
+}
 COLUMNS: dict[str, Callable[[Any], Any]] = {
     "Name": lambda volume: volume["Name"],
     "Driver": lambda volume: volume["Driver"],

@@ -75,9 +75,7 @@ class Context:
         self.streams = Streams()
         self.layers = Layers(self.state, config["unpack"]["parallel"])
         self.checkpoints = Checkpoints(self.root, self.content, self.layers)
-        self.collector = Collector(
-            self.database, self.content, self.snapshots, self.events, **config["gc"]
-        )
+        self.collector = Collector(self.database, self.content, self.snapshots, self.events, **config["gc"])
 
     def _snapshotters(self) -> dict[str, Snapshotter]:
         settings = self.config["snapshots"]

@@ -33,9 +33,23 @@ log = logging.getLogger("teu.containerd")
 
 # In the order of registration.
 SERVICES = (
-    "version", "health", "reflection", "namespaces", "introspection", "content", "images", "containers", "leases",
-    "snapshots", "diff", "events", "tasks", "sandbox", "streaming", "transfer",
-)  # fmt: skip
+    "version",
+    "health",
+    "reflection",
+    "namespaces",
+    "introspection",
+    "content",
+    "images",
+    "containers",
+    "leases",
+    "snapshots",
+    "diff",
+    "events",
+    "tasks",
+    "sandbox",
+    "streaming",
+    "transfer",
+)
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -124,10 +138,15 @@ class Daemon:
 
         # shims that died while we were away are told of before anybody can ask
         shims = context.shims = Shims(
-            state=context.state, root=context.root, address=context.address, ttrpc_address=context.ttrpc_address,
-            events=context.events, zygote=self.zygote, debug=self.config["log-level"] == "debug",
+            state=context.state,
+            root=context.root,
+            address=context.address,
+            ttrpc_address=context.ttrpc_address,
+            events=context.events,
+            zygote=self.zygote,
+            debug=self.config["log-level"] == "debug",
             is_sandbox=context.sandboxes.exists,
-        )  # fmt: skip
+        )
         await shims.restore()
         server, release = await self._start(build, grpc_socket)
         events_server = await ttrpc_events.serve(context, events_socket)

@@ -105,10 +105,23 @@ class DataLoss(Error):
 _BY_CODE: dict[int, type[Error]] = {
     kind.code: kind
     for kind in (
-        Unknown, Cancelled, InvalidArgument, DeadlineExceeded, NotFound, AlreadyExists, PermissionDenied,
-        ResourceExhausted, FailedPrecondition, Aborted, OutOfRange, Unimplemented, Internal, Unavailable, DataLoss,
+        Unknown,
+        Cancelled,
+        InvalidArgument,
+        DeadlineExceeded,
+        NotFound,
+        AlreadyExists,
+        PermissionDenied,
+        ResourceExhausted,
+        FailedPrecondition,
+        Aborted,
+        OutOfRange,
+        Unimplemented,
+        Internal,
+        Unavailable,
+        DataLoss,
     )
-}  # fmt: skip
+}
 
 
 def from_code(code: int, message: str) -> Error:

@@ -77,11 +77,15 @@ def _calls(statistics: Statistics) -> Iterator[str]:
         yield from _family(f"grpc_server_{name}_total", "counter", text, rows)
     codes = [code.name for code in grpc.StatusCode]
     yield from _family(
-        "grpc_server_handled_total", "counter",
+        "grpc_server_handled_total",
+        "counter",
         "Total number of RPCs completed on the server, regardless of success or failure.",
-        ((f'grpc_code="{_go_name(code)}",{labels(key)}', statistics.handled.get((*key, code), 0))
-         for key in methods for code in codes),
-    )  # fmt: skip
+        (
+            (f'grpc_code="{_go_name(code)}",{labels(key)}', statistics.handled.get((*key, code), 0))
+            for key in methods
+            for code in codes
+        ),
+    )
     yield from _histograms(
         "grpc_server_handling_seconds",
         "Histogram of response latency (seconds) of gRPC that had been application-level handled by the server.",
@@ -124,20 +128,28 @@ def render(context: Context, server: Server, collections: Histogram, stats: list
     collector = context.collector
     lines = [
         *_family("teu_containerd_build_info", "gauge", "Version of the daemon.", [(f'version="{__version__}"', 1)]),
-        *_family("containerd_build_info_total", "counter", "containerd build information",
-                 [(f'revision="",version="{__version__}"', 1)]),
+        *_family(
+            "containerd_build_info_total",
+            "counter",
+            "containerd build information",
+            [(f'revision="",version="{__version__}"', 1)],
+        ),
         *_calls(server.statistics),
         *_containers(stats),
         *_family("teu_containerd_events_total", "counter", "Events told.", [("", context.events.published)]),
         *_family("teu_containerd_subscribers", "gauge", "Event subscribers.", [("", context.events.subscribers())]),
-        *_family("containerd_gc_collections_total", "counter", "counter of gc scheduler collections",
-                 [('status="fail"', collector.failures), ('status="success"', collector.runs)]),
+        *_family(
+            "containerd_gc_collections_total",
+            "counter",
+            "counter of gc scheduler collections",
+            [('status="fail"', collector.failures), ('status="success"', collector.runs)],
+        ),
         *_histograms("containerd_gc_gc_seconds", "duration of gc scheduler collections", [("", collections)]),
         *_family("teu_containerd_gc_removed_total", "counter", "Objects collected.", [("", collector.removed)]),
         *_family("process_start_time_seconds", "gauge", "Start of the process.", [("", _STARTED)]),
         *_family("process_cpu_seconds_total", "counter", "CPU time.", [("", usage.ru_utime + usage.ru_stime)]),
         *_family("process_resident_memory_bytes", "gauge", "Resident memory.", [("", resident)]),
-    ]  # fmt: skip
+    ]
     if context.tasks is not None and hasattr(context.tasks, "metrics_lines"):
         lines += context.tasks.metrics_lines()
     return "\n".join(lines) + "\n"
@@ -163,7 +175,8 @@ async def serve_metrics(context: Context, server: Callable[[], Server]) -> async
                 body, status, kind = b"not found: /v1/metrics is here\n", "404 Not Found", "text/plain"
             writer.write(
                 f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-                "Connection: close\r\n\r\n".encode() + body
+                "Connection: close\r\n\r\n".encode()
+                + body
             )
             await writer.drain()
         writer.close()

@@ -15,9 +15,12 @@ from typing import Any
 def filled(text: str, state: dict[str, Any], root: str) -> str:
     """Raises ValueError for a name that is none of these."""
     known = {
-        "id": state.get("id", ""), "bundle": state.get("bundle", ""), "rootfs": root, "pid": state.get("pid", 0),
+        "id": state.get("id", ""),
+        "bundle": state.get("bundle", ""),
+        "rootfs": root,
+        "pid": state.get("pid", 0),
         "status": state.get("status", ""),
-    }  # fmt: skip
+    }
 
     def value(match: re.Match[str]) -> str:
         word = match[1].strip()

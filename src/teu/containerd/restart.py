@@ -293,9 +293,7 @@ class Restarts:
             await tasks.Delete(pb.DeleteTaskRequest(container_id=container.id), call)
         key = PREFIX + "count"
         counted = containers_pb2.Container(id=container.id, labels={key: str(_started(container.labels) + 1)})
-        await self._loop.run_in_executor(
-            context.pool, context.containers.update, namespace, counted, [f"labels.{key}"]
-        )
+        await self._loop.run_in_executor(context.pool, context.containers.update, namespace, counted, [f"labels.{key}"])
         specification = json.loads(container.spec.value)
         target = container.labels.get(PREFIX + "loguri", "")
         terminal = bool(target and specification.get("process", {}).get("terminal"))

@@ -107,15 +107,23 @@ class Manager:
         if not record.sandbox_id:
             record = await asyncio.to_thread(self._context.sandboxes.get, namespace, id)
         shim = await self._context.shims.start_sandbox(
-            namespace, id, runtime=record.runtime.name or self._context.config["default-runtime"],
-            spec=record.spec.value, options=record.runtime.options if record.runtime.HasField("options") else None,
-        )  # fmt: skip
+            namespace,
+            id,
+            runtime=record.runtime.name or self._context.config["default-runtime"],
+            spec=record.spec.value,
+            options=record.runtime.options if record.runtime.HasField("options") else None,
+        )
         sandbox = Sandbox(shim)
         try:
             await sandbox.call(
-                "CreateSandbox", sandbox_id=id, bundle_path=shim.bundle, rootfs=request.rootfs,
-                options=request.options, netns_path=request.netns_path, annotations=request.annotations,
-            )  # fmt: skip
+                "CreateSandbox",
+                sandbox_id=id,
+                bundle_path=shim.bundle,
+                rootfs=request.rootfs,
+                options=request.options,
+                netns_path=request.netns_path,
+                annotations=request.annotations,
+            )
         except BaseException:
             await asyncio.shield(self._context.shims.stop_sandbox(shim))
             raise

@@ -310,9 +310,18 @@ class Shims:
     `events` is the daemon's exchange: publish(namespace, topic, message) and listen(callback);
     `is_sandbox(namespace, id)` says whether there is a sandbox's record of that name."""
 
-    def __init__(self, *, state: str, root: str, address: str, ttrpc_address: str, events: Any,
-                 zygote: Zygote | None = None, debug: bool = False,
-                 is_sandbox: Callable[[str, str], bool] = lambda _namespace, _id: False) -> None:
+    def __init__(
+        self,
+        *,
+        state: str,
+        root: str,
+        address: str,
+        ttrpc_address: str,
+        events: Any,
+        zygote: Zygote | None = None,
+        debug: bool = False,
+        is_sandbox: Callable[[str, str], bool] = lambda _namespace, _id: False,
+    ) -> None:
         self._state = os.path.join(state, FOLDER)
         self._root = os.path.join(root, FOLDER)
         self._address = address
@@ -343,8 +352,9 @@ class Shims:
         return (namespace, id) in self._shims
 
     def all(self, namespace: str | None = None) -> list[Shim]:
-        return [shim for shim in self._shims.values()
-                if shim.created and (namespace is None or shim.namespace == namespace)]
+        return [
+            shim for shim in self._shims.values() if shim.created and (namespace is None or shim.namespace == namespace)
+        ]
 
     def sandboxes(self) -> list[Shim]:
         """Those that were created."""
@@ -417,20 +427,40 @@ class Shims:
     # starting
 
     def _environment(self, namespace: str) -> dict[str, str]:
-        return dict(os.environ, TTRPC_ADDRESS=self._ttrpc_address, GRPC_ADDRESS=self._address,
-                    NAMESPACE=namespace, MAX_SHIM_VERSION=str(TASK_API_VERSION_MAX))
+        return dict(
+            os.environ,
+            TTRPC_ADDRESS=self._ttrpc_address,
+            GRPC_ADDRESS=self._address,
+            NAMESPACE=namespace,
+            MAX_SHIM_VERSION=str(TASK_API_VERSION_MAX),
+        )
 
     def _command(self, shim: Shim, *args: str) -> list[str]:
-        command = [shim.binary, "-namespace", shim.namespace, "-address", self._address,
-                   "-publish-binary", "/usr/sbin/teu-containerd", "-id", shim.id]
+        command = [
+            shim.binary,
+            "-namespace",
+            shim.namespace,
+            "-address",
+            self._address,
+            "-publish-binary",
+            "/usr/sbin/teu-containerd",
+            "-id",
+            shim.id,
+        ]
         return [*command, *(["-debug"] if self._debug else []), *args]
 
     def _start_cold(self, shim: Shim, options: bytes) -> dict[str, Any]:
         """Run the shim's `start` (blocking)."""
         try:
-            done = subprocess.run(with_given_limits(self._command(shim, "start")), input=options, capture_output=True,
-                                  cwd=shim.bundle, env=self._environment(shim.namespace), timeout=START_TIMEOUT,
-                                  check=False)
+            done = subprocess.run(
+                with_given_limits(self._command(shim, "start")),
+                input=options,
+                capture_output=True,
+                cwd=shim.bundle,
+                env=self._environment(shim.namespace),
+                timeout=START_TIMEOUT,
+                check=False,
+            )
         except subprocess.TimeoutExpired as e:
             raise errors.DeadlineExceeded(f"{shim.binary} start took over {START_TIMEOUT:.0f} s") from e
         except OSError as e:
@@ -445,8 +475,13 @@ class Shims:
         if self._zygote and os.path.basename(shim.binary) == SHIM_BINARY:
             try:
                 address = self._zygote.start_shim(
-                    namespace=shim.namespace, container=shim.id, bundle=shim.bundle, address=self._address,
-                    ttrpc_address=self._ttrpc_address, debug=self._debug)
+                    namespace=shim.namespace,
+                    container=shim.id,
+                    bundle=shim.bundle,
+                    address=self._address,
+                    ttrpc_address=self._ttrpc_address,
+                    debug=self._debug,
+                )
                 return {"version": TASK_API_VERSION_MAX, "address": address, "protocol": "ttrpc"}
             except ZygoteGone:
                 pass
@@ -455,9 +490,14 @@ class Shims:
         return self._start_cold(shim, options)
 
     def _prepare(
-        self, shim: Shim, spec: bytes, options: bytes, request: dict[str, Any] | None = None,
-        restorer: Callable[[str], str] | None = None, host: Shim | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        shim: Shim,
+        spec: bytes,
+        options: bytes,
+        request: dict[str, Any] | None = None,
+        restorer: Callable[[str], str] | None = None,
+        host: Shim | None = None,
+    ) -> dict[str, Any]:
         """Make the bundle and start the shim, where it is not `host`'s (blocking)."""
         self._make_bundle(shim.namespace, shim.id, spec)
         if restorer is not None and request is not None:
@@ -481,9 +521,18 @@ class Shims:
         _write_new(os.path.join(shim.bundle, "bootstrap.json"), json.dumps(parameters))
         return parameters
 
-    async def create(self, namespace: str, id: str, *, runtime: str, spec: bytes, options: Any,
-                     request: dict[str, Any], sandbox: str = "",
-                     restorer: Callable[[str], str] | None = None) -> int:
+    async def create(
+        self,
+        namespace: str,
+        id: str,
+        *,
+        runtime: str,
+        spec: bytes,
+        options: Any,
+        request: dict[str, Any],
+        sandbox: str = "",
+        restorer: Callable[[str], str] | None = None,
+    ) -> int:
         """Create a task: its bundle, its shim, and the container in it.  The first process's pid.
 
         `options` is the runtime's options as an Any message, `request` the fields of task.CreateTaskRequest
@@ -503,7 +552,8 @@ class Shims:
             if host is not None:
                 shim.sandbox, shim.parameters = host.id, host.parameters
             shim.parameters = await loop.run_in_executor(
-                None, self._prepare, shim, spec, packed, request, restorer, host)
+                None, self._prepare, shim, spec, packed, request, restorer, host
+            )
             await self._connect_new(shim)
             any_options = None
             if options is not None:
@@ -606,8 +656,10 @@ class Shims:
     def _may_be_killed(self, shim: Shim) -> bool:
         """Whether nothing is lost with this shim: what it is for was never acknowledged, or is a sandbox without
         containers, and nobody else has come to it meanwhile, nor is coming."""
-        unknown = any(other is not shim and other.namespace == shim.namespace and not other.address
-                      for other in self._shims.values())
+        unknown = any(
+            other is not shim and other.namespace == shim.namespace and not other.address
+            for other in self._shims.values()
+        )
         given_up = shim.half_made or shim.sandbox_state is not None
         return given_up and not unknown and not self._shared(shim)
 
@@ -676,16 +728,25 @@ class Shims:
             return answer
         try:
             done = subprocess.run(
-                with_given_limits(self._command(shim, "-bundle", shim.bundle, "delete")), stdin=subprocess.DEVNULL,
-                capture_output=True, cwd=shim.bundle, env=self._environment(shim.namespace),
-                timeout=CLEANUP_TIMEOUT, check=True)
+                with_given_limits(self._command(shim, "-bundle", shim.bundle, "delete")),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                cwd=shim.bundle,
+                env=self._environment(shim.namespace),
+                timeout=CLEANUP_TIMEOUT,
+                check=True,
+            )
             answer = m.decode("task.DeleteResponse", done.stdout)
         except (OSError, subprocess.SubprocessError, ValueError) as e:
             detail = getattr(e, "stderr", b"") or b""
             log.error(
-                "clean-up of %s/%s: %s %s", shim.namespace, shim.id, e, detail.decode(errors="replace"),
+                "clean-up of %s/%s: %s %s",
+                shim.namespace,
+                shim.id,
+                e,
+                detail.decode(errors="replace"),
                 extra=shim.fields,
-            )  # fmt: skip
+            )
         try:
             self._remove_bundle(shim.bundle)
         except OSError as e:
@@ -702,11 +763,24 @@ class Shims:
         when = _timestamp(answer)
         if shim.created:
             if not shim.exit_published:
-                self._events.publish(shim.namespace, "/tasks/exit", task_events.TaskExit(
-                    container_id=shim.id, id=shim.id, pid=answer["pid"], exit_status=answer["exit_status"],
-                    exited_at=when))
-            self._events.publish(shim.namespace, "/tasks/delete", task_events.TaskDelete(
-                container_id=shim.id, pid=answer["pid"], exit_status=answer["exit_status"], exited_at=when))
+                self._events.publish(
+                    shim.namespace,
+                    "/tasks/exit",
+                    task_events.TaskExit(
+                        container_id=shim.id,
+                        id=shim.id,
+                        pid=answer["pid"],
+                        exit_status=answer["exit_status"],
+                        exited_at=when,
+                    ),
+                )
+            self._events.publish(
+                shim.namespace,
+                "/tasks/delete",
+                task_events.TaskDelete(
+                    container_id=shim.id, pid=answer["pid"], exit_status=answer["exit_status"], exited_at=when
+                ),
+            )
         self.tell_sandbox_exit(shim, 0, None)
         if not shim.gone.done():
             shim.gone.set_result(answer)
@@ -779,8 +853,14 @@ class Shims:
             self._searches.discard(search)
             decided.set()
             if not search.cancelled() and (error := search.exception()) is not None:
-                log.error("search for the shim of %s/%s: %s", shim.namespace, shim.id, error, exc_info=error,
-                          extra=shim.fields)
+                log.error(
+                    "search for the shim of %s/%s: %s",
+                    shim.namespace,
+                    shim.id,
+                    error,
+                    exc_info=error,
+                    extra=shim.fields,
+                )
 
         search.add_done_callback(done)
         return decided
@@ -791,13 +871,18 @@ class Shims:
             try:
                 if await self._ask(shim):
                     break
-                log.warning("%s/%s is not known to its shim: what was made of it is removed", shim.namespace, shim.id,
-                            extra=shim.fields)
+                log.warning(
+                    "%s/%s is not known to its shim: what was made of it is removed",
+                    shim.namespace,
+                    shim.id,
+                    extra=shim.fields,
+                )
                 await self._shut_down(shim, now=True)
             except _Slow as e:
                 if pause == SEEK_FIRST:
-                    log.warning("the shim of %s/%s is slow: %s; it is left alone", shim.namespace, shim.id, e,
-                                extra=shim.fields)
+                    log.warning(
+                        "the shim of %s/%s is slow: %s; it is left alone", shim.namespace, shim.id, e, extra=shim.fields
+                    )
                 decided.set()
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, SEEK_MAX)
@@ -919,6 +1004,7 @@ def _write_new(path: str, text: str) -> None:
 
 def _timestamp(answer: dict[str, Any]) -> Any:
     from google.protobuf.timestamp_pb2 import Timestamp
+
     exited_at = answer["exited_at"]
     return Timestamp(seconds=exited_at["seconds"], nanos=exited_at["nanos"]) if exited_at else None
 

@@ -44,11 +44,18 @@ class Zygote:
     def pid(self) -> int:
         return self._process.pid
 
-    def start_shim(self, *, namespace: str, container: str, bundle: str, address: str, ttrpc_address: str,
-                   debug: bool = False) -> str:
+    def start_shim(
+        self, *, namespace: str, container: str, bundle: str, address: str, ttrpc_address: str, debug: bool = False
+    ) -> str:
         """The address of a new shim for that bundle (or of the one that serves its group already)."""
-        request = {"namespace": namespace, "id": container, "bundle": bundle, "address": address,
-                   "ttrpc_address": ttrpc_address, "debug": debug}
+        request = {
+            "namespace": namespace,
+            "id": container,
+            "bundle": bundle,
+            "address": address,
+            "ttrpc_address": ttrpc_address,
+            "debug": debug,
+        }
         with self._lock:
             if self._gone:
                 raise ZygoteGone
@@ -93,6 +100,7 @@ def start(binary: str = "") -> Zygote | None:
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [path, "zygote"], stdin=theirs.fileno(), stdout=subprocess.DEVNULL, start_new_session=True)
+            [path, "zygote"], stdin=theirs.fileno(), stdout=subprocess.DEVNULL, start_new_session=True
+        )
     ours.settimeout(ANSWER_SECONDS)
     return Zygote(process, ours)

@@ -92,8 +92,16 @@ def show_details(found: Iterable[pb.Plugin]) -> None:
 
 
 # gRPC's codes as Go names them.
-CODES = {1: "Canceled", 2: "Unknown", 3: "InvalidArgument", 5: "NotFound", 9: "FailedPrecondition", 12: "Unimplemented",
-         13: "Internal", 14: "Unavailable"}  # fmt: skip
+CODES = {
+    1: "Canceled",
+    2: "Unknown",
+    3: "InvalidArgument",
+    5: "NotFound",
+    9: "FailedPrecondition",
+    12: "Unimplemented",
+    13: "Internal",
+    14: "Unavailable",
+}
 
 
 def deprecations(ctr: Ctr, options: Options, operands: list[str]) -> None:

@@ -82,14 +82,22 @@ def _write(
             for start in range(0, len(piece), CHUNK):
                 data = bytes(piece[start : start + CHUNK])
                 yield content_pb2.WriteContentRequest(
-                    action=content_pb2.WriteAction.WRITE, ref=reference, total=size, expected=digest,
-                    offset=position, data=data,
-                )  # fmt: skip
+                    action=content_pb2.WriteAction.WRITE,
+                    ref=reference,
+                    total=size,
+                    expected=digest,
+                    offset=position,
+                    data=data,
+                )
                 position += len(data)
         yield content_pb2.WriteContentRequest(
-            action=content_pb2.WriteAction.COMMIT, ref=reference, total=size, expected=digest, offset=position,
+            action=content_pb2.WriteAction.COMMIT,
+            ref=reference,
+            total=size,
+            expected=digest,
+            offset=position,
             labels=labels or {},
-        )  # fmt: skip
+        )
 
     sent = Requests(requests())
     try:
@@ -130,9 +138,13 @@ def write_unknown(client: Client, reference: str, pieces: Iterable[bytes], label
                 )
                 size += len(data)
         yield content_pb2.WriteContentRequest(
-            action=content_pb2.WriteAction.COMMIT, ref=reference, total=size, expected=digester.digest(), offset=size,
+            action=content_pb2.WriteAction.COMMIT,
+            ref=reference,
+            total=size,
+            expected=digester.digest(),
+            offset=size,
             labels=labels,
-        )  # fmt: skip
+        )
 
     sent = Requests(requests())
     try:

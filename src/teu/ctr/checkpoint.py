@@ -127,8 +127,10 @@ def save_container(client: Client, container: Any, name: str, options: Options) 
         raise NotFound("container not created from an image: not found")
     image = blobs.get_image(client, container.image)
     annotations = {
-        IMAGE_NAME: image.name, RUNTIME_NAME: container.runtime.name, SNAPSHOTTER_NAME: container.snapshotter,
-    }  # fmt: skip
+        IMAGE_NAME: image.name,
+        RUNTIME_NAME: container.runtime.name,
+        SNAPSHOTTER_NAME: container.snapshotter,
+    }
     parts: list[Json] = []
     if container.runtime.options.value:
         parts.append(part(client, RUNTIME_OPTIONS, container.runtime.options.SerializeToString()))
@@ -191,10 +193,13 @@ def restored(client: Client, identity: str, index: Json, with_layer: bool) -> No
         if RUNTIME_NAME not in annotations:
             raise CommandError("runtime not found in index")
         container = containers_pb2.Container(
-            id=identity, image=image.name, snapshotter=snapshotter, snapshot_key=identity,
+            id=identity,
+            image=image.name,
+            snapshotter=snapshotter,
+            snapshot_key=identity,
             runtime=containers_pb2.Container.Runtime(name=annotations[RUNTIME_NAME]),
             spec=unpacked_any(client, config),
-        )  # fmt: skip
+        )
         runtime_options = of_kind(RUNTIME_OPTIONS)
         if runtime_options is not None:
             container.runtime.options.CopyFrom(unpacked_any(client, runtime_options))

@@ -27,9 +27,19 @@ from teu.api.services.version.v1 import version_pb2, version_pb2_grpc
 from teu.ctr.errors import AlreadyExists, CommandError, Locked, NotFound, Unimplemented
 
 __all__ = [
-    "Client", "containers_pb2", "content_pb2", "diff_pb2", "events_pb2", "images_pb2", "introspection_pb2",
-    "leases_pb2", "namespace_pb2", "snapshots_pb2", "tasks_pb2", "version_pb2",
-]  # fmt: skip
+    "Client",
+    "containers_pb2",
+    "content_pb2",
+    "diff_pb2",
+    "events_pb2",
+    "images_pb2",
+    "introspection_pb2",
+    "leases_pb2",
+    "namespace_pb2",
+    "snapshots_pb2",
+    "tasks_pb2",
+    "version_pb2",
+]
 
 WORDS = {
     grpc.StatusCode.NOT_FOUND: "not found",

@@ -40,9 +40,13 @@ class Network:
         for plugin in self.plugins:
             result = self._run("ADD", plugin, container, namespace, result)
         kept = {
-            "kind": "cniCacheV1", "containerId": container, "config": base64.b64encode(self.source).decode(),
-            "ifName": INTERFACE, "networkName": self.name, "result": result,
-        }  # fmt: skip
+            "kind": "cniCacheV1",
+            "containerId": container,
+            "config": base64.b64encode(self.source).decode(),
+            "ifName": INTERFACE,
+            "networkName": self.name,
+            "result": result,
+        }
         path = self._result(container)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -82,9 +86,14 @@ class Network:
         if result is not None:
             config["prevResult"] = result
         environment = {
-            **os.environ, "CNI_COMMAND": verb, "CNI_CONTAINERID": container, "CNI_NETNS": namespace, "CNI_ARGS": "",
-            "CNI_IFNAME": INTERFACE, "CNI_PATH": ":".join(PLUGINS),
-        }  # fmt: skip
+            **os.environ,
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": container,
+            "CNI_NETNS": namespace,
+            "CNI_ARGS": "",
+            "CNI_IFNAME": INTERFACE,
+            "CNI_PATH": ":".join(PLUGINS),
+        }
         given = json.dumps(config, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
         try:
             done = subprocess.run([program], input=given, capture_output=True, env=environment, check=False)

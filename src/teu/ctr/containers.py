@@ -47,19 +47,21 @@ def info(ctr: Ctr, options: Options, operands: list[str]) -> None:
             import base64
 
             runtime["Options"]["value"] = base64.b64encode(container.runtime.options.value).decode()
-    show_json({
-        "ID": container.id,
-        "Labels": dict(sorted(container.labels.items())),
-        "Image": container.image,
-        "Runtime": runtime,
-        "SnapshotKey": container.snapshot_key,
-        "Snapshotter": container.snapshotter,
-        "CreatedAt": rfc3339(container.created_at),
-        "UpdatedAt": rfc3339(container.updated_at),
-        "Extensions": {key: {"type_url": value.type_url} for key, value in sorted(container.extensions.items())},
-        "SandboxID": container.sandbox,
-        "Spec": spec,
-    })  # fmt: skip
+    show_json(
+        {
+            "ID": container.id,
+            "Labels": dict(sorted(container.labels.items())),
+            "Image": container.image,
+            "Runtime": runtime,
+            "SnapshotKey": container.snapshot_key,
+            "Snapshotter": container.snapshotter,
+            "CreatedAt": rfc3339(container.created_at),
+            "UpdatedAt": rfc3339(container.updated_at),
+            "Extensions": {key: {"type_url": value.type_url} for key, value in sorted(container.extensions.items())},
+            "SandboxID": container.sandbox,
+            "Spec": spec,
+        }
+    )
 
 
 def label(ctr: Ctr, options: Options, operands: list[str]) -> None:

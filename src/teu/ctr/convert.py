@@ -40,9 +40,20 @@ TO_TAR = {
 }
 # The orders in which Go writes these objects, so that both programs make the same digests.
 ORDER = (
-    "schemaVersion", "mediaType", "artifactType", "config", "layers", "manifests", "digest", "size", "subject", "urls",
-    "annotations", "data", "platform",
-)  # fmt: skip
+    "schemaVersion",
+    "mediaType",
+    "artifactType",
+    "config",
+    "layers",
+    "manifests",
+    "digest",
+    "size",
+    "subject",
+    "urls",
+    "annotations",
+    "data",
+    "platform",
+)
 PLATFORM_ORDER = ("architecture", "os", "os.version", "os.features", "variant")
 
 

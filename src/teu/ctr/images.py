@@ -64,10 +64,16 @@ def list_images(ctr: Ctr, options: Options, operands: list[str]) -> None:
     rows = []
     for image in found:
         target = blobs.as_json(image.target)
-        rows.append((
-            image.name, image.target.media_type, image.target.digest, binary(total_size(client, image.name, target)),
-            ",".join(blobs.platforms(client, target)) or "-", label_text(image.labels) or "-",
-        ))  # fmt: skip
+        rows.append(
+            (
+                image.name,
+                image.target.media_type,
+                image.target.digest,
+                binary(total_size(client, image.name, target)),
+                ",".join(blobs.platforms(client, target)) or "-",
+                label_text(image.labels) or "-",
+            )
+        )
     table([("REF", "TYPE", "DIGEST", "SIZE", "PLATFORMS", "LABELS"), *rows])
 
 

@@ -239,10 +239,16 @@ def help_text(name: str) -> str:
         rows += [(", ".join((full, *entry[1])), entry[2]) for full, entry in COMMANDS.items() if " " not in full]
         usage, table, summary = f"{PROGRAM} [global options] command [command options] [arguments...]", GLOBAL_FLAGS, ""
     elif name in GROUPS:
-        rows = [(", ".join((last_word(full), *entry[1])), entry[2]) for full, entry in COMMANDS.items()
-                if full.rpartition(" ")[0] == name]  # fmt: skip
-        rows += [(", ".join((last_word(full), *entry[0])), entry[1]) for full, entry in GROUPS.items()
-                 if full.rpartition(" ")[0] == name]  # fmt: skip
+        rows = [
+            (", ".join((last_word(full), *entry[1])), entry[2])
+            for full, entry in COMMANDS.items()
+            if full.rpartition(" ")[0] == name
+        ]
+        rows += [
+            (", ".join((last_word(full), *entry[0])), entry[1])
+            for full, entry in GROUPS.items()
+            if full.rpartition(" ")[0] == name
+        ]
         usage, table = f"{PROGRAM} {name} command [command options] [arguments...]", GROUP_FLAGS.get(name, "")
         summary = GROUPS[name][1]
     else:

@@ -49,12 +49,14 @@ def run(ctr: Ctr, options: Options, operands: list[str]) -> None:
     now = Timestamp()
     now.GetCurrentTime()
     sandbox = sandbox_pb2.Sandbox(
-        sandbox_id=identity, created_at=now, updated_at=now,
+        sandbox_id=identity,
+        created_at=now,
+        updated_at=now,
         runtime=sandbox_pb2.Sandbox.Runtime(
             name=options["runtime"], options=AnyMessage(type_url="google.protobuf.Empty")
         ),
         spec=AnyMessage(type_url=SPEC_TYPE, value=json.dumps(spec).encode()),
-    )  # fmt: skip
+    )
     try:
         client.sandboxes.Create(pb.StoreCreateRequest(sandbox=sandbox))
     except CommandError as error:

@@ -82,10 +82,12 @@ def make(ctr: Ctr, options: Options, operands: list[str], writable: bool) -> Non
     if options["target"]:
         print_mounts(ctr, options["target"], mounts)
     if options["mounts"]:
-        show_json([
-            {"Type": mount.type, "Source": mount.source, "Target": mount.target, "Options": list(mount.options)}
-            for mount in mounts
-        ])  # fmt: skip
+        show_json(
+            [
+                {"Type": mount.type, "Source": mount.source, "Target": mount.target, "Options": list(mount.options)}
+                for mount in mounts
+            ]
+        )
 
 
 def prepare(ctr: Ctr, options: Options, operands: list[str]) -> None:

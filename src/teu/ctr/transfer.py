@@ -133,8 +133,10 @@ def parse_reference(text: str) -> reference.Reference:
     """ctr wants whole names: docker.io/library/busybox:latest."""
     first = text.partition("/")[0]
     if "/" not in text or not ("." in first or ":" in first or first == "localhost"):
-        raise CommandError(f'failed to resolve reference "{text}": invalid reference: a whole name is needed, '
-                           f"as docker.io/library/{text.rpartition('/')[2]}")  # fmt: skip
+        raise CommandError(
+            f'failed to resolve reference "{text}": invalid reference: a whole name is needed, '
+            f"as docker.io/library/{text.rpartition('/')[2]}"
+        )
     try:
         return reference.parse(text)
     except reference.ReferenceError_ as error:
@@ -195,8 +197,13 @@ class Fetcher:
             self.status.set(name, "waiting")
             _, data = self.registry.manifest(self.repository, descriptor["digest"])
             blobs.write(
-                self.client, name, len(data), descriptor["digest"], lambda offset: [data[offset:]], self.source,
-            )  # fmt: skip
+                self.client,
+                name,
+                len(data),
+                descriptor["digest"],
+                lambda offset: [data[offset:]],
+                self.source,
+            )
             self.status.set(name, "done", descriptor["size"], descriptor["size"])
 
     def tree(self, descriptor: Json, wanted: Callable[[list[Json]], list[Json]], extent: Extent = "image") -> None:

@@ -25,9 +25,7 @@ CHUNK = 256 << 10
 
 
 @contextlib.contextmanager
-def _visit(
-    engine: Engine, container: Container, verb: str, path: str, asked: str, **options: Any
-) -> Iterator[Visit]:
+def _visit(engine: Engine, container: Container, verb: str, path: str, asked: str, **options: Any) -> Iterator[Visit]:
     """The visitor at work; at the end it is waited for, and what went wrong is raised.
 
     The lock is held until the visit is known to who starts or removes the container, and no longer."""
@@ -69,12 +67,23 @@ def _visit(
 
 def _start(root: int, verb: str, options: dict[str, Any]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        ["/usr/bin/python3", "-IS", "-X", "no_debug_ranges", str(Path(__file__).with_name("visitor.py")), str(root),
-         verb, json.dumps(options)],
+        [
+            "/usr/bin/python3",
+            "-IS",
+            "-X",
+            "no_debug_ranges",
+            str(Path(__file__).with_name("visitor.py")),
+            str(root),
+            verb,
+            json.dumps(options),
+        ],
         stdin=subprocess.PIPE if verb == "untar" else subprocess.DEVNULL,
         stdout=subprocess.DEVNULL if verb == "untar" else subprocess.PIPE,
-        stderr=subprocess.PIPE, pass_fds=(root,), env={"LC_ALL": "C.UTF-8"}, cwd="/",
-    )  # fmt: skip
+        stderr=subprocess.PIPE,
+        pass_fds=(root,),
+        env={"LC_ALL": "C.UTF-8"},
+        cwd="/",
+    )
 
 
 def _listen(stream: IO[bytes], said: list[bytes]) -> None:
@@ -120,9 +129,7 @@ def unpack(
     asked: str = "",
 ) -> None:
     readonly = bool(container.host_config["ReadonlyRootfs"])
-    with _visit(
-        engine, container, "untar", path, asked, replace=replace, owner=owner, readonly=readonly
-    ) as visit:
+    with _visit(engine, container, "untar", path, asked, replace=replace, owner=owner, readonly=readonly) as visit:
         pipe = visit.process.stdin
         assert pipe is not None
         with contextlib.suppress(BrokenPipeError):

@@ -156,8 +156,11 @@ class Boot:
             except OSError as error:
                 log.warning(
                     "container %s is not started yet, for it uses %s: %s",
-                    container.id[:12], ", ".join(lacking), error, extra=container.fields,
-                )  # fmt: skip
+                    container.id[:12],
+                    ", ".join(lacking),
+                    error,
+                    extra=container.fields,
+                )
                 self._engine.stopping.wait(pause)
                 pause = min(pause * 2, AGAIN_LONGEST)
                 continue

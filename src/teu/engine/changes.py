@@ -155,8 +155,13 @@ def _onbuild(config: dict[str, Any], text: str) -> None:
 def _healthcheck(config: dict[str, Any], text: str) -> None:
     words = text.split()
     options: dict[str, Any] = {}
-    names = {"interval": "Interval", "timeout": "Timeout", "start-period": "StartPeriod", "retries": "Retries",
-             "start-interval": "StartInterval"}  # fmt: skip
+    names = {
+        "interval": "Interval",
+        "timeout": "Timeout",
+        "start-period": "StartPeriod",
+        "retries": "Retries",
+        "start-interval": "StartInterval",
+    }
     while words and words[0].startswith("--"):
         name, _, value = words.pop(0)[2:].partition("=")
         if name not in names:

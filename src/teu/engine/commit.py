@@ -45,9 +45,7 @@ def commit(
     with client.lease() as lease:
         for layer in base_layers:
             content.keep(client, layer["digest"], lease)
-        mounts = client.snapshots.Mounts(
-            snapshots_pb2.MountsRequest(snapshotter=snapshotter, key=snapshot_key)
-        ).mounts
+        mounts = client.snapshots.Mounts(snapshots_pb2.MountsRequest(snapshotter=snapshotter, key=snapshot_key)).mounts
         # Not the image's: the places that every container has (places.py) are between the two.
         stat = client.snapshots.Stat(snapshots_pb2.StatSnapshotRequest(snapshotter=snapshotter, key=snapshot_key))
         view = f"commit-{uuid.uuid4().hex}"
@@ -96,9 +94,20 @@ def commit(
 
 
 IMAGE_KEYS = (
-    "User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels", "StopSignal", "StopTimeout",
-    "Healthcheck", "OnBuild", "Shell",
-)  # fmt: skip
+    "User",
+    "ExposedPorts",
+    "Env",
+    "Entrypoint",
+    "Cmd",
+    "Volumes",
+    "WorkingDir",
+    "Labels",
+    "StopSignal",
+    "StopTimeout",
+    "Healthcheck",
+    "OnBuild",
+    "Shell",
+)
 
 
 def image_config(container: Container, given: dict[str, Any], changes: list[str]) -> dict[str, Any]:

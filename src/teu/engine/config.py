@@ -42,7 +42,9 @@ KEYS = (
     Key("cgroup-parent", text, "", "slice of containers that name none; empty: teu.slice", reload=True),
     Key("apparmor-profile", text, "teu-default", "AppArmor profile where it is loaded; empty: none", reload=True),
     Key(
-        "idle-exit", duration, 0.0,
+        "idle-exit",
+        duration,
+        0.0,
         "exit after so long without a client and without a running container, where systemd listens; 0: never",
         reload=True,
     ),

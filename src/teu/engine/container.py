@@ -37,9 +37,7 @@ def nanoseconds(moment: str) -> int:
     if not moment or moment == NEVER:
         return 0
     head, _, tail = moment.rstrip("Z").partition(".")
-    return calendar.timegm(time.strptime(head, "%Y-%m-%dT%H:%M:%S")) * 1_000_000_000 + int(
-        (tail + "000000000")[:9]
-    )
+    return calendar.timegm(time.strptime(head, "%Y-%m-%dT%H:%M:%S")) * 1_000_000_000 + int((tail + "000000000")[:9])
 
 
 def fresh_state() -> dict[str, Any]:
@@ -65,10 +63,26 @@ class Container:
     inspected, copied from and removed, and nothing else. Its record stays as it was found."""
 
     SAVED = (
-        "id", "name", "created", "path", "args", "image_id", "chain_id", "config", "host_config", "state",
-        "network_settings", "mounts", "restart_count", "manually_stopped", "started_once", "ports_exposed",
-        "apparmor_profile", "ended", "pid_started",
-    )  # fmt: skip
+        "id",
+        "name",
+        "created",
+        "path",
+        "args",
+        "image_id",
+        "chain_id",
+        "config",
+        "host_config",
+        "state",
+        "network_settings",
+        "mounts",
+        "restart_count",
+        "manually_stopped",
+        "started_once",
+        "ports_exposed",
+        "apparmor_profile",
+        "ended",
+        "pid_started",
+    )
 
     def __init__(self, engine: Engine, record: dict[str, Any], damage: str = "", row: int = 0) -> None:
         self.engine = engine

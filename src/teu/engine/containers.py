@@ -58,8 +58,9 @@ class Containers:
                 record["state"].update(Dead=False, Status="exited")  # recovery tries it again
             container = Container(self.engine, record, damage, row["rowid"] if faults else 0)
             if damage:
-                log.error("container %s (%s) is dead: %s", container.id[:12], container.name, damage,
-                          extra=container.fields)  # fmt: skip
+                log.error(
+                    "container %s (%s) is dead: %s", container.id[:12], container.name, damage, extra=container.fields
+                )
             if not known:
                 self._lost.add(container.id)
             self._by_id[container.id] = container
@@ -119,9 +120,7 @@ class Containers:
         try:
             data = json.dumps(container.record(), allow_nan=False, separators=(",", ":"))
             with self.engine.database.transaction() as cursor:
-                cursor.execute(
-                    "INSERT INTO containers VALUES (?, ?, ?)", (container.id, container.name, data)
-                )
+                cursor.execute("INSERT INTO containers VALUES (?, ?, ?)", (container.id, container.name, data))
         except BaseException:
             with self._lock:
                 self._by_name.pop(container.name, None)

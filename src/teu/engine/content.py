@@ -44,8 +44,16 @@ class Writer:
     Raises Present when the expected blob exists. Where the client that it is for leaves, Left.
     """
 
-    def __init__(self, client: Client, ref: str, expected: str = "", total: int = 0, lease: str | None = None,
-                 labels: dict[str, str] | None = None, departure: Departure = NOBODY) -> None:  # fmt: skip
+    def __init__(
+        self,
+        client: Client,
+        ref: str,
+        expected: str = "",
+        total: int = 0,
+        lease: str | None = None,
+        labels: dict[str, str] | None = None,
+        departure: Departure = NOBODY,
+    ) -> None:
         from teu.api.services.content.v1 import content_pb2
 
         self._messages = content_pb2
@@ -126,10 +134,14 @@ class Writer:
         does not keep it, and the digest is empty where none was expected."""
         self._put(
             self._messages.WriteContentRequest(
-                action=self._messages.COMMIT, ref=self._ref, offset=self.offset,
-                total=self.offset, expected=self._expected, labels=self._labels,
+                action=self._messages.COMMIT,
+                ref=self._ref,
+                offset=self.offset,
+                total=self.offset,
+                expected=self._expected,
+                labels=self._labels,
             )
-        )  # fmt: skip
+        )
         digest = self._expected
         try:
             with self._departure.during(self._stream.cancel, ANSWER_SECONDS):

@@ -26,9 +26,18 @@ CHANGED, ADDED, DELETED = 0, 1, 2
 
 # Places for mounts, which are made in every container's root; they are nobody's change.
 MADE_BY_RUNTIME = {
-    b"dev", b"dev/console", b"dev/mqueue", b"dev/pts", b"dev/shm", b"proc", b"sys", b"etc/hostname", b"etc/hosts",
-    b"etc/resolv.conf", b"sbin/docker-init",
-}  # fmt: skip
+    b"dev",
+    b"dev/console",
+    b"dev/mqueue",
+    b"dev/pts",
+    b"dev/shm",
+    b"proc",
+    b"sys",
+    b"etc/hostname",
+    b"etc/hosts",
+    b"etc/resolv.conf",
+    b"sbin/docker-init",
+}
 PATH_PART = 2048  # bytes of a path that is looked up at once: below the kernel's limit, 4096
 _BENEATH = inside.RESOLVE_BENEATH | inside.RESOLVE_NO_SYMLINKS
 
@@ -50,9 +59,10 @@ def changes(engine: Engine, container: Container) -> list[dict[str, Any]]:
             parents.add(above)
             above = above.rpartition(b"/")[0]
     return [
-        {"Path": "/" + path.decode("utf-8", "surrogateescape"), "Kind": found[path]} for path in sorted(found)
+        {"Path": "/" + path.decode("utf-8", "surrogateescape"), "Kind": found[path]}
+        for path in sorted(found)
         if path not in MADE_BY_RUNTIME and not (found[path] == CHANGED and path in made and path not in told)
-    ]  # fmt: skip
+    ]
 
 
 def _layers(engine: Engine, container: Container) -> tuple[str, list[str]]:

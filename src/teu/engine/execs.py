@@ -219,8 +219,13 @@ def adopt(engine: Engine, container: Container) -> None:
         except (EngineError, OSError, ValueError) as error:
             container.execs.pop(entry.name, None)
             if not engine.stopping.is_set():
-                log.warning("exec %s of container %s cannot be looked after: %s", entry.name[:12], container.id[:12],
-                            error, extra=container.fields)  # fmt: skip
+                log.warning(
+                    "exec %s of container %s cannot be looked after: %s",
+                    entry.name[:12],
+                    container.id[:12],
+                    error,
+                    extra=container.fields,
+                )
 
 
 def _adopt(engine: Engine, container: Container, entry: os.DirEntry[str]) -> None:

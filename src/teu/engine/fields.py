@@ -25,8 +25,11 @@ from teu.engine.errors import BadRequest, EngineError, Unavailable, Unsupported
 USED, REFUSED, MEANINGLESS = "used", "refused", "meaningless"
 
 _ERRORS: dict[int, type[EngineError]] = {
-    400: BadRequest, 500: EngineError, 501: Unsupported, 503: Unavailable,
-}  # fmt: skip
+    400: BadRequest,
+    500: EngineError,
+    501: Unsupported,
+    503: Unavailable,
+}
 
 
 # ---- JSON --------------------------------------------------------------------------------------------------
@@ -463,7 +466,7 @@ HOST_CONFIG = Object(
         "Init": FLAG,
         **RESOURCES.fields,
     }
-)  # fmt: skip
+)
 
 ENDPOINT = Object(
     {
@@ -606,8 +609,14 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
     ("GET", "/containers/{name}/json"): {"size": _FLAG},
     ("GET", "/containers/{name}/top"): {"ps_args": _TEXT},
     ("GET", "/containers/{name}/logs"): {
-        "follow": _FLAG, "stdout": _FLAG, "stderr": _FLAG, "since": _MOMENT, "until": _MOMENT, "timestamps": _FLAG,
-        "tail": _TEXT, "details": _FLAG,
+        "follow": _FLAG,
+        "stdout": _FLAG,
+        "stderr": _FLAG,
+        "since": _MOMENT,
+        "until": _MOMENT,
+        "timestamps": _FLAG,
+        "tail": _TEXT,
+        "details": _FLAG,
     },
     ("GET", "/containers/{name}/stats"): {"stream": _FLAG, "one-shot": _FLAG},
     ("POST", "/containers/{name}/start"): {
@@ -621,11 +630,17 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
     ("POST", "/containers/{name}/rename"): {"name": _TEXT},
     ("POST", "/containers/{name}/resize"): _SIZES,
     ("POST", "/containers/{name}/attach"): {
-        "detachKeys": _TEXT, "logs": _FLAG, "stream": _FLAG, "stdin": _FLAG, "stdout": _FLAG, "stderr": _FLAG,
+        "detachKeys": _TEXT,
+        "logs": _FLAG,
+        "stream": _FLAG,
+        "stdin": _FLAG,
+        "stdout": _FLAG,
+        "stderr": _FLAG,
     },
     ("POST", "/containers/{name}/wait"): {"condition": _TEXT},
     ("DELETE", "/containers/{name}"): {
-        "v": _FLAG, "force": _FLAG,
+        "v": _FLAG,
+        "force": _FLAG,
         "link": Parameter("flag", REFUSED, "links are not supported; there is none to remove"),
     },
     ("GET", "/containers/{name}/archive"): {"path": _TEXT},
@@ -633,15 +648,27 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
     ("POST", "/containers/prune"): {"filters": _FILTERS},
     ("POST", "/exec/{identity}/resize"): _SIZES,
     ("POST", "/commit"): {
-        "container": _TEXT, "repo": _TEXT, "tag": _TEXT, "comment": _TEXT, "author": _TEXT, "pause": _FLAG,
+        "container": _TEXT,
+        "repo": _TEXT,
+        "tag": _TEXT,
+        "comment": _TEXT,
+        "author": _TEXT,
+        "pause": _FLAG,
         "changes": _TEXT,
     },
     ("GET", "/images/json"): {
-        "all": _FLAG, "filters": _FILTERS, "shared-size": _FLAG,
+        "all": _FLAG,
+        "filters": _FILTERS,
+        "shared-size": _FLAG,
         "digests": Parameter("flag", MEANINGLESS),  # they are told in any case, as by the real daemon
     },
     ("POST", "/images/create"): {
-        "fromImage": _TEXT, "fromSrc": _TEXT, "repo": _TEXT, "tag": _TEXT, "message": _TEXT, "changes": _TEXT,
+        "fromImage": _TEXT,
+        "fromSrc": _TEXT,
+        "repo": _TEXT,
+        "tag": _TEXT,
+        "message": _TEXT,
+        "changes": _TEXT,
         "platform": _TEXT,
     },
     ("GET", "/images/{name:path}/get"): {},
@@ -659,7 +686,7 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
     ("DELETE", "/volumes/{name}"): {"force": _FLAG},
     ("GET", "/events"): {"since": _MOMENT, "until": _MOMENT, "filters": _FILTERS},
     ("GET", "/system/df"): {"type": _TEXT},
-}  # fmt: skip
+}
 
 
 def check_parameters(method: str, pattern: str, values: Mapping[str, list[str]]) -> None:

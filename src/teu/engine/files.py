@@ -21,9 +21,24 @@ CHUNK = 256 << 10
 # does not see them at all: proc, sysfs, cgroup, cgroup2, devpts, mqueue, nsfs, bpf, debugfs, tracefs, securityfs,
 # configfs, selinuxfs, pstore, efivarfs, fusectl, binfmt_misc.
 PSEUDO = {
-    0x9FA0, 0x62656572, 0x27E0EB, 0x63677270, 0x1CD1, 0x19800202, 0x6E736673, 0xCAFE4A11, 0x64626720, 0x74726163,
-    0x73636673, 0x62656570, 0xF97CFF8C, 0x6165676C, 0xDE5E81E4, 0x65735543, 0x42494E4D,
-}  # fmt: skip
+    0x9FA0,
+    0x62656572,
+    0x27E0EB,
+    0x63677270,
+    0x1CD1,
+    0x19800202,
+    0x6E736673,
+    0xCAFE4A11,
+    0x64626720,
+    0x74726163,
+    0x73636673,
+    0x62656570,
+    0xF97CFF8C,
+    0x6165676C,
+    0xDE5E81E4,
+    0x65735543,
+    0x42494E4D,
+}
 
 
 class Missing(Exception):

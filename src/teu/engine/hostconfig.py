@@ -26,12 +26,30 @@ LOG_OPTIONS = {
 }
 COMMON_LOG_OPTIONS = {"mode", "max-buffer-size"}
 BLOCK_LIMITS = (
-    "BlkioWeightDevice", "BlkioDeviceReadBps", "BlkioDeviceWriteBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteIOps",
-)  # fmt: skip
+    "BlkioWeightDevice",
+    "BlkioDeviceReadBps",
+    "BlkioDeviceWriteBps",
+    "BlkioDeviceReadIOps",
+    "BlkioDeviceWriteIOps",
+)
 ULIMITS = (
-    "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
-    "rttime", "sigpending", "stack",
-)  # fmt: skip
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+)
 # Of a container, in characters: they are in each of its events.
 LABELS_LIMIT = 1 << 20
 MINIMUM_MEMORY = 6 << 20
@@ -274,9 +292,7 @@ def discard(host: dict[str, Any], present: set[str], warnings: list[str]) -> Non
     better than none. Raises BadRequest for a number of CPUs, which is refused then, as by docker, and for CPUs that
     are not there."""
     if host["NanoCpus"] and "cpu" not in present:
-        raise BadRequest(
-            "NanoCpus: this machine has no cgroup controller for cpu; leave the number of CPUs out"
-        )
+        raise BadRequest("NanoCpus: this machine has no cgroup controller for cpu; leave the number of CPUs out")
     if host["NanoCpus"] > (os.cpu_count() or 1) * 10**9:
         raise BadRequest(
             f"NanoCpus: {host['NanoCpus'] / 10**9:g} CPUs are asked for, and this machine has {os.cpu_count()}"

@@ -93,9 +93,7 @@ def listing(
             raise BadRequest(f"invalid filter '{name}'")
     dangling = flag_filter(filters, "dangling")
     images = engine.images.all()
-    created = {
-        image_id: moment_of(details.config.get("created")) for image_id, (details, _) in images.items()
-    }
+    created = {image_id: moment_of(details.config.get("created")) for image_id, (details, _) in images.items()}
     before = [moment_of(engine.images.resolve(ref).config.get("created")) for ref in filters.get("before", ())]
     since = [moment_of(engine.images.resolve(ref).config.get("created")) for ref in filters.get("since", ())]
     until = [filter_moment(text) for text in filters.get("until", ())]
@@ -259,5 +257,3 @@ def history(engine: Engine, image: Image, names: list[Name]) -> list[dict[str, A
         rows[0]["Id"] = image.id
         rows[0]["Tags"] = engine.images.repo_tags(names) or None
     return rows
-
-

@@ -134,9 +134,7 @@ class Images:
         """What a name stands for. Raises NotFound."""
         return self.details(name.target, meant=name.meant)
 
-    def details(
-        self, target: dict[str, Any], platform: image_spec.Platform | None = None, meant: str = ""
-    ) -> Details:
+    def details(self, target: dict[str, Any], platform: image_spec.Platform | None = None, meant: str = "") -> Details:
         """Of the manifest that is meant, else of the one for the platform. Raises NotFound where that is not here."""
         key = (target["digest"], meant, str(platform or ""))
         known = self._details.get(key)
@@ -177,9 +175,7 @@ class Images:
                 waiting += [(one, depth + 1) for one in reversed(candidates)]
         raise NotFound(f"no manifest of {target['digest']} for {platform or image_spec.host_platform()} is here")
 
-    def _of_manifest(
-        self, document: dict[str, Any], digest: str, platform: image_spec.Platform | None
-    ) -> Details:
+    def _of_manifest(self, document: dict[str, Any], digest: str, platform: image_spec.Platform | None) -> Details:
         manifest = image_spec.manifest(document)
         config_digest = manifest["config"]["digest"]
         config = image_spec.config(self.document(config_digest, "image configuration"), len(manifest["layers"]))
@@ -269,9 +265,10 @@ class Images:
         with contextlib.suppress(containerd.NotFound):
             labels = content.info(self.engine.containerd, name.target["digest"]).labels
             gone = {
-                key: "" for key, value in labels.items()
+                key: ""
+                for key, value in labels.items()
                 if key.startswith(f"{content.GC_CONTENT}.m.") and value == name.meant
-            }  # fmt: skip
+            }
             if gone:
                 content.label(self.engine.containerd, name.target["digest"], gone)
 
@@ -444,9 +441,7 @@ class Images:
         """The configuration keeps the unpacked chain from now on."""
         if details.chain_id:
             snapshotter = self.engine.config["storage-driver"]
-            content.label(
-                self.engine.containerd, details.id, {content.GC_SNAPSHOT + snapshotter: details.chain_id}
-            )
+            content.label(self.engine.containerd, details.id, {content.GC_SNAPSHOT + snapshotter: details.chain_id})
 
     def commit(self, container: Container, config: dict[str, Any], snapshot_key: str, tag: str | None) -> str:
         from teu.engine import commit

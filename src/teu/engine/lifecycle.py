@@ -78,9 +78,17 @@ def start(engine: Engine, container: Container, automatic: bool = False) -> None
         container.ended = None
         container.out_of_memory = 0
         container.state.update(
-            Status="running", Running=True, Paused=False, Restarting=False, OOMKilled=False, Dead=False, Pid=pid,
-            ExitCode=0, Error="", StartedAt=timestamp(),
-        )  # fmt: skip
+            Status="running",
+            Running=True,
+            Paused=False,
+            Restarting=False,
+            OOMKilled=False,
+            Dead=False,
+            Pid=pid,
+            ExitCode=0,
+            Error="",
+            StartedAt=timestamp(),
+        )
         container.save(durable=container.kept_running and not automatic)
         container.event("start")
         container.notify()
@@ -149,9 +157,14 @@ def _start_failed(engine: Engine, container: Container, error: Exception) -> Non
     message = str(error)
     with container.changed:
         container.state.update(
-            Status="created" if not container.started_once else "exited", Running=False, Restarting=False, Pid=0,
-            ExitCode=_start_exit_code(message), Error=message, FinishedAt=timestamp(),
-        )  # fmt: skip
+            Status="created" if not container.started_once else "exited",
+            Running=False,
+            Restarting=False,
+            Pid=0,
+            ExitCode=_start_exit_code(message),
+            Error=message,
+            FinishedAt=timestamp(),
+        )
         container.save(durable=False)
         container.exits += 1
         container.notify()
@@ -213,9 +226,15 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, re
             container.exits += 1
             container.ended = None
             container.state.update(
-                Status="exited", Running=False, Paused=False, Restarting=False, Pid=0, ExitCode=found.status,
-                FinishedAt=timestamp(found.moment or None), OOMKilled=killed,
-            )  # fmt: skip
+                Status="exited",
+                Running=False,
+                Paused=False,
+                Restarting=False,
+                Pid=0,
+                ExitCode=found.status,
+                FinishedAt=timestamp(found.moment or None),
+                OOMKilled=killed,
+            )
             if restart and _wants_restart(container):
                 going = durable = False
                 _schedule_restart(engine, container, _duration(started))

@@ -106,9 +106,12 @@ def _renaming(engine: Engine, before: Name | None, image_id: str) -> Iterator[di
 
 
 def settle(
-    engine: Engine, target: dict[str, Any], lease: str, departure: Departure = NOBODY,
+    engine: Engine,
+    target: dict[str, Any],
+    lease: str,
+    departure: Departure = NOBODY,
     tell: Callable[[dict[str, Any]], None] | None = None,
-) -> Details:  # fmt: skip
+) -> Details:
     """Label a stored image's documents so that it keeps its parts, and unpack it. Returns its Details."""
     try:
         details = engine.images.details(target)
@@ -143,9 +146,10 @@ def _label_below(engine: Engine, digest: str, document: dict[str, Any]) -> None:
             continue
         seen.add(digest)
         present = {
-            key: child for key, child in content.children_labels(document).items()
+            key: child
+            for key, child in content.children_labels(document).items()
             if content.exists(engine.containerd, child)
-        }  # fmt: skip
+        }
         content.label(engine.containerd, digest, present)
         for entry in document.get("manifests") or ():
             if entry["digest"] in present.values():
@@ -172,7 +176,12 @@ def store_image(
 
 
 def import_(
-    engine: Engine, stream: archive.Stream, name: str, message: str, changes: list[str], platform: str,
+    engine: Engine,
+    stream: archive.Stream,
+    name: str,
+    message: str,
+    changes: list[str],
+    platform: str,
     departure: Departure = NOBODY,
 ) -> Iterator[dict[str, Any]]:
     """Messages of `docker import`: one layer from a root file system's tar; `name` may be empty."""

@@ -32,9 +32,17 @@ ARENAS = 2  # of the C library's memory
 
 # Options of the command line that stand for keys of the file, and win over them.
 OPTIONS = (
-    "containerd", "data_root", "exec_root", "group", "log_level", "storage_driver", "default_runtime", "log_driver",
-    "cgroup_parent", "init_path",
-)  # fmt: skip
+    "containerd",
+    "data_root",
+    "exec_root",
+    "group",
+    "log_level",
+    "storage_driver",
+    "default_runtime",
+    "log_driver",
+    "cgroup_parent",
+    "init_path",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,8 +86,9 @@ def settings(options: argparse.Namespace) -> configuration.Settings:
     if options.init:
         result["init"] = True
     for key, values in (
-        ("insecure-registries", options.insecure_registry), ("registry-mirrors", options.registry_mirror),
-    ):  # fmt: skip
+        ("insecure-registries", options.insecure_registry),
+        ("registry-mirrors", options.registry_mirror),
+    ):
         if values:
             result[key] = [*result[key], *values]
     if options.log_opt:

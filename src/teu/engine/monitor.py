@@ -82,9 +82,7 @@ class Monitor:
 
     def reconcile(self) -> None:
         """One question for all; only who looks stopped is asked about again, under its lock."""
-        running = [
-            container for container in self.engine.containers.all() if container.running and container.pid
-        ]
+        running = [container for container in self.engine.containers.all() if container.running and container.pid]
         if not running:
             return
         try:

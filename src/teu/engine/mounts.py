@@ -283,11 +283,32 @@ def _from_container(engine: Engine, container: Container, entry: str) -> list[di
 
 def _tmpfs_options(text: str) -> list[str]:
     words = ["noexec", "nosuid", "nodev", "rprivate"]
-    opposite = {"exec": "noexec", "suid": "nosuid", "dev": "nodev", "noexec": "exec", "nosuid": "suid",
-                "nodev": "dev", "rw": "ro", "ro": "rw"}  # fmt: skip
+    opposite = {
+        "exec": "noexec",
+        "suid": "nosuid",
+        "dev": "nodev",
+        "noexec": "exec",
+        "nosuid": "suid",
+        "nodev": "dev",
+        "rw": "ro",
+        "ro": "rw",
+    }
     valued = ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol")
-    flags = {"defaults", "sync", "async", "atime", "noatime", "diratime", "nodiratime", "relatime",
-             "norelatime", "strictatime", "nostrictatime", *opposite, *PROPAGATIONS}  # fmt: skip
+    flags = {
+        "defaults",
+        "sync",
+        "async",
+        "atime",
+        "noatime",
+        "diratime",
+        "nodiratime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
+        *opposite,
+        *PROPAGATIONS,
+    }
     for word in filter(None, (part.strip() for part in text.split(","))):
         if word.partition("=")[0] not in valued and word not in flags:
             raise BadRequest(f'invalid tmpfs option "{word}"')

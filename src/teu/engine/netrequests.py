@@ -162,7 +162,7 @@ def check_network(request: dict[str, Any]) -> list[str]:
     """All of POST /networks/create but its addresses; the warnings for the client."""
     driver = request["Driver"] or "bridge"
     if driver in ("host", "null"):
-        raise Forbidden(f"only one instance of \"{driver}\" network is allowed")
+        raise Forbidden(f'only one instance of "{driver}" network is allowed')
     if request["Ingress"]:
         raise Forbidden("Ingress network can only be global scope network: there is no swarm here")
     if request["Scope"] == "swarm" or driver == "overlay":
@@ -173,7 +173,7 @@ def check_network(request: dict[str, Any]) -> list[str]:
         hint = ": networks are of the driver bridge here" if driver in ("macvlan", "ipvlan") else ""
         raise NotFound(f'plugin "{driver}" not found{hint}')
     if request["ConfigFrom"]["Network"]:
-        raise NotFound(f"configuration network \"{request['ConfigFrom']['Network']}\" does not exist")
+        raise NotFound(f'configuration network "{request["ConfigFrom"]["Network"]}" does not exist')
     if request["ConfigOnly"]:
         raise BadRequest(
             "ConfigOnly: configuration-only networks are not supported; give each network its configuration"
@@ -186,7 +186,7 @@ def check_network(request: dict[str, Any]) -> list[str]:
     if ipam["Driver"] == "null":
         raise BadRequest("ipv4 pool is empty: a bridge network needs addresses, IPAM driver null has none")
     if ipam["Driver"] not in ("", "default"):
-        raise NotFound(f"plugin \"{ipam['Driver']}\" not found: addresses are given by the IPAM driver default here")
+        raise NotFound(f'plugin "{ipam["Driver"]}" not found: addresses are given by the IPAM driver default here')
     without = [*check_options(request["Options"]), *(ipam["Options"] or {})]
     return [f"options without an effect on a bridge network: {', '.join(without)}"] if without else []
 
@@ -281,8 +281,11 @@ _SYSCTL = re.compile(r"(net\.[a-z0-9]+\.[a-z0-9_]+)\.IFNAME\.([a-z0-9_]+)=([^,\n
 
 def mac_address(text: str) -> str:
     """In the kernel's spelling; raises BadRequest."""
-    for form in (r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", r"[0-9a-fA-F]{2}(-[0-9a-fA-F]{2}){5}",
-                 r"[0-9a-fA-F]{4}(\.[0-9a-fA-F]{4}){2}"):  # fmt: skip
+    for form in (
+        r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}",
+        r"[0-9a-fA-F]{2}(-[0-9a-fA-F]{2}){5}",
+        r"[0-9a-fA-F]{4}(\.[0-9a-fA-F]{4}){2}",
+    ):
         if re.fullmatch(form, text):
             return bytes.fromhex(re.sub(r"[:.-]", "", text)).hex(":")
     raise BadRequest(f"invalid MAC address {text}: it is not of the form 02:42:ac:11:00:02")

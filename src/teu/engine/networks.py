@@ -129,8 +129,7 @@ class Networks:
         """All records, the good ones first: nobody else gets their ids."""
         found = []
         for row in self.engine.database.query(
-            "SELECT rowid, CAST(id AS BLOB) AS id, CAST(name AS BLOB) AS name, CAST(data AS BLOB) AS data"
-            " FROM networks"
+            "SELECT rowid, CAST(id AS BLOB) AS id, CAST(name AS BLOB) AS name, CAST(data AS BLOB) AS data FROM networks"
         ):
             record, faults = records.network(row["id"], row["name"], row["data"])
             damage = ""
@@ -717,8 +716,9 @@ class Networks:
         path = f"{container.directory}/resolv.conf"
         text = netfiles.read(path)
         if text is None or netfiles.digest(text) != container.network_settings.get("ResolverSum"):
-            log.info("resolv.conf of container %s is not ours any more, and stays", container.name,
-                     extra=container.fields)  # fmt: skip
+            log.info(
+                "resolv.conf of container %s is not ours any more, and stays", container.name, extra=container.fields
+            )
             return
         text = netfiles.resolv_conf(container.host_config, True, RESOLVER_ADDRESS)
         netfiles.write(path, text)
@@ -899,9 +899,7 @@ class Networks:
             if container.config.get("NetworkDisabled"):
                 raise BadRequest(f"container {container.name} was created without a network (NetworkDisabled)")
             if network.name in networks:
-                raise Forbidden(
-                    f"endpoint with name {container.name} already exists in network {network.name}"
-                )
+                raise Forbidden(f"endpoint with name {container.name} already exists in network {network.name}")
             active = self._active.get(container.id)
             if container.running and container.pid and (active is None or active.namespace < 0):
                 raise Conflict(
@@ -965,9 +963,11 @@ class Networks:
         except Exception as error:
             self._unpublish(container, active)
             log.warning(
-                "the way out of container %s cannot be moved to its other networks: %s", container.name, error,
+                "the way out of container %s cannot be moved to its other networks: %s",
+                container.name,
+                error,
                 extra=container.fields,
-            )  # fmt: skip
+            )
 
     # -- recovery ----------------------------------------------------------------------------
 
@@ -982,8 +982,9 @@ class Networks:
                 try:
                     self._recover(container, numbers)
                 except Exception as error:
-                    log.exception("the network of container %s cannot be recovered", container.name,
-                                  extra=container.fields)  # fmt: skip
+                    log.exception(
+                        "the network of container %s cannot be recovered", container.name, extra=container.fields
+                    )
                     unknown.add(container.id[:10])
                     if container.running:
                         container.state["Error"] = f"its network could not be recovered: {error}"
@@ -995,9 +996,11 @@ class Networks:
             bridges = {network.interface for network in self._networks.values()}
             for link in links:
                 stray = (
-                    VETH.match(link.name) and link.kind == "veth" and link.name not in expected
+                    VETH.match(link.name)
+                    and link.kind == "veth"
+                    and link.name not in expected
                     and link.name[3:13] not in unknown
-                )  # fmt: skip
+                )
                 lost = BRIDGE.match(link.name) and link.kind == "bridge" and link.name not in bridges
                 if stray or lost:
                     with contextlib.suppress(OSError):
@@ -1028,9 +1031,7 @@ class Networks:
             veth = settings.get("Veth") or f"teu{container.id[:10]}{position:x}"
             options = settings.get("DriverOpts") or {}
             interface = options.get(netrequests.OPTION_INTERFACE) or f"{network.prefix}{int(veth[13:], 16)}"
-            active.endpoints.append(
-                Endpoint(network.id, network.name, address, veth, numbers.get(veth, 0), interface)
-            )
+            active.endpoints.append(Endpoint(network.id, network.name, address, veth, numbers.get(veth, 0), interface))
         outward = container.network_settings.get("Outward")
         if outward is None and active.endpoints and not self._networks[active.endpoints[0].network].internal:
             outward = active.endpoints[0].name
@@ -1043,16 +1044,23 @@ class Networks:
                     host_ip, host_port = str(IPv4Address(entry["HostIp"])), int(entry["HostPort"])
                     if not self.ports.hold_again(protocol, host_ip, host_port):
                         log.warning(
-                            "port %s of container %s is bound by another process", host_port, container.name,
+                            "port %s of container %s is bound by another process",
+                            host_port,
+                            container.name,
                             extra=container.fields,
-                        )  # fmt: skip
+                        )
                     assert active.outward
                     active.published.append(
                         firewall.Published(protocol, host_ip, host_port, str(active.outward.address), port)
                     )
             except (ValueError, OverflowError, EngineError) as error:
-                log.error("port %s of container %s is not published any more: %s", key, container.name, error,
-                          extra=container.fields)  # fmt: skip
+                log.error(
+                    "port %s of container %s is not published any more: %s",
+                    key,
+                    container.name,
+                    error,
+                    extra=container.fields,
+                )
         self._active[container.id] = active
         if active.namespace >= 0:
             try:

@@ -27,9 +27,17 @@ if TYPE_CHECKING:
 NAME = "init-1"
 FOLDER, FILE = "", "-"  # else: what a link says
 PLACES = {
-    "dev/pts": FOLDER, "dev/shm": FOLDER, "proc": FOLDER, "sys": FOLDER, "dev/console": FILE, ".dockerenv": FILE,
-    "etc/resolv.conf": FILE, "etc/hosts": FILE, "etc/hostname": FILE, "etc/mtab": "/proc/mounts",
-}  # fmt: skip
+    "dev/pts": FOLDER,
+    "dev/shm": FOLDER,
+    "proc": FOLDER,
+    "sys": FOLDER,
+    "dev/console": FILE,
+    ".dockerenv": FILE,
+    "etc/resolv.conf": FILE,
+    "etc/hosts": FILE,
+    "etc/hostname": FILE,
+    "etc/mtab": "/proc/mounts",
+}
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 

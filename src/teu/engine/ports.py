@@ -30,7 +30,7 @@ class Binding(NamedTuple):
 
 
 def parse_port(text: str) -> tuple[int, str]:
-    """"80/tcp" or "80"."""
+    """ "80/tcp" or "80"."""
     number, slash, protocol = text.partition("/")
     protocol = protocol.lower() if slash else "tcp"
     if protocol not in PROTOCOLS:

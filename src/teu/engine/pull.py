@@ -49,9 +49,13 @@ def _status(text: str, digest: str = "", **detail: Any) -> Message:
 
 
 def pull(
-    engine: Engine, wanted: Reference, platform: Platform | None, auth: str, every: bool,
+    engine: Engine,
+    wanted: Reference,
+    platform: Platform | None,
+    auth: str,
+    every: bool,
     departure: Departure = NOBODY,
-) -> Iterator[Message]:  # fmt: skip
+) -> Iterator[Message]:
     """Messages of `docker pull`; `every` means all tags of the repository."""
     with registries.to_pull(engine, wanted.domain, auth) as registry, departure.during(registry.abort):
         try:
@@ -83,9 +87,7 @@ def _resolve(
         raise errors.EngineError(f"unsupported media type {target_type} of {wanted.familiar()}")
     manifest = image_spec.manifest(image_spec.decode(data, "manifest"))
     if not image_spec.is_image(manifest):
-        raise errors.EngineError(
-            f"{wanted.familiar()} is no container image but a {manifest['config']['mediaType']}"
-        )
+        raise errors.EngineError(f"{wanted.familiar()} is no container image but a {manifest['config']['mediaType']}")
     return target, documents, manifest
 
 
@@ -163,9 +165,7 @@ def _pull(
     with client.lease() as lease:
         source = content.source_label(wanted.domain, wanted.path)
         config_data = _config(engine, registry, wanted, manifest)
-        config = image_spec.config(
-            image_spec.decode(config_data, "image configuration"), len(manifest["layers"])
-        )
+        config = image_spec.config(image_spec.decode(config_data, "image configuration"), len(manifest["layers"]))
         if platform and image_spec.platform_rank(platform, image_spec.platform_of(config)) is None:
             raise errors.NotFound(
                 f"image with reference {wanted.familiar()} was found but does not match the specified platform: "
@@ -200,7 +200,7 @@ def _shown_path(wanted: Reference) -> str:
 
 def _sources(engine: Engine, digest: str, source: dict[str, str]) -> dict[str, str]:
     """The source label with the repositories that the blob is known from already."""
-    (key, path), = source.items()
+    ((key, path),) = source.items()
     try:
         before = content.info(engine.containerd, digest).labels.get(key, "")
     except containerd.NotFound:
@@ -209,9 +209,7 @@ def _sources(engine: Engine, digest: str, source: dict[str, str]) -> dict[str, s
     return {key: ",".join(paths)}
 
 
-def _config(
-    engine: Engine, registry: Registries, wanted: Reference, manifest: dict[str, Any]
-) -> bytes:
+def _config(engine: Engine, registry: Registries, wanted: Reference, manifest: dict[str, Any]) -> bytes:
     descriptor = manifest["config"]
     try:
         return content.read(engine.containerd, descriptor["digest"])
@@ -231,9 +229,16 @@ class _Job:
     """The layers of one pull: downloads in threads, unpacking in another, messages for the client."""
 
     def __init__(
-        self, engine: Engine, registry: Registries, wanted: Reference, manifest: dict[str, Any],
-        config: dict[str, Any], lease: str, source: dict[str, str], departure: Departure,
-    ) -> None:  # fmt: skip
+        self,
+        engine: Engine,
+        registry: Registries,
+        wanted: Reference,
+        manifest: dict[str, Any],
+        config: dict[str, Any],
+        lease: str,
+        source: dict[str, str],
+        departure: Departure,
+    ) -> None:
         self._departure = departure
         self._engine, self._registry, self._wanted = engine, registry, wanted
         self._manifest, self._config, self._lease, self._source = manifest, config, lease, source
@@ -285,9 +290,14 @@ class _Job:
             thread.start()
         try:
             unpack.layers(
-                self._engine, self._manifest, self._config, self._lease, self._available, self._unpacking,
+                self._engine,
+                self._manifest,
+                self._config,
+                self._lease,
+                self._available,
+                self._unpacking,
                 self._departure,
-            )  # fmt: skip
+            )
         finally:
             if self._failure is not None:
                 self._cancel.set()

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from teu.oci.reference import Reference
 
 
-def push(
-    engine: Engine, wanted: Reference, auth: str, departure: Departure = NOBODY
-) -> Iterator[dict[str, Any]]:
+def push(engine: Engine, wanted: Reference, auth: str, departure: Departure = NOBODY) -> Iterator[dict[str, Any]]:
     """Messages of `docker push`; without a tag all tags of the repository."""
     names = [
         name

@@ -29,9 +29,22 @@ log = logging.getLogger("teu.engine")
 NAMES_SECONDS = 5.0
 STATES = ("created", "restarting", "running", "removing", "paused", "exited", "dead")
 FILTERS = {
-    "ancestor", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label", "name", "network",
-    "publish", "since", "status", "volume",
-}  # fmt: skip
+    "ancestor",
+    "before",
+    "exited",
+    "expose",
+    "health",
+    "id",
+    "is-task",
+    "isolation",
+    "label",
+    "name",
+    "network",
+    "publish",
+    "since",
+    "status",
+    "volume",
+}
 
 
 def status_text(container: Container) -> str:
@@ -145,10 +158,20 @@ def _listed(container: Container, image: str) -> dict[str, Any]:
     except Exception as error:
         log.exception("container %s cannot be listed", container.id[:12], extra=container.fields)
         return {
-            "Id": container.id, "Names": [f"/{container.name}"], "Image": "", "ImageID": "", "Command": "",
-            "Created": 0, "Ports": [], "Labels": {}, "State": "dead", "Status": f"Dead ({error})",
-            "HostConfig": {"NetworkMode": "default"}, "NetworkSettings": {"Networks": {}}, "Mounts": [],
-        }  # fmt: skip
+            "Id": container.id,
+            "Names": [f"/{container.name}"],
+            "Image": "",
+            "ImageID": "",
+            "Command": "",
+            "Created": 0,
+            "Ports": [],
+            "Labels": {},
+            "State": "dead",
+            "Status": f"Dead ({error})",
+            "HostConfig": {"NetworkMode": "default"},
+            "NetworkSettings": {"Networks": {}},
+            "Mounts": [],
+        }
 
 
 def _quoted(word: str) -> str:
@@ -222,22 +245,28 @@ def matches(engine: Engine, container: Container, filters: dict[str, list[str]],
         and one_of("status", lambda value: container.status() == value)
         and one_of(
             "exited",
-            lambda value: container.started_once
-            and not container.running
-            and container.state["ExitCode"] == int(value),
+            lambda value: (
+                container.started_once and not container.running and container.state["ExitCode"] == int(value)
+            ),
         )
         and label_matches(container.labels, filters.get("label", []))
         and one_of("network", lambda value: any(name.startswith(value) for name in network_names if name))
-        and one_of("volume", lambda value: any(
-            value in (point.get("Name") or point["Source"], point["Destination"]) for point in container.mounts))
-        and ("ancestor" not in filters or container.image_id in ancestors
-             or container.config["Image"] in filters["ancestor"])
-        and one_of("health", lambda value: (
-            (container.state.get("Health") or {}).get("Status", "none") == value))
+        and one_of(
+            "volume",
+            lambda value: any(
+                value in (point.get("Name") or point["Source"], point["Destination"]) for point in container.mounts
+            ),
+        )
+        and (
+            "ancestor" not in filters
+            or container.image_id in ancestors
+            or container.config["Image"] in filters["ancestor"]
+        )
+        and one_of("health", lambda value: (container.state.get("Health") or {}).get("Status", "none") == value)
         and one_of("publish", lambda value: _port_matches(container, value, True))
         and one_of("expose", lambda value: _port_matches(container, value, False))
         and one_of("is-task", lambda value: value.lower() in ("0", "false"))
-    )  # fmt: skip
+    )
 
 
 def _search(pattern: str, name: str) -> bool:
@@ -316,9 +345,7 @@ def _usage(engine: Engine, container: Container) -> int:
 
     try:
         response = engine.containerd.snapshots.Usage(
-            snapshots_pb2.UsageRequest(
-                snapshotter=engine.config["storage-driver"], key=container.snapshot_key
-            )
+            snapshots_pb2.UsageRequest(snapshotter=engine.config["storage-driver"], key=container.snapshot_key)
         )
     except containerd.Error:
         return 0
@@ -341,8 +368,15 @@ def state(container: Container) -> dict[str, Any]:
 
 
 _OMITTED = (
-    "Annotations", "Init", "KernelMemory", "KernelMemoryTCP", "Mounts", "StorageOpt", "Sysctls", "Tmpfs",
-)  # fmt: skip
+    "Annotations",
+    "Init",
+    "KernelMemory",
+    "KernelMemoryTCP",
+    "Mounts",
+    "StorageOpt",
+    "Sysctls",
+    "Tmpfs",
+)
 
 
 def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, Any]:
@@ -356,12 +390,25 @@ def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, 
     directory = container.directory
     network = shown(container.network_settings)
     for key, value in (
-        ("Bridge", ""), ("SandboxID", ""), ("SandboxKey", ""), ("Ports", {}), ("HairpinMode", False),
-        ("LinkLocalIPv6Address", ""), ("LinkLocalIPv6PrefixLen", 0), ("SecondaryIPAddresses", None),
-        ("SecondaryIPv6Addresses", None), ("EndpointID", ""), ("Gateway", ""), ("GlobalIPv6Address", ""),
-        ("GlobalIPv6PrefixLen", 0), ("IPAddress", ""), ("IPPrefixLen", 0), ("IPv6Gateway", ""),
-        ("MacAddress", ""), ("Networks", {}),
-    ):  # fmt: skip
+        ("Bridge", ""),
+        ("SandboxID", ""),
+        ("SandboxKey", ""),
+        ("Ports", {}),
+        ("HairpinMode", False),
+        ("LinkLocalIPv6Address", ""),
+        ("LinkLocalIPv6PrefixLen", 0),
+        ("SecondaryIPAddresses", None),
+        ("SecondaryIPv6Addresses", None),
+        ("EndpointID", ""),
+        ("Gateway", ""),
+        ("GlobalIPv6Address", ""),
+        ("GlobalIPv6PrefixLen", 0),
+        ("IPAddress", ""),
+        ("IPPrefixLen", 0),
+        ("IPv6Gateway", ""),
+        ("MacAddress", ""),
+        ("Networks", {}),
+    ):
         network.setdefault(key, value)
 
     def file(name: str) -> str:
@@ -389,9 +436,7 @@ def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, 
         "HostConfig": {**host, "Runtime": runtime},
         "GraphDriver": {"Data": None, "Name": engine.config["storage-driver"]},
         "Mounts": mount_points(container),
-        "Config": {
-            key: value for key, value in container.config.items() if value is not None or key in _NULLS
-        },
+        "Config": {key: value for key, value in container.config.items() if value is not None or key in _NULLS},
         "NetworkSettings": network,
     }
     if with_size:

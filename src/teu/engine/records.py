@@ -57,8 +57,11 @@ def text(default: str = "", pattern: re.Pattern[str] | None = None) -> Kind:
     def kind(value: Any, where: str, faults: Faults) -> Any:
         if isinstance(value, str) and whole(value) and (pattern is None or pattern.match(value)):
             return value
-        faults.append(f"{where} is {said(value)}, not a text" if pattern is None or not isinstance(value, str)
-                      else f"{where} is not of the form that is written there")  # fmt: skip
+        faults.append(
+            f"{where} is {said(value)}, not a text"
+            if pattern is None or not isinstance(value, str)
+            else f"{where} is not of the form that is written there"
+        )
         return default
 
     return kind
@@ -68,8 +71,11 @@ def number(default: int = 0, least: int = -_ENDS, most: int = _ENDS - 1) -> Kind
     def kind(value: Any, where: str, faults: Faults) -> Any:
         if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
             return value
-        faults.append(f"{where} is {said(value)}, not a whole number from {least} to {most}"
-                      if least != -_ENDS else f"{where} is {said(value)}, not a whole number")  # fmt: skip
+        faults.append(
+            f"{where} is {said(value)}, not a whole number from {least} to {most}"
+            if least != -_ENDS
+            else f"{where} is {said(value)}, not a whole number"
+        )
         return default
 
     return kind
@@ -265,29 +271,45 @@ _ENDPOINT = members(
         "Aliases": maybe(_TEXTS),
         "DriverOpts": maybe(mapping(anything)),
         "DNSNames": maybe(_TEXTS),
-        **{key: text() for key in ("MacAddress", "NetworkID", "EndpointID", "Gateway", "WantedMac", "IPv6Gateway",
-                                   "GlobalIPv6Address")},
+        **{
+            key: text()
+            for key in (
+                "MacAddress",
+                "NetworkID",
+                "EndpointID",
+                "Gateway",
+                "WantedMac",
+                "IPv6Gateway",
+                "GlobalIPv6Address",
+            )
+        },
         "IPAddress": address,
         "IPPrefixLen": number(least=0, most=128),
         "GlobalIPv6PrefixLen": number(least=0, most=128),
     }
-)  # fmt: skip
+)
 
 _NETWORK_SETTINGS = members(
     {
         "Networks": mapping(_ENDPOINT),
         "Ports": maybe(
             mapping(
-                maybe(items(members(
-                    {"HostIp": text(), "HostPort": text("0", re.compile(r"[0-9]{1,5}\Z"))}, ("HostIp", "HostPort")
-                ))),
+                maybe(
+                    items(
+                        members(
+                            {"HostIp": text(), "HostPort": text("0", re.compile(r"[0-9]{1,5}\Z"))},
+                            ("HostIp", "HostPort"),
+                        )
+                    )
+                ),
                 _PORT,
-            ), {},
+            ),
+            {},
         ),
         **{key: text() for key in ("SandboxKey", "SandboxID", "EndpointID", "Gateway", "IPAddress", "MacAddress")},
         "IPPrefixLen": number(least=0, most=128),
     }
-)  # fmt: skip
+)
 
 _STATE = members(
     {
@@ -358,9 +380,7 @@ _NETWORK = members(
         "Scope": text("local"),
         "Driver": text(),
         "EnableIPv6": flag,
-        "IPAM": members(
-            {"Driver": text("default"), "Options": maybe(_TEXT_MAP), "Config": maybe(items(_SUBNET), [])}
-        ),
+        "IPAM": members({"Driver": text("default"), "Options": maybe(_TEXT_MAP), "Config": maybe(items(_SUBNET), [])}),
         "Internal": _closed,
         "Attachable": flag,
         "Ingress": flag,
@@ -375,11 +395,14 @@ _NETWORK = members(
 
 _VOLUME = members(
     {
-        "Created": moment, "Options": maybe(_TEXT_MAP, {}), "Labels": maybe(_TEXT_MAP, {}), "Container": text(),
+        "Created": moment,
+        "Options": maybe(_TEXT_MAP, {}),
+        "Labels": maybe(_TEXT_MAP, {}),
+        "Container": text(),
         "Removing": flag,
     },
     ("Created", "Options", "Labels"),
-)  # fmt: skip
+)
 
 
 # -- whole records ---------------------------------------------------------------------------------------

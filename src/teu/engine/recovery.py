@@ -112,8 +112,9 @@ def _boundary(engine: Engine, container: Container) -> Iterator[None]:
     except Exception as error:
         if engine.stopping.is_set() or container.removed:
             return
-        log.exception("container %s (%s) cannot be recovered", container.id[:12], container.name,
-                      extra=container.fields)  # fmt: skip
+        log.exception(
+            "container %s (%s) cannot be recovered", container.id[:12], container.name, extra=container.fields
+        )
         container.die(f"it could not be recovered: {type(error).__name__}: {error}")
         container.notify()
 
@@ -192,8 +193,9 @@ def _looked_after(engine: Engine, container: Container) -> None:
             step(engine, container)
         except Exception:
             if not engine.stopping.is_set():
-                log.exception("container %s runs, but %s failed", container.id[:12], step.__module__,
-                              extra=container.fields)  # fmt: skip
+                log.exception(
+                    "container %s runs, but %s failed", container.id[:12], step.__module__, extra=container.fields
+                )
 
 
 def _remove(engine: Engine, container: Container) -> None:
@@ -251,11 +253,7 @@ def sweep(engine: Engine) -> None:
             owner = entry.name.removesuffix(mounts.PARTS)
             if owner != entry.name and owner not in working and engine.containers.find(owner) is None:
                 mounts.drop_parts(f"{top}/{owner}")
-            if (
-                len(entry.name) == 64
-                and entry.name not in working
-                and engine.containers.find(entry.name) is None
-            ):
+            if len(entry.name) == 64 and entry.name not in working and engine.containers.find(entry.name) is None:
                 with contextlib.suppress(OSError):
                     trees.unmount(f"{entry.path}/shm")
                 trees.discard_tree(entry.path)

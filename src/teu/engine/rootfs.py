@@ -52,9 +52,14 @@ ANSWER_SECONDS = 30.0  # for what is local at once, and of a server tells whethe
 WAITING_MOST = 32
 
 FLAGS = {
-    "ro": MS_RDONLY, "rw": 0, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC,
-    "bind": MS_BIND, "rbind": MS_BIND | MS_REC,
-}  # fmt: skip
+    "ro": MS_RDONLY,
+    "rw": 0,
+    "nosuid": MS_NOSUID,
+    "nodev": MS_NODEV,
+    "noexec": MS_NOEXEC,
+    "bind": MS_BIND,
+    "rbind": MS_BIND | MS_REC,
+}
 
 
 class Busy(EngineError):
@@ -202,9 +207,7 @@ def snapshot_mounts(engine: Engine, container: Container) -> list[Any]:
         from teu.api.services.snapshots.v1 import snapshots_pb2
 
         response = engine.containerd.snapshots.Mounts(
-            snapshots_pb2.MountsRequest(
-                snapshotter=engine.config["storage-driver"], key=container.snapshot_key
-            )
+            snapshots_pb2.MountsRequest(snapshotter=engine.config["storage-driver"], key=container.snapshot_key)
         )
         container.rootfs_mounts = list(response.mounts)
     return container.rootfs_mounts
@@ -368,9 +371,7 @@ def remove_snapshot(engine: Engine, container: Container) -> None:
 
     try:
         engine.containerd.snapshots.Remove(
-            snapshots_pb2.RemoveSnapshotRequest(
-                snapshotter=engine.config["storage-driver"], key=container.snapshot_key
-            )
+            snapshots_pb2.RemoveSnapshotRequest(snapshotter=engine.config["storage-driver"], key=container.snapshot_key)
         )
     except containerd.NotFound:
         pass
@@ -379,10 +380,12 @@ def remove_snapshot(engine: Engine, container: Container) -> None:
 def copy_up(engine: Engine, container: Container) -> None:
     """Fill new, empty volumes with what the image has at their place, as docker does."""
     points = [
-        point for point in container.mounts
-        if point["Type"] == "volume" and (point.get("Options") or {}).get("copy")
+        point
+        for point in container.mounts
+        if point["Type"] == "volume"
+        and (point.get("Options") or {}).get("copy")
         and (engine.volumes.has_options(point["Name"]) or _is_empty(point))
-    ]  # fmt: skip
+    ]
     if not points:
         return
     with snapshot(engine, container, readonly=True) as root:

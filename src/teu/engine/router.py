@@ -33,9 +33,7 @@ def route(method: str, pattern: str) -> Callable[[Handler], Handler]:
 
     The function is called with the engine, the request, and the pattern's names as keywords.
     """
-    expression = re.sub(
-        r"\{(\w+)(:path)?\}", lambda m: f"(?P<{m[1]}>.+)" if m[2] else f"(?P<{m[1]}>[^/]+)", pattern
-    )
+    expression = re.sub(r"\{(\w+)(:path)?\}", lambda m: f"(?P<{m[1]}>.+)" if m[2] else f"(?P<{m[1]}>[^/]+)", pattern)
 
     def register(handler: Handler) -> Handler:
         _table.setdefault(method, []).append((re.compile(expression), handler, pattern))

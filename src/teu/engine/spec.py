@@ -47,10 +47,19 @@ CAPABILITIES = _CAPABILITIES.split()  # in the order of their numbers
 DEFAULT_CAPABILITIES = _DEFAULT_CAPABILITIES.split()
 
 MASKED_PATHS = [
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
     "/sys/devices/virtual/powercap",
-]  # fmt: skip
+]
 READONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
 # type, major, minor of null, zero, full, random, urandom, tty, console
@@ -462,9 +471,10 @@ def _mounts(
     # What was asked for takes the place of what every container has; and a volume over a folder does not hide what
     # belongs into it: the deeper come later.
     result = [
-        entry for entry in result
+        entry
+        for entry in result
         if entry["destination"] not in taken and not ("/dev" in taken and entry["destination"].startswith("/dev/"))
-    ]  # fmt: skip
+    ]
     return result + sorted(own, key=lambda entry: entry["destination"].count("/"))
 
 
@@ -572,9 +582,14 @@ def resources(host: dict[str, Any]) -> dict[str, Any]:
         cpu["period"] = 100_000
         cpu["quota"] = host["NanoCpus"] * 100_000 // 1_000_000_000
     for key, name in (
-        ("CpuShares", "shares"), ("CpuPeriod", "period"), ("CpuQuota", "quota"), ("CpusetCpus", "cpus"),
-        ("CpusetMems", "mems"), ("CpuRealtimePeriod", "realtimePeriod"), ("CpuRealtimeRuntime", "realtimeRuntime"),
-    ):  # fmt: skip
+        ("CpuShares", "shares"),
+        ("CpuPeriod", "period"),
+        ("CpuQuota", "quota"),
+        ("CpusetCpus", "cpus"),
+        ("CpusetMems", "mems"),
+        ("CpuRealtimePeriod", "realtimePeriod"),
+        ("CpuRealtimeRuntime", "realtimeRuntime"),
+    ):
         if host[key]:
             cpu[name] = host[key]
     if cpu:

@@ -18,9 +18,19 @@ if TYPE_CHECKING:
 
 TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 NETWORK_FIELDS = (
-    "rx_bytes", "rx_packets", "rx_errors", "rx_dropped", "", "", "", "", "tx_bytes", "tx_packets", "tx_errors",
+    "rx_bytes",
+    "rx_packets",
+    "rx_errors",
+    "rx_dropped",
+    "",
+    "",
+    "",
+    "",
+    "tx_bytes",
+    "tx_packets",
+    "tx_errors",
     "tx_dropped",
-)  # fmt: skip
+)
 
 
 def stream(engine: Engine, container: Container, follow: bool, once: bool) -> Iterator[bytes]:
@@ -105,12 +115,17 @@ def sample(container: Container) -> dict[str, Any]:
         "cpu_stats": _no_cpu(),
         "memory_stats": {},
         "blkio_stats": {
-            "io_service_bytes_recursive": None, "io_serviced_recursive": None, "io_queue_recursive": None,
-            "io_service_time_recursive": None, "io_wait_time_recursive": None, "io_merged_recursive": None,
-            "io_time_recursive": None, "sectors_recursive": None,
+            "io_service_bytes_recursive": None,
+            "io_serviced_recursive": None,
+            "io_queue_recursive": None,
+            "io_service_time_recursive": None,
+            "io_wait_time_recursive": None,
+            "io_merged_recursive": None,
+            "io_time_recursive": None,
+            "sectors_recursive": None,
         },
         "storage_stats": {},
-    }  # fmt: skip
+    }
     folder, networks = "", {}
     with contextlib.suppress(ProcessLookupError), process.held(container) as held:
         folder = cgroup(held)

@@ -47,9 +47,14 @@ class Subscription:
         try:
             self._socket.connect(path)
             fields = (
-                (":method", "POST"), (":scheme", "http"), (":path", method), (":authority", "localhost"),
-                ("te", "trailers"), ("content-type", "application/grpc"), ("containerd-namespace", namespace),
-            )  # fmt: skip
+                (":method", "POST"),
+                (":scheme", "http"),
+                (":path", method),
+                (":authority", "localhost"),
+                ("te", "trailers"),
+                ("content-type", "application/grpc"),
+                ("containerd-namespace", namespace),
+            )
             head = b"".join(header(name, value) for name, value in fields)
             self._socket.sendall(
                 PREFACE

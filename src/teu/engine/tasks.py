@@ -222,9 +222,7 @@ def close_stdin(engine: Engine, identity: str, exec_id: str = "") -> None:
     from teu.api.services.tasks.v1 import tasks_pb2
 
     try:
-        engine.containerd.tasks.CloseIO(
-            tasks_pb2.CloseIORequest(container_id=identity, exec_id=exec_id, stdin=True)
-        )
+        engine.containerd.tasks.CloseIO(tasks_pb2.CloseIORequest(container_id=identity, exec_id=exec_id, stdin=True))
     except containerd.Error:
         pass  # it has exited meanwhile
 

@@ -24,8 +24,12 @@ def processes(engine: Engine, container: Container, arguments: str) -> dict[str,
     # The selection comes last and is added by us; options alone cannot name files or programs to ps.
     result = subprocess.run(
         ["ps", *words, "-q", ",".join(sorted(pids, key=int))],
-        capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
     if result.returncode != 0 or not result.stdout:
         result = subprocess.run(
             ["ps", *words],

@@ -121,9 +121,15 @@ def _apply(
 
 
 def _extract(
-    engine: Engine, layer: dict[str, Any], diff_id: str, parent: str, chain: str, key: str, lease: str,
+    engine: Engine,
+    layer: dict[str, Any],
+    diff_id: str,
+    parent: str,
+    chain: str,
+    key: str,
+    lease: str,
     departure: Departure,
-) -> None:  # fmt: skip
+) -> None:
     from teu.api.services.diff.v1 import diff_pb2
     from teu.api.services.snapshots.v1 import snapshots_pb2
 

@@ -72,7 +72,6 @@ class Input:
             raise tar.TarError(str(error)) from None
 
 
-
 def unpack(root: int, archive: Input, options: dict[str, Any]) -> None:
     """Extract the archive into the folder options["path"].
 

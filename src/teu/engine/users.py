@@ -113,6 +113,4 @@ def find(engine: Engine, container: Container, specification: str, extra: list[s
     try:
         return lookup(files(engine, container), specification, extra)
     except OSError as error:
-        raise BadRequest(
-            f"the container's user database cannot be read: {os.strerror(error.errno or 0)}"
-        ) from error
+        raise BadRequest(f"the container's user database cannot be read: {os.strerror(error.errno or 0)}") from error

@@ -51,8 +51,14 @@ FSCONFIG_CMD_CREATE = 6
 FSOPEN_CLOEXEC = FSMOUNT_CLOEXEC = 1
 MOUNT_ATTRIBUTES = 0x1 | 0x2 | 0x4 | 0x8  # read-only, no set-user-id, no devices, no programs
 KEPT = [
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD", "CAP_SETFCAP",
-]  # fmt: skip
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_MKNOD",
+    "CAP_SETFCAP",
+]
 MESSAGE_MAX = 1000  # characters: paths and names may be as long as they like
 
 

@@ -20,9 +20,17 @@ from teu.linux.syscalls import NR_mount, syscall
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME, MS_RELATIME = 1, 2, 4, 8, 1024, 1 << 21
 MS_REMOUNT, MS_BIND, MS_REC = 32, 4096, 16384
 FLAGS = {
-    "ro": MS_RDONLY, "rw": 0, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC,
-    "noatime": MS_NOATIME, "relatime": MS_RELATIME, "bind": MS_BIND, "rbind": MS_BIND | MS_REC, "defaults": 0,
-}  # fmt: skip
+    "ro": MS_RDONLY,
+    "rw": 0,
+    "nosuid": MS_NOSUID,
+    "nodev": MS_NODEV,
+    "noexec": MS_NOEXEC,
+    "noatime": MS_NOATIME,
+    "relatime": MS_RELATIME,
+    "bind": MS_BIND,
+    "rbind": MS_BIND | MS_REC,
+    "defaults": 0,
+}
 
 
 def mount(path: str, options: dict[str, str]) -> None:

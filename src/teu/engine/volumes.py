@@ -426,8 +426,12 @@ def _mount(options: dict[str, str], path: str) -> None:
     program = str(Path(__file__).with_name("volume_mount.py"))
     worker = subprocess.Popen(
         [sys.executable, "-IS", program, json.dumps({"path": path, "options": options})],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/", env={"LC_ALL": "C.UTF-8"},
-    )  # fmt: skip
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd="/",
+        env={"LC_ALL": "C.UTF-8"},
+    )
     try:
         _, said = worker.communicate(timeout=MOUNT_SECONDS)
         reason = said.decode(errors="replace").strip()

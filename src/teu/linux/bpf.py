@@ -148,8 +148,9 @@ def compile_rules(rules: Sequence[dict[str, Any]]) -> bytes:
                 instruction(MOV64_K, R0, immediate=0),
                 instruction(EXIT),
             ]
-        tests = [(register, value) for register, value in ((R5, kind_bit), (R3, major), (R4, minor))
-                 if value is not None]  # fmt: skip
+        tests = [
+            (register, value) for register, value in ((R5, kind_bit), (R3, major), (R4, minor)) if value is not None
+        ]
         for index, (register, value) in enumerate(tests):
             skip = len(body) + len(tests) - index - 1
             program.append(instruction(JNE_K, register, offset=skip, immediate=value))

@@ -95,16 +95,21 @@ def cpu(path: str) -> Stats:
         counts = read_pairs(path, "cpu.stat")
     except OSError:
         counts = {}
-    usage = _without_zeros({
-        "total": counts.get("usage_usec", 0) * 1000,
-        "kernel": counts.get("system_usec", 0) * 1000,
-        "user": counts.get("user_usec", 0) * 1000,
-    }, ("kernel", "user"))  # fmt: skip
-    throttling = _without_zeros({
-        "periods": counts.get("nr_periods", 0),
-        "throttledPeriods": counts.get("nr_throttled", 0),
-        "throttledTime": counts.get("throttled_usec", 0) * 1000,
-    })  # fmt: skip
+    usage = _without_zeros(
+        {
+            "total": counts.get("usage_usec", 0) * 1000,
+            "kernel": counts.get("system_usec", 0) * 1000,
+            "user": counts.get("user_usec", 0) * 1000,
+        },
+        ("kernel", "user"),
+    )
+    throttling = _without_zeros(
+        {
+            "periods": counts.get("nr_periods", 0),
+            "throttledPeriods": counts.get("nr_throttled", 0),
+            "throttledTime": counts.get("throttled_usec", 0) * 1000,
+        }
+    )
     return _with_pressure({"usage": usage, "throttling": throttling}, path, "cpu.pressure")
 
 
@@ -123,14 +128,16 @@ def memory(path: str) -> Stats:
     # Version 1 counts memory in; the peak of the sum cannot be known.
     limit = swap["limit"] if swap["limit"] == UINT64_MAX else swap["limit"] + usage["limit"]
     both = {"limit": min(limit, UINT64_MAX), "usage": swap.get("usage", 0) + usage.get("usage", 0), "failcnt": 0}
-    found = _without_zeros({
-        "cache": raw.get("file", 0),
-        "usage": usage,
-        "swap": _without_zeros(both, ("limit", "failcnt")),
-        "kernel": empty,
-        "kernelTCP": empty,
-        "raw": raw,
-    })  # fmt: skip
+    found = _without_zeros(
+        {
+            "cache": raw.get("file", 0),
+            "usage": usage,
+            "swap": _without_zeros(both, ("limit", "failcnt")),
+            "kernel": empty,
+            "kernelTCP": empty,
+            "raw": raw,
+        }
+    )
     return _with_pressure(found, path, "memory.pressure")
 
 

@@ -615,9 +615,7 @@ def set_unified(path: str, unified: dict[str, str]) -> None:
             raise CgroupError(f"linux.resources.unified: {name!r} must be a file's name, without slashes")
         controller, dot, _ = name.partition(".")
         if not controller or not dot:
-            raise CgroupError(
-                f"linux.resources.unified: the specified key has not the form CONTROLLER.VALUE `{name}`"
-            )
+            raise CgroupError(f"linux.resources.unified: the specified key has not the form CONTROLLER.VALUE `{name}`")
         for line in value.splitlines() or [""]:
             _limit(path, name, line, f"unified[{name}]")
 

@@ -245,9 +245,7 @@ def new_bridge(name: str, mtu: int = 0, mac: str = "") -> Message:
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + _kind("bridge"), f"bridge {name}")
 
 
-def new_veth(
-    name: str, master: int, peer: str, peer_namespace: int, peer_mac: str, mtu: int = 0
-) -> Message:
+def new_veth(name: str, master: int, peer: str, peer_namespace: int, peer_mac: str, mtu: int = 0) -> Message:
     """A veth pair: `name` here, up and on the bridge; `peer`, down, in the other namespace (a descriptor)."""
     size = attribute(IFLA_MTU, number(mtu)) if mtu else b""
     # The peer cannot be made up at once: the kernel opens it before the pair is joined (ENOTCONN).

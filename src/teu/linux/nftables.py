@@ -105,9 +105,12 @@ NFT_MSG_NEWCHAIN, NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_D
 NFTA_TABLE, NFTA_CHAIN_NAME = 1, 3  # every object's first attribute is its table's name
 _FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
 _KINDS = {
-    NFT_MSG_NEWCHAIN: "new chain", NFT_MSG_DELTABLE: "delete table", NFT_MSG_DELCHAIN: "delete chain",
-    NFT_MSG_DELRULE: "delete rule", NFT_MSG_DELSET: "delete set",
-}  # fmt: skip
+    NFT_MSG_NEWCHAIN: "new chain",
+    NFT_MSG_DELTABLE: "delete table",
+    NFT_MSG_DELCHAIN: "delete chain",
+    NFT_MSG_DELRULE: "delete rule",
+    NFT_MSG_DELSET: "delete set",
+}
 
 
 class Change(NamedTuple):

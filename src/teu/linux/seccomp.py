@@ -390,9 +390,7 @@ def add_architectures(library: _Library, context: int, profile: Profile) -> dict
         if token != native:
             error = -call.seccomp_arch_add(context, token)
             if error == errno.EDOM:
-                raise SeccompError(
-                    f"linux.seccomp.architectures: {name} has another byte order than this machine"
-                )
+                raise SeccompError(f"linux.seccomp.architectures: {name} has another byte order than this machine")
             if error not in (0, errno.EEXIST):
                 raise SeccompError(f"linux.seccomp.architectures: {name}: {os.strerror(error)}")
         tokens[name] = token
@@ -417,8 +415,7 @@ def add_rule(library: _Library, context: int, rule: Profile, default: int, field
             raise SeccompError(f"{field}.args[{number}].index: {index} is not in 0 to {ARGUMENTS - 1}")
         if argument.get("op") not in OPERATORS:
             raise SeccompError(
-                f"{field}.args[{number}].op: {argument.get('op')} is not known; "
-                f"known are {', '.join(OPERATORS)}"
+                f"{field}.args[{number}].op: {argument.get('op')} is not known; known are {', '.join(OPERATORS)}"
             )
         value, second = argument.get("value", 0), argument.get("valueTwo", 0)
         conditions.append(library.argument(index, OPERATORS[argument["op"]], value, second))

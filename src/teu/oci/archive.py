@@ -342,9 +342,7 @@ class _Entries:
         return "/".join(done)
 
 
-def read(
-    stream: Stream, sink: Sink, compress: Callable[[str], tuple[str, int]] | None = None
-) -> list[ArchiveImage]:
+def read(stream: Stream, sink: Sink, compress: Callable[[str], tuple[str, int]] | None = None) -> list[ArchiveImage]:
     """Read a whole archive into `sink` and return its images. `compress` makes another blob with gzip of a layer that
     has no compression, in archives of docker's form: its digest and size. Raises ArchiveError or SpecError."""
     with _spool() as spool:
@@ -564,9 +562,7 @@ def _docker_images(
             suffix = {"": "", "gzip": ".gzip", "zstd": ".zstd"}.get(entry.compression)
             if suffix is None:
                 raise ArchiveError(f"layer {path} is compressed with {entry.compression}; gzip and zstd are read")
-            layers.append(
-                {"mediaType": image_spec.DOCKER_LAYER + suffix, "digest": entry.digest, "size": entry.size}
-            )
+            layers.append({"mediaType": image_spec.DOCKER_LAYER + suffix, "digest": entry.digest, "size": entry.size})
         manifest = {
             "schemaVersion": 2,
             "mediaType": image_spec.DOCKER_MANIFEST,
@@ -641,9 +637,11 @@ def _older_history(part: Json) -> Json:
     command = own.get("Cmd") if isinstance(own, dict) else None
     words = [str(word) for word in command] if isinstance(command, list) else []
     told = {
-        "created": part.get("created"), "author": part.get("author"), "created_by": " ".join(words),
+        "created": part.get("created"),
+        "author": part.get("author"),
+        "created_by": " ".join(words),
         "comment": part.get("comment"),
-    }  # fmt: skip
+    }
     return {key: value for key, value in told.items() if isinstance(value, str) and value}
 
 
@@ -677,9 +675,9 @@ def write(
                 entry["annotations"] = {NAME_ANNOTATION: name, REF_ANNOTATION: parsed.tag}
                 if parsed.tag:
                     tags.append(parsed.familiar())
-                    repositories.setdefault(parsed.familiar_name, {})[parsed.tag] = image.config_digest.partition(
-                        ":"
-                    )[2]
+                    repositories.setdefault(parsed.familiar_name, {})[parsed.tag] = image.config_digest.partition(":")[
+                        2
+                    ]
             manifests.append(entry)
         table.append(
             {
@@ -699,8 +697,9 @@ def write(
         if written != size:
             raise ArchiveError(f"content {digest} has {written} bytes, {size} were expected")
         yield b"\0" * (-size % 512)
-    yield from _file("index.json", image_spec.encode(
-        {"schemaVersion": 2, "mediaType": image_spec.OCI_INDEX, "manifests": manifests}))
+    yield from _file(
+        "index.json", image_spec.encode({"schemaVersion": 2, "mediaType": image_spec.OCI_INDEX, "manifests": manifests})
+    )
     if for_docker:
         yield from _file("manifest.json", _encode_list(table))
     yield from _file("oci-layout", LAYOUT)

@@ -204,9 +204,7 @@ class _Host:
         address = proxy or (host, port)
         made: http.client.HTTPConnection
         if self.scheme == "https":
-            made = http.client.HTTPSConnection(
-                address[0], address[1], timeout=CONNECT_SECONDS, context=self._tls()
-            )
+            made = http.client.HTTPSConnection(address[0], address[1], timeout=CONNECT_SECONDS, context=self._tls())
             if proxy:
                 made.set_tunnel(host, port or 443)
         else:
@@ -355,9 +353,7 @@ class Registry:
                 self._hosts[key] = _Host(scheme, netloc, self.options, is_insecure(netloc, self.options))
             return self._hosts[key]
 
-    def _exchange(
-        self, method: str, url: str, headers: dict[str, str], body: bytes | Iterable[bytes] | None
-    ) -> Answer:
+    def _exchange(self, method: str, url: str, headers: dict[str, str], body: bytes | Iterable[bytes] | None) -> Answer:
         parts = urlsplit(url)
         host = self._host(parts.scheme, parts.netloc)
         path = parts.path + (f"?{parts.query}" if parts.query else "")
@@ -372,8 +368,10 @@ class Registry:
                 self._check()
                 if watch:
                     watch.connected(_address(connection.sock), used)
-                    watch.sent(_head(f"{method} {path or '/'} HTTP/1.1", {"Host": parts.netloc, **headers}),
-                               body if isinstance(body, bytes) else None)  # fmt: skip
+                    watch.sent(
+                        _head(f"{method} {path or '/'} HTTP/1.1", {"Host": parts.netloc, **headers}),
+                        body if isinstance(body, bytes) else None,
+                    )
                 connection.request(method, path or "/", body, headers)
                 if connection.sock is not None:
                     connection.sock.settimeout(READ_SECONDS)
@@ -701,9 +699,12 @@ class Registry:
         """Ask for the blob of another repository of the registry: "" when it was given, else an upload's address."""
         query = urlencode({"mount": digest, "from": source})
         answer = self.request(
-            "POST", f"/v2/{repository}/blobs/uploads/?{query}", self.push_scope(repository),
-            {"Content-Length": "0"}, accept=(201, 202),
-        )  # fmt: skip
+            "POST",
+            f"/v2/{repository}/blobs/uploads/?{query}",
+            self.push_scope(repository),
+            {"Content-Length": "0"},
+            accept=(201, 202),
+        )
         answer.read(ERROR_BODY_LIMIT)
         return "" if answer.status == 201 else self._location(answer)
 

@@ -73,9 +73,28 @@ _MACHINES = {
     "loongarch64": ("loong64", ""),
 }
 ARCHITECTURES = {
-    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64",
-    "s390x", "sparc64", "wasm", "x86_64", "x86-64", "aarch64", "i386", "armhf", "armel",
-}  # fmt: skip
+    "386",
+    "amd64",
+    "arm",
+    "arm64",
+    "loong64",
+    "mips",
+    "mips64",
+    "mips64le",
+    "mipsle",
+    "ppc64",
+    "ppc64le",
+    "riscv64",
+    "s390x",
+    "sparc64",
+    "wasm",
+    "x86_64",
+    "x86-64",
+    "aarch64",
+    "i386",
+    "armhf",
+    "armel",
+}
 _ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386", "armhf": "arm", "armel": "arm"}
 
 
@@ -113,11 +132,14 @@ def most_of_host() -> Platform:
 
 
 def parse_platform(text: str) -> Platform:
-    """"linux/arm/v7", "arm64" or "linux"; raises SpecError."""
+    """ "linux/arm/v7", "arm64" or "linux"; raises SpecError."""
     host = host_platform()
     parts = text.lower().split("/")
-    if not all(parts) or len(parts) > 3 or any(not p.replace("-", "").replace("_", "").replace(".", "").isalnum()
-                                               for p in parts):
+    if (
+        not all(parts)
+        or len(parts) > 3
+        or any(not p.replace("-", "").replace("_", "").replace(".", "").isalnum() for p in parts)
+    ):
         wrong = next((p for p in parts if not p.replace("-", "").replace("_", "").replace(".", "").isalnum()), text)
         raise SpecError(f'"{wrong}" is an invalid component of "{text}": a platform is os[/architecture[/variant]]')
     if len(parts) == 1:
@@ -370,7 +392,7 @@ def is_layer(media_type: str) -> bool:
 
 
 def compression_of(first_bytes: bytes) -> str:
-    """"gzip", "zstd", "bzip2", "xz" or "" by the magic number at a stream's start."""
+    """ "gzip", "zstd", "bzip2", "xz" or "" by the magic number at a stream's start."""
     if first_bytes.startswith(b"\x1f\x8b\x08"):
         return "gzip"
     if first_bytes.startswith(b"\x28\xb5\x2f\xfd"):

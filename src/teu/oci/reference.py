@@ -74,9 +74,7 @@ def parse(text: str) -> Reference:
     if not text:
         raise ReferenceError_("invalid reference format: repository name must have at least one component")
     if _IDENTIFIER.match(text):
-        raise ReferenceError_(
-            f"invalid repository name ({text}), cannot specify 64-byte hexadecimal strings"
-        )
+        raise ReferenceError_(f"invalid repository name ({text}), cannot specify 64-byte hexadecimal strings")
     rest, at, digest = text.partition("@")
     domain, path_and_tag = _split_domain(rest)
     path, _colon, tag = path_and_tag.partition(":")

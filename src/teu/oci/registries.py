@@ -118,17 +118,23 @@ class Registries:
 
 
 def opened(
-    domain: str, credentials: Credentials | None, options: Options, folder: str = "", plain: bool = False,
+    domain: str,
+    credentials: Credentials | None,
+    options: Options,
+    folder: str = "",
+    plain: bool = False,
     headers: dict[str, str] | None = None,
-) -> Registries:  # fmt: skip
+) -> Registries:
     """The places of `domain` by `folder`. `plain`: HTTP where the folder says nothing of it; `headers` go to all of
     them. Raises HostsError and OSError."""
     members = []
     for place in places(folder, domain) if folder else [Place()]:
         given = options._replace(
-            certs="" if folder else options.certs, pairs=options.pairs + place.pairs, authorities=place.authorities,
+            certs="" if folder else options.certs,
+            pairs=options.pairs + place.pairs,
+            authorities=place.authorities,
             verify=options.verify if place.verify is None else place.verify,
-        )  # fmt: skip
+        )
         explicit = bool(options.authority or options.pairs or not options.verify)
         explicit = explicit or bool(place.authorities or place.pairs) or place.verify is not None
         netloc, scheme = place.netloc, place.scheme

@@ -93,12 +93,15 @@ def _place(folder: Path, server: str, table: dict[str, Any]) -> Place:
     for name, values in (table.get("header") or {}).items():
         headers += [(name, str(value)) for value in (values if isinstance(values, list) else [values])]
     return Place(
-        scheme, netloc, path, operations,
+        scheme,
+        netloc,
+        path,
+        operations,
         tuple(str(folder / each) for each in _texts(table.get("ca"), "ca")),
         tuple(_pairs(folder, table.get("client"))),
         None if table.get("skip_verify") is None else not table["skip_verify"],
         tuple(headers),
-    )  # fmt: skip
+    )
 
 
 def _texts(value: Any, name: str) -> list[str]:

@@ -48,27 +48,63 @@ STRING_MAP = ("map", STRING)
 
 NAMESPACES = ("mount", "pid", "network", "uts", "ipc", "user", "cgroup", "time")
 PROPAGATIONS = (
-    "private", "shared", "slave", "unbindable", "rprivate", "rshared", "rslave", "runbindable",
-)  # fmt: skip
+    "private",
+    "shared",
+    "slave",
+    "unbindable",
+    "rprivate",
+    "rshared",
+    "rslave",
+    "runbindable",
+)
 SCHEDULERS = (
-    "SCHED_OTHER", "SCHED_FIFO", "SCHED_RR", "SCHED_BATCH", "SCHED_ISO", "SCHED_IDLE", "SCHED_DEADLINE",
-)  # fmt: skip
+    "SCHED_OTHER",
+    "SCHED_FIFO",
+    "SCHED_RR",
+    "SCHED_BATCH",
+    "SCHED_ISO",
+    "SCHED_IDLE",
+    "SCHED_DEADLINE",
+)
 SCHEDULER_FLAGS = (
-    "SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_RECLAIM", "SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_KEEP_POLICY",
-    "SCHED_FLAG_KEEP_PARAMS", "SCHED_FLAG_UTIL_CLAMP_MIN", "SCHED_FLAG_UTIL_CLAMP_MAX",
-)  # fmt: skip
+    "SCHED_FLAG_RESET_ON_FORK",
+    "SCHED_FLAG_RECLAIM",
+    "SCHED_FLAG_DL_OVERRUN",
+    "SCHED_FLAG_KEEP_POLICY",
+    "SCHED_FLAG_KEEP_PARAMS",
+    "SCHED_FLAG_UTIL_CLAMP_MIN",
+    "SCHED_FLAG_UTIL_CLAMP_MAX",
+)
 IO_CLASSES = ("IOPRIO_CLASS_RT", "IOPRIO_CLASS_BE", "IOPRIO_CLASS_IDLE")
 MEMORY_POLICIES = (
-    "MPOL_DEFAULT", "MPOL_BIND", "MPOL_INTERLEAVE", "MPOL_WEIGHTED_INTERLEAVE", "MPOL_PREFERRED",
-    "MPOL_PREFERRED_MANY", "MPOL_LOCAL",
-)  # fmt: skip
+    "MPOL_DEFAULT",
+    "MPOL_BIND",
+    "MPOL_INTERLEAVE",
+    "MPOL_WEIGHTED_INTERLEAVE",
+    "MPOL_PREFERRED",
+    "MPOL_PREFERRED_MANY",
+    "MPOL_LOCAL",
+)
 MEMORY_POLICY_FLAGS = ("MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES")
 PERSONALITIES = ("LINUX", "LINUX32")
 RLIMITS = (
-    "RLIMIT_AS", "RLIMIT_CORE", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_LOCKS",
-    "RLIMIT_MEMLOCK", "RLIMIT_MSGQUEUE", "RLIMIT_NICE", "RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_RSS",
-    "RLIMIT_RTPRIO", "RLIMIT_RTTIME", "RLIMIT_SIGPENDING", "RLIMIT_STACK",
-)  # fmt: skip
+    "RLIMIT_AS",
+    "RLIMIT_CORE",
+    "RLIMIT_CPU",
+    "RLIMIT_DATA",
+    "RLIMIT_FSIZE",
+    "RLIMIT_LOCKS",
+    "RLIMIT_MEMLOCK",
+    "RLIMIT_MSGQUEUE",
+    "RLIMIT_NICE",
+    "RLIMIT_NOFILE",
+    "RLIMIT_NPROC",
+    "RLIMIT_RSS",
+    "RLIMIT_RTPRIO",
+    "RLIMIT_RTTIME",
+    "RLIMIT_SIGPENDING",
+    "RLIMIT_STACK",
+)
 HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 
 ID_MAPPINGS = ("list", ("object", {"containerID!": UINT32, "hostID!": UINT32, "size!": UINT32}))
@@ -78,122 +114,249 @@ OFFSET = ("object", {"secs": INT64, "nanosecs": UINT32})
 
 CONSOLE_SIZE = ("object", {"height!": UINT16, "width!": UINT16})
 
-PROCESS = ("object", {
-    "args": STRINGS,
-    "cwd!": STRING,
-    "env": STRINGS,
-    "terminal": BOOLEAN,
-    "user": ("object", {
-        "uid": UINT32, "gid": UINT32, "umask": UINT32, "additionalGids": ("list", UINT32), "username": STRING,
-    }),
-    "capabilities": ("object", {
-        "bounding": STRINGS, "permitted": STRINGS, "effective": STRINGS, "inheritable": STRINGS,
-        "ambient": STRINGS,
-    }),
-    "rlimits": ("list", ("object", {"type!": ("enum", RLIMITS), "soft!": UINT64, "hard!": UINT64})),
-    "apparmorProfile": STRING,
-    "selinuxLabel": STRING,
-    "oomScoreAdj": ("integer", -1000, 1000),
-    "noNewPrivileges": BOOLEAN,
-    "ioPriority": ("object", {"class!": ("enum", IO_CLASSES), "priority": ("integer", 0, 7)}),
-    "scheduler": ("object", {
-        "policy!": ("enum", SCHEDULERS), "nice": INT32, "priority": INT32,
-        "flags": ("list", ("enum", SCHEDULER_FLAGS)), "runtime": UINT64, "deadline": UINT64, "period": UINT64,
-    }),
-    "execCPUAffinity": ("object", {"initial": STRING, "final": STRING}),
-})  # fmt: skip
+PROCESS = (
+    "object",
+    {
+        "args": STRINGS,
+        "cwd!": STRING,
+        "env": STRINGS,
+        "terminal": BOOLEAN,
+        "user": (
+            "object",
+            {
+                "uid": UINT32,
+                "gid": UINT32,
+                "umask": UINT32,
+                "additionalGids": ("list", UINT32),
+                "username": STRING,
+            },
+        ),
+        "capabilities": (
+            "object",
+            {
+                "bounding": STRINGS,
+                "permitted": STRINGS,
+                "effective": STRINGS,
+                "inheritable": STRINGS,
+                "ambient": STRINGS,
+            },
+        ),
+        "rlimits": ("list", ("object", {"type!": ("enum", RLIMITS), "soft!": UINT64, "hard!": UINT64})),
+        "apparmorProfile": STRING,
+        "selinuxLabel": STRING,
+        "oomScoreAdj": ("integer", -1000, 1000),
+        "noNewPrivileges": BOOLEAN,
+        "ioPriority": ("object", {"class!": ("enum", IO_CLASSES), "priority": ("integer", 0, 7)}),
+        "scheduler": (
+            "object",
+            {
+                "policy!": ("enum", SCHEDULERS),
+                "nice": INT32,
+                "priority": INT32,
+                "flags": ("list", ("enum", SCHEDULER_FLAGS)),
+                "runtime": UINT64,
+                "deadline": UINT64,
+                "period": UINT64,
+            },
+        ),
+        "execCPUAffinity": ("object", {"initial": STRING, "final": STRING}),
+    },
+)
 
-RESOURCES = ("object", {
-    "unified": STRING_MAP,
-    "devices": ("list", ("object", {
-        "allow!": BOOLEAN, "type": STRING, "major": INT64, "minor": INT64, "access": STRING,
-    })),
-    "pids": ("object", {"limit": INT64}),
-    "memory": ("object", {
-        "limit": INT64, "reservation": INT64, "swap": INT64, "kernel": INT64, "kernelTCP": INT64,
-        "swappiness": UINT64, "disableOOMKiller": BOOLEAN, "useHierarchy": BOOLEAN,
-        "checkBeforeUpdate": BOOLEAN,
-    }),
-    "cpu": ("object", {
-        "shares": UINT64, "quota": INT64, "burst": UINT64, "period": UINT64, "realtimeRuntime": INT64,
-        "realtimePeriod": UINT64, "cpus": STRING, "mems": STRING, "idle": INT64,
-    }),
-    "blockIO": ("object", {
-        "weight": UINT16,
-        "leafWeight": UINT16,
-        "weightDevice": ("list", ("object", {
-            "major!": INT64, "minor!": INT64, "weight": UINT16, "leafWeight": UINT16,
-        })),
-        "throttleReadBpsDevice": THROTTLE,
-        "throttleWriteBpsDevice": THROTTLE,
-        "throttleReadIOPSDevice": THROTTLE,
-        "throttleWriteIOPSDevice": THROTTLE,
-    }),
-    "hugepageLimits": ("list", ("object", {"pageSize!": STRING, "limit!": UINT64})),
-    "network": ("object", {
-        "classID": UINT32, "priorities": ("list", ("object", {"name!": STRING, "priority!": UINT32})),
-    }),
-    "rdma": ("map", ("object", {"hcaHandles": UINT32, "hcaObjects": UINT32})),
-})  # fmt: skip
+RESOURCES = (
+    "object",
+    {
+        "unified": STRING_MAP,
+        "devices": (
+            "list",
+            (
+                "object",
+                {
+                    "allow!": BOOLEAN,
+                    "type": STRING,
+                    "major": INT64,
+                    "minor": INT64,
+                    "access": STRING,
+                },
+            ),
+        ),
+        "pids": ("object", {"limit": INT64}),
+        "memory": (
+            "object",
+            {
+                "limit": INT64,
+                "reservation": INT64,
+                "swap": INT64,
+                "kernel": INT64,
+                "kernelTCP": INT64,
+                "swappiness": UINT64,
+                "disableOOMKiller": BOOLEAN,
+                "useHierarchy": BOOLEAN,
+                "checkBeforeUpdate": BOOLEAN,
+            },
+        ),
+        "cpu": (
+            "object",
+            {
+                "shares": UINT64,
+                "quota": INT64,
+                "burst": UINT64,
+                "period": UINT64,
+                "realtimeRuntime": INT64,
+                "realtimePeriod": UINT64,
+                "cpus": STRING,
+                "mems": STRING,
+                "idle": INT64,
+            },
+        ),
+        "blockIO": (
+            "object",
+            {
+                "weight": UINT16,
+                "leafWeight": UINT16,
+                "weightDevice": (
+                    "list",
+                    (
+                        "object",
+                        {
+                            "major!": INT64,
+                            "minor!": INT64,
+                            "weight": UINT16,
+                            "leafWeight": UINT16,
+                        },
+                    ),
+                ),
+                "throttleReadBpsDevice": THROTTLE,
+                "throttleWriteBpsDevice": THROTTLE,
+                "throttleReadIOPSDevice": THROTTLE,
+                "throttleWriteIOPSDevice": THROTTLE,
+            },
+        ),
+        "hugepageLimits": ("list", ("object", {"pageSize!": STRING, "limit!": UINT64})),
+        "network": (
+            "object",
+            {
+                "classID": UINT32,
+                "priorities": ("list", ("object", {"name!": STRING, "priority!": UINT32})),
+            },
+        ),
+        "rdma": ("map", ("object", {"hcaHandles": UINT32, "hcaObjects": UINT32})),
+    },
+)
 
-SECCOMP = ("object", {
-    "defaultAction!": STRING,
-    "defaultErrnoRet": UINT32,
-    "flags": STRINGS,
-    "listenerPath": STRING,
-    "listenerMetadata": STRING,
-    "architectures": STRINGS,
-    "syscalls": ("list", ("object", {
-        "names!": STRINGS,
-        "action!": STRING,
-        "errnoRet": UINT32,
-        "args": ("list", ("object", {
-            "index": ("integer", 0, 5), "value": UINT64, "valueTwo": UINT64, "op!": STRING,
-        })),
-    })),
-})  # fmt: skip
+SECCOMP = (
+    "object",
+    {
+        "defaultAction!": STRING,
+        "defaultErrnoRet": UINT32,
+        "flags": STRINGS,
+        "listenerPath": STRING,
+        "listenerMetadata": STRING,
+        "architectures": STRINGS,
+        "syscalls": (
+            "list",
+            (
+                "object",
+                {
+                    "names!": STRINGS,
+                    "action!": STRING,
+                    "errnoRet": UINT32,
+                    "args": (
+                        "list",
+                        (
+                            "object",
+                            {
+                                "index": ("integer", 0, 5),
+                                "value": UINT64,
+                                "valueTwo": UINT64,
+                                "op!": STRING,
+                            },
+                        ),
+                    ),
+                },
+            ),
+        ),
+    },
+)
 
-SPEC = ("object", {
-    "ociVersion!": STRING,
-    "root!": ("object", {"path!": STRING, "readonly": BOOLEAN}),
-    "process!": PROCESS,
-    "hostname": STRING,
-    "domainname": STRING,
-    "annotations": STRING_MAP,
-    "mounts": ("list", ("object", {
-        "destination!": STRING, "source": STRING, "type": STRING, "options": STRINGS,
-        "uidMappings": ID_MAPPINGS, "gidMappings": ID_MAPPINGS,
-    })),
-    "hooks": ("object", dict.fromkeys(HOOKS, ("list", HOOK))),
-    "linux": ("object", {
-        "namespaces": ("list", ("object", {"type!": ("enum", NAMESPACES), "path": STRING})),
-        "uidMappings": ID_MAPPINGS,
-        "gidMappings": ID_MAPPINGS,
-        "timeOffsets": ("object", {"boottime": OFFSET, "monotonic": OFFSET}),
-        "devices": ("list", ("object", {
-            "type!": STRING, "path!": STRING, "fileMode": UINT32, "major": INT64, "minor": INT64,
-            "uid": UINT32, "gid": UINT32,
-        })),
-        "netDevices": ("map", ("object", {"name": STRING})),
-        "cgroupsPath": STRING,
-        "resources": RESOURCES,
-        "rootfsPropagation": STRING,
-        "seccomp": SECCOMP,
-        "sysctl": STRING_MAP,
-        "maskedPaths": STRINGS,
-        "readonlyPaths": STRINGS,
-        "mountLabel": STRING,
-        "intelRdt": ("object", {
-            "closID": STRING, "schemata": STRINGS, "l3CacheSchema": STRING, "memBwSchema": STRING,
-            "enableMonitoring": BOOLEAN,
-        }),
-        "memoryPolicy": ("object", {
-            "mode!": ("enum", MEMORY_POLICIES), "nodes": STRING,
-            "flags": ("list", ("enum", MEMORY_POLICY_FLAGS)),
-        }),
-        "personality": ("object", {"domain!": ("enum", PERSONALITIES), "flags": STRINGS}),
-    }),
-})  # fmt: skip
+SPEC = (
+    "object",
+    {
+        "ociVersion!": STRING,
+        "root!": ("object", {"path!": STRING, "readonly": BOOLEAN}),
+        "process!": PROCESS,
+        "hostname": STRING,
+        "domainname": STRING,
+        "annotations": STRING_MAP,
+        "mounts": (
+            "list",
+            (
+                "object",
+                {
+                    "destination!": STRING,
+                    "source": STRING,
+                    "type": STRING,
+                    "options": STRINGS,
+                    "uidMappings": ID_MAPPINGS,
+                    "gidMappings": ID_MAPPINGS,
+                },
+            ),
+        ),
+        "hooks": ("object", dict.fromkeys(HOOKS, ("list", HOOK))),
+        "linux": (
+            "object",
+            {
+                "namespaces": ("list", ("object", {"type!": ("enum", NAMESPACES), "path": STRING})),
+                "uidMappings": ID_MAPPINGS,
+                "gidMappings": ID_MAPPINGS,
+                "timeOffsets": ("object", {"boottime": OFFSET, "monotonic": OFFSET}),
+                "devices": (
+                    "list",
+                    (
+                        "object",
+                        {
+                            "type!": STRING,
+                            "path!": STRING,
+                            "fileMode": UINT32,
+                            "major": INT64,
+                            "minor": INT64,
+                            "uid": UINT32,
+                            "gid": UINT32,
+                        },
+                    ),
+                ),
+                "netDevices": ("map", ("object", {"name": STRING})),
+                "cgroupsPath": STRING,
+                "resources": RESOURCES,
+                "rootfsPropagation": STRING,
+                "seccomp": SECCOMP,
+                "sysctl": STRING_MAP,
+                "maskedPaths": STRINGS,
+                "readonlyPaths": STRINGS,
+                "mountLabel": STRING,
+                "intelRdt": (
+                    "object",
+                    {
+                        "closID": STRING,
+                        "schemata": STRINGS,
+                        "l3CacheSchema": STRING,
+                        "memBwSchema": STRING,
+                        "enableMonitoring": BOOLEAN,
+                    },
+                ),
+                "memoryPolicy": (
+                    "object",
+                    {
+                        "mode!": ("enum", MEMORY_POLICIES),
+                        "nodes": STRING,
+                        "flags": ("list", ("enum", MEMORY_POLICY_FLAGS)),
+                    },
+                ),
+                "personality": ("object", {"domain!": ("enum", PERSONALITIES), "flags": STRINGS}),
+            },
+        ),
+    },
+)
 
 
 def _walk(value: Any, kind: Any, field: str) -> None:
@@ -389,15 +552,75 @@ def _check_namespaces(spec: Object, linux: Object) -> None:
 
 
 # Options that a bind mount takes; any other would be data for a file system, and silently lost.
-MOUNT_OPTIONS = frozenset((
-    "acl", "async", "atime", "bind", "copy-symlink", "defaults", "dev", "diratime", "dirsync", "exec", "idmap",
-    "iversion", "lazytime", "loud", "mand", "noacl", "noatime", "nodev", "nodiratime", "noexec", "noiversion",
-    "nolazytime", "nomand", "norelatime", "nostrictatime", "nosuid", "nosymfollow", "private", "ratime",
-    "rbind", "rdev", "rdiratime", "relatime", "remount", "rexec", "ridmap", "rnoatime", "rnodev", "rnodiratime",
-    "rnoexec", "rnorelatime", "rnostrictatime", "rnosuid", "rnosymfollow", "ro", "rprivate", "rrelatime", "rro",
-    "rrw", "rshared", "rslave", "rstrictatime", "rsuid", "rsymfollow", "runbindable", "rw", "shared", "silent",
-    "slave", "strictatime", "suid", "symfollow", "sync", "tmpcopyup", "unbindable",
-))  # fmt: skip
+MOUNT_OPTIONS = frozenset(
+    (
+        "acl",
+        "async",
+        "atime",
+        "bind",
+        "copy-symlink",
+        "defaults",
+        "dev",
+        "diratime",
+        "dirsync",
+        "exec",
+        "idmap",
+        "iversion",
+        "lazytime",
+        "loud",
+        "mand",
+        "noacl",
+        "noatime",
+        "nodev",
+        "nodiratime",
+        "noexec",
+        "noiversion",
+        "nolazytime",
+        "nomand",
+        "norelatime",
+        "nostrictatime",
+        "nosuid",
+        "nosymfollow",
+        "private",
+        "ratime",
+        "rbind",
+        "rdev",
+        "rdiratime",
+        "relatime",
+        "remount",
+        "rexec",
+        "ridmap",
+        "rnoatime",
+        "rnodev",
+        "rnodiratime",
+        "rnoexec",
+        "rnorelatime",
+        "rnostrictatime",
+        "rnosuid",
+        "rnosymfollow",
+        "ro",
+        "rprivate",
+        "rrelatime",
+        "rro",
+        "rrw",
+        "rshared",
+        "rslave",
+        "rstrictatime",
+        "rsuid",
+        "rsymfollow",
+        "runbindable",
+        "rw",
+        "shared",
+        "silent",
+        "slave",
+        "strictatime",
+        "suid",
+        "symfollow",
+        "sync",
+        "tmpcopyup",
+        "unbindable",
+    )
+)
 
 
 def _check_mounts(mounts: list[Object], rootless: bool) -> None:
@@ -490,9 +713,7 @@ def check_resources(resources: Object, field: str = "linux.resources") -> None:
         if "/" in name:
             raise SpecError(f"{field}.unified[{name}]", "must be a file's name, without slashes")
         if not name.partition(".")[0] or "." not in name:
-            raise SpecError(
-                f"{field}.unified[{name}]", f"the specified key has not the form CONTROLLER.VALUE `{name}`"
-            )
+            raise SpecError(f"{field}.unified[{name}]", f"the specified key has not the form CONTROLLER.VALUE `{name}`")
 
 
 def check_ranges(text: str, field: str) -> None:
@@ -537,10 +758,18 @@ def check_seccomp(seccomp: Object, field: str = "linux.seccomp") -> None:
         raise SpecError(f"{field}.listenerMetadata", "is given without a listenerPath")
 
 
-IPC_SYSCTLS = frozenset((
-    "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
-    "kernel.shmmni", "kernel.shm_rmid_forced",
-))  # fmt: skip
+IPC_SYSCTLS = frozenset(
+    (
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    )
+)
 
 
 def sysctl_name(name: str) -> str:

@@ -35,8 +35,20 @@ class TarError(ValueError):
 
 
 class Entry:
-    __slots__ = ("devmajor", "devminor", "gid", "link", "mode", "mtime", "name", "size", "sparse", "type", "uid",
-                 "xattrs")  # fmt: skip
+    __slots__ = (
+        "devmajor",
+        "devminor",
+        "gid",
+        "link",
+        "mode",
+        "mtime",
+        "name",
+        "size",
+        "sparse",
+        "type",
+        "uid",
+        "xattrs",
+    )
 
     def __init__(self) -> None:
         self.name = ""
@@ -392,13 +404,37 @@ def _pax_record(key: bytes, value: bytes) -> bytes:
 
 
 def _header(
-    name: bytes, kind: bytes, mode: int, uid: bytes, gid: bytes, size: bytes, mtime: bytes, link: bytes, major: bytes,
-    minor: bytes, prefix: bytes,
-) -> bytes:  # fmt: skip
+    name: bytes,
+    kind: bytes,
+    mode: int,
+    uid: bytes,
+    gid: bytes,
+    size: bytes,
+    mtime: bytes,
+    link: bytes,
+    major: bytes,
+    minor: bytes,
+    prefix: bytes,
+) -> bytes:
     block = b"".join(
-        (name.ljust(100, b"\0"), b"%07o\0" % mode, uid, gid, size, mtime, b"        ", kind, link.ljust(100, b"\0"),
-         b"ustar\0" b"00", bytes(64), major, minor, prefix.ljust(155, b"\0"), bytes(12))
-    )  # fmt: skip
+        (
+            name.ljust(100, b"\0"),
+            b"%07o\0" % mode,
+            uid,
+            gid,
+            size,
+            mtime,
+            b"        ",
+            kind,
+            link.ljust(100, b"\0"),
+            b"ustar\000",
+            bytes(64),
+            major,
+            minor,
+            prefix.ljust(155, b"\0"),
+            bytes(12),
+        )
+    )
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
 
 
@@ -438,16 +474,23 @@ def pack(entry: Entry) -> bytes:
         records += _pax_record((_XATTR + attribute).encode("utf-8", "surrogateescape"), content)
     major, minor = _octal(entry.devmajor, 8), _octal(entry.devminor, 8)
     block = _header(
-        short, entry.type, entry.mode & 0o7777, fields[0], fields[1], fields[2], mtime or _ZERO12, short_link,
-        major or _ZERO8, minor or _ZERO8, prefix,
-    )  # fmt: skip
+        short,
+        entry.type,
+        entry.mode & 0o7777,
+        fields[0],
+        fields[1],
+        fields[2],
+        mtime or _ZERO12,
+        short_link,
+        major or _ZERO8,
+        minor or _ZERO8,
+        prefix,
+    )
     if not records:
         return block
     size = _octal(len(records), 12) or _ZERO12
     base = name.rsplit(b"/", 1)[-1][:80]
-    extended = _header(
-        b"PaxHeaders.0/" + base, b"x", 0o644, _ZERO8, _ZERO8, size, _ZERO12, b"", _ZERO8, _ZERO8, b""
-    )
+    extended = _header(b"PaxHeaders.0/" + base, b"x", 0o644, _ZERO8, _ZERO8, size, _ZERO12, b"", _ZERO8, _ZERO8, b"")
     return extended + records + bytes(-len(records) % BLOCK) + block
 
 

@@ -219,9 +219,7 @@ class Cgroup:
             self._bus = connect(self.record.get("bus", "system"))
         return self._bus
 
-    def start_unit(
-        self, container_id: str, pid: int, resources: Resources, annotations: dict[str, str]
-    ) -> None:
+    def start_unit(self, container_id: str, pid: int, resources: Resources, annotations: dict[str, str]) -> None:
         """Start the transient unit, with `pid` in it, and wait until systemd has done so."""
         from teu.systemd import scope
         from teu.systemd.bus import BusError
@@ -290,9 +288,7 @@ class Cgroup:
             from teu.systemd.scope import MANAGER
 
             below = path[len(self.path) :] or "/"
-            self.bus().call(
-                *MANAGER, "AttachProcessesToUnit", "ssau", (self.record["scope"], below, [pid])
-            )
+            self.bus().call(*MANAGER, "AttachProcessesToUnit", "ssau", (self.record["scope"], below, [pid]))
             return
         if not os.path.isdir(path):
             raise CgroupError(f"cgroup {path} does not exist")
@@ -353,9 +349,7 @@ class Cgroup:
                 try:
                     scope.set_unit_properties(self.bus(), self.record["scope"], properties)
                 except BusError as error:
-                    raise CgroupError(
-                        f"systemd refuses the limits of {self.record['scope']}: {error}"
-                    ) from error
+                    raise CgroupError(f"systemd refuses the limits of {self.record['scope']}: {error}") from error
         if devices:
             from teu.linux import bpf
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """teu-runc checkpoint: save a running container with criu, and end it (unless --leave-running).
 
-    <image-path>/           criu's images, dump.log
-        descriptors.json    what the first process had as 0, 1 and 2, for restore to give it again
+<image-path>/           criu's images, dump.log
+    descriptors.json    what the first process had as 0, 1 and 2, for restore to give it again
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FLAGS: dict[str, tuple[str, str, object, str]] = {
     "manage-cgroups-mode": ("", "string", "", "cgroups mode: soft|full|strict|ignore (default: soft)"),
     "empty-ns": ("", "strings", "", "create a namespace, but don't restore its properties"),
     "auto-dedup": ("", "bool", False, "enable auto deduplication of memory images"),
-}  # fmt: skip
+}
 ARGUMENTS = (1, 1)
 
 LOG_FILE = "dump.log"

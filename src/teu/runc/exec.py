@@ -402,9 +402,7 @@ class Execution:
                 pass
 
 
-def _run(
-    arguments: Arguments, container: state.Container, spec: dict[str, Any], described: dict[str, Any]
-) -> int:
+def _run(arguments: Arguments, container: state.Container, spec: dict[str, Any], described: dict[str, Any]) -> int:
     detached, terminal = arguments["detach"], bool(described.get("terminal"))
     console_socket = arguments["console-socket"]
     if detached and terminal and not console_socket:

@@ -620,9 +620,7 @@ class Launch:
         """The child is teu-runc-init now, small and quiet: limits, record, pid file."""
         assert self.cgroup is not None and self.container is not None
         linux = self.spec.get("linux") or {}
-        self.cgroup.apply(
-            linux.get("resources"), devices=not self.devices_set, rootless=self._rootless_cgroups()
-        )
+        self.cgroup.apply(linux.get("resources"), devices=not self.devices_set, rootless=self._rootless_cgroups())
         if linux.get("intelRdt"):
             from teu.runc import intel_rdt
 

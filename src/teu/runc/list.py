@@ -24,9 +24,13 @@ FLAGS: dict[str, tuple[str, str, object, str]] = {
 ARGUMENTS = (0, 0)
 
 COLUMNS = (
-    ("ID", "id"), ("PID", "pid"), ("STATUS", "status"), ("BUNDLE", "bundle"), ("CREATED", "created"),
+    ("ID", "id"),
+    ("PID", "pid"),
+    ("STATUS", "status"),
+    ("BUNDLE", "bundle"),
+    ("CREATED", "created"),
     ("OWNER", "owner"),
-)  # fmt: skip
+)
 MINIMUM_WIDTH = 12
 PADDING = 3
 

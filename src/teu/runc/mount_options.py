@@ -113,9 +113,19 @@ class MountOptions:
     """The options of one mount."""
 
     __slots__ = (
-        "attributes", "attr_set", "attr_clr", "recursive_set", "recursive_clr", "propagation", "bind", "recursive_bind",
-        "remount", "tmpcopyup", "idmap", "data",
-    )  # fmt: skip
+        "attributes",
+        "attr_set",
+        "attr_clr",
+        "recursive_set",
+        "recursive_clr",
+        "propagation",
+        "bind",
+        "recursive_bind",
+        "remount",
+        "tmpcopyup",
+        "idmap",
+        "data",
+    )
 
     def __init__(self) -> None:
         self.attributes = False  # whether any was given

@@ -47,7 +47,7 @@ FLAGS: dict[str, tuple[str, str, object, str]] = {
     "lazy-pages": ("", "bool", False, "use userfaultfd to lazily restore memory pages"),
     "lsm-profile": ("", "string", "", "LSM profile to be used during restore in the form of TYPE:NAME"),
     "lsm-mount-context": ("", "string", "", "LSM mount context to be used during restore"),
-}  # fmt: skip
+}
 ARGUMENTS = (1, 1)
 
 LOG_FILE = "restore.log"
@@ -200,9 +200,15 @@ class Restore(launch.Launch):
         try:
             with criu.Session(inherited) as session:
                 self.cgroup = cgroups.create(
-                    linux.get("cgroupsPath") or "", self.id, self.settings.systemd_cgroup, linux.get("resources"),
-                    session.pid, rootless, self.spec.get("annotations") or {}, self.container.record["cgroup"],
-                )  # fmt: skip
+                    linux.get("cgroupsPath") or "",
+                    self.id,
+                    self.settings.systemd_cgroup,
+                    linux.get("resources"),
+                    session.pid,
+                    rootless,
+                    self.spec.get("annotations") or {},
+                    self.container.record["cgroup"],
+                )
                 self.cgroup.apply(linux.get("resources"), rootless=rootless)
                 opts["cg_root"] = [{"ctrl": "", "path": cgroup_files.own(session.pid)}]
                 response = session.request(criu.RESTORE, opts, self._notify)

@@ -47,9 +47,18 @@ _PROPAGATION = {
 # Places in /proc where a file may be put (lxcfs and the like). Anywhere else in /proc a mount would
 # hide what the runtime itself, and the masks, rely on.
 _PROC_ALLOWED = (
-    "cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "net/dev",
-    "sys/kernel/ns_last_pid", "sys/crypto/fips_enabled",
-)  # fmt: skip
+    "cpuinfo",
+    "diskstats",
+    "meminfo",
+    "stat",
+    "swaps",
+    "uptime",
+    "loadavg",
+    "slabinfo",
+    "net/dev",
+    "sys/kernel/ns_last_pid",
+    "sys/crypto/fips_enabled",
+)
 
 
 # File systems that the kernel does not mount with a label, or that have one of their own.

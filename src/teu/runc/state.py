@@ -67,7 +67,8 @@ def now_rfc3339() -> str:
     utc = time.gmtime(nanoseconds // 1_000_000_000)
     return (
         f"{utc[0]:04}-{utc[1]:02}-{utc[2]:02}T{utc[3]:02}:{utc[4]:02}:{utc[5]:02}"
-        f".{nanoseconds % 1_000_000_000:09}".rstrip("0").rstrip(".") + "Z"
+        f".{nanoseconds % 1_000_000_000:09}".rstrip("0").rstrip(".")
+        + "Z"
     )
 
 

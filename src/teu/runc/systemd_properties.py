@@ -29,9 +29,7 @@ def _uint64(value: int) -> int:
     return UINT64_MAX if value < 0 else value
 
 
-def from_resources(
-    resources: Resources, version: Callable[[], int]
-) -> tuple[list[Property], Resources]:
+def from_resources(resources: Resources, version: Callable[[], int]) -> tuple[list[Property], Resources]:
     """The properties, and the resources as they are then to be written to the cgroup.
 
     They differ in one number: a CPU quota is rounded up to systemd's step, or a reload of systemd

@@ -26,8 +26,13 @@ if TYPE_CHECKING:
 SUMMARY = "update container resource constraints"
 USAGE = "<container-id>"
 FLAGS: dict[str, tuple[str, str, object, str]] = {
-    "resources": ("r", "string", "", "file with linux.resources of the runtime-spec in JSON, or '-' "
-                  "for standard input; all other options are ignored then"),
+    "resources": (
+        "r",
+        "string",
+        "",
+        "file with linux.resources of the runtime-spec in JSON, or '-' "
+        "for standard input; all other options are ignored then",
+    ),
     "blkio-weight": ("", "int", 0, "weight of block IO, from 10 to 1000"),
     "cpu-period": ("", "string", "", "CPU CFS period to be used for hardcapping (in usecs). 0 to use system default"),
     "cpu-quota": ("", "string", "", "CPU CFS hardcap limit (in usecs). Allowed cpu time in a given period"),
@@ -46,7 +51,7 @@ FLAGS: dict[str, tuple[str, str, object, str]] = {
     "pids-limit": ("", "int", 0, "Maximum number of pids allowed in the container"),
     "l3-cache-schema": ("", "string", "", "The string of Intel RDT/CAT L3 cache schema"),
     "mem-bw-schema": ("", "string", "", "The string of Intel RDT/MBA memory bandwidth schema"),
-}  # fmt: skip
+}
 ARGUMENTS = (1, 1)
 
 # Flag, and where its number goes.
@@ -128,9 +133,12 @@ def from_file(name: str) -> Resources:
 
 
 DEVICE_LISTS = (
-    "weightDevice", "throttleReadBpsDevice", "throttleWriteBpsDevice", "throttleReadIOPSDevice",
+    "weightDevice",
+    "throttleReadBpsDevice",
+    "throttleWriteBpsDevice",
+    "throttleReadIOPSDevice",
     "throttleWriteIOPSDevice",
-)  # fmt: skip
+)
 
 
 def merge(old: Resources, change: Resources) -> Resources:

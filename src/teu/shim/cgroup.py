@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the shim reads from a container's cgroup (version 2): its processes, its use, its OOM kills."""
+
 from __future__ import annotations
 
 import contextlib
@@ -79,8 +80,12 @@ def _pressure(text: str) -> dict[str, Any] | None:
     for line in text.splitlines():
         kind, *pairs = line.split()
         values = dict(pair.split("=") for pair in pairs)
-        psi[kind] = {"avg10": float(values["avg10"]), "avg60": float(values["avg60"]),
-                     "avg300": float(values["avg300"]), "total": int(values["total"])}
+        psi[kind] = {
+            "avg10": float(values["avg10"]),
+            "avg60": float(values["avg60"]),
+            "avg300": float(values["avg300"]),
+            "total": int(values["total"]),
+        }
     return {kind: psi[kind] for kind in ("some", "full") if kind in psi} or None
 
 
@@ -91,8 +96,10 @@ def _io(text: str) -> list[dict[str, int]]:
         major, _, minor = device.partition(":")
         if major.isdigit() and minor.isdigit():
             values = dict(pair.split("=") for pair in pairs if "=" in pair)
-            entries.append({"major": int(major), "minor": int(minor)} | {
-                name: int(values.get(name, 0)) for name in ("rbytes", "wbytes", "rios", "wios")})
+            entries.append(
+                {"major": int(major), "minor": int(minor)}
+                | {name: int(values.get(name, 0)) for name in ("rbytes", "wbytes", "rios", "wios")}
+            )
     return entries
 
 
@@ -100,10 +107,13 @@ def _rdma(text: str) -> list[dict[str, Any]]:
     entries = []
     for line in text.splitlines():
         device, *pairs = line.split()
-        values = {name: 0xFFFFFFFF if value == "max" else int(value)
-                  for name, _, value in (pair.partition("=") for pair in pairs)}
-        entries.append({"device": device, "hca_handles": values.get("hca_handle", 0),
-                        "hca_objects": values.get("hca_object", 0)})
+        values = {
+            name: 0xFFFFFFFF if value == "max" else int(value)
+            for name, _, value in (pair.partition("=") for pair in pairs)
+        }
+        entries.append(
+            {"device": device, "hca_handles": values.get("hca_handle", 0), "hca_objects": values.get("hca_object", 0)}
+        )
     return entries
 
 
@@ -134,18 +144,25 @@ def metrics(folder: str) -> dict[str, Any]:
         page = re.fullmatch(r"hugetlb\.(\w+)\.current", name)
         if page:
             prefix = f"hugetlb.{page[1]}"
-            huge.append({
-                "pagesize": page[1], "current": _number(read(folder, name)),
-                "max": _number(read(folder, prefix + ".max")),
-                "failcnt": flat(read(folder, prefix + ".events")).get("max", 0),
-            })
+            huge.append(
+                {
+                    "pagesize": page[1],
+                    "current": _number(read(folder, name)),
+                    "max": _number(read(folder, prefix + ".max")),
+                    "failcnt": flat(read(folder, prefix + ".events")).get("max", 0),
+                }
+            )
     return {
         "pids": {"current": _number(read(folder, "pids.current")), "limit": _number(read(folder, "pids.max"))},
         "cpu": {
-            "usage_usec": cpu.get("usage_usec", 0), "user_usec": cpu.get("user_usec", 0),
-            "system_usec": cpu.get("system_usec", 0), "nr_periods": cpu.get("nr_periods", 0),
-            "nr_throttled": cpu.get("nr_throttled", 0), "throttled_usec": cpu.get("throttled_usec", 0),
-            "nr_bursts": cpu.get("nr_bursts", 0), "burst_usec": cpu.get("burst_usec", 0),
+            "usage_usec": cpu.get("usage_usec", 0),
+            "user_usec": cpu.get("user_usec", 0),
+            "system_usec": cpu.get("system_usec", 0),
+            "nr_periods": cpu.get("nr_periods", 0),
+            "nr_throttled": cpu.get("nr_throttled", 0),
+            "throttled_usec": cpu.get("throttled_usec", 0),
+            "nr_bursts": cpu.get("nr_bursts", 0),
+            "burst_usec": cpu.get("burst_usec", 0),
             "psi": _pressure(read(folder, "cpu.pressure")),
         },
         "memory": memory_stat,
@@ -153,8 +170,11 @@ def metrics(folder: str) -> dict[str, Any]:
         "io": {"usage": _io(read(folder, "io.stat")), "psi": _pressure(read(folder, "io.pressure"))},
         "hugetlb": huge,
         # None where there is no such controller: containerd tells no row of it then.
-        "memory_events": {name: events.get(name, 0)
-                          for name in ("low", "high", "max", "oom", "oom_kill", "oom_group_kill")} if events else None,
+        "memory_events": {
+            name: events.get(name, 0) for name in ("low", "high", "max", "oom", "oom_kill", "oom_group_kill")
+        }
+        if events
+        else None,
     }
 
 

@@ -3,6 +3,7 @@
 
 Both run in a process of their own, with or without a shim alive, and write one protobuf message.
 """
+
 from __future__ import annotations
 
 import json
@@ -102,11 +103,14 @@ def delete(namespace: str, container: str, bundle: str) -> bytes:
             os.unlink(path)
         except FileNotFoundError:
             pass
-    return m.encode("task.DeleteResponse", {
-        "pid": record.get("pid", pid),
-        "exit_status": record.get("exit_status", 128 + signal.SIGKILL),
-        "exited_at": m.timestamp(record.get("exited_at", time.time_ns())),
-    })
+    return m.encode(
+        "task.DeleteResponse",
+        {
+            "pid": record.get("pid", pid),
+            "exit_status": record.get("exit_status", 128 + signal.SIGKILL),
+            "exited_at": m.timestamp(record.get("exited_at", time.time_ns())),
+        },
+    )
 
 
 def _delete_container(root: str, container: str, bundle: str, options: dict[str, Any]) -> None:
@@ -116,8 +120,14 @@ def _delete_container(root: str, container: str, bundle: str, options: dict[str,
         command = [binary, "--root", root, "--log", os.path.join(bundle, "log.json"), "--log-format", "json"]
         if options.get("systemd_cgroup"):
             command.append("--systemd-cgroup")
-        subprocess.run([*command, "delete", "--force", container], stdin=subprocess.DEVNULL,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=RUNTIME_SECONDS, check=False)
+        subprocess.run(
+            [*command, "delete", "--force", container],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=RUNTIME_SECONDS,
+            check=False,
+        )
     except (OSError, subprocess.SubprocessError, RuntimeFailed):
         pass  # what can be cleaned up without it is still cleaned up
 
@@ -133,8 +143,9 @@ def info(name: str, packed: bytes) -> bytes:
         answer["options"] = m.encode_any(OPTIONS_TYPE, options)
     try:
         binary = find_binary(binary_name or DEFAULT_BINARY)
-        features = subprocess.run([binary, "features"], stdin=subprocess.DEVNULL, capture_output=True,
-                                  timeout=RUNTIME_SECONDS, check=True).stdout
+        features = subprocess.run(
+            [binary, "features"], stdin=subprocess.DEVNULL, capture_output=True, timeout=RUNTIME_SECONDS, check=True
+        ).stdout
         json.loads(features)
         answer["features"] = {"type_url": FEATURES_TYPE, "value": features}
     except (subprocess.SubprocessError, ValueError):

@@ -5,6 +5,7 @@ What the layers hold is owned by 0 and up; the container's user namespace begins
 the overlay are mounted with their ids mapped, so they show the container's own; the upper folder needs no map, for what
 the container writes has its ids already. It runs in the helper that mounts the root file system, never in the shim.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -22,7 +23,7 @@ def _map(options: list[str], name: str) -> bytes:
     """uidmap=CONTAINER:HOST:LENGTH,... as a line each for /proc/PID/uid_map."""
     for option in options:
         if option.startswith(name):
-            parts = [one.split(":") for one in option[len(name):].split(",")]
+            parts = [one.split(":") for one in option[len(name) :].split(",")]
             if any(len(part) != 3 or not all(word.isdigit() for word in part) for part in parts):
                 raise ValueError(f"{option}: expected CONTAINER:HOST:LENGTH")
             return "".join(" ".join(part) + "\n" for part in parts).encode()
@@ -90,7 +91,7 @@ class Lowers:
         try:
             for at, option in enumerate(options):
                 if option.startswith("lowerdir="):
-                    folders = option[len("lowerdir="):].split(":")
+                    folders = option[len("lowerdir=") :].split(":")
                     options[at] = "lowerdir=" + ":".join(self._map(folder, userns) for folder in folders)
         except BaseException:
             self.__exit__()

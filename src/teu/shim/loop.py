@@ -5,6 +5,7 @@ Everything that takes time (an OCI runtime's run, a timer, a drain) is a Future;
 generator that yields Futures and gets their results back, run by `Loop.spawn`.  Every child's exit
 is collected here and nowhere else, so that it is told exactly once.
 """
+
 from __future__ import annotations
 
 import heapq

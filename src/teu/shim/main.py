@@ -9,6 +9,7 @@
 `start` runs in the bundle's folder.  TTRPC_ADDRESS is where events go, MAX_SHIM_VERSION says that
 containerd understands JSON bootstrap parameters and up to which version of the task API.
 """
+
 from __future__ import annotations
 
 import errno
@@ -32,8 +33,19 @@ SOCKET_FOLDER = "/run/teu/s"
 TASK_API_VERSION = 3
 STDIN_MAX = 10 << 20
 
-_FLAGS = {"namespace": "", "id": "", "address": "", "publish-binary": "", "bundle": "", "socket": "",
-          "debug-socket": "", "debug": False, "v": False, "version": False, "info": False}
+_FLAGS = {
+    "namespace": "",
+    "id": "",
+    "address": "",
+    "publish-binary": "",
+    "bundle": "",
+    "socket": "",
+    "debug-socket": "",
+    "debug": False,
+    "v": False,
+    "version": False,
+    "info": False,
+}
 
 
 class UsageError(ValueError):
@@ -69,6 +81,7 @@ def socket_path(folder: str, address: str, namespace: str, group: str) -> str:
     """Where the shim of a group listens: the same for every container of it, and another for another
     daemon; hashed, because a socket's path has room for 107 bytes only."""
     from _blake2 import blake2b  # hashlib would load OpenSSL into every shim
+
     digest = blake2b(f"{address}/{namespace}/{group}".encode(), digest_size=20).hexdigest()
     return os.path.join(folder, digest)
 
@@ -119,8 +132,13 @@ def bootstrap(address: str, environment: dict[str, str]) -> str:
     return json.dumps({"version": version, "address": address, "protocol": "ttrpc"})
 
 
-def start_shim(flags: dict[str, Any], environment: dict[str, str], bundle: str, *,
-               launch: Callable[[server.Parameters, socket.socket], None] = server.fork) -> str:
+def start_shim(
+    flags: dict[str, Any],
+    environment: dict[str, str],
+    bundle: str,
+    *,
+    launch: Callable[[server.Parameters, socket.socket], None] = server.fork,
+) -> str:
     """Make sure that a shim serves the bundle, and return its address.
 
     `launch` makes the process that serves, where none does yet; this one is to end soon."""
@@ -133,15 +151,23 @@ def start_shim(flags: dict[str, Any], environment: dict[str, str], bundle: str, 
     address = "unix://" + path
     listener = listen(path)
     if listener is not None:
-        command = [flags.get("program") or PROGRAM, "-namespace", namespace, "-id", container,
-                   "-address", grpc_address]
+        command = [flags.get("program") or PROGRAM, "-namespace", namespace, "-id", container, "-address", grpc_address]
         if flags["debug"]:
             command.append("-debug")
         ttrpc_address = environment.get("TTRPC_ADDRESS") or (grpc_address + ".ttrpc" if grpc_address else "")
-        launch(server.Parameters(
-            namespace=namespace, container=container, bundle=bundle, socket_path=path,
-            ttrpc_address=ttrpc_address, command=command, debug=flags["debug"], environment=environment,
-        ), listener)
+        launch(
+            server.Parameters(
+                namespace=namespace,
+                container=container,
+                bundle=bundle,
+                socket_path=path,
+                ttrpc_address=ttrpc_address,
+                command=command,
+                debug=flags["debug"],
+                environment=environment,
+            ),
+            listener,
+        )
         listener.close()
     _write_new(os.path.join(bundle, "address"), address)
     return address
@@ -164,10 +190,19 @@ def _serve(flags: dict[str, Any]) -> NoReturn:
     else:
         listener = socket.socket(fileno=3)
         path = listener.getsockname()
-    server.serve(server.Parameters(
-        namespace=flags["namespace"], container=flags["id"], bundle=os.getcwd(), socket_path=path,
-        ttrpc_address=os.environ.get("TTRPC_ADDRESS", ""), command=[], debug=flags["debug"],
-        environment=dict(os.environ)), listener)
+    server.serve(
+        server.Parameters(
+            namespace=flags["namespace"],
+            container=flags["id"],
+            bundle=os.getcwd(),
+            socket_path=path,
+            ttrpc_address=os.environ.get("TTRPC_ADDRESS", ""),
+            command=[],
+            debug=flags["debug"],
+            environment=dict(os.environ),
+        ),
+        listener,
+    )
 
 
 def main() -> int:
@@ -181,9 +216,11 @@ def main() -> int:
             return 0
         if action == "zygote":
             from teu.shim import zygote
+
             return zygote.main()
         if flags["info"]:
             from teu.shim import cleanup
+
             sys.stdout.buffer.write(cleanup.info(NAME, sys.stdin.buffer.read(STDIN_MAX)))
             return 0
         if not flags["namespace"]:
@@ -192,6 +229,7 @@ def main() -> int:
             return _start(flags)
         if action == "delete":
             from teu.shim import cleanup
+
             sys.stdout.buffer.write(cleanup.delete(flags["namespace"], flags["id"], flags["bundle"]))
             return 0
         if action:

@@ -16,6 +16,7 @@ a cgroup for the shim (ShimCgroup), it goes there, and there is no scope.
 At shutdown a scope ends before the daemons and the network, as teu.slice says for all that is in it (a scope that is
 elsewhere is ordered after that slice), and before the mounts that its container uses, as the scope itself says.
 """
+
 from __future__ import annotations
 
 import json
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 DEFAULT_SLICE = "teu.slice"
 
 # Annotations of the container's spec that the shim knows.
-NAME_ANNOTATION = "io.teu.name"                      # for the unit's description
-STOP_TIMEOUT_ANNOTATION = "io.teu.stop-timeout"      # seconds from the stop signal to SIGKILL; below 0: no limit
+NAME_ANNOTATION = "io.teu.name"  # for the unit's description
+STOP_TIMEOUT_ANNOTATION = "io.teu.stop-timeout"  # seconds from the stop signal to SIGKILL; below 0: no limit
 STOP_SIGNAL_ANNOTATION = "org.opencontainers.image.stopSignal"
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 
@@ -154,8 +155,15 @@ class Placement:
         self._enter([shim], wanted if isinstance(wanted, str) else "", sandbox, spec, False, "Sandbox")
         self._used = True
 
-    def _enter(self, pids: list[int], wanted: str, container: str, spec: dict[str, Any],
-               systemd_cgroup: bool, kind: str = "Container") -> None:
+    def _enter(
+        self,
+        pids: list[int],
+        wanted: str,
+        container: str,
+        spec: dict[str, Any],
+        systemd_cgroup: bool,
+        kind: str = "Container",
+    ) -> None:
         notes = annotations_of(spec)
         self._slice, unit = scope_name(wanted, container)
         name = notes.get(NAME_ANNOTATION) or notes.get("io.kubernetes.cri.container-name")
@@ -203,8 +211,9 @@ class Placement:
         """Start the scope; wait a little for the unit of a shim that is just ending."""
         for attempt in range(LEAVING_ATTEMPTS):
             try:
-                start_scope(bus, unit, pids=pids, slice_name=self._slice,
-                            description=self._description, properties=properties)
+                start_scope(
+                    bus, unit, pids=pids, slice_name=self._slice, description=self._description, properties=properties
+                )
                 return
             except BusError as e:
                 if e.name != UNIT_EXISTS or attempt + 1 == LEAVING_ATTEMPTS or _in_use(bus, unit):
@@ -217,8 +226,14 @@ class Placement:
         going down)."""
         unit = self.unit.removesuffix(".scope") + EXITED_SUFFIX
         with Bus() as bus:
-            start_scope(bus, unit, pids=[shim], slice_name=self._slice, delegate=False,
-                        description=self._description + ", exited")
+            start_scope(
+                bus,
+                unit,
+                pids=[shim],
+                slice_name=self._slice,
+                delegate=False,
+                description=self._description + ", exited",
+            )
         return unit
 
     def state(self) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@
 
 Operations that run the OCI runtime are coroutines of the shim's loop.
 """
+
 from __future__ import annotations
 
 import errno
@@ -74,10 +75,19 @@ class Process:
         # told with the wait status of the process, once
         self.on_exited: Callable[[int], None] = _told
 
-    def run_with_stdio(self, runtime: Runtime, container: str, namespace: str, pid_file: str, uid: int, gid: int,
-                       *args: str, last: str,
-                       before: Callable[[list[int]], Coroutine] | None = None,
-                       then: tuple[str, ...] = ()) -> Coroutine:
+    def run_with_stdio(
+        self,
+        runtime: Runtime,
+        container: str,
+        namespace: str,
+        pid_file: str,
+        uid: int,
+        gid: int,
+        *args: str,
+        last: str,
+        before: Callable[[list[int]], Coroutine] | None = None,
+        then: tuple[str, ...] = (),
+    ) -> Coroutine:
         """Run a subcommand that starts this process: give it its streams, and learn its pid."""
         self.loop.expect()
         console_socket = None
@@ -89,16 +99,26 @@ class Process:
                 global _socket_count
                 _socket_count += 1
                 console_socket = ConsoleSocket(SOCKET_FOLDER, f"pty-{os.getpid()}-{_socket_count}")
-                yield from runtime.run(*args, "--console-socket", console_socket.path, "--pid-file", pid_file, last,
-                                       before=before, then=then)
+                yield from runtime.run(
+                    *args,
+                    "--console-socket",
+                    console_socket.path,
+                    "--pid-file",
+                    pid_file,
+                    last,
+                    before=before,
+                    then=then,
+                )
                 master = console_socket.receive()
                 self.streams.console = Console(self.loop, master, self.stdin, self.stdout, logger)
             else:
-                self.streams.open(self.stdin, self.stdout, self.stderr, container=container,
-                                  namespace=namespace, uid=uid, gid=gid)
+                self.streams.open(
+                    self.stdin, self.stdout, self.stderr, container=container, namespace=namespace, uid=uid, gid=gid
+                )
                 yield from self._logger_started()
-                yield from runtime.run(*args, "--pid-file", pid_file, last, stdio=self.streams.child_fds(),
-                                       before=before, then=then)
+                yield from runtime.run(
+                    *args, "--pid-file", pid_file, last, stdio=self.streams.child_fds(), before=before, then=then
+                )
                 self.streams.started(self.loop)
             with open(pid_file) as file:
                 self.pid = int(file.read())
@@ -237,8 +257,19 @@ class Exec(Process):
         try:
             with open(os.open(spec_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
                 file.write(json.dumps(self._spec))  # dump() would leave cycles
-            yield from self.run_with_stdio(runtime, container, namespace, pid_file, uid, gid,
-                                           "exec", "--process", spec_file, "--detach", last=container)
+            yield from self.run_with_stdio(
+                runtime,
+                container,
+                namespace,
+                pid_file,
+                uid,
+                gid,
+                "exec",
+                "--process",
+                spec_file,
+                "--detach",
+                last=container,
+            )
             self.status = m.RUNNING
         except RuntimeFailed as e:
             self.start_failed()
@@ -272,8 +303,15 @@ class Exec(Process):
 class Init(Process):
     """A container's first process."""
 
-    def __init__(self, loop: Loop, request: dict[str, Any], options: dict[str, Any], runtime: Runtime,
-                 namespace: str, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        request: dict[str, Any],
+        options: dict[str, Any],
+        runtime: Runtime,
+        namespace: str,
+        log: Callable[[str], None],
+    ) -> None:
         super().__init__(loop, request["bundle"], request, log)
         self.id: str = request["id"]
         self._options = options
@@ -285,9 +323,17 @@ class Init(Process):
 
     def _run_first(self, *args: str, before: Callable[[list[int]], Coroutine] | None = None) -> Coroutine:
         yield from self.run_with_stdio(
-            self.runtime, self.id, self._namespace, os.path.join(self.bundle, "init.pid"),
-            self._options["io_uid"], self._options["io_gid"], *args, last=self.id,
-            before=before, then=("start", self.id) if before else ())
+            self.runtime,
+            self.id,
+            self._namespace,
+            os.path.join(self.bundle, "init.pid"),
+            self._options["io_uid"],
+            self._options["io_gid"],
+            *args,
+            last=self.id,
+            before=before,
+            then=("start", self.id) if before else (),
+        )
 
     def create(self, before: Callable[[list[int]], Coroutine]) -> Coroutine:
         """Create the container, `before` done first; from a checkpoint this waits for start()."""
@@ -318,8 +364,17 @@ class Init(Process):
         self.starting = True
         try:
             if self._checkpoint and not self.pid:
-                args = ["restore", "--image-path", self._checkpoint, "--bundle", self.bundle, "--detach",
-                        "--no-subreaper", "--work-path", self._work_path()]
+                args = [
+                    "restore",
+                    "--image-path",
+                    self._checkpoint,
+                    "--bundle",
+                    self.bundle,
+                    "--detach",
+                    "--no-subreaper",
+                    "--work-path",
+                    self._work_path(),
+                ]
                 if self._parent_checkpoint:
                     args += ["--parent-path", self._parent_checkpoint]
                 if self._options["no_pivot_root"]:
@@ -407,12 +462,21 @@ class Init(Process):
     def checkpoint(self, path: str, options: dict[str, Any]) -> Coroutine:
         if self.status not in (m.RUNNING, m.PAUSED):
             raise StatusError(UNKNOWN, f"cannot checkpoint a {_STATUS_NAMES[self.status]} container")
-        args = ["checkpoint", "--image-path", path or options["image_path"],
-                "--work-path", options["work_path"] or self._work_path()]
+        args = [
+            "checkpoint",
+            "--image-path",
+            path or options["image_path"],
+            "--work-path",
+            options["work_path"] or self._work_path(),
+        ]
         if options["parent_path"]:
             args += ["--parent-path", options["parent_path"]]
-        for name, flag in (("open_tcp", "--tcp-established"), ("external_unix_sockets", "--ext-unix-sk"),
-                           ("terminal", "--shell-job"), ("file_locks", "--file-locks")):
+        for name, flag in (
+            ("open_tcp", "--tcp-established"),
+            ("external_unix_sockets", "--ext-unix-sk"),
+            ("terminal", "--shell-job"),
+            ("file_locks", "--file-locks"),
+        ):
             if options[name]:
                 args.append(flag)
         for namespace in options["empty_namespaces"]:

@@ -4,6 +4,7 @@
 One event is under way at a time.  When the connection breaks before its answer, it is sent again on
 the next one: containerd may then see it twice, but never misses it.
 """
+
 from __future__ import annotations
 
 import socket
@@ -83,10 +84,17 @@ class Publisher:
             "event": encode_any("containerd.events." + name, event),
         }
         payload = encode("containerd.services.events.ttrpc.v1.ForwardRequest", {"envelope": envelope})
-        self._queue.append(encode("ttrpc.Request", {
-            "service": EVENTS_SERVICE, "method": "Forward", "payload": payload,
-            "metadata": [{"key": "containerd-namespace-ttrpc", "value": self._namespace}],
-        }))
+        self._queue.append(
+            encode(
+                "ttrpc.Request",
+                {
+                    "service": EVENTS_SERVICE,
+                    "method": "Forward",
+                    "payload": payload,
+                    "metadata": [{"key": "containerd-namespace-ttrpc", "value": self._namespace}],
+                },
+            )
+        )
         self._send()
 
     def _send(self) -> None:

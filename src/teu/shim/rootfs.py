@@ -3,6 +3,7 @@
 
 The mounts come from a snapshotter: one overlay, or one bind; options are those of mount(8).
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -21,18 +22,38 @@ MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 
 # name: (flag, whether it sets or clears)
 _FLAGS = {
-    "ro": (MS_RDONLY, True), "rw": (MS_RDONLY, False), "nosuid": (MS_NOSUID, True), "suid": (MS_NOSUID, False),
-    "nodev": (MS_NODEV, True), "dev": (MS_NODEV, False), "noexec": (MS_NOEXEC, True),
-    "exec": (MS_NOEXEC, False), "sync": (MS_SYNCHRONOUS, True), "async": (MS_SYNCHRONOUS, False),
-    "dirsync": (MS_DIRSYNC, True), "remount": (MS_REMOUNT, True), "noatime": (MS_NOATIME, True),
-    "atime": (MS_NOATIME, False), "nodiratime": (MS_NODIRATIME, True), "diratime": (MS_NODIRATIME, False),
-    "relatime": (MS_RELATIME, True), "norelatime": (MS_RELATIME, False), "strictatime": (MS_STRICTATIME, True),
-    "nostrictatime": (MS_STRICTATIME, False), "bind": (MS_BIND, True), "rbind": (MS_BIND | MS_REC, True),
+    "ro": (MS_RDONLY, True),
+    "rw": (MS_RDONLY, False),
+    "nosuid": (MS_NOSUID, True),
+    "suid": (MS_NOSUID, False),
+    "nodev": (MS_NODEV, True),
+    "dev": (MS_NODEV, False),
+    "noexec": (MS_NOEXEC, True),
+    "exec": (MS_NOEXEC, False),
+    "sync": (MS_SYNCHRONOUS, True),
+    "async": (MS_SYNCHRONOUS, False),
+    "dirsync": (MS_DIRSYNC, True),
+    "remount": (MS_REMOUNT, True),
+    "noatime": (MS_NOATIME, True),
+    "atime": (MS_NOATIME, False),
+    "nodiratime": (MS_NODIRATIME, True),
+    "diratime": (MS_NODIRATIME, False),
+    "relatime": (MS_RELATIME, True),
+    "norelatime": (MS_RELATIME, False),
+    "strictatime": (MS_STRICTATIME, True),
+    "nostrictatime": (MS_STRICTATIME, False),
+    "bind": (MS_BIND, True),
+    "rbind": (MS_BIND | MS_REC, True),
     "defaults": (0, True),
 }
 _PROPAGATION = {
-    "private": MS_PRIVATE, "rprivate": MS_PRIVATE | MS_REC, "shared": MS_SHARED, "rshared": MS_SHARED | MS_REC,
-    "slave": MS_SLAVE, "rslave": MS_SLAVE | MS_REC, "unbindable": MS_UNBINDABLE,
+    "private": MS_PRIVATE,
+    "rprivate": MS_PRIVATE | MS_REC,
+    "shared": MS_SHARED,
+    "rshared": MS_SHARED | MS_REC,
+    "slave": MS_SLAVE,
+    "rslave": MS_SLAVE | MS_REC,
+    "unbindable": MS_UNBINDABLE,
     "runbindable": MS_UNBINDABLE | MS_REC,
 }
 
@@ -43,8 +64,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
-    if _libc.mount(os.fsencode(source), os.fsencode(target), os.fsencode(kind), ctypes.c_ulong(flags),
-                   os.fsencode(data) or None):
+    if _libc.mount(
+        os.fsencode(source), os.fsencode(target), os.fsencode(kind), ctypes.c_ulong(flags), os.fsencode(data) or None
+    ):
         number = ctypes.get_errno()
         raise OSError(number, f"mount {source} ({kind}, {data}): {os.strerror(number)}", target)
 
@@ -69,7 +91,7 @@ def shorten_overlay(data: str) -> tuple[str, str]:
     options = data.split(",")
     for n, option in enumerate(options):
         if option.startswith("lowerdir="):
-            folders = option[len("lowerdir="):].split(":")
+            folders = option[len("lowerdir=") :].split(":")
             parent = os.path.commonpath(folders) if len(folders) > 1 else os.path.dirname(folders[0])
             options[n] = "lowerdir=" + ":".join(os.path.relpath(folder, parent) for folder in folders)
             return parent, ",".join(options)
@@ -82,6 +104,7 @@ def mount_one(mount: dict[str, Any], target: str) -> None:
         target = os.path.join(target, mount["target"].lstrip("/"))
     if any(option.startswith(("uidmap=", "gidmap=")) for option in mount["options"]):
         from teu.shim import idmapped
+
         if mount["type"] == "overlay":
             with idmapped.Lowers(mount["options"], target) as options:
                 mount_one({**mount, "target": "", "options": options}, target)

@@ -8,6 +8,7 @@ A runtime that is a Python program and says so in a line `# loadable: COMMAND ..
 bin/teu-runc).  Those commands are then run by a fork of the shim that takes the runtime's name and command line: it
 spares the start of an interpreter, which is most of what a short command costs.  Everything else is executed.
 """
+
 from __future__ import annotations
 
 import gc
@@ -31,8 +32,14 @@ PLAIN_BINARIES = (DEFAULT_BINARY, "runc", "crun")
 
 # Ignored here, or by Python itself; the runtime, and so the container, must start with the defaults.
 _RESET_SIGNALS = [
-    signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1,
-]  # fmt: skip
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGCHLD,
+    signal.SIGUSR1,
+]
 
 STDERR_MAX = 64 << 10
 
@@ -51,8 +58,13 @@ def find_binary(name: str, path: str | None = None) -> str:
     """The absolute path of a runtime's binary, by the shim's PATH, then the usual folders."""
     if "/" in name:
         return name
-    for folder in [*(path or os.environ.get("PATH", "")).split(":"), "/usr/sbin", "/usr/bin", "/usr/local/sbin",
-                   "/usr/local/bin"]:
+    for folder in [
+        *(path or os.environ.get("PATH", "")).split(":"),
+        "/usr/sbin",
+        "/usr/bin",
+        "/usr/local/sbin",
+        "/usr/local/bin",
+    ]:
         candidate = os.path.join(folder, name)
         if folder and os.access(candidate, os.X_OK):
             return candidate
@@ -150,8 +162,16 @@ class _Inside:
 class Run:
     """One run of a runtime's subcommand in a folder, perhaps held back until go()."""
 
-    def __init__(self, loop: Loop, command: list[str], folder: str, log: str, stdio: tuple[int, int, int] | None,
-                 held: bool = False, loaded: Loaded | None = None) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        command: list[str],
+        folder: str,
+        log: str,
+        stdio: tuple[int, int, int] | None,
+        held: bool = False,
+        loaded: Loaded | None = None,
+    ) -> None:
         self._log = log
         self._log_size = _size(log)
         self._name = os.path.basename(command[0])
@@ -173,8 +193,13 @@ class Run:
                 environment = {**os.environ, HOLD_VARIABLE: str(wait)}
             try:
                 with _Inside(folder):
-                    self.pid = loaded.fork(command, stdio) if loaded else os.posix_spawn(
-                        command[0], command, environment, file_actions=actions, setsigdef=_RESET_SIGNALS)
+                    self.pid = (
+                        loaded.fork(command, stdio)
+                        if loaded
+                        else os.posix_spawn(
+                            command[0], command, environment, file_actions=actions, setsigdef=_RESET_SIGNALS
+                        )
+                    )
             except OSError as e:
                 raise RuntimeFailed(f"cannot run {command[0]}: {e.strerror}") from e
         except BaseException:
@@ -263,8 +288,13 @@ class Runtime:
         loaded = None if held else self._loaded(args[0])
         return Run(self._loop, self.command(*args), self._bundle, self.log, stdio, held, loaded)
 
-    def run(self, *args: str, stdio: tuple[int, int, int] | None = None,
-            before: Callable[[list[int]], Coroutine] | None = None, then: tuple[str, ...] = ()) -> Coroutine:
+    def run(
+        self,
+        *args: str,
+        stdio: tuple[int, int, int] | None = None,
+        before: Callable[[list[int]], Coroutine] | None = None,
+        then: tuple[str, ...] = (),
+    ) -> Coroutine:
         """Run a subcommand to its end; RuntimeFailed unless it succeeds.
 
         `stdio` is for create, restore and exec: the descriptors that the container's process gets.  Else

@@ -4,6 +4,7 @@
 A sandbox here is the shim itself, and has no process of its own; its containers come by the task API.  It
 lasts from CreateSandbox to StopSandbox, also while it is empty, in a scope of its own from the start.
 """
+
 from __future__ import annotations
 
 import os
@@ -122,7 +123,8 @@ class Sandbox:
         self._check(request)
         yield from ()
         return {
-            "sandbox_id": self.id, "pid": os.getpid(),
+            "sandbox_id": self.id,
+            "pid": os.getpid(),
             "state": READY if self._started and not self._stopped_at else NOT_READY,
             "created_at": m.timestamp(self._created_at),
             "exited_at": m.timestamp(self._stopped_at) if self._stopped_at else None,
@@ -145,8 +147,13 @@ class Sandbox:
 
     def method(self, name: str) -> Callable[[dict[str, Any]], Coroutine]:
         return {
-            "CreateSandbox": self.create_sandbox, "StartSandbox": self.start_sandbox, "Platform": self.platform,
-            "StopSandbox": self.stop_sandbox, "WaitSandbox": self.wait_sandbox,
-            "SandboxStatus": self.sandbox_status, "PingSandbox": self.ping_sandbox,
-            "ShutdownSandbox": self.shutdown_sandbox, "SandboxMetrics": self.sandbox_metrics,
+            "CreateSandbox": self.create_sandbox,
+            "StartSandbox": self.start_sandbox,
+            "Platform": self.platform,
+            "StopSandbox": self.stop_sandbox,
+            "WaitSandbox": self.wait_sandbox,
+            "SandboxStatus": self.sandbox_status,
+            "PingSandbox": self.ping_sandbox,
+            "ShutdownSandbox": self.shutdown_sandbox,
+            "SandboxMetrics": self.sandbox_metrics,
         }[name]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shim's long-lived process: becoming it, serving, and ending."""
+
 from __future__ import annotations
 
 import ctypes
@@ -32,9 +33,19 @@ GC_THRESHOLD = 20000
 UNUSED_SECONDS = 20.0
 
 # These are for the daemon that started the shim, not for it or for the container's runtime.
-PRIVATE_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID",
-                      "LISTEN_FDNAMES", "INVOCATION_ID", "JOURNAL_STREAM", "MAINPID", "FDSTORE",
-                      "MAX_SHIM_VERSION")
+PRIVATE_VARIABLES = (
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+    "MAINPID",
+    "FDSTORE",
+    "MAX_SHIM_VERSION",
+)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -42,8 +53,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Parameters:
     """What a shim is told when it is made."""
 
-    def __init__(self, *, namespace: str, container: str, bundle: str, socket_path: str, ttrpc_address: str,
-                 command: list[str], debug: bool, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        *,
+        namespace: str,
+        container: str,
+        bundle: str,
+        socket_path: str,
+        ttrpc_address: str,
+        command: list[str],
+        debug: bool,
+        environment: dict[str, str],
+    ) -> None:
         self.namespace = namespace
         self.container = container
         self.bundle = bundle

@@ -5,6 +5,7 @@ Each method is a coroutine from request to response (dicts as in teu.ttrpc.messa
 client is told.  Promises: events go out in the order of what happened; every exit is told once; a
 container's own exit is told after those of its execs.
 """
+
 from __future__ import annotations
 
 import json
@@ -49,9 +50,17 @@ WAITS = ("Wait", "WaitSandbox")
 
 # containerd.runc.v1.Options as its TOML form (dockerd's and containerd's configuration) names them
 _TOML_NAMES = {
-    "NoPivotRoot": "no_pivot_root", "NoNewKeyring": "no_new_keyring", "ShimCgroup": "shim_cgroup",
-    "IoUid": "io_uid", "IoGid": "io_gid", "BinaryName": "binary_name", "Root": "root", "CriuPath": "criu_path",
-    "SystemdCgroup": "systemd_cgroup", "CriuImagePath": "criu_image_path", "CriuWorkPath": "criu_work_path",
+    "NoPivotRoot": "no_pivot_root",
+    "NoNewKeyring": "no_new_keyring",
+    "ShimCgroup": "shim_cgroup",
+    "IoUid": "io_uid",
+    "IoGid": "io_gid",
+    "BinaryName": "binary_name",
+    "Root": "root",
+    "CriuPath": "criu_path",
+    "SystemdCgroup": "systemd_cgroup",
+    "CriuImagePath": "criu_image_path",
+    "CriuWorkPath": "criu_work_path",
 }
 
 
@@ -64,6 +73,7 @@ def read_options(packed: dict[str, Any] | None) -> dict[str, Any]:
             with open(generic["config_path"], "rb") as file:
                 body = file.read()
         import tomllib
+
         options = m.decode(OPTIONS_TYPE, b"")
         for name, value in tomllib.loads(body.decode()).items():
             if name not in _TOML_NAMES:
@@ -183,8 +193,9 @@ class Service:
         if method in WAITS and not running.done:
             reply.on_gone = lambda: running.cancel(StatusError(CANCELLED, "the client has left"))
             if reply.timeout:
-                self._loop.after(reply.timeout, lambda: running.cancel(
-                    StatusError(DEADLINE_EXCEEDED, "context deadline exceeded")))
+                self._loop.after(
+                    reply.timeout, lambda: running.cancel(StatusError(DEADLINE_EXCEEDED, "context deadline exceeded"))
+                )
 
     def _container(self, name: str) -> Container:
         if name not in self._containers:
@@ -227,22 +238,30 @@ class Service:
             raise StatusError(ABORTED, f"container {name} was given up while it was created")
         self._containers[name] = container
         self._watch_cgroup(container)
-        self._publisher.publish("TaskCreate", {
-            "container_id": name, "bundle": bundle, "rootfs": request["rootfs"], "checkpoint": request["checkpoint"],
-            "pid": init.pid, "io": {"stdin": init.stdin, "stdout": init.stdout, "stderr": init.stderr,
-                                    "terminal": init.terminal},
-        })
+        self._publisher.publish(
+            "TaskCreate",
+            {
+                "container_id": name,
+                "bundle": bundle,
+                "rootfs": request["rootfs"],
+                "checkpoint": request["checkpoint"],
+                "pid": init.pid,
+                "io": {"stdin": init.stdin, "stdout": init.stdout, "stderr": init.stderr, "terminal": init.terminal},
+            },
+        )
         init.started()
         return {"pid": init.pid}
 
-    def _prepare(self, container: Container, running: list[int], options: dict[str, Any],
-                 mounts: list[dict[str, Any]]) -> Coroutine:
+    def _prepare(
+        self, container: Container, running: list[int], options: dict[str, Any], mounts: list[dict[str, Any]]
+    ) -> Coroutine:
         """What comes before the runtime's work: the shim's scope, and with it the processes `running` already,
         the spec, the options on disk, and the root file system."""
         pids = [os.getpid(), *running]
         try:
             traits, place, complaint = yield from self._loop.in_fork(
-                lambda: self._prepare_in_fork(pids, container.init.id, container.bundle, options, mounts))
+                lambda: self._prepare_in_fork(pids, container.init.id, container.bundle, options, mounts)
+            )
         except OSError as e:
             raise StatusError(UNKNOWN, f"failed to prepare container {container.init.id}: {e}") from e
         self._placement.restore(place)
@@ -250,8 +269,9 @@ class Service:
         if complaint:
             self._log(complaint)
 
-    def _prepare_in_fork(self, pids: list[int], name: str, bundle: str, options: dict[str, Any],
-                         mounts: list[dict[str, Any]]) -> tuple[Any, ...]:
+    def _prepare_in_fork(
+        self, pids: list[int], name: str, bundle: str, options: dict[str, Any], mounts: list[dict[str, Any]]
+    ) -> tuple[Any, ...]:
         """What is to be known of the spec, the placement's state, and a complaint for the log."""
         _write_json(os.path.join(bundle, "options.json"), options)
         with open(os.path.join(bundle, "runtime"), "w") as file:
@@ -266,8 +286,11 @@ class Service:
         except OSError as e:
             complaint = f"no scope of its own for container {name}: {e}"
         notes = placement.annotations_of(spec)
-        traits = (signal_number(notes.get(placement.STOP_SIGNAL_ANNOTATION, "")), placement.stop_timeout(notes),
-                  shares_pids(spec))
+        traits = (
+            signal_number(notes.get(placement.STOP_SIGNAL_ANNOTATION, "")),
+            placement.stop_timeout(notes),
+            shares_pids(spec),
+        )
         if mounts:
             target = os.path.join(bundle, "rootfs")
             os.makedirs(target, 0o711, exist_ok=True)
@@ -316,8 +339,9 @@ class Service:
                     if container.init_status is not None:
                         self._loop.after(0, lambda: self._tell_init_exit(container))
                     raise
-                self._publisher.publish("TaskExecStarted", {
-                    "container_id": init.id, "exec_id": process.id, "pid": process.pid})
+                self._publisher.publish(
+                    "TaskExecStarted", {"container_id": init.id, "exec_id": process.id, "pid": process.pid}
+                )
                 process.started()
                 return {"pid": process.pid}
             yield from init.start()
@@ -377,9 +401,15 @@ class Service:
         init.release_waiters()  # of one that had no process yet
         if self._containers.pop(init.id, None) is None:
             return  # its creation was never told
-        self._publisher.publish("TaskDelete", {
-            "container_id": init.id, "pid": init.pid, "exit_status": init.exit_status,
-            "exited_at": init.exited_timestamp()})
+        self._publisher.publish(
+            "TaskDelete",
+            {
+                "container_id": init.id,
+                "pid": init.pid,
+                "exit_status": init.exit_status,
+                "exited_at": init.exited_timestamp(),
+            },
+        )
 
     # exits
 
@@ -416,8 +446,11 @@ class Service:
         self._loop.spawn(kill())
 
     def _tell_init_exit(self, container: Container) -> None:
-        running = [process for process in container.execs.values()
-                   if process.pid and process.status == m.RUNNING or process.starting]
+        running = [
+            process
+            for process in container.execs.values()
+            if process.pid and process.status == m.RUNNING or process.starting
+        ]
         if running or container.init_status is None or container.init.status == m.STOPPED:
             return
         self._check_oom(container)
@@ -434,9 +467,16 @@ class Service:
     def _publish_exit(self, container: Container, process_id: str, process: Process) -> None:
         if container.init.id not in self._containers:
             return
-        self._publisher.publish("TaskExit", {
-            "container_id": container.init.id, "id": process_id, "pid": process.pid,
-            "exit_status": process.exit_status, "exited_at": process.exited_timestamp()})
+        self._publisher.publish(
+            "TaskExit",
+            {
+                "container_id": container.init.id,
+                "id": process_id,
+                "pid": process.pid,
+                "exit_status": process.exit_status,
+                "exited_at": process.exited_timestamp(),
+            },
+        )
 
     def _wait(self, request: dict[str, Any]) -> Coroutine:
         process = self._container(request["id"]).process(request["exec_id"])
@@ -460,9 +500,15 @@ class Service:
                 status = m.PAUSED
         yield from ()
         return {
-            "id": process.id if isinstance(process, (Init, Exec)) else "", "bundle": container.bundle,
-            "pid": process.pid, "status": status, "stdin": process.stdin, "stdout": process.stdout,
-            "stderr": process.stderr, "terminal": process.terminal, "exit_status": process.exit_status,
+            "id": process.id if isinstance(process, (Init, Exec)) else "",
+            "bundle": container.bundle,
+            "pid": process.pid,
+            "status": status,
+            "stdin": process.stdin,
+            "stdout": process.stdout,
+            "stderr": process.stderr,
+            "terminal": process.terminal,
+            "exit_status": process.exit_status,
             "exited_at": process.exited_timestamp(),
         }
 
@@ -476,11 +522,17 @@ class Service:
             except (RuntimeFailed, ValueError) as e:
                 raise StatusError(UNKNOWN, f"OCI runtime ps failed: {e}") from e
         names = {process.pid: process.id for process in container.execs.values()}
-        return {"processes": [
-            {"pid": pid, "info": m.encode_any("containerd.runc.v1.ProcessDetails", {"exec_id": names[pid]})
-             if pid in names else None}
-            for pid in pids
-        ]}
+        return {
+            "processes": [
+                {
+                    "pid": pid,
+                    "info": m.encode_any("containerd.runc.v1.ProcessDetails", {"exec_id": names[pid]})
+                    if pid in names
+                    else None,
+                }
+                for pid in pids
+            ]
+        }
 
     def _kill(self, request: dict[str, Any]) -> Coroutine:
         container = self._container(request["id"])

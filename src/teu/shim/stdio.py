@@ -15,6 +15,7 @@ Standard error is a pipe of the shim's, relayed to its FIFO from the successful 
 has it first, and writes there why it failed, which the client is told in another way.  With a terminal the
 bytes must move between the pty and the FIFOs.  Both is done by splice(2), in the kernel.
 """
+
 from __future__ import annotations
 
 import errno
@@ -57,6 +58,7 @@ def parse_uri(uri: str) -> tuple[str, str, list[str]]:
     arguments = []
     if query:
         from urllib.parse import parse_qsl, unquote
+
         for key, value in parse_qsl(query, keep_blank_values=True):
             arguments += [key, value] if value else [key]
         path = unquote(path)
@@ -162,8 +164,9 @@ class Streams:
             os.fchown(write_end, uid, gid)
         return write_end
 
-    def open(self, stdin: str, stdout: str, stderr: str, *, container: str, namespace: str,
-             uid: int = 0, gid: int = 0) -> None:
+    def open(
+        self, stdin: str, stdout: str, stderr: str, *, container: str, namespace: str, uid: int = 0, gid: int = 0
+    ) -> None:
         """Prepare the streams of a process without a terminal.
 
         The paths are FIFOs, or stdout is a file:// or binary:// URI that takes both outputs; empty means
@@ -203,8 +206,9 @@ class Streams:
         os.set_blocking(out_write, False)
         return out_write
 
-    def _start_logger(self, scheme: str, path: str, arguments: list[str], container: str,
-                      namespace: str) -> tuple[int, int]:
+    def _start_logger(
+        self, scheme: str, path: str, arguments: list[str], container: str, namespace: str
+    ) -> tuple[int, int]:
         """containerd's logging binary: it has stdout and stderr to read at 3 and 4, and closes 5 when it is ready.
 
         The ends to write to."""
@@ -286,8 +290,7 @@ class Relay:
 
     def _move(self) -> int:
         try:
-            return os.splice(self._source, self._sink, SPLICE_LENGTH,
-                             flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
+            return os.splice(self._source, self._sink, SPLICE_LENGTH, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
         except OSError as e:
             if e.errno != errno.EINVAL:
                 raise
@@ -383,7 +386,7 @@ class Console:
                     self._stop_input()
                     return
             while self._pending:
-                self._pending = self._pending[os.write(self._master, self._pending):]
+                self._pending = self._pending[os.write(self._master, self._pending) :]
         except BlockingIOError:
             if self._pending:
                 # The terminal's input queue is full: go on when it has room.
@@ -461,6 +464,7 @@ class ConsoleSocket:
 
 def wait_drained(loop: Loop, relay: Relay, seconds: float, log: Callable[[str], None]) -> Coroutine:
     """Wait until the last output is in the FIFO, at most so long."""
+
     def give_up() -> None:
         if not relay.drained.done:
             log("output was not read: dropped what is left")

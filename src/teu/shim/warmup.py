@@ -4,6 +4,7 @@
 Python loads some modules late and rewrites hot bytecode in place; done in each shim, both would be
 private memory of each.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -94,8 +95,21 @@ _plugs: list[object] = []
 
 
 class _Mallinfo(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in (
-        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")]
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
 
 
 def plug() -> None:
@@ -138,11 +152,19 @@ def _session(folder: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.connect(path)
             requests: list[tuple[str, dict[str, Any]]] = [
-                ("Connect", {"id": "x"}), ("State", {"id": "x"}), ("Kill", {"id": "x", "signal": 9})]
+                ("Connect", {"id": "x"}),
+                ("State", {"id": "x"}),
+                ("Kill", {"id": "x", "signal": 9}),
+            ]
             for n, (method, request) in enumerate(requests):
-                payload = m.encode("ttrpc.Request", {
-                    "service": m.TASK_SERVICES[0], "method": method,
-                    "payload": m.encode(m.TASK_METHODS[method][0], request)})
+                payload = m.encode(
+                    "ttrpc.Request",
+                    {
+                        "service": m.TASK_SERVICES[0],
+                        "method": method,
+                        "payload": m.encode(m.TASK_METHODS[method][0], request),
+                    },
+                )
                 client.sendall(frames.pack(2 * n + 1, frames.REQUEST, payload))
             child = os.posix_spawn("/bin/true", ["/bin/true"], {})
             loop.wait_exit(child).then(lambda _: loop.stop())
@@ -158,8 +180,12 @@ def _session(folder: str) -> None:
     placement.scope_name("a:b:c", "x")
     read_options(m.encode_any("containerd.runc.v1.Options", {"binary_name": "x"}))
     read_options(m.encode_any("runtimeoptions.v1.Options", {"config_body": b'BinaryName = "x"'}))
-    request = {"id": "x", "bundle": folder, "options": m.encode_any("containerd.runc.v1.Options", {"root": "x"}),
-               "rootfs": [{"type": "overlay", "source": "overlay", "target": "", "options": ["ro", "upperdir=x"]}]}
+    request = {
+        "id": "x",
+        "bundle": folder,
+        "options": m.encode_any("containerd.runc.v1.Options", {"root": "x"}),
+        "rootfs": [{"type": "overlay", "source": "overlay", "target": "", "options": ["ro", "upperdir=x"]}],
+    }
     m.decode("task.CreateTaskRequest", m.encode("task.CreateTaskRequest", request))
     rootfs.parse_options(["ro", "lowerdir=a:b"])
     runtime.last_error(os.path.join(folder, "log.json"))

@@ -10,6 +10,7 @@ keeps nothing, and ends at end of file.
 Shims forked from here share their memory with it as long as neither writes to it: everything that a shim
 needs is loaded, and run once, before the first fork.
 """
+
 from __future__ import annotations
 
 import gc
@@ -45,10 +46,18 @@ def _serve_request(line: bytes, daemon: socket.socket) -> None:
 
     try:
         request = json.loads(line)
-        environment = {"TTRPC_ADDRESS": request["ttrpc_address"], "GRPC_ADDRESS": request["address"],
-                       "NAMESPACE": request["namespace"]}
-        flags = {"namespace": request["namespace"], "id": request["id"], "address": request["address"],
-                 "debug": request.get("debug", False), "program": sys.argv[0]}
+        environment = {
+            "TTRPC_ADDRESS": request["ttrpc_address"],
+            "GRPC_ADDRESS": request["address"],
+            "NAMESPACE": request["namespace"],
+        }
+        flags = {
+            "namespace": request["namespace"],
+            "id": request["id"],
+            "address": request["address"],
+            "debug": request.get("debug", False),
+            "program": sys.argv[0],
+        }
         answer = {"address": program.start_shim(flags, environment, request["bundle"], launch=launch)}
     except (OSError, ValueError, KeyError) as e:
         answer = {"error": f"{type(e).__name__}: {e}"}

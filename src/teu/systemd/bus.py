@@ -10,6 +10,7 @@ Values are passed with their D-Bus signature: `call(..., "ss", ("a", "b"))`.  A 
 `(signature, value)`, a struct a tuple, an array a list (or a dict for `a{..}`, bytes for `ay`).
 The wire format is that of the D-Bus specification, sections "Type system" and "Message protocol".
 """
+
 from __future__ import annotations
 
 import errno
@@ -31,8 +32,7 @@ PATH, INTERFACE, MEMBER, ERROR_NAME, REPLY_SERIAL, DESTINATION, SENDER, SIGNATUR
 
 MESSAGE_LENGTH_MAX = 128 << 20
 
-_FIXED = {"y": "<B", "b": "<I", "n": "<h", "q": "<H", "i": "<i", "u": "<I", "x": "<q", "t": "<Q",
-          "d": "<d", "h": "<I"}
+_FIXED = {"y": "<B", "b": "<I", "n": "<h", "q": "<H", "i": "<i", "u": "<I", "x": "<q", "t": "<Q", "d": "<d", "h": "<I"}
 
 
 class BusError(OSError):
@@ -130,10 +130,10 @@ def _read(data: bytes, at: int, signature: str, order: str) -> tuple[Any, int]:
     if kind in "so":
         length = struct.unpack_from(order + "I", data, at)[0]
         at += 4
-        return data[at:at + length].decode(errors="surrogateescape"), at + length + 1
+        return data[at : at + length].decode(errors="surrogateescape"), at + length + 1
     if kind == "g":
         length = data[at]
-        return os.fsdecode(data[at + 1:at + 1 + length]), at + length + 2
+        return os.fsdecode(data[at + 1 : at + 1 + length]), at + length + 2
     if kind == "v":
         inner, at = _read(data, at, "g", order)
         value, at = _read(data, at, inner, order)
@@ -260,13 +260,20 @@ class Bus:
             raise ConnectionError("D-Bus message over 128 MiB")
         while len(self._buffer) < start + body_length:
             self._fill()
-        data, self._buffer = self._buffer[:start + body_length], self._buffer[start + body_length:]
+        data, self._buffer = self._buffer[: start + body_length], self._buffer[start + body_length :]
         pairs, _ = _read(data, 12, "a(yv)", order)
         fields = {number: variant[1] for number, variant in pairs}
         return Message(data[1], fields, unmarshal(fields.get(SIGNATURE, ""), data[start:], order))
 
-    def call(self, destination: str, path: str, interface: str, member: str,
-             signature: str = "", args: tuple[Any, ...] | list[Any] = ()) -> list[Any]:
+    def call(
+        self,
+        destination: str,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        args: tuple[Any, ...] | list[Any] = (),
+    ) -> list[Any]:
         """Call a method and return its values; BusError if the peer answers with an error.
 
         Signals that arrive meanwhile are kept for wait_signal()."""
@@ -295,8 +302,7 @@ class Bus:
     def add_match(self, rule: str) -> None:
         """Ask the bus daemon for signals; a direct connection gets them all without asking."""
         if not self.direct:
-            self.call("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "AddMatch",
-                      "s", (rule,))
+            self.call("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "AddMatch", "s", (rule,))
 
     def wait_signal(self, member: str, accept: Callable[[list[Any]], bool]) -> list[Any]:
         """The values of the first signal of that name that `accept` likes, received already or to come.

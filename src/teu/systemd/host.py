@@ -8,6 +8,7 @@
 
 Everything here is harmless where PID 1 is not systemd: nothing is waited for, and no host is going down.
 """
+
 from __future__ import annotations
 
 import os
@@ -105,8 +106,10 @@ def bound(spec: dict[str, Any]) -> list[str]:
     """What of the host's files is bound into the container of a runtime specification."""
     mounts = spec.get("mounts")
     return [
-        mount["source"] for mount in (mounts if isinstance(mounts, list) else [])
-        if isinstance(mount, dict) and str(mount.get("source") or "").startswith("/")
+        mount["source"]
+        for mount in (mounts if isinstance(mounts, list) else [])
+        if isinstance(mount, dict)
+        and str(mount.get("source") or "").startswith("/")
         and (mount.get("type") == "bind" or {"bind", "rbind"} & {str(word) for word in mount.get("options") or []})
     ]
 

@@ -5,6 +5,7 @@ All calls are to org.freedesktop.systemd1.Manager and wait until the job is done
 connection to use: `with Bus() as bus: start_scope(bus, "teu-x.scope", pids=[os.getpid()])`.  Properties are
 triples `(name, D-Bus signature, value)`, for instance `("TasksMax", "t", 100)`.
 """
+
 from __future__ import annotations
 
 import os
@@ -50,8 +51,16 @@ def start_transient_unit(bus: Bus, name: str, properties: list[Property], *, mod
     _run_job(bus, "StartTransientUnit", "ssa(sv)a(sa(sv))", (name, mode, _variants(properties), []), name)
 
 
-def start_scope(bus: Bus, name: str, *, pids: list[int], slice_name: str = "", description: str = "",
-                delegate: bool = True, properties: list[Property] | None = None) -> None:
+def start_scope(
+    bus: Bus,
+    name: str,
+    *,
+    pids: list[int],
+    slice_name: str = "",
+    description: str = "",
+    delegate: bool = True,
+    properties: list[Property] | None = None,
+) -> None:
     """Start a transient scope that holds `pids`; when this returns they are in its cgroup."""
     wanted: list[Property] = [
         ("PIDs", "au", pids),
@@ -96,6 +105,12 @@ def set_unit_properties(bus: Bus, name: str, properties: list[Property], *, runt
 def unit_cgroup(bus: Bus, name: str, *, kind: str = "Scope") -> str:
     """The ControlGroup of a unit as systemd names it, for instance /teu.slice/teu-x.scope."""
     path = bus.call(*MANAGER, "GetUnit", "s", (name,))[0]
-    answer = bus.call(MANAGER[0], path, "org.freedesktop.DBus.Properties", "Get", "ss",
-                      (f"org.freedesktop.systemd1.{kind}", "ControlGroup"))
+    answer = bus.call(
+        MANAGER[0],
+        path,
+        "org.freedesktop.DBus.Properties",
+        "Get",
+        "ss",
+        (f"org.freedesktop.systemd1.{kind}", "ControlGroup"),
+    )
     return str(answer[0][1])

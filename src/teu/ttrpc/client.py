@@ -3,6 +3,7 @@
 
 One connection carries any number of calls at once; an idle one costs a descriptor and no thread.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -93,8 +94,9 @@ class Client(asyncio.Protocol):
         payload = response["payload"]
         return bytes(payload)
 
-    async def task(self, service: str, method: str, request: dict[str, Any],
-                   timeout: float | None = None) -> dict[str, Any]:
+    async def task(
+        self, service: str, method: str, request: dict[str, Any], timeout: float | None = None
+    ) -> dict[str, Any]:
         """A method of the task API, with messages as dicts (see teu.ttrpc.messages)."""
         request_type, response_type = TASK_METHODS[method]
         return decode(response_type, await self.call_raw(service, method, encode(request_type, request), timeout))

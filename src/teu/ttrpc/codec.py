@@ -9,6 +9,7 @@ Types are protobuf's own names, `*` before one means repeated, `map` is map<stri
 with a dot is the name of another table.  Decoding fills in proto3's defaults (None for an absent
 message), skips unknown fields, and raises ValueError for what is not a message.
 """
+
 from __future__ import annotations
 
 import struct
@@ -128,13 +129,13 @@ def decode_table(tables: Tables, table: Table, data: bytes) -> Message:
             value, at = get_varint(data, at)
         elif wire == LENGTH:
             length, at = get_varint(data, at)
-            value = data[at:at + length]
+            value = data[at : at + length]
             if len(value) != length:
                 raise ValueError(f"field {number} is truncated")
             at += length
         elif wire in (FIXED64, FIXED32):
             size = 8 if wire == FIXED64 else 4
-            value = data[at:at + size]
+            value = data[at : at + size]
             if len(value) != size:
                 raise ValueError(f"field {number} is truncated")
             at += size

@@ -5,6 +5,7 @@
 
 Clients use odd stream ids, each one once and in rising order.
 """
+
 from __future__ import annotations
 
 import struct
@@ -46,6 +47,6 @@ class Reader:
             end = HEADER.size + length
             if len(self._buffer) < end:
                 break
-            complete.append((stream, kind, flags, bytes(self._buffer[HEADER.size:end])))
+            complete.append((stream, kind, flags, bytes(self._buffer[HEADER.size : end])))
             del self._buffer[:end]
         return complete

@@ -3,6 +3,7 @@
 
 The loop is given as an object with watch(fd, events, callback) and unwatch(fd); nothing here blocks.
 """
+
 from __future__ import annotations
 
 import select
@@ -69,7 +70,7 @@ class Connection:
         had_pending = True
         try:
             while self._out:
-                del self._out[:self._socket.send(self._out)]
+                del self._out[: self._socket.send(self._out)]
             had_pending = False
         except BlockingIOError:
             if len(self._out) > BACKLOG_MAX:
@@ -137,8 +138,9 @@ class _ServerConnection(Connection):
             # Data of a streaming call: we serve unary calls only, and have already refused it.
             return
         if not stream & 1 or stream <= self._last_stream:
-            self.answer(stream, b"", status.StatusError(
-                status.INVALID_ARGUMENT, f"stream id {stream} is not odd and new"))
+            self.answer(
+                stream, b"", status.StatusError(status.INVALID_ARGUMENT, f"stream id {stream} is not odd and new")
+            )
             return
         self._last_stream = stream
         try:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """gRPC's status codes, as far as ttrpc carries them, and the error that stands for one."""
+
 from __future__ import annotations
 
 OK, CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, ALREADY_EXISTS = range(7)

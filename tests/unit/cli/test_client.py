@@ -54,21 +54,25 @@ def served(tmp_path: Path):  # type: ignore[no-untyped-def]
 def test_bodies_and_kept_connections(served) -> None:  # type: ignore[no-untyped-def]
     client, answers, seen = served
     json_head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-    answers.append([
-        json_head + b"Content-Length: 7\r\n\r\n{\"a\":1}",
-        json_head + b"Transfer-Encoding: chunked\r\n\r\n3\r\n[1,\r\n2\r\n2]\r\n0\r\n\r\n",
-        b"HTTP/1.1 204 No Content\r\n\r\n",
-        b"HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{\"message\": \"x\"}",
-    ])  # fmt: skip
+    answers.append(
+        [
+            json_head + b'Content-Length: 7\r\n\r\n{"a":1}',
+            json_head + b"Transfer-Encoding: chunked\r\n\r\n3\r\n[1,\r\n2\r\n2]\r\n0\r\n\r\n",
+            b"HTTP/1.1 204 No Content\r\n\r\n",
+            b'HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{"message": "x"}',
+        ]
+    )
     assert client.get("/a", {"x": "a b", "y": None, "z": True}) == {"a": 1}
     assert client.get("/b") == [1, 2]
     assert client.call("POST", "/c", None, {"k": "é"}) is None
     with pytest.raises(APIError, match="^Error response from daemon: x$"):
         client.get("/d")
     assert [request.split(b"\r\n")[0] for request in seen] == [
-        b"GET /v1.45/a?x=a%20b&z=1 HTTP/1.1", b"GET /v1.45/b HTTP/1.1", b"POST /v1.45/c HTTP/1.1",
+        b"GET /v1.45/a?x=a%20b&z=1 HTTP/1.1",
+        b"GET /v1.45/b HTTP/1.1",
+        b"POST /v1.45/c HTTP/1.1",
         b"GET /v1.45/d HTTP/1.1",
-    ]  # fmt: skip
+    ]
     assert b'{"k":"\xc3\xa9"}' in seen[2]
 
 
@@ -200,9 +204,13 @@ def test_a_folder_in_place_of_the_file_is_told(tmp_path: Path) -> None:
 
 def teu(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-IS", str(BIN), *argv], capture_output=True, text=True, check=False,
-        stdin=subprocess.DEVNULL, env={**os.environ, **env},
-    )  # fmt: skip
+        [sys.executable, "-IS", str(BIN), *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **env},
+    )
 
 
 def test_exit_codes_without_a_daemon(tmp_path: Path) -> None:
@@ -225,8 +233,26 @@ def test_a_cold_start_imports_little() -> None:
     )
     done = subprocess.run([sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    heavy = {"json", "re", "enum", "socket", "typing", "argparse", "http.client", "asyncio", "dataclasses", "threading",
-             "collections", "functools", "signal", "subprocess", "contextlib", "inspect", "grpc", "google"}  # fmt: skip
+    heavy = {
+        "json",
+        "re",
+        "enum",
+        "socket",
+        "typing",
+        "argparse",
+        "http.client",
+        "asyncio",
+        "dataclasses",
+        "threading",
+        "collections",
+        "functools",
+        "signal",
+        "subprocess",
+        "contextlib",
+        "inspect",
+        "grpc",
+        "google",
+    }
     assert not loaded & heavy
 
 
@@ -253,9 +279,11 @@ def test_output_is_utf8_in_any_locale(tmp_path: Path) -> None:
     path = tmp_path / "n\u00e4me"
     for locale in ("C", "POSIX", "C.UTF-8"):
         done = subprocess.run(
-            [sys.executable, "-IS", str(BIN), "-H", f"unix://{path}", "ps"], capture_output=True, check=False,
+            [sys.executable, "-IS", str(BIN), "-H", f"unix://{path}", "ps"],
+            capture_output=True,
+            check=False,
             env={"LC_ALL": locale, "PATH": "/usr/bin"},
-        )  # fmt: skip
+        )
         assert str(path).encode() in done.stderr
 
 
@@ -327,11 +355,16 @@ def test_a_request_by_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "environment", "verify"),
     [
-        (["--tls"], {}, False), (["--tlsverify"], {}, True), (["--tlsverify=false"], {}, False),
-        (["--tls"], {"DOCKER_TLS_VERIFY": "1"}, True), ([], {"DOCKER_TLS_VERIFY": "1"}, True), ([], {}, None),
-        (["--tlsverify=false"], {"DOCKER_TLS_VERIFY": "1"}, False), ([], {"DOCKER_TLS": "1"}, False),
+        (["--tls"], {}, False),
+        (["--tlsverify"], {}, True),
+        (["--tlsverify=false"], {}, False),
+        (["--tls"], {"DOCKER_TLS_VERIFY": "1"}, True),
+        ([], {"DOCKER_TLS_VERIFY": "1"}, True),
+        ([], {}, None),
+        (["--tlsverify=false"], {"DOCKER_TLS_VERIFY": "1"}, False),
+        ([], {"DOCKER_TLS": "1"}, False),
     ],
-)  # fmt: skip
+)
 def test_tls_is_asked_for_as_with_docker(
     monkeypatch: pytest.MonkeyPatch, words: list[str], environment: dict[str, str], verify: bool | None
 ) -> None:

@@ -53,7 +53,7 @@ def test_streams() -> None:
         (["1:80", "2:80"], {"80/tcp": [("", "1"), ("", "2")]}),
         (["published=81,target=80,protocol=udp"], {"80/udp": [("", "81")]}),
     ],
-)  # fmt: skip
+)
 def test_publish(specs: list[str], bindings: dict[str, list[tuple[str, str]]]) -> None:
     argv = [word for spec in specs for word in ("-p", spec)]
     found = body(*argv)
@@ -76,9 +76,13 @@ def test_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["HostConfig"]["Binds"] == ["vol:/v:ro", f"{tmp_path}/rel:/r"]
     assert found["HostConfig"]["Tmpfs"] == {"/t": "size=1m", "/u": ""}
     mounts = host(
-        "--mount", "type=bind,src=/a,dst=/b,ro,bind-propagation=rslave", "--mount", "source=v,target=/w,volume-nocopy",
-        "--mount", "type=tmpfs,target=/x,tmpfs-size=1m,tmpfs-mode=1770",
-    )["Mounts"]  # fmt: skip
+        "--mount",
+        "type=bind,src=/a,dst=/b,ro,bind-propagation=rslave",
+        "--mount",
+        "source=v,target=/w,volume-nocopy",
+        "--mount",
+        "type=tmpfs,target=/x,tmpfs-size=1m,tmpfs-mode=1770",
+    )["Mounts"]
     assert mounts == [
         {"Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": True, "BindOptions": {"Propagation": "rslave"}},
         {"Type": "volume", "Source": "v", "Target": "/w", "VolumeOptions": {"NoCopy": True}},
@@ -96,10 +100,29 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_limits() -> None:
     found = host(
-        "-m", "64m", "--memory-swap", "-1", "--cpus", "1.5", "--pids-limit", "9", "--ulimit", "nofile=5:9", "--ulimit",
-        "core=0", "--device", "/dev/null:/dev/x:r", "--device-read-bps", "/dev/sda:1mb", "--blkio-weight-device",
-        "/dev/sda:100", "--oom-score-adj", "-5", "--shm-size", "1g",
-    )  # fmt: skip
+        "-m",
+        "64m",
+        "--memory-swap",
+        "-1",
+        "--cpus",
+        "1.5",
+        "--pids-limit",
+        "9",
+        "--ulimit",
+        "nofile=5:9",
+        "--ulimit",
+        "core=0",
+        "--device",
+        "/dev/null:/dev/x:r",
+        "--device-read-bps",
+        "/dev/sda:1mb",
+        "--blkio-weight-device",
+        "/dev/sda:100",
+        "--oom-score-adj",
+        "-5",
+        "--shm-size",
+        "1g",
+    )
     assert (found["Memory"], found["MemorySwap"], found["NanoCpus"], found["PidsLimit"]) == (
         64 << 20,
         -1,
@@ -107,8 +130,9 @@ def test_limits() -> None:
         9,
     )
     assert found["Ulimits"] == [
-        {"Name": "core", "Hard": 0, "Soft": 0}, {"Name": "nofile", "Hard": 9, "Soft": 5},
-    ]  # fmt: skip
+        {"Name": "core", "Hard": 0, "Soft": 0},
+        {"Name": "nofile", "Hard": 9, "Soft": 5},
+    ]
     assert found["Devices"] == [{"PathOnHost": "/dev/null", "PathInContainer": "/dev/x", "CgroupPermissions": "r"}]
     assert found["BlkioDeviceReadBps"] == [{"Path": "/dev/sda", "Rate": 1 << 20}]
     assert found["BlkioWeightDevice"] == [{"Path": "/dev/sda", "Weight": 100}]
@@ -123,18 +147,50 @@ def test_networks() -> None:
     }
     found = body("--network", "name=n1,alias=b,driver-opt=k=v", "--network", "n2")
     assert found["NetworkingConfig"]["EndpointsConfig"] == {
-        "n1": {"Aliases": ["b"], "DriverOpts": {"k": "v"}}, "n2": {},
-    }  # fmt: skip
+        "n1": {"Aliases": ["b"], "DriverOpts": {"k": "v"}},
+        "n2": {},
+    }
     assert body("--network", "host")["NetworkingConfig"]["EndpointsConfig"] == {}
 
 
 def test_the_rest() -> None:
     found = body(
-        "--entrypoint", "", "--hostname", "h", "-u", "1:2", "-w", "/w", "-l", "a=b", "-l", "c", "--stop-timeout", "0",
-        "--health-cmd", "true", "--health-interval", "5s", "--init", "--restart", "on-failure:3", "--log-opt", "tag=x",
-        "--security-opt", "no-new-privileges", "--security-opt", "systempaths=unconfined", "--add-host",
-        "x:host-gateway", "--sysctl", "net.core.somaxconn=5", "--cap-add", "ALL", "--annotation", "k=v",
-    )  # fmt: skip
+        "--entrypoint",
+        "",
+        "--hostname",
+        "h",
+        "-u",
+        "1:2",
+        "-w",
+        "/w",
+        "-l",
+        "a=b",
+        "-l",
+        "c",
+        "--stop-timeout",
+        "0",
+        "--health-cmd",
+        "true",
+        "--health-interval",
+        "5s",
+        "--init",
+        "--restart",
+        "on-failure:3",
+        "--log-opt",
+        "tag=x",
+        "--security-opt",
+        "no-new-privileges",
+        "--security-opt",
+        "systempaths=unconfined",
+        "--add-host",
+        "x:host-gateway",
+        "--sysctl",
+        "net.core.somaxconn=5",
+        "--cap-add",
+        "ALL",
+        "--annotation",
+        "k=v",
+    )
     assert found["Entrypoint"] == [""]
     assert (found["Hostname"], found["User"], found["WorkingDir"]) == ("h", "1:2", "/w")
     assert found["Labels"] == {"a": "b", "c": ""}
@@ -147,8 +203,10 @@ def test_the_rest() -> None:
     assert (config["SecurityOpt"], config["MaskedPaths"]) == (["no-new-privileges"], [])
     assert config["ExtraHosts"] == ["x:host-gateway"]
     assert (config["Sysctls"], config["CapAdd"], config["Annotations"]) == (
-        {"net.core.somaxconn": "5"}, ["ALL"], {"k": "v"},
-    )  # fmt: skip
+        {"net.core.somaxconn": "5"},
+        ["ALL"],
+        {"k": "v"},
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,14 +219,16 @@ def test_the_rest() -> None:
         (["--rm", "--restart", "always"], "Conflicting options: --restart and --rm"),
         (["--pid", "x"], "--pid: invalid PID mode"),
         (["--ulimit", "x=1"], 'invalid argument "x=1" for "--ulimit" flag: invalid ulimit type: x'),
-        (["--network", "host", "--network", "n"],
-         "conflicting options: cannot attach both user-defined and non-user-defined network-modes"),
+        (
+            ["--network", "host", "--network", "n"],
+            "conflicting options: cannot attach both user-defined and non-user-defined network-modes",
+        ),
         (["--network-alias", "a"], "network-scoped aliases are only supported for user-defined networks"),
         (["--no-healthcheck", "--health-cmd", "x"], "--no-healthcheck conflicts with --health-* options"),
         (["--env-file", "/nosuch"], "open /nosuch: no such file or directory"),
         (["--device", "x"], "x is not an absolute path"),
     ],
-)  # fmt: skip
+)
 def test_refused(argv: list[str], text: str) -> None:
     with pytest.raises(ValueError) as caught:
         body(*argv)

@@ -50,10 +50,13 @@ def given(*argv: str, interspersed: bool = True) -> tuple[dict[str, object], lis
         (["-"], {}, ["-"]),
         (["-c", "-5"], {"count": -5}, []),
         (["-c", "0x10"], {"count": 16}, []),
-        (["-m", "512m", "--cpus=1.5", "--wait", "1m30s"],
-         {"memory": 512 << 20, "cpus": 1_500_000_000, "wait": 90_000_000_000}, []),
+        (
+            ["-m", "512m", "--cpus=1.5", "--wait", "1m30s"],
+            {"memory": 512 << 20, "cpus": 1_500_000_000, "wait": 90_000_000_000},
+            [],
+        ),
     ],
-)  # fmt: skip
+)
 def test_forms(argv: list[str], options: dict[str, object], operands: list[str]) -> None:
     assert given(*argv) == (options, operands)
 
@@ -131,6 +134,7 @@ def test_count_of_operands() -> None:
 
 def test_filters_and_fields() -> None:
     assert filters(["status=exited", "status=created", "label=a=b"]) == {
-        "status": {"exited": True, "created": True}, "label": {"a=b": True},
-    }  # fmt: skip
+        "status": {"exited": True, "created": True},
+        "label": {"a=b": True},
+    }
     assert split_csv('type=bind,"source=/a,b",target=/c') == ["type=bind", "source=/a,b", "target=/c"]

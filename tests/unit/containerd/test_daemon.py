@@ -49,17 +49,19 @@ def code_of(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
 
 def write(daemon: Daemon, ref: str, data: bytes, chunk: int = 200_000, **headers: str) -> str:
     def requests() -> Any:
-        yield content_pb2.WriteContentRequest(
-            action=content_pb2.STAT, ref=ref, total=len(data), expected=digest(data)
-        )
+        yield content_pb2.WriteContentRequest(action=content_pb2.STAT, ref=ref, total=len(data), expected=digest(data))
         for at in range(0, len(data), chunk):
             yield content_pb2.WriteContentRequest(
                 action=content_pb2.WRITE, ref=ref, offset=at, data=data[at : at + chunk]
             )
         yield content_pb2.WriteContentRequest(
-            action=content_pb2.COMMIT, ref=ref, offset=len(data), total=len(data), expected=digest(data),
+            action=content_pb2.COMMIT,
+            ref=ref,
+            offset=len(data),
+            total=len(data),
+            expected=digest(data),
             labels={"containerd.io/gc.root": "x"},
-        )  # fmt: skip
+        )
 
     with daemon.channel() as channel:
         answers = list(content_pb2_grpc.ContentStub(channel).Write(requests(), metadata=[*HEADERS, *headers.items()]))
@@ -75,17 +77,20 @@ def read(daemon: Daemon, name: str, offset: int = 0, size: int = 0) -> bytes:
 def test_codes_and_messages(daemon: Daemon) -> None:
     get = daemon.raw(S + "containers.v1.Containers", "Get")
     assert code_of(lambda: get(id="x")) == (
-        grpc.StatusCode.NOT_FOUND, 'container "x" in namespace "default": not found'
-    )  # fmt: skip
+        grpc.StatusCode.NOT_FOUND,
+        'container "x" in namespace "default": not found',
+    )
     assert code_of(lambda: get({"containerd-namespace": ""}, id="x")) == (
-        grpc.StatusCode.FAILED_PRECONDITION, "namespace is required: failed precondition"
-    )  # fmt: skip
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "namespace is required: failed precondition",
+    )
     assert code_of(lambda: get({"containerd-namespace": "a b"}, id="x"))[0] == grpc.StatusCode.INVALID_ARGUMENT
     create = daemon.raw(S + "containers.v1.Containers", "Create")
     create(container=container("c"))
     assert code_of(lambda: create(container=container("c"))) == (
-        grpc.StatusCode.ALREADY_EXISTS, 'container "c": already exists'
-    )  # fmt: skip
+        grpc.StatusCode.ALREADY_EXISTS,
+        'container "c": already exists',
+    )
     bad = daemon.raw(S + "containers.v1.Containers", "List")
     assert code_of(lambda: bad(filters=["id=x"]))[0] == grpc.StatusCode.INVALID_ARGUMENT
     blob = daemon.raw(S + "content.v1.Content", "Info")
@@ -96,9 +101,15 @@ def test_codes_and_messages(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["version.v1.Version/Version", "containers.v1.Containers/Get", "events.v1.Events/Subscribe",
-     "content.v1.Content/Write", "streaming.v1.Streaming/Stream", "tasks.v1.Tasks/Create"],
-)  # fmt: skip
+    [
+        "version.v1.Version/Version",
+        "containers.v1.Containers/Get",
+        "events.v1.Events/Subscribe",
+        "content.v1.Content/Write",
+        "streaming.v1.Streaming/Stream",
+        "tasks.v1.Tasks/Create",
+    ],
+)
 def test_what_is_no_message_is_refused_as_by_every_server_of_grpc(shared: Daemon, path: str) -> None:
     """Status and words are grpc-go's, which containerd is made with; not the error of our language."""
     with shared.channel() as channel:
@@ -144,9 +155,21 @@ def test_reflection_tells_every_service(shared: Daemon) -> None:
         ]
         names, files, none = list(stub.ServerReflectionInfo(iter(asked)))
     found = {one.name for one in names.list_services_response.service}
-    for name in ("containers", "content", "diff", "events", "images", "introspection", "leases", "namespaces",
-                 "snapshots",
-                 "tasks", "transfer", "streaming", "version"):  # fmt: skip
+    for name in (
+        "containers",
+        "content",
+        "diff",
+        "events",
+        "images",
+        "introspection",
+        "leases",
+        "namespaces",
+        "snapshots",
+        "tasks",
+        "transfer",
+        "streaming",
+        "version",
+    ):
         assert any(one.startswith(f"{S}{name}.v1.") for one in found), name
     assert S + "sandbox.v1.Store" in found and S + "sandbox.v1.Controller" in found
     assert any(b"content.proto" in one for one in files.file_descriptor_response.file_descriptor_proto)
@@ -251,9 +274,7 @@ def test_events_reach_subscribers_with_filters(shared: Daemon) -> None:
                 {"containerd-namespace": f"n{number}"},
                 container=container("two"),
             )
-        assert (
-            found[0].topic == "/containers/create" and found[0].event.type_url == "containerd.events.ContainerCreate"
-        )
+        assert found[0].topic == "/containers/create" and found[0].event.type_url == "containerd.events.ContainerCreate"
         stream.cancel()
 
 
@@ -354,14 +375,17 @@ def test_apply_and_diff_over_the_wire(shared: Daemon) -> None:
                 snapshotter="overlayfs", key="k", labels={"containerd.io/gc.root": "x"}
             ),
             metadata=HEADERS,
-        ).mounts  # fmt: skip
+        ).mounts
         layer = {"media_type": "application/vnd.oci.image.layer.v1.tar", "digest": name, "size": len(data)}
         applied = shared.call(S + "diff.v1.Diff", "Apply", diff=layer, mounts=mounts).applied
         assert (applied.digest, applied.size) == (name, len(data))
         made = shared.call(
-            S + "diff.v1.Diff", "Diff", right=mounts, media_type="application/vnd.oci.image.layer.v1.tar+gzip",
+            S + "diff.v1.Diff",
+            "Diff",
+            right=mounts,
+            media_type="application/vnd.oci.image.layer.v1.tar+gzip",
             labels={"containerd.io/gc.root": "x"},
-        ).diff  # fmt: skip
+        ).diff
         info = shared.call(S + "content.v1.Content", "Info", digest=made.digest).info
         assert info.size == made.size and info.labels["containerd.io/uncompressed"].startswith("sha256:")
         with tarfile.open(fileobj=io.BytesIO(read(shared, made.digest))) as archive:
@@ -403,10 +427,11 @@ def image_archive(name: str, layer: bytes) -> bytes:
     kind = "application/vnd.oci.image."
     config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [digest(layer)]}}
     manifest = {
-        "schemaVersion": 2, "mediaType": kind + "manifest.v1+json",
+        "schemaVersion": 2,
+        "mediaType": kind + "manifest.v1+json",
         "config": {"mediaType": kind + "config.v1+json", **blob(json.dumps(config).encode())},
         "layers": [{"mediaType": kind + "layer.v1.tar", **blob(layer)}],
-    }  # fmt: skip
+    }
     entry = {"mediaType": kind + "manifest.v1+json", **blob(json.dumps(manifest).encode())}
     entry["annotations"] = {"io.containerd.image.name": name}
     files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
@@ -471,9 +496,10 @@ def test_transfer_import_unpack_tag_export(daemon: Daemon) -> None:
         )
         transfer = daemon.raw(S + "transfer.v1.Transfer", "Transfer")
         transfer(
-            source=packed(importexport_pb2.ImageImportStream(stream="in")), destination=packed(store),
+            source=packed(importexport_pb2.ImageImportStream(stream="in")),
+            destination=packed(store),
             options={"progress_stream": "progress"},
-        )  # fmt: skip
+        )
         for thread in threads:
             thread.join(10)
         assert "saved" in events and events[-1] == "Completed import"
@@ -667,10 +693,18 @@ def activated(daemon: Daemon, sockets: list[socket.socket]) -> subprocess.Popen[
     numbers = [one.fileno() for one in sockets]
     with open(daemon.folder / "log", "ab") as log:
         return subprocess.Popen(
-            ["/usr/bin/python3", "-c", program, ",".join(map(str, numbers)), str(TREE / "bin/teu-containerd"),
-             "--config", str(daemon.config)],
-            pass_fds=numbers, stderr=log,
-        )  # fmt: skip
+            [
+                "/usr/bin/python3",
+                "-c",
+                program,
+                ",".join(map(str, numbers)),
+                str(TREE / "bin/teu-containerd"),
+                "--config",
+                str(daemon.config),
+            ],
+            pass_fds=numbers,
+            stderr=log,
+        )
 
 
 def test_socket_activation_and_idle_exit(make_daemon: Callable[..., Daemon]) -> None:

@@ -24,8 +24,20 @@ pytestmark = root_only
 
 API = "containerd.services"
 DIGEST = "sha256:" + "a" * 64
-POISONS = [None, 7, "poison", "[7]", '{"a": 7}', '{"a": "\\ud800"}', "[" * 5000, b"\xff\xfe", b"", -(1 << 63),
-           1 << 62, 1.5]  # fmt: skip
+POISONS = [
+    None,
+    7,
+    "poison",
+    "[7]",
+    '{"a": 7}',
+    '{"a": "\\ud800"}',
+    "[" * 5000,
+    b"\xff\xfe",
+    b"",
+    -(1 << 63),
+    1 << 62,
+    1.5,
+]
 
 
 def containers(daemon: Daemon) -> dict[str, Any]:
@@ -50,9 +62,10 @@ def streamed(daemon: Daemon, service: str, method: str, **fields: Any) -> list[A
     found = find_method(service, method)
     with daemon.channel() as channel:
         stub = channel.unary_stream(
-            f"/{service}/{method}", request_serializer=lambda message: message.SerializeToString(),
+            f"/{service}/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=found.output_type._concrete_class.FromString,
-        )  # fmt: skip
+        )
         request = found.input_type._concrete_class(**fields)
         answers = stub(request, timeout=30, metadata=[("containerd-namespace", "default")])
         return [info for answer in answers for info in answer.info]
@@ -68,30 +81,44 @@ def blobs(daemon: Daemon) -> dict[str, Any]:
 
 def make(daemon: Daemon) -> None:
     daemon.call(
-        f"{API}.containers.v1.Containers", "Create",
+        f"{API}.containers.v1.Containers",
+        "Create",
         container={
-            "id": "model", "image": "model", "runtime": {"name": "io.containerd.teu.v2"}, "snapshotter": "native",
-            "snapshot_key": "model", "labels": {"a": "b"}, "spec": {"type_url": "spec", "value": b"{}"},
+            "id": "model",
+            "image": "model",
+            "runtime": {"name": "io.containerd.teu.v2"},
+            "snapshotter": "native",
+            "snapshot_key": "model",
+            "labels": {"a": "b"},
+            "spec": {"type_url": "spec", "value": b"{}"},
         },
-    )  # fmt: skip
+    )
     daemon.call(
-        f"{API}.images.v1.Images", "Create",
-        image={"name": "model", "labels": {"a": "b"},
-               "target": {"media_type": "m", "digest": DIGEST, "size": 5, "annotations": {"k": "v"}}},
-    )  # fmt: skip
+        f"{API}.images.v1.Images",
+        "Create",
+        image={
+            "name": "model",
+            "labels": {"a": "b"},
+            "target": {"media_type": "m", "digest": DIGEST, "size": 5, "annotations": {"k": "v"}},
+        },
+    )
     daemon.call(f"{API}.leases.v1.Leases", "Create", id="model", labels={"a": "b"})
     daemon.call(
         f"{API}.leases.v1.Leases", "AddResource", id="model", resource={"id": "kept", "type": "snapshots/native"}
     )
     daemon.call(
-        f"{API}.sandbox.v1.Store", "Create",
+        f"{API}.sandbox.v1.Store",
+        "Create",
         sandbox={"sandbox_id": "model", "runtime": {"name": "io.containerd.teu.v2"}, "labels": {"a": "b"}},
-    )  # fmt: skip
+    )
     for key in ("model", "kept"):
         daemon.call(
-            f"{API}.snapshots.v1.Snapshots", "Prepare", snapshotter="native", key=key,
+            f"{API}.snapshots.v1.Snapshots",
+            "Prepare",
+            snapshotter="native",
+            key=key,
             labels={"containerd.io/gc.root": "1"},
-        )  # fmt: skip
+        )
 
 
 TABLES = {
@@ -119,7 +146,7 @@ def poison(database: sqlite3.Connection, table: str, key: str) -> list[tuple[str
                     "INSERT OR IGNORE INTO layers (snapshotter, name, kind, labels, created, updated) "
                     "VALUES (?, ?, 2, '{}', 1, 1)",
                     ("native", row["backend"]),
-                )  # fmt: skip
+                )
             try:
                 database.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(names))})", list(row.values()))
             except sqlite3.IntegrityError:
@@ -150,16 +177,18 @@ def test_every_column_of_every_record(make_daemon: Callable[..., Daemon]) -> Non
                 with contextlib.suppress(sqlite3.IntegrityError):
                     database.execute(
                         "INSERT INTO ingests (namespace, ref, total, expected, started, expires) "
-                        "VALUES ('default', ?, ?, ?, ?, ?)", list({**row, column: value}.values()),
-                    )  # fmt: skip
+                        "VALUES ('default', ?, ?, ?, ?, ?)",
+                        list({**row, column: value}.values()),
+                    )
         database.execute("INSERT INTO lease_resources VALUES ('default', 'model', 'poison', 'x')")
         database.execute("UPDATE namespaces SET labels = '7'")
         for parent in (None, 10**9, "text"):
             database.execute("PRAGMA foreign_keys=OFF")
             database.execute(
                 "INSERT INTO layers (snapshotter, name, parent, kind, labels, created, updated) "
-                "VALUES ('native', ?, ?, 'kind', '7', 'x', ?)", (f"loose/{parent}", parent, b"\xff"),
-            )  # fmt: skip
+                "VALUES ('native', ?, ?, 'kind', '7', 'x', ?)",
+                (f"loose/{parent}", parent, b"\xff"),
+            )
         database.execute("UPDATE layers SET parent = id WHERE name LIKE 'loose/%'")
     daemon.start()
     assert daemon.call(f"{API}.namespaces.v1.Namespaces", "List").namespaces
@@ -186,17 +215,22 @@ def test_every_column_of_every_record(make_daemon: Callable[..., Daemon]) -> Non
     # What is damaged is not written back, and no task is made of it.
     bad = next(one.id for one in containers(daemon).values() if "record" in one.labels.get("teu.io/damaged", ""))
     for method, fields in (
-        ("containers.v1.Containers/Update", {"container": {"id": bad, "labels": {"x": "y"}},
-                                             "update_mask": {"paths": ["labels.x"]}}),
+        (
+            "containers.v1.Containers/Update",
+            {"container": {"id": bad, "labels": {"x": "y"}}, "update_mask": {"paths": ["labels.x"]}},
+        ),
         ("tasks.v1.Tasks/Create", {"container_id": bad}),
-    ):  # fmt: skip
+    ):
         with pytest.raises(grpc.RpcError) as refusal:
             daemon.call(f"{API}.{method.split('/')[0]}", method.split("/")[1], **fields)
         assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert "is damaged" in refusal.value.details()
     # Everything else goes on: the collector does not take what a damaged record may need.
-    daemon.call(f"{API}.containers.v1.Containers", "Create",
-                container={"id": "new", "runtime": {"name": "io.containerd.teu.v2"}})  # fmt: skip
+    daemon.call(
+        f"{API}.containers.v1.Containers",
+        "Create",
+        container={"id": "new", "runtime": {"name": "io.containerd.teu.v2"}},
+    )
     daemon.call(f"{API}.leases.v1.Leases", "Delete", id="model", sync=True)
     assert "kept" in snapshots(daemon)
     delete(daemon, "containers", "new")
@@ -219,8 +253,14 @@ def test_the_collector_waits_for_damaged_records(make_daemon: Callable[..., Daem
     for namespace in ("default", "other"):
         headers = {"containerd-namespace": namespace}
         for key in ("loose", "second"):
-            daemon.call(f"{API}.snapshots.v1.Snapshots", "Prepare", headers, snapshotter="native", key=key,
-                        labels={"containerd.io/gc.root": "1"})  # fmt: skip
+            daemon.call(
+                f"{API}.snapshots.v1.Snapshots",
+                "Prepare",
+                headers,
+                snapshotter="native",
+                key=key,
+                labels={"containerd.io/gc.root": "1"},
+            )
         daemon.call(f"{API}.leases.v1.Leases", "Create", headers, id="lease")
     assert daemon.stop() == 0
     with sqlite3.connect(daemon.folder / "root/metadata.db") as database:
@@ -232,8 +272,13 @@ def test_the_collector_waits_for_damaged_records(make_daemon: Callable[..., Daem
     daemon.call(*collect, id="another", sync=True)
     assert set(snapshots(daemon)) == {"loose", "second"}
     with pytest.raises(grpc.RpcError):
-        daemon.call(f"{API}.snapshots.v1.Snapshots", "Stat", {"containerd-namespace": "other"}, snapshotter="native",
-                    key="loose")  # fmt: skip
+        daemon.call(
+            f"{API}.snapshots.v1.Snapshots",
+            "Stat",
+            {"containerd-namespace": "other"},
+            snapshotter="native",
+            key="loose",
+        )
     daemon.call(*collect, id="lease", sync=True)
     assert set(snapshots(daemon)) == {"second"}
 
@@ -330,7 +375,7 @@ def test_files_cut_and_overwritten_anywhere(stopped: tuple[Daemon, dict[str, byt
         victim = Path(f"{path}{dice.choice(['', '-wal'])}")
         data = bytearray(victim.read_bytes())
         if number % 2:
-            del data[dice.randrange(1, len(data)):]
+            del data[dice.randrange(1, len(data)) :]
         else:
             for _ in range(dice.choice((1, 20, 400))):
                 data[dice.randrange(len(data))] = dice.randrange(256)

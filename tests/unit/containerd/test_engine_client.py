@@ -79,8 +79,10 @@ def test_who_leaves_waits_for_nothing(client: Client) -> None:
 
     with content.Writer(client, "held"), unpack.exclusive("name", NOBODY):
         threads = [
-            attempt(lambda: content.Writer(client, "held", departure=departure)), attempt(locked), attempt(cancelled)
-        ]  # fmt: skip
+            attempt(lambda: content.Writer(client, "held", departure=departure)),
+            attempt(locked),
+            attempt(cancelled),
+        ]
         time.sleep(0.3)
         assert not failures
         left.set()

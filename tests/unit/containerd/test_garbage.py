@@ -175,9 +175,7 @@ def test_collections_beside_pulls(context: Context) -> None:
             parts = []
             for data in (b"shared layer", f"{worker} {number}".encode()):
                 with suppress(Error):
-                    with context.content.writer(
-                        "n", f"{lease}-{data!r}", lease=lease, expected=digest(data)
-                    ) as writer:
+                    with context.content.writer("n", f"{lease}-{data!r}", lease=lease, expected=digest(data)) as writer:
                         writer.truncate()
                         writer.write(data)
                         writer.commit(len(data), digest(data), {})

@@ -220,9 +220,17 @@ def test_whiteouts_and_opaque_folders(context: Context, folder: Path) -> None:
     apply(context, below, snapshotter.prepare("a", "", {}))
     snapshotter.commit("base", "a", {})
     upper = tar(
-        ("d/", None), ("d/b", b"2"), ("d/s/", None), ("d/s/y", b""), ("d/.wh..wh..opq", b""), (".wh.g", b""),
-        ("e/.wh.f", b""), ("e/.wh.never", b""), (".wh..wh.plnk", b""), ("nowhere/.wh.x", b""),
-    )  # fmt: skip
+        ("d/", None),
+        ("d/b", b"2"),
+        ("d/s/", None),
+        ("d/s/y", b""),
+        ("d/.wh..wh..opq", b""),
+        (".wh.g", b""),
+        ("e/.wh.f", b""),
+        ("e/.wh.never", b""),
+        (".wh..wh.plnk", b""),
+        ("nowhere/.wh.x", b""),
+    )
     apply(context, upper, snapshotter.prepare("b", "base", {}))
     snapshotter.commit("top", "b", {})
     seen = names(compare(context, [], snapshotter.view("v", "top", {})))
@@ -302,11 +310,20 @@ def test_sparse_files(context: Context, folder: Path) -> None:
     assert data[4096:4608] == b"A" * 512 and data[-512:] == b"B" * 512 and data.count(b"\0") == (1 << 20) - 1024
     assert (folder / "after").read_bytes() == b"z"
     pax = tar(
-        ("GNUSparseFile.0/p", b"2\n0\n3\n1000\n2\n".ljust(512, b"\0") + b"abcde",
-         {"pax_headers": {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "p",
-                          "GNU.sparse.realsize": "2000"}}),
+        (
+            "GNUSparseFile.0/p",
+            b"2\n0\n3\n1000\n2\n".ljust(512, b"\0") + b"abcde",
+            {
+                "pax_headers": {
+                    "GNU.sparse.major": "1",
+                    "GNU.sparse.minor": "0",
+                    "GNU.sparse.name": "p",
+                    "GNU.sparse.realsize": "2000",
+                }
+            },
+        ),
         ("next", b"n"),
-    )  # fmt: skip
+    )
     apply(context, pax, [Bind(folder)])
     data = (folder / "p").read_bytes()
     assert (len(data), data[:3], data[1000:1002]) == (2000, b"abc", b"de")

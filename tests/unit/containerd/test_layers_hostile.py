@@ -86,9 +86,11 @@ def test_cut_after_each_block(context: Context, folder: Path, packed: bool) -> N
 
 def test_numbers_that_the_kernel_does_not_know(context: Context, folder: Path) -> None:
     for key, value, words in (
-        ("uid", 1 << 40, "has the owner"), ("gid", (1 << 32) - 1, "has the owner"), ("uid", -1, "has the owner"),
+        ("uid", 1 << 40, "has the owner"),
+        ("gid", (1 << 32) - 1, "has the owner"),
+        ("uid", -1, "has the owner"),
         ("devmajor", 1 << 40, "cannot be"),
-    ):  # fmt: skip
+    ):
         fields: dict[str, Any] = {key: value}
         if key == "devmajor":
             fields["type"] = tarfile.CHRTYPE
@@ -108,11 +110,21 @@ def test_numbers_that_the_kernel_does_not_know(context: Context, folder: Path) -
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("uid", b"1_0"), ("uid", b" 1"), ("size", "٣".encode()), ("gid", b"9" * 5000), ("size", b""), ("mtime", b"1_0"),
-     ("mtime", b"0.-5"), ("GNU.sparse.map", b"0,x" + b"\0" * 5000), ("GNU.sparse.major", b"1"),
-     ("SCHILY.xattr.user.a\0b", b"v"), ("\0", b"v")],
+    [
+        ("uid", b"1_0"),
+        ("uid", b" 1"),
+        ("size", "٣".encode()),
+        ("gid", b"9" * 5000),
+        ("size", b""),
+        ("mtime", b"1_0"),
+        ("mtime", b"0.-5"),
+        ("GNU.sparse.map", b"0,x" + b"\0" * 5000),
+        ("GNU.sparse.major", b"1"),
+        ("SCHILY.xattr.user.a\0b", b"v"),
+        ("\0", b"v"),
+    ],
     ids=range(11),
-)  # fmt: skip
+)
 def test_what_is_no_number_and_no_name_is_said_in_a_few_words(
     context: Context, folder: Path, key: str, value: bytes
 ) -> None:

@@ -66,9 +66,7 @@ class Remote:
             "Commit": lambda r: inner.commit(r.name, r.key, dict(r.labels), r.parent) or empty_pb2.Empty(),
             "Remove": lambda r: inner.remove(r.key) or empty_pb2.Empty(),
             "Stat": lambda r: pb.StatSnapshotResponse(info=to_wire(inner.stat(r.key))),
-            "Update": lambda r: pb.UpdateSnapshotResponse(
-                info=to_wire(inner.update(r.info.name, dict(r.info.labels)))
-            ),
+            "Update": lambda r: pb.UpdateSnapshotResponse(info=to_wire(inner.update(r.info.name, dict(r.info.labels)))),
             "List": lambda r: iter([pb.ListSnapshotsResponse(info=[to_wire(one) for one in inner.walk()])]),
             "Usage": lambda r: pb.UsageResponse(size=inner.usage(r.key).size, inodes=inner.usage(r.key).inodes),
             "Cleanup": lambda r: inner.cleanup() or empty_pb2.Empty(),

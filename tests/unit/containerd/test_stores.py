@@ -105,9 +105,12 @@ def test_container_masks(context: Context) -> None:
 
 @pytest.mark.parametrize(
     ("field", "words"),
-    [("id", "identifier must not be empty"), ("runtime", "Runtime.Name must be set"),
-     ("snapshotter", "Snapshotter must be set")],
-)  # fmt: skip
+    [
+        ("id", "identifier must not be empty"),
+        ("runtime", "Runtime.Name must be set"),
+        ("snapshotter", "Snapshotter must be set"),
+    ],
+)
 def test_container_validation(context: Context, field: str, words: str) -> None:
     bad = container("x")
     bad.ClearField(field)

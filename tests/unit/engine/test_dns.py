@@ -52,10 +52,17 @@ def test_the_rest_is_for_others() -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [b"", b"x" * 11, query("web")[:-1], query("web", flags=0x8000), query("web", flags=0x2800),
-     struct.pack(">HHHHHH", 1, 0, 2, 0, 0, 0), query("web")[:12] + b"\xc0\x0c\x00\x01\x00\x01",
-     query("web")[:12] + b"\x3fabc"],
-)  # fmt: skip
+    [
+        b"",
+        b"x" * 11,
+        query("web")[:-1],
+        query("web", flags=0x8000),
+        query("web", flags=0x2800),
+        struct.pack(">HHHHHH", 1, 0, 2, 0, 0, 0),
+        query("web")[:12] + b"\xc0\x0c\x00\x01\x00\x01",
+        query("web")[:12] + b"\x3fabc",
+    ],
+)
 def test_what_is_no_query(message: bytes) -> None:
     assert dns.parse(message) is None
 

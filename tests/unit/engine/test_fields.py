@@ -147,13 +147,25 @@ def test_the_table_knows_the_routes() -> None:
     none = re.compile(r"/(_ping|version|info|auth|plugins|swarm|nodes|services|tasks|secrets|configs)(/.*)?")
     silent = {pattern for method, pattern in served - set(fields.PARAMETERS) if not none.fullmatch(pattern)}
     assert silent == {
-        "/containers/{name}/pause", "/containers/{name}/unpause", "/containers/{name}/update",
-        "/containers/{name}/changes", "/containers/{name}/export", "/containers/{name}/exec",
-        "/exec/{identity}/start", "/exec/{identity}/json", "/images/search", "/images/{name:path}/json",
-        "/images/{name:path}/history", "/distribution/{name:path}/json", "/networks/create",
-        "/networks/{name}", "/networks/{name}/connect", "/networks/{name}/disconnect", "/volumes/create",
+        "/containers/{name}/pause",
+        "/containers/{name}/unpause",
+        "/containers/{name}/update",
+        "/containers/{name}/changes",
+        "/containers/{name}/export",
+        "/containers/{name}/exec",
+        "/exec/{identity}/start",
+        "/exec/{identity}/json",
+        "/images/search",
+        "/images/{name:path}/json",
+        "/images/{name:path}/history",
+        "/distribution/{name:path}/json",
+        "/networks/create",
+        "/networks/{name}",
+        "/networks/{name}/connect",
+        "/networks/{name}/disconnect",
+        "/volumes/create",
         "/volumes/{name}",
-    }  # fmt: skip
+    }
 
 
 def test_parameters_that_cannot_be_had() -> None:

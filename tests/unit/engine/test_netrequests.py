@@ -34,14 +34,17 @@ def test_every_field_is_in_the_list() -> None:
     listed = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = listed
     spec.loader.exec_module(listed)
-    for rows, shape in ((listed.CREATE, netrequests.CREATE),
-                        (listed.ENDPOINT, netrequests.CONNECT.members["EndpointConfig"])):  # fmt: skip
+    for rows, shape in (
+        (listed.CREATE, netrequests.CREATE),
+        (listed.ENDPOINT, netrequests.CONNECT.members["EndpointConfig"]),
+    ):
         assert {row.field for row in rows} == leaves(shape)
 
 
 def test_names_are_read_in_any_case_and_null_as_nothing() -> None:
-    found = netrequests.read({"CONTAINER": "c", "endpointconfig": {"ALIASES": ["a"], "gwpriority": None}},
-                             netrequests.CONNECT)  # fmt: skip
+    found = netrequests.read(
+        {"CONTAINER": "c", "endpointconfig": {"ALIASES": ["a"], "gwpriority": None}}, netrequests.CONNECT
+    )
     assert found["Container"] == "c"
     assert found["EndpointConfig"]["Aliases"] == ["a"]
     assert found["EndpointConfig"]["GwPriority"] == 0
@@ -51,10 +54,15 @@ def test_names_are_read_in_any_case_and_null_as_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("given", "path"),
-    [({"IPAM": {"Config": [{"AuxiliaryAddresses": {"a": 5}}]}}, "IPAM.Config[0].AuxiliaryAddresses.a"),
-     ({"Labels": {"a": "\ud800"}}, "Labels.a"), ({"Labels": {"\ud800": "a"}}, "Labels"), ({"Internal": 1}, "Internal"),
-     ({"IPAM": [1]}, "IPAM"), ([], "an object")],
-)  # fmt: skip
+    [
+        ({"IPAM": {"Config": [{"AuxiliaryAddresses": {"a": 5}}]}}, "IPAM.Config[0].AuxiliaryAddresses.a"),
+        ({"Labels": {"a": "\ud800"}}, "Labels.a"),
+        ({"Labels": {"\ud800": "a"}}, "Labels"),
+        ({"Internal": 1}, "Internal"),
+        ({"IPAM": [1]}, "IPAM"),
+        ([], "an object"),
+    ],
+)
 def test_what_does_not_fit(given: Any, path: str) -> None:
     with pytest.raises(BadRequest) as caught:
         netrequests.read(given, netrequests.CREATE)

@@ -80,10 +80,19 @@ def container(engine: Engine, tmp_path: Path, number: int, mode: str = "default"
     exposed = more.pop("exposed", {})
     endpoints = more.pop("endpoints", {})
     result: Any = SimpleNamespace(
-        id=identity, name=f"c{number}", hostname=f"h{number}", directory=str(directory), running=False, pid=0,
-        config={"ExposedPorts": exposed}, host_config={"NetworkMode": mode, **more}, lock=threading.RLock(),
-        network_settings={"Networks": {}, "Ports": {}}, save=lambda: None, fields={},
-    )  # fmt: skip
+        id=identity,
+        name=f"c{number}",
+        hostname=f"h{number}",
+        directory=str(directory),
+        running=False,
+        pid=0,
+        config={"ExposedPorts": exposed},
+        host_config={"NetworkMode": mode, **more},
+        lock=threading.RLock(),
+        network_settings={"Networks": {}, "Ports": {}},
+        save=lambda: None,
+        fields={},
+    )
     engine.networks.check(result, {"EndpointsConfig": endpoints})
     engine.known.append(result)
     return result
@@ -171,8 +180,13 @@ def test_published_port_is_reached_from_loopback_host_address_and_outside(engine
         kernel.send([netlink.add_address(bridge.number, IPv4Address("203.0.113.1"), 24)])
         kernel.send([netlink.new_veth("wan1", bridge.number, "eth0", outside, "02:42:cb:00:71:02")])
         far = netlink.link_index(peer.link("eth0"))
-        peer.send([netlink.set_up(far), netlink.add_address(far, IPv4Address("203.0.113.2"), 24),
-                   netlink.default_route(IPv4Address("203.0.113.1"))])  # fmt: skip
+        peer.send(
+            [
+                netlink.set_up(far),
+                netlink.add_address(far, IPv4Address("203.0.113.2"), 24),
+                netlink.default_route(IPv4Address("203.0.113.1")),
+            ]
+        )
         assert reach("127.0.0.1", 8080)
         assert reach(gateway, 8080)
         assert netns.run_in(outside, lambda: reach("203.0.113.1", 8080))
@@ -191,8 +205,12 @@ def test_container_does_not_reach_the_loopback_of_the_host(engine: Engine, tmp_p
     gateway = one.network_settings["Gateway"]
     with socket.create_server(("127.0.0.1", 7777)) as server:
         server.settimeout(0.3)
-        inside(engine, one, "ip addr del 127.0.0.1/8 dev lo; sysctl -w net.ipv4.conf.all.route_localnet=1 "
-               f"net.ipv4.conf.eth0.route_localnet=1; ip route add 127.0.0.1/32 via {gateway}")  # fmt: skip
+        inside(
+            engine,
+            one,
+            "ip addr del 127.0.0.1/8 dev lo; sysctl -w net.ipv4.conf.all.route_localnet=1 "
+            f"net.ipv4.conf.eth0.route_localnet=1; ip route add 127.0.0.1/32 via {gateway}",
+        )
         descriptor = engine.networks._active[one.id].namespace
         assert not netns.run_in(descriptor, lambda: reach("127.0.0.1", 7777, 0.3))
         with pytest.raises(TimeoutError):
@@ -217,8 +235,14 @@ def test_port_in_use(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_ephemeral_ports_and_ranges(engine: Engine, tmp_path: Path) -> None:
-    one = container(engine, tmp_path, 1, PortBindings={"53/udp": [{"HostIp": "127.0.0.1", "HostPort": ""}]},
-                    PublishAllPorts=True, exposed={"80/tcp": {}, "53/udp": {}})  # fmt: skip
+    one = container(
+        engine,
+        tmp_path,
+        1,
+        PortBindings={"53/udp": [{"HostIp": "127.0.0.1", "HostPort": ""}]},
+        PublishAllPorts=True,
+        exposed={"80/tcp": {}, "53/udp": {}},
+    )
     two = container(engine, tmp_path, 2, PortBindings={"80/tcp": [{"HostPort": "9000-9001"}]})
     three = container(engine, tmp_path, 3, PortBindings={"80/tcp": [{"HostPort": "9000-9001"}]})
     for each in (one, two, three):

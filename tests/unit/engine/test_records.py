@@ -25,10 +25,14 @@ from teu.engine.monitor import Monitor
 @pytest.fixture
 def engine(tmp_path: Path) -> Any:
     result: Any = SimpleNamespace(
-        data_root=str(tmp_path), exec_root=str(tmp_path), database=Database(str(tmp_path / "engine.db")),
-        events=SimpleNamespace(publish=lambda *_: None), containerd=SimpleNamespace(untidy=threading.Event()),
-        config={"log-driver": "json-file"}, stopping=threading.Event(),
-    )  # fmt: skip
+        data_root=str(tmp_path),
+        exec_root=str(tmp_path),
+        database=Database(str(tmp_path / "engine.db")),
+        events=SimpleNamespace(publish=lambda *_: None),
+        containerd=SimpleNamespace(untidy=threading.Event()),
+        config={"log-driver": "json-file"},
+        stopping=threading.Event(),
+    )
     result.boot = Boot(result)
     result.containers = Containers(result)
     return result
@@ -36,10 +40,13 @@ def engine(tmp_path: Path) -> Any:
 
 def record(number: int = 1, name: str = "") -> dict[str, Any]:
     return {
-        "id": f"{number:064x}", "name": name or f"name{number}", "created": "2026-01-01T00:00:00.000000001Z",
+        "id": f"{number:064x}",
+        "name": name or f"name{number}",
+        "created": "2026-01-01T00:00:00.000000001Z",
         "config": hostconfig.clean_config({"Image": "busybox"}),
-        "host_config": hostconfig.clean_host_config({}, "json-file", {}), "state": fresh_state(),
-    }  # fmt: skip
+        "host_config": hostconfig.clean_host_config({}, "json-file", {}),
+        "state": fresh_state(),
+    }
 
 
 def test_what_is_written_is_read_back_without_a_fault(engine: Any) -> None:

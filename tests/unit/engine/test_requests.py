@@ -78,9 +78,15 @@ def test_a_bad_host_config_is_refused(values: dict[str, Any]) -> None:
 
 EVERY = {"cpu", "cpuset", "io", "memory", "pids"}
 LIMITED = {
-    "Memory": 64 << 20, "MemoryReservation": 32 << 20, "PidsLimit": 7, "CpuShares": 7, "CpuPeriod": 5000,
-    "CpuQuota": 5000, "BlkioWeight": 100, "BlkioDeviceReadBps": [{"Path": "/dev/null", "Rate": 7}],
-}  # fmt: skip
+    "Memory": 64 << 20,
+    "MemoryReservation": 32 << 20,
+    "PidsLimit": 7,
+    "CpuShares": 7,
+    "CpuPeriod": 5000,
+    "CpuQuota": 5000,
+    "BlkioWeight": 100,
+    "BlkioDeviceReadBps": [{"Path": "/dev/null", "Rate": 7}],
+}
 
 
 def test_limits_are_kept_where_they_can_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,10 +149,16 @@ def test_bad_signals(text: str) -> None:
 
 def test_the_image_counts_where_the_client_is_silent() -> None:
     image = {
-        "Cmd": ["serve"], "Entrypoint": ["/entry"], "Env": ["A=image", "B=image"], "User": "www", "WorkingDir": "/srv",
-        "Labels": {"x": "image", "y": "image"}, "ExposedPorts": {"80/tcp": {}}, "Volumes": {"/data": {}},
+        "Cmd": ["serve"],
+        "Entrypoint": ["/entry"],
+        "Env": ["A=image", "B=image"],
+        "User": "www",
+        "WorkingDir": "/srv",
+        "Labels": {"x": "image", "y": "image"},
+        "ExposedPorts": {"80/tcp": {}},
+        "Volumes": {"/data": {}},
         "StopSignal": "SIGQUIT",
-    }  # fmt: skip
+    }
     config = hostconfig.clean_config({"Env": ["A=mine"], "Labels": {"x": "mine"}, "ExposedPorts": {"81/tcp": {}}})
     create.merge(config, image)
     assert create.command(config) == ("/entry", ["serve"])

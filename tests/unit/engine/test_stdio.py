@@ -205,9 +205,13 @@ def test_killed_at_any_moment_the_log_is_exact(tmp_path: Path, rounds: int) -> N
     from teu.engine.logs.jsonfile import JsonFile
 
     container: Any = types.SimpleNamespace(
-        directory=str(tmp_path), id="cd" * 32, log_type="json-file", config={}, labels={},
+        directory=str(tmp_path),
+        id="cd" * 32,
+        log_type="json-file",
+        config={},
+        labels={},
         host_config={"LogConfig": {"Type": "json-file", "Config": {}}},
-    )  # fmt: skip
+    )
     paths = ("", str(tmp_path / "out"), "")
     os.mkfifo(paths[1])
     keeper = writer(paths[1])

@@ -19,10 +19,12 @@ from teu.engine.volumes import Volumes
 def engine(tmp_path: Path) -> Any:
     users: dict[str, list[Any]] = {}
     result: Any = SimpleNamespace(
-        data_root=str(tmp_path), database=Database(str(tmp_path / "engine.db")),
-        events=SimpleNamespace(publish=lambda *_: None), users=users,
+        data_root=str(tmp_path),
+        database=Database(str(tmp_path / "engine.db")),
+        events=SimpleNamespace(publish=lambda *_: None),
+        users=users,
         containers=SimpleNamespace(all=list, lost=False, using_volume=lambda name: users.get(name, [])),
-    )  # fmt: skip
+    )
     result.volumes = Volumes(result)
     result.volumes.start()
     return result

@@ -22,8 +22,11 @@ def test_help_does_nothing_else(tmp_path: Path, command: str, word: str) -> None
     said = subprocess.run(
         [DEV, command, word],
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert said.returncode == 0 and "usage" in said.stdout, said.stderr
     assert not done.exists(), done.read_text()
 

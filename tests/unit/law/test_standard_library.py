@@ -9,9 +9,14 @@ from pathlib import Path
 
 SRC = Path(__file__).resolve().parents[3] / "src/teu"
 FORBIDDEN = {
-    ("os.path", "ismount"), ("posixpath", "ismount"), ("shutil", "rmtree"), ("shutil", "copytree"), ("os", "walk"),
-    ("os", "fwalk"), ("os", "removedirs"),
-}  # fmt: skip
+    ("os.path", "ismount"),
+    ("posixpath", "ismount"),
+    ("shutil", "rmtree"),
+    ("shutil", "copytree"),
+    ("os", "walk"),
+    ("os", "fwalk"),
+    ("os", "removedirs"),
+}
 EXCEPT = {
     "cli/copy.py": "the user's own files, packed as the user",
     "cli/build.py": "the user's own files, packed as the user",
@@ -29,6 +34,7 @@ def test_trees_are_walked_and_removed_with_care() -> None:
             elif isinstance(node, ast.ImportFrom):
                 found += [
                     (place, f"{node.module}.{alias.name} in line {node.lineno}")
-                    for alias in node.names if (node.module, alias.name) in FORBIDDEN
-                ]  # fmt: skip
+                    for alias in node.names
+                    if (node.module, alias.name) in FORBIDDEN
+                ]
     assert [one for one in found if one[0] not in EXCEPT] == []

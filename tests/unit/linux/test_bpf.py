@@ -55,8 +55,11 @@ def test_the_last_rule_wins() -> None:
 
 
 def test_a_hole_in_a_wildcard() -> None:
-    rules = [DENY_ALL, {"allow": True, "type": "c", "major": 10, "access": "rwm"},
-             {"allow": False, "type": "c", "major": 10, "minor": 200, "access": "rwm"}]  # fmt: skip
+    rules = [
+        DENY_ALL,
+        {"allow": True, "type": "c", "major": 10, "access": "rwm"},
+        {"allow": False, "type": "c", "major": 10, "minor": 200, "access": "rwm"},
+    ]
     assert allows(rules, "c", 10, 199, "rw")
     assert not allows(rules, "c", 10, 200, "r")
 

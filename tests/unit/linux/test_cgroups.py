@@ -12,9 +12,20 @@ from teu.linux import cgroup_stats, cgroups
 
 @pytest.mark.parametrize(
     ("shares", "weight"),
-    [(0, 0), (1, 1), (2, 1), (3, 2), (10, 4), (512, 59), (1024, 100), (2048, 174), (262143, 10000),
-     (262144, 10000), (999999, 10000)],
-)  # fmt: skip
+    [
+        (0, 0),
+        (1, 1),
+        (2, 1),
+        (3, 2),
+        (10, 4),
+        (512, 59),
+        (1024, 100),
+        (2048, 174),
+        (262143, 10000),
+        (262144, 10000),
+        (999999, 10000),
+    ],
+)
 def test_cpu_weight(shares: int, weight: int) -> None:
     assert cgroups.cpu_weight(shares) == weight
 
@@ -44,10 +55,24 @@ def test_pids_limit(limit: int, text: str) -> None:
 
 
 FILES = (
-    "cgroup.controllers", "cpu.idle", "cpu.max", "cpu.max.burst", "cpu.weight", "cpuset.cpus", "cpuset.mems",
-    "hugetlb.2MB.max", "hugetlb.2MB.rsvd.max", "io.max", "io.weight", "memory.high", "memory.low", "memory.max",
-    "memory.swap.max", "pids.max", "rdma.max",
-)  # fmt: skip
+    "cgroup.controllers",
+    "cpu.idle",
+    "cpu.max",
+    "cpu.max.burst",
+    "cpu.weight",
+    "cpuset.cpus",
+    "cpuset.mems",
+    "hugetlb.2MB.max",
+    "hugetlb.2MB.rsvd.max",
+    "io.max",
+    "io.weight",
+    "memory.high",
+    "memory.low",
+    "memory.max",
+    "memory.swap.max",
+    "pids.max",
+    "rdma.max",
+)
 
 
 @pytest.fixture
@@ -62,22 +87,35 @@ def written(cgroup: Path) -> dict[str, str]:
 
 
 def test_every_limit(cgroup: Path) -> None:
-    cgroups.set_resources(str(cgroup), {
-        "memory": {"limit": 4096, "swap": 8192, "reservation": 1024, "kernel": 5},
-        "cpu": {"shares": 1024, "quota": 50000, "period": 200000, "burst": 1000, "cpus": "0-1", "mems": "0"},
-        "pids": {"limit": 10},
-        "blockIO": {"weight": 500, "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1024}]},
-        "hugepageLimits": [{"pageSize": "2MB", "limit": 4194304}],
-        "rdma": {"mlx5_1": {"hcaHandles": 3, "hcaObjects": 10000}},
-        "unified": {"memory.high": "2048"},
-    })  # fmt: skip
+    cgroups.set_resources(
+        str(cgroup),
+        {
+            "memory": {"limit": 4096, "swap": 8192, "reservation": 1024, "kernel": 5},
+            "cpu": {"shares": 1024, "quota": 50000, "period": 200000, "burst": 1000, "cpus": "0-1", "mems": "0"},
+            "pids": {"limit": 10},
+            "blockIO": {"weight": 500, "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1024}]},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 4194304}],
+            "rdma": {"mlx5_1": {"hcaHandles": 3, "hcaObjects": 10000}},
+            "unified": {"memory.high": "2048"},
+        },
+    )
     assert written(cgroup) == {
-        "memory.max": "4096", "memory.swap.max": "4096", "memory.low": "1024", "memory.high": "2048",
-        "cpu.weight": "100", "cpu.max": "50000 200000", "cpu.max.burst": "1000", "cpuset.cpus": "0-1",
-        "cpuset.mems": "0", "pids.max": "10", "io.weight": "4950", "io.max": "8:0 rbps=1024",
-        "hugetlb.2MB.max": "4194304", "hugetlb.2MB.rsvd.max": "4194304",
+        "memory.max": "4096",
+        "memory.swap.max": "4096",
+        "memory.low": "1024",
+        "memory.high": "2048",
+        "cpu.weight": "100",
+        "cpu.max": "50000 200000",
+        "cpu.max.burst": "1000",
+        "cpuset.cpus": "0-1",
+        "cpuset.mems": "0",
+        "pids.max": "10",
+        "io.weight": "4950",
+        "io.max": "8:0 rbps=1024",
+        "hugetlb.2MB.max": "4194304",
+        "hugetlb.2MB.rsvd.max": "4194304",
         "rdma.max": "mlx5_1 hca_handle=3 hca_object=10000",
-    }  # fmt: skip
+    }
 
 
 def test_nothing_asked_nothing_written(cgroup: Path) -> None:
@@ -88,8 +126,11 @@ def test_nothing_asked_nothing_written(cgroup: Path) -> None:
 def test_no_limit(cgroup: Path) -> None:
     cgroups.set_resources(str(cgroup), {"memory": {"limit": -1}, "cpu": {"quota": -1}, "pids": {"limit": -1}})
     assert written(cgroup) == {
-        "memory.max": "max", "memory.swap.max": "max", "cpu.max": "max 100000", "pids.max": "max",
-    }  # fmt: skip
+        "memory.max": "max",
+        "memory.swap.max": "max",
+        "cpu.max": "max 100000",
+        "pids.max": "max",
+    }
 
 
 def test_idle_has_no_weight(cgroup: Path) -> None:
@@ -115,9 +156,14 @@ def test_a_missing_controller_is_named(tmp_path: Path, resources: dict[str, obje
 
 def test_a_missing_controller_is_not_needed_for_no_limit(tmp_path: Path) -> None:
     (tmp_path / "cgroup.controllers").write_text("")
-    cgroups.set_resources(str(tmp_path), {
-        "memory": {"limit": -1, "swap": -1}, "cpu": {"shares": 1024, "quota": -1, "idle": 0}, "pids": {"limit": -1},
-    })  # fmt: skip
+    cgroups.set_resources(
+        str(tmp_path),
+        {
+            "memory": {"limit": -1, "swap": -1},
+            "cpu": {"shares": 1024, "quota": -1, "idle": 0},
+            "pids": {"limit": -1},
+        },
+    )
 
 
 @pytest.mark.parametrize("name", ["../x.y", "memory", ".max"])
@@ -137,12 +183,16 @@ def test_stats_layout(cgroup: Path) -> None:
     for name, text in {
         "cpu.stat": "usage_usec 5\nuser_usec 3\nsystem_usec 2\nnr_periods 0\nnr_throttled 0\nthrottled_usec 0\n",
         "memory.stat": "anon 100\nfile 50\n",
-        "memory.current": "4096", "memory.max": "max", "memory.peak": "8192",
-        "memory.swap.current": "1", "memory.swap.max": "10",
-        "pids.current": "2", "pids.max": "max",
+        "memory.current": "4096",
+        "memory.max": "max",
+        "memory.peak": "8192",
+        "memory.swap.current": "1",
+        "memory.swap.max": "10",
+        "pids.current": "2",
+        "pids.max": "max",
         "io.stat": "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n",
         "cpu.pressure": "some avg10=0.50 avg60=0.00 avg300=0.00 total=7\n",
-    }.items():  # fmt: skip
+    }.items():
         (cgroup / name).write_text(text)
     stats = cgroup_stats.stats(str(cgroup))
     assert stats["cpu"]["usage"] == {"total": 5000, "kernel": 2000, "user": 3000}

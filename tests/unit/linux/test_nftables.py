@@ -33,6 +33,9 @@ print("alive", nftables._library is not None)
 def test_many_descriptors(reserved: bool) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CROWD.format(reserved=reserved)],
-        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert done.stdout == f"alive {reserved}\n", (done.returncode, done.stderr)

@@ -182,8 +182,10 @@ m, n = (os.open(f"{top}/{name}", os.O_PATH) for name in "mn")
 print(len({trees.mount_number(one) for one in (fd, m, n)}))
 """
     assert in_mount_namespace(script, tmp_path / "top", tmp_path / "other").splitlines() == [
-        "[b'm', b'm/in', b'n']", "[b'm', b'n']", "3",
-    ]  # fmt: skip
+        "[b'm', b'm/in', b'n']",
+        "[b'm', b'n']",
+        "3",
+    ]
 
 
 def test_where_a_path_leads(tmp_path: Path) -> None:
@@ -192,8 +194,13 @@ def test_where_a_path_leads(tmp_path: Path) -> None:
         (tmp_path / link).symlink_to(target)
     root = os.open(tmp_path / "root", os.O_PATH)
     for path, real in (
-        ("/", "/"), ("l/b/../nope/x", "/a/nope/x"), ("m", "/a/b"), ("l/up", "/x"), ("../..", "/"), ("c/d", "/c/d"),
-    ):  # fmt: skip
+        ("/", "/"),
+        ("l/b/../nope/x", "/a/nope/x"),
+        ("m", "/a/b"),
+        ("l/up", "/x"),
+        ("../..", "/"),
+        ("c/d", "/c/d"),
+    ):
         assert inside.real_path(root, path) == real
     os.close(root)
 
@@ -212,7 +219,7 @@ def test_a_walk_holds_no_descriptors(tmp_path: Path) -> None:
 
 
 def test_a_look_up_that_races_with_renames_is_tried_again(tmp_path: Path) -> None:
-    """".." beside a rename is EAGAIN for openat2."""
+    """ ".." beside a rename is EAGAIN for openat2."""
     (tmp_path / "root/a/b").mkdir(parents=True)
     (tmp_path / "root/c").mkdir()
     stop = threading.Event()

@@ -65,8 +65,13 @@ def digest(data: bytes) -> str:
 def docker_archive(layer: bytes, tags: list[str], **changes: Any) -> dict[str, bytes]:
     config = json.dumps({"os": "linux", "rootfs": {"type": "layers", "diff_ids": [digest(layer)]}}).encode()
     row = {"Config": "c.json", "RepoTags": tags, "Layers": ["l/layer.tar"], **changes}
-    return {"c.json": config, "l/VERSION": b"1.0", "l/json": b"{}", "l/layer.tar": layer,
-            "manifest.json": json.dumps([row]).encode()}  # fmt: skip
+    return {
+        "c.json": config,
+        "l/VERSION": b"1.0",
+        "l/json": b"{}",
+        "l/layer.tar": layer,
+        "manifest.json": json.dumps([row]).encode(),
+    }
 
 
 def read(data: bytes) -> tuple[list[archive.ArchiveImage], Memory]:
@@ -103,8 +108,13 @@ def test_layout_round_trip(tmp_path: Path) -> None:
     images, sink = read(path.read_bytes())
     assert images[0].names == ["docker.io/library/busybox:latest"]
     manifest = json.loads(sink.blobs[images[0].target["digest"]])
-    export = ExportImage(images[0].names, images[0].target, [manifest["config"], *manifest["layers"]],
-                         manifest["config"]["digest"], [layer["digest"] for layer in manifest["layers"]])  # fmt: skip
+    export = ExportImage(
+        images[0].names,
+        images[0].target,
+        [manifest["config"], *manifest["layers"]],
+        manifest["config"]["digest"],
+        [layer["digest"] for layer in manifest["layers"]],
+    )
     data = b"".join(archive.write([export], lambda d: [sink.blobs[d]]))
     again, other = read(data)
     assert again == images
@@ -246,13 +256,20 @@ def older_archive(*layers: bytes, **changes: bytes) -> dict[str, bytes]:
     for number, layer in enumerate(layers):
         identity = f"{number:064x}"
         part = {
-            "id": identity, "created": f"2015-01-0{number + 1}T00:00:00Z", "os": "linux", "architecture": "amd64",
-            "container_config": {"Cmd": ["/bin/sh", "-c", f"#(nop) {number}"]}, "config": {"Cmd": ["sh"]},
-        }  # fmt: skip
+            "id": identity,
+            "created": f"2015-01-0{number + 1}T00:00:00Z",
+            "os": "linux",
+            "architecture": "amd64",
+            "container_config": {"Cmd": ["/bin/sh", "-c", f"#(nop) {number}"]},
+            "config": {"Cmd": ["sh"]},
+        }
         if parent:
             part["parent"] = parent
-        files |= {f"{identity}/VERSION": b"1.0", f"{identity}/json": json.dumps(part).encode(),
-                  f"{identity}/layer.tar": layer}  # fmt: skip
+        files |= {
+            f"{identity}/VERSION": b"1.0",
+            f"{identity}/json": json.dumps(part).encode(),
+            f"{identity}/layer.tar": layer,
+        }
         parent = identity
     files["repositories"] = json.dumps({"old/name": {"1": parent, "2": parent}}).encode()
     return {**files, **changes}
@@ -270,11 +287,13 @@ def test_archives_from_before_the_table() -> None:
     top = f"{1:064x}"
     circle = json.dumps({"parent": top}).encode()
     for name, value, words in (
-        (f"{top}/json", b"[]", "not a JSON object"), (f"{top}/json", circle, "parents"),
+        (f"{top}/json", b"[]", "not a JSON object"),
+        (f"{top}/json", circle, "parents"),
         (f"{top}/json", json.dumps({"parent": "gone"}).encode(), "needs gone/json"),
         (f"{top}/json", json.dumps({"parent": 5}).encode(), "no text"),
-        ("repositories", b"[]", "not an object"), ("repositories", b'{"a": {"b": 1}}', "not an object"),
-    ):  # fmt: skip
+        ("repositories", b"[]", "not an object"),
+        ("repositories", b'{"a": {"b": 1}}', "not an object"),
+    ):
         with pytest.raises((ArchiveError, image_spec.SpecError), match=words):
             read(tar(older_archive(lower, upper, **{name: value})))
 
@@ -283,10 +302,12 @@ def test_layouts_with_less_and_with_more() -> None:
     """Manifests without schemaVersion, as docker loads them; indexes in indexes; blobs that nothing leads to."""
     layer = tar({"a": b"1"})
     config = json.dumps({"os": "linux", "rootfs": {"type": "layers", "diff_ids": [digest(layer)]}}).encode()
-    manifest = json.dumps({
-        "config": image_spec.descriptor(image_spec.OCI_CONFIG, config),
-        "layers": [image_spec.descriptor(image_spec.OCI_LAYER, layer)],
-    }).encode()  # fmt: skip
+    manifest = json.dumps(
+        {
+            "config": image_spec.descriptor(image_spec.OCI_CONFIG, config),
+            "layers": [image_spec.descriptor(image_spec.OCI_LAYER, layer)],
+        }
+    ).encode()
     top = image_spec.descriptor(image_spec.OCI_MANIFEST, manifest)
     blobs = [layer, config, manifest]
     for _ in range(30):

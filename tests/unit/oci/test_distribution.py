@@ -213,15 +213,45 @@ def openssl(*argv: str) -> None:
 def test_certificates(server: ScriptedRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that is not loopback's: only TLS, and only what an authority in certs.d vouches for."""
     ca, key, request, cert = (str(tmp_path / name) for name in ("ca.crt", "key", "request", "cert"))
-    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=ca", "-keyout",
-            f"{ca}.key", "-out", ca, "-addext", "keyUsage=critical,keyCertSign")  # fmt: skip
+    openssl(
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=ca",
+        "-keyout",
+        f"{ca}.key",
+        "-out",
+        ca,
+        "-addext",
+        "keyUsage=critical,keyCertSign",
+    )
     openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=reg.test", "-keyout", key, "-out", request)
     (tmp_path / "extensions").write_text("subjectAltName=DNS:reg.test")
-    openssl("x509", "-req", "-in", request, "-CA", ca, "-CAkey", f"{ca}.key", "-days", "2", "-extfile",
-            str(tmp_path / "extensions"), "-out", cert)  # fmt: skip
+    openssl(
+        "x509",
+        "-req",
+        "-in",
+        request,
+        "-CA",
+        ca,
+        "-CAkey",
+        f"{ca}.key",
+        "-days",
+        "2",
+        "-extfile",
+        str(tmp_path / "extensions"),
+        "-out",
+        cert,
+    )
     original = socket.getaddrinfo
-    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **k: original(
-        "127.0.0.1" if host == "reg.test" else host, *a, **k))  # fmt: skip
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *a, **k: original("127.0.0.1" if host == "reg.test" else host, *a, **k)
+    )
     port = server.address.partition(":")[2]
     server.image("app", "1", tar(("file", b"x")))
     options = distribution.Options(certs=str(tmp_path / "certs.d"))

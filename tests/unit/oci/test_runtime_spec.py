@@ -18,52 +18,61 @@ def good() -> dict[str, Any]:
     spec = copy.deepcopy(spec_command.default())
     spec["domainname"] = "example"
     spec["annotations"] = {"a": "b"}
-    spec["process"].update({
-        "consoleSize": {"height": 24, "width": 80},
-        "oomScoreAdj": 10,
-        "ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 4},
-        "scheduler": {"policy": "SCHED_OTHER", "nice": 5},
-        "execCPUAffinity": {"initial": "0", "final": "0-1,3"},
-        "apparmorProfile": "docker-default",
-    })  # fmt: skip
+    spec["process"].update(
+        {
+            "consoleSize": {"height": 24, "width": 80},
+            "oomScoreAdj": 10,
+            "ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 4},
+            "scheduler": {"policy": "SCHED_OTHER", "nice": 5},
+            "execCPUAffinity": {"initial": "0", "final": "0-1,3"},
+            "apparmorProfile": "docker-default",
+        }
+    )
     spec["process"]["user"].update({"umask": 18, "additionalGids": [5, 6]})
     spec["hooks"] = {"prestart": [{"path": "/bin/true", "args": ["true"], "env": ["a=b"], "timeout": 5}]}
     spec["mounts"].append({"destination": "/data", "source": "/tmp", "type": "bind", "options": ["rbind", "rro"]})
     linux = spec["linux"]
     linux["namespaces"] += [{"type": "user"}, {"type": "time"}]
-    linux.update({
-        "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
-        "gidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
-        "timeOffsets": {"boottime": {"secs": -5, "nanosecs": 1}, "monotonic": {"secs": 5}},
-        "devices": [{"type": "c", "path": "/dev/fuse", "major": 10, "minor": 229, "fileMode": 438, "uid": 0}],
-        "netDevices": {"eth0": {"name": "c0"}},
-        "cgroupsPath": "/a/b",
-        "rootfsPropagation": "rslave",
-        "sysctl": {"net.ipv4.ip_forward": "1", "kernel.shmmax": "5", "user.max_user_namespaces": "3"},
-        "memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]},
-        "personality": {"domain": "LINUX32"},
-        "seccomp": {
-            "defaultAction": "SCMP_ACT_ERRNO",
-            "defaultErrnoRet": 38,
-            "flags": ["SECCOMP_FILTER_FLAG_LOG"],
-            "architectures": ["SCMP_ARCH_X86_64"],
-            "listenerPath": "/run/agent.sock",
-            "listenerMetadata": "x",
-            "syscalls": [
-                {"names": ["mount"], "action": "SCMP_ACT_NOTIFY",
-                 "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}]},
-            ],
-        },
-    })  # fmt: skip
-    linux["resources"].update({
-        "memory": {"limit": 100, "swap": 200, "reservation": 50, "checkBeforeUpdate": True},
-        "cpu": {"shares": 10, "quota": -1, "period": 1000, "burst": 1, "cpus": "0-1", "mems": "0", "idle": 0},
-        "pids": {"limit": -1},
-        "blockIO": {"weight": 100, "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 5}]},
-        "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
-        "rdma": {"mlx5_1": {"hcaHandles": 3}},
-        "unified": {"memory.high": "5"},
-    })  # fmt: skip
+    linux.update(
+        {
+            "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
+            "gidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
+            "timeOffsets": {"boottime": {"secs": -5, "nanosecs": 1}, "monotonic": {"secs": 5}},
+            "devices": [{"type": "c", "path": "/dev/fuse", "major": 10, "minor": 229, "fileMode": 438, "uid": 0}],
+            "netDevices": {"eth0": {"name": "c0"}},
+            "cgroupsPath": "/a/b",
+            "rootfsPropagation": "rslave",
+            "sysctl": {"net.ipv4.ip_forward": "1", "kernel.shmmax": "5", "user.max_user_namespaces": "3"},
+            "memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]},
+            "personality": {"domain": "LINUX32"},
+            "seccomp": {
+                "defaultAction": "SCMP_ACT_ERRNO",
+                "defaultErrnoRet": 38,
+                "flags": ["SECCOMP_FILTER_FLAG_LOG"],
+                "architectures": ["SCMP_ARCH_X86_64"],
+                "listenerPath": "/run/agent.sock",
+                "listenerMetadata": "x",
+                "syscalls": [
+                    {
+                        "names": ["mount"],
+                        "action": "SCMP_ACT_NOTIFY",
+                        "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}],
+                    },
+                ],
+            },
+        }
+    )
+    linux["resources"].update(
+        {
+            "memory": {"limit": 100, "swap": 200, "reservation": 50, "checkBeforeUpdate": True},
+            "cpu": {"shares": 10, "quota": -1, "period": 1000, "burst": 1, "cpus": "0-1", "mems": "0", "idle": 0},
+            "pids": {"limit": -1},
+            "blockIO": {"weight": 100, "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 5}]},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
+            "rdma": {"mlx5_1": {"hcaHandles": 3}},
+            "unified": {"memory.high": "5"},
+        }
+    )
     return spec
 
 
@@ -141,8 +150,11 @@ BAD: list[tuple[str, Any, str]] = [
     ("process.scheduler", {"policy": "SCHED_FIFO", "runtime": 1}, "process.scheduler.runtime"),
     ("process.scheduler", {"policy": "SCHED_OTHER", "flags": ["X"]}, "process.scheduler.flags[0]"),
     ("process.rlimits", [{"type": "RLIMIT_CPU", "hard": 1}], "process.rlimits[0].soft"),
-    ("process", {"cwd": "/", "args": ["x"], "terminal": True, "consoleSize": {"height": 5}},
-     "process.consoleSize.width"),
+    (
+        "process",
+        {"cwd": "/", "args": ["x"], "terminal": True, "consoleSize": {"height": 5}},
+        "process.consoleSize.width",
+    ),
     ("process.execCPUAffinity.initial", "x", "process.execCPUAffinity.initial"),
     ("process.selinuxLabel", "system_u:object_r:x_t:s0", "process.selinuxLabel"),
     ("annotations", {"a": 5}, "annotations[a]"),
@@ -152,8 +164,11 @@ BAD: list[tuple[str, Any, str]] = [
     ("mounts", [{"destination": ""}], "mounts[0].destination"),
     ("mounts", [{"destination": "/x", "source": "/y\0"}], "mounts[0].source"),
     ("mounts", [{"destination": "/x", "type": "tmpfs", "options": ["idmap"]}], "mounts[0].options"),
-    ("mounts", [{"destination": "/x", "options": ["bind"],
-                 "uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]}], "mounts[0].gidMappings"),
+    (
+        "mounts",
+        [{"destination": "/x", "options": ["bind"], "uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]}],
+        "mounts[0].gidMappings",
+    ),
     ("hooks", {"poststop": [{"path": "bin/true"}]}, "hooks.poststop[0].path"),
     ("hooks", {"startContainer": [{"path": "/bin/true", "timeout": 0}]}, "hooks.startContainer[0].timeout"),
     ("hooks", {"prestart": [{"args": ["x"]}]}, "hooks.prestart[0].path"),
@@ -200,8 +215,11 @@ BAD: list[tuple[str, Any, str]] = [
     ("linux.resources.memory.swap", 99, "linux.resources.memory.swap"),
     ("linux.resources.memory.swappiness", 101, "linux.resources.memory.swappiness"),
     ("linux.resources.blockIO.weightDevice", [{"major": 8, "minor": 0}], "linux.resources.blockIO.weightDevice[0]"),
-    ("linux.resources.blockIO.throttleReadBpsDevice", [{"major": 8, "minor": 0}],
-     "linux.resources.blockIO.throttleReadBpsDevice[0].rate"),
+    (
+        "linux.resources.blockIO.throttleReadBpsDevice",
+        [{"major": 8, "minor": 0}],
+        "linux.resources.blockIO.throttleReadBpsDevice[0].rate",
+    ),
     ("linux.resources.rdma", {"mlx5_1": {}}, "linux.resources.rdma[mlx5_1]"),
     ("linux.resources.cpu.cpus", "0-", "linux.resources.cpu.cpus"),
     ("linux.resources.cpu.shares", -1, "linux.resources.cpu.shares"),
@@ -220,10 +238,12 @@ BAD: list[tuple[str, Any, str]] = [
     ("linux.seccomp.syscalls", [{"names": [], "action": "SCMP_ACT_LOG"}], "linux.seccomp.syscalls[0].names"),
     ("linux.seccomp.syscalls", [{"names": ["x"]}], "linux.seccomp.syscalls[0].action"),
     ("linux.seccomp.syscalls", [{"names": ["write"], "action": "SCMP_ACT_NOTIFY"}], "linux.seccomp.syscalls[0]"),
-    ("linux.seccomp.syscalls",
-     [{"names": ["x"], "action": "SCMP_ACT_LOG", "args": [{"index": 6, "value": 1, "op": "SCMP_CMP_EQ"}]}],
-     "linux.seccomp.syscalls[0].args[0].index"),
-]  # fmt: skip
+    (
+        "linux.seccomp.syscalls",
+        [{"names": ["x"], "action": "SCMP_ACT_LOG", "args": [{"index": 6, "value": 1, "op": "SCMP_CMP_EQ"}]}],
+        "linux.seccomp.syscalls[0].args[0].index",
+    ),
+]
 
 
 @pytest.mark.parametrize(("place", "value", "field"), BAD, ids=[f"{place}={value!s:.40}" for place, value, _ in BAD])
@@ -265,9 +285,11 @@ def test_process_alone() -> None:
 
 @pytest.mark.parametrize(
     ("name", "dotted"),
-    [("net.ipv4.ip_forward", "net.ipv4.ip_forward"),
-     ("net/ipv4/conf/eno2.100/rp_filter", "net.ipv4.conf.eno2/100.rp_filter"),
-     ("kernel", "kernel")],
-)  # fmt: skip
+    [
+        ("net.ipv4.ip_forward", "net.ipv4.ip_forward"),
+        ("net/ipv4/conf/eno2.100/rp_filter", "net.ipv4.conf.eno2/100.rp_filter"),
+        ("kernel", "kernel"),
+    ],
+)
 def test_sysctl_names(name: str, dotted: str) -> None:
     assert runtime_spec.sysctl_name(name) == dotted

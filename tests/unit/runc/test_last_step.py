@@ -33,15 +33,19 @@ def run(init: list[str], described: dict[str, object], answers: bytes = b"f") ->
     procfs = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
     env = ["X=y", "PATH=/bin:/usr/bin"]
     sets = [1 << 5 | 1 << 7, 1 << 5, 0, 1 << 5, 0]
-    data = process.make_input(described, env, (theirs.fileno(), -1, -1, procfs, -1), 0, capability_sets_=sets,
-                              flags=process.FLAG_SETGROUPS)  # fmt: skip
+    data = process.make_input(
+        described, env, (theirs.fileno(), -1, -1, procfs, -1), 0, capability_sets_=sets, flags=process.FLAG_SETGROUPS
+    )
     records = process.sealed(b"records", data)
     told: list[bytes] = []
     with ours:
         child = subprocess.Popen(
-            [*init, str(records)], pass_fds=(theirs.fileno(), procfs, records),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [*init, str(records)],
+            pass_fds=(theirs.fileno(), procfs, records),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         theirs.close()
         os.close(procfs)
         os.close(records)

@@ -44,9 +44,7 @@ def test_booleans_lists_and_numbers() -> None:
     assert arguments.parse(["-f"], FLAGS)[0]["force"] is True
 
 
-@pytest.mark.parametrize(
-    "words", [["--nosuch"], ["--bundle"], ["--force=maybe"], ["--preserve-fds", "many"]]
-)
+@pytest.mark.parametrize("words", [["--nosuch"], ["--bundle"], ["--force=maybe"], ["--preserve-fds", "many"]])
 def test_wrong_command_lines(words: list[str]) -> None:
     with pytest.raises(UsageError):
         arguments.parse(words, FLAGS)
@@ -63,7 +61,7 @@ def test_nothing_behind_the_last_own_argument_is_a_flag() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [{}, [], None, True, 0, -1, 2**63, 1.5, "ü\n\"\\\u2028", {"a": [1, {"b": None}], "c": {}}, [[], [{}]]]
+    "value", [{}, [], None, True, 0, -1, 2**63, 1.5, 'ü\n"\\\u2028', {"a": [1, {"b": None}], "c": {}}, [[], [{}]]]
 )
 def test_json_is_that_of_the_json_package(value: object) -> None:
     assert json.loads(jsontext.dumps(value)) == value

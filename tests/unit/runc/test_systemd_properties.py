@@ -21,8 +21,10 @@ def convert(resources: dict[str, Any], version: int = 257) -> dict[str, Any]:
 
 def test_memory() -> None:
     assert convert({"memory": {"limit": 100, "swap": 300, "reservation": 50}}) == {
-        "MemoryMax": 100, "MemorySwapMax": 200, "MemoryLow": 50,
-    }  # fmt: skip
+        "MemoryMax": 100,
+        "MemorySwapMax": 200,
+        "MemoryLow": 50,
+    }
     assert convert({"memory": {"limit": -1}}) == {"MemoryMax": INFINITY, "MemorySwapMax": INFINITY}
 
 
@@ -32,8 +34,9 @@ def test_cpu() -> None:
     assert convert({"cpu": {"shares": 1024, "idle": 1}}, version=251) == {"CPUWeight": 100}
     assert convert({"cpu": {"quota": -1}}) == {"CPUQuotaPerSecUSec": INFINITY}
     assert convert({"cpu": {"quota": 50000, "period": 100000}}) == {
-        "CPUQuotaPeriodUSec": 100000, "CPUQuotaPerSecUSec": 500000,
-    }  # fmt: skip
+        "CPUQuotaPeriodUSec": 100000,
+        "CPUQuotaPerSecUSec": 500000,
+    }
 
 
 def test_a_quota_is_rounded_up_and_written_so() -> None:
@@ -61,13 +64,28 @@ def test_bad_cpu_mask(text: str) -> None:
 
 
 def test_unified() -> None:
-    assert convert({"unified": {
-        "memory.max": "max", "memory.high": "4096", "pids.max": "0", "cpu.weight": "42", "cpu.max": "50000 100000",
-        "cpuset.cpus": "0-1", "io.weight": "7", "hugetlb.2MB.max": "0",
-    }}) == {
-        "MemoryMax": INFINITY, "MemoryHigh": 4096, "TasksMax": 1, "CPUWeight": 42, "CPUQuotaPeriodUSec": 100000,
-        "CPUQuotaPerSecUSec": 500000, "AllowedCPUs": b"\x03",
-    }  # fmt: skip
+    assert convert(
+        {
+            "unified": {
+                "memory.max": "max",
+                "memory.high": "4096",
+                "pids.max": "0",
+                "cpu.weight": "42",
+                "cpu.max": "50000 100000",
+                "cpuset.cpus": "0-1",
+                "io.weight": "7",
+                "hugetlb.2MB.max": "0",
+            }
+        }
+    ) == {
+        "MemoryMax": INFINITY,
+        "MemoryHigh": 4096,
+        "TasksMax": 1,
+        "CPUWeight": 42,
+        "CPUQuotaPeriodUSec": 100000,
+        "CPUQuotaPerSecUSec": 500000,
+        "AllowedCPUs": b"\x03",
+    }
 
 
 def test_devices() -> None:
@@ -103,11 +121,13 @@ def test_variants(text: str, value: tuple[str, Any]) -> None:
 
 
 def test_annotations() -> None:
-    assert properties.from_annotations({
-        "org.systemd.property.TimeoutStopSec": "uint64 3",
-        "org.systemd.property.CollectMode": "'inactive-or-failed'",
-        "other": "x",
-    }) == [("TimeoutStopUSec", "t", 3000000), ("CollectMode", "s", "inactive-or-failed")]  # fmt: skip
+    assert properties.from_annotations(
+        {
+            "org.systemd.property.TimeoutStopSec": "uint64 3",
+            "org.systemd.property.CollectMode": "'inactive-or-failed'",
+            "other": "x",
+        }
+    ) == [("TimeoutStopUSec", "t", 3000000), ("CollectMode", "s", "inactive-or-failed")]
     for bad in ({"org.systemd.property.A b": "1"}, {"org.systemd.property.Foo": "'x"}):
         with pytest.raises(CgroupError, match="annotations: org.systemd.property"):
             properties.from_annotations(bad)

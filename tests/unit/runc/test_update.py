@@ -16,9 +16,20 @@ def flags(*words: str) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("0", 0), ("123", 123), ("1k", 1024), ("1K", 1024), ("512m", 512 << 20), ("1.5g", 3 << 29), ("2GiB", 2 << 30),
-     ("3MB", 3 << 20), ("7b", 7), ("-1", -1), ("1t", 1 << 40)],
-)  # fmt: skip
+    [
+        ("0", 0),
+        ("123", 123),
+        ("1k", 1024),
+        ("1K", 1024),
+        ("512m", 512 << 20),
+        ("1.5g", 3 << 29),
+        ("2GiB", 2 << 30),
+        ("3MB", 3 << 20),
+        ("7b", 7),
+        ("-1", -1),
+        ("1t", 1 << 40),
+    ],
+)
 def test_sizes(text: str, number: int) -> None:
     assert update.size(text, "memory") == number
 
@@ -30,13 +41,25 @@ def test_bad_sizes(text: str) -> None:
 
 
 def test_flags() -> None:
-    assert flags("--memory", "1m", "--memory-swap=-1", "--cpu-share", "512", "--cpuset-cpus=0", "--pids-limit", "0",
-                 "--blkio-weight=300", "--cpu-quota", "-1", "--cpu-idle=1") == {
+    assert flags(
+        "--memory",
+        "1m",
+        "--memory-swap=-1",
+        "--cpu-share",
+        "512",
+        "--cpuset-cpus=0",
+        "--pids-limit",
+        "0",
+        "--blkio-weight=300",
+        "--cpu-quota",
+        "-1",
+        "--cpu-idle=1",
+    ) == {
         "cpu": {"shares": 512, "cpus": "0", "quota": -1, "idle": 1},
         "memory": {"limit": 1 << 20, "swap": -1},
         "pids": {"limit": 0},
         "blockIO": {"weight": 300},
-    }  # fmt: skip
+    }
     for bad in ("--cpu-share=-1", "--cpu-period=x"):
         with pytest.raises(RuncError, match="is not a number"):
             flags(bad)
@@ -45,8 +68,9 @@ def test_flags() -> None:
 def test_merge_keeps_what_is_not_mentioned() -> None:
     old = {"memory": {"limit": 100, "swap": 200}, "cpu": {"period": 1000}, "pids": {"limit": 5}}
     assert update.merge(old, {"cpu": {"quota": 500}}) == {
-        "memory": {"limit": 100, "swap": 200}, "cpu": {"period": 1000, "quota": 500},
-    }  # fmt: skip
+        "memory": {"limit": 100, "swap": 200},
+        "cpu": {"period": 1000, "quota": 500},
+    }
     assert update.merge(old, {"memory": {"limit": -1}})["memory"] == {"limit": -1, "swap": 0}
     assert "shares" not in update.merge({"cpu": {"shares": 5}}, {"cpu": {"idle": 1}})["cpu"]
 

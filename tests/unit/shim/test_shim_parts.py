@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shim's parts, each by itself: command line, options, placement, streams, mounts' options, exits."""
+
 from __future__ import annotations
 
 import fcntl
@@ -30,7 +31,12 @@ if TYPE_CHECKING:
 def test_flags() -> None:
     flags, action = main.parse_flags(["-namespace", "k8s.io", "--id=x", "-debug", "-bundle", "/b", "delete"])
     assert (flags["namespace"], flags["id"], flags["debug"], flags["bundle"], action) == (
-        "k8s.io", "x", True, "/b", "delete")
+        "k8s.io",
+        "x",
+        True,
+        "/b",
+        "delete",
+    )
     assert main.parse_flags(["-debug=false", "start"])[0]["debug"] is False
     for bad in (["-nonsense"], ["-id"]):
         with pytest.raises(main.UsageError):
@@ -42,7 +48,10 @@ def test_bootstrap() -> None:
     assert main.bootstrap("unix:///s", {"MAX_SHIM_VERSION": "1"}) == "unix:///s"
     for offered, version in (("2", 2), ("3", 3), ("9", 3)):
         assert json.loads(main.bootstrap("unix:///s", {"MAX_SHIM_VERSION": offered})) == {
-            "version": version, "address": "unix:///s", "protocol": "ttrpc"}
+            "version": version,
+            "address": "unix:///s",
+            "protocol": "ttrpc",
+        }
 
 
 def test_one_socket_per_group_and_daemon() -> None:
@@ -78,8 +87,10 @@ def test_options() -> None:
         service.read_options({"type_url": "other", "value": b""})
 
 
-@pytest.mark.parametrize(("name", "number"), [
-    ("SIGQUIT", 3), ("quit", 3), ("9", 9), ("", 15), ("nonsense", 15), ("SIGRTMIN+3", signal.SIGRTMIN + 3)])
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("SIGQUIT", 3), ("quit", 3), ("9", 9), ("", 15), ("nonsense", 15), ("SIGRTMIN+3", signal.SIGRTMIN + 3)],
+)
 def test_signal_number(name: str, number: int) -> None:
     assert service.signal_number(name) == number
 
@@ -131,7 +142,10 @@ def test_log_uri() -> None:
     assert stdio.parse_uri("/run/x/stdout") == ("fifo", "/run/x/stdout", [])
     assert stdio.parse_uri("file:///var/log/x") == ("file", "/var/log/x", [])
     assert stdio.parse_uri("binary:///usr/bin/logger?a=b&flag=&c=%2F") == (
-        "binary", "/usr/bin/logger", ["a", "b", "flag", "c", "/"])
+        "binary",
+        "/usr/bin/logger",
+        ["a", "b", "flag", "c", "/"],
+    )
 
 
 def test_fifo_outlives_its_readers(tmp_path: Path) -> None:
@@ -172,8 +186,12 @@ def test_standard_error_is_the_process_only_after_its_start(tmp_path: Path) -> N
     loop = Loop()
     streams = stdio.Streams()
     streams.open("", "", path, container="x", namespace="y")
-    writer = os.posix_spawn("/bin/sh", ["sh", "-c", "head -c 500000 /dev/zero >&2"], {}, file_actions=[
-        (os.POSIX_SPAWN_DUP2, streams.child_fds()[2], 2)])
+    writer = os.posix_spawn(
+        "/bin/sh",
+        ["sh", "-c", "head -c 500000 /dev/zero >&2"],
+        {},
+        file_actions=[(os.POSIX_SPAWN_DUP2, streams.child_fds()[2], 2)],
+    )
     streams.started(loop)
     assert streams.relay
     got = 0
@@ -327,7 +345,7 @@ def test_a_timer_that_is_years_away() -> None:
     os.close(write_end)
 
 
-@pytest.mark.parametrize("value", [b"null", b"[]", b"1", b"\"x\"", b"[" * 100_000, b"", b"\xff", None], ids=range(8))
+@pytest.mark.parametrize("value", [b"null", b"[]", b"1", b'"x"', b"[" * 100_000, b"", b"\xff", None], ids=range(8))
 def test_a_process_to_exec_that_is_none(value: bytes | None, tmp_path: Path) -> None:
     loop = Loop()
     request = dict.fromkeys(("stdin", "stdout", "stderr"), "") | {"id": "c", "exec_id": "e", "terminal": False}
@@ -374,8 +392,11 @@ def test_no_signal_goes_to_a_pid_that_was_given_back(early: bool, tmp_path: Path
                 yield loop.sleep(0.3)
 
     options = {"binary_name": "x", "root": "", "systemd_cgroup": False}
-    start = loop.spawn(process.run_with_stdio(
-        Started(loop, "x", str(tmp_path), options), "c", "n", str(pid_file), 0, 0, "create", last="c"))
+    start = loop.spawn(
+        process.run_with_stdio(
+            Started(loop, "x", str(tmp_path), options), "c", "n", str(pid_file), 0, 0, "create", last="c"
+        )
+    )
     start.then(lambda _: loop.stop())
     if not start.done:
         loop.run()
@@ -395,20 +416,31 @@ def test_no_signal_goes_to_a_pid_that_was_given_back(early: bool, tmp_path: Path
 
 def test_metrics_of_a_made_up_cgroup(tmp_path: Path) -> None:
     for name, text in {
-        "pids.current": "3\n", "pids.max": "max\n", "cpu.stat": "usage_usec 10\nnr_throttled 2\n",
-        "memory.stat": "anon 4096\nnew_in_some_kernel 1\n", "memory.current": "8192\n", "memory.max": "100\n",
-        "memory.events": "low 0\noom_kill 2\n", "io.stat": "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n",
+        "pids.current": "3\n",
+        "pids.max": "max\n",
+        "cpu.stat": "usage_usec 10\nnr_throttled 2\n",
+        "memory.stat": "anon 4096\nnew_in_some_kernel 1\n",
+        "memory.current": "8192\n",
+        "memory.max": "100\n",
+        "memory.events": "low 0\noom_kill 2\n",
+        "io.stat": "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n",
         "cpu.pressure": "some avg10=1.50 avg60=0.00 avg300=0.00 total=9\n",
-        "hugetlb.2MB.current": "0\n", "hugetlb.2MB.max": "max\n", "hugetlb.2MB.events": "max 1\n",
+        "hugetlb.2MB.current": "0\n",
+        "hugetlb.2MB.max": "max\n",
+        "hugetlb.2MB.events": "max 1\n",
         "rdma.max": "mlx4_0 hca_handle=2 hca_object=max\n",
     }.items():
         (tmp_path / name).write_text(text)
-    metrics = m.decode("io.containerd.cgroups.v2.Metrics",
-                       m.encode("io.containerd.cgroups.v2.Metrics", cgroup.metrics(str(tmp_path))))
+    metrics = m.decode(
+        "io.containerd.cgroups.v2.Metrics", m.encode("io.containerd.cgroups.v2.Metrics", cgroup.metrics(str(tmp_path)))
+    )
     assert metrics["pids"] == {"current": 3, "limit": (1 << 64) - 1}
     assert (metrics["cpu"]["usage_usec"], metrics["cpu"]["psi"]["some"]["avg10"]) == (10, 1.5)
     assert (metrics["memory"]["anon"], metrics["memory"]["usage"], metrics["memory"]["usage_limit"]) == (
-        4096, 8192, 100)
+        4096,
+        8192,
+        100,
+    )
     assert metrics["io"]["usage"] == [{"major": 8, "minor": 0, "rbytes": 1, "wbytes": 2, "rios": 3, "wios": 4}]
     assert metrics["hugetlb"][0]["failcnt"] == 1 and metrics["memory_events"]["oom_kill"] == 2
     assert metrics["rdma"]["limit"][0]["hca_objects"] == 0xFFFFFFFF
@@ -416,13 +448,15 @@ def test_metrics_of_a_made_up_cgroup(tmp_path: Path) -> None:
 
 def test_a_program_is_loaded_once_and_run_by_forks(tmp_path: Path) -> None:
     program = tmp_path / "greeter"
-    text = ("#!/usr/bin/python3\n# loadable: greet\nimport os, sys\n"
-            "def main():\n"
-            "    words = open('/proc/self/cmdline').read().rstrip('\\0').split('\\0')\n"
-            "    os.write(1, repr((words, sorted(os.listdir('/proc/self/fd')))).encode())\n"
-            "    os.write(2, b'not well')\n"
-            "    os._exit(3 if sys.argv[1:] == ['greet', 'you'] else 4)\n"
-            "if __name__ == '__main__':\n    os._exit(5)\n")  # fmt: skip
+    text = (
+        "#!/usr/bin/python3\n# loadable: greet\nimport os, sys\n"
+        "def main():\n"
+        "    words = open('/proc/self/cmdline').read().rstrip('\\0').split('\\0')\n"
+        "    os.write(1, repr((words, sorted(os.listdir('/proc/self/fd')))).encode())\n"
+        "    os.write(2, b'not well')\n"
+        "    os._exit(3 if sys.argv[1:] == ['greet', 'you'] else 4)\n"
+        "if __name__ == '__main__':\n    os._exit(5)\n"
+    )
     program.write_text(text)
     loaded = runtime.Loaded(str(program))
     assert loaded.commands == ["greet"]
@@ -450,12 +484,15 @@ def test_a_program_is_loaded_once_and_run_by_forks(tmp_path: Path) -> None:
 
 def test_what_is_immortal_counts_no_references() -> None:
     """In an interpreter of its own: nothing there can be freed any more."""
-    script = ("import sys, gc\nfrom teu.shim import warmup\nname = 'a word ' * 3\nkept = [name]\n"
-              "before = sys.getrefcount(kept)\nwarmup.immortalize()\nmore = [kept, kept, name]\n"
-              "print(before < 10, sys.getrefcount(kept) == sys.getrefcount(name) == sys.getrefcount(None),\n"
-              "      kept == ['a word ' * 3], gc.collect() >= 0)")  # fmt: skip
+    script = (
+        "import sys, gc\nfrom teu.shim import warmup\nname = 'a word ' * 3\nkept = [name]\n"
+        "before = sys.getrefcount(kept)\nwarmup.immortalize()\nmore = [kept, kept, name]\n"
+        "print(before < 10, sys.getrefcount(kept) == sys.getrefcount(name) == sys.getrefcount(None),\n"
+        "      kept == ['a word ' * 3], gc.collect() >= 0)"
+    )
     source = str(Path(runtime.__file__).parents[2])
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
-                          env={"PYTHONPATH": source})
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"PYTHONPATH": source}
+    )
     knows = sys.getrefcount(None) == warmup._IMMORTAL
     assert done.stdout.split() == ["True", str(knows), "True", "True"]

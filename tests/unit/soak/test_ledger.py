@@ -95,7 +95,7 @@ def test_a_contradiction_is_said_once_for_each(ledger: Ledger, capsys: pytest.Ca
         ("a 1\na 3\na 2\n", "", False, 9, 9, "out of order"),
         ("a 1\na 2a 3\n", "", False, 9, 9, "no line"),
     ],
-)  # fmt: skip
+)
 def test_logs(logged: str, said: str, torn: bool, lost: int, twice: int, wrong: str) -> None:
     problem = log_problem(runs(logged), runs(said), torn, lost, twice)
     assert wrong in problem and bool(wrong) == bool(problem)

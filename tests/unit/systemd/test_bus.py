@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The D-Bus wire format and a whole exchange with a server made of plain bytes."""
+
 import os
 import socket
 import struct
@@ -14,15 +15,18 @@ def test_split_signature() -> None:
     assert split_signature("sa(sv)a{sv}aayu(i(ss))") == ["s", "a(sv)", "a{sv}", "aay", "u", "(i(ss))"]
 
 
-@pytest.mark.parametrize(("signature", "values"), [
-    ("yqut", [1, 2, 3, 1 << 40]),
-    ("ss", ["", "é"]),
-    ("a(sv)", [[("PIDs", ("au", [1, 2])), ("Delegate", ("b", True))]]),
-    ("a(sa(sv))", [[]]),
-    ("ayx", [b"abc", -5]),
-    ("a{sv}g", [{"a": ("s", "b"), "c": ("t", 7)}, "a{sv}"]),
-    ("nid", [-2, -3, 1.5]),
-])
+@pytest.mark.parametrize(
+    ("signature", "values"),
+    [
+        ("yqut", [1, 2, 3, 1 << 40]),
+        ("ss", ["", "é"]),
+        ("a(sv)", [[("PIDs", ("au", [1, 2])), ("Delegate", ("b", True))]]),
+        ("a(sa(sv))", [[]]),
+        ("ayx", [b"abc", -5]),
+        ("a{sv}g", [{"a": ("s", "b"), "c": ("t", 7)}, "a{sv}"]),
+        ("nid", [-2, -3, 1.5]),
+    ],
+)
 def test_round_trip(signature: str, values: list[object]) -> None:
     assert unmarshal(signature, marshal(signature, values)) == values
 

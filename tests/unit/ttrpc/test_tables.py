@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hand-written field tables against the descriptors compiled from protos/, and bytes both ways."""
+
 from __future__ import annotations
 
 import importlib
@@ -14,14 +15,25 @@ from teu.ttrpc.codec import get_varint, put_varint
 pool = pytest.importorskip("google.protobuf.descriptor_pool")
 
 MODULES = [
-    "google.protobuf.any_pb2", "google.protobuf.empty_pb2", "google.protobuf.timestamp_pb2",
-    "teu.api.rpc.status_pb2", "teu.api.types.mount_pb2", "teu.api.types.event_pb2",
-    "teu.api.types.introspection_pb2", "teu.api.types.runc.options.oci_pb2",
+    "google.protobuf.any_pb2",
+    "google.protobuf.empty_pb2",
+    "google.protobuf.timestamp_pb2",
+    "teu.api.rpc.status_pb2",
+    "teu.api.types.mount_pb2",
+    "teu.api.types.event_pb2",
+    "teu.api.types.introspection_pb2",
+    "teu.api.types.runc.options.oci_pb2",
     "teu.api.types.runctypes.runc_pb2",
-    "teu.api.types.runtimeoptions.v1.api_pb2", "teu.api.types.task.task_pb2", "teu.api.events.task_pb2",
-    "teu.api.runtime.task.v2.shim_pb2", "teu.api.runtime.task.v3.shim_pb2",
-    "teu.api.types.platform_pb2", "teu.api.types.metrics_pb2", "teu.api.runtime.sandbox.v1.sandbox_pb2",
-    "teu.api.runtime.bootstrap.v1.bootstrap_pb2", "teu.api.services.ttrpc.events.v1.events_pb2",
+    "teu.api.types.runtimeoptions.v1.api_pb2",
+    "teu.api.types.task.task_pb2",
+    "teu.api.events.task_pb2",
+    "teu.api.runtime.task.v2.shim_pb2",
+    "teu.api.runtime.task.v3.shim_pb2",
+    "teu.api.types.platform_pb2",
+    "teu.api.types.metrics_pb2",
+    "teu.api.runtime.sandbox.v1.sandbox_pb2",
+    "teu.api.runtime.bootstrap.v1.bootstrap_pb2",
+    "teu.api.services.ttrpc.events.v1.events_pb2",
     "teu.api.cgroups.v2.metrics_pb2",
 ]
 # ttrpc's own envelope is no part of containerd's API
@@ -48,9 +60,17 @@ def _descriptor(name: str) -> Any:
 
 
 def _kind(field: Any) -> str:
-    kinds = {field.TYPE_STRING: "string", field.TYPE_BYTES: "bytes", field.TYPE_BOOL: "bool",
-             field.TYPE_UINT32: "uint32", field.TYPE_UINT64: "uint64", field.TYPE_INT32: "int32",
-             field.TYPE_INT64: "int64", field.TYPE_DOUBLE: "double", field.TYPE_ENUM: "enum"}
+    kinds = {
+        field.TYPE_STRING: "string",
+        field.TYPE_BYTES: "bytes",
+        field.TYPE_BOOL: "bool",
+        field.TYPE_UINT32: "uint32",
+        field.TYPE_UINT64: "uint64",
+        field.TYPE_INT32: "int32",
+        field.TYPE_INT64: "int64",
+        field.TYPE_DOUBLE: "double",
+        field.TYPE_ENUM: "enum",
+    }
     if field.message_type is not None:
         if field.message_type.GetOptions().map_entry:
             return "map"
@@ -74,7 +94,8 @@ def test_table_is_the_proto(table: str, name: str) -> None:
     # what a table leaves out must be known to be of no use here
     assert {(name, field_name) for field_name, _ in fields.values()} <= {
         ("io.containerd.cgroups.v2.Metrics", "network"),
-        ("containerd.runc.v1.Options", "task_api_address"), ("containerd.runc.v1.Options", "task_api_version"),
+        ("containerd.runc.v1.Options", "task_api_address"),
+        ("containerd.runc.v1.Options", "task_api_version"),
         ("containerd.runtime.bootstrap.v1.BootstrapResult", "capabilities"),
         ("containerd.runtime.bootstrap.v1.BootstrapResult", "metadata"),
     }
@@ -83,16 +104,21 @@ def test_table_is_the_proto(table: str, name: str) -> None:
 def test_every_method_of_the_task_service() -> None:
     for version in ("v2", "v3"):
         service = pool.Default().FindServiceByName(f"containerd.task.{version}.Task")
-        methods = {method.name: (method.input_type.full_name.replace(f"containerd.task.{version}.", "task."),
-                                 method.output_type.full_name.replace(f"containerd.task.{version}.", "task."))
-                   for method in service.methods}
+        methods = {
+            method.name: (
+                method.input_type.full_name.replace(f"containerd.task.{version}.", "task."),
+                method.output_type.full_name.replace(f"containerd.task.{version}.", "task."),
+            )
+            for method in service.methods
+        }
         assert methods == m.TASK_METHODS
 
 
 def test_every_method_of_the_sandbox_service() -> None:
     service = pool.Default().FindServiceByName(m.SANDBOX_SERVICE)
-    assert {method.name: (method.input_type.full_name, method.output_type.full_name)
-            for method in service.methods} == m.SANDBOX_METHODS
+    assert {
+        method.name: (method.input_type.full_name, method.output_type.full_name) for method in service.methods
+    } == m.SANDBOX_METHODS
 
 
 def _sample(kind: str, seed: random.Random) -> Any:
@@ -102,9 +128,17 @@ def _sample(kind: str, seed: random.Random) -> Any:
         return [_sample(kind[1:], seed) for _ in range(2)]
     if "." in kind:
         return {name: _sample(inner, seed) for name, inner in m.TABLES[kind].values()}
-    return {"string": "wört", "bytes": b"\0\xff", "bool": True, "uint32": seed.randrange(1, 1 << 32),
-            "uint64": seed.randrange(1, 1 << 64), "int32": -seed.randrange(1, 1 << 31),
-            "int64": -seed.randrange(1, 1 << 63), "double": 1.25, "enum": 2}[kind]
+    return {
+        "string": "wört",
+        "bytes": b"\0\xff",
+        "bool": True,
+        "uint32": seed.randrange(1, 1 << 32),
+        "uint64": seed.randrange(1, 1 << 64),
+        "int32": -seed.randrange(1, 1 << 31),
+        "int64": -seed.randrange(1, 1 << 63),
+        "double": 1.25,
+        "enum": 2,
+    }[kind]
 
 
 def _plain(message: Any, table: str) -> dict[str, Any]:
@@ -134,6 +168,7 @@ def test_bytes_both_ways(table: str, name: str) -> None:
 
 def test_unknown_fields_are_skipped_and_malformed_bytes_refused() -> None:
     from teu.api.runtime.task.v3 import shim_pb2
+
     data = shim_pb2.CreateTaskRequest(id="x", bundle="/b").SerializeToString()
     assert m.decode("task.StateRequest", data) == {"id": "x", "exec_id": "/b"}  # same numbers, same types
     assert m.decode("task.PidsRequest", data)["id"] == "x"

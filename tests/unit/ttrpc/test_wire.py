@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames, and the two ends against each other over a real socket."""
+
 from __future__ import annotations
 
 import asyncio
@@ -30,12 +31,15 @@ V3 = "containerd.task.v3.Task"
 
 
 def test_frames_arrive_whole_however_cut() -> None:
-    sent = [frames.pack(1, frames.REQUEST, b"one"), frames.pack(3, frames.REQUEST, b""),
-            frames.pack(5, frames.DATA, b"x" * 5000, frames.REMOTE_CLOSED)]
+    sent = [
+        frames.pack(1, frames.REQUEST, b"one"),
+        frames.pack(3, frames.REQUEST, b""),
+        frames.pack(5, frames.DATA, b"x" * 5000, frames.REMOTE_CLOSED),
+    ]
     data = b"".join(sent)
     for size in (1, 7, 4096, len(data)):
         reader = frames.Reader()
-        got = [frame for at in range(0, len(data), size) for frame in reader.feed(data[at:at + size])]
+        got = [frame for at in range(0, len(data), size) for frame in reader.feed(data[at : at + size])]
         assert got == [(1, 1, 0, b"one"), (3, 1, 0, b""), (5, 3, 1, b"x" * 5000)]
 
 
@@ -74,6 +78,7 @@ def address(tmp_path: Path) -> Iterator[str]:
         # signals cannot be set up here: only the main thread may
         loop = Loop.__new__(Loop)
         import select
+
         loop._epoll, loop._watched, loop._timers, loop._timer_count = select.epoll(), {}, [], 0
         loop._stopping = False
         loops.append(loop)
@@ -102,7 +107,9 @@ def test_calls(address: str) -> None:
         many = await asyncio.gather(*(client.task(V3, "State", {"id": f"c{n}"}) for n in range(100)))
         assert [answer["id"] for answer in many] == [f"c{n}" for n in range(100)]
         for method, request, code in [
-            ("Kill", {"id": "x"}, NOT_FOUND), ("Pause", {"id": "x"}, UNIMPLEMENTED), ("Pids", {}, OUT_OF_RANGE),
+            ("Kill", {"id": "x"}, NOT_FOUND),
+            ("Pause", {"id": "x"}, UNIMPLEMENTED),
+            ("Pids", {}, OUT_OF_RANGE),
         ]:
             with pytest.raises(StatusError) as error:
                 await client.task(V3, method, request)

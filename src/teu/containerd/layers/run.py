@@ -140,13 +140,22 @@ class Layers:
             self._slots.release()
 
     def apply(
-        self, blob: int, digest: str, mounts: Iterable[Any], *, sync: bool = False,
+        self,
+        blob: int,
+        digest: str,
+        mounts: Iterable[Any],
+        *,
+        sync: bool = False,
         cancelled: Callable[[], bool] = _never,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """Unpack the layer that `blob` is open on; DataLoss when it is not what its digest says."""
         job = {
-            "do": "apply", "mounts": mounts_as_json(mounts), "target": self._target, "blob": blob, "sync": sync,
-        }  # fmt: skip
+            "do": "apply",
+            "mounts": mounts_as_json(mounts),
+            "target": self._target,
+            "blob": blob,
+            "sync": sync,
+        }
         with self._slot(cancelled):
             try:
                 worker = _start(job, (blob,))
@@ -160,15 +169,23 @@ class Layers:
         return answer
 
     def compare(
-        self, left: Iterable[Any], right: Iterable[Any], compression: str, write: Callable[[bytes], None],
+        self,
+        left: Iterable[Any],
+        right: Iterable[Any],
+        compression: str,
+        write: Callable[[bytes], None],
         cancelled: Callable[[], bool] = _never,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """Pack what `right` has changed over `left`; the layer goes to `write` as it is made."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
         job = {
-            "do": "compare", "left": mounts_as_json(left), "right": mounts_as_json(right), "target": self._target,
-            "out": writing, "compression": compression,
-        }  # fmt: skip
+            "do": "compare",
+            "left": mounts_as_json(left),
+            "right": mounts_as_json(right),
+            "target": self._target,
+            "out": writing,
+            "compression": compression,
+        }
         with open(reading, "rb", buffering=0) as stream, contextlib.ExitStack() as stack:
             end = stack.enter_context(contextlib.closing(os.fdopen(writing, "wb", buffering=0)))
             stack.enter_context(self._slot(cancelled))

@@ -30,9 +30,7 @@ class Containers:
             yield containers_pb2.ListContainerMessage(container=container)
 
     def Create(self, request: Any, call: Call) -> Any:
-        return containers_pb2.CreateContainerResponse(
-            container=self._store.create(call.namespace, request.container)
-        )
+        return containers_pb2.CreateContainerResponse(container=self._store.create(call.namespace, request.container))
 
     def Update(self, request: Any, call: Call) -> Any:
         updated = self._store.update(call.namespace, request.container, list(request.update_mask.paths))

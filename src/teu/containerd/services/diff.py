@@ -64,9 +64,7 @@ class Diff:
         with self._content.writer(namespace, ref, lease=lease) as writer:
             try:
                 writer.truncate()
-                answer = self._layers.compare(
-                    request.left, request.right, compression, writer.write, call.cancelled
-                )
+                answer = self._layers.compare(request.left, request.right, compression, writer.write, call.cancelled)
             except BaseException:
                 writer.close()
                 if not request.ref:

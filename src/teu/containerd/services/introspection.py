@@ -32,9 +32,23 @@ _PARTS = (
     ("io.containerd.lease.v1", "manager", ("io.containerd.metadata.v1",)),
 )
 _SERVICES = (
-    "containers", "content", "diff", "events", "healthcheck", "images", "introspection", "leases", "namespaces",
-    "sandbox-controllers", "sandboxes", "snapshots", "streaming", "tasks", "transfer", "version",
-)  # fmt: skip
+    "containers",
+    "content",
+    "diff",
+    "events",
+    "healthcheck",
+    "images",
+    "introspection",
+    "leases",
+    "namespaces",
+    "sandbox-controllers",
+    "sandboxes",
+    "snapshots",
+    "streaming",
+    "tasks",
+    "transfer",
+    "version",
+)
 
 
 def _plugins(context: Context) -> list[Any]:

@@ -24,9 +24,7 @@ class Namespaces:
     @quick
     def List(self, request: Any, call: Call) -> Any:
         return namespace_pb2.ListNamespacesResponse(
-            namespaces=[
-                namespace_pb2.Namespace(name=name, labels=labels) for name, labels in self._store.all().items()
-            ]
+            namespaces=[namespace_pb2.Namespace(name=name, labels=labels) for name, labels in self._store.all().items()]
         )
 
     def Create(self, request: Any, call: Call) -> Any:

@@ -72,9 +72,12 @@ class Controller:
             self._context.events.publish(namespace, "/sandboxes/start", event)
             self._manager.watch(namespace, request.sandbox_id)
         return sandbox_pb2.ControllerStartResponse(
-            sandbox_id=request.sandbox_id, pid=started.pid, address=sandbox.address, version=sandbox.version,
+            sandbox_id=request.sandbox_id,
+            pid=started.pid,
+            address=sandbox.address,
+            version=sandbox.version,
             **_present(started, "created_at", "spec"),
-        )  # fmt: skip
+        )
 
     async def Platform(self, request: Any, call: Call) -> Any:
         sandbox = self._manager.get(call.namespace, request.sandbox_id)
@@ -104,10 +107,14 @@ class Controller:
             ended.extra.SetInParent()
             return ended
         return sandbox_pb2.ControllerStatusResponse(
-            sandbox_id=request.sandbox_id, pid=answer.pid, state=answer.state, info=answer.info,
-            address=sandbox.address, version=sandbox.version,
+            sandbox_id=request.sandbox_id,
+            pid=answer.pid,
+            state=answer.state,
+            info=answer.info,
+            address=sandbox.address,
+            version=sandbox.version,
             **_present(answer, "created_at", "exited_at", "extra"),
-        )  # fmt: skip
+        )
 
     async def Shutdown(self, request: Any, call: Call) -> Any:
         await self._manager.shutdown(call.namespace, request.sandbox_id)

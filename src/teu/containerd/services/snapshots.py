@@ -35,15 +35,18 @@ class Snapshots:
         return snapshots_pb2.ViewSnapshotResponse(mounts=mounts)
 
     def Mounts(self, request: Any, call: Call) -> Any:
-        return snapshots_pb2.MountsResponse(
-            mounts=self._store.mounts(call.namespace, request.snapshotter, request.key)
-        )
+        return snapshots_pb2.MountsResponse(mounts=self._store.mounts(call.namespace, request.snapshotter, request.key))
 
     def Commit(self, request: Any, call: Call) -> Any:
         self._store.commit(
-            call.namespace, request.snapshotter, request.name, request.key, dict(request.labels), request.parent,
+            call.namespace,
+            request.snapshotter,
+            request.name,
+            request.key,
+            dict(request.labels),
+            request.parent,
             call.lease,
-        )  # fmt: skip
+        )
         return empty_pb2.Empty()
 
     def Remove(self, request: Any, call: Call) -> Any:
@@ -55,9 +58,7 @@ class Snapshots:
         return snapshots_pb2.StatSnapshotResponse(info=to_wire(info))
 
     def Update(self, request: Any, call: Call) -> Any:
-        info = self._store.update(
-            call.namespace, request.snapshotter, request.info, list(request.update_mask.paths)
-        )
+        info = self._store.update(call.namespace, request.snapshotter, request.info, list(request.update_mask.paths))
         return snapshots_pb2.UpdateSnapshotResponse(info=to_wire(info))
 
     def List(self, request: Any, call: Call) -> Iterator[Any]:

@@ -54,8 +54,14 @@ def _empty() -> Empty:
 
 def _process(id: str, state: dict[str, Any]) -> Any:
     return task_pb2.Process(
-        id=id, pid=state["pid"], status=state["status"], stdin=state["stdin"], stdout=state["stdout"],
-        stderr=state["stderr"], terminal=state["terminal"], exit_status=state["exit_status"],
+        id=id,
+        pid=state["pid"],
+        status=state["status"],
+        stdin=state["stdin"],
+        stdout=state["stdout"],
+        stderr=state["stderr"],
+        terminal=state["terminal"],
+        exit_status=state["exit_status"],
         exited_at=_time(state["exited_at"]),
     )
 
@@ -112,14 +118,25 @@ class Tasks:
         if not checkpoint and request.HasField("checkpoint"):
             restorer = self._checkpoints.restorer(namespace, request.checkpoint)
         pid = await self._shims.create(
-            namespace, id, runtime=request.runtime_path or container.runtime.name, spec=container.spec.value,
-            options=options, sandbox=container.sandbox, restorer=restorer,
+            namespace,
+            id,
+            runtime=request.runtime_path or container.runtime.name,
+            spec=container.spec.value,
+            options=options,
+            sandbox=container.sandbox,
+            restorer=restorer,
             request={
-                "rootfs": [{"type": mount.type, "source": mount.source, "target": mount.target,
-                            "options": list(mount.options)} for mount in request.rootfs],
-                "terminal": request.terminal, "stdin": request.stdin, "stdout": request.stdout,
-                "stderr": request.stderr, "checkpoint": checkpoint,
-            })
+                "rootfs": [
+                    {"type": mount.type, "source": mount.source, "target": mount.target, "options": list(mount.options)}
+                    for mount in request.rootfs
+                ],
+                "terminal": request.terminal,
+                "stdin": request.stdin,
+                "stdout": request.stdout,
+                "stderr": request.stderr,
+                "checkpoint": checkpoint,
+            },
+        )
         return pb.CreateTaskResponse(container_id=id, pid=pid)
 
     async def Start(self, request: Any, call: Call) -> Any:
@@ -134,14 +151,19 @@ class Tasks:
         except (errors.Unknown, errors.FailedPrecondition) as e:
             raise type(e)(f"failed to delete task: {e.message}") from e
         # Without an id, as containerd's: that is for processes.
-        return pb.DeleteResponse(pid=answer["pid"], exit_status=answer["exit_status"],
-                                 exited_at=_time(answer["exited_at"]))
+        return pb.DeleteResponse(
+            pid=answer["pid"], exit_status=answer["exit_status"], exited_at=_time(answer["exited_at"])
+        )
 
     async def DeleteProcess(self, request: Any, call: Call) -> Any:
         shim = self._shim(call.namespace, request.container_id)
         answer = await _of_process(shim, "Delete", {"exec_id": request.exec_id})
-        return pb.DeleteResponse(id=request.exec_id, pid=answer["pid"], exit_status=answer["exit_status"],
-                                 exited_at=_time(answer["exited_at"]))
+        return pb.DeleteResponse(
+            id=request.exec_id,
+            pid=answer["pid"],
+            exit_status=answer["exit_status"],
+            exited_at=_time(answer["exited_at"]),
+        )
 
     async def Get(self, request: Any, call: Call) -> Any:
         shim = self._shim(call.namespace, request.container_id)
@@ -173,9 +195,17 @@ class Tasks:
             validate_identifier(request.exec_id)
         except errors.InvalidArgument as e:
             raise errors.InvalidArgument(f"invalid exec id {request.exec_id}: {e.message}") from e
-        await shim.call("Exec", {
-            "exec_id": request.exec_id, "terminal": request.terminal, "stdin": request.stdin,
-            "stdout": request.stdout, "stderr": request.stderr, "spec": _any(request.spec)})
+        await shim.call(
+            "Exec",
+            {
+                "exec_id": request.exec_id,
+                "terminal": request.terminal,
+                "stdin": request.stdin,
+                "stdout": request.stdout,
+                "stderr": request.stderr,
+                "spec": _any(request.spec),
+            },
+        )
         return _empty()
 
     async def ResizePty(self, request: Any, call: Call) -> Any:
@@ -233,8 +263,7 @@ class Tasks:
 
     async def Update(self, request: Any, call: Call) -> Any:
         shim = self._shim(call.namespace, request.container_id)
-        await shim.call("Update", {"resources": _any(request.resources),
-                                   "annotations": dict(request.annotations)})
+        await shim.call("Update", {"resources": _any(request.resources), "annotations": dict(request.annotations)})
         return _empty()
 
     async def Metrics(self, request: Any, call: Call) -> Any:
@@ -267,15 +296,19 @@ class Tasks:
             answer = shim.gone.result()
         return pb.WaitResponse(exit_status=answer["exit_status"], exited_at=_time(answer["exited_at"]))
 
-
     # for other services of this daemon
 
     def runtime_info(self, request: Any) -> Any:
         """What a shim tells of itself (its `-info`), for containerd.types.RuntimeRequest (blocking)."""
         binary = find_binary(request.runtime_path or OWN_RUNTIME)
         try:
-            done = subprocess.run([binary, "-info"], input=request.options.SerializeToString(),
-                                  capture_output=True, timeout=INFO_TIMEOUT, check=True)
+            done = subprocess.run(
+                [binary, "-info"],
+                input=request.options.SerializeToString(),
+                capture_output=True,
+                timeout=INFO_TIMEOUT,
+                check=True,
+            )
         except (OSError, subprocess.SubprocessError) as e:
             detail = (getattr(e, "stderr", b"") or b"").decode(errors="replace").strip()
             raise errors.Unknown(f"{binary} -info: {detail or e}") from e
@@ -300,8 +333,11 @@ class Tasks:
         return [one for one in found if one is not None]
 
     def metrics_lines(self) -> list[str]:
-        return ["# HELP teu_containerd_tasks Tasks with a shim.", "# TYPE teu_containerd_tasks gauge",
-                f"teu_containerd_tasks {len(self._shims.all())}"]
+        return [
+            "# HELP teu_containerd_tasks Tasks with a shim.",
+            "# TYPE teu_containerd_tasks gauge",
+            f"teu_containerd_tasks {len(self._shims.all())}",
+        ]
 
 
 def register(server: Server, context: Context) -> None:

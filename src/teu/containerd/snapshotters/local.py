@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the built-in snapshotters share: records in the table `layers` of metadata.db, a folder per snapshot.
 
-    ROOT/snapshots/SNAPSHOTTER/ID/     ID is the record's; what is within is the snapshotter's
+ROOT/snapshots/SNAPSHOTTER/ID/     ID is the record's; what is within is the snapshotter's
 """
 
 from __future__ import annotations
@@ -215,17 +215,18 @@ class LocalSnapshotter:
         id = 0
         try:
             with self._database.transaction() as execute:
-                if execute(
-                    "SELECT 1 FROM layers WHERE snapshotter = ? AND name = ?", (self.name, name)
-                ).fetchone():
+                if execute("SELECT 1 FROM layers WHERE snapshotter = ? AND name = ?", (self.name, name)).fetchone():
                     raise AlreadyExists(f"snapshot {name}")
                 above = self._committed_parent(parent)
                 stamp = now()
-                id = execute(
-                    "INSERT INTO layers (snapshotter, name, parent, kind, labels, created, updated) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (self.name, name, above, kind, dump_labels(labels), stamp, stamp),
-                ).lastrowid or 0
+                id = (
+                    execute(
+                        "INSERT INTO layers (snapshotter, name, parent, kind, labels, created, updated) "
+                        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                        (self.name, name, above, kind, dump_labels(labels), stamp, stamp),
+                    ).lastrowid
+                    or 0
+                )
                 parents = self._parents(above)
                 self.make(id, kind, parents, labels)
         except BaseException:

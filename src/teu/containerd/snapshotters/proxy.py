@@ -29,9 +29,13 @@ def _nanoseconds(stamp: Any) -> int:
 
 def _info(message: Any) -> Info:
     return Info(
-        message.name, message.parent, message.kind, dict(message.labels), _nanoseconds(message.created_at),
+        message.name,
+        message.parent,
+        message.kind,
+        dict(message.labels),
+        _nanoseconds(message.created_at),
         _nanoseconds(message.updated_at),
-    )  # fmt: skip
+    )
 
 
 class Proxy:
@@ -78,9 +82,7 @@ class Proxy:
         return list(self._call("View", request).mounts)
 
     def commit(self, name: str, key: str, labels: dict[str, str], parent: str = "") -> None:
-        self._call(
-            "Commit", snapshots_pb2.CommitSnapshotRequest(name=name, key=key, labels=labels, parent=parent)
-        )
+        self._call("Commit", snapshots_pb2.CommitSnapshotRequest(name=name, key=key, labels=labels, parent=parent))
 
     def remove(self, name: str) -> None:
         self._call("Remove", snapshots_pb2.RemoveSnapshotRequest(key=name))

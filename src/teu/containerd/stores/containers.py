@@ -113,9 +113,19 @@ class Containers:
                 raise AlreadyExists(f'container "{container.id}"')
             execute(
                 f"INSERT INTO containers (namespace, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (namespace, container.id, dump_labels(container.labels), container.image, container.snapshotter,
-                 container.snapshot_key, container.sandbox, _record(container), stamp, stamp),
-            )  # fmt: skip
+                (
+                    namespace,
+                    container.id,
+                    dump_labels(container.labels),
+                    container.image,
+                    container.snapshotter,
+                    container.snapshot_key,
+                    container.sandbox,
+                    _record(container),
+                    stamp,
+                    stamp,
+                ),
+            )
         set_labels(container.labels, dict(container.labels))
         set_timestamp(container.created_at, stamp)
         set_timestamp(container.updated_at, stamp)
@@ -149,9 +159,16 @@ class Containers:
             execute(
                 "UPDATE containers SET labels = ?, image = ?, snapshot_key = ?, record = ?, updated = ? "
                 "WHERE namespace = ? AND id = ?",
-                (dump_labels(updated.labels), updated.image, updated.snapshot_key, _record(updated), stamp,
-                 namespace, updated.id),
-            )  # fmt: skip
+                (
+                    dump_labels(updated.labels),
+                    updated.image,
+                    updated.snapshot_key,
+                    _record(updated),
+                    stamp,
+                    namespace,
+                    updated.id,
+                ),
+            )
         set_timestamp(updated.updated_at, stamp)
         self._events.publish(
             namespace,

@@ -163,9 +163,12 @@ class Content:
     def _status(self, row: Any) -> Any:
         read = Row(f"ingest {row[1]}")
         id, ref, total, expected, started = (
-            row[0], read.text(row[1], "ref"), read.number(row[2], "total"), read.text(row[3], "expected"),
+            row[0],
+            read.text(row[1], "ref"),
+            read.number(row[2], "total"),
+            read.text(row[3], "expected"),
             read.number(row[4], "started"),
-        )  # fmt: skip
+        )
         read.told({})
         status = content_pb2.Status(ref=ref, total=total, expected=expected)
         updated = started
@@ -220,9 +223,7 @@ class Content:
         with self._database.transaction(durable=False) as execute:
             self._database.ensure_namespace(namespace)
             if expected:
-                if execute(
-                    "SELECT 1 FROM blobs WHERE namespace = ? AND digest = ?", (namespace, expected)
-                ).fetchone():
+                if execute("SELECT 1 FROM blobs WHERE namespace = ? AND digest = ?", (namespace, expected)).fetchone():
                     exists = True
                     self._leases.hold(namespace, lease, "content", expected)
                 elif (size := self._size_on_disk(expected)) is not None and total in (0, size):
@@ -286,9 +287,7 @@ class Content:
             with self._database.transaction() as execute:
                 self._database.ensure_namespace(namespace)
                 exists = bool(
-                    execute(
-                        "SELECT 1 FROM blobs WHERE namespace = ? AND digest = ?", (namespace, digest)
-                    ).fetchone()
+                    execute("SELECT 1 FROM blobs WHERE namespace = ? AND digest = ?", (namespace, digest)).fetchone()
                 )
                 if not exists:
                     execute(
@@ -303,9 +302,7 @@ class Content:
             raise AlreadyExists(f"content {digest}")
         return digest
 
-    def write_blob(
-        self, namespace: str, data: bytes, *, labels: dict[str, str] | None = None, lease: str = ""
-    ) -> str:
+    def write_blob(self, namespace: str, data: bytes, *, labels: dict[str, str] | None = None, lease: str = "") -> str:
         """A small blob of this daemon's own making; fine if it exists."""
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
         try:

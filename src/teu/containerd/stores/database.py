@@ -156,10 +156,14 @@ class Unreadable(FailedPrecondition):
 
 # Keys by which clients find a row to look at and delete it, in tables with row ids.
 _KEYS = {
-    "containers": ("namespace", "id"), "images": ("namespace", "name"), "blobs": ("namespace", "digest"),
-    "leases": ("namespace", "id"), "snapshots": ("namespace", "snapshotter", "key"), "sandboxes": ("namespace", "id"),
+    "containers": ("namespace", "id"),
+    "images": ("namespace", "name"),
+    "blobs": ("namespace", "digest"),
+    "leases": ("namespace", "id"),
+    "snapshots": ("namespace", "snapshotter", "key"),
+    "sandboxes": ("namespace", "id"),
     "ingests": ("namespace", "ref"),
-}  # fmt: skip
+}
 
 # What SQLite says of a file that is damaged, as opposed to a full disk or another process.
 _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT", "SQLITE_ERROR")

@@ -215,17 +215,25 @@ class _Graph:
                 if any(node[1] == namespace for node in garbage):
                     log.warning(
                         "nothing unreferenced is removed from namespace %s while a record is damaged: delete %s",
-                        namespace, record,
-                    )  # fmt: skip
+                        namespace,
+                        record,
+                    )
             garbage = {node for node in garbage if node[1] not in self.blind}
         return garbage
 
 
 class Collector:
     def __init__(
-        self, database: Database, content: Content, snapshots: Snapshots, events: Exchange, *,
-        delay: float = 0.01, threshold: int = 100, interval: float = 60.0,
-    ) -> None:  # fmt: skip
+        self,
+        database: Database,
+        content: Content,
+        snapshots: Snapshots,
+        events: Exchange,
+        *,
+        delay: float = 0.01,
+        threshold: int = 100,
+        interval: float = 60.0,
+    ) -> None:
         self._database = database
         self._content = content
         self._snapshots = snapshots
@@ -313,8 +321,10 @@ class Collector:
             if garbage:
                 log.debug(
                     "garbage collected: %d objects, %d bytes of content, %.1f ms",
-                    len(garbage), freed, (time.monotonic() - began) * 1000,
-                )  # fmt: skip
+                    len(garbage),
+                    freed,
+                    (time.monotonic() - began) * 1000,
+                )
             return len(garbage)
 
 

@@ -90,9 +90,16 @@ class Images:
             execute(
                 "INSERT INTO images (namespace, target, name, labels, record, created, updated) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (namespace, image.target.digest, image.name, dump_labels(image.labels),
-                 image.target.SerializeToString(deterministic=True), stamp, stamp),
-            )  # fmt: skip
+                (
+                    namespace,
+                    image.target.digest,
+                    image.name,
+                    dump_labels(image.labels),
+                    image.target.SerializeToString(deterministic=True),
+                    stamp,
+                    stamp,
+                ),
+            )
         set_timestamp(image.created_at, stamp)
         set_timestamp(image.updated_at, stamp)
         self._events.publish(
@@ -120,9 +127,15 @@ class Images:
             self._lease(namespace, lease, updated)
             execute(
                 "UPDATE images SET target = ?, labels = ?, record = ?, updated = ? WHERE namespace = ? AND name = ?",
-                (updated.target.digest, dump_labels(updated.labels),
-                 updated.target.SerializeToString(deterministic=True), stamp, namespace, image.name),
-            )  # fmt: skip
+                (
+                    updated.target.digest,
+                    dump_labels(updated.labels),
+                    updated.target.SerializeToString(deterministic=True),
+                    stamp,
+                    namespace,
+                    image.name,
+                ),
+            )
         set_timestamp(updated.updated_at, stamp)
         self._events.publish(
             namespace, "/images/update", image_events.ImageUpdate(name=updated.name, labels=updated.labels)

@@ -82,9 +82,15 @@ class Sandboxes:
                 raise AlreadyExists(f'sandbox "{sandbox.sandbox_id}"')
             execute(
                 f"INSERT INTO sandboxes (namespace, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",
-                (namespace, sandbox.sandbox_id, dump_labels(sandbox.labels, limited=False), _record(sandbox),
-                 stamp, stamp),
-            )  # fmt: skip
+                (
+                    namespace,
+                    sandbox.sandbox_id,
+                    dump_labels(sandbox.labels, limited=False),
+                    _record(sandbox),
+                    stamp,
+                    stamp,
+                ),
+            )
         return self.get(namespace, sandbox.sandbox_id)
 
     def update(self, namespace: str, wanted: Any, paths: Sequence[str]) -> Any:

@@ -37,9 +37,7 @@ log = logging.getLogger("teu.containerd.snapshots")
 
 
 def inherited(labels: dict[str, str]) -> dict[str, str]:
-    return {
-        key: value for key, value in labels.items() if key.startswith(INHERITED_PREFIX) or key == REFERENCE_LABEL
-    }
+    return {key: value for key, value in labels.items() if key.startswith(INHERITED_PREFIX) or key == REFERENCE_LABEL}
 
 
 def to_wire(info: Info) -> Any:
@@ -185,9 +183,16 @@ class Snapshots:
         return self._create(namespace, snapshotter, key, parent, labels, lease, readonly=True)
 
     def _create(
-        self, namespace: str, snapshotter: str, key: str, parent: str, labels: dict[str, str], lease: str,
-        *, readonly: bool,
-    ) -> list[Any]:  # fmt: skip
+        self,
+        namespace: str,
+        snapshotter: str,
+        key: str,
+        parent: str,
+        labels: dict[str, str],
+        lease: str,
+        *,
+        readonly: bool,
+    ) -> list[Any]:
         backend = self.snapshotter(snapshotter)
         if not key:
             raise InvalidArgument("snapshot key must not be empty")
@@ -247,9 +252,17 @@ class Snapshots:
             raise NotFound(f"parent snapshot {parent} does not exist") from None
 
     def _insert(
-        self, namespace: str, snapshotter: str, key: str, parent: str, backend: str, labels: str, created: int,
-        updated: int, lease: str,
-    ) -> None:  # fmt: skip
+        self,
+        namespace: str,
+        snapshotter: str,
+        key: str,
+        parent: str,
+        backend: str,
+        labels: str,
+        created: int,
+        updated: int,
+        lease: str,
+    ) -> None:
         with self._database.transaction() as execute:
             self._database.ensure_namespace(namespace)
             if parent:
@@ -266,9 +279,15 @@ class Snapshots:
             )
 
     def _adopt(
-        self, namespace: str, backend: Snapshotter, target: str, parent: str, above: str, labels: dict[str, str],
+        self,
+        namespace: str,
+        backend: Snapshotter,
+        target: str,
+        parent: str,
+        above: str,
+        labels: dict[str, str],
         lease: str,
-    ) -> Error:  # fmt: skip
+    ) -> Error:
         """A remote snapshotter has the wanted layer already, under a name of its own: the namespace takes it over."""
         for info in backend.walk():
             if info.kind == COMMITTED and info.labels.get(REFERENCE_LABEL) == target and info.parent == above:
@@ -277,17 +296,21 @@ class Snapshots:
             return NotFound(f'target snapshot "{target}" in backend')
         merged = dump_labels({**info.labels, **labels})
         try:
-            self._insert(
-                namespace, backend.name, target, parent, info.name, merged, info.created, info.updated, lease
-            )
+            self._insert(namespace, backend.name, target, parent, info.name, merged, info.created, info.updated, lease)
         except AlreadyExists as error:
             return error
         return AlreadyExists(f'target snapshot "{target}" from snapshotter')
 
     def commit(
-        self, namespace: str, snapshotter: str, name: str, key: str, labels: dict[str, str], parent: str = "",
+        self,
+        namespace: str,
+        snapshotter: str,
+        name: str,
+        key: str,
+        labels: dict[str, str],
+        parent: str = "",
         lease: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         backend = self.snapshotter(snapshotter)
         if not name:
             raise InvalidArgument("snapshot name must not be empty")
@@ -353,8 +376,10 @@ class Snapshots:
             # One that is being used may be the one that its record does not lead to any more.
             log.error(
                 "no snapshot is removed from %s while a record in metadata.db leads nowhere: remove the snapshot whose "
-                "backend is %s", backend.name, ", ".join(repr(name) for name in sorted(lost, key=str)),
-            )  # fmt: skip
+                "backend is %s",
+                backend.name,
+                ", ".join(repr(name) for name in sorted(lost, key=str)),
+            )
             return
         needed = set(used)
         parents = {info.name: info.parent for info in infos}

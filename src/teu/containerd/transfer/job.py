@@ -84,8 +84,16 @@ class Job:
         assert self.context.loop is not None
         return asyncio.run_coroutine_threadsafe(coroutine, self.context.loop).result()
 
-    def tell(self, event: str, name: str = "", *, done: int = 0, total: int = 0, descriptor: Json | None = None,
-             parents: Iterable[str] = ()) -> None:  # fmt: skip
+    def tell(
+        self,
+        event: str,
+        name: str = "",
+        *,
+        done: int = 0,
+        total: int = 0,
+        descriptor: Json | None = None,
+        parents: Iterable[str] = (),
+    ) -> None:
         self.check()
         if self._progress is None:
             return
@@ -251,9 +259,11 @@ class Job:
 
 def to_wire(descriptor: Json) -> Any:
     return descriptor_pb2.Descriptor(
-        media_type=descriptor["mediaType"], digest=descriptor["digest"], size=descriptor["size"],
+        media_type=descriptor["mediaType"],
+        digest=descriptor["digest"],
+        size=descriptor["size"],
         annotations=descriptor.get("annotations") or {},
-    )  # fmt: skip
+    )
 
 
 def from_wire(message: Any) -> Json:
@@ -353,5 +363,3 @@ class ClientWriter:
 
     def finish(self) -> None:
         self._job.on_loop(self._stream.close())
-
-

@@ -63,9 +63,13 @@ def _open(job: Job, source: Any) -> tuple[reference.Reference, registries.Regist
     resolver = source.resolver
     try:
         found = registries.opened(
-            parsed.domain, _credentials(job, source, parsed), distribution.Options(user_agent="teu-containerd"),
-            resolver.host_dir, resolver.default_scheme == "http", dict(resolver.headers),
-        )  # fmt: skip
+            parsed.domain,
+            _credentials(job, source, parsed),
+            distribution.Options(user_agent="teu-containerd"),
+            resolver.host_dir,
+            resolver.default_scheme == "http",
+            dict(resolver.headers),
+        )
     except (registry_hosts.HostsError, OSError) as error:
         raise InvalidArgument(f"{source.reference}: {error}") from None
     return parsed, found
@@ -103,9 +107,15 @@ def _keep(job: Job, descriptor: Json, data: bytes, labels: dict[str, str]) -> No
 
 
 def _fetch_below(
-    job: Job, registry: registries.Registries, path: str, target: Json, platforms: list[image_spec.Platform],
-    limit: int, label: dict[str, str], parents: list[str],
-) -> None:  # fmt: skip
+    job: Job,
+    registry: registries.Registries,
+    path: str,
+    target: Json,
+    platforms: list[image_spec.Platform],
+    limit: int,
+    label: dict[str, str],
+    parents: list[str],
+) -> None:
     job.check()
     if not job.descend(target, len(parents)):
         return
@@ -160,9 +170,14 @@ def push(job: Job, source: Any, destination: Any) -> None:
 
 
 def _push_below(
-    job: Job, registry: registries.Registries, path: str, target: Json, platforms: list[image_spec.Platform],
-    name: str, parents: list[str],
-) -> None:  # fmt: skip
+    job: Job,
+    registry: registries.Registries,
+    path: str,
+    target: Json,
+    platforms: list[image_spec.Platform],
+    name: str,
+    parents: list[str],
+) -> None:
     if not job.descend(target, len(parents)):
         return
     below = [*parents, target["digest"]]
@@ -177,9 +192,7 @@ def _push_below(
     job.tell("complete", target["digest"], descriptor=target, parents=parents)
 
 
-def _push_blob(
-    job: Job, registry: registries.Registries, path: str, descriptor: Json, parents: list[str]
-) -> None:
+def _push_blob(job: Job, registry: registries.Registries, path: str, descriptor: Json, parents: list[str]) -> None:
     digest, size = descriptor["digest"], descriptor["size"]
     if registry.has_blob(path, digest):
         job.tell("already exists", digest, done=size, total=size, descriptor=descriptor, parents=parents)
@@ -195,5 +208,3 @@ def _push_blob(
 
     registry.upload(path, descriptor, chunks)
     job.tell("complete", digest, done=size, total=size, descriptor=descriptor, parents=parents)
-
-

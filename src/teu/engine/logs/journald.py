@@ -278,9 +278,7 @@ def _synchronize() -> None:
     subprocess.run(["journalctl", "--sync"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
-_FIELDS = (
-    "MESSAGE,PRIORITY,CONTAINER_PARTIAL_MESSAGE,CONTAINER_LOG_EPOCH,CONTAINER_LOG_ORDINAL,SYSLOG_TIMESTAMP"
-)
+_FIELDS = "MESSAGE,PRIORITY,CONTAINER_PARTIAL_MESSAGE,CONTAINER_LOG_EPOCH,CONTAINER_LOG_ORDINAL,SYSLOG_TIMESTAMP"
 _BINARY = re.compile(rb"(?:\A|\n)([A-Z_]+)\n(?=.{8})", re.DOTALL)
 
 

@@ -57,17 +57,13 @@ def start(engine: Engine, request: Request, name: str) -> Response:
 
 @route("POST", "/containers/{name}/stop")
 def stop(engine: Engine, request: Request, name: str) -> Response:
-    lifecycle.stop(
-        engine, engine.containers.get(name), request.query.integer("t"), request.query.get("signal")
-    )
+    lifecycle.stop(engine, engine.containers.get(name), request.query.integer("t"), request.query.get("signal"))
     return empty()
 
 
 @route("POST", "/containers/{name}/restart")
 def restart(engine: Engine, request: Request, name: str) -> Response:
-    lifecycle.restart(
-        engine, engine.containers.get(name), request.query.integer("t"), request.query.get("signal")
-    )
+    lifecycle.restart(engine, engine.containers.get(name), request.query.integer("t"), request.query.get("signal"))
     return empty()
 
 
@@ -135,9 +131,7 @@ def update(engine: Engine, request: Request, name: str) -> Response:
         changed = dict(container.host_config)
         # Numbers of 0 and empty texts are as good as absent; no limit of processes is one that can be asked for.
         given = {
-            key: body[key]
-            for key in fields.RESOURCES.fields
-            if body.get(key) or key == "PidsLimit" and key in body
+            key: body[key] for key in fields.RESOURCES.fields if body.get(key) or key == "PidsLimit" and key in body
         }
         for key in hostconfig.BLOCK_LIMITS:
             if key in body and not body[key] and changed[key]:

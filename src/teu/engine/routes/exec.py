@@ -30,9 +30,7 @@ def start(engine: Engine, request: Request, identity: str) -> Response:
     options = request.decode(fields.EXEC_START, optional=True)
     execution = execs.get(engine, identity)
     if execution.started:
-        raise Conflict(
-            f"exec {identity} has already run" if execution.ended.is_set() else "exec is already running"
-        )
+        raise Conflict(f"exec {identity} has already run" if execution.ended.is_set() else "exec is already running")
     execution.container.must_run()
     terminal = bool(options.get("Tty"))  # the client's: it may differ from the process's own, and says what it reads
     if options.get("ConsoleSize") and terminal:

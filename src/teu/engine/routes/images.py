@@ -211,5 +211,3 @@ def inspect_distribution(engine: Engine, request: Request, name: str) -> Respons
 
     auth = request.headers.get("x-registry-auth", "")
     return json_response(pull.distribution_info(engine, parse_reference(name), auth))
-
-

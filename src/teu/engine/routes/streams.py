@@ -54,6 +54,7 @@ def attach(engine: Engine, request: Request, name: str) -> Response:
         hub = container.hub
         client = hub.attach(sock, stdout, stderr, replay)
         container.event("attach")
+
         def close_stdin() -> None:
             if container.tty or not container.config["StdinOnce"]:
                 # Whoever closes a terminal's input (or shares it) has left; the process has not.

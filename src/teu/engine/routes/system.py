@@ -24,15 +24,25 @@ if TYPE_CHECKING:
     from teu.engine.engine import Engine
 
 EVENT_FILTERS = {
-    "config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret",
-    "service", "type", "volume",
-}  # fmt: skip
+    "config",
+    "container",
+    "daemon",
+    "event",
+    "image",
+    "label",
+    "network",
+    "node",
+    "plugin",
+    "scope",
+    "secret",
+    "service",
+    "type",
+    "volume",
+}
 
 
 def machine() -> str:
-    return {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}.get(
-        platform.machine(), platform.machine()
-    )
+    return {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}.get(platform.machine(), platform.machine())
 
 
 @route("GET", "/_ping")
@@ -66,9 +76,7 @@ def version(engine: Engine, request: Request) -> Response:
         from google.protobuf.empty_pb2 import Empty
 
         below = engine.containerd.version.Version(Empty(), timeout=5)
-        components.append(
-            {"Name": "containerd", "Version": below.version, "Details": {"GitCommit": below.revision}}
-        )
+        components.append({"Name": "containerd", "Version": below.version, "Details": {"GitCommit": below.revision}})
     except EngineError:
         pass
     return json_response(
@@ -117,9 +125,7 @@ def info(engine: Engine, request: Request) -> Response:
         security.insert(0, "name=apparmor")
     security.append("name=cgroupns")
     runtimes = {"io.containerd.teu.v2": {"path": "/usr/bin/containerd-shim-teu-v2"}, "runc": {"path": "runc"}}
-    runtimes.update(
-        {key: {"path": str(value)} for key, value in (engine.config.get("runtimes") or {}).items()}
-    )
+    runtimes.update({key: {"path": str(value)} for key, value in (engine.config.get("runtimes") or {}).items()})
     warnings = []
     for controller, what in (("memory", "memory limit"), ("cpu", "cpu cfs quota"), ("pids", "pids limit")):
         if controller not in controllers:
@@ -184,8 +190,14 @@ def info(engine: Engine, request: Request) -> Response:
             "ServerVersion": __version__,
             "Runtimes": runtimes,
             "DefaultRuntime": engine.config["default-runtime"],
-            "Swarm": {"NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": False,
-                      "Error": "", "RemoteManagers": None},
+            "Swarm": {
+                "NodeID": "",
+                "NodeAddr": "",
+                "LocalNodeState": "inactive",
+                "ControlAvailable": False,
+                "Error": "",
+                "RemoteManagers": None,
+            },
             "LiveRestoreEnabled": True,
             "Isolation": "",
             "InitBinary": "docker-init",
@@ -196,7 +208,7 @@ def info(engine: Engine, request: Request) -> Response:
             "CDISpecDirs": [],
             "Warnings": warnings or None,
         }
-    )  # fmt: skip
+    )
 
 
 def bus_time() -> str:
