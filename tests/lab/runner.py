@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`./dev test`: every stage that must pass, each closed by its own summary, and one line for all of them.
 
-    lint       ruff on the whole tree, mypy --strict on src/teu
+    lint       ruff on the whole tree, its rules and its format, and mypy --strict on src/teu
     unit       tests/unit on this machine
     deb        the packages, with lintian
     lab        tests/lab: the labs themselves, 50 power cuts in VMs, and SELinux in a machine that is booted for it
@@ -43,6 +43,8 @@ STAGES = ("lint", "unit", "deb", "lab", "ns", "bookworm", "vm")
 
 # The smaller set for Debian 12: the packages, and the whole way of a container.
 BOOKWORM = ("tests/system/test_packages.py", "tests/system/test_whole_picture.py")
+# What ruff looks at; src/teu/api is generated.
+TREE = ("src", "tests", "bin", "packaging", "benchmarks")
 RERUN = ("unit", "lab", "ns", "bookworm", "vm")
 RERUN_TIMES = 2
 RERUN_AT_MOST = 20  # one failure may pull others along; more than these are not bad luck
@@ -153,7 +155,8 @@ def lint(quiet: bool, extra: list[str]) -> Result:
     generated = ("api", "__pycache__")
     typed = sorted(str(path) for path in (SOURCE / "src/teu").iterdir() if path.name not in generated)
     for name, command in (
-        ("ruff", [str(where / "ruff"), "check", "src", "tests", "bin", "packaging", "benchmarks"]),
+        ("ruff", [str(where / "ruff"), "check", *TREE]),
+        ("format", [str(where / "ruff"), "format", "--diff", "--quiet", *TREE]),
         ("mypy", [str(where / "mypy"), "--python-executable", PYTHON, *typed]),
     ):
         status = call(command, RESULTS / f"{name}.log", 600, quiet, environment)
