@@ -84,7 +84,8 @@ class Killer(threading.Thread):
         shims = whole.shims(container.ident) if container else {}
         if not container or not shims:
             return False
-        self._ledger.strike(container, {137}, shim=True)
+        # 255 where teu-containerd dies before it has seen that: then nobody is left who could know (as with docker).
+        self._ledger.strike(container, {137, 255}, shim=True)
         return kill(next(iter(shims)))
 
     def _process(self) -> bool:
