@@ -144,7 +144,9 @@ def lab() -> str:
 
 @pytest.fixture(scope="session")
 def rounds() -> Callable[[int], int]:
-    """How many rounds of a loop to do here: all, or of 50 only 3 in an emulated VM; TEU_ROUNDS=0.2 scales both."""
+    """How many rounds of a loop to do here: all, or of 50 only 3 in an emulated VM; TEU_ROUNDS=5 scales both.
+
+    The numbers in the tests are for every run of the suite; hours of the same are for `./dev soak`."""
     scale = float(os.environ.get("TEU_ROUNDS", "1")) * (0.06 if which_lab() == "vm-emulated" else 1.0)
 
     def count(wanted: int) -> int:

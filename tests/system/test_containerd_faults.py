@@ -377,7 +377,7 @@ class Pulls:
 @pytest.mark.needs("docker-registry")
 def test_power_cuts(rounds: Callable[[int], int], tmp_path: Path) -> None:
     """In the middle of what a client's pull does, and of pulls by the daemon itself."""
-    count = rounds(50)
+    count = rounds(15)
     work = Work()
     with peers.registry() as registry, disk(2000) as place:
         daemon = Daemon(place.point / "root")
@@ -419,7 +419,7 @@ def test_power_cuts(rounds: Callable[[int], int], tmp_path: Path) -> None:
 
 def test_kills(rounds: Callable[[int], int]) -> None:
     """The same under kill -9, with a collection going on all the time."""
-    count = rounds(50)
+    count = rounds(15)
     work = Work()
     daemon = Daemon()
     try:

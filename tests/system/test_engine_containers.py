@@ -175,7 +175,7 @@ def test_a_signal_at_once_waits_for_the_start(tmp_path: Path, rounds: Callable[[
 
     script = "trap 'exit 8' TERM; : >/seen/now; while :; do sleep 0.05; done"
     refused = []
-    for number in range(rounds(30)):
+    for number in range(rounds(10)):
         name = f"at-once-{number}"
         out("create", "--name", name, *HOST, "-v", f"{tmp_path}:/seen", IMAGE, "sh", "-c", script)
         connection = http.client.HTTPConnection("localhost")
@@ -214,7 +214,7 @@ def test_restart_policy(name: str) -> None:
 @pytest.mark.parametrize("policy", ["no", "always"])
 def test_removal_while_the_shim_dies(policy: str, rounds: Callable[[int], int]) -> None:
     """The shim is killed, and the container removed at any moment of what follows."""
-    for number in range(rounds(15)):
+    for number in range(rounds(5)):
         name = f"headless{number}"
         out("run", "-d", "--restart", policy, "--name", name, IMAGE, "sleep", "600")
         first = int(out("inspect", "-f", "{{.State.Pid}}", name))

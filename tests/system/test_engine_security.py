@@ -523,7 +523,7 @@ def test_a_volumes_part_that_becomes_a_link(rounds: Callable[[int], int], copied
         (host / "secret").touch()
     before = os.listdir(host)
     seen: list[str] = []
-    for number in range(rounds(30), -1, -1):
+    for number in range(rounds(10), -1, -1):
         teu("volume", "create", "shared-e")
         part = Path(out("teu", "volume", "inspect", "-f", "{{.Mountpoint}}", "shared-e").strip(), "part")
         part.mkdir()
@@ -552,7 +552,7 @@ def test_a_volumes_part_that_becomes_a_link(rounds: Callable[[int], int], copied
         assert ".parts" not in Path("/proc/self/mounts").read_text()
     assert "secret" not in seen
     assert ("file" if copied else "own") in started.stdout
-    print(f"{len(seen)} of {rounds(30) + 1} starts found the folder itself")
+    print(f"{len(seen)} of {rounds(10) + 1} starts found the folder itself")
 
 
 MANY = "many-files"

@@ -50,7 +50,7 @@ def test_killed_while_pulling(rounds: Callable[[int], int]) -> None:
         teu("pull", name)
         usual = time.monotonic() - started
         teu("rmi", name)
-        for death in whole.deaths(rounds(50), chance):
+        for death in whole.deaths(rounds(10), chance):
             victims = whole.DEATHS[death].aim()
             client = subprocess.Popen(["teu", "pull", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(chance.uniform(0, usual * 1.1))

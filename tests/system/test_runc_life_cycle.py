@@ -274,7 +274,7 @@ def test_kill_9_at_any_moment(bundle: Bundle, rounds: Callable[[int], int], comm
     """Whatever a killed teu-runc left, one delete --force removes."""
     bundle.process["args"] = ["sleep", "1000"]
     times = []
-    for number in range(rounds(20)):
+    for number in range(rounds(8)):
         id = bundle.new_id()
         bundle.process["env"] = [f"WHO={id}", "PATH=/bin"]
         bundle.write()
@@ -300,7 +300,7 @@ def test_kill_9_at_any_moment(bundle: Bundle, rounds: Callable[[int], int], comm
             assert time.monotonic() < deadline, f"round {number}: {left}"
             time.sleep(0.02)
         bundle.ids.remove(id)
-    print(f"{command}: {rounds(20)} deaths, nothing left")
+    print(f"{command}: {rounds(8)} deaths, nothing left")
 
 
 PTRACE_TRACEME, PTRACE_SYSCALL, PTRACE_SETOPTIONS = 0, 24, 0x4200
@@ -385,7 +385,7 @@ def test_kill_9_at_every_step(bundle: Bundle, rounds: Callable[[int], int], verb
 def test_delete_force_during_create(bundle: Bundle, rounds: Callable[[int], int]) -> None:
     """Another teu-runc may delete what one is still making: one of them wins, nothing is left."""
     bundle.process["args"] = ["sleep", "1000"]
-    for _ in range(rounds(15)):
+    for _ in range(rounds(6)):
         id = bundle.new_id()
         bundle.write()
         maker = subprocess.Popen(
@@ -406,7 +406,7 @@ def test_delete_force_during_create(bundle: Bundle, rounds: Callable[[int], int]
 def test_hundreds_at_once(bundle: Bundle, rounds: Callable[[int], int]) -> None:
     bundle.process["args"] = ["sleep", "1000"]
     bundle.write()
-    ids = [bundle.new_id() for _ in range(rounds(200))]
+    ids = [bundle.new_id() for _ in range(rounds(50))]
     base = [RUNC, "--root", str(bundle.root)]
 
     def all_at_once(*words: str) -> None:

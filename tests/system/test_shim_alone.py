@@ -250,7 +250,7 @@ def test_no_leak(rounds: Callable[[int], int]) -> None:
         asyncio.run(execs(0, 20))
         before = peers.wait_until(settled, "the shim to have nothing to do")
         memory = memory_of([shim])
-        count = rounds(2000)
+        count = rounds(500)
         asyncio.run(execs(100, count))
         peers.wait_until(lambda: holdings() == before, "the shim holds what it held before", 10)
         assert holdings()["children"] == [pid]

@@ -69,7 +69,7 @@ def test_running_containers_keep_running(rounds: Callable[[int], int], dice: ran
     """PIDs stay, and every line that a container wrote is in its log once, whichever driver logs it; also when it
     is journald that restarts."""
     kinds = DEATHS | {"restart journald": whole.Death(("systemd-journald.service",), restart=True, limited=False)}
-    count = rounds(60)
+    count = rounds(14)
     pause = 4000 * PATIENCE**2  # the lines are not to take the processor from the daemons
     script = f"i=0; while :; do i=$((i+1)); echo line $i; usleep {pause}; done"
     steady = whole.run_detached("steady", "sleep", "3600")
@@ -105,7 +105,7 @@ def test_running_containers_keep_running(rounds: Callable[[int], int], dice: ran
 
 def test_exits_meanwhile_are_known(rounds: Callable[[int], int], dice: random.Random) -> None:
     """A container exits while its daemons are dead or die; the code is known afterwards."""
-    count = rounds(50)
+    count = rounds(14)
     done: Counter[str] = Counter()
     for index, name in enumerate(whole.deaths(count, dice)):
         victims = DEATHS[name].aim()
@@ -289,7 +289,7 @@ def test_deaths_during_work(verb: str, rounds: Callable[[int], int], dice: rando
     usual = time.monotonic() - began
     done: dict[str, Counter[str]] = {death: Counter() for death in DEATHS}
     try:
-        for index, death in enumerate(whole.deaths(rounds(50), dice)):
+        for index, death in enumerate(whole.deaths(rounds(10), dice)):
             name = f"{verb}{index}"
             prepare(verb, name)
             victims = DEATHS[death].aim()
