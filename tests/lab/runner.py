@@ -8,21 +8,28 @@
     ns         tests/system with the packages in the namespace lab (Debian 13)
     bookworm   a smaller set in the namespace lab with Debian 12
     vm         tests/system with the packages in the VM lab
+    fuzz       every target of `./dev fuzz` for 20 seconds, always with the same seed
 
 Results are in build/test/: STAGE.xml (junit), STAGE.log. Every stage that fails makes the end fail, and so
 does one that did not come to its summary.
 
+More than one stage: two run at a time (--jobs), each in a process of its own, and their lines begin with their names.
+An emulated machine and a lab that waits for its daemons leave half of two cores idle each. Stage ns is dealt out
+in shares of its files, each in a lab of its own.
+
 The tests kill daemons and cut power at random moments. When all but a few tests of a stage passed, those few are
-run twice more, each time in a fresh lab. If one fails again it has failed; if not it is called flaky,
-named in the last lines, and its first failure, which is in the output above and in STAGE.first.log, is there to be
-looked into: it is a defect of the test or of what it tests, but one that must not hold up everything else.
+run twice more, each time in a fresh lab, after all else has ended. If one fails again it has failed; if not it is
+called flaky, named in the last lines, and its first failure, which is in the output above and in STAGE.first.log, is
+there to be looked into: it is a defect of the test or of what it tests, but one that must not hold up everything else.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,7 +38,7 @@ import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lab import build, namespace, rootfs, validation, vm
@@ -39,16 +46,21 @@ from lab import build, namespace, rootfs, validation, vm
 SOURCE = Path(__file__).resolve().parents[2]
 RESULTS = SOURCE / "build/test"
 PYTHON = "/usr/bin/python3"
-STAGES = ("lint", "unit", "deb", "lab", "ns", "bookworm", "vm")
+STAGES = ("lint", "unit", "deb", "lab", "ns", "bookworm", "vm", "fuzz")
+LABS = frozenset({"lab", "ns", "bookworm", "vm", "fuzz"})  # they need the packages
+SHARES = {"ns": 3}
+# The longest first, so that the two that end last end together.
+ORDER = ("deb", "lint", "unit", "vm", "ns", "lab", "fuzz", "bookworm")
+FUZZ_SECONDS, FUZZ_SEED = 20, 1
 
 # The smaller set for Debian 12: the packages, and the whole way of a container.
 BOOKWORM = ("tests/system/test_packages.py", "tests/system/test_whole_picture.py")
 # What ruff looks at; src/teu/api is generated.
 TREE = ("src", "tests", "bin", "packaging", "benchmarks")
-RERUN = ("unit", "lab", "ns", "bookworm", "vm")
+RERUN = ("unit", "lab", "ns", "bookworm", "vm", "fuzz")
 RERUN_TIMES = 2
 RERUN_AT_MOST = 20  # one failure may pull others along; more than these are not bad luck
-LIMIT = {"unit": 600, "lab": 1800, "ns": 2400, "bookworm": 600, "vm": 1800}
+LIMIT = {"unit": 900, "lab": 2400, "ns": 2400, "bookworm": 900, "vm": 2700, "fuzz": 1500}
 
 
 @dataclass
@@ -71,8 +83,8 @@ def say(text: str) -> None:
     print(f"\n=== {text} ===", flush=True)
 
 
-def call(command: list[str], log: Path, limit: float, quiet: bool, environment: dict[str, str] | None = None) -> int:
-    """Run command, its output into log and, unless quiet, here as well; its exit status, 124 when overdue."""
+def call(command: list[str], log: Path, limit: float, environment: dict[str, str] | None = None) -> int:
+    """Run command, its output into log and here; its exit status, 124 when overdue."""
     with log.open("wb") as file:
         process = subprocess.Popen(
             command,
@@ -94,8 +106,10 @@ def call(command: list[str], log: Path, limit: float, quiet: bool, environment: 
         try:
             while data := os.read(process.stdout.fileno(), 65536):
                 file.write(data)
-                if not quiet:
-                    os.write(1, data)
+                os.write(1, data)
+        except BaseException:
+            process.kill()
+            raise
         finally:
             timer.cancel()
         status = process.wait()
@@ -148,7 +162,7 @@ def tools() -> Path:
     return place / "bin"
 
 
-def lint(quiet: bool, extra: list[str]) -> Result:
+def lint(tag: str, extra: list[str]) -> Result:
     result = Result("lint")
     where = tools()
     environment = dict(os.environ, MYPYPATH="src")
@@ -159,14 +173,14 @@ def lint(quiet: bool, extra: list[str]) -> Result:
         ("format", [str(where / "ruff"), "format", "--diff", "--quiet", *TREE]),
         ("mypy", [str(where / "mypy"), "--python-executable", PYTHON, *typed]),
     ):
-        status = call(command, RESULTS / f"{name}.log", 600, quiet, environment)
+        status = call(command, RESULTS / f"{name}.log", 600, environment)
         result.passed += status == 0
         result.failed += status != 0
     print(f"=== lint: {result.passed} passed, {result.failed} failed ===")
     return result
 
 
-def unit(quiet: bool, extra: list[str]) -> Result:
+def unit(tag: str, extra: list[str]) -> Result:
     junit = RESULTS / "unit.xml"
     command = [
         PYTHON,
@@ -178,10 +192,10 @@ def unit(quiet: bool, extra: list[str]) -> Result:
         f"--junitxml={junit}",
         *(extra or ["tests/unit"]),
     ]
-    return count(Result("unit"), junit, call(command, RESULTS / "unit.log", LIMIT["unit"], quiet))
+    return count(Result("unit"), junit, call(command, RESULTS / "unit.log", LIMIT["unit"]))
 
 
-def deb(quiet: bool, extra: list[str]) -> Result:
+def deb(tag: str, extra: list[str]) -> Result:
     result = Result("deb")
     try:
         build.build(SOURCE, SOURCE / "dist", lintian=True)
@@ -192,7 +206,7 @@ def deb(quiet: bool, extra: list[str]) -> Result:
     return result
 
 
-def lab(quiet: bool, extra: list[str]) -> Result:
+def lab(tag: str, extra: list[str]) -> Result:
     junit = RESULTS / "lab.xml"
     command = [
         PYTHON,
@@ -205,7 +219,7 @@ def lab(quiet: bool, extra: list[str]) -> Result:
         "--durations=5",
         *(extra or ["tests/lab"]),
     ]
-    return count(Result("lab"), junit, call(command, RESULTS / "lab.log", LIMIT["lab"], quiet))
+    return count(Result("lab"), junit, call(command, RESULTS / "lab.log", LIMIT["lab"]))
 
 
 def packages() -> list[str]:
@@ -229,11 +243,11 @@ def instance(stage: str) -> str:
     return f"test-{stage}-{hashlib.sha256(str(SOURCE).encode()).hexdigest()[:6]}"
 
 
-def in_namespace(stage: str, release: str, quiet: bool, extra: list[str]) -> Result:
+def in_namespace(stage: str, tag: str, release: str, extra: list[str]) -> Result:
     """System tests in a namespace lab of their own."""
     result = Result(stage)
-    name = instance(stage)
-    results = RESULTS / stage
+    name = instance(tag)
+    results = RESULTS / tag
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
     namespace.stop(name)
@@ -244,38 +258,38 @@ def in_namespace(stage: str, release: str, quiet: bool, extra: list[str]) -> Res
         namespace.start(name, release, SOURCE, binds=binds)
         namespace.install_packages(name, packages())
         command = namespace.enter_command(name, pytest_inside("/results/junit.xml", extra), ["TEU_LAB=namespace"])
-        status = call(command, RESULTS / f"{stage}.log", LIMIT[stage], quiet)
+        status = call(command, RESULTS / f"{tag}.log", LIMIT[stage])
         return count(result, results / "junit.xml", status)
     except namespace.LabError as error:
         result.failed, result.error = 1, str(error)
-        print(f"{stage}: {error}", flush=True)
+        print(f"{tag}: {error}", flush=True)
         return result
     finally:
         namespace.stop(name)
 
 
-def ns(quiet: bool, extra: list[str]) -> Result:
-    return in_namespace("ns", "trixie", quiet, extra)
+def ns(tag: str, extra: list[str]) -> Result:
+    return in_namespace("ns", tag, "trixie", extra)
 
 
-def bookworm(quiet: bool, extra: list[str]) -> Result:
+def bookworm(tag: str, extra: list[str]) -> Result:
     smaller = [f"/src/{path}" for path in BOOKWORM if (SOURCE / path).exists()]
-    return in_namespace("bookworm", "bookworm", quiet, extra or smaller)
+    return in_namespace("bookworm", tag, "bookworm", extra or smaller)
 
 
-def in_vm(quiet: bool, extra: list[str]) -> Result:
+def in_vm(tag: str, extra: list[str]) -> Result:
     """System tests in the VM lab; from the start once more if the machine itself did not live to their end."""
     name = instance("vm")
     vm.stop(name)
     try:
-        return _in_vm(name, quiet, extra)
+        return _in_vm(name, extra)
     except MachineOff as error:
         print(f"vm: {error}", flush=True)
     finally:
         vm.stop(name)
     say("vm: once more from the start")
     try:
-        result = _in_vm(name, quiet, extra)
+        result = _in_vm(name, extra)
         result.note = "the machine had gone off once before its tests had ended: its console is above"
         return result
     finally:
@@ -286,7 +300,7 @@ class MachineOff(Exception):
     """The emulator or the kernel in it ended by itself; with what they said."""
 
 
-def _in_vm(name: str, quiet: bool, extra: list[str]) -> Result:
+def _in_vm(name: str, extra: list[str]) -> Result:
     result = Result("vm")
     try:
         way = vm.start(name, "trixie", SOURCE, durable=False)
@@ -295,7 +309,7 @@ def _in_vm(name: str, quiet: bool, extra: list[str]) -> Result:
         command = [PYTHON, "-m", "lab", "--vm", "exec", "--name", name, "--"]
         command += pytest_inside("/tmp/junit.xml", extra)
         environment = dict(os.environ, PYTHONPATH=str(SOURCE / "tests"))
-        status = call(command, RESULTS / "vm.log", LIMIT["vm"], quiet, environment)
+        status = call(command, RESULTS / "vm.log", LIMIT["vm"], environment)
         with (RESULTS / "vm.xml").open("wb") as file:
             subprocess.run(
                 [PYTHON, "-m", "lab", "--vm", "exec", "--name", name, "--", "cat", "/tmp/junit.xml"],
@@ -316,7 +330,38 @@ def _in_vm(name: str, quiet: bool, extra: list[str]) -> Result:
         return result
 
 
-RUN: dict[str, Callable[[bool, list[str]], Result]] = {
+def fuzz(tag: str, extra: list[str]) -> Result:
+    """Each target once. A target counts as a test; it fails where it has a finding, or does not come to its end."""
+    result = Result("fuzz")
+    name = instance("fuzz")
+    namespace.stop(name)
+    log = RESULTS / "fuzz.log"
+    try:
+        namespace.start(name, "trixie", SOURCE)
+        namespace.install_packages(name, packages())
+        words = ["--name", name, "--seconds", str(FUZZ_SECONDS), "--seed", str(FUZZ_SEED), *extra]
+        environment = dict(os.environ, PYTHONPATH=str(SOURCE / "tests"))
+        status = call([sys.executable, "-m", "fuzz", *words], log, LIMIT["fuzz"], environment)
+    except namespace.LabError as error:
+        result.failed, result.error = 1, str(error)
+        print(f"fuzz: {error}", flush=True)
+        return result
+    finally:
+        namespace.stop(name)
+    ends = re.findall(
+        r"^=== fuzz ([\w-]+): (\d+) inputs, (\d+) findings", log.read_text(errors="replace"), re.MULTILINE
+    )
+    result.failures = [target for target, inputs, findings in ends if findings != "0" or inputs == "0"]
+    result.failed = len(result.failures)
+    result.passed = len(ends) - result.failed
+    if status not in (0, 1) or bool(status) != bool(result.failed) or not ends:
+        result.failed += 1
+        result.error = f"fuzz ended with {status} after {len(ends)} targets"
+    print(f"=== fuzz: {result.passed} passed, {result.failed} failed ===", flush=True)
+    return result
+
+
+RUN: dict[str, Callable[[str, list[str]], Result]] = {
     "lint": lint,
     "unit": unit,
     "deb": deb,
@@ -324,39 +369,167 @@ RUN: dict[str, Callable[[bool, list[str]], Result]] = {
     "ns": ns,
     "bookworm": bookworm,
     "vm": in_vm,
+    "fuzz": fuzz,
 }
 
 
-def run(stage: str, quiet: bool, extra: list[str]) -> Result:
-    """One stage, with its times; nothing gets out of it but a result."""
-    say(stage)
+def run(stage: str, tag: str, extra: list[str]) -> Result:
+    """One stage, or its share `tag`, with its times; nothing gets out of it but a result."""
+    say(tag)
     began = time.monotonic()
     try:
-        result = RUN[stage](quiet, extra)
+        result = RUN[stage](tag, extra)
     except Exception as error:
         result = Result(stage, failed=1, error=repr(error))
-    if stage in RERUN and not extra and 0 < len(result.failures) <= RERUN_AT_MOST and not result.error:
-        again(result, quiet)
     result.seconds = time.monotonic() - began
     return result
 
 
-def again(result: Result, quiet: bool) -> None:
+def again(result: Result) -> None:
     """Run the failures of a stage again; if all of them pass each time, they are flaky, no longer failed."""
-    log = RESULTS / f"{result.stage}.log"
-    log.replace(log.with_suffix(".first.log"))
+    for log in RESULTS.glob(f"{result.stage}*.log"):
+        if ".first" not in log.name:
+            log.replace(log.with_suffix(".first.log"))
+    began = time.monotonic()
     for _ in range(RERUN_TIMES):
         say(f"{result.stage}: once more {' '.join(result.failures)}")
-        try:
-            more = RUN[result.stage](quiet, result.failures)
-        except Exception as error:
-            print(f"{result.stage}: {error!r}", flush=True)
-            return
+        more = run(result.stage, result.stage, result.failures)
         if more.failed or more.error or more.passed != len(result.failures):
-            return
-    result.flaky, result.failures = result.failures, []
-    result.passed += len(result.flaky)
-    result.failed = 0
+            break
+    else:
+        result.flaky, result.failures = result.failures, []
+        result.passed += len(result.flaky)
+        result.failed = 0
+    result.seconds += time.monotonic() - began
+
+
+# --- two at a time ----------------------------------------
+
+
+@dataclass
+class Part:
+    """A stage or a share of one, run by another process of this program."""
+
+    stage: str
+    tag: str
+    files: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    result: Result | None = None
+
+    @property
+    def told(self) -> Path:
+        """Where that process writes its result."""
+        return RESULTS / f"{self.tag}.json"
+
+    def start(self, lock: threading.Lock) -> threading.Thread:
+        """Start it; the thread shows its lines, and has ended when it has."""
+        self.told.unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "lab.runner", "--only", self.stage, "--part", self.tag, *self.files],
+            cwd=SOURCE,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        thread = threading.Thread(target=self._show, args=(lock,), daemon=True)
+        thread.start()
+        return thread
+
+    def _show(self, lock: threading.Lock) -> None:
+        assert self.process and self.process.stdout
+        for line in self.process.stdout:
+            with lock:
+                sys.stdout.buffer.write(b"%-9s| " % self.tag.encode() + line)
+                sys.stdout.buffer.flush()
+        status = self.process.wait()
+        try:
+            self.result = Result(**json.loads(self.told.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            why = f"the stage ended with status {status} and without a result: {error}"
+            self.result = Result(self.stage, failed=1, error=why)
+
+
+def shares(stage: str) -> list[list[str]]:
+    """The files of a stage's tests, dealt out so that each share has as much text to run; [[]] is a stage undivided."""
+    count = SHARES.get(stage, 1)
+    if count == 1:
+        return [[]]
+    dealt: list[list[Path]] = [[] for _ in range(count)]
+    weight = [0] * count
+    for path in sorted(SOURCE.glob("tests/system/test_*.py"), key=lambda path: (-path.stat().st_size, path.name)):
+        lightest = weight.index(min(weight))
+        dealt[lightest].append(path)
+        weight[lightest] += path.stat().st_size
+    # In the order of their names, as undivided: what purges the packages comes last.
+    return [sorted(str(path.relative_to(SOURCE)) for path in share) for share in dealt]
+
+
+def parts(stages: list[str]) -> list[Part]:
+    """What there is to run, in the order in which it is to start."""
+    found = []
+    for stage in sorted(stages, key=ORDER.index):
+        dealt = shares(stage)
+        for number, files in enumerate(dealt, 1):
+            found.append(Part(stage, stage if len(dealt) == 1 else f"{stage}-{number}", files))
+    return found
+
+
+def together(waiting: list[Part], jobs: int) -> list[Part]:
+    """Run the parts, so many at a time; those that have run. Without packages there is nothing to test in labs."""
+    lock = threading.Lock()
+    going: list[tuple[Part, threading.Thread]] = []
+    ended: list[Part] = []
+    try:
+        while waiting or going:
+            built = not any(part.stage == "deb" for part in [*waiting, *(part for part, _ in going)])
+            ready = [part for part in waiting if built or part.stage not in LABS]
+            if ready and len(going) < jobs:
+                waiting.remove(ready[0])
+                going.append((ready[0], ready[0].start(lock)))
+                continue
+            time.sleep(0.2)
+            for part, thread in list(going):
+                if not thread.is_alive():
+                    going.remove((part, thread))
+                    ended.append(part)
+                    assert part.result
+                    say(summary(part.tag, part.result))
+                    if part.stage == "deb" and part.result.failed:
+                        waiting = [each for each in waiting if each.stage not in LABS]
+    except BaseException:
+        for part, _ in going:
+            assert part.process
+            part.process.send_signal(signal.SIGINT)  # it stops its lab
+        for _, thread in going:
+            thread.join(60)
+        raise
+    return ended
+
+
+def joined(stages: list[str], ended: list[Part]) -> list[Result]:
+    """The results of whole stages, in their order."""
+    results = []
+    for stage in stages:
+        of_it = [part.result for part in ended if part.stage == stage and part.result]
+        if not of_it:
+            continue
+        whole = Result(stage)
+        for each in of_it:
+            whole.passed += each.passed
+            whole.failed += each.failed
+            whole.skipped += each.skipped
+            whole.seconds += each.seconds
+            whole.error = " ".join(filter(None, [whole.error, each.error]))
+            whole.note = " ".join(filter(None, [whole.note, each.note]))
+            whole.failures += each.failures
+        results.append(whole)
+    return results
+
+
+def summary(name: str, result: Result) -> str:
+    """One line about a stage."""
+    line = f"{name:9} {result.passed} passed, {result.failed} failed, {result.skipped} skipped"
+    return "  ".join(filter(None, [f"{line} in {result.seconds:.0f} s", result.error, result.note]))
 
 
 def main() -> int:
@@ -368,6 +541,8 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", action="append", default=[], metavar="STAGE", help=f"one of {', '.join(STAGES)}")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="stages at a time (default: 2)")
+    parser.add_argument("--part", default="", help=argparse.SUPPRESS)
     options, extra = parser.parse_known_args()
     only = [stage for each in options.only for stage in each.split(",")]
     if unknown := set(only) - set(STAGES):
@@ -375,23 +550,28 @@ def main() -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
     # A shell's background job starts with interrupts ignored, and so would everything that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if options.part:
+        result = run(only[0], options.part, extra)
+        (RESULTS / f"{options.part}.json").write_text(json.dumps(asdict(result)))
+        return 0
     began = time.monotonic()
     wanted = [stage for stage in STAGES if not only or stage in only]
-    if {"lab", "ns", "bookworm", "vm"} & set(wanted) and "deb" not in wanted:
+    if LABS & set(wanted) and "deb" not in wanted:
         build.build(SOURCE, SOURCE / "dist", lintian=False)
-    results: list[Result] = []
-    for stage in wanted:
-        result = run(stage, False, extra)
-        results.append(result)
-        if stage == "deb" and result.failed:
-            break  # nothing to test
+    if len(wanted) == 1 or extra:
+        results = [run(stage, stage, extra) for stage in wanted]
+    else:
+        results = joined(wanted, together(parts(wanted), max(1, options.jobs)))
+    for result in results:
+        may = result.stage in RERUN and not extra and not result.error
+        if may and 0 < len(result.failures) <= RERUN_AT_MOST:
+            again(result)
     say("all stages")
     for result in results:
-        line = f"{result.stage:9} {result.passed} passed, {result.failed} failed, {result.skipped} skipped"
-        print("  ".join(filter(None, [f"{line} in {result.seconds:.0f} s", result.error, result.note])))
+        print(summary(result.stage, result))
     for result in results:
         for test in result.flaky:
-            where = f"build/test/{result.stage}.first.log"
+            where = f"build/test/{result.stage}*.first.log"
             print(f"FLAKY in {result.stage}: {test} failed, then passed {RERUN_TIMES} times ({where})")
     print(f"total time {time.monotonic() - began:.0f} s")
     passed, failed, skipped = (sum(getattr(each, kind) for each in results) for kind in ("passed", "failed", "skipped"))
