@@ -8,12 +8,13 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from whole import call, eventually, main_pid, out, run_detached, show, teu
+from whole import call, eventually, main_pid, out, procs, run_detached, scope_of, show, teu
 
 pytestmark = pytest.mark.needs("packages", "systemd")
 
@@ -284,3 +285,32 @@ def test_the_engine_has_no_more_than_it_needs() -> None:
     # The other daemon's children are the containers' runtimes: what it lost, no container could have.
     runtime = Path(f"/proc/{main_pid('teu-containerd.service')}/status").read_text()
     assert "NoNewPrivs:\t0" in runtime and "Seccomp:\t0" in runtime
+
+
+@pytest.mark.timeout(300)
+def test_containers_have_their_scopes_while_systemd_executes_itself_anew() -> None:
+    """An upgrade of systemd does so; what is asked meanwhile is asked again."""
+    over = threading.Event()
+    times = 0
+
+    def execute_anew() -> None:
+        nonlocal times
+        while not over.is_set():
+            call("systemctl", "daemon-reexec", check=False)
+            times += 1
+
+    cursors = cursor()
+    other = threading.Thread(target=execute_anew)
+    other.start()
+    names = [f"anew{number}" for number in range(16)]
+    try:
+        for name in names:
+            ident = run_detached(name, "sleep", "1000")
+            assert procs(scope_of(ident) / "container"), f"{name} has no scope, after {times} executions"
+    finally:
+        over.set()
+        other.join()
+        teu("rm", "-f", *names, check=False)
+    assert times > 2
+    complaints = [line for line in entries("teu-containerd", cursors) if "no scope" in str(line["MESSAGE"])]
+    assert complaints == []

@@ -200,6 +200,15 @@ def load(record: dict[str, str]) -> Cgroup:
     return Cgroup(record)
 
 
+def _stands_in(pid: int, unit: str) -> bool:
+    """Whether a process is in the cgroup of a unit, in systemd's hierarchy."""
+    try:
+        with open(f"/proc/{pid}/cgroup") as file:
+            return any(line.rstrip("\n").endswith(f"/{unit}") for line in file)
+    except FileNotFoundError:
+        return False
+
+
 class Cgroup:
     """One container's cgroup. It holds no resource, only the knowledge where things are."""
 
@@ -248,19 +257,30 @@ class Cgroup:
         if group in ("0", "1") and not is_slice and self.systemd_version() >= 253:
             # A scope's OOM policy cannot be changed once it runs.
             properties.append(("OOMPolicy", "s", "kill" if group == "1" else "continue"))
-        bus = self.bus()
-        for attempt in (1, 2):
+
+        def start() -> None:
             try:
-                return scope.start_transient_unit(bus, unit, properties, mode="replace")
-            except BusError as error:
-                if error.name == scope.UNIT_EXISTS and is_slice:
-                    return None
-                if error.name == scope.UNIT_EXISTS and attempt == 1:
+                bus = self.bus()
+                try:
+                    scope.start_transient_unit(bus, unit, properties, mode="replace")
+                except BusError as error:
+                    # In the second case it was asked before, when the answer was lost.
+                    if error.name == scope.UNIT_EXISTS and (is_slice or _stands_in(pid, unit)):
+                        return
+                    if error.name != scope.UNIT_EXISTS:
+                        raise
                     # What is left of a failed container of the same name.
                     scope.reset_failed_unit(bus, unit)
-                    continue
-                raise CgroupError(f"systemd does not start the unit {unit}: {error}") from error
-        return None
+                    scope.start_transient_unit(bus, unit, properties, mode="replace")
+            except OSError as error:
+                if scope.is_away(error):
+                    self._bus = None  # the next attempt connects anew
+                raise
+
+        try:
+            scope.patiently(start)
+        except BusError as error:
+            raise CgroupError(f"systemd does not start the unit {unit}: {error}") from error
 
     def systemd_version(self) -> int:
         digits = ""

@@ -27,7 +27,7 @@ import time
 from teu.shim.cgroup import mount_point, path_of, read
 from teu.systemd import host
 from teu.systemd.bus import Bus, BusError
-from teu.systemd.scope import UNIT_EXISTS, start_scope, systemd_is_running, unit_cgroup
+from teu.systemd.scope import UNIT_EXISTS, patiently, start_scope, systemd_is_running, unit_cgroup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -181,17 +181,9 @@ class Placement:
             ("KillSignal", "i", int(STOP_REQUEST)),
             ("After", "as", [DEFAULT_SLICE, *host.mounted(host.bound(spec))]),
         ]
-        with Bus() as bus:
-            for n, candidate in enumerate(candidates):
-                try:
-                    self._start(bus, candidate, pids, properties)
-                    break
-                except BusError as e:
-                    if e.name != UNIT_EXISTS or n + 1 == len(candidates):
-                        raise
-        self.unit = candidate
+        self.unit = patiently(lambda: self._start_one(candidates, pids, properties))
         folder = path_of(pids[0])
-        if os.path.basename(folder) != candidate:
+        if os.path.basename(folder) != self.unit:
             return  # systemd does not use the version 2 hierarchy here
         self.folder = folder
         os.mkdir(os.path.join(folder, "shim"))
@@ -207,6 +199,19 @@ class Placement:
             except OSError:
                 pass  # a controller that cannot be had is told by the runtime, if a limit needs it
 
+    def _start_one(self, units: list[str], pids: list[int], properties: list[Property]) -> str:
+        """Start the first of these scopes whose name is free; its name."""
+        with Bus() as bus:
+            for unit in units[:-1]:
+                try:
+                    self._start(bus, unit, pids, properties)
+                    return unit
+                except BusError as error:
+                    if error.name != UNIT_EXISTS:
+                        raise
+            self._start(bus, units[-1], pids, properties)
+        return units[-1]
+
     def _start(self, bus: Bus, unit: str, pids: list[int], properties: list[Property]) -> None:
         """Start the scope; wait a little for the unit of a shim that is just ending."""
         for attempt in range(LEAVING_ATTEMPTS):
@@ -215,8 +220,12 @@ class Placement:
                     bus, unit, pids=pids, slice_name=self._slice, description=self._description, properties=properties
                 )
                 return
-            except BusError as e:
-                if e.name != UNIT_EXISTS or attempt + 1 == LEAVING_ATTEMPTS or _in_use(bus, unit):
+            except BusError as error:
+                if error.name != UNIT_EXISTS:
+                    raise
+                if _stands_in(pids[0], unit):
+                    return  # asked before, when the answer was lost
+                if attempt + 1 == LEAVING_ATTEMPTS or _in_use(bus, unit):
                     raise
             time.sleep(LEAVING_SECONDS)
 
@@ -225,16 +234,23 @@ class Placement:
         answers for its exited container.  The new unit; OSError if systemd does not allow it (the host is
         going down)."""
         unit = self.unit.removesuffix(".scope") + EXITED_SUFFIX
-        with Bus() as bus:
-            start_scope(
-                bus,
-                unit,
-                pids=[shim],
-                slice_name=self._slice,
-                delegate=False,
-                description=self._description + ", exited",
-            )
+        patiently(lambda: self._start_exited(unit, shim))
         return unit
+
+    def _start_exited(self, unit: str, shim: int) -> None:
+        with Bus() as bus:
+            try:
+                start_scope(
+                    bus,
+                    unit,
+                    pids=[shim],
+                    slice_name=self._slice,
+                    delegate=False,
+                    description=self._description + ", exited",
+                )
+            except BusError as error:
+                if error.name != UNIT_EXISTS or not _stands_in(shim, unit):
+                    raise
 
     def state(self) -> tuple[Any, ...]:
         """What place() found out, for restore() in the shim."""
@@ -242,6 +258,11 @@ class Placement:
 
     def restore(self, state: tuple[Any, ...]) -> None:
         self.unit, self.folder, self._used, self._chosen, self._description, self._slice = state
+
+
+def _stands_in(pid: int, unit: str) -> bool:
+    """Whether a process is in the cgroup of a unit."""
+    return os.path.basename(path_of(pid)) == unit
 
 
 def _in_use(bus: Bus, unit: str) -> bool:

@@ -16,7 +16,7 @@ import threading
 import time
 
 from teu.systemd.bus import Bus, BusError
-from teu.systemd.scope import MANAGER, NO_SUCH_UNIT, start_unit, systemd_is_running
+from teu.systemd.scope import MANAGER, NO_SUCH_UNIT, patiently, start_unit, systemd_is_running
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -164,13 +164,19 @@ def unmounted(paths: Iterable[str]) -> list[str]:
     """The mount units that systemd has for these paths (from fstab, for instance) and that are not active."""
     if not systemd_is_running():
         return []
-    found = []
-    with Bus() as bus:
-        for place in places_of(paths):
-            name = mount_unit(place)
-            if len(name) > _UNIT_NAME_MAX:
-                continue
-            unit = bus.call(*MANAGER, "LoadUnit", "s", (name,))[0]
-            if _property(bus, unit, "LoadState") == "loaded" and _property(bus, unit, "ActiveState") != "active":
-                found.append(name)
-    return found
+
+    places = places_of(paths)
+
+    def ask() -> list[str]:
+        found = []
+        with Bus() as bus:
+            for place in places:
+                name = mount_unit(place)
+                if len(name) > _UNIT_NAME_MAX:
+                    continue
+                unit = bus.call(*MANAGER, "LoadUnit", "s", (name,))[0]
+                if _property(bus, unit, "LoadState") == "loaded" and _property(bus, unit, "ActiveState") != "active":
+                    found.append(name)
+        return found
+
+    return patiently(ask)

@@ -9,24 +9,55 @@ triples `(name, D-Bus signature, value)`, for instance `("TasksMax", "t", 100)`.
 from __future__ import annotations
 
 import os
+import time
 
 from teu.systemd.bus import Bus, BusError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, TypeVar
 
     Property = tuple[str, str, Any]
+    T = TypeVar("T")
 
 MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 
 UNIT_EXISTS = "org.freedesktop.systemd1.UnitExists"
 NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
 
+# What a bus says of a manager that executes itself anew (systemctl daemon-reexec, an upgrade of systemd), or of itself.
+AWAY = frozenset(
+    f"org.freedesktop.DBus.Error.{name}" for name in ("NoReply", "Disconnected", "ServiceUnknown", "NameHasNoOwner")
+)
+RETURN_SECONDS, RETURN_POLL_SECONDS = 20.0, 0.05
+
 
 def systemd_is_running() -> bool:
     """Whether PID 1 is systemd (the test of sd_booted(3))."""
     return os.path.isdir("/run/systemd/system")
+
+
+def is_away(error: OSError) -> bool:
+    """Whether systemd did not answer because it, or the bus, was about to begin anew: it can be asked again."""
+    if isinstance(error, BusError):
+        return error.name in AWAY
+    return isinstance(error, (ConnectionError, FileNotFoundError))
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """What `ask` returns, which is called again for as long as systemd is away, at most RETURN_SECONDS.
+
+    It must make a connection of its own each time, and take what it asked for already as granted, for that answer
+    may have been lost on its way.  OSError, that of the last attempt."""
+    end = time.monotonic() + RETURN_SECONDS
+    while True:
+        try:
+            return ask()
+        except OSError as error:
+            if not is_away(error) or time.monotonic() > end:
+                raise
+        time.sleep(RETURN_POLL_SECONDS)
 
 
 def _variants(properties: list[Property]) -> list[tuple[str, tuple[str, Any]]]:
