@@ -112,7 +112,9 @@ class Ledger:
         """It was this when its version was that one."""
         with self.lock:
             if thing.version == version and thing.settled():
-                thing.states = {state}
+                passing = isinstance(thing, Container) and thing.role == "foreground" and state != ABSENT
+                # What ends by itself may be gone at any moment after it was seen.
+                thing.states = thing.states | {state, ABSENT} if passing else {state}
                 if thing.due and thing.due[0] == state:
                     thing.due = None
 

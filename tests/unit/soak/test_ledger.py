@@ -48,6 +48,16 @@ def test_a_refusal_leaves_all_until_it_is_looked_at(ledger: Ledger, clock: list[
     assert container.certain(ABSENT)
 
 
+def test_what_ends_by_itself_may_be_gone_after_it_was_seen(ledger: Ledger) -> None:
+    container = Container("container", "c", role="foreground")
+    ledger.begin(container, "created", "running", "exited")
+    container.busy = False
+    ledger.observed(container, "running", container.version)
+    assert {ABSENT, "running"} <= container.possible()
+    ledger.observed(container, ABSENT, container.version)
+    assert container.certain(ABSENT)
+
+
 def test_a_strike_has_to_be_seen(ledger: Ledger, clock: list[float]) -> None:
     container = Container("container", "c", states={"running"}, codes={7})
     ledger.strike(container, {137}, shim=True)
