@@ -425,7 +425,7 @@ def test_what_a_start_is_left_with_on_the_way_of_one_container() -> None:
     logs = ROOT / "containers" / victim / f"{victim}-json.log"
     with away():
         logs.unlink(missing_ok=True)
-        marker = Path(f"/run/teu/engine/{victim}/marker")
+        marker = Path(f"/run/teu/engine/{victim}/position")
         marker.unlink()
         marker.mkdir()
     state: dict[str, Any] = whole.inspect("victim")["State"]  # type: ignore[assignment]

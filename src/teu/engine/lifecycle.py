@@ -47,7 +47,7 @@ def stdio_paths(container: Container) -> tuple[str, str, str]:
 
 
 def marker_path(container: Container) -> str:
-    return f"{container.runtime_directory}/marker"
+    return f"{container.runtime_directory}/position"
 
 
 # -- start ---------------------------------------------------------------------------------------------

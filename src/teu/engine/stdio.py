@@ -5,7 +5,7 @@ The shim keeps both ends of each FIFO open, so nothing is lost while the engine 
 looks at the data with tee(2), hands it on, logs it, and only then takes it out of the FIFO. What it has
 logged but not yet taken out is noted in a marker (a mapped file below /run, which outlives a kill -9):
 
-    /run/teu/engine/<id>/marker      for stdout, then stderr: a log position + 1, bytes logged, their CRC-32
+    /run/teu/engine/<id>/position    for stdout and stderr: a log position + 1, bytes logged, their CRC-32
 
 so that the next engine neither loses output nor writes it to the log twice.
 """
@@ -39,28 +39,38 @@ CLIENT_LIMIT = 4 << 20  # bytes that wait for a slow client before its container
 ROUNDS = 16  # chunks of one stream before others get their turn
 STALL_SECONDS = 0.004  # journald's queue is 512 lines: less than that takes it to work them off
 
-_MARK = struct.Struct("<QII8x")
+_MARK = struct.Struct("<QII")
+_MARKS = 64  # bytes for each stream: two records, and at 32 the number of the one that holds
 
 
 class Marker:
-    """See above. Without a path (execs, driver none) it remembers nothing."""
+    """See above. Without a path (execs, driver none) it remembers nothing.
+
+    A kill -9 can come between any two bytes that are stored: a record is written beside the one that holds, and
+    takes its place with one byte."""
 
     def __init__(self, path: str | None) -> None:
         self._map: mmap.mmap | None = None
         if path:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.ftruncate(descriptor, 3 * _MARK.size)
-                self._map = mmap.mmap(descriptor, 3 * _MARK.size)
+                os.ftruncate(descriptor, 3 * _MARKS)
+                self._map = mmap.mmap(descriptor, 3 * _MARKS)
             finally:
                 os.close(descriptor)
 
     def get(self, kind: int) -> tuple[int, int, int]:
-        return _MARK.unpack_from(self._map, kind * _MARK.size) if self._map else (0, 0, 0)
+        if not self._map:
+            return 0, 0, 0
+        place = kind * _MARKS
+        return _MARK.unpack_from(self._map, place + _MARK.size * (self._map[place + 2 * _MARK.size] & 1))
 
     def set(self, kind: int, position: int, logged: int, checksum: int) -> None:
         if self._map:
-            _MARK.pack_into(self._map, kind * _MARK.size, position, logged, checksum)
+            place = kind * _MARKS
+            other = self._map[place + 2 * _MARK.size] & 1 ^ 1
+            _MARK.pack_into(self._map, place + _MARK.size * other, position, logged, checksum)
+            self._map[place + 2 * _MARK.size] = other
 
     def close(self) -> None:
         if self._map:

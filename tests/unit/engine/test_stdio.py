@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import select
 import signal
 import socket
@@ -195,11 +196,27 @@ def test_stdin(pump: Pump, tmp_path: Path) -> None:
     hub.finish()
 
 
+def test_a_marker_is_whole_whenever_its_writer_is_killed(tmp_path: Path) -> None:
+    marker = Marker(str(tmp_path / "position"))
+    states = [(1 << 40, 0, 0), (1 << 41, 1 << 20, 0xFFFFFFFF), (0, 0, 0)]
+    dice = random.Random(1)
+    for _ in range(250):
+        child = os.fork()
+        if child == 0:
+            while True:
+                for state in states:
+                    marker.set(1, *state)
+        time.sleep(dice.uniform(0.0001, 0.001))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert marker.get(1) in states
+    assert Marker(str(tmp_path / "position")).get(1) == marker.get(1)
+
+
 @pytest.mark.parametrize("rounds", [30])
 def test_killed_at_any_moment_the_log_is_exact(tmp_path: Path, rounds: int) -> None:
     """A child is the engine and is killed again and again; the writer goes on; json-file has each line once."""
     import json
-    import random
     import types
 
     from teu.engine.logs.jsonfile import JsonFile
