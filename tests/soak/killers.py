@@ -57,7 +57,7 @@ class Killer(threading.Thread):
                     self._ledger.killed(name)
                     due += self._pause * self._dice.choice((0.1, 0.5, 1, 1, 2.4))
             except (AssertionError, OSError, subprocess.SubprocessError) as error:
-                status, why = ask("/_ping")
+                status, why = ask("/version")
                 if status != 200:
                     self._ledger.contradict(f"no answer after {name}: {error}; {why}")
             self._ledger.over.wait(min(max(0.02, due - time.monotonic()), max(0, self._end - time.monotonic())))
