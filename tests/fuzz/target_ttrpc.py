@@ -24,6 +24,7 @@ EVENTS = "/run/teu/containerd.sock.ttrpc"
 FORWARD = ("containerd.services.events.ttrpc.v1.Events", "Forward")
 HEADER = struct.Struct(">IIBB")
 SECONDS = 30
+ENDING_SECONDS = 10
 # Python's own words in an answer are a fault of ours
 NAMED = (
     "KeyError",
@@ -218,6 +219,15 @@ class _Shim:
         except OSError:
             return False
 
+    def ends(self) -> bool:
+        """Whether it is gone, or about to be: what it still has to say may take it some seconds."""
+        end = time.monotonic() + ENDING_SECONDS
+        while self.lives():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        return True
+
     def size(self) -> tuple[int, int]:
         """(KiB of memory of its own, descriptors)"""
         text = Path(f"/proc/{self.pid}/status").read_text()
@@ -295,9 +305,10 @@ def shim(run: Run) -> None:
                     maker.specs = lambda: spec(run.random)
                     for _ in range(2):
                         _probe(shim.path, shim.connect)
-                    before, since = shim.size(), 0
+                    before, since, told_to_end = shim.size(), 0, False
                 since += 1
                 talk = _Conversation(run, [_call(run, maker, by_name) for _ in range(run.random.choice((1, 2, 4, 10)))])
+                told_to_end = told_to_end or any(word in talk.data for word in (b"Shutdown", b"StopSandbox"))
                 run.trying(talk.data[:100_000])
                 try:
                     if fault := _faults(talk.run(shim.path)):
@@ -305,8 +316,8 @@ def shim(run: Run) -> None:
                     if not _probe(shim.path, shim.connect):
                         raise ConnectionError("no answer to Connect")
                 except OSError as error:
-                    # a Shutdown ends it, where its container has ended; nothing else does
-                    if b"Shutdown" not in talk.data:
+                    # a Shutdown or the end of its sandbox ends it, where its container has ended; nothing else does
+                    if not told_to_end or not shim.ends():
                         run.finding(
                             f"shim: {type(error).__name__}: {error}; it {'lives' if shim.lives() else 'is gone'}",
                             talk.data,

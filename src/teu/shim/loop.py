@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 EPOLLIN, EPOLLOUT, EPOLLPRI = select.EPOLLIN, select.EPOLLOUT, select.EPOLLPRI
 EPOLLHUP, EPOLLERR = select.EPOLLHUP, select.EPOLLERR
 POLL_SECONDS = 1 << 20
+# Timers that were forgotten and may stay in the heap: taking one out at a time costs as much as all of them.
+SPARE_TIMERS = 64
 
 
 class Future:
@@ -109,7 +111,8 @@ class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._watched: dict[int, Callable[[int], None]] = {}
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timers: list[tuple[float, int]] = []  # when, and which of _due; of those forgotten, some
+        self._due: dict[int, Callable[[], None]] = {}
         self._timer_count = 0
         self._children: dict[int, Callable[[int], None]] = {}
         self._signals: dict[int, Callable[[], None]] = {}
@@ -141,10 +144,18 @@ class Loop:
 
     # timers
 
-    def after(self, seconds: float, callback: Callable[[], None]) -> None:
-        """Call back once, that much later."""
+    def after(self, seconds: float, callback: Callable[[], None]) -> int:
+        """Call back once, that much later, unless forget() is told of the number returned."""
         self._timer_count += 1
-        heapq.heappush(self._timers, (time.monotonic() + seconds, self._timer_count, callback))
+        self._due[self._timer_count] = callback
+        heapq.heappush(self._timers, (time.monotonic() + seconds, self._timer_count))
+        return self._timer_count
+
+    def forget(self, timer: int) -> None:
+        """Have no call back of after(); nothing of it is kept until it would have been due, which may be years away."""
+        if self._due.pop(timer, None) is not None and len(self._timers) > 2 * len(self._due) + SPARE_TIMERS:
+            self._timers = [each for each in self._timers if each[1] in self._due]
+            heapq.heapify(self._timers)
 
     def sleep(self, seconds: float) -> Future:
         future = Future()
@@ -159,9 +170,7 @@ class Loop:
 
     def described(self) -> str:
         """What is waited for, for the log."""
-        return (
-            f"waiting for {len(self._watched)} descriptors, {len(self._children)} children, {len(self._timers)} timers"
-        )
+        return f"waiting for {len(self._watched)} descriptors, {len(self._children)} children, {len(self._due)} timers"
 
     def _on_wakeup(self, _events: int) -> None:
         for number in set(os.read(self._wakeup_read, 4096)):
@@ -290,7 +299,9 @@ class Loop:
         while not self._stopping:
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
-                heapq.heappop(self._timers)[2]()
+                callback_due = self._due.pop(heapq.heappop(self._timers)[1], None)
+                if callback_due:
+                    callback_due()
             if self._stopping:
                 return
             # as long as epoll takes at most: a client's deadline may be years away

@@ -175,9 +175,9 @@ class Placement:
             if unit in candidates:
                 candidates = [f"teu-shim-{container}.scope"]
         # systemd's own patience must outlast the container's.
-        patience = stop_timeout(notes) + 30
+        patience = (stop_timeout(notes) + 30) * 1e6
         properties: list[Property] = [
-            ("TimeoutStopUSec", "t", int(patience * 1e6) if patience < NEVER else USEC_INFINITY),
+            ("TimeoutStopUSec", "t", int(patience) if patience < USEC_INFINITY else USEC_INFINITY),
             ("KillSignal", "i", int(STOP_REQUEST)),
             ("After", "as", [DEFAULT_SLICE, *host.mounted(host.bound(spec))]),
         ]

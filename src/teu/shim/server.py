@@ -25,6 +25,9 @@ PR_SET_NAME, PR_SET_MM, PR_SET_CHILD_SUBREAPER = 15, 35, 36
 PR_SET_MM_ARG_START, PR_SET_MM_ARG_END = 8, 9
 PR_SCHED_CORE, PR_SCHED_CORE_CREATE = 62, 1
 
+M_MMAP_THRESHOLD = -3  # mallopt(3)
+MMAP_THRESHOLD = 128 << 10  # bytes, as it is to begin with
+
 # What a last event and answer may take when the shim ends.
 FLUSH_SECONDS = 5.0
 # New objects between two collections.
@@ -175,6 +178,8 @@ def serve(parameters: Parameters, listener: socket.socket) -> NoReturn:
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
+    # A request may have 4 MiB: what it took goes back to the system. (Else glibc keeps as much on its heap next time.)
+    _libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
     # What is alive now is shared with the process that this one was forked from: leave it untouched.
     gc.freeze()
     # A collection writes to what it visits; there is next to nothing in cycles here.

@@ -26,6 +26,7 @@ from teu.ttrpc.status import (
     DEADLINE_EXCEEDED,
     FAILED_PRECONDITION,
     INTERNAL,
+    INVALID_ARGUMENT,
     NOT_FOUND,
     UNIMPLEMENTED,
     UNKNOWN,
@@ -44,6 +45,9 @@ OPTIONS_TYPE = "containerd.runc.v1.Options"
 GENERIC_OPTIONS_TYPE = "runtimeoptions.v1.Options"
 
 EXIT_RECORD = "exit.json"
+
+# How much of a name that nobody knows is told back to who sent it: it may be megabytes.
+NAME_SHOWN = 200
 
 # Methods that wait for what may never come, so that they end with their client's patience.
 WAITS = ("Wait", "WaitSandbox")
@@ -78,9 +82,14 @@ def read_options(packed: dict[str, Any] | None) -> dict[str, Any]:
         for name, value in tomllib.loads(body.decode()).items():
             if name not in _TOML_NAMES:
                 raise ValueError(f"unknown runtime option {name!r}; known are {', '.join(_TOML_NAMES)}")
+            if type(value) is not type(options[_TOML_NAMES[name]]):
+                raise ValueError(f"runtime option {name} must not be {value!r}")
             options[_TOML_NAMES[name]] = value
-        return options
-    return m.decode_options(OPTIONS_TYPE, packed)
+    else:
+        options = m.decode_options(OPTIONS_TYPE, packed)
+    if field := _with_nul(options):
+        raise ValueError(f"{field} must not contain a NUL character")
+    return options
 
 
 class Container:
@@ -128,6 +137,31 @@ def shares_pids(spec: dict[str, Any]) -> bool:
     return True
 
 
+def _with_nul(request: dict[str, Any]) -> str:
+    """The first field with a NUL in its text, which no path, name or argument can have; "" for none."""
+    for name, value in request.items():
+        if isinstance(value, str):
+            if "\0" in value:
+                return name
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, str) and "\0" in item:
+                    return name
+                if isinstance(item, dict) and (inner := _with_nul(item)):
+                    return f"{name}.{inner}"
+        elif isinstance(value, dict) and (inner := _with_nul(value)):
+            return f"{name}.{inner}"
+    return ""
+
+
+def _told(error: BaseException) -> str:
+    """What a client is told of an error that no method has words for: the system's own as Go's programs say it."""
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror[:1].lower() + error.strerror[1:]
+        return f"{error.filename}: {reason}" if error.filename else reason
+    return str(error) or type(error).__name__
+
+
 def _write_json(path: str, value: dict[str, Any]) -> None:
     with open(path, "w") as file:
         file.write(json.dumps(value))
@@ -168,12 +202,15 @@ class Service:
             request_type, response_type = m.SANDBOX_METHODS[method]
             handler = self._sandbox.method(method)
         else:
-            reply(b"", StatusError(UNIMPLEMENTED, f"no such method: {service}/{method}"))
+            reply(b"", StatusError(UNIMPLEMENTED, f"no such method: {service[:NAME_SHOWN]}/{method[:NAME_SHOWN]}"))
             return
         try:
             request = m.decode(request_type, payload)
         except ValueError as e:
             reply(b"", StatusError(INTERNAL, f"malformed {request_type}: {e}"))
+            return
+        if field := _with_nul(request):
+            reply(b"", StatusError(INVALID_ARGUMENT, f"{request_type}: {field} must not contain a NUL character"))
             return
 
         def done(future: Any) -> None:
@@ -183,7 +220,7 @@ class Service:
                 reply(b"", future.error)
             else:
                 self._log(f"{method}: {type(future.error).__name__}: {future.error}")
-                reply(b"", StatusError(UNKNOWN, str(future.error) or type(future.error).__name__))
+                reply(b"", StatusError(UNKNOWN, _told(future.error)))
 
         def run() -> Coroutine:
             return (yield from handler(request))
@@ -193,9 +230,10 @@ class Service:
         if method in WAITS and not running.done:
             reply.on_gone = lambda: running.cancel(StatusError(CANCELLED, "the client has left"))
             if reply.timeout:
-                self._loop.after(
+                timer = self._loop.after(
                     reply.timeout, lambda: running.cancel(StatusError(DEADLINE_EXCEEDED, "context deadline exceeded"))
                 )
+                running.then(lambda _: self._loop.forget(timer))
 
     def _container(self, name: str) -> Container:
         if name not in self._containers:
@@ -563,6 +601,8 @@ class Service:
         container = self._container(request["id"])
         try:
             options = m.decode_options("containerd.runc.v1.CheckpointOptions", request["options"])
+            if field := _with_nul(options):
+                raise ValueError(f"{field} must not contain a NUL character")
         except ValueError as e:
             raise StatusError(UNKNOWN, f"checkpoint options: {e}") from e
         work = container.init.checkpoint(request["path"], options)

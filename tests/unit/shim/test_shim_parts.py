@@ -345,6 +345,48 @@ def test_a_timer_that_is_years_away() -> None:
     os.close(write_end)
 
 
+def test_a_timer_that_is_forgotten() -> None:
+    loop = Loop()
+    called = []
+    kept = loop.after(0.01, lambda: called.append("kept"))
+    timers = [loop.after(10**9, lambda: called.append("never")) for _ in range(1000)]
+    for timer in timers:
+        loop.forget(timer)
+        loop.forget(timer)
+    assert len(loop._timers) < 100 and len(loop._due) == 1
+    loop.forget(loop.after(0, lambda: called.append("never")))
+    loop.after(0.02, loop.stop)
+    loop.run()
+    loop.forget(kept)
+    assert called == ["kept"]
+    loop.close()
+
+
+def test_what_a_client_is_told_of_an_error() -> None:
+    assert service._told(FileNotFoundError(2, "No such file or directory", "/b/x")) == "/b/x: no such file or directory"
+    assert service._told(OSError(36, "File name too long")) == "file name too long"
+    assert service._told(ValueError("x")) == "x" and service._told(KeyError()) == "KeyError"
+
+
+def test_text_with_a_nul_is_refused() -> None:
+    request = m.decode("task.CreateTaskRequest", m.encode("task.CreateTaskRequest", {"id": "a", "bundle": "/b"}))
+    assert service._with_nul(request) == ""
+    assert service._with_nul({**request, "stdin": "a\0b"}) == "stdin"
+    assert service._with_nul({**request, "rootfs": [{"type": "x", "options": ["a", "\0"]}]}) == "rootfs.options"
+    packed = {"type_url": service.OPTIONS_TYPE, "value": m.encode(service.OPTIONS_TYPE, {"root": "/\0"})}
+    with pytest.raises(ValueError, match="root must not contain a NUL"):
+        service.read_options(packed)
+
+
+@pytest.mark.parametrize(
+    "line", ["Root = 5", 'IoUid = "1"', "BinaryName = true", 'SystemdCgroup = "yes"', "IoGid = true"]
+)
+def test_runtime_options_of_another_type(line: str) -> None:
+    body = m.encode(service.GENERIC_OPTIONS_TYPE, {"config_body": line.encode()})
+    with pytest.raises(ValueError, match="must not be"):
+        service.read_options({"type_url": service.GENERIC_OPTIONS_TYPE, "value": body})
+
+
 @pytest.mark.parametrize("value", [b"null", b"[]", b"1", b'"x"', b"[" * 100_000, b"", b"\xff", None], ids=range(8))
 def test_a_process_to_exec_that_is_none(value: bytes | None, tmp_path: Path) -> None:
     loop = Loop()
