@@ -125,7 +125,7 @@ def registry_for(ctr: Ctr, options: Options, parsed: reference.Reference) -> reg
         return registries.opened(
             parsed.domain, credentials(options), wanted, options["hosts-dir"], options["plain-http"]
         )
-    except (registry_hosts.HostsError, OSError) as error:
+    except (registry_hosts.HostsError, distribution.RegistryError, OSError) as error:
         raise CommandError(str(error)) from None
 
 

@@ -15,11 +15,12 @@ from __future__ import annotations
 import queue
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import containerd
 from teu.engine.departure import NOBODY, Departure
+from teu.engine.errors import EngineError
 from teu.oci import digest as digests
 
 if TYPE_CHECKING:
@@ -251,6 +252,21 @@ def info(client: Client, digest: str) -> Any:
     from teu.api.services.content.v1 import content_pb2
 
     return client.content.Info(content_pb2.InfoRequest(digest=digest)).info
+
+
+def check_sizes(client: Client, descriptors: Iterable[dict[str, Any]]) -> None:
+    """That the blobs which are here have the sizes that their descriptors say: of what was here before, nobody has
+    looked. Raises EngineError where one has not."""
+    for descriptor in descriptors:
+        try:
+            found = info(client, descriptor["digest"]).size
+        except containerd.NotFound:
+            continue
+        if found != descriptor["size"]:
+            raise EngineError(
+                f"blob {descriptor['digest']} has {found} bytes, its descriptor says {descriptor['size']}: the image "
+                "is damaged where it comes from"
+            )
 
 
 def exists(client: Client, digest: str) -> bool:

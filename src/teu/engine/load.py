@@ -122,6 +122,7 @@ def settle(
         _label_below(engine, target["digest"], document)
     else:
         content.label(engine.containerd, target["digest"], content.children_labels(details.manifest))
+    content.check_sizes(engine.containerd, [details.manifest["config"], *details.manifest["layers"]])
     progress = functools.partial(_progress, details, tell) if tell else None
     unpack.layers(engine, details.manifest, details.config, lease, progress=progress, departure=departure)
     engine.images.keep_snapshot(details)

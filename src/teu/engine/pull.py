@@ -174,6 +174,7 @@ def _pull(
         job = _Job(engine, registry, wanted, manifest, config, lease, source, departure)
         yield from job.messages()
         content.put(client, config_data, lease, source)
+        content.check_sizes(client, [manifest["config"], *manifest["layers"]])
         for number, (descriptor, data) in enumerate(reversed(documents)):
             labels = content.children_labels(image_spec.decode(data, "manifest"))
             if number:

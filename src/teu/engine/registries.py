@@ -33,9 +33,11 @@ def options(engine: Engine) -> distribution.Options:
 def connect(engine: Engine, domain: str, auth: str) -> distribution.Registry:
     try:
         credentials = distribution.credentials_from_header(auth)
+        return distribution.Registry(domain, credentials, options(engine))
     except ValueError as error:
         raise errors.BadRequest(str(error)) from None
-    return distribution.Registry(domain, credentials, options(engine))
+    except distribution.RegistryError as error:
+        raise errors.EngineError(str(error)) from None
 
 
 class Mirrored(Registries):
@@ -92,13 +94,13 @@ def login(engine: Engine, given: dict[str, Any]) -> None:
         domain = "docker.io"
     fields = ("username", "password", "identitytoken", "registrytoken")
     credentials = distribution.Credentials(*(str(given.get(field) or "") for field in fields))
-    with distribution.Registry(domain, credentials, options(engine)) as registry:
-        try:
+    try:
+        with distribution.Registry(domain, credentials, options(engine)) as registry:
             registry.ping()
-        except distribution.Unauthorized as error:
-            raise errors.Unauthorized(f"login attempt to {domain} failed: {error}") from None
-        except distribution.RegistryError as error:
-            raise errors.EngineError(str(error)) from None
+    except distribution.Unauthorized as error:
+        raise errors.Unauthorized(f"login attempt to {domain} failed: {error}") from None
+    except distribution.RegistryError as error:
+        raise errors.EngineError(str(error)) from None
 
 
 def convert(error: distribution.RegistryError, wanted: Reference) -> errors.EngineError:

@@ -43,6 +43,7 @@ def save(engine: Engine, references: list[str], departure: Departure = NOBODY) -
                         raise NotFound(
                             f"layer {layer['digest']} of {text} is not in the content store; pull the image again"
                         )
+                content.check_sizes(engine.containerd, [details.manifest["config"], *layers])
                 export = archive.ExportImage(
                     [], target, [details.manifest["config"], *layers], details.id, [la["digest"] for la in layers]
                 )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import http.client
 import ipaddress
 import json
@@ -46,6 +47,9 @@ ERROR_BODY_LIMIT = 64 << 10
 DOCKER_IO = "registry-1.docker.io"
 ACCEPT = ", ".join((*image_spec.INDEXES, *image_spec.MANIFESTS, image_spec.DOCKER_SCHEMA1))
 CERTS_DIRECTORY = "/etc/teu/certs.d"
+SHOWN = 200  # characters of an address that is none
+URL_CHARACTERS = "!\"#$%&'()*+,/:;<=>?@[\\]^`{|}~"  # what is left as it is: all but blanks and what is not ASCII
+OF_CONNECTING = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.EACCES, errno.EINVAL)
 
 
 class RegistryError(Exception):
@@ -91,7 +95,9 @@ def credentials_from_header(header: str) -> Credentials:
     text = header.replace("+", "-").replace("/", "_")
     try:
         decoded = base64.b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4), b"-_", validate=True)
-        data = json.loads(decoded or b"{}")
+        data = json.loads(decoded.decode("utf-8", "replace") or "{}")
+    except RecursionError:
+        raise ValueError("invalid X-Registry-Auth header: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"invalid X-Registry-Auth header: {error}") from None
     if not isinstance(data, dict):
@@ -102,7 +108,8 @@ def credentials_from_header(header: str) -> Credentials:
         with contextlib.suppress(ValueError):
             user, _, password = base64.b64decode(str(data["auth"])).decode().partition(":")
             values[0], values[1] = user, password
-    return Credentials(*values)
+    # halves of surrogate pairs, which a JSON text may name, go over no wire
+    return Credentials(*(value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for value in values))
 
 
 class Options(NamedTuple):
@@ -238,8 +245,39 @@ class _Host:
 
 
 def _split_port(netloc: str) -> tuple[str, int | None]:
-    parts = urlsplit(f"//{netloc}")
-    return parts.hostname or "", parts.port
+    """Raises RegistryError where it is no host and port."""
+    try:
+        parts = urlsplit(f"//{netloc}")
+        return parts.hostname or "", parts.port
+    except ValueError:
+        raise RegistryError(f"{netloc[:SHOWN]!r} is no address of a registry") from None
+
+
+def _joined(base: str, given: str, what: str) -> str:
+    """The address that a registry gives in an answer, where it has one: nobody has looked at it before. Raises
+    RegistryError."""
+    try:
+        parts = urlsplit(urljoin(base, given))
+        _split_port(parts.netloc)[0].encode("idna")
+        path, query = (quote(part, URL_CHARACTERS, "latin-1") for part in (parts.path, parts.query))
+        return parts._replace(path=path, query=query, fragment="").geturl()
+    except (ValueError, RegistryError):
+        raise RegistryError(f"the registry gives {given[:SHOWN]!r} as {what}, which is no address") from None
+
+
+def _number(text: str) -> int | None:
+    """A number in a header, which may be anything."""
+    return int(text) if 0 < len(text) <= 18 and text.isascii() and text.isdigit() else None
+
+
+def _resolvable(host: str) -> None:
+    """Raises gaierror for what the C library takes for an address and nobody else does: 80, 10.1, 0x7f000001. (No name
+    ends in a number, or in such a one.)"""
+    if re.fullmatch(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?", host, re.DOTALL):
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise socket.gaierror(socket.EAI_NONAME, "no such host") from None
 
 
 def _proxy(scheme: str, host: str) -> tuple[str, int] | None:
@@ -364,6 +402,7 @@ class Registry:
             connection, used = host.connection()
             try:
                 if connection.sock is None:
+                    _resolvable(connection.host)
                     connection.connect()
                 self._check()
                 if watch:
@@ -389,6 +428,14 @@ class Registry:
                 # The other side may close a connection that was idle; that is no failure of this request.
                 if not used or not (body is None or isinstance(body, bytes)):
                     raise
+            except UnicodeError:  # of the name: no resolver takes a label of 64 characters
+                host.give_back(connection, False)
+                raise socket.gaierror(socket.EAI_NONAME, "no such host") from None
+            except ValueError:  # a header or a path that cannot be sent; what is in it may be secret
+                host.give_back(connection, False)
+                raise RegistryError(
+                    f"a request to {parts.netloc} cannot be written: it has a control character"
+                ) from None
         return Answer(
             response.status, response.headers, response, lambda reusable: host.give_back(connection, reusable)
         )
@@ -436,9 +483,8 @@ class Registry:
             failure = self._refusal(answer, method, path)
             if answer.status not in (408, 429, 500, 502, 503, 504):
                 break
-            wait = answer.headers.get("Retry-After", "")
-            if wait.isdigit():
-                self._wait(min(int(wait), 10))
+            if wait := _number(answer.headers.get("Retry-After", "")):
+                self._wait(min(wait, 10))
         assert failure
         raise failure
 
@@ -518,7 +564,7 @@ class Registry:
                 return answer
             location = answer.headers.get("Location", "")
             answer.give_back(False)
-            target = urljoin(url, location)
+            target = _joined(url, location, "another address")
             scheme = urlsplit(target).scheme
             if not location or scheme not in ("http", "https"):
                 raise RegistryError(f"the registry redirects to {location!r}, which is no address", answer.status)
@@ -554,7 +600,7 @@ class Registry:
         return False
 
     def _token(self, parameters: dict[str, str], scope: str) -> str:
-        realm = parameters["realm"]
+        realm = _joined("", parameters["realm"], "the token server's address")
         parts = urlsplit(realm)
         if parts.scheme != "https" and not is_insecure(parts.netloc, self.options):
             raise RegistryError(f"the registry names a token server without TLS: {realm}")
@@ -603,10 +649,10 @@ class Registry:
             return None
         digest = answer.headers.get("Docker-Content-Digest", "")
         media_type = (answer.headers.get("Content-Type") or "").split(";")[0].strip()
-        length = answer.headers.get("Content-Length", "")
-        if not digests.is_digest(digest) or not media_type or not length.isdigit():
+        length = _number(answer.headers.get("Content-Length", ""))
+        if not digests.is_digest(digest) or not media_type or length is None:
             return None
-        return {"mediaType": media_type, "digest": digest, "size": int(length)}
+        return {"mediaType": media_type, "digest": digest, "size": length}
 
     def manifest(self, repository: str, reference: str) -> tuple[dict[str, Any], bytes]:
         """(descriptor, bytes) of a manifest or index, by tag or digest; verified."""
@@ -637,7 +683,7 @@ class Registry:
             document = image_spec.decode(answer.read(image_spec.MANIFEST_SIZE_LIMIT), "tags list")
             result += [str(tag) for tag in document.get("tags") or []]
             link = re.match(r"<([^>]+)>;\s*rel=\"?next", answer.headers.get("Link", ""))
-            path = urlsplit(urljoin(self._base() + path, link[1])).geturl() if link else ""
+            path = _joined(self._base() + path, link[1], "the rest of its tags") if link else ""
         return result
 
     def blob(self, repository: str, descriptor: dict[str, Any], offset: int = 0) -> Iterator[bytes]:
@@ -651,7 +697,7 @@ class Registry:
             answer = self.request("GET", path, self.pull_scope(repository), headers, accept=(200, 206))
             skip = offset
             if answer.status == 206:
-                match = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+                match = re.match(r"bytes ([0-9]{1,18})-", answer.headers.get("Content-Range", ""))
                 skip = offset - int(match[1]) if match else 0
                 if skip < 0:
                     answer.give_back(False)
@@ -726,7 +772,7 @@ class Registry:
         location = answer.headers.get("Location", "")
         if not location:
             raise RegistryError("the registry gave no address for an upload", answer.status)
-        return urljoin(self._base() + "/", location)
+        return _joined(self._base() + "/", location, "an upload's address")
 
     def put_manifest(self, repository: str, reference: str, media_type: str, data: bytes) -> None:
         path = f"/v2/{repository}/manifests/{quote(reference, safe=':')}"
@@ -767,6 +813,11 @@ def _reason(error: Exception, netloc: str) -> str:
     if isinstance(error, http.client.IncompleteRead):
         return "unexpected EOF"
     text = str(error) or type(error).__name__
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "EOF"
+    if isinstance(error, OSError) and error.strerror and error.errno and not hasattr(error, "reason"):  # not of TLS
+        words = error.strerror[:1].lower() + error.strerror[1:]
+        return f"dial tcp {host}:{port or 443}: connect: {words}" if error.errno in OF_CONNECTING else words
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return (
             f"tls: failed to verify certificate: {getattr(error, 'verify_message', text)}; put the authority's "

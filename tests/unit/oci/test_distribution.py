@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import shutil
 import socket
@@ -188,6 +189,87 @@ def test_unreachable() -> None:
         client.manifest("app", "1")
 
 
+@pytest.fixture
+def answers() -> Iterator[tuple[str, list[bytes]]]:
+    """A registry that gives one answer to whatever is asked: its address, and the lines of the answer's head."""
+    lines: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    peer, _ = listener.accept()
+                except OSError:
+                    return
+                with peer:
+                    peer.recv(65536)
+                    peer.sendall(b"\r\n".join([*lines, b"Connection: close", b"", b""]))
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}", lines
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        b"https://" + b"\xe4" * 5000,
+        b"http://[::1",
+        b"http://a:99999/",
+        b"//[x]/",
+        b"http://" + b"a" * 70 + b".example/",
+    ],
+)
+@pytest.mark.parametrize("head", [b"307 R\r\nLocation: %s", b'401 U\r\nWWW-Authenticate: Bearer realm="%s"'])
+def test_an_address_of_an_answer_that_is_none(answers: tuple[str, list[bytes]], head: bytes, given: bytes) -> None:
+    address, lines = answers
+    lines.append(b"HTTP/1.1 " + head % given)
+    with Registry(address) as client, pytest.raises(distribution.RegistryError, match="which is no address") as told:
+        client.manifest("app", "1")
+    assert len(str(told.value)) < 500
+
+
+def test_a_redirect_with_letters_of_no_url(server: ScriptedRegistry, answers: tuple[str, list[bytes]]) -> None:
+    address, lines = answers
+    lines.append(b"HTTP/1.1 307 R\r\nLocation: http://" + server.address.encode() + b"/v2/\xc3\xa4 b/manifests/1?x=%41")
+    with Registry(address) as client, pytest.raises(distribution.NotFound):
+        client.manifest("app", "1")
+    assert [path for _, path, _ in server.requests] == ["/v2/%C3%A4%20b/manifests/1?x=%41"]
+
+
+@pytest.mark.parametrize("length", [b"\xb2", b"-1", b"9" * 5000, b"x"])
+def test_a_length_that_is_no_number(answers: tuple[str, list[bytes]], length: bytes) -> None:
+    address, lines = answers
+    lines += [b"HTTP/1.1 200 OK", b"Content-Type: x/y", b"Docker-Content-Digest: sha256:" + b"a" * 64]
+    lines += [b"Content-Length: " + length, b"Retry-After: " + length]
+    with Registry(address) as client:
+        assert client.resolve("app", "1") is None
+
+
+def test_no_registry_can_have_such_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for host in ("80", "10.1", "0x7f.1", "a" * 64 + ".example"):
+        with Registry(host) as client, pytest.raises(distribution.Unreachable, match=f"lookup {host}: no such host"):
+            client.ping()
+    for host in ("reg.example:65536", "[:::]"):
+        with pytest.raises(distribution.RegistryError, match="no address of a registry"):
+            Registry(host)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(101, "Network is unreachable"), "dial tcp 10.0.0.1:443: connect: network is unreachable"),
+        (OSError(113, "No route to host"), "dial tcp 10.0.0.1:443: connect: no route to host"),
+        (ConnectionResetError(104, "Connection reset by peer"), "connection reset by peer"),
+        (http.client.RemoteDisconnected("Remote end closed connection without response"), "EOF"),
+    ],
+)
+def test_the_words_of_the_system(error: Exception, told: str) -> None:
+    assert distribution._reason(error, "10.0.0.1") == told
+
+
 def test_plain_http_is_for_loopback_and_the_insecure() -> None:
     options = distribution.Options(insecure=("reg.example:5000", "10.0.0.0/8"))
     for host in ("localhost:5000", "127.0.0.1", "[::1]:80", "reg.example:5000", "10.2.3.4:1"):
@@ -200,9 +282,13 @@ def test_credentials_header() -> None:
     header = base64.urlsafe_b64encode(json.dumps({"username": "u", "password": "p"}).encode()).decode()
     assert distribution.credentials_from_header(header) == Credentials("u", "p")
     assert distribution.credentials_from_header("") == Credentials()
-    for bad in ("%%%", base64.urlsafe_b64encode(b"[1]").decode()):
-        with pytest.raises(ValueError, match="X-Registry-Auth"):
+    deep, bytes_of_no_text = b"[" * 100_000, b"\xd3"
+    for bad in ("%%%", *(base64.urlsafe_b64encode(each).decode() for each in (b"[1]", deep, bytes_of_no_text))):
+        with pytest.raises(ValueError, match="X-Registry-Auth") as told:
             distribution.credentials_from_header(bad)
+        assert "codec" not in str(told.value)
+    half = base64.urlsafe_b64encode(b'{"username": "\\ud800"}').decode()
+    assert distribution.credentials_from_header(half).username == "\ufffd"
 
 
 def openssl(*argv: str) -> None:

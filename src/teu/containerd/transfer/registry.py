@@ -70,7 +70,7 @@ def _open(job: Job, source: Any) -> tuple[reference.Reference, registries.Regist
             resolver.default_scheme == "http",
             dict(resolver.headers),
         )
-    except (registry_hosts.HostsError, OSError) as error:
+    except (registry_hosts.HostsError, distribution.RegistryError, OSError) as error:
         raise InvalidArgument(f"{source.reference}: {error}") from None
     return parsed, found
 
