@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The user's file: `config.json` in docker's format, in $TEU_CONFIG, $DOCKER_CONFIG or ~/.docker, so that
-log-ins and
-preferences are shared with docker. Read only by the commands that need it. `auths`, `credsStore`,
-`credHelpers`,
-`detachKeys`, `psFormat`, `imagesFormat`, `networksFormat`, `volumesFormat`, `statsFormat`, `HttpHeaders` and
-`proxies` are understood; every other key is kept as it is when the file is written."""
+"""The user's file: `config.json` in docker's format, in $TEU_CONFIG, $DOCKER_CONFIG or ~/.docker, so that log-ins and
+preferences are shared with docker. Read only by the commands that need it, and by all where it has HttpHeaders.
+`auths`, `credsStore`, `credHelpers`, `detachKeys`, `psFormat`, `imagesFormat`, `networksFormat`, `volumesFormat`,
+`statsFormat`, `HttpHeaders` and `proxies` are understood; every other key is kept as it is when the file is written."""
 
 from __future__ import annotations
 
@@ -25,6 +23,10 @@ OBJECTS = {"auths": 2, "credHelpers": 1, "HttpHeaders": 1, "proxies": 2}
 KNOWN = ("auth", "identitytoken", "registrytoken", "httpProxy", "httpsProxy", "ftpProxy", "noProxy", "allProxy")
 TEXTS = ("credsStore", "detachKeys", "psFormat", "imagesFormat", "networksFormat", "volumesFormat", "statsFormat")
 
+# What a header's name may have besides letters and digits, RFC 9110; and the names that are the client's own.
+TOKEN = "!#$%&'*+-.^_`|~"
+OWN_HEADERS = ("Host", "User-Agent", "Content-Length", "Transfer-Encoding", "Trailer", "Connection", "Upgrade")
+
 
 def folder(given: str) -> str:
     if given:
@@ -41,6 +43,23 @@ def folder(given: str) -> str:
         except KeyError:
             home = "/"
     return home + "/.docker"
+
+
+def mentions_headers(directory: str) -> bool:
+    """Whether the file may have headers for every request; a few microseconds, as every command asks."""
+    try:
+        file = os.open(directory + "/config.json", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return False
+    try:
+        text = b""
+        while part := os.read(file, 1 << 20):
+            text += part
+        return b'"httpheaders"' in text.lower()
+    except OSError:  # a folder
+        return False
+    finally:
+        os.close(file)
 
 
 class ConfigFile:
@@ -83,8 +102,30 @@ class ConfigFile:
     def get(self, key: str) -> str:
         return str(self.values.get(key) or "")
 
+    def headers(self) -> dict[str, str]:
+        """Those that go with every request to the daemon, but for what is the client's own, as docker has it."""
+        found = {}
+        for name, value in (self.values.get("HttpHeaders") or {}).items():
+            value = value or ""
+            if not name or not name.isascii() or not all(c.isalnum() or c in TOKEN for c in name):
+                raise CommandError(f"{self.path}: HttpHeaders: {name!r} is no name of a header: correct it")
+            if not all(c == "\t" or c.isprintable() for c in value):
+                raise CommandError(
+                    f"{self.path}: HttpHeaders: {name} has a character that no header can have: correct it"
+                )
+            name = "-".join(part.capitalize() for part in name.split("-"))
+            if name not in OWN_HEADERS:
+                found[name] = value.strip()
+        return found
+
     def save(self) -> None:
         """Replace the file by one that only its owner may read."""
+        try:
+            self._replace()
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise CommandError(f"cannot write {self.path}: {getattr(error, 'strerror', None) or error}") from None
+
+    def _replace(self) -> None:
         directory = os.path.dirname(self.path)
         os.makedirs(directory, 0o700, exist_ok=True)
         target = os.path.realpath(self.path)

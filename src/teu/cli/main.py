@@ -84,6 +84,7 @@ class Cli:
     @property
     def client(self) -> Client:
         if self._client is None:
+            from teu.cli.config import folder, mentions_headers
             from teu.cli.http import DEFAULT_HOST, Client
 
             options = self.options
@@ -97,8 +98,6 @@ class Cli:
             given = "tlsverify" in options.changed
             verify = options["tlsverify"] if given else bool(environment.get("DOCKER_TLS_VERIFY"))
             if options["tls"] or given or verify or environment.get("DOCKER_TLS"):
-                from teu.cli.config import folder
-
                 where = environment.get("DOCKER_CERT_PATH") or folder(options["config"])
                 tls = {}
                 for key, option in (("ca", "tlscacert"), ("cert", "tlscert"), ("key", "tlskey")):
@@ -107,7 +106,9 @@ class Cli:
                         tls[key] = path
                 if verify:
                     tls["verify"] = "yes"
-            self._client = Client(host or DEFAULT_HOST, tls)
+            # Only a file that has some is read as a whole, and checked, for a command that needs nothing else of it.
+            headers = self.config.headers() if mentions_headers(folder(options["config"])) else None
+            self._client = Client(host or DEFAULT_HOST, tls, headers)
         return self._client
 
     def print(self, text: str) -> None:

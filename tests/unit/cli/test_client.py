@@ -196,6 +196,26 @@ def test_a_file_that_is_nested_without_end_is_told(tmp_path: Path, text: str) ->
         config.ConfigFile(str(tmp_path))
 
 
+def test_headers_for_every_request(tmp_path: Path) -> None:
+    assert not config.mentions_headers(str(tmp_path))
+    file = tmp_path / "config.json"
+    file.write_text('{"auths": {}}')
+    assert not config.mentions_headers(str(tmp_path))
+    file.write_text('{"HttpHeaders": {"x-META-a": "1", "User-Agent": "me", "host": "h", "Empty": null}}')
+    assert config.mentions_headers(str(tmp_path))
+    assert config.ConfigFile(str(tmp_path)).headers() == {"X-Meta-A": "1", "Empty": ""}
+    for name, value in (("", "x"), ("a b", "x"), ("a:", "x"), ("\u00e4", "x"), ("A", "x\\r\\nB: y"), ("A", "\\u0000")):
+        file.write_text(f'{{"HttpHeaders": {{"{name}": "{value}"}}}}', "utf-8")
+        with pytest.raises(CommandError, match="HttpHeaders: "):
+            config.ConfigFile(str(tmp_path)).headers()
+
+
+@pytest.mark.parametrize("folder", ["x" * 5000, "/proc/self/fd/none", "/dev/null/x"])
+def test_a_file_that_cannot_be_written_is_told(folder: str) -> None:
+    with pytest.raises(CommandError, match="cannot write .*/config.json: "):
+        config.ConfigFile(folder).erase("x")
+
+
 def test_a_folder_in_place_of_the_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
     with pytest.raises(CommandError, match="cannot read .*config.json: Is a directory"):
