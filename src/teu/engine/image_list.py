@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import fields
-from teu.engine.errors import BadRequest, NotFound
+from teu.engine.errors import BadRequest, EngineError
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -240,7 +240,7 @@ def history(engine: Engine, image: Image, names: list[Name]) -> list[dict[str, A
         if not entry.get("empty_layer"):
             chain = next(chains, None)
             if chain is None:
-                raise NotFound(f"the history of {image.id} has more layers than the image")
+                raise EngineError(f"too many non-empty layers in History section of {image.id}")
             size = engine.images.layer_size(chain)
         rows.append(
             {

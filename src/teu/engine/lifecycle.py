@@ -309,8 +309,10 @@ def cancel_restart(container: Container) -> None:
 
 
 def wait_exit(container: Container, timeout: float | None) -> bool:
-    """False: it still runs after that many seconds."""
+    """False: it still runs after that many seconds; any number of them that a client may name."""
     before = container.exits
+    if timeout is not None and timeout > threading.TIMEOUT_MAX:
+        timeout = None  # 292 years and more
     with container.changed:
         return container.changed.wait_for(
             lambda: not container.running or container.removed or container.exits != before, timeout

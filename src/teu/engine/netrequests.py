@@ -349,8 +349,10 @@ def check_endpoint(settings: dict[str, Any], name: str, user_defined: bool, subn
         reasons.insert(0, "user specified IP address is supported on user defined networks only")
     for text in ipam["LinkLocalIPs"]:
         try:
-            ip_address(text)
+            good = ip_address(text).is_link_local and "%" not in text
         except ValueError:
+            good = False
+        if not good:
             reasons.append(f"invalid link-local IP address: {text}")
     if settings["Aliases"] and not user_defined:
         reasons.append("network-scoped alias is supported only for containers in user defined networks")

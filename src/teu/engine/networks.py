@@ -441,7 +441,8 @@ class Networks:
             try:
                 inner.send([netlink.set_up(1)])
                 for network in self._wanted(container):
-                    self._connect(container, active, network, inner)
+                    with _endpoint_of(container, network):
+                        self._connect(container, active, network, inner)
                 self._lead_out(container, active, inner)
                 self._resolve_names(container, active)
                 settings = container.network_settings
@@ -920,7 +921,8 @@ class Networks:
         from teu.linux import netlink, netns
 
         with netns.run_in(active.namespace, netlink.Socket) as inner:
-            self._connect(container, active, network, inner)
+            with _endpoint_of(container, network):
+                self._connect(container, active, network, inner)
             self._lead_out(container, active, inner)
         endpoint = next(endpoint for endpoint in active.endpoints if endpoint.network == network.id)
         netfiles.change_hosts(f"{container.directory}/hosts", add=self._host_line(container, endpoint))
@@ -1199,6 +1201,20 @@ class Networks:
             self._rebuild_table()
             if not firewall.is_whole():
                 raise EngineError("somebody takes them away at once; they are made with the next container")
+
+
+@contextlib.contextmanager
+def _endpoint_of(container: Container, network: Network) -> Iterator[None]:
+    """What the kernel refuses of a container's place on a network, as a client is told it."""
+    try:
+        yield
+    except OSError as error:
+        what = f" ({error.filename})" if error.filename else ""
+        reason = error.strerror or str(error)
+        reason = reason[:1].lower() + reason[1:]
+        raise EngineError(
+            f"failed to create endpoint {container.name} on network {network.name}: {reason}{what}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -25,8 +25,9 @@ def parse(text: str, name: str) -> int:
     if _DURATION.fullmatch(text):
         return time.time_ns() - sum(int(float(number) * _UNITS[unit]) for number, unit in _PART.findall(text))
     try:
-        match = re.fullmatch(r"(.*?)(\.\d+)?(Z|[+-]\d\d:?\d\d)?", text.replace(" ", "T", 1))
-        assert match is not None
+        match = re.fullmatch(r"(.*?)(\.[0-9]+)?(Z|[+-][0-9]{2}:?[0-9]{2})?", text.replace(" ", "T", 1))
+        if match is None:  # a line break
+            raise ValueError
         moment = datetime.datetime.fromisoformat(match[1])
         if match[3] and match[3] != "Z":
             offset = datetime.datetime.strptime(match[3], "%z").tzinfo

@@ -20,6 +20,8 @@ def processes(engine: Engine, container: Container, arguments: str) -> dict[str,
     for value in re.findall(r"\s+(\S*)=\s*(PID\S*)", arguments):
         if value[0] != "pid":  # another column of that name would be taken for the one of the processes
             raise EngineError(f'specifying "{value[0]}={value[1]}" is not allowed')
+    if "\0" in arguments:  # no program can be told such a thing
+        raise BadRequest(f"ps_args must not contain a NUL character: {arguments[:100]!r}")
     words = arguments.split()
     # The selection comes last and is added by us; options alone cannot name files or programs to ps.
     result = subprocess.run(

@@ -186,8 +186,9 @@ def test_times() -> None:
     assert times.parse("2023-11-14T22:13:20.123456789Z", "since") == 1700000000_123456789
     assert times.parse("2023-11-14T23:13:20+01:00", "since") == 1700000000 * 10**9
     assert abs(times.parse("1h30m", "since") - (time.time_ns() - 5400 * 10**9)) < 10**9
-    with pytest.raises(BadRequest):
-        times.parse("yesterday", "since")
+    for bad in ("yesterday", "a\nb", "2023-11-14T22:13:20.\u0663Z", "\u0661" * 3):
+        with pytest.raises(BadRequest):
+            times.parse(bad, "since")
 
 
 def test_filters() -> None:
