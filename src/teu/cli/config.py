@@ -77,6 +77,9 @@ class ConfigFile:
             raise CommandError(f"cannot read {self.path}: {error.strerror}") from None
         try:
             values = jsontext.loads(text) if text.strip() else {}
+            if b"\\ud" in text.lower():  # halves of surrogate pairs go over no wire and onto no terminal
+                whole = jsontext.dumps(values).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+                values = jsontext.loads(whole)
         except ValueError:
             values = None
         if not isinstance(values, dict):

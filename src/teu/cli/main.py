@@ -7,6 +7,7 @@ what the command says. Everything imported here is on the way of every command, 
 
 from __future__ import annotations
 
+import _codecs
 import os
 import sys
 
@@ -235,15 +236,27 @@ def dispatch(argv: list[str]) -> int:
     return command.function(cli, given, operands) or 0
 
 
+def as_it_came(error: UnicodeError) -> tuple[bytes, int]:
+    """What is printed for what is no text: the byte of the command line that it stands for, or the sign for what
+    cannot be shown, where a JSON text has half a surrogate pair."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    out = [bytes([ord(c) - 0xDC00]) if "\udc80" <= c <= "\udcff" else "\ufffd".encode() for c in letters]
+    return b"".join(out), error.end
+
+
 def main() -> NoReturn:
     open_what_is_closed()
     # A reader that goes away ends us quietly, as it ends every filter; sockets are written with MSG_NOSIGNAL.
     _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
     argv = sys.argv[1:]
-    if sys.stdout.encoding != "utf-8":
-        # Whatever the locale says: the API, names and our own marks are UTF-8, as docker's are.
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-        sys.stderr.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    _codecs.register_error("teu", as_it_came)
+    other_locale = sys.stdout.encoding != "utf-8"
+    # Whatever the locale says: the API, names and our own marks are UTF-8, as docker's are.
+    sys.stdout.reconfigure(encoding="utf-8", errors="teu")  # type: ignore[union-attr]
+    sys.stderr.reconfigure(encoding="utf-8", errors="teu")  # type: ignore[union-attr]
+    if other_locale:
         argv = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in argv]
     # Output is gathered in blocks on pipes and files; the streams of containers bypass it (os.write).
     code = 1

@@ -15,6 +15,7 @@ import pytest
 from teu.cli import archives, config, registry, streams
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.cli.http import Client, Connection, Response, query_string
+from teu.cli.main import as_it_came
 
 BIN = Path(__file__).resolve().parents[3] / "bin/teu"
 
@@ -305,6 +306,22 @@ def test_output_is_utf8_in_any_locale(tmp_path: Path) -> None:
             env={"LC_ALL": locale, "PATH": "/usr/bin"},
         )
         assert str(path).encode() in done.stderr
+
+
+def test_what_is_no_text_is_printed_all_the_same(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff"
+    for coding in ("utf-8:strict", "utf-8:surrogateescape", "ascii:strict"):
+        done = subprocess.run(
+            [sys.executable, "-S", str(BIN), "-H", b"unix://" + path, "ps"],
+            capture_output=True,
+            check=False,
+            env={"PYTHONIOENCODING": coding, "LC_ALL": "C.UTF-8", "PATH": "/usr/bin"},
+        )
+        assert path in done.stderr
+    (tmp_path / "config.json").write_text('{"psFormat": "\\ud800{{.ID}}", "auths": {"a": {"auth": "eDp5"}}}')
+    assert config.ConfigFile(str(tmp_path)).get("psFormat") == "\ufffd{{.ID}}"
+    error = UnicodeEncodeError("utf-8", "a\ud800\udcffb", 1, 3, "surrogates not allowed")
+    assert as_it_came(error) == (b"\xef\xbf\xbd\xff", 3)
 
 
 def test_two_events_in_one_packet_are_both_heard() -> None:
