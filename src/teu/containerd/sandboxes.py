@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from teu.api.runtime.sandbox.v1 import sandbox_pb2 as shim_sandbox
 from teu.containerd.errors import AlreadyExists, Error, NotFound, Unavailable, from_code
+from teu.containerd.rpc import validate_identifier
 
 if TYPE_CHECKING:
     from teu.containerd.context import Context
@@ -96,7 +97,7 @@ class Manager:
         return sandbox
 
     async def create(self, namespace: str, request: Any) -> None:
-        id = request.sandbox_id
+        id = validate_identifier(request.sandbox_id)  # it becomes a folder's name
         if (old := self._sandboxes.get((namespace, id))) is not None:
             if not old.gone:
                 raise AlreadyExists(f'sandbox "{id}"')

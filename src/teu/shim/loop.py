@@ -232,7 +232,7 @@ class Loop:
                 except OSError as e:
                     result = (False, (e.errno, str(e.strerror or e), e.filename))
                 except Exception as e:
-                    result = (False, f"{type(e).__name__}: {e}")
+                    result = (False, str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}")
                 with open(write_end, "wb") as file:
                     file.write(marshal.dumps(result))
             finally:

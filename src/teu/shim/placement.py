@@ -64,12 +64,18 @@ def stop_timeout(notes: dict[str, str]) -> float:
 
 
 def read_spec(bundle: str) -> dict[str, Any]:
-    """The bundle's config.json; {} if there is none."""
+    """The bundle's config.json; {} if there is none. ValueError, in words for a client, where it is no JSON object."""
     try:
         with open(os.path.join(bundle, "config.json"), "rb") as file:
             spec = json.load(file)
     except FileNotFoundError:
         return {}
+    except RecursionError:
+        raise ValueError(f"{bundle}/config.json is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{bundle}/config.json is not JSON: it has bytes that are no UTF-8") from None
+    except ValueError as e:
+        raise ValueError(f"{bundle}/config.json is not JSON: {e}") from None
     if not isinstance(spec, dict):
         raise ValueError(f"{bundle}/config.json: not a JSON object")
     return spec

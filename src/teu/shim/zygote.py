@@ -60,7 +60,7 @@ def _serve_request(line: bytes, daemon: socket.socket) -> None:
         }
         answer = {"address": program.start_shim(flags, environment, request["bundle"], launch=launch)}
     except (OSError, ValueError, KeyError) as e:
-        answer = {"error": f"{type(e).__name__}: {e}"}
+        answer = {"error": f"KeyError: {e}" if isinstance(e, KeyError) else str(e)}
     daemon.sendall(json.dumps(answer).encode() + b"\n")
     os._exit(0)
 

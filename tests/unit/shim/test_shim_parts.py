@@ -368,6 +368,14 @@ def test_what_a_client_is_told_of_an_error() -> None:
     assert service._told(ValueError("x")) == "x" and service._told(KeyError()) == "KeyError"
 
 
+@pytest.mark.parametrize("text", [b"\xfay#\xf0", b"{", b"[1]", b"[" * 100_000, b""])
+def test_a_configuration_that_is_none(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(ValueError, match="config.json") as told:
+        placement.read_spec(str(tmp_path))
+    assert "codec" not in str(told.value)
+
+
 def test_text_with_a_nul_is_refused() -> None:
     request = m.decode("task.CreateTaskRequest", m.encode("task.CreateTaskRequest", {"id": "a", "bundle": "/b"}))
     assert service._with_nul(request) == ""
