@@ -358,6 +358,8 @@ class Template:
             self._run(self.nodes, data, [{"$": data}], out)
         except RecursionError:
             raise TemplateError("exceeded maximum template depth") from None
+        except MemoryError:  # a range over a large number, for one
+            raise TemplateError("the output does not fit into memory") from None
         return "".join(out)
 
     def _run(self, nodes: list[Any], dot: Any, scopes: list[dict[str, Any]], out: list[str]) -> None:
@@ -640,7 +642,7 @@ def _index(value: Any, *keys: Any) -> Any:
                 raise TemplateError(f"value has type {go_type(key)}; should be string")
             value = value.get(key, getattr(value, "zero", MISSING))
         elif isinstance(value, str):
-            data = value.encode("utf-8", "surrogatepass")
+            data = as_bytes(value)
             if not 0 <= _count(key) < len(data):
                 raise TemplateError(f"reflect: string index out of range: {key}")
             value = data[key]
@@ -651,6 +653,14 @@ def _index(value: Any, *keys: Any) -> Any:
     return value
 
 
+def as_bytes(text: str) -> bytes:
+    """What Go counts of a string. A byte that is no UTF-8, as a slice may leave, is one."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a pair of a JSON text
+        return text.encode("utf-8", "surrogatepass")
+
+
 def _slice(value: Any, *bounds: Any) -> Any:
     if not isinstance(value, (str, list)):
         missing = value is None or value is MISSING or isinstance(value, Nil)
@@ -658,21 +668,23 @@ def _slice(value: Any, *bounds: Any) -> Any:
     if len(bounds) > 3 or (len(bounds) == 3 and isinstance(value, str)):
         raise TemplateError(f"too many slice indexes: {len(bounds)}")
     numbers = [_count(bound) for bound in bounds]
+    whole = as_bytes(value) if isinstance(value, str) else value
     start = numbers[0] if numbers else 0
-    end = numbers[1] if len(numbers) > 1 else len(value)
+    end = numbers[1] if len(numbers) > 1 else len(whole)
     for number in numbers:
-        if not 0 <= number <= len(value):
+        if not 0 <= number <= len(whole):
             raise TemplateError(f"index out of range: {number}")
     if start > end:
         raise TemplateError(f"invalid slice index: {start} > {end}")
-    return value[start:end]
+    part = whole[start:end]
+    return part.decode("utf-8", "surrogateescape") if isinstance(part, bytes) else part
 
 
 def _length(value: Any) -> int:
     if value is None or value is MISSING or isinstance(value, Nil):
         raise TemplateError("len of nil pointer")
     if isinstance(value, str):
-        return len(value.encode("utf-8", "surrogatepass"))
+        return len(as_bytes(value))
     if not isinstance(value, (dict, list)):
         raise TemplateError(f"len of type {go_type(value)}")
     return len(value)
@@ -702,10 +714,12 @@ def _printf(form: Any, *values: Any) -> str:
         flags, verb = match.group(1), match.group(2)
         if verb == "%":
             return "%"
+        if not verb:
+            return "%!(NOVERB)"
         if not rest:
             return f"%!{verb}(MISSING)"
         value = rest.pop(0)
-        if any(int(number) > WIDEST for number in re.findall(r"\d+", flags)):
+        if any(int(number) > WIDEST for number in re.findall(r"[0-9]+", flags)):
             return f"%!(BADWIDTH)%!{verb}({go_type(value)}={show(value)})"
         if verb in "vs":
             return ("%" + flags + "s") % (show(value),)
@@ -722,7 +736,11 @@ def _printf(form: Any, *values: Any) -> str:
         except (TypeError, ValueError, OverflowError):
             return f"%!{verb}({go_type(value)}={show(value)})"
 
-    return re.sub(r"%([-+# 0]*\d{0,20}(?:\.\d{1,20})?)([a-zA-Z%])", replace, _text(form))
+    text = re.sub(r"%([-+# 0]*[0-9]{0,20}(?:\.[0-9]{1,20})?)([a-zA-Z%]|\Z)", replace, _text(form))
+    if rest:
+        extra = ("<nil>" if value is None else f"{go_type(value)}={show(value)}" for value in rest)
+        text += f"%!(EXTRA {', '.join(extra)})"
+    return text
 
 
 def _print(*values: Any) -> str:
