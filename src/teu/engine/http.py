@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 
 from teu.engine.departure import NOBODY, Departure
 from teu.engine.errors import BadRequest, TimedOut, TooLarge
-from teu.engine.fields import FALSE, Object, loads, natural
+from teu.engine.fields import FALSE, Object, loads, natural, whole_characters
 
 JSON_LIMIT = 16 << 20
 JSON_SECONDS = 300
@@ -182,9 +182,17 @@ class Response:
         self.hijack = hijack
 
 
+def encoded(value: Any) -> bytes:
+    """A JSON text. What stands for a byte that is no UTF-8, as in a file's name, is the sign for what cannot be shown,
+    as Go has it: half of a surrogate pair is refused by many who read JSON."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    if "\\ud" in text:
+        text = whole_characters(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+    return text.encode()
+
+
 def json_response(value: Any, status: int = 200) -> Response:
-    data = json.dumps(value, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-    return Response(status, data, "application/json")
+    return Response(status, encoded(value) + b"\n", "application/json")
 
 
 def empty(status: int = 204) -> Response:
@@ -218,13 +226,13 @@ def progress(items: Iterator[dict[str, Any]]) -> Response:
         try:
             item = first
             while item is not None:
-                yield json.dumps(item, allow_nan=False, separators=(",", ":")).encode() + b"\r\n"
+                yield encoded(item) + b"\r\n"
                 item = next(items, None)
         except GeneratorExit:
             raise
         except Exception as error:
             log.debug("stream ended by an error", exc_info=True)
             message = str(error)
-            yield json.dumps({"errorDetail": {"message": message}, "error": message}).encode() + b"\r\n"
+            yield encoded({"errorDetail": {"message": message}, "error": message}) + b"\r\n"
 
     return stream(lines(), "application/json", getattr(items, "close", None))

@@ -336,12 +336,10 @@ class _Connection:
             return True
 
     def _still_there(self) -> None:
-        """An empty chunk: nothing to say yet, so look whether anybody still listens."""
-        try:
-            if not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                raise ConnectionError("the client has gone")
-        except BlockingIOError:
-            pass
+        """An empty chunk: nothing to say yet, so look whether anybody still listens. What was sent and not read, a
+        second request or a body that nobody wanted, says nothing of that."""
+        if self.gone():
+            raise ConnectionError("the client has gone")
 
     def _hijack(self, response: Response, upgrade: bool) -> None:
         assert response.hijack is not None
@@ -360,6 +358,7 @@ class _Connection:
 def _error_response(status: int, message: str) -> Response:
     if status == 304:
         return Response(304)
+    message = fields.whole_characters(message)  # a file's name may be no UTF-8
     return Response(status, json.dumps({"message": message}).encode() + b"\n", "application/json")
 
 

@@ -36,6 +36,12 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     def conflict(engine: Any, request: Any) -> Response:
         raise Conflict("in the way")
 
+    @router.route("GET", "/names")
+    def names(engine: Any, request: Any) -> Response:
+        if request.query.flag("wrong"):
+            raise Conflict("in the way: \udcff\U0001f600\ud800")
+        return json_response({"Path": "\udcff\U0001f600\ud800"})
+
     @router.route("GET", "/broken")
     def broken(engine: Any, request: Any) -> Response:
         raise KeyError("x")
@@ -159,6 +165,12 @@ def test_errors(path: str) -> None:
     assert get(path, "/empty")[0] == 204
 
 
+def test_names_that_are_no_text(path: str) -> None:
+    """Halves of surrogate pairs are refused by many who read JSON."""
+    assert json.loads(get(path, "/names")[2]) == {"Path": "\ufffd\U0001f600\ufffd"}
+    assert json.loads(get(path, "/names?wrong=1")[2]) == {"message": "in the way: \ufffd\U0001f600\ufffd"}
+
+
 def test_a_body_without_a_type_is_refused(path: str) -> None:
     status, _, body = ask(path, b"POST /echo/a/end HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
     assert status == 400 and b"Content-Type" in body
@@ -250,12 +262,15 @@ def test_progress(path: str) -> None:
     assert get(path, "/progress?early=1")[0] == 409
 
 
-def test_a_client_that_leaves_a_stream_is_noticed(path: str) -> None:
+@pytest.mark.parametrize("more", [b"", b"GET /empty HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_a_client_that_leaves_a_stream_is_noticed(path: str, more: bytes) -> None:
+    """Also one that has sent what nobody has read: its thread stayed for good."""
     with connect(path) as sock:
         sock.sendall(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
         data = b""
         while b"one" not in data:
             data += sock.recv(1000)
+        sock.sendall(more)
     for _ in range(500):
         if SEEN.get("closed"):
             break
