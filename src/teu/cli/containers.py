@@ -196,7 +196,7 @@ def port(cli: Cli, options: Options, operands: list[str]) -> int:
         asked, slash, protocol = operands[1].partition("/")
         key = f"{asked}/{protocol if slash else 'tcp'}"
         bindings = ports.get(key)
-        if not asked.isdigit():
+        if not (asked.isascii() and asked.isdigit()):
             raise CommandError(f"Error: Invalid port: {operands[1]}")
         if not bindings:
             raise CommandError(f"Error: No public port '{operands[1]}' published for {operands[0]}")

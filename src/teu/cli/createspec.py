@@ -418,7 +418,7 @@ def weight(value: str) -> dict[str, Any]:
         raise ValueError(f"bad format: {value}")
     if not path.startswith("/dev/"):
         raise ValueError(f"bad format for device path: {value}")
-    if not number.isdigit() or (int(number) and not 10 <= int(number) <= 1000):
+    if not number.isascii() or not number.isdigit() or (int(number) and not 10 <= int(number) <= 1000):
         raise ValueError(f"invalid weight for device: {value}")
     return {"Path": path, "Weight": int(number)}
 

@@ -180,7 +180,7 @@ def proxy_for(scheme: str, target: tuple[str, int]) -> tuple[str, int] | None:
             return None
     _, _, rest = text.rpartition("://")
     name, _, port = rest.rpartition("@")[2].partition("/")[0].rpartition(":")
-    return (name, int(port)) if name and port.isdigit() else (name or port, 80)
+    return (name, int(port)) if name and port.isascii() and port.isdigit() else (name or port, 80)
 
 
 def tunnel(sock: Any, target: str) -> None:

@@ -30,7 +30,7 @@ def parse_bytes(text: str) -> int:
         factor = 1024 ** ("kmgtp".index(number[-1]) + 1)
         number = number[:-1]
     number = number.rstrip()
-    if not number or not number.replace(".", "", 1).isdigit() or number[0] == "." or number[-1] == ".":
+    if not number.isascii() or not number.replace(".", "", 1).isdigit() or number[0] == "." or number[-1] == ".":
         raise ValueError(f"invalid size: '{text}'")
     return int(float(number) * factor) if "." in number else int(number) * factor
 
@@ -165,7 +165,7 @@ def timestamp(text: str) -> str:
         now = time.time_ns() - past
         return f"{now // 1_000_000_000}.{now % 1_000_000_000:09d}"
     before, point, after = text.partition(".")
-    if before.lstrip("-").isdigit() and (not point or after.isdigit()):
+    if text.isascii() and before.lstrip("-").isdigit() and (not point or after.isdigit()):
         return text if point else f"{text}.000000000"
     try:
         seconds, nano = parse_time(text)

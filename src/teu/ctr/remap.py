@@ -24,7 +24,7 @@ REMAPS = "remap-ids"
 def _host(mapping: str) -> int:
     container, _, rest = mapping.partition(":")
     host, _, length = rest.partition(":")
-    if not (container.isdigit() and host.isdigit() and length.isdigit()):
+    if not all(part.isascii() and part.isdigit() for part in (container, host, length)):
         raise CommandError("user namespace mappings require the format `container-id:host-id:size`")
     return int(host) - int(container)
 

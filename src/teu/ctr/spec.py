@@ -217,7 +217,7 @@ def set_user(spec: Json, text: str, root: Path | None) -> None:
     users = lines_of(root, "passwd")
     groups = lines_of(root, "group")
     uid, gid, user_name = 0, 0, name or "root"
-    if name.isdigit():
+    if name.isascii() and name.isdigit():
         uid = int(name)
         entry = next((fields for fields in users if fields[2] == name), None)
         user_name = entry[0] if entry else name
@@ -227,7 +227,7 @@ def set_user(spec: Json, text: str, root: Path | None) -> None:
         if entry is None:
             raise CommandError(f"no users found: the image has no user {name}")
         uid, gid = int(entry[2]), int(entry[3])
-    if group.isdigit():
+    if group.isascii() and group.isdigit():
         gid = int(group)
     elif group:
         found = next((fields for fields in groups if fields[0] == group), None)
@@ -413,7 +413,7 @@ def apply_options(spec: Json, options: Options) -> None:
 def add_gpus(spec: Json, numbers: list[str]) -> None:
     """Let nvidia-container-cli, which must be on this host, put these devices into the container."""
     for number in numbers:
-        if not number.isdigit():
+        if not (number.isascii() and number.isdigit()):
             raise CommandError(f'invalid value "{number}" for flag -gpus: parse error')
     hook = shutil.which("teu-containerd") or shutil.which("containerd")
     cli = shutil.which("nvidia-container-cli")
@@ -433,7 +433,7 @@ def add_gpus(spec: Json, numbers: list[str]) -> None:
 
 def mapping(text: str) -> Json:
     parts = text.split(":")
-    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
         raise CommandError("user namespace mappings require the format `container-id:host-id:size`")
     return {"containerID": int(parts[0]), "hostID": int(parts[1]), "size": int(parts[2])}
 

@@ -135,7 +135,7 @@ def execute(ctr: Ctr, options: Options, operands: list[str]) -> int:
 
 
 def signal_number(text: str) -> int:
-    if text.isdigit():
+    if text.isascii() and text.isdigit():
         return int(text)
     name = text.upper()
     name = name if name.startswith("SIG") else "SIG" + name

@@ -40,7 +40,7 @@ def moment_of(text: str | None) -> int:
     if not whole or not text or text[19:20] != ".":
         return whole * 10**9
     digits = text[20:].rstrip("Zz").partition("+")[0].partition("-")[0]
-    return whole * 10**9 + (int(digits[:9].ljust(9, "0")) if digits.isdigit() else 0)
+    return whole * 10**9 + (int(digits[:9].ljust(9, "0")) if digits.isascii() and digits.isdigit() else 0)
 
 
 def filter_moment(text: str) -> int:

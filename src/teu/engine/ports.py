@@ -35,7 +35,7 @@ def parse_port(text: str) -> tuple[int, str]:
     protocol = protocol.lower() if slash else "tcp"
     if protocol not in PROTOCOLS:
         raise BadRequest(f"invalid port specification: {text!r}: the protocol is none of tcp, udp, sctp")
-    if not number.isdigit() or not 0 < int(number) < 65536:
+    if not number.isascii() or not number.isdigit() or not 0 < int(number) < 65536:
         raise BadRequest(f"invalid port specification: {text!r}")
     return int(number), protocol
 
@@ -83,7 +83,7 @@ def _binding(port: int, protocol: str, entry: dict[str, Any], default_address: s
     first, dash, last = text.partition("-")
     if not text:
         return Binding(port, protocol, address, 0, 0)
-    if not first.isdigit() or (dash and not last.isdigit()):
+    if not text.isascii() or not first.isdigit() or (dash and not last.isdigit()):
         raise BadRequest(f"invalid port specification: {text!r}")
     low, high = int(first), int(last) if dash else int(first)
     if high > 65535 or low > high:

@@ -289,7 +289,7 @@ def _port_matches(container: Container, text: str, published: bool) -> bool:
         number, _, kind = name.partition("/")
         if protocol and kind != protocol or published and not bindings:
             continue
-        values = [int(number)] if number.isdigit() else []
+        values = [int(number)] if number.isascii() and number.isdigit() else []
         if published:
             values = [int(binding.get("HostPort") or 0) for binding in bindings or ()]
         if any(low <= value <= high for value in values):

@@ -256,7 +256,7 @@ def check_descriptor(value: Any, what: str) -> Json:
         digests.check(digest)
     except digests.DigestError as error:
         raise SpecError(f"{what}: {error}") from None
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 1 << 63:
         raise SpecError(f"{what} has no valid size")
     annotations = value.get("annotations")
     if annotations is not None and not (

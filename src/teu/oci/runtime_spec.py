@@ -45,6 +45,7 @@ INT32 = ("integer", -(2**31), 2**31 - 1)
 INT64 = ("integer", -(2**63), 2**63 - 1)
 STRINGS = ("list", STRING)
 STRING_MAP = ("map", STRING)
+HIGHEST_CPU = 0xFFFF  # also of memory nodes, of which there are fewer
 
 NAMESPACES = ("mount", "pid", "network", "uts", "ipc", "user", "cgroup", "time")
 PROPAGATIONS = (
@@ -464,7 +465,7 @@ def check_process(process: Any) -> None:
 def check_version(version: str) -> None:
     """Any 1.x is understood (runtime-spec, "Specification version": unknown properties are ignored)."""
     numbers = version.split("-")[0].split("+")[0].split(".")
-    if len(numbers) != 3 or not all(number.isdigit() for number in numbers):
+    if len(numbers) != 3 or not all(map(is_number, numbers)):
         raise SpecError("ociVersion", f"must be a version as 1.2.0, is {version!r}")
     if numbers[0] != "1":
         raise SpecError("ociVersion", f"is {version}; this runtime knows 1.0.0 to {VERSION}")
@@ -547,6 +548,9 @@ def _check_namespaces(spec: Object, linux: Object) -> None:
             raise SpecError("linux.timeOffsets", "is given, but no time namespace")
         if paths["time"]:
             raise SpecError("linux.timeOffsets", "cannot be set in a time namespace that is joined by its path")
+        for clock in offsets:
+            if clock not in ("boottime", "monotonic"):
+                raise SpecError(f"linux.timeOffsets[{clock}]", "is not known; known are boottime and monotonic")
     if "time" in paths and not os.path.exists("/proc/self/ns/time"):
         raise SpecError("linux.namespaces", "this kernel has no time namespaces")
 
@@ -707,7 +711,7 @@ def check_resources(resources: Object, field: str = "linux.resources") -> None:
             raise SpecError(f"{field}.rdma[{name}]", "needs hcaHandles or hcaObjects")
     for index, huge in enumerate(resources.get("hugepageLimits") or []):
         size = huge["pageSize"]
-        if len(size) < 3 or size[-2:] not in ("KB", "MB", "GB") or not size[:-2].isdigit() or size[0] == "0":
+        if len(size) < 3 or size[-2:] not in ("KB", "MB", "GB") or not is_number(size[:-2]) or size[0] == "0":
             raise SpecError(f"{field}.hugepageLimits[{index}].pageSize", f"must be a size as 2MB, is {size!r}")
     for name in resources.get("unified") or {}:
         if "/" in name:
@@ -716,14 +720,22 @@ def check_resources(resources: Object, field: str = "linux.resources") -> None:
             raise SpecError(f"{field}.unified[{name}]", f"the specified key has not the form CONTROLLER.VALUE `{name}`")
 
 
+def is_number(text: str) -> bool:
+    """Decimal digits as the kernel and Go read them, and no more of them than Python does: '\u0663' and '\u00b2' are
+    digits to str.isdigit()."""
+    return text.isascii() and text.isdigit() and len(text) <= 20
+
+
 def check_ranges(text: str, field: str) -> None:
-    """A list as `0-3,7` of the kernel's cpuset format."""
+    """A list as `0-3,7` of the kernel's cpuset format. Numbers that no kernel has are refused: lists are unfolded."""
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first and not dash:
             continue
-        if not first.isdigit() or (dash and not (last.isdigit() and int(first) <= int(last))):
+        if not is_number(first) or (dash and not (is_number(last) and int(first) <= int(last))):
             raise SpecError(field, f"must be a list of numbers and ranges as 0-3,7, is {text!r}")
+        if int(last or first) > HIGHEST_CPU:
+            raise SpecError(field, f"names {last or first}, no kernel has more than {HIGHEST_CPU}")
 
 
 def check_seccomp(seccomp: Object, field: str = "linux.seccomp") -> None:

@@ -57,7 +57,7 @@ def page_server(text: str) -> dict[str, Any]:
     host, _, port = text.rpartition(":")
     if not host or not port:
         raise RuncError("Use --page-server ADDRESS:PORT to specify page server")
-    if not port.isdigit():
+    if not (port.isascii() and port.isdigit()):
         raise RuncError("Invalid port number")
     return {"address": host.strip("[]"), "port": int(port)}
 

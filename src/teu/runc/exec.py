@@ -139,7 +139,7 @@ def inherit(spec: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(text: str, what: str) -> int:
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise RuncError(f"bad {what}: {text!r} is not a number")
     return int(text)
 

@@ -61,7 +61,7 @@ _NUMBERS = {
 
 def number_of(text: str) -> int:
     """ "9", "KILL", "SIGKILL", "rtmin+3" as a number."""
-    if text.lstrip("-").isdigit():
+    if text.isascii() and text.lstrip("-").isdigit():
         return int(text)
     name = text.upper().removeprefix("SIG")
     if name in _NUMBERS:

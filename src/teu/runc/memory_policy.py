@@ -40,7 +40,7 @@ def encode(policy: dict[str, Any]) -> bytes:
         if not part:
             continue
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or int(last or first) > 4095:
+        if not part.isascii() or not first.isdigit() or (dash and not last.isdigit()) or int(last or first) > 4095:
             raise InvalidSpec(f"linux.memoryPolicy.nodes: {policy['nodes']!r} is not a list of nodes")
         for node in range(int(first), int(last or first) + 1):
             nodes |= 1 << node

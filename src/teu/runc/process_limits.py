@@ -115,8 +115,10 @@ def cpu_list(text: str) -> set[int]:
         if not part:
             continue
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not part.isascii() or not first.isdigit() or (dash and not last.isdigit()):
             raise InvalidSpec(f"process.execCPUAffinity: {text!r} is not a list of CPUs")
+        if len(last or first) > 5:
+            raise InvalidSpec(f"process.execCPUAffinity: {last or first} is more than any kernel's CPUs")
         found.update(range(int(first), int(last or first) + 1))
     return found
 

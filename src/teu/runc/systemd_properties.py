@@ -88,7 +88,8 @@ def cpu_mask(ranges: str, field: str) -> bytes:
         first, dash, last = part.strip().partition("-")
         if not first and not dash:
             continue
-        if not first.isdigit() or dash and not last.isdigit() or dash and int(last) < int(first):
+        numbers = part.isascii() and first.isdigit() and (not dash or last.isdigit()) and len(last or first) < 6
+        if not numbers or dash and int(last) < int(first):
             raise CgroupError(f"{field}: {part!r} is not a number or a range")
         for number in range(int(first), int(last if dash else first) + 1):
             mask |= 1 << number
@@ -138,7 +139,7 @@ def from_unified(unified: dict[str, str], version: Callable[[], int]) -> list[Pr
 
 
 def _number(text: str, field: str) -> int:
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise CgroupError(f"{field}: {text!r} is not a number")
     return int(text)
 

@@ -121,12 +121,12 @@ class Container:
 
 def signal_number(name: str) -> int:
     """A signal by number or name, with or without SIG; SIGTERM for anything else."""
-    if name.isdigit() and 0 < int(name) < signal.NSIG:
+    if name.isascii() and name.isdigit() and 0 < int(name[:9]) < signal.NSIG:
         return int(name)
     name = name.upper().removeprefix("SIG")
     base, plus, offset = name.partition("+")
     number = getattr(signal, "SIG" + base, signal.SIGTERM)
-    return int(number) + (int(offset) if plus and offset.isdigit() else 0)
+    return int(number) + (int(offset) if plus and offset.isascii() and offset.isdigit() else 0)
 
 
 def shares_pids(spec: dict[str, Any]) -> bool:

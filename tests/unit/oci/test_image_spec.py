@@ -104,3 +104,10 @@ def test_choice_of_an_index() -> None:
     assert not image_spec.choose([amd64, arm64], Platform("linux", "386"))
     attestation = entry("amd64", annotations={"vnd.docker.reference.type": "attestation-manifest"})
     assert not image_spec.choose([attestation], Platform("linux", "amd64"))
+
+
+@pytest.mark.parametrize("size", [-1, 1 << 63, 10**30, 1.0, True, "1", None])
+def test_a_size_that_no_blob_has(size: object) -> None:
+    """One of 64 bits ended a load in an internal error."""
+    with pytest.raises(image_spec.SpecError, match="no valid size"):
+        image_spec.check_descriptor({"mediaType": "a/b", "digest": "sha256:" + "0" * 64, "size": size}, "layer")

@@ -9,14 +9,19 @@ from google.protobuf import empty_pb2
 
 from teu.api.services.images.v1 import images_pb2
 from teu.containerd.context import Context
+from teu.containerd.errors import InvalidArgument
 from teu.containerd.rpc import Call, Server, quick
+from teu.containerd.stores.rows import LONGEST
 
 
 def _epoch(request: Any) -> int | None:
-    """SOURCE_DATE_EPOCH of the request, in nanoseconds, for reproducible records."""
+    """SOURCE_DATE_EPOCH of the request, in nanoseconds, for reproducible records. InvalidArgument for a moment that no
+    record can hold, and that was in no year of people."""
     if not request.HasField("source_date_epoch"):
         return None
     stamp = request.source_date_epoch
+    if not -LONGEST < stamp.seconds * 1_000_000_000 + stamp.nanos < LONGEST:
+        raise InvalidArgument(f"source_date_epoch of {stamp.seconds} seconds is out of range")
     return int(stamp.seconds * 1_000_000_000 + stamp.nanos)
 
 

@@ -23,7 +23,7 @@ from teu.containerd.errors import FailedPrecondition
 log = logging.getLogger("teu.containerd")
 
 DAMAGED_LABEL = "teu.io/damaged"
-_LONGEST = 1 << 62  # nanoseconds
+LONGEST = 1 << 62  # nanoseconds
 _logged: set[tuple[str, str]] = set()
 
 
@@ -43,7 +43,7 @@ class Row:
         return ""
 
     def number(self, value: Any, column: str) -> int:
-        if type(value) is int and -_LONGEST < value < _LONGEST:
+        if type(value) is int and -LONGEST < value < LONGEST:
             return value
         self.faults.append(f"{column} is no number")
         return 0
