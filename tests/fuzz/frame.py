@@ -46,6 +46,7 @@ T = TypeVar("T")
 
 UNITS = ("teud.service", "teu-containerd.service")
 OVERDUE_SECONDS = 120  # after its deadline, a target that has not come back hangs
+CLEANING_SECONDS = 600  # for what it has made, and to settle
 SETTLE_SECONDS = 45  # how long what was begun may take to go away
 REMEMBERED = 12  # cases that are shown beside what the journal says
 
@@ -168,6 +169,7 @@ class Run:
         before = settled(units)
         with Journal(self, ignore):
             yield
+            signal.alarm(CLEANING_SECONDS)  # it has come back; what it has made may be much
             if clean:
                 try:
                     clean()
@@ -208,7 +210,10 @@ def execute(each: Target, seconds: float, seed: int, results: Path) -> Run:
     try:
         each.function(run)
     except Overdue:
-        run.finding("the target did not come to its end: something hangs", list(run.recent))
+        import traceback
+
+        where = traceback.format_exc()
+        run.finding("the target did not come to its end: something hangs", f"{where}\n{shown(list(run.recent))}")
     except Exception as error:
         import traceback
 

@@ -565,7 +565,7 @@ def _render(run: Run, dice: random.Random, base: dict[str, Any]) -> None:
         data = mutate.json_value(dice, base) if dice.random() < 0.5 else base
         case = f"{text!r}\n{data!r}"
         run.trying(case)
-        began = time.monotonic()
+        began = time.process_time()  # the machine may be busy with much else
         try:
             compile_template(text).render(data)
         except (CommandError, TemplateError):
@@ -575,5 +575,5 @@ def _render(run: Run, dice: random.Random, base: dict[str, Any]) -> None:
 
             place = traceback.extract_tb(error.__traceback__)[-1]
             run.finding(f"template: {type(error).__name__}: {str(error)[:100]} at {place.name}", case)
-        if time.monotonic() - began > 5:
-            run.finding("template: it takes longer than 5 s", case)
+        if time.process_time() - began > 5:
+            run.finding("template: it takes longer than 5 s of a processor", case)

@@ -26,6 +26,7 @@ LASTING_SECONDS = 3.0
 # What writes to the host by right is not asked to.
 LEFT_OUT = {"install", "images mount", "content edit", "shim start", "shim delete", "shim exec"}
 NAMESPACE = "fuzz"
+AT_ONCE = 50  # names on a command line
 VALUES = {
     "label": ("a=b", "a", "=b"),
     "env": ("A=b",),
@@ -111,16 +112,17 @@ def clean() -> None:
         ("leases", ("ls", "-q"), ("rm",)),
         ("content", ("ls", "-q"), ("rm",)),
     ):
-        for name in ctr(group, *listing).split("\n"):
-            if name:
-                ctr(group, *removal, name)
+        names = [name for name in ctr(group, *listing).split("\n") if name]
+        for start in range(0, len(names), AT_ONCE):
+            ctr(group, *removal, *names[start : start + AT_ONCE])
     for _ in range(8):  # children before their parents
         for kind in ("overlayfs", "native"):
             for line in ctr("snapshots", "--snapshotter", kind, "ls").splitlines()[1:]:
                 ctr("snapshots", "--snapshotter", kind, "rm", line.split()[0])
-    for line in ctr("namespaces", "ls").splitlines()[1:]:
-        if (name := line.split(" ")[0]) not in ("teu", "default", "moby"):
-            ctr("namespaces", "rm", name)
+    names = [line.split(" ")[0] for line in ctr("namespaces", "ls").splitlines()[1:]]
+    names = [name for name in names if name not in ("teu", "default", "moby")]
+    for start in range(0, len(names), AT_ONCE):
+        ctr("namespaces", "rm", *names[start : start + AT_ONCE])
 
 
 def ctr(*words: str) -> str:
