@@ -43,6 +43,7 @@ UINT32 = ("integer", 0, 2**32 - 1)
 UINT64 = ("integer", 0, 2**64 - 1)
 INT32 = ("integer", -(2**31), 2**31 - 1)
 INT64 = ("integer", -(2**63), 2**63 - 1)
+DEVICE_NUMBER = ("integer", -(2**31), 2**32 - 1)  # major or minor; the kernel has fewer, the C library no more
 STRINGS = ("list", STRING)
 STRING_MAP = ("map", STRING)
 HIGHEST_CPU = 0xFFFF  # also of memory nodes, of which there are fewer
@@ -110,7 +111,7 @@ HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "post
 
 ID_MAPPINGS = ("list", ("object", {"containerID!": UINT32, "hostID!": UINT32, "size!": UINT32}))
 HOOK = ("object", {"path!": STRING, "args": STRINGS, "env": STRINGS, "timeout": INT64})
-THROTTLE = ("list", ("object", {"major!": INT64, "minor!": INT64, "rate!": UINT64}))
+THROTTLE = ("list", ("object", {"major!": DEVICE_NUMBER, "minor!": DEVICE_NUMBER, "rate!": UINT64}))
 OFFSET = ("object", {"secs": INT64, "nanosecs": UINT32})
 
 CONSOLE_SIZE = ("object", {"height!": UINT16, "width!": UINT16})
@@ -175,8 +176,8 @@ RESOURCES = (
                 {
                     "allow!": BOOLEAN,
                     "type": STRING,
-                    "major": INT64,
-                    "minor": INT64,
+                    "major": DEVICE_NUMBER,
+                    "minor": DEVICE_NUMBER,
                     "access": STRING,
                 },
             ),
@@ -220,8 +221,8 @@ RESOURCES = (
                     (
                         "object",
                         {
-                            "major!": INT64,
-                            "minor!": INT64,
+                            "major!": DEVICE_NUMBER,
+                            "minor!": DEVICE_NUMBER,
                             "weight": UINT16,
                             "leafWeight": UINT16,
                         },
@@ -319,8 +320,8 @@ SPEC = (
                             "type!": STRING,
                             "path!": STRING,
                             "fileMode": UINT32,
-                            "major": INT64,
-                            "minor": INT64,
+                            "major": DEVICE_NUMBER,
+                            "minor": DEVICE_NUMBER,
                             "uid": UINT32,
                             "gid": UINT32,
                         },

@@ -89,6 +89,18 @@ def process_stat(pid: int) -> tuple[str, int]:
     return os.fsdecode(fields[0]), int(fields[19])
 
 
+def drop_nulls(spec: dict[str, Any]) -> None:
+    """Take members that are null out of all objects."""
+    waiting: list[Any] = [spec]
+    while waiting:
+        value = waiting.pop()
+        if type(value) is dict:
+            for name in [name for name, item in value.items() if item is None]:
+                del value[name]
+            value = value.values()
+        waiting += [item for item in value if type(item) in (dict, list)]
+
+
 class Container:
     """A record read from disk (`record`), the folder it is in, and what follows from both."""
 
@@ -124,10 +136,11 @@ class Container:
         os.rename(temporary, self.folder + "/state.json")
 
     def spec(self) -> dict[str, Any]:
-        """config.json as it was at create."""
+        """config.json as it was at create, where null is as good as absent, as it was to the check then."""
         spec = jsontext.load_file(self.folder + "/config.json")
         if not isinstance(spec, dict):
             raise InvalidSpec("config.json: not an object")
+        drop_nulls(spec)
         return spec
 
     def init_alive(self) -> bool:

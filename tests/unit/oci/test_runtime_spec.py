@@ -181,6 +181,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("linux.uidMappings", [], "linux.uidMappings"),
     ("linux.gidMappings", GONE, "linux.gidMappings"),
     ("linux.uidMappings", [{"containerID": 0, "hostID": 1}], "linux.uidMappings[0].size"),
+    ("linux.devices", [{"path": "/dev/x", "type": "c", "major": 2**32, "minor": 1}], "linux.devices[0].major"),
+    ("linux.resources.devices", [{"allow": True, "major": 1, "minor": 2**63 - 1}], "linux.resources.devices[0].minor"),
     ("linux.timeOffsets", {"boottime": {}, "x": []}, "linux.timeOffsets[x]"),
     ("linux.resources.cpu.cpus", "0-\u0663", "linux.resources.cpu.cpus"),
     ("linux.resources.cpu.cpus", "\u00b2", "linux.resources.cpu.cpus"),

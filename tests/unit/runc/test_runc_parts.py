@@ -239,3 +239,16 @@ def test_what_is_taken_away_without_pivot_root(monkeypatch: pytest.MonkeyPatch, 
     points = rootfs._mount_points()
     assert sorted(points) == ["/proc", "/proc/sys", "/srv/proc", "/sys", "/sys/fs/cgroup"]
     assert points[-1] == "/sys/fs/cgroup", "what lies deep goes last"
+
+
+def test_null_is_absent_to_all_that_read_the_configuration_later() -> None:
+    """A hook at the start found the nulls that create had taken for nothing."""
+    argument = {"index": 0, "value": 1, "valueTwo": None, "op": "SCMP_CMP_EQ"}
+    spec = {"hooks": None, "linux": {"seccomp": {"syscalls": [{"args": [argument, None], "errnoRet": None}]}}, "x": []}
+    state.drop_nulls(spec)
+    argument = {"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}
+    assert spec == {"linux": {"seccomp": {"syscalls": [{"args": [argument, None]}]}}, "x": []}
+    deep: dict[str, object] = {}
+    for _ in range(100_000):
+        deep = {"x": [deep]}
+    state.drop_nulls(deep)
