@@ -323,7 +323,10 @@ def from_container(cli: Cli, options: Options, container: str, source: str, targ
         if not os.path.isdir(root):
             raise CommandError(f'invalid output path: directory "{os.path.dirname(plain)}" does not exist')
     body = Body(response)
-    unpack(body, root, old, new, options["archive"])
+    try:
+        unpack(body, root, old, new, options["archive"])
+    except OverflowError as error:  # a device, an owner or a time that no file has
+        raise CommandError(f"the archive has a number that is out of range: {error}") from None
     tell(cli, options, body.size, target)
     return 0
 
