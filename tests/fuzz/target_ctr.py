@@ -119,6 +119,10 @@ def clean() -> None:
         for kind in ("overlayfs", "native"):
             for line in ctr("snapshots", "--snapshotter", kind, "ls").splitlines()[1:]:
                 ctr("snapshots", "--snapshotter", kind, "rm", line.split()[0])
+    # each holds a connection of the daemon's
+    names = [line.split()[0] for line in ctr("sandboxes", "ls").splitlines()[1:] if line.strip()]
+    for start in range(0, len(names), AT_ONCE):
+        ctr("sandboxes", "rm", "-f", *names[start : start + AT_ONCE])
     names = [line.split(" ")[0] for line in ctr("namespaces", "ls").splitlines()[1:]]
     names = [name for name in names if name not in ("teu", "default", "moby")]
     for start in range(0, len(names), AT_ONCE):
