@@ -233,10 +233,9 @@ def fuzz(run: Run) -> None:
     maker = messages.Maker(run.random, pool, bound, types)
     maker.specs = lambda: spec(run.random)
     try:
-        # the folder of the first task of a boot stays for those after it
-        with run.watched(
-            clean=lambda: clean(server), ignore=lambda each: each.endswith("io.containerd.runtime.v2.task")
-        ):
+        # the folders of the first task of a boot, and of its namespace, stay for those after it
+        stays = ("io.containerd.runtime.v2.task", f"io.containerd.runtime.v2.task/{SPACE}")
+        with run.watched(clean=lambda: clean(server), ignore=lambda each: each.endswith(stays)):
             while run.going():
                 path, kind, streams = run.random.choice(known)
                 count = run.random.choice((1, 2, 3)) if streams else 1
