@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.needs("ctr"), pytest.mark.timeout(900)]
 
 CREATED, RUNNING = 1, 2  # containerd.v1.types.Status
 SPEC = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+RUNC_OPTIONS = "containerd.runc.v1.Options"
 HEADERS = [("containerd-namespace", "default")]
 SCOPES = Path("/sys/fs/cgroup/teu.slice")
 
@@ -71,15 +72,21 @@ class Pods:
         assert failed.value.code().name == code, failed.value
         return str(failed.value.details())
 
-    def start(self, name: str, sandbox: str = "", shim: str = OWN_SHIM) -> int:
-        """A running container; its first process."""
+    def start(self, name: str, sandbox: str = "", shim: str = OWN_SHIM, runtime: Path | None = None) -> int:
+        """A running container; its first process. `runtime` is run in place of teu-runc."""
+        from teu.ttrpc import messages as m
+
+        options = None
         spec = json.loads(json.dumps(self._spec))
         spec["linux"]["cgroupsPath"] = f"/default/{name}"
         value = {"type_url": SPEC, "value": json.dumps(spec).encode()}
         made = {"id": name, "runtime": {"name": shim}, "spec": value, "sandbox": sandbox}
+        if runtime:
+            options = m.encode_any(RUNC_OPTIONS, {"binary_name": str(runtime)})
+            made["runtime"] = {"name": shim, "options": options}
         self.call("Containers", "Create", container=made)
         bind = {"type": "bind", "source": str(self._rootfs), "options": ["rbind", "rw"]}
-        self.call("Tasks", "Create", container_id=name, rootfs=[bind])
+        self.call("Tasks", "Create", container_id=name, rootfs=[bind], options=options)
         return int(self.call("Tasks", "Start", container_id=name).pid)
 
     def remove(self, name: str) -> None:
@@ -331,6 +338,51 @@ def test_half_made_creations_are_given_up(pods: Pods) -> None:
     for name in ("whole-box", "old-box"):
         pods.remove_sandbox(name)
     pods.nothing_is_left()
+
+
+def runtime_that(folder: Path, script: str) -> Path:
+    """teu-runc, with a few lines of shell before it; "$MARKS" is a folder of its own."""
+    program = folder / "runtime"
+    (folder / "marks").mkdir()
+    program.write_text(f'#!/bin/sh\nMARKS={folder}/marks\n{script}\nexec teu-runc "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+def test_a_runtime_that_is_killed_while_it_deletes(pods: Pods, tmp_path: Path) -> None:
+    """By the OOM killer, for instance: what it left is deleted all the same, by the shim and without one."""
+    killed = 'case " $* " in *" delete "*) mkdir "$MARKS/$$" && [ $(ls "$MARKS" | wc -l) -le 2 ] && kill -9 $$;; esac'
+    runtime = runtime_that(tmp_path, killed)
+    process = pods.start("torn", runtime=runtime)
+    (shim,) = pods.shims()
+    os.kill(shim, signal.SIGKILL)
+    pods.nothing_is_left()
+    assert not alive(process)
+    assert not Path("/run/teu/runc/default/torn").exists()
+    assert len(os.listdir(tmp_path / "marks")) > 2
+    pods.call("Containers", "Delete", id="torn")
+    for mark in (tmp_path / "marks").iterdir():
+        mark.rmdir()
+    pods.start("whole", runtime=runtime)
+    pods.remove("whole")
+    pods.nothing_is_left()
+    assert not Path("/run/teu/runc/default/whole").exists()
+
+
+def test_a_creation_that_the_daemon_does_not_see_the_end_of(pods: Pods, tmp_path: Path) -> None:
+    """It stops in the middle: its shim is not left behind, and the next daemon undoes what was not acknowledged."""
+    import grpc
+
+    runtime = runtime_that(tmp_path, 'case " $* " in *" create "*) mkdir "$MARKS/begun"; sleep 2;; esac')
+    with ThreadPoolExecutor(1) as pool:
+        client = pool.submit(pods.start, "cut", runtime=runtime)
+        peers.wait_until(lambda: (tmp_path / "marks/begun").exists(), "the creation to be under way")
+        pods.restart(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError):
+            client.result()
+    pods.nothing_is_left()
+    assert pods.tasks() == {}
+    assert not Path("/run/teu/runc/default/cut").exists()
 
 
 def test_kills_while_sandboxes_come_and_go(pods: Pods, rounds: Callable[[int], int]) -> None:

@@ -24,6 +24,7 @@ A bundle is there exactly as long as its task or sandbox.  Everything here runs 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -62,6 +63,8 @@ START_TIMEOUT = 60.0
 CLEANUP_TIMEOUT = 60.0
 STATE_TIMEOUT = 5.0
 SHUTDOWN_TIMEOUT = 3.0
+# of cleaning up, where what does it is killed
+CLEANUP_ATTEMPTS = 5
 # until a shim that is sought counts as slow, and between two attempts to reach it then
 SEEK_TIMEOUT = 2.0
 SEEK_FIRST, SEEK_MAX = 0.1, 5.0
@@ -548,14 +551,11 @@ class Shims:
             raise errors.Unknown(f"failed to start shim: can't find sandbox {sandbox}")  # containerd's own code
         shim = Shim(namespace, id, self.bundle_path(namespace, id), host.binary if host else binary_to_start(runtime))
         self._shims[key] = shim
-        loop = asyncio.get_running_loop()
         try:
             packed = options.SerializeToString() if options is not None else b""
             if host is not None:
                 shim.sandbox, shim.parameters = host.id, host.parameters
-            shim.parameters = await loop.run_in_executor(
-                None, self._prepare, shim, spec, packed, request, restorer, host
-            )
+            await self._launch(shim, spec, packed, request, restorer, host)
             await self._connect_new(shim)
             any_options = None
             if options is not None:
@@ -571,6 +571,17 @@ class Shims:
         shim.created = True
         self._watch(shim)
         return int(answer["pid"])
+
+    async def _launch(self, shim: Shim, *arguments: Any) -> None:
+        """`_prepare` in a thread, which goes on when who waits for it leaves: a shim that it has started is known."""
+        preparing = asyncio.get_running_loop().run_in_executor(None, self._prepare, shim, *arguments)
+        try:
+            shim.parameters = await asyncio.shield(preparing)
+        except asyncio.CancelledError:
+            await asyncio.wait([preparing])
+            if preparing.exception() is None:
+                shim.parameters = preparing.result()
+            raise
 
     async def _connect_new(self, shim: Shim) -> None:
         """Connect to the shim of a creation."""
@@ -591,7 +602,7 @@ class Shims:
         self._shims[key] = shim
         try:
             packed = options.SerializeToString() if options is not None else b""
-            shim.parameters = await asyncio.get_running_loop().run_in_executor(None, self._prepare, shim, spec, packed)
+            await self._launch(shim, spec, packed)
             await self._connect_new(shim)
         except BaseException:
             await asyncio.shield(self._abandon(shim))
@@ -605,6 +616,8 @@ class Shims:
 
     async def stop_sandbox(self, shim: Shim) -> None:
         """End the sandbox's shim, unless it has containers, and remove what is left of the sandbox."""
+        if self.closing:
+            raise errors.Unavailable("the daemon is stopping")
         if not shim.gone.done():
             await self._abandon(shim)
 
@@ -612,12 +625,19 @@ class Shims:
         """Undo a creation that failed half-way."""
         shim.leaving = True
         try:
-            if shim.client:
+            if shim.address and not self.closing and (shim.client is None or shim.client.closed.is_set()):
+                with contextlib.suppress(OSError, TimeoutError):
+                    await shim.connect()
+            if shim.client and not self.closing:
                 try:
                     await shim.call("Delete", {}, SHUTDOWN_TIMEOUT)
                 except errors.Error:
                     pass  # usually there is nothing to delete
-            await self._shut_down(shim, now=True)
+            if not self.closing:
+                await self._shut_down(shim, now=True)
+            if self.closing:
+                # Its connection is gone, or goes at any moment: the next daemon finds it half made, and undoes it.
+                return
             answer = await asyncio.get_running_loop().run_in_executor(None, self._run_delete, shim)
             if not shim.gone.done():
                 shim.gone.set_result(answer)
@@ -729,15 +749,19 @@ class Shims:
         if not os.path.isdir(shim.bundle):
             return answer
         try:
-            done = subprocess.run(
-                with_given_limits(self._command(shim, "-bundle", shim.bundle, "delete")),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                cwd=shim.bundle,
-                env=self._environment(shim.namespace),
-                timeout=CLEANUP_TIMEOUT,
-                check=True,
-            )
+            for _ in range(CLEANUP_ATTEMPTS):
+                done = subprocess.run(
+                    with_given_limits(self._command(shim, "-bundle", shim.bundle, "delete")),
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    cwd=shim.bundle,
+                    env=self._environment(shim.namespace),
+                    timeout=CLEANUP_TIMEOUT,
+                    check=False,
+                )
+                if done.returncode >= 0:
+                    break
+            done.check_returncode()
             answer = m.decode("task.DeleteResponse", done.stdout)
         except (OSError, subprocess.SubprocessError, ValueError) as e:
             detail = getattr(e, "stderr", b"") or b""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 RUNTIME_SECONDS = 30
+ATTEMPTS = 5
 FEATURES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 
 
@@ -45,13 +46,21 @@ def _read_pid(path: str) -> int:
         return 0
 
 
+def _cgroup_of(bundle: str) -> str:
+    """The container's cgroup, if it is in a scope of ours; else ""."""
+    path = (_read_json(os.path.join(bundle, "config.json")).get("linux") or {}).get("cgroupsPath") or ""
+    return mount_point() + path if os.path.dirname(path).endswith(".scope") else ""
+
+
 def _kill_shims_cgroup(bundle: str) -> None:
     """End a runtime that the dead shim left running: it would go on making what is deleted here."""
-    path = (_read_json(os.path.join(bundle, "config.json")).get("linux") or {}).get("cgroupsPath") or ""
-    scope = os.path.dirname(path)
-    if not scope.endswith(".scope"):
-        return
-    folder = os.path.join(mount_point() + scope, "shim")
+    path = _cgroup_of(bundle)
+    if path:
+        _kill_all(os.path.join(os.path.dirname(path), "shim"))
+
+
+def _kill_all(folder: str) -> None:
+    """End all processes of a cgroup and wait, a little, until they have."""
     try:
         with open(os.path.join(folder, "cgroup.kill"), "w") as file:
             file.write("1")
@@ -95,8 +104,13 @@ def delete(namespace: str, container: str, bundle: str) -> bytes:
     if not alive:
         _kill_shims_cgroup(bundle)
     root = os.path.join(options.get("root") or DEFAULT_ROOT, namespace)
-    if os.path.isdir(os.path.join(root, container)):
-        _delete_container(root, container, bundle, options)
+    known = os.path.join(root, container)
+    for _ in range(ATTEMPTS):
+        # One that was killed in the middle, by the OOM killer for instance, leaves the rest to the next.
+        if not os.path.isdir(known) or not _delete_container(root, container, bundle, options):
+            break
+    if os.path.isdir(known) and (cgroup := _cgroup_of(bundle)):
+        _kill_all(cgroup)  # without its shim, and no longer in its root file system, it must not run on
     rootfs.unmount_all(os.path.join(bundle, "rootfs"))
     if path and not alive:
         try:
@@ -113,14 +127,14 @@ def delete(namespace: str, container: str, bundle: str) -> bytes:
     )
 
 
-def _delete_container(root: str, container: str, bundle: str, options: dict[str, Any]) -> None:
-    """Have the runtime delete what it still knows."""
+def _delete_container(root: str, container: str, bundle: str, options: dict[str, Any]) -> bool:
+    """Have the runtime delete what it still knows; whether it was killed meanwhile."""
     try:
         binary = find_binary(options.get("binary_name") or DEFAULT_BINARY)
         command = [binary, "--root", root, "--log", os.path.join(bundle, "log.json"), "--log-format", "json"]
         if options.get("systemd_cgroup"):
             command.append("--systemd-cgroup")
-        subprocess.run(
+        done = subprocess.run(
             [*command, "delete", "--force", container],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -128,8 +142,9 @@ def _delete_container(root: str, container: str, bundle: str, options: dict[str,
             timeout=RUNTIME_SECONDS,
             check=False,
         )
+        return done.returncode < 0
     except (OSError, subprocess.SubprocessError, RuntimeFailed):
-        pass  # what can be cleaned up without it is still cleaned up
+        return False  # what can be cleaned up without it is still cleaned up
 
 
 def info(name: str, packed: bytes) -> bytes:

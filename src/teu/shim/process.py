@@ -349,14 +349,19 @@ class Init(Process):
             yield from self._run_first(*args, before=before)
         except RuntimeFailed as e:
             self.runtime.cancel_ahead()
+            if e.killed:
+                yield from self._undo_creation()
             raise StatusError(UNKNOWN, f"OCI runtime create failed: {e}") from e
         except (OSError, ValueError) as e:
             self.runtime.cancel_ahead()
-            try:
-                yield from self.runtime.run("delete", "--force", self.id)
-            except RuntimeFailed:
-                pass  # it was not created
+            yield from self._undo_creation()
             raise StatusError(UNKNOWN, f"failed to create container {self.id}: {e}") from e
+
+    def _undo_creation(self) -> Coroutine:
+        try:
+            yield from self.runtime.run("delete", "--force", self.id)
+        except RuntimeFailed:
+            pass  # it was not created
 
     def start(self) -> Coroutine:
         if self.status != m.CREATED:

@@ -48,10 +48,15 @@ _LOADABLE = b"\n# loadable: "
 # What holds our own runtime back when it was started ahead of time (see teu-runc's main).
 HOLD_VARIABLE = "TEU_RUNC_HOLD"
 AHEAD_SECONDS = 3.0
+DELETE_ATTEMPTS = 5
 
 
 class RuntimeFailed(Exception):
-    """The runtime ended with a failure; the text is its reason."""
+    """The runtime ended with a failure; the text is its reason, `killed` the signal that ended it, if one did."""
+
+    def __init__(self, reason: str, killed: int = 0) -> None:
+        super().__init__(reason)
+        self.killed = killed
 
 
 def find_binary(name: str, path: str | None = None) -> str:
@@ -241,7 +246,7 @@ class Run:
         try:
             code = os.waitstatus_to_exitcode(status)
             if code:
-                raise RuntimeFailed(self._reason(code))
+                raise RuntimeFailed(self._reason(code), max(0, -code))
             return os.pread(self._output, os.fstat(self._output).st_size, 0) if self._output >= 0 else b""
         finally:
             self._close()
@@ -315,6 +320,15 @@ class Runtime:
                 self.cancel_ahead()
                 raise
         if run is None:
+            run = self._start(args, stdio)
+        for _ in range(DELETE_ATTEMPTS - 1):
+            run.go()
+            try:
+                return (yield from run.wait())
+            except RuntimeFailed as e:
+                if args[0] != "delete" or not e.killed:
+                    raise
+                # By the OOM killer, for instance.  Whatever it has removed already, the next one removes the rest.
             run = self._start(args, stdio)
         run.go()
         return (yield from run.wait())
