@@ -427,7 +427,7 @@ def _header(
             b"        ",
             kind,
             link.ljust(100, b"\0"),
-            b"ustar\000",
+            b"ustar\x00" + b"00",  # the version is two digits, no part of the NUL
             bytes(64),
             major,
             minor,
