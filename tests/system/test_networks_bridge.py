@@ -17,8 +17,6 @@ import pytest
 import whole
 from whole import out, teu
 
-SERVE = ("sh", "-c", "mkdir -p /www; echo served > /www/index.html; exec httpd -f -h /www")
-
 
 @pytest.fixture(scope="module", autouse=True)
 def busybox() -> None:
@@ -87,7 +85,7 @@ def test_default_bridge() -> None:
 
 @pytest.mark.needs("fast")
 def test_two_containers_see_each_other_and_the_host() -> None:
-    whole.run_detached("web", *SERVE)
+    whole.serve("web")
     address = setting("web", ".NetworkSettings.IPAddress")
     assert out("teu", "run", "--rm", "busybox", "wget", "-qO-", f"http://{address}/") == "served"
     assert get(address) == "served\n"
@@ -96,7 +94,7 @@ def test_two_containers_see_each_other_and_the_host() -> None:
 @pytest.mark.needs("fast")
 @pytest.mark.parametrize("flag", ["8088:80", "127.0.0.1:8088:80", "8088:80/tcp", "8088-8089:80"])
 def test_published(flag: str) -> None:
-    whole.run_detached("web", *SERVE, flags=("-p", flag))
+    whole.serve("web", ("-p", flag))
     port = out("teu", "port", "web", "80/tcp").rpartition(":")[2]
     assert get(f"127.0.0.1:{port}") == "served\n"
     assert port in out("teu", "ps", "--format", "{{.Ports}}")
@@ -109,7 +107,7 @@ def test_published(flag: str) -> None:
 
 def test_published_is_reached_from_another_machine() -> None:
     """A network namespace stands for the other machine."""
-    whole.run_detached("web", *SERVE, flags=("-p", "8088:80"))
+    whole.serve("web", ("-p", "8088:80"))
     try:
         for line in (
             "netns add far",
@@ -155,7 +153,7 @@ def test_published_is_reached_from_containers(filtered: str, network: str) -> No
         if before:
             BRIDGE_NETFILTER.write_text(filtered)
         teu("network", "create", "front")
-        whole.run_detached("web", *SERVE, flags=("-p", "8088:80", "--network", network))
+        whole.serve("web", ("-p", "8088:80", "--network", network))
         gateway = setting("web", f".NetworkSettings.Networks.{network}.Gateway")
         get(f"{gateway}:8088")
         whole.run_detached("next", "sleep", "600", flags=("--network", network))
@@ -216,7 +214,7 @@ def test_host_none_and_container_modes() -> None:
     assert out("teu", "run", "--rm", "--network", "host", "busybox", "readlink", "/proc/self/ns/net") == own
     lines = out("teu", "run", "--rm", "--network", "none", "busybox", "ip", "-o", "link").splitlines()
     assert len(lines) == 1
-    whole.run_detached("first", *SERVE)
+    whole.serve("first")
     assert out("teu", "run", "--rm", "--network", "container:first", "busybox", "wget", "-qO-", "127.0.0.1") == "served"
     hosts = out("teu", "exec", "first", "cat", "/etc/hosts")
     assert out("teu", "run", "--rm", "--network", "container:first", "busybox", "cat", "/etc/hosts") == hosts
@@ -248,7 +246,7 @@ def test_resolver_is_copied_from_the_host(tmp_path: Path) -> None:
 @pytest.mark.needs("fast")
 def test_user_defined_network() -> None:
     teu("network", "create", "--subnet", "10.99.0.0/24", "--label", "a=b", "front")
-    whole.run_detached("one", *SERVE, flags=("--network", "front", "--ip", "10.99.0.7"))
+    whole.serve("one", ("--network", "front", "--ip", "10.99.0.7"))
     assert setting("one", ".NetworkSettings.Networks.front.IPAddress") == "10.99.0.7"
     assert out("teu", "run", "--rm", "--network", "front", "busybox", "wget", "-qO-", "http://10.99.0.7/") == "served"
     done = teu("run", "--rm", "busybox", *wget("http://10.99.0.7/"), check=False)
@@ -266,7 +264,7 @@ def test_user_defined_network() -> None:
 
 def test_names_on_a_user_defined_network() -> None:
     teu("network", "create", "front")
-    whole.run_detached("one", *SERVE, flags=("--network", "front", "--network-alias", "www"))
+    whole.serve("one", ("--network", "front", "--network-alias", "www"))
     for name in ("one", "www"):
         assert out("teu", "run", "--rm", "--network", "front", "busybox", "wget", "-qO-", f"http://{name}/") == "served"
     done = teu("run", "--rm", "--network", "front", "busybox", "nslookup", "nobody", check=False)
@@ -291,7 +289,7 @@ def test_network_errors_and_prune() -> None:
 
 
 def test_restarts_of_the_engine_keep_the_network() -> None:
-    whole.run_detached("web", *SERVE, flags=("-p", "8088:80"))
+    whole.serve("web", ("-p", "8088:80"))
     whole.run_detached("gone", "sleep", "600", flags=("-p", "8089:80"))
     get("127.0.0.1:8088")
     teud = whole.main_pid("teud.service")
@@ -315,7 +313,7 @@ def test_beside_docker_that_drops_what_is_forwarded() -> None:
     before = out("iptables", "-S", "DOCKER-USER")
     try:
         teu("network", "create", "front")
-        whole.run_detached("web", *SERVE, flags=("--network", "front", "-p", "8088:80"))
+        whole.serve("web", ("--network", "front", "-p", "8088:80"))
         assert "teu+" in out("iptables", "-S", "DOCKER-USER")
         gateway = setting("web", ".NetworkSettings.Networks.front.Gateway")
         # Over the bridge and back: forwarded.

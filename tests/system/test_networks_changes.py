@@ -22,7 +22,6 @@ import whole
 from images import api
 from whole import eventually, out, teu
 
-SERVE = ("sh", "-c", "mkdir -p /www; echo served > /www/index.html; exec httpd -f -h /www")
 SLEEP = ("sleep", "600")
 
 
@@ -90,7 +89,7 @@ def test_an_internal_network_has_neither_route_nor_ports() -> None:
         "/containers/create?name=web",
         {
             "Image": "busybox",
-            "Cmd": list(SERVE),
+            "Cmd": list(whole.SERVE),
             "ExposedPorts": {"80/tcp": {}},
             "HostConfig": {"NetworkMode": "back", "PortBindings": {"80/tcp": [{"HostPort": "8088"}]}},
             "NetworkingConfig": {"EndpointsConfig": endpoints},
@@ -105,7 +104,7 @@ def test_an_internal_network_has_neither_route_nor_ports() -> None:
 
 def test_the_way_out_follows_the_networks() -> None:
     networks("inn", "zeta", "alpha", inn=("--internal",))
-    whole.run_detached("web", *SERVE, flags=("--network", "inn", "-p", "8088:80", "-p", "81"))
+    whole.serve("web", ("--network", "inn", "-p", "8088:80", "-p", "81"))
     assert (route("web"), settings("web")["Ports"]) == ("", {})
     teu("network", "connect", "zeta", "web")
     answers()
@@ -484,7 +483,7 @@ def test_containers_that_may_not_talk() -> None:
         return teu("exec", f"one-{network}", *wget, check=False).stdout == "served\n"
 
     for network in ("n1", "n2"):
-        whole.run_detached(f"web-{network}", *SERVE, flags=("--network", network, "-p", "80"))
+        whole.serve(f"web-{network}", ("--network", network, "-p", "80"))
         whole.run_detached(f"one-{network}", *SLEEP, flags=("--network", network))
     try:
         for filtered in ("0", "1") if before else ("",):
@@ -505,7 +504,7 @@ def test_containers_that_may_not_talk() -> None:
 
 
 def test_an_emptied_ruleset_is_made_anew() -> None:
-    whole.run_detached("web", *SERVE, flags=("-p", "8088:80"))
+    whole.serve("web", ("-p", "8088:80"))
     answers()
     for argv in (("flush", "ruleset"), ("flush", "table", "inet", "teu"), ("delete", "table", "inet", "teu")):
         whole.call("nft", *argv)
@@ -514,7 +513,7 @@ def test_an_emptied_ruleset_is_made_anew() -> None:
     # Beside operations of our own, too.
     for number in range(3):
         whole.call("nft", "flush", "ruleset")
-        whole.run_detached(f"next{number}", *SERVE, flags=("-p", f"{8090 + number}:80"))
+        whole.serve(f"next{number}", ("-p", f"{8090 + number}:80"))
         answers(8090 + number)
         answers()
     whole.call("nft", "flush", "ruleset")
@@ -557,7 +556,7 @@ def test_forwarding_is_for_containers_alone(not_forwarding: None) -> None:
         argv = ("ip", "netns", "exec", "left", "ping", "-c", "1", "-W", "1", address)
         return whole.call(*argv, check=False).returncode == 0
 
-    whole.run_detached("web", *SERVE, flags=("-p", "8088:80"))
+    whole.serve("web", ("-p", "8088:80"))
     assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == "1\n"
     eventually("the host is reached", lambda: ping("198.51.1.1"))
     assert not ping("198.51.2.2")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -126,6 +127,21 @@ def inspect(container: str) -> dict[str, object]:
 
 def run_detached(name: str, *argv: str, flags: tuple[str, ...] = ()) -> str:
     return out("teu", "run", "-d", "--name", name, *flags, IMAGE, *argv)
+
+
+SERVE = ("sh", "-c", "mkdir -p /www; echo served > /www/index.html; exec httpd -f -h /www")
+
+
+def serve(name: str, flags: tuple[str, ...] = ()) -> str:
+    """A container that says "served" at its port 80; it listens when this returns."""
+    ident = run_detached(name, *SERVE, flags=flags)
+    first = procs(scope_of(ident) / "container")[0]
+    sockets = [Path(f"/proc/{first}/net/{kind}") for kind in ("tcp", "tcp6")]
+    eventually(
+        "it listens",
+        lambda: any(re.search(r":0050 [0-9A-F:]+ 0A ", path.read_text()) for path in sockets if path.exists()),
+    )
+    return ident
 
 
 def remove_everything() -> None:
