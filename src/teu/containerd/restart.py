@@ -20,7 +20,6 @@ it once the host is ready. A reboot takes the tasks and how they ended, so those
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import threading
@@ -32,6 +31,7 @@ from teu.api.services.containers.v1 import containers_pb2
 from teu.api.services.tasks.v1 import tasks_pb2 as pb
 from teu.api.types.task import task_pb2
 from teu.containerd import errors
+from teu.oci import jsontext
 from teu.systemd import host
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ class Restarts:
 
     async def _again(self, namespace: str, container: Any, old: bool) -> bool:
         key = namespace, container.id
-        sources = host.bound(json.loads(container.spec.value or b"{}"))
+        sources = host.bound(jsontext.loads(container.spec.value or b"{}"))
         lacking = await self._loop.run_in_executor(self._context.pool, host.unmounted, sources)
         if await self._loop.run_in_executor(self._context.pool, host.is_going_down):
             return False
@@ -294,7 +294,7 @@ class Restarts:
         key = PREFIX + "count"
         counted = containers_pb2.Container(id=container.id, labels={key: str(_started(container.labels) + 1)})
         await self._loop.run_in_executor(context.pool, context.containers.update, namespace, counted, [f"labels.{key}"])
-        specification = json.loads(container.spec.value)
+        specification = jsontext.loads(container.spec.value)
         target = container.labels.get(PREFIX + "loguri", "")
         terminal = bool(target and specification.get("process", {}).get("terminal"))
         request = pb.CreateTaskRequest(

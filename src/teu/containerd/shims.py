@@ -43,6 +43,7 @@ from teu.containerd import errors
 from teu.containerd.processes import with_given_limits
 from teu.containerd.zygote import SHIM_BINARY, Zygote, ZygoteGone, ZygoteRefused
 from teu.linux import trees
+from teu.oci import jsontext
 from teu.ttrpc import client as ttrpc
 from teu.ttrpc import messages as m
 from teu.ttrpc.status import StatusError
@@ -106,7 +107,7 @@ def parse_bootstrap(output: bytes) -> dict[str, Any]:
     """What a shim's `start` printed: JSON (version 2 and 3), a protobuf message (later ones), or an address."""
     text = output.strip()
     if text.startswith(b"{"):
-        parameters = json.loads(text)
+        parameters = jsontext.loads(text)
     elif text.startswith((b"unix:", b"/")) or not text:
         parameters = {"version": 2, "address": text.decode(), "protocol": "ttrpc"}
     else:
@@ -854,7 +855,7 @@ class Shims:
         shim.sandbox = _read(os.path.join(bundle, SANDBOX_ID))
         state = _read(os.path.join(bundle, SANDBOX_STATE))
         if state:
-            shim.sandbox_state = {"started": False, "told": False, **json.loads(state)}
+            shim.sandbox_state = {"started": False, "told": False, **jsontext.loads(state)}
         else:
             # Of a creation that was cut short, too, if it had come so far that it was told.
             shim.created = os.path.exists(os.path.join(bundle, "init.pid"))
@@ -1039,7 +1040,7 @@ def _mapped_root_group(spec: bytes) -> int:
     """The host's gid of the container's root when it has a user namespace, else 0."""
     if b'"gidMappings"' not in spec:
         return 0
-    for mapping in (json.loads(spec).get("linux") or {}).get("gidMappings") or []:
+    for mapping in (jsontext.loads(spec).get("linux") or {}).get("gidMappings") or []:
         if mapping.get("containerID") == 0:
             return int(mapping.get("hostID") or 0)
     return 0

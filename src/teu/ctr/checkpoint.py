@@ -7,7 +7,6 @@ runtime and the snapshotter. Both ctr and teu-ctr read what the other one wrote.
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -24,7 +23,7 @@ from teu.ctr.main import Command, Ctr, need
 from teu.ctr.run import IO_FLAGS, TASK_FLAGS, create_task, packed
 from teu.ctr.snapshots import compare
 from teu.ctr.tasks import STATUS, get_task
-from teu.oci import image_spec
+from teu.oci import image_spec, jsontext
 
 IMAGE_NAME = "org.opencontainers.image.ref.name"
 RUNTIME_NAME = "io.containerd.checkpoint.runtime"
@@ -228,7 +227,7 @@ def restore(ctr: Ctr, options: Options, operands: list[str]) -> int:
             raise CommandError(f"checkpoint not found in index {target['digest']}")
     unset, _ = parse(parse_table(IO_FLAGS + TASK_FLAGS), [])
     conversation, _ = create_task(ctr, unset, identity, memory)
-    terminal = bool(json.loads(containers.get(client, identity).spec.value).get("process", {}).get("terminal"))
+    terminal = bool(jsontext.loads(containers.get(client, identity).spec.value).get("process", {}).get("terminal"))
     try:
         if terminal:
             conversation.wait()

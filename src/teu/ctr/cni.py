@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from teu.ctr.errors import CommandError
+from teu.oci import jsontext
 
 Json = dict[str, Any]
 CONFIGURATIONS = "/etc/cni/net.d"
@@ -55,7 +56,7 @@ class Network:
     def remove(self, container: str) -> None:
         """Of a container whose network namespace may be gone. Raises CommandError."""
         try:
-            result = json.loads(self._result(container).read_text()).get("result")
+            result = jsontext.loads(self._result(container).read_text()).get("result")
         except (OSError, ValueError):
             result = None
         if version_of(self.version) < (0, 4, 0):
@@ -106,7 +107,7 @@ class Network:
         if verb == "DEL":
             return None
         try:
-            answer: Json = json.loads(done.stdout)
+            answer: Json = jsontext.loads(done.stdout)
         except ValueError as error:
             raise CommandError(f"{begin}{error}") from None
         return answer if answer.get("cniVersion") else {**answer, "cniVersion": self.version}
@@ -120,7 +121,7 @@ def complaint(done: subprocess.CompletedProcess[bytes]) -> str:
             return f"netplugin failed: {json.dumps(err, ensure_ascii=False)}"
         return f"netplugin failed with no error message: exit status {done.returncode}"
     try:
-        told = json.loads(out)
+        told = jsontext.loads(out)
         return str(told.get("msg", "")) + (f"; {told['details']}" if told.get("details") else "")
     except (ValueError, AttributeError) as error:
         return f"netplugin failed but error parsing its diagnostic message {json.dumps(out)}: {error}"
@@ -156,7 +157,7 @@ def read(path: str) -> Network:
 
     source = Path(path).read_bytes()
     try:
-        found = json.loads(source)
+        found = jsontext.loads(source)
         plugins = found.get("plugins") if whole else [found]
     except (ValueError, AttributeError) as error:
         raise wrong(error) from None

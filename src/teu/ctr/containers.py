@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from typing import Any
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -15,6 +14,7 @@ from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
 from teu.ctr.main import Command, Ctr
 from teu.ctr.output import label_text, log, show_json, table
+from teu.oci import jsontext
 
 
 def get(client: Client, identity: str) -> Any:
@@ -36,7 +36,7 @@ def info(ctr: Ctr, options: Options, operands: list[str]) -> None:
     if not operands:
         raise CommandError("container id must be provided: invalid argument")
     container = get(ctr.client, operands[0])
-    spec = json.loads(container.spec.value) if container.spec.value else None
+    spec = jsontext.loads(container.spec.value) if container.spec.value else None
     if options["spec"]:
         show_json(spec)
         return

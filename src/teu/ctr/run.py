@@ -23,6 +23,7 @@ from teu.ctr.fifos import Conversation, Fifos
 from teu.ctr.flags import Options, labels
 from teu.ctr.main import RUNTIME, SNAPSHOTTER, Command, Ctr
 from teu.ctr.output import log
+from teu.oci import jsontext
 
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 OPTIONS_TYPE = "containerd.runc.v1.Options"
@@ -82,7 +83,7 @@ def make(ctr: Ctr, options: Options, operands: list[str]) -> str:
             raise CommandError("container id must be provided")
         container.id = operands[0]
         try:
-            spec = json.loads(Path(options["config"]).read_text())
+            spec = jsontext.loads(Path(options["config"]).read_text())
         except OSError as error:
             told = f"open {options['config']}: {(error.strerror or '').lower()}"
             raise CommandError(f"cannot load spec config file: {told}") from None
@@ -152,7 +153,7 @@ def create_task(
     of a checkpoint the task goes on from there when it is started."""
     client = ctr.client
     container = containers.get(client, identity)
-    terminal = bool(json.loads(container.spec.value).get("process", {}).get("terminal"))
+    terminal = bool(jsontext.loads(container.spec.value).get("process", {}).get("terminal"))
     if terminal and options["null-io"]:
         raise CommandError("tty and null-io cannot be used together")
     request = tasks_pb2.CreateTaskRequest(container_id=identity, terminal=terminal)

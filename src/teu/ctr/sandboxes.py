@@ -19,6 +19,7 @@ from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
 from teu.ctr.main import RUNTIME, Command, Ctr, help_text
 from teu.ctr.output import log, table
+from teu.oci import jsontext
 
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 
@@ -39,7 +40,7 @@ def run(ctr: Ctr, options: Options, operands: list[str]) -> None:
         return
     path, identity = operands
     try:
-        spec: Any = json.loads(Path(path).read_text())
+        spec: Any = jsontext.loads(Path(path).read_text())
     except OSError as error:
         reason = f"open {path}: {(error.strerror or '').lower()}"
         raise CommandError(f"failed to read sandbox config: {reason}") from None

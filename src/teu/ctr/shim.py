@@ -17,6 +17,7 @@ from teu.ctr.fifos import write_all
 from teu.ctr.flags import Options
 from teu.ctr.main import Command, Ctr
 from teu.ctr.output import show_json
+from teu.oci import jsontext
 from teu.ttrpc import client as ttrpc
 from teu.ttrpc.status import StatusError
 
@@ -32,7 +33,7 @@ def address_of(ctr: Ctr, identity: str) -> str:
             path = Path(bundle) / name
             if path.is_file():
                 text = path.read_text().strip()
-                return str(json.loads(text)["address"]) if text.startswith("{") else text
+                return str(jsontext.loads(text)["address"]) if text.startswith("{") else text
     rule = os.path.join(ctr.options["address"], ctr.namespace, identity)
     for folder in ("/run/containerd/s", "/run/teu/s"):
         path = Path(folder) / hashlib.sha256(rule.encode()).hexdigest()
@@ -104,7 +105,7 @@ def execute(ctr: Ctr, options: Options, operands: list[str]) -> int:
         raise CommandError("exec id must be provided")
     exec_id, *arguments = operands
     if options["spec"]:
-        process = json.loads(Path(options["spec"]).read_text())
+        process = jsontext.loads(Path(options["spec"]).read_text())
     else:
         process = {
             "args": arguments,

@@ -5,7 +5,6 @@ Called by `run` and `oci spec`."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
@@ -16,6 +15,7 @@ from typing import Any
 from teu.ctr import blockio
 from teu.ctr.errors import CommandError
 from teu.ctr.flags import Options
+from teu.oci import jsontext
 
 Json = dict[str, Any]
 
@@ -365,7 +365,7 @@ def apply_options(spec: Json, options: Options) -> None:
         raise CommandError("seccomp must be set to true, if using a custom seccomp-profile")
     if options["seccomp-profile"]:
         try:
-            linux["seccomp"] = json.loads(Path(options["seccomp-profile"]).read_text())
+            linux["seccomp"] = jsontext.loads(Path(options["seccomp-profile"]).read_text())
         except (OSError, ValueError) as error:
             raise CommandError(f"cannot load seccomp profile {options['seccomp-profile']}: {error}") from None
     elif options["seccomp"]:

@@ -20,6 +20,7 @@ from teu.ctr.main import Command, Ctr, help_text, need
 from teu.ctr.output import log, table
 from teu.ctr.run import IO_FLAGS, TASK_FLAGS, create_task, packed
 from teu.ctr.spec import set_user
+from teu.oci import jsontext
 
 STATUS = {0: "UNKNOWN", 1: "CREATED", 2: "RUNNING", 3: "STOPPED", 4: "PAUSED", 5: "PAUSING"}
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
@@ -85,7 +86,7 @@ def execute(ctr: Ctr, options: Options, operands: list[str]) -> int:
     client = ctr.client
     container = containers.get(client, identity)
     get_task(client, identity)
-    spec = json.loads(container.spec.value)
+    spec = jsontext.loads(container.spec.value)
     process = spec["process"]
     process["terminal"] = options["tty"]
     process["args"] = arguments
@@ -160,7 +161,7 @@ def kill(ctr: Ctr, options: Options, operands: list[str]) -> None:
     )
     if cni.EXTENSION in container.extensions:
         try:
-            enabled = json.loads(container.extensions[cni.EXTENSION].value).get("EnableCni")
+            enabled = jsontext.loads(container.extensions[cni.EXTENSION].value).get("EnableCni")
         except (ValueError, AttributeError):
             raise CommandError(f"failed to unmarshal cni metadata extension  {cni.EXTENSION}") from None
         if enabled:

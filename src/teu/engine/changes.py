@@ -6,7 +6,6 @@ Serves CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME, W
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 import shlex
@@ -14,6 +13,7 @@ from typing import Any
 
 from teu.engine import fields
 from teu.engine.errors import BadRequest
+from teu.oci import jsontext
 
 
 def apply(config: dict[str, Any], changes: list[str]) -> None:
@@ -36,7 +36,7 @@ def apply(config: dict[str, Any], changes: list[str]) -> None:
 def _json_list(text: str) -> list[str] | None:
     if text.startswith("["):
         try:
-            value = json.loads(text)
+            value = jsontext.loads(text)
         except ValueError:
             return None
         if isinstance(value, list) and all(isinstance(item, str) for item in value):

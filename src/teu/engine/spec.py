@@ -7,7 +7,6 @@ The defaults (capabilities, masked paths, mounts, devices) are docker's, because
 from __future__ import annotations
 
 import functools
-import json
 import os
 import posixpath
 import re
@@ -20,6 +19,7 @@ from teu.engine.errors import BadRequest, EngineError, NotFound
 from teu.linux import selinux
 from teu.linux.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
 from teu.linux.trees import is_mount_root, walk
+from teu.oci import jsontext
 from teu.oci.seccomp import ARCHITECTURES, default_profile
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def security_options(host: dict[str, Any]) -> dict[str, Any]:
             continue
         if key == "seccomp" and value not in ("unconfined", "builtin", ""):
             try:
-                value = _own_profile(json.loads(value), capabilities(host))
+                value = _own_profile(jsontext.loads(value), capabilities(host))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise BadRequest(f"decoding seccomp profile failed: {error}") from None
         result[key] = "" if value == "builtin" else value

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, NamedTuple, Protocol
 
 from teu.oci import digest as digests
-from teu.oci import image_spec, reference, tar
+from teu.oci import image_spec, jsontext, reference, tar
 
 Json = dict[str, Any]
 
@@ -453,11 +453,10 @@ def _expected(name: str) -> str:
 
 
 def _table(data: bytes, name: str) -> Any:
-    import json
 
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
+        return jsontext.loads(data)
+    except ValueError as error:
         raise ArchiveError(f"{name} is not JSON: {error}") from None
 
 

@@ -20,7 +20,6 @@ import contextlib
 import errno
 import http.client
 import ipaddress
-import json
 import os
 import re
 import socket
@@ -31,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from teu.oci import digest as digests
-from teu.oci import image_spec
+from teu.oci import image_spec, jsontext
 from teu.oci.registry_hosts import Place
 
 if TYPE_CHECKING:
@@ -95,9 +94,7 @@ def credentials_from_header(header: str) -> Credentials:
     text = header.replace("+", "-").replace("/", "_")
     try:
         decoded = base64.b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4), b"-_", validate=True)
-        data = json.loads(decoded.decode("utf-8", "replace") or "{}")
-    except RecursionError:
-        raise ValueError("invalid X-Registry-Auth header: it is nested too deeply") from None
+        data = jsontext.loads(decoded.decode("utf-8", "replace") or "{}")
     except ValueError as error:
         raise ValueError(f"invalid X-Registry-Auth header: {error}") from None
     if not isinstance(data, dict):
@@ -515,7 +512,7 @@ class Registry:
             data = b""
         code = message = ""
         with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, AttributeError):
-            first = json.loads(data)["errors"][0]
+            first = jsontext.loads(data)["errors"][0]
             code, message = str(first.get("code", "")), str(first.get("message", ""))
         status = answer.status
         words = f"{code.lower().replace('_', ' ')}: {message}" if code else ""
@@ -624,7 +621,7 @@ class Registry:
         if answer.status != 200:
             raise self._refusal(answer, "GET", realm)
         with contextlib.suppress(ValueError, AttributeError):
-            data = json.loads(answer.read(1 << 20))
+            data = jsontext.loads(answer.read(1 << 20))
             token = data.get("token") or data.get("access_token")
             if token:
                 return str(token)

@@ -15,6 +15,7 @@ import os
 from typing import Any, NamedTuple
 
 from teu.oci import digest as digests
+from teu.oci import jsontext
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -228,8 +229,8 @@ def choose(manifests: list[Json], wanted: Platform) -> list[Json]:
 
 def decode(data: bytes, what: str) -> Json:
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        document = jsontext.loads(data)
+    except ValueError as error:
         raise SpecError(f"{what} is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise SpecError(f"{what} is not a JSON object")

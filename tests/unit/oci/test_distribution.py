@@ -246,6 +246,14 @@ def test_a_length_that_is_no_number(answers: tuple[str, list[bytes]], length: by
         assert client.resolve("app", "1") is None
 
 
+@pytest.mark.parametrize("status", [b"404 N", b"403 F", b"400 B"])
+def test_an_error_that_is_nested_too_deeply(answers: tuple[str, list[bytes]], status: bytes) -> None:
+    address, lines = answers
+    lines += [b"HTTP/1.1 " + status, b"Content-Length: 60000", b"", b"[" * 60_000]
+    with Registry(address) as client, pytest.raises(distribution.RegistryError):
+        client.manifest("app", "1")
+
+
 def test_no_registry_can_have_such_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
