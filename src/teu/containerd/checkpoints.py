@@ -17,8 +17,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from teu.api.types import descriptor_pb2, mount_pb2
-from teu.containerd.errors import AlreadyExists, InvalidArgument
-from teu.containerd.stores.digests import parse_digest
+from teu.containerd.core.digests import parse_digest
+from teu.containerd.core.errors import AlreadyExists, InvalidArgument
 from teu.linux import trees
 
 if TYPE_CHECKING:

@@ -12,22 +12,22 @@ from typing import Any
 
 from teu.config import Settings
 from teu.containerd.checkpoints import Checkpoints
-from teu.containerd.errors import FailedPrecondition
-from teu.containerd.events import Exchange
+from teu.containerd.core.database import Database
+from teu.containerd.core.errors import FailedPrecondition
+from teu.containerd.core.events import Exchange
+from teu.containerd.core.streams import Streams
 from teu.containerd.layers.run import Layers
 from teu.containerd.snapshotters.interface import Snapshotter
 from teu.containerd.snapshotters.native import Native
 from teu.containerd.snapshotters.overlayfs import REMAP_IDS, Overlayfs
 from teu.containerd.stores.containers import Containers
 from teu.containerd.stores.content import Content
-from teu.containerd.stores.database import Database
 from teu.containerd.stores.garbage import Collector
 from teu.containerd.stores.images import Images
 from teu.containerd.stores.leases import Leases
 from teu.containerd.stores.namespaces import Namespaces
 from teu.containerd.stores.sandboxes import Sandboxes
 from teu.containerd.stores.snapshots import Snapshots
-from teu.containerd.streams import Streams
 
 log = logging.getLogger("teu.containerd")
 

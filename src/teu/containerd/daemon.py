@@ -274,8 +274,8 @@ def turn_away(sockets: list[socket.socket]) -> None:
 
 
 def run(config: Settings, read_again: Callable[[], Settings], sockets: list[socket.socket], zygote: Any) -> int:
-    from teu.containerd.errors import Error
-    from teu.containerd.stores.database import Unreadable
+    from teu.containerd.core.database import Unreadable
+    from teu.containerd.core.errors import Error
 
     try:
         asyncio.run(Daemon(config, read_again, sockets, zygote).run())

@@ -30,7 +30,7 @@ from teu.api.events import task_pb2 as task_events
 from teu.api.services.containers.v1 import containers_pb2
 from teu.api.services.tasks.v1 import tasks_pb2 as pb
 from teu.api.types.task import task_pb2
-from teu.containerd import errors
+from teu.containerd.core import errors
 from teu.oci import jsontext
 from teu.systemd import host
 

@@ -31,7 +31,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from teu.containerd.errors import Cancelled, Error, FailedPrecondition, Internal, InvalidArgument, Unavailable, cut
+from teu.containerd.core.errors import Cancelled, Error, FailedPrecondition, Internal, InvalidArgument, Unavailable, cut
 
 if TYPE_CHECKING:
     from teu.containerd.context import Context

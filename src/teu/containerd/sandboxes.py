@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from teu.api.runtime.sandbox.v1 import sandbox_pb2 as shim_sandbox
-from teu.containerd.errors import AlreadyExists, Error, NotFound, Unavailable, from_code
+from teu.containerd.core.errors import AlreadyExists, Error, NotFound, Unavailable, from_code
 from teu.containerd.rpc import validate_identifier
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from teu.api.services.ttrpc.events.v1 import events_pb2
-from teu.containerd.errors import Error
+from teu.containerd.core.errors import Error
 from teu.systemd.grpc_activation import KEEP_PATH
 from teu.ttrpc import frames, messages
 

@@ -13,7 +13,7 @@ from layertools import digest
 
 from teu.api.services.content.v1 import content_pb2
 from teu.containerd.context import Context
-from teu.containerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from teu.containerd.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 
 DATA = os.urandom(300_000)
 

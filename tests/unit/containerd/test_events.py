@@ -10,8 +10,8 @@ import pytest
 
 from teu.api.events import container_pb2, task_pb2
 from teu.api.types import event_pb2
-from teu.containerd.errors import InvalidArgument, ResourceExhausted
-from teu.containerd.events import Exchange
+from teu.containerd.core.errors import InvalidArgument, ResourceExhausted
+from teu.containerd.core.events import Exchange
 
 
 def exit_event(id: str) -> Any:

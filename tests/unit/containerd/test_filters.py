@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from teu.containerd.errors import InvalidArgument
-from teu.containerd.filters import in_map, parse, parse_all
+from teu.containerd.core.errors import InvalidArgument
+from teu.containerd.core.filters import in_map, parse, parse_all
 
 LABELS = {"a": "1", "containerd.io/x": "y", "with space": "v w"}
 

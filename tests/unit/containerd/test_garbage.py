@@ -20,7 +20,7 @@ from teu.api.services.images.v1 import images_pb2
 from teu.api.services.leases.v1 import leases_pb2
 from teu.api.types import descriptor_pb2, sandbox_pb2
 from teu.containerd.context import Context
-from teu.containerd.errors import Error, NotFound
+from teu.containerd.core.errors import Error, NotFound
 
 PAST, FUTURE = "2001-01-01T00:00:00Z", "2999-01-01T00:00:00Z"
 

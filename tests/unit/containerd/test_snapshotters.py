@@ -17,7 +17,7 @@ from conftest import root_only
 from layertools import apply, compare, content, names, tar
 
 from teu.containerd.context import Context
-from teu.containerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from teu.containerd.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from teu.containerd.snapshotters.interface import ACTIVE, COMMITTED, VIEW, Snapshotter
 from teu.containerd.snapshotters.local import spread
 
@@ -55,7 +55,7 @@ class Remote:
         from google.protobuf import empty_pb2
 
         from teu.api.services.snapshots.v1 import snapshots_pb2 as pb
-        from teu.containerd.errors import Error
+        from teu.containerd.core.errors import Error
         from teu.containerd.stores.snapshots import to_wire
 
         inner = self.inner

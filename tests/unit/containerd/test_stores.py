@@ -17,7 +17,9 @@ from teu.api.services.leases.v1 import leases_pb2
 from teu.api.services.snapshots.v1 import snapshots_pb2
 from teu.api.types import descriptor_pb2, sandbox_pb2
 from teu.containerd.context import Context
-from teu.containerd.errors import (
+from teu.containerd.core import database as database_module
+from teu.containerd.core.database import Database
+from teu.containerd.core.errors import (
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
@@ -25,8 +27,6 @@ from teu.containerd.errors import (
     Unimplemented,
     from_code,
 )
-from teu.containerd.stores import database as database_module
-from teu.containerd.stores.database import Database
 
 DIGEST = "sha256:" + "a" * 64
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import teu
-from teu.containerd.errors import Cancelled, DataLoss, Error, Internal, InvalidArgument, ResourceExhausted, Unknown
+from teu.containerd.core.errors import Cancelled, DataLoss, Error, Internal, InvalidArgument, ResourceExhausted, Unknown
 
 STUCK_SECONDS = 300
 

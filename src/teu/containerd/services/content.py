@@ -13,11 +13,11 @@ from google.protobuf import empty_pb2
 
 from teu.api.services.content.v1 import content_pb2
 from teu.containerd.context import Context
-from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound, OutOfRange, Unknown
+from teu.containerd.core.database import set_timestamp
+from teu.containerd.core.digests import parse_digest
+from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound, OutOfRange, Unknown
 from teu.containerd.rpc import Call, Server, quick
 from teu.containerd.stores.content import Writer
-from teu.containerd.stores.database import set_timestamp
-from teu.containerd.stores.digests import parse_digest
 
 _BATCH = 100
 _READ = 1 << 20

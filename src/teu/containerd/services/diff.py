@@ -11,9 +11,9 @@ from typing import Any
 from teu.api.services.diff.v1 import diff_pb2
 from teu.api.types import descriptor_pb2
 from teu.containerd.context import Context
-from teu.containerd.errors import AlreadyExists, NotFound, Unimplemented
+from teu.containerd.core.digests import is_digest
+from teu.containerd.core.errors import AlreadyExists, NotFound, Unimplemented
 from teu.containerd.rpc import Call, Server
-from teu.containerd.stores.digests import is_digest
 
 UNCOMPRESSED_LABEL = "containerd.io/uncompressed"
 TAR = "application/vnd.oci.image.layer.v1.tar"

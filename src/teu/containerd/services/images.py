@@ -9,9 +9,9 @@ from google.protobuf import empty_pb2
 
 from teu.api.services.images.v1 import images_pb2
 from teu.containerd.context import Context
-from teu.containerd.errors import InvalidArgument
+from teu.containerd.core.errors import InvalidArgument
+from teu.containerd.core.rows import LONGEST
 from teu.containerd.rpc import Call, Server, quick
-from teu.containerd.stores.rows import LONGEST
 
 
 def _epoch(request: Any) -> int | None:

@@ -12,8 +12,8 @@ from teu.api.types import introspection_pb2 as introspection_types
 from teu.api.types import platform_pb2
 from teu.containerd import restart
 from teu.containerd.context import Context
-from teu.containerd.errors import NotFound
-from teu.containerd.filters import parse_all, present
+from teu.containerd.core.errors import NotFound
+from teu.containerd.core.filters import parse_all, present
 from teu.containerd.rpc import Call, Server, quick
 from teu.oci.image_spec import host_platform
 

@@ -8,7 +8,7 @@ from typing import Any
 from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.services.sandbox.v1 import sandbox_pb2
 from teu.containerd.context import Context
-from teu.containerd.errors import NotFound, Unavailable
+from teu.containerd.core.errors import NotFound, Unavailable
 from teu.containerd.rpc import Call, Server, held, quick
 from teu.containerd.sandboxes import Manager
 from teu.containerd.services.tasks import NEVER

@@ -15,10 +15,10 @@ from google.protobuf import any_pb2, empty_pb2
 
 from teu.api.services.streaming.v1 import streaming_pb2
 from teu.containerd.context import Context
-from teu.containerd.errors import InvalidArgument
-from teu.containerd.events import pack
+from teu.containerd.core.errors import InvalidArgument
+from teu.containerd.core.events import pack
+from teu.containerd.core.streams import CLOSED
 from teu.containerd.rpc import Call, Server
-from teu.containerd.streams import CLOSED
 
 
 class Streaming:

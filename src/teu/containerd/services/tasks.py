@@ -18,11 +18,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from teu.api.services.tasks.v1 import tasks_pb2 as pb
 from teu.api.types import introspection_pb2, metrics_pb2
 from teu.api.types.task import task_pb2
-from teu.containerd import errors
-from teu.containerd.filters import parse_all
+from teu.containerd.core import errors
+from teu.containerd.core.filters import parse_all
+from teu.containerd.core.rows import must_be_whole
 from teu.containerd.rpc import held, validate_identifier
 from teu.containerd.shims import OWN_RUNTIME, STATE_TIMEOUT, Shim, find_binary
-from teu.containerd.stores.rows import must_be_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the built-in snapshotters share: records in the table `layers` of metadata.db, a folder per snapshot.
 
-ROOT/snapshots/SNAPSHOTTER/ID/     ID is the record's; what is within is the snapshotter's
+    ROOT/snapshots/SNAPSHOTTER/ID/     ID is the record's
+
+What is in the folder is the snapshotter's own.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from teu.api.types import mount_pb2
-from teu.containerd.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
+from teu.containerd.core.database import Database, dump_labels, now
+from teu.containerd.core.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
+from teu.containerd.core.rows import Row, must_be_whole
 from teu.containerd.snapshotters.interface import ACTIVE, COMMITTED, VIEW, Info, Usage
-from teu.containerd.stores.database import Database, dump_labels, now
-from teu.containerd.stores.rows import Row, must_be_whole
 from teu.linux import trees
 
 log = logging.getLogger("teu.containerd.snapshots")

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from teu.api.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
-from teu.containerd.errors import Unimplemented, from_code
+from teu.containerd.core.errors import Unimplemented, from_code
 from teu.containerd.rpc import MAX_MESSAGE
 from teu.containerd.snapshotters.interface import Info, Usage
 

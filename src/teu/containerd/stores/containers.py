@@ -8,12 +8,12 @@ from typing import Any
 
 from teu.api.events import container_pb2 as container_events
 from teu.api.services.containers.v1 import containers_pb2
-from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound
-from teu.containerd.events import Exchange
-from teu.containerd.filters import in_map, parse_all, present
+from teu.containerd.core.database import Database, dump_labels, now, set_labels, set_timestamp
+from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound
+from teu.containerd.core.events import Exchange
+from teu.containerd.core.filters import in_map, parse_all, present
+from teu.containerd.core.rows import Row, must_be_whole
 from teu.containerd.rpc import validate_identifier
-from teu.containerd.stores.database import Database, dump_labels, now, set_labels, set_timestamp
-from teu.containerd.stores.rows import Row, must_be_whole
 
 _COLUMNS = "id, labels, image, snapshotter, snapshot_key, sandbox, record, created, updated"
 

@@ -26,13 +26,13 @@ from typing import Any
 
 from teu.api.events import content_pb2 as content_events
 from teu.api.services.content.v1 import content_pb2
-from teu.containerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from teu.containerd.events import Exchange
-from teu.containerd.filters import in_map, parse_all
-from teu.containerd.stores.database import Database, dump_labels, now, set_timestamp
-from teu.containerd.stores.digests import is_digest
+from teu.containerd.core.database import Database, dump_labels, now, set_timestamp
+from teu.containerd.core.digests import is_digest
+from teu.containerd.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from teu.containerd.core.events import Exchange
+from teu.containerd.core.filters import in_map, parse_all
+from teu.containerd.core.rows import Row, must_be_whole
 from teu.containerd.stores.leases import Leases
-from teu.containerd.stores.rows import Row, must_be_whole
 from teu.linux import trees
 
 SYNC_FILE_RANGE_WRITE = 2

@@ -35,12 +35,12 @@ from typing import Any
 
 from teu.api.events import image_pb2 as image_events
 from teu.api.events import snapshot_pb2 as snapshot_events
-from teu.containerd.events import Exchange
+from teu.containerd.core.database import Database, now
+from teu.containerd.core.digests import is_digest
+from teu.containerd.core.events import Exchange
+from teu.containerd.core.rows import plain_labels
 from teu.containerd.stores.content import Content
-from teu.containerd.stores.database import Database, now
-from teu.containerd.stores.digests import is_digest
 from teu.containerd.stores.leases import EXPIRE_LABEL
-from teu.containerd.stores.rows import plain_labels
 from teu.containerd.stores.snapshots import Snapshots
 
 log = logging.getLogger("teu.containerd.gc")

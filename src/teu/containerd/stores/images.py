@@ -9,13 +9,13 @@ from typing import Any
 from teu.api.events import image_pb2 as image_events
 from teu.api.services.images.v1 import images_pb2
 from teu.api.types import descriptor_pb2
-from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound
-from teu.containerd.events import Exchange
-from teu.containerd.filters import in_map, parse_all, present
-from teu.containerd.stores.database import Database, dump_labels, now, set_labels, set_timestamp
-from teu.containerd.stores.digests import is_digest
+from teu.containerd.core.database import Database, dump_labels, now, set_labels, set_timestamp
+from teu.containerd.core.digests import is_digest
+from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound
+from teu.containerd.core.events import Exchange
+from teu.containerd.core.filters import in_map, parse_all, present
+from teu.containerd.core.rows import Row, must_be_whole
 from teu.containerd.stores.leases import EXPIRE_LABEL, Leases
-from teu.containerd.stores.rows import Row, must_be_whole
 
 _COLUMNS = "name, labels, record, created, updated"
 

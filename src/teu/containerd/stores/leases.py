@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from teu.api.services.leases.v1 import leases_pb2
-from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
-from teu.containerd.filters import in_map, parse_all, present
-from teu.containerd.stores.database import Database, dump_labels, now, set_timestamp
-from teu.containerd.stores.digests import is_digest
-from teu.containerd.stores.rows import Row
+from teu.containerd.core.database import Database, dump_labels, now, set_timestamp
+from teu.containerd.core.digests import is_digest
+from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
+from teu.containerd.core.filters import in_map, parse_all, present
+from teu.containerd.core.rows import Row
 
 EXPIRE_LABEL = "containerd.io/gc.expire"
 

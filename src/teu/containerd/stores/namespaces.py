@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 from teu.api.events import namespace_pb2 as namespace_events
-from teu.containerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from teu.containerd.events import Exchange
+from teu.containerd.core.database import Database, dump_labels, set_labels
+from teu.containerd.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from teu.containerd.core.events import Exchange
+from teu.containerd.core.rows import Row, must_be_whole
 from teu.containerd.rpc import validate_identifier
-from teu.containerd.stores.database import Database, dump_labels, set_labels
-from teu.containerd.stores.rows import Row, must_be_whole
 
 
 def _labels(name: str, text: Any) -> dict[str, str]:

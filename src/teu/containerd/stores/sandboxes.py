@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from teu.api.types import sandbox_pb2
-from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound
-from teu.containerd.filters import in_map, parse_all
+from teu.containerd.core.database import Database, dump_labels, now, set_labels, set_timestamp
+from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound
+from teu.containerd.core.filters import in_map, parse_all
+from teu.containerd.core.rows import Row, must_be_whole
 from teu.containerd.rpc import validate_identifier
-from teu.containerd.stores.database import Database, dump_labels, now, set_labels, set_timestamp
-from teu.containerd.stores.rows import Row, must_be_whole
 
 _COLUMNS = "id, labels, record, created, updated"
 

@@ -15,9 +15,11 @@ from typing import Any
 
 from teu.api.events import snapshot_pb2 as snapshot_events
 from teu.api.services.snapshots.v1 import snapshots_pb2
-from teu.containerd.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound, Unknown
-from teu.containerd.events import Exchange
-from teu.containerd.filters import in_map, parse_all
+from teu.containerd.core.database import Database, dump_labels, now, set_timestamp
+from teu.containerd.core.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound, Unknown
+from teu.containerd.core.events import Exchange
+from teu.containerd.core.filters import in_map, parse_all
+from teu.containerd.core.rows import Row, plain_labels
 from teu.containerd.snapshotters.interface import (
     ACTIVE,
     COMMITTED,
@@ -29,9 +31,7 @@ from teu.containerd.snapshotters.interface import (
     Usage,
 )
 from teu.containerd.snapshotters.local import LocalSnapshotter
-from teu.containerd.stores.database import Database, dump_labels, now, set_timestamp
 from teu.containerd.stores.leases import Leases
-from teu.containerd.stores.rows import Row, plain_labels
 
 log = logging.getLogger("teu.containerd.snapshots")
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from teu.containerd.errors import AlreadyExists, InvalidArgument
+from teu.containerd.core.errors import AlreadyExists, InvalidArgument
 from teu.containerd.transfer.job import ClientReader, ClientWriter, Job, Json, from_wire, own_names, platforms_of
 from teu.oci import archive, image_spec
 from teu.oci import digest as digests

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 from teu.api.services.images.v1 import images_pb2
 from teu.api.types import descriptor_pb2
 from teu.api.types.transfer import progress_pb2, streaming_pb2
-from teu.containerd.errors import AlreadyExists, Cancelled, FailedPrecondition, InvalidArgument, NotFound
+from teu.containerd.core.errors import AlreadyExists, Cancelled, FailedPrecondition, InvalidArgument, NotFound
 from teu.oci import image_spec
 
 if TYPE_CHECKING:
     from teu.containerd.context import Context
-    from teu.containerd.streams import Stream
+    from teu.containerd.core.streams import Stream
 
 Json = dict[str, Any]
 

@@ -9,7 +9,14 @@ from functools import partial
 from typing import Any
 
 from teu.api.types.transfer import registry_pb2
-from teu.containerd.errors import AlreadyExists, Cancelled, InvalidArgument, NotFound, PermissionDenied, Unavailable
+from teu.containerd.core.errors import (
+    AlreadyExists,
+    Cancelled,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
 from teu.containerd.transfer.job import Job, Json, from_wire, in_parallel, own_names, platforms_of
 from teu.oci import distribution, image_spec, reference, registries, registry_hosts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from teu.containerd.errors import InvalidArgument
+from teu.containerd.core.errors import InvalidArgument
 
 _DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[a-zA-Z0-9=_-]+")
 _LENGTHS = {"sha256": 64, "sha384": 96, "sha512": 128}

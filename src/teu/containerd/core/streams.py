@@ -8,8 +8,8 @@ from typing import Any
 
 from google.protobuf import any_pb2
 
-from teu.containerd.errors import AlreadyExists, InvalidArgument, NotFound
-from teu.containerd.events import pack
+from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound
+from teu.containerd.core.events import pack
 
 CLOSED = object()
 _DEPTH = 64  # messages waiting in either direction: the windows of the users are smaller

@@ -43,7 +43,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from teu.containerd.errors import FailedPrecondition, InvalidArgument
+from teu.containerd.core.errors import FailedPrecondition, InvalidArgument
 
 log = logging.getLogger("teu.containerd")
 

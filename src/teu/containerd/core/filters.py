@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from teu.containerd.errors import InvalidArgument
+from teu.containerd.core.errors import InvalidArgument
 
 Adaptor = Callable[[Sequence[str]], "str | None"]
 Filter = Callable[[Adaptor], bool]

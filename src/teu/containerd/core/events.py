@@ -33,8 +33,8 @@ from teu.api.events import (  # noqa: F401  (known by name to filters)
     task_pb2,
 )
 from teu.api.types import event_pb2
-from teu.containerd.errors import InvalidArgument, ResourceExhausted
-from teu.containerd.filters import Filter, in_map, parse_all
+from teu.containerd.core.errors import InvalidArgument, ResourceExhausted
+from teu.containerd.core.filters import Filter, in_map, parse_all
 from teu.containerd.rpc import validate_identifier
 
 log = logging.getLogger("teu.containerd.events")

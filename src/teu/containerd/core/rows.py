@@ -18,7 +18,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from teu.containerd.errors import FailedPrecondition
+from teu.containerd.core.errors import FailedPrecondition
 
 log = logging.getLogger("teu.containerd")
 
