@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from teu.config import Settings
-from teu.containerd.checkpoints import Checkpoints
 from teu.containerd.core.database import Database
 from teu.containerd.core.errors import FailedPrecondition
 from teu.containerd.core.events import Exchange
 from teu.containerd.core.streams import Streams
 from teu.containerd.layers.run import Layers
+from teu.containerd.runtime.checkpoints import Checkpoints
 from teu.containerd.snapshotters.interface import Snapshotter
 from teu.containerd.snapshotters.native import Native
 from teu.containerd.snapshotters.overlayfs import REMAP_IDS, Overlayfs

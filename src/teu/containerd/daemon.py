@@ -22,9 +22,9 @@ from teu.containerd import ttrpc_events
 from teu.containerd.config import KEYS
 from teu.containerd.context import Context
 from teu.containerd.metrics import serve_metrics
-from teu.containerd.restart import Restarts
 from teu.containerd.rpc import MAX_MESSAGE, Server
-from teu.containerd.shims import Shims
+from teu.containerd.runtime.restart import Restarts
+from teu.containerd.runtime.shims import Shims
 from teu.containerd.wake import Waker
 from teu.linux import memory
 from teu.systemd import grpc_activation, journal, notify, stacks

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     open_what_is_closed()
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["oci-hook"]:
-        from teu.containerd import oci_hook
+        from teu.containerd.runtime import oci_hook
 
         return oci_hook.main(words[1:])
     arguments = _arguments(argv)
@@ -78,10 +78,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, config: Settings, sockets: list[socket.socket]) -> int:
     helper = None
-    from teu.containerd import processes
+    from teu.containerd.runtime import processes
 
     try:
-        from teu.containerd import zygote
+        from teu.containerd.runtime import zygote
     except ImportError as error:
         log.info("no zygote: %s", error)
     else:

@@ -11,7 +11,7 @@ import teu
 
 SCRIPT = """
 import resource, subprocess
-from teu.containerd import processes
+from teu.containerd.runtime import processes
 show = ["/bin/sh", "-c", "ulimit -S -n; ulimit -H -n; echo $0 $1", "a b", "$c"]
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 100))
 assert processes.with_given_limits(show) is show, "nothing is changed, so nothing is in between"

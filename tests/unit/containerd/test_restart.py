@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from teu.containerd.restart import PREFIX, wants_restart
+from teu.containerd.runtime.restart import PREFIX, wants_restart
 
 
 def labels(**wanted: str) -> dict[str, str]:

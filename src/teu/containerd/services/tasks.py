@@ -22,7 +22,7 @@ from teu.containerd.core import errors
 from teu.containerd.core.filters import parse_all
 from teu.containerd.core.rows import must_be_whole
 from teu.containerd.rpc import held, validate_identifier
-from teu.containerd.shims import OWN_RUNTIME, STATE_TIMEOUT, Shim, find_binary
+from teu.containerd.runtime.shims import OWN_RUNTIME, STATE_TIMEOUT, Shim, find_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

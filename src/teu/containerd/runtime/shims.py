@@ -40,8 +40,8 @@ from typing import Any
 from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.events import task_pb2 as task_events
 from teu.containerd.core import errors
-from teu.containerd.processes import with_given_limits
-from teu.containerd.zygote import SHIM_BINARY, Zygote, ZygoteGone, ZygoteRefused
+from teu.containerd.runtime.processes import with_given_limits
+from teu.containerd.runtime.zygote import SHIM_BINARY, Zygote, ZygoteGone, ZygoteRefused
 from teu.linux import trees
 from teu.oci import jsontext
 from teu.ttrpc import client as ttrpc

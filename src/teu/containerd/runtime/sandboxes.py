@@ -16,7 +16,7 @@ from teu.containerd.rpc import validate_identifier
 
 if TYPE_CHECKING:
     from teu.containerd.context import Context
-    from teu.containerd.shims import Shim
+    from teu.containerd.runtime.shims import Shim
 
 log = logging.getLogger("teu.containerd.sandboxes")
 
