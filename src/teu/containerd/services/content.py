@@ -16,7 +16,7 @@ from teu.containerd.context import Context
 from teu.containerd.core.database import set_timestamp
 from teu.containerd.core.digests import parse_digest
 from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound, OutOfRange, Unknown
-from teu.containerd.rpc import Call, Server, quick
+from teu.containerd.server.rpc import Call, Server, quick
 from teu.containerd.stores.content import Writer
 
 _BATCH = 100

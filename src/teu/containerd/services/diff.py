@@ -13,7 +13,7 @@ from teu.api.types import descriptor_pb2
 from teu.containerd.context import Context
 from teu.containerd.core.digests import is_digest
 from teu.containerd.core.errors import AlreadyExists, NotFound, Unimplemented
-from teu.containerd.rpc import Call, Server
+from teu.containerd.server.rpc import Call, Server
 
 UNCOMPRESSED_LABEL = "containerd.io/uncompressed"
 TAR = "application/vnd.oci.image.layer.v1.tar"

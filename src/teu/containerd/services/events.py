@@ -10,7 +10,7 @@ from google.protobuf import empty_pb2
 
 from teu.api.services.events.v1 import events_pb2
 from teu.containerd.context import Context
-from teu.containerd.rpc import Call, Server, held, quick
+from teu.containerd.server.rpc import Call, Server, held, quick
 
 
 class Events:

@@ -10,7 +10,7 @@ from typing import Any
 from teu.api.grpc.health.v1 import health_pb2
 from teu.containerd.context import Context
 from teu.containerd.core.errors import NotFound
-from teu.containerd.rpc import Call, Server, quick
+from teu.containerd.server.rpc import Call, Server, quick
 
 SERVING, SERVICE_UNKNOWN = 1, 3
 

@@ -11,7 +11,7 @@ from teu.api.services.images.v1 import images_pb2
 from teu.containerd.context import Context
 from teu.containerd.core.errors import InvalidArgument
 from teu.containerd.core.rows import LONGEST
-from teu.containerd.rpc import Call, Server, quick
+from teu.containerd.server.rpc import Call, Server, quick
 
 
 def _epoch(request: Any) -> int | None:

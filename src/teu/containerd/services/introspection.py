@@ -13,8 +13,8 @@ from teu.api.types import platform_pb2
 from teu.containerd.context import Context
 from teu.containerd.core.errors import NotFound
 from teu.containerd.core.filters import parse_all, present
-from teu.containerd.rpc import Call, Server, quick
 from teu.containerd.runtime import restart
+from teu.containerd.server.rpc import Call, Server, quick
 from teu.oci.image_spec import host_platform
 
 # type, id, requires

@@ -9,7 +9,7 @@ from google.protobuf import empty_pb2
 
 from teu.api.services.namespaces.v1 import namespace_pb2
 from teu.containerd.context import Context
-from teu.containerd.rpc import Call, Server, quick
+from teu.containerd.server.rpc import Call, Server, quick
 
 
 class Namespaces:

@@ -9,8 +9,8 @@ from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.services.sandbox.v1 import sandbox_pb2
 from teu.containerd.context import Context
 from teu.containerd.core.errors import NotFound, Unavailable
-from teu.containerd.rpc import Call, Server, held, quick
 from teu.containerd.runtime.sandboxes import Manager
+from teu.containerd.server.rpc import Call, Server, held, quick
 from teu.containerd.services.tasks import NEVER
 
 _SANDBOXERS = ("", "shim")  # containerd 2's names of controllers; "podsandbox" is the CRI's own

@@ -18,7 +18,7 @@ from teu.containerd.context import Context
 from teu.containerd.core.errors import InvalidArgument
 from teu.containerd.core.events import pack
 from teu.containerd.core.streams import CLOSED
-from teu.containerd.rpc import Call, Server
+from teu.containerd.server.rpc import Call, Server
 
 
 class Streaming:

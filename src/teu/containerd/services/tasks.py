@@ -21,8 +21,8 @@ from teu.api.types.task import task_pb2
 from teu.containerd.core import errors
 from teu.containerd.core.filters import parse_all
 from teu.containerd.core.rows import must_be_whole
-from teu.containerd.rpc import held, validate_identifier
 from teu.containerd.runtime.shims import OWN_RUNTIME, STATE_TIMEOUT, Shim, find_binary
+from teu.containerd.server.rpc import held, validate_identifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from google.protobuf.empty_pb2 import Empty
 
     from teu.containerd.context import Context
-    from teu.containerd.rpc import Call, Server
+    from teu.containerd.server.rpc import Call, Server
 
 log = logging.getLogger("teu.containerd.tasks")
 

@@ -10,7 +10,7 @@ from teu.containerd.core.database import Database, dump_labels, set_labels
 from teu.containerd.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from teu.containerd.core.events import Exchange
 from teu.containerd.core.rows import Row, must_be_whole
-from teu.containerd.rpc import validate_identifier
+from teu.containerd.server.rpc import validate_identifier
 
 
 def _labels(name: str, text: Any) -> dict[str, str]:

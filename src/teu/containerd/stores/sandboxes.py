@@ -11,7 +11,7 @@ from teu.containerd.core.database import Database, dump_labels, now, set_labels,
 from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound
 from teu.containerd.core.filters import in_map, parse_all
 from teu.containerd.core.rows import Row, must_be_whole
-from teu.containerd.rpc import validate_identifier
+from teu.containerd.server.rpc import validate_identifier
 
 _COLUMNS = "id, labels, record, created, updated"
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from teu import __version__
-from teu.containerd.rpc import SECONDS, Histogram, Statistics
+from teu.containerd.server.rpc import SECONDS, Histogram, Statistics
 
 if TYPE_CHECKING:
     from teu.containerd.context import Context
-    from teu.containerd.rpc import Server
+    from teu.containerd.server.rpc import Server
 
 _STARTED = time.time()
 
