@@ -21,7 +21,7 @@ pytest.importorskip("teu.api.services.containers.v1.containers_pb2", reason="stu
 
 from teu.config import load  # noqa: E402
 from teu.containerd.config import KEYS  # noqa: E402
-from teu.containerd.context import Context  # noqa: E402
+from teu.containerd.state import Context  # noqa: E402
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

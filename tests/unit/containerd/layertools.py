@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 from typing import Any
 
-from teu.containerd.context import Context
+from teu.containerd.state import Context
 
 MOMENT = 1_600_000_000
 

@@ -12,8 +12,8 @@ from conftest import make_context
 from layertools import digest
 
 from teu.api.services.content.v1 import content_pb2
-from teu.containerd.context import Context
 from teu.containerd.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from teu.containerd.state import Context
 
 DATA = os.urandom(300_000)
 

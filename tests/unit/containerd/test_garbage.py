@@ -19,8 +19,8 @@ from teu.api.services.content.v1 import content_pb2
 from teu.api.services.images.v1 import images_pb2
 from teu.api.services.leases.v1 import leases_pb2
 from teu.api.types import descriptor_pb2, sandbox_pb2
-from teu.containerd.context import Context
 from teu.containerd.core.errors import Error, NotFound
+from teu.containerd.state import Context
 
 PAST, FUTURE = "2001-01-01T00:00:00Z", "2999-01-01T00:00:00Z"
 

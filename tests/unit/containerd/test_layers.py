@@ -16,8 +16,8 @@ import pytest
 from conftest import root_only
 from layertools import MOMENT, Bind, apply, compare, content, digest, names, tar
 
-from teu.containerd.context import Context
 from teu.containerd.core.errors import DataLoss, Error, InvalidArgument, ResourceExhausted
+from teu.containerd.state import Context
 from teu.oci import tar as own_tar
 
 pytestmark = root_only

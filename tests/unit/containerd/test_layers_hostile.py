@@ -17,11 +17,11 @@ import pytest
 from conftest import root_only
 from layertools import Bind, apply, compare, names, tar
 
-from teu.containerd.context import Context
 from teu.containerd.core import errors
 from teu.containerd.core.errors import Cancelled, Error, Internal, InvalidArgument
 from teu.containerd.layers import run, streams
 from teu.containerd.snapshotters import local
+from teu.containerd.state import Context
 from teu.linux import trees
 from teu.oci import tar as own_tar
 

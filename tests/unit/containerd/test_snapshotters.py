@@ -16,10 +16,10 @@ import pytest
 from conftest import root_only
 from layertools import apply, compare, content, names, tar
 
-from teu.containerd.context import Context
 from teu.containerd.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from teu.containerd.snapshotters.interface import ACTIVE, COMMITTED, VIEW, Snapshotter
 from teu.containerd.snapshotters.local import spread
+from teu.containerd.state import Context
 
 pytestmark = root_only
 

@@ -16,7 +16,6 @@ from teu.api.services.images.v1 import images_pb2
 from teu.api.services.leases.v1 import leases_pb2
 from teu.api.services.snapshots.v1 import snapshots_pb2
 from teu.api.types import descriptor_pb2, sandbox_pb2
-from teu.containerd.context import Context
 from teu.containerd.core import database as database_module
 from teu.containerd.core.database import Database
 from teu.containerd.core.errors import (
@@ -27,6 +26,7 @@ from teu.containerd.core.errors import (
     Unimplemented,
     from_code,
 )
+from teu.containerd.state import Context
 
 DIGEST = "sha256:" + "a" * 64
 

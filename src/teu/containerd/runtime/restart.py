@@ -35,7 +35,7 @@ from teu.oci import jsontext
 from teu.systemd import host
 
 if TYPE_CHECKING:
-    from teu.containerd.context import Context
+    from teu.containerd.state import Context
 
 log = logging.getLogger("teu.containerd.restart")
 

@@ -15,8 +15,8 @@ from teu.containerd.core.errors import AlreadyExists, Error, NotFound, Unavailab
 from teu.containerd.server.rpc import validate_identifier
 
 if TYPE_CHECKING:
-    from teu.containerd.context import Context
     from teu.containerd.runtime.shims import Shim
+    from teu.containerd.state import Context
 
 log = logging.getLogger("teu.containerd.sandboxes")
 

@@ -16,8 +16,8 @@ from teu import __version__
 from teu.containerd.server.rpc import SECONDS, Histogram, Statistics
 
 if TYPE_CHECKING:
-    from teu.containerd.context import Context
     from teu.containerd.server.rpc import Server
+    from teu.containerd.state import Context
 
 _STARTED = time.time()
 

@@ -34,7 +34,7 @@ from google.protobuf.message import DecodeError
 from teu.containerd.core.errors import Cancelled, Error, FailedPrecondition, Internal, InvalidArgument, Unavailable, cut
 
 if TYPE_CHECKING:
-    from teu.containerd.context import Context
+    from teu.containerd.state import Context
 
 log = logging.getLogger("teu.containerd.rpc")
 

@@ -18,7 +18,7 @@ from teu.systemd.grpc_activation import KEEP_PATH
 from teu.ttrpc import frames, messages
 
 if TYPE_CHECKING:
-    from teu.containerd.context import Context
+    from teu.containerd.state import Context
 
 log = logging.getLogger("teu.containerd.events")
 

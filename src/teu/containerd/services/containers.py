@@ -9,8 +9,8 @@ from typing import Any
 from google.protobuf import empty_pb2
 
 from teu.api.services.containers.v1 import containers_pb2
-from teu.containerd.context import Context
 from teu.containerd.server.rpc import Call, Server, quick
+from teu.containerd.state import Context
 
 
 class Containers:

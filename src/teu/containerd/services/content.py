@@ -12,11 +12,11 @@ from typing import Any
 from google.protobuf import empty_pb2
 
 from teu.api.services.content.v1 import content_pb2
-from teu.containerd.context import Context
 from teu.containerd.core.database import set_timestamp
 from teu.containerd.core.digests import parse_digest
 from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound, OutOfRange, Unknown
 from teu.containerd.server.rpc import Call, Server, quick
+from teu.containerd.state import Context
 from teu.containerd.stores.content import Writer
 
 _BATCH = 100

@@ -10,10 +10,10 @@ from typing import Any
 
 from teu.api.services.diff.v1 import diff_pb2
 from teu.api.types import descriptor_pb2
-from teu.containerd.context import Context
 from teu.containerd.core.digests import is_digest
 from teu.containerd.core.errors import AlreadyExists, NotFound, Unimplemented
 from teu.containerd.server.rpc import Call, Server
+from teu.containerd.state import Context
 
 UNCOMPRESSED_LABEL = "containerd.io/uncompressed"
 TAR = "application/vnd.oci.image.layer.v1.tar"

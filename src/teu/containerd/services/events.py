@@ -9,8 +9,8 @@ from typing import Any
 from google.protobuf import empty_pb2
 
 from teu.api.services.events.v1 import events_pb2
-from teu.containerd.context import Context
 from teu.containerd.server.rpc import Call, Server, held, quick
+from teu.containerd.state import Context
 
 
 class Events:

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from teu.api.grpc.health.v1 import health_pb2
-from teu.containerd.context import Context
 from teu.containerd.core.errors import NotFound
 from teu.containerd.server.rpc import Call, Server, quick
+from teu.containerd.state import Context
 
 SERVING, SERVICE_UNKNOWN = 1, 3
 

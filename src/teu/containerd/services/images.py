@@ -8,10 +8,10 @@ from typing import Any
 from google.protobuf import empty_pb2
 
 from teu.api.services.images.v1 import images_pb2
-from teu.containerd.context import Context
 from teu.containerd.core.errors import InvalidArgument
 from teu.containerd.core.rows import LONGEST
 from teu.containerd.server.rpc import Call, Server, quick
+from teu.containerd.state import Context
 
 
 def _epoch(request: Any) -> int | None:

@@ -10,11 +10,11 @@ from typing import Any
 from teu.api.services.introspection.v1 import introspection_pb2
 from teu.api.types import introspection_pb2 as introspection_types
 from teu.api.types import platform_pb2
-from teu.containerd.context import Context
 from teu.containerd.core.errors import NotFound
 from teu.containerd.core.filters import parse_all, present
 from teu.containerd.runtime import restart
 from teu.containerd.server.rpc import Call, Server, quick
+from teu.containerd.state import Context
 from teu.oci.image_spec import host_platform
 
 # type, id, requires

@@ -10,8 +10,8 @@ from typing import Any
 from google.protobuf import empty_pb2
 
 from teu.api.services.leases.v1 import leases_pb2
-from teu.containerd.context import Context
 from teu.containerd.server.rpc import Call, Server, quick
+from teu.containerd.state import Context
 
 
 class Leases:

@@ -8,8 +8,8 @@ from typing import Any
 from google.protobuf import empty_pb2
 
 from teu.api.services.namespaces.v1 import namespace_pb2
-from teu.containerd.context import Context
 from teu.containerd.server.rpc import Call, Server, quick
+from teu.containerd.state import Context
 
 
 class Namespaces:

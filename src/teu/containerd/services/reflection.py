@@ -10,8 +10,8 @@ from google.protobuf import descriptor_pool
 
 from teu.api.grpc.reflection.v1 import reflection_pb2 as reflection_v1
 from teu.api.grpc.reflection.v1alpha import reflection_pb2 as reflection_v1alpha
-from teu.containerd.context import Context
 from teu.containerd.server.rpc import Call, Server
+from teu.containerd.state import Context
 
 _NOT_FOUND, _UNIMPLEMENTED = 5, 12
 

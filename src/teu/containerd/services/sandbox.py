@@ -7,11 +7,11 @@ from typing import Any
 
 from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.services.sandbox.v1 import sandbox_pb2
-from teu.containerd.context import Context
 from teu.containerd.core.errors import NotFound, Unavailable
 from teu.containerd.runtime.sandboxes import Manager
 from teu.containerd.server.rpc import Call, Server, held, quick
 from teu.containerd.services.tasks import NEVER
+from teu.containerd.state import Context
 
 _SANDBOXERS = ("", "shim")  # containerd 2's names of controllers; "podsandbox" is the CRI's own
 _SERVICES = sandbox_pb2.DESCRIPTOR.services_by_name

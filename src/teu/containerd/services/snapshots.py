@@ -9,9 +9,9 @@ from typing import Any
 from google.protobuf import empty_pb2
 
 from teu.api.services.snapshots.v1 import snapshots_pb2
-from teu.containerd.context import Context
 from teu.containerd.core.errors import InvalidArgument
 from teu.containerd.server.rpc import Call, Server
+from teu.containerd.state import Context
 from teu.containerd.stores.snapshots import to_wire
 
 _BATCH = 100

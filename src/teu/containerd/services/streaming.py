@@ -14,11 +14,11 @@ from typing import Any
 from google.protobuf import any_pb2, empty_pb2
 
 from teu.api.services.streaming.v1 import streaming_pb2
-from teu.containerd.context import Context
 from teu.containerd.core.errors import InvalidArgument
 from teu.containerd.core.events import pack
 from teu.containerd.core.streams import CLOSED
 from teu.containerd.server.rpc import Call, Server
+from teu.containerd.state import Context
 
 
 class Streaming:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from google.protobuf.empty_pb2 import Empty
 
-    from teu.containerd.context import Context
     from teu.containerd.server.rpc import Call, Server
+    from teu.containerd.state import Context
 
 log = logging.getLogger("teu.containerd.tasks")
 

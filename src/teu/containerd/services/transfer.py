@@ -12,10 +12,10 @@ from google.protobuf import empty_pb2
 
 from teu.api.services.transfer.v1 import transfer_pb2
 from teu.api.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
-from teu.containerd.context import Context
 from teu.containerd.core.errors import Error, NotFound, Unimplemented
 from teu.containerd.core.events import decode
 from teu.containerd.server.rpc import Call, Server
+from teu.containerd.state import Context
 from teu.containerd.transfer import archives, registry
 from teu.containerd.transfer.job import Job, from_wire, own_names
 

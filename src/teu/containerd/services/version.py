@@ -7,8 +7,8 @@ from typing import Any
 
 from teu import __version__
 from teu.api.services.version.v1 import version_pb2
-from teu.containerd.context import Context
 from teu.containerd.server.rpc import Call, Server, quick
+from teu.containerd.state import Context
 
 COMPATIBLE = "1.7.28"  # the containerd whose API this is, as clients compare it
 

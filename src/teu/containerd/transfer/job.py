@@ -23,8 +23,8 @@ from teu.containerd.core.errors import AlreadyExists, Cancelled, FailedPrecondit
 from teu.oci import image_spec
 
 if TYPE_CHECKING:
-    from teu.containerd.context import Context
     from teu.containerd.core.streams import Stream
+    from teu.containerd.state import Context
 
 Json = dict[str, Any]
 
