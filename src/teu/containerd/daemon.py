@@ -19,11 +19,12 @@ import grpc.aio
 from teu.api.grpc.health.v1 import health_pb2
 from teu.config import EX_DATAERR, ConfigError, Settings, changed
 from teu.containerd.config import KEYS
+from teu.containerd.core.limits import MAX_MESSAGE
 from teu.containerd.runtime.restart import Restarts
 from teu.containerd.runtime.shims import Shims
 from teu.containerd.server import ttrpc_events
 from teu.containerd.server.metrics import serve_metrics
-from teu.containerd.server.rpc import MAX_MESSAGE, Server
+from teu.containerd.server.rpc import Server
 from teu.containerd.server.wake import Waker
 from teu.containerd.state import Context
 from teu.linux import memory

@@ -35,7 +35,7 @@ from teu.api.events import (  # noqa: F401  (known by name to filters)
 from teu.api.types import event_pb2
 from teu.containerd.core.errors import InvalidArgument, ResourceExhausted
 from teu.containerd.core.filters import Filter, in_map, parse_all
-from teu.containerd.server.rpc import validate_identifier
+from teu.containerd.core.identifiers import validate_identifier
 
 log = logging.getLogger("teu.containerd.events")
 

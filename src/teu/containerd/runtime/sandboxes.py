@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from teu.api.runtime.sandbox.v1 import sandbox_pb2 as shim_sandbox
 from teu.containerd.core.errors import AlreadyExists, Error, NotFound, Unavailable, from_code
-from teu.containerd.server.rpc import validate_identifier
+from teu.containerd.core.identifiers import validate_identifier
 
 if TYPE_CHECKING:
     from teu.containerd.runtime.shims import Shim

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from teu import __version__
-from teu.containerd.server.rpc import SECONDS, Histogram, Statistics
+from teu.containerd.core.statistics import SECONDS, Histogram, Statistics
 
 if TYPE_CHECKING:
     from teu.containerd.server.rpc import Server

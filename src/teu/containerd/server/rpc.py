@@ -16,11 +16,9 @@ a thread switch would cost more than the work. A method the class does not have 
 from __future__ import annotations
 
 import asyncio
-import bisect
 import contextlib
 import inspect
 import logging
-import re
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -31,7 +29,9 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from teu.containerd.core.errors import Cancelled, Error, FailedPrecondition, Internal, InvalidArgument, Unavailable, cut
+from teu.containerd.core.errors import Error, FailedPrecondition, Internal, InvalidArgument, Unavailable, cut
+from teu.containerd.core.identifiers import validate_identifier
+from teu.containerd.core.statistics import Statistics
 
 if TYPE_CHECKING:
     from teu.containerd.state import Context
@@ -40,9 +40,7 @@ log = logging.getLogger("teu.containerd.rpc")
 
 NAMESPACE_HEADER = "containerd-namespace"
 LEASE_HEADER = "containerd-lease"
-MAX_MESSAGE = 16 << 20  # containerd's own limit, both ways
 
-_IDENTIFIER = re.compile(r"[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*")
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _METHOD = TypeVar("_METHOD", bound=Callable[..., Any])
 _END = object()
@@ -56,17 +54,6 @@ def quick(method: _METHOD) -> _METHOD:
 def held(method: _METHOD) -> _METHOD:
     method.teu_held = True  # type: ignore[attr-defined]
     return method
-
-
-def validate_identifier(name: str) -> str:
-    """Names of namespaces, containers, sandboxes: containerd's rule, its limit of 76 characters."""
-    if not name:
-        raise InvalidArgument("identifier must not be empty")
-    if len(name) > 76:
-        raise InvalidArgument(f'identifier "{name}" greater than maximum length (76 characters)')
-    if not _IDENTIFIER.fullmatch(name):
-        raise InvalidArgument(f'identifier "{name}" must match ^{_IDENTIFIER.pattern}$')
-    return name
 
 
 class Call:
@@ -99,56 +86,6 @@ class Call:
         """Seconds until the client's deadline, None without one."""
         value = self._context.time_remaining()
         return None if value is None else float(value)
-
-
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # Prometheus' own limits of buckets
-
-
-class Histogram:
-    """How many took at most so long (one more for the rest), and how long all of them together."""
-
-    __slots__ = ("counts", "sum")
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(SECONDS) + 1)
-        self.sum = 0.0
-
-    def add(self, seconds: float) -> None:
-        self.counts[bisect.bisect_left(SECONDS, seconds)] += 1
-        self.sum += seconds
-
-
-class Statistics:
-    """Counts per method, (service, method), for the metrics page, and what idle exit needs to know."""
-
-    def __init__(self) -> None:
-        self.kinds: dict[tuple[str, str], str] = {}  # unary, server_stream, client_stream, bidi_stream
-        self.started: dict[tuple[str, str], int] = {}
-        self.handled: dict[tuple[str, str, str], int] = {}
-        self.received: dict[tuple[str, str], int] = {}
-        self.sent: dict[tuple[str, str], int] = {}
-        self.seconds: dict[tuple[str, str], Histogram] = {}
-        self.in_flight = 0
-        self.last_activity = time.monotonic()
-
-    def add(self, key: tuple[str, str], client_streams: bool, server_streams: bool) -> None:
-        """A method, of which there are rows from the start."""
-        kinds = {(False, False): "unary", (False, True): "server_stream", (True, False): "client_stream"}
-        self.kinds[key] = kinds.get((client_streams, server_streams), "bidi_stream")
-        self.started[key] = self.received[key] = self.sent[key] = 0
-        self.seconds[key] = Histogram()
-
-    def begin(self, key: tuple[str, str]) -> None:
-        self.started[key] += 1
-        self.in_flight += 1
-
-    def end(self, key: tuple[str, str], code: str, began: float) -> None:
-        now = time.monotonic()
-        handled = (*key, code)
-        self.handled[handled] = self.handled.get(handled, 0) + 1
-        self.seconds[key].add(now - began)
-        self.in_flight -= 1
-        self.last_activity = now
 
 
 class Server:
@@ -366,6 +303,3 @@ def _streams(method: Any) -> tuple[bool, bool]:
     service.CopyToProto(proto)
     found = next(item for item in proto.method if item.name == method.name)
     return bool(found.client_streaming), bool(found.server_streaming)
-
-
-__all__ = ["Call", "Cancelled", "Server", "held", "quick", "validate_identifier"]

@@ -20,9 +20,10 @@ from teu.api.types import introspection_pb2, metrics_pb2
 from teu.api.types.task import task_pb2
 from teu.containerd.core import errors
 from teu.containerd.core.filters import parse_all
+from teu.containerd.core.identifiers import validate_identifier
 from teu.containerd.core.rows import must_be_whole
 from teu.containerd.runtime.shims import OWN_RUNTIME, STATE_TIMEOUT, Shim, find_binary
-from teu.containerd.server.rpc import held, validate_identifier
+from teu.containerd.server.rpc import held
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

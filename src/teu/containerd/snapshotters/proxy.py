@@ -15,7 +15,7 @@ import grpc
 
 from teu.api.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
 from teu.containerd.core.errors import Unimplemented, from_code
-from teu.containerd.server.rpc import MAX_MESSAGE
+from teu.containerd.core.limits import MAX_MESSAGE
 from teu.containerd.snapshotters.interface import Info, Usage
 
 NAMESPACE = "default"

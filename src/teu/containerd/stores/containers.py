@@ -12,8 +12,8 @@ from teu.containerd.core.database import Database, dump_labels, now, set_labels,
 from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound
 from teu.containerd.core.events import Exchange
 from teu.containerd.core.filters import in_map, parse_all, present
+from teu.containerd.core.identifiers import validate_identifier
 from teu.containerd.core.rows import Row, must_be_whole
-from teu.containerd.server.rpc import validate_identifier
 
 _COLUMNS = "id, labels, image, snapshotter, snapshot_key, sandbox, record, created, updated"
 

@@ -9,8 +9,8 @@ from teu.api.events import namespace_pb2 as namespace_events
 from teu.containerd.core.database import Database, dump_labels, set_labels
 from teu.containerd.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from teu.containerd.core.events import Exchange
+from teu.containerd.core.identifiers import validate_identifier
 from teu.containerd.core.rows import Row, must_be_whole
-from teu.containerd.server.rpc import validate_identifier
 
 
 def _labels(name: str, text: Any) -> dict[str, str]:

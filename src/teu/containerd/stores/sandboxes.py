@@ -10,8 +10,8 @@ from teu.api.types import sandbox_pb2
 from teu.containerd.core.database import Database, dump_labels, now, set_labels, set_timestamp
 from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound
 from teu.containerd.core.filters import in_map, parse_all
+from teu.containerd.core.identifiers import validate_identifier
 from teu.containerd.core.rows import Row, must_be_whole
-from teu.containerd.server.rpc import validate_identifier
 
 _COLUMNS = "id, labels, record, created, updated"
 
