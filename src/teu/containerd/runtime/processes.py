@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits of this process, and those of what it starts. Called by `main` and `shims`."""
+"""Limits of this process, and those of what it starts. Called by `main` and `bootstrap`."""
 
 from __future__ import annotations
 

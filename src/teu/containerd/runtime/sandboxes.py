@@ -15,7 +15,7 @@ from teu.containerd.core.errors import AlreadyExists, Error, NotFound, Unavailab
 from teu.containerd.core.identifiers import validate_identifier
 
 if TYPE_CHECKING:
-    from teu.containerd.runtime.shims import Shim
+    from teu.containerd.runtime.shim import Shim
     from teu.containerd.state import Context
 
 log = logging.getLogger("teu.containerd.sandboxes")

@@ -4,21 +4,8 @@
 A shim is dead when nobody listens at its address any more.  One that is slow to take a connection or to answer is asked
 again until it does: its containers are never touched.
 
-    STATE/io.containerd.runtime.v2.task/NAMESPACE/ID/      the bundle, as containerd lays it out
-        config.json             the OCI spec
-        rootfs/                 where the shim mounts
-        address                 written by the shim: where it listens (version 2)
-        bootstrap.json          written here: {"version", "address", "protocol"}
-        shim-binary-path        written here: what to run for clean-up
-        log                     a FIFO: the shim's own log lines
-        creating                there until the shim has said that the container, or the sandbox, is created
-        sandbox                 of a container: the id of the sandbox whose shim serves it, if it has none of its own
-        sandbox.json            of a sandbox: {"started", "told"}: whether it was started, and its end published
-        work -> ROOT/io.containerd.runtime.v2.task/NAMESPACE/ID
-        init.pid, log.json, options.json, runtime, exit.json      the shim's
-
-A bundle is there exactly as long as its task or sandbox.  Everything here runs on the event loop, except what blocks
-(starting a shim, cleaning up), which is handed to a thread.
+Everything here runs on the event loop, except what blocks (starting a shim, cleaning up), which is handed to a thread.
+What is on disk is drawn in `bundle`; the programs of shims are run by `bootstrap`.
 """
 
 from __future__ import annotations
@@ -30,102 +17,28 @@ import logging
 import os
 import shutil
 import signal
-import socket
-import stat
-import subprocess
-import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.events import task_pb2 as task_events
 from teu.containerd.core import errors
-from teu.containerd.runtime.processes import with_given_limits
-from teu.containerd.runtime.zygote import SHIM_BINARY, Zygote, ZygoteGone, ZygoteRefused
-from teu.linux import trees
+from teu.containerd.runtime.bootstrap import CLEANUP_TIMEOUT, Programs, binary_to_start, parse_bootstrap
+from teu.containerd.runtime.bundle import SANDBOX_ID, SANDBOX_STATE, Bundles, read, write_new
+from teu.containerd.runtime.shim import LogReader, Shim
+from teu.containerd.runtime.sockets import prune_sockets
+from teu.containerd.runtime.zygote import SHIM_BINARY, Zygote
 from teu.oci import jsontext
-from teu.ttrpc import client as ttrpc
-from teu.ttrpc import messages as m
-from teu.ttrpc.status import StatusError
 
 log = logging.getLogger("teu.containerd.shims")
 
-FOLDER = "io.containerd.runtime.v2.task"
-OWN_RUNTIME = "io.containerd.teu.v2"
-TASK_API_VERSION_MAX = 3
-
-# where our shims listen, those of other daemons on this host as well
-SOCKETS = "/run/teu/s"
-CREATING, SANDBOX_ID, SANDBOX_STATE = "creating", "sandbox", "sandbox.json"
-
 # seconds
-CONNECT_TIMEOUT = 10.0
-START_TIMEOUT = 60.0
-CLEANUP_TIMEOUT = 60.0
-STATE_TIMEOUT = 5.0
 SHUTDOWN_TIMEOUT = 3.0
-# of cleaning up, where what does it is killed
-CLEANUP_ATTEMPTS = 5
 # until a shim that is sought counts as slow, and between two attempts to reach it then
 SEEK_TIMEOUT = 2.0
 SEEK_FIRST, SEEK_MAX = 0.1, 5.0
-# after the last clean-up until sockets are looked for that killed shims have left, and how old those must be: a socket
-# that is just being made looks the same
-PRUNE_DELAY, DEAD_SECONDS = 3.0, 2.0
-
-
-def binary_name(runtime: str) -> str:
-    """io.containerd.runc.v2 is containerd-shim-runc-v2; an absolute path is itself."""
-    if runtime.startswith("/"):
-        return runtime
-    parts = runtime.split(".")
-    if len(parts) < 2 or not all(parts[-2:]):
-        raise errors.InvalidArgument(f'invalid runtime name "{runtime}", expected for instance {OWN_RUNTIME}')
-    return f"containerd-shim-{parts[-2]}-{parts[-1]}"
-
-
-def find_binary(runtime: str) -> str:
-    """The shim's program for a runtime name."""
-    name = binary_name(runtime)
-    path = name if name.startswith("/") else shutil.which(name)
-    if name.startswith("/") and not os.path.exists(name):
-        raise errors.NotFound(f"invalid custom binary path: stat {name}: no such file or directory")
-    if not path or not os.access(path, os.X_OK):
-        raise errors.NotFound(f'runtime "{runtime}" binary not installed "{name}": file does not exist')
-    return path
-
-
-def binary_to_start(runtime: str) -> str:
-    """`find_binary` for a shim that is to be started; an error says so, in containerd's words."""
-    try:
-        return find_binary(runtime)
-    except errors.Error as e:
-        raise type(e)(f"failed to start shim: failed to resolve runtime path: {e.message}") from e
-
-
-def parse_bootstrap(output: bytes) -> dict[str, Any]:
-    """What a shim's `start` printed: JSON (version 2 and 3), a protobuf message (later ones), or an address."""
-    text = output.strip()
-    if text.startswith(b"{"):
-        parameters = jsontext.loads(text)
-    elif text.startswith((b"unix:", b"/")) or not text:
-        parameters = {"version": 2, "address": text.decode(), "protocol": "ttrpc"}
-    else:
-        parameters = m.decode("containerd.runtime.bootstrap.v1.BootstrapResult", output)
-    version = parameters.get("version") or 2
-    if version > TASK_API_VERSION_MAX:
-        raise errors.Unimplemented(f"unsupported shim version ({version})")
-    if not parameters.get("address"):
-        raise errors.Unknown("the shim told no address")
-    protocol = parameters.get("protocol") or "ttrpc"
-    if protocol != "ttrpc":
-        raise errors.Unimplemented(f'unsupported shim protocol "{protocol}"')
-    return {"version": version, "address": parameters["address"], "protocol": protocol}
-
-
-def fields(namespace: str, id: str) -> dict[str, str]:
-    """What a message about this task has in the journal besides its text (log.…, extra=)."""
-    return {"TEU_NAMESPACE": namespace, "TEU_CONTAINER": id}
+# after the last clean-up until sockets are looked for that killed shims have left
+PRUNE_DELAY = 3.0
 
 
 class _Gone(Exception):
@@ -134,178 +47,6 @@ class _Gone(Exception):
 
 class _Slow(Exception):
     """A shim that does not take connections, or does not answer; it may do so later."""
-
-
-class Shim:
-    """One task's, or one sandbox's, connection to its shim.
-
-    The connection may be missing for a while, when the daemon has just started or the shim is too busy to take one;
-    calls wait for it then."""
-
-    def __init__(self, namespace: str, id: str, bundle: str, binary: str) -> None:
-        self.namespace = namespace
-        self.id = id
-        self.bundle = bundle
-        self.binary = binary
-        self.parameters: dict[str, Any] = {}  # see parse_bootstrap
-        # the sandbox whose shim serves this task, if it has none of its own
-        self.sandbox = ""
-        # of a sandbox: whether it was started, and whether its end was told; None for a task
-        self.sandbox_state: dict[str, bool] | None = None
-        self.client: ttrpc.Client | None = None
-        # set when calls need not wait: there is a connection, or there will be none
-        self.reached = asyncio.Event()
-        self.log_reader: LogReader | None = None
-        # whether its end is expected, so that losing the connection means nothing
-        self.leaving = False
-        # whether the task exists, so that the death of the shim is the task's exit
-        self.created = False
-        # whether the container's exit was published by the shim itself
-        self.exit_published = False
-        # set with task.DeleteResponse when the shim is gone and cleaned up
-        self.gone: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self.deletion: asyncio.Task[dict[str, Any]] | None = None  # the one under way
-        self._waits: dict[str, asyncio.Task[dict[str, Any]]] = {}  # by exec id, "" for the first process
-
-    @property
-    def fields(self) -> dict[str, str]:
-        return fields(self.namespace, self.id)
-
-    @property
-    def address(self) -> str:
-        """Where the shim listens; "" until it is known."""
-        return str(self.parameters.get("address", ""))
-
-    @property
-    def version(self) -> int:
-        return int(self.parameters.get("version", 0))
-
-    @property
-    def is_ours(self) -> bool:
-        return os.path.basename(self.binary) == SHIM_BINARY
-
-    @property
-    def half_made(self) -> bool:
-        """Whether its creation has not been acknowledged by the shim."""
-        return os.path.exists(os.path.join(self.bundle, CREATING))
-
-    async def connection(self, timeout: float | None = None) -> ttrpc.Client:
-        """Unavailable if the shim has ended; DeadlineExceeded if it is not to be reached in that time."""
-        if not self.reached.is_set():
-            try:
-                await asyncio.wait_for(self.reached.wait(), timeout)
-            except TimeoutError:
-                raise errors.DeadlineExceeded(f"the shim of {self.id} takes no connection") from None
-        if self.client is None:
-            raise errors.Unavailable(f"the shim of {self.id} is gone: ttrpc: closed")  # containerd's words, too
-        return self.client
-
-    async def call(self, method: str, request: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
-        """A task method for this task; errors as this daemon's own."""
-        client = await self.connection(timeout)
-        service = m.TASK_SERVICES[0 if self.version <= 2 else 1]
-        try:
-            return await client.task(service, method, {"id": self.id, **request}, timeout)
-        except StatusError as e:
-            raise errors.from_code(e.code, e.message) from e
-
-    async def outlast(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """The answer to `call()`, which is made again when the connection was lost and found again; None when the shim
-        is gone and cleaned up, so that `gone` tells how it ended."""
-        while True:
-            client = self.client
-            try:
-                return await call()
-            except errors.Unavailable:
-                if self.gone.done():
-                    return None
-                if client is not None and client is self.client:
-                    raise  # the shim's own answer, or nobody seeks another connection
-                await self.reached.wait()
-                if self.gone.done():
-                    return None
-                if self.leaving:
-                    raise
-
-    async def wait(self, exec_id: str) -> dict[str, Any]:
-        """task.WaitResponse of a process.
-
-        All who wait for it share one call: a shim is not told when somebody waits no longer, and would keep each."""
-        waiting = self._waits.get(exec_id)
-        if waiting is None or waiting.done():
-            waiting = asyncio.get_running_loop().create_task(self.call("Wait", {"exec_id": exec_id}))
-            self._waits[exec_id] = waiting
-            waiting.add_done_callback(lambda done: self._waited(exec_id, done))
-        return await asyncio.shield(waiting)
-
-    def _waited(self, exec_id: str, waiting: asyncio.Task[dict[str, Any]]) -> None:
-        if self._waits.get(exec_id) is waiting:
-            del self._waits[exec_id]
-        if not waiting.cancelled():
-            waiting.exception()  # told to those who wait; with nobody left, it is nobody's
-
-    async def connect(self, timeout: float = CONNECT_TIMEOUT) -> None:
-        """OSError or TimeoutError, see ttrpc.connect."""
-        self.client = await ttrpc.connect(self.address, timeout)
-        self.reached.set()
-
-    def lose(self) -> None:
-        """The connection has ended, and another one is sought, unless it was to end."""
-        if not self.leaving:
-            self.client = None
-            self.reached.clear()
-
-    def created_now(self) -> None:
-        """The shim has acknowledged the creation."""
-        _remove_file(os.path.join(self.bundle, CREATING))
-
-    def note(self, **changes: bool) -> None:
-        """Keep what has become of a sandbox."""
-        assert self.sandbox_state is not None
-        self.sandbox_state.update(changes)
-        if os.path.isdir(self.bundle):
-            _write_new(os.path.join(self.bundle, SANDBOX_STATE), json.dumps(self.sandbox_state))
-
-    def close(self) -> None:
-        self.leaving = True
-        self.reached.set()
-        if self.client:
-            self.client.close()
-        if self.log_reader:
-            self.log_reader.close()
-
-
-class LogReader:
-    """Copies a shim's log lines from its FIFO into ours.  Open read-write: shims block until it is."""
-
-    def __init__(self, bundle: str, namespace: str, id: str) -> None:
-        self._who = f"{namespace}/{id}"
-        path = os.path.join(bundle, "log")
-        try:
-            os.mkfifo(path, 0o700)
-        except FileExistsError:
-            pass
-        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._rest = b""
-        asyncio.get_running_loop().add_reader(self._fd, self._read)
-
-    def _read(self) -> None:
-        try:
-            *lines, self._rest = (self._rest + os.read(self._fd, 65536)).split(b"\n")
-        except BlockingIOError:
-            return
-        if len(self._rest) > 65536:
-            lines, self._rest = [*lines, self._rest], b""
-        for line in lines:
-            text = line.decode(errors="replace")
-            level = logging.WARNING if "level=error" in text or "level=warn" in text else logging.DEBUG
-            log.log(level, "shim %s: %s", self._who, text)
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            asyncio.get_running_loop().remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
 
 
 class Shims:
@@ -326,13 +67,11 @@ class Shims:
         debug: bool = False,
         is_sandbox: Callable[[str, str], bool] = lambda _namespace, _id: False,
     ) -> None:
-        self._state = os.path.join(state, FOLDER)
-        self._root = os.path.join(root, FOLDER)
-        self._address = address
-        self._ttrpc_address = ttrpc_address
+        self._bundles = Bundles(state, root)
+        self._programs = Programs(
+            self._bundles, address=address, ttrpc_address=ttrpc_address, zygote=zygote, debug=debug
+        )
         self._events = events
-        self._zygote = zygote
-        self._debug = debug
         self._is_sandbox = is_sandbox
         self._shims: dict[tuple[str, str], Shim] = {}
         self._searches: set[asyncio.Task[None]] = set()
@@ -376,124 +115,7 @@ class Shims:
             if shim is not None and event.id == event.container_id:
                 shim.exit_published = True
 
-    # bundles
-
-    def bundle_path(self, namespace: str, id: str) -> str:
-        if "/" in id or id in ("", ".", ".."):  # whoever has looked at it before: what is here is removed as a tree
-            raise errors.InvalidArgument(f'identifier "{id[:76]}" is no name of a folder')
-        return os.path.join(self._state, namespace, id)
-
-    def _make_bundle(self, namespace: str, id: str, spec: bytes) -> str:
-        bundle = self.bundle_path(namespace, id)
-        work = os.path.join(self._root, namespace, id)
-        os.makedirs(os.path.dirname(bundle), 0o711, exist_ok=True)
-        os.makedirs(os.path.dirname(work), 0o711, exist_ok=True)
-        self._remove_work(work)
-        os.mkdir(work, 0o711)
-        if os.path.isdir(bundle):
-            self._remove_bundle(bundle)  # of a creation that this daemon did not live to finish
-        os.mkdir(bundle, 0o700)
-        group = _mapped_root_group(spec)
-        if group:
-            os.chown(bundle, -1, group)
-            os.chmod(bundle, 0o710)
-        os.mkdir(os.path.join(bundle, "rootfs"), 0o711)
-        os.symlink(work, os.path.join(bundle, "work"))
-        with open(os.path.join(bundle, CREATING), "wb"):
-            pass
-        if spec:  # a sandbox needs none
-            with open(os.path.join(bundle, "config.json"), "wb") as file:
-                os.fchmod(file.fileno(), 0o600)
-                file.write(spec)
-        return bundle
-
-    @staticmethod
-    def _remove_work(work: str) -> None:
-        trees.discard_tree(work)
-
-    def _remove_bundle(self, bundle: str) -> None:
-        """Never into a root file system that is still mounted."""
-        if not os.path.isdir(bundle):
-            return
-        rootfs = os.path.join(bundle, "rootfs")
-        try:
-            os.rmdir(rootfs)
-        except FileNotFoundError:
-            pass
-        except OSError:
-            try:
-                trees.unmount(rootfs)
-            except OSError as error:
-                log.error("%s is still mounted, its bundle stays: %s", rootfs, error.strerror)
-                return
-        work = os.path.join(self._root, *bundle.split("/")[-2:])
-        trees.discard_tree(bundle)
-        self._remove_work(work)
-
     # starting
-
-    def _environment(self, namespace: str) -> dict[str, str]:
-        return dict(
-            os.environ,
-            TTRPC_ADDRESS=self._ttrpc_address,
-            GRPC_ADDRESS=self._address,
-            NAMESPACE=namespace,
-            MAX_SHIM_VERSION=str(TASK_API_VERSION_MAX),
-        )
-
-    def _command(self, shim: Shim, *args: str) -> list[str]:
-        command = [
-            shim.binary,
-            "-namespace",
-            shim.namespace,
-            "-address",
-            self._address,
-            "-publish-binary",
-            "/usr/sbin/teu-containerd",
-            "-id",
-            shim.id,
-        ]
-        return [*command, *(["-debug"] if self._debug else []), *args]
-
-    def _start_cold(self, shim: Shim, options: bytes) -> dict[str, Any]:
-        """Run the shim's `start` (blocking)."""
-        try:
-            done = subprocess.run(
-                with_given_limits(self._command(shim, "start")),
-                input=options,
-                capture_output=True,
-                cwd=shim.bundle,
-                env=self._environment(shim.namespace),
-                timeout=START_TIMEOUT,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as e:
-            raise errors.DeadlineExceeded(f"{shim.binary} start took over {START_TIMEOUT:.0f} s") from e
-        except OSError as e:
-            raise errors.Unknown(f"cannot run {shim.binary}: {e.strerror}") from e
-        if done.returncode:
-            reason = (done.stderr or done.stdout).decode(errors="replace").strip()
-            raise errors.Unknown(f"{reason}: exit status {done.returncode}")
-        return parse_bootstrap(done.stdout)
-
-    def _start(self, shim: Shim, options: bytes) -> dict[str, Any]:
-        """Start a shim for its bundle, warm where possible (blocking)."""
-        if self._zygote and os.path.basename(shim.binary) == SHIM_BINARY:
-            try:
-                address = self._zygote.start_shim(
-                    namespace=shim.namespace,
-                    container=shim.id,
-                    bundle=shim.bundle,
-                    address=self._address,
-                    ttrpc_address=self._ttrpc_address,
-                    debug=self._debug,
-                )
-                return {"version": TASK_API_VERSION_MAX, "address": address, "protocol": "ttrpc"}
-            except ZygoteGone:
-                pass
-            except ZygoteRefused as e:
-                raise errors.Unknown(f"start the shim: {e}") from e
-        return self._start_cold(shim, options)
 
     def _prepare(
         self,
@@ -505,26 +127,26 @@ class Shims:
         host: Shim | None = None,
     ) -> dict[str, Any]:
         """Make the bundle and start the shim, where it is not `host`'s (blocking)."""
-        self._make_bundle(shim.namespace, shim.id, spec)
+        self._bundles.make(shim.namespace, shim.id, spec)
         if restorer is not None and request is not None:
-            request["checkpoint"] = restorer(os.path.join(self._root, shim.namespace, shim.id))
+            request["checkpoint"] = restorer(self._bundles.work(shim.namespace, shim.id))
         with open(os.path.join(shim.bundle, "shim-binary-path"), "w") as file:
             file.write(shim.binary)
         if shim.sandbox_state is not None:
             shim.note()
         if host is not None:
-            _write_new(os.path.join(shim.bundle, SANDBOX_ID), host.id)
-            _write_new(os.path.join(shim.bundle, "address"), host.address)
-            _write_new(os.path.join(shim.bundle, "bootstrap.json"), json.dumps(host.parameters))
+            write_new(os.path.join(shim.bundle, SANDBOX_ID), host.id)
+            write_new(os.path.join(shim.bundle, "address"), host.address)
+            write_new(os.path.join(shim.bundle, "bootstrap.json"), json.dumps(host.parameters))
             return host.parameters
         os.mkfifo(os.path.join(shim.bundle, "log"), 0o700)
         # Somebody must be reading the log before the shim opens it.
         reader = os.open(os.path.join(shim.bundle, "log"), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            parameters = self._start(shim, options)
+            parameters = self._programs.start(shim, options)
         finally:
             os.close(reader)
-        _write_new(os.path.join(shim.bundle, "bootstrap.json"), json.dumps(parameters))
+        write_new(os.path.join(shim.bundle, "bootstrap.json"), json.dumps(parameters))
         return parameters
 
     async def create(
@@ -550,7 +172,7 @@ class Shims:
         host = self._shims.get((namespace, sandbox)) if sandbox and sandbox != id else None
         if sandbox and sandbox != id and (host is None or not host.address or host.leaving):
             raise errors.Unknown(f"failed to start shim: can't find sandbox {sandbox}")  # containerd's own code
-        shim = Shim(namespace, id, self.bundle_path(namespace, id), host.binary if host else binary_to_start(runtime))
+        shim = Shim(namespace, id, self._bundles.path(namespace, id), host.binary if host else binary_to_start(runtime))
         self._shims[key] = shim
         try:
             packed = options.SerializeToString() if options is not None else b""
@@ -598,7 +220,7 @@ class Shims:
         key = (namespace, id)
         if key in self._shims:
             raise errors.AlreadyExists(f"sandbox {id}")
-        shim = Shim(namespace, id, self.bundle_path(namespace, id), binary_to_start(runtime))
+        shim = Shim(namespace, id, self._bundles.path(namespace, id), binary_to_start(runtime))
         shim.sandbox_state = {"started": False, "told": False}
         self._shims[key] = shim
         try:
@@ -639,7 +261,7 @@ class Shims:
             if self.closing:
                 # Its connection is gone, or goes at any moment: the next daemon finds it half made, and undoes it.
                 return
-            answer = await asyncio.get_running_loop().run_in_executor(None, self._run_delete, shim)
+            answer = await asyncio.get_running_loop().run_in_executor(None, self._programs.delete, shim)
             if not shim.gone.done():
                 shim.gone.set_result(answer)
         finally:
@@ -729,7 +351,7 @@ class Shims:
         if answer is None:
             return shim.gone.result()
         await self._shut_down(shim)
-        await asyncio.get_running_loop().run_in_executor(None, self._remove_bundle, shim.bundle)
+        await asyncio.get_running_loop().run_in_executor(None, self._bundles.remove, shim.bundle)
         if not shim.gone.done():
             shim.gone.set_result(answer)
         self._forget(shim)
@@ -743,48 +365,11 @@ class Shims:
         shim.lose()
         self._seek(shim)
 
-    def _run_delete(self, shim: Shim) -> dict[str, Any]:
-        """Run the shim's `delete` and remove the bundle (blocking); task.DeleteResponse."""
-        answer = m.decode("task.DeleteResponse", b"")
-        answer["exit_status"] = 255
-        if not os.path.isdir(shim.bundle):
-            return answer
-        try:
-            for _ in range(CLEANUP_ATTEMPTS):
-                done = subprocess.run(
-                    with_given_limits(self._command(shim, "-bundle", shim.bundle, "delete")),
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    cwd=shim.bundle,
-                    env=self._environment(shim.namespace),
-                    timeout=CLEANUP_TIMEOUT,
-                    check=False,
-                )
-                if done.returncode >= 0:
-                    break
-            done.check_returncode()
-            answer = m.decode("task.DeleteResponse", done.stdout)
-        except (OSError, subprocess.SubprocessError, ValueError) as e:
-            detail = getattr(e, "stderr", b"") or b""
-            log.error(
-                "clean-up of %s/%s: %s %s",
-                shim.namespace,
-                shim.id,
-                e,
-                detail.decode(errors="replace"),
-                extra=shim.fields,
-            )
-        try:
-            self._remove_bundle(shim.bundle)
-        except OSError as e:
-            log.error("the bundle of %s/%s: %s", shim.namespace, shim.id, e, extra=shim.fields)
-        return answer
-
     async def _clean_up(self, shim: Shim) -> None:
         """After a shim that died: kill and remove what it left, and tell the exit if it had not yet."""
         log.warning("the shim of %s/%s is gone: cleaning up", shim.namespace, shim.id, extra=shim.fields)
         shim.leaving = True
-        answer = await asyncio.get_running_loop().run_in_executor(None, self._run_delete, shim)
+        answer = await asyncio.get_running_loop().run_in_executor(None, self._programs.delete, shim)
         # Its last events may still be on their way through the event service's connection.
         await asyncio.sleep(0)
         when = _timestamp(answer)
@@ -841,7 +426,7 @@ class Shims:
 
         Who is slow is not waited for: it is sought until it answers, and its task or sandbox is there meanwhile."""
         # All are known before the first is asked, so that who shares a shim is known, too.
-        found = [self._from_bundle(namespace, id) for namespace, id in self._bundles()]
+        found = [self._from_bundle(namespace, id) for namespace, id in self._bundles.all()]
         decided = [self._seek(shim) for shim in found]
         await asyncio.gather(*(one.wait() for one in decided))
         self._prune_soon()
@@ -849,17 +434,17 @@ class Shims:
             log.info("%d tasks and sandboxes found again, of %d bundles", len(self._shims), len(found))
 
     def _from_bundle(self, namespace: str, id: str) -> Shim:
-        bundle = self.bundle_path(namespace, id)
-        binary = _read(os.path.join(bundle, "shim-binary-path")) or shutil.which(SHIM_BINARY) or SHIM_BINARY
+        bundle = self._bundles.path(namespace, id)
+        binary = read(os.path.join(bundle, "shim-binary-path")) or shutil.which(SHIM_BINARY) or SHIM_BINARY
         shim = Shim(namespace, id, bundle, binary)
-        shim.sandbox = _read(os.path.join(bundle, SANDBOX_ID))
-        state = _read(os.path.join(bundle, SANDBOX_STATE))
+        shim.sandbox = read(os.path.join(bundle, SANDBOX_ID))
+        state = read(os.path.join(bundle, SANDBOX_STATE))
         if state:
             shim.sandbox_state = {"started": False, "told": False, **jsontext.loads(state)}
         else:
             # Of a creation that was cut short, too, if it had come so far that it was told.
             shim.created = os.path.exists(os.path.join(bundle, "init.pid"))
-        stored = _read(os.path.join(bundle, "bootstrap.json")) or _read(os.path.join(bundle, "address"))
+        stored = read(os.path.join(bundle, "bootstrap.json")) or read(os.path.join(bundle, "address"))
         if stored:
             shim.created = shim.created or (not shim.half_made and shim.sandbox_state is None)
             try:
@@ -961,16 +546,6 @@ class Shims:
         shim.created = shim.sandbox_state is None
         return True
 
-    def _bundles(self) -> Iterable[tuple[str, str]]:
-        try:
-            namespaces = sorted(os.listdir(self._state))
-        except FileNotFoundError:
-            return
-        for namespace in namespaces:
-            folder = os.path.join(self._state, namespace)
-            if os.path.isdir(folder):
-                yield from ((namespace, id) for id in sorted(os.listdir(folder)))
-
     async def close(self) -> None:
         """Let go of all shims; they go on."""
         self.closing = True
@@ -984,63 +559,8 @@ class Shims:
             await asyncio.wait(self._cleanups, timeout=CLEANUP_TIMEOUT)
 
 
-def prune_sockets(folder: str = SOCKETS) -> None:
-    """Remove the sockets of shims that were killed; also of those whose bundles nobody knows any more (blocking)."""
-    try:
-        paths = [os.path.join(folder, name) for name in os.listdir(folder)]
-        with open("/proc/net/unix", errors="surrogateescape") as table:
-            bound = {line.rsplit(" ", 1)[-1].rstrip("\n") for line in table}
-    except OSError:
-        return
-    for path in paths:
-        try:
-            status = os.lstat(path)
-        except FileNotFoundError:
-            continue
-        if not stat.S_ISSOCK(status.st_mode) or path in bound or time.time() - status.st_mtime < DEAD_SECONDS:
-            continue
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as probe:
-            try:
-                probe.connect(path)  # the table is that of our network namespace alone
-            except ConnectionRefusedError:
-                _remove_file(path)
-            except OSError:
-                pass
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path) as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
-def _remove_file(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-
-
-def _write_new(path: str, text: str) -> None:
-    with open(path + ".tmp", "w") as file:
-        file.write(text)
-    os.rename(path + ".tmp", path)
-
-
 def _timestamp(answer: dict[str, Any]) -> Any:
     from google.protobuf.timestamp_pb2 import Timestamp
 
     exited_at = answer["exited_at"]
     return Timestamp(seconds=exited_at["seconds"], nanos=exited_at["nanos"]) if exited_at else None
-
-
-def _mapped_root_group(spec: bytes) -> int:
-    """The host's gid of the container's root when it has a user namespace, else 0."""
-    if b'"gidMappings"' not in spec:
-        return 0
-    for mapping in (jsontext.loads(spec).get("linux") or {}).get("gidMappings") or []:
-        if mapping.get("containerID") == 0:
-            return int(mapping.get("hostID") or 0)
-    return 0

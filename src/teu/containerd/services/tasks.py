@@ -22,7 +22,8 @@ from teu.containerd.core import errors
 from teu.containerd.core.filters import parse_all
 from teu.containerd.core.identifiers import validate_identifier
 from teu.containerd.core.rows import must_be_whole
-from teu.containerd.runtime.shims import OWN_RUNTIME, STATE_TIMEOUT, Shim, find_binary
+from teu.containerd.runtime.bootstrap import OWN_RUNTIME, find_binary
+from teu.containerd.runtime.shim import STATE_TIMEOUT, Shim
 from teu.containerd.server.rpc import held
 
 if TYPE_CHECKING:
