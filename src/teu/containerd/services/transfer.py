@@ -17,13 +17,13 @@ from teu.containerd.core.events import decode
 from teu.containerd.server.rpc import Call, Server
 from teu.containerd.state import Context
 from teu.containerd.transfer import archives, registry
-from teu.containerd.transfer.job import Job, from_wire, own_names
+from teu.containerd.transfer.job import Job, Parts, from_wire, own_names
 
 Move = Callable[[Job, Any, Any], None]
 
 
 def _tag(job: Job, source: Any, destination: Any) -> None:
-    image = job.context.images.get(job.namespace, source.name)
+    image = job.parts.images.get(job.namespace, source.name)
     target = {**from_wire(image.target), "annotations": dict(image.target.annotations)}
     names = own_names(destination, target["digest"])
     if not names:
@@ -44,7 +44,16 @@ _MOVES: dict[tuple[Any, Any], Move] = {
 
 class Transfer:
     def __init__(self, context: Context) -> None:
-        self._context = context
+        self._pool = context.pool
+        self._parts = Parts(
+            content=context.content,
+            images=context.images,
+            leases=context.leases,
+            snapshots=context.snapshots,
+            layers=context.layers,
+            streams=context.streams,
+            snapshotter=context.config["snapshots"]["default"],
+        )
 
     async def Transfer(self, request: Any, call: Call) -> Any:
         namespace = call.namespace
@@ -60,11 +69,12 @@ class Transfer:
             )
         progress = None
         if request.options.progress_stream:
-            progress = self._context.streams.get(namespace, request.options.progress_stream)
+            progress = self._parts.streams.get(namespace, request.options.progress_stream)
         gone = False
-        job = Job(self._context, namespace, progress, lambda: gone or call.cancelled())
+        loop = asyncio.get_running_loop()
+        job = Job(self._parts, namespace, loop, progress, lambda: gone or call.cancelled())
         try:
-            await asyncio.get_running_loop().run_in_executor(self._context.pool, move, job, source, destination)
+            await loop.run_in_executor(self._pool, move, job, source, destination)
         except OSError as error:
             if error.errno == 28:
                 raise

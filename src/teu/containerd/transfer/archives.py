@@ -22,7 +22,7 @@ class _Sink:
         self._job = job
 
     def store(self, stream: archive.Stream, size: int, expected: str, name: str) -> str:
-        content = self._job.context.content
+        content = self._job.parts.content
         ref = f"import-{self._job.lease}-{name}"[:200]
         digest = ""
         try:
@@ -44,7 +44,7 @@ class _Sink:
 
 
 def load(job: Job, source: Any, destination: Any) -> None:
-    reader = ClientReader(job, job.context.streams.get(job.namespace, source.stream))
+    reader = ClientReader(job, job.parts.streams.get(job.namespace, source.stream))
     job.tell("Importing")
     with job.held():
         sink = _Sink(job)
@@ -113,7 +113,7 @@ def _label_below(job: Job, target: Json, platforms: list[image_spec.Platform], d
 
 
 def save(job: Job, source: Any, destination: Any) -> None:
-    writer = ClientWriter(job, job.context.streams.get(job.namespace, destination.stream))
+    writer = ClientWriter(job, job.parts.streams.get(job.namespace, destination.stream))
     names = [source.name] if source.name else [one.name for one in source.extra_references]
     if not names:
         raise InvalidArgument("no image to export")
@@ -134,13 +134,13 @@ def save(job: Job, source: Any, destination: Any) -> None:
 
 
 def _chunks(job: Job, digest: str) -> Iterator[bytes]:
-    with open(job.context.content.open(job.namespace, digest), "rb") as file:
+    with open(job.parts.content.open(job.namespace, digest), "rb") as file:
         while data := file.read(_CHUNK):
             yield data
 
 
 def _export(job: Job, name: str, platforms: list[image_spec.Platform]) -> archive.ExportImage:
-    target = from_wire(job.context.images.get(job.namespace, name).target)
+    target = from_wire(job.parts.images.get(job.namespace, name).target)
     blobs: dict[str, Json] = {}
 
     job.seen.clear()  # what another image of this archive has belongs to this one as well
@@ -159,8 +159,8 @@ def _export(job: Job, name: str, platforms: list[image_spec.Platform]) -> archiv
 
 def echo(job: Job, source: Any, destination: Any) -> None:
     """A stream back to the client as it came: how clients try streams out."""
-    reader = ClientReader(job, job.context.streams.get(job.namespace, source.stream))
-    writer = ClientWriter(job, job.context.streams.get(job.namespace, destination.stream))
+    reader = ClientReader(job, job.parts.streams.get(job.namespace, source.stream))
+    writer = ClientWriter(job, job.parts.streams.get(job.namespace, destination.stream))
     try:
         while data := reader.read(_CHUNK):
             writer.write(data)

@@ -11,22 +11,28 @@ import io
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+from teu.api.services.content.v1 import content_pb2
 from teu.api.services.images.v1 import images_pb2
+from teu.api.services.leases.v1 import leases_pb2
 from teu.api.types import descriptor_pb2
 from teu.api.types.transfer import progress_pb2, streaming_pb2
 from teu.containerd.core.errors import AlreadyExists, Cancelled, FailedPrecondition, InvalidArgument, NotFound
+from teu.containerd.core.streams import Stream, Streams
+from teu.containerd.layers.run import Layers
+from teu.containerd.stores.content import Content
+from teu.containerd.stores.images import Images
+from teu.containerd.stores.leases import Leases
+from teu.containerd.stores.snapshots import Snapshots
 from teu.oci import image_spec
 
-if TYPE_CHECKING:
-    from teu.containerd.core.streams import Stream
-    from teu.containerd.state import Context
-
 Json = dict[str, Any]
+T = TypeVar("T")
 
 SNAPSHOT_LABEL = "containerd.io/gc.ref.snapshot."
 CONTENT_LABEL = "containerd.io/gc.ref.content."
@@ -37,14 +43,35 @@ _WINDOW = 64 << 10
 _CHUNK = 32 << 10
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What transfers work on."""
+
+    content: Content
+    images: Images
+    leases: Leases
+    snapshots: Snapshots
+    layers: Layers
+    streams: Streams
+    snapshotter: str  # where a request names none
+
+
 class Job:
-    """One transfer in one namespace."""
+    """One transfer in one namespace; its methods block, and are called on a thread."""
 
     def __init__(
-        self, context: Context, namespace: str, progress: Stream | None, cancelled: Callable[[], bool]
+        self,
+        parts: Parts,
+        namespace: str,
+        loop: asyncio.AbstractEventLoop,
+        progress: Stream | None,
+        cancelled: Callable[[], bool],
     ) -> None:
-        self.context = context
+        """`loop` is where the streams live, `progress` the one on which the client is told, `cancelled` says whether
+        the client has left."""
+        self.parts = parts
         self.namespace = namespace
+        self._loop = loop
         self.lease = ""
         self.seen: set[str] = set()  # documents that were gone through: many may name the same one
         self._progress = progress
@@ -80,9 +107,9 @@ class Job:
         self.seen.add(descriptor["digest"])
         return True
 
-    def on_loop(self, coroutine: Any) -> Any:
-        assert self.context.loop is not None
-        return asyncio.run_coroutine_threadsafe(coroutine, self.context.loop).result()
+    def on_loop(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine that runs on the event loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def tell(
         self,
@@ -108,18 +135,18 @@ class Job:
         moment = time.gmtime(time.time() + _LEASE_SECONDS)
         labels = {"containerd.io/gc.expire": time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)}
         id = f"transfer-{time.time_ns()}-{os.urandom(3).hex()}"
-        self.context.leases.create(self.namespace, id, labels)
+        self.parts.leases.create(self.namespace, id, labels)
         self.lease = id
         try:
             yield
         finally:
             with suppress(NotFound):
-                self.context.leases.delete(self.namespace, id)
+                self.parts.leases.delete(self.namespace, id)
 
     # Content
 
     def read(self, descriptor: Json, limit: int = image_spec.CONFIG_SIZE_LIMIT) -> bytes:
-        fd = self.context.content.open(self.namespace, descriptor["digest"])
+        fd = self.parts.content.open(self.namespace, descriptor["digest"])
         with open(fd, "rb") as file:
             return file.read(limit + 1)[:limit]
 
@@ -137,10 +164,8 @@ class Job:
         return []
 
     def label(self, digest: str, labels: dict[str, str]) -> None:
-        from teu.api.services.content.v1 import content_pb2
-
         wanted = content_pb2.Info(digest=digest, labels=labels)
-        self.context.content.update(self.namespace, wanted, [f"labels.{key}" for key in labels])
+        self.parts.content.update(self.namespace, wanted, [f"labels.{key}" for key in labels])
 
     def label_children(self, descriptor: Json, children: list[Json]) -> None:
         """The references that keep the children as long as the parent, under the keys that containerd's clients use."""
@@ -184,7 +209,7 @@ class Job:
 
     def _here(self, descriptor: Json) -> bool:
         try:
-            self.context.content.info(self.namespace, descriptor["digest"])
+            self.parts.content.info(self.namespace, descriptor["digest"])
         except NotFound:
             return False
         return True
@@ -192,14 +217,14 @@ class Job:
     def store(self, name: str, target: Json, labels: dict[str, str]) -> None:
         image = images_pb2.Image(name=name, labels=labels, target=to_wire(target))
         try:
-            self.context.images.create(self.namespace, image, lease=self.lease)
+            self.parts.images.create(self.namespace, image, lease=self.lease)
         except AlreadyExists:
-            self.context.images.update(self.namespace, image, (), lease=self.lease)
+            self.parts.images.update(self.namespace, image, (), lease=self.lease)
         self.tell("saved", name)
 
     def unpack(self, target: Json, platform: image_spec.Platform, snapshotter: str) -> None:
         """The layers of the platform's manifest, as a chain of committed snapshots."""
-        snapshotter = snapshotter or self.context.config["snapshots"]["default"]
+        snapshotter = snapshotter or self.parts.snapshotter
         manifest = self.manifest_for(target, platform)
         document = image_spec.manifest(self.document(manifest))
         if not image_spec.is_image(document):
@@ -217,18 +242,16 @@ class Job:
 
     def _snapshot_exists(self, snapshotter: str, chain: str) -> bool:
         """If so, the lease holds it from now on."""
-        from teu.api.services.leases.v1 import leases_pb2
-
         try:
-            self.context.snapshots.stat(self.namespace, snapshotter, chain)
+            self.parts.snapshots.stat(self.namespace, snapshotter, chain)
         except NotFound:
             return False
         resource = leases_pb2.Resource(type=f"snapshots/{snapshotter}", id=chain)
-        self.context.leases.add(self.namespace, self.lease, resource)
+        self.parts.leases.add(self.namespace, self.lease, resource)
         return True
 
     def _unpack_layer(self, layer: Json, diff_id: str, parent: str, chain: str, snapshotter: str) -> None:
-        snapshots, content = self.context.snapshots, self.context.content
+        snapshots, content = self.parts.snapshots, self.parts.content
         key = f"extract-{time.time_ns()}-{os.urandom(3).hex()} {chain}"
         labels = {"containerd.io/snapshot.ref": chain}
         try:
@@ -239,7 +262,7 @@ class Job:
             self.tell("extracting", chain, descriptor=layer)
             blob = content.open(self.namespace, layer["digest"])
             try:
-                answer = self.context.layers.apply(blob, layer["digest"], mounts, cancelled=self._cancelled)
+                answer = self.parts.layers.apply(blob, layer["digest"], mounts, cancelled=self._cancelled)
             finally:
                 os.close(blob)
             if answer["digest"] != diff_id:

@@ -45,7 +45,7 @@ def _credentials(job: Job, source: Any, parsed: reference.Reference) -> distribu
     name = source.resolver.auth_stream
     if not name:
         return distribution.Credentials()
-    stream = job.context.streams.get(job.namespace, name)
+    stream = job.parts.streams.get(job.namespace, name)
 
     async def ask() -> Any:
         await stream.send(registry_pb2.AuthRequest(host=parsed.domain, reference=str(parsed)))
@@ -108,7 +108,7 @@ def pull(job: Job, source: Any, destination: Any) -> None:
 
 
 def _keep(job: Job, descriptor: Json, data: bytes, labels: dict[str, str]) -> None:
-    digest = job.context.content.write_blob(job.namespace, data, labels=labels, lease=job.lease)
+    digest = job.parts.content.write_blob(job.namespace, data, labels=labels, lease=job.lease)
     if digest != descriptor["digest"] and descriptor["digest"].startswith("sha256:"):
         raise InvalidArgument(f"manifest {descriptor['digest']} has the digest {digest}")
 
@@ -144,7 +144,7 @@ def _fetch_blob(
     job: Job, registry: registries.Registries, path: str, descriptor: Json, label: dict[str, str], parents: list[str]
 ) -> None:
     digest, size = descriptor["digest"], descriptor["size"]
-    content = job.context.content
+    content = job.parts.content
     try:
         with (
             _errors(f"failed to fetch {digest}"),
@@ -166,7 +166,7 @@ def _fetch_blob(
 
 
 def push(job: Job, source: Any, destination: Any) -> None:
-    image = job.context.images.get(job.namespace, source.name)
+    image = job.parts.images.get(job.namespace, source.name)
     target = from_wire(image.target)
     parsed, registry = _open(job, destination)
     platforms = platforms_of(source.platforms)
@@ -207,7 +207,7 @@ def _push_blob(job: Job, registry: registries.Registries, path: str, descriptor:
 
     def chunks() -> Iterator[bytes]:
         sent = 0
-        with open(job.context.content.open(job.namespace, digest), "rb") as file:
+        with open(job.parts.content.open(job.namespace, digest), "rb") as file:
             while data := file.read(1 << 20):
                 yield data
                 sent += len(data)
