@@ -21,7 +21,7 @@ from teu.config import EX_DATAERR, ConfigError, Settings, changed
 from teu.containerd.config import KEYS
 from teu.containerd.core.limits import MAX_MESSAGE
 from teu.containerd.runtime.restart import Restarts
-from teu.containerd.runtime.shims import Shims
+from teu.containerd.runtime.zygote import Zygote
 from teu.containerd.server import ttrpc_events
 from teu.containerd.server.metrics import serve_metrics
 from teu.containerd.server.rpc import Server
@@ -71,7 +71,7 @@ _TRIM_INTERVAL, _TRIM_INTERVAL_MAX, _TRIM_SLACK = 5.0, 320.0, 16 << 20
 
 def _build(context: Context) -> tuple[Any, Server]:
     server = grpc.aio.server(options=_OPTIONS)
-    wrapped = Server(server, context, context.pool)
+    wrapped = Server(server, context.pool)
     for name in SERVICES:
         importlib.import_module(f"teu.containerd.services.{name}").register(wrapped, context)
     return server, wrapped
@@ -108,7 +108,7 @@ def _listen(path: str) -> socket.socket:
 
 class Daemon:
     def __init__(
-        self, config: Settings, read_again: Callable[[], Settings], sockets: list[socket.socket], zygote: Any
+        self, config: Settings, read_again: Callable[[], Settings], sockets: list[socket.socket], zygote: Zygote | None
     ) -> None:
         self.config = config
         self.read_again = read_again
@@ -125,35 +125,41 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         loop.add_signal_handler(signal.SIGUSR1, lambda: stacks.show(log, asyncio.all_tasks()))
         notify.status("Opening the stores")
-        context = self.context = await asyncio.to_thread(Context, self.config)
-        context.loop = loop
-        context.zygote = self.zygote
+        grpc_socket, events_socket = self._sort_sockets()
+        address = "" if grpc_socket is None else str(grpc_socket.getsockname())
+        context = self.context = await asyncio.to_thread(Context, self.config, address=address, zygote=self.zygote)
+        if events_socket is None:
+            events_socket = _listen(context.ttrpc_address)
         self.waker = Waker(self.config["wake"])
         context.events.listen(self.waker.on_event)
-
-        grpc_socket, events_socket = self._sort_sockets()
 
         def build() -> Any:
             server, self.rpc = _build(context)
             return server
 
         # shims that died while we were away are told of before anybody can ask
-        shims = context.shims = Shims(
-            state=context.state,
-            root=context.root,
-            address=context.address,
-            ttrpc_address=context.ttrpc_address,
-            events=context.events,
-            zygote=self.zygote,
-            debug=self.config["log-level"] == "debug",
-            is_sandbox=context.sandboxes.exists,
-        )
-        await shims.restore()
+        await context.shims.restore()
+        context.sandbox_manager.take_over()
         server, release = await self._start(build, grpc_socket)
-        events_server = await ttrpc_events.serve(context, events_socket)
-        metrics_server = await serve_metrics(context, self._rpc)
+        events_server = await ttrpc_events.serve(context.events, events_socket)
+        metrics_server = await serve_metrics(
+            self.config["metrics"]["address"],
+            lambda: self._rpc().statistics,
+            context.tasks,
+            context.events,
+            context.collector,
+        )
         context.collector.start()
-        restarts = self.restarts = Restarts(context)
+        restarts = self.restarts = Restarts(
+            context.containers,
+            context.snapshots,
+            context.tasks,
+            context.events,
+            context.pool,
+            root=context.root,
+            state=context.state,
+            interval=lambda: float(self.config["restart-interval"]),
+        )
         background = [
             asyncio.create_task(work)
             for work in (self._watchdog(), self._watch_idle(), self._watch_memory(), restarts.run())
@@ -173,24 +179,22 @@ class Daemon:
             release()
             self._rpc().let_go()
             await server.stop(1.0)
-            await shims.close()
+            await context.shims.close()
             await asyncio.to_thread(context.close)
 
     def _rpc(self) -> Server:
         assert self.rpc is not None
         return self.rpc
 
-    def _sort_sockets(self) -> tuple[socket.socket | None, socket.socket]:
-        """(gRPC, ttrpc) of those inherited; what is missing is made, the first by grpcio itself."""
+    def _sort_sockets(self) -> tuple[socket.socket | None, socket.socket | None]:
+        """(gRPC, ttrpc) of those inherited, None for what is missing."""
         grpc_socket = events_socket = None
         for one in self.sockets:
             if str(one.getsockname()).endswith(".ttrpc"):
                 events_socket = one
             else:
                 grpc_socket = one
-                self.context.address = str(one.getsockname())
-                self.context.ttrpc_address = self.context.address + ".ttrpc"
-        return grpc_socket, events_socket or _listen(self.context.ttrpc_address)
+        return grpc_socket, events_socket
 
     async def _start(self, build: Any, listener: socket.socket | None) -> tuple[Any, Callable[[], None]]:
         if listener is not None:
@@ -274,7 +278,9 @@ def turn_away(sockets: list[socket.socket]) -> None:
                 listener.accept()[0].close()
 
 
-def run(config: Settings, read_again: Callable[[], Settings], sockets: list[socket.socket], zygote: Any) -> int:
+def run(
+    config: Settings, read_again: Callable[[], Settings], sockets: list[socket.socket], zygote: Zygote | None
+) -> int:
     from teu.containerd.core.database import Unreadable
     from teu.containerd.core.errors import Error
 

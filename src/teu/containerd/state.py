@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the services share: the stores, the configuration, the event loop. Made once by `daemon`."""
+"""What the services share: the stores, and the runtime over them. Made once by `daemon`, in order: each part is given
+what it needs, and knows nothing of this record."""
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from teu.config import Settings
 from teu.containerd.core.database import Database
@@ -17,6 +16,10 @@ from teu.containerd.core.events import Exchange
 from teu.containerd.core.streams import Streams
 from teu.containerd.layers.run import Layers
 from teu.containerd.runtime.checkpoints import Checkpoints
+from teu.containerd.runtime.sandboxes import Manager
+from teu.containerd.runtime.shims import Shims
+from teu.containerd.runtime.tasks import Tasks
+from teu.containerd.runtime.zygote import Zygote
 from teu.containerd.snapshotters.interface import Snapshotter
 from teu.containerd.snapshotters.native import Native
 from teu.containerd.snapshotters.overlayfs import REMAP_IDS, Overlayfs
@@ -49,20 +52,22 @@ def lock_folder(path: str) -> int:
 
 
 class Context:
-    def __init__(self, config: Settings) -> None:
+    """All parts of a daemon below its services.
+
+    Raises FailedPrecondition where another daemon has the root, and what the database raises for a file that it cannot
+    read. Blocks."""
+
+    def __init__(self, config: Settings, *, address: str = "", zygote: Zygote | None = None) -> None:
+        """`address` is the gRPC socket where it is not the configuration's; the events' is beside it."""
         self.config = config
         self.root: str = config["root"]
         self.state: str = config["state"]
-        self.address: str = config["address"]
+        self.address: str = address or config["address"]
         self.ttrpc_address = self.address + ".ttrpc"
         os.makedirs(self.root, mode=0o711, exist_ok=True)
         os.makedirs(self.state, mode=0o711, exist_ok=True)
         self._lock = lock_folder(self.root)
         self.pool = ThreadPoolExecutor(config["threads"], thread_name_prefix="call")
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.zygote: Any = None
-        self.tasks: Any = None  # set by the tasks service
-        self.shims: Any = None  # made by the daemon when it knows its sockets
         self.events = Exchange(config["events"]["queue"])
         self.database = Database(os.path.join(self.root, "metadata.db"))
         self.leases = Leases(self.database)
@@ -76,6 +81,18 @@ class Context:
         self.layers = Layers(self.state, config["unpack"]["parallel"])
         self.checkpoints = Checkpoints(self.root, self.content, self.layers)
         self.collector = Collector(self.database, self.content, self.snapshots, self.events, **config["gc"])
+        self.shims = Shims(
+            state=self.state,
+            root=self.root,
+            address=self.address,
+            ttrpc_address=self.ttrpc_address,
+            events=self.events,
+            zygote=zygote,
+            debug=config["log-level"] == "debug",
+            is_sandbox=self.sandboxes.exists,
+        )
+        self.tasks = Tasks(self.containers, self.checkpoints, self.shims, self.pool)
+        self.sandbox_manager = Manager(self.sandboxes, self.shims, config["default-runtime"])
 
     def _snapshotters(self) -> dict[str, Snapshotter]:
         settings = self.config["snapshots"]

@@ -12,10 +12,12 @@ import shutil
 import subprocess
 from typing import Any
 
+from teu.api.types import introspection_pb2
 from teu.containerd.core import errors
+from teu.containerd.core.messages import Packed
 from teu.containerd.runtime.bundle import Bundles
 from teu.containerd.runtime.processes import with_given_limits
-from teu.containerd.runtime.shim import Shim
+from teu.containerd.runtime.shim import Bootstrap, Exit, Shim
 from teu.containerd.runtime.zygote import SHIM_BINARY, Zygote, ZygoteGone, ZygoteRefused
 from teu.oci import jsontext
 from teu.ttrpc import messages as m
@@ -30,6 +32,7 @@ START_TIMEOUT = 60.0
 CLEANUP_TIMEOUT = 60.0
 # of cleaning up, where what does it is killed
 CLEANUP_ATTEMPTS = 5
+INFO_TIMEOUT = 30.0
 
 
 def binary_name(runtime: str) -> str:
@@ -61,7 +64,7 @@ def binary_to_start(runtime: str) -> str:
         raise type(e)(f"failed to start shim: failed to resolve runtime path: {e.message}") from e
 
 
-def parse_bootstrap(output: bytes) -> dict[str, Any]:
+def parse_bootstrap(output: bytes) -> Bootstrap:
     """What a shim's `start` printed: JSON (version 2 and 3), a protobuf message (later ones), or an address."""
     text = output.strip()
     if text.startswith(b"{"):
@@ -78,7 +81,27 @@ def parse_bootstrap(output: bytes) -> dict[str, Any]:
     protocol = parameters.get("protocol") or "ttrpc"
     if protocol != "ttrpc":
         raise errors.Unimplemented(f'unsupported shim protocol "{protocol}"')
-    return {"version": version, "address": parameters["address"], "protocol": protocol}
+    return Bootstrap(version, parameters["address"], protocol)
+
+
+def runtime_info(runtime: str, options: Packed) -> Any:
+    """What a shim's program tells of itself (its `-info`): containerd.types.RuntimeInfo (blocking).
+
+    `runtime` is a name or a path, "" for our own; raises NotFound for one that is not installed, Unknown where the
+    program fails."""
+    binary = find_binary(runtime or OWN_RUNTIME)
+    try:
+        done = subprocess.run(
+            [binary, "-info"],
+            input=options.SerializeToString(),
+            capture_output=True,
+            timeout=INFO_TIMEOUT,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as e:
+        detail = (getattr(e, "stderr", b"") or b"").decode(errors="replace").strip()
+        raise errors.Unknown(f"{binary} -info: {detail or e}") from e
+    return introspection_pb2.RuntimeInfo.FromString(done.stdout)
 
 
 class Programs:
@@ -116,7 +139,7 @@ class Programs:
         ]
         return [*command, *(["-debug"] if self._debug else []), *args]
 
-    def _start_cold(self, shim: Shim, options: bytes) -> dict[str, Any]:
+    def _start_cold(self, shim: Shim, options: bytes) -> Bootstrap:
         """Run the shim's `start` (blocking)."""
         try:
             done = subprocess.run(
@@ -137,7 +160,7 @@ class Programs:
             raise errors.Unknown(f"{reason}: exit status {done.returncode}")
         return parse_bootstrap(done.stdout)
 
-    def start(self, shim: Shim, options: bytes) -> dict[str, Any]:
+    def start(self, shim: Shim, options: bytes) -> Bootstrap:
         """Start a shim for its bundle, warm where possible (blocking)."""
         if self._zygote and os.path.basename(shim.binary) == SHIM_BINARY:
             try:
@@ -149,17 +172,16 @@ class Programs:
                     ttrpc_address=self._ttrpc_address,
                     debug=self._debug,
                 )
-                return {"version": TASK_API_VERSION_MAX, "address": address, "protocol": "ttrpc"}
+                return Bootstrap(TASK_API_VERSION_MAX, address)
             except ZygoteGone:
                 pass
             except ZygoteRefused as e:
                 raise errors.Unknown(f"start the shim: {e}") from e
         return self._start_cold(shim, options)
 
-    def delete(self, shim: Shim) -> dict[str, Any]:
+    def delete(self, shim: Shim) -> Exit:
         """Run the shim's `delete` and remove the bundle (blocking); task.DeleteResponse."""
-        answer = m.decode("task.DeleteResponse", b"")
-        answer["exit_status"] = 255
+        answer = Exit(255)
         if not os.path.isdir(shim.bundle):
             return answer
         try:
@@ -176,7 +198,7 @@ class Programs:
                 if done.returncode >= 0:
                     break
             done.check_returncode()
-            answer = m.decode("task.DeleteResponse", done.stdout)
+            answer = Exit.told(m.decode("task.DeleteResponse", done.stdout))
         except (OSError, subprocess.SubprocessError, ValueError) as e:
             detail = getattr(e, "stderr", b"") or b""
             log.error(

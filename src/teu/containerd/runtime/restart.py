@@ -24,18 +24,20 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Executor
+from typing import Any
 
 from teu.api.events import task_pb2 as task_events
 from teu.api.services.containers.v1 import containers_pb2
-from teu.api.services.tasks.v1 import tasks_pb2 as pb
 from teu.api.types.task import task_pb2
 from teu.containerd.core import errors
+from teu.containerd.core.events import Exchange
+from teu.containerd.core.messages import Mount
+from teu.containerd.runtime.tasks import Process, Stdio, Tasks
+from teu.containerd.stores.containers import Containers
+from teu.containerd.stores.snapshots import Snapshots
 from teu.oci import jsontext
 from teu.systemd import host
-
-if TYPE_CHECKING:
-    from teu.containerd.state import Context
 
 log = logging.getLogger("teu.containerd.restart")
 
@@ -88,36 +90,47 @@ def _started(labels: Mapping[str, str]) -> int:
         return 0
 
 
-class _Call:
-    """What the tasks service asks of a call; this one is the daemon's own."""
-
-    lease = ""
-
-    def __init__(self, namespace: str) -> None:
-        self.namespace = namespace
-
-
 class Restarts:
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    """The restart monitor; made on the event loop.
+
+    `interval` tells how many seconds lie between two looks, 0 for never; it is asked each time. `pool` has the
+    threads for what blocks. `root` and `state` are the daemon's folders."""
+
+    def __init__(
+        self,
+        containers: Containers,
+        snapshots: Snapshots,
+        tasks: Tasks,
+        events: Exchange,
+        pool: Executor,
+        *,
+        root: str,
+        state: str,
+        interval: Callable[[], float],
+    ) -> None:
+        self._containers = containers
+        self._snapshots = snapshots
+        self._tasks = tasks
+        self._pool = pool
+        self._interval = interval
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._watched: set[tuple[str, str]] = set()
         self._due = True
-        self._marker = host.Marker(context.root)
+        self._marker = host.Marker(root)
         self._marking = threading.Lock()
         self._mounting: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._record = os.path.join(context.root, "running-on-failure")
+        self._record = os.path.join(root, "running-on-failure")
         self._ran = self._remembered()
-        self._looked = os.path.join(context.state, "restarts")
+        self._looked = os.path.join(state, "restarts")
         # Whose tasks the machine's end took.
         self._lost: set[tuple[str, str]] = set() if os.path.exists(self._looked) else set(self._ran)
-        context.containers.listen(self._on_container)
-        context.events.listen(self._on_event)
+        containers.listen(self._on_container)
+        events.listen(self._on_event)
 
     def settled(self) -> bool:
         """Whether nothing is to be done before the next event: the daemon may leave, which wakes it again."""
-        return not self._due or not self._context.config["restart-interval"]
+        return not self._due or not self._interval()
 
     def _on_container(self, container: Any) -> None:
         """Made, changed or deleted; on the thread of the call."""
@@ -129,8 +142,8 @@ class Restarts:
     def _mark(self) -> list[tuple[str, Any]]:
         """Say whether the next boot is to start us; all containers with a wish for their task."""
         with self._marking:
-            found = self._context.containers.labelled(STATUS)
-            wanted = bool(self._context.config["restart-interval"])
+            found = self._containers.labelled(STATUS)
+            wanted = bool(self._interval())
             self._marker.put(wanted and any(starts_at_boot(container.labels) for _, container in found))
         return found
 
@@ -156,12 +169,12 @@ class Restarts:
             self._loop.call_soon_threadsafe(self._look_again)
         elif envelope.topic == "/tasks/start" and self._marker.there:
             begun = task_events.TaskStart.FromString(envelope.event.value).container_id
-            self._context.pool.submit(self._begun, envelope.namespace, begun)
+            self._pool.submit(self._begun, envelope.namespace, begun)
 
     def _begun(self, namespace: str, id: str) -> None:
         """A task runs: remembered at once where that matters, for the next look may be too late."""
         try:
-            labels = self._context.containers.get(namespace, id).labels
+            labels = self._containers.get(namespace, id).labels
             if _fails(labels) and starts_at_boot(labels):
                 with self._marking:
                     self._remember(self._ran | {(namespace, id)})
@@ -197,7 +210,7 @@ class Restarts:
         """Wait for what tasks need of a host, if some are to be started."""
         if os.path.exists(self._looked):
             return
-        found = await self._loop.run_in_executor(self._context.pool, self._mark)
+        found = await self._loop.run_in_executor(self._pool, self._mark)
         if any(starts_at_boot(container.labels) for _, container in found):
             try:
                 await self._apart(lambda: host.reach(host.BOOT_TARGET))
@@ -209,7 +222,7 @@ class Restarts:
     async def run(self) -> None:
         await self._first_of_a_boot()
         while True:
-            interval = self._context.config["restart-interval"]
+            interval = self._interval()
             if interval:
                 self._changed.clear()
                 self._due = False
@@ -224,8 +237,7 @@ class Restarts:
 
     async def reconcile(self) -> None:
         """Compare each task with its container's labels, and change it where they differ."""
-        context = self._context
-        found = await self._loop.run_in_executor(context.pool, self._mark)
+        found = await self._loop.run_in_executor(self._pool, self._mark)
         self._watched = {(namespace, container.id) for namespace, container in found}
         running = await asyncio.gather(*(self._one(namespace, container) for namespace, container in found))
         ran = {
@@ -233,8 +245,8 @@ class Restarts:
             for (namespace, container), goes in zip(found, running)
             if goes and _fails(container.labels)
         }
-        if ran != self._ran and not await self._loop.run_in_executor(context.pool, host.is_going_down):
-            await self._loop.run_in_executor(context.pool, self._remember, ran)
+        if ran != self._ran and not await self._loop.run_in_executor(self._pool, host.is_going_down):
+            await self._loop.run_in_executor(self._pool, self._remember, ran)
 
     async def _one(self, namespace: str, container: Any) -> bool:
         """Whether its task runs, or is about to."""
@@ -259,8 +271,8 @@ class Restarts:
     async def _again(self, namespace: str, container: Any, old: bool) -> bool:
         key = namespace, container.id
         sources = host.bound(jsontext.loads(container.spec.value or b"{}"))
-        lacking = await self._loop.run_in_executor(self._context.pool, host.unmounted, sources)
-        if await self._loop.run_in_executor(self._context.pool, host.is_going_down):
+        lacking = await self._loop.run_in_executor(self._pool, host.unmounted, sources)
+        if await self._loop.run_in_executor(self._pool, host.is_going_down):
             return False
         if lacking:
             if key not in self._mounting:
@@ -280,39 +292,35 @@ class Restarts:
         del self._mounting[key]
         self._look_again()
 
-    async def _process(self, namespace: str, id: str) -> Any:
+    async def _process(self, namespace: str, id: str) -> Process | None:
         """The state of a task, None if there is none."""
         try:
-            return (await self._context.tasks.Get(pb.GetRequest(container_id=id), _Call(namespace))).process
+            return await self._tasks.get(namespace, id)
         except errors.NotFound:
             return None
 
     async def _start(self, namespace: str, container: Any, old: bool) -> None:
-        context, tasks, call = self._context, self._context.tasks, _Call(namespace)
         if old:
-            await tasks.Delete(pb.DeleteTaskRequest(container_id=container.id), call)
+            await self._tasks.delete(namespace, container.id)
         key = PREFIX + "count"
         counted = containers_pb2.Container(id=container.id, labels={key: str(_started(container.labels) + 1)})
-        await self._loop.run_in_executor(context.pool, context.containers.update, namespace, counted, [f"labels.{key}"])
+        await self._loop.run_in_executor(self._pool, self._containers.update, namespace, counted, [f"labels.{key}"])
         specification = jsontext.loads(container.spec.value)
         target = container.labels.get(PREFIX + "loguri", "")
         terminal = bool(target and specification.get("process", {}).get("terminal"))
-        request = pb.CreateTaskRequest(
-            container_id=container.id, stdout=target, stderr="" if terminal else target, terminal=terminal
-        )
+        mounts: list[Mount] = []
         if container.snapshot_key:
             mounts = await self._loop.run_in_executor(
-                context.pool, context.snapshots.mounts, namespace, container.snapshotter, container.snapshot_key
+                self._pool, self._snapshots.mounts, namespace, container.snapshotter, container.snapshot_key
             )
-            request.rootfs.extend(mounts)
         if label := specification.get("linux", {}).get("mountLabel"):
-            for mount in request.rootfs:
+            for mount in mounts:
                 mount.options.append(f'context="{label}"')
-        await tasks.Create(request, call)
-        await tasks.Start(pb.StartRequest(container_id=container.id), call)
+        output = Stdio(stdout=target, stderr="" if terminal else target, terminal=terminal)
+        await self._tasks.create(namespace, container.id, output, mounts=mounts)
+        await self._tasks.start(namespace, container.id)
 
     async def _stop(self, namespace: str, id: str) -> None:
-        tasks, call = self._context.tasks, _Call(namespace)
-        await tasks.Kill(pb.KillRequest(container_id=id, signal=SIGKILL, all=True), call)
-        await tasks.Wait(pb.WaitRequest(container_id=id), call)
-        await tasks.Delete(pb.DeleteTaskRequest(container_id=id), call)
+        await self._tasks.kill(namespace, id, SIGKILL, everyone=True)
+        await self._tasks.wait(namespace, id)
+        await self._tasks.delete(namespace, id)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from teu.api.runtime.sandbox.v1 import sandbox_pb2 as shim_sandbox
 from teu.containerd.core.errors import AlreadyExists, Error, NotFound, Unavailable, from_code
 from teu.containerd.core.identifiers import validate_identifier
-
-if TYPE_CHECKING:
-    from teu.containerd.runtime.shim import Shim
-    from teu.containerd.state import Context
+from teu.containerd.core.messages import Mount, Packed
+from teu.containerd.runtime.shim import Shim
+from teu.containerd.runtime.shims import Shims
+from teu.containerd.stores.sandboxes import Sandboxes
+from teu.ttrpc.status import StatusError
 
 log = logging.getLogger("teu.containerd.sandboxes")
 
@@ -52,8 +54,6 @@ class Sandbox:
         return answer
 
     async def _call(self, method: str, fields: dict[str, Any]) -> Any:
-        from teu.ttrpc.status import StatusError
-
         descriptor = _SERVICE.methods_by_name[method]
         request = descriptor.input_type._concrete_class(**fields)
         client = await self.shim.connection()
@@ -74,13 +74,19 @@ class Sandbox:
 class Manager:
     """The sandboxes that run, those of an earlier life of this daemon among them."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, store: Sandboxes, shims: Shims, default_runtime: str) -> None:
+        """`default_runtime` is that of records that name none."""
+        self._store = store
+        self._shims = shims
+        self._default_runtime = default_runtime
         self._sandboxes: dict[tuple[str, str], Sandbox] = {}
         self._removals: dict[tuple[str, str], asyncio.Task[None]] = {}  # under way
         self._watches: set[asyncio.Task[None]] = set()
-        context.shims.on_sandbox = self._adopt
-        for shim in context.shims.sandboxes():
+
+    def take_over(self) -> None:
+        """Take over the sandboxes of an earlier life, once `Shims.restore` has found them; on the event loop."""
+        self._shims.on_sandbox = self._adopt
+        for shim in self._shims.sandboxes():
             self._adopt(shim)
 
     def _adopt(self, shim: Shim) -> None:
@@ -96,21 +102,35 @@ class Manager:
             raise NotFound(f'sandbox "{id}"')
         return sandbox
 
-    async def create(self, namespace: str, request: Any) -> None:
-        id = validate_identifier(request.sandbox_id)  # it becomes a folder's name
+    async def create(
+        self,
+        namespace: str,
+        id: str,
+        *,
+        record: Any,
+        rootfs: Sequence[Mount],
+        options: Packed,
+        netns_path: str,
+        annotations: Mapping[str, str],
+    ) -> None:
+        """Start a shim for a sandbox and have it create the sandbox, without starting it.
+
+        `record` is containerd.types.Sandbox; where it is empty, the store's record of that id is taken. Raises
+        AlreadyExists for one that runs, NotFound without a record, InvalidArgument for a bad id, and the shim's own
+        errors, which leave nothing."""
+        validate_identifier(id)  # it becomes a folder's name
         if (old := self._sandboxes.get((namespace, id))) is not None:
             if not old.gone:
                 raise AlreadyExists(f'sandbox "{id}"')
             await self._remove(namespace, id, old)
         elif (namespace, id) in self._removals:
             await asyncio.shield(self._removals[namespace, id])
-        record = request.sandbox
         if not record.sandbox_id:
-            record = await asyncio.to_thread(self._context.sandboxes.get, namespace, id)
-        shim = await self._context.shims.start_sandbox(
+            record = await asyncio.to_thread(self._store.get, namespace, id)
+        shim = await self._shims.start_sandbox(
             namespace,
             id,
-            runtime=record.runtime.name or self._context.config["default-runtime"],
+            runtime=record.runtime.name or self._default_runtime,
             spec=record.spec.value,
             options=record.runtime.options if record.runtime.HasField("options") else None,
         )
@@ -120,16 +140,16 @@ class Manager:
                 "CreateSandbox",
                 sandbox_id=id,
                 bundle_path=shim.bundle,
-                rootfs=request.rootfs,
-                options=request.options,
-                netns_path=request.netns_path,
-                annotations=request.annotations,
+                rootfs=rootfs,
+                options=options,
+                netns_path=netns_path,
+                annotations=annotations,
             )
         except BaseException:
-            await asyncio.shield(self._context.shims.stop_sandbox(shim))
+            await asyncio.shield(self._shims.stop_sandbox(shim))
             raise
         self._sandboxes[(namespace, id)] = sandbox
-        self._context.shims.sandbox_created(shim)
+        self._shims.sandbox_created(shim)
 
     def watch(self, namespace: str, id: str) -> None:
         """Tell of its exit, once it comes; again does nothing."""
@@ -137,7 +157,7 @@ class Manager:
         if sandbox.watched:
             return
         sandbox.watched = True
-        shims = self._context.shims
+        shims = self._shims
 
         async def wait() -> None:
             try:
@@ -156,6 +176,7 @@ class Manager:
         task.add_done_callback(self._watches.discard)
 
     async def shutdown(self, namespace: str, id: str) -> None:
+        """End a sandbox and remove what is left of it. NotFound where there is none."""
         sandbox = self._sandboxes.get((namespace, id))
         if sandbox is None:
             raise NotFound(f'sandbox "{id}"')
@@ -170,7 +191,7 @@ class Manager:
         key = (namespace, id)
         if self._sandboxes.get(key) is sandbox:
             del self._sandboxes[key]
-            removal = asyncio.create_task(self._context.shims.stop_sandbox(sandbox.shim))
+            removal = asyncio.create_task(self._shims.stop_sandbox(sandbox.shim))
             self._removals[key] = removal
             removal.add_done_callback(lambda _: self._removals.pop(key, None))
         if key in self._removals:

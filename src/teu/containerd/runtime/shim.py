@@ -7,8 +7,9 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from teu.containerd.core import errors
 from teu.containerd.runtime.bundle import CREATING, SANDBOX_STATE, remove_file, write_new
@@ -18,6 +19,9 @@ from teu.ttrpc import messages as m
 from teu.ttrpc.status import StatusError
 
 log = logging.getLogger("teu.containerd.shims")
+T = TypeVar("T")
+
+Answer = dict[str, Any]  # a message of a shim, as teu.ttrpc.messages decodes it
 
 # seconds
 CONNECT_TIMEOUT = 10.0
@@ -27,6 +31,37 @@ STATE_TIMEOUT = 5.0
 def fields(namespace: str, id: str) -> dict[str, str]:
     """What a message about this task has in the journal besides its text (log.…, extra=)."""
     return {"TEU_NAMESPACE": namespace, "TEU_CONTAINER": id}
+
+
+def moment(value: Answer | None) -> int | None:
+    """A google.protobuf.Timestamp of a shim, as nanoseconds since 1970; None for none."""
+    return None if value is None else int(value["seconds"]) * 10**9 + int(value["nanos"])
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended: what task.DeleteResponse and task.WaitResponse tell."""
+
+    status: int
+    at: int | None = None  # nanoseconds since 1970; None where the shim has told no time
+    pid: int = 0
+
+    @classmethod
+    def told(cls, answer: Answer) -> Exit:
+        return cls(answer["exit_status"], moment(answer["exited_at"]), answer.get("pid", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """Where a shim listens, and what it speaks there: its version of the task API. Empty until it has told."""
+
+    version: int = 0
+    address: str = ""
+    protocol: str = "ttrpc"
+
+    def as_json(self) -> str:
+        """As bootstrap.json in the bundle has it."""
+        return json.dumps({"version": self.version, "address": self.address, "protocol": self.protocol})
 
 
 class Shim:
@@ -40,7 +75,7 @@ class Shim:
         self.id = id
         self.bundle = bundle
         self.binary = binary
-        self.parameters: dict[str, Any] = {}  # see parse_bootstrap
+        self.bootstrap = Bootstrap()
         # the sandbox whose shim serves this task, if it has none of its own
         self.sandbox = ""
         # of a sandbox: whether it was started, and whether its end was told; None for a task
@@ -55,10 +90,10 @@ class Shim:
         self.created = False
         # whether the container's exit was published by the shim itself
         self.exit_published = False
-        # set with task.DeleteResponse when the shim is gone and cleaned up
-        self.gone: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self.deletion: asyncio.Task[dict[str, Any]] | None = None  # the one under way
-        self._waits: dict[str, asyncio.Task[dict[str, Any]]] = {}  # by exec id, "" for the first process
+        # set when the shim is gone and cleaned up
+        self.gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self.deletion: asyncio.Task[Exit] | None = None  # the one under way
+        self._waits: dict[str, asyncio.Task[Answer]] = {}  # by exec id, "" for the first process
 
     @property
     def fields(self) -> dict[str, str]:
@@ -67,11 +102,11 @@ class Shim:
     @property
     def address(self) -> str:
         """Where the shim listens; "" until it is known."""
-        return str(self.parameters.get("address", ""))
+        return self.bootstrap.address
 
     @property
     def version(self) -> int:
-        return int(self.parameters.get("version", 0))
+        return self.bootstrap.version
 
     @property
     def is_ours(self) -> bool:
@@ -93,7 +128,7 @@ class Shim:
             raise errors.Unavailable(f"the shim of {self.id} is gone: ttrpc: closed")  # containerd's words, too
         return self.client
 
-    async def call(self, method: str, request: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
+    async def call(self, method: str, request: Mapping[str, object], timeout: float | None = None) -> Answer:
         """A task method for this task; errors as this daemon's own."""
         client = await self.connection(timeout)
         service = m.TASK_SERVICES[0 if self.version <= 2 else 1]
@@ -102,7 +137,7 @@ class Shim:
         except StatusError as e:
             raise errors.from_code(e.code, e.message) from e
 
-    async def outlast(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async def outlast(self, call: Callable[[], Awaitable[T]]) -> T | None:
         """The answer to `call()`, which is made again when the connection was lost and found again; None when the shim
         is gone and cleaned up, so that `gone` tells how it ended."""
         while True:
@@ -120,7 +155,7 @@ class Shim:
                 if self.leaving:
                     raise
 
-    async def wait(self, exec_id: str) -> dict[str, Any]:
+    async def wait(self, exec_id: str) -> Answer:
         """task.WaitResponse of a process.
 
         All who wait for it share one call: a shim is not told when somebody waits no longer, and would keep each."""
@@ -131,7 +166,7 @@ class Shim:
             waiting.add_done_callback(lambda done: self._waited(exec_id, done))
         return await asyncio.shield(waiting)
 
-    def _waited(self, exec_id: str, waiting: asyncio.Task[dict[str, Any]]) -> None:
+    def _waited(self, exec_id: str, waiting: asyncio.Task[Answer]) -> None:
         if self._waits.get(exec_id) is waiting:
             del self._waits[exec_id]
         if not waiting.cancelled():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -23,9 +22,11 @@ from typing import Any
 from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.events import task_pb2 as task_events
 from teu.containerd.core import errors
+from teu.containerd.core.events import Exchange
+from teu.containerd.core.messages import Packed
 from teu.containerd.runtime.bootstrap import CLEANUP_TIMEOUT, Programs, binary_to_start, parse_bootstrap
 from teu.containerd.runtime.bundle import SANDBOX_ID, SANDBOX_STATE, Bundles, read, write_new
-from teu.containerd.runtime.shim import LogReader, Shim
+from teu.containerd.runtime.shim import Answer, Bootstrap, Exit, LogReader, Shim
 from teu.containerd.runtime.sockets import prune_sockets
 from teu.containerd.runtime.zygote import SHIM_BINARY, Zygote
 from teu.oci import jsontext
@@ -52,7 +53,6 @@ class _Slow(Exception):
 class Shims:
     """All shims of this daemon, by namespace and id.
 
-    `events` is the daemon's exchange: publish(namespace, topic, message) and listen(callback);
     `is_sandbox(namespace, id)` says whether there is a sandbox's record of that name."""
 
     def __init__(
@@ -62,7 +62,7 @@ class Shims:
         root: str,
         address: str,
         ttrpc_address: str,
-        events: Any,
+        events: Exchange,
         zygote: Zygote | None = None,
         debug: bool = False,
         is_sandbox: Callable[[str, str], bool] = lambda _namespace, _id: False,
@@ -122,10 +122,10 @@ class Shims:
         shim: Shim,
         spec: bytes,
         options: bytes,
-        request: dict[str, Any] | None = None,
+        request: Answer | None = None,
         restorer: Callable[[str], str] | None = None,
         host: Shim | None = None,
-    ) -> dict[str, Any]:
+    ) -> Bootstrap:
         """Make the bundle and start the shim, where it is not `host`'s (blocking)."""
         self._bundles.make(shim.namespace, shim.id, spec)
         if restorer is not None and request is not None:
@@ -137,17 +137,17 @@ class Shims:
         if host is not None:
             write_new(os.path.join(shim.bundle, SANDBOX_ID), host.id)
             write_new(os.path.join(shim.bundle, "address"), host.address)
-            write_new(os.path.join(shim.bundle, "bootstrap.json"), json.dumps(host.parameters))
-            return host.parameters
+            write_new(os.path.join(shim.bundle, "bootstrap.json"), host.bootstrap.as_json())
+            return host.bootstrap
         os.mkfifo(os.path.join(shim.bundle, "log"), 0o700)
         # Somebody must be reading the log before the shim opens it.
         reader = os.open(os.path.join(shim.bundle, "log"), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            parameters = self._programs.start(shim, options)
+            bootstrap = self._programs.start(shim, options)
         finally:
             os.close(reader)
-        write_new(os.path.join(shim.bundle, "bootstrap.json"), json.dumps(parameters))
-        return parameters
+        write_new(os.path.join(shim.bundle, "bootstrap.json"), bootstrap.as_json())
+        return bootstrap
 
     async def create(
         self,
@@ -156,8 +156,8 @@ class Shims:
         *,
         runtime: str,
         spec: bytes,
-        options: Any,
-        request: dict[str, Any],
+        options: Packed | None,
+        request: Answer,
         sandbox: str = "",
         restorer: Callable[[str], str] | None = None,
     ) -> int:
@@ -177,7 +177,7 @@ class Shims:
         try:
             packed = options.SerializeToString() if options is not None else b""
             if host is not None:
-                shim.sandbox, shim.parameters = host.id, host.parameters
+                shim.sandbox, shim.bootstrap = host.id, host.bootstrap
             await self._launch(shim, spec, packed, request, restorer, host)
             await self._connect_new(shim)
             any_options = None
@@ -199,11 +199,11 @@ class Shims:
         """`_prepare` in a thread, which goes on when who waits for it leaves: a shim that it has started is known."""
         preparing = asyncio.get_running_loop().run_in_executor(None, self._prepare, shim, *arguments)
         try:
-            shim.parameters = await asyncio.shield(preparing)
+            shim.bootstrap = await asyncio.shield(preparing)
         except asyncio.CancelledError:
             await asyncio.wait([preparing])
             if preparing.exception() is None:
-                shim.parameters = preparing.result()
+                shim.bootstrap = preparing.result()
             raise
 
     async def _connect_new(self, shim: Shim) -> None:
@@ -215,7 +215,9 @@ class Shims:
         except (OSError, TimeoutError) as e:
             raise errors.Unavailable(f"cannot connect to the shim at {shim.address}: {e}") from e
 
-    async def start_sandbox(self, namespace: str, id: str, *, runtime: str, spec: bytes, options: Any) -> Shim:
+    async def start_sandbox(
+        self, namespace: str, id: str, *, runtime: str, spec: bytes, options: Packed | None
+    ) -> Shim:
         """A shim for a sandbox; nothing is asked of it yet, and it is half made until `sandbox_created`."""
         key = (namespace, id)
         if key in self._shims:
@@ -261,9 +263,9 @@ class Shims:
             if self.closing:
                 # Its connection is gone, or goes at any moment: the next daemon finds it half made, and undoes it.
                 return
-            answer = await asyncio.get_running_loop().run_in_executor(None, self._programs.delete, shim)
+            ended = await asyncio.get_running_loop().run_in_executor(None, self._programs.delete, shim)
             if not shim.gone.done():
-                shim.gone.set_result(answer)
+                shim.gone.set_result(ended)
         finally:
             self._forget(shim)
 
@@ -328,8 +330,8 @@ class Shims:
         if self._shims.get((shim.namespace, shim.id)) is shim:
             del self._shims[(shim.namespace, shim.id)]
 
-    async def delete(self, shim: Shim) -> dict[str, Any]:
-        """Delete a stopped task; task.DeleteResponse.
+    async def delete(self, shim: Shim) -> Exit:
+        """Delete a stopped task; how it ended.
 
         A deletion that has begun goes on to its end though its client leaves; another client's joins it."""
         if shim.deletion is None:
@@ -338,24 +340,26 @@ class Shims:
         return await asyncio.shield(shim.deletion)
 
     @staticmethod
-    def _deleted(shim: Shim, deletion: asyncio.Task[dict[str, Any]]) -> None:
+    def _deleted(shim: Shim, deletion: asyncio.Task[Exit]) -> None:
         shim.deletion = None
         if not deletion.cancelled():
             deletion.exception()  # told to those who wait; with nobody left, it is nobody's
 
-    async def _delete(self, shim: Shim) -> dict[str, Any]:
+    async def _delete(self, shim: Shim) -> Exit:
         try:
             answer = await shim.outlast(lambda: shim.call("Delete", {}))
         except errors.NotFound:
-            answer = {"pid": 0, "exit_status": 0, "exited_at": None}
-        if answer is None:
-            return shim.gone.result()
+            ended = Exit(0)
+        else:
+            if answer is None:
+                return shim.gone.result()
+            ended = Exit.told(answer)
         await self._shut_down(shim)
         await asyncio.get_running_loop().run_in_executor(None, self._bundles.remove, shim.bundle)
         if not shim.gone.done():
-            shim.gone.set_result(answer)
+            shim.gone.set_result(ended)
         self._forget(shim)
-        return dict(answer)
+        return ended
 
     # dead shims
 
@@ -369,10 +373,10 @@ class Shims:
         """After a shim that died: kill and remove what it left, and tell the exit if it had not yet."""
         log.warning("the shim of %s/%s is gone: cleaning up", shim.namespace, shim.id, extra=shim.fields)
         shim.leaving = True
-        answer = await asyncio.get_running_loop().run_in_executor(None, self._programs.delete, shim)
+        ended = await asyncio.get_running_loop().run_in_executor(None, self._programs.delete, shim)
         # Its last events may still be on their way through the event service's connection.
         await asyncio.sleep(0)
-        when = _timestamp(answer)
+        when = _timestamp(ended.at)
         if shim.created:
             if not shim.exit_published:
                 self._events.publish(
@@ -381,21 +385,19 @@ class Shims:
                     task_events.TaskExit(
                         container_id=shim.id,
                         id=shim.id,
-                        pid=answer["pid"],
-                        exit_status=answer["exit_status"],
+                        pid=ended.pid,
+                        exit_status=ended.status,
                         exited_at=when,
                     ),
                 )
             self._events.publish(
                 shim.namespace,
                 "/tasks/delete",
-                task_events.TaskDelete(
-                    container_id=shim.id, pid=answer["pid"], exit_status=answer["exit_status"], exited_at=when
-                ),
+                task_events.TaskDelete(container_id=shim.id, pid=ended.pid, exit_status=ended.status, exited_at=when),
             )
         self.tell_sandbox_exit(shim, 0, None)
         if not shim.gone.done():
-            shim.gone.set_result(answer)
+            shim.gone.set_result(ended)
         self._forget(shim)
         self._prune_soon()
 
@@ -448,7 +450,7 @@ class Shims:
         if stored:
             shim.created = shim.created or (not shim.half_made and shim.sandbox_state is None)
             try:
-                shim.parameters = parse_bootstrap(stored.encode())
+                shim.bootstrap = parse_bootstrap(stored.encode())
             except (errors.Error, ValueError) as e:
                 log.error("%s/%s: where its shim listens is not to be understood: %s", namespace, id, e)
         self._shims[(namespace, id)] = shim
@@ -559,8 +561,8 @@ class Shims:
             await asyncio.wait(self._cleanups, timeout=CLEANUP_TIMEOUT)
 
 
-def _timestamp(answer: dict[str, Any]) -> Any:
+def _timestamp(moment: int | None) -> Any:
+    """A google.protobuf.Timestamp of nanoseconds since 1970, or None."""
     from google.protobuf.timestamp_pb2 import Timestamp
 
-    exited_at = answer["exited_at"]
-    return Timestamp(seconds=exited_at["seconds"], nanos=exited_at["nanos"]) if exited_at else None
+    return None if moment is None else Timestamp(seconds=moment // 10**9, nanos=moment % 10**9)

@@ -8,16 +8,14 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from teu import __version__
+from teu.containerd.core.events import Exchange
 from teu.containerd.core.statistics import SECONDS, Histogram, Statistics
-
-if TYPE_CHECKING:
-    from teu.containerd.server.rpc import Server
-    from teu.containerd.state import Context
+from teu.containerd.runtime.tasks import CgroupStats, Tasks
+from teu.containerd.stores.garbage import Collector
 
 _STARTED = time.time()
 
@@ -93,12 +91,13 @@ def _calls(statistics: Statistics) -> Iterator[str]:
     )
 
 
-def _containers(stats: list[tuple[str, str, str, Any]]) -> Iterator[str]:
-    """What containerd tells of the cgroup of each task that runs: (namespace, container, runtime, its Metrics)."""
+def _containers(stats: list[CgroupStats]) -> Iterator[str]:
+    """What containerd tells of the cgroup of each task that runs."""
     families: dict[str, list[tuple[str, float]]] = {}
-    for namespace, id, runtime, found in stats:
-        labels = f'container_id="{id}",namespace="{namespace}"'
-        ending = f',runtime="{runtime}"'
+    for task in stats:
+        found = task.metrics
+        labels = f'container_id="{task.id}",namespace="{task.namespace}"'
+        ending = f',runtime="{task.runtime}"'
 
         def row(name: str, value: float, more: str = "", labels: str = labels, ending: str = ending) -> None:
             families.setdefault(f"container_{name}", []).append((labels + more + ending, value))
@@ -120,12 +119,20 @@ def _containers(stats: list[tuple[str, str, str, Any]]) -> Iterator[str]:
         yield from _family(name, "gauge", f"{name.removeprefix('container_')} of a container", families[name])
 
 
-def render(context: Context, server: Server, collections: Histogram, stats: list[tuple[str, str, str, Any]]) -> str:
-    """The page; rows that containerd has as well have its names and labels."""
+def render(
+    statistics: Statistics,
+    tasks: Tasks,
+    events: Exchange,
+    collector: Collector,
+    collections: Histogram,
+    stats: list[CgroupStats],
+) -> str:
+    """The page; rows that containerd has as well have its names and labels.
+
+    `collections` tells how many seconds each garbage collection took, `stats` is of the tasks that answered."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     with open("/proc/self/statm") as statm:
         resident = int(statm.read().split()[1]) * resource.getpagesize()
-    collector = context.collector
     lines = [
         *_family("teu_containerd_build_info", "gauge", "Version of the daemon.", [(f'version="{__version__}"', 1)]),
         *_family(
@@ -134,10 +141,10 @@ def render(context: Context, server: Server, collections: Histogram, stats: list
             "containerd build information",
             [(f'revision="",version="{__version__}"', 1)],
         ),
-        *_calls(server.statistics),
+        *_calls(statistics),
         *_containers(stats),
-        *_family("teu_containerd_events_total", "counter", "Events told.", [("", context.events.published)]),
-        *_family("teu_containerd_subscribers", "gauge", "Event subscribers.", [("", context.events.subscribers())]),
+        *_family("teu_containerd_events_total", "counter", "Events told.", [("", events.published)]),
+        *_family("teu_containerd_subscribers", "gauge", "Event subscribers.", [("", events.subscribers())]),
         *_family(
             "containerd_gc_collections_total",
             "counter",
@@ -149,27 +156,29 @@ def render(context: Context, server: Server, collections: Histogram, stats: list
         *_family("process_start_time_seconds", "gauge", "Start of the process.", [("", _STARTED)]),
         *_family("process_cpu_seconds_total", "counter", "CPU time.", [("", usage.ru_utime + usage.ru_stime)]),
         *_family("process_resident_memory_bytes", "gauge", "Resident memory.", [("", resident)]),
+        *_family("teu_containerd_tasks", "gauge", "Tasks with a shim.", [("", tasks.count())]),
     ]
-    if context.tasks is not None and hasattr(context.tasks, "metrics_lines"):
-        lines += context.tasks.metrics_lines()
     return "\n".join(lines) + "\n"
 
 
-async def serve_metrics(context: Context, server: Callable[[], Server]) -> asyncio.AbstractServer | None:
-    """Nothing without an address in the configuration. Serves every path that ends in /metrics, closes after each."""
-    address = context.config["metrics"]["address"]
+async def serve_metrics(
+    address: str, statistics: Callable[[], Statistics], tasks: Tasks, events: Exchange, collector: Collector
+) -> asyncio.AbstractServer | None:
+    """Serve every path that ends in /metrics at HOST:PORT or /SOCKET, and close after each; nothing without an
+    address. `statistics` gives those of the gRPC server, which is made more than once."""
     if not address:
         return None
     collections = Histogram()
-    context.collector.told = collections.add
+    collector.told = collections.add
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
             method, path, _ = head.split(b"\r\n", 1)[0].decode("ascii").split(" ", 2)
             if method == "GET" and path.split("?")[0].endswith("/metrics"):
-                stats = await context.tasks.cgroup_stats() if context.tasks is not None else []
-                body = (await asyncio.to_thread(render, context, server(), collections, stats)).encode()
+                stats = await tasks.cgroup_stats()
+                page = await asyncio.to_thread(render, statistics(), tasks, events, collector, collections, stats)
+                body = page.encode()
                 status, kind = "200 OK", "text/plain; version=0.0.4; charset=utf-8"
             else:
                 body, status, kind = b"not found: /v1/metrics is here\n", "404 Not Found", "text/plain"

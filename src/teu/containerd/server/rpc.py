@@ -23,7 +23,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -32,9 +32,6 @@ from google.protobuf.message import DecodeError
 from teu.containerd.core.errors import Error, FailedPrecondition, Internal, InvalidArgument, Unavailable, cut
 from teu.containerd.core.identifiers import validate_identifier
 from teu.containerd.core.statistics import Statistics
-
-if TYPE_CHECKING:
-    from teu.containerd.state import Context
 
 log = logging.getLogger("teu.containerd.rpc")
 
@@ -91,9 +88,9 @@ class Call:
 class Server:
     """A grpc.aio server that service modules add themselves to."""
 
-    def __init__(self, server: Any, context: Context, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, server: Any, pool: ThreadPoolExecutor) -> None:
+        """`server` is a grpc.aio server; `pool` has the threads for methods that block."""
         self.grpc = server
-        self.context = context
         self.pool = pool
         self.statistics = Statistics()
         self._held: set[asyncio.Task[Any]] = set()

@@ -10,15 +10,13 @@ import asyncio
 import logging
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from teu.api.services.ttrpc.events.v1 import events_pb2
 from teu.containerd.core.errors import Error
+from teu.containerd.core.events import Exchange
 from teu.systemd.grpc_activation import KEEP_PATH
 from teu.ttrpc import frames, messages
-
-if TYPE_CHECKING:
-    from teu.containerd.state import Context
 
 log = logging.getLogger("teu.containerd.events")
 
@@ -32,7 +30,7 @@ def last_activity() -> float:
     return _last
 
 
-def _forward(context: Context, payload: bytes) -> bytes:
+def _forward(events: Exchange, payload: bytes) -> bytes:
     """The ttrpc response to one request."""
     code, text = 0, ""
     request = messages.decode("ttrpc.Request", payload)
@@ -41,7 +39,7 @@ def _forward(context: Context, payload: bytes) -> bytes:
     else:
         try:
             forward = events_pb2.ForwardRequest.FromString(bytes(request.get("payload", b"")))
-            context.events.forward(forward.envelope)
+            events.forward(forward.envelope)
         except Error as error:
             code, text = error.code, error.wire_message()
         except Exception as error:
@@ -50,7 +48,9 @@ def _forward(context: Context, payload: bytes) -> bytes:
     return messages.encode("ttrpc.Response", answer)
 
 
-async def serve(context: Context, listener: socket.socket) -> asyncio.AbstractServer:
+async def serve(events: Exchange, listener: socket.socket) -> asyncio.AbstractServer:
+    """Serve on a socket that listens; what arrives goes into the exchange."""
+
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         global _last
         incoming = frames.Reader()
@@ -59,7 +59,7 @@ async def serve(context: Context, listener: socket.socket) -> asyncio.AbstractSe
                 _last = time.monotonic()
                 for stream, kind, _flags, payload in incoming.feed(data):
                     if kind == frames.REQUEST:
-                        writer.write(frames.pack(stream, frames.RESPONSE, _forward(context, payload)))
+                        writer.write(frames.pack(stream, frames.RESPONSE, _forward(events, payload)))
                 await writer.drain()
         except (OSError, ValueError) as error:
             log.debug("an event connection ended: %s", error)

@@ -13,6 +13,7 @@ from teu.api.types import platform_pb2
 from teu.containerd.core.errors import NotFound
 from teu.containerd.core.filters import parse_all, present
 from teu.containerd.runtime import restart
+from teu.containerd.runtime.bootstrap import runtime_info
 from teu.containerd.server.rpc import Call, Server, quick
 from teu.containerd.state import Context
 from teu.oci.image_spec import host_platform
@@ -109,12 +110,11 @@ class Introspection:
             raise NotFound(f"plugin {request.type}.{request.id}")
         response = introspection_pb2.PluginInfoResponse(plugin=plugin)
         name = request.options.type_url.rpartition("/")[2]
-        if name == "containerd.types.RuntimeRequest" and self._context.tasks is not None:
+        if name == "containerd.types.RuntimeRequest":
             asked = introspection_types.RuntimeRequest.FromString(request.options.value)
-            info = self._context.tasks.runtime_info(asked)
-            if info is not None:
-                response.extra.type_url = info.DESCRIPTOR.full_name
-                response.extra.value = info.SerializeToString()
+            info = runtime_info(asked.runtime_path, asked.options)
+            response.extra.type_url = info.DESCRIPTOR.full_name
+            response.extra.value = info.SerializeToString()
         return response
 
 

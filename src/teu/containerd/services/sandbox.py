@@ -8,7 +8,6 @@ from typing import Any
 from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.services.sandbox.v1 import sandbox_pb2
 from teu.containerd.core.errors import NotFound, Unavailable
-from teu.containerd.runtime.sandboxes import Manager
 from teu.containerd.server.rpc import Call, Server, held, quick
 from teu.containerd.services.tasks import NEVER
 from teu.containerd.state import Context
@@ -51,13 +50,21 @@ class Controller:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._manager = Manager(context)
+        self._manager = context.sandbox_manager
 
     async def Create(self, request: Any, call: Call) -> Any:
         namespace = call.namespace
         if request.sandboxer not in _SANDBOXERS:
             raise NotFound(f"failed to get sandbox controller by {request.sandboxer}")
-        await self._manager.create(namespace, request)
+        await self._manager.create(
+            namespace,
+            request.sandbox_id,
+            record=request.sandbox,
+            rootfs=request.rootfs,
+            options=request.options,
+            netns_path=request.netns_path,
+            annotations=request.annotations,
+        )
         event = sandbox_events.SandboxCreate(sandbox_id=request.sandbox_id)
         self._context.events.publish(namespace, "/sandboxes/create", event)
         return sandbox_pb2.ControllerCreateResponse(sandbox_id=request.sandbox_id)
