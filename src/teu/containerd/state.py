@@ -20,9 +20,8 @@ from teu.containerd.runtime.sandboxes import Manager
 from teu.containerd.runtime.shims import Shims
 from teu.containerd.runtime.tasks import Tasks
 from teu.containerd.runtime.zygote import Zygote
-from teu.containerd.snapshotters.interface import Snapshotter
-from teu.containerd.snapshotters.native import Native
-from teu.containerd.snapshotters.overlayfs import REMAP_IDS, Overlayfs
+from teu.containerd.snapshotters import registry
+from teu.containerd.snapshotters.interface import Place, Snapshotter
 from teu.containerd.stores.containers import Containers
 from teu.containerd.stores.content import Content
 from teu.containerd.stores.garbage import Collector
@@ -96,17 +95,8 @@ class Context:
 
     def _snapshotters(self) -> dict[str, Snapshotter]:
         settings = self.config["snapshots"]
-        found: dict[str, Snapshotter] = {}
-        for kind in (Overlayfs, Native):
-            found[kind.name] = kind(self.root, self.database, sync=settings["sync"])
-        if settings["remap"]:
-            found[Overlayfs.name].capabilities = (REMAP_IDS,)
-        if settings["proxies"]:
-            from teu.containerd.snapshotters.proxy import Proxy
-
-            for name, proxy in settings["proxies"].items():
-                found[name] = Proxy(name, proxy["address"], tuple(proxy["capabilities"]))
-        return found
+        place = Place(self.root, self.database, sync=settings["sync"], remap=settings["remap"])
+        return registry.opened(place, settings["proxies"])
 
     def close(self) -> None:
         """After the last call has ended."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One conformance suite for everything that is a snapshotter (see snapshotters/interface.py).
+"""One conformance suite for everything that is a snapshotter (see snapshotters/interface.py): what is registered runs
+in it, and so does the proxy.
 
 Content goes into mounts and is read out of them as the daemon does it: by applying and comparing layers.
 """
@@ -16,15 +17,16 @@ import pytest
 from conftest import root_only
 from layertools import apply, compare, content, names, tar
 
-from teu.containerd.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from teu.containerd.snapshotters.interface import ACTIVE, COMMITTED, VIEW, Snapshotter
+from teu.containerd.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from teu.containerd.snapshotters import registry
+from teu.containerd.snapshotters.interface import ACTIVE, COMMITTED, VIEW, Place, Snapshotter
 from teu.containerd.snapshotters.local import spread
 from teu.containerd.state import Context
 
 pytestmark = root_only
 
 
-@pytest.fixture(params=["overlayfs", "native", "proxy"])
+@pytest.fixture(params=[*registry.BUILT_IN, "proxy"])
 def snapshotter(request: Any, context: Context) -> Iterator[Snapshotter]:
     if request.param != "proxy":
         yield context.snapshots.snapshotters[request.param]
@@ -146,6 +148,73 @@ def test_mounts_stay_the_same(snapshotter: Snapshotter) -> None:
         snapshotter.mounts("base")
     for make, key in ((snapshotter.prepare, "b"), (snapshotter.view, "c")):
         assert [str(one) for one in make(key, "base", {})] == [str(one) for one in snapshotter.mounts(key)]
+
+
+def test_what_it_says_of_itself(context: Context, snapshotter: Snapshotter) -> None:
+    """As the introspection service and the stores read it."""
+    assert isinstance(snapshotter.name, str) and snapshotter.name
+    assert isinstance(snapshotter.capabilities, tuple)
+    assert snapshotter.local == (snapshotter.name in registry.BUILT_IN)
+    if snapshotter.local:
+        assert snapshotter.root == os.path.join(context.root, "snapshots", snapshotter.name)
+        assert os.stat(snapshotter.root).st_mode & 0o7777 == 0o700
+    else:
+        assert snapshotter.root == ""
+
+
+def test_what_is_settled_is_committed_as_it_is(context: Context, snapshotter: Snapshotter) -> None:
+    apply(context, tar(("x", b"1")), snapshotter.prepare("a", "", {}))
+    snapshotter.settle("a")
+    assert snapshotter.stat("a").kind == ACTIVE
+    snapshotter.commit("base", "a", {})
+    assert content(tree(context, snapshotter, "base"), "x") == b"1"
+
+
+def test_a_refused_call_has_changed_nothing(snapshotter: Snapshotter) -> None:
+    snapshotter.prepare("a", "", {})
+    snapshotter.commit("base", "a", {})
+    snapshotter.prepare("b", "base", {})
+    before = [(info.name, info.kind, info.parent) for info in snapshotter.walk()]
+    for refused in (
+        lambda: snapshotter.prepare("b", "base", {}),
+        lambda: snapshotter.view("base", "", {}),
+        lambda: snapshotter.view("c", "nowhere", {}),
+        lambda: snapshotter.prepare("c", "b", {}),
+        lambda: snapshotter.commit("base", "b", {}),
+        lambda: snapshotter.remove("base"),
+        lambda: snapshotter.update("nowhere", {}),
+    ):
+        with pytest.raises((AlreadyExists, NotFound, InvalidArgument, FailedPrecondition)):
+            refused()
+        assert [(info.name, info.kind, info.parent) for info in snapshotter.walk()] == before
+
+
+def test_a_name_is_free_again(snapshotter: Snapshotter) -> None:
+    snapshotter.prepare("a", "", {})
+    snapshotter.remove("a")
+    with pytest.raises(NotFound):
+        snapshotter.mounts("a")
+    snapshotter.prepare("a", "", {})
+    snapshotter.commit("b", "a", {})
+    snapshotter.view("a", "b", {})
+    assert (snapshotter.stat("a").kind, snapshotter.stat("a").parent) == (VIEW, "b")
+
+
+def test_registered_snapshotters_and_proxies(context: Context, tmp_path: Any) -> None:
+    place = Place(str(tmp_path), context.database, sync=False, remap=True)
+    proxies = {"far": {"address": "/nowhere.sock", "capabilities": ["rebase"]}}
+    found = registry.opened(place, proxies)
+    try:
+        assert sorted(found) == sorted([*registry.BUILT_IN, "far"])
+        assert {name: one.name for name, one in found.items()} == {name: name for name in found}
+        assert found["far"].capabilities == ("rebase",)
+        assert found["overlayfs"].capabilities == ("remap-ids",)
+        assert found["native"].capabilities == ()
+        with pytest.raises(Unavailable):
+            found["far"].stat("a")
+    finally:
+        for one in found.values():
+            one.close()
 
 
 def test_refusals(snapshotter: Snapshotter) -> None:

@@ -69,9 +69,8 @@ def _plugins(context: Context) -> list[Any]:
             type="io.containerd.snapshotter.v1", id=name, capabilities=snapshotter.capabilities
         )
         plugin.platforms.append(host)
-        root = getattr(snapshotter, "root", "")
-        if root:
-            plugin.exports["root"] = root
+        if snapshotter.root:
+            plugin.exports["root"] = snapshotter.root
         plugins.append(plugin)
     for name in _SERVICES:
         plugins.append(introspection_pb2.Plugin(type="io.containerd.grpc.v1", id=name))

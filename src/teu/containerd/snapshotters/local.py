@@ -19,10 +19,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from teu.api.types import mount_pb2
-from teu.containerd.core.database import Database, dump_labels, now
+from teu.containerd.core.database import dump_labels, now
 from teu.containerd.core.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
+from teu.containerd.core.messages import Mount
 from teu.containerd.core.rows import Row, must_be_whole
-from teu.containerd.snapshotters.interface import ACTIVE, COMMITTED, VIEW, Info, Usage
+from teu.containerd.snapshotters.interface import ACTIVE, COMMITTED, VIEW, Info, Place, Usage
 from teu.linux import trees
 
 log = logging.getLogger("teu.containerd.snapshots")
@@ -36,8 +37,10 @@ FS_TOPDIR_FL = 0x00020000
 USAGE_TRIES = 5
 
 
-def mount(type: str, source: str, *options: str) -> Any:
-    return mount_pb2.Mount(type=type, source=source, options=options)
+def mount(type: str, source: str, *options: str) -> Mount:
+    """A mount as snapshotters tell one; its target is the root of whatever it is mounted on."""
+    made: Mount = mount_pb2.Mount(type=type, source=source, options=options)
+    return made
 
 
 def syncfs(path: str) -> None:
@@ -114,12 +117,12 @@ class LocalSnapshotter:
     local = True
     capabilities: tuple[str, ...] = ()
 
-    def __init__(self, root: str, database: Database, *, sync: bool = True) -> None:
-        self.root = os.path.join(root, "snapshots", self.name)
+    def __init__(self, place: Place) -> None:
+        self.root = os.path.join(place.root, "snapshots", self.name)
         os.makedirs(self.root, mode=0o700, exist_ok=True)
         spread(self.root)
-        self._database = database
-        self._sync = sync
+        self._database = place.database
+        self._sync = place.sync
         self._settled: set[str] = set()
         self.recover()
 
@@ -129,7 +132,7 @@ class LocalSnapshotter:
         """Fill the folder of a new snapshot over `parents`, nearest first."""
         raise NotImplementedError
 
-    def tell(self, id: int, kind: int, parents: list[int], labels: dict[str, str]) -> list[Any]:
+    def tell(self, id: int, kind: int, parents: list[int], labels: dict[str, str]) -> list[Mount]:
         """Its mounts."""
         raise NotImplementedError
 
@@ -199,7 +202,7 @@ class LocalSnapshotter:
                 execute("UPDATE layers SET size = ?, inodes = ? WHERE id = ?", (usage.size, usage.inodes, row[0]))
         return usage
 
-    def mounts(self, name: str) -> list[Any]:
+    def mounts(self, name: str) -> list[Mount]:
         row = self._row(name)
         if row[2] == COMMITTED:
             raise FailedPrecondition(f"snapshot {name} is committed: it has no mounts of its own")
@@ -207,13 +210,13 @@ class LocalSnapshotter:
         must_be_whole(info.labels, f"snapshot {name}")
         return self.tell(row[0], info.kind, self._parents(row[1]), info.labels)
 
-    def prepare(self, name: str, parent: str, labels: dict[str, str]) -> list[Any]:
+    def prepare(self, name: str, parent: str, labels: dict[str, str]) -> list[Mount]:
         return self._create(name, parent, ACTIVE, labels)
 
-    def view(self, name: str, parent: str, labels: dict[str, str]) -> list[Any]:
+    def view(self, name: str, parent: str, labels: dict[str, str]) -> list[Mount]:
         return self._create(name, parent, VIEW, labels)
 
-    def _create(self, name: str, parent: str, kind: int, labels: dict[str, str]) -> list[Any]:
+    def _create(self, name: str, parent: str, kind: int, labels: dict[str, str]) -> list[Mount]:
         id = 0
         try:
             with self._database.transaction() as execute:
@@ -249,7 +252,6 @@ class LocalSnapshotter:
         return int(row[0])
 
     def settle(self, key: str) -> None:
-        """Put the content on disk: what `commit` promises first, for callers that then commit under a lock."""
         if self._sync:
             syncfs(self.content(self._row(key)[0]))
         self._settled.add(key)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from typing import Any
 
+from teu.containerd.core.messages import Mount
 from teu.containerd.snapshotters.interface import ACTIVE
 from teu.containerd.snapshotters.local import LocalSnapshotter, mount
 
@@ -105,7 +105,7 @@ class Native(LocalSnapshotter):
         if parents:
             copy_tree(self.content(parents[0]), self.content(id))
 
-    def tell(self, id: int, kind: int, parents: list[int], labels: dict[str, str]) -> list[Any]:
+    def tell(self, id: int, kind: int, parents: list[int], labels: dict[str, str]) -> list[Mount]:
         if kind == ACTIVE:
             return [mount("bind", self.content(id), "rbind", "rw")]
         source = self.content(parents[0]) if parents else self.content(id)

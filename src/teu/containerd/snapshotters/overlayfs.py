@@ -10,9 +10,9 @@ A first layer is a plain bind mount, and so is a view of a single layer: overlay
 from __future__ import annotations
 
 import os
-from typing import Any
 
-from teu.containerd.snapshotters.interface import ACTIVE, GID_MAPPING_LABEL, UID_MAPPING_LABEL
+from teu.containerd.core.messages import Mount
+from teu.containerd.snapshotters.interface import ACTIVE, GID_MAPPING_LABEL, UID_MAPPING_LABEL, Place
 from teu.containerd.snapshotters.local import LocalSnapshotter, mount
 
 
@@ -36,6 +36,10 @@ REMAP_IDS = "remap-ids"  # the capability: clients leave the remapping to the mo
 class Overlayfs(LocalSnapshotter):
     name = "overlayfs"
 
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.capabilities = (REMAP_IDS,) if place.remap else ()
+
     def make(self, id: int, kind: int, parents: list[int], labels: dict[str, str]) -> None:
         folder, content = self.folder(id), self.content(id)
         os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -51,7 +55,7 @@ class Overlayfs(LocalSnapshotter):
         if owner := mapped_root(labels):
             os.chown(content, *owner)
 
-    def tell(self, id: int, kind: int, parents: list[int], labels: dict[str, str]) -> list[Any]:
+    def tell(self, id: int, kind: int, parents: list[int], labels: dict[str, str]) -> list[Mount]:
         if not parents:
             return [mount("bind", self.content(id), "rw" if kind == ACTIVE else "ro", "rbind")]
         if kind != ACTIVE and len(parents) == 1:

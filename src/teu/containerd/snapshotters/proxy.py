@@ -16,6 +16,7 @@ import grpc
 from teu.api.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
 from teu.containerd.core.errors import Unimplemented, from_code
 from teu.containerd.core.limits import MAX_MESSAGE
+from teu.containerd.core.messages import Mount
 from teu.containerd.snapshotters.interface import Info, Usage
 
 NAMESPACE = "default"
@@ -39,7 +40,10 @@ def _info(message: Any) -> Info:
 
 
 class Proxy:
+    """The snapshotter at the other end of a socket. Raises the errors that it answers, and Unavailable without it."""
+
     local = False
+    root = ""
 
     def __init__(self, name: str, address: str, capabilities: tuple[str, ...] = ()) -> None:
         self.name = name
@@ -70,16 +74,19 @@ class Proxy:
         answer = self._call("Usage", snapshots_pb2.UsageRequest(key=name))
         return Usage(answer.size, answer.inodes)
 
-    def mounts(self, name: str) -> list[Any]:
+    def mounts(self, name: str) -> list[Mount]:
         return list(self._call("Mounts", snapshots_pb2.MountsRequest(key=name)).mounts)
 
-    def prepare(self, name: str, parent: str, labels: dict[str, str]) -> list[Any]:
+    def prepare(self, name: str, parent: str, labels: dict[str, str]) -> list[Mount]:
         request = snapshots_pb2.PrepareSnapshotRequest(key=name, parent=parent, labels=labels)
         return list(self._call("Prepare", request).mounts)
 
-    def view(self, name: str, parent: str, labels: dict[str, str]) -> list[Any]:
+    def view(self, name: str, parent: str, labels: dict[str, str]) -> list[Mount]:
         request = snapshots_pb2.ViewSnapshotRequest(key=name, parent=parent, labels=labels)
         return list(self._call("View", request).mounts)
+
+    def settle(self, key: str) -> None:
+        """Its commit alone makes it durable, at the other end."""
 
     def commit(self, name: str, key: str, labels: dict[str, str], parent: str = "") -> None:
         self._call("Commit", snapshots_pb2.CommitSnapshotRequest(name=name, key=key, labels=labels, parent=parent))

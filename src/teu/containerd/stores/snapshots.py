@@ -30,7 +30,6 @@ from teu.containerd.snapshotters.interface import (
     Snapshotter,
     Usage,
 )
-from teu.containerd.snapshotters.local import LocalSnapshotter
 from teu.containerd.stores.leases import Leases
 
 log = logging.getLogger("teu.containerd.snapshots")
@@ -319,8 +318,7 @@ class Snapshots:
         if taken:
             raise taken
         row = self._row(namespace, snapshotter, key)
-        if isinstance(backend, LocalSnapshotter):
-            backend.settle(row[0])
+        backend.settle(row[0])
         with self._database.transaction() as execute:
             row = self._row(namespace, snapshotter, key)
             over = row[1] or parent
