@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -18,6 +19,8 @@ TREE = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(TREE / "src"))
 
 pytest.importorskip("teu.api.services.containers.v1.containers_pb2", reason="stubs are not generated: ./dev protos")
+
+from fakeshim import FakeShim, House, Test  # noqa: E402
 
 from teu.config import load  # noqa: E402
 from teu.containerd.config import KEYS  # noqa: E402
@@ -41,6 +44,24 @@ def context() -> Iterator[Context]:
         made = make_context(Path(folder))
         yield made
         made.close()
+
+
+@pytest.fixture
+def house(context: Context) -> Callable[[Test], None]:
+    """Runs a test on an event loop of its own, with a shim that listens."""
+
+    def run(test: Test) -> None:
+        async def whole() -> None:
+            async with FakeShim(Path(context.root, "shim")) as shim:
+                try:
+                    async with asyncio.timeout(60):
+                        await test(House(context, shim))
+                finally:
+                    await context.shims.close()
+
+        asyncio.run(whole())
+
+    return run
 
 
 class Daemon:

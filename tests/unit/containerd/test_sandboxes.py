@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sandboxes at work, with a shim that has no container."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fakeshim import NS, House, Test
+from google.protobuf import any_pb2
+
+from teu.api.events import sandbox_pb2 as sandbox_events
+from teu.api.types import sandbox_pb2
+from teu.containerd.core.errors import AlreadyExists, NotFound, Unimplemented, Unknown
+from teu.containerd.runtime.sandboxes import Manager
+from teu.containerd.runtime.tasks import Stdio
+from teu.ttrpc import status
+
+
+async def create(house: House, id: str = "s", record: Any = None) -> None:
+    if record is None:
+        record = sandbox_pb2.Sandbox(sandbox_id=id)
+        record.runtime.name = house.shim.program
+    await house.context.sandbox_manager.create(
+        NS, id, record=record, rootfs=(), options=any_pb2.Any(), netns_path="/net", annotations={"a": "b"}
+    )
+
+
+async def started(house: House, id: str = "s") -> None:
+    await create(house, id)
+    house.context.sandbox_manager.get(NS, id).shim.note(started=True)
+    house.context.sandbox_manager.watch(NS, id)
+
+
+def test_the_life_of_a_sandbox(house: Callable[[Test], None]) -> None:
+    async def test(house: House) -> None:
+        manager = house.context.sandbox_manager
+        await create(house)
+        asked = house.shim.request("CreateSandbox")
+        assert (asked["sandbox_id"], asked["netns_path"]) == ("s", "/net") and asked["annotations"] == {"a": "b"}
+        with pytest.raises(AlreadyExists, match='sandbox "s"'):
+            await create(house)
+        sandbox = manager.get(NS, "s")
+        assert (await sandbox.call("StartSandbox", sandbox_id="s")).pid == 77
+        assert json.loads((house.bundle("s") / "sandbox.json").read_text()) == {"started": False, "told": False}
+        sandbox.shim.note(started=True)
+        manager.watch(NS, "s")
+        manager.watch(NS, "s")  # again does nothing
+        house.shim.sandbox_ended.set()
+        assert (await sandbox.wait()).exit_status == 4
+        await asyncio.sleep(0.05)
+        assert house.topics() == ["/sandboxes/exit"]
+        told = sandbox_events.SandboxExit.FromString(house.events[-1][1].value)
+        assert (told.sandbox_id, told.exit_status, told.exited_at.seconds) == ("s", 4, 1_700_000_000)
+        await manager.shutdown(NS, "s")
+        assert house.shim.request("ShutdownSandbox") == {"sandbox_id": "s"}
+        assert not house.bundle("s").exists()
+        for gone in (lambda: manager.shutdown(NS, "s"),):
+            with pytest.raises(NotFound):
+                await gone()
+
+    house(test)
+
+
+def test_a_refused_creation_leaves_nothing(house: Callable[[Test], None]) -> None:
+    async def test(house: House) -> None:
+        house.shim.refuse["CreateSandbox"] = (status.UNIMPLEMENTED, "no sandboxes here")
+        house.shim.ends_when_told = False
+        with pytest.raises(Unimplemented, match="no sandboxes here"):
+            await create(house)
+        assert not house.bundle("s").exists() and house.topics() == []
+        with pytest.raises(NotFound):
+            house.context.sandbox_manager.get(NS, "s")
+        with pytest.raises(NotFound, match='sandbox "t"'):
+            await create(house, "t", sandbox_pb2.Sandbox())  # the record of the store, which has none
+
+    house(test)
+
+
+def test_a_sandbox_whose_shim_dies(house: Callable[[Test], None]) -> None:
+    async def test(house: House) -> None:
+        await started(house)
+        waiting = house.context.sandbox_manager.get(NS, "s").shim.gone
+        house.shim.die()
+        await waiting
+        await asyncio.sleep(0.05)
+        assert house.topics() == ["/sandboxes/exit"]  # once
+        with pytest.raises(NotFound):
+            house.context.sandbox_manager.get(NS, "s")
+
+    house(test)
+
+
+def test_a_container_comes_into_the_shim_of_its_sandbox(house: Callable[[Test], None]) -> None:
+    async def test(house: House) -> None:
+        await started(house)
+        house.container("c", sandbox="s")
+        house.container("d", sandbox="elsewhere")
+        pid = await house.tasks.create(NS, "c", Stdio())
+        assert (house.bundle() / "sandbox").read_text() == "s"
+        assert house.shim.words() == ["start"]  # one shim for both
+        with pytest.raises(Unknown, match="can't find sandbox elsewhere"):
+            await house.tasks.create(NS, "d", Stdio())
+        house.shim.processes["c", ""].exit(0)
+        assert (await house.tasks.delete(NS, "c")).pid == pid
+        assert "Shutdown" not in house.shim.methods()  # the sandbox is there
+
+    house(test)
+
+
+def test_the_next_life_takes_over_its_sandboxes(house: Callable[[Test], None]) -> None:
+    async def test(house: House) -> None:
+        await started(house)
+        await house.context.shims.close()
+        shims = house.again()
+        await shims.restore()
+        manager = Manager(house.context.sandboxes, shims, "default")
+        with pytest.raises(NotFound):
+            manager.get(NS, "s")
+        manager.take_over()
+        assert manager.get(NS, "s").watched
+        house.events.clear()
+        house.shim.sandbox_ended.set()
+        await asyncio.sleep(0.1)
+        assert house.topics() == ["/sandboxes/exit"]
+        await shims.close()
+
+    house(test)
