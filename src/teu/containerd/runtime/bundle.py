@@ -41,6 +41,7 @@ class Bundles:
         self._root = os.path.join(root, FOLDER)
 
     def path(self, namespace: str, id: str) -> str:
+        """The bundle's folder, whether it is there or not. InvalidArgument for an id that is no name of a folder."""
         if "/" in id or id in ("", ".", ".."):  # whoever has looked at it before: what is here is removed as a tree
             raise errors.InvalidArgument(f'identifier "{id[:76]}" is no name of a folder')
         return os.path.join(self._state, namespace, id)
@@ -50,14 +51,18 @@ class Bundles:
         return os.path.join(self._root, namespace, id)
 
     def make(self, namespace: str, id: str, spec: bytes) -> str:
+        """Make a bundle for an OCI spec, b"" for none, marked as being created; its path.
+
+        What an earlier creation has left goes first. The group of the container's root may look into the bundle where
+        a user namespace maps it."""
         bundle = self.path(namespace, id)
         work = self.work(namespace, id)
         os.makedirs(os.path.dirname(bundle), 0o711, exist_ok=True)
         os.makedirs(os.path.dirname(work), 0o711, exist_ok=True)
+        if os.path.isdir(bundle):
+            self.remove(bundle)  # of a creation that this daemon did not live to finish; its work folder goes with it
         trees.discard_tree(work)
         os.mkdir(work, 0o711)
-        if os.path.isdir(bundle):
-            self.remove(bundle)  # of a creation that this daemon did not live to finish
         os.mkdir(bundle, 0o700)
         group = mapped_root_group(spec)
         if group:
@@ -74,7 +79,7 @@ class Bundles:
         return bundle
 
     def remove(self, bundle: str) -> None:
-        """Never into a root file system that is still mounted."""
+        """Remove a bundle and its work folder; never into a root file system that is still mounted."""
         if not os.path.isdir(bundle):
             return
         rootfs = os.path.join(bundle, "rootfs")
@@ -93,6 +98,7 @@ class Bundles:
         trees.discard_tree(work)
 
     def all(self) -> Iterator[tuple[str, str]]:
+        """(namespace, id) of all bundles on the disk."""
         try:
             namespaces = sorted(os.listdir(self._state))
         except FileNotFoundError:
@@ -104,6 +110,7 @@ class Bundles:
 
 
 def read(path: str) -> str:
+    """The text of a file without blanks around it; "" where there is none."""
     try:
         with open(path) as file:
             return file.read().strip()
@@ -119,6 +126,7 @@ def remove_file(path: str) -> None:
 
 
 def write_new(path: str, text: str) -> None:
+    """Write a file, or replace it, in one step."""
     with open(path + ".tmp", "w") as file:
         file.write(text)
     os.rename(path + ".tmp", path)
