@@ -107,6 +107,7 @@ LABEL_LIMIT = 4096  # key and value together, containerd's rule
 
 
 def validate_labels(labels: dict[str, str]) -> None:
+    """InvalidArgument for a label that is longer than containerd lets one be."""
     for key, value in labels.items():
         if len(key) + len(value) > LABEL_LIMIT:
             shown = key[:64]
@@ -137,6 +138,7 @@ def dump_labels(labels: Any, *, limited: bool = True) -> str:
 
 
 def set_timestamp(field: Any, nanoseconds: int) -> None:
+    """Fill a google.protobuf.Timestamp."""
     field.seconds, field.nanos = divmod(nanoseconds, 1_000_000_000)
 
 
@@ -402,4 +404,5 @@ def _sayable(key: object) -> bool:
 
 
 def now() -> int:
+    """Nanoseconds since 1970."""
     return time.time_ns()

@@ -30,14 +30,18 @@ def cut(text: str) -> str:
 
 
 class Error(Exception):
+    """An error with a gRPC status of its own: `code`, and containerd's `words` for it."""
+
     code = 2  # UNKNOWN
     words = ""
 
     @property
     def message(self) -> str:
+        """What went wrong, without the words that stand for the code."""
         return str(self.args[0]) if self.args else self.words
 
     def wire_message(self) -> str:
+        """The message as clients get it: cut to what gRPC carries, with the words that Go's clients look for."""
         text = cut(self.message)
         return text if not self.words or text.endswith(self.words) else f"{text}: {self.words}"
 

@@ -92,6 +92,7 @@ def _event_field(message: Any, path: Sequence[str]) -> str | None:
 
 
 def envelope_adaptor(envelope: Any) -> Callable[[Sequence[str]], str | None]:
+    """What filters see of an envelope: namespace, topic, event.FIELD."""
     decoded: list[Any] = []
 
     def adapt(path: Sequence[str]) -> str | None:
@@ -152,6 +153,8 @@ class Subscription:
 
 
 class Exchange:
+    """Where events are told, and who hears them. Any thread may publish."""
+
     def __init__(self, queue_limit: int = QUEUE_LIMIT) -> None:
         self._lock = threading.Lock()
         self._subscriptions: list[Subscription] = []
@@ -213,6 +216,7 @@ class Exchange:
         return False
 
     def drop(self, subscription: Subscription) -> None:
+        """End a subscription; again does nothing."""
         with self._lock:
             if subscription in self._subscriptions:
                 self._subscriptions.remove(subscription)
@@ -222,4 +226,5 @@ class Exchange:
         self._listeners.append(callback)
 
     def subscribers(self) -> int:
+        """How many subscriptions there are."""
         return len(self._subscriptions)

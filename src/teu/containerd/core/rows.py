@@ -37,18 +37,21 @@ class Row:
         self.faults: list[str] = []
 
     def text(self, value: Any, column: str) -> str:
+        """A column that is text; "" where it is not."""
         if type(value) is str:
             return value
         self.faults.append(f"{column} is no text")
         return ""
 
     def number(self, value: Any, column: str) -> int:
+        """A column that is a number; 0 where it is not."""
         if type(value) is int and -LONGEST < value < LONGEST:
             return value
         self.faults.append(f"{column} is no number")
         return 0
 
     def labels(self, value: Any) -> dict[str, str]:
+        """A column of labels; none where they cannot be read."""
         if value == "{}":
             return {}
         found = plain_labels(value)

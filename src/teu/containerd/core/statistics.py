@@ -19,6 +19,7 @@ class Histogram:
         self.sum = 0.0
 
     def add(self, seconds: float) -> None:
+        """Count one that took so many seconds."""
         self.counts[bisect.bisect_left(SECONDS, seconds)] += 1
         self.sum += seconds
 
@@ -44,10 +45,12 @@ class Statistics:
         self.seconds[key] = Histogram()
 
     def begin(self, key: tuple[str, str]) -> None:
+        """A call has come."""
         self.started[key] += 1
         self.in_flight += 1
 
     def end(self, key: tuple[str, str], code: str, began: float) -> None:
+        """A call was answered; `code` is the name of its status, `began` a moment of time.monotonic()."""
         now = time.monotonic()
         handled = (*key, code)
         self.handled[handled] = self.handled.get(handled, 0) + 1

@@ -29,11 +29,13 @@ class Stream:
         return None if message is CLOSED else message
 
     async def send(self, message: Any) -> None:
+        """Queue a message for the client; waits while it is far behind."""
         packed = any_pb2.Any()
         pack(packed, message)
         await self.outgoing.put(packed)
 
     async def close(self) -> None:
+        """Tell the client that this was all; again does nothing."""
         if not self.closed:
             self.closed = True
             await self.outgoing.put(CLOSED)
@@ -46,6 +48,7 @@ class Streams:
         self._streams: dict[tuple[str, str], Stream] = {}
 
     def register(self, namespace: str, name: str) -> Stream:
+        """Open a stream. Raises InvalidArgument without a name, AlreadyExists for a name in use."""
         if not name:
             raise InvalidArgument("stream id must not be empty")
         if (namespace, name) in self._streams:
@@ -54,9 +57,11 @@ class Streams:
         return stream
 
     def forget(self, namespace: str, name: str) -> None:
+        """Close a stream for those who look it up; again does nothing."""
         self._streams.pop((namespace, name), None)
 
     def get(self, namespace: str, name: str) -> Stream:
+        """The open stream of that name; NotFound where there is none."""
         try:
             return self._streams[(namespace, name)]
         except KeyError:

@@ -28,6 +28,7 @@ _KINDS: dict[str, type[Error]] = {"full": ResourceExhausted, "invalid": InvalidA
 
 
 def mounts_as_json(mounts: Iterable[Any]) -> list[dict[str, Any]]:
+    """Mounts as the worker takes them."""
     return [
         {"type": one.type, "source": one.source, "target": one.target, "options": list(one.options)} for one in mounts
     ]
@@ -123,6 +124,8 @@ def _never() -> bool:
 
 
 class Layers:
+    """Unpacks and packs layers, each in a worker process; `parallel` at the same time. Everything here blocks."""
+
     def __init__(self, state: str, parallel: int) -> None:
         self._target = os.path.join(state, "layers")
         os.makedirs(self._target, mode=0o700, exist_ok=True)

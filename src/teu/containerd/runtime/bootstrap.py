@@ -117,6 +117,7 @@ class Programs:
         self._debug = debug
 
     def environment(self, namespace: str) -> dict[str, str]:
+        """The environment of a shim's program, as containerd's protocol has it."""
         return dict(
             os.environ,
             TTRPC_ADDRESS=self._ttrpc_address,
@@ -126,6 +127,7 @@ class Programs:
         )
 
     def command(self, shim: Shim, *args: str) -> list[str]:
+        """The command line of a shim's program, with the last words `args`."""
         command = [
             shim.binary,
             "-namespace",

@@ -35,6 +35,8 @@ def _bound(folder: str, *options: str) -> list[Any]:
 
 
 class Checkpoints:
+    """Checkpoints of tasks, as blobs. Everything here blocks."""
+
     def __init__(self, root: str, content: Content, layers: Layers) -> None:
         self._folder = os.path.join(root, "checkpoints")
         self._content = content
@@ -48,6 +50,7 @@ class Checkpoints:
 
     @staticmethod
     def drop(folder: str) -> None:
+        """Remove a folder, whatever is in it."""
         trees.discard_tree(folder)
 
     def store(self, namespace: str, folder: str, specification: Any, lease: str) -> list[Any]:

@@ -35,6 +35,7 @@ def filled(text: str, state: dict[str, Any], root: str) -> str:
 
 
 def main(argv: list[str]) -> int:
+    """Become the program; 1 where that cannot be, which is said on stderr."""
     words = argv[1:] if argv[:1] == ["--"] else argv
     try:
         if not words:

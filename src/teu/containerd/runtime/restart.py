@@ -220,6 +220,7 @@ class Restarts:
             pass
 
     async def run(self) -> None:
+        """Follow the labels until it is cancelled."""
         await self._first_of_a_boot()
         while True:
             interval = self._interval()

@@ -48,6 +48,7 @@ class Exit:
 
     @classmethod
     def told(cls, answer: Answer) -> Exit:
+        """Of the message of a shim."""
         return cls(answer["exit_status"], moment(answer["exited_at"]), answer.get("pid", 0))
 
 

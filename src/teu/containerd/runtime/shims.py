@@ -92,9 +92,11 @@ class Shims:
         return shim
 
     def exists(self, namespace: str, id: str) -> bool:
+        """Whether there is a task or sandbox of that name, also one that is being created."""
         return (namespace, id) in self._shims
 
     def all(self, namespace: str | None = None) -> list[Shim]:
+        """The tasks that were created, of a namespace or of all."""
         return [
             shim for shim in self._shims.values() if shim.created and (namespace is None or shim.namespace == namespace)
         ]

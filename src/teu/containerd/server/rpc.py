@@ -44,11 +44,13 @@ _END = object()
 
 
 def quick(method: _METHOD) -> _METHOD:
+    """Mark a plain method that runs on the event loop itself, see above."""
     method.teu_quick = True  # type: ignore[attr-defined]
     return method
 
 
 def held(method: _METHOD) -> _METHOD:
+    """Mark a method that waits for what may never come, see above."""
     method.teu_held = True  # type: ignore[attr-defined]
     return method
 
@@ -67,6 +69,7 @@ class Call:
 
     @property
     def namespace(self) -> str:
+        """The namespace of the call. FailedPrecondition without one, InvalidArgument for a bad one."""
         name = self.metadata.get(NAMESPACE_HEADER, "")
         if not name:
             raise FailedPrecondition("namespace is required")
@@ -74,9 +77,11 @@ class Call:
 
     @property
     def lease(self) -> str:
+        """The lease that holds what the call makes, "" for none."""
         return str(self.metadata.get(LEASE_HEADER, ""))
 
     def cancelled(self) -> bool:
+        """Whether the client has left."""
         return self.gone or bool(self._context.cancelled())
 
     def remaining(self) -> float | None:
@@ -125,6 +130,7 @@ class Server:
             self._held.discard(task)
 
     def add(self, descriptor: Any, implementation: object) -> None:
+        """Serve a service: `descriptor` is its ServiceDescriptor, `implementation` has methods of the same names."""
         handlers = {}
         for method in descriptor.methods:
             target = getattr(implementation, method.name, None)

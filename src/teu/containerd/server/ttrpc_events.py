@@ -27,6 +27,7 @@ _last = time.monotonic()
 
 
 def last_activity() -> float:
+    """When a shim was last heard, by time.monotonic()."""
     return _last
 
 

@@ -19,12 +19,15 @@ _PAUSE = 0.2  # seconds between two knocks: a crowd of exits needs one
 
 
 class Waker:
+    """Knocks on a thread of its own; `sockets` may be changed at any time."""
+
     def __init__(self, sockets: list[str]) -> None:
         self.sockets = sockets
         self._wanted = threading.Event()
         threading.Thread(target=self._work, name="wake", daemon=True).start()
 
     def on_event(self, envelope: Any) -> None:
+        """A listener of the exchange."""
         if self.sockets and envelope.topic in TOPICS:
             self._wanted.set()
 
@@ -38,6 +41,7 @@ class Waker:
 
 
 def knock(path: str) -> bool:
+    """Connect to a socket and leave; whether that went."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as knocking:
             knocking.settimeout(2)

@@ -72,6 +72,11 @@ def adaptor(container: Any) -> Any:
 
 
 class Containers:
+    """containerd.services.containers.v1, without its wire. A container is containerd.services.containers.v1.Container.
+
+    A method raises NotFound for a container that does not exist, InvalidArgument for a message that is none,
+    FailedPrecondition for a change to a damaged record."""
+
     def __init__(self, database: Database, events: Exchange) -> None:
         self._database = database
         self._events = events
@@ -83,12 +88,14 @@ class Containers:
         self._listeners.append(callback)
 
     def get(self, namespace: str, id: str) -> Any:
+        """The record of that id."""
         row = self._database.one(f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? AND id = ?", (namespace, id))
         if row is None:
             raise NotFound(f'container "{id}" in namespace "{namespace}"')
         return _from_row(row)
 
     def find(self, namespace: str, filters: Sequence[str] = ()) -> list[Any]:
+        """The records that one of the filters lets through, by id; all of them without filters."""
         accept = parse_all(filters)
         rows = self._database.all(f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? ORDER BY id", (namespace,))
         containers = map(_from_row, rows)
@@ -102,6 +109,7 @@ class Containers:
         return [(row[9], container) for row in rows if label in (container := _from_row(row)).labels]
 
     def create(self, namespace: str, container: Any) -> Any:
+        """Store a record; it is returned with its times. AlreadyExists for an id in use."""
         try:
             _validate(container)
         except InvalidArgument as error:
@@ -138,6 +146,7 @@ class Containers:
         return container
 
     def update(self, namespace: str, container: Any, paths: Sequence[str]) -> Any:
+        """Change the fields that `paths` name, those that can change without any; the changed record."""
         if not container.id:
             raise InvalidArgument("must specify a container id")
         with self._database.transaction() as execute:
@@ -185,6 +194,7 @@ class Containers:
             listener(container)
 
     def delete(self, namespace: str, id: str) -> None:
+        """Remove a record, whatever becomes of its task and its snapshot."""
         with self._database.transaction() as execute:
             if not execute("DELETE FROM containers WHERE namespace = ? AND id = ?", (namespace, id)).rowcount:
                 raise NotFound(f'container "{id}" in namespace "{namespace}"')

@@ -46,6 +46,7 @@ FLUSH_EVERY = 32 << 20  # bytes: begin writing back early, so that the commit's 
 
 
 def fsync_directory(path: str) -> None:
+    """Put the names in a folder on the disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -78,6 +79,9 @@ def _adaptor(info: Any) -> Any:
 
 
 class Content:
+    """containerd.services.content.v1, without its wire. A method raises NotFound for a blob or ingest that the
+    namespace does not have."""
+
     def __init__(self, root: str, database: Database, events: Exchange, leases: Leases) -> None:
         self.blobs = os.path.join(root, "content", "blobs")
         self.ingests = os.path.join(root, "content", "ingest")
@@ -94,10 +98,12 @@ class Content:
     # Blobs
 
     def path(self, digest: str) -> str:
+        """The file of a blob, whether it is there or not."""
         algorithm, _, encoded = digest.partition(":")
         return os.path.join(self.blobs, algorithm, encoded)
 
     def info(self, namespace: str, digest: str) -> Any:
+        """containerd.services.content.v1.Info of a blob; its size in bytes."""
         row = self._database.one(
             "SELECT digest, size, labels, created, updated FROM blobs WHERE namespace = ? AND digest = ?",
             (namespace, digest),
@@ -117,6 +123,7 @@ class Content:
             raise NotFound(f"content digest {digest}") from None
 
     def find(self, namespace: str, filters: Sequence[str] = ()) -> Iterator[Any]:
+        """Info of the blobs that one of the filters lets through, by digest; all of them without filters."""
         accept = parse_all(filters)
         rows = self._database.all(
             "SELECT digest, size, labels, created, updated FROM blobs WHERE namespace = ? ORDER BY digest", (namespace,)
@@ -124,6 +131,9 @@ class Content:
         return (info for info in map(_info, rows) if accept(_adaptor(info)))
 
     def update(self, namespace: str, info: Any, paths: Sequence[str]) -> Any:
+        """Change the labels that `paths` name (labels, labels.KEY), all without any; the changed Info.
+
+        Raises InvalidArgument for another path, FailedPrecondition for a damaged record."""
         with self._database.transaction() as execute:
             updated = self.info(namespace, info.digest)
             must_be_whole(updated.labels, f"content {info.digest}")
@@ -148,6 +158,7 @@ class Content:
         return updated
 
     def delete(self, namespace: str, digest: str) -> None:
+        """Take a blob from the namespace; its file goes with the last one's."""
         with self._database.transaction() as execute:
             if not execute("DELETE FROM blobs WHERE namespace = ? AND digest = ?", (namespace, digest)).rowcount:
                 raise NotFound(f"content digest {digest}")
@@ -183,6 +194,7 @@ class Content:
         return status
 
     def status(self, namespace: str, ref: str) -> Any:
+        """containerd.services.content.v1.Status of an ingest; its offset in bytes."""
         row = self._database.one(
             "SELECT id, ref, total, expected, started FROM ingests WHERE namespace = ? AND ref = ?", (namespace, ref)
         )
@@ -191,6 +203,7 @@ class Content:
         return self._status(row)
 
     def statuses(self, namespace: str, filters: Sequence[str] = ()) -> list[Any]:
+        """Status of the ingests that one of the filters lets through, by reference; all of them without filters."""
         accept = parse_all(filters)
         rows = self._database.all(
             "SELECT id, ref, total, expected, started FROM ingests WHERE namespace = ? ORDER BY ref", (namespace,)
@@ -203,6 +216,7 @@ class Content:
         return [one for one in statuses if accept(adaptor(one))]
 
     def abort(self, namespace: str, ref: str) -> None:
+        """Give an ingest up, with what has arrived of it."""
         with self._database.transaction() as execute:
             row = execute("SELECT id FROM ingests WHERE namespace = ? AND ref = ?", (namespace, ref)).fetchone()
             if row is None:
@@ -268,6 +282,7 @@ class Content:
             return None
 
     def unlock(self, id: int) -> None:
+        """Let go of an ingest, which stays. Called by its Writer."""
         with self._writers_lock:
             self._writers.pop(id, None)
 

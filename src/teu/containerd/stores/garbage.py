@@ -70,7 +70,7 @@ def _target(rest: str, value: str, namespace: str) -> Node | None:
 
 
 def expired(labels: dict[str, str]) -> bool:
-    """An expiry that cannot be read does not count: nothing is lost by a typing error."""
+    """Whether the time in the label containerd.io/gc.expire has come."""
     text = labels.get(EXPIRE_LABEL)
     if text is None:
         return False
@@ -254,10 +254,12 @@ class Collector:
         database.on_mutation = self._wanted.set
 
     def start(self) -> None:
+        """Begin to collect, on a thread of its own, as changes ask for it."""
         self._thread = threading.Thread(target=self._work, name="gc", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
+        """End the thread, after the collection that is under way."""
         self._stopping = True
         self._wanted.set()
         if self._thread is not None:

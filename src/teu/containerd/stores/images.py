@@ -63,23 +63,33 @@ def adaptor(image: Any) -> Any:
 
 
 class Images:
+    """containerd.services.images.v1, without its wire. An image is containerd.services.images.v1.Image.
+
+    A method raises NotFound for an image that does not exist, InvalidArgument for a message that is none,
+    FailedPrecondition for a change to a damaged record."""
+
     def __init__(self, database: Database, events: Exchange, leases: Leases) -> None:
         self._database = database
         self._events = events
         self._leases = leases
 
     def get(self, namespace: str, name: str) -> Any:
+        """The image of that name."""
         row = self._database.one(f"SELECT {_COLUMNS} FROM images WHERE namespace = ? AND name = ?", (namespace, name))
         if row is None:
             raise NotFound(f'image "{name}"')
         return _from_row(row)
 
     def find(self, namespace: str, filters: Sequence[str] = ()) -> list[Any]:
+        """The images that one of the filters lets through, by name; all of them without filters."""
         accept = parse_all(filters)
         rows = self._database.all(f"SELECT {_COLUMNS} FROM images WHERE namespace = ? ORDER BY name", (namespace,))
         return [image for image in map(_from_row, rows) if accept(adaptor(image))]
 
     def create(self, namespace: str, image: Any, *, lease: str = "", stamp: int | None = None) -> Any:
+        """Store an image; it is returned with its times. AlreadyExists for a name in use.
+
+        `lease` holds it where it can expire. `stamp`, in nanoseconds since 1970, is its time in place of now."""
         _validate(image)
         stamp = now() if stamp is None else stamp
         with self._database.transaction() as execute:
@@ -115,6 +125,8 @@ class Images:
     def update(
         self, namespace: str, image: Any, paths: Sequence[str], *, lease: str = "", stamp: int | None = None
     ) -> Any:
+        """Change the fields that `paths` name (labels, labels.KEY, target, annotations, annotations.KEY), labels and
+        target without any; the changed image. `lease` and `stamp` as in `create`."""
         if not image.name:
             raise InvalidArgument("image name is required for update")
         stamp = now() if stamp is None else stamp
@@ -143,7 +155,7 @@ class Images:
         return updated
 
     def delete(self, namespace: str, name: str, target: str = "") -> None:
-        """With `target`, only when the image still is that digest."""
+        """Remove an image, with `target` only when it still is that digest."""
         with self._database.transaction() as execute:
             row = execute("SELECT target FROM images WHERE namespace = ? AND name = ?", (namespace, name)).fetchone()
             if row is None:

@@ -48,10 +48,15 @@ def _resource_type(resource: Any) -> str:
 
 
 class Leases:
+    """containerd.services.leases.v1, without its wire. A method raises NotFound for a lease that does not exist."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def create(self, namespace: str, id: str, labels: dict[str, str]) -> Any:
+        """Make a lease, whose `labels` may set its end; containerd.services.leases.v1.Lease.
+
+        Raises AlreadyExists for an id in use, InvalidArgument for none or for bad labels."""
         if not id:
             raise InvalidArgument("lease id must be provided")
         stamp, encoded = now(), dump_labels(labels, limited=False)
@@ -63,6 +68,7 @@ class Leases:
         return _from_row((id, encoded, stamp))
 
     def delete(self, namespace: str, id: str) -> None:
+        """End a lease: what nothing else holds becomes garbage."""
         with self._database.transaction() as execute:
             self._require(namespace, id)
             execute("DELETE FROM leases WHERE namespace = ? AND id = ?", (namespace, id))
@@ -70,6 +76,8 @@ class Leases:
         self._database.mutated()
 
     def find(self, namespace: str, filters: Sequence[str] = ()) -> list[Any]:
+        """The leases that one of the filters lets through, by id; all of them without filters. InvalidArgument for a
+        bad filter."""
         accept = parse_all(filters)
         rows = self._database.all(
             "SELECT id, labels, created FROM leases WHERE namespace = ? ORDER BY id", (namespace,)
@@ -86,11 +94,15 @@ class Leases:
         return [lease for lease in map(_from_row, rows) if accept(adaptor(lease))]
 
     def add(self, namespace: str, id: str, resource: Any) -> None:
+        """Have a lease hold a containerd.services.leases.v1.Resource, whether it is there or not.
+
+        Raises InvalidArgument for a bad type or id, Unimplemented for a type that no store has."""
         kind = _resource_type(resource)
         with self._database.transaction():
             self.hold(namespace, id, kind, resource.id)
 
     def remove(self, namespace: str, id: str, resource: Any) -> None:
+        """Have a lease let go of a resource; nothing happens where it does not hold it. As `add`."""
         kind = _resource_type(resource)
         with self._database.transaction() as execute:
             self._require(namespace, id)
@@ -101,6 +113,7 @@ class Leases:
         self._database.mutated()
 
     def resources(self, namespace: str, id: str) -> Sequence[Any]:
+        """What a lease holds, by type and id."""
         self._require(namespace, id)
         rows = self._database.all(
             "SELECT resource, type FROM lease_resources WHERE namespace = ? AND lease = ? ORDER BY type, resource",
@@ -115,7 +128,7 @@ class Leases:
     # Within the transaction of a store that creates or removes what is held:
 
     def hold(self, namespace: str, lease: str, kind: str, resource: str) -> bool:
-        """False without a lease; NotFound when it is gone."""
+        """Have a lease hold what is being made, `kind` as in lease_resources; False without a lease ("")."""
         if not lease:
             return False
         self._require(namespace, lease)
@@ -124,7 +137,7 @@ class Leases:
         return True
 
     def release(self, namespace: str, kind: str, resource: str) -> None:
-        """From every lease: the resource is gone."""
+        """Take a resource that is gone from every lease."""
         with self._database.transaction() as execute:
             execute(
                 "DELETE FROM lease_resources WHERE namespace = ? AND type = ? AND resource = ?",

@@ -20,20 +20,24 @@ def _labels(name: str, text: Any) -> dict[str, str]:
 
 
 class Namespaces:
+    """containerd.services.namespaces.v1, without its wire."""
+
     def __init__(self, database: Database, events: Exchange) -> None:
         self._database = database
         self._events = events
 
     def labels(self, name: str) -> dict[str, str]:
-        """Empty for a namespace that is not there: the first object in it makes it, so it is as good as there."""
+        """The labels of a namespace; NotFound where there is none."""
         row = self._database.one("SELECT labels FROM namespaces WHERE name = ?", (name,))
         return _labels(name, row[0]) if row else {}
 
     def all(self) -> dict[str, dict[str, str]]:
+        """The labels of all namespaces, by name."""
         rows = self._database.all("SELECT name, labels FROM namespaces ORDER BY name")
         return {name: _labels(name, labels) for name, labels in rows}
 
     def create(self, name: str, labels: dict[str, str]) -> None:
+        """Make a namespace. Raises AlreadyExists, and InvalidArgument for a bad name or bad labels."""
         validate_identifier(name)
         with self._database.transaction() as execute:
             if execute("SELECT 1 FROM namespaces WHERE name = ?", (name,)).fetchone():
@@ -42,7 +46,8 @@ class Namespaces:
         self._events.publish(name, "/namespaces/create", namespace_events.NamespaceCreate(name=name, labels=labels))
 
     def update(self, name: str, labels: dict[str, str], paths: list[str]) -> None:
-        """Without paths all labels are replaced; an empty value removes one."""
+        """Change the labels that `paths` name (labels.KEY), all without any. Raises NotFound, and InvalidArgument for
+        another path."""
         for path in paths:
             if not path.startswith("labels."):
                 raise InvalidArgument(f'cannot update "{path}" field')
@@ -58,6 +63,7 @@ class Namespaces:
         self._events.publish(name, "/namespaces/update", namespace_events.NamespaceUpdate(name=name, labels=labels))
 
     def delete(self, name: str) -> None:
+        """Remove an empty namespace. Raises NotFound, and FailedPrecondition while it has something, which is named."""
         with self._database.transaction() as execute:
             kinds = [
                 label

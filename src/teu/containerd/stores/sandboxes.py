@@ -44,20 +44,28 @@ def _validate(sandbox: Any) -> None:
 
 
 class Sandboxes:
+    """containerd.services.sandbox.v1.Store, without its wire. A sandbox is containerd.types.Sandbox.
+
+    A method raises NotFound for a sandbox that does not exist, InvalidArgument for a message that is none,
+    FailedPrecondition for a change to a damaged record."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def get(self, namespace: str, id: str) -> Any:
+        """The record of that id."""
         row = self._database.one(f"SELECT {_COLUMNS} FROM sandboxes WHERE namespace = ? AND id = ?", (namespace, id))
         if row is None:
             raise NotFound(f'sandbox "{id}"')
         return _from_row(row)
 
     def exists(self, namespace: str, id: str) -> bool:
+        """Whether there is a record of that id."""
         query = "SELECT 1 FROM sandboxes WHERE namespace = ? AND id = ?"
         return self._database.one(query, (namespace, id)) is not None
 
     def find(self, namespace: str, filters: Sequence[str] = ()) -> list[Any]:
+        """The records that one of the filters lets through, by id; all of them without filters."""
         accept = parse_all(filters)
         rows = self._database.all(f"SELECT {_COLUMNS} FROM sandboxes WHERE namespace = ? ORDER BY id", (namespace,))
 
@@ -72,6 +80,7 @@ class Sandboxes:
         return [sandbox for sandbox in map(_from_row, rows) if accept(adaptor(sandbox))]
 
     def create(self, namespace: str, sandbox: Any) -> Any:
+        """Store a record; it is returned with its times. AlreadyExists for an id in use."""
         _validate(sandbox)
         stamp = now()
         with self._database.transaction() as execute:
@@ -94,6 +103,7 @@ class Sandboxes:
         return self.get(namespace, sandbox.sandbox_id)
 
     def update(self, namespace: str, wanted: Any, paths: Sequence[str]) -> Any:
+        """Change the fields that `paths` name, those that can change without any; the changed record."""
         with self._database.transaction() as execute:
             updated = self.get(namespace, wanted.sandbox_id)
             must_be_whole(updated.labels, f'sandbox "{wanted.sandbox_id}"')
@@ -109,6 +119,7 @@ class Sandboxes:
         return self.get(namespace, wanted.sandbox_id)
 
     def delete(self, namespace: str, id: str) -> None:
+        """Remove a record, whatever becomes of the sandbox itself."""
         with self._database.transaction() as execute:
             if not execute("DELETE FROM sandboxes WHERE namespace = ? AND id = ?", (namespace, id)).rowcount:
                 raise NotFound(f'sandbox "{id}"')

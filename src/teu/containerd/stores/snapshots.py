@@ -36,10 +36,12 @@ log = logging.getLogger("teu.containerd.snapshots")
 
 
 def inherited(labels: dict[str, str]) -> dict[str, str]:
+    """Those of a namespace's labels that concern the snapshotter."""
     return {key: value for key, value in labels.items() if key.startswith(INHERITED_PREFIX) or key == REFERENCE_LABEL}
 
 
 def to_wire(info: Info) -> Any:
+    """containerd.services.snapshots.v1.Info of a snapshot."""
     message = snapshots_pb2.Info(name=info.name, parent=info.parent, kind=info.kind, labels=info.labels)
     set_timestamp(message.created_at, info.created)
     set_timestamp(message.updated_at, info.updated)
@@ -63,6 +65,11 @@ def adaptor(info: Info) -> Any:
 
 
 class Snapshots:
+    """containerd.services.snapshots.v1, without its wire; `snapshotter` is always a name.
+
+    A method raises NotFound for a snapshot that does not exist, InvalidArgument for a snapshotter that there is not or
+    for a bad message, FailedPrecondition for a change to a damaged record, and the snapshotter's own errors."""
+
     def __init__(
         self, database: Database, events: Exchange, leases: Leases, snapshotters: dict[str, Snapshotter]
     ) -> None:
@@ -72,6 +79,7 @@ class Snapshots:
         self.snapshotters = snapshotters
 
     def snapshotter(self, name: str) -> Snapshotter:
+        """The snapshotter of that name."""
         if not name:
             raise InvalidArgument("snapshotter argument missing")
         try:
@@ -114,19 +122,23 @@ class Snapshots:
             return Info(key, "", ACTIVE, read.told({}), 0, 0)
 
     def stat(self, namespace: str, snapshotter: str, key: str) -> Info:
+        """The snapshot `key`, as the namespace sees it."""
         backend = self.snapshotter(snapshotter)
         row = self._row(namespace, snapshotter, key)
         return self._merge(key, row, self._behind(backend, namespace, key, row))
 
     def mounts(self, namespace: str, snapshotter: str, key: str) -> list[Any]:
+        """The mounts of an active or view snapshot."""
         backend = self.snapshotter(snapshotter)
         return backend.mounts(self._row(namespace, snapshotter, key)[0])
 
     def usage(self, namespace: str, snapshotter: str, key: str) -> Usage:
+        """Bytes and inodes of the snapshot alone, without its parents."""
         backend = self.snapshotter(snapshotter)
         return backend.usage(self._row(namespace, snapshotter, key)[0])
 
     def find(self, namespace: str, snapshotter: str, filters: Sequence[str] = ()) -> Iterator[Info]:
+        """The snapshots that one of the filters lets through, by key; all of them without filters."""
         backend = self.snapshotter(snapshotter)
         accept = parse_all(filters)
         rows = self._database.all(
@@ -143,6 +155,7 @@ class Snapshots:
                 yield info
 
     def update(self, namespace: str, snapshotter: str, wanted: Any, paths: Sequence[str]) -> Info:
+        """Change the labels that `paths` name (labels, labels.KEY), all without any; the changed snapshot."""
         backend = self.snapshotter(snapshotter)
         if not wanted.name:
             raise InvalidArgument("snapshot name is required")
@@ -171,6 +184,10 @@ class Snapshots:
     def prepare(
         self, namespace: str, snapshotter: str, key: str, parent: str, labels: dict[str, str], lease: str = ""
     ) -> list[Any]:
+        """Make an active snapshot over a committed one; its mounts. It is held by the lease, if one is named.
+
+        Raises AlreadyExists for a key in use, and for content that REFERENCE_LABEL asks for and that is there already;
+        it is the namespace's then."""
         mounts = self._create(namespace, snapshotter, key, parent, labels, lease, readonly=False)
         event = snapshot_events.SnapshotPrepare(key=key, parent=parent, snapshotter=snapshotter)
         self._events.publish(namespace, "/snapshot/prepare", event)
@@ -179,6 +196,7 @@ class Snapshots:
     def view(
         self, namespace: str, snapshotter: str, key: str, parent: str, labels: dict[str, str], lease: str = ""
     ) -> list[Any]:
+        """Make a read-only snapshot of a committed one; as `prepare`."""
         return self._create(namespace, snapshotter, key, parent, labels, lease, readonly=True)
 
     def _create(
@@ -310,6 +328,8 @@ class Snapshots:
         parent: str = "",
         lease: str = "",
     ) -> None:
+        """The active snapshot `key` becomes the committed `name`, durably, held by the lease. AlreadyExists for a name
+        in use."""
         backend = self.snapshotter(snapshotter)
         if not name:
             raise InvalidArgument("snapshot name must not be empty")
@@ -336,6 +356,7 @@ class Snapshots:
         self._events.publish(namespace, "/snapshot/commit", event)
 
     def remove(self, namespace: str, snapshotter: str, key: str) -> None:
+        """Take a snapshot from the namespace; FailedPrecondition while it is a parent. Its files go with `collect`."""
         self.snapshotter(snapshotter)
         with self._database.transaction() as execute:
             self._row(namespace, snapshotter, key)

@@ -44,6 +44,7 @@ class _Sink:
 
 
 def load(job: Job, source: Any, destination: Any) -> None:
+    """From an archive on a stream into the image store, unpacked where that is asked for."""
     reader = ClientReader(job, job.parts.streams.get(job.namespace, source.stream))
     job.tell("Importing")
     with job.held():
@@ -113,6 +114,7 @@ def _label_below(job: Job, target: Json, platforms: list[image_spec.Platform], d
 
 
 def save(job: Job, source: Any, destination: Any) -> None:
+    """From the image store to an archive on a stream."""
     writer = ClientWriter(job, job.parts.streams.get(job.namespace, destination.stream))
     names = [source.name] if source.name else [one.name for one in source.extra_references]
     if not names:

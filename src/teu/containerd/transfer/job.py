@@ -78,6 +78,7 @@ class Job:
         self._cancelled = cancelled
 
     def check(self) -> None:
+        """Cancelled where the client has left."""
         if self._cancelled():
             raise Cancelled("transfer")
 
@@ -121,6 +122,7 @@ class Job:
         descriptor: Json | None = None,
         parents: Iterable[str] = (),
     ) -> None:
+        """Tell the client of the progress, `done` of `total` bytes; Cancelled where it has left."""
         self.check()
         if self._progress is None:
             return
@@ -146,11 +148,13 @@ class Job:
     # Content
 
     def read(self, descriptor: Json, limit: int = image_spec.CONFIG_SIZE_LIMIT) -> bytes:
+        """The first `limit` bytes of a blob."""
         fd = self.parts.content.open(self.namespace, descriptor["digest"])
         with open(fd, "rb") as file:
             return file.read(limit + 1)[:limit]
 
     def document(self, descriptor: Json) -> Json:
+        """A blob that is a JSON object."""
         return image_spec.decode(self.read(descriptor), descriptor["digest"])
 
     def children(self, descriptor: Json) -> list[Json]:
@@ -164,6 +168,7 @@ class Job:
         return []
 
     def label(self, digest: str, labels: dict[str, str]) -> None:
+        """Add labels to a blob."""
         wanted = content_pb2.Info(digest=digest, labels=labels)
         self.parts.content.update(self.namespace, wanted, [f"labels.{key}" for key in labels])
 
@@ -184,6 +189,10 @@ class Job:
             self.label(descriptor["digest"], labels)
 
     def wanted_children(self, descriptor: Json, platforms: list[image_spec.Platform], limit: int) -> list[Json]:
+        """The children of a document; of an index, for each platform the best of its manifests, at most `limit` (0:
+        all).
+
+        Raises NotFound where there is none for any of the platforms."""
         children = self.children(descriptor)
         if descriptor["mediaType"] not in image_spec.INDEXES or not platforms:
             return children
@@ -215,6 +224,7 @@ class Job:
         return True
 
     def store(self, name: str, target: Json, labels: dict[str, str]) -> None:
+        """Name an image, in place of what had the name."""
         image = images_pb2.Image(name=name, labels=labels, target=to_wire(target))
         try:
             self.parts.images.create(self.namespace, image, lease=self.lease)
@@ -281,6 +291,7 @@ class Job:
 
 
 def to_wire(descriptor: Json) -> Any:
+    """containerd.types.Descriptor of a descriptor."""
     return descriptor_pb2.Descriptor(
         media_type=descriptor["mediaType"],
         digest=descriptor["digest"],
@@ -290,10 +301,12 @@ def to_wire(descriptor: Json) -> Any:
 
 
 def from_wire(message: Any) -> Json:
+    """The descriptor of a containerd.types.Descriptor."""
     return {"mediaType": message.media_type, "digest": message.digest, "size": message.size}
 
 
 def platforms_of(messages: Iterable[Any]) -> list[image_spec.Platform]:
+    """Of containerd.types.Platform messages."""
     return [image_spec.Platform(one.os, one.architecture, one.variant) for one in messages]
 
 

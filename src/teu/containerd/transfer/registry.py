@@ -83,6 +83,7 @@ def _open(job: Job, source: Any) -> tuple[reference.Reference, registries.Regist
 
 
 def pull(job: Job, source: Any, destination: Any) -> None:
+    """From a registry into the image store, unpacked where that is asked for."""
     parsed, registry = _open(job, source)
     job.tell(f"Resolving from {source.reference}")
     with registry, job.ending(registry.abort), job.held(), _errors(f"failed to pull {source.reference}"):
@@ -166,6 +167,7 @@ def _fetch_blob(
 
 
 def push(job: Job, source: Any, destination: Any) -> None:
+    """From the image store to a registry."""
     image = job.parts.images.get(job.namespace, source.name)
     target = from_wire(image.target)
     parsed, registry = _open(job, destination)
