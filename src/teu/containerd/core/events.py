@@ -91,7 +91,7 @@ def _event_field(message: Any, path: Sequence[str]) -> str | None:
     return None
 
 
-def envelope_adaptor(envelope: Any) -> Callable[[Sequence[str]], str | None]:
+def envelope_adaptor(envelope: event_pb2.Envelope) -> Callable[[Sequence[str]], str | None]:
     """What filters see of an envelope: namespace, topic, event.FIELD."""
     decoded: list[Any] = []
 
@@ -116,12 +116,12 @@ class Subscription:
         self._exchange = exchange
         self._accept = accept
         self._limit = limit
-        self._queue: deque[Any] = deque()
+        self._queue: deque[event_pb2.Envelope] = deque()
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
         self._overrun = False
 
-    def offer(self, envelope: Any, adapt: Callable[[Sequence[str]], str | None]) -> None:
+    def offer(self, envelope: event_pb2.Envelope, adapt: Callable[[Sequence[str]], str | None]) -> None:
         """Called on the publishing thread, under the exchange's lock."""
         if self._overrun or not self._accept(adapt):
             return
@@ -135,7 +135,7 @@ class Subscription:
             except RuntimeError:
                 pass  # the loop is closed: the daemon is leaving
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
+    async def __aiter__(self) -> AsyncIterator[event_pb2.Envelope]:
         try:
             while True:
                 self._ready.clear()
@@ -158,9 +158,9 @@ class Exchange:
     def __init__(self, queue_limit: int = QUEUE_LIMIT) -> None:
         self._lock = threading.Lock()
         self._subscriptions: list[Subscription] = []
-        self._listeners: list[Callable[[Any], None]] = []
+        self._listeners: list[Callable[[event_pb2.Envelope], None]] = []
         self._queue_limit = queue_limit
-        self._early: deque[Any] = deque(maxlen=queue_limit)
+        self._early: deque[event_pb2.Envelope] = deque(maxlen=queue_limit)
         self._early_until = time.monotonic() + EARLY_SECONDS
         self.published = 0
 
@@ -176,7 +176,7 @@ class Exchange:
             pack(envelope.event, message)
         self._distribute(envelope)
 
-    def forward(self, envelope: Any) -> None:
+    def forward(self, envelope: event_pb2.Envelope) -> None:
         """Tell an event that happened elsewhere, under its own namespace, topic and time."""
         validate_identifier(envelope.namespace)
         validate_topic(envelope.topic)
@@ -184,7 +184,7 @@ class Exchange:
             raise InvalidArgument("event must be set on forwarded event")
         self._distribute(envelope)
 
-    def _distribute(self, envelope: Any) -> None:
+    def _distribute(self, envelope: event_pb2.Envelope) -> None:
         adapt = envelope_adaptor(envelope)
         with self._lock:
             self.published += 1
@@ -221,7 +221,7 @@ class Exchange:
             if subscription in self._subscriptions:
                 self._subscriptions.remove(subscription)
 
-    def listen(self, callback: Callable[[Any], None]) -> None:
+    def listen(self, callback: Callable[[event_pb2.Envelope], None]) -> None:
         """For parts of this daemon: `callback(envelope)` runs on the publishing thread and must be quick."""
         self._listeners.append(callback)
 

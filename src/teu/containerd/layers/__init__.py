@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Layers of images: unpacked into a tree, packed from one; by worker processes that `run` starts."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import teu
 from teu.containerd.core.errors import Cancelled, DataLoss, Error, Internal, InvalidArgument, ResourceExhausted, Unknown
+from teu.containerd.core.messages import Mount
 
 STUCK_SECONDS = 300
 
@@ -27,7 +28,7 @@ _PROGRAM = (
 _KINDS: dict[str, type[Error]] = {"full": ResourceExhausted, "invalid": InvalidArgument, "internal": Internal}
 
 
-def mounts_as_json(mounts: Iterable[Any]) -> list[dict[str, Any]]:
+def mounts_as_json(mounts: Iterable[Mount]) -> list[dict[str, Any]]:
     """Mounts as the worker takes them."""
     return [
         {"type": one.type, "source": one.source, "target": one.target, "options": list(one.options)} for one in mounts
@@ -146,7 +147,7 @@ class Layers:
         self,
         blob: int,
         digest: str,
-        mounts: Iterable[Any],
+        mounts: Iterable[Mount],
         *,
         sync: bool = False,
         cancelled: Callable[[], bool] = _never,
@@ -173,8 +174,8 @@ class Layers:
 
     def compare(
         self,
-        left: Iterable[Any],
-        right: Iterable[Any],
+        left: Iterable[Mount],
+        right: Iterable[Mount],
         compression: str,
         write: Callable[[bytes], None],
         cancelled: Callable[[], bool] = _never,

@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import subprocess
-from typing import Any
 
 from teu.api.types import introspection_pb2
 from teu.containerd.core import errors
@@ -84,7 +83,7 @@ def parse_bootstrap(output: bytes) -> Bootstrap:
     return Bootstrap(version, parameters["address"], protocol)
 
 
-def runtime_info(runtime: str, options: Packed) -> Any:
+def runtime_info(runtime: str, options: Packed) -> introspection_pb2.RuntimeInfo:
     """What a shim's program tells of itself (its `-info`): containerd.types.RuntimeInfo (blocking).
 
     `runtime` is a name or a path, "" for our own; raises NotFound for one that is not installed, Unknown where the

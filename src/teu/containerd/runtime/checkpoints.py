@@ -14,23 +14,21 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
 from teu.api.types import descriptor_pb2, mount_pb2
 from teu.containerd.core.digests import parse_digest
 from teu.containerd.core.errors import AlreadyExists, InvalidArgument
+from teu.containerd.core.messages import Descriptor, Mount, Packed
+from teu.containerd.layers.run import Layers
+from teu.containerd.stores.content import Content
 from teu.linux import trees
-
-if TYPE_CHECKING:
-    from teu.containerd.layers.run import Layers
-    from teu.containerd.stores.content import Content
 
 IMAGES = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
 SPECIFICATION = "application/vnd.containerd.container.checkpoint.config.v1+proto"
 FOLDER = "checkpoint"
 
 
-def _bound(folder: str, *options: str) -> list[Any]:
+def _bound(folder: str, *options: str) -> list[Mount]:
     return [mount_pb2.Mount(type="bind", source=folder, options=["rbind", *options])]
 
 
@@ -53,7 +51,7 @@ class Checkpoints:
         """Remove a folder, whatever is in it."""
         trees.discard_tree(folder)
 
-    def store(self, namespace: str, folder: str, specification: Any, lease: str) -> list[Any]:
+    def store(self, namespace: str, folder: str, specification: Packed, lease: str) -> list[Descriptor]:
         """The two blobs of a checkpoint, as descriptors (blocking)."""
 
         def pack(write: Callable[[bytes], None]) -> None:
@@ -69,7 +67,7 @@ class Checkpoints:
 
     def _blob(
         self, namespace: str, kind: str, ref: str, fill: Callable[[Callable[[bytes], None]], None], lease: str
-    ) -> Any:
+    ) -> Descriptor:
         with self._content.writer(namespace, ref, lease=lease) as writer:
             try:
                 fill(writer.write)
@@ -80,9 +78,10 @@ class Checkpoints:
                 writer.close()
                 self._content.abort(namespace, ref)
                 raise
-        return descriptor_pb2.Descriptor(media_type=kind, digest=digest, size=size)
+        stored: Descriptor = descriptor_pb2.Descriptor(media_type=kind, digest=digest, size=size)
+        return stored
 
-    def restorer(self, namespace: str, descriptor: Any) -> Callable[[str], str]:
+    def restorer(self, namespace: str, descriptor: Descriptor) -> Callable[[str], str]:
         """What unpacks a checkpoint into a bundle's work folder, for `Shims.create` (blocking)."""
         if descriptor.media_type != IMAGES:
             raise InvalidArgument(f'unsupported checkpoint type "{descriptor.media_type}"')

@@ -25,10 +25,10 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from typing import Any
 
 from teu.api.events import task_pb2 as task_events
 from teu.api.services.containers.v1 import containers_pb2
+from teu.api.types import event_pb2
 from teu.api.types.task import task_pb2
 from teu.containerd.core import errors
 from teu.containerd.core.events import Exchange
@@ -132,14 +132,14 @@ class Restarts:
         """Whether nothing is to be done before the next event: the daemon may leave, which wakes it again."""
         return not self._due or not self._interval()
 
-    def _on_container(self, container: Any) -> None:
+    def _on_container(self, container: containers_pb2.Container) -> None:
         """Made, changed or deleted; on the thread of the call."""
         if STATUS in container.labels or self._marker.there:
             self._mark()
         if STATUS in container.labels:
             self._loop.call_soon_threadsafe(self._look_again)
 
-    def _mark(self) -> list[tuple[str, Any]]:
+    def _mark(self) -> list[tuple[str, containers_pb2.Container]]:
         """Say whether the next boot is to start us; all containers with a wish for their task."""
         with self._marking:
             found = self._containers.labelled(STATUS)
@@ -163,7 +163,7 @@ class Restarts:
         os.rename(self._record + ".new", self._record)
         self._ran = running
 
-    def _on_event(self, envelope: Any) -> None:
+    def _on_event(self, envelope: event_pb2.Envelope) -> None:
         """On the publishing thread."""
         if self._watched and envelope.topic in ("/tasks/exit", "/tasks/delete"):
             self._loop.call_soon_threadsafe(self._look_again)
@@ -249,7 +249,7 @@ class Restarts:
         if ran != self._ran and not await self._loop.run_in_executor(self._pool, host.is_going_down):
             await self._loop.run_in_executor(self._pool, self._remember, ran)
 
-    async def _one(self, namespace: str, container: Any) -> bool:
+    async def _one(self, namespace: str, container: containers_pb2.Container) -> bool:
         """Whether its task runs, or is about to."""
         wanted = container.labels[STATUS]
         try:
@@ -269,7 +269,7 @@ class Restarts:
             log.error("%s/%s: %s", namespace, container.id, error)
         return False
 
-    async def _again(self, namespace: str, container: Any, old: bool) -> bool:
+    async def _again(self, namespace: str, container: containers_pb2.Container, old: bool) -> bool:
         key = namespace, container.id
         sources = host.bound(jsontext.loads(container.spec.value or b"{}"))
         lacking = await self._loop.run_in_executor(self._pool, host.unmounted, sources)
@@ -300,7 +300,7 @@ class Restarts:
         except errors.NotFound:
             return None
 
-    async def _start(self, namespace: str, container: Any, old: bool) -> None:
+    async def _start(self, namespace: str, container: containers_pb2.Container, old: bool) -> None:
         if old:
             await self._tasks.delete(namespace, container.id)
         key = PREFIX + "count"

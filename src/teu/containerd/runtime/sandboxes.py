@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from teu.api.runtime.sandbox.v1 import sandbox_pb2 as shim_sandbox
+from teu.api.types import sandbox_pb2
 from teu.containerd.core.errors import AlreadyExists, Error, NotFound, Unavailable, from_code
 from teu.containerd.core.identifiers import validate_identifier
 from teu.containerd.core.messages import Mount, Packed
@@ -107,7 +108,7 @@ class Manager:
         namespace: str,
         id: str,
         *,
-        record: Any,
+        record: sandbox_pb2.Sandbox,
         rootfs: Sequence[Mount],
         options: Packed,
         netns_path: str,

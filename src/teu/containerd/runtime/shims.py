@@ -17,10 +17,12 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.events import task_pb2 as task_events
+from teu.api.types import event_pb2
 from teu.containerd.core import errors
 from teu.containerd.core.events import Exchange
 from teu.containerd.core.messages import Packed
@@ -109,7 +111,7 @@ class Shims:
         """Whether the shim serves another task, or a sandbox, too."""
         return any(other is not shim and other.address == shim.address for other in self._shims.values())
 
-    def _on_event(self, envelope: Any) -> None:
+    def _on_event(self, envelope: event_pb2.Envelope) -> None:
         # On the publishing thread: only a flag is set.
         if envelope.topic == "/tasks/exit":
             event = task_events.TaskExit.FromString(envelope.event.value)
@@ -197,9 +199,19 @@ class Shims:
         self._watch(shim)
         return int(answer["pid"])
 
-    async def _launch(self, shim: Shim, *arguments: Any) -> None:
+    async def _launch(
+        self,
+        shim: Shim,
+        spec: bytes,
+        options: bytes,
+        request: Answer | None = None,
+        restorer: Callable[[str], str] | None = None,
+        host: Shim | None = None,
+    ) -> None:
         """`_prepare` in a thread, which goes on when who waits for it leaves: a shim that it has started is known."""
-        preparing = asyncio.get_running_loop().run_in_executor(None, self._prepare, shim, *arguments)
+        preparing = asyncio.get_running_loop().run_in_executor(
+            None, self._prepare, shim, spec, options, request, restorer, host
+        )
         try:
             shim.bootstrap = await asyncio.shield(preparing)
         except asyncio.CancelledError:
@@ -410,7 +422,7 @@ class Shims:
         loop = asyncio.get_running_loop()
         self._pruning = loop.call_later(PRUNE_DELAY, lambda: loop.run_in_executor(None, prune_sockets))
 
-    def tell_sandbox_exit(self, shim: Shim, exit_status: int, exited_at: Any) -> None:
+    def tell_sandbox_exit(self, shim: Shim, exit_status: int, exited_at: Timestamp | None) -> None:
         """Publish the end of a sandbox, once, if it was ever started."""
         state = shim.sandbox_state
         if state is None or not state["started"] or state["told"]:
@@ -563,8 +575,6 @@ class Shims:
             await asyncio.wait(self._cleanups, timeout=CLEANUP_TIMEOUT)
 
 
-def _timestamp(moment: int | None) -> Any:
+def _timestamp(moment: int | None) -> Timestamp | None:
     """A google.protobuf.Timestamp of nanoseconds since 1970, or None."""
-    from google.protobuf.timestamp_pb2 import Timestamp
-
     return None if moment is None else Timestamp(seconds=moment // 10**9, nanos=moment % 10**9)

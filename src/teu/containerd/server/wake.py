@@ -10,7 +10,8 @@ import logging
 import socket
 import threading
 import time
-from typing import Any
+
+from teu.api.types import event_pb2
 
 log = logging.getLogger("teu.containerd.wake")
 
@@ -26,7 +27,7 @@ class Waker:
         self._wanted = threading.Event()
         threading.Thread(target=self._work, name="wake", daemon=True).start()
 
-    def on_event(self, envelope: Any) -> None:
+    def on_event(self, envelope: event_pb2.Envelope) -> None:
         """A listener of the exchange."""
         if self.sockets and envelope.topic in TOPICS:
             self._wanted.set()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from google.protobuf import empty_pb2
 
@@ -18,25 +17,31 @@ class Containers:
         self._store = context.containers
 
     @quick
-    def Get(self, request: Any, call: Call) -> Any:
+    def Get(self, request: containers_pb2.GetContainerRequest, call: Call) -> containers_pb2.GetContainerResponse:
         return containers_pb2.GetContainerResponse(container=self._store.get(call.namespace, request.id))
 
-    def List(self, request: Any, call: Call) -> Any:
+    def List(self, request: containers_pb2.ListContainersRequest, call: Call) -> containers_pb2.ListContainersResponse:
         found = self._store.find(call.namespace, request.filters)
         return containers_pb2.ListContainersResponse(containers=found)
 
-    def ListStream(self, request: Any, call: Call) -> Iterator[Any]:
+    def ListStream(
+        self, request: containers_pb2.ListContainersRequest, call: Call
+    ) -> Iterator[containers_pb2.ListContainerMessage]:
         for container in self._store.find(call.namespace, request.filters):
             yield containers_pb2.ListContainerMessage(container=container)
 
-    def Create(self, request: Any, call: Call) -> Any:
+    def Create(
+        self, request: containers_pb2.CreateContainerRequest, call: Call
+    ) -> containers_pb2.CreateContainerResponse:
         return containers_pb2.CreateContainerResponse(container=self._store.create(call.namespace, request.container))
 
-    def Update(self, request: Any, call: Call) -> Any:
+    def Update(
+        self, request: containers_pb2.UpdateContainerRequest, call: Call
+    ) -> containers_pb2.UpdateContainerResponse:
         updated = self._store.update(call.namespace, request.container, list(request.update_mask.paths))
         return containers_pb2.UpdateContainerResponse(container=updated)
 
-    def Delete(self, request: Any, call: Call) -> Any:
+    def Delete(self, request: containers_pb2.DeleteContainerRequest, call: Call) -> empty_pb2.Empty:
         self._store.delete(call.namespace, request.id)
         return empty_pb2.Empty()
 

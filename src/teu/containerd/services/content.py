@@ -41,16 +41,16 @@ class Content:
         self._pool = context.pool
 
     @quick
-    def Info(self, request: Any, call: Call) -> Any:
+    def Info(self, request: content_pb2.InfoRequest, call: Call) -> content_pb2.InfoResponse:
         with _a_digest(request.digest):
             return content_pb2.InfoResponse(info=self._store.info(call.namespace, request.digest))
 
-    def Update(self, request: Any, call: Call) -> Any:
+    def Update(self, request: content_pb2.UpdateRequest, call: Call) -> content_pb2.UpdateResponse:
         parse_digest(request.info.digest)
         info = self._store.update(call.namespace, request.info, list(request.update_mask.paths))
         return content_pb2.UpdateResponse(info=info)
 
-    def List(self, request: Any, call: Call) -> Iterator[Any]:
+    def List(self, request: content_pb2.ListContentRequest, call: Call) -> Iterator[content_pb2.ListContentResponse]:
         batch = []
         for info in self._store.find(call.namespace, request.filters):
             batch.append(info)
@@ -60,12 +60,14 @@ class Content:
         if batch:
             yield content_pb2.ListContentResponse(info=batch)
 
-    def Delete(self, request: Any, call: Call) -> Any:
+    def Delete(self, request: content_pb2.DeleteContentRequest, call: Call) -> empty_pb2.Empty:
         with _a_digest(request.digest):
             self._store.delete(call.namespace, request.digest)
         return empty_pb2.Empty()
 
-    async def Read(self, request: Any, call: Call) -> AsyncIterator[Any]:
+    async def Read(
+        self, request: content_pb2.ReadContentRequest, call: Call
+    ) -> AsyncIterator[content_pb2.ReadContentResponse]:
         digest = parse_digest(request.digest)
         size = self._store.info(call.namespace, digest).size
         offset = max(request.offset, 0)
@@ -84,17 +86,19 @@ class Content:
         finally:
             os.close(fd)
 
-    def Status(self, request: Any, call: Call) -> Any:
+    def Status(self, request: content_pb2.StatusRequest, call: Call) -> content_pb2.StatusResponse:
         return content_pb2.StatusResponse(status=self._store.status(call.namespace, request.ref))
 
-    def ListStatuses(self, request: Any, call: Call) -> Any:
+    def ListStatuses(self, request: content_pb2.ListStatusesRequest, call: Call) -> content_pb2.ListStatusesResponse:
         return content_pb2.ListStatusesResponse(statuses=self._store.statuses(call.namespace, request.filters))
 
-    def Abort(self, request: Any, call: Call) -> Any:
+    def Abort(self, request: content_pb2.AbortRequest, call: Call) -> empty_pb2.Empty:
         self._store.abort(call.namespace, request.ref)
         return empty_pb2.Empty()
 
-    async def Write(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+    async def Write(
+        self, requests: AsyncIterator[content_pb2.WriteContentRequest], call: Call
+    ) -> AsyncIterator[content_pb2.WriteContentResponse]:
         loop = asyncio.get_running_loop()
         session: _WriteSession | None = None
         try:
@@ -121,7 +125,7 @@ class Content:
 class _WriteSession:
     """One Write stream: it holds the ingest's lock from its first message to its end."""
 
-    def __init__(self, store: Any, namespace: str, lease: str, first: Any) -> None:
+    def __init__(self, store: Any, namespace: str, lease: str, first: content_pb2.WriteContentRequest) -> None:
         if not first.ref:
             raise InvalidArgument("first message must have a reference")
         self._store = store
@@ -138,7 +142,7 @@ class _WriteSession:
         """No file is to be copied before data can be written."""
         return self.writer.fd >= 0
 
-    def answer(self, request: Any) -> Any:
+    def answer(self, request: content_pb2.WriteContentRequest) -> content_pb2.WriteContentResponse:
         writer = self.writer
         response = content_pb2.WriteContentResponse(action=request.action, offset=writer.offset)
         if request.expected:

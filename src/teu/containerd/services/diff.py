@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from typing import Any
 
 from teu.api.services.diff.v1 import diff_pb2
 from teu.api.types import descriptor_pb2
@@ -37,7 +36,7 @@ class Diff:
         self._content = context.content
         self._layers = context.layers
 
-    def Apply(self, request: Any, call: Call) -> Any:
+    def Apply(self, request: diff_pb2.ApplyRequest, call: Call) -> diff_pb2.ApplyResponse:
         kind, digest = request.diff.media_type, request.diff.digest
         if not is_digest(digest):
             raise NotFound(f"content digest {digest}")
@@ -47,14 +46,16 @@ class Diff:
         finally:
             os.close(blob)
 
-    def _apply(self, blob: int, digest: str, kind: str, request: Any, call: Call) -> Any:
+    def _apply(
+        self, blob: int, digest: str, kind: str, request: diff_pb2.ApplyRequest, call: Call
+    ) -> diff_pb2.ApplyResponse:
         if (kind and not kind.startswith(_APPLIED)) or "encrypted" in kind:
             raise Unimplemented(f"unsupported layer media type: {kind}")
         answer = self._layers.apply(blob, digest, request.mounts, sync=request.sync_fs, cancelled=call.cancelled)
         applied = descriptor_pb2.Descriptor(media_type=TAR, digest=answer["digest"], size=answer["size"])
         return diff_pb2.ApplyResponse(applied=applied)
 
-    def Diff(self, request: Any, call: Call) -> Any:
+    def Diff(self, request: diff_pb2.DiffRequest, call: Call) -> diff_pb2.DiffResponse:
         kind = request.media_type or TAR + "+gzip"
         compression = _COMPRESSIONS.get(kind)
         if compression is None:

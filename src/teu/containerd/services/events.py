@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 from google.protobuf import empty_pb2
 
 from teu.api.services.events.v1 import events_pb2
+from teu.api.types import event_pb2
 from teu.containerd.server.rpc import Call, Server, held, quick
 from teu.containerd.state import Context
 
@@ -18,17 +18,17 @@ class Events:
         self._exchange = context.events
 
     @quick
-    def Publish(self, request: Any, call: Call) -> Any:
+    def Publish(self, request: events_pb2.PublishRequest, call: Call) -> empty_pb2.Empty:
         self._exchange.publish(call.namespace, request.topic, request.event)
         return empty_pb2.Empty()
 
     @quick
-    def Forward(self, request: Any, call: Call) -> Any:
+    def Forward(self, request: events_pb2.ForwardRequest, call: Call) -> empty_pb2.Empty:
         self._exchange.forward(request.envelope)
         return empty_pb2.Empty()
 
     @held
-    async def Subscribe(self, request: Any, call: Call) -> AsyncIterator[Any]:
+    async def Subscribe(self, request: events_pb2.SubscribeRequest, call: Call) -> AsyncIterator[event_pb2.Envelope]:
         async for envelope in self._exchange.subscribe(request.filters):
             yield envelope
 

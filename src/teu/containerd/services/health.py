@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 from teu.api.grpc.health.v1 import health_pb2
 from teu.containerd.core.errors import NotFound
@@ -23,12 +22,14 @@ class Health:
         return SERVING if not service or service in self._server.services else SERVICE_UNKNOWN
 
     @quick
-    def Check(self, request: Any, call: Call) -> Any:
+    def Check(self, request: health_pb2.HealthCheckRequest, call: Call) -> health_pb2.HealthCheckResponse:
         if self._status(request.service) == SERVICE_UNKNOWN:
             raise NotFound("unknown service")
         return health_pb2.HealthCheckResponse(status=SERVING)
 
-    async def Watch(self, request: Any, call: Call) -> AsyncIterator[Any]:
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, call: Call
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         yield health_pb2.HealthCheckResponse(status=self._status(request.service))
         await asyncio.Event().wait()  # it changes only by the stream's end
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from google.protobuf import empty_pb2
 
 from teu.api.services.images.v1 import images_pb2
@@ -14,7 +12,7 @@ from teu.containerd.server.rpc import Call, Server, quick
 from teu.containerd.state import Context
 
 
-def _epoch(request: Any) -> int | None:
+def _epoch(request: images_pb2.CreateImageRequest | images_pb2.UpdateImageRequest) -> int | None:
     """SOURCE_DATE_EPOCH of the request, in nanoseconds, for reproducible records. InvalidArgument for a moment that no
     record can hold, and that was in no year of people."""
     if not request.HasField("source_date_epoch"):
@@ -31,23 +29,23 @@ class Images:
         self._collector = context.collector
 
     @quick
-    def Get(self, request: Any, call: Call) -> Any:
+    def Get(self, request: images_pb2.GetImageRequest, call: Call) -> images_pb2.GetImageResponse:
         return images_pb2.GetImageResponse(image=self._store.get(call.namespace, request.name))
 
-    def List(self, request: Any, call: Call) -> Any:
+    def List(self, request: images_pb2.ListImagesRequest, call: Call) -> images_pb2.ListImagesResponse:
         return images_pb2.ListImagesResponse(images=self._store.find(call.namespace, request.filters))
 
-    def Create(self, request: Any, call: Call) -> Any:
+    def Create(self, request: images_pb2.CreateImageRequest, call: Call) -> images_pb2.CreateImageResponse:
         image = self._store.create(call.namespace, request.image, lease=call.lease, stamp=_epoch(request))
         return images_pb2.CreateImageResponse(image=image)
 
-    def Update(self, request: Any, call: Call) -> Any:
+    def Update(self, request: images_pb2.UpdateImageRequest, call: Call) -> images_pb2.UpdateImageResponse:
         image = self._store.update(
             call.namespace, request.image, list(request.update_mask.paths), lease=call.lease, stamp=_epoch(request)
         )
         return images_pb2.UpdateImageResponse(image=image)
 
-    def Delete(self, request: Any, call: Call) -> Any:
+    def Delete(self, request: images_pb2.DeleteImageRequest, call: Call) -> empty_pb2.Empty:
         target = request.target.digest if request.HasField("target") else ""
         self._store.delete(call.namespace, request.name, target)
         if request.sync:

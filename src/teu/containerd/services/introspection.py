@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+
+from google.protobuf import empty_pb2
 
 from teu.api.services.introspection.v1 import introspection_pb2
 from teu.api.types import introspection_pb2 as introspection_types
 from teu.api.types import platform_pb2
 from teu.containerd.core.errors import NotFound
-from teu.containerd.core.filters import parse_all, present
+from teu.containerd.core.filters import Adaptor, parse_all, present
 from teu.containerd.runtime import restart
 from teu.containerd.runtime.bootstrap import runtime_info
 from teu.containerd.server.rpc import Call, Server, quick
@@ -52,7 +53,7 @@ _SERVICES = (
 )
 
 
-def _plugins(context: Context) -> list[Any]:
+def _plugins(context: Context) -> list[introspection_pb2.Plugin]:
     here = host_platform()
     host = platform_pb2.Platform(os=here.os, architecture=here.architecture, variant=here.variant)
     plugins = []
@@ -77,7 +78,7 @@ def _plugins(context: Context) -> list[Any]:
     return sorted(plugins, key=lambda plugin: (plugin.type, plugin.id))
 
 
-def _adaptor(plugin: Any) -> Any:
+def _adaptor(plugin: introspection_pb2.Plugin) -> Adaptor:
     def adapt(path: Sequence[str]) -> str | None:
         return present({"type": plugin.type, "id": plugin.id}.get(path[0], ""))
 
@@ -90,18 +91,20 @@ class Introspection:
         self._plugins = _plugins(context)
 
     @quick
-    def Plugins(self, request: Any, call: Call) -> Any:
+    def Plugins(self, request: introspection_pb2.PluginsRequest, call: Call) -> introspection_pb2.PluginsResponse:
         accept = parse_all(request.filters)
         found = [plugin for plugin in self._plugins if accept(_adaptor(plugin))]
         return introspection_pb2.PluginsResponse(plugins=found)
 
     @quick
-    def Server(self, request: Any, call: Call) -> Any:
+    def Server(self, request: empty_pb2.Empty, call: Call) -> introspection_pb2.ServerResponse:
         return introspection_pb2.ServerResponse(
             uuid=self._context.database.uuid, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino
         )
 
-    def PluginInfo(self, request: Any, call: Call) -> Any:
+    def PluginInfo(
+        self, request: introspection_pb2.PluginInfoRequest, call: Call
+    ) -> introspection_pb2.PluginInfoResponse:
         for plugin in self._plugins:
             if (plugin.type, plugin.id) == (request.type, request.id):
                 break

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 from google.protobuf import empty_pb2
 
@@ -19,30 +18,30 @@ class Leases:
         self._store = context.leases
         self._collector = context.collector
 
-    def Create(self, request: Any, call: Call) -> Any:
+    def Create(self, request: leases_pb2.CreateRequest, call: Call) -> leases_pb2.CreateResponse:
         id = request.id or f"{time.time_ns()}-{os.urandom(3).hex()}"
         return leases_pb2.CreateResponse(lease=self._store.create(call.namespace, id, dict(request.labels)))
 
-    def Delete(self, request: Any, call: Call) -> Any:
+    def Delete(self, request: leases_pb2.DeleteRequest, call: Call) -> empty_pb2.Empty:
         self._store.delete(call.namespace, request.id)
         if request.sync:
             self._collector.collect()
         return empty_pb2.Empty()
 
     @quick
-    def List(self, request: Any, call: Call) -> Any:
+    def List(self, request: leases_pb2.ListRequest, call: Call) -> leases_pb2.ListResponse:
         return leases_pb2.ListResponse(leases=self._store.find(call.namespace, request.filters))
 
-    def AddResource(self, request: Any, call: Call) -> Any:
+    def AddResource(self, request: leases_pb2.AddResourceRequest, call: Call) -> empty_pb2.Empty:
         self._store.add(call.namespace, request.id, request.resource)
         return empty_pb2.Empty()
 
-    def DeleteResource(self, request: Any, call: Call) -> Any:
+    def DeleteResource(self, request: leases_pb2.DeleteResourceRequest, call: Call) -> empty_pb2.Empty:
         self._store.remove(call.namespace, request.id, request.resource)
         return empty_pb2.Empty()
 
     @quick
-    def ListResources(self, request: Any, call: Call) -> Any:
+    def ListResources(self, request: leases_pb2.ListResourcesRequest, call: Call) -> leases_pb2.ListResourcesResponse:
         return leases_pb2.ListResourcesResponse(resources=self._store.resources(call.namespace, request.id))
 
 

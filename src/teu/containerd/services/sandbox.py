@@ -25,23 +25,23 @@ class Store:
     def __init__(self, context: Context) -> None:
         self._store = context.sandboxes
 
-    def Create(self, request: Any, call: Call) -> Any:
+    def Create(self, request: sandbox_pb2.StoreCreateRequest, call: Call) -> sandbox_pb2.StoreCreateResponse:
         return sandbox_pb2.StoreCreateResponse(sandbox=self._store.create(call.namespace, request.sandbox))
 
-    def Update(self, request: Any, call: Call) -> Any:
+    def Update(self, request: sandbox_pb2.StoreUpdateRequest, call: Call) -> sandbox_pb2.StoreUpdateResponse:
         updated = self._store.update(call.namespace, request.sandbox, list(request.fields))
         return sandbox_pb2.StoreUpdateResponse(sandbox=updated)
 
-    def Delete(self, request: Any, call: Call) -> Any:
+    def Delete(self, request: sandbox_pb2.StoreDeleteRequest, call: Call) -> sandbox_pb2.StoreDeleteResponse:
         self._store.delete(call.namespace, request.sandbox_id)
         return sandbox_pb2.StoreDeleteResponse()
 
     @quick
-    def List(self, request: Any, call: Call) -> Any:
+    def List(self, request: sandbox_pb2.StoreListRequest, call: Call) -> sandbox_pb2.StoreListResponse:
         return sandbox_pb2.StoreListResponse(list=self._store.find(call.namespace, request.filters))
 
     @quick
-    def Get(self, request: Any, call: Call) -> Any:
+    def Get(self, request: sandbox_pb2.StoreGetRequest, call: Call) -> sandbox_pb2.StoreGetResponse:
         return sandbox_pb2.StoreGetResponse(sandbox=self._store.get(call.namespace, request.sandbox_id))
 
 
@@ -52,7 +52,9 @@ class Controller:
         self._context = context
         self._manager = context.sandbox_manager
 
-    async def Create(self, request: Any, call: Call) -> Any:
+    async def Create(
+        self, request: sandbox_pb2.ControllerCreateRequest, call: Call
+    ) -> sandbox_pb2.ControllerCreateResponse:
         namespace = call.namespace
         if request.sandboxer not in _SANDBOXERS:
             raise NotFound(f"failed to get sandbox controller by {request.sandboxer}")
@@ -69,7 +71,9 @@ class Controller:
         self._context.events.publish(namespace, "/sandboxes/create", event)
         return sandbox_pb2.ControllerCreateResponse(sandbox_id=request.sandbox_id)
 
-    async def Start(self, request: Any, call: Call) -> Any:
+    async def Start(
+        self, request: sandbox_pb2.ControllerStartRequest, call: Call
+    ) -> sandbox_pb2.ControllerStartResponse:
         namespace = call.namespace
         sandbox = self._manager.get(namespace, request.sandbox_id)
         started = await sandbox.call("StartSandbox", sandbox_id=request.sandbox_id)
@@ -86,23 +90,27 @@ class Controller:
             **_present(started, "created_at", "spec"),
         )
 
-    async def Platform(self, request: Any, call: Call) -> Any:
+    async def Platform(
+        self, request: sandbox_pb2.ControllerPlatformRequest, call: Call
+    ) -> sandbox_pb2.ControllerPlatformResponse:
         sandbox = self._manager.get(call.namespace, request.sandbox_id)
         answer = await sandbox.call("Platform", sandbox_id=request.sandbox_id)
         return sandbox_pb2.ControllerPlatformResponse(platform=answer.platform)
 
-    async def Stop(self, request: Any, call: Call) -> Any:
+    async def Stop(self, request: sandbox_pb2.ControllerStopRequest, call: Call) -> sandbox_pb2.ControllerStopResponse:
         sandbox = self._manager.get(call.namespace, request.sandbox_id)
         await sandbox.call("StopSandbox", sandbox_id=request.sandbox_id, timeout_secs=request.timeout_secs)
         return sandbox_pb2.ControllerStopResponse()
 
     @held
-    async def Wait(self, request: Any, call: Call) -> Any:
+    async def Wait(self, request: sandbox_pb2.ControllerWaitRequest, call: Call) -> sandbox_pb2.ControllerWaitResponse:
         sandbox = self._manager.get(call.namespace, request.sandbox_id)
         answer = await sandbox.wait()
         return sandbox_pb2.ControllerWaitResponse(exit_status=answer.exit_status, exited_at=answer.exited_at)
 
-    async def Status(self, request: Any, call: Call) -> Any:
+    async def Status(
+        self, request: sandbox_pb2.ControllerStatusRequest, call: Call
+    ) -> sandbox_pb2.ControllerStatusResponse:
         try:
             sandbox = self._manager.get(call.namespace, request.sandbox_id)
             answer = await sandbox.call("SandboxStatus", sandbox_id=request.sandbox_id, verbose=request.verbose)
@@ -123,16 +131,20 @@ class Controller:
             **_present(answer, "created_at", "exited_at", "extra"),
         )
 
-    async def Shutdown(self, request: Any, call: Call) -> Any:
+    async def Shutdown(
+        self, request: sandbox_pb2.ControllerShutdownRequest, call: Call
+    ) -> sandbox_pb2.ControllerShutdownResponse:
         await self._manager.shutdown(call.namespace, request.sandbox_id)
         return sandbox_pb2.ControllerShutdownResponse()
 
-    async def Metrics(self, request: Any, call: Call) -> Any:
+    async def Metrics(
+        self, request: sandbox_pb2.ControllerMetricsRequest, call: Call
+    ) -> sandbox_pb2.ControllerMetricsResponse:
         sandbox = self._manager.get(call.namespace, request.sandbox_id)
         answer = await sandbox.call("SandboxMetrics", sandbox_id=request.sandbox_id)
         return sandbox_pb2.ControllerMetricsResponse(metrics=answer.metrics)
 
-    def Update(self, request: Any, call: Call) -> Any:
+    def Update(self, request: sandbox_pb2.ControllerUpdateRequest, call: Call) -> sandbox_pb2.ControllerUpdateResponse:
         """The record; shims of this API have no update of their own."""
         self._context.sandboxes.update(call.namespace, request.sandbox, list(request.fields))
         return sandbox_pb2.ControllerUpdateResponse()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from google.protobuf import empty_pb2
 
@@ -22,22 +21,24 @@ class Snapshots:
         self._store = context.snapshots
         self._collector = context.collector
 
-    def Prepare(self, request: Any, call: Call) -> Any:
+    def Prepare(
+        self, request: snapshots_pb2.PrepareSnapshotRequest, call: Call
+    ) -> snapshots_pb2.PrepareSnapshotResponse:
         mounts = self._store.prepare(
             call.namespace, request.snapshotter, request.key, request.parent, dict(request.labels), call.lease
         )
         return snapshots_pb2.PrepareSnapshotResponse(mounts=mounts)
 
-    def View(self, request: Any, call: Call) -> Any:
+    def View(self, request: snapshots_pb2.ViewSnapshotRequest, call: Call) -> snapshots_pb2.ViewSnapshotResponse:
         mounts = self._store.view(
             call.namespace, request.snapshotter, request.key, request.parent, dict(request.labels), call.lease
         )
         return snapshots_pb2.ViewSnapshotResponse(mounts=mounts)
 
-    def Mounts(self, request: Any, call: Call) -> Any:
+    def Mounts(self, request: snapshots_pb2.MountsRequest, call: Call) -> snapshots_pb2.MountsResponse:
         return snapshots_pb2.MountsResponse(mounts=self._store.mounts(call.namespace, request.snapshotter, request.key))
 
-    def Commit(self, request: Any, call: Call) -> Any:
+    def Commit(self, request: snapshots_pb2.CommitSnapshotRequest, call: Call) -> empty_pb2.Empty:
         self._store.commit(
             call.namespace,
             request.snapshotter,
@@ -49,19 +50,21 @@ class Snapshots:
         )
         return empty_pb2.Empty()
 
-    def Remove(self, request: Any, call: Call) -> Any:
+    def Remove(self, request: snapshots_pb2.RemoveSnapshotRequest, call: Call) -> empty_pb2.Empty:
         self._store.remove(call.namespace, request.snapshotter, request.key)
         return empty_pb2.Empty()
 
-    def Stat(self, request: Any, call: Call) -> Any:
+    def Stat(self, request: snapshots_pb2.StatSnapshotRequest, call: Call) -> snapshots_pb2.StatSnapshotResponse:
         info = self._store.stat(call.namespace, request.snapshotter, request.key)
         return snapshots_pb2.StatSnapshotResponse(info=to_wire(info))
 
-    def Update(self, request: Any, call: Call) -> Any:
+    def Update(self, request: snapshots_pb2.UpdateSnapshotRequest, call: Call) -> snapshots_pb2.UpdateSnapshotResponse:
         info = self._store.update(call.namespace, request.snapshotter, request.info, list(request.update_mask.paths))
         return snapshots_pb2.UpdateSnapshotResponse(info=to_wire(info))
 
-    def List(self, request: Any, call: Call) -> Iterator[Any]:
+    def List(
+        self, request: snapshots_pb2.ListSnapshotsRequest, call: Call
+    ) -> Iterator[snapshots_pb2.ListSnapshotsResponse]:
         batch = []
         for info in self._store.find(call.namespace, request.snapshotter, request.filters):
             batch.append(to_wire(info))
@@ -71,11 +74,11 @@ class Snapshots:
         if batch:
             yield snapshots_pb2.ListSnapshotsResponse(info=batch)
 
-    def Usage(self, request: Any, call: Call) -> Any:
+    def Usage(self, request: snapshots_pb2.UsageRequest, call: Call) -> snapshots_pb2.UsageResponse:
         usage = self._store.usage(call.namespace, request.snapshotter, request.key)
         return snapshots_pb2.UsageResponse(size=usage.size, inodes=usage.inodes)
 
-    def Cleanup(self, request: Any, call: Call) -> Any:
+    def Cleanup(self, request: snapshots_pb2.CleanupRequest, call: Call) -> empty_pb2.Empty:
         if not request.snapshotter:
             raise InvalidArgument("snapshotter argument missing")
         self._store.snapshotter(request.snapshotter).cleanup()

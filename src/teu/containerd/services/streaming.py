@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 from google.protobuf import any_pb2, empty_pb2
 
@@ -25,7 +24,7 @@ class Streaming:
     def __init__(self, context: Context) -> None:
         self._streams = context.streams
 
-    async def Stream(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+    async def Stream(self, requests: AsyncIterator[any_pb2.Any], call: Call) -> AsyncIterator[any_pb2.Any]:
         namespace = call.namespace
         first = await anext(aiter(requests), None)
         if first is None:

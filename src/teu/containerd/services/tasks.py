@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -28,11 +26,11 @@ def _time(moment: int | None) -> Timestamp:
     return Timestamp(seconds=seconds, nanos=nanos)
 
 
-def _stdio(request: Any) -> Stdio:
+def _stdio(request: pb.CreateTaskRequest | pb.ExecProcessRequest) -> Stdio:
     return Stdio(request.stdin, request.stdout, request.stderr, request.terminal)
 
 
-def _process(process: Process) -> Any:
+def _process(process: Process) -> task_pb2.Process:
     return task_pb2.Process(
         id=process.id,
         pid=process.pid,
@@ -50,7 +48,7 @@ class Tasks:
     def __init__(self, context: Context) -> None:
         self._tasks = context.tasks
 
-    async def Create(self, request: Any, call: Call) -> Any:
+    async def Create(self, request: pb.CreateTaskRequest, call: Call) -> pb.CreateTaskResponse:
         pid = await self._tasks.create(
             call.namespace,
             request.container_id,
@@ -62,54 +60,54 @@ class Tasks:
         )
         return pb.CreateTaskResponse(container_id=request.container_id, pid=pid)
 
-    async def Start(self, request: Any, call: Call) -> Any:
+    async def Start(self, request: pb.StartRequest, call: Call) -> pb.StartResponse:
         return pb.StartResponse(pid=await self._tasks.start(call.namespace, request.container_id, request.exec_id))
 
-    async def Delete(self, request: Any, call: Call) -> Any:
+    async def Delete(self, request: pb.DeleteTaskRequest, call: Call) -> pb.DeleteResponse:
         ended = await self._tasks.delete(call.namespace, request.container_id)
         # Without an id, as containerd's: that is for processes.
         return pb.DeleteResponse(pid=ended.pid, exit_status=ended.status, exited_at=_time(ended.at))
 
-    async def DeleteProcess(self, request: Any, call: Call) -> Any:
+    async def DeleteProcess(self, request: pb.DeleteProcessRequest, call: Call) -> pb.DeleteResponse:
         ended = await self._tasks.delete_process(call.namespace, request.container_id, request.exec_id)
         return pb.DeleteResponse(id=request.exec_id, pid=ended.pid, exit_status=ended.status, exited_at=_time(ended.at))
 
-    async def Get(self, request: Any, call: Call) -> Any:
+    async def Get(self, request: pb.GetRequest, call: Call) -> pb.GetResponse:
         process = await self._tasks.get(call.namespace, request.container_id, request.exec_id)
         return pb.GetResponse(process=_process(process))
 
-    async def List(self, request: Any, call: Call) -> Any:
+    async def List(self, request: pb.ListTasksRequest, call: Call) -> pb.ListTasksResponse:
         return pb.ListTasksResponse(tasks=[_process(one) for one in await self._tasks.all(call.namespace)])
 
-    async def Kill(self, request: Any, call: Call) -> Any:
+    async def Kill(self, request: pb.KillRequest, call: Call) -> Empty:
         await self._tasks.kill(
             call.namespace, request.container_id, request.signal, request.exec_id, everyone=request.all
         )
         return Empty()
 
-    async def Exec(self, request: Any, call: Call) -> Any:
+    async def Exec(self, request: pb.ExecProcessRequest, call: Call) -> Empty:
         if not request.exec_id:
             raise InvalidArgument("exec id cannot be empty")
         await self._tasks.exec(call.namespace, request.container_id, request.exec_id, _stdio(request), request.spec)
         return Empty()
 
-    async def ResizePty(self, request: Any, call: Call) -> Any:
+    async def ResizePty(self, request: pb.ResizePtyRequest, call: Call) -> Empty:
         await self._tasks.resize(call.namespace, request.container_id, request.exec_id, request.width, request.height)
         return Empty()
 
-    async def CloseIO(self, request: Any, call: Call) -> Any:
+    async def CloseIO(self, request: pb.CloseIORequest, call: Call) -> Empty:
         await self._tasks.close_io(call.namespace, request.container_id, request.exec_id, stdin=request.stdin)
         return Empty()
 
-    async def Pause(self, request: Any, call: Call) -> Any:
+    async def Pause(self, request: pb.PauseTaskRequest, call: Call) -> Empty:
         await self._tasks.pause(call.namespace, request.container_id)
         return Empty()
 
-    async def Resume(self, request: Any, call: Call) -> Any:
+    async def Resume(self, request: pb.ResumeTaskRequest, call: Call) -> Empty:
         await self._tasks.resume(call.namespace, request.container_id)
         return Empty()
 
-    async def ListPids(self, request: Any, call: Call) -> Any:
+    async def ListPids(self, request: pb.ListPidsRequest, call: Call) -> pb.ListPidsResponse:
         response = pb.ListPidsResponse()
         for process in await self._tasks.pids(call.namespace, request.container_id):
             added = response.processes.add(pid=process.pid)
@@ -117,15 +115,15 @@ class Tasks:
                 added.info.type_url, added.info.value = process.type_url, process.info
         return response
 
-    async def Checkpoint(self, request: Any, call: Call) -> Any:
+    async def Checkpoint(self, request: pb.CheckpointTaskRequest, call: Call) -> pb.CheckpointTaskResponse:
         stored = await self._tasks.checkpoint(call.namespace, request.container_id, request.options, call.lease)
         return pb.CheckpointTaskResponse(descriptors=stored)
 
-    async def Update(self, request: Any, call: Call) -> Any:
+    async def Update(self, request: pb.UpdateTaskRequest, call: Call) -> Empty:
         await self._tasks.update(call.namespace, request.container_id, request.resources, dict(request.annotations))
         return Empty()
 
-    async def Metrics(self, request: Any, call: Call) -> Any:
+    async def Metrics(self, request: pb.MetricsRequest, call: Call) -> pb.MetricsResponse:
         accept, response = parse_all(request.filters), pb.MetricsResponse()
         for found in await self._tasks.stats(call.namespace, accept):
             metric = metrics_pb2.Metric(timestamp=_time(found.at), id=found.id)
@@ -135,7 +133,7 @@ class Tasks:
         return response
 
     @held
-    async def Wait(self, request: Any, call: Call) -> Any:
+    async def Wait(self, request: pb.WaitRequest, call: Call) -> pb.WaitResponse:
         ended = await self._tasks.wait(call.namespace, request.container_id, request.exec_id)
         return pb.WaitResponse(exit_status=ended.status, exited_at=_time(ended.at))
 

@@ -55,7 +55,7 @@ class Transfer:
             snapshotter=context.config["snapshots"]["default"],
         )
 
-    async def Transfer(self, request: Any, call: Call) -> Any:
+    async def Transfer(self, request: transfer_pb2.TransferRequest, call: Call) -> empty_pb2.Empty:
         namespace = call.namespace
         source, destination = decode(request.source), decode(request.destination)
         if source is None or destination is None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from google.protobuf import empty_pb2
 
 from teu import __version__
 from teu.api.services.version.v1 import version_pb2
@@ -15,7 +15,7 @@ COMPATIBLE = "1.7.28"  # the containerd whose API this is, as clients compare it
 
 class Version:
     @quick
-    def Version(self, request: Any, call: Call) -> Any:
+    def Version(self, request: empty_pb2.Empty, call: Call) -> version_pb2.VersionResponse:
         return version_pb2.VersionResponse(version=f"{COMPATIBLE}+teu{__version__}", revision=f"teu-{__version__}")
 
 

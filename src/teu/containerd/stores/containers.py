@@ -11,14 +11,14 @@ from teu.api.services.containers.v1 import containers_pb2
 from teu.containerd.core.database import Database, dump_labels, now, set_labels, set_timestamp
 from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound
 from teu.containerd.core.events import Exchange
-from teu.containerd.core.filters import in_map, parse_all, present
+from teu.containerd.core.filters import Adaptor, in_map, parse_all, present
 from teu.containerd.core.identifiers import validate_identifier
 from teu.containerd.core.rows import Row, must_be_whole
 
 _COLUMNS = "id, labels, image, snapshotter, snapshot_key, sandbox, record, created, updated"
 
 
-def _from_row(row: Any) -> Any:
+def _from_row(row: Any) -> containers_pb2.Container:
     read = Row(f"container {row[0]}")
     container = read.message(containers_pb2.Container, row[6], "record")
     container.id = read.text(row[0], "id")
@@ -35,7 +35,7 @@ def _from_row(row: Any) -> Any:
     return container
 
 
-def _record(container: Any) -> bytes:
+def _record(container: containers_pb2.Container) -> bytes:
     record = containers_pb2.Container()
     record.runtime.CopyFrom(container.runtime)
     if container.HasField("spec"):  # a client may give it later: the task needs it, not the record
@@ -45,7 +45,7 @@ def _record(container: Any) -> bytes:
     return bytes(record.SerializeToString(deterministic=True))
 
 
-def _validate(container: Any) -> None:
+def _validate(container: containers_pb2.Container) -> None:
     validate_identifier(container.id)
     if "" in container.extensions:
         raise InvalidArgument("container.Extension keys must not be zero-length")
@@ -55,7 +55,7 @@ def _validate(container: Any) -> None:
         raise InvalidArgument("container.Snapshotter must be set if container.SnapshotKey is set")
 
 
-def adaptor(container: Any) -> Any:
+def adaptor(container: containers_pb2.Container) -> Adaptor:
     def adapt(path: Sequence[str]) -> str | None:
         match path[0]:
             case "id":
@@ -80,35 +80,35 @@ class Containers:
     def __init__(self, database: Database, events: Exchange) -> None:
         self._database = database
         self._events = events
-        self._listeners: list[Callable[[Any], None]] = []
+        self._listeners: list[Callable[[containers_pb2.Container], None]] = []
 
-    def listen(self, callback: Callable[[Any], None]) -> None:
+    def listen(self, callback: Callable[[containers_pb2.Container], None]) -> None:
         """For parts of this daemon: `callback(container)` after each creation, update and deletion (which leaves
         nothing of it but the id), before the answer; it must be quick."""
         self._listeners.append(callback)
 
-    def get(self, namespace: str, id: str) -> Any:
+    def get(self, namespace: str, id: str) -> containers_pb2.Container:
         """The record of that id."""
         row = self._database.one(f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? AND id = ?", (namespace, id))
         if row is None:
             raise NotFound(f'container "{id}" in namespace "{namespace}"')
         return _from_row(row)
 
-    def find(self, namespace: str, filters: Sequence[str] = ()) -> list[Any]:
+    def find(self, namespace: str, filters: Sequence[str] = ()) -> list[containers_pb2.Container]:
         """The records that one of the filters lets through, by id; all of them without filters."""
         accept = parse_all(filters)
         rows = self._database.all(f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? ORDER BY id", (namespace,))
         containers = map(_from_row, rows)
         return [one for one in containers if accept(adaptor(one))] if filters else list(containers)
 
-    def labelled(self, label: str) -> list[tuple[str, Any]]:
+    def labelled(self, label: str) -> list[tuple[str, containers_pb2.Container]]:
         """(namespace, container) of all that have a label, of every namespace."""
         rows = self._database.all(
             f"SELECT {_COLUMNS}, namespace FROM containers WHERE instr(labels, ?) ORDER BY namespace, id", (label,)
         )
         return [(row[9], container) for row in rows if label in (container := _from_row(row)).labels]
 
-    def create(self, namespace: str, container: Any) -> Any:
+    def create(self, namespace: str, container: containers_pb2.Container) -> containers_pb2.Container:
         """Store a record; it is returned with its times. AlreadyExists for an id in use."""
         try:
             _validate(container)
@@ -145,7 +145,9 @@ class Containers:
         self._tell(container)
         return container
 
-    def update(self, namespace: str, container: Any, paths: Sequence[str]) -> Any:
+    def update(
+        self, namespace: str, container: containers_pb2.Container, paths: Sequence[str]
+    ) -> containers_pb2.Container:
         """Change the fields that `paths` name, those that can change without any; the changed record."""
         if not container.id:
             raise InvalidArgument("must specify a container id")
@@ -189,7 +191,7 @@ class Containers:
         self._tell(updated)
         return updated
 
-    def _tell(self, container: Any) -> None:
+    def _tell(self, container: containers_pb2.Container) -> None:
         for listener in self._listeners:
             listener(container)
 
@@ -203,7 +205,7 @@ class Containers:
         self._tell(containers_pb2.Container(id=id))
 
 
-def _apply(updated: Any, wanted: Any, path: str) -> None:
+def _apply(updated: containers_pb2.Container, wanted: containers_pb2.Container, path: str) -> None:
     """One path of a field mask, in containerd's spelling of it."""
     head, _, key = path.partition(".")
     match head, bool(key):

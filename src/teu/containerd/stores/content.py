@@ -30,7 +30,7 @@ from teu.containerd.core.database import Database, dump_labels, now, set_timesta
 from teu.containerd.core.digests import is_digest
 from teu.containerd.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from teu.containerd.core.events import Exchange
-from teu.containerd.core.filters import in_map, parse_all
+from teu.containerd.core.filters import Adaptor, in_map, parse_all
 from teu.containerd.core.rows import Row, must_be_whole
 from teu.containerd.stores.leases import Leases
 from teu.linux import trees
@@ -54,7 +54,7 @@ def fsync_directory(path: str) -> None:
         os.close(fd)
 
 
-def _info(row: Any) -> Any:
+def _info(row: Any) -> content_pb2.Info:
     read = Row(f"content {row[0]}")
     info = content_pb2.Info(digest=read.text(row[0], "digest"), size=read.number(row[1], "size"))
     if not is_digest(info.digest):
@@ -66,7 +66,7 @@ def _info(row: Any) -> Any:
     return info
 
 
-def _adaptor(info: Any) -> Any:
+def _adaptor(info: content_pb2.Info) -> Adaptor:
     def adapt(path: Sequence[str]) -> str | None:
         match path[0]:
             case "digest":
@@ -102,7 +102,7 @@ class Content:
         algorithm, _, encoded = digest.partition(":")
         return os.path.join(self.blobs, algorithm, encoded)
 
-    def info(self, namespace: str, digest: str) -> Any:
+    def info(self, namespace: str, digest: str) -> content_pb2.Info:
         """containerd.services.content.v1.Info of a blob; its size in bytes."""
         row = self._database.one(
             "SELECT digest, size, labels, created, updated FROM blobs WHERE namespace = ? AND digest = ?",
@@ -122,7 +122,7 @@ class Content:
         except FileNotFoundError:
             raise NotFound(f"content digest {digest}") from None
 
-    def find(self, namespace: str, filters: Sequence[str] = ()) -> Iterator[Any]:
+    def find(self, namespace: str, filters: Sequence[str] = ()) -> Iterator[content_pb2.Info]:
         """Info of the blobs that one of the filters lets through, by digest; all of them without filters."""
         accept = parse_all(filters)
         rows = self._database.all(
@@ -130,7 +130,7 @@ class Content:
         )
         return (info for info in map(_info, rows) if accept(_adaptor(info)))
 
-    def update(self, namespace: str, info: Any, paths: Sequence[str]) -> Any:
+    def update(self, namespace: str, info: content_pb2.Info, paths: Sequence[str]) -> content_pb2.Info:
         """Change the labels that `paths` name (labels, labels.KEY), all without any; the changed Info.
 
         Raises InvalidArgument for another path, FailedPrecondition for a damaged record."""
@@ -171,7 +171,7 @@ class Content:
     def _ingest_path(self, id: int) -> str:
         return os.path.join(self.ingests, str(id), "data")
 
-    def _status(self, row: Any) -> Any:
+    def _status(self, row: Any) -> content_pb2.Status:
         read = Row(f"ingest {row[1]}")
         id, ref, total, expected, started = (
             row[0],
@@ -193,7 +193,7 @@ class Content:
         set_timestamp(status.updated_at, max(started, updated))
         return status
 
-    def status(self, namespace: str, ref: str) -> Any:
+    def status(self, namespace: str, ref: str) -> content_pb2.Status:
         """containerd.services.content.v1.Status of an ingest; its offset in bytes."""
         row = self._database.one(
             "SELECT id, ref, total, expected, started FROM ingests WHERE namespace = ? AND ref = ?", (namespace, ref)
@@ -202,7 +202,7 @@ class Content:
             raise NotFound(f"reference {ref}")
         return self._status(row)
 
-    def statuses(self, namespace: str, filters: Sequence[str] = ()) -> list[Any]:
+    def statuses(self, namespace: str, filters: Sequence[str] = ()) -> list[content_pb2.Status]:
         """Status of the ingests that one of the filters lets through, by reference; all of them without filters."""
         accept = parse_all(filters)
         rows = self._database.all(
@@ -210,7 +210,7 @@ class Content:
         )
         statuses = [self._status(row) for row in rows]
 
-        def adaptor(status: Any) -> Any:
+        def adaptor(status: content_pb2.Status) -> Adaptor:
             return lambda path: str(status.ref) if path[0] == "ref" else None
 
         return [one for one in statuses if accept(adaptor(one))]

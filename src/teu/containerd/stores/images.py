@@ -13,14 +13,14 @@ from teu.containerd.core.database import Database, dump_labels, now, set_labels,
 from teu.containerd.core.digests import is_digest
 from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound
 from teu.containerd.core.events import Exchange
-from teu.containerd.core.filters import in_map, parse_all, present
+from teu.containerd.core.filters import Adaptor, in_map, parse_all, present
 from teu.containerd.core.rows import Row, must_be_whole
 from teu.containerd.stores.leases import EXPIRE_LABEL, Leases
 
 _COLUMNS = "name, labels, record, created, updated"
 
 
-def _from_row(row: Any) -> Any:
+def _from_row(row: Any) -> images_pb2.Image:
     read = Row(f"image {row[0]}")
     image = images_pb2.Image(name=read.text(row[0], "name"))
     image.target.CopyFrom(read.message(descriptor_pb2.Descriptor, row[2], "record"))
@@ -34,7 +34,7 @@ def _from_row(row: Any) -> Any:
     return image
 
 
-def _validate(image: Any) -> None:
+def _validate(image: images_pb2.Image) -> None:
     if not image.name:
         raise InvalidArgument("image name must not be empty")
     if not is_digest(image.target.digest):
@@ -45,7 +45,7 @@ def _validate(image: Any) -> None:
         raise InvalidArgument("target.MediaType must be set")
 
 
-def adaptor(image: Any) -> Any:
+def adaptor(image: images_pb2.Image) -> Adaptor:
     def adapt(path: Sequence[str]) -> str | None:
         match path[0]:
             case "name":
@@ -73,20 +73,22 @@ class Images:
         self._events = events
         self._leases = leases
 
-    def get(self, namespace: str, name: str) -> Any:
+    def get(self, namespace: str, name: str) -> images_pb2.Image:
         """The image of that name."""
         row = self._database.one(f"SELECT {_COLUMNS} FROM images WHERE namespace = ? AND name = ?", (namespace, name))
         if row is None:
             raise NotFound(f'image "{name}"')
         return _from_row(row)
 
-    def find(self, namespace: str, filters: Sequence[str] = ()) -> list[Any]:
+    def find(self, namespace: str, filters: Sequence[str] = ()) -> list[images_pb2.Image]:
         """The images that one of the filters lets through, by name; all of them without filters."""
         accept = parse_all(filters)
         rows = self._database.all(f"SELECT {_COLUMNS} FROM images WHERE namespace = ? ORDER BY name", (namespace,))
         return [image for image in map(_from_row, rows) if accept(adaptor(image))]
 
-    def create(self, namespace: str, image: Any, *, lease: str = "", stamp: int | None = None) -> Any:
+    def create(
+        self, namespace: str, image: images_pb2.Image, *, lease: str = "", stamp: int | None = None
+    ) -> images_pb2.Image:
         """Store an image; it is returned with its times. AlreadyExists for a name in use.
 
         `lease` holds it where it can expire. `stamp`, in nanoseconds since 1970, is its time in place of now."""
@@ -117,14 +119,20 @@ class Images:
         )
         return image
 
-    def _lease(self, namespace: str, lease: str, image: Any) -> None:
+    def _lease(self, namespace: str, lease: str, image: images_pb2.Image) -> None:
         """Only an image that can expire needs a lease to hold it."""
         if lease and EXPIRE_LABEL in image.labels:
             self._leases.hold(namespace, lease, "images", image.name)
 
     def update(
-        self, namespace: str, image: Any, paths: Sequence[str], *, lease: str = "", stamp: int | None = None
-    ) -> Any:
+        self,
+        namespace: str,
+        image: images_pb2.Image,
+        paths: Sequence[str],
+        *,
+        lease: str = "",
+        stamp: int | None = None,
+    ) -> images_pb2.Image:
         """Change the fields that `paths` name (labels, labels.KEY, target, annotations, annotations.KEY), labels and
         target without any; the changed image. `lease` and `stamp` as in `create`."""
         if not image.name:
@@ -168,7 +176,7 @@ class Images:
         self._events.publish(namespace, "/images/delete", image_events.ImageDelete(name=name))
 
 
-def _apply(updated: Any, wanted: Any, path: str) -> None:
+def _apply(updated: images_pb2.Image, wanted: images_pb2.Image, path: str) -> None:
     head, _, key = path.partition(".")
     match head, bool(key):
         case "labels", True:

@@ -14,13 +14,13 @@ from teu.api.services.leases.v1 import leases_pb2
 from teu.containerd.core.database import Database, dump_labels, now, set_timestamp
 from teu.containerd.core.digests import is_digest
 from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
-from teu.containerd.core.filters import in_map, parse_all, present
+from teu.containerd.core.filters import Adaptor, in_map, parse_all, present
 from teu.containerd.core.rows import Row
 
 EXPIRE_LABEL = "containerd.io/gc.expire"
 
 
-def _from_row(row: Any) -> Any:
+def _from_row(row: Any) -> leases_pb2.Lease:
     read = Row(f"lease {row[0]}")
     lease = leases_pb2.Lease(id=read.text(row[0], "id"))
     labels = read.labels(row[1])
@@ -29,7 +29,7 @@ def _from_row(row: Any) -> Any:
     return lease
 
 
-def _resource_type(resource: Any) -> str:
+def _resource_type(resource: leases_pb2.Resource) -> str:
     kind = str(resource.type)
     head, *rest = kind.split("/")
     if head in ("content", "ingests", "images"):
@@ -53,7 +53,7 @@ class Leases:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, namespace: str, id: str, labels: dict[str, str]) -> Any:
+    def create(self, namespace: str, id: str, labels: dict[str, str]) -> leases_pb2.Lease:
         """Make a lease, whose `labels` may set its end; containerd.services.leases.v1.Lease.
 
         Raises AlreadyExists for an id in use, InvalidArgument for none or for bad labels."""
@@ -75,7 +75,7 @@ class Leases:
             execute("DELETE FROM lease_resources WHERE namespace = ? AND lease = ?", (namespace, id))
         self._database.mutated()
 
-    def find(self, namespace: str, filters: Sequence[str] = ()) -> list[Any]:
+    def find(self, namespace: str, filters: Sequence[str] = ()) -> list[leases_pb2.Lease]:
         """The leases that one of the filters lets through, by id; all of them without filters. InvalidArgument for a
         bad filter."""
         accept = parse_all(filters)
@@ -83,7 +83,7 @@ class Leases:
             "SELECT id, labels, created FROM leases WHERE namespace = ? ORDER BY id", (namespace,)
         )
 
-        def adaptor(lease: Any) -> Any:
+        def adaptor(lease: leases_pb2.Lease) -> Adaptor:
             def adapt(path: Sequence[str]) -> str | None:
                 if path[0] == "id":
                     return present(lease.id)
@@ -93,7 +93,7 @@ class Leases:
 
         return [lease for lease in map(_from_row, rows) if accept(adaptor(lease))]
 
-    def add(self, namespace: str, id: str, resource: Any) -> None:
+    def add(self, namespace: str, id: str, resource: leases_pb2.Resource) -> None:
         """Have a lease hold a containerd.services.leases.v1.Resource, whether it is there or not.
 
         Raises InvalidArgument for a bad type or id, Unimplemented for a type that no store has."""
@@ -101,7 +101,7 @@ class Leases:
         with self._database.transaction():
             self.hold(namespace, id, kind, resource.id)
 
-    def remove(self, namespace: str, id: str, resource: Any) -> None:
+    def remove(self, namespace: str, id: str, resource: leases_pb2.Resource) -> None:
         """Have a lease let go of a resource; nothing happens where it does not hold it. As `add`."""
         kind = _resource_type(resource)
         with self._database.transaction() as execute:
@@ -112,7 +112,7 @@ class Leases:
             )
         self._database.mutated()
 
-    def resources(self, namespace: str, id: str) -> Sequence[Any]:
+    def resources(self, namespace: str, id: str) -> Sequence[leases_pb2.Resource]:
         """What a lease holds, by type and id."""
         self._require(namespace, id)
         rows = self._database.all(

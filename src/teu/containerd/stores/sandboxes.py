@@ -9,14 +9,14 @@ from typing import Any
 from teu.api.types import sandbox_pb2
 from teu.containerd.core.database import Database, dump_labels, now, set_labels, set_timestamp
 from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound
-from teu.containerd.core.filters import in_map, parse_all
+from teu.containerd.core.filters import Adaptor, in_map, parse_all
 from teu.containerd.core.identifiers import validate_identifier
 from teu.containerd.core.rows import Row, must_be_whole
 
 _COLUMNS = "id, labels, record, created, updated"
 
 
-def _from_row(row: Any) -> Any:
+def _from_row(row: Any) -> sandbox_pb2.Sandbox:
     read = Row(f"sandbox {row[0]}")
     sandbox = read.message(sandbox_pb2.Sandbox, row[2], "record")
     sandbox.sandbox_id = read.text(row[0], "id")
@@ -29,7 +29,7 @@ def _from_row(row: Any) -> Any:
     return sandbox
 
 
-def _record(sandbox: Any) -> bytes:
+def _record(sandbox: sandbox_pb2.Sandbox) -> bytes:
     record = sandbox_pb2.Sandbox()
     record.CopyFrom(sandbox)
     for field in ("labels", "created_at", "updated_at"):
@@ -37,7 +37,7 @@ def _record(sandbox: Any) -> bytes:
     return bytes(record.SerializeToString(deterministic=True))
 
 
-def _validate(sandbox: Any) -> None:
+def _validate(sandbox: sandbox_pb2.Sandbox) -> None:
     validate_identifier(sandbox.sandbox_id)
     if not sandbox.runtime.name:
         raise InvalidArgument("sandbox.Runtime.Name must be set")
@@ -52,7 +52,7 @@ class Sandboxes:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def get(self, namespace: str, id: str) -> Any:
+    def get(self, namespace: str, id: str) -> sandbox_pb2.Sandbox:
         """The record of that id."""
         row = self._database.one(f"SELECT {_COLUMNS} FROM sandboxes WHERE namespace = ? AND id = ?", (namespace, id))
         if row is None:
@@ -64,12 +64,12 @@ class Sandboxes:
         query = "SELECT 1 FROM sandboxes WHERE namespace = ? AND id = ?"
         return self._database.one(query, (namespace, id)) is not None
 
-    def find(self, namespace: str, filters: Sequence[str] = ()) -> list[Any]:
+    def find(self, namespace: str, filters: Sequence[str] = ()) -> list[sandbox_pb2.Sandbox]:
         """The records that one of the filters lets through, by id; all of them without filters."""
         accept = parse_all(filters)
         rows = self._database.all(f"SELECT {_COLUMNS} FROM sandboxes WHERE namespace = ? ORDER BY id", (namespace,))
 
-        def adaptor(sandbox: Any) -> Any:
+        def adaptor(sandbox: sandbox_pb2.Sandbox) -> Adaptor:
             def adapt(path: Sequence[str]) -> str | None:
                 if path[0] == "id":
                     return str(sandbox.sandbox_id)
@@ -79,7 +79,7 @@ class Sandboxes:
 
         return [sandbox for sandbox in map(_from_row, rows) if accept(adaptor(sandbox))]
 
-    def create(self, namespace: str, sandbox: Any) -> Any:
+    def create(self, namespace: str, sandbox: sandbox_pb2.Sandbox) -> sandbox_pb2.Sandbox:
         """Store a record; it is returned with its times. AlreadyExists for an id in use."""
         _validate(sandbox)
         stamp = now()
@@ -102,7 +102,7 @@ class Sandboxes:
             )
         return self.get(namespace, sandbox.sandbox_id)
 
-    def update(self, namespace: str, wanted: Any, paths: Sequence[str]) -> Any:
+    def update(self, namespace: str, wanted: sandbox_pb2.Sandbox, paths: Sequence[str]) -> sandbox_pb2.Sandbox:
         """Change the fields that `paths` name, those that can change without any; the changed record."""
         with self._database.transaction() as execute:
             updated = self.get(namespace, wanted.sandbox_id)
@@ -126,7 +126,7 @@ class Sandboxes:
         self._database.mutated()
 
 
-def _apply(updated: Any, wanted: Any, path: str) -> None:
+def _apply(updated: sandbox_pb2.Sandbox, wanted: sandbox_pb2.Sandbox, path: str) -> None:
     head, _, key = path.partition(".")
     match head, bool(key):
         case "labels", True:

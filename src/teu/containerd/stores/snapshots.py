@@ -18,7 +18,8 @@ from teu.api.services.snapshots.v1 import snapshots_pb2
 from teu.containerd.core.database import Database, dump_labels, now, set_timestamp
 from teu.containerd.core.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound, Unknown
 from teu.containerd.core.events import Exchange
-from teu.containerd.core.filters import in_map, parse_all
+from teu.containerd.core.filters import Adaptor, in_map, parse_all
+from teu.containerd.core.messages import Mount
 from teu.containerd.core.rows import Row, plain_labels
 from teu.containerd.snapshotters.interface import (
     ACTIVE,
@@ -40,7 +41,7 @@ def inherited(labels: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in labels.items() if key.startswith(INHERITED_PREFIX) or key == REFERENCE_LABEL}
 
 
-def to_wire(info: Info) -> Any:
+def to_wire(info: Info) -> snapshots_pb2.Info:
     """containerd.services.snapshots.v1.Info of a snapshot."""
     message = snapshots_pb2.Info(name=info.name, parent=info.parent, kind=info.kind, labels=info.labels)
     set_timestamp(message.created_at, info.created)
@@ -48,7 +49,7 @@ def to_wire(info: Info) -> Any:
     return message
 
 
-def adaptor(info: Info) -> Any:
+def adaptor(info: Info) -> Adaptor:
     def adapt(path: Sequence[str]) -> str | None:
         match path[0]:
             case "kind":
@@ -127,7 +128,7 @@ class Snapshots:
         row = self._row(namespace, snapshotter, key)
         return self._merge(key, row, self._behind(backend, namespace, key, row))
 
-    def mounts(self, namespace: str, snapshotter: str, key: str) -> list[Any]:
+    def mounts(self, namespace: str, snapshotter: str, key: str) -> list[Mount]:
         """The mounts of an active or view snapshot."""
         backend = self.snapshotter(snapshotter)
         return backend.mounts(self._row(namespace, snapshotter, key)[0])
@@ -154,7 +155,7 @@ class Snapshots:
             if accept(adaptor(info)):
                 yield info
 
-    def update(self, namespace: str, snapshotter: str, wanted: Any, paths: Sequence[str]) -> Info:
+    def update(self, namespace: str, snapshotter: str, wanted: snapshots_pb2.Info, paths: Sequence[str]) -> Info:
         """Change the labels that `paths` name (labels, labels.KEY), all without any; the changed snapshot."""
         backend = self.snapshotter(snapshotter)
         if not wanted.name:
@@ -183,7 +184,7 @@ class Snapshots:
 
     def prepare(
         self, namespace: str, snapshotter: str, key: str, parent: str, labels: dict[str, str], lease: str = ""
-    ) -> list[Any]:
+    ) -> list[Mount]:
         """Make an active snapshot over a committed one; its mounts. It is held by the lease, if one is named.
 
         Raises AlreadyExists for a key in use, and for content that REFERENCE_LABEL asks for and that is there already;
@@ -195,7 +196,7 @@ class Snapshots:
 
     def view(
         self, namespace: str, snapshotter: str, key: str, parent: str, labels: dict[str, str], lease: str = ""
-    ) -> list[Any]:
+    ) -> list[Mount]:
         """Make a read-only snapshot of a committed one; as `prepare`."""
         return self._create(namespace, snapshotter, key, parent, labels, lease, readonly=True)
 
@@ -209,7 +210,7 @@ class Snapshots:
         lease: str,
         *,
         readonly: bool,
-    ) -> list[Any]:
+    ) -> list[Mount]:
         backend = self.snapshotter(snapshotter)
         if not key:
             raise InvalidArgument("snapshot key must not be empty")
