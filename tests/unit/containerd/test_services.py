@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,9 +16,13 @@ from conftest import find_method
 from fakeshim import ENDED, NS, House, Test
 from google.protobuf import any_pb2
 
+from teu.api.grpc.reflection.v1 import reflection_pb2
+from teu.api.services.content.v1 import content_pb2
+from teu.api.services.streaming.v1 import streaming_pb2
 from teu.api.types import descriptor_pb2, introspection_pb2, sandbox_pb2
 from teu.api.types.transfer import imagestore_pb2
 from teu.containerd import daemon
+from teu.containerd.core.errors import NotFound
 from teu.containerd.core.events import pack
 from teu.containerd.server.rpc import Server
 from teu.containerd.services.tasks import NEVER
@@ -50,6 +55,10 @@ class Client:
     def stream(self, service: str, method: str, **fields: Any) -> Any:
         stub, request = self._stub("unary_stream", service, method)
         return stub(request(**fields), metadata=[("containerd-namespace", NS)])
+
+    def both(self, service: str, method: str) -> Any:
+        """A call with messages both ways."""
+        return self._stub("stream_stream", service, method)[0](metadata=[("containerd-namespace", NS)])
 
     async def refused(self, service: str, method: str, **fields: Any) -> tuple[str, str]:
         """Code and message of the status."""
@@ -216,6 +225,164 @@ def test_what_is_stored_on_the_wire(house: Callable[[Test], None]) -> None:
             assert (await client.refused(S + "diff.v1.Diff", "Diff", media_type="none"))[0] != "OK"
             assert (await client.call(S + "version.v1.Version", "Version")).version
             assert (await client.call("grpc.health.v1.Health", "Check")).status == 1
+
+    house(test)
+
+
+def test_containers_on_the_wire(house: Callable[[Test], None]) -> None:
+    async def test(house: House) -> None:
+        service = S + "containers.v1.Containers"
+        async with serving(house) as client:
+            for id in ("a", "b"):
+                made = {"id": id, "runtime": {"name": "r"}, "labels": {"x": id}}
+                assert (await client.call(service, "Create", container=made)).container.created_at.seconds > 0
+            found = (await client.call(service, "List", filters=["labels.x==b"])).containers
+            assert [one.id for one in found] == ["b"]
+            listed = [answer.container.id async for answer in client.stream(service, "ListStream")]
+            assert listed == ["a", "b"]
+            changed = {
+                "container": {"id": "a", "labels": {"x": "y"}, "image": "i"},
+                "update_mask": {"paths": ["image"]},
+            }
+            updated = (await client.call(service, "Update", **changed)).container
+            assert (updated.image, updated.labels) == ("i", {"x": "a"})
+            await client.call(service, "Delete", id="a")
+            assert (await client.refused(service, "Delete", id="a"))[0] == "NOT_FOUND"
+            assert (await client.refused(service, "Create", container={"id": "a/b"}))[0] == "INVALID_ARGUMENT"
+
+    house(test)
+
+
+def test_content_on_the_wire(house: Callable[[Test], None]) -> None:
+    async def test(house: House) -> None:
+        service = S + "content.v1.Content"
+        data = b"some bytes" * 30_000
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        async with serving(house) as client:
+            write = client.both(service, "Write")
+            request = content_pb2.WriteContentRequest
+            await write.write(request(action=content_pb2.WRITE, ref="r", total=len(data), data=data[:100_000]))
+            assert (await write.read()).offset == 100_000
+            assert (await client.call(service, "Status", ref="r")).status.offset == 100_000
+            assert [one.ref for one in (await client.call(service, "ListStatuses")).statuses] == ["r"]
+            await write.write(request(action=content_pb2.COMMIT, ref="r", offset=100_000, data=data[100_000:]))
+            assert (await write.read()).digest == digest
+            await write.done_writing()
+            assert (await client.call(service, "Info", digest=digest)).info.size == len(data)
+            got = b"".join([one.data async for one in client.stream(service, "Read", digest=digest, offset=7, size=9)])
+            assert got == data[7:16]
+            info = {"digest": digest, "labels": {"a": "b"}}
+            await client.call(service, "Update", info=info, update_mask={"paths": ["labels.a"]})
+            batches = [one async for one in client.stream(service, "List", filters=["labels.a==b"])]
+            assert [one.digest for batch in batches for one in batch.info] == [digest]
+            await client.call(service, "Delete", digest=digest)
+            assert (await client.refused(service, "Delete", digest=digest))[0] == "NOT_FOUND"
+            assert (await client.refused(service, "Info", digest="no digest"))[0] == "INVALID_ARGUMENT"
+            assert (await client.refused(service, "Abort", ref="r"))[0] == "NOT_FOUND"
+
+    house(test)
+
+
+def test_snapshots_on_the_wire(house: Callable[[Test], None]) -> None:
+    async def test(house: House) -> None:
+        service, native = S + "snapshots.v1.Snapshots", {"snapshotter": "native"}
+        async with serving(house) as client:
+            made = (await client.call(service, "Prepare", key="a", labels={"x": "1"}, **native)).mounts
+            assert (await client.call(service, "Mounts", key="a", **native)).mounts == made
+            await client.call(service, "Commit", key="a", name="base", labels={"x": "2"}, **native)
+            await client.call(service, "View", key="v", parent="base", **native)
+            info = {"name": "base", "labels": {"x": "3"}}
+            updated = await client.call(service, "Update", info=info, update_mask={"paths": ["labels.x"]}, **native)
+            assert updated.info.labels == {"x": "3"}
+            (batch,) = [one async for one in client.stream(service, "List", **native)]
+            assert {one.name: one.parent for one in batch.info} == {"base": "", "v": "base"}
+            assert (await client.call(service, "Usage", key="base", **native)).inodes == 1
+            assert (await client.refused(service, "Remove", key="base", **native))[0] == "FAILED_PRECONDITION"
+            await client.call(service, "Remove", key="v", **native)
+            await client.call(service, "Cleanup", **native)
+            assert (await client.refused(service, "Cleanup"))[0] == "INVALID_ARGUMENT"
+
+    house(test)
+
+
+def test_leases_images_and_namespaces_on_the_wire(house: Callable[[Test], None]) -> None:
+    async def test(house: House) -> None:
+        leases, images, namespaces = S + "leases.v1.Leases", S + "images.v1.Images", S + "namespaces.v1.Namespaces"
+        held = {"type": "snapshots/native", "id": "k"}
+        target = {"media_type": "m", "digest": "sha256:" + "a" * 64, "size": 5}
+        async with serving(house) as client:
+            named = (await client.call(leases, "Create", labels={"a": "b"})).lease.id
+            assert named  # the daemon gave it
+            await client.call(leases, "AddResource", id=named, resource=held)
+            (found,) = (await client.call(leases, "ListResources", id=named)).resources
+            assert (found.type, found.id) == ("snapshots/native", "k")
+            await client.call(leases, "DeleteResource", id=named, resource=held)
+            assert not (await client.call(leases, "ListResources", id=named)).resources
+            await client.call(leases, "Delete", id=named, sync=True)
+            assert (await client.refused(leases, "Delete", id=named))[0] == "NOT_FOUND"
+            epoch = {"seconds": 1000, "nanos": 7}
+            made = await client.call(images, "Create", image={"name": "i", "target": target}, source_date_epoch=epoch)
+            assert (made.image.created_at.seconds, made.image.created_at.nanos) == (1000, 7)
+            changed = {"name": "i", "labels": {"x": "y"}}
+            await client.call(images, "Update", image=changed, update_mask={"paths": ["labels.x"]})
+            assert [one.labels for one in (await client.call(images, "List")).images] == [{"x": "y"}]
+            other = {**target, "digest": "sha256:" + "b" * 64}
+            assert (await client.refused(images, "Delete", name="i", target=other))[0] == "NOT_FOUND"
+            await client.call(images, "Delete", name="i", target=target, sync=True)
+            await client.call(namespaces, "Create", namespace={"name": "n"})
+            changed = {"name": "n", "labels": {"x": "y"}}
+            await client.call(namespaces, "Update", namespace=changed, update_mask={"paths": ["labels.x"]})
+            found = (await client.call(namespaces, "List", _namespace="")).namespaces
+            assert {one.name: dict(one.labels) for one in found}["n"] == {"x": "y"}
+            await client.call(namespaces, "Delete", name="n")
+            assert not (await client.call(namespaces, "Get", name="n")).namespace.labels  # no error, as with containerd
+            assert (await client.refused(namespaces, "Delete", name="n"))[0] == "NOT_FOUND"
+
+    house(test)
+
+
+def test_streams_are_named_by_their_first_message(house: Callable[[Test], None]) -> None:
+    async def test(house: House) -> None:
+        async with serving(house) as client:
+            stream, first = client.both(S + "streaming.v1.Streaming", "Stream"), any_pb2.Any()
+            pack(first, streaming_pb2.StreamInit(id="s"))
+            await stream.write(first)
+            assert (await stream.read()).type_url == "google.protobuf.Empty"
+            taken = house.context.streams.get(NS, "s")
+            await stream.write(any_pb2.Any(type_url="x"))
+            assert (await taken.receive()).type_url == "x"
+            await taken.send(descriptor_pb2.Descriptor(size=3))
+            assert (await stream.read()).type_url == "containerd.types.Descriptor"
+            await taken.close()
+            assert await stream.read() is grpc.aio.EOF
+            with pytest.raises(NotFound):
+                house.context.streams.get(NS, "s")
+            wrong = client.both(S + "streaming.v1.Streaming", "Stream")
+            await wrong.write(any_pb2.Any(type_url="x"))
+            with pytest.raises(grpc.aio.AioRpcError, match="a stream begins with StreamInit"):
+                await wrong.read()
+
+    house(test)
+
+
+def test_the_api_is_told_to_who_asks(house: Callable[[Test], None]) -> None:
+    async def test(house: House) -> None:
+        name = "grpc.reflection.v1.ServerReflection"
+        async with serving(house) as client:
+            stream = client.channel.stream_stream(
+                f"/{name}/ServerReflectionInfo",
+                request_serializer=lambda message: message.SerializeToString(),
+                response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+            )()
+            request = reflection_pb2.ServerReflectionRequest
+            await stream.write(request(list_services=""))
+            listed = {one.name for one in (await stream.read()).list_services_response.service}
+            assert {TASKS, name, "grpc.health.v1.Health"} <= listed
+            await stream.write(request(file_containing_symbol=TASKS))
+            assert (await stream.read()).file_descriptor_response.file_descriptor_proto
+            await stream.write(request(file_by_filename="nowhere.proto"))
+            assert (await stream.read()).error_response.error_code == 5
+            await stream.done_writing()
 
     house(test)
 

@@ -13,6 +13,8 @@ from teu.containerd.state import Context
 
 
 class Containers:
+    """containerd.services.containers.v1.Containers over `stores.containers`, whose errors it answers."""
+
     def __init__(self, context: Context) -> None:
         self._store = context.containers
 

@@ -36,6 +36,8 @@ def _a_digest(text: str) -> Iterator[None]:
 
 
 class Content:
+    """containerd.services.content.v1.Content over `stores.content`, whose errors it answers."""
+
     def __init__(self, context: Context) -> None:
         self._store = context.content
         self._pool = context.pool

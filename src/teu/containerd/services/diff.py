@@ -32,6 +32,8 @@ _COMPRESSIONS = {
 
 
 class Diff:
+    """containerd.services.diff.v1.Diff: `layers.run` over the content store."""
+
     def __init__(self, context: Context) -> None:
         self._content = context.content
         self._layers = context.layers

@@ -14,6 +14,8 @@ from teu.containerd.state import Context
 
 
 class Events:
+    """containerd.services.events.v1.Events over the exchange."""
+
     def __init__(self, context: Context) -> None:
         self._exchange = context.events
 

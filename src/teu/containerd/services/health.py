@@ -15,6 +15,8 @@ SERVING, SERVICE_UNKNOWN = 1, 3
 
 
 class Health:
+    """grpc.health.v1.Health: SERVING for each service that there is, and for all ("")."""
+
     def __init__(self, server: Server) -> None:
         self._server = server
 

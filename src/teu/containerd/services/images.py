@@ -24,6 +24,8 @@ def _epoch(request: images_pb2.CreateImageRequest | images_pb2.UpdateImageReques
 
 
 class Images:
+    """containerd.services.images.v1.Images over `stores.images`, whose errors it answers."""
+
     def __init__(self, context: Context) -> None:
         self._store = context.images
         self._collector = context.collector

@@ -86,6 +86,8 @@ def _adaptor(plugin: introspection_pb2.Plugin) -> Adaptor:
 
 
 class Introspection:
+    """containerd.services.introspection.v1.Introspection."""
+
     def __init__(self, context: Context) -> None:
         self._context = context
         self._plugins = _plugins(context)

@@ -14,6 +14,8 @@ from teu.containerd.state import Context
 
 
 class Leases:
+    """containerd.services.leases.v1.Leases over `stores.leases`, whose errors it answers."""
+
     def __init__(self, context: Context) -> None:
         self._store = context.leases
         self._collector = context.collector

@@ -11,6 +11,8 @@ from teu.containerd.state import Context
 
 
 class Namespaces:
+    """containerd.services.namespaces.v1.Namespaces over `stores.namespaces`, whose errors it answers."""
+
     def __init__(self, context: Context) -> None:
         self._store = context.namespaces
 

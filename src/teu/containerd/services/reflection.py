@@ -27,6 +27,8 @@ def _with_dependencies(file: Any) -> list[bytes]:
 
 
 class Reflection:
+    """grpc.reflection.ServerReflection, in the messages of one of its versions."""
+
     def __init__(self, server: Server, messages: Any) -> None:
         self._server = server
         self._messages = messages

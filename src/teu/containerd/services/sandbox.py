@@ -22,6 +22,8 @@ def _present(message: Any, *fields: str) -> dict[str, Any]:
 
 
 class Store:
+    """containerd.services.sandbox.v1.Store over `stores.sandboxes`, whose errors it answers."""
+
     def __init__(self, context: Context) -> None:
         self._store = context.sandboxes
 

@@ -17,6 +17,8 @@ _BATCH = 100
 
 
 class Snapshots:
+    """containerd.services.snapshots.v1.Snapshots over `stores.snapshots`, whose errors it answers."""
+
     def __init__(self, context: Context) -> None:
         self._store = context.snapshots
         self._collector = context.collector

@@ -21,6 +21,8 @@ from teu.containerd.state import Context
 
 
 class Streaming:
+    """containerd.services.streaming.v1.Streaming over `core.streams`."""
+
     def __init__(self, context: Context) -> None:
         self._streams = context.streams
 

@@ -45,6 +45,8 @@ def _process(process: Process) -> task_pb2.Process:
 
 
 class Tasks:
+    """containerd.services.tasks.v1.Tasks over `runtime.tasks`, whose errors it answers."""
+
     def __init__(self, context: Context) -> None:
         self._tasks = context.tasks
 

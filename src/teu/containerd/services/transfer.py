@@ -43,6 +43,10 @@ _MOVES: dict[tuple[Any, Any], Move] = {
 
 
 class Transfer:
+    """containerd.services.transfer.v1.Transfer: finds the move for a source and a destination, and runs it on a thread.
+
+    UNIMPLEMENTED for a pair that has none."""
+
     def __init__(self, context: Context) -> None:
         self._pool = context.pool
         self._parts = Parts(

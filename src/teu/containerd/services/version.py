@@ -14,6 +14,8 @@ COMPATIBLE = "1.7.28"  # the containerd whose API this is, as clients compare it
 
 
 class Version:
+    """containerd.services.version.v1.Version."""
+
     @quick
     def Version(self, request: empty_pb2.Empty, call: Call) -> version_pb2.VersionResponse:
         return version_pb2.VersionResponse(version=f"{COMPATIBLE}+teu{__version__}", revision=f"teu-{__version__}")

@@ -223,6 +223,9 @@ class _Graph:
 
 
 class Collector:
+    """Collects what nothing leads to any more, and takes the files of what was deleted. `runs`, `failures` and
+    `removed` (objects) are counted for the metrics."""
+
     def __init__(
         self,
         database: Database,
@@ -234,6 +237,7 @@ class Collector:
         threshold: int = 100,
         interval: float = 60.0,
     ) -> None:
+        """`delay` and `interval` are seconds, `threshold` is commits: the keys of `gc` in containerd.yaml(5)."""
         self._database = database
         self._content = content
         self._snapshots = snapshots
@@ -259,13 +263,14 @@ class Collector:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, after the collection that is under way."""
+        """End the thread; a collection that is under way is waited for, 5 seconds at most."""
         self._stopping = True
         self._wanted.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
 
     def idle(self) -> bool:
+        """Whether nothing is collected, and nothing waits for it."""
         return not self._wanted.is_set() and not self._run_lock.locked()
 
     def _work(self) -> None:

@@ -27,7 +27,7 @@ class Namespaces:
         self._events = events
 
     def labels(self, name: str) -> dict[str, str]:
-        """The labels of a namespace; NotFound where there is none."""
+        """The labels of a namespace; none where there is no such namespace, as with containerd."""
         row = self._database.one("SELECT labels FROM namespaces WHERE name = ?", (name,))
         return _labels(name, row[0]) if row else {}
 
@@ -46,8 +46,9 @@ class Namespaces:
         self._events.publish(name, "/namespaces/create", namespace_events.NamespaceCreate(name=name, labels=labels))
 
     def update(self, name: str, labels: dict[str, str], paths: list[str]) -> None:
-        """Change the labels that `paths` name (labels.KEY), all without any. Raises NotFound, and InvalidArgument for
-        another path."""
+        """Change the labels that `paths` name (labels.KEY), all without any; a namespace that is not there is made.
+
+        Raises InvalidArgument for another path, FailedPrecondition for a damaged record."""
         for path in paths:
             if not path.startswith("labels."):
                 raise InvalidArgument(f'cannot update "{path}" field')
