@@ -18,13 +18,13 @@ from teu.ttrpc import messages as m
 NS = "default"
 ENDED = {"seconds": 1_700_000_000, "nanos": 5}
 ENDED_NS = 1_700_000_000 * 10**9 + 5
-# what the program's `delete` prints: task.DeleteResponse{pid: 42, exit_status: 9}
+# `delete` prints task.DeleteResponse{pid: 42, exit_status: 9}, unless it is to be killed once; `start` may take a while
 PROGRAM = """#!/bin/sh
 for word; do :; done
 echo "$word" >>"$0.words"
 case "$word" in
-start) cat "$0.start"; exit "$(cat "$0.status")" ;;
-delete) printf '\\010\\052\\020\\011' ;;
+start) [ ! -e "$0.slow" ] || sleep 0.5; cat "$0.start"; exit "$(cat "$0.status")" ;;
+delete) if [ -e "$0.killed" ]; then rm "$0.killed"; kill -9 $$; fi; printf '\\010\\052\\020\\011' ;;
 -info) printf '\\012\\004fake' ;;
 esac
 """
@@ -66,6 +66,10 @@ class FakeShim:
         """What the program's `start` prints, and its exit status."""
         Path(self.program + ".start").write_text(text)
         Path(self.program + ".status").write_text(str(code))
+
+    def mark(self, name: str) -> None:
+        """`slow` or `killed`, see PROGRAM."""
+        Path(f"{self.program}.{name}").touch()
 
     def words(self) -> list[str]:
         """The last word of each run of the program."""

@@ -39,6 +39,13 @@ def test_a_bundle_is_made_and_removed(bundles: Bundles) -> None:
     assert list(bundles.all()) == [("other", "d")]
 
 
+@pytest.mark.parametrize("id", ["", ".", "..", "a/b", "../../etc/passwd"])
+def test_no_bundle_is_elsewhere(bundles: Bundles, id: str) -> None:
+    for ask in (bundles.path, lambda namespace, id: bundles.make(namespace, id, b"")):
+        with pytest.raises(InvalidArgument, match="no name of a folder"):
+            ask("ns", id)
+
+
 def test_there_may_be_no_bundles(bundles: Bundles) -> None:
     assert list(bundles.all()) == []
 

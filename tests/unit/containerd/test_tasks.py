@@ -218,6 +218,56 @@ def test_a_shim_that_dies_takes_its_task(house: Callable[[Test], None]) -> None:
     house(test)
 
 
+def test_a_clean_up_that_is_killed_is_made_again(house: Callable[[Test], None]) -> None:
+    async def test(house: House) -> None:
+        await house.running()
+        house.shim.mark("killed")
+        waiting = asyncio.create_task(house.tasks.wait(NS, "c"))
+        await asyncio.sleep(0.05)
+        house.shim.die()
+        assert await waiting == Exit(9, None, 42)
+        assert house.shim.words() == ["start", "delete", "delete"] and not house.bundle().exists()
+
+    house(test)
+
+
+def test_a_client_that_leaves_while_the_shim_starts(house: Callable[[Test], None]) -> None:
+    """The shim is there by then: it is told to end, not forgotten."""
+
+    async def test(house: House) -> None:
+        house.container()
+        house.shim.mark("slow")
+        creating = asyncio.create_task(house.tasks.create(NS, "c", Stdio()))
+        while "start" not in house.shim.words():
+            await asyncio.sleep(0.01)
+        creating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await creating
+        assert house.shim.request("Shutdown") == {"id": "c", "now": True} and "Create" not in house.shim.methods()
+        assert not house.bundle().exists() and not house.context.shims.exists(NS, "c")
+
+    house(test)
+
+
+def test_a_creation_that_the_stop_cuts_short_is_left_to_the_next_life(house: Callable[[Test], None]) -> None:
+    async def test(house: House) -> None:
+        house.container()
+        house.shim.hold["Create"] = asyncio.Event()
+        creating = asyncio.create_task(house.tasks.create(NS, "c", Stdio()))
+        while "Create" not in house.shim.methods():
+            await asyncio.sleep(0.01)
+        await house.context.shims.close()
+        with pytest.raises(Unavailable):
+            await creating
+        assert (house.bundle() / "creating").exists() and "delete" not in house.shim.words()
+        shims = house.again()
+        await shims.restore()
+        assert not house.bundle().exists() and shims.all() == []
+        await shims.close()
+
+    house(test)
+
+
 def test_an_exit_that_was_told_is_not_told_again(house: Callable[[Test], None]) -> None:
     async def test(house: House) -> None:
         await house.running()
