@@ -59,8 +59,8 @@ def binary_to_start(runtime: str) -> str:
     """`find_binary` for a shim that is to be started; an error says so, in containerd's words."""
     try:
         return find_binary(runtime)
-    except errors.Error as e:
-        raise type(e)(f"failed to start shim: failed to resolve runtime path: {e.message}") from e
+    except errors.Error as error:
+        raise type(error)(f"failed to start shim: failed to resolve runtime path: {error.message}") from error
 
 
 def parse_bootstrap(output: bytes) -> Bootstrap:
@@ -97,9 +97,9 @@ def runtime_info(runtime: str, options: Packed) -> introspection_pb2.RuntimeInfo
             timeout=INFO_TIMEOUT,
             check=True,
         )
-    except (OSError, subprocess.SubprocessError) as e:
-        detail = (getattr(e, "stderr", b"") or b"").decode(errors="replace").strip()
-        raise errors.Unknown(f"{binary} -info: {detail or e}") from e
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = (getattr(error, "stderr", b"") or b"").decode(errors="replace").strip()
+        raise errors.Unknown(f"{binary} -info: {detail or error}") from error
     return introspection_pb2.RuntimeInfo.FromString(done.stdout)
 
 
@@ -152,10 +152,10 @@ class Programs:
                 timeout=START_TIMEOUT,
                 check=False,
             )
-        except subprocess.TimeoutExpired as e:
-            raise errors.DeadlineExceeded(f"{shim.binary} start took over {START_TIMEOUT:.0f} s") from e
-        except OSError as e:
-            raise errors.Unknown(f"cannot run {shim.binary}: {e.strerror}") from e
+        except subprocess.TimeoutExpired as error:
+            raise errors.DeadlineExceeded(f"{shim.binary} start took over {START_TIMEOUT:.0f} s") from error
+        except OSError as error:
+            raise errors.Unknown(f"cannot run {shim.binary}: {error.strerror}") from error
         if done.returncode:
             reason = (done.stderr or done.stdout).decode(errors="replace").strip()
             raise errors.Unknown(f"{reason}: exit status {done.returncode}")
@@ -176,8 +176,8 @@ class Programs:
                 return Bootstrap(TASK_API_VERSION_MAX, address)
             except ZygoteGone:
                 pass
-            except ZygoteRefused as e:
-                raise errors.Unknown(f"start the shim: {e}") from e
+            except ZygoteRefused as error:
+                raise errors.Unknown(f"start the shim: {error}") from error
         return self._start_cold(shim, options)
 
     def delete(self, shim: Shim) -> Exit:
@@ -200,18 +200,18 @@ class Programs:
                     break
             done.check_returncode()
             answer = Exit.told(m.decode("task.DeleteResponse", done.stdout))
-        except (OSError, subprocess.SubprocessError, ValueError) as e:
-            detail = getattr(e, "stderr", b"") or b""
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            detail = getattr(error, "stderr", b"") or b""
             log.error(
                 "clean-up of %s/%s: %s %s",
                 shim.namespace,
                 shim.id,
-                e,
+                error,
                 detail.decode(errors="replace"),
                 extra=shim.fields,
             )
         try:
             self._bundles.remove(shim.bundle)
-        except OSError as e:
-            log.error("the bundle of %s/%s: %s", shim.namespace, shim.id, e, extra=shim.fields)
+        except OSError as error:
+            log.error("the bundle of %s/%s: %s", shim.namespace, shim.id, error, extra=shim.fields)
         return answer

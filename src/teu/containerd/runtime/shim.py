@@ -135,8 +135,8 @@ class Shim:
         service = m.TASK_SERVICES[0 if self.version <= 2 else 1]
         try:
             return await client.task(service, method, {"id": self.id, **request}, timeout)
-        except StatusError as e:
-            raise errors.from_code(e.code, e.message) from e
+        except StatusError as error:
+            raise errors.from_code(error.code, error.message) from error
 
     async def outlast(self, call: Callable[[], Awaitable[T]]) -> T | None:
         """The answer to `call()`, which is made again when the connection was lost and found again; None when the shim

@@ -189,8 +189,8 @@ class Shims:
                 any_options = {"type_url": options.type_url, "value": options.value}
             try:
                 answer = await shim.call("Create", {"bundle": shim.bundle, "options": any_options, **request})
-            except errors.Error as e:
-                raise type(e)(f"failed to create shim task: {e.message}") from e
+            except errors.Error as error:
+                raise type(error)(f"failed to create shim task: {error.message}") from error
         except BaseException:
             await asyncio.shield(self._abandon(shim))
             raise
@@ -226,8 +226,8 @@ class Shims:
             shim.log_reader = LogReader(shim.bundle, shim.namespace, shim.id)
         try:
             await shim.connect()
-        except (OSError, TimeoutError) as e:
-            raise errors.Unavailable(f"cannot connect to the shim at {shim.address}: {e}") from e
+        except (OSError, TimeoutError) as error:
+            raise errors.Unavailable(f"cannot connect to the shim at {shim.address}: {error}") from error
 
     async def start_sandbox(
         self, namespace: str, id: str, *, runtime: str, spec: bytes, options: Packed | None
@@ -333,8 +333,8 @@ class Shims:
             # Its answer after the process was taken hold of says that it is the right one.
             if (await shim.call("Connect", {}, SHUTDOWN_TIMEOUT))["shim_pid"] == pid and pid > 1:
                 signal.pidfd_send_signal(process, signal.SIGKILL)
-        except (errors.Error, OSError) as e:
-            log.error("the shim of %s/%s cannot be ended: %s", shim.namespace, shim.id, e, extra=shim.fields)
+        except (errors.Error, OSError) as error:
+            log.error("the shim of %s/%s cannot be ended: %s", shim.namespace, shim.id, error, extra=shim.fields)
         finally:
             if process >= 0:
                 os.close(process)
@@ -465,8 +465,8 @@ class Shims:
             shim.created = shim.created or (not shim.half_made and shim.sandbox_state is None)
             try:
                 shim.bootstrap = parse_bootstrap(stored.encode())
-            except (errors.Error, ValueError) as e:
-                log.error("%s/%s: where its shim listens is not to be understood: %s", namespace, id, e)
+            except (errors.Error, ValueError) as error:
+                log.error("%s/%s: where its shim listens is not to be understood: %s", namespace, id, error)
         self._shims[(namespace, id)] = shim
         return shim
 
@@ -506,17 +506,21 @@ class Shims:
                     extra=shim.fields,
                 )
                 await self._shut_down(shim, now=True)
-            except _Slow as e:
+            except _Slow as error:
                 if pause == SEEK_FIRST:
                     log.warning(
-                        "the shim of %s/%s is slow: %s; it is left alone", shim.namespace, shim.id, e, extra=shim.fields
+                        "the shim of %s/%s is slow: %s; it is left alone",
+                        shim.namespace,
+                        shim.id,
+                        error,
+                        extra=shim.fields,
                     )
                 decided.set()
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, SEEK_MAX)
                 continue
-            except _Gone as e:
-                log.info("%s/%s: %s", shim.namespace, shim.id, e, extra=shim.fields)
+            except _Gone as error:
+                log.info("%s/%s: %s", shim.namespace, shim.id, error, extra=shim.fields)
             # From here on it goes to its end, also when the daemon is to stop.
             cleanup = asyncio.get_running_loop().create_task(self._clean_up(shim))
             self._cleanups.add(cleanup)
@@ -537,10 +541,10 @@ class Shims:
         if shim.client is None:
             try:
                 await shim.connect(SEEK_TIMEOUT)
-            except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as e:
-                raise _Gone(f"nobody listens at {shim.address}: {e.strerror}") from e
-            except (OSError, TimeoutError) as e:
-                raise _Slow(f"it takes no connection: {e or 'timeout'}") from e
+            except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
+                raise _Gone(f"nobody listens at {shim.address}: {error.strerror}") from error
+            except (OSError, TimeoutError) as error:
+                raise _Slow(f"it takes no connection: {error or 'timeout'}") from error
             assert shim.client is not None
             shim.client.on_close = shim.lose  # until it is watched, this search goes on
         if shim.sandbox_state is not None:
@@ -554,10 +558,10 @@ class Shims:
             shim.created, shim.sandbox_state = False, {"started": True, "told": False}
             shim.note()
             self.on_sandbox(shim)
-        except (errors.Unavailable, errors.DeadlineExceeded) as e:
-            raise _Slow(e.message) from e
-        except errors.Error as e:
-            log.warning("state of %s/%s: %s", shim.namespace, shim.id, e.message, extra=shim.fields)
+        except (errors.Unavailable, errors.DeadlineExceeded) as error:
+            raise _Slow(error.message) from error
+        except errors.Error as error:
+            log.warning("state of %s/%s: %s", shim.namespace, shim.id, error.message, extra=shim.fields)
             return True
         shim.created = shim.sandbox_state is None
         return True

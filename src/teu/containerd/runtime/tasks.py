@@ -199,8 +199,8 @@ class Tasks:
         shim = self._shim(namespace, id)
         try:
             return await self._shims.delete(shim)
-        except (errors.Unknown, errors.FailedPrecondition) as e:
-            raise type(e)(f"failed to delete task: {e.message}") from e
+        except (errors.Unknown, errors.FailedPrecondition) as error:
+            raise type(error)(f"failed to delete task: {error.message}") from error
 
     async def delete_process(self, namespace: str, id: str, exec_id: str) -> Exit:
         """Remove a process of `exec` that has ended; how it ended."""
@@ -217,9 +217,9 @@ class Tasks:
         async def state(shim: Shim) -> Process | None:
             try:
                 return _process(shim.id, await shim.call("State", {}, STATE_TIMEOUT))
-            except errors.Error as e:
-                if not isinstance(e, errors.NotFound):
-                    log.error("state of %s/%s: %s", shim.namespace, shim.id, e.message)
+            except errors.Error as error:
+                if not isinstance(error, errors.NotFound):
+                    log.error("state of %s/%s: %s", shim.namespace, shim.id, error.message)
                 return None
 
         states = await asyncio.gather(*(state(shim) for shim in self._shims.all(namespace)))
@@ -234,8 +234,8 @@ class Tasks:
         shim = self._shim(namespace, id)
         try:
             validate_identifier(exec_id)
-        except errors.InvalidArgument as e:
-            raise errors.InvalidArgument(f"invalid exec id {exec_id}: {e.message}") from e
+        except errors.InvalidArgument as error:
+            raise errors.InvalidArgument(f"invalid exec id {exec_id}: {error.message}") from error
         await shim.call("Exec", {"exec_id": exec_id, **stdio.fields(), "spec": _packed(spec)})
 
     async def resize(self, namespace: str, id: str, exec_id: str, width: int, height: int) -> None:
@@ -271,9 +271,9 @@ class Tasks:
         wanted = {"options": _packed(options)}
         try:
             found = m.decode_options("containerd.runc.v1.CheckpointOptions", wanted["options"])
-        except ValueError as e:
+        except ValueError as error:
             runtime = self._containers.get(namespace, shim.id).runtime.name
-            raise errors.InvalidArgument(f"invalid task checkpoint option for {runtime}") from e
+            raise errors.InvalidArgument(f"invalid task checkpoint option for {runtime}") from error
         if found["image_path"]:
             await shim.call("Checkpoint", {"path": found["image_path"], **wanted})
             return []
@@ -301,9 +301,9 @@ class Tasks:
             now = time.time_ns()
             try:
                 answer = (await shim.call("Stats", {}, STATE_TIMEOUT))["stats"]
-            except errors.Error as e:
-                if not isinstance(e, errors.NotFound):
-                    log.error("metrics of %s/%s: %s", shim.namespace, shim.id, e.message)
+            except errors.Error as error:
+                if not isinstance(error, errors.NotFound):
+                    log.error("metrics of %s/%s: %s", shim.namespace, shim.id, error.message)
                 return None
             return Measured(shim.id, now, answer["type_url"], answer["value"]) if answer else Measured(shim.id, now)
 
@@ -320,8 +320,8 @@ class Tasks:
             try:
                 answer = (await shim.call("Stats", {}, STATE_TIMEOUT))["stats"]
                 runtime = self._containers.get(shim.namespace, shim.id).runtime.name
-            except errors.Error as e:
-                log.debug("metrics of %s/%s: %s", shim.namespace, shim.id, e.message)
+            except errors.Error as error:
+                log.debug("metrics of %s/%s: %s", shim.namespace, shim.id, error.message)
                 return None
             if not answer or not answer["type_url"].endswith(_CGROUP_METRICS):
                 return None

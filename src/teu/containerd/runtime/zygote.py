@@ -62,9 +62,9 @@ class Zygote:
             try:
                 self._channel.sendall(json.dumps(request).encode() + b"\n")
                 line = self._answers.readline()
-            except OSError as e:
-                self._give_up(str(e))
-                raise ZygoteGone from e
+            except OSError as error:
+                self._give_up(str(error))
+                raise ZygoteGone from error
             if not line.endswith(b"\n"):
                 self._give_up("end of file")
                 raise ZygoteGone
