@@ -243,7 +243,7 @@ class Database:
                 self._connection.execute(f"SELECT {columns} FROM {table} LIMIT 0")
 
     def _mend_keys(self) -> None:
-        """A row whose key nobody can say gets one, to be looked at and deleted by."""
+        """Give a row whose key cannot be spelt in a request another key, by which it can be looked at and deleted."""
         self._connection.text_factory, usual = bytes, self._connection.text_factory
         lost: list[tuple[str, str, int]] = []
         try:

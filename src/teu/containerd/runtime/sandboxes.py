@@ -31,7 +31,7 @@ class Sandbox:
 
     def __init__(self, shim: Shim) -> None:
         self.shim = shim
-        self.watched = False  # whether somebody waits for its exit, to tell it
+        self.watched = False  # whether the manager waits for its exit, to publish it
         self._waiting: asyncio.Task[Any] | None = None
 
     @property
@@ -188,7 +188,7 @@ class Manager:
         await self._remove(namespace, id, sandbox)
 
     async def _remove(self, namespace: str, id: str, sandbox: Sandbox) -> None:
-        """Remove what is left of it; also where somebody else is at that, it is gone afterwards."""
+        """Remove what is left of a sandbox; a removal that is under way already is waited for."""
         key = (namespace, id)
         if self._sandboxes.get(key) is sandbox:
             del self._sandboxes[key]

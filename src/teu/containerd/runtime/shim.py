@@ -149,7 +149,7 @@ class Shim:
                 if self.gone.done():
                     return None
                 if client is not None and client is self.client:
-                    raise  # the shim's own answer, or nobody seeks another connection
+                    raise  # the shim's own answer, or no other connection is sought
                 await self.reached.wait()
                 if self.gone.done():
                     return None
@@ -171,7 +171,7 @@ class Shim:
         if self._waits.get(exec_id) is waiting:
             del self._waits[exec_id]
         if not waiting.cancelled():
-            waiting.exception()  # told to those who wait; with nobody left, it is nobody's
+            waiting.exception()  # those who wait get it; asyncio complains of an exception that was never looked at
 
     async def connect(self, timeout: float = CONNECT_TIMEOUT) -> None:
         """OSError or TimeoutError, see ttrpc.connect."""

@@ -357,7 +357,7 @@ class Shims:
     def _deleted(shim: Shim, deletion: asyncio.Task[Exit]) -> None:
         shim.deletion = None
         if not deletion.cancelled():
-            deletion.exception()  # told to those who wait; with nobody left, it is nobody's
+            deletion.exception()  # those who wait get it; asyncio complains of an exception that was never looked at
 
     async def _delete(self, shim: Shim) -> Exit:
         try:

@@ -106,7 +106,7 @@ class Server:
     def let_go(self) -> None:
         """Tell those who are held on to (see `held`) that the daemon stops: they come back when it does."""
         self._stopping = True
-        # grpc sends no status beside a message that is on its way: who is writing looks when it is sent.
+        # grpc sends no status beside a message that is on its way: `_write` looks at `_stopping` when it is sent.
         for task in self._held - self._writing:
             task.cancel()
 

@@ -296,7 +296,7 @@ class LocalSnapshotter:
             self._remove_folder(os.path.join(self.root, entry))
 
     def _remove_folder(self, path: str) -> None:
-        """What cannot be removed stays for the next clean-up, and somebody hears of it."""
+        """Remove a folder; what cannot be removed stays for the next clean-up, and the log says so."""
         try:
             trees.remove_tree(path)
         except OSError as error:
