@@ -15,8 +15,8 @@ import stat
 
 from teu.cli import jsontext, units
 from teu.cli.archives import TAR, read_file, refuse_terminal, write_output
+from teu.cli.commands import Cli, Command
 from teu.cli.errors import CommandError
-from teu.cli.main import Cli, Command
 from teu.cli.options import Options
 
 TYPE_CHECKING = False

@@ -6,7 +6,7 @@ a command that does its work."""
 from __future__ import annotations
 
 from teu.cli import commands
-from teu.cli.main import GLOBAL_FLAGS, PROGRAM, Command
+from teu.cli.commands import GLOBAL_FLAGS, PROGRAM, Command
 from teu.cli.options import REPEATED, Flag, parse_table
 
 
