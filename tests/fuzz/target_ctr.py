@@ -62,11 +62,11 @@ class Lines:
     """Draws command lines of `teu-ctr`."""
 
     def __init__(self, dice: random.Random) -> None:
-        from teu.ctr import main
+        from teu.ctr import commands
 
         self.dice = dice
-        self.names = [name for name in main.COMMANDS if name not in LEFT_OUT and not name.startswith("pprof")]
-        self.tables = {name: main.all_flags(name, main.load(name)) for name in self.names}
+        self.names = [name for name in commands.COMMANDS if name not in LEFT_OUT and not name.startswith("pprof")]
+        self.tables = {name: commands.all_flags(name, commands.load(name)) for name in self.names}
 
     def value(self, flag: Any) -> str:
         dice = self.dice

@@ -13,9 +13,9 @@ from teu import __version__
 from teu.ctr import spec as specification
 from teu.ctr.client import introspection_pb2 as pb
 from teu.ctr.client import rfc3339
+from teu.ctr.commands import Command, Ctr
 from teu.ctr.errors import CommandError
 from teu.ctr.flags import Options
-from teu.ctr.main import Command, Ctr
 from teu.ctr.output import aligned, show_json, table
 
 

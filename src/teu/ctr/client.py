@@ -52,6 +52,8 @@ WORDS = {
     grpc.StatusCode.CANCELLED: "context canceled",
     grpc.StatusCode.UNKNOWN: "unknown",
 }
+# containerd.v1.types.Status in ctr's words
+STATUS = {0: "UNKNOWN", 1: "CREATED", 2: "RUNNING", 3: "STOPPED", 4: "PAUSED", 5: "PAUSING"}
 LEASE_SECONDS = 24 * 3600
 OPTIONS = [("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_message_length", 16 << 20)]
 

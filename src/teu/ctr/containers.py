@@ -8,11 +8,11 @@ from typing import Any
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from teu.ctr.client import Client, rfc3339, snapshots_pb2, tasks_pb2
+from teu.ctr.client import STATUS, Client, rfc3339, snapshots_pb2, tasks_pb2
 from teu.ctr.client import containers_pb2 as pb
+from teu.ctr.commands import Command, Ctr
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
-from teu.ctr.main import Command, Ctr
 from teu.ctr.output import label_text, log, show_json, table
 from teu.oci import jsontext
 
@@ -84,8 +84,6 @@ def remove(client: Client, identity: str, keep_snapshot: bool = False) -> None:
     except NotFound:
         pass
     else:
-        from teu.ctr.tasks import STATUS
-
         state = STATUS[process.status]
         if state not in ("STOPPED", "CREATED"):
             exited = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=process.exited_at.seconds)

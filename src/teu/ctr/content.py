@@ -15,9 +15,9 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from teu.ctr import blobs
 from teu.ctr.client import content_pb2 as pb
 from teu.ctr.client import errors, leases_pb2, local_time
+from teu.ctr.commands import Command, Ctr, need
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
-from teu.ctr.main import Command, Ctr, need
 from teu.ctr.output import age, decimal, label_text, log, tabbed
 from teu.oci import digest as digests
 

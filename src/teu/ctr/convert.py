@@ -11,10 +11,10 @@ from typing import Any
 from teu.ctr import blobs
 from teu.ctr.blobs import Json
 from teu.ctr.client import Client, content_pb2, images_pb2
+from teu.ctr.commands import Command, Ctr
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
 from teu.ctr.install import Reader
-from teu.ctr.main import Command, Ctr
 from teu.oci import archive, image_spec
 
 FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar"

@@ -22,8 +22,8 @@ from teu.api.events import (  # noqa: F401 - registers the types of events
 )
 from teu.ctr.client import errors
 from teu.ctr.client import events_pb2 as pb
+from teu.ctr.commands import Command, Ctr
 from teu.ctr.flags import Options
-from teu.ctr.main import Command, Ctr
 
 
 def plain(message: Any) -> Any:

@@ -12,9 +12,9 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from teu.ctr import blobs
 from teu.ctr.client import Client, snapshots_pb2
 from teu.ctr.client import images_pb2 as pb
+from teu.ctr.commands import SNAPSHOTTER, Command, Ctr, need
 from teu.ctr.errors import AlreadyExists, CommandError, NotFound
 from teu.ctr.flags import REGISTRY, Options
-from teu.ctr.main import SNAPSHOTTER, Command, Ctr, need
 from teu.ctr.output import binary, label_text, log, table
 from teu.oci import image_spec
 

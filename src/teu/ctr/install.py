@@ -15,9 +15,9 @@ from pathlib import Path
 from teu.ctr import blobs
 from teu.ctr.client import Client
 from teu.ctr.client import introspection_pb2 as pb
+from teu.ctr.commands import Command, Ctr, need
 from teu.ctr.errors import CommandError
 from teu.ctr.flags import Options
-from teu.ctr.main import Command, Ctr, need
 from teu.oci import archive
 
 

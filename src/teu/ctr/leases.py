@@ -9,9 +9,10 @@ import time
 
 from teu.ctr.client import leases_pb2 as pb
 from teu.ctr.client import local_time
+from teu.ctr.commands import Command, Ctr
 from teu.ctr.errors import CommandError
 from teu.ctr.flags import Options, labels
-from teu.ctr.main import Command, Ctr, help_text
+from teu.ctr.helptext import help_text
 from teu.ctr.output import label_text, log, table
 
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from teu.ctr.client import namespace_pb2 as pb
+from teu.ctr.commands import Command, Ctr, need
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options, labels
-from teu.ctr.main import Command, Ctr, need
 from teu.ctr.output import label_text, log, table
 
 

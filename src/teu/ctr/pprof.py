@@ -9,9 +9,9 @@ import http.client
 import socket
 import sys
 
+from teu.ctr.commands import Command, Ctr
 from teu.ctr.errors import CommandError
 from teu.ctr.flags import Options
-from teu.ctr.main import Command, Ctr
 
 
 def show(profile: str, ctr: Ctr, options: Options, operands: list[str]) -> None:

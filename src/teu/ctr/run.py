@@ -18,10 +18,10 @@ from teu.api.types.runtimeoptions.v1 import api_pb2 as runtimeoptions_pb2
 from teu.ctr import blobs, cni, containers, remap
 from teu.ctr import spec as specification
 from teu.ctr.client import Client, containers_pb2, snapshots_pb2, tasks_pb2
+from teu.ctr.commands import RUNTIME, SNAPSHOTTER, Command, Ctr
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.fifos import Conversation, Fifos
 from teu.ctr.flags import Options, labels
-from teu.ctr.main import RUNTIME, SNAPSHOTTER, Command, Ctr
 from teu.ctr.output import log
 from teu.oci import jsontext
 

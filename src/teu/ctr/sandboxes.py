@@ -15,9 +15,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from teu.api.services.sandbox.v1 import sandbox_pb2 as pb
 from teu.api.types import sandbox_pb2
+from teu.ctr.commands import RUNTIME, Command, Ctr
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
-from teu.ctr.main import RUNTIME, Command, Ctr, help_text
+from teu.ctr.helptext import help_text
 from teu.ctr.output import log, table
 from teu.oci import jsontext
 

@@ -12,10 +12,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from teu.ctr.commands import Command, Ctr
 from teu.ctr.errors import CommandError
 from teu.ctr.fifos import write_all
 from teu.ctr.flags import Options
-from teu.ctr.main import Command, Ctr
 from teu.ctr.output import show_json
 from teu.oci import jsontext
 from teu.ttrpc import client as ttrpc

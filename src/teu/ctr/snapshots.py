@@ -12,9 +12,10 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from teu.ctr import blobs
 from teu.ctr.client import Client, content_pb2, diff_pb2, errors, rfc3339
 from teu.ctr.client import snapshots_pb2 as pb
+from teu.ctr.commands import GROUP_FLAGS, Command, Ctr, need
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options, labels
-from teu.ctr.main import GROUP_FLAGS, Command, Ctr, help_text, need
+from teu.ctr.helptext import help_text
 from teu.ctr.output import binary, label_text, show_json, table
 
 KINDS = {pb.Kind.UNKNOWN: "Unknown", pb.Kind.VIEW: "View", pb.Kind.ACTIVE: "Active", pb.Kind.COMMITTED: "Committed"}

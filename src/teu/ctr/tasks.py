@@ -11,18 +11,18 @@ from typing import Any
 from teu.api.cgroups.v2 import metrics_pb2
 from teu.api.types.runc.options import oci_pb2
 from teu.ctr import cni, containers
-from teu.ctr.client import Client
+from teu.ctr.client import STATUS, Client
 from teu.ctr.client import tasks_pb2 as pb
+from teu.ctr.commands import Command, Ctr, need
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.fifos import Conversation, Fifos
 from teu.ctr.flags import Options
-from teu.ctr.main import Command, Ctr, help_text, need
+from teu.ctr.helptext import help_text
 from teu.ctr.output import log, table
-from teu.ctr.run import IO_FLAGS, TASK_FLAGS, create_task, packed
+from teu.ctr.run import IO_FLAGS, TASK_FLAGS, create_task, looked_into, packed
 from teu.ctr.spec import set_user
 from teu.oci import jsontext
 
-STATUS = {0: "UNKNOWN", 1: "CREATED", 2: "RUNNING", 3: "STOPPED", 4: "PAUSED", 5: "PAUSING"}
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 
@@ -94,8 +94,6 @@ def execute(ctr: Ctr, options: Options, operands: list[str]) -> int:
         process["cwd"] = options["cwd"]
     if options["user"]:
         if container.snapshot_key:
-            from teu.ctr.run import looked_into
-
             with looked_into(client, container.snapshotter, container.snapshot_key) as root:
                 set_user(spec, options["user"], root)
         else:

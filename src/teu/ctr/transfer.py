@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, Literal
 from teu.ctr import blobs
 from teu.ctr.blobs import Json
 from teu.ctr.client import Client, content_pb2
+from teu.ctr.commands import SNAPSHOTTER, Command, Ctr, need
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import REGISTRY, Options, labels
-from teu.ctr.main import SNAPSHOTTER, Command, Ctr, need
 from teu.ctr.output import log, span
 from teu.ctr.progress import Progress
 from teu.oci import archive, distribution, image_spec, reference, registries, registry_hosts
