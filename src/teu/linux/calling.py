@@ -34,6 +34,13 @@ class _FunctionKeepingGIL(_ctypes.CFuncPtr):
 
 
 _libc = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
+
+
+def function(name: str) -> Any:
+    """A function of the C library that takes integers. OSError where it has none of that name."""
+    return _Function(_ctypes.dlsym(_libc, name))
+
+
 _syscall_address = _ctypes.dlsym(_libc, "syscall")
 _syscall = _Function(_syscall_address)
 _syscall_keeping_gil = _FunctionKeepingGIL(_syscall_address)

@@ -7,9 +7,11 @@ once would hold their hundreds of megabytes for ever. Nothing happens here with 
 
 from __future__ import annotations
 
-import ctypes
 import os
 
+from teu.linux.calling import c_long, function
+
+M_MMAP_THRESHOLD = -3
 M_ARENA_MAX = -8
 
 
@@ -22,21 +24,25 @@ def resident() -> int:
 def trim() -> None:
     """Give free memory of all arenas back to the kernel. Other threads may go on meanwhile."""
     try:
-        function = ctypes.CDLL(None).malloc_trim
-    except AttributeError:
-        return
-    function.argtypes = (ctypes.c_size_t,)
-    function.restype = ctypes.c_int
-    function(0)
+        function("malloc_trim")(c_long(0))
+    except OSError:
+        pass
 
 
 def few_arenas(number: int) -> None:
     """From now on no more than so many arenas are made: between threads that live for a request each, what is free
     lies in pieces that cannot be given back. To be called before there are threads."""
+    _mallopt(M_ARENA_MAX, number)
+
+
+def mmap_threshold(size: int) -> None:
+    """From now on what is asked for in pieces of so many bytes, or more, goes back when it is freed. Without it the C
+    library takes the next such piece from its heap, and keeps it."""
+    _mallopt(M_MMAP_THRESHOLD, size)
+
+
+def _mallopt(parameter: int, value: int) -> None:
     try:
-        function = ctypes.CDLL(None).mallopt
-    except AttributeError:
-        return
-    function.argtypes = (ctypes.c_int, ctypes.c_int)
-    function.restype = ctypes.c_int
-    function(M_ARENA_MAX, number)
+        function("mallopt")(c_long(parameter), c_long(value))
+    except OSError:
+        pass

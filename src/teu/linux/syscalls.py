@@ -55,6 +55,8 @@ _OLD_NUMBERS: dict[str, dict[str, int]] = {
         "waitid": 247,
         "clone": 56,
         "statx": 332,
+        "syncfs": 306,
+        "sync_file_range": 277,
     },
     "aarch64": {
         "ioctl": 29,
@@ -89,6 +91,8 @@ _OLD_NUMBERS: dict[str, dict[str, int]] = {
         "waitid": 95,
         "clone": 220,
         "statx": 291,
+        "syncfs": 267,
+        "sync_file_range": 84,
     },
 }
 _OLD_NUMBERS["riscv64"] = _OLD_NUMBERS["aarch64"]
@@ -117,6 +121,8 @@ NR_fstatfs = _old.get("fstatfs", -1)
 NR_execveat = _old.get("execveat", -1)
 NR_setgroups = _old.get("setgroups", -1)
 NR_statx = _old.get("statx", -1)
+NR_syncfs = _old.get("syncfs", -1)
+NR_sync_file_range = _old.get("sync_file_range", -1)
 NR_open_tree = 428
 NR_move_mount = 429
 NR_fsopen = 430
@@ -184,8 +190,14 @@ PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
 PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
+PR_SET_MM = 35
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+PR_SCHED_CORE = 62
+
+PR_SET_MM_ARG_START = 8
+PR_SET_MM_ARG_END = 9
+PR_SCHED_CORE_CREATE = 1
 
 
 def prctl(option: int, *args: int) -> int:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from teu.systemd.scope import Property
 
 DEFAULT_SLICE = "teu.slice"
+# for the sockets of shims and of the terminals that they ask for
+SOCKET_FOLDER = "/run/teu/s"
 
 # Annotations of the container's spec that the shim knows.
 NAME_ANNOTATION = "io.teu.name"  # for the unit's description

@@ -15,6 +15,7 @@ import signal
 import time
 
 from teu.shim.loop import Future
+from teu.shim.placement import SOCKET_FOLDER
 from teu.shim.runtime import RuntimeFailed
 from teu.shim.stdio import Console, ConsoleSocket, Streams, wait_drained
 from teu.ttrpc import messages as m
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 DRAIN_SECONDS = 10.0
 # How long a deletion waits for a logging binary that has read everything, before it is terminated.
 LOGGER_SECONDS = 2.0
-SOCKET_FOLDER = "/run/teu/s"
 
 _STATUS_NAMES = {m.CREATED: "created", m.RUNNING: "running", m.STOPPED: "stopped", m.PAUSED: "paused"}
 

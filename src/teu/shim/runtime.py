@@ -17,6 +17,8 @@ import os
 import signal
 import sys
 
+from teu.linux import commandline
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,9 +117,7 @@ class Loaded:
             for n, fd in enumerate(stdio):
                 os.dup2(fd, n)
             os.closerange(3, 1 << 20)
-            from teu.shim.server import set_command_line
-
-            set_command_line(command)
+            commandline.show(command)
             sys.argv = command
             self._main()
         except BaseException as e:

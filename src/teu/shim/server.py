@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import signal
@@ -11,6 +10,8 @@ import socket
 import sys
 import time
 
+from teu.linux import commandline, memory
+from teu.linux.syscalls import PR_SCHED_CORE, PR_SCHED_CORE_CREATE, PR_SET_CHILD_SUBREAPER, prctl
 from teu.shim import placement
 from teu.shim.loop import Loop
 from teu.shim.publisher import Publisher
@@ -21,11 +22,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-PR_SET_NAME, PR_SET_MM, PR_SET_CHILD_SUBREAPER = 15, 35, 36
-PR_SET_MM_ARG_START, PR_SET_MM_ARG_END = 8, 9
-PR_SCHED_CORE, PR_SCHED_CORE_CREATE = 62, 1
-
-M_MMAP_THRESHOLD = -3  # mallopt(3)
 MMAP_THRESHOLD = 128 << 10  # bytes, as it is to begin with
 
 # What a last event and answer may take when the shim ends.
@@ -49,8 +45,6 @@ PRIVATE_VARIABLES = (
     "FDSTORE",
     "MAX_SHIM_VERSION",
 )
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Parameters:
@@ -78,43 +72,11 @@ class Parameters:
         self.environment = environment
 
 
-def _prctl(option: int, second: int, third: int = 0) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(second), ctypes.c_ulong(third), ctypes.c_ulong(0), ctypes.c_ulong(0)):
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
-
-
 def schedule_apart() -> None:
     """Core scheduling (SCHED_CORE): from now on this thread, and what it forks, shares a processor's core with nobody
     else.  OSError where the kernel or the processor has no such thing."""
     if os.environ.get("SCHED_CORE"):
-        _prctl(PR_SCHED_CORE, PR_SCHED_CORE_CREATE)
-
-
-def set_command_line(command: list[str]) -> None:
-    """Show `command` as this process's command line, and its program's name as the process's name."""
-    name = ctypes.create_string_buffer(os.fsencode(os.path.basename(command[0]))[:15])
-    _prctl(PR_SET_NAME, ctypes.addressof(name))
-    data = b"".join(os.fsencode(word) + b"\0" for word in command)
-    buffer = ctypes.create_string_buffer(data, len(data))
-    start = ctypes.addressof(buffer)
-    try:
-        try:
-            _prctl(PR_SET_MM, PR_SET_MM_ARG_END, start + len(data))
-            _prctl(PR_SET_MM, PR_SET_MM_ARG_START, start)
-        except OSError:
-            # The order matters: the end may never be below the start.
-            _prctl(PR_SET_MM, PR_SET_MM_ARG_START, start)
-            _prctl(PR_SET_MM, PR_SET_MM_ARG_END, start + len(data))
-    except OSError:
-        # Without CAP_SYS_RESOURCE: write over the old words, as far as they reach.
-        with open("/proc/self/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        old, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, see proc(5)
-        ctypes.memset(old, 0, end - old)
-        ctypes.memmove(old, data, min(len(data), end - old - 1))
-        return
-    globals()["_command_line"] = buffer  # the kernel reads it from now on
+        prctl(PR_SCHED_CORE, PR_SCHED_CORE_CREATE)
 
 
 def fork(parameters: Parameters, listener: socket.socket) -> None:
@@ -130,7 +92,7 @@ def become_shim(parameters: Parameters, listener: socket.socket) -> NoReturn:
         schedule_apart()
         _adjust_oom_score()
         if parameters.command:
-            set_command_line(parameters.command)
+            commandline.show(parameters.command)
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
@@ -175,11 +137,11 @@ def serve(parameters: Parameters, listener: socket.socket) -> NoReturn:
         os.environ.pop(name, None)
     os.chdir("/")
     os.umask(0o022)
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     # A request may have 4 MiB: what it took goes back to the system. (Else glibc keeps as much on its heap next time.)
-    _libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+    memory.mmap_threshold(MMAP_THRESHOLD)
     # What is alive now is shared with the process that this one was forked from: leave it untouched.
     gc.freeze()
     # A collection writes to what it visits; there is next to nothing in cycles here.

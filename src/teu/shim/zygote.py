@@ -21,11 +21,12 @@ import signal
 import socket
 import sys
 
-from teu.shim import main as program
+from teu.linux import commandline
 from teu.shim import warmup
-from teu.shim.server import PRIVATE_VARIABLES, Parameters, become_shim, set_command_line
+from teu.shim.server import PRIVATE_VARIABLES, Parameters, become_shim
+from teu.shim.start import start_shim
 
-# Room in this process's own words for the command line of a shim (see set_command_line).
+# Room in this process's own words for the command line of a shim (see teu.linux.commandline).
 PADDING = 512
 
 
@@ -58,7 +59,7 @@ def _serve_request(line: bytes, daemon: socket.socket) -> None:
             "debug": request.get("debug", False),
             "program": sys.argv[0],
         }
-        answer = {"address": program.start_shim(flags, environment, request["bundle"], launch=launch)}
+        answer = {"address": start_shim(flags, environment, request["bundle"], launch=launch)}
     except (OSError, ValueError, KeyError) as e:
         answer = {"error": f"KeyError: {e}" if isinstance(e, KeyError) else str(e)}
     daemon.sendall(json.dumps(answer).encode() + b"\n")
@@ -81,7 +82,7 @@ def main() -> int:
     if len(sys.argv) == 2:
         # Without CAP_SYS_RESOURCE a longer command line can only be shown over a longer one.
         os.execv(sys.argv[0], [sys.argv[0], "zygote", "-" * PADDING])
-    set_command_line([sys.argv[0], "zygote"])
+    commandline.show([sys.argv[0], "zygote"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in PRIVATE_VARIABLES:
         os.environ.pop(name, None)
