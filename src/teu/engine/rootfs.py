@@ -22,14 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from teu.engine import containerd, process
 from teu.engine.errors import BadRequest, EngineError, NotFound
-from teu.linux import copying, inside
+from teu.linux import copying, inside, mountflags
 from teu.linux.mounts import (
     MNT_DETACH,
     MOUNT_ATTR_RDONLY,
     MS_BIND,
-    MS_NODEV,
-    MS_NOEXEC,
-    MS_NOSUID,
     MS_PRIVATE,
     MS_RDONLY,
     MS_REC,
@@ -50,16 +47,6 @@ CLONE_FS = 0x200
 CLONE_NEWNS = 0x20000
 ANSWER_SECONDS = 30.0  # for what is local at once, and of a server tells whether it is there
 WAITING_MOST = 32
-
-FLAGS = {
-    "ro": MS_RDONLY,
-    "rw": 0,
-    "nosuid": MS_NOSUID,
-    "nodev": MS_NODEV,
-    "noexec": MS_NOEXEC,
-    "bind": MS_BIND,
-    "rbind": MS_BIND | MS_REC,
-}
 
 
 class Busy(EngineError):
@@ -171,12 +158,7 @@ def _mount_detached(place: str, mounts: list[Any], access: str) -> int:
     done: list[str] = []
     try:
         for entry in mounts:
-            flags, data = 0, []
-            for option in entry.options:
-                if option in FLAGS:
-                    flags |= FLAGS[option]
-                else:
-                    data.append(option)
+            flags, _, data = mountflags.parse(entry.options)
             kind, source = entry.type, entry.source
             if access == "scratch" and flags & MS_BIND:
                 kind, source, flags, data = "overlay", "overlay", 0, [f"lowerdir={source}"]

@@ -14,41 +14,24 @@ import sys
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from teu.linux import trees
+from teu.linux import mountflags, trees
+from teu.linux.mounts import MS_BIND, MS_RDONLY, MS_REMOUNT
 from teu.linux.syscalls import NR_mount, syscall
-
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME, MS_RELATIME = 1, 2, 4, 8, 1024, 1 << 21
-MS_REMOUNT, MS_BIND, MS_REC = 32, 4096, 16384
-FLAGS = {
-    "ro": MS_RDONLY,
-    "rw": 0,
-    "nosuid": MS_NOSUID,
-    "nodev": MS_NODEV,
-    "noexec": MS_NOEXEC,
-    "noatime": MS_NOATIME,
-    "relatime": MS_RELATIME,
-    "bind": MS_BIND,
-    "rbind": MS_BIND | MS_REC,
-    "defaults": 0,
-}
 
 
 def mount(path: str, options: dict[str, str]) -> None:
-    flags, data = 0, []
-    for word in filter(None, (options.get("o") or "").split(",")):
-        if word in FLAGS:
-            flags |= FLAGS[word]
-        else:
-            data.append(word)
+    flags, propagation, data = mountflags.parse(filter(None, (options.get("o") or "").split(",")))
     device, kind = options.get("device") or "", options.get("type") or ""
     if kind == "none":
         kind = ""
     text = ",".join(data)
-    arguments = [os.fsencode(value) + b"\0" for value in (device, path, kind)]
+    arguments = [os.fsencode(value) for value in (device, path, kind)]
     what = f"mount {device}:{path}, flags: {flags:#x}, data: {text}"
-    syscall(what, NR_mount, *arguments, flags, os.fsencode(text) + b"\0" if text else None)
+    syscall(what, NR_mount, *arguments, flags, os.fsencode(text) if text else None)
     if flags & MS_BIND and flags & MS_RDONLY:
         syscall(what, NR_mount, None, arguments[1], None, flags | MS_REMOUNT, None)
+    if propagation:
+        syscall(what, NR_mount, None, arguments[1], None, propagation, None)
 
 
 def main() -> int:

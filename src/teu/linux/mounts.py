@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mounts and paths by descriptor. Called by teu.runc for everything inside a root file system.
+"""Mounts. Called by all that mount: by teu.runc for everything inside a root file system, by descriptor.
 
 Two rules make the mount races of other runtimes impossible here:
 a path inside a root is opened once (teu.linux.inside), and from then on it is a
@@ -59,6 +59,12 @@ MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
+MS_SYNCHRONOUS = 0x10
+MS_REMOUNT = 0x20
+MS_MANDLOCK = 0x40
+MS_DIRSYNC = 0x80
+MS_NOATIME = 0x400
+MS_NODIRATIME = 0x800
 MS_BIND = 0x1000
 MS_MOVE = 0x2000
 MS_REC = 0x4000
@@ -66,11 +72,17 @@ MS_UNBINDABLE = 1 << 17
 MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
 MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    """mount(2), for propagation and MS_MOVE. File systems and binds go by descriptor, below."""
+    """mount(2). teu-runc uses it for propagation and MS_MOVE alone, where file systems and binds go by descriptor
+    (below); what works outside a container's tree mounts what a snapshotter or a volume says with it.
+
+    OSError as of mount(2)."""
     syscall(
         f"mount {target}",
         NR_mount,
@@ -83,6 +95,7 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, data: s
 
 
 def umount2(target: str, flags: int = 0) -> None:
+    """umount2(2); OSError as of it."""
     syscall(f"umount {target}", NR_umount2, os.fsencode(target), flags)
 
 

@@ -17,9 +17,13 @@ from teu.linux.mounts import (
     MOUNT_ATTR_RDONLY,
     MOUNT_ATTR_RELATIME,
     MOUNT_ATTR_STRICTATIME,
+    MS_NOATIME,
+    MS_NODIRATIME,
     MS_PRIVATE,
+    MS_RELATIME,
     MS_SHARED,
     MS_SLAVE,
+    MS_STRICTATIME,
     MS_UNBINDABLE,
 )
 
@@ -48,10 +52,6 @@ ATTRIBUTES = {
 
 # Of the mount itself, access times go by mount(2)'s flags, as with runc and mount(8): what is only cleared leaves a
 # bind mount its source's, nodiratime implies relatime, strictatime beats noatime. name: (flags to set, to clear)
-MS_NOATIME = 1024
-MS_NODIRATIME = 2048
-MS_RELATIME = 1 << 21
-MS_STRICTATIME = 1 << 24
 _TIMES = {
     "nodiratime": (MS_NODIRATIME, 0),
     "diratime": (0, MS_NODIRATIME),

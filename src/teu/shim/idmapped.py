@@ -8,15 +8,12 @@ the container writes has its ids already. It runs in the helper that mounts the 
 
 from __future__ import annotations
 
-import ctypes
 import os
 
 from teu.linux import mounts
+from teu.linux.namespaces import CLONE_NEWUSER, unshare
 
-CLONE_NEWUSER = 0x10000000
 OPTIONS = ("uidmap=", "gidmap=")
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _map(options: list[str], name: str) -> bytes:
@@ -38,7 +35,11 @@ def user_namespace(options: list[str]) -> int:
     pid = os.fork()
     if not pid:
         os.close(release)
-        os.write(tell, b"x" if not _libc.unshare(CLONE_NEWUSER) else bytes([ctypes.get_errno()]))
+        try:
+            unshare(CLONE_NEWUSER)
+            os.write(tell, b"x")
+        except OSError as error:
+            os.write(tell, bytes([error.errno or 0]))
         os.read(wait, 1)
         os._exit(0)
     os.close(tell)

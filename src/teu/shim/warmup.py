@@ -17,7 +17,8 @@ import sys
 import tempfile
 from types import FrameType
 
-from teu.shim import cgroup, placement, rootfs, runtime
+from teu.linux import mountflags
+from teu.shim import cgroup, placement, runtime
 from teu.shim.loop import Loop
 from teu.shim.publisher import Publisher
 from teu.shim.service import Service, read_options
@@ -205,7 +206,7 @@ def _session(folder: str) -> None:
         "rootfs": [{"type": "overlay", "source": "overlay", "target": "", "options": ["ro", "upperdir=x"]}],
     }
     m.decode("task.CreateTaskRequest", m.encode("task.CreateTaskRequest", request))
-    rootfs.parse_options(["ro", "lowerdir=a:b"])
+    mountflags.parse(["ro", "lowerdir=a:b"])
     runtime.last_error(os.path.join(folder, "log.json"))
     body = marshal("ssa(sv)a(sa(sv))", ("x", "fail", [("PIDs", ("au", [1])), ("Delegate", ("b", True))], []))
     unmarshal("ssa(sv)a(sa(sv))", body)

@@ -3,61 +3,36 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 
-CLONE_NEWNS = 0x00020000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS = 0x1, 0x2, 0x4, 0x8, 0x10
-MS_REMOUNT, MS_MANDLOCK, MS_DIRSYNC, MS_NOATIME, MS_NODIRATIME = 0x20, 0x40, 0x80, 0x400, 0x800
-MS_BIND, MS_REC, MS_PRIVATE, MS_RELATIME, MS_STRICTATIME = 0x1000, 0x4000, 0x40000, 0x200000, 0x1000000
+from teu.linux import mountflags, mounts
+from teu.linux.mounts import MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT
+from teu.linux.namespaces import CLONE_NEWNS, unshare
 
-_FLAGS = {
-    "ro": MS_RDONLY,
-    "nosuid": MS_NOSUID,
-    "nodev": MS_NODEV,
-    "noexec": MS_NOEXEC,
-    "sync": MS_SYNCHRONOUS,
-    "mand": MS_MANDLOCK,
-    "dirsync": MS_DIRSYNC,
-    "noatime": MS_NOATIME,
-    "nodiratime": MS_NODIRATIME,
-    "bind": MS_BIND,
-    "rbind": MS_BIND | MS_REC,
-    "relatime": MS_RELATIME,
-    "strictatime": MS_STRICTATIME,
-}
-_CLEARED = ("rw", "defaults", "async", "suid", "dev", "exec", "atime", "diratime", "loop")
 PAGE = 4096
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int, what: str) -> None:
-    if result != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{what}: {os.strerror(code)}")
 
 
 def private_namespace() -> None:
-    _check(_libc.unshare(CLONE_NEWNS), "unshare mount namespace")
-    _check(_libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "make mounts private")
+    unshare(CLONE_NEWNS)
+    mounts.mount(None, "/", None, MS_REC | MS_PRIVATE)
 
 
 def _mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
-    result = _libc.mount(
-        os.fsencode(source), os.fsencode(target), os.fsencode(kind), ctypes.c_ulong(flags), os.fsencode(data) or None
-    )
-    _check(result, f"mount {kind} {source} on {target}")
+    try:
+        mounts.mount(source, target, kind, flags, data or None)
+    except OSError as error:
+        what = f"mount {kind} {source} on {target}"
+        raise OSError(error.errno, f"{what}: {os.strerror(error.errno or 0)}") from None
 
 
-def mount_all(mounts: list[dict[str, object]], target: str) -> str:
+def mount_all(listed: list[dict[str, object]], target: str) -> str:
     """Mount them one over another on `target`; the folder to use, which for a lone writable bind is its source."""
-    if not mounts:
+    if not listed:
         os.makedirs(target, exist_ok=True)
         return target
-    if len(mounts) == 1 and mounts[0]["type"] == "bind" and not mounts[0].get("target"):
-        return str(mounts[0]["source"])  # nothing to be mounted: the tree is there
-    for one in mounts:
+    if len(listed) == 1 and listed[0]["type"] == "bind" and not listed[0].get("target"):
+        return str(listed[0]["source"])  # nothing to be mounted: the tree is there
+    for one in listed:
         place = os.path.join(target, str(one.get("target") or "").lstrip("/"))
         os.makedirs(place, exist_ok=True)
         _mount_one(one, place)
@@ -65,12 +40,10 @@ def mount_all(mounts: list[dict[str, object]], target: str) -> str:
 
 
 def _mount_one(one: dict[str, object], target: str) -> None:
-    flags, data = 0, []
-    for option in one.get("options") or ():  # type: ignore[attr-defined]
-        if option in _FLAGS:
-            flags |= _FLAGS[option]
-        elif option not in _CLEARED and not option.startswith(("uidmap=", "gidmap=")):
-            data.append(option)
+    options: list[str] = list(one.get("options") or ())  # type: ignore[call-overload]
+    flags, propagation, data = mountflags.parse(options)
+    # Ids are mapped where a container is mounted, not where its layers are read or written; "loop" is mount(8)'s.
+    data = [option for option in data if option != "loop" and not option.startswith(("uidmap=", "gidmap="))]
     kind, source = str(one["type"]), str(one["source"])
     if kind == "overlay" and sum(map(len, data)) + len(data) >= PAGE - 1:
         data = _relative(data)
@@ -80,6 +53,8 @@ def _mount_one(one: dict[str, object], target: str) -> None:
     _mount(source, target, kind, flags, text)
     if flags & MS_BIND and flags & MS_RDONLY:
         _mount("", target, "", MS_BIND | MS_REMOUNT | MS_RDONLY, "")
+    if propagation:
+        _mount("", target, "", propagation, "")
 
 
 def _relative(options: list[str]) -> list[str]:
