@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Namespaces: their names, clone3 into new ones, setns into others. Called by teu.runc."""
+"""Namespaces: their names, clone3 into new ones, setns into others. Called by all that enter or leave one."""
 
 from __future__ import annotations
 
@@ -90,3 +90,12 @@ def same_namespace(path: str, name: str) -> bool:
     except OSError:
         return False
     return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+
+
+def in_user_namespace() -> bool:
+    """Whether this process is in a user namespace other than the initial one; False without /proc."""
+    try:
+        with open("/proc/self/uid_map", "rb", 0) as file:
+            return file.read().split() != [b"0", b"0", b"4294967295"]
+    except OSError:
+        return False

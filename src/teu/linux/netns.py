@@ -7,22 +7,14 @@ all its interfaces: nothing of it is left when the daemon is killed, and no moun
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-CLONE_NEWNET = 0x40000000
+from teu.linux.namespaces import CLONE_NEWNET, setns, unshare
 
 T = TypeVar("T")
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int, what: str) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), what)
 
 
 def in_thread(function: Callable[[], T]) -> T:
@@ -48,7 +40,7 @@ def create(inside: Callable[[], T]) -> tuple[int, T]:
     """A new network namespace: its descriptor, and what `inside` returned when it was called there."""
 
     def body() -> tuple[int, T]:
-        _check(_libc.unshare(CLONE_NEWNET), "unshare(CLONE_NEWNET)")
+        unshare(CLONE_NEWNET)
         descriptor = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             return descriptor, inside()
@@ -63,7 +55,7 @@ def run_in(descriptor: int, function: Callable[[], T]) -> T:
     """Call `function` in the namespace that the descriptor is of."""
 
     def body() -> T:
-        _check(_libc.setns(descriptor, CLONE_NEWNET), "setns(network namespace)")
+        setns(descriptor, CLONE_NEWNET)
         return function()
 
     return in_thread(body)

@@ -372,6 +372,7 @@ class Cgroup:
                     raise CgroupError(f"systemd refuses the limits of {self.record['scope']}: {error}") from error
         if devices:
             from teu.linux import bpf
+            from teu.linux.namespaces import in_user_namespace
 
             try:
                 bpf.set_devices(self.path, device_rules(resources))
@@ -412,12 +413,3 @@ def device_rules(resources: Resources) -> list[dict[str, Any]]:
     from teu.linux.bpf import DEFAULT_RULES
 
     return [*(resources.get("devices") or []), *DEFAULT_RULES]
-
-
-def in_user_namespace() -> bool:
-    """Whether we run in a user namespace other than the initial one."""
-    try:
-        with open("/proc/self/uid_map", "rb", 0) as file:
-            return file.read().split() != [b"0", b"0", b"4294967295"]
-    except OSError:
-        return False

@@ -245,7 +245,7 @@ class Launch:
         """As runc decides: also "root" of a user namespace, as podman starts us, may have no cgroups but the user's."""
         if self.settings.rootless == "auto":
             if self.in_user_namespace is None:
-                self.in_user_namespace = self.rootless or cgroups.in_user_namespace()
+                self.in_user_namespace = self.rootless or namespaces.in_user_namespace()
             return self.in_user_namespace
         return self.settings.rootless in ("true", "1", "t")
 

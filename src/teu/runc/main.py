@@ -29,7 +29,7 @@ GLOBAL_FLAGS = {
 def _default_root() -> str:
     """/run/teu-runc, or $XDG_RUNTIME_DIR/teu-runc for an ordinary user (made, with the sticky bit)."""
     runtime_dir = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime_dir and (os.geteuid() != 0 or _in_user_namespace()):
+    if runtime_dir and (os.geteuid() != 0 or _root_of_a_user_namespace()):
         root = runtime_dir + "/teu-runc"
         os.makedirs(root, 0o700, exist_ok=True)
         os.chmod(root, 0o1700)  # the sticky bit keeps cleaners away
@@ -37,12 +37,11 @@ def _default_root() -> str:
     return Settings.root
 
 
-def _in_user_namespace() -> bool:
-    try:
-        with open("/proc/self/uid_map", "rb") as file:
-            return file.read().split() != [b"0", b"0", b"4294967295"]
-    except OSError:
-        return False
+def _root_of_a_user_namespace() -> bool:
+    # 0.4 ms that only root with XDG_RUNTIME_DIR and without --root pays
+    from teu.linux.namespaces import in_user_namespace
+
+    return in_user_namespace()
 
 
 def _global_help() -> str:
