@@ -12,12 +12,11 @@ directory holds from below. On an overlay mount the kernel turns removals into i
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import stat
 
 from teu.containerd.layers import files
-from teu.linux import trees
+from teu.linux import trees, writeback
 from teu.linux.inside import open_in_root
 from teu.oci import tar
 
@@ -25,13 +24,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from teu.oci.tar import Entry, Source
 
-SYNC_FILE_RANGE_WRITE = 2
 WRITEBACK_AT = 4 << 20  # files of this size begin to be written back at once
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _CACHED = 512  # open parent directories: layers are not always sorted, and a shell allows 1024 descriptors
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LayerError(ValueError):
@@ -252,7 +248,7 @@ class Unpacker:
                 files.write(fd, source.pieces(stored))
             files.finish(fd, entry, inherits)
             if stored >= WRITEBACK_AT:
-                _libc.sync_file_range(fd, ctypes.c_longlong(0), ctypes.c_longlong(0), SYNC_FILE_RANGE_WRITE)
+                writeback.start(fd)
         finally:
             os.close(fd)
 

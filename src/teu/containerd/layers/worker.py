@@ -16,14 +16,13 @@ Each job has besides "parent": the daemon's process id. The answer is JSON on st
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
 import signal
 import sys
 
-PR_SET_PDEATHSIG = 1
+from teu.linux.syscalls import PR_SET_PDEATHSIG, prctl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 def _apply(job: dict[str, Any]) -> dict[str, Any]:
     from teu.containerd.layers import mounting, streams, unpack
+    from teu.linux import writeback
     from teu.oci import tar
 
     source = streams.Inflated(job["blob"])  # inflates while the mounts are made
@@ -46,9 +46,7 @@ def _apply(job: dict[str, Any]) -> dict[str, Any]:
     stream.drain()
     blob, digest = source.digests()
     if job.get("sync"):
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
-            raise OSError(ctypes.get_errno(), "syncfs")
+        writeback.syncfs(path)
     return {"digest": digest, "size": source.size, "blob": blob, "entries": unpacker.count}
 
 
@@ -60,8 +58,7 @@ def _compare(job: dict[str, Any]) -> dict[str, Any]:
 
 def _end_with(parent: int) -> None:
     """Die when the daemon dies: nobody waits for the answer, and the next daemon begins anew."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != parent:
         os._exit(1)
 

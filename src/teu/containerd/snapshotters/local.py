@@ -8,7 +8,6 @@ What is in the folder is the snapshotter's own.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import logging
@@ -24,10 +23,9 @@ from teu.containerd.core.errors import AlreadyExists, Error, FailedPrecondition,
 from teu.containerd.core.messages import Mount
 from teu.containerd.core.rows import Row, must_be_whole
 from teu.containerd.snapshotters.interface import ACTIVE, COMMITTED, VIEW, Info, Place, Usage
-from teu.linux import trees
+from teu.linux import trees, writeback
 
 log = logging.getLogger("teu.containerd.snapshots")
-_libc = ctypes.CDLL(None, use_errno=True)
 
 DEEPEST = 1000  # layers below a snapshot; the kernel takes no overlay of so many
 
@@ -41,17 +39,6 @@ def mount(type: str, source: str, *options: str) -> Mount:
     """A mount as snapshotters tell one; its target is the root of whatever it is mounted on."""
     made: Mount = mount_pb2.Mount(type=type, source=source, options=options)
     return made
-
-
-def syncfs(path: str) -> None:
-    """Everything written to the file system of `path` is on disk when this returns."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if _libc.syncfs(fd) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"syncfs: {os.strerror(code)}", path)
-    finally:
-        os.close(fd)
 
 
 def spread(path: str) -> None:
@@ -253,7 +240,7 @@ class LocalSnapshotter:
 
     def settle(self, key: str) -> None:
         if self._sync:
-            syncfs(self.content(self._row(key)[0]))
+            writeback.syncfs(self.content(self._row(key)[0]))
         self._settled.add(key)
 
     def commit(self, name: str, key: str, labels: dict[str, str], parent: str = "") -> None:

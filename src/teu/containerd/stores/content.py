@@ -14,7 +14,6 @@ without a row, which the next collection removes: `collect` looks and unlinks un
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import logging
 import os
@@ -33,10 +32,7 @@ from teu.containerd.core.events import Exchange
 from teu.containerd.core.filters import Adaptor, in_map, parse_all
 from teu.containerd.core.rows import Row, must_be_whole
 from teu.containerd.stores.leases import Leases
-from teu.linux import trees
-
-SYNC_FILE_RANGE_WRITE = 2
-_libc = ctypes.CDLL(None, use_errno=True)
+from teu.linux import trees, writeback
 
 log = logging.getLogger("teu.containerd.content")
 
@@ -447,7 +443,7 @@ class Writer:
         self.updated = now()
         self._written = True
         if self.offset - self._flushed >= FLUSH_EVERY:
-            _start_writeback(self.fd, self._flushed, self.offset - self._flushed)
+            writeback.start(self.fd, self._flushed, self.offset - self._flushed)
             self._flushed = self.offset
 
     def truncate(self) -> None:
@@ -484,8 +480,3 @@ class Writer:
         if self.id:
             self._store.unlock(self.id)
             self.id = 0
-
-
-def _start_writeback(fd: int, offset: int, length: int) -> None:
-    """Ask the kernel to begin writing dirty pages out, without waiting. Only advice: errors show at fsync."""
-    _libc.sync_file_range(fd, ctypes.c_longlong(offset), ctypes.c_longlong(length), SYNC_FILE_RANGE_WRITE)
