@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 
-from teu.linux import seccomp
+from teu import __version__
+from teu.linux import capabilities, seccomp
 from teu.oci import jsontext, runtime_spec
 
 TYPE_CHECKING = False
@@ -20,26 +21,16 @@ USAGE = ""
 FLAGS: dict[str, tuple[str, str, object, str]] = {}
 ARGUMENTS = (0, 0)
 
-# In the kernel's numbering.
-CAPABILITIES = (
-    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE "
-    "NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT "
-    "SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE "
-    "AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ "
-    "PERFMON BPF CHECKPOINT_RESTORE"
-)
 # Annotations by which whoever writes config.json gets more than its fields give.
 UNSAFE_ANNOTATIONS = ["bundle", "org.systemd.property.", "org.criu.config"]
 
 
 def features() -> dict[str, Any]:
-    from teu.runc.main import VERSION
-
     annotations = {
         # Read by engines to learn that a checkpoint can be asked for.
         "org.opencontainers.runc.checkpoint.enabled": "true",
         "org.opencontainers.runc.version": "1.3.0",
-        "io.github.teu.version": VERSION,
+        "io.github.teu.version": __version__,
     }
     library = seccomp.library_version()
     supported = {
@@ -59,7 +50,7 @@ def features() -> dict[str, Any]:
         "mountOptions": sorted(option for option in runtime_spec.MOUNT_OPTIONS if option != "copy-symlink"),
         "linux": {
             "namespaces": sorted(runtime_spec.NAMESPACES),
-            "capabilities": ["CAP_" + name for name in CAPABILITIES.split()],
+            "capabilities": list(capabilities.NAMES),
             "cgroup": {"v1": False, "v2": True, "systemd": True, "systemdUser": True, "rdma": True},
             "seccomp": supported,
             "apparmor": {"enabled": True},

@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 import sys
 
+from teu import __version__
 from teu.linux.standard import open_what_is_closed
 from teu.runc import arguments, log
 from teu.runc.commands import COMMANDS, Settings
 from teu.runc.errors import RuncError, UsageError, text_of
 
-VERSION = "0.1.0"
 SPEC_VERSION = "1.3.0"
 
 GLOBAL_FLAGS = {
@@ -47,7 +47,7 @@ def _root_of_a_user_namespace() -> bool:
 def _global_help() -> str:
     text = "NAME:\n   teu-runc - Open Container Initiative runtime\n\nUSAGE:\n"
     text += "   teu-runc [global options] command [command options] [arguments...]\n"
-    text += f"\nVERSION:\n   {VERSION}\n\nCOMMANDS:\n   " + "\n   ".join(COMMANDS) + "\n\nGLOBAL OPTIONS:\n"
+    text += f"\nVERSION:\n   {__version__}\n\nCOMMANDS:\n   " + "\n   ".join(COMMANDS) + "\n\nGLOBAL OPTIONS:\n"
     for name, (short, kind, _default, summary) in GLOBAL_FLAGS.items():
         text += f"   --{name}{', -' + short if short else ''}{'' if kind == 'bool' else ' value'}  {summary}\n"
     return text
@@ -84,7 +84,7 @@ def _run(argv: list[str]) -> int:
             raise RuncError(f"invalid value {options['rootless']!r} for --rootless: true, false or auto")
         settings.program = argv[0]
         if options["version"]:
-            _print(f"teu-runc version {VERSION}\nspec: {SPEC_VERSION}\n")
+            _print(f"teu-runc version {__version__}\nspec: {SPEC_VERSION}\n")
             return 0
         if "root" in options.given:
             settings.root = os.path.abspath(options["root"])
@@ -117,7 +117,9 @@ def _run(argv: list[str]) -> int:
             raise UsageError(f'{settings.program}: "{name}" requires a maximum of {most} argument(s)')
         if not _told_to_go():
             return 0
-        log.debug(f"teu-runc {VERSION} {name} {' '.join(parsed.positional)}: root {settings.root}, pid {os.getpid()}")
+        log.debug(
+            f"teu-runc {__version__} {name} {' '.join(parsed.positional)}: root {settings.root}, pid {os.getpid()}"
+        )
         return int(module.main(parsed, settings))
     except (RuncError, OSError, ValueError) as error:
         if isinstance(error, UsageError):
