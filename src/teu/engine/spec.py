@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from teu.engine import apparmor, hostconfig, mounts, process, users
 from teu.engine.errors import BadRequest, EngineError, NotFound
 from teu.linux import selinux
+from teu.linux.capabilities import NAMES
 from teu.linux.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
 from teu.linux.trees import is_mount_root, walk
-from teu.oci import jsontext
+from teu.oci import defaults, jsontext
 from teu.oci.seccomp import ARCHITECTURES, default_profile
 
 if TYPE_CHECKING:
@@ -30,22 +31,7 @@ if TYPE_CHECKING:
     from teu.engine.network import Attachment
 
 OCI_VERSION = "1.1.0"
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-_CAPABILITIES = (
-    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE "
-    "NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT "
-    "SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE "
-    "AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ "
-    "PERFMON BPF CHECKPOINT_RESTORE"
-)
-_DEFAULT_CAPABILITIES = (
-    "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE "
-    "SYS_CHROOT KILL AUDIT_WRITE"
-)
-CAPABILITIES = _CAPABILITIES.split()  # in the order of their numbers
-DEFAULT_CAPABILITIES = _DEFAULT_CAPABILITIES.split()
-
+# Docker's own, in the order in which its clients show them.
 MASKED_PATHS = [
     "/proc/acpi",
     "/proc/asound",
@@ -60,7 +46,7 @@ MASKED_PATHS = [
     "/sys/firmware",
     "/sys/devices/virtual/powercap",
 ]
-READONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+READONLY_PATHS = list(defaults.READONLY_PATHS)
 
 # type, major, minor of null, zero, full, random, urandom, tty, console
 DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1))
@@ -74,18 +60,14 @@ STOP_TIMEOUT_ANNOTATION = "io.teu.stop-timeout"
 @functools.cache
 def capability_limit() -> list[str]:
     """What the kernel knows and this machine allows: PID 1's bounding set, since ours may be sandboxed."""
-    bounding = (1 << len(CAPABILITIES)) - 1
+    bounding = (1 << len(NAMES)) - 1
     try:
         match = re.search(r"^CapBnd:\s*([0-9a-f]+)", Path("/proc/1/status").read_text(), re.MULTILINE)
         if match:
             bounding = int(match[1], 16)
     except OSError:
         pass
-    return [f"CAP_{name}" for number, name in enumerate(CAPABILITIES) if bounding >> number & 1]
-
-
-def _default_names() -> list[str]:
-    return [f"CAP_{name}" for name in DEFAULT_CAPABILITIES]
+    return [name for number, name in enumerate(NAMES) if bounding >> number & 1]
 
 
 def capabilities(host: dict[str, Any]) -> list[str]:
@@ -109,7 +91,7 @@ def capabilities(host: dict[str, Any]) -> list[str]:
         return known
     if "ALL" in drop:
         return known if "ALL" in add else [name for name in known if name in add]
-    base = known if "ALL" in add else [name for name in _default_names() if name in known]
+    base = known if "ALL" in add else [name for name in defaults.CAPABILITIES if name in known]
     result = [name for name in base if name not in drop]
     return result + [name for name in known if name in add and name not in result and name not in drop]
 
@@ -226,7 +208,7 @@ def _joined(engine: Engine, mode: str, what: str) -> Container:
 
 def environment(container: Container, tty: bool, extra: list[str] | None = None) -> list[str]:
     """PATH, HOSTNAME and TERM, under what the configuration says; later entries win."""
-    values = {"PATH": PATH, "HOSTNAME": container.hostname}
+    values = {"PATH": defaults.PATH, "HOSTNAME": container.hostname}
     if tty:
         values["TERM"] = "xterm"
     for entry in (container.config["Env"] or []) + (extra or []):

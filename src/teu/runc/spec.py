@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 
-from teu.oci import jsontext
+from teu.oci import defaults, jsontext
+from teu.oci.defaults import mount
 from teu.oci.runtime_spec import VERSION
 from teu.runc.errors import RuncError
 
@@ -27,13 +28,6 @@ ARGUMENTS = (0, 0)
 CAPABILITIES = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
 
 
-def mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
-    entry: dict[str, Any] = {"destination": destination, "type": kind, "source": source}
-    if options:
-        entry["options"] = list(options)
-    return entry
-
-
 def default() -> dict[str, Any]:
     """The specification that runc writes too: `sh` on a terminal, in namespaces of its own, few rights."""
     return {
@@ -42,41 +36,22 @@ def default() -> dict[str, Any]:
             "terminal": True,
             "user": {"uid": 0, "gid": 0},
             "args": ["sh"],
-            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm"],
+            "env": [f"PATH={defaults.PATH}", "TERM=xterm"],
             "cwd": "/",
-            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
-            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
-            "noNewPrivileges": True,
+            **defaults.rights(CAPABILITIES),
         },
         "root": {"path": "rootfs", "readonly": True},
         "hostname": "runc",
         "mounts": [
             mount("/proc", "proc", "proc"),
-            mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
-            mount(
-                "/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"
-            ),
-            mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k"),
-            mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
-            mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
+            *defaults.mounts(),
             mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "ro"),
         ],
         "linux": {
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
             "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")],
-            "maskedPaths": [
-                "/proc/acpi",
-                "/proc/asound",
-                "/proc/kcore",
-                "/proc/keys",
-                "/proc/latency_stats",
-                "/proc/timer_list",
-                "/proc/timer_stats",
-                "/proc/sched_debug",
-                "/sys/firmware",
-                "/proc/scsi",
-            ],
-            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+            "maskedPaths": list(defaults.MASKED_PATHS),
+            "readonlyPaths": list(defaults.READONLY_PATHS),
         },
     }
 

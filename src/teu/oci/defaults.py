@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a container begins with where nobody says otherwise: the values that runc, containerd and Docker share, because
+images rely on them. Called by teud, by teu-ctr and by `teu-runc spec`.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# Docker's and containerd's; runc's own template has three.
+CAPABILITIES = (
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+)
+
+# What tells of the host, or changes it. containerd hides POWERCAP besides.
+MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/sys/firmware",
+    "/proc/scsi",
+)
+POWERCAP = "/sys/devices/virtual/powercap"
+READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+
+def mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
+    """An entry of `mounts` (runtime-spec, "Mounts")."""
+    entry: dict[str, Any] = {"destination": destination, "type": kind, "source": source}
+    if options:
+        entry["options"] = list(options)
+    return entry
+
+
+def mounts() -> list[dict[str, Any]]:
+    """/dev, what is in it, and /sys, in runc's and containerd's template; /proc is a line of each's own."""
+    return [
+        mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+        mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+        mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k"),
+        mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
+        mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
+    ]
+
+
+def rights(capabilities: Sequence[str]) -> dict[str, Any]:
+    """The part of `process` that limits it (runtime-spec, "POSIX process")."""
+    return {
+        "capabilities": {name: list(capabilities) for name in ("bounding", "effective", "permitted")},
+        "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
+        "noNewPrivileges": True,
+    }
