@@ -27,6 +27,8 @@ from typing import Any
 
 import yaml
 
+from teu.oci.units import DIGITS, DURATION_UNITS, parse_bytes, parse_duration
+
 # sysexits.h: the exit status of a start that a mistake in the configuration, or state of a newer version, stops. The
 # units do not try again then.
 EX_CONFIG = 78
@@ -92,30 +94,29 @@ def integer(low: int = 0, high: int = 2**63 - 1) -> Kind:
     return check
 
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS = {**DURATION_UNITS, "d": 24 * 3600 * 10**9}
 
 
 def duration(value: Any) -> float:
     """Seconds: a number, or 500ms, 10s, 1m30s, 2h, 1d."""
     if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
         return float(value)
-    if isinstance(value, str) and value and not _DURATION.sub("", value):
-        return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(value))
+    try:
+        if isinstance(value, str) and value[:1] in DIGITS and value[-1:] not in DIGITS:
+            return parse_duration(value, _UNITS) / 1e9
+    except ValueError:
+        pass
     raise Wrong("give a time such as 500ms, 10s, 1m30s or 2h")
-
-
-_SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def size(value: Any) -> int:
     """Bytes: a number, or 512k, 16m, 2g (also KiB, MiB, GiB)."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    found = re.fullmatch(r"(\d+)\s*([kmgt]?)(i?b)?", str(value).lower())
-    if not found:
-        raise Wrong("give a size such as 65536, 512k, 16m or 2g")
-    return int(found[1]) * _SIZES[found[2]]
+    try:
+        return parse_bytes(str(value))
+    except ValueError:
+        raise Wrong("give a size such as 65536, 512k, 16m or 2g") from None
 
 
 def one_of(*choices: str) -> Kind:

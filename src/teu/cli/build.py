@@ -205,7 +205,7 @@ def prune(cli: Cli, options: Options, operands: list[str]) -> int:
     space, text = pruning.prune_build_cache(cli, filters(options["filter"]), options["all"])
     if text:
         cli.print(text)
-    from teu.cli.units import human_size
+    from teu.oci.units import human_size
 
     cli.print("Total:\t" + human_size(space))
     return 0

@@ -13,11 +13,12 @@ import os
 import posixpath
 import stat
 
-from teu.cli import jsontext, units
+from teu.cli import jsontext
 from teu.cli.archives import TAR, read_file, refuse_terminal, write_output
 from teu.cli.commands import Cli, Command
 from teu.cli.errors import CommandError
 from teu.cli.options import Options
+from teu.oci import units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-from teu.cli import units
 from teu.cli.options import Options, key_values, split_csv
+from teu.oci import units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

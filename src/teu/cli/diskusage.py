@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import operator
 
-from teu.cli import containers, images, table, units, volumes
+from teu.cli import containers, images, table, volumes
 from teu.cli.commands import Cli, Command
 from teu.cli.errors import CommandError
 from teu.cli.options import Options
+from teu.oci import units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

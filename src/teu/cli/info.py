@@ -8,11 +8,12 @@ import sys
 import time
 
 from teu import __version__
-from teu.cli import jsontext, units
+from teu.cli import jsontext
 from teu.cli.commands import Cli, Command
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.cli.http import API_VERSION
 from teu.cli.options import Options
+from teu.oci import units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from teu.cli import streams, units
+from teu.cli import streams
 from teu.cli.commands import Cli, Command
 from teu.cli.errors import CommandError
 from teu.cli.options import Options
+from teu.oci import units
 
 
 def logs(cli: Cli, options: Options, operands: list[str]) -> int:

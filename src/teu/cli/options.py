@@ -80,7 +80,7 @@ def convert(flag: Flag, text: str) -> Any:
             raise ValueError(f'strconv.ParseBool: parsing "{text}": invalid syntax')
         if kind in ("int", "uint16"):
             return integer(text, kind)
-        from teu.cli import units
+        from teu.oci import units
 
         if kind == "bytes":
             return units.parse_bytes(text)

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import sys
 
-from teu.cli import units
 from teu.cli.commands import Cli, Command
 from teu.cli.errors import APIError, CommandError
 from teu.cli.options import Options, filters
+from teu.oci import units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from __future__ import annotations
 import os
 import sys
 
-from teu.cli import units
 from teu.cli.commands import Cli, Command
 from teu.cli.config import DEFAULT_INDEX, auth_header, host_of, registry_of
 from teu.cli.errors import CommandError
 from teu.cli.options import Options, filters
+from teu.oci import units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ import select
 import sys
 import time
 
-from teu.cli import jsontext, table, units
+from teu.cli import jsontext, table
 from teu.cli.commands import Cli, Command
 from teu.cli.errors import APIError
 from teu.cli.options import Options
+from teu.oci import units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

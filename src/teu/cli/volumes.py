@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from teu.cli import table, units
+from teu.cli import table
 from teu.cli.commands import Cli, Command
 from teu.cli.errors import APIError, CommandError
 from teu.cli.networks import natural_key
 from teu.cli.options import Options, filters, key_values
+from teu.oci import units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from teu.ctr.client import errors, leases_pb2, local_time
 from teu.ctr.commands import Command, Ctr, need
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
-from teu.ctr.output import age, decimal, label_text, log, tabbed
+from teu.ctr.output import age, label_text, log, tabbed
 from teu.oci import digest as digests
+from teu.oci.units import human_size
 
 
 def all_blobs(ctr: Ctr, filters: list[str]) -> list[pb.Info]:
@@ -46,7 +47,7 @@ def list_content(ctr: Ctr, options: Options, operands: list[str]) -> None:
             ctr.print(info.digest)
         return
     rows = [
-        (info.digest, decimal(info.size), age(local_time(info.created_at)), label_text(info.labels) or "-")
+        (info.digest, human_size(info.size), age(local_time(info.created_at)), label_text(info.labels) or "-")
         for info in found
     ]
     tabbed([("DIGEST", "SIZE", "AGE", "LABELS"), *rows])
@@ -111,7 +112,7 @@ def active(ctr: Ctr, options: Options, operands: list[str]) -> None:
         raise CommandError(f"invalid regular expression {operands[0]}: {error}: invalid argument") from None
     statuses = ctr.client.content.ListStatuses(pb.ListStatusesRequest()).statuses
     rows = [
-        (status.ref, decimal(status.offset), age(local_time(status.started_at)), "")
+        (status.ref, human_size(status.offset), age(local_time(status.started_at)), "")
         for status in sorted(statuses, key=lambda status: str(status.ref))
         if pattern.search(status.ref)
     ]

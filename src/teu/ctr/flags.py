@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from teu.oci.units import parse_duration
+
 TRUE = frozenset(("1", "t", "T", "TRUE", "true", "True"))
 FALSE = frozenset(("0", "f", "F", "FALSE", "false", "False"))
-UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 class Usage(Exception):
@@ -45,7 +46,7 @@ class Flag:
             if self.kind == "float":
                 return float(text)
             if self.kind == "duration":
-                return duration(text)
+                return max(parse_duration(text), 0) / 1e9  # below nothing is no limit, as ctr has it
         except ValueError:
             raise Usage(f'invalid value "{text}" for flag -{given or self.name}: parse error') from None
         return text
@@ -57,18 +58,6 @@ class Flag:
         if self.default:
             return self.convert(self.default)
         return {"bool": False, "int": 0, "float": 0.0, "duration": 0.0, "strings": []}.get(self.kind, "")
-
-
-def duration(text: str) -> float:
-    """Go's durations in seconds."""
-    import re
-
-    if text == "0":
-        return 0.0
-    parts = re.findall(r"([\d.]+)(h|ms|us|ns|m|s)", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(text)
-    return sum(float(number) * UNITS[unit] for number, unit in parts)
 
 
 class Options(dict[str, Any]):

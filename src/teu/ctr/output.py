@@ -74,38 +74,9 @@ def binary(size: float) -> str:
     return f"{size:.1f} {units[index]}" if index else f"{size:.1f} B" if size != int(size) else f"{int(size)}.0 B"
 
 
-def decimal(size: float) -> str:
-    """`2.171MB`."""
-    units = ("B", "kB", "MB", "GB", "TB", "PB")
-    index = 0
-    while size >= 1000 and index < len(units) - 1:
-        size /= 1000
-        index += 1
-    return f"{size:.4g}{units[index]}"
-
-
 def age(seconds: float) -> str:
     """How long ago a moment was."""
     return human_duration(time.time() - seconds)
-
-
-def span(seconds: float) -> str:
-    """A length of time as Go writes it: `1m2.5s`, `340.123ms`, `12.5µs`."""
-    nanoseconds = round(seconds * 1e9)
-    for unit, size in (("ns", 1), ("µs", 1000), ("ms", 1_000_000)):
-        if nanoseconds < 1000 * size:
-            return decimals(nanoseconds, size) + unit
-    minutes, rest = divmod(nanoseconds, 60 * 10**9)
-    hours, minutes = divmod(minutes, 60)
-    text = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
-    return text + decimals(rest, 10**9) + "s"
-
-
-def decimals(number: int, unit: int) -> str:
-    """`number / unit`, exactly; `unit` is a power of ten."""
-    whole, fraction = divmod(number, unit)
-    digits = str(fraction).rjust(len(str(unit)) - 1, "0").rstrip("0") if fraction else ""
-    return f"{whole}.{digits}" if digits else str(whole)
 
 
 def label_text(labels: Any) -> str:

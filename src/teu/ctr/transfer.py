@@ -20,10 +20,11 @@ from teu.ctr.client import Client, content_pb2
 from teu.ctr.commands import SNAPSHOTTER, Command, Ctr, need
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import REGISTRY, Options, labels
-from teu.ctr.output import log, span
+from teu.ctr.output import log
 from teu.ctr.progress import Progress
 from teu.oci import archive, distribution, image_spec, reference, registries, registry_hosts
 from teu.oci import digest as digests
+from teu.oci.units import duration_text
 
 DOWNLOADS = 3
 OCI_FOREIGN = "application/vnd.oci.image.layer.nondistributable."
@@ -275,7 +276,7 @@ def pull(ctr: Ctr, options: Options, operands: list[str]) -> None:
     with client.leased():
         target = fetch_image(ctr, options, text, "all-metadata" if options["all-metadata"] else "image")
         blobs.put_image(client, text, target, labels(options["label"]))
-        started = time.monotonic()
+        started = time.monotonic_ns()
         wanted = blobs.platforms(client, target) if options["all-platforms"] else options["platform"]
         for platform in wanted or [str(image_spec.host_platform())]:
             ctr.print(f"unpacking {platform} {target['digest']}...")
@@ -284,7 +285,7 @@ def pull(ctr: Ctr, options: Options, operands: list[str]) -> None:
             chain = blobs.unpack(client, manifest, options["snapshotter"])
             if options["print-chainid"]:
                 ctr.print(f"image chain ID: {chain}")
-    ctr.print(f"done: {span(time.monotonic() - started)}\t")
+    ctr.print(f"done: {duration_text(time.monotonic_ns() - started)}\t")
 
 
 def fetch(ctr: Ctr, options: Options, operands: list[str]) -> None:

@@ -11,9 +11,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from teu.engine.changes import duration_text
 from teu.engine.container import nanoseconds, timestamp
 from teu.engine.errors import EngineError
+from teu.oci.units import duration_text
 
 if TYPE_CHECKING:
     from teu.engine.container import Container

@@ -16,6 +16,7 @@ from typing import Any
 
 from teu.engine import fields, netrequests
 from teu.engine.errors import BadRequest, Conflict
+from teu.oci.units import parse_bytes
 
 LOG_DRIVERS = ("journald", "json-file", "local", "none")
 LOG_OPTIONS = {
@@ -57,7 +58,6 @@ MINIMUM_HEALTH = 1_000_000  # 1 ms in nanoseconds
 
 _IPC_MODES = ("none", "private", "shareable", "host")
 _PID_MODES = ("", "private", "host")
-_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([kmgtp]?)i?b?", re.IGNORECASE)
 
 
 def clean_config(value: dict[str, Any]) -> dict[str, Any]:
@@ -345,10 +345,10 @@ def _numbers(text: str) -> set[int] | None:
 
 def size(text: str, what: str) -> int:
     """ "10m" in bytes."""
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise BadRequest(f"{what}: invalid size: '{text}'")
-    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " "))
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise BadRequest(f"{what}: {error}") from None
 
 
 def signal_number(text: str) -> int:

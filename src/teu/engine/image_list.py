@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from teu.engine import fields
 from teu.engine.errors import BadRequest, EngineError
+from teu.oci.units import parse_duration
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -45,14 +46,12 @@ def moment_of(text: str | None) -> int:
 
 def filter_moment(text: str) -> int:
     """An `until` filter in nanoseconds: seconds since the epoch, a date, or a duration back from now."""
-    from teu.engine.changes import duration
-
     whole, _, fraction = text.partition(".")
     number = fields.natural(whole, 18)
     if number is not None and (not fraction or fields.natural(fraction[:9]) is not None):
         return number * 10**9 + int(fraction[:9].ljust(9, "0"))
     try:
-        return time.time_ns() - duration(text)
+        return time.time_ns() - parse_duration(text)
     except ValueError:
         pass
     for length, form in ((19, "%Y-%m-%dT%H:%M:%S"), (16, "%Y-%m-%dT%H:%M"), (10, "%Y-%m-%d")):

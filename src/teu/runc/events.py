@@ -13,6 +13,7 @@ import os
 
 from teu.linux import cgroup_stats, cgroups
 from teu.oci import jsontext
+from teu.oci.units import parse_duration
 from teu.runc import state
 from teu.runc.errors import RuncError
 
@@ -31,25 +32,16 @@ FLAGS: dict[str, tuple[str, str, object, str]] = {
 }
 ARGUMENTS = (1, 1)
 
-UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-
 
 def duration(text: str) -> float:
     """Seconds of a duration as Go writes it: 500ms, 1m30s."""
-    total, rest = 0.0, text
-    while rest:
-        number = ""
-        while rest and (rest[0].isdigit() or rest[0] == "."):
-            number, rest = number + rest[0], rest[1:]
-        unit = ""
-        while rest and not (rest[0].isdigit() or rest[0] == "."):
-            unit, rest = unit + rest[0], rest[1:]
-        if unit not in UNITS or not number.strip("."):
-            raise RuncError(f'invalid value "{text}" for flag -interval: not a duration as 5s or 500ms')
-        total += float(number) * UNITS[unit]
+    try:
+        total = parse_duration(text)
+    except ValueError:
+        raise RuncError(f'invalid value "{text}" for flag -interval: not a duration as 5s or 500ms') from None
     if total <= 0:
         raise RuncError("duration interval must be greater than 0")
-    return total
+    return total / 1e9
 
 
 def emit(kind: str, container_id: str, data: Any = None) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from teu.oci import jsontext, runtime_spec
+from teu.oci.units import parse_bytes
 from teu.runc import cgroups, log, state
 from teu.runc.errors import InvalidSpec, RuncError
 
@@ -67,27 +68,15 @@ NUMBERS = (
 SIGNED = ("quota", "realtimeRuntime", "idle")
 SIZES = (("memory", "limit"), ("memory-swap", "swap"), ("memory-reservation", "reservation"))
 
-SUFFIXES = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
-
 
 def size(text: str, flag: str) -> int:
     """Bytes of `512m`, `1.5GB`, `1GiB`; -1 is no limit."""
     if text == "-1":
         return -1
-    number = text.strip().lower()
-    end = len(number)
-    while end and not (number[end - 1].isdigit() or number[end - 1] == "."):
-        end -= 1
-    unit = number[end:].strip().removesuffix("ib") if number[end:].strip() != "b" else "b"
-    if len(unit) == 2:
-        unit = unit.removesuffix("b")
     try:
-        value = float(number[:end])
-    except ValueError:
-        value = -1.0
-    if unit not in SUFFIXES or value < 0:
-        raise RuncError(f"invalid value for {flag}: invalid size: '{text}'")
-    return int(value * 1024 ** SUFFIXES[unit])
+        return parse_bytes(text)
+    except ValueError as error:
+        raise RuncError(f"invalid value for {flag}: {error}") from None
 
 
 def from_flags(arguments: Arguments) -> Resources:

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("grpc")
 
-from teu.ctr import fifos, main, output, progress, spec
+from teu.ctr import fifos, flags, main, output, progress, spec
 from teu.ctr.errors import CommandError
 from teu.ctr.flags import Options, Usage, labels, parse, parse_table
 from teu.ctr.tasks import signal_number
@@ -72,7 +72,7 @@ def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == (
         "NAME LABELS \nfoo  a=b    \nPID    INFO\n1      -\nREF\t\tSIZE\tX\naaaaaaaaa\t1\ty\n"
     )
-    assert (output.binary(2_171_392), output.binary(0), output.decimal(2_171_392)) == ("2.1 MiB", "0.0 B", "2.171MB")
+    assert (output.binary(2_171_392), output.binary(0)) == ("2.1 MiB", "0.0 B")
 
 
 def given(**values: object) -> Options:
@@ -154,9 +154,12 @@ def test_every_option_is_in_the_manual_page() -> None:
             assert f"\\fB{flag.dashed}\\fR" in section, (name, flag.name)
 
 
-def test_spans() -> None:
-    told = {1e-9: "1ns", 1.5e-6: "1.5µs", 0.0123: "12.3ms", 1.25: "1.25s", 60.0: "1m0s", 3723.5: "1h2m3.5s"}
-    assert {seconds: output.span(seconds) for seconds in told} == told
+def test_durations_of_flags() -> None:
+    """As ctr: below nothing is no limit."""
+    flag = flags.Flag("timeout duration Give up after this time")
+    assert (flag.convert("1m30s"), flag.convert("0"), flag.convert("-5s")) == (90.0, 0.0, 0.0)
+    with pytest.raises(flags.Usage, match='invalid value "5" for flag -timeout: parse error'):
+        flag.convert("5")
 
 
 def test_progress_is_drawn_as_ctr_draws_it() -> None:

@@ -26,7 +26,7 @@ MAY: dict[str, tuple[str, ...]] = {
     "oci": ("linux",),
     "linux": (),
     "coldstart": (),
-    "config": (),
+    "config": ("oci",),  # sizes and lengths of time are read by oci/units
 }
 
 # Not to be loaded by programs that start cold or live once per container, and why: design, "Code layout".

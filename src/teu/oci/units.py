@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes, durations and times: from the user's words to the API's numbers and back to the words that docker's
-users read. Every parser raises ValueError with the words for the user."""
+"""Sizes, durations and times: from the user's words to numbers and back, as docker, ctr and runc read and write them.
+Called by teu, teu-ctr, teu-runc, teud and the readers of configuration files. Every parser raises ValueError with the
+words for the user."""
 
 from __future__ import annotations
 
 import time
 
+# In nanoseconds, by Go's names.
 DURATION_UNITS = {
     "ns": 1,
     "us": 1000,
@@ -16,6 +18,11 @@ DURATION_UNITS = {
     "m": 60_000_000_000,
     "h": 3_600_000_000_000,
 }
+
+
+DIGITS = frozenset("0123456789")
+# Longer numbers are no sizes and no lengths of time of this world; what holds them has 64 bits.
+DIGITS_MAX = 18
 
 
 def parse_bytes(text: str) -> int:
@@ -30,8 +37,10 @@ def parse_bytes(text: str) -> int:
         factor = 1024 ** ("kmgtp".index(number[-1]) + 1)
         number = number[:-1]
     number = number.rstrip()
-    if not number.isascii() or not number.replace(".", "", 1).isdigit() or number[0] == "." or number[-1] == ".":
-        raise ValueError(f"invalid size: '{text}'")
+    whole, point, fraction = number.partition(".")
+    parts = (whole, fraction) if point else (whole,)
+    if not all(part and DIGITS.issuperset(part) and len(part) <= DIGITS_MAX for part in parts):
+        raise ValueError(f"invalid size: '{text[:100]}'")
     return int(float(number) * factor) if "." in number else int(number) * factor
 
 
@@ -57,8 +66,8 @@ def parse_nano(text: str) -> int:
     return whole
 
 
-def parse_duration(text: str) -> int:
-    """Go's durations, `1h2m3.5s`, in nanoseconds."""
+def parse_duration(text: str, units: dict[str, int] = DURATION_UNITS) -> int:
+    """Go's durations, `1h2m3.5s`, in nanoseconds; with `units`, further ones. They fit into 64 bits, as in Go."""
     rest = text
     sign = 1
     if rest[:1] in ("+", "-"):
@@ -66,30 +75,56 @@ def parse_duration(text: str) -> int:
         rest = rest[1:]
     if rest == "0":
         return 0
+    shown = text[:100]
     if not rest:
-        raise ValueError(f'time: invalid duration "{text}"')
+        raise ValueError(f'time: invalid duration "{shown}"')
     total = 0.0
     exact = 0
     while rest:
-        end = 0
-        while end < len(rest) and (rest[end].isdigit() or rest[end] == "."):
-            end += 1
-        number, rest = rest[:end], rest[end:]
-        end = 0
-        while end < len(rest) and not (rest[end].isdigit() or rest[end] == "."):
-            end += 1
-        unit, rest = rest[:end], rest[end:]
-        if not number or number == "." or number.count(".") > 1:
-            raise ValueError(f'time: invalid duration "{text}"')
+        number, rest = _leading(rest, digits=True)
+        unit, rest = _leading(rest, digits=False)
+        if not number or number == "." or number.count(".") > 1 or len(number) > 2 * DIGITS_MAX + 1:
+            raise ValueError(f'time: invalid duration "{shown}"')
         if not unit:
-            raise ValueError(f'time: missing unit in duration "{text}"')
-        if unit not in DURATION_UNITS:
-            raise ValueError(f'time: unknown unit "{unit}" in duration "{text}"')
+            raise ValueError(f'time: missing unit in duration "{shown}"')
+        if unit not in units:
+            raise ValueError(f'time: unknown unit "{unit}" in duration "{shown}"')
         if "." in number:
-            total += float(number) * DURATION_UNITS[unit]
+            total += float(number) * units[unit]
         else:
-            exact += int(number) * DURATION_UNITS[unit]
-    return sign * (exact + round(total))
+            exact += int(number) * units[unit]
+    found = exact + round(total)
+    if found >= 1 << 63:
+        raise ValueError(f'time: invalid duration "{shown}"')
+    return sign * found
+
+
+def _leading(text: str, *, digits: bool) -> tuple[str, str]:
+    """The number, or what is none, at the start of a text, and the rest."""
+    end = 0
+    while end < len(text) and (text[end] in DIGITS or text[end] == ".") == digits:
+        end += 1
+    return text[:end], text[end:]
+
+
+def duration_text(nanoseconds: int) -> str:
+    """A length of time as Go writes it: `1m2.5s`, `340.123ms`, `12.5µs`, `0s`."""
+    if not nanoseconds:
+        return "0s"
+    for unit, size in (("ns", 1), ("µs", 1000), ("ms", 1_000_000)):
+        if nanoseconds < 1000 * size:
+            return _decimal(nanoseconds, size) + unit
+    minutes, rest = divmod(nanoseconds, 60 * 10**9)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+    return text + _decimal(rest, 10**9) + "s"
+
+
+def _decimal(number: int, unit: int) -> str:
+    """`number / unit`, exactly; `unit` is a power of ten."""
+    whole, fraction = divmod(number, unit)
+    digits = str(fraction).rjust(len(str(unit)) - 1, "0").rstrip("0") if fraction else ""
+    return f"{whole}.{digits}" if digits else str(whole)
 
 
 def _size(size: float, base: float, names: tuple[str, ...], digits: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from teu.cli import units
+from teu.oci import units
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ def test_parse_bytes(text: str, value: int) -> None:
     assert units.parse_bytes(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "1.2.3", "1q", ".5m"])
+@pytest.mark.parametrize("text", ["", "x", "-1", "1.2.3", "1q", ".5m", "5.", "1e3", "٣", "1" * 19])
 def test_parse_bytes_refuses(text: str) -> None:
     with pytest.raises(ValueError, match="invalid size"):
         units.parse_bytes(text)
@@ -37,10 +37,27 @@ def test_parse_duration(text: str, value: int) -> None:
     assert units.parse_duration(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "5", "s", "1x", "1.2.3s"])
+@pytest.mark.parametrize("text", ["", "5", "s", "1x", "1.2.3s", "٣s", "9" * 50 + ".5s", "2562048h", "1d"])
 def test_parse_duration_refuses(text: str) -> None:
     with pytest.raises(ValueError, match="time: "):
         units.parse_duration(text)
+
+
+def test_further_units() -> None:
+    assert units.parse_duration("1d12h", units.DURATION_UNITS | {"d": 24 * 3600 * 10**9}) == 36 * 3600 * 10**9
+
+
+def test_durations_are_told_as_go_tells_them() -> None:
+    told = {
+        0: "0s",
+        1: "1ns",
+        1500: "1.5µs",
+        12_300_000: "12.3ms",
+        1_250_000_000: "1.25s",
+        60 * 10**9: "1m0s",
+        3_723_500_000_000: "1h2m3.5s",
+    }
+    assert {number: units.duration_text(number) for number in told} == told
 
 
 def test_sizes() -> None:
