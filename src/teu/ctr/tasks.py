@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from typing import Any
 
@@ -21,6 +20,7 @@ from teu.ctr.helptext import help_text
 from teu.ctr.output import log, table
 from teu.ctr.run import IO_FLAGS, TASK_FLAGS, create_task, looked_into, packed
 from teu.ctr.spec import set_user
+from teu.linux import signals
 from teu.oci import jsontext
 
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
@@ -136,11 +136,9 @@ def execute(ctr: Ctr, options: Options, operands: list[str]) -> int:
 def signal_number(text: str) -> int:
     if text.isascii() and text.isdigit():
         return int(text)
-    name = text.upper()
-    name = name if name.startswith("SIG") else "SIG" + name
     try:
-        return int(signal.Signals[name])
-    except KeyError:
+        return signals.named(text)
+    except ValueError:
         raise CommandError(f"invalid signal: {text}") from None
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
 from teu.engine import fields, netrequests
 from teu.engine.errors import BadRequest, Conflict
+from teu.linux import signals
 from teu.oci.units import parse_bytes
 
 LOG_DRIVERS = ("journald", "json-file", "local", "none")
@@ -353,21 +353,10 @@ def size(text: str, what: str) -> int:
 
 def signal_number(text: str) -> int:
     """ "TERM", "SIGTERM", "15", "RTMIN+3" as a number."""
-    name = text.strip().upper()
-    if name.isdigit():
-        if 0 < (fields.natural(name) or 0) < signal.NSIG:
-            return int(name)
-    else:
-        name = name.removeprefix("SIG")
-        match = re.fullmatch(r"RTM(IN|AX)(?:([+-])([0-9]{1,3}))?", name)
-        if match:
-            base = int(signal.SIGRTMIN if match[1] == "IN" else signal.SIGRTMAX)
-            number = base + int(f"{match[2] or '+'}{match[3] or 0}")
-            if signal.SIGRTMIN <= number <= signal.SIGRTMAX:
-                return number
-        elif hasattr(signal, f"SIG{name}"):
-            return int(getattr(signal, f"SIG{name}"))
-    raise BadRequest(f"invalid signal: {text[:100]}")
+    try:
+        return signals.number(text.strip())
+    except ValueError:
+        raise BadRequest(f"invalid signal: {text[:100]}") from None
 
 
 def runtime_name(name: str, default: str, configured: dict[str, Any]) -> str:

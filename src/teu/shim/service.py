@@ -13,6 +13,7 @@ import os
 import signal
 from typing import Any
 
+from teu.linux import signals
 from teu.shim import cgroup, placement, rootfs
 from teu.shim.loop import EPOLLPRI, Lock
 from teu.shim.process import Exec, Init, Process, check_exec_id
@@ -121,12 +122,10 @@ class Container:
 
 def signal_number(name: str) -> int:
     """A signal by number or name, with or without SIG; SIGTERM for anything else."""
-    if name.isascii() and name.isdigit() and 0 < int(name[:9]) < signal.NSIG:
-        return int(name)
-    name = name.upper().removeprefix("SIG")
-    base, plus, offset = name.partition("+")
-    number = getattr(signal, "SIG" + base, signal.SIGTERM)
-    return int(number) + (int(offset) if plus and offset.isascii() and offset.isdigit() else 0)
+    try:
+        return signals.number(name)
+    except ValueError:
+        return int(signal.SIGTERM)
 
 
 def shares_pids(spec: dict[str, Any]) -> bool:
