@@ -54,36 +54,64 @@ def exists_in_root(root: int, path: str) -> bool:
     return True
 
 
-def real_path(root: int, path: str) -> str:
-    """Where path leads if root were "/": absolute, without links and "..", as far as it exists; what does not exist, or
-    leads in circles, stays as it is written. The tree may change: this is to be told, not to be opened."""
-    todo = [part for part in reversed(path.split("/")) if part not in ("", ".")]
-    done: list[str] = []
-    links = 0
-    while todo:
-        part = todo.pop()
-        if part == "..":
-            if done:
-                done.pop()
-            continue
-        try:
-            way = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
-            fd = openat2(root, "/".join([*done, part]), os.O_PATH | os.O_NOFOLLOW, way)
-        except OSError:
-            done.append(part)
-            continue
+LINKS_MAX = 40  # in one path, as the kernel has it
+
+
+def _reversed_parts(path: str) -> list[str]:
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
+class _Way:
+    """A walk through a path as if root were "/", a component at a time: `done` is behind, `todo` (the next one last)
+    ahead."""
+
+    def __init__(self, root: int, path: str) -> None:
+        self.root = root
+        self.path = path
+        self.todo = _reversed_parts(path)
+        self.done: list[str] = []
+        self._links = 0
+
+    def next(self) -> str:
+        """The next component; "" at the end. Those that lead back are gone then."""
+        while self.todo:
+            part = self.todo.pop()
+            if part != "..":
+                return part
+            if self.done:
+                self.done.pop()
+        return ""
+
+    def enter(self, part: str) -> bool:
+        """Go on through a component, which may be a link. False: one link too many, left where it is.
+
+        OSError where there is no such file, or none that can be looked at."""
+        way = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+        fd = openat2(self.root, "/".join([*self.done, part]), os.O_PATH | os.O_NOFOLLOW, way)
         try:
             link = os.readlink("", dir_fd=fd) if os.stat(fd).st_mode & 0o170000 == 0o120000 else None
         finally:
             os.close(fd)
-        links += link is not None
-        if link is None or links > 40:
-            done.append(part)
-            continue
+        self._links += link is not None
+        if link is None or self._links > LINKS_MAX:
+            self.done.append(part)
+            return link is None
         if link.startswith("/"):
-            done.clear()
-        todo += [piece for piece in reversed(link.split("/")) if piece not in ("", ".")]
-    return "/" + "/".join(done)
+            self.done.clear()
+        self.todo += _reversed_parts(link)
+        return True
+
+
+def real_path(root: int, path: str) -> str:
+    """Where path leads if root were "/": absolute, without links and "..", as far as it exists; what does not exist, or
+    leads in circles, stays as it is written. The tree may change: this is to be told, not to be opened."""
+    way = _Way(root, path)
+    while part := way.next():
+        try:
+            way.enter(part)
+        except OSError:
+            way.done.append(part)
+    return "/" + "/".join(way.done)
 
 
 def make_in_root(root: int, path: str, kind: str = "dir", mode: int = 0o755) -> int:
@@ -95,39 +123,19 @@ def make_in_root(root: int, path: str, kind: str = "dir", mode: int = 0o755) -> 
         return open_in_root(root, path)
     except FileNotFoundError:
         pass
-    todo = [part for part in reversed(path.split("/")) if part not in ("", ".")]
-    done: list[str] = []
-    links = 0
-    while todo:
-        part = todo.pop()
-        if part == "..":
-            if done:
-                done.pop()
-            continue
-        here = "/".join([*done, part])
+    way = _Way(root, path)
+    while part := way.next():
         try:
-            fd = openat2(root, here, os.O_PATH | os.O_NOFOLLOW, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+            if not way.enter(part):
+                raise OSError(errno.ELOOP, f"{path}: too many levels of symbolic links")
         except FileNotFoundError:
-            parent = openat2(root, "/".join(done) or ".", os.O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+            last = not way.todo
+            parent = open_in_root(root, "/".join(way.done))
             try:
-                _make(parent, part, kind if not todo else "dir", mode if not todo else 0o755)
+                _make(parent, part, kind if last else "dir", mode if last else 0o755)
             finally:
                 os.close(parent)
-            done.append(part)
-            continue
-        try:
-            link = os.readlink("", dir_fd=fd) if os.stat(fd).st_mode & 0o170000 == 0o120000 else None
-        finally:
-            os.close(fd)
-        if link is None:
-            done.append(part)
-            continue
-        links += 1
-        if links > 40:
-            raise OSError(errno.ELOOP, f"{path}: too many levels of symbolic links")
-        if link.startswith("/"):
-            done.clear()
-        todo += [piece for piece in reversed(link.split("/")) if piece not in ("", ".")]
+            way.done.append(part)
     return open_in_root(root, path)
 
 
