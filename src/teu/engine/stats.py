@@ -7,11 +7,12 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import process
 from teu.engine.container import NEVER, Container, timestamp
+from teu.linux import cgroup_files
+from teu.linux.cgroup_files import UINT64_MAX, devices, flat, number, text
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -70,33 +71,19 @@ def _no_cpu() -> dict[str, Any]:
     }
 
 
-def _flat(path: str) -> dict[str, int]:
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:
-        return {}
-    return {name: int(value) for name, _, value in (line.partition(" ") for line in lines) if value.isdigit()}
-
-
-def _number(path: str) -> int | None:
-    try:
-        text = Path(path).read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+def _number(folder: str, name: str) -> int | None:
+    value = number(text(folder, name))
+    return None if value == UINT64_MAX else value
 
 
 def cgroup(folder: int) -> str:
     """The cgroup v2 folder of a process, whose folder in /proc is given."""
     try:
-        for line in process.read(folder, "cgroup").splitlines():
-            if line.startswith("0::"):
-                for top in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
-                    if os.path.exists(f"{top}/cgroup.controllers"):
-                        return top + line[3:]
+        path = cgroup_files.in_listing(process.read(folder, "cgroup"))
     except OSError:
-        pass
-    return ""
+        return ""
+    top = cgroup_files.place()
+    return top + path if top and path is not None else ""
 
 
 def _system_cpu() -> int:
@@ -133,7 +120,7 @@ def sample(container: Container) -> dict[str, Any]:
             networks = _networks(held)
     if not folder:
         return result
-    cpu = _flat(f"{folder}/cpu.stat")
+    cpu = flat(text(folder, "cpu.stat"))
     result["cpu_stats"] = {
         "cpu_usage": {
             "total_usage": cpu.get("usage_usec", 0) * 1000,
@@ -148,14 +135,14 @@ def sample(container: Container) -> dict[str, Any]:
             "throttled_time": cpu.get("throttled_usec", 0) * 1000,
         },
     }
-    pids = {"current": _number(f"{folder}/pids.current"), "limit": _number(f"{folder}/pids.max")}
+    pids = {"current": _number(folder, "pids.current"), "limit": _number(folder, "pids.max")}
     result["pids_stats"] = {key: value for key, value in pids.items() if value is not None}
-    usage = _number(f"{folder}/memory.current")
+    usage = _number(folder, "memory.current")
     if usage is not None:
-        limit = _number(f"{folder}/memory.max")
+        limit = _number(folder, "memory.max")
         result["memory_stats"] = {
             "usage": usage,
-            "stats": _flat(f"{folder}/memory.stat"),
+            "stats": flat(text(folder, "memory.stat")),
             "limit": limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         }
     result["blkio_stats"]["io_service_bytes_recursive"] = _block(folder)
@@ -165,19 +152,12 @@ def sample(container: Container) -> dict[str, Any]:
 
 
 def _block(folder: str) -> list[dict[str, Any]]:
-    result = []
-    try:
-        lines = Path(f"{folder}/io.stat").read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        device, *pairs = line.split()
-        major, _, minor = device.partition(":")
-        values = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-        for key, op in (("rbytes", "read"), ("wbytes", "write")):
-            if key in values and major.isdigit():
-                result.append({"major": int(major), "minor": int(minor), "op": op, "value": int(values[key])})
-    return result
+    return [
+        {"major": major, "minor": minor, "op": op, "value": values[key]}
+        for major, minor, values in devices(text(folder, "io.stat"))
+        for key, op in (("rbytes", "read"), ("wbytes", "write"))
+        if key in values
+    ]
 
 
 def _networks(folder: int) -> dict[str, dict[str, int]]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import os
 
-from teu.linux.cgroups import read, read_pairs
+from teu.linux import cgroup_files
+from teu.linux.cgroup_files import UINT64_MAX, devices, read, read_pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     Stats = dict[str, Any]
 
-UINT64_MAX = 2**64 - 1
 HUGE_PAGES = "/sys/kernel/mm/hugepages"
 
 
@@ -72,15 +72,7 @@ def pressure(path: str, name: str) -> Stats | None:
         if error.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.ENODEV):
             return None
         raise
-    found: Stats = {}
-    for line in text.splitlines():
-        kind, *words = line.split()
-        values: Stats = {}
-        for word in words:
-            key, _, value = word.partition("=")
-            values[key] = int(value) if key == "total" else float(value)
-        found[kind] = values
-    return found
+    return cgroup_files.pressure(text)
 
 
 def _with_pressure(stats: Stats, path: str, name: str) -> Stats:
@@ -179,16 +171,11 @@ def block_io(path: str) -> Stats:
         text = read(path, "io.stat")
     except OSError:
         text = ""
-    for line in text.splitlines():
-        device, *words = line.split()
-        major, colon, minor = device.partition(":")
-        if not colon:
-            continue
-        for word in words:
-            key, _, value = word.partition("=")
+    for major, minor, values in devices(text):
+        for key, value in values.items():
             if key in IO_KEYS:
                 table, operation = IO_KEYS[key]
-                entry = {"major": int(major), "minor": int(minor), "op": operation, "value": int(value)}
+                entry = {"major": major, "minor": minor, "op": operation, "value": value}
                 found.setdefault(table, []).append(_without_zeros(entry))
     return _with_pressure(found, path, "io.pressure")
 

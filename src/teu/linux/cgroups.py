@@ -18,6 +18,8 @@ import errno
 import os
 import time
 
+from teu.linux.cgroup_files import MAX, CgroupError, mountpoint, own, read, read_pairs
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,41 +27,11 @@ if TYPE_CHECKING:
 
     Resources = dict[str, Any]
 
-UNIFIED = "/sys/fs/cgroup"
-HYBRID = "/sys/fs/cgroup/unified"
-
-# cgroup-v2.rst: a limit that is not there reads and writes as this word.
-MAX = "max"
 # What the kernel assumes when only a quota is given.
 DEFAULT_CPU_PERIOD = 100_000
 
 FREEZE_TIMEOUT = 10.0
 REMOVE_TIMEOUT = 10.0
-
-
-class CgroupError(OSError):
-    """A cgroup operation failed. The message is a whole sentence for the user."""
-
-
-# ---- where cgroups are -------------------------------------------------------------------------
-
-
-def mountpoint() -> str:
-    """Where the unified hierarchy is mounted: the root itself, or its place on a hybrid host."""
-    if os.path.exists(f"{UNIFIED}/cgroup.controllers") or os.path.exists(f"{UNIFIED}/cgroup.procs"):
-        return UNIFIED
-    if os.path.exists(f"{HYBRID}/cgroup.procs"):
-        return HYBRID
-    raise CgroupError(f"cgroup v2 is not mounted on {UNIFIED}: containers need the unified hierarchy")
-
-
-def own(pid: int | str = "self") -> str:
-    """The cgroup of a process, from the root of the hierarchy: `/user.slice/session-1.scope`."""
-    with open(f"/proc/{pid}/cgroup", "rb", 0) as file:
-        for line in file.read().split(b"\n"):
-            if line.startswith(b"0::"):
-                return os.fsdecode(line[3:]).removesuffix(" (deleted)")
-    raise CgroupError(f"process {pid} has no place in the unified cgroup hierarchy")
 
 
 def locate(cgroups_path: str, identifier: str) -> str:
@@ -81,18 +53,6 @@ def locate(cgroups_path: str, identifier: str) -> str:
 # ---- single files ------------------------------------------------------------------------------
 
 
-def read(path: str, name: str) -> str:
-    """A file of a cgroup, whole and stripped."""
-    descriptor = os.open(f"{path}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        data = b""
-        while chunk := os.read(descriptor, 65536):
-            data += chunk
-    finally:
-        os.close(descriptor)
-    return os.fsdecode(data).strip()
-
-
 def write(path: str, name: str, value: str) -> None:
     """Write one value. OSError carries the file's path."""
     file = f"{path}/{name}"
@@ -104,16 +64,6 @@ def write(path: str, name: str, value: str) -> None:
         raise OSError(error.errno, f"write {value!r}: {os.strerror(error.errno or 0)}", file) from None
     finally:
         os.close(descriptor)
-
-
-def read_pairs(path: str, name: str) -> dict[str, int]:
-    """A flat-keyed file ("key number" lines) such as cpu.stat."""
-    pairs = {}
-    for line in read(path, name).splitlines():
-        key, _, value = line.partition(" ")
-        if value.isdigit():
-            pairs[key] = int(value)
-    return pairs
 
 
 def controllers(path: str) -> set[str]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 
 from teu.linux import cgroups as files
-from teu.linux.cgroups import CgroupError
+from teu.linux.cgroup_files import CgroupError, mountpoint
 from teu.runc import log
 
 TYPE_CHECKING = False
@@ -76,7 +76,7 @@ def locate(cgroups_path: str, container_id: str, systemd: bool, rootless: bool) 
     parent = expand_slice(slice_name)
     if rootless:
         parent = user_manager_cgroup() + parent
-    path = f"{files.mountpoint()}{parent if parent != '/' else ''}/{unit}"
+    path = f"{mountpoint()}{parent if parent != '/' else ''}/{unit}"
     bus = "user" if rootless else "system"
     return {"driver": SYSTEMD, "path": path, "scope": unit, "slice": slice_name, "bus": bus}
 

@@ -25,7 +25,8 @@ from _socket import (
 )
 from struct import pack, unpack
 
-from teu.linux import cgroups, inside, mounts
+from teu.linux import inside, mounts
+from teu.linux.cgroup_files import mountpoint
 from teu.linux.inside import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
 from teu.linux.namespaces import (
     CLONE_NEWCGROUP,
@@ -207,7 +208,7 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
         # In the host's cgroup namespace all of the tree: /proc/self/cgroup names a place in it. But what an
         # ordinary user's container is not in is none of its business.
         whole = not namespaced and not plan.user_namespace
-        view = rootfs.CgroupView(namespaced, cgroups.mountpoint() if whole else plan.cgroup_path)
+        view = rootfs.CgroupView(namespaced, mountpoint() if whole else plan.cgroup_path)
         later = rootfs.mount_all(
             root, spec, plan.bundle, plan.sources, view, _asker(plan), plan.asked, plan.user_namespace
         )

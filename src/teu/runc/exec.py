@@ -282,10 +282,10 @@ class Execution:
             # where it may, have gone to another, after which its old one may be gone.
             if self.cgroup_given:
                 raise
+            from teu.linux import cgroup_files
             from teu.linux import cgroups as files
 
-            own = files.own(self.container.pid)
-            path = files.mountpoint() + own
+            path = cgroup_files.mountpoint() + cgroup_files.own(self.container.pid)
             if not path.startswith(cgroup.path) and os.path.exists(cgroup.path):
                 raise
             files.attach(path, self.helper)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 
-from teu.linux import cgroups as cgroup_files
-from teu.linux import inside, mounts
+from teu.linux import cgroup_files, inside, mounts
 from teu.oci import jsontext
 from teu.runc import cgroups, criu, hooks, launch, log, mount_options, rootfs, state
 from teu.runc.checkpoint import DESCRIPTORS, EXTERNAL_FILE, image_path, mount_target

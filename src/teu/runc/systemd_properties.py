@@ -8,7 +8,8 @@ cgroup as well.
 
 from __future__ import annotations
 
-from teu.linux.cgroups import DEFAULT_CPU_PERIOD, CgroupError, cpu_weight, swap_limit
+from teu.linux.cgroup_files import CgroupError
+from teu.linux.cgroups import DEFAULT_CPU_PERIOD, cpu_weight, swap_limit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

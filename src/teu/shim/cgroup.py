@@ -7,40 +7,24 @@ import contextlib
 import os
 import re
 
+from teu.linux import cgroup_files
+from teu.linux.cgroup_files import devices, flat, in_listing, number, pressure, text
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-UINT64_MAX = (1 << 64) - 1
-
 
 def mount_point() -> str:
     """Where the version 2 hierarchy is mounted (a hybrid host has it aside)."""
-    if os.path.exists("/sys/fs/cgroup/cgroup.procs"):
-        return "/sys/fs/cgroup"
-    return "/sys/fs/cgroup/unified"
+    return cgroup_files.place() or cgroup_files.HYBRID
 
 
 def path_of(pid: int | str) -> str:
     """The folder of a process's cgroup; "" if the process is gone or there is no version 2 hierarchy."""
-    try:
-        with open(f"/proc/{pid}/cgroup") as file:
-            for line in file:
-                if line.startswith("0::"):
-                    path = line[3:].rstrip("\n")
-                    return mount_point() + path if os.path.isdir(mount_point() + path) else ""
-    except OSError:
-        pass
-    return ""
-
-
-def read(folder: str, name: str) -> str:
-    """A control file's text; "" where it is not there."""
-    try:
-        with open(os.path.join(folder, name)) as file:
-            return file.read()
-    except OSError:
-        return ""
+    path = in_listing(text(f"/proc/{pid}", "cgroup"))
+    folder = "" if path is None else mount_point() + path
+    return folder if os.path.isdir(folder) else ""
 
 
 def processes(folder: str) -> list[int]:
@@ -64,43 +48,20 @@ def processes(folder: str) -> list[int]:
     return pids
 
 
-def flat(text: str) -> dict[str, int]:
-    """A flat keyed file ("anon 4096") as a dict."""
-    pairs = (line.split() for line in text.splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+def _number(folder: str, name: str) -> int:
+    return number(text(folder, name)) or 0
 
 
-def _number(text: str) -> int:
-    text = text.strip()
-    return UINT64_MAX if text == "max" else int(text) if text.isdigit() else 0
+def _pressure(folder: str, name: str) -> dict[str, Any] | None:
+    found = pressure(text(folder, name))
+    return {kind: found[kind] for kind in ("some", "full") if kind in found} or None
 
 
-def _pressure(text: str) -> dict[str, Any] | None:
-    psi = {}
-    for line in text.splitlines():
-        kind, *pairs = line.split()
-        values = dict(pair.split("=") for pair in pairs)
-        psi[kind] = {
-            "avg10": float(values["avg10"]),
-            "avg60": float(values["avg60"]),
-            "avg300": float(values["avg300"]),
-            "total": int(values["total"]),
-        }
-    return {kind: psi[kind] for kind in ("some", "full") if kind in psi} or None
-
-
-def _io(text: str) -> list[dict[str, int]]:
-    entries = []
-    for line in text.splitlines():
-        device, *pairs = line.split()
-        major, _, minor = device.partition(":")
-        if major.isdigit() and minor.isdigit():
-            values = dict(pair.split("=") for pair in pairs if "=" in pair)
-            entries.append(
-                {"major": int(major), "minor": int(minor)}
-                | {name: int(values.get(name, 0)) for name in ("rbytes", "wbytes", "rios", "wios")}
-            )
-    return entries
+def _io(folder: str) -> list[dict[str, int]]:
+    return [
+        {"major": major, "minor": minor} | {name: values.get(name, 0) for name in ("rbytes", "wbytes", "rios", "wios")}
+        for major, minor, values in devices(text(folder, "io.stat"))
+    ]
 
 
 def _rdma(text: str) -> list[dict[str, Any]]:
@@ -121,19 +82,19 @@ def metrics(folder: str) -> dict[str, Any]:
     """io.containerd.cgroups.v2.Metrics of a cgroup; a controller that is not there counts nothing."""
     from teu.ttrpc.messages import TABLES
 
-    cpu = flat(read(folder, "cpu.stat"))
-    memory = flat(read(folder, "memory.stat"))
-    events = flat(read(folder, "memory.events"))
+    cpu = flat(text(folder, "cpu.stat"))
+    memory = flat(text(folder, "memory.stat"))
+    events = flat(text(folder, "memory.events"))
     fields = {name for name, kind in TABLES["io.containerd.cgroups.v2.MemoryStat"].values() if kind == "uint64"}
     memory_stat: dict[str, Any] = {name: value for name, value in memory.items() if name in fields}
     memory_stat |= {
-        "usage": _number(read(folder, "memory.current")),
-        "usage_limit": _number(read(folder, "memory.max")),
-        "max_usage": _number(read(folder, "memory.peak")),
-        "swap_usage": _number(read(folder, "memory.swap.current")),
-        "swap_limit": _number(read(folder, "memory.swap.max")),
-        "swap_max_usage": _number(read(folder, "memory.swap.peak")),
-        "psi": _pressure(read(folder, "memory.pressure")),
+        "usage": _number(folder, "memory.current"),
+        "usage_limit": _number(folder, "memory.max"),
+        "max_usage": _number(folder, "memory.peak"),
+        "swap_usage": _number(folder, "memory.swap.current"),
+        "swap_limit": _number(folder, "memory.swap.max"),
+        "swap_max_usage": _number(folder, "memory.swap.peak"),
+        "psi": _pressure(folder, "memory.pressure"),
     }
     huge = []
     try:
@@ -147,13 +108,13 @@ def metrics(folder: str) -> dict[str, Any]:
             huge.append(
                 {
                     "pagesize": page[1],
-                    "current": _number(read(folder, name)),
-                    "max": _number(read(folder, prefix + ".max")),
-                    "failcnt": flat(read(folder, prefix + ".events")).get("max", 0),
+                    "current": _number(folder, name),
+                    "max": _number(folder, prefix + ".max"),
+                    "failcnt": flat(text(folder, prefix + ".events")).get("max", 0),
                 }
             )
     return {
-        "pids": {"current": _number(read(folder, "pids.current")), "limit": _number(read(folder, "pids.max"))},
+        "pids": {"current": _number(folder, "pids.current"), "limit": _number(folder, "pids.max")},
         "cpu": {
             "usage_usec": cpu.get("usage_usec", 0),
             "user_usec": cpu.get("user_usec", 0),
@@ -163,11 +124,11 @@ def metrics(folder: str) -> dict[str, Any]:
             "throttled_usec": cpu.get("throttled_usec", 0),
             "nr_bursts": cpu.get("nr_bursts", 0),
             "burst_usec": cpu.get("burst_usec", 0),
-            "psi": _pressure(read(folder, "cpu.pressure")),
+            "psi": _pressure(folder, "cpu.pressure"),
         },
         "memory": memory_stat,
-        "rdma": {"current": _rdma(read(folder, "rdma.current")), "limit": _rdma(read(folder, "rdma.max"))},
-        "io": {"usage": _io(read(folder, "io.stat")), "psi": _pressure(read(folder, "io.pressure"))},
+        "rdma": {"current": _rdma(text(folder, "rdma.current")), "limit": _rdma(text(folder, "rdma.max"))},
+        "io": {"usage": _io(folder), "psi": _pressure(folder, "io.pressure")},
         "hugetlb": huge,
         # None where there is no such controller: containerd tells no row of it then.
         "memory_events": {

@@ -24,7 +24,8 @@ import os
 import signal
 import time
 
-from teu.shim.cgroup import mount_point, path_of, read
+from teu.linux.cgroup_files import text
+from teu.shim.cgroup import mount_point, path_of
 from teu.systemd import host
 from teu.systemd.bus import Bus, BusError
 from teu.systemd.scope import UNIT_EXISTS, patiently, start_scope, systemd_is_running, unit_cgroup
@@ -279,7 +280,7 @@ def _in_use(bus: Bus, unit: str) -> bool:
         folder = mount_point() + unit_cgroup(bus, unit)
         leaves = [name for name in os.listdir(folder) if name.startswith("container")]
         if not os.path.isdir(os.path.join(folder, "shim")):
-            return bool(leaves) or "populated 1" in read(folder, "cgroup.events")
-        return any("populated 1" in read(os.path.join(folder, leaf), "cgroup.events") for leaf in leaves)
+            return bool(leaves) or "populated 1" in text(folder, "cgroup.events")
+        return any("populated 1" in text(os.path.join(folder, leaf), "cgroup.events") for leaf in leaves)
     except OSError:
         return False  # gone meanwhile

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from teu.linux import cgroup_stats, cgroups
+from teu.linux.cgroup_files import CgroupError
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_swap_limit(swap: int | None, memory: int | None, result: int | None) ->
 
 @pytest.mark.parametrize(("swap", "memory"), [(100, 0), (100, None), (100, 200), (100, -5)])
 def test_swap_without_sense(swap: int, memory: int | None) -> None:
-    with pytest.raises(cgroups.CgroupError, match="linux.resources.memory"):
+    with pytest.raises(CgroupError, match="linux.resources.memory"):
         cgroups.swap_limit(swap, memory)
 
 
@@ -150,7 +151,7 @@ def test_idle_has_no_weight(cgroup: Path) -> None:
 )
 def test_a_missing_controller_is_named(tmp_path: Path, resources: dict[str, object], words: str) -> None:
     (tmp_path / "cgroup.controllers").write_text("hugetlb rdma")
-    with pytest.raises(cgroups.CgroupError, match=f"linux.resources.{words}.*it has: hugetlb, rdma"):
+    with pytest.raises(CgroupError, match=f"linux.resources.{words}.*it has: hugetlb, rdma"):
         cgroups.set_resources(str(tmp_path), resources)
 
 
@@ -168,13 +169,13 @@ def test_a_missing_controller_is_not_needed_for_no_limit(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["../x.y", "memory", ".max"])
 def test_unified_names(tmp_path: Path, name: str) -> None:
-    with pytest.raises(cgroups.CgroupError, match="linux.resources.unified"):
+    with pytest.raises(CgroupError, match="linux.resources.unified"):
         cgroups.set_unified(str(tmp_path), {name: "1"})
 
 
 def test_check_before_update(cgroup: Path) -> None:
     (cgroup / "memory.current").write_text("5000")
-    with pytest.raises(cgroups.CgroupError, match="rejecting memory limit 4096 <= usage 5000"):
+    with pytest.raises(CgroupError, match="rejecting memory limit 4096 <= usage 5000"):
         cgroups.set_memory(str(cgroup), {"limit": 4096, "checkBeforeUpdate": True})
     cgroups.set_memory(str(cgroup), {"limit": 8192, "checkBeforeUpdate": True})
 
@@ -212,6 +213,6 @@ def test_removal_waits_for_what_is_busy_alone(monkeypatch: pytest.MonkeyPatch) -
         raise AssertionError("waited")
 
     monkeypatch.setattr(cgroups, "wait_for_event", slept)
-    with pytest.raises(cgroups.CgroupError, match="cannot remove the cgroup /proc/self/task"):
+    with pytest.raises(CgroupError, match="cannot remove the cgroup /proc/self/task"):
         cgroups.remove("/proc/self/task")
     cgroups.remove("/proc/self/task/nosuch")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from teu.linux.cgroups import CgroupError
+from teu.linux.cgroup_files import CgroupError
 from teu.runc import cgroups
 from teu.runc import systemd_properties as properties
 
