@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-from teu.cli import jsontext
 from teu.cli.errors import CommandError
+from teu.oci import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,10 +76,7 @@ class ConfigFile:
         except OSError as error:  # a folder, for one
             raise CommandError(f"cannot read {self.path}: {error.strerror}") from None
         try:
-            values = jsontext.loads(text) if text.strip() else {}
-            if b"\\ud" in text.lower():  # halves of surrogate pairs go over no wire and onto no terminal
-                whole = jsontext.dumps(values).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-                values = jsontext.loads(whole)
+            values = jsontext.loads(text, exact=True) if text.strip() else {}
         except ValueError:
             values = None
         if not isinstance(values, dict):
@@ -136,7 +133,7 @@ class ConfigFile:
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(file, "w", encoding="utf-8") as stream:
-                stream.write(jsontext.pretty(self.values, "\t"))
+                stream.write(jsontext.dumps(self.values, "\t"))
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, target)
@@ -157,7 +154,7 @@ class ConfigFile:
             if answer is None:
                 return {}
             try:
-                found = jsontext.loads(answer)
+                found = jsontext.loads(answer, exact=True)
                 user, secret = found.get("Username", ""), found.get("Secret", "")
                 if not isinstance(user, str) or not isinstance(secret, str):
                     raise ValueError

@@ -13,12 +13,11 @@ import os
 import posixpath
 import stat
 
-from teu.cli import jsontext
 from teu.cli.archives import TAR, read_file, refuse_terminal, write_output
 from teu.cli.commands import Cli, Command
 from teu.cli.errors import CommandError
 from teu.cli.options import Options
-from teu.oci import units
+from teu.oci import jsontext, units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def stat_of(response: Response) -> dict[str, Any]:
 
     header = response.headers.get("x-docker-container-path-stat", "")
     try:
-        found: dict[str, Any] = jsontext.loads(binascii.a2b_base64(header))
+        found: dict[str, Any] = jsontext.loads(binascii.a2b_base64(header), exact=True)
     except ValueError:
         raise CommandError("the daemon did not say what the path is") from None
     return found

@@ -473,11 +473,11 @@ def security(values: list[str]) -> tuple[list[str], bool]:
         if not text and key != "no-new-privileges":
             raise ValueError(f'Invalid --security-opt: "{value}"')
         if key == "seccomp" and text not in ("unconfined", "builtin"):
-            from teu.cli import jsontext
+            from teu.oci import jsontext
 
             try:
                 with open(text, "rb") as file:
-                    profile = jsontext.dumps(jsontext.loads(file.read()))
+                    profile = jsontext.dumps(jsontext.loads(file.read(), exact=True))
             except OSError as error:
                 raise ValueError(
                     f"opening seccomp profile ({text}) failed: open {text}: {(error.strerror or '').lower()}"

@@ -6,11 +6,10 @@ from __future__ import annotations
 import sys
 import time
 
-from teu.cli import jsontext
 from teu.cli.commands import Cli, Command
 from teu.cli.errors import CommandError
 from teu.cli.options import Options, filters
-from teu.oci import units
+from teu.oci import jsontext, units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import _socket
 import os
 
-from teu.cli import jsontext
 from teu.cli.errors import APIError, CommandError, ConnectError
+from teu.oci import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -160,9 +160,9 @@ class Response:
             *lines, rest = rest.split(b"\n")
             for line in lines:
                 if line.strip():
-                    yield jsontext.loads(line)
+                    yield jsontext.loads(line, exact=True)
         if rest.strip():
-            yield jsontext.loads(rest)
+            yield jsontext.loads(rest, exact=True)
 
 
 def proxy_for(scheme: str, target: tuple[str, int]) -> tuple[str, int] | None:
@@ -405,7 +405,7 @@ class Client:
         body = response.read()
         self.done(response)
         try:
-            message = str(jsontext.loads(body)["message"])
+            message = str(jsontext.loads(body, exact=True)["message"])
         except (ValueError, KeyError, TypeError):
             message = body.decode("utf-8", "replace").strip() or f"HTTP status {response.status}"
         return APIError(response.status, message.rstrip())
@@ -416,7 +416,7 @@ class Client:
         data = response.read()
         kind = response.headers.get("content-type", "")
         self.done(response)
-        return jsontext.loads(data) if data and kind.startswith("application/json") else None
+        return jsontext.loads(data, exact=True) if data and kind.startswith("application/json") else None
 
     def get(self, path: str, query: dict[str, Any] | None = None) -> Any:
         return self.call("GET", path, query)

@@ -8,12 +8,11 @@ import sys
 import time
 
 from teu import __version__
-from teu.cli import jsontext
 from teu.cli.commands import Cli, Command
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.cli.http import API_VERSION
 from teu.cli.options import Options
-from teu.oci import units
+from teu.oci import jsontext, units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from teu.cli import jsontext
 from teu.cli.commands import Cli, Command
 from teu.cli.errors import APIError, CommandError
 from teu.cli.options import Options
+from teu.oci import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def show(cli: Cli, names: list[str], form: str, get: Callable[[str], tuple[str, 
         else:
             found.append(value)
     if not form:
-        cli.print(jsontext.pretty(found))
+        cli.print(jsontext.dumps(found, "    "))
     elif len(errors) == len(names):
         cli.print("")
     if errors:

@@ -19,7 +19,7 @@ PARALLEL = 50
 def at_once(cli: Cli, names: list[str], method: str, path: str, query: dict[str, Any]) -> list[APIError | Any]:
     """The same request for each container (`path` has `{}` for its name), PARALLEL at a time: JSON answers or
     errors, in order."""
-    from teu.cli import jsontext
+    from teu.oci import jsontext
 
     client = cli.client
     results: list[APIError | Any] = []
@@ -39,7 +39,7 @@ def at_once(cli: Cli, names: list[str], method: str, path: str, query: dict[str,
                 continue
             body = response.read()
             is_json = response.headers.get("content-type", "").startswith("application/json")
-            results.append(jsontext.loads(body) if body and is_json else None)
+            results.append(jsontext.loads(body, exact=True) if body and is_json else None)
             connection.close()
     return results
 

@@ -7,11 +7,11 @@ import select
 import sys
 import time
 
-from teu.cli import jsontext, table
+from teu.cli import table
 from teu.cli.commands import Cli, Command
 from teu.cli.errors import APIError
 from teu.cli.options import Options
-from teu.oci import units
+from teu.oci import jsontext, units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Watched:
         lines, self.rest, alive = arrived(self.response, self.rest)
         for line in lines:
             if line.strip():
-                self.sample = jsontext.loads(line)
+                self.sample = jsontext.loads(line, exact=True)
         return alive
 
 
@@ -196,7 +196,7 @@ def stats(cli: Cli, options: Options, operands: list[str]) -> int:
                     if not by_file:
                         break
                 for line in lines:
-                    message = jsontext.loads(line) if line.strip() else {}
+                    message = jsontext.loads(line, exact=True) if line.strip() else {}
                     name = (message.get("Actor") or {}).get("ID", "")
                     action = message.get("Action", "")
                     if action in ("start", "create") and name not in watched:

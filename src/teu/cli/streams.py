@@ -386,7 +386,7 @@ class Session:
 
 def exit_status(waiter: Response) -> int:
     """The container's exit status from an answer of `wait`; 125 when waiting itself failed."""
-    from teu.cli import jsontext
+    from teu.oci import jsontext
 
     try:
         answer = jsontext.loads(waiter.read())

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import re
 
-from teu.cli import jsontext
 from teu.cli.errors import CommandError
+from teu.oci import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

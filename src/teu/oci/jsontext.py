@@ -2,12 +2,12 @@
 """JSON without the json package, for programs that start cold.
 
 `import json` costs 5 ms, nearly all of it for `re` and `enum`, which the C scanner never uses.
-This module drives that same scanner (`_json`, 0.2 ms) directly. Called by teu.runc and teu.cli.
+This module drives that same scanner and its encoder (`_json`, 0.2 ms) directly. Called by teu.runc and teu.cli.
 """
 
 from __future__ import annotations
 
-from _json import encode_basestring, make_scanner, scanstring
+from _json import encode_basestring, make_encoder, make_scanner, scanstring
 from posix import O_CLOEXEC, O_RDONLY, close, fstat, read
 from posix import open as open_descriptor
 
@@ -23,22 +23,40 @@ class _Context:
     strict = True
     object_hook = None
     object_pairs_hook = None
-    parse_float = float
+    parse_float: Any = float
     parse_int = int
     parse_constant = _CONSTANTS.__getitem__
     memo: dict[str, str] = {}
 
 
+class Exact(float):
+    """A float that remembers how it was written, so that it can be shown as it was sent."""
+
+    text: str
+
+    def __new__(cls, text: str) -> Exact:
+        self = super().__new__(cls, text)
+        self.text = text
+        return self
+
+
+class _ExactContext(_Context):
+    strict = False
+    parse_float: Any = Exact
+
+
 _scan: Any = make_scanner(_Context)  # type: ignore[arg-type]
+_scan_exact: Any = make_scanner(_ExactContext)  # type: ignore[arg-type]
 
 
-def loads(text: str | bytes, own: bool = False) -> Any:
+def loads(text: str | bytes | bytearray, own: bool = False, exact: bool = False) -> Any:
     """The value of a JSON text. Raises ValueError that names the position.
 
     What is no Unicode in it, bytes that are no UTF-8 and halves of surrogate pairs, is U+FFFD in the value, as in Go's:
     so every string of it can be encoded, by whom it may be. With `own`, for what `dumps` has written, bytes that
-    are no UTF-8 come back as they were (surrogateescape)."""
-    if isinstance(text, bytes):
+    are no UTF-8 come back as they were (surrogateescape). With `exact`, for what is shown to people, floats are
+    `Exact`, and control characters may stand in strings."""
+    if not isinstance(text, str):
         # not "utf-8-sig", which imports its codec
         text = text.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape" if own else "replace")
     start = 0
@@ -46,7 +64,7 @@ def loads(text: str | bytes, own: bool = False) -> Any:
     while start < size and text[start] in _WHITESPACE:
         start += 1
     try:
-        value, end = _scan(text, start)
+        value, end = (_scan_exact if exact else _scan)(text, start)
     except StopIteration as stop:
         raise ValueError(f"invalid JSON: expecting a value {_where(text, stop.value)}") from None
     except RecursionError:
@@ -114,38 +132,41 @@ def load_file(path: str, own: bool = False) -> Any:
         raise ValueError(f"{path}: {error}") from None
 
 
-def dumps(value: Any, indent: str = "", _margin: str = "\n") -> str:
-    """JSON text of dicts, lists, tuples, strings, numbers, booleans and None.
+def _refuse(value: object) -> object:
+    raise TypeError(f"{type(value).__name__} has no JSON form")
 
-    indent "  " gives the layout of Go's json.MarshalIndent, which runc prints.
-    """
-    if isinstance(value, str):
-        return str(encode_basestring(value))
-    if value is None:
-        return "null"
-    if value is True:
-        return "true"
-    if value is False:
-        return "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    inner = _margin + indent
-    if isinstance(value, dict):
-        if not value:
-            return "{}"
-        colon = ": " if indent else ":"
-        items = [encode_basestring(str(key)) + colon + dumps(item, indent, inner) for key, item in value.items()]
-        opening, closing = "{", "}"
-    elif isinstance(value, list | tuple):
-        if not value:
-            return "[]"
-        items = [dumps(item, indent, inner) for item in value]
-        opening, closing = "[", "]"
-    else:
-        raise TypeError(f"{type(value).__name__} has no JSON form")
+
+_encode: Any = make_encoder(None, _refuse, encode_basestring, None, ":", ",", False, False, True)
+_encode_sorted: Any = make_encoder(None, _refuse, encode_basestring, None, ":", ",", True, False, True)
+
+
+def dumps(value: Any, indent: str = "", sort_keys: bool = False) -> str:
+    """JSON text of dicts, lists, tuples, strings, numbers, booleans and None; what is no ASCII stays as it is.
+
+    indent "  " gives the layout of Go's json.MarshalIndent, which runc and docker print, `Exact` floats as they were
+    written. TypeError for what has no JSON form."""
     if indent:
-        return opening + inner + ("," + inner).join(items) + _margin + closing
-    return opening + ",".join(items) + closing
+        return _pretty(value, indent, "\n")
+    return "".join((_encode_sorted if sort_keys else _encode)(value, 0))
+
+
+def _pretty(value: Any, indent: str, margin: str) -> str:
+    inner = margin + indent
+    if isinstance(value, dict) and value:
+        body = [f"{dumps(str(key))}: {_pretty(item, indent, inner)}" for key, item in value.items()]
+        return "{" + inner + ("," + inner).join(body) + margin + "}"
+    if isinstance(value, list | tuple) and value:
+        return "[" + inner + ("," + inner).join([_pretty(item, indent, inner) for item in value]) + margin + "]"
+    return value.text if isinstance(value, Exact) else dumps(value)
+
+
+def escaped(value: Any) -> str:
+    """As Go's json.Marshal: what means something in HTML is escaped. So docker prints lists in JSON."""
+    text = dumps(value)
+    for letter in "<>&":
+        if letter in text:
+            text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
 
 
 def to_bytes(value: Any, indent: str = "") -> bytes:
@@ -155,4 +176,4 @@ def to_bytes(value: Any, indent: str = "") -> bytes:
     return data if text.isascii() else data.decode("utf-8", "replace").encode("utf-8", "replace")
 
 
-__all__ = ["dumps", "load_file", "loads", "read_file", "scanstring", "to_bytes"]
+__all__ = ["Exact", "dumps", "escaped", "load_file", "loads", "read_file", "scanstring", "to_bytes"]
