@@ -28,7 +28,7 @@ RELEASES = ("trixie", "bookworm")
 
 # What Teu's packages depend on, so that --dev works without installing them.
 TEU_DEPENDS = """
-    python3 python3-grpcio python3-protobuf python3-pystemd python3-sdnotify python3-yaml python3-h11
+    python3 python3-grpcio python3-protobuf python3-yaml python3-h11
     python3-zstandard python3-nftables nftables iproute2 dbus
 """
 

@@ -30,7 +30,7 @@ MAY: dict[str, tuple[str, ...]] = {
 }
 
 # Not to be loaded by programs that start cold or live once per container, and why: design, "Code layout".
-HEAVY = ("grpc", "google.protobuf", "asyncio", "yaml", "typing", "dataclasses", "http.client", "logging", "pystemd")
+HEAVY = ("grpc", "google.protobuf", "asyncio", "yaml", "typing", "dataclasses", "http.client", "logging")
 COLD = {"runc": "teu.runc.main", "cli": "teu.cli.main"}
 
 
