@@ -40,13 +40,11 @@ class Exact(float):
         return self
 
 
-class _ExactContext(_Context):
-    strict = False
-    parse_float: Any = Exact
-
-
+# A scanner takes what it needs from its context when it is made.
 _scan: Any = make_scanner(_Context)  # type: ignore[arg-type]
-_scan_exact: Any = make_scanner(_ExactContext)  # type: ignore[arg-type]
+_Context.strict = False
+_Context.parse_float = Exact
+_scan_exact: Any = make_scanner(_Context)  # type: ignore[arg-type]
 
 
 def loads(text: str | bytes | bytearray, own: bool = False, exact: bool = False) -> Any:

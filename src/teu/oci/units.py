@@ -20,7 +20,7 @@ DURATION_UNITS = {
 }
 
 
-DIGITS = frozenset("0123456789")
+DIGITS = "0123456789"
 # Longer numbers are no sizes and no lengths of time of this world; what holds them has 64 bits.
 DIGITS_MAX = 18
 
@@ -39,7 +39,7 @@ def parse_bytes(text: str) -> int:
     number = number.rstrip()
     whole, point, fraction = number.partition(".")
     parts = (whole, fraction) if point else (whole,)
-    if not all(part and DIGITS.issuperset(part) and len(part) <= DIGITS_MAX for part in parts):
+    if not all(part and not part.strip(DIGITS) and len(part) <= DIGITS_MAX for part in parts):
         raise ValueError(f"invalid size: '{text[:100]}'")
     return int(float(number) * factor) if "." in number else int(number) * factor
 
