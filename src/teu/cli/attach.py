@@ -8,6 +8,16 @@ from teu.cli.commands import Cli, Command
 from teu.cli.errors import APIError, CommandError
 from teu.cli.options import Options
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from teu.cli.http import Client, Response
+
+
+def hijack(client: Client, path: str, stdin: bool, keys: str | None) -> Response:
+    """The conversation with a container at `path`."""
+    query = {"stream": True, "stdin": stdin, "stdout": True, "stderr": True, "detachKeys": keys}
+    return client.hijack(path + "/attach", query)
+
 
 def attach(cli: Cli, options: Options, operands: list[str]) -> int:
     client = cli.client
@@ -28,10 +38,7 @@ def attach(cli: Cli, options: Options, operands: list[str]) -> int:
     forward = streams.container_forward(client, container) if options["sig-proxy"] and not tty else None
     caught = streams.forwardable(tty) if forward is not None else [28] if tty else []
     with streams.Signals(caught) as signals:
-        stream = client.hijack(
-            path + "/attach",
-            {"stream": True, "stdin": stdin, "stdout": True, "stderr": True, "detachKeys": keys},
-        )
+        stream = hijack(client, path, stdin, keys)
         resize = streams.container_resize(client, container)
         session = streams.Session(
             client,
@@ -82,10 +89,7 @@ def start(cli: Cli, options: Options, operands: list[str]) -> int:
     forward = streams.container_forward(client, container) if not tty else None
     caught = streams.forwardable(tty) if forward is not None else [28]
     with streams.Signals(caught) as signals:
-        stream = client.hijack(
-            path + "/attach",
-            {"stream": True, "stdin": stdin, "stdout": True, "stderr": True, "detachKeys": keys},
-        )
+        stream = hijack(client, path, stdin, keys)
         condition = "removed" if found["HostConfig"].get("AutoRemove") else "next-exit"
         waiter = client.open("POST", path + "/wait", {"condition": condition}, own=True)
         client.call("POST", path + "/start")

@@ -74,7 +74,7 @@ def context(folder: str, dockerfile: str, extra: str) -> Iterator[bytes]:
     """The folder as a tar stream; a Dockerfile from outside is added under the name `dockerfile`."""
     import tarfile
 
-    from teu.cli.copy import Pipe
+    from teu.cli.copy import Pipe, add_member
 
     pipe = Pipe()
     rules = ignore_rules(folder)
@@ -90,16 +90,7 @@ def context(folder: str, dockerfile: str, extra: str) -> Iterator[bytes]:
                     continue
                 if name in folders and os.path.islink(path):
                     folders.remove(name)
-                info = archive.gettarinfo(path, inner)
-                if info is None:
-                    continue  # a socket
-                info.uid = info.gid = 0
-                info.uname = info.gname = ""
-                if info.isreg():
-                    with open(path, "rb") as file:
-                        archive.addfile(info, file)
-                else:
-                    archive.addfile(info)
+                add_member(archive, path, inner, owners=False)
                 yield pipe.take()
         if extra:
             info = archive.gettarinfo(extra, dockerfile)

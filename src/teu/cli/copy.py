@@ -101,6 +101,21 @@ class Pipe:
         return data
 
 
+def add_member(archive: tarfile.TarFile, path: str, name: str, owners: bool) -> None:
+    """Add a file, a folder without what is in it, or a link; a socket is left out. Without `owners`, root owns it."""
+    info = archive.gettarinfo(path, name)
+    if info is None:
+        return  # a socket
+    if not owners:
+        info.uid = info.gid = 0
+        info.uname = info.gname = ""
+    if info.isreg():
+        with open(path, "rb") as file:
+            archive.addfile(info, file)
+    else:
+        archive.addfile(info)
+
+
 def pack(source: str, name: str, owners: bool, pipe: Pipe) -> Iterator[bytes]:
     """`source` and all below it as a tar stream under `name` (empty: the contents only)."""
     import tarfile
@@ -115,17 +130,7 @@ def pack(source: str, name: str, owners: bool, pipe: Pipe) -> Iterator[bytes]:
 
     with tarfile.open(fileobj=pipe, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 16) as archive:  # type: ignore[call-overload]
         for path, inner in members():
-            info = archive.gettarinfo(path, inner)
-            if info is None:
-                continue  # a socket
-            if not owners:
-                info.uid = info.gid = 0
-                info.uname = info.gname = ""
-            if info.isreg():
-                with open(path, "rb") as file:
-                    archive.addfile(info, file)
-            else:
-                archive.addfile(info)
+            add_member(archive, path, inner, owners)
             yield pipe.take()
     yield pipe.take()
 

@@ -16,41 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-ULIMITS = frozenset(
-    (
-        "as",
-        "core",
-        "cpu",
-        "data",
-        "fsize",
-        "locks",
-        "memlock",
-        "msgqueue",
-        "nice",
-        "nofile",
-        "nproc",
-        "rss",
-        "rtprio",
-        "rttime",
-        "sigpending",
-        "stack",
-    )
-)
-
-
-# The parameters of the kernel that belong to a namespace, besides net.* and fs.mqueue.*.
-SYSCTLS = frozenset(
-    (
-        "kernel.msgmax",
-        "kernel.msgmnb",
-        "kernel.msgmni",
-        "kernel.sem",
-        "kernel.shmall",
-        "kernel.shmmax",
-        "kernel.shmmni",
-        "kernel.shm_rmid_forced",
-    )
-)
 SHORT = {"attach": "-a, ", "env": "-e, ", "label": "-l, "}
 
 
@@ -122,8 +87,10 @@ def valid_dns(value: str) -> str:
 
 
 def valid_sysctl(value: str) -> str:
+    from teu.oci.runtime_spec import IPC_SYSCTLS  # 2 ms that only this option and --ulimit pay
+
     name = value.partition("=")[0]
-    if "=" not in value or not (name in SYSCTLS or name.startswith(("net.", "fs.mqueue."))):
+    if "=" not in value or not (name in IPC_SYSCTLS or name.startswith(("net.", "fs.mqueue."))):
         raise ValueError(f"sysctl '{value}' is not allowed")
     return value
 
@@ -424,6 +391,8 @@ def weight(value: str) -> dict[str, Any]:
 
 
 def ulimit(value: str) -> dict[str, Any]:
+    from teu.oci.runtime_spec import ULIMITS  # as above
+
     name, equals, limits = value.partition("=")
     if not equals:
         raise ValueError(f"invalid ulimit argument: {value}")

@@ -16,6 +16,7 @@ from typing import Any
 from teu.engine import fields, netrequests
 from teu.engine.errors import BadRequest, Conflict
 from teu.linux import signals
+from teu.oci.runtime_spec import ULIMITS
 from teu.oci.units import parse_bytes
 
 LOG_DRIVERS = ("journald", "json-file", "local", "none")
@@ -32,24 +33,6 @@ BLOCK_LIMITS = (
     "BlkioDeviceWriteBps",
     "BlkioDeviceReadIOps",
     "BlkioDeviceWriteIOps",
-)
-ULIMITS = (
-    "as",
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "rttime",
-    "sigpending",
-    "stack",
 )
 # Of a container, in characters: they are in each of its events.
 LABELS_LIMIT = 1 << 20

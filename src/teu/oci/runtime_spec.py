@@ -89,24 +89,27 @@ MEMORY_POLICIES = (
 )
 MEMORY_POLICY_FLAGS = ("MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES")
 PERSONALITIES = ("LINUX", "LINUX32")
-RLIMITS = (
-    "RLIMIT_AS",
-    "RLIMIT_CORE",
-    "RLIMIT_CPU",
-    "RLIMIT_DATA",
-    "RLIMIT_FSIZE",
-    "RLIMIT_LOCKS",
-    "RLIMIT_MEMLOCK",
-    "RLIMIT_MSGQUEUE",
-    "RLIMIT_NICE",
-    "RLIMIT_NOFILE",
-    "RLIMIT_NPROC",
-    "RLIMIT_RSS",
-    "RLIMIT_RTPRIO",
-    "RLIMIT_RTTIME",
-    "RLIMIT_SIGPENDING",
-    "RLIMIT_STACK",
-)
+# By the kernel's numbers.
+RLIMITS = {
+    "RLIMIT_CPU": 0,
+    "RLIMIT_FSIZE": 1,
+    "RLIMIT_DATA": 2,
+    "RLIMIT_STACK": 3,
+    "RLIMIT_CORE": 4,
+    "RLIMIT_RSS": 5,
+    "RLIMIT_NPROC": 6,
+    "RLIMIT_NOFILE": 7,
+    "RLIMIT_MEMLOCK": 8,
+    "RLIMIT_AS": 9,
+    "RLIMIT_LOCKS": 10,
+    "RLIMIT_SIGPENDING": 11,
+    "RLIMIT_MSGQUEUE": 12,
+    "RLIMIT_NICE": 13,
+    "RLIMIT_RTPRIO": 14,
+    "RLIMIT_RTTIME": 15,
+}
+# What docker's --ulimit calls them.
+ULIMITS = tuple(sorted([name[7:].lower() for name in RLIMITS]))
 HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 
 ID_MAPPINGS = ("list", ("object", {"containerID!": UINT32, "hostID!": UINT32, "size!": UINT32}))
@@ -143,7 +146,7 @@ PROCESS = (
                 "ambient": STRINGS,
             },
         ),
-        "rlimits": ("list", ("object", {"type!": ("enum", RLIMITS), "soft!": UINT64, "hard!": UINT64})),
+        "rlimits": ("list", ("object", {"type!": ("enum", tuple(sorted(RLIMITS))), "soft!": UINT64, "hard!": UINT64})),
         "apparmorProfile": STRING,
         "selinuxLabel": STRING,
         "oomScoreAdj": ("integer", -1000, 1000),

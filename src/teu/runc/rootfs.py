@@ -411,6 +411,13 @@ def _copy_up(root: int, target: int, destination: str, tree: int) -> None:
         os.close(source)
 
 
+def _copy_attributes(source: int, to: int, status: os.stat_result) -> None:
+    os.fchown(to, status.st_uid, status.st_gid)
+    os.fchmod(to, status.st_mode & 0o7777)
+    _copy_xattrs(source, to)
+    os.utime(to, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def _copy_folder(source: int, to: int) -> None:
     for name in os.listdir(source):
         status = os.stat(name, dir_fd=source, follow_symlinks=False)
@@ -420,10 +427,7 @@ def _copy_folder(source: int, to: int) -> None:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             below, below_to = os.open(name, flags, dir_fd=source), os.open(name, flags, dir_fd=to)
             _copy_folder(below, below_to)
-            os.fchown(below_to, status.st_uid, status.st_gid)
-            os.fchmod(below_to, status.st_mode & 0o7777)
-            _copy_xattrs(below, below_to)
-            os.utime(below_to, ns=(status.st_atime_ns, status.st_mtime_ns))
+            _copy_attributes(below, below_to, status)
             os.close(below)
             os.close(below_to)
         elif kind == 0o100000:
@@ -431,10 +435,7 @@ def _copy_folder(source: int, to: int) -> None:
             copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=to)
             while os.sendfile(copy, file, None, 1 << 24):
                 pass
-            os.fchown(copy, status.st_uid, status.st_gid)
-            os.fchmod(copy, status.st_mode & 0o7777)
-            _copy_xattrs(file, copy)
-            os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+            _copy_attributes(file, copy, status)
             os.close(file)
             os.close(copy)
         elif kind == 0o120000:
