@@ -37,14 +37,12 @@ from teu.linux.mounts import (
     open_tree,
     umount2,
 )
-from teu.linux.syscalls import NR_unshare, syscall
+from teu.linux.namespaces import CLONE_FS, CLONE_NEWNS, unshare
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
     from teu.engine.engine import Engine
 
-CLONE_FS = 0x200
-CLONE_NEWNS = 0x20000
 ANSWER_SECONDS = 30.0  # for what is local at once, and of a server tells whether it is there
 WAITING_MOST = 32
 
@@ -138,7 +136,7 @@ class _Job:
 
 def _own_namespace(place: str) -> None:
     """The thread's mounts are never seen elsewhere, yet the descriptors that it opens are the process's."""
-    syscall("unshare", NR_unshare, CLONE_NEWNS | CLONE_FS)
+    unshare(CLONE_NEWNS | CLONE_FS)
     mount("none", "/", None, MS_REC | MS_SLAVE)
     Path(place).mkdir(mode=0o700, parents=True, exist_ok=True)
     mount("tmpfs", place, "tmpfs", 0, "mode=700")

@@ -30,16 +30,14 @@ sys.path.append("/usr/lib/python3/dist-packages")  # zstandard
 from teu.engine import packing
 from teu.engine.files import Missing, Refused
 from teu.linux import capabilities
-from teu.linux.syscalls import (
-    PR_SET_NO_NEW_PRIVS,
-    NR_capset,
-    NR_fsconfig,
-    NR_fsmount,
-    NR_fsopen,
-    buffer,
-    prctl,
-    syscall,
+from teu.linux.mounts import (
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    new_filesystem,
 )
+from teu.linux.syscalls import PR_SET_NO_NEW_PRIVS, prctl
 from teu.oci import tar
 
 TYPE_CHECKING = False
@@ -47,9 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-FSCONFIG_CMD_CREATE = 6
-FSOPEN_CLOEXEC = FSMOUNT_CLOEXEC = 1
-MOUNT_ATTRIBUTES = 0x1 | 0x2 | 0x4 | 0x8  # read-only, no set-user-id, no devices, no programs
+MOUNT_ATTRIBUTES = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 KEPT = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -62,21 +58,11 @@ KEPT = [
 MESSAGE_MAX = 1000  # characters: paths and names may be as long as they like
 
 
-def _empty() -> int:
-    """A descriptor of an empty, read-only file system that is mounted nowhere."""
-    context = syscall("fsopen tmpfs", NR_fsopen, b"tmpfs\0", FSOPEN_CLOEXEC)
-    try:
-        syscall("fsconfig tmpfs", NR_fsconfig, context, FSCONFIG_CMD_CREATE, None, None, 0)
-        return syscall("fsmount tmpfs", NR_fsmount, context, FSMOUNT_CLOEXEC, MOUNT_ATTRIBUTES)
-    finally:
-        os.close(context)
-
-
 def confine() -> None:
     """See above. The working folder is that of the process's own descriptors, under their numbers: what has no call
     that takes a descriptor is done through "NUMBER"."""
     own = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    os.fchdir(_empty())
+    os.fchdir(new_filesystem("tmpfs", "", [], MOUNT_ATTRIBUTES))
     os.chroot(".")
     os.fchdir(own)
     sys.meta_path.clear()
@@ -86,11 +72,7 @@ def confine() -> None:
     sys.excepthook = sys.unraisablehook = _nothing
     keep, _ = capabilities.mask(KEPT)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    keep &= capabilities.permitted()
-    low, high = keep & 0xFFFFFFFF, keep >> 32
-    data = b"".join(value.to_bytes(4, "little") for value in (low, low, 0, high, high, 0))
-    header = (0x20080522).to_bytes(4, "little") + bytes(4)
-    syscall("capset", NR_capset, buffer(header), buffer(data))
+    capabilities.limit(keep & capabilities.permitted())
 
 
 def _nothing(*arguments: object) -> None:

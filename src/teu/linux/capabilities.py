@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from struct import pack, unpack
 
-from teu.linux.syscalls import NR_capget, buffer, syscall
+from teu.linux.syscalls import NR_capget, NR_capset, buffer, syscall
 
 NAMES = (
     "CAP_CHOWN",
@@ -51,6 +51,7 @@ NAMES = (
     "CAP_CHECKPOINT_RESTORE",
 )
 
+_VERSION_3 = 0x20080522  # of the structures of capget(2) and capset(2)
 _BITS = {name: 1 << bit for bit, name in enumerate(NAMES)}
 
 
@@ -79,7 +80,13 @@ def known_mask() -> int:
 
 def permitted() -> int:
     """The capabilities that this process has: more it cannot give."""
-    header, data = buffer(pack("Ii", 0x20080522, 0)), buffer(bytes(24))
+    header, data = buffer(pack("Ii", _VERSION_3, 0)), buffer(bytes(24))
     syscall("capget", NR_capget, header, data)
     words = unpack("6I", bytes(data))
     return int(words[1] | words[4] << 32)
+
+
+def limit(bits: int) -> None:
+    """Have these capabilities from now on, and none for what is executed. OSError where one is not permitted."""
+    low, high = bits & 0xFFFFFFFF, bits >> 32
+    syscall("capset", NR_capset, buffer(pack("Ii", _VERSION_3, 0)), buffer(pack("6I", low, low, 0, high, high, 0)))

@@ -15,16 +15,19 @@ import stat
 from collections.abc import Callable, Iterator
 
 from teu.linux.inside import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
-from teu.linux.syscalls import NR_statx, NR_umount2, buffer, syscall
+from teu.linux.mounts import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_SYMLINK_NOFOLLOW,
+    MNT_DETACH,
+    UMOUNT_NOFOLLOW,
+    umount2,
+)
+from teu.linux.syscalls import NR_statx, buffer, syscall
 
-AT_FDCWD = -100
-AT_SYMLINK_NOFOLLOW = 0x100
 AT_NO_AUTOMOUNT = 0x800
-AT_EMPTY_PATH = 0x1000
 STATX_ATTR_MOUNT_ROOT = 0x2000
 STATX_MNT_ID = 0x1000
-MNT_DETACH = 2
-UMOUNT_NOFOLLOW = 8
 STACKED_MAX = 1000  # mounts on one place, before something else must be wrong
 
 # How mountinfo writes what would end a field; its own sign comes last.
@@ -64,7 +67,7 @@ def unmount(path: str | bytes) -> None:
     place = os.fsencode(path)
     for _ in range(STACKED_MAX):
         try:
-            syscall(f"umount {os.fsdecode(place)}", NR_umount2, place + b"\0", MNT_DETACH | UMOUNT_NOFOLLOW)
+            umount2(os.fsdecode(place), MNT_DETACH | UMOUNT_NOFOLLOW)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 
 from teu.linux import cgroups as files
-from teu.linux.cgroup_files import CgroupError, mountpoint
+from teu.linux.cgroup_files import UINT64_MAX, CgroupError, mountpoint
 from teu.runc import log
 
 TYPE_CHECKING = False
@@ -33,7 +33,7 @@ SYSTEMD = "systemd"
 # A rootless container where no cgroup can be made, and no limit asked for one.
 NONE = "none"
 
-USEC_INFINITY = UINT64_MAX = 2**64 - 1
+USEC_INFINITY = UINT64_MAX
 
 
 def plan(cgroups_path: str, container_id: str, systemd: bool, rootless: bool) -> dict[str, str]:

@@ -13,19 +13,29 @@ from struct import pack, unpack
 
 from teu.linux import namespaces
 from teu.linux.namespaces import CLONE_NEWNET
+from teu.linux.rtnetlink import (
+    IFA_F_PERMANENT,
+    IFA_FLAGS,
+    IFF_UP,
+    IFLA_IFNAME,
+    IFLA_NET_NS_FD,
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    RTM_GETADDR,
+    RTM_GETLINK,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+)
 from teu.runc.errors import RuncError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-RTM_NEWLINK, RTM_GETLINK, RTM_NEWADDR, RTM_GETADDR = 16, 18, 20, 22
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_CREATE, NLM_F_EXCL = 1, 4, 0x300, 0x400, 0x200
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-IFLA_IFNAME, IFLA_NET_NS_FD = 3, 28
-IFA_FLAGS = 8
-IFA_F_PERMANENT = 0x80
-IFF_UP = 1
 
 
 def _attribute(kind: int, data: bytes) -> bytes:

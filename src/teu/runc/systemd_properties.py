@@ -8,7 +8,7 @@ cgroup as well.
 
 from __future__ import annotations
 
-from teu.linux.cgroup_files import CgroupError
+from teu.linux.cgroup_files import UINT64_MAX, CgroupError
 from teu.linux.cgroups import DEFAULT_CPU_PERIOD, cpu_weight, swap_limit
 
 TYPE_CHECKING = False
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     Property = tuple[str, str, Any]
     Resources = dict[str, Any]
 
-UINT64_MAX = 2**64 - 1
 ANNOTATION = "org.systemd.property."
 # systemd counts quotas in whole percents of a CPU: of a second, 10 ms.
 QUOTA_STEP = 10_000
