@@ -17,6 +17,7 @@ from teu.api.types import descriptor_pb2
 from teu.ctr.client import Client, Requests, content_pb2, diff_pb2, errors, images_pb2, snapshots_pb2
 from teu.ctr.errors import AlreadyExists, CommandError, Locked, NotFound
 from teu.oci import image_spec
+from teu.oci.labels import SNAPSHOT, UNCOMPRESSED, keeping
 
 Json = dict[str, Any]
 CHUNK = 1 << 20
@@ -213,17 +214,9 @@ def children(client: Client, descriptor: Json) -> list[Json]:
 
 def reference_labels(descriptor: Json, below: list[Json]) -> dict[str, str]:
     """The labels of a manifest or index that keep its children from the garbage collector."""
-    labels = {}
-    layers = 0
-    for number, child in enumerate(below):
-        if descriptor["mediaType"] in image_spec.INDEXES:
-            labels[f"containerd.io/gc.ref.content.m.{number}"] = child["digest"]
-        elif number == 0:
-            labels["containerd.io/gc.ref.content.config"] = child["digest"]
-        else:
-            labels[f"containerd.io/gc.ref.content.l.{layers}"] = child["digest"]
-            layers += 1
-    return labels
+    if descriptor["mediaType"] in image_spec.INDEXES:
+        return keeping(manifests=below)
+    return keeping(config=below[0], layers=below[1:]) if below else {}
 
 
 def parse_platform(text: str) -> image_spec.Platform:
@@ -334,7 +327,7 @@ def unpack(client: Client, manifest: Json, snapshotter: str) -> str:
             apply_layer(client, layer, diff_id, chain, parent, snapshotter)
         parent = chain
     if parent:
-        set_labels(client, manifest["config"]["digest"], {f"containerd.io/gc.ref.snapshot.{snapshotter}": parent})
+        set_labels(client, manifest["config"]["digest"], {f"{SNAPSHOT}.{snapshotter}": parent})
     return parent
 
 
@@ -363,4 +356,4 @@ def apply_layer(client: Client, layer: Json, diff_id: str, chain: str, parent: s
         except CommandError:
             pass
         raise
-    set_labels(client, layer["digest"], {"containerd.io/uncompressed": diff_id})
+    set_labels(client, layer["digest"], {UNCOMPRESSED: diff_id})

@@ -24,6 +24,7 @@ from teu.ctr.run import IO_FLAGS, TASK_FLAGS, create_task, packed
 from teu.ctr.snapshots import compare
 from teu.ctr.tasks import get_task
 from teu.oci import image_spec, jsontext
+from teu.oci.labels import CONTENT
 
 IMAGE_NAME = "org.opencontainers.image.ref.name"
 RUNTIME_NAME = "io.containerd.checkpoint.runtime"
@@ -54,7 +55,7 @@ def writable_layer(client: Client, snapshotter: str, key: str) -> Json:
 def store_index(client: Client, parts: list[Json], annotations: dict[str, str]) -> Json:
     """The index itself; its labels keep its parts from the garbage collector."""
     data = image_spec.encode({"schemaVersion": 2, "manifests": parts, "annotations": dict(sorted(annotations.items()))})
-    kept = {f"containerd.io/gc.ref.content.{number}": each["digest"] for number, each in enumerate(parts)}
+    kept = {f"{CONTENT}.{number}": each["digest"] for number, each in enumerate(parts)}
     return {"mediaType": image_spec.OCI_INDEX, "digest": blobs.store(client, data, kept), "size": len(data)}
 
 

@@ -25,6 +25,7 @@ from teu.api.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
 from teu.api.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
 from teu.api.services.version.v1 import version_pb2, version_pb2_grpc
 from teu.ctr.errors import AlreadyExists, CommandError, Locked, NotFound, Unimplemented
+from teu.oci.labels import expiring
 
 __all__ = [
     "Client",
@@ -161,14 +162,9 @@ class Client:
     @contextlib.contextmanager
     def leased(self) -> Iterator[None]:
         """What is made in this context is safe from the garbage collector until the context ends."""
-        import datetime
         import os
 
-        expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=LEASE_SECONDS)
-        request = leases_pb2.CreateRequest(
-            id="teu-ctr-" + os.urandom(6).hex(),
-            labels={"containerd.io/gc.expire": expires.strftime("%Y-%m-%dT%H:%M:%SZ")},
-        )
+        request = leases_pb2.CreateRequest(id="teu-ctr-" + os.urandom(6).hex(), labels=expiring(LEASE_SECONDS))
         self.lease = self.leases.Create(request).lease.id
         try:
             yield

@@ -20,6 +20,7 @@ from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
 from teu.ctr.output import age, label_text, log, tabbed
 from teu.oci import digest as digests
+from teu.oci.labels import CONTENT
 from teu.oci.units import human_size
 
 
@@ -142,7 +143,7 @@ def prune_references(ctr: Ctr, options: Options, operands: list[str]) -> None:
     if options["dry"]:
         log("debug", "dry run, no changes will be applied")
     for info in all_blobs(ctr, []):
-        layers = [key for key in sorted(info.labels) if key.startswith("containerd.io/gc.ref.content.l.")]
+        layers = [key for key in sorted(info.labels) if key.startswith(f"{CONTENT}.l.")]
         for key in layers if options["dry"] else ():
             log("debug", "Removing label", digest=info.digest, label=key)
         if layers and not options["dry"]:

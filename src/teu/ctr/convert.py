@@ -16,11 +16,10 @@ from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
 from teu.ctr.install import Reader
 from teu.oci import archive, image_spec
+from teu.oci.labels import CONTENT, UNCOMPRESSED
 
 FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 OCI_FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar"
-UNCOMPRESSED = "containerd.io/uncompressed"
-KEPT = "containerd.io/gc.ref.content"
 TO_OCI = {
     image_spec.DOCKER_LIST: image_spec.OCI_INDEX,
     image_spec.DOCKER_MANIFEST: image_spec.OCI_MANIFEST,
@@ -143,13 +142,13 @@ class Converter:
             new = self.convert(layer)
             if new is not None:
                 forget(labels, layer["digest"])
-                labels[f"{KEPT}.l.{number}"] = new["digest"]
+                labels[f"{CONTENT}.l.{number}"] = new["digest"]
                 document["layers"][number] = new
                 changed = True
         new = self.convert(document["config"])
         if new is not None:
             forget(labels, document["config"]["digest"])
-            labels[f"{KEPT}.config"] = new["digest"]
+            labels[f"{CONTENT}.config"] = new["digest"]
             document["config"] = new
             changed = True
         return self.rewritten(descriptor, document, labels) if changed else None
@@ -171,7 +170,7 @@ class Converter:
             new = self.convert(entry)
             if new is not None:
                 forget(labels, entry["digest"])
-                labels[f"{KEPT}.m.{number}"] = new["digest"]
+                labels[f"{CONTENT}.m.{number}"] = new["digest"]
                 changed = True
             kept.append(new or entry)
         document["manifests"] = kept or None
@@ -179,7 +178,7 @@ class Converter:
 
 
 def forget(labels: dict[str, str], digest: str) -> None:
-    for key in [key for key, value in labels.items() if value == digest and key.startswith(KEPT)]:
+    for key in [key for key, value in labels.items() if value == digest and key.startswith(CONTENT)]:
         del labels[key]
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from typing import Any
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -17,6 +16,7 @@ from teu.ctr.errors import AlreadyExists, CommandError, NotFound
 from teu.ctr.flags import REGISTRY, Options
 from teu.ctr.output import binary, label_text, log, table
 from teu.oci import image_spec
+from teu.oci.labels import rooted
 
 SNAPSHOTTER_FLAG = f"snapshotter string={SNAPSHOTTER} Snapshotter [$CONTAINERD_SNAPSHOTTER]\n"
 
@@ -227,7 +227,7 @@ def mount(ctr: Ctr, options: Options, operands: list[str]) -> None:
         chain = blobs.unpack(client, manifest, snapshotter)
         prepare = client.snapshots.Prepare if options["rw"] else client.snapshots.View
         request = snapshots_pb2.PrepareSnapshotRequest if options["rw"] else snapshots_pb2.ViewSnapshotRequest
-        labels = {"containerd.io/gc.root": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        labels = rooted()
         try:
             mounts = prepare(request(snapshotter=snapshotter, key=target, parent=chain, labels=labels)).mounts
         except AlreadyExists:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import time
 
@@ -14,6 +13,7 @@ from teu.ctr.errors import CommandError
 from teu.ctr.flags import Options, labels
 from teu.ctr.helptext import help_text
 from teu.ctr.output import label_text, log, table
+from teu.oci.labels import expiring
 
 
 def local(seconds: float) -> str:
@@ -38,8 +38,7 @@ def list_leases(ctr: Ctr, options: Options, operands: list[str]) -> None:
 def create(ctr: Ctr, options: Options, operands: list[str]) -> None:
     wanted = labels(operands)
     if options["expires"]:
-        expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=options["expires"])
-        wanted["containerd.io/gc.expire"] = expires.strftime("%Y-%m-%dT%H:%M:%SZ")
+        wanted |= expiring(options["expires"])
     identity = options["id"] or f"{time.time_ns() % 1_000_000_000}-{os.urandom(3).hex()[:4]}"
     ctr.print(ctr.client.leases.Create(pb.CreateRequest(id=identity, labels=wanted)).lease.id)
 

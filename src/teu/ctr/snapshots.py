@@ -17,6 +17,7 @@ from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options, labels
 from teu.ctr.helptext import help_text
 from teu.ctr.output import binary, label_text, show_json, table
+from teu.oci.labels import rooted
 
 KINDS = {pb.Kind.UNKNOWN: "Unknown", pb.Kind.VIEW: "View", pb.Kind.ACTIVE: "Active", pb.Kind.COMMITTED: "Committed"}
 
@@ -76,7 +77,7 @@ def make(ctr: Ctr, options: Options, operands: list[str], writable: bool) -> Non
     if not 1 <= len(operands) <= 2:
         raise CommandError("key must be provided")
     key, parent = operands[0], operands[1] if len(operands) > 1 else ""
-    root = {"containerd.io/gc.root": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    root = rooted()
     call = ctr.client.snapshots.Prepare if writable else ctr.client.snapshots.View
     request = pb.PrepareSnapshotRequest if writable else pb.ViewSnapshotRequest
     mounts = call(request(snapshotter=options["snapshotter"], key=key, parent=parent, labels=root)).mounts
@@ -113,7 +114,7 @@ def commit(ctr: Ctr, options: Options, operands: list[str]) -> None:
         ctr.print(help_text("snapshots commit"))
         return
     name, key = operands
-    root = {"containerd.io/gc.root": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    root = rooted()
     ctr.client.snapshots.Commit(
         pb.CommitSnapshotRequest(snapshotter=options["snapshotter"], name=name, key=key, labels=root)
     )
@@ -188,7 +189,7 @@ def diff(ctr: Ctr, options: Options, operands: list[str]) -> None:
     need(operands, "snapshot id")
     kept = labels(options["label"])
     if options["keep"]:
-        kept["containerd.io/gc.root"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        kept |= rooted()
     request = diff_pb2.DiffRequest(media_type=options["media-type"], ref=options["ref"], labels=kept)
     with client.leased():
         found = compare(client, options["snapshotter"], operands[:2], request)

@@ -24,6 +24,7 @@ from teu.ctr.output import log
 from teu.ctr.progress import Progress
 from teu.oci import archive, distribution, image_spec, reference, registries, registry_hosts
 from teu.oci import digest as digests
+from teu.oci.labels import SOURCE, UNCOMPRESSED, keeping
 from teu.oci.units import duration_text
 
 DOWNLOADS = 3
@@ -167,7 +168,7 @@ class Fetcher:
         self.client = client
         self.registry = registry
         self.repository = parsed.path
-        self.source = {f"containerd.io/distribution.source.{parsed.domain}": parsed.path}
+        self.source = {f"{SOURCE}.{parsed.domain}": parsed.path}
         self.status = status
         self.jobs = jobs or DOWNLOADS
 
@@ -439,7 +440,7 @@ def import_images(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
                 def compress(digest: str) -> tuple[str, int]:
                     name = "compress-blob-" + digest.replace(":", "-")
-                    kept = {"containerd.io/uncompressed": digest}
+                    kept = {UNCOMPRESSED: digest}
                     return blobs.write_unknown(client, name, gzipped(blobs.read(client, digest)), kept)
 
             found = archive.read(source, ContentSink(client), compress)
@@ -475,7 +476,7 @@ def index_of(client: Client, targets: list[Json]) -> Json:
     """An index of all that an archive has, stored."""
     unique = list({target["digest"]: target for target in targets}.values())
     data = image_spec.encode({"schemaVersion": 2, "mediaType": image_spec.OCI_INDEX, "manifests": unique})
-    kept = {f"containerd.io/gc.ref.content.m.{number}": each["digest"] for number, each in enumerate(unique)}
+    kept = keeping(manifests=unique)
     return {"mediaType": image_spec.OCI_INDEX, "digest": blobs.store(client, data, kept), "size": len(data)}
 
 

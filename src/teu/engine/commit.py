@@ -14,6 +14,7 @@ from teu.engine import containerd, content, load, unpack
 from teu.engine.container import timestamp
 from teu.engine.errors import NotFound
 from teu.oci import image_spec, reference
+from teu.oci.labels import UNCOMPRESSED
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
@@ -62,7 +63,7 @@ def commit(
             finally:
                 with contextlib.suppress(containerd.Error):
                     client.snapshots.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=view))
-        diff_id = content.info(client, descriptor.digest).labels.get("containerd.io/uncompressed")
+        diff_id = content.info(client, descriptor.digest).labels.get(UNCOMPRESSED)
         if not diff_id:
             raise containerd.Error(f"containerd did not say what {descriptor.digest} is uncompressed")
         now = timestamp()

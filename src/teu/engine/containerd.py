@@ -21,6 +21,7 @@ from typing import Any
 
 from teu.engine import errors
 from teu.engine.departure import NOBODY, Departure
+from teu.oci.labels import expiring
 
 log = logging.getLogger("teu.engine")
 
@@ -308,9 +309,8 @@ class Client:
         """What is made under the lease is kept from garbage collection until the block ends."""
         from teu.api.services.leases.v1 import leases_pb2
 
-        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + expire))
         identity = f"teud-{uuid.uuid4().hex}"
-        request = leases_pb2.CreateRequest(id=identity, labels={"containerd.io/gc.expire": moment})
+        request = leases_pb2.CreateRequest(id=identity, labels=expiring(expire))
         deleted = broken = True
         with self.making(identity):
             self.leases.Create(request)

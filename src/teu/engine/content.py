@@ -22,14 +22,15 @@ from teu.engine import containerd
 from teu.engine.departure import NOBODY, Departure
 from teu.engine.errors import EngineError
 from teu.oci import digest as digests
+from teu.oci.labels import CONTENT, SNAPSHOT, SOURCE, keeping
 
 if TYPE_CHECKING:
     from teu.engine.containerd import Client
 
 CHUNK = 1 << 20
-SOURCE_LABEL = "containerd.io/distribution.source."
-GC_CONTENT = "containerd.io/gc.ref.content"
-GC_SNAPSHOT = "containerd.io/gc.ref.snapshot."
+SOURCE_LABEL = f"{SOURCE}."
+GC_CONTENT = CONTENT
+GC_SNAPSHOT = f"{SNAPSHOT}."
 LOCK_PATIENCE = 600.0
 ANSWER_SECONDS = 600.0  # for a blob to be on disk; and for a daemon that takes no byte
 
@@ -293,14 +294,7 @@ def label(client: Client, digest: str, labels: dict[str, str]) -> None:
 
 def children_labels(document: dict[str, Any], snapshotter: str = "") -> dict[str, str]:
     """The labels by which a manifest or an index keeps what it names."""
-    labels = {}
-    for number, child in enumerate(document.get("manifests") or ()):
-        labels[f"{GC_CONTENT}.m.{number}"] = child["digest"]
-    if "config" in document:
-        labels[f"{GC_CONTENT}.config"] = document["config"]["digest"]
-    for number, child in enumerate(document.get("layers") or ()):
-        labels[f"{GC_CONTENT}.l.{number}"] = child["digest"]
-    return labels
+    return keeping(document.get("manifests") or (), document.get("config"), document.get("layers") or ())
 
 
 def source_label(domain: str, path: str, current: str = "") -> dict[str, str]:

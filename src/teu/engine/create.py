@@ -21,13 +21,13 @@ from teu.engine.container import Container, timestamp
 from teu.engine.errors import BadRequest, EngineError, NotFound
 from teu.linux import inside, trees
 from teu.oci import image_spec
+from teu.oci.labels import ROOT
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
     from teu.engine.images import Image
 
 # The garbage collector of containerd keeps what has this label; ours tells whose it is.
-GC_ROOT = "containerd.io/gc.root"
 OWNER_LABEL = "teu.container"
 
 
@@ -148,7 +148,7 @@ def prepare(engine: Engine, container: Container, image: Image) -> None:
         snapshotter=engine.config["storage-driver"],
         key=container.snapshot_key,
         parent=places.name(image),
-        labels={GC_ROOT: container.created, OWNER_LABEL: container.id},
+        labels={ROOT: container.created, OWNER_LABEL: container.id},
     )
     try:
         response = engine.containerd.snapshots.Prepare(request)

@@ -18,6 +18,7 @@ from teu.engine import containerd, content
 from teu.engine.departure import LOOK_SECONDS, NOBODY, Departure
 from teu.engine.errors import EngineError
 from teu.oci import image_spec
+from teu.oci.labels import UNCOMPRESSED
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -176,7 +177,7 @@ def _extract(
     except BaseException:
         _remove(engine, key)
         raise
-    content.label(client, layer["digest"], {"containerd.io/uncompressed": diff_id})
+    content.label(client, layer["digest"], {UNCOMPRESSED: diff_id})
 
 
 def _remove(engine: Engine, key: str) -> None:

@@ -13,8 +13,8 @@ from teu.containerd.core.digests import is_digest
 from teu.containerd.core.errors import AlreadyExists, NotFound, Unimplemented
 from teu.containerd.server.rpc import Call, Server
 from teu.containerd.state import Context
+from teu.oci.labels import UNCOMPRESSED
 
-UNCOMPRESSED_LABEL = "containerd.io/uncompressed"
 TAR = "application/vnd.oci.image.layer.v1.tar"
 _APPLIED = (
     "application/vnd.oci.image.layer.",
@@ -77,7 +77,7 @@ class Diff:
             digest, size = writer.digest, writer.offset
             labels = dict(request.labels)
             if compression:
-                labels[UNCOMPRESSED_LABEL] = answer["digest"]
+                labels[UNCOMPRESSED] = answer["digest"]
             with suppress(AlreadyExists):
                 writer.commit(size, digest, labels)
         made = descriptor_pb2.Descriptor(media_type=kind, digest=digest, size=size)

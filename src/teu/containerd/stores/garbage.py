@@ -40,17 +40,13 @@ from teu.containerd.core.digests import is_digest
 from teu.containerd.core.events import Exchange
 from teu.containerd.core.rows import plain_labels
 from teu.containerd.stores.content import Content
-from teu.containerd.stores.leases import EXPIRE_LABEL
 from teu.containerd.stores.snapshots import Snapshots
+from teu.oci.labels import BACKWARD, EXPIRE, FLAT, REFERENCE, ROOT
 
 log = logging.getLogger("teu.containerd.gc")
 
 Node = tuple[str, str, str]  # kind, namespace, key; the key of a snapshot is SNAPSHOTTER/KEY
 
-ROOT_LABEL = "containerd.io/gc.root"
-FLAT_LABEL = "containerd.io/gc.flat"
-_FORWARD = "containerd.io/gc.ref."
-_BACKWARD = "containerd.io/gc.bref."
 _FLAT = "flat:"  # a kind with this prefix is kept, but its own references are not followed
 
 
@@ -70,8 +66,10 @@ def _target(rest: str, value: str, namespace: str) -> Node | None:
 
 
 def expired(labels: dict[str, str]) -> bool:
-    """Whether the time in the label containerd.io/gc.expire has come."""
-    text = labels.get(EXPIRE_LABEL)
+    """Whether the time in the label containerd.io/gc.expire has come.
+
+    One that cannot be read does not count: nothing is lost by a typing error."""
+    text = labels.get(EXPIRE)
     if text is None:
         return False
     try:
@@ -100,15 +98,15 @@ class _Graph:
             self._damaged(node)
             return {}
         for key, value in labels.items():
-            if key.startswith(_FORWARD):
-                target = _target(key[len(_FORWARD) :], value, node[1])
+            if key.startswith(REFERENCE):
+                target = _target(key[len(REFERENCE) :], value, node[1])
                 if target and target[0] != "container":
                     self.edge(node, target)
-            elif key.startswith(_BACKWARD) and backward:
-                target = _target(key[len(_BACKWARD) :], value, node[1])
+            elif key.startswith(BACKWARD) and backward:
+                target = _target(key[len(BACKWARD) :], value, node[1])
                 if target:
                     self.edge(target, node)
-            elif key == ROOT_LABEL and node[0] in ("content", "snapshot"):
+            elif key == ROOT and node[0] in ("content", "snapshot"):
                 self.roots.append(node)
         return labels
 
@@ -135,7 +133,7 @@ class _Graph:
                 self._damaged(node)
             elif not expired(labels):
                 self.roots.append(node)
-                if FLAT_LABEL in labels:
+                if FLAT in labels:
                     flat_leases.add((namespace, id))
         for namespace, lease, kind, key in database.all("SELECT namespace, lease, type, resource FROM lease_resources"):
             target = self._leased(namespace, kind, key)

@@ -15,7 +15,8 @@ from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound
 from teu.containerd.core.events import Exchange
 from teu.containerd.core.filters import Adaptor, in_map, parse_all, present
 from teu.containerd.core.rows import Row, must_be_whole
-from teu.containerd.stores.leases import EXPIRE_LABEL, Leases
+from teu.containerd.stores.leases import Leases
+from teu.oci.labels import EXPIRE
 
 _COLUMNS = "name, labels, record, created, updated"
 
@@ -121,7 +122,7 @@ class Images:
 
     def _lease(self, namespace: str, lease: str, image: images_pb2.Image) -> None:
         """Only an image that can expire needs a lease to hold it."""
-        if lease and EXPIRE_LABEL in image.labels:
+        if lease and EXPIRE in image.labels:
             self._leases.hold(namespace, lease, "images", image.name)
 
     def update(

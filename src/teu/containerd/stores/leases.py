@@ -17,8 +17,6 @@ from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound,
 from teu.containerd.core.filters import Adaptor, in_map, parse_all, present
 from teu.containerd.core.rows import Row
 
-EXPIRE_LABEL = "containerd.io/gc.expire"
-
 
 def _from_row(row: Any) -> leases_pb2.Lease:
     read = Row(f"lease {row[0]}")

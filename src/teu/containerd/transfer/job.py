@@ -30,13 +30,11 @@ from teu.containerd.stores.images import Images
 from teu.containerd.stores.leases import Leases
 from teu.containerd.stores.snapshots import Snapshots
 from teu.oci import image_spec
+from teu.oci.labels import CONTENT, SNAPSHOT, UNCOMPRESSED, expiring
 
 Json = dict[str, Any]
 T = TypeVar("T")
 
-SNAPSHOT_LABEL = "containerd.io/gc.ref.snapshot."
-CONTENT_LABEL = "containerd.io/gc.ref.content."
-UNCOMPRESSED_LABEL = "containerd.io/uncompressed"
 DEPTH_LIMIT = 32  # of documents that name documents
 _LEASE_SECONDS = 24 * 3600
 _WINDOW = 64 << 10
@@ -134,10 +132,8 @@ class Job:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Everything made within is kept from the garbage collection until the end."""
-        moment = time.gmtime(time.time() + _LEASE_SECONDS)
-        labels = {"containerd.io/gc.expire": time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)}
         id = f"transfer-{time.time_ns()}-{os.urandom(3).hex()}"
-        self.parts.leases.create(self.namespace, id, labels)
+        self.parts.leases.create(self.namespace, id, expiring(_LEASE_SECONDS))
         self.lease = id
         try:
             yield
@@ -179,12 +175,12 @@ class Job:
         for child in children:
             kind = child["mediaType"]
             if kind in image_spec.CONFIGS:
-                labels[CONTENT_LABEL + "config"] = child["digest"]
+                labels[f"{CONTENT}.config"] = child["digest"]
                 continue
             prefix = "l." if image_spec.is_layer(kind) else "m."
             number = counts.get(prefix, 0)
             counts[prefix] = number + 1
-            labels[f"{CONTENT_LABEL}{prefix}{number}"] = child["digest"]
+            labels[f"{CONTENT}.{prefix}{number}"] = child["digest"]
         if labels:
             self.label(descriptor["digest"], labels)
 
@@ -248,7 +244,7 @@ class Job:
                 self._unpack_layer(layer, diff_id, parent, chain, snapshotter)
             parent = chain
         if chains:
-            self.label(document["config"]["digest"], {SNAPSHOT_LABEL + snapshotter: chains[-1]})
+            self.label(document["config"]["digest"], {f"{SNAPSHOT}.{snapshotter}": chains[-1]})
 
     def _snapshot_exists(self, snapshotter: str, chain: str) -> bool:
         """If so, the lease holds it from now on."""
@@ -286,7 +282,7 @@ class Job:
             if key:
                 with suppress(NotFound):
                     snapshots.remove(self.namespace, snapshotter, key)
-        self.label(layer["digest"], {UNCOMPRESSED_LABEL: diff_id})
+        self.label(layer["digest"], {UNCOMPRESSED: diff_id})
         self.tell("extracted", chain, descriptor=layer)
 
 

@@ -19,8 +19,8 @@ from teu.containerd.core.errors import (
 )
 from teu.containerd.transfer.job import Job, Json, from_wire, in_parallel, own_names, platforms_of
 from teu.oci import distribution, image_spec, reference, registries, registry_hosts
+from teu.oci.labels import SOURCE
 
-SOURCE_LABEL = "containerd.io/distribution.source."
 PARALLEL = 3  # downloads side by side, as containerd's clients
 
 
@@ -95,7 +95,7 @@ def pull(job: Job, source: Any, destination: Any) -> None:
             raise InvalidArgument("schema 1 image manifests are no longer supported")
         job.tell(f"Pulling from {source.reference}")
         job.tell("fetching image content", source.reference)
-        label = {SOURCE_LABEL + parsed.domain: parsed.path}
+        label = {f"{SOURCE}.{parsed.domain}": parsed.path}
         _keep(job, target, data, label)
         platforms = platforms_of(destination.platforms)
         _fetch_below(job, registry, parsed.path, target, platforms, destination.manifest_limit, label, [])
