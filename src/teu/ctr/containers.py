@@ -13,7 +13,7 @@ from teu.ctr.client import containers_pb2 as pb
 from teu.ctr.commands import Command, Ctr
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
-from teu.ctr.output import label_text, log, show_json, table
+from teu.ctr.output import Failures, label_text, show_json, table
 from teu.oci import jsontext
 
 
@@ -103,15 +103,13 @@ def remove(client: Client, identity: str, keep_snapshot: bool = False) -> None:
 def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
     if not operands:
         raise CommandError("must specify at least one container to delete: invalid argument")
-    failure = ""
+    failures = Failures()
     for identity in operands:
         try:
             remove(ctr.client, identity, options["keep-snapshot"])
         except CommandError as error:
-            failure = failure or error.text
-            log("error", f'failed to delete container "{identity}"', error=error.text)
-    if failure:
-        raise CommandError(failure)
+            failures.add(error, f'failed to delete container "{identity}"')
+    failures.end()
 
 
 COMMANDS = {

@@ -18,7 +18,7 @@ from teu.ctr.client import errors, leases_pb2, local_time
 from teu.ctr.commands import Command, Ctr, need
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
-from teu.ctr.output import age, label_text, log, tabbed
+from teu.ctr.output import Failures, age, label_text, log, tabbed
 from teu.oci import digest as digests
 from teu.oci.labels import CONTENT
 from teu.oci.units import human_size
@@ -84,19 +84,17 @@ def ingest(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    failure = ""
+    failures = Failures()
     for digest in operands:
         try:
             ctr.client.content.Delete(pb.DeleteContentRequest(digest=checked(digest)))
         except NotFound:
             continue
         except CommandError as error:
-            failure = failure or error.text
-            log("error", f"could not delete {digest}", error=error.text)
+            failures.add(error, f"could not delete {digest}")
             continue
         ctr.print(digest)
-    if failure:
-        raise CommandError(failure)
+    failures.end()
 
 
 def label(ctr: Ctr, options: Options, operands: list[str]) -> None:

@@ -14,7 +14,7 @@ from teu.ctr.client import images_pb2 as pb
 from teu.ctr.commands import SNAPSHOTTER, Command, Ctr, need
 from teu.ctr.errors import AlreadyExists, CommandError, NotFound
 from teu.ctr.flags import REGISTRY, Options
-from teu.ctr.output import binary, label_text, log, table
+from teu.ctr.output import Failures, binary, label_text, log, table
 from teu.oci import image_spec
 from teu.oci.labels import rooted
 
@@ -135,7 +135,7 @@ def label(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    failure = ""
+    failures = Failures()
     for number, name in enumerate(operands):
         last = number == len(operands) - 1
         try:
@@ -144,12 +144,10 @@ def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
             log("warning", f"{name}: image not found")
             continue
         except CommandError as error:
-            failure = failure or f"unable to delete {name}: {error.text}"
-            log("error", f"unable to delete {name}", error=error.text)
+            failures.add(error, f"unable to delete {name}", f"unable to delete {name}: {error.text}")
             continue
         ctr.print(name)
-    if failure:
-        raise CommandError(failure)
+    failures.end()
 
 
 def prune(ctr: Ctr, options: Options, operands: list[str]) -> None:

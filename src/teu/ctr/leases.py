@@ -12,7 +12,7 @@ from teu.ctr.commands import Command, Ctr
 from teu.ctr.errors import CommandError
 from teu.ctr.flags import Options, labels
 from teu.ctr.helptext import help_text
-from teu.ctr.output import label_text, log, table
+from teu.ctr.output import Failures, label_text, table
 from teu.oci.labels import expiring
 
 
@@ -46,19 +46,16 @@ def create(ctr: Ctr, options: Options, operands: list[str]) -> None:
 def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
     if not operands:
         ctr.print(help_text("leases delete"))
-    failure = ""
+    failures = Failures()
     for number, identity in enumerate(operands):
         last = number == len(operands) - 1
         try:
             ctr.client.leases.Delete(pb.DeleteRequest(id=identity, sync=options["sync"] and last))
         except CommandError as error:
-            failure = failure or error.text
-            if not last:
-                log("error", f"failed to delete lease {identity}", error=error.text)
+            failures.add(error, "" if last else f"failed to delete lease {identity}")
             continue
         ctr.print(identity)
-    if failure:
-        raise CommandError(failure)
+    failures.end()
 
 
 COMMANDS = {

@@ -9,7 +9,7 @@ from teu.ctr.client import namespace_pb2 as pb
 from teu.ctr.commands import Command, Ctr, need
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options, labels
-from teu.ctr.output import label_text, log, table
+from teu.ctr.output import Failures, label_text, table
 
 
 def create(ctr: Ctr, options: Options, operands: list[str]) -> None:
@@ -29,19 +29,17 @@ def list_namespaces(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def remove(ctr: Ctr, options: Options, operands: list[str]) -> int:
-    failure = ""
+    failures = Failures()
     for name in operands:
         try:
             ctr.client.namespaces.Delete(pb.DeleteNamespaceRequest(name=name))
         except NotFound:
             pass
         except CommandError as error:
-            failure = failure or f"unable to delete {name}: {error.text}"
-            log("error", f"unable to delete {name}", error=error.text)
+            failures.add(error, f"unable to delete {name}", f"unable to delete {name}: {error.text}")
             continue
         ctr.print(name)
-    if failure:
-        raise CommandError(failure)
+    failures.end()
     return 0
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from teu.ctr.errors import CommandError
 from teu.oci.humantime import human_duration
 
 
@@ -93,3 +94,23 @@ def log(level: str, text: str, **fields: str) -> None:
     extra = "".join(f" {key}={plain_field(value)}" for key, value in fields.items())
     sys.stdout.flush()
     sys.stderr.write(f'time="{stamp}" level={level} msg={json.dumps(text)}{extra}\n')
+
+
+class Failures:
+    """Of a command that does the same with many: each failure is told at once and the others still have their turn; the
+    first one ends the command."""
+
+    def __init__(self) -> None:
+        self._first = ""
+
+    def add(self, error: CommandError, told: str, last_word: str = "") -> None:
+        """`told` is for the log, with the error ("": nothing is told yet); `last_word` is what the command ends with,
+        where that is not the error alone."""
+        self._first = self._first or last_word or error.text
+        if told:
+            log("error", told, error=error.text)
+
+    def end(self) -> None:
+        """Raises CommandError if there was one."""
+        if self._first:
+            raise CommandError(self._first)

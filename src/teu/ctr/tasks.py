@@ -17,7 +17,7 @@ from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.fifos import Conversation, Fifos
 from teu.ctr.flags import Options
 from teu.ctr.helptext import help_text
-from teu.ctr.output import log, table
+from teu.ctr.output import Failures, log, table
 from teu.ctr.run import IO_FLAGS, TASK_FLAGS, create_task, looked_into, packed
 from teu.ctr.spec import set_user
 from teu.linux import signals
@@ -231,13 +231,12 @@ def metrics(ctr: Ctr, options: Options, operands: list[str]) -> None:
 def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
     client = ctr.client
     exec_id = options["exec-id"]
-    failure = ""
+    failures = Failures()
     for identity in operands:
         try:
             state = STATUS[get_task(client, identity).status]
         except CommandError as error:
-            failure = failure or error.text
-            log("error", f"failed to load task from {identity}", error=error.text)
+            failures.add(error, f"failed to load task from {identity}")
             continue
         try:
             if options["force"]:
@@ -262,10 +261,8 @@ def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
         except CommandError as error:
             if exec_id:
                 raise
-            failure = failure or error.text
-            log("error", f"unable to delete {identity}", error=error.text)
-    if failure:
-        raise CommandError(failure)
+            failures.add(error, f"unable to delete {identity}")
+    failures.end()
 
 
 COMMANDS = {

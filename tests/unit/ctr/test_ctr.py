@@ -162,6 +162,21 @@ def test_durations_of_flags() -> None:
         flag.convert("5")
 
 
+def test_the_first_of_many_failures_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    failures = output.Failures()
+    failures.end()
+    failures.add(CommandError("x is in use"), "unable to delete x", "unable to delete x: x is in use")
+    failures.add(CommandError("y is not there"), "unable to delete y")
+    failures.add(CommandError("z"), "")
+    with pytest.raises(CommandError, match="unable to delete x: x is in use"):
+        failures.end()
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition("msg=")[2] for line in told] == [
+        '"unable to delete x" error="x is in use"',
+        '"unable to delete y" error="y is not there"',
+    ]
+
+
 def test_progress_is_drawn_as_ctr_draws_it() -> None:
     shown = progress.Progress()
     shown.set("example.org/x:1", "resolved")
