@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from teu import __version__
 from teu.cli import archives, config, registry, streams
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.cli.http import Client, Connection, Response, query_string
@@ -275,6 +276,21 @@ def test_a_cold_start_imports_little() -> None:
         "google",
     }
     assert not loaded & heavy
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_descriptors_are_taken_by_nobody(closed: str) -> None:
+    """What a command opens is never its standard output: the next file would get the lowest free number."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(BIN.parent.parent / 'src')!r}); sys.argv = ['teu', '--version']; "
+        "import os; from teu.cli import main; "
+        "main.leave = lambda code: (sys.stdout.flush(), os._exit(code + os.dup(0))); main.main()"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -IS -c "$0" {closed}', code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode > 2, done.stderr  # the lowest number that was free
+    assert done.stdout == ("" if "1>" in closed else f"Teu version {__version__}\n")
 
 
 def test_completion_knows_commands_and_options(tmp_path: Path) -> None:
