@@ -129,6 +129,23 @@ def set_labels(kept: Any, wanted: Any, key: str = "") -> None:
     kept.update({name: value for name, value in wanted.items() if value})
 
 
+def set_mask_path(kept: Any, wanted: Any, path: str) -> bool:
+    """One path of a field mask on what containers and sandboxes have alike: all labels or extensions, or one of them.
+    False where the path names something else."""
+    head, _, key = path.partition(".")
+    if head == "labels":
+        set_labels(kept.labels, wanted.labels, key)
+    elif head == "extensions" and key:
+        kept.extensions[key].CopyFrom(wanted.extensions[key])
+    elif head == "extensions":
+        kept.extensions.clear()
+        for name, value in wanted.extensions.items():
+            kept.extensions[name].CopyFrom(value)
+    else:
+        return False
+    return True
+
+
 def dump_labels(labels: Any, *, limited: bool = True) -> str:
     """For a column. Without `limited` of any size, as containerd takes the labels of leases and sandboxes."""
     plain = {key: value for key, value in labels.items() if value}

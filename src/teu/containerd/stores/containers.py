@@ -8,7 +8,7 @@ from typing import Any
 
 from teu.api.events import container_pb2 as container_events
 from teu.api.services.containers.v1 import containers_pb2
-from teu.containerd.core.database import Database, dump_labels, now, set_labels, set_timestamp
+from teu.containerd.core.database import Database, dump_labels, now, set_labels, set_mask_path, set_timestamp
 from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound
 from teu.containerd.core.events import Exchange
 from teu.containerd.core.filters import Adaptor, in_map, parse_all, present
@@ -207,25 +207,16 @@ class Containers:
 
 def _apply(updated: containers_pb2.Container, wanted: containers_pb2.Container, path: str) -> None:
     """One path of a field mask, in containerd's spelling of it."""
-    head, _, key = path.partition(".")
-    match head, bool(key):
-        case "labels", True:
-            set_labels(updated.labels, wanted.labels, key)
-        case "extensions", True:
-            updated.extensions[key].CopyFrom(wanted.extensions[key])
-        case "labels", False:
-            set_labels(updated.labels, wanted.labels)
-        case "extensions", False:
-            updated.extensions.clear()
-            for name, value in wanted.extensions.items():
-                updated.extensions[name].CopyFrom(value)
-        case "spec", False:
+    if set_mask_path(updated, wanted, path):
+        return
+    match path:
+        case "spec":
             updated.ClearField("spec")
             if wanted.HasField("spec"):
                 updated.spec.CopyFrom(wanted.spec)
-        case "image", False:
+        case "image":
             updated.image = wanted.image
-        case "snapshotkey" | "snapshot_key", False:
+        case "snapshotkey" | "snapshot_key":
             updated.snapshot_key = wanted.snapshot_key
         case _:
             raise InvalidArgument(f'cannot update "{path}" field on "{updated.id}"')

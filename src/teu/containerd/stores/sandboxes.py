@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from teu.api.types import sandbox_pb2
-from teu.containerd.core.database import Database, dump_labels, now, set_labels, set_timestamp
+from teu.containerd.core.database import Database, dump_labels, now, set_mask_path, set_timestamp
 from teu.containerd.core.errors import AlreadyExists, InvalidArgument, NotFound
 from teu.containerd.core.filters import Adaptor, in_map, parse_all
 from teu.containerd.core.identifiers import validate_identifier
@@ -127,21 +127,10 @@ class Sandboxes:
 
 
 def _apply(updated: sandbox_pb2.Sandbox, wanted: sandbox_pb2.Sandbox, path: str) -> None:
-    head, _, key = path.partition(".")
-    match head, bool(key):
-        case "labels", True:
-            set_labels(updated.labels, wanted.labels, key)
-        case "extensions", True:
-            updated.extensions[key].CopyFrom(wanted.extensions[key])
-        case "labels", False:
-            set_labels(updated.labels, wanted.labels)
-        case "extensions", False:
-            updated.extensions.clear()
-            for name, value in wanted.extensions.items():
-                updated.extensions[name].CopyFrom(value)
-        case "spec" | "runtime", False:
-            updated.ClearField(head)
-            if wanted.HasField(head):
-                getattr(updated, head).CopyFrom(getattr(wanted, head))
-        case _:
-            raise InvalidArgument(f'cannot update "{path}" field on sandbox "{updated.sandbox_id}"')
+    if set_mask_path(updated, wanted, path):
+        return
+    if path not in ("spec", "runtime"):
+        raise InvalidArgument(f'cannot update "{path}" field on sandbox "{updated.sandbox_id}"')
+    updated.ClearField(path)
+    if wanted.HasField(path):
+        getattr(updated, path).CopyFrom(getattr(wanted, path))
