@@ -165,6 +165,6 @@ def info(name: str, packed: bytes) -> bytes:
         answer["features"] = {"type_url": FEATURES_TYPE, "value": features}
     except (subprocess.SubprocessError, ValueError):
         pass  # an older runtime has no such command
-    except RuntimeFailed as e:
-        raise ValueError(str(e)) from e
+    except RuntimeFailed as error:
+        raise ValueError(str(error)) from error
     return m.encode("containerd.types.RuntimeInfo", answer)

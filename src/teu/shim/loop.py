@@ -229,10 +229,10 @@ class Loop:
                 signal.set_wakeup_fd(-1)
                 try:
                     result = (True, work())
-                except OSError as e:
-                    result = (False, (e.errno, str(e.strerror or e), e.filename))
-                except Exception as e:
-                    result = (False, str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}")
+                except OSError as error:
+                    result = (False, (error.errno, str(error.strerror or error), error.filename))
+                except Exception as error:
+                    result = (False, str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}")
                 with open(write_end, "wb") as file:
                     file.write(marshal.dumps(result))
             finally:
@@ -273,9 +273,9 @@ class Loop:
             except StopIteration as stop:
                 result.set(stop.value)
                 return
-            except Exception as e:
+            except Exception as error:
                 # Handed on to whoever waits for it; frames kept alive by it would be garbage in cycles.
-                result.fail(e.with_traceback(None))
+                result.fail(error.with_traceback(None))
                 return
             if not ready.done:
                 ready.then(lambda future: self._step(coroutine, result, future))

@@ -96,9 +96,9 @@ def listen(path: str) -> socket.socket | None:
             listener.bind(path)
             listener.listen(128)
             return listener
-        except OSError as e:
+        except OSError as error:
             listener.close()
-            if e.errno != errno.EADDRINUSE:
+            if error.errno != errno.EADDRINUSE:
                 raise
         finally:
             os.umask(mask)
@@ -235,6 +235,6 @@ def main() -> int:
         if action:
             raise UsageError(f"unknown action {action!r}: expected start or delete")
         _serve(flags)
-    except (OSError, ValueError) as e:
-        print(f"{PROGRAM}: {e}", file=sys.stderr)
-        return 2 if isinstance(e, FlagError) else 1
+    except (OSError, ValueError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, FlagError) else 1

@@ -74,8 +74,8 @@ def read_spec(bundle: str) -> dict[str, Any]:
         raise ValueError(f"{bundle}/config.json is nested too deeply") from None
     except UnicodeDecodeError:
         raise ValueError(f"{bundle}/config.json is not JSON: it has bytes that are no UTF-8") from None
-    except ValueError as e:
-        raise ValueError(f"{bundle}/config.json is not JSON: {e}") from None
+    except ValueError as error:
+        raise ValueError(f"{bundle}/config.json is not JSON: {error}") from None
     if not isinstance(spec, dict):
         raise ValueError(f"{bundle}/config.json: not a JSON object")
     return spec

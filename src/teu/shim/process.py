@@ -199,8 +199,8 @@ class Process:
             os.kill(self.pid, number)
         except ProcessLookupError:
             raise StatusError(NOT_FOUND, "process already finished") from None
-        except OSError as e:
-            raise StatusError(UNKNOWN, f"signal {number}: {e.strerror}") from e
+        except OSError as error:
+            raise StatusError(UNKNOWN, f"signal {number}: {error.strerror}") from error
 
     def resize(self, width: int, height: int) -> None:
         """Set the size of the terminal, if there is one."""
@@ -241,8 +241,8 @@ class Exec(Process):
         self.id: str = request["exec_id"]
         try:
             spec = json.loads(request["spec"]["value"]) if request["spec"] else None
-        except (ValueError, RecursionError) as e:
-            raise StatusError(UNKNOWN, f"exec {self.id}: malformed process spec: {e}") from e
+        except (ValueError, RecursionError) as error:
+            raise StatusError(UNKNOWN, f"exec {self.id}: malformed process spec: {error}") from error
         if not isinstance(spec, dict):
             raise StatusError(UNKNOWN, f"exec {self.id}: malformed process spec: it must be a JSON object")
         spec["terminal"] = self.terminal
@@ -271,12 +271,12 @@ class Exec(Process):
                 last=container,
             )
             self.status = m.RUNNING
-        except RuntimeFailed as e:
+        except RuntimeFailed as error:
             self.start_failed()
-            raise StatusError(UNKNOWN, f"OCI runtime exec failed: {e}") from e
-        except (OSError, ValueError) as e:
+            raise StatusError(UNKNOWN, f"OCI runtime exec failed: {error}") from error
+        except (OSError, ValueError) as error:
             self.start_failed()
-            raise StatusError(UNKNOWN, f"failed to start exec {self.id}: {e}") from e
+            raise StatusError(UNKNOWN, f"failed to start exec {self.id}: {error}") from error
         finally:
             unlink_if_there(spec_file)
             unlink_if_there(pid_file)
@@ -347,15 +347,15 @@ class Init(Process):
             args.append("--no-new-keyring")
         try:
             yield from self._run_first(*args, before=before)
-        except RuntimeFailed as e:
+        except RuntimeFailed as error:
             self.runtime.cancel_ahead()
-            if e.killed:
+            if error.killed:
                 yield from self._undo_creation()
-            raise StatusError(UNKNOWN, f"OCI runtime create failed: {e}") from e
-        except (OSError, ValueError) as e:
+            raise StatusError(UNKNOWN, f"OCI runtime create failed: {error}") from error
+        except (OSError, ValueError) as error:
             self.runtime.cancel_ahead()
             yield from self._undo_creation()
-            raise StatusError(UNKNOWN, f"failed to create container {self.id}: {e}") from e
+            raise StatusError(UNKNOWN, f"failed to create container {self.id}: {error}") from error
 
     def _undo_creation(self) -> Coroutine:
         try:
@@ -388,9 +388,9 @@ class Init(Process):
             else:
                 yield from self.runtime.run("start", self.id)
             self.status = m.RUNNING
-        except RuntimeFailed as e:
+        except RuntimeFailed as error:
             self.started()
-            raise StatusError(UNKNOWN, f"OCI runtime start failed: {e}") from e
+            raise StatusError(UNKNOWN, f"OCI runtime start failed: {error}") from error
 
     def _work_path(self) -> str:
         path = self._options["criu_work_path"] or os.path.join(self.bundle, "work", "criu-work")
@@ -406,13 +406,13 @@ class Init(Process):
         args = ["--all"] if everything else []
         try:
             yield from self.runtime.run("kill", *args, self.id, str(number))
-        except RuntimeFailed as e:
-            text = str(e)
+        except RuntimeFailed as error:
+            text = str(error)
             if any(part in text for part in ("already finished", "not running", "no such process", "ESRCH")):
-                raise StatusError(NOT_FOUND, "process already finished") from e
+                raise StatusError(NOT_FOUND, "process already finished") from error
             if "does not exist" in text:
-                raise StatusError(NOT_FOUND, f"no such container {self.id}") from e
-            raise StatusError(UNKNOWN, f"unknown error after kill: {e}") from e
+                raise StatusError(NOT_FOUND, f"no such container {self.id}") from error
+            raise StatusError(UNKNOWN, f"unknown error after kill: {error}") from error
 
     def delete(self) -> Coroutine:
         """Delete the container from the runtime; already gone is fine."""
@@ -422,9 +422,9 @@ class Init(Process):
         yield from self.release()
         try:
             yield from self.runtime.run("delete", *(["--force"] if created and self.pid else []), self.id)
-        except RuntimeFailed as e:
-            if "does not exist" not in str(e):
-                raise StatusError(UNKNOWN, f"failed to delete task: {e}") from e
+        except RuntimeFailed as error:
+            if "does not exist" not in str(error):
+                raise StatusError(UNKNOWN, f"failed to delete task: {error}") from error
         finally:
             self.runtime.cancel_ahead()
 
@@ -436,8 +436,8 @@ class Init(Process):
             yield from self.runtime.run("pause", self.id)
             if self.status == m.RUNNING:
                 self.status = m.PAUSED
-        except RuntimeFailed as e:
-            raise StatusError(UNKNOWN, f"OCI runtime pause failed: {e}") from e
+        except RuntimeFailed as error:
+            raise StatusError(UNKNOWN, f"OCI runtime pause failed: {error}") from error
         finally:
             self.pausing = False
 
@@ -448,8 +448,8 @@ class Init(Process):
             yield from self.runtime.run("resume", self.id)
             if self.status == m.PAUSED:
                 self.status = m.RUNNING
-        except RuntimeFailed as e:
-            raise StatusError(UNKNOWN, f"OCI runtime resume failed: {e}") from e
+        except RuntimeFailed as error:
+            raise StatusError(UNKNOWN, f"OCI runtime resume failed: {error}") from error
 
     def update(self, resources: bytes) -> Coroutine:
         if self.status == m.STOPPED:
@@ -459,8 +459,8 @@ class Init(Process):
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
                 file.write(resources)
             yield from self.runtime.run("update", "--resources", path, self.id)
-        except RuntimeFailed as e:
-            raise StatusError(UNKNOWN, f"OCI runtime update failed: {e}") from e
+        except RuntimeFailed as error:
+            raise StatusError(UNKNOWN, f"OCI runtime update failed: {error}") from error
         finally:
             unlink_if_there(path)
 
@@ -492,8 +492,8 @@ class Init(Process):
             args.append("--leave-running")
         try:
             yield from self.runtime.run(*args, self.id)
-        except RuntimeFailed as e:
-            raise StatusError(UNKNOWN, f"OCI runtime checkpoint failed: {e}") from e
+        except RuntimeFailed as error:
+            raise StatusError(UNKNOWN, f"OCI runtime checkpoint failed: {error}") from error
 
 
 def check_exec_id(name: str, taken: dict[str, Exec]) -> None:

@@ -120,8 +120,8 @@ class Loaded:
             set_command_line(command)
             sys.argv = command
             self._main()
-        except BaseException as e:
-            os.write(2, f"{command[0]}: {type(e).__name__}: {e}\n".encode())
+        except BaseException as error:
+            os.write(2, f"{command[0]}: {type(error).__name__}: {error}\n".encode())
         finally:
             os._exit(1)
 
@@ -205,8 +205,8 @@ class Run:
                             command[0], command, environment, file_actions=actions, setsigdef=_RESET_SIGNALS
                         )
                     )
-            except OSError as e:
-                raise RuntimeFailed(f"cannot run {command[0]}: {e.strerror}") from e
+            except OSError as error:
+                raise RuntimeFailed(f"cannot run {command[0]}: {error.strerror}") from error
         except BaseException:
             self._close()
             raise
@@ -325,8 +325,8 @@ class Runtime:
             run.go()
             try:
                 return (yield from run.wait())
-            except RuntimeFailed as e:
-                if args[0] != "delete" or not e.killed:
+            except RuntimeFailed as error:
+                if args[0] != "delete" or not error.killed:
                     raise
                 # By the OOM killer, for instance.  Whatever it has removed already, the next one removes the rest.
             run = self._start(args, stdio)

@@ -65,11 +65,11 @@ class Sandbox:
         try:
             place = yield from self._loop.in_fork(lambda: self._place_in_fork(shim, bundle, chosen))
             self._placement.restore(place)
-        except (OSError, RuntimeError) as e:
+        except (OSError, RuntimeError) as error:
             if chosen:
                 self.id = ""
-                raise StatusError(UNKNOWN, f"the shim of sandbox {request['sandbox_id']}: {e}") from e
-            self._log(f"no scope of its own for sandbox {self.id}: {e}")
+                raise StatusError(UNKNOWN, f"the shim of sandbox {request['sandbox_id']}: {error}") from error
+            self._log(f"no scope of its own for sandbox {self.id}: {error}")
         return {}
 
     def _place_in_fork(self, shim: int, bundle: str, chosen: str) -> tuple[Any, ...]:

@@ -136,8 +136,8 @@ def become_shim(parameters: Parameters, listener: socket.socket) -> NoReturn:
             os.dup2(null, fd)
         os.close(null)
         serve(parameters, listener)
-    except BaseException as e:  # nothing may return into the parent's code
-        _log_line(parameters.bundle, f"shim failed: {type(e).__name__}: {e}")
+    except BaseException as error:  # nothing may return into the parent's code
+        _log_line(parameters.bundle, f"shim failed: {type(error).__name__}: {error}")
     finally:
         os._exit(1)
 

@@ -206,8 +206,8 @@ class Service:
             return
         try:
             request = m.decode(request_type, payload)
-        except ValueError as e:
-            reply(b"", StatusError(INTERNAL, f"malformed {request_type}: {e}"))
+        except ValueError as error:
+            reply(b"", StatusError(INTERNAL, f"malformed {request_type}: {error}"))
             return
         if field := _with_nul(request):
             reply(b"", StatusError(INVALID_ARGUMENT, f"{request_type}: {field} must not contain a NUL character"))
@@ -258,8 +258,8 @@ class Service:
     def _create_new(self, name: str, bundle: str, request: dict[str, Any]) -> Coroutine:
         try:
             options = read_options(request["options"])
-        except (ValueError, OSError) as e:
-            raise StatusError(UNKNOWN, f"runtime options: {e}") from e
+        except (ValueError, OSError) as error:
+            raise StatusError(UNKNOWN, f"runtime options: {error}") from error
         runtime = Runtime(self._loop, self._namespace, bundle, options)
         init = Init(self._loop, request, options, runtime, self._namespace, self._log)
         container = Container(bundle, init, bool(request["rootfs"]))
@@ -300,8 +300,8 @@ class Service:
             traits, place, complaint = yield from self._loop.in_fork(
                 lambda: self._prepare_in_fork(pids, container.init.id, container.bundle, options, mounts)
             )
-        except OSError as e:
-            raise StatusError(UNKNOWN, f"failed to prepare container {container.init.id}: {e}") from e
+        except OSError as error:
+            raise StatusError(UNKNOWN, f"failed to prepare container {container.init.id}: {error}") from error
         self._placement.restore(place)
         container.stop_signal, container.stop_timeout, container.shares_pids = traits
         if complaint:
@@ -321,8 +321,8 @@ class Service:
         try:
             if not options["shim_cgroup"] and self._placement.place(pids, spec, name, options["systemd_cgroup"]):
                 placement.write_spec(bundle, spec)
-        except OSError as e:
-            complaint = f"no scope of its own for container {name}: {e}"
+        except OSError as error:
+            complaint = f"no scope of its own for container {name}: {error}"
         notes = placement.annotations_of(spec)
         traits = (
             signal_number(notes.get(placement.STOP_SIGNAL_ANNOTATION, "")),
@@ -334,8 +334,8 @@ class Service:
             os.makedirs(target, 0o711, exist_ok=True)
             try:
                 rootfs.mount_all(mounts, target)
-            except OSError as e:
-                raise OSError(e.errno, f"failed to mount rootfs component: {e}") from e
+            except OSError as error:
+                raise OSError(error.errno, f"failed to mount rootfs component: {error}") from error
         return traits, self._placement.state(), complaint
 
     def _watch_cgroup(self, container: Container) -> None:
@@ -431,8 +431,8 @@ class Service:
         if container.mounted:
             try:
                 rootfs.unmount_all(os.path.join(container.bundle, "rootfs"))
-            except OSError as e:
-                raise StatusError(UNKNOWN, f"failed rootfs umount: {e}") from e
+            except OSError as error:
+                raise StatusError(UNKNOWN, f"failed rootfs umount: {error}") from error
         for process in container.execs.values():
             process.streams.close()
         self._end_oom_watch(container)
@@ -478,8 +478,8 @@ class Service:
         def kill() -> Coroutine:
             try:
                 yield from container.init.kill(signal.SIGKILL, True)
-            except StatusError as e:
-                self._log(f"kill the rest of {container.init.id}: {e}")
+            except StatusError as error:
+                self._log(f"kill the rest of {container.init.id}: {error}")
 
         self._loop.spawn(kill())
 
@@ -498,8 +498,8 @@ class Service:
         record = {"pid": init.pid, "exit_status": init.exit_status, "exited_at": init.exited_at}
         try:
             _write_json(os.path.join(container.bundle, EXIT_RECORD), record)
-        except OSError as e:
-            self._log(f"cannot record the exit of {init.id}: {e}")
+        except OSError as error:
+            self._log(f"cannot record the exit of {init.id}: {error}")
         self._publish_exit(container, init.id, init)
 
     def _publish_exit(self, container: Container, process_id: str, process: Process) -> None:
@@ -557,8 +557,8 @@ class Service:
         else:
             try:
                 pids = json.loads((yield from container.init.runtime.run("ps", "--format", "json", request["id"])))
-            except (RuntimeFailed, ValueError) as e:
-                raise StatusError(UNKNOWN, f"OCI runtime ps failed: {e}") from e
+            except (RuntimeFailed, ValueError) as error:
+                raise StatusError(UNKNOWN, f"OCI runtime ps failed: {error}") from error
         names = {process.pid: process.id for process in container.execs.values()}
         return {
             "processes": [
@@ -603,8 +603,8 @@ class Service:
             options = m.decode_options("containerd.runc.v1.CheckpointOptions", request["options"])
             if field := _with_nul(options):
                 raise ValueError(f"{field} must not contain a NUL character")
-        except ValueError as e:
-            raise StatusError(UNKNOWN, f"checkpoint options: {e}") from e
+        except ValueError as error:
+            raise StatusError(UNKNOWN, f"checkpoint options: {error}") from error
         work = container.init.checkpoint(request["path"], options)
         return self._locked(container, work, "TaskCheckpointed", checkpoint=request["path"])
 
@@ -665,8 +665,8 @@ class Service:
                     pass  # its exit is about to be collected
                 yield init.wait()
             yield from self._delete_container(container)
-        except StatusError as e:
-            self._log(f"give up {init.id}: {e}")
+        except StatusError as error:
+            self._log(f"give up {init.id}: {error}")
         finally:
             container.lock.release()
 
@@ -698,8 +698,8 @@ class Service:
                 if self._ending:
                     self.end_if_unused()
                 return
-            except (OSError, RuntimeError) as e:
-                self._log(f"cannot leave {unit}: {e}")
+            except (OSError, RuntimeError) as error:
+                self._log(f"cannot leave {unit}: {error}")
         self.on_shutdown()
 
     def _stop_one(self, container: Container) -> Coroutine:
@@ -708,8 +708,8 @@ class Service:
             if init.status == m.PAUSED:
                 yield from init.resume()
             yield from init.kill(container.stop_signal, False)
-        except StatusError as e:
-            self._log(f"stop {init.id}: {e}")
+        except StatusError as error:
+            self._log(f"stop {init.id}: {error}")
         if container.stop_timeout < placement.NEVER:
             self._loop.after(container.stop_timeout, lambda: self._kill_hard(container))
 

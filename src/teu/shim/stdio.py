@@ -279,8 +279,8 @@ class Relay:
                 self._loop.unwatch(self._source)
                 self._loop.watch(self._sink, EPOLLOUT, self._on_writable)
             return
-        except OSError as e:
-            if e.errno not in (errno.EIO, errno.EPIPE):
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
                 raise
             count = 0
         if count == 0:
@@ -291,8 +291,8 @@ class Relay:
     def _move(self) -> int:
         try:
             return os.splice(self._source, self._sink, SPLICE_LENGTH, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
-        except OSError as e:
-            if e.errno != errno.EINVAL:
+        except OSError as error:
+            if error.errno != errno.EINVAL:
                 raise
         # This kernel cannot splice between these two.
         data = os.read(self._source, 4096)

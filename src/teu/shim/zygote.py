@@ -59,8 +59,8 @@ def _serve_request(line: bytes, daemon: socket.socket) -> None:
             "program": sys.argv[0],
         }
         answer = {"address": program.start_shim(flags, environment, request["bundle"], launch=launch)}
-    except (OSError, ValueError, KeyError) as e:
-        answer = {"error": f"KeyError: {e}" if isinstance(e, KeyError) else str(e)}
+    except (OSError, ValueError, KeyError) as error:
+        answer = {"error": f"KeyError: {error}" if isinstance(error, KeyError) else str(error)}
     daemon.sendall(json.dumps(answer).encode() + b"\n")
     os._exit(0)
 

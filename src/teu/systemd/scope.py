@@ -114,8 +114,8 @@ def stop_unit(bus: Bus, name: str, *, mode: str = "replace") -> None:
     """Stop a unit and wait; a unit that is not there is not an error."""
     try:
         _run_job(bus, "StopUnit", "ss", (name, mode), name)
-    except BusError as e:
-        if e.name != NO_SUCH_UNIT:
+    except BusError as error:
+        if error.name != NO_SUCH_UNIT:
             raise
 
 
@@ -123,8 +123,8 @@ def reset_failed_unit(bus: Bus, name: str) -> None:
     """Forget a failed unit; one that is not there is not an error."""
     try:
         bus.call(*MANAGER, "ResetFailedUnit", "s", (name,))
-    except BusError as e:
-        if e.name != NO_SUCH_UNIT:
+    except BusError as error:
+        if error.name != NO_SUCH_UNIT:
             raise
 
 
