@@ -64,6 +64,27 @@ def detach_sequence(text: str) -> bytes:
     return bytes(keys)
 
 
+class DetachKeys:
+    """Finds the detach sequence in what the user types. Without keys everything is passed on."""
+
+    def __init__(self, keys: bytes) -> None:
+        self.keys = keys
+        self.held = b""  # the end of the input so far, when it may be the start of the sequence
+
+    def feed(self, data: bytes) -> tuple[bytes, bool]:
+        """(what is to be sent now, whether the sequence was found after it)."""
+        data = self.held + data
+        found = data.find(self.keys) if self.keys else -1
+        if found >= 0:
+            return data[:found], True
+        keep = max(len(self.keys) - 1, 0)
+        while keep and not data.endswith(self.keys[:keep]):
+            keep -= 1
+        split = len(data) - keep
+        self.held = data[split:]
+        return data[:split], False
+
+
 def write_all(file: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
@@ -225,16 +246,21 @@ class Session:
         self.forward = forward
         self.detached = False
         self.status: int | None = None
+        self.poller = select.poll()
+        self.output = Demultiplexer({1: 1 if stdout else -1, 2: 2 if stderr else -1})
+        self.outgoing = bytearray()  # input that the daemon has not taken yet; meanwhile no more is read
+        self.reading = False  # whether our standard input is still open
+        self.sock: Any = None  # the stream's socket, until the daemon closes it
+        self.sock_file = self.wait_file = -1
 
     def run(self, signals: Signals) -> int | None:
         """Talk until the stream ends (and the waiter answers) or the user detaches. The exit status as the
         waiter told it, or None."""
-        raw = self.tty and self.stdin and os.isatty(0)
-        if raw:
+        if self.tty and self.stdin and os.isatty(0):
             with RawTerminal(0):
-                self._loop(signals, raw)
+                self._loop(signals, DetachKeys(self.keys))
         else:
-            self._loop(signals, raw)
+            self._loop(signals, DetachKeys(b""))
         return self.status
 
     def fit(self) -> None:
@@ -245,139 +271,150 @@ class Session:
             except (APIError, ConnectError):
                 pass  # the process may have ended already
 
-    def _loop(self, signals: Signals, raw: bool) -> None:
-        poller = select.poll()
-        stream = self.stream
-        sock: Any = None
-        held = b""  # the start of a possible detach sequence
-        outgoing = bytearray()
-        reading_input = False
-        output = Demultiplexer({1: 1 if self.stdout else -1, 2: 2 if self.stderr else -1})
-        if stream is not None:
-            sock = stream.connection.sock
-            poller.register(sock, select.POLLIN)
-            self._show(output, stream.connection.buffer)
-            stream.connection.buffer.clear()
-            if self.stdin:
-                poller.register(0, select.POLLIN)
-                reading_input = True
-        wait_file = -1
-        if self.waiter is not None:
-            if self.waiter.connection.buffer:
-                self._read_status()
-            else:
-                wait_file = self.waiter.connection.sock.fileno()
-                poller.register(wait_file, select.POLLIN)
-        poller.register(signals.file, select.POLLIN)
-        sock_file = sock.fileno() if sock is not None else -1
-        pending = getattr(sock, "pending", None)  # TLS keeps decoded data back from poll
-        while True:
-            if self.status is not None or self.waiter is None:
-                if sock is None:
-                    return
-                if not self.stdout and not self.stderr and self.waiter is not None:
-                    return
-            ready = poller.poll(0 if pending is not None and pending() else None)
-            events = dict(ready)
-            if pending is not None and sock is not None and pending():
-                events[sock_file] = select.POLLIN
+    def _loop(self, signals: Signals, keys: DetachKeys) -> None:
+        self._open_stream()
+        self._open_waiter()
+        self.poller.register(signals.file, select.POLLIN)
+        while not self.detached and not self._is_over():
+            events = self._poll()
             if signals.file in events:
-                for number in signals.take():
-                    if number == _signal.SIGWINCH:
-                        self.fit()
-                    elif self.forward is not None:
-                        self.forward(number)
-            if wait_file in events:
-                poller.unregister(wait_file)
-                wait_file = -1
+                self._pass_signals(signals)
+            if self.wait_file in events:
+                self.poller.unregister(self.wait_file)
+                self.wait_file = -1
                 self._read_status()
-            if sock is not None and sock_file in events:
-                if events[sock_file] & select.POLLOUT and outgoing:
-                    self._send(sock, outgoing)
-                    if not outgoing:
-                        poller.modify(sock, select.POLLIN)
-                        if reading_input:
-                            poller.register(0, select.POLLIN)
-                        else:
-                            self._half_close(sock)
-                if events[sock_file] & (select.POLLIN | select.POLLHUP | select.POLLERR):
-                    try:
-                        data = sock.recv(1 << 17)
-                    except (ConnectionResetError, BrokenPipeError):
-                        data = b""
-                    if data:
-                        self._show(output, data)
-                    else:
-                        poller.unregister(sock)
-                        if reading_input and not outgoing:
-                            poller.unregister(0)
-                        reading_input = False
-                        sock.close()
-                        sock = None
-                        continue
-            if reading_input and 0 in events and sock is not None:
-                try:
-                    data = os.read(0, 1 << 16)
-                except OSError:
-                    data = b""
-                if raw and data:
-                    data = held + data
-                    found = data.find(self.keys) if self.keys else -1
-                    if found >= 0:
-                        outgoing += data[:found]
-                        if outgoing:
-                            self._send(sock, outgoing)
-                        self.detached = True
-                        sock.close()
-                        return
-                    keep = len(self.keys) - 1
-                    while keep > 0 and not (len(data) >= keep and data[-keep:] == self.keys[:keep]):
-                        keep -= 1
-                    held = data[len(data) - keep :] if keep else b""
-                    data = data[: len(data) - keep]
-                    outgoing += data
-                elif data:
-                    outgoing += data
-                else:
-                    outgoing += held
-                    reading_input = False
-                    poller.unregister(0)
-                if outgoing:
-                    self._send(sock, outgoing)
-                if outgoing:
-                    poller.modify(sock, select.POLLIN | select.POLLOUT)
-                    if reading_input:
-                        poller.unregister(0)
-                elif not reading_input:
-                    self._half_close(sock)
+            if self.sock is not None:
+                happened = events.get(self.sock_file, 0)
+                if happened & select.POLLOUT and self.outgoing:
+                    self._send_rest()
+                if happened & (select.POLLIN | select.POLLHUP | select.POLLERR):
+                    self._receive()
+            if self.reading and 0 in events:
+                self._read_input(keys)
 
-    def _show(self, output: Demultiplexer, data: bytes | bytearray) -> None:
+    def _open_stream(self) -> None:
+        if self.stream is None:
+            return
+        connection = self.stream.connection
+        self.sock = connection.sock
+        self.sock_file = self.sock.fileno()
+        self.poller.register(self.sock, select.POLLIN)
+        self._show(connection.buffer)
+        connection.buffer.clear()
+        if self.stdin:
+            self.poller.register(0, select.POLLIN)
+            self.reading = True
+
+    def _open_waiter(self) -> None:
+        if self.waiter is None:
+            return
+        if self.waiter.connection.buffer:
+            self._read_status()
+        else:
+            self.wait_file = self.waiter.connection.sock.fileno()
+            self.poller.register(self.wait_file, select.POLLIN)
+
+    def _is_over(self) -> bool:
+        """The stream has ended, or shows nothing, and the exit status is known where one was asked for."""
+        if self.waiter is None:
+            return self.sock is None
+        shows = self.stdout or self.stderr
+        return self.status is not None and (self.sock is None or not shows)
+
+    def _poll(self) -> dict[int, int]:
+        """What happened, by file descriptor."""
+        # TLS keeps decoded data back, which the kernel's poll does not see.
+        decoded = getattr(self.sock, "pending", None)
+        events = dict(self.poller.poll(0 if decoded is not None and decoded() else None))
+        if decoded is not None and decoded():
+            events[self.sock_file] = select.POLLIN
+        return events
+
+    def _pass_signals(self, signals: Signals) -> None:
+        for number in signals.take():
+            if number == _signal.SIGWINCH:
+                self.fit()
+            elif self.forward is not None:
+                self.forward(number)
+
+    def _receive(self) -> None:
+        """Show what the daemon sent. At the stream's end no input is read any more either."""
+        try:
+            data = self.sock.recv(1 << 17)
+        except (ConnectionResetError, BrokenPipeError):
+            data = b""
+        if data:
+            self._show(data)
+            return
+        self.poller.unregister(self.sock)
+        if self.reading and not self.outgoing:
+            self.poller.unregister(0)
+        self.reading = False
+        self.sock.close()
+        self.sock = None
+
+    def _read_input(self, keys: DetachKeys) -> None:
+        """Send what the user typed; the detach sequence ends the conversation."""
+        try:
+            data = os.read(0, 1 << 16)
+        except OSError:
+            data = b""
+        if data:
+            data, self.detached = keys.feed(data)
+            self.outgoing += data
+        else:
+            self.outgoing += keys.held
+            self.reading = False
+            self.poller.unregister(0)
+        if self.outgoing:
+            self._send()
+        if self.detached:
+            self.sock.close()
+        elif self.outgoing:
+            self.poller.modify(self.sock, select.POLLIN | select.POLLOUT)
+            if self.reading:
+                self.poller.unregister(0)
+        elif not self.reading:
+            self._half_close()
+
+    def _send_rest(self) -> None:
+        """Send more of what waits; when nothing is left, read our input again or tell that it has ended."""
+        self._send()
+        if self.outgoing:
+            return
+        self.poller.modify(self.sock, select.POLLIN)
+        if self.reading:
+            self.poller.register(0, select.POLLIN)
+        else:
+            self._half_close()
+
+    def _show(self, data: bytes | bytearray) -> None:
         if not data:
             return
         if not self.tty:
-            output.feed(data)
+            self.output.feed(data)
         elif self.stdout or self.stderr:
             write_all(1, bytes(data))
 
-    def _half_close(self, sock: Any) -> None:
+    def _half_close(self) -> None:
         """Tell the process that its input has ended, and keep reading its output."""
         try:
-            sock.shutdown(_socket.SHUT_WR)
+            self.sock.shutdown(_socket.SHUT_WR)
         except OSError:
             pass
 
-    def _send(self, sock: Any, outgoing: bytearray) -> None:
-        """Send what goes at once; the rest stays in `outgoing`."""
+    def _send(self) -> None:
+        """Send what the socket takes at once; the rest stays in `outgoing`."""
         try:
             if self.client.tls is None:
-                sent = sock.send(outgoing, _socket.MSG_NOSIGNAL | _socket.MSG_DONTWAIT)
+                sent = self.sock.send(self.outgoing, _socket.MSG_NOSIGNAL | _socket.MSG_DONTWAIT)
             else:
-                sent = sock.send(outgoing)
-            del outgoing[:sent]
+                sent = self.sock.send(self.outgoing)
+            del self.outgoing[:sent]
         except BlockingIOError:
             pass
-        except (BrokenPipeError, ConnectionResetError, OSError):
-            outgoing.clear()  # the other side takes no more input
+        except OSError:
+            self.outgoing.clear()  # the other side takes no more input
 
     def _read_status(self) -> None:
         assert self.waiter is not None
