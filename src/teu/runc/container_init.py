@@ -204,13 +204,13 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
         null = rootfs.open_null()
         root = rootfs.enter_propagation(spec, plan.rootfs)
         namespaced = _has_cgroup_namespace(plan)
-        # In the host's cgroup namespace all of the tree: /proc/self/cgroup names a place in it. But what an
-        # ordinary user's container is not in is none of its business.
+        # In the host's cgroup namespace /proc/self/cgroup names a place in the whole tree, so the container sees all of
+        # it. The container of an ordinary user sees only its own cgroup.
         whole = not namespaced and not plan.user_namespace
         view = rootfs.CgroupView(namespaced, cgroups.mountpoint() if whole else plan.cgroup_path)
-        later = rootfs.mount_all(
-            root, spec, plan.bundle, plan.sources, view, _asker(plan), plan.asked, plan.user_namespace
-        )
+        label = rootfs.mount_label(spec)
+        around = rootfs.Surroundings(root, plan.bundle, view, label, _asker(plan), plan.user_namespace)
+        rootfs.mount_all(around, spec, plan.sources, plan.asked)
         if _makes_devices(spec):
             devices.create_all(root, spec, plan.user_namespace, plan.nodes)
             devices.create_links(root)
@@ -229,9 +229,9 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
     home = process.home_of(root, user.get("uid", 0))
     if own_mounts:
         rootfs.readonly_paths(root, linux.get("readonlyPaths") or [])
-        rootfs.mask_paths(root, linux.get("maskedPaths") or [], null, rootfs.mount_label(spec))
+        rootfs.mask_paths(root, linux.get("maskedPaths") or [], null, label)
         os.close(null)
-        rootfs.seal(later)
+        rootfs.seal(around.later)
         if (spec.get("root") or {}).get("readonly"):
             rootfs.make_readonly(root)
     # From here on the container's files are where Python would look for its own: look nowhere.
