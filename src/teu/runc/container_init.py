@@ -88,15 +88,9 @@ class Plan:
     procfs: int = -1  # the host's /proc, O_PATH
     program: int = -1
     fifo: int = -1
-    seccomp: tuple[bytes, int, bool] | None = None
-    preserved: int = 0
+    last_step: process.LastStep
     no_pivot: bool = False
-    keyring: tuple[str, int] | None = None  # the session keyring's name, and the permissions that it gets
     cgroup_path: str = ""
-    personality: int | None = None
-    memory_policy: bytes | None = None
-    capability_sets: list[int]
-    program_path: str | None = None  # not to be looked up
     state: dict[str, Any]  # for createContainer hooks
 
 
@@ -419,23 +413,9 @@ def _put_console(root: int, slave: int) -> None:
 
 
 def _become_program(plan: Plan, console: int, home: str) -> None:
-    spec = plan.spec
-    described = spec["process"]
     sync = plan.sync.fileno()
-    flags = process.FLAG_SETGROUPS if plan.setgroups else 0
-    data = process.make_input(
-        described,
-        process.environment(described, home),
-        (sync, plan.fifo, console, plan.procfs, -1),
-        plan.preserved,
-        flags=flags,
-        seccomp=plan.seccomp,
-        keyring=plan.keyring,
-        personality=plan.personality,
-        memory_policy=plan.memory_policy,
-        capability_sets_=plan.capability_sets,
-        program_path=plan.program_path,
-    )
+    env = process.environment(plan.spec["process"], home)
+    data = plan.last_step.records(env, (sync, plan.fifo, console, plan.procfs, -1))
     records = process.sealed(b"teu-runc-records", data)
     for fd in (sync, plan.fifo, console, plan.procfs, records):
         if fd >= 0:

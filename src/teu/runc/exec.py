@@ -21,7 +21,6 @@ from teu.runc.descriptors import (
     connect,
     fetch_descriptor,
     listen_fds,
-    personality,
     receive,
     send_descriptor,
     set_oom_score,
@@ -186,19 +185,8 @@ class Execution:
             if fstatfs_type(procfs) != PROC_SUPER_MAGIC:
                 raise RuncError("/proc of the host is not a procfs")
             flags = _namespaces_of(container.pid)
-            data = process.make_input(
-                described,
-                process.environment(described, self._home()),
-                (child.fileno(), -1, -1, procfs, target),
-                self.preserved,
-                flags=(process.FLAG_SETGROUPS if self._can_setgroups() else 0) | self._fork_flag(flags),
-                namespaces=flags,
-                seccomp=self._seccomp(),
-                keyring=None if container.record.get("no_new_keyring") else (f"_ses.{container.id}", 0),
-                personality=self._personality(),
-                memory_policy=self._memory_policy(),
-                program_path=self.program_path,
-                capability_sets_=process.capability_sets(described, all_there=bool(flags & CLONE_NEWUSER)),
+            data = self._last_step(flags).records(
+                process.environment(described, self._home()), (child.fileno(), -1, -1, procfs, target)
             )
             records = process.sealed(b"teu-runc-records", data)
             program = process.program()
@@ -309,27 +297,17 @@ class Execution:
         except OSError:
             return True
 
-    def _seccomp(self) -> tuple[bytes, int, bool] | None:
-        profile = (self.spec.get("linux") or {}).get("seccomp")
-        if not profile:
-            return None
-        from teu.linux import seccomp
-
-        return seccomp.compile(profile), seccomp.flags(profile), seccomp.needs_listener(profile)
-
-    def _personality(self) -> int | None:
-        value = (self.spec.get("linux") or {}).get("personality")
-        if not value:
-            return None
-        return personality(value)
-
-    def _memory_policy(self) -> bytes | None:
-        value = (self.spec.get("linux") or {}).get("memoryPolicy")
-        if not value:
-            return None
-        from teu.runc import memory_policy
-
-        return memory_policy.encode(value)
+    def _last_step(self, namespaces: int) -> process.LastStep:
+        all_there = bool(namespaces & CLONE_NEWUSER)
+        last = process.LastStep(self.described, process.capability_sets(self.described, all_there=all_there))
+        last.namespaces = namespaces
+        last.preserved = self.preserved
+        last.flags = (process.FLAG_SETGROUPS if self._can_setgroups() else 0) | self._fork_flag(namespaces)
+        last.read_linux(self.spec.get("linux") or {})
+        if not self.container.record.get("no_new_keyring"):
+            last.keyring = (f"_ses.{self.container.id}", 0)
+        last.program_path = self.program_path
+        return last
 
     def _expect(self, message: bytes, kind: bytes) -> None:
         if message[:1] == kind:

@@ -61,7 +61,6 @@ from teu.runc.descriptors import (
     connect,
     fetch_descriptor,
     listen_fds,
-    personality,
     receive,
     send_descriptor,
     set_oom_score,
@@ -322,16 +321,42 @@ class Launch:
         self.container.save()
 
     def _plan(self) -> container_init.Plan:
+        """Open what must be opened from outside, and decide what the child is to do."""
         assert self.container is not None
-        spec = self.spec
-        linux = spec.get("linux") or {}
-        described = spec["process"]
         plan = container_init.Plan()
-        plan.spec, plan.id, plan.bundle, plan.rootfs = spec, self.id, self.bundle, self.rootfs
+        plan.spec, plan.id, plan.bundle, plan.rootfs = self.spec, self.id, self.bundle, self.rootfs
         plan.parent_sync, plan.sync = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
         plan.early_joins, plan.joins, plan.sources, plan.nodes, plan.asked = [], [], {}, {}, set()
+        new = self._open_namespaces(plan)
+        self._order_namespaces(plan, new)
+        plan.setgroups = self._can_setgroups(plan)
+        plan.procfs = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if fstatfs_type(plan.procfs) != PROC_SUPER_MAGIC:
+            raise RuncError("/proc of the host is not a procfs")
+        plan.program = process.program()
+        plan.last_step = self._last_step(plan)
+        plan.no_pivot = self.arguments["no-pivot"]
+        plan.cgroup_path = (self.container.record["cgroup"] or {}).get("path") or ""
+        plan.state = self.container.state("creating")
+        if self.with_fifo:
+            fifo = self.container.fifo
+            os.mkfifo(fifo, 0o600)
+            # Open for reading and writing: so the container waits in its read although no writer has come yet.
+            plan.fifo = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
+        if self.arguments["console-socket"]:
+            self.console_connection = connect(self.arguments["console-socket"])
+        own_mounts = bool((plan.first_flags | max(plan.second_flags, 0)) & CLONE_NEWNS)
+        if own_mounts:
+            self._open_sources(plan)
+            has_devices = (self.spec.get("linux") or {}).get("devices")
+            if plan.user_namespace and has_devices and not self.rootless:
+                plan.nodes = devices.open_nodes(self.spec, self.container.folder)
+        return plan
+
+    def _open_namespaces(self, plan: container_init.Plan) -> int:
+        """Open the namespaces to join. Gives the CLONE_* flags of those to make."""
         new = 0
-        for namespace in linux.get("namespaces") or ():
+        for namespace in (self.spec.get("linux") or {}).get("namespaces") or ():
             flag, name = TYPES[namespace["type"]]
             path = namespace.get("path")
             if not path:
@@ -350,6 +375,10 @@ class Launch:
                     continue
             (plan.early_joins if flag in (CLONE_NEWUSER, CLONE_NEWPID) else plan.joins).append((flag, fd))
         plan.user_namespace = plan.user_namespace or bool(new & CLONE_NEWUSER)
+        return new
+
+    def _order_namespaces(self, plan: container_init.Plan, new: int) -> None:
+        """Decide which clone makes the `new` namespaces, and in which order the others are entered."""
         plan.late_flags = new & (CLONE_NEWCGROUP | CLONE_NEWTIME)
         new &= ~plan.late_flags
         if plan.user_namespace and not self.rootless:
@@ -363,46 +392,23 @@ class Launch:
             plan.first_flags, plan.second_flags = 0, new
         else:
             plan.first_flags = new
-        plan.setgroups = self._can_setgroups(plan)
-        plan.procfs = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        if fstatfs_type(plan.procfs) != PROC_SUPER_MAGIC:
-            raise RuncError("/proc of the host is not a procfs")
-        plan.program = process.program()
-        if linux.get("seccomp"):
-            from teu.linux import seccomp
 
-            profile = linux["seccomp"]
-            plan.seccomp = (seccomp.compile(profile), seccomp.flags(profile), seccomp.needs_listener(profile))
-            log.debug(f"seccomp filter flags: {plan.seccomp[1]}")
-        plan.preserved = self.preserved
-        plan.no_pivot = self.arguments["no-pivot"]
+    def _last_step(self, plan: container_init.Plan) -> process.LastStep:
+        described = self.spec["process"]
+        sets = process.capability_sets(described, all_there=plan.user_namespace)
+        last = process.LastStep(described, sets)
+        last.preserved = self.preserved
+        last.flags = process.FLAG_SETGROUPS if plan.setgroups else 0
+        last.read_linux(self.spec.get("linux") or {})
+        if last.seccomp is not None:
+            log.debug(f"seccomp filter flags: {last.seccomp[1]}")
         if not self.arguments["no-new-keyring"]:
-            # found by exec, as whom it has been made by: in a user namespace nobody is the host's root
+            # exec looks the keyring up as the user who made it. In a user namespace that user is not the host's root,
+            # so every user must be able to find it.
             search = process.KEY_OTHER_SEARCH if plan.user_namespace else process.KEY_USER_SEARCH
-            plan.keyring = (f"_ses.{self.id}", search)
-        plan.cgroup_path = (self.container.record["cgroup"] or {}).get("path") or ""
-        plan.capability_sets = process.capability_sets(described, all_there=plan.user_namespace)
-        plan.program_path = "/" if self.without_process else None
-        if linux.get("personality"):
-            plan.personality = personality(linux["personality"])
-        if linux.get("memoryPolicy"):
-            from teu.runc import memory_policy
-
-            plan.memory_policy = memory_policy.encode(linux["memoryPolicy"])
-        plan.state = self.container.state("creating")
-        if self.with_fifo:
-            fifo = self.container.fifo
-            os.mkfifo(fifo, 0o600)
-            # for reading and writing, so that a read waits although nobody has it open for writing yet
-            plan.fifo = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
-        if self.arguments["console-socket"]:
-            self.console_connection = connect(self.arguments["console-socket"])
-        own_mounts = bool((plan.first_flags | max(plan.second_flags, 0)) & CLONE_NEWNS)
-        if own_mounts:
-            self._open_sources(plan)
-            if plan.user_namespace and linux.get("devices") and not self.rootless:
-                plan.nodes = devices.open_nodes(spec, self.container.folder)
-        return plan
+            last.keyring = (f"_ses.{self.id}", search)
+        last.program_path = "/" if self.without_process else None
+        return last
 
     def _can_setgroups(self, plan: container_init.Plan) -> bool:
         """Not where an unprivileged user maps a single group: the kernel wants setgroups denied there."""
