@@ -15,7 +15,7 @@ INDEX = {
     "container create": ("run", "Create a container without starting it"),
     "container diff": ("containers", "Show which files of a container have changed"),
     "container exec": ("execute", "Run a command in a running container"),
-    "container export": ("copy", "Write a container's file system as a tar archive"),
+    "container export": ("archives", "Write a container's file system as a tar archive"),
     "container inspect": ("inspect", "Show all that is known of containers"),
     "container kill": ("lifecycle", "Send a signal to running containers"),
     "container logs": ("logs", "Show what a container has written"),
