@@ -26,8 +26,7 @@ def attach(cli: Cli, options: Options, operands: list[str]) -> int:
     path = "/containers/" + container
     waiter = client.open("POST", path + "/wait", {"condition": ""}, own=True)
     forward = streams.container_forward(client, container) if options["sig-proxy"] and not tty else None
-    caught = streams.forwardable(tty) if forward is not None else [28] if tty else []
-    with streams.Signals(caught) as signals:
+    with streams.Signals(streams.caught(tty, forward is not None)) as signals:
         stream = client.hijack(
             path + "/attach",
             {"stream": True, "stdin": stdin, "stdout": True, "stderr": True, "detachKeys": keys},
@@ -80,8 +79,7 @@ def start(cli: Cli, options: Options, operands: list[str]) -> int:
     keys = options["detach-keys"] or cli.config.get("detachKeys")
     path = "/containers/" + container
     forward = streams.container_forward(client, container) if not tty else None
-    caught = streams.forwardable(tty) if forward is not None else [28]
-    with streams.Signals(caught) as signals:
+    with streams.Signals(streams.caught(tty, forward is not None)) as signals:
         stream = client.hijack(
             path + "/attach",
             {"stream": True, "stdin": stdin, "stdout": True, "stderr": True, "detachKeys": keys},

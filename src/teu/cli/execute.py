@@ -46,7 +46,7 @@ def execute(cli: Cli, options: Options, operands: list[str]) -> int:
     if detach:
         client.call("POST", path + "/start", None, {"Detach": True, "Tty": tty})
         return 0
-    with streams.Signals([28] if tty else []) as signals:
+    with streams.Signals(streams.caught(tty, False)) as signals:
         request = {"Detach": False, "Tty": tty}
         if size is not None:
             request["ConsoleSize"] = list(size)

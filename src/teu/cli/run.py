@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`run` and `create`. One kept connection serves create, start and the signals; the attached stream and
-the answer
-of `wait` have a connection each, opened before the start so that nothing is missed."""
+"""`run` and `create`.
+
+One kept connection serves create, start and the signals. The attached stream and the answer of `wait` have a connection
+each, which are opened before the start so that nothing is missed."""
 
 from __future__ import annotations
 
@@ -165,8 +166,7 @@ def create(cli: Cli, options: Options, operands: list[str]) -> int:
 
 def run(cli: Cli, options: Options, operands: list[str]) -> int:
     body = prepare(cli, options, operands, "run")
-    detach = options["detach"]
-    if detach:
+    if options["detach"]:
         if options["attach"]:
             raise CommandError("Conflicting options: -a and -d")
         body["AttachStdin"] = body["AttachStdout"] = body["AttachStderr"] = body["StdinOnce"] = False
@@ -181,20 +181,23 @@ def run(cli: Cli, options: Options, operands: list[str]) -> int:
         raise CommandError(complaint(str(error), "run", True), code) from None
     except CommandError as error:
         raise CommandError(complaint(error.text, "run", True), error.code if error.code != 1 else 125) from None
+    if body["AttachStdin"] or body["AttachStdout"] or body["AttachStderr"]:
+        return attached(cli, options, container, body, keys)
+    cli.print(container)
+    try:
+        cli.client.call("POST", f"/containers/{container}/start")
+    except (APIError, ConnectError) as error:
+        raise CommandError(complaint(str(error), "run", False), start_code(error)) from None
+    return 0
+
+
+def attached(cli: Cli, options: Options, container: str, body: dict[str, Any], keys: str) -> int:
+    """Start the container with our streams attached, and stay until its process ends. Gives the exit status."""
     client = cli.client
     path = "/containers/" + container
-    attached = body["AttachStdin"] or body["AttachStdout"] or body["AttachStderr"]
-    if not attached:
-        cli.print(container)
-        try:
-            client.call("POST", path + "/start")
-        except (APIError, ConnectError) as error:
-            raise CommandError(complaint(str(error), "run", False), start_code(error)) from None
-        return 0
     tty = body["Tty"]
     forward = streams.container_forward(client, container) if options["sig-proxy"] else None
-    caught = streams.forwardable(tty) if forward is not None else [28] if tty else []
-    with streams.Signals(caught) as signals:
+    with streams.Signals(streams.caught(tty, forward is not None)) as signals:
         stream = client.hijack(
             path + "/attach",
             {
@@ -228,8 +231,7 @@ def run(cli: Cli, options: Options, operands: list[str]) -> int:
         )
         if tty:
             session.fit()
-        status = session.run(signals)
-    return status or 0
+        return session.run(signals) or 0
 
 
 RUN_ONLY = """

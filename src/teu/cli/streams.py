@@ -209,8 +209,13 @@ class Signals:
         os.close(self.writer)
 
 
-def forwardable(tty: bool) -> list[int]:
-    return [number for number in range(1, 65) if number not in NOT_FORWARDED or (tty and number == _signal.SIGWINCH)]
+def caught(tty: bool, forwards: bool) -> list[int]:
+    """The signals to catch: with a terminal a change of its size, and where `forwards` those that are passed on."""
+    if forwards:
+        return [
+            number for number in range(1, 65) if number not in NOT_FORWARDED or (tty and number == _signal.SIGWINCH)
+        ]
+    return [_signal.SIGWINCH] if tty else []
 
 
 class Session:

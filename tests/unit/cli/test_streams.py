@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from teu.cli.streams import CONTROL, DetachKeys, forwardable
+from teu.cli.streams import CONTROL, DetachKeys, caught
 
 SRC = Path(__file__).resolve().parents[3] / "src"
 # The client's side: the stream is descriptor argv[1], the answer of `wait` argv[2] (or -1), the rest are options.
@@ -219,6 +219,7 @@ def test_without_detach_keys_everything_passes() -> None:
 
 
 def test_a_window_change_is_only_passed_on_to_a_terminal() -> None:
-    assert signal.SIGWINCH in forwardable(True) and signal.SIGWINCH not in forwardable(False)
-    assert signal.SIGTERM in forwardable(False) and signal.SIGKILL not in forwardable(True)
+    assert signal.SIGWINCH in caught(True, True) and signal.SIGWINCH not in caught(False, True)
+    assert signal.SIGTERM in caught(False, True) and signal.SIGKILL not in caught(True, True)
+    assert caught(True, False) == [signal.SIGWINCH] and caught(False, False) == []
     assert CONTROL["ctrl-a"] == 1 and CONTROL["ctrl-z"] == 26 and CONTROL["ctrl-@"] == 0
