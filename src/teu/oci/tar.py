@@ -215,27 +215,33 @@ class _Extensions:
                 continue
             text = value.decode("utf-8", "surrogateescape")
             try:
-                if key == "path":
-                    entry.name = text
-                elif key == "linkpath":
-                    entry.link = text
-                elif key == "size":
+                if key == "size":
                     entry.size = stored = _decimal(text)
-                elif key == "uid":
-                    entry.uid = _decimal(text)
-                elif key == "gid":
-                    entry.gid = _decimal(text)
-                elif key == "mtime":
-                    entry.mtime = _pax_time(text)
                 elif key in ("GNU.sparse.offset", "GNU.sparse.numbytes"):
                     offsets.append(_decimal(text))
                 elif key.startswith("GNU.sparse."):
                     sparse[key[len("GNU.sparse.") :]] = text
+                else:
+                    _set_field(entry, key, text)
             except ValueError:
                 raise TarError(f"bad value of {short(key)} in a pax header") from None
         if sparse or offsets:
             stored = _pax_sparse(entry, source, stored, sparse, offsets)
         return stored
+
+
+def _set_field(entry: Entry, key: str, text: str) -> None:
+    """One record of a pax header that is about the entry alone; what it does not know it passes over."""
+    if key == "path":
+        entry.name = text
+    elif key == "linkpath":
+        entry.link = text
+    elif key == "uid":
+        entry.uid = _decimal(text)
+    elif key == "gid":
+        entry.gid = _decimal(text)
+    elif key == "mtime":
+        entry.mtime = _pax_time(text)
 
 
 def _pairs(numbers: list[int]) -> list[tuple[int, int]]:
