@@ -7,6 +7,7 @@ the target, also not through links that came from the container."""
 
 from __future__ import annotations
 
+import binascii
 import os
 import posixpath
 import stat
@@ -40,8 +41,6 @@ def split_path(text: str) -> tuple[str, str]:
 
 
 def stat_of(response: Response) -> dict[str, Any]:
-    import binascii
-
     header = response.headers.get("x-docker-container-path-stat", "")
     try:
         found: dict[str, Any] = jsontext.loads(binascii.a2b_base64(header))

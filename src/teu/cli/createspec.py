@@ -6,9 +6,10 @@ docker's words."""
 
 from __future__ import annotations
 
+import _socket
 import os
 
-from teu.cli import units
+from teu.cli import jsontext, units
 from teu.cli.options import FALSE, TRUE, Options, key_values, split_csv
 
 TYPE_CHECKING = False
@@ -164,8 +165,6 @@ def port_range(text: str, what: str) -> tuple[int, int]:
 
 
 def is_address(text: str) -> bool:
-    import _socket
-
     for family in (_socket.AF_INET, _socket.AF_INET6):
         try:
             _socket.inet_pton(family, text)
@@ -486,8 +485,6 @@ def security(values: list[str]) -> tuple[list[str], bool]:
         if not text and key != "no-new-privileges":
             raise ValueError(f'Invalid --security-opt: "{value}"')
         if key == "seccomp" and text not in ("unconfined", "builtin"):
-            from teu.cli import jsontext
-
             try:
                 with open(text, "rb") as file:
                     profile = jsontext.dumps(jsontext.loads(file.read()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import operator
 
-from teu.cli import containers, images, table, units, volumes
+from teu.cli import containers, images, jsontext, table, units, volumes
 from teu.cli.errors import CommandError
 from teu.cli.main import Cli, Command
 from teu.cli.options import Options
@@ -142,8 +142,7 @@ def disk_usage(cli: Cli, options: Options, operands: list[str]) -> int:
         if not form or form == "table":
             verbose(cli, found)
             return 0
-        from teu.cli import jsontext
-        from teu.cli.template import TemplateError, compile_template, located
+        from teu.cli.template import TemplateError, compile_template, located  # 8 ms
 
         parts = {key: found.get(key) or [] for key in ("Images", "Containers", "Volumes", "BuildCache")}
         if form == "json":

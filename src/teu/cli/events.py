@@ -36,13 +36,11 @@ def events(cli: Cli, options: Options, operands: list[str]) -> int:
     form = options["format"]
     template = None
     if form and form != "json":
-        from teu.cli.template import compile_template
+        from teu.cli.template import TemplateError, compile_template, located  # 8 ms
 
         template = compile_template(form.replace("\\t", "\t").replace("\\n", "\n"))
     for event in cli.client.open("GET", "/events", query).messages():
         if template is not None:
-            from teu.cli.template import TemplateError, located
-
             try:
                 text = template.render(named(event))
             except TemplateError as error:

@@ -45,7 +45,7 @@ def loads(text: str | bytes | bytearray) -> Any:
     if not isinstance(text, str):
         text = text.decode("utf-8", "replace")
     if make_scanner is None:
-        import json
+        import json  # 8 ms
 
         return json.loads(text)
     text = text.strip()
@@ -67,7 +67,7 @@ def _refuse(value: object) -> object:
 def dumps(value: Any, sort_keys: bool = False) -> str:
     """Compact JSON, non-ASCII text as it is."""
     if make_scanner is None:
-        import json
+        import json  # 8 ms
 
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=sort_keys)
     encode = make_encoder({}, _refuse, encode_basestring, None, ":", ",", sort_keys, False, True)

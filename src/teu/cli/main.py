@@ -11,7 +11,12 @@ import _codecs
 import os
 import sys
 
+from teu import __version__
+from teu.cli import commands
+from teu.cli.commands import INDEX
+from teu.cli.config import ConfigFile, folder, mentions_headers
 from teu.cli.errors import APIError, CommandError, ConnectError
+from teu.cli.http import DEFAULT_HOST, Client
 from teu.cli.options import Options, Usage, parse, parse_table
 from teu.linux.standard import open_what_is_closed
 
@@ -77,17 +82,12 @@ class Cli:
     @property
     def config(self) -> ConfigFile:
         if self._config is None:
-            from teu.cli.config import ConfigFile, folder
-
             self._config = ConfigFile(folder(self.options["config"]))
         return self._config
 
     @property
     def client(self) -> Client:
         if self._client is None:
-            from teu.cli.config import folder, mentions_headers
-            from teu.cli.http import DEFAULT_HOST, Client
-
             options = self.options
             hosts = options["host"]
             if len(hosts) > 1:
@@ -140,8 +140,6 @@ class Cli:
 def find(words: list[str]) -> tuple[str, str, int]:
     """The command at the start of `words`: (full name, name as called, number of words); raises
     CommandError."""
-    from teu.cli import commands
-
     first = words[0]
     if first in commands.SHORT:
         return commands.SHORT[first], first, 1
@@ -162,8 +160,6 @@ def find(words: list[str]) -> tuple[str, str, int]:
 
 
 def load(full: str) -> Command:
-    from teu.cli.commands import INDEX
-
     module = __import__("teu.cli." + INDEX[full][0], None, None, ["COMMANDS"])
     command: Command = module.COMMANDS[full]
     return command
@@ -173,7 +169,7 @@ def check_operands(command: Command, called: str, count: int) -> None:
     least, most = command.least, command.most
     if count >= least and (most is None or count <= most):
         return
-    from teu.cli import helptext
+    from teu.cli import helptext  # it imports this module
 
     if most == 0:
         need = "accepts no arguments"
@@ -198,24 +194,22 @@ def dispatch(argv: list[str]) -> int:
         raise CommandError(f"{error}\nSee '{PROGRAM} --help'.", 125) from None
     cli = Cli(options)
     if options["version"]:
-        from teu import __version__
-
         cli.print(f"Teu version {__version__}")
         return 0
     if words and words[0] == "help":
         words, options["help"] = words[1:], True
     if not words:
-        from teu.cli import helptext
+        from teu.cli import helptext  # it imports this module
 
         cli.print(helptext.top())
         return 0
     if words[0] == "__complete":
-        from teu.cli import completion
+        from teu.cli import completion  # it imports this module
 
         return completion.complete(cli, words[1:])
     full, called, used = find(words)
     if not full:
-        from teu.cli import helptext
+        from teu.cli import helptext  # it imports this module
 
         cli.print(helptext.group(called))
         return 0
@@ -228,7 +222,7 @@ def dispatch(argv: list[str]) -> int:
     except Usage as error:
         raise CommandError(f"{error}\nSee '{PROGRAM} {called} --help'.", 125) from None
     if given["help"] or options["help"]:
-        from teu.cli import helptext
+        from teu.cli import helptext  # it imports this module
 
         cli.print(helptext.command(called, command))
         return 0

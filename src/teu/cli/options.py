@@ -13,6 +13,7 @@ commands that carry another command (`run`, `exec`) the first operand ends them 
 
 from __future__ import annotations
 
+from teu.cli import units
 from teu.cli.errors import CommandError
 
 TYPE_CHECKING = False
@@ -80,8 +81,6 @@ def convert(flag: Flag, text: str) -> Any:
             raise ValueError(f'strconv.ParseBool: parsing "{text}": invalid syntax')
         if kind in ("int", "uint16"):
             return integer(text, kind)
-        from teu.cli import units
-
         if kind == "bytes":
             return units.parse_bytes(text)
         if kind == "swap":

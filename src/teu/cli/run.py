@@ -88,7 +88,7 @@ def platform_query(text: str) -> dict[str, Any] | None:
 
 
 def pull(cli: Cli, image: str, options: Options) -> None:
-    from teu.cli import registry
+    from teu.cli import registry  # 0.9 ms
 
     registry.pull(cli, image, options["platform"], quiet=options["quiet"], output=2)
 
@@ -96,11 +96,11 @@ def pull(cli: Cli, image: str, options: Options) -> None:
 def make(cli: Cli, options: Options, image: str, body: dict[str, Any]) -> str:
     """Create the container, pulling the image where that is wanted. Returns its ID."""
     if not PLAIN.issuperset(image) or image.endswith(":"):
-        from teu.cli.registry import check_reference
+        from teu.cli.registry import check_reference  # 7 ms: it imports re for such a name
 
         check_reference(image)
     if "DOCKER_CONTENT_TRUST" in os.environ or "disable-content-trust" in options.changed:
-        from teu.cli.registry import refuse_trust
+        from teu.cli.registry import refuse_trust  # 0.9 ms
 
         refuse_trust(options, 125)
     cid = CidFile(options["cidfile"])

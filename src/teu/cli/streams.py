@@ -11,6 +11,7 @@ import _socket
 import os
 import select
 
+from teu.cli import jsontext
 from teu.cli.errors import APIError, CommandError, ConnectError
 
 TYPE_CHECKING = False
@@ -141,7 +142,7 @@ class RawTerminal:
         self.file = file
 
     def __enter__(self) -> None:
-        import termios
+        import termios  # 0.4 ms
 
         self.saved = termios.tcgetattr(self.file)
         mode: list[Any] = termios.tcgetattr(self.file)
@@ -428,8 +429,6 @@ class Session:
 
 def exit_status(waiter: Response) -> int:
     """The container's exit status from an answer of `wait`; 125 when waiting itself failed."""
-    from teu.cli import jsontext
-
     try:
         answer = jsontext.loads(waiter.read())
     except (ValueError, ConnectError, OSError) as error:

@@ -20,9 +20,11 @@ from teu.ctr.client import tasks_pb2 as pb
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import REGISTRY, Options, parse, parse_table
 from teu.ctr.main import Command, Ctr, need
+from teu.ctr.output import STATUS
 from teu.ctr.run import IO_FLAGS, TASK_FLAGS, create_task, packed
 from teu.ctr.snapshots import compare
-from teu.ctr.tasks import STATUS, get_task
+from teu.ctr.tasks import get_task
+from teu.ctr.transfer import PLATFORMS, fetch_image
 from teu.oci import image_spec, jsontext
 
 IMAGE_NAME = "org.opencontainers.image.ref.name"
@@ -153,8 +155,6 @@ def fetched(ctr: Ctr, name: str) -> Json:
         return blobs.as_json(blobs.get_image(ctr.client, name).target)
     except NotFound:
         pass
-    from teu.ctr.transfer import PLATFORMS, fetch_image
-
     unset, _ = parse(parse_table(REGISTRY + PLATFORMS), [])
     with ctr.client.leased():
         target = fetch_image(ctr, unset, name)

@@ -5,7 +5,10 @@ in the words that ctr's users know. Made by `main`, used by every command."""
 from __future__ import annotations
 
 import contextlib
+import datetime
+import os
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -159,9 +162,6 @@ class Client:
     @contextlib.contextmanager
     def leased(self) -> Iterator[None]:
         """What is made in this context is safe from the garbage collector until the context ends."""
-        import datetime
-        import os
-
         expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=LEASE_SECONDS)
         request = leases_pb2.CreateRequest(
             id="teu-ctr-" + os.urandom(6).hex(),
@@ -181,7 +181,5 @@ def local_time(stamp: Timestamp) -> float:
 
 def rfc3339(stamp: Timestamp) -> str:
     """With as many digits of a second as are needed, as Go's JSON has it."""
-    import time
-
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(stamp.seconds))
     return text + (f".{stamp.nanos:09d}".rstrip("0") if stamp.nanos else "") + "Z"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 from typing import Any
 
@@ -13,7 +14,7 @@ from teu.ctr.client import containers_pb2 as pb
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
 from teu.ctr.main import Command, Ctr
-from teu.ctr.output import label_text, log, show_json, table
+from teu.ctr.output import STATUS, label_text, log, show_json, table
 from teu.oci import jsontext
 
 
@@ -44,8 +45,6 @@ def info(ctr: Ctr, options: Options, operands: list[str]) -> None:
     if container.runtime.HasField("options"):
         runtime["Options"] = {"type_url": container.runtime.options.type_url}
         if container.runtime.options.value:
-            import base64
-
             runtime["Options"]["value"] = base64.b64encode(container.runtime.options.value).decode()
     show_json(
         {
@@ -84,8 +83,6 @@ def remove(client: Client, identity: str, keep_snapshot: bool = False) -> None:
     except NotFound:
         pass
     else:
-        from teu.ctr.tasks import STATUS
-
         state = STATUS[process.status]
         if state not in ("STOPPED", "CREATED"):
             exited = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=process.exited_at.seconds)

@@ -6,6 +6,7 @@ gives the value."""
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 TRUE = frozenset(("1", "t", "T", "TRUE", "true", "True"))
@@ -61,8 +62,6 @@ class Flag:
 
 def duration(text: str) -> float:
     """Go's durations in seconds."""
-    import re
-
     if text == "0":
         return 0.0
     parts = re.findall(r"([\d.]+)(h|ms|us|ns|m|s)", text)

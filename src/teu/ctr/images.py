@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from teu.ctr import blobs
-from teu.ctr.client import Client, snapshots_pb2
+from teu.ctr.client import Client, containers_pb2, snapshots_pb2
 from teu.ctr.client import images_pb2 as pb
 from teu.ctr.errors import AlreadyExists, CommandError, NotFound
 from teu.ctr.flags import REGISTRY, Options
@@ -156,8 +157,6 @@ def prune(ctr: Ctr, options: Options, operands: list[str]) -> None:
     if not options["all"]:
         log("warning", "No images pruned. `image prune` requires --all to be specified.")
         return
-    from teu.ctr.client import containers_pb2
-
     client = ctr.client
     used = {c.image for c in client.containers.List(containers_pb2.ListContainersRequest()).containers}
     doomed = [image.name for image in all_images(client, []) if image.name not in used]
@@ -242,8 +241,6 @@ def mount(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def unmount(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    import os
-
     target = need(operands, "please provide a target path to unmount from")[0]
     unmount_all(os.path.realpath(target))
     if options["rm"]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from teu import __version__
 from teu.ctr.errors import CommandError
 from teu.ctr.flags import Flag, Options, Usage, parse, parse_table
 from teu.linux.standard import open_what_is_closed
@@ -167,7 +168,7 @@ class Ctr:
     @property
     def client(self) -> Client:
         if self._client is None:
-            from teu.ctr.client import Client
+            from teu.ctr.client import Client  # 90 ms, which help and completion do without
 
             options = self.options
             self._client = Client(
@@ -290,8 +291,6 @@ def dispatch(argv: list[str]) -> int:
     try:
         options, words = parse(parse_table(GLOBAL_FLAGS), argv)
         if options["version"]:
-            from teu import __version__
-
             sys.stdout.write(f"{PROGRAM} Teu {__version__}\n")
             return 0
         if words and words[0] == "__complete":

@@ -21,6 +21,7 @@ from teu.ctr.client import Client, containers_pb2, snapshots_pb2, tasks_pb2
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.fifos import Conversation, Fifos
 from teu.ctr.flags import Options, labels
+from teu.ctr.images import mount_all, unmount_all
 from teu.ctr.main import RUNTIME, SNAPSHOTTER, Command, Ctr
 from teu.ctr.output import log
 from teu.oci import jsontext
@@ -36,8 +37,6 @@ def packed(kind: str, data: bytes) -> Any:
 @contextlib.contextmanager
 def looked_into(client: Client, snapshotter: str, key: str) -> Iterator[Path | None]:
     """The root file system of a snapshot, mounted for a moment; None where that cannot be."""
-    from teu.ctr.images import mount_all, unmount_all
-
     with tempfile.TemporaryDirectory(prefix="teu-ctr-") as folder:
         try:
             mounts = client.snapshots.Mounts(snapshots_pb2.MountsRequest(snapshotter=snapshotter, key=key)).mounts

@@ -12,8 +12,10 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from teu.ctr import blobs
 from teu.ctr.client import Client, content_pb2, diff_pb2, errors, rfc3339
 from teu.ctr.client import snapshots_pb2 as pb
+from teu.ctr.content import checked
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options, labels
+from teu.ctr.images import all_images
 from teu.ctr.main import GROUP_FLAGS, Command, Ctr, help_text, need
 from teu.ctr.output import binary, label_text, show_json, table
 
@@ -199,9 +201,6 @@ def diff(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def unpack(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    from teu.ctr.content import checked
-    from teu.ctr.images import all_images
-
     digest = checked([*operands, ""][0])
     client = ctr.client
     for image in all_images(client, []):

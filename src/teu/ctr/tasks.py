@@ -6,7 +6,10 @@ from __future__ import annotations
 import json
 import signal
 import time
+from pathlib import Path
 from typing import Any
+
+from google.protobuf.json_format import MessageToDict
 
 from teu.api.cgroups.v2 import metrics_pb2
 from teu.api.types.runc.options import oci_pb2
@@ -17,12 +20,11 @@ from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.fifos import Conversation, Fifos
 from teu.ctr.flags import Options
 from teu.ctr.main import Command, Ctr, help_text, need
-from teu.ctr.output import log, table
-from teu.ctr.run import IO_FLAGS, TASK_FLAGS, create_task, packed
+from teu.ctr.output import STATUS, log, table
+from teu.ctr.run import IO_FLAGS, TASK_FLAGS, create_task, looked_into, packed
 from teu.ctr.spec import set_user
 from teu.oci import jsontext
 
-STATUS = {0: "UNKNOWN", 1: "CREATED", 2: "RUNNING", 3: "STOPPED", 4: "PAUSED", 5: "PAUSING"}
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 
@@ -94,13 +96,9 @@ def execute(ctr: Ctr, options: Options, operands: list[str]) -> int:
         process["cwd"] = options["cwd"]
     if options["user"]:
         if container.snapshot_key:
-            from teu.ctr.run import looked_into
-
             with looked_into(client, container.snapshotter, container.snapshot_key) as root:
                 set_user(spec, options["user"], root)
         else:
-            from pathlib import Path
-
             set_user(spec, options["user"], Path(spec["root"]["path"]))
     request = pb.ExecProcessRequest(
         container_id=identity,
@@ -214,8 +212,6 @@ def metrics(ctr: Ctr, options: Options, operands: list[str]) -> None:
     data = metrics_pb2.Metrics()
     data.ParseFromString(metric.data.value)
     if options["format"] == "json":
-        from google.protobuf.json_format import MessageToDict
-
         ctr.print(json.dumps(MessageToDict(data, preserving_proto_field_name=True), indent=2))
         return
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(metric.timestamp.seconds))

@@ -6,10 +6,13 @@ straight into containerd's content store and are unpacked there."""
 
 from __future__ import annotations
 
+import getpass
 import http.client
 import os
+import ssl
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Literal
@@ -34,8 +37,6 @@ def credentials(options: Options) -> distribution.Credentials | None:
         return None
     user, colon, password = options["user"].partition(":")
     if user and not colon and not options["refresh"]:
-        import getpass
-
         password = getpass.getpass("Password: ")
     return distribution.Credentials(user, password, options["refresh"])
 
@@ -86,8 +87,6 @@ def check_tls(options: Options) -> tuple[tuple[str, str], ...]:
     authority, certificate, key = options["tlscacert"], options["tlscert"], options["tlskey"]
     if not (authority or certificate or key):
         return ()
-    import ssl
-
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if authority:
         try:
@@ -385,8 +384,6 @@ class Upload:
 
 
 def gzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    import zlib
-
     machine = zlib.compressobj(6, zlib.DEFLATED, 31)
     for piece in pieces:
         if data := machine.compress(piece):

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import time
+from math import ceil, log2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -293,8 +295,6 @@ def kill(path: str) -> None:
 
 def wait_for_event(path: str, key: str, value: str, timeout: float) -> bool:
     """Wait until cgroup.events says `key value`. The kernel reports changes of the file by POLLPRI."""
-    import select
-
     try:
         descriptor = os.open(f"{path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -394,8 +394,6 @@ def cpu_weight(shares: int) -> int:
         return 1
     if shares >= 262144:
         return 10000
-    from math import ceil, log2
-
     power = log2(shares)
     return int(ceil(10 ** ((power * power + 125 * power) / 612.0 - 7.0 / 34.0)))
 

@@ -64,7 +64,7 @@ def run(commands: str, handles: bool = False) -> str:
                 os.close(_kept.pop())
             if not _has_low_descriptors():
                 return _run_elsewhere(commands, handles)
-            import nftables
+            import nftables  # 9 ms and 1.4 MB
 
             _library = nftables.Nftables()
         _library.set_handle_output(handles)
@@ -76,7 +76,7 @@ def run_here(commands: str) -> str:
     """The same in the network namespace of the calling thread, which `run` does not see."""
     if not _has_low_descriptors():
         return _run_elsewhere(commands, False)
-    import nftables
+    import nftables  # 9 ms and 1.4 MB
 
     library = nftables.Nftables()
     library.set_handle_output(False)

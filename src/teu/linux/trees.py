@@ -111,7 +111,7 @@ def discard_tree(path: str) -> None:
     try:
         remove_tree(path)
     except OSError as error:
-        import logging
+        import logging  # 13 ms and 2 MB
 
         logging.getLogger("teu.linux.trees").warning("%s is not all removed: %s", path, error.strerror)
 

@@ -176,7 +176,7 @@ class _Host:
 
     def _tls(self) -> ssl.SSLContext:
         if self._context is None:
-            import ssl
+            import ssl  # 14 ms and 2.8 MB
 
             options = self._options
             context = ssl.create_default_context(cafile=options.authority or None)
@@ -283,7 +283,7 @@ def _proxy(scheme: str, host: str) -> tuple[str, int] | None:
     name = next((os.environ[n] for n in ("HTTPS_PROXY", "https_proxy") if os.environ.get(n)), "")
     if not name:
         return None
-    from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
+    from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined] # 34 ms and 5.6 MB
 
     if proxy_bypass_environment(host):
         return None
@@ -491,7 +491,7 @@ class Registry:
             return True  # another thread has just found out
         if len(self._schemes) < 2 or self._schemes[0] != "https":
             return False
-        import ssl
+        import ssl  # 14 ms and 2.8 MB
 
         plain = isinstance(error, (ssl.SSLError, ConnectionResetError, http.client.HTTPException))
         plain = plain and not isinstance(error, ssl.SSLCertVerificationError)
@@ -792,7 +792,7 @@ def _address(sock: socket.socket) -> str:
 
 def _is_final(error: Exception) -> bool:
     """Trying again will not help."""
-    import ssl
+    import ssl  # 14 ms and 2.8 MB
 
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return False

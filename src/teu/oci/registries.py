@@ -161,7 +161,7 @@ def _check_files(options: Options) -> None:
     """That certificates and keys are there and are some, before any host is spoken to."""
     if not (options.authorities or options.pairs or options.authority):
         return
-    import ssl
+    import ssl  # 14 ms and 2.8 MB
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for name in filter(None, (options.authority, *options.authorities)):

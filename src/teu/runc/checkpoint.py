@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import stat
 
+from teu.linux.inside import open_in_root
 from teu.oci import jsontext
-from teu.runc import criu, log, state
+from teu.runc import criu, delete, log, state
 from teu.runc.errors import RuncError
 
 TYPE_CHECKING = False
@@ -88,8 +89,6 @@ def mount_of(pid: int, descriptor: int) -> int:
 
 def mount_target(root: int, destination: str) -> str:
     """Where a mount of the spec has ended up, from the container's root: links are followed inside it."""
-    from teu.linux.inside import open_in_root
-
     base = os.readlink(f"/proc/self/fd/{root}")
     try:
         target = open_in_root(root, destination)
@@ -145,8 +144,6 @@ def main(arguments: Arguments, settings: Settings) -> int:
     with state.Lock(container.folder):
         dump(arguments, container)
         if not keep:
-            from teu.runc import delete
-
             delete.destroy(container, container.status())
     return 0
 

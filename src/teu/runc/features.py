@@ -7,6 +7,7 @@ import os
 
 from teu.linux import seccomp
 from teu.oci import jsontext, runtime_spec
+from teu.runc.main import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ UNSAFE_ANNOTATIONS = ["bundle", "org.systemd.property.", "org.criu.config"]
 
 
 def features() -> dict[str, Any]:
-    from teu.runc.main import VERSION
-
     annotations = {
         # Read by engines to learn that a checkpoint can be asked for.
         "org.opencontainers.runc.checkpoint.enabled": "true",

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import select
+import time
 
 from teu.linux.syscalls import NR_pidfd_send_signal, syscall
 from teu.runc import state
@@ -99,14 +101,14 @@ def send(container: state.Container, signal: int) -> None:
         if pidfd >= 0:
             os.close(pidfd)
     if signal == _SIGKILL and container.frozen():
-        from teu.runc import cgroups
+        from teu.runc import cgroups  # 1 ms with all that it needs
 
         cgroups.load(container.record["cgroup"]).thaw()
 
 
 def _kill_cgroup(container: state.Container) -> bool:
     """Kill what is in the cgroup; whether anything was."""
-    from teu.runc import cgroups
+    from teu.runc import cgroups  # 1 ms with all that it needs
 
     if not container.record.get("cgroup"):
         return False
@@ -118,9 +120,6 @@ def _kill_cgroup(container: state.Container) -> bool:
 
 def wait_gone(container: state.Container, seconds: float) -> bool:
     """Wait until the first process has ended (a zombie has)."""
-    import select
-    import time
-
     if not container.init_alive():
         return True
     try:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 
 from teu.oci import jsontext
 from teu.runc import state
@@ -40,8 +41,6 @@ def owner(folder: str) -> str:
     uid = os.stat(folder).st_uid
     if uid == 0:
         return "root"
-    import pwd
-
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -8,6 +8,7 @@ command fails, dockerd passes the msg on to the user, podman reads the text on s
 from __future__ import annotations
 
 import os
+import time
 
 from teu.oci import jsontext
 
@@ -40,8 +41,6 @@ def fd() -> int:
 def write(level: str, message: str) -> None:
     if level == "debug" and not _debug:
         return
-    import time
-
     now = time.time()
     utc = time.gmtime(now)
     stamp = f"{utc[0]:04}-{utc[1]:02}-{utc[2]:02}T{utc[3]:02}:{utc[4]:02}:{utc[5]:02}Z"

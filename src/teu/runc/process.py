@@ -12,6 +12,7 @@ import os
 from struct import pack
 
 from teu.linux import capabilities
+from teu.linux.inside import open_in_root
 from teu.runc import log
 from teu.runc.descriptors import personality
 from teu.runc.errors import InvalidSpec, RuncError
@@ -162,13 +163,13 @@ class LastStep:
         """Take over what config.json's `linux` says of the process."""
         profile = linux.get("seccomp")
         if profile:
-            from teu.linux import seccomp
+            from teu.linux import seccomp  # 0.2 ms
 
             self.seccomp = (seccomp.compile(profile), seccomp.flags(profile), seccomp.needs_listener(profile))
         if linux.get("personality"):
             self.personality = personality(linux["personality"])
         if linux.get("memoryPolicy"):
-            from teu.runc import memory_policy
+            from teu.runc import memory_policy  # 0.03 ms
 
             self.memory_policy = memory_policy.encode(linux["memoryPolicy"])
 
@@ -235,8 +236,6 @@ def _label(process: dict[str, Any]) -> bytes:
 
 def home_of(root: int, uid: int) -> str:
     """The user's home by the root's own /etc/passwd, "/" where it says nothing."""
-    from teu.linux.inside import open_in_root
-
     try:
         fd = open_in_root(root, "etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:

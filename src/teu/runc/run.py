@@ -41,12 +41,12 @@ def main(arguments: Arguments, settings: Settings) -> int:
         try:
             launch.build()
             if not detached:
-                from teu.runc import foreground
+                from teu.runc import foreground  # 0.1 ms
 
                 signals = foreground.Signals()
             server = None
             if os.environ.get("NOTIFY_SOCKET"):
-                from teu.runc import notify
+                from teu.runc import notify  # 0.05 ms
 
                 server = notify.listen(launch.container.folder)
             _start(launch)
@@ -64,7 +64,7 @@ def main(arguments: Arguments, settings: Settings) -> int:
     assert signals is not None
     code = foreground.wait(launch.pid, signals, launch.console)
     if not arguments["keep"]:
-        from teu.runc import delete
+        from teu.runc import delete  # 0.1 ms
 
         try:
             lock = state.Lock(launch.container.folder)
@@ -79,7 +79,7 @@ def main(arguments: Arguments, settings: Settings) -> int:
 def _start(launch: Launch) -> None:
     """startContainer hooks, then go."""
     for number, hook in enumerate((launch.spec.get("hooks") or {}).get("startContainer") or ()):
-        from teu.runc import exec as exec_command
+        from teu.runc import exec as exec_command  # 0.2 ms
 
         assert launch.container is not None
         exec_command.run_hook(launch.container, launch.spec, hook, number)

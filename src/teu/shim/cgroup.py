@@ -7,6 +7,8 @@ import contextlib
 import os
 import re
 
+from teu.ttrpc.messages import TABLES
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -45,7 +47,7 @@ def read(folder: str, name: str) -> str:
 
 def processes(folder: str) -> list[int]:
     """All processes in a cgroup and those below it, however deep a container has made them."""
-    from teu.linux import trees
+    from teu.linux import trees  # 4 ms, and only where the processes of a cgroup are counted
 
     pids: list[int] = []
     try:
@@ -119,8 +121,6 @@ def _rdma(text: str) -> list[dict[str, Any]]:
 
 def metrics(folder: str) -> dict[str, Any]:
     """io.containerd.cgroups.v2.Metrics of a cgroup; a controller that is not there counts nothing."""
-    from teu.ttrpc.messages import TABLES
-
     cpu = flat(read(folder, "cpu.stat"))
     memory = flat(read(folder, "memory.stat"))
     events = flat(read(folder, "memory.events"))

@@ -215,11 +215,11 @@ def main() -> int:
             print(f"{PROGRAM}:\n  Version:  {__version__}")
             return 0
         if action == "zygote":
-            from teu.shim import zygote
+            from teu.shim import zygote  # 4 ms and 0.2 MB
 
             return zygote.main()
         if flags["info"]:
-            from teu.shim import cleanup
+            from teu.shim import cleanup  # 2 ms and 0.1 MB
 
             sys.stdout.buffer.write(cleanup.info(NAME, sys.stdin.buffer.read(STDIN_MAX)))
             return 0
@@ -228,7 +228,7 @@ def main() -> int:
         if action == "start":
             return _start(flags)
         if action == "delete":
-            from teu.shim import cleanup
+            from teu.shim import cleanup  # 2 ms and 0.1 MB
 
             sys.stdout.buffer.write(cleanup.delete(flags["namespace"], flags["id"], flags["bundle"]))
             return 0

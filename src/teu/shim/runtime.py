@@ -115,7 +115,7 @@ class Loaded:
             for n, fd in enumerate(stdio):
                 os.dup2(fd, n)
             os.closerange(3, 1 << 20)
-            from teu.shim.server import set_command_line
+            from teu.shim.server import set_command_line  # server imports this module
 
             set_command_line(command)
             sys.argv = command

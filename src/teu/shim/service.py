@@ -76,7 +76,7 @@ def read_options(packed: dict[str, Any] | None) -> dict[str, Any]:
         if not body and generic["config_path"]:
             with open(generic["config_path"], "rb") as file:
                 body = file.read()
-        import tomllib
+        import tomllib  # 3 ms and 0.1 MB
 
         options = m.decode(OPTIONS_TYPE, b"")
         for name, value in tomllib.loads(body.decode()).items():

@@ -57,7 +57,7 @@ def parse_uri(uri: str) -> tuple[str, str, list[str]]:
     path, _, query = rest.partition("?")
     arguments = []
     if query:
-        from urllib.parse import parse_qsl, unquote
+        from urllib.parse import parse_qsl, unquote  # 2 ms and 0.1 MB
 
         for key, value in parse_qsl(query, keep_blank_values=True):
             arguments += [key, value] if value else [key]
