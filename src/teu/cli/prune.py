@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remove what nobody uses: the prune commands, which ask first."""
+"""The prune commands: remove what no container uses, after a question."""
 
 from __future__ import annotations
 

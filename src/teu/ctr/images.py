@@ -273,7 +273,7 @@ local  bool  Accepted for ctr's sake
     ),
     "images label": Command(label, "[flags] <name> [<key>=<value>, ...]", "replace-all,r bool Drop all other labels"),
     "images delete": Command(
-        delete, "[flags] <ref> [<ref>, ...]", "sync bool Wait until what nobody needs any more is removed"
+        delete, "[flags] <ref> [<ref>, ...]", "sync bool Wait until the garbage collector has removed what it kept"
     ),
     "images prune": Command(prune, "[flags]", "all bool Remove all images that no container uses"),
     "images usage": Command(usage, "[flags] <ref>", SNAPSHOTTER_FLAG),

@@ -441,7 +441,7 @@ def _size(value: int) -> str:
 # ---- limits ------------------------------------------------------------------------------------
 
 
-# What a cgroup has anyway: where the controller is missing, nobody needs it for these.
+# What a cgroup has anyway: where the controller is missing, these values need none.
 NEUTRAL = {"cpu.idle": "0", "cpu.weight": "100", "cpu.max.burst": "0", "io.weight": "100"}
 
 

@@ -5,7 +5,7 @@ The library waits with select(2), which knows no descriptor above 1023 and ends 
 So its socket gets a low descriptor, kept for it from the beginning (`reserve`); where there is none any more, the
 commands are given to a process of their own.
 
-`Changes` are the kernel's own notices of what anybody changes.
+`Changes` are the kernel's own notices of every change.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import threading
 from typing import Any, NamedTuple
 
-_RESERVED = 8  # one is enough, if no other thread is quicker
+_RESERVED = 8  # one is enough, if no other thread takes it first
 _HIGHEST = 900  # descriptors below this are left in time for a socket to be one that select() knows
 
 _ELSEWHERE = """

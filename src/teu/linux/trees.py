@@ -2,7 +2,7 @@
 """Whole trees of files: walking and removing them. Called by the daemons for folders that others filled.
 
 What is below may have been made to hurt: folders thousands deep, names that are no text, links to anywhere, mounts that
-nobody removed. So nothing here recurses, no path is put together from names, no link is followed, no more
+were left. So nothing here recurses, no path is put together from names, no link is followed, no more
 than two folders are open at once, and nothing is ever removed across a mount: not even a bind mount of the same file
 system, which st_dev cannot tell and os.path.ismount does not see.
 """
@@ -107,7 +107,7 @@ def remove_tree(path: str | bytes | os.PathLike[str]) -> None:
 
 
 def discard_tree(path: str) -> None:
-    """remove_tree for what nobody waits for: what stays is said in the log."""
+    """remove_tree where no caller waits for the end: the log says what stays."""
     try:
         remove_tree(path)
     except OSError as error:

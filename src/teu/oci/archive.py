@@ -215,7 +215,7 @@ class _Member:
 
 
 class _Waiting(NamedTuple):
-    """A small entry that nobody has asked for yet: where it is in the spool."""
+    """A small entry that the reader has not asked for yet: where it is in the spool."""
 
     offset: int
     digest: str

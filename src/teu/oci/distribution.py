@@ -2,14 +2,14 @@
 """Client of image registries: the OCI distribution specification over HTTP. Called by teud and teu-ctr.
 
 A `Registry` speaks for one domain and one set of credentials. It may be used from many threads; connections are
-kept and reused. What it owes its callers: credentials go to nobody but the registry and the token server that it
+kept and reused. What it owes its callers: credentials go only to the registry and to the token server that it
 names (never along a redirect to another host), plain HTTP only where it is allowed, transfers go on where they
 broke off, and every document is checked against the digest it was asked for by.
 
     Unreachable     no answer: names, connections, TLS, time
     Unauthorized    401 and 403 after authentication was tried
     NotFound        404 of a manifest, a blob or a repository
-    Aborted         `abort` was called, by whoever waits no longer
+    Aborted         `abort` was called, by a caller that waits no longer
     RegistryError   any other refusal, with the registry's own words
 """
 
@@ -226,7 +226,7 @@ class _Host:
         connection.close()
 
     def abort(self) -> None:
-        """Whoever reads or writes here finds the connection ended."""
+        """End the connection for all that read or write here."""
         with self._lock:
             for connection in self._busy:
                 sock = connection.sock

@@ -146,7 +146,7 @@ def create(
     annotations: dict[str, str] | None = None,
     record: dict[str, str] | None = None,
 ) -> Cgroup:
-    """Make the cgroup and move `pid` into it. With cgroupfs, pid 0 moves nobody.
+    """Make the cgroup and move `pid` into it. With cgroupfs, pid 0 moves no process.
 
     `record` is the answer of an earlier `plan`, which is asked anew without it. CgroupError says
     what is in the way; nothing is left then.

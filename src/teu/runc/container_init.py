@@ -98,7 +98,7 @@ def main(plan: Plan) -> None:
     """Never returns."""
     try:
         _prepare(plan)
-    except BaseException as error:  # whatever it was, the parent says it
+    except BaseException as error:  # the parent tells every error, whatever it was
         number, text = 0, str(error)
         if isinstance(error, OSError) and error.errno is not None:
             number, text = 0, _os_error_text(error)
@@ -276,7 +276,7 @@ def _reopen_null(plan: Plan) -> None:
 
 def _asker(plan: Plan) -> Callable[[str], int] | None:
     """How to get a file system from the parent, which is privileged where we are not."""
-    # its helper would be seen by whoever shares the pid namespace
+    # processes that share the pid namespace would see the parent's helper
     shared = any(flag == CLONE_NEWPID for flag, _ in plan.early_joins)
     if not plan.asked and (not plan.user_namespace or shared):
         return None
@@ -317,7 +317,7 @@ def _make_working_directory(root: int, cwd: str) -> None:
 
 
 def _write_sysctls(plan: Plan, values: dict[str, str]) -> None:
-    """Through a procfs that nobody else can see: the container's may be anything (CVE-2025-52881).
+    """Write through a procfs that only we can see: the container's own may be anything (CVE-2025-52881).
 
     Where none may be mounted (a user namespace with a masked /proc around it), the host's, opened before.
     """
@@ -350,7 +350,7 @@ def _write_time_offsets(plan: Plan) -> None:
         f"{clock} {offset.get('secs') or 0} {offset.get('nanosecs') or 0}\n" for clock, offset in offsets.items()
     )
     if plan.user_namespace and not any(flag == CLONE_NEWPID for flag, _ in plan.early_joins):
-        # Not being dumpable, our own files belong to the host's root. Nobody else is in our namespaces yet.
+        # Not being dumpable, our own files belong to the host's root. No other process is in our namespaces yet.
         prctl(PR_SET_DUMPABLE, 1)
     try:
         fd = os.open("self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC, dir_fd=plan.procfs)

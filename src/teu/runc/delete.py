@@ -80,7 +80,7 @@ def _take(container: state.Container, force: bool) -> state.Lock | None:
             _kill(container)
             time.sleep(0.01)
         else:
-            # somebody may have removed it, or changed the record, while we came here
+            # another call may have removed it, or changed the record, before we got the lock
             try:
                 container.record = state.load(os.path.dirname(container.folder), container.id).record
             except NotFound:

@@ -79,7 +79,7 @@ def main(arguments: Arguments, settings: Settings) -> int:
 def follow(container: state.Container, path: str, interval: float) -> None:
     """Emit until the first process has ended or the cgroup is empty.
 
-    The kernel reports changes of the events files by POLLPRI, but tells nobody of one that is less than 10 ms old
+    The kernel reports changes of the events files by POLLPRI, but drops one that is less than 10 ms old
     when the cgroup is removed: the end of the first process is what can be relied on.
     """
     poller = select.poll()

@@ -368,7 +368,7 @@ class Execution:
     def go(self) -> None:
         """Let it execute. If the kernel refuses, the process says so on its stderr and ends with 255."""
         self.sync.send(b"f")
-        receive(self.sync)  # its end closes by execve: nobody finds teu-runc-init there any more
+        receive(self.sync)  # execve closes its end: from then on no process finds teu-runc-init there
         self.sync.close()
 
     def abort(self) -> None:

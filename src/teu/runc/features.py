@@ -29,7 +29,7 @@ CAPABILITIES = (
     "AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ "
     "PERFMON BPF CHECKPOINT_RESTORE"
 )
-# Annotations by which whoever writes config.json gets more than its fields give.
+# Annotations by which the writer of config.json gets more than its fields give.
 UNSAFE_ANNOTATIONS = ["bundle", "org.systemd.property.", "org.criu.config"]
 
 

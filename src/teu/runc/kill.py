@@ -113,9 +113,9 @@ def _kill_cgroup(container: state.Container) -> bool:
     if not container.record.get("cgroup"):
         return False
     cgroup = cgroups.load(container.record["cgroup"])
-    anybody = bool(cgroup.pids())
+    had_processes = bool(cgroup.pids())
     cgroup.kill()
-    return anybody
+    return had_processes
 
 
 def wait_gone(container: state.Container, seconds: float) -> bool:

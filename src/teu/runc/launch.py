@@ -257,7 +257,7 @@ class Launch:
         self.sync = plan.parent_sync
         makes_user_namespace = bool((plan.first_flags | max(plan.second_flags, 0)) & CLONE_NEWUSER)
         if not (self.rootless and makes_user_namespace):
-            # whoever shares a pid namespace with the child can see it from its first moment (CVE-2016-9962)
+            # a process that shares the child's pid namespace sees the child from its first moment (CVE-2016-9962)
             prctl(PR_SET_DUMPABLE, 0)
         pid = self._clone(plan)
         if pid == 0:
@@ -473,7 +473,7 @@ class Launch:
         set_oom_score(self.pid, value, self.rootless)
 
     def _enter_cgroup(self, pid: int) -> None:
-        """Make the cgroup, with pid in it (0: nobody yet)."""
+        """Make the cgroup, with pid in it (0: still empty)."""
         assert self.container is not None
         if self.cgroup is not None:
             self.cgroup.add(pid)

@@ -37,7 +37,7 @@ PADDING = 3
 
 
 def owner(folder: str) -> str:
-    """The name of whoever made the container; #UID where there is none."""
+    """The name of the user who made the container; #UID where the id has no name."""
     uid = os.stat(folder).st_uid
     if uid == 0:
         return "root"

@@ -78,7 +78,7 @@ def program() -> int:
 
 
 def sealed(name: bytes, data: bytes, flags: int = 0) -> int:
-    """A memfd (close-on-exec) with these bytes, that nobody can change any more."""
+    """A memfd (close-on-exec) with these bytes, sealed against every change."""
     base = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
         fd = os.memfd_create(os.fsdecode(name), base | flags)

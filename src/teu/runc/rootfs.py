@@ -314,7 +314,8 @@ def _set_bind_attributes(tree: int, options: MountOptions, user_namespace: bool)
     """The attributes of a bind mount, as runc: none given, those of its source stay; else what is not given is off.
 
     But what the host has locked away from a user namespace (ro, nosuid, nodev, noexec) stays on there,
-    and to ask for it to be off is EPERM, whoever opened the source; so are other access times than the host's.
+    and to ask for it to be off is EPERM, also where the host's root opened the source. So is to ask for other access
+    times than the host's.
     """
     if not options.attributes:
         return

@@ -69,7 +69,7 @@ def main(arguments: Arguments, settings: Settings) -> int:
         try:
             lock = state.Lock(launch.container.folder)
         except FileNotFoundError:
-            return code  # somebody's delete --force was quicker
+            return code  # a delete --force came first
         with lock:
             if os.path.exists(launch.container.folder):
                 delete.destroy(launch.container, state.STOPPED)

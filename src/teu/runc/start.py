@@ -97,7 +97,7 @@ def _let_go(container: state.Container) -> None:
             raise RuncError("cannot start a container that has stopped") from None
         raise
     try:
-        # whoever takes the fifo away is the one who starts: a second start finds none
+        # the start that removes the fifo is the one that counts: a second start finds no fifo
         os.unlink(container.fifo)
         os.write(fd, b"s")
         # the process holds the other end until execve, so that no caller still finds teu-runc-init in it

@@ -17,7 +17,7 @@ The record, version 1 (a later version reads every earlier one; unknown keys are
     init_process_start  its start time in clock ticks (field 22 of /proc/PID/stat): a pid is reused, the pair is not
     cgroup              {"driver": "cgroupfs" | "systemd" | "none", "path": absolute folder, "scope": unit or ""}
     namespace_paths     {"NEWPID": "/proc/PID/ns/pid", ...}
-    rootless            made by somebody who is not root
+    rootless            made by a user who is not root
     systemd_cgroup      --systemd-cgroup was given
     ready               create has done everything
     no_new_keyring      --no-new-keyring was given

@@ -116,7 +116,7 @@ class Loop:
         self._timer_count = 0
         self._children: dict[int, Callable[[int], None]] = {}
         self._signals: dict[int, Callable[[], None]] = {}
-        # Exits of processes that nobody has claimed yet, kept while a runtime runs: what it starts can
+        # Exits of processes that no caller has claimed yet, kept while a runtime runs: what it starts can
         # be gone before the runtime itself is.
         self._unclaimed: dict[int, int] = {}
         self._expecting = 0
@@ -178,7 +178,7 @@ class Loop:
                 self._signals[number]()
 
     def reap(self) -> None:
-        """Collect every exited child, and tell whoever asked for it."""
+        """Collect every exited child, and tell the callers that asked for it."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -274,7 +274,7 @@ class Loop:
                 result.set(stop.value)
                 return
             except Exception as error:
-                # Handed on to whoever waits for it; frames kept alive by it would be garbage in cycles.
+                # Handed on to the callers that wait for it; frames kept alive by it would be garbage in cycles.
                 result.fail(error.with_traceback(None))
                 return
             if not ready.done:

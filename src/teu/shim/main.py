@@ -175,7 +175,7 @@ def start_shim(
 
 def _start(flags: dict[str, Any]) -> int:
     bundle = flags["bundle"] or os.getcwd()
-    server.schedule_apart()  # here, too, so that whoever asks for what cannot be had is told
+    server.schedule_apart()  # here, too, so that the caller is told where it cannot be had
     sys.stdout.write(bootstrap(start_shim(flags, dict(os.environ), bundle), dict(os.environ)))
     sys.stdout.flush()
     return 0

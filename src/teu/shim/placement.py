@@ -9,7 +9,7 @@
 The runtime is given the container's place as a plain cgroupfs path, by rewriting linux.cgroupsPath in the
 bundle's config.json.  A sandbox's shim has its scope, teu-<sandbox id>.scope, from the start; all of its
 containers are in container-<id>/ there.  The path is left as it is when the caller has the runtime talk to
-systemd itself (option SystemdCgroup), and when it is a plain path that somebody chose: containerd's own default,
+systemd itself (option SystemdCgroup), and when it is a plain path that the caller chose: containerd's own default,
 "/<namespace>/<id>", counts as no choice.  Without systemd nothing is done at all.  Where the runtime options name
 a cgroup for the shim (ShimCgroup), it goes there, and there is no scope.
 

@@ -46,7 +46,7 @@ def exit_code(status: int) -> int:
 
 
 def _told(_status: int) -> None:
-    """Nobody is to be told."""
+    """Tells no one: what `on_exited` is until a caller sets it."""
 
 
 class Process:

@@ -127,7 +127,7 @@ class Loaded:
 
 
 def script_of(path: str) -> str:
-    """The script that a runtime's program stands for: the package's own starts it in a quicker way (teu.coldstart)."""
+    """The script that a runtime's program stands for: the package's own program starts it faster (teu.coldstart)."""
     return PACKAGED_SCRIPT if os.path.realpath(path) == PACKAGED and os.path.exists(PACKAGED_SCRIPT) else path
 
 

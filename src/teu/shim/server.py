@@ -85,8 +85,8 @@ def _prctl(option: int, second: int, third: int = 0) -> None:
 
 
 def schedule_apart() -> None:
-    """Core scheduling (SCHED_CORE): from now on this thread, and what it forks, shares a processor's core with nobody
-    else.  OSError where the kernel or the processor has no such thing."""
+    """Core scheduling (SCHED_CORE): from now on this thread, and what it forks, shares a processor's core with no
+    other process.  OSError where the kernel or the processor has no such thing."""
     if os.environ.get("SCHED_CORE"):
         _prctl(PR_SCHED_CORE, PR_SCHED_CORE_CREATE)
 

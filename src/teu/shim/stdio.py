@@ -2,8 +2,8 @@
 """The standard streams of a container's process.
 
 Without a terminal the process gets the client's FIFO (or log file, or the logging binary's pipe) itself
-as its standard stream: no byte passes through the shim, and a slow or absent reader holds up nobody
-but the writer.  What the shim does is to keep the FIFO alive:
+as its standard stream: no byte passes through the shim, and a slow or absent reader holds up only
+the writer.  What the shim does is to keep the FIFO alive:
 
 - `holds` (read-write) make sure that the process neither blocks in opening nor is told EOF or EPIPE while
   clients come, go and crash.  They are closed when the process has exited, so that readers see EOF;
@@ -235,7 +235,7 @@ class Streams:
         return out_write, err_write
 
     def logger_ready(self, loop: Loop) -> Coroutine:
-        """Wait until the logging binary is ready, if there is one; nobody else waits for it."""
+        """Wait until the logging binary is ready, if there is one; only this container waits for it."""
         if self._ready < 0:
             return
         ready = Future()
@@ -273,7 +273,7 @@ class Relay:
             count = self._move()
         except BlockingIOError:
             if had_room:
-                self.end()  # it is empty, and nobody is to write to it any more
+                self.end()  # it is empty, and no writer is left
             elif self._sink_is_pipe:
                 # There was something to read, so it is the reader of the sink who is slow.
                 self._loop.unwatch(self._source)
@@ -321,7 +321,7 @@ class Relay:
         self._copy()
 
     def finish(self) -> None:
-        """Nobody is to write any more: end when what is there has been moved."""
+        """No writer is left: end when what is there has been moved."""
         if not self._finishing and not self.drained.done:
             self._finishing = True
             self._copy()

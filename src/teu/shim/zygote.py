@@ -30,7 +30,7 @@ PADDING = 512
 
 
 def _serve_request(line: bytes, daemon: socket.socket) -> None:
-    """In a fork: start the shim, answer, and end, so that the shim is nobody's child.
+    """In a fork: start the shim, answer, and end, so that the shim is no child of the zygote.
 
     The shim is forked first and told its parameters when they are known: what is written here in finding
     them out is none of its memory."""
