@@ -47,7 +47,7 @@ def delete(root: str, id: str, force: bool) -> int:
     try:
         container = state.load(root, id)
     except NotFound:
-        # a create that was killed between its first two steps: a folder and nothing else
+        # A create was killed after its first step, and left a folder without a record.
         _remove_folder(state.folder_of(root, id))
         if force:
             return 0
@@ -104,7 +104,7 @@ def destroy(container: state.Container, status: str) -> None:
             raise RuncError("container init still running")
     cgroup = cgroups.load(container.record["cgroup"]) if container.record.get("cgroup") else None
     if cgroup is not None:
-        # without a pid namespace of its own the first process leaves others behind
+        # Without a pid namespace of its own, other processes outlive the first one.
         cgroup.kill()
         cgroup.delete()
     if container.record.get("intel_rdt"):

@@ -111,7 +111,7 @@ def _process(arguments: Arguments, container: state.Container, spec: dict[str, A
         user["uid"] = _number(uid, "uid")
         if colon:
             user["gid"] = _number(gid, "gid")
-        # as runc: HOME of another user is looked up anew
+        # As runc does it: HOME of another user comes from the container's passwd.
         home = [entry for entry in described["env"] if not entry.startswith("HOME=")]
         if not any(entry.startswith("HOME=") for entry in arguments["env"]):
             described["env"] = home
@@ -133,7 +133,7 @@ def inherit(spec: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
         if not result.get(key) and first.get(key):
             result[key] = first[key]
     if result.get("capabilities") is None and first.get("capabilities") is not None:
-        result["capabilities"] = first["capabilities"]  # given and empty means none
+        result["capabilities"] = first["capabilities"]  # given but empty: the process gets none
     return result
 
 
@@ -167,7 +167,7 @@ class Execution:
         self.listen = 0
         self.preserved = 0
         self.sub_cgroup = ""
-        self.cgroup_given = False  # then it is that one or none
+        self.cgroup_given = False  # by --cgroup: then no other cgroup is tried
         self.program_path: str | None = None
         self.born_in_cgroup = False
 
@@ -235,7 +235,7 @@ class Execution:
         try:
             pid = namespaces.clone(0, cgroup if self.born_in_cgroup else -1)
         except OSError:
-            # in use by cgroups below it, or not permitted: moving has other ways, and better words
+            # The cgroup has cgroups below it, or we may not enter it: _join_cgroup has other ways, and better errors.
             self.born_in_cgroup = False
             pid = namespaces.clone(0)
         finally:
@@ -266,8 +266,8 @@ class Execution:
         try:
             cgroup.add(self.helper, self.sub_cgroup)
         except OSError:
-            # The container's own init may have made cgroups below, after which only leaves take processes; or,
-            # where it may, have gone to another, after which its old one may be gone.
+            # The container's init may have made cgroups below its own, so that only the leaves take processes. Or it
+            # has moved itself to another cgroup, and removed its old one.
             if self.cgroup_given:
                 raise
             from teu.linux import cgroups as files  # loaded with runc.cgroups above
@@ -445,7 +445,7 @@ def run_hook(container: state.Container, spec: dict[str, Any], hook: dict[str, A
     os.lseek(stdin, 0, os.SEEK_SET)
     described: dict[str, Any] = {
         "args": hook.get("args") or [hook["path"]],
-        # historically it has what the process will have
+        # As it has always been: the hook has the limits that the process will have.
         "env": (spec.get("process") or {}).get("env") or [] if hook.get("env") is None else hook["env"],
         "cwd": "/",
         "user": {},

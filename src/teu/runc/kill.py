@@ -87,7 +87,7 @@ def send(container: state.Container, signal: int) -> None:
     try:
         alive = pidfd >= 0 and container.init_alive()
         if signal == _SIGKILL and not container.record.get("own_pid_namespace", True):
-            # the first process may be gone and others not: the cgroup knows them all
+            # The first process may be gone while others live: the cgroup has all of them.
             if not _kill_cgroup(container) and not alive:
                 raise NotRunning
             return

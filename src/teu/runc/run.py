@@ -85,5 +85,5 @@ def _start(launch: Launch) -> None:
         exec_command.run_hook(launch.container, launch.spec, hook, number)
     launch.release()
     assert launch.sync is not None
-    receive(launch.sync)  # its end closes by execve
+    receive(launch.sync)  # until execve closes the other end
     launch.sync.close()

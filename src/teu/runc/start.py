@@ -100,7 +100,7 @@ def _let_go(container: state.Container) -> None:
         # the start that removes the fifo is the one that counts: a second start finds no fifo
         os.unlink(container.fifo)
         os.write(fd, b"s")
-        # the process holds the other end until execve, so that no caller still finds teu-runc-init in it
+        # The process holds the other end until its execve: after that no caller finds teu-runc-init in it.
         poll = select.poll()
         poll.register(fd, 0)
         poll.poll(_EXECVE_WAIT)
