@@ -445,7 +445,7 @@ def run_hook(container: state.Container, spec: dict[str, Any], hook: dict[str, A
     os.lseek(stdin, 0, os.SEEK_SET)
     described: dict[str, Any] = {
         "args": hook.get("args") or [hook["path"]],
-        # As it has always been: the hook has the limits that the process will have.
+        # As runc does it: a hook without an env of its own has that of the process.
         "env": (spec.get("process") or {}).get("env") or [] if hook.get("env") is None else hook["env"],
         "cwd": "/",
         "user": {},

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from prepared import Raw
 
 
 def test_one_thing_to_many_containers(daemon: Any, teu: Callable[..., Any]) -> None:
@@ -211,8 +212,6 @@ def test_prune_of_everything(daemon: Any, teu: Callable[..., Any]) -> None:
 
 
 def test_a_pull_shows_its_progress_and_the_name(daemon: Any, teu: Callable[..., Any]) -> None:
-    from conftest import Raw
-
     messages = [{"status": "Pulling from library/busybox", "id": "latest"}, {"status": "Done"}]
     body = "".join(json.dumps(message) + "\n" for message in messages).encode()
     daemon.on("POST", "/images/create", Raw(body, "application/json"))
@@ -231,8 +230,6 @@ def test_a_pull_shows_its_progress_and_the_name(daemon: Any, teu: Callable[..., 
 
 
 def test_a_push(daemon: Any, teu: Callable[..., Any]) -> None:
-    from conftest import Raw
-
     daemon.on(
         "POST",
         "/images/localhost:5000/x/push",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Raw
+from prepared import Raw
 
 from teu.cli import stats
 
