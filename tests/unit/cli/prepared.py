@@ -35,8 +35,14 @@ class Hijack(NamedTuple):
     talk: Callable[[Any], None]
 
 
+class Later(NamedTuple):
+    """The head of the answer comes at once, its JSON when `value` returns."""
+
+    value: Callable[[], Any]
+
+
 class Daemon:
-    """`on` prepares an answer: JSON, Raw, Hijack, an int (a status) or (status, message); or a function of the
+    """`on` prepares an answer: JSON, Raw, Hijack, Later, an int (a status) or (status, message); or a function of the
     request that gives one. What is not prepared is a 404, as with the real one."""
 
     def __init__(self) -> None:
@@ -90,6 +96,14 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             answer.talk(self.connection)
             self.close_connection = True
+            return
+        if isinstance(answer, Later):
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            data = json.dumps(answer.value()).encode()
+            self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
             return
         status, headers = 200, {"Content-Type": "application/json"}
         if isinstance(answer, int):
