@@ -158,6 +158,11 @@ class Api:
         )
         return await self("Create", bundle=str(self.shim.bundle), options=options, **request)
 
+    async def ready(self) -> None:
+        """Wait until the script has said that its traps are set."""
+        while not (self.shim.folder / "ready").exists():
+            await asyncio.sleep(0.01)
+
     async def refused(self, method: str, **request: Any) -> StatusError:
         with pytest.raises(StatusError) as caught:
             await self(method, **request)
@@ -256,7 +261,7 @@ def test_why_a_container_was_not_made_or_started(shim: Shim) -> None:
 
 
 def test_signals_and_states(shim: Shim) -> None:
-    shim.script("trap 'exit 9' TERM; while :; do sleep 0.02; done")
+    shim.script("trap 'exit 9' TERM; touch $STATE/ready; while :; do sleep 0.02; done")
 
     async def story(api: Api) -> None:
         await api.create()
@@ -269,6 +274,7 @@ def test_signals_and_states(shim: Shim) -> None:
         await api("Update", resources={"type_url": "x", "value": b'{"memory": {}}'})
         assert (shim.folder / "update").read_text() == '{"memory": {}}'
         assert (await api("Connect"))["shim_pid"] == shim.process.pid
+        await api.ready()
         await api("Kill", signal=15)
         assert (await api("Wait"))["exit_status"] == 9
         assert (await api.refused("Kill", signal=15)).code == NOT_FOUND
@@ -319,13 +325,14 @@ def test_further_processes(shim: Shim) -> None:
 
 def test_a_shim_that_is_told_to_stop_uses_the_containers_signal(shim: Shim) -> None:
     shim.spec({"annotations": {"org.opencontainers.image.stopSignal": "USR1"}})
-    shim.script("trap 'exit 4' USR1; while :; do sleep 0.02; done")
+    shim.script("trap 'exit 4' USR1; touch $STATE/ready; while :; do sleep 0.02; done")
 
     async def story(api: Api) -> None:
         await api.create()
         await api("Start")
         waiting = asyncio.ensure_future(api("Wait"))
-        await asyncio.sleep(0.05)
+        await api("Connect")  # answered after the request before it has been taken
+        await api.ready()
         shim.process.send_signal(signal.SIGTERM)
         assert (await waiting)["exit_status"] == 4
 
@@ -373,7 +380,7 @@ def test_a_sandbox_keeps_the_shim_without_containers(shim: Shim) -> None:
         await api("Shutdown")
         assert shim.process.poll() is None
         waiting = asyncio.ensure_future(sandbox("WaitSandbox"))
-        await asyncio.sleep(0.05)
+        await sandbox("PingSandbox")  # answered after the request before it has been taken
         await sandbox("StopSandbox")
         assert (await waiting)["exit_status"] == 0
 
