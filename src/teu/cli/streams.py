@@ -163,7 +163,7 @@ class RawTerminal:
         termios.tcsetattr(self.file, termios.TCSANOW, mode)
 
     def __exit__(self, *_: object) -> None:
-        import termios
+        import termios  # loaded since __enter__
 
         termios.tcsetattr(self.file, termios.TCSANOW, self.saved)
 
