@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 MIN_WIDTH, PADDING = 10, 3
 
-FORMAT_FLAG = "--format  string  `table`, `table TEMPLATE`, `json` or a Go template\n"
-
 
 class Row:
     """One object seen through its columns; templates ask for `field`."""

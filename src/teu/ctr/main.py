@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from teu.ctr.client import Client
 
 PROGRAM = "teu-ctr"
-DEFAULT_ADDRESS = "/run/teu/containerd.sock"
 RUNTIME = "io.containerd.teu.v2"
 SNAPSHOTTER = "overlayfs"
 

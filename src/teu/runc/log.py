@@ -15,7 +15,6 @@ from teu.oci import jsontext
 _fd = 2
 _json = False
 _debug = False
-_LEVELS = {"debug": 3, "info": 2, "warning": 1, "error": 0}
 
 
 def configure(path: str, form: str, debug: bool) -> None:
