@@ -70,7 +70,7 @@ def _kill_all(folder: str) -> None:
                     return
             time.sleep(0.01)
     except OSError:
-        pass  # gone, as it should be
+        pass  # the cgroup is gone, as it should be
 
 
 def _socket_of(bundle: str) -> str:

@@ -274,7 +274,7 @@ class Loop:
                 result.set(stop.value)
                 return
             except Exception as error:
-                # Handed on to the callers that wait for it; frames kept alive by it would be garbage in cycles.
+                # The error is handed on to its waiters, without the frames: they would be garbage in cycles.
                 result.fail(error.with_traceback(None))
                 return
             if not ready.done:
@@ -304,7 +304,7 @@ class Loop:
                     callback_due()
             if self._stopping:
                 return
-            # as long as epoll takes at most: a client's deadline may be years away
+            # a client's deadline may be years away, and epoll waits only so long
             timeout = min(max(0.0, self._timers[0][0] - now), POLL_SECONDS) if self._timers else -1
             for fd, events in self._epoll.poll(timeout):
                 callback = self._watched.get(fd)

@@ -44,8 +44,8 @@ STOP_SIGNAL_ANNOTATION = "org.opencontainers.image.stopSignal"
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 
 STOP_TIMEOUT = 10.0
-# How systemd asks the scope to end. It asks every process of it, and the container's own are to get the stop signal
-# that was chosen for them, from us, and no other: this one does nothing to who does not ask for it.
+# The signal by which systemd asks the scope to end. It goes to every process of the scope; a process that does not ask
+# for it ignores it. The container's own processes get the stop signal that was chosen for them, from the shim.
 STOP_REQUEST = signal.SIGURG
 NEVER = float("inf")
 USEC_INFINITY = (1 << 64) - 1
@@ -203,7 +203,7 @@ class Placement:
                 with open(os.path.join(folder, "cgroup.subtree_control"), "w") as file:
                     file.write("+" + controller)
             except OSError:
-                pass  # a controller that cannot be had is told by the runtime, if a limit needs it
+                pass  # where a limit needs this controller, the runtime tells that it is not there
 
     def _start_one(self, units: list[str], pids: list[int], properties: list[Property]) -> str:
         """Start the first of these scopes whose name is free; its name."""
@@ -230,7 +230,7 @@ class Placement:
                 if error.name != UNIT_EXISTS:
                     raise
                 if _stands_in(pids[0], unit):
-                    return  # asked before, when the answer was lost
+                    return  # an earlier request, whose answer was lost, has made it
                 if attempt + 1 == LEAVING_ATTEMPTS or _in_use(bus, unit):
                     raise
             time.sleep(LEAVING_SECONDS)
@@ -280,4 +280,4 @@ def _in_use(bus: Bus, unit: str) -> bool:
             return bool(leaves) or "populated 1" in read(folder, "cgroup.events")
         return any("populated 1" in read(os.path.join(folder, leaf), "cgroup.events") for leaf in leaves)
     except OSError:
-        return False  # gone meanwhile
+        return False  # the process has ended meanwhile

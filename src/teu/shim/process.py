@@ -68,11 +68,11 @@ class Process:
         self.starting = False
         self._early_exit: int | None = None
         self._waiters: dict[Future, None] = {}
-        # whether the process has been collected, so that its pid may be another's now
+        # whether the process has been collected: from then on its pid may be another process's
         self._collected = False
-        # whether a start has failed: nothing is to be waited for then
+        # whether a start has failed, so that there is no end to wait for
         self._failed = False
-        # told with the wait status of the process, once
+        # called once, with the wait status of the process
         self.on_exited: Callable[[int], None] = _told
 
     def run_with_stdio(
@@ -215,7 +215,7 @@ class Process:
                     yield from wait_drained(self.loop, relay, DRAIN_SECONDS, self.log)
         gone = self.streams.logger_gone
         if self.streams.logger_pid and not gone.done:
-            # Its pipes are at their end: it may write its last lines.
+            # Its pipes have ended: it gets time to write its last lines.
             self.streams.close_child()
             late = Future()
             self.loop.after(LOGGER_SECONDS, late.set)

@@ -30,7 +30,7 @@ PACKAGED = "/usr/sbin/teu-runc"
 PACKAGED_SCRIPT = "/usr/lib/teu/teu-runc"
 PLAIN_BINARIES = (DEFAULT_BINARY, "runc", "crun")
 
-# Ignored here, or by Python itself; the runtime, and so the container, must start with the defaults.
+# Signals that the shim, or Python, ignores: the runtime, and so the container, must start with the defaults.
 _RESET_SIGNALS = [
     signal.SIGPIPE,
     signal.SIGXFSZ,
@@ -45,7 +45,7 @@ STDERR_MAX = 64 << 10
 
 _LOADABLE = b"\n# loadable: "
 
-# What holds our own runtime back when it was started ahead of time (see teu-runc's main).
+# The variable by which our own runtime, started ahead of time, is held back (see teu-runc's main).
 HOLD_VARIABLE = "TEU_RUNC_HOLD"
 AHEAD_SECONDS = 3.0
 DELETE_ATTEMPTS = 5
@@ -145,7 +145,7 @@ def load() -> None:
     try:
         _loaded = Loaded(find_binary(DEFAULT_BINARY))
     except (RuntimeFailed, OSError, ValueError, ImportError):
-        pass  # it will be executed
+        pass  # then it is executed as any other program
 
 
 class _Inside:
@@ -158,7 +158,7 @@ class _Inside:
         try:
             os.chdir(self._folder)
         except OSError:
-            pass  # a bundle that is gone: the runtime will say so, or need none
+            pass  # the bundle is gone: the runtime tells that, or needs none
 
     def __exit__(self, *_: object) -> None:
         os.chdir("/")
@@ -228,7 +228,7 @@ class Run:
                 try:
                     os.write(self._go, word)
                 except BrokenPipeError:
-                    pass  # it has ended: wait() tells how
+                    pass  # the runtime has ended: wait() tells how
             os.close(self._go)
             self._go = -1
 

@@ -58,7 +58,7 @@ class Sandbox:
         try:
             options = m.decode_options(OPTIONS_TYPE, request["options"])
         except ValueError:
-            options = {}  # another kind's: there is nothing in it for us
+            options = {}  # options of another kind, none of which is about the shim
         self.id = request["sandbox_id"]
         self._created_at = time.time_ns()
         shim, bundle, chosen = os.getpid(), request["bundle_path"], options.get("shim_cgroup", "")

@@ -28,14 +28,14 @@ PR_SCHED_CORE, PR_SCHED_CORE_CREATE = 62, 1
 M_MMAP_THRESHOLD = -3  # mallopt(3)
 MMAP_THRESHOLD = 128 << 10  # bytes, as it is to begin with
 
-# What a last event and answer may take when the shim ends.
+# How long the shim, when it ends, waits for its last event and answer to be taken.
 FLUSH_SECONDS = 5.0
-# New objects between two collections.
+# So many new objects are made between two collections of garbage.
 GC_THRESHOLD = 20000
 # How long a new shim waits for its first container.
 UNUSED_SECONDS = 20.0
 
-# These are for the daemon that started the shim, not for it or for the container's runtime.
+# Variables for the daemon that started the shim; neither the shim nor the runtime may have them.
 PRIVATE_VARIABLES = (
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",
@@ -211,7 +211,7 @@ def serve(parameters: Parameters, listener: socket.socket) -> NoReturn:
     loop.after(UNUSED_SECONDS, service.end_if_unused)
     for number in (signal.SIGTERM, placement.STOP_REQUEST):
         loop.on_signal(number, service.stop_gracefully)
-    # who wants to see what a daemon does, sends this; the container must not die of it
+    # An operator sends this to see what a daemon does: the container must not die of it.
     loop.on_signal(signal.SIGUSR1, lambda: _log_line(parameters.bundle, loop.described(), "info"))
     loop.run()
     server.close()

@@ -46,10 +46,10 @@ GENERIC_OPTIONS_TYPE = "runtimeoptions.v1.Options"
 
 EXIT_RECORD = "exit.json"
 
-# How much of a name that nobody knows is told back to who sent it: it may be megabytes.
+# How much of an unknown name an error repeats to its sender: the name may be megabytes long.
 NAME_SHOWN = 200
 
-# Methods that wait for what may never come, so that they end with their client's patience.
+# Methods that wait for an event that may never come: they end when their client leaves or its time is over.
 WAITS = ("Wait", "WaitSandbox")
 
 # containerd.runc.v1.Options as its TOML form (dockerd's and containerd's configuration) names them
@@ -178,14 +178,14 @@ class Service:
         self._placement = placement.Placement(namespace)
         self._containers: dict[str, Container] = {}
         self._creating: set[str] = set()
-        # those being created for whom Shutdown was said meanwhile
+        # containers for which Shutdown was asked while they were being created
         self._unwanted: set[str] = set()
         self._stopping = False
         self._moving = False  # into another scope
         self._ending = False  # as soon as that is done
         self._sandbox = Sandbox(loop, self._placement, log)
         self._sandbox.on_stopped = self.end_if_unused
-        # called when the client has no more use for this shim
+        # called when no client needs this shim any more
         self.on_shutdown: Callable[[], None] = lambda: None
 
     # dispatch
@@ -438,7 +438,7 @@ class Service:
         self._end_oom_watch(container)
         init.release_waiters()  # of one that had no process yet
         if self._containers.pop(init.id, None) is None:
-            return  # its creation was never told
+            return  # its creation was never announced, so its end is not either
         self._publisher.publish(
             "TaskDelete",
             {
@@ -648,7 +648,7 @@ class Service:
 
     def end_if_unused(self) -> None:
         if self._moving:
-            self._ending = True  # systemd would have a scope without a process, for good
+            self._ending = True  # not now: systemd would keep a scope without a process
         elif not self._containers and not self._creating and not self._sandbox.lives:
             self.on_shutdown()
 
@@ -662,7 +662,7 @@ class Service:
                 try:
                     init.send_signal(signal.SIGKILL)
                 except StatusError:
-                    pass  # its exit is about to be collected
+                    pass  # it has ended: its exit is about to be collected
                 yield init.wait()
             yield from self._delete_container(container)
         except StatusError as error:
@@ -693,7 +693,7 @@ class Service:
             try:
                 self._placement.unit = yield from self._loop.in_fork(lambda: self._placement.leave(shim))
                 self._placement.folder = ""
-                # Answer for them until the client has deleted them.
+                # The shim answers for its containers until the client has deleted them.
                 self._stopping = self._moving = False
                 if self._ending:
                     self.end_if_unused()

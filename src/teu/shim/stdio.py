@@ -80,7 +80,7 @@ class Streams:
         self.logger_pid = 0
         # done when the logging binary has ended
         self.logger_gone = Future()
-        # where it says that it is ready, and whether it must
+        # the pipe by which the logging binary says that it is ready, and whether it has to
         self._ready = -1
         self._must_say_ready = False
 
@@ -267,7 +267,7 @@ class Relay:
         loop.watch(source, EPOLLIN, self._copy)
 
     def _copy(self, _events: int = 0) -> None:
-        # Asked before: a reader who takes something meanwhile must not make it look as if the source had been empty.
+        # Asked before the move: if a reader took something meanwhile, the source would look empty.
         had_room = self._finishing and self._has_room()
         try:
             count = self._move()
@@ -275,7 +275,7 @@ class Relay:
             if had_room:
                 self.end()  # it is empty, and no writer is left
             elif self._sink_is_pipe:
-                # There was something to read, so it is the reader of the sink who is slow.
+                # The source had something, so the reader of the sink is slow.
                 self._loop.unwatch(self._source)
                 self._loop.watch(self._sink, EPOLLOUT, self._on_writable)
             return
