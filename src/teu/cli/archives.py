@@ -7,8 +7,8 @@ import os
 import stat
 import sys
 
+from teu.cli.command import Cli, Command
 from teu.cli.errors import CommandError
-from teu.cli.main import Cli, Command
 from teu.cli.options import Options
 from teu.cli.registry import check_reference, show_progress, split_tag
 from teu.cli.streams import write_all

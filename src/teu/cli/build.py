@@ -11,9 +11,9 @@ import tarfile
 
 from teu.cli import prune as pruning
 from teu.cli.archives import read_file
+from teu.cli.command import Cli, Command
 from teu.cli.copy import Pipe
 from teu.cli.errors import APIError, CommandError
-from teu.cli.main import Cli, Command
 from teu.cli.options import Options, filters, key_values
 from teu.cli.registry import show_progress
 from teu.cli.units import human_size

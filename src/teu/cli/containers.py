@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from teu.cli import table, units
+from teu.cli.command import Cli, Command
 from teu.cli.errors import CommandError
-from teu.cli.main import Cli, Command
 from teu.cli.options import Options, filters
 
 TYPE_CHECKING = False

@@ -15,8 +15,8 @@ import tarfile
 
 from teu.cli import jsontext, units
 from teu.cli.archives import TAR, read_file, write_output
+from teu.cli.command import Cli, Command
 from teu.cli.errors import CommandError
-from teu.cli.main import Cli, Command
 from teu.cli.options import Options
 
 TYPE_CHECKING = False

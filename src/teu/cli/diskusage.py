@@ -6,8 +6,8 @@ from __future__ import annotations
 import operator
 
 from teu.cli import containers, images, jsontext, table, units, volumes
+from teu.cli.command import Cli, Command
 from teu.cli.errors import CommandError
-from teu.cli.main import Cli, Command
 from teu.cli.options import Options
 
 TYPE_CHECKING = False

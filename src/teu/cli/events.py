@@ -7,8 +7,8 @@ import sys
 import time
 
 from teu.cli import jsontext, units
+from teu.cli.command import Cli, Command
 from teu.cli.errors import CommandError
-from teu.cli.main import Cli, Command
 from teu.cli.options import Options, filters
 
 TYPE_CHECKING = False

@@ -6,9 +6,9 @@ from __future__ import annotations
 import time
 
 from teu.cli import streams
+from teu.cli.command import Cli, Command
 from teu.cli.createspec import environment
 from teu.cli.errors import CommandError
-from teu.cli.main import Cli, Command
 from teu.cli.options import Options
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 
 from teu.cli import commands
-from teu.cli.main import GLOBAL_FLAGS, PROGRAM, Command
+from teu.cli.command import GLOBAL_FLAGS, PROGRAM, Command
 from teu.cli.options import REPEATED, Flag, parse_table
 
 

@@ -9,9 +9,9 @@ import time
 
 from teu import __version__
 from teu.cli import jsontext, units
+from teu.cli.command import Cli, Command
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.cli.http import API_VERSION
-from teu.cli.main import Cli, Command
 from teu.cli.options import Options
 
 TYPE_CHECKING = False

@@ -5,8 +5,8 @@ rename, commit."""
 from __future__ import annotations
 
 from teu.cli import jsontext
+from teu.cli.command import Cli, Command
 from teu.cli.errors import APIError, CommandError
-from teu.cli.main import Cli, Command
 from teu.cli.options import Options
 
 TYPE_CHECKING = False

@@ -6,8 +6,8 @@ from __future__ import annotations
 import sys
 
 from teu.cli import units
+from teu.cli.command import Cli, Command
 from teu.cli.errors import APIError, CommandError
-from teu.cli.main import Cli, Command
 from teu.cli.options import Options, filters
 
 TYPE_CHECKING = False

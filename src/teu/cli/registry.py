@@ -7,9 +7,9 @@ import os
 import sys
 
 from teu.cli import units
+from teu.cli.command import Cli, Command
 from teu.cli.config import DEFAULT_INDEX, auth_header, host_of, registry_of
 from teu.cli.errors import CommandError
-from teu.cli.main import Cli, Command
 from teu.cli.options import FALSE, Options, filters
 
 TYPE_CHECKING = False

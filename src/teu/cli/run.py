@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 
 from teu.cli import createspec, runflags, streams
+from teu.cli.command import PROGRAM, Cli, Command
 from teu.cli.errors import APIError, CommandError, ConnectError
-from teu.cli.main import PROGRAM, Cli, Command
 from teu.cli.options import Options
 
 TYPE_CHECKING = False

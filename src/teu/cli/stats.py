@@ -8,8 +8,8 @@ import sys
 import time
 
 from teu.cli import jsontext, table, units
+from teu.cli.command import Cli, Command
 from teu.cli.errors import APIError
-from teu.cli.main import Cli, Command
 from teu.cli.options import Options
 
 TYPE_CHECKING = False

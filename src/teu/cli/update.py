@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+from teu.cli.command import Cli, Command
 from teu.cli.createspec import restart_policy
 from teu.cli.errors import APIError, CommandError
-from teu.cli.main import Cli, Command
 from teu.cli.options import Options
 
 FIELDS = {

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from teu.cli import table, units
+from teu.cli.command import Cli, Command
 from teu.cli.errors import APIError, CommandError
-from teu.cli.main import Cli, Command
 from teu.cli.networks import natural_key
 from teu.cli.options import Options, filters, key_values
 

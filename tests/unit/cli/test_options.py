@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 
 from teu.cli import commands
+from teu.cli.command import find, load
 from teu.cli.errors import CommandError
-from teu.cli.main import check_operands, find, load
+from teu.cli.main import check_operands
 from teu.cli.options import Usage, filters, parse, parse_table, split_csv
 
 TABLE = parse_table(
