@@ -17,6 +17,8 @@ import os
 import signal
 import sys
 
+from teu.shim.shown import set_command_line
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,8 +117,6 @@ class Loaded:
             for n, fd in enumerate(stdio):
                 os.dup2(fd, n)
             os.closerange(3, 1 << 20)
-            from teu.shim.server import set_command_line  # server imports this module
-
             set_command_line(command)
             sys.argv = command
             self._main()

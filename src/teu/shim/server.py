@@ -15,14 +15,14 @@ from teu.shim import placement
 from teu.shim.loop import Loop
 from teu.shim.publisher import Publisher
 from teu.shim.service import Service
+from teu.shim.shown import prctl, set_command_line
 from teu.ttrpc.server import Server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-PR_SET_NAME, PR_SET_MM, PR_SET_CHILD_SUBREAPER = 15, 35, 36
-PR_SET_MM_ARG_START, PR_SET_MM_ARG_END = 8, 9
+PR_SET_CHILD_SUBREAPER = 36
 PR_SCHED_CORE, PR_SCHED_CORE_CREATE = 62, 1
 
 M_MMAP_THRESHOLD = -3  # mallopt(3)
@@ -78,43 +78,11 @@ class Parameters:
         self.environment = environment
 
 
-def _prctl(option: int, second: int, third: int = 0) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(second), ctypes.c_ulong(third), ctypes.c_ulong(0), ctypes.c_ulong(0)):
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
-
-
 def schedule_apart() -> None:
     """Core scheduling (SCHED_CORE): from now on this thread, and what it forks, shares a processor's core with no
     other process.  OSError where the kernel or the processor has no such thing."""
     if os.environ.get("SCHED_CORE"):
-        _prctl(PR_SCHED_CORE, PR_SCHED_CORE_CREATE)
-
-
-def set_command_line(command: list[str]) -> None:
-    """Show `command` as this process's command line, and its program's name as the process's name."""
-    name = ctypes.create_string_buffer(os.fsencode(os.path.basename(command[0]))[:15])
-    _prctl(PR_SET_NAME, ctypes.addressof(name))
-    data = b"".join(os.fsencode(word) + b"\0" for word in command)
-    buffer = ctypes.create_string_buffer(data, len(data))
-    start = ctypes.addressof(buffer)
-    try:
-        try:
-            _prctl(PR_SET_MM, PR_SET_MM_ARG_END, start + len(data))
-            _prctl(PR_SET_MM, PR_SET_MM_ARG_START, start)
-        except OSError:
-            # The order matters: the end may never be below the start.
-            _prctl(PR_SET_MM, PR_SET_MM_ARG_START, start)
-            _prctl(PR_SET_MM, PR_SET_MM_ARG_END, start + len(data))
-    except OSError:
-        # Without CAP_SYS_RESOURCE: write over the old words, as far as they reach.
-        with open("/proc/self/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        old, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, see proc(5)
-        ctypes.memset(old, 0, end - old)
-        ctypes.memmove(old, data, min(len(data), end - old - 1))
-        return
-    globals()["_command_line"] = buffer  # the kernel reads it from now on
+        prctl(PR_SCHED_CORE, PR_SCHED_CORE_CREATE)
 
 
 def fork(parameters: Parameters, listener: socket.socket) -> None:
@@ -175,7 +143,7 @@ def serve(parameters: Parameters, listener: socket.socket) -> NoReturn:
         os.environ.pop(name, None)
     os.chdir("/")
     os.umask(0o022)
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     # A request may have 4 MiB: what it took goes back to the system. (Else glibc keeps as much on its heap next time.)

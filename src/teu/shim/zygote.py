@@ -21,9 +21,9 @@ import signal
 import socket
 import sys
 
-from teu.shim import main as program
-from teu.shim import warmup
-from teu.shim.server import PRIVATE_VARIABLES, Parameters, become_shim, set_command_line
+from teu.shim import start, warmup
+from teu.shim.server import PRIVATE_VARIABLES, Parameters, become_shim
+from teu.shim.shown import set_command_line
 
 # Room in this process's own words for the command line of a shim (see set_command_line).
 PADDING = 512
@@ -58,7 +58,7 @@ def _serve_request(line: bytes, daemon: socket.socket) -> None:
             "debug": request.get("debug", False),
             "program": sys.argv[0],
         }
-        answer = {"address": program.start_shim(flags, environment, request["bundle"], launch=launch)}
+        answer = {"address": start.start_shim(flags, environment, request["bundle"], launch=launch)}
     except (OSError, ValueError, KeyError) as error:
         answer = {"error": f"KeyError: {error}" if isinstance(error, KeyError) else str(error)}
     daemon.sendall(json.dumps(answer).encode() + b"\n")

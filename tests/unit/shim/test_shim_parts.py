@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from teu.shim import cgroup, main, placement, rootfs, runtime, service, stdio, warmup
+from teu.shim import cgroup, main, placement, rootfs, runtime, service, start, stdio, warmup
 from teu.shim.loop import Future, Lock, Loop
 from teu.shim.process import Exec, Process, exit_code
 from teu.shim.runtime import last_error
@@ -44,10 +44,10 @@ def test_flags() -> None:
 
 
 def test_bootstrap() -> None:
-    assert main.bootstrap("unix:///s", {}) == "unix:///s"
-    assert main.bootstrap("unix:///s", {"MAX_SHIM_VERSION": "1"}) == "unix:///s"
+    assert start.bootstrap("unix:///s", {}) == "unix:///s"
+    assert start.bootstrap("unix:///s", {"MAX_SHIM_VERSION": "1"}) == "unix:///s"
     for offered, version in (("2", 2), ("3", 3), ("9", 3)):
-        assert json.loads(main.bootstrap("unix:///s", {"MAX_SHIM_VERSION": offered})) == {
+        assert json.loads(start.bootstrap("unix:///s", {"MAX_SHIM_VERSION": offered})) == {
             "version": version,
             "address": "unix:///s",
             "protocol": "ttrpc",
@@ -55,19 +55,19 @@ def test_bootstrap() -> None:
 
 
 def test_one_socket_per_group_and_daemon() -> None:
-    path = main.socket_path("/run/teu/s", "/run/a.sock", "n" * 76, "x" * 76)
+    path = start.socket_path("/run/teu/s", "/run/a.sock", "n" * 76, "x" * 76)
     assert len(path) < 107
-    others = {main.socket_path("/run/teu/s", *key) for key in (("/b", "n", "x"), ("/a", "m", "x"), ("/a", "n", "y"))}
+    others = {start.socket_path("/run/teu/s", *key) for key in (("/b", "n", "x"), ("/a", "m", "x"), ("/a", "n", "y"))}
     assert len(others | {path}) == 4
 
 
 def test_listen_again_after_a_killed_shim(tmp_path: Path) -> None:
     path = str(tmp_path / "folder" / "s")
-    first = main.listen(path)
+    first = start.listen(path)
     assert first is not None
-    assert main.listen(path) is None
+    assert start.listen(path) is None
     first.close()  # as kill -9 does: the file stays
-    second = main.listen(path)
+    second = start.listen(path)
     assert second is not None
     assert os.stat(path).st_mode & 0o777 == 0o600
     second.close()
