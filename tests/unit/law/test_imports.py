@@ -7,6 +7,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,25 @@ def test_an_import_inside_a_function_says_what_it_spares() -> None:
                     if "#" not in lines[at]:
                         silent.append(f"{path.relative_to(SRC)}:{node.lineno}: {lines[node.lineno - 1].strip()}")
     assert not silent, "\n".join(silent)
+
+
+def test_no_circle_of_imports() -> None:
+    """Also none that a function or TYPE_CHECKING hides."""
+    names = {".".join(path.relative_to(SRC).with_suffix("").parts): path for _, path in modules()}
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        if name.split(".")[1] not in MEASURED:
+            continue
+        graph[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                graph[name] |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)} & set(names)
+            elif isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names} & set(names)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
 def test_a_caught_exception_is_called_error() -> None:
