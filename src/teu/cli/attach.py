@@ -23,21 +23,17 @@ def attach(cli: Cli, options: Options, operands: list[str]) -> int:
     stdin = not options["no-stdin"] and config["OpenStdin"]
     streams.check_terminal(stdin, tty)
     keys = options["detach-keys"] or cli.config.get("detachKeys")
+    attached = streams.Attachment(tty=tty, stdin=stdin, detach_keys=keys)
     path = "/containers/" + container
     waiter = client.open("POST", path + "/wait", {"condition": ""}, own=True)
     forward = streams.container_forward(client, container) if options["sig-proxy"] and not tty else None
     with streams.Signals(streams.caught(tty, forward is not None)) as signals:
-        stream = client.hijack(
-            path + "/attach",
-            {"stream": True, "stdin": stdin, "stdout": True, "stderr": True, "detachKeys": keys},
-        )
+        stream = client.hijack(path + "/attach", attached.query())
         resize = streams.container_resize(client, container)
         session = streams.Session(
             client,
             stream,
-            tty=tty,
-            stdin=stdin,
-            detach_keys=keys,
+            attached,
             waiter=waiter,
             resize=resize,
             forward=forward,
@@ -77,22 +73,18 @@ def start(cli: Cli, options: Options, operands: list[str]) -> int:
     tty = config["Tty"]
     stdin = options["interactive"] and config["OpenStdin"]
     keys = options["detach-keys"] or cli.config.get("detachKeys")
+    attached = streams.Attachment(tty=tty, stdin=stdin, detach_keys=keys)
     path = "/containers/" + container
     forward = streams.container_forward(client, container) if not tty else None
     with streams.Signals(streams.caught(tty, forward is not None)) as signals:
-        stream = client.hijack(
-            path + "/attach",
-            {"stream": True, "stdin": stdin, "stdout": True, "stderr": True, "detachKeys": keys},
-        )
+        stream = client.hijack(path + "/attach", attached.query())
         condition = "removed" if found["HostConfig"].get("AutoRemove") else "next-exit"
         waiter = client.open("POST", path + "/wait", {"condition": condition}, own=True)
         client.call("POST", path + "/start")
         session = streams.Session(
             client,
             stream,
-            tty=tty,
-            stdin=stdin,
-            detach_keys=keys,
+            attached,
             waiter=waiter,
             resize=streams.container_resize(client, container),
             forward=forward,

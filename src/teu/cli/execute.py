@@ -54,9 +54,7 @@ def execute(cli: Cli, options: Options, operands: list[str]) -> int:
         session = streams.Session(
             client,
             stream,
-            tty=tty,
-            stdin=stdin,
-            detach_keys=keys,
+            streams.Attachment(tty=tty, stdin=stdin, detach_keys=keys),
             resize=lambda rows, columns: client.call("POST", path + "/resize", {"h": str(rows), "w": str(columns)}),
         )
         if tty and size is None:

@@ -196,18 +196,16 @@ def attached(cli: Cli, options: Options, container: str, body: dict[str, Any], k
     client = cli.client
     path = "/containers/" + container
     tty = body["Tty"]
+    wanted = streams.Attachment(
+        tty=tty,
+        stdin=body["AttachStdin"],
+        stdout=body["AttachStdout"],
+        stderr=body["AttachStderr"],
+        detach_keys=keys,
+    )
     forward = streams.container_forward(client, container) if options["sig-proxy"] else None
     with streams.Signals(streams.caught(tty, forward is not None)) as signals:
-        stream = client.hijack(
-            path + "/attach",
-            {
-                "stream": True,
-                "stdin": body["AttachStdin"],
-                "stdout": body["AttachStdout"],
-                "stderr": body["AttachStderr"],
-                "detachKeys": keys,
-            },
-        )
+        stream = client.hijack(path + "/attach", wanted.query())
         condition = "removed" if options["rm"] else "next-exit"
         waiter = client.open("POST", path + "/wait", {"condition": condition}, own=True)
         try:
@@ -220,11 +218,7 @@ def attached(cli: Cli, options: Options, container: str, body: dict[str, Any], k
         session = streams.Session(
             client,
             stream,
-            tty=tty,
-            stdin=body["AttachStdin"],
-            stdout=body["AttachStdout"],
-            stderr=body["AttachStderr"],
-            detach_keys=keys,
+            wanted,
             waiter=waiter,
             resize=streams.container_resize(client, container),
             forward=forward,

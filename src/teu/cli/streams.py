@@ -219,10 +219,34 @@ def caught(tty: bool, forwards: bool) -> list[int]:
     return [_signal.SIGWINCH] if tty else []
 
 
+class Attachment:
+    """What of a process is attached: its input, its outputs, with a terminal (`tty`) or without; and the keys that
+    detach from it, as the user wrote them."""
+
+    def __init__(
+        self, *, tty: bool, stdin: bool, stdout: bool = True, stderr: bool = True, detach_keys: str = ""
+    ) -> None:
+        self.tty = tty
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+        self.detach_keys = detach_keys
+
+    def query(self) -> dict[str, Any]:
+        """Of `POST /containers/ID/attach`."""
+        return {
+            "stream": True,
+            "stdin": self.stdin,
+            "stdout": self.stdout,
+            "stderr": self.stderr,
+            "detachKeys": self.detach_keys,
+        }
+
+
 class Session:
     """One attached conversation.
 
-    `stream`: the hijacked answer. `tty`: the process has a terminal, so the stream is raw, else it is frames.
+    `stream`: the hijacked answer, which is raw with a terminal, else frames.
     `waiter`: the open answer of `POST /containers/ID/wait`, whose end ends the session.
     `resize(rows, columns)` and `forward(signal)` tell the daemon."""
 
@@ -230,30 +254,23 @@ class Session:
         self,
         client: Client,
         stream: Response | None,
+        attached: Attachment,
         *,
-        tty: bool,
-        stdin: bool,
-        stdout: bool = True,
-        stderr: bool = True,
-        detach_keys: str = "",
         waiter: Response | None = None,
         resize: Callable[[int, int], None] | None = None,
         forward: Callable[[int], None] | None = None,
     ) -> None:
         self.client = client
         self.stream = stream
-        self.tty = tty
-        self.stdin = stdin
-        self.stdout = stdout
-        self.stderr = stderr
-        self.keys = detach_sequence(detach_keys or DEFAULT_DETACH_KEYS)
+        self.attached = attached
+        self.keys = detach_sequence(attached.detach_keys or DEFAULT_DETACH_KEYS)
         self.waiter = waiter
         self.resize = resize
         self.forward = forward
         self.detached = False
         self.status: int | None = None
         self.poller = select.poll()
-        self.output = Demultiplexer({1: 1 if stdout else -1, 2: 2 if stderr else -1})
+        self.output = Demultiplexer({1: 1 if attached.stdout else -1, 2: 2 if attached.stderr else -1})
         self.outgoing = bytearray()  # input that the daemon has not taken yet; meanwhile no more is read
         self.reading = False  # whether our standard input is still open
         self.sock: Any = None  # the stream's socket, until the daemon closes it
@@ -262,7 +279,7 @@ class Session:
     def run(self, signals: Signals) -> int | None:
         """Talk until the stream ends (and the waiter answers) or the user detaches. The exit status as the
         waiter told it, or None."""
-        if self.tty and self.stdin and os.isatty(0):
+        if self.attached.tty and self.attached.stdin and os.isatty(0):
             with RawTerminal(0):
                 self._loop(signals, DetachKeys(self.keys))
         else:
@@ -307,7 +324,7 @@ class Session:
         self.poller.register(self.sock, select.POLLIN)
         self._show(connection.buffer)
         connection.buffer.clear()
-        if self.stdin:
+        if self.attached.stdin:
             self.poller.register(0, select.POLLIN)
             self.reading = True
 
@@ -324,7 +341,7 @@ class Session:
         """The stream has ended, or shows nothing, and the exit status is known where one was asked for."""
         if self.waiter is None:
             return self.sock is None
-        shows = self.stdout or self.stderr
+        shows = self.attached.stdout or self.attached.stderr
         return self.status is not None and (self.sock is None or not shows)
 
     def _poll(self) -> dict[int, int]:
@@ -397,9 +414,9 @@ class Session:
     def _show(self, data: bytes | bytearray) -> None:
         if not data:
             return
-        if not self.tty:
+        if not self.attached.tty:
             self.output.feed(data)
-        elif self.stdout or self.stderr:
+        elif self.attached.stdout or self.attached.stderr:
             write_all(1, bytes(data))
 
     def _half_close(self) -> None:

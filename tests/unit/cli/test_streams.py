@@ -31,8 +31,9 @@ def told(word):
     return lambda *values: os.write(2, f"{word}{values} ".encode())
 def answer(file):
     return Response(Connection(socket.socket(fileno=file))) if file >= 0 else None
-session = streams.Session(Client("unix:///none"), answer(stream), tty="tty" in options, stdin="stdin" in options,
-    stdout="silent" not in options, stderr="silent" not in options, waiter=answer(waiter),
+shows = "silent" not in options
+attached = streams.Attachment(tty="tty" in options, stdin="stdin" in options, stdout=shows, stderr=shows)
+session = streams.Session(Client("unix:///none"), answer(stream), attached, waiter=answer(waiter),
     resize=told("resize"), forward=told("signal"))
 with streams.Signals([15, 28]) as signals:
     os.write(2, b"ready ")
