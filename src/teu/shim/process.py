@@ -49,6 +49,19 @@ def _told(_status: int) -> None:
     """Tells no one: what `on_exited` is until a caller sets it."""
 
 
+class StreamOwner:
+    """Whose the streams of a process are: the container and its namespace, which a logging binary is told, and the user
+    and group that shall own the FIFOs (the runtime options io_uid and io_gid)."""
+
+    __slots__ = ("container", "gid", "namespace", "uid")
+
+    def __init__(self, container: str, namespace: str, uid: int, gid: int) -> None:
+        self.container = container
+        self.namespace = namespace
+        self.uid = uid
+        self.gid = gid
+
+
 class Process:
     """What Init and Exec have in common."""
 
@@ -78,20 +91,18 @@ class Process:
     def run_with_stdio(
         self,
         runtime: Runtime,
-        container: str,
-        namespace: str,
+        owner: StreamOwner,
         pid_file: str,
-        uid: int,
-        gid: int,
         *args: str,
-        last: str,
         before: Callable[[list[int]], Coroutine] | None = None,
         then: tuple[str, ...] = (),
     ) -> Coroutine:
-        """Run a subcommand that starts this process: give it its streams, and learn its pid."""
+        """Run a subcommand that starts this process (its last word is the container): give it its streams, and learn
+        its pid. `before` and `then` as of Runtime.run."""
         self.loop.expect()
         console_socket = None
         logger = -1
+        container, namespace = owner.container, owner.namespace
         try:
             if self.terminal:
                 logger = self.streams.open_terminal_logger(self.stdout, container=container, namespace=namespace)
@@ -99,26 +110,23 @@ class Process:
                 global _socket_count
                 _socket_count += 1
                 console_socket = ConsoleSocket(SOCKET_FOLDER, f"pty-{os.getpid()}-{_socket_count}")
-                yield from runtime.run(
-                    *args,
-                    "--console-socket",
-                    console_socket.path,
-                    "--pid-file",
-                    pid_file,
-                    last,
-                    before=before,
-                    then=then,
-                )
+                places = ("--console-socket", console_socket.path, "--pid-file", pid_file)
+                yield from runtime.run(*args, *places, container, before=before, then=then)
                 master = console_socket.receive()
                 self.streams.console = Console(self.loop, master, self.stdin, self.stdout, logger)
             else:
                 self.streams.open(
-                    self.stdin, self.stdout, self.stderr, container=container, namespace=namespace, uid=uid, gid=gid
+                    self.stdin,
+                    self.stdout,
+                    self.stderr,
+                    container=container,
+                    namespace=namespace,
+                    uid=owner.uid,
+                    gid=owner.gid,
                 )
                 yield from self._logger_started()
-                yield from runtime.run(
-                    *args, "--pid-file", pid_file, last, stdio=self.streams.child_fds(), before=before, then=then
-                )
+                stdio = self.streams.child_fds()
+                yield from runtime.run(*args, "--pid-file", pid_file, container, stdio=stdio, before=before, then=then)
                 self.streams.started(self.loop)
             with open(pid_file) as file:
                 self.pid = int(file.read())
@@ -248,7 +256,7 @@ class Exec(Process):
         spec["terminal"] = self.terminal
         self._spec: dict[str, Any] = spec
 
-    def start(self, runtime: Runtime, container: str, namespace: str, uid: int, gid: int) -> Coroutine:
+    def start(self, runtime: Runtime, owner: StreamOwner) -> Coroutine:
         if self.pid:
             raise StatusError(UNKNOWN, f"cannot start a {_STATUS_NAMES[self.status]} process")
         self.starting, self._failed = True, False
@@ -257,19 +265,7 @@ class Exec(Process):
         try:
             with open(os.open(spec_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
                 file.write(json.dumps(self._spec))  # dump() would leave cycles
-            yield from self.run_with_stdio(
-                runtime,
-                container,
-                namespace,
-                pid_file,
-                uid,
-                gid,
-                "exec",
-                "--process",
-                spec_file,
-                "--detach",
-                last=container,
-            )
+            yield from self.run_with_stdio(runtime, owner, pid_file, "exec", "--process", spec_file, "--detach")
             self.status = m.RUNNING
         except RuntimeFailed as error:
             self.start_failed()
@@ -322,18 +318,13 @@ class Init(Process):
         self.pausing = False
 
     def _run_first(self, *args: str, before: Callable[[list[int]], Coroutine] | None = None) -> Coroutine:
-        yield from self.run_with_stdio(
-            self.runtime,
-            self.id,
-            self._namespace,
-            os.path.join(self.bundle, "init.pid"),
-            self._options["io_uid"],
-            self._options["io_gid"],
-            *args,
-            last=self.id,
-            before=before,
-            then=("start", self.id) if before else (),
-        )
+        pid_file = os.path.join(self.bundle, "init.pid")
+        then = ("start", self.id) if before else ()
+        yield from self.run_with_stdio(self.runtime, self.owner(), pid_file, *args, before=before, then=then)
+
+    def owner(self) -> StreamOwner:
+        """Whose the streams of this container's processes are."""
+        return StreamOwner(self.id, self._namespace, self._options["io_uid"], self._options["io_gid"])
 
     def create(self, before: Callable[[list[int]], Coroutine]) -> Coroutine:
         """Create the container, `before` done first; from a checkpoint this waits for start()."""

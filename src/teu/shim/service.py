@@ -370,7 +370,7 @@ class Service:
                 if container.init_status is not None or init.status == m.STOPPED:
                     raise StatusError(FAILED_PRECONDITION, f"container {init.id} init process is not running")
                 try:
-                    yield from process.start(init.runtime, init.id, self._namespace, *self._io_owner(container))
+                    yield from process.start(init.runtime, init.owner())
                 except BaseException:
                     # The first process may have ended meanwhile, and its exit waited for this one.
                     process.starting = False
@@ -390,11 +390,6 @@ class Service:
             return {"pid": init.pid}
         finally:
             container.lock.release()
-
-    @staticmethod
-    def _io_owner(container: Container) -> tuple[int, int]:
-        options = container.init._options
-        return options["io_uid"], options["io_gid"]
 
     def _exec(self, request: dict[str, Any]) -> Coroutine:
         container = self._container(request["id"])
