@@ -175,7 +175,7 @@ def pass_controllers(path: str) -> None:
     try:
         write(path, "cgroup.subtree_control", " ".join("+" + name for name in sorted(missing)))
     except OSError:
-        # One that cannot be passed on (cpu with realtime processes, say) must not keep the others.
+        # A controller that cannot be passed on (cpu with realtime processes, say) must not hold back the others.
         for name in sorted(missing):
             try:
                 write(path, "cgroup.subtree_control", "+" + name)
@@ -355,7 +355,7 @@ def remove(path: str, timeout: float = REMOVE_TIMEOUT) -> None:
         return None
     except OSError as error:
         if error.errno != errno.EBUSY:
-            # a read-only tree, another's: nothing that goes by
+            # a read-only tree, or another user's: that does not change while we wait
             if not os.path.exists(path):
                 return None
             raise CgroupError(f"cannot remove the cgroup {path}: {error.strerror}") from None

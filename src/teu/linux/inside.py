@@ -19,7 +19,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
-TRIES = 64  # a look-up that raced with a rename, before the caller is told
+TRIES = 64  # so often a look-up that raced with a rename is tried again
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:

@@ -20,7 +20,7 @@ import threading
 from typing import Any, NamedTuple
 
 _RESERVED = 8  # one is enough, if no other thread takes it first
-_HIGHEST = 900  # descriptors below this are left in time for a socket to be one that select() knows
+_HIGHEST = 900  # from this descriptor on no more are opened, so that a socket keeps a number that select() takes
 
 _ELSEWHERE = """
 import sys, nftables

@@ -237,7 +237,7 @@ def write_cached(directory: str, name: str, program: bytes) -> None:
         os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
         entries = os.listdir(folder)
         if len(entries) > CACHE_ENTRIES:
-            # Any will do: a profile in use is soon back.
+            # Any entry may go: a profile that is in use is soon stored again.
             for old in sorted(entry for entry in entries if entry != name)[: CACHE_ENTRIES // 2]:
                 os.unlink(old, dir_fd=folder)
     except OSError:

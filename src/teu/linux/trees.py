@@ -25,7 +25,7 @@ STATX_ATTR_MOUNT_ROOT = 0x2000
 STATX_MNT_ID = 0x1000
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
-STACKED_MAX = 1000  # mounts on one place, before something else must be wrong
+STACKED_MAX = 1000  # so many mounts on one place are believed
 
 # How mountinfo writes what would end a field; its own sign comes last.
 _ESCAPED = ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\043", b"#"), (b"\\134", b"\\"))

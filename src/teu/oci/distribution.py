@@ -105,7 +105,7 @@ def credentials_from_header(header: str) -> Credentials:
         with contextlib.suppress(ValueError):
             user, _, password = base64.b64decode(str(data["auth"])).decode().partition(":")
             values[0], values[1] = user, password
-    # halves of surrogate pairs, which a JSON text may name, go over no wire
+    # A JSON text may name half of a surrogate pair, which cannot be sent.
     return Credentials(*(value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for value in values))
 
 

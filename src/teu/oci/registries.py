@@ -143,7 +143,7 @@ def opened(
         elif not netloc and plain:
             netloc, scheme = domain, "http"
         if scheme == "http":
-            # who has TLS configured for it, wants it where the port does not say otherwise
+            # Where TLS is configured for the registry it is used, unless the port says otherwise.
             both = explicit and not netloc.endswith(":80")
             if both:
                 given = given._replace(schemes=("https", "http"))

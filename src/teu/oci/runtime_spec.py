@@ -45,7 +45,11 @@ UINT32 = ("integer", 0, 2**32 - 1)
 UINT64 = ("integer", 0, 2**64 - 1)
 INT32 = ("integer", -(2**31), 2**31 - 1)
 INT64 = ("integer", -(2**63), 2**63 - 1)
-DEVICE_NUMBER = ("integer", -(2**31), 2**32 - 1)  # major or minor; the kernel has fewer, the C library no more
+DEVICE_NUMBER = (
+    "integer",
+    -(2**31),
+    2**32 - 1,
+)  # major or minor; the kernel takes fewer, and the C library no larger ones
 STRINGS = ("list", STRING)
 STRING_MAP = ("map", STRING)
 HIGHEST_CPU = 0xFFFF  # also of memory nodes, of which there are fewer
@@ -381,7 +385,7 @@ def _object(value: Any, kind: Any, field: str) -> None:
         elif required:
             raise SpecError(f"{field}.{name}" if field else name, "is required")
         elif name in value:
-            del value[name]  # null is as good as absent, for all that read it later
+            del value[name]  # null means absent: later readers need not tell them apart
 
 
 def _string(value: Any, kind: Any, field: str) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 CGROUPFS = "cgroupfs"
 SYSTEMD = "systemd"
-# A rootless container where no cgroup can be made, and no limit asked for one.
+# The driver of a rootless container that has no cgroup: none can be made, and no limit needs one.
 NONE = "none"
 
 USEC_INFINITY = UINT64_MAX = 2**64 - 1
@@ -357,7 +357,7 @@ class Cgroup:
 
             memory = resources.get("memory") or {}
             if memory.get("checkBeforeUpdate"):
-                # Or the kernel would kill, and systemd clean up, before the files refuse.
+                # Else the kernel would kill processes, and systemd remove the unit, before the files refuse the limit.
                 files.check_usage(self.path, memory.get("limit") or 0, memory.get("swap") or 0)
             cpu = resources.get("cpu") or {}
             if cpu.get("idle") == 1 and cpu.get("shares"):

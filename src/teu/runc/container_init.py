@@ -213,7 +213,7 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
     console = _open_console(plan, root, own_mounts) if (spec.get("process") or {}).get("terminal") else -1
     plan.sync.send(b"H")
     _await(plan)  # prestart and createRuntime hooks have run
-    os.fchdir(root)  # where runc's hooks find themselves, and where a hook that fills the root looks for it
+    os.fchdir(root)  # runc's hooks run here, and a hook that fills the root expects it here
     # our pid as the host sees it
     hooks.run_all(spec, "createContainer", {**plan.state, "pid": int(os.readlink("self", dir_fd=plan.procfs))})
     if (spec.get("process") or {}).get("cwd"):
@@ -228,7 +228,7 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
         rootfs.seal(around.later)
         if (spec.get("root") or {}).get("readonly"):
             rootfs.make_readonly(root)
-    # From here on the container's files are where Python would look for its own: look nowhere.
+    # From here on Python would look for its modules among the container's files: it must not look at all.
     sys.meta_path.clear()
     sys.path.clear()
     sys.path_hooks.clear()
@@ -313,7 +313,7 @@ def _make_working_directory(root: int, cwd: str) -> None:
     try:
         os.close(inside.make_in_root(root, cwd))
     except OSError:
-        pass  # a read-only root, or a link into nowhere: the last step says what chdir says
+        pass  # a read-only root, or a link to nowhere: the last step tells the error of chdir
 
 
 def _write_sysctls(plan: Plan, values: dict[str, str]) -> None:

@@ -233,7 +233,7 @@ def _bind(
     target = _open_target(around.root, destination, "dir" if is_directory else "file", tree)
     if _is_directory(target) != is_directory:
         os.close(target)
-        # these words, because dockerd looks for them to give its user a hint
+        # dockerd looks for these words, and gives its user a hint
         raise OSError(errno.ENOTDIR, f"{_mount_failure(mount, OSError(errno.ENOTDIR, 'not a directory'))}")
     return tree, target
 
@@ -263,7 +263,7 @@ def _filesystem(
     if around.label and kind not in _UNLABELLED:
         data.append(f"context={around.label}")
     if kind == "tmpfs" and existed and not any(entry.startswith("mode=") for entry in data):
-        # as a person expects: the folder that was there keeps its mode
+        # the folder that was there keeps its mode, as users expect
         data.append(f"mode={os.stat(target).st_mode & 0o7777:o}")
     if not kind:
         raise InvalidSpec("mounts: a mount that is no bind needs a type")
@@ -357,7 +357,7 @@ def _open_target(root: int, destination: str, kind: str, tree: int | None, files
         return target
     target = inside.make_in_root(root, destination, kind)
     if fstatfs_type(target) == PROC_SUPER_MAGIC and filesystem != "proc":
-        # asked of the opened place and not of the path: a link may have led here (CVE-2025-52881)
+        # The opened place is asked, not the path: a link may have led here (CVE-2025-52881).
         in_proc = _path_in_proc(root, target)
         source_is_proc = tree is not None and fstatfs_type(tree) == PROC_SUPER_MAGIC
         if in_proc not in _PROC_ALLOWED and not source_is_proc:
@@ -389,7 +389,8 @@ def _cgroup_tree(cgroup: CgroupView, options: MountOptions) -> int:
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EBUSY):
                 raise
-    # Not mounted anew in the host's cgroup namespace: there a mount sets the options of all (nsdelegate, ...).
+    # In the host's cgroup namespace nothing is mounted anew: that would set the options of the host's own mount
+    # (nsdelegate).
     if cgroup.path:
         try:
             return mounts.open_tree(AT_FDCWD, cgroup.path, True)
@@ -582,7 +583,7 @@ def move_root(root: int, propagation: str) -> None:
                 mounts.umount2(line, mounts.MNT_DETACH)
             except OSError as error:
                 if error.errno == errno.ENOENT:
-                    continue  # it went with the one above it
+                    continue  # it has been unmounted with the mount above it
                 if error.errno not in (errno.EINVAL, errno.EPERM):
                     raise
                 mounts.mount("tmpfs", line, "tmpfs", 0)

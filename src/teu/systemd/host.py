@@ -99,7 +99,7 @@ def _reach(unit: str) -> None:
                 return
             raise
         except ConnectionError:
-            time.sleep(_REEXEC_SECONDS)  # systemd executes itself anew, and has forgotten who waits
+            time.sleep(_REEXEC_SECONDS)  # systemd has executed itself anew, and forgotten its callers: ask again
 
 
 def bound(spec: dict[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedes
 UNIT_EXISTS = "org.freedesktop.systemd1.UnitExists"
 NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
 
-# What a bus says of a manager that executes itself anew (systemctl daemon-reexec, an upgrade of systemd), or of itself.
+# Errors of a bus whose manager executes itself anew (systemctl daemon-reexec, an upgrade of systemd), or that does so.
 AWAY = frozenset(
     f"org.freedesktop.DBus.Error.{name}" for name in ("NoReply", "Disconnected", "ServiceUnknown", "NameHasNoOwner")
 )
