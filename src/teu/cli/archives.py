@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as tar archives: save, load, import."""
+"""Images and containers as tar archives: save, load, import, export."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import os
 import stat
 import sys
 
-from teu.cli.commands import Cli, Command
+from teu.cli.command import Cli, Command
 from teu.cli.errors import CommandError
 from teu.cli.options import Options
 from teu.cli.registry import check_reference, show_progress, split_tag
+from teu.cli.streams import write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ def open_input(path: str) -> int:
 
 def write_output(response: Response, path: str) -> None:
     """Write a stream to `path`, which appears only when it is whole; or to standard output."""
-    from teu.cli.streams import write_all
-
     if not path:
         for piece in response.chunks():
             write_all(1, piece)
@@ -121,7 +120,14 @@ def import_image(cli: Cli, options: Options, operands: list[str]) -> int:
     return 0
 
 
+def export(cli: Cli, options: Options, operands: list[str]) -> int:
+    refuse_terminal(options["output"], "save")
+    write_output(cli.client.open("GET", f"/containers/{operands[0]}/export"), options["output"])
+    return 0
+
+
 COMMANDS = {
+    "container export": Command(export, "[OPTIONS] CONTAINER", 1, 1, "-o --output  string  Write to this file"),
     "image save": Command(save, "[OPTIONS] IMAGE [IMAGE...]", 1, None, "-o --output  string  Write to this file"),
     "image load": Command(
         load,

@@ -4,19 +4,9 @@
 from __future__ import annotations
 
 from teu.cli import streams
-from teu.cli.commands import Cli, Command
+from teu.cli.command import Cli, Command
 from teu.cli.errors import APIError, CommandError
 from teu.cli.options import Options
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from teu.cli.http import Client, Response
-
-
-def hijack(client: Client, path: str, stdin: bool, keys: str | None) -> Response:
-    """The conversation with a container at `path`."""
-    query = {"stream": True, "stdin": stdin, "stdout": True, "stderr": True, "detachKeys": keys}
-    return client.hijack(path + "/attach", query)
 
 
 def attach(cli: Cli, options: Options, operands: list[str]) -> int:
@@ -33,19 +23,17 @@ def attach(cli: Cli, options: Options, operands: list[str]) -> int:
     stdin = not options["no-stdin"] and config["OpenStdin"]
     streams.check_terminal(stdin, tty)
     keys = options["detach-keys"] or cli.config.get("detachKeys")
+    attached = streams.Attachment(tty=tty, stdin=stdin, detach_keys=keys)
     path = "/containers/" + container
     waiter = client.open("POST", path + "/wait", {"condition": ""}, own=True)
     forward = streams.container_forward(client, container) if options["sig-proxy"] and not tty else None
-    caught = streams.forwardable(tty) if forward is not None else [28] if tty else []
-    with streams.Signals(caught) as signals:
-        stream = hijack(client, path, stdin, keys)
+    with streams.Signals(streams.caught(tty, forward is not None)) as signals:
+        stream = client.hijack(path + "/attach", attached.query())
         resize = streams.container_resize(client, container)
         session = streams.Session(
             client,
             stream,
-            tty=tty,
-            stdin=stdin,
-            detach_keys=keys,
+            attached,
             waiter=waiter,
             resize=resize,
             forward=forward,
@@ -85,20 +73,18 @@ def start(cli: Cli, options: Options, operands: list[str]) -> int:
     tty = config["Tty"]
     stdin = options["interactive"] and config["OpenStdin"]
     keys = options["detach-keys"] or cli.config.get("detachKeys")
+    attached = streams.Attachment(tty=tty, stdin=stdin, detach_keys=keys)
     path = "/containers/" + container
     forward = streams.container_forward(client, container) if not tty else None
-    caught = streams.forwardable(tty) if forward is not None else [28]
-    with streams.Signals(caught) as signals:
-        stream = hijack(client, path, stdin, keys)
+    with streams.Signals(streams.caught(tty, forward is not None)) as signals:
+        stream = client.hijack(path + "/attach", attached.query())
         condition = "removed" if found["HostConfig"].get("AutoRemove") else "next-exit"
         waiter = client.open("POST", path + "/wait", {"condition": condition}, own=True)
         client.call("POST", path + "/start")
         session = streams.Session(
             client,
             stream,
-            tty=tty,
-            stdin=stdin,
-            detach_keys=keys,
+            attached,
             waiter=waiter,
             resize=streams.container_resize(client, container),
             forward=forward,

@@ -1,21 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`build` for engines that offer the classic build API: sends the folder, shows what the engine says. An
-engine
-without a builder is told apart by its answer, with what to use instead."""
+"""`build` for engines that offer the classic build API: sends the folder, shows what the engine says. Where the engine
+has no builder, the error says what to use instead."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
+import tarfile
 
-from teu.cli.commands import Cli, Command
+from teu.cli import prune as pruning
+from teu.cli.archives import read_file
+from teu.cli.command import Cli, Command
+from teu.cli.copy import Pipe, add_member
 from teu.cli.errors import APIError, CommandError
 from teu.cli.options import Options, filters, key_values
+from teu.cli.registry import show_progress
+from teu.oci.units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
+
+    from teu.cli.http import Response
 
 NO_BUILDER = (
     "this engine has no builder. Build with buildah or podman (`buildah build -t NAME .`), "
@@ -30,8 +38,6 @@ def ignore_rules(folder: str) -> list[tuple[bool, Any]]:
             lines = file.read().split("\n")
     except FileNotFoundError:
         return []
-    import re
-
     rules = []
     for line in lines:
         line = line.strip()
@@ -72,10 +78,6 @@ def ignored(name: str, rules: list[tuple[bool, Any]]) -> bool:
 
 def context(folder: str, dockerfile: str, extra: str) -> Iterator[bytes]:
     """The folder as a tar stream; a Dockerfile from outside is added under the name `dockerfile`."""
-    import tarfile
-
-    from teu.cli.copy import Pipe, add_member
-
     pipe = Pipe()
     rules = ignore_rules(folder)
     always = {dockerfile, ".dockerignore"}
@@ -100,35 +102,52 @@ def context(folder: str, dockerfile: str, extra: str) -> Iterator[bytes]:
 
 
 def build(cli: Cli, options: Options, operands: list[str]) -> int:
-    from teu.cli.registry import show_progress
-
-    where = operands[0]
-    dockerfile, extra, remote = options["file"] or "Dockerfile", "", ""
-    body: Any = None
-    if where == "-":
-        from teu.cli.archives import read_file
-
-        body = read_file(0)
-    elif where.startswith(("http://", "https://", "git://", "git@", "github.com/")):
-        remote = where
-    elif not os.path.isdir(where):
-        raise CommandError(f'unable to prepare context: path "{where}" not found')
+    dockerfile, remote, body = find_context(operands[0], options["file"])
+    query = {"dockerfile": dockerfile, "remote": remote, **build_query(options)}
+    headers = {"Content-Type": "application/x-tar"} if body is not None else {}
+    try:
+        response = cli.client.open("POST", "/build", query, body, headers=headers)
+    except APIError as error:
+        if error.status == 501 or (error.status == 404 and "page not found" in error.message.lower()):
+            raise CommandError(NO_BUILDER) from None
+        raise
+    if options["quiet"]:
+        image = read_quietly(response)
+        cli.print(image)
     else:
-        path = options["file"] or os.path.join(where, "Dockerfile")
-        inner = os.path.relpath(os.path.realpath(path), os.path.realpath(where))
-        if not os.path.exists(path):
-            raise CommandError(
-                f"unable to prepare context: unable to evaluate symlinks in Dockerfile path: "
-                f"lstat {path}: no such file or directory"
-            )
-        if inner.startswith(".."):
-            dockerfile, extra = ".dockerfile." + os.urandom(8).hex(), path
-        else:
-            dockerfile = inner
-        body = context(where, dockerfile, extra)
-    query = {
-        "dockerfile": dockerfile,
-        "remote": remote,
+        values = show_progress(response.messages())
+        image = next((str(value["ID"]) for value in values if isinstance(value, dict) and value.get("ID")), "")
+    sys.stdout.flush()
+    if options["iidfile"]:
+        with open(options["iidfile"], "w", encoding="utf-8") as file:
+            file.write(image)
+    return 0
+
+
+def find_context(where: str, file: str) -> tuple[str, str, Iterator[bytes] | None]:
+    """(the Dockerfile's name in the context, the URL that the daemon fetches, the context where we send it)."""
+    dockerfile = file or "Dockerfile"
+    if where == "-":
+        return dockerfile, "", read_file(0)
+    if where.startswith(("http://", "https://", "git://", "git@", "github.com/")):
+        return dockerfile, where, None
+    if not os.path.isdir(where):
+        raise CommandError(f'unable to prepare context: path "{where}" not found')
+    path = file or os.path.join(where, "Dockerfile")
+    inner = os.path.relpath(os.path.realpath(path), os.path.realpath(where))
+    if not os.path.exists(path):
+        raise CommandError(
+            f"unable to prepare context: unable to evaluate symlinks in Dockerfile path: "
+            f"lstat {path}: no such file or directory"
+        )
+    if inner.startswith(".."):
+        added = ".dockerfile." + os.urandom(8).hex()
+        return added, "", context(where, added, path)
+    return inner, "", context(where, inner, "")
+
+
+def build_query(options: Options) -> dict[str, Any]:
+    return {
         "t": options["tag"],
         "q": options["quiet"],
         "nocache": options["no-cache"],
@@ -153,30 +172,16 @@ def build(cli: Cli, options: Options, operands: list[str]) -> int:
         "securityopt": [part for value in options["security-opt"] for part in value.split(",")],
         "version": "1",
     }
-    try:
-        headers = {"Content-Type": "application/x-tar"} if body is not None else {}
-        response = cli.client.open("POST", "/build", query, body, headers=headers)
-    except APIError as error:
-        if error.status in (404, 501) and "page not found" in error.message.lower() or error.status == 501:
-            raise CommandError(NO_BUILDER) from None
-        raise
-    quiet = options["quiet"]
-    if quiet:
-        texts = []
-        for message in response.messages():
-            if message.get("error"):
-                raise CommandError(str(message["error"]))
-            texts.append(message.get("stream") or "")
-        image = "".join(texts).strip()
-        cli.print(image)
-    else:
-        extra_values = show_progress(response.messages())
-        image = next((str(value["ID"]) for value in extra_values if isinstance(value, dict) and value.get("ID")), "")
-    sys.stdout.flush()
-    if options["iidfile"]:
-        with open(options["iidfile"], "w", encoding="utf-8") as file:
-            file.write(image)
-    return 0
+
+
+def read_quietly(response: Response) -> str:
+    """Wait for the build's end. Gives the text of its answer, which is the image's ID when `q` was asked for."""
+    texts = []
+    for message in response.messages():
+        if message.get("error"):
+            raise CommandError(str(message["error"]))
+        texts.append(message.get("stream") or "")
+    return "".join(texts).strip()
 
 
 def build_arguments(values: list[str]) -> dict[str, str | None]:
@@ -188,16 +193,12 @@ def build_arguments(values: list[str]) -> dict[str, str | None]:
 
 
 def prune(cli: Cli, options: Options, operands: list[str]) -> int:
-    from teu.cli import prune as pruning
-
     warning = "This will remove all build cache." if options["all"] else "This will remove all dangling build cache."
     if not pruning.ask(options, warning):
         raise pruning.Cancelled
     space, text = pruning.prune_build_cache(cli, filters(options["filter"]), options["all"])
     if text:
         cli.print(text)
-    from teu.oci.units import human_size
-
     cli.print("Total:\t" + human_size(space))
     return 0
 

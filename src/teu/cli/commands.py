@@ -1,41 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands: which there are, under which names and in which module each one lives; what a command is made of
-(`Command`), and what it gets (`Cli`).
+"""Which commands exist, under which names, and in which module each one lives.
 
-`main` finds a command here and loads its module, and no other; the help, the man pages and the completion read the
-same tables. A module named here has a table COMMANDS of what `Command` holds. This module stands below all of them."""
+Read by `main` (to load one module only), by the help, the man pages and the completion. A module named here
+has a table COMMANDS whose entries say the rest (see `command.Command`)."""
 
 from __future__ import annotations
-
-import os
-import sys
-
-from teu.cli.errors import APIError, CommandError
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from teu.cli.config import ConfigFile
-    from teu.cli.http import Client
-    from teu.cli.options import Options
-
-PROGRAM = "teu"
-
-GLOBAL_FLAGS = """
-   --config      string  Folder of the client's config.json (default: $TEU_CONFIG, $DOCKER_CONFIG, ~/.docker)
-!-c --context    string  Accepted for docker's sake; contexts do not exist here
--D --debug       bool    Show the traceback of an unexpected error
--H --host        list    The daemon's address, unix://PATH or tcp://HOST:PORT (default: $TEU_HOST, $DOCKER_HOST, unix:///run/teu/teud.sock)
--l --log-level   string=info  Accepted for docker's sake: debug, info, warn, error or fatal
-   --tls         bool    Speak TLS to a tcp:// address
-   --tlscacert   string  Trust only this certificate authority
-   --tlscert     string  The client's certificate
-   --tlskey      string  The client's key
-   --tlsverify   bool    Speak TLS and check the daemon's certificate
--v --version     bool    Print the version and exit
-"""
-
 
 # Full name: (module in this package, one-line summary).
 INDEX = {
@@ -46,7 +15,7 @@ INDEX = {
     "container create": ("run", "Create a container without starting it"),
     "container diff": ("containers", "Show which files of a container have changed"),
     "container exec": ("execute", "Run a command in a running container"),
-    "container export": ("copy", "Write a container's file system as a tar archive"),
+    "container export": ("archives", "Write a container's file system as a tar archive"),
     "container inspect": ("inspect", "Show all that is known of containers"),
     "container kill": ("lifecycle", "Send a signal to running containers"),
     "container logs": ("logs", "Show what a container has written"),
@@ -145,126 +114,3 @@ def names_of(full: str) -> list[str]:
     group = [alias for alias, name in ALIASES.items() if name == full]
     short = [name for name, target in SHORT.items() if target == full]
     return [full, *group, *short]
-
-
-class Command:
-    """One command: its function, the form of its operands, how many there may be, and its option table."""
-
-    __slots__ = ("function", "interspersed", "least", "most", "table", "usage")
-
-    def __init__(
-        self,
-        function: Callable[[Cli, Options, list[str]], int | None],
-        usage: str,
-        least: int,
-        most: int | None,
-        table: str = "",
-        interspersed: bool = True,
-    ) -> None:
-        self.function = function
-        self.usage = usage
-        self.least = least
-        self.most = most
-        self.table = table
-        self.interspersed = interspersed
-
-
-class Cli:
-    """What a command gets: the way to the daemon, the user's file, the name it was called by."""
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.called = ""
-        self._client: Client | None = None
-        self._config: ConfigFile | None = None
-
-    @property
-    def config(self) -> ConfigFile:
-        if self._config is None:
-            from teu.cli.config import ConfigFile, folder
-
-            self._config = ConfigFile(folder(self.options["config"]))
-        return self._config
-
-    @property
-    def client(self) -> Client:
-        if self._client is None:
-            from teu.cli.config import folder, mentions_headers
-            from teu.cli.http import DEFAULT_HOST, Client
-
-            options = self.options
-            hosts = options["host"]
-            if len(hosts) > 1:
-                raise CommandError("Specify only one -H", 1)
-            environment = os.environ
-            host = hosts[0] if hosts else environment.get("TEU_HOST") or environment.get("DOCKER_HOST")
-            tls = None
-            # --tlsverify in any form asks for TLS; =false for one without a check of the daemon's certificate.
-            given = "tlsverify" in options.changed
-            verify = options["tlsverify"] if given else bool(environment.get("DOCKER_TLS_VERIFY"))
-            if options["tls"] or given or verify or environment.get("DOCKER_TLS"):
-                where = environment.get("DOCKER_CERT_PATH") or folder(options["config"])
-                tls = {}
-                for key, option in (("ca", "tlscacert"), ("cert", "tlscert"), ("key", "tlskey")):
-                    path = options[option] or f"{where}/{key}.pem"
-                    if options[option] or os.path.exists(path):
-                        tls[key] = path
-                if verify:
-                    tls["verify"] = "yes"
-            # Only a file that has some is read as a whole, and checked, for a command that needs nothing else of it.
-            headers = self.config.headers() if mentions_headers(folder(options["config"])) else None
-            self._client = Client(host or DEFAULT_HOST, tls, headers)
-        return self._client
-
-    def print(self, text: str) -> None:
-        sys.stdout.write(text + "\n")
-
-    def warn(self, text: str) -> None:
-        sys.stdout.flush()
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
-
-    def each(self, names: list[str], action: Callable[[str], str | None]) -> int:
-        """Do something with every name; print what it returns; tell all failures at the end; exit code 1."""
-        failed = []
-        for name in names:
-            try:
-                text = action(name)
-            except APIError as error:
-                failed.append(str(error))
-            else:
-                if text is not None:
-                    self.print(text)
-        if failed:
-            self.warn("\n".join(failed))
-            return 1
-        return 0
-
-
-def find(words: list[str]) -> tuple[str, str, int]:
-    """The command at the start of `words`: (full name, name as called, number of words). The full name is "" where
-    only a group is named. Raises CommandError for a word that is no command."""
-    first = words[0]
-    if first in SHORT:
-        return SHORT[first], first, 1
-    if first in INDEX:
-        return first, first, 1
-    if first in GROUPS:
-        if len(words) > 1:
-            name = f"{first} {words[1]}"
-            full = ALIASES.get(name, name)
-            if full in INDEX:
-                return full, name, 2
-            if not words[1].startswith("-"):
-                raise CommandError(
-                    f"{PROGRAM}: '{name}' is not a {PROGRAM} command.\nSee '{PROGRAM} {first} --help'", 1
-                )
-        return "", first, 1
-    raise CommandError(f"{PROGRAM}: '{first}' is not a {PROGRAM} command.\nSee '{PROGRAM} --help'", 1)
-
-
-def load(full: str) -> Command:
-    """The command of that full name; its module is loaded."""
-    module = __import__("teu.cli." + INDEX[full][0], None, None, ["COMMANDS"])
-    command: Command = module.COMMANDS[full]
-    return command

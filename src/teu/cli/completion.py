@@ -6,7 +6,7 @@ part knows no command or option itself."""
 from __future__ import annotations
 
 from teu.cli import commands
-from teu.cli.commands import GLOBAL_FLAGS, Cli, find, load
+from teu.cli.command import GLOBAL_FLAGS, Cli, find, load
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.cli.options import Usage, parse, parse_table
 

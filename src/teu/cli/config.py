@@ -6,7 +6,9 @@ preferences are shared with docker. Read only by the commands that need it, and 
 
 from __future__ import annotations
 
+import binascii
 import os
+import pwd
 
 from teu.cli.errors import CommandError
 from teu.oci import jsontext
@@ -36,8 +38,6 @@ def folder(given: str) -> str:
         return found
     home = os.environ.get("HOME")
     if not home:
-        import pwd
-
         try:
             home = pwd.getpwuid(os.getuid()).pw_dir
         except KeyError:
@@ -177,8 +177,6 @@ class ConfigFile:
             return {}
         auth = {"serveraddress": server}
         if entry.get("auth"):
-            import binascii
-
             try:
                 user, _, password = binascii.a2b_base64(entry["auth"]).decode().partition(":")
             except ValueError:
@@ -198,8 +196,6 @@ class ConfigFile:
             run_helper(helper, "store", jsontext.dumps({"ServerURL": server, "Username": user, "Secret": secret}))
             auths[server] = {}
         else:
-            import binascii
-
             pair = f"{auth.get('username', '')}:{auth.get('password', '')}".encode()
             entry = {}
             if auth.get("identitytoken"):
@@ -222,7 +218,7 @@ class ConfigFile:
 
 def run_helper(helper: str, verb: str, text: str) -> str | None:
     """docker-credential-HELPER VERB with `text` on its input; None when it knows no such credentials."""
-    import subprocess
+    import subprocess  # 11 ms, and few users have a credential helper
 
     program = "docker-credential-" + helper
     try:
@@ -251,8 +247,6 @@ def registry_of(image: str) -> str:
 
 def auth_header(config: ConfigFile, server: str) -> dict[str, str]:
     """The X-Registry-Auth header for a registry: the API wants URL-safe base64 of JSON."""
-    import binascii
-
     text = jsontext.dumps(config.auth(server)).encode()
     encoded = binascii.b2a_base64(text, newline=False).decode().replace("+", "-").replace("/", "_")
     return {"X-Registry-Auth": encoded}

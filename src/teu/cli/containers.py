@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from teu.cli import table
-from teu.cli.commands import Cli, Command
+from teu.cli.command import Cli, Command
 from teu.cli.errors import CommandError
 from teu.cli.options import Options, filters
 from teu.oci import units

@@ -1,27 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`cp` and `export`.
+"""`cp`.
 
-The rules of cp are docker's: a source that ends in `/.` means its contents; a target that is a folder
-takes the
-source in; otherwise the target is the source's new name. What comes out of a container is not trusted:
-nothing is
-written outside the target, also not through links that came from the container."""
+The rules are docker's: a source that ends in `/.` means its contents; a target that is a folder takes the source in;
+otherwise the target is the source's new name. What comes out of a container is not trusted: nothing is written outside
+the target, also not through links that came from the container."""
 
 from __future__ import annotations
 
+import binascii
 import os
 import posixpath
 import stat
+import tarfile
 
-from teu.cli.archives import TAR, read_file, refuse_terminal, write_output
-from teu.cli.commands import Cli, Command
+from teu.cli.archives import TAR, read_file, write_output
+from teu.cli.command import Cli, Command
 from teu.cli.errors import CommandError
 from teu.cli.options import Options
 from teu.oci import jsontext, units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import tarfile
     from collections.abc import Iterator
     from typing import Any
 
@@ -42,8 +41,6 @@ def split_path(text: str) -> tuple[str, str]:
 
 
 def stat_of(response: Response) -> dict[str, Any]:
-    import binascii
-
     header = response.headers.get("x-docker-container-path-stat", "")
     try:
         found: dict[str, Any] = jsontext.loads(binascii.a2b_base64(header), exact=True)
@@ -118,7 +115,6 @@ def add_member(archive: tarfile.TarFile, path: str, name: str, owners: bool) -> 
 
 def pack(source: str, name: str, owners: bool, pipe: Pipe) -> Iterator[bytes]:
     """`source` and all below it as a tar stream under `name` (empty: the contents only)."""
-    import tarfile
 
     def members() -> Iterator[tuple[str, str]]:
         yield source, name or "."
@@ -231,67 +227,94 @@ def safe_parent(root: str, path: str) -> None:
 
 def unpack(body: Body, root: str, old: str, new: str, owners: bool) -> None:
     """Extract an archive whose entries are below `old` into `root`, below `new` instead."""
-    import tarfile
-
-    folders: list[tuple[str, tarfile.TarInfo]] = []
     with tarfile.open(fileobj=body, mode="r|", bufsize=1 << 16) as archive:  # type: ignore[call-overload]
+        extraction = Extraction(archive, root, old, new, owners)
         for member in archive:
+            extraction.extract(member)
+        extraction.finish_folders()
 
-            def place(name: str) -> str:
-                # With `/.` at the end of the source the names begin at the folder, else above it.
-                inner = posixpath.normpath("/" + name).lstrip("/")
-                if inner == old:
-                    inner = ""
-                elif inner.startswith(old + "/"):
-                    inner = inner[len(old) + 1 :]
-                inner = posixpath.join(new, inner).rstrip("/")
-                return os.path.join(root, inner) if inner else root
 
-            path = place(member.name)
-            if path != root:
-                safe_parent(root, path)
-            if member.isdir():
-                if os.path.lexists(path) and (os.path.islink(path) and path != root or not os.path.isdir(path)):
-                    raise CommandError(f"cannot overwrite non-directory {path} with directory")
-                os.makedirs(path, exist_ok=True)
-                folders.append((path, member))
-                continue
-            if os.path.lexists(path):
-                if os.path.isdir(path) and not os.path.islink(path):
-                    raise CommandError(f"cannot overwrite directory {path} with non-directory")
-                os.unlink(path)
-            if member.issym():
-                os.symlink(member.linkname, path)
-            elif member.islnk():
-                source = place(member.linkname)
-                safe_parent(root, source)
-                os.link(source, path, follow_symlinks=False)
-            elif member.isreg():
-                data = archive.extractfile(member)
-                assert data is not None
-                file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-                with open(file, "wb") as out:
-                    while block := data.read(1 << 18):
-                        out.write(block)
-            elif member.isfifo():
-                os.mkfifo(path)
-            elif member.ischr() or member.isblk():
-                kind = stat.S_IFCHR if member.ischr() else stat.S_IFBLK
-                os.mknod(path, kind | 0o600, os.makedev(member.devmajor, member.devminor))
-            else:
-                continue
-            if owners:
-                os.lchown(path, member.uid, member.gid)
-            if not member.issym():
-                os.chmod(path, member.mode)
-                os.utime(path, (member.mtime, member.mtime))
-    for path, member in reversed(folders):
-        if path == root and not new:
-            continue
-        if owners:
+class Extraction:
+    """Makes the entries of one archive. `owners`: they keep their owners, else they are ours."""
+
+    def __init__(self, archive: tarfile.TarFile, root: str, old: str, new: str, owners: bool) -> None:
+        self.archive = archive
+        self.root = root
+        self.old = old
+        self.new = new
+        self.owners = owners
+        self.folders: list[tuple[str, tarfile.TarInfo]] = []
+
+    def place(self, name: str) -> str:
+        """Where an entry goes. With `/.` at the end of the source the names begin at the folder, else above it."""
+        inner = posixpath.normpath("/" + name).lstrip("/")
+        if inner == self.old:
+            inner = ""
+        elif inner.startswith(self.old + "/"):
+            inner = inner[len(self.old) + 1 :]
+        inner = posixpath.join(self.new, inner).rstrip("/")
+        return os.path.join(self.root, inner) if inner else self.root
+
+    def extract(self, member: tarfile.TarInfo) -> None:
+        path = self.place(member.name)
+        if path != self.root:
+            safe_parent(self.root, path)
+        if member.isdir():
+            self.make_folder(path)
+            self.folders.append((path, member))
+            return
+        if os.path.lexists(path):
+            if os.path.isdir(path) and not os.path.islink(path):
+                raise CommandError(f"cannot overwrite directory {path} with non-directory")
+            os.unlink(path)
+        if self.make(path, member):
+            self.set_attributes(path, member)
+
+    def make_folder(self, path: str) -> None:
+        is_link = os.path.islink(path) and path != self.root
+        if os.path.lexists(path) and (is_link or not os.path.isdir(path)):
+            raise CommandError(f"cannot overwrite non-directory {path} with directory")
+        os.makedirs(path, exist_ok=True)
+
+    def make(self, path: str, member: tarfile.TarInfo) -> bool:
+        """Make what is no folder. False where it is of a kind that has no place in a file system."""
+        if member.issym():
+            os.symlink(member.linkname, path)
+        elif member.islnk():
+            source = self.place(member.linkname)
+            safe_parent(self.root, source)
+            os.link(source, path, follow_symlinks=False)
+        elif member.isreg():
+            self.write_file(path, member)
+        elif member.isfifo():
+            os.mkfifo(path)
+        elif member.ischr() or member.isblk():
+            kind = stat.S_IFCHR if member.ischr() else stat.S_IFBLK
+            os.mknod(path, kind | 0o600, os.makedev(member.devmajor, member.devminor))
+        else:
+            return False
+        return True
+
+    def write_file(self, path: str, member: tarfile.TarInfo) -> None:
+        data = self.archive.extractfile(member)
+        assert data is not None
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(file, "wb") as out:
+            while block := data.read(1 << 18):
+                out.write(block)
+
+    def set_attributes(self, path: str, member: tarfile.TarInfo) -> None:
+        if self.owners:
             os.lchown(path, member.uid, member.gid)
-        os.chmod(path, member.mode)
-        os.utime(path, (member.mtime, member.mtime))
+        if not member.issym():
+            os.chmod(path, member.mode)
+            os.utime(path, (member.mtime, member.mtime))
+
+    def finish_folders(self) -> None:
+        """Set the attributes of folders last: a folder may be read-only, and what is made in it changes its time."""
+        for path, member in reversed(self.folders):
+            if path != self.root or self.new:
+                self.set_attributes(path, member)
 
 
 def from_container(cli: Cli, options: Options, container: str, source: str, target: str) -> int:
@@ -352,12 +375,6 @@ def copy(cli: Cli, options: Options, operands: list[str]) -> int:
     raise CommandError("must specify at least one container source")
 
 
-def export(cli: Cli, options: Options, operands: list[str]) -> int:
-    refuse_terminal(options["output"], "save")
-    write_output(cli.client.open("GET", f"/containers/{operands[0]}/export"), options["output"])
-    return 0
-
-
 COMMANDS = {
     "container cp": Command(
         copy,
@@ -370,5 +387,4 @@ COMMANDS = {
 -q --quiet        bool  Do not tell what was copied
 """,
     ),
-    "container export": Command(export, "[OPTIONS] CONTAINER", 1, 1, "-o --output  string  Write to this file"),
 }

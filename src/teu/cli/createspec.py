@@ -6,10 +6,11 @@ docker's words."""
 
 from __future__ import annotations
 
+import _socket
 import os
 
-from teu.cli.options import Options, key_values, split_csv
-from teu.oci import units
+from teu.cli.options import FALSE, TRUE, Options, key_values, split_csv
+from teu.oci import jsontext, units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,8 +132,6 @@ def port_range(text: str, what: str) -> tuple[int, int]:
 
 
 def is_address(text: str) -> bool:
-    import _socket
-
     for family in (_socket.AF_INET, _socket.AF_INET6):
         try:
             _socket.inet_pton(family, text)
@@ -227,8 +226,6 @@ def volumes(values: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def truth(text: str, key: str) -> bool:
-    from teu.cli.options import FALSE, TRUE
-
     if text in TRUE:
         return True
     if text in FALSE:
@@ -236,91 +233,106 @@ def truth(text: str, key: str) -> bool:
     raise ValueError(f"invalid value for {key}: {text}")
 
 
+def as_it_stands(text: str, key: str) -> str:
+    return text
+
+
+def lower(text: str, key: str) -> str:
+    return text.lower()
+
+
+def size(text: str, key: str) -> int:
+    return units.parse_bytes(text)
+
+
+def file_mode(text: str, key: str) -> int:
+    try:
+        return int(text, 8)
+    except ValueError:
+        raise ValueError(f"invalid value for {key}: {text}") from None
+
+
+def mount_source(text: str, key: str) -> str:
+    """A volume's name, or a path; one relative to the working folder is made absolute."""
+    if text in (".", "..") or text.startswith(("./", "../")):
+        return os.path.normpath(os.path.join(os.getcwd(), text))
+    return text
+
+
+# The fields of --mount: the type of mount that they belong to ("" for all), where they go in the Mount or in its
+# options for that type, and what reads their text.
+MOUNT_FIELDS: dict[str, tuple[str, tuple[str, ...], Callable[[str, str], Any]]] = {
+    "type": ("", ("Type",), lower),
+    "source": ("", ("Source",), mount_source),
+    "src": ("", ("Source",), mount_source),
+    "target": ("", ("Target",), as_it_stands),
+    "dst": ("", ("Target",), as_it_stands),
+    "destination": ("", ("Target",), as_it_stands),
+    "readonly": ("", ("ReadOnly",), truth),
+    "ro": ("", ("ReadOnly",), truth),
+    "consistency": ("", ("Consistency",), lower),
+    "bind-propagation": ("bind", ("Propagation",), lower),
+    "bind-nonrecursive": ("bind", ("NonRecursive",), truth),
+    "bind-create-src": ("bind", ("CreateMountpoint",), truth),
+    "volume-nocopy": ("volume", ("NoCopy",), truth),
+    "volume-subpath": ("volume", ("Subpath",), as_it_stands),
+    "volume-driver": ("volume", ("DriverConfig", "Name"), as_it_stands),
+    "tmpfs-size": ("tmpfs", ("SizeBytes",), size),
+    "tmpfs-mode": ("tmpfs", ("Mode",), file_mode),
+}
+# Fields that mean true where no value is given.
+MOUNT_SWITCHES = frozenset(("readonly", "ro", "volume-nocopy", "bind-nonrecursive", "bind-create-src"))
+# Fields of a volume whose value is NAME=VALUE, and which may be given more than once.
+VOLUME_PAIRS = {"volume-label": ("Labels",), "volume-opt": ("DriverConfig", "Options")}
+# What bind-recursive sets in the options of a bind mount.
+BIND_RECURSIVE = {
+    "enabled": "",
+    "disabled": "NonRecursive",
+    "writable": "ReadOnlyNonRecursive",
+    "readonly": "ReadOnlyForceRecursive",
+}
+
+
 def mount(value: str) -> dict[str, Any]:
     """One --mount as the API's Mount."""
     result: dict[str, Any] = {"Type": "volume"}
-    volume: dict[str, Any] = {}
-    bind: dict[str, Any] = {}
-    tmpfs: dict[str, Any] = {}
+    options: dict[str, dict[str, Any]] = {"volume": {}, "bind": {}, "tmpfs": {}}
     for field in split_csv(value):
         key, equals, text = field.partition("=")
         key = key.lower().strip()
         if not equals:
-            if key in ("readonly", "ro"):
-                result["ReadOnly"] = True
-            elif key == "volume-nocopy":
-                volume["NoCopy"] = True
-            elif key == "bind-nonrecursive":
-                bind["NonRecursive"] = True
-            elif key == "bind-create-src":
-                bind["CreateMountpoint"] = True
-            else:
+            if key not in MOUNT_SWITCHES:
                 raise ValueError(f"invalid field '{field}' must be a key=value pair")
-        elif key == "type":
-            result["Type"] = text.lower()
-        elif key in ("source", "src"):
-            if text in (".", "..") or text.startswith(("./", "../")):
-                text = os.path.normpath(os.path.join(os.getcwd(), text))
-            result["Source"] = text
-        elif key in ("target", "dst", "destination"):
-            result["Target"] = text
-        elif key in ("readonly", "ro"):
-            result["ReadOnly"] = truth(text, key)
-        elif key == "consistency":
-            result["Consistency"] = text.lower()
-        elif key == "bind-propagation":
-            bind["Propagation"] = text.lower()
-        elif key == "bind-nonrecursive":
-            bind["NonRecursive"] = truth(text, key)
-        elif key == "bind-create-src":
-            bind["CreateMountpoint"] = truth(text, key)
+            text = "true"
+        if key in MOUNT_FIELDS:
+            owner, place, read = MOUNT_FIELDS[key]
+            put(options[owner] if owner else result, place, read(text, key))
+        elif key in VOLUME_PAIRS:
+            name, _, text = text.partition("=")
+            put(options["volume"], (*VOLUME_PAIRS[key], name), text)
         elif key == "bind-recursive":
-            if text == "enabled":
-                pass
-            elif text == "disabled":
-                bind["NonRecursive"] = True
-            elif text == "writable":
-                bind["ReadOnlyNonRecursive"] = True
-            elif text == "readonly":
-                bind["ReadOnlyForceRecursive"] = True
-            else:
-                raise ValueError(
-                    f'invalid value for {key}: {text} (must be one of "enabled", "disabled", "writable", "readonly")'
-                )
-        elif key == "volume-nocopy":
-            volume["NoCopy"] = truth(text, key)
-        elif key == "volume-subpath":
-            volume["Subpath"] = text
-        elif key == "volume-label":
-            name, _, label = text.partition("=")
-            volume.setdefault("Labels", {})[name] = label
-        elif key == "volume-driver":
-            volume.setdefault("DriverConfig", {})["Name"] = text
-        elif key == "volume-opt":
-            name, _, option = text.partition("=")
-            volume.setdefault("DriverConfig", {}).setdefault("Options", {})[name] = option
-        elif key == "tmpfs-size":
-            tmpfs["SizeBytes"] = units.parse_bytes(text)
-        elif key == "tmpfs-mode":
-            try:
-                tmpfs["Mode"] = int(text, 8)
-            except ValueError:
-                raise ValueError(f"invalid value for {key}: {text}") from None
+            if text not in BIND_RECURSIVE:
+                allowed = ", ".join(f'"{name}"' for name in BIND_RECURSIVE)
+                raise ValueError(f"invalid value for {key}: {text} (must be one of {allowed})")
+            if BIND_RECURSIVE[text]:
+                options["bind"][BIND_RECURSIVE[text]] = True
         else:
             raise ValueError(f"unexpected key '{key}' in '{field}'")
-    kind = result["Type"]
     if not result.get("Target"):
         raise ValueError("target is required")
-    for name, options, owner in (
-        ("VolumeOptions", volume, "volume"),
-        ("BindOptions", bind, "bind"),
-        ("TmpfsOptions", tmpfs, "tmpfs"),
-    ):
-        if options:
-            if kind != owner:
-                raise ValueError(f"cannot mix '{owner}-*' options with mount type '{kind}'")
-            result[name] = options
+    for owner, given in options.items():
+        if given:
+            if result["Type"] != owner:
+                raise ValueError(f"cannot mix '{owner}-*' options with mount type '{result['Type']}'")
+            result[f"{owner.capitalize()}Options"] = given
     return result
+
+
+def put(record: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
+    """Set a value in nested records, which are made where they are missing."""
+    for name in place[:-1]:
+        record = record.setdefault(name, {})
+    record[place[-1]] = value
 
 
 def device(value: str) -> dict[str, str]:
@@ -442,8 +454,6 @@ def security(values: list[str]) -> tuple[list[str], bool]:
         if not text and key != "no-new-privileges":
             raise ValueError(f'Invalid --security-opt: "{value}"')
         if key == "seccomp" and text not in ("unconfined", "builtin"):
-            from teu.oci import jsontext
-
             try:
                 with open(text, "rb") as file:
                     profile = jsontext.dumps(jsontext.loads(file.read(), exact=True))
@@ -536,58 +546,60 @@ def attachment(value: str) -> dict[str, Any]:
 def endpoints(options: Options) -> tuple[str, dict[str, Any]]:
     """--network and what belongs to it: (NetworkMode, EndpointsConfig)."""
     requests = each(options, "network", attachment) + each(options, "net", attachment)
-    given = requests or [{"name": "default", "aliases": [], "links": [], "local": [], "options": {}}]
-    first_request = given[0]
-    aliases = options["network-alias"] + options["net-alias"]
-    for mine, key, words in (
-        (aliases, "aliases", "--network-alias and per-network alias"),
+    given = requests or [attachment("default")]
+    add_own_options(given[0], options)
+    if len({user_defined(request["name"]) for request in given}) > 1:
+        raise ValueError("conflicting options: cannot attach both user-defined and non-user-defined network-modes")
+    result: dict[str, Any] = {}
+    for request in given:
+        name = request["name"]
+        found = endpoint(request)
+        if name in result:
+            raise ValueError(f'network "{name}" is specified multiple times')
+        if found or len(requests) > 1:
+            result[name] = found
+    return given[0]["name"], result
+
+
+def add_own_options(request: dict[str, Any], options: Options) -> None:
+    """What --ip, --network-alias and the like say is about the first network."""
+    for given, key, words in (
+        (options["network-alias"] + options["net-alias"], "aliases", "--network-alias and per-network alias"),
         (options["ip"], "ip", "--ip and per-network IPv4 address"),
         (options["ip6"], "ip6", "--ip6 and per-network IPv6 address"),
         (options["mac-address"], "mac-address", "--mac-address and per-network MAC address"),
         (options["link-local-ip"], "local", "--link-local-ip and per-network link-local IP addresses"),
     ):
-        if mine:
-            if first_request.get(key):
+        if given:
+            if request.get(key):
                 raise ValueError(f"conflicting options: cannot specify both {words}")
-            first_request[key] = mine
-    if user_defined(first_request["name"]) and options["link"]:
-        first_request["links"] = options["link"]
-    result: dict[str, Any] = {}
-    names = [request["name"] for request in given]
-    if len({user_defined(name) for name in names}) > 1:
-        raise ValueError("conflicting options: cannot attach both user-defined and non-user-defined network-modes")
-    for request in given:
-        name = request["name"]
-        if not name.strip():
-            raise ValueError("no name set for network")
-        if not user_defined(name) and request["aliases"]:
-            raise ValueError("network-scoped aliases are only supported for user-defined networks")
-        endpoint: dict[str, Any] = {}
-        if request["aliases"]:
-            endpoint["Aliases"] = request["aliases"]
-        if request["links"]:
-            endpoint["Links"] = request["links"]
-        if request["options"]:
-            endpoint["DriverOpts"] = request["options"]
-        if request.get("gw-priority"):
-            endpoint["GwPriority"] = request["gw-priority"]
-        if request.get("ip") or request.get("ip6") or request["local"]:
-            endpoint["IPAMConfig"] = {
-                key: value
-                for key, value in (
-                    ("IPv4Address", request.get("ip")),
-                    ("IPv6Address", request.get("ip6")),
-                    ("LinkLocalIPs", request["local"]),
-                )
-                if value
-            }
-        if request.get("mac-address"):
-            endpoint["MacAddress"] = valid_mac(request["mac-address"])
-        if name in result:
-            raise ValueError(f'network "{name}" is specified multiple times')
-        if endpoint or len(requests) > 1:
-            result[name] = endpoint
-    return first_request["name"], result
+            request[key] = given
+    if user_defined(request["name"]) and options["link"]:
+        request["links"] = options["link"]
+
+
+def endpoint(request: dict[str, Any]) -> dict[str, Any]:
+    """One `attachment` as the API's EndpointSettings, with only what is asked for."""
+    name = request["name"]
+    if not name.strip():
+        raise ValueError("no name set for network")
+    if not user_defined(name) and request["aliases"]:
+        raise ValueError("network-scoped aliases are only supported for user-defined networks")
+    mac = request.get("mac-address")
+    addresses = {
+        "IPv4Address": request.get("ip"),
+        "IPv6Address": request.get("ip6"),
+        "LinkLocalIPs": request["local"],
+    }
+    result = {
+        "Aliases": request["aliases"],
+        "Links": request["links"],
+        "DriverOpts": request["options"],
+        "GwPriority": request.get("gw-priority"),
+        "IPAMConfig": {key: value for key, value in addresses.items() if value},
+        "MacAddress": valid_mac(mac) if mac else "",
+    }
+    return {key: value for key, value in result.items() if value}
 
 
 def valid_mac(text: str) -> str:
@@ -628,123 +640,6 @@ def check_mode(value: str, flag: str, word: str, allowed: tuple[str, ...]) -> st
     raise ValueError(f"--{flag}: invalid {word} mode")
 
 
-def build(options: Options, image: str, command: list[str]) -> dict[str, Any]:
-    """The body of POST /containers/create."""
-    config: dict[str, Any] = {"Image": image}
-    host: dict[str, Any] = {}
-    attach = each(options, "attach", valid_stream)
-    if options["mac-address"]:
-        valid_mac(options["mac-address"])
-    stdin = options["interactive"]
-    config["AttachStdin"] = stdin or "stdin" in attach
-    config["AttachStdout"] = not attach or "stdout" in attach
-    config["AttachStderr"] = not attach or "stderr" in attach
-    config["OpenStdin"] = stdin
-    config["StdinOnce"] = stdin and config["AttachStdin"]
-    config["Tty"] = options["tty"]
-    swappiness = options["memory-swappiness"]
-    if swappiness != -1 and not 0 <= swappiness <= 100:
-        raise ValueError(f"invalid value: {swappiness}. Valid memory swappiness range is 0-100")
-    host["MemorySwappiness"] = swappiness
-    if options["volume"]:
-        binds, anonymous = volumes(options["volume"])
-        if binds:
-            host["Binds"] = binds
-        if anonymous:
-            config["Volumes"] = anonymous
-    if options["tmpfs"]:
-        host["Tmpfs"] = {path: extra for path, _, extra in (value.partition(":") for value in options["tmpfs"])}
-    if options["mount"]:
-        host["Mounts"] = each(options, "mount", mount)
-    if command:
-        config["Cmd"] = command
-    if options["entrypoint"]:
-        config["Entrypoint"] = [options["entrypoint"]]
-    elif "entrypoint" in options.changed:
-        config["Entrypoint"] = [""]
-    exposed: dict[str, Any] = {}
-    if options["publish"]:
-        exposed, host["PortBindings"] = publish(options["publish"])
-    if options["expose"]:
-        expose(options["expose"], exposed)
-    if exposed:
-        config["ExposedPorts"] = exposed
-    devices = [value for value in options["device"] if not is_cdi(value)]
-    if devices:
-        host["Devices"] = [device(value) for value in devices]
-    requests = each(options, "gpus", gpu)
-    if len(devices) != len(options["device"]):
-        requests.append({"Driver": "cdi", "DeviceIDs": [value for value in options["device"] if is_cdi(value)]})
-    if requests:
-        host["DeviceRequests"] = requests
-    if options["env"] or options["env-file"]:
-        each(options, "env", valid_variable)
-        config["Env"] = environment(options["env"], options["env-file"])
-    if options["label"] or options["label-file"]:
-        each(options, "label", valid_label)
-        config["Labels"] = key_values(read_lines(options["label-file"], False) + options["label"])
-    host["PidMode"] = check_mode(options["pid"], "pid", "PID", ("", "host", "container:"))
-    host["UTSMode"] = check_mode(options["uts"], "uts", "UTS", ("", "host"))
-    host["UsernsMode"] = check_mode(options["userns"], "userns", "USER", ("", "host"))
-    host["CgroupnsMode"] = check_mode(options["cgroupns"], "cgroupns", "CGROUP", ("", "host", "private"))
-    host["IpcMode"] = options["ipc"]
-    host["RestartPolicy"] = restart_policy(options["restart"])
-    if options["rm"] and host["RestartPolicy"]["Name"] not in ("", "no"):
-        raise ValueError("Conflicting options: --restart and --rm")
-    host["AutoRemove"] = options["rm"]
-    if options["log-driver"] == "none" and options["log-opt"]:
-        raise ValueError("invalid logging opts for driver none")
-    host["LogConfig"] = {"Type": options["log-driver"], "Config": key_values(options["log-opt"])}
-    if options["security-opt"]:
-        host["SecurityOpt"], unconfined = security(options["security-opt"])
-        if unconfined:
-            host["MaskedPaths"], host["ReadonlyPaths"] = [], []
-    if options["storage-opt"]:
-        for value in options["storage-opt"]:
-            if "=" not in value:
-                raise ValueError("invalid storage option")
-        host["StorageOpt"] = key_values(options["storage-opt"])
-    if (check := health(options)) is not None:
-        config["Healthcheck"] = check
-    if "stop-timeout" in options.changed:
-        config["StopTimeout"] = options["stop-timeout"]
-    if "init" in options.changed:
-        host["Init"] = options["init"]
-    if "oom-kill-disable" in options.changed:
-        host["OomKillDisable"] = options["oom-kill-disable"]
-    if options["add-host"]:
-        host["ExtraHosts"] = each(options, "add-host", extra_host)
-    host["Dns"] = each(options, "dns", valid_dns)
-    host["DnsOptions"] = options["dns-option"] + options["dns-opt"]
-    host["DnsSearch"] = options["dns-search"]
-    if options["ulimit"]:
-        found = {entry["Name"]: entry for entry in each(options, "ulimit", ulimit)}
-        host["Ulimits"] = [found[name] for name in sorted(found)]
-    if options["blkio-weight-device"]:
-        host["BlkioWeightDevice"] = each(options, "blkio-weight-device", weight)
-    for name, key, sized in (
-        ("device-read-bps", "BlkioDeviceReadBps", True),
-        ("device-write-bps", "BlkioDeviceWriteBps", True),
-        ("device-read-iops", "BlkioDeviceReadIOps", False),
-        ("device-write-iops", "BlkioDeviceWriteIOps", False),
-    ):
-        if options[name]:
-            host[key] = each(options, name, throttle_bytes if sized else throttle_operations)
-    if options["pids-limit"]:
-        host["PidsLimit"] = options["pids-limit"]
-    for target, fields in ((config, CONFIG_FIELDS), (host, HOST_FIELDS)):
-        for name, key in fields:
-            if options[name]:
-                target[key] = options[name]
-    if options["sysctl"]:
-        host["Sysctls"] = key_values(each(options, "sysctl", valid_sysctl))
-    if options["annotation"]:
-        host["Annotations"] = key_values(options["annotation"])
-    mode, endpoint_config = endpoints(options)
-    host["NetworkMode"] = mode
-    return {**config, "HostConfig": host, "NetworkingConfig": {"EndpointsConfig": endpoint_config}}
-
-
 # Options whose value is the field's value as it stands.
 CONFIG_FIELDS = (
     ("hostname", "Hostname"),
@@ -782,4 +677,182 @@ HOST_FIELDS = (
     ("cpuset-mems", "CpusetMems"),
     ("blkio-weight", "BlkioWeight"),
     ("device-cgroup-rule", "DeviceCgroupRules"),
+    ("pids-limit", "PidsLimit"),
 )
+
+
+# The steps of `build`: each reads some options and sets its fields of the container's Config and of its HostConfig.
+
+
+def add_streams(options: Options, config: dict[str, Any]) -> None:
+    attach = each(options, "attach", valid_stream)
+    stdin = options["interactive"]
+    config["AttachStdin"] = stdin or "stdin" in attach
+    config["AttachStdout"] = not attach or "stdout" in attach
+    config["AttachStderr"] = not attach or "stderr" in attach
+    config["OpenStdin"] = stdin
+    config["StdinOnce"] = stdin and config["AttachStdin"]
+    config["Tty"] = options["tty"]
+
+
+def add_mounts(options: Options, config: dict[str, Any], host: dict[str, Any]) -> None:
+    binds, anonymous = volumes(options["volume"])
+    if binds:
+        host["Binds"] = binds
+    if anonymous:
+        config["Volumes"] = anonymous
+    if options["tmpfs"]:
+        host["Tmpfs"] = {path: extra for path, _, extra in (value.partition(":") for value in options["tmpfs"])}
+    if options["mount"]:
+        host["Mounts"] = each(options, "mount", mount)
+
+
+def add_command(options: Options, config: dict[str, Any], command: list[str]) -> None:
+    if command:
+        config["Cmd"] = command
+    if options["entrypoint"]:
+        config["Entrypoint"] = [options["entrypoint"]]
+    elif "entrypoint" in options.changed:
+        config["Entrypoint"] = [""]
+
+
+def add_ports(options: Options, config: dict[str, Any], host: dict[str, Any]) -> None:
+    exposed: dict[str, Any] = {}
+    if options["publish"]:
+        exposed, host["PortBindings"] = publish(options["publish"])
+    expose(options["expose"], exposed)
+    if exposed:
+        config["ExposedPorts"] = exposed
+
+
+def add_devices(options: Options, host: dict[str, Any]) -> None:
+    named_by_cdi = [value for value in options["device"] if is_cdi(value)]
+    devices = [device(value) for value in options["device"] if not is_cdi(value)]
+    if devices:
+        host["Devices"] = devices
+    requests = each(options, "gpus", gpu)
+    if named_by_cdi:
+        requests.append({"Driver": "cdi", "DeviceIDs": named_by_cdi})
+    if requests:
+        host["DeviceRequests"] = requests
+
+
+def add_environment(options: Options, config: dict[str, Any]) -> None:
+    if options["env"] or options["env-file"]:
+        each(options, "env", valid_variable)
+        config["Env"] = environment(options["env"], options["env-file"])
+    if options["label"] or options["label-file"]:
+        each(options, "label", valid_label)
+        config["Labels"] = key_values(read_lines(options["label-file"], False) + options["label"])
+
+
+def add_namespaces(options: Options, host: dict[str, Any]) -> None:
+    host["PidMode"] = check_mode(options["pid"], "pid", "PID", ("", "host", "container:"))
+    host["UTSMode"] = check_mode(options["uts"], "uts", "UTS", ("", "host"))
+    host["UsernsMode"] = check_mode(options["userns"], "userns", "USER", ("", "host"))
+    host["CgroupnsMode"] = check_mode(options["cgroupns"], "cgroupns", "CGROUP", ("", "host", "private"))
+    host["IpcMode"] = options["ipc"]
+
+
+def add_end_of_life(options: Options, host: dict[str, Any]) -> None:
+    """What becomes of the container after its end, and of its output."""
+    host["RestartPolicy"] = restart_policy(options["restart"])
+    if options["rm"] and host["RestartPolicy"]["Name"] not in ("", "no"):
+        raise ValueError("Conflicting options: --restart and --rm")
+    host["AutoRemove"] = options["rm"]
+    if options["log-driver"] == "none" and options["log-opt"]:
+        raise ValueError("invalid logging opts for driver none")
+    host["LogConfig"] = {"Type": options["log-driver"], "Config": key_values(options["log-opt"])}
+
+
+def add_security(options: Options, host: dict[str, Any]) -> None:
+    if options["security-opt"]:
+        host["SecurityOpt"], unconfined = security(options["security-opt"])
+        if unconfined:
+            host["MaskedPaths"], host["ReadonlyPaths"] = [], []
+    if options["storage-opt"]:
+        if not all("=" in value for value in options["storage-opt"]):
+            raise ValueError("invalid storage option")
+        host["StorageOpt"] = key_values(options["storage-opt"])
+
+
+def add_changed(options: Options, config: dict[str, Any], host: dict[str, Any]) -> None:
+    """Health, and what is left to the daemon unless it is on the command line."""
+    if (check := health(options)) is not None:
+        config["Healthcheck"] = check
+    for name, record, key in (
+        ("stop-timeout", config, "StopTimeout"),
+        ("init", host, "Init"),
+        ("oom-kill-disable", host, "OomKillDisable"),
+    ):
+        if name in options.changed:
+            record[key] = options[name]
+
+
+def add_names(options: Options, host: dict[str, Any]) -> None:
+    if options["add-host"]:
+        host["ExtraHosts"] = each(options, "add-host", extra_host)
+    host["Dns"] = each(options, "dns", valid_dns)
+    host["DnsOptions"] = options["dns-option"] + options["dns-opt"]
+    host["DnsSearch"] = options["dns-search"]
+
+
+def add_limits(options: Options, host: dict[str, Any]) -> None:
+    if options["ulimit"]:
+        found = {entry["Name"]: entry for entry in each(options, "ulimit", ulimit)}
+        host["Ulimits"] = [found[name] for name in sorted(found)]
+    for name, key, read in (
+        ("blkio-weight-device", "BlkioWeightDevice", weight),
+        ("device-read-bps", "BlkioDeviceReadBps", throttle_bytes),
+        ("device-write-bps", "BlkioDeviceWriteBps", throttle_bytes),
+        ("device-read-iops", "BlkioDeviceReadIOps", throttle_operations),
+        ("device-write-iops", "BlkioDeviceWriteIOps", throttle_operations),
+    ):
+        if options[name]:
+            host[key] = each(options, name, read)
+
+
+def add_plain(options: Options, config: dict[str, Any], host: dict[str, Any]) -> None:
+    """Options whose value is the field's value as it stands."""
+    for record, fields in ((config, CONFIG_FIELDS), (host, HOST_FIELDS)):
+        for name, key in fields:
+            if options[name]:
+                record[key] = options[name]
+
+
+def add_settings(options: Options, host: dict[str, Any]) -> None:
+    if options["sysctl"]:
+        host["Sysctls"] = key_values(each(options, "sysctl", valid_sysctl))
+    if options["annotation"]:
+        host["Annotations"] = key_values(options["annotation"])
+
+
+def valid_swappiness(number: int) -> int:
+    if number != -1 and not 0 <= number <= 100:
+        raise ValueError(f"invalid value: {number}. Valid memory swappiness range is 0-100")
+    return number
+
+
+def build(options: Options, image: str, command: list[str]) -> dict[str, Any]:
+    """The body of POST /containers/create. Of several wrong values, the one that docker tells is told."""
+    config: dict[str, Any] = {"Image": image}
+    host: dict[str, Any] = {}
+    add_streams(options, config)
+    if options["mac-address"]:
+        valid_mac(options["mac-address"])
+    host["MemorySwappiness"] = valid_swappiness(options["memory-swappiness"])
+    add_mounts(options, config, host)
+    add_command(options, config, command)
+    add_ports(options, config, host)
+    add_devices(options, host)
+    add_environment(options, config)
+    add_namespaces(options, host)
+    add_end_of_life(options, host)
+    add_security(options, host)
+    add_changed(options, config, host)
+    add_names(options, host)
+    add_limits(options, host)
+    add_plain(options, config, host)
+    add_settings(options, host)
+    host["NetworkMode"], endpoint_config = endpoints(options)
+    return {**config, "HostConfig": host, "NetworkingConfig": {"EndpointsConfig": endpoint_config}}

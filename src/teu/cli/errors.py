@@ -26,4 +26,4 @@ class APIError(Exception):
 
 
 class ConnectError(Exception):
-    """There is no conversation with the daemon: nobody listens, no permission, or it hung up."""
+    """There is no conversation with the daemon: it does not listen, we may not connect, or it closed the connection."""

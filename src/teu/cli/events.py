@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import time
 
-from teu.cli.commands import Cli, Command
+from teu.cli.command import Cli, Command
 from teu.cli.errors import CommandError
 from teu.cli.options import Options, filters
 from teu.oci import jsontext, units
@@ -36,13 +36,11 @@ def events(cli: Cli, options: Options, operands: list[str]) -> int:
     form = options["format"]
     template = None
     if form and form != "json":
-        from teu.cli.template import compile_template
+        from teu.cli.template import TemplateError, compile_template, located  # 8 ms
 
         template = compile_template(form.replace("\\t", "\t").replace("\\n", "\n"))
     for event in cli.client.open("GET", "/events", query).messages():
         if template is not None:
-            from teu.cli.template import TemplateError, located
-
             try:
                 text = template.render(named(event))
             except TemplateError as error:

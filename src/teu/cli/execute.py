@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 
 from teu.cli import streams
-from teu.cli.commands import Cli, Command
+from teu.cli.command import Cli, Command
 from teu.cli.createspec import environment
 from teu.cli.errors import CommandError
 from teu.cli.options import Options
@@ -46,7 +46,7 @@ def execute(cli: Cli, options: Options, operands: list[str]) -> int:
     if detach:
         client.call("POST", path + "/start", None, {"Detach": True, "Tty": tty})
         return 0
-    with streams.Signals([28] if tty else []) as signals:
+    with streams.Signals(streams.caught(tty, False)) as signals:
         request = {"Detach": False, "Tty": tty}
         if size is not None:
             request["ConsoleSize"] = list(size)
@@ -54,9 +54,7 @@ def execute(cli: Cli, options: Options, operands: list[str]) -> int:
         session = streams.Session(
             client,
             stream,
-            tty=tty,
-            stdin=stdin,
-            detach_keys=keys,
+            streams.Attachment(tty=tty, stdin=stdin, detach_keys=keys),
             resize=lambda rows, columns: client.call("POST", path + "/resize", {"h": str(rows), "w": str(columns)}),
         )
         if tty and size is None:

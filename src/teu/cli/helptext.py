@@ -5,8 +5,10 @@ a command that does its work."""
 
 from __future__ import annotations
 
+import textwrap
+
 from teu.cli import commands
-from teu.cli.commands import GLOBAL_FLAGS, PROGRAM, Command
+from teu.cli.command import GLOBAL_FLAGS, PROGRAM, Command
 from teu.cli.options import REPEATED, Flag, parse_table
 
 
@@ -47,8 +49,6 @@ def options_text(table: str) -> str:
         for flag in flags
     ]
     width = max(map(len, left)) + 3
-    import textwrap
-
     lines = []
     for start, flag in zip(left, flags):
         text = textwrap.wrap(flag.text + default_text(flag), max(76 - width, 30), break_on_hyphens=False)

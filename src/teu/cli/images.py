@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import time
+
 from teu.cli import table
-from teu.cli.commands import Cli, Command
+from teu.cli.command import Cli, Command
 from teu.cli.errors import APIError, CommandError
 from teu.cli.options import Options, filters
 from teu.oci import units
@@ -113,8 +115,6 @@ def history(cli: Cli, options: Options, operands: list[str]) -> int:
     whole, human = options["no-trunc"], options["human"]
 
     def instant(layer: dict[str, Any]) -> str:
-        import time
-
         zone = time.strftime("%z", time.localtime(layer["Created"]))
         zone = "Z" if zone == "+0000" else zone[:3] + ":" + zone[3:]
         return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(layer["Created"])) + zone
@@ -169,7 +169,7 @@ def remove(cli: Cli, options: Options, operands: list[str]) -> int:
 
 
 def tag(cli: Cli, options: Options, operands: list[str]) -> int:
-    from teu.cli.registry import check_reference, split_tag
+    from teu.cli.registry import check_reference, split_tag  # 0.9 ms
 
     try:
         check_reference(operands[1])

@@ -8,7 +8,7 @@ import sys
 import time
 
 from teu import __version__
-from teu.cli.commands import Cli, Command
+from teu.cli.command import Cli, Command
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.cli.http import API_VERSION
 from teu.cli.options import Options
@@ -16,6 +16,7 @@ from teu.oci import jsontext, units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 
@@ -23,7 +24,7 @@ def formatted(cli: Cli, form: str, value: dict[str, Any]) -> None:
     if form == "json":
         cli.print(jsontext.dumps(value))
         return
-    from teu.cli.template import Template, TemplateError, located
+    from teu.cli.template import Template, TemplateError, located  # 8 ms
 
     try:
         cli.print(Template(form.replace("\\t", "\t").replace("\\n", "\n"), missing_error=True).render(value))
@@ -111,7 +112,38 @@ def words(value: Any) -> str:
 
 
 def server_lines(found: dict[str, Any]) -> list[str]:
-    lines = [
+    """What `info` shows of the daemon."""
+    return [
+        *count_lines(found),
+        *driver_lines(found),
+        *runtime_lines(found),
+        *machine_lines(found),
+        *debug_lines(found),
+        *proxy_and_label_lines(found),
+        *registry_lines(found),
+        *last_lines(found),
+        "",
+    ]
+
+
+def shown(found: dict[str, Any], *fields: tuple[str, str]) -> list[str]:
+    """A line for each (label, key) that has a value."""
+    return [f" {label}: {words(found[key])}" for label, key in fields if found.get(key)]
+
+
+def always(found: dict[str, Any], label: str, key: str) -> str:
+    value = found.get(key)
+    return f" {label}: {words(value if value is not None else '')}"
+
+
+def listed(title: str, values: Iterable[str]) -> list[str]:
+    """A title with values below it; nothing where there are none."""
+    lines = ["  " + value for value in values]
+    return [f" {title}:", *lines] if lines else []
+
+
+def count_lines(found: dict[str, Any]) -> list[str]:
+    return [
         f" Containers: {found.get('Containers', 0)}",
         f"  Running: {found.get('ContainersRunning', 0)}",
         f"  Paused: {found.get('ContainersPaused', 0)}",
@@ -119,30 +151,32 @@ def server_lines(found: dict[str, Any]) -> list[str]:
         f" Images: {found.get('Images', 0)}",
     ]
 
-    def add(label: str, key: str, always: bool = False) -> None:
-        value = found.get(key)
-        if always or value:
-            lines.append(f" {label}: {words(value if value is not None else '')}")
 
-    add("Server Version", "ServerVersion")
-    add("Storage Driver", "Driver")
-    lines.extend(f"  {name}: {value}" for name, value in found.get("DriverStatus") or ())
-    add("Logging Driver", "LoggingDriver")
-    add("Cgroup Driver", "CgroupDriver")
-    add("Cgroup Version", "CgroupVersion")
+def driver_lines(found: dict[str, Any]) -> list[str]:
+    lines = shown(found, ("Server Version", "ServerVersion"), ("Storage Driver", "Driver"))
+    lines += [f"  {name}: {value}" for name, value in found.get("DriverStatus") or ()]
+    lines += shown(
+        found,
+        ("Logging Driver", "LoggingDriver"),
+        ("Cgroup Driver", "CgroupDriver"),
+        ("Cgroup Version", "CgroupVersion"),
+    )
     plugins = found.get("Plugins") or {}
     lines.append(" Plugins:")
     for key in ("Volume", "Network", "Authorization", "Log"):
         if plugins.get(key) or key != "Authorization":
             lines.append(f"  {key}: {' '.join(plugins.get(key) or ())}")
-    if found.get("CDISpecDirs"):
-        lines.append(" CDI spec directories:")
-        lines.extend("  " + folder for folder in found["CDISpecDirs"])
+    lines += listed("CDI spec directories", found.get("CDISpecDirs") or ())
     lines.append(f" Swarm: {(found.get('Swarm') or {}).get('LocalNodeState') or 'inactive'}")
+    return lines
+
+
+def runtime_lines(found: dict[str, Any]) -> list[str]:
+    lines = []
     if found.get("Runtimes"):
         lines.append(f" Runtimes: {' '.join(found['Runtimes'])}")
         lines.append(f" Default Runtime: {found.get('DefaultRuntime', '')}")
-    add("Init Binary", "InitBinary", True)
+    lines.append(always(found, "Init Binary", "InitBinary"))
     for label, key in (("containerd", "ContainerdCommit"), ("runc", "RuncCommit"), ("init", "InitCommit")):
         lines.append(f" {label} version: {(found.get(key) or {}).get('ID', '')}")
     if found.get("SecurityOptions"):
@@ -151,19 +185,27 @@ def server_lines(found: dict[str, Any]) -> list[str]:
             pairs = [part.partition("=") for part in text.split(",")]
             lines.extend("  " + value for key, _, value in pairs if key == "name")
             lines.extend("   Profile: " + value for key, _, value in pairs if key == "profile")
-    for label, key in (
-        ("Kernel Version", "KernelVersion"),
-        ("Operating System", "OperatingSystem"),
-        ("OSType", "OSType"),
-        ("Architecture", "Architecture"),
-    ):
-        add(label, key)
-    add("CPUs", "NCPU", True)
-    lines.append(f" Total Memory: {units.binary_size(found.get('MemTotal') or 0)}")
-    add("Name", "Name")
-    add("ID", "ID")
-    add("Docker Root Dir", "DockerRootDir", True)
-    lines.append(f" Debug Mode: {words(bool(found.get('Debug')))}")
+    return lines
+
+
+def machine_lines(found: dict[str, Any]) -> list[str]:
+    return [
+        *shown(
+            found,
+            ("Kernel Version", "KernelVersion"),
+            ("Operating System", "OperatingSystem"),
+            ("OSType", "OSType"),
+            ("Architecture", "Architecture"),
+        ),
+        always(found, "CPUs", "NCPU"),
+        f" Total Memory: {units.binary_size(found.get('MemTotal') or 0)}",
+        *shown(found, ("Name", "Name"), ("ID", "ID")),
+        always(found, "Docker Root Dir", "DockerRootDir"),
+    ]
+
+
+def debug_lines(found: dict[str, Any]) -> list[str]:
+    lines = [f" Debug Mode: {words(bool(found.get('Debug')))}"]
     if found.get("Debug"):
         lines += [
             f"  File Descriptors: {found.get('NFd', 0)}",
@@ -171,31 +213,33 @@ def server_lines(found: dict[str, Any]) -> list[str]:
             f"  System Time: {found.get('SystemTime', '')}",
             f"  EventsListeners: {found.get('NEventsListener', 0)}",
         ]
-    add("HTTP Proxy", "HttpProxy")
-    add("HTTPS Proxy", "HttpsProxy")
-    add("No Proxy", "NoProxy")
-    if found.get("Labels"):
-        lines.append(" Labels:")
-        lines.extend("  " + label for label in found["Labels"])
-    lines.append(f" Experimental: {words(bool(found.get('ExperimentalBuild')))}")
-    registries = found.get("RegistryConfig") or {}
-    insecure = [entry["Name"] for entry in (registries.get("IndexConfigs") or {}).values() if not entry["Secure"]]
-    insecure += registries.get("InsecureRegistryCIDRs") or []
-    if registries.get("InsecureRegistryCIDRs") or registries.get("IndexConfigs"):
-        lines.append(" Insecure Registries:")
-        lines.extend("  " + name for name in insecure)
-    if registries.get("Mirrors"):
-        lines.append(" Registry Mirrors:")
-        lines.extend("  " + name for name in registries["Mirrors"])
-    lines.append(f" Live Restore Enabled: {words(bool(found.get('LiveRestoreEnabled')))}")
-    if found.get("ProductLicense"):
-        lines.append(f" Product License: {found['ProductLicense']}")
-    pools = found.get("DefaultAddressPools")
-    if pools:
-        lines.append(" Default Address Pools:")
-        lines.extend(f"   Base: {pool['Base']}, Size: {pool['Size']}" for pool in pools)
-    lines.append("")
     return lines
+
+
+def proxy_and_label_lines(found: dict[str, Any]) -> list[str]:
+    return [
+        *shown(found, ("HTTP Proxy", "HttpProxy"), ("HTTPS Proxy", "HttpsProxy"), ("No Proxy", "NoProxy")),
+        *listed("Labels", found.get("Labels") or ()),
+        f" Experimental: {words(bool(found.get('ExperimentalBuild')))}",
+    ]
+
+
+def registry_lines(found: dict[str, Any]) -> list[str]:
+    lines = []
+    registries = found.get("RegistryConfig") or {}
+    known, ranges = registries.get("IndexConfigs") or {}, registries.get("InsecureRegistryCIDRs") or []
+    if known or ranges:
+        # Shown with its title even where no registry is insecure, as docker does.
+        insecure = [entry["Name"] for entry in known.values() if not entry["Secure"]]
+        lines += [" Insecure Registries:", *("  " + name for name in insecure + ranges)]
+    return lines + listed("Registry Mirrors", registries.get("Mirrors") or ())
+
+
+def last_lines(found: dict[str, Any]) -> list[str]:
+    lines = [f" Live Restore Enabled: {words(bool(found.get('LiveRestoreEnabled')))}"]
+    lines += shown(found, ("Product License", "ProductLicense"))
+    pools = [f" Base: {pool['Base']}, Size: {pool['Size']}" for pool in found.get("DefaultAddressPools") or ()]
+    return lines + listed("Default Address Pools", pools)
 
 
 def info(cli: Cli, options: Options, operands: list[str]) -> int:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from teu.cli import table
-from teu.cli.commands import Cli, Command
+from teu.cli.command import Cli, Command
 from teu.cli.errors import APIError, CommandError
 from teu.cli.options import Options, filters, key_values
 from teu.oci import units
@@ -70,52 +70,56 @@ def list_networks(cli: Cli, options: Options, operands: list[str]) -> int:
 
 def address_pools(options: Options) -> list[dict[str, Any]]:
     """--subnet, --ip-range, --gateway and --aux-address as IPAM pools."""
-    import ipaddress
-
-    pools: dict[str, dict[str, Any]] = {}
-    networks: dict[str, Any] = {}
-
-    def split(name: str) -> list[str]:
-        return [part for value in options[name] for part in value.split(",")]
-
-    subnets = split("subnet")
-    if len(split("ip-range")) > len(subnets) or len(split("gateway")) > len(subnets):
+    subnets, ranges, gateways = (
+        [part for value in options[name] for part in value.split(",")] for name in ("subnet", "ip-range", "gateway")
+    )
+    if len(ranges) > len(subnets) or len(gateways) > len(subnets):
         raise CommandError("every ip-range or gateway must have a corresponding subnet")
-    for text in subnets:
-        try:
-            network = ipaddress.ip_network(text, strict=False)
-        except ValueError:
-            pools[text] = {"Subnet": text}  # the daemon says what is wrong with it
-            continue
-        for other in networks.values():
-            if other.version == network.version and other.overlaps(network):
-                raise CommandError("multiple overlapping subnet configuration is not supported")
-        networks[text] = network
-        pools[text] = {"Subnet": text}
-
-    def owner(address: str, what: str) -> dict[str, Any]:
-        try:
-            start = ipaddress.ip_interface(address).ip
-        except ValueError:
-            raise CommandError(f"invalid address: {address}") from None
-        for text, network in networks.items():
-            if start in network:
-                return pools[text]
-        raise CommandError(f"no matching subnet for {what} {address}")
-
-    for text in split("ip-range"):
-        pool = owner(text, "range")
+    pools = Pools(subnets)
+    for text in ranges:
+        pool = pools.owner(text, "range")
         if "IPRange" in pool:
             raise CommandError(f"cannot configure multiple ranges ({text}, {pool['IPRange']}) on the same subnet")
         pool["IPRange"] = text
-    for text in split("gateway"):
-        pool = owner(text, "gateway")
+    for text in gateways:
+        pool = pools.owner(text, "gateway")
         if "Gateway" in pool:
             raise CommandError(f"cannot configure multiple gateways ({text}, {pool['Gateway']}) for the same subnet")
         pool["Gateway"] = text
     for key, address in key_values(options["aux-address"]).items():
-        owner(address, "aux-address").setdefault("AuxiliaryAddresses", {})[key] = address
-    return list(pools.values())
+        pools.owner(address, "aux-address").setdefault("AuxiliaryAddresses", {})[key] = address
+    return list(pools.by_subnet.values())
+
+
+class Pools:
+    """The IPAM pools of some subnets, which must not overlap."""
+
+    def __init__(self, subnets: list[str]) -> None:
+        import ipaddress  # 4 ms, which of the commands here only create needs
+
+        self.by_subnet: dict[str, dict[str, Any]] = {}
+        self.networks: dict[str, ipaddress.IPv4Network | ipaddress.IPv6Network] = {}
+        self.interface = ipaddress.ip_interface
+        for text in subnets:
+            self.by_subnet[text] = {"Subnet": text}
+            try:
+                network = ipaddress.ip_network(text, strict=False)
+            except ValueError:
+                continue  # the daemon says what is wrong with it
+            if any(other.version == network.version and other.overlaps(network) for other in self.networks.values()):
+                raise CommandError("multiple overlapping subnet configuration is not supported")
+            self.networks[text] = network
+
+    def owner(self, address: str, what: str) -> dict[str, Any]:
+        """The pool that an address, or a range, is in."""
+        try:
+            start = self.interface(address).ip
+        except ValueError:
+            raise CommandError(f"invalid address: {address}") from None
+        for text, network in self.networks.items():
+            if start in network:
+                return self.by_subnet[text]
+        raise CommandError(f"no matching subnet for {what} {address}")
 
 
 def create(cli: Cli, options: Options, operands: list[str]) -> int:

@@ -14,6 +14,7 @@ commands that carry another command (`run`, `exec`) the first operand ends them 
 from __future__ import annotations
 
 from teu.cli.errors import CommandError
+from teu.oci import units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,8 +81,6 @@ def convert(flag: Flag, text: str) -> Any:
             raise ValueError(f'strconv.ParseBool: parsing "{text}": invalid syntax')
         if kind in ("int", "uint16"):
             return integer(text, kind)
-        from teu.oci import units
-
         if kind == "bytes":
             return units.parse_bytes(text)
         if kind == "swap":
@@ -123,83 +122,93 @@ def parse(flags: list[Flag], argv: list[str], interspersed: bool = True) -> tupl
     """Read `argv` by the table: (options, operands). Raises Usage.
 
     `--help` (and `-h` where the table has no `-h` of its own) sets options["help"]."""
-    options = Options()
-    long_names: dict[str, Flag] = {}
-    short_names: dict[str, Flag] = {}
-    for flag in flags:
-        long_names[flag.name] = flag
-        if flag.short:
-            short_names[flag.short] = flag
-        if flag.kind in REPEATED:
-            options[flag.name] = []
-        else:
-            options[flag.name] = convert(flag, flag.default) if flag.default else EMPTY[flag.kind]
-    options["help"] = False
-    operands: list[str] = []
-    position, count = 0, len(argv)
+    reader = Reader(flags, argv)
+    operands = reader.read(interspersed)
+    return reader.options, operands
 
-    def put(flag: Flag, text: str) -> None:
+
+class Reader:
+    """Reads one command line, word by word."""
+
+    def __init__(self, flags: list[Flag], argv: list[str]) -> None:
+        self.argv = argv
+        self.position = 0
+        self.long_names = {flag.name: flag for flag in flags}
+        self.short_names = {flag.short: flag for flag in flags if flag.short}
+        self.options = Options()
+        for flag in flags:
+            if flag.kind in REPEATED:
+                self.options[flag.name] = []
+            else:
+                self.options[flag.name] = convert(flag, flag.default) if flag.default else EMPTY[flag.kind]
+        self.options["help"] = False
+
+    def read(self, interspersed: bool) -> list[str]:
+        """Put the options into `options`; give the operands."""
+        operands: list[str] = []
+        while self.position < len(self.argv):
+            word = self.argv[self.position]
+            self.position += 1
+            if word == "--":
+                break
+            if word.startswith("--"):
+                self.read_long(word)
+            elif word.startswith("-") and word != "-":
+                self.read_cluster(word)
+            else:
+                operands.append(word)
+                if not interspersed:
+                    break
+        return operands + self.argv[self.position :]
+
+    def read_long(self, word: str) -> None:
+        """`--name`, `--name value` or `--name=value`."""
+        name, equals, text = word[2:].partition("=")
+        if not name or name[0] == "-":
+            raise Usage(f"bad flag syntax: {word}")
+        flag = self.long_names.get(name)
+        if flag is None:
+            if name != "help":
+                raise Usage(f"unknown flag: --{name}")
+            self.options["help"] = text not in FALSE
+            return
+        if not equals:
+            text = "true" if flag.kind == "bool" else self.argument(f"--{name}")
+        self.put(flag, text)
+
+    def read_cluster(self, word: str) -> None:
+        """`-i`, `-it`, `-n5`, `-n=5`, `-n 5`, `-itn5`."""
+        letters = word[1:]
+        while letters:
+            letter, letters = letters[0], letters[1:]
+            flag = self.short_names.get(letter)
+            if flag is None:
+                if letter != "h":
+                    raise Usage(f"unknown shorthand flag: '{letter}' in {word}")
+                self.options["help"] = True
+            elif len(letters) > 1 and letters[0] == "=":
+                self.put(flag, letters[1:])
+                return
+            elif flag.kind == "bool":
+                self.put(flag, "true")
+            else:
+                self.put(flag, letters or self.argument(f"'{letter}' in {word}"))
+                return
+
+    def argument(self, asked: str) -> str:
+        """The next word, as the value of the option that asked for one."""
+        if self.position >= len(self.argv):
+            raise Usage(f"flag needs an argument: {asked}")
+        self.position += 1
+        return self.argv[self.position - 1]
+
+    def put(self, flag: Flag, text: str) -> None:
         value = convert(flag, text)
         if flag.kind in REPEATED:
-            options[flag.name].append(value)
+            self.options[flag.name].append(value)
         else:
-            options[flag.name] = value
-        options.changed.add(flag.name)
-
-    while position < count:
-        word = argv[position]
-        position += 1
-        if len(word) < 2 or word[0] != "-":
-            operands.append(word)
-            if not interspersed:
-                break
-            continue
-        if word == "--":
-            break
-        if word[1] == "-":
-            name, equals, text = word[2:].partition("=")
-            if not name or name[0] in "-=":
-                raise Usage(f"bad flag syntax: {word}")
-            found = long_names.get(name)
-            if found is None:
-                if name == "help":
-                    options["help"] = text not in FALSE
-                    continue
-                raise Usage(f"unknown flag: --{name}")
-            if not equals:
-                if found.kind == "bool":
-                    text = "true"
-                elif position < count:
-                    text = argv[position]
-                    position += 1
-                else:
-                    raise Usage(f"flag needs an argument: --{name}")
-            put(found, text)
-            continue
-        cluster = word[1:]
-        while cluster:
-            letter, cluster = cluster[0], cluster[1:]
-            found = short_names.get(letter)
-            if found is None:
-                if letter == "h":
-                    options["help"] = True
-                    continue
-                raise Usage(f"unknown shorthand flag: '{letter}' in {word}")
-            if cluster.startswith("=") and len(cluster) > 1:
-                put(found, cluster[1:])
-                cluster = ""
-            elif found.kind == "bool":
-                put(found, "true")
-            elif cluster:
-                put(found, cluster)
-                cluster = ""
-            elif position < count:
-                put(found, argv[position])
-                position += 1
-            else:
-                raise Usage(f"flag needs an argument: '{letter}' in {word}")
-    operands.extend(argv[position:])
-    return options, operands
+            self.options[flag.name] = value
+        self.options.changed.add(flag.name)
 
 
 def split_csv(text: str) -> list[str]:

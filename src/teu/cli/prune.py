@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remove what nobody uses: the prune commands, which ask first."""
+"""The prune commands: remove what no container uses, after a question."""
 
 from __future__ import annotations
 
 import sys
 
-from teu.cli.commands import Cli, Command
+from teu.cli.command import Cli, Command
 from teu.cli.errors import APIError, CommandError
 from teu.cli.options import Options, filters
 from teu.oci import units

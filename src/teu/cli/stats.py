@@ -8,7 +8,7 @@ import sys
 import time
 
 from teu.cli import table
-from teu.cli.commands import Cli, Command
+from teu.cli.command import Cli, Command
 from teu.cli.errors import APIError
 from teu.cli.options import Options
 from teu.oci import jsontext, units
@@ -126,98 +126,118 @@ def columns(whole: bool) -> dict[str, Callable[[Any], Any]]:
 
 
 def stats(cli: Cli, options: Options, operands: list[str]) -> int:
-    client = cli.client
-    every = not operands
-    stream = not options["no-stream"]
-    form = options["format"] or cli.config.get("statsFormat")
-    view = columns(options["no-trunc"])
-    watched: dict[str, Watched] = {}
-    by_file: dict[int, Watched] = {}
-    poller = select.poll()
-    events: Response | None = None
-    if every:
-        # Listen before looking, so that no container started in between is missed.
-        if stream:
-            kinds = {"type": {"container": True}}
-            events = client.open("GET", "/events", {"filters": kinds}, own=True)
-            poller.register(events.connection.sock, select.POLLIN)
-        names = [found["Id"] for found in client.get("/containers/json", {"all": options["all"]})]
-    else:
-        names = operands
+    monitor = Monitor(cli, options, every=not operands)
+    monitor.begin(operands)
+    return monitor.run()
 
-    def watch(name: str) -> None:
-        connection = client.begin("GET", f"/containers/{name}/stats", {"stream": "1" if stream else "0"})
-        watched[name] = by_file[connection.sock.fileno()] = Watched(name[:12] if every else name, connection)
-        poller.register(connection.sock, select.POLLIN)
 
-    def show() -> None:
+class Monitor:
+    """Follows the samples of containers and shows them. `every`: of all containers, also of those that start later."""
+
+    def __init__(self, cli: Cli, options: Options, every: bool) -> None:
+        self.cli = cli
+        self.client = cli.client
+        self.every = every
+        self.stopped_too = options["all"]
+        self.stream = not options["no-stream"]
+        self.form = options["format"] or cli.config.get("statsFormat")
+        self.view = columns(options["no-trunc"])
+        self.watched: dict[str, Watched] = {}  # by container, in the order shown
+        self.by_file: dict[int, Watched] = {}  # those whose stream is open
+        self.poller = select.poll()
+        self.events: Response | None = None
+        self.rest = b""  # the start of an event whose end has not come yet
+        self.failures: list[str] = []
+        self.shown_at = 0.0
+
+    def begin(self, names: list[str]) -> None:
+        if self.every:
+            # Listen before looking, so that no container started in between is missed.
+            if self.stream:
+                kinds = {"type": {"container": True}}
+                self.events = self.client.open("GET", "/events", {"filters": kinds}, own=True)
+                self.poller.register(self.events.connection.sock, select.POLLIN)
+            names = [found["Id"] for found in self.client.get("/containers/json", {"all": self.stopped_too})]
+        for name in names:
+            self.watch(name)
+
+    def run(self) -> int:
+        while self.by_file or self.events is not None:
+            complete = all(entry.sample for entry in self.watched.values())
+            if self.stream and complete and time.monotonic() - self.shown_at > 0.5:
+                self.show()
+            ready = self.poller.poll(500)
+            for file, _ in ready:
+                if self.events is not None and file == self.events.connection.sock.fileno():
+                    self.receive_events(self.events)
+                elif file in self.by_file:
+                    try:
+                        self.receive(file)
+                    except APIError as error:
+                        self.failures.append(str(error))
+            if self.failures and not self.every:
+                self.cli.warn("\n".join(self.failures))
+                return 1
+            if self.stream and not ready and time.monotonic() - self.shown_at > 1:
+                self.show()
+        if not self.stream:
+            self.show()
+        return 0
+
+    def watch(self, name: str) -> None:
+        connection = self.client.begin("GET", f"/containers/{name}/stats", {"stream": "1" if self.stream else "0"})
+        entry = Watched(name[:12] if self.every else name, connection)
+        self.watched[name] = self.by_file[connection.sock.fileno()] = entry
+        self.poller.register(connection.sock, select.POLLIN)
+
+    def show(self) -> None:
         text: list[str] = []
-        table.print_list(list(watched.values()), view, HEADINGS, DEFAULT, form, out=text.append)
-        sys.stdout.write((CLEAR if stream else "") + "".join(text))
+        table.print_list(list(self.watched.values()), self.view, HEADINGS, DEFAULT, self.form, out=text.append)
+        sys.stdout.write((CLEAR if self.stream else "") + "".join(text))
         sys.stdout.flush()
+        self.shown_at = time.monotonic()
 
-    for name in names:
-        watch(name)
-    failures: list[str] = []
-
-    def receive(file: int) -> None:
-        entry = by_file[file]
+    def receive(self, file: int) -> None:
+        """Take what one container's stream brings, and stop following it at its end."""
+        entry = self.by_file[file]
         alive = True
         if entry.response is None:
-            response = client.answer(entry.connection)
+            response = self.client.answer(entry.connection)
             if response.status >= 400:
-                failures.append(str(client.failure(response)))
+                self.failures.append(str(self.client.failure(response)))
                 alive = False
             entry.response = response
         if alive:
             alive = entry.take()
-            if alive and not stream:
+            if alive and not self.stream:
                 alive = entry.sample is None and not entry.response.finished
         if not alive:
-            poller.unregister(file)
-            del by_file[file]
-            if stream or entry.sample is None:
-                watched.pop(next((name for name, value in watched.items() if value is entry), ""), None)
+            self.poller.unregister(file)
+            del self.by_file[file]
+            if self.stream or entry.sample is None:
+                name = next((name for name, other in self.watched.items() if other is entry), "")
+                self.watched.pop(name, None)
 
-    rest = b""
-    shown_at = 0.0
-    while by_file or events is not None:
-        first = time.monotonic() - shown_at > 0.5 and all(entry.sample for entry in watched.values())
-        if stream and first:
-            show()
-            shown_at = time.monotonic()
-        ready = poller.poll(500)
-        for file, _ in ready:
-            if events is not None and file == events.connection.sock.fileno():
-                lines, rest, alive = arrived(events, rest)
-                if not alive:  # the daemon goes; what could still be watched ends with it
-                    poller.unregister(file)
-                    events = None
-                    if not by_file:
-                        break
-                for line in lines:
-                    message = jsontext.loads(line, exact=True) if line.strip() else {}
-                    name = (message.get("Actor") or {}).get("ID", "")
-                    action = message.get("Action", "")
-                    if action in ("start", "create") and name not in watched:
-                        if action == "start" or options["all"]:
-                            watch(name)
-                    elif action == "destroy" or (action == "die" and not options["all"]):
-                        watched.pop(name, None)
-            elif file in by_file:
-                try:
-                    receive(file)
-                except APIError as error:
-                    failures.append(str(error))
-        if failures and not every:
-            cli.warn("\n".join(failures))
-            return 1
-        if stream and not ready and time.monotonic() - shown_at > 1:
-            show()
-            shown_at = time.monotonic()
-    if not stream:
-        show()
-    return 0
+    def receive_events(self, events: Response) -> None:
+        lines, self.rest, alive = arrived(events, self.rest)
+        if not alive:  # the daemon goes; what is still followed ends with it
+            self.poller.unregister(events.connection.sock)
+            self.events = None
+            if not self.by_file:
+                return
+        for line in lines:
+            if line.strip():
+                self.heed(jsontext.loads(line, exact=True))
+
+    def heed(self, message: dict[str, Any]) -> None:
+        """Follow a container that starts, and forget one that ends."""
+        name = (message.get("Actor") or {}).get("ID", "")
+        action = message.get("Action", "")
+        if action in ("start", "create") and name not in self.watched:
+            if action == "start" or self.stopped_too:
+                self.watch(name)
+        elif action == "destroy" or (action == "die" and not self.stopped_too):
+            self.watched.pop(name, None)
 
 
 COMMANDS = {

@@ -145,6 +145,50 @@ def character_of(text: str) -> int:
     return ord(found)
 
 
+def end_of_action(text: str, position: int) -> int:
+    """Where the `}}` is that ends the action, which may have some in quotes."""
+    quoted = ""
+    while position < len(text):
+        letter = text[position]
+        if quoted:
+            if letter == "\\" and quoted != "`":
+                position += 1
+            elif letter == quoted:
+                quoted = ""
+        elif letter in "\"'`":
+            quoted = letter
+        elif text.startswith("}}", position):
+            return position
+        position += 1
+    raise TemplateError("unclosed action")
+
+
+def operand_of(kind: str, word: str) -> tuple[Any, ...]:
+    """One word of a command, parsed."""
+    if kind == "string":
+        return ("value", unquote(word))
+    if kind == "char":
+        return ("value", character_of(word))
+    if kind == "number":
+        return ("value", number_of(word))
+    if kind == "field":
+        return ("field", word[1:].split("."))
+    if kind == "variable":
+        name, *fields = word.split(".")
+        return ("variable", name, fields)
+    if kind == "dot":
+        return ("dot",)
+    if kind != "name":
+        raise TemplateError(f'unexpected "{word}" in command')
+    if word in ("true", "false"):
+        return ("value", word == "true")
+    if word == "nil":
+        return ("value", None)
+    if word in FUNCTIONS or word in ("and", "or"):
+        return ("function", word)
+    raise TemplateError(f'function "{word}" not defined')
+
+
 class Template:
     """A parsed template. `missing_error`: an unknown key is an error (as for inspect), else `<no value>`."""
 
@@ -183,8 +227,7 @@ class Template:
                 inner += 2
             if literal:
                 pieces.append((False, literal))
-            rest = text[inner:].lstrip()
-            if rest.startswith("/*"):
+            if text[inner:].lstrip().startswith("/*"):
                 close = text.find("*/", inner)
                 end = text.find("}}", close)
                 if close < 0 or end < 0:
@@ -192,21 +235,7 @@ class Template:
                 trim = text[close + 2 : end].rstrip().endswith("-")
                 position = end + 2
                 continue
-            end, quoted = inner, ""
-            while end < len(text):
-                letter = text[end]
-                if quoted:
-                    if letter == "\\" and quoted != "`":
-                        end += 1
-                    elif letter == quoted:
-                        quoted = ""
-                elif letter in "\"'`":
-                    quoted = letter
-                elif text.startswith("}}", end):
-                    break
-                end += 1
-            if end >= len(text):
-                raise TemplateError("unclosed action")
+            end = end_of_action(text, inner)
             action = text[inner:end]
             trim = len(action) > 1 and action.endswith("-") and action[-2].isspace()
             if trim:
@@ -298,57 +327,36 @@ class Template:
         return names, declares, commands
 
     def _commands(self, words: list[tuple[str, str]]) -> tuple[list[Any], list[tuple[str, str]]]:
+        """(the commands of a pipeline, the words from its closing bracket on)."""
         commands: list[Any] = []
         current: list[Any] = []
-        while words:
+        while words and words[0] != ("mark", ")"):
             kind, word = words[0]
             words = words[1:]
-            if kind == "mark" and word == "|":
+            if (kind, word) == ("mark", "|"):
                 if not current:
                     raise TemplateError("missing value for command")
                 commands.append(current)
                 current = []
-            elif kind == "mark" and word == "(":
-                inner, words = self._commands(words)
-                if not words or words[0] != ("mark", ")"):
-                    raise TemplateError("unclosed left paren")
-                words = words[1:]
-                operand: Any = ("pipe", inner)
-                if words and words[0][0] == "chain":
-                    operand = ("chain", operand, words[0][1][1:].split("."))
-                    words = words[1:]
+            elif (kind, word) == ("mark", "("):
+                operand, words = self._parenthesised(words)
                 current.append(operand)
-            elif kind == "mark" and word == ")":
-                words = [(kind, word), *words]
-                break
-            elif kind == "string":
-                current.append(("value", unquote(word)))
-            elif kind == "char":
-                current.append(("value", character_of(word)))
-            elif kind == "number":
-                current.append(("value", number_of(word)))
-            elif kind == "field":
-                current.append(("field", word[1:].split(".")))
-            elif kind == "variable":
-                name, *fields = word.split(".")
-                current.append(("variable", name, fields))
-            elif kind == "dot":
-                current.append(("dot",))
-            elif kind == "name":
-                if word in ("true", "false"):
-                    current.append(("value", word == "true"))
-                elif word == "nil":
-                    current.append(("value", None))
-                elif word in FUNCTIONS or word in ("and", "or"):
-                    current.append(("function", word))
-                else:
-                    raise TemplateError(f'function "{word}" not defined')
             else:
-                raise TemplateError(f'unexpected "{word}" in command')
+                current.append(operand_of(kind, word))
         if not current:
             raise TemplateError("missing value for command")
         commands.append(current)
         return commands, words
+
+    def _parenthesised(self, words: list[tuple[str, str]]) -> tuple[Any, list[tuple[str, str]]]:
+        """(a pipeline in brackets with the fields that follow it, the words after it)."""
+        inner, words = self._commands(words)
+        if not words or words[0] != ("mark", ")"):
+            raise TemplateError("unclosed left paren")
+        words = words[1:]
+        if words and words[0][0] == "chain":
+            return ("chain", ("pipe", inner), words[0][1][1:].split(".")), words[1:]
+        return ("pipe", inner), words
 
     # Evaluation ------------------------------------------------------------------------------------------
 

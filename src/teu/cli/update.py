@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from teu.cli.commands import Cli, Command
+from teu.cli.command import Cli, Command
 from teu.cli.createspec import restart_policy
 from teu.cli.errors import APIError, CommandError
 from teu.cli.options import Options

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from teu.cli import table
-from teu.cli.commands import Cli, Command
+from teu.cli.command import Cli, Command
 from teu.cli.errors import APIError, CommandError
 from teu.cli.networks import natural_key
 from teu.cli.options import Options, filters, key_values

@@ -16,6 +16,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from teu.api.types import descriptor_pb2
 from teu.ctr.client import Client, Requests, content_pb2, diff_pb2, errors, images_pb2, snapshots_pb2
 from teu.ctr.errors import AlreadyExists, CommandError, Locked, NotFound
+from teu.oci import digest as digests
 from teu.oci import image_spec
 from teu.oci.labels import SNAPSHOT, UNCOMPRESSED, keeping
 
@@ -120,8 +121,6 @@ def _write(
 def write_unknown(client: Client, reference: str, pieces: Iterable[bytes], labels: dict[str, str]) -> tuple[str, int]:
     """Store a blob whose digest and size only its end tells: (digest, size). What an earlier try has left under the
     reference is begun again."""
-    from teu.oci import digest as digests
-
     digester, size = digests.Digester(), 0
     try:
         client.content.Abort(content_pb2.AbortRequest(ref=reference))
@@ -160,8 +159,6 @@ def write_unknown(client: Client, reference: str, pieces: Iterable[bytes], label
 
 def store(client: Client, data: bytes, labels: dict[str, str] | None = None) -> str:
     """A small blob from memory; returns its digest."""
-    from teu.oci import digest as digests
-
     digest = digests.of(data)
     write(client, "teu-ctr-" + digest, len(data), digest, lambda offset: [data[offset:]], labels)
     return digest

@@ -15,14 +15,16 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from teu.api.types.runc.options import oci_pb2
 from teu.ctr import blobs, containers
 from teu.ctr.blobs import Json
-from teu.ctr.client import STATUS, Client, containers_pb2, diff_pb2, images_pb2, snapshots_pb2
+from teu.ctr.client import Client, containers_pb2, diff_pb2, images_pb2, snapshots_pb2
 from teu.ctr.client import tasks_pb2 as pb
 from teu.ctr.commands import Command, Ctr, need
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import REGISTRY, Options, parse, parse_table
+from teu.ctr.output import STATUS
 from teu.ctr.run import IO_FLAGS, TASK_FLAGS, create_task, packed
 from teu.ctr.snapshots import compare
 from teu.ctr.tasks import get_task
+from teu.ctr.transfer import PLATFORMS, fetch_image
 from teu.oci import image_spec, jsontext
 from teu.oci.labels import CONTENT
 
@@ -154,8 +156,6 @@ def fetched(ctr: Ctr, name: str) -> Json:
         return blobs.as_json(blobs.get_image(ctr.client, name).target)
     except NotFound:
         pass
-    from teu.ctr.transfer import PLATFORMS, fetch_image
-
     unset, _ = parse(parse_table(REGISTRY + PLATFORMS), [])
     with ctr.client.leased():
         target = fetch_image(ctr, unset, name)

@@ -5,7 +5,9 @@ in the words that ctr's users know. Made by `main`, used by every command."""
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,8 +55,6 @@ WORDS = {
     grpc.StatusCode.CANCELLED: "context canceled",
     grpc.StatusCode.UNKNOWN: "unknown",
 }
-# containerd.v1.types.Status in ctr's words
-STATUS = {0: "UNKNOWN", 1: "CREATED", 2: "RUNNING", 3: "STOPPED", 4: "PAUSED", 5: "PAUSING"}
 LEASE_SECONDS = 24 * 3600
 OPTIONS = [("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_message_length", 16 << 20)]
 
@@ -162,8 +162,6 @@ class Client:
     @contextlib.contextmanager
     def leased(self) -> Iterator[None]:
         """What is made in this context is safe from the garbage collector until the context ends."""
-        import os
-
         request = leases_pb2.CreateRequest(id="teu-ctr-" + os.urandom(6).hex(), labels=expiring(LEASE_SECONDS))
         self.lease = self.leases.Create(request).lease.id
         try:
@@ -179,7 +177,5 @@ def local_time(stamp: Timestamp) -> float:
 
 def rfc3339(stamp: Timestamp) -> str:
     """With as many digits of a second as are needed, as Go's JSON has it."""
-    import time
-
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(stamp.seconds))
     return text + (f".{stamp.nanos:09d}".rstrip("0") if stamp.nanos else "") + "Z"

@@ -2,8 +2,8 @@
 """`run --cni`: the host's network by CNI, as ctr has it: the first configuration in /etc/cni/net.d, made by the plugins
 in /opt/cni/bin or /usr/lib/cni, for the interface eth0. `tasks kill` takes away what `run --detach` leaves.
 
-What the plugins answered is kept in /var/lib/cni/results/NETWORK-NAMESPACE-CONTAINER-eth0, in libcni's form: whoever
-takes the network away, ctr or teu-ctr, gives it to them again."""
+What the plugins answered is kept in /var/lib/cni/results/NETWORK-NAMESPACE-CONTAINER-eth0, in libcni's form: the
+program that takes the network away, ctr or teu-ctr, gives it to the plugins again."""
 
 from __future__ import annotations
 

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 from typing import Any
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from teu.ctr.client import STATUS, Client, rfc3339, snapshots_pb2, tasks_pb2
+from teu.ctr.client import Client, rfc3339, snapshots_pb2, tasks_pb2
 from teu.ctr.client import containers_pb2 as pb
 from teu.ctr.commands import Command, Ctr
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
-from teu.ctr.output import Failures, label_text, show_json, table
+from teu.ctr.output import STATUS, Failures, label_text, show_json, table
 from teu.oci import jsontext
 
 
@@ -44,8 +45,6 @@ def info(ctr: Ctr, options: Options, operands: list[str]) -> None:
     if container.runtime.HasField("options"):
         runtime["Options"] = {"type_url": container.runtime.options.type_url}
         if container.runtime.options.value:
-            import base64
-
             runtime["Options"]["value"] = base64.b64encode(container.runtime.options.value).decode()
     show_json(
         {

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Input and output of a task through FIFOs, as containerd's clients do it: made by us, opened by the shim too.
 
-`converse` copies between them and our own streams until the process has ended, passes signals (or, with a terminal,
-sizes) on and returns the exit status. Called by run, tasks start, tasks attach and tasks exec."""
+`Conversation.run` copies between them and our own streams until the process has ended, passes signals on (with a
+terminal: its sizes) and returns the exit status. Called by run, tasks start, tasks attach and tasks exec."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from teu.ctr.client import Client, explained, tasks_pb2
 from teu.ctr.errors import CommandError
 
 FOLDER = "/run/teu/ctr-fifo"
-# Seconds of silence after the process's end until output that somebody still holds open is given up.
+# Seconds of silence, after the process's end, until an output that another process still holds open is given up.
 PATIENCE = 2.0
 FORWARDED = (
     signal.SIGHUP,
@@ -56,7 +56,7 @@ class Fifos:
         return Fifos(**paths, folder=folder)
 
     def open(self) -> None:
-        """Before the task is created: so nothing of its output is lost and no open waits for anybody."""
+        """Open our sides. Done before the task is created, so that no output is lost and no open waits for the shim."""
         for name, path, mode in (
             ("stdin", self.stdin, os.O_RDWR),
             ("stdout", self.stdout, os.O_RDONLY),
@@ -123,6 +123,11 @@ class Conversation:
         self.terminal = terminal
         self.wake, self.waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.future: Any = None
+        self.poller = select.poll()
+        self.outputs: dict[int, tuple[str, int]] = {}  # by file: its name, and where it goes
+        self.target = -1  # the process's input, while it is open
+        self.pending = b""  # read from our input, and not taken yet
+        self.ended = False  # whether the process has ended
 
     def wait(self) -> None:
         """Ask for the exit status; to be called before the start, so that no end is missed."""
@@ -177,64 +182,75 @@ class Conversation:
             self.client.tasks.CloseIO(request)
 
     def _loop(self) -> None:
-        poller = select.poll()
-        poller.register(self.wake, select.POLLIN)
-        outputs: dict[int, tuple[str, int]] = {}
+        self.poller.register(self.wake, select.POLLIN)
         for name, ours in (("stdout", 1), ("stderr", 2)):
             if name in self.fifos.files:
                 file = self.fifos.files[name]
-                outputs[file] = (name, ours)
-                poller.register(file, select.POLLIN)
-        pending = b""
-        target = self.fifos.files.get("stdin", -1)
-        if target >= 0:
-            poller.register(0, select.POLLIN)
-        ended = False
-        while outputs or not ended:
-            ready = poller.poll(PATIENCE * 1000 if ended else None)
-            if ended and not ready:
+                self.outputs[file] = (name, ours)
+                self.poller.register(file, select.POLLIN)
+        self.target = self.fifos.files.get("stdin", -1)
+        if self.target >= 0:
+            self.poller.register(0, select.POLLIN)
+        while self.outputs or not self.ended:
+            ready = self.poller.poll(PATIENCE * 1000 if self.ended else None)
+            if self.ended and not ready:
                 return
             for file, _ in ready:
                 if file == self.wake:
-                    with contextlib.suppress(BlockingIOError):
-                        for number in os.read(self.wake, 512):
-                            if number == signal.SIGWINCH:
-                                self.resize()
-                            elif number:
-                                self.forward(number)
-                    if not ended and self.future.done():
-                        ended = True
-                        self.fifos.hang_up()
-                elif file in outputs:
-                    try:
-                        data = os.read(file, 1 << 16)
-                    except BlockingIOError:
-                        continue
-                    if data:
-                        write_all(outputs[file][1], data)
-                    else:
-                        poller.unregister(file)
-                        self.fifos.close(outputs.pop(file)[0])
+                    self._wake_up()
+                elif file in self.outputs:
+                    self._copy_output(file)
                 elif file == 0:
-                    try:
-                        data = os.read(0, 1 << 16)
-                    except OSError:
-                        data = b""
-                    if data:
-                        pending += data
-                        poller.unregister(0)
-                        poller.register(target, select.POLLOUT)
-                    else:
-                        poller.unregister(0)
-                        self._close_input()
-                        target = -1
-                elif file == target:
-                    try:
-                        pending = pending[os.write(target, pending) :]
-                    except BlockingIOError:
-                        continue
-                    except BrokenPipeError:
-                        pending = b""
-                    if not pending:
-                        poller.unregister(target)
-                        poller.register(0, select.POLLIN)
+                    self._read_input()
+                elif file == self.target:
+                    self._write_input()
+
+    def _wake_up(self) -> None:
+        """Pass signals on (or a new size), and note the process's end, for which the byte is 0."""
+        with contextlib.suppress(BlockingIOError):
+            for number in os.read(self.wake, 512):
+                if number == signal.SIGWINCH:
+                    self.resize()
+                elif number:
+                    self.forward(number)
+        if not self.ended and self.future.done():
+            self.ended = True
+            self.fifos.hang_up()
+
+    def _copy_output(self, file: int) -> None:
+        name, ours = self.outputs[file]
+        try:
+            data = os.read(file, 1 << 16)
+        except BlockingIOError:
+            return
+        if data:
+            write_all(ours, data)
+        else:
+            self.poller.unregister(file)
+            del self.outputs[file]
+            self.fifos.close(name)
+
+    def _read_input(self) -> None:
+        """Read some of our input. No more is read until the process's side has taken it."""
+        try:
+            data = os.read(0, 1 << 16)
+        except OSError:
+            data = b""
+        self.poller.unregister(0)
+        if data:
+            self.pending += data
+            self.poller.register(self.target, select.POLLOUT)
+        else:
+            self._close_input()
+            self.target = -1
+
+    def _write_input(self) -> None:
+        try:
+            self.pending = self.pending[os.write(self.target, self.pending) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self.pending = b""
+        if not self.pending:
+            self.poller.unregister(self.target)
+            self.poller.register(0, select.POLLIN)

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from typing import Any
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from teu.ctr import blobs
-from teu.ctr.client import Client, snapshots_pb2
+from teu.ctr.client import Client, containers_pb2, snapshots_pb2
 from teu.ctr.client import images_pb2 as pb
 from teu.ctr.commands import SNAPSHOTTER, Command, Ctr, need
 from teu.ctr.errors import AlreadyExists, CommandError, NotFound
@@ -154,8 +155,6 @@ def prune(ctr: Ctr, options: Options, operands: list[str]) -> None:
     if not options["all"]:
         log("warning", "No images pruned. `image prune` requires --all to be specified.")
         return
-    from teu.ctr.client import containers_pb2
-
     client = ctr.client
     used = {c.image for c in client.containers.List(containers_pb2.ListContainersRequest()).containers}
     doomed = [image.name for image in all_images(client, []) if image.name not in used]
@@ -240,8 +239,6 @@ def mount(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def unmount(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    import os
-
     target = need(operands, "please provide a target path to unmount from")[0]
     unmount_all(os.path.realpath(target))
     if options["rm"]:
@@ -274,7 +271,7 @@ local  bool  Accepted for ctr's sake
     ),
     "images label": Command(label, "[flags] <name> [<key>=<value>, ...]", "replace-all,r bool Drop all other labels"),
     "images delete": Command(
-        delete, "[flags] <ref> [<ref>, ...]", "sync bool Wait until what nobody needs any more is removed"
+        delete, "[flags] <ref> [<ref>, ...]", "sync bool Wait until the garbage collector has removed what it kept"
     ),
     "images prune": Command(prune, "[flags]", "all bool Remove all images that no container uses"),
     "images usage": Command(usage, "[flags] <ref>", SNAPSHOTTER_FLAG),

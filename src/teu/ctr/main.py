@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Any, NoReturn
 
+from teu import __version__
 from teu.ctr.commands import (
     COMMANDS,
     GLOBAL_FLAGS,
@@ -54,8 +55,6 @@ def dispatch(argv: list[str]) -> int:
     try:
         options, words = parse(parse_table(GLOBAL_FLAGS), argv)
         if options["version"]:
-            from teu import __version__
-
             sys.stdout.write(f"{PROGRAM} Teu {__version__}\n")
             return 0
         if words and words[0] == "__complete":

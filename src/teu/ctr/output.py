@@ -12,6 +12,9 @@ from typing import Any
 from teu.ctr.errors import CommandError
 from teu.oci.humantime import human_duration
 
+# A task's status as ctr calls it.
+STATUS = {0: "UNKNOWN", 1: "CREATED", 2: "RUNNING", 3: "STOPPED", 4: "PAUSED", 5: "PAUSING"}
+
 
 def table(rows: Iterable[Iterable[object]], least: int = 1, padding: int = 1, last: str = "padded") -> None:
     """Columns filled with spaces. The `last` one is padded like the others, or only in the headings ("headed"),

@@ -14,6 +14,7 @@ from typing import Any
 
 from teu.ctr.client import Client, introspection_pb2, snapshots_pb2
 from teu.ctr.errors import CommandError, NotFound
+from teu.ctr.images import mount_all, unmount_all
 from teu.linux import trees
 
 UID_LABEL = "containerd.io/snapshot/uidmapping"
@@ -48,8 +49,6 @@ def prepared(client: Client, snapshotter: str, parent: str, options: Any) -> tup
 
 
 def _copy(client: Client, snapshotter: str, parent: str, name: str, uid: int, gid: int) -> None:
-    from teu.ctr.images import mount_all, unmount_all
-
     key = f"{name}-remap"
     request = snapshots_pb2.PrepareSnapshotRequest(snapshotter=snapshotter, key=key, parent=parent)
     mounts = client.snapshots.Prepare(request).mounts

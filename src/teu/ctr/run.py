@@ -22,6 +22,7 @@ from teu.ctr.commands import RUNTIME, SNAPSHOTTER, Command, Ctr
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.fifos import Conversation, Fifos
 from teu.ctr.flags import Options, labels
+from teu.ctr.images import mount_all, unmount_all
 from teu.ctr.output import log
 from teu.oci import jsontext
 
@@ -36,8 +37,6 @@ def packed(kind: str, data: bytes) -> Any:
 @contextlib.contextmanager
 def looked_into(client: Client, snapshotter: str, key: str) -> Iterator[Path | None]:
     """The root file system of a snapshot, mounted for a moment; None where that cannot be."""
-    from teu.ctr.images import mount_all, unmount_all
-
     with tempfile.TemporaryDirectory(prefix="teu-ctr-") as folder:
         try:
             mounts = client.snapshots.Mounts(snapshots_pb2.MountsRequest(snapshotter=snapshotter, key=key)).mounts
@@ -70,74 +69,85 @@ def runtime_options(options: Options) -> Any:
 
 def make(ctr: Ctr, options: Options, operands: list[str]) -> str:
     """Create the container and its snapshot; returns its ID."""
-    client, snapshotter = ctr.client, options["snapshotter"]
     container = containers_pb2.Container(
         labels=labels(options["label"]),
         runtime=containers_pb2.Container.Runtime(name=options["runtime"], options=runtime_options(options)),
         sandbox=options["sandbox"],
     )
-    if options.get("cni") and not options["config"]:
-        container.extensions[cni.EXTENSION].CopyFrom(packed(cni.EXTENSION_TYPE, b'{"EnableCni":true}'))
     if options["config"]:
         if not operands:
             raise CommandError("container id must be provided")
         container.id = operands[0]
-        try:
-            spec = jsontext.loads(Path(options["config"]).read_text())
-        except OSError as error:
-            told = f"open {options['config']}: {(error.strerror or '').lower()}"
-            raise CommandError(f"cannot load spec config file: {told}") from None
-        except ValueError as error:
-            raise CommandError(f"cannot load spec config file: {error}") from None
-        container.spec.CopyFrom(packed(SPEC_TYPE, json.dumps(spec).encode()))
-        client.containers.Create(containers_pb2.CreateContainerRequest(container=container))
+        store(ctr.client, container, read_specification(options["config"]))
         return str(container.id)
+    if options.get("cni"):
+        container.extensions[cni.EXTENSION].CopyFrom(packed(cni.EXTENSION_TYPE, b'{"EnableCni":true}'))
     if not operands:
         raise CommandError("image ref must be provided")
     if len(operands) < 2:
         raise CommandError("container id must be provided")
-    name, identity, *arguments = operands
-    container.id = identity
-    spec = specification.default(ctr.namespace, identity)
+    name, container.id, *arguments = operands
+    spec = specification.default(ctr.namespace, container.id)
     if options["rootfs"]:
         spec["root"]["path"] = os.path.abspath(name)
         specification.from_image(spec, {}, arguments)
         if options["user"]:
             specification.set_user(spec, options["user"], Path(name))
         specification.apply_options(spec, options)
-        container.spec.CopyFrom(packed(SPEC_TYPE, json.dumps(spec).encode()))
-        client.containers.Create(containers_pb2.CreateContainerRequest(container=container))
-        return identity
-    image = blobs.get_image(client, name)
-    with client.leased():
-        _, manifest = blobs.manifests(client, blobs.as_json(image.target), options["platform"])[0]
-        config = blobs.image_config(client, manifest).get("config") or {}
-        parent = blobs.unpack(client, manifest, snapshotter)
-        for key, value in (config.get("Labels") or {}).items():
-            container.labels[key] = value
-        container.labels["io.containerd.image.config.stop-signal"] = config.get("StopSignal") or "SIGTERM"
-        container.image, container.snapshotter, container.snapshot_key = name, snapshotter, identity
-        marked = labels(options["snapshotter-label"])
-        if options["uidmap"] and options["gidmap"]:
-            parent, more = remap.prepared(client, snapshotter, parent, options)
-            marked |= more
-        client.snapshots.Prepare(
-            snapshots_pb2.PrepareSnapshotRequest(snapshotter=snapshotter, key=identity, parent=parent, labels=marked)
-        )
-        try:
-            specification.from_image(spec, config, arguments)
-            with looked_into(client, snapshotter, identity) as root:
-                specification.set_user(spec, options["user"] or config.get("User") or "", root)
-            specification.apply_options(spec, options)
-            if not spec["process"]["args"]:
-                raise CommandError("no command: neither the image nor the command line names one")
-            container.spec.CopyFrom(packed(SPEC_TYPE, json.dumps(spec).encode()))
-            client.containers.Create(containers_pb2.CreateContainerRequest(container=container))
-        except BaseException:
-            with contextlib.suppress(CommandError):
-                client.snapshots.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=identity))
-            raise
-    return identity
+        store(ctr.client, container, spec)
+    else:
+        image = blobs.get_image(ctr.client, name)
+        with ctr.client.leased():
+            make_from_image(ctr.client, options, container, spec, image, arguments)
+    return str(container.id)
+
+
+def read_specification(path: str) -> Any:
+    try:
+        return jsontext.loads(Path(path).read_text())
+    except OSError as error:
+        told = f"open {path}: {(error.strerror or '').lower()}"
+        raise CommandError(f"cannot load spec config file: {told}") from None
+    except ValueError as error:
+        raise CommandError(f"cannot load spec config file: {error}") from None
+
+
+def store(client: Client, container: Any, spec: Any) -> None:
+    container.spec.CopyFrom(packed(SPEC_TYPE, json.dumps(spec).encode()))
+    client.containers.Create(containers_pb2.CreateContainerRequest(container=container))
+
+
+def make_from_image(
+    client: Client, options: Options, container: Any, spec: blobs.Json, image: Any, arguments: list[str]
+) -> None:
+    """Unpack the image, and create a snapshot on it and the container; the snapshot goes if that fails."""
+    snapshotter, key = options["snapshotter"], container.id
+    _, manifest = blobs.manifests(client, blobs.as_json(image.target), options["platform"])[0]
+    config = blobs.image_config(client, manifest).get("config") or {}
+    parent = blobs.unpack(client, manifest, snapshotter)
+    for label, value in (config.get("Labels") or {}).items():
+        container.labels[label] = value
+    container.labels["io.containerd.image.config.stop-signal"] = config.get("StopSignal") or "SIGTERM"
+    container.image, container.snapshotter, container.snapshot_key = image.name, snapshotter, key
+    marked = labels(options["snapshotter-label"])
+    if options["uidmap"] and options["gidmap"]:
+        parent, more = remap.prepared(client, snapshotter, parent, options)
+        marked |= more
+    client.snapshots.Prepare(
+        snapshots_pb2.PrepareSnapshotRequest(snapshotter=snapshotter, key=key, parent=parent, labels=marked)
+    )
+    try:
+        specification.from_image(spec, config, arguments)
+        with looked_into(client, snapshotter, key) as root:
+            specification.set_user(spec, options["user"] or config.get("User") or "", root)
+        specification.apply_options(spec, options)
+        if not spec["process"]["args"]:
+            raise CommandError("no command: neither the image nor the command line names one")
+        store(client, container, spec)
+    except BaseException:
+        with contextlib.suppress(CommandError):
+            client.snapshots.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=key))
+        raise
 
 
 def create(ctr: Ctr, options: Options, operands: list[str]) -> None:

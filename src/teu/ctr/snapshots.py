@@ -13,9 +13,11 @@ from teu.ctr import blobs
 from teu.ctr.client import Client, content_pb2, diff_pb2, errors, rfc3339
 from teu.ctr.client import snapshots_pb2 as pb
 from teu.ctr.commands import GROUP_FLAGS, Command, Ctr, need
+from teu.ctr.content import checked
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options, labels
 from teu.ctr.helptext import help_text
+from teu.ctr.images import all_images
 from teu.ctr.output import binary, label_text, show_json, table
 from teu.oci.labels import rooted
 
@@ -201,9 +203,6 @@ def diff(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def unpack(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    from teu.ctr.content import checked
-    from teu.ctr.images import all_images
-
     digest = checked([*operands, ""][0])
     client = ctr.client
     for image in all_images(client, []):

@@ -18,6 +18,7 @@ from teu.ctr.flags import Options
 from teu.linux import capabilities
 from teu.oci import defaults, jsontext
 from teu.oci.defaults import mount
+from teu.oci.seccomp import default_profile
 
 Json = dict[str, Any]
 
@@ -215,17 +216,35 @@ def change_capabilities(spec: Json, change: Callable[[list[str]], list[str]]) ->
 
 def apply_options(spec: Json, options: Options) -> None:
     """The flags of `run` and `containers create`."""
-    process, linux = spec["process"], spec["linux"]
-    linux["resources"]["devices"] += device_rules()
-    env: list[str] = []
-    if options["env-file"]:
-        try:
-            text = Path(options["env-file"]).read_text()
-        except OSError as error:
-            raise CommandError(f"open {options['env-file']}: {(error.strerror or '').lower()}") from None
-        env += [line for line in text.splitlines() if line and not line.startswith("#")]
-    env += options["env"]
-    process["env"] = merge_environment(process.get("env") or [PATH], env)
+    spec["linux"]["resources"]["devices"] += device_rules()
+    set_process(spec, options)
+    if options["privileged-without-host-devices"] and not options["privileged"]:
+        raise CommandError("can't use 'privileged-without-host-devices' without 'privileged' specified")
+    if options["privileged"]:
+        make_privileged(spec, with_devices=not options["privileged-without-host-devices"])
+    if options["net-host"]:
+        use_host_network(spec)
+    if options["annotation"]:
+        spec["annotations"] = {key: value for key, _, value in (text.partition("=") for text in options["annotation"])}
+    set_capabilities(spec, options)
+    set_profiles(spec, options)
+    limits(spec, options)
+    join_namespaces(spec, options["with-ns"])
+    if options["gpus"]:
+        add_gpus(spec, options["gpus"])
+    if options["allow-new-privs"]:
+        spec["process"]["noNewPrivileges"] = False
+    for path in options["device"]:
+        for device in devices_below(path):
+            add_device(spec, device)
+    set_linux(spec, options)
+
+
+def set_process(spec: Json, options: Options) -> None:
+    """Environment, mounts, root file system, working directory and terminal."""
+    process = spec["process"]
+    env = merge_environment(process.get("env") or [PATH], given_environment(options))
+    process["env"] = merge_environment(env, ["TERM=xterm"]) if options["tty"] else env
     spec["mounts"] += [parse_mount(text) for text in options["mount"]]
     if options["read-only"]:
         spec["root"]["readonly"] = True
@@ -233,51 +252,75 @@ def apply_options(spec: Json, options: Options) -> None:
         process["cwd"] = options["cwd"]
     if options["tty"]:
         process["terminal"] = True
-        process["env"] = merge_environment(process["env"], ["TERM=xterm"])
-    if options["privileged-without-host-devices"] and not options["privileged"]:
-        raise CommandError("can't use 'privileged-without-host-devices' without 'privileged' specified")
-    if options["privileged"]:
-        every = own_capabilities()
-        process["capabilities"] = {name: list(every) for name in ("bounding", "effective", "permitted")}
-        linux["maskedPaths"], linux["readonlyPaths"] = [], []
-        for mount in spec["mounts"]:
-            if mount["type"] in ("sysfs", "cgroup", "cgroup2"):
-                mount["options"] = ["rw" if option == "ro" else option for option in mount["options"]]
-        process["noNewPrivileges"] = False
-        if not options["privileged-without-host-devices"]:
-            for device in devices_below("/dev"):
-                linux.setdefault("devices", []).append(device)
-            linux["resources"]["devices"] = [{"allow": True, "access": "rwm"}]
-    if options["net-host"]:
-        linux["namespaces"] = [entry for entry in linux["namespaces"] if entry["type"] != "network"]
-        for path in ("/etc/hosts", "/etc/resolv.conf"):
-            spec["mounts"].append({"destination": path, "type": "bind", "source": path, "options": ["rbind", "ro"]})
-        process["env"] = merge_environment(process["env"], [f"HOSTNAME={os.uname().nodename}"])
-    if options["annotation"]:
-        spec["annotations"] = {key: value for key, _, value in (text.partition("=") for text in options["annotation"])}
+
+
+def given_environment(options: Options) -> list[str]:
+    """The lines of --env-file, then those of --env."""
+    path, lines = options["env-file"], []
+    if path:
+        try:
+            text = Path(path).read_text()
+        except OSError as error:
+            raise CommandError(f"open {path}: {(error.strerror or '').lower()}") from None
+        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [*lines, *options["env"]]
+
+
+def make_privileged(spec: Json, with_devices: bool) -> None:
+    """All that we may do ourselves: capabilities, /proc and /sys to write to, and where wanted the host's devices."""
+    process, linux = spec["process"], spec["linux"]
+    every = own_capabilities()
+    process["capabilities"] = {name: list(every) for name in ("bounding", "effective", "permitted")}
+    process["noNewPrivileges"] = False
+    linux["maskedPaths"], linux["readonlyPaths"] = [], []
+    for entry in spec["mounts"]:
+        if entry["type"] in ("sysfs", "cgroup", "cgroup2"):
+            entry["options"] = ["rw" if option == "ro" else option for option in entry["options"]]
+    if with_devices:
+        linux.setdefault("devices", []).extend(devices_below("/dev"))
+        linux["resources"]["devices"] = [{"allow": True, "access": "rwm"}]
+
+
+def use_host_network(spec: Json) -> None:
+    """The host's network with its names: no network namespace, /etc/hosts, /etc/resolv.conf, the host's name."""
+    process, linux = spec["process"], spec["linux"]
+    linux["namespaces"] = [entry for entry in linux["namespaces"] if entry["type"] != "network"]
+    for path in ("/etc/hosts", "/etc/resolv.conf"):
+        spec["mounts"].append({"destination": path, "type": "bind", "source": path, "options": ["rbind", "ro"]})
+    process["env"] = merge_environment(process["env"], [f"HOSTNAME={os.uname().nodename}"])
+
+
+def set_capabilities(spec: Json, options: Options) -> None:
     for name in (*options["cap-add"], *options["cap-drop"]):
         if not name.startswith("CAP_"):
             raise CommandError("capabilities must be specified with 'CAP_' prefix")
     change_capabilities(spec, lambda have: have + [name for name in options["cap-add"] if name not in have])
     change_capabilities(spec, lambda have: [name for name in have if name not in options["cap-drop"]])
-    if options["seccomp-profile"] and not options["seccomp"]:
-        raise CommandError("seccomp must be set to true, if using a custom seccomp-profile")
-    if options["seccomp-profile"]:
-        try:
-            linux["seccomp"] = jsontext.loads(Path(options["seccomp-profile"]).read_text())
-        except (OSError, ValueError) as error:
-            raise CommandError(f"cannot load seccomp profile {options['seccomp-profile']}: {error}") from None
-    elif options["seccomp"]:
-        from teu.oci.seccomp import default_profile
 
-        linux["seccomp"] = default_profile(process["capabilities"]["bounding"])
+
+def set_profiles(spec: Json, options: Options) -> None:
+    """The profiles of seccomp and AppArmor."""
+    process, path = spec["process"], options["seccomp-profile"]
+    if path and not options["seccomp"]:
+        raise CommandError("seccomp must be set to true, if using a custom seccomp-profile")
+    if path:
+        try:
+            spec["linux"]["seccomp"] = jsontext.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise CommandError(f"cannot load seccomp profile {path}: {error}") from None
+    elif options["seccomp"]:
+        spec["linux"]["seccomp"] = default_profile(process["capabilities"]["bounding"])
     if options["apparmor-profile"] and options["apparmor-default-profile"]:
         raise CommandError("apparmor-profile conflicts with apparmor-default-profile")
     profile = options["apparmor-profile"] or options["apparmor-default-profile"]
     if profile:
         process["apparmorProfile"] = profile
-    limits(spec, options)
-    for text in options["with-ns"]:
+
+
+def join_namespaces(spec: Json, texts: list[str]) -> None:
+    """--with-ns TYPE:PATH."""
+    linux = spec["linux"]
+    for text in texts:
         kind, colon, path = text.partition(":")
         if not colon:
             raise CommandError("joining a Linux namespace using --with-ns requires the format 'nstype:path'")
@@ -285,15 +328,13 @@ def apply_options(spec: Json, options: Options) -> None:
             raise CommandError(f"the Linux namespace type specified in --with-ns is not valid: {kind}")
         kept = [entry for entry in linux["namespaces"] if entry["type"] != kind]
         linux["namespaces"] = [*kept, {"type": kind, "path": path}]
-    if options["gpus"]:
-        add_gpus(spec, options["gpus"])
-    if options["allow-new-privs"]:
-        process["noNewPrivileges"] = False
+
+
+def set_linux(spec: Json, options: Options) -> None:
+    """Cgroup, propagation, classes of block I/O and of caches, host name and user namespace."""
+    linux = spec["linux"]
     if "cgroup" in options.changed:
         linux["cgroupsPath"] = options["cgroup"]
-    for path in options["device"]:
-        for device in devices_below(path):
-            add_device(spec, device)
     if options["rootfs-propagation"]:
         linux["rootfsPropagation"] = options["rootfs-propagation"]
     limited = blockio.of_class(options["blockio-config-file"], options["blockio-class"])

@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
+
+from google.protobuf.json_format import MessageToDict
 
 from teu.api.cgroups.v2 import metrics_pb2
 from teu.api.types.runc.options import oci_pb2
 from teu.ctr import cni, containers
-from teu.ctr.client import STATUS, Client
+from teu.ctr.client import Client
 from teu.ctr.client import tasks_pb2 as pb
 from teu.ctr.commands import Command, Ctr, need
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.fifos import Conversation, Fifos
 from teu.ctr.flags import Options
 from teu.ctr.helptext import help_text
-from teu.ctr.output import Failures, log, table
+from teu.ctr.output import STATUS, Failures, log, table
 from teu.ctr.run import IO_FLAGS, TASK_FLAGS, create_task, looked_into, packed
 from teu.ctr.spec import set_user
 from teu.linux import signals
@@ -97,8 +100,6 @@ def execute(ctr: Ctr, options: Options, operands: list[str]) -> int:
             with looked_into(client, container.snapshotter, container.snapshot_key) as root:
                 set_user(spec, options["user"], root)
         else:
-            from pathlib import Path
-
             set_user(spec, options["user"], Path(spec["root"]["path"]))
     request = pb.ExecProcessRequest(
         container_id=identity,
@@ -210,8 +211,6 @@ def metrics(ctr: Ctr, options: Options, operands: list[str]) -> None:
     data = metrics_pb2.Metrics()
     data.ParseFromString(metric.data.value)
     if options["format"] == "json":
-        from google.protobuf.json_format import MessageToDict
-
         ctr.print(json.dumps(MessageToDict(data, preserving_proto_field_name=True), indent=2))
         return
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(metric.timestamp.seconds))

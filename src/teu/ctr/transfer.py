@@ -6,10 +6,13 @@ straight into containerd's content store and are unpacked there."""
 
 from __future__ import annotations
 
+import getpass
 import http.client
 import os
+import ssl
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Literal
@@ -36,8 +39,6 @@ def credentials(options: Options) -> distribution.Credentials | None:
         return None
     user, colon, password = options["user"].partition(":")
     if user and not colon and not options["refresh"]:
-        import getpass
-
         password = getpass.getpass("Password: ")
     return distribution.Credentials(user, password, options["refresh"])
 
@@ -88,8 +89,6 @@ def check_tls(options: Options) -> tuple[tuple[str, str], ...]:
     authority, certificate, key = options["tlscacert"], options["tlscert"], options["tlskey"]
     if not (authority or certificate or key):
         return ()
-    import ssl
-
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if authority:
         try:
@@ -301,75 +300,92 @@ def fetch(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 def push(ctr: Ctr, options: Options, operands: list[str]) -> None:
     text = need(operands, "please provide a remote image reference to push")[0]
-    local = operands[1] if len(operands) > 1 else text
-    client = ctr.client
-    if options["manifest"]:
-        info = client.content.Info(content_pb2.InfoRequest(digest=options["manifest"])).info
-        target = {"mediaType": options["manifest-type"], "digest": info.digest, "size": info.size}
-    else:
-        try:
-            target = blobs.as_json(blobs.get_image(client, local).target)
-        except NotFound as error:
-            raise NotFound(f"unable to resolve image to manifest: {error.text}") from None
-        if len(options["platform"]) == 1:
-            target = blobs.manifests(client, target, options["platform"][0])[0][0]
+    target = push_target(ctr.client, options, operands[1] if len(operands) > 1 else text)
     parsed = parse_reference(text)
     status = Progress()
     with registry_for(ctr, options, parsed) as registry, status.shown(ctr.options["debug"]):
+        try:
+            upload = Upload(ctr.client, registry, parsed.path, options, status)
+            upload.push_tree(target, parsed.tag or parsed.digest or "latest")
+        except distribution.RegistryError as error:
+            raise CommandError(f"failed to push {text}: {error}") from None
 
-        def upload(descriptor: Json) -> None:
-            name, size, digest = part_name(descriptor), descriptor["size"], descriptor["digest"]
-            if registry.has_blob(parsed.path, digest):
-                status.set(name, "done", size, size)
-                return
+
+def push_target(client: Client, options: Options, name: str) -> Json:
+    """The descriptor to push: of --manifest, else of the image `name` (or of its one --platform)."""
+    if options["manifest"]:
+        info = client.content.Info(content_pb2.InfoRequest(digest=options["manifest"])).info
+        return {"mediaType": options["manifest-type"], "digest": info.digest, "size": info.size}
+    try:
+        target = blobs.as_json(blobs.get_image(client, name).target)
+    except NotFound as error:
+        raise NotFound(f"unable to resolve image to manifest: {error.text}") from None
+    if len(options["platform"]) == 1:
+        target = blobs.manifests(client, target, options["platform"][0])[0][0]
+    return target
+
+
+class Upload:
+    """Pushes descriptors to one repository (`path`) of a registry, each after what it refers to."""
+
+    def __init__(
+        self, client: Client, registry: registries.Registries, path: str, options: Options, status: Progress
+    ) -> None:
+        self.client = client
+        self.registry = registry
+        self.path = path
+        self.status = status
+        self.foreign_too = options["allow-non-distributable-blobs"]
+        self.threads = options["max-concurrent-uploaded-layers"] or DOWNLOADS
+
+    def push_tree(self, descriptor: Json, name: str) -> None:
+        """An index or a manifest with all below it, under the tag or digest `name`."""
+        self.status.set(part_name(descriptor), "waiting")
+        is_index = descriptor["mediaType"] in image_spec.INDEXES
+        below = blobs.children(self.client, descriptor)
+        if not self.foreign_too:
+            below = [child for child in below if not is_foreign(child)]
+        kept = [child for child in below if blobs.exists(self.client, child["digest"])]
+        if len(kept) < len(below) and not is_index:
+            raise CommandError(f"content of {descriptor['digest']} is not whole: not found")
+        if len(kept) < len(below):
+            raise CommandError("parts of the index are not at hand: use --platform to push one manifest")
+        if is_index:
+            for child in kept:
+                self.push_tree(child, child["digest"])
+        else:
+            self.push_blobs(list({child["digest"]: child for child in kept}.values()))
+        data = b"".join(blobs.read(self.client, descriptor["digest"]))
+        self.registry.put_manifest(self.path, name, descriptor["mediaType"], data)
+        self.status.set(part_name(descriptor), "done", descriptor["size"], descriptor["size"])
+
+    def push_blobs(self, descriptors: list[Json]) -> None:
+        for descriptor in descriptors:
+            self.status.set(part_name(descriptor), "waiting")
+        with ThreadPoolExecutor(self.threads) as pool:
+            for result in [pool.submit(self.push_blob, descriptor) for descriptor in descriptors]:
+                result.result()
+
+    def push_blob(self, descriptor: Json) -> None:
+        name, size, digest = part_name(descriptor), descriptor["size"], descriptor["digest"]
+        if not self.registry.has_blob(self.path, digest):
 
             def content() -> Iterator[bytes]:
                 offset = 0
-                for piece in blobs.read(client, digest):
+                for piece in blobs.read(self.client, digest):
                     offset += len(piece)
-                    status.set(name, "uploading", offset, size)
+                    self.status.set(name, "uploading", offset, size)
                     yield piece
 
-            status.set(name, "uploading", 0, size)
-            registry.upload(parsed.path, descriptor, content)
-            status.set(name, "done", size, size)
-
-        def tree(descriptor: Json, name: str) -> None:
-            status.set(part_name(descriptor), "waiting")
-            below = blobs.children(client, descriptor)
-            if not options["allow-non-distributable-blobs"]:
-                below = [child for child in below if not is_foreign(child)]
-            kept = [child for child in below if blobs.exists(client, child["digest"])]
-            if len(kept) < len(below) and descriptor["mediaType"] not in image_spec.INDEXES:
-                raise CommandError(f"content of {descriptor['digest']} is not whole: not found")
-            if len(kept) < len(below):
-                raise CommandError("parts of the index are not at hand: use --platform to push one manifest")
-            if descriptor["mediaType"] in image_spec.INDEXES:
-                for child in kept:
-                    tree(child, child["digest"])
-            else:
-                unique = {child["digest"]: child for child in kept}
-                for child in unique.values():
-                    status.set(part_name(child), "waiting")
-                with ThreadPoolExecutor(options["max-concurrent-uploaded-layers"] or DOWNLOADS) as pool:
-                    for result in [pool.submit(upload, child) for child in unique.values()]:
-                        result.result()
-            data = b"".join(blobs.read(client, descriptor["digest"]))
-            registry.put_manifest(parsed.path, name, descriptor["mediaType"], data)
-            status.set(part_name(descriptor), "done", descriptor["size"], descriptor["size"])
-
-        try:
-            tree(target, parsed.tag or parsed.digest or "latest")
-        except distribution.RegistryError as error:
-            raise CommandError(f"failed to push {text}: {error}") from None
+            self.status.set(name, "uploading", 0, size)
+            self.registry.upload(self.path, descriptor, content)
+        self.status.set(name, "done", size, size)
 
 
 # Archives --------------------------------------------------------------------------------------------------
 
 
 def gzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    import zlib
-
     machine = zlib.compressobj(6, zlib.DEFLATED, 31)
     for piece in pieces:
         if data := machine.compress(piece):
@@ -434,42 +450,48 @@ def import_images(ctr: Ctr, options: Options, operands: list[str]) -> None:
         except OSError as error:
             raise CommandError(f"open {path}: {(error.strerror or '').lower()}") from None
     with client.leased():
-        try:
-            compress = None
-            if options["compress-blobs"]:
-
-                def compress(digest: str) -> tuple[str, int]:
-                    name = "compress-blob-" + digest.replace(":", "-")
-                    kept = {UNCOMPRESSED: digest}
-                    return blobs.write_unknown(client, name, gzipped(blobs.read(client, digest)), kept)
-
-            found = archive.read(source, ContentSink(client), compress)
-        except (archive.ArchiveError, image_spec.SpecError) as error:
-            raise CommandError(f"{path}: {error}") from None
-        if not found:
-            raise CommandError(f"{path} has no images")
-        for image in found:
-            for descriptor in reversed(list(blobs.walk(client, image.target))):
-                below = blobs.children(client, descriptor) if is_parent(descriptor) else []
-                if below:
-                    wanted = blobs.reference_labels(descriptor, below)
-                    blobs.set_labels(client, descriptor["digest"], wanted)
+        found = read_archive(client, source, path, options["compress-blobs"])
         if options["index-name"]:
             blobs.put_image(client, options["index-name"], index_of(client, [image.target for image in found]))
         for image in found:
             for name in import_names(image, options):
                 blobs.put_image(client, name, image.target)
-                if options["no-unpack"]:
-                    continue
-                sys.stdout.write(f"unpacking {name} ({image.target['digest']})...")
-                sys.stdout.flush()
-                descriptor, manifest = blobs.manifests(client, image.target, options["platform"])[0]
-                blobs.unpack(client, manifest, options["snapshotter"])
-                if options["discard-unpacked-layers"]:
-                    labels_of = blobs.reference_labels(descriptor, [manifest["config"], *manifest["layers"]])
-                    gone = {key: "" for key in labels_of if ".l." in key}
-                    blobs.set_labels(client, descriptor["digest"], gone)
-                ctr.print("done")
+                if not options["no-unpack"]:
+                    unpack_imported(ctr, options, name, image.target)
+
+
+def read_archive(client: Client, source: BinaryIO, path: str, compressed: bool) -> list[archive.ArchiveImage]:
+    """Store the blobs of an archive, with labels that say what refers to what. `compressed`: layers as gzip."""
+
+    def compress(digest: str) -> tuple[str, int]:
+        name = "compress-blob-" + digest.replace(":", "-")
+        kept = {UNCOMPRESSED: digest}
+        return blobs.write_unknown(client, name, gzipped(blobs.read(client, digest)), kept)
+
+    try:
+        found = archive.read(source, ContentSink(client), compress if compressed else None)
+    except (archive.ArchiveError, image_spec.SpecError) as error:
+        raise CommandError(f"{path}: {error}") from None
+    if not found:
+        raise CommandError(f"{path} has no images")
+    for image in found:
+        for descriptor in reversed(list(blobs.walk(client, image.target))):
+            below = blobs.children(client, descriptor) if is_parent(descriptor) else []
+            if below:
+                blobs.set_labels(client, descriptor["digest"], blobs.reference_labels(descriptor, below))
+    return found
+
+
+def unpack_imported(ctr: Ctr, options: Options, name: str, target: Json) -> None:
+    client = ctr.client
+    sys.stdout.write(f"unpacking {name} ({target['digest']})...")
+    sys.stdout.flush()
+    descriptor, manifest = blobs.manifests(client, target, options["platform"])[0]
+    blobs.unpack(client, manifest, options["snapshotter"])
+    if options["discard-unpacked-layers"]:
+        references = blobs.reference_labels(descriptor, [manifest["config"], *manifest["layers"]])
+        blobs.set_labels(client, descriptor["digest"], {key: "" for key in references if ".l." in key})
+    ctr.print("done")
 
 
 def index_of(client: Client, targets: list[Json]) -> Json:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+from sys import byteorder
 
 from teu.linux.syscalls import NR_bpf, address, buffer, syscall
 
@@ -83,8 +84,6 @@ class BpfError(OSError):
 def instruction(code: int, dst: int = 0, src: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
     """One struct bpf_insn."""
     word = code | (src << 4 | dst) << 8 | (offset & 0xFFFF) << 16 | (immediate & 0xFFFFFFFF) << 32
-    from sys import byteorder
-
     if byteorder == "little":
         return word.to_bytes(8, "little")
     head = bytes((code, dst << 4 | src)) + (offset & 0xFFFF).to_bytes(2, "big")
@@ -197,14 +196,10 @@ def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
 
 
 def _u32(*values: int) -> bytes:
-    from sys import byteorder
-
     return b"".join(value.to_bytes(4, byteorder) for value in values)
 
 
 def _u64(value: int) -> bytes:
-    from sys import byteorder
-
     return value.to_bytes(8, byteorder)
 
 
@@ -240,8 +235,6 @@ def load(program: bytes) -> int:
 
 def attached(cgroup: int) -> list[int]:
     """Ids of the device programs attached to a cgroup itself."""
-    from sys import byteorder
-
     room = 64
     ids = buffer(bytes(4 * room))
     request = _u32(cgroup, BPF_CGROUP_DEVICE, 0, 0) + _u64(address(ids)) + _u32(room, 0)

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import time
+from math import ceil, log2
 
 from teu.linux.cgroup_files import MAX, CgroupError, mountpoint, own, read, read_pairs
 
@@ -123,7 +125,7 @@ def pass_controllers(path: str) -> None:
     try:
         write(path, "cgroup.subtree_control", " ".join("+" + name for name in sorted(missing)))
     except OSError:
-        # One that cannot be passed on (cpu with realtime processes, say) must not keep the others.
+        # A controller that cannot be passed on (cpu with realtime processes, say) must not hold back the others.
         for name in sorted(missing):
             try:
                 write(path, "cgroup.subtree_control", "+" + name)
@@ -243,8 +245,6 @@ def kill(path: str) -> None:
 
 def wait_for_event(path: str, key: str, value: str, timeout: float) -> bool:
     """Wait until cgroup.events says `key value`. The kernel reports changes of the file by POLLPRI."""
-    import select
-
     try:
         descriptor = os.open(f"{path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -305,7 +305,7 @@ def remove(path: str, timeout: float = REMOVE_TIMEOUT) -> None:
         return None
     except OSError as error:
         if error.errno != errno.EBUSY:
-            # a read-only tree, another's: nothing that goes by
+            # a read-only tree, or another user's: that does not change while we wait
             if not os.path.exists(path):
                 return None
             raise CgroupError(f"cannot remove the cgroup {path}: {error.strerror}") from None
@@ -344,8 +344,6 @@ def cpu_weight(shares: int) -> int:
         return 1
     if shares >= 262144:
         return 10000
-    from math import ceil, log2
-
     power = log2(shares)
     return int(ceil(10 ** ((power * power + 125 * power) / 612.0 - 7.0 / 34.0)))
 
@@ -393,7 +391,7 @@ def _size(value: int) -> str:
 # ---- limits ------------------------------------------------------------------------------------
 
 
-# What a cgroup has anyway: where the controller is missing, nobody needs it for these.
+# What a cgroup has anyway: where the controller is missing, these values need none.
 NEUTRAL = {"cpu.idle": "0", "cpu.weight": "100", "cpu.max.burst": "0", "io.weight": "100"}
 
 

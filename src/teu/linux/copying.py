@@ -27,8 +27,8 @@ def copy_tree(source: int, target: int) -> None:
     """Everything below the open folder `source`, and its own attributes, to the open folder `target`: owners, modes,
     times, links, hard links, holes, devices and extended attributes.
 
-    Where somebody else puts something of the same name first, theirs stays. OSError, ESTALE where a folder is moved to
-    another one while it is filled."""
+    Where another process puts something of the same name there first, that stays. OSError, ESTALE where a folder is
+    moved to another one while it is filled."""
     _Copy(target).run(source)
 
 
@@ -131,7 +131,7 @@ def _make_folder(parent: int, name: bytes) -> bool:
 
 
 def _enter(parent: int, name: bytes) -> int:
-    """The folder of this name; -1 where somebody has put something else there."""
+    """The folder of this name; -1 where another process has put something else there."""
     try:
         return openat2(parent, os.fsdecode(name), _FOLDER, _INSIDE)
     except OSError as error:
@@ -141,7 +141,7 @@ def _enter(parent: int, name: bytes) -> int:
 
 
 def _make(origin: int, parent: int, name: bytes, status: os.stat_result) -> int:
-    """Anything but a folder; a descriptor of what was made, -1 where somebody has taken it away already.
+    """Anything but a folder; a descriptor of what was made, -1 where another process has taken it away already.
     FileExistsError where there is something."""
     kind = stat.S_IFMT(status.st_mode)
     if kind == stat.S_IFREG:

@@ -2,7 +2,7 @@
 """Paths inside a tree that a container, an image or a client can change. Called by all who open something there.
 
 The tree is an open folder; a path in it is looked up by the kernel (openat2), which keeps links and ".." inside. What
-was opened is a descriptor from then on: nobody looks the path up a second time, for it may lead elsewhere by then.
+was opened is a descriptor from then on: the path is not looked up a second time, for it may lead elsewhere by then.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
-TRIES = 64  # a look-up that raced with a rename, before the caller is told
+TRIES = 64  # so often a look-up that raced with a rename is tried again
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
@@ -146,7 +146,7 @@ def _make(parent: int, name: str, kind: str, mode: int) -> None:
         else:
             os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=parent))
     except FileExistsError:
-        pass  # somebody else made it meanwhile: the next open decides what it is
+        pass  # another process made it meanwhile: the next open decides what it is
 
 
 def read_file(root: int, path: str, limit: int = 16 << 20) -> bytes:

@@ -13,6 +13,7 @@ import errno
 import os
 from struct import pack
 
+from teu.linux.namespaces import CLONE_NEWNS, setns, unshare
 from teu.linux.syscalls import (
     NR_fsconfig,
     NR_fsmount,
@@ -165,8 +166,6 @@ def _mounted_elsewhere(kind: str, source: str, data: str) -> int:
     mount(2) wants a place, so the mount is made in a mount namespace that lives only until it is taken out. What
     refers to relative paths is looked up from the current folder, as ever.
     """
-    from teu.linux.namespaces import CLONE_NEWNS, setns, unshare
-
     if len(os.fsencode(data)) > MOUNT_DATA_MAX:
         raise OSError(errno.E2BIG, f"mount {kind}: its options are longer than {MOUNT_DATA_MAX} bytes")
     here = os.open(".", os.O_PATH | os.O_CLOEXEC)

@@ -15,7 +15,13 @@ calls on ENOSYS only (glibc's clone3 and faccessat2 are the well-known cases).
 from __future__ import annotations
 
 import errno
+import marshal
 import os
+from _blake2 import blake2b
+from struct import pack, unpack_from
+from sys import byteorder
+
+from teu.linux.syscalls import NR_seccomp, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,8 +132,6 @@ def flags(profile: Profile) -> int:
 
 def kernel_has_flag(name: str) -> bool:
     """Whether this kernel takes a flag: then it is the missing program that it complains of."""
-    from teu.linux.syscalls import NR_seccomp, syscall
-
     bits = FLAGS[name]
     if name == "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV":
         bits |= SECCOMP_FILTER_FLAG_NEW_LISTENER
@@ -166,9 +170,6 @@ def cache_directory() -> str | None:
 
 def cache_name(profile: Profile) -> str:
     """A hash over everything that the program depends on."""
-    import marshal
-    from _blake2 import blake2b
-
     digest = blake2b(CACHE_MAGIC, digest_size=20)
     # Version 2 of the format has no references: equal profiles are equal bytes.
     digest.update(marshal.dumps(profile, 2))
@@ -236,7 +237,7 @@ def write_cached(directory: str, name: str, program: bytes) -> None:
         os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
         entries = os.listdir(folder)
         if len(entries) > CACHE_ENTRIES:
-            # Any will do: a profile in use is soon back.
+            # Any entry may go: a profile that is in use is soon stored again.
             for old in sorted(entry for entry in entries if entry != name)[: CACHE_ENTRIES // 2]:
                 os.unlink(old, dir_fd=folder)
     except OSError:
@@ -269,7 +270,7 @@ class _Library:
     NR_ERROR = -1
 
     def __init__(self) -> None:
-        import ctypes
+        import ctypes  # 2 ms, for a profile that is not in the cache
 
         class Argument(ctypes.Structure):
             # struct scmp_arg_cmp
@@ -311,7 +312,7 @@ class _Library:
 
 def library_version() -> str | None:
     """libseccomp's version for `features`; None where it is not installed."""
-    import ctypes
+    import ctypes  # 2 ms, for a profile that is not in the cache
 
     class Version(ctypes.Structure):
         _fields_ = [("major", ctypes.c_uint), ("minor", ctypes.c_uint), ("micro", ctypes.c_uint)]
@@ -475,8 +476,6 @@ DATA_ARCH = 4
 
 def instruction(code: int, immediate: int, if_true: int = 0, if_false: int = 0) -> bytes:
     """One struct sock_filter."""
-    from sys import byteorder
-
     return code.to_bytes(2, byteorder) + bytes((if_true, if_false)) + immediate.to_bytes(4, byteorder)
 
 
@@ -515,8 +514,6 @@ def newer_calls(last: dict[str, int]) -> bytes:
 
 def evaluate(program: bytes, architecture: int, number: int, arguments: tuple[int, ...] = ()) -> int:
     """The action that a program answers to a system call: for tests, no kernel needed."""
-    from struct import pack, unpack_from
-
     padded = (*arguments, *([0] * (ARGUMENTS - len(arguments))))
     data = pack("=IIQ6Q", number, architecture, 0, *padded)
     accumulator = index = at = 0

@@ -23,73 +23,41 @@ _MACHINE = uname().machine
 
 _OLD_NUMBERS: dict[str, dict[str, int]] = {
     "x86_64": {
-        "ioctl": 16,
         "mount": 165,
         "umount2": 166,
         "pivot_root": 155,
-        "sethostname": 170,
         "setdomainname": 171,
         "prctl": 157,
-        "personality": 135,
         "capget": 125,
         "capset": 126,
         "unshare": 272,
         "setns": 308,
-        "keyctl": 250,
         "ioprio_set": 251,
-        "set_mempolicy": 238,
         "sched_setattr": 314,
-        "sched_setaffinity": 203,
         "prlimit64": 302,
         "bpf": 321,
         "seccomp": 317,
         "fstatfs": 138,
-        "execveat": 322,
-        "setgroups": 116,
-        "kill": 62,
-        "socket": 41,
-        "memfd_create": 319,
-        "renameat2": 316,
-        "perf_event_open": 298,
-        "finit_module": 313,
-        "waitid": 247,
-        "clone": 56,
         "statx": 332,
         "syncfs": 306,
         "sync_file_range": 277,
     },
     "aarch64": {
-        "ioctl": 29,
         "mount": 40,
         "umount2": 39,
         "pivot_root": 41,
-        "sethostname": 161,
         "setdomainname": 162,
         "prctl": 167,
-        "personality": 92,
         "capget": 90,
         "capset": 91,
         "unshare": 97,
         "setns": 268,
-        "keyctl": 219,
         "ioprio_set": 30,
-        "set_mempolicy": 237,
         "sched_setattr": 274,
-        "sched_setaffinity": 122,
         "prlimit64": 261,
         "bpf": 280,
         "seccomp": 277,
         "fstatfs": 44,
-        "execveat": 281,
-        "setgroups": 159,
-        "kill": 129,
-        "socket": 198,
-        "memfd_create": 279,
-        "renameat2": 276,
-        "perf_event_open": 241,
-        "finit_module": 273,
-        "waitid": 95,
-        "clone": 220,
         "statx": 291,
         "syncfs": 267,
         "sync_file_range": 84,
@@ -98,28 +66,21 @@ _OLD_NUMBERS: dict[str, dict[str, int]] = {
 _OLD_NUMBERS["riscv64"] = _OLD_NUMBERS["aarch64"]
 _old = _OLD_NUMBERS.get(_MACHINE, {})
 
-NR_ioctl = _old.get("ioctl", -1)
 NR_mount = _old.get("mount", -1)
 NR_umount2 = _old.get("umount2", -1)
 NR_pivot_root = _old.get("pivot_root", -1)
-NR_sethostname = _old.get("sethostname", -1)
 NR_setdomainname = _old.get("setdomainname", -1)
 NR_prctl = _old.get("prctl", -1)
-NR_personality = _old.get("personality", -1)
 NR_capget = _old.get("capget", -1)
 NR_capset = _old.get("capset", -1)
 NR_unshare = _old.get("unshare", -1)
 NR_setns = _old.get("setns", -1)
-NR_keyctl = _old.get("keyctl", -1)
 NR_ioprio_set = _old.get("ioprio_set", -1)
-NR_set_mempolicy = _old.get("set_mempolicy", -1)
 NR_sched_setattr = _old.get("sched_setattr", -1)
 NR_prlimit64 = _old.get("prlimit64", -1)
 NR_bpf = _old.get("bpf", -1)
 NR_seccomp = _old.get("seccomp", -1)
 NR_fstatfs = _old.get("fstatfs", -1)
-NR_execveat = _old.get("execveat", -1)
-NR_setgroups = _old.get("setgroups", -1)
 NR_statx = _old.get("statx", -1)
 NR_syncfs = _old.get("syncfs", -1)
 NR_sync_file_range = _old.get("sync_file_range", -1)
@@ -128,10 +89,7 @@ NR_move_mount = 429
 NR_fsopen = 430
 NR_fsconfig = 431
 NR_fsmount = 432
-NR_fspick = 433
-NR_pidfd_open = 434
 NR_clone3 = 435
-NR_close_range = 436
 NR_openat2 = 437
 NR_pidfd_getfd = 438
 NR_mount_setattr = 442
@@ -172,23 +130,11 @@ def machine() -> str:
     return _MACHINE
 
 
-def kernel_version() -> tuple[int, int]:
-    """(6, 1) for Linux 6.1.x."""
-    major, minor = uname().release.split(".")[:2]
-    digits = ""
-    for character in minor:
-        if not character.isdigit():
-            break
-        digits += character
-    return int(major), int(digits or 0)
-
-
 # -- prctl -----------------------------------------------------------------------------------------
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
-PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
 PR_SET_MM = 35
 PR_SET_CHILD_SUBREAPER = 36
@@ -214,4 +160,3 @@ def fstatfs_type(fd: int) -> int:
 
 PROC_SUPER_MAGIC = 0x9FA0
 CGROUP2_SUPER_MAGIC = 0x63677270
-TMPFS_MAGIC = 0x01021994

@@ -16,10 +16,14 @@ sparse files are refused. Called by teud (load, save), teu-containerd (transfers
 
 from __future__ import annotations
 
+import bz2
 import io
+import json
+import lzma
 import posixpath
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -114,7 +118,7 @@ def decompressed(stream: Stream) -> Stream:
 
 class _Zstandard:
     def __init__(self, source: _Peek) -> None:
-        import zstandard
+        import zstandard  # 11 ms and 1.8 MB, and few layers are zstd
 
         self._error = zstandard.ZstdError
         # a window of 2^27 is what the format's recommended decoders accept
@@ -143,15 +147,9 @@ class _Inflate:
 
     def _new(self) -> Any:
         if self._kind == "gzip":
-            import zlib
-
             return zlib.decompressobj(31)
         if self._kind == "bzip2":
-            import bz2
-
             return bz2.BZ2Decompressor()
-        import lzma
-
         return lzma.LZMADecompressor(memlimit=256 << 20)
 
     def _more(self) -> bytes:
@@ -217,7 +215,7 @@ class _Member:
 
 
 class _Waiting(NamedTuple):
-    """A small entry that nobody has asked for yet: where it is in the spool."""
+    """A small entry that the reader has not asked for yet: where it is in the spool."""
 
     offset: int
     digest: str
@@ -453,7 +451,6 @@ def _expected(name: str) -> str:
 
 
 def _table(data: bytes, name: str) -> Any:
-
     try:
         return jsontext.loads(data)
     except ValueError as error:
@@ -708,8 +705,6 @@ def write(
 
 
 def _encode_list(value: list[Any]) -> bytes:
-    import json
-
     return json.dumps(value, separators=(",", ":")).encode()
 
 

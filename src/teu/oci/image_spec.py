@@ -180,7 +180,7 @@ def platform_of(document: Json) -> Platform:
 
 
 def _version(platform: Platform) -> int:
-    """The number of a variant such as v7; -1 for what has none, whoever made it up."""
+    """The number of a variant such as v7; -1 for what has no number."""
     digits = platform.variant.lstrip("v")
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else -1
 

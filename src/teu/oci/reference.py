@@ -97,12 +97,6 @@ def parse(text: str) -> Reference:
     return reference
 
 
-def check_tag(tag: str) -> str:
-    if not _TAG.match(tag):
-        raise ReferenceError_("invalid tag format")
-    return tag
-
-
 def _split_domain(text: str) -> tuple[str, str]:
     first, slash, rest = text.partition("/")
     if slash and (any(c in first for c in ".:") or first == "localhost" or first.lower() != first):

@@ -143,7 +143,7 @@ def opened(
         elif not netloc and plain:
             netloc, scheme = domain, "http"
         if scheme == "http":
-            # who has TLS configured for it, wants it where the port does not say otherwise
+            # Where TLS is configured for the registry it is used, unless the port says otherwise.
             both = explicit and not netloc.endswith(":80")
             if both:
                 given = given._replace(schemes=("https", "http"))
@@ -161,7 +161,7 @@ def _check_files(options: Options) -> None:
     """That certificates and keys are there and are some, before any host is spoken to."""
     if not (options.authorities or options.pairs or options.authority):
         return
-    import ssl
+    import ssl  # 14 ms and 2.8 MB
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for name in filter(None, (options.authority, *options.authorities)):

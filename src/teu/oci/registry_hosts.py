@@ -63,7 +63,7 @@ def _from_certificates(folder: Path) -> Place:
 
 
 def _from_file(folder: Path, text: str) -> list[Place]:
-    import tomllib
+    import tomllib  # 13 ms and 2.2 MB
 
     try:
         table = tomllib.loads(text)

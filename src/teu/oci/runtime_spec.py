@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import os
 
+from teu.linux import selinux
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -43,7 +45,11 @@ UINT32 = ("integer", 0, 2**32 - 1)
 UINT64 = ("integer", 0, 2**64 - 1)
 INT32 = ("integer", -(2**31), 2**31 - 1)
 INT64 = ("integer", -(2**63), 2**63 - 1)
-DEVICE_NUMBER = ("integer", -(2**31), 2**32 - 1)  # major or minor; the kernel has fewer, the C library no more
+DEVICE_NUMBER = (
+    "integer",
+    -(2**31),
+    2**32 - 1,
+)  # major or minor; the kernel takes fewer, and the C library no larger ones
 STRINGS = ("list", STRING)
 STRING_MAP = ("map", STRING)
 HIGHEST_CPU = 0xFFFF  # also of memory nodes, of which there are fewer
@@ -366,50 +372,77 @@ SPEC = (
 
 def _walk(value: Any, kind: Any, field: str) -> None:
     """Check a value against a type of the grammar."""
-    word = kind[0]
-    if word == "object":
-        if type(value) is not dict:
-            raise SpecError(field, f"must be an object, is {_name(value)}")
-        for name, member in kind[1].items():
-            required = name[-1] == "!"
-            if required:
-                name = name[:-1]
-            item = value.get(name)
-            if item is not None:
-                _walk(item, member, f"{field}.{name}" if field else name)
-            elif required:
-                raise SpecError(f"{field}.{name}" if field else name, "is required")
-            elif name in value:
-                del value[name]  # null is as good as absent, for all that read it later
-    elif word == "string":
-        if type(value) is not str:
-            raise SpecError(field, f"must be a string, is {_name(value)}")
-        if "\0" in value:
-            raise SpecError(field, "must not contain a null byte")
-    elif word == "list":
-        if type(value) is not list:
-            raise SpecError(field, f"must be an array, is {_name(value)}")
-        member = kind[1]
-        if member is STRING and all(type(item) is str and "\0" not in item for item in value):
-            return
-        for index, item in enumerate(value):
-            _walk(item, member, f"{field}[{index}]")
-    elif word == "integer":
-        if type(value) is not int:
-            raise SpecError(field, f"must be a whole number, is {_name(value)}")
-        if not kind[1] <= value <= kind[2]:
-            raise SpecError(field, f"must be from {kind[1]} to {kind[2]}, is {value}")
-    elif word == "boolean":
-        if type(value) is not bool:
-            raise SpecError(field, f"must be true or false, is {_name(value)}")
-    elif word == "enum":
-        if value not in kind[1]:
-            raise SpecError(field, f"must be one of {', '.join(kind[1])}, is {_name(value)}")
-    elif word == "map":
-        if type(value) is not dict:
-            raise SpecError(field, f"must be an object, is {_name(value)}")
-        for name, item in value.items():
-            _walk(item, kind[1], f"{field}[{name}]")
+    _CHECKS[kind[0]](value, kind, field)
+
+
+def _object(value: Any, kind: Any, field: str) -> None:
+    if type(value) is not dict:
+        raise SpecError(field, f"must be an object, is {_name(value)}")
+    for name, member in kind[1].items():
+        required = name[-1] == "!"
+        if required:
+            name = name[:-1]
+        item = value.get(name)
+        if item is not None:
+            _CHECKS[member[0]](item, member, f"{field}.{name}" if field else name)
+        elif required:
+            raise SpecError(f"{field}.{name}" if field else name, "is required")
+        elif name in value:
+            del value[name]  # null means absent: later readers need not tell them apart
+
+
+def _string(value: Any, kind: Any, field: str) -> None:
+    if type(value) is not str:
+        raise SpecError(field, f"must be a string, is {_name(value)}")
+    if "\0" in value:
+        raise SpecError(field, "must not contain a null byte")
+
+
+def _list(value: Any, kind: Any, field: str) -> None:
+    if type(value) is not list:
+        raise SpecError(field, f"must be an array, is {_name(value)}")
+    member = kind[1]
+    if member is STRING and all(type(item) is str and "\0" not in item for item in value):
+        return
+    for index, item in enumerate(value):
+        _CHECKS[member[0]](item, member, f"{field}[{index}]")
+
+
+def _integer(value: Any, kind: Any, field: str) -> None:
+    if type(value) is not int:
+        raise SpecError(field, f"must be a whole number, is {_name(value)}")
+    if not kind[1] <= value <= kind[2]:
+        raise SpecError(field, f"must be from {kind[1]} to {kind[2]}, is {value}")
+
+
+def _boolean(value: Any, kind: Any, field: str) -> None:
+    if type(value) is not bool:
+        raise SpecError(field, f"must be true or false, is {_name(value)}")
+
+
+def _enum(value: Any, kind: Any, field: str) -> None:
+    if value not in kind[1]:
+        raise SpecError(field, f"must be one of {', '.join(kind[1])}, is {_name(value)}")
+
+
+def _map(value: Any, kind: Any, field: str) -> None:
+    if type(value) is not dict:
+        raise SpecError(field, f"must be an object, is {_name(value)}")
+    member = kind[1]
+    for name, item in value.items():
+        _CHECKS[member[0]](item, member, f"{field}[{name}]")
+
+
+# What checks a value, by the first word of its type.
+_CHECKS = {
+    "object": _object,
+    "string": _string,
+    "list": _list,
+    "integer": _integer,
+    "boolean": _boolean,
+    "enum": _enum,
+    "map": _map,
+}
 
 
 def _name(value: Any) -> str:
@@ -493,11 +526,8 @@ def _check_process_rules(process: Object, field: str) -> None:
         seen.add(limit["type"])
         if limit["soft"] > limit["hard"]:
             raise SpecError(f"{here}.soft", f"{limit['soft']} is above the hard limit {limit['hard']}")
-    if process.get("selinuxLabel"):
-        from teu.linux import selinux
-
-        if not selinux.enabled():
-            raise SpecError(f"{field}.selinuxLabel", "a label is given, but this host has no SELinux")
+    if process.get("selinuxLabel") and not selinux.enabled():
+        raise SpecError(f"{field}.selinuxLabel", "a label is given, but this host has no SELinux")
     if process.get("scheduler") is not None:
         _check_scheduler(process["scheduler"], f"{field}.scheduler")
     affinity = process.get("execCPUAffinity") or {}
@@ -539,6 +569,12 @@ def _check_namespaces(spec: Object, linux: Object) -> None:
         for index, path in enumerate(linux.get(name) or ()):
             if path[:1] != "/":
                 raise SpecError(f"linux.{name}[{index}]", f"must be an absolute path, is {path!r}")
+    _check_mappings(linux, paths)
+    _check_time(linux, paths)
+
+
+def _check_mappings(linux: Object, paths: dict[str, str]) -> None:
+    """uidMappings and gidMappings. paths: the path to join, or "", of each kind of namespace."""
     mappings = [name for name in ("uidMappings", "gidMappings") if linux.get(name)]
     if "user" in paths:
         if not paths["user"] and len(mappings) < 2:
@@ -546,13 +582,15 @@ def _check_namespaces(spec: Object, linux: Object) -> None:
             raise SpecError(f"linux.{missing}", "is required for a new user namespace")
     elif mappings:
         raise SpecError(f"linux.{mappings[0]}", "is given, but no user namespace")
-    offsets = linux.get("timeOffsets")
-    if offsets:
+
+
+def _check_time(linux: Object, paths: dict[str, str]) -> None:
+    if linux.get("timeOffsets"):
         if "time" not in paths:
             raise SpecError("linux.timeOffsets", "is given, but no time namespace")
         if paths["time"]:
             raise SpecError("linux.timeOffsets", "cannot be set in a time namespace that is joined by its path")
-        for clock in offsets:
+        for clock in linux["timeOffsets"]:
             if clock not in ("boottime", "monotonic"):
                 raise SpecError(f"linux.timeOffsets[{clock}]", "is not known; known are boottime and monotonic")
     if "time" in paths and not os.path.exists("/proc/self/ns/time"):
@@ -679,37 +717,10 @@ def check_resources(resources: Object, field: str = "linux.resources") -> None:
     """The rules of `linux.resources`, which `update` takes alone."""
     _walk(resources, RESOURCES, field)
     for index, rule in enumerate(resources.get("devices") or []):
-        here = f"{field}.devices[{index}]"
-        if rule.get("type") and rule["type"] not in ("a", "b", "c"):
-            raise SpecError(f"{here}.type", f"must be one of a, b, c, is {rule['type']!r}")
-        access = rule.get("access")
-        if not access:
-            raise SpecError(f"{here}.access", "must not be empty")
-        if set(access) - set("rwm"):
-            raise SpecError(f"{here}.access", f"must be made of r, w and m, is {access!r}")
-    memory = resources.get("memory") or {}
-    limit, swap = memory.get("limit") or 0, memory.get("swap") or 0
-    if limit < -1:
-        raise SpecError(f"{field}.memory.limit", f"must be -1 (no limit) or more, is {limit}")
-    if swap not in (0, -1) and limit != -1:
-        if limit == 0:
-            raise SpecError(f"{field}.memory.swap", "cannot be limited without memory.limit, which it includes")
-        if swap < limit:
-            raise SpecError(f"{field}.memory.swap", f"{swap} is less than memory.limit {limit}, which it includes")
-    if (memory.get("swappiness") or 0) > 100:
-        raise SpecError(f"{field}.memory.swappiness", f"must be from 0 to 100, is {memory['swappiness']}")
-    cpu = resources.get("cpu") or {}
-    for name in ("cpus", "mems"):
-        if cpu.get(name):
-            check_ranges(cpu[name], f"{field}.cpu.{name}")
-    if cpu.get("idle") not in (None, 0, 1):
-        raise SpecError(f"{field}.cpu.idle", f"must be 0 or 1, is {cpu['idle']}")
-    weight = (resources.get("blockIO") or {}).get("weight")
-    if weight and not 10 <= weight <= 1000:
-        raise SpecError(f"{field}.blockIO.weight", f"must be from 10 to 1000, is {weight}")
-    for index, device in enumerate((resources.get("blockIO") or {}).get("weightDevice") or []):
-        if device.get("weight") is None and device.get("leafWeight") is None:
-            raise SpecError(f"{field}.blockIO.weightDevice[{index}]", "needs a weight or a leafWeight")
+        _check_device_rule(rule, f"{field}.devices[{index}]")
+    _check_memory(resources.get("memory") or {}, f"{field}.memory")
+    _check_cpu(resources.get("cpu") or {}, f"{field}.cpu")
+    _check_block_io(resources.get("blockIO") or {}, f"{field}.blockIO")
     for name, limits in (resources.get("rdma") or {}).items():
         if limits.get("hcaHandles") is None and limits.get("hcaObjects") is None:
             raise SpecError(f"{field}.rdma[{name}]", "needs hcaHandles or hcaObjects")
@@ -730,6 +741,46 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 20
 
 
+def _check_device_rule(rule: Object, field: str) -> None:
+    if rule.get("type") and rule["type"] not in ("a", "b", "c"):
+        raise SpecError(f"{field}.type", f"must be one of a, b, c, is {rule['type']!r}")
+    access = rule.get("access")
+    if not access:
+        raise SpecError(f"{field}.access", "must not be empty")
+    if set(access) - set("rwm"):
+        raise SpecError(f"{field}.access", f"must be made of r, w and m, is {access!r}")
+
+
+def _check_memory(memory: Object, field: str) -> None:
+    limit, swap = memory.get("limit") or 0, memory.get("swap") or 0
+    if limit < -1:
+        raise SpecError(f"{field}.limit", f"must be -1 (no limit) or more, is {limit}")
+    if swap not in (0, -1) and limit != -1:
+        if limit == 0:
+            raise SpecError(f"{field}.swap", "cannot be limited without memory.limit, which it includes")
+        if swap < limit:
+            raise SpecError(f"{field}.swap", f"{swap} is less than memory.limit {limit}, which it includes")
+    if (memory.get("swappiness") or 0) > 100:
+        raise SpecError(f"{field}.swappiness", f"must be from 0 to 100, is {memory['swappiness']}")
+
+
+def _check_cpu(cpu: Object, field: str) -> None:
+    for name in ("cpus", "mems"):
+        if cpu.get(name):
+            check_ranges(cpu[name], f"{field}.{name}")
+    if cpu.get("idle") not in (None, 0, 1):
+        raise SpecError(f"{field}.idle", f"must be 0 or 1, is {cpu['idle']}")
+
+
+def _check_block_io(block_io: Object, field: str) -> None:
+    weight = block_io.get("weight")
+    if weight and not 10 <= weight <= 1000:
+        raise SpecError(f"{field}.weight", f"must be from 10 to 1000, is {weight}")
+    for index, device in enumerate(block_io.get("weightDevice") or []):
+        if device.get("weight") is None and device.get("leafWeight") is None:
+            raise SpecError(f"{field}.weightDevice[{index}]", "needs a weight or a leafWeight")
+
+
 def check_ranges(text: str, field: str) -> None:
     """A list as `0-3,7` of the kernel's cpuset format. Numbers that no kernel has are refused: lists are unfolded."""
     for part in text.split(","):
@@ -743,7 +794,7 @@ def check_ranges(text: str, field: str) -> None:
 
 
 def check_seccomp(seccomp: Object, field: str = "linux.seccomp") -> None:
-    from teu.linux.seccomp import ACTIONS, ARCHITECTURES, FLAGS, OPERATORS
+    from teu.linux.seccomp import ACTIONS, ARCHITECTURES, FLAGS, OPERATORS  # 0.2 ms, which exec and start do without
 
     def known(name: str, table: Any, here: str) -> None:
         if name not in table:

@@ -187,6 +187,18 @@ class _Extensions:
         self.link = ""
         self.size = 0
 
+    def add(self, kind: bytes, data: bytes) -> None:
+        """One extended header: of type x (pax), or L or K (GNU's long name and link)."""
+        self.size += len(data)
+        if self.size > PAX_LIMIT:
+            raise TarError("extended headers too long")
+        if kind == b"x":
+            self.records += _pax_records(data)
+        elif kind == b"L":
+            self.name = _string(data)
+        else:
+            self.link = _string(data)
+
     def apply(self, entry: Entry, source: Source, stored: int) -> int:
         """Bytes of data that follow in the stream."""
         if self.name:
@@ -203,27 +215,33 @@ class _Extensions:
                 continue
             text = value.decode("utf-8", "surrogateescape")
             try:
-                if key == "path":
-                    entry.name = text
-                elif key == "linkpath":
-                    entry.link = text
-                elif key == "size":
+                if key == "size":
                     entry.size = stored = _decimal(text)
-                elif key == "uid":
-                    entry.uid = _decimal(text)
-                elif key == "gid":
-                    entry.gid = _decimal(text)
-                elif key == "mtime":
-                    entry.mtime = _pax_time(text)
                 elif key in ("GNU.sparse.offset", "GNU.sparse.numbytes"):
                     offsets.append(_decimal(text))
                 elif key.startswith("GNU.sparse."):
                     sparse[key[len("GNU.sparse.") :]] = text
+                else:
+                    _set_field(entry, key, text)
             except ValueError:
                 raise TarError(f"bad value of {short(key)} in a pax header") from None
         if sparse or offsets:
             stored = _pax_sparse(entry, source, stored, sparse, offsets)
         return stored
+
+
+def _set_field(entry: Entry, key: str, text: str) -> None:
+    """One record of a pax header that is about the entry alone; what it does not know it passes over."""
+    if key == "path":
+        entry.name = text
+    elif key == "linkpath":
+        entry.link = text
+    elif key == "uid":
+        entry.uid = _decimal(text)
+    elif key == "gid":
+        entry.gid = _decimal(text)
+    elif key == "mtime":
+        entry.mtime = _pax_time(text)
 
 
 def _pairs(numbers: list[int]) -> list[tuple[int, int]]:
@@ -297,57 +315,18 @@ def entries(source: Source) -> Iterator[tuple[Entry, int]]:
     """Each entry with the number of bytes of its data in the stream, which the caller reads from `source` before it
     asks for the next; padding is skipped here."""
     extensions: _Extensions | None = None
-    while True:
-        block = source.read(BLOCK)
-        if not block:
-            return  # without the two blocks of zeros: many writers forget them
-        if len(block) < BLOCK:
-            raise TarError("unexpected end of the archive")
-        if block[0] == 0 and not block.strip(b"\0"):
-            return
-        checksum = block[148:156].strip(b" \0")
-        if checksum.strip(b"01234567") or not checksum or int(checksum, 8) != sum(block) - sum(block[148:156]) + 256:
-            raise TarError("bad checksum of a header: not a tar archive, or damaged")
+    while block := _header_block(source):
         kind = block[156:157]
         stored = _number(block[124:136])
         if stored < 0:
             raise TarError("negative size in a header")
         if kind in b"xgLK":
-            if stored > PAX_LIMIT:
-                raise TarError("extended header too long")
-            data = source.read(stored)
-            if len(data) < stored:
-                raise TarError("unexpected end of the archive")
-            source.skip(-stored % BLOCK)
-            if kind == b"g":
-                continue
-            if extensions is None:
-                extensions = _Extensions()
-            extensions.size += stored
-            if extensions.size > PAX_LIMIT:
-                raise TarError("extended headers too long")
-            if kind == b"x":
-                extensions.records += _pax_records(data)
-            elif kind == b"L":
-                extensions.name = _string(data)
-            else:
-                extensions.link = _string(data)
+            data = _extended_header(source, stored)
+            if kind != b"g":
+                extensions = extensions or _Extensions()
+                extensions.add(kind, data)
             continue
-        entry = Entry()
-        entry.name = _string(block[:100])
-        entry.mode = _number(block[100:108]) & 0o7777
-        entry.uid = _number(block[108:116])
-        entry.gid = _number(block[116:124])
-        entry.size = stored
-        entry.mtime = _number(block[136:148]) * 1_000_000_000
-        entry.type = REGULAR if kind in (b"\0", b"7") else kind
-        entry.link = _string(block[157:257])
-        if block[257:263] == b"ustar\0":
-            prefix = _string(block[345:500])
-            if prefix:
-                entry.name = f"{prefix}/{entry.name}"
-        if kind in b"34":
-            entry.devmajor, entry.devminor = _number(block[329:337]), _number(block[337:345])
+        entry = _entry(block, kind, stored)
         if extensions is not None:
             stored = extensions.apply(entry, source, stored)
             extensions = None
@@ -364,6 +343,51 @@ def entries(source: Source) -> Iterator[tuple[Entry, int]]:
         yield entry, stored
         if padding:
             source.skip(padding)
+
+
+def _header_block(source: Source) -> bytes:
+    """The next header, whose checksum is right; empty at the archive's end."""
+    block = source.read(BLOCK)
+    if not block:
+        return b""  # without the two blocks of zeros: many writers forget them
+    if len(block) < BLOCK:
+        raise TarError("unexpected end of the archive")
+    if block[0] == 0 and not block.strip(b"\0"):
+        return b""
+    checksum = block[148:156].strip(b" \0")
+    if checksum.strip(b"01234567") or not checksum or int(checksum, 8) != sum(block) - sum(block[148:156]) + 256:
+        raise TarError("bad checksum of a header: not a tar archive, or damaged")
+    return block
+
+
+def _extended_header(source: Source, size: int) -> bytes:
+    if size > PAX_LIMIT:
+        raise TarError("extended header too long")
+    data = source.read(size)
+    if len(data) < size:
+        raise TarError("unexpected end of the archive")
+    source.skip(-size % BLOCK)
+    return data
+
+
+def _entry(block: bytes, kind: bytes, size: int) -> Entry:
+    """What the header itself says."""
+    entry = Entry()
+    entry.name = _string(block[:100])
+    entry.mode = _number(block[100:108]) & 0o7777
+    entry.uid = _number(block[108:116])
+    entry.gid = _number(block[116:124])
+    entry.size = size
+    entry.mtime = _number(block[136:148]) * 1_000_000_000
+    entry.type = REGULAR if kind in (b"\0", b"7") else kind
+    entry.link = _string(block[157:257])
+    if block[257:263] == b"ustar\0":
+        prefix = _string(block[345:500])
+        if prefix:
+            entry.name = f"{prefix}/{entry.name}"
+    if kind in b"34":
+        entry.devmajor, entry.devminor = _number(block[329:337]), _number(block[337:345])
+    return entry
 
 
 def _check(entry: Entry) -> None:
@@ -403,19 +427,24 @@ def _pax_record(key: bytes, value: bytes) -> bytes:
     return b"%d %s=%s\n" % (total, key, value)
 
 
+_ZERO8, _ZERO12 = b"0000000\0", b"00000000000\0"
+
+
 def _header(
     name: bytes,
     kind: bytes,
     mode: int,
-    uid: bytes,
-    gid: bytes,
     size: bytes,
-    mtime: bytes,
-    link: bytes,
-    major: bytes,
-    minor: bytes,
-    prefix: bytes,
+    *,
+    uid: bytes = _ZERO8,
+    gid: bytes = _ZERO8,
+    mtime: bytes = _ZERO12,
+    link: bytes = b"",
+    major: bytes = _ZERO8,
+    minor: bytes = _ZERO8,
+    prefix: bytes = b"",
 ) -> bytes:
+    """One header; numbers are octal digits with the zero byte at their end."""
     block = b"".join(
         (
             name.ljust(100, b"\0"),
@@ -436,9 +465,6 @@ def _header(
         )
     )
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
-
-
-_ZERO8, _ZERO12 = b"0000000\0", b"00000000000\0"
 
 
 def pack(entry: Entry) -> bytes:
@@ -464,33 +490,32 @@ def pack(entry: Entry) -> bytes:
         # pax times are decimal: below zero the fraction counts away from zero
         text = f"{seconds}.{nanoseconds:09d}" if seconds >= 0 else f"{entry.mtime / 1e9:.9f}"
         records += _pax_record(b"mtime", (text.rstrip("0").rstrip(".") if "." in text else text).encode())
-    fields = []
+    numbers: dict[bytes, bytes] = {}
     for key, value, width in ((b"uid", entry.uid, 8), (b"gid", entry.gid, 8), (b"size", entry.size, 12)):
         octal = _octal(value, width)
         if octal is None:
             records += _pax_record(key, b"%d" % value)
-        fields.append(octal or (_ZERO8 if width == 8 else _ZERO12))
+        numbers[key] = octal or (_ZERO8 if width == 8 else _ZERO12)
     for attribute, content in sorted((entry.xattrs or {}).items()):
         records += _pax_record((_XATTR + attribute).encode("utf-8", "surrogateescape"), content)
-    major, minor = _octal(entry.devmajor, 8), _octal(entry.devminor, 8)
     block = _header(
         short,
         entry.type,
         entry.mode & 0o7777,
-        fields[0],
-        fields[1],
-        fields[2],
-        mtime or _ZERO12,
-        short_link,
-        major or _ZERO8,
-        minor or _ZERO8,
-        prefix,
+        numbers[b"size"],
+        uid=numbers[b"uid"],
+        gid=numbers[b"gid"],
+        mtime=mtime or _ZERO12,
+        link=short_link,
+        major=_octal(entry.devmajor, 8) or _ZERO8,
+        minor=_octal(entry.devminor, 8) or _ZERO8,
+        prefix=prefix,
     )
     if not records:
         return block
-    size = _octal(len(records), 12) or _ZERO12
     base = name.rsplit(b"/", 1)[-1][:80]
-    extended = _header(b"PaxHeaders.0/" + base, b"x", 0o644, _ZERO8, _ZERO8, size, _ZERO12, b"", _ZERO8, _ZERO8, b"")
+    size = _octal(len(records), 12) or _ZERO12
+    extended = _header(b"PaxHeaders.0/" + base, b"x", 0o644, size)
     return extended + records + bytes(-len(records) % BLOCK) + block
 
 

@@ -37,6 +37,23 @@ class Arguments:
     def __getitem__(self, name: str) -> Any:
         return self.options[name]
 
+    def put(self, name: str, kind: str, value: str) -> None:
+        """Take the value of one flag, which is of this kind."""
+        self.given.add(name)
+        if kind == "bool":
+            if value not in _TRUE and value not in _FALSE:
+                raise UsageError(f'invalid boolean value "{value}" for -{name}')
+            self.options[name] = value in _TRUE
+        elif kind == "strings":
+            self.options[name].append(value)
+        elif kind == "int":
+            try:
+                self.options[name] = int(value, 0)
+            except ValueError:
+                raise UsageError(f'invalid value "{value}" for flag -{name}: not a number') from None
+        else:
+            self.options[name] = value
+
 
 def parse(
     words: list[str],
@@ -61,36 +78,27 @@ def parse(
             if stop_at is not None and len(result.positional) >= stop_at:
                 return result, words[i:]
             continue
-        name, equals, value = word.lstrip("-").partition("=")
-        if name not in flags:
-            for long_name, flag in flags.items():
-                if flag[0] == name:
-                    name = long_name
-                    break
-            else:
-                raise UsageError(f"flag provided but not defined: -{name}")
+        given, equals, value = word.lstrip("-").partition("=")
+        name = _long_name(given, flags)
         kind = flags[name][1]
-        result.given.add(name)
         if kind == "bool":
-            if equals and value not in _TRUE and value not in _FALSE:
-                raise UsageError(f'invalid boolean value "{value}" for -{name}')
-            result.options[name] = not equals or value in _TRUE
-            continue
-        if not equals:
+            value = value if equals else "true"
+        elif not equals:
             if i >= len(words):
                 raise UsageError(f"flag needs an argument: -{name}")
             value = words[i]
             i += 1
-        if kind == "strings":
-            result.options[name].append(value)
-        elif kind == "int":
-            try:
-                result.options[name] = int(value, 0)
-            except ValueError:
-                raise UsageError(f'invalid value "{value}" for flag -{name}: not a number') from None
-        else:
-            result.options[name] = value
+        result.put(name, kind, value)
     return result, []
+
+
+def _long_name(given: str, flags: dict[str, tuple[str, str, Any, str]]) -> str:
+    if given in flags:
+        return given
+    for name, flag in flags.items():
+        if flag[0] == given:
+            return name
+    raise UsageError(f"flag provided but not defined: -{given}")
 
 
 def help_text(name: str, summary: str, usage: str, flags: dict[str, tuple[str, str, Any, str]]) -> str:

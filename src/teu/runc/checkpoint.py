@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import stat
 
+from teu.linux.inside import open_in_root
 from teu.oci import jsontext
-from teu.runc import criu, log, state
+from teu.runc import criu, delete, log, state
 from teu.runc.errors import RuncError
 
 TYPE_CHECKING = False
@@ -88,8 +89,6 @@ def mount_of(pid: int, descriptor: int) -> int:
 
 def mount_target(root: int, destination: str) -> str:
     """Where a mount of the spec has ended up, from the container's root: links are followed inside it."""
-    from teu.linux.inside import open_in_root
-
     base = os.readlink(f"/proc/self/fd/{root}")
     try:
         target = open_in_root(root, destination)
@@ -145,8 +144,6 @@ def main(arguments: Arguments, settings: Settings) -> int:
     with state.Lock(container.folder):
         dump(arguments, container)
         if not keep:
-            from teu.runc import delete
-
             delete.destroy(container, container.status())
     return 0
 
@@ -164,29 +161,7 @@ def dump(arguments: Arguments, container: state.Container) -> None:
         if not os.path.isdir(f"{images}/{parent}"):
             raise RuncError(f"invalid --parent-path: {images}/{parent}: not a directory")
     opened = [criu.folder(images)]
-    opts: dict[str, Any] = {
-        "images_dir_fd": opened[0],
-        "log_level": 4,
-        "log_file": LOG_FILE,
-        "root": container.record["rootfs"],
-        "manage_cgroups": True,
-        "manage_cgroups_mode": criu.CGROUP_MODES[mode],
-        "notify_scripts": True,
-        "pid": container.pid,
-        "shell_job": arguments["shell-job"],
-        "leave_running": arguments["leave-running"],
-        "tcp_established": arguments["tcp-established"],
-        "tcp_skip_in_flight": arguments["tcp-skip-in-flight"],
-        "link_remap": arguments["link-remap"],
-        "ext_unix_sk": arguments["ext-unix-sk"],
-        "file_locks": arguments["file-locks"],
-        "empty_ns": criu.empty_namespaces(arguments["empty-ns"]),
-        "orphan_pts_master": True,
-        "auto_dedup": arguments["auto-dedup"],
-        "lazy_pages": arguments["lazy-pages"],
-        "config_file": criu.configuration(container.record.get("annotations") or {}),
-        "external": external_namespaces(spec),
-    }
+    opts = {"images_dir_fd": opened[0], **dump_options(arguments, container, spec)}
     logs = images
     try:
         if arguments["work-path"]:
@@ -210,22 +185,53 @@ def dump(arguments: Arguments, container: state.Container) -> None:
             opts["external"] += {name for name in descriptors if name.startswith(EXTERNAL_FILE)}
             with open(f"{images}/{DESCRIPTORS}", "w", opener=private) as file:
                 file.write(jsontext.dumps(descriptors))
-
-        def notify(script: str, pid: int, descriptors: list[int]) -> None:
-            if script == "status-ready" and arguments["status-fd"] >= 0:
-                os.write(arguments["status-fd"], b"\0")
-                os.close(arguments["status-fd"])
-
-        try:
-            with criu.Session() as session:
-                # criu opens our descriptors by their number in the process that asks.
-                session.request(criu.PRE_DUMP if arguments["pre-dump"] else criu.DUMP, opts, notify)
-        except RuncError:
-            criu.log_errors(logs, LOG_FILE)
-            raise
+        request(arguments, opts, logs)
     finally:
         for descriptor in opened:
             os.close(descriptor)
+
+
+def dump_options(arguments: Arguments, container: state.Container, spec: dict[str, Any]) -> dict[str, Any]:
+    """criu's options that follow from the command line and the container alone."""
+    return {
+        "log_level": 4,
+        "log_file": LOG_FILE,
+        "root": container.record["rootfs"],
+        "manage_cgroups": True,
+        "manage_cgroups_mode": criu.CGROUP_MODES[arguments["manage-cgroups-mode"]],
+        "notify_scripts": True,
+        "pid": container.pid,
+        "shell_job": arguments["shell-job"],
+        "leave_running": arguments["leave-running"],
+        "tcp_established": arguments["tcp-established"],
+        "tcp_skip_in_flight": arguments["tcp-skip-in-flight"],
+        "link_remap": arguments["link-remap"],
+        "ext_unix_sk": arguments["ext-unix-sk"],
+        "file_locks": arguments["file-locks"],
+        "empty_ns": criu.empty_namespaces(arguments["empty-ns"]),
+        "orphan_pts_master": True,
+        "auto_dedup": arguments["auto-dedup"],
+        "lazy_pages": arguments["lazy-pages"],
+        "config_file": criu.configuration(container.record.get("annotations") or {}),
+        "external": external_namespaces(spec),
+    }
+
+
+def request(arguments: Arguments, opts: dict[str, Any], logs: str) -> None:
+    """Have criu do it. logs: the folder with its log, whose errors are told where it fails."""
+
+    def notify(script: str, pid: int, descriptors: list[int]) -> None:
+        if script == "status-ready" and arguments["status-fd"] >= 0:
+            os.write(arguments["status-fd"], b"\0")
+            os.close(arguments["status-fd"])
+
+    try:
+        with criu.Session() as session:
+            # criu opens our descriptors by their number in the process that asks.
+            session.request(criu.PRE_DUMP if arguments["pre-dump"] else criu.DUMP, opts, notify)
+    except RuncError:
+        criu.log_errors(logs, LOG_FILE)
+        raise
 
 
 def private(path: str, flags: int) -> int:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of commands. A command's module is imported when its command is called, and no other.
+"""The table of commands. A command's module is imported when its command is called, and no other: exec's with what it
+needs, for one, takes 2.3 ms, and create's 4.5. As all through teu-runc, typing (8 ms), socket (5), signal (4) and
+dataclasses (12) are not imported, only the C modules below them.
 
 Each module defines
 

@@ -89,15 +89,9 @@ class Plan:
     procfs: int = -1  # the host's /proc, O_PATH
     program: int = -1
     fifo: int = -1
-    seccomp: tuple[bytes, int, bool] | None = None
-    preserved: int = 0
+    last_step: process.LastStep
     no_pivot: bool = False
-    keyring: tuple[str, int] | None = None  # the session keyring's name, and the permissions that it gets
     cgroup_path: str = ""
-    personality: int | None = None
-    memory_policy: bytes | None = None
-    capability_sets: list[int]
-    program_path: str | None = None  # not to be looked up
     state: dict[str, Any]  # for createContainer hooks
 
 
@@ -105,7 +99,7 @@ def main(plan: Plan) -> None:
     """Never returns."""
     try:
         _prepare(plan)
-    except BaseException as error:  # whatever it was, the parent says it
+    except BaseException as error:  # the parent tells every error, whatever it was
         number, text = 0, str(error)
         if isinstance(error, OSError) and error.errno is not None:
             number, text = 0, _os_error_text(error)
@@ -205,13 +199,13 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
         null = rootfs.open_null()
         root = rootfs.enter_propagation(spec, plan.rootfs)
         namespaced = _has_cgroup_namespace(plan)
-        # In the host's cgroup namespace all of the tree: /proc/self/cgroup names a place in it. But what an
-        # ordinary user's container is not in is none of its business.
+        # In the host's cgroup namespace /proc/self/cgroup names a place in the whole tree, so the container sees all of
+        # it. The container of an ordinary user sees only its own cgroup.
         whole = not namespaced and not plan.user_namespace
         view = rootfs.CgroupView(namespaced, mountpoint() if whole else plan.cgroup_path)
-        later = rootfs.mount_all(
-            root, spec, plan.bundle, plan.sources, view, _asker(plan), plan.asked, plan.user_namespace
-        )
+        label = rootfs.mount_label(spec)
+        around = rootfs.Surroundings(root, plan.bundle, view, label, _asker(plan), plan.user_namespace)
+        rootfs.mount_all(around, spec, plan.sources, plan.asked)
         if _makes_devices(spec):
             devices.create_all(root, spec, plan.user_namespace, plan.nodes)
             devices.create_links(root)
@@ -220,7 +214,7 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
     console = _open_console(plan, root, own_mounts) if (spec.get("process") or {}).get("terminal") else -1
     plan.sync.send(b"H")
     _await(plan)  # prestart and createRuntime hooks have run
-    os.fchdir(root)  # where runc's hooks find themselves, and where a hook that fills the root looks for it
+    os.fchdir(root)  # runc's hooks run here, and a hook that fills the root expects it here
     # our pid as the host sees it
     hooks.run_all(spec, "createContainer", {**plan.state, "pid": int(os.readlink("self", dir_fd=plan.procfs))})
     if (spec.get("process") or {}).get("cwd"):
@@ -230,12 +224,12 @@ def _enter_root(plan: Plan) -> tuple[int, str]:
     home = process.home_of(root, user.get("uid", 0))
     if own_mounts:
         rootfs.readonly_paths(root, linux.get("readonlyPaths") or [])
-        rootfs.mask_paths(root, linux.get("maskedPaths") or [], null, rootfs.mount_label(spec))
+        rootfs.mask_paths(root, linux.get("maskedPaths") or [], null, label)
         os.close(null)
-        rootfs.seal(later)
+        rootfs.seal(around.later)
         if (spec.get("root") or {}).get("readonly"):
             rootfs.make_readonly(root)
-    # From here on the container's files are where Python would look for its own: look nowhere.
+    # From here on Python would look for its modules among the container's files: it must not look at all.
     sys.meta_path.clear()
     sys.path.clear()
     sys.path_hooks.clear()
@@ -283,7 +277,7 @@ def _reopen_null(plan: Plan) -> None:
 
 def _asker(plan: Plan) -> Callable[[str], int] | None:
     """How to get a file system from the parent, which is privileged where we are not."""
-    # its helper would be seen by whoever shares the pid namespace
+    # processes that share the pid namespace would see the parent's helper
     shared = any(flag == CLONE_NEWPID for flag, _ in plan.early_joins)
     if not plan.asked and (not plan.user_namespace or shared):
         return None
@@ -320,11 +314,11 @@ def _make_working_directory(root: int, cwd: str) -> None:
     try:
         os.close(inside.make_in_root(root, cwd))
     except OSError:
-        pass  # a read-only root, or a link into nowhere: the last step says what chdir says
+        pass  # a read-only root, or a link to nowhere: the last step tells the error of chdir
 
 
 def _write_sysctls(plan: Plan, values: dict[str, str]) -> None:
-    """Through a procfs that nobody else can see: the container's may be anything (CVE-2025-52881).
+    """Write through a procfs that only we can see: the container's own may be anything (CVE-2025-52881).
 
     Where none may be mounted (a user namespace with a masked /proc around it), the host's, opened before.
     """
@@ -357,7 +351,7 @@ def _write_time_offsets(plan: Plan) -> None:
         f"{clock} {offset.get('secs') or 0} {offset.get('nanosecs') or 0}\n" for clock, offset in offsets.items()
     )
     if plan.user_namespace and not any(flag == CLONE_NEWPID for flag, _ in plan.early_joins):
-        # Not being dumpable, our own files belong to the host's root. Nobody else is in our namespaces yet.
+        # Not being dumpable, our own files belong to the host's root. No other process is in our namespaces yet.
         prctl(PR_SET_DUMPABLE, 1)
     try:
         fd = os.open("self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC, dir_fd=plan.procfs)
@@ -420,23 +414,9 @@ def _put_console(root: int, slave: int) -> None:
 
 
 def _become_program(plan: Plan, console: int, home: str) -> None:
-    spec = plan.spec
-    described = spec["process"]
     sync = plan.sync.fileno()
-    flags = process.FLAG_SETGROUPS if plan.setgroups else 0
-    data = process.make_input(
-        described,
-        process.environment(described, home),
-        (sync, plan.fifo, console, plan.procfs, -1),
-        plan.preserved,
-        flags=flags,
-        seccomp=plan.seccomp,
-        keyring=plan.keyring,
-        personality=plan.personality,
-        memory_policy=plan.memory_policy,
-        capability_sets_=plan.capability_sets,
-        program_path=plan.program_path,
-    )
+    env = process.environment(plan.spec["process"], home)
+    data = plan.last_step.records(env, (sync, plan.fifo, console, plan.procfs, -1))
     records = process.sealed(b"teu-runc-records", data)
     for fd in (sync, plan.fifo, console, plan.procfs, records):
         if fd >= 0:

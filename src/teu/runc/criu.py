@@ -7,7 +7,10 @@ criu) stand here in a table and no protobuf library is needed. A request is a di
 
 from __future__ import annotations
 
+import fcntl
 import os
+from _socket import AF_UNIX, CMSG_SPACE, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
+from array import array
 
 from teu.runc import log
 from teu.runc.errors import RuncError
@@ -173,13 +176,9 @@ class Session:
 
     def __init__(self, inherit: list[int] | None = None) -> None:
         """`inherit` are descriptors that criu gets as 4, 5, ... (for inherit_fd)."""
-        from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
-
         self.socket, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
         program = find()
         # Out of the way of the numbers that they are to have.
-        import fcntl
-
         sources = [theirs.fileno(), *(inherit or [])]
         moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, SOCKET + len(sources)) for fd in sources]
         actions = [(os.POSIX_SPAWN_DUP2, fd, SOCKET + n) for n, fd in enumerate(moved)]
@@ -211,9 +210,6 @@ class Session:
         `notify(script, pid, descriptors)` is called for each step that criu reports. RuncError when
         criu says that it failed.
         """
-        from _socket import CMSG_SPACE, SCM_RIGHTS
-        from array import array
-
         self.socket.send(encode("request", {"type": kind, "opts": opts, **fields}))
         while True:
             data, ancillary, _, _ = self.socket.recvmsg(65536, CMSG_SPACE(4 * 16))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from teu.oci import jsontext
 from teu.runc import cgroups, kill, state
@@ -29,7 +30,7 @@ _KILL_WAIT = 10.0
 def main(arguments: Arguments, settings: Settings) -> int:
     if not arguments["regex"]:
         return delete(settings.root, arguments.positional[0], arguments["force"])
-    import re
+    import re  # 6 ms
 
     try:
         pattern = re.compile(arguments.positional[0])
@@ -46,7 +47,7 @@ def delete(root: str, id: str, force: bool) -> int:
     try:
         container = state.load(root, id)
     except NotFound:
-        # a create that was killed between its first two steps: a folder and nothing else
+        # A create was killed after its first step, and left a folder without a record.
         _remove_folder(state.folder_of(root, id))
         if force:
             return 0
@@ -64,8 +65,6 @@ def delete(root: str, id: str, force: bool) -> int:
 
 def _take(container: state.Container, force: bool) -> state.Lock | None:
     """The lock; with force also from a create that is still at work: its child is killed, so it gives up."""
-    import time
-
     deadline = time.monotonic() + _KILL_WAIT
     while True:
         try:
@@ -81,7 +80,7 @@ def _take(container: state.Container, force: bool) -> state.Lock | None:
             _kill(container)
             time.sleep(0.01)
         else:
-            # somebody may have removed it, or changed the record, while we came here
+            # another call may have removed it, or changed the record, before we got the lock
             try:
                 container.record = state.load(os.path.dirname(container.folder), container.id).record
             except NotFound:
@@ -105,16 +104,16 @@ def destroy(container: state.Container, status: str) -> None:
             raise RuncError("container init still running")
     cgroup = cgroups.load(container.record["cgroup"]) if container.record.get("cgroup") else None
     if cgroup is not None:
-        # without a pid namespace of its own the first process leaves others behind
+        # Without a pid namespace of its own, other processes outlive the first one.
         cgroup.kill()
         cgroup.delete()
     if container.record.get("intel_rdt"):
-        from teu.runc import intel_rdt
+        from teu.runc import intel_rdt  # 0.05 ms
 
         intel_rdt.remove(container.record["intel_rdt"])
     config = container.folder + "/config.json"
     if os.path.exists(config) and b'"hooks"' in jsontext.read_file(config):
-        from teu.runc import hooks
+        from teu.runc import hooks  # 0.5 ms
 
         hooks.run_all_and_warn(container.spec(), "poststop", container.state(state.STOPPED))
     _remove_folder(container.folder)

@@ -39,7 +39,7 @@ def listen_fds() -> int:
 
 
 def close_strangers(preserved: int) -> None:
-    """Close every descriptor that nobody asked for, and check those that were (CVE-2024-21626)."""
+    """Close every descriptor that the caller did not ask to keep, and check those that stay (CVE-2024-21626)."""
     for fd in range(3, 3 + preserved):
         try:
             os.set_inheritable(fd, True)

@@ -41,7 +41,7 @@ _LINKS = (
 
 
 def open_nodes(spec: dict[str, Any], folder: str) -> dict[str, int]:
-    """For a user namespace, where nobody may mknod: linux.devices, made outside, as path -> detached mount of a node.
+    """linux.devices for a user namespace, where mknod is not permitted, made outside: path -> detached mount of a node.
 
     folder is the container's state: the nodes stand there until their mounts are in place, and remove_nodes() then
     takes them away. Owners are those of the id maps.
@@ -124,7 +124,7 @@ def _mknod(parent: int, name: str, device: dict[str, Any], path: str, replace: b
         if status.st_mode & 0o170000 == kind and status.st_rdev == number:
             return
         if not replace:
-            # runtime-spec, "Devices": an error, and never the end of somebody's file
+            # runtime-spec, "Devices": an error. The file that is there stays
             raise OSError(errno.EEXIST, "another file is in its place") from None
         # An image's own /dev/null may be anything; what the specification promises stands there.
         os.unlink(name, dir_fd=parent)

@@ -10,6 +10,8 @@ It ends when the container does. With --stats it prints one stats event and ends
 from __future__ import annotations
 
 import os
+import select
+import time
 
 from teu.linux import cgroup_stats, cgroups
 from teu.oci import jsontext
@@ -69,12 +71,9 @@ def main(arguments: Arguments, settings: Settings) -> int:
 def follow(container: state.Container, path: str, interval: float) -> None:
     """Emit until the first process has ended or the cgroup is empty.
 
-    The kernel reports changes of the events files by POLLPRI, but tells nobody of one that is less than 10 ms old
+    The kernel reports changes of the events files by POLLPRI, but drops one that is less than 10 ms old
     when the cgroup is removed: the end of the first process is what can be relied on.
     """
-    import select
-    import time
-
     poller = select.poll()
     try:
         init = os.pidfd_open(container.pid)

@@ -21,7 +21,7 @@ USAGE = ""
 FLAGS: dict[str, tuple[str, str, object, str]] = {}
 ARGUMENTS = (0, 0)
 
-# Annotations by which whoever writes config.json gets more than its fields give.
+# Annotations by which the writer of config.json gets more than its fields give.
 UNSAFE_ANNOTATIONS = ["bundle", "org.systemd.property.", "org.criu.config"]
 
 

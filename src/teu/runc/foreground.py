@@ -39,49 +39,69 @@ def _ignore(number: int, frame: object) -> None:
 
 def wait(pid: int, signals: Signals, master: int = -1) -> int:
     """Until pid ends; its exit code as a shell sees it. master: the terminal to carry to our own."""
-    before = None
     poll = select.poll()
     poll.register(signals.read_end, select.POLLIN)
-    pending_in = b""
-    if master >= 0:
-        os.set_blocking(master, False)
-        if os.isatty(0):
-            before = terminals.set_raw(0, keep_output=True)
-        poll.register(0, select.POLLIN)
-        poll.register(master, select.POLLIN)
+    terminal = _Terminal(master, poll) if master >= 0 else None
     try:
         while True:
-            for fd, _event in poll.poll():
+            for fd, event in poll.poll():
                 if fd == signals.read_end:
                     code = _take_signals(pid, signals.read_end, master)
                     if code is not None:
                         if master >= 0:
                             _drain(master)
                         return code
-                elif fd == master:
-                    if _event & select.POLLOUT and pending_in:
-                        pending_in = _feed(master, pending_in)
-                        if not pending_in:
-                            poll.modify(master, select.POLLIN)
-                            poll.register(0, select.POLLIN)
-                    if _event & ~select.POLLOUT and not _carry(master, 1):
-                        poll.unregister(master)
-                elif fd == 0:
-                    data = b""
-                    try:
-                        data = os.read(0, 65536)
-                    except OSError:
-                        pass
-                    if not data:
-                        poll.unregister(0)
-                        data = b"\x04"  # end of file on a terminal
-                    pending_in = _feed(master, data)
-                    if pending_in:
-                        poll.modify(master, select.POLLIN | select.POLLOUT)
-                        poll.unregister(0)
+                elif terminal is not None and fd == master:
+                    terminal.on_master(event)
+                elif terminal is not None:
+                    terminal.on_input()
     finally:
-        if before is not None:
-            terminals.set_attributes(0, before)
+        if terminal is not None:
+            terminal.restore()
+
+
+class _Terminal:
+    """Carries bytes between the master of the container's terminal and our standard streams."""
+
+    def __init__(self, master: int, poll: select.poll) -> None:
+        self.master = master
+        self.poll = poll
+        self.pending = b""  # input that the master has not taken yet; meanwhile no more is read
+        self.reading = True  # until our input ends
+        os.set_blocking(master, False)
+        self.before = terminals.set_raw(0, keep_output=True) if os.isatty(0) else None
+        poll.register(0, select.POLLIN)
+        poll.register(master, select.POLLIN)
+
+    def restore(self) -> None:
+        if self.before is not None:
+            terminals.set_attributes(0, self.before)
+
+    def on_master(self, event: int) -> None:
+        if event & select.POLLOUT and self.pending:
+            self.pending = _feed(self.master, self.pending)
+            if not self.pending:
+                self.poll.modify(self.master, select.POLLIN)
+                if self.reading:
+                    self.poll.register(0, select.POLLIN)
+        if event & ~select.POLLOUT and not _carry(self.master, 1):
+            self.poll.unregister(self.master)
+
+    def on_input(self) -> None:
+        data = b""
+        try:
+            data = os.read(0, 65536)
+        except OSError:
+            pass
+        if not data:
+            self.reading = False
+            self.poll.unregister(0)
+            data = b"\x04"  # end of file on a terminal
+        self.pending = _feed(self.master, data)
+        if self.pending:
+            self.poll.modify(self.master, select.POLLIN | select.POLLOUT)
+            if self.reading:
+                self.poll.unregister(0)
 
 
 def _take_signals(pid: int, read_end: int, master: int) -> int | None:

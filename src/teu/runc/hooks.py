@@ -81,7 +81,7 @@ def how_it_ended(status: int) -> str:
     """In Go's words, which runc's callers may look for: "exit status 3", "signal: killed"."""
     if status > 0:
         return f"exit status {status}"
-    from _signal import strsignal  # type: ignore[import-not-found]  # signal imports enum
+    from _signal import strsignal  # type: ignore[import-not-found]  # signal imports enum: 4 ms
 
     name = strsignal(-status) or str(-status)
     return f"signal: {name[:1].lower()}{name[1:]}"

@@ -24,7 +24,7 @@ _SEARCHED = ("/usr/bin", "/bin", "/usr/local/bin")
 def write_maps(pid: int, uids: Maps, gids: Maps, rootless: bool, own_group_only: bool) -> None:
     """Map the ids of a process that is alone in a new user namespace.
 
-    Somebody who is not root may map himself; for subordinate ids newuidmap and newgidmap are asked.
+    A user who is not root may map the own id; for subordinate ids newuidmap and newgidmap are run.
     """
     if not rootless:
         _write(f"/proc/{pid}/uid_map", _text(uids))
@@ -70,7 +70,7 @@ def _run_mapper(program: str, pid: int, maps: Maps) -> None:
 
 
 def user_namespace(uids: Maps, gids: Maps) -> int:
-    """A descriptor of a user namespace with these maps, in which nobody is."""
+    """A descriptor of a user namespace with these maps, without a process in it."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     pid = namespaces.clone(namespaces.CLONE_NEWUSER)
     if pid == 0:

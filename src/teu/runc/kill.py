@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import select
+import time
 
 from teu.linux.syscalls import NR_pidfd_send_signal, syscall
 from teu.runc import state
@@ -45,7 +47,7 @@ def send(container: state.Container, signal: int) -> None:
     try:
         alive = pidfd >= 0 and container.init_alive()
         if signal == _SIGKILL and not container.record.get("own_pid_namespace", True):
-            # the first process may be gone and others not: the cgroup knows them all
+            # The first process may be gone while others live: the cgroup has all of them.
             if not _kill_cgroup(container) and not alive:
                 raise NotRunning
             return
@@ -59,28 +61,25 @@ def send(container: state.Container, signal: int) -> None:
         if pidfd >= 0:
             os.close(pidfd)
     if signal == _SIGKILL and container.frozen():
-        from teu.runc import cgroups
+        from teu.runc import cgroups  # 1 ms with all that it needs
 
         cgroups.load(container.record["cgroup"]).thaw()
 
 
 def _kill_cgroup(container: state.Container) -> bool:
     """Kill what is in the cgroup; whether anything was."""
-    from teu.runc import cgroups
+    from teu.runc import cgroups  # 1 ms with all that it needs
 
     if not container.record.get("cgroup"):
         return False
     cgroup = cgroups.load(container.record["cgroup"])
-    anybody = bool(cgroup.pids())
+    had_processes = bool(cgroup.pids())
     cgroup.kill()
-    return anybody
+    return had_processes
 
 
 def wait_gone(container: state.Container, seconds: float) -> bool:
     """Wait until the first process has ended (a zombie has)."""
-    import select
-    import time
-
     if not container.init_alive():
         return True
     try:

@@ -61,7 +61,6 @@ from teu.runc.descriptors import (
     connect,
     fetch_descriptor,
     listen_fds,
-    personality,
     receive,
     send_descriptor,
     set_oom_score,
@@ -225,7 +224,7 @@ class Launch:
             self._remove_folder(folder)
             raise
         if os.environ.get("NOTIFY_SOCKET"):
-            from teu.runc import notify
+            from teu.runc import notify  # 0.05 ms
 
             notify.prepare(self.spec, folder)
         fd = os.open(folder + "/config.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -258,7 +257,7 @@ class Launch:
         self.sync = plan.parent_sync
         makes_user_namespace = bool((plan.first_flags | max(plan.second_flags, 0)) & CLONE_NEWUSER)
         if not (self.rootless and makes_user_namespace):
-            # whoever shares a pid namespace with the child can see it from its first moment (CVE-2016-9962)
+            # a process that shares the child's pid namespace sees the child from its first moment (CVE-2016-9962)
             prctl(PR_SET_DUMPABLE, 0)
         pid = self._clone(plan)
         if pid == 0:
@@ -283,18 +282,19 @@ class Launch:
         """What need not wait for the child: it builds its root, we load the device program (1 ms of verifier)."""
         self.devices_set = False
         if self.cgroup is not None and self.cgroup.driver == cgroups.CGROUPFS and not self._rootless_cgroups():
-            from teu.linux import bpf
+            from teu.linux import bpf  # 0.1 ms, while the child is busy
 
             try:
                 resources = (self.spec.get("linux") or {}).get("resources") or {}
                 bpf.set_devices(self.cgroup.path, cgroups.device_rules(resources))
                 self.devices_set = True
             except (bpf.BpfError, OSError):
-                pass  # once more, and with the words for it, when all limits are set
+                pass  # _finish tries again, and tells the error
         if self.in_foreground:
+            # They are needed at the end; now the child is busy: 0.2 ms.
             from teu.runc import delete, foreground
 
-            del delete, foreground  # only imported, while there is time
+            del delete, foreground
 
     def _clone(self, plan: container_init.Plan) -> int:
         """Into the cgroup right away where that is possible: with a plain path that has been made before."""
@@ -310,7 +310,7 @@ class Launch:
                     self.born_in_cgroup = True
                     return pid
                 except OSError:
-                    pass  # a threaded one, one that may not be entered: moving into it tells what is wrong
+                    pass  # a threaded cgroup, or one that we may not enter: moving into it gives the better error
                 finally:
                     os.close(folder)
         return namespaces.clone(plan.first_flags)
@@ -322,16 +322,42 @@ class Launch:
         self.container.save()
 
     def _plan(self) -> container_init.Plan:
+        """Open what must be opened from outside, and decide what the child is to do."""
         assert self.container is not None
-        spec = self.spec
-        linux = spec.get("linux") or {}
-        described = spec["process"]
         plan = container_init.Plan()
-        plan.spec, plan.id, plan.bundle, plan.rootfs = spec, self.id, self.bundle, self.rootfs
+        plan.spec, plan.id, plan.bundle, plan.rootfs = self.spec, self.id, self.bundle, self.rootfs
         plan.parent_sync, plan.sync = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
         plan.early_joins, plan.joins, plan.sources, plan.nodes, plan.asked = [], [], {}, {}, set()
+        new = self._open_namespaces(plan)
+        self._order_namespaces(plan, new)
+        plan.setgroups = self._can_setgroups(plan)
+        plan.procfs = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if fstatfs_type(plan.procfs) != PROC_SUPER_MAGIC:
+            raise RuncError("/proc of the host is not a procfs")
+        plan.program = process.program()
+        plan.last_step = self._last_step(plan)
+        plan.no_pivot = self.arguments["no-pivot"]
+        plan.cgroup_path = (self.container.record["cgroup"] or {}).get("path") or ""
+        plan.state = self.container.state("creating")
+        if self.with_fifo:
+            fifo = self.container.fifo
+            os.mkfifo(fifo, 0o600)
+            # Open for reading and writing: so the container waits in its read although no writer has come yet.
+            plan.fifo = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
+        if self.arguments["console-socket"]:
+            self.console_connection = connect(self.arguments["console-socket"])
+        own_mounts = bool((plan.first_flags | max(plan.second_flags, 0)) & CLONE_NEWNS)
+        if own_mounts:
+            self._open_sources(plan)
+            has_devices = (self.spec.get("linux") or {}).get("devices")
+            if plan.user_namespace and has_devices and not self.rootless:
+                plan.nodes = devices.open_nodes(self.spec, self.container.folder)
+        return plan
+
+    def _open_namespaces(self, plan: container_init.Plan) -> int:
+        """Open the namespaces to join. Gives the CLONE_* flags of those to make."""
         new = 0
-        for namespace in linux.get("namespaces") or ():
+        for namespace in (self.spec.get("linux") or {}).get("namespaces") or ():
             flag, name = TYPES[namespace["type"]]
             path = namespace.get("path")
             if not path:
@@ -350,6 +376,10 @@ class Launch:
                     continue
             (plan.early_joins if flag in (CLONE_NEWUSER, CLONE_NEWPID) else plan.joins).append((flag, fd))
         plan.user_namespace = plan.user_namespace or bool(new & CLONE_NEWUSER)
+        return new
+
+    def _order_namespaces(self, plan: container_init.Plan, new: int) -> None:
+        """Decide which clone makes the `new` namespaces, and in which order the others are entered."""
         plan.late_flags = new & (CLONE_NEWCGROUP | CLONE_NEWTIME)
         new &= ~plan.late_flags
         if plan.user_namespace and not self.rootless:
@@ -358,51 +388,28 @@ class Launch:
             plan.early_joins += [join for join in plan.joins if join[0] != CLONE_NEWNS]
             plan.joins = [join for join in plan.joins if join[0] == CLONE_NEWNS]
         if plan.early_joins:
-            # root: the user namespace last. Others have their rights only in it: first.
+            # Root enters the user namespace last. Other users have rights only in it, so they enter it first.
             plan.early_joins.sort(key=lambda join: (join[0] == CLONE_NEWUSER) != self.rootless)
             plan.first_flags, plan.second_flags = 0, new
         else:
             plan.first_flags = new
-        plan.setgroups = self._can_setgroups(plan)
-        plan.procfs = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        if fstatfs_type(plan.procfs) != PROC_SUPER_MAGIC:
-            raise RuncError("/proc of the host is not a procfs")
-        plan.program = process.program()
-        if linux.get("seccomp"):
-            from teu.linux import seccomp
 
-            profile = linux["seccomp"]
-            plan.seccomp = (seccomp.compile(profile), seccomp.flags(profile), seccomp.needs_listener(profile))
-            log.debug(f"seccomp filter flags: {plan.seccomp[1]}")
-        plan.preserved = self.preserved
-        plan.no_pivot = self.arguments["no-pivot"]
+    def _last_step(self, plan: container_init.Plan) -> process.LastStep:
+        described = self.spec["process"]
+        sets = process.capability_sets(described, all_there=plan.user_namespace)
+        last = process.LastStep(described, sets)
+        last.preserved = self.preserved
+        last.flags = process.FLAG_SETGROUPS if plan.setgroups else 0
+        last.read_linux(self.spec.get("linux") or {})
+        if last.seccomp is not None:
+            log.debug(f"seccomp filter flags: {last.seccomp[1]}")
         if not self.arguments["no-new-keyring"]:
-            # found by exec, as whom it has been made by: in a user namespace nobody is the host's root
+            # exec looks the keyring up as the user who made it. In a user namespace that user is not the host's root,
+            # so every user must be able to find it.
             search = process.KEY_OTHER_SEARCH if plan.user_namespace else process.KEY_USER_SEARCH
-            plan.keyring = (f"_ses.{self.id}", search)
-        plan.cgroup_path = (self.container.record["cgroup"] or {}).get("path") or ""
-        plan.capability_sets = process.capability_sets(described, all_there=plan.user_namespace)
-        plan.program_path = "/" if self.without_process else None
-        if linux.get("personality"):
-            plan.personality = personality(linux["personality"])
-        if linux.get("memoryPolicy"):
-            from teu.runc import memory_policy
-
-            plan.memory_policy = memory_policy.encode(linux["memoryPolicy"])
-        plan.state = self.container.state("creating")
-        if self.with_fifo:
-            fifo = self.container.fifo
-            os.mkfifo(fifo, 0o600)
-            # for reading and writing, so that a read waits although nobody has it open for writing yet
-            plan.fifo = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
-        if self.arguments["console-socket"]:
-            self.console_connection = connect(self.arguments["console-socket"])
-        own_mounts = bool((plan.first_flags | max(plan.second_flags, 0)) & CLONE_NEWNS)
-        if own_mounts:
-            self._open_sources(plan)
-            if plan.user_namespace and linux.get("devices") and not self.rootless:
-                plan.nodes = devices.open_nodes(spec, self.container.folder)
-        return plan
+            last.keyring = (f"_ses.{self.id}", search)
+        last.program_path = "/" if self.without_process else None
+        return last
 
     def _can_setgroups(self, plan: container_init.Plan) -> bool:
         """Not where an unprivileged user maps a single group: the kernel wants setgroups denied there."""
@@ -421,15 +428,14 @@ class Launch:
             if options.remount:
                 continue
             mapped = bool(mount.get("uidMappings") or options.idmap)
+            if mapped:
+                # Also where the child asks for it later: then a helper of ours is in the container's mount namespace.
+                from teu.runc import idmap  # 0.06 ms
             if (mapped or plan.user_namespace) and (mount.get("source") or "").startswith(self.rootfs + "/"):
-                # what an earlier mount puts there: the child asks for it when it gets so far
-                if mapped:
-                    from teu.runc import idmap  # before a helper of ours is in the container's mount namespace
+                # An earlier mount may put the source there: the child asks for it after that mount.
                 plan.asked.add(index)
                 continue
             if mapped:
-                from teu.runc import idmap
-
                 plan.sources[index] = idmap.open_mapped(mount, options, self.bundle, self.spec)
             elif plan.user_namespace and not self.rootless and rootfs.is_bind(mount, options):
                 plan.sources[index] = rootfs.open_bind_source(mount, options, self.bundle)
@@ -437,7 +443,7 @@ class Launch:
                 continue
             propagation = (self.spec.get("linux") or {}).get("rootfsPropagation") or ""
             if not options.propagation and "shared" not in propagation:
-                # as those are that the child opens, in its own tree: the host sees nothing of what is mounted there
+                # As the sources that the child opens in its own tree: what is mounted there does not reach the host.
                 mounts.mount_setattr(plan.sources[index], 0, 0, mounts.MS_SLAVE, recursive=True)
 
     @staticmethod
@@ -450,7 +456,7 @@ class Launch:
             os.close(fd)
 
     def _write_id_maps(self) -> None:
-        from teu.runc import idmap
+        from teu.runc import idmap  # 0.06 ms
 
         linux = self.spec.get("linux") or {}
         idmap.write_maps(
@@ -468,7 +474,7 @@ class Launch:
         set_oom_score(self.pid, value, self.rootless)
 
     def _enter_cgroup(self, pid: int) -> None:
-        """Make the cgroup, with pid in it (0: nobody yet)."""
+        """Make the cgroup, with pid in it (0: still empty)."""
         assert self.container is not None
         if self.cgroup is not None:
             self.cgroup.add(pid)
@@ -492,9 +498,9 @@ class Launch:
         linux = self.spec.get("linux") or {}
         moving = linux.get("netDevices") or {}
         if moving:
-            from teu.runc import network_devices
+            from teu.runc import network_devices  # 0.08 ms
 
-            # one that it is to join: it has not done so yet
+            # The namespace that the child is to join, which it has not done yet.
             path = next((n.get("path") for n in linux.get("namespaces") or () if n["type"] == "network"), None)
             network_devices.move(moving, path or f"/proc/{self.pid}/ns/net")
 
@@ -503,7 +509,7 @@ class Launch:
         try:
             self.sync.send(word)
         except BrokenPipeError:
-            pass  # it died: the next message to read says why
+            pass  # the child died: the next message that we read says why
 
     def _converse(self) -> None:
         """Answer the child until it is ready."""
@@ -553,7 +559,7 @@ class Launch:
     def _take_console(self, fd: int) -> None:
         size = self.spec["process"].get("consoleSize")
         if size:
-            from teu.linux import terminals
+            from teu.linux import terminals  # 0.04 ms
 
             terminals.set_size(fd, size["height"], size["width"])
         if self.console_connection is not None:
@@ -561,7 +567,7 @@ class Launch:
             self.console_connection.close()
             os.close(fd)
         else:
-            from teu.linux import terminals
+            from teu.linux import terminals  # 0.04 ms
 
             terminals.mirror(fd)
             self.console = fd
@@ -603,7 +609,7 @@ class Launch:
         mount = self.spec["mounts"][index]
         options = mount_options.parse(mount.get("options") or [])
         if mount.get("uidMappings") or options.idmap:
-            from teu.runc import idmap
+            from teu.runc import idmap  # 0.06 ms
 
             return idmap.open_mapped(mount, options, self.bundle, self.spec)
         return rootfs.open_bind_source(mount, options, self.bundle)
@@ -611,7 +617,7 @@ class Launch:
     def _pass_listener(self, number: int) -> None:
         assert self.container is not None
         fd = fetch_descriptor(self.pid, number)
-        from teu.runc import seccomp_notify
+        from teu.runc import seccomp_notify  # 0.2 ms
 
         seccomp_notify.send(fd, self.spec["linux"]["seccomp"], self.container.state("creating"))
         os.close(fd)
@@ -622,7 +628,7 @@ class Launch:
         linux = self.spec.get("linux") or {}
         self.cgroup.apply(linux.get("resources"), devices=not self.devices_set, rootless=self._rootless_cgroups())
         if linux.get("intelRdt"):
-            from teu.runc import intel_rdt
+            from teu.runc import intel_rdt  # 0.05 ms
 
             self.container.record["intel_rdt"] = intel_rdt.apply(linux["intelRdt"], self.id, self.pid)
         self._delegate_cgroup(linux)
@@ -689,7 +695,7 @@ class Launch:
         if self.container is None:
             return
         if self.container.record.get("intel_rdt"):
-            from teu.runc import intel_rdt
+            from teu.runc import intel_rdt  # 0.05 ms
 
             intel_rdt.remove(self.container.record["intel_rdt"])
         try:

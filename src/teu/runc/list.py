@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 
 from teu.oci import jsontext
 from teu.runc import state
@@ -36,12 +37,10 @@ PADDING = 3
 
 
 def owner(folder: str) -> str:
-    """The name of whoever made the container; #UID where there is none."""
+    """The name of the user who made the container; #UID where the id has no name."""
     uid = os.stat(folder).st_uid
     if uid == 0:
         return "root"
-    import pwd
-
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -8,13 +8,13 @@ command fails, dockerd passes the msg on to the user, podman reads the text on s
 from __future__ import annotations
 
 import os
+import time
 
 from teu.oci import jsontext
 
 _fd = 2
 _json = False
 _debug = False
-_LEVELS = {"debug": 3, "info": 2, "warning": 1, "error": 0}
 
 
 def configure(path: str, form: str, debug: bool) -> None:
@@ -40,8 +40,6 @@ def fd() -> int:
 def write(level: str, message: str) -> None:
     if level == "debug" and not _debug:
         return
-    import time
-
     now = time.time()
     utc = time.gmtime(now)
     stamp = f"{utc[0]:04}-{utc[1]:02}-{utc[2]:02}T{utc[3]:02}:{utc[4]:02}:{utc[5]:02}Z"

@@ -12,6 +12,10 @@ from teu.runc import arguments, log
 from teu.runc.commands import COMMANDS, Settings
 from teu.runc.errors import RuncError, UsageError, text_of
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 SPEC_VERSION = "1.3.0"
 
 GLOBAL_FLAGS = {
@@ -38,8 +42,7 @@ def _default_root() -> str:
 
 
 def _root_of_a_user_namespace() -> bool:
-    # 0.4 ms that only root with XDG_RUNTIME_DIR and without --root pays
-    from teu.linux.namespaces import in_user_namespace
+    from teu.linux.namespaces import in_user_namespace  # 0.4 ms that only root with XDG_RUNTIME_DIR and no --root pays
 
     return in_user_namespace()
 
@@ -58,8 +61,10 @@ def _print(text: str) -> None:
 
 
 def _told_to_go() -> bool:
-    """Who starts us ahead of time holds us here, loaded and ready: TEU_RUNC_HOLD names the descriptor of a
-    pipe in which a byte says go, and its end never mind."""
+    """Wait for a starter's word, where one asks for it.
+
+    A starter that loads us ahead of time sets TEU_RUNC_HOLD to the descriptor of a pipe: a byte in it says go, its end
+    says that we are not needed."""
     held = os.environ.pop("TEU_RUNC_HOLD", "")
     if not held:
         return True
@@ -68,12 +73,40 @@ def _told_to_go() -> bool:
     return told != b""
 
 
-def _run(argv: list[str]) -> int:
-    settings = Settings()
-    name = ""
-    module = None
-    try:
-        options, words = arguments.parse(argv[1:], GLOBAL_FLAGS, stop_at=1)
+class _Call:
+    """One call of teu-runc. What it learns on the way stays here, so that an error can be told in its terms."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self.words = argv[1:]
+        self.settings = Settings()
+        self.settings.program = argv[0]
+        self.name = ""  # of the command
+        self.module: Any = None
+
+    def run(self) -> int:
+        options, words = arguments.parse(self.words, GLOBAL_FLAGS, stop_at=1)
+        self._configure(options)
+        if options["version"]:
+            _print(f"teu-runc version {__version__}\nspec: {SPEC_VERSION}\n")
+            return 0
+        if "root" in options.given:
+            self.settings.root = os.path.abspath(options["root"])
+            self.settings.root_given = True
+            if self.settings.root == "/":
+                raise RuncError("Option --root argument should not be set to /")
+        if options["help"] or not options.positional or options.positional[0] in ("help", "h"):
+            _print(_global_help())
+            return 0
+        self.name = options.positional[0]
+        if self.name not in COMMANDS:
+            _print(_global_help())
+            raise RuncError(f"No help topic for '{self.name}'", 3)
+        if "root" not in options.given:
+            self.settings.root = _default_root()
+        return self._command(words)
+
+    def _configure(self, options: arguments.Arguments) -> None:
+        settings = self.settings
         log.configure(options["log"], options["log-format"], options["debug"])
         settings.debug = options["debug"]
         settings.log = options["log"]
@@ -82,60 +115,59 @@ def _run(argv: list[str]) -> int:
         settings.rootless = options["rootless"].lower() or "auto"
         if settings.rootless not in ("auto", "true", "t", "1", "false", "f", "0"):
             raise RuncError(f"invalid value {options['rootless']!r} for --rootless: true, false or auto")
-        settings.program = argv[0]
-        if options["version"]:
-            _print(f"teu-runc version {__version__}\nspec: {SPEC_VERSION}\n")
-            return 0
-        if "root" in options.given:
-            settings.root = os.path.abspath(options["root"])
-            settings.root_given = True
-            if settings.root == "/":
-                raise RuncError("Option --root argument should not be set to /")
-        if options["help"] or not options.positional or options.positional[0] in ("help", "h"):
-            _print(_global_help())
-            return 0
-        name = options.positional[0]
-        if name not in COMMANDS:
-            _print(_global_help())
-            raise RuncError(f"No help topic for '{name}'", 3)
-        if "root" not in options.given:
-            settings.root = _default_root()
-        module = __import__(COMMANDS[name], None, None, ["main"])
+
+    def _command(self, words: list[str]) -> int:
+        """Load the command's module and run it with the words that follow its name."""
+        self.module = module = __import__(COMMANDS[self.name], None, None, ["main"])
         flags = {**module.FLAGS, "help": ("h", "bool", False, "show help")}
         parsed, rest = arguments.parse(words, flags, getattr(module, "STOP_AT", None))
         parsed.positional += rest
         if parsed["help"]:
-            _print(arguments.help_text(name, module.SUMMARY, module.USAGE, flags))
+            _print(arguments.help_text(self.name, module.SUMMARY, module.USAGE, flags))
             return 0
-        least, most = module.ARGUMENTS
-        count = len(parsed.positional)
-        if least == most and count != least:
-            raise UsageError(f'{settings.program}: "{name}" requires exactly {least} argument(s)')
-        if count < least:
-            raise UsageError(f'{settings.program}: "{name}" requires a minimum of {least} argument(s)')
-        if most is not None and count > most:
-            raise UsageError(f'{settings.program}: "{name}" requires a maximum of {most} argument(s)')
+        self._check_count(len(parsed.positional), *module.ARGUMENTS)
         if not _told_to_go():
             return 0
-        log.debug(
-            f"teu-runc {__version__} {name} {' '.join(parsed.positional)}: root {settings.root}, pid {os.getpid()}"
-        )
-        return int(module.main(parsed, settings))
+        called = f"{self.name} {' '.join(parsed.positional)}"
+        log.debug(f"teu-runc {__version__} {called}: root {self.settings.root}, pid {os.getpid()}")
+        return int(module.main(parsed, self.settings))
+
+    def _check_count(self, count: int, least: int, most: int | None) -> None:
+        called = f'{self.settings.program}: "{self.name}" requires'
+        if least == most and count != least:
+            raise UsageError(f"{called} exactly {least} argument(s)")
+        if count < least:
+            raise UsageError(f"{called} a minimum of {least} argument(s)")
+        if most is not None and count > most:
+            raise UsageError(f"{called} a maximum of {most} argument(s)")
+
+    def show_usage(self) -> None:
+        _print("Incorrect Usage.\n\n")
+        if self.module is None:
+            _print(_global_help())
+        else:
+            module = self.module
+            _print(arguments.help_text(self.name, module.SUMMARY, module.USAGE, module.FLAGS))
+
+
+def _run(argv: list[str]) -> int:
+    call = _Call(argv)
+    try:
+        return call.run()
     except (RuncError, OSError, ValueError) as error:
         if isinstance(error, UsageError):
-            _print("Incorrect Usage.\n\n")
-            _print(arguments.help_text(name, module.SUMMARY, module.USAGE, module.FLAGS) if module else _global_help())
+            call.show_usage()
         message = text_of(error)
         log.error(message)
         if not log.to_stderr():
             os.write(2, os.fsencode(message) + b"\n")
         return error.exit_code if isinstance(error, RuncError) else 1
     except Exception as error:
-        # a fault of ours: whoever started us sees it like any other error, --debug shows where
-        if settings.debug:
+        # A fault of ours: our caller sees it like any other error, and --debug shows where it is.
+        if call.settings.debug:
             raise
         log.error(f"internal error: {type(error).__name__}: {error} (run it with --debug to see where)")
-        return 255 if name == "exec" else 1
+        return 255 if call.name == "exec" else 1
 
 
 def main() -> None:

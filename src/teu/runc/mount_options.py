@@ -178,13 +178,18 @@ def parse(options: list[str]) -> MountOptions:
         elif option:
             result.data.append(option)
     if times:
-        result.attr_clr |= MOUNT_ATTR__ATIME
-        if times & MS_STRICTATIME:
-            result.attr_set |= MOUNT_ATTR_STRICTATIME
-        elif times & MS_NOATIME:
-            result.attr_set |= MOUNT_ATTR_NOATIME
-        if times & MS_NODIRATIME:
-            result.attr_set |= MOUNT_ATTR_NODIRATIME
-        else:
-            result.attr_clr |= MOUNT_ATTR_NODIRATIME
+        _set_times(result, times)
     return result
+
+
+def _set_times(result: MountOptions, times: int) -> None:
+    """mount(2)'s flags of access times as mount_setattr(2) has them: one field, which is cleared before it is set."""
+    result.attr_clr |= MOUNT_ATTR__ATIME
+    if times & MS_STRICTATIME:
+        result.attr_set |= MOUNT_ATTR_STRICTATIME
+    elif times & MS_NOATIME:
+        result.attr_set |= MOUNT_ATTR_NOATIME
+    if times & MS_NODIRATIME:
+        result.attr_set |= MOUNT_ATTR_NODIRATIME
+    else:
+        result.attr_clr |= MOUNT_ATTR_NODIRATIME

@@ -8,7 +8,7 @@ an interface (global scope, permanent) are lost by the kernel on the way and giv
 from __future__ import annotations
 
 import os
-from _socket import AF_NETLINK, AF_UNSPEC, SOCK_CLOEXEC, SOCK_RAW, socket
+from _socket import AF_NETLINK, AF_UNSPEC, SOCK_CLOEXEC, SOCK_RAW, if_nametoindex, socket
 from struct import pack, unpack
 
 from teu.linux import namespaces
@@ -82,8 +82,6 @@ class _Route:
 
 
 def _index(name: str) -> int:
-    from _socket import if_nametoindex
-
     try:
         return if_nametoindex(name)
     except OSError:

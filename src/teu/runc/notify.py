@@ -2,7 +2,7 @@
 """NOTIFY_SOCKET: let a container say READY to systemd (sd_notify(3)), as runc does.
 
 A folder of the container's state is bound to /run/notify in the container. The socket in it is
-made by whoever lets the process go (run or start), which passes READY=1 on to our own
+made by the command that lets the process go (run or start), which passes READY=1 on to our own
 NOTIFY_SOCKET, followed by the MAINPID. Called by teu.runc.launch, run and start.
 """
 

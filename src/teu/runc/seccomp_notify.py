@@ -7,7 +7,11 @@ installed the filter and passed the listener's descriptor back.
 
 from __future__ import annotations
 
+from _socket import AF_UNIX, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
+from array import array
+
 from teu.linux.seccomp import SeccompError
+from teu.oci import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,8 +20,6 @@ if TYPE_CHECKING:
 
 def process_state(profile: dict[str, Any], state: dict[str, Any], pid: int) -> bytes:
     """The "container process state" in JSON. `pid` is the process that got the filter."""
-    from teu.oci import jsontext
-
     message: dict[str, Any] = {"ociVersion": state["ociVersion"], "fds": ["seccompFd"], "pid": pid}
     if profile.get("listenerMetadata"):
         message["metadata"] = profile["listenerMetadata"]
@@ -31,9 +33,6 @@ def send(listener: int, profile: dict[str, Any], state: dict[str, Any], pid: int
     `profile` is `linux.seccomp` or the whole spec; `state` the container's state as `state` prints
     it; `pid` the process of an exec. SeccompError when the agent is not there.
     """
-    from _socket import AF_UNIX, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
-    from array import array
-
     if "ociVersion" in profile:
         profile = profile["linux"]["seccomp"]
     path = profile.get("listenerPath")

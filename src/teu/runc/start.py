@@ -36,7 +36,7 @@ def main(arguments: Arguments, settings: Settings) -> int:
             raise RuncError(f"cannot start a container in the {status} state")
         server = None
         if os.environ.get("NOTIFY_SOCKET"):
-            from teu.runc import notify
+            from teu.runc import notify  # 0.2 ms
 
             server = notify.listen(container.folder)
         release(container)
@@ -50,7 +50,7 @@ def release(container: state.Container) -> None:
     if container.record.get("without_process"):
         # runtime-spec, "Start": generate an error; "Errors": it need not be returned. The validation program of
         # the specification wants 0 here and a container that has stopped, and crun answers so too.
-        from teu.runc import kill
+        from teu.runc import kill  # 0.6 ms
 
         log.error("cannot start a container whose config.json has no process")
         kill.send(container, 9)
@@ -58,7 +58,7 @@ def release(container: state.Container) -> None:
     if not _has_hooks(container):
         _let_go(container)
         return
-    from teu.runc import exec as exec_command
+    from teu.runc import exec as exec_command  # 2 ms
     from teu.runc import hooks
 
     spec = container.spec()
@@ -80,7 +80,7 @@ def release(container: state.Container) -> None:
 
 def _end(container: state.Container) -> None:
     """A hook failed (runtime-spec, "Lifecycle", 7 and 9): stop the container and destroy it, with poststop hooks."""
-    from teu.runc import delete
+    from teu.runc import delete  # 1.8 ms
 
     try:
         delete.destroy(container, container.status())
@@ -97,10 +97,10 @@ def _let_go(container: state.Container) -> None:
             raise RuncError("cannot start a container that has stopped") from None
         raise
     try:
-        # whoever takes the fifo away is the one who starts: a second start finds none
+        # the start that removes the fifo is the one that counts: a second start finds no fifo
         os.unlink(container.fifo)
         os.write(fd, b"s")
-        # the process holds the other end until execve, so that no caller still finds teu-runc-init in it
+        # The process holds the other end until its execve: after that no caller finds teu-runc-init in it.
         poll = select.poll()
         poll.register(fd, 0)
         poll.poll(_EXECVE_WAIT)

@@ -17,7 +17,7 @@ The record, version 1 (a later version reads every earlier one; unknown keys are
     init_process_start  its start time in clock ticks (field 22 of /proc/PID/stat): a pid is reused, the pair is not
     cgroup              {"driver": "cgroupfs" | "systemd" | "none", "path": absolute folder, "scope": unit or ""}
     namespace_paths     {"NEWPID": "/proc/PID/ns/pid", ...}
-    rootless            made by somebody who is not root
+    rootless            made by a user who is not root
     systemd_cgroup      --systemd-cgroup was given
     ready               create has done everything
     no_new_keyring      --no-new-keyring was given
@@ -27,7 +27,9 @@ The record is written before anything else exists, so that whatever a killed cre
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
 
 from teu.oci import jsontext
 from teu.runc.errors import InvalidSpec, NotFound, RuncError
@@ -61,8 +63,6 @@ def folder_of(root: str, id: str) -> str:
 
 
 def now_rfc3339() -> str:
-    import time
-
     nanoseconds = time.time_ns()
     utc = time.gmtime(nanoseconds // 1_000_000_000)
     return (
@@ -166,8 +166,6 @@ class Container:
 
     def creator_alive(self) -> bool:
         """Whether the teu-runc that is making this container still runs (it holds the lock)."""
-        import fcntl
-
         try:
             fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -211,8 +209,6 @@ class Lock:
     """The exclusive right to change one container: create, start, delete hold it. Goes with the process."""
 
     def __init__(self, folder: str, wait: bool = True) -> None:
-        import fcntl
-
         self.fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

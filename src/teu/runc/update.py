@@ -169,7 +169,7 @@ def main(arguments: Arguments, settings: Settings) -> int:
     change = from_file(arguments["resources"]) if arguments["resources"] else from_flags(arguments)
     schemata = {"l3CacheSchema": arguments["l3-cache-schema"], "memBwSchema": arguments["mem-bw-schema"]}
     if any(schemata.values()):
-        from teu.runc import intel_rdt
+        from teu.runc import intel_rdt  # 0.05 ms
 
         intel_rdt.require()  # before anything is changed
     with state.Lock(container.folder):

@@ -9,6 +9,7 @@ import re
 
 from teu.linux import cgroup_files
 from teu.linux.cgroup_files import devices, flat, in_listing, number, pressure, text
+from teu.ttrpc.messages import TABLES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def path_of(pid: int | str) -> str:
 
 def processes(folder: str) -> list[int]:
     """All processes in a cgroup and those below it, however deep a container has made them."""
-    from teu.linux import trees
+    from teu.linux import trees  # 4 ms, and only where the processes of a cgroup are counted
 
     pids: list[int] = []
     try:
@@ -80,8 +81,6 @@ def _rdma(text: str) -> list[dict[str, Any]]:
 
 def metrics(folder: str) -> dict[str, Any]:
     """io.containerd.cgroups.v2.Metrics of a cgroup; a controller that is not there counts nothing."""
-    from teu.ttrpc.messages import TABLES
-
     cpu = flat(text(folder, "cpu.stat"))
     memory = flat(text(folder, "memory.stat"))
     events = flat(text(folder, "memory.events"))

@@ -70,7 +70,7 @@ def _kill_all(folder: str) -> None:
                     return
             time.sleep(0.01)
     except OSError:
-        pass  # gone, as it should be
+        pass  # the cgroup is gone, as it should be
 
 
 def _socket_of(bundle: str) -> str:
@@ -165,6 +165,6 @@ def info(name: str, packed: bytes) -> bytes:
         answer["features"] = {"type_url": FEATURES_TYPE, "value": features}
     except (subprocess.SubprocessError, ValueError):
         pass  # an older runtime has no such command
-    except RuntimeFailed as e:
-        raise ValueError(str(e)) from e
+    except RuntimeFailed as error:
+        raise ValueError(str(error)) from error
     return m.encode("containerd.types.RuntimeInfo", answer)

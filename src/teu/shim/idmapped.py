@@ -28,7 +28,7 @@ def _map(options: list[str], name: str) -> bytes:
 
 
 def user_namespace(options: list[str]) -> int:
-    """A descriptor of a user namespace with the maps that the options say, in which nobody is left."""
+    """A descriptor of a user namespace with the maps that the options say, without a process in it."""
     uids, gids = _map(options, "uidmap="), _map(options, "gidmap=")
     told, tell = os.pipe2(os.O_CLOEXEC)
     wait, release = os.pipe2(os.O_CLOEXEC)

@@ -116,7 +116,7 @@ class Loop:
         self._timer_count = 0
         self._children: dict[int, Callable[[int], None]] = {}
         self._signals: dict[int, Callable[[], None]] = {}
-        # Exits of processes that nobody has claimed yet, kept while a runtime runs: what it starts can
+        # Exits of processes that no caller has claimed yet, kept while a runtime runs: what it starts can
         # be gone before the runtime itself is.
         self._unclaimed: dict[int, int] = {}
         self._expecting = 0
@@ -178,7 +178,7 @@ class Loop:
                 self._signals[number]()
 
     def reap(self) -> None:
-        """Collect every exited child, and tell whoever asked for it."""
+        """Collect every exited child, and tell the callers that asked for it."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -229,10 +229,10 @@ class Loop:
                 signal.set_wakeup_fd(-1)
                 try:
                     result = (True, work())
-                except OSError as e:
-                    result = (False, (e.errno, str(e.strerror or e), e.filename))
-                except Exception as e:
-                    result = (False, str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}")
+                except OSError as error:
+                    result = (False, (error.errno, str(error.strerror or error), error.filename))
+                except Exception as error:
+                    result = (False, str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}")
                 with open(write_end, "wb") as file:
                     file.write(marshal.dumps(result))
             finally:
@@ -273,9 +273,9 @@ class Loop:
             except StopIteration as stop:
                 result.set(stop.value)
                 return
-            except Exception as e:
-                # Handed on to whoever waits for it; frames kept alive by it would be garbage in cycles.
-                result.fail(e.with_traceback(None))
+            except Exception as error:
+                # The error is handed on to its waiters, without the frames: they would be garbage in cycles.
+                result.fail(error.with_traceback(None))
                 return
             if not ready.done:
                 ready.then(lambda future: self._step(coroutine, result, future))
@@ -304,7 +304,7 @@ class Loop:
                     callback_due()
             if self._stopping:
                 return
-            # as long as epoll takes at most: a client's deadline may be years away
+            # a client's deadline may be years away, and epoll waits only so long
             timeout = min(max(0.0, self._timers[0][0] - now), POLL_SECONDS) if self._timers else -1
             for fd, events in self._epoll.poll(timeout):
                 callback = self._watched.get(fd)

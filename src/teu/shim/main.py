@@ -13,7 +13,6 @@ containerd understands JSON bootstrap parameters and up to which version of the 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import socket
 import sys
@@ -21,14 +20,13 @@ import sys
 from teu import __version__
 from teu.linux.standard import open_what_is_closed
 from teu.shim import server
-from teu.shim.start import PROGRAM, UsageError, listen, start_shim
+from teu.shim.start import PROGRAM, UsageError, bootstrap, listen, start_shim
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 NAME = "io.containerd.teu.v2"
-TASK_API_VERSION = 3
 STDIN_MAX = 10 << 20
 
 _FLAGS = {
@@ -71,20 +69,9 @@ def parse_flags(args: list[str]) -> tuple[dict[str, Any], str]:
     return flags, args[at] if at < len(args) else ""
 
 
-def bootstrap(address: str, environment: dict[str, str]) -> str:
-    """What `start` prints: JSON of version 2 or 3 for a containerd that says it knows it, else the address."""
-    try:
-        version = min(int(environment["MAX_SHIM_VERSION"]), TASK_API_VERSION)
-    except (KeyError, ValueError):
-        return address
-    if version < 2:
-        return address
-    return json.dumps({"version": version, "address": address, "protocol": "ttrpc"})
-
-
 def _start(flags: dict[str, Any]) -> int:
     bundle = flags["bundle"] or os.getcwd()
-    server.schedule_apart()  # here, too, so that whoever asks for what cannot be had is told
+    server.schedule_apart()  # here, too, so that the caller is told where it cannot be had
     sys.stdout.write(bootstrap(start_shim(flags, dict(os.environ), bundle), dict(os.environ)))
     sys.stdout.flush()
     return 0
@@ -124,11 +111,11 @@ def main() -> int:
             print(f"{PROGRAM}:\n  Version:  {__version__}")
             return 0
         if action == "zygote":
-            from teu.shim import zygote
+            from teu.shim import zygote  # 4 ms and 0.2 MB
 
             return zygote.main()
         if flags["info"]:
-            from teu.shim import cleanup
+            from teu.shim import cleanup  # 2 ms and 0.1 MB
 
             sys.stdout.buffer.write(cleanup.info(NAME, sys.stdin.buffer.read(STDIN_MAX)))
             return 0
@@ -137,13 +124,13 @@ def main() -> int:
         if action == "start":
             return _start(flags)
         if action == "delete":
-            from teu.shim import cleanup
+            from teu.shim import cleanup  # 2 ms and 0.1 MB
 
             sys.stdout.buffer.write(cleanup.delete(flags["namespace"], flags["id"], flags["bundle"]))
             return 0
         if action:
             raise UsageError(f"unknown action {action!r}: expected start or delete")
         _serve(flags)
-    except (OSError, ValueError) as e:
-        print(f"{PROGRAM}: {e}", file=sys.stderr)
-        return 2 if isinstance(e, FlagError) else 1
+    except (OSError, ValueError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, FlagError) else 1

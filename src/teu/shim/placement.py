@@ -9,7 +9,7 @@
 The runtime is given the container's place as a plain cgroupfs path, by rewriting linux.cgroupsPath in the
 bundle's config.json.  A sandbox's shim has its scope, teu-<sandbox id>.scope, from the start; all of its
 containers are in container-<id>/ there.  The path is left as it is when the caller has the runtime talk to
-systemd itself (option SystemdCgroup), and when it is a plain path that somebody chose: containerd's own default,
+systemd itself (option SystemdCgroup), and when it is a plain path that the caller chose: containerd's own default,
 "/<namespace>/<id>", counts as no choice.  Without systemd nothing is done at all.  Where the runtime options name
 a cgroup for the shim (ShimCgroup), it goes there, and there is no scope.
 
@@ -47,8 +47,8 @@ STOP_SIGNAL_ANNOTATION = "org.opencontainers.image.stopSignal"
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 
 STOP_TIMEOUT = 10.0
-# How systemd asks the scope to end. It asks every process of it, and the container's own are to get the stop signal
-# that was chosen for them, from us, and no other: this one does nothing to who does not ask for it.
+# The signal by which systemd asks the scope to end. It goes to every process of the scope; a process that does not ask
+# for it ignores it. The container's own processes get the stop signal that was chosen for them, from the shim.
 STOP_REQUEST = signal.SIGURG
 NEVER = float("inf")
 USEC_INFINITY = (1 << 64) - 1
@@ -77,8 +77,8 @@ def read_spec(bundle: str) -> dict[str, Any]:
         raise ValueError(f"{bundle}/config.json is nested too deeply") from None
     except UnicodeDecodeError:
         raise ValueError(f"{bundle}/config.json is not JSON: it has bytes that are no UTF-8") from None
-    except ValueError as e:
-        raise ValueError(f"{bundle}/config.json is not JSON: {e}") from None
+    except ValueError as error:
+        raise ValueError(f"{bundle}/config.json is not JSON: {error}") from None
     if not isinstance(spec, dict):
         raise ValueError(f"{bundle}/config.json: not a JSON object")
     return spec
@@ -206,7 +206,7 @@ class Placement:
                 with open(os.path.join(folder, "cgroup.subtree_control"), "w") as file:
                     file.write("+" + controller)
             except OSError:
-                pass  # a controller that cannot be had is told by the runtime, if a limit needs it
+                pass  # where a limit needs this controller, the runtime tells that it is not there
 
     def _start_one(self, units: list[str], pids: list[int], properties: list[Property]) -> str:
         """Start the first of these scopes whose name is free; its name."""
@@ -233,7 +233,7 @@ class Placement:
                 if error.name != UNIT_EXISTS:
                     raise
                 if _stands_in(pids[0], unit):
-                    return  # asked before, when the answer was lost
+                    return  # an earlier request, whose answer was lost, has made it
                 if attempt + 1 == LEAVING_ATTEMPTS or _in_use(bus, unit):
                     raise
             time.sleep(LEAVING_SECONDS)
@@ -283,4 +283,4 @@ def _in_use(bus: Bus, unit: str) -> bool:
             return bool(leaves) or "populated 1" in text(folder, "cgroup.events")
         return any("populated 1" in text(os.path.join(folder, leaf), "cgroup.events") for leaf in leaves)
     except OSError:
-        return False  # gone meanwhile
+        return False  # the process has ended meanwhile

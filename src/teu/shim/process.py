@@ -46,7 +46,20 @@ def exit_code(status: int) -> int:
 
 
 def _told(_status: int) -> None:
-    """Nobody is to be told."""
+    """Tells no one: what `on_exited` is until a caller sets it."""
+
+
+class StreamOwner:
+    """Whose the streams of a process are: the container and its namespace, which a logging binary is told, and the user
+    and group that shall own the FIFOs (the runtime options io_uid and io_gid)."""
+
+    __slots__ = ("container", "gid", "namespace", "uid")
+
+    def __init__(self, container: str, namespace: str, uid: int, gid: int) -> None:
+        self.container = container
+        self.namespace = namespace
+        self.uid = uid
+        self.gid = gid
 
 
 class Process:
@@ -68,30 +81,28 @@ class Process:
         self.starting = False
         self._early_exit: int | None = None
         self._waiters: dict[Future, None] = {}
-        # whether the process has been collected, so that its pid may be another's now
+        # whether the process has been collected: from then on its pid may be another process's
         self._collected = False
-        # whether a start has failed: nothing is to be waited for then
+        # whether a start has failed, so that there is no end to wait for
         self._failed = False
-        # told with the wait status of the process, once
+        # called once, with the wait status of the process
         self.on_exited: Callable[[int], None] = _told
 
     def run_with_stdio(
         self,
         runtime: Runtime,
-        container: str,
-        namespace: str,
+        owner: StreamOwner,
         pid_file: str,
-        uid: int,
-        gid: int,
         *args: str,
-        last: str,
         before: Callable[[list[int]], Coroutine] | None = None,
         then: tuple[str, ...] = (),
     ) -> Coroutine:
-        """Run a subcommand that starts this process: give it its streams, and learn its pid."""
+        """Run a subcommand that starts this process (its last word is the container): give it its streams, and learn
+        its pid. `before` and `then` as of Runtime.run."""
         self.loop.expect()
         console_socket = None
         logger = -1
+        container, namespace = owner.container, owner.namespace
         try:
             if self.terminal:
                 logger = self.streams.open_terminal_logger(self.stdout, container=container, namespace=namespace)
@@ -99,26 +110,23 @@ class Process:
                 global _socket_count
                 _socket_count += 1
                 console_socket = ConsoleSocket(SOCKET_FOLDER, f"pty-{os.getpid()}-{_socket_count}")
-                yield from runtime.run(
-                    *args,
-                    "--console-socket",
-                    console_socket.path,
-                    "--pid-file",
-                    pid_file,
-                    last,
-                    before=before,
-                    then=then,
-                )
+                places = ("--console-socket", console_socket.path, "--pid-file", pid_file)
+                yield from runtime.run(*args, *places, container, before=before, then=then)
                 master = console_socket.receive()
                 self.streams.console = Console(self.loop, master, self.stdin, self.stdout, logger)
             else:
                 self.streams.open(
-                    self.stdin, self.stdout, self.stderr, container=container, namespace=namespace, uid=uid, gid=gid
+                    self.stdin,
+                    self.stdout,
+                    self.stderr,
+                    container=container,
+                    namespace=namespace,
+                    uid=owner.uid,
+                    gid=owner.gid,
                 )
                 yield from self._logger_started()
-                yield from runtime.run(
-                    *args, "--pid-file", pid_file, last, stdio=self.streams.child_fds(), before=before, then=then
-                )
+                stdio = self.streams.child_fds()
+                yield from runtime.run(*args, "--pid-file", pid_file, container, stdio=stdio, before=before, then=then)
                 self.streams.started(self.loop)
             with open(pid_file) as file:
                 self.pid = int(file.read())
@@ -199,8 +207,8 @@ class Process:
             os.kill(self.pid, number)
         except ProcessLookupError:
             raise StatusError(NOT_FOUND, "process already finished") from None
-        except OSError as e:
-            raise StatusError(UNKNOWN, f"signal {number}: {e.strerror}") from e
+        except OSError as error:
+            raise StatusError(UNKNOWN, f"signal {number}: {error.strerror}") from error
 
     def resize(self, width: int, height: int) -> None:
         """Set the size of the terminal, if there is one."""
@@ -215,7 +223,7 @@ class Process:
                     yield from wait_drained(self.loop, relay, DRAIN_SECONDS, self.log)
         gone = self.streams.logger_gone
         if self.streams.logger_pid and not gone.done:
-            # Its pipes are at their end: it may write its last lines.
+            # Its pipes have ended: it gets time to write its last lines.
             self.streams.close_child()
             late = Future()
             self.loop.after(LOGGER_SECONDS, late.set)
@@ -241,14 +249,14 @@ class Exec(Process):
         self.id: str = request["exec_id"]
         try:
             spec = json.loads(request["spec"]["value"]) if request["spec"] else None
-        except (ValueError, RecursionError) as e:
-            raise StatusError(UNKNOWN, f"exec {self.id}: malformed process spec: {e}") from e
+        except (ValueError, RecursionError) as error:
+            raise StatusError(UNKNOWN, f"exec {self.id}: malformed process spec: {error}") from error
         if not isinstance(spec, dict):
             raise StatusError(UNKNOWN, f"exec {self.id}: malformed process spec: it must be a JSON object")
         spec["terminal"] = self.terminal
         self._spec: dict[str, Any] = spec
 
-    def start(self, runtime: Runtime, container: str, namespace: str, uid: int, gid: int) -> Coroutine:
+    def start(self, runtime: Runtime, owner: StreamOwner) -> Coroutine:
         if self.pid:
             raise StatusError(UNKNOWN, f"cannot start a {_STATUS_NAMES[self.status]} process")
         self.starting, self._failed = True, False
@@ -257,26 +265,14 @@ class Exec(Process):
         try:
             with open(os.open(spec_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
                 file.write(json.dumps(self._spec))  # dump() would leave cycles
-            yield from self.run_with_stdio(
-                runtime,
-                container,
-                namespace,
-                pid_file,
-                uid,
-                gid,
-                "exec",
-                "--process",
-                spec_file,
-                "--detach",
-                last=container,
-            )
+            yield from self.run_with_stdio(runtime, owner, pid_file, "exec", "--process", spec_file, "--detach")
             self.status = m.RUNNING
-        except RuntimeFailed as e:
+        except RuntimeFailed as error:
             self.start_failed()
-            raise StatusError(UNKNOWN, f"OCI runtime exec failed: {e}") from e
-        except (OSError, ValueError) as e:
+            raise StatusError(UNKNOWN, f"OCI runtime exec failed: {error}") from error
+        except (OSError, ValueError) as error:
             self.start_failed()
-            raise StatusError(UNKNOWN, f"failed to start exec {self.id}: {e}") from e
+            raise StatusError(UNKNOWN, f"failed to start exec {self.id}: {error}") from error
         finally:
             unlink_if_there(spec_file)
             unlink_if_there(pid_file)
@@ -322,18 +318,13 @@ class Init(Process):
         self.pausing = False
 
     def _run_first(self, *args: str, before: Callable[[list[int]], Coroutine] | None = None) -> Coroutine:
-        yield from self.run_with_stdio(
-            self.runtime,
-            self.id,
-            self._namespace,
-            os.path.join(self.bundle, "init.pid"),
-            self._options["io_uid"],
-            self._options["io_gid"],
-            *args,
-            last=self.id,
-            before=before,
-            then=("start", self.id) if before else (),
-        )
+        pid_file = os.path.join(self.bundle, "init.pid")
+        then = ("start", self.id) if before else ()
+        yield from self.run_with_stdio(self.runtime, self.owner(), pid_file, *args, before=before, then=then)
+
+    def owner(self) -> StreamOwner:
+        """Whose the streams of this container's processes are."""
+        return StreamOwner(self.id, self._namespace, self._options["io_uid"], self._options["io_gid"])
 
     def create(self, before: Callable[[list[int]], Coroutine]) -> Coroutine:
         """Create the container, `before` done first; from a checkpoint this waits for start()."""
@@ -347,15 +338,15 @@ class Init(Process):
             args.append("--no-new-keyring")
         try:
             yield from self._run_first(*args, before=before)
-        except RuntimeFailed as e:
+        except RuntimeFailed as error:
             self.runtime.cancel_ahead()
-            if e.killed:
+            if error.killed:
                 yield from self._undo_creation()
-            raise StatusError(UNKNOWN, f"OCI runtime create failed: {e}") from e
-        except (OSError, ValueError) as e:
+            raise StatusError(UNKNOWN, f"OCI runtime create failed: {error}") from error
+        except (OSError, ValueError) as error:
             self.runtime.cancel_ahead()
             yield from self._undo_creation()
-            raise StatusError(UNKNOWN, f"failed to create container {self.id}: {e}") from e
+            raise StatusError(UNKNOWN, f"failed to create container {self.id}: {error}") from error
 
     def _undo_creation(self) -> Coroutine:
         try:
@@ -388,9 +379,9 @@ class Init(Process):
             else:
                 yield from self.runtime.run("start", self.id)
             self.status = m.RUNNING
-        except RuntimeFailed as e:
+        except RuntimeFailed as error:
             self.started()
-            raise StatusError(UNKNOWN, f"OCI runtime start failed: {e}") from e
+            raise StatusError(UNKNOWN, f"OCI runtime start failed: {error}") from error
 
     def _work_path(self) -> str:
         path = self._options["criu_work_path"] or os.path.join(self.bundle, "work", "criu-work")
@@ -406,13 +397,13 @@ class Init(Process):
         args = ["--all"] if everything else []
         try:
             yield from self.runtime.run("kill", *args, self.id, str(number))
-        except RuntimeFailed as e:
-            text = str(e)
+        except RuntimeFailed as error:
+            text = str(error)
             if any(part in text for part in ("already finished", "not running", "no such process", "ESRCH")):
-                raise StatusError(NOT_FOUND, "process already finished") from e
+                raise StatusError(NOT_FOUND, "process already finished") from error
             if "does not exist" in text:
-                raise StatusError(NOT_FOUND, f"no such container {self.id}") from e
-            raise StatusError(UNKNOWN, f"unknown error after kill: {e}") from e
+                raise StatusError(NOT_FOUND, f"no such container {self.id}") from error
+            raise StatusError(UNKNOWN, f"unknown error after kill: {error}") from error
 
     def delete(self) -> Coroutine:
         """Delete the container from the runtime; already gone is fine."""
@@ -422,9 +413,9 @@ class Init(Process):
         yield from self.release()
         try:
             yield from self.runtime.run("delete", *(["--force"] if created and self.pid else []), self.id)
-        except RuntimeFailed as e:
-            if "does not exist" not in str(e):
-                raise StatusError(UNKNOWN, f"failed to delete task: {e}") from e
+        except RuntimeFailed as error:
+            if "does not exist" not in str(error):
+                raise StatusError(UNKNOWN, f"failed to delete task: {error}") from error
         finally:
             self.runtime.cancel_ahead()
 
@@ -436,8 +427,8 @@ class Init(Process):
             yield from self.runtime.run("pause", self.id)
             if self.status == m.RUNNING:
                 self.status = m.PAUSED
-        except RuntimeFailed as e:
-            raise StatusError(UNKNOWN, f"OCI runtime pause failed: {e}") from e
+        except RuntimeFailed as error:
+            raise StatusError(UNKNOWN, f"OCI runtime pause failed: {error}") from error
         finally:
             self.pausing = False
 
@@ -448,8 +439,8 @@ class Init(Process):
             yield from self.runtime.run("resume", self.id)
             if self.status == m.PAUSED:
                 self.status = m.RUNNING
-        except RuntimeFailed as e:
-            raise StatusError(UNKNOWN, f"OCI runtime resume failed: {e}") from e
+        except RuntimeFailed as error:
+            raise StatusError(UNKNOWN, f"OCI runtime resume failed: {error}") from error
 
     def update(self, resources: bytes) -> Coroutine:
         if self.status == m.STOPPED:
@@ -459,8 +450,8 @@ class Init(Process):
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
                 file.write(resources)
             yield from self.runtime.run("update", "--resources", path, self.id)
-        except RuntimeFailed as e:
-            raise StatusError(UNKNOWN, f"OCI runtime update failed: {e}") from e
+        except RuntimeFailed as error:
+            raise StatusError(UNKNOWN, f"OCI runtime update failed: {error}") from error
         finally:
             unlink_if_there(path)
 
@@ -492,8 +483,8 @@ class Init(Process):
             args.append("--leave-running")
         try:
             yield from self.runtime.run(*args, self.id)
-        except RuntimeFailed as e:
-            raise StatusError(UNKNOWN, f"OCI runtime checkpoint failed: {e}") from e
+        except RuntimeFailed as error:
+            raise StatusError(UNKNOWN, f"OCI runtime checkpoint failed: {error}") from error
 
 
 def check_exec_id(name: str, taken: dict[str, Exec]) -> None:

@@ -45,7 +45,7 @@ def mount_one(mount: dict[str, Any], target: str) -> None:
     if mount["target"]:
         target = os.path.join(target, mount["target"].lstrip("/"))
     if any(option.startswith(("uidmap=", "gidmap=")) for option in mount["options"]):
-        from teu.shim import idmapped
+        from teu.shim import idmapped  # 3 ms
 
         if mount["type"] == "overlay":
             with idmapped.Lowers(mount["options"], target) as options:

@@ -32,7 +32,7 @@ PACKAGED = "/usr/sbin/teu-runc"
 PACKAGED_SCRIPT = "/usr/lib/teu/teu-runc"
 PLAIN_BINARIES = (DEFAULT_BINARY, "runc", "crun")
 
-# Ignored here, or by Python itself; the runtime, and so the container, must start with the defaults.
+# Signals that the shim, or Python, ignores: the runtime, and so the container, must start with the defaults.
 _RESET_SIGNALS = [
     signal.SIGPIPE,
     signal.SIGXFSZ,
@@ -47,7 +47,7 @@ STDERR_MAX = 64 << 10
 
 _LOADABLE = b"\n# loadable: "
 
-# What holds our own runtime back when it was started ahead of time (see teu-runc's main).
+# The variable by which our own runtime, started ahead of time, is held back (see teu-runc's main).
 HOLD_VARIABLE = "TEU_RUNC_HOLD"
 AHEAD_SECONDS = 3.0
 DELETE_ATTEMPTS = 5
@@ -120,14 +120,14 @@ class Loaded:
             commandline.show(command)
             sys.argv = command
             self._main()
-        except BaseException as e:
-            os.write(2, f"{command[0]}: {type(e).__name__}: {e}\n".encode())
+        except BaseException as error:
+            os.write(2, f"{command[0]}: {type(error).__name__}: {error}\n".encode())
         finally:
             os._exit(1)
 
 
 def script_of(path: str) -> str:
-    """The script that a runtime's program stands for: the package's own starts it in a quicker way (teu.coldstart)."""
+    """The script that a runtime's program stands for: the package's own program starts it faster (teu.coldstart)."""
     return PACKAGED_SCRIPT if os.path.realpath(path) == PACKAGED and os.path.exists(PACKAGED_SCRIPT) else path
 
 
@@ -145,7 +145,7 @@ def load() -> None:
     try:
         _loaded = Loaded(find_binary(DEFAULT_BINARY))
     except (RuntimeFailed, OSError, ValueError, ImportError):
-        pass  # it will be executed
+        pass  # then it is executed as any other program
 
 
 class _Inside:
@@ -158,7 +158,7 @@ class _Inside:
         try:
             os.chdir(self._folder)
         except OSError:
-            pass  # a bundle that is gone: the runtime will say so, or need none
+            pass  # the bundle is gone: the runtime tells that, or needs none
 
     def __exit__(self, *_: object) -> None:
         os.chdir("/")
@@ -205,8 +205,8 @@ class Run:
                             command[0], command, environment, file_actions=actions, setsigdef=_RESET_SIGNALS
                         )
                     )
-            except OSError as e:
-                raise RuntimeFailed(f"cannot run {command[0]}: {e.strerror}") from e
+            except OSError as error:
+                raise RuntimeFailed(f"cannot run {command[0]}: {error.strerror}") from error
         except BaseException:
             self._close()
             raise
@@ -228,7 +228,7 @@ class Run:
                 try:
                     os.write(self._go, word)
                 except BrokenPipeError:
-                    pass  # it has ended: wait() tells how
+                    pass  # the runtime has ended: wait() tells how
             os.close(self._go)
             self._go = -1
 
@@ -325,8 +325,8 @@ class Runtime:
             run.go()
             try:
                 return (yield from run.wait())
-            except RuntimeFailed as e:
-                if args[0] != "delete" or not e.killed:
+            except RuntimeFailed as error:
+                if args[0] != "delete" or not error.killed:
                     raise
                 # By the OOM killer, for instance.  Whatever it has removed already, the next one removes the rest.
             run = self._start(args, stdio)

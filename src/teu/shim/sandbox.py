@@ -58,18 +58,18 @@ class Sandbox:
         try:
             options = m.decode_options(OPTIONS_TYPE, request["options"])
         except ValueError:
-            options = {}  # another kind's: there is nothing in it for us
+            options = {}  # options of another kind, none of which is about the shim
         self.id = request["sandbox_id"]
         self._created_at = time.time_ns()
         shim, bundle, chosen = os.getpid(), request["bundle_path"], options.get("shim_cgroup", "")
         try:
             place = yield from self._loop.in_fork(lambda: self._place_in_fork(shim, bundle, chosen))
             self._placement.restore(place)
-        except (OSError, RuntimeError) as e:
+        except (OSError, RuntimeError) as error:
             if chosen:
                 self.id = ""
-                raise StatusError(UNKNOWN, f"the shim of sandbox {request['sandbox_id']}: {e}") from e
-            self._log(f"no scope of its own for sandbox {self.id}: {e}")
+                raise StatusError(UNKNOWN, f"the shim of sandbox {request['sandbox_id']}: {error}") from error
+            self._log(f"no scope of its own for sandbox {self.id}: {error}")
         return {}
 
     def _place_in_fork(self, shim: int, bundle: str, chosen: str) -> tuple[Any, ...]:

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 MMAP_THRESHOLD = 128 << 10  # bytes, as it is to begin with
 
-# What a last event and answer may take when the shim ends.
+# How long the shim, when it ends, waits for its last event and answer to be taken.
 FLUSH_SECONDS = 5.0
-# New objects between two collections.
+# So many new objects are made between two collections of garbage.
 GC_THRESHOLD = 20000
 # How long a new shim waits for its first container.
 UNUSED_SECONDS = 20.0
 
-# These are for the daemon that started the shim, not for it or for the container's runtime.
+# Variables for the daemon that started the shim; neither the shim nor the runtime may have them.
 PRIVATE_VARIABLES = (
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",
@@ -73,8 +73,8 @@ class Parameters:
 
 
 def schedule_apart() -> None:
-    """Core scheduling (SCHED_CORE): from now on this thread, and what it forks, shares a processor's core with nobody
-    else.  OSError where the kernel or the processor has no such thing."""
+    """Core scheduling (SCHED_CORE): from now on this thread, and what it forks, shares a processor's core with no
+    other process.  OSError where the kernel or the processor has no such thing."""
     if os.environ.get("SCHED_CORE"):
         prctl(PR_SCHED_CORE, PR_SCHED_CORE_CREATE)
 
@@ -98,8 +98,8 @@ def become_shim(parameters: Parameters, listener: socket.socket) -> NoReturn:
             os.dup2(null, fd)
         os.close(null)
         serve(parameters, listener)
-    except BaseException as e:  # nothing may return into the parent's code
-        _log_line(parameters.bundle, f"shim failed: {type(e).__name__}: {e}")
+    except BaseException as error:  # nothing may return into the parent's code
+        _log_line(parameters.bundle, f"shim failed: {type(error).__name__}: {error}")
     finally:
         os._exit(1)
 
@@ -173,7 +173,7 @@ def serve(parameters: Parameters, listener: socket.socket) -> NoReturn:
     loop.after(UNUSED_SECONDS, service.end_if_unused)
     for number in (signal.SIGTERM, placement.STOP_REQUEST):
         loop.on_signal(number, service.stop_gracefully)
-    # who wants to see what a daemon does, sends this; the container must not die of it
+    # An operator sends this to see what a daemon does: the container must not die of it.
     loop.on_signal(signal.SIGUSR1, lambda: _log_line(parameters.bundle, loop.described(), "info"))
     loop.run()
     server.close()

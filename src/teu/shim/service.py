@@ -47,10 +47,10 @@ GENERIC_OPTIONS_TYPE = "runtimeoptions.v1.Options"
 
 EXIT_RECORD = "exit.json"
 
-# How much of a name that nobody knows is told back to who sent it: it may be megabytes.
+# How much of an unknown name an error repeats to its sender: the name may be megabytes long.
 NAME_SHOWN = 200
 
-# Methods that wait for what may never come, so that they end with their client's patience.
+# Methods that wait for an event that may never come: they end when their client leaves or its time is over.
 WAITS = ("Wait", "WaitSandbox")
 
 # containerd.runc.v1.Options as its TOML form (dockerd's and containerd's configuration) names them
@@ -77,7 +77,7 @@ def read_options(packed: dict[str, Any] | None) -> dict[str, Any]:
         if not body and generic["config_path"]:
             with open(generic["config_path"], "rb") as file:
                 body = file.read()
-        import tomllib
+        import tomllib  # 3 ms and 0.1 MB
 
         options = m.decode(OPTIONS_TYPE, b"")
         for name, value in tomllib.loads(body.decode()).items():
@@ -177,14 +177,14 @@ class Service:
         self._placement = placement.Placement(namespace)
         self._containers: dict[str, Container] = {}
         self._creating: set[str] = set()
-        # those being created for whom Shutdown was said meanwhile
+        # containers for which Shutdown was asked while they were being created
         self._unwanted: set[str] = set()
         self._stopping = False
         self._moving = False  # into another scope
         self._ending = False  # as soon as that is done
         self._sandbox = Sandbox(loop, self._placement, log)
         self._sandbox.on_stopped = self.end_if_unused
-        # called when the client has no more use for this shim
+        # called when no client needs this shim any more
         self.on_shutdown: Callable[[], None] = lambda: None
 
     # dispatch
@@ -205,8 +205,8 @@ class Service:
             return
         try:
             request = m.decode(request_type, payload)
-        except ValueError as e:
-            reply(b"", StatusError(INTERNAL, f"malformed {request_type}: {e}"))
+        except ValueError as error:
+            reply(b"", StatusError(INTERNAL, f"malformed {request_type}: {error}"))
             return
         if field := _with_nul(request):
             reply(b"", StatusError(INVALID_ARGUMENT, f"{request_type}: {field} must not contain a NUL character"))
@@ -257,8 +257,8 @@ class Service:
     def _create_new(self, name: str, bundle: str, request: dict[str, Any]) -> Coroutine:
         try:
             options = read_options(request["options"])
-        except (ValueError, OSError) as e:
-            raise StatusError(UNKNOWN, f"runtime options: {e}") from e
+        except (ValueError, OSError) as error:
+            raise StatusError(UNKNOWN, f"runtime options: {error}") from error
         runtime = Runtime(self._loop, self._namespace, bundle, options)
         init = Init(self._loop, request, options, runtime, self._namespace, self._log)
         container = Container(bundle, init, bool(request["rootfs"]))
@@ -299,8 +299,8 @@ class Service:
             traits, place, complaint = yield from self._loop.in_fork(
                 lambda: self._prepare_in_fork(pids, container.init.id, container.bundle, options, mounts)
             )
-        except OSError as e:
-            raise StatusError(UNKNOWN, f"failed to prepare container {container.init.id}: {e}") from e
+        except OSError as error:
+            raise StatusError(UNKNOWN, f"failed to prepare container {container.init.id}: {error}") from error
         self._placement.restore(place)
         container.stop_signal, container.stop_timeout, container.shares_pids = traits
         if complaint:
@@ -320,8 +320,8 @@ class Service:
         try:
             if not options["shim_cgroup"] and self._placement.place(pids, spec, name, options["systemd_cgroup"]):
                 placement.write_spec(bundle, spec)
-        except OSError as e:
-            complaint = f"no scope of its own for container {name}: {e}"
+        except OSError as error:
+            complaint = f"no scope of its own for container {name}: {error}"
         notes = placement.annotations_of(spec)
         traits = (
             signal_number(notes.get(placement.STOP_SIGNAL_ANNOTATION, "")),
@@ -333,8 +333,8 @@ class Service:
             os.makedirs(target, 0o711, exist_ok=True)
             try:
                 rootfs.mount_all(mounts, target)
-            except OSError as e:
-                raise OSError(e.errno, f"failed to mount rootfs component: {e}") from e
+            except OSError as error:
+                raise OSError(error.errno, f"failed to mount rootfs component: {error}") from error
         return traits, self._placement.state(), complaint
 
     def _watch_cgroup(self, container: Container) -> None:
@@ -369,7 +369,7 @@ class Service:
                 if container.init_status is not None or init.status == m.STOPPED:
                     raise StatusError(FAILED_PRECONDITION, f"container {init.id} init process is not running")
                 try:
-                    yield from process.start(init.runtime, init.id, self._namespace, *self._io_owner(container))
+                    yield from process.start(init.runtime, init.owner())
                 except BaseException:
                     # The first process may have ended meanwhile, and its exit waited for this one.
                     process.starting = False
@@ -389,11 +389,6 @@ class Service:
             return {"pid": init.pid}
         finally:
             container.lock.release()
-
-    @staticmethod
-    def _io_owner(container: Container) -> tuple[int, int]:
-        options = container.init._options
-        return options["io_uid"], options["io_gid"]
 
     def _exec(self, request: dict[str, Any]) -> Coroutine:
         container = self._container(request["id"])
@@ -430,14 +425,14 @@ class Service:
         if container.mounted:
             try:
                 rootfs.unmount_all(os.path.join(container.bundle, "rootfs"))
-            except OSError as e:
-                raise StatusError(UNKNOWN, f"failed rootfs umount: {e}") from e
+            except OSError as error:
+                raise StatusError(UNKNOWN, f"failed rootfs umount: {error}") from error
         for process in container.execs.values():
             process.streams.close()
         self._end_oom_watch(container)
         init.release_waiters()  # of one that had no process yet
         if self._containers.pop(init.id, None) is None:
-            return  # its creation was never told
+            return  # its creation was never announced, so its end is not either
         self._publisher.publish(
             "TaskDelete",
             {
@@ -477,8 +472,8 @@ class Service:
         def kill() -> Coroutine:
             try:
                 yield from container.init.kill(signal.SIGKILL, True)
-            except StatusError as e:
-                self._log(f"kill the rest of {container.init.id}: {e}")
+            except StatusError as error:
+                self._log(f"kill the rest of {container.init.id}: {error}")
 
         self._loop.spawn(kill())
 
@@ -497,8 +492,8 @@ class Service:
         record = {"pid": init.pid, "exit_status": init.exit_status, "exited_at": init.exited_at}
         try:
             _write_json(os.path.join(container.bundle, EXIT_RECORD), record)
-        except OSError as e:
-            self._log(f"cannot record the exit of {init.id}: {e}")
+        except OSError as error:
+            self._log(f"cannot record the exit of {init.id}: {error}")
         self._publish_exit(container, init.id, init)
 
     def _publish_exit(self, container: Container, process_id: str, process: Process) -> None:
@@ -556,8 +551,8 @@ class Service:
         else:
             try:
                 pids = json.loads((yield from container.init.runtime.run("ps", "--format", "json", request["id"])))
-            except (RuntimeFailed, ValueError) as e:
-                raise StatusError(UNKNOWN, f"OCI runtime ps failed: {e}") from e
+            except (RuntimeFailed, ValueError) as error:
+                raise StatusError(UNKNOWN, f"OCI runtime ps failed: {error}") from error
         names = {process.pid: process.id for process in container.execs.values()}
         return {
             "processes": [
@@ -602,8 +597,8 @@ class Service:
             options = m.decode_options("containerd.runc.v1.CheckpointOptions", request["options"])
             if field := _with_nul(options):
                 raise ValueError(f"{field} must not contain a NUL character")
-        except ValueError as e:
-            raise StatusError(UNKNOWN, f"checkpoint options: {e}") from e
+        except ValueError as error:
+            raise StatusError(UNKNOWN, f"checkpoint options: {error}") from error
         work = container.init.checkpoint(request["path"], options)
         return self._locked(container, work, "TaskCheckpointed", checkpoint=request["path"])
 
@@ -647,7 +642,7 @@ class Service:
 
     def end_if_unused(self) -> None:
         if self._moving:
-            self._ending = True  # systemd would have a scope without a process, for good
+            self._ending = True  # not now: systemd would keep a scope without a process
         elif not self._containers and not self._creating and not self._sandbox.lives:
             self.on_shutdown()
 
@@ -661,11 +656,11 @@ class Service:
                 try:
                     init.send_signal(signal.SIGKILL)
                 except StatusError:
-                    pass  # its exit is about to be collected
+                    pass  # it has ended: its exit is about to be collected
                 yield init.wait()
             yield from self._delete_container(container)
-        except StatusError as e:
-            self._log(f"give up {init.id}: {e}")
+        except StatusError as error:
+            self._log(f"give up {init.id}: {error}")
         finally:
             container.lock.release()
 
@@ -692,13 +687,13 @@ class Service:
             try:
                 self._placement.unit = yield from self._loop.in_fork(lambda: self._placement.leave(shim))
                 self._placement.folder = ""
-                # Answer for them until the client has deleted them.
+                # The shim answers for its containers until the client has deleted them.
                 self._stopping = self._moving = False
                 if self._ending:
                     self.end_if_unused()
                 return
-            except (OSError, RuntimeError) as e:
-                self._log(f"cannot leave {unit}: {e}")
+            except (OSError, RuntimeError) as error:
+                self._log(f"cannot leave {unit}: {error}")
         self.on_shutdown()
 
     def _stop_one(self, container: Container) -> Coroutine:
@@ -707,8 +702,8 @@ class Service:
             if init.status == m.PAUSED:
                 yield from init.resume()
             yield from init.kill(container.stop_signal, False)
-        except StatusError as e:
-            self._log(f"stop {init.id}: {e}")
+        except StatusError as error:
+            self._log(f"stop {init.id}: {error}")
         if container.stop_timeout < placement.NEVER:
             self._loop.after(container.stop_timeout, lambda: self._kill_hard(container))
 

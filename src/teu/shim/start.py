@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes shims: one for a bundle, unless one of its group is serving already. Called by `main` (the verb start) and by
-the zygote."""
+"""`start`: make sure that a shim serves a bundle, and tell containerd where. Called by `main` for the command line, and
+by the zygote for a shim that it forks."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 PROGRAM = "containerd-shim-teu-v2"
+TASK_API_VERSION = 3
 
 
 class UsageError(ValueError):
@@ -41,9 +43,9 @@ def listen(path: str) -> socket.socket | None:
             listener.bind(path)
             listener.listen(128)
             return listener
-        except OSError as e:
+        except OSError as error:
             listener.close()
-            if e.errno != errno.EADDRINUSE:
+            if error.errno != errno.EADDRINUSE:
                 raise
         finally:
             os.umask(mask)
@@ -64,6 +66,17 @@ def _write_new(path: str, text: str) -> None:
     with open(path + ".tmp", "w") as file:
         file.write(text)
     os.rename(path + ".tmp", path)
+
+
+def bootstrap(address: str, environment: dict[str, str]) -> str:
+    """What `start` prints: JSON of version 2 or 3 for a containerd that says it knows it, else the address."""
+    try:
+        version = min(int(environment["MAX_SHIM_VERSION"]), TASK_API_VERSION)
+    except (KeyError, ValueError):
+        return address
+    if version < 2:
+        return address
+    return json.dumps({"version": version, "address": address, "protocol": "ttrpc"})
 
 
 def start_shim(

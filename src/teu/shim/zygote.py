@@ -22,16 +22,15 @@ import socket
 import sys
 
 from teu.linux import commandline
-from teu.shim import warmup
+from teu.shim import start, warmup
 from teu.shim.server import PRIVATE_VARIABLES, Parameters, become_shim
-from teu.shim.start import start_shim
 
 # Room in this process's own words for the command line of a shim (see teu.linux.commandline).
 PADDING = 512
 
 
 def _serve_request(line: bytes, daemon: socket.socket) -> None:
-    """In a fork: start the shim, answer, and end, so that the shim is nobody's child.
+    """In a fork: start the shim, answer, and end, so that the shim is no child of the zygote.
 
     The shim is forked first and told its parameters when they are known: what is written here in finding
     them out is none of its memory."""
@@ -59,9 +58,9 @@ def _serve_request(line: bytes, daemon: socket.socket) -> None:
             "debug": request.get("debug", False),
             "program": sys.argv[0],
         }
-        answer = {"address": start_shim(flags, environment, request["bundle"], launch=launch)}
-    except (OSError, ValueError, KeyError) as e:
-        answer = {"error": f"KeyError: {e}" if isinstance(e, KeyError) else str(e)}
+        answer = {"address": start.start_shim(flags, environment, request["bundle"], launch=launch)}
+    except (OSError, ValueError, KeyError) as error:
+        answer = {"error": f"KeyError: {error}" if isinstance(error, KeyError) else str(error)}
     daemon.sendall(json.dumps(answer).encode() + b"\n")
     os._exit(0)
 

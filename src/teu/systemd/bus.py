@@ -225,11 +225,11 @@ class Bus:
                 if not answer.startswith(b"OK "):
                     raise PermissionError(errno.EACCES, "authentication refused")
                 break
-            except OSError as e:
+            except OSError as error:
                 self._socket.close()
                 if n + 1 == len(choices):
-                    reason = f"connect to systemd's D-Bus socket: {e.strerror or e}"
-                    raise OSError(e.errno, reason, choice) from e
+                    reason = f"connect to systemd's D-Bus socket: {error.strerror or error}"
+                    raise OSError(error.errno, reason, choice) from error
         # A manager's own socket (PID 1's, or /run/user/UID/systemd/private) has no bus in between.
         self.direct = choice.endswith("/systemd/private")
         if not self.direct:

@@ -129,8 +129,8 @@ async def serve(
 ) -> tuple[Any, Callable[[], None]]:
     """(a started grpc.aio server behind the inherited socket, `release`: call it before the server's stop).
 
-    `build` makes a server with its services and no port; `private` is a path nobody else uses; `answers(address)`
-    tells whether a call to that gRPC address comes back.
+    `build` makes a server with its services and no port; `private` is a path that no other program uses;
+    `answers(address)` tells whether a call to that gRPC address comes back.
     """
     server = build()
     with suppress(FileNotFoundError):

@@ -70,7 +70,7 @@ def _property(bus: Bus, path: str, name: str) -> Any:
 
 
 def is_going_down() -> bool:
-    """Whether the host's shutdown (or reboot) has begun: what ends now was not ended by anybody's wish."""
+    """Whether the host's shutdown (or reboot) has begun: what ends now does not end by a user's wish."""
     if not systemd_is_running():
         return False
     try:
@@ -99,7 +99,7 @@ def _reach(unit: str) -> None:
                 return
             raise
         except ConnectionError:
-            time.sleep(_REEXEC_SECONDS)  # systemd executes itself anew, and has forgotten who waits
+            time.sleep(_REEXEC_SECONDS)  # systemd has executed itself anew, and forgotten its callers: ask again
 
 
 def bound(spec: dict[str, Any]) -> list[str]:

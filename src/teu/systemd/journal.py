@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import socket
@@ -56,8 +57,6 @@ def send(sock: socket.socket, data: bytes, *address: str) -> None:
         try:
             with os.fdopen(os.dup(memfd), "wb") as file:
                 file.write(data)
-            import fcntl
-
             fcntl.fcntl(memfd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
             sock.sendmsg([b""], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", memfd))], 0, *address)
         finally:

@@ -26,7 +26,7 @@ MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedes
 UNIT_EXISTS = "org.freedesktop.systemd1.UnitExists"
 NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
 
-# What a bus says of a manager that executes itself anew (systemctl daemon-reexec, an upgrade of systemd), or of itself.
+# Errors of a bus whose manager executes itself anew (systemctl daemon-reexec, an upgrade of systemd), or that does so.
 AWAY = frozenset(
     f"org.freedesktop.DBus.Error.{name}" for name in ("NoReply", "Disconnected", "ServiceUnknown", "NameHasNoOwner")
 )
@@ -114,8 +114,8 @@ def stop_unit(bus: Bus, name: str, *, mode: str = "replace") -> None:
     """Stop a unit and wait; a unit that is not there is not an error."""
     try:
         _run_job(bus, "StopUnit", "ss", (name, mode), name)
-    except BusError as e:
-        if e.name != NO_SUCH_UNIT:
+    except BusError as error:
+        if error.name != NO_SUCH_UNIT:
             raise
 
 
@@ -123,8 +123,8 @@ def reset_failed_unit(bus: Bus, name: str) -> None:
     """Forget a failed unit; one that is not there is not an error."""
     try:
         bus.call(*MANAGER, "ResetFailedUnit", "s", (name,))
-    except BusError as e:
-        if e.name != NO_SUCH_UNIT:
+    except BusError as error:
+        if error.name != NO_SUCH_UNIT:
             raise
 
 

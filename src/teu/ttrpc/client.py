@@ -46,8 +46,8 @@ class Client(asyncio.Protocol):
                 continue
             try:
                 response = decode("ttrpc.Response", payload)
-            except ValueError as e:
-                call.set_exception(status.StatusError(status.INTERNAL, f"malformed response: {e}"))
+            except ValueError as error:
+                call.set_exception(status.StatusError(status.INTERNAL, f"malformed response: {error}"))
                 continue
             answer = response["status"]
             if answer and answer["code"]:
@@ -80,8 +80,8 @@ class Client(asyncio.Protocol):
             request["timeout_nano"] = int(timeout * 1e9)
         try:
             frame = frames.pack(stream, frames.REQUEST, encode("ttrpc.Request", request))
-        except frames.FrameError as e:
-            raise status.StatusError(status.OUT_OF_RANGE, str(e)) from e
+        except frames.FrameError as error:
+            raise status.StatusError(status.OUT_OF_RANGE, str(error)) from error
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._calls[stream] = answer
         self._transport.write(frame)

@@ -124,49 +124,58 @@ def decode_table(tables: Tables, table: Table, data: bytes) -> Message:
     while at < len(data):
         key, at = get_varint(data, at)
         number, wire = key >> 3, key & 7
-        value: Any
-        if wire == VARINT:
-            value, at = get_varint(data, at)
-        elif wire == LENGTH:
-            length, at = get_varint(data, at)
-            value = data[at : at + length]
-            if len(value) != length:
-                raise ValueError(f"field {number} is truncated")
-            at += length
-        elif wire in (FIXED64, FIXED32):
-            size = 8 if wire == FIXED64 else 4
-            value = data[at : at + size]
-            if len(value) != size:
-                raise ValueError(f"field {number} is truncated")
-            at += size
-        else:
-            raise ValueError(f"field {number} has unknown wire type {wire}")
+        raw, at = _raw_value(data, at, number, wire)
         if number not in table:
             continue
         name, kind = table[number]
         base = kind.lstrip("*")
         if (base in _VARINTS) != (wire == VARINT) and not (kind[0] == "*" and wire == LENGTH):
             raise ValueError(f"field {name} has wire type {wire}")
-        if base in _VARINTS:
-            if wire == LENGTH:  # packed
-                end, packed = 0, value
-                while end < len(packed):
-                    item, end = get_varint(packed, end)
-                    message[name].append(_signed(base, item))
-                continue
-            value = bool(value) if base == "bool" else _signed(base, value)
-        elif base == "double":
-            value = struct.unpack("<d", value)[0]
-        elif base == "string":
-            value = value.decode("utf-8", "surrogateescape")
-        elif base == "map":
-            entry = decode_table(tables, _ENTRY, value)
+        if base == "map":
+            entry = decode_table(tables, _ENTRY, raw)
             message[name][entry["key"]] = entry["value"]
-            continue
-        elif base != "bytes":
-            value = decode_table(tables, tables[base], value)
-        if kind[0] == "*":
-            message[name].append(value)
+        elif base in _VARINTS and wire == LENGTH:
+            message[name] += _packed(base, raw)
+        elif kind[0] == "*":
+            message[name].append(_value(tables, base, raw))
         else:
-            message[name] = value
+            message[name] = _value(tables, base, raw)
     return message
+
+
+def _raw_value(data: bytes, at: int, number: int, wire: int) -> tuple[Any, int]:
+    """(a field's number or bytes as they are on the wire, where the next field begins)."""
+    if wire == VARINT:
+        return get_varint(data, at)
+    if wire == LENGTH:
+        size, at = get_varint(data, at)
+    elif wire in (FIXED64, FIXED32):
+        size = 8 if wire == FIXED64 else 4
+    else:
+        raise ValueError(f"field {number} has unknown wire type {wire}")
+    value = data[at : at + size]
+    if len(value) != size:
+        raise ValueError(f"field {number} is truncated")
+    return value, at + size
+
+
+def _value(tables: Tables, base: str, raw: Any) -> Any:
+    if base == "bool":
+        return bool(raw)
+    if base in _VARINTS:
+        return _signed(base, raw)
+    if base == "double":
+        return struct.unpack("<d", raw)[0]
+    if base == "string":
+        return raw.decode("utf-8", "surrogateescape")
+    return raw if base == "bytes" else decode_table(tables, tables[base], raw)
+
+
+def _packed(base: str, data: bytes) -> list[Any]:
+    """The numbers of a repeated field that come in one piece."""
+    items = []
+    at = 0
+    while at < len(data):
+        item, at = get_varint(data, at)
+        items.append(_signed(base, item))
+    return items

@@ -145,8 +145,8 @@ class _ServerConnection(Connection):
         self._last_stream = stream
         try:
             request = decode("ttrpc.Request", data)
-        except ValueError as e:
-            self.answer(stream, b"", status.StatusError(status.INVALID_ARGUMENT, f"malformed request: {e}"))
+        except ValueError as error:
+            self.answer(stream, b"", status.StatusError(status.INVALID_ARGUMENT, f"malformed request: {error}"))
             return
         if flags & frames.REMOTE_OPEN:
             self.answer(stream, b"", status.StatusError(status.UNIMPLEMENTED, "streams are not served here"))
@@ -162,8 +162,8 @@ class _ServerConnection(Connection):
             response = {"status": {"code": error.code, "message": error.message}}
         try:
             frame = frames.pack(stream, frames.RESPONSE, encode("ttrpc.Response", response))
-        except frames.FrameError as e:
-            refusal = {"status": {"code": status.OUT_OF_RANGE, "message": str(e)}}
+        except frames.FrameError as error:
+            refusal = {"status": {"code": status.OUT_OF_RANGE, "message": str(error)}}
             frame = frames.pack(stream, frames.RESPONSE, encode("ttrpc.Response", refusal))
         self.send(frame)
 

@@ -421,7 +421,7 @@ def test_a_request_by_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tls_is_asked_for_as_with_docker(
     monkeypatch: pytest.MonkeyPatch, words: list[str], environment: dict[str, str], verify: bool | None
 ) -> None:
-    from teu.cli.commands import GLOBAL_FLAGS, Cli
+    from teu.cli.command import GLOBAL_FLAGS, Cli
     from teu.cli.options import parse, parse_table
 
     for name in ("DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"):

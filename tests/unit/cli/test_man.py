@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from teu.cli import commands
-from teu.cli.commands import GLOBAL_FLAGS, load
+from teu.cli.command import GLOBAL_FLAGS, load
 from teu.cli.options import parse_table
 
 TREE = Path(__file__).resolve().parents[3]

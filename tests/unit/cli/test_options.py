@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from teu.cli import commands
-from teu.cli.commands import find, load
+from teu.cli.command import find, load
 from teu.cli.errors import CommandError
 from teu.cli.main import check_operands
 from teu.cli.options import Usage, filters, parse, parse_table, split_csv

@@ -140,3 +140,38 @@ def test_no_strict_codec_where_python_has_none() -> None:
             if not ways or not all(isinstance(way, ast.Constant) and way.value in FORGIVING for way in ways):
                 broken.append(f"{where}: a strict {node.func.attr}()")
     assert not broken, "\n".join(broken)
+
+
+# Parts whose functions import only where a start-up that was measured needs it, and say so.
+MEASURED = ("cli", "ctr", "runc", "shim", "oci", "linux", "systemd", "ttrpc")
+
+
+def test_an_import_inside_a_function_says_what_it_spares() -> None:
+    """Beside it, or above the block of imports that it is in, a comment says its cost, or what else forbids the top."""
+    silent = []
+    for part, path in modules():
+        if part not in MEASURED:
+            continue
+        lines = path.read_text().splitlines()
+        for function in ast.walk(ast.parse("\n".join(lines))):
+            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            for node in ast.walk(function):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    at = node.lineno - 1
+                    while lines[at].lstrip().startswith(("import ", "from ")) and "#" not in lines[at]:
+                        at -= 1
+                    if "#" not in lines[at]:
+                        silent.append(f"{path.relative_to(SRC)}:{node.lineno}: {lines[node.lineno - 1].strip()}")
+    assert not silent, "\n".join(silent)
+
+
+def test_a_caught_exception_is_called_error() -> None:
+    """One name for one thing: error; stop for the end of an iteration, which is none."""
+    others = []
+    for part, path in modules():
+        if part in MEASURED:
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ExceptHandler) and node.name not in (None, "error", "stop"):
+                    others.append(f"{path.relative_to(SRC)}:{node.lineno}: {node.name}")
+    assert not others, "\n".join(others)

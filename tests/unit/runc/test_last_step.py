@@ -33,9 +33,9 @@ def run(init: list[str], described: dict[str, object], answers: bytes = b"f") ->
     procfs = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
     env = ["X=y", "PATH=/bin:/usr/bin"]
     sets = [1 << 5 | 1 << 7, 1 << 5, 0, 1 << 5, 0]
-    data = process.make_input(
-        described, env, (theirs.fileno(), -1, -1, procfs, -1), 0, capability_sets_=sets, flags=process.FLAG_SETGROUPS
-    )
+    last = process.LastStep(described, sets)
+    last.flags = process.FLAG_SETGROUPS
+    data = last.records(env, (theirs.fileno(), -1, -1, procfs, -1))
     records = process.sealed(b"records", data)
     told: list[bytes] = []
     with ours:

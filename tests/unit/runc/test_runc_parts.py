@@ -117,7 +117,7 @@ def test_tags_and_flags_are_those_of_the_c_program() -> None:
 
 def test_records_are_aligned_and_complete() -> None:
     described = {"args": ["a", "b c"], "cwd": "/x", "user": {"uid": 1, "gid": 2, "additionalGids": [3, 4]}}
-    data = process.make_input(described, ["A=1"], (3, -1, -1, 4, -1), 0, capability_sets_=[1, 2, 3, 4, 5])
+    data = process.LastStep(described, [1, 2, 3, 4, 5]).records(["A=1"], (3, -1, -1, 4, -1))
     found = {}
     at = 0
     while at < len(data):
@@ -133,7 +133,7 @@ def test_records_are_aligned_and_complete() -> None:
 
 def test_no_string_can_smuggle_another() -> None:
     with pytest.raises(InvalidSpec, match="NUL"):
-        process.make_input({"args": ["a\0b"], "cwd": "/"}, [], (3, -1, -1, 4, -1), 0, capability_sets_=[0] * 5)
+        process.LastStep({"args": ["a\0b"], "cwd": "/"}, [0] * 5).records([], (3, -1, -1, 4, -1))
 
 
 def test_environment() -> None:

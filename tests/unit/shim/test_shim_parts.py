@@ -18,7 +18,7 @@ import pytest
 
 from teu.shim import cgroup, main, placement, rootfs, runtime, service, start, stdio, warmup
 from teu.shim.loop import Future, Lock, Loop
-from teu.shim.process import Exec, Process, exit_code
+from teu.shim.process import Exec, Process, StreamOwner, exit_code
 from teu.shim.runtime import last_error
 from teu.ttrpc import messages as m
 from teu.ttrpc.status import StatusError
@@ -44,10 +44,10 @@ def test_flags() -> None:
 
 
 def test_bootstrap() -> None:
-    assert main.bootstrap("unix:///s", {}) == "unix:///s"
-    assert main.bootstrap("unix:///s", {"MAX_SHIM_VERSION": "1"}) == "unix:///s"
+    assert start.bootstrap("unix:///s", {}) == "unix:///s"
+    assert start.bootstrap("unix:///s", {"MAX_SHIM_VERSION": "1"}) == "unix:///s"
     for offered, version in (("2", 2), ("3", 3), ("9", 3)):
-        assert json.loads(main.bootstrap("unix:///s", {"MAX_SHIM_VERSION": offered})) == {
+        assert json.loads(start.bootstrap("unix:///s", {"MAX_SHIM_VERSION": offered})) == {
             "version": version,
             "address": "unix:///s",
             "protocol": "ttrpc",
@@ -440,7 +440,7 @@ def test_no_signal_goes_to_a_pid_that_was_given_back(early: bool, tmp_path: Path
     options = {"binary_name": "x", "root": "", "systemd_cgroup": False}
     start = loop.spawn(
         process.run_with_stdio(
-            Started(loop, "x", str(tmp_path), options), "c", "n", str(pid_file), 0, 0, "create", last="c"
+            Started(loop, "x", str(tmp_path), options), StreamOwner("c", "n", 0, 0), str(pid_file), "create"
         )
     )
     start.then(lambda _: loop.stop())
