@@ -15,7 +15,7 @@ import subprocess
 import threading
 from pathlib import Path
 
-from teu.engine.errors import EngineError
+from teu.engine.core.errors import EngineError
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from teu.engine import rootfs
-from teu.engine.errors import EngineError, NotFound
+from teu.engine.core.errors import EngineError, NotFound
 from teu.engine.visits import Visit
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import re
 import shlex
 from typing import Any
 
-from teu.engine import fields
-from teu.engine.errors import BadRequest
+from teu.engine.core import fields
+from teu.engine.core.errors import BadRequest
 from teu.oci import jsontext
 
 

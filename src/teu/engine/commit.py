@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from teu.engine import containerd, content, load, unpack
 from teu.engine.container import timestamp
-from teu.engine.errors import NotFound
+from teu.engine.core.errors import NotFound
 from teu.oci import image_spec, reference
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from teu.engine.errors import Conflict
+from teu.engine.core.errors import Conflict
 from teu.engine.visits import Visits
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from teu.engine import errors
-from teu.engine.departure import NOBODY, Departure
+from teu.engine.core import errors
+from teu.engine.core.departure import NOBODY, Departure
 
 log = logging.getLogger("teu.engine")
 

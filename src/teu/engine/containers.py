@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from teu.engine import health, names, records
 from teu.engine.container import Container
-from teu.engine.errors import BadRequest, Conflict, NotFound
+from teu.engine.core.errors import BadRequest, Conflict, NotFound
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine

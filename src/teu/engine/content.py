@@ -19,8 +19,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import containerd
-from teu.engine.departure import NOBODY, Departure
-from teu.engine.errors import EngineError
+from teu.engine.core.departure import NOBODY, Departure
+from teu.engine.core.errors import EngineError
 from teu.oci import digest as digests
 
 if TYPE_CHECKING:

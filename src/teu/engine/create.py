@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from teu.engine import hostconfig, mounts, netrequests, records, rootfs, spec
 from teu.engine.container import Container, timestamp
-from teu.engine.errors import BadRequest, EngineError, NotFound
+from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.linux import inside, trees
 from teu.oci import image_spec
 

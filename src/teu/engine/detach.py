@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from teu.engine.errors import BadRequest
+from teu.engine.core.errors import BadRequest
 
 DEFAULT = "ctrl-p,ctrl-q"
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import rootfs
-from teu.engine.errors import EngineError
+from teu.engine.core.errors import EngineError
 from teu.linux import inside, trees
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from teu.config import Settings
 from teu.engine.containerd import Client, Unavailable
-from teu.engine.database import Database
-from teu.engine.events import Events
+from teu.engine.core.database import Database
+from teu.engine.core.events import Events
 from teu.engine.pump import Pump
 
 log = logging.getLogger("teu.engine")

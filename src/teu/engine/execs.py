@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import containerd, detach, hostconfig, spec, tasks, users
-from teu.engine.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.stdio import Hub
 from teu.linux import trees
 

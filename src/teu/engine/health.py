@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from teu.engine.changes import duration_text
 from teu.engine.container import nanoseconds, timestamp
-from teu.engine.errors import EngineError
+from teu.engine.core.errors import EngineError
 
 if TYPE_CHECKING:
     from teu.engine.container import Container

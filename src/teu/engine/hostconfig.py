@@ -14,8 +14,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from teu.engine import fields, netrequests
-from teu.engine.errors import BadRequest, Conflict
+from teu.engine import netrequests
+from teu.engine.core import fields
+from teu.engine.core.errors import BadRequest, Conflict
 
 LOG_DRIVERS = ("journald", "json-file", "local", "none")
 LOG_OPTIONS = {

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs
 
-from teu.engine.departure import NOBODY, Departure
-from teu.engine.errors import BadRequest, TimedOut, TooLarge
-from teu.engine.fields import FALSE, Object, loads, natural, whole_characters
+from teu.engine.core.departure import NOBODY, Departure
+from teu.engine.core.errors import BadRequest, TimedOut, TooLarge
+from teu.engine.core.fields import FALSE, Object, loads, natural, whole_characters
 
 JSON_LIMIT = 16 << 20
 JSON_SECONDS = 300

@@ -8,8 +8,8 @@ import fnmatch
 import time
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import fields
-from teu.engine.errors import BadRequest, EngineError
+from teu.engine.core import fields
+from teu.engine.core.errors import BadRequest, EngineError
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine

@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import containerd, image_list, unpack
-from teu.engine.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 
 if TYPE_CHECKING:
     from teu.engine.container import Container

@@ -24,7 +24,7 @@ import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teu.engine import containerd, content, unpack
-from teu.engine.errors import BadRequest, NotFound
+from teu.engine.core.errors import BadRequest, NotFound
 from teu.oci import digest as digests
 from teu.oci import image_spec, reference
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
-from teu.engine.errors import BadRequest, Conflict, EngineError, Forbidden
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden
 
 # Tried in this order; Docker's own first choices come late, so that both can live on a host.
 POOLS = (

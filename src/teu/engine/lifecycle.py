@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from teu.engine import containerd, hostconfig, mounts, process, rootfs, spec, tasks
 from teu.engine.container import Container, timestamp
-from teu.engine.errors import BadRequest, Conflict, EngineError, NotModified
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotModified
 from teu.linux import trees
 from teu.systemd import host
 

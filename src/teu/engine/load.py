@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from teu.engine import containerd, content, unpack
 from teu.engine.containerd import Client
-from teu.engine.departure import NOBODY, Departure
-from teu.engine.errors import BadRequest, NotFound
+from teu.engine.core.departure import NOBODY, Departure
+from teu.engine.core.errors import BadRequest, NotFound
 from teu.oci import archive, image_spec, reference
 from teu.oci import digest as digests
 

@@ -20,7 +20,7 @@ from typing import Any
 from teu import __version__
 from teu import config as configuration
 from teu.engine.config import FILE, KEYS, LEVELS, check
-from teu.engine.errors import EngineError, Unreadable
+from teu.engine.core.errors import EngineError, Unreadable
 from teu.linux import memory
 from teu.linux.standard import open_what_is_closed
 from teu.systemd import host, journal, notify, stacks

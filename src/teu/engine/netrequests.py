@@ -13,7 +13,7 @@ import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from typing import Any, NamedTuple
 
-from teu.engine.errors import BadRequest, EngineError, Forbidden, NotFound
+from teu.engine.core.errors import BadRequest, EngineError, Forbidden, NotFound
 
 TEXT, FLAG, NUMBER = "a string", "true or false", "a whole number"
 

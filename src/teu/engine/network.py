@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any, NamedTuple
 
 from teu.engine import firewall, ipam
-from teu.engine.errors import BadRequest, Conflict
+from teu.engine.core.errors import BadRequest, Conflict
 from teu.engine.netrequests import (
     OPTION_BINDING,
     OPTION_BRIDGE,

@@ -33,9 +33,9 @@ from typing import TYPE_CHECKING, Any
 
 from teu.engine import firewall, ipam, netfiles, netrequests, records
 from teu.engine.container import timestamp
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
 from teu.engine.dns import ADDRESS as RESOLVER_ADDRESS
 from teu.engine.dns import Resolver
-from teu.engine.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
 from teu.engine.network import (
     DEFAULT_BRIDGE,
     PREDEFINED,

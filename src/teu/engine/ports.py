@@ -14,7 +14,7 @@ import socket
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Any, NamedTuple
 
-from teu.engine.errors import BadRequest, EngineError, Unsupported
+from teu.engine.core.errors import BadRequest, EngineError, Unsupported
 
 PROTOCOLS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "sctp": socket.SOCK_SEQPACKET}
 

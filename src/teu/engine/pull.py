@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd, content, errors, registries, unpack
-from teu.engine.departure import NOBODY, Departure
+from teu.engine import containerd, content, registries, unpack
+from teu.engine.core import errors
+from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.images import INDEX_DEPTH
 from teu.oci import distribution, image_spec
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import content, registries
-from teu.engine.departure import NOBODY, Departure
-from teu.engine.errors import EngineError, NotFound
+from teu.engine.core.departure import NOBODY, Departure
+from teu.engine.core.errors import EngineError, NotFound
 from teu.engine.pull import _sources, _status
 from teu.oci import distribution, image_spec
 

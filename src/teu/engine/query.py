@@ -10,9 +10,10 @@ import stat
 import time
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd, fields, rootfs, spec
+from teu.engine import containerd, rootfs, spec
 from teu.engine.container import NEVER, Container, nanoseconds
-from teu.engine.errors import BadRequest, EngineError, NotFound
+from teu.engine.core import fields
+from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.images import parse_reference
 from teu.engine.logs.jsonfile import log_path
 from teu.engine.network import shown
@@ -299,7 +300,7 @@ def _port_matches(container: Container, text: str, published: bool) -> bool:
 
 def moment(text: str, name: str) -> int:
     """A time stamp or a duration before now ("10m") in nanoseconds."""
-    from teu.engine.times import parse
+    from teu.engine.core.times import parse
 
     return parse(text, name)
 

@@ -18,8 +18,8 @@ from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
-from teu.engine import fields
 from teu.engine.container import NEVER, fresh_state, nanoseconds
+from teu.engine.core import fields
 
 Faults = list[str]
 Kind = Callable[[Any, str, Faults], Any]

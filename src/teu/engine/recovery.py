@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING
 
 from teu.engine import boot, containerd, execs, health, lifecycle, mounts, process, tasks
 from teu.engine.container import Container, timestamp
+from teu.engine.core.errors import Conflict
 from teu.engine.create import OWNER_LABEL
-from teu.engine.errors import Conflict
 from teu.engine.monitor import Monitor
 from teu.linux import trees
 

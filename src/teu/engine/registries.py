@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from teu import __version__
-from teu.engine import errors
+from teu.engine.core import errors
 from teu.oci import distribution
 from teu.oci.registries import Registries
 from teu.oci.registry_hosts import Place

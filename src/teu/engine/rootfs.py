@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import containerd, process
-from teu.engine.errors import BadRequest, EngineError, NotFound
+from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.linux import copying, inside
 from teu.linux.mounts import (
     MNT_DETACH,

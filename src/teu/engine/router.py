@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from teu.engine.errors import EngineError, NotFound
+from teu.engine.core.errors import EngineError, NotFound
 
 if TYPE_CHECKING:
     from teu.engine.http import Response

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from teu.engine import content
-from teu.engine.departure import NOBODY, Departure
-from teu.engine.errors import BadRequest, NotFound
+from teu.engine.core.departure import NOBODY, Departure
+from teu.engine.core.errors import BadRequest, NotFound
 from teu.oci import archive, image_spec
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import apparmor, hostconfig, mounts, process, users
-from teu.engine.errors import BadRequest, EngineError, NotFound
+from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.linux import selinux
 from teu.linux.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
 from teu.linux.trees import is_mount_root, walk

@@ -8,7 +8,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import tasks
-from teu.engine.errors import BadRequest, EngineError
+from teu.engine.core.errors import BadRequest, EngineError
 
 if TYPE_CHECKING:
     from teu.engine.container import Container

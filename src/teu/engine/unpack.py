@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from teu.engine import containerd, content
-from teu.engine.departure import LOOK_SECONDS, NOBODY, Departure
-from teu.engine.errors import EngineError
+from teu.engine.core.departure import LOOK_SECONDS, NOBODY, Departure
+from teu.engine.core.errors import EngineError
 from teu.oci import image_spec
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from teu.engine import fields, rootfs
-from teu.engine.errors import BadRequest
+from teu.engine import rootfs
+from teu.engine.core import fields
+from teu.engine.core.errors import BadRequest
 from teu.linux import inside
 
 if TYPE_CHECKING:

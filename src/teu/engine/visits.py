@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from teu.engine.errors import Conflict
+from teu.engine.core.errors import Conflict
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

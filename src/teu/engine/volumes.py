@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teu.engine import records
 from teu.engine.container import timestamp
-from teu.engine.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.linux import trees
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from conftest import Daemon, root_only
 
 from teu.engine import content, unpack
 from teu.engine.containerd import Client
-from teu.engine.departure import NOBODY, Departure, Left
+from teu.engine.core.departure import NOBODY, Departure, Left
 
 pytestmark = root_only
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from teu.engine import netrequests
-from teu.engine.errors import BadRequest
+from teu.engine.core.errors import BadRequest
 
 
 def leaves(shape: Any, path: str = "") -> set[str]:

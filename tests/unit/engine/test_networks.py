@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from teu.engine import networks as networks_module
-from teu.engine.database import Database
-from teu.engine.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
+from teu.engine.core.database import Database
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
 from teu.engine.networks import Networks
 from teu.linux import netlink, netns, nftables
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from teu.engine import fields, hostconfig, lifecycle, names, records
+from teu.engine import hostconfig, lifecycle, names, records
 from teu.engine.boot import Boot
 from teu.engine.container import Container, fresh_state
 from teu.engine.containers import Containers
-from teu.engine.database import Database
-from teu.engine.errors import BadRequest, Conflict, NotFound, Unreadable
+from teu.engine.core import fields
+from teu.engine.core.database import Database
+from teu.engine.core.errors import BadRequest, Conflict, NotFound, Unreadable
 from teu.engine.monitor import Monitor
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from teu.engine import create, fields, hostconfig, mounts, spec, times, users
+from teu.engine import create, hostconfig, mounts, spec, users
+from teu.engine.core import fields, times
+from teu.engine.core.errors import BadRequest, NotFound
 from teu.engine.detach import Filter, parse
-from teu.engine.errors import BadRequest, NotFound
 from teu.engine.http import Query
 from teu.oci.seccomp import default_profile
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from teu.engine import rootfs
-from teu.engine.errors import EngineError
+from teu.engine.core.errors import EngineError
 
 
 def test_one_that_hangs_holds_up_nobody() -> None:

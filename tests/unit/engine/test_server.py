@@ -16,7 +16,7 @@ import pytest
 
 from teu.engine import router
 from teu.engine import server as server_module
-from teu.engine.errors import Conflict
+from teu.engine.core.errors import Conflict
 from teu.engine.http import Response, empty, hijack, json_response, progress, stream
 from teu.engine.server import Server
 

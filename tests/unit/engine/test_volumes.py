@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from teu.engine.database import Database
-from teu.engine.errors import BadRequest, Conflict, NotFound
+from teu.engine.core.database import Database
+from teu.engine.core.errors import BadRequest, Conflict, NotFound
 from teu.engine.volumes import Volumes
 
 

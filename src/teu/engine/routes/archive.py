@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING
 
 from teu.engine import archive, users
-from teu.engine.errors import BadRequest
+from teu.engine.core.errors import BadRequest
 from teu.engine.http import Request, Response, empty, stream
 from teu.engine.router import route
 

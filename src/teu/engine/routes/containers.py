@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from teu.engine import create, fields, hostconfig, lifecycle, query, spec, tasks, top
+from teu.engine import create, hostconfig, lifecycle, query, spec, tasks, top
 from teu.engine.container import Container
-from teu.engine.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.engine.core import fields
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.http import Request, Response, empty, json_response, stream
 from teu.engine.router import route
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from teu.engine import execs, fields, tasks
+from teu.engine import execs, tasks
+from teu.engine.core import fields
+from teu.engine.core.errors import Conflict, EngineError
 from teu.engine.detach import Filter
-from teu.engine.errors import Conflict, EngineError
 from teu.engine.http import Request, Response, empty, hijack, json_response
 from teu.engine.router import route
 from teu.engine.routes.containers import size

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from teu.engine import fields, image_list, image_removal
-from teu.engine.errors import BadRequest, EngineError, Unsupported
+from teu.engine import image_list, image_removal
+from teu.engine.core import fields
+from teu.engine.core.errors import BadRequest, EngineError, Unsupported
 from teu.engine.http import Request, Response, empty, json_response, progress, stream
 from teu.engine.images import parse_reference
 from teu.engine.router import route

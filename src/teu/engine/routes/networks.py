@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import fields, netrequests
-from teu.engine.errors import BadRequest, NotFound
+from teu.engine import netrequests
+from teu.engine.core import fields
+from teu.engine.core.errors import BadRequest, NotFound
 from teu.engine.http import Request, Response, empty, json_response
 from teu.engine.image_list import filter_moment, flag_filter, labels_match, moment_of
 from teu.engine.network import Network

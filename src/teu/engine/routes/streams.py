@@ -9,10 +9,11 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from teu.engine import fields, tasks, times
+from teu.engine import tasks
 from teu.engine.container import Container
+from teu.engine.core import fields, times
+from teu.engine.core.errors import BadRequest, Conflict
 from teu.engine.detach import Filter
-from teu.engine.errors import BadRequest, Conflict
 from teu.engine.http import Request, Response, hijack, stream
 from teu.engine.logs import Selection, details
 from teu.engine.router import route

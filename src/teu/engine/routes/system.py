@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu import __version__
-from teu.engine import apparmor, fields, hostconfig, query, registries, times
-from teu.engine import events as bus
-from teu.engine.errors import BadRequest, EngineError, Unavailable
+from teu.engine import apparmor, hostconfig, query, registries
+from teu.engine.core import events as bus
+from teu.engine.core import fields, times
+from teu.engine.core.errors import BadRequest, EngineError, Unavailable
 from teu.engine.http import Request, Response, json_response, stream, text
 from teu.engine.router import route
 from teu.engine.server import API_MINIMUM, API_VERSION, version_text

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from teu.engine import fields
-from teu.engine.errors import BadRequest, EngineError
+from teu.engine.core import fields
+from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.http import Request, Response, empty, json_response
 from teu.engine.image_list import flag_filter, labels_match
 from teu.engine.router import route

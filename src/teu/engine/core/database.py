@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from teu.engine.errors import Unreadable
+from teu.engine.core.errors import Unreadable
 
 SCHEMA_VERSION = 1
 SCHEMA = """

@@ -20,7 +20,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
-from teu.engine.errors import BadRequest, EngineError, Unavailable, Unsupported
+from teu.engine.core.errors import BadRequest, EngineError, Unavailable, Unsupported
 
 USED, REFUSED, MEANINGLESS = "used", "refused", "meaningless"
 

@@ -7,7 +7,7 @@ import datetime
 import re
 import time
 
-from teu.engine.errors import BadRequest
+from teu.engine.core.errors import BadRequest
 
 _UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _PART = re.compile(r"([0-9]{1,18}(?:\.[0-9]+)?)(ns|us|µs|ms|s|m|h)")
