@@ -10,7 +10,8 @@ import contextlib
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd, content, load, unpack
+from teu.engine import load, unpack
+from teu.engine.backend import containerd, content
 from teu.engine.container import timestamp
 from teu.engine.core.errors import NotFound
 from teu.oci import image_spec, reference

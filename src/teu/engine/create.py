@@ -142,7 +142,8 @@ def _conflicts(body: dict[str, Any], host: dict[str, Any]) -> None:
 def prepare(engine: Engine, container: Container, image: Image) -> None:
     """The writable snapshot, over the image's layers and the one with the places that every container has."""
     from teu.api.services.snapshots.v1 import snapshots_pb2
-    from teu.engine import containerd, places
+    from teu.engine import places
+    from teu.engine.backend import containerd
 
     request = snapshots_pb2.PrepareSnapshotRequest(
         snapshotter=engine.config["storage-driver"],

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from teu.config import Settings
-from teu.engine.containerd import Client, Unavailable
+from teu.engine.backend.containerd import Client, Unavailable
 from teu.engine.core.database import Database
 from teu.engine.core.events import Events
 from teu.engine.pump import Pump

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd, image_list, unpack
+from teu.engine import image_list, unpack
+from teu.engine.backend import containerd
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 
 if TYPE_CHECKING:

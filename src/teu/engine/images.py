@@ -23,7 +23,8 @@ import re
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from teu.engine import containerd, content, unpack
+from teu.engine import unpack
+from teu.engine.backend import containerd, content
 from teu.engine.core.errors import BadRequest, NotFound
 from teu.oci import digest as digests
 from teu.oci import image_spec, reference

@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teu.engine import containerd, hostconfig, mounts, process, rootfs, spec, tasks
+from teu.engine import hostconfig, mounts, process, rootfs, spec
+from teu.engine.backend import containerd, tasks
 from teu.engine.container import Container, timestamp
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotModified
 from teu.linux import trees

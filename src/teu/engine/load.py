@@ -12,8 +12,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd, content, unpack
-from teu.engine.containerd import Client
+from teu.engine import unpack
+from teu.engine.backend import containerd, content
+from teu.engine.backend.containerd import Client
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import BadRequest, NotFound
 from teu.oci import archive, image_spec, reference

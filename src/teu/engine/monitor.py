@@ -11,8 +11,9 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd, lifecycle, tasks
-from teu.engine.subscription import Subscription
+from teu.engine import lifecycle
+from teu.engine.backend import containerd, tasks
+from teu.engine.backend.subscription import Subscription
 
 if TYPE_CHECKING:
     from teu.engine.container import Container

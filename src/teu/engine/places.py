@@ -17,7 +17,8 @@ import os
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd, content, rootfs, unpack
+from teu.engine import rootfs, unpack
+from teu.engine.backend import containerd, content
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd, content, registries, unpack
+from teu.engine import registries, unpack
+from teu.engine.backend import containerd, content
 from teu.engine.core import errors
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.images import INDEX_DEPTH

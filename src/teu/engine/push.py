@@ -7,7 +7,8 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import content, registries
+from teu.engine import registries
+from teu.engine.backend import content
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import EngineError, NotFound
 from teu.engine.pull import _sources, _status

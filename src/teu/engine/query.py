@@ -10,7 +10,8 @@ import stat
 import time
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd, rootfs, spec
+from teu.engine import rootfs, spec
+from teu.engine.backend import containerd
 from teu.engine.container import NEVER, Container, nanoseconds
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError, NotFound

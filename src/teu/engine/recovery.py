@@ -31,7 +31,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teu.engine import boot, containerd, execs, health, lifecycle, mounts, process, tasks
+from teu.engine import boot, execs, health, lifecycle, mounts, process
+from teu.engine.backend import containerd, tasks
 from teu.engine.container import Container, timestamp
 from teu.engine.core.errors import Conflict
 from teu.engine.create import OWNER_LABEL

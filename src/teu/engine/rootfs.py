@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd, process
+from teu.engine import process
+from teu.engine.backend import containerd
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.linux import copying, inside
 from teu.linux.mounts import (

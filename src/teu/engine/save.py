@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from teu.engine import content
+from teu.engine.backend import content
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import BadRequest, NotFound
 from teu.oci import archive, image_spec

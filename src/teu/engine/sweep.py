@@ -17,7 +17,8 @@ import logging
 import re
 from typing import TYPE_CHECKING
 
-from teu.engine import containerd, recovery
+from teu.engine import recovery
+from teu.engine.backend import containerd
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine

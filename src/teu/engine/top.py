@@ -7,7 +7,7 @@ import re
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import tasks
+from teu.engine.backend import tasks
 from teu.engine.core.errors import BadRequest, EngineError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd, content
+from teu.engine.backend import containerd, content
 from teu.engine.core.departure import LOOK_SECONDS, NOBODY, Departure
 from teu.engine.core.errors import EngineError
 from teu.oci import image_spec

@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from teu.engine import create, hostconfig, lifecycle, query, spec, tasks, top
+from teu.engine import create, hostconfig, lifecycle, query, spec, top
+from teu.engine.backend import tasks
 from teu.engine.container import Container
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound

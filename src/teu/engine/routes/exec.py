@@ -6,7 +6,8 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from teu.engine import execs, tasks
+from teu.engine import execs
+from teu.engine.backend import tasks
 from teu.engine.core import fields
 from teu.engine.core.errors import Conflict, EngineError
 from teu.engine.detach import Filter

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from teu.engine import tasks
+from teu.engine.backend import tasks
 from teu.engine.container import Container
 from teu.engine.core import fields, times
 from teu.engine.core.errors import BadRequest, Conflict

@@ -18,13 +18,13 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import containerd
+from teu.engine.backend import containerd
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import EngineError
 from teu.oci import digest as digests
 
 if TYPE_CHECKING:
-    from teu.engine.containerd import Client
+    from teu.engine.backend.containerd import Client
 
 CHUNK = 1 << 20
 SOURCE_LABEL = "containerd.io/distribution.source."

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from teu.engine import containerd
+from teu.engine.backend import containerd
 
 if TYPE_CHECKING:
     from teu.engine.container import Container

@@ -17,7 +17,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from teu.engine.containerd import Unavailable
+from teu.engine.backend.containerd import Unavailable
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
