@@ -17,7 +17,7 @@ from teu.engine.visits import Visits
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
-    from teu.engine.stdio import Hub
+    from teu.engine.streams.hub import Hub
 
 NEVER = "0001-01-01T00:00:00Z"
 
@@ -169,7 +169,7 @@ class Container:
             with self.changed:
                 if self._hub is None:
                     from teu.engine.logs import open_driver
-                    from teu.engine.stdio import Hub
+                    from teu.engine.streams.hub import Hub
 
                     self._hub = Hub(self.engine.pump, self.tty, lambda: open_driver(self))
         return self._hub

@@ -14,7 +14,7 @@ from teu.config import Settings
 from teu.engine.backend.containerd import Client, Unavailable
 from teu.engine.core.database import Database
 from teu.engine.core.events import Events
-from teu.engine.pump import Pump
+from teu.engine.streams.pump import Pump
 
 log = logging.getLogger("teu.engine")
 

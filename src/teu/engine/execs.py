@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import detach, hostconfig, spec, users
+from teu.engine import hostconfig, spec, users
 from teu.engine.backend import containerd, tasks
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
-from teu.engine.stdio import Hub
+from teu.engine.streams import detach
+from teu.engine.streams.hub import Hub
 from teu.linux import trees
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import pytest
 from teu.engine.logs import LINE_LIMIT, Selection, journald, whole_lines
 from teu.engine.logs.journald import _parse
 from teu.engine.logs.jsonfile import BLOCK, JsonFile, _pieces
-from teu.engine.stdio import Marker
+from teu.engine.streams.hub import Marker
 
 NO_MARKER = Marker(None)
 

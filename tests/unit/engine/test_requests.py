@@ -14,8 +14,8 @@ import pytest
 from teu.engine import create, hostconfig, mounts, spec, users
 from teu.engine.core import fields, times
 from teu.engine.core.errors import BadRequest, NotFound
-from teu.engine.detach import Filter, parse
 from teu.engine.http import Query
+from teu.engine.streams.detach import Filter, parse
 from teu.oci.seccomp import default_profile
 
 

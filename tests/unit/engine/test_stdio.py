@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from teu.engine.pump import Pump
-from teu.engine.stdio import Hub, Marker
+from teu.engine.streams.hub import Hub, Marker
+from teu.engine.streams.pump import Pump
 
 
 class Memory:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
-    from teu.engine.stdio import Marker
+    from teu.engine.streams.hub import Marker
 
 # A longer line is logged in parts of this size, as docker does.
 LINE_LIMIT = 16 << 10

@@ -26,7 +26,7 @@ from teu.systemd import journal
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
-    from teu.engine.stdio import Marker
+    from teu.engine.streams.hub import Marker
 
 SOCKET = "/run/systemd/journal/socket"
 PRIORITIES = {1: b"6", 2: b"3"}

@@ -27,7 +27,7 @@ from teu.engine.logs import LINE_LIMIT, Piece, Selection, extra_attributes, whol
 
 if TYPE_CHECKING:
     from teu.engine.container import Container
-    from teu.engine.stdio import Marker
+    from teu.engine.streams.hub import Marker
 
 RUN_WINDOW = 4 << 10  # bytes in which more records of a run are looked for, at first
 BLOCK = 4 << 20

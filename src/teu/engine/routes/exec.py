@@ -10,11 +10,11 @@ from teu.engine import execs
 from teu.engine.backend import tasks
 from teu.engine.core import fields
 from teu.engine.core.errors import Conflict, EngineError
-from teu.engine.detach import Filter
 from teu.engine.http import Request, Response, empty, hijack, json_response
 from teu.engine.router import route
 from teu.engine.routes.containers import size
 from teu.engine.routes.streams import content_type, serve
+from teu.engine.streams.detach import Filter
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine

@@ -13,11 +13,11 @@ from teu.engine.backend import tasks
 from teu.engine.container import Container
 from teu.engine.core import fields, times
 from teu.engine.core.errors import BadRequest, Conflict
-from teu.engine.detach import Filter
 from teu.engine.http import Request, Response, hijack, stream
 from teu.engine.logs import Selection, details
 from teu.engine.router import route
-from teu.engine.stdio import Client, Hub
+from teu.engine.streams.detach import Filter
+from teu.engine.streams.hub import Client, Hub
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine

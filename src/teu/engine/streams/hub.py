@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from teu.engine.pump import PIPE_SIZE, Pump, open_fifo
+from teu.engine.streams.pump import PIPE_SIZE, Pump, open_fifo
 from teu.linux.syscalls import machine, syscall
 
 if TYPE_CHECKING:
