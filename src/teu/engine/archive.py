@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from teu.engine import rootfs
+from teu.engine.containers.visits import Visit
 from teu.engine.core.errors import EngineError, NotFound
-from teu.engine.visits import Visit
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
 
 CHUNK = 256 << 10

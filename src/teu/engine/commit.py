@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from teu.engine import load, unpack
 from teu.engine.backend import containerd, content
-from teu.engine.container import timestamp
+from teu.engine.containers.model import timestamp
 from teu.engine.core.errors import NotFound
 from teu.oci import image_spec, reference
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
 
 

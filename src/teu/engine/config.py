@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from teu.config import Key, Wrong, boolean, duration, integer, list_of, map_of, matching, one_of, path, text
+from teu.engine.containers.hostconfig import LOG_DRIVERS, check_logs
 from teu.engine.core.errors import EngineError
-from teu.engine.hostconfig import LOG_DRIVERS, check_logs
 
 FILE = "/etc/teu/teud.yaml"
 LEVELS = ("debug", "info", "warn", "error", "fatal")

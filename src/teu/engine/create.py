@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import hostconfig, mounts, netrequests, records, rootfs, spec
-from teu.engine.container import Container, timestamp
+from teu.engine import mounts, netrequests, rootfs, spec
+from teu.engine.containers import hostconfig, records
+from teu.engine.containers.model import Container, timestamp
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.linux import inside, trees
 from teu.oci import image_spec

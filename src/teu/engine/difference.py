@@ -19,7 +19,7 @@ from teu.engine.core.errors import EngineError
 from teu.linux import inside, trees
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
 
 CHANGED, ADDED, DELETED = 0, 1, 2

@@ -25,8 +25,8 @@ PATIENCE_SECONDS = 60.0
 
 class Engine:
     def __init__(self, config: Settings) -> None:
-        from teu.engine.boot import Boot
-        from teu.engine.containers import Containers
+        from teu.engine.containers.boot import Boot
+        from teu.engine.containers.store import Containers
         from teu.engine.images import Images
         from teu.engine.networks import Networks
         from teu.engine.volumes import Volumes

@@ -14,15 +14,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import hostconfig, spec, users
+from teu.engine import spec, users
 from teu.engine.backend import containerd, tasks
+from teu.engine.containers import hostconfig
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.streams import detach
 from teu.engine.streams.hub import Hub
 from teu.linux import trees
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
 
 log = logging.getLogger("teu.engine")

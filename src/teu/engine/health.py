@@ -12,11 +12,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from teu.engine.changes import duration_text
-from teu.engine.container import nanoseconds, timestamp
+from teu.engine.containers.model import nanoseconds, timestamp
 from teu.engine.core.errors import EngineError
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
 
 log = logging.getLogger("teu.engine")

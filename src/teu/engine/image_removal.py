@@ -15,7 +15,7 @@ from teu.engine.backend import containerd
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
     from teu.engine.images import Name
 

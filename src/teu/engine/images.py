@@ -30,7 +30,7 @@ from teu.oci import digest as digests
 from teu.oci import image_spec, reference
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
 
 DANGLING = "dangling@"

@@ -19,9 +19,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teu.engine import hostconfig, mounts, process, rootfs, spec
+from teu.engine import mounts, rootfs, spec
 from teu.engine.backend import containerd, tasks
-from teu.engine.container import Container, timestamp
+from teu.engine.containers import hostconfig, proc
+from teu.engine.containers.model import Container, timestamp
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotModified
 from teu.linux import trees
 from teu.systemd import host
@@ -114,7 +115,7 @@ def _run(engine: Engine, container: Container) -> int:
         tasks.create_container(engine, container, specification, options)
         undo.callback(_quietly, tasks.discard, engine, container.id)
         pid = tasks.create(engine, container.id, layers, paths, container.tty, options)
-        container.pid_started = process.started(pid)
+        container.pid_started = proc.started(pid)
         pid = tasks.start(engine, container.id)
         undo.pop_all()
     container.hub.begin()
@@ -251,7 +252,7 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, re
 
 
 def _duration(started: str) -> int:
-    from teu.engine.container import nanoseconds
+    from teu.engine.containers.model import nanoseconds
 
     return max(0, (time.time_ns() - nanoseconds(started)) // 1_000_000_000)
 

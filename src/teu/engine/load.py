@@ -188,7 +188,7 @@ def import_(
 ) -> Iterator[dict[str, Any]]:
     """Messages of `docker import`: one layer from a root file system's tar; `name` may be empty."""
     from teu.engine import changes as changing
-    from teu.engine.container import timestamp
+    from teu.engine.containers.model import timestamp
 
     wanted = image_spec.parse_platform(platform) if platform else image_spec.host_platform()
     inner: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from teu.engine.backend import containerd, tasks
 from teu.engine.backend.subscription import Subscription
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
 
 log = logging.getLogger("teu.engine")

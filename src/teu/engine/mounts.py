@@ -23,7 +23,7 @@ from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.linux.mounts import MNT_DETACH, MS_BIND, MS_REC, mount, umount2
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
     from teu.engine.volumes import Volume
 

@@ -31,8 +31,9 @@ from ipaddress import IPv4Address, IPv4Network, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import firewall, ipam, netfiles, netrequests, records
-from teu.engine.container import timestamp
+from teu.engine import firewall, ipam, netfiles, netrequests
+from teu.engine.containers import records
+from teu.engine.containers.model import timestamp
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
 from teu.engine.dns import ADDRESS as RESOLVER_ADDRESS
 from teu.engine.dns import Resolver
@@ -49,7 +50,7 @@ from teu.engine.network import (
 from teu.engine.ports import Binding, Ports, bindings, canonical, parse_port
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
     from teu.linux.netlink import Socket
     from teu.linux.nftables import Change

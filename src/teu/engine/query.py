@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from teu.engine import rootfs, spec
 from teu.engine.backend import containerd
-from teu.engine.container import NEVER, Container, nanoseconds
+from teu.engine.containers.model import NEVER, Container, nanoseconds
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.images import parse_reference

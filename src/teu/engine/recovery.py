@@ -13,7 +13,7 @@ not running         task created         half-made: removed
 (no record)         anything             removed: container, task, snapshot, folders
 damaged             anything             left alone: it is dead, and its removal takes all of it
 
-Then, once the host is ready for them (teu.engine.boot), those start that a restart policy has running.
+Then, once the host is ready for them (teu.engine.containers.boot), those start that a restart policy has running.
 
 Each step is taken for each container on its own: where one fails, that is logged, the container is dead with the
 reason in its State.Error, and everything else goes on. What fails because containerd is away is tried again by the
@@ -31,9 +31,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teu.engine import boot, execs, health, lifecycle, mounts, process
+from teu.engine import execs, health, lifecycle, mounts
 from teu.engine.backend import containerd, tasks
-from teu.engine.container import Container, timestamp
+from teu.engine.containers import boot, proc
+from teu.engine.containers.model import Container, timestamp
 from teu.engine.core.errors import Conflict
 from teu.engine.create import OWNER_LABEL
 from teu.engine.monitor import Monitor
@@ -137,7 +138,7 @@ def _adopt(container: Container, task: tasks.Task) -> None:
         container.ended = None
         container.state.update(StartedAt=timestamp(), Error="", ExitCode=0)
         container.pid_started = 0
-    container.pid_started = container.pid_started or process.started(task.pid)
+    container.pid_started = container.pid_started or proc.started(task.pid)
     paused = task.status in ("PAUSED", "PAUSING")
     container.state.update(
         Status="paused" if paused else "running", Running=True, Paused=paused, Restarting=False, Pid=task.pid

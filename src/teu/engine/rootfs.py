@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import process
 from teu.engine.backend import containerd
+from teu.engine.containers import proc
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.linux import copying, inside
 from teu.linux.mounts import (
@@ -44,7 +44,7 @@ from teu.linux.mounts import (
 from teu.linux.syscalls import NR_unshare, syscall
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
 
 CLONE_FS = 0x200
@@ -250,7 +250,7 @@ def opened(engine: Engine, container: Container, readonly: bool = False) -> Iter
     """The root as the container sees it: with its volumes and binds, running or not."""
     with contextlib.ExitStack() as closing:
         descriptor = -1
-        with contextlib.suppress(OSError), process.held(container) as folder:
+        with contextlib.suppress(OSError), proc.held(container) as folder:
             descriptor = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
         if descriptor < 0:
             descriptor = _stopped(engine, container, readonly)

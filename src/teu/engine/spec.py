@@ -14,7 +14,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import apparmor, hostconfig, mounts, process, users
+from teu.engine import apparmor, mounts, users
+from teu.engine.containers import hostconfig, proc
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.linux import selinux
 from teu.linux.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
@@ -25,7 +26,7 @@ from teu.oci.seccomp import ARCHITECTURES, default_profile
 if TYPE_CHECKING:
     import contextlib
 
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
     from teu.engine.network import Attachment
 
@@ -375,11 +376,11 @@ def systemd_cgroup(engine: Engine, container: Container) -> bool:
 def _namespace(other: Container, kind: str, sources: contextlib.ExitStack) -> str:
     """The path of another container's namespace, good until `sources` is closed."""
     try:
-        descriptor = process.namespace(other, kind)
+        descriptor = proc.namespace(other, kind)
     except ProcessLookupError:
         raise EngineError(f"failed to join {kind} namespace: container {other.id} is not running") from None
     sources.callback(os.close, descriptor)
-    return process.path_of(descriptor)
+    return proc.path_of(descriptor)
 
 
 def _namespaces(

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import process
-from teu.engine.container import NEVER, Container, timestamp
+from teu.engine.containers import proc
+from teu.engine.containers.model import NEVER, Container, timestamp
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -89,7 +89,7 @@ def _number(path: str) -> int | None:
 def cgroup(folder: int) -> str:
     """The cgroup v2 folder of a process, whose folder in /proc is given."""
     try:
-        for line in process.read(folder, "cgroup").splitlines():
+        for line in proc.read(folder, "cgroup").splitlines():
             if line.startswith("0::"):
                 for top in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
                     if os.path.exists(f"{top}/cgroup.controllers"):
@@ -127,7 +127,7 @@ def sample(container: Container) -> dict[str, Any]:
         "storage_stats": {},
     }
     folder, networks = "", {}
-    with contextlib.suppress(ProcessLookupError), process.held(container) as held:
+    with contextlib.suppress(ProcessLookupError), proc.held(container) as held:
         folder = cgroup(held)
         if container.host_config["NetworkMode"] != "host":
             networks = _networks(held)
@@ -183,7 +183,7 @@ def _block(folder: str) -> list[dict[str, Any]]:
 def _networks(folder: int) -> dict[str, dict[str, int]]:
     result = {}
     try:
-        lines = process.read(folder, "net/dev").splitlines()[2:]
+        lines = proc.read(folder, "net/dev").splitlines()[2:]
     except OSError:
         return {}
     for line in lines:

@@ -11,7 +11,7 @@ from teu.engine.backend import tasks
 from teu.engine.core.errors import BadRequest, EngineError
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
 
 

@@ -12,7 +12,7 @@ from teu.engine.core.errors import BadRequest
 from teu.linux import inside
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
 
 HIGHEST = (1 << 31) - 1

@@ -31,8 +31,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from teu.engine import records
-from teu.engine.container import timestamp
+from teu.engine.containers import records
+from teu.engine.containers.model import timestamp
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.linux import trees
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from teu.engine import hostconfig, lifecycle, names, records
-from teu.engine.boot import Boot
-from teu.engine.container import Container, fresh_state
-from teu.engine.containers import Containers
+from teu.engine import lifecycle
+from teu.engine.containers import hostconfig, names, records
+from teu.engine.containers.boot import Boot
+from teu.engine.containers.model import Container, fresh_state
+from teu.engine.containers.store import Containers
 from teu.engine.core import fields
 from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, NotFound, Unreadable

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from teu.engine import create, hostconfig, mounts, spec, users
+from teu.engine import create, mounts, spec, users
+from teu.engine.containers import hostconfig
 from teu.engine.core import fields, times
 from teu.engine.core.errors import BadRequest, NotFound
 from teu.engine.http import Query

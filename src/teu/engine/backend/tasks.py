@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from teu.engine.backend import containerd
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
 
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"

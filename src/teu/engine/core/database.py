@@ -2,16 +2,16 @@
 """engine.db: what the engine remembers. SQLite, WAL, one connection under one lock.
 
     engine.db
-    ├── containers   id, name, data       one row per container; data is the record as JSON (container.py)
-    ├── networks     id, name, data       (networks.py)
-    ├── volumes      name, data           (volumes.py)
+    ├── containers   id, name, data       one row per container; data is the record as JSON (containers/model.py)
+    ├── networks     id, name, data       (networks/manager.py)
+    ├── volumes      name, data           (volumes/store.py)
     └── facts        key, value           daemon id, schema
 
 A durable transaction is on the disk when it returns; a relaxed one survives the death of the daemon
 at any instruction but not of the machine (for what a reboot makes untrue anyway, such as "running").
 
-What a record says is looked at by its reader (records.py), where one that is damaged stops nothing. A file that SQLite
-cannot read is Unreadable: teud does not begin anew beside what it may stand for.
+What a record says is looked at by its reader (containers/records.py), where one that is damaged stops nothing. A
+file that SQLite cannot read is Unreadable: teud does not begin anew beside what it may stand for.
 """
 
 from __future__ import annotations

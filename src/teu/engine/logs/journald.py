@@ -20,12 +20,12 @@ from collections import deque
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
-from teu.engine.container import timestamp
+from teu.engine.containers.model import timestamp
 from teu.engine.logs import FIELD_CHARACTERS, LINE_LIMIT, Piece, Selection, extra_attributes, tag, whole_lines
 from teu.systemd import journal
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.streams.hub import Marker
 
 SOCKET = "/run/systemd/journal/socket"

@@ -21,12 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from teu.engine.container import nanoseconds, timestamp
-from teu.engine.hostconfig import size
+from teu.engine.containers.hostconfig import size
+from teu.engine.containers.model import nanoseconds, timestamp
 from teu.engine.logs import LINE_LIMIT, Piece, Selection, extra_attributes, whole_lines
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.streams.hub import Marker
 
 RUN_WINDOW = 4 << 10  # bytes in which more records of a run are looked for, at first

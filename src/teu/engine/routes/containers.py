@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from teu.engine import create, hostconfig, lifecycle, query, spec, top
+from teu.engine import create, lifecycle, query, spec, top
 from teu.engine.backend import tasks
-from teu.engine.container import Container
+from teu.engine.containers import hostconfig
+from teu.engine.containers.model import Container
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.http import Request, Response, empty, json_response, stream

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from teu.engine.backend import tasks
-from teu.engine.container import Container
+from teu.engine.containers.model import Container
 from teu.engine.core import fields, times
 from teu.engine.core.errors import BadRequest, Conflict
 from teu.engine.http import Request, Response, hijack, stream

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu import __version__
-from teu.engine import apparmor, hostconfig, query, registries
+from teu.engine import apparmor, query, registries
+from teu.engine.containers import hostconfig
 from teu.engine.core import events as bus
 from teu.engine.core import fields, times
 from teu.engine.core.errors import BadRequest, EngineError, Unavailable
@@ -213,7 +214,7 @@ def info(engine: Engine, request: Request) -> Response:
 
 
 def bus_time() -> str:
-    from teu.engine.container import timestamp
+    from teu.engine.containers.model import timestamp
 
     return timestamp()
 

@@ -12,8 +12,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from teu.engine.containers.visits import Visits
 from teu.engine.core.errors import Conflict
-from teu.engine.visits import Visits
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -110,7 +110,7 @@ class Container:
         self.apparmor_profile: str = record.get("apparmor_profile", "")
         # Exit code and moment (nanoseconds) while the exit is being handled: the engine may die before that is done.
         self.ended: tuple[int, int] | None = tuple(record["ended"]) if record.get("ended") else None
-        self.pid_started: int = record.get("pid_started", 0)  # see engine/process.py
+        self.pid_started: int = record.get("pid_started", 0)  # see engine/containers/proc.py
 
         self.lock = threading.RLock()
         self.changed = threading.Condition()

@@ -18,7 +18,7 @@ from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
-from teu.engine.container import NEVER, fresh_state, nanoseconds
+from teu.engine.containers.model import NEVER, fresh_state, nanoseconds
 from teu.engine.core import fields
 
 Faults = list[str]

@@ -14,8 +14,9 @@ import secrets
 import threading
 from typing import TYPE_CHECKING
 
-from teu.engine import health, names, records
-from teu.engine.container import Container
+from teu.engine import health
+from teu.engine.containers import names, records
+from teu.engine.containers.model import Container
 from teu.engine.core.errors import BadRequest, Conflict, NotFound
 
 if TYPE_CHECKING:

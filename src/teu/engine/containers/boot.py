@@ -21,7 +21,7 @@ from teu.systemd import host
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from teu.engine.container import Container
+    from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
 
 log = logging.getLogger("teu.engine")
