@@ -25,7 +25,7 @@ from teu.oci import image_spec
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
-    from teu.engine.images import Image
+    from teu.engine.images.store import Image
 
 # The garbage collector of containerd keeps what has this label; ours tells whose it is.
 GC_ROOT = "containerd.io/gc.root"

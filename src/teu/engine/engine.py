@@ -27,7 +27,7 @@ class Engine:
     def __init__(self, config: Settings) -> None:
         from teu.engine.containers.boot import Boot
         from teu.engine.containers.store import Containers
-        from teu.engine.images import Images
+        from teu.engine.images.store import Images
         from teu.engine.networks import Networks
         from teu.engine.volumes import Volumes
 

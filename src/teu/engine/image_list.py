@@ -13,7 +13,7 @@ from teu.engine.core.errors import BadRequest, EngineError
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
-    from teu.engine.images import Details, Image, Name
+    from teu.engine.images.store import Details, Image, Name
 
 NEVER = "0001-01-01T00:00:00Z"
 LIST_FILTERS = {"dangling", "label", "label!", "before", "since", "reference", "until"}
@@ -45,7 +45,7 @@ def moment_of(text: str | None) -> int:
 
 def filter_moment(text: str) -> int:
     """An `until` filter in nanoseconds: seconds since the epoch, a date, or a duration back from now."""
-    from teu.engine.changes import duration
+    from teu.engine.images.instructions import duration
 
     whole, _, fraction = text.partition(".")
     number = fields.natural(whole, 18)

@@ -17,12 +17,13 @@ import os
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import rootfs, unpack
+from teu.engine import rootfs
 from teu.engine.backend import containerd, content
+from teu.engine.images import unpack
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
-    from teu.engine.images import Image
+    from teu.engine.images.store import Image
 
 # With another number when what follows is another.
 NAME = "init-1"

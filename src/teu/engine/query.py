@@ -15,7 +15,7 @@ from teu.engine.backend import containerd
 from teu.engine.containers.model import NEVER, Container, nanoseconds
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
-from teu.engine.images import parse_reference
+from teu.engine.images.store import parse_reference
 from teu.engine.logs.jsonfile import log_path
 from teu.engine.network import shown
 from teu.engine.ports import canonical
@@ -24,7 +24,7 @@ from teu.oci.humantime import human_duration
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
-    from teu.engine.images import Name
+    from teu.engine.images.store import Name
 
 log = logging.getLogger("teu.engine")
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from conftest import Daemon, root_only
 
-from teu.engine import unpack
 from teu.engine.backend import content
 from teu.engine.backend.containerd import Client
 from teu.engine.core.departure import NOBODY, Departure, Left
+from teu.engine.images import unpack
 
 pytestmark = root_only
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from teu.engine import image_list, image_removal
+from teu.engine import image_list
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError, Unsupported
 from teu.engine.http import Request, Response, empty, json_response, progress, stream
-from teu.engine.images import parse_reference
+from teu.engine.images import removal
+from teu.engine.images.store import parse_reference
 from teu.engine.router import route
 from teu.oci import image_spec
 
@@ -42,7 +43,7 @@ def create_image(engine: Engine, request: Request) -> Response:
         return _import(engine, request, from_source)
     if not source:
         raise BadRequest("invalid reference format: repository name must have at least one component")
-    from teu.engine import pull
+    from teu.engine.images import pull
 
     wanted = parse_reference(source)
     tag = query.get("tag")
@@ -67,7 +68,7 @@ def _platform(text: str) -> image_spec.Platform | None:
 
 
 def _import(engine: Engine, request: Request, source: str) -> Response:
-    from teu.engine import load
+    from teu.engine.images import load
 
     if source != "-":
         raise Unsupported("import from an address is not supported: download it and import it from a file or stdin")
@@ -97,7 +98,8 @@ def _import(engine: Engine, request: Request, source: str) -> Response:
 @route("POST", "/commit")
 def commit_container(engine: Engine, request: Request) -> Response:
     """A container's changes become an image; it is paused meanwhile unless pause=0."""
-    from teu.engine import commit, lifecycle
+    from teu.engine import lifecycle
+    from teu.engine.images import commit
 
     query = request.query
     given = request.decode(fields.CONFIG, optional=True)
@@ -130,21 +132,21 @@ def commit_container(engine: Engine, request: Request) -> Response:
 
 @route("POST", "/images/load")
 def load_images(engine: Engine, request: Request) -> Response:
-    from teu.engine import load
+    from teu.engine.images import load
 
     return progress(load.load(engine, request.body, request.query.flag("quiet"), request.departure))
 
 
 @route("GET", "/images/get")
 def save_images(engine: Engine, request: Request) -> Response:
-    from teu.engine import save
+    from teu.engine.images import save
 
     return stream(save.save(engine, request.query.every("names"), request.departure), "application/x-tar")
 
 
 @route("GET", "/images/{name:path}/get")
 def save_image(engine: Engine, request: Request, name: str) -> Response:
-    from teu.engine import save
+    from teu.engine.images import save
 
     return stream(save.save(engine, [name], request.departure), "application/x-tar")
 
@@ -156,7 +158,7 @@ def search_images(engine: Engine, request: Request) -> Response:
 
 @route("POST", "/images/prune")
 def prune_images(engine: Engine, request: Request) -> Response:
-    return json_response(image_removal.prune(engine, request.query.filters()))
+    return json_response(removal.prune(engine, request.query.filters()))
 
 
 @route("GET", "/images/{name:path}/json")
@@ -189,7 +191,7 @@ def tag_image(engine: Engine, request: Request, name: str) -> Response:
 
 @route("POST", "/images/{name:path}/push")
 def push_image(engine: Engine, request: Request, name: str) -> Response:
-    from teu.engine import push
+    from teu.engine.images import push
 
     wanted = parse_reference(name)
     tag = request.query.get("tag")
@@ -203,12 +205,12 @@ def push_image(engine: Engine, request: Request, name: str) -> Response:
 @route("DELETE", "/images/{name:path}")
 def remove_image(engine: Engine, request: Request, name: str) -> Response:
     query = request.query
-    return json_response(image_removal.remove(engine, name, query.flag("force"), not query.flag("noprune")))
+    return json_response(removal.remove(engine, name, query.flag("force"), not query.flag("noprune")))
 
 
 @route("GET", "/distribution/{name:path}/json")
 def inspect_distribution(engine: Engine, request: Request, name: str) -> Response:
-    from teu.engine import pull
+    from teu.engine.images import pull
 
     auth = request.headers.get("x-registry-auth", "")
     return json_response(pull.distribution_info(engine, parse_reference(name), auth))

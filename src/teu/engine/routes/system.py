@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu import __version__
-from teu.engine import apparmor, query, registries
+from teu.engine import apparmor, query
 from teu.engine.containers import hostconfig
 from teu.engine.core import events as bus
 from teu.engine.core import fields, times
 from teu.engine.core.errors import BadRequest, EngineError, Unavailable
 from teu.engine.http import Request, Response, json_response, stream, text
+from teu.engine.images import registries
 from teu.engine.router import route
 from teu.engine.server import API_MINIMUM, API_VERSION, version_text
 
@@ -328,7 +329,7 @@ def disk_usage(engine: Engine, request: Request) -> Response:
 @route("POST", "/auth")
 def auth(engine: Engine, request: Request) -> Response:
     """`docker login`: whether a registry takes these credentials. They are the client's to keep."""
-    from teu.engine import registries
+    from teu.engine.images import registries
 
     registries.login(engine, request.decode(fields.LOGIN))
     return json_response({"Status": "Login Succeeded", "IdentityToken": ""})

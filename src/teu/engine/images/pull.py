@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import registries, unpack
 from teu.engine.backend import containerd, content
 from teu.engine.core import errors
 from teu.engine.core.departure import NOBODY, Departure
-from teu.engine.images import INDEX_DEPTH
+from teu.engine.images import registries, unpack
+from teu.engine.images.store import INDEX_DEPTH
 from teu.oci import distribution, image_spec
 
 if TYPE_CHECKING:

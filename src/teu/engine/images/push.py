@@ -7,16 +7,16 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import registries
 from teu.engine.backend import content
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import EngineError, NotFound
-from teu.engine.pull import _sources, _status
+from teu.engine.images import registries
+from teu.engine.images.pull import _sources, _status
 from teu.oci import distribution, image_spec
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
-    from teu.engine.images import Name
+    from teu.engine.images.store import Name
     from teu.oci.reference import Reference
 
 

@@ -10,10 +10,10 @@ import contextlib
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import load, unpack
 from teu.engine.backend import containerd, content
 from teu.engine.containers.model import timestamp
 from teu.engine.core.errors import NotFound
+from teu.engine.images import load, unpack
 from teu.oci import image_spec, reference
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ IMAGE_KEYS = (
 
 def image_config(container: Container, given: dict[str, Any], changes: list[str]) -> dict[str, Any]:
     """The configuration of the new image: what the request gives, over the container's, with the changes."""
-    from teu.engine import changes as changing
+    from teu.engine.images import instructions as changing
 
     base = {key: container.config[key] for key in IMAGE_KEYS if container.config.get(key)}
     result = {**base, **{key: given[key] for key in IMAGE_KEYS if given.get(key)}}

@@ -12,17 +12,17 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import unpack
 from teu.engine.backend import containerd, content
 from teu.engine.backend.containerd import Client
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import BadRequest, NotFound
+from teu.engine.images import unpack
 from teu.oci import archive, image_spec, reference
 from teu.oci import digest as digests
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
-    from teu.engine.images import Details, Name
+    from teu.engine.images.store import Details, Name
 
 
 class Store:
@@ -187,8 +187,8 @@ def import_(
     departure: Departure = NOBODY,
 ) -> Iterator[dict[str, Any]]:
     """Messages of `docker import`: one layer from a root file system's tar; `name` may be empty."""
-    from teu.engine import changes as changing
     from teu.engine.containers.model import timestamp
+    from teu.engine.images import instructions as changing
 
     wanted = image_spec.parse_platform(platform) if platform else image_spec.host_platform()
     inner: dict[str, Any] = {}

@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import image_list, unpack
+from teu.engine import image_list
 from teu.engine.backend import containerd
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.engine.images import unpack
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
-    from teu.engine.images import Name
+    from teu.engine.images.store import Name
 
 log = logging.getLogger("teu.engine")
 
@@ -110,7 +111,7 @@ def _is_id_prefix(text: str, image_id: str) -> bool:
 
 
 def _dangling(name: Name) -> str:
-    from teu.engine.images import DANGLING
+    from teu.engine.images.store import DANGLING
 
     return DANGLING + str(name.meant or name.target["digest"])
 

@@ -23,9 +23,9 @@ import re
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from teu.engine import unpack
 from teu.engine.backend import containerd, content
 from teu.engine.core.errors import BadRequest, NotFound
+from teu.engine.images import unpack
 from teu.oci import digest as digests
 from teu.oci import image_spec, reference
 
@@ -445,7 +445,7 @@ class Images:
             content.label(self.engine.containerd, details.id, {content.GC_SNAPSHOT + snapshotter: details.chain_id})
 
     def commit(self, container: Container, config: dict[str, Any], snapshot_key: str, tag: str | None) -> str:
-        from teu.engine import commit
+        from teu.engine.images import commit
 
         return commit.commit(self.engine, container, config, snapshot_key, tag)
 

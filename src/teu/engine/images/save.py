@@ -66,7 +66,7 @@ def _asked_by_id(engine: Engine, text: str) -> bool:
 
 
 def _names(engine: Engine, text: str) -> list:  # type: ignore[type-arg]
-    from teu.engine.images import parse_reference
+    from teu.engine.images.store import parse_reference
 
     try:
         name, by_id = engine.images.lookup(text)
