@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import mounts, netrequests, rootfs, spec
+from teu.engine import mounts, rootfs, spec
 from teu.engine.containers import hostconfig, records
 from teu.engine.containers.model import Container, timestamp
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.networks import requests
 from teu.linux import inside, trees
 from teu.oci import image_spec
 
@@ -52,7 +53,7 @@ def create(
     if not config["Image"]:
         raise BadRequest("config cannot be empty: Image is needed in order to create a container")
     hostconfig.runtime_name(host["Runtime"], engine.config["default-runtime"], engine.config.get("runtimes") or {})
-    netrequests.check_joined(config, host)
+    requests.check_joined(config, host)
     image = engine.images.resolve(config["Image"], platform)
     merge(config, image.config.get("config") or {})
     path, arguments = command(config)

@@ -28,7 +28,7 @@ class Engine:
         from teu.engine.containers.boot import Boot
         from teu.engine.containers.store import Containers
         from teu.engine.images.store import Images
-        from teu.engine.networks import Networks
+        from teu.engine.networks.manager import Networks
         from teu.engine.volumes import Volumes
 
         self.config = config

@@ -17,8 +17,8 @@ from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.images.store import parse_reference
 from teu.engine.logs.jsonfile import log_path
-from teu.engine.network import shown
-from teu.engine.ports import canonical
+from teu.engine.networks.model import shown
+from teu.engine.networks.ports import canonical
 from teu.linux import trees
 from teu.oci.humantime import human_duration
 

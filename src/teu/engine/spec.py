@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
-    from teu.engine.network import Attachment
+    from teu.engine.networks.model import Attachment
 
 OCI_VERSION = "1.1.0"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

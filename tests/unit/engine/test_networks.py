@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from teu.engine import networks as networks_module
 from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
-from teu.engine.networks import Networks
+from teu.engine.networks import manager as networks_module
+from teu.engine.networks.manager import Networks
 from teu.linux import netlink, netns, nftables
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")

@@ -14,9 +14,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from teu.engine import netrequests
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict
+from teu.engine.networks import requests
 
 LOG_DRIVERS = ("journald", "json-file", "local", "none")
 LOG_OPTIONS = {
@@ -144,7 +144,7 @@ def clean_host_config(
     for path in (host["MaskedPaths"] or []) + (host["ReadonlyPaths"] or []):
         if not path.startswith("/"):
             raise BadRequest(f"HostConfig: {path!r} is to be masked, but is not an absolute path")
-    netrequests.check_host_config(host)
+    requests.check_host_config(host)
     if host["DeviceRequests"]:
         wanted = host["DeviceRequests"][0]
         raise BadRequest(

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import netrequests
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, NotFound
 from teu.engine.http import Request, Response, empty, json_response
 from teu.engine.image_list import filter_moment, flag_filter, labels_match, moment_of
-from teu.engine.network import Network
+from teu.engine.networks import requests
+from teu.engine.networks.model import Network
 from teu.engine.router import route
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def remove_network(engine: Engine, request: Request, name: str) -> Response:
 
 @route("POST", "/networks/{name}/connect")
 def connect_network(engine: Engine, request: Request, name: str) -> Response:
-    body = netrequests.read(request.decode(fields.CONNECT), netrequests.CONNECT)
+    body = requests.read(request.decode(fields.CONNECT), requests.CONNECT)
     network = engine.networks.get(name)
     container = engine.containers.get(body["Container"])
     engine.networks.connect(network, container, body["EndpointConfig"])
@@ -113,7 +113,7 @@ def connect_network(engine: Engine, request: Request, name: str) -> Response:
 
 @route("POST", "/networks/{name}/disconnect")
 def disconnect_network(engine: Engine, request: Request, name: str) -> Response:
-    body = netrequests.read(request.decode(fields.DISCONNECT), netrequests.DISCONNECT)
+    body = requests.read(request.decode(fields.DISCONNECT), requests.DISCONNECT)
     network = engine.networks.get(name)
     container = engine.containers.get(body["Container"])
     engine.networks.disconnect(network, container, body["Force"])

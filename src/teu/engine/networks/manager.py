@@ -11,8 +11,8 @@
 A container's network namespace is made here before its task, and handed to the runtime as the path of a
 descriptor of this process; from the start of the task on the container's processes hold it. So it can neither
 outlive a container nor be left behind by a daemon that is killed. Called by the containers' life cycle
-(check, attach, detach, forget, recover) and by routes/networks. What requests may say is in netrequests, what a
-network and a container's part in it are, in network.
+(check, attach, detach, forget, recover) and by routes/networks. What requests may say is in requests, what a
+network and a container's part in it are, in model.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from ipaddress import IPv4Address, IPv4Network, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import firewall, ipam, netfiles, netrequests
 from teu.engine.containers import records
 from teu.engine.containers.model import timestamp
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
-from teu.engine.dns import ADDRESS as RESOLVER_ADDRESS
-from teu.engine.dns import Resolver
-from teu.engine.network import (
+from teu.engine.networks import files, firewall, ipam, requests
+from teu.engine.networks.dns import ADDRESS as RESOLVER_ADDRESS
+from teu.engine.networks.dns import Resolver
+from teu.engine.networks.model import (
     DEFAULT_BRIDGE,
     PREDEFINED,
     Active,
@@ -47,7 +47,7 @@ from teu.engine.network import (
     automatic_mac,
     blank_endpoint,
 )
-from teu.engine.ports import Binding, Ports, bindings, canonical, parse_port
+from teu.engine.networks.ports import Binding, Ports, bindings, canonical, parse_port
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
@@ -192,7 +192,7 @@ class Networks:
         """The API's form of a network."""
         result = {key: value for key, value in network.record.items() if key not in OWN_KEYS}
         if network.name == "bridge":
-            result["Options"] = {netrequests.OPTION_BRIDGE: DEFAULT_BRIDGE, **network.options}
+            result["Options"] = {requests.OPTION_BRIDGE: DEFAULT_BRIDGE, **network.options}
         members: dict[str, Any] = {}
         if containers:
             for container in self.engine.containers.all():
@@ -213,19 +213,19 @@ class Networks:
 
     def create(self, request: dict[str, Any]) -> tuple[Network, str]:
         """POST /networks/create: the network, and a warning. Raises BadRequest, Forbidden, NotFound, Conflict."""
-        request = netrequests.read(request, netrequests.CREATE)
+        request = requests.read(request, requests.CREATE)
         name = request["Name"]
-        netrequests.check_name(name)
+        requests.check_name(name)
         if name in PREDEFINED or name == "default":
             raise Forbidden(f"operation is not permitted on predefined {name} network")
-        warnings = netrequests.check_network(request)
-        config = netrequests.addressing(request["IPAM"]["Config"])
+        warnings = requests.check_network(request)
+        config = requests.addressing(request["IPAM"]["Config"])
         options = request["Options"]
         with self.lock:
             for other in self._networks.values():
                 if other.name == name:
                     raise Conflict(f"network with name {name} already exists")
-                if other.driver == "bridge" and other.interface == options.get(netrequests.OPTION_BRIDGE):
+                if other.driver == "bridge" and other.interface == options.get(requests.OPTION_BRIDGE):
                     raise Conflict(f"network {other.name} has the bridge {other.interface}")
             network = Network(
                 self._record(
@@ -316,7 +316,7 @@ class Networks:
         does not exist is one that may do so when the container starts."""
         host_config = container.host_config
         mode = network_mode(container)
-        endpoints = netrequests.read(networking, netrequests.NETWORKING, "NetworkingConfig")["EndpointsConfig"]
+        endpoints = requests.read(networking, requests.NETWORKING, "NetworkingConfig")["EndpointsConfig"]
         for name, settings in endpoints.items():
             if settings is None:
                 raise BadRequest(f"invalid config for network {name}: EndpointsConfig is nil")
@@ -331,7 +331,7 @@ class Networks:
         container.network_settings["Networks"] = {}
         if mode.startswith("container:"):
             for name, settings in endpoints.items():
-                netrequests.check_endpoint(settings, name, False, None)
+                requests.check_endpoint(settings, name, False, None)
             with contextlib.suppress(NotFound):
                 host_config["NetworkMode"] = f"container:{self.engine.containers.get(mode.partition(':')[2]).id}"
             return
@@ -364,7 +364,7 @@ class Networks:
         """What is asked for, by the networks' names: that of the mode first, which alone is meant where there is no
         more than a mode."""
         if not endpoints:
-            endpoints = {mode: netrequests.read({}, netrequests.CONNECT.members["EndpointConfig"])}
+            endpoints = {mode: requests.read({}, requests.CONNECT.members["EndpointConfig"])}
         result: dict[str, Any] = {}
         first = self.find(mode)
         for text, settings in endpoints.items():
@@ -395,7 +395,7 @@ class Networks:
                     " instead."
                 )
             try:
-                netrequests.mac_address(wide)
+                requests.mac_address(wide)
             except BadRequest as error:
                 raise BadRequest(f"invalid config for network {main}: {error}") from None
             if asked[main]["MacAddress"] not in ("", wide):
@@ -412,14 +412,14 @@ class Networks:
         user_defined = network is None or network.is_user_defined
         # Of a network that does not exist yet it is not known which addresses it will have.
         subnet = network.chosen_subnet() if network else IPv4Network("0.0.0.0/0")
-        netrequests.check_endpoint(settings, name, user_defined, subnet)
+        requests.check_endpoint(settings, name, user_defined, subnet)
         result = blank_endpoint(network.id if network else "")
         if settings["IPAMConfig"] is not None:
             result["IPAMConfig"] = {key: value for key, value in settings["IPAMConfig"].items() if value}
         for key in ("Aliases", "DriverOpts", "Links"):
             result[key] = settings[key] or None
         if settings["MacAddress"]:
-            result["WantedMac"] = netrequests.mac_address(settings["MacAddress"])
+            result["WantedMac"] = requests.mac_address(settings["MacAddress"])
         if settings["GwPriority"]:
             result["GwPriority"] = settings["GwPriority"]
         return result
@@ -449,13 +449,13 @@ class Networks:
                 settings = container.network_settings
                 path = f"/proc/{os.getpid()}/fd/{descriptor}"
                 settings["SandboxKey"], settings["SandboxID"] = path, container.id
-                files = self._files(container, active.endpoints, True, self._gateway(active), active.named)
+                paths = self._files(container, active.endpoints, True, self._gateway(active), active.named)
             except BaseException:
                 self.detach(container)
                 raise
             finally:
                 inner.close()
-        return Attachment(path, files)
+        return Attachment(path, paths)
 
     def _wanted(self, container: Container) -> list[Network]:
         """The container's bridge networks, the one of its mode first. Raises NotFound."""
@@ -484,20 +484,20 @@ class Networks:
             owner = self.engine.containers.get(network_mode(owner).partition(":")[2])
         container.config["Hostname"] = other.config.get("Hostname") or ""
         container.config["Domainname"] = other.config.get("Domainname") or ""
-        files = {}
+        paths = {}
         for name in ("hosts", "resolv.conf", "hostname"):
             source = f"{owner.directory}/{name}"
             if os.path.exists(source):
-                files[f"/etc/{name}"] = source
+                paths[f"/etc/{name}"] = source
         if network_mode(owner) == "host":
-            return Attachment(None, files)
+            return Attachment(None, paths)
         with self.lock:
             held = self._active.get(other.id)
             if held is None or held.namespace < 0:
                 raise Conflict(f"cannot join network of container {other.id}: its network namespace is not known")
             # A descriptor of our own: the other one may end, and its number be another's, before the runtime looks.
             active = self._active[container.id] = Active(os.dup(held.namespace))
-        return Attachment(f"/proc/{os.getpid()}/fd/{active.namespace}", files)
+        return Attachment(f"/proc/{os.getpid()}/fd/{active.namespace}", paths)
 
     def _kernel(self) -> Socket:
         if self._netlink is None:
@@ -571,7 +571,7 @@ class Networks:
         taken = {int(endpoint.veth[13:], 16) for endpoint in active.endpoints}
         position = next(number for number in range(MOST_ENDPOINTS) if number not in taken)
         veth = f"teu{container.id[:10]}{position:x}"
-        interface = options.get(netrequests.OPTION_INTERFACE) or f"{network.prefix}{position}"
+        interface = options.get(requests.OPTION_INTERFACE) or f"{network.prefix}{position}"
         if any(endpoint.interface == interface for endpoint in active.endpoints):
             raise Conflict(f"container {container.name} has an interface {interface} already")
         address = pool.take(str(ipam_config.get("IPv4Address") or ""))
@@ -583,14 +583,14 @@ class Networks:
             self._beside_others()
         mac = str(settings.get("WantedMac") or automatic_mac(address))
         # Before the other end is up: who may not reach its neighbours never could.
-        requests = [netlink.new_veth(veth, index, interface, active.namespace, mac, network.mtu)]
+        link = [netlink.new_veth(veth, index, interface, active.namespace, mac, network.mtu)]
         if not network.talk:
-            requests.append(netlink.isolated(veth))
+            link.append(netlink.isolated(veth))
         try:
-            self._kernel().send(requests)
+            self._kernel().send(link)
         except FileExistsError:
             self._delete_link(veth)
-            self._kernel().send(requests)
+            self._kernel().send(link)
         inside = inner.link(interface)
         number = netlink.link_index(inside)
         assert inside is not None
@@ -600,7 +600,7 @@ class Networks:
             local = ip_address(text)
             messages.append(netlink.add_address(number, local, 16 if local.version == 4 else 64))
         inner.send([*messages, netlink.set_up(number)])
-        _set_inside(active.namespace, interface, netrequests.endpoint_sysctls(options))
+        _set_inside(active.namespace, interface, requests.endpoint_sysctls(options))
         settings.update(
             NetworkID=network.id,
             EndpointID=uuid.uuid4().hex + uuid.uuid4().hex,
@@ -699,32 +699,32 @@ class Networks:
         named: bool = False,
     ) -> dict[str, str]:
         """Write hosts and resolv.conf into the container's directory."""
-        entries = netfiles.extra_hosts(container.host_config, gateway or "127.0.0.1")
+        entries = files.extra_hosts(container.host_config, gateway or "127.0.0.1")
         entries += [line for endpoint in endpoints if (line := self._host_line(container, endpoint))]
-        base = netfiles.HOSTS if own else netfiles.host_hosts()
+        base = files.HOSTS if own else files.host_hosts()
         directory = container.directory
-        netfiles.write(f"{directory}/hosts", netfiles.hosts(entries, base))
-        text = netfiles.resolv_conf(container.host_config, own, RESOLVER_ADDRESS if named else "")
-        netfiles.write(f"{directory}/resolv.conf", text)
-        container.network_settings["ResolverSum"] = netfiles.digest(text)
+        files.write(f"{directory}/hosts", files.hosts(entries, base))
+        text = files.resolv_conf(container.host_config, own, RESOLVER_ADDRESS if named else "")
+        files.write(f"{directory}/resolv.conf", text)
+        container.network_settings["ResolverSum"] = files.digest(text)
         return {"/etc/hosts": f"{directory}/hosts", "/etc/resolv.conf": f"{directory}/resolv.conf"}
 
     def _host_line(self, container: Container, endpoint: Endpoint) -> tuple[str, str] | None:
-        names = netfiles.host_names(container.hostname, str(container.config.get("Domainname") or ""))
+        names = files.host_names(container.hostname, str(container.config.get("Domainname") or ""))
         return (str(endpoint.address), names) if names else None
 
     def _use_resolver(self, container: Container) -> None:
         """A running container's resolv.conf names the engine's resolver from now on, unless somebody wrote there."""
         path = f"{container.directory}/resolv.conf"
-        text = netfiles.read(path)
-        if text is None or netfiles.digest(text) != container.network_settings.get("ResolverSum"):
+        text = files.read(path)
+        if text is None or files.digest(text) != container.network_settings.get("ResolverSum"):
             log.info(
                 "resolv.conf of container %s is not ours any more, and stays", container.name, extra=container.fields
             )
             return
-        text = netfiles.resolv_conf(container.host_config, True, RESOLVER_ADDRESS)
-        netfiles.write(path, text)
-        container.network_settings["ResolverSum"] = netfiles.digest(text)
+        text = files.resolv_conf(container.host_config, True, RESOLVER_ADDRESS)
+        files.write(path, text)
+        container.network_settings["ResolverSum"] = files.digest(text)
 
     # -- names -------------------------------------------------------------------------------
 
@@ -737,7 +737,7 @@ class Networks:
         alone = not container.network_settings.get("Named") and not any(
             self._networks[endpoint.network].is_user_defined for endpoint in active.endpoints
         )
-        if alone and (container.host_config.get("Dns") or netfiles.host_resolver(True).servers):
+        if alone and (container.host_config.get("Dns") or files.host_resolver(True).servers):
             return
         self.resolver.add(
             container.id,
@@ -752,7 +752,7 @@ class Networks:
         """Who is asked for other names: nobody where all networks are internal."""
         if active.outward is None:
             return []
-        return list(container.host_config.get("Dns") or []) or netfiles.host_resolver(False).servers
+        return list(container.host_config.get("Dns") or []) or files.host_resolver(False).servers
 
     def _neighbours(self, container_id: str) -> list[tuple[Endpoint, list[str]]]:
         """Endpoints on the user-defined networks of a container, with their names."""
@@ -793,7 +793,7 @@ class Networks:
             settings = self.engine.containers.get(container_id).network_settings.get("Networks") or {}
         except EngineError:
             return {}
-        return {name: [netrequests.link(text) for text in one.get("Links") or ()] for name, one in settings.items()}
+        return {name: [requests.link(text) for text in one.get("Links") or ()] for name, one in settings.items()}
 
     def _name(self, container_id: str, address: IPv4Address) -> str | None:
         for endpoint, names in self._neighbours(container_id):
@@ -883,7 +883,7 @@ class Networks:
 
     def connect(self, network: Network, container: Container, settings: dict[str, Any] | None) -> None:
         """POST /networks/{id}/connect."""
-        asked = netrequests.read(settings or {}, netrequests.CONNECT.members["EndpointConfig"], "EndpointConfig")
+        asked = requests.read(settings or {}, requests.CONNECT.members["EndpointConfig"], "EndpointConfig")
         mode = network_mode(container)
         if network.driver == "host":
             raise Forbidden("container cannot be disconnected from host network or connected to host network")
@@ -926,7 +926,7 @@ class Networks:
                 self._connect(container, active, network, inner)
             self._lead_out(container, active, inner)
         endpoint = next(endpoint for endpoint in active.endpoints if endpoint.network == network.id)
-        netfiles.change_hosts(f"{container.directory}/hosts", add=self._host_line(container, endpoint))
+        files.change_hosts(f"{container.directory}/hosts", add=self._host_line(container, endpoint))
         if not active.named:
             self._resolve_names(container, active)
             if active.named:
@@ -955,7 +955,7 @@ class Networks:
             active.endpoints.remove(endpoint)
             self._leave(endpoint)
             if line := self._host_line(container, endpoint):
-                netfiles.change_hosts(f"{container.directory}/hosts", drop=line)
+                files.change_hosts(f"{container.directory}/hosts", drop=line)
         if network.name == "bridge":
             container.network_settings.update(
                 {key: 0 if key == "IPPrefixLen" else "" for key in _RUNNING_KEYS if key in container.network_settings}
@@ -1033,7 +1033,7 @@ class Networks:
                 network.pool.used.add(address)
             veth = settings.get("Veth") or f"teu{container.id[:10]}{position:x}"
             options = settings.get("DriverOpts") or {}
-            interface = options.get(netrequests.OPTION_INTERFACE) or f"{network.prefix}{int(veth[13:], 16)}"
+            interface = options.get(requests.OPTION_INTERFACE) or f"{network.prefix}{int(veth[13:], 16)}"
             active.endpoints.append(Endpoint(network.id, network.name, address, veth, numbers.get(veth, 0), interface))
         outward = container.network_settings.get("Outward")
         if outward is None and active.endpoints and not self._networks[active.endpoints[0].network].internal:
@@ -1255,7 +1255,7 @@ def _set_inside(namespace: int, interface: str, values: list[tuple[str, str]]) -
                 Path(f"/proc/sys/{name}").write_text(value)
             except OSError as error:
                 raise BadRequest(
-                    f"{netrequests.OPTION_SYSCTLS}: {name.replace('/', '.')} cannot be set: {error.strerror}"
+                    f"{requests.OPTION_SYSCTLS}: {name.replace('/', '.')} cannot be set: {error.strerror}"
                 ) from None
 
     if values:

@@ -18,9 +18,9 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, NamedTuple
 
-from teu.engine import firewall, ipam
 from teu.engine.core.errors import BadRequest, Conflict
-from teu.engine.netrequests import (
+from teu.engine.networks import firewall, ipam
+from teu.engine.networks.requests import (
     OPTION_BINDING,
     OPTION_BRIDGE,
     OPTION_MASQUERADE,
