@@ -29,7 +29,7 @@ class Engine:
         from teu.engine.containers.store import Containers
         from teu.engine.images.store import Images
         from teu.engine.networks.manager import Networks
-        from teu.engine.volumes import Volumes
+        from teu.engine.volumes.store import Volumes
 
         self.config = config
         self.data_root: str = self.config["data-root"]

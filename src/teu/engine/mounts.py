@@ -25,7 +25,7 @@ from teu.linux.mounts import MNT_DETACH, MS_BIND, MS_REC, mount, umount2
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
-    from teu.engine.volumes import Volume
+    from teu.engine.volumes.store import Volume
 
 PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
 # Beside a container's runtime folder, which is removed with all that is in it: where parts of volumes are bound.

@@ -12,7 +12,7 @@ import pytest
 
 from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, NotFound
-from teu.engine.volumes import Volumes
+from teu.engine.volumes.store import Volumes
 
 
 @pytest.fixture

@@ -423,7 +423,7 @@ def size(path: str) -> int:
 
 def _mount(options: dict[str, str], path: str) -> None:
     """In a process of its own: what waits for a server in the kernel can be killed, which a thread cannot."""
-    program = str(Path(__file__).with_name("volume_mount.py"))
+    program = str(Path(__file__).with_name("drivers") / "local_mount.py")
     worker = subprocess.Popen(
         [sys.executable, "-IS", program, json.dumps({"path": path, "options": options})],
         stdin=subprocess.DEVNULL,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mounts one volume with options; a program of its own, started by volumes.py, which kills it when it takes too long.
+"""Mounts one volume with options; a program of its own, started by the store, which kills it when it takes too long.
 
 Its argument is {"path": where, "options": {"type", "device", "o"}}. Where something is mounted already, that is it: a
 volume is never stacked. Failures are said on stderr.
@@ -12,7 +12,7 @@ import os
 import sys
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+    sys.path.insert(0, os.path.abspath(__file__).removesuffix("/teu/engine/volumes/drivers/local_mount.py"))
 
 from teu.linux import trees
 from teu.linux.syscalls import NR_mount, syscall
