@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import mounts, rootfs, spec
+from teu.engine import mounts, spec
 from teu.engine.containers import hostconfig, records
 from teu.engine.containers.model import Container, timestamp
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.files import rootfs
 from teu.engine.networks import requests
 from teu.linux import inside, trees
 from teu.oci import image_spec
@@ -144,8 +145,8 @@ def _conflicts(body: dict[str, Any], host: dict[str, Any]) -> None:
 def prepare(engine: Engine, container: Container, image: Image) -> None:
     """The writable snapshot, over the image's layers and the one with the places that every container has."""
     from teu.api.services.snapshots.v1 import snapshots_pb2
-    from teu.engine import places
     from teu.engine.backend import containerd
+    from teu.engine.files import places
 
     request = snapshots_pb2.PrepareSnapshotRequest(
         snapshotter=engine.config["storage-driver"],

@@ -19,11 +19,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teu.engine import mounts, rootfs, spec
+from teu.engine import mounts, spec
 from teu.engine.backend import containerd, tasks
 from teu.engine.containers import hostconfig, proc
 from teu.engine.containers.model import Container, timestamp
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotModified
+from teu.engine.files import rootfs
 from teu.linux import trees
 from teu.systemd import host
 

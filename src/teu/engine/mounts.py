@@ -18,8 +18,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import rootfs
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.files import rootfs
 from teu.linux.mounts import MNT_DETACH, MS_BIND, MS_REC, mount, umount2
 
 if TYPE_CHECKING:

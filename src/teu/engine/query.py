@@ -10,11 +10,12 @@ import stat
 import time
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import rootfs, spec
+from teu.engine import spec
 from teu.engine.backend import containerd
 from teu.engine.containers.model import NEVER, Container, nanoseconds
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.files import rootfs
 from teu.engine.images.store import parse_reference
 from teu.engine.logs.jsonfile import log_path
 from teu.engine.networks.model import shown

@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from teu.engine import rootfs
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest
+from teu.engine.files import rootfs
 from teu.linux import inside
 
 if TYPE_CHECKING:

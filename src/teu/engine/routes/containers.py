@@ -246,7 +246,7 @@ def processes(engine: Engine, request: Request, name: str) -> Response:
 
 @route("GET", "/containers/{name}/changes")
 def changes(engine: Engine, request: Request, name: str) -> Response:
-    from teu.engine import difference as module
+    from teu.engine.files import changes as module
 
     return json_response(module.changes(engine, engine.containers.get(name)) or None)
 

@@ -24,11 +24,11 @@ import json
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+sys.path.insert(0, os.path.abspath(__file__).removesuffix("/teu/engine/files/visitor.py"))
 sys.path.append("/usr/lib/python3/dist-packages")  # zstandard
 
-from teu.engine import packing
-from teu.engine.files import Missing, Refused
+from teu.engine.files import packing
+from teu.engine.files.paths import Missing, Refused
 from teu.linux import capabilities
 from teu.linux.syscalls import (
     PR_SET_NO_NEW_PRIVS,
@@ -103,7 +103,7 @@ def task(root: int, verb: str, options: dict[str, Any]) -> Callable[[], None]:
         return lambda: packing.write(json.dumps(packing.describe(root, options["path"])).encode())
     if verb == "tar":
         return lambda: packing.pack(root, options["path"], options["whole"])
-    from teu.engine import unpacking
+    from teu.engine.files import unpacking
 
     archive = unpacking.Input()
     return lambda: unpacking.unpack(root, archive, options)

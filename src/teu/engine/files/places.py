@@ -17,8 +17,8 @@ import os
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import rootfs
 from teu.engine.backend import containerd, content
+from teu.engine.files import rootfs
 from teu.engine.images import unpack
 
 if TYPE_CHECKING:

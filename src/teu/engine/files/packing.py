@@ -12,7 +12,7 @@ import os
 import stat
 from time import gmtime
 
-from teu.engine.files import CHUNK, Missing, is_pseudo, located
+from teu.engine.files.paths import CHUNK, Missing, is_pseudo, located
 from teu.linux import inside, trees
 from teu.oci import tar
 

@@ -13,7 +13,7 @@ import os
 import posixpath
 import stat
 
-from teu.engine.files import CHUNK, Refused, is_pseudo, look_up
+from teu.engine.files.paths import CHUNK, Refused, is_pseudo, look_up
 from teu.linux import inside, trees
 from teu.oci import tar
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from teu.engine import rootfs
 from teu.engine.containers.visits import Visit
 from teu.engine.core.errors import EngineError, NotFound
+from teu.engine.files import rootfs
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container

@@ -14,8 +14,8 @@ import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import rootfs
 from teu.engine.core.errors import EngineError
+from teu.engine.files import rootfs
 from teu.linux import inside, trees
 
 if TYPE_CHECKING:
