@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import mounts, spec
 from teu.engine.containers import hostconfig, records
 from teu.engine.containers.model import Container, timestamp
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.files import rootfs
 from teu.engine.networks import requests
+from teu.engine.spec import build, mounts
 from teu.linux import inside, trees
 from teu.oci import image_spec
 
@@ -84,7 +84,7 @@ def create(
     )
     _conflicts(body, host)
     with _nothing_but_the_image_is_missing():
-        spec.check(engine, container)
+        build.check(engine, container)
         _join_by_id(engine, host)
     hostconfig.discard(host, hostconfig.controllers(), warnings)
     if not platform:

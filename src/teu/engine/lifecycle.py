@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teu.engine import mounts, spec
 from teu.engine.backend import containerd, tasks
 from teu.engine.containers import hostconfig, proc
 from teu.engine.containers.model import Container, timestamp
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotModified
 from teu.engine.files import rootfs
+from teu.engine.spec import build, mounts
 from teu.linux import trees
 from teu.systemd import host
 
@@ -106,8 +106,8 @@ def _run(engine: Engine, container: Container) -> int:
         Path(container.runtime_directory).mkdir(parents=True, exist_ok=True, mode=0o700)
         undo.callback(_release, engine, container)
         attachment = engine.networks.attach(container)
-        specification = spec.build(engine, container, attachment, sources)
-        options = SYSTEMD_CGROUP if spec.systemd_cgroup(engine, container) else b""
+        specification = build.build(engine, container, attachment, sources)
+        options = SYSTEMD_CGROUP if build.systemd_cgroup(engine, container) else b""
         layers = rootfs.snapshot_mounts(engine, container)
         paths = stdio_paths(container)
         undo.callback(container.hub.discard)

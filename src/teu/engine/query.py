@@ -10,7 +10,6 @@ import stat
 import time
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import spec
 from teu.engine.backend import containerd
 from teu.engine.containers.model import NEVER, Container, nanoseconds
 from teu.engine.core import fields
@@ -20,6 +19,7 @@ from teu.engine.images.store import parse_reference
 from teu.engine.logs.jsonfile import log_path
 from teu.engine.networks.model import shown
 from teu.engine.networks.ports import canonical
+from teu.engine.spec import build
 from teu.linux import trees
 from teu.oci.humantime import human_duration
 
@@ -388,7 +388,7 @@ def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, 
         host.setdefault(name, 0)  # of Windows, but in docker's answer everywhere
     runtime = host["Runtime"]
     if not host["Privileged"]:
-        for key, paths in (("MaskedPaths", spec.MASKED_PATHS), ("ReadonlyPaths", spec.READONLY_PATHS)):
+        for key, paths in (("MaskedPaths", build.MASKED_PATHS), ("ReadonlyPaths", build.READONLY_PATHS)):
             host[key] = paths if host[key] is None else host[key]
     directory = container.directory
     network = shown(container.network_settings)

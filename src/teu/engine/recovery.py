@@ -31,13 +31,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teu.engine import execs, health, lifecycle, mounts
+from teu.engine import execs, health, lifecycle
 from teu.engine.backend import containerd, tasks
 from teu.engine.containers import boot, proc
 from teu.engine.containers.model import Container, timestamp
 from teu.engine.core.errors import Conflict
 from teu.engine.create import OWNER_LABEL
 from teu.engine.monitor import Monitor
+from teu.engine.spec import mounts
 from teu.linux import trees
 
 if TYPE_CHECKING:

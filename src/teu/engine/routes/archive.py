@@ -7,11 +7,11 @@ import base64
 import json
 from typing import TYPE_CHECKING
 
-from teu.engine import users
 from teu.engine.core.errors import BadRequest
 from teu.engine.files import archive
 from teu.engine.http import Request, Response, empty, stream
 from teu.engine.router import route
+from teu.engine.spec import users
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from teu.engine import create, lifecycle, query, spec, top
+from teu.engine import create, lifecycle, query, top
 from teu.engine.backend import tasks
 from teu.engine.containers import hostconfig
 from teu.engine.containers.model import Container
@@ -15,6 +15,7 @@ from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.http import Request, Response, empty, json_response, stream
 from teu.engine.router import route
+from teu.engine.spec import build
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -158,7 +159,7 @@ def update(engine: Engine, request: Request, name: str) -> Response:
         changed = hostconfig.clean_host_config(changed, log["Type"], log["Config"], warnings)
         hostconfig.discard(changed, hostconfig.controllers(), warnings)
         if container.running and container.pid and given:
-            wanted = spec.resources(changed)
+            wanted = build.resources(changed)
             if "PidsLimit" in given and not changed["PidsLimit"] and "pids" in hostconfig.controllers():
                 wanted["pids"] = {"limit": -1}
             try:

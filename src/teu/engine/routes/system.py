@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu import __version__
-from teu.engine import apparmor, query
+from teu.engine import query
 from teu.engine.containers import hostconfig
 from teu.engine.core import events as bus
 from teu.engine.core import fields, times
@@ -22,6 +22,7 @@ from teu.engine.http import Request, Response, json_response, stream, text
 from teu.engine.images import registries
 from teu.engine.router import route
 from teu.engine.server import API_MINIMUM, API_VERSION, version_text
+from teu.engine.spec import apparmor
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine

@@ -14,9 +14,9 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import apparmor, mounts, users
 from teu.engine.containers import hostconfig, proc
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.spec import apparmor, mounts, users
 from teu.linux import selinux
 from teu.linux.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
 from teu.linux.trees import is_mount_root, walk
