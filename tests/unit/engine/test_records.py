@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from teu.engine import lifecycle
 from teu.engine.containers import hostconfig, names, records
 from teu.engine.containers.boot import Boot
 from teu.engine.containers.model import Container, fresh_state
@@ -21,7 +20,8 @@ from teu.engine.containers.store import Containers
 from teu.engine.core import fields
 from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, NotFound, Unreadable
-from teu.engine.monitor import Monitor
+from teu.engine.lifecycle import run
+from teu.engine.lifecycle.monitor import Monitor
 
 
 @pytest.fixture
@@ -143,9 +143,9 @@ def test_a_restart_that_is_done_leaves_another_its_protection(engine: Any, monke
             second.wait(30)
             seen.append(container.auto_remove)
 
-    monkeypatch.setattr(lifecycle, "stop", stop)
-    monkeypatch.setattr(lifecycle, "start", lambda *_: None)
-    threads = [threading.Thread(target=lifecycle.restart, args=(engine, container, timeout)) for timeout in (1, 2)]
+    monkeypatch.setattr(run, "stop", stop)
+    monkeypatch.setattr(run, "start", lambda *_: None)
+    threads = [threading.Thread(target=run.restart, args=(engine, container, timeout)) for timeout in (1, 2)]
     for thread in threads:
         thread.start()
     threads[0].join()

@@ -246,7 +246,7 @@ class Client:
         self._lock = threading.RLock()
         self._channel: Any = None
         self._closed = False
-        # What the sweep must leave alone, and that it is called for (teu.engine.sweep).
+        # What the sweep must leave alone, and that it is called for (teu.engine.lifecycle.sweep).
         self.working = Working()
         self.untidy = threading.Event()
 

@@ -14,14 +14,14 @@ import secrets
 import threading
 from typing import TYPE_CHECKING
 
-from teu.engine import health
 from teu.engine.containers import names, records
 from teu.engine.containers.model import Container
 from teu.engine.core.errors import BadRequest, Conflict, NotFound
+from teu.engine.lifecycle import health
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
-    from teu.engine.monitor import Monitor
+    from teu.engine.lifecycle.monitor import Monitor
 
 log = logging.getLogger("teu.engine")
 
@@ -69,9 +69,9 @@ class Containers:
         self.engine.boot.load(self.all())
 
     def start(self) -> None:
-        from teu.engine import recovery
+        from teu.engine.lifecycle import recovery
 
-        recovery.run(self.engine)
+        recovery.recover(self.engine)
 
     @property
     def lost(self) -> bool:

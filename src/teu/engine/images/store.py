@@ -119,7 +119,7 @@ class Images:
         self._sizes: dict[str, int] = {}
 
     def start(self) -> None:
-        from teu.engine import sweep
+        from teu.engine.lifecycle import sweep
 
         threading.Thread(target=sweep.run, args=(self.engine,), name="sweep", daemon=True).start()
 

@@ -7,13 +7,14 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from teu.engine import create, lifecycle, query, top
+from teu.engine import query, top
 from teu.engine.backend import tasks
 from teu.engine.containers import hostconfig
 from teu.engine.containers.model import Container
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.http import Request, Response, empty, json_response, stream
+from teu.engine.lifecycle import create, run
 from teu.engine.router import route
 from teu.engine.spec import build
 
@@ -55,19 +56,19 @@ def inspect(engine: Engine, request: Request, name: str) -> Response:
 def start(engine: Engine, request: Request, name: str) -> Response:
     if request.length > len("{}\r\n\r\n") or "transfer-encoding" in request.headers:
         raise BadRequest("a container starts with the settings that it was created with: send no body")
-    lifecycle.start(engine, engine.containers.get(name))
+    run.start(engine, engine.containers.get(name))
     return empty()
 
 
 @route("POST", "/containers/{name}/stop")
 def stop(engine: Engine, request: Request, name: str) -> Response:
-    lifecycle.stop(engine, engine.containers.get(name), request.query.integer("t"), request.query.get("signal"))
+    run.stop(engine, engine.containers.get(name), request.query.integer("t"), request.query.get("signal"))
     return empty()
 
 
 @route("POST", "/containers/{name}/restart")
 def restart(engine: Engine, request: Request, name: str) -> Response:
-    lifecycle.restart(engine, engine.containers.get(name), request.query.integer("t"), request.query.get("signal"))
+    run.restart(engine, engine.containers.get(name), request.query.integer("t"), request.query.get("signal"))
     return empty()
 
 
@@ -76,19 +77,19 @@ def kill(engine: Engine, request: Request, name: str) -> Response:
     container = engine.containers.find(name)
     if container is None:
         raise NotFound(f"cannot kill container: {name}: No such container: {name}")
-    lifecycle.kill(engine, container, request.query.get("signal"))
+    run.kill(engine, container, request.query.get("signal"))
     return empty()
 
 
 @route("POST", "/containers/{name}/pause")
 def pause(engine: Engine, request: Request, name: str) -> Response:
-    lifecycle.pause(engine, engine.containers.get(name))
+    run.pause(engine, engine.containers.get(name))
     return empty()
 
 
 @route("POST", "/containers/{name}/unpause")
 def unpause(engine: Engine, request: Request, name: str) -> Response:
-    lifecycle.unpause(engine, engine.containers.get(name))
+    run.unpause(engine, engine.containers.get(name))
     return empty()
 
 
@@ -209,7 +210,7 @@ def _wait(request: Request, container: Container, condition: str, before: int) -
 @route("DELETE", "/containers/{name}")
 def remove(engine: Engine, request: Request, name: str) -> Response:
     container = engine.containers.get(name)
-    lifecycle.remove(engine, container, request.query.flag("force"), request.query.flag("v"))
+    run.remove(engine, container, request.query.flag("force"), request.query.flag("v"))
     return empty()
 
 
@@ -226,7 +227,7 @@ def prune(engine: Engine, request: Request) -> Response:
             continue
         size_of = query.snapshot_size(engine, container)
         try:
-            lifecycle.remove(engine, container)
+            run.remove(engine, container)
         except (Conflict, NotFound):
             continue
         deleted.append(container.id)

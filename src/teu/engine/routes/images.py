@@ -98,8 +98,8 @@ def _import(engine: Engine, request: Request, source: str) -> Response:
 @route("POST", "/commit")
 def commit_container(engine: Engine, request: Request) -> Response:
     """A container's changes become an image; it is paused meanwhile unless pause=0."""
-    from teu.engine import lifecycle
     from teu.engine.images import commit
+    from teu.engine.lifecycle import run
 
     query = request.query
     given = request.decode(fields.CONFIG, optional=True)
@@ -115,7 +115,7 @@ def commit_container(engine: Engine, request: Request) -> Response:
     pause = query.flag("pause", True) and container.running and not container.state["Paused"]
     if pause:
         try:
-            lifecycle.pause(engine, container)
+            run.pause(engine, container)
         except EngineError:
             pause = False  # it has ended meanwhile: its files are at rest anyway
     try:
@@ -124,7 +124,7 @@ def commit_container(engine: Engine, request: Request) -> Response:
         )
     finally:
         if pause and container.state["Paused"]:
-            lifecycle.unpause(engine, container)
+            run.unpause(engine, container)
     shown = parse_reference(name).familiar() if name else ""
     container.event("commit", comment=query.get("comment"), imageID=image_id, imageRef=shown)
     return json_response({"Id": image_id}, 201)

@@ -17,8 +17,8 @@ import logging
 import re
 from typing import TYPE_CHECKING
 
-from teu.engine import recovery
 from teu.engine.backend import containerd
+from teu.engine.lifecycle import recovery
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine

@@ -31,13 +31,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teu.engine import execs, health, lifecycle
 from teu.engine.backend import containerd, tasks
 from teu.engine.containers import boot, proc
 from teu.engine.containers.model import Container, timestamp
 from teu.engine.core.errors import Conflict
-from teu.engine.create import OWNER_LABEL
-from teu.engine.monitor import Monitor
+from teu.engine.lifecycle import execs, health, run
+from teu.engine.lifecycle.create import OWNER_LABEL
+from teu.engine.lifecycle.monitor import Monitor
 from teu.engine.spec import mounts
 from teu.linux import trees
 
@@ -53,7 +53,7 @@ SETTLE_SECONDS = 5.0
 FIRST_SECONDS = 5.0
 
 
-def run(engine: Engine) -> None:
+def recover(engine: Engine) -> None:
     """Before the first request: what runs is known to run, and what has ended to have ended. The rest follows in the
     background, as would the endings of very many."""
     engine.containers.monitor = Monitor(engine)
@@ -145,7 +145,7 @@ def _adopt(container: Container, task: tasks.Task) -> None:
         Status="paused" if paused else "running", Running=True, Paused=paused, Restarting=False, Pid=task.pid
     )
     Path(container.runtime_directory).mkdir(parents=True, exist_ok=True, mode=0o700)
-    container.hub.open(lifecycle.stdio_paths(container), lifecycle.marker_path(container))
+    container.hub.open(run.stdio_paths(container), run.marker_path(container))
     container.hub.begin()
     container.save(durable=False)
 
@@ -163,7 +163,7 @@ def _rest(
             with _boundary(engine, container):
                 moment = found.moment or time.time_ns()
                 end = tasks.Exit(found.status, moment)
-                lifecycle.exited(engine, container, 0, end, restart=container.id not in lost)
+                run.exited(engine, container, 0, end, restart=container.id not in lost)
         settled.set()
         for container in running:
             _looked_after(engine, container)
@@ -204,7 +204,7 @@ def _looked_after(engine: Engine, container: Container) -> None:
 def _remove(engine: Engine, container: Container) -> None:
     """--rm, which an earlier engine did not come to."""
     try:
-        lifecycle.remove(engine, container)
+        run.remove(engine, container)
     except Conflict:
         pass  # somebody has just started it, or removes it already
     except Exception as error:
@@ -214,7 +214,7 @@ def _remove(engine: Engine, container: Container) -> None:
 
 def _start(engine: Engine, container: Container) -> None:
     try:
-        lifecycle.start(engine, container, automatic=True)
+        run.start(engine, container, automatic=True)
     except Exception as error:
         log.warning("container %s cannot be started: %s", container.id[:12], error, extra=container.fields)
 

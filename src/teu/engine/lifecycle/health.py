@@ -94,7 +94,7 @@ class _Checks:
             self._note({"Start": began, "End": timestamp(), "ExitCode": code, "Output": output})
 
     def _probe(self) -> tuple[int, str]:
-        from teu.engine import execs
+        from teu.engine.lifecycle import execs
 
         execution = execs.Exec(self.engine, self.container, {"Cmd": self.command, "AttachStdout": True})
         self.container.execs[execution.id] = execution

@@ -95,7 +95,7 @@ def start(engine: Engine, container: Container, automatic: bool = False) -> None
         container.save(durable=container.kept_running and not automatic)
         container.event("start")
         container.notify()
-        from teu.engine import health
+        from teu.engine.lifecycle import health
 
         health.start(engine, container)
 
@@ -188,7 +188,7 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, re
             return
         if engine.stopping.is_set():
             return  # the next engine finds the stopped task
-        from teu.engine import health
+        from teu.engine.lifecycle import health
 
         health.stop(container)
         if container.ended:

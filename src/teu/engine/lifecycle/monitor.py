@@ -11,9 +11,9 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import lifecycle
 from teu.engine.backend import containerd, tasks
 from teu.engine.backend.subscription import Subscription
+from teu.engine.lifecycle import run
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
@@ -95,7 +95,7 @@ class Monitor:
             task = known.get(container.id)
             if task is None or task.status == "STOPPED":
                 try:
-                    lifecycle.reconcile(self.engine, container)
+                    run.reconcile(self.engine, container)
                 except containerd.Error as error:
                     log.warning("container %s: %s", container.id[:12], error, extra=container.fields)
             for execution in list(container.execs.values()):
@@ -136,6 +136,6 @@ def _out_of_memory(container: Container, pid: int) -> None:
 
 def _guarded(engine: Engine, container: Any, pid: int, found: tasks.Exit) -> None:
     try:
-        lifecycle.exited(engine, container, pid, found)
+        run.exited(engine, container, pid, found)
     except Exception:
         log.exception("the exit of container %s could not be handled", container.id[:12], extra=container.fields)
