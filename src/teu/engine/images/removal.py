@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from teu.engine import image_list
 from teu.engine.backend import containerd
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.images import unpack
+from teu.engine.views import images as images_view
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
@@ -164,8 +164,8 @@ def prune(engine: Engine, filters: dict[str, list[str]]) -> dict[str, Any]:
     for name in filters:
         if name not in PRUNE_FILTERS:
             raise BadRequest(f"invalid filter '{name}'")
-    only_dangling = image_list.flag_filter(filters, "dangling")
-    until = [image_list.filter_moment(text) for text in filters.get("until", ())]
+    only_dangling = images_view.flag_filter(filters, "dangling")
+    until = [images_view.filter_moment(text) for text in filters.get("until", ())]
     records: Records = []
     freed = 0
     with unpack.exclusive("image removal"):
@@ -173,11 +173,11 @@ def prune(engine: Engine, filters: dict[str, list[str]]) -> dict[str, Any]:
             if only_dangling is not False and any(name.reference for name in names):
                 continue
             labels = (details.config.get("config") or {}).get("Labels") or {}
-            if not image_list.labels_match(labels, filters.get("label", [])):
+            if not images_view.labels_match(labels, filters.get("label", [])):
                 continue
-            if any(image_list.labels_match(labels, [text]) for text in filters.get("label!", ())):
+            if any(images_view.labels_match(labels, [text]) for text in filters.get("label!", ())):
                 continue
-            if any(image_list.moment_of(details.config.get("created")) > limit for limit in until):
+            if any(images_view.moment_of(details.config.get("created")) > limit for limit in until):
                 continue
             if engine.containers.using_image(image_id):
                 continue

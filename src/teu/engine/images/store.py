@@ -453,6 +453,6 @@ class Images:
         return len(self.by_id())
 
     def usage(self) -> list[dict[str, Any]]:
-        from teu.engine import image_list
+        from teu.engine.views import images as images_view
 
-        return image_list.listing(self.engine, {}, every=True, shared=True)
+        return images_view.listing(self.engine, {}, every=True, shared=True)

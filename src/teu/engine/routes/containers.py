@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from teu.engine import query, top
 from teu.engine.backend import tasks
 from teu.engine.containers import hostconfig
 from teu.engine.containers.model import Container
@@ -17,6 +16,8 @@ from teu.engine.http import Request, Response, empty, json_response, stream
 from teu.engine.lifecycle import create, run
 from teu.engine.router import route
 from teu.engine.spec import build
+from teu.engine.views import containers as containers_view
+from teu.engine.views import top
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -37,7 +38,7 @@ def create_container(engine: Engine, request: Request) -> Response:
 @route("GET", "/containers/json")
 def list_containers(engine: Engine, request: Request) -> Response:
     return json_response(
-        query.summaries(
+        containers_view.summaries(
             engine,
             everything=request.query.flag("all"),
             limit=request.query.integer("limit", 0) or 0,
@@ -49,7 +50,7 @@ def list_containers(engine: Engine, request: Request) -> Response:
 
 @route("GET", "/containers/{name}/json")
 def inspect(engine: Engine, request: Request, name: str) -> Response:
-    return json_response(query.inspect(engine, engine.containers.get(name), request.query.flag("size")))
+    return json_response(containers_view.inspect(engine, engine.containers.get(name), request.query.flag("size")))
 
 
 @route("POST", "/containers/{name}/start")
@@ -223,9 +224,9 @@ def prune(engine: Engine, request: Request) -> Response:
     deleted = []
     freed = 0
     for container in engine.containers.all():
-        if container.running or container.removing or not query.prune_matches(container, filters):
+        if container.running or container.removing or not containers_view.prune_matches(container, filters):
             continue
-        size_of = query.snapshot_size(engine, container)
+        size_of = containers_view.snapshot_size(engine, container)
         try:
             run.remove(engine, container)
         except (Conflict, NotFound):
@@ -255,7 +256,7 @@ def changes(engine: Engine, request: Request, name: str) -> Response:
 
 @route("GET", "/containers/{name}/stats")
 def stats(engine: Engine, request: Request, name: str) -> Response:
-    from teu.engine import stats as module
+    from teu.engine.views import stats as module
 
     container = engine.containers.get(name)
     follow = request.query.flag("stream", True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from teu.engine import image_list
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError, Unsupported
 from teu.engine.http import Request, Response, empty, json_response, progress, stream
 from teu.engine.images import removal
 from teu.engine.images.store import parse_reference
 from teu.engine.router import route
+from teu.engine.views import images as images_view
 from teu.oci import image_spec
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @route("GET", "/images/json")
 def list_images(engine: Engine, request: Request) -> Response:
-    rows = image_list.listing(
+    rows = images_view.listing(
         engine,
         request.query.filters(),
         every=request.query.flag("all"),
@@ -164,13 +164,13 @@ def prune_images(engine: Engine, request: Request) -> Response:
 @route("GET", "/images/{name:path}/json")
 def inspect_image(engine: Engine, request: Request, name: str) -> Response:
     image = engine.images.resolve(name, request.query.get("platform") or None)
-    return json_response(image_list.inspect(engine, image, engine.images.of_id(image.id)))
+    return json_response(images_view.inspect(engine, image, engine.images.of_id(image.id)))
 
 
 @route("GET", "/images/{name:path}/history")
 def image_history(engine: Engine, request: Request, name: str) -> Response:
     image = engine.images.resolve(name)
-    return json_response(image_list.history(engine, image, engine.images.of_id(image.id)))
+    return json_response(images_view.history(engine, image, engine.images.of_id(image.id)))
 
 
 @route("POST", "/images/{name:path}/tag")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu import __version__
-from teu.engine import query
 from teu.engine.containers import hostconfig
 from teu.engine.core import events as bus
 from teu.engine.core import fields, times
@@ -23,6 +22,7 @@ from teu.engine.images import registries
 from teu.engine.router import route
 from teu.engine.server import API_MINIMUM, API_VERSION, version_text
 from teu.engine.spec import apparmor
+from teu.engine.views import containers as containers_view
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -289,7 +289,7 @@ def matches(event: bus.Event, filters: dict[str, list[str]]) -> bool:
             if event["Type"] not in values:
                 return False
         elif key == "label":
-            if not query.label_matches(attributes, values):
+            if not containers_view.label_matches(attributes, values):
                 return False
         elif key == "scope":
             if event["scope"] not in values:
@@ -318,7 +318,7 @@ def disk_usage(engine: Engine, request: Request) -> Response:
         answer["Images"] = engine.images.usage()
         answer["LayersSize"] = sum(max(0, int(image.get("Size", 0))) for image in answer["Images"])
     if "container" in kinds:
-        answer["Containers"] = query.summaries(engine, True, 0, True, {})
+        answer["Containers"] = containers_view.summaries(engine, True, 0, True, {})
     if "volume" in kinds:
         answer["Volumes"] = engine.volumes.usage()
     if "build-cache" in kinds:
