@@ -193,9 +193,9 @@ def _status(error: BaseException | None) -> int:
 
 
 def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
-    from teu.engine import router
+    from teu.engine.api import router
+    from teu.engine.api.server import Server
     from teu.engine.engine import Engine
-    from teu.engine.server import Server
 
     begun = time.monotonic()
     memory.few_arenas(ARENAS)

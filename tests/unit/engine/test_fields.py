@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from teu.engine import router
+from teu.engine.api import router
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from teu.engine.api.messages import Query
 from teu.engine.containers import hostconfig
 from teu.engine.core import fields, times
 from teu.engine.core.errors import BadRequest, NotFound
-from teu.engine.http import Query
 from teu.engine.lifecycle import create
 from teu.engine.spec import build, mounts, users
 from teu.engine.streams.detach import Filter, parse

@@ -7,14 +7,14 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from teu.engine.api.messages import Request, Response, empty, json_response, stream
+from teu.engine.api.router import route
 from teu.engine.backend import tasks
 from teu.engine.containers import hostconfig
 from teu.engine.containers.model import Container
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
-from teu.engine.http import Request, Response, empty, json_response, stream
 from teu.engine.lifecycle import create, run
-from teu.engine.router import route
 from teu.engine.spec import build
 from teu.engine.views import containers as containers_view
 from teu.engine.views import top

@@ -6,14 +6,14 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+from teu.engine.api.messages import Request, Response, empty, hijack, json_response
+from teu.engine.api.router import route
+from teu.engine.api.routes.containers import size
+from teu.engine.api.routes.streams import content_type, serve
 from teu.engine.backend import tasks
 from teu.engine.core import fields
 from teu.engine.core.errors import Conflict, EngineError
-from teu.engine.http import Request, Response, empty, hijack, json_response
 from teu.engine.lifecycle import execs
-from teu.engine.router import route
-from teu.engine.routes.containers import size
-from teu.engine.routes.streams import content_type, serve
 from teu.engine.streams.detach import Filter
 
 if TYPE_CHECKING:

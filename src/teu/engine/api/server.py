@@ -26,11 +26,11 @@ from urllib.parse import unquote
 import h11
 
 from teu import __version__
-from teu.engine import router
+from teu.engine.api import router
+from teu.engine.api.messages import Request, Response
 from teu.engine.core import fields
 from teu.engine.core.departure import Departure
 from teu.engine.core.errors import BadRequest, EngineError, TimedOut, Unavailable
-from teu.engine.http import Request, Response
 from teu.linux import memory
 
 if TYPE_CHECKING:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu import __version__
+from teu.engine.api.messages import Request, Response, json_response, stream, text
+from teu.engine.api.router import route
+from teu.engine.api.server import API_MINIMUM, API_VERSION, version_text
 from teu.engine.containers import hostconfig
 from teu.engine.core import events as bus
 from teu.engine.core import fields, times
 from teu.engine.core.errors import BadRequest, EngineError, Unavailable
-from teu.engine.http import Request, Response, json_response, stream, text
 from teu.engine.images import registries
-from teu.engine.router import route
-from teu.engine.server import API_MINIMUM, API_VERSION, version_text
 from teu.engine.spec import apparmor
 from teu.engine.views import containers as containers_view
 

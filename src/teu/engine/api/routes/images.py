@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from teu.engine.api.messages import Request, Response, empty, json_response, progress, stream
+from teu.engine.api.router import route
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError, Unsupported
-from teu.engine.http import Request, Response, empty, json_response, progress, stream
 from teu.engine.images import removal
 from teu.engine.images.store import parse_reference
-from teu.engine.router import route
 from teu.engine.views import images as images_view
 from teu.oci import image_spec
 

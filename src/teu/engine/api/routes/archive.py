@@ -7,10 +7,10 @@ import base64
 import json
 from typing import TYPE_CHECKING
 
+from teu.engine.api.messages import Request, Response, empty, stream
+from teu.engine.api.router import route
 from teu.engine.core.errors import BadRequest
 from teu.engine.files import archive
-from teu.engine.http import Request, Response, empty, stream
-from teu.engine.router import route
 from teu.engine.spec import users
 
 if TYPE_CHECKING:

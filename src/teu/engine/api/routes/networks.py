@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from teu.engine.api.messages import Request, Response, empty, json_response
+from teu.engine.api.router import route
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, NotFound
-from teu.engine.http import Request, Response, empty, json_response
 from teu.engine.networks import requests
 from teu.engine.networks.model import Network
-from teu.engine.router import route
 from teu.engine.views.images import filter_moment, flag_filter, labels_match, moment_of
 
 if TYPE_CHECKING:

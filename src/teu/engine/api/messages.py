@@ -221,7 +221,7 @@ def progress(items: Iterator[dict[str, Any]]) -> Response:
     first = next(items, None)
 
     def lines() -> Iterator[bytes]:
-        from teu.engine.server import log
+        from teu.engine.api.server import log
 
         try:
             item = first

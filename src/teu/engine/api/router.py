@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of routes: modules in teu.engine.routes fill it, the server asks it.
+"""The table of routes: modules in teu.engine.api.routes fill it, the server asks it.
 
 A pattern's `{name}` is one path segment, `{name:path}` may contain slashes.
 """
@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from teu.engine.core.errors import EngineError, NotFound
 
 if TYPE_CHECKING:
-    from teu.engine.http import Response
+    from teu.engine.api.messages import Response
 
     Handler = Callable[..., Response]
 
@@ -44,7 +44,7 @@ def route(method: str, pattern: str) -> Callable[[Handler], Handler]:
 
 def load() -> None:
     for name in MODULES:
-        importlib.import_module(f"teu.engine.routes.{name}")
+        importlib.import_module(f"teu.engine.api.routes.{name}")
 
 
 def find(method: str, path: str) -> tuple[Handler, str, dict[str, Any]]:

@@ -9,13 +9,13 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from teu.engine.api.messages import Request, Response, hijack, stream
+from teu.engine.api.router import route
 from teu.engine.backend import tasks
 from teu.engine.containers.model import Container
 from teu.engine.core import fields, times
 from teu.engine.core.errors import BadRequest, Conflict
-from teu.engine.http import Request, Response, hijack, stream
 from teu.engine.logs import Selection, details
-from teu.engine.router import route
 from teu.engine.streams.detach import Filter
 from teu.engine.streams.hub import Client, Hub
 
