@@ -16,6 +16,7 @@ from typing import Any
 
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict
+from teu.engine.core.units import size
 from teu.engine.networks import requests
 
 LOG_DRIVERS = ("journald", "json-file", "local", "none")
@@ -58,7 +59,6 @@ MINIMUM_HEALTH = 1_000_000  # 1 ms in nanoseconds
 
 _IPC_MODES = ("none", "private", "shareable", "host")
 _PID_MODES = ("", "private", "host")
-_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([kmgtp]?)i?b?", re.IGNORECASE)
 
 
 def clean_config(value: dict[str, Any]) -> dict[str, Any]:
@@ -342,14 +342,6 @@ def _numbers(text: str) -> set[int] | None:
             return None
         result.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return result
-
-
-def size(text: str, what: str) -> int:
-    """ "10m" in bytes."""
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise BadRequest(f"{what}: invalid size: '{text}'")
-    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " "))
 
 
 def signal_number(text: str) -> int:

@@ -9,35 +9,15 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 from teu.engine.containers.visits import Visits
 from teu.engine.core.errors import Conflict
+from teu.engine.core.times import NEVER
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
     from teu.engine.streams.hub import Hub
-
-NEVER = "0001-01-01T00:00:00Z"
-
-
-def timestamp(nanoseconds: int | None = None) -> str:
-    """RFC 3339 with nanoseconds, UTC, as the API writes moments."""
-    if nanoseconds is None:
-        nanoseconds = time.time_ns()
-    seconds, rest = divmod(nanoseconds, 1_000_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest:09d}Z"
-
-
-def nanoseconds(moment: str) -> int:
-    """The reverse; 0 for NEVER."""
-    import calendar
-
-    if not moment or moment == NEVER:
-        return 0
-    head, _, tail = moment.rstrip("Z").partition(".")
-    return calendar.timegm(time.strptime(head, "%Y-%m-%dT%H:%M:%S")) * 1_000_000_000 + int((tail + "000000000")[:9])
 
 
 def fresh_state() -> dict[str, Any]:

@@ -18,8 +18,9 @@ from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
-from teu.engine.containers.model import NEVER, fresh_state, nanoseconds
+from teu.engine.containers.model import fresh_state
 from teu.engine.core import fields
+from teu.engine.core.times import NEVER, nanoseconds
 
 Faults = list[str]
 Kind = Callable[[Any, str, Faults], Any]

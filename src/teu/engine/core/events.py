@@ -13,6 +13,8 @@ import time
 from collections import deque
 from typing import Any
 
+from teu.engine.core.filters import labels_match
+
 Event = dict[str, Any]
 
 EVENTS_KEPT = 1024
@@ -109,3 +111,36 @@ class Events:
                     subscriber.add(None)
                 except queue.Full:
                     pass
+
+
+def matches(event: Event, filters: dict[str, list[str]]) -> bool:
+    """Whether `GET /events` with these filters tells of it."""
+    actor = event["Actor"]
+    attributes = actor["Attributes"]
+    for key, values in filters.items():
+        if not values:
+            continue
+        if key == "event":
+            action = event["Action"]
+            if action not in values and action.split(":")[0] not in values:
+                return False
+        elif key == "type":
+            if event["Type"] not in values:
+                return False
+        elif key == "label":
+            if not labels_match(attributes, values):
+                return False
+        elif key == "scope":
+            if event["scope"] not in values:
+                return False
+        else:
+            names = {actor["ID"], attributes.get("name", "")}
+            if key == "image":
+                if event["Type"] == "container":
+                    names = {attributes.get("image", "")}
+                names |= {name.split(":")[0] for name in names}
+                if event["Type"] not in ("image", "container") or names.isdisjoint(values):
+                    return False
+            elif event["Type"] != key or not any(name.startswith(value) for value in values for name in names):
+                return False
+    return True

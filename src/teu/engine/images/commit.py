@@ -11,8 +11,8 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from teu.engine.backend import containerd, content
-from teu.engine.containers.model import timestamp
 from teu.engine.core.errors import NotFound
+from teu.engine.core.times import timestamp
 from teu.engine.images import load, unpack
 from teu.oci import image_spec, reference
 

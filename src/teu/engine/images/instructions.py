@@ -13,6 +13,7 @@ from typing import Any
 
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest
+from teu.engine.core.times import duration
 from teu.oci import jsontext
 
 
@@ -180,31 +181,6 @@ def _healthcheck(config: dict[str, Any], text: str) -> None:
         config["Healthcheck"] = {"Test": ["CMD", *exact] if exact is not None else ["CMD-SHELL", rest], **options}
     else:
         raise ValueError("it needs CMD or NONE")
-
-
-_UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
-
-
-def duration_text(nanoseconds: int) -> str:
-    """A duration in Go's notation: "1m30s", "50ms"."""
-    for unit in ("ms", "µs", "ns"):
-        if 0 < nanoseconds < 10**9 and nanoseconds >= _UNITS[unit]:
-            return f"{nanoseconds / _UNITS[unit]:.15g}{unit}"
-    minutes, rest = divmod(nanoseconds, 60 * 10**9)
-    seconds = f"{rest / 10**9:.15g}s"
-    if minutes < 60:
-        return f"{minutes}m{seconds}" if minutes else seconds
-    return f"{minutes // 60}h{minutes % 60}m{seconds}"
-
-
-def duration(text: str) -> int:
-    """Go's notation of a duration ("1m30s") in nanoseconds."""
-    import re
-
-    parts = re.findall(r"([0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})(ns|us|µs|ms|s|m|h)", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(f"{text[:100]!r} is not a duration")
-    return int(sum(float(number) * _UNITS[unit] for number, unit in parts))
 
 
 _INSTRUCTIONS = {

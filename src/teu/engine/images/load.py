@@ -187,7 +187,7 @@ def import_(
     departure: Departure = NOBODY,
 ) -> Iterator[dict[str, Any]]:
     """Messages of `docker import`: one layer from a root file system's tar; `name` may be empty."""
-    from teu.engine.containers.model import timestamp
+    from teu.engine.core.times import timestamp
     from teu.engine.images import instructions as changing
 
     wanted = image_spec.parse_platform(platform) if platform else image_spec.host_platform()

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from teu.engine.backend import containerd
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.engine.core.filters import filter_moment, flag_filter, labels_match
+from teu.engine.core.times import moment_of
 from teu.engine.images import unpack
-from teu.engine.views import images as images_view
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
@@ -164,8 +165,8 @@ def prune(engine: Engine, filters: dict[str, list[str]]) -> dict[str, Any]:
     for name in filters:
         if name not in PRUNE_FILTERS:
             raise BadRequest(f"invalid filter '{name}'")
-    only_dangling = images_view.flag_filter(filters, "dangling")
-    until = [images_view.filter_moment(text) for text in filters.get("until", ())]
+    only_dangling = flag_filter(filters, "dangling")
+    until = [filter_moment(text) for text in filters.get("until", ())]
     records: Records = []
     freed = 0
     with unpack.exclusive("image removal"):
@@ -173,11 +174,11 @@ def prune(engine: Engine, filters: dict[str, list[str]]) -> dict[str, Any]:
             if only_dangling is not False and any(name.reference for name in names):
                 continue
             labels = (details.config.get("config") or {}).get("Labels") or {}
-            if not images_view.labels_match(labels, filters.get("label", [])):
+            if not labels_match(labels, filters.get("label", [])):
                 continue
-            if any(images_view.labels_match(labels, [text]) for text in filters.get("label!", ())):
+            if any(labels_match(labels, [text]) for text in filters.get("label!", ())):
                 continue
-            if any(images_view.moment_of(details.config.get("created")) > limit for limit in until):
+            if any(moment_of(details.config.get("created")) > limit for limit in until):
                 continue
             if engine.containers.using_image(image_id):
                 continue

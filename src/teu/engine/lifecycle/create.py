@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu.engine.containers import hostconfig, records
-from teu.engine.containers.model import Container, timestamp
+from teu.engine.containers.model import Container
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.core.times import timestamp
 from teu.engine.files import rootfs
 from teu.engine.networks import requests
 from teu.engine.spec import build, mounts

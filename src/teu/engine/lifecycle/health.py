@@ -11,9 +11,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from teu.engine.containers.model import nanoseconds, timestamp
 from teu.engine.core.errors import EngineError
-from teu.engine.images.instructions import duration_text
+from teu.engine.core.times import duration_text, nanoseconds, timestamp
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container

@@ -33,8 +33,9 @@ from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd, tasks
 from teu.engine.containers import boot, proc
-from teu.engine.containers.model import Container, timestamp
+from teu.engine.containers.model import Container
 from teu.engine.core.errors import Conflict
+from teu.engine.core.times import timestamp
 from teu.engine.lifecycle import execs, health, run
 from teu.engine.lifecycle.create import OWNER_LABEL
 from teu.engine.lifecycle.monitor import Monitor

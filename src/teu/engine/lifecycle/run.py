@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd, tasks
 from teu.engine.containers import hostconfig, proc
-from teu.engine.containers.model import Container, timestamp
+from teu.engine.containers.model import Container
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotModified
+from teu.engine.core.times import timestamp
 from teu.engine.files import rootfs
 from teu.engine.spec import build, mounts
 from teu.linux import trees
@@ -253,7 +254,7 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, re
 
 
 def _duration(started: str) -> int:
-    from teu.engine.containers.model import nanoseconds
+    from teu.engine.core.times import nanoseconds
 
     return max(0, (time.time_ns() - nanoseconds(started)) // 1_000_000_000)
 

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
-from teu.engine.containers.model import timestamp
+from teu.engine.core.times import timestamp
 from teu.engine.logs import FIELD_CHARACTERS, LINE_LIMIT, Piece, Selection, extra_attributes, tag, whole_lines
 from teu.systemd import journal
 

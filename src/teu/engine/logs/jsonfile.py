@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from teu.engine.containers.hostconfig import size
-from teu.engine.containers.model import nanoseconds, timestamp
+from teu.engine.core.times import nanoseconds, timestamp
+from teu.engine.core.units import size
 from teu.engine.logs import LINE_LIMIT, Piece, Selection, extra_attributes, whole_lines
 
 if TYPE_CHECKING:

@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu.engine.containers import records
-from teu.engine.containers.model import timestamp
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
+from teu.engine.core.times import timestamp
 from teu.engine.networks import files, firewall, ipam, requests
 from teu.engine.networks.dns import ADDRESS as RESOLVER_ADDRESS
 from teu.engine.networks.dns import Resolver

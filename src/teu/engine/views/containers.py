@@ -11,9 +11,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from teu.engine.backend import containerd
-from teu.engine.containers.model import NEVER, Container, nanoseconds
+from teu.engine.containers.model import Container
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.core.filters import labels_match
+from teu.engine.core.times import NEVER, nanoseconds
 from teu.engine.files import rootfs
 from teu.engine.images.store import parse_reference
 from teu.engine.logs.jsonfile import log_path
@@ -228,14 +230,6 @@ def summaries(
     return result
 
 
-def label_matches(labels: dict[str, str], wanted: list[str]) -> bool:
-    for entry in wanted:
-        name, equals, value = entry.partition("=")
-        if name not in labels or equals and labels[name] != value:
-            return False
-    return True
-
-
 def matches(engine: Engine, container: Container, filters: dict[str, list[str]], ancestors: set[str]) -> bool:
     def one_of(key: str, test: Any) -> bool:
         return key not in filters or any(test(value) for value in filters[key])
@@ -252,7 +246,7 @@ def matches(engine: Engine, container: Container, filters: dict[str, list[str]],
                 container.started_once and not container.running and container.state["ExitCode"] == int(value)
             ),
         )
-        and label_matches(container.labels, filters.get("label", []))
+        and labels_match(container.labels, filters.get("label", []))
         and one_of("network", lambda value: any(name.startswith(value) for name in network_names if name))
         and one_of(
             "volume",
@@ -311,9 +305,9 @@ def prune_matches(container: Container, filters: dict[str, list[str]]) -> bool:
     for text in filters.get("until", ()):
         if nanoseconds(container.created) >= moment(text, "until"):
             return False
-    if not label_matches(container.labels, filters.get("label", [])):
+    if not labels_match(container.labels, filters.get("label", [])):
         return False
-    return not any(label_matches(container.labels, [entry]) for entry in filters.get("label!", ()))
+    return not any(labels_match(container.labels, [entry]) for entry in filters.get("label!", ()))
 
 
 def snapshot_size(engine: Engine, container: Container) -> int:

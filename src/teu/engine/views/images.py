@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import calendar
 import fnmatch
 import time
 from typing import TYPE_CHECKING, Any
 
-from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError
+from teu.engine.core.filters import filter_moment, flag_filter, labels_match
+from teu.engine.core.times import moment_of, seconds
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -17,71 +17,6 @@ if TYPE_CHECKING:
 
 NEVER = "0001-01-01T00:00:00Z"
 LIST_FILTERS = {"dangling", "label", "label!", "before", "since", "reference", "until"}
-
-
-def seconds(moment: str | None) -> int:
-    """RFC 3339 to seconds; 0 for nothing or what cannot be read."""
-    if not moment or moment.startswith("0001"):
-        return 0
-    try:
-        base = calendar.timegm(time.strptime(moment[:19], "%Y-%m-%dT%H:%M:%S"))
-        zone = moment[-6:]
-        if zone[0] in "+-" and zone[3] == ":":
-            offset = int(zone[1:3]) * 3600 + int(zone[4:]) * 60
-            base -= offset if zone[0] == "+" else -offset
-    except ValueError:
-        return 0
-    return base
-
-
-def moment_of(text: str | None) -> int:
-    """RFC 3339 to nanoseconds; 0 for nothing or what cannot be read."""
-    whole = seconds(text)
-    if not whole or not text or text[19:20] != ".":
-        return whole * 10**9
-    digits = text[20:].rstrip("Zz").partition("+")[0].partition("-")[0]
-    return whole * 10**9 + (int(digits[:9].ljust(9, "0")) if digits.isascii() and digits.isdigit() else 0)
-
-
-def filter_moment(text: str) -> int:
-    """An `until` filter in nanoseconds: seconds since the epoch, a date, or a duration back from now."""
-    from teu.engine.images.instructions import duration
-
-    whole, _, fraction = text.partition(".")
-    number = fields.natural(whole, 18)
-    if number is not None and (not fraction or fields.natural(fraction[:9]) is not None):
-        return number * 10**9 + int(fraction[:9].ljust(9, "0"))
-    try:
-        return time.time_ns() - duration(text)
-    except ValueError:
-        pass
-    for length, form in ((19, "%Y-%m-%dT%H:%M:%S"), (16, "%Y-%m-%dT%H:%M"), (10, "%Y-%m-%d")):
-        if len(text) >= length:
-            try:
-                time.strptime(text[:length], form)
-            except ValueError:
-                continue
-            return moment_of(text) if length == 19 else calendar.timegm(time.strptime(text[:length], form)) * 10**9
-    raise BadRequest(f"invalid filter 'until={text}': it is no moment and no duration")
-
-
-def flag_filter(filters: dict[str, list[str]], name: str) -> bool | None:
-    values = filters.get(name)
-    if not values:
-        return None
-    if all(v in ("1", "true", "True") for v in values):
-        return True
-    if all(v in ("0", "false", "False") for v in values):
-        return False
-    raise BadRequest(f"invalid filter '{name}={values}'")
-
-
-def labels_match(labels: dict[str, str], wanted: list[str]) -> bool:
-    for text in wanted:
-        key, equals, value = text.partition("=")
-        if key not in labels or (equals and labels[key] != value):
-            return False
-    return True
 
 
 def listing(

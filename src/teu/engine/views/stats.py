@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu.engine.containers import proc
-from teu.engine.containers.model import NEVER, Container, timestamp
+from teu.engine.containers.model import Container
+from teu.engine.core.times import NEVER, timestamp
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine

@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teu.engine.containers import records
-from teu.engine.containers.model import timestamp
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.engine.core.times import timestamp
 from teu.linux import trees
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from teu.engine.api.messages import Request, Response, empty, json_response
 from teu.engine.api.router import route
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, NotFound
+from teu.engine.core.filters import filter_moment, flag_filter, labels_match
+from teu.engine.core.times import moment_of
 from teu.engine.networks import requests
 from teu.engine.networks.model import Network
-from teu.engine.views.images import filter_moment, flag_filter, labels_match, moment_of
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine

@@ -216,7 +216,7 @@ def info(engine: Engine, request: Request) -> Response:
 
 
 def bus_time() -> str:
-    from teu.engine.containers.model import timestamp
+    from teu.engine.core.times import timestamp
 
     return timestamp()
 
@@ -255,7 +255,7 @@ def _events(
     if since or until:
         for event in kept:
             inside = event["timeNano"] >= since and (not until or event["timeNano"] <= until)
-            if inside and matches(event, filters):
+            if inside and bus.matches(event, filters):
                 yield json.dumps(event).encode() + b"\n"
     kept.clear()
     while not until or time.time_ns() < until:
@@ -271,40 +271,8 @@ def _events(
             return
         if until and following["timeNano"] > until:
             return
-        if matches(following, filters):
+        if bus.matches(following, filters):
             yield json.dumps(following).encode() + b"\n"
-
-
-def matches(event: bus.Event, filters: dict[str, list[str]]) -> bool:
-    actor = event["Actor"]
-    attributes = actor["Attributes"]
-    for key, values in filters.items():
-        if not values:
-            continue
-        if key == "event":
-            action = event["Action"]
-            if action not in values and action.split(":")[0] not in values:
-                return False
-        elif key == "type":
-            if event["Type"] not in values:
-                return False
-        elif key == "label":
-            if not containers_view.label_matches(attributes, values):
-                return False
-        elif key == "scope":
-            if event["scope"] not in values:
-                return False
-        else:
-            names = {actor["ID"], attributes.get("name", "")}
-            if key == "image":
-                if event["Type"] == "container":
-                    names = {attributes.get("image", "")}
-                names |= {name.split(":")[0] for name in names}
-                if event["Type"] not in ("image", "container") or names.isdisjoint(values):
-                    return False
-            elif event["Type"] != key or not any(name.startswith(value) for value in values for name in names):
-                return False
-    return True
 
 
 @route("GET", "/system/df")

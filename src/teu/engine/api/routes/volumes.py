@@ -9,7 +9,7 @@ from teu.engine.api.messages import Request, Response, empty, json_response
 from teu.engine.api.router import route
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError
-from teu.engine.views.images import flag_filter, labels_match
+from teu.engine.core.filters import flag_filter, labels_match
 from teu.engine.volumes.store import ANONYMOUS_LABEL, DRIVER, size
 
 if TYPE_CHECKING:
