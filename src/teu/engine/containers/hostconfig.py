@@ -16,17 +16,9 @@ from typing import Any
 
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict
-from teu.engine.core.units import size
+from teu.engine.logs import registry
 from teu.engine.networks import requests
 
-LOG_DRIVERS = ("journald", "json-file", "local", "none")
-LOG_OPTIONS = {
-    "journald": {"tag", "labels", "labels-regex", "env", "env-regex"},
-    "json-file": {"max-size", "max-file", "compress", "tag", "labels", "labels-regex", "env", "env-regex"},
-    "local": {"max-size", "max-file", "compress"},
-    "none": set(),
-}
-COMMON_LOG_OPTIONS = {"mode", "max-buffer-size"}
 BLOCK_LIMITS = (
     "BlkioWeightDevice",
     "BlkioDeviceReadBps",
@@ -124,8 +116,8 @@ def clean_host_config(
     kind = logs.get("Type") or log_driver
     options = logs.get("Config") or {}
     if kind == log_driver and not logs.get("Type"):
-        options = {**log_options, **_log_options_of_the_default(kind, options, warnings)}
-    check_logs(kind, options)
+        options = {**log_options, **registry.for_the_default(kind, options, warnings)}
+    registry.check(kind, options)
     host["LogConfig"] = {"Type": kind, "Config": dict(sorted(options.items()))}
     host["RestartPolicy"] = check_restart_policy(host["RestartPolicy"], host["AutoRemove"])
     check_resources(host)
@@ -155,38 +147,6 @@ def clean_host_config(
         warnings.append("CpuPercent is a limit of Windows: it is discarded")
         host["CpuPercent"] = 0
     return host
-
-
-def _log_options_of_the_default(driver: str, options: dict[str, str], warnings: list[str]) -> dict[str, str]:
-    """Options without a driver were often written for another daemon's default one. What another driver of ours would
-    take is left out, and said."""
-    others = set().union(*LOG_OPTIONS.values())
-    kept = {}
-    for key, value in options.items():
-        if key in LOG_OPTIONS[driver] | COMMON_LOG_OPTIONS or key not in others:
-            kept[key] = value
-        else:
-            drivers = " or ".join(name for name, known in LOG_OPTIONS.items() if key in known)
-            warnings.append(f"log opt '{key}' is discarded: the log driver is {driver}, and only {drivers} has it")
-    return kept
-
-
-def check_logs(kind: str, options: dict[str, str]) -> None:
-    if kind not in LOG_DRIVERS:
-        raise BadRequest(f"logger: no log driver named '{kind}' is registered")
-    for key in options:
-        if key not in LOG_OPTIONS[kind] | COMMON_LOG_OPTIONS:
-            raise BadRequest(f"unknown log opt '{key}' for {kind} log driver")
-    if options.get("mode", "blocking") != "blocking":
-        if options["mode"] != "non-blocking":
-            raise BadRequest(f"logger: logging mode not supported: {options['mode']}; there is blocking")
-        raise BadRequest("logger: mode=non-blocking is not supported; leave it out, and output waits for its log")
-    if "max-buffer-size" in options:
-        raise BadRequest("logger: max-buffer-size belongs to mode=non-blocking, which is not supported; leave it out")
-    if "max-size" in options and options["max-size"] != "-1":
-        size(options["max-size"], "max-size")
-    if "max-file" in options and not fields.natural(options["max-file"]):
-        raise BadRequest("max-file cannot be less than 1")
 
 
 def check_restart_policy(policy: dict[str, Any], auto_remove: bool, verb: str = "create") -> dict[str, Any]:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from teu.engine.containers.visits import Visits
 from teu.engine.core.errors import Conflict
 from teu.engine.core.times import NEVER
+from teu.engine.logs import registry
+from teu.engine.logs.driver import Driver, LogSource
+from teu.engine.streams.hub import Hub
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
-    from teu.engine.streams.hub import Hub
 
 
 def fresh_state() -> dict[str, Any]:
@@ -148,11 +150,28 @@ class Container:
         if self._hub is None:
             with self.changed:
                 if self._hub is None:
-                    from teu.engine.logs import open_driver
-                    from teu.engine.streams.hub import Hub
-
-                    self._hub = Hub(self.engine.pump, self.tty, lambda: open_driver(self))
+                    self._hub = Hub(self.engine.pump, self.tty, self.open_log)
         return self._hub
+
+    def open_log(self) -> Driver | None:
+        """A driver for its log; None where nothing is kept. The hub's is the one that is written to."""
+        return registry.create(self.log_source())
+
+    def log_source(self) -> LogSource:
+        """What its log has to know of it."""
+        return LogSource(
+            self.id,
+            self.name,
+            str(self.config.get("Image") or ""),
+            self.image_id,
+            self.labels,
+            self.config.get("Env") or [],
+            self.log_type,
+            self.host_config["LogConfig"]["Config"] or {},
+            self.directory,
+            lambda: self.running or self.state["Restarting"],
+            lambda: self.hub,
+        )
 
     @property
     def kept_running(self) -> bool:

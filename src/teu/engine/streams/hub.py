@@ -3,17 +3,13 @@
 
 The shim keeps both ends of each FIFO open, so nothing is lost while the engine is away. The engine
 looks at the data with tee(2), hands it on, logs it, and only then takes it out of the FIFO. What it has
-logged but not yet taken out is noted in a marker (a mapped file below /run, which outlives a kill -9):
-
-    /run/teu/engine/<id>/position    for stdout and stderr: a log position + 1, bytes logged, their CRC-32
-
-so that the next engine neither loses output nor writes it to the log twice.
+logged but not yet taken out is noted in a marker (logs/marker.py), so that the next engine neither loses output nor
+writes it to the log twice.
 """
 
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import select
 import socket
@@ -22,15 +18,18 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from teu.engine.logs.marker import Marker
 from teu.engine.streams.pump import PIPE_SIZE, Pump, open_fifo
 from teu.linux.syscalls import machine, syscall
 
 if TYPE_CHECKING:
-    from teu.engine.logs import Driver
+    from teu.engine.logs.driver import Driver, Follower
 
 log = logging.getLogger("teu.engine")
+
+T = TypeVar("T")
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 NR_tee = {"x86_64": 276}.get(machine(), 77)
@@ -38,44 +37,6 @@ SPLICE_F_NONBLOCK = 2
 CLIENT_LIMIT = 4 << 20  # bytes that wait for a slow client before its container has to wait, too
 ROUNDS = 16  # chunks of one stream before others get their turn
 STALL_SECONDS = 0.004  # journald's queue is 512 lines: less than that takes it to work them off
-
-_MARK = struct.Struct("<QII")
-_MARKS = 64  # bytes for each stream: two records, and at 32 the number of the one that holds
-
-
-class Marker:
-    """See above. Without a path (execs, driver none) it remembers nothing.
-
-    A kill -9 can come between any two bytes that are stored: a record is written beside the one that holds, and
-    takes its place with one byte."""
-
-    def __init__(self, path: str | None) -> None:
-        self._map: mmap.mmap | None = None
-        if path:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.ftruncate(descriptor, 3 * _MARKS)
-                self._map = mmap.mmap(descriptor, 3 * _MARKS)
-            finally:
-                os.close(descriptor)
-
-    def get(self, kind: int) -> tuple[int, int, int]:
-        if not self._map:
-            return 0, 0, 0
-        place = kind * _MARKS
-        return _MARK.unpack_from(self._map, place + _MARK.size * (self._map[place + 2 * _MARK.size] & 1))
-
-    def set(self, kind: int, position: int, logged: int, checksum: int) -> None:
-        if self._map:
-            place = kind * _MARKS
-            other = self._map[place + 2 * _MARK.size] & 1 ^ 1
-            _MARK.pack_into(self._map, place + _MARK.size * other, position, logged, checksum)
-            self._map[place + 2 * _MARK.size] = other
-
-    def close(self) -> None:
-        if self._map:
-            self._map.close()
-            self._map = None
 
 
 class Client:
@@ -166,7 +127,7 @@ class Hub:
         self.pump = pump
         self.tty = tty
         self.clients: set[Client] = set()
-        self.followers: list[Callable[[int, bytes], bool]] = []  # False: it cannot take more now
+        self.followers: list[Follower] = []
         self._make_driver = driver
         self.driver: Driver | None = None
         self._streams: list[_Stream] = []
@@ -285,6 +246,21 @@ class Hub:
         for follower in tuple(self.followers):
             if not follower(stream.kind, data):
                 stream.blocked = True
+
+    def follow(self, follower: Follower, begin: Callable[[], T]) -> T:
+        """What is logged from now on goes to the follower as well; the result of `begin`, which is called at this
+        moment, in the pump's thread, between two pieces."""
+
+        def join() -> T:
+            self.followers.append(follower)
+            return begin()
+
+        return self.pump.call(join)
+
+    def unfollow(self, follower: Follower) -> None:
+        """The reverse of `follow`."""
+        self.pump.call(lambda: self.followers.remove(follower))
+        self.resume()
 
     def _unstall(self) -> None:
         self._stalled = False

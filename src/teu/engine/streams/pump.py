@@ -16,9 +16,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 log = logging.getLogger("teu.engine")
+
+T = TypeVar("T")
 
 PIPE_SIZE = 256 << 10
 F_SETPIPE_SZ = 1031
@@ -74,11 +76,11 @@ class Pump:
             self._calls.append(function)
         os.eventfd_write(self._wake, 1)
 
-    def call(self, function: Callable[[], Any], timeout: float | None = None) -> Any:
+    def call(self, function: Callable[[], T], timeout: float | None = None) -> T:
         """Run the function in the pump's thread and give its result."""
         if self.inside():
             return function()
-        future: Future[Any] = Future()
+        future: Future[T] = Future()
 
         def run() -> None:
             try:

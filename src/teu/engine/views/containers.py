@@ -421,7 +421,9 @@ def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, 
         "ResolvConfPath": file("resolv.conf"),
         "HostnamePath": file("hostname"),
         "HostsPath": file("hosts"),
-        "LogPath": log_path(container) if container.log_type == "json-file" else "",
+        "LogPath": log_path(container.directory, container.id, "json-file")
+        if container.log_type == "json-file"
+        else "",
         "Name": f"/{container.name}",
         "RestartCount": container.restart_count,
         "Driver": engine.config["storage-driver"],

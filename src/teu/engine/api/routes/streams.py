@@ -15,7 +15,7 @@ from teu.engine.backend import tasks
 from teu.engine.containers.model import Container
 from teu.engine.core import fields, times
 from teu.engine.core.errors import BadRequest, Conflict
-from teu.engine.logs import Selection, details
+from teu.engine.logs.driver import Selection, details
 from teu.engine.streams.detach import Filter
 from teu.engine.streams.hub import Client, Hub
 
@@ -153,7 +153,7 @@ def logs(engine: Engine, request: Request, name: str) -> Response:
         until=times.parse(query.get("until"), "until"),
         timestamps=query.flag("timestamps"),
         follow=query.flag("follow"),
-        details=details(container) if query.flag("details") else b"",
+        details=details(container.log_source()) if query.flag("details") else b"",
     )
     if container.log_type == "none":
         raise BadRequest("configured logging driver does not support reading")
@@ -163,9 +163,7 @@ def logs(engine: Engine, request: Request, name: str) -> Response:
 def frames(container: Container, selection: Selection) -> Iterator[bytes]:
     driver = container.hub.driver
     if driver is None:
-        from teu.engine.logs import open_driver
-
-        driver = container.hub.driver = open_driver(container)
+        driver = container.hub.driver = container.open_log()
     if driver is None:
         return
     kind = 0

@@ -21,6 +21,7 @@ from teu.engine.core import events as bus
 from teu.engine.core import fields, times
 from teu.engine.core.errors import BadRequest, EngineError, Unavailable
 from teu.engine.images import registries
+from teu.engine.logs import registry as log_drivers
 from teu.engine.spec import apparmor
 from teu.engine.views import containers as containers_view
 
@@ -153,7 +154,7 @@ def info(engine: Engine, request: Request) -> Response:
                 "Volume": ["local"],
                 "Network": ["bridge", "host", "null"],
                 "Authorization": None,
-                "Log": list(hostconfig.LOG_DRIVERS),
+                "Log": list(log_drivers.DRIVERS),
             },
             "MemoryLimit": "memory" in controllers,
             "SwapLimit": "memory" in controllers,

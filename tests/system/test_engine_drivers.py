@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The drivers of the engine's registries, all of them, against the checks that each has to pass: here are the journal,
+the kernel's mounts and its networks. They are used as teud uses them, without teud."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drivers import logs
+
+
+@pytest.mark.parametrize("kind", logs.kinds())
+@pytest.mark.parametrize("check", logs.CHECKS, ids=lambda check: check.__name__)
+def test_log_drivers(check: Any, kind: str, tmp_path: Path) -> None:
+    def make(**options: str) -> logs.Run:
+        return logs.Run(tmp_path, kind, {key.replace("_", "-"): value for key, value in options.items()})
+
+    check(make)
