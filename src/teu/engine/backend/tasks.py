@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from teu.engine.backend import containerd
 
 if TYPE_CHECKING:
-    from teu.engine.containers.model import Container
-    from teu.engine.engine import Engine
+    from teu.engine.backend.containerd import Client
 
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
@@ -35,17 +34,28 @@ def moment(stamp: Any) -> int:
     return int(stamp.seconds) * 1_000_000_000 + int(stamp.nanos)
 
 
-def create_container(engine: Engine, container: Container, spec: dict[str, Any], options: bytes) -> None:
+def create_container(
+    client: Client,
+    identity: str,
+    name: str,
+    image: str,
+    runtime: str,
+    snapshotter: str,
+    snapshot: str,
+    spec: dict[str, Any],
+    options: bytes,
+) -> None:
+    """`options`: of containerd.runc.v1.Options, encoded."""
     from teu.api.services.containers.v1 import containers_pb2
 
     message = containers_pb2.Container(
-        id=container.id,
-        image=str(container.config["Image"]),
-        snapshotter=engine.config["storage-driver"],
-        snapshot_key=container.snapshot_key,
-        labels={"teu.name": container.name},
+        id=identity,
+        image=image,
+        snapshotter=snapshotter,
+        snapshot_key=snapshot,
+        labels={"teu.name": name},
     )
-    message.runtime.name = container.host_config["Runtime"]
+    message.runtime.name = runtime
     if options:
         message.runtime.options.type_url = "containerd.runc.v1.Options"
         message.runtime.options.value = options
@@ -53,40 +63,40 @@ def create_container(engine: Engine, container: Container, spec: dict[str, Any],
     message.spec.value = json.dumps(spec, separators=(",", ":")).encode()
     request = containers_pb2.CreateContainerRequest(container=message)
     try:
-        engine.containerd.containers.Create(request)
+        client.containers.Create(request)
     except containerd.AlreadyExists:
         # Left by an engine that died half-way.
-        discard(engine, container.id)
-        engine.containerd.containers.Create(request)
+        discard(client, identity)
+        client.containers.Create(request)
 
 
-def stand_for(engine: Engine, identity: str) -> None:
+def stand_for(client: Client, identity: str, runtime: str) -> None:
     """A record for a task that has none, since containerd takes no call for a task without."""
     from teu.api.services.containers.v1 import containers_pb2
 
     message = containers_pb2.Container(id=identity)
-    message.runtime.name = engine.config["default-runtime"]
-    engine.containerd.containers.Create(containers_pb2.CreateContainerRequest(container=message))
+    message.runtime.name = runtime
+    client.containers.Create(containers_pb2.CreateContainerRequest(container=message))
 
 
-def delete_container(engine: Engine, identity: str) -> None:
+def delete_container(client: Client, identity: str) -> None:
     from teu.api.services.containers.v1 import containers_pb2
 
     try:
-        engine.containerd.containers.Delete(containers_pb2.DeleteContainerRequest(id=identity))
+        client.containers.Delete(containers_pb2.DeleteContainerRequest(id=identity))
     except containerd.NotFound:
         pass
 
 
-def list_containers(engine: Engine) -> list[str]:
+def list_containers(client: Client) -> list[str]:
     from teu.api.services.containers.v1 import containers_pb2
 
-    response = engine.containerd.containers.List(containers_pb2.ListContainersRequest())
+    response = client.containers.List(containers_pb2.ListContainersRequest())
     return [message.id for message in response.containers]
 
 
 def create(
-    engine: Engine,
+    client: Client,
     identity: str,
     mounts: list[Any],
     paths: tuple[str, str, str],
@@ -106,18 +116,18 @@ def create(
     if options:
         request.options.type_url = "containerd.runc.v1.Options"
         request.options.value = options
-    return int(engine.containerd.tasks.Create(request, timeout=START_SECONDS).pid)
+    return int(client.tasks.Create(request, timeout=START_SECONDS).pid)
 
 
-def start(engine: Engine, identity: str, exec_id: str = "") -> int:
+def start(client: Client, identity: str, exec_id: str = "") -> int:
     from teu.api.services.tasks.v1 import tasks_pb2
 
     request = tasks_pb2.StartRequest(container_id=identity, exec_id=exec_id)
-    return int(engine.containerd.tasks.Start(request, timeout=START_SECONDS).pid)
+    return int(client.tasks.Start(request, timeout=START_SECONDS).pid)
 
 
 def execute(
-    engine: Engine,
+    client: Client,
     identity: str,
     exec_id: str,
     process: dict[str, Any],
@@ -136,35 +146,31 @@ def execute(
     )
     request.spec.type_url = PROCESS_TYPE
     request.spec.value = json.dumps(process, separators=(",", ":")).encode()
-    engine.containerd.tasks.Exec(request)
+    client.tasks.Exec(request)
 
 
-def kill(engine: Engine, identity: str, signal: int, exec_id: str = "", everything: bool = False) -> None:
+def kill(client: Client, identity: str, signal: int, exec_id: str = "", everything: bool = False) -> None:
     from teu.api.services.tasks.v1 import tasks_pb2
 
-    engine.containerd.tasks.Kill(
-        tasks_pb2.KillRequest(container_id=identity, exec_id=exec_id, signal=signal, all=everything)
-    )
+    client.tasks.Kill(tasks_pb2.KillRequest(container_id=identity, exec_id=exec_id, signal=signal, all=everything))
 
 
-def delete(engine: Engine, identity: str) -> Exit | None:
+def delete(client: Client, identity: str) -> Exit | None:
     """Remove a stopped task. None: there was none."""
     from teu.api.services.tasks.v1 import tasks_pb2
 
     try:
-        response = engine.containerd.tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=identity))
+        response = client.tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=identity))
     except containerd.NotFound:
         return None
     return Exit(int(response.exit_status), moment(response.exited_at))
 
 
-def delete_exec(engine: Engine, identity: str, exec_id: str) -> Exit | None:
+def delete_exec(client: Client, identity: str, exec_id: str) -> Exit | None:
     from teu.api.services.tasks.v1 import tasks_pb2
 
     try:
-        response = engine.containerd.tasks.DeleteProcess(
-            tasks_pb2.DeleteProcessRequest(container_id=identity, exec_id=exec_id)
-        )
+        response = client.tasks.DeleteProcess(tasks_pb2.DeleteProcessRequest(container_id=identity, exec_id=exec_id))
     except containerd.Error:
         return None
     return Exit(int(response.exit_status), moment(response.exited_at))
@@ -181,83 +187,83 @@ def _task(process: Any) -> Task:
     )
 
 
-def get(engine: Engine, identity: str, exec_id: str = "") -> Task | None:
+def get(client: Client, identity: str, exec_id: str = "") -> Task | None:
     from teu.api.services.tasks.v1 import tasks_pb2
 
     try:
-        response = engine.containerd.tasks.Get(tasks_pb2.GetRequest(container_id=identity, exec_id=exec_id))
+        response = client.tasks.Get(tasks_pb2.GetRequest(container_id=identity, exec_id=exec_id))
     except containerd.NotFound:
         return None
     return _task(response.process)
 
 
-def list_tasks(engine: Engine) -> dict[str, Task]:
+def list_tasks(client: Client) -> dict[str, Task]:
     from teu.api.services.tasks.v1 import tasks_pb2
 
-    response = engine.containerd.tasks.List(tasks_pb2.ListTasksRequest())
+    response = client.tasks.List(tasks_pb2.ListTasksRequest())
     return {(process.container_id or process.id): _task(process) for process in response.tasks}
 
 
-def pause(engine: Engine, identity: str) -> None:
+def pause(client: Client, identity: str) -> None:
     from teu.api.services.tasks.v1 import tasks_pb2
 
-    engine.containerd.tasks.Pause(tasks_pb2.PauseTaskRequest(container_id=identity))
+    client.tasks.Pause(tasks_pb2.PauseTaskRequest(container_id=identity))
 
 
-def resume(engine: Engine, identity: str) -> None:
+def resume(client: Client, identity: str) -> None:
     from teu.api.services.tasks.v1 import tasks_pb2
 
-    engine.containerd.tasks.Resume(tasks_pb2.ResumeTaskRequest(container_id=identity))
+    client.tasks.Resume(tasks_pb2.ResumeTaskRequest(container_id=identity))
 
 
-def resize(engine: Engine, identity: str, width: int, height: int, exec_id: str = "") -> None:
+def resize(client: Client, identity: str, width: int, height: int, exec_id: str = "") -> None:
     from teu.api.services.tasks.v1 import tasks_pb2
 
-    engine.containerd.tasks.ResizePty(
+    client.tasks.ResizePty(
         tasks_pb2.ResizePtyRequest(container_id=identity, exec_id=exec_id, width=width, height=height)
     )
 
 
-def close_stdin(engine: Engine, identity: str, exec_id: str = "") -> None:
+def close_stdin(client: Client, identity: str, exec_id: str = "") -> None:
     from teu.api.services.tasks.v1 import tasks_pb2
 
     try:
-        engine.containerd.tasks.CloseIO(tasks_pb2.CloseIORequest(container_id=identity, exec_id=exec_id, stdin=True))
+        client.tasks.CloseIO(tasks_pb2.CloseIORequest(container_id=identity, exec_id=exec_id, stdin=True))
     except containerd.Error:
         pass  # it has exited meanwhile
 
 
-def pids(engine: Engine, identity: str) -> list[int]:
+def pids(client: Client, identity: str) -> list[int]:
     from teu.api.services.tasks.v1 import tasks_pb2
 
-    response = engine.containerd.tasks.ListPids(tasks_pb2.ListPidsRequest(container_id=identity))
+    response = client.tasks.ListPids(tasks_pb2.ListPidsRequest(container_id=identity))
     return [int(process.pid) for process in response.processes]
 
 
-def update(engine: Engine, identity: str, resources: dict[str, Any]) -> None:
+def update(client: Client, identity: str, resources: dict[str, Any]) -> None:
     from teu.api.services.tasks.v1 import tasks_pb2
 
     request = tasks_pb2.UpdateTaskRequest(container_id=identity)
     request.resources.type_url = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
     request.resources.value = json.dumps(resources, separators=(",", ":")).encode()
-    engine.containerd.tasks.Update(request)
+    client.tasks.Update(request)
 
 
-def discard(engine: Engine, identity: str) -> None:
+def discard(client: Client, identity: str) -> None:
     """Kill and remove a task and its container that nothing in engine.db stands for."""
     import time
 
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
-            if delete(engine, identity) is None:
+            if delete(client, identity) is None:
                 break
             continue
         except containerd.Error:
             pass
         try:
-            kill(engine, identity, 9, everything=True)
+            kill(client, identity, 9, everything=True)
         except containerd.Error:
             pass
         time.sleep(0.02)
-    delete_container(engine, identity)
+    delete_container(client, identity)

@@ -117,12 +117,12 @@ class Exec:
                 Path(self.folder).mkdir(mode=0o700)
                 paths = self.paths()
                 self.hub.open(paths)
-                tasks.execute(self.engine, self.container.id, self.id, self.process(), paths, self.tty)
+                tasks.execute(self.engine.containerd, self.container.id, self.id, self.process(), paths, self.tty)
                 self.running = True
                 try:
-                    self.pid = tasks.start(self.engine, self.container.id, self.id)
+                    self.pid = tasks.start(self.engine.containerd, self.container.id, self.id)
                 except BaseException:
-                    tasks.delete_exec(self.engine, self.container.id, self.id)
+                    tasks.delete_exec(self.engine.containerd, self.container.id, self.id)
                     raise
                 self.hub.begin()
             except Exception as error:
@@ -139,7 +139,7 @@ class Exec:
         with self._lock:
             if not self.running:
                 return
-            tasks.delete_exec(self.engine, self.container.id, self.id)
+            tasks.delete_exec(self.engine.containerd, self.container.id, self.id)
             self.running = False
             self.exit_code = found.status
             self._close(2.0)
@@ -155,7 +155,7 @@ class Exec:
             return
         self._lock.release()
         try:
-            task = tasks.get(self.engine, self.container.id, self.id)
+            task = tasks.get(self.engine.containerd, self.container.id, self.id)
         except containerd.Error:
             return
         if task is None:
@@ -185,7 +185,7 @@ class Exec:
     def kill(self) -> None:
         if self.running:
             try:
-                tasks.kill(self.engine, self.container.id, 9, self.id)
+                tasks.kill(self.engine.containerd, self.container.id, 9, self.id)
             except containerd.Error:
                 pass
 
@@ -232,9 +232,9 @@ def adopt(engine: Engine, container: Container) -> None:
 
 
 def _adopt(engine: Engine, container: Container, entry: os.DirEntry[str]) -> None:
-    task = tasks.get(engine, container.id, entry.name)
+    task = tasks.get(engine.containerd, container.id, entry.name)
     if task is None or task.status != "RUNNING":
-        tasks.delete_exec(engine, container.id, entry.name)
+        tasks.delete_exec(engine.containerd, container.id, entry.name)
         trees.discard_tree(entry.path)
         return
     execution = Exec(engine, container, {"Cmd": ["?"], "Tty": not os.path.exists(f"{entry.path}/stderr")})

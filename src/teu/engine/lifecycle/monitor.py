@@ -87,7 +87,7 @@ class Monitor:
         if not running:
             return
         try:
-            known = tasks.list_tasks(self.engine)
+            known = tasks.list_tasks(self.engine.containerd)
         except containerd.Error as error:
             log.info("tasks cannot be listed: %s", error)
             return

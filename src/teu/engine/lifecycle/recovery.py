@@ -65,7 +65,7 @@ def recover(engine: Engine) -> None:
         threading.Thread(target=_first, args=(engine,), name="first", daemon=True).start()
         return
     engine.containerd.ensure_namespace(FIRST_SECONDS)
-    known = tasks.list_tasks(engine)
+    known = tasks.list_tasks(engine.containerd)
     running: list[Container] = []
     ended: list[tuple[Container, tasks.Exit]] = []
     fresh: list[Container] = []
@@ -93,7 +93,7 @@ def recover(engine: Engine) -> None:
                 container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
                 fresh.append(container)
             elif task is not None:
-                tasks.discard(engine, container.id)
+                tasks.discard(engine.containerd, container.id)
         if task is not None and going and container.state["Dead"]:
             container.state["Pid"] = task.pid
             dead.append(container)
@@ -232,13 +232,13 @@ def sweep(engine: Engine) -> None:
         )
         return
     working = engine.containerd.working
-    made = tasks.list_containers(engine)
-    for identity in {*made, *tasks.list_tasks(engine)}:
+    made = tasks.list_containers(engine.containerd)
+    for identity in {*made, *tasks.list_tasks(engine.containerd)}:
         if engine.containers.find(identity) is None:
             if identity not in made:
-                tasks.stand_for(engine, identity)
+                tasks.stand_for(engine.containerd, identity, engine.config["default-runtime"])
             log.info("removing container %s, which no record stands for", identity[:12])
-            tasks.discard(engine, identity)
+            tasks.discard(engine.containerd, identity)
     request = snapshots_pb2.ListSnapshotsRequest(
         snapshotter=engine.config["storage-driver"], filters=[f'labels."{OWNER_LABEL}"']
     )

@@ -114,11 +114,21 @@ def _run(engine: Engine, container: Container) -> int:
         undo.callback(container.hub.discard)
         container.hub.open(paths, marker_path(container))
         container.visits.give_way(container.name)
-        tasks.create_container(engine, container, specification, options)
+        tasks.create_container(
+            engine.containerd,
+            container.id,
+            container.name,
+            str(container.config["Image"]),
+            container.host_config["Runtime"],
+            engine.config["storage-driver"],
+            container.snapshot_key,
+            specification,
+            options,
+        )
         undo.callback(_quietly, tasks.discard, engine, container.id)
-        pid = tasks.create(engine, container.id, layers, paths, container.tty, options)
+        pid = tasks.create(engine.containerd, container.id, layers, paths, container.tty, options)
         container.pid_started = proc.started(pid)
-        pid = tasks.start(engine, container.id)
+        pid = tasks.start(engine.containerd, container.id)
         undo.pop_all()
     container.hub.begin()
     return pid
@@ -199,7 +209,7 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, re
             container.ended = (found.status, found.moment)
             container.save(durable=False)
         try:
-            told = tasks.delete(engine, container.id)
+            told = tasks.delete(engine.containerd, container.id)
             found = told if told is not None and (told.moment or not found.moment) else found
         except containerd.Unavailable:
             return  # the next reconciliation will find it
@@ -362,7 +372,7 @@ def _signal_task(engine: Engine, container: Container, number: int) -> None:
     deadline = time.monotonic() + KILL_SECONDS
     while True:
         try:
-            tasks.kill(engine, container.id, number)
+            tasks.kill(engine.containerd, container.id, number)
             return
         except containerd.Error as error:
             if "ttrpc: closed" not in str(error) or time.monotonic() > deadline:
@@ -437,7 +447,7 @@ def pause(engine: Engine, container: Container) -> None:
         if container.state["Paused"]:
             raise Conflict(f"Container {container.id} is already paused")
         try:
-            tasks.pause(engine, container.id)
+            tasks.pause(engine.containerd, container.id)
         except containerd.Error as error:
             raise EngineError(f"Cannot pause container {container.id}: {error}") from None
         container.state.update(Status="paused", Paused=True)
@@ -450,7 +460,7 @@ def unpause(engine: Engine, container: Container) -> None:
         if not container.state["Paused"]:
             raise Conflict(f"Container {container.id} is not paused")
         try:
-            tasks.resume(engine, container.id)
+            tasks.resume(engine.containerd, container.id)
         except containerd.Error as error:
             raise EngineError(f"Cannot unpause container {container.id}: {error}") from None
         container.state.update(Status="running", Paused=False)
@@ -465,7 +475,7 @@ def reconcile(engine: Engine, container: Container) -> None:
     with container.lock:
         if not container.running or not container.pid:
             return
-        task = tasks.get(engine, container.id)
+        task = tasks.get(engine.containerd, container.id)
         if task is None:
             exited(engine, container, 0, tasks.Exit(*(container.ended or (255, time.time_ns()))))
         elif task.status == "STOPPED":
@@ -517,9 +527,9 @@ def remove(engine: Engine, container: Container, force: bool = False, volumes: b
 def _remove_from_containerd(engine: Engine, container: Container) -> None:
     with engine.containerd.making(container.id):
         if container.state["Dead"]:
-            tasks.discard(engine, container.id)  # its processes may be there still
+            tasks.discard(engine.containerd, container.id)  # its processes may be there still
         else:
-            tasks.delete_container(engine, container.id)
+            tasks.delete_container(engine.containerd, container.id)
         rootfs.remove_snapshot(engine, container)
 
 

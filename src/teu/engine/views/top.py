@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def processes(engine: Engine, container: Container, arguments: str) -> dict[str, Any]:
-    pids = set(map(str, tasks.pids(engine, container.id)))
+    pids = set(map(str, tasks.pids(engine.containerd, container.id)))
     for value in re.findall(r"\s+(\S*)=\s*(PID\S*)", arguments):
         if value[0] != "pid":  # another column of that name would be taken for the one of the processes
             raise EngineError(f'specifying "{value[0]}={value[1]}" is not allowed')
@@ -45,7 +45,7 @@ def processes(engine: Engine, container: Container, arguments: str) -> dict[str,
         reason = result.stderr.strip().partition("\n")[0] or f"exit status {result.returncode}"
         raise EngineError(f"ps: {reason}")
     # Only what is in the container still: the number of one that has ended meanwhile may be another process's.
-    pids &= set(map(str, tasks.pids(engine, container.id)))
+    pids &= set(map(str, tasks.pids(engine.containerd, container.id)))
     lines = result.stdout.splitlines()
     titles = lines[0].split()
     if "PID" not in titles:

@@ -116,7 +116,7 @@ def resize(engine: Engine, request: Request, name: str) -> Response:
     container = engine.containers.get(name)
     if not container.running or not container.pid:
         raise Conflict(f"container {container.id} is not running")
-    tasks.resize(engine, container.id, width, height)
+    tasks.resize(engine.containerd, container.id, width, height)
     container.event("resize", height=str(height), width=str(width))
     return empty(200)
 
@@ -165,7 +165,7 @@ def update(engine: Engine, request: Request, name: str) -> Response:
             if "PidsLimit" in given and not changed["PidsLimit"] and "pids" in hostconfig.controllers():
                 wanted["pids"] = {"limit": -1}
             try:
-                tasks.update(engine, container.id, wanted)
+                tasks.update(engine.containerd, container.id, wanted)
             except EngineError as error:
                 raise EngineError(f"Cannot update container {container.id}: {error}") from None
         container.host_config = changed

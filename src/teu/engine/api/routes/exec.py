@@ -59,7 +59,7 @@ def start(engine: Engine, request: Request, identity: str) -> Response:
             return
 
         def close_stdin() -> None:
-            tasks.close_stdin(engine, execution.container.id, execution.id)
+            tasks.close_stdin(engine.containerd, execution.container.id, execution.id)
             hub.close_stdin()
 
         serve(hub, client, sock, early, execution.stdin, keys, close_stdin)
@@ -78,5 +78,5 @@ def resize(engine: Engine, request: Request, identity: str) -> Response:
     execution = execs.get(engine, identity)
     if not execution.running or not execution.pid:
         raise Conflict(f"exec {identity} is not running")
-    tasks.resize(engine, execution.container.id, width, height, execution.id)
+    tasks.resize(engine.containerd, execution.container.id, width, height, execution.id)
     return empty(200)

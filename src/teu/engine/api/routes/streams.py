@@ -67,7 +67,7 @@ def attach(engine: Engine, request: Request, name: str) -> Response:
                 with container.changed:
                     if container.changed.wait_for(lambda: container.running and container.pid, 1.0):
                         break
-            tasks.close_stdin(engine, container.id)
+            tasks.close_stdin(engine.containerd, container.id)
             hub.close_stdin()
 
         if serve(hub, client, sock, early, stdin, filter_keys, close_stdin):
