@@ -45,7 +45,7 @@ class Engine:
         self.ready = threading.Event()
         self.failure: Exception | None = None
         self.waiting: Exception | None = None  # containerd is away, and this is what was said of it
-        self.images = Images(self)
+        self.images = Images(self.containerd, self.events, config)
         self.networks = Networks(self)
         self.volumes = Volumes(self)
         self.containers = Containers(self)
@@ -60,10 +60,12 @@ class Engine:
 
     def start(self) -> None:
         """Bring every store up; requests that need them wait for `ready`."""
+        from teu.engine.lifecycle import sweep
+
         self.pump.start()
         self.containers.load()
         self.volumes.start()
-        self.images.start()
+        threading.Thread(target=sweep.run, args=(self,), name="sweep", daemon=True).start()
         self.networks.start()
         self._as_soon_as_containerd_is_there(self.containers.start)
         self.ready.set()
@@ -103,8 +105,9 @@ class Engine:
         """The daemon goes, the containers stay."""
         self.stopping.set()
         self.events.close()
-        for store in (self.containers, self.networks, self.volumes, self.images):
+        for store in (self.containers, self.networks, self.volumes):
             store.stop()
+        self.containerd.untidy.set()
         self.pump.stop()
         self.containerd.close()
         self.database.close()

@@ -55,7 +55,7 @@ def make(engine: Engine, image: Image, lease: str) -> None:
     client, snapshotter, layer = engine.containerd, engine.config["storage-driver"], name(image)
     key = f"init-{uuid.uuid4().hex} {image.chain_id}".strip()
     with unpack.exclusive(f"snapshot {layer}"), client.making(key):
-        if unpack.snapshot_exists(engine, layer):
+        if unpack.snapshot_exists(client, snapshotter, layer):
             return
         request = snapshots_pb2.PrepareSnapshotRequest(snapshotter=snapshotter, key=key, parent=image.chain_id)
         mounts = client.snapshots.Prepare(request, lease=lease).mounts

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from teu.engine.backend import containerd, content
 from teu.engine.core.errors import NotFound
 from teu.engine.core.times import timestamp
-from teu.engine.images import load, unpack
+from teu.engine.images import instructions, load, unpack
 from teu.oci import image_spec, reference
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
-    from teu.engine.engine import Engine
+    from teu.engine.images.store import Images
 
 
 def commit(
-    engine: Engine,
+    images: Images,
     container: Container,
     config: dict[str, Any],
     snapshot_key: str,
@@ -34,10 +34,10 @@ def commit(
     from teu.api.services.diff.v1 import diff_pb2
     from teu.api.services.snapshots.v1 import snapshots_pb2
 
-    client, snapshotter = engine.containerd, engine.config["storage-driver"]
+    client, snapshotter = images.client, images.snapshotter
     name = str(reference.parse(tag).with_default_tag()) if tag else ""
     try:
-        base = engine.images.resolve(container.image_id)
+        base = images.resolve(container.image_id)
         base_config, base_layers = base.config, list(base.details.manifest["layers"])
     except (NotFound, containerd.NotFound) as error:
         if container.chain_id:
@@ -86,11 +86,11 @@ def commit(
         docker = any("docker" in la["mediaType"] for la in base_layers)
         if docker:
             layer["mediaType"] = image_spec.DOCKER_LAYER_GZIP
-        target = load.store_image(engine, new, [*base_layers, layer], lease, docker)
-        details = load.settle(engine, target, lease)
-        engine.images.add(target, [name] if name else [], details)
+        target = load.store_image(images, new, [*base_layers, layer], lease, docker)
+        details = load.settle(images, target, lease)
+        images.add(target, [name] if name else [], details)
         if name:
-            engine.events.publish("image", "tag", details.id, {"name": reference.parse(name).familiar()})
+            images.events.publish("image", "tag", details.id, {"name": reference.parse(name).familiar()})
     return details.id
 
 
@@ -113,12 +113,10 @@ IMAGE_KEYS = (
 
 def image_config(container: Container, given: dict[str, Any], changes: list[str]) -> dict[str, Any]:
     """The configuration of the new image: what the request gives, over the container's, with the changes."""
-    from teu.engine.images import instructions as changing
-
     base = {key: container.config[key] for key in IMAGE_KEYS if container.config.get(key)}
     result = {**base, **{key: given[key] for key in IMAGE_KEYS if given.get(key)}}
     if given.get("Env"):
         names = {item.partition("=")[0] for item in given["Env"]}
         result["Env"] = [*given["Env"], *(e for e in base.get("Env", []) if e.partition("=")[0] not in names)]
-    changing.apply(result, changes)
+    instructions.apply(result, changes)
     return result

@@ -16,13 +16,13 @@ from teu.engine.backend import containerd, content
 from teu.engine.backend.containerd import Client
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import BadRequest, NotFound
-from teu.engine.images import unpack
+from teu.engine.core.times import timestamp
+from teu.engine.images import instructions, unpack
 from teu.oci import archive, image_spec, reference
 from teu.oci import digest as digests
 
 if TYPE_CHECKING:
-    from teu.engine.engine import Engine
-    from teu.engine.images.store import Details, Name
+    from teu.engine.images.store import Details, Images, Name
 
 
 class Store:
@@ -67,36 +67,36 @@ class Store:
 
 
 def load(
-    engine: Engine, stream: archive.Stream, quiet: bool = False, departure: Departure = NOBODY
+    images: Images, stream: archive.Stream, quiet: bool = False, departure: Departure = NOBODY
 ) -> Iterator[dict[str, Any]]:
     """Messages of `docker load`; unless `quiet`, also of the layers."""
-    with engine.containerd.lease() as lease:
-        store = Store(engine.containerd, lease, departure)
+    with images.client.lease() as lease:
+        store = Store(images.client, lease, departure)
         try:
-            images = archive.read(stream, store)
+            found = archive.read(stream, store)
         except (archive.ArchiveError, image_spec.SpecError, reference.ReferenceError_) as error:
             raise BadRequest(str(error)) from None
-        for image in images:
+        for image in found:
             told: list[dict[str, Any]] = []
-            details = settle(engine, image.target, lease, departure, None if quiet else told.append)
+            details = settle(images, image.target, lease, departure, None if quiet else told.append)
             yield from told
             for name in image.names:
-                before = engine.images.get_name(name)
-                yield from _renaming(engine, before, details.id)
-            engine.images.add(image.target, image.names, details)
-            engine.events.publish("image", "load", details.id, {"name": details.id})
+                before = images.get_name(name)
+                yield from _renaming(images, before, details.id)
+            images.add(image.target, image.names, details)
+            images.events.publish("image", "load", details.id, {"name": details.id})
             for name in image.names:
                 yield {"stream": f"Loaded image: {reference.parse(name).familiar()}\n"}
             if not image.names:
                 yield {"stream": f"Loaded image ID: {details.id}\n"}
 
 
-def _renaming(engine: Engine, before: Name | None, image_id: str) -> Iterator[dict[str, Any]]:
+def _renaming(images: Images, before: Name | None, image_id: str) -> Iterator[dict[str, Any]]:
     """What docker says of a name that another image has so far."""
     if before is None or before.reference is None:
         return
     try:
-        old = engine.images.of(before).id
+        old = images.of(before).id
     except (NotFound, containerd.Error):
         return
     if old != image_id:
@@ -107,7 +107,7 @@ def _renaming(engine: Engine, before: Name | None, image_id: str) -> Iterator[di
 
 
 def settle(
-    engine: Engine,
+    images: Images,
     target: dict[str, Any],
     lease: str,
     departure: Departure = NOBODY,
@@ -115,18 +115,26 @@ def settle(
 ) -> Details:
     """Label a stored image's documents so that it keeps its parts, and unpack it. Returns its Details."""
     try:
-        details = engine.images.details(target)
-        document = engine.images.document(target["digest"], "manifest")
+        details = images.details(target)
+        document = images.document(target["digest"], "manifest")
     except image_spec.SpecError as error:
         raise BadRequest(str(error)) from None
     if details.manifest_digest != target["digest"]:
-        _label_below(engine, target["digest"], document)
+        _label_below(images, target["digest"], document)
     else:
-        content.label(engine.containerd, target["digest"], content.children_labels(details.manifest))
-    content.check_sizes(engine.containerd, [details.manifest["config"], *details.manifest["layers"]])
+        content.label(images.client, target["digest"], content.children_labels(details.manifest))
+    content.check_sizes(images.client, [details.manifest["config"], *details.manifest["layers"]])
     progress = functools.partial(_progress, details, tell) if tell else None
-    unpack.layers(engine, details.manifest, details.config, lease, progress=progress, departure=departure)
-    engine.images.keep_snapshot(details)
+    unpack.layers(
+        images.client,
+        images.snapshotter,
+        details.manifest,
+        details.config,
+        lease,
+        progress=progress,
+        departure=departure,
+    )
+    images.keep_snapshot(details)
     return details
 
 
@@ -138,7 +146,7 @@ def _progress(details: Details, tell: Callable[[dict[str, Any]], None], number: 
         tell({"status": "Loading layer", "progressDetail": {"current": size, "total": size}, "id": shown})
 
 
-def _label_below(engine: Engine, digest: str, document: dict[str, Any]) -> None:
+def _label_below(images: Images, digest: str, document: dict[str, Any]) -> None:
     """An index keeps those of its manifests that are here, and they what is here of theirs, however deep they are."""
     waiting = [(digest, document)]
     seen: set[str] = set()
@@ -150,16 +158,16 @@ def _label_below(engine: Engine, digest: str, document: dict[str, Any]) -> None:
         present = {
             key: child
             for key, child in content.children_labels(document).items()
-            if content.exists(engine.containerd, child)
+            if content.exists(images.client, child)
         }
-        content.label(engine.containerd, digest, present)
+        content.label(images.client, digest, present)
         for entry in document.get("manifests") or ():
             if entry["digest"] in present.values():
-                waiting.append((entry["digest"], engine.images.document(entry["digest"], "manifest")))
+                waiting.append((entry["digest"], images.document(entry["digest"], "manifest")))
 
 
 def store_image(
-    engine: Engine, config: dict[str, Any], layers: list[dict[str, Any]], lease: str, docker: bool = False
+    images: Images, config: dict[str, Any], layers: list[dict[str, Any]], lease: str, docker: bool = False
 ) -> dict[str, Any]:
     """Write configuration and manifest for layers that are in the store; returns the target."""
     config_data = image_spec.encode(config)
@@ -172,13 +180,13 @@ def store_image(
         "layers": layers,
     }
     data = image_spec.encode(manifest)
-    content.put(engine.containerd, config_data, lease)
-    content.put(engine.containerd, data, lease, content.children_labels(manifest))
+    content.put(images.client, config_data, lease)
+    content.put(images.client, data, lease, content.children_labels(manifest))
     return image_spec.descriptor(manifest_type, data)
 
 
 def import_(
-    engine: Engine,
+    images: Images,
     stream: archive.Stream,
     name: str,
     message: str,
@@ -187,18 +195,15 @@ def import_(
     departure: Departure = NOBODY,
 ) -> Iterator[dict[str, Any]]:
     """Messages of `docker import`: one layer from a root file system's tar; `name` may be empty."""
-    from teu.engine.core.times import timestamp
-    from teu.engine.images import instructions as changing
-
     wanted = image_spec.parse_platform(platform) if platform else image_spec.host_platform()
     inner: dict[str, Any] = {}
-    changing.apply(inner, changes)
-    with engine.containerd.lease() as lease:
+    instructions.apply(inner, changes)
+    with images.client.lease() as lease:
         digester = digests.Digester()
         ref = f"teu-import-{uuid.uuid4().hex}"
         plain = archive.decompressed(stream)
         try:
-            with content.Writer(engine.containerd, ref, lease=lease, departure=departure) as writer:
+            with content.Writer(images.client, ref, lease=lease, departure=departure) as writer:
                 try:
                     while chunk := plain.read(archive.CHUNK):
                         digester.update(chunk)
@@ -212,9 +217,9 @@ def import_(
                     writer.write(bytes(1024))
                 writer.commit()
                 if writer.existed:
-                    content.keep(engine.containerd, digester.digest(), lease)
+                    content.keep(images.client, digester.digest(), lease)
         except BaseException:
-            content.abort(engine.containerd, ref)
+            content.abort(images.client, ref)
             raise
         now = timestamp()
         config = {
@@ -227,10 +232,10 @@ def import_(
             "history": [{"created": now, "comment": message or "Imported from -"}],
         }
         layer = {"mediaType": image_spec.OCI_LAYER, "digest": digester.digest(), "size": digester.size}
-        target = store_image(engine, config, [layer], lease)
-        details = settle(engine, target, lease, departure)
-        engine.images.add(target, [name] if name else [], details)
+        target = store_image(images, config, [layer], lease)
+        details = settle(images, target, lease, departure)
+        images.add(target, [name] if name else [], details)
         if name:
-            engine.events.publish("image", "tag", details.id, {"name": reference.parse(name).familiar()})
-        engine.events.publish("image", "import", details.id, {"name": details.id})
+            images.events.publish("image", "tag", details.id, {"name": reference.parse(name).familiar()})
+        images.events.publish("image", "import", details.id, {"name": details.id})
     yield {"status": details.id}

@@ -20,10 +20,11 @@ from teu.engine.core import errors
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.images import registries, unpack
 from teu.engine.images.store import INDEX_DEPTH
+from teu.engine.images.transfer import Message, sources, status
 from teu.oci import distribution, image_spec
 
 if TYPE_CHECKING:
-    from teu.engine.engine import Engine
+    from teu.engine.images.store import Images
     from teu.oci.image_spec import Platform
     from teu.oci.reference import Reference
     from teu.oci.registries import Registries
@@ -31,27 +32,14 @@ if TYPE_CHECKING:
 DOWNLOADS = 3
 PROGRESS_SECONDS = 0.1
 INDEX_DOCUMENTS = 64  # asked for on the way through indexes in indexes
-Message = dict[str, Any]
 
 
 class Cancelled(Exception):
     """The client went away, or another layer failed."""
 
 
-def short(digest: str) -> str:
-    return digest.partition(":")[2][:12]
-
-
-def _status(text: str, digest: str = "", **detail: Any) -> Message:
-    message: Message = {"status": text}
-    if digest:
-        message["progressDetail"] = detail
-        message["id"] = short(digest)
-    return message
-
-
 def pull(
-    engine: Engine,
+    images: Images,
     wanted: Reference,
     platform: Platform | None,
     auth: str,
@@ -59,13 +47,13 @@ def pull(
     departure: Departure = NOBODY,
 ) -> Iterator[Message]:
     """Messages of `docker pull`; `every` means all tags of the repository."""
-    with registries.to_pull(engine, wanted.domain, auth) as registry, departure.during(registry.abort):
+    with registries.to_pull(images.settings, wanted.domain, auth) as registry, departure.during(registry.abort):
         try:
             if not every:
-                yield from _pull(engine, registry, wanted, platform, departure)
+                yield from _pull(images, registry, wanted, platform, departure)
                 return
             for tag in registry.tags(wanted.path):
-                yield from _pull(engine, registry, wanted._replace(tag=tag), platform, departure)
+                yield from _pull(images, registry, wanted._replace(tag=tag), platform, departure)
         except distribution.RegistryError as error:
             raise registries.convert(error, wanted) from None
         except image_spec.SpecError as error:
@@ -127,26 +115,26 @@ def _choices(descriptor: dict[str, Any], data: bytes, platform: Platform | None)
     return image_spec.choose(entries, platform or image_spec.host_platform())[::-1]
 
 
-def _up_to_date(engine: Engine, wanted: Reference, target: dict[str, Any], platform: Platform | None) -> bool:
+def _up_to_date(images: Images, wanted: Reference, target: dict[str, Any], platform: Platform | None) -> bool:
     """Whether the name is the very image that a pull would bring: of an index, the best one for the platform."""
-    name = engine.images.get_name(str(wanted))
+    name = images.get_name(str(wanted))
     if name is None or name.target["digest"] != target["digest"]:
         return False
     try:
-        details = engine.images.of(name)
+        details = images.of(name)
     except errors.EngineError:
         return False
     if platform or details.manifest_digest != target["digest"]:
         own = image_spec.platform_of(details.config)
         if image_spec.platform_rank(platform or image_spec.host_platform(), own) != 0:
             return False
-    return not details.chain_id or unpack.snapshot_exists(engine, details.chain_id)
+    return not details.chain_id or unpack.snapshot_exists(images.client, images.snapshotter, details.chain_id)
 
 
 def _pull(
-    engine: Engine, registry: Registries, wanted: Reference, platform: Platform | None, departure: Departure
+    images: Images, registry: Registries, wanted: Reference, platform: Platform | None, departure: Departure
 ) -> Iterator[Message]:
-    client = engine.containerd
+    client = images.client
     head = None
     if not wanted.digest:
         # Whatever the answer to HEAD is, GET has the last word: some know no HEAD, and a refusal has no body there.
@@ -157,7 +145,7 @@ def _pull(
         except distribution.RegistryError:
             pass
     current = head or ({"digest": wanted.digest} if wanted.digest else None)
-    if current and _up_to_date(engine, wanted, current, platform):
+    if current and _up_to_date(images, wanted, current, platform):
         yield {"status": f"Pulling from {_shown_path(wanted)}", "id": wanted.tag or wanted.digest}
         yield {"status": f"Digest: {current['digest']}"}
         yield {"status": f"Status: Image is up to date for {wanted.familiar()}"}
@@ -166,14 +154,14 @@ def _pull(
     yield {"status": f"Pulling from {_shown_path(wanted)}", "id": wanted.tag or wanted.digest}
     with client.lease() as lease:
         source = content.source_label(wanted.domain, wanted.path)
-        config_data = _config(engine, registry, wanted, manifest)
+        config_data = _config(images, registry, wanted, manifest)
         config = image_spec.config(image_spec.decode(config_data, "image configuration"), len(manifest["layers"]))
         if platform and image_spec.platform_rank(platform, image_spec.platform_of(config)) is None:
             raise errors.NotFound(
                 f"image with reference {wanted.familiar()} was found but does not match the specified platform: "
                 f"wanted {platform}, actual: {image_spec.platform_of(config)}"
             )
-        job = _Job(engine, registry, wanted, manifest, config, lease, source, departure)
+        job = _Job(images, registry, wanted, manifest, config, lease, source, departure)
         yield from job.messages()
         content.put(client, config_data, lease, source)
         content.check_sizes(client, [manifest["config"], *manifest["layers"]])
@@ -183,15 +171,15 @@ def _pull(
                 # Of an index only what was fetched is kept; the others are not here.
                 below = documents[len(documents) - number][0]["digest"]
                 labels = {key: value for key, value in labels.items() if value == below}
-            content.put(client, data, lease, {**labels, **_sources(engine, descriptor["digest"], source)})
-        details = engine.images.details(target, meant=documents[-1][0]["digest"])
-        engine.images.keep_snapshot(details)
-        before = engine.images.get_name(str(wanted))
-        engine.images.add(target, [str(wanted)], details)
-    engine.events.publish("image", "pull", wanted.familiar(), {"name": wanted.familiar_name})
+            content.put(client, data, lease, {**labels, **sources(images, descriptor["digest"], source)})
+        details = images.details(target, meant=documents[-1][0]["digest"])
+        images.keep_snapshot(details)
+        before = images.get_name(str(wanted))
+        images.add(target, [str(wanted)], details)
+    images.events.publish("image", "pull", wanted.familiar(), {"name": wanted.familiar_name})
     yield {"status": f"Digest: {target['digest']}"}
     same = before is not None and before.target["digest"] == target["digest"]
-    if same and before is not None and before.meant == (engine.images.get_name(str(wanted)) or before).meant:
+    if same and before is not None and before.meant == (images.get_name(str(wanted)) or before).meant:
         yield {"status": f"Status: Image is up to date for {wanted.familiar()}"}
     else:
         yield {"status": f"Status: Downloaded newer image for {wanted.familiar()}"}
@@ -201,21 +189,10 @@ def _shown_path(wanted: Reference) -> str:
     return wanted.path
 
 
-def _sources(engine: Engine, digest: str, source: dict[str, str]) -> dict[str, str]:
-    """The source label with the repositories that the blob is known from already."""
-    ((key, path),) = source.items()
-    try:
-        before = content.info(engine.containerd, digest).labels.get(key, "")
-    except containerd.NotFound:
-        before = ""
-    paths = sorted({path, *(part for part in before.split(",") if part)})
-    return {key: ",".join(paths)}
-
-
-def _config(engine: Engine, registry: Registries, wanted: Reference, manifest: dict[str, Any]) -> bytes:
+def _config(images: Images, registry: Registries, wanted: Reference, manifest: dict[str, Any]) -> bytes:
     descriptor = manifest["config"]
     try:
-        return content.read(engine.containerd, descriptor["digest"])
+        return content.read(images.client, descriptor["digest"])
     except containerd.NotFound:
         pass
     from teu.oci import digest as digests
@@ -233,7 +210,7 @@ class _Job:
 
     def __init__(
         self,
-        engine: Engine,
+        images: Images,
         registry: Registries,
         wanted: Reference,
         manifest: dict[str, Any],
@@ -243,20 +220,20 @@ class _Job:
         departure: Departure,
     ) -> None:
         self._departure = departure
-        self._engine, self._registry, self._wanted = engine, registry, wanted
+        self._images, self._registry, self._wanted = images, registry, wanted
         self._manifest, self._config, self._lease, self._source = manifest, config, lease, source
         self._layers: list[dict[str, Any]] = manifest["layers"]
         self._queue: queue.Queue[Message | None] = queue.Queue()
         self._cancel = threading.Event()
         self._done = [threading.Event() for _ in self._layers]
         self._failure: BaseException | None = None
-        self._slots = threading.Semaphore(int(engine.config.get("max-concurrent-downloads") or DOWNLOADS))
+        self._slots = threading.Semaphore(int(images.settings.get("max-concurrent-downloads") or DOWNLOADS))
 
     def messages(self) -> Iterator[Message]:
         """Runs the job; ends when every layer is unpacked. Raises what went wrong first."""
         worker = threading.Thread(target=self._guard, args=(self._run,), name="pull")
         for layer in self._layers:
-            yield _status("Pulling fs layer", layer["digest"])
+            yield status("Pulling fs layer", layer["digest"])
         worker.start()
         try:
             while (message := self._queue.get()) is not None:
@@ -280,7 +257,11 @@ class _Job:
 
     def _run(self) -> None:
         chains = image_spec.chain_ids(self._config["rootfs"]["diff_ids"])
-        ready = {n for n, chain in enumerate(chains) if unpack.snapshot_exists(self._engine, chain)}
+        ready = {
+            n
+            for n, chain in enumerate(chains)
+            if unpack.snapshot_exists(self._images.client, self._images.snapshotter, chain)
+        }
         # A chain that is there from below needs no download; content of it may have been collected.
         have = max(ready, default=-1)
         threads = []
@@ -293,7 +274,8 @@ class _Job:
             thread.start()
         try:
             unpack.layers(
-                self._engine,
+                self._images.client,
+                self._images.snapshotter,
                 self._manifest,
                 self._config,
                 self._lease,
@@ -309,8 +291,8 @@ class _Job:
         # Layers that were unpacked before but whose content is gone would make the image unsavable: fetch them.
         for number, layer in enumerate(self._layers):
             if number <= have:
-                if content.exists(self._engine.containerd, layer["digest"]):
-                    content.keep(self._engine.containerd, layer["digest"], self._lease)
+                if content.exists(self._images.client, layer["digest"]):
+                    content.keep(self._images.client, layer["digest"], self._lease)
                 else:
                     self._download(number, layer)
 
@@ -325,16 +307,16 @@ class _Job:
         layer = self._layers[number]
         size = layer["size"]
         if phase == "exists":
-            self._queue.put(_status("Already exists", layer["digest"]))
+            self._queue.put(status("Already exists", layer["digest"]))
         elif phase == "extracting":
-            self._queue.put(_status("Extracting", layer["digest"], current=0, total=size))
+            self._queue.put(status("Extracting", layer["digest"], current=0, total=size))
         else:
-            self._queue.put(_status("Extracting", layer["digest"], current=size, total=size))
-            self._queue.put(_status("Pull complete", layer["digest"]))
+            self._queue.put(status("Extracting", layer["digest"], current=size, total=size))
+            self._queue.put(status("Pull complete", layer["digest"]))
 
     def _download(self, number: int, layer: dict[str, Any]) -> None:
         if not self._slots.acquire(blocking=False):
-            self._queue.put(_status("Waiting", layer["digest"]))
+            self._queue.put(status("Waiting", layer["digest"]))
             while not self._slots.acquire(timeout=0.2):
                 if self._cancel.is_set():
                     raise Cancelled
@@ -342,11 +324,11 @@ class _Job:
             self._fetch(layer)
         finally:
             self._slots.release()
-        self._queue.put(_status("Download complete", layer["digest"]))
+        self._queue.put(status("Download complete", layer["digest"]))
         self._done[number].set()
 
     def _fetch(self, layer: dict[str, Any]) -> None:
-        client, digest, size = self._engine.containerd, layer["digest"], layer["size"]
+        client, digest, size = self._images.client, layer["digest"], layer["size"]
         ref = f"layer-{digest}"
         kept = False
         try:
@@ -360,9 +342,9 @@ class _Job:
                     writer.write(chunk)
                     if time.monotonic() - told >= PROGRESS_SECONDS:
                         told = time.monotonic()
-                        self._queue.put(_status("Downloading", digest, current=writer.offset, total=size))
-                self._queue.put(_status("Downloading", digest, current=size, total=size))
-                self._queue.put(_status("Verifying Checksum", digest))
+                        self._queue.put(status("Downloading", digest, current=writer.offset, total=size))
+                self._queue.put(status("Downloading", digest, current=size, total=size))
+                self._queue.put(status("Verifying Checksum", digest))
                 try:
                     writer.commit()
                 except containerd.FailedPrecondition as error:
@@ -382,10 +364,10 @@ class _Job:
             content.keep(client, digest, self._lease)
 
 
-def distribution_info(engine: Engine, wanted: Reference, auth: str) -> dict[str, Any]:
+def distribution_info(images: Images, wanted: Reference, auth: str) -> dict[str, Any]:
     """GET /distribution/{name}/json."""
     wanted = wanted.with_default_tag()
-    with registries.to_pull(engine, wanted.domain, auth) as registry:
+    with registries.to_pull(images.settings, wanted.domain, auth) as registry:
         try:
             target, data = registry.manifest(wanted.path, wanted.digest or wanted.tag)
             document = image_spec.decode(data, "manifest")

@@ -11,29 +11,28 @@ from teu.engine.backend import content
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import EngineError, NotFound
 from teu.engine.images import registries
-from teu.engine.images.pull import _sources, _status
+from teu.engine.images.transfer import sources, status
 from teu.oci import distribution, image_spec
 
 if TYPE_CHECKING:
-    from teu.engine.engine import Engine
-    from teu.engine.images.store import Name
+    from teu.engine.images.store import Images, Name
     from teu.oci.reference import Reference
 
 
-def push(engine: Engine, wanted: Reference, auth: str, departure: Departure = NOBODY) -> Iterator[dict[str, Any]]:
+def push(images: Images, wanted: Reference, auth: str, departure: Departure = NOBODY) -> Iterator[dict[str, Any]]:
     """Messages of `docker push`; without a tag all tags of the repository."""
     names = [
         name
-        for name in engine.images.names()
+        for name in images.names()
         if (own := name.reference) and own.name == wanted.name and own.tag and wanted.tag in ("", own.tag)
     ]
     if not names:
         raise NotFound(f"An image does not exist locally with the tag: {wanted.familiar_name}")
     yield {"status": f"The push refers to repository [{wanted.name}]"}
-    with registries.connect(engine, wanted.domain, auth) as registry, departure.during(registry.abort):
+    with registries.connect(images.settings, wanted.domain, auth) as registry, departure.during(registry.abort):
         for name in names:
             try:
-                yield from _push(engine, registry, wanted, name, departure)
+                yield from _push(images, registry, wanted, name, departure)
             except distribution.Unauthorized as error:
                 raise EngineError(f"denied: requested access to the resource is denied: {error}") from None
             except distribution.RegistryError as error:
@@ -41,15 +40,15 @@ def push(engine: Engine, wanted: Reference, auth: str, departure: Departure = NO
 
 
 def _push(
-    engine: Engine, registry: distribution.Registry, wanted: Reference, name: Name, departure: Departure
+    images: Images, registry: distribution.Registry, wanted: Reference, name: Name, departure: Departure
 ) -> Iterator[dict[str, Any]]:
-    client = engine.containerd
-    details = engine.images.of(name)
+    client = images.client
+    details = images.of(name)
     reference = name.reference
     assert reference is not None
     layers = details.manifest["layers"]
     for layer in layers:
-        yield _status("Preparing", layer["digest"])
+        yield status("Preparing", layer["digest"])
     done: set[str] = set()
     for descriptor in [*layers, details.manifest["config"]]:
         digest = descriptor["digest"]
@@ -59,7 +58,7 @@ def _push(
         done.add(digest)
         if registry.has_blob(wanted.path, digest):
             if shown:
-                yield _status("Layer already exists", digest)
+                yield status("Layer already exists", digest)
             continue
         address = ""
         label = content.info(client, digest).labels.get(content.SOURCE_LABEL + wanted.domain, "")
@@ -72,23 +71,23 @@ def _push(
             else:
                 if not address:
                     if shown:
-                        yield _status(f"Mounted from {source}", digest)
+                        yield status(f"Mounted from {source}", digest)
                     continue
         if shown:
-            yield _status("Pushing", digest, current=0, total=descriptor["size"])
+            yield status("Pushing", digest, current=0, total=descriptor["size"])
         # http.client sends an iterable of bytes as it comes; a retry starts it again.
         chunks = functools.partial(content.chunks, client, digest, departure=departure)
         registry.upload(wanted.path, descriptor, chunks, address)
-        content.label(client, digest, _sources(engine, digest, content.source_label(wanted.domain, wanted.path)))
+        content.label(client, digest, sources(images, digest, content.source_label(wanted.domain, wanted.path)))
         if shown:
-            yield _status("Pushing", digest, current=descriptor["size"], total=descriptor["size"])
-            yield _status("Pushed", digest)
+            yield status("Pushing", digest, current=descriptor["size"], total=descriptor["size"])
+            yield status("Pushed", digest)
     # Of an index the other platforms' parts are usually not here: the manifest of this one goes.
     data = content.read(client, details.manifest_digest)
     media_type = image_spec.media_type_of(details.manifest, name.target["mediaType"])
     registry.put_manifest(wanted.path, reference.tag, media_type, data)
     digest = details.manifest_digest
-    content.label(client, digest, _sources(engine, digest, content.source_label(wanted.domain, wanted.path)))
-    engine.events.publish("image", "push", reference.familiar(), {"name": reference.familiar_name})
+    content.label(client, digest, sources(images, digest, content.source_label(wanted.domain, wanted.path)))
+    images.events.publish("image", "push", reference.familiar(), {"name": reference.familiar_name})
     yield {"status": f"{reference.tag}: digest: {digest} size: {len(data)}"}
     yield {"progressDetail": {}, "aux": {"Tag": reference.tag, "Digest": digest, "Size": len(data)}}

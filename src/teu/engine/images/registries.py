@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from teu import __version__
+from teu.config import Settings
 from teu.engine.core import errors
 from teu.oci import distribution
 from teu.oci.registries import Registries
@@ -18,22 +19,21 @@ _LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 DOMAIN = re.compile(rf"|(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-fA-F:.]+\])(?::[0-9]{{1,5}})?")
 
 if TYPE_CHECKING:
-    from teu.engine.engine import Engine
     from teu.oci.reference import Reference
 
 
-def options(engine: Engine) -> distribution.Options:
+def options(settings: Settings) -> distribution.Options:
     return distribution.Options(
-        insecure=tuple(engine.config.get("insecure-registries") or ()),
-        mirrors=tuple(engine.config.get("registry-mirrors") or ()),
+        insecure=tuple(settings.get("insecure-registries") or ()),
+        mirrors=tuple(settings.get("registry-mirrors") or ()),
         user_agent=f"teu/{__version__}",
     )
 
 
-def connect(engine: Engine, domain: str, auth: str) -> distribution.Registry:
+def connect(settings: Settings, domain: str, auth: str) -> distribution.Registry:
     try:
         credentials = distribution.credentials_from_header(auth)
-        return distribution.Registry(domain, credentials, options(engine))
+        return distribution.Registry(domain, credentials, options(settings))
     except ValueError as error:
         raise errors.BadRequest(str(error)) from None
     except distribution.RegistryError as error:
@@ -47,10 +47,10 @@ class Mirrored(Registries):
         return failures[-1] if failures else super()._told(what, failures)
 
 
-def to_pull(engine: Engine, domain: str, auth: str) -> Registries:
+def to_pull(settings: Settings, domain: str, auth: str) -> Registries:
     """What is asked for an image: of docker.io the mirrors first, which get no credentials. Each blob may come from
     another of them than the one before."""
-    registry = connect(engine, domain, auth)
+    registry = connect(settings, domain, auth)
     members = []
     for mirror in registry.options.mirrors if domain == "docker.io" else ():
         parts = urlsplit(mirror if "//" in mirror else f"https://{mirror}")
@@ -61,9 +61,9 @@ def to_pull(engine: Engine, domain: str, auth: str) -> Registries:
     return Mirrored([*members, (Place(), registry)])
 
 
-def described(engine: Engine) -> dict[str, Any]:
+def described(settings: Settings) -> dict[str, Any]:
     """RegistryConfig of GET /info."""
-    given = options(engine)
+    given = options(settings)
     networks, hosts = ["127.0.0.0/8"], []
     for entry in given.insecure:
         try:
@@ -83,7 +83,7 @@ def described(engine: Engine) -> dict[str, Any]:
     }
 
 
-def login(engine: Engine, given: dict[str, Any]) -> None:
+def login(settings: Settings, given: dict[str, Any]) -> None:
     """Raises Unauthorized where the registry does not take them, another EngineError where it cannot be asked.
 
     given: AuthConfig of the API; serveraddress is a host, or a URL as docker.io's is (https://index.docker.io/v1/)."""
@@ -95,7 +95,7 @@ def login(engine: Engine, given: dict[str, Any]) -> None:
     fields = ("username", "password", "identitytoken", "registrytoken")
     credentials = distribution.Credentials(*(str(given.get(field) or "") for field in fields))
     try:
-        with distribution.Registry(domain, credentials, options(engine)) as registry:
+        with distribution.Registry(domain, credentials, options(settings)) as registry:
             registry.ping()
     except distribution.Unauthorized as error:
         raise errors.Unauthorized(f"login attempt to {domain} failed: {error}") from None

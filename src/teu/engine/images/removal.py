@@ -15,11 +15,12 @@ from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.core.filters import filter_moment, flag_filter, labels_match
 from teu.engine.core.times import moment_of
 from teu.engine.images import unpack
+from teu.engine.images.store import DANGLING
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
-    from teu.engine.engine import Engine
-    from teu.engine.images.store import Name
+    from teu.engine.containers.store import Containers
+    from teu.engine.images.store import Images, Name
 
 log = logging.getLogger("teu.engine")
 
@@ -30,31 +31,31 @@ def _short(image_id: str) -> str:
     return image_id.removeprefix("sha256:")[:12]
 
 
-def _untag(engine: Engine, name: Name, records: Records, image_id: str) -> None:
+def _untag(images: Images, name: Name, records: Records, image_id: str) -> None:
     reference = name.reference
     if reference is not None:
         shown = reference.familiar()
         records.append({"Untagged": shown})
-        engine.events.publish("image", "untag", image_id, {"name": shown})
+        images.events.publish("image", "untag", image_id, {"name": shown})
 
 
-def remove(engine: Engine, text: str, force: bool = False, prune: bool = True) -> Records:
+def remove(images: Images, containers: Containers, text: str, force: bool = False, prune: bool = True) -> Records:
     """DELETE /images/{name}. Raises NotFound, Conflict."""
     with unpack.exclusive("image removal"):
-        return _remove(engine, text, force)
+        return _remove(images, containers, text, force)
 
 
-def _remove(engine: Engine, text: str, force: bool) -> Records:
-    found, by_id = engine.images.lookup(text)
+def _remove(images: Images, containers: Containers, text: str, force: bool) -> Records:
+    found, by_id = images.lookup(text)
     try:
-        image_id = engine.images.of(found).id
+        image_id = images.of(found).id
     except containerd.Unavailable:
         raise
     except (containerd.Error, NotFound) as error:
-        return _remove_broken(engine, found, error)
-    names = engine.images.of_id(image_id)
+        return _remove_broken(images, found, error)
+    names = images.of_id(image_id)
     records: Records = []
-    users = engine.containers.using_image(image_id)
+    users = containers.using_image(image_id)
     tagged = [name for name in names if name.reference]
     given = found.reference
     if not by_id and given is not None and not _is_id_prefix(text, image_id):
@@ -72,22 +73,22 @@ def _remove(engine: Engine, text: str, force: bool) -> Records:
             # The digest by which the repository was pulled goes with its last tag.
             going = [found] if tags_left else same_repository
             for name in going:
-                _untag(engine, name, records, image_id)
-                _untag_digests(engine, [name], records)
-                engine.images.remove_name(name.name)
+                _untag(images, name, records, image_id)
+                _untag_digests(images, [name], records)
+                images.remove_name(name.name)
             return records
         running = [c for c in users if c.running]
         if users:
             # Forced: the image stays for its containers, without a name.
             for name in going:
-                _untag(engine, name, records, image_id)
-            engine.images.set_name(_dangling(found), found.target, found.meant)
+                _untag(images, name, records, image_id)
+            images.set_name(_dangling(found), found.target, found.meant)
             for name in going:
-                engine.images.remove_name(name.name)
+                images.remove_name(name.name)
             if not running:
-                _delete(engine, image_id, engine.images.of_id(image_id), records)
+                _delete(images, containers, image_id, images.of_id(image_id), records)
             return records
-        return _delete(engine, image_id, names, records)
+        return _delete(images, containers, image_id, names, records)
     repositories = {reference.name for n in tagged if (reference := n.reference)}
     if len(repositories) > 1 and not force:
         raise Conflict(
@@ -95,15 +96,15 @@ def _remove(engine: Engine, text: str, force: bool) -> Records:
             " repositories"
         )
     _check_users(image_id, users, force)
-    return _delete(engine, image_id, names, records)
+    return _delete(images, containers, image_id, names, records)
 
 
-def _remove_broken(engine: Engine, name: Name, error: Exception) -> Records:
+def _remove_broken(images: Images, name: Name, error: Exception) -> Records:
     """What its name leads to cannot be read, so nothing more than the name is known to be its own."""
     log.info("image %s cannot be read, its name is removed: %s", name.name, error)
     records: Records = []
-    _untag(engine, name, records, name.target["digest"])
-    engine.images.remove_name(name.name, sync=True)
+    _untag(images, name, records, name.target["digest"])
+    images.remove_name(name.name, sync=True)
     return records or [{"Untagged": name.name}]
 
 
@@ -112,8 +113,6 @@ def _is_id_prefix(text: str, image_id: str) -> bool:
 
 
 def _dangling(name: Name) -> str:
-    from teu.engine.images.store import DANGLING
-
     return DANGLING + str(name.meant or name.target["digest"])
 
 
@@ -131,36 +130,36 @@ def _check_users(image_id: str, users: list[Container], force: bool) -> None:
         )
 
 
-def _untag_digests(engine: Engine, names: list[Name], records: Records) -> None:
-    for shown in engine.images.repo_digests(names):
+def _untag_digests(images: Images, names: list[Name], records: Records) -> None:
+    for shown in images.repo_digests(names):
         if {"Untagged": shown} not in records:
             records.append({"Untagged": shown})
 
 
-def _delete(engine: Engine, image_id: str, names: list[Name], records: Records) -> Records:
-    details = engine.images.of(names[0])
+def _delete(images: Images, containers: Containers, image_id: str, names: list[Name], records: Records) -> Records:
+    details = images.of(names[0])
     for name in names:
-        _untag(engine, name, records, image_id)
-    _untag_digests(engine, [name for name in names if name.reference], records)
+        _untag(images, name, records, image_id)
+    _untag_digests(images, [name for name in names if name.reference], records)
     shared: set[str] = set()
-    for other_id, (other, _) in engine.images.all().items():
+    for other_id, (other, _) in images.all().items():
         if other_id != image_id:
             shared.update(other.chains)
-    for container in engine.containers.all():
+    for container in containers.all():
         if container.image_id == image_id:
             shared.update(details.chains)
     for position, name in enumerate(names):
-        engine.images.remove_name(name.name, sync=position == len(names) - 1)
+        images.remove_name(name.name, sync=position == len(names) - 1)
     records.append({"Deleted": image_id})
     records += [{"Deleted": chain} for chain in reversed(details.chains) if chain not in shared]
-    engine.events.publish("image", "delete", image_id, {"name": image_id})
+    images.events.publish("image", "delete", image_id, {"name": image_id})
     return records
 
 
 PRUNE_FILTERS = {"dangling", "label", "label!", "until"}
 
 
-def prune(engine: Engine, filters: dict[str, list[str]]) -> dict[str, Any]:
+def prune(images: Images, containers: Containers, filters: dict[str, list[str]]) -> dict[str, Any]:
     """POST /images/prune: images that no container uses; dangling ones only, unless dangling=false."""
     for name in filters:
         if name not in PRUNE_FILTERS:
@@ -170,7 +169,7 @@ def prune(engine: Engine, filters: dict[str, list[str]]) -> dict[str, Any]:
     records: Records = []
     freed = 0
     with unpack.exclusive("image removal"):
-        for image_id, (details, names) in engine.images.all().items():
+        for image_id, (details, names) in images.all().items():
             if only_dangling is not False and any(name.reference for name in names):
                 continue
             labels = (details.config.get("config") or {}).get("Labels") or {}
@@ -180,14 +179,14 @@ def prune(engine: Engine, filters: dict[str, list[str]]) -> dict[str, Any]:
                 continue
             if any(moment_of(details.config.get("created")) > limit for limit in until):
                 continue
-            if engine.containers.using_image(image_id):
+            if containers.using_image(image_id):
                 continue
-            sizes = {chain: engine.images.layer_size(chain) for chain in details.chains}
+            sizes = {chain: images.layer_size(chain) for chain in details.chains}
             try:
-                gone = _delete(engine, image_id, names, [])
+                gone = _delete(images, containers, image_id, names, [])
             except EngineError:
                 continue
             freed += sum(sizes.get(record.get("Deleted", ""), 0) for record in gone)
             records += gone
-    engine.events.publish("image", "prune", "", {"reclaimed": str(freed)})
+    images.events.publish("image", "prune", "", {"reclaimed": str(freed)})
     return {"ImagesDeleted": records or None, "SpaceReclaimed": freed}

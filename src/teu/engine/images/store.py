@@ -30,8 +30,8 @@ from teu.oci import digest as digests
 from teu.oci import image_spec, reference
 
 if TYPE_CHECKING:
-    from teu.engine.containers.model import Container
-    from teu.engine.engine import Engine
+    from teu.config import Settings
+    from teu.engine.core.events import Events
 
 DANGLING = "dangling@"
 MEANT_LABEL = "io.teu.image.manifest"
@@ -112,24 +112,21 @@ def _create_request(name: str, target: dict[str, Any], meant: str) -> Any:
 
 
 class Images:
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    """The store. Its client, events and settings are also for those who bring and remove images."""
+
+    def __init__(self, client: containerd.Client, events: Events, settings: Settings) -> None:
+        self.client = client
+        self.events = events
+        self.settings = settings
+        self.snapshotter: str = settings["storage-driver"]
         self._lock = threading.Lock()
         self._details: dict[tuple[str, str, str], Details] = {}
         self._sizes: dict[str, int] = {}
 
-    def start(self) -> None:
-        from teu.engine.lifecycle import sweep
-
-        threading.Thread(target=sweep.run, args=(self.engine,), name="sweep", daemon=True).start()
-
-    def stop(self) -> None:
-        self.engine.containerd.untidy.set()
-
     # -- documents ---------------------------------------------------------------------------
 
     def document(self, digest: str, what: str) -> dict[str, Any]:
-        return image_spec.decode(content.read(self.engine.containerd, digest), what)
+        return image_spec.decode(content.read(self.client, digest), what)
 
     def of(self, name: Name) -> Details:
         """What a name stands for. Raises NotFound."""
@@ -190,14 +187,14 @@ class Images:
     def names(self, timeout: float = containerd.DEADLINE) -> list[Name]:
         from teu.api.services.images.v1 import images_pb2
 
-        answer = self.engine.containerd.images.List(images_pb2.ListImagesRequest(), timeout=timeout)
+        answer = self.client.images.List(images_pb2.ListImagesRequest(), timeout=timeout)
         return [_name(image) for image in answer.images]
 
     def get_name(self, name: str) -> Name | None:
         from teu.api.services.images.v1 import images_pb2
 
         try:
-            return _name(self.engine.containerd.images.Get(images_pb2.GetImageRequest(name=name)).image)
+            return _name(self.client.images.Get(images_pb2.GetImageRequest(name=name)).image)
         except containerd.NotFound:
             return None
 
@@ -209,7 +206,7 @@ class Images:
         request = _create_request(name, target, meant)
         with unpack.exclusive("image names"):
             try:
-                self.engine.containerd.images.Create(request)
+                self.client.images.Create(request)
                 return
             except containerd.AlreadyExists:
                 pass
@@ -218,7 +215,7 @@ class Images:
                 self.keep_dangling(before, self.details(target, meant=meant).id)
             update = images_pb2.UpdateImageRequest(image=request.image)
             update.update_mask.paths.extend(["target", f"labels.{MEANT_LABEL}"])
-            self.engine.containerd.images.Update(update)
+            self.client.images.Update(update)
 
     def keep_dangling(self, lost: Name, instead: str = "") -> None:
         """`lost` is about to be the image `instead`: keep the one that it is, unless another name still has it."""
@@ -235,7 +232,7 @@ class Images:
                 return
         try:
             name = DANGLING + (lost.meant or lost.target["digest"])
-            self.engine.containerd.images.Create(_create_request(name, lost.target, lost.meant))
+            self.client.images.Create(_create_request(name, lost.target, lost.meant))
         except containerd.AlreadyExists:
             pass
 
@@ -248,7 +245,7 @@ class Images:
         self._release(found)
         try:
             request = images_pb2.DeleteImageRequest(name=name, sync=sync)
-            self.engine.containerd.images.Delete(request, timeout=containerd.COLLECT_SECONDS)
+            self.client.images.Delete(request, timeout=containerd.COLLECT_SECONDS)
         except containerd.NotFound:
             pass
         with self._lock:
@@ -264,14 +261,14 @@ class Images:
             if same and other.name != name.name and other.meant in ("", name.meant):
                 return
         with contextlib.suppress(containerd.NotFound):
-            labels = content.info(self.engine.containerd, name.target["digest"]).labels
+            labels = content.info(self.client, name.target["digest"]).labels
             gone = {
                 key: ""
                 for key, value in labels.items()
                 if key.startswith(f"{content.GC_CONTENT}.m.") and value == name.meant
             }
             if gone:
-                content.label(self.engine.containerd, name.target["digest"], gone)
+                content.label(self.client, name.target["digest"], gone)
 
     def add(self, target: dict[str, Any], names: list[str], details: Details) -> None:
         """Make a stored and unpacked image known by its names, or as a dangling one."""
@@ -396,9 +393,7 @@ class Images:
         from teu.api.services.snapshots.v1 import snapshots_pb2
 
         try:
-            usage = self.engine.containerd.snapshots.Usage(
-                snapshots_pb2.UsageRequest(snapshotter=self.engine.config["storage-driver"], key=chain)
-            )
+            usage = self.client.snapshots.Usage(snapshots_pb2.UsageRequest(snapshotter=self.snapshotter, key=chain))
         except containerd.Error:
             return 0
         self._sizes[chain] = int(usage.size)
@@ -409,7 +404,7 @@ class Images:
         result = set()
         for target in {name.target["digest"] for name in names}:
             try:
-                labels = content.info(self.engine.containerd, target).labels
+                labels = content.info(self.client, target).labels
             except containerd.Error:
                 continue
             for key, value in labels.items():
@@ -432,27 +427,16 @@ class Images:
 
     def prepare_parent(self, image: Image) -> None:
         """Make sure that the image's top snapshot exists."""
-        if not image.chain_id or unpack.snapshot_exists(self.engine, image.chain_id):
+        if not image.chain_id or unpack.snapshot_exists(self.client, self.snapshotter, image.chain_id):
             return
-        with self.engine.containerd.lease() as lease:
-            unpack.layers(self.engine, image.details.manifest, image.config, lease)
+        with self.client.lease() as lease:
+            unpack.layers(self.client, self.snapshotter, image.details.manifest, image.config, lease)
             self.keep_snapshot(image.details)
 
     def keep_snapshot(self, details: Details) -> None:
         """The configuration keeps the unpacked chain from now on."""
         if details.chain_id:
-            snapshotter = self.engine.config["storage-driver"]
-            content.label(self.engine.containerd, details.id, {content.GC_SNAPSHOT + snapshotter: details.chain_id})
-
-    def commit(self, container: Container, config: dict[str, Any], snapshot_key: str, tag: str | None) -> str:
-        from teu.engine.images import commit
-
-        return commit.commit(self.engine, container, config, snapshot_key, tag)
+            content.label(self.client, details.id, {content.GC_SNAPSHOT + self.snapshotter: details.chain_id})
 
     def count(self) -> int:
         return len(self.by_id())
-
-    def usage(self) -> list[dict[str, Any]]:
-        from teu.engine.views import images as images_view
-
-        return images_view.listing(self.engine, {}, every=True, shared=True)

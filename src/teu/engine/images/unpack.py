@@ -20,7 +20,7 @@ from teu.engine.core.errors import EngineError
 from teu.oci import image_spec
 
 if TYPE_CHECKING:
-    from teu.engine.engine import Engine
+    from teu.engine.backend.containerd import Client
 
 SNAPSHOT_REF = "containerd.io/snapshot.ref"
 LAYER_SECONDS = 3600  # as long as the lease holds what comes of it
@@ -49,20 +49,19 @@ def exclusive(name: str, departure: Departure = NOBODY) -> Iterator[None]:
                 _locks.pop(name, None)
 
 
-def snapshot_exists(engine: Engine, key: str) -> bool:
+def snapshot_exists(client: Client, snapshotter: str, key: str) -> bool:
     from teu.api.services.snapshots.v1 import snapshots_pb2
 
     try:
-        engine.containerd.snapshots.Stat(
-            snapshots_pb2.StatSnapshotRequest(snapshotter=engine.config["storage-driver"], key=key)
-        )
+        client.snapshots.Stat(snapshots_pb2.StatSnapshotRequest(snapshotter=snapshotter, key=key))
     except containerd.NotFound:
         return False
     return True
 
 
 def layers(
-    engine: Engine,
+    client: Client,
+    snapshotter: str,
     manifest: dict[str, Any],
     config: dict[str, Any],
     lease: str,
@@ -76,15 +75,14 @@ def layers(
     `progress(n, phase)` is told "extracting", "complete" or "exists".
     """
     chains = image_spec.chain_ids(config["rootfs"]["diff_ids"])
-    snapshotter = engine.config["storage-driver"]
     have = -1
     for number in range(len(chains) - 1, -1, -1):
-        if snapshot_exists(engine, chains[number]):
+        if snapshot_exists(client, snapshotter, chains[number]):
             have = number
             break
     for number, chain in enumerate(chains):
         if number <= have:
-            _keep(engine, lease, snapshotter, chain)
+            _keep(client, snapshotter, lease, chain)
             if progress:
                 progress(number, "exists")
             continue
@@ -93,35 +91,45 @@ def layers(
         if progress:
             progress(number, "extracting")
         with exclusive(f"snapshot {chain}", departure):
-            if not snapshot_exists(engine, chain):
+            if not snapshot_exists(client, snapshotter, chain):
                 parent = chains[number - 1] if number else ""
                 layer = manifest["layers"][number]
-                _apply(engine, layer, config["rootfs"]["diff_ids"][number], parent, chain, lease, departure)
+                _apply(
+                    client, snapshotter, layer, config["rootfs"]["diff_ids"][number], parent, chain, lease, departure
+                )
         if progress:
             progress(number, "complete")
     return chains[-1] if chains else ""
 
 
-def _keep(engine: Engine, lease: str, snapshotter: str, chain: str) -> None:
+def _keep(client: Client, snapshotter: str, lease: str, chain: str) -> None:
     from teu.api.services.leases.v1 import leases_pb2
 
     request = leases_pb2.AddResourceRequest(id=lease)
     request.resource.id = chain
     request.resource.type = f"snapshots/{snapshotter}"
     with contextlib.suppress(containerd.AlreadyExists):
-        engine.containerd.leases.AddResource(request)
+        client.leases.AddResource(request)
 
 
 def _apply(
-    engine: Engine, layer: dict[str, Any], diff_id: str, parent: str, chain: str, lease: str, departure: Departure
+    client: Client,
+    snapshotter: str,
+    layer: dict[str, Any],
+    diff_id: str,
+    parent: str,
+    chain: str,
+    lease: str,
+    departure: Departure,
 ) -> None:
     key = f"extract-{uuid.uuid4().hex} {chain}"
-    with engine.containerd.making(key):
-        _extract(engine, layer, diff_id, parent, chain, key, lease, departure)
+    with client.making(key):
+        _extract(client, snapshotter, layer, diff_id, parent, chain, key, lease, departure)
 
 
 def _extract(
-    engine: Engine,
+    client: Client,
+    snapshotter: str,
     layer: dict[str, Any],
     diff_id: str,
     parent: str,
@@ -133,8 +141,6 @@ def _extract(
     from teu.api.services.diff.v1 import diff_pb2
     from teu.api.services.snapshots.v1 import snapshots_pb2
 
-    client = engine.containerd
-    snapshotter = engine.config["storage-driver"]
     try:
         mounts = client.snapshots.Prepare(
             snapshots_pb2.PrepareSnapshotRequest(
@@ -144,7 +150,7 @@ def _extract(
         ).mounts
     except containerd.AlreadyExists:
         # A remote snapshotter says so when it has the chain already.
-        if snapshot_exists(engine, chain):
+        if snapshot_exists(client, snapshotter, chain):
             return
         raise
     try:
@@ -171,18 +177,16 @@ def _extract(
                 departure=departure,
             )
         except containerd.AlreadyExists:
-            _remove(engine, key)
+            _remove(client, snapshotter, key)
             return
     except BaseException:
-        _remove(engine, key)
+        _remove(client, snapshotter, key)
         raise
     content.label(client, layer["digest"], {"containerd.io/uncompressed": diff_id})
 
 
-def _remove(engine: Engine, key: str) -> None:
+def _remove(client: Client, snapshotter: str, key: str) -> None:
     from teu.api.services.snapshots.v1 import snapshots_pb2
 
     with contextlib.suppress(containerd.Error):
-        engine.containerd.snapshots.Remove(
-            snapshots_pb2.RemoveSnapshotRequest(snapshotter=engine.config["storage-driver"], key=key)
-        )
+        client.snapshots.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=key))

@@ -115,7 +115,7 @@ def inspect(engine: Engine, image: Image, names: list[Name]) -> dict[str, Any]:
         "Architecture": config.get("architecture", ""),
         "Os": config.get("os", ""),
         "Size": image.size,
-        "GraphDriver": {"Data": None, "Name": engine.config["storage-driver"]},
+        "GraphDriver": {"Data": None, "Name": engine.images.snapshotter},
         "RootFS": root,
         "Metadata": {
             "LastTagTime": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(updated)) + f".{int(updated % 1 * 1e9):09d}Z"

@@ -55,7 +55,7 @@ def create_image(engine: Engine, request: Request) -> Response:
     platform = _platform(query.get("platform"))
     every = not wanted.tag and not wanted.digest
     auth = request.headers.get("x-registry-auth", "")
-    return progress(pull.pull(engine, wanted, platform, auth, every, request.departure))
+    return progress(pull.pull(engine.images, wanted, platform, auth, every, request.departure))
 
 
 def _platform(text: str) -> image_spec.Platform | None:
@@ -84,7 +84,7 @@ def _import(engine: Engine, request: Request, source: str) -> Response:
         raise BadRequest(f"operating system is not supported: {platform.os}")
     return progress(
         load.import_(
-            engine,
+            engine.images,
             request.body,
             name,
             request.query.get("message"),
@@ -120,7 +120,7 @@ def commit_container(engine: Engine, request: Request) -> Response:
             pause = False  # it has ended meanwhile: its files are at rest anyway
     try:
         image_id = commit.commit(
-            engine, container, config, container.snapshot_key, name, query.get("author"), query.get("comment")
+            engine.images, container, config, container.snapshot_key, name, query.get("author"), query.get("comment")
         )
     finally:
         if pause and container.state["Paused"]:
@@ -134,21 +134,21 @@ def commit_container(engine: Engine, request: Request) -> Response:
 def load_images(engine: Engine, request: Request) -> Response:
     from teu.engine.images import load
 
-    return progress(load.load(engine, request.body, request.query.flag("quiet"), request.departure))
+    return progress(load.load(engine.images, request.body, request.query.flag("quiet"), request.departure))
 
 
 @route("GET", "/images/get")
 def save_images(engine: Engine, request: Request) -> Response:
     from teu.engine.images import save
 
-    return stream(save.save(engine, request.query.every("names"), request.departure), "application/x-tar")
+    return stream(save.save(engine.images, request.query.every("names"), request.departure), "application/x-tar")
 
 
 @route("GET", "/images/{name:path}/get")
 def save_image(engine: Engine, request: Request, name: str) -> Response:
     from teu.engine.images import save
 
-    return stream(save.save(engine, [name], request.departure), "application/x-tar")
+    return stream(save.save(engine.images, [name], request.departure), "application/x-tar")
 
 
 @route("GET", "/images/search")
@@ -158,7 +158,7 @@ def search_images(engine: Engine, request: Request) -> Response:
 
 @route("POST", "/images/prune")
 def prune_images(engine: Engine, request: Request) -> Response:
-    return json_response(removal.prune(engine, request.query.filters()))
+    return json_response(removal.prune(engine.images, engine.containers, request.query.filters()))
 
 
 @route("GET", "/images/{name:path}/json")
@@ -199,13 +199,15 @@ def push_image(engine: Engine, request: Request, name: str) -> Response:
         wanted = parse_reference(f"{wanted.name}:{tag}")
     if wanted.digest:
         raise BadRequest("cannot push a digest reference")
-    return progress(push.push(engine, wanted, request.headers.get("x-registry-auth", ""), request.departure))
+    return progress(push.push(engine.images, wanted, request.headers.get("x-registry-auth", ""), request.departure))
 
 
 @route("DELETE", "/images/{name:path}")
 def remove_image(engine: Engine, request: Request, name: str) -> Response:
     query = request.query
-    return json_response(removal.remove(engine, name, query.flag("force"), not query.flag("noprune")))
+    return json_response(
+        removal.remove(engine.images, engine.containers, name, query.flag("force"), not query.flag("noprune"))
+    )
 
 
 @route("GET", "/distribution/{name:path}/json")
@@ -213,4 +215,4 @@ def inspect_distribution(engine: Engine, request: Request, name: str) -> Respons
     from teu.engine.images import pull
 
     auth = request.headers.get("x-registry-auth", "")
-    return json_response(pull.distribution_info(engine, parse_reference(name), auth))
+    return json_response(pull.distribution_info(engine.images, parse_reference(name), auth))

@@ -24,6 +24,7 @@ from teu.engine.images import registries
 from teu.engine.logs import registry as log_drivers
 from teu.engine.spec import apparmor
 from teu.engine.views import containers as containers_view
+from teu.engine.views import images as images_view
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -170,7 +171,7 @@ def info(engine: Engine, request: Request) -> Response:
             "NFd": len(os.listdir("/proc/self/fd")),
             "OomKillDisable": False,
             "NGoroutines": len(os.listdir("/proc/self/task")),
-            "SystemTime": bus_time(),
+            "SystemTime": times.timestamp(),
             "LoggingDriver": engine.config["log-driver"],
             "CgroupDriver": "systemd" if os.path.isdir("/run/systemd/system") else "cgroupfs",
             "CgroupVersion": "2",
@@ -181,7 +182,7 @@ def info(engine: Engine, request: Request) -> Response:
             "OSType": "linux",
             "Architecture": platform.machine(),
             "IndexServerAddress": "https://index.docker.io/v1/",
-            "RegistryConfig": registries.described(engine),
+            "RegistryConfig": registries.described(engine.config),
             "NCPU": os.cpu_count() or 1,
             "MemTotal": _memory(),
             "GenericResources": None,
@@ -214,12 +215,6 @@ def info(engine: Engine, request: Request) -> Response:
             "Warnings": warnings or None,
         }
     )
-
-
-def bus_time() -> str:
-    from teu.engine.core.times import timestamp
-
-    return timestamp()
 
 
 def _flag(path: str) -> bool:
@@ -284,7 +279,7 @@ def disk_usage(engine: Engine, request: Request) -> Response:
             raise BadRequest(f"unknown object type: {kind}")
     answer: dict[str, Any] = {}
     if "image" in kinds:
-        answer["Images"] = engine.images.usage()
+        answer["Images"] = images_view.listing(engine, {}, every=True, shared=True)
         answer["LayersSize"] = sum(max(0, int(image.get("Size", 0))) for image in answer["Images"])
     if "container" in kinds:
         answer["Containers"] = containers_view.summaries(engine, True, 0, True, {})
@@ -299,9 +294,7 @@ def disk_usage(engine: Engine, request: Request) -> Response:
 @route("POST", "/auth")
 def auth(engine: Engine, request: Request) -> Response:
     """`docker login`: whether a registry takes these credentials. They are the client's to keep."""
-    from teu.engine.images import registries
-
-    registries.login(engine, request.decode(fields.LOGIN))
+    registries.login(engine.config, request.decode(fields.LOGIN))
     return json_response({"Status": "Login Succeeded", "IdentityToken": ""})
 
 
