@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drivers import logs
+from drivers import logs, volumes
 
 
 @pytest.mark.parametrize("kind", logs.kinds())
@@ -18,3 +18,9 @@ def test_log_drivers(check: Any, kind: str, tmp_path: Path) -> None:
         return logs.Run(tmp_path, kind, {key.replace("_", "-"): value for key, value in options.items()})
 
     check(make)
+
+
+@pytest.mark.parametrize("sample", volumes.samples(mounted=True), ids=str)
+@pytest.mark.parametrize("check", volumes.CHECKS, ids=lambda check: check.__name__)
+def test_volume_drivers(check: Any, sample: volumes.Sample, tmp_path: Path) -> None:
+    check(sample.driver(str(tmp_path)), sample.options)

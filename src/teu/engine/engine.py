@@ -47,8 +47,8 @@ class Engine:
         self.waiting: Exception | None = None  # containerd is away, and this is what was said of it
         self.images = Images(self.containerd, self.events, config)
         self.networks = Networks(self)
-        self.volumes = Volumes(self)
         self.containers = Containers(self)
+        self.volumes = Volumes(f"{self.data_root}/volumes", self.containers, self.database, self.events)
 
     @property
     def id(self) -> str:
@@ -105,7 +105,7 @@ class Engine:
         """The daemon goes, the containers stay."""
         self.stopping.set()
         self.events.close()
-        for store in (self.containers, self.networks, self.volumes):
+        for store in (self.containers, self.networks):
             store.stop()
         self.containerd.untidy.set()
         self.pump.stop()

@@ -397,6 +397,7 @@ _NETWORK = members(
 _VOLUME = members(
     {
         "Created": moment,
+        "Driver": text(),
         "Options": maybe(_TEXT_MAP, {}),
         "Labels": maybe(_TEXT_MAP, {}),
         "Container": text(),

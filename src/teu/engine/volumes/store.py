@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes as the engine sees them: docker's "local" driver.
+"""Volumes as the engine sees them: their names, their records, and who uses them. Their files are the drivers' affair.
 
-    /var/lib/teu/engine/volumes/NAME/_data     what containers see
-    engine.db  volumes   name, data            {"Created", "Options", "Labels", "Container", "Removing"}
+    engine.db  volumes   name, data            {"Created", "Driver", "Options", "Labels", "Container", "Removing"}
 
 A volume is anonymous when nobody named it: its name is 64 hexadecimal digits, and it carries docker's label.
 It belongs to a container ("Container") until that is removed without its volumes; one whose container
 never came to be is swept at the next start. A removal is written down first, so that one which was interrupted is
 finished then, too. Called by create, start, exit and removal of containers, and by routes/volumes.
 
-A volume with options is mounted on its `_data` while a container that has it runs. What is in there belongs to others
-(a folder of the host, a server), so a volume is unmounted before it is removed, and no removal crosses a mount. The
-daemon may die at any step: a mount that is found there is taken as it is, and one that nobody uses goes (`settle`).
+A volume that has to be mounted is so while a container that has it runs. The daemon may die at any step: a mount that
+is found there is taken as it is, and one that nobody uses goes (`settle`).
 """
 
 from __future__ import annotations
@@ -22,8 +20,6 @@ import logging
 import os
 import re
 import stat
-import subprocess
-import sys
 import threading
 import uuid
 import weakref
@@ -34,21 +30,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from teu.engine.containers import records
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.core.times import timestamp
+from teu.engine.volumes.drivers import registry
 from teu.linux import trees
 
 if TYPE_CHECKING:
-    from teu.engine.engine import Engine
+    from teu.engine.containers.store import Containers
+    from teu.engine.core.database import Database
+    from teu.engine.core.events import Events
+    from teu.engine.volumes.drivers.driver import Driver
 
 log = logging.getLogger("teu.engine")
 
-DRIVER = "local"
 ANONYMOUS_LABEL = "com.docker.volume.anonymous"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
 _HARMLESS = ("Created", "Labels", "Container", "Removing")  # faults of these leave the files within reach
-OPTIONS = {"type", "o", "device", "size"}
-
-# How long a mount may take: a server that does not answer must not hold a container's start for ever.
-MOUNT_SECONDS = 60.0
 
 
 class Volume(NamedTuple):
@@ -60,9 +55,13 @@ class Volume(NamedTuple):
 
 
 class Volumes:
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.root = f"{engine.data_root}/volumes"
+    def __init__(self, root: str, containers: Containers, database: Database, events: Events) -> None:
+        """`root`: the folder for all volumes. `containers`: where their users are looked for."""
+        self.root = root
+        self._containers = containers
+        self._database = database
+        self._events = events
+        self._drivers = {name: make(root) for name, make in registry.DRIVERS.items()}
         self._lock = threading.Lock()  # of what follows; never held while anything is waited for
         self._changing: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         self._mounted: dict[str, set[str]] = {}
@@ -71,7 +70,7 @@ class Volumes:
     def start(self) -> None:
         Path(self.root).mkdir(parents=True, exist_ok=True, mode=0o701)
         self._mend_names()
-        known = {"", *(container.id for container in self.engine.containers.all())}
+        known = {"", *(container.id for container in self._containers.all())}
         for name, record in self._records():
             damage = record.get("Damage")
             if damage:
@@ -79,15 +78,15 @@ class Volumes:
             try:
                 # Where the record of a container has lost its id, the volume may be that one's.
                 if record.get("Removing") or not (
-                    damage or self.engine.containers.lost or record.get("Container", "") in known
+                    damage or self._containers.lost or record.get("Container", "") in known
                 ):
-                    self._finish_removal(name)
+                    self._finish_removal(name, self._driver(record))
             except (OSError, EngineError) as error:
                 log.error("volume %s cannot be removed: %s", name, error)
 
     def _mend_names(self) -> None:
         """A row whose name nobody can say gets one, to be inspected and removed by."""
-        rows = self.engine.database.query("SELECT rowid, CAST(name AS BLOB) AS name FROM volumes")
+        rows = self._database.query("SELECT rowid, CAST(name AS BLOB) AS name FROM volumes")
         for row in rows:
             try:
                 whole = row["name"] is not None and NAME.match(row["name"].decode()) is not None
@@ -96,29 +95,29 @@ class Volumes:
             if not whole:
                 name = f"damaged-{row['rowid']}"
                 log.error("a volume's record has lost its name; the record is shown as volume %s", name)
-                with self.engine.database.transaction() as cursor:
+                with self._database.transaction() as cursor:
                     cursor.execute("UPDATE OR REPLACE volumes SET name=? WHERE rowid=?", (name, row["rowid"]))
 
     def _records(self) -> list[tuple[str, dict[str, Any]]]:
         """All of them, those that are being removed as well."""
-        rows = self.engine.database.query("SELECT name, CAST(data AS BLOB) AS data FROM volumes ORDER BY name")
+        rows = self._database.query("SELECT name, CAST(data AS BLOB) AS data FROM volumes ORDER BY name")
         return [(row["name"], self._read(row["data"])) for row in rows]
 
     def _read(self, data: bytes) -> dict[str, Any]:
         """A record. Of a damaged one "Damage" says what is wrong, and "Opaque" whether its files cannot be got at."""
         record, faults = records.volume(data)
+        if record.get("Driver", registry.DEFAULT) not in self._drivers:
+            faults.append(f"Driver: there is no volume driver {record['Driver']}")
         if faults:
-            record["Damage"] = f"its record in {self.engine.database.path} is damaged: {'; '.join(faults[:5])}"
+            record["Damage"] = f"its record in {self._database.path} is damaged: {'; '.join(faults[:5])}"
             # How it is mounted is one of its options.
             record["Opaque"] = not all(fault.startswith(_HARMLESS) for fault in faults)
         return record
 
-    def stop(self) -> None: ...
-
     def settle(self) -> None:
         """Unmount what no running container uses: the last one may have ended while the engine was dead. Any time."""
         for name, record in self._records():
-            if record.get("Options") or record.get("Opaque"):
+            if record.get("Opaque") or self._driver(record).has_to_be_mounted(record["Options"]):
                 try:
                     with self._alone(name):
                         self._unmount_unused(name, "")
@@ -134,27 +133,30 @@ class Volumes:
             yield
 
     def _record(self, name: str) -> dict[str, Any] | None:
-        rows = self.engine.database.query("SELECT CAST(data AS BLOB) AS data FROM volumes WHERE name=?", (name,))
+        rows = self._database.query("SELECT CAST(data AS BLOB) AS data FROM volumes WHERE name=?", (name,))
         if not rows:
             return None
         record = self._read(rows[0]["data"])
         return None if record.get("Removing") else record
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
-        with self.engine.database.transaction() as cursor:
+        with self._database.transaction() as cursor:
             cursor.execute("INSERT OR REPLACE INTO volumes VALUES (?, ?)", (name, json.dumps(record)))
 
+    def _driver(self, record: dict[str, Any] | None) -> Driver:
+        return self._drivers[_driver_name(record)]
+
     def mountpoint(self, name: str) -> str:
-        return f"{self.root}/{name}/_data"
+        return self._driver(self._record(name)).path(name)
 
     def host_paths(self, name: str) -> list[str]:
         """What of the host's files the volume is."""
         record = self._record(name)
-        device = record["Options"].get("device") or "" if record else ""
-        return [self.mountpoint(name), *([device] if device.startswith("/") else [])]
+        return self._driver(record).host_paths(name, record["Options"] if record else {})
 
     def _volume(self, name: str, record: dict[str, Any], created_now: bool = False) -> Volume:
-        return Volume(name, self.mountpoint(name), DRIVER, ANONYMOUS_LABEL in record["Labels"], created_now)
+        path = self._driver(record).path(name)
+        return Volume(name, path, _driver_name(record), ANONYMOUS_LABEL in record["Labels"], created_now)
 
     # -- for containers ----------------------------------------------------------------------
 
@@ -171,14 +173,14 @@ class Volumes:
 
     def users(self, name: str) -> list[str]:
         """The ids of the containers that have it, or are about to."""
-        users = [container.id for container in self.engine.containers.using_volume(name)]
+        users = [container.id for container in self._containers.using_volume(name)]
         with self._lock:
             return users + [one for one, names in self._promised.items() if name in names and one not in users]
 
     def ensure(
         self,
         name: str | None,
-        driver: str = DRIVER,
+        driver: str = registry.DEFAULT,
         options: dict[str, str] | None = None,
         labels: dict[str, str] | None = None,
         container_id: str = "",
@@ -188,10 +190,11 @@ class Volumes:
         if not name:
             name = uuid.uuid4().hex + uuid.uuid4().hex
             labels[ANONYMOUS_LABEL] = ""
-        if driver not in ("", DRIVER):
+        driver = driver or registry.DEFAULT
+        if driver not in self._drivers:
             raise NotFound(f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not found')
         check_name(name)
-        options = check_options(options or {})
+        options = self._drivers[driver].check(options or {})
         with self._alone(name):
             record = self._record(name)
             with self._lock:
@@ -201,34 +204,32 @@ class Volumes:
                 if options and options != record["Options"]:
                     raise Conflict(f"volume {name} already exists with other options")
                 return self._volume(name, record)
-            directory = f"{self.root}/{name}"
-            fresh = not os.path.lexists(directory)
+            fresh = self._drivers[driver].create(name, options)
             try:
-                os.makedirs(f"{directory}/_data", mode=0o755, exist_ok=True)
-                os.chmod(directory, 0o701)
-                _sync_directory(directory)
-                _sync_directory(self.root)
                 record = {"Created": timestamp(), "Options": options, "Labels": labels}
+                if driver != registry.DEFAULT:
+                    record["Driver"] = driver
                 if ANONYMOUS_LABEL in labels and container_id:
                     record["Container"] = container_id
                 self._write(name, record)
             except BaseException:
                 if fresh:
-                    trees.discard_tree(directory)
+                    with contextlib.suppress(OSError):
+                        self._drivers[driver].remove(name)
                 raise
-        self._event("create", name)
+        self._event("create", name, driver)
         return self._volume(name, record, True)
 
     def mount(self, name: str, container_id: str) -> str:
         """Make the volume usable for a container that starts; returns the path on the host."""
         path = self.hold(name, container_id)
-        self._event("mount", name, container=container_id, destination="")
+        self._event("mount", name, self.driver(name), container=container_id, destination="")
         return path
 
     def has_options(self, name: str) -> bool:
         """Whether it is what something else shows while it is mounted."""
         record = self._record(name)
-        return bool(record and record["Options"])
+        return record is not None and self._driver(record).has_to_be_mounted(record["Options"])
 
     def hold(self, name: str, user: str) -> str:
         """Mount it for a user of any kind until `let_go`; returns the path on the host."""
@@ -241,16 +242,14 @@ class Volumes:
                     f"volume {name} can only be inspected and removed, its files are at {self.mountpoint(name)}: "
                     f"{record['Damage']}"
                 )
-            path = self.mountpoint(name)
-            if record["Options"]:
-                _mount(record["Options"], path)
+            self._driver(record).mount(name, record["Options"])
             self._mounted.setdefault(name, set()).add(user)
-        return path
+        return self._driver(record).path(name)
 
     def unmount(self, name: str, container_id: str) -> None:
         """A container has exited; doing it twice is fine."""
         if self.let_go(name, container_id):
-            self._event("unmount", name, container=container_id)
+            self._event("unmount", name, self.driver(name), container=container_id)
 
     def let_go(self, name: str, user: str) -> bool:
         """The reverse of `hold`. Whether it was held."""
@@ -261,18 +260,18 @@ class Volumes:
             if not users:
                 self._mounted.pop(name, None)
             record = self._record(name)
-            if record and record["Options"]:
+            if record is not None and self._driver(record).has_to_be_mounted(record["Options"]):
                 self._unmount_unused(name, user)
         return known
 
     def _unmount_unused(self, name: str, gone: str) -> None:
-        users = self.engine.containers.using_volume(name)
+        users = self._containers.using_volume(name)
         if not self._mounted.get(name) and not any(user.running and user.id != gone for user in users):
-            trees.unmount(self.mountpoint(name))
+            self._driver(self._record(name)).unmount(name)
 
     def release(self, container_id: str, remove_anonymous: bool) -> None:
         """A container is being removed; with `remove_anonymous` the anonymous volumes that it alone uses go too."""
-        for container in self.engine.containers.all():
+        for container in self._containers.all():
             if container.id == container_id:
                 mounts = container.mounts
                 break
@@ -317,9 +316,9 @@ class Volumes:
         return {
             **({"Status": {"Error": record["Damage"]}} if record.get("Damage") else {}),
             "CreatedAt": record["Created"][:19] + "Z",
-            "Driver": DRIVER,
+            "Driver": _driver_name(record),
             "Labels": record["Labels"] or None,
-            "Mountpoint": self.mountpoint(name),
+            "Mountpoint": self._driver(record).path(name),
             "Name": name,
             "Options": record["Options"] or None,
             "Scope": "local",
@@ -341,22 +340,24 @@ class Volumes:
     def _remove(self, name: str, record: dict[str, Any]) -> None:
         """Raises Conflict where something cannot be removed: then it is still a volume."""
         plain = {key: value for key, value in record.items() if key not in ("Damage", "Opaque")}
+        driver = self._driver(record)
         try:
-            trees.unmount(self.mountpoint(name))
-            if inside := trees.mounts_below(f"{self.root}/{name}"):
-                raise Conflict(f"remove {name}: {inside[0]} is a mount; unmount it, then remove the volume")
+            driver.release(name)
             self._write(name, {**plain, "Removing": True})
-            self._finish_removal(name)
+            self._finish_removal(name, driver)
         except OSError as error:
             self._write(name, plain)
             raise Conflict(f"remove {name}: {error.strerror}: {error.filename or ''}") from error
-        self._event("destroy", name)
+        self._event("destroy", name, _driver_name(record))
 
-    def _finish_removal(self, name: str) -> None:
-        trees.unmount(self.mountpoint(name))
-        trees.remove_tree(f"{self.root}/{name}")
-        with self.engine.database.transaction() as cursor:
+    def _finish_removal(self, name: str, driver: Driver) -> None:
+        driver.remove(name)
+        with self._database.transaction() as cursor:
             cursor.execute("DELETE FROM volumes WHERE name=?", (name,))
+
+    def driver(self, name: str) -> str:
+        """The name of its driver."""
+        return _driver_name(self._record(name))
 
     def labels(self, name: str) -> dict[str, str]:
         record = self._record(name)
@@ -373,8 +374,13 @@ class Volumes:
                 result.append(row)
         return result
 
-    def _event(self, action: str, name: str, **more: str) -> None:
-        self.engine.events.publish("volume", action, name, {"driver": DRIVER, **more})
+    def _event(self, action: str, name: str, driver: str, **more: str) -> None:
+        self._events.publish("volume", action, name, {"driver": driver, **more})
+
+
+def _driver_name(record: dict[str, Any] | None) -> str:
+    name = str((record or {}).get("Driver") or "")
+    return name if name in registry.DRIVERS else registry.DEFAULT
 
 
 def check_name(name: str) -> None:
@@ -385,19 +391,6 @@ def check_name(name: str) -> None:
             f'create {name}: "{name}" includes invalid characters for a local volume name, only'
             ' "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path'
         )
-
-
-def check_options(options: dict[str, str]) -> dict[str, str]:
-    for key, value in options.items():
-        if key not in OPTIONS:
-            raise BadRequest(f"create: invalid option: {json.dumps(key)}")
-        if not isinstance(value, str):
-            raise BadRequest(f"create: option {key} is not a string")
-    if options.get("size"):
-        raise BadRequest("create: quota size requested but no quota support")
-    if options and not options.get("device") and not options.get("type"):
-        raise BadRequest("create: missing device in volume options")
-    return {str(key): str(value) for key, value in options.items()}
 
 
 def size(path: str) -> int:
@@ -419,35 +412,3 @@ def size(path: str) -> int:
     finally:
         os.close(top)
     return total
-
-
-def _mount(options: dict[str, str], path: str) -> None:
-    """In a process of its own: what waits for a server in the kernel can be killed, which a thread cannot."""
-    program = str(Path(__file__).with_name("drivers") / "local_mount.py")
-    worker = subprocess.Popen(
-        [sys.executable, "-IS", program, json.dumps({"path": path, "options": options})],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        cwd="/",
-        env={"LC_ALL": "C.UTF-8"},
-    )
-    try:
-        _, said = worker.communicate(timeout=MOUNT_SECONDS)
-        reason = said.decode(errors="replace").strip()
-    except subprocess.TimeoutExpired:
-        worker.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.communicate(timeout=1)
-        reason = f"{options.get('device') or ''} did not answer within {MOUNT_SECONDS:.0f} s"
-    if worker.returncode != 0:
-        reason = reason or f"the mount's process has died ({worker.returncode})"
-        raise EngineError(f"error while mounting volume '{path}': failed to mount local volume: {reason}")
-
-
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

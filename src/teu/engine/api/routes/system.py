@@ -25,6 +25,7 @@ from teu.engine.logs import registry as log_drivers
 from teu.engine.spec import apparmor
 from teu.engine.views import containers as containers_view
 from teu.engine.views import images as images_view
+from teu.engine.volumes.drivers import registry as volume_drivers
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -152,7 +153,7 @@ def info(engine: Engine, request: Request) -> Response:
             "Driver": engine.config["storage-driver"],
             "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
             "Plugins": {
-                "Volume": ["local"],
+                "Volume": list(volume_drivers.DRIVERS),
                 "Network": ["bridge", "host", "null"],
                 "Authorization": None,
                 "Log": list(log_drivers.DRIVERS),

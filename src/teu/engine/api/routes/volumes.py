@@ -10,7 +10,7 @@ from teu.engine.api.router import route
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.core.filters import flag_filter, labels_match
-from teu.engine.volumes.store import ANONYMOUS_LABEL, DRIVER, size
+from teu.engine.volumes.store import ANONYMOUS_LABEL, size
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -27,7 +27,7 @@ def list_volumes(engine: Engine, request: Request) -> Response:
     dangling = flag_filter(filters, "dangling")
     rows = []
     for name in engine.volumes.names():
-        if filters.get("driver") and DRIVER not in filters["driver"]:
+        if filters.get("driver") and engine.volumes.driver(name) not in filters["driver"]:
             continue
         if filters.get("name") and not any(text in name for text in filters["name"]):
             continue
@@ -50,7 +50,7 @@ def create_volume(engine: Engine, request: Request) -> Response:
     body = request.decode(fields.VOLUME, optional=True)
     volume = engine.volumes.ensure(
         body.get("Name") or None,
-        body.get("Driver") or DRIVER,
+        body.get("Driver") or "",
         body.get("DriverOpts") or {},
         body.get("Labels") or {},
     )

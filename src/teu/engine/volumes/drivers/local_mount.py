@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mounts one volume with options; a program of its own, started by the store, which kills it when it takes too long.
+"""Mounts one volume with options; a program of its own, started by local.py, which kills it when it takes too long.
 
 Its argument is {"path": where, "options": {"type", "device", "o"}}. Where something is mounted already, that is it: a
 volume is never stacked. Failures are said on stderr.
