@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from teu.engine.containers.visits import Visits
 from teu.engine.core.errors import Conflict
@@ -19,7 +19,9 @@ from teu.engine.logs.driver import Driver, LogSource
 from teu.engine.streams.hub import Hub
 
 if TYPE_CHECKING:
-    from teu.engine.engine import Engine
+    from teu.engine.core.database import Database
+    from teu.engine.core.events import Events
+    from teu.engine.streams.pump import Pump
 
 
 def fresh_state() -> dict[str, Any]:
@@ -36,6 +38,29 @@ def fresh_state() -> dict[str, Any]:
         "StartedAt": NEVER,
         "FinishedAt": NEVER,
     }
+
+
+class Watch(Protocol):
+    """Is told of records that are saved (boot.py)."""
+
+    def before(self, container: Container) -> None:
+        """Its record is about to be written."""
+
+    def after(self, container: Container) -> None:
+        """It has been written."""
+
+
+class Surroundings(NamedTuple):
+    """What all containers have in common."""
+
+    database: Database
+    events: Events
+    pump: Pump
+    boot: Watch
+    data_root: str
+    """Persistent state."""
+    exec_root: str
+    """State that a reboot ends."""
 
 
 class Container:
@@ -66,8 +91,8 @@ class Container:
         "pid_started",
     )
 
-    def __init__(self, engine: Engine, record: dict[str, Any], damage: str = "", row: int = 0) -> None:
-        self.engine = engine
+    def __init__(self, around: Surroundings, record: dict[str, Any], damage: str = "", row: int = 0) -> None:
+        self._around = around
         self.damage = damage
         self.row = row  # where a damaged record is in engine.db: its id may not be there
         self.id: str = record["id"]
@@ -92,7 +117,7 @@ class Container:
         self.apparmor_profile: str = record.get("apparmor_profile", "")
         # Exit code and moment (nanoseconds) while the exit is being handled: the engine may die before that is done.
         self.ended: tuple[int, int] | None = tuple(record["ended"]) if record.get("ended") else None
-        self.pid_started: int = record.get("pid_started", 0)  # see engine/containers/proc.py
+        self.pid_started: int = record.get("pid_started", 0)  # see proc.py
 
         self.lock = threading.RLock()
         self.changed = threading.Condition()
@@ -114,11 +139,11 @@ class Container:
 
     @property
     def directory(self) -> str:
-        return f"{self.engine.data_root}/containers/{self.id}"
+        return f"{self._around.data_root}/containers/{self.id}"
 
     @property
     def runtime_directory(self) -> str:
-        return f"{self.engine.exec_root}/{self.id}"
+        return f"{self._around.exec_root}/{self.id}"
 
     @property
     def running(self) -> bool:
@@ -150,7 +175,7 @@ class Container:
         if self._hub is None:
             with self.changed:
                 if self._hub is None:
-                    self._hub = Hub(self.engine.pump, self.tty, self.open_log)
+                    self._hub = Hub(self._around.pump, self.tty, self.open_log)
         return self._hub
 
     def open_log(self) -> Driver | None:
@@ -194,10 +219,10 @@ class Container:
         if self.damage:
             return
         data = json.dumps(self.record(), allow_nan=False, separators=(",", ":"))
-        self.engine.boot.before(self)
-        with self.engine.database.transaction(durable) as cursor:
+        self._around.boot.before(self)
+        with self._around.database.transaction(durable) as cursor:
             cursor.execute("UPDATE containers SET name=?, data=? WHERE id=?", (self.name, data, self.id))
-        self.engine.boot.after(self)
+        self._around.boot.after(self)
 
     def die(self, reason: str) -> None:
         """It cannot be looked after any more, for this reason: it can be inspected and removed. Not saved."""
@@ -239,7 +264,7 @@ class Container:
         for key, value in self.labels.items():
             attributes.setdefault(key, value)
         attributes.update(more)
-        self.engine.events.publish("container", action, self.id, attributes)
+        self._around.events.publish("container", action, self.id, attributes)
 
     def must_run(self) -> None:
         """Raise Conflict unless it runs and is not paused or restarting."""

@@ -12,16 +12,12 @@ import logging
 import re
 import secrets
 import threading
-from typing import TYPE_CHECKING
+from typing import Any
 
 from teu.engine.containers import names, records
-from teu.engine.containers.model import Container
+from teu.engine.containers.boot import Boot
+from teu.engine.containers.model import Container, Surroundings
 from teu.engine.core.errors import BadRequest, Conflict, NotFound
-from teu.engine.lifecycle import health
-
-if TYPE_CHECKING:
-    from teu.engine.engine import Engine
-    from teu.engine.lifecycle.monitor import Monitor
 
 log = logging.getLogger("teu.engine")
 
@@ -29,17 +25,20 @@ NAME = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 
 
 class Containers:
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, around: Surroundings, boot: Boot, untidy: threading.Event) -> None:
+        """`untidy`: wakes the sweep, which spares what may be a damaged container's own while that is there."""
+        self._around = around
+        self._database = around.database
+        self._boot = boot
+        self._untidy = untidy
         self._lock = threading.RLock()
         self._by_id: dict[str, Container] = {}
         self._by_name: dict[str, str] = {}
         self._lost: set[str] = set()
-        self.monitor: Monitor | None = None
 
     def load(self) -> None:
         """Read all records. One that is damaged is a dead container; it stops nothing."""
-        rows = self.engine.database.query(
+        rows = self._database.query(
             "SELECT rowid, CAST(id AS BLOB) AS id, CAST(name AS BLOB) AS name, CAST(data AS BLOB) AS data"
             " FROM containers"
         )
@@ -53,11 +52,11 @@ class Containers:
             damage = ""
             if faults:
                 shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-                damage = f"its record in {self.engine.database.path} is damaged: {shown}"
+                damage = f"its record in {self._database.path} is damaged: {shown}"
                 record["state"]["Pid"] = 0  # until recovery knows better
             elif record["state"]["Dead"]:
                 record["state"].update(Dead=False, Status="exited")  # recovery tries it again
-            container = Container(self.engine, record, damage, row["rowid"] if faults else 0)
+            container = Container(self._around, record, damage, row["rowid"] if faults else 0)
             if damage:
                 log.error(
                     "container %s (%s) is dead: %s", container.id[:12], container.name, damage, extra=container.fields
@@ -66,25 +65,16 @@ class Containers:
                 self._lost.add(container.id)
             self._by_id[container.id] = container
             self._by_name[container.name] = container.id
-        self.engine.boot.load(self.all())
+        self._boot.load(self.all())
 
-    def start(self) -> None:
-        from teu.engine.lifecycle import recovery
-
-        recovery.recover(self.engine)
+    def make(self, record: dict[str, Any]) -> Container:
+        """A container of this record, which is not here before `add`."""
+        return Container(self._around, record)
 
     @property
     def lost(self) -> bool:
         """Whether there is a record that has lost its id: what nobody's id stands for may be its own."""
         return bool(self._lost)
-
-    def stop(self) -> None:
-        if self.monitor is not None:
-            self.monitor.stop()
-        for container in self.all():
-            if container.restart_timer is not None:
-                container.restart_timer.cancel()
-            health.stop(container)
 
     def all(self) -> list[Container]:
         with self._lock:
@@ -120,7 +110,7 @@ class Containers:
             self._by_name[container.name] = container.id  # reserved before the slow write
         try:
             data = json.dumps(container.record(), allow_nan=False, separators=(",", ":"))
-            with self.engine.database.transaction() as cursor:
+            with self._database.transaction() as cursor:
                 cursor.execute("INSERT INTO containers VALUES (?, ?, ?)", (container.id, container.name, data))
         except BaseException:
             with self._lock:
@@ -130,7 +120,7 @@ class Containers:
             self._by_id[container.id] = container
 
     def remove(self, container: Container, durable: bool = True) -> None:
-        with self.engine.database.transaction(durable) as cursor:
+        with self._database.transaction(durable) as cursor:
             if container.damage:
                 cursor.execute("DELETE FROM containers WHERE rowid=?", (container.row,))
             else:
@@ -139,10 +129,10 @@ class Containers:
             self._by_id.pop(container.id, None)
             if container.id in self._lost:
                 self._lost.discard(container.id)
-                self.engine.containerd.untidy.set()  # what was kept because it might be its own is looked at again
+                self._untidy.set()  # what was kept because it might be its own is looked at again
             if self._by_name.get(container.name) == container.id:
                 del self._by_name[container.name]
-        self.engine.boot.forget(container)
+        self._boot.forget(container)
 
     def rename(self, container: Container, name: str) -> None:
         """Under the container's lock."""

@@ -69,8 +69,7 @@ def create(
     host["Runtime"] = host["Runtime"] or engine.config["default-runtime"]
     if host["PublishAllPorts"] is None:
         host["PublishAllPorts"] = False
-    container = Container(
-        engine,
+    container = engine.containers.make(
         {
             "id": identity,
             "name": name or engine.containers.random_name(),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One subscription to containerd's events: exits and out-of-memory of all containers and execs.
 
-Started by the store of containers. When the stream breaks (containerd restarts), it subscribes again and
+Started by recovery. When the stream breaks (containerd restarts), it subscribes again and
 asks for the state of everything that should run, so that no exit is missed.
 """
 

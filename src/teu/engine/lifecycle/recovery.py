@@ -13,7 +13,7 @@ not running         task created         half-made: removed
 (no record)         anything             removed: container, task, snapshot, folders
 damaged             anything             left alone: it is dead, and its removal takes all of it
 
-Then, once the host is ready for them (teu.engine.containers.boot), those start that a restart policy has running.
+Then, once the host is ready for them (restore.py), those start that a restart policy has running.
 
 Each step is taken for each container on its own: where one fails, that is logged, the container is dead with the
 reason in its State.Error, and everything else goes on. What fails because containerd is away is tried again by the
@@ -38,12 +38,13 @@ from teu.engine.core.errors import Conflict
 from teu.engine.core.times import timestamp
 from teu.engine.lifecycle import execs, health, run
 from teu.engine.lifecycle.create import OWNER_LABEL
-from teu.engine.lifecycle.monitor import Monitor
 from teu.engine.spec import mounts
 from teu.linux import trees
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
+    from teu.engine.lifecycle.monitor import Monitor
+    from teu.engine.lifecycle.restore import Restore
 
 log = logging.getLogger("teu.engine")
 
@@ -54,15 +55,14 @@ SETTLE_SECONDS = 5.0
 FIRST_SECONDS = 5.0
 
 
-def recover(engine: Engine) -> None:
+def recover(engine: Engine, monitor: Monitor, restore: Restore) -> None:
     """Before the first request: what runs is known to run, and what has ended to have ended. The rest follows in the
     background, as would the endings of very many."""
-    engine.containers.monitor = Monitor(engine)
     if not engine.containers.all() and not os.path.isdir(f"{engine.data_root}/containers"):
         # A first start: no need to wake containerd for it.
         Path(f"{engine.data_root}/containers").mkdir(mode=0o710)
         engine.networks.recover([])
-        threading.Thread(target=_first, args=(engine,), name="first", daemon=True).start()
+        threading.Thread(target=_first, args=(engine, monitor), name="first", daemon=True).start()
         return
     engine.containerd.ensure_namespace(FIRST_SECONDS)
     known = tasks.list_tasks(engine.containerd)
@@ -98,9 +98,9 @@ def recover(engine: Engine) -> None:
             container.state["Pid"] = task.pid
             dead.append(container)
     engine.networks.recover(running + dead + [container for container, _ in ended])
-    engine.containers.monitor.start()
+    monitor.start()
     settled = threading.Event()
-    arguments = (engine, running, ended, fresh, lost, settled)
+    arguments = (engine, restore, running, ended, fresh, lost, settled)
     threading.Thread(target=_rest, args=arguments, name="recovery", daemon=True).start()
     settled.wait(SETTLE_SECONDS)
 
@@ -123,11 +123,10 @@ def _boundary(engine: Engine, container: Container) -> Iterator[None]:
         container.notify()
 
 
-def _first(engine: Engine) -> None:
+def _first(engine: Engine, monitor: Monitor) -> None:
     try:
         engine.containerd.ensure_namespace()
-        assert engine.containers.monitor is not None
-        engine.containers.monitor.start()
+        monitor.start()
         sweep(engine)
     except Exception as error:
         log.error("containerd cannot be reached: %s", error)
@@ -153,6 +152,7 @@ def _adopt(container: Container, task: tasks.Task) -> None:
 
 def _rest(
     engine: Engine,
+    restore: Restore,
     running: list[Container],
     ended: list[tuple[Container, tasks.Exit]],
     fresh: list[Container],
@@ -180,7 +180,7 @@ def _rest(
                 container.manually_stopped = False
                 container.restart_count = 0
                 chosen.append(container)
-        engine.boot.start(chosen, lambda container: _start(engine, container))
+        restore.start(chosen, lambda container: _start(engine, container))
         engine.volumes.settle()
         sweep(engine)
     except Exception:

@@ -228,7 +228,7 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, re
                 threading.Thread(target=execution.container_exited, daemon=True).start()
         _quietly(_release, engine, container)
         started = container.state["StartedAt"]
-        # What ends with the host runs again with it: see teu.engine.boot. systemd is asked before anything is changed:
+        # What ends with the host runs again with it (containers/boot.py). systemd is asked before anything is changed:
         # who looks meanwhile is to see a container that runs or one that restarts, and not one that has exited.
         restart = restart and container.host_config["RestartPolicy"]["Name"] not in ("", "no")
         restart = restart and not engine.stopping.is_set() and not host.is_going_down()

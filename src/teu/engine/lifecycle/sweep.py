@@ -2,8 +2,9 @@
 """What was left half made in containerd: leases, unpacking snapshots, broken ingests.
 
 By an earlier daemon that was killed, or by this one when containerd died under an operation and took the
-operation's own clean-up with it. Called by images, in the background: at the start, soon after it once more (containerd
-may still have been busy with the old daemon's last request), and whenever something broke (`Client.untidy`).
+operation's own clean-up with it. Started by the daemon, in the background: at the start, soon after it once more
+(containerd may still have been busy with the old daemon's last request), and whenever something broke
+(`Client.untidy`).
 
 Everything here is named so that it cannot be another client's: leases `teud-…`, ingests `teu-…` and `layer-sha256:…`,
 snapshots `extract-… CHAIN`, `init-… CHAIN` and `commit-…`. One engine works in a namespace of containerd, so what is

@@ -104,9 +104,6 @@ class Networks:
                 self._forget(known)
                 self._store(Network(self._record(name, driver, {"Id": known.id, "IPAM": known.record["IPAM"]})))
 
-    def stop(self) -> None:
-        """The containers keep their network; ports stay redirected, and their reservation ends with the daemon."""
-
     def _record(self, name: str, driver: str, more: dict[str, Any]) -> dict[str, Any]:
         return {
             "Name": name,
