@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from teu.engine.containers import hostconfig
 from teu.engine.core.errors import BadRequest
 from teu.engine.networks import requests
 
@@ -76,6 +77,6 @@ def test_what_does_not_fit(given: Any, path: str) -> None:
 def test_links(text: str, meant: tuple[str, str] | None) -> None:
     if meant is None:
         with pytest.raises(BadRequest, match="bad format for links"):
-            requests.link(text)
+            hostconfig.link(text)
     else:
-        assert requests.link(text) == meant
+        assert hostconfig.link(text) == meant

@@ -11,13 +11,13 @@ import os
 import posixpath
 import re
 import signal
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict
 from teu.engine.logs import registry
-from teu.engine.networks import requests
 
 BLOCK_LIMITS = (
     "BlkioWeightDevice",
@@ -136,7 +136,7 @@ def clean_host_config(
     for path in (host["MaskedPaths"] or []) + (host["ReadonlyPaths"] or []):
         if not path.startswith("/"):
             raise BadRequest(f"HostConfig: {path!r} is to be masked, but is not an absolute path")
-    requests.check_host_config(host)
+    check_networking(host)
     if host["DeviceRequests"]:
         wanted = host["DeviceRequests"][0]
         raise BadRequest(
@@ -336,3 +336,67 @@ def runtime_name(name: str, default: str, configured: dict[str, Any]) -> str:
     if re.fullmatch(r"io\.containerd\.[\w.-]+\.v\d", name):
         return name
     raise BadRequest(f"unknown or invalid runtime name: {name}")
+
+
+# -- networks --------------------------------------------------------------------------------------------
+
+
+def link(text: str) -> tuple[str, str]:
+    """NAME[:ALIAS] as (container, name by which it is to be known)."""
+    name, colon, alias = text.partition(":")
+    if not name or colon and not alias or ":" in alias:
+        raise BadRequest(f"bad format for links: {text!r}: a link is CONTAINER or CONTAINER:ALIAS")
+    return name.lstrip("/"), alias or name.lstrip("/").rpartition("/")[2]
+
+
+def check_extra_host(entry: str) -> None:
+    """One of HostConfig.ExtraHosts: NAME:ADDRESS."""
+    name, colon, address = entry.partition(":")
+    if not colon or not name or not entry.isprintable():
+        raise BadRequest(f"bad format for add-host: {entry!r}: it is not NAME:ADDRESS")
+    if address != "host-gateway":
+        try:
+            ip_address(address)
+        except ValueError:
+            raise BadRequest(f"invalid IP address in add-host: {address!r}") from None
+
+
+def check_networking(host: dict[str, Any]) -> None:
+    """The parts of a cleaned HostConfig that are about networks."""
+    for entry in host["ExtraHosts"] or ():
+        check_extra_host(entry)
+    for server in host["Dns"] or ():
+        try:
+            ip_address(server.partition("%")[0])
+        except ValueError:
+            raise BadRequest(f"bad nameserver address {server!r} in Dns: it is no IP address") from None
+    for key in ("DnsSearch", "DnsOptions"):
+        for text in host[key] or ():
+            if not text.isprintable():
+                raise BadRequest(f"HostConfig.{key}: {text!r} has control characters")
+    for text in host["Links"] or ():
+        link(text)
+    mode = host["NetworkMode"]
+    if host["Links"] and (mode.startswith("container:") or mode in ("host", "none", "bridge", "default", "")):
+        raise BadRequest(
+            "links are not supported on this network: use a network of your own, whose members know each other by name"
+        )
+
+
+def check_joined(config: dict[str, Any], host: dict[str, Any]) -> None:
+    """What cannot be chosen with another container's network (`config` as the client gave it, without the image)."""
+    mode = host["NetworkMode"]
+    if not mode.startswith("container:"):
+        return
+    if not mode.partition(":")[2]:
+        raise BadRequest("invalid network mode: invalid container format container:<name|id>")
+    for given, what in (
+        (config["Hostname"], "hostname and the network mode"),
+        (host["Dns"], "dns and the network mode"),
+        (host["ExtraHosts"], "custom host-to-IP mapping and the network mode"),
+        (config["MacAddress"], "mac-address and the network mode"),
+        (host["PortBindings"] or host["PublishAllPorts"], "port publishing and the container type network mode"),
+        (config["ExposedPorts"], "port exposing and the container type network mode"),
+    ):
+        if given:
+            raise BadRequest(f"conflicting options: {what}")

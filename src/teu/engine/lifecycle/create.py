@@ -21,7 +21,6 @@ from teu.engine.containers.model import Container
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.core.times import timestamp
 from teu.engine.files import rootfs
-from teu.engine.networks import requests
 from teu.engine.spec import build, mounts
 from teu.linux import inside, trees
 from teu.oci import image_spec
@@ -55,7 +54,7 @@ def create(
     if not config["Image"]:
         raise BadRequest("config cannot be empty: Image is needed in order to create a container")
     hostconfig.runtime_name(host["Runtime"], engine.config["default-runtime"], engine.config.get("runtimes") or {})
-    requests.check_joined(config, host)
+    hostconfig.check_joined(config, host)
     image = engine.images.resolve(config["Image"], platform)
     merge(config, image.config.get("config") or {})
     path, arguments = command(config)

@@ -31,7 +31,7 @@ from ipaddress import IPv4Address, IPv4Network, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine.containers import records
+from teu.engine.containers import hostconfig, records
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
 from teu.engine.core.times import timestamp
 from teu.engine.networks import files, firewall, ipam, requests
@@ -790,7 +790,7 @@ class Networks:
             settings = self.engine.containers.get(container_id).network_settings.get("Networks") or {}
         except EngineError:
             return {}
-        return {name: [requests.link(text) for text in one.get("Links") or ()] for name, one in settings.items()}
+        return {name: [hostconfig.link(text) for text in one.get("Links") or ()] for name, one in settings.items()}
 
     def _name(self, container_id: str, address: IPv4Address) -> str | None:
         for endpoint, names in self._neighbours(container_id):

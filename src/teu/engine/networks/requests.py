@@ -13,6 +13,7 @@ import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from typing import Any, NamedTuple
 
+from teu.engine.containers.hostconfig import link
 from teu.engine.core.errors import BadRequest, EngineError, Forbidden, NotFound
 
 TEXT, FLAG, NUMBER = "a string", "true or false", "a whole number"
@@ -291,14 +292,6 @@ def mac_address(text: str) -> str:
     raise BadRequest(f"invalid MAC address {text}: it is not of the form 02:42:ac:11:00:02")
 
 
-def link(text: str) -> tuple[str, str]:
-    """NAME[:ALIAS] as (container, name by which it is to be known)."""
-    name, colon, alias = text.partition(":")
-    if not name or colon and not alias or ":" in alias:
-        raise BadRequest(f"bad format for links: {text!r}: a link is CONTAINER or CONTAINER:ALIAS")
-    return name.lstrip("/"), alias or name.lstrip("/").rpartition("/")[2]
-
-
 def endpoint_sysctls(options: dict[str, str]) -> list[tuple[str, str]]:
     """(path below /proc/sys with IFNAME in it, value) of an endpoint's driver options."""
     result = []
@@ -372,59 +365,3 @@ def check_endpoint(settings: dict[str, Any], name: str, user_defined: bool, subn
             f"invalid config for network {name}: links are only supported for user-defined networks; make a network of"
             " your own, whose members know each other by name"
         )
-
-
-# -- HostConfig ------------------------------------------------------------------------------------------
-
-
-def check_extra_host(entry: str) -> None:
-    """One of HostConfig.ExtraHosts: NAME:ADDRESS."""
-    name, colon, address = entry.partition(":")
-    if not colon or not name or not entry.isprintable():
-        raise BadRequest(f"bad format for add-host: {entry!r}: it is not NAME:ADDRESS")
-    if address != "host-gateway":
-        try:
-            ip_address(address)
-        except ValueError:
-            raise BadRequest(f"invalid IP address in add-host: {address!r}") from None
-
-
-def check_host_config(host: dict[str, Any]) -> None:
-    """The parts of a cleaned HostConfig that are about networks."""
-    for entry in host["ExtraHosts"] or ():
-        check_extra_host(entry)
-    for server in host["Dns"] or ():
-        try:
-            ip_address(server.partition("%")[0])
-        except ValueError:
-            raise BadRequest(f"bad nameserver address {server!r} in Dns: it is no IP address") from None
-    for key in ("DnsSearch", "DnsOptions"):
-        for text in host[key] or ():
-            if not text.isprintable():
-                raise BadRequest(f"HostConfig.{key}: {text!r} has control characters")
-    for text in host["Links"] or ():
-        link(text)
-    mode = host["NetworkMode"]
-    if host["Links"] and (mode.startswith("container:") or mode in ("host", "none", "bridge", "default", "")):
-        raise BadRequest(
-            "links are not supported on this network: use a network of your own, whose members know each other by name"
-        )
-
-
-def check_joined(config: dict[str, Any], host: dict[str, Any]) -> None:
-    """What cannot be chosen with another container's network (`config` as the client gave it, without the image)."""
-    mode = host["NetworkMode"]
-    if not mode.startswith("container:"):
-        return
-    if not mode.partition(":")[2]:
-        raise BadRequest("invalid network mode: invalid container format container:<name|id>")
-    for given, what in (
-        (config["Hostname"], "hostname and the network mode"),
-        (host["Dns"], "dns and the network mode"),
-        (host["ExtraHosts"], "custom host-to-IP mapping and the network mode"),
-        (config["MacAddress"], "mac-address and the network mode"),
-        (host["PortBindings"] or host["PublishAllPorts"], "port publishing and the container type network mode"),
-        (config["ExposedPorts"], "port exposing and the container type network mode"),
-    ):
-        if given:
-            raise BadRequest(f"conflicting options: {what}")
