@@ -15,7 +15,9 @@ from teu.engine.containers.store import Containers
 from teu.engine.core.database import Database
 from teu.engine.core.events import Events
 from teu.engine.images.store import Images
+from teu.engine.networks.endpoints import Endpoints
 from teu.engine.networks.manager import Networks
+from teu.engine.networks.store import Store
 from teu.engine.streams.pump import Pump
 from teu.engine.volumes.store import Volumes
 
@@ -43,7 +45,9 @@ class Engine:
         around = Surroundings(self.database, self.events, self.pump, self.boot, self.data_root, self.exec_root)
         self.containers = Containers(around, self.boot, self.containerd.untidy)
         self.images = Images(self.containerd, self.events, config)
-        self.networks = Networks(self)
+        store = Store(self.database)
+        self.endpoints = Endpoints(store, self.containers, self.events, self.exec_root, self.stopping)
+        self.networks = Networks(store, self.endpoints, self.containers, self.events)
         self.volumes = Volumes(f"{self.data_root}/volumes", self.containers, self.database, self.events)
 
     @property

@@ -19,8 +19,10 @@ import pytest
 
 from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
-from teu.engine.networks import manager as networks_module
+from teu.engine.networks.drivers import bridge
+from teu.engine.networks.endpoints import Endpoints
 from teu.engine.networks.manager import Networks
+from teu.engine.networks.store import Store
 from teu.linux import netlink, netns, nftables
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
@@ -54,7 +56,14 @@ class Engine:
             using_network=lambda name: [c for c in self.known if name in c.network_settings["Networks"]],
             get=self.get,
         )
-        self.networks = Networks(self)  # type: ignore[arg-type]
+        self.begin()
+
+    def begin(self) -> None:
+        """The networks, as a new daemon has them."""
+        parts: Any = self
+        store = Store(self.database)
+        self.endpoints = Endpoints(store, parts.containers, parts.events, self.exec_root, self.stopping)
+        self.networks = Networks(store, self.endpoints, parts.containers, parts.events)
         self.networks.start()
 
     def get(self, reference: str) -> Any:
@@ -69,8 +78,8 @@ def engine(own_namespace: None, tmp_path: Path) -> Iterator[Engine]:
     engine = Engine(tmp_path)
     yield engine
     for container in engine.known:
-        engine.networks.detach(container)
-    engine.networks.ports.close()
+        engine.endpoints.detach(container)
+    engine.endpoints.ports.close()
 
 
 def container(engine: Engine, tmp_path: Path, number: int, mode: str = "default", **more: Any) -> Any:
@@ -93,19 +102,19 @@ def container(engine: Engine, tmp_path: Path, number: int, mode: str = "default"
         save=lambda: None,
         fields={},
     )
-    engine.networks.check(result, {"EndpointsConfig": endpoints})
+    engine.endpoints.check(result, {"EndpointsConfig": endpoints})
     engine.known.append(result)
     return result
 
 
 def start(engine: Engine, one: Any) -> Any:
-    attachment = engine.networks.attach(one)
+    attachment = engine.endpoints.attach(one)
     one.running = True
     return attachment
 
 
 def inside(engine: Engine, one: Any, command: str) -> str:
-    descriptor = engine.networks._active[one.id].namespace
+    descriptor = engine.endpoints._active[one.id].namespace
     run = netns.run_in(
         descriptor, lambda: subprocess.run(command, shell=True, capture_output=True, text=True, timeout=20)
     )
@@ -113,7 +122,7 @@ def inside(engine: Engine, one: Any, command: str) -> str:
 
 
 def serve(engine: Engine, one: Any, port: int) -> socket.socket:
-    descriptor = engine.networks._active[one.id].namespace
+    descriptor = engine.endpoints._active[one.id].namespace
     return netns.run_in(descriptor, lambda: socket.create_server(("0.0.0.0", port)))
 
 
@@ -134,7 +143,7 @@ def ruleset() -> str:
 
 def teu_links() -> list[str]:
     with netlink.Socket() as kernel:
-        return [link.name for link in kernel.links() if networks_module.VETH.match(link.name)]
+        return [link.name for link in kernel.links() if bridge.VETH.match(link.name)]
 
 
 def wait_for_links(count: int) -> None:
@@ -155,9 +164,9 @@ def test_bridge_gives_addresses_and_leaves_nothing(engine: Engine, tmp_path: Pat
     assert "1 packets received" in inside(engine, first, f"busybox ping -c1 -W2 {subnet[3]}")
     assert f"default via {subnet[1]}" in inside(engine, first, "ip route")
     assert len(teu_links()) == 2
-    engine.networks.detach(first)
+    engine.endpoints.detach(first)
     assert "table inet teu" in ruleset()
-    engine.networks.detach(second)
+    engine.endpoints.detach(second)
     assert ruleset() == ""
     assert first.network_settings["IPAddress"] == ""
     wait_for_links(0)
@@ -190,12 +199,12 @@ def test_published_port_is_reached_from_loopback_host_address_and_outside(engine
         assert reach("127.0.0.1", 8080)
         assert reach(gateway, 8080)
         assert netns.run_in(outside, lambda: reach("203.0.113.1", 8080))
-        assert netns.run_in(engine.networks._active[two.id].namespace, lambda: reach(gateway, 8080))
+        assert netns.run_in(engine.endpoints._active[two.id].namespace, lambda: reach(gateway, 8080))
         # What is not published is not reached, though the address is routed.
         address = one.network_settings["IPAddress"]
         assert not netns.run_in(outside, lambda: reach(address, 80, 0.3))
     os.close(outside)
-    engine.networks.detach(one)
+    engine.endpoints.detach(one)
     assert not reach("127.0.0.1", 8080)
 
 
@@ -211,7 +220,7 @@ def test_container_does_not_reach_the_loopback_of_the_host(engine: Engine, tmp_p
             "ip addr del 127.0.0.1/8 dev lo; sysctl -w net.ipv4.conf.all.route_localnet=1 "
             f"net.ipv4.conf.eth0.route_localnet=1; ip route add 127.0.0.1/32 via {gateway}",
         )
-        descriptor = engine.networks._active[one.id].namespace
+        descriptor = engine.endpoints._active[one.id].namespace
         assert not netns.run_in(descriptor, lambda: reach("127.0.0.1", 7777, 0.3))
         with pytest.raises(TimeoutError):
             server.accept()
@@ -223,13 +232,13 @@ def test_port_in_use(engine: Engine, tmp_path: Path) -> None:
     second = container(engine, tmp_path, 2, PortBindings=ports)
     start(engine, first)
     with pytest.raises(EngineError, match=r"Bind for 0.0.0.0:8081 failed: port is already allocated"):
-        engine.networks.attach(second)
-    assert second.id not in engine.networks._active
+        engine.endpoints.attach(second)
+    assert second.id not in engine.endpoints._active
     wait_for_links(1)
-    engine.networks.detach(first)
+    engine.endpoints.detach(first)
     with socket.create_server(("0.0.0.0", 8081)):
         with pytest.raises(EngineError, match="address already in use"):
-            engine.networks.attach(second)
+            engine.endpoints.attach(second)
     assert ruleset() == ""
     start(engine, second)
 
@@ -259,16 +268,16 @@ def test_recovery_keeps_the_living_and_sweeps_the_dead(engine: Engine, tmp_path:
     died = container(engine, tmp_path, 2, PortBindings={"80/tcp": [{"HostPort": "8083"}]})
     start(engine, lives)
     start(engine, died)
-    held = engine.networks._active[lives.id].namespace
+    held = engine.endpoints._active[lives.id].namespace
     sleeper = netns.run_in(held, lambda: subprocess.Popen(["sleep", "60"]))
     try:
         with serve(engine, lives, 80):
             lives.pid, died.running = sleeper.pid, False
-            engine.networks.ports.close()
-            engine.networks._table = False  # the old daemon is dead, and does not mend its table
-            again = Networks(engine)  # type: ignore[arg-type]
-            engine.networks = again
-            again.start()
+            engine.endpoints.ports.close()
+            # The old daemon is dead, and does not mend its table.
+            engine.endpoints.drivers["bridge"]._table = False  # type: ignore[attr-defined]
+            engine.begin()
+            again = engine.endpoints
             again.recover([lives])
             assert reach("127.0.0.1", 8082)
             assert not reach("127.0.0.1", 8083)
@@ -296,15 +305,15 @@ def test_user_defined_networks_are_apart(engine: Engine, tmp_path: Path) -> None
     ping = "busybox ping -c1 -W1 10.77.0.9"
     assert "1 packets received" not in inside(engine, one, ping)
     back = engine.networks.get("back")
-    engine.networks.connect(back, one, {})
+    engine.endpoints.connect(back, one, {})
     # Of several, for the first may go out before both ends are up.
     assert ", 0 packets received" not in inside(engine, one, ping.replace("-c1", "-c4"))
     assert back.id[:11] in "".join(link.name for link in netlink.Socket().links())
     with pytest.raises(Forbidden, match="has active endpoints"):
         engine.networks.remove(back)
-    engine.networks.disconnect(back, one)
+    engine.endpoints.disconnect(back, one)
     assert "1 packets received" not in inside(engine, one, ping)
-    engine.networks.detach(two)
+    engine.endpoints.detach(two)
     engine.networks.remove(back)
     with pytest.raises(NotFound, match="network back not found"):
         engine.networks.get("back")
@@ -333,14 +342,14 @@ def test_bad_input(engine: Engine, tmp_path: Path) -> None:
 
 def test_modes_without_a_bridge(engine: Engine, tmp_path: Path) -> None:
     host, none = container(engine, tmp_path, 1, "host"), container(engine, tmp_path, 2, "none")
-    assert engine.networks.attach(host).namespace is None
-    attachment = engine.networks.attach(none)
+    assert engine.endpoints.attach(host).namespace is None
+    attachment = engine.endpoints.attach(none)
     assert inside(engine, none, "ip -o link").count("\n") == 1
     assert "localhost" in Path(attachment.files["/etc/hosts"]).read_text()
     other = container(engine, tmp_path, 3, f"container:{none.name}")
     assert other.host_config["NetworkMode"] == f"container:{none.id}"
     with pytest.raises(Conflict, match="cannot join network of a non running container"):
-        engine.networks.attach(other)
+        engine.endpoints.attach(other)
 
 
 def test_attaching_is_quick(engine: Engine, tmp_path: Path) -> None:
@@ -358,12 +367,12 @@ def test_a_late_deletion_spares_the_next_pair(engine: Engine, tmp_path: Path) ->
     """The pair of a container that is started anew has the name of the one before."""
     one = container(engine, tmp_path, 1)
     start(engine, one)
-    before = engine.networks._active[one.id].endpoints[0]
-    engine.networks.detach(one)
+    before = engine.endpoints._active[one.id].endpoints[0]
+    engine.endpoints.detach(one)
     wait_for_links(0)
     start(engine, one)
-    assert engine.networks._active[one.id].endpoints[0].veth == before.veth
-    engine.networks._drop_veth(before)
+    assert engine.endpoints._active[one.id].endpoints[0].veth == before.veth
+    engine.endpoints.drivers["bridge"]._drop_veth(before)  # type: ignore[attr-defined]
     assert teu_links() == [before.veth]
 
 
@@ -375,8 +384,8 @@ def test_the_namespace_of_another_process_is_not_taken(engine: Engine, tmp_path:
         for each in (one, two):
             start(engine, each)
             each.pid = stranger.pid
-        again = Networks(engine)  # type: ignore[arg-type]
-        again.start()
+        engine.begin()
+        again = engine.endpoints
         again.recover([one, two])
         assert [again._active[each.id].namespace for each in (one, two)] == [-1, -1]
     finally:

@@ -90,8 +90,8 @@ def create(
         warnings += _of_another_platform(image)
     with engine.containerd.making(identity), engine.volumes.promised(identity), contextlib.ExitStack() as undo:
         undo.enter_context(_nothing_but_the_image_is_missing())
-        undo.callback(engine.networks.forget, container)
-        engine.networks.check(container, networking, version, warnings)
+        undo.callback(engine.endpoints.detach, container)
+        engine.endpoints.check(container, networking, version, warnings)
         undo.callback(engine.volumes.release, identity, True)
         container.mounts = mounts.collect(engine, container, deep=version >= (1, 44))
         # What could not be read back would make a dead container at the next start.

@@ -61,7 +61,7 @@ def recover(engine: Engine, monitor: Monitor, restore: Restore) -> None:
     if not engine.containers.all() and not os.path.isdir(f"{engine.data_root}/containers"):
         # A first start: no need to wake containerd for it.
         Path(f"{engine.data_root}/containers").mkdir(mode=0o710)
-        engine.networks.recover([])
+        engine.endpoints.recover([])
         threading.Thread(target=_first, args=(engine, monitor), name="first", daemon=True).start()
         return
     engine.containerd.ensure_namespace(FIRST_SECONDS)
@@ -97,7 +97,7 @@ def recover(engine: Engine, monitor: Monitor, restore: Restore) -> None:
         if task is not None and going and container.state["Dead"]:
             container.state["Pid"] = task.pid
             dead.append(container)
-    engine.networks.recover(running + dead + [container for container, _ in ended])
+    engine.endpoints.recover(running + dead + [container for container, _ in ended])
     monitor.start()
     settled = threading.Event()
     arguments = (engine, restore, running, ended, fresh, lost, settled)

@@ -106,7 +106,7 @@ def _run(engine: Engine, container: Container) -> int:
     with contextlib.ExitStack() as sources, contextlib.ExitStack() as undo:
         Path(container.runtime_directory).mkdir(parents=True, exist_ok=True, mode=0o700)
         undo.callback(_release, engine, container)
-        attachment = engine.networks.attach(container)
+        attachment = engine.endpoints.attach(container)
         specification = build.build(engine, container, attachment, sources)
         options = SYSTEMD_CGROUP if build.systemd_cgroup(engine, container) else b""
         layers = rootfs.snapshot_mounts(engine, container)
@@ -143,7 +143,7 @@ def _quietly(function: object, *arguments: object) -> None:
 
 def _release(engine: Engine, container: Container) -> None:
     """Give back what only a running container needs. Idempotent; never fails."""
-    _quietly(engine.networks.detach, container)
+    _quietly(engine.endpoints.detach, container)
     _quietly(mounts.drop_parts, container.runtime_directory)
     for point in container.mounts:
         if point["Type"] == "volume":
@@ -505,7 +505,7 @@ def remove(engine: Engine, container: Container, force: bool = False, volumes: b
                         _must_not_run(container)
                     continue
                 cancel_restart(container)
-                _quietly(engine.networks.forget, container)
+                _quietly(engine.endpoints.detach, container)
                 _quietly(engine.volumes.release, container.id, volumes or container.auto_remove)
                 engine.containers.remove(container)
                 container.removed = True

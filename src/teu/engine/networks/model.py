@@ -16,7 +16,7 @@ A container's NetworkSettings are saved as the API shows them, but for what `sho
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teu.engine.core.errors import BadRequest, Conflict
 from teu.engine.networks import firewall, ipam
@@ -29,6 +29,9 @@ from teu.engine.networks.requests import (
     OPTION_TALK,
     is_true,
 )
+
+if TYPE_CHECKING:
+    from teu.engine.containers.model import Container
 
 DEFAULT_BRIDGE = "teu0"
 PREDEFINED = {"bridge": "bridge", "host": "host", "none": "null"}
@@ -44,10 +47,11 @@ class Attachment(NamedTuple):
 
 class Endpoint(NamedTuple):
     """A running container on a network. `number`: of our end of the pair, which may have changed its name since;
-    `interface`: the name of the other one."""
+    `interface`: the name of the other one; `driver`: the network's."""
 
     network: str
     name: str
+    driver: str
     address: IPv4Address
     veth: str
     number: int
@@ -156,6 +160,14 @@ class Network:
             is_true(self.options.get(OPTION_MASQUERADE, "true")),
             self.talk,
         )
+
+
+def network_mode(container: Container) -> str:
+    """The name or id of the network that a container is on, or none, host, or container:ID."""
+    if container.config.get("NetworkDisabled"):
+        return "none"
+    mode = str(container.host_config.get("NetworkMode") or "default")
+    return "bridge" if mode == "default" else mode
 
 
 def automatic_mac(address: IPv4Address) -> str:

@@ -10,6 +10,7 @@ Linux host (`Attachable`, `CheckDuplicate`, what only answers say). tests/system
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from typing import Any, NamedTuple
 
@@ -159,8 +160,8 @@ def check_name(name: str) -> None:
         raise BadRequest(f"invalid name: {name!r}: it has control characters")
 
 
-def check_network(request: dict[str, Any]) -> list[str]:
-    """All of POST /networks/create but its addresses; the warnings for the client."""
+def check_network(request: dict[str, Any], drivers: Collection[str]) -> None:
+    """All of POST /networks/create but its addresses and its driver's options. `drivers`: those that there are."""
     driver = request["Driver"] or "bridge"
     if driver in ("host", "null"):
         raise Forbidden(f'only one instance of "{driver}" network is allowed')
@@ -170,7 +171,7 @@ def check_network(request: dict[str, Any]) -> list[str]:
         raise Forbidden("cannot create a swarm scoped network when swarm is not active: this engine has no swarm mode")
     if request["Scope"] not in ("", "local"):
         raise BadRequest(f"Scope: {request['Scope']!r} is not local; networks are of this host")
-    if driver != "bridge":
+    if driver not in drivers:
         hint = ": networks are of the driver bridge here" if driver in ("macvlan", "ipvlan") else ""
         raise NotFound(f'plugin "{driver}" not found{hint}')
     if request["ConfigFrom"]["Network"]:
@@ -188,8 +189,6 @@ def check_network(request: dict[str, Any]) -> list[str]:
         raise BadRequest("ipv4 pool is empty: a bridge network needs addresses, IPAM driver null has none")
     if ipam["Driver"] not in ("", "default"):
         raise NotFound(f'plugin "{ipam["Driver"]}" not found: addresses are given by the IPAM driver default here')
-    without = [*check_options(request["Options"]), *(ipam["Options"] or {})]
-    return [f"options without an effect on a bridge network: {', '.join(without)}"] if without else []
 
 
 def check_options(options: dict[str, str]) -> list[str]:

@@ -108,7 +108,7 @@ def connect_network(engine: Engine, request: Request, name: str) -> Response:
     body = requests.read(request.decode(fields.CONNECT), requests.CONNECT)
     network = engine.networks.get(name)
     container = engine.containers.get(body["Container"])
-    engine.networks.connect(network, container, body["EndpointConfig"])
+    engine.endpoints.connect(network, container, body["EndpointConfig"])
     return empty(200)
 
 
@@ -117,5 +117,5 @@ def disconnect_network(engine: Engine, request: Request, name: str) -> Response:
     body = requests.read(request.decode(fields.DISCONNECT), requests.DISCONNECT)
     network = engine.networks.get(name)
     container = engine.containers.get(body["Container"])
-    engine.networks.disconnect(network, container, body["Force"])
+    engine.endpoints.disconnect(network, container, body["Force"])
     return empty(200)

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network drivers by name. A new driver is one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from teu.engine.networks.drivers.alone import Host, Null
+from teu.engine.networks.drivers.bridge import Bridge
+from teu.engine.networks.drivers.driver import Context, Driver
+
+DRIVERS: dict[str, Callable[[Context], Driver]] = {"bridge": Bridge, "host": Host, "null": Null}
