@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import re
 import socket
 import threading
@@ -17,6 +18,8 @@ from urllib.parse import parse_qs
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import BadRequest, TimedOut, TooLarge
 from teu.engine.core.fields import FALSE, Object, loads, natural, whole_characters
+
+log = logging.getLogger("teu.engine")
 
 JSON_LIMIT = 16 << 20
 JSON_SECONDS = 300
@@ -221,8 +224,6 @@ def progress(items: Iterator[dict[str, Any]]) -> Response:
     first = next(items, None)
 
     def lines() -> Iterator[bytes]:
-        from teu.engine.api.server import log
-
         try:
             item = first
             while item is not None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from teu.engine.api.messages import Request, Response, empty, json_response, stream
+from teu.engine.api.parameters import size
 from teu.engine.api.router import route
 from teu.engine.backend import tasks
 from teu.engine.containers import hostconfig
@@ -119,13 +120,6 @@ def resize(engine: Engine, request: Request, name: str) -> Response:
     tasks.resize(engine.containerd, container.id, width, height)
     container.event("resize", height=str(height), width=str(width))
     return empty(200)
-
-
-def size(request: Request) -> tuple[int, int]:
-    height, width = request.query.integer("h"), request.query.integer("w")
-    if height is None or width is None or not 0 <= height < 65536 or not 0 <= width < 65536:
-        raise BadRequest("h and w (the terminal's height and width) are needed, 0 to 65535")
-    return height, width
 
 
 @route("POST", "/containers/{name}/update")

@@ -7,9 +7,9 @@ import socket
 from typing import TYPE_CHECKING
 
 from teu.engine.api.messages import Request, Response, empty, hijack, json_response
+from teu.engine.api.parameters import size
 from teu.engine.api.router import route
-from teu.engine.api.routes.containers import size
-from teu.engine.api.routes.streams import content_type, serve
+from teu.engine.api.streaming import content_type, serve
 from teu.engine.backend import tasks
 from teu.engine.core import fields
 from teu.engine.core.errors import Conflict, EngineError
