@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from teu.engine.backend import containerd, tasks
 from teu.engine.containers import hostconfig
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
-from teu.engine.spec import build, users
+from teu.engine.spec import users
+from teu.engine.spec.process import capabilities, capability_limit, environment, rlimits, security_options
 from teu.engine.streams import detach
 from teu.engine.streams.hub import Hub
 from teu.linux import trees
@@ -73,10 +74,10 @@ class Exec:
         """The process of the runtime specification."""
         container = self.container
         host = container.host_config
-        security = build.security_options(host)
-        caps = build.capability_limit() if self.privileged else build.capabilities(host)
+        security = security_options(host)
+        caps = capability_limit() if self.privileged else capabilities(host)
         user = users.find(self.engine, container, self.user, host["GroupAdd"])
-        environ = build.environment(container, self.tty, self.environment)
+        environ = environment(container, self.tty, self.environment)
         if user.home and not any(entry.startswith("HOME=") for entry in environ):
             environ.append(f"HOME={user.home}")
         process: dict[str, Any] = {
@@ -101,7 +102,7 @@ class Exec:
         if container.apparmor_profile not in ("", "unconfined"):
             process["apparmorProfile"] = container.apparmor_profile
         if host["Ulimits"]:
-            process["rlimits"] = build.rlimits(host)
+            process["rlimits"] = rlimits(host)
         return process
 
     def start(self) -> None:

@@ -16,7 +16,7 @@ from teu.engine.containers.model import Container
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.lifecycle import create, run
-from teu.engine.spec import build
+from teu.engine.spec import resources
 from teu.engine.views import containers as containers_view
 from teu.engine.views import top
 
@@ -155,7 +155,7 @@ def update(engine: Engine, request: Request, name: str) -> Response:
         changed = hostconfig.clean_host_config(changed, log["Type"], log["Config"], warnings)
         hostconfig.discard(changed, hostconfig.controllers(), warnings)
         if container.running and container.pid and given:
-            wanted = build.resources(changed)
+            wanted = resources.resources(changed)
             if "PidsLimit" in given and not changed["PidsLimit"] and "pids" in hostconfig.controllers():
                 wanted["pids"] = {"limit": -1}
             try:
