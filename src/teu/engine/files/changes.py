@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from teu.engine.core.errors import EngineError
-from teu.engine.files import rootfs
+from teu.engine.files import snapshots
 from teu.linux import inside, trees
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def changes(engine: Engine, container: Container) -> list[dict[str, Any]]:
 def _layers(engine: Engine, container: Container) -> tuple[str, list[str]]:
     """The folder of the container's own files, and those of its image's layers, the topmost first."""
     upper, lowers = "", []
-    for mount in rootfs.snapshot_mounts(engine, container):
+    for mount in snapshots.mounts(engine, container):
         if mount.type == "bind":
             upper = mount.source  # an image without layers: all is new
         for option in mount.options:

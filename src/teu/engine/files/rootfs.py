@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teu.engine.backend import containerd
 from teu.engine.containers import proc
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.files import snapshots
 from teu.linux import copying, inside
 from teu.linux.mounts import (
     MNT_DETACH,
@@ -203,26 +203,6 @@ def _mount_detached(place: str, mounts: list[Any], access: str) -> int:
             umount2(path, MNT_DETACH)
 
 
-def snapshot_mounts(engine: Engine, container: Container) -> list[Any]:
-    if container.rootfs_mounts is None:
-        from teu.api.services.snapshots.v1 import snapshots_pb2
-
-        response = engine.containerd.snapshots.Mounts(
-            snapshots_pb2.MountsRequest(snapshotter=engine.config["storage-driver"], key=container.snapshot_key)
-        )
-        container.rootfs_mounts = list(response.mounts)
-    return container.rootfs_mounts
-
-
-def upper(mounts: list[Any]) -> str:
-    """The folder of what a snapshot has of its own; "" where its snapshotter does not keep that apart."""
-    for each in mounts:
-        for option in each.options:
-            if option.startswith("upperdir="):
-                return str(option[9:])
-    return ""
-
-
 def _place(engine: Engine) -> str:
     return f"{engine.exec_root}/mounts"
 
@@ -237,7 +217,7 @@ def detached(engine: Engine, mounts: list[Any], what: str, readonly: bool = Fals
 @contextlib.contextmanager
 def snapshot(engine: Engine, container: Container, readonly: bool = False) -> Iterator[int]:
     """A descriptor (O_PATH) of the container's snapshot, without its volumes."""
-    mounts = snapshot_mounts(engine, container)
+    mounts = snapshots.mounts(engine, container)
     descriptor = detached(engine, mounts, f"the root of {container.name}", readonly)
     try:
         yield descriptor
@@ -261,7 +241,7 @@ def opened(engine: Engine, container: Container, readonly: bool = False) -> Iter
 def _stopped(engine: Engine, container: Container, readonly: bool) -> int:
     """The snapshot with all that is mounted into it at a start. To read, places for that are made in a layer that
     nobody keeps: the container may be started meanwhile."""
-    mounts, place = snapshot_mounts(engine, container), _place(engine)
+    mounts, place = snapshots.mounts(engine, container), _place(engine)
     with contextlib.ExitStack() as sources:
         points = []
         for point in sorted(container.mounts, key=lambda point: point["Destination"].count("/")):
@@ -365,17 +345,6 @@ def _source(engine: Engine, container: Container, point: dict[str, Any]) -> int:
     finally:
         if point["Type"] == "volume":
             engine.volumes.let_go(name, user)
-
-
-def remove_snapshot(engine: Engine, container: Container) -> None:
-    from teu.api.services.snapshots.v1 import snapshots_pb2
-
-    try:
-        engine.containerd.snapshots.Remove(
-            snapshots_pb2.RemoveSnapshotRequest(snapshotter=engine.config["storage-driver"], key=container.snapshot_key)
-        )
-    except containerd.NotFound:
-        pass
 
 
 def copy_up(engine: Engine, container: Container) -> None:

@@ -20,7 +20,7 @@ from teu.engine.containers import hostconfig, records
 from teu.engine.containers.model import Container
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.core.times import timestamp
-from teu.engine.files import rootfs
+from teu.engine.files import rootfs, snapshots
 from teu.engine.spec import build, mounts
 from teu.linux import inside, trees
 from teu.oci import image_spec
@@ -98,7 +98,7 @@ def create(
         if faults := records.container(identity, container.name, json.dumps(container.record()))[1]:
             raise BadRequest(f"invalid request: {faults[0]}")
         prepare(engine, container, image)
-        undo.callback(rootfs.remove_snapshot, engine, container)
+        undo.callback(snapshots.remove, engine, container)
         Path(container.directory).mkdir(parents=True, mode=0o710)
         undo.callback(trees.discard_tree, container.directory)
         _make_working_directory(engine, container)

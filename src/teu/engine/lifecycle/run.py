@@ -24,7 +24,7 @@ from teu.engine.containers import hostconfig, proc
 from teu.engine.containers.model import Container
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotModified
 from teu.engine.core.times import timestamp
-from teu.engine.files import rootfs
+from teu.engine.files import snapshots
 from teu.engine.spec import build, mounts
 from teu.linux import trees
 from teu.systemd import host
@@ -109,7 +109,7 @@ def _run(engine: Engine, container: Container) -> int:
         attachment = engine.endpoints.attach(container)
         specification = build.build(engine, container, attachment, sources)
         options = SYSTEMD_CGROUP if build.systemd_cgroup(engine, container) else b""
-        layers = rootfs.snapshot_mounts(engine, container)
+        layers = snapshots.mounts(engine, container)
         paths = stdio_paths(container)
         undo.callback(container.hub.discard)
         container.hub.open(paths, marker_path(container))
@@ -530,7 +530,7 @@ def _remove_from_containerd(engine: Engine, container: Container) -> None:
             tasks.discard(engine.containerd, container.id)  # its processes may be there still
         else:
             tasks.delete_container(engine.containerd, container.id)
-        rootfs.remove_snapshot(engine, container)
+        snapshots.remove(engine, container)
 
 
 def _must_not_run(container: Container) -> None:

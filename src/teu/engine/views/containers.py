@@ -16,7 +16,7 @@ from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.core.filters import labels_match
 from teu.engine.core.times import NEVER, nanoseconds
-from teu.engine.files import rootfs
+from teu.engine.files import snapshots
 from teu.engine.images.store import parse_reference
 from teu.engine.logs.jsonfile import log_path
 from teu.engine.networks.model import shown
@@ -313,7 +313,7 @@ def prune_matches(container: Container, filters: dict[str, list[str]]) -> bool:
 def snapshot_size(engine: Engine, container: Container) -> int:
     """Bytes of the files that are the container's own, which an untouched one has none of."""
     try:
-        upper = rootfs.upper(rootfs.snapshot_mounts(engine, container))
+        upper = snapshots.upper(snapshots.mounts(engine, container))
         return _size_of_files(upper) if upper else _usage(engine, container)
     except OSError:  # a folder was moved while it was walked
         return _usage(engine, container)
