@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drivers import logs, volumes
+from drivers import logs, networks, volumes
 
 
 @pytest.mark.parametrize("kind", logs.kinds())
@@ -24,3 +24,9 @@ def test_log_drivers(check: Any, kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("check", volumes.CHECKS, ids=lambda check: check.__name__)
 def test_volume_drivers(check: Any, sample: volumes.Sample, tmp_path: Path) -> None:
     check(sample.driver(str(tmp_path)), sample.options)
+
+
+@pytest.mark.parametrize(("driver", "check"), networks.CHECKS, ids=lambda one: getattr(one, "__name__", one))
+def test_network_drivers(driver: str, check: Any, tmp_path: Path) -> None:
+    with networks.own_namespace():
+        check(networks.Bench(driver, tmp_path))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from drivers import networks as suite
 
 from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
@@ -30,18 +30,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for networ
 
 @pytest.fixture
 def own_namespace() -> Iterator[None]:
-    libc = ctypes.CDLL(None, use_errno=True)
-    before = os.open("/proc/self/ns/net", os.O_RDONLY)
-    assert libc.unshare(netns.CLONE_NEWNET) == 0
-    nftables._library = None
-    try:
-        with netlink.Socket() as kernel:
-            kernel.send([netlink.set_up(1)])
+    with suite.own_namespace():
         yield
-    finally:
-        nftables._library = None
-        assert libc.setns(before, netns.CLONE_NEWNET) == 0
-        os.close(before)
 
 
 class Engine:
@@ -391,3 +381,8 @@ def test_the_namespace_of_another_process_is_not_taken(engine: Engine, tmp_path:
     finally:
         stranger.kill()
         stranger.wait()
+
+
+@pytest.mark.parametrize(("driver", "check"), suite.CHECKS, ids=lambda one: getattr(one, "__name__", one))
+def test_what_every_driver_does(own_namespace: None, driver: str, check: Any, tmp_path: Path) -> None:
+    check(suite.Bench(driver, tmp_path))

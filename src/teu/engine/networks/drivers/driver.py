@@ -45,6 +45,8 @@ class Driver(Protocol):
     connects: bool
     """Whether its networks have endpoints: interfaces and addresses. A container may be on several of those alone."""
 
+    def __init__(self, context: Context) -> None: ...
+
     def start(self) -> None:
         """At the start of the daemon, before any other call."""
 

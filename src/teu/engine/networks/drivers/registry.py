@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from teu.engine.networks.drivers.alone import Host, Null
 from teu.engine.networks.drivers.bridge import Bridge
-from teu.engine.networks.drivers.driver import Context, Driver
+from teu.engine.networks.drivers.driver import Driver
 
-DRIVERS: dict[str, Callable[[Context], Driver]] = {"bridge": Bridge, "host": Host, "null": Null}
+DRIVERS: dict[str, type[Driver]] = {"bridge": Bridge, "host": Host, "null": Null}
