@@ -16,13 +16,14 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd, tasks
 from teu.engine.containers import hostconfig, proc
 from teu.engine.containers.model import Container
-from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotModified
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound, NotModified
 from teu.engine.core.times import timestamp
 from teu.engine.files import snapshots
 from teu.engine.spec import build, mounts
@@ -522,6 +523,23 @@ def remove(engine: Engine, container: Container, force: bool = False, volumes: b
     _quietly(_remove_from_containerd, engine, container)
     trees.discard_tree(container.directory)
     trees.discard_tree(container.runtime_directory)
+
+
+def prune(engine: Engine, chosen: Callable[[Container], bool]) -> tuple[list[str], int]:
+    """Remove those of the chosen that do not run: their ids, and how many bytes that freed."""
+    deleted, freed = [], 0
+    for container in engine.containers.all():
+        if container.running or container.removing or not chosen(container):
+            continue
+        size = snapshots.size(engine, container)
+        try:
+            remove(engine, container)
+        except (Conflict, NotFound):
+            continue
+        deleted.append(container.id)
+        freed += size
+    engine.events.publish("container", "prune", "", {"reclaimed": str(freed)})
+    return deleted, freed
 
 
 def _remove_from_containerd(engine: Engine, container: Container) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import stat
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,6 @@ from teu.engine.logs.jsonfile import log_path
 from teu.engine.networks.model import shown
 from teu.engine.networks.ports import canonical
 from teu.engine.spec import build
-from teu.linux import trees
 from teu.oci.humantime import human_duration
 
 if TYPE_CHECKING:
@@ -225,7 +223,7 @@ def summaries(
     result = [_listed(container, images.shown(container)) for container in found]
     if with_size:
         for entry, container in zip(result, found, strict=True):
-            entry["SizeRw"] = snapshot_size(engine, container)
+            entry["SizeRw"] = snapshots.size(engine, container)
             entry["SizeRootFs"] = entry["SizeRw"] + _image_size(engine, container)
     return result
 
@@ -308,45 +306,6 @@ def prune_matches(container: Container, filters: dict[str, list[str]]) -> bool:
     if not labels_match(container.labels, filters.get("label", [])):
         return False
     return not any(labels_match(container.labels, [entry]) for entry in filters.get("label!", ()))
-
-
-def snapshot_size(engine: Engine, container: Container) -> int:
-    """Bytes of the files that are the container's own, which an untouched one has none of."""
-    try:
-        upper = snapshots.upper(snapshots.mounts(engine, container))
-        return _size_of_files(upper) if upper else _usage(engine, container)
-    except OSError:  # a folder was moved while it was walked
-        return _usage(engine, container)
-    except containerd.Error:
-        return 0
-
-
-def _size_of_files(folder: str) -> int:
-    top = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        total = 0
-        linked: set[int] = set()
-        for _, _, _, status in trees.walk(top):
-            if stat.S_ISDIR(status.st_mode) or status.st_ino in linked:
-                continue
-            if status.st_nlink > 1:
-                linked.add(status.st_ino)
-            total += status.st_size
-        return total
-    finally:
-        os.close(top)
-
-
-def _usage(engine: Engine, container: Container) -> int:
-    from teu.api.services.snapshots.v1 import snapshots_pb2
-
-    try:
-        response = engine.containerd.snapshots.Usage(
-            snapshots_pb2.UsageRequest(snapshotter=engine.config["storage-driver"], key=container.snapshot_key)
-        )
-    except containerd.Error:
-        return 0
-    return int(response.size)
 
 
 def _image_size(engine: Engine, container: Container) -> int:
@@ -439,7 +398,7 @@ def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, 
         "NetworkSettings": network,
     }
     if with_size:
-        result["SizeRw"] = snapshot_size(engine, container)
+        result["SizeRw"] = snapshots.size(engine, container)
         result["SizeRootFs"] = result["SizeRw"] + _image_size(engine, container)
     return result
 

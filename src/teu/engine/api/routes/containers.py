@@ -11,12 +11,10 @@ from teu.engine.api.messages import Request, Response, empty, json_response, str
 from teu.engine.api.parameters import size
 from teu.engine.api.router import route
 from teu.engine.backend import tasks
-from teu.engine.containers import hostconfig
 from teu.engine.containers.model import Container
 from teu.engine.core import fields
-from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
-from teu.engine.lifecycle import create, run
-from teu.engine.spec import resources
+from teu.engine.core.errors import BadRequest, Conflict, NotFound
+from teu.engine.lifecycle import create, limits, run
 from teu.engine.views import containers as containers_view
 from teu.engine.views import top
 
@@ -126,46 +124,7 @@ def resize(engine: Engine, request: Request, name: str) -> Response:
 def update(engine: Engine, request: Request, name: str) -> Response:
     body = request.decode(fields.UPDATE)
     container = engine.containers.get(name)
-    warnings: list[str] = []
-    with container.lock:
-        changed = dict(container.host_config)
-        # Numbers of 0 and empty texts are as good as absent; no limit of processes is one that can be asked for.
-        given = {
-            key: body[key] for key in fields.RESOURCES.fields if body.get(key) or key == "PidsLimit" and key in body
-        }
-        for key in hostconfig.BLOCK_LIMITS:
-            if key in body and not body[key] and changed[key]:
-                raise BadRequest(f"{key}: a limit can be changed, but not taken away; create the container anew")
-        if given.get("NanoCpus"):
-            changed["CpuPeriod"] = changed["CpuQuota"] = 0
-        changed.update(given)
-        policy = body.get("RestartPolicy") or {}
-        if policy.get("Name"):
-            changed["RestartPolicy"] = hostconfig.check_restart_policy(policy, container.auto_remove, "update")
-        log = changed["LogConfig"]
-        if (
-            "Memory" in given
-            and "MemorySwap" not in given
-            and 0 < container.host_config["MemorySwap"] < given["Memory"]
-        ):
-            raise Conflict(
-                "Memory limit should be smaller than already set memoryswap limit,"
-                " update the memoryswap at the same time"
-            )
-        changed = hostconfig.clean_host_config(changed, log["Type"], log["Config"], warnings)
-        hostconfig.discard(changed, hostconfig.controllers(), warnings)
-        if container.running and container.pid and given:
-            wanted = resources.resources(changed)
-            if "PidsLimit" in given and not changed["PidsLimit"] and "pids" in hostconfig.controllers():
-                wanted["pids"] = {"limit": -1}
-            try:
-                tasks.update(engine.containerd, container.id, wanted)
-            except EngineError as error:
-                raise EngineError(f"Cannot update container {container.id}: {error}") from None
-        container.host_config = changed
-        container.save()
-    container.event("update")
-    return json_response({"Warnings": warnings})
+    return json_response({"Warnings": limits.update(engine, container, body)})
 
 
 @route("POST", "/containers/{name}/wait")
@@ -215,19 +174,7 @@ def prune(engine: Engine, request: Request) -> Response:
     for key in filters:
         if key not in ("until", "label", "label!"):
             raise BadRequest(f"invalid filter '{key}'")
-    deleted = []
-    freed = 0
-    for container in engine.containers.all():
-        if container.running or container.removing or not containers_view.prune_matches(container, filters):
-            continue
-        size_of = containers_view.snapshot_size(engine, container)
-        try:
-            run.remove(engine, container)
-        except (Conflict, NotFound):
-            continue
-        deleted.append(container.id)
-        freed += size_of
-    engine.events.publish("container", "prune", "", {"reclaimed": str(freed)})
+    deleted, freed = run.prune(engine, lambda container: containers_view.prune_matches(container, filters))
     return json_response({"ContainersDeleted": deleted or None, "SpaceReclaimed": freed})
 
 
