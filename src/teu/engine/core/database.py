@@ -10,7 +10,7 @@
 A durable transaction is on the disk when it returns; a relaxed one survives the death of the daemon
 at any instruction but not of the machine (for what a reboot makes untrue anyway, such as "running").
 
-What a record says is looked at by its reader (containers/records.py), where one that is damaged stops nothing. A
+What a record says is looked at by its reader (records.py), where one that is damaged stops nothing. A
 file that SQLite cannot read is Unreadable: teud does not begin anew beside what it may stand for.
 """
 

@@ -15,9 +15,9 @@ import uuid
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any
 
-from teu.engine.containers import records
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.core.times import timestamp
+from teu.engine.networks import records
 from teu.engine.networks.model import PREDEFINED, Network
 
 if TYPE_CHECKING:

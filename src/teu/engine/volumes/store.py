@@ -27,9 +27,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from teu.engine.containers import records
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.core.times import timestamp
+from teu.engine.volumes import records
 from teu.engine.volumes.drivers import registry
 from teu.linux import trees
 
