@@ -6,7 +6,7 @@ moment at which the process was started, which never changes and is the kernel's
 made and its process waits for the start (`Container.pid_started`), and compared at each use. What is compared is an
 open folder of /proc, and all that is wanted is looked up in it: such a folder never becomes another process's.
 
-Called by rootfs (cp, users), stats, networks and spec (namespaces that another container joins).
+Called by rootfs (cp, users), stats and spec (namespaces that another container joins).
 """
 
 from __future__ import annotations

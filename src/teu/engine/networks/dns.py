@@ -4,7 +4,7 @@
 Its sockets are opened inside the container's network namespace, on ports of the kernel's choice; a rule in there
 (table `ip teu-dns`) leads port 53 of 127.0.0.11 to them, so that port 53 stays free for the container's own
 servers. The names of containers on the same networks are answered from memory, all else goes to the host's
-servers, or to those of --dns, from the host. Called by networks.
+servers, or to those of --dns, from the host. Called by names.
 
 One thread serves all containers and never waits for any of them, nor for a server: every socket is asked when it has
 something to say. What a container can keep open here is bounded (PENDING, CONNECTIONS), and whoever is at that bound

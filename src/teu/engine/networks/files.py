@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/etc/hosts and /etc/resolv.conf of a container, made from the host's and from its options. Called by networks."""
+"""/etc/hosts and /etc/resolv.conf of a container, made from the host's and from its options. Called by endpoints."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine's nftables table: `inet teu`. Called by networks.
+"""The engine's nftables table: `inet teu`. Called by the driver bridge.
 
     table inet teu
     ├── sets   bridges, internal      interfaces of ours; those without a way out
@@ -23,7 +23,7 @@ Docker on the same host drops all forwarded packets but its own where it had to 
 others' rules, DOCKER-USER, gets two of ours while the table exists: our interfaces are none of its business. Where we
 had to turn forwarding on, we do the same (`close_forwarding`), in the same chain.
 
-Somebody may flush the whole ruleset (`systemctl reload nftables` does): networks watches the kernel's notices and
+Somebody may flush the whole ruleset (`systemctl reload nftables` does): the driver watches the kernel's notices and
 builds the table again.
 
 A bridge has route_localnet set so that 127.0.0.1:PORT of the host reaches a container; `guard` takes back

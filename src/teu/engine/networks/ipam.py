@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Subnets for networks and addresses in them. Called by networks, under its lock; nothing here is kept on disk:
+"""Subnets for networks and addresses in them. Used under the networks' lock; nothing here is kept on disk:
 addresses are known from the containers that run, subnets from the networks' records."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One network as the engine knows it, and a container's part in it. Called by networks.
+"""One network as the engine knows it, and a container's part in it.
 
 A container's NetworkSettings are saved as the API shows them, but for what `shown` takes away:
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a client may say about networks: the shapes of the requests, read as deep as they go, and the checks of what is
-in them. Called by networks, by its routes and by create.
+in them. Called by the manager, by wishes and by the routes.
 
 A name that is not in a shape is dropped, as dockerd does; names are compared without regard to case, as Go does. What
 is in a shape either does what it says, or is refused with a text that says what to do, or has no meaning on a single
