@@ -66,7 +66,7 @@ class Bench:
         """A new container on the network: its id, and what it has there."""
         identity = secrets.token_hex(32)
         namespace, inner = netns.create(netlink.Socket)
-        with inner:
+        with inner, self.store.lock:
             active = self.active[identity] = Active(namespace)
             on = self.driver.up(network)
             address = network.addressing().take()
@@ -78,10 +78,16 @@ class Bench:
         return identity, endpoint
 
     def leave(self, network: Network, identity: str) -> None:
-        active = self.active.pop(identity)
-        os.close(active.namespace)
-        for endpoint in active.endpoints:
-            self.driver.detach(network, endpoint)
+        with self.store.lock:
+            active = self.active.pop(identity)
+            os.close(active.namespace)
+            for endpoint in active.endpoints:
+                self.driver.detach(network, endpoint)
+
+    def remove(self, network: Network) -> None:
+        with self.store.lock:
+            self.store.forget(network)
+            self.driver.delete(network)
 
     def inside(self, identity: str, *command: str) -> str:
         done = netns.run_in(
@@ -119,11 +125,10 @@ def nothing_is_left_of_who_has_gone(bench: Bench) -> None:
         two, _ = bench.join(network)
         bench.leave(network, one)
         bench.leave(network, two)
-    bench.store.forget(network)
-    bench.driver.delete(network)
+    bench.remove(network)
     bench.settled(before)
     assert "inet teu" not in nftables.run("list tables")
-    bench.driver.delete(network)
+    bench.remove(network)
 
 
 def what_failed_half_way_is_undone(bench: Bench) -> None:
@@ -131,10 +136,11 @@ def what_failed_half_way_is_undone(bench: Bench) -> None:
     before = bench.links()
     network = bench.network()
     address = network.addressing().take()
-    bench.driver.up(network)
-    bench.driver.detach(network, Endpoint(network.id, network.name, bench.name, address, "teu00000000000", 0, "eth0"))
-    bench.store.forget(network)
-    bench.driver.delete(network)
+    endpoint = Endpoint(network.id, network.name, bench.name, address, "teu00000000000", 0, "eth0")
+    with bench.store.lock:
+        bench.driver.up(network)
+        bench.driver.detach(network, endpoint)
+    bench.remove(network)
     bench.settled(before)
 
 
@@ -144,18 +150,17 @@ def the_next_daemon_goes_on(bench: Bench) -> None:
     lives, there = bench.join(network)
     died, _ = bench.join(network)
     os.close(bench.active.pop(died).namespace)
-    again = registry.DRIVERS[bench.name](bench.context)
-    again.start()
-    again.recover(bench.kernel.socket().links(), set())
+    bench.driver = registry.DRIVERS[bench.name](bench.context)
+    bench.driver.start()
+    with bench.store.lock:
+        bench.driver.recover(bench.kernel.socket().links(), set())
     gateway = network.addressing().gateway
     assert "0 packets received" not in bench.inside(lives, "busybox", "ping", "-c2", "-W2", str(gateway))
-    bench.driver = again
     third, _ = bench.join(network)
     assert "0 packets received" not in bench.inside(third, "busybox", "ping", "-c2", "-W2", str(there.address))
     for identity in (lives, third):
         bench.leave(network, identity)
-    bench.store.forget(network)
-    again.delete(network)
+    bench.remove(network)
     bench.settled({"lo"})
 
 
