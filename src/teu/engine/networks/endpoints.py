@@ -92,7 +92,11 @@ class Endpoints:
         warnings: list[str] | None = None,
     ) -> None:
         """At a container's creation: what it asks for must make sense; its Networks are filled in."""
-        wishes.check(self._store, self._containers, container, networking, version, warnings)
+
+        def connects(network: Network) -> bool:
+            return self.driver(network).connects
+
+        wishes.check(self._store, self._containers, container, networking, connects, version, warnings)
 
     # -- start -------------------------------------------------------------------------------
 

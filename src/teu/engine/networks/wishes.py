@@ -5,6 +5,7 @@ becomes the EndpointSettings of its record."""
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,12 @@ def check(
     containers: Containers,
     container: Container,
     networking: dict[str, Any] | None,
-    version: tuple[int, int] = (1, 45),
-    warnings: list[str] | None = None,
+    connects: Callable[[Network], bool],
+    version: tuple[int, int],
+    warnings: list[str] | None,
 ) -> None:
     """At a container's creation: what it asks for must make sense; its Networks are filled in. A network that
-    does not exist is one that may do so when the container starts."""
+    does not exist is one that may do so when the container starts. `connects`: whether a network has endpoints."""
     host_config = container.host_config
     mode = network_mode(container)
     endpoints = requests.read(networking, requests.NETWORKING, "NetworkingConfig")["EndpointsConfig"]
@@ -57,7 +59,7 @@ def check(
     if len(asked) > 1 or mode in ("host", "none"):
         for name in asked:
             network = store.find(name)
-            if name != mode and (mode in ("host", "none") or network is not None and network.driver != "bridge"):
+            if name != mode and (mode in ("host", "none") or network is not None and not connects(network)):
                 raise BadRequest(
                     f"conflicting options: a container with network mode {mode} cannot be attached to other networks"
                 )
