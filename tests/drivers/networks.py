@@ -44,15 +44,24 @@ def own_namespace() -> Iterator[None]:
 
 
 class Bench:
-    """A driver as the engine has it, with the networks and the containers of a check."""
+    """A driver as the engine has it, with the networks and the containers of a check. `stopping` is set after it:
+    threads that go on are in its namespace, and would make the nftables there that the next one uses."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
         self.store = Store(Database(str(folder / "engine.db")))
         self.kernel = Kernel()
         self.active: dict[str, Active] = {}
-        self.context = Context(self.store, self.kernel, self.active, str(folder), threading.Event())
-        self.driver = registry.DRIVERS[name](self.context)
+        self.folder = str(folder)
+        self.stopping = threading.Event()
+        self.begin()
+
+    def begin(self) -> None:
+        """The driver as a new daemon has it; the old one is dead."""
+        self.stopping.set()
+        self.stopping = threading.Event()
+        context = Context(self.store, self.kernel, self.active, self.folder, self.stopping)
+        self.driver = registry.DRIVERS[self.name](context)
         self.driver.start()
 
     def network(self, name: str = "front", subnet: str = "10.77.0") -> Network:
@@ -150,8 +159,7 @@ def the_next_daemon_goes_on(bench: Bench) -> None:
     lives, there = bench.join(network)
     died, _ = bench.join(network)
     os.close(bench.active.pop(died).namespace)
-    bench.driver = registry.DRIVERS[bench.name](bench.context)
-    bench.driver.start()
+    bench.begin()
     with bench.store.lock:
         bench.driver.recover(bench.kernel.socket().links(), set())
     gateway = network.addressing().gateway

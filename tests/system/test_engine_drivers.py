@@ -29,4 +29,8 @@ def test_volume_drivers(check: Any, sample: volumes.Sample, tmp_path: Path) -> N
 @pytest.mark.parametrize(("driver", "check"), networks.CHECKS, ids=lambda one: getattr(one, "__name__", one))
 def test_network_drivers(driver: str, check: Any, tmp_path: Path) -> None:
     with networks.own_namespace():
-        check(networks.Bench(driver, tmp_path))
+        bench = networks.Bench(driver, tmp_path)
+        try:
+            check(bench)
+        finally:
+            bench.stopping.set()

@@ -289,7 +289,7 @@ class Bridge:
 
     def _mend_table(self) -> None:
         with self._store.lock:
-            if not self._table:
+            if not self._table or self._stopping.is_set():
                 return
             if firewall.is_whole():
                 self._beside_others()
