@@ -121,7 +121,7 @@ def _expose(config: dict[str, Any], text: str) -> None:
         number, _, protocol = word.partition("/")
         first, _, last = number.partition("-")
         low, high = fields.natural(first, 5), fields.natural(last or first, 5)
-        if not low or not high or high > 65535 or protocol not in ("", "tcp", "udp", "sctp"):
+        if not low or not high or low > high or high > 65535 or protocol not in ("", "tcp", "udp", "sctp"):
             raise ValueError(f"{word[:100]!r} is not a port")
         for port in range(low, high + 1):
             ports[f"{port}/{protocol or 'tcp'}"] = {}
