@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-import parts
+import engine_parts as parts
 import pytest
 
 from teu.engine.core.errors import Unreadable

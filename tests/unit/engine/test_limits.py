@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import parts
+import engine_parts as parts
 import pytest
 
 from teu.engine.containers import hostconfig
