@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process that works on the files of one container: stat, tar and untar for cp and export. archive.py starts it.
+"""A process that works on the files of one container: stat, tar and untar for cp and export. cp.py starts it.
 
     python3 -IS visitor.py ROOT-FD VERB JSON      stat: JSON on stdout; tar: archive on stdout;
                                                   untar: archive on stdin

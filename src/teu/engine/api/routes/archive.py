@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from teu.engine.api.messages import Request, Response, empty, stream
 from teu.engine.api.router import route
 from teu.engine.core.errors import BadRequest
-from teu.engine.files import archive
+from teu.engine.files import cp
 from teu.engine.spec import users
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ TAR = "application/x-tar"
 def get_archive(engine: Engine, request: Request, name: str) -> Response:
     container = engine.containers.get(name)
     path = _path(request)
-    description = archive.describe(engine, container, path, name)
+    description = cp.describe(engine, container, path, name)
     if request.method == "HEAD":
         response = Response(200)
     else:
-        response = stream(archive.pack(engine, container, path, asked=name), TAR)
+        response = stream(cp.pack(engine, container, path, asked=name), TAR)
         container.event("archive-path")
     response.headers["X-Docker-Container-Path-Stat"] = base64.b64encode(json.dumps(description).encode()).decode()
     return response
@@ -52,7 +52,7 @@ def put_archive(engine: Engine, request: Request, name: str) -> Response:
             user = users.find(engine, container, container.config["User"])
         owner = (user.uid, user.gid)
     replace = not request.query.flag("noOverwriteDirNonDir")
-    archive.unpack(engine, container, path, request.body, replace, owner, name)
+    cp.unpack(engine, container, path, request.body, replace, owner, name)
     container.event("extract-to-dir")
     return empty(200)
 
@@ -61,4 +61,4 @@ def put_archive(engine: Engine, request: Request, name: str) -> Response:
 def export(engine: Engine, request: Request, name: str) -> Response:
     container = engine.containers.get(name)
     container.event("export")
-    return stream(archive.pack(engine, container, "/", whole=True), TAR)
+    return stream(cp.pack(engine, container, "/", whole=True), TAR)
