@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from teu.engine.networks.drivers.alone import Host, Null
 from teu.engine.networks.drivers.bridge import Bridge
 from teu.engine.networks.drivers.driver import Driver
+from teu.engine.networks.drivers.host import Host
+from teu.engine.networks.drivers.null import Null
 
 DRIVERS: dict[str, type[Driver]] = {"bridge": Bridge, "host": Host, "null": Null}

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drivers without endpoints: host, where containers are in the host's own network namespace, and null, where a
-container has one of its own with nothing but a loopback. Each has the one network that is always there."""
+"""The driver null, of the network none: a container has a network namespace of its own with nothing but a loopback."""
 
 from __future__ import annotations
 
@@ -47,8 +46,3 @@ class Null:
     def withdraw(self, entries: list[Published]) -> None: ...
 
     def recover(self, links: list[Link], unknown: set[str]) -> None: ...
-
-
-class Host(Null):
-    name = "host"
-    own_namespace = False
