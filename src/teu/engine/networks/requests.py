@@ -134,23 +134,13 @@ OPTION_MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
 OPTION_BINDING = "com.docker.network.bridge.host_binding_ipv4"
 OPTION_MTU = "com.docker.network.driver.mtu"
 OPTION_PREFIX = "com.docker.network.container_iface_prefix"
-OPTION_DEFAULT = "com.docker.network.bridge.default_bridge"  # what inspect says of docker0; people copy it
-USED_OPTIONS = (OPTION_BRIDGE, OPTION_TALK, OPTION_MASQUERADE, OPTION_BINDING, OPTION_MTU, OPTION_PREFIX)
 
-# Known to docker, and here only in the one value that says how things are anyway.
-_FIXED_OPTIONS = {
-    "com.docker.network.bridge.inhibit_ipv4": "false",
-    "com.docker.network.bridge.gateway_mode_ipv4": "nat",
-    "com.docker.network.enable_ipv4": "true",
-    "com.docker.network.enable_ipv6": "false",
-    "com.docker.network.internal": "false",
-}
-_TRUE, _FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE", "false", "False")
-_INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}\Z")
+TRUE, FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE", "false", "False")
+INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}\Z")
 
 
 def is_true(text: str) -> bool:
-    return text in _TRUE
+    return text in TRUE
 
 
 def check_name(name: str) -> None:
@@ -189,39 +179,6 @@ def check_network(request: dict[str, Any], drivers: Collection[str]) -> None:
         raise BadRequest("ipv4 pool is empty: a bridge network needs addresses, IPAM driver null has none")
     if ipam["Driver"] not in ("", "default"):
         raise NotFound(f'plugin "{ipam["Driver"]}" not found: addresses are given by the IPAM driver default here')
-
-
-def check_options(options: dict[str, str]) -> list[str]:
-    """Options of a bridge; the names of those that mean nothing to it, which are kept and shown all the same."""
-    without = []
-    for option, value in options.items():
-        if option in (OPTION_TALK, OPTION_MASQUERADE):
-            if value not in _TRUE + _FALSE:
-                raise BadRequest(f"failed to parse {option} value: {value!r} is neither true nor false")
-        elif option == OPTION_BRIDGE:
-            if not _INTERFACE.match(value) or value in ("teu0", ".", ".."):
-                raise BadRequest(f"{option}: invalid name of a bridge: {value!r}")
-        elif option == OPTION_PREFIX:
-            if not re.fullmatch(r"[a-zA-Z_.-][a-zA-Z0-9_.-]{0,11}", value) or value == "lo":
-                raise BadRequest(f"failed to parse {option} value: {value!r} is no beginning of an interface's name")
-        elif option == OPTION_MTU:
-            if not (value.isascii() and value.isdigit() and 68 <= int(value[:9]) <= 65535):
-                raise BadRequest(f"{option}: invalid MTU: {value!r}")
-        elif option == OPTION_BINDING:
-            try:
-                IPv4Address(value)
-            except ValueError:
-                raise BadRequest(f"failed to parse {option} value: {value!r} is no IPv4 address") from None
-        elif option in _FIXED_OPTIONS:
-            fixed = _FIXED_OPTIONS[option]
-            same = value == fixed or fixed in ("true", "false") and value in (_TRUE if fixed == "true" else _FALSE)
-            if not same:
-                raise BadRequest(f"option {option} is not supported: {value!r} was given, it is always {fixed!r} here")
-        elif option.startswith("com.docker.network.") and option != OPTION_DEFAULT:
-            raise BadRequest(f"option {option} is not supported; bridges know {', '.join(USED_OPTIONS)}")
-        else:
-            without.append(option)
-    return without
 
 
 def addressing(configs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -309,7 +266,7 @@ def _check_driver_options(options: dict[str, str]) -> None:
         if option == OPTION_SYSCTLS:
             endpoint_sysctls(options)
         elif option == OPTION_INTERFACE:
-            if not _INTERFACE.match(value) or value in ("lo", ".", "..", "all", "default"):
+            if not INTERFACE.match(value) or value in ("lo", ".", "..", "all", "default"):
                 raise BadRequest(f"{option}: {value!r} is no name for an interface")
         else:
             raise BadRequest(

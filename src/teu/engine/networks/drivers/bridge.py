@@ -16,14 +16,25 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teu.engine.core.errors import Conflict, EngineError
+from teu.engine.core.errors import BadRequest, Conflict, EngineError
 from teu.engine.networks import firewall, ipam
 from teu.engine.networks.drivers.driver import Context, Plug
 from teu.engine.networks.model import Endpoint, Network
-from teu.engine.networks.requests import OPTION_BRIDGE, check_options
+from teu.engine.networks.requests import (
+    FALSE,
+    INTERFACE,
+    OPTION_BINDING,
+    OPTION_BRIDGE,
+    OPTION_MASQUERADE,
+    OPTION_MTU,
+    OPTION_PREFIX,
+    OPTION_TALK,
+    TRUE,
+)
 
 if TYPE_CHECKING:
     from teu.linux.netlink import Link, Socket
@@ -33,6 +44,17 @@ log = logging.getLogger("teu.engine")
 
 VETH = re.compile(r"teu[0-9a-f]{10}[0-9a-f]{1,2}\Z")
 BRIDGE = re.compile(r"teu-[0-9a-f]{11}\Z")
+
+OPTION_DEFAULT = "com.docker.network.bridge.default_bridge"  # what inspect says of docker0; people copy it
+USED_OPTIONS = (OPTION_BRIDGE, OPTION_TALK, OPTION_MASQUERADE, OPTION_BINDING, OPTION_MTU, OPTION_PREFIX)
+# Known to docker, and here only in the one value that says how things are anyway.
+_FIXED_OPTIONS = {
+    "com.docker.network.bridge.inhibit_ipv4": "false",
+    "com.docker.network.bridge.gateway_mode_ipv4": "nat",
+    "com.docker.network.enable_ipv4": "true",
+    "com.docker.network.enable_ipv6": "false",
+    "com.docker.network.internal": "false",
+}
 
 
 class Bridge:
@@ -54,7 +76,7 @@ class Bridge:
         nftables.reserve()
 
     def options(self, options: dict[str, str]) -> list[str]:
-        return check_options(options)
+        return _check_options(options)
 
     def check(self, options: dict[str, str]) -> None:
         for other in self._store.all():
@@ -324,3 +346,36 @@ def _set(path: str, value: str) -> bool:
         file.seek(0)
         file.write(value)
         return True
+
+
+def _check_options(options: dict[str, str]) -> list[str]:
+    """Options of a bridge; the names of those that mean nothing to it, which are kept and shown all the same."""
+    without = []
+    for option, value in options.items():
+        if option in (OPTION_TALK, OPTION_MASQUERADE):
+            if value not in TRUE + FALSE:
+                raise BadRequest(f"failed to parse {option} value: {value!r} is neither true nor false")
+        elif option == OPTION_BRIDGE:
+            if not INTERFACE.match(value) or value in ("teu0", ".", ".."):
+                raise BadRequest(f"{option}: invalid name of a bridge: {value!r}")
+        elif option == OPTION_PREFIX:
+            if not re.fullmatch(r"[a-zA-Z_.-][a-zA-Z0-9_.-]{0,11}", value) or value == "lo":
+                raise BadRequest(f"failed to parse {option} value: {value!r} is no beginning of an interface's name")
+        elif option == OPTION_MTU:
+            if not (value.isascii() and value.isdigit() and 68 <= int(value[:9]) <= 65535):
+                raise BadRequest(f"{option}: invalid MTU: {value!r}")
+        elif option == OPTION_BINDING:
+            try:
+                IPv4Address(value)
+            except ValueError:
+                raise BadRequest(f"failed to parse {option} value: {value!r} is no IPv4 address") from None
+        elif option in _FIXED_OPTIONS:
+            fixed = _FIXED_OPTIONS[option]
+            same = value == fixed or fixed in ("true", "false") and value in (TRUE if fixed == "true" else FALSE)
+            if not same:
+                raise BadRequest(f"option {option} is not supported: {value!r} was given, it is always {fixed!r} here")
+        elif option.startswith("com.docker.network.") and option != OPTION_DEFAULT:
+            raise BadRequest(f"option {option} is not supported; bridges know {', '.join(USED_OPTIONS)}")
+        else:
+            without.append(option)
+    return without
