@@ -71,7 +71,7 @@ def engine(own_namespace: None, tmp_path: Path) -> Iterator[Engine]:
     yield engine
     for container in engine.known:
         engine.endpoints.detach(container)
-    engine.endpoints.ports.close()
+    engine.endpoints._outward.ports.close()
     engine.stopping.set()
 
 
@@ -266,7 +266,7 @@ def test_recovery_keeps_the_living_and_sweeps_the_dead(engine: Engine, tmp_path:
     try:
         with serve(engine, lives, 80):
             lives.pid, died.running = sleeper.pid, False
-            engine.endpoints.ports.close()
+            engine.endpoints._outward.ports.close()
             engine.begin()
             again = engine.endpoints
             again.recover([lives])

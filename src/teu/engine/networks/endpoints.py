@@ -18,20 +18,20 @@ import select
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden
-from teu.engine.networks import files, firewall, requests, wishes
+from teu.engine.networks import files, requests, wishes
 from teu.engine.networks.dns import ADDRESS as RESOLVER_ADDRESS
 from teu.engine.networks.drivers import registry
 from teu.engine.networks.drivers.driver import Context, Driver
 from teu.engine.networks.kernel import Kernel
 from teu.engine.networks.model import Active, Attachment, Endpoint, Network, automatic_mac, blank_endpoint, network_mode
 from teu.engine.networks.names import Names
-from teu.engine.networks.ports import Binding, Ports, bindings, canonical, parse_port
+from teu.engine.networks.outward import Outward
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
@@ -57,11 +57,11 @@ class Endpoints:
         self._events = events
         self._lock = store.lock
         self.kernel = Kernel()
-        self.ports = Ports()
         self._active: dict[str, Active] = {}
         self._names = Names(store, self._active, containers)
         context = Context(store, self.kernel, self._active, exec_root, stopping)
         self.drivers = {name: make(context) for name, make in registry.DRIVERS.items()}
+        self._outward = Outward(store, self.drivers)
 
     def start(self) -> None:
         for driver in self.drivers.values():
@@ -74,11 +74,6 @@ class Endpoints:
     def on(self, network: Network) -> bool:
         """Whether a running container is on it."""
         return any(endpoint.network == network.id for active in self._active.values() for endpoint in active.endpoints)
-
-    def _network(self, endpoint: Endpoint) -> Network:
-        network = self._store.by_id(endpoint.network)
-        assert network is not None, "no network goes while somebody is on it"
-        return network
 
     def _event(self, network: Network, action: str, container: Container) -> None:
         attributes = {"name": network.name, "type": network.driver, "container": container.id}
@@ -118,12 +113,12 @@ class Endpoints:
                 for network in self._wanted(container):
                     with _endpoint_of(container, network):
                         self._connect(container, active, network, inner)
-                self._lead_out(container, active, inner)
+                self._outward.lead(container, active, inner)
                 self._names.serve(container, active)
                 settings = container.network_settings
                 path = f"/proc/{os.getpid()}/fd/{descriptor}"
                 settings["SandboxKey"], settings["SandboxID"] = path, container.id
-                paths = self._files(container, active.endpoints, True, self._gateway(active), active.named)
+                paths = self._files(container, active.endpoints, True, self._outward.gateway(active), active.named)
             except BaseException:
                 self.detach(container)
                 raise
@@ -220,75 +215,6 @@ class Endpoints:
             container.network_settings.update({key: settings[key] for key in _RUNNING_KEYS})
         self._event(network, "connect", container)
 
-    def _lead_out(self, container: Container, active: Active, inner: Socket) -> None:
-        """The default route and the published ports go by the network that is first among those with a way out: by
-        priority, then by name, as everywhere. Wherever a container's networks change, this follows."""
-        from teu.linux import netlink
-
-        settings = container.network_settings.get("Networks") or {}
-        best = min(
-            (endpoint for endpoint in active.endpoints if not self._network(endpoint).internal),
-            key=lambda endpoint: (-int(settings[endpoint.name].get("GwPriority") or 0), endpoint.name),
-            default=None,
-        )
-        before = active.outward
-        if best == before and "Outward" in container.network_settings:
-            return
-        if before is not None and best is None and before in active.endpoints:
-            with suppress(OSError):
-                gateway = self._network(before).addressing().gateway
-                inner.send([netlink.delete_default_route(gateway)])
-        used = {(entry.port, entry.protocol): entry.host_port for entry in active.published}
-        self._unpublish(container, active)
-        active.outward = best
-        container.network_settings["Outward"] = best.name if best else ""
-        if best is not None:
-            network = self._network(best)
-            inner.send([netlink.default_route(network.addressing().gateway)])
-            self._publish(container, active, network, best, used)
-
-    def _gateway(self, active: Active) -> str:
-        endpoint = active.outward or next(iter(active.endpoints), None)
-        return str(self._network(endpoint).addressing().gateway) if endpoint else ""
-
-    def _unpublish(self, container: Container, active: Active) -> None:
-        container.network_settings["Ports"] = {}
-        if active.published:
-            entries, active.published = active.published, []
-            for entry in entries:
-                self.ports.release(entry.protocol, entry.host_address, entry.host_port)
-            assert active.outward is not None
-            self.drivers[active.outward.driver].unpublish(entries)
-
-    def _publish(
-        self,
-        container: Container,
-        active: Active,
-        network: Network,
-        endpoint: Endpoint,
-        used: dict[tuple[int, str], int],
-    ) -> None:
-        """`used`: host ports that were chosen before, and are kept where they are free."""
-        exposed = {canonical(key): value for key, value in (container.config.get("ExposedPorts") or {}).items()}
-        shown: dict[str, Any] = dict.fromkeys(exposed)
-        for wanted in bindings(container.host_config, exposed, network.binding):
-            owner = f"{container.name} ({container.id})"
-            port = self._reserve(wanted, used.get((wanted.port, wanted.protocol), 0), owner)
-            active.published.append(
-                firewall.Published(wanted.protocol, wanted.address, port, str(endpoint.address), wanted.port)
-            )
-            key = f"{wanted.port}/{wanted.protocol}"
-            shown[key] = [*(shown.get(key) or []), {"HostIp": wanted.address, "HostPort": str(port)}]
-        if active.published:
-            self.driver(network).publish(endpoint, active.published)
-        container.network_settings["Ports"] = shown
-
-    def _reserve(self, wanted: Binding, before: int, owner: str) -> int:
-        if before and wanted.first <= before <= wanted.last or before and not wanted.first:
-            with suppress(EngineError):
-                return self.ports.reserve(wanted._replace(first=before, last=before), owner)
-        return self.ports.reserve(wanted, owner)
-
     def _files(
         self,
         container: Container,
@@ -355,11 +281,7 @@ class Endpoints:
         endpoint.pop("Veth", None)
 
     def _release(self, active: Active) -> None:
-        if active.published:
-            assert active.outward is not None
-            self.drivers[active.outward.driver].withdraw(active.published)
-        for entry in active.published:
-            self.ports.release(entry.protocol, entry.host_address, entry.host_port)
+        self._outward.withdraw(active)
         if active.namespace >= 0:
             os.close(active.namespace)
         for endpoint in active.endpoints:
@@ -416,7 +338,7 @@ class Endpoints:
         with netns.run_in(active.namespace, netlink.Socket) as inner:
             with _endpoint_of(container, network):
                 self._connect(container, active, network, inner)
-            self._lead_out(container, active, inner)
+            self._outward.lead(container, active, inner)
         endpoint = next(endpoint for endpoint in active.endpoints if endpoint.network == network.id)
         files.change_hosts(f"{container.directory}/hosts", add=self._host_line(container, endpoint))
         if not active.named:
@@ -455,9 +377,9 @@ class Endpoints:
             )
         try:
             with netns.run_in(active.namespace, netlink.Socket) as inner:
-                self._lead_out(container, active, inner)
+                self._outward.lead(container, active, inner)
         except Exception as error:
-            self._unpublish(container, active)
+            self._outward.unpublish(container, active)
             log.warning(
                 "the way out of container %s cannot be moved to its other networks: %s",
                 container.name,
@@ -515,34 +437,11 @@ class Endpoints:
                 Endpoint(network.id, network.name, network.driver, address, veth, numbers.get(veth, 0), interface)
             )
         outward = container.network_settings.get("Outward")
-        if outward is None and active.endpoints and not self._network(active.endpoints[0]).internal:
+        if outward is None and active.endpoints and not self._outward.network(active.endpoints[0]).internal:
             outward = active.endpoints[0].name
         active.outward = next((endpoint for endpoint in active.endpoints if endpoint.name == outward), None)
         active.namespace = self._namespace_of(container, active)
-        for key, entries in (container.network_settings.get("Ports") or {}).items():
-            try:
-                port, protocol = parse_port(key)
-                for entry in (entries or []) if active.outward else []:
-                    host_ip, host_port = str(IPv4Address(entry["HostIp"])), int(entry["HostPort"])
-                    if not self.ports.hold_again(protocol, host_ip, host_port):
-                        log.warning(
-                            "port %s of container %s is bound by another process",
-                            host_port,
-                            container.name,
-                            extra=container.fields,
-                        )
-                    assert active.outward
-                    active.published.append(
-                        firewall.Published(protocol, host_ip, host_port, str(active.outward.address), port)
-                    )
-            except (ValueError, OverflowError, EngineError) as error:
-                log.error(
-                    "port %s of container %s is not published any more: %s",
-                    key,
-                    container.name,
-                    error,
-                    extra=container.fields,
-                )
+        self._outward.hold_again(container, active)
         self._active[container.id] = active
         if active.namespace >= 0:
             try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published ports: what was asked for, and the reservation of ports on the host. Called by endpoints.
+"""Published ports: what was asked for, and the reservation of ports on the host. Called by outward and wishes.
 
 A reserved port is a socket that the engine keeps: bound, and for TCP also listening, so that nothing else can
 take the port and whoever asks the kernel sees it in use. Packets never reach it: they are redirected before.
