@@ -49,7 +49,7 @@ class Bench:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
-        self.store = Store(Database(str(folder / "engine.db")))
+        self.store = Store(Database(str(folder / "engine.db")), registry.DRIVERS)
         self.kernel = Kernel()
         self.active: dict[str, Active] = {}
         self.folder = str(folder)

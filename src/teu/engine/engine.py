@@ -15,6 +15,7 @@ from teu.engine.containers.store import Containers
 from teu.engine.core.database import Database
 from teu.engine.core.events import Events
 from teu.engine.images.store import Images
+from teu.engine.networks.drivers.registry import DRIVERS
 from teu.engine.networks.endpoints import Endpoints
 from teu.engine.networks.manager import Networks
 from teu.engine.networks.store import Store
@@ -45,7 +46,7 @@ class Engine:
         around = Surroundings(self.database, self.events, self.pump, self.boot, self.data_root, self.exec_root)
         self.containers = Containers(around, self.boot, self.containerd.untidy)
         self.images = Images(self.containerd, self.events, config)
-        store = Store(self.database)
+        store = Store(self.database, DRIVERS)
         self.endpoints = Endpoints(store, self.containers, self.events, self.exec_root, self.stopping)
         self.networks = Networks(store, self.endpoints, self.containers, self.events)
         self.volumes = Volumes(f"{self.data_root}/volumes", self.containers, self.database, self.events)

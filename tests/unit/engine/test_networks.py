@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from drivers import networks as suite
 from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
 from teu.engine.networks.drivers import bridge
+from teu.engine.networks.drivers.registry import DRIVERS
 from teu.engine.networks.endpoints import Endpoints
 from teu.engine.networks.manager import Networks
 from teu.engine.networks.store import Store
@@ -53,7 +55,7 @@ class Engine:
         self.stopping.set()
         self.stopping = threading.Event()
         parts: Any = self
-        store = Store(self.database)
+        store = Store(self.database, DRIVERS)
         self.endpoints = Endpoints(store, parts.containers, parts.events, self.exec_root, self.stopping)
         self.networks = Networks(store, self.endpoints, parts.containers, parts.events)
         self.networks.start()
@@ -391,3 +393,24 @@ def test_what_every_driver_does(own_namespace: None, driver: str, check: Any, tm
         check(bench)
     finally:
         bench.stopping.set()
+
+
+@pytest.mark.parametrize("driver", [7, "macvlan"])
+def test_a_network_whose_driver_is_not_here_is_left(engine: Engine, tmp_path: Path, driver: Any) -> None:
+    """A container that runs on it goes on, and leaves when it ends; it can be removed with its bridge."""
+    front, _ = engine.networks.create({"Name": "front"})
+    one = container(engine, tmp_path, 1, "front")
+    start(engine, one)
+    with engine.database.transaction() as cursor:
+        broken = json.dumps({**front.record, "Driver": driver})
+        cursor.execute("UPDATE networks SET data=? WHERE id=?", (broken, front.id))
+    engine.begin()
+    engine.endpoints.recover([one])
+    assert [endpoint.network for endpoint in engine.endpoints._active[one.id].endpoints] == [front.id]
+    engine.endpoints.detach(one)
+    wait_for_links(0)
+    with pytest.raises(Conflict, match="can only be inspected and removed"):
+        engine.endpoints.attach(one)
+    engine.networks.remove(engine.networks.get("front"))
+    with netlink.Socket() as kernel:
+        assert not any(bridge.BRIDGE.match(link.name) for link in kernel.links())

@@ -68,8 +68,8 @@ class Endpoints:
             driver.start()
 
     def driver(self, network: Network) -> Driver:
-        """Of a record that another teud wrote, with a driver that is not here: one that connects nothing."""
-        return self.drivers.get(network.driver) or self.drivers["null"]
+        """Of a damaged record, whose driver may not be known: bridges are what can be left, and has to be removed."""
+        return self.drivers.get(network.driver) or self.drivers["bridge"]
 
     def on(self, network: Network) -> bool:
         """Whether a running container is on it."""
@@ -433,8 +433,9 @@ class Endpoints:
             veth = settings.get("Veth") or f"teu{container.id[:10]}{position:x}"
             options = settings.get("DriverOpts") or {}
             interface = options.get(requests.OPTION_INTERFACE) or f"{network.prefix}{int(veth[13:], 16)}"
+            driver = network.driver if network.driver in self.drivers else "bridge"  # as above
             active.endpoints.append(
-                Endpoint(network.id, network.name, network.driver, address, veth, numbers.get(veth, 0), interface)
+                Endpoint(network.id, network.name, driver, address, veth, numbers.get(veth, 0), interface)
             )
         outward = container.network_settings.get("Outward")
         if outward is None and active.endpoints and not self._outward.network(active.endpoints[0]).internal:

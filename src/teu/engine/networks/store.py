@@ -12,6 +12,7 @@ import json
 import logging
 import threading
 import uuid
+from collections.abc import Collection
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +51,11 @@ def new_record(name: str, driver: str, more: dict[str, Any]) -> dict[str, Any]:
 class Store:
     """`lock` is of all that networks are: records, addresses, attachments, rules. Who changes several holds it."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, drivers: Collection[str]) -> None:
+        """`drivers`: the names of those that there are; of another one a record is damaged."""
         self.lock = threading.RLock()
         self._database = database
+        self._drivers = drivers
         self._networks: dict[str, Network] = {}
 
     def start(self) -> None:
@@ -78,6 +81,8 @@ class Store:
         ):
             record, faults = records.network(row["id"], row["name"], row["data"])
             damage = ""
+            if not faults and record["Driver"] not in self._drivers:
+                faults = [f"Driver: there is no network driver {record['Driver']}"]
             if not faults:
                 try:
                     probe = Network(record)
