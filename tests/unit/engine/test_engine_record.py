@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +15,8 @@ import pytest
 
 from teu.engine.core.errors import Unreadable
 from teu.engine.daemon import Daemon
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def test_it_starts_nothing(tmp_path: Path) -> None:
@@ -52,3 +57,11 @@ def test_a_daemon_waits_for_containerd_and_can_be_stopped_meanwhile(tmp_path: Pa
     daemon.stop()
     starting.join(60)
     assert not starting.is_alive()
+
+
+def test_a_start_loads_no_client_of_registries() -> None:
+    """HTTP and TLS are 15 ms of CPU, and most starts pull nothing."""
+    script = "import sys; import teu.engine.main, teu.engine.daemon; from teu.engine.api import router; router.load()"
+    script += "; print(*(name for name in ('http.client', 'ssl', 'grpc') if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    assert done.stdout.split() == []

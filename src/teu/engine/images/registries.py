@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -59,28 +58,6 @@ def to_pull(settings: Settings, domain: str, auth: str) -> Registries:
             given = given._replace(schemes=("http",), insecure=(*given.insecure, parts.netloc))
         members.append((Place(), distribution.Registry(parts.netloc, None, given)))
     return Mirrored([*members, (Place(), registry)])
-
-
-def described(settings: Settings) -> dict[str, Any]:
-    """RegistryConfig of GET /info."""
-    given = options(settings)
-    networks, hosts = ["127.0.0.0/8"], []
-    for entry in given.insecure:
-        try:
-            networks.append(str(ipaddress.ip_network(entry)))
-        except ValueError:
-            hosts.append(entry)
-    mirrors = [mirror if "//" in mirror else f"https://{mirror}" for mirror in given.mirrors]
-    mirrors = [mirror.rstrip("/") + "/" for mirror in mirrors]
-    indexes = {host: {"Name": host, "Mirrors": [], "Secure": False, "Official": False} for host in hosts}
-    indexes["docker.io"] = {"Name": "docker.io", "Mirrors": mirrors, "Secure": True, "Official": True}
-    return {
-        "AllowNondistributableArtifactsCIDRs": [],
-        "AllowNondistributableArtifactsHostnames": [],
-        "InsecureRegistryCIDRs": networks,
-        "IndexConfigs": indexes,
-        "Mirrors": mirrors,
-    }
 
 
 def login(settings: Settings, given: dict[str, Any]) -> None:

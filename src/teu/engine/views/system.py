@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu import __version__
+from teu.config import Settings
 from teu.engine.containers import hostconfig
 from teu.engine.core import times
-from teu.engine.images import registries
 from teu.engine.logs import registry as log_drivers
 from teu.engine.networks.drivers import registry as network_drivers
 from teu.engine.spec import apparmor
@@ -50,6 +51,27 @@ def _flag(path: str) -> bool:
         return Path(path).read_text().strip() == "1"
     except OSError:
         return False
+
+
+def _registries(settings: Settings) -> dict[str, Any]:
+    """RegistryConfig of GET /info."""
+    networks, hosts = ["127.0.0.0/8"], []
+    for entry in settings["insecure-registries"]:
+        try:
+            networks.append(str(ipaddress.ip_network(entry)))
+        except ValueError:
+            hosts.append(entry)
+    mirrors = [mirror if "//" in mirror else f"https://{mirror}" for mirror in settings["registry-mirrors"]]
+    mirrors = [mirror.rstrip("/") + "/" for mirror in mirrors]
+    indexes = {host: {"Name": host, "Mirrors": [], "Secure": False, "Official": False} for host in hosts}
+    indexes["docker.io"] = {"Name": "docker.io", "Mirrors": mirrors, "Secure": True, "Official": True}
+    return {
+        "AllowNondistributableArtifactsCIDRs": [],
+        "AllowNondistributableArtifactsHostnames": [],
+        "InsecureRegistryCIDRs": networks,
+        "IndexConfigs": indexes,
+        "Mirrors": mirrors,
+    }
 
 
 def info(engine: Engine, version: tuple[int, int]) -> dict[str, Any]:
@@ -113,7 +135,7 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, Any]:
         "OSType": "linux",
         "Architecture": platform.machine(),
         "IndexServerAddress": "https://index.docker.io/v1/",
-        "RegistryConfig": registries.described(engine.config),
+        "RegistryConfig": _registries(engine.config),
         "NCPU": os.cpu_count() or 1,
         "MemTotal": _memory(),
         "GenericResources": None,
