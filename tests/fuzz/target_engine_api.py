@@ -240,7 +240,8 @@ class Requests:
     """Draws requests."""
 
     def __init__(self, dice: random.Random) -> None:
-        from teu.engine import fields, router
+        from teu.engine.api import router
+        from teu.engine.core import fields
 
         router.load()
         self.dice = dice

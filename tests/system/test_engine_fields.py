@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of what clients may say (teu/engine/fields.py) against what happens: every field and parameter is sent to
-teud, most to Debian's dockerd beside it as well. None is taken in silence and does nothing."""
+"""The table of what clients may say (teu/engine/core/fields.py) against what happens: every field and parameter is sent
+to teud, most to Debian's dockerd beside it as well. None is taken in silence and does nothing."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import peers
 import pytest
 import whole
 
-from teu.engine import fields
-from teu.engine.fields import MEANINGLESS, REFUSED, USED
+from teu.engine.core import fields
+from teu.engine.core.fields import MEANINGLESS, REFUSED, USED
 
 pytestmark = [pytest.mark.needs("docker", "dockerd", "trixie", "namespace"), pytest.mark.timeout(300)]
 

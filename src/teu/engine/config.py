@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from teu.config import Key, Wrong, boolean, duration, integer, list_of, map_of, matching, one_of, path, text
-from teu.engine.errors import EngineError
-from teu.engine.hostconfig import LOG_DRIVERS, check_logs
+from teu.engine.core.errors import EngineError
+from teu.engine.logs import registry
 
 FILE = "/etc/teu/teud.yaml"
 LEVELS = ("debug", "info", "warn", "error", "fatal")
@@ -35,7 +35,7 @@ KEYS = (
     Key("storage-driver", text, "overlayfs", "snapshotter of containerd for images and containers"),
     Key("default-runtime", text, "io.containerd.teu.v2", "runtime of containers that name none", reload=True),
     Key("runtimes", map_of(text), {}, "short names for runtimes of containerd, for --runtime", reload=True),
-    Key("log-driver", one_of(*LOG_DRIVERS), "journald", "log driver of containers that name none", reload=True),
+    Key("log-driver", one_of(*registry.DRIVERS), "journald", "log driver of containers that name none", reload=True),
     Key("log-opts", map_of(text), {}, "its options", reload=True),
     Key("init", boolean, False, "run an init in containers that do not say", reload=True),
     Key("init-path", text, "", "the init program for --init; empty: docker-init or tini-static", reload=True),
@@ -64,6 +64,6 @@ KEYS = (
 def check(settings: Any) -> None:
     """What a single key cannot tell. Raises EngineError with the remedy."""
     try:
-        check_logs(settings["log-driver"], settings["log-opts"])
+        registry.check(settings["log-driver"], settings["log-opts"])
     except EngineError as error:
         raise EngineError(f"{settings.where('log-opts')}: log-opts: {error}; see teud.yaml(5)") from None

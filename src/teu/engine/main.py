@@ -15,16 +15,21 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from teu import __version__
 from teu import config as configuration
 from teu.engine.config import FILE, KEYS, LEVELS, check
-from teu.engine.errors import EngineError, Unreadable
+from teu.engine.core.errors import EngineError, Unreadable
 from teu.linux import memory
 from teu.linux.standard import open_what_is_closed
 from teu.systemd import host, journal, notify, stacks
 from teu.systemd.activation import listen_sockets
+
+if TYPE_CHECKING:
+    from teu.engine.api.server import Server
+    from teu.engine.daemon import Daemon
+    from teu.engine.engine import Engine
 
 log = logging.getLogger("teu.engine")
 
@@ -193,9 +198,9 @@ def _status(error: BaseException | None) -> int:
 
 
 def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
-    from teu.engine import router
-    from teu.engine.engine import Engine
-    from teu.engine.server import Server
+    from teu.engine.api import router
+    from teu.engine.api.server import Server
+    from teu.engine.daemon import Daemon
 
     begun = time.monotonic()
     memory.few_arenas(ARENAS)
@@ -206,16 +211,17 @@ def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
     sockets = listeners(config["hosts"], config["group"])
     router.load()
     try:
-        engine = Engine(config)
+        daemon = Daemon(config)
     except Unreadable as error:
         refuse(str(error), sockets)
         raise
+    engine = daemon.engine
     server = Server(engine, sockets)
     server.start()
 
     def start() -> None:
         try:
-            engine.start()
+            daemon.start()
             log.info("ready after %.0f ms", (time.monotonic() - begun) * 1000)
         except Exception as error:
             engine.failure = error
@@ -224,15 +230,15 @@ def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
 
     threading.Thread(target=start, name="start", daemon=True).start()
     notify.ready("Serving the Docker Engine API")
-    idle = _wait(engine, server, signals, options)
+    idle = _wait(daemon, server, signals, options)
     notify.stopping()
     if not idle and host.is_going_down():
-        engine.last_exits()
+        daemon.last_exits()
     elif idle:
-        engine.boot.leave_idle()
+        daemon.leave_idle()
     server.close()
     server.finish(config["shutdown-timeout"], idle=idle)
-    engine.stop()
+    daemon.stop()
     for address in config["hosts"]:
         if address.startswith("unix://"):
             Path(address.removeprefix("unix://")).unlink(missing_ok=True)
@@ -244,8 +250,9 @@ def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
     os._exit(_status(engine.failure))
 
 
-def _wait(engine: Any, server: Any, signals: set[signal.Signals], options: argparse.Namespace) -> bool:
+def _wait(daemon: Daemon, server: Server, signals: set[signal.Signals], options: argparse.Namespace) -> bool:
     """Until a signal ends the daemon, or it has been idle (True); the watchdog is fed as long as the pump turns."""
+    engine = daemon.engine
     interval = notify.watchdog_interval()
     activated = all(host.startswith("fd://") for host in engine.config["hosts"])
     while True:
@@ -253,7 +260,7 @@ def _wait(engine: Any, server: Any, signals: set[signal.Signals], options: argpa
         patience = min((seconds for seconds in (interval, limit / 2) if seconds), default=0.0)
         received = signal.sigtimedwait(signals, patience) if patience else signal.sigwaitinfo(signals)
         if received is None:
-            if limit and server.idle_seconds() >= limit and engine.idle():
+            if limit and server.idle_seconds() >= limit and daemon.idle():
                 log.info("idle for %.0f s: leaving, the socket wakes us", server.idle_seconds())
                 return True
             if not interval:
@@ -270,7 +277,7 @@ def _wait(engine: Any, server: Any, signals: set[signal.Signals], options: argpa
             return False
 
 
-def reload(engine: Any, options: argparse.Namespace) -> None:
+def reload(engine: Engine, options: argparse.Namespace) -> None:
     notify.reloading()
     try:
         fresh = settings(options)

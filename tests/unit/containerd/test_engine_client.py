@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from conftest import Daemon, root_only
 
-from teu.engine import content, unpack
-from teu.engine.containerd import Client
-from teu.engine.departure import NOBODY, Departure, Left
+from teu.engine.backend import content
+from teu.engine.backend.containerd import Client
+from teu.engine.core.departure import NOBODY, Departure, Left
+from teu.engine.images import unpack
 
 pytestmark = root_only
 
@@ -101,7 +102,7 @@ def test_what_the_engine_ends_at_its_stop_says_so(client: Client) -> None:
     """Not what gRPC says of its channel: calls under way, streams, and those that come after it."""
     from teu.api.services.content.v1 import content_pb2
     from teu.api.services.events.v1 import events_pb2
-    from teu.engine.containerd import Unavailable
+    from teu.engine.backend.containerd import Unavailable
 
     failures: list[BaseException] = []
 

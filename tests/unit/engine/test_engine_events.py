@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from teu.engine import events
+from teu.engine.core import events
 
 
 def fill(bus: events.Events, count: int, size: int) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from teu.engine import fields, router
-from teu.engine.errors import BadRequest, EngineError
+from teu.engine.api import router
+from teu.engine.core import fields
+from teu.engine.core.errors import BadRequest, EngineError
 
-ENGINE = Path(fields.__file__).parent
+ENGINE = Path(fields.__file__).parents[1]
 
 THING = fields.Object(
     {

@@ -8,33 +8,24 @@ import os
 import random
 import re
 import socket
-import types
 from pathlib import Path
 from typing import Any
 
+import drivers.logs
 import pytest
 
-from teu.engine.logs import LINE_LIMIT, Selection, journald, whole_lines
+from teu.engine.logs import journald
+from teu.engine.logs.driver import LINE_LIMIT, LogSource, Selection, whole_lines
 from teu.engine.logs.journald import _parse
 from teu.engine.logs.jsonfile import BLOCK, JsonFile, _pieces
-from teu.engine.stdio import Marker
+from teu.engine.logs.marker import Marker
 
 NO_MARKER = Marker(None)
 
 
-def container(folder: Path, kind: str = "json-file", **options: str) -> Any:
+def container(folder: Path, kind: str = "json-file", **options: str) -> LogSource:
     folder.mkdir(exist_ok=True)
-    return types.SimpleNamespace(
-        directory=str(folder),
-        id="ab" * 32,
-        name="web",
-        log_type=kind,
-        host_config={"LogConfig": {"Type": kind, "Config": {key.replace("_", "-"): v for key, v in options.items()}}},
-        config={"Env": ["A=1"]},
-        labels={"l": 'v"'},
-        running=False,
-        state={"Restarting": False},
-    )
+    return drivers.logs.source(folder, kind, {key.replace("_", "-"): value for key, value in options.items()})
 
 
 def read(driver: JsonFile, **selection: Any) -> list[tuple[int, bytes]]:
@@ -164,7 +155,7 @@ def test_a_write_that_was_cut_is_undone(tmp_path: Path) -> None:
     size = os.path.getsize(driver.path)
     with open(driver.path, "ab") as file:
         file.write(b'{"log":"hal')
-    fresh = JsonFile(container(tmp_path))
+    fresh = JsonFile(driver.source)
     fresh.rewind(size)
     assert text(fresh) == b"whole\n"
 
@@ -234,8 +225,7 @@ def test_an_entry_of_the_journal_may_be_of_any_length(tmp_path: Path, monkeypatc
         listener.settimeout(30)
         monkeypatch.setattr(journald, "SOCKET", str(tmp_path / "socket"))
         made = container(tmp_path / "c", "journald", labels="l")
-        made.image_id, made.labels = "", {"l": "x" * 20_000_000}
-        driver = journald.Journald(made)
+        driver = journald.Journald(made._replace(labels={"l": "x" * 20_000_000}))
         assert driver.write(1, b"text\n", False, NO_MARKER) == 5 and not driver.stalled
         data, descriptors, _, _ = socket.recv_fds(listener, 1 << 16, 1)
         assert data == b"" and len(descriptors) == 1

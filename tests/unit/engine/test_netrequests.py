@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 
-from teu.engine import netrequests
-from teu.engine.errors import BadRequest
+from teu.engine.containers import hostconfig
+from teu.engine.core.errors import BadRequest
+from teu.engine.networks import requests
 
 
 def leaves(shape: Any, path: str = "") -> set[str]:
-    if isinstance(shape, netrequests.Maybe):
+    if isinstance(shape, requests.Maybe):
         return leaves(shape.of, path)
-    if isinstance(shape, netrequests.List) and isinstance(shape.of, netrequests.Object):
+    if isinstance(shape, requests.List) and isinstance(shape.of, requests.Object):
         return {path} | leaves(shape.of, f"{path}[0]")
-    if isinstance(shape, netrequests.Object):
+    if isinstance(shape, requests.Object):
         found = {path} if path and "[0]" not in path else set()
         for name, member in shape.members.items():
             found |= leaves(member, f"{path}.{name}" if path else name)
@@ -35,21 +36,21 @@ def test_every_field_is_in_the_list() -> None:
     sys.modules[spec.name] = listed
     spec.loader.exec_module(listed)
     for rows, shape in (
-        (listed.CREATE, netrequests.CREATE),
-        (listed.ENDPOINT, netrequests.CONNECT.members["EndpointConfig"]),
+        (listed.CREATE, requests.CREATE),
+        (listed.ENDPOINT, requests.CONNECT.members["EndpointConfig"]),
     ):
         assert {row.field for row in rows} == leaves(shape)
 
 
 def test_names_are_read_in_any_case_and_null_as_nothing() -> None:
-    found = netrequests.read(
-        {"CONTAINER": "c", "endpointconfig": {"ALIASES": ["a"], "gwpriority": None}}, netrequests.CONNECT
+    found = requests.read(
+        {"CONTAINER": "c", "endpointconfig": {"ALIASES": ["a"], "gwpriority": None}}, requests.CONNECT
     )
     assert found["Container"] == "c"
     assert found["EndpointConfig"]["Aliases"] == ["a"]
     assert found["EndpointConfig"]["GwPriority"] == 0
     nothing = {"EndpointsConfig": {"n": None}}
-    assert netrequests.read(nothing, netrequests.NETWORKING) == nothing
+    assert requests.read(nothing, requests.NETWORKING) == nothing
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_names_are_read_in_any_case_and_null_as_nothing() -> None:
 )
 def test_what_does_not_fit(given: Any, path: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        netrequests.read(given, netrequests.CREATE)
+        requests.read(given, requests.CREATE)
     assert path in str(caught.value)
 
 
@@ -76,6 +77,6 @@ def test_what_does_not_fit(given: Any, path: str) -> None:
 def test_links(text: str, meant: tuple[str, str] | None) -> None:
     if meant is None:
         with pytest.raises(BadRequest, match="bad format for links"):
-            netrequests.link(text)
+            hostconfig.link(text)
     else:
-        assert netrequests.link(text) == meant
+        assert hostconfig.link(text) == meant

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import json
 import os
 import socket
 import subprocess
@@ -16,11 +16,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from drivers import networks as suite
 
-from teu.engine import networks as networks_module
-from teu.engine.database import Database
-from teu.engine.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
-from teu.engine.networks import Networks
+from teu.engine.core.database import Database
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
+from teu.engine.networks.drivers import bridge
+from teu.engine.networks.drivers.registry import DRIVERS
+from teu.engine.networks.endpoints import Endpoints
+from teu.engine.networks.manager import Networks
+from teu.engine.networks.store import Store
 from teu.linux import netlink, netns, nftables
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
@@ -28,18 +32,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for networ
 
 @pytest.fixture
 def own_namespace() -> Iterator[None]:
-    libc = ctypes.CDLL(None, use_errno=True)
-    before = os.open("/proc/self/ns/net", os.O_RDONLY)
-    assert libc.unshare(netns.CLONE_NEWNET) == 0
-    nftables._library = None
-    try:
-        with netlink.Socket() as kernel:
-            kernel.send([netlink.set_up(1)])
+    with suite.own_namespace():
         yield
-    finally:
-        nftables._library = None
-        assert libc.setns(before, netns.CLONE_NEWNET) == 0
-        os.close(before)
 
 
 class Engine:
@@ -54,7 +48,16 @@ class Engine:
             using_network=lambda name: [c for c in self.known if name in c.network_settings["Networks"]],
             get=self.get,
         )
-        self.networks = Networks(self)  # type: ignore[arg-type]
+        self.begin()
+
+    def begin(self) -> None:
+        """The networks, as a new daemon has them; the old one is dead, and mends nothing."""
+        self.stopping.set()
+        self.stopping = threading.Event()
+        parts: Any = self
+        store = Store(self.database, DRIVERS)
+        self.endpoints = Endpoints(store, parts.containers, parts.events, self.exec_root, self.stopping)
+        self.networks = Networks(store, self.endpoints, parts.containers, parts.events)
         self.networks.start()
 
     def get(self, reference: str) -> Any:
@@ -69,8 +72,9 @@ def engine(own_namespace: None, tmp_path: Path) -> Iterator[Engine]:
     engine = Engine(tmp_path)
     yield engine
     for container in engine.known:
-        engine.networks.detach(container)
-    engine.networks.ports.close()
+        engine.endpoints.detach(container)
+    engine.endpoints._outward.ports.close()
+    engine.stopping.set()
 
 
 def container(engine: Engine, tmp_path: Path, number: int, mode: str = "default", **more: Any) -> Any:
@@ -93,19 +97,19 @@ def container(engine: Engine, tmp_path: Path, number: int, mode: str = "default"
         save=lambda: None,
         fields={},
     )
-    engine.networks.check(result, {"EndpointsConfig": endpoints})
+    engine.endpoints.check(result, {"EndpointsConfig": endpoints})
     engine.known.append(result)
     return result
 
 
 def start(engine: Engine, one: Any) -> Any:
-    attachment = engine.networks.attach(one)
+    attachment = engine.endpoints.attach(one)
     one.running = True
     return attachment
 
 
 def inside(engine: Engine, one: Any, command: str) -> str:
-    descriptor = engine.networks._active[one.id].namespace
+    descriptor = engine.endpoints._active[one.id].namespace
     run = netns.run_in(
         descriptor, lambda: subprocess.run(command, shell=True, capture_output=True, text=True, timeout=20)
     )
@@ -113,7 +117,7 @@ def inside(engine: Engine, one: Any, command: str) -> str:
 
 
 def serve(engine: Engine, one: Any, port: int) -> socket.socket:
-    descriptor = engine.networks._active[one.id].namespace
+    descriptor = engine.endpoints._active[one.id].namespace
     return netns.run_in(descriptor, lambda: socket.create_server(("0.0.0.0", port)))
 
 
@@ -134,7 +138,7 @@ def ruleset() -> str:
 
 def teu_links() -> list[str]:
     with netlink.Socket() as kernel:
-        return [link.name for link in kernel.links() if networks_module.VETH.match(link.name)]
+        return [link.name for link in kernel.links() if bridge.VETH.match(link.name)]
 
 
 def wait_for_links(count: int) -> None:
@@ -155,9 +159,9 @@ def test_bridge_gives_addresses_and_leaves_nothing(engine: Engine, tmp_path: Pat
     assert "1 packets received" in inside(engine, first, f"busybox ping -c1 -W2 {subnet[3]}")
     assert f"default via {subnet[1]}" in inside(engine, first, "ip route")
     assert len(teu_links()) == 2
-    engine.networks.detach(first)
+    engine.endpoints.detach(first)
     assert "table inet teu" in ruleset()
-    engine.networks.detach(second)
+    engine.endpoints.detach(second)
     assert ruleset() == ""
     assert first.network_settings["IPAddress"] == ""
     wait_for_links(0)
@@ -190,12 +194,12 @@ def test_published_port_is_reached_from_loopback_host_address_and_outside(engine
         assert reach("127.0.0.1", 8080)
         assert reach(gateway, 8080)
         assert netns.run_in(outside, lambda: reach("203.0.113.1", 8080))
-        assert netns.run_in(engine.networks._active[two.id].namespace, lambda: reach(gateway, 8080))
+        assert netns.run_in(engine.endpoints._active[two.id].namespace, lambda: reach(gateway, 8080))
         # What is not published is not reached, though the address is routed.
         address = one.network_settings["IPAddress"]
         assert not netns.run_in(outside, lambda: reach(address, 80, 0.3))
     os.close(outside)
-    engine.networks.detach(one)
+    engine.endpoints.detach(one)
     assert not reach("127.0.0.1", 8080)
 
 
@@ -211,7 +215,7 @@ def test_container_does_not_reach_the_loopback_of_the_host(engine: Engine, tmp_p
             "ip addr del 127.0.0.1/8 dev lo; sysctl -w net.ipv4.conf.all.route_localnet=1 "
             f"net.ipv4.conf.eth0.route_localnet=1; ip route add 127.0.0.1/32 via {gateway}",
         )
-        descriptor = engine.networks._active[one.id].namespace
+        descriptor = engine.endpoints._active[one.id].namespace
         assert not netns.run_in(descriptor, lambda: reach("127.0.0.1", 7777, 0.3))
         with pytest.raises(TimeoutError):
             server.accept()
@@ -223,13 +227,13 @@ def test_port_in_use(engine: Engine, tmp_path: Path) -> None:
     second = container(engine, tmp_path, 2, PortBindings=ports)
     start(engine, first)
     with pytest.raises(EngineError, match=r"Bind for 0.0.0.0:8081 failed: port is already allocated"):
-        engine.networks.attach(second)
-    assert second.id not in engine.networks._active
+        engine.endpoints.attach(second)
+    assert second.id not in engine.endpoints._active
     wait_for_links(1)
-    engine.networks.detach(first)
+    engine.endpoints.detach(first)
     with socket.create_server(("0.0.0.0", 8081)):
         with pytest.raises(EngineError, match="address already in use"):
-            engine.networks.attach(second)
+            engine.endpoints.attach(second)
     assert ruleset() == ""
     start(engine, second)
 
@@ -259,16 +263,14 @@ def test_recovery_keeps_the_living_and_sweeps_the_dead(engine: Engine, tmp_path:
     died = container(engine, tmp_path, 2, PortBindings={"80/tcp": [{"HostPort": "8083"}]})
     start(engine, lives)
     start(engine, died)
-    held = engine.networks._active[lives.id].namespace
+    held = engine.endpoints._active[lives.id].namespace
     sleeper = netns.run_in(held, lambda: subprocess.Popen(["sleep", "60"]))
     try:
         with serve(engine, lives, 80):
             lives.pid, died.running = sleeper.pid, False
-            engine.networks.ports.close()
-            engine.networks._table = False  # the old daemon is dead, and does not mend its table
-            again = Networks(engine)  # type: ignore[arg-type]
-            engine.networks = again
-            again.start()
+            engine.endpoints._outward.ports.close()
+            engine.begin()
+            again = engine.endpoints
             again.recover([lives])
             assert reach("127.0.0.1", 8082)
             assert not reach("127.0.0.1", 8083)
@@ -296,15 +298,15 @@ def test_user_defined_networks_are_apart(engine: Engine, tmp_path: Path) -> None
     ping = "busybox ping -c1 -W1 10.77.0.9"
     assert "1 packets received" not in inside(engine, one, ping)
     back = engine.networks.get("back")
-    engine.networks.connect(back, one, {})
+    engine.endpoints.connect(back, one, {})
     # Of several, for the first may go out before both ends are up.
     assert ", 0 packets received" not in inside(engine, one, ping.replace("-c1", "-c4"))
     assert back.id[:11] in "".join(link.name for link in netlink.Socket().links())
     with pytest.raises(Forbidden, match="has active endpoints"):
         engine.networks.remove(back)
-    engine.networks.disconnect(back, one)
+    engine.endpoints.disconnect(back, one)
     assert "1 packets received" not in inside(engine, one, ping)
-    engine.networks.detach(two)
+    engine.endpoints.detach(two)
     engine.networks.remove(back)
     with pytest.raises(NotFound, match="network back not found"):
         engine.networks.get("back")
@@ -333,14 +335,14 @@ def test_bad_input(engine: Engine, tmp_path: Path) -> None:
 
 def test_modes_without_a_bridge(engine: Engine, tmp_path: Path) -> None:
     host, none = container(engine, tmp_path, 1, "host"), container(engine, tmp_path, 2, "none")
-    assert engine.networks.attach(host).namespace is None
-    attachment = engine.networks.attach(none)
+    assert engine.endpoints.attach(host).namespace is None
+    attachment = engine.endpoints.attach(none)
     assert inside(engine, none, "ip -o link").count("\n") == 1
     assert "localhost" in Path(attachment.files["/etc/hosts"]).read_text()
     other = container(engine, tmp_path, 3, f"container:{none.name}")
     assert other.host_config["NetworkMode"] == f"container:{none.id}"
     with pytest.raises(Conflict, match="cannot join network of a non running container"):
-        engine.networks.attach(other)
+        engine.endpoints.attach(other)
 
 
 def test_attaching_is_quick(engine: Engine, tmp_path: Path) -> None:
@@ -358,12 +360,12 @@ def test_a_late_deletion_spares_the_next_pair(engine: Engine, tmp_path: Path) ->
     """The pair of a container that is started anew has the name of the one before."""
     one = container(engine, tmp_path, 1)
     start(engine, one)
-    before = engine.networks._active[one.id].endpoints[0]
-    engine.networks.detach(one)
+    before = engine.endpoints._active[one.id].endpoints[0]
+    engine.endpoints.detach(one)
     wait_for_links(0)
     start(engine, one)
-    assert engine.networks._active[one.id].endpoints[0].veth == before.veth
-    engine.networks._drop_veth(before)
+    assert engine.endpoints._active[one.id].endpoints[0].veth == before.veth
+    engine.endpoints.drivers["bridge"]._drop_veth(before)  # type: ignore[attr-defined]
     assert teu_links() == [before.veth]
 
 
@@ -375,10 +377,40 @@ def test_the_namespace_of_another_process_is_not_taken(engine: Engine, tmp_path:
         for each in (one, two):
             start(engine, each)
             each.pid = stranger.pid
-        again = Networks(engine)  # type: ignore[arg-type]
-        again.start()
+        engine.begin()
+        again = engine.endpoints
         again.recover([one, two])
         assert [again._active[each.id].namespace for each in (one, two)] == [-1, -1]
     finally:
         stranger.kill()
         stranger.wait()
+
+
+@pytest.mark.parametrize(("driver", "check"), suite.CHECKS, ids=lambda one: getattr(one, "__name__", one))
+def test_what_every_driver_does(own_namespace: None, driver: str, check: Any, tmp_path: Path) -> None:
+    bench = suite.Bench(driver, tmp_path)
+    try:
+        check(bench)
+    finally:
+        bench.stopping.set()
+
+
+@pytest.mark.parametrize("driver", [7, "macvlan"])
+def test_a_network_whose_driver_is_not_here_is_left(engine: Engine, tmp_path: Path, driver: Any) -> None:
+    """A container that runs on it goes on, and leaves when it ends; it can be removed with its bridge."""
+    front, _ = engine.networks.create({"Name": "front"})
+    one = container(engine, tmp_path, 1, "front")
+    start(engine, one)
+    with engine.database.transaction() as cursor:
+        broken = json.dumps({**front.record, "Driver": driver})
+        cursor.execute("UPDATE networks SET data=? WHERE id=?", (broken, front.id))
+    engine.begin()
+    engine.endpoints.recover([one])
+    assert [endpoint.network for endpoint in engine.endpoints._active[one.id].endpoints] == [front.id]
+    engine.endpoints.detach(one)
+    wait_for_links(0)
+    with pytest.raises(Conflict, match="can only be inspected and removed"):
+        engine.endpoints.attach(one)
+    engine.networks.remove(engine.networks.get("front"))
+    with netlink.Socket() as kernel:
+        assert not any(bridge.BRIDGE.match(link.name) for link in kernel.links())

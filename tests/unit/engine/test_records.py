@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 
-from teu.engine import fields, hostconfig, lifecycle, names, records
-from teu.engine.boot import Boot
-from teu.engine.container import Container, fresh_state
-from teu.engine.containers import Containers
-from teu.engine.database import Database
-from teu.engine.errors import BadRequest, Conflict, NotFound, Unreadable
-from teu.engine.monitor import Monitor
+from teu.engine.containers import hostconfig, names, records
+from teu.engine.containers.boot import Boot
+from teu.engine.containers.model import Container, fresh_state
+from teu.engine.containers.store import Containers
+from teu.engine.core import fields
+from teu.engine.core.database import Database
+from teu.engine.core.errors import BadRequest, Conflict, NotFound, Unreadable
+from teu.engine.lifecycle import run
+from teu.engine.lifecycle.monitor import Monitor
 
 
 @pytest.fixture
@@ -33,8 +35,9 @@ def engine(tmp_path: Path) -> Any:
         config={"log-driver": "json-file"},
         stopping=threading.Event(),
     )
-    result.boot = Boot(result)
-    result.containers = Containers(result)
+    boot = Boot(str(tmp_path), str(tmp_path))
+    around: Any = SimpleNamespace(**vars(result), boot=boot, pump=None)
+    result.containers = Containers(around, boot, result.containerd.untidy)
     return result
 
 
@@ -50,7 +53,7 @@ def record(number: int = 1, name: str = "") -> dict[str, Any]:
 
 
 def test_what_is_written_is_read_back_without_a_fault(engine: Any) -> None:
-    container = Container(engine, record())
+    container = engine.containers.make(record())
     engine.containers.add(container)
     data = json.dumps(container.record())
     read, faults, known = records.container(container.id, container.name, data)
@@ -93,7 +96,7 @@ def test_any_json_is_read(engine: Any, seed: int) -> None:
         for key, field in table.fields.items():
             if part[key] is not None:
                 field.kind.read(part[key], key)  # as the API would
-    container = Container(engine, read)
+    container = engine.containers.make(read)
     assert container.log_type
     assert container.running in (True, False)
     assert isinstance(container.pid, int)
@@ -102,7 +105,7 @@ def test_any_json_is_read(engine: Any, seed: int) -> None:
 def test_no_two_get_the_same_name(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of our choice are chosen before they are reserved: who comes second gets another one."""
     monkeypatch.setattr(names, "pick", lambda: "calm_bay")
-    made = [Container(engine, record(number, engine.containers.random_name())) for number in range(8)]
+    made = [engine.containers.make(record(number, engine.containers.random_name())) for number in range(8)]
     assert {container.name for container in made} == {"calm_bay"}
     threads = [threading.Thread(target=engine.containers.add, args=(one, False)) for one in made]
     for thread in threads:
@@ -113,11 +116,11 @@ def test_no_two_get_the_same_name(engine: Any, monkeypatch: pytest.MonkeyPatch) 
     rows = engine.database.query("SELECT name, data FROM containers")
     assert all(json.loads(row["data"])["name"] == row["name"] for row in rows)
     with pytest.raises(Conflict):
-        engine.containers.add(Container(engine, record(99, "calm_bay")))
+        engine.containers.add(engine.containers.make(record(99, "calm_bay")))
 
 
 def test_a_removed_container_is_not_renamed(engine: Any) -> None:
-    container = Container(engine, record())
+    container = engine.containers.make(record())
     engine.containers.add(container)
     engine.containers.remove(container)
     container.removed = True
@@ -128,7 +131,7 @@ def test_a_removed_container_is_not_renamed(engine: Any) -> None:
 
 def test_a_restart_that_is_done_leaves_another_its_protection(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two restarts at once of an --rm container: its end while the second one stops it is not its end."""
-    container = Container(engine, record())
+    container = engine.containers.make(record())
     container.host_config["AutoRemove"] = True
     container.state["Running"] = True
     assert container.auto_remove
@@ -141,9 +144,9 @@ def test_a_restart_that_is_done_leaves_another_its_protection(engine: Any, monke
             second.wait(30)
             seen.append(container.auto_remove)
 
-    monkeypatch.setattr(lifecycle, "stop", stop)
-    monkeypatch.setattr(lifecycle, "start", lambda *_: None)
-    threads = [threading.Thread(target=lifecycle.restart, args=(engine, container, timeout)) for timeout in (1, 2)]
+    monkeypatch.setattr(run, "stop", stop)
+    monkeypatch.setattr(run, "start", lambda *_: None)
+    threads = [threading.Thread(target=run.restart, args=(engine, container, timeout)) for timeout in (1, 2)]
     for thread in threads:
         thread.start()
     threads[0].join()
@@ -159,7 +162,7 @@ def test_out_of_memory_is_saved(engine: Any) -> None:
     from teu.api.events import task_pb2
     from teu.api.types import event_pb2
 
-    container = Container(engine, record())
+    container = engine.containers.make(record())
     container.state.update(Running=True, Pid=4711)
     engine.containers.add(container)
     event = Wrapped(value=task_pb2.TaskOOM(container_id=container.id).SerializeToString())

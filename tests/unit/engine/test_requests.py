@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
-from teu.engine import create, fields, hostconfig, mounts, spec, times, users
-from teu.engine.detach import Filter, parse
-from teu.engine.errors import BadRequest, NotFound
-from teu.engine.http import Query
+from teu.engine.api.messages import Query
+from teu.engine.containers import hostconfig
+from teu.engine.core import fields, times
+from teu.engine.core.errors import BadRequest, NotFound
+from teu.engine.lifecycle import create
+from teu.engine.spec import mounts, process, resources, users
+from teu.engine.streams.detach import Filter, parse
 from teu.oci.seccomp import default_profile
 
 
@@ -101,7 +104,7 @@ def test_limits_are_kept_where_they_can_be_held(monkeypatch: pytest.MonkeyPatch)
     assert limited["Memory"] == 64 << 20
     hostconfig.discard(limited, set(), warnings)
     assert (limited["Memory"], limited["MemorySwap"], limited["MemoryReservation"]) == (0, -1, 0)
-    assert "memory" not in spec.resources(limited) and "cpu" not in spec.resources(limited)
+    assert "memory" not in resources.resources(limited) and "cpu" not in resources.resources(limited)
 
 
 def test_fields_of_cgroup_v1_are_discarded_everywhere() -> None:
@@ -250,17 +253,17 @@ def test_detach_keys() -> None:
 
 
 def test_capabilities() -> None:
-    known = spec.capability_limit()
-    usual = spec.capabilities(host())
+    known = process.capability_limit()
+    usual = process.capabilities(host())
     assert "CAP_CHOWN" in usual and "CAP_SYS_ADMIN" not in usual
-    assert "CAP_NET_ADMIN" in spec.capabilities(host(CapAdd=["net_admin"]))
-    assert "CAP_CHOWN" not in spec.capabilities(host(CapDrop=["CAP_CHOWN"]))
-    assert spec.capabilities(host(CapDrop=["ALL"])) == []
-    assert spec.capabilities(host(CapDrop=["ALL"], CapAdd=["KILL"])) == ["CAP_KILL"]
-    assert spec.capabilities(host(CapAdd=["ALL"])) == known
-    assert spec.capabilities(host(Privileged=True)) == known
+    assert "CAP_NET_ADMIN" in process.capabilities(host(CapAdd=["net_admin"]))
+    assert "CAP_CHOWN" not in process.capabilities(host(CapDrop=["CAP_CHOWN"]))
+    assert process.capabilities(host(CapDrop=["ALL"])) == []
+    assert process.capabilities(host(CapDrop=["ALL"], CapAdd=["KILL"])) == ["CAP_KILL"]
+    assert process.capabilities(host(CapAdd=["ALL"])) == known
+    assert process.capabilities(host(Privileged=True)) == known
     with pytest.raises(BadRequest):
-        spec.capabilities(host(CapAdd=["FLYING"]))
+        process.capabilities(host(CapAdd=["FLYING"]))
 
 
 def test_seccomp_follows_capabilities() -> None:
@@ -276,7 +279,7 @@ def test_seccomp_follows_capabilities() -> None:
 
 
 def test_security_options() -> None:
-    parsed = spec.security_options(host(SecurityOpt=["no-new-privileges", "seccomp=unconfined", "apparmor:x"]))
+    parsed = process.security_options(host(SecurityOpt=["no-new-privileges", "seccomp=unconfined", "apparmor:x"]))
     assert parsed["no_new_privileges"] and parsed["seccomp"] == "unconfined" and parsed["apparmor"] == "x"
     profile = {
         "defaultAction": "SCMP_ACT_ERRNO",
@@ -285,11 +288,11 @@ def test_security_options() -> None:
             {"names": ["read"], "action": "SCMP_ACT_ALLOW"},
         ],
     }
-    own = spec.security_options(host(SecurityOpt=[f"seccomp={json.dumps(profile)}"]))["seccomp"]
+    own = process.security_options(host(SecurityOpt=[f"seccomp={json.dumps(profile)}"]))["seccomp"]
     assert [rule["names"] for rule in own["syscalls"]] == [["read"]]
     for bad in ("seccomp=/a/file", "seccomp={", "nonsense", "what=ever"):
         with pytest.raises(BadRequest):
-            spec.security_options(host(SecurityOpt=[bad]))
+            process.security_options(host(SecurityOpt=[bad]))
 
 
 class _Volumes:
@@ -351,10 +354,10 @@ def test_volumes_from_nobody() -> None:
 
 
 def test_resources() -> None:
-    values = spec.resources(host(NanoCpus=1_500_000_000, Memory=64 << 20, PidsLimit=100, CpusetCpus="0-1"))
+    values = resources.resources(host(NanoCpus=1_500_000_000, Memory=64 << 20, PidsLimit=100, CpusetCpus="0-1"))
     assert values == {
         "cpu": {"period": 100_000, "quota": 150_000, "cpus": "0-1"},
         "memory": {"limit": 64 << 20, "swap": 128 << 20},
         "pids": {"limit": 100},
     }
-    assert spec.resources(host()) == {}
+    assert resources.resources(host()) == {}

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from teu.engine import rootfs
-from teu.engine.errors import EngineError
+from teu.engine.core.errors import EngineError
+from teu.engine.files import rootfs
 
 
 def test_one_that_hangs_holds_up_nobody() -> None:

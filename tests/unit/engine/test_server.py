@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from teu.engine import router
-from teu.engine import server as server_module
-from teu.engine.errors import Conflict
-from teu.engine.http import Response, empty, hijack, json_response, progress, stream
-from teu.engine.server import Server
+from teu.engine.api import router
+from teu.engine.api import server as server_module
+from teu.engine.api.messages import Response, empty, hijack, json_response, progress, stream
+from teu.engine.api.server import Server
+from teu.engine.core.errors import Conflict
 
 SEEN: dict[str, Any] = {}  # what handlers noticed
 

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import drivers.logs
 import pytest
 
-from teu.engine.pump import Pump
-from teu.engine.stdio import Hub, Marker
+from teu.engine.logs.marker import Marker
+from teu.engine.streams.hub import Hub
+from teu.engine.streams.pump import Pump
 
 
 class Memory:
@@ -217,18 +219,10 @@ def test_a_marker_is_whole_whenever_its_writer_is_killed(tmp_path: Path) -> None
 def test_killed_at_any_moment_the_log_is_exact(tmp_path: Path, rounds: int) -> None:
     """A child is the engine and is killed again and again; the writer goes on; json-file has each line once."""
     import json
-    import types
 
     from teu.engine.logs.jsonfile import JsonFile
 
-    container: Any = types.SimpleNamespace(
-        directory=str(tmp_path),
-        id="cd" * 32,
-        log_type="json-file",
-        config={},
-        labels={},
-        host_config={"LogConfig": {"Type": "json-file", "Config": {}}},
-    )
+    source = drivers.logs.source(tmp_path, "json-file", {})
     paths = ("", str(tmp_path / "out"), "")
     os.mkfifo(paths[1])
     keeper = writer(paths[1])
@@ -236,7 +230,7 @@ def test_killed_at_any_moment_the_log_is_exact(tmp_path: Path, rounds: int) -> N
     def engine() -> None:
         pump = Pump()
         pump.start()
-        hub = Hub(pump, False, lambda: JsonFile(container))
+        hub = Hub(pump, False, lambda: JsonFile(source))
         hub.open(paths, str(tmp_path / "marker"))
         hub.begin()
         signal.pause()
@@ -264,12 +258,12 @@ def test_killed_at_any_moment_the_log_is_exact(tmp_path: Path, rounds: int) -> N
         os.waitpid(child, 0)
     pump = Pump()
     pump.start()
-    hub = Hub(pump, False, lambda: JsonFile(container))
+    hub = Hub(pump, False, lambda: JsonFile(source))
     hub.open(paths, str(tmp_path / "marker"))
     hub.begin()
     hub.finish()
     pump.stop()
     os.close(keeper)
-    lines = [json.loads(line)["log"] for line in open(tmp_path / f"{container.id}-json.log")]
+    lines = [json.loads(line)["log"] for line in open(tmp_path / f"{source.id}-json.log")]
     assert number > rounds
     assert lines == [f"line {index}\n" for index in range(number)]

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import pytest
 
-from teu.engine.containerd import Unavailable
-from teu.engine.subscription import Subscription
+from teu.engine.backend.containerd import Unavailable
+from teu.engine.backend.subscription import Subscription
 
 METHOD = "/containerd.services.events.v1.Events/Subscribe"
 # Many more octets than the first window has, in messages of one frame, of many frames, and empty ones.

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from drivers import volumes as suite
 
-from teu.engine.database import Database
-from teu.engine.errors import BadRequest, Conflict, NotFound
-from teu.engine.volumes import Volumes
+from teu.engine.core.database import Database
+from teu.engine.core.errors import BadRequest, Conflict, NotFound
+from teu.engine.volumes.store import Volumes
 
 
 @pytest.fixture
@@ -25,9 +26,14 @@ def engine(tmp_path: Path) -> Any:
         users=users,
         containers=SimpleNamespace(all=list, lost=False, using_volume=lambda name: users.get(name, [])),
     )
-    result.volumes = Volumes(result)
+    result.volumes = made(result)
     result.volumes.start()
     return result
+
+
+def made(engine: Any) -> Volumes:
+    """The store, as a new engine has it."""
+    return Volumes(f"{engine.data_root}/volumes", engine.containers, engine.database, engine.events)
 
 
 def test_named_volume_is_made_once_and_kept(engine: Any) -> None:
@@ -87,7 +93,7 @@ def test_interrupted_removal_is_finished(engine: Any, monkeypatch: pytest.Monkey
     with pytest.raises(ZeroDivisionError):
         engine.volumes.remove("data")
     monkeypatch.undo()
-    again = Volumes(engine)
+    again = made(engine)
     assert again.names() == []
     again.start()
     assert not os.path.exists(f"{again.root}/data")
@@ -113,6 +119,23 @@ def test_volumes_of_a_container_that_never_came_to_be(engine: Any) -> None:
     lost = engine.volumes.ensure(None, container_id="c2")
     kept = engine.volumes.ensure(None, container_id="c3")
     engine.volumes.release_mounts("c3", [{"Type": "volume", "Name": kept.name}], False)
-    Volumes(engine).start()
+    made(engine).start()
     assert engine.volumes.names() == [kept.name]
     assert not os.path.exists(lost.mountpoint)
+
+
+def test_a_record_of_a_driver_that_is_not_here(engine: Any) -> None:
+    """It can be inspected and removed; its files are not taken for the local driver's."""
+    engine.volumes.ensure("data")
+    engine.volumes._write("data", {"Created": "2026-01-01T00:00:00Z", "Options": {}, "Labels": {}, "Driver": "nfs"})
+    assert "there is no volume driver nfs" in engine.volumes.describe("data")["Status"]["Error"]
+    with pytest.raises(Conflict, match="can only be inspected and removed"):
+        engine.volumes.hold("data", "c1")
+    engine.volumes.remove("data")
+    assert engine.volumes.names() == []
+
+
+@pytest.mark.parametrize("sample", suite.samples(mounted=False), ids=str)
+@pytest.mark.parametrize("check", suite.CHECKS, ids=lambda check: check.__name__)
+def test_what_every_driver_does(check: Any, sample: suite.Sample, tmp_path: Path) -> None:
+    check(sample.driver(str(tmp_path)), sample.options)

@@ -20,7 +20,7 @@ FORBIDDEN = {
 EXCEPT = {
     "cli/copy.py": "the user's own files, packed as the user",
     "cli/build.py": "the user's own files, packed as the user",
-    "engine/visitor.py": "within the container's root, with nothing of Teu to import",
+    "engine/files/visitor.py": "within the container's root, with nothing of Teu to import",
 }
 
 

@@ -42,7 +42,7 @@ def test_what_is_cleared_has_been_set_before(name: str) -> None:
 def test_a_volume_takes_all_words_of_mount(tmp_path: Path, words: str, seen: str) -> None:
     """Words that clear a flag, and those of propagation, are no options of the file system."""
     libc = ctypes.CDLL(None, use_errno=True)
-    program = next((SRC / "teu/engine").rglob("volume_mount.py"))
+    program = next((SRC / "teu/engine").rglob("local_mount.py"))
     asked = json.dumps({"path": str(tmp_path), "options": {"type": "tmpfs", "device": "tmpfs", "o": words}})
 
     def alone() -> None:

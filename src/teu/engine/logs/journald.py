@@ -20,13 +20,23 @@ from collections import deque
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
-from teu.engine.container import timestamp
-from teu.engine.logs import FIELD_CHARACTERS, LINE_LIMIT, Piece, Selection, extra_attributes, tag, whole_lines
+from teu.engine.core.times import timestamp
+from teu.engine.logs.driver import (
+    FIELD_CHARACTERS,
+    LINE_LIMIT,
+    LogSource,
+    Piece,
+    Registration,
+    Selection,
+    extra_attributes,
+    tag,
+    whole_lines,
+)
+from teu.engine.logs.options import ATTRIBUTES, check_nothing
 from teu.systemd import journal
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
-    from teu.engine.stdio import Marker
+    from teu.engine.logs.marker import Marker
 
 SOCKET = "/run/systemd/journal/socket"
 PRIORITIES = {1: b"6", 2: b"3"}
@@ -42,19 +52,18 @@ def _field(name: str, value: str) -> bytes:
 
 
 class Journald:
-    def __init__(self, container: Container) -> None:
-        self.container = container
-        options = container.host_config["LogConfig"]["Config"] or {}
-        label = tag(container, options.get("tag") or "{{.ID}}")
+    def __init__(self, source: LogSource) -> None:
+        self.source = source
+        label = tag(source, source.options.get("tag") or "{{.ID}}")
         fields = {
-            "CONTAINER_ID": container.id[:12],
-            "CONTAINER_ID_FULL": container.id,
-            "CONTAINER_NAME": container.name,
+            "CONTAINER_ID": source.id[:12],
+            "CONTAINER_ID_FULL": source.id,
+            "CONTAINER_NAME": source.name,
             "CONTAINER_TAG": label,
-            "IMAGE_NAME": str(container.config.get("Image") or ""),
+            "IMAGE_NAME": source.image,
             "SYSLOG_IDENTIFIER": label,
         }
-        for name, value in extra_attributes(container).items():
+        for name, value in extra_attributes(source).items():
             clean = "".join(c if c in FIELD_CHARACTERS else "_" for c in name.upper()).lstrip("_0123456789")
             if clean:
                 fields.setdefault(clean, value)
@@ -184,19 +193,14 @@ class Journald:
                 lock.notify()
                 return size < FOLLOW_LIMIT
 
-        hub = self.container.hub
-
-        def join() -> int:
-            hub.followers.append(follower)
-            return self.ordinal
-
-        ordinal = hub.pump.call(join)
+        output = self.source.output()
+        ordinal = output.follow(follower, lambda: self.ordinal)
         try:
             if selection.tail != 0:
                 yield from self._stored(selection, ordinal)
             yield None
             while True:
-                going = self.container.running or self.container.state["Restarting"]
+                going = self.source.going()
                 with lock:
                     if not queue and going:
                         lock.wait(0.5)
@@ -205,7 +209,7 @@ class Journald:
                     full = size >= FOLLOW_LIMIT
                     size = 0
                 if full:
-                    hub.resume()
+                    output.resume()
                 for moment, kind, data in items:
                     if not (selection.stdout if kind == 1 else selection.stderr) or moment < selection.since:
                         continue
@@ -220,8 +224,7 @@ class Journald:
                     return
                 yield None
         finally:
-            hub.pump.call(lambda: hub.followers.remove(follower))
-            hub.resume()
+            output.unfollow(follower)
 
     def _stored(self, selection: Selection, ordinal: int) -> Iterator[Piece]:
         """What is in the journal, up to our entry of that number."""
@@ -261,7 +264,7 @@ class Journald:
             command.append(f"--since=@{selection.since // 1_000_000_000}")
         if selection.until:
             command.append(f"--until=@{selection.until // 1_000_000_000 + 1}")
-        command.append(f"CONTAINER_ID_FULL={self.container.id}")
+        command.append(f"CONTAINER_ID_FULL={self.source.id}")
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
         )
@@ -344,3 +347,6 @@ def _parse(stream: IO[bytes]) -> Iterator[_Entry]:
         (size,) = struct.unpack_from("<Q", buffer, end + 1)
         fields[key] = buffer[end + 9 : end + 9 + size]
         position = end + 10 + size
+
+
+JOURNALD = Registration(ATTRIBUTES | {"tag"}, check_nothing, Journald)

@@ -21,13 +21,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from teu.engine.container import nanoseconds, timestamp
-from teu.engine.hostconfig import size
-from teu.engine.logs import LINE_LIMIT, Piece, Selection, extra_attributes, whole_lines
+from teu.engine.core.times import nanoseconds, timestamp
+from teu.engine.core.units import size
+from teu.engine.logs.driver import (
+    LINE_LIMIT,
+    LogSource,
+    Piece,
+    Registration,
+    Selection,
+    extra_attributes,
+    whole_lines,
+)
+from teu.engine.logs.options import ATTRIBUTES, ROTATION, check_rotation
 
 if TYPE_CHECKING:
-    from teu.engine.container import Container
-    from teu.engine.stdio import Marker
+    from teu.engine.logs.marker import Marker
 
 RUN_WINDOW = 4 << 10  # bytes in which more records of a run are looked for, at first
 BLOCK = 4 << 20
@@ -59,21 +67,21 @@ def _unescape(text: bytes) -> bytes:
 
 
 class JsonFile:
-    def __init__(self, container: Container) -> None:
-        self.container = container
-        options = container.host_config["LogConfig"]["Config"] or {}
-        local = container.log_type == "local"
+    def __init__(self, source: LogSource) -> None:
+        self.source = source
+        options = source.options
+        local = source.type == "local"
         text = options.get("max-size") or ("20m" if local else "-1")
         self.maximum = 0 if text == "-1" else size(text, "max-size")
         self.files = int(options.get("max-file") or ("5" if local else "1"))
         self.compress = options.get("compress", "true" if local else "false") == "true"
-        self.path = log_path(container)
+        self.path = log_path(source.directory, source.id, source.type)
         self.stalled = False
         self._file: int = -1
         self._size = 0
         self._compressor: threading.Thread | None = None
         self.changed = threading.Condition()
-        attributes = extra_attributes(container)
+        attributes = extra_attributes(source)
         self._attributes = b'"attrs":%s,' % json.dumps(attributes).encode() if attributes else b""
 
     def _open(self) -> int:
@@ -219,7 +227,7 @@ class JsonFile:
             current.seek(offset)
             while True:
                 # Asked before reading: what comes between reading and asking is read once more.
-                going = self.container.running or self.container.state["Restarting"]
+                going = self.source.going()
                 yield from self._blocks(current, selection)
                 if not selection.follow:
                     return
@@ -239,7 +247,7 @@ class JsonFile:
         """Until there may be more; False: the container is not running and nothing will come."""
         with self.changed:
             if file is None or os.fstat(file.fileno()).st_size <= file.tell():
-                if not (self.container.running or self.container.state["Restarting"]):
+                if not self.source.going():
                     return False
                 self.changed.wait(1.0)
         return True
@@ -389,7 +397,12 @@ def _compress(path: str) -> None:
         Path(path + ".gz.new").unlink(missing_ok=True)
 
 
-def log_path(container: Container) -> str:
-    if container.log_type == "local":
-        return f"{container.directory}/local-log"
-    return f"{container.directory}/{container.id}-json.log"
+def log_path(directory: str, identity: str, kind: str) -> str:
+    """The newest file of a container with this folder and id, whose log's type is `kind`."""
+    if kind == "local":
+        return f"{directory}/local-log"
+    return f"{directory}/{identity}-json.log"
+
+
+JSON_FILE = Registration(ROTATION | ATTRIBUTES | {"tag"}, check_rotation, JsonFile)
+LOCAL = Registration(ROTATION, check_rotation, JsonFile)

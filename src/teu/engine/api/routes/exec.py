@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routes of exec: create, start (attached or not), inspect, resize."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from teu.engine.api.messages import Request, Response, empty, hijack, json_response
+from teu.engine.api.parameters import size
+from teu.engine.api.router import route
+from teu.engine.api.streaming import content_type, serve
+from teu.engine.backend import tasks
+from teu.engine.core import fields
+from teu.engine.core.errors import Conflict, EngineError
+from teu.engine.lifecycle import execs
+from teu.engine.streams.detach import Filter
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+
+@route("POST", "/containers/{name}/exec")
+def create(engine: Engine, request: Request, name: str) -> Response:
+    options = request.decode(fields.EXEC)
+    execution = execs.create(engine, engine.containers.get(name), options)
+    return json_response({"Id": execution.id}, 201)
+
+
+@route("POST", "/exec/{identity}/start")
+def start(engine: Engine, request: Request, identity: str) -> Response:
+    options = request.decode(fields.EXEC_START, optional=True)
+    execution = execs.get(engine, identity)
+    if execution.started:
+        raise Conflict(f"exec {identity} has already run" if execution.ended.is_set() else "exec is already running")
+    execution.container.must_run()
+    terminal = bool(options.get("Tty"))  # the client's: it may differ from the process's own, and says what it reads
+    if options.get("ConsoleSize") and terminal:
+        execution.console_size = options["ConsoleSize"]
+    if options.get("Detach"):
+        try:
+            execution.start()
+        except EngineError:
+            execution.give_up()
+            raise
+        return empty(200)
+    keys = Filter(execution.detach_keys, execution.tty)
+
+    def take_over(sock: socket.socket, early: bytes) -> None:
+        hub = execution.hub
+        client = hub.attach(sock, execution.stdout, execution.stderr, framed=not terminal)
+        try:
+            execution.start()
+        except EngineError as error:
+            # The head is out: the client reads the reason from the stream and the code from inspect.
+            message = f"{error}\r\n".encode()
+            hub.detach(client, message)
+            execution.give_up()
+            return
+
+        def close_stdin() -> None:
+            tasks.close_stdin(engine.containerd, execution.container.id, execution.id)
+            hub.close_stdin()
+
+        serve(hub, client, sock, early, execution.stdin, keys, close_stdin)
+
+    return hijack(take_over, content_type(request, terminal))
+
+
+@route("GET", "/exec/{identity}/json")
+def inspect(engine: Engine, request: Request, identity: str) -> Response:
+    return json_response(execs.get(engine, identity).inspect())
+
+
+@route("POST", "/exec/{identity}/resize")
+def resize(engine: Engine, request: Request, identity: str) -> Response:
+    height, width = size(request)
+    execution = execs.get(engine, identity)
+    if not execution.running or not execution.pid:
+        raise Conflict(f"exec {identity} is not running")
+    tasks.resize(engine.containerd, execution.container.id, width, height, execution.id)
+    return empty(200)

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routes: images. Called by the router."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from teu.engine.api.messages import Request, Response, empty, json_response, progress, stream
+from teu.engine.api.router import route
+from teu.engine.core import fields
+from teu.engine.core.errors import BadRequest, EngineError, Unsupported
+from teu.engine.images import removal
+from teu.engine.images.store import parse_reference
+from teu.engine.views import images as images_view
+from teu.oci import image_spec
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+
+@route("GET", "/images/json")
+def list_images(engine: Engine, request: Request) -> Response:
+    rows = images_view.listing(
+        engine,
+        request.query.filters(),
+        every=request.query.flag("all"),
+        shared=request.query.flag("shared-size"),
+    )
+    if request.version < (1, 44):
+        for row in rows:
+            row["VirtualSize"] = row["Size"]
+            if request.version < (1, 43) and not row["RepoTags"] and not row["RepoDigests"]:
+                row["RepoTags"], row["RepoDigests"] = ["<none>:<none>"], ["<none>@<none>"]
+    return json_response(rows)
+
+
+@route("POST", "/images/create")
+def create_image(engine: Engine, request: Request) -> Response:
+    """Pull (fromImage) or import (fromSrc)."""
+    query = request.query
+    source, from_source = query.get("fromImage"), query.get("fromSrc")
+    if from_source:
+        return _import(engine, request, from_source)
+    if not source:
+        raise BadRequest("invalid reference format: repository name must have at least one component")
+    from teu.engine.images import pull
+
+    wanted = parse_reference(source)
+    tag = query.get("tag")
+    if tag:
+        if ":" in tag:
+            wanted = parse_reference(f"{wanted.name}@{tag}")
+        else:
+            wanted = parse_reference(f"{wanted.name}:{tag}")
+    platform = _platform(query.get("platform"))
+    every = not wanted.tag and not wanted.digest
+    auth = request.headers.get("x-registry-auth", "")
+    return progress(pull.pull(engine.images, wanted, platform, auth, every, request.departure))
+
+
+def _platform(text: str) -> image_spec.Platform | None:
+    if not text:
+        return None
+    try:
+        return image_spec.parse_platform(text)
+    except image_spec.SpecError as error:
+        raise BadRequest(str(error)) from None
+
+
+def _import(engine: Engine, request: Request, source: str) -> Response:
+    from teu.engine.images import load
+
+    if source != "-":
+        raise Unsupported("import from an address is not supported: download it and import it from a file or stdin")
+    repository, tag = request.query.get("repo"), request.query.get("tag")
+    name = ""
+    if repository:
+        parsed = parse_reference(repository + (f":{tag}" if tag else ""))
+        if parsed.digest:
+            raise BadRequest("cannot import digest reference")
+        name = str(parsed.with_default_tag())
+    platform = _platform(request.query.get("platform"))
+    if platform is not None and platform.os != "linux":
+        raise BadRequest(f"operating system is not supported: {platform.os}")
+    return progress(
+        load.import_(
+            engine.images,
+            request.body,
+            name,
+            request.query.get("message"),
+            request.query.every("changes"),
+            request.query.get("platform"),
+            request.departure,
+        )
+    )
+
+
+@route("POST", "/commit")
+def commit_container(engine: Engine, request: Request) -> Response:
+    """A container's changes become an image; it is paused meanwhile unless pause=0."""
+    from teu.engine.images import commit
+    from teu.engine.lifecycle import run
+
+    query = request.query
+    given = request.decode(fields.CONFIG, optional=True)
+    container = engine.containers.get(query.get("container"))
+    repository, tag = query.get("repo"), query.get("tag")
+    name = ""
+    if repository:
+        parsed = parse_reference(repository + (f":{tag}" if tag else ""))
+        if parsed.digest:
+            raise BadRequest("cannot commit to a digest reference")
+        name = str(parsed.with_default_tag())
+    config = commit.image_config(container, given, query.every("changes"))
+    pause = query.flag("pause", True) and container.running and not container.state["Paused"]
+    if pause:
+        try:
+            run.pause(engine, container)
+        except EngineError:
+            pause = False  # it has ended meanwhile: its files are at rest anyway
+    try:
+        image_id = commit.commit(
+            engine.images, container, config, container.snapshot_key, name, query.get("author"), query.get("comment")
+        )
+    finally:
+        if pause and container.state["Paused"]:
+            run.unpause(engine, container)
+    shown = parse_reference(name).familiar() if name else ""
+    container.event("commit", comment=query.get("comment"), imageID=image_id, imageRef=shown)
+    return json_response({"Id": image_id}, 201)
+
+
+@route("POST", "/images/load")
+def load_images(engine: Engine, request: Request) -> Response:
+    from teu.engine.images import load
+
+    return progress(load.load(engine.images, request.body, request.query.flag("quiet"), request.departure))
+
+
+@route("GET", "/images/get")
+def save_images(engine: Engine, request: Request) -> Response:
+    from teu.engine.images import save
+
+    return stream(save.save(engine.images, request.query.every("names"), request.departure), "application/x-tar")
+
+
+@route("GET", "/images/{name:path}/get")
+def save_image(engine: Engine, request: Request, name: str) -> Response:
+    from teu.engine.images import save
+
+    return stream(save.save(engine.images, [name], request.departure), "application/x-tar")
+
+
+@route("GET", "/images/search")
+def search_images(engine: Engine, request: Request) -> Response:
+    raise Unsupported("searching registries is not supported: look for images at the registry itself")
+
+
+@route("POST", "/images/prune")
+def prune_images(engine: Engine, request: Request) -> Response:
+    return json_response(removal.prune(engine.images, engine.containers, request.query.filters()))
+
+
+@route("GET", "/images/{name:path}/json")
+def inspect_image(engine: Engine, request: Request, name: str) -> Response:
+    image = engine.images.resolve(name, request.query.get("platform") or None)
+    return json_response(images_view.inspect(engine, image, engine.images.of_id(image.id)))
+
+
+@route("GET", "/images/{name:path}/history")
+def image_history(engine: Engine, request: Request, name: str) -> Response:
+    image = engine.images.resolve(name)
+    return json_response(images_view.history(engine, image, engine.images.of_id(image.id)))
+
+
+@route("POST", "/images/{name:path}/tag")
+def tag_image(engine: Engine, request: Request, name: str) -> Response:
+    repository, tag = request.query.get("repo"), request.query.get("tag")
+    target = parse_reference(repository + (f":{tag}" if tag else ""))
+    if target.digest:
+        raise BadRequest("refusing to create a tag with a digest reference")
+    if target.familiar().partition(":")[0] == "sha256":
+        raise BadRequest("refusing to create an ambiguous tag using digest algorithm as name")
+    found, _ = engine.images.lookup(name)
+    details = engine.images.of(found)
+    target = target.with_default_tag()
+    engine.images.add(found.target, [str(target)], details)
+    engine.events.publish("image", "tag", details.id, {"name": target.familiar()})
+    return empty(201)
+
+
+@route("POST", "/images/{name:path}/push")
+def push_image(engine: Engine, request: Request, name: str) -> Response:
+    from teu.engine.images import push
+
+    wanted = parse_reference(name)
+    tag = request.query.get("tag")
+    if tag:
+        wanted = parse_reference(f"{wanted.name}:{tag}")
+    if wanted.digest:
+        raise BadRequest("cannot push a digest reference")
+    return progress(push.push(engine.images, wanted, request.headers.get("x-registry-auth", ""), request.departure))
+
+
+@route("DELETE", "/images/{name:path}")
+def remove_image(engine: Engine, request: Request, name: str) -> Response:
+    query = request.query
+    return json_response(
+        removal.remove(engine.images, engine.containers, name, query.flag("force"), not query.flag("noprune"))
+    )
+
+
+@route("GET", "/distribution/{name:path}/json")
+def inspect_distribution(engine: Engine, request: Request, name: str) -> Response:
+    from teu.engine.images import pull
+
+    auth = request.headers.get("x-registry-auth", "")
+    return json_response(pull.distribution_info(engine.images, parse_reference(name), auth))

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A container's snapshot in containerd: what makes its root, what it has of its own, its removal."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from teu.engine.backend import containerd
+from teu.linux import trees
+
+if TYPE_CHECKING:
+    from teu.engine.containers.model import Container
+    from teu.engine.engine import Engine
+
+
+def mounts(engine: Engine, container: Container) -> list[Any]:
+    """containerd's mounts that make its root. They are asked for once."""
+    if container.rootfs_mounts is None:
+        from teu.api.services.snapshots.v1 import snapshots_pb2
+
+        response = engine.containerd.snapshots.Mounts(
+            snapshots_pb2.MountsRequest(snapshotter=engine.config["storage-driver"], key=container.snapshot_key)
+        )
+        container.rootfs_mounts = list(response.mounts)
+    return container.rootfs_mounts
+
+
+def upper(made_of: list[Any]) -> str:
+    """The folder of what a snapshot has of its own; "" where its snapshotter does not keep that apart."""
+    for each in made_of:
+        for option in each.options:
+            if option.startswith("upperdir="):
+                return str(option[9:])
+    return ""
+
+
+def remove(engine: Engine, container: Container) -> None:
+    """Twice is fine."""
+    from teu.api.services.snapshots.v1 import snapshots_pb2
+
+    try:
+        engine.containerd.snapshots.Remove(
+            snapshots_pb2.RemoveSnapshotRequest(snapshotter=engine.config["storage-driver"], key=container.snapshot_key)
+        )
+    except containerd.NotFound:
+        pass
+
+
+def size(engine: Engine, container: Container) -> int:
+    """Bytes of the files that are the container's own, which an untouched one has none of."""
+    try:
+        own = upper(mounts(engine, container))
+        return _size_of_files(own) if own else _usage(engine, container)
+    except OSError:  # a folder was moved while it was walked
+        return _usage(engine, container)
+    except containerd.Error:
+        return 0
+
+
+def _size_of_files(folder: str) -> int:
+    top = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        total = 0
+        linked: set[int] = set()
+        for _, _, _, status in trees.walk(top):
+            if stat.S_ISDIR(status.st_mode) or status.st_ino in linked:
+                continue
+            if status.st_nlink > 1:
+                linked.add(status.st_ino)
+            total += status.st_size
+        return total
+    finally:
+        os.close(top)
+
+
+def _usage(engine: Engine, container: Container) -> int:
+    from teu.api.services.snapshots.v1 import snapshots_pb2
+
+    try:
+        response = engine.containerd.snapshots.Usage(
+            snapshots_pb2.UsageRequest(snapshotter=engine.config["storage-driver"], key=container.snapshot_key)
+        )
+    except containerd.Error:
+        return 0
+    return int(response.size)

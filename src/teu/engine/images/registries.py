@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's way to registries: options from its configuration, errors in the API's terms. For pull and push."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from teu import __version__
+from teu.config import Settings
+from teu.engine.core import errors
+from teu.oci import distribution
+from teu.oci.registries import Registries
+from teu.oci.registry_hosts import Place
+
+_LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
+DOMAIN = re.compile(rf"|(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-fA-F:.]+\])(?::[0-9]{{1,5}})?")
+
+if TYPE_CHECKING:
+    from teu.oci.reference import Reference
+
+
+def options(settings: Settings) -> distribution.Options:
+    return distribution.Options(
+        insecure=tuple(settings.get("insecure-registries") or ()),
+        mirrors=tuple(settings.get("registry-mirrors") or ()),
+        user_agent=f"teu/{__version__}",
+    )
+
+
+def connect(settings: Settings, domain: str, auth: str) -> distribution.Registry:
+    try:
+        credentials = distribution.credentials_from_header(auth)
+        return distribution.Registry(domain, credentials, options(settings))
+    except ValueError as error:
+        raise errors.BadRequest(str(error)) from None
+    except distribution.RegistryError as error:
+        raise errors.EngineError(str(error)) from None
+
+
+class Mirrored(Registries):
+    """The mirrors, and then the registry itself, which has the last word."""
+
+    def _told(self, what: str, failures: list[distribution.RegistryError]) -> distribution.RegistryError:
+        return failures[-1] if failures else super()._told(what, failures)
+
+
+def to_pull(settings: Settings, domain: str, auth: str) -> Registries:
+    """What is asked for an image: of docker.io the mirrors first, which get no credentials. Each blob may come from
+    another of them than the one before."""
+    registry = connect(settings, domain, auth)
+    members = []
+    for mirror in registry.options.mirrors if domain == "docker.io" else ():
+        parts = urlsplit(mirror if "//" in mirror else f"https://{mirror}")
+        given = registry.options
+        if parts.scheme == "http":
+            given = given._replace(schemes=("http",), insecure=(*given.insecure, parts.netloc))
+        members.append((Place(), distribution.Registry(parts.netloc, None, given)))
+    return Mirrored([*members, (Place(), registry)])
+
+
+def login(settings: Settings, given: dict[str, Any]) -> None:
+    """Raises Unauthorized where the registry does not take them, another EngineError where it cannot be asked.
+
+    given: AuthConfig of the API; serveraddress is a host, or a URL as docker.io's is (https://index.docker.io/v1/)."""
+    domain = str(given.get("serveraddress") or "").rpartition("://")[2].partition("/")[0]
+    if not DOMAIN.fullmatch(domain):
+        raise errors.BadRequest(f"serveraddress {domain!r} is no registry's address, like registry.example:5000")
+    if domain in ("", "index.docker.io", "registry-1.docker.io"):
+        domain = "docker.io"
+    fields = ("username", "password", "identitytoken", "registrytoken")
+    credentials = distribution.Credentials(*(str(given.get(field) or "") for field in fields))
+    try:
+        with distribution.Registry(domain, credentials, options(settings)) as registry:
+            registry.ping()
+    except distribution.Unauthorized as error:
+        raise errors.Unauthorized(f"login attempt to {domain} failed: {error}") from None
+    except distribution.RegistryError as error:
+        raise errors.EngineError(str(error)) from None
+
+
+def convert(error: distribution.RegistryError, wanted: Reference) -> errors.EngineError:
+    """A registry's refusal as the API says it."""
+    text = str(error)
+    if isinstance(error, distribution.NotFound):
+        if error.code == "NAME_UNKNOWN":
+            return errors.NotFound(_denied(wanted, text))
+        return errors.NotFound(f"manifest for {wanted.familiar()} not found: {text}")
+    if isinstance(error, distribution.Unauthorized):
+        return errors.NotFound(_denied(wanted, text))
+    return errors.EngineError(text)
+
+
+def _denied(wanted: Reference, text: str) -> str:
+    return (
+        f"pull access denied for {wanted.familiar_name}, repository does not exist or may require "
+        f"'docker login': {text}"
+    )

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rmi` and `image prune`: which names go, when the image goes with them, what stands in the way.
+
+Called by routes/images. Snapshots and content follow by containerd's garbage collection, before the
+answer is given.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from teu.engine.backend import containerd
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.engine.core.filters import filter_moment, flag_filter, labels_match
+from teu.engine.core.times import moment_of
+from teu.engine.images import unpack
+from teu.engine.images.store import DANGLING
+
+if TYPE_CHECKING:
+    from teu.engine.containers.model import Container
+    from teu.engine.containers.store import Containers
+    from teu.engine.images.store import Images, Name
+
+log = logging.getLogger("teu.engine")
+
+Records = list[dict[str, str]]
+
+
+def _short(image_id: str) -> str:
+    return image_id.removeprefix("sha256:")[:12]
+
+
+def _untag(images: Images, name: Name, records: Records, image_id: str) -> None:
+    reference = name.reference
+    if reference is not None:
+        shown = reference.familiar()
+        records.append({"Untagged": shown})
+        images.events.publish("image", "untag", image_id, {"name": shown})
+
+
+def remove(images: Images, containers: Containers, text: str, force: bool = False, prune: bool = True) -> Records:
+    """DELETE /images/{name}. Raises NotFound, Conflict."""
+    with unpack.exclusive("image removal"):
+        return _remove(images, containers, text, force)
+
+
+def _remove(images: Images, containers: Containers, text: str, force: bool) -> Records:
+    found, by_id = images.lookup(text)
+    try:
+        image_id = images.of(found).id
+    except containerd.Unavailable:
+        raise
+    except (containerd.Error, NotFound) as error:
+        return _remove_broken(images, found, error)
+    names = images.of_id(image_id)
+    records: Records = []
+    users = containers.using_image(image_id)
+    tagged = [name for name in names if name.reference]
+    given = found.reference
+    if not by_id and given is not None and not _is_id_prefix(text, image_id):
+        same_repository = [n for n in tagged if (r := n.reference) and given and r.name == given.name]
+        others = [n for n in tagged if n not in same_repository]
+        tags_left = [n for n in same_repository if n.name != found.name and (r := n.reference) and r.tag]
+        if not others and not tags_left:
+            if users and not force:
+                raise Conflict(
+                    f'conflict: unable to remove repository reference "{text}" (must force) - container '
+                    f"{users[0].id[:12]} is using its referenced image {_short(image_id)}"
+                )
+            going = same_repository
+        else:
+            # The digest by which the repository was pulled goes with its last tag.
+            going = [found] if tags_left else same_repository
+            for name in going:
+                _untag(images, name, records, image_id)
+                _untag_digests(images, [name], records)
+                images.remove_name(name.name)
+            return records
+        running = [c for c in users if c.running]
+        if users:
+            # Forced: the image stays for its containers, without a name.
+            for name in going:
+                _untag(images, name, records, image_id)
+            images.set_name(_dangling(found), found.target, found.meant)
+            for name in going:
+                images.remove_name(name.name)
+            if not running:
+                _delete(images, containers, image_id, images.of_id(image_id), records)
+            return records
+        return _delete(images, containers, image_id, names, records)
+    repositories = {reference.name for n in tagged if (reference := n.reference)}
+    if len(repositories) > 1 and not force:
+        raise Conflict(
+            f"conflict: unable to delete {_short(image_id)} (must be forced) - image is referenced in multiple"
+            " repositories"
+        )
+    _check_users(image_id, users, force)
+    return _delete(images, containers, image_id, names, records)
+
+
+def _remove_broken(images: Images, name: Name, error: Exception) -> Records:
+    """What its name leads to cannot be read, so nothing more than the name is known to be its own."""
+    log.info("image %s cannot be read, its name is removed: %s", name.name, error)
+    records: Records = []
+    _untag(images, name, records, name.target["digest"])
+    images.remove_name(name.name, sync=True)
+    return records or [{"Untagged": name.name}]
+
+
+def _is_id_prefix(text: str, image_id: str) -> bool:
+    return image_id.startswith(text) or image_id.removeprefix("sha256:").startswith(text)
+
+
+def _dangling(name: Name) -> str:
+    return DANGLING + str(name.meant or name.target["digest"])
+
+
+def _check_users(image_id: str, users: list[Container], force: bool) -> None:
+    for container in users:
+        if container.running:
+            raise Conflict(
+                f"conflict: unable to delete {_short(image_id)} (cannot be forced) - image is being used by "
+                f"running container {container.id[:12]}"
+            )
+    if users and not force:
+        raise Conflict(
+            f"conflict: unable to delete {_short(image_id)} (must be forced) - image is being used by stopped "
+            f"container {users[0].id[:12]}"
+        )
+
+
+def _untag_digests(images: Images, names: list[Name], records: Records) -> None:
+    for shown in images.repo_digests(names):
+        if {"Untagged": shown} not in records:
+            records.append({"Untagged": shown})
+
+
+def _delete(images: Images, containers: Containers, image_id: str, names: list[Name], records: Records) -> Records:
+    details = images.of(names[0])
+    for name in names:
+        _untag(images, name, records, image_id)
+    _untag_digests(images, [name for name in names if name.reference], records)
+    shared: set[str] = set()
+    for other_id, (other, _) in images.all().items():
+        if other_id != image_id:
+            shared.update(other.chains)
+    for container in containers.all():
+        if container.image_id == image_id:
+            shared.update(details.chains)
+    for position, name in enumerate(names):
+        images.remove_name(name.name, sync=position == len(names) - 1)
+    records.append({"Deleted": image_id})
+    records += [{"Deleted": chain} for chain in reversed(details.chains) if chain not in shared]
+    images.events.publish("image", "delete", image_id, {"name": image_id})
+    return records
+
+
+PRUNE_FILTERS = {"dangling", "label", "label!", "until"}
+
+
+def prune(images: Images, containers: Containers, filters: dict[str, list[str]]) -> dict[str, Any]:
+    """POST /images/prune: images that no container uses; dangling ones only, unless dangling=false."""
+    for name in filters:
+        if name not in PRUNE_FILTERS:
+            raise BadRequest(f"invalid filter '{name}'")
+    only_dangling = flag_filter(filters, "dangling")
+    until = [filter_moment(text) for text in filters.get("until", ())]
+    records: Records = []
+    freed = 0
+    with unpack.exclusive("image removal"):
+        for image_id, (details, names) in images.all().items():
+            if only_dangling is not False and any(name.reference for name in names):
+                continue
+            labels = (details.config.get("config") or {}).get("Labels") or {}
+            if not labels_match(labels, filters.get("label", [])):
+                continue
+            if any(labels_match(labels, [text]) for text in filters.get("label!", ())):
+                continue
+            if any(moment_of(details.config.get("created")) > limit for limit in until):
+                continue
+            if containers.using_image(image_id):
+                continue
+            sizes = {chain: images.layer_size(chain) for chain in details.chains}
+            try:
+                gone = _delete(images, containers, image_id, names, [])
+            except EngineError:
+                continue
+            freed += sum(sizes.get(record.get("Deleted", ""), 0) for record in gone)
+            records += gone
+    images.events.publish("image", "prune", "", {"reclaimed": str(freed)})
+    return {"ImagesDeleted": records or None, "SpaceReclaimed": freed}

@@ -1,0 +1,442 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images as the engine sees them: names in containerd's image store, ids as docker's users know them.
+
+An image's id is the digest of its configuration. containerd keeps names, each with a target (a manifest or
+an index); ids are found by looking through the targets, whose documents never change and are remembered.
+An image that lost its last tag, or that never had one, is kept under the name `dangling@DIGEST`.
+
+    docker.io/library/busybox:latest          a tag
+    docker.io/library/busybox@sha256:...      pulled by digest
+    dangling@sha256:...                       <none>
+
+As with docker, a name is one image, of one platform. Where its target is an index, the label io.teu.image.manifest of
+the name says which of its manifests is meant: the one that was pulled or loaded. Names that other clients of containerd
+have made have no such label: there the host's platform counts, then whichever is here.
+
+Called by routes/images, by create and commit of containers, and by info and df.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from teu.engine.backend import containerd, content
+from teu.engine.core.errors import BadRequest, NotFound
+from teu.engine.images import unpack
+from teu.oci import digest as digests
+from teu.oci import image_spec, reference
+
+if TYPE_CHECKING:
+    from teu.config import Settings
+    from teu.engine.core.events import Events
+
+DANGLING = "dangling@"
+MEANT_LABEL = "io.teu.image.manifest"
+INDEX_DEPTH = 16  # of indexes in indexes
+_HEX = re.compile(r"(?:sha256:)?[0-9a-f]{1,64}\Z")
+
+
+class Details(NamedTuple):
+    """What a target's documents say. `manifest_digest` is the target itself where that is no index."""
+
+    id: str
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+    manifest_digest: str
+    chains: list[str]
+
+    @property
+    def chain_id(self) -> str:
+        return self.chains[-1] if self.chains else ""
+
+
+class Name(NamedTuple):
+    """One name in containerd's image store."""
+
+    name: str
+    target: dict[str, Any]
+    labels: dict[str, str]
+    updated: float
+
+    @property
+    def meant(self) -> str:
+        """Digest of the manifest that is meant of an index; "" where nobody has said."""
+        return self.labels.get(MEANT_LABEL, "")
+
+    @property
+    def reference(self) -> reference.Reference | None:
+        if self.name.startswith(DANGLING):
+            return None
+        try:
+            return reference.parse(self.name)
+        except reference.ReferenceError_:
+            return None
+
+
+class Image(NamedTuple):
+    id: str
+    config: dict[str, Any]
+    chain_id: str
+    name: str
+    size: int
+    target: dict[str, Any]
+    details: Details
+
+
+def parse_reference(text: str) -> reference.Reference:
+    try:
+        return reference.parse(text)
+    except reference.ReferenceError_ as error:
+        raise BadRequest(str(error)) from None
+
+
+def _name(image: Any) -> Name:
+    target = {"mediaType": image.target.media_type, "digest": image.target.digest, "size": image.target.size}
+    return Name(image.name, target, dict(image.labels), image.updated_at.seconds + image.updated_at.nanos / 1e9)
+
+
+def _create_request(name: str, target: dict[str, Any], meant: str) -> Any:
+    from teu.api.services.images.v1 import images_pb2
+
+    request = images_pb2.CreateImageRequest()
+    request.image.name = name
+    request.image.target.media_type = target["mediaType"]
+    request.image.target.digest = target["digest"]
+    request.image.target.size = target["size"]
+    if meant:
+        request.image.labels[MEANT_LABEL] = meant
+    return request
+
+
+class Images:
+    """The store. Its client, events and settings are also for those who bring and remove images."""
+
+    def __init__(self, client: containerd.Client, events: Events, settings: Settings) -> None:
+        self.client = client
+        self.events = events
+        self.settings = settings
+        self.snapshotter: str = settings["storage-driver"]
+        self._lock = threading.Lock()
+        self._details: dict[tuple[str, str, str], Details] = {}
+        self._sizes: dict[str, int] = {}
+
+    # -- documents ---------------------------------------------------------------------------
+
+    def document(self, digest: str, what: str) -> dict[str, Any]:
+        return image_spec.decode(content.read(self.client, digest), what)
+
+    def of(self, name: Name) -> Details:
+        """What a name stands for. Raises NotFound."""
+        return self.details(name.target, meant=name.meant)
+
+    def details(self, target: dict[str, Any], platform: image_spec.Platform | None = None, meant: str = "") -> Details:
+        """Of the manifest that is meant, else of the one for the platform. Raises NotFound where that is not here."""
+        key = (target["digest"], meant, str(platform or ""))
+        known = self._details.get(key)
+        if known:
+            return known
+        try:
+            if meant and meant != target["digest"]:
+                found = self._of_manifest(self.document(meant, "manifest"), meant, platform)
+            else:
+                found = self._read_details(target, platform)
+        except image_spec.SpecError as error:
+            raise containerd.Error(f"image {target['digest']}: {error}") from None
+        with self._lock:
+            self._details[key] = found
+        return found
+
+    def _read_details(self, target: dict[str, Any], platform: image_spec.Platform | None) -> Details:
+        waiting = [(target, 0)]
+        seen: set[str] = set()
+        while waiting:
+            entry, depth = waiting.pop()
+            if entry["digest"] in seen:
+                continue
+            seen.add(entry["digest"])
+            try:
+                document = self.document(entry["digest"], "manifest")
+                if image_spec.media_type_of(document, entry["mediaType"]) not in image_spec.INDEXES:
+                    return self._of_manifest(document, entry["digest"], platform)
+                entries = image_spec.index(document)["manifests"]
+            except (containerd.NotFound, NotFound, image_spec.SpecError):
+                if entry is target:
+                    raise
+                continue
+            if depth < INDEX_DEPTH:
+                candidates = image_spec.choose(entries, platform or image_spec.host_platform())
+                if not platform:
+                    candidates += [one for one in entries if one not in candidates]
+                waiting += [(one, depth + 1) for one in reversed(candidates)]
+        raise NotFound(f"no manifest of {target['digest']} for {platform or image_spec.host_platform()} is here")
+
+    def _of_manifest(self, document: dict[str, Any], digest: str, platform: image_spec.Platform | None) -> Details:
+        manifest = image_spec.manifest(document)
+        config_digest = manifest["config"]["digest"]
+        config = image_spec.config(self.document(config_digest, "image configuration"), len(manifest["layers"]))
+        if platform and image_spec.platform_rank(platform, image_spec.platform_of(config)) is None:
+            raise NotFound(f"actual: {image_spec.platform_of(config)}")
+        chains = image_spec.chain_ids(config["rootfs"]["diff_ids"])
+        return Details(config_digest, config, manifest, digest, chains)
+
+    # -- names -------------------------------------------------------------------------------
+
+    def names(self, timeout: float = containerd.DEADLINE) -> list[Name]:
+        from teu.api.services.images.v1 import images_pb2
+
+        answer = self.client.images.List(images_pb2.ListImagesRequest(), timeout=timeout)
+        return [_name(image) for image in answer.images]
+
+    def get_name(self, name: str) -> Name | None:
+        from teu.api.services.images.v1 import images_pb2
+
+        try:
+            return _name(self.client.images.Get(images_pb2.GetImageRequest(name=name)).image)
+        except containerd.NotFound:
+            return None
+
+    def set_name(self, name: str, target: dict[str, Any], meant: str = "") -> None:
+        """Let `name` be the target, of an index the manifest that is meant; an image that this takes the last name
+        from stays as a dangling one."""
+        from teu.api.services.images.v1 import images_pb2
+
+        request = _create_request(name, target, meant)
+        with unpack.exclusive("image names"):
+            try:
+                self.client.images.Create(request)
+                return
+            except containerd.AlreadyExists:
+                pass
+            before = self.get_name(name)
+            if before and (before.target["digest"], before.meant) != (target["digest"], meant):
+                self.keep_dangling(before, self.details(target, meant=meant).id)
+            update = images_pb2.UpdateImageRequest(image=request.image)
+            update.update_mask.paths.extend(["target", f"labels.{MEANT_LABEL}"])
+            self.client.images.Update(update)
+
+    def keep_dangling(self, lost: Name, instead: str = "") -> None:
+        """`lost` is about to be the image `instead`: keep the one that it is, unless another name still has it."""
+        try:
+            image_id = self.of(lost).id
+            if instead == image_id:
+                return
+        except containerd.Unavailable:
+            raise  # what cannot be asked may be worth keeping
+        except (containerd.Error, NotFound):
+            return
+        for other in self.of_id(image_id):
+            if other.name != lost.name:
+                return
+        try:
+            name = DANGLING + (lost.meant or lost.target["digest"])
+            self.client.images.Create(_create_request(name, lost.target, lost.meant))
+        except containerd.AlreadyExists:
+            pass
+
+    def remove_name(self, name: str, sync: bool = False) -> None:
+        from teu.api.services.images.v1 import images_pb2
+
+        found = self.get_name(name)
+        if found is None:
+            return
+        self._release(found)
+        try:
+            request = images_pb2.DeleteImageRequest(name=name, sync=sync)
+            self.client.images.Delete(request, timeout=containerd.COLLECT_SECONDS)
+        except containerd.NotFound:
+            pass
+        with self._lock:
+            # Of an index another platform's part may be what comes back.
+            self._details.clear()
+
+    def _release(self, name: Name) -> None:
+        """An index keeps those of its manifests that were pulled: no longer the one of a name that goes."""
+        if not name.meant or name.meant == name.target["digest"]:
+            return
+        for other in self.names():
+            same = other.target["digest"] == name.target["digest"]
+            if same and other.name != name.name and other.meant in ("", name.meant):
+                return
+        with contextlib.suppress(containerd.NotFound):
+            labels = content.info(self.client, name.target["digest"]).labels
+            gone = {
+                key: ""
+                for key, value in labels.items()
+                if key.startswith(f"{content.GC_CONTENT}.m.") and value == name.meant
+            }
+            if gone:
+                content.label(self.client, name.target["digest"], gone)
+
+    def add(self, target: dict[str, Any], names: list[str], details: Details) -> None:
+        """Make a stored and unpacked image known by its names, or as a dangling one."""
+        meant = details.manifest_digest if details.manifest_digest != target["digest"] else ""
+        for name in names:
+            self.set_name(name, target, meant)
+        dangling = DANGLING + (meant or target["digest"])
+        if not names and not self.of_id(details.id):
+            self.set_name(dangling, target, meant)
+        elif names:
+            self.remove_name(dangling)
+
+    def of_id(self, image_id: str) -> list[Name]:
+        """All names of the image with this very id."""
+        return self.by_id().get(image_id, [])
+
+    def by_id(self) -> dict[str, list[Name]]:
+        """All images: id to names, tags in order of their text. Broken and foreign entries are left out."""
+        return {image_id: names for image_id, (_, names) in self.all().items()}
+
+    def all(self) -> dict[str, tuple[Details, list[Name]]]:
+        """As `by_id`, with what each of them is: who asks for that afterwards may find it removed."""
+        result: dict[str, tuple[Details, list[Name]]] = {}
+        for name in self.names():
+            try:
+                details = self.of(name)
+            except containerd.Unavailable:
+                raise
+            except (containerd.Error, NotFound):
+                continue
+            result.setdefault(details.id, (details, []))[1].append(name)
+        for _, names in result.values():
+            names.sort(key=lambda name: name.name)
+        return result
+
+    # -- lookup ------------------------------------------------------------------------------
+
+    def resolve(self, text: str, platform: str | None = None) -> Image:
+        """What a user's reference, id or id prefix stands for. Raises NotFound, BadRequest."""
+        name, _ = self.lookup(text)
+        wanted = None
+        if platform:
+            try:
+                wanted = image_spec.parse_platform(platform)
+            except image_spec.SpecError as error:
+                raise BadRequest(str(error)) from None
+        return self.image(name, wanted, text)
+
+    def image(self, name: Name, platform: image_spec.Platform | None = None, asked: str = "") -> Image:
+        try:
+            details = self.details(name.target, platform, name.meant)
+        except (containerd.NotFound, NotFound) as error:
+            if platform:
+                raise NotFound(
+                    f"image with reference {asked or name.name} was found but does not match the specified "
+                    f"platform: wanted {platform}, {error}"
+                ) from None
+            raise NotFound(f"No such image: {asked or name.name}: {error}") from None
+        size = self.size(details)
+        return Image(details.id, details.config, details.chain_id, name.name, size, name.target, details)
+
+    def lookup(self, text: str) -> tuple[Name, bool]:
+        """The name that `text` stands for, and whether `text` is an id. Raises NotFound, BadRequest."""
+        full = text if text.startswith("sha256:") else f"sha256:{text}"
+        if digests.is_digest(full):
+            names = self.of_id(full)
+            if names:
+                return names[0], True
+            for name in self.names():
+                if name.target["digest"] == full:
+                    return name, True
+            raise NotFound(f"No such image: {text}")
+        if text.startswith("sha256:"):
+            return self._by_prefix(text, text)
+        try:
+            parsed = reference.parse(text)
+        except reference.ReferenceError_ as error:
+            raise BadRequest(str(error)) from None
+        if parsed.digest:
+            return self._by_digest(parsed), False
+        found = self.get_name(str(parsed.with_default_tag()))
+        if found:
+            return found, False
+        return self._by_prefix(text, parsed.with_default_tag().familiar())
+
+    def _by_digest(self, parsed: reference.Reference) -> Name:
+        found = self.get_name(f"{parsed.name}@{parsed.digest}")
+        if found:
+            return found
+        for name in self.names():
+            own = name.reference
+            if own and own.name == parsed.name:
+                if name.target["digest"] == parsed.digest:
+                    return name
+                try:
+                    if self.of(name).manifest_digest == parsed.digest:
+                        return name
+                except containerd.Unavailable:
+                    raise
+                except (containerd.Error, NotFound):
+                    continue
+        raise NotFound(f"No such image: {parsed.familiar()}")
+
+    def _by_prefix(self, text: str, shown: str) -> tuple[Name, bool]:
+        if _HEX.match(text):
+            prefix = text if text.startswith("sha256:") else f"sha256:{text}"
+            found = [names[0] for image_id, names in self.by_id().items() if image_id.startswith(prefix)]
+            if len(found) == 1:
+                return found[0], True
+            if found:
+                raise NotFound(f"No such image: {shown}: more than one image id starts with it")
+        raise NotFound(f"No such image: {shown}")
+
+    def size(self, details: Details) -> int:
+        return sum(self.layer_size(chain) for chain in details.chains)
+
+    def layer_size(self, chain: str) -> int:
+        """Bytes of one unpacked layer."""
+        known = self._sizes.get(chain)
+        if known is not None:
+            return known
+        from teu.api.services.snapshots.v1 import snapshots_pb2
+
+        try:
+            usage = self.client.snapshots.Usage(snapshots_pb2.UsageRequest(snapshotter=self.snapshotter, key=chain))
+        except containerd.Error:
+            return 0
+        self._sizes[chain] = int(usage.size)
+        return int(usage.size)
+
+    def repo_digests(self, names: list[Name]) -> list[str]:
+        """name@digest for the repositories that the targets are known to come from or have gone to."""
+        result = set()
+        for target in {name.target["digest"] for name in names}:
+            try:
+                labels = content.info(self.client, target).labels
+            except containerd.Error:
+                continue
+            for key, value in labels.items():
+                if key.startswith(content.SOURCE_LABEL):
+                    for path in value.split(","):
+                        source = reference.Reference(key[len(content.SOURCE_LABEL) :], path)
+                        if any((own := name.reference) and own.name == source.name for name in names):
+                            result.add(f"{source.familiar_name}@{target}")
+        for name in names:
+            own = name.reference
+            if own and own.digest:
+                result.add(f"{own.familiar_name}@{own.digest}")
+        return sorted(result)
+
+    @staticmethod
+    def repo_tags(names: list[Name]) -> list[str]:
+        return [own.familiar() for name in names if (own := name.reference) and own.tag and not own.digest]
+
+    # -- for containers ----------------------------------------------------------------------
+
+    def prepare_parent(self, image: Image) -> None:
+        """Make sure that the image's top snapshot exists."""
+        if not image.chain_id or unpack.snapshot_exists(self.client, self.snapshotter, image.chain_id):
+            return
+        with self.client.lease() as lease:
+            unpack.layers(self.client, self.snapshotter, image.details.manifest, image.config, lease)
+            self.keep_snapshot(image.details)
+
+    def keep_snapshot(self, details: Details) -> None:
+        """The configuration keeps the unpacked chain from now on."""
+        if details.chain_id:
+            content.label(self.client, details.id, {content.GC_SNAPSHOT + self.snapshotter: details.chain_id})
+
+    def count(self) -> int:
+        return len(self.by_id())

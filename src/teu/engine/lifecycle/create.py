@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""POST /containers/create: check everything, make the writable snapshot and the record.
+
+Order: what can fail without a trace comes first; then volumes and the snapshot, which are undone if a
+later step fails (and swept at the next start if the daemon dies here); the record in engine.db last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teu.engine.containers import hostconfig, records
+from teu.engine.containers.model import Container
+from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.core.times import timestamp
+from teu.engine.files import rootfs, snapshots
+from teu.engine.spec import build, mounts
+from teu.linux import inside, trees
+from teu.oci import image_spec
+from teu.oci.labels import ROOT
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+    from teu.engine.images.store import Image
+
+# The garbage collector of containerd keeps what has this label; ours tells whose it is.
+OWNER_LABEL = "teu.container"
+
+
+def create(
+    engine: Engine, body: dict[str, Any], name: str, platform: str | None, version: tuple[int, int]
+) -> tuple[Container, list[str]]:
+    """The new container and warnings for the client, which speaks this version of the API. `body` is a
+    fields.CONTAINER."""
+    warnings: list[str] = []
+    config = hostconfig.clean_config(body)
+    host = hostconfig.clean_host_config(
+        body.get("HostConfig"), engine.config["log-driver"], engine.config["log-opts"], warnings
+    )
+    networking = body.get("NetworkingConfig")
+    if version < (1, 40) and not (body.get("HostConfig") or {}).get("IpcMode"):
+        host["IpcMode"] = "shareable"
+    host["Runtime"] = host["Runtime"] or body.get("Runtime") or ""
+    if name:
+        name = engine.containers.clean_name(name)
+        engine.containers.check_name(name)
+    if not config["Image"]:
+        raise BadRequest("config cannot be empty: Image is needed in order to create a container")
+    hostconfig.runtime_name(host["Runtime"], engine.config["default-runtime"], engine.config.get("runtimes") or {})
+    hostconfig.check_joined(config, host)
+    image = engine.images.resolve(config["Image"], platform)
+    merge(config, image.config.get("config") or {})
+    path, arguments = command(config)
+    identity = secrets.token_hex(32)
+    while identity[:12].isdigit():  # an id that reads as a number is taken for one by some tools
+        identity = secrets.token_hex(32)
+    if not config["Hostname"]:
+        config["Hostname"] = os.uname().nodename if host["UTSMode"] == "host" else identity[:12]
+    if host["NetworkMode"] == "host" and not body.get("Hostname"):
+        config["Hostname"] = os.uname().nodename
+    host["Runtime"] = host["Runtime"] or engine.config["default-runtime"]
+    if host["PublishAllPorts"] is None:
+        host["PublishAllPorts"] = False
+    container = engine.containers.make(
+        {
+            "id": identity,
+            "name": name or engine.containers.random_name(),
+            "created": timestamp(),
+            "path": path,
+            "args": arguments,
+            "image_id": image.id,
+            "chain_id": image.chain_id,
+            "config": config,
+            "host_config": host,
+        },
+    )
+    _conflicts(body, host)
+    with _nothing_but_the_image_is_missing():
+        build.check(engine, container)
+        _join_by_id(engine, host)
+    hostconfig.discard(host, hostconfig.controllers(), warnings)
+    if not platform:
+        warnings += _of_another_platform(image)
+    with engine.containerd.making(identity), engine.volumes.promised(identity), contextlib.ExitStack() as undo:
+        undo.enter_context(_nothing_but_the_image_is_missing())
+        undo.callback(engine.endpoints.detach, container)
+        engine.endpoints.check(container, networking, version, warnings)
+        undo.callback(engine.volumes.release, identity, True)
+        container.mounts = mounts.collect(engine, container, deep=version >= (1, 44))
+        # What could not be read back would make a dead container at the next start.
+        if faults := records.container(identity, container.name, json.dumps(container.record()))[1]:
+            raise BadRequest(f"invalid request: {faults[0]}")
+        prepare(engine, container, image)
+        undo.callback(snapshots.remove, engine, container)
+        Path(container.directory).mkdir(parents=True, mode=0o710)
+        undo.callback(trees.discard_tree, container.directory)
+        _make_working_directory(engine, container)
+        rootfs.copy_up(engine, container)
+        engine.containers.add(container, named=bool(name))
+        undo.pop_all()
+    container.event("create")
+    return container, warnings
+
+
+def _join_by_id(engine: Engine, host: dict[str, Any]) -> None:
+    """A container whose namespaces are joined is the same one whatever it is called later."""
+    for key in ("IpcMode", "PidMode"):
+        if host[key].startswith("container:"):
+            host[key] = f"container:{engine.containers.get(host[key].partition(':')[2]).id}"
+
+
+@contextlib.contextmanager
+def _nothing_but_the_image_is_missing() -> Iterator[None]:
+    """Clients take status 404 for a missing image, pull it and try again: other missing things are bad requests."""
+    try:
+        yield
+    except NotFound as error:
+        raise BadRequest(str(error)) from None
+
+
+def _of_another_platform(image: Image) -> list[str]:
+    own, host = image_spec.platform_of(image.config), image_spec.most_of_host()
+    if not own.os or image_spec.platform_rank(host, own) is not None:
+        return []
+    said = "/".join(filter(None, (str(image.config.get(key) or "") for key in ("os", "architecture", "variant"))))
+    return [
+        f"The requested image's platform ({said}) does not match the detected host platform ({host}) and no specific "
+        "platform was requested"
+    ]
+
+
+def _conflicts(body: dict[str, Any], host: dict[str, Any]) -> None:
+    if body.get("Hostname") and host["UTSMode"] == "host":
+        raise BadRequest("conflicting options: hostname and the UTS mode")
+
+
+def prepare(engine: Engine, container: Container, image: Image) -> None:
+    """The writable snapshot, over the image's layers and the one with the places that every container has."""
+    from teu.api.services.snapshots.v1 import snapshots_pb2
+    from teu.engine.backend import containerd
+    from teu.engine.files import places
+
+    request = snapshots_pb2.PrepareSnapshotRequest(
+        snapshotter=engine.config["storage-driver"],
+        key=container.snapshot_key,
+        parent=places.name(image),
+        labels={ROOT: container.created, OWNER_LABEL: container.id},
+    )
+    try:
+        response = engine.containerd.snapshots.Prepare(request)
+    except containerd.NotFound:
+        with engine.containerd.lease() as lease:
+            engine.images.prepare_parent(image)
+            places.make(engine, image, lease)
+            response = engine.containerd.snapshots.Prepare(request, lease=lease)
+    container.rootfs_mounts = list(response.mounts)
+
+
+def _make_working_directory(engine: Engine, container: Container) -> None:
+    """So that cp finds it before the first start. A link in the image leads inside the root."""
+    directory = container.config["WorkingDir"]
+    if not directory:
+        return
+    with rootfs.snapshot(engine, container) as root:
+        try:
+            made = inside.make_in_root(root, directory)
+            is_folder = stat.S_ISDIR(os.fstat(made).st_mode)
+            os.close(made)
+        except NotADirectoryError:
+            is_folder = False
+        except OSError as error:
+            raise EngineError(f"the working directory {directory} cannot be made: {error.strerror}") from None
+    if not is_folder:
+        raise EngineError(f"Cannot mkdir: {directory} is not a directory")
+
+
+def merge(config: dict[str, Any], image: dict[str, Any]) -> None:
+    """What the image says counts where the client says nothing."""
+    config["User"] = config["User"] or image.get("User") or ""
+    config["WorkingDir"] = config["WorkingDir"] or image.get("WorkingDir") or ""
+    if config["WorkingDir"]:
+        config["WorkingDir"] = hostconfig.clean_path(config["WorkingDir"])
+    if ports := image.get("ExposedPorts"):
+        config["ExposedPorts"] = {**ports, **(config["ExposedPorts"] or {})}
+    given = {entry.partition("=")[0] for entry in config["Env"] or ()}
+    inherited = [entry for entry in image.get("Env") or () if entry.partition("=")[0] not in given]
+    config["Env"] = (config["Env"] or []) + inherited
+    config["Labels"] = {**(image.get("Labels") or {}), **(config["Labels"] or {})}
+    if not config["Entrypoint"]:
+        if not config["Cmd"]:
+            config["Cmd"] = image.get("Cmd")
+        if config["Entrypoint"] is None:
+            config["Entrypoint"] = image.get("Entrypoint")
+    config["Volumes"] = {**(image.get("Volumes") or {}), **(config["Volumes"] or {})} or None
+    config["StopSignal"] = config["StopSignal"] or image.get("StopSignal")
+    health = image.get("Healthcheck")
+    if health:
+        mine = config["Healthcheck"] or {}
+        merged = dict(mine)
+        for key, value in health.items():
+            if not merged.get(key):
+                merged[key] = value
+        config["Healthcheck"] = merged
+
+
+def command(config: dict[str, Any]) -> tuple[str, list[str]]:
+    entrypoint = [] if config["Entrypoint"] in ([""], None) else config["Entrypoint"]
+    words = [*entrypoint, *(config["Cmd"] or [])]
+    if not words:
+        raise BadRequest("no command specified")
+    return words[0], words[1:]

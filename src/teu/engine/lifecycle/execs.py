@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exec: one more process in a running container. Called by the exec routes and by health checks.
+
+created ──start──▶ running ──exit──▶ exited        (forgotten some time after, or with the container)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teu.engine.backend import containerd, tasks
+from teu.engine.containers import hostconfig
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.engine.spec import users
+from teu.engine.spec.process import capabilities, capability_limit, environment, rlimits, security_options
+from teu.engine.streams import detach
+from teu.engine.streams.hub import Hub
+from teu.linux import trees
+
+if TYPE_CHECKING:
+    from teu.engine.containers.model import Container
+    from teu.engine.engine import Engine
+
+log = logging.getLogger("teu.engine")
+
+KEPT_SECONDS = 300
+
+
+class Exec:
+    def __init__(self, engine: Engine, container: Container, options: dict[str, Any]) -> None:
+        self.engine = engine
+        self.container = container
+        self.id = secrets.token_hex(32)
+        self.command: list[str] = options.get("Cmd") or []
+        if not self.command:
+            raise BadRequest("No exec command specified")
+        self.tty = bool(options.get("Tty"))
+        self.stdin = bool(options.get("AttachStdin"))
+        self.stdout = bool(options.get("AttachStdout"))
+        self.stderr = bool(options.get("AttachStderr"))
+        self.privileged = bool(options.get("Privileged"))
+        self.user = str(options.get("User") or container.config["User"])
+        self.environment: list[str] = options.get("Env") or []
+        self.directory = str(options.get("WorkingDir") or container.config["WorkingDir"] or "/")
+        self.detach_keys = str(options.get("DetachKeys") or "")
+        try:
+            detach.parse(self.detach_keys or detach.DEFAULT)
+        except BadRequest:
+            raise BadRequest(f"Invalid escape keys ({self.detach_keys}) provided") from None
+        self.console_size: list[int] | None = options.get("ConsoleSize")
+        self.running = False
+        self.started = False
+        self.pid = 0
+        self.exit_code: int | None = None
+        self.ended = threading.Event()
+        self.hub = Hub(engine.pump, self.tty)
+        self._lock = threading.Lock()
+
+    @property
+    def folder(self) -> str:
+        return f"{self.container.runtime_directory}/{self.id}"
+
+    def paths(self) -> tuple[str, str, str]:
+        folder = self.folder
+        return f"{folder}/stdin" if self.stdin else "", f"{folder}/stdout", "" if self.tty else f"{folder}/stderr"
+
+    def process(self) -> dict[str, Any]:
+        """The process of the runtime specification."""
+        container = self.container
+        host = container.host_config
+        security = security_options(host)
+        caps = capability_limit() if self.privileged else capabilities(host)
+        user = users.find(self.engine, container, self.user, host["GroupAdd"])
+        environ = environment(container, self.tty, self.environment)
+        if user.home and not any(entry.startswith("HOME=") for entry in environ):
+            environ.append(f"HOME={user.home}")
+        process: dict[str, Any] = {
+            "terminal": self.tty,
+            "user": {"uid": user.uid, "gid": user.gid, "umask": 0o22},
+            "args": self.command,
+            "env": environ,
+            "cwd": self.directory,
+            "capabilities": {
+                "bounding": caps,
+                "effective": caps if user.uid == 0 else [],
+                "permitted": caps if user.uid == 0 else [],
+            },
+            "oomScoreAdj": host["OomScoreAdj"],
+        }
+        if user.groups:
+            process["user"]["additionalGids"] = user.groups
+        if self.tty and self.console_size and any(self.console_size):
+            process["consoleSize"] = {"height": self.console_size[0], "width": self.console_size[1]}
+        if security["no_new_privileges"]:
+            process["noNewPrivileges"] = True
+        if container.apparmor_profile not in ("", "unconfined"):
+            process["apparmorProfile"] = container.apparmor_profile
+        if host["Ulimits"]:
+            process["rlimits"] = rlimits(host)
+        return process
+
+    def start(self) -> None:
+        """The clients are attached to the hub already."""
+        with self._lock:
+            if self.started:
+                raise Conflict(f"exec {self.id} has already run" if self.ended.is_set() else "already running")
+            self.container.must_run()
+            self.started = True
+            label = " ".join(self.command)
+            self.container.event(f"exec_start: {label}", execID=self.id)
+            try:
+                Path(self.folder).mkdir(mode=0o700)
+                paths = self.paths()
+                self.hub.open(paths)
+                tasks.execute(self.engine.containerd, self.container.id, self.id, self.process(), paths, self.tty)
+                self.running = True
+                try:
+                    self.pid = tasks.start(self.engine.containerd, self.container.id, self.id)
+                except BaseException:
+                    tasks.delete_exec(self.engine.containerd, self.container.id, self.id)
+                    raise
+                self.hub.begin()
+            except Exception as error:
+                self.running = False
+                self.exit_code = 126  # whatever it was, as with docker since 26
+                if isinstance(error, containerd.NotFound):
+                    raise Conflict(f"container {self.container.id} is not running") from None
+                if isinstance(error, containerd.Error):
+                    raise BadRequest(str(error)) from None
+                raise
+
+    def exited(self, found: tasks.Exit) -> None:
+        """Told by the monitor, in a thread of its own."""
+        with self._lock:
+            if not self.running:
+                return
+            tasks.delete_exec(self.engine.containerd, self.container.id, self.id)
+            self.running = False
+            self.exit_code = found.status
+            self._close(2.0)
+        self.container.event("exec_die", execID=self.id, exitCode=str(found.status))
+        if self.container.execs.get(self.id) is self:
+            # Of it all only the id is kept that long: the container may be gone before.
+            known, identity = self.container.execs, self.id
+            self.engine.pump.later(lambda: known.pop(identity, None), KEPT_SECONDS)
+
+    def reconcile(self) -> None:
+        """The event may have been missed: ask."""
+        if not self.running or not self._lock.acquire(blocking=False):
+            return
+        self._lock.release()
+        try:
+            task = tasks.get(self.engine.containerd, self.container.id, self.id)
+        except containerd.Error:
+            return
+        if task is None:
+            self.exited(tasks.Exit(255, time.time_ns()))
+        elif task.status == "STOPPED":
+            self.exited(task.exit)
+
+    def container_exited(self) -> None:
+        """The container took its processes with it."""
+        with self._lock:
+            if self.running:
+                self.running = False
+                self.exit_code = 137
+                self._close(1.0)
+        self.container.execs.pop(self.id, None)
+
+    def give_up(self) -> None:
+        """After a failed start, when the client has been told."""
+        self.hub.discard()
+        self._close(0.2)
+
+    def _close(self, timeout: float) -> None:
+        self.hub.finish(timeout)
+        trees.discard_tree(self.folder)
+        self.ended.set()
+
+    def kill(self) -> None:
+        if self.running:
+            try:
+                tasks.kill(self.engine.containerd, self.container.id, 9, self.id)
+            except containerd.Error:
+                pass
+
+    def inspect(self) -> dict[str, Any]:
+        return {
+            "ID": self.id,
+            "Running": self.running,
+            "ExitCode": self.exit_code,
+            "ProcessConfig": {
+                "tty": self.tty,
+                "entrypoint": self.command[0],
+                "arguments": self.command[1:],
+                "privileged": self.privileged,
+                "user": self.user,
+            },
+            "OpenStdin": self.stdin,
+            "OpenStderr": self.stderr,
+            "OpenStdout": self.stdout,
+            "CanRemove": self.ended.is_set(),
+            "ContainerID": self.container.id,
+            "DetachKeys": self.detach_keys,
+            "Pid": self.pid,
+        }
+
+
+def adopt(engine: Engine, container: Container) -> None:
+    """After a restart of the engine: processes that an earlier one started go on. Nobody is attached to
+    them any more, but their output has to flow, and what is left of those that ended has to go."""
+    with os.scandir(container.runtime_directory) as entries:
+        found = [entry for entry in entries if len(entry.name) == 64 and entry.is_dir(follow_symlinks=False)]
+    for entry in found:
+        try:
+            _adopt(engine, container, entry)
+        except (EngineError, OSError, ValueError) as error:
+            container.execs.pop(entry.name, None)
+            if not engine.stopping.is_set():
+                log.warning(
+                    "exec %s of container %s cannot be looked after: %s",
+                    entry.name[:12],
+                    container.id[:12],
+                    error,
+                    extra=container.fields,
+                )
+
+
+def _adopt(engine: Engine, container: Container, entry: os.DirEntry[str]) -> None:
+    task = tasks.get(engine.containerd, container.id, entry.name)
+    if task is None or task.status != "RUNNING":
+        tasks.delete_exec(engine.containerd, container.id, entry.name)
+        trees.discard_tree(entry.path)
+        return
+    execution = Exec(engine, container, {"Cmd": ["?"], "Tty": not os.path.exists(f"{entry.path}/stderr")})
+    execution.id = entry.name
+    execution.stdin = os.path.exists(f"{entry.path}/stdin")
+    execution.started = execution.running = True
+    execution.pid = task.pid
+    container.execs[execution.id] = execution
+    execution.hub.open(execution.paths())
+    execution.hub.begin()
+
+
+def create(engine: Engine, container: Container, options: dict[str, Any]) -> Exec:
+    container.must_run()
+    for entry in options.get("Env") or ():
+        hostconfig.check_variable(entry)
+    execution = Exec(engine, container, options)
+    container.execs[execution.id] = execution
+    container.event(f"exec_create: {' '.join(execution.command)}", execID=execution.id)
+    return execution
+
+
+def get(engine: Engine, identity: str) -> Exec:
+    for container in engine.containers.all():
+        execution = container.execs.get(identity)
+        if execution is not None:
+            return execution  # type: ignore[no-any-return]
+    raise NotFound(f"No such exec instance: {identity}")

@@ -1,0 +1,580 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs of a container: start, exit, stop, kill, pause, restart, remove. Called by routes, by the
+monitor (exits) and by recovery.
+
+    created ──start──▶ running ──exit──▶ exited ──remove──▶ gone
+                          ▲                │
+                          └─restart policy─┘
+
+A container's lock is held while it changes; waiting for an exit is done without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from teu.engine.backend import containerd, tasks
+from teu.engine.containers import hostconfig, proc
+from teu.engine.containers.model import Container
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound, NotModified
+from teu.engine.core.times import timestamp
+from teu.engine.files import snapshots
+from teu.engine.spec import build, mounts
+from teu.linux import trees
+from teu.systemd import host
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+log = logging.getLogger("teu.engine")
+
+STOP_SECONDS = 10
+KILL_SECONDS = 10
+RESTART_FIRST = 0.1
+RESTART_LONGEST = 60.0
+RESTART_SETTLED = 10.0  # who ran this long starts again without delay
+
+# containerd.runc.v1.Options{systemd_cgroup: true}
+SYSTEMD_CGROUP = b"\x48\x01"
+
+
+def stdio_paths(container: Container) -> tuple[str, str, str]:
+    folder = container.runtime_directory
+    stdin = f"{folder}/stdin" if container.config["OpenStdin"] else ""
+    return stdin, f"{folder}/stdout", "" if container.tty else f"{folder}/stderr"
+
+
+def marker_path(container: Container) -> str:
+    return f"{container.runtime_directory}/position"
+
+
+# -- start ---------------------------------------------------------------------------------------------
+
+
+def start(engine: Engine, container: Container, automatic: bool = False) -> None:
+    with container.lock:
+        if container.removing or container.removed:
+            raise Conflict("container is marked for removal and cannot be started")
+        container.must_be_alive()
+        if container.state["Paused"]:
+            raise Conflict("cannot start a paused container, try unpause instead")
+        if container.running and not container.state["Restarting"]:
+            raise NotModified("")
+        cancel_restart(container)
+        if not automatic:
+            container.manually_stopped = False
+            container.restart_delay = 0.0
+            container.restart_count = 0
+        try:
+            pid = _run(engine, container)
+        except Exception as error:
+            _start_failed(engine, container, error)
+            if isinstance(error, containerd.Error):
+                raise _start_error(error) from None
+            raise
+        container.started_once = True
+        container.ended = None
+        container.out_of_memory = 0
+        container.state.update(
+            Status="running",
+            Running=True,
+            Paused=False,
+            Restarting=False,
+            OOMKilled=False,
+            Dead=False,
+            Pid=pid,
+            ExitCode=0,
+            Error="",
+            StartedAt=timestamp(),
+        )
+        container.save(durable=container.kept_running and not automatic)
+        container.event("start")
+        container.notify()
+        from teu.engine.lifecycle import health
+
+        health.start(engine, container)
+
+
+def _run(engine: Engine, container: Container) -> int:
+    """All that a running container needs, in order; undone in reverse if a step fails. Its PID."""
+    with contextlib.ExitStack() as sources, contextlib.ExitStack() as undo:
+        Path(container.runtime_directory).mkdir(parents=True, exist_ok=True, mode=0o700)
+        undo.callback(_release, engine, container)
+        attachment = engine.endpoints.attach(container)
+        specification = build.build(engine, container, attachment, sources)
+        options = SYSTEMD_CGROUP if build.systemd_cgroup(engine, container) else b""
+        layers = snapshots.mounts(engine, container)
+        paths = stdio_paths(container)
+        undo.callback(container.hub.discard)
+        container.hub.open(paths, marker_path(container))
+        container.visits.give_way(container.name)
+        tasks.create_container(
+            engine.containerd,
+            container.id,
+            container.name,
+            str(container.config["Image"]),
+            container.host_config["Runtime"],
+            engine.config["storage-driver"],
+            container.snapshot_key,
+            specification,
+            options,
+        )
+        undo.callback(_quietly, tasks.discard, engine, container.id)
+        pid = tasks.create(engine.containerd, container.id, layers, paths, container.tty, options)
+        container.pid_started = proc.started(pid)
+        pid = tasks.start(engine.containerd, container.id)
+        undo.pop_all()
+    container.hub.begin()
+    return pid
+
+
+def _quietly(function: object, *arguments: object) -> None:
+    try:
+        function(*arguments)  # type: ignore[operator]
+    except Exception as error:
+        log.warning("%s failed, and what follows goes on: %s", getattr(function, "__qualname__", function), error)
+
+
+def _release(engine: Engine, container: Container) -> None:
+    """Give back what only a running container needs. Idempotent; never fails."""
+    _quietly(engine.endpoints.detach, container)
+    _quietly(mounts.drop_parts, container.runtime_directory)
+    for point in container.mounts:
+        if point["Type"] == "volume":
+            _quietly(engine.volumes.unmount, point["Name"], container.id)
+    _quietly(trees.unmount, f"{container.runtime_directory}/shm")
+    trees.discard_tree(container.runtime_directory)
+
+
+def _start_error(error: containerd.Error) -> EngineError:
+    """With a status and words from which docker's clients tell 126 and 127."""
+    message = f"failed to create task for container: {error}"
+    return BadRequest(message) if _start_exit_code(message) != 128 else EngineError(message)
+
+
+def _start_exit_code(message: str) -> int:
+    text = message.lower()
+    if "executable file not found" in text or "no such file or directory" in text:
+        return 127
+    if "permission denied" in text or "not a directory" in text or "is a directory" in text:
+        return 126
+    return 128
+
+
+def _start_failed(engine: Engine, container: Container, error: Exception) -> None:
+    message = str(error)
+    with container.changed:
+        container.state.update(
+            Status="created" if not container.started_once else "exited",
+            Running=False,
+            Restarting=False,
+            Pid=0,
+            ExitCode=_start_exit_code(message),
+            Error=message,
+            FinishedAt=timestamp(),
+        )
+        container.save(durable=False)
+        container.exits += 1
+        container.notify()
+    container.hub.end_clients()
+    if container.auto_remove:
+        _quietly(remove, engine, container)
+
+
+# -- exit ----------------------------------------------------------------------------------------------
+
+
+def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, restart: bool = True) -> None:
+    """The container's first process is gone. pid 0: whichever it was. restart: now, if the policy has it so."""
+    with container.lock:
+        if container.state["Dead"] and pid == container.pid:
+            container.state["Pid"] = 0  # what nobody looked after has ended; the task stays until the removal
+        if container.removed or not container.running or not container.pid or pid not in (0, container.pid):
+            return
+        if engine.stopping.is_set():
+            return  # the next engine finds the stopped task
+        from teu.engine.lifecycle import health
+
+        health.stop(container)
+        if container.ended:
+            found = tasks.Exit(*container.ended)
+        elif found.moment:
+            # With the task goes containerd's knowledge, and we may die between its deletion and our record.
+            container.ended = (found.status, found.moment)
+            container.save(durable=False)
+        try:
+            told = tasks.delete(engine.containerd, container.id)
+            found = told if told is not None and (told.moment or not found.moment) else found
+        except containerd.Unavailable:
+            return  # the next reconciliation will find it
+        except containerd.Error as error:
+            if engine.stopping.is_set():
+                return
+            log.warning(
+                "container %s: the task cannot be deleted: %s", container.id[:12], error, extra=container.fields
+            )
+        container.hub.finish()
+        for identity, execution in list(container.execs.items()):
+            if execution.ended.is_set():
+                container.execs.pop(identity, None)
+            else:
+                # One that is just being started is held by its starter, and need not hold us.
+                threading.Thread(target=execution.container_exited, daemon=True).start()
+        _quietly(_release, engine, container)
+        started = container.state["StartedAt"]
+        # What ends with the host runs again with it (containers/boot.py). systemd is asked before anything is changed:
+        # who looks meanwhile is to see a container that runs or one that restarts, and not one that has exited.
+        restart = restart and container.host_config["RestartPolicy"]["Name"] not in ("", "no")
+        restart = restart and not engine.stopping.is_set() and not host.is_going_down()
+        # Whoever waits for the exit is told when all of it is done, and not in the middle.
+        with container.changed:
+            going = container.auto_remove
+            durable = container.kept_running
+            killed = container.state["OOMKilled"] or container.out_of_memory == container.pid
+            container.exits += 1
+            container.ended = None
+            container.state.update(
+                Status="exited",
+                Running=False,
+                Paused=False,
+                Restarting=False,
+                Pid=0,
+                ExitCode=found.status,
+                FinishedAt=timestamp(found.moment or None),
+                OOMKilled=killed,
+            )
+            if restart and _wants_restart(container):
+                going = durable = False
+                _schedule_restart(engine, container, _duration(started))
+            container.event("die", exitCode=str(found.status), execDuration=str(_duration(started)))
+            if not going:
+                container.save(durable)
+                container.notify()
+        if going:
+            # Who waits for the removal gets the exit code, and need not wait for the disk.
+            _quietly(remove, engine, container)
+            return
+        _quietly(tasks.delete_container, engine, container.id)
+
+
+def _duration(started: str) -> int:
+    from teu.engine.core.times import nanoseconds
+
+    return max(0, (time.time_ns() - nanoseconds(started)) // 1_000_000_000)
+
+
+def _wants_restart(container: Container) -> bool:
+    policy = container.host_config["RestartPolicy"]
+    if container.manually_stopped or container.removing:
+        return False
+    name = policy["Name"]
+    if name in ("always", "unless-stopped"):
+        return True
+    if name == "on-failure" and container.state["ExitCode"] != 0:
+        most = policy["MaximumRetryCount"]
+        return not most or container.restart_count < most
+    return False
+
+
+def _schedule_restart(engine: Engine, container: Container, ran: float) -> None:
+    if ran >= RESTART_SETTLED or not container.restart_delay:
+        container.restart_delay = RESTART_FIRST
+    else:
+        container.restart_delay = min(container.restart_delay * 2, RESTART_LONGEST)
+    container.restart_count += 1
+    container.state.update(Status="restarting", Running=True, Restarting=True, Pid=0)
+    timer = threading.Timer(container.restart_delay, _restart_now, (engine, container))
+    timer.daemon = True
+    container.restart_timer = timer
+    timer.start()
+
+
+def _restart_now(engine: Engine, container: Container) -> None:
+    with container.lock:
+        if container.restart_timer is None or container.removed or engine.stopping.is_set():
+            return
+        if host.is_going_down():
+            return  # it is still recorded as one that is to run
+        container.restart_timer = None
+        try:
+            start(engine, container, automatic=True)
+        except NotModified:
+            pass
+        except Exception as error:
+            log.warning("container %s cannot be restarted: %s", container.id[:12], error, extra=container.fields)
+            if _wants_restart(container) and not container.removed:
+                _schedule_restart(engine, container, 0)
+                container.save(durable=False)
+
+
+def cancel_restart(container: Container) -> None:
+    if container.restart_timer is not None:
+        container.restart_timer.cancel()
+        container.restart_timer = None
+
+
+# -- stop, kill, pause -----------------------------------------------------------------------------------
+
+
+def wait_exit(container: Container, timeout: float | None) -> bool:
+    """False: it still runs after that many seconds; any number of them that a client may name."""
+    before = container.exits
+    if timeout is not None and timeout > threading.TIMEOUT_MAX:
+        timeout = None  # 292 years and more
+    with container.changed:
+        return container.changed.wait_for(
+            lambda: not container.running or container.removed or container.exits != before, timeout
+        )
+
+
+def stop(engine: Engine, container: Container, timeout: int | None = None, signal_name: str = "") -> None:
+    if not container.running:
+        raise NotModified("")
+    with container.lock:
+        container.manually_stopped = True
+        if container.state["Restarting"]:
+            cancel_restart(container)
+            container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
+            container.save()
+            container.notify()
+            container.event("stop")
+            return
+        if container.kept_running:
+            container.save()
+    number = hostconfig.signal_number(signal_name or container.config["StopSignal"] or "TERM")
+    if timeout is None:
+        timeout = container.config["StopTimeout"]
+    if timeout is None:
+        timeout = STOP_SECONDS
+    try:
+        _send(engine, container, number)
+        if container.state["Paused"]:
+            _quietly(tasks.resume, engine, container.id)
+        gone = wait_exit(container, None if timeout < 0 else timeout)
+    except NotModified:
+        gone = True
+    if not gone:
+        with contextlib.suppress(NotModified):
+            _send(engine, container, signal.SIGKILL)
+            if not wait_exit(container, KILL_SECONDS):
+                raise EngineError(f"cannot stop container: {container.name}: it did not exit after SIGKILL")
+    container.event("stop")
+
+
+def _signal_task(engine: Engine, container: Container, number: int) -> None:
+    """The signal, also while containerd has not yet noticed that the shim is dead: it ends the task then."""
+    deadline = time.monotonic() + KILL_SECONDS
+    while True:
+        try:
+            tasks.kill(engine.containerd, container.id, number)
+            return
+        except containerd.Error as error:
+            if "ttrpc: closed" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
+
+
+def _send(engine: Engine, container: Container, number: int) -> None:
+    try:
+        _signal_task(engine, container, number)
+    except (containerd.NotFound, containerd.FailedPrecondition):
+        # It has exited; the monitor is about to say so.
+        if not wait_exit(container, KILL_SECONDS):
+            reconcile(engine, container)
+        raise NotModified("") from None
+    container.event("kill", signal=str(int(number)))
+
+
+def kill(engine: Engine, container: Container, signal_name: str = "") -> None:
+    try:
+        number = hostconfig.signal_number(signal_name or "KILL")
+    except BadRequest as error:
+        reason = str(error)
+        if signal_name.strip("0").isdigit():
+            reason = f"the linux daemon does not support signal {signal_name}"
+        raise BadRequest(f"cannot kill container: {container.name}: {reason}") from None
+    if not container.running or not container.pid:
+        # A start that is under way comes first: somebody may have seen what the container did since.
+        with container.lock:
+            if container.state["Restarting"]:
+                container.manually_stopped = True
+                cancel_restart(container)
+                container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
+                container.save()
+                container.notify()
+                return
+            if not container.running or not container.pid:
+                raise Conflict(f"cannot kill container: {container.name}: container {container.id} is not running")
+    if number in (signal.SIGKILL, hostconfig.signal_number(container.config["StopSignal"] or "TERM")):
+        with container.lock:
+            container.manually_stopped = True
+            if container.kept_running:
+                container.save()
+    try:
+        _send(engine, container, number)
+    except NotModified:
+        raise Conflict(f"cannot kill container: {container.name}: container {container.id} is not running") from None
+    if number == signal.SIGKILL and not wait_exit(container, KILL_SECONDS):
+        reconcile(engine, container)
+
+
+def restart(engine: Engine, container: Container, timeout: int | None, signal_name: str = "") -> None:
+    if container.running:
+        # As long as any restart is stopping it, its exit is not its end.
+        with container.changed:
+            container.being_restarted += 1
+        try:
+            with contextlib.suppress(NotModified):
+                stop(engine, container, timeout, signal_name)
+        finally:
+            with container.changed:
+                container.being_restarted -= 1
+    with contextlib.suppress(NotModified):
+        start(engine, container)
+    container.event("restart")
+
+
+def pause(engine: Engine, container: Container) -> None:
+    with container.lock:
+        if not container.running or not container.pid:
+            raise Conflict(f"container {container.id} is not running")
+        if container.state["Paused"]:
+            raise Conflict(f"Container {container.id} is already paused")
+        try:
+            tasks.pause(engine.containerd, container.id)
+        except containerd.Error as error:
+            raise EngineError(f"Cannot pause container {container.id}: {error}") from None
+        container.state.update(Status="paused", Paused=True)
+        container.save(durable=False)
+    container.event("pause")
+
+
+def unpause(engine: Engine, container: Container) -> None:
+    with container.lock:
+        if not container.state["Paused"]:
+            raise Conflict(f"Container {container.id} is not paused")
+        try:
+            tasks.resume(engine.containerd, container.id)
+        except containerd.Error as error:
+            raise EngineError(f"Cannot unpause container {container.id}: {error}") from None
+        container.state.update(Status="running", Paused=False)
+        container.save(durable=False)
+    container.event("unpause")
+
+
+def reconcile(engine: Engine, container: Container) -> None:
+    """Ask containerd whether a container that should run does."""
+    if not container.running or not container.pid:
+        return
+    with container.lock:
+        if not container.running or not container.pid:
+            return
+        task = tasks.get(engine.containerd, container.id)
+        if task is None:
+            exited(engine, container, 0, tasks.Exit(*(container.ended or (255, time.time_ns()))))
+        elif task.status == "STOPPED":
+            exited(engine, container, 0, task.exit)
+
+
+# -- remove --------------------------------------------------------------------------------------------
+
+
+def remove(engine: Engine, container: Container, force: bool = False, volumes: bool = False) -> None:
+    """volumes: the anonymous ones, too. --rm implies it."""
+    if not force:
+        _must_not_run(container)
+    if container.removing and not container.auto_remove:
+        raise Conflict(f"removal of container {container.name} is already in progress")
+    container.removing = True
+    try:
+        while not container.removed:
+            if container.running:
+                _kill_for_removal(engine, container)
+            with container.lock:
+                if container.removed:
+                    return
+                if container.running:
+                    # It was being started: the lock is free again now that it runs.
+                    if not force:
+                        _must_not_run(container)
+                    continue
+                cancel_restart(container)
+                _quietly(engine.endpoints.detach, container)
+                _quietly(engine.volumes.release, container.id, volumes or container.auto_remove)
+                engine.containers.remove(container)
+                container.removed = True
+                container.event("destroy")
+                container.notify()
+                container.hub.end_clients()
+                if container.hub.driver is not None:
+                    _quietly(container.hub.driver.remove)
+    except BaseException:
+        container.removing = False
+        raise
+    container.visits.end(container.name)
+    # What is left is swept at the next start if the daemon dies here, and when containerd is back if that dies.
+    _quietly(_remove_from_containerd, engine, container)
+    trees.discard_tree(container.directory)
+    trees.discard_tree(container.runtime_directory)
+
+
+def prune(engine: Engine, chosen: Callable[[Container], bool]) -> tuple[list[str], int]:
+    """Remove those of the chosen that do not run: their ids, and how many bytes that freed."""
+    deleted, freed = [], 0
+    for container in engine.containers.all():
+        if container.running or container.removing or not chosen(container):
+            continue
+        size = snapshots.size(engine, container)
+        try:
+            remove(engine, container)
+        except (Conflict, NotFound):
+            continue
+        deleted.append(container.id)
+        freed += size
+    engine.events.publish("container", "prune", "", {"reclaimed": str(freed)})
+    return deleted, freed
+
+
+def _remove_from_containerd(engine: Engine, container: Container) -> None:
+    with engine.containerd.making(container.id):
+        if container.state["Dead"]:
+            tasks.discard(engine.containerd, container.id)  # its processes may be there still
+        else:
+            tasks.delete_container(engine.containerd, container.id)
+        snapshots.remove(engine, container)
+
+
+def _must_not_run(container: Container) -> None:
+    if container.state["Dead"] and container.pid:
+        raise Conflict(
+            f'cannot remove container "/{container.name}": it is dead, but its processes run: force remove, which'
+            " ends them"
+        )
+    if container.running:
+        state = "paused and must be unpaused first" if container.state["Paused"] else container.status()
+        raise Conflict(
+            f'cannot remove container "/{container.name}": container is {state}: stop the container before '
+            "removing or force remove"
+        )
+
+
+def _kill_for_removal(engine: Engine, container: Container) -> None:
+    container.manually_stopped = True
+    with container.lock:
+        if container.state["Restarting"]:
+            cancel_restart(container)
+            container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
+            return
+    with contextlib.suppress(NotModified, Conflict):
+        _send(engine, container, signal.SIGKILL)
+    if not wait_exit(container, KILL_SECONDS):
+        reconcile(engine, container)
+        if container.running:
+            raise EngineError(f"could not kill container {container.name}: it did not exit after SIGKILL")

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network driver is: it makes the interfaces of the containers on its networks, and what is between them.
+
+A driver is one file and one line in the registry, and is made once, of a Context. Records, addresses, namespaces,
+names, host ports and what containers ask for are not its affair (store.py, ipam.py, endpoints.py). It is called under
+the networks' lock. tests/drivers/networks.py has the checks for every driver.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from teu.engine.networks.kernel import Kernel
+from teu.engine.networks.model import Active, Endpoint, Network
+from teu.engine.networks.store import Store
+
+if TYPE_CHECKING:
+    from teu.engine.networks.firewall import Published
+    from teu.linux.netlink import Link, Socket
+
+
+class Context(NamedTuple):
+    """What drivers have in common."""
+
+    store: Store
+    kernel: Kernel
+    active: dict[str, Active]
+    """By the ids of running containers, what they hold."""
+    exec_root: str
+    """The folder for state that a reboot ends."""
+    stopping: threading.Event
+
+
+class Plug(NamedTuple):
+    """An interface of a container: its number in the container's namespace, and that of our end (0: there is none)."""
+
+    inside: int
+    outside: int
+
+
+class Driver(Protocol):
+    own_namespace: bool
+    """Whether containers on its networks have a network namespace of their own; else they are in the host's."""
+    connects: bool
+    """Whether its networks have endpoints: interfaces and addresses. A container may be on several of those alone."""
+
+    def __init__(self, context: Context) -> None: ...
+
+    def start(self) -> None:
+        """At the start of the daemon, before any other call."""
+
+    def options(self, options: dict[str, str]) -> list[str]:
+        """Look at the options of a network that is to be made: the names of those that mean nothing to this driver,
+        which are kept and shown all the same. Raises BadRequest, Forbidden."""
+
+    def check(self, options: dict[str, str]) -> None:
+        """A network with these options is about to be made. Raises Conflict where it cannot be beside the others."""
+
+    def delete(self, network: Network) -> None:
+        """Of a network that nobody is on and that is no more: what is left of it in the kernel goes."""
+
+    def up(self, network: Network) -> int:
+        """Before an endpoint is made: what the network is in the kernel is there, and it has its addresses. The number
+        of the interface that its endpoints are on. Raises EngineError, OSError."""
+
+    def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, mac: str, inner: Socket) -> Plug:
+        """Make the endpoint's interface, without addresses and not up, in the namespace, which is the descriptor and of
+        which `inner` is a socket; `on` is what `up` told. The endpoint is among the active ones already: where this
+        fails, `detach` undoes what there is of it."""
+
+    def detach(self, network: Network | None, endpoint: Endpoint) -> None:
+        """It has left, and is not among the active ones any more. None: nothing is known of the network. Never
+        fails."""
+
+    def publish(self, endpoint: Endpoint, entries: list[Published]) -> None:
+        """Let the host's ports, which are reserved, lead there. Raises EngineError."""
+
+    def unpublish(self, entries: list[Published]) -> None:
+        """The reverse, of a container that runs on. Raises EngineError."""
+
+    def withdraw(self, entries: list[Published]) -> None:
+        """The reverse, of a container that has ended. Never fails: what cannot be done is logged."""
+
+    def recover(self, links: list[Link], unknown: set[str]) -> None:
+        """After a start of the daemon, once the active endpoints are known again: all is made as they need it, and what
+        the dead have left goes. `links`: all of the host's; `unknown`: the first ten digits of the ids of containers
+        whose networks are not known, and whose interfaces stay."""

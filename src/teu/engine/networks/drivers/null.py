@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The driver null, of the network none: a container has a network namespace of its own with nothing but a loopback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from teu.engine.core.errors import Forbidden
+from teu.engine.networks.drivers.driver import Context, Plug
+
+if TYPE_CHECKING:
+    from teu.engine.networks.firewall import Published
+    from teu.engine.networks.model import Endpoint, Network
+    from teu.linux.netlink import Link, Socket
+
+
+class Null:
+    name = "null"
+    own_namespace = True
+    connects = False
+
+    def __init__(self, context: Context) -> None: ...
+
+    def start(self) -> None: ...
+
+    def options(self, options: dict[str, str]) -> list[str]:
+        raise Forbidden(f'only one instance of "{self.name}" network is allowed')
+
+    def check(self, options: dict[str, str]) -> None: ...
+
+    def delete(self, network: Network) -> None: ...
+
+    def up(self, network: Network) -> int:
+        raise Forbidden(f"network {network.name} has no endpoints")
+
+    def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, mac: str, inner: Socket) -> Plug:
+        raise Forbidden(f"network {network.name} has no endpoints")
+
+    def detach(self, network: Network | None, endpoint: Endpoint) -> None: ...
+
+    def publish(self, endpoint: Endpoint, entries: list[Published]) -> None:
+        raise Forbidden(f"ports cannot be published on network {endpoint.name}")
+
+    def unpublish(self, entries: list[Published]) -> None: ...
+
+    def withdraw(self, entries: list[Published]) -> None: ...
+
+    def recover(self, links: list[Link], unknown: set[str]) -> None: ...

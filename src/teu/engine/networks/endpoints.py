@@ -1,0 +1,524 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attachment of containers to networks: what every running container holds (its network namespace, endpoints,
+published ports), from its start to its exit and over the death of the daemon.
+
+A container's network namespace is made here before its task, and handed to the runtime as the path of a
+descriptor of this process; from the start of the task on the container's processes hold it. So it can neither
+outlive a container nor be left behind by a daemon that is killed.
+
+Called by the containers' life cycle (check, attach, detach, recover) and by the routes (connect, disconnect). The
+interfaces are the drivers' affair.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden
+from teu.engine.networks import files, requests, wishes
+from teu.engine.networks.dns import ADDRESS as RESOLVER_ADDRESS
+from teu.engine.networks.drivers import registry
+from teu.engine.networks.drivers.driver import Context, Driver
+from teu.engine.networks.kernel import Kernel
+from teu.engine.networks.model import Active, Attachment, Endpoint, Network, automatic_mac, blank_endpoint, network_mode
+from teu.engine.networks.names import Names
+from teu.engine.networks.outward import Outward
+
+if TYPE_CHECKING:
+    from teu.engine.containers.model import Container
+    from teu.engine.containers.store import Containers
+    from teu.engine.core.events import Events
+    from teu.engine.networks.store import Store
+    from teu.linux.netlink import Socket
+
+log = logging.getLogger("teu.engine")
+
+MOST_ENDPOINTS = 256  # two hexadecimal digits are what a veth's name has room for
+
+_RUNNING_KEYS = ("EndpointID", "Gateway", "IPAddress", "IPPrefixLen", "MacAddress")
+
+
+class Endpoints:
+    def __init__(
+        self, store: Store, containers: Containers, events: Events, exec_root: str, stopping: threading.Event
+    ) -> None:
+        """`exec_root`: the folder for state that a reboot ends. `stopping`: the daemon goes."""
+        self._store = store
+        self._containers = containers
+        self._events = events
+        self._lock = store.lock
+        self.kernel = Kernel()
+        self._active: dict[str, Active] = {}
+        self._names = Names(store, self._active, containers)
+        context = Context(store, self.kernel, self._active, exec_root, stopping)
+        self.drivers = {name: make(context) for name, make in registry.DRIVERS.items()}
+        self._outward = Outward(store, self.drivers)
+
+    def start(self) -> None:
+        for driver in self.drivers.values():
+            driver.start()
+
+    def driver(self, network: Network) -> Driver:
+        """Of a damaged record, whose driver may not be known: bridges are what can be left, and has to be removed."""
+        return self.drivers.get(network.driver) or self.drivers["bridge"]
+
+    def on(self, network: Network) -> bool:
+        """Whether a running container is on it."""
+        return any(endpoint.network == network.id for active in self._active.values() for endpoint in active.endpoints)
+
+    def _event(self, network: Network, action: str, container: Container) -> None:
+        attributes = {"name": network.name, "type": network.driver, "container": container.id}
+        self._events.publish("network", action, network.id, attributes)
+
+    def check(
+        self,
+        container: Container,
+        networking: dict[str, Any] | None,
+        version: tuple[int, int] = (1, 45),
+        warnings: list[str] | None = None,
+    ) -> None:
+        """At a container's creation: what it asks for must make sense; its Networks are filled in."""
+
+        def connects(network: Network) -> bool:
+            return self.driver(network).connects
+
+        wishes.check(self._store, self._containers, container, networking, connects, version, warnings)
+
+    # -- start -------------------------------------------------------------------------------
+
+    def attach(self, container: Container) -> Attachment:
+        """Before a container's task exists. What fails leaves nothing behind."""
+        mode = network_mode(container)
+        self.detach(container)
+        if mode.startswith("container:"):
+            return self._join(container, mode.partition(":")[2])
+        if mode == "host":
+            return Attachment(None, self._files(container, [], False))
+        from teu.linux import netlink, netns
+
+        with self._lock:
+            descriptor, inner = netns.create(netlink.Socket)
+            active = self._active[container.id] = Active(descriptor)
+            try:
+                inner.send([netlink.set_up(1)])
+                for network in self._wanted(container):
+                    with _endpoint_of(container, network):
+                        self._connect(container, active, network, inner)
+                self._outward.lead(container, active, inner)
+                self._names.serve(container, active)
+                settings = container.network_settings
+                path = f"/proc/{os.getpid()}/fd/{descriptor}"
+                settings["SandboxKey"], settings["SandboxID"] = path, container.id
+                paths = self._files(container, active.endpoints, True, self._outward.gateway(active), active.named)
+            except BaseException:
+                self.detach(container)
+                raise
+            finally:
+                inner.close()
+        return Attachment(path, paths)
+
+    def _wanted(self, container: Container) -> list[Network]:
+        """The container's networks that have endpoints, the one of its mode first. Raises NotFound."""
+        known = container.network_settings.get("Networks") or {}
+        result = []
+        for text in list(known):
+            network = self._store.get(text)
+            network.must_be_whole()
+            if not self.driver(network).connects:
+                continue
+            if network.name != text:  # it did not exist yet when it was asked for, by its id
+                known[network.name] = known.pop(text)
+            known[network.name]["NetworkID"] = network.id
+            result.append(network)
+        first = self._store.find(network_mode(container))
+        return sorted(result, key=lambda network: network is not first)
+
+    def _join(self, container: Container, reference: str) -> Attachment:
+        """Another container's network, with its names and what it says of them."""
+        other = owner = self._containers.get(reference)
+        if other is container:
+            raise BadRequest("cannot join own network")
+        if not other.running or not other.pid:
+            raise Conflict(f"cannot join network of a non running container: {other.id}")
+        while network_mode(owner).startswith("container:") and owner is not container:
+            owner = self._containers.get(network_mode(owner).partition(":")[2])
+        container.config["Hostname"] = other.config.get("Hostname") or ""
+        container.config["Domainname"] = other.config.get("Domainname") or ""
+        paths = {}
+        for name in ("hosts", "resolv.conf", "hostname"):
+            source = f"{owner.directory}/{name}"
+            if os.path.exists(source):
+                paths[f"/etc/{name}"] = source
+        if network_mode(owner) == "host":
+            return Attachment(None, paths)
+        with self._lock:
+            held = self._active.get(other.id)
+            if held is None or held.namespace < 0:
+                raise Conflict(f"cannot join network of container {other.id}: its network namespace is not known")
+            # A descriptor of our own: the other one may end, and its number be another's, before the runtime looks.
+            active = self._active[container.id] = Active(os.dup(held.namespace))
+        return Attachment(f"/proc/{os.getpid()}/fd/{active.namespace}", paths)
+
+    def _connect(self, container: Container, active: Active, network: Network, inner: Socket) -> None:
+        """An interface in a container's namespace, with its addresses. Who calls undoes what fails."""
+        from teu.linux import netlink
+
+        network.must_be_whole()
+        if len(active.endpoints) >= MOST_ENDPOINTS:
+            raise Forbidden(f"container {container.name} is on {MOST_ENDPOINTS} networks, more are not supported")
+        driver = self.driver(network)
+        on = driver.up(network)
+        pool = network.addressing()
+        settings = container.network_settings["Networks"].setdefault(network.name, blank_endpoint(network.id))
+        ipam_config = settings.get("IPAMConfig") or {}
+        options = settings.get("DriverOpts") or {}
+        taken = {int(endpoint.veth[13:], 16) for endpoint in active.endpoints}
+        position = next(number for number in range(MOST_ENDPOINTS) if number not in taken)
+        veth = f"teu{container.id[:10]}{position:x}"
+        interface = options.get(requests.OPTION_INTERFACE) or f"{network.prefix}{position}"
+        if any(endpoint.interface == interface for endpoint in active.endpoints):
+            raise Conflict(f"container {container.name} has an interface {interface} already")
+        address = pool.take(str(ipam_config.get("IPv4Address") or ""))
+        endpoint = Endpoint(network.id, network.name, network.driver, address, veth, 0, interface)
+        active.endpoints.append(endpoint)
+        mac = str(settings.get("WantedMac") or automatic_mac(address))
+        plug = driver.attach(network, endpoint, on, active.namespace, mac, inner)
+        active.endpoints[-1] = endpoint._replace(number=plug.outside)
+        messages = [netlink.add_address(plug.inside, address, pool.subnet.prefixlen)]
+        for text in ipam_config.get("LinkLocalIPs") or ():
+            local = ip_address(text)
+            messages.append(netlink.add_address(plug.inside, local, 16 if local.version == 4 else 64))
+        inner.send([*messages, netlink.set_up(plug.inside)])
+        _set_inside(active.namespace, interface, requests.endpoint_sysctls(options))
+        settings.update(
+            NetworkID=network.id,
+            EndpointID=uuid.uuid4().hex + uuid.uuid4().hex,
+            Gateway=str(pool.gateway),
+            IPAddress=str(address),
+            IPPrefixLen=pool.subnet.prefixlen,
+            MacAddress=mac,
+            Veth=veth,
+        )
+        if network.is_user_defined:
+            names = [container.name, *(settings.get("Aliases") or []), container.id[:12], container.hostname]
+            settings["DNSNames"] = list(dict.fromkeys(name for name in names if name))
+        elif network.name == "bridge":
+            container.network_settings.update({key: settings[key] for key in _RUNNING_KEYS})
+        self._event(network, "connect", container)
+
+    def _files(
+        self,
+        container: Container,
+        endpoints: list[Endpoint],
+        own: bool,
+        gateway: str = "",
+        named: bool = False,
+    ) -> dict[str, str]:
+        """Write hosts and resolv.conf into the container's directory."""
+        entries = files.extra_hosts(container.host_config, gateway or "127.0.0.1")
+        entries += [line for endpoint in endpoints if (line := self._host_line(container, endpoint))]
+        base = files.HOSTS if own else files.host_hosts()
+        directory = container.directory
+        files.write(f"{directory}/hosts", files.hosts(entries, base))
+        text = files.resolv_conf(container.host_config, own, RESOLVER_ADDRESS if named else "")
+        files.write(f"{directory}/resolv.conf", text)
+        container.network_settings["ResolverSum"] = files.digest(text)
+        return {"/etc/hosts": f"{directory}/hosts", "/etc/resolv.conf": f"{directory}/resolv.conf"}
+
+    def _host_line(self, container: Container, endpoint: Endpoint) -> tuple[str, str] | None:
+        names = files.host_names(container.hostname, str(container.config.get("Domainname") or ""))
+        return (str(endpoint.address), names) if names else None
+
+    def _use_resolver(self, container: Container) -> None:
+        """A running container's resolv.conf names the engine's resolver from now on, unless somebody wrote there."""
+        path = f"{container.directory}/resolv.conf"
+        text = files.read(path)
+        if text is None or files.digest(text) != container.network_settings.get("ResolverSum"):
+            log.info(
+                "resolv.conf of container %s is not ours any more, and stays", container.name, extra=container.fields
+            )
+            return
+        text = files.resolv_conf(container.host_config, True, RESOLVER_ADDRESS)
+        files.write(path, text)
+        container.network_settings["ResolverSum"] = files.digest(text)
+
+    # -- stop --------------------------------------------------------------------------------
+
+    def detach(self, container: Container) -> None:
+        """After a container's exit, and after a start that failed. Doing it twice is fine."""
+        with self._lock:
+            self._names.forget(container)
+            active = self._active.pop(container.id, None)
+            if active is not None:
+                self._release(active)
+        settings = container.network_settings
+        settings["Ports"] = {}
+        for key in ("SandboxKey", "SandboxID", "EndpointID", "Gateway", "IPAddress", "MacAddress"):
+            if settings.get(key):
+                settings[key] = ""
+        if settings.get("IPPrefixLen"):
+            settings["IPPrefixLen"] = 0
+        for name, endpoint in (settings.get("Networks") or {}).items():
+            if endpoint.get("EndpointID"):
+                network = self._store.find(endpoint.get("NetworkID") or name)
+                if network:
+                    self._event(network, "disconnect", container)
+            self._blank(endpoint)
+        for key in ("Outward", "Named"):
+            settings.pop(key, None)
+
+    def _blank(self, endpoint: dict[str, Any]) -> None:
+        endpoint.update(EndpointID="", Gateway="", IPAddress="", IPPrefixLen=0, MacAddress="")
+        endpoint.pop("Veth", None)
+
+    def _release(self, active: Active) -> None:
+        self._outward.withdraw(active)
+        if active.namespace >= 0:
+            os.close(active.namespace)
+        for endpoint in active.endpoints:
+            self._leave(endpoint)
+
+    def _leave(self, endpoint: Endpoint) -> None:
+        network = self._store.by_id(endpoint.network)
+        if network is not None and network.pool is not None:
+            network.pool.give_back(endpoint.address)
+        self.drivers[endpoint.driver].detach(network, endpoint)
+
+    # -- connect and disconnect --------------------------------------------------------------
+
+    def connect(self, network: Network, container: Container, settings: dict[str, Any] | None) -> None:
+        """POST /networks/{id}/connect."""
+        asked = requests.read(settings or {}, requests.CONNECT.members["EndpointConfig"], "EndpointConfig")
+        mode = network_mode(container)
+        if not self.driver(network).own_namespace:
+            raise Forbidden("container cannot be disconnected from host network or connected to host network")
+        if mode == "host" or mode.startswith("container:"):
+            raise BadRequest(
+                "container sharing network namespace with another container or host cannot be connected to any other"
+                " network"
+            )
+        with container.lock, self._lock:
+            networks = container.network_settings.setdefault("Networks", {})
+            if not self.driver(network).connects or "none" in networks:
+                raise BadRequest(
+                    "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+                )
+            if container.config.get("NetworkDisabled"):
+                raise BadRequest(f"container {container.name} was created without a network (NetworkDisabled)")
+            if network.name in networks:
+                raise Forbidden(f"endpoint with name {container.name} already exists in network {network.name}")
+            active = self._active.get(container.id)
+            if container.running and container.pid and (active is None or active.namespace < 0):
+                raise Conflict(
+                    f"the network namespace of container {container.name} is not known any more: start it anew before"
+                    " it is connected"
+                )
+            networks[network.name] = wishes.asked_endpoint(network.name, network, asked)
+            if container.running and active is not None:
+                try:
+                    self._connect_now(container, active, network)
+                except BaseException:
+                    self._disconnect_now(container, active, network)
+                    networks.pop(network.name, None)
+                    raise
+            container.save()
+
+    def _connect_now(self, container: Container, active: Active, network: Network) -> None:
+        from teu.linux import netlink, netns
+
+        with netns.run_in(active.namespace, netlink.Socket) as inner:
+            with _endpoint_of(container, network):
+                self._connect(container, active, network, inner)
+            self._outward.lead(container, active, inner)
+        endpoint = next(endpoint for endpoint in active.endpoints if endpoint.network == network.id)
+        files.change_hosts(f"{container.directory}/hosts", add=self._host_line(container, endpoint))
+        if not active.named:
+            self._names.serve(container, active)
+            if active.named:
+                self._use_resolver(container)
+
+    def disconnect(self, network: Network, container: Container, force: bool = False) -> None:
+        """POST /networks/{id}/disconnect."""
+        with container.lock, self._lock:
+            networks = container.network_settings.get("Networks") or {}
+            if not self.driver(network).own_namespace:
+                raise Forbidden("container cannot be disconnected from host network or connected to host network")
+            if network.name not in networks:
+                which = "network" if container.running else "the network"
+                raise Forbidden(f"container {container.id} is not connected to {which} {network.name}")
+            active = self._active.get(container.id)
+            if active is not None:
+                self._disconnect_now(container, active, network)
+            networks.pop(network.name)
+            container.save()
+        self._event(network, "disconnect", container)
+
+    def _disconnect_now(self, container: Container, active: Active, network: Network) -> None:
+        """Never fails: what cannot be done is logged."""
+        from teu.linux import netlink, netns
+
+        for endpoint in [e for e in active.endpoints if e.network == network.id]:
+            active.endpoints.remove(endpoint)
+            self._leave(endpoint)
+            if line := self._host_line(container, endpoint):
+                files.change_hosts(f"{container.directory}/hosts", drop=line)
+        if network.name == "bridge":
+            container.network_settings.update(
+                {key: 0 if key == "IPPrefixLen" else "" for key in _RUNNING_KEYS if key in container.network_settings}
+            )
+        try:
+            with netns.run_in(active.namespace, netlink.Socket) as inner:
+                self._outward.lead(container, active, inner)
+        except Exception as error:
+            self._outward.unpublish(container, active)
+            log.warning(
+                "the way out of container %s cannot be moved to its other networks: %s",
+                container.name,
+                error,
+                extra=container.fields,
+            )
+
+    # -- recovery ----------------------------------------------------------------------------
+
+    def recover(self, running: list[Container]) -> None:
+        """After a start of the daemon: know again what running containers hold, and sweep what the dead left. What
+        cannot be known of one container, or not be done, is logged, and the rest goes on."""
+        with self._lock:
+            links = self.kernel.socket().links()
+            numbers = {link.name: link.number for link in links if link.kind == "veth"}
+            unknown = set()
+            for container in running:
+                try:
+                    self._recover(container, numbers)
+                except Exception as error:
+                    log.exception(
+                        "the network of container %s cannot be recovered", container.name, extra=container.fields
+                    )
+                    unknown.add(container.id[:10])
+                    if container.running:
+                        container.state["Error"] = f"its network could not be recovered: {error}"
+            for container in self._containers.all():
+                if container.id not in self._active and not container.running and container not in running:
+                    with _logged("the network of container %s cannot be cleared", container.name):
+                        self.detach(container)
+            for driver in self.drivers.values():
+                driver.recover(links, unknown)
+
+    def _recover(self, container: Container, numbers: dict[str, int]) -> None:
+        """`numbers`: of the interfaces, by name."""
+        mode = network_mode(container)
+        if mode == "host":
+            return
+        active = Active()
+        known = container.network_settings.get("Networks") or {}
+        first = self._store.find(mode)
+        order = sorted(known, key=lambda name: first is None or name != first.name)
+        for position, name in enumerate([] if mode.startswith("container:") else order):
+            settings = known[name]
+            network = self._store.find(settings.get("NetworkID") or name)
+            if network is None or not settings.get("IPAddress"):
+                continue
+            address = IPv4Address(settings["IPAddress"])
+            if network.pool is not None:  # else its record is damaged; nobody new gets an address there
+                network.pool.used.add(address)
+            veth = settings.get("Veth") or f"teu{container.id[:10]}{position:x}"
+            options = settings.get("DriverOpts") or {}
+            interface = options.get(requests.OPTION_INTERFACE) or f"{network.prefix}{int(veth[13:], 16)}"
+            driver = network.driver if network.driver in self.drivers else "bridge"  # as above
+            active.endpoints.append(
+                Endpoint(network.id, network.name, driver, address, veth, numbers.get(veth, 0), interface)
+            )
+        outward = container.network_settings.get("Outward")
+        if outward is None and active.endpoints and not self._outward.network(active.endpoints[0]).internal:
+            outward = active.endpoints[0].name
+        active.outward = next((endpoint for endpoint in active.endpoints if endpoint.name == outward), None)
+        active.namespace = self._namespace_of(container, active)
+        self._outward.hold_again(container, active)
+        self._active[container.id] = active
+        if active.namespace >= 0:
+            try:
+                self._names.serve(container, active)
+            except Exception as error:
+                log.warning(
+                    "the names of container %s cannot be served: %s", container.name, error, extra=container.fields
+                )
+
+    def _namespace_of(self, container: Container, active: Active) -> int:
+        """A descriptor of a running container's network namespace, known to be that: a process's number alone may
+        belong to another by now. -1 where it is not."""
+        from teu.linux import netlink, netns
+
+        descriptor = -1
+        try:
+            process = os.pidfd_open(container.pid)
+            try:
+                listed = container.id in Path(f"/proc/{container.pid}/cgroup").read_text()
+                descriptor = os.open(f"/proc/{container.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+                ended = select.poll()
+                ended.register(process, select.POLLIN)
+                listed = listed and not ended.poll(0)
+            finally:
+                os.close(process)
+            if active.endpoints:
+                # The other ends of our pairs are nowhere else.
+                with netns.run_in(descriptor, netlink.Socket) as inner:
+                    peers = {link.peer for link in inner.links() if link.kind == "veth"}
+                listed = any(endpoint.number in peers for endpoint in active.endpoints)
+            if listed:
+                return descriptor
+        except OSError as error:
+            log.debug("container %s: %s", container.name, error)
+        if descriptor >= 0:
+            os.close(descriptor)
+        log.warning("the network namespace of container %s is not known", container.name, extra=container.fields)
+        return -1
+
+
+@contextmanager
+def _endpoint_of(container: Container, network: Network) -> Iterator[None]:
+    """What the kernel refuses of a container's place on a network, as a client is told it."""
+    try:
+        yield
+    except OSError as error:
+        what = f" ({error.filename})" if error.filename else ""
+        reason = error.strerror or str(error)
+        reason = reason[:1].lower() + reason[1:]
+        raise EngineError(
+            f"failed to create endpoint {container.name} on network {network.name}: {reason}{what}"
+        ) from error
+
+
+@contextmanager
+def _logged(what: str, *arguments: str) -> Iterator[None]:
+    """What fails is logged and over."""
+    try:
+        yield
+    except Exception:
+        log.exception(what, *arguments)
+
+
+def _set_inside(namespace: int, interface: str, values: list[tuple[str, str]]) -> None:
+    """Sysctls of an interface, by paths with IFNAME in them, in the namespace."""
+    from teu.linux import netns
+
+    def body() -> None:
+        for path, value in values:
+            name = path.replace("IFNAME", interface)
+            try:
+                Path(f"/proc/sys/{name}").write_text(value)
+            except OSError as error:
+                raise BadRequest(
+                    f"{requests.OPTION_SYSCTLS}: {name.replace('/', '.')} cannot be set: {error.strerror}"
+                ) from None
+
+    if values:
+        netns.run_in(namespace, body)

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's netlink socket in the host's network namespace. Used under the networks' lock."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from teu.linux.netlink import Socket
+
+
+class Kernel:
+    def __init__(self) -> None:
+        self._socket: Socket | None = None
+
+    def socket(self) -> Socket:
+        """Opened at its first use."""
+        if self._socket is None:
+            from teu.linux import netlink
+
+            self._socket = netlink.Socket()
+        return self._socket
+
+    def delete_link(self, name: str) -> None:
+        """Raises OSError; one that is not there is fine."""
+        from teu.linux import netlink
+
+        try:
+            self.socket().send([netlink.delete_link(name)])
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise

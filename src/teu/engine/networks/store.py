@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The records of networks, in memory and in engine.db.
+
+    engine.db  networks   id, name, data (the API's form of the network without its containers)
+
+A record that is damaged is a network that can be listed, inspected and removed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import uuid
+from collections.abc import Collection
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING, Any
+
+from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.core.times import timestamp
+from teu.engine.networks import records
+from teu.engine.networks.model import PREDEFINED, Network
+
+if TYPE_CHECKING:
+    from teu.engine.core.database import Database
+
+log = logging.getLogger("teu.engine")
+
+
+def new_record(name: str, driver: str, more: dict[str, Any]) -> dict[str, Any]:
+    """The API's form of a network with a new id, and `more` in it."""
+    return {
+        "Name": name,
+        "Id": uuid.uuid4().hex + uuid.uuid4().hex,
+        "Created": timestamp(),
+        "Scope": "local",
+        "Driver": driver,
+        "EnableIPv6": False,
+        "IPAM": {"Driver": "default", "Options": None, "Config": []},
+        "Internal": False,
+        "Attachable": False,
+        "Ingress": False,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": False,
+        "Options": {},
+        "Labels": {},
+        **more,
+    }
+
+
+class Store:
+    """`lock` is of all that networks are: records, addresses, attachments, rules. Who changes several holds it."""
+
+    def __init__(self, database: Database, drivers: Collection[str]) -> None:
+        """`drivers`: the names of those that there are; of another one a record is damaged."""
+        self.lock = threading.RLock()
+        self._database = database
+        self._drivers = drivers
+        self._networks: dict[str, Network] = {}
+
+    def start(self) -> None:
+        """Read all records, and make the networks that are always there."""
+        for network in self._read():
+            if network.id in self._networks:
+                network.record["Id"] = f"{network.row:064x}"
+            self._networks[network.id] = network
+        for name, driver in PREDEFINED.items():
+            known = next((network for network in self._networks.values() if network.name == name), None)
+            if known is None:
+                self.save(Network(new_record(name, driver, {})))
+            elif known.damage:
+                # Nobody can remove it and make it anew. It is what it always is, with the addresses it had.
+                self.forget(known)
+                self.save(Network(new_record(name, driver, {"Id": known.id, "IPAM": known.record["IPAM"]})))
+
+    def _read(self) -> list[Network]:
+        """All records, the good ones first: nobody else gets their ids."""
+        found = []
+        for row in self._database.query(
+            "SELECT rowid, CAST(id AS BLOB) AS id, CAST(name AS BLOB) AS name, CAST(data AS BLOB) AS data FROM networks"
+        ):
+            record, faults = records.network(row["id"], row["name"], row["data"])
+            damage = ""
+            if not faults and record["Driver"] not in self._drivers:
+                faults = [f"Driver: there is no network driver {record['Driver']}"]
+            if not faults:
+                try:
+                    probe = Network(record)
+                    IPv4Address(probe.binding)
+                    int(probe.mtu)
+                except (EngineError, ValueError, TypeError, AttributeError, KeyError) as error:
+                    faults = [str(error)]
+            if faults:
+                damage = f"its record in {self._database.path} is damaged: {'; '.join(faults[:5])}"
+                log.error("network %s (%s): %s", record["Id"][:12], record["Name"], damage)
+            try:
+                network = Network(record, damage, row["rowid"])
+            except (ValueError, TypeError, AttributeError, KeyError):
+                record["IPAM"] = {**record["IPAM"], "Config": []}
+                network = Network(record, damage, row["rowid"])
+            found.append(network)
+        return sorted(found, key=lambda network: bool(network.damage))
+
+    def forget(self, network: Network) -> None:
+        with self._database.transaction() as cursor:
+            if network.damage:
+                cursor.execute("DELETE FROM networks WHERE rowid=?", (network.row,))
+            else:
+                cursor.execute("DELETE FROM networks WHERE id=?", (network.id,))
+        self._networks.pop(network.id, None)
+
+    def save(self, network: Network) -> None:
+        """Durable when it returns."""
+        with self._database.transaction() as cursor:
+            cursor.execute(
+                "INSERT OR REPLACE INTO networks VALUES (?, ?, ?)",
+                (network.id, network.name, json.dumps(network.record)),
+            )
+        self._networks[network.id] = network
+
+    def all(self) -> list[Network]:
+        with self.lock:
+            return sorted(self._networks.values(), key=lambda network: network.name)
+
+    def find(self, text: str) -> Network | None:
+        with self.lock:
+            for network in self._networks.values():
+                if text in (network.id, network.name):
+                    return network
+            matches = [n for n in self._networks.values() if text and n.id.startswith(text)]
+            if len(matches) > 1:
+                raise BadRequest(f"network {text} is ambiguous: {len(matches)} network ids start with it")
+            return matches[0] if matches else None
+
+    def get(self, text: str) -> Network:
+        network = self.find(text)
+        if network is None:
+            raise NotFound(f"network {text} not found")
+        return network
+
+    def by_id(self, identity: str) -> Network | None:
+        """Of exactly this id."""
+        return self._networks.get(identity)
+
+    def subnets(self) -> list[IPv4Network]:
+        """Those of all networks."""
+        return [network.pool.subnet for network in self._networks.values() if network.pool]

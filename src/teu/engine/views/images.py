@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the API tells of images: the list, one in full, its history. Called by routes/images and df."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from typing import TYPE_CHECKING, Any
+
+from teu.engine.core.errors import BadRequest, EngineError
+from teu.engine.core.filters import filter_moment, flag_filter, labels_match
+from teu.engine.core.times import moment_of, seconds
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+    from teu.engine.images.store import Details, Image, Name
+
+NEVER = "0001-01-01T00:00:00Z"
+LIST_FILTERS = {"dangling", "label", "label!", "before", "since", "reference", "until"}
+
+
+def listing(
+    engine: Engine, filters: dict[str, list[str]], every: bool = False, digests: bool = True, shared: bool = False
+) -> list[dict[str, Any]]:
+    """GET /images/json."""
+    for name in filters:
+        if name not in LIST_FILTERS:
+            raise BadRequest(f"invalid filter '{name}'")
+    dangling = flag_filter(filters, "dangling")
+    images = engine.images.all()
+    created = {image_id: moment_of(details.config.get("created")) for image_id, (details, _) in images.items()}
+    before = [moment_of(engine.images.resolve(ref).config.get("created")) for ref in filters.get("before", ())]
+    since = [moment_of(engine.images.resolve(ref).config.get("created")) for ref in filters.get("since", ())]
+    until = [filter_moment(text) for text in filters.get("until", ())]
+    users: dict[str, int] = {}
+    layer_users: dict[str, int] = {}
+    if shared:
+        for container in engine.containers.all():
+            users[container.image_id] = users.get(container.image_id, 0) + 1
+        for details, _ in images.values():
+            for chain in details.chains:
+                layer_users[chain] = layer_users.get(chain, 0) + 1
+    result: list[dict[str, Any]] = []
+    for image_id, (details, names) in images.items():
+        labels = (details.config.get("config") or {}).get("Labels") or {}
+        tags = engine.images.repo_tags(names)
+        digest_names = engine.images.repo_digests(names) if digests else []
+        wanted = filters.get("reference")
+        if wanted:
+            # What is left out here must not be told as a digest either: docker shows a row for each repository.
+            tags = [tag for tag in tags if any(reference_matches(pattern, tag) for pattern in wanted)]
+            digest_names = [name for name in digest_names if any(reference_matches(each, name) for each in wanted)]
+            if not tags and not digest_names:
+                continue
+        if dangling is not None and dangling == bool(tags or any(n.reference for n in names)):
+            continue
+        if not labels_match(labels, filters.get("label", [])):
+            continue
+        if any(labels_match(labels, [text]) for text in filters.get("label!", ())):
+            continue
+        moment = created[image_id]
+        if any(moment >= limit for limit in [*before, *until]) or any(moment <= limit for limit in since):
+            continue
+        size = engine.images.size(details)
+        result.append(
+            {
+                "Containers": users.get(image_id, 0) if shared else -1,
+                "Created": moment // 10**9,
+                "Id": image_id,
+                "Labels": labels or None,
+                "ParentId": parent(engine, details.config),
+                "RepoDigests": digest_names,
+                "RepoTags": tags,
+                "SharedSize": sum(
+                    engine.images.layer_size(chain) for chain in details.chains if layer_users.get(chain, 0) > 1
+                )
+                if shared
+                else -1,
+                "Size": size,
+            }
+        )
+    result.sort(key=lambda item: (-item["Created"], item["Id"]))
+    return result
+
+
+def reference_matches(pattern: str, tag: str) -> bool:
+    """docker's reference filter: a shell pattern for the name, or for name:tag; `*` ends at a slash."""
+    name = tag.partition("@")[0] if "@" in tag else tag.rpartition(":")[0]
+    for candidate in (tag, name):
+        if pattern.count("/") == candidate.count("/") and all(
+            fnmatch.fnmatchcase(part, glob) for part, glob in zip(candidate.split("/"), pattern.split("/"))
+        ):
+            return True
+    return False
+
+
+def inspect(engine: Engine, image: Image, names: list[Name]) -> dict[str, Any]:
+    """GET /images/{name}/json."""
+    config = image.config
+    inner = dict(config.get("config") or {})
+    updated = max((name.updated for name in names if name.reference), default=0.0)
+    root: dict[str, Any] = {"Type": "layers"}
+    if config["rootfs"]["diff_ids"]:
+        root["Layers"] = config["rootfs"]["diff_ids"]
+    result = {
+        "Id": image.id,
+        "RepoTags": engine.images.repo_tags(names),
+        "RepoDigests": engine.images.repo_digests(names),
+        "Parent": parent(engine, config),
+        "Comment": _last_comment(config),
+        "Created": config.get("created") or NEVER,
+        "DockerVersion": config.get("docker_version", ""),
+        "Author": config.get("author", ""),
+        "Config": container_config(inner),
+        "Architecture": config.get("architecture", ""),
+        "Os": config.get("os", ""),
+        "Size": image.size,
+        "GraphDriver": {"Data": None, "Name": engine.images.snapshotter},
+        "RootFS": root,
+        "Metadata": {
+            "LastTagTime": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(updated)) + f".{int(updated % 1 * 1e9):09d}Z"
+            if updated
+            else NEVER
+        },
+    }
+    if config.get("variant"):
+        result["Variant"] = config["variant"]
+    return result
+
+
+def parent(engine: Engine, config: dict[str, Any]) -> str:
+    """The image that this one was committed from, while it is here."""
+    known = str(config.get("parent") or "")
+    return known if known and engine.images.of_id(known) else ""
+
+
+def container_config(inner: dict[str, Any]) -> dict[str, Any]:
+    """An image's config in the API's form, with the members that docker always shows."""
+    shown: dict[str, Any] = {
+        "Hostname": "",
+        "Domainname": "",
+        "User": "",
+        "AttachStdin": False,
+        "AttachStdout": False,
+        "AttachStderr": False,
+        "Tty": False,
+        "OpenStdin": False,
+        "StdinOnce": False,
+        "Env": None,
+        "Cmd": None,
+        "Image": "",
+        "Volumes": None,
+        "WorkingDir": "",
+        "Entrypoint": None,
+        "OnBuild": None,
+        "Labels": None,
+    }
+    shown.update(inner)
+    return shown
+
+
+def _last_comment(config: dict[str, Any]) -> str:
+    history = config.get("history") or []
+    return str(history[-1].get("comment", "")) if history else str(config.get("comment", ""))
+
+
+def history(engine: Engine, image: Image, names: list[Name]) -> list[dict[str, Any]]:
+    """GET /images/{name}/history, newest first."""
+    details: Details = image.details
+    rows: list[dict[str, Any]] = []
+    chains = iter(details.chains)
+    entries = image.config.get("history") or [{} for _ in details.chains]
+    for entry in entries:
+        size = 0
+        if not entry.get("empty_layer"):
+            chain = next(chains, None)
+            if chain is None:
+                raise EngineError(f"too many non-empty layers in History section of {image.id}")
+            size = engine.images.layer_size(chain)
+        rows.append(
+            {
+                "Comment": entry.get("comment", ""),
+                "Created": seconds(entry.get("created")),
+                "CreatedBy": entry.get("created_by", ""),
+                "Id": "<missing>",
+                "Size": size,
+                "Tags": None,
+            }
+        )
+    rows.reverse()
+    if rows:
+        rows[0]["Id"] = image.id
+        rows[0]["Tags"] = engine.images.repo_tags(names) or None
+    return rows

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is told of the daemon and its machine: info, and df."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teu import __version__
+from teu.config import Settings
+from teu.engine.containers import hostconfig
+from teu.engine.core import times
+from teu.engine.logs import registry as log_drivers
+from teu.engine.networks.drivers import registry as network_drivers
+from teu.engine.spec import apparmor
+from teu.engine.views import containers, images
+from teu.engine.volumes.drivers import registry as volume_drivers
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+KINDS = ("container", "image", "volume", "build-cache")
+
+
+def machine() -> str:
+    return {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}.get(platform.machine(), platform.machine())
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _operating_system() -> tuple[str, str]:
+    values = {}
+    for path in ("/etc/os-release", "/usr/lib/os-release"):
+        try:
+            for line in Path(path).read_text().splitlines():
+                name, _, value = line.partition("=")
+                values[name] = value.strip("\"'")
+            break
+        except OSError:
+            continue
+    return values.get("PRETTY_NAME", "Linux"), values.get("VERSION_ID", "")
+
+
+def _flag(path: str) -> bool:
+    try:
+        return Path(path).read_text().strip() == "1"
+    except OSError:
+        return False
+
+
+def _registries(settings: Settings) -> dict[str, Any]:
+    """RegistryConfig of GET /info."""
+    networks, hosts = ["127.0.0.0/8"], []
+    for entry in settings["insecure-registries"]:
+        try:
+            networks.append(str(ipaddress.ip_network(entry)))
+        except ValueError:
+            hosts.append(entry)
+    mirrors = [mirror if "//" in mirror else f"https://{mirror}" for mirror in settings["registry-mirrors"]]
+    mirrors = [mirror.rstrip("/") + "/" for mirror in mirrors]
+    indexes = {host: {"Name": host, "Mirrors": [], "Secure": False, "Official": False} for host in hosts}
+    indexes["docker.io"] = {"Name": "docker.io", "Mirrors": mirrors, "Secure": True, "Official": True}
+    return {
+        "AllowNondistributableArtifactsCIDRs": [],
+        "AllowNondistributableArtifactsHostnames": [],
+        "InsecureRegistryCIDRs": networks,
+        "IndexConfigs": indexes,
+        "Mirrors": mirrors,
+    }
+
+
+def info(engine: Engine, version: tuple[int, int]) -> dict[str, Any]:
+    """GET /info. `version`: of the API, which the client speaks."""
+    everyone = engine.containers.all()
+    states = [container.status() for container in everyone]
+    name, number = _operating_system()
+    controllers = hostconfig.controllers()
+    security = ["name=seccomp,profile=builtin"]
+    if apparmor.supported():
+        security.insert(0, "name=apparmor")
+    security.append("name=cgroupns")
+    runtimes = {"io.containerd.teu.v2": {"path": "/usr/bin/containerd-shim-teu-v2"}, "runc": {"path": "runc"}}
+    runtimes.update({key: {"path": str(value)} for key, value in (engine.config.get("runtimes") or {}).items()})
+    warnings = []
+    for controller, what in (("memory", "memory limit"), ("cpu", "cpu cfs quota"), ("pids", "pids limit")):
+        if controller not in controllers:
+            warnings.append(f"WARNING: No {what} support")
+    more: dict[str, Any] = {}
+    if version < (1, 25):  # names alone, and a field of the time before runtimes
+        security = [entry.removeprefix("name=").partition(",")[0] for entry in security]
+        more["ExecutionDriver"] = "<not supported>"
+    return {
+        **more,
+        "ID": engine.id,
+        "Containers": len(everyone),
+        "ContainersRunning": states.count("running") + states.count("restarting"),
+        "ContainersPaused": states.count("paused"),
+        "ContainersStopped": len([state for state in states if state not in ("running", "paused", "restarting")]),
+        "Images": engine.images.count(),
+        "Driver": engine.config["storage-driver"],
+        "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
+        "Plugins": {
+            "Volume": list(volume_drivers.DRIVERS),
+            "Network": list(network_drivers.DRIVERS),
+            "Authorization": None,
+            "Log": list(log_drivers.DRIVERS),
+        },
+        "MemoryLimit": "memory" in controllers,
+        "SwapLimit": "memory" in controllers,
+        "CpuCfsPeriod": "cpu" in controllers,
+        "CpuCfsQuota": "cpu" in controllers,
+        "CPUShares": "cpu" in controllers,
+        "CPUSet": "cpuset" in controllers,
+        "PidsLimit": "pids" in controllers,
+        "IPv4Forwarding": _flag("/proc/sys/net/ipv4/ip_forward"),
+        "BridgeNfIptables": False,
+        "BridgeNfIp6tables": False,
+        "Debug": engine.config["log-level"] == "debug",
+        "NFd": len(os.listdir("/proc/self/fd")),
+        "OomKillDisable": False,
+        "NGoroutines": len(os.listdir("/proc/self/task")),
+        "SystemTime": times.timestamp(),
+        "LoggingDriver": engine.config["log-driver"],
+        "CgroupDriver": "systemd" if os.path.isdir("/run/systemd/system") else "cgroupfs",
+        "CgroupVersion": "2",
+        "NEventsListener": engine.events.subscribers(),
+        "KernelVersion": platform.release(),
+        "OperatingSystem": name,
+        "OSVersion": number,
+        "OSType": "linux",
+        "Architecture": platform.machine(),
+        "IndexServerAddress": "https://index.docker.io/v1/",
+        "RegistryConfig": _registries(engine.config),
+        "NCPU": os.cpu_count() or 1,
+        "MemTotal": _memory(),
+        "GenericResources": None,
+        "DockerRootDir": engine.data_root,
+        "HttpProxy": "",
+        "HttpsProxy": "",
+        "NoProxy": "",
+        "Name": os.uname().nodename,
+        "Labels": [],
+        "ExperimentalBuild": False,
+        "ServerVersion": __version__,
+        "Runtimes": runtimes,
+        "DefaultRuntime": engine.config["default-runtime"],
+        "Swarm": {
+            "NodeID": "",
+            "NodeAddr": "",
+            "LocalNodeState": "inactive",
+            "ControlAvailable": False,
+            "Error": "",
+            "RemoteManagers": None,
+        },
+        "LiveRestoreEnabled": True,
+        "Isolation": "",
+        "InitBinary": "docker-init",
+        "ContainerdCommit": {"ID": "", "Expected": ""},
+        "RuncCommit": {"ID": "", "Expected": ""},
+        "InitCommit": {"ID": "", "Expected": ""},
+        "SecurityOptions": security,
+        "CDISpecDirs": [],
+        "Warnings": warnings or None,
+    }
+
+
+def usage(engine: Engine, kinds: set[str]) -> dict[str, Any]:
+    """GET /system/df: of these kinds of KINDS."""
+    answer: dict[str, Any] = {}
+    if "image" in kinds:
+        answer["Images"] = images.listing(engine, {}, every=True, shared=True)
+        answer["LayersSize"] = sum(max(0, int(image.get("Size", 0))) for image in answer["Images"])
+    if "container" in kinds:
+        answer["Containers"] = containers.summaries(engine, True, 0, True, {})
+    if "volume" in kinds:
+        answer["Volumes"] = engine.volumes.usage()
+    if "build-cache" in kinds:
+        answer["BuildCache"] = []
+        answer["BuilderSize"] = 0
+    return answer

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docker's volume driver "local": a folder of the engine's, and what is mounted there where options say so.
+
+    VOLUMES/NAME/_data     what containers see
+
+What is in a volume with options belongs to others (a folder of the host, a server), so a volume is unmounted before it
+is removed, and no removal crosses a mount.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from teu.engine.core.errors import BadRequest, Conflict, EngineError
+from teu.linux import trees
+
+OPTIONS = {"type", "o", "device", "size"}
+
+# How long a mount may take: a server that does not answer must not hold a container's start for ever.
+MOUNT_SECONDS = 60.0
+
+
+class Local:
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def check(self, options: dict[str, str]) -> dict[str, str]:
+        for key, value in options.items():
+            if key not in OPTIONS:
+                raise BadRequest(f"create: invalid option: {json.dumps(key)}")
+            if not isinstance(value, str):
+                raise BadRequest(f"create: option {key} is not a string")
+        if options.get("size"):
+            raise BadRequest("create: quota size requested but no quota support")
+        if options and not options.get("device") and not options.get("type"):
+            raise BadRequest("create: missing device in volume options")
+        return {str(key): str(value) for key, value in options.items()}
+
+    def _folder(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def path(self, name: str) -> str:
+        return f"{self._folder(name)}/_data"
+
+    def create(self, name: str, options: dict[str, str]) -> bool:
+        folder = self._folder(name)
+        fresh = not os.path.lexists(folder)
+        try:
+            os.makedirs(f"{folder}/_data", mode=0o755, exist_ok=True)
+            os.chmod(folder, 0o701)
+            _sync_directory(folder)
+            _sync_directory(self._root)
+        except BaseException:
+            if fresh:
+                trees.discard_tree(folder)
+            raise
+        return fresh
+
+    def has_to_be_mounted(self, options: dict[str, str]) -> bool:
+        return bool(options)
+
+    def mount(self, name: str, options: dict[str, str]) -> None:
+        if options:
+            _mount(options, self.path(name))
+
+    def unmount(self, name: str) -> None:
+        trees.unmount(self.path(name))
+
+    def host_paths(self, name: str, options: dict[str, str]) -> list[str]:
+        device = options.get("device") or ""
+        return [self.path(name), *([device] if device.startswith("/") else [])]
+
+    def release(self, name: str) -> None:
+        trees.unmount(self.path(name))
+        if inside := trees.mounts_below(self._folder(name)):
+            raise Conflict(f"remove {name}: {inside[0]} is a mount; unmount it, then remove the volume")
+
+    def remove(self, name: str) -> None:
+        trees.unmount(self.path(name))
+        trees.remove_tree(self._folder(name))
+
+
+def _mount(options: dict[str, str], path: str) -> None:
+    """In a process of its own: what waits for a server in the kernel can be killed, which a thread cannot."""
+    program = str(Path(__file__).with_name("local_mount.py"))
+    worker = subprocess.Popen(
+        [sys.executable, "-IS", program, json.dumps({"path": path, "options": options})],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd="/",
+        env={"LC_ALL": "C.UTF-8"},
+    )
+    try:
+        _, said = worker.communicate(timeout=MOUNT_SECONDS)
+        reason = said.decode(errors="replace").strip()
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.communicate(timeout=1)
+        reason = f"{options.get('device') or ''} did not answer within {MOUNT_SECONDS:.0f} s"
+    if worker.returncode != 0:
+        reason = reason or f"the mount's process has died ({worker.returncode})"
+        raise EngineError(f"error while mounting volume '{path}': failed to mount local volume: {reason}")
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,414 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes as the engine sees them: their names, their records, and who uses them. Their files are the drivers' affair.
+
+    engine.db  volumes   name, data            {"Created", "Driver", "Options", "Labels", "Container", "Removing"}
+
+A volume is anonymous when nobody named it: its name is 64 hexadecimal digits, and it carries docker's label.
+It belongs to a container ("Container") until that is removed without its volumes; one whose container
+never came to be is swept at the next start. A removal is written down first, so that one which was interrupted is
+finished then, too. Called by create, start, exit and removal of containers, and by routes/volumes.
+
+A volume that has to be mounted is so while a container that has it runs. The daemon may die at any step: a mount that
+is found there is taken as it is, and one that nobody uses goes (`settle`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import stat
+import threading
+import uuid
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.engine.core.times import timestamp
+from teu.engine.volumes import records
+from teu.engine.volumes.drivers import registry
+from teu.linux import trees
+
+if TYPE_CHECKING:
+    from teu.engine.containers.store import Containers
+    from teu.engine.core.database import Database
+    from teu.engine.core.events import Events
+    from teu.engine.volumes.drivers.driver import Driver
+
+log = logging.getLogger("teu.engine")
+
+ANONYMOUS_LABEL = "com.docker.volume.anonymous"
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
+_HARMLESS = ("Created", "Labels", "Container", "Removing")  # faults of these leave the files within reach
+
+
+class Volume(NamedTuple):
+    name: str
+    mountpoint: str
+    driver: str
+    anonymous: bool
+    created_now: bool
+
+
+class Volumes:
+    def __init__(self, root: str, containers: Containers, database: Database, events: Events) -> None:
+        """`root`: the folder for all volumes. `containers`: where their users are looked for."""
+        self.root = root
+        self._containers = containers
+        self._database = database
+        self._events = events
+        self._drivers = {name: make(root) for name, make in registry.DRIVERS.items()}
+        self._lock = threading.Lock()  # of what follows; never held while anything is waited for
+        self._changing: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        self._mounted: dict[str, set[str]] = {}
+        self._promised: dict[str, set[str]] = {}
+
+    def start(self) -> None:
+        Path(self.root).mkdir(parents=True, exist_ok=True, mode=0o701)
+        self._mend_names()
+        known = {"", *(container.id for container in self._containers.all())}
+        for name, record in self._records():
+            damage = record.get("Damage")
+            if damage:
+                log.error("volume %s: %s", name, damage)
+            try:
+                # Where the record of a container has lost its id, the volume may be that one's.
+                if record.get("Removing") or not (
+                    damage or self._containers.lost or record.get("Container", "") in known
+                ):
+                    self._finish_removal(name, self._driver(record))
+            except (OSError, EngineError) as error:
+                log.error("volume %s cannot be removed: %s", name, error)
+
+    def _mend_names(self) -> None:
+        """A row whose name nobody can say gets one, to be inspected and removed by."""
+        rows = self._database.query("SELECT rowid, CAST(name AS BLOB) AS name FROM volumes")
+        for row in rows:
+            try:
+                whole = row["name"] is not None and NAME.match(row["name"].decode()) is not None
+            except UnicodeDecodeError:
+                whole = False
+            if not whole:
+                name = f"damaged-{row['rowid']}"
+                log.error("a volume's record has lost its name; the record is shown as volume %s", name)
+                with self._database.transaction() as cursor:
+                    cursor.execute("UPDATE OR REPLACE volumes SET name=? WHERE rowid=?", (name, row["rowid"]))
+
+    def _records(self) -> list[tuple[str, dict[str, Any]]]:
+        """All of them, those that are being removed as well."""
+        rows = self._database.query("SELECT name, CAST(data AS BLOB) AS data FROM volumes ORDER BY name")
+        return [(row["name"], self._read(row["data"])) for row in rows]
+
+    def _read(self, data: bytes) -> dict[str, Any]:
+        """A record. Of a damaged one "Damage" says what is wrong, and "Opaque" whether its files cannot be got at."""
+        record, faults = records.volume(data)
+        if record.get("Driver", registry.DEFAULT) not in self._drivers:
+            faults.append(f"Driver: there is no volume driver {record['Driver']}")
+        if faults:
+            record["Damage"] = f"its record in {self._database.path} is damaged: {'; '.join(faults[:5])}"
+            # How it is mounted is one of its options.
+            record["Opaque"] = not all(fault.startswith(_HARMLESS) for fault in faults)
+        return record
+
+    def settle(self) -> None:
+        """Unmount what no running container uses: the last one may have ended while the engine was dead. Any time."""
+        for name, record in self._records():
+            if record.get("Opaque") or self._driver(record).has_to_be_mounted(record["Options"]):
+                try:
+                    with self._alone(name):
+                        self._unmount_unused(name, "")
+                except OSError as error:
+                    log.warning("volume %s cannot be unmounted: %s", name, error)
+
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Nobody else changes this volume meanwhile; one whose server hangs holds up nobody but its own users."""
+        with self._lock:
+            lock = self._changing.setdefault(name, threading.RLock())  # kept by those who have or want it
+        with lock:
+            yield
+
+    def _record(self, name: str) -> dict[str, Any] | None:
+        rows = self._database.query("SELECT CAST(data AS BLOB) AS data FROM volumes WHERE name=?", (name,))
+        if not rows:
+            return None
+        record = self._read(rows[0]["data"])
+        return None if record.get("Removing") else record
+
+    def _write(self, name: str, record: dict[str, Any]) -> None:
+        with self._database.transaction() as cursor:
+            cursor.execute("INSERT OR REPLACE INTO volumes VALUES (?, ?)", (name, json.dumps(record)))
+
+    def _driver(self, record: dict[str, Any] | None) -> Driver:
+        return self._drivers[_driver_name(record)]
+
+    def mountpoint(self, name: str) -> str:
+        return self._driver(self._record(name)).path(name)
+
+    def host_paths(self, name: str) -> list[str]:
+        """What of the host's files the volume is."""
+        record = self._record(name)
+        return self._driver(record).host_paths(name, record["Options"] if record else {})
+
+    def _volume(self, name: str, record: dict[str, Any], created_now: bool = False) -> Volume:
+        path = self._driver(record).path(name)
+        return Volume(name, path, _driver_name(record), ANONYMOUS_LABEL in record["Labels"], created_now)
+
+    # -- for containers ----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def promised(self, container_id: str) -> Iterator[None]:
+        """What `ensure` gives for this container meanwhile is not removed, though no record of a container has it."""
+        with self._lock:
+            self._promised[container_id] = set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._promised[container_id]
+
+    def users(self, name: str) -> list[str]:
+        """The ids of the containers that have it, or are about to."""
+        users = [container.id for container in self._containers.using_volume(name)]
+        with self._lock:
+            return users + [one for one, names in self._promised.items() if name in names and one not in users]
+
+    def ensure(
+        self,
+        name: str | None,
+        driver: str = registry.DEFAULT,
+        options: dict[str, str] | None = None,
+        labels: dict[str, str] | None = None,
+        container_id: str = "",
+    ) -> Volume:
+        """The volume of this name, made if it is not there; a new anonymous one for None."""
+        labels = dict(labels or {})
+        if not name:
+            name = uuid.uuid4().hex + uuid.uuid4().hex
+            labels[ANONYMOUS_LABEL] = ""
+        driver = driver or registry.DEFAULT
+        if driver not in self._drivers:
+            raise NotFound(f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not found')
+        check_name(name)
+        options = self._drivers[driver].check(options or {})
+        with self._alone(name):
+            record = self._record(name)
+            with self._lock:
+                if container_id in self._promised:
+                    self._promised[container_id].add(name)
+            if record is not None:
+                if options and options != record["Options"]:
+                    raise Conflict(f"volume {name} already exists with other options")
+                return self._volume(name, record)
+            fresh = self._drivers[driver].create(name, options)
+            try:
+                record = {"Created": timestamp(), "Options": options, "Labels": labels}
+                if driver != registry.DEFAULT:
+                    record["Driver"] = driver
+                if ANONYMOUS_LABEL in labels and container_id:
+                    record["Container"] = container_id
+                self._write(name, record)
+            except BaseException:
+                if fresh:
+                    with contextlib.suppress(OSError):
+                        self._drivers[driver].remove(name)
+                raise
+        self._event("create", name, driver)
+        return self._volume(name, record, True)
+
+    def mount(self, name: str, container_id: str) -> str:
+        """Make the volume usable for a container that starts; returns the path on the host."""
+        path = self.hold(name, container_id)
+        self._event("mount", name, self.driver(name), container=container_id, destination="")
+        return path
+
+    def has_options(self, name: str) -> bool:
+        """Whether it is what something else shows while it is mounted."""
+        record = self._record(name)
+        return record is not None and self._driver(record).has_to_be_mounted(record["Options"])
+
+    def hold(self, name: str, user: str) -> str:
+        """Mount it for a user of any kind until `let_go`; returns the path on the host."""
+        with self._alone(name):
+            record = self._record(name)
+            if record is None:
+                raise NotFound(f"get {name}: no such volume")
+            if record.get("Opaque"):
+                raise Conflict(
+                    f"volume {name} can only be inspected and removed, its files are at {self.mountpoint(name)}: "
+                    f"{record['Damage']}"
+                )
+            self._driver(record).mount(name, record["Options"])
+            self._mounted.setdefault(name, set()).add(user)
+        return self._driver(record).path(name)
+
+    def unmount(self, name: str, container_id: str) -> None:
+        """A container has exited; doing it twice is fine."""
+        if self.let_go(name, container_id):
+            self._event("unmount", name, self.driver(name), container=container_id)
+
+    def let_go(self, name: str, user: str) -> bool:
+        """The reverse of `hold`. Whether it was held."""
+        with self._alone(name):
+            users = self._mounted.get(name, set())
+            known = user in users
+            users.discard(user)
+            if not users:
+                self._mounted.pop(name, None)
+            record = self._record(name)
+            if record is not None and self._driver(record).has_to_be_mounted(record["Options"]):
+                self._unmount_unused(name, user)
+        return known
+
+    def _unmount_unused(self, name: str, gone: str) -> None:
+        users = self._containers.using_volume(name)
+        if not self._mounted.get(name) and not any(user.running and user.id != gone for user in users):
+            self._driver(self._record(name)).unmount(name)
+
+    def release(self, container_id: str, remove_anonymous: bool) -> None:
+        """A container is being removed; with `remove_anonymous` the anonymous volumes that it alone uses go too."""
+        for container in self._containers.all():
+            if container.id == container_id:
+                mounts = container.mounts
+                break
+        else:
+            # Its creation failed: only what was made for it is known.
+            mounts = [
+                {"Type": "volume", "Name": name}
+                for name, record in self._records()
+                if record.get("Container") == container_id
+            ]
+        self.release_mounts(container_id, mounts, remove_anonymous)
+
+    def release_mounts(self, container_id: str, mounts: list[dict[str, Any]], remove_anonymous: bool) -> None:
+        for mount in mounts:
+            name = mount.get("Name")
+            if mount.get("Type") != "volume" or not name:
+                continue
+            self.unmount(name, container_id)
+            record = self._record(name)
+            if record is None or ANONYMOUS_LABEL not in record["Labels"]:
+                continue
+            if not remove_anonymous:
+                if not record.get("Damage") and record.pop("Container", ""):
+                    self._write(name, record)
+                continue
+            try:
+                with self._alone(name):
+                    if not any(user != container_id for user in self.users(name)):
+                        self._remove(name, record)
+            except (OSError, EngineError) as error:
+                log.warning("anonymous volume %s cannot be removed: %s", name, error)
+
+    # -- for the API -------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        return [name for name, record in self._records() if not record.get("Removing")]
+
+    def describe(self, name: str) -> dict[str, Any]:
+        record = self._record(name)
+        if record is None:
+            raise NotFound(f"get {name}: no such volume")
+        return {
+            **({"Status": {"Error": record["Damage"]}} if record.get("Damage") else {}),
+            "CreatedAt": record["Created"][:19] + "Z",
+            "Driver": _driver_name(record),
+            "Labels": record["Labels"] or None,
+            "Mountpoint": self._driver(record).path(name),
+            "Name": name,
+            "Options": record["Options"] or None,
+            "Scope": "local",
+        }
+
+    def remove(self, name: str, force: bool = False) -> None:
+        """DELETE /volumes/{name}. Raises NotFound (unless forced), Conflict."""
+        with self._alone(name):
+            record = self._record(name)
+            if record is None:
+                if force:
+                    return
+                raise NotFound(f"get {name}: no such volume")
+            users = self.users(name)
+            if users:
+                raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
+            self._remove(name, record)
+
+    def _remove(self, name: str, record: dict[str, Any]) -> None:
+        """Raises Conflict where something cannot be removed: then it is still a volume."""
+        plain = {key: value for key, value in record.items() if key not in ("Damage", "Opaque")}
+        driver = self._driver(record)
+        try:
+            driver.release(name)
+            self._write(name, {**plain, "Removing": True})
+            self._finish_removal(name, driver)
+        except OSError as error:
+            self._write(name, plain)
+            raise Conflict(f"remove {name}: {error.strerror}: {error.filename or ''}") from error
+        self._event("destroy", name, _driver_name(record))
+
+    def _finish_removal(self, name: str, driver: Driver) -> None:
+        driver.remove(name)
+        with self._database.transaction() as cursor:
+            cursor.execute("DELETE FROM volumes WHERE name=?", (name,))
+
+    def driver(self, name: str) -> str:
+        """The name of its driver."""
+        return _driver_name(self._record(name))
+
+    def labels(self, name: str) -> dict[str, str]:
+        record = self._record(name)
+        return dict(record["Labels"]) if record else {}
+
+    def usage(self) -> list[dict[str, Any]]:
+        """For /system/df: with sizes and reference counts."""
+        result = []
+        for name in self.names():
+            with contextlib.suppress(NotFound):
+                row = self.describe(name)
+                users = len(self.users(name))
+                row["UsageData"] = {"Size": size(row["Mountpoint"]), "RefCount": users}
+                result.append(row)
+        return result
+
+    def _event(self, action: str, name: str, driver: str, **more: str) -> None:
+        self._events.publish("volume", action, name, {"driver": driver, **more})
+
+
+def _driver_name(record: dict[str, Any] | None) -> str:
+    name = str((record or {}).get("Driver") or "")
+    return name if name in registry.DRIVERS else registry.DEFAULT
+
+
+def check_name(name: str) -> None:
+    if len(name) == 1:
+        raise BadRequest("volume name is too short, names should be at least two alphanumeric characters")
+    if not NAME.match(name) or len(name) > 255:
+        raise BadRequest(
+            f'create {name}: "{name}" includes invalid characters for a local volume name, only'
+            ' "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path'
+        )
+
+
+def size(path: str) -> int:
+    """Bytes below a folder; hard links count once, and what is mounted below does not count. Containers may change it
+    meanwhile: then it is about right."""
+    total = 0
+    seen: set[tuple[int, int]] = set()
+    try:
+        top = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        for _, _, _, status in trees.walk(top, mounts=False):
+            if stat.S_ISREG(status.st_mode) and (status.st_nlink == 1 or (status.st_dev, status.st_ino) not in seen):
+                seen.add((status.st_dev, status.st_ino))
+                total += status.st_size
+    except OSError as error:
+        log.info("the size of %s is not all counted: %s", path, error)
+    finally:
+        os.close(top)
+    return total

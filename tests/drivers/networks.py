@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every network driver has to do (teu.engine.networks.drivers.driver). Each check takes a bench, which has
+a driver, in a network namespace of its own. Needs root."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from teu.engine.core.database import Database
+from teu.engine.core.errors import Forbidden
+from teu.engine.networks.drivers import registry
+from teu.engine.networks.drivers.driver import Context
+from teu.engine.networks.kernel import Kernel
+from teu.engine.networks.model import Active, Endpoint, Network, automatic_mac
+from teu.engine.networks.store import Store, new_record
+from teu.linux import netlink, netns, nftables
+
+
+@contextlib.contextmanager
+def own_namespace() -> Iterator[None]:
+    """This thread is in a new network namespace with a loopback, and nftables with it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = os.open("/proc/self/ns/net", os.O_RDONLY)
+    assert libc.unshare(netns.CLONE_NEWNET) == 0
+    nftables._library = None
+    try:
+        with netlink.Socket() as kernel:
+            kernel.send([netlink.set_up(1)])
+        yield
+    finally:
+        nftables._library = None
+        assert libc.setns(before, netns.CLONE_NEWNET) == 0
+        os.close(before)
+
+
+class Bench:
+    """A driver as the engine has it, with the networks and the containers of a check. `stopping` is set after it:
+    threads that go on are in its namespace, and would make the nftables there that the next one uses."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.store = Store(Database(str(folder / "engine.db")), registry.DRIVERS)
+        self.kernel = Kernel()
+        self.active: dict[str, Active] = {}
+        self.folder = str(folder)
+        self.stopping = threading.Event()
+        self.begin()
+
+    def begin(self) -> None:
+        """The driver as a new daemon has it; the old one is dead."""
+        self.stopping.set()
+        self.stopping = threading.Event()
+        context = Context(self.store, self.kernel, self.active, self.folder, self.stopping)
+        self.driver = registry.DRIVERS[self.name](context)
+        self.driver.start()
+
+    def network(self, name: str = "front", subnet: str = "10.77.0") -> Network:
+        config = {"Subnet": f"{subnet}.0/24", "Gateway": f"{subnet}.1"} if self.driver.connects else None
+        ipam = {"Driver": "default", "Options": None, "Config": [config] if config else []}
+        network = Network(new_record(name, self.name, {"IPAM": ipam}))
+        self.store.save(network)
+        return network
+
+    def join(self, network: Network) -> tuple[str, Endpoint]:
+        """A new container on the network: its id, and what it has there."""
+        identity = secrets.token_hex(32)
+        namespace, inner = netns.create(netlink.Socket)
+        with inner, self.store.lock:
+            active = self.active[identity] = Active(namespace)
+            on = self.driver.up(network)
+            address = network.addressing().take()
+            endpoint = Endpoint(network.id, network.name, self.name, address, f"teu{identity[:10]}0", 0, "eth0")
+            active.endpoints.append(endpoint)
+            plug = self.driver.attach(network, endpoint, on, namespace, automatic_mac(address), inner)
+            endpoint = active.endpoints[0] = endpoint._replace(number=plug.outside)
+            inner.send([netlink.add_address(plug.inside, address, 24), netlink.set_up(plug.inside)])
+        return identity, endpoint
+
+    def leave(self, network: Network, identity: str) -> None:
+        with self.store.lock:
+            active = self.active.pop(identity)
+            os.close(active.namespace)
+            for endpoint in active.endpoints:
+                self.driver.detach(network, endpoint)
+
+    def remove(self, network: Network) -> None:
+        with self.store.lock:
+            self.store.forget(network)
+            self.driver.delete(network)
+
+    def inside(self, identity: str, *command: str) -> str:
+        done = netns.run_in(
+            self.active[identity].namespace, lambda: subprocess.run(command, capture_output=True, text=True, timeout=20)
+        )
+        return done.stdout + done.stderr
+
+    def links(self) -> set[str]:
+        return {link.name for link in self.kernel.socket().links()}
+
+    def settled(self, wanted: set[str]) -> None:
+        """Interfaces may go in the background."""
+        deadline = time.monotonic() + 10
+        while self.links() != wanted:
+            assert time.monotonic() < deadline, f"{self.links()} are there, {wanted} should be"
+            time.sleep(0.01)
+
+
+def containers_of_a_network_reach_each_other(bench: Bench) -> None:
+    network = bench.network()
+    (one, _), (two, there) = bench.join(network), bench.join(network)
+    shown = bench.inside(one, "ip", "-br", "addr", "show", "eth0")
+    assert str(bench.active[one].endpoints[0].address) in shown
+    assert automatic_mac(bench.active[one].endpoints[0].address) in bench.inside(one, "ip", "-br", "link")
+    assert "0 packets received" not in bench.inside(one, "busybox", "ping", "-c2", "-W2", str(there.address))
+    for identity in (one, two):
+        bench.leave(network, identity)
+
+
+def nothing_is_left_of_who_has_gone(bench: Bench) -> None:
+    before = bench.links()
+    network = bench.network()
+    for _ in range(2):
+        one, _ = bench.join(network)
+        two, _ = bench.join(network)
+        bench.leave(network, one)
+        bench.leave(network, two)
+    bench.remove(network)
+    bench.settled(before)
+    assert "inet teu" not in nftables.run("list tables")
+    bench.remove(network)
+
+
+def what_failed_half_way_is_undone(bench: Bench) -> None:
+    """An endpoint that is known and has no interface."""
+    before = bench.links()
+    network = bench.network()
+    address = network.addressing().take()
+    endpoint = Endpoint(network.id, network.name, bench.name, address, "teu00000000000", 0, "eth0")
+    with bench.store.lock:
+        bench.driver.up(network)
+        bench.driver.detach(network, endpoint)
+    bench.remove(network)
+    bench.settled(before)
+
+
+def the_next_daemon_goes_on(bench: Bench) -> None:
+    """Who lives keeps its interface, and what the dead left goes."""
+    network = bench.network()
+    lives, there = bench.join(network)
+    died, _ = bench.join(network)
+    os.close(bench.active.pop(died).namespace)
+    bench.begin()
+    with bench.store.lock:
+        bench.driver.recover(bench.kernel.socket().links(), set())
+    gateway = network.addressing().gateway
+    assert "0 packets received" not in bench.inside(lives, "busybox", "ping", "-c2", "-W2", str(gateway))
+    third, _ = bench.join(network)
+    assert "0 packets received" not in bench.inside(third, "busybox", "ping", "-c2", "-W2", str(there.address))
+    for identity in (lives, third):
+        bench.leave(network, identity)
+    bench.remove(network)
+    bench.settled({"lo"})
+
+
+def a_network_without_endpoints_has_none(bench: Bench) -> None:
+    network = bench.network()
+    with pytest.raises(Forbidden):
+        bench.driver.options({})
+    with pytest.raises(Forbidden):
+        bench.driver.up(network)
+    bench.driver.withdraw([])
+    bench.driver.recover(bench.kernel.socket().links(), set())
+    bench.driver.delete(network)
+    assert bench.links() == {"lo"}
+
+
+CONNECTING = (
+    containers_of_a_network_reach_each_other,
+    nothing_is_left_of_who_has_gone,
+    what_failed_half_way_is_undone,
+    the_next_daemon_goes_on,
+)
+ALONE = (a_network_without_endpoints_has_none,)
+
+
+# Each driver with the checks for its kind.
+CHECKS = [
+    (name, check) for name, make in registry.DRIVERS.items() for check in (CONNECTING if make.connects else ALONE)
+]

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine without a containerd: its stores are real, in a folder of the test's."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+from teu import config as configuration
+from teu.engine.config import KEYS
+from teu.engine.containers import hostconfig
+from teu.engine.containers.model import Container
+from teu.engine.core.times import timestamp
+from teu.engine.engine import Engine
+
+
+def settings(folder: Path, **more: Any) -> configuration.Settings:
+    result = configuration.load(str(folder / "teud.yaml"), KEYS, must_exist=False)
+    result.update(
+        {
+            "data-root": str(folder / "data"),
+            "exec-root": str(folder / "exec"),
+            "containerd": str(folder / "containerd.sock"),
+            "log-driver": "json-file",
+            **{key.replace("_", "-"): value for key, value in more.items()},
+        }
+    )
+    return result
+
+
+def engine(folder: Path, **more: Any) -> Engine:
+    return Engine(settings(folder, **more))
+
+
+def container(engine: Engine, name: str = "", body: dict[str, Any] | None = None, **host: Any) -> Container:
+    """One that was created, without an image and files."""
+    made = engine.containers.make(
+        {
+            "id": secrets.token_hex(32),
+            "name": name or engine.containers.random_name(),
+            "created": timestamp(),
+            "path": "sleep",
+            "args": ["60"],
+            "config": hostconfig.clean_config({"Image": "busybox", **(body or {})}),
+            "host_config": hostconfig.clean_host_config(host, "json-file", {}),
+        }
+    )
+    engine.containers.add(made)
+    return made

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""teud's images on a daemon of ours: names and ids, import, save and load, moving tags, removal, prune, the sweep."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import engine_parts as parts
+import pytest
+from conftest import Daemon, root_only
+
+from teu.engine.backend import containerd
+from teu.engine.core.errors import BadRequest, Conflict, NotFound
+from teu.engine.engine import Engine
+from teu.engine.images import load, removal, save
+from teu.engine.lifecycle import sweep
+from teu.engine.views import images as images_view
+
+pytestmark = root_only
+
+
+@pytest.fixture
+def engine(daemon: Daemon, tmp_path: Path) -> Iterator[Engine]:
+    engine = parts.engine(tmp_path, containerd=daemon.address, storage_driver="native")
+    engine.containerd.ensure_namespace()
+    yield engine
+    engine.containerd.close()
+    engine.database.close()
+
+
+def layer(**files: str) -> io.BytesIO:
+    result = io.BytesIO()
+    with tarfile.open(fileobj=result, mode="w") as archive:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    result.seek(0)
+    return result
+
+
+def imported(engine: Engine, name: str, *changes: str, **files: str) -> str:
+    """The id of an image with these files."""
+    told = list(load.import_(engine.images, layer(**files), name, "", list(changes), ""))
+    return str(told[-1]["status"])
+
+
+def names(engine: Engine) -> set[str]:
+    return {name.name for name in engine.images.names()}
+
+
+def told(messages: Iterable[dict[str, Any]]) -> str:
+    return "".join(str(message.get("stream", "")) for message in messages)
+
+
+def test_an_import_is_found_by_name_and_id(engine: Engine) -> None:
+    identity = imported(engine, "docker.io/library/one:latest", 'CMD ["sh"]', "LABEL a=b", file="text")
+    image = engine.images.resolve("one")
+    assert image.id == identity
+    assert image.config["config"] == {"Cmd": ["sh"], "Labels": {"a": "b"}}
+    assert engine.images.resolve(identity[:20]).id == identity
+    assert engine.images.resolve(identity.removeprefix("sha256:")[:12]).id == identity
+    with pytest.raises(NotFound, match="No such image: two"):
+        engine.images.resolve("two")
+    with pytest.raises(BadRequest):
+        engine.images.resolve("ONE")
+
+
+def test_a_tag_that_moves_leaves_the_image_without_one(engine: Engine) -> None:
+    first = imported(engine, "docker.io/library/one:latest", file="1")
+    second = imported(engine, "docker.io/library/one:latest", file="2")
+    assert engine.images.resolve("one").id == second
+    rows = {row["Id"]: row["RepoTags"] for row in images_view.listing(engine, {})}
+    assert rows == {first: [], second: ["one:latest"]}
+    dangling = images_view.listing(engine, {"dangling": ["true"]})
+    assert [row["Id"] for row in dangling] == [first]
+    assert [row["Id"] for row in images_view.listing(engine, {"label": ["a"]})] == []
+
+
+def test_what_is_saved_is_loaded_elsewhere(engine: Engine) -> None:
+    identity = imported(engine, "docker.io/library/one:latest", file="text")
+    engine.images.add(
+        engine.images.lookup("one")[0].target, ["docker.io/library/two:x"], engine.images.resolve("one").details
+    )
+    archive = b"".join(save.save(engine.images, ["one", "two:x"]))
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+        assert {"manifest.json", "index.json", "oci-layout"} <= set(opened.getnames())
+    removal.remove(engine.images, engine.containers, "one", force=True)
+    removal.remove(engine.images, engine.containers, "two:x", force=True)
+    assert names(engine) == set()
+    said = told(load.load(engine.images, io.BytesIO(archive)))
+    assert said == "Loaded image: one:latest\nLoaded image: two:x\n"
+    assert engine.images.resolve("one").id == engine.images.resolve("two:x").id == identity
+
+
+def test_what_is_no_archive_of_images_is_refused(engine: Engine) -> None:
+    with pytest.raises(BadRequest):
+        list(load.load(engine.images, io.BytesIO(b"no archive" * 200)))
+    with pytest.raises(BadRequest):
+        list(load.import_(engine.images, io.BytesIO(b"short"), "", "", [], ""))
+    with pytest.raises(NotFound):
+        save.save(engine.images, ["nothing"])
+    assert names(engine) == set()
+
+
+def test_an_image_in_use_stays(engine: Engine) -> None:
+    identity = imported(engine, "docker.io/library/one:latest", file="text")
+    user = parts.container(engine, "user")
+    user.image_id = identity
+    with pytest.raises(Conflict, match="container .* is using its referenced image"):
+        removal.remove(engine.images, engine.containers, "one")
+    assert removal.prune(engine.images, engine.containers, {"dangling": ["false"]})["ImagesDeleted"] is None
+    engine.containers.remove(user)
+    gone = removal.remove(engine.images, engine.containers, "one")
+    assert gone[0] == {"Untagged": "one:latest"}
+    assert {"Deleted": identity} in gone
+    assert names(engine) == set()
+
+
+def test_prune_takes_those_without_a_name(engine: Engine) -> None:
+    first = imported(engine, "", file="1")
+    imported(engine, "docker.io/library/one:latest", file="2")
+    done = removal.prune(engine.images, engine.containers, {})
+    assert {"Deleted": first} in done["ImagesDeleted"]
+    assert done["SpaceReclaimed"] > 0
+    assert names(engine) == {"docker.io/library/one:latest"}
+
+
+def test_what_was_left_half_made_is_swept(engine: Engine) -> None:
+    """A lease of an engine that was killed, and with it what it kept."""
+    from teu.api.services.leases.v1 import leases_pb2
+
+    client = engine.containerd
+    client.leases.Create(leases_pb2.CreateRequest(id="teud-" + "0" * 32))
+    client.leases.Create(leases_pb2.CreateRequest(id="somebody"))
+    with client.lease() as working:
+        assert sweep.sweep(engine, resumable=True)
+        left = {lease.id for lease in client.leases.List(leases_pb2.ListRequest()).leases}
+        assert left == {"somebody", working}
+
+
+def test_without_a_containerd_it_is_said(tmp_path: Path) -> None:
+    engine = parts.engine(tmp_path)
+    with pytest.raises(containerd.Unavailable):
+        engine.images.names(timeout=1)
+    engine.containerd.close()

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is told of containers and the daemon without a containerd: ps and its filters, info."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import engine_parts as parts
+import pytest
+
+from teu.engine.backend.containerd import Unavailable
+from teu.engine.core.errors import BadRequest, EngineError
+from teu.engine.core.times import timestamp
+from teu.engine.engine import Engine
+from teu.engine.views import containers, system
+
+
+def away(*_: Any) -> Any:
+    raise Unavailable("containerd is away")
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    engine = parts.engine(tmp_path)
+    monkeypatch.setattr(engine.images, "by_id", dict)
+    monkeypatch.setattr(engine.images, "names", away)
+    web = parts.container(engine, "web", {"Labels": {"tier": "front"}, "ExposedPorts": {"80/tcp": {}}})
+    web.started_once = True
+    web.state.update(Status="running", Running=True, Pid=1, StartedAt=timestamp())
+    done = parts.container(engine, "done", {"Labels": {"tier": "back"}})
+    done.started_once = True
+    done.state.update(Status="exited", ExitCode=3, FinishedAt=timestamp())
+    parts.container(engine, "fresh")
+    return engine
+
+
+def listed(engine: Engine, every: bool = True, limit: int = 0, **filters: list[str]) -> list[str]:
+    return [row["Names"][0][1:] for row in containers.summaries(engine, every, limit, False, filters)]
+
+
+def test_who_runs_and_who_does_not(engine: Engine) -> None:
+    assert listed(engine, every=False) == ["web"]
+    assert listed(engine) == ["fresh", "done", "web"]
+    assert listed(engine, limit=2) == ["fresh", "done"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        ({"status": ["exited"]}, ["done"]),
+        ({"status": ["created", "running"]}, ["fresh", "web"]),
+        ({"exited": ["3"]}, ["done"]),
+        ({"label": ["tier"]}, ["done", "web"]),
+        ({"label": ["tier=front"]}, ["web"]),
+        ({"name": ["^/we"]}, ["web"]),
+        ({"name": ["e$", "esh"]}, ["fresh", "done"]),
+        ({"expose": ["80"]}, ["web"]),
+        ({"before": ["done"]}, ["web"]),
+        ({"since": ["done"]}, ["fresh"]),
+    ],
+)
+def test_filters(engine: Engine, filters: dict[str, list[str]], found: list[str]) -> None:
+    assert listed(engine, **filters) == found
+
+
+@pytest.mark.parametrize("filters", [{"colour": ["red"]}, {"status": ["asleep"]}, {"exited": ["x"]}])
+def test_what_is_no_filter_is_refused(engine: Engine, filters: dict[str, Any]) -> None:
+    with pytest.raises((BadRequest, EngineError)):
+        listed(engine, **filters)
+
+
+def test_info_counts_and_names_the_drivers(engine: Engine) -> None:
+    told = system.info(engine, (1, 45))
+    assert [told[key] for key in ("Containers", "ContainersRunning", "ContainersStopped")] == [3, 1, 2]
+    assert told["Plugins"] == {
+        "Volume": ["local"],
+        "Network": ["bridge", "host", "null"],
+        "Authorization": None,
+        "Log": ["journald", "json-file", "local", "none"],
+    }
+    assert "ExecutionDriver" not in told
+    old = system.info(engine, (1, 24))
+    assert old["ExecutionDriver"] == "<not supported>"
+    assert not any("name=" in entry for entry in old["SecurityOptions"])

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters that several kinds of objects have: labels, moments, flags; and which events a client asked for."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from teu.engine.core import filters, times, units
+from teu.engine.core.errors import BadRequest
+from teu.engine.core.events import Events, matches
+
+
+def test_labels() -> None:
+    labels = {"a": "1", "b": ""}
+    assert filters.labels_match(labels, [])
+    assert filters.labels_match(labels, ["a", "a=1", "b", "b="])
+    assert not filters.labels_match(labels, ["a=2"])
+    assert not filters.labels_match(labels, ["a", "c"])
+
+
+def test_flags() -> None:
+    assert filters.flag_filter({}, "dangling") is None
+    assert filters.flag_filter({"dangling": ["1", "true"]}, "dangling") is True
+    assert filters.flag_filter({"dangling": ["False"]}, "dangling") is False
+    for bad in (["true", "false"], ["yes"]):
+        with pytest.raises(BadRequest, match="invalid filter 'dangling="):
+            filters.flag_filter({"dangling": bad}, "dangling")
+
+
+@pytest.mark.parametrize(
+    ("text", "nanoseconds"),
+    [
+        ("0", 0),
+        ("12.5", 12_500_000_000),
+        ("1970-01-01", 0),
+        ("1970-01-02T00:01", 86_460 * 10**9),
+        ("1970-01-01T00:00:01.25Z", 1_250_000_000),
+        ("1970-01-01T02:00:00+02:00", 0),
+    ],
+)
+def test_moments_of_until(text: str, nanoseconds: int) -> None:
+    assert filters.filter_moment(text) == nanoseconds
+
+
+def test_a_duration_is_back_from_now() -> None:
+    assert abs(time.time_ns() - filters.filter_moment("1h30m") - 5400 * 10**9) < 60 * 10**9
+    with pytest.raises(BadRequest, match="no moment and no duration"):
+        filters.filter_moment("yesterday")
+
+
+def test_a_timestamp_is_read_back() -> None:
+    assert times.timestamp(1_500_000_000_123_456_789) == "2017-07-14T02:40:00.123456789Z"
+    assert times.nanoseconds("2017-07-14T02:40:00.123456789Z") == 1_500_000_000_123_456_789
+    assert times.nanoseconds(times.NEVER) == 0
+
+
+def test_sizes() -> None:
+    assert [units.size(text, "x") for text in ("1", "10k", "1.5MB", "2GiB")] == [1, 10 << 10, 3 << 19, 2 << 30]
+    with pytest.raises(BadRequest, match="max-size: invalid size: 'much'"):
+        units.size("much", "max-size")
+
+
+def test_which_events_are_told() -> None:
+    events = Events()
+    events.publish("container", "die", "c" * 64, {"name": "web", "image": "busybox:1", "tier": "front"})
+    events.publish("network", "connect", "n" * 64, {"name": "front"})
+    (died, joined), _ = events.subscribe()
+    for chosen, told in (
+        ({}, (True, True)),
+        ({"type": ["container"]}, (True, False)),
+        ({"event": ["die", "connect"]}, (True, True)),
+        ({"container": ["web"]}, (True, False)),
+        ({"container": ["ccc"]}, (True, False)),
+        ({"image": ["busybox"]}, (True, False)),
+        ({"network": ["front"]}, (False, True)),
+        ({"label": ["tier=front"]}, (True, False)),
+        ({"scope": ["swarm"]}, (False, False)),
+    ):
+        assert (matches(died, chosen), matches(joined, chosen)) == told, chosen

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`update`: what is given is changed, and nothing else; what cannot be is refused, and leaves all as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import engine_parts as parts
+import pytest
+
+from teu.engine.containers import hostconfig
+from teu.engine.containers.model import Container
+from teu.engine.core.errors import BadRequest, Conflict, EngineError
+from teu.engine.engine import Engine
+from teu.engine.lifecycle import limits
+
+EVERY = {"cpu", "cpuset", "io", "memory", "pids"}
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    monkeypatch.setattr(hostconfig, "controllers", lambda: EVERY)
+    monkeypatch.setattr(hostconfig, "_swap_is_limited", lambda: True)
+    return parts.engine(tmp_path)
+
+
+def saved(engine: Engine, made: Container) -> dict[str, Any]:
+    """As a new engine reads it."""
+    again = Engine(engine.config)
+    again.containers.load()
+    found = again.containers.get(made.id)
+    assert found is not made
+    return found.host_config
+
+
+def test_what_is_given_is_changed(engine: Engine) -> None:
+    made = parts.container(engine, Memory=64 << 20, CpuShares=512)
+    assert limits.update(engine, made, {"Memory": 128 << 20, "MemorySwap": -1, "CpuShares": 0}) == []
+    assert (made.host_config["Memory"], made.host_config["CpuShares"]) == (128 << 20, 512)
+    assert saved(engine, made)["Memory"] == 128 << 20
+
+
+def test_a_number_of_cpus_takes_the_place_of_a_quota(engine: Engine) -> None:
+    made = parts.container(engine, CpuPeriod=100_000, CpuQuota=50_000)
+    limits.update(engine, made, {"NanoCpus": 10**9})
+    assert (made.host_config["NanoCpus"], made.host_config["CpuQuota"]) == (10**9, 0)
+
+
+def test_a_restart_policy(engine: Engine) -> None:
+    made = parts.container(engine)
+    limits.update(engine, made, {"RestartPolicy": {"Name": "always"}})
+    assert made.host_config["RestartPolicy"] == {"Name": "always", "MaximumRetryCount": 0}
+    passing = parts.container(engine, AutoRemove=True)
+    with pytest.raises(Conflict, match="AutoRemove is enabled"):
+        limits.update(engine, passing, {"RestartPolicy": {"Name": "always"}})
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ({"Memory": 256 << 20}, Conflict),
+        ({"Memory": 1 << 10}, BadRequest),
+        ({"BlkioWeightDevice": []}, BadRequest),
+        ({"NanoCpus": 10**15}, BadRequest),
+    ],
+)
+def test_what_is_refused_changes_nothing(engine: Engine, body: dict[str, Any], error: type[EngineError]) -> None:
+    weight = [{"Path": "/dev/null", "Weight": 300}]
+    made = parts.container(engine, Memory=64 << 20, MemorySwap=128 << 20, BlkioWeightDevice=weight)
+    before = dict(made.host_config)
+    with pytest.raises(error):
+        limits.update(engine, made, body)
+    assert made.host_config == before
+    assert saved(engine, made) == before
