@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics for Prometheus over HTTP, at /v1/metrics as containerd's."""
+"""Metrics for Prometheus over HTTP, at /v1/metrics as containerd's.
+
+It tells of what containerd tells of: calls, collections, and the cgroups of the tasks, under containerd's names and
+labels.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,14 @@
     memory     _active                   what every running container holds: namespace, addresses, ports
     run        turned-forwarding-on      it was off until we turned it on
 
+Who joins a namespace gets a descriptor of its own. After a restart of the daemon a namespace is known by the other
+ends of its veth pairs, not by the number of a process.
+
+A container's default route and published ports go by one of its networks: the first that is not internal, by priority
+and name. They move when that changes (`_lead_out`), and hosts and resolv.conf follow. A container reaches its own
+published port: its bridge port is in hairpin mode, for hosts where br_netfilter redirects frames inside the bridge.
+enable_icc=false isolates the bridge's ports from each other, and a rule does the same for what is routed.
+
 A container's network namespace is made here before its task, and handed to the runtime as the path of a
 descriptor of this process; from the start of the task on the container's processes hold it. So it can neither
 outlive a container nor be left behind by a daemon that is killed. Called by the containers' life cycle
