@@ -37,6 +37,7 @@ PYTHON = "/usr/bin/python3"
 TREE = ("src", "tests", "bin", "packaging", "benchmarks")
 # ruff and mypy are not in Debian 12, or too old there.
 PINS = ("ruff==0.17.6", "mypy==2.4.1")
+PROCESSES = 8  # at most: there are as many files, and each process reads all of them before its first test
 # Arguments of pytest that want the terminal, which the processes of pytest-xdist do not have.
 ONE_PROCESS = ("-s", "--capture=no", "--pdb", "--trace")
 
@@ -104,7 +105,7 @@ def unit_command(arguments: Sequence[str]) -> list[str]:
     command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     many = not wanted or any((SOURCE / each).is_dir() for each in wanted)
     if many and not any(each in ONE_PROCESS for each in arguments):
-        command += ["-n", str(len(os.sched_getaffinity(0))), "--dist", "loadfile"]
+        command += ["-n", str(min(len(os.sched_getaffinity(0)), PROCESSES)), "--dist", "loadfile"]
     return [*command, *arguments, *([] if wanted else ["tests/unit"])]
 
 

@@ -103,6 +103,14 @@ def test_modules_that_are_named_exist() -> None:
     assert not broken, "\n" + "\n".join(broken)
 
 
+def test_every_release_has_its_changes() -> None:
+    """CHANGELOG.md has the releases of Debian's, in its order, and perhaps what is not released yet before them."""
+    released = re.findall(r"^teu \(([^)]+)\)", (TOP / "packaging/debian/changelog").read_text(), re.MULTILINE)
+    told = re.findall(r"^## (\S+)", (TOP / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released and [each for each in told if each != "Not"] == released
+    assert "Not" not in told[1:]
+
+
 # --- ARCHITECTURE.md ----------------------------------------
 
 ARCHITECTURE = (TOP / "ARCHITECTURE.md").read_text()
