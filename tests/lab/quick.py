@@ -21,12 +21,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from lab import namespace, rootfs
 
@@ -94,6 +96,12 @@ def lint_environment() -> dict[str, str]:
 def paths(arguments: Sequence[str]) -> list[str]:
     """Those of pytest's arguments that name files or folders of this tree."""
     return [each for each in arguments if not each.startswith("-") and (SOURCE / each.split("::")[0]).exists()]
+
+
+def mistyped(arguments: Sequence[str]) -> str:
+    """The first of pytest's arguments that looks like a path of this tree and names nothing, or ""."""
+    looks = (each for each in arguments if not each.startswith("-") and re.match(r"[\w./-]*(/|\.py\b)", each))
+    return next((each for each in looks if not paths([each])), "")
 
 
 def unit_command(arguments: Sequence[str]) -> list[str]:
@@ -191,8 +199,8 @@ def prepare(name: str, release: str, fresh: bool) -> None:
 # --- the commands ----------------------------------------
 
 
-def unit(arguments: list[str]) -> int:
-    """`./dev unit`: its exit status."""
+def unit(arguments: list[str]) -> NoReturn:
+    """`./dev unit`: becomes pytest, so that an interrupt is pytest's own and its fixtures clean up."""
     parser = argparse.ArgumentParser(
         prog="./dev unit",
         usage="./dev unit [PATH[::TEST]...] [ARGUMENTS OF PYTEST]",
@@ -203,7 +211,11 @@ def unit(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _, extra = parser.parse_known_args(arguments)
-    return subprocess.run(unit_command(extra), cwd=SOURCE, check=False).returncode
+    if wrong := mistyped(extra):
+        parser.error(f"there is no {wrong} in this tree")
+    command = unit_command(extra)
+    os.chdir(SOURCE)
+    os.execv(command[0], command)
 
 
 def system(arguments: list[str]) -> int:
@@ -224,6 +236,8 @@ def system(arguments: list[str]) -> int:
     parser.add_argument("--stop", action="store_true", help="end the lab; nothing of it is left")
     parser.add_argument("--release", default="trixie", choices=rootfs.RELEASES, help="default: trixie")
     options, extra = parser.parse_known_args(arguments)
+    if wrong := mistyped(extra):
+        parser.error(f"there is no {wrong} in this tree")
     name = instance("dev" if options.release == "trixie" else f"dev-{options.release}")
     try:
         with alone(name):

@@ -61,6 +61,12 @@ def test_unit_tests_are_shared_out_where_there_are_many() -> None:
         assert ("tests/unit" in command) == (not quick.paths(arguments)), arguments
 
 
+def test_a_mistyped_path_is_no_reason_to_run_everything() -> None:
+    assert quick.mistyped(["-x", "tests/unit/oci", "tests/unit/nothing.py::test_x"]) == "tests/unit/nothing.py::test_x"
+    assert quick.mistyped(["nothing.py"]) == "nothing.py"
+    assert not quick.mistyped(["-k", "volume and not mount", "tests/unit/law/test_dev.py::test_x[a/b]", "--tb=short"])
+
+
 def test_system_tests_are_named_as_the_lab_sees_them() -> None:
     command = quick.system_command(["tests/system/test_whole_picture.py::test_x", "-k", "y"])
     assert command[-3:] == ["/src/tests/system/test_whole_picture.py::test_x", "-k", "y"]
