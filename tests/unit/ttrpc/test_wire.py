@@ -79,7 +79,7 @@ def address(tmp_path: Path) -> Iterator[str]:
         loop = Loop.__new__(Loop)
         import select
 
-        loop._epoll, loop._watched, loop._timers, loop._timer_count = select.epoll(), {}, [], 0
+        loop._epoll, loop._watched, loop._timers, loop._due, loop._timer_count = select.epoll(), {}, [], {}, 0
         loop._stopping = False
         loops.append(loop)
         server = Server(loop, listener, dispatch)
