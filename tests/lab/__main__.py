@@ -30,7 +30,7 @@ docker, containerd, podman, docker-registry (`systemctl start docker`).
 With --dev this tree's src/teu, bin/, systemd/ and etc/ stand where the packages would install them;
 Python is live (an edit is seen at the program's next start), units and configuration are copied at boot.
 
-Example: a system test, in the instance `me`, kept between runs
+A system test in an instance that is kept between runs: ./dev system. The same by hand, in the instance `me`:
   ./dev lab start --name me --dev
   ./dev lab exec --name me -- /usr/bin/python3 -m pytest -p no:cacheprovider /src/tests/system/test_x.py
   ./dev lab stop --name me

@@ -26,7 +26,6 @@ there to be looked into: it is a defect of the test or of what it tests, but one
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -41,11 +40,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from lab import build, namespace, rootfs, validation, vm
+from lab import build, namespace, quick, validation, vm
 
-SOURCE = Path(__file__).resolve().parents[2]
+SOURCE = quick.SOURCE
 RESULTS = SOURCE / "build/test"
-PYTHON = "/usr/bin/python3"
+PYTHON = quick.PYTHON
 STAGES = ("lint", "unit", "deb", "lab", "ns", "bookworm", "vm", "fuzz")
 LABS = frozenset({"lab", "ns", "bookworm", "vm", "fuzz"})  # they need the packages
 SHARES = {"ns": 3}
@@ -55,8 +54,6 @@ FUZZ_SECONDS, FUZZ_SEED = 20, 1
 
 # The smaller set for Debian 12: the packages, and the whole way of a container.
 BOOKWORM = ("tests/system/test_packages.py", "tests/system/test_whole_picture.py")
-# What ruff looks at; src/teu/api is generated.
-TREE = ("src", "tests", "bin", "packaging", "benchmarks")
 RERUN = ("unit", "lab", "ns", "bookworm", "vm", "fuzz")
 RERUN_TIMES = 2
 RERUN_AT_MOST = 20  # one failure may pull others along; more than these are not bad luck
@@ -149,31 +146,10 @@ def count(result: Result, junit: Path, status: int) -> Result:
 # --- stages ----------------------------------------
 
 
-def tools() -> Path:
-    """bin/ of a virtual environment with ruff and mypy, which Debian 12 does not have or has too old."""
-    pins = ["ruff==0.17.6", "mypy==2.4.1"]
-    place = rootfs.CACHE / "tools"
-    stamp = place / "pins"
-    if not stamp.exists() or stamp.read_text() != " ".join(pins):
-        shutil.rmtree(place, ignore_errors=True)
-        subprocess.run([PYTHON, "-m", "venv", str(place)], check=True)
-        subprocess.run([place / "bin/pip", "install", "--quiet", *pins], check=True)
-        stamp.write_text(" ".join(pins))
-    return place / "bin"
-
-
 def lint(tag: str, extra: list[str]) -> Result:
     result = Result("lint")
-    where = tools()
-    environment = dict(os.environ, MYPYPATH="src")
-    generated = ("api", "__pycache__")
-    typed = sorted(str(path) for path in (SOURCE / "src/teu").iterdir() if path.name not in generated)
-    for name, command in (
-        ("ruff", [str(where / "ruff"), "check", *TREE]),
-        ("format", [str(where / "ruff"), "format", "--diff", "--quiet", *TREE]),
-        ("mypy", [str(where / "mypy"), "--python-executable", PYTHON, *typed]),
-    ):
-        status = call(command, RESULTS / f"{name}.log", 600, environment)
+    for name, command in quick.lint_commands().items():
+        status = call(command, RESULTS / f"{name}.log", 600, quick.lint_environment())
         result.passed += status == 0
         result.failed += status != 0
     print(f"=== lint: {result.passed} passed, {result.failed} failed ===")
@@ -182,16 +158,7 @@ def lint(tag: str, extra: list[str]) -> Result:
 
 def unit(tag: str, extra: list[str]) -> Result:
     junit = RESULTS / "unit.xml"
-    command = [
-        PYTHON,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        f"--junitxml={junit}",
-        *(extra or ["tests/unit"]),
-    ]
+    command = quick.unit_command([f"--junitxml={junit}", *extra])
     return count(Result("unit"), junit, call(command, RESULTS / "unit.log", LIMIT["unit"]))
 
 
@@ -229,24 +196,13 @@ def packages() -> list[str]:
 
 def pytest_inside(junit: str, extra: list[str]) -> list[str]:
     """The command line inside a lab, where the tree is at /src; without a path in it, for all system tests."""
-    extra = [f"/src/{each}" if each.startswith("tests/") else each for each in extra]
-    if not any(each.startswith("/src/tests/") for each in extra):
-        extra.append("/src/tests/system")
-    return [
-        *["env", "PYTHONDONTWRITEBYTECODE=1", PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir=/src"],
-        *["-c", "/src/pyproject.toml", f"--junitxml={junit}", "-q", "--durations=15", *extra],
-    ]
-
-
-def instance(stage: str) -> str:
-    """A lab of this tree's own: two trees on a machine can run their tests at once."""
-    return f"test-{stage}-{hashlib.sha256(str(SOURCE).encode()).hexdigest()[:6]}"
+    return quick.system_command([f"--junitxml={junit}", "--durations=15", *extra])
 
 
 def in_namespace(stage: str, tag: str, release: str, extra: list[str]) -> Result:
     """System tests in a namespace lab of their own."""
     result = Result(stage)
-    name = instance(tag)
+    name = quick.instance(f"test-{tag}")
     results = RESULTS / tag
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
@@ -279,7 +235,7 @@ def bookworm(tag: str, extra: list[str]) -> Result:
 
 def in_vm(tag: str, extra: list[str]) -> Result:
     """System tests in the VM lab; from the start once more if the machine itself did not live to their end."""
-    name = instance("vm")
+    name = quick.instance("test-vm")
     vm.stop(name)
     try:
         return _in_vm(name, extra)
@@ -333,7 +289,7 @@ def _in_vm(name: str, extra: list[str]) -> Result:
 def fuzz(tag: str, extra: list[str]) -> Result:
     """Each target once. A target counts as a test; it fails where it has a finding, or does not come to its end."""
     result = Result("fuzz")
-    name = instance("fuzz")
+    name = quick.instance("test-fuzz")
     namespace.stop(name)
     log = RESULTS / "fuzz.log"
     try:

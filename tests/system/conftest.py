@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every system test has: needs, rounds, time limits, the journal of a failure.
 
-System tests run as root inside a lab (`./dev test`, or by hand as `./dev lab --help` shows), the same
+System tests run as root inside a lab (`./dev system PATH` for one, `./dev test` for all), the same
 files in the namespace lab and in the VM lab.
 
     @pytest.mark.needs("memory", "docker")   skipped where the lab has no memory controller or no docker
@@ -123,7 +123,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     outside = which_lab() == "none"
     for item in items:
         if outside:
-            item.add_marker(pytest.mark.skip(reason="system tests run inside a lab: ./dev test, ./dev lab"))
+            item.add_marker(pytest.mark.skip(reason="system tests run inside a lab: ./dev system PATH"))
             continue
         needs = [need for mark in item.iter_markers("needs") for need in mark.args]
         for need in needs:

@@ -18,9 +18,13 @@ import whole
 from whole import out, teu
 
 
-@pytest.fixture(scope="module")
-def web() -> Iterator[str]:
+@pytest.fixture(scope="module", autouse=True)
+def busybox() -> None:
     images.need_busybox()
+
+
+@pytest.fixture(scope="module")
+def web(busybox: None) -> Iterator[str]:
     whole.remove_everything()
     yield whole.run_detached("web", "sleep", "600")
     teu("rm", "-f", "web", check=False)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands that do one thing to each container named: stop, kill, restart, rm, wait, pause, unpause,
-rename, commit."""
+rename, commit.
+
+Many containers are asked for at once, up to PARALLEL of them.
+"""
 
 from __future__ import annotations
 

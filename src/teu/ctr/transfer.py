@@ -2,7 +2,10 @@
 """Images between registries, archives and containerd: pull, push, import, export, content fetch and push-object.
 
 The registry is spoken to by `teu.oci.distribution`, archives are read and written by `teu.oci.archive`; blobs go
-straight into containerd's content store and are unpacked there."""
+straight into containerd's content store and are unpacked there.
+
+Three blobs are under way at once. One that broke off goes on where its ingest ends, as with ctr.
+"""
 
 from __future__ import annotations
 

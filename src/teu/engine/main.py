@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""teud: the command line, the sockets, the signals. bin/teud calls main()."""
+"""teud: the command line, the sockets, the signals. bin/teud calls main().
+
+The watchdog is fed only while the pump turns: a daemon that moves no output is restarted.
+"""
 
 from __future__ import annotations
 

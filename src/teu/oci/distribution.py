@@ -11,6 +11,10 @@ broke off, and every document is checked against the digest it was asked for by.
     NotFound        404 of a manifest, a blob or a repository
     Aborted         `abort` was called, by a caller that waits no longer
     RegistryError   any other refusal, with the registry's own words
+
+urllib3 would spare the pool, the proxies and TLS, a hundred lines, for 37 ms and 2.7 MB in each daemon (Debian 12;
+63 ms and 4.9 MB in 13). What is left, to abort from another thread, the traces of ctr, redirects that carry no
+credentials, to resume, would stand on its internals, which differ between 1.26 and 2.3.
 """
 
 from __future__ import annotations

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device nodes and links of the container's /dev. Called by teu.runc.container_init before the pivot."""
+"""Device nodes and links of the container's /dev. Called by teu.runc.container_init before the pivot.
+
+In a user namespace nobody may make device nodes: there the parent makes those of `linux.devices` in the state folder,
+and they are bound.
+"""
 
 from __future__ import annotations
 

@@ -18,6 +18,11 @@ Called by teu.runc.create and teu.runc.run. The story, with the other half in te
                                            'f'->waits at exec.fifo (run: executes)
 
 If anything fails in between, Launch.abort() takes back all of it.
+
+One clone3 makes all namespaces, in the cgroup (CLONE_INTO_CGROUP): to move a process later waits for the kernel's
+RCU. A user or pid namespace that is joined, or namespaces that are joined beside a new user namespace, take a second
+clone (CLONE_PARENT). Root joins everything before the user namespace, others after it. The limits are set once the
+child is the small C program, so that a limit of a few megabytes does not hit Python.
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@
 
 Called by teu.runc.container_init (the first process) and teu.runc.exec. The records are those that
 src/c/teu-runc-init.c reads; both files list the tags in the same order.
+
+A filter that is loaded early may refuse any call, close_range(2) and faccessat2(2) among them: descriptors are marked
+close-on-exec before everything else. PR_SET_PDEATHSIG is cleared before the process says that it is ready, or the
+parent's ordinary end would kill the container.
 """
 
 from __future__ import annotations

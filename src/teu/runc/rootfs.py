@@ -4,6 +4,11 @@
 Called by teu.runc.container_init in the container's first process, in its new mount namespace,
 while the host's tree can still be seen. Every place inside the root is a descriptor that
 teu.linux.mounts opened within the root; see there for why.
+
+A bind mount without any attribute keeps those of its source; with one, those that are not given are off, as with
+runc. Access times, and options longer than fsconfig(2) takes, go by mount(2). What a user namespace may not mount,
+and a bind whose source an earlier mount makes, comes from the parent on request. Without a mount namespace nothing is
+mounted.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""teu-runc start: let the process of a created container go."""
+"""teu-runc start: let the process of a created container go.
+
+A hook that fails destroys the container (runtime-spec, "Lifecycle", steps 7 and 9).
+"""
 
 from __future__ import annotations
 

@@ -15,6 +15,8 @@ a cgroup for the shim (ShimCgroup), it goes there, and there is no scope.
 
 At shutdown a scope ends before the daemons and the network, as teu.slice says for all that is in it (a scope that is
 elsewhere is ordered after that slice), and before the mounts that its container uses, as the scope itself says.
+
+Where another unit has the scope's name already it is teu-<namespace>-<id>.scope.
 """
 
 from __future__ import annotations

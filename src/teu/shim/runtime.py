@@ -7,6 +7,10 @@ is read from its log, where the reason stands, and else from its standard error.
 A runtime that is a Python program and says so in a line `# loadable: COMMAND ...` is loaded once by the zygote (see
 bin/teu-runc).  Those commands are then run by a fork of the shim that takes the runtime's name and command line: it
 spares the start of an interpreter, which is most of what a short command costs.  Everything else is executed.
+
+Our own runtime's `create` is executed ahead of its turn, while the scope is made: with TEU_RUNC_HOLD it loads, and
+waits for a byte on that descriptor. So are its short commands in a shim that was itself started cold. A program that
+has changed on disk, and any other runtime, is executed when it is needed.
 """
 
 from __future__ import annotations

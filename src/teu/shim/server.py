@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shim's long-lived process: becoming it, serving, and ending."""
+"""The shim's long-lived process: becoming it, serving, and ending.
+
+SIGTERM, or SIGURG from systemd (a stop of the scope, the host's shutdown), is a wish to stop the container: it gets
+its stop signal, and SIGKILL after its time. Then the shim moves into a scope of its own, `…-exited.scope`, so that
+the stop ends at once while the exit code can still be asked for. Where systemd refuses that, at shutdown, the shim
+ends, and `exit.json` in the bundle lets `delete` report the exit. A shim that is given no container in UNUSED_SECONDS
+ends.
+"""
 
 from __future__ import annotations
 

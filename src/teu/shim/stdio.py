@@ -14,6 +14,9 @@ the writer.  What the shim does is to keep the FIFO alive:
 Standard error is a pipe of the shim's, relayed to its FIFO from the successful start on: the OCI runtime
 has it first, and writes there why it failed, which the client is told in another way.  With a terminal the
 bytes must move between the pty and the FIFOs.  Both is done by splice(2), in the kernel.
+
+A logging binary that is not ready yet holds up its own container alone, and has two seconds for the last lines. After
+the exit a late reader has to open the FIFO with O_RDONLY|O_NONBLOCK: it gets what is left, and then end of file.
 """
 
 from __future__ import annotations

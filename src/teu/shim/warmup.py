@@ -3,6 +3,10 @@
 
 Python loads some modules late and rewrites hot bytecode in place; done in each shim, both would be
 private memory of each.
+
+What is alive then is made immortal: nothing in it counts references any more, so its pages stay shared. The holes of
+the heap are filled and the collector is told to leave all of it alone. A shim is forked before its parameters are
+known, and what is needed once (JSON, D-Bus, mounts) is done in helpers that it forks.
 """
 
 from __future__ import annotations

@@ -1,27 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""./dev: help is help; nothing is installed, generated or built for it."""
+"""./dev: help is help; nothing is installed, generated, built or started for it. And what its quick commands run."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from lab import quick
 
 DEV = Path(__file__).resolve().parents[3] / "dev"
+HELP = subprocess.run([DEV, "--help"], capture_output=True, text=True, check=True).stdout
+VERBS = re.findall(r"^  ([a-z]+)  ", HELP, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", ["test", "deb", "lab", "vm", "bench", "soak", "run"])
+def test_help_names_every_verb() -> None:
+    cases = re.findall(r"^    ([a-z]+)\)$", DEV.read_text(), re.MULTILINE)
+    assert len(VERBS) > 10 and sorted(VERBS) == sorted(cases)
+
+
+@pytest.mark.parametrize("command", VERBS)
 @pytest.mark.parametrize("word", ["--help", "-h"])
 def test_help_does_nothing_else(tmp_path: Path, command: str, word: str) -> None:
     done = tmp_path / "done"
-    for program in ("apt-get", "dpkg-query", "make", "gcc", "protoc", "mmdebstrap"):
+    for program in ("apt-get", "dpkg-query", "git", "make", "gcc", "protoc", "mmdebstrap"):
         (tmp_path / program).write_text(f'#!/bin/sh\necho {program} "$@" >>{done}\nexit 1\n')
         (tmp_path / program).chmod(0o755)
     said = subprocess.run(
         [DEV, command, word],
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TEU_LAB_CACHE": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
         timeout=60,
@@ -29,9 +38,57 @@ def test_help_does_nothing_else(tmp_path: Path, command: str, word: str) -> None
     )
     assert said.returncode == 0 and "usage" in said.stdout, said.stderr
     assert not done.exists(), done.read_text()
+    assert not (tmp_path / "cache").exists(), "a lab"
 
 
 def test_no_two_files_of_unit_tests_have_one_name() -> None:
     """pytest would collect none of either."""
     names = [path.name for path in DEV.parent.glob("tests/unit/**/test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_unit_tests_are_shared_out_where_there_are_many() -> None:
+    for arguments, shared in (
+        ([], True),
+        (["-k", "volume"], True),
+        (["tests/unit/oci"], True),
+        (["tests/unit/oci/test_archive.py"], False),
+        (["tests/unit/law/test_dev.py::test_x", "-x"], False),
+        (["tests/unit/oci", "--pdb"], False),
+    ):
+        command = quick.unit_command(arguments)
+        assert ("-n" in command) == shared, arguments
+        assert ("tests/unit" in command) == (not quick.paths(arguments)), arguments
+
+
+def test_a_mistyped_path_is_no_reason_to_run_everything() -> None:
+    assert quick.mistyped(["-x", "tests/unit/oci", "tests/unit/nothing.py::test_x"]) == "tests/unit/nothing.py::test_x"
+    assert quick.mistyped(["nothing.py"]) == "nothing.py"
+    assert not quick.mistyped(["-k", "volume and not mount", "tests/unit/law/test_dev.py::test_x[a/b]", "--tb=short"])
+
+
+def test_system_tests_are_named_as_the_lab_sees_them() -> None:
+    command = quick.system_command(["tests/system/test_whole_picture.py::test_x", "-k", "y"])
+    assert command[-3:] == ["/src/tests/system/test_whole_picture.py::test_x", "-k", "y"]
+    assert quick.system_command(["-x"])[-2:] == ["-x", "/src/tests/system"]
+
+
+def test_the_kept_lab_follows_the_tree(tmp_path: Path) -> None:
+    """A changed unit boots it anew, changed Python restarts daemons, byte code and a second run do nothing."""
+    for name in ("systemd/teud.service", "src/teu/engine/main.py", "bin/teud"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("one")
+
+    def now() -> dict[str, str]:
+        return {"machine": quick.print_of(["systemd"], tmp_path), "programs": quick.print_of(["src", "bin"], tmp_path)}
+
+    known = now()
+    assert quick.needed({}, known) == "boot"
+    assert quick.needed(known, now()) == ""
+    (tmp_path / "src/teu/engine/__pycache__").mkdir()
+    (tmp_path / "src/teu/engine/__pycache__/main.cpython-313.pyc").write_text("")
+    assert quick.needed(known, now()) == ""
+    (tmp_path / "src/teu/engine/main.py").write_text("two, longer")
+    assert quick.needed(known, now()) == "restart"
+    (tmp_path / "systemd/teud.socket").write_text("")
+    assert quick.needed(known, now()) == "boot"

@@ -111,7 +111,14 @@ def test_unknown_fields_are_left_alone() -> None:
     runtime_spec.check(spec)
 
 
-GONE = object()
+class Gone:
+    """In the place of a value: the field is not there."""
+
+    def __repr__(self) -> str:
+        return "gone"
+
+
+GONE = Gone()
 DENY = {"allow": False, "access": "rwm"}
 
 # Where, what is put there, and the field that the error names.

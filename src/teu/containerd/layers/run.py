@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts workers for layers and waits for them. Called by the diff service and the transfer service."""
+"""Starts workers for layers and waits for them. Called by the diff service and the transfer service.
+
+A worker ends with the daemon (PR_SET_PDEATHSIG), when its client leaves, and when it has neither computed nor moved a
+byte for STUCK_SECONDS.
+"""
 
 from __future__ import annotations
 

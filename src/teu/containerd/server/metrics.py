@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics for Prometheus over HTTP, at /v1/metrics as containerd's."""
+"""Metrics for Prometheus over HTTP, at /v1/metrics as containerd's.
+
+It tells of what containerd tells of: calls, collections, and the cgroups of the tasks, under containerd's names and
+labels. The text is written by a few lines here: prometheus-client costs 35 ms and 3.8 MB (Debian 12; 41 ms and 4.2 MB
+in 13).
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,10 @@ The order is that of containerd's own client: resolve the reference; fetch the d
 some at a time, straight into containerd's content store; as soon as the next layer of the chain is there, have
 it unpacked; then label what keeps what, and only then give the image its name. All under a lease: whatever
 breaks, nothing but garbage is left, and that is collected. Called by routes/images.
+
+DOWNLOADS layers are under way at once, each from the socket into containerd through a bounded queue, so memory does
+not grow with a layer. Digests are checked by containerd at the commit, diff ids after the unpacking. A transfer that
+breaks goes on by Range; what stays broken is aborted, and never resumed from.
 """
 
 from __future__ import annotations

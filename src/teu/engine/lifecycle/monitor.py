@@ -3,6 +3,8 @@
 
 Started by recovery. When the stream breaks (containerd restarts), it subscribes again and
 asks for the state of everything that should run, so that no exit is missed.
+
+The same is asked every LOOK_SECONDS while the stream holds, for an event may be lost with its sender.
 """
 
 from __future__ import annotations

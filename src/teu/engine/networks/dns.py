@@ -9,6 +9,9 @@ servers, or to those of --dns, from the host. Called by names.
 One thread serves all containers and never waits for any of them, nor for a server: every socket is asked when it has
 something to say. What a container can keep open here is bounded (PENDING, CONNECTIONS), and whoever is at that bound
 is in nobody's way but its own.
+
+The wire format is written here and not taken from dnslib, whose import costs teud 19 ms and 4.7 MB (Debian 12; 27 ms
+and 5.9 MB in 13), and which takes 120 µs (68 µs) for an answer where these lines take 4 µs.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ published ports), from its start to its exit and over the death of the daemon.
 
 A container's network namespace is made here before its task, and handed to the runtime as the path of a
 descriptor of this process; from the start of the task on the container's processes hold it. So it can neither
-outlive a container nor be left behind by a daemon that is killed.
+outlive a container nor be left behind by a daemon that is killed. Who joins a namespace gets a descriptor of its own.
+After a restart of the daemon a namespace is known by the other ends of its veth pairs, not by the number of a process.
 
 Called by the containers' life cycle (check, attach, detach, recover) and by the routes (connect, disconnect). The
 interfaces are the drivers' affair.

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way out of a container: which of its networks has the default route and the published ports, and those ports."""
+"""The way out of a container: which of its networks has the default route and the published ports, and those ports.
+
+It is the first network that is not internal, by priority and name. It moves when that changes, and hosts and
+resolv.conf follow.
+"""
 
 from __future__ import annotations
 

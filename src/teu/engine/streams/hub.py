@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The standard streams of a container's process or an exec: FIFOs, log driver, attached clients.
 
+Reading begins after a successful start: until then what comes is the runtime's own complaint, never the container's
+output. An unfinished line stays in the FIFO. A client or a log that is slow stops its own container and no other.
+
 The shim keeps both ends of each FIFO open, so nothing is lost while the engine is away. The engine
 looks at the data with tee(2), hands it on, logs it, and only then takes it out of the FIFO. What it has
 logged but not yet taken out is noted in a marker (logs/marker.py), so that the next engine neither loses output nor

@@ -5,6 +5,10 @@ kernel     teu0, teu-HEX             a bridge per network in use
            teuHEXn                   our end of a container's veth pair, n-th network (hexadecimal)
            table inet teu            firewall.py
 run        turned-forwarding-on      it was off until we turned it on
+
+A container reaches its own published port: its bridge port is in hairpin mode, for hosts where br_netfilter redirects
+frames inside the bridge. enable_icc=false isolates the bridge's ports from each other, and a rule does the same for
+what is routed.
 """
 
 from __future__ import annotations
