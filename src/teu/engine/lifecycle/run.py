@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
 from teu.engine.backend import containerd, tasks
 from teu.engine.containers import hostconfig, proc
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from teu.engine.engine import Engine
 
 log = logging.getLogger("teu.engine")
+
+Given = ParamSpec("Given")
 
 STOP_SECONDS = 10
 KILL_SECONDS = 10
@@ -126,7 +128,7 @@ def _run(engine: Engine, container: Container) -> int:
             specification,
             options,
         )
-        undo.callback(_quietly, tasks.discard, engine, container.id)
+        undo.callback(_quietly, tasks.discard, engine.containerd, container.id)
         pid = tasks.create(engine.containerd, container.id, layers, paths, container.tty, options)
         container.pid_started = proc.started(pid)
         pid = tasks.start(engine.containerd, container.id)
@@ -135,9 +137,9 @@ def _run(engine: Engine, container: Container) -> int:
     return pid
 
 
-def _quietly(function: object, *arguments: object) -> None:
+def _quietly(function: Callable[Given, object], *arguments: Given.args, **named: Given.kwargs) -> None:
     try:
-        function(*arguments)  # type: ignore[operator]
+        function(*arguments, **named)
     except Exception as error:
         log.warning("%s failed, and what follows goes on: %s", getattr(function, "__qualname__", function), error)
 
@@ -261,7 +263,7 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, re
             # Who waits for the removal gets the exit code, and need not wait for the disk.
             _quietly(remove, engine, container)
             return
-        _quietly(tasks.delete_container, engine, container.id)
+        _quietly(tasks.delete_container, engine.containerd, container.id)
 
 
 def _duration(started: str) -> int:
@@ -356,7 +358,7 @@ def stop(engine: Engine, container: Container, timeout: int | None = None, signa
     try:
         _send(engine, container, number)
         if container.state["Paused"]:
-            _quietly(tasks.resume, engine, container.id)
+            _quietly(tasks.resume, engine.containerd, container.id)
         gone = wait_exit(container, None if timeout < 0 else timeout)
     except NotModified:
         gone = True
