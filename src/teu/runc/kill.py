@@ -61,7 +61,7 @@ _NUMBERS = {
 
 def number_of(text: str) -> int:
     """ "9", "KILL", "SIGKILL", "rtmin+3" as a number."""
-    if text.isascii() and text.lstrip("-").isdigit():
+    if text.isascii() and text.removeprefix("-").isdigit():
         return int(text)
     name = text.upper().removeprefix("SIG")
     if name in _NUMBERS:
@@ -69,7 +69,7 @@ def number_of(text: str) -> int:
     for base, start, sign in (("RTMIN", 34, "+"), ("RTMAX", 64, "-")):
         if name == base:
             return start
-        if name.startswith(base + sign) and name[6:].isdigit() and int(name[6:]) <= 30:
+        if name.startswith(base + sign) and name[6:].isdecimal() and int(name[6:]) <= 30:
             return start + int(name[6:]) if sign == "+" else start - int(name[6:])
     raise RuncError(f'unknown signal "{text}"')
 

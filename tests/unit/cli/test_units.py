@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from teu.cli import units
+from teu.cli import networks, units
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,8 @@ def test_times() -> None:
     assert units.timestamp("2006-01-02T15:04:05Z") == "1136214245.000000000"
     with pytest.raises(ValueError, match="failed to parse value"):
         units.timestamp("foo")
+
+
+def test_names_are_sorted_as_people_do() -> None:
+    names = ["net10", "net2", "net", "net\u00b2", "10"]
+    assert sorted(names, key=networks.natural_key) == ["10", "net", "net2", "net10", "net\u00b2"]
