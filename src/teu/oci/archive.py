@@ -453,7 +453,6 @@ def _expected(name: str) -> str:
 
 
 def _table(data: bytes, name: str) -> Any:
-
     try:
         return jsontext.loads(data)
     except ValueError as error:
