@@ -95,11 +95,19 @@ def baseline() -> dict[str, list[str]]:
 
 
 def settle(before: dict[str, list[str]]) -> None:
-    """Wait until containerd holds what it held before; fails with the difference."""
+    """Wait until containerd holds what it held before; fails with the difference.
+
+    What else was on its way out at the beginning may have gone meanwhile, but no image and no container."""
 
     def difference() -> list[str]:
         now = held()
-        return [f"{kind}: {entry}" for kind in now for entry in sorted(set(now[kind]) ^ set(before[kind]))]
+        left = [f"{kind}: {entry} is left" for kind in now for entry in sorted(set(now[kind]) - set(before[kind]))]
+        gone = [
+            f"{kind}: {entry} is gone"
+            for kind in ("images", "containers")
+            for entry in sorted(set(before[kind]) - set(now[kind]))
+        ]
+        return left + gone
 
     try:
         whole.eventually("containerd holds what it held before", lambda: not difference(), timeout=60)

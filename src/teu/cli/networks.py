@@ -31,11 +31,11 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
     parts: list[tuple[int, int, str]] = []
     word = ""
     for letter in text:
-        if word and letter.isdigit() != word[0].isdigit():
-            parts.append((0, int(word), "") if word.isdigit() else (1, 0, word))
+        if word and letter.isdecimal() != word[0].isdecimal():
+            parts.append((0, int(word), "") if word.isdecimal() else (1, 0, word))
             word = ""
         word += letter
-    parts.append((0, int(word), "") if word.isdigit() else (1, 0, word))
+    parts.append((0, int(word), "") if word.isdecimal() else (1, 0, word))
     return parts
 
 

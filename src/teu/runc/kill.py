@@ -26,7 +26,7 @@ _SIGKILL = 9
 
 def number_of(text: str) -> int:
     """ "9", "KILL", "SIGKILL", "rtmin+3" as a number."""
-    if text.isascii() and text.lstrip("-").isdigit():
+    if text.isascii() and text.removeprefix("-").isdigit():
         return int(text)
     from teu.linux import signals  # the shim gives numbers: 0.1 ms that its kills do not pay
 

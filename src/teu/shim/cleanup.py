@@ -34,7 +34,7 @@ def _read_json(path: str) -> dict[str, Any]:
         with open(path) as file:
             value = json.load(file)
         return value if isinstance(value, dict) else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

@@ -350,7 +350,7 @@ class Init(Process):
 
     def _undo_creation(self) -> Coroutine:
         try:
-            yield from self.runtime.run("delete", "--force", self.id)
+            yield from self.runtime.delete("--force", self.id)
         except RuntimeFailed:
             pass  # it was not created
 
@@ -412,7 +412,7 @@ class Init(Process):
         created = self.status == m.CREATED
         yield from self.release()
         try:
-            yield from self.runtime.run("delete", *(["--force"] if created and self.pid else []), self.id)
+            yield from self.runtime.delete(*(["--force"] if created and self.pid else []), self.id)
         except RuntimeFailed as error:
             if "does not exist" not in str(error):
                 raise StatusError(UNKNOWN, f"failed to delete task: {error}") from error

@@ -325,17 +325,19 @@ class Runtime:
                 raise
         if run is None:
             run = self._start(args, stdio)
-        for _ in range(DELETE_ATTEMPTS - 1):
-            run.go()
-            try:
-                return (yield from run.wait())
-            except RuntimeFailed as error:
-                if args[0] != "delete" or not error.killed:
-                    raise
-                # By the OOM killer, for instance.  Whatever it has removed already, the next one removes the rest.
-            run = self._start(args, stdio)
         run.go()
         return (yield from run.wait())
+
+    def delete(self, *args: str) -> Coroutine:
+        """Run "delete" with these arguments, once more where it is killed, by the OOM killer for instance: whatever
+        it has removed already, the next one removes the rest.  RuntimeFailed unless one succeeds."""
+        for attempt in range(1, DELETE_ATTEMPTS + 1):
+            try:
+                yield from self.run("delete", *args)
+                return
+            except RuntimeFailed as error:
+                if not error.killed or attempt == DELETE_ATTEMPTS:
+                    raise
 
     def start_ahead(self, *args: str) -> None:
         """Start a subcommand that will probably be run() soon; it is given up after a while."""

@@ -69,9 +69,12 @@ def sweep(place: str) -> None:
         if not name.startswith(PREFIX) or not pid.isdigit() or os.path.exists(f"/proc/{pid}"):
             continue
         folder = os.path.join(place, name)
-        for left in os.listdir(folder):
-            os.unlink(os.path.join(folder, left))
-        os.rmdir(folder)
+        try:
+            for left in os.listdir(folder):
+                os.unlink(os.path.join(folder, left))
+            os.rmdir(folder)
+        except OSError:
+            pass  # another zygote removes it as well
 
 
 def _free_blocks() -> dict[int, int]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 
 from teu.systemd.bus import Bus, BusError
 from teu.systemd.scope import MANAGER, NO_SUCH_UNIT, patiently, start_unit, systemd_is_running
@@ -30,7 +29,6 @@ _UNIT = "org.freedesktop.systemd1.Unit"
 _SHUTDOWN = "/org/freedesktop/systemd1/unit/shutdown_2etarget"
 _PLAIN = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ:_.")
 _UNIT_NAME_MAX = 255
-_REEXEC_SECONDS = 0.2
 
 
 class Marker:
@@ -89,17 +87,16 @@ def reach(*units: str) -> None:
 
 
 def _reach(unit: str) -> None:
-    while systemd_is_running():
-        try:
-            with Bus(timeout=None) as bus:
+    def ask() -> None:
+        with Bus(timeout=None) as bus:
+            try:
                 start_unit(bus, unit)
-            return
-        except BusError as error:
-            if error.name == NO_SUCH_UNIT:
-                return
-            raise
-        except ConnectionError:
-            time.sleep(_REEXEC_SECONDS)  # systemd has executed itself anew, and forgotten its callers: ask again
+            except BusError as error:
+                if error.name != NO_SUCH_UNIT:
+                    raise
+
+    if systemd_is_running():
+        patiently(ask)  # one that executes itself anew has forgotten who waits
 
 
 def bound(spec: dict[str, Any]) -> list[str]:
@@ -164,7 +161,6 @@ def unmounted(paths: Iterable[str]) -> list[str]:
     """The mount units that systemd has for these paths (from fstab, for instance) and that are not active."""
     if not systemd_is_running():
         return []
-
     places = places_of(paths)
 
     def ask() -> list[str]:

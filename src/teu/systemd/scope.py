@@ -46,16 +46,22 @@ def is_away(error: OSError) -> bool:
 
 
 def patiently(ask: Callable[[], T]) -> T:
-    """What `ask` returns, which is called again for as long as systemd is away, at most RETURN_SECONDS.
+    """What `ask` returns, which is called again for as long as systemd is away, at most RETURN_SECONDS each time.
 
     It must make a connection of its own each time, and take what it asked for already as granted, for that answer
     may have been lost on its way.  OSError, that of the last attempt."""
-    end = time.monotonic() + RETURN_SECONDS
+    end = 0.0
     while True:
+        began = time.monotonic()
         try:
             return ask()
         except OSError as error:
-            if not is_away(error) or time.monotonic() > end:
+            if not is_away(error):
+                raise
+            now = time.monotonic()
+            if not end or now - began > RETURN_SECONDS:  # it was there in between, and worked on what was asked
+                end = now + RETURN_SECONDS
+            if now > end:
                 raise
         time.sleep(RETURN_POLL_SECONDS)
 

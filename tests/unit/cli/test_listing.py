@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from prepared import Raw
 
-from teu.cli import stats
+from teu.cli import networks, stats
 
 HOUR_AGO = int(time.time()) - 3700
 DIGEST = "sha256:" + "ab" * 32
@@ -261,3 +261,8 @@ def test_figures_of_a_container_that_does_not_run() -> None:
     assert stats.cpu_percent(still) == 0.0
     assert stats.memory(still) == (0.0, 0.0)
     assert stats.blocks(still) == (0, 0)
+
+
+def test_names_are_sorted_as_people_do() -> None:
+    names = ["net10", "net2", "net", "net\u00b2", "10"]
+    assert sorted(names, key=networks.natural_key) == ["10", "net", "net2", "net10", "net\u00b2"]

@@ -806,3 +806,36 @@ def test_a_proxy_that_is_away_stops_nobody(make_daemon: Callable[..., Daemon], t
     daemon.call(S + "leases.v1.Leases", "Delete", id="l", sync=True)
     assert os.listdir(daemon.folder / "root/content/blobs/sha256") == [], "the collection goes on without it"
     assert "clean up snapshotter far" in (daemon.folder / "log").read_text()
+
+
+def test_a_refused_call_does_not_keep_its_connection(shared: Daemon) -> None:
+    """Not until Python collects circles, which it does seldom in a daemon at rest."""
+    assert shared.process
+    descriptors = Path(f"/proc/{shared.process.pid}/fd")
+
+    def count() -> int:
+        return len(os.listdir(descriptors))
+
+    def ask() -> None:
+        # A connection of its own for each: a channel's are shared otherwise.
+        alone = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(f"unix:{shared.address}", options=alone) as channel:
+            content = content_pb2_grpc.ContentStub(channel)
+            missing = "sha256:" + "0" * 64
+            for call in (
+                lambda: content.Info(content_pb2.InfoRequest(digest=missing), metadata=HEADERS),
+                lambda: list(content.Read(content_pb2.ReadContentRequest(digest=missing), metadata=HEADERS)),
+                lambda: list(content.Write(iter([content_pb2.WriteContentRequest()]), metadata=HEADERS)),
+            ):
+                with pytest.raises(grpc.RpcError):
+                    call()
+
+    ask()
+    before = count()
+    for _ in range(40):
+        ask()
+    deadline = time.monotonic() + 20
+    # Some wait for the youngest of the collections, which come often.
+    while count() > before + 15:
+        assert time.monotonic() < deadline, f"{before} descriptors before, {count()} now"
+        time.sleep(0.05)

@@ -160,7 +160,7 @@ def test_signals(text: str, number: int) -> None:
 
 
 def test_unknown_signal() -> None:
-    for text in ("NOSUCH", "RTMIN+99", ""):
+    for text in ("NOSUCH", "RTMIN+99", "", "--9", "\u00b2", "RTMIN+\u00b2"):
         with pytest.raises(RuncError, match="unknown signal"):
             kill.number_of(text)
 

@@ -551,3 +551,16 @@ def test_what_is_immortal_counts_no_references() -> None:
     )
     knows = sys.getrefcount(None) == warmup._IMMORTAL
     assert done.stdout.split() == ["True", str(knows), "True", "True"]
+
+
+def test_folders_of_killed_rounds_are_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name in (f"warm-{dead.pid}-x", f"warm-{os.getpid()}-x", "warm-x", "containerd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+    odd = tmp_path / f"warm-{dead.pid}-odd"
+    (odd / "folder").mkdir(parents=True)  # not of ours: it does not keep the zygote from its work
+    warmup.sweep(str(tmp_path))
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f"warm-{os.getpid()}-x", "warm-x", "containerd", odd.name}

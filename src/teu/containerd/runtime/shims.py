@@ -264,16 +264,8 @@ class Shims:
         """Undo a creation that failed half-way."""
         shim.leaving = True
         try:
-            if shim.address and not self.closing and (shim.client is None or shim.client.closed.is_set()):
-                with contextlib.suppress(OSError, TimeoutError):
-                    await shim.connect()
-            if shim.client and not self.closing:
-                try:
-                    await shim.call("Delete", {}, SHUTDOWN_TIMEOUT)
-                except errors.Error:
-                    pass  # usually there is nothing to delete
             if not self.closing:
-                await self._shut_down(shim, now=True)
+                await self._give_up(shim)
             if self.closing:
                 # Its connection is gone, or goes at any moment: the next daemon finds it half made, and undoes it.
                 return
@@ -282,6 +274,16 @@ class Shims:
                 shim.gone.set_result(ended)
         finally:
             self._forget(shim)
+
+    async def _give_up(self, shim: Shim) -> None:
+        """Delete what its shim has made, and end it; on a connection of its own where it has lost the other."""
+        if shim.address and (shim.client is None or shim.client.closed.is_set()):
+            with contextlib.suppress(OSError, TimeoutError):
+                await shim.connect()
+        if shim.client:
+            with contextlib.suppress(errors.Error):  # usually there is nothing to delete
+                await shim.call("Delete", {}, SHUTDOWN_TIMEOUT)
+        await self._shut_down(shim, now=True)
 
     def _watch(self, shim: Shim) -> None:
         assert shim.client is not None

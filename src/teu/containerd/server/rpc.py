@@ -185,9 +185,12 @@ class Server:
                 code, message = _status(error, key)
                 if message is None:
                     raise
-                await context.abort(_STATUS[code], message)
             finally:
                 statistics.end(key, code, began)
+            aborted = [context]
+            del request, context, call
+            await _abort(aborted, code, message)
+            return None  # not reached: an abort is an exception
 
         return behaviour
 
@@ -212,15 +215,18 @@ class Server:
                     async for answer in answers:
                         await self._write(context, answer)
                         statistics.sent[key] += 1
+                return
             except BaseException as error:
                 code, message = _status(error, key)
                 if message is None:
                     raise
-                await context.abort(_STATUS[code], message)
             finally:
                 if answers is not None:
                     await answers.aclose()
                 statistics.end(key, code, began)
+            aborted = [context]
+            del request, context, answers
+            await _abort(aborted, code, message)
 
         return behaviour
 
@@ -270,6 +276,15 @@ def _decoder(request_class: Any) -> Callable[[bytes], Any]:
 def _check_decoded(request: Any) -> None:
     if isinstance(request, _Undecodable):
         raise Internal(f"grpc: error unmarshalling request: {request.reason}")  # grpc-go's status
+
+
+async def _abort(aborted: list[Any], code: str, message: str) -> None:
+    """End the call in the list with a status.
+
+    gRPC keeps the exception of that with the call, and with the exception go the frames that it came through. A frame
+    that knew the call would keep it, and its connection, until Python collects circles: so it is taken out of the
+    list, and the callers have let go of it."""
+    await aborted.pop().abort(_STATUS[code], message)
 
 
 _STATUS = {code.name: code for code in grpc.StatusCode}

@@ -18,9 +18,10 @@ def _epoch(request: images_pb2.CreateImageRequest | images_pb2.UpdateImageReques
     if not request.HasField("source_date_epoch"):
         return None
     stamp = request.source_date_epoch
-    if not -LONGEST < stamp.seconds * 1_000_000_000 + stamp.nanos < LONGEST:
+    moment = int(stamp.seconds * 1_000_000_000 + stamp.nanos)
+    if not -LONGEST < moment < LONGEST:
         raise InvalidArgument(f"source_date_epoch of {stamp.seconds} seconds is out of range")
-    return int(stamp.seconds * 1_000_000_000 + stamp.nanos)
+    return moment
 
 
 class Images:
