@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).resolve().parents[3] / "src"
-PROGRAMS = ("cli", "ctr", "engine", "containerd", "shim", "runc")
+PROGRAMS = ("cli", "ctr", "engine", "buildkit", "containerd", "shim", "runc")
 SHARED = ("linux", "oci", "systemd", "ttrpc", "api", "config")
 
 # Which parts of teu a part may import, beside itself.
@@ -28,6 +28,23 @@ MAY: dict[str, tuple[str, ...]] = {
     "coldstart": (),
     "config": ("oci",),  # sizes and lengths of time are read by oci/units
 }
+
+# The rooms of the builder, from the roof down: a room imports those below it, never one above.
+BUILDKIT_ROOMS = (
+    "main",
+    "daemon",
+    "control",
+    "frontends",
+    "exporters",
+    "solver",
+    "ops",
+    "sources",
+    "cache",
+    "worker",
+    "session",
+    "llb",
+    "core",
+)
 
 # Not to be loaded by programs that start cold or live once per container, and why: design, "Code layout".
 HEAVY = ("grpc", "google.protobuf", "asyncio", "yaml", "typing", "dataclasses", "http.client", "logging")
@@ -70,6 +87,20 @@ def test_parts_import_only_what_they_may() -> None:
             other = name.split(".")[1]
             if other not in (part, "__version__", *MAY[part]):
                 broken.append(f"{path.relative_to(SRC)}:{line}: {part} imports {name}")
+    assert not broken, "\n".join(broken)
+
+
+def test_the_builders_rooms_import_downwards() -> None:
+    broken = []
+    for part, path in modules():
+        room = path.relative_to(SRC / "teu").with_suffix("").parts[1] if part == "buildkit" else "__init__"
+        if room == "__init__":
+            continue
+        assert room in BUILDKIT_ROOMS, f"{path}: a new room of the builder: say in {__file__} where it stands"
+        for line, name in imported(path):
+            other = [*name.split("."), ""][2] if name.startswith("teu.buildkit.") else room
+            if BUILDKIT_ROOMS.index(other) < BUILDKIT_ROOMS.index(room):
+                broken.append(f"{path.relative_to(SRC)}:{line}: {room} imports {name}")
     assert not broken, "\n".join(broken)
 
 
