@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every room of the builder needs: errors, progress, identifiers."""
