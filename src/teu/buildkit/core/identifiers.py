@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names that the builder gives: of builds, references, records; and digests. Called by all rooms."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+
+_LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
+LENGTH = 25  # what 128 random bits need in base 36, and what BuildKit's own names have
+
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
+
+
+def new_id() -> str:
+    """A name that nobody guesses and nothing else has: 25 signs of 0-9a-z."""
+    return "".join(secrets.choice(_LETTERS) for _ in range(LENGTH))
+
+
+def digest_of(data: bytes) -> str:
+    """`sha256:…` of data, as LLB names its vertexes and registries their blobs."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def is_digest(text: str) -> bool:
+    return DIGEST.fullmatch(text) is not None
