@@ -129,6 +129,11 @@ class Call(Generic[ANSWER]):
         while (answer := self.receive()) is not None:
             yield answer
 
+    @property
+    def answered(self) -> bool:
+        """Has the client said its last word? What is sent from now on is for nobody."""
+        return self._stream.ended
+
     def waiting(self) -> bool:
         """Is there an answer that was read already?"""
         return bool(self._ready)
