@@ -257,7 +257,13 @@ def test_links_in_the_folder_are_never_followed(tmp_path: Path) -> None:
 
 
 def test_attributes_that_belong_to_the_host_stay_out(tmp_path: Path) -> None:
-    xattrs = {"user.x": b"1", "trusted.overlay.opaque": b"y", "security.selinux": b"z"}
+    xattrs = {
+        "user.x": b"1",
+        "user.\0": b"1",
+        "user." + "x" * 300: b"1",
+        "trusted.overlay.opaque": b"y",
+        "security.selinux": b"z",
+    }
 
     def script(requests: Any, context: Any) -> Iterator[Any]:
         yield entry(b"a", FOLDER, xattrs=xattrs)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 import time
 
@@ -147,6 +148,43 @@ def test_resets_and_going_away() -> None:
     with pytest.raises(errors.Unavailable):
         other.receive()
     assert connection.error is not None
+
+
+def test_nothing_begins_at_an_end_that_is_going_away() -> None:
+    connection, stream = begun()
+    connection.feed(frame(http2.GOAWAY, 0, 0, struct.pack(">II", 1, 0)))
+    with pytest.raises(errors.Unavailable, match="going away"):
+        connection.request([(":method", "POST")])
+    connection.feed(frame(http2.HEADERS, 4, 1, OK) + frame(http2.DATA, 0, 1, b"still answered"))
+    assert stream.receive() == b"still answered" and connection.error is None
+
+
+def test_anything_may_come() -> None:
+    """Mutated conversations: the connection ends or goes on, and `feed` raises nothing."""
+    chance = random.Random(1)
+    trailers = hpack.encode([("grpc-status", "0"), ("grpc-message", "x")])
+    good = SETTINGS + frame(http2.HEADERS, 4, 1, OK) + frame(http2.DATA, 0, 1, b"\0\0\0\0\2ab")
+    good += frame(http2.PING, 0, 0, bytes(8)) + frame(http2.WINDOW_UPDATE, 0, 1, b"\0\0\0\5")
+    good += frame(http2.RST_STREAM, 0, 3, bytes(4)) + frame(http2.HEADERS, 5, 1, trailers) + frame(9, 4, 1, trailers)
+    for _ in range(2000):
+        data = bytearray(good)
+        for _ in range(chance.randrange(1, 4)):
+            at = chance.randrange(len(SETTINGS), len(data))
+            if chance.random() < 0.3:
+                del data[at : at + chance.randrange(12)]
+            else:
+                data[at] = chance.randrange(256)
+        connection = Connection()
+        stream = connection.request([(":method", "POST")])
+        connection.request([(":method", "POST")])
+        connection.feed(bytes(data))
+        connection.feed(b"")
+        try:
+            while stream.receive():
+                pass
+        except errors.Error:
+            pass
+        assert connection.error is not None and not connection.streams
 
 
 def test_sending_waits_for_the_windows() -> None:

@@ -214,3 +214,21 @@ def test_a_silent_client_is_given_up() -> None:
     thread.join(5)
     theirs.close()
     assert session.error is not None and "silent" in session.error.message
+
+
+def test_a_client_that_reads_nothing_holds_nobody() -> None:
+    manager = Manager()
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    given = [*headers("deaf", {PULL: METHODS[PULL]}), ("X-Buildkit-Session-Health-Custom-Timeout", "1000")]
+    thread = threading.Thread(target=manager.serve_socket, args=(given, ours))
+    thread.start()
+    session = manager.get("deaf", 5)
+    theirs.sendall(bytes.fromhex("000000040000000000"))  # SETTINGS, and then nothing is read
+    with pytest.raises(errors.Unavailable), session.stream(PULL, Bytes) as call:
+        for _ in range(100):
+            call.send(Bytes(data=bytes(60_000)))
+        call.receive()
+    thread.join(10)
+    assert not thread.is_alive()
+    theirs.close()

@@ -358,7 +358,8 @@ class _Receiver:
         if len(entry.xattrs) > XATTRS_MAX:
             raise errors.InvalidArgument(f"{os.fsdecode(entry.path)}: {len(entry.xattrs)} extended attributes")
         for name, value in entry.xattrs.items():
-            if (name.startswith(XATTRS) or name in XATTRS_EXACT) and len(value) <= XATTR_SIZE_MAX:
+            wanted = name.startswith(XATTRS) or name in XATTRS_EXACT
+            if wanted and "\0" not in name and len(name) <= NAME_MAX and len(value) <= XATTR_SIZE_MAX:
                 try:
                     os.setxattr(descriptor, name, value)
                 except OSError as error:

@@ -175,6 +175,7 @@ class Connection:
         self._in = bytearray()
         self._decoder = hpack.Decoder(HEADERS_SIZE)
         self._block: tuple[int, int, bytearray] | None = None  # stream, flags, headers that are to be continued
+        self._going_away = False
         self._settled = False  # the other end's first SETTINGS has come
         self._heard = time.monotonic()
         settings = (
@@ -217,6 +218,8 @@ class Connection:
             while True:
                 if self.error is not None:
                     raise self.error
+                if self._going_away:
+                    raise errors.Unavailable("the client is going away")
                 if len(self.streams) < self._streams_max and self.backlog < BACKLOG:
                     break
                 left = None if deadline is None else deadline - time.monotonic()
@@ -443,7 +446,8 @@ class Connection:
 
     def _goaway(self, last: int, code: int) -> None:
         """What was begun up to `last` may still be answered; nothing new may begin."""
-        self._streams_max = 0
+        self._going_away = True
+        self.writable.notify_all()
         for number, stream in list(self.streams.items()):
             if number > last:
                 stream.fail(errors.Unavailable(f"the client is going away (HTTP/2 code {code})"), None)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -182,6 +183,9 @@ class Manager:
         """Serve a session that has a connection of its own (POST /session, after its 101); returns when it has ended.
         The connection is closed then. Errors of `begin` are raised before anything is written."""
         session = self.begin(headers)
+        # A client that reads nothing any more must not hold the thread that writes to it.
+        patience = struct.pack("@ll", int(session.silent_seconds), 0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         writer = threading.Thread(
             target=_write, args=(session.connection, connection), name=f"session {session.id[:8]}", daemon=True
         )
