@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -361,3 +362,70 @@ def test_a_receiver_that_asks_for_what_is_not(tmp_path: Path) -> None:
     with take(script, Packet) as session, opened(tmp_path) as folder:
         with pytest.raises(errors.InvalidArgument, match="invalid file id 77"):
             filesync.send_folder(session, folder)
+
+
+class Scripted:
+    """A call whose answers are a list, and which gives data to who asks."""
+
+    def __init__(self, packets: list[Any]) -> None:
+        self._packets = packets
+
+    def receive(self) -> Any:
+        return self._packets.pop(0) if self._packets else None
+
+    def waiting(self) -> bool:
+        return bool(self._packets)
+
+    def send(self, packet: Any) -> None:
+        if packet.type == FIN:
+            self._packets.append(Packet(type=FIN))
+
+    def send_many(self, packets: list[Any]) -> None:
+        for packet in packets:
+            self._packets.append(Packet(type=DATA, ID=packet.ID, data=b"from the client"))
+            self._packets.append(Packet(type=DATA, ID=packet.ID))
+
+    def end(self) -> None:
+        pass
+
+
+def test_nothing_that_is_sent_gets_outside(tmp_path: Path) -> None:
+    """Folders of every kind of entry, again and again into one target, whose links lead out: what is outside stays, and
+    errors are ours."""
+    outside, target = tmp_path / "outside", tmp_path / "target"
+    outside.mkdir()
+    target.mkdir()
+    (outside / "file").write_text("outside")
+    before = listing(outside)
+    chance = random.Random(1)
+    links = [b"../outside", b"../outside/file", b"..", b"/", b"a", b"a/b", b".", bytes(outside)]
+    kinds = [FILE, FILE, FOLDER, FOLDER, FOLDER, LINK, LINK, fsutil.GO_FIFO | 0o600, 0o4777]
+    whole = 0
+    for _ in range(400):
+        paths: set[bytes] = {b"a", b"a/b", b"b"}
+        for _ in range(chance.randrange(8)):
+            depth = chance.randrange(1, 4)
+            paths.add(b"/".join(chance.choice([b"a", b"b", b"c"]) for _ in range(depth)))
+        if chance.random() < 0.3:
+            paths.add(chance.choice([b"../outside/new", b"a/../../outside/new", b"/tmp/x", b"a//b", b"c/./d"]))
+        packets, folders = [], {b""}
+        for path in sorted(paths, key=lambda path: path.split(b"/")):
+            mode = chance.choice(kinds)
+            if path.rpartition(b"/")[0] not in folders and chance.random() < 0.9:
+                continue
+            if mode & fsutil.GO_DIR:
+                folders.add(path)
+            link = b""
+            if mode & fsutil.GO_SYMLINK or chance.random() < 0.1:
+                link = chance.choice(links)
+            packets.append(entry(path, mode, linkname=link, size=15, modTime=chance.randrange(3)))
+        packets.append(Packet(type=STAT))
+        with opened(target) as folder:
+            try:
+                fsutil.receive(Scripted(packets), folder)  # type: ignore[arg-type]
+                whole += 1
+            except errors.Error:
+                pass
+        assert listing(outside) == before
+        assert {path.name for path in tmp_path.iterdir()} == {"outside", "target"}
+    assert whole > 50
