@@ -14,10 +14,10 @@ import grpc
 import pytest
 from unit.buildkit.tunnel import client
 
-from teu.api.buildkit.session import auth_pb2, secrets_pb2, ssh_pb2, upload_pb2
+from teu.api.buildkit.session import auth_pb2, exporter_pb2, secrets_pb2, ssh_pb2, upload_pb2
 from teu.api.services.content.v1 import content_pb2
 from teu.buildkit.core import errors
-from teu.buildkit.session import auth, content, ed25519, secrets, ssh, upload
+from teu.buildkit.session import auth, content, ed25519, exporter, secrets, ssh, upload
 
 # RFC 8032, 7.1: key, message, signature.
 VECTORS = [
@@ -293,3 +293,30 @@ def test_content() -> None:
     assert blobs.stores == {"cache"}
     with client({}) as session, pytest.raises(errors.Unimplemented):
         content.Store(session, "cache")
+
+
+def test_exporters_that_the_client_adds() -> None:
+    told: list[dict[str, str]] = []
+
+    def find(request: Any, context: Any) -> Any:
+        kind = request.metadata["kind"].decode()
+        wanted = exporter_pb2.ExporterRequest(Type=kind, Attrs={"refs": ",".join(request.refs)})
+        return exporter_pb2.FindExportersResponse(exporters=[wanted] * (101 if kind == "many" else 1))
+
+    def finalize(request: Any, context: Any) -> Any:
+        told.append(dict(request.exporter_response))
+        return exporter_pb2.FinalizeExportResponse()
+
+    found = (exporter_pb2.FindExportersRequest, exporter_pb2.FindExportersResponse)
+    final = (exporter_pb2.FinalizeExportRequest, exporter_pb2.FinalizeExportResponse)
+    methods = unary(f"{exporter.PREFIX}FindExporters", *found, find)
+    methods |= unary(f"{exporter.PREFIX}FinalizeExport", *final, finalize)
+    with client(methods) as session:
+        assert exporter.find(session, {"kind": b"oci"}, ["a", "b"]) == [("oci", {"refs": "a,b"})]
+        with pytest.raises(errors.InvalidArgument, match="101 exporters"):
+            exporter.find(session, {"kind": b"many"}, [])
+        exporter.finalize(session, {"containerimage.digest": "sha256:1"})
+    assert told == [{"containerimage.digest": "sha256:1"}]
+    with client({}) as session:
+        assert exporter.find(session, {}, []) == []
+        exporter.finalize(session, {})
