@@ -203,7 +203,10 @@ class Manager:
     def serve_stream(
         self, headers: Headers, requests: Iterable[control_pb2.BytesMessage]
     ) -> Iterator[control_pb2.BytesMessage]:
-        """Control.Session: the connection as a stream of messages in each direction. Ends with the session."""
+        """Control.Session: the connection as a stream of messages in each direction. Ends with the session.
+
+        Errors of `begin` come with the first step of the iteration. Each message costs grpcio's price, and Go's server
+        writes each of its answers apart: a connection of its own is the faster way for a large context."""
         session = self.begin(headers)
 
         def read() -> None:
