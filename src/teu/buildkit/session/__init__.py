@@ -4,7 +4,7 @@
     manager      which sessions there are; waits for one that is to come; ends them
     http2, hpack the connection: HTTP/2 as its client, over any two ways of bytes
     rpc          gRPC calls over it
-    fsutil       the protocol of folders; filesync, auth, secrets, ssh, upload, content: what clients serve
+    fsutil       the protocol of folders; filesync, auth, secrets, ssh, upload, content, exporter: what they serve
 
 Why not grpcio: it cannot be given a connection, only an address. A socket pair behind a private listener works and was
 measured: one packet of a folder costs 95 microseconds of this process (50 without the bridge), and an unchanged
