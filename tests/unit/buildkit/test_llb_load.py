@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading definitions: what is right becomes a graph, what is wrong is said in BuildKit's words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from teu.api.buildkit import ops_pb2
+from teu.buildkit.llb import caps, load
+from teu.oci import digest as digests
+
+
+class Made:
+    """A definition in the making."""
+
+    def __init__(self) -> None:
+        self.definition = ops_pb2.Definition()
+        self._blobs = getattr(self.definition, "def")
+
+    def add(self, op: Any, *inputs: str) -> str:
+        for one in inputs:
+            digest, _, index = one.partition("#")
+            op.inputs.add(digest=digest, index=int(index or 0))
+        blob = op.SerializeToString(deterministic=True)
+        self._blobs.append(blob)
+        return digests.of(blob)
+
+    def source(self, name: str = "docker-image://docker.io/library/busybox:latest") -> str:
+        return self.add(ops_pb2.Op(source=ops_pb2.SourceOp(identifier=name)))
+
+    def run(self, *args: str, root: str) -> str:
+        op = ops_pb2.Op()
+        op.exec.meta.args.extend(args)
+        op.exec.mounts.add(input=0, dest="/", output=0)
+        return self.add(op, root)
+
+    def end(self, root: str) -> Any:
+        self.add(ops_pb2.Op(), root)
+        return self.definition
+
+
+def test_a_chain_is_read() -> None:
+    made = Made()
+    image = made.source()
+    step = made.run("sh", "-c", "true", root=image)
+    graph = load.load(made.end(step))
+    assert graph.root == load.Edge(step, 0)
+    assert list(graph.vertexes) == [image, step]
+    assert graph.vertexes[step].inputs == (load.Edge(image, 0),)
+    assert graph.vertexes[step].name == "sh -c true"
+    assert graph.vertexes[image].kind == "source"
+
+
+def test_what_the_result_does_not_need_is_left_out() -> None:
+    made = Made()
+    image = made.source()
+    made.source("local://other")
+    assert list(load.load(made.end(image)).vertexes) == [image]
+
+
+def test_metadata_is_beside_the_digest() -> None:
+    made = Made()
+    image = made.source()
+    told = made.definition.metadata[image]
+    told.ignore_cache = True
+    told.description["llb.customname"] = "[1/1] FROM busybox"
+    told.export_cache.Value = False
+    told.caps["source.image"] = True
+    vertex = load.load(made.end(image)).vertexes[image]
+    assert vertex.name == "[1/1] FROM busybox"
+    assert vertex.metadata.ignore_cache and vertex.metadata.export_cache is False
+
+
+@pytest.mark.parametrize(
+    ("cap", "words"),
+    [
+        ("no.such", "unknown API capability no.such"),
+        ("cache.s3", "requested experimental feature cache.s3  has been disabled on the build server"),
+    ],
+)
+def test_missing_capabilities_are_named(cap: str, words: str) -> None:
+    made = Made()
+    image = made.source()
+    made.definition.metadata[image].caps[cap] = True
+    with pytest.raises(caps.CapError, match=words):
+        load.load(made.end(image))
+
+
+def test_capabilities_are_listed_by_name() -> None:
+    told = caps.listing()
+    assert [cap.ID for cap in told] == sorted(cap.ID for cap in told)
+    assert {cap.ID for cap in told if cap.Enabled} >= {"file.base", "mergeop", "exec.mount.cache"}
+
+
+def exec_without(what: str) -> Any:
+    op = ops_pb2.Op()
+    if what != "meta":
+        op.exec.meta.cwd = "/"
+    if what not in ("meta", "args"):
+        op.exec.meta.args.append("x")
+    if what == "rootfs":
+        op.exec.mounts.add(input=-1, dest="/mnt", output=-1)
+    if what == "input":
+        op.exec.mounts.add(input=3, dest="/", output=0)
+    if not what:
+        op.exec.mounts.add(input=-1, dest="/", output=0)
+        op.exec.mounts.add(input=-1, dest="/b", output=0)
+    op.exec.SetInParent()
+    return op
+
+
+def file_op(**given: int) -> Any:
+    op = ops_pb2.Op()
+    action = op.file.actions.add(input=given.get("input", -1), secondaryInput=given.get("second", -1), output=0)
+    action.mkdir.path = "/x"
+    return op
+
+
+def diff_op(lower: int) -> Any:
+    op = ops_pb2.Op()
+    op.diff.lower.input = lower
+    op.diff.upper.input = -1
+    return op
+
+
+@pytest.mark.parametrize(
+    ("op", "words"),
+    [
+        (ops_pb2.Op(), "invalid nil op"),
+        (exec_without("meta"), "invalid exec op with no meta"),
+        (exec_without("args"), "invalid exec op with no args"),
+        (exec_without("mounts"), "invalid exec op with no mounts"),
+        (exec_without("rootfs"), "invalid exec op with no rootfs"),
+        (exec_without("input"), "missing input 3"),
+        (exec_without(""), "two write to output 0"),
+        (ops_pb2.Op(file=ops_pb2.FileOp()), "invalid file op with no actions"),
+        (file_op(input=1), "invalid input index 1 of file action 0"),
+        (file_op(second=-2), "invalid input index -2 of file action 0"),
+        (ops_pb2.Op(diff=ops_pb2.DiffOp()), "invalid diff op with nil lower or upper input"),
+        (diff_op(4), "invalid diff input index 4"),
+        (ops_pb2.Op(passthrough=ops_pb2.PassthroughOp()), "invalid passthrough op with no id"),
+        (ops_pb2.Op(merge=ops_pb2.MergeOp(inputs=[ops_pb2.MergeInput(input=1)])), "invalid merge input index 1"),
+        (ops_pb2.Op(source=ops_pb2.SourceOp(identifier="x")), "invalid source identifier 'x'"),
+    ],
+)
+def test_wrong_operations_are_refused(op: Any, words: str) -> None:
+    made = Made()
+    with pytest.raises(load.Invalid, match=words):
+        load.load(made.end(made.add(op)))
+
+
+def test_wrong_graphs_are_refused() -> None:
+    with pytest.raises(load.Invalid, match="invalid empty definition"):
+        load.load(ops_pb2.Definition())
+    made = Made()
+    made.source()
+    with pytest.raises(load.Invalid, match="invalid missing input digest sha256:0"):
+        load.load(made.end("sha256:0"))
+    made = Made()
+    made.source()
+    with pytest.raises(load.Invalid, match="invalid LLB with 1 vertexes"):
+        load.load(made.definition)
+    made = Made()
+    made.source()
+    made.source("local://x")
+    with pytest.raises(load.Invalid, match="no inputs on last vertex"):
+        load.load(made.definition)
+    made = Made()
+    getattr(made.definition, "def").append(b"\xff\xff")
+    with pytest.raises(load.Invalid, match="failed to parse llb proto op"):
+        load.load(made.definition)
+    made = Made()
+    with pytest.raises(load.Invalid, match="invalid input 0 output index -1"):
+        load.load(made.end(made.source() + "#-1"))
+
+
+def test_a_tower_of_vertexes_costs_no_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Made()
+    top = made.source()
+    for number in range(3000):
+        top = made.run(str(number), root=top)
+    assert len(load.load(made.end(top)).vertexes) == 3001
+    monkeypatch.setattr(load, "DEPTH_MAX", 100)
+    with pytest.raises(load.Invalid, match="more than 100 vertexes one upon the other"):
+        load.load(made.definition)
+
+
+def test_a_policy_renames_what_stands_on_the_changed_source() -> None:
+    made = Made()
+    image = made.source()
+    step = made.run("true", root=image)
+    definition = made.end(step)
+    definition.metadata[step].description["llb.customname"] = "RUN true"
+
+    def policy(op: Any) -> bool:
+        op.source.identifier = "docker-image://docker.io/library/alpine:latest"
+        return True
+
+    graph = load.load(definition, policy=policy)
+    again = Made()
+    other = again.source("docker-image://docker.io/library/alpine:latest")
+    expected = again.run("true", root=other)
+    assert graph.root == load.Edge(expected, 0)
+    vertex = graph.vertexes[expected]
+    assert vertex.inputs == (load.Edge(other, 0),)
+    assert vertex.origin == step and vertex.name == "RUN true"
+
+
+def test_names_without_a_name() -> None:
+    made = Made()
+    one, two = made.source(), made.source("local://context")
+    merge = ops_pb2.Op()
+    merge.merge.inputs.add(input=0)
+    merge.merge.inputs.add(input=1)
+    top = made.add(merge, one, two)
+    op = ops_pb2.Op()
+    op.diff.lower.input = -1
+    op.diff.upper.input = 0
+    top = made.add(op, top)
+    graph = load.load(made.end(top))
+    assert graph.vertexes[top].name == (
+        "diff scratch -> (merge (docker-image://docker.io/library/busybox:latest, local://context))"
+    )
