@@ -207,13 +207,17 @@ class _Removal:
 
 
 def walk(
-    top: int, mounts: bool = True, enter: Callable[[int], bool] | None = None
+    top: int,
+    mounts: bool = True,
+    enter: Callable[[int], bool] | None = None,
+    skip: Callable[[bytes], bool] | None = None,
 ) -> Iterator[tuple[bytes, int, bytes, os.stat_result]]:
     """Everything below the open folder `top`, a folder before what is in it, names in order: (path below top, the
     folder that it is in, its name there, its status). The folder's descriptor is good until the next step.
 
     No link is followed. Without `mounts` what is in a mount below is left out; with `enter`, where that says no to the
-    mount, which is open. What vanishes or is moved away meanwhile is left out from there on."""
+    mount, which is open. What is in a folder whose path `skip` says yes to is left out. What vanishes or is moved away
+    meanwhile is left out from there on."""
     resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
     here = os.open(".", _FOLDER | os.O_CLOEXEC, dir_fd=top)
     # The way down: what each folder is, how long its path is, and what in it is still to come.
@@ -241,7 +245,7 @@ def walk(
             except FileNotFoundError:
                 continue
             yield inner, here, name, status
-            if not stat.S_ISDIR(status.st_mode):
+            if not stat.S_ISDIR(status.st_mode) or (skip is not None and skip(inner)):
                 continue
             try:
                 try:

@@ -149,6 +149,17 @@ def test_a_walk_sees_everything_once_and_does_not_recurse(tmp_path: Path) -> Non
     trees.remove_tree(str(tmp_path / "d"))  # pytest's own removal recurses
 
 
+def test_a_walk_skips_what_is_not_wanted(tmp_path: Path) -> None:
+    for path in ("a/x/1", "b/x/2", "c"):
+        (tmp_path / path).mkdir(parents=True)
+    top = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        seen = [path for path, *_ in trees.walk(top, skip=lambda path: path in (b"a/x", b"b"))]
+    finally:
+        os.close(top)
+    assert seen == [b"a", b"a/x", b"b", b"c"]
+
+
 def test_a_walk_goes_on_where_folders_are_moved_away(tmp_path: Path) -> None:
     """What is beside them is not left out."""
     (tmp_path / "top/a/b/c/d").mkdir(parents=True)
