@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
+
+from teu.buildkit.core.op import Record
 
 CONTENT = -1  # the output number in a key by content
 
@@ -39,16 +40,6 @@ def derived(digest: str, output: int, inputs: Sequence[Collection[Link]]) -> str
     for links in inputs:
         whole.update(b"\0" + "\0".join(min(links)).encode())
     return "derived:" + whole.hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A result that a cache has for a key: its name, when it was made (seconds since 1970), and what a remote cache
-    has of it (descriptors of layers), or None where the worker knows it by its name."""
-
-    id: str
-    created: float
-    remote: Any = None
 
 
 class Keys(Protocol):

@@ -23,7 +23,7 @@ from typing import Any
 from teu.buildkit.cache.contenthash import Tree
 from teu.buildkit.cache.database import Database, Execute
 from teu.buildkit.cache.keys import RANDOM, Link
-from teu.buildkit.cache.keys import Record as Result
+from teu.buildkit.core.op import Record as Result
 
 # What a record is of, as `docker buildx du --filter type=` has it.
 REGULAR = "regular"
