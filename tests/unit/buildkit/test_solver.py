@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from teu.api.buildkit import errdefs_pb2
+from teu.buildkit.cache import remote
+from teu.buildkit.cache.remote import RemoteKeys
 from teu.buildkit.cache.store import Store
 from teu.buildkit.core.errors import Cancelled, Error, NotFound
 from teu.buildkit.core.op import CacheMap, Context, Dependency, Gone, Record, Ref
@@ -124,6 +126,10 @@ class Step:
         return sha("content " + ref.value)
 
     def load(self, context: Context, record: Record, output: int) -> Ref:
+        if record.remote is not None:
+            with self.world.lock:
+                self.world.ran.append(f"pull {self.name}")
+            return self.world.new(record.remote[-1]["annotations"]["value"])
         with self.world.lock:
             if record.id not in self.world.values:
                 raise Gone(record.id)
@@ -765,6 +771,66 @@ def test_a_tower_of_vertexes(house: House) -> None:
     house.ran()
     assert house.build(graph) == "1499"
     assert house.ran() == ["load v1499"]
+
+
+# Caches from elsewhere
+
+
+def layers_of(house: House) -> Any:
+    """Each result is one layer, which has its value, and is made when that is asked for."""
+
+    def layers(result: str, make: bool) -> Any:
+        if not make:
+            return None
+        value = house.world.values[result]
+        return [{"mediaType": "x", "digest": sha("layer " + value), "size": 1, "annotations": {"value": value}}]
+
+    return layers
+
+
+def exported(house: House, graph: Graph, mode: str) -> RemoteKeys:
+    with house.solver.job("export") as job:
+        result = job.build(graph)
+        made = remote.export(result.chains(), layers_of(house), mode)
+        result.release()
+    written = remote.write(made, remote.Options(mode))
+    return remote.read("registry", written.config_data, remote.read_manifest(written.manifest_data).layers)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize(("mode", "second"), [("max", ["pull deps"]), ("min", ["deps", "image"])])
+def test_a_cache_of_another_host(house: House, tmp_path: Path, mode: str, second: list[str], warm: bool) -> None:
+    if warm:
+        house.build(chain(house.world).graph("make"))  # so that the export is of what was found, not made
+    cache = exported(house, chain(house.world).graph("make"), mode)
+    other_store = Store(str(tmp_path / "other.db"))
+    other = House(World(), other_store, Solver(other_store, resolve, 4))
+    assert other.build(chain(other.world).graph("make"), caches=[cache]) == "make(copy(deps(image()),context()))"
+    # Only what has to be known to find it: nothing by content, as it is the same definition.
+    assert other.ran() == ["pull make"]
+    # From now on it is one's own.
+    assert other.build(chain(other.world).graph("make")) == "make(copy(deps(image()),context()))"
+    assert other.ran() == ["load make"]
+    # What came with it for a step below depends on the mode.
+    drawing = chain(other.world)
+    drawing.steps["context"].digest = sha("other")
+    drawing.steps["context"].make = lambda values: "other"
+    assert other.build(drawing.graph("make"), caches=[cache]) == "make(copy(deps(image()),other))"
+    assert sorted(name for name in other.ran() if not name.endswith(("context", "copy", "make"))) == second
+    assert other.solver.close(5) and not other.world.leaked()
+    other_store.close()
+
+
+def test_by_content_in_a_cache_of_another_host(house: House, tmp_path: Path) -> None:
+    cache = exported(house, chain(house.world).graph("make"), "min")
+    other_store = Store(str(tmp_path / "other.db"))
+    other = House(World(), other_store, Solver(other_store, resolve, 4))
+    drawing = chain(other.world)
+    drawing.steps["context"].digest = sha("a checkout elsewhere")
+    assert other.build(drawing.graph("make"), caches=[cache]) == "make(copy(deps(image()),context()))"
+    assert other.ran() == ["context", "hash copy", "pull make"]
+    assert other.solver.close(5) and not other.world.leaked()
+    other_store.close()
 
 
 # Random graphs

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from teu.api.buildkit import errdefs_pb2
 from teu.buildkit.cache.keys import CONTENT, RANDOM, Keys, KeysKept, Link, root
+from teu.buildkit.cache.remote import Chain
 from teu.buildkit.core.errors import AlreadyExists, Cancelled, Error, NotFound, Unavailable
 from teu.buildkit.core.op import Op, Ref
 from teu.buildkit.llb.load import Graph, Vertex
@@ -54,21 +55,6 @@ class Failure:
     name: str
     log: bytes
     error: Error
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """One output of a graph as its cache is exported: its key in the main cache, the digest of its operation, for each
-    input the links that lead here, and the cached result ("" where only its key is known). `export` is what the
-    definition said of exporting it."""
-
-    key: str
-    digest: str
-    output: int
-    inputs: tuple[tuple[Link, ...], ...]
-    result: str
-    created: float
-    export: bool | None = None
 
 
 @dataclass(slots=True, eq=False)
