@@ -7,13 +7,14 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 
 from teu.api.buildkit import errdefs_pb2
 from teu.buildkit.cache import remote
@@ -21,9 +22,9 @@ from teu.buildkit.cache.remote import RemoteKeys
 from teu.buildkit.cache.store import Store
 from teu.buildkit.core.errors import Cancelled, Error, NotFound
 from teu.buildkit.core.op import CacheMap, Context, Dependency, Gone, Record, Ref
+from teu.buildkit.core.progress import Progress
 from teu.buildkit.llb.load import Edge, Graph, Metadata, Vertex
 from teu.buildkit.solver.jobs import Solver
-from teu.buildkit.solver.progress import Log, Status, VertexState, Warning
 
 
 def sha(text: str) -> str:
@@ -194,31 +195,22 @@ class Drawing:
         return Graph({one: self.vertexes[one] for one in order}, Edge(name, int(index or 0)))
 
 
-class Heard:
-    """A listener that remembers."""
+class Heard(Progress):
+    """A build's progress that remembers."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.states: list[VertexState] = []
-        self.logs: list[Log] = []
-        self.statuses: list[Status] = []
-        self.warnings: list[Warning] = []
+        super().__init__()
+        self.states: list[Any] = []
+        self.logs: list[Any] = []
+        self.statuses: list[Any] = []
+        self.warnings: list[Any] = []
 
-    def vertex(self, state: VertexState) -> None:
-        with self.lock:
-            self.states.append(state)
+    def event(self, key: Hashable, event: Message) -> None:
+        super().event(key, event)
+        kinds = {"Vertex": self.states, "VertexLog": self.logs, "VertexStatus": self.statuses}
+        kinds.get(type(event).__name__, self.warnings).append(event)
 
-    def log(self, log: Log) -> None:
-        with self.lock:
-            self.logs.append(log)
-
-    def status(self, status: Status) -> None:
-        self.statuses.append(status)
-
-    def warn(self, warning: Warning) -> None:
-        self.warnings.append(warning)
-
-    def last(self, digest: str) -> VertexState:
+    def last(self, digest: str) -> Any:
         return [state for state in self.states if state.digest == digest][-1]
 
 
@@ -470,7 +462,7 @@ def test_the_same_work_under_other_digests_runs_once(house: House) -> None:
         drawing.add(Step(house.world, context, make=lambda values: "same"))
         drawing.add(Step(house.world, copy, digest=sha("copy"), content=(0,), make=lambda values: "c"), context)
         drawing.add(Step(house.world, run, digest=sha("run"), delay=0.4, make=lambda values: "r"), copy)
-        with house.solver.job(f"job{number}", listener=heard[number]) as job:
+        with house.solver.job(f"job{number}", progress=heard[number]) as job:
             result = job.build(drawing.graph(run))
             results.append(result.ref.id)
             result.release()
@@ -485,8 +477,8 @@ def test_the_same_work_under_other_digests_runs_once(house: House) -> None:
     assert len([name for name in ran if name.startswith("load")]) <= 1
     assert results[0] == results[1]
     for number in range(2):
-        assert heard[number].last(f"run{number}").completed
-        assert b"begins" in b"".join(log.data for log in heard[number].logs if log.vertex == f"run{number}")
+        assert heard[number].last(f"run{number}").HasField("completed")
+        assert b"begins" in b"".join(log.msg for log in heard[number].logs if log.vertex == f"run{number}")
 
 
 def test_a_follower_goes_on_when_its_leader_goes_away(house: House) -> None:
@@ -510,6 +502,32 @@ def test_a_follower_goes_on_when_its_leader_goes_away(house: House) -> None:
     assert house.ran() == ["run1"]
     result.release()
     second.close()
+
+
+def test_what_stands_on_a_step_that_ran_again_is_other_work(house: House) -> None:
+    """One build has it anew, another takes what is cached: what is made of these at the same time is not the same."""
+
+    def drawing(value: str, ignore: bool) -> Graph:
+        made = Drawing()
+        made.add(Step(house.world, "fetch", make=lambda values: value), ignore=ignore)
+        made.add(Step(house.world, "more", delay=0.3), "fetch")
+        return made.graph("more")
+
+    fetch = drawing("old", False)
+    house.build(Graph({"fetch": fetch.vertexes["fetch"]}, Edge("fetch", 0)))
+    values: dict[str, str] = {}
+
+    def build(name: str, graph: Graph) -> None:
+        values[name] = house.build(graph, name)
+
+    plain = threading.Thread(target=build, args=("old", drawing("unused", False)))
+    plain.start()
+    time.sleep(0.1)
+    anew = threading.Thread(target=build, args=("new", drawing("new", True)))
+    anew.start()
+    plain.join()
+    anew.join()
+    assert values == {"old": "more(old)", "new": "more(new)"}
 
 
 def test_a_step_that_nobody_waits_for_is_cancelled_within_a_second(house: House) -> None:
@@ -571,7 +589,7 @@ def test_a_failed_step_is_told_with_its_last_lines(house: House) -> None:
     heard = Heard()
     drawing = chain(house.world)
     drawing.steps["copy"].fail = "process did not complete successfully: exit code: 1"
-    with house.solver.job("job", listener=heard) as job:
+    with house.solver.job("job", progress=heard) as job:
         with pytest.raises(Error, match="exit code: 1") as caught:
             job.build(drawing.graph("make"))
         assert job.failure is not None
@@ -579,7 +597,7 @@ def test_a_failed_step_is_told_with_its_last_lines(house: House) -> None:
         assert job.failure.log.splitlines()[0] == b"copy begins"
     assert errdefs_pb2.Vertex(digest="copy") in caught.value.details
     assert heard.last("copy").error == "process did not complete successfully: exit code: 1"
-    assert heard.last("make").started is None
+    assert not heard.last("make").HasField("started")
     assert "make" not in house.ran()
 
 
@@ -649,10 +667,10 @@ def test_nested_builds_give_up_their_place(house: House) -> None:
     names = [drawing.add(Step(house.world, f"outer{number}", during=during)) for number in range(6)]
     drawing.add(Step(house.world, "all"), *names)
     heard = Heard()
-    with house.solver.job("job", listener=heard) as job:
+    with house.solver.job("job", progress=heard) as job:
         job.build(drawing.graph("all")).release()
     assert Counter(house.ran())["inner"] == 1
-    assert heard.last("inner").completed
+    assert heard.last("inner").HasField("completed")
 
 
 def test_a_nested_build_ends_with_the_outer(house: House) -> None:
@@ -696,12 +714,12 @@ def test_progress_is_told_to_who_comes_later(house: House) -> None:
     for build in (early, late):
         build.wait().release()
     for heard in (first, second):
-        assert [log.data for log in heard.logs] == [b"run begins\n"]
-        assert [(status.id, status.name, status.current, status.total) for status in heard.statuses] == [
+        assert [log.msg for log in heard.logs] == [b"run begins\n"]
+        assert [(status.ID, status.name, status.current, status.total) for status in heard.statuses] == [
             ("layer", "pulling", 1, 2)
         ]
-        assert [warning.short for warning in heard.warnings] == ["careful"]
-        assert heard.last("run").completed and not heard.last("run").cached
+        assert [warning.short for warning in heard.warnings] == [b"careful"]
+        assert heard.last("run").HasField("completed") and not heard.last("run").cached
     one.close()
     two.close()
 
@@ -710,10 +728,10 @@ def test_cached_vertexes_are_shown_as_such(house: House) -> None:
     drawing = chain(house.world)
     house.build(drawing.graph("make"))
     heard = Heard()
-    with house.solver.job("job", listener=heard) as job:
+    with house.solver.job("job", progress=heard) as job:
         job.build(drawing.graph("make")).release()
     for name in ("make", "copy", "deps"):
-        assert heard.last(name).cached and heard.last(name).completed
+        assert heard.last(name).cached and heard.last(name).HasField("completed")
 
 
 def test_jobs_have_names(house: House) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from teu.buildkit.cache.keys import Keys, Link
 from teu.buildkit.core.op import CacheMap, Op, Record, Ref
 from teu.buildkit.llb.load import Vertex
-from teu.buildkit.solver.progress import Progress
+from teu.buildkit.solver.progress import Mirror, Work
 from teu.buildkit.solver.tasks import Task
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Node:
     vertex: Vertex
     op: Op
     inputs: tuple[tuple[Node, int], ...]
-    progress: Progress
+    progress: Work
     ignore_cache: bool
     number: int
     caches: list[Keys] = field(default_factory=list)
@@ -95,6 +95,7 @@ class Node:
     hashing: dict[int, Task] = field(default_factory=dict)
     executing: Task | None = None
     leader: Node | None = None  # who does the same work, and gives its results
+    mirror: Mirror | None = None  # by which its progress is that of the leader
     followers: list[Node] = field(default_factory=list)
     signature: tuple[frozenset[Link], ...] = ()
     results: list[Ref] | None = None

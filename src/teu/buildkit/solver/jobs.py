@@ -2,7 +2,7 @@
 """Builds: a Job is one client's, and has graphs built; the Solver is all of them on one graph.
 
     solver = Solver(store, resolve, parallelism=4)
-    with solver.job("ref", session, listener) as job:
+    with solver.job("ref", session, progress) as job:
         result = job.build(load(definition))     # waits; raises the first failed step's error
         ...
         result.release()
@@ -26,25 +26,14 @@ from teu.buildkit.cache.keys import CONTENT, RANDOM, Keys, KeysKept, Link, root
 from teu.buildkit.cache.remote import Chain
 from teu.buildkit.core.errors import AlreadyExists, Cancelled, Error, NotFound, Unavailable
 from teu.buildkit.core.op import Op, Ref
+from teu.buildkit.core.progress import Progress
 from teu.buildkit.llb.load import Graph, Vertex
 from teu.buildkit.solver.graph import Edge, Level, Node
-from teu.buildkit.solver.progress import Listener, Log, Progress, Status, VertexState, Warning
+from teu.buildkit.solver.progress import Work
 from teu.buildkit.solver.scheduler import Context, Scheduler, copied
 from teu.buildkit.solver.tasks import Task
 
 TAIL_LINES = 10
-
-
-class Silent:
-    """A listener for who wants to hear nothing."""
-
-    def vertex(self, state: VertexState) -> None: ...
-
-    def status(self, status: Status) -> None: ...
-
-    def log(self, log: Log) -> None: ...
-
-    def warn(self, warning: Warning) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +107,7 @@ class Job:
     solver: Solver
     id: str
     session: str
-    listener: Listener
+    progress: Progress | None
     nodes: list[Node] = field(default_factory=list)
     failure: Failure | None = None
     cleanups: list[Callable[[], None]] = field(default_factory=list)
@@ -176,14 +165,14 @@ class Solver:
 
     # Jobs
 
-    def job(self, id: str, session: str = "", listener: Listener | None = None) -> Job:
-        """A new one. Raises AlreadyExists, or Unavailable after `close`."""
+    def job(self, id: str, session: str = "", progress: Progress | None = None) -> Job:
+        """A new one; `progress` is told of all its vertexes. Raises AlreadyExists, or Unavailable after `close`."""
         with self.scheduler.lock:
             if self._closing:
                 raise Unavailable("the builder is shutting down")
             if id in self._jobs:
                 raise AlreadyExists(f"job ID {id} exists")
-            job = self._jobs[id] = Job(self, id, session, listener or Silent())
+            job = self._jobs[id] = Job(self, id, session, progress)
             return job
 
     def get(self, id: str) -> Job:
@@ -280,14 +269,11 @@ class Solver:
 
     def _made(self, vertex: Vertex, inputs: tuple[tuple[Node, int], ...], ignoring: bool) -> Node:
         op = self._resolve(vertex)
-        state = VertexState(
-            vertex.origin,
-            tuple(node.vertex.origin for node, _ in inputs),
-            vertex.name,
-            group=vertex.metadata.progress_group,
+        work = Work(
+            vertex.origin, vertex.name, [node.vertex.origin for node, _ in inputs], vertex.metadata.progress_group
         )
         self._count += 1
-        node = Node(vertex, op, inputs, Progress(state), ignoring, self._count)
+        node = Node(vertex, op, inputs, work, ignoring, self._count)
         for below, index in inputs:
             below.edge(index)
         self._active.setdefault(vertex.digest, []).append(node)
@@ -311,9 +297,8 @@ class Solver:
                 continue
             seen.add(one)
             for job in new:
-                one.progress.subscribe(job.listener)
-                if one.leader is not None:
-                    one.leader.progress.subscribe(job.listener, one.progress.state)
+                if job.progress is not None:
+                    job.progress.attach(one.progress)
             todo += one.held
 
     def _let_go(self, holder: Job | Node, nodes: Iterable[Node]) -> None:
@@ -322,8 +307,8 @@ class Solver:
         while todo:
             one, node = todo.pop()
             node.holders.discard(one)
-            if isinstance(holder, Job):
-                node.progress.unsubscribe(holder.listener)
+            if isinstance(holder, Job) and holder.progress is not None:
+                node.progress.leave(holder.progress)
             if node.holders or node.dropped:
                 continue
             active = self._active.get(node.vertex.digest, [])

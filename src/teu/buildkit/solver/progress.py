@@ -1,178 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told of a vertex while it is built: to all builds that need it, from its begin to those that come later."""
+"""What is told of a vertex while it is built: core.progress with what the solver knows beside it."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Hashable
 
-LOG_KEPT = 1 << 20  # bytes of a vertex's output that are told to those who come later
-WARNINGS_KEPT = 1000
-STATUSES_KEPT = 10_000
+from google.protobuf.message import Message
+
+from teu.api.buildkit import control_pb2
+from teu.buildkit.core.progress import Progress, Step
+
+TAIL_SIZE = 16 << 10  # bytes of the end of a step's output, kept for its error
 
 
-@dataclass(frozen=True, slots=True)
-class VertexState:
-    """moby.buildkit.v1.Vertex. Times are seconds since 1970, None where it has not come to that."""
+class Work(Step):
+    """A node's step. Builds that need it attach it; the last lines of its output stay, however much it was."""
 
-    digest: str
-    inputs: tuple[str, ...]
-    name: str
-    started: float | None = None
-    completed: float | None = None
-    cached: bool = False
-    error: str = ""
-    group: Any = None  # pb.ProgressGroup
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """moby.buildkit.v1.VertexStatus: a part of the work of a vertex."""
-
-    vertex: str
-    id: str
-    name: str
-    current: int
-    total: int
-    timestamp: float
-    started: float
-    completed: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """moby.buildkit.v1.VertexLog."""
-
-    vertex: str
-    stream: int
-    data: bytes
-    timestamp: float
-
-
-@dataclass(frozen=True, slots=True)
-class Warning:
-    """moby.buildkit.v1.VertexWarning; `more` has level, detail, url, info and ranges, where they were told."""
-
-    vertex: str
-    short: str
-    more: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Listener(Protocol):
-    """A build's stream of what happens. It is called by any thread and must not wait for anything."""
-
-    def vertex(self, state: VertexState) -> None: ...
-
-    def status(self, status: Status) -> None: ...
-
-    def log(self, log: Log) -> None: ...
-
-    def warn(self, warning: Warning) -> None: ...
-
-
-class Progress:
-    """One vertex. A listener knows it by a digest of its own: two builds may have different ones for the same work."""
-
-    def __init__(self, state: VertexState) -> None:
-        self._lock = threading.Lock()
-        self._state = state
-        self._logs: deque[Log] = deque()
-        self._kept = 0
-        self._statuses: dict[str, Status] = {}
-        self._warnings: list[Warning] = []
-        self._listeners: dict[Listener, VertexState] = {}
+    _tail = b""
 
     @property
-    def state(self) -> VertexState:
-        return self._state
-
-    def subscribe(self, listener: Listener, known_as: VertexState | None = None) -> None:
-        """Tell all that was, then all that comes. `known_as`: digest, name and inputs for this listener."""
-        with self._lock:
-            if listener in self._listeners:
-                return
-            self._listeners[listener] = own = known_as or self._state
-            listener.vertex(self._as(own))
-            for status in self._statuses.values():
-                listener.status(replace(status, vertex=own.digest))
-            for log in self._logs:
-                listener.log(replace(log, vertex=own.digest))
-            for warning in self._warnings:
-                listener.warn(replace(warning, vertex=own.digest))
-
-    def unsubscribe(self, listener: Listener) -> None:
-        with self._lock:
-            self._listeners.pop(listener, None)
-
-    def _as(self, own: VertexState) -> VertexState:
-        return replace(self._state, digest=own.digest, inputs=own.inputs, name=own.name, group=own.group)
-
-    def _changed(self) -> None:
-        for listener, own in self._listeners.items():
-            listener.vertex(self._as(own))
-
-    def started(self, *, cached: bool = False) -> None:
-        with self._lock:
-            self._state = replace(self._state, started=time.time(), completed=None, cached=cached, error="")
-            self._changed()
-
-    def completed(self, error: str = "", *, cached: bool = False) -> None:
-        with self._lock:
-            now = time.time()
-            started = self._state.started or now
-            self._state = replace(self._state, started=started, completed=now, cached=cached, error=error)
-            self._changed()
-
     def untouched(self) -> bool:
-        return self._state.started is None
+        """Nothing of it was ever begun."""
+        return not self.vertex.HasField("started")
 
     def log(self, stream: int, data: bytes) -> None:
-        log = Log(self._state.digest, stream, data, time.time())
         with self._lock:
-            self._logs.append(log)
-            self._kept += len(data)
-            while self._kept > LOG_KEPT and len(self._logs) > 1:
-                self._kept -= len(self._logs.popleft().data)
-            for listener, own in self._listeners.items():
-                listener.log(replace(log, vertex=own.digest))
+            self._tail = (self._tail + data)[-TAIL_SIZE:]
+        super().log(stream, data)
 
-    def status(self, id: str, name: str, current: int, total: int, completed: bool) -> None:
-        now = time.time()
-        with self._lock:
-            before = self._statuses.get(id)
-            status = Status(
-                self._state.digest,
-                id,
-                name,
-                current,
-                total,
-                now,
-                before.started if before else now,
-                now if completed else None,
-            )
-            if before or len(self._statuses) < STATUSES_KEPT:
-                self._statuses[id] = status
-            for listener, own in self._listeners.items():
-                listener.status(replace(status, vertex=own.digest))
+    def tail(self, lines: int) -> bytes:
+        """The last lines of the output."""
+        return b"".join(self._tail.splitlines(keepends=True)[-lines:])
 
-    def warn(self, short: str, more: Mapping[str, Any]) -> None:
-        warning = Warning(self._state.digest, short, more)
+    def mirrored(self, key: Hashable, event: Message) -> None:
+        """What another step that does this one's work tells, as this one's."""
         with self._lock:
-            if len(self._warnings) < WARNINGS_KEPT:
-                self._warnings.append(warning)
-            for listener, own in self._listeners.items():
-                listener.warn(replace(warning, vertex=own.digest))
+            if isinstance(event, control_pb2.Vertex):
+                if not event.HasField("started"):
+                    return
+                self.vertex.started.CopyFrom(event.started)
+                self.vertex.ClearField("completed")
+                if event.HasField("completed"):
+                    self.vertex.completed.CopyFrom(event.completed)
+                self.vertex.error, self.vertex.cached = event.error, event.cached
+                self._emit(key, self._copy())
+            elif isinstance(event, control_pb2.VertexStatus | control_pb2.VertexLog | control_pb2.VertexWarning):
+                mine = type(event)()
+                mine.CopyFrom(event)
+                mine.vertex = self.vertex.digest
+                if isinstance(mine, control_pb2.VertexLog):
+                    self._tail = (self._tail + mine.msg)[-TAIL_SIZE:]
+                self._emit(key, mine)
 
-    def tail(self, lines: int, size: int = 16 << 10) -> bytes:
-        """The last lines of the output, no more than `size` bytes."""
-        data = b""
-        with self._lock:
-            for log in reversed(self._logs):
-                data = log.data + data
-                if len(data) > size or data.count(b"\n") > lines:
-                    break
-        return b"".join(data[-size:].splitlines(keepends=True)[-lines:])
+
+class Mirror(Progress):
+    """Follows a leader's step, and tells all of it to that of a follower."""
+
+    def __init__(self, follower: Work) -> None:
+        super().__init__()
+        self._follower = follower
+
+    def event(self, key: Hashable, event: Message) -> None:
+        self._follower.mirrored(key, event)

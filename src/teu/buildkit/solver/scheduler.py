@@ -28,6 +28,7 @@ from teu.buildkit.core.errors import Cancelled, Error
 from teu.buildkit.core.op import CacheMap, Gone, Ref
 from teu.buildkit.llb.load import Vertex
 from teu.buildkit.solver.graph import Edge, Found, Level, Node
+from teu.buildkit.solver.progress import Mirror
 from teu.buildkit.solver.tasks import Kind, Task
 
 if TYPE_CHECKING:
@@ -380,7 +381,7 @@ class Scheduler:
 
         def run(task: Task) -> CacheMap:
             if telling:
-                node.progress.started()
+                node.progress.start()
             found = node.op.cache_key(self.context(node, task))
             if len(found.inputs) > len(node.inputs):
                 raise Error(f"invalid cache map: {len(found.inputs)} of {len(node.inputs)} inputs")
@@ -393,7 +394,7 @@ class Scheduler:
             elif not task.cancellation.cancelled:
                 node.error = self._own(node, error)
             if telling:
-                node.progress.completed("" if error is None else str(node.error or "context canceled"))
+                node.progress.complete("" if error is None else str(node.error or "context canceled"))
             self._look_all(node)
 
         node.mapping = self._start(self.ask, node, run, done)
@@ -447,8 +448,8 @@ class Scheduler:
                 else:
                     edge.ref = ref
                     edge.level = Level.COMPLETE
-                    if node.progress.untouched() or not node.inputs:
-                        node.progress.completed(cached=True)
+                    if node.progress.untouched or not node.inputs:
+                        node.progress.complete(cached=True)
                     self._inputs_cached(node)
             elif not task.cancellation.cancelled:
                 log.info("the cached result %s of %s: %s", chosen.record.id, node.vertex.name, error)
@@ -464,27 +465,32 @@ class Scheduler:
             return
         assert node.map is not None
         inputs = [below.edge(index) for below, index in node.inputs]
-        node.signature = tuple(frozenset(self._links(node, number, below.saved)) for number, below in enumerate(inputs))
+        node.signature = tuple(self._sign(node, number, below) for number, below in enumerate(inputs))
         for other in self._executing.get(node.map.digest, ()):
             if self._same_work(node, other):
                 node.leader = other
                 other.followers.append(node)
-                for job in node.jobs():
-                    other.progress.subscribe(job.listener, node.progress.state)
+                node.mirror = Mirror(node.progress)
+                other.progress.follow(node.mirror)
                 return
         refs = [below.ref for below in inputs]
         clones = [ref.clone() for ref in refs if ref is not None]
         self._executing.setdefault(node.map.digest, []).append(node)
 
         def run(task: Task) -> list[Ref]:
-            node.progress.started()
+            node.progress.start()
             with self.lock:
                 self._inputs_cached(node)
             results = list(node.op.execute(self.context(node, task), clones))
-            with self.changing():
-                plans = [self._plan(node.edge(index), ref.id) for index, ref in enumerate(results)]
-            for plan in plans:
-                self._save(plan)
+            try:
+                with self.changing():
+                    plans = [self._plan(node.edge(index), ref.id) for index, ref in enumerate(results)]
+                for plan in plans:
+                    self._save(plan)
+            except BaseException:
+                for ref in results:
+                    _release(ref)
+                raise
             return results
 
         def done(task: Task, value: list[Ref] | None, error: Exception | None) -> None:
@@ -493,30 +499,37 @@ class Scheduler:
             for ref in clones:
                 _release(ref)
             followers, node.followers = node.followers, []
+            told = "" if value is not None else "context canceled" if task.cancellation.cancelled else str(error)
+            node.progress.complete(told)
+            for follower in followers:
+                self._unmirror(follower, node)
             if value is not None:
-                node.progress.completed()
                 node.results = value
                 for follower in followers:
                     self._led(follower, [ref.clone() for ref in value])
                 if node.dropped:
                     self._release_results(node)
             elif task.cancellation.cancelled:
-                node.progress.completed("context canceled")
                 for follower in followers:
                     follower.leader = None
                     self._look_all(follower)
             else:
                 assert error is not None
                 node.error = self._own(node, error)
-                node.progress.completed(str(node.error))
                 for follower in followers:
                     follower.leader = None
                     follower.error = self._own(follower, error)
-                    follower.progress.completed(str(follower.error))
                     self._look_all(follower)
             self._look_all(node)
 
         node.executing = self._start(self.work, node, run, done)
+
+    def _sign(self, node: Node, number: int, below: Edge) -> frozenset[Link]:
+        """What an input is for this work: its content, or its keys; the very result, where that stands for no key."""
+        if number not in node.contents and not below.keys.get(self.cache.id):
+            assert below.ref is not None
+            return frozenset({(f"result:{below.ref.id}", "")})
+        return frozenset(self._links(node, number, below.keys.get(self.cache.id, ()), strong=True))
 
     def _same_work(self, node: Node, other: Node) -> bool:
         assert node.map is not None
@@ -527,6 +540,12 @@ class Scheduler:
         return len(node.signature) == len(other.signature) and all(
             mine & theirs for mine, theirs in zip(node.signature, other.signature)
         )
+
+    @staticmethod
+    def _unmirror(node: Node, leader: Node) -> None:
+        if node.mirror is not None:
+            leader.progress.leave(node.mirror)
+            node.mirror = None
 
     def _stopped(self, node: Node) -> None:
         assert node.map is not None
@@ -547,7 +566,6 @@ class Scheduler:
         plans = [self._plan(node.edge(index), ref.id) for index, ref in enumerate(results)]
         everything = [one for plan in plans for one in plan]
         self._start(self.ask, node, lambda task: self._save(everything), _nothing)
-        node.progress.completed()
         self._look_all(node)
 
     def _take(self, edge: Edge) -> None:
@@ -593,8 +611,8 @@ class Scheduler:
         todo = [below for below, _ in node.inputs]
         while todo:
             below = todo.pop()
-            if below.progress.untouched():
-                below.progress.completed(cached=True)
+            if below.progress.untouched:
+                below.progress.complete(cached=True)
                 todo += [one for one, _ in below.inputs]
 
     def _cancel_unwanted(self, edge: Edge) -> None:
@@ -614,8 +632,7 @@ class Scheduler:
         if node.leader is not None:
             leader, node.leader = node.leader, None
             leader.followers.remove(node)
-            for job in node.jobs() - leader.jobs():
-                leader.progress.unsubscribe(job.listener)
+            self._unmirror(node, leader)
             self._cancel_execution(leader)
         elif node.executing is not None and not node.followers:
             self.work.cancel(node.executing)
@@ -719,7 +736,7 @@ class Context:
         self._node.progress.status(name, action or name, current, total, completed)
 
     def warn(self, short: str, **more: Any) -> None:
-        self._node.progress.warn(short, more)
+        self._node.progress.warn(short, **more)
 
     def waiting(self) -> AbstractContextManager[None]:
         return self._task.kind.place_given_up()
