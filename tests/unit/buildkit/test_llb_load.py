@@ -208,6 +208,23 @@ def test_a_policy_renames_what_stands_on_the_changed_source() -> None:
     assert vertex.origin == step and vertex.name == "RUN true"
 
 
+@pytest.mark.parametrize("entitlement", [load.NETWORK_HOST, load.SECURITY_INSECURE])
+def test_entitlements(entitlement: str) -> None:
+    made = Made()
+    image = made.source()
+    op = ops_pb2.Op()
+    op.exec.meta.args.append("true")
+    op.exec.mounts.add(input=0, dest="/", output=0)
+    if entitlement == load.NETWORK_HOST:
+        op.exec.network = ops_pb2.HOST
+    else:
+        op.exec.security = ops_pb2.INSECURE
+    definition = made.end(made.add(op, image))
+    assert load.load(definition) and load.load(definition, entitlements=[entitlement])
+    with pytest.raises(load.NotAllowed, match=f"{entitlement} is not allowed"):
+        load.load(definition, entitlements=[])
+
+
 def test_names_without_a_name() -> None:
     made = Made()
     one, two = made.source(), made.source("local://context")

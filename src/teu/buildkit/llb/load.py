@@ -8,7 +8,7 @@ Invalid, in BuildKit's words, before anything runs. Nothing here recurses, so a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,11 +86,26 @@ class Graph:
 Policy = Callable[[Any], bool]  # is asked of each source operation, may change it: True then; raises where denied
 
 
-def load(definition: Any, *, policy: Policy | None = None, platform: Any = None) -> Graph:
+NETWORK_HOST = "network.host"
+SECURITY_INSECURE = "security.insecure"
+
+
+class NotAllowed(Invalid):
+    """A step needs an entitlement that the build was not given."""
+
+
+def load(
+    definition: Any,
+    *,
+    policy: Policy | None = None,
+    platform: Any = None,
+    entitlements: Collection[str] | None = None,
+) -> Graph:
     """The graph of a pb.Definition. Raises Invalid, caps.CapError, or what `policy` raises.
 
     `policy` is asked of every source, in the order of the definition; `platform` (pb.Platform) is given to operations
-    that name none. The definition itself is not changed."""
+    that name none; `entitlements` are those that the build has, None for a definition that nothing will run of. The
+    definition itself is not changed."""
     ops, last = _parse(definition)
     changed = set()
     if policy is not None:
@@ -109,6 +124,8 @@ def load(definition: Any, *, policy: Policy | None = None, platform: Any = None)
         metadata = _metadata(definition.metadata.get(digest) if digest in definition.metadata else None)
         _validate(op)
         caps.check(metadata.caps)
+        if entitlements is not None and op.WhichOneof("op") == "exec":
+            _entitled(op.exec, entitlements)
         name = (metadata.description or {}).get(CUSTOM_NAME) or _name(op, vertexes)
         key = renamed.get(digest, digest)
         inputs = tuple(Edge(one.digest, one.index) for one in op.inputs)
@@ -203,6 +220,15 @@ def _validate(op: Any) -> None:
     if kind is None:
         raise Invalid("invalid nil op")
     _CHECKS.get(kind, _anything)(op)
+
+
+def _entitled(step: Any, entitlements: Collection[str]) -> None:
+    for needed, entitlement in (
+        (step.network == ops_pb2.HOST, NETWORK_HOST),
+        (step.security == ops_pb2.INSECURE, SECURITY_INSECURE),
+    ):
+        if needed and entitlement not in entitlements:
+            raise NotAllowed(f"{entitlement} is not allowed")
 
 
 def _anything(op: Any) -> None:
