@@ -773,7 +773,7 @@ def test_a_broken_cache_fails_no_build(house: House, monkeypatch: pytest.MonkeyP
     def broken(*arguments: Any) -> Any:
         raise OSError("no space left on device")
 
-    for name in ("linked", "results", "save"):
+    for name in ("linked", "results", "save", "sync"):
         monkeypatch.setattr(house.store, name, broken)
     assert house.build(chain(house.world).graph("make")) == "make(copy(deps(image()),context()))"
 

@@ -59,7 +59,11 @@ class KeysKept(Keys, Protocol):
     """The cache that results are saved in."""
 
     def save(self, key: str, digest: str, output: int, inputs: Sequence[Iterable[Link]], result: str) -> None:
-        """Let all links lead to the key, which gets the result ("" for none). Durable when it returns."""
+        """Let all links lead to the key, which gets the result ("" for none). It outlives this process when this
+        returns, and a power cut with the next `sync`."""
+
+    def sync(self) -> None:
+        """All that was saved so far is on the disk when it returns."""
 
     def forget(self, result: str) -> None:
         """The result is gone; keys that lead nowhere now go, too."""

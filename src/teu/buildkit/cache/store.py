@@ -149,7 +149,7 @@ class Store:
     def save(self, key: str, digest: str, output: int, inputs: Sequence[Iterable[Link]], result: str) -> None:
         if key.startswith(RANDOM) or digest.startswith(RANDOM):
             return
-        with self._database.transaction() as execute:
+        with self._database.transaction(durable=False) as execute:
             for number, links in enumerate(inputs):
                 for source, selector in links:
                     if not source.startswith(RANDOM):
@@ -159,6 +159,9 @@ class Store:
                         )
             if result:
                 execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?)", (key, result, self._clock()))
+
+    def sync(self) -> None:
+        self._database.sync()
 
     def forget(self, result: str) -> None:
         with self._database.transaction(durable=False) as execute:

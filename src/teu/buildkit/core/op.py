@@ -103,7 +103,8 @@ class Context(Protocol):
 
 
 class Op(Protocol):
-    """One operation. Methods are called by any thread, one at a time; what they raise is the step's error."""
+    """One operation. Methods are called by any thread, for different inputs and outputs also at the same time; what
+    they raise is the step's error."""
 
     def cache_key(self, context: Context) -> CacheMap: ...
 

@@ -77,7 +77,12 @@ class Build:
         self._event.set()
 
     def wait(self) -> Result:
-        """The result. Raises the error of the step that failed, or Cancelled."""
+        """The result, whose keys are on the disk then. Raises the error of the step that failed, or Cancelled."""
+        result = self._wait()
+        self._solver.scheduler.sync()
+        return result
+
+    def _wait(self) -> Result:
         scheduler = self._solver.scheduler
         try:
             while True:

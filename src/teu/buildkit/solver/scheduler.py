@@ -336,6 +336,13 @@ class Scheduler:
                 log.exception("saving a result in the cache")
                 return
 
+    def sync(self) -> None:
+        """What was saved is on the disk, where that can be."""
+        try:
+            self.cache.sync()
+        except Exception:
+            log.exception("saving the cache")
+
     # Tasks
 
     def _start(
