@@ -105,8 +105,7 @@ def exec_without(what: str) -> Any:
     if what == "input":
         op.exec.mounts.add(input=3, dest="/", output=0)
     if not what:
-        op.exec.mounts.add(input=-1, dest="/", output=0)
-        op.exec.mounts.add(input=-1, dest="/b", output=0)
+        op.exec.mounts.add(input=-1, dest="/", output=7)
     op.exec.SetInParent()
     return op
 
@@ -134,7 +133,7 @@ def diff_op(lower: int) -> Any:
         (exec_without("mounts"), "invalid exec op with no mounts"),
         (exec_without("rootfs"), "invalid exec op with no rootfs"),
         (exec_without("input"), "missing input 3"),
-        (exec_without(""), "two write to output 0"),
+        (exec_without(""), "invalid mount output index 7"),
         (ops_pb2.Op(file=ops_pb2.FileOp()), "invalid file op with no actions"),
         (file_op(input=1), "invalid input index 1 of file action 0"),
         (file_op(second=-2), "invalid input index -2 of file action 0"),

@@ -249,16 +249,11 @@ def _exec(op: Any) -> None:
         raise Invalid("invalid exec op with no mounts")
     if not any(mount.dest == ROOT_MOUNT for mount in op.exec.mounts):
         raise Invalid("invalid exec op with no rootfs")
-    outputs: set[int] = set()
     for mount in op.exec.mounts:
         if mount.input != EMPTY and not 0 <= mount.input < len(op.inputs):
             raise Invalid(f"missing input {mount.input}")
         if mount.output > len(op.exec.mounts):
             raise Invalid(f"invalid mount output index {mount.output}")
-        if mount.output >= 0:
-            if mount.output in outputs:
-                raise Invalid(f"invalid mount: two write to output {mount.output}")
-            outputs.add(mount.output)
 
 
 def _file(op: Any) -> None:
