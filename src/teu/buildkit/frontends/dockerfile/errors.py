@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from teu.buildkit.llb.build import SourceMap
+
 
 class Range(NamedTuple):
     """Lines of the Dockerfile, both ends included."""
@@ -33,6 +35,7 @@ class DockerfileError(ValueError):
         super().__init__(message)
         self.message = message
         self.locations = list(locations)
+        self.source_map: SourceMap | None = None  # the Dockerfile that the places are in
 
     def at(self, location: Location) -> DockerfileError:
         """The same error, with one more place."""

@@ -513,9 +513,14 @@ def _healthcheck(node: Node, linter: Linter) -> Healthcheck:
     if not args:
         raise DockerfileError("Missing command after HEALTHCHECK CMD")
     test = [kind, *args] if node.json else ["CMD-SHELL", " ".join(args)]
-    times = [_interval(flags, name) for name in ("interval", "timeout", "start-period", "start-interval")]
+    health = Health(
+        test,
+        _interval(flags, "interval"),
+        _interval(flags, "timeout"),
+        _interval(flags, "start-period"),
+        _interval(flags, "start-interval"),
+    )
     retries = flags.text("retries")
-    count = 0
     if retries:
         if not re.match(r"[+-]?[0-9]+\Z", retries):
             raise DockerfileError(f"strconv.ParseInt: parsing {quoted(retries)}: invalid syntax")
@@ -524,7 +529,8 @@ def _healthcheck(node: Node, linter: Linter) -> Healthcheck:
             raise DockerfileError(f"strconv.ParseInt: parsing {quoted(retries)}: value out of range")
         if count < 0:
             raise DockerfileError(f"--retries cannot be negative ({count})")
-    return Healthcheck(*_base(node), Health(test, *times, count))
+        health.retries = count
+    return Healthcheck(*_base(node), health)
 
 
 def _expose(node: Node, linter: Linter) -> Expose:

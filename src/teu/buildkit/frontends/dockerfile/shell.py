@@ -361,3 +361,16 @@ def quoted(text: str) -> str:
             result.append(f"\\U{code:08x}")
     result.append('"')
     return "".join(result)
+
+
+def expanded(lexer: Lexer, text: str, environment: Mapping[str, str]) -> str:
+    """A line for people: with its variables, or as it is where these make no sense."""
+    try:
+        return lexer.word(text, environment)
+    except DockerfileError:
+        return text
+
+
+def upper_first(text: str) -> str:
+    first, space, rest = text.partition(" ")
+    return first.upper() + space + rest
