@@ -5,7 +5,7 @@ It knows no wire and reads no file: whatever it must know of images, contexts an
 
     parser, shell      text to instructions with their lines; words and variables
     instructions,      what each instruction may say
-      mounts, ports, gitref, patterns
+      mounts, ports, gitref, ignore
     lint               the build checks
     client, contexts   what is asked of the builder; where files come from
     stages, steps,     the stages under way, and what each instruction does to its stage

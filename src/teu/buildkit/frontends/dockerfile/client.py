@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from teu.api.buildkit import ops_pb2 as pb
+from teu.buildkit.core.errors import Error, unsupported_frontend_cap
 from teu.buildkit.frontends.dockerfile import lint
 from teu.buildkit.frontends.dockerfile.errors import DockerfileError, Location
 from teu.buildkit.frontends.dockerfile.mounts import csv_fields
@@ -73,8 +74,8 @@ class Client(Protocol):
     ) -> ImageConfig:
         """An image's configuration, from its registry or from (session, store) of an OCI layout.
 
-        log_name is the name of the vertex that the client sees meanwhile. Raises NotAnImage; DockerfileError where
-        the image is not to be had, which gets the image's name in front; anything else ends the build as it is.
+        log_name is the name of the vertex that the client sees meanwhile. Raises NotAnImage, or an Error: it
+        gets the name in front, and the place of the FROM.
         """
         ...
 
@@ -87,21 +88,6 @@ class Client(Protocol):
         ...
 
     def warn(self, note: Note) -> None: ...
-
-
-class UnsupportedCap(DockerfileError):
-    """The client asks for what this frontend does not know; `forward` says that another frontend may be asked."""
-
-    def __init__(self, name: str, forward: bool) -> None:
-        super().__init__(f"unsupported frontend capability {name}")
-        self.name = name
-        self.forward = forward
-
-
-class UnsupportedSubrequest(DockerfileError):
-    def __init__(self, name: str) -> None:
-        super().__init__(f"unsupported request {name}")
-        self.name = name
 
 
 @dataclass
@@ -155,14 +141,15 @@ def _after(raw: Mapping[str, str], prefix: str) -> dict[str, str]:
     return {key[len(prefix) :]: value for key, value in raw.items() if key.startswith(prefix)}
 
 
-def check_caps(wanted: str) -> UnsupportedCap | None:
-    """Raise for a capability that the client needs of the frontend; return what another frontend may have."""
+def check_caps(wanted: str) -> Error | None:
+    """Raise for a capability that the client needs of the frontend; return the error that holds unless another one
+    takes the request over."""
     missing = None
     for part in wanted.split(",") if wanted else ():
         name = part.partition("+")[0]
         if name not in FRONTEND_CAPS:
-            missing = UnsupportedCap(name, "+forward" in part)
-            if not missing.forward:
+            missing = unsupported_frontend_cap(name)
+            if "+forward" not in part:
                 raise missing
     return missing
 
@@ -213,7 +200,7 @@ def parse_options(given: Mapping[str, str], session: str = "", worker_platforms:
         try:
             options.lint = lint.parse_config(raw["build-arg:BUILDKIT_DOCKERFILE_CHECK"])
         except DockerfileError as error:
-            raise error.around("failed to parse build-arg:BUILDKIT_DOCKERFILE_CHECK") from None
+            raise error.prefixed("failed to parse build-arg:BUILDKIT_DOCKERFILE_CHECK") from None
     options.local_sessions = _after(raw, "local-sessionid:")
     return options
 
@@ -351,7 +338,7 @@ def _sbom(raw: Mapping[str, str]) -> tuple[str, dict[str, str]] | None:
             try:
                 fields = csv_fields(value)
             except DockerfileError as error:
-                raise error.around(f"failed to parse {kind}") from None
+                raise error.prefixed(f"failed to parse {kind}") from None
             if kind == "sbom":
                 found = fields
     if found is None:

@@ -19,9 +19,9 @@ from typing import Any
 from teu.buildkit.frontends.dockerfile import gitref
 from teu.buildkit.frontends.dockerfile.client import CONTEXT, DOCKERFILE, IGNORE_FILE, Client, NotAnImage, Options
 from teu.buildkit.frontends.dockerfile.errors import DockerfileError
+from teu.buildkit.frontends.dockerfile.ignore import read_ignore_file
 from teu.buildkit.frontends.dockerfile.image import Image
 from teu.buildkit.frontends.dockerfile.lint import boolean
-from teu.buildkit.frontends.dockerfile.patterns import read_ignore_file
 from teu.buildkit.llb import build, platforms
 from teu.buildkit.llb.build import Copy, Marks, SourceMap, State
 from teu.buildkit.llb.platforms import Platform

@@ -14,10 +14,12 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from teu.buildkit.core.errors import Error
 from teu.buildkit.frontends.dockerfile import lint, steps
 from teu.buildkit.frontends.dockerfile.client import Client, Options
 from teu.buildkit.frontends.dockerfile.contexts import Contexts, NamedContext
-from teu.buildkit.frontends.dockerfile.errors import DockerfileError, Location, did_you_mean, suggestion
+from teu.buildkit.frontends.dockerfile.errors import DockerfileError, Location, did_you_mean, ranges, suggestion
+from teu.buildkit.frontends.dockerfile.ignore import Ignored
 from teu.buildkit.frontends.dockerfile.image import Image, default_path
 from teu.buildkit.frontends.dockerfile.instructions import (
     Add,
@@ -34,7 +36,6 @@ from teu.buildkit.frontends.dockerfile.instructions import (
 )
 from teu.buildkit.frontends.dockerfile.lint import Linter, Warn
 from teu.buildkit.frontends.dockerfile.parser import find_directive, parse
-from teu.buildkit.frontends.dockerfile.patterns import Matcher
 from teu.buildkit.frontends.dockerfile.shell import Expansion, Lexer, quoted
 from teu.buildkit.frontends.dockerfile.stages import (
     SCRATCH,
@@ -89,7 +90,7 @@ def lint_config(data: bytes, options: Options) -> lint.Config:
     try:
         return lint.parse_config(found.value.partition(" ")[0])
     except DockerfileError as error:
-        raise error.around("failed to parse check options") from None
+        raise error.prefixed("failed to parse check options") from None
 
 
 def convert(
@@ -288,7 +289,7 @@ class _Conversion:
         try:
             found = self.lexer.expand(stage.platform, self.global_args)
         except DockerfileError as error:
-            raise error.around("failed to process arguments for platform ").at(stage.location) from None
+            raise error.prefixed("failed to process arguments for platform ").at(stage.location) from None
         self.report_unknown(found, stage.location, linter)
         same = found.text == self.global_args.get("TARGETPLATFORM", "")
         if found.matched == {"TARGETPLATFORM"} and not found.unmatched and same:
@@ -427,6 +428,8 @@ class _Conversion:
             self.base(work)
         except DockerfileError as error:
             raise error.at(work.stage.location) from None
+        except Error as error:
+            raise error.at_source(self.source_map.message(), ranges(work.stage.location)) from None
         finally:
             work.dispatched = work.dispatched or work.unregistered
 
@@ -451,12 +454,10 @@ class _Conversion:
         log = f"[{platform.full + ' ' if multi else ''}internal] load metadata for {name}"
         try:
             found = self.client.resolve_image_config(str(name), platform, self.options.resolve_mode, log)
-        except DockerfileError as error:
-            error = error.around(given)
-            options = [*self.works.names(), *_COMMON_IMAGES]
-            error.message = did_you_mean(error.message, given, options)
-            error.args = (error.message,)
-            raise error from None
+        except Error as error:
+            message = f"{given}: {error.message}"
+            error.args = (did_you_mean(message, given, [*self.works.names(), *_COMMON_IMAGES]),)
+            raise
         if found.reference != str(name):
             try:
                 name = reference.parse(found.reference)
@@ -514,7 +515,6 @@ class _Conversion:
         """Take the steps of all needed stages: (the paths of the context, what its State is to be put into)."""
         decided: list[State] = []
         paths: set[str] = set()
-        patterns = self.contexts.ignore_patterns() if self.uses_context() else []
         setting = Setting(
             self.options,
             self.works,
@@ -525,7 +525,7 @@ class _Conversion:
             self.platform,
             self.source_map,
             self.linter,
-            Matcher(patterns) if patterns else None,
+            self.ignored(),
             self.epoch,
         )
         for work in self.works.all:
@@ -545,13 +545,10 @@ class _Conversion:
         target.paths.add("/")
         return paths, decided
 
-    def uses_context(self) -> bool:
-        """Whether any step may look at the context: without one, its .dockerignore is not asked for."""
-        return any(
-            isinstance(step.instruction, Copy) or (isinstance(step.instruction, Run) and step.instruction.mount_texts)
-            for work in self.works.all
-            for step in work.steps
-        )
+    def ignored(self) -> Ignored | None:
+        """What the context's .dockerignore leaves out; it is always asked for, which clients see as a step."""
+        texts = self.contexts.ignore_patterns()
+        return Ignored(texts) if texts else None
 
     def begin(self, work: Work) -> None:
         work.inherit()

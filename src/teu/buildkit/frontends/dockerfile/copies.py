@@ -12,9 +12,9 @@ from urllib.parse import unquote, urlsplit
 from teu.buildkit.frontends.dockerfile import gitref, lint
 from teu.buildkit.frontends.dockerfile.contexts import internal
 from teu.buildkit.frontends.dockerfile.errors import DockerfileError
+from teu.buildkit.frontends.dockerfile.ignore import Ignored, clean, join
 from teu.buildkit.frontends.dockerfile.instructions import Add, Copy
 from teu.buildkit.frontends.dockerfile.lint import Linter
-from teu.buildkit.frontends.dockerfile.patterns import Matcher, clean, join
 from teu.buildkit.frontends.dockerfile.shell import expanded, quoted, upper_first
 from teu.buildkit.frontends.dockerfile.stages import Setting, Work
 from teu.buildkit.llb import build
@@ -25,7 +25,7 @@ _SYMBOLIC = re.compile(r"[ugoa]*(?:[-+=](?:[rwxXst]*|[ugo]))+(?:,[ugoa]*(?:[-+=]
 
 
 def copy(
-    work: Work, instruction: Copy, source: State, ignored: Matcher | None, setting: Setting, linter: Linter
+    work: Work, instruction: Copy, source: State, ignored: Ignored | None, setting: Setting, linter: Linter
 ) -> None:
     """Raises DockerfileError."""
     adds = isinstance(instruction, Add)
@@ -209,12 +209,12 @@ def _has_wildcards(text: str) -> bool:
     return any(mark in re.sub(r"\\.", "", text, flags=re.DOTALL) for mark in "*?[")
 
 
-def _check_ignored(path: str, adds: bool, ignored: Matcher | None, instruction: Copy, linter: Linter) -> None:
-    if ignored is None or ignored.has_exclusions:
+def _check_ignored(path: str, adds: bool, ignored: Ignored | None, instruction: Copy, linter: Linter) -> None:
+    if ignored is None or ignored.has_exceptions:
         return
     path = clean(path)
-    if path in (".", "/") and not any(pattern.text in ("*", "**", "**/*") for pattern in ignored.patterns):
+    if path in (".", "/") and not ignored.everything:
         return
-    if ignored.matches(path):
+    if path in ignored:
         text = f"Attempting to {'Add' if adds else 'Copy'} file {quoted(path)} that is excluded by .dockerignore"
         linter.run(lint.COPY_IGNORED_FILE, instruction.location, text)

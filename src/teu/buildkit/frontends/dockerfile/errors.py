@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from teu.buildkit.llb.build import SourceMap
+from teu.api.buildkit import ops_pb2
+from teu.buildkit.core.errors import Error
 
 
 class Range(NamedTuple):
@@ -28,14 +29,12 @@ def lines(start: int, end: int) -> Location:
     return tuple(Range(line, line) for line in range(start, max(start, end) + 1))
 
 
-class DockerfileError(ValueError):
+class DockerfileError(Error):
     """The Dockerfile, or what was asked of it, cannot be built. `locations` says the places, innermost first."""
 
     def __init__(self, message: str, *locations: Location) -> None:
         super().__init__(message)
-        self.message = message
         self.locations = list(locations)
-        self.source_map: SourceMap | None = None  # the Dockerfile that the places are in
 
     def at(self, location: Location) -> DockerfileError:
         """The same error, with one more place."""
@@ -48,11 +47,12 @@ class DockerfileError(ValueError):
         self.locations = [location]
         return self
 
-    def around(self, before: str) -> DockerfileError:
-        """The same error, with `before` and a colon in front of its message."""
-        self.message = f"{before}: {self.message}"
-        self.args = (self.message,)
-        return self
+
+def ranges(location: Location) -> list[ops_pb2.Range]:
+    """A place as protobuf has it; columns are not known."""
+    return [
+        ops_pb2.Range(start=ops_pb2.Position(line=part.start), end=ops_pb2.Position(line=part.end)) for part in location
+    ]
 
 
 def merged(locations: Iterable[Location]) -> Location:

@@ -5,8 +5,8 @@
     result = build(options, client)          # reads the Dockerfile by the client
     result = compile(text, options, client)  # where the text is there already
 
-Neither solves anything but what it must read; the definitions of the result are solved by who asked. A DockerfileError
-has places in the Dockerfile: `located` makes of it what clients show.
+Neither solves anything but what it must read; the definitions of the result are solved by who asked. Errors carry their
+places in the Dockerfile as details, which clients print with the lines.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from teu.api.buildkit import ops_pb2 as pb
+from teu.buildkit.core.errors import Error, unsupported_subrequest
 from teu.buildkit.frontends.dockerfile import convert, subrequests
-from teu.buildkit.frontends.dockerfile.client import Client, Note, Options, UnsupportedSubrequest, check_caps
+from teu.buildkit.frontends.dockerfile.client import Client, Note, Options, check_caps
 from teu.buildkit.frontends.dockerfile.contexts import Contexts
-from teu.buildkit.frontends.dockerfile.errors import DockerfileError, Location, merged
+from teu.buildkit.frontends.dockerfile.errors import DockerfileError, Location, merged, ranges
 from teu.buildkit.frontends.dockerfile.instructions import parse_stages
 from teu.buildkit.frontends.dockerfile.lint import Linter, Warning_
 from teu.buildkit.frontends.dockerfile.parser import parse, syntax_of
@@ -74,20 +75,10 @@ class Forward(Exception):
         self.location = location
 
 
-def located(error: DockerfileError, source_map: SourceMap) -> list[Any]:
-    """The errdefs' details of an error: a (pb.SourceInfo, [pb.Range]) for every place."""
-    info = source_map.message()
-    return [(info, ranges(location)) for location in error.locations]
-
-
-def ranges(location: Location) -> list[Any]:
-    return [pb.Range(start=pb.Position(line=part.start), end=pb.Position(line=part.end)) for part in location]
-
-
 def build(options: Options, client: Client, is_builtin: Callable[[str], bool] = lambda reference: True) -> Result:
     """Answer a request. `is_builtin` says of which # syntax= references this frontend takes the place.
 
-    Raises Forward for another one, DockerfileError (with the attribute `source_map` where there is a Dockerfile).
+    Raises Forward for another one, core.errors.Error for what is wrong.
     """
     missing = check_caps(options.raw.get("frontend.caps", ""))
     contexts = Contexts(options, client)
@@ -118,10 +109,12 @@ def answer(source_map: SourceMap, options: Options, contexts: Contexts, client: 
             return Result(metadata=_answer(request, source_map, options, contexts, client))
         return _build(source_map, options, contexts, client)
     except DockerfileError as error:
-        error.source_map = source_map
+        info = source_map.message()
+        for location in error.locations:
+            error.at_source(info, ranges(location))
         raise
     except BuildError as error:
-        raise DockerfileError(f"failed to marshal LLB definition: {error}") from error
+        raise Error(f"failed to marshal LLB definition: {error}") from error
 
 
 def _answer(
@@ -149,7 +142,7 @@ def _answer(
     if request == subrequests.CONVERT:
         found = convert.convert(source_map, options, contexts, client, platform, None)
         return subrequests.converted(found.state.definition(found.platform))
-    raise UnsupportedSubrequest(request)
+    raise unsupported_subrequest(request)
 
 
 def _build(source_map: SourceMap, options: Options, contexts: Contexts, client: Client) -> Result:

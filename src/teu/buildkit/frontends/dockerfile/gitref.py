@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from teu.buildkit.frontends.dockerfile.errors import DockerfileError
+from teu.buildkit.frontends.dockerfile.ignore import join
 from teu.buildkit.frontends.dockerfile.lint import boolean
-from teu.buildkit.frontends.dockerfile.patterns import join
 from teu.buildkit.frontends.dockerfile.shell import quoted
 
 _SCHEME = re.compile(r"([a-zA-Z0-9]+)://")

@@ -638,9 +638,7 @@ def parse_stages(parsed: Parsed, linter: Linter) -> tuple[list[Stage], list[Arg]
         try:
             found = parse_instruction(node, linter)
         except DockerfileError as error:
-            error.message = f"dockerfile parse error on line {node.start}: {error.message}"
-            error.args = (error.message,)
-            raise
+            raise error.prefixed(f"dockerfile parse error on line {node.start}") from None
         if isinstance(found, Stage):
             stages.append(found)
         elif stages:

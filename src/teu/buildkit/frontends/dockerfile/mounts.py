@@ -102,7 +102,7 @@ def parse_mount(text: str, expand: Expand | None) -> Mount:
     try:
         fields = csv_fields(text)
     except DockerfileError as error:
-        raise error.around("failed to parse csv mounts") from None
+        raise error.prefixed("failed to parse csv mounts") from None
     mount = Mount()
     readonly: bool | None = None
     for given in fields:
@@ -208,7 +208,7 @@ def parse_device(text: str) -> Device:
     try:
         fields = csv_fields(text)
     except DockerfileError as error:
-        raise error.around("failed to parse csv devices") from None
+        raise error.prefixed("failed to parse csv devices") from None
     name, required = "", False
     for given in fields:
         key, separator, value = given.partition("=")

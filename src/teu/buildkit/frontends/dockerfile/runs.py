@@ -8,11 +8,11 @@ from collections.abc import Mapping
 
 from teu.buildkit.frontends.dockerfile.contexts import internal
 from teu.buildkit.frontends.dockerfile.errors import DockerfileError
+from teu.buildkit.frontends.dockerfile.ignore import clean, join
 from teu.buildkit.frontends.dockerfile.image import Image
 from teu.buildkit.frontends.dockerfile.instructions import Argument, Run
 from teu.buildkit.frontends.dockerfile.mounts import Mount as Asked
 from teu.buildkit.frontends.dockerfile.parser import heredoc_in, without_tabs
-from teu.buildkit.frontends.dockerfile.patterns import clean, join
 from teu.buildkit.frontends.dockerfile.shell import Lexer, expanded, quoted, upper_first
 from teu.buildkit.frontends.dockerfile.stages import Setting, Work
 from teu.buildkit.llb import build

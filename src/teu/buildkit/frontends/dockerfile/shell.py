@@ -68,7 +68,7 @@ class Lexer:
         try:
             text, words = scan.until("", self.raw_escapes)
         except DockerfileError as error:
-            raise error.around(f"failed to process {quoted(word)}") from None
+            raise error.prefixed(f"failed to process {quoted(word)}") from None
         return Expansion(text, words, scan.matched, scan.unmatched)
 
     def word(self, word: str, environment: Mapping[str, str] = _EMPTY) -> str:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from teu.buildkit.frontends.dockerfile.client import Options
 from teu.buildkit.frontends.dockerfile.contexts import NamedContext
 from teu.buildkit.frontends.dockerfile.errors import DockerfileError, Location
+from teu.buildkit.frontends.dockerfile.ignore import Ignored, join
 from teu.buildkit.frontends.dockerfile.image import Image
 from teu.buildkit.frontends.dockerfile.instructions import Argument, Copy, Instruction, Run, Stage
 from teu.buildkit.frontends.dockerfile.lint import Linter
-from teu.buildkit.frontends.dockerfile.patterns import Matcher, join
 from teu.buildkit.frontends.dockerfile.shell import Lexer
 from teu.buildkit.llb import platforms
 from teu.buildkit.llb.build import Marks, Proxy, SourceMap, State
@@ -271,7 +271,7 @@ class Setting:
     target_platform: Platform
     source_map: SourceMap | None
     linter: Linter
-    ignored: Matcher | None
+    ignored: Ignored | None
     epoch: int | None
 
     def marks(self, instruction: Instruction, name: str, work: Work) -> Marks:

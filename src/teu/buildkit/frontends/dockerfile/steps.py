@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from teu.buildkit.frontends.dockerfile import copies, lint, ports, runs
 from teu.buildkit.frontends.dockerfile.errors import DockerfileError, suggestion
+from teu.buildkit.frontends.dockerfile.ignore import join
 from teu.buildkit.frontends.dockerfile.image import health_document, health_line
 from teu.buildkit.frontends.dockerfile.instructions import (
     Add,
@@ -35,7 +36,6 @@ from teu.buildkit.frontends.dockerfile.instructions import (
     Workdir,
 )
 from teu.buildkit.frontends.dockerfile.lint import Linter
-from teu.buildkit.frontends.dockerfile.patterns import join
 from teu.buildkit.frontends.dockerfile.shell import Lexer, expanded, quoted, upper_first
 from teu.buildkit.frontends.dockerfile.stages import ArgInfo, Setting, Step, Work
 from teu.buildkit.llb.build import Mkdir, owner
