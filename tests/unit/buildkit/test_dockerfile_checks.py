@@ -7,8 +7,8 @@ import base64
 import json
 
 import pytest
-
 from dockerfiles import Builder, compiled, findings, image
+
 from teu.buildkit.core.errors import Unimplemented
 from teu.buildkit.frontends.dockerfile import lint
 from teu.buildkit.frontends.dockerfile.errors import DockerfileError
@@ -26,7 +26,8 @@ OTHER = {**image(), "architecture": "arm64"}
         (
             "FROM a\nrun b\nRUN c",
             [
-                "ConsistentInstructionCasing: Command 'run' should match the case of the command majority (uppercase) (line 2)"
+                "ConsistentInstructionCasing: Command 'run' should match the case of the command majority (uppercase) "
+                "(line 2)"
             ],
         ),
         (
@@ -91,7 +92,8 @@ OTHER = {**image(), "architecture": "arm64"}
         (
             "FROM --platform=linux/arm64 a AS b\nFROM scratch",
             [
-                'FromPlatformFlagConstDisallowed: FROM --platform flag should not use constant value "linux/arm64" (line 1)'
+                'FromPlatformFlagConstDisallowed: FROM --platform flag should not use constant value "linux/arm64" '
+                "(line 1)"
             ],
         ),
         ("FROM --platform=linux/arm64 a AS b-arm64\nFROM scratch", []),
@@ -116,8 +118,8 @@ OTHER = {**image(), "architecture": "arm64"}
         (
             "FROM a\n# check=skip=JSONArgsRecommended\nCMD b\nENTRYPOINT c",
             [
-                "JSONArgsRecommended: JSON arguments recommended for ENTRYPOINT to prevent unintended behavior related to "
-                "OS signals (line 4)"
+                "JSONArgsRecommended: JSON arguments recommended for ENTRYPOINT to prevent unintended behavior related "
+                "to OS signals (line 4)"
             ],
         ),
     ],

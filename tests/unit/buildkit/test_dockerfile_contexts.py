@@ -8,8 +8,8 @@ import json
 from typing import Any
 
 import pytest
-
 from dockerfiles import AMD64, DIGEST, Builder, image, names, options, steps, vertexes
+
 from teu.buildkit.core.errors import Error, Unimplemented
 from teu.buildkit.frontends.dockerfile import frontend
 from teu.buildkit.frontends.dockerfile.client import Client, ImageConfig, NotAnImage, parse_options

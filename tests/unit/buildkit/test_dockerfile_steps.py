@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from dockerfiles import Builder, config, history, image, names, steps
+
 from teu.api.buildkit import ops_pb2 as pb
 
 
@@ -178,8 +178,9 @@ def test_a_process_by_default() -> None:
 def test_every_mount() -> None:
     line = (
         "RUN --mount=type=bind,source=s,target=b --mount=type=bind,rw,target=/w --mount=type=cache,target=/c/ "
-        "--mount=type=cache,target=/d,id=i,sharing=private,uid=1,mode=0700 --mount=type=cache,target=/e,from=img,src=/z "
-        "--mount=type=tmpfs,target=/t,size=1k --mount=type=secret,id=s,required,uid=5 "
+        "--mount=type=cache,target=/d,id=i,sharing=private,uid=1,mode=0700 "
+        "--mount=type=cache,target=/e,from=img,src=/z --mount=type=tmpfs,target=/t,size=1k "
+        "--mount=type=secret,id=s,required,uid=5 "
         "--mount=type=secret,id=t,env=TOKEN --mount=type=secret,target=/x/y --mount=type=ssh,id=k,target=/k x"
     )
     found = steps(f"FROM a\nWORKDIR /wd\n{line}")[-1].op

@@ -18,7 +18,8 @@ from teu.buildkit.frontends.dockerfile.lint import Linter
 from teu.buildkit.frontends.dockerfile.shell import expanded, quoted, upper_first
 from teu.buildkit.frontends.dockerfile.stages import Setting, Work
 from teu.buildkit.llb import build
-from teu.buildkit.llb.build import Action, Group, Marks, Mkfile, State
+from teu.buildkit.llb.actions import Action
+from teu.buildkit.llb.build import Group, Marks, Mkfile, State
 from teu.oci import digest as digests
 
 _SYMBOLIC = re.compile(r"[ugoa]*(?:[-+=](?:[rwxXst]*|[ugo]))+(?:,[ugoa]*(?:[-+=](?:[rwxXst]*|[ugo]))+)*\Z")
