@@ -8,7 +8,15 @@ import pytest
 from teu.buildkit.frontends.dockerfile.errors import DockerfileError, suggestion
 from teu.buildkit.frontends.dockerfile.shell import Lexer, quoted
 
-ENVIRONMENT = {"x": "foobar", "empty": "", "path": "a/b/c", "file": "x.tar.gz", "two": "a b", "star": "a*b*c"}
+ENVIRONMENT = {
+    "x": "foobar",
+    "empty": "",
+    "path": "a/b/c",
+    "file": "x.tar.gz",
+    "two": "a b",
+    "star": "a*b*c",
+    "lines": "abc\nab",
+}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +62,16 @@ ENVIRONMENT = {"x": "foobar", "empty": "", "path": "a/b/c", "file": "x.tar.gz", 
         ("${x/o*/1}", "f1"),
         ("${x//o/}", "fbar"),
         ("${unset/a/b}", ""),
+        ("${star/a\\*b/x}", "x*c"),
+        ("${path//*/x}", "x"),
+        ("${path/*c/x}", "x"),
+        ("${path/*d/x}", "a/b/c"),
+        ("${path//b*/x}", "a/x"),
+        ("${x/o*a/1}", "f1r"),
+        ("${lines/a*/x}", "x\nab"),
+        ("${lines//a*/x}", "x\nx"),
+        ("${lines##*b}", "c\nab"),
+        ("${x//\\?/z}", "foobar"),
         ("'$x'", "$x"),
         ('"$x"', "foobar"),
         ('"a\\"b"', 'a"b'),
@@ -132,6 +150,16 @@ def test_ways_of_a_lexer() -> None:
 def test_nesting_has_an_end() -> None:
     with pytest.raises(DockerfileError, match="nested too deeply"):
         Lexer().word("${a:-" * 500 + "x" + "}" * 500)
+
+
+def test_no_pattern_and_no_word_takes_long() -> None:
+    environment = {"x": "a" * 100_000, "y": "a" * 1000}
+    for word in ("${x//*a*a*a*a*a*a*a*b/}", "${x//a*b/}", "${x##*a*a*a*b}", "${x%%b*a*a*a*}", "${y//a/bb}"):
+        assert Lexer().word(word, environment)
+    with pytest.raises(DockerfileError, match="expands to more than 131072 characters"):
+        Lexer().word("$x$x$x", environment)
+    with pytest.raises(DockerfileError, match="longer than 1024"):
+        Lexer().word("${x#" + "?" * 2000 + "}", environment)
 
 
 def test_suggestions() -> None:

@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from teu.buildkit.frontends.dockerfile.errors import DockerfileError
 
 _SPECIAL = "@*#?-$!0"
+WORD_LIMIT = 128 << 10  # characters of one expanded word: Linux takes no longer variable
+PATTERN_LIMIT = 1024
 _EMPTY: Mapping[str, str] = {}
 
 
@@ -44,7 +46,7 @@ class Lexer:
     """Expands words. `escape` is the Dockerfile's escape character.
 
     raw_quotes and raw_escapes leave these in the result; process_quotes=False takes quotes for common characters;
-    keep_unset leaves a variable that is not set as it was written.
+    keep_unset leaves a variable that is not set as it was written. `limit` is how long a result may be, in characters.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class Lexer:
         raw_escapes: bool = False,
         process_quotes: bool = True,
         keep_unset: bool = False,
+        limit: int = WORD_LIMIT,
     ) -> None:
         self.escape = escape
+        self.limit = limit
         self.raw_quotes = raw_quotes
         self.raw_escapes = raw_escapes
         self.process_quotes = process_quotes
@@ -137,14 +141,18 @@ class _Scan:
         self.depth += 1
         if self.depth > 100:
             raise DockerfileError("syntax error: substitutions are nested too deeply")
+        size = 0
         try:
             while character := self.peek():
+                if size > self.lexer.limit:
+                    raise DockerfileError(f"it expands to more than {self.lexer.limit} characters")
                 if character == stop:
                     self.next()
                     words.close()
                     return "".join(result), words.done
                 if character == "$":
                     part = self.dollar()
+                    size += len(part)
                     words.add(part)
                     result.append(part)
                     continue
@@ -296,45 +304,118 @@ class _Scan:
         value = self.value(name)
         if value is None and self.lexer.keep_unset:
             return f"${{{name}/{pattern}/{replacement}}}"
-        expression = _expression(pattern, greedy=True, shown=pattern)
-        return expression.sub(lambda _match: replacement, value or "", count=0 if every else 1)
+        return _replaced(pattern, value or "", replacement, every)
 
 
-def _expression(pattern: str, greedy: bool, shown: str) -> re.Pattern[str]:
-    """The regular expression of a shell pattern of * and ?."""
-    result = []
-    at = 0
-    while at < len(pattern):
-        character = pattern[at]
-        at += 1
-        if character == "*":
-            result.append(".*" if greedy else ".*?")
-        elif character == "?":
-            result.append(".")
-        elif character == "\\":
-            following = pattern[at : at + 1]
-            if following and following in "}/":
-                continue
-            if not following or following not in "*?\\":
-                raise DockerfileError(
-                    f"invalid pattern ({shown}) in substitution: invalid escape '\\{following or chr(0xFFFD)}'"
-                )
-            result.append("\\" + following)
+class _Glob:
+    """A pattern of * and ?, matched in a time that grows with the text's length alone.
+
+    Between the stars are parts of a fixed length. The first place of each part leaves the most room for the others, so
+    none is tried twice; only the last one stands where the shortest or the longest match wants it. A star crosses no
+    end of a line, as with the regular expressions that BuildKit makes of such patterns.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        if len(pattern) > PATTERN_LIMIT:
+            raise DockerfileError(f"invalid pattern in substitution: longer than {PATTERN_LIMIT} characters")
+        parts = [""]
+        at = 0
+        while at < len(pattern):
+            character = pattern[at]
             at += 1
-        else:
-            result.append(re.escape(character))
-    return re.compile("".join(result))
+            if character == "*":
+                parts.append("")
+            elif character == "?":
+                parts[-1] += "."
+            elif character != "\\":
+                parts[-1] += re.escape(character)
+            else:
+                following = pattern[at : at + 1]
+                if following and following in "}/":
+                    continue
+                if not following or following not in "*?\\":
+                    raise DockerfileError(
+                        f"invalid pattern ({pattern}) in substitution: invalid escape '\\{following or chr(0xFFFD)}'"
+                    )
+                parts[-1] += "\\" + following
+                at += 1
+        self.parts = [re.compile(part) for part in parts]
+
+    def end(self, text: str, start: int, greedy: bool) -> int | None:
+        """The end of the match that begins at `start`."""
+        match = self.parts[0].match(text, start)
+        if match is None or len(self.parts) == 1:
+            return None if match is None else match.end()
+        stop = text.find("\n", match.end())
+        stop = len(text) if stop < 0 else stop
+        for part in self.parts[1:-1]:
+            match = part.search(text, match.end(), stop)
+            if match is None:
+                return None
+        last = self.parts[-1]
+        if not greedy:
+            match = last.search(text, match.end(), stop)
+            return None if match is None else match.end()
+        for at in range(stop, match.end() - 1, -1):
+            found = last.match(text, at, stop)
+            if found is not None:
+                return found.end()
+        return None
+
+    def find(self, text: str, start: int) -> tuple[int, int] | None:
+        """The first match from `start` on, as long as it can be."""
+        while start <= len(text):
+            first = self.parts[0].search(text, start)
+            if first is None:
+                return None
+            end = self.end(text, first.start(), True)
+            if end is not None:
+                return first.start(), end
+            if len(self.parts) == 1:
+                return None
+            # What does not fit behind the first place does not fit behind a later one of the line.
+            line = text.find("\n", first.end())
+            if line < 0:
+                return None
+            start = line + 1
+        return None
 
 
 def _trimmed(pattern: str, value: str, greedy: bool, at_end: bool) -> str:
     """`value` without the beginning, or the end, that the pattern matches."""
     if not at_end:
-        match = _expression(pattern, greedy, pattern).match(value)
-        return value[match.end() :] if match else value
-    # Of an end, neither the shortest nor the longest is what a leftmost search finds: so search backwards in both.
+        end = _Glob(pattern).end(value, 0, greedy)
+        return value if end is None else value[end:]
+    # Of an end, neither the shortest nor the longest is what a search from the left finds: so turn both around.
     backwards = "".join(reversed(re.findall(r"\\.|.", pattern, re.DOTALL)))
-    match = _expression(backwards, greedy, backwards).match(value[::-1])
-    return value[: len(value) - match.end()] if match else value
+    end = _Glob(backwards).end(value[::-1], 0, greedy)
+    return value if end is None else value[: len(value) - end]
+
+
+def _replaced(pattern: str, value: str, replacement: str, every: bool) -> str:
+    """`value` with the replacement in the place of the first, or of every, match."""
+    glob = _Glob(pattern)
+    result: list[str] = []
+    at = 0
+    while True:
+        found = glob.find(value, at)
+        if found is None:
+            break
+        start, end = found
+        if end == start and start and start == at and result:
+            # An empty match right behind another one is none.
+            found = glob.find(value, at + 1)
+            if found is None:
+                break
+            start, end = found
+        result += [value[at:start], replacement]
+        at = end
+        if not every or start == len(value):
+            break
+        if end == start:
+            result.append(value[at : at + 1])
+            at += 1
+    return "".join(result) + value[at:]
 
 
 _ESCAPES = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}

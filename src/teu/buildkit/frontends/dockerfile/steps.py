@@ -40,6 +40,8 @@ from teu.buildkit.frontends.dockerfile.shell import Lexer, expanded, quoted, upp
 from teu.buildkit.frontends.dockerfile.stages import ArgInfo, Setting, Step, Work
 from teu.buildkit.llb.build import Mkdir, owner
 
+CONTENT_LIMIT = 8 << 20  # characters of a file that a Dockerfile holds, expanded
+PORTS_LIMIT = 3 * 65536
 SBOM_CONTEXT = "BUILDKIT_SBOM_SCAN_CONTEXT"
 SBOM_STAGE = "BUILDKIT_SBOM_SCAN_STAGE"
 _DENIED = re.compile(
@@ -60,7 +62,7 @@ def take(work: Work, step: Step, setting: Setting) -> None:
         return found.text
 
     def expand_contents(word: str) -> str:
-        found = Lexer(process_quotes=False).expand(word, work.state.environment)
+        found = Lexer(process_quotes=False, limit=CONTENT_LIMIT).expand(word, work.state.environment)
         report_undefined(instruction, work.args, work.state.environment, found.unmatched, linter)
         return found.text
 
@@ -248,6 +250,8 @@ def _expose(work: Work, instruction: Expose, setting: Setting, linter: Linter) -
     for word in instruction.ports:
         for port in setting.lexer.words(word, work.state.environment):
             found += ports.parse(port, instruction.location, linter)
+            if len(found) > PORTS_LIMIT:
+                raise DockerfileError("EXPOSE names more ports than there are")
     exposed = work.image.config.setdefault("ExposedPorts", {})
     for port in found:
         exposed[port] = {}
