@@ -90,6 +90,11 @@ def test_triggers_of_an_image() -> None:
     assert kept["OnBuild"] == ["RUN z"]
 
 
+def test_an_image_whose_trigger_copies_from_itself() -> None:
+    images = {"docker.io/library/a:latest": image(OnBuild=["COPY --from=a / /x"])}
+    assert names("FROM a", Builder(images))[-1] == "[2/2] ONBUILD COPY --from=a / /x"
+
+
 def test_history_and_configuration() -> None:
     text = """FROM a
 ARG A=1 B

@@ -351,6 +351,8 @@ class _Conversion:
             self.resolve_bases(needed)
             new = False
             for work in self.in_order(needed):
+                if work.dispatched:
+                    continue  # an image that only gives files takes no steps: its triggers could ask for itself
                 work.inherit()
                 triggers = list(work.image.config.get("OnBuild") or [])
                 if work.base is not None and not work.triggers_taken:

@@ -120,7 +120,7 @@ def answer(source_map: SourceMap, options: Options, contexts: Contexts, client: 
 def _answer(
     request: str, source_map: SourceMap, options: Options, contexts: Contexts, client: Client
 ) -> subrequests.Metadata:
-    platform = options.platforms[0] if options.platforms else None
+    platform = None  # a question is about the Dockerfile, not about what --platform would make of it
     if request == subrequests.DESCRIBE:
         return subrequests.describe()
     if request == subrequests.TARGETS:
