@@ -18,6 +18,7 @@ import pytest
 from runc_bundle import BASE, Bundle, new_bundle
 
 from teu.coldstart import archive as archives
+from teu.runc.commands import COMMANDS
 
 pytestmark = pytest.mark.needs("packages")
 
@@ -108,6 +109,14 @@ def test_short_commands_do_not_need_importlib(bundle: Bundle, tmp_path: Path) ->
     finally:
         archive().write_bytes(whole)
     assert json.loads(bundle.runc("features").stdout)["ociVersionMin"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_finds_its_modules(bundle: Bundle, command: str) -> None:
+    """Those of the archive, and those for which importlib comes in the middle of another import."""
+    refused = bundle.runc(command, "no-such-container", *(["true"] if command == "exec" else []))
+    assert refused.returncode
+    assert "internal error" not in refused.stderr
 
 
 def test_a_warning_costs_no_start(bundle: Bundle) -> None:

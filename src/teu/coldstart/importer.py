@@ -24,6 +24,7 @@ modules: dict[str, tuple[int, int, str]] = {}
 extensions: dict[str, str] = {}
 loads: Any = None
 importlib_came: Any = None
+importlib_is_here = False
 
 
 def _install(sys_module: Any, imp_module: Any) -> None:
@@ -90,7 +91,12 @@ def _from_file(name: str) -> None:
 
 
 def become_importlib() -> None:
-    """Put importlib in the place of this."""
+    """Put importlib in the place of this; once, though an import that was under way may ask for it again: its parent
+    or another name of its list has brought importlib then."""
+    global importlib_is_here
+    if importlib_is_here:
+        return
+    importlib_is_here = True
     came = importlib_came
     # it would take them for the frozen ones of these names
     ours = {name: sys.modules.pop(name) for name in modules if name in sys.modules}
