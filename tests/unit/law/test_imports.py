@@ -43,6 +43,7 @@ BUILDKIT_ROOMS = (
     "cache",
     "session",
     "llb",
+    "config",
     "core",
 )
 
