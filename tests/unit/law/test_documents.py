@@ -20,8 +20,8 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md")
 
 # With these a path of this tree begins: names at its top, and the folders and files of src/teu, which are named
 # without it. What is not there any more is listed as well, so that a path into it is missed.
-PARTS = ("api", "cli", "coldstart", "config.py", "containerd", "ctr", "engine", "linux", "oci", "runc", "shim")
-PARTS += ("systemd", "ttrpc")
+PARTS = ("api", "buildkit", "cli", "coldstart", "config.py", "containerd", "ctr", "engine", "linux", "oci", "runc")
+PARTS += ("shim", "systemd", "ttrpc")
 TOPS = (".ci", "benchmarks", "bin", "completions", "dev", "etc", "man", "packaging", "protos", "src", "systemd")
 TOPS += ("tests",)
 SOURCE_FILE = re.compile(r"[\w.*{},-]+\.(?:py|c|md|sh)")
@@ -199,7 +199,10 @@ def test_its_programs_are_those_that_may_not_know_each_other() -> None:
 def test_its_floors_are_those_of_the_law() -> None:
     import test_containerd_floors
     import test_engine_floors
+    import test_imports
 
+    drawn = ARCHITECTURE.partition("in `src/teu/buildkit`")[2].split("\n\n")[1].splitlines()
+    assert [room.strip() for room in drawn] == list(test_imports.BUILDKIT_ROOMS)
     for law in (test_engine_floors, test_containerd_floors):
         after = ARCHITECTURE.partition(f"`tests/unit/law/{law.__name__}.py`")[2]
         drawn = after.split("\n\n")[1].splitlines()

@@ -36,13 +36,14 @@ BUILDKIT_ROOMS = (
     "control",
     "frontends",
     "exporters",
-    "solver",
     "ops",
     "sources",
-    "cache",
     "worker",
+    "solver",
+    "cache",
     "session",
     "llb",
+    "config",
     "core",
 )
 

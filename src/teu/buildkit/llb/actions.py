@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from teu.api.buildkit import ops_pb2 as pb
 from teu.buildkit.llb.marks import text, texts
-
-if TYPE_CHECKING:
-    from teu.buildkit.llb.build import State
+from teu.buildkit.llb.outputs import Files
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ class Remove:
 class Copy:
     """A copy out of another State. mode is octal, or None to keep it; mode_text is symbolic (u+x)."""
 
-    source: State
+    source: Files
     src: str
     dest: str
     owner: Owner | None = None

@@ -22,6 +22,7 @@ from teu.api.buildkit import ops_pb2 as pb
 from teu.buildkit.llb import platforms
 from teu.buildkit.llb.actions import Action, Copy, Mkdir, Mkfile, Owner, Remove, Symlink, clean, join, owner
 from teu.buildkit.llb.marks import BuildError, Group, Marks, SourceMap, texts
+from teu.buildkit.llb.outputs import Later, Output, Vertex, settled_output
 from teu.buildkit.llb.platforms import Platform
 from teu.buildkit.llb.vertexes import (
     SSH,
@@ -31,17 +32,13 @@ from teu.buildkit.llb.vertexes import (
     Diff,
     Exec,
     File,
-    Later,
     Merge,
     Mount,
-    Output,
     Process,
     Proxy,
     Secret,
     Source,
     Ulimit,
-    Vertex,
-    settled_output,
 )
 from teu.oci import jsontext
 

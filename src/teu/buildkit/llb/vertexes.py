@@ -5,63 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from teu.api.buildkit import ops_pb2 as pb
 from teu.buildkit.llb.actions import Action, Copy
 from teu.buildkit.llb.marks import BuildError, Marks, text, texts
+from teu.buildkit.llb.outputs import Files, Output, Vertex, settled_output
 from teu.buildkit.llb.platforms import Platform
-
-if TYPE_CHECKING:
-    from teu.buildkit.llb.build import State
 
 NO_INPUT = -1
 NO_OUTPUT = -1
-
-
-class Vertex:
-    """An operation."""
-
-    def __init__(self, marks: Marks) -> None:
-        self.marks = marks
-
-    def inputs(self) -> list[Output]:
-        """The outputs of other operations that it needs, each once, in a fixed order."""
-        return []
-
-    def op(self, refer: Callable[[Output], Any], default: Platform) -> Any:
-        """The pb.Op; `refer` gives the pb.Input of an output."""
-        raise NotImplementedError
-
-
-class Output:
-    """One result of an operation. `platform` is what a State made of it runs on, where the operation knows."""
-
-    def __init__(self, vertex: Vertex, index: int = 0, platform: Platform | None = None) -> None:
-        self.vertex = vertex
-        self.index = index
-        self.platform = platform
-
-    def settled(self) -> Output | None:
-        return self
-
-
-class Later(Output):
-    """An output that is known only before the definition is made: `settle` is asked once, then. None is scratch."""
-
-    def __init__(self, settle: Callable[[], State]) -> None:
-        self._settle = settle
-        self._state: State | None = None
-        self.platform = None
-
-    def settled(self) -> Output | None:
-        if self._state is None:
-            self._state = self._settle()
-        return self._state.output.settled() if self._state.output is not None else None
-
-
-def settled_output(output: Output | None) -> Output | None:
-    return None if output is None else output.settled()
 
 
 def _platform_message(platform: Platform) -> Any:
@@ -131,7 +84,7 @@ class Mount:
     """
 
     target: str
-    source: State | None = None
+    source: Files | None = None
     selector: str = ""
     readonly: bool = False
     cache: str = ""
@@ -218,7 +171,7 @@ class Exec(Vertex):
     """A process in a State, with mounts; those that are written to are outputs, the root the first of them by path."""
 
     def __init__(
-        self, base: State, args: Sequence[str], mounts: Iterable[Mount], process: Process, marks: Marks
+        self, base: Files, args: Sequence[str], mounts: Iterable[Mount], process: Process, marks: Marks
     ) -> None:
         super().__init__(marks)
         self.base = base
@@ -285,7 +238,23 @@ class Exec(Vertex):
         sockets = [socket.target or f"/run/buildkit/ssh_agent.{at}" for at, socket in enumerate(process.ssh)]
         if sockets:
             environment.setdefault("SSH_AUTH_SOCK", sockets[0])
-        meta = run.meta
+        self._meta(run.meta, environment)
+        run.network = _NETWORK[self.network]
+        run.security = pb.INSECURE if process.insecure else pb.SANDBOX
+        run.cdiDevices.extend(pb.CDIDevice(name=text(one.name), optional=one.optional) for one in process.devices)
+        self._mount(run, inputs)
+        self._hand_secrets(run)
+        for socket, target in zip(process.ssh, sockets, strict=True):
+            message = run.mounts.add(input=NO_INPUT, dest=text(target), mountType=pb.SSH)
+            message.SSHOpt.CopyFrom(
+                pb.SSHOpt(
+                    ID=text(socket.id), uid=socket.uid, gid=socket.gid, mode=socket.mode, optional=socket.optional
+                )
+            )
+        return op
+
+    def _meta(self, meta: Any, environment: Mapping[str, str]) -> None:
+        process = self.process
         meta.args.extend(texts(self.args))
         meta.env.extend(text(f"{key}={value}") for key, value in environment.items())
         meta.cwd = text(self.base.directory)
@@ -307,9 +276,8 @@ class Exec(Vertex):
                     all_proxy=text(proxy.all),
                 )
             )
-        run.network = _NETWORK[self.network]
-        run.security = pb.INSECURE if process.insecure else pb.SANDBOX
-        run.cdiDevices.extend(pb.CDIDevice(name=text(one.name), optional=one.optional) for one in process.devices)
+
+    def _mount(self, run: Any, inputs: _Inputs) -> None:
         written = 0
         for mount in self.mounts:
             message = run.mounts.add()
@@ -331,7 +299,9 @@ class Exec(Vertex):
                 message.mountType = pb.TMPFS
                 message.TmpfsOpt.SetInParent()
                 message.TmpfsOpt.size = mount.tmpfs
-        for secret in process.secrets:
+
+    def _hand_secrets(self, run: Any) -> None:
+        for secret in self.process.secrets:
             if secret.env is not None:
                 run.secretenv.add(ID=text(secret.id), name=text(secret.env), optional=secret.optional)
             if secret.target is not None:
@@ -341,20 +311,12 @@ class Exec(Vertex):
                         ID=text(secret.id), uid=secret.uid, gid=secret.gid, mode=secret.mode, optional=secret.optional
                     )
                 )
-        for socket, target in zip(process.ssh, sockets, strict=True):
-            message = run.mounts.add(input=NO_INPUT, dest=text(target), mountType=pb.SSH)
-            message.SSHOpt.CopyFrom(
-                pb.SSHOpt(
-                    ID=text(socket.id), uid=socket.uid, gid=socket.gid, mode=socket.mode, optional=socket.optional
-                )
-            )
-        return op
 
 
 class File(Vertex):
     """Changes of files, one after the other."""
 
-    def __init__(self, base: State, actions: Iterable[Action], marks: Marks) -> None:
+    def __init__(self, base: Files, actions: Iterable[Action], marks: Marks) -> None:
         super().__init__(marks)
         self.base = base
         self.actions = tuple(actions)
@@ -384,7 +346,7 @@ class File(Vertex):
 
 
 class Merge(Vertex):
-    def __init__(self, states: Sequence[State], marks: Marks) -> None:
+    def __init__(self, states: Sequence[Files], marks: Marks) -> None:
         super().__init__(marks)
         self.states = list(states)
         marks.caps.add("mergeop")
@@ -401,7 +363,7 @@ class Merge(Vertex):
 
 
 class Diff(Vertex):
-    def __init__(self, lower: State, upper: State, marks: Marks) -> None:
+    def __init__(self, lower: Files, upper: Files, marks: Marks) -> None:
         super().__init__(marks)
         self.lower = lower
         self.upper = upper
@@ -421,7 +383,7 @@ class Diff(Vertex):
 class Build(Vertex):
     """A definition that another operation wrote into a file."""
 
-    def __init__(self, source: State, filename: str, marks: Marks) -> None:
+    def __init__(self, source: Files, filename: str, marks: Marks) -> None:
         super().__init__(marks)
         self.source = source
         self.filename = filename

@@ -13,16 +13,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from teu.buildkit.cache.keys import Keys, Link
 from teu.buildkit.core.op import CacheMap, Op, Record, Ref
+from teu.buildkit.core.progress import Progress
 from teu.buildkit.llb.load import Vertex
 from teu.buildkit.solver.progress import Mirror, Work
 from teu.buildkit.solver.tasks import Task
 
-if TYPE_CHECKING:
-    from teu.buildkit.solver.jobs import Job
+
+class Holder(Protocol):
+    """A build, as its nodes know it."""
+
+    @property
+    def session(self) -> str: ...
+    @property
+    def progress(self) -> Progress | None: ...
 
 
 class Level(IntEnum):
@@ -85,7 +92,7 @@ class Node:
     ignore_cache: bool
     number: int
     caches: list[Keys] = field(default_factory=list)
-    holders: set[Job | Node] = field(default_factory=set)
+    holders: set[Holder | Node] = field(default_factory=set)
     held: set[Node] = field(default_factory=set)
     users: list[Edge] = field(default_factory=list)  # edges that have an edge of this as an input
     edges: dict[int, Edge] = field(default_factory=dict)
@@ -110,7 +117,7 @@ class Node:
             edge.matched = [False] * len(self.inputs)
         return edge
 
-    def jobs(self) -> set[Job]:
+    def jobs(self) -> set[Holder]:
         """The builds that need this: directly, or because it is built for a node of theirs."""
         found: set[Any] = set()
         seen: set[Node] = set()

@@ -21,18 +21,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from teu.buildkit.cache.keys import CONTENT, RANDOM, Keys, KeysKept, Link, derived, intersection, root
 from teu.buildkit.core.errors import Cancelled, Error
 from teu.buildkit.core.op import CacheMap, Gone, Ref
 from teu.buildkit.llb.load import Vertex
-from teu.buildkit.solver.graph import Edge, Found, Level, Node
+from teu.buildkit.solver.graph import Edge, Found, Holder, Level, Node
 from teu.buildkit.solver.progress import Mirror
 from teu.buildkit.solver.tasks import Kind, Task
-
-if TYPE_CHECKING:
-    from teu.buildkit.solver.jobs import Job
 
 log = logging.getLogger("teu.buildkit")
 
@@ -155,7 +152,12 @@ class Scheduler:
         edge.level = max(edge.level, Level.SLOW)
         if wanted < Level.COMPLETE:
             return [Level.NONE if node.ignore_cache else Level.SLOW] * count
-        # All that stands below has to be there now.
+        return self._make(edge, inputs)
+
+    def _make(self, edge: Edge, inputs: Sequence[Edge]) -> list[Level]:
+        """No cache has it: all that stands below has to be there now. Raises _Failed."""
+        node = edge.node
+        count = len(inputs)
         if not self._all(inputs, Level.COMPLETE):
             return [Level.COMPLETE] * count
         missing = [number for number in range(count) if self._has_content(node, number) and number not in node.contents]
@@ -172,7 +174,7 @@ class Scheduler:
                 edge.probed = ()  # others may have saved something since
                 self._probe(edge)
                 if edge.found:
-                    return self._found(edge, wanted)
+                    return self._found(edge, Level.COMPLETE)
             self._execute(node)
         return [Level.COMPLETE] * count
 
@@ -501,35 +503,40 @@ class Scheduler:
             return results
 
         def done(task: Task, value: list[Ref] | None, error: Exception | None) -> None:
-            node.executing = None
-            self._stopped(node)
             for ref in clones:
                 _release(ref)
-            followers, node.followers = node.followers, []
-            told = "" if value is not None else "context canceled" if task.cancellation.cancelled else str(error)
-            node.progress.complete(told)
-            for follower in followers:
-                self._unmirror(follower, node)
-            if value is not None:
-                node.results = value
-                for follower in followers:
-                    self._led(follower, [ref.clone() for ref in value])
-                if node.dropped:
-                    self._release_results(node)
-            elif task.cancellation.cancelled:
-                for follower in followers:
-                    follower.leader = None
-                    self._look_all(follower)
-            else:
-                assert error is not None
-                node.error = self._own(node, error)
-                for follower in followers:
-                    follower.leader = None
-                    follower.error = self._own(follower, error)
-                    self._look_all(follower)
-            self._look_all(node)
+            self._executed(node, task, value, error)
 
         node.executing = self._start(self.work, node, run, done)
+
+    def _executed(self, node: Node, task: Task, value: list[Ref] | None, error: Exception | None) -> None:
+        """The end of an execution, for the node and for those that follow it: results, an error, or neither where it
+        was cancelled."""
+        node.executing = None
+        self._stopped(node)
+        followers, node.followers = node.followers, []
+        told = "" if value is not None else "context canceled" if task.cancellation.cancelled else str(error)
+        node.progress.complete(told)
+        for follower in followers:
+            self._unmirror(follower, node)
+        if value is not None:
+            node.results = value
+            for follower in followers:
+                self._led(follower, [ref.clone() for ref in value])
+            if node.dropped:
+                self._release_results(node)
+        elif task.cancellation.cancelled:
+            for follower in followers:
+                follower.leader = None
+                self._look_all(follower)
+        else:
+            assert error is not None
+            node.error = self._own(node, error)
+            for follower in followers:
+                follower.leader = None
+                follower.error = self._own(follower, error)
+                self._look_all(follower)
+        self._look_all(node)
 
     def _sign(self, node: Node, number: int, below: Edge) -> frozenset[Link]:
         """What an input is for this work: its content, or its keys; the very result, where that stands for no key."""
@@ -728,7 +735,7 @@ class Context:
     def on_cancel(self, call: Callable[[], None]) -> AbstractContextManager[None]:
         return self._task.cancellation.calling(call)
 
-    def jobs(self) -> set[Job]:
+    def jobs(self) -> set[Holder]:
         with self._scheduler.lock:
             return self._node.jobs()
 

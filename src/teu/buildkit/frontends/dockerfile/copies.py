@@ -37,16 +37,8 @@ def copy(
     platform = work.platform or setting.target_platform
     shown = upper_first(expanded(setting.lexer, instruction.code, environment))
     name = work.prefixed(shown, platform, environment)
-    said = ["ADD" if adds else "COPY"]
-    if instruction.parents:
-        said.append("--parents")
-    if instruction.chown:
-        said.append("--chown=" + instruction.chown)
-    if instruction.chmod:
-        said.append("--chmod=" + instruction.chmod)
     actions: list[Action] = []
     for path in instruction.sources:
-        said.append(path)
         found = gitref.parse(path)
         if found is not None and not found.looks_local:
             if not adds:
@@ -65,13 +57,11 @@ def copy(
             _check_ignored(path, adds, ignored, instruction, linter)
             actions.append(_files(instruction, source, path, destination, common))
     for content in instruction.contents:
-        said.append("<<" + content.path)
         marks = internal("preparing inline document")
         marks.platform = work.platform
         data = content.data.encode("utf-8", "surrogateescape")
         state = build.scratch().file(Mkfile(content.path, 0o644, data), marks)
         actions.append(build.Copy(state, content.path, destination, create_dest=True, **common))
-    said.append(instruction.destination)
 
     marks = setting.marks(instruction, name, work)
     if instruction.link and not instruction.chmod:
@@ -88,7 +78,19 @@ def copy(
         work.state = work.state.at(merged.output)
     else:
         work.state = work.state.file(actions, marks)
-    work.image.commit(" ".join(said) + " # buildkit", True, setting.epoch)
+    work.image.commit(_history_line(instruction), True, setting.epoch)
+
+
+def _history_line(instruction: Copy) -> str:
+    said = ["ADD" if isinstance(instruction, Add) else "COPY"]
+    if instruction.parents:
+        said.append("--parents")
+    if instruction.chown:
+        said.append("--chown=" + instruction.chown)
+    if instruction.chmod:
+        said.append("--chmod=" + instruction.chmod)
+    said += [*instruction.sources, *("<<" + content.path for content in instruction.contents), instruction.destination]
+    return " ".join(said) + " # buildkit"
 
 
 def _destination(state: State, path: str) -> str:

@@ -17,6 +17,7 @@ from teu.buildkit.frontends.dockerfile.lint import boolean
 from teu.buildkit.frontends.dockerfile.shell import quoted
 
 _SCHEME = re.compile(r"([a-zA-Z0-9]+)://")
+_SWITCHES = {"keep-git-dir": "keep_git_dir", "submodules": "submodules", "fetch-by-commit": "fetch_by_commit"}
 _SCP = re.compile(r"([a-zA-Z0-9\-_]+)@([a-zA-Z0-9\-.]+):(.*?)(?:\?(.*?))?(?:#(.*))?\Z", re.DOTALL)
 
 
@@ -79,7 +80,7 @@ def _query(found: GitRef, query: str) -> None:
         if len(values) > 1:
             raise DockerfileError(f"query {quoted(key)} has multiple values")
         value = values[0]
-        if not value and key not in ("submodules", "keep-git-dir", "fetch-by-commit"):
+        if not value and key not in _SWITCHES:
             raise DockerfileError(f"query {quoted(key)} has no value")
         if key == "ref":
             found.ref = _agreed("ref", found.ref, value)
@@ -91,22 +92,21 @@ def _query(found: GitRef, query: str) -> None:
             found.subdir = _agreed("subdir", found.subdir, value)
         elif key in ("checksum", "commit"):
             found.checksum = value
-        elif key in ("keep-git-dir", "submodules", "fetch-by-commit"):
+        elif key in _SWITCHES:
             state = boolean(value) if value else True
             if state is None:
                 raise DockerfileError(f"invalid {key} value: {quoted(value)}")
-            if key == "keep-git-dir":
-                found.keep_git_dir = state
-            elif key == "submodules":
-                found.submodules = state
-            else:
-                found.fetch_by_commit = state
+            setattr(found, _SWITCHES[key], state)
         elif key == "mtime":
             if value not in ("checkout", "commit"):
                 raise DockerfileError(f'invalid mtime value: {quoted(value)} (must be "checkout" or "commit")')
             found.mtime = value
         else:
             raise DockerfileError(f"unexpected query {quoted(key)}")
+    _name(found, tag, branch)
+
+
+def _name(found: GitRef, tag: str, branch: str) -> None:
     if tag and branch:
         raise DockerfileError("branch conflicts with tag")
     for prefix, name in (("refs/tags/", tag), ("refs/heads/", branch)):

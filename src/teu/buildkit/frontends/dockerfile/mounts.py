@@ -19,6 +19,14 @@ _KEYS = (
     *("type", "from", "source", "target", "readonly", "id", "sharing", "required", "size", "mode", "uid", "gid"),
     *("src", "dst", "destination", "ro", "rw", "readwrite", "env"),
 )
+_TEXTS = {  # what is taken as it is given
+    "from": "origin",
+    **dict.fromkeys(("source", "src"), "source"),
+    **dict.fromkeys(("target", "dst", "destination"), "target"),
+    "id": "id",
+    "env": "env",
+}
+_NUMBERS = {"mode": 8, "uid": 10, "gid": 10}  # and to which base
 _SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+) ?([kKmMgGtTpP]?)[iI]?[bB]?\Z", re.ASCII)
 
 
@@ -134,16 +142,14 @@ def parse_mount(text: str, expand: Expand | None) -> Mount:
 
 
 def _set(mount: Mount, key: str, value: str, given: str) -> None:
-    if key == "type":
+    if key in _TEXTS:
+        setattr(mount, _TEXTS[key], value)
+    elif key in _NUMBERS:
+        setattr(mount, key, _number(key, value, _NUMBERS[key]))
+    elif key == "type":
         mount.type = value.lower()
         if mount.type not in TYPES:
             raise DockerfileError(did_you_mean(f"unsupported mount type {quoted(value)}", value, TYPES))
-    elif key == "from":
-        mount.origin = value
-    elif key in ("source", "src"):
-        mount.source = value
-    elif key in ("target", "dst", "destination"):
-        mount.target = value
     elif key == "required" and mount.type in ("secret", "ssh"):
         mount.required = _boolean(key, value)
     elif key == "size" and mount.type == "tmpfs":
@@ -153,20 +159,10 @@ def _set(mount: Mount, key: str, value: str, given: str) -> None:
         mount.size = size
     elif key in ("required", "size"):
         raise DockerfileError(f"unexpected key '{key}' for mount type '{mount.type}'")
-    elif key == "id":
-        mount.id = value
     elif key == "sharing":
         mount.sharing = value.lower()
         if mount.sharing not in SHARING:
             raise DockerfileError(did_you_mean(f"unsupported sharing value {quoted(value)}", value, SHARING))
-    elif key == "mode":
-        mount.mode = _number(key, value, 8)
-    elif key == "uid":
-        mount.uid = _number(key, value, 10)
-    elif key == "gid":
-        mount.gid = _number(key, value, 10)
-    elif key == "env":
-        mount.env = value
     else:
         raise DockerfileError(did_you_mean(f"unexpected key '{key}' in '{given}'", key, _KEYS))
 

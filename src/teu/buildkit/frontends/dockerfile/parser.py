@@ -407,6 +407,26 @@ def _takes_heredocs(node: Node) -> bool:
     return node.name.lower() in ("add", "copy", "run") and not node.json
 
 
+def _line(state: _Parser, source: _Lines, first: str, complete: bool) -> tuple[str, bool]:
+    """An instruction with the lines that go on with it, and whether empty ones stand between them."""
+    parts = [first]
+    gap = False
+    while not complete:
+        raw = source.next()
+        if raw is None:
+            break
+        source.count += 1
+        text = raw.rstrip("\r\n")
+        if _is_comment(text):
+            continue
+        if not _left(text):
+            gap = True
+            continue
+        text, complete = state.without_continuation(text)
+        parts.append(text)
+    return "".join(parts), gap
+
+
 def parse(data: bytes) -> Parsed:
     """Parse a Dockerfile; raises DockerfileError with its lines."""
     state = _Parser()
@@ -432,22 +452,7 @@ def parse(data: bytes) -> Parsed:
         text, complete = state.without_continuation("" if _is_comment(text) else text)
         if complete and not text:
             continue
-        parts = [text]
-        gap = False
-        while not complete:
-            raw = source.next()
-            if raw is None:
-                break
-            source.count += 1
-            text = raw.rstrip("\r\n")
-            if _is_comment(text):
-                continue
-            if not _left(text):
-                gap = True
-                continue
-            text, complete = state.without_continuation(text)
-            parts.append(text)
-        line = "".join(parts)
+        line, gap = _line(state, source, text, complete)
         if gap:
             empty.append(lines(source.count, source.count))
         try:

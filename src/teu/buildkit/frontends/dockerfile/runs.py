@@ -115,7 +115,8 @@ def _mounts(work: Work, instruction: Run, sources: list[Work], setting: Setting)
                 )
         mount = Mount("", state, readonly=asked.readonly)
         if asked.type == "tmpfs":
-            mount.source, mount.tmpfs = build.scratch(), asked.size
+            state = build.scratch()
+            mount.source, mount.tmpfs = state, asked.size
         elif asked.type == "bind" and not asked.readonly:
             mount.no_output = True
         elif asked.type == "cache":
@@ -130,7 +131,7 @@ def _mounts(work: Work, instruction: Run, sources: list[Work], setting: Setting)
         if path != "/":
             mount.selector = path
         elif asked.uid is not None or asked.gid is not None or asked.mode is not None:
-            mount.source, mount.selector = _owned(asked, mount.source or build.scratch()), "/cache"
+            mount.source, mount.selector = _owned(asked, state), "/cache"
         result.append(mount)
         (source.paths if origin else work.context_paths).add(path)
     return result

@@ -81,17 +81,25 @@ def take(work: Work, step: Step, setting: Setting) -> None:
         workdir(work, instruction, setting, linter)
     elif isinstance(instruction, Cmd | Entrypoint):
         _command(work, instruction, setting, linter)
-    elif isinstance(instruction, Healthcheck):
+    elif isinstance(instruction, Expose):
+        _expose(work, instruction, setting, linter)
+    elif isinstance(instruction, Volume):
+        _volume(work, instruction, setting)
+    elif isinstance(instruction, Arg):
+        _arg(work, instruction, setting, linter)
+    else:
+        _simple(work, instruction, setting, linter)
+
+
+def _simple(work: Work, instruction: Instruction, setting: Setting, linter: Linter) -> None:
+    """Instructions that set one thing of the configuration."""
+    if isinstance(instruction, Healthcheck):
         _once(work, "HEALTHCHECK", instruction, linter)
         work.image.config["Healthcheck"] = health_document(instruction.health)
         work.image.commit(health_line(instruction.health), False, setting.epoch)
-    elif isinstance(instruction, Expose):
-        _expose(work, instruction, setting, linter)
     elif isinstance(instruction, User):
         user(work, instruction.user)
         work.image.commit(f"USER {instruction.user}", False, setting.epoch)
-    elif isinstance(instruction, Volume):
-        _volume(work, instruction, setting)
     elif isinstance(instruction, StopSignal):
         check_signal(instruction.signal)
         work.image.config["StopSignal"] = instruction.signal
@@ -99,8 +107,6 @@ def take(work: Work, step: Step, setting: Setting) -> None:
     elif isinstance(instruction, Shell):
         work.image.config["Shell"] = instruction.shell
         work.image.commit(f"SHELL [{' '.join(instruction.shell)}]", False, setting.epoch)
-    elif isinstance(instruction, Arg):
-        _arg(work, instruction, setting, linter)
     elif isinstance(instruction, Maintainer):
         work.image.head["author"] = instruction.maintainer
         work.image.commit(f"MAINTAINER {instruction.maintainer}", False, setting.epoch)
