@@ -182,6 +182,11 @@ BY_CODE: dict[int, type[Error]] = {
 }
 
 
+def of_code(code: int, message: str) -> Error:
+    """The error of a gRPC code; one that none has is UNKNOWN."""
+    return BY_CODE.get(code, Error)(message)
+
+
 def unknown_job(ref: str) -> NotFound:
     """A build that is not, or no longer: BuildKit's words, for which buildx looks."""
     return NotFound(f"no such job {ref}")

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError, Message
 
 from teu.api.rpc import status_pb2
 from teu.buildkit.core import errors
-from teu.buildkit.session import http2
+from teu.http2 import connection as http2
 
 MESSAGE_MAX = 16 << 20  # bytes; BuildKit's own limit
 ANSWER = TypeVar("ANSWER", bound=Message)

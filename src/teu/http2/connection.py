@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP/2 (RFC 9113) as its client, over any connection. Called by rpc, fed by tunnel.
+"""HTTP/2 (RFC 9113) as its client, over any connection. Called by the builder's sessions.
 
 A Connection does no I/O. `feed` takes what arrived, and never blocks; `take` gives what is to be sent, and blocks until
 there is something. So a socket needs two threads, and a gRPC stream that carries the bytes needs one more
@@ -8,6 +8,8 @@ than it has anyway.
 What the other end may cost: a stream's unread data is at most STREAM_WINDOW, because a window is opened again only as
 data is read; answers to its frames (PING, SETTINGS) and their backlog are bounded, and so are header blocks. An end
 that breaks the rules loses the connection; whether it is still there is asked with `ping`.
+
+Errors are the caller's own: `raising(code, text)` makes one of a status code of gRPC.
 """
 
 from __future__ import annotations
@@ -16,10 +18,14 @@ import collections
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
 
-from teu.buildkit.core import errors
-from teu.buildkit.session import hpack
+from teu.http2 import hpack
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Raising = Callable[[int, str], Exception]
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
@@ -42,12 +48,15 @@ BACKLOG = 1 << 20  # bytes to be sent, before who sends data waits
 BACKLOG_MAX = 4 << 20  # with answers that do not wait; more is an end that asks and does not read
 FRAME_HEADER = 9
 
+# gRPC's status codes that a connection itself tells of.
+CANCELLED, DEADLINE_EXCEEDED, PERMISSION_DENIED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE = 1, 4, 7, 8, 13, 14
+
 # Of RST_STREAM and GOAWAY, as gRPC's statuses ("HTTP2 Transport Mapping").
-_STATUS: dict[int, type[errors.Error]] = {
-    REFUSED_STREAM: errors.Unavailable,
-    CANCEL: errors.Cancelled,
-    ENHANCE_YOUR_CALM: errors.ResourceExhausted,
-    12: errors.PermissionDenied,
+_STATUS = {
+    REFUSED_STREAM: UNAVAILABLE,
+    CANCEL: CANCELLED,
+    ENHANCE_YOUR_CALM: RESOURCE_EXHAUSTED,
+    12: PERMISSION_DENIED,
 }
 
 
@@ -76,7 +85,7 @@ class Stream:
         self.buffer = bytearray()  # unread
         self.ended = False  # the other end sends nothing more
         self.closed = False  # nor do we
-        self.error: errors.Error | None = None
+        self.error: Exception | None = None
         self.send_window = window
         self.credit = 0  # bytes read, for which the window was not yet opened again
 
@@ -112,7 +121,7 @@ class Stream:
         """Wait for a change (the lock is held); DeadlineExceeded, with the stream cancelled, at deadline."""
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
-            self.fail(errors.DeadlineExceeded("context deadline exceeded"), CANCEL)
+            self.fail(self._connection.raising(DEADLINE_EXCEEDED, "context deadline exceeded"), CANCEL)
             assert self.error is not None
             raise self.error
         (condition or self.changed).wait(left)
@@ -135,7 +144,7 @@ class Stream:
                     return bytearray()
                 self.wait(deadline)
 
-    def fail(self, error: errors.Error, code: int | None) -> None:
+    def fail(self, error: Exception, code: int | None) -> None:
         """End the stream here (the lock is held), with RST_STREAM where code is given. The first error stays."""
         if self.error is None and not (self.ended and self.closed):
             self.error = error
@@ -151,18 +160,19 @@ class Stream:
         with self._connection.lock:
             if not (self.ended and self.closed):
                 self.buffer.clear()
-                self.fail(errors.Cancelled(why), CANCEL)
+                self.fail(self._connection.raising(CANCELLED, why), CANCEL)
 
 
 class Connection:
     """The client's end. `ended` is called once, with the reason, from whatever thread saw it; it must not block."""
 
-    def __init__(self, ended: Callable[[errors.Error], None] = lambda error: None) -> None:
+    def __init__(self, raising: Raising, ended: Callable[[Exception], None] = lambda error: None) -> None:
+        self.raising = raising
         self.lock = threading.RLock()
         self.writable = threading.Condition(self.lock)  # a window was opened, backlog went, a stream ended
         self._to_send = threading.Condition(self.lock)
         self._ended = ended
-        self.error: errors.Error | None = None
+        self.error: Exception | None = None
         self.streams: dict[int, Stream] = {}
         self._next = 1
         self._out: collections.deque[bytes] = collections.deque()
@@ -219,15 +229,15 @@ class Connection:
                 if self.error is not None:
                     raise self.error
                 if self._going_away:
-                    raise errors.Unavailable("the client is going away")
+                    raise self.raising(UNAVAILABLE, "the client is going away")
                 if len(self.streams) < self._streams_max and self.backlog < BACKLOG:
                     break
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    raise errors.DeadlineExceeded("context deadline exceeded")
+                    raise self.raising(DEADLINE_EXCEEDED, "context deadline exceeded")
                 self.writable.wait(left)
             if self._next > WINDOW_MAX:
-                raise errors.Unavailable("the session has used up its streams")
+                raise self.raising(UNAVAILABLE, "the session has used up its streams")
             stream = Stream(self, self._next, self._stream_window)
             self._next += 2
             self.streams[stream.number] = stream
@@ -252,7 +262,7 @@ class Connection:
         """Seconds since anything came."""
         return time.monotonic() - self._heard
 
-    def close(self, error: errors.Error, code: int = NO_ERROR) -> None:
+    def close(self, error: Exception, code: int = NO_ERROR) -> None:
         """End the connection and everything on it. What is queued may still be taken. Only the first call counts."""
         with self.lock:
             if self.error is not None:
@@ -272,7 +282,7 @@ class Connection:
     def feed(self, data: bytes) -> None:
         """Take what arrived; b"" is the end of the connection. Does not block, and raises nothing."""
         if not data:
-            self.close(errors.Unavailable("the client has closed its session"))
+            self.close(self.raising(UNAVAILABLE, "the client has closed its session"))
             return
         broken: BrokenRule | None = None
         with self.lock:
@@ -302,17 +312,10 @@ class Connection:
             except struct.error:
                 broken = BrokenRule(FRAME_SIZE_ERROR, "a frame is too short")
         if broken is not None:
-            self.close(errors.Unavailable(f"the client broke HTTP/2: {broken.why}"), broken.code)
+            self.close(self.raising(UNAVAILABLE, f"the client broke HTTP/2: {broken.why}"), broken.code)
 
     def _frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
-        if self._block is not None and (kind != CONTINUATION or number != self._block[0]):
-            raise BrokenRule(PROTOCOL_ERROR, "headers were not continued")
-        if not self._settled and kind != SETTINGS:
-            raise BrokenRule(PROTOCOL_ERROR, "its first frame is not SETTINGS")
-        if kind in (DATA, HEADERS, RST_STREAM, PRIORITY, CONTINUATION) and not number:
-            raise BrokenRule(PROTOCOL_ERROR, "a frame belongs to no stream")
-        if number and (number % 2 == 0 or number >= self._next):
-            raise BrokenRule(PROTOCOL_ERROR, f"stream {number} was never begun")
+        self._check(kind, number)
         if kind == DATA:
             self._data(number, flags, payload)
         elif kind == HEADERS:
@@ -321,27 +324,44 @@ class Connection:
                 payload = payload[5:]
             self._headers(number, flags, bytearray(payload))
         elif kind == CONTINUATION:
-            if self._block is None:
-                raise BrokenRule(PROTOCOL_ERROR, "headers that nothing began are continued")
-            if not payload and not flags & END_HEADERS:
-                raise BrokenRule(ENHANCE_YOUR_CALM, "headers are continued with nothing")
-            self._block[2].extend(payload)
-            self._headers(number, self._block[1] | flags & END_HEADERS, self._block[2])
+            self._continuation(number, flags, payload)
         elif kind == SETTINGS:
             self._settings(flags, number, payload)
         elif kind == PING:
-            if number or len(payload) != 8:
-                raise BrokenRule(FRAME_SIZE_ERROR, "a PING that is none")
-            if not flags & ACK:
-                self.queue(frame(PING, ACK, 0, payload))
+            self._ping(flags, number, payload)
         elif kind == WINDOW_UPDATE:
             self._window_update(number, struct.unpack(">I", payload)[0] & WINDOW_MAX)
         elif kind == RST_STREAM:
             self._reset(number, struct.unpack(">I", payload)[0])
         elif kind == GOAWAY:
             self._goaway(*struct.unpack_from(">II", payload))
-        elif kind == PUSH_PROMISE:
+
+    def _check(self, kind: int, number: int) -> None:
+        """May a frame of this kind, for this stream, come now?"""
+        if self._block is not None and (kind != CONTINUATION or number != self._block[0]):
+            raise BrokenRule(PROTOCOL_ERROR, "headers were not continued")
+        if not self._settled and kind != SETTINGS:
+            raise BrokenRule(PROTOCOL_ERROR, "its first frame is not SETTINGS")
+        if kind in (DATA, HEADERS, RST_STREAM, PRIORITY, CONTINUATION) and not number:
+            raise BrokenRule(PROTOCOL_ERROR, "a frame belongs to no stream")
+        if kind == PUSH_PROMISE:
             raise BrokenRule(PROTOCOL_ERROR, "it pushes, which was refused")
+        if number and (number % 2 == 0 or number >= self._next):
+            raise BrokenRule(PROTOCOL_ERROR, f"stream {number} was never begun")
+
+    def _continuation(self, number: int, flags: int, payload: bytes) -> None:
+        if self._block is None:
+            raise BrokenRule(PROTOCOL_ERROR, "headers that nothing began are continued")
+        if not payload and not flags & END_HEADERS:
+            raise BrokenRule(ENHANCE_YOUR_CALM, "headers are continued with nothing")
+        self._block[2].extend(payload)
+        self._headers(number, self._block[1] | flags & END_HEADERS, self._block[2])
+
+    def _ping(self, flags: int, number: int, payload: bytes) -> None:
+        if number or len(payload) != 8:
+            raise BrokenRule(FRAME_SIZE_ERROR, "a PING that is none")
+        if not flags & ACK:
+            self.queue(frame(PING, ACK, 0, payload))
 
     @staticmethod
     def _unpadded(flags: int, payload: bytes) -> bytes:
@@ -365,11 +385,11 @@ class Connection:
         if stream.headers is None:
             raise BrokenRule(PROTOCOL_ERROR, "data before headers")
         if len(stream.buffer) + len(payload) > STREAM_WINDOW:
-            stream.fail(errors.Internal("the client sent more than it was allowed to"), FLOW_CONTROL_ERROR)
+            stream.fail(self.raising(INTERNAL, "the client sent more than it was allowed to"), FLOW_CONTROL_ERROR)
             return
         stream.buffer += payload
         if flags & END_STREAM:
-            stream.fail(errors.Internal("the client ended its answer without a status"), CANCEL)
+            stream.fail(self.raising(INTERNAL, "the client ended its answer without a status"), CANCEL)
         stream.changed.notify_all()
 
     def _headers(self, number: int, flags: int, block: bytearray) -> None:
@@ -392,7 +412,7 @@ class Connection:
             if end:
                 stream.trailers = headers
         elif not end:
-            stream.fail(errors.Internal("the client sent headers in the middle of its answer"), PROTOCOL_ERROR)
+            stream.fail(self.raising(INTERNAL, "the client sent headers in the middle of its answer"), PROTOCOL_ERROR)
         else:
             stream.trailers = headers
         if end:
@@ -435,14 +455,15 @@ class Connection:
         elif (stream := self.streams.get(number)) is not None:
             stream.send_window += more
             if not more or stream.send_window > WINDOW_MAX:
-                stream.fail(errors.Internal("the client opened a window too far"), FLOW_CONTROL_ERROR)
+                stream.fail(self.raising(INTERNAL, "the client opened a window too far"), FLOW_CONTROL_ERROR)
         self.writable.notify_all()
 
     def _reset(self, number: int, code: int) -> None:
         stream = self.streams.get(number)
         if stream is not None:
-            kind = _STATUS.get(code, errors.Internal)
-            stream.fail(kind(f"the client ended the call (HTTP/2 code {code})"), None)
+            stream.fail(
+                self.raising(_STATUS.get(code, INTERNAL), f"the client ended the call (HTTP/2 code {code})"), None
+            )
 
     def _goaway(self, last: int, code: int) -> None:
         """What was begun up to `last` may still be answered; nothing new may begin."""
@@ -450,6 +471,6 @@ class Connection:
         self.writable.notify_all()
         for number, stream in list(self.streams.items()):
             if number > last:
-                stream.fail(errors.Unavailable(f"the client is going away (HTTP/2 code {code})"), None)
+                stream.fail(self.raising(UNAVAILABLE, f"the client is going away (HTTP/2 code {code})"), None)
         if not self.streams:
             raise BrokenRule(NO_ERROR, "it has gone away")
