@@ -3,4 +3,5 @@
 
 hpack        headers, compressed
 connection   frames, streams, windows; no I/O
+    calls        gRPC's calls over it, messages as bytes
 """

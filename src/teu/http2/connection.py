@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP/2 (RFC 9113) as its client, over any connection. Called by the builder's sessions.
+"""HTTP/2 (RFC 9113), either end, over any way of bytes. Called by `calls`, by the builder's sessions and by
+`teu build`.
 
 A Connection does no I/O. `feed` takes what arrived, and never blocks; `take` gives what is to be sent, and blocks until
 there is something. So a socket needs two threads, and a gRPC stream that carries the bytes needs one more
@@ -9,6 +10,7 @@ What the other end may cost: a stream's unread data is at most STREAM_WINDOW, be
 data is read; answers to its frames (PING, SETTINGS) and their backlog are bounded, and so are header blocks. An end
 that breaks the rules loses the connection; whether it is still there is asked with `ping`.
 
+A Connection is a client; with `serve` it is a server, and calls that with each request when its headers are here.
 Errors are the caller's own: `raising(code, text)` makes one of a status code of gRPC.
 """
 
@@ -24,8 +26,13 @@ from teu.http2 import hpack
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Protocol
 
-    Raising = Callable[[int, str], Exception]
+    class Raising(Protocol):
+        def __call__(self, code: int, message: str, details: bytes = b"", /) -> Exception:
+            """The error of a gRPC code; details: a google.rpc.Status, where the other end sent one."""
+
+    Headers = Sequence[tuple[str, str]]
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
@@ -74,13 +81,13 @@ class BrokenRule(Exception):
 
 
 class Stream:
-    """One request and what came back. Everything is guarded by the connection's lock."""
+    """One request and its answer. Everything is guarded by the connection's lock."""
 
     def __init__(self, connection: Connection, number: int, window: int) -> None:
         self._connection = connection
         self.number = number
         self.changed = threading.Condition(connection.lock)
-        self.headers: list[tuple[str, str]] | None = None
+        self.headers: list[tuple[str, str]] | None = None  # the other end's
         self.trailers: list[tuple[str, str]] | None = None
         self.buffer = bytearray()  # unread
         self.ended = False  # the other end sends nothing more
@@ -98,7 +105,7 @@ class Stream:
             while True:
                 if self.error is not None:
                     raise self.error
-                if self.ended or self.closed:
+                if self.closed or (self.ended and not connection.serves):
                     return
                 room = min(self.send_window, connection.send_window)
                 if not view and not end:
@@ -116,6 +123,26 @@ class Stream:
                         return
                     continue
                 self.wait(deadline, connection.writable)
+
+    def answer(self, headers: Headers) -> None:
+        """Begin the answer to a request (as its server)."""
+        with self._connection.lock:
+            if not self.closed:
+                self._connection.queue_headers(self.number, headers)
+
+    def finish(self, trailers: Headers) -> None:
+        """End the answer to a request. What the client would still send is not wanted."""
+        connection = self._connection
+        with connection.lock:
+            if self.closed:
+                return
+            connection.queue_headers(self.number, trailers, END_STREAM)
+            if not self.ended:
+                connection.queue(frame(RST_STREAM, 0, self.number, struct.pack(">I", NO_ERROR)))
+            self.ended = self.closed = True
+            connection.settle(self)
+            self.changed.notify_all()
+            connection.writable.notify_all()
 
     def wait(self, deadline: float | None, condition: threading.Condition | None = None) -> None:
         """Wait for a change (the lock is held); DeadlineExceeded, with the stream cancelled, at deadline."""
@@ -164,10 +191,22 @@ class Stream:
 
 
 class Connection:
-    """The client's end. `ended` is called once, with the reason, from whatever thread saw it; it must not block."""
+    """One end. `ended` is called once, with the reason, from whatever thread saw it; `serve` with each request, while
+    the lock is held. Neither may block. `peer`: what the other end is called in errors."""
 
-    def __init__(self, raising: Raising, ended: Callable[[Exception], None] = lambda error: None) -> None:
+    def __init__(
+        self,
+        raising: Raising,
+        ended: Callable[[Exception], None] = lambda error: None,
+        serve: Callable[[Stream], None] | None = None,
+        peer: str = "the client",
+    ) -> None:
         self.raising = raising
+        self.serves = serve is not None
+        self._serve = serve
+        self.peer = peer
+        self._last = 0  # the newest stream that a client began
+        self._preface = PREFACE if self.serves else b""  # what of it is still to come
         self.lock = threading.RLock()
         self.writable = threading.Condition(self.lock)  # a window was opened, backlog went, a stream ended
         self._to_send = threading.Condition(self.lock)
@@ -189,12 +228,13 @@ class Connection:
         self._settled = False  # the other end's first SETTINGS has come
         self._heard = time.monotonic()
         settings = (
-            (ENABLE_PUSH, 0),
+            (MAX_CONCURRENT_STREAMS, STREAMS_MAX) if self.serves else (ENABLE_PUSH, 0),
             (INITIAL_WINDOW_SIZE, STREAM_WINDOW),
             (MAX_FRAME_SIZE, FRAME_SIZE),
             (MAX_HEADER_LIST, HEADERS_SIZE),
         )
-        self.queue(PREFACE + frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", *pair) for pair in settings)))
+        preface = b"" if self.serves else PREFACE
+        self.queue(preface + frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", *pair) for pair in settings)))
         self.queue(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", CONNECTION_WINDOW - FIRST_WINDOW)))
 
     # What goes out.
@@ -221,15 +261,22 @@ class Connection:
             self.writable.notify_all()
             return b"".join(parts)
 
-    def request(self, headers: Sequence[tuple[str, str]], deadline: float | None = None) -> Stream:
-        """Begin a request. Waits while the other end takes no more streams."""
+    def queue_headers(self, number: int, headers: Headers, flags: int = 0) -> None:
+        """Hand over headers or trailers; the lock is held."""
         block = hpack.encode(headers)
+        parts = [block[at : at + self.frame_size] for at in range(0, len(block), self.frame_size)] or [b""]
+        for index, part in enumerate(parts):
+            last = END_HEADERS if index == len(parts) - 1 else 0
+            self.queue(frame(CONTINUATION, last, number, part) if index else frame(HEADERS, flags | last, number, part))
+
+    def request(self, headers: Headers, deadline: float | None = None) -> Stream:
+        """Begin a request. Waits while the other end takes no more streams."""
         with self.lock:
             while True:
                 if self.error is not None:
                     raise self.error
                 if self._going_away:
-                    raise self.raising(UNAVAILABLE, "the client is going away")
+                    raise self.raising(UNAVAILABLE, f"{self.peer} is going away")
                 if len(self.streams) < self._streams_max and self.backlog < BACKLOG:
                     break
                 left = None if deadline is None else deadline - time.monotonic()
@@ -241,10 +288,7 @@ class Connection:
             stream = Stream(self, self._next, self._stream_window)
             self._next += 2
             self.streams[stream.number] = stream
-            parts = [block[at : at + self.frame_size] for at in range(0, len(block), self.frame_size)] or [b""]
-            for index, part in enumerate(parts):
-                flags = END_HEADERS if index == len(parts) - 1 else 0
-                self.queue(frame(CONTINUATION if index else HEADERS, flags, stream.number, part))
+            self.queue_headers(stream.number, headers)
             return stream
 
     def settle(self, stream: Stream) -> None:
@@ -267,7 +311,7 @@ class Connection:
         with self.lock:
             if self.error is not None:
                 return
-            self.queue(frame(GOAWAY, 0, 0, struct.pack(">II", 0, code)))
+            self.queue(frame(GOAWAY, 0, 0, struct.pack(">II", self._last, code)))
             self.error = error
             for stream in list(self.streams.values()):
                 stream.fail(error, None)
@@ -282,7 +326,7 @@ class Connection:
     def feed(self, data: bytes) -> None:
         """Take what arrived; b"" is the end of the connection. Does not block, and raises nothing."""
         if not data:
-            self.close(self.raising(UNAVAILABLE, "the client has closed its session"))
+            self.close(self.raising(UNAVAILABLE, f"{self.peer} has closed its session"))
             return
         broken: BrokenRule | None = None
         with self.lock:
@@ -292,6 +336,8 @@ class Connection:
             self._in += data
             at, size = 0, len(self._in)
             try:
+                if self._preface:
+                    at = self._greeting()
                 while size - at >= FRAME_HEADER and self.error is None:
                     word, flags, number = struct.unpack_from(">IBI", self._in, at)
                     length, kind = word >> 8, word & 0xFF
@@ -312,7 +358,15 @@ class Connection:
             except struct.error:
                 broken = BrokenRule(FRAME_SIZE_ERROR, "a frame is too short")
         if broken is not None:
-            self.close(self.raising(UNAVAILABLE, f"the client broke HTTP/2: {broken.why}"), broken.code)
+            self.close(self.raising(UNAVAILABLE, f"{self.peer} broke HTTP/2: {broken.why}"), broken.code)
+
+    def _greeting(self) -> int:
+        """A client's first words; how many bytes of them have come with this piece. The lock is held."""
+        length = min(len(self._in), len(self._preface))
+        if self._in[:length] != self._preface[:length]:
+            raise BrokenRule(PROTOCOL_ERROR, "it does not speak HTTP/2")
+        self._preface = self._preface[length:]
+        return length
 
     def _frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         self._check(kind, number)
@@ -346,7 +400,8 @@ class Connection:
             raise BrokenRule(PROTOCOL_ERROR, "a frame belongs to no stream")
         if kind == PUSH_PROMISE:
             raise BrokenRule(PROTOCOL_ERROR, "it pushes, which was refused")
-        if number and (number % 2 == 0 or number >= self._next):
+        begun = number <= self._last or kind in (HEADERS, PRIORITY) if self.serves else number < self._next
+        if number and (number % 2 == 0 or not begun):
             raise BrokenRule(PROTOCOL_ERROR, f"stream {number} was never begun")
 
     def _continuation(self, number: int, flags: int, payload: bytes) -> None:
@@ -385,11 +440,14 @@ class Connection:
         if stream.headers is None:
             raise BrokenRule(PROTOCOL_ERROR, "data before headers")
         if len(stream.buffer) + len(payload) > STREAM_WINDOW:
-            stream.fail(self.raising(INTERNAL, "the client sent more than it was allowed to"), FLOW_CONTROL_ERROR)
+            stream.fail(self.raising(INTERNAL, f"{self.peer} sent more than it was allowed to"), FLOW_CONTROL_ERROR)
             return
         stream.buffer += payload
-        if flags & END_STREAM:
-            stream.fail(self.raising(INTERNAL, "the client ended its answer without a status"), CANCEL)
+        if flags & END_STREAM and self.serves:
+            stream.ended = True
+            self.settle(stream)
+        elif flags & END_STREAM:
+            stream.fail(self.raising(INTERNAL, f"{self.peer} ended its answer without a status"), CANCEL)
         stream.changed.notify_all()
 
     def _headers(self, number: int, flags: int, block: bytearray) -> None:
@@ -400,10 +458,13 @@ class Connection:
             return
         self._block = None
         headers = self._decoder.decode(bytes(block))
+        end = bool(flags & END_STREAM)
+        if self._serve is not None and number > self._last:
+            self._begin(number, headers, end, self._serve)
+            return
         stream = self.streams.get(number)
         if stream is None or stream.ended:
             return
-        end = bool(flags & END_STREAM)
         if stream.headers is None:
             status = next((value for name, value in headers if name == ":status"), "")
             if status.startswith("1") and not end:
@@ -412,18 +473,28 @@ class Connection:
             if end:
                 stream.trailers = headers
         elif not end:
-            stream.fail(self.raising(INTERNAL, "the client sent headers in the middle of its answer"), PROTOCOL_ERROR)
+            stream.fail(self.raising(INTERNAL, f"{self.peer} sent headers in the middle of its answer"), PROTOCOL_ERROR)
         else:
             stream.trailers = headers
         if end:
             stream.ended = True
-            if not stream.closed:
+            if not stream.closed and not self.serves:
                 # The answer is whole: whatever we had to say is of no use any more.
                 self.queue(frame(RST_STREAM, 0, number, struct.pack(">I", NO_ERROR)))
                 stream.closed = True
             self.settle(stream)
         stream.changed.notify_all()
         self.writable.notify_all()
+
+    def _begin(self, number: int, headers: list[tuple[str, str]], end: bool, serve: Callable[[Stream], None]) -> None:
+        """A client's request."""
+        self._last = number
+        if len(self.streams) >= STREAMS_MAX or self._going_away:
+            self.queue(frame(RST_STREAM, 0, number, struct.pack(">I", REFUSED_STREAM)))
+            return
+        stream = self.streams[number] = Stream(self, number, self._stream_window)
+        stream.headers, stream.ended = headers, end
+        serve(stream)
 
     def _settings(self, flags: int, number: int, payload: bytes) -> None:
         if number or len(payload) % 6 or (flags & ACK and payload):
@@ -455,14 +526,14 @@ class Connection:
         elif (stream := self.streams.get(number)) is not None:
             stream.send_window += more
             if not more or stream.send_window > WINDOW_MAX:
-                stream.fail(self.raising(INTERNAL, "the client opened a window too far"), FLOW_CONTROL_ERROR)
+                stream.fail(self.raising(INTERNAL, f"{self.peer} opened a window too far"), FLOW_CONTROL_ERROR)
         self.writable.notify_all()
 
     def _reset(self, number: int, code: int) -> None:
         stream = self.streams.get(number)
         if stream is not None:
             stream.fail(
-                self.raising(_STATUS.get(code, INTERNAL), f"the client ended the call (HTTP/2 code {code})"), None
+                self.raising(_STATUS.get(code, INTERNAL), f"{self.peer} ended the call (HTTP/2 code {code})"), None
             )
 
     def _goaway(self, last: int, code: int) -> None:
@@ -470,7 +541,7 @@ class Connection:
         self._going_away = True
         self.writable.notify_all()
         for number, stream in list(self.streams.items()):
-            if number > last:
-                stream.fail(self.raising(UNAVAILABLE, f"the client is going away (HTTP/2 code {code})"), None)
+            if number > last and not self.serves:
+                stream.fail(self.raising(UNAVAILABLE, f"{self.peer} is going away (HTTP/2 code {code})"), None)
         if not self.streams:
             raise BrokenRule(NO_ERROR, "it has gone away")
