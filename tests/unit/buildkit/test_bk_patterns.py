@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from teu.buildkit.core.patterns import BadPattern, Patterns, has_wildcards, wildcard
+from teu.oci.patterns import BadPattern, Patterns, has_wildcards, wildcard
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from teu.api.buildkit.session import filesync_pb2
 from teu.buildkit.core import errors
 from teu.buildkit.session import filesync, fsutil
 from teu.buildkit.session.fsutil import DATA, ERR, FIN, REQ, STAT, Packet, Stat
+from teu.oci import fsutil as modes
 
 OWNER = {"uid": os.getuid(), "gid": os.getgid()}
-FILE, FOLDER, LINK = 0o644, fsutil.GO_DIR | 0o755, fsutil.GO_SYMLINK | 0o777
+FILE, FOLDER, LINK = 0o644, modes.GO_DIR | 0o755, modes.GO_SYMLINK | 0o777
 Script = Callable[[Any, Any], Iterator[Any]]
 
 
@@ -70,8 +71,8 @@ def listing(folder: Path) -> dict[bytes, tuple[Any, ...]]:
     found: dict[bytes, tuple[Any, ...]] = {}
     with opened(folder) as descriptor:
         for entry, _, _ in fsutil.walk(descriptor):
-            data = b"" if entry.mode & fsutil.GO_TYPE else (folder / os.fsdecode(entry.path)).read_bytes()
-            size = 0 if entry.mode & fsutil.GO_DIR else entry.size
+            data = b"" if entry.mode & modes.GO_TYPE else (folder / os.fsdecode(entry.path)).read_bytes()
+            size = 0 if entry.mode & modes.GO_DIR else entry.size
             found[entry.path] = (entry.mode, entry.uid, entry.gid, entry.modTime, size, entry.linkname, data)
     return found
 
@@ -202,10 +203,10 @@ HOSTILE = {
     "hard link to what was here": [entry(b"b", linkname=b"before")],
     "link to nothing": [entry(b"a", LINK)],
     "link with nul": [entry(b"a", LINK, linkname=b"a\0")],
-    "whiteout": [entry(b"a", fsutil.GO_DEVICE | fsutil.GO_CHARACTER)],
-    "no device": [entry(b"a", fsutil.GO_DEVICE, devmajor=1 << 40)],
-    "two kinds": [entry(b"a", FOLDER | fsutil.GO_SYMLINK)],
-    "socket": [entry(b"a", fsutil.GO_SOCKET)],
+    "whiteout": [entry(b"a", modes.GO_DEVICE | modes.GO_CHARACTER)],
+    "no device": [entry(b"a", modes.GO_DEVICE, devmajor=1 << 40)],
+    "two kinds": [entry(b"a", FOLDER | modes.GO_SYMLINK)],
+    "socket": [entry(b"a", modes.GO_SOCKET)],
     "negative": [entry(b"a", size=-1)],
     "xattrs": [entry(b"a", FOLDER, xattrs={f"user.{number}": b"" for number in range(65)})],
     "data unasked": [Packet(type=DATA, ID=0, data=b"x")],
@@ -334,7 +335,7 @@ def test_a_folder_to_the_client(tmp_path: Path) -> None:
         for request in requests:
             if request.type == STAT and request.HasField("stat"):
                 entries.append(request.stat)
-                if not request.stat.mode & fsutil.GO_TYPE and not request.stat.linkname:
+                if not request.stat.mode & modes.GO_TYPE and not request.stat.linkname:
                     yield Packet(type=REQ, ID=len(entries) - 1)
             elif request.type == DATA and request.data:
                 path = entries[request.ID].path
@@ -349,7 +350,7 @@ def test_a_folder_to_the_client(tmp_path: Path) -> None:
     with take(script, Packet) as session, opened(tmp_path) as folder:
         filesync.send_folder(session, folder, multi_platform=True)
     assert files == {
-        path: data[6] for path, data in listing(tmp_path).items() if not data[0] & fsutil.GO_TYPE and not data[5]
+        path: data[6] for path, data in listing(tmp_path).items() if not data[0] & modes.GO_TYPE and not data[5]
     }
 
 
@@ -399,7 +400,7 @@ def test_nothing_that_is_sent_gets_outside(tmp_path: Path) -> None:
     before = listing(outside)
     chance = random.Random(1)
     links = [b"../outside", b"../outside/file", b"..", b"/", b"a", b"a/b", b".", bytes(outside)]
-    kinds = [FILE, FILE, FOLDER, FOLDER, FOLDER, LINK, LINK, fsutil.GO_FIFO | 0o600, 0o4777]
+    kinds = [FILE, FILE, FOLDER, FOLDER, FOLDER, LINK, LINK, modes.GO_FIFO | 0o600, 0o4777]
     whole = 0
     for _ in range(400):
         paths: set[bytes] = {b"a", b"a/b", b"b"}
@@ -413,10 +414,10 @@ def test_nothing_that_is_sent_gets_outside(tmp_path: Path) -> None:
             mode = chance.choice(kinds)
             if path.rpartition(b"/")[0] not in folders and chance.random() < 0.9:
                 continue
-            if mode & fsutil.GO_DIR:
+            if mode & modes.GO_DIR:
                 folders.add(path)
             link = b""
-            if mode & fsutil.GO_SYMLINK or chance.random() < 0.1:
+            if mode & modes.GO_SYMLINK or chance.random() < 0.1:
                 link = chance.choice(links)
             packets.append(entry(path, mode, linkname=link, size=15, modTime=chance.randrange(3)))
         packets.append(Packet(type=STAT))

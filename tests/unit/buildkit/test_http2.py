@@ -10,15 +10,17 @@ import time
 import pytest
 
 from teu.buildkit.core import errors
-from teu.buildkit.session import hpack, http2
-from teu.buildkit.session.http2 import Connection, frame
+from teu.http2 import connection as http2
+from teu.http2 import hpack
+from teu.http2.connection import Connection, frame
 
 SETTINGS = frame(http2.SETTINGS, 0, 0)
+
 OK = hpack.encode([(":status", "200"), ("content-type", "application/grpc")])
 
 
 def begun() -> tuple[Connection, http2.Stream]:
-    connection = Connection()
+    connection = Connection(errors.of_code)
     connection.feed(SETTINGS)
     stream = connection.request([(":method", "POST")])
     connection.take()
@@ -64,7 +66,7 @@ def test_headers_are_limited() -> None:
 
 
 def test_the_first_words() -> None:
-    connection = Connection()
+    connection = Connection(errors.of_code)
     data = connection.take()
     assert data.startswith(http2.PREFACE)
     assert [kind for kind, _, _ in words(data[24:])] == [http2.SETTINGS, http2.WINDOW_UPDATE]
@@ -108,7 +110,7 @@ def test_long_headers_are_continued() -> None:
 )
 def test_broken_rules_end_the_connection(data: bytes) -> None:
     ends: list[errors.Error] = []
-    connection = Connection(ends.append)
+    connection = Connection(errors.of_code, ends.append)
     stream = connection.request([(":method", "POST")])
     for at in range(len(data)):
         connection.feed(data[at : at + 1])
@@ -174,7 +176,7 @@ def test_anything_may_come() -> None:
                 del data[at : at + chance.randrange(12)]
             else:
                 data[at] = chance.randrange(256)
-        connection = Connection()
+        connection = Connection(errors.of_code)
         stream = connection.request([(":method", "POST")])
         connection.request([(":method", "POST")])
         connection.feed(bytes(data))

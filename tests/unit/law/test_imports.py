@@ -13,7 +13,7 @@ import pytest
 
 SRC = Path(__file__).resolve().parents[3] / "src"
 PROGRAMS = ("cli", "ctr", "engine", "buildkit", "containerd", "shim", "runc")
-SHARED = ("linux", "oci", "systemd", "ttrpc", "api", "config")
+SHARED = ("linux", "oci", "systemd", "ttrpc", "http2", "api", "config")
 
 # Which parts of teu a part may import, beside itself.
 MAY: dict[str, tuple[str, ...]] = {
@@ -22,6 +22,7 @@ MAY: dict[str, tuple[str, ...]] = {
     "cli": ("linux", "oci", "systemd", "config"),
     "shim": ("linux", "oci", "systemd", "ttrpc"),
     "ttrpc": ("linux",),
+    "http2": (),
     "systemd": ("linux",),
     "oci": ("linux",),
     "linux": (),

@@ -30,11 +30,11 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from teu.buildkit.core.patterns import Patterns, has_wildcards, wildcard
 from teu.buildkit.core.selection import Selection as Selection
 from teu.linux.inside import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
 from teu.linux.trees import walk
 from teu.oci import digest as digests
+from teu.oci.patterns import Patterns, has_wildcards, wildcard
 
 LINKS_MAX = 255  # of one path, as BuildKit has it
 PIECE = 1 << 20

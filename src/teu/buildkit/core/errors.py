@@ -182,6 +182,16 @@ BY_CODE: dict[int, type[Error]] = {
 }
 
 
+def of_code(code: int, message: str, details: bytes = b"") -> Error:
+    """The error of a gRPC code; one that none has is UNKNOWN. details: of a google.rpc.Status, where one came."""
+    status = status_pb2.Status(code=code, message=message)
+    try:
+        status.details.extend(status_pb2.Status.FromString(details).details)
+    except DecodeError:
+        pass  # the code and the message are enough
+    return from_status(status)
+
+
 def unknown_job(ref: str) -> NotFound:
     """A build that is not, or no longer: BuildKit's words, for which buildx looks."""
     return NotFound(f"no such job {ref}")

@@ -202,7 +202,7 @@ class Worker(Protocol):
     def images(self) -> Images: ...
 
     def load(self, record: Record) -> Snapshot:
-        """The result that a cache has: one of the worker's own, or layers of a remote cache (Record.remote is a sequence
+        """The result that a cache has: one of the worker's own, or layers of a remote cache (Record.remote is a list
         of Layer then).  The empty root (SCRATCH) is no snapshot: ops.results.load knows it.  Raises op.Gone."""
 
     def find(self, kind: str, **data: Any) -> list[str]:

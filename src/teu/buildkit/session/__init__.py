@@ -2,8 +2,7 @@
 """Sessions: the client of a build as the server of its files, secrets, credentials, agents, and of a place for results.
 
     manager      which sessions there are; waits for one that is to come; ends them
-    http2, hpack the connection: HTTP/2 as its client, over any two ways of bytes
-    rpc          gRPC calls over it
+    rpc          gRPC calls over the connection, which is teu.http2's
     fsutil       the protocol of folders; filesync, auth, secrets, ssh, upload, content, exporter: what they serve
 
 Why not grpcio: it cannot be given a connection, only an address. A socket pair behind a private listener works and was

@@ -32,20 +32,31 @@ from teu.buildkit.core import errors
 from teu.buildkit.session.rpc import Call
 from teu.linux import trees
 from teu.linux.inside import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
+from teu.oci.fsutil import (
+    CHUNK,
+    DATA,
+    ERR,
+    FIN,
+    GO_CHARACTER,
+    GO_DEVICE,
+    GO_DIR,
+    GO_FIFO,
+    GO_SYMLINK,
+    GO_TYPE,
+    NAME_MAX,
+    PATH_MAX,
+    REQ,
+    STAT,
+    Order,
+    go_mode,
+    permissions,
+)
 
 Packet = raw_pb2.Packet
 Stat = raw_pb2.Stat
-STAT, REQ, DATA, FIN, ERR = range(5)
 
-# Go's os.FileMode.
-GO_DIR, GO_SYMLINK, GO_DEVICE, GO_FIFO, GO_SOCKET = 1 << 31, 1 << 27, 1 << 26, 1 << 25, 1 << 24
-GO_SETUID, GO_SETGID, GO_CHARACTER, GO_STICKY, GO_IRREGULAR = 1 << 23, 1 << 22, 1 << 21, 1 << 20, 1 << 19
-GO_TYPE = GO_DIR | GO_SYMLINK | GO_DEVICE | GO_FIFO | GO_SOCKET | GO_CHARACTER | GO_IRREGULAR
-
-PATH_MAX, NAME_MAX = 4095, 255
 WANTED_AT_ONCE = 256  # files asked for and not yet here; each may be open
 BATCH = 64  # REQs that go out together
-CHUNK = 32 << 10  # bytes of a DATA packet, as fsutil itself has it
 XATTRS_MAX, XATTR_SIZE_MAX = 64, 64 << 10
 # Others belong to this host (security.selinux), or mean something to overlayfs, on which the folder will lie.
 XATTRS = ("user.",)
@@ -80,32 +91,6 @@ class Received(NamedTuple):
     files: int  # whose bytes travelled
     size: int  # bytes that travelled
     deleted: int  # entries that went, with what was in them
-
-
-def go_mode(mode: int) -> int:
-    """A file's mode as Go has it. A socket counts as a file, as fsutil's sender has it."""
-    result = mode & 0o777
-    kind = modes.S_IFMT(mode)
-    result |= {
-        modes.S_IFDIR: GO_DIR,
-        modes.S_IFLNK: GO_SYMLINK,
-        modes.S_IFBLK: GO_DEVICE,
-        modes.S_IFCHR: GO_DEVICE | GO_CHARACTER,
-        modes.S_IFIFO: GO_FIFO,
-    }.get(kind, 0)
-    for bit, go in ((modes.S_ISUID, GO_SETUID), (modes.S_ISGID, GO_SETGID), (modes.S_ISVTX, GO_STICKY)):
-        if mode & bit:
-            result |= go
-    return result
-
-
-def permissions(mode: int) -> int:
-    """The bits for chmod of a mode as Go has it."""
-    result = mode & 0o777
-    for bit, go in ((modes.S_ISUID, GO_SETUID), (modes.S_ISGID, GO_SETGID), (modes.S_ISVTX, GO_STICKY)):
-        if mode & go:
-            result |= bit
-    return result
 
 
 def walk(folder: int) -> Iterator[tuple[Any, int, bytes]]:
@@ -145,35 +130,6 @@ def problem(error: OSError, path: bytes) -> errors.Error:
     return kind(f"{os.fsdecode(path)}: {error.strerror}")
 
 
-class _Order:
-    """That paths are such as a walk finds them."""
-
-    def __init__(self) -> None:
-        self._last: list[bytes] = []
-        self._folders: list[bytes] = []
-
-    def check(self, entry: Any) -> list[bytes]:
-        """The path's names; InvalidArgument where the path may not come, or not now."""
-        path = entry.path
-        names: list[bytes] = path.split(b"/")
-        if len(path) > PATH_MAX or b"\0" in path:
-            raise errors.InvalidArgument(f"invalid path of {len(path)} bytes")
-        for name in names:
-            if name in (b"", b".", b"..") or len(name) > NAME_MAX:
-                raise errors.InvalidArgument(f"invalid path {os.fsdecode(path)!r}")
-        if names <= self._last:
-            raise errors.InvalidArgument(f"changes out of order: {os.fsdecode(path)!r}")
-        parent = path[: -len(names[-1]) - 1]
-        while self._folders and self._folders[-1] != parent:
-            self._folders.pop()
-        if parent and not self._folders:
-            raise errors.InvalidArgument(f"changes out of order: {os.fsdecode(path)!r} is in no folder that was told")
-        self._last = names
-        if entry.mode & GO_DIR:
-            self._folders.append(path)
-        return names
-
-
 class _File:
     """A file that was asked for."""
 
@@ -200,7 +156,7 @@ class _Receiver:
         self._limits = limits
         self._notify = notify
         self._hash_of = hash_of
-        self._order = _Order()
+        self._order = Order()
         self._here = walk(folder)
         self._next: Any = next(self._here, (None,))[0]
         self._next_names: list[bytes] = self._next.path.split(b"/") if self._next is not None else []
@@ -274,7 +230,10 @@ class _Receiver:
         self._entries += 1
         if self._entries > self._limits.entries:
             raise errors.ResourceExhausted(f"the context has more than {self._limits.entries} entries")
-        names = self._order.check(entry)
+        try:
+            names = self._order.check(entry.path, bool(entry.mode & GO_DIR))
+        except ValueError as error:
+            raise errors.InvalidArgument(str(error)) from None
         mode, path = entry.mode, entry.path
         kind = mode & GO_TYPE
         if kind not in (0, GO_DIR, GO_SYMLINK, GO_FIFO, GO_DEVICE, GO_DEVICE | GO_CHARACTER):

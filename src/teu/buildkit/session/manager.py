@@ -27,7 +27,8 @@ from google.protobuf.message import Message
 
 from teu.api.buildkit import control_pb2
 from teu.buildkit.core import errors
-from teu.buildkit.session import http2, rpc
+from teu.buildkit.session import rpc
+from teu.http2 import connection as http2
 
 log = logging.getLogger("teu.buildkit.session")
 
@@ -66,8 +67,8 @@ class Session:
         if len(self.methods) > METHODS_MAX:
             raise errors.InvalidArgument(f"a session of {len(self.methods)} methods; {METHODS_MAX} are the most")
         self.ping_seconds, self.silent_seconds = _patience(fields.get(HEALTH_HEADER, [""])[0])
-        self.connection = http2.Connection(self._connection_ended)
-        self.error: errors.Error | None = None
+        self.connection = http2.Connection(errors.of_code, self._connection_ended)
+        self.error: Exception | None = None
         self._lock = threading.Lock()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._count = 0
@@ -118,7 +119,7 @@ class Session:
         with self._lock:
             self._callbacks.pop(number, None)
 
-    def _connection_ended(self, error: errors.Error) -> None:
+    def _connection_ended(self, error: Exception) -> None:
         with self._lock:
             self.error = error
             callbacks = list(self._callbacks.values())

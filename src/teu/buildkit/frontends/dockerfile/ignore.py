@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths without detours, and what a .dockerignore says of them (patterns: core.patterns)."""
+"""Paths without detours, and what a .dockerignore says of them (patterns: oci.patterns)."""
 
 from __future__ import annotations
 
-from teu.buildkit.core.patterns import BadPattern, Patterns
 from teu.buildkit.frontends.dockerfile.errors import DockerfileError
+from teu.oci.patterns import BadPattern, Patterns
 
 _BOM = b"\xef\xbb\xbf"
 
