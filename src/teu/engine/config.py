@@ -29,6 +29,7 @@ KEYS = (
         "/run/teu/containerd.sock",
         "socket of containerd's gRPC API: teu-containerd's or containerd's",
     ),
+    Key("builder", path, "/run/teu/buildkitd.sock", "socket of BuildKit's gRPC API: teu-buildkitd's or buildkitd's"),
     Key("data-root", path, "/var/lib/teu/engine", "persistent state: engine.db, volumes, container files"),
     Key("exec-root", path, "/run/teu/engine", "state that a reboot ends: FIFOs, network namespaces"),
     Key("log-level", one_of(*LEVELS), "info", "least level of teud's own messages", reload=True),

@@ -99,4 +99,5 @@ class Daemon:
         engine.containerd.untidy.set()
         engine.pump.stop()
         engine.containerd.close()
+        engine.builder.close()
         engine.database.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from teu.config import Settings
 from teu.engine.backend.containerd import Client
+from teu.engine.builds.builder import Builder
 from teu.engine.containers.boot import Boot
 from teu.engine.containers.model import Surroundings
 from teu.engine.containers.store import Containers
@@ -41,6 +42,7 @@ class Engine:
         self.database = Database(f"{self.data_root}/engine.db")
         self.boot = Boot(self.data_root, self.exec_root)
         self.containerd = Client(self.config["containerd"])
+        self.builder = Builder(self.config["builder"])
         self.events = Events()
         self.pump = Pump()
         around = Surroundings(self.database, self.events, self.pump, self.boot, self.data_root, self.exec_root)

@@ -166,6 +166,8 @@ def test_the_table_knows_the_routes() -> None:
         "/networks/{name}/disconnect",
         "/volumes/create",
         "/volumes/{name}",
+        "/grpc",
+        "/session",
     }
 
 

@@ -17,7 +17,7 @@ ENGINE = SRC / "teu/engine"
 # other.
 FLOORS = (
     "core wake",
-    "backend logs",
+    "backend builds logs",
     "streams",
     "containers",
     "images networks volumes",

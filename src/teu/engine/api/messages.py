@@ -11,7 +11,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -85,8 +85,11 @@ class Request:
         version: tuple[int, int] = (1, 45),
         departure: Departure = NOBODY,
         hangup: Callable[[Callable[[], None]], contextlib.AbstractContextManager[threading.Event]] | None = None,
+        pairs: Sequence[tuple[str, str]] = (),
     ) -> None:
+        """`headers` has one value for each name, in small letters; `pairs` all of them as they came."""
         self.method = method
+        self.pairs = pairs
         self.path = path
         self.query = Query(query)
         self.headers = headers or {}
@@ -217,6 +220,11 @@ def stream(
 def hijack(function: Callable[[socket.socket, bytes], None], content_type: str) -> Response:
     """Give the connection to function(socket, bytes already read beyond the request)."""
     return Response(content_type=content_type, hijack=function)
+
+
+def switch(function: Callable[[socket.socket, bytes], None], protocol: str) -> Response:
+    """The same for a client that asked for another protocol (RFC 9110 section 7.8), which is spoken from then on."""
+    return Response(hijack=function, headers={"Upgrade": protocol})
 
 
 def progress(items: Iterator[dict[str, Any]]) -> Response:

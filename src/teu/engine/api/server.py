@@ -3,7 +3,8 @@
 
 Started by main with listening sockets (systemd's or its own). What it owes a client: the API
 version negotiation, error bodies, bounded headers and bodies, and the two ways in which docker
-takes a connection over ("upgrade: tcp" with 101, and the older bare 200).
+takes a connection over ("upgrade: tcp" with 101, and the older bare 200). A connection that begins with HTTP/2 is the
+builder's from its first byte on.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import h11
 from teu import __version__
 from teu.engine.api import router
 from teu.engine.api.messages import Request, Response
+from teu.engine.builds import relay
 from teu.engine.core import fields
 from teu.engine.core.departure import Departure
 from teu.engine.core.errors import BadRequest, EngineError, TimedOut, Unavailable
@@ -62,6 +64,7 @@ NO_LENGTH = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
     b'{"message": "bad HTTP: the Content-Length is too long"}\n'
 )
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\n"  # RFC 9113 section 3.4
 # Answered before the stores are up.
 _EARLY = ("/_ping",)
 
@@ -99,12 +102,22 @@ class _Body(io.RawIOBase):
         return len(part)
 
 
+class _Http2(Exception):
+    """A connection began with these bytes of HTTP/2."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__("HTTP/2 by prior knowledge")
+        self.data = data
+
+
 class _Connection:
     def __init__(self, server: Server, sock: socket.socket) -> None:
         self.server = server
         self.socket = sock
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_LIMIT)
         self.uploads = False  # whether the body is one of files
+        self.fresh = True  # nothing was read of it
+        self.switched = False  # to a protocol of others, who may have it still when this is done with it
 
     def next_event(self) -> Any:
         while True:
@@ -113,7 +126,11 @@ class _Connection:
                 return event
             if self.http.they_are_waiting_for_100_continue:
                 self.socket.sendall(self.http.send(h11.InformationalResponse(status_code=100, headers=[])))
-            self.http.receive_data(self.socket.recv(READ_SIZE))
+            data = self.socket.recv(READ_SIZE)
+            if data.startswith(HTTP2) and self.fresh:
+                raise _Http2(data)
+            self.fresh = False
+            self.http.receive_data(data)
 
     def receive_data(self) -> bytes:
         """The next part of the body; b"" at its end. A client that says nothing for long is not waited for."""
@@ -148,6 +165,8 @@ class _Connection:
                 self.http.start_next_cycle()
         except (ConnectionError, TimeoutError):
             pass
+        except _Http2 as begun:
+            self._to_the_builder(begun.data)
         except OSError as error:
             log.debug("connection ended: %s", error)
         except Exception:
@@ -155,11 +174,22 @@ class _Connection:
         finally:
             self._part()
 
+    def _to_the_builder(self, data: bytes) -> None:
+        """A client that speaks HTTP/2 from the first byte calls the builder: gRPC, which nobody else has here."""
+        self.socket.settimeout(None)
+        try:
+            builder = self.server.engine.builder.dial()
+        except EngineError as error:
+            log.debug("a connection of HTTP/2: %s", error)
+            return  # without an answer: whoever has no builder has no HTTP/2 to give one in
+        relay.carry(self.socket, data, builder)
+
     def _part(self) -> None:
         """Close the connection; the kernel resets it where bytes are unread, so a refusal's body is taken first,
         whatever its size: a client that is still sending would find a broken pipe in place of the answer."""
         try:
-            if self.http.their_state is h11.SEND_BODY and not self.http.they_are_waiting_for_100_continue:
+            body = self.http.their_state is h11.SEND_BODY and not self.switched
+            if body and not self.http.they_are_waiting_for_100_continue:
                 self.socket.shutdown(socket.SHUT_WR)
                 self.socket.settimeout(PART_QUIET_SECONDS)
                 until = time.monotonic() + PART_SECONDS
@@ -184,7 +214,8 @@ class _Connection:
         if not isinstance(event, h11.Request):
             return False
         self.socket.settimeout(None)
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
+        pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers]
+        headers = dict(pairs)
         method = event.method.decode("ascii", "replace")
         target = event.target.decode("latin-1")
         body = _Body(self)
@@ -195,7 +226,7 @@ class _Connection:
         verb = method in ("POST", "DELETE", "PUT")
         self.server.count(verb)
         try:
-            response = self._dispatch(method, target, headers, body)
+            response = self._dispatch(method, target, pairs, headers, body)
         except EngineError as error:
             response = _error_response(error.status, str(error))
         except h11.RemoteProtocolError as error:
@@ -220,7 +251,9 @@ class _Connection:
         self.socket.settimeout(IDLE_SECONDS)
         return True
 
-    def _dispatch(self, method: str, target: str, headers: dict[str, str], body: _Body) -> Response:
+    def _dispatch(
+        self, method: str, target: str, pairs: list[tuple[str, str]], headers: dict[str, str], body: _Body
+    ) -> Response:
         path, _, query = target.partition("?")
         version = API_VERSION
         if match := _VERSION.fullmatch(path):
@@ -250,7 +283,9 @@ class _Connection:
                         f"({engine.waiting}); its journal says why"
                     )
                 raise Unavailable(f"the engine is not up: {engine.failure or 'it is still starting'}")
-        request = Request(method, unquote(path), query, headers, body, version, Departure(self.gone), self._hangup)
+        request = Request(
+            method, unquote(path), query, headers, body, version, Departure(self.gone), self._hangup, pairs
+        )
         fields.check_parameters(method, pattern, request.query.values)
         return handler(engine, request, **arguments)
 
@@ -344,8 +379,12 @@ class _Connection:
 
     def _hijack(self, response: Response, upgrade: bool) -> None:
         assert response.hijack is not None
-        content_type = response.headers["Content-Type"]
-        if upgrade:
+        protocol = response.headers.get("Upgrade")
+        content_type = response.headers.get("Content-Type")
+        if protocol:
+            self.switched = True
+            head = f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n"
+        elif upgrade:
             head = f"HTTP/1.1 101 UPGRADED\r\nContent-Type: {content_type}\r\n"
             head += "Connection: Upgrade\r\nUpgrade: tcp\r\n"
         else:

@@ -686,6 +686,14 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
     ("DELETE", "/volumes/{name}"): {"force": _FLAG},
     ("GET", "/events"): {"since": _MOMENT, "until": _MOMENT, "filters": _FILTERS},
     ("GET", "/system/df"): {"type": _TEXT},
+    ("POST", "/build/prune"): {
+        "all": _FLAG,
+        "filters": _FILTERS,
+        "keep-storage": _NUMBER,
+        "reserved-space": _NUMBER,
+        "max-used-space": _NUMBER,
+        "min-free-space": _NUMBER,
+    },
 }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from teu import __version__
 from teu.config import Settings
+from teu.engine.builds.builder import CacheRecord
 from teu.engine.containers import hostconfig
 from teu.engine.core import times
 from teu.engine.logs import registry as log_drivers
@@ -169,7 +170,26 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def usage(engine: Engine, kinds: set[str]) -> dict[str, Any]:
+def _cache_record(one: CacheRecord, version: tuple[int, int]) -> dict[str, Any]:
+    shown: dict[str, Any] = {"ID": one.id}
+    if version < (1, 42):
+        shown["Parent"] = one.parents[0] if one.parents else ""
+    elif one.parents:
+        shown["Parents"] = list(one.parents)
+    return {
+        **shown,
+        "Type": one.kind,
+        "Description": one.description,
+        "InUse": one.in_use,
+        "Shared": one.shared,
+        "Size": one.size,
+        "CreatedAt": times.timestamp(int(one.created * 1e9)),
+        "LastUsedAt": times.timestamp(int(one.used * 1e9)) if one.used else None,
+        "UsageCount": one.uses,
+    }
+
+
+def usage(engine: Engine, kinds: set[str], version: tuple[int, int]) -> dict[str, Any]:
     """GET /system/df: of these kinds of KINDS."""
     answer: dict[str, Any] = {}
     if "image" in kinds:
@@ -180,6 +200,7 @@ def usage(engine: Engine, kinds: set[str]) -> dict[str, Any]:
     if "volume" in kinds:
         answer["Volumes"] = engine.volumes.usage()
     if "build-cache" in kinds:
-        answer["BuildCache"] = []
-        answer["BuilderSize"] = 0
+        kept = engine.builder.usage()
+        answer["BuildCache"] = [_cache_record(one, version) for one in kept]
+        answer["BuilderSize"] = sum(one.size for one in kept if not one.shared)
     return answer

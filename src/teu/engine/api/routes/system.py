@@ -47,7 +47,7 @@ def ping(engine: Engine, request: Request) -> Response:
         {
             "Cache-Control": "no-cache, no-store, must-revalidate",
             "Pragma": "no-cache",
-            "Builder-Version": "1",
+            "Builder-Version": "2" if engine.builder.present else "1",
             "Swarm": "inactive",
         }
     )
@@ -150,7 +150,7 @@ def disk_usage(engine: Engine, request: Request) -> Response:
     for kind in kinds:
         if kind not in view.KINDS:
             raise BadRequest(f"unknown object type: {kind}")
-    return json_response(view.usage(engine, kinds))
+    return json_response(view.usage(engine, kinds, request.version))
 
 
 @route("POST", "/auth")

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What teud carries to a builder: /grpc and HTTP/2 byte by byte, sessions, the cache's records; with a builder that
+answers on real sockets."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import types
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from teu.api.buildkit import control_pb2, control_pb2_grpc
+from teu.engine.api import router
+from teu.engine.api.server import Server
+from teu.engine.builds.builder import Builder
+from teu.engine.core.events import Events
+from teu.engine.streams.pump import Pump
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+class Control(control_pb2_grpc.ControlServicer):
+    def __init__(self) -> None:
+        self.seen: dict[str, Any] = {}
+
+    def DiskUsage(self, request: Any, context: Any) -> Any:
+        record = control_pb2.UsageRecord(
+            ID="one", Parents=["a", "b"], RecordType="regular", Description="[1/2] RUN x", Size=77, UsageCount=3
+        )
+        record.CreatedAt.FromSeconds(1_700_000_000)
+        shared = control_pb2.UsageRecord(ID="two", Shared=True, InUse=True, Size=5)
+        shared.CreatedAt.FromSeconds(1_700_000_001)
+        shared.LastUsedAt.FromSeconds(1_700_000_002)
+        return control_pb2.DiskUsageResponse(record=[record, shared])
+
+    def Prune(self, request: Any, context: Any) -> Iterator[Any]:
+        self.seen["prune"] = request
+        if "bad" in request.filter[0]:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "filters: parse error")
+        yield control_pb2.UsageRecord(ID="one", Size=77)
+        yield control_pb2.UsageRecord(ID="two", Size=5)
+
+    def Session(self, requests: Any, context: Any) -> Iterator[Any]:
+        self.seen["metadata"] = [(k, v) for k, v in context.invocation_metadata() if k.startswith("x-docker")]
+        for request in requests:
+            yield control_pb2.BytesMessage(data=b"<" + request.data + b">")
+
+
+def client(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(10)
+    sock.connect(str(path))
+    return sock
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, Path, Events]]:
+    """teud's socket, the one of its builder, and its events. The builder's socket is not there yet."""
+    router.load()
+    ready = threading.Event()
+    ready.set()
+    pump, events = Pump(), Events()
+    pump.start()
+    place = tmp_path / "builder.sock"
+    engine = types.SimpleNamespace(
+        ready=ready, stopping=threading.Event(), failure=None, waiting=None, pump=pump, events=events
+    )
+    engine.builder = Builder(str(place))
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "teud.sock"))
+    listener.listen()
+    server = Server(engine, [listener])  # type: ignore[arg-type]
+    server.start()
+    yield tmp_path / "teud.sock", place, events
+    engine.builder.close()
+    server.close()
+    pump.stop()
+
+
+@pytest.fixture
+def control(served: tuple[Path, Path, Events]) -> Iterator[Control]:
+    servicer = Control()
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    control_pb2_grpc.add_ControlServicer_to_server(servicer, server)
+    server.add_insecure_port(f"unix:{served[1]}")
+    server.start()
+    yield servicer
+    server.stop(None).wait()
+
+
+def ask(path: Path, method: str, target: str, *headers: str) -> tuple[int, Any]:
+    with client(path) as sock:
+        lines = [f"{method} {target} HTTP/1.1", "Host: docker", "Connection: close", *headers, "", ""]
+        sock.sendall("\r\n".join(lines).encode())
+        data = b""
+        while part := sock.recv(65536):
+            data += part
+    head, _, body = data.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
+
+
+def upgraded(path: Path, target: str, *headers: str, early: bytes = b"") -> socket.socket:
+    sock = client(path)
+    lines = [f"POST {target} HTTP/1.1", "Host: docker", "Connection: Upgrade", "Upgrade: h2c", *headers, "", ""]
+    sock.sendall("\r\n".join(lines).encode() + early)
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += sock.recv(1)
+    assert head.startswith(b"HTTP/1.1 101 "), head
+    assert b"\r\nUpgrade: h2c\r\n" in head
+    assert b"\r\nConnection: Upgrade\r\n" in head
+    return sock
+
+
+def listening(path: Path, kind: int, answer: Callable[[socket.socket], None]) -> threading.Thread:
+    """A builder that serves one connection."""
+    listener = socket.socket(socket.AF_UNIX, kind)
+    listener.bind(str(path))
+    listener.listen()
+    listener.settimeout(10)
+
+    def serve() -> None:
+        with listener:
+            connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(10)
+            answer(connection)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+def echo(connection: socket.socket) -> None:
+    while data := connection.recv(65536):
+        connection.sendall(data)
+    connection.sendall(b"end")
+
+
+@pytest.mark.parametrize("way", ["upgrade", "early", "prior knowledge"])
+def test_http2_reaches_the_builder_unread(served: tuple[Path, Path, Events], way: str) -> None:
+    thread = listening(served[1], socket.SOCK_STREAM, echo)
+    early = {"upgrade": b"", "early": PREFACE, "prior knowledge": PREFACE}[way]
+    sock = client(served[0]) if way == "prior knowledge" else upgraded(served[0], "/v1.45/grpc", early=early)
+    large = bytes(range(256)) * 8192
+    with sock:
+        if way == "prior knowledge":
+            sock.sendall(early)
+        got = bytearray()
+
+        def read() -> None:
+            while part := sock.recv(1 << 20):
+                got.extend(part)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        sock.sendall(large)
+        sock.shutdown(socket.SHUT_WR)
+        reader.join(10)
+    assert bytes(got) == early + large + b"end"
+    thread.join(10)
+
+
+def test_a_client_that_vanishes_ends_its_connection_to_the_builder(served: tuple[Path, Path, Events]) -> None:
+    ended = threading.Event()
+
+    def wait(connection: socket.socket) -> None:
+        while connection.recv(100):
+            pass
+        ended.set()
+
+    thread = listening(served[1], socket.SOCK_STREAM, wait)
+    upgraded(served[0], "/grpc", early=b"x").close()
+    assert ended.wait(10)
+    thread.join(10)
+
+
+def test_a_builder_that_vanishes_ends_the_clients_connection(served: tuple[Path, Path, Events]) -> None:
+    thread = listening(served[1], socket.SOCK_STREAM, lambda connection: None)
+    with upgraded(served[0], "/grpc") as sock:
+        assert sock.recv(1) == b""
+    thread.join(10)
+
+
+@pytest.mark.parametrize("target", ["/grpc", "/session"])
+def test_only_h2c_is_spoken(served: tuple[Path, Path, Events], target: str) -> None:
+    assert ask(served[0], "POST", target) == (400, {"message": "no upgrade proto in request"})
+    assert ask(served[0], "POST", target, "Upgrade: websocket")[1] == {"message": "protocol websocket not supported"}
+
+
+def test_without_a_builder_it_is_said_what_to_install(served: tuple[Path, Path, Events]) -> None:
+    for target in ("/grpc", "/session", "/build/prune"):
+        headers = ("Upgrade: h2c", "X-Docker-Expose-Session-Uuid: a")
+        status, answer = ask(served[0], "POST", target, *headers)
+        assert status == 404
+        assert "install the package teu-buildkitd" in answer["message"]
+    with client(served[0]) as sock:
+        sock.sendall(PREFACE)
+        assert sock.recv(100) == b""
+    with client(served[0]) as sock:
+        sock.sendall(b"GET /_ping HTTP/1.1\r\nHost: docker\r\n\r\n")
+        assert b"Builder-Version: 1\r\n" in sock.recv(4096)
+
+
+def test_a_session_changes_hands(served: tuple[Path, Path, Events]) -> None:
+    """The builder gets the connection itself, what was said of it, and what was read of it already."""
+    told: dict[str, Any] = {}
+
+    def take(connection: socket.socket) -> None:
+        data, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 4)
+        told.update(json.loads(data))
+        (descriptor,) = descriptors
+        with socket.socket(fileno=descriptor) as taken:
+            taken.settimeout(10)
+            taken.sendall(b"hello")
+            told["late"] = taken.recv(100)
+
+    served[1].touch()
+    thread = listening(served[1].with_name("builder-sessions.sock"), socket.SOCK_SEQPACKET, take)
+    headers = (
+        "X-Docker-Expose-Session-Uuid: abc",
+        "X-Docker-Expose-Session-Grpc-Method: /a.B/C",
+        "X-Docker-Expose-Session-Grpc-Method: /a.B/D",
+        "X-Other: no",
+    )
+    with upgraded(served[0], "/v1.45/session", *headers, early=b"early") as sock:
+        assert sock.recv(100) == b"hello"
+        sock.sendall(b"late")
+        assert sock.recv(100) == b""
+    thread.join(10)
+    assert told == {
+        "headers": [
+            ["x-docker-expose-session-uuid", "abc"],
+            ["x-docker-expose-session-grpc-method", "/a.B/C"],
+            ["x-docker-expose-session-grpc-method", "/a.B/D"],
+        ],
+        "early": "ZWFybHk=",
+        "late": b"late",
+    }
+
+
+def test_a_session_goes_through_control_session_elsewhere(served: tuple[Path, Path, Events], control: Control) -> None:
+    headers = ("X-Docker-Expose-Session-Uuid: abc", "X-Docker-Expose-Session-Grpc-Method: /a.B/C")
+    with upgraded(served[0], "/session", *headers, early=b"early") as sock:
+        assert sock.recv(100) == b"<early>"
+        sock.sendall(b"late")
+        assert sock.recv(100) == b"<late>"
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(100) == b""
+    assert control.seen["metadata"] == [
+        ("x-docker-expose-session-uuid", "abc"),
+        ("x-docker-expose-session-grpc-method", "/a.B/C"),
+    ]
+
+
+def test_a_session_has_an_id(served: tuple[Path, Path, Events], control: Control) -> None:
+    status, answer = ask(served[0], "POST", "/session", "Upgrade: h2c")
+    assert status == 400
+    assert "X-Docker-Expose-Session-Uuid" in answer["message"]
+
+
+def test_the_cache_is_pruned(served: tuple[Path, Path, Events], control: Control) -> None:
+    filters = '{"until":["24h"],"type":["regular"],"inuse":[],"id":["a\\"b"]}'.replace('"', "%22").replace("\\", "%5C")
+    target = f"/build/prune?all=1&keep-storage=5&max-used-space=6&min-free-space=7&filters={filters}"
+    _, events = served[2].subscribe()
+    assert ask(served[0], "POST", target) == (200, {"CachesDeleted": ["one", "two"], "SpaceReclaimed": 82})
+    asked = control.seen["prune"]
+    assert list(asked.filter) == ['id~="a\\"b",inuse,type=="regular"']
+    assert (asked.all, asked.keepDuration) == (True, 24 * 3600 * 10**9)
+    assert (asked.reservedSpace, asked.maxUsedSpace, asked.minFreeSpace) == (5, 6, 7)
+    event = events.get(timeout=10)
+    assert (event["Type"], event["Action"], event["Actor"]["Attributes"]) == ("builder", "prune", {"reclaimed": "82"})
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ('filters={"no":["x"]}', "invalid filter 'no'"),
+        ('filters={"until":["1h","2h"]}', "filters expect only one value"),
+        ('filters={"type":["a","b"]}', "filters expect only one value"),
+        ('filters={"until":["1h"],"unused-for":["2h"]}', 'conflicting filters: "until" and "unused-for"'),
+        ('filters={"until":["soon"]}', '"until" filter expects a duration'),
+        ("reserved-space=x", "reserved-space is in bytes and expects an integer, got x"),
+        ("keep-storage=-1", "keep-storage is in bytes and expects an integer, got -1"),
+        ('filters={"type":["bad"]}', "filters: parse error"),
+    ],
+)
+def test_what_cannot_be_pruned(served: tuple[Path, Path, Events], control: Control, query: str, said: str) -> None:
+    status, answer = ask(served[0], "POST", f"/build/prune?{query.replace(chr(34), '%22')}")
+    assert status == 400
+    assert said in answer["message"]
+
+
+def test_df_shows_the_cache(served: tuple[Path, Path, Events], control: Control) -> None:
+    status, answer = ask(served[0], "GET", "/v1.44/system/df?type=build-cache")
+    assert status == 200
+    assert answer["BuilderSize"] == 77
+    one, two = answer["BuildCache"]
+    assert one == {
+        "ID": "one",
+        "Parents": ["a", "b"],
+        "Type": "regular",
+        "Description": "[1/2] RUN x",
+        "InUse": False,
+        "Shared": False,
+        "Size": 77,
+        "CreatedAt": "2023-11-14T22:13:20.000000000Z",
+        "LastUsedAt": None,
+        "UsageCount": 3,
+    }
+    assert "Parents" not in two
+    assert two["LastUsedAt"] == "2023-11-14T22:13:22.000000000Z"
+    assert ask(served[0], "GET", "/v1.41/system/df?type=build-cache")[1]["BuildCache"][0]["Parent"] == "a"
