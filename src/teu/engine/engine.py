@@ -10,6 +10,7 @@ from pathlib import Path
 from teu.config import Settings
 from teu.engine.backend.containerd import Client
 from teu.engine.builds.builder import Builder
+from teu.engine.builds.classic import Builds
 from teu.engine.containers.boot import Boot
 from teu.engine.containers.model import Surroundings
 from teu.engine.containers.store import Containers
@@ -43,6 +44,7 @@ class Engine:
         self.boot = Boot(self.data_root, self.exec_root)
         self.containerd = Client(self.config["containerd"])
         self.builder = Builder(self.config["builder"])
+        self.builds = Builds(self.builder, self.data_root)
         self.events = Events()
         self.pump = Pump()
         around = Surroundings(self.database, self.events, self.pump, self.boot, self.data_root, self.exec_root)

@@ -4,6 +4,7 @@ answers on real sockets."""
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import threading
@@ -17,9 +18,14 @@ import grpc
 import pytest
 
 from teu.api.buildkit import control_pb2, control_pb2_grpc
+from teu.buildkit.session import auth, upload
+from teu.buildkit.session.manager import Manager
 from teu.engine.api import router
 from teu.engine.api.server import Server
 from teu.engine.builds.builder import Builder
+from teu.engine.builds.classic import Builds
+from teu.engine.builds.session import credentials
+from teu.engine.core.errors import BadRequest
 from teu.engine.core.events import Events
 from teu.engine.streams.pump import Pump
 
@@ -73,6 +79,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, Path, Events]]:
         ready=ready, stopping=threading.Event(), failure=None, waiting=None, pump=pump, events=events
     )
     engine.builder = Builder(str(place))
+    engine.builds = Builds(engine.builder, str(tmp_path))
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "teud.sock"))
     listener.listen()
@@ -318,3 +325,209 @@ def test_df_shows_the_cache(served: tuple[Path, Path, Events], control: Control)
     assert "Parents" not in two
     assert two["LastUsedAt"] == "2023-11-14T22:13:22.000000000Z"
     assert ask(served[0], "GET", "/v1.41/system/df?type=build-cache")[1]["BuildCache"][0]["Parent"] == "a"
+
+
+# POST /build
+
+
+class Solver(Control):
+    """Reads the context from the session as a builder does, and tells of two steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.manager = Manager()
+        self.solved = threading.Event()
+        self.error = ""
+        self.gone = threading.Event()
+        self.block = False
+
+    def Session(self, requests: Any, context: Any) -> Iterator[Any]:
+        yield from self.manager.serve_stream(list(context.invocation_metadata()), requests)
+
+    def Solve(self, request: Any, context: Any) -> Any:
+        self.seen["solve"] = request
+        context.add_callback(self.gone.set)
+        try:
+            if request.FrontendAttrs.get("context", "").startswith("http://buildkit-session/"):
+                session = self.manager.get(request.Session, 10)
+                self.seen["context"] = b"".join(upload.pull(session, request.FrontendAttrs["context"]))
+                self.seen["credentials"] = auth.credentials(session, "registry-1.docker.io")
+            if self.block:
+                self.gone.wait(20)
+            if self.error:
+                context.abort(grpc.StatusCode.UNKNOWN, self.error)
+            return control_pb2.SolveResponse(
+                ExporterResponse={"containerimage.config.digest": f"sha256:{'12' * 32}", "containerimage.digest": "x"}
+            )
+        finally:
+            self.solved.set()
+
+    def Status(self, request: Any, context: Any) -> Iterator[Any]:
+        vertex = control_pb2.Vertex(digest="sha256:a", name="[2/3] RUN make")
+        vertex.started.FromSeconds(1)
+        internal = control_pb2.Vertex(digest="sha256:b", name="[internal] load build context")
+        cached = control_pb2.Vertex(digest="sha256:c", name="[stage-1 3/3] COPY a b", cached=True)
+        log = control_pb2.VertexLog(vertex="sha256:a", msg=b"making\n", stream=1)
+        if "parse error" not in self.error:
+            yield control_pb2.StatusResponse(vertexes=[internal, vertex], logs=[log])
+            yield control_pb2.StatusResponse(vertexes=[vertex, cached])
+        self.solved.wait(20)
+
+
+@pytest.fixture
+def solver(served: tuple[Path, Path, Events]) -> Iterator[Solver]:
+    servicer = Solver()
+    server = grpc.server(futures.ThreadPoolExecutor(8))
+    control_pb2_grpc.add_ControlServicer_to_server(servicer, server)
+    server.add_insecure_port(f"unix:{served[1]}")
+    server.start()
+    yield servicer
+    server.stop(None).wait()
+
+
+def post(path: Path, target: str, body: bytes, *headers: str) -> tuple[int, list[Any]]:
+    with client(path) as sock:
+        lines = [f"POST {target} HTTP/1.1", "Host: docker", "Connection: close", f"Content-Length: {len(body)}"]
+        sock.sendall("\r\n".join([*lines, "Content-Type: application/x-tar", *headers, "", ""]).encode() + body)
+        data = b""
+        while part := sock.recv(65536):
+            data += part
+    head, _, rest = data.partition(b"\r\n\r\n")
+    answers = [json.loads(line) for line in rest.split(b"\r\n") if line.startswith(b"{")]
+    return int(head.split()[1]), answers
+
+
+def test_a_classic_build(served: tuple[Path, Path, Events], solver: Solver) -> None:
+    """The context goes through a session of teud's own; what is told has the form of old."""
+    known = base64.urlsafe_b64encode(
+        json.dumps({"https://index.docker.io/v1/": {"username": "me", "password": "secret"}}).encode()
+    ).decode()
+    query = "t=app:1&dockerfile=D&buildargs=%7B%22A%22%3A%22b%22%2C%22N%22%3Anull%7D&nocache=1&extrahosts=x:1.2.3.4"
+    body = bytes(range(256)) * 5000
+    status, told = post(served[0], f"/v1.45/build?{query}", body, f"X-Registry-Config: {known}")
+    assert (status, told) == (
+        200,
+        [
+            {"stream": "Step 2/3 : RUN make\n"},
+            {"stream": "making\n"},
+            {"stream": "Step 3/3 : COPY a b\n"},
+            {"stream": " ---> Using cache\n"},
+            {"aux": {"ID": f"sha256:{'12' * 32}"}},
+            {"stream": "Successfully built 121212121212\n"},
+            {"stream": "Successfully tagged app:1\n"},
+        ],
+    )
+    assert solver.seen["context"] == body
+    assert solver.seen["credentials"] == ("me", "secret")
+    asked = solver.seen["solve"]
+    attributes = dict(asked.FrontendAttrs)
+    assert attributes.pop("context") == f"http://buildkit-session/{asked.Session}"
+    assert attributes == {
+        "filename": "D",
+        "build-arg:A": "b",
+        "no-cache": "",
+        "add-hosts": "x=1.2.3.4",
+        "image-resolve-mode": "default",
+    }
+    (exporter,) = asked.Exporters
+    assert (exporter.Type, exporter.Attrs["name"]) == ("image", "docker.io/library/app:1")
+    solver.solved.clear()
+    assert post(served[0], "/build?q=1", b"")[1] == [{"stream": f"sha256:{'12' * 32}\n"}]
+    assert solver.seen["solve"].Exporters[0].Attrs["dangling-name-prefix"] == "dangling@"
+
+
+def test_a_build_of_version_2(served: tuple[Path, Path, Events], solver: Solver) -> None:
+    target = "/build?version=2&remote=client-session&session=abc&networkmode=host&buildid=one"
+    status, told = post(served[0], target, b"")
+    assert (solver.seen["solve"].Session, list(solver.seen["solve"].Entitlements)) == ("abc", ["network.host"])
+    assert status == 200
+    assert [answer["id"] for answer in told] == ["moby.buildkit.trace", "moby.buildkit.trace", "moby.image.id"]
+    trace = control_pb2.StatusResponse.FromString(base64.b64decode(told[0]["aux"]))
+    assert trace.vertexes[1].name == "[2/3] RUN make"
+    assert told[2]["aux"] == {"ID": f"sha256:{'12' * 32}"}
+
+
+def test_a_build_whose_context_is_uploaded_apart(served: tuple[Path, Path, Events], solver: Solver) -> None:
+    answers: list[Any] = []
+    target = "/build?version=2&remote=upload-request&buildid=one"
+    thread = threading.Thread(target=lambda: answers.append(post(served[0], target, b"")))
+    thread.start()
+    assert post(served[0], "/build?buildid=upload-request:one", b"the context")[0] == 200
+    thread.join(20)
+    assert answers[0][0] == 200
+    assert solver.seen["context"] == b"the context"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        ("dockerfile parse error on line 1: unknown instruction: X", 400, "dockerfile parse error on line 1: unknown"),
+        (
+            'process "/bin/sh -c false" did not complete successfully: exit code: 7',
+            200,
+            "The command '/bin/sh -c false' returned a non-zero code: 7",
+        ),
+    ],
+)
+def test_a_build_that_fails(
+    served: tuple[Path, Path, Events], solver: Solver, error: str, status: int, told: str
+) -> None:
+    solver.error = error
+    code, answers = post(served[0], "/build", b"")
+    assert code == status
+    if status == 400:
+        assert answers[0]["message"].startswith(told)
+    else:
+        assert answers[-1] == {"errorDetail": {"code": 7, "message": told}, "error": told}
+
+
+@pytest.mark.parametrize("way", ["cancel", "leave"])
+def test_a_build_that_nobody_wants_ends(served: tuple[Path, Path, Events], solver: Solver, way: str) -> None:
+    solver.block = True
+    with client(served[0]) as sock:
+        sock.sendall(b"POST /build?buildid=x HTTP/1.1\r\nHost: docker\r\nContent-Length: 0\r\n\r\n")
+        told = b""
+        while b"Step 2/3" not in told:
+            told += sock.recv(65536)
+        if way == "cancel":
+            assert post(served[0], "/build/cancel?id=x", b"")[0] == 200
+        else:
+            sock.close()
+        assert solver.gone.wait(2)
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("t=A", "repository name (library/A) must be lowercase"),
+        ("t=a@sha256:" + "ab" * 32, "build tag cannot contain a digest"),
+        ("buildargs=[]", "error reading build args"),
+        ("labels=x", "error reading labels"),
+        ("squash=1", "squash is only supported with experimental mode"),
+        ("securityopt=[%22a%22]", "does not support setting security options on build"),
+        ("isolation=hyperv", 'Unsupported isolation: "hyperv"'),
+        ("networkmode=mine", 'network mode "mine" not supported by buildkit'),
+        ("extrahosts=x", "invalid host x"),
+        ("memory=much", "memory expects a number, got much"),
+        ("ulimits=[1]", "error reading ulimits"),
+        ("version=3", "invalid version 3"),
+        ("version=2&outputs=[%7B%7D,%7B%7D]", "multiple outputs not supported"),
+    ],
+)
+def test_what_cannot_be_built(served: tuple[Path, Path, Events], solver: Solver, query: str, said: str) -> None:
+    code, answers = post(served[0], f"/build?{query}", b"")
+    assert code == 400
+    assert said in answers[0]["message"]
+
+
+def test_credentials_that_are_none_show_nothing_of_themselves() -> None:
+    for text in (b'["secret"]', b'{"a": "secret"}', b'{"secret"', b'{"a": {"auth": "secret!"}}'):
+        header = base64.b64encode(text).decode()
+        with pytest.raises(BadRequest) as refused:
+            credentials(header)
+        assert "secret" not in str(refused.value)
+    given = {"a": {"auth": base64.b64encode(b"u:p:q").decode()}, "b": {"identitytoken": "t", "username": "u"}}
+    assert credentials(base64.urlsafe_b64encode(json.dumps(given).encode()).decode().rstrip("=")) == {
+        "a": ("u", "p:q"),
+        "b": ("", "t"),
+    }

@@ -686,6 +686,19 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
     ("DELETE", "/volumes/{name}"): {"force": _FLAG},
     ("GET", "/events"): {"since": _MOMENT, "until": _MOMENT, "filters": _FILTERS},
     ("GET", "/system/df"): {"type": _TEXT},
+    ("POST", "/build"): {
+        **dict.fromkeys(("q", "nocache", "pull"), _FLAG),
+        **dict.fromkeys(("memory", "memswap", "cpushares", "cpuperiod", "cpuquota", "shmsize"), _NUMBER),
+        **dict.fromkeys(
+            ("dockerfile", "t", "extrahosts", "remote", "cachefrom", "cpusetcpus", "cpusetmems", "cgroupparent"), _TEXT
+        ),
+        **dict.fromkeys(("buildargs", "labels", "networkmode", "platform", "target", "outputs", "ulimits"), _TEXT),
+        **dict.fromkeys(("session", "buildid", "version"), _TEXT),
+        "rm": _IDLE,  # a step leaves no container
+        "forcerm": _IDLE,
+        **dict.fromkeys(("squash", "isolation", "securityopt"), _TEXT),  # refused, see builds.options
+    },
+    ("POST", "/build/cancel"): {"id": _TEXT},
     ("POST", "/build/prune"): {
         "all": _FLAG,
         "filters": _FILTERS,

@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from teu.engine.api.messages import Request, Response, json_response, switch
+from teu.engine.api.messages import Request, Response, empty, encoded, json_response, stream, switch
 from teu.engine.api.router import route
-from teu.engine.builds import relay
+from teu.engine.builds import options, relay
 from teu.engine.builds.builder import Limits
-from teu.engine.core.errors import BadRequest
+from teu.engine.builds.options import UPLOAD_REQUEST
+from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.core.fields import natural
 from teu.oci.units import parse_duration
 
 if TYPE_CHECKING:
+    from teu.engine.builds.classic import Message
     from teu.engine.engine import Engine
 
 # What a record of the cache can be chosen by; "id" by a part of it.
@@ -94,3 +98,47 @@ def _chosen(filters: dict[str, list[str]]) -> str:
 
 def _quoted(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+@route("POST", "/build")
+def build(engine: Engine, request: Request) -> Response:
+    """Of old clients and of libraries: a tar of the context as the body, messages of JSON as the answer."""
+    query = request.query
+    upload, _, name = query.get("buildid").partition(":")
+    if upload == UPLOAD_REQUEST and name:
+        engine.builds.upload(name, request.body)
+        return json_response({})
+    wanted = options.parse(query.get, query.every)
+    messages = engine.builds.run(wanted, request.body, request.headers.get("x-registry-config", ""))
+    try:
+        first = _first(messages, request)
+    except BaseException:
+        messages.close()
+        raise
+    return stream(_lines(first, messages), "application/json", messages.close)
+
+
+def _first(messages: Iterator[Message | None], request: Request) -> Message | None:
+    """A Dockerfile with a mistake has no answer yet that could hold it: its error is the request's."""
+    for message in messages:
+        if message is not None:
+            return message
+        request.departure.check()
+    return None
+
+
+def _lines(first: Message | None, messages: Iterator[Message | None]) -> Iterator[bytes]:
+    """A line for each message. What fails after the answer has begun is the last of them."""
+    try:
+        for message in itertools.chain([first], messages):
+            yield encoded(message) + b"\r\n" if message is not None else b""
+    except EngineError as error:
+        yield encoded(options.failure(str(error))) + b"\r\n"
+
+
+@route("POST", "/build/cancel")
+def cancel(engine: Engine, request: Request) -> Response:
+    if not request.query.get("id"):
+        raise BadRequest("build ID not provided")
+    engine.builds.cancel(request.query.get("id"))
+    return empty(200)
