@@ -7,6 +7,7 @@ import queue
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from unit.buildkit.tunnel import Methods, client, connected, headers, server
 from teu.api.buildkit import control_pb2, errdefs_pb2
 from teu.api.buildkit.session import secrets_pb2, upload_pb2
 from teu.buildkit.core import errors
+from teu.buildkit.session import handover
 from teu.buildkit.session.manager import Manager, Session
 
 GET = "/moby.buildkit.secrets.v1.Secrets/GetSecret"
@@ -232,3 +234,36 @@ def test_a_client_that_reads_nothing_holds_nobody() -> None:
     thread.join(10)
     assert not thread.is_alive()
     theirs.close()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"no json",
+        b"[]",
+        b'{"headers": [["a"]], "early": ""}',
+        b'{"headers": [], "early": "?"}',
+        b'{"headers": [], "early": ""}',
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_handed_over_and_is_no_session(tmp_path: Path, message: bytes) -> None:
+    """Its connection is closed, nothing is held, and the next one is served."""
+    manager = Manager()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        server = threading.Thread(target=handover.serve, args=(listener, manager))
+        server.start()
+        for descriptors in (1, 0):
+            ours, theirs = socket.socketpair()
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as giver, ours:
+                giver.connect(str(tmp_path / "s"))
+                socket.send_fds(giver, [message], [theirs.fileno()] * descriptors)
+                theirs.close()
+                ours.settimeout(10)
+                assert ours.recv(1) == b""
+        listener.shutdown(socket.SHUT_RDWR)
+        server.join(10)
+    assert manager.all() == []

@@ -18,7 +18,7 @@ import grpc
 import pytest
 
 from teu.api.buildkit import control_pb2, control_pb2_grpc
-from teu.buildkit.session import auth, upload
+from teu.buildkit.session import auth, handover, upload
 from teu.buildkit.session.manager import Manager
 from teu.engine.api import router
 from teu.engine.api.server import Server
@@ -342,6 +342,7 @@ class Solver(Control):
         self.block = False
 
     def Session(self, requests: Any, context: Any) -> Iterator[Any]:
+        self.seen["tunnelled"] = True
         yield from self.manager.serve_stream(list(context.invocation_metadata()), requests)
 
     def Solve(self, request: Any, context: Any) -> Any:
@@ -397,7 +398,23 @@ def post(path: Path, target: str, body: bytes, *headers: str) -> tuple[int, list
     return int(head.split()[1]), answers
 
 
-def test_a_classic_build(served: tuple[Path, Path, Events], solver: Solver) -> None:
+@pytest.fixture(params=["handed over", "in messages"])
+def way_of_sessions(request: pytest.FixtureRequest, served: tuple[Path, Path, Events], solver: Solver) -> Iterator[str]:
+    if request.param == "handed over":
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(str(served[1].with_name("builder-sessions.sock")))
+        listener.listen()
+        thread = threading.Thread(target=handover.serve, args=(listener, solver.manager))
+        thread.start()
+    yield request.param
+    if request.param == "handed over":
+        assert "tunnelled" not in solver.seen
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+        listener.close()
+
+
+def test_a_classic_build(served: tuple[Path, Path, Events], solver: Solver, way_of_sessions: str) -> None:
     """The context goes through a session of teud's own; what is told has the form of old."""
     known = base64.urlsafe_b64encode(
         json.dumps({"https://index.docker.io/v1/": {"username": "me", "password": "secret"}}).encode()

@@ -180,9 +180,10 @@ class Manager:
                 del self._sessions[session.id]
             self._changed.notify_all()
 
-    def serve_socket(self, headers: Headers, connection: socket.socket) -> None:
+    def serve_socket(self, headers: Headers, connection: socket.socket, early: bytes = b"") -> None:
         """Serve a session that has a connection of its own (POST /session, after its 101); returns when it has ended.
-        The connection is closed then. Errors of `begin` are raised before anything is written."""
+        The connection is closed then. `early` was read of it already. Errors of `begin` are raised before anything is
+        written."""
         session = self.begin(headers)
         # A client that reads nothing any more must not hold the thread that writes to it.
         patience = struct.pack("@ll", int(session.silent_seconds), 0)
@@ -192,6 +193,8 @@ class Manager:
         )
         writer.start()
         try:
+            if early:
+                session.connection.feed(early)
             while session.error is None:
                 session.connection.feed(connection.recv(256 << 10))
         except OSError as error:
