@@ -46,6 +46,26 @@ def _now(nanoseconds: int | None = None) -> Timestamp:
     return stamp
 
 
+def warning(
+    vertex: str,
+    short: str,
+    detail: Iterable[str] = (),
+    url: str = "",
+    level: int = 1,
+    info: ops_pb2.SourceInfo | None = None,
+    ranges: Iterable[ops_pb2.Range] = (),
+) -> control_pb2.VertexWarning:
+    return control_pb2.VertexWarning(
+        vertex=vertex,
+        level=level,
+        short=short.encode(errors="replace"),
+        detail=[line.encode(errors="replace") for line in detail],
+        url=url,
+        info=info,
+        ranges=ranges,
+    )
+
+
 class Step:
     """A vertex at work, whoever waits for it. All methods may be called from any thread."""
 
@@ -153,15 +173,7 @@ class Step:
         ranges: Iterable[ops_pb2.Range] = (),
     ) -> None:
         """A warning, with the lines that it is about; level 1, or more where it is less severe."""
-        event = control_pb2.VertexWarning(
-            vertex=self.vertex.digest,
-            level=level,
-            short=short.encode(errors="replace"),
-            detail=[line.encode(errors="replace") for line in detail],
-            url=url,
-            info=info,
-            ranges=ranges,
-        )
+        event = warning(self.vertex.digest, short, detail, url, level, info, ranges)
         with self._lock:
             self._warnings += 1
             if self._warnings <= WARNINGS_MAX:
@@ -189,7 +201,7 @@ class Progress:
         self._listeners: list[dict[Hashable, Message]] = []
         self._vertexes: dict[str, control_pb2.Vertex] = {}
         self._steps: list[Step] = []
-        self._warnings = 0
+        self._warnings = self._told = 0
         self._closed = False
 
     def vertex(
@@ -211,6 +223,14 @@ class Progress:
             late = self._closed
         if late:
             step.leave(self)
+
+    def warn(self, event: control_pb2.VertexWarning) -> None:
+        """A warning of a frontend, about a vertex that need not be one of this build's."""
+        with self._changed:
+            self._told += 1
+            number = self._told
+        if number <= WARNINGS_MAX:
+            self.event(("warning", id(self), number), event)
 
     def event(self, key: Hashable, event: Message) -> None:
         """Called by steps: something has changed."""

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The builder's front door: what clients call, and how their builds are led.
+
+rpc            services on grpcio's server: errors, clients that leave, what is going on
+control        moby.buildkit.v1.Control: builds, progress, sessions, the cache, workers, history
+bridge         moby.buildkit.v1.frontend.LLBBridge: frontends that live in clients and in containers
+builds, build  the builds under way; one of them: from its request to the exporters' answers
+containers     containers that frontends make for their own purposes
+history        what builds there were: history.db
+cleaning       garbage collection
+workers        what the builder says of itself
+handover       sessions whose sockets somebody else has accepted
+"""

@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One build: from what a client asks to what its exporters answer. Called by builds.
+
+    build = Build(rooms, request)          refused here: what cannot be understood, or is not allowed
+    values = build.run(bridge)             waits; raises core.errors.Error
+    build.close()
+
+A build ends at once when nobody waits for it (`cancel`); what it had begun and others want goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from teu.api.buildkit import errdefs_pb2
+from teu.buildkit.control.requests import Entitlements, Solve
+from teu.buildkit.core import errors, exports, snapshots
+from teu.buildkit.core.identifiers import digest_of, new_id
+from teu.buildkit.core.progress import Progress, Step
+from teu.buildkit.frontends import builtin
+from teu.buildkit.frontends.bridge import Bridge, CacheImport, Request, Result
+from teu.buildkit.llb.load import Graph
+from teu.buildkit.llb.platforms import Platform
+from teu.buildkit.llb.policy import Policies
+from teu.buildkit.solver.jobs import Build as Running
+from teu.buildkit.solver.jobs import Job, Solver
+from teu.buildkit.solver.jobs import Result as Solved
+from teu.buildkit.solver.tasks import Cancellation
+
+log = logging.getLogger("teu.buildkit")
+
+TREES_MAX = 10_000  # of one build
+
+
+class Meta(Protocol):
+    """What the room of the sources tells of one."""
+
+    def meta(self, request: Any, platform: Platform, asker: Any) -> Any: ...
+
+
+class Caches(Protocol):
+    """Caches that travel."""
+
+    def importer(self, kind: str, attributes: Mapping[str, str], task: exports.Task) -> Any:
+        """A cache.keys.Keys of what is there. Raises errors.Error where nothing can be read."""
+
+    def exporter(self, kind: str, attributes: Mapping[str, str]) -> exports.CacheExporter | None:
+        """None: such a cache goes into the image (inline), or is not known. Raises InvalidArgument."""
+
+    def inline(self, part: exports.Part) -> bytes | None:
+        """The cache that an image takes along."""
+
+
+class Gateway(Protocol):
+    """Frontends in containers."""
+
+    def solve(self, bridge: Bridge, request: Request, cancellation: Cancellation) -> Result: ...
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """All that a build stands on."""
+
+    solver: Solver
+    sources: Meta
+    caches: Caches
+    make_exporter: exports.Make
+    gateway: Gateway
+    platforms: Sequence[Platform]
+    allowed: frozenset[str] = frozenset()  # entitlements that the configuration lets clients have
+    policies: Sequence[Any] = ()  # of the configuration
+    is_builtin: Callable[[str], bool] = builtin.is_own
+    finders: Sequence[Callable[[str, Mapping[str, bytes]], Sequence[tuple[str, Mapping[str, str]]]]] = ()
+
+
+class Tree:
+    """A definition that is built when somebody needs its files."""
+
+    def __init__(self, build: Build, definition: Any, graph: Graph, caches: Sequence[Any]) -> None:
+        self.definition = definition
+        self.graph = graph
+        self._build = build
+        self._caches = caches
+        self._lock = threading.Lock()
+        self._running: Running | None = None
+        self._solved: Solved | None = None
+
+    def start(self) -> None:
+        """Begin, and do not wait."""
+        with self._lock:
+            self._start()
+
+    def _start(self) -> Running:
+        if self._running is None:
+            self._running = self._build.job.start(self.graph, self._caches)
+        return self._running
+
+    def snapshot(self) -> snapshots.Snapshot | None:
+        return snapshots.snapshot(self._result().ref)
+
+    def _result(self) -> Solved:
+        with self._lock:
+            if self._solved is None:
+                running = self._start()
+                try:
+                    self._solved = running.wait()
+                except errors.Error as error:
+                    raise self._build.placed(error, self.graph) from None
+                finally:
+                    self._running = None
+            return self._solved
+
+    def chains(self) -> list[Any]:
+        return self._result().chains()
+
+    def release(self) -> None:
+        with self._lock:
+            solved, self._solved = self._solved, None
+        if solved is not None:
+            solved.release()
+
+
+@dataclass
+class Task:
+    """core.exports.Task, and the sources' Asker: a step of a build at work."""
+
+    build: Build
+    step: Step
+
+    @property
+    def cancelled(self) -> bool:
+        return self.build.cancellation.cancelled
+
+    def check(self) -> None:
+        self.build.cancellation.check()
+
+    def on_cancel(self, call: Callable[[], None]) -> AbstractContextManager[None]:
+        return self.build.cancellation.calling(call)
+
+    def sessions(self) -> list[str]:
+        return [self.build.session] if self.build.session else []
+
+    def log(self, stream: int, data: bytes) -> None:
+        self.step.log(stream, data)
+
+    def status(self, name: str, current: int, total: int, *, action: str = "", completed: bool = False) -> None:
+        self.step.status(name, action or name, current, total, completed)
+
+    def warn(self, short: str, **more: Any) -> None:
+        self.step.warn(short, **more)
+
+
+@dataclass
+class Build:
+    rooms: Rooms
+    request: Solve
+    started: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        request = self.request
+        self.ref = request.ref
+        self.session = request.session
+        self.entitlements = Entitlements(request.entitlements, self.rooms.allowed)
+        self.policies = [*self.rooms.policies, *request.policies]
+        Policies(self.policies)  # what cannot be understood is refused now
+        self._exporters = [
+            self.rooms.make_exporter(kind, number, attributes)
+            for number, (kind, attributes) in enumerate(request.exporters)
+        ]
+        self._cache_exporters = [
+            (self.rooms.caches.exporter(one.kind, one.attributes), one) for one in request.cache_exports
+        ]
+        self.progress = Progress()
+        self.cancellation = Cancellation()
+        self.job: Job = self.rooms.solver.job(self.ref, self.session, self.progress)
+        self.answers: list[exports.Answer] = []
+        self.definitions: list[Any] = []
+        self._trees: list[Tree] = []
+        self._imports: dict[tuple[Any, ...], Any] = {}
+        self._lock = threading.Lock()
+        self._returned = threading.Event()
+        self._result: Result | None = None
+        self._error: errors.Error | None = None
+        self._closing = ExitStack()
+
+    # Its end
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        for call in self.cancellation.set():
+            try:
+                call()
+            except Exception:
+                log.exception("cancelling %s", self.ref)
+        self.job.cancel()
+        self._returned.set()
+
+    def close(self) -> None:
+        """Let go of all that it holds; its progress ends."""
+        self.cancel()
+        self._closing.close()
+        with self._lock:
+            trees, self._trees = self._trees, []
+        for one in trees:
+            one.release()
+        self.job.close()
+        self.progress.close()
+
+    def on_close(self, call: Callable[[], None]) -> None:
+        self._closing.callback(call)
+
+    # The frontend in the client
+
+    @property
+    def waits(self) -> bool:
+        """The client itself is the frontend, and has not returned yet."""
+        return not self.request.frontend and not self.request.definition and not self._returned.is_set()
+
+    def give(self, result: Result | None, error: errors.Error | None = None) -> None:
+        """The frontend's last word. InvalidArgument where it has said one."""
+        with self._lock:
+            if (result is None) == (error is None):
+                raise errors.InvalidArgument("gateway return must be either result or err")
+            if self._returned.is_set():
+                raise errors.InvalidArgument("gateway result is already set")
+            self._result, self._error = result, error
+            self._returned.set()
+
+    def _wait(self) -> Result:
+        self._returned.wait()
+        self.cancellation.check()
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None
+        return self._result
+
+    # The whole
+
+    def run(self, bridge: Bridge) -> dict[str, str]:
+        """Do it; `bridge` is what the frontend sees of it. The exporters' answers, as the client reads them."""
+        request = self.request
+        if request.frontend or request.definition:
+            asked = Request(
+                request.definition, request.frontend, request.attributes, request.inputs, request.cache_imports
+            )
+            result = bridge.solve(asked)
+        else:
+            result = self._wait()
+        return self._export(self._built(result))
+
+    def _built(self, result: Result) -> exports.Result:
+        """All trees of a result, at the same time."""
+        attested = [one.tree for some in result.attestations.values() for one in some]
+        for one in (*result.trees.values(), *attested):
+            if isinstance(one, Tree):
+                one.start()
+        made = exports.Result(metadata=dict(result.metadata))
+        for name, tree in result.trees.items():
+            snapshot = tree.snapshot() if tree is not None else None
+            made.parts[name] = exports.Part(snapshot, tree.chains if isinstance(tree, Tree) else list)
+        for name, some in result.attestations.items():
+            made.attestations[name] = [
+                exports.Attestation(
+                    one.tree.snapshot() if one.tree is not None else None,
+                    one.path,
+                    one.predicate_type,
+                    one.bundle,
+                    one.subjects,
+                    one.metadata,
+                )
+                for one in some
+            ]
+        return made
+
+    def _export(self, result: exports.Result) -> dict[str, str]:
+        values = {
+            key: value.decode("utf-8", "replace")
+            for key, value in result.metadata.items()
+            if key.startswith("frontend.")
+        }
+        if any(one.kind == "inline" for _, one in self._cache_exporters):
+            with self.step("preparing layers for inline cache"):
+                for name, part in result.parts.items():
+                    data = self.rooms.caches.inline(part)
+                    if data is not None:
+                        result.metadata[f"{exports.INLINE_CACHE}/{name}" if name else exports.INLINE_CACHE] = data
+        told = exports.Build(
+            self.ref,
+            self.session,
+            self.request.frontend or self.request.attributes_frontend,
+            self.request.attributes,
+            self.started,
+            self.materials,
+            self.graphs,
+            self.entitlements.given,
+        )
+        for exporter in [*self._exporters, *self._found(result)]:
+            with self.step(exporter.name) as step:
+                answer = exporter.export(Task(self, step), result, told)
+            self.answers.append(answer)
+            values.update(answer.values)
+        for cache, asked in self._cache_exporters:
+            if cache is not None:
+                values.update(self._export_cache(cache, asked, result))
+        return values
+
+    def _export_cache(
+        self, cache: exports.CacheExporter, asked: CacheImport, result: exports.Result
+    ) -> Mapping[str, str]:
+        try:
+            with self.step(cache.name) as step:
+                return cache.export(Task(self, step), result)
+        except errors.Error as error:
+            self.cancellation.check()
+            if asked.attributes.get("ignore-error", "").lower() not in ("1", "t", "true"):
+                raise
+            log.warning("the cache of %s was not exported: %s", self.ref, error)
+            return {}
+
+    def _found(self, result: exports.Result) -> list[exports.Exporter]:
+        """Exporters that the client adds now that it knows the result."""
+        if not self.request.session_exporters:
+            return []
+        found: list[exports.Exporter] = []
+        for find in self.rooms.finders:
+            for kind, attributes in find(self.session, result.metadata):
+                number = len(self._exporters) + len(found)
+                found.append(self.rooms.make_exporter(kind, number, attributes))
+        return found
+
+    # What it is made of
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Step]:
+        """A step that is none of the graph: shown to this client alone."""
+        self.cancellation.check()
+        with self.progress.vertex(digest_of(f"{self.ref} {name} {new_id()}".encode()), name) as step:
+            yield step
+
+    def tree(self, definition: Any, graph: Graph, caches: Sequence[Any]) -> Tree:
+        tree = Tree(self, definition, graph, caches)
+        with self._lock:
+            if len(self._trees) >= TREES_MAX:
+                raise errors.ResourceExhausted(f"a build of more than {TREES_MAX} definitions")
+            self._trees.append(tree)
+        return tree
+
+    def graphs(self) -> list[Graph]:
+        with self._lock:
+            return [tree.graph for tree in self._trees]
+
+    def materials(self) -> list[Any]:
+        """The sources of what was built, as their room tells of them."""
+        found = []
+        for node in list(self.job.nodes):
+            tell = getattr(node.op, "material", None)
+            if tell is not None and node.map is not None:
+                material = tell()
+                if material is not None:
+                    found.append(material)
+        return found
+
+    def caches(self, asked: Sequence[CacheImport]) -> list[Any]:
+        """Caches elsewhere, each opened once; one that cannot be read is told, and no reason to fail."""
+        found = []
+        for one in asked:
+            with self._lock:
+                known = one.key in self._imports
+                cache = self._imports.get(one.key)
+            if not known:
+                cache = self._import(one)
+                with self._lock:
+                    cache = self._imports.setdefault(one.key, cache)
+            if cache is not None:
+                found.append(cache)
+        return found
+
+    def _import(self, one: CacheImport) -> Any:
+        name = one.attributes.get("ref") or one.attributes.get("src") or one.kind
+        try:
+            with self.step(f"importing cache manifest from {name}") as step:
+                return self.rooms.caches.importer(one.kind, one.attributes, Task(self, step))
+        except errors.Error as error:
+            self.cancellation.check()
+            log.info("the cache %s is not to be had: %s", name, error)
+            return None
+
+    def placed(self, error: errors.Error, graph: Graph) -> errors.Error:
+        """An error of a step, with the lines of the file that the step came from."""
+        if graph.source is None or any(isinstance(one, errdefs_pb2.Source) for one in error.details):
+            return error
+        digest = next((one.digest for one in error.details if isinstance(one, errdefs_pb2.Vertex)), "")
+        if digest not in graph.source.locations:
+            return error
+        for location in graph.source.locations[digest].locations:
+            if 0 <= location.sourceIndex < len(graph.source.infos):
+                error.at_source(graph.source.infos[location.sourceIndex], location.ranges)
+        return error
