@@ -121,6 +121,10 @@ class Active(Protocol):
 
     def mounted(self) -> AbstractContextManager[str]: ...
 
+    def changed(self, paths: Iterable[str]) -> None:
+        """Of one that was reopened: only these paths, and what is in them, were changed since then.  So what is known
+        of the content of the rest stays known to the snapshot of it.  Not called: nothing of it is known."""
+
     def commit(self) -> Snapshot:
         """It no longer changes: the caller holds the snapshot.  Once, and it is released by that."""
 
@@ -202,8 +206,8 @@ class Worker(Protocol):
     def images(self) -> Images: ...
 
     def load(self, record: Record) -> Snapshot:
-        """The result that a cache has: one of the worker's own, or layers of a remote cache (Record.remote is a sequence
-        of Layer then).  The empty root (SCRATCH) is no snapshot: ops.results.load knows it.  Raises op.Gone."""
+        """The result that a cache has: one of the worker's own, or layers of a remote cache (Record.remote is a
+        sequence of Layer then).  The empty root (SCRATCH) is none: ops.results.load knows it.  Raises op.Gone."""
 
     def find(self, kind: str, **data: Any) -> list[str]:
         """The records of that kind whose data has these values, those used last first."""
