@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in one folder into another one that others may change meanwhile. Called by teud to fill volumes.
+"""What is in one folder into another one that others may change meanwhile. Called by teud to fill volumes; the
+builder, which copies in other ways, has the single steps of it from here.
 
 The source holds still, but is any image's: as deep and as strange as it likes. The target is a volume, and a container
 that has it may move any folder away and put a link to anywhere in its place. So everything is made, opened and changed
@@ -62,7 +63,7 @@ class _Copy:
                         way.append((name, identity(here), identity(there), _names(here), made))
                     continue
                 if ours:
-                    _attributes(here, there)
+                    copy_attributes(here, there)
                 way.pop()
                 if not way:
                     return
@@ -78,11 +79,11 @@ class _Copy:
             key = status.st_dev, status.st_ino
             if key in self._linked and self._link(there, name, *self._linked[key]):
                 return
-            made = _make(origin, there, name, status)
+            made = make_node(origin, there, name, status)
             if made < 0:
                 return
             try:
-                _attributes(origin, made)
+                copy_attributes(origin, made)
                 if status.st_nlink > 1:
                     path = b"/".join([*folders, name])
                     if len(path) <= _PATH_MAX:
@@ -140,14 +141,14 @@ def _enter(parent: int, name: bytes) -> int:
         raise
 
 
-def _make(origin: int, parent: int, name: bytes, status: os.stat_result) -> int:
+def make_node(origin: int, parent: int, name: bytes, status: os.stat_result) -> int:
     """Anything but a folder; a descriptor of what was made, -1 where another process has taken it away already.
     FileExistsError where there is something."""
     kind = stat.S_IFMT(status.st_mode)
     if kind == stat.S_IFREG:
         made = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
         try:
-            _contents(origin, made, status.st_size)
+            copy_contents(origin, made, status.st_size)
         except BaseException:
             os.close(made)
             raise
@@ -167,7 +168,7 @@ def _make(origin: int, parent: int, name: bytes, status: os.stat_result) -> int:
     return made
 
 
-def _contents(origin: int, target: int, size: int) -> None:
+def copy_contents(origin: int, target: int, size: int) -> None:
     """The bytes of a file; its holes stay holes."""
     source = os.open(_by_descriptor(origin), os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -192,7 +193,7 @@ def _contents(origin: int, target: int, size: int) -> None:
         os.close(source)
 
 
-def _attributes(source: int, target: int) -> None:
+def copy_attributes(source: int, target: int) -> None:
     """Owner, mode, extended attributes and times of what is open, in the order in which none undoes another."""
     before, after = _by_descriptor(source), _by_descriptor(target)
     status = os.stat(source)

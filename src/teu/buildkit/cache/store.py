@@ -182,13 +182,31 @@ class Store:
             execute("DELETE FROM links WHERE target = ?", (key,))
             todo += sources
 
+    def leads_to(self, result: str) -> bool:
+        """Whether any key has this result."""
+        return self._database.one("SELECT 1 FROM results WHERE result = ? LIMIT 1", (result,)) is not None
+
+    def forget_lost(self) -> int:
+        """Results that no record is there for any more are forgotten; how many. Before a build begins."""
+        with self._database.transaction(durable=False) as execute:
+            lost = [
+                row[0]
+                for row in execute(
+                    "SELECT DISTINCT result FROM results WHERE result NOT IN (SELECT id FROM records WHERE dying = 0)"
+                ).fetchall()
+            ]
+            for name in lost:
+                self._forget(execute, name)
+        return len(lost)
+
     # Records
 
-    def add(self, record: Record) -> Record:
-        """A new record; `created` is now where it says 0. Durable."""
+    def add(self, record: Record, *, durable: bool = True) -> Record:
+        """A new record; `created` is now where it says 0. One that is not `durable` may be lost in a power cut: its
+        snapshot is one without a record then, which the next start removes."""
         if not record.created:
             record = replace(record, created=self._clock())
-        with self._database.transaction() as execute:
+        with self._database.transaction(durable=durable) as execute:
             execute(
                 f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -234,10 +252,11 @@ class Store:
         )
         return [_record(row) for row in rows]
 
-    def give_up(self, names: Iterable[str]) -> None:
+    def give_up(self, names: Iterable[str], *, durable: bool = True) -> None:
         """These records are dying: nothing leads to them any more, and their snapshots may be removed. Durable, so that
-        a crash in the middle of the removal leaves none that is half gone and looks whole."""
-        with self._database.transaction() as execute:
+        a crash in the middle of the removal leaves none that is half gone and looks whole; where the start looks for
+        the snapshots anyway, that is not worth a wait for the disk."""
+        with self._database.transaction(durable=durable) as execute:
             for name in names:
                 execute("UPDATE records SET dying = 1 WHERE id = ?", (name,))
                 self._forget(execute, name)

@@ -20,10 +20,10 @@ from teu.buildkit.control.view import BuildBridge
 from teu.buildkit.core import errors, progress
 from teu.buildkit.core.exports import Subject
 from teu.buildkit.core.identifiers import new_id
-from teu.buildkit.core.patterns import BadPattern
 from teu.buildkit.frontends import files
 from teu.buildkit.frontends.bridge import Attestation, CacheImport, Request, Result, Tree
 from teu.buildkit.llb import caps
+from teu.oci.patterns import BadPattern
 
 BUILD_HEADER = "buildkit-controlapi-buildid"
 READ_MAX = 15 << 20  # bytes in one answer; a message takes a little more

@@ -121,6 +121,10 @@ class Active(Protocol):
 
     def mounted(self) -> AbstractContextManager[str]: ...
 
+    def changed(self, paths: Iterable[str]) -> None:
+        """Of one that was reopened: only these paths, and what is in them, were changed since then.  So what is known
+        of the content of the rest stays known to the snapshot of it.  Not called: nothing of it is known."""
+
     def commit(self) -> Snapshot:
         """It no longer changes: the caller holds the snapshot.  Once, and it is released by that."""
 

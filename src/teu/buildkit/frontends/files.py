@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from teu.api.buildkit.fsutil.stat_pb2 import Stat
-from teu.buildkit.core.patterns import wildcard
 from teu.buildkit.core.snapshots import Snapshot
 from teu.buildkit.session.fsutil import GO_SYMLINK, go_mode
 from teu.linux import inside
+from teu.oci.patterns import wildcard
 
 ENTRIES_MAX = 100_000  # of one folder
 

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How records end: when the last holder goes, when they are pruned, and what a start finds after a crash.
+
+A removal can stop anywhere and be gone through again:
+
+    1. cache.db: the record is dying, no result leads to it     4. its lease goes, and with it what only that held
+    2. its views go                                             5. cache.db: the record is gone
+    3. its own snapshot goes
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+
+from teu.buildkit.cache.store import UNKNOWN
+from teu.buildkit.core import errors
+from teu.buildkit.core.snapshots import Kind
+from teu.buildkit.worker.layers import Layers
+from teu.buildkit.worker.leases import PREFIX, WORK
+from teu.buildkit.worker.records import DIFF, MERGE, SYNCED, Entry, Records
+from teu.buildkit.worker.snapshots import ACTIVE, COMMITTED, EXTRACT, VIEW
+from teu.buildkit.worker.trees import Trees
+
+log = logging.getLogger("teu.buildkit")
+
+
+class Keeping:
+    def __init__(self, records: Records, trees: Trees, layers: Layers) -> None:
+        self.records = records
+        self.trees = trees
+        self.layers = layers
+        self._lock = threading.Lock()
+        self._unfinished: set[str] = set()  # removals that containerd did not let be done
+
+    # Retained trees
+
+    def synced(self, twin: Entry) -> Entry:
+        """The retained tree as it is now, as a record that no longer changes. The caller holds both."""
+        kind = Kind(twin.record.kind, twin.record.description)
+        entry = self.records.new(kind, twin.parents, details={"how": SYNCED, "twin": twin.id})
+        with self.records.lock:
+            entry.twin, twin.twin = twin, entry
+        self.records.save(entry)
+        return entry
+
+    def reopened(self, entry: Entry) -> bool:
+        """Let the caller hold a retained tree that nobody has, to change it: what was synced of it is gone then."""
+        with self.records.lock:
+            if entry.dead or entry.count or not entry.record.retained or not entry.record.mutable:
+                return False
+            synced = entry.twin
+            if synced is not None and (synced.count or synced.children):
+                return False
+            entry.count += 1
+            if synced is not None:
+                self.records.bury(synced)
+        if synced is not None:
+            entry.tree = synced.tree or self.records.store.tree(synced.id)
+            self.records.store.give_up([synced.id], durable=False)
+            self.records.store.remove(synced.id)
+            if synced.leased:
+                self.trees.leases.delete(self.trees.leases.of(synced.id))
+        entry.mounts = None
+        return True
+
+    # Ends
+
+    def drop(self, entry: Entry) -> None:
+        """One holder less. Nobody will ask for what no result leads to: that goes."""
+        if self.records.drop(entry):
+            return
+        try:
+            unwanted = not entry.record.retained and not self.records.store.leads_to(entry.id)
+            if not (unwanted and self.remove(entry)) and not entry.record.mutable:
+                self.trees.let_go(entry)
+        except errors.Error as error:
+            log.warning("record %s: %s", entry.id, error)
+
+    def drop_unmade(self, entry: Entry) -> None:
+        """An entry whose making failed: nothing of it stays."""
+        self.records.drop(entry)
+        self.remove(entry)
+
+    def remove(self, entry: Entry) -> bool:
+        """Remove a record that nobody holds and nothing stands on. False where somebody does."""
+        with self.records.lock:
+            twin = entry.twin
+            # They share their files; the synced one alone is only a name for them.
+            shares = twin is not None and entry.how != SYNCED
+            if shares and twin is not None and (twin.count or twin.children):
+                return False
+            if not self.records.bury(entry):
+                return False
+            both = shares and twin is not None and self.records.bury(twin)
+        if both and twin is not None:
+            self.records.store.give_up([twin.id], durable=False)
+            self.records.store.remove(twin.id)
+        self._finish(entry)
+        return True
+
+    def _finish(self, entry: Entry) -> None:
+        if entry.stored:
+            self.records.store.give_up([entry.id], durable=False)
+        try:
+            self._clear(entry.id, entry)
+        except errors.Error as error:
+            log.warning("record %s is not removed yet: %s", entry.id, error)
+            with self._lock:
+                self._unfinished.add(entry.id)
+            return
+        if entry.stored:
+            self.records.store.remove(entry.id)
+
+    def _clear(self, name: str, entry: Entry | None = None) -> None:
+        """What containerd has of a record; again and again, if need be."""
+        snapshots, leases = self.trees.snapshots, self.trees.leases
+        if entry is None or entry.view:
+            snapshots.remove(VIEW + name)
+        if entry is None or entry.record.mutable:
+            snapshots.remove(ACTIVE + name)
+        if entry is None or entry.snapshot == COMMITTED + name:
+            with suppress(errors.FailedPrecondition):  # somebody else stands on it: it is garbage after that one
+                snapshots.remove(COMMITTED + name)
+        if entry is None or entry.leased:
+            leases.delete(leases.of(name))
+
+    def finish(self) -> None:
+        """Removals that could not be done before."""
+        with self._lock:
+            names, self._unfinished = self._unfinished, set()
+        for name in names:
+            try:
+                self._clear(name)
+            except errors.Error:
+                with self._lock:
+                    self._unfinished.add(name)
+                continue
+            self.records.store.remove(name)
+
+    # Sizes
+
+    def measure(self, entry: Entry) -> int:
+        """Bytes of its own; counted where nobody has counted yet."""
+        if entry.record.size != UNKNOWN:
+            return entry.record.size
+        with entry.lock:
+            size = self._count(entry)
+            if not (entry.record.mutable and entry.count):
+                self.records.change(entry, size=size)
+            return size
+
+    def _count(self, entry: Entry) -> int:
+        size = 0
+        name = entry.snapshot
+        if entry.record.mutable:
+            name = ACTIVE + entry.id
+        elif entry.how == SYNCED and not name:
+            return self._count(entry.twin) if entry.twin is not None else 0
+        if name and not (entry.how in (MERGE, DIFF) and name != COMMITTED + entry.id):
+            with suppress(errors.NotFound):
+                size += self.trees.snapshots.usage(name)
+        for blob in (entry.blob, *(entry.details.get("blobs") or {}).values()):
+            if blob is not None:
+                with suppress(errors.NotFound):
+                    size += self.trees.content.size(str(blob["digest"]))
+        return size
+
+    # After a crash
+
+    def start(self) -> None:
+        """Bring cache.db and containerd together: removals that were begun are ended, records without files are given
+        up, and what is nobody's any more goes. Nothing is built meanwhile."""
+        store, snapshots = self.records.store, self.trees.snapshots
+        broken = self.records.load()
+        there = {info.name: info for info in snapshots.all()}
+        leases = set(self.trees.leases.listed())
+        for record in store.records(dying=True):
+            self._again(record.id)
+        for entry in sorted(self.records.all(), key=lambda entry: entry.record.created, reverse=True):
+            entry.leased = self.trees.leases.of(entry.id) in leases
+            if not self._whole(entry, there):
+                self._give_up(entry)
+        known = {entry.id: entry for entry in self.records.all()}
+        for name in there:
+            if name.startswith(PREFIX) and not _wanted(name, known):
+                self._remove_orphan(name)
+        for lease in leases:
+            if lease.startswith(WORK) or lease.removeprefix(PREFIX) not in known:
+                with suppress(errors.Error):
+                    self.trees.leases.delete(lease)
+        gone = self.trees.content.sweep()
+        lost = store.forget_lost()
+        if broken or gone or lost:
+            log.info("after the last end: %d records, %d results and %d blobs were not whole", len(broken), lost, gone)
+
+    def _again(self, name: str) -> None:
+        try:
+            self._clear(name)
+            self.records.store.remove(name)
+        except errors.Error as error:
+            log.warning("record %s is not removed yet: %s", name, error)
+            with self._lock:
+                self._unfinished.add(name)
+
+    def _whole(self, entry: Entry, there: Mapping[str, object]) -> bool:
+        """Whether a record has what it says."""
+        if entry.record.mutable:
+            return entry.record.retained and ACTIVE + entry.id in there
+        if entry.how == SYNCED:
+            name = COMMITTED + entry.id
+            if name in there:  # it was being settled
+                entry.details |= {"snapshot": name, "how": "layer"}
+                entry.details.pop("twin", None)
+                entry.twin = None
+                self.records.change(entry)
+                return True
+            return entry.twin is not None and ACTIVE + entry.twin.id in there
+        name = entry.snapshot
+        if name.startswith(COMMITTED) and name not in there:
+            if entry.how == "layer":
+                return False
+            name = ""
+        if name and name not in there:
+            name = ""
+        if name != entry.snapshot:
+            entry.details["snapshot"] = name
+            entry.details.pop("checked", None)
+            self.records.change(entry)
+        return True
+
+    def _give_up(self, entry: Entry) -> None:
+        """With all that stands on it."""
+        todo = [entry]
+        while todo:
+            one = todo[-1]
+            above = [
+                other
+                for other in self.records.all()
+                if one in other.parents or other.twin is one and other.how == SYNCED
+            ]
+            if above:
+                todo += above
+                continue
+            todo.pop()
+            if self.records.bury(one):
+                self.records.store.give_up([one.id], durable=False)
+                self._again(one.id)
+
+    def _remove_orphan(self, name: str) -> None:
+        try:
+            self.trees.snapshots.remove(name)
+        except errors.FailedPrecondition:
+            pass  # what stands on it is an orphan, too: the collection of garbage has both
+        except errors.Error as error:
+            log.warning("snapshot %s: %s", name, error)
+
+
+def _wanted(name: str, known: dict[str, Entry]) -> bool:
+    """Whether a snapshot of ours is a record's. Views and what is being unpacked are only a running builder's."""
+    if name.startswith((VIEW, EXTRACT)):
+        return False
+    if name.startswith(ACTIVE):
+        entry = known.get(name.removeprefix(ACTIVE))
+        return entry is not None and entry.record.mutable
+    return name.removeprefix(COMMITTED) in known
