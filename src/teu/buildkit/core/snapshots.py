@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from teu.buildkit.cache.contenthash import Selection
+from teu.buildkit.cache.contenthash import Selection, Tree
 from teu.buildkit.core.op import Record, Ref
 
 Descriptor = dict[str, Any]  # of OCI: mediaType, digest, size, annotations, urls
@@ -84,16 +84,31 @@ class Active(Protocol):
     @property
     def id(self) -> str: ...
 
+    @property
+    def tree(self) -> Tree:
+        """What is known of its content.  Whoever changes files in one that was there before tells it (Tree.changed), and
+        `commit` keeps it with the record: the checksum of what did not change is not made again.  That of a client's
+        folder (cache.store.LOCAL_SOURCE) is a bare one."""
+
     def mounts(self) -> list[Mount]:
         """As a root that is written."""
 
     def mounted(self) -> AbstractContextManager[str]: ...
 
+    def note(self, **data: Any) -> None:
+        """Add to its record's data (Kind.data), by which `Worker.find` finds it: what was not known at the begin."""
+
     def commit(self) -> Snapshot:
-        """It no longer changes: the caller holds the snapshot.  Once, and it is released by that."""
+        """It no longer changes: the caller holds the snapshot.  Once, and it is released by that.
+
+        One that is retained may be had again (`Worker.reopen`) when nobody holds the snapshot any more: the same tree,
+        to be written again, without a copy; the snapshot that it was is gone then (op.Gone)."""
 
     def release(self) -> None:
         """Give it up; one that is retained stays, for the next that asks for it."""
+
+    def discard(self) -> None:
+        """Remove it, though it be retained: what is in it is not what it should be."""
 
 
 @dataclass(frozen=True, slots=True)
