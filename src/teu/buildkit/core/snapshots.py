@@ -86,9 +86,9 @@ class Active(Protocol):
 
     @property
     def tree(self) -> Tree:
-        """What is known of its content.  Whoever changes files in one that was there before tells it (Tree.changed), and
-        `commit` keeps it with the record: the checksum of what did not change is not made again.  That of a client's
-        folder (cache.store.LOCAL_SOURCE) is a bare one."""
+        """What is known of its content.  Whoever changes files in one that was there before tells it (Tree.changed);
+        `commit` keeps it with the record, and the checksum of what did not change is not made again.  That of a
+        client's folder (cache.store.LOCAL_SOURCE) is a bare one."""
 
     def mounts(self) -> list[Mount]:
         """As a root that is written."""
@@ -113,12 +113,16 @@ class Active(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer of an image, or of a cache elsewhere: its blob, the digest of its tar, where it comes from."""
+    """A layer of an image, or of a cache elsewhere: its blob, the digest of its tar, where it comes from.
+
+    `fetch` tells itself how far it has come; `tell` is core.op.Context.status of the step that the layer belongs to,
+    for what the worker does with it ("extracting DIGEST")."""
 
     descriptor: Descriptor
     diff_id: str
     fetch: Fetch | None = None
     history: str = ""
+    tell: Callable[..., None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
