@@ -194,6 +194,9 @@ class Worker(Protocol):
     def find(self, kind: str, **data: Any) -> list[str]:
         """The records of that kind whose data has these values, those used last first."""
 
+    def data(self, id: str) -> Mapping[str, Any] | None:
+        """What its record says (Kind.data, Active.note); None where it is gone."""
+
     def active(self, parent: Snapshot | None, kind: Kind) -> Active:
         """A new tree on that one."""
 
