@@ -199,6 +199,17 @@ def go_json(value: Any) -> bytes:
     return text.encode("utf-8", "replace")
 
 
+def shown(url: str) -> str:
+    """An address for people: without a name and a password that may be in it."""
+    scheme, separator, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    credentials, at, host = place.rpartition("@")
+    if not separator or not at:
+        return errors.cut(url, 500)
+    hidden = "xxxxx:xxxxx" if ":" in credentials else "xxxxx"
+    return errors.cut(f"{scheme}://{hidden}@{host}{slash}{path}", 500)
+
+
 def ask_any(sessions: Any, asker: Asker, function: Callable[[Any], VALUE], chosen: str = "") -> VALUE:
     """What `function` says of the first session of the asker's (`chosen`: this one at first) that can do it. Raises the
     last error, FailedPrecondition where there is no session."""

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from teu.buildkit.core import errors
-from teu.buildkit.sources.base import Asker
+from teu.buildkit.sources.base import Asker, shown
 
 REDIRECTS_MAX = 10
 ATTEMPTS = 3  # where nothing came at all
@@ -102,17 +102,6 @@ def parsed(url: str) -> SplitResult:
     if not host or len(url) > URL_MAX or any(letter <= " " or letter == "\x7f" for letter in url):
         raise errors.InvalidArgument(f"{shown(url)!r} is no address to download from")
     return parts
-
-
-def shown(url: str) -> str:
-    """An address for people: without a name and a password that may be in it."""
-    scheme, separator, rest = url.partition("://")
-    place, slash, path = rest.partition("/")
-    credentials, at, host = place.rpartition("@")
-    if not separator or not at:
-        return errors.cut(url, 500)
-    hidden = "xxxxx:xxxxx" if ":" in credentials else "xxxxx"
-    return errors.cut(f"{scheme}://{hidden}@{host}{slash}{path}", 500)
 
 
 def _origin(parts: SplitResult) -> tuple[str, str, int]:

@@ -38,7 +38,7 @@ from teu.buildkit.core.snapshots import Kind, Snapshot, Worker
 from teu.buildkit.llb.platforms import Platform
 from teu.buildkit.session import secrets, upload
 from teu.buildkit.session.manager import Manager, Session
-from teu.buildkit.sources.base import Asker, Key, Material, ask_any, go_json, no_meta, number
+from teu.buildkit.sources.base import Asker, Key, Material, ask_any, go_json, no_meta, number, shown
 from teu.linux.inside import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from teu.oci import digest as digests
 
@@ -244,9 +244,9 @@ class HTTPSource:
             if kept is not None:
                 return self._checked(kept)
             if response.status == 304:
-                raise errors.Unavailable(f"{download.shown(wanted.url)}: not modified, but nobody asked whether")
+                raise errors.Unavailable(f"{shown(wanted.url)}: not modified, but nobody asked whether")
             if not 200 <= response.status < 300:
-                raise _refused(response.status, download.shown(wanted.url))
+                raise _refused(response.status, shown(wanted.url))
             modified = response.header("Last-Modified") if _time(response.header("Last-Modified")) is not None else ""
             name = file_name(wanted, response.header("Content-Disposition"))
             etag = _etag(response.header("ETag"))
@@ -291,8 +291,6 @@ class HTTPSource:
 
     def _checked(self, found: Found) -> Found:
         if self._wanted.checksum and found.digest != self._wanted.checksum:
-            from teu.buildkit.sources.download import shown
-
             raise errors.FailedPrecondition(
                 f"digest mismatch for {shown(self._wanted.url)}: {found.digest} (expected: {self._wanted.checksum})"
             )
@@ -305,9 +303,8 @@ class HTTPSource:
         status = f"downloading {name}"
         kind = (wanted.checksum or "sha256:").partition(":")[0]
         whole = hashlib.new(kind)
-        shown = wanted.url.partition("?")[0].rpartition("@")[2] if "@" in wanted.url else wanted.url
         data = {"http": wanted.place()}
-        active = worker.active(None, Kind(REGULAR, f"http url {errors.cut(shown, 300)}", retained=True, data=data))
+        active = worker.active(None, Kind(REGULAR, f"http url {shown(wanted.url)}", retained=True, data=data))
         try:
             with active.mounted() as place:
                 folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
