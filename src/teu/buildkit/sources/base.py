@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Generic, Protocol, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 from teu.api.buildkit import gateway_pb2
 from teu.buildkit.core import errors
@@ -23,6 +24,7 @@ from teu.buildkit.core.snapshots import Snapshot, Worker
 from teu.buildkit.llb.platforms import Platform
 
 VALUE = TypeVar("VALUE")
+URL_MAX = 8192
 ATTRIBUTE_MAX = 1 << 20  # characters of one attribute
 
 
@@ -208,6 +210,18 @@ def shown(url: str) -> str:
         return errors.cut(url, 500)
     hidden = "xxxxx:xxxxx" if ":" in credentials else "xxxxx"
     return errors.cut(f"{scheme}://{hidden}@{host}{slash}{path}", 500)
+
+
+def parsed_url(url: str) -> SplitResult:
+    """Raises InvalidArgument for what is no address of HTTP."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or len(url) > URL_MAX or any(letter <= " " or letter == "\x7f" for letter in url):
+        raise errors.InvalidArgument(f"{shown(url)!r} is no address to download from")
+    return parts
 
 
 def ask_any(sessions: Any, asker: Asker, function: Callable[[Any], VALUE], chosen: str = "") -> VALUE:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from teu.buildkit.core import errors
-from teu.buildkit.sources.base import Asker, shown
+from teu.buildkit.sources.base import Asker, parsed_url, shown
 
 REDIRECTS_MAX = 10
 ATTEMPTS = 3  # where nothing came at all
@@ -26,7 +26,6 @@ BACKOFF_SECONDS = 0.5
 CONNECT_SECONDS = 30.0
 READ_SECONDS = 60.0  # without a byte
 CHUNK = 1 << 18
-URL_MAX = 8192
 SAFE = "!\"#$%&'()*+,/:;<=>?@[\\]^`{|}~"  # what stays as it is in a path
 TRIED_AGAIN = (429, 502, 503, 504)
 
@@ -70,10 +69,10 @@ class Response:
 @contextmanager
 def get(url: str, headers: Mapping[str, str], asker: Asker) -> Iterator[Response]:
     """The answer to a GET, after redirects; any status. Raises InvalidArgument, Unavailable, Cancelled."""
-    first = parsed(url)
+    first = parsed_url(url)
     sent = {"Accept-Encoding": "identity", **headers}
     for _ in range(REDIRECTS_MAX + 1):
-        parts = parsed(url)
+        parts = parsed_url(url)
         if _origin(parts) != _origin(first):
             sent = {name: value for name, value in sent.items() if name.lower() not in ("authorization", "cookie")}
         connection = _Connection(parts, asker)
@@ -90,18 +89,6 @@ def get(url: str, headers: Mapping[str, str], asker: Asker) -> Iterator[Response
         if urlsplit(url).scheme not in ("http", "https"):
             raise errors.InvalidArgument(f"{shown(first.geturl())}: a redirect to {shown(url)}, which is not HTTP")
     raise errors.FailedPrecondition(f"{shown(first.geturl())}: stopped after {REDIRECTS_MAX} redirects")
-
-
-def parsed(url: str) -> SplitResult:
-    """Raises InvalidArgument for what is no address of HTTP."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if not host or len(url) > URL_MAX or any(letter <= " " or letter == "\x7f" for letter in url):
-        raise errors.InvalidArgument(f"{shown(url)!r} is no address to download from")
-    return parts
 
 
 def _origin(parts: SplitResult) -> tuple[str, str, int]:

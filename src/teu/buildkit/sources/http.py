@@ -38,7 +38,7 @@ from teu.buildkit.core.snapshots import Kind, Snapshot, Worker
 from teu.buildkit.llb.platforms import Platform
 from teu.buildkit.session import secrets, upload
 from teu.buildkit.session.manager import Manager, Session
-from teu.buildkit.sources.base import Asker, Key, Material, ask_any, go_json, no_meta, number, shown
+from teu.buildkit.sources.base import Asker, Key, Material, ask_any, go_json, no_meta, number, parsed_url, shown
 from teu.linux.inside import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from teu.oci import digest as digests
 
@@ -136,6 +136,7 @@ class Downloads:
             attributes.get("http.authheadersecret", ""),
             tuple(sorted(headers)),
         )
+        parsed_url(wanted.url)
         return HTTPSource(self, wanted)
 
     def meta(self, request: Any, text: str, platform: Platform, asker: Asker) -> Any:
