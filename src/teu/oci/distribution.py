@@ -592,24 +592,28 @@ class Registry:
         for header in challenges:
             scheme, parameters = _challenge(header)
             if scheme == "bearer" and parameters.get("realm"):
-                self._tokens[scope] = self._token(parameters, scope)
+                realm = _joined("", parameters["realm"], "the token server's address")
+                scopes = (parameters.get("scope") or scope).split()
+                refused = self._tokens.get(scope, "")
+                self._tokens[scope] = self.fetch_token(realm, parameters.get("service", ""), scopes, refused)
                 return True
         for header in challenges:
-            if _challenge(header)[0] == "basic" and self.credentials.username and not self._basic:
-                self._basic = True
-                return True
+            if _challenge(header)[0] == "basic" and not self._basic:
+                self.learn()
+                self._basic = bool(self.credentials.username)
+                return self._basic
         return False
 
-    def _token(self, parameters: dict[str, str], scope: str) -> str:
-        realm = _joined("", parameters["realm"], "the token server's address")
+    def learn(self) -> None:
+        """The registry wants to know who asks: `credentials` are used after this. For those who ask only now."""
+
+    def fetch_token(self, realm: str, service: str, scopes: list[str], refused: str) -> str:
+        """A token of the token server `realm`; `refused` is one that was not taken, or empty. Raises RegistryError."""
         parts = urlsplit(realm)
         if parts.scheme != "https" and not is_insecure(parts.netloc, self.options):
             raise RegistryError(f"the registry names a token server without TLS: {realm}")
-        query: list[tuple[str, str]] = []
-        if parameters.get("service"):
-            query.append(("service", parameters["service"]))
-        for part in (parameters.get("scope") or scope).split():
-            query.append(("scope", part))
+        query: list[tuple[str, str]] = [("service", service)] if service else []
+        query += [("scope", scope) for scope in scopes]
         headers: dict[str, str] = {}
         if self.credentials.identity_token:
             form = [*query, ("grant_type", "refresh_token"), ("client_id", "teu")]
@@ -630,6 +634,11 @@ class Registry:
             if token:
                 return str(token)
         raise RegistryError(f"the token server {realm} gave no token")
+
+    @property
+    def address(self) -> str:
+        """host[:port] that is asked."""
+        return self._netloc
 
     # -- pulling -------------------------------------------------------------------------------
 

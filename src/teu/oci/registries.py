@@ -124,9 +124,10 @@ def opened(
     folder: str = "",
     plain: bool = False,
     headers: dict[str, str] | None = None,
+    make: Callable[[str, Credentials | None, Options, Place], Registry] = Registry,
 ) -> Registries:
     """The places of `domain` by `folder`. `plain`: HTTP where the folder says nothing of it; `headers` go to all of
-    them. Raises HostsError and OSError."""
+    them; `make` makes each of them. Raises HostsError and OSError."""
     members = []
     for place in places(folder, domain) if folder else [Place()]:
         given = options._replace(
@@ -153,7 +154,7 @@ def opened(
             given = given._replace(schemes=(scheme,))
         _check_files(given)
         place = place._replace(headers=(*(headers or {}).items(), *place.headers))
-        members.append((place, Registry(domain, credentials, given, place)))
+        members.append((place, make(domain, credentials, given, place)))
     return Registries(members)
 
 

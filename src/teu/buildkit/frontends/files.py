@@ -15,8 +15,8 @@ from contextlib import contextmanager
 
 from teu.api.buildkit.fsutil.stat_pb2 import Stat
 from teu.buildkit.core.snapshots import Snapshot
-from teu.buildkit.session.fsutil import GO_SYMLINK, go_mode
 from teu.linux import inside
+from teu.oci.fsutil import GO_SYMLINK, go_mode
 from teu.oci.patterns import wildcard
 
 ENTRIES_MAX = 100_000  # of one folder

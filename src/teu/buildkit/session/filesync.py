@@ -43,6 +43,7 @@ def diff_copy(
     notify: Callable[[fsutil.Change], None] | None = None,
     hash_of: Callable[[Any], fsutil.Hash] = lambda entry: hashlib.sha256(),
     begun: Callable[[Callable[[], None]], None] = lambda cancel: None,
+    how: fsutil.How = fsutil.How(),  # noqa: B008 (it is immutable)
 ) -> fsutil.Received:
     """Make an open folder what the client's folder `name` is (context, dockerfile, a named one), as far as patterns let
     it be seen. What is there already does not travel again.
@@ -56,7 +57,7 @@ def diff_copy(
         metadata += encoded(key, values)
     with session.stream(DIFF_COPY, fsutil.Packet, metadata) as call:
         begun(call.cancel)
-        return fsutil.receive(call, folder, limits, notify, hash_of)
+        return fsutil.receive(call, folder, limits, notify, hash_of, how)
 
 
 def send_file(

@@ -24,6 +24,7 @@ import errno
 import hashlib
 import os
 import stat as modes
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -55,6 +56,8 @@ from teu.oci.fsutil import (
 Packet = raw_pb2.Packet
 Stat = raw_pb2.Stat
 
+METADATA = b".fsutil-metadata"  # at the root of what was received
+METADATA_MAX = 256 << 20  # bytes of it
 WANTED_AT_ONCE = 256  # files asked for and not yet here; each may be open
 BATCH = 64  # REQs that go out together
 XATTRS_MAX, XATTR_SIZE_MAX = 64, 64 << 10
@@ -69,6 +72,16 @@ class Limits(NamedTuple):
 
     entries: int = 1_000_000
     size: int = 1 << 40  # bytes of all files that were asked for
+
+
+class How(NamedTuple):
+    """How a folder is received. `differ` false: every file travels, whatever is here. `wants`: only what it says of
+    travels, with the folders that lead there; of all entries the file METADATA tells, each with its length in front.
+    `came`: called with how many bytes have come so far."""
+
+    differ: bool = True
+    wants: Callable[[bytes], bool] | None = None
+    came: Callable[[int], None] = lambda size: None
 
 
 class Hash(Protocol):
@@ -150,8 +163,12 @@ class _Receiver:
         limits: Limits,
         notify: Callable[[Change], None] | None,
         hash_of: Callable[[Any], Hash],
+        how: How,
     ) -> None:
         self._call = call
+        self._how = how
+        self._listing = bytearray()
+        self._above: list[tuple[int, Any]] = []  # folders that lead here and were not made
         self._folder = folder
         self._limits = limits
         self._notify = notify
@@ -234,12 +251,37 @@ class _Receiver:
             names = self._order.check(entry.path, bool(entry.mode & GO_DIR))
         except ValueError as error:
             raise errors.InvalidArgument(str(error)) from None
-        mode, path = entry.mode, entry.path
-        kind = mode & GO_TYPE
+        kind = entry.mode & GO_TYPE
         if kind not in (0, GO_DIR, GO_SYMLINK, GO_FIFO, GO_DEVICE, GO_DEVICE | GO_CHARACTER):
-            raise errors.InvalidArgument(f"{os.fsdecode(path)}: a kind of file that cannot travel ({mode:#x})")
+            raise errors.InvalidArgument(
+                f"{os.fsdecode(entry.path)}: a kind of file that cannot travel ({entry.mode:#x})"
+            )
         if entry.size < 0:
-            raise errors.InvalidArgument(f"{os.fsdecode(path)}: {entry.size} bytes")
+            raise errors.InvalidArgument(f"{os.fsdecode(entry.path)}: {entry.size} bytes")
+        if self._how.wants is None:
+            self._entry(number, entry, names, kind)
+        elif entry.path != METADATA:
+            self._named(number, entry, names, kind, self._how.wants)
+
+    def _named(self, number: int, entry: Any, names: list[bytes], kind: int, wants: Callable[[bytes], bool]) -> None:
+        """An entry of a transfer of names: it is listed, and made where it is wanted all the same."""
+        data = entry.SerializeToString()
+        self._listing += struct.pack("<I", len(data)) + data
+        if len(self._listing) > METADATA_MAX:
+            raise errors.ResourceExhausted(f"the names of the context have more than {METADATA_MAX} bytes")
+        while self._above and not entry.path.startswith(self._above[-1][1].path + b"/"):
+            self._above.pop()
+        if not wants(entry.path):
+            if kind == GO_DIR:
+                self._above.append((number, entry))
+            return
+        above, self._above = self._above, []
+        for place, folder in above:
+            self._entry(place, folder, folder.path.split(b"/"), GO_DIR)
+        self._entry(number, entry, names, kind)
+
+    def _entry(self, number: int, entry: Any, names: list[bytes], kind: int) -> None:
+        path = entry.path
         if kind == GO_DIR:
             self._times[path] = entry.modTime
         elif kind != GO_SYMLINK:
@@ -253,6 +295,7 @@ class _Receiver:
         old = self._next if self._next_names == names else None
         if old is not None:
             unchanged = same(old, entry) and not (entry.linkname and entry.linkname in self._made)
+            unchanged = unchanged and (self._how.differ or kind == GO_DIR)
             if not unchanged and not (kind == GO_DIR and old.mode & GO_DIR):
                 self._remove(path)
             self._advance()
@@ -359,6 +402,7 @@ class _Receiver:
         self._size += len(data)
         if self._size > self._limits.size:
             raise errors.ResourceExhausted(f"the context has more than {self._limits.size} bytes")
+        self._how.came(self._size)
         try:
             if file.descriptor < 0:
                 parent, name = self._place(file.stat.path)
@@ -396,6 +440,8 @@ class _Receiver:
             except OSError as error:
                 raise problem(error, entry.path) from error
             self._tell(change, entry.path, entry)
+        if self._how.wants is not None:
+            self._list()
         for path, time in self._times.items():
             try:
                 parent, name = self._place(path)
@@ -406,6 +452,20 @@ class _Receiver:
         self._finished = True
         self._call.send(Packet(type=FIN))
         self._call.end()
+
+    def _list(self) -> None:
+        """The names of all entries, as a file; what was here under its name has been removed."""
+        try:
+            how = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(METADATA, how, 0o644, dir_fd=self._folder)
+            try:
+                _write(descriptor, bytes(self._listing))
+                os.fchmod(descriptor, 0o644)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise problem(error, METADATA) from error
+        self._tell("modify", METADATA, None)
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -429,6 +489,7 @@ def receive(
     limits: Limits = Limits(),  # noqa: B008 (it is immutable)
     notify: Callable[[Change], None] | None = None,
     hash_of: Callable[[Any], Hash] = lambda entry: hashlib.sha256(),
+    how: How = How(),  # noqa: B008 (it is immutable)
 ) -> Received:
     """Make the open folder what the sender's is. Errors are told to the sender, too; what has come stays, and the next
     transfer goes on from there.
@@ -436,7 +497,7 @@ def receive(
     notify: called with each change, a file's once it is whole, with the digest of what `hash_of` (its Stat, before its
     first byte) began and its bytes went through."""
     try:
-        return _Receiver(call, folder, limits, notify, hash_of).run()
+        return _Receiver(call, folder, limits, notify, hash_of, how).run()
     except errors.Error as error:
         try:
             call.send(Packet(type=ERR, data=error.message.encode(errors="replace")))

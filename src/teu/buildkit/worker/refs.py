@@ -7,6 +7,8 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 from teu.buildkit.cache.contenthash import Tree
 from teu.buildkit.cache.store import UNKNOWN
@@ -114,7 +116,7 @@ class ActiveRef:
         with self._keeping.trees.places.mounted(self.mounts()) as place:
             yield place
 
-    def changed(self, paths: Iterable[str]) -> None:
+    def changed(self, paths: Iterable[str | bytes]) -> None:
         with self._lock:
             if self._tree is not None:
                 for path in paths:
@@ -146,6 +148,20 @@ class ActiveRef:
         keeping.records.change(entry, size=UNKNOWN)
         keeping.drop(entry)
         return Ref(keeping, synced)
+
+    def note(self, **data: Any) -> None:
+        entry = self.entry
+        with entry.lock:
+            entry.record = replace(entry.record, data={**entry.record.data, **data})
+        self._keeping.records.change(entry)
+
+    def discard(self) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+        self._keeping.records.change(self.entry, retained=False)
+        self._keeping.drop(self.entry)
 
     def release(self) -> None:
         with self._lock:

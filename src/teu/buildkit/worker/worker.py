@@ -165,6 +165,10 @@ class ContainerdWorker:
         found.sort(key=lambda record: record.used or record.created, reverse=True)
         return [record.id for record in found]
 
+    def data(self, id: str) -> Mapping[str, Any] | None:
+        entry = self.records.get(id)
+        return None if entry is None else entry.record.data
+
     # Trees that are made
 
     def active(self, parent: Snapshot | None, kind: Kind) -> ActiveRef:

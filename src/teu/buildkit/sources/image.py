@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docker-image://REFERENCE: images of registries, and those that this host has.
+
+    image.resolvemode   default, local: an image of the engine that runs on the platform is taken as it is; else the
+                        registry is asked.  pull: the registry is always asked what the name stands for
+    image.recordtype    regular, internal or frontend, for `du`
+    image.layerlimit    so many layers of it, from below
+    image.checksum      the digest that the name has to stand for
+
+A reference with a digest is taken from the content store where that has it: nobody is asked then. Only manifests and
+the configuration are read here. A layer is fetched when a step needs the files, or an exporter the blob.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+from teu.buildkit.cache import store
+from teu.buildkit.core import errors
+from teu.buildkit.core.op import Gone, Record
+from teu.buildkit.core.snapshots import Kind, Snapshot, Worker
+from teu.buildkit.llb.platforms import Platform
+from teu.buildkit.sources import manifests
+from teu.buildkit.sources.base import Asker, Key, Material, no_meta, number
+from teu.buildkit.sources.manifests import Documents, Image
+from teu.buildkit.sources.registries import Access, Remote
+from teu.oci import digest as digests
+from teu.oci import image_spec, reference
+from teu.oci.reference import Reference
+
+MODES = ("default", "pull", "local")
+LAYERS_MAX = 10_000
+TYPES = {"": store.REGULAR, **{kind: kind for kind in (store.REGULAR, store.INTERNAL, store.FRONTEND)}}
+ATTESTATION = "attestation-manifest"
+
+
+class Images:
+    """The scheme docker-image."""
+
+    def __init__(self, worker: Worker, access: Access, documents: Documents | None = None) -> None:
+        self.worker = worker
+        self.access = access
+        self.documents = documents or Documents(worker.content)
+
+    def open(self, text: str, attributes: Mapping[str, str], platform: Platform) -> ImageSource:
+        mode = _mode(attributes.get("image.resolvemode", ""))
+        kind = attributes.get("image.recordtype", "")
+        if kind not in TYPES:
+            raise errors.InvalidArgument(f"invalid record type {kind}")
+        limit = number(attributes, "image.layerlimit", 1, LAYERS_MAX)
+        checksum = attributes.get("image.checksum", "")
+        if checksum and not digests.is_digest(checksum):
+            raise errors.InvalidArgument(f"invalid image checksum {errors.cut(checksum, 200)}")
+        return ImageSource(self, parsed(text), platform, mode, TYPES[kind], limit, checksum)
+
+    def meta(self, request: Any, text: str, platform: Platform, asker: Asker) -> Any:
+        """Digest and configuration of an image, and on request its attestations."""
+        wanted = parsed(text)
+        mode = _mode(request.ResolveMode or request.Source.attrs.get("image.resolvemode", ""))
+        answer = no_meta()
+        root, remote = self.resolve(wanted, platform, mode, asker)
+        answer.Image.Digest = root["digest"]
+        checksum = request.Source.attrs.get("image.checksum", "")
+        _check(wanted, root["digest"], checksum)
+        with remote.opened() if remote is not None else nullcontext():
+            if not request.Image.NoConfig:
+                answer.Image.Config = self.documents.find(root, platform, remote, str(wanted)).config
+            if request.Image.AttestationChain or request.Image.ResolveAttestations:
+                self._attestations(answer.Image, root, platform, remote, list(request.Image.ResolveAttestations))
+        return answer
+
+    def config(self, text: str, platform: Platform, mode: str, asker: Asker) -> tuple[str, str, bytes]:
+        """(full name, digest, configuration), for frontends of this process and LLBBridge.ResolveImageConfig."""
+        wanted = parsed(text)
+        root, remote = self.resolve(wanted, platform, _mode(mode), asker)
+        with remote.opened() if remote is not None else nullcontext():
+            image = self.documents.find(root, platform, remote, str(wanted))
+        return str(wanted), root["digest"], image.config
+
+    def resolve(
+        self, wanted: Reference, platform: Platform, mode: str, asker: Asker
+    ) -> tuple[dict[str, Any], Remote | None]:
+        """What a name stands for now, and the registry where this host has not all of it."""
+        remote = Remote(self.access, wanted, asker)
+        if mode != "pull":
+            found = self._local(wanted, platform)
+            if found is not None:
+                return found, None
+        if wanted.digest and self.documents.here(wanted.digest) is not None:
+            return self.documents.root(wanted.digest), remote
+        return remote.resolve(), remote
+
+    def _local(self, wanted: Reference, platform: Platform) -> dict[str, Any] | None:
+        """The engine's image of that name, where it is for that platform, and its documents are here."""
+        names = [f"{wanted.name}:{wanted.tag or reference.DEFAULT_TAG}"]
+        if wanted.digest:
+            names.append(f"{wanted.name}@{wanted.digest}")
+        for name in names:
+            target = self.worker.images.get(name)
+            if target is None or (wanted.digest and target["digest"] != wanted.digest):
+                continue
+            try:
+                image = self.documents.find(target, platform, None, str(wanted))
+            except (errors.NotFound, errors.InvalidArgument, errors.FailedPrecondition):
+                continue
+            asked = image_spec.Platform(platform.os, platform.architecture, platform.variant)
+            if image_spec.platform_rank(asked, image.platform) is not None:
+                return target
+        return None
+
+    def _attestations(
+        self, answer: Any, root: dict[str, Any], platform: Platform, remote: Remote | None, predicates: list[str]
+    ) -> None:
+        """The manifest of statements about the image for the platform, in the same index."""
+        if root["mediaType"] not in image_spec.INDEXES:
+            return
+        chain = answer.AttestationChain
+        chain.Root = root["digest"]
+        data = self.documents.read(root, remote)
+        _add_blob(chain, root, data)
+        index = image_spec.index(image_spec.decode(data, "index"))
+        asked = image_spec.Platform(platform.os, platform.architecture, platform.variant)
+        fitting = image_spec.choose(index["manifests"], asked)
+        if not fitting:
+            return
+        chain.ImageManifest = fitting[0]["digest"]
+        for entry in index["manifests"]:
+            annotations = entry.get("annotations") or {}
+            if annotations.get("vnd.docker.reference.type") != ATTESTATION:
+                continue
+            if annotations.get("vnd.docker.reference.digest") != chain.ImageManifest:
+                continue
+            chain.AttestationManifest = entry["digest"]
+            data = self.documents.read(entry, remote)
+            _add_blob(chain, entry, data)
+            document = image_spec.manifest(image_spec.decode(data, "manifest"))
+            for layer in document["layers"]:
+                predicate = (layer.get("annotations") or {}).get("in-toto.io/predicate-type")
+                if predicate and predicate in predicates:
+                    _add_blob(chain, layer, self.documents.read(layer, remote, manifest=False))
+            return
+
+
+def _add_blob(chain: Any, descriptor: dict[str, Any], data: bytes) -> None:
+    blob = chain.Blobs[descriptor["digest"]]
+    blob.data = data
+    blob.descriptor.media_type = descriptor["mediaType"]
+    blob.descriptor.digest = descriptor["digest"]
+    blob.descriptor.size = descriptor["size"]
+    for key, value in (descriptor.get("annotations") or {}).items():
+        blob.descriptor.annotations[key] = value
+
+
+def _mode(text: str) -> str:
+    mode = text or "default"
+    if mode not in MODES:
+        raise errors.InvalidArgument(f"invalid resolvemode: {errors.cut(mode, 100)}")
+    return mode
+
+
+def parsed(text: str) -> Reference:
+    """A reference in its full form. Raises InvalidArgument."""
+    try:
+        return reference.parse(text).with_default_tag()
+    except reference.ReferenceError_ as error:
+        raise errors.InvalidArgument(f"failed to parse image reference {errors.cut(text, 300)!r}: {error}") from None
+
+
+def _check(wanted: Reference, found: str, checksum: str) -> None:
+    if checksum and found != checksum:
+        raise errors.FailedPrecondition(
+            f"image digest {found} for {wanted} does not match expected checksum {checksum}"
+        )
+
+
+class ImageSource:
+    """One image for one platform."""
+
+    def __init__(
+        self,
+        images: Images,
+        wanted: Reference,
+        platform: Platform,
+        mode: str,
+        kind: str,
+        limit: int | None,
+        checksum: str,
+    ) -> None:
+        self._images = images
+        self._wanted = wanted
+        self._platform = platform
+        self._mode = mode
+        self._kind = kind
+        self._limit = limit
+        self._checksum = checksum
+        self._image: Image | None = None
+
+    def key(self, asker: Asker) -> Key:
+        image = self._found(asker)
+        also = manifests.layers_key(image, self._limit)
+        main = manifests.main_key(image, self._platform, self._limit)
+        return Key(main, image.root["digest"], (also,) if also else ())
+
+    def _found(self, asker: Asker) -> Image:
+        if self._image is None:
+            name = f"resolve {self._wanted}"
+            asker.status(name, 0, 0)
+            root, remote = self._images.resolve(self._wanted, self._platform, self._mode, asker)
+            _check(self._wanted, root["digest"], self._checksum)
+            with remote.opened() if remote is not None else nullcontext():
+                image = self._images.documents.find(root, self._platform, remote, str(self._wanted))
+            manifests.check_limit(image, self._limit)
+            asker.status(name, 0, 0, completed=True)
+            self._image = image
+        return self._image
+
+    def snapshot(self, asker: Asker) -> Snapshot:
+        image = self._found(asker)
+        # Its blobs are asked for by digest, whatever the tag stands for by then.
+        remote = Remote(self._images.access, self._wanted, asker)
+        chosen = manifests.layers(image, self._limit, remote, asker)
+        digest = f"@{image.root['digest']}" if not self._wanted.digest else ""
+        kind = Kind(self._kind, f"pulled from {self._wanted}{digest}")
+        return manifests.rooted(self._images.worker, chosen, kind)
+
+    def load(self, asker: Asker, record: Record) -> Snapshot:
+        """Made anew, which costs nothing: what is not here yet is fetched as this build's client may fetch it."""
+        if record.remote is not None or not self._found(asker).layers:
+            return self._images.worker.load(record)
+        snapshot = self.snapshot(asker)
+        if snapshot.id != record.id:
+            snapshot.release()
+            raise Gone(record.id)
+        return snapshot
+
+    def material(self) -> Material:
+        pin = self._image.root["digest"] if self._image is not None else ""
+        return Material("image", str(self._wanted), pin, self._platform)
