@@ -44,6 +44,21 @@ MASKED_PATHS = (
     "/proc/scsi",
 )
 POWERCAP = "/sys/devices/virtual/powercap"
+# Docker's own, in the order in which its clients show them.
+DOCKER_MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    POWERCAP,
+)
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
