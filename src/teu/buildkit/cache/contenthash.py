@@ -31,6 +31,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from teu.buildkit.core.patterns import Patterns, has_wildcards, wildcard
+from teu.buildkit.core.selection import Selection as Selection
 from teu.linux.inside import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
 from teu.linux.trees import walk
 from teu.oci import digest as digests
@@ -57,22 +58,6 @@ class NotInTree(FileNotFoundError):
 class TooManyLinks(OSError):
     def __init__(self, path: str) -> None:
         super().__init__(errno.ELOOP, "too many links", path)
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What of a tree is looked at: a path from its root, and how.
-
-    `follow`: a link at the end of the path is followed. `wildcard`: the path is a pattern of path.Match. Include and
-    exclude patterns are relative to what the path selects; each of `required` must be the beginning of a path that is
-    selected."""
-
-    path: str = "/"
-    follow: bool = False
-    wildcard: bool = False
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    required: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)

@@ -4,6 +4,8 @@
 The worker's room implements these Protocols; the rooms above it know nothing of containerd.  Scratch, the empty root,
 is None wherever a snapshot may be one.
 
+Among results, which are never None, it is `Scratch`: `result` and `snapshot` turn the one into the other.
+
 Every snapshot is a record of cache.db (cache.store.Record) and a snapshot of containerd under the same name; it lives
 while somebody holds it, while a result of the cache leads to it, or while one that does stands on it.  Errors are those
 of core.errors.
@@ -14,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
-from teu.buildkit.cache.contenthash import Selection
 from teu.buildkit.core.op import Record, Ref
+from teu.buildkit.core.selection import Selection
 
 Descriptor = dict[str, Any]  # of OCI: mediaType, digest, size, annotations, urls
 
@@ -76,6 +78,36 @@ class Snapshot(Ref, Protocol):
 
     def size(self) -> int:
         """Bytes of this one, without what it stands on."""
+
+
+SCRATCH = "scratch"  # the name that caches know the empty root by
+
+
+class Scratch(Ref):
+    """The empty root as a result: there is nothing to hold."""
+
+    @property
+    def id(self) -> str:
+        return SCRATCH
+
+    def clone(self) -> Scratch:
+        return self
+
+    def release(self) -> None:
+        pass
+
+    def describe(self) -> str:
+        return SCRATCH
+
+
+def result(snapshot: Snapshot | None) -> Ref:
+    """What an operation returns for it."""
+    return Scratch() if snapshot is None else snapshot
+
+
+def snapshot(ref: Ref) -> Snapshot | None:
+    """The snapshot that a result is, which stays borrowed; None for the empty root."""
+    return None if ref.id == SCRATCH else cast(Snapshot, ref)
 
 
 class Active(Protocol):
@@ -170,7 +202,8 @@ class Worker(Protocol):
     def images(self) -> Images: ...
 
     def load(self, record: Record) -> Snapshot:
-        """The result that a cache has: one of the worker's own, or layers of a remote cache.  Raises op.Gone."""
+        """The result that a cache has: one of the worker's own, or layers of a remote cache (Record.remote is a sequence
+        of Layer then).  The empty root (SCRATCH) is no snapshot: ops.results.load knows it.  Raises op.Gone."""
 
     def find(self, kind: str, **data: Any) -> list[str]:
         """The records of that kind whose data has these values, those used last first."""
