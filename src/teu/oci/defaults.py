@@ -61,6 +61,17 @@ DOCKER_MASKED_PATHS = (
 )
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
+# type c, major, minor of null, zero, full, random, urandom, tty, console
+DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1))
+
+
+def device_rules() -> list[dict[str, Any]]:
+    """linux.resources.devices: these devices and no other."""
+    allowed = [
+        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"} for major, minor in DEVICES
+    ]
+    return [{"allow": False, "access": "rwm"}, *allowed]
+
 
 def mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
     """An entry of `mounts` (runtime-spec, "Mounts")."""
