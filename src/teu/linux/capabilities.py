@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Capabilities: the kernel's names in the kernel's order. Called by teu.runc (process, features)."""
+"""Capabilities: the kernel's names in the kernel's order. Called by teu.runc (process, features), and by
+what writes specifications (available)."""
 
 from __future__ import annotations
 
@@ -53,6 +54,19 @@ NAMES = (
 
 _VERSION_3 = 0x20080522  # of the structures of capget(2) and capset(2)
 _BITS = {name: 1 << bit for bit, name in enumerate(NAMES)}
+
+
+def available() -> list[str]:
+    """What the kernel knows and this machine allows: PID 1's bounding set, since ours may be sandboxed."""
+    bounding = (1 << len(NAMES)) - 1
+    try:
+        with open("/proc/1/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"CapBnd:"):
+                    bounding = int(line[7:], 16)
+    except OSError:
+        pass
+    return [name for number, name in enumerate(NAMES) if bounding >> number & 1]
 
 
 def mask(names: list[str]) -> tuple[int, list[str]]:

@@ -145,6 +145,19 @@ class Changes:
             if found:
                 return found
 
+    def pending(self) -> list[Change] | None:
+        """Those that have come since the last call, which waits for none; None as of `wait`."""
+        result: list[Change] = []
+        while True:
+            try:
+                result += parse_changes(self._socket.recv(1 << 17, socket.MSG_DONTWAIT))
+            except BlockingIOError:
+                return result
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    return None
+                raise
+
 
 def parse_changes(data: bytes) -> list[Change]:
     result = []

@@ -44,7 +44,33 @@ MASKED_PATHS = (
     "/proc/scsi",
 )
 POWERCAP = "/sys/devices/virtual/powercap"
+# Docker's own, in the order in which its clients show them.
+DOCKER_MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    POWERCAP,
+)
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+# type c, major, minor of null, zero, full, random, urandom, tty, console
+DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1))
+
+
+def device_rules() -> list[dict[str, Any]]:
+    """linux.resources.devices: these devices and no other."""
+    allowed = [
+        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"} for major, minor in DEVICES
+    ]
+    return [{"allow": False, "access": "rwm"}, *allowed]
 
 
 def mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels by which containerd's clients and its garbage collector understand each other (containerd's "Garbage
-collection" guide). Called by teu-containerd, and by its clients teud and teu-ctr.
+collection" guide). Called by teu-containerd, and by its clients teud, teu-buildkitd and
+teu-ctr.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ CONTENT = "containerd.io/gc.ref.content"
 SNAPSHOT = "containerd.io/gc.ref.snapshot"
 BACKWARD = "containerd.io/gc.bref."  # on the object that is needed
 UNCOMPRESSED = "containerd.io/uncompressed"  # on a layer's blob: the digest of what is in it
+BUILDER = "io.teu.builder"  # on a container: it is a step of this builder's (its worker's id), and nobody else's
 SOURCE = "containerd.io/distribution.source"  # .HOST, on a blob: the repositories that it came from
 
 

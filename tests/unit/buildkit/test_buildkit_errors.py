@@ -7,7 +7,7 @@ import json
 
 import grpc
 
-from teu.api.buildkit import errdefs_pb2, ops_pb2, stack_pb2
+from teu.api.buildkit import errdefs_pb2, gateway_pb2, ops_pb2, stack_pb2
 from teu.api.rpc import status_pb2
 from teu.buildkit.core import errors, identifiers
 
@@ -88,3 +88,11 @@ def test_identifiers() -> None:
     empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert identifiers.digest_of(b"") == empty and identifiers.is_digest(empty)
     assert not identifiers.is_digest(empty + "\n") and not identifiers.is_digest("sha256:zz")
+
+
+def test_an_exit_status_has_a_name_of_its_own() -> None:
+    """Go's type is registered as gatewayapi.ExitMessage, whatever its package is."""
+    status = errors.to_status(errors.Error("exit code: 3", [gateway_pb2.ExitMessage(Code=3)]))
+    assert status.details[0].type_url == "github.com/moby/buildkit/gatewayapi.ExitMessage+json"
+    assert json.loads(status.details[0].value) == {"Code": 3}
+    assert errors.from_status(status).details == [gateway_pb2.ExitMessage(Code=3)]

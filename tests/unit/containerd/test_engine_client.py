@@ -6,6 +6,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import Daemon, root_only
@@ -14,6 +16,7 @@ from teu.engine.backend import content
 from teu.engine.backend.containerd import Client
 from teu.engine.core.departure import NOBODY, Departure, Left
 from teu.engine.images import unpack
+from teu.oci.labels import BUILDER
 
 pytestmark = root_only
 
@@ -128,3 +131,26 @@ def test_what_the_engine_ends_at_its_stop_says_so(client: Client) -> None:
     assert len(failures) == 3
     for failure in failures:
         assert isinstance(failure, Unavailable) and "stopping" in str(failure), repr(failure)
+
+
+def test_what_no_record_stands_for_is_removed_but_a_builders_steps(client: Client) -> None:
+    """Both programs work in one namespace of containerd."""
+    from teu.api.services.containers.v1 import containers_pb2
+    from teu.engine.backend import tasks
+    from teu.engine.lifecycle import recovery
+
+    for identity, labels in (("stray", {"teu.name": "x"}), ("step", {BUILDER: "worker"})):
+        message = containers_pb2.Container(id=identity, labels=labels)
+        message.runtime.name = "io.containerd.teu.v2"
+        client.containers.Create(containers_pb2.CreateContainerRequest(container=message))
+    assert tasks.list_containers(client) == (["stray"], ["step"])
+    engine: Any = SimpleNamespace(
+        containers=SimpleNamespace(lost=set(), find=lambda _: None),
+        containerd=client,
+        config={"storage-driver": "overlayfs", "default-runtime": "io.containerd.teu.v2"},
+        data_root="/nonexistent",
+        exec_root="/nonexistent",
+    )
+    with pytest.raises(FileNotFoundError):  # of its folders, which come last
+        recovery.sweep(engine)
+    assert tasks.list_containers(client) == ([], ["step"])

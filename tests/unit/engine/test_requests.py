@@ -16,8 +16,9 @@ from teu.engine.containers import hostconfig
 from teu.engine.core import fields, times
 from teu.engine.core.errors import BadRequest, NotFound
 from teu.engine.lifecycle import create
-from teu.engine.spec import mounts, process, resources, users
+from teu.engine.spec import mounts, process, resources
 from teu.engine.streams.detach import Filter, parse
+from teu.linux.capabilities import available
 from teu.oci.seccomp import default_profile
 
 
@@ -204,38 +205,6 @@ def test_filters() -> None:
             Query(f"filters={bad}").filters()
 
 
-PASSWD = b"root:x:0:0:root:/root:/bin/sh\nwww:x:33:33::/var/www:\nodd:x:7\n#no:x:1:1::/:\n"
-GROUP = b"root:x:0:\nwww:x:33:\nextra:x:50:www,root\nmore:x:51:www\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "extra", "wanted"),
-    [
-        ("", [], (0, 0, [0, 50], "/root")),
-        ("www", [], (33, 33, [33, 50, 51], "/var/www")),
-        ("33", [], (33, 33, [33, 50, 51], "/var/www")),
-        ("www:more", [], (33, 51, [51], "/var/www")),
-        ("1000", [], (1000, 0, [0], "")),
-        ("1000:2000", ["extra", "77"], (1000, 2000, [2000, 50, 77], "")),
-        (":more", [], (0, 51, [51], "/root")),
-    ],
-)
-def test_users(text: str, extra: list[str], wanted: tuple[Any, ...]) -> None:
-    assert tuple(users.lookup((PASSWD, GROUP), text, extra)) == wanted
-
-
-@pytest.mark.parametrize(
-    ("text", "extra"), [("nobody", []), ("www:nogroup", []), ("www", ["nogroup"]), ("4294967296", [])]
-)
-def test_unknown_users(text: str, extra: list[str]) -> None:
-    with pytest.raises(BadRequest):
-        users.lookup((PASSWD, GROUP), text, extra)
-
-
-def test_a_user_without_files_is_root() -> None:
-    assert tuple(users.lookup((b"", b""), "")) == (0, 0, [0], "")
-
-
 def test_detach_keys() -> None:
     assert parse("ctrl-p,ctrl-q") == b"\x10\x11"
     assert parse("a,ctrl-@,ctrl-_") == b"a\x00\x1f"
@@ -253,7 +222,7 @@ def test_detach_keys() -> None:
 
 
 def test_capabilities() -> None:
-    known = process.capability_limit()
+    known = available()
     usual = process.capabilities(host())
     assert "CAP_CHOWN" in usual and "CAP_SYS_ADMIN" not in usual
     assert "CAP_NET_ADMIN" in process.capabilities(host(CapAdd=["net_admin"]))

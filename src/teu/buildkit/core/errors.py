@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
-from teu.api.buildkit import errdefs_pb2, ops_pb2, stack_pb2
+from teu.api.buildkit import errdefs_pb2, gateway_pb2, ops_pb2, stack_pb2
 from teu.api.rpc import status_pb2
 
 PREFIX = "github.com/moby/buildkit/"
@@ -40,7 +40,9 @@ _TYPES: dict[str, type[Message]] = {
     "errdefs.Solve": errdefs_pb2.Solve,
     "errdefs.ProvenanceMaterialsIncomplete": errdefs_pb2.ProvenanceMaterialsIncomplete,
     "stack.Stack": stack_pb2.Stack,
+    "gatewayapi.ExitMessage": gateway_pb2.ExitMessage,
 }
+_NAMES = {kind.DESCRIPTOR.full_name: name for name, kind in _TYPES.items()}  # some differ from the message's own
 
 
 class Error(Exception):
@@ -225,9 +227,9 @@ def _numbers(message: Message, value: Any) -> Any:
 
 def pack_detail(detail: Message, status: status_pb2.Status) -> None:
     """Add one detail in the form that BuildKit's clients read."""
-    name = detail.DESCRIPTOR.full_name
+    name = _NAMES.get(detail.DESCRIPTOR.full_name)
     packed = status.details.add()
-    if name not in _TYPES:
+    if name is None:
         packed.Pack(detail)
         return
     packed.type_url = f"{PREFIX}{name}+json"

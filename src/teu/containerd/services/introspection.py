@@ -59,6 +59,9 @@ def _plugins(context: Context) -> list[introspection_pb2.Plugin]:
     plugins = []
     for kind, id, requires in _PARTS:
         plugin = introspection_pb2.Plugin(type=kind, id=id, requires=requires)
+        if kind == "io.containerd.runtime.v2":
+            # Ours alone: a client that may choose takes what is best here.
+            plugin.exports["default-runtime"] = context.config["default-runtime"]
         if kind in ("io.containerd.differ.v1", "io.containerd.runtime.v2", "io.containerd.transfer.v1"):
             plugin.platforms.append(host)
         plugins.append(plugin)

@@ -9,6 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teu.engine.backend import containerd
+from teu.oci.labels import BUILDER
 
 if TYPE_CHECKING:
     from teu.engine.backend.containerd import Client
@@ -88,11 +89,15 @@ def delete_container(client: Client, identity: str) -> None:
         pass
 
 
-def list_containers(client: Client) -> list[str]:
+def list_containers(client: Client) -> tuple[list[str], list[str]]:
+    """(those of the engine, those that are a builder's steps) by their ids."""
     from teu.api.services.containers.v1 import containers_pb2
 
     response = client.containers.List(containers_pb2.ListContainersRequest())
-    return [message.id for message in response.containers]
+    found: tuple[list[str], list[str]] = ([], [])
+    for message in response.containers:
+        found[BUILDER in message.labels].append(message.id)
+    return found
 
 
 def create(

@@ -18,10 +18,11 @@ from teu.engine.backend import containerd, tasks
 from teu.engine.containers import hostconfig
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.spec import users
-from teu.engine.spec.process import capabilities, capability_limit, environment, rlimits, security_options
+from teu.engine.spec.process import capabilities, environment, rlimits, security_options
 from teu.engine.streams import detach
 from teu.engine.streams.hub import Hub
 from teu.linux import trees
+from teu.linux.capabilities import available
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
@@ -75,7 +76,7 @@ class Exec:
         container = self.container
         host = container.host_config
         security = security_options(host)
-        caps = capability_limit() if self.privileged else capabilities(host)
+        caps = available() if self.privileged else capabilities(host)
         user = users.find(self.engine, container, self.user, host["GroupAdd"])
         environ = environment(container, self.tty, self.environment)
         if user.home and not any(entry.startswith("HOME=") for entry in environ):

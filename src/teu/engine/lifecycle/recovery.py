@@ -232,8 +232,10 @@ def sweep(engine: Engine) -> None:
         )
         return
     working = engine.containerd.working
-    made = tasks.list_containers(engine.containerd)
-    for identity in {*made, *tasks.list_tasks(engine.containerd)}:
+    # The tasks first: each has its container from before it until after it, so a builder's step is known as that.
+    running = tasks.list_tasks(engine.containerd)
+    made, steps = tasks.list_containers(engine.containerd)
+    for identity in {*made, *running}.difference(steps):
         if engine.containers.find(identity) is None:
             if identity not in made:
                 tasks.stand_for(engine.containerd, identity, engine.config["default-runtime"])

@@ -33,6 +33,7 @@ from teu.engine.networks.kernel import Kernel
 from teu.engine.networks.model import Active, Attachment, Endpoint, Network, automatic_mac, blank_endpoint, network_mode
 from teu.engine.networks.names import Names
 from teu.engine.networks.outward import Outward
+from teu.linux import resolver
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
@@ -227,9 +228,9 @@ class Endpoints:
         """Write hosts and resolv.conf into the container's directory."""
         entries = files.extra_hosts(container.host_config, gateway or "127.0.0.1")
         entries += [line for endpoint in endpoints if (line := self._host_line(container, endpoint))]
-        base = files.HOSTS if own else files.host_hosts()
+        base = resolver.HOSTS if own else resolver.host_hosts()
         directory = container.directory
-        files.write(f"{directory}/hosts", files.hosts(entries, base))
+        files.write(f"{directory}/hosts", resolver.hosts(entries, base))
         text = files.resolv_conf(container.host_config, own, RESOLVER_ADDRESS if named else "")
         files.write(f"{directory}/resolv.conf", text)
         container.network_settings["ResolverSum"] = files.digest(text)

@@ -21,7 +21,7 @@ another table's forward chain drops stays dropped, so a host's policy holds for 
 
 Docker on the same host drops all forwarded packets but its own where it had to turn forwarding on. Its chain for
 others' rules, DOCKER-USER, gets two of ours while the table exists: our interfaces are none of its business. Where we
-had to turn forwarding on, we do the same (`close_forwarding`), in the same chain.
+had to turn forwarding on, we do the same (teu.linux.forwarding), in the same chain.
 
 Somebody may flush the whole ruleset (`systemctl reload nftables` does): the driver watches the kernel's notices and
 builds the table again.
@@ -32,18 +32,15 @@ what that would open in the other direction (the exposure known as CVE-2020-8558
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
-from teu.linux import nftables
-
-log = logging.getLogger("teu.engine")
+from teu.linux import forwarding, nftables
 
 TABLE = "inet teu"
-DOCKER_USER = "ip filter DOCKER-USER"
+OWNER = "teu"  # who we are in the comments of rules in others' chains
 
 _TABLE_TEXT = """
 table inet teu {
@@ -141,7 +138,7 @@ def rebuild(bridges: Iterable[Bridge], ports: Iterable[Published]) -> None:
 def remove() -> None:
     """Take the table away; none is fine too."""
     nftables.run(f"add table {TABLE}\ndelete table {TABLE}\n")
-    beside_others([])
+    forwarding.beside_others(OWNER, [])
 
 
 _CHAINS = re.findall(r"chain (\w+) \{", _TABLE_TEXT)
@@ -158,62 +155,6 @@ def is_whole() -> bool:
     except nftables.Error:
         return False
     return len(re.findall(r"[^{] # handle \d+$", listed, re.MULTILINE)) == _RULES
-
-
-FORWARD = "ip filter FORWARD"
-_LEGACY = "/proc/net/ip_tables_names"
-
-
-def close_forwarding() -> None:
-    """Forwarding was off until we turned it on: what is not ours is still not forwarded, unless somebody accepts it.
-
-    That is iptables' own chain with policy drop, as Docker sets it: the one place where an administrator, libvirt or
-    a Docker that comes later can accept what is theirs, which a drop in a table of our own would not let them."""
-    try:
-        with open(_LEGACY) as file:
-            legacy = "filter" in file.read().split()
-    except OSError:
-        legacy = False
-    if legacy:
-        log.warning(
-            "IP forwarding was turned on, and this host's iptables is the legacy one: other machines' packets are"
-            " forwarded too, unless you set a policy (iptables-legacy -P FORWARD DROP)"
-        )
-        return
-    try:
-        nftables.run(
-            f"add table ip filter\nadd chain {FORWARD} {{ type filter hook forward priority filter; policy drop; }}\n"
-        )
-    except nftables.Error as error:
-        log.warning("IP forwarding was turned on, and is not closed for other machines' packets: %s", error)
-
-
-def has_forward_chain() -> bool:
-    try:
-        nftables.run(f"list chain {FORWARD}")
-    except nftables.Error:
-        return False
-    return True
-
-
-def beside_others(interfaces: Iterable[str], chains: Iterable[str] = (DOCKER_USER,)) -> None:
-    """In chains that drop what is not theirs: exactly these interfaces are none of their business."""
-    wanted = {f'{side} "{name}"' for name in interfaces for side in ("iifname", "oifname")}
-    for chain in dict.fromkeys((*chains, DOCKER_USER, FORWARD)):
-        try:
-            listed = nftables.run(f"list chain {chain}", handles=True)
-        except nftables.Error:
-            continue
-        ours = re.findall(r'^\s*(.*?) (?:counter .*)?accept comment "teu" # handle (\d+)', listed, re.MULTILINE)
-        here = wanted if chain in chains else set()
-        text = "".join(f"delete rule {chain} handle {handle}\n" for rule, handle in ours if rule not in here)
-        there = {rule for rule, _ in ours}
-        text += "".join(f'insert rule {chain} {rule} accept comment "teu"\n' for rule in sorted(here - there))
-        if text:
-            try:
-                nftables.run(text)
-            except nftables.Error as error:
-                log.warning("chain %s cannot be changed: %s", chain, error)
 
 
 def add_bridge(bridge: Bridge) -> None:

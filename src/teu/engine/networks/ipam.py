@@ -8,24 +8,18 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden
-
-# Tried in this order; Docker's own first choices come late, so that both can live on a host.
-POOLS = (
-    *(IPv4Network(f"172.{number}.0.0/16") for number in (30, 31, *range(18, 30), 17)),
-    *(IPv4Network(f"192.168.{number}.0/20") for number in range(0, 256, 16)),
-)
+from teu.linux import subnets
 
 
 def choose_subnet(taken: Iterable[IPv4Network | IPv6Network]) -> IPv4Network:
     """The first pool that overlaps nothing that the host routes or another network has."""
-    used = [network for network in taken if isinstance(network, IPv4Network)]
-    for pool in POOLS:
-        if not any(pool.overlaps(network) for network in used):
-            return pool
-    raise EngineError(
-        "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network;"
-        " give one with --subnet"
-    )
+    subnet = subnets.choose(taken)
+    if subnet is None:
+        raise EngineError(
+            "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the"
+            " network; give one with --subnet"
+        )
+    return subnet
 
 
 def check_subnet(text: str, taken: Iterable[IPv4Network]) -> IPv4Network:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from teu.engine.containers import hostconfig, proc
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
-from teu.engine.spec import apparmor, devices, mounts, users
+from teu.engine.spec import devices, mounts, users
 from teu.engine.spec.process import capabilities, environment, rlimits, security_options
 from teu.engine.spec.resources import resources
+from teu.linux import apparmor
 from teu.linux.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
 from teu.linux.trees import is_mount_root
 from teu.oci import defaults
@@ -29,21 +30,7 @@ if TYPE_CHECKING:
     from teu.engine.networks.model import Attachment
 
 OCI_VERSION = "1.1.0"
-# Docker's own, in the order in which its clients show them.
-MASKED_PATHS = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-    "/sys/devices/virtual/powercap",
-]
+MASKED_PATHS = list(defaults.DOCKER_MASKED_PATHS)
 READONLY_PATHS = list(defaults.READONLY_PATHS)
 
 INIT_PATHS = ("/usr/libexec/docker/docker-init", "/usr/bin/docker-init", "/usr/bin/tini-static")
@@ -331,4 +318,8 @@ def _apparmor(engine: Engine, security: dict[str, Any], privileged: bool) -> str
         return str(security["apparmor"])
     if privileged:
         return "unconfined"
-    return apparmor.default_profile(str(engine.config.get("apparmor-profile", apparmor.DEFAULT))) or "unconfined"
+    try:
+        return apparmor.default_profile(str(engine.config.get("apparmor-profile", apparmor.DEFAULT))) or "unconfined"
+    except apparmor.NotLoaded as error:
+        remedy = "mend it, or run the container with --security-opt apparmor=unconfined"
+        raise EngineError(f"{error}; {remedy}") from None

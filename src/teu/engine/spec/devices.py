@@ -10,9 +10,7 @@ from typing import Any
 
 from teu.engine.core.errors import BadRequest
 from teu.linux.trees import walk
-
-# type, major, minor of null, zero, full, random, urandom, tty, console
-DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1))
+from teu.oci import defaults
 
 
 def _rule(text: str) -> dict[str, Any]:
@@ -82,8 +80,7 @@ def devices(host: dict[str, Any], privileged: bool) -> tuple[list[dict[str, Any]
     if privileged:
         nodes = [_node(path, path) for path in _below("/dev") if path not in ("/dev/console", "/dev/ptmx", "/dev/tty")]
         return nodes, [{"allow": True, "access": "rwm"}]
-    rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
-    rules += [{"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"} for major, minor in DEVICES]
+    rules = defaults.device_rules()
     nodes = []
     for entry in host["Devices"]:
         source = entry["PathOnHost"]

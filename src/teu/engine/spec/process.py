@@ -4,15 +4,12 @@ process and for execs."""
 
 from __future__ import annotations
 
-import functools
 import os
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu.engine.core.errors import BadRequest
 from teu.linux import selinux
-from teu.linux.capabilities import NAMES
+from teu.linux.capabilities import available
 from teu.oci import defaults, jsontext
 from teu.oci.seccomp import ARCHITECTURES
 
@@ -20,21 +17,8 @@ if TYPE_CHECKING:
     from teu.engine.containers.model import Container
 
 
-@functools.cache
-def capability_limit() -> list[str]:
-    """What the kernel knows and this machine allows: PID 1's bounding set, since ours may be sandboxed."""
-    bounding = (1 << len(NAMES)) - 1
-    try:
-        match = re.search(r"^CapBnd:\s*([0-9a-f]+)", Path("/proc/1/status").read_text(), re.MULTILINE)
-        if match:
-            bounding = int(match[1], 16)
-    except OSError:
-        pass
-    return [name for number, name in enumerate(NAMES) if bounding >> number & 1]
-
-
 def capabilities(host: dict[str, Any]) -> list[str]:
-    known = capability_limit()
+    known = available()
 
     def names(key: str) -> list[str]:
         result = []

@@ -16,9 +16,9 @@ from teu.engine.containers import hostconfig
 from teu.engine.core import times
 from teu.engine.logs import registry as log_drivers
 from teu.engine.networks.drivers import registry as network_drivers
-from teu.engine.spec import apparmor
 from teu.engine.views import containers, images
 from teu.engine.volumes.drivers import registry as volume_drivers
+from teu.linux import apparmor
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine

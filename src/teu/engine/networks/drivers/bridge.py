@@ -4,7 +4,7 @@
 kernel     teu0, teu-HEX             a bridge per network in use
            teuHEXn                   our end of a container's veth pair, n-th network (hexadecimal)
            table inet teu            firewall.py
-run        turned-forwarding-on      it was off until we turned it on
+run        ../turned-forwarding-on   it was off until we, or the builder, turned it on
 
 A container reaches its own published port: its bridge port is in hairpin mode, for hosts where br_netfilter redirects
 frames inside the bridge. enable_icc=false isolates the bridge's ports from each other, and a rule does the same for
@@ -21,7 +21,6 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import BadRequest, Conflict, EngineError
@@ -39,6 +38,7 @@ from teu.engine.networks.requests import (
     OPTION_TALK,
     TRUE,
 )
+from teu.linux.forwarding import Marker
 
 if TYPE_CHECKING:
     from teu.linux.netlink import Link, Socket
@@ -69,7 +69,7 @@ class Bridge:
         self._store = context.store
         self._kernel = context.kernel
         self._active = context.active
-        self._exec_root = context.exec_root
+        self._forwarding = Marker(os.path.dirname(context.exec_root))
         self._stopping = context.stopping
         self._table = False
         self._watcher: threading.Thread | None = None
@@ -124,20 +124,13 @@ class Bridge:
         index = netlink.link_index(found)
         with contextlib.suppress(FileExistsError):
             kernel.send([netlink.add_address(index, pool.gateway, pool.subnet.prefixlen)])
-        if _set("/proc/sys/net/ipv4/ip_forward", "1"):
-            Path(self._forwarding).touch()
-            firewall.close_forwarding()
+        self._forwarding.turn_on()
         _set(f"/proc/sys/net/ipv4/conf/{name}/route_localnet", "1")
         # Who can send router advertisements in a container is not the host's router (CVE-2020-13401).
         ipv6 = f"/proc/sys/net/ipv6/conf/{name}/accept_ra"
         if os.path.exists(ipv6):
             _set(ipv6, "0")
         return index
-
-    @property
-    def _forwarding(self) -> str:
-        """A file that is there from when we turned forwarding on until the machine is started anew."""
-        return f"{self._exec_root}/turned-forwarding-on"
 
     def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, mac: str, inner: Socket) -> Plug:
         from teu.linux import netlink
@@ -284,12 +277,9 @@ class Bridge:
 
     def _beside_others(self) -> None:
         """Our interfaces pass the chains of those who drop what is not theirs, and what we ourselves closed."""
-        turned_on = os.path.exists(self._forwarding)
-        if turned_on and not firewall.has_forward_chain():
-            firewall.close_forwarding()
         named = [network.interface for network in self._used()]
         interfaces = ["teu*", *sorted(name for name in named if not name.startswith("teu"))]
-        firewall.beside_others(interfaces, (firewall.DOCKER_USER, *([firewall.FORWARD] if turned_on else [])))
+        self._forwarding.stand_beside_others(firewall.OWNER, interfaces)
 
     def _watch(self) -> None:
         """Build the table again when somebody else empties the ruleset, as reloading nftables' own service does."""

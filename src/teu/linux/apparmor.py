@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The AppArmor profile of containers that name none. Called when a container starts.
+"""The AppArmor profile of containers that name none. Called by the engine and the builder when a container starts.
 
 The profile's text is a file of the package, /etc/apparmor.d/teu-default, which an administrator may change,
 and which apparmor.service loads at boot. Where that has not happened, it is loaded here before the first
@@ -15,8 +15,6 @@ import subprocess
 import threading
 from pathlib import Path
 
-from teu.engine.core.errors import EngineError
-
 log = logging.getLogger(__name__)
 
 DEFAULT = "teu-default"
@@ -27,6 +25,10 @@ ENABLED = "/sys/module/apparmor/parameters/enabled"
 PROFILES = "/sys/kernel/security/apparmor/profiles"
 
 _loading = threading.Lock()
+
+
+class NotLoaded(Exception):
+    """The profile is wanted, and cannot be loaded; the text says why."""
 
 
 def enabled() -> bool:
@@ -55,7 +57,8 @@ def loaded(name: str) -> bool:
 
 
 def default_profile(name: str) -> str:
-    """The profile for a container that names none, `name` by the configuration; "" where there is none."""
+    """The profile for a container that names none, `name` by the configuration; "" where there is none. Raises
+    NotLoaded."""
     if not name or not enabled():
         return ""
     if loaded(name):
@@ -83,8 +86,7 @@ def _load(program: str) -> None:
         check=False,
     )
     if done.returncode:
-        raise EngineError(
-            f"AppArmor is enabled, but the profile {DEFAULT} could not be loaded from {FILE}: "
-            f"{done.stderr.strip()}; mend it, or run the container with --security-opt apparmor=unconfined"
+        raise NotLoaded(
+            f"AppArmor is enabled, but the profile {DEFAULT} could not be loaded from {FILE}: {done.stderr.strip()}"
         )
     log.info("AppArmor profile %s is loaded", DEFAULT)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's name resolution for those who have a network of their own: /etc/resolv.conf and /etc/hosts of a container.
+
+Called by the engine's networks and by the builder.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+
+RESOLV_CONF = "/etc/resolv.conf"
+# systemd-resolved's list of the real servers, for those who cannot reach its stub on 127.0.0.53.
+RESOLVED_UPSTREAM = "/run/systemd/resolve/resolv.conf"
+
+HOSTS = """\
+127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+fe00::\tip6-localnet
+ff00::\tip6-mcastprefix
+ff02::1\tip6-allnodes
+ff02::2\tip6-allrouters
+"""
+
+
+class Resolver:
+    """A resolv.conf in parts."""
+
+    def __init__(self) -> None:
+        self.servers: list[str] = []
+        self.search: list[str] = []
+        self.options: list[str] = []
+
+    def text(self) -> str:
+        lines = [f"nameserver {server}" for server in self.servers]
+        if self.search:
+            lines.append("search " + " ".join(self.search))
+        if self.options:
+            lines.append("options " + " ".join(self.options))
+        return "".join(line + "\n" for line in lines)
+
+
+def parse(text: str) -> Resolver:
+    result = Resolver()
+    for line in text.splitlines():
+        words = line.split("#")[0].split(";")[0].split()
+        if len(words) < 2:
+            continue
+        if words[0] == "nameserver":
+            result.servers.append(words[1])
+        elif words[0] in ("search", "domain"):
+            result.search = words[1:]
+        elif words[0] == "options":
+            result.options += words[1:]
+    return result
+
+
+def is_loopback(server: str) -> bool:
+    try:
+        return ip_address(server.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def host_resolver(own_namespace: bool) -> Resolver:
+    """The host's resolver as a container can use it: one with its own network cannot ask a server on the host's
+    loopback, and gets the servers behind that."""
+    resolver = parse(_read(RESOLV_CONF))
+    if own_namespace and resolver.servers and all(is_loopback(server) for server in resolver.servers):
+        upstream = parse(_read(RESOLVED_UPSTREAM))
+        resolver.servers = upstream.servers
+        resolver.search = resolver.search or upstream.search
+        resolver.options = [o for o in resolver.options if o not in ("edns0", "trust-ad")]
+    if own_namespace:
+        resolver.servers = [server for server in resolver.servers if not is_loopback(server)]
+    return resolver
+
+
+def hosts(entries: list[tuple[str, str]], base: str = HOSTS) -> str:
+    return base + "".join(f"{address}\t{name}\n" for address, name in entries)
+
+
+def host_hosts() -> str:
+    return _read("/etc/hosts") or HOSTS
