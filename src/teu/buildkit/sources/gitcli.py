@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -20,6 +19,7 @@ from typing import IO
 
 from teu.buildkit.core import errors
 from teu.buildkit.sources.base import Asker
+from teu.linux.trees import discard_tree
 
 log = logging.getLogger("teu.buildkit")
 
@@ -86,7 +86,7 @@ class Git:
         return self
 
     def __exit__(self, *problem: object) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        discard_tree(self.folder)
 
     def know_hosts(self, text: str) -> None:
         """Only hosts of this text (a known_hosts file) are spoken to over ssh."""
