@@ -15,7 +15,7 @@ from teu.buildkit.cache.contenthash import Selection, Tree
 from teu.buildkit.cache.store import LOCAL_SOURCE
 from teu.buildkit.core import errors
 from teu.buildkit.core.op import Gone, Record
-from teu.buildkit.core.snapshots import Descriptor, Kind, Layer
+from teu.buildkit.core.snapshots import Descriptor, History, Kind, Layer
 from teu.oci import digest as digests
 
 
@@ -111,6 +111,9 @@ class Images:
     def get(self, name: str) -> Descriptor | None:
         return self.targets.get(name)
 
+    def named(self, digest: str) -> list[str]:
+        return [name for name, target in self.targets.items() if target["digest"] == digest]
+
     def put(self, name: str, target: Descriptor, labels: Mapping[str, str] | None = None) -> None:
         self.targets[name] = target
 
@@ -120,6 +123,7 @@ class Snapshot:
         self.worker, self.id = worker, name
         self.held = True
         self.chosen: Sequence[Layer] = ()
+        self.made: list[History] = []
         worker.holders[name] = worker.holders.get(name, 0) + 1
 
     def clone(self) -> Snapshot:
@@ -151,8 +155,8 @@ class Snapshot:
     def layers(self, compression: Any, *, make: bool = True) -> list[Descriptor] | None:
         return [layer.descriptor for layer in self.chosen]
 
-    def history(self) -> list[str]:
-        return []
+    def history(self) -> list[History]:
+        return self.made
 
     def size(self) -> int:
         return 0
@@ -173,6 +177,10 @@ class Active:
 
     def mounts(self) -> list[Any]:
         return []
+
+    def changed(self, paths: Iterable[str | bytes]) -> None:
+        for path in paths:
+            self.tree.changed(path)
 
     def note(self, **data: Any) -> None:
         self.worker.known[self.id].update(data)

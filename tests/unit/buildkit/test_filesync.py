@@ -348,7 +348,7 @@ def test_a_folder_to_the_client(tmp_path: Path) -> None:
                 return
 
     with take(script, Packet) as session, opened(tmp_path) as folder:
-        filesync.send_folder(session, folder, multi_platform=True)
+        filesync.send_tree(session, fsutil.Folder(folder), multi_platform=True)
     assert files == {
         path: data[6] for path, data in listing(tmp_path).items() if not data[0] & modes.GO_TYPE and not data[5]
     }
@@ -362,7 +362,7 @@ def test_a_receiver_that_asks_for_what_is_not(tmp_path: Path) -> None:
 
     with take(script, Packet) as session, opened(tmp_path) as folder:
         with pytest.raises(errors.InvalidArgument, match="invalid file id 77"):
-            filesync.send_folder(session, folder)
+            filesync.send_tree(session, fsutil.Folder(folder))
 
 
 class Scripted:

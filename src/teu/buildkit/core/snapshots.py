@@ -45,6 +45,13 @@ class Compression:
     epoch: int | None = None
 
 
+class History(NamedTuple):
+    """What made a layer, and when (seconds since 1970; 0 where that is not known: the layer is an image's)."""
+
+    description: str
+    created: float = 0.0
+
+
 class Fetch(Protocol):
     """Where blobs come from that are not in the content store yet: a registry, a client's store."""
 
@@ -73,7 +80,7 @@ class Snapshot(Ref, Protocol):
         None for `compression` takes them as they are.  Where there are none yet, they are made; with `make` false the
         answer is None then.  A blob of an image that was not fetched is a descriptor all the same (`open_blob`)."""
 
-    def history(self) -> list[str]:
+    def history(self) -> list[History]:
         """What made each of the layers (the descriptions of their records), lowest first."""
 
     def size(self) -> int:
@@ -195,6 +202,9 @@ class Images(Protocol):
     """The images of containerd's namespace, which are the engine's."""
 
     def get(self, name: str) -> Descriptor | None: ...
+
+    def named(self, digest: str) -> list[str]:
+        """The names that point there."""
 
     def put(self, name: str, target: Descriptor, labels: Mapping[str, str] | None = None) -> None:
         """Make it, or let the name point there from now on."""

@@ -88,14 +88,14 @@ def send_file(
     return sent
 
 
-def send_folder(
+def send_tree(
     session: Session,
-    folder: int,
+    tree: fsutil.Tree,
     identifier: int = 0,
     multi_platform: bool = False,
     progress: Callable[[int], None] = lambda size: None,
 ) -> None:
-    """An open folder to the client's exporter of this number; the client asks for the files that it wants.
+    """A tree of files to the client's exporter of this number; the client asks for the files that it wants.
 
     multi_platform: this is the whole result in one transfer, so the client may remove what else it has there."""
     session.require(SEND, "the client takes no folders")
@@ -103,4 +103,4 @@ def send_folder(
     if multi_platform:
         headers.append((MULTI_PLATFORM, "1"))
     with session.stream(SEND, fsutil.Packet, headers) as call:
-        fsutil.send(call, folder, progress)
+        fsutil.send(call, tree, progress)

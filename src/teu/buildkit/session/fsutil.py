@@ -506,17 +506,48 @@ def receive(
         raise
 
 
-def send(call: Call[Any], folder: int, progress: Callable[[int], None] = lambda size: None) -> None:
-    """Send the open folder to a receiver at the call's other end; returns when it has what it wants.
+class Tree(Protocol):
+    """What can be sent: entries in the order of `walk`, and the bytes of a file among them."""
+
+    def entries(self) -> Iterator[Any]: ...
+
+    def read(self, path: bytes) -> Iterator[bytes]:
+        """Nothing for a file that has gone meanwhile."""
+
+
+class Folder:
+    """An open folder as a Tree."""
+
+    def __init__(self, folder: int) -> None:
+        self.folder = folder
+
+    def entries(self) -> Iterator[Any]:
+        for entry, parent, name in walk(self.folder):
+            if not entry.mode & GO_TYPE:
+                for key, value in _xattrs(parent, name):
+                    entry.xattrs[key] = value
+            yield entry
+
+    def read(self, path: bytes) -> Iterator[bytes]:
+        try:
+            descriptor = openat2(self.folder, os.fsdecode(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, BENEATH)
+        except OSError:
+            return
+        with open(descriptor, "rb", buffering=0) as file:
+            if modes.S_ISREG(os.fstat(descriptor).st_mode):
+                while data := file.read(CHUNK):
+                    yield data
+
+
+def send(call: Call[Any], tree: Tree, progress: Callable[[int], None] = lambda size: None) -> None:
+    """Send a tree to a receiver at the call's other end; returns when it has what it wants.
 
     progress: called with the bytes of each packet. A file that has gone meanwhile arrives empty, as fsutil has it."""
     files: dict[int, bytes] = {}
     batch: list[Any] = []
-    for number, (entry, parent, name) in enumerate(walk(folder)):
+    for number, entry in enumerate(tree.entries()):
         if not entry.mode & GO_TYPE:
             files[number] = entry.path
-            for key, value in _xattrs(parent, name):
-                entry.xattrs[key] = value
         batch.append(Packet(type=STAT, stat=entry))
         if len(batch) >= BATCH:
             call.send_many(batch)
@@ -529,24 +560,13 @@ def send(call: Call[Any], folder: int, progress: Callable[[int], None] = lambda 
             path = files.pop(packet.ID, None)
             if path is None:
                 raise errors.InvalidArgument(f"invalid file id {packet.ID}")
-            _send_file(call, folder, packet.ID, path, progress)
+            for data in tree.read(path):
+                call.send(Packet(type=DATA, ID=packet.ID, data=data))
+                progress(len(data))
+            call.send(Packet(type=DATA, ID=packet.ID))
         elif packet.type == FIN:
             call.send(Packet(type=FIN))
             call.end()
-
-
-def _send_file(call: Call[Any], folder: int, number: int, path: bytes, progress: Callable[[int], None]) -> None:
-    try:
-        descriptor = openat2(folder, os.fsdecode(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, BENEATH)
-    except OSError:
-        descriptor = -1
-    if descriptor >= 0:
-        with open(descriptor, "rb", buffering=0) as file:
-            if modes.S_ISREG(os.fstat(descriptor).st_mode):
-                while data := file.read(CHUNK):
-                    call.send(Packet(type=DATA, ID=number, data=data))
-                    progress(len(data))
-    call.send(Packet(type=DATA, ID=number))
 
 
 def _xattrs(parent: int, name: bytes) -> list[tuple[str, bytes]]:

@@ -57,6 +57,9 @@ class ImageStore:
             except errors.NotFound:
                 continue  # somebody removed it in between
 
+    def named(self, digest: str) -> list[str]:
+        return [name for name, target in self.all() if target["digest"] == digest]
+
     def all(self) -> list[tuple[str, Descriptor]]:
         """(name, target) of all."""
         from teu.api.services.images.v1 import images_pb2

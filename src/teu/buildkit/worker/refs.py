@@ -14,7 +14,7 @@ from teu.buildkit.cache.contenthash import Tree
 from teu.buildkit.cache.store import UNKNOWN
 from teu.buildkit.core import errors
 from teu.buildkit.core.selection import Selection
-from teu.buildkit.core.snapshots import Compression, Descriptor, Mount
+from teu.buildkit.core.snapshots import Compression, Descriptor, History, Mount
 from teu.buildkit.worker.keeping import Keeping
 from teu.buildkit.worker.records import Entry, chain
 
@@ -86,8 +86,13 @@ class Ref:
             found.append(descriptor)
         return found
 
-    def history(self) -> list[str]:
-        return [str(unit.details.get("history") or unit.record.description) for unit in chain(self.entry)]
+    def history(self) -> list[History]:
+        return [
+            History(str(unit.details["history"]))
+            if unit.details.get("history")
+            else History(unit.record.description, unit.record.created)
+            for unit in chain(self.entry)
+        ]
 
     def size(self) -> int:
         return self._keeping.measure(self.entry)

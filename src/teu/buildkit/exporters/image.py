@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""type=image (and moby): an image in the store of the host's engine, under its names, and in registries.
+
+A name that pointed to another image is taken from it, which stays as one without a name, as the engine itself does it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from teu.buildkit.core import errors
+from teu.buildkit.core.exports import Answer, Build, Result, Task
+from teu.buildkit.core.snapshots import Kind, Layer, Worker
+from teu.buildkit.exporters import attributes as given
+from teu.buildkit.exporters import images
+from teu.buildkit.exporters.attributes import ImageOptions
+from teu.buildkit.exporters.images import Image, Manifest
+from teu.buildkit.exporters.push import push
+from teu.buildkit.sources.registries import Access
+from teu.oci import image_spec, labels, reference
+from teu.oci.labels import UNCOMPRESSED
+
+DIGEST, CONFIG_DIGEST = "containerimage.digest", "containerimage.config.digest"
+DESCRIPTOR, NAME = "containerimage.descriptor", "image.name"
+_OWN = (
+    *("push", "push-by-digest", "registry.insecure", "name-canonical", "dangling-name-prefix", "unpack", "store"),
+    *("danglingNamePrefix", "unsafe-internal-store-allow-incomplete"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageExporter:
+    worker: Worker
+    access: Access
+    options: ImageOptions
+    push: bool
+    by_digest: bool
+    insecure: bool
+    canonical: bool
+    dangling: str
+    unpack: bool
+    store: bool
+    epoch: int | None
+    name: str = "exporting to image"
+
+    @classmethod
+    def make(cls, worker: Worker, access: Access, attributes: Mapping[str, str]) -> ImageExporter:
+        options = given.image_options(attributes, True, _OWN)
+        by_digest = given.boolean(attributes, "push-by-digest")
+        wants_push = given.boolean(attributes, "push") or by_digest
+        if wants_push and not options.names:
+            raise errors.InvalidArgument("tag is needed when pushing to registry")
+        unpack = given.boolean(attributes, "unpack")
+        store = given.boolean(attributes, "store", True)
+        if unpack and not store:
+            raise errors.InvalidArgument("unpack is for an image that is stored: store=false cannot have it")
+        return cls(
+            worker,
+            access,
+            options,
+            wants_push,
+            by_digest,
+            given.boolean(attributes, "registry.insecure"),
+            given.boolean(attributes, "name-canonical"),
+            attributes.get("dangling-name-prefix", attributes.get("danglingNamePrefix", "")),
+            unpack,
+            store,
+            given.epoch(attributes.get("source-date-epoch")),
+        )
+
+    def export(self, task: Task, result: Result, build: Build) -> Answer:
+        with self.worker.hold():
+            image = images.assemble(self.worker, self.options, task, result, build, self.epoch)
+            if self.store:
+                self._store(task, image)
+            if self.push:
+                for name in self.options.names:
+                    push(self.access, self.worker, task, image, name, by_digest=self.by_digest, insecure=self.insecure)
+        return Answer(answer(image, self.options.names), image.target)
+
+    def _store(self, task: Task, image: Image) -> None:
+        target = {key: image.target[key] for key in ("mediaType", "digest", "size")}
+        names = list(self.options.names)
+        if self.canonical:
+            canonical = {f"{reference.parse(name).name}@{target['digest']}" for name in names}
+            names += sorted(canonical)
+        if not names and self.dangling:
+            names = [self.dangling + target["digest"]]
+        self._complete(task, image)
+        for name in names:
+            step = f"naming to {name}"
+            task.status(step, 0, 0)
+            self._name(name, target)
+            task.status(step, 0, 0, completed=True)
+        if self.unpack and names:
+            for manifest in image.manifests:
+                if str(manifest.platform) in self.worker.platforms[:1] or len(image.manifests) == 1:
+                    self._unpack(task, names[0], manifest)
+
+    def _complete(self, task: Task, image: Image) -> None:
+        """An image that is kept has all of its layers here."""
+        for manifest in image.manifests:
+            snapshot = manifest.part.snapshot
+            if snapshot is None:
+                continue
+            for layer in manifest.layers:
+                if not self.worker.content.has(layer["digest"]):
+                    task.check()
+                    held = snapshot
+                    self.worker.content.fetch(
+                        layer,
+                        lambda descriptor, offset, held=held: _from(self.worker.open_blob(held, descriptor), offset),
+                    )
+
+    def _name(self, name: str, target: Mapping[str, Any]) -> None:
+        before = self.worker.images.get(name)
+        self.worker.images.put(name, dict(target))
+        if before is None or before["digest"] == target["digest"] or not self.dangling_prefix:
+            return
+        if not self.worker.images.named(before["digest"]):
+            self.worker.images.put(self.dangling_prefix + before["digest"], before)
+
+    @property
+    def dangling_prefix(self) -> str:
+        """How the engine names what has lost its name."""
+        return self.dangling or DANGLING
+
+    def _unpack(self, task: Task, name: str, manifest: Manifest) -> None:
+        step = f"unpacking to {name}"
+        task.status(step, 0, 0)
+        layers = [Layer(layer, layer["annotations"][UNCOMPRESSED]) for layer in manifest.layers]
+        snapshot = self.worker.image(layers, Kind(description=f"unpacked {name}"))
+        if snapshot is not None:
+            try:
+                snapshot.mounts()
+                chain = image_spec.chain_ids([layer.diff_id for layer in layers])[-1]
+                snapshotter = self.worker.labels["org.mobyproject.buildkit.worker.snapshotter"]
+                self.worker.content.label(manifest.config["digest"], {f"{labels.SNAPSHOT}.{snapshotter}": chain})
+            finally:
+                snapshot.release()
+        task.status(step, 0, 0, completed=True)
+
+
+DANGLING = "dangling@"  # the engine's word for an image that no name leads to
+
+
+def _from(chunks: Any, offset: int) -> Any:
+    """The bytes from an offset on of a stream that has only a begin."""
+    for chunk in chunks:
+        if offset >= len(chunk):
+            offset -= len(chunk)
+            continue
+        yield chunk[offset:]
+        offset = 0
+
+
+def answer(image: Image, names: tuple[str, ...] = ()) -> dict[str, str]:
+    """What the client reads of an image."""
+    descriptor = dict(image.target)
+    if image.single:
+        descriptor["annotations"] = {
+            **(descriptor.get("annotations") or {}),
+            "config.digest": image.manifests[0].config["digest"],
+        }
+    values = {
+        DIGEST: image.target["digest"],
+        DESCRIPTOR: base64.b64encode(json.dumps(descriptor, separators=(",", ":")).encode()).decode(),
+    }
+    if len(image.manifests) == 1:
+        values[CONFIG_DIGEST] = image.manifests[0].config["digest"]
+    if names:
+        values[NAME] = ",".join(names)
+    return values
