@@ -284,7 +284,8 @@ def test_a_bill_of_materials_comes_from_the_files_of_a_step(worker: Worker, tmp_
     (scanned.path / "out/link").symlink_to("/etc/passwd")
     (scanned.path / "bundle").mkdir()
     (scanned.path / "bundle/x.json").write_text(
-        '{"_type": "https://in-toto.io/Statement/v0.1", "predicateType": "t", "subject": [{"name": "lie"}], "predicate": 1}'
+        '{"_type": "https://in-toto.io/Statement/v0.1", "predicateType": "t", "subject": [{"name": "lie"}], '
+        '"predicate": 1}'
     )
     one = Attestation(scanned, "/out/a.json", statements.SPDX)
     result = Result({"": Part(None)}, attestations={"": [one, Attestation(scanned, "bundle", bundle=True)]})
