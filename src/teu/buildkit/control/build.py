@@ -60,7 +60,7 @@ class Caches(Protocol):
 class Gateway(Protocol):
     """Frontends in containers."""
 
-    def solve(self, bridge: Bridge, request: Request, cancellation: Cancellation) -> Result: ...
+    def solve(self, bridge: Bridge, request: Request) -> Result: ...
 
 
 @dataclass(frozen=True)
