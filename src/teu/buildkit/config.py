@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from teu.buildkit.cache.policies import Policy, defaults, size
 from teu.config import (
     ConfigError,
     Key,
@@ -193,3 +194,24 @@ def check(settings: Settings) -> None:
     level: Any = settings["log-level"]
     if level not in LEVELS:
         raise ConfigError(f"--log-level {level}: give {', '.join(LEVELS)}")
+
+
+def policies(settings: Settings, total: int) -> tuple[Policy, ...]:
+    """The policies of the garbage collection, on a file system of `total` bytes; none where it is switched off."""
+    gc = settings["gc"]
+    if not gc["enabled"]:
+        return ()
+
+    def limits(one: Any) -> dict[str, int]:
+        return {
+            "reserved": size(one["reserved-space"], total),
+            "max_used": size(one["max-used-space"], total),
+            "min_free": size(one["min-free-space"], total),
+        }
+
+    if not gc["policies"]:
+        return defaults(total, **limits(gc))
+    return tuple(
+        Policy(tuple(one["filters"]), one["all"], one["keep-duration"], **limits(one))
+        for one in gc["policies"].values()
+    )
