@@ -56,7 +56,7 @@ MNT_DETACH = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-SBIN = ("teu-runc", "teu-containerd", "teud")
+SBIN = ("teu-runc", "teu-containerd", "teu-buildkitd", "teud")
 BIN = ("teu", "teu-ctr", "containerd-shim-teu-v2")
 
 

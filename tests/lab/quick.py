@@ -51,7 +51,7 @@ RELOAD = f"""
 mount -o remount,bind,rw {INSTALLED} && python3 -m compileall -q {INSTALLED}
 mount -o remount,bind,ro {INSTALLED}
 systemctl reset-failed
-systemctl try-restart teu-containerd.service teud.service || exit
+systemctl try-restart teu-containerd.service teud.service teu-buildkitd.service || exit
 """
 # Tests look for their containers by name in the journal, where those of the run before would be found as well.
 FORGET = "journalctl -q --rotate --vacuum-time=1s"

@@ -562,13 +562,13 @@ set -e
 package=/usr/lib/python3/dist-packages/teu
 [ -L $package ] || { rm -rf $package; ln -s /src/src/teu $package; }
 /usr/bin/python3 -m compileall -q /src/src/teu || true
-for program in teu-runc teu-containerd teud; do ln -sf /src/bin/$program /usr/sbin/$program; done
+for program in teu-runc teu-containerd teu-buildkitd teud; do ln -sf /src/bin/$program /usr/sbin/$program; done
 for program in teu teu-ctr containerd-shim-teu-v2; do ln -sf /src/bin/$program /usr/bin/$program; done
 cp /src/systemd/* /usr/lib/systemd/system/
 mkdir -p /etc/teu && [ ! -d /src/etc ] || cp -r /src/etc/. /etc/teu/
 getent group teu >/dev/null || groupadd --system teu
 systemctl daemon-reload
-systemctl --quiet enable --now teud.socket teu-containerd.socket
+systemctl --quiet enable --now teud.socket teu-containerd.socket teu-buildkitd.socket
 systemctl --quiet enable teud-restore.service teu-containerd-restore.service
 """
 

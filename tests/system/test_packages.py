@@ -16,13 +16,15 @@ from whole import call, eventually, main_pid, out, parent_of, show, teu
 
 pytestmark = pytest.mark.needs("packages", "systemd")
 
-PACKAGES = ("teu-runc", "teu-containerd", "teu")
+PACKAGES = ("teu-runc", "teu-containerd", "teu-buildkitd", "teu")
 PROGRAMS = {
     "teu-runc": ("/usr/sbin/teu-runc",),
     "teu-containerd": ("/usr/sbin/teu-containerd", "/usr/bin/containerd-shim-teu-v2", "/usr/bin/teu-ctr"),
+    "teu-buildkitd": ("/usr/sbin/teu-buildkitd",),
     "teu": ("/usr/sbin/teud", "/usr/bin/teu"),
 }
 UNITS = ("teud.socket", "teud.service", "teu-containerd.socket", "teu-containerd.service", "teu.slice")
+UNITS += ("teu-buildkitd.socket", "teu-buildkitd.service", "teu-build.slice")
 PEERS = ("docker.io", "containerd", "runc", "podman", "crun")
 
 
@@ -52,7 +54,7 @@ def test_no_file_is_changed_or_missing(package: str) -> None:
 
 def test_configuration_files_are_conffiles() -> None:
     conffiles = out("dpkg-query", "-W", "-f=${Conffiles}", *PACKAGES)
-    for file in ("/etc/teu/teud.yaml", "/etc/teu/containerd.yaml"):
+    for file in ("/etc/teu/teud.yaml", "/etc/teu/containerd.yaml", "/etc/teu/buildkitd.yaml"):
         assert file in conffiles.split()
         assert Path(file).stat().st_mode & 0o777 == 0o644
 
@@ -73,13 +75,15 @@ def test_the_peers_are_untouched() -> None:
 
 
 def test_sockets_are_enabled_with_their_owners() -> None:
-    for unit in ("teud.socket", "teu-containerd.socket"):
+    for unit in ("teud.socket", "teu-containerd.socket", "teu-buildkitd.socket"):
         assert out("systemctl", "is-enabled", unit) == "enabled"
         assert out("systemctl", "is-active", unit) == "active"
     for path, mode, group in (
         ("/run/teu/teud.sock", 0o660, "teu"),
         ("/run/teu/containerd.sock", 0o600, "root"),
         ("/run/teu/containerd.sock.ttrpc", 0o600, "root"),
+        ("/run/teu/buildkitd.sock", 0o600, "root"),
+        ("/run/teu/buildkitd-sessions.sock", 0o600, "root"),
     ):
         status = os.stat(path)
         assert stat.S_ISSOCK(status.st_mode)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Socket activation for grpcio, which cannot be given a listening socket. Called by teu-containerd.
+"""Socket activation for grpcio, which cannot be given a listening socket. Called by teu-containerd and teu-buildkitd.
 
 grpcio binds a private socket; then the inherited one is put in its place, by dup2 over the listener's descriptor, and
 each epoll registration of that descriptor is made again, since an epoll holds on to the file, not to the number.
@@ -21,6 +21,7 @@ import re
 import socket
 import stat
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -153,3 +154,67 @@ async def serve(
     server.add_insecure_port(f"unix:{private}")
     await server.start()
     return server, await _relay(inherited, private)
+
+
+def serve_in_threads(
+    build: Callable[[], Any], inherited: socket.socket, private: str, answers: Callable[[str], bool]
+) -> tuple[Any, Callable[[], None]]:
+    """The same for a server of grpc, whose calls have threads."""
+    server = build()
+    with suppress(FileNotFoundError):
+        os.unlink(private)
+    server.add_insecure_port(f"unix:{private}")
+    try:
+        fd = _put_in_place(private, inherited)
+    except (LookupError, OSError) as error:
+        log.warning("socket activation of grpcio: %s: connections are relayed", error)
+        server.start()
+        return server, _relay_in_threads(inherited, private)
+    os.unlink(private)
+    server.start()
+    if answers(f"unix:{inherited.getsockname()}"):
+        return server, lambda: _take_out(fd)
+    log.warning("socket activation of grpcio does not work with this release: connections are relayed")
+    _take_out(fd)
+    server.stop(0).wait()
+    server = build()
+    server.add_insecure_port(f"unix:{private}")
+    server.start()
+    return server, _relay_in_threads(inherited, private)
+
+
+def _relay_in_threads(listener: socket.socket, private: str) -> Callable[[], None]:
+    closed = threading.Event()
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def carry(client: socket.socket) -> None:
+        with client, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as inner:
+            try:
+                inner.connect(private)
+            except OSError:
+                return
+            back = threading.Thread(target=pump, args=(inner, client), daemon=True)
+            back.start()
+            pump(client, inner)
+            back.join()
+
+    def accept() -> None:
+        listener.settimeout(0.5)  # the socket is systemd's: nobody may shut it down to end this
+        while not closed.is_set():
+            try:
+                client, _ = listener.accept()
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            client.settimeout(None)
+            threading.Thread(target=carry, args=(client,), name="relay", daemon=True).start()
+
+    threading.Thread(target=accept, name="relay", daemon=True).start()
+    return closed.set

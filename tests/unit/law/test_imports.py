@@ -34,6 +34,7 @@ MAY: dict[str, tuple[str, ...]] = {
 BUILDKIT_ROOMS = (
     "main",
     "daemon",
+    "rooms",
     "control",
     "frontends",
     "exporters",
@@ -41,10 +42,10 @@ BUILDKIT_ROOMS = (
     "sources",
     "worker",
     "solver",
+    "config",
     "cache",
     "session",
     "llb",
-    "config",
     "core",
 )
 

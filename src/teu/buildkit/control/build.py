@@ -44,23 +44,44 @@ class Meta(Protocol):
     def meta(self, request: Any, platform: Platform, asker: Any) -> Any: ...
 
 
+class Import(Protocol):
+    """A cache to be read. `id` tells caches apart, `name` is for people."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def read(self) -> Callable[[Any], Sequence[Any]]:
+        """The cache.keys.Keys of what is there. Raises errors.Error where nothing can be read."""
+
+
+class Export(Protocol):
+    """A cache to be written. One that is `inline` is carried by an image."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def inline(self) -> bool: ...
+
+    def write(self, chains: Sequence[Any], asker: Any) -> Mapping[str, str]: ...
+
+
 class Caches(Protocol):
-    """Caches that travel."""
+    """Caches that travel. InvalidArgument for what cannot be understood."""
 
-    def importer(self, kind: str, attributes: Mapping[str, str], task: exports.Task) -> Any:
-        """A cache.keys.Keys of what is there. Raises errors.Error where nothing can be read."""
+    def importing(self, kind: str, attributes: Mapping[str, str]) -> Import: ...
 
-    def exporter(self, kind: str, attributes: Mapping[str, str]) -> exports.CacheExporter | None:
-        """None: such a cache goes into the image (inline), or is not known. Raises InvalidArgument."""
+    def exporting(self, kind: str, attributes: Mapping[str, str]) -> Export: ...
 
-    def inline(self, part: exports.Part) -> bytes | None:
-        """The cache that an image takes along."""
+    def inline(self, chains: Sequence[Any], image_layers: Sequence[str], compression: Any = None) -> bytes:
+        """What the configuration of an image of these layers says; b"" where nothing fits."""
 
 
 class Gateway(Protocol):
     """Frontends in containers."""
 
-    def solve(self, bridge: Bridge, request: Request, cancellation: Cancellation) -> Result: ...
+    def solve(self, bridge: Bridge, request: Request) -> Result: ...
 
 
 @dataclass(frozen=True)
@@ -174,7 +195,7 @@ class Build:
             for number, (kind, attributes) in enumerate(request.exporters)
         ]
         self._cache_exporters = [
-            (self.rooms.caches.exporter(one.kind, one.attributes), one) for one in request.cache_exports
+            (self.rooms.caches.exporting(one.kind, one.attributes), one) for one in request.cache_exports
         ]
         self.progress = Progress()
         self.cancellation = Cancellation()
@@ -182,7 +203,7 @@ class Build:
         self.answers: list[exports.Answer] = []
         self.definitions: list[Any] = []
         self._trees: list[Tree] = []
-        self._imports: dict[tuple[Any, ...], Any] = {}
+        self._imports: dict[tuple[Any, ...], Sequence[Any]] = {}
         self._lock = threading.Lock()
         self._returned = threading.Event()
         self._result: Result | None = None
@@ -284,12 +305,7 @@ class Build:
             for key, value in result.metadata.items()
             if key.startswith("frontend.")
         }
-        if any(one.kind == "inline" for _, one in self._cache_exporters):
-            with self.step("preparing layers for inline cache"):
-                for name, part in result.parts.items():
-                    data = self.rooms.caches.inline(part)
-                    if data is not None:
-                        result.metadata[f"{exports.INLINE_CACHE}/{name}" if name else exports.INLINE_CACHE] = data
+        self._inline(result)
         told = exports.Build(
             self.ref,
             self.session,
@@ -306,16 +322,31 @@ class Build:
             self.answers.append(answer)
             values.update(answer.values)
         for cache, asked in self._cache_exporters:
-            if cache is not None:
+            if not cache.inline:
                 values.update(self._export_cache(cache, asked, result))
         return values
 
-    def _export_cache(
-        self, cache: exports.CacheExporter, asked: CacheImport, result: exports.Result
-    ) -> Mapping[str, str]:
+    def _inline(self, result: exports.Result) -> None:
+        """The cache that an image takes along, made of the layers that it will have."""
+        if not any(cache.inline for cache, _ in self._cache_exporters):
+            return
+        made = (getattr(one, "compression", None) for one in self._exporters)
+        compression = next((one for one in made if one is not None), snapshots.Compression())
+        with self.step("preparing layers for inline cache"):
+            for name, part in result.parts.items():
+                if part.snapshot is None:
+                    continue
+                layers = part.snapshot.layers(compression) or []
+                data = self.rooms.caches.inline(part.chains(), [one["digest"] for one in layers], compression)
+                if data:
+                    result.metadata[f"{exports.INLINE_CACHE}/{name}" if name else exports.INLINE_CACHE] = data
+
+    def _export_cache(self, cache: Export, asked: CacheImport, result: exports.Result) -> Mapping[str, str]:
+        # What several results have in common is told once; the last of all is the one that mode=min is about.
+        chains = {chain.key: chain for part in result.parts.values() for chain in part.chains()}
         try:
             with self.step(cache.name) as step:
-                return cache.export(Task(self, step), result)
+                return cache.write(list(chains.values()), Task(self, step))
         except errors.Error as error:
             self.cancellation.check()
             if asked.attributes.get("ignore-error", "").lower() not in ("1", "t", "true"):
@@ -367,29 +398,28 @@ class Build:
         return found
 
     def caches(self, asked: Sequence[CacheImport]) -> list[Any]:
-        """Caches elsewhere, each opened once; one that cannot be read is told, and no reason to fail."""
-        found = []
+        """Caches elsewhere, each read once; one that cannot be read is told, and no reason to fail."""
+        found: list[Any] = []
         for one in asked:
             with self._lock:
                 known = one.key in self._imports
-                cache = self._imports.get(one.key)
+                caches = self._imports.get(one.key, ())
             if not known:
-                cache = self._import(one)
+                caches = self._import(one)
                 with self._lock:
-                    cache = self._imports.setdefault(one.key, cache)
-            if cache is not None:
-                found.append(cache)
+                    caches = self._imports.setdefault(one.key, caches)
+            found += caches
         return found
 
-    def _import(self, one: CacheImport) -> Any:
-        name = one.attributes.get("ref") or one.attributes.get("src") or one.kind
+    def _import(self, one: CacheImport) -> Sequence[Any]:
         try:
-            with self.step(f"importing cache manifest from {name}") as step:
-                return self.rooms.caches.importer(one.kind, one.attributes, Task(self, step))
+            cache = self.rooms.caches.importing(one.kind, one.attributes)
+            with self.step(f"importing cache manifest from {cache.name}") as step:
+                return cache.read(Task(self, step))
         except errors.Error as error:
             self.cancellation.check()
-            log.info("the cache %s is not to be had: %s", name, error)
-            return None
+            log.info("a cache (%s) is not to be had: %s", one.kind, error)
+            return ()
 
     def placed(self, error: errors.Error, graph: Graph) -> errors.Error:
         """An error of a step, with the lines of the file that the step came from."""

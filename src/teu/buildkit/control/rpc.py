@@ -24,6 +24,7 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError
 
+from teu.api.grpc.health.v1 import health_pb2
 from teu.buildkit.core import errors
 
 log = logging.getLogger("teu.buildkit")
@@ -118,22 +119,51 @@ def server(threads: int = CALLS_MAX, name: str = "call") -> Any:
     return grpc.server(ThreadPoolExecutor(threads, f"{name}-"), options=OPTIONS, maximum_concurrent_rpcs=threads)
 
 
-def register(server: Any, service: ServiceDescriptor, instance: object, activity: Activity | None = None) -> None:
-    """Serve what `instance` has of a service; the rest is UNIMPLEMENTED."""
+def register(
+    server: Any,
+    service: ServiceDescriptor,
+    instance: object,
+    activity: Activity | None = None,
+    gate: Callable[[], None] | None = None,
+) -> None:
+    """Serve what `instance` has of a service; the rest is UNIMPLEMENTED. Each call goes through `gate` first, which
+    raises where it may not."""
     handlers = {}
     for method in service.methods:
         function = getattr(instance, method.name, None)
         if function is not None:
-            handlers[method.name] = _handler(method, function, activity or Activity())
+            handlers[method.name] = _handler(method, function, activity or Activity(), gate or _open)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
 
 
-def _handler(method: MethodDescriptor, function: Callable[..., Any], activity: Activity) -> Any:
+def _open() -> None:
+    pass
+
+
+def answers(address: str) -> bool:
+    """Whether a call to that address comes back."""
+    with grpc.insecure_channel(address) as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        try:
+            check(health_pb2.HealthCheckRequest(), timeout=5)
+        except grpc.RpcError:
+            return False
+    return True
+
+
+def _handler(
+    method: MethodDescriptor, function: Callable[..., Any], activity: Activity, gate: Callable[[], None]
+) -> Any:
     request, answer = method.input_type._concrete_class, method.output_type._concrete_class
 
     def unary(asked: Any, context: Any) -> Any:
         activity.begin()
         try:
+            gate()
             return function(asked, Call(context))
         except Exception as error:
             _abort(context, method.full_name, error)
@@ -143,6 +173,7 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any], activity: A
     def stream(asked: Any, context: Any) -> Iterator[Any]:
         activity.begin()
         try:
+            gate()
             yield from function(asked, Call(context))
         except Exception as error:
             _abort(context, method.full_name, error)

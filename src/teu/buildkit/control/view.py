@@ -114,7 +114,7 @@ class BuildBridge:
 
     def _gateway(self, request: Request, options: Mapping[str, str]) -> Result:
         inner = BuildBridge(self.build, self._depth + 1)
-        return self.build.rooms.gateway.solve(inner, _with(request, options, GATEWAY), self.build.cancellation)
+        return self.build.rooms.gateway.solve(inner, _with(request, options, GATEWAY))
 
     def source_meta(self, request: Any) -> Any:
         asked = gateway_pb2.ResolveSourceMetaRequest()

@@ -110,7 +110,8 @@ class Answer:
 
 
 class Exporter(Protocol):
-    """One that a client asked for, whose attributes have been understood."""
+    """One that a client asked for, whose attributes have been understood. One that makes layers says how in an
+    attribute `compression` (core.snapshots.Compression): the cache that goes into the image is made of the same."""
 
     @property
     def name(self) -> str:
@@ -124,12 +125,3 @@ class Make(Protocol):
     """`number`: which of the request's exporters it is; clients know it by that. Raises InvalidArgument."""
 
     def __call__(self, kind: str, number: int, attributes: Mapping[str, str]) -> Exporter: ...
-
-
-class CacheExporter(Protocol):
-    """Takes the cache of a result elsewhere: a registry, a folder of the client."""
-
-    @property
-    def name(self) -> str: ...
-
-    def export(self, task: Task, result: Result) -> Mapping[str, str]: ...
