@@ -110,36 +110,58 @@ def snapshot(ref: Ref) -> Snapshot | None:
     return None if ref.id == SCRATCH else cast(Snapshot, ref)
 
 
+class Tree(Protocol):
+    """What is known of the content of files that are being changed: cache.contenthash.Tree."""
+
+    def changed(self, path: str | bytes) -> None:
+        """What is at the path, and in it, is not what it was: made, changed or removed."""
+
+
 class Active(Protocol):
     """A tree of files that is being made.  One that is neither committed nor kept is removed by `release`."""
 
     @property
     def id(self) -> str: ...
 
+    @property
+    def tree(self) -> Tree:
+        """What is known of its content.  Whoever changes files in one that was there before tells it (Tree.changed);
+        `commit` keeps it with the record, and the checksum of what did not change is not made again.  That of a
+        client's folder (cache.store.LOCAL_SOURCE) is a bare one."""
+
     def mounts(self) -> list[Mount]:
         """As a root that is written."""
 
     def mounted(self) -> AbstractContextManager[str]: ...
 
-    def changed(self, paths: Iterable[str]) -> None:
-        """Of one that was reopened: only these paths, and what is in them, were changed since then.  So what is known
-        of the content of the rest stays known to the snapshot of it.  Not called: nothing of it is known."""
+    def note(self, **data: Any) -> None:
+        """Add to its record's data (Kind.data), by which `Worker.find` finds it: what was not known at the begin."""
 
     def commit(self) -> Snapshot:
-        """It no longer changes: the caller holds the snapshot.  Once, and it is released by that."""
+        """It no longer changes: the caller holds the snapshot.  Once, and it is released by that.
+
+        One that is retained may be had again (`Worker.reopen`) when nobody holds the snapshot any more: the same tree,
+        to be written again, without a copy; the snapshot that it was is gone then (op.Gone)."""
 
     def release(self) -> None:
         """Give it up; one that is retained stays, for the next that asks for it."""
 
+    def discard(self) -> None:
+        """Remove it, though it be retained: what is in it is not what it should be."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer of an image, or of a cache elsewhere: its blob, the digest of its tar, where it comes from."""
+    """A layer of an image, or of a cache elsewhere: its blob, the digest of its tar, where it comes from.
+
+    `fetch` tells itself how far it has come; `tell` is core.op.Context.status of the step that the layer belongs to,
+    for what the worker does with it ("extracting DIGEST")."""
 
     descriptor: Descriptor
     diff_id: str
     fetch: Fetch | None = None
     history: str = ""
+    tell: Callable[..., None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +233,9 @@ class Worker(Protocol):
 
     def find(self, kind: str, **data: Any) -> list[str]:
         """The records of that kind whose data has these values, those used last first."""
+
+    def data(self, id: str) -> Mapping[str, Any] | None:
+        """What its record says (Kind.data, Active.note); None where it is gone."""
 
     def active(self, parent: Snapshot | None, kind: Kind) -> Active:
         """A new tree on that one."""
