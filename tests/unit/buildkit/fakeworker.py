@@ -178,10 +178,6 @@ class Active:
     def mounts(self) -> list[Any]:
         return []
 
-    def changed(self, paths: Iterable[str | bytes]) -> None:
-        for path in paths:
-            self.tree.changed(path)
-
     def note(self, **data: Any) -> None:
         self.worker.known[self.id].update(data)
 

@@ -270,15 +270,15 @@ class Store:
 
     # Trees
 
-    def tree(self, record: str) -> Tree:
-        """What is known of a record's content; a fresh Tree where nothing is, or it is damaged."""
+    def tree(self, record: str, *, bare: bool = False) -> Tree:
+        """What is known of a record's content; a fresh Tree, which is `bare`, where nothing is, or it is damaged."""
         row = self._database.one("SELECT data FROM trees WHERE record = ?", (record,))
         if row:
             try:
                 return Tree.load(row[0])
             except (ValueError, TypeError):
                 pass
-        return Tree()
+        return Tree(bare=bare)
 
     def keep_tree(self, record: str, tree: Tree) -> None:
         """Where it has learned something. For a record that is gone nothing is kept."""

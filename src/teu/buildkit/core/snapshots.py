@@ -117,21 +117,29 @@ def snapshot(ref: Ref) -> Snapshot | None:
     return None if ref.id == SCRATCH else cast(Snapshot, ref)
 
 
+class Tree(Protocol):
+    """What is known of the content of files that are being changed: cache.contenthash.Tree."""
+
+    def changed(self, path: str | bytes) -> None:
+        """What is at the path, and in it, is not what it was: made, changed or removed."""
+
+
 class Active(Protocol):
     """A tree of files that is being made.  One that is neither committed nor kept is removed by `release`."""
 
     @property
     def id(self) -> str: ...
 
+    @property
+    def tree(self) -> Tree:
+        """What is known of its content.  Whoever changes files in one that was there before tells it (Tree.changed);
+        `commit` keeps it with the record, and the checksum of what did not change is not made again.  That of a
+        client's folder (cache.store.LOCAL_SOURCE) is a bare one."""
+
     def mounts(self) -> list[Mount]:
         """As a root that is written."""
 
     def mounted(self) -> AbstractContextManager[str]: ...
-
-    def changed(self, paths: Iterable[str | bytes]) -> None:
-        """Of one that was reopened: only these paths, and what is in them, were changed since then.  So what is known
-        of the content of the rest stays known to the snapshot of it.  It may be called again; never called: nothing of
-        it is known."""
 
     def note(self, **data: Any) -> None:
         """Add to its record's data (Kind.data), by which `Worker.find` finds it: what was not known at the begin."""
@@ -230,8 +238,8 @@ class Worker(Protocol):
     def images(self) -> Images: ...
 
     def load(self, record: Record) -> Snapshot:
-        """The result that a cache has: one of the worker's own, or layers of a remote cache (Record.remote is a list
-        of Layer then).  The empty root (SCRATCH) is no snapshot: ops.results.load knows it.  Raises op.Gone."""
+        """The result that a cache has: one of the worker's own, or layers of a remote cache (Record.remote is a
+        sequence of Layer then).  The empty root (SCRATCH) is none: ops.results.load knows it.  Raises op.Gone."""
 
     def find(self, kind: str, **data: Any) -> list[str]:
         """The records of that kind whose data has these values, those used last first."""

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vertex of LLB of the kind "diff"."""
+"""DiffOp: what a tree has that another has not."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from teu.buildkit.core import errors
-from teu.buildkit.core.op import CacheMap, Context, Record, Ref
-from teu.buildkit.core.snapshots import Worker
-from teu.buildkit.llb.load import Vertex
-from teu.buildkit.ops import results
+from teu.buildkit.core.op import CacheMap, Context, Dependency, Record, Ref
+from teu.buildkit.core.snapshots import Kind, Snapshot, Worker, result, snapshot
+from teu.buildkit.llb.load import EMPTY, Vertex
+from teu.buildkit.ops import keys, results
+
+CACHE_TYPE = "buildkit.diff.v0"
 
 
 class DiffOp:
@@ -18,10 +19,19 @@ class DiffOp:
         self._worker = worker
 
     def cache_key(self, context: Context) -> CacheMap:
-        raise errors.Unimplemented("diff")
+        diff = self._vertex.op.diff
+        return CacheMap(
+            keys.of({"Type": CACHE_TYPE, "Diff": keys.plain(diff)}), tuple(Dependency() for _ in self._vertex.inputs)
+        )
 
     def load(self, context: Context, record: Record, output: int) -> Ref:
         return results.load(self._worker, record)
 
     def execute(self, context: Context, inputs: Sequence[Ref]) -> Sequence[Ref]:
-        raise errors.Unimplemented("diff")
+        diff = self._vertex.op.diff
+
+        def tree(number: int) -> Snapshot | None:
+            return None if number == EMPTY else snapshot(inputs[number])
+
+        lower, upper = tree(diff.lower.input), tree(diff.upper.input)
+        return [result(self._worker.diff(lower, upper, Kind(description=self._vertex.name)))]

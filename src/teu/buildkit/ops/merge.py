@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vertex of LLB of the kind "merge"."""
+"""MergeOp: trees one upon the other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from teu.buildkit.core import errors
-from teu.buildkit.core.op import CacheMap, Context, Record, Ref
-from teu.buildkit.core.snapshots import Worker
-from teu.buildkit.llb.load import Vertex
-from teu.buildkit.ops import results
+from teu.buildkit.core.op import CacheMap, Context, Dependency, Record, Ref
+from teu.buildkit.core.snapshots import Kind, Worker, result, snapshot
+from teu.buildkit.llb.load import EMPTY, Vertex
+from teu.buildkit.ops import keys, results
+
+CACHE_TYPE = "buildkit.merge.v0"
 
 
 class MergeOp:
@@ -18,10 +19,15 @@ class MergeOp:
         self._worker = worker
 
     def cache_key(self, context: Context) -> CacheMap:
-        raise errors.Unimplemented("merge")
+        merge = self._vertex.op.merge
+        return CacheMap(
+            keys.of({"Type": CACHE_TYPE, "Merge": keys.plain(merge)}), tuple(Dependency() for _ in self._vertex.inputs)
+        )
 
     def load(self, context: Context, record: Record, output: int) -> Ref:
         return results.load(self._worker, record)
 
     def execute(self, context: Context, inputs: Sequence[Ref]) -> Sequence[Ref]:
-        raise errors.Unimplemented("merge")
+        chosen = [one.input for one in self._vertex.op.merge.inputs]
+        trees = [snapshot(inputs[number]) for number in chosen if number != EMPTY]
+        return [result(self._worker.merge(trees, Kind(description=self._vertex.name)))]

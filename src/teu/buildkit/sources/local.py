@@ -185,9 +185,8 @@ class LocalSource:
             asker.check()
 
         def changed(change: fsutil.Change) -> None:
-            active.changed((change.path,))
+            active.tree.changed(change.path)
 
-        active.changed(())  # what is not told below is as it was
         wants = self._wants() if wanted.metadata else None
         how = fsutil.How(not wanted.all, wants, _Told(asker, name))
 

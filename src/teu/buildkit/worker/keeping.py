@@ -17,10 +17,11 @@ from contextlib import suppress
 
 from teu.buildkit.cache.store import UNKNOWN
 from teu.buildkit.core import errors
+from teu.buildkit.core.op import Gone
 from teu.buildkit.core.snapshots import Kind
 from teu.buildkit.worker.layers import Layers
 from teu.buildkit.worker.leases import PREFIX, WORK
-from teu.buildkit.worker.records import DIFF, MERGE, SYNCED, Entry, Records
+from teu.buildkit.worker.records import DIFF, MERGE, SYNCED, Entry, Records, chain
 from teu.buildkit.worker.snapshots import ACTIVE, COMMITTED, EXTRACT, VIEW
 from teu.buildkit.worker.trees import Trees
 
@@ -46,6 +47,17 @@ class Keeping:
         self.records.save(entry)
         return entry
 
+    def as_synced(self, entry: Entry) -> Entry:
+        """A retained tree as one that does not change, for the caller to hold. Raises Gone while somebody changes
+        it."""
+        with self.records.lock:
+            if entry.dead or entry.count or not entry.record.retained:
+                raise Gone(f"{entry.id} is being changed")
+            twin = entry.twin
+            if twin is not None and self.records.hold(twin):
+                return twin
+            return self.synced(entry)
+
     def reopened(self, entry: Entry) -> bool:
         """Let the caller hold a retained tree that nobody has, to change it: what was synced of it is gone then."""
         with self.records.lock:
@@ -58,7 +70,8 @@ class Keeping:
             if synced is not None:
                 self.records.bury(synced)
         if synced is not None:
-            entry.tree = synced.tree or self.records.store.tree(synced.id)
+            entry.tree = self.records.tree(synced)
+            entry.tree.dirty = True
             self.records.store.give_up([synced.id], durable=False)
             self.records.store.remove(synced.id)
             if synced.leased:
@@ -72,12 +85,23 @@ class Keeping:
         """One holder less. Nobody will ask for what no result leads to: that goes."""
         if self.records.drop(entry):
             return
+        self._forget_sources(entry)
         try:
-            unwanted = not entry.record.retained and not self.records.store.leads_to(entry.id)
+            kept = entry.record.retained or entry.how == SYNCED  # what was synced lives as long as its tree
+            unwanted = not kept and not self.records.store.leads_to(entry.id)
             if not (unwanted and self.remove(entry)) and not entry.record.mutable:
                 self.trees.let_go(entry)
         except errors.Error as error:
             log.warning("record %s: %s", entry.id, error)
+
+    def _forget_sources(self, entry: Entry) -> None:
+        """Where layers can be fetched from is known by who wanted the image, and holds no longer than that: whoever
+        wants it next says it again."""
+        with self.records.lock:
+            for unit in chain(entry):
+                if not unit.count and (unit is entry or unit.children == 1):
+                    unit.fetches.clear()
+                    unit.tell = None
 
     def drop_unmade(self, entry: Entry) -> None:
         """An entry whose making failed: nothing of it stays."""

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from teu.buildkit.cache.contenthash import Tree
-from teu.buildkit.cache.store import Record, Store
+from teu.buildkit.cache.store import LOCAL_SOURCE, Record, Store
 from teu.buildkit.core.identifiers import new_id
 from teu.buildkit.core.snapshots import Descriptor, Fetch, Kind, Mount
 
@@ -46,6 +46,7 @@ class Entry:
     mounts: list[Mount] | None = None  # to read it, where they are known
     view: str = ""  # a view of containerd, by which they are
     fetches: dict[str, Fetch] = field(default_factory=dict)
+    tell: Callable[..., None] | None = None  # of how far the unpacking has come
     tree: Tree | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -272,11 +273,12 @@ class Records:
             if entry.stored:
                 self.store.use(entry.id)
 
-    def index(self, entry: Entry) -> None:
-        """Its stack of blobs is known now."""
-        with self.lock:
-            if stack := entry.details.get("stack"):
-                self._by_stack.setdefault(str(stack), entry)
+    def tree(self, entry: Entry) -> Tree:
+        """What is known of its content."""
+        with entry.lock:
+            if entry.tree is None:
+                entry.tree = self.store.tree(entry.id, bare=entry.record.kind == LOCAL_SOURCE)
+            return entry.tree
 
 
 def _details(record: Record) -> dict[str, Any]:

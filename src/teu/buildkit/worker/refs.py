@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -61,10 +61,7 @@ class Ref:
 
     def checksum(self, selections: Sequence[Selection]) -> str:
         entry, store = self.entry, self._keeping.records.store
-        with entry.lock:
-            if entry.tree is None:
-                entry.tree = store.tree(entry.id)
-            tree = entry.tree
+        tree = self._keeping.records.tree(entry)
         with self.mounted() as place:
             root = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -101,13 +98,12 @@ class Ref:
 class ActiveRef:
     """core.snapshots.Active."""
 
-    def __init__(self, keeping: Keeping, entry: Entry, tree: Tree | None = None) -> None:
+    def __init__(self, keeping: Keeping, entry: Entry) -> None:
+        """The entry is held already; that is this one's from now on."""
         self._keeping = keeping
         self.entry = entry
         self._lock = threading.Lock()
         self._ended = False
-        self._tree = tree  # what was known of it when it was opened again
-        self._kept: Tree | None = None  # what of that is known still
 
     @property
     def id(self) -> str:
@@ -121,12 +117,15 @@ class ActiveRef:
         with self._keeping.trees.places.mounted(self.mounts()) as place:
             yield place
 
-    def changed(self, paths: Iterable[str | bytes]) -> None:
-        with self._lock:
-            if self._tree is not None:
-                for path in paths:
-                    self._tree.changed(path)
-                self._kept = self._tree
+    @property
+    def tree(self) -> Tree:
+        return self._keeping.records.tree(self.entry)
+
+    def note(self, **data: Any) -> None:
+        records, entry = self._keeping.records, self.entry
+        with entry.lock:
+            entry.record = replace(entry.record, data={**entry.record.data, **data})
+            records.change(entry)
 
     def _end(self) -> None:
         with self._lock:
@@ -146,27 +145,13 @@ class ActiveRef:
         except BaseException:
             keeping.drop(entry)
             raise
-        synced.tree = self._kept
+        synced.tree, entry.tree = entry.tree, None
         if synced.tree is not None:
             # It is this record's now, under whose name it has to be written.
             synced.tree.dirty = True
         keeping.records.change(entry, size=UNKNOWN)
         keeping.drop(entry)
         return Ref(keeping, synced)
-
-    def note(self, **data: Any) -> None:
-        entry = self.entry
-        with entry.lock:
-            entry.record = replace(entry.record, data={**entry.record.data, **data})
-        self._keeping.records.change(entry)
-
-    def discard(self) -> None:
-        with self._lock:
-            if self._ended:
-                return
-            self._ended = True
-        self._keeping.records.change(self.entry, retained=False)
-        self._keeping.drop(self.entry)
 
     def release(self) -> None:
         with self._lock:
@@ -177,3 +162,10 @@ class ActiveRef:
         if entry.record.retained:
             self._keeping.records.change(entry, size=UNKNOWN)
         self._keeping.drop(entry)
+
+    def discard(self) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+        self._keeping.drop_unmade(self.entry)

@@ -238,6 +238,9 @@ class Trees:
     def _extract(self, entry: Entry, name: str) -> None:
         blob = entry.blob
         assert blob is not None
+        status = f"extracting {blob['digest']}"
+        tell = entry.tell or (lambda *_, **__: None)
+        tell(status, 0, 0, action="extract")
         parent = str(entry.parent.details["chain"]) if entry.parent is not None else ""
         key, lease = f"{EXTRACT}{new_id()} {name}", self.lease(entry)
         try:
@@ -265,6 +268,7 @@ class Trees:
                 self.snapshots.remove(key)
             raise
         self.content.label(blob["digest"], {UNCOMPRESSED: found})
+        tell(status, 0, 0, action="extract", completed=True)
 
     # Merges and differences
 

@@ -124,7 +124,7 @@ class ContainerdWorker:
         entry = self.records.get(record.id)
         if entry is None:
             raise Gone(record.id)
-        ref = self._held(entry)
+        ref = self._ref(self.keeping.as_synced(entry)) if entry.record.mutable else self._held(entry)
         try:
             if not all(self.trees.available(unit) for unit in chain(entry)[-1:]):
                 raise Gone(f"the files of {record.id} are gone")
@@ -167,7 +167,7 @@ class ContainerdWorker:
 
     def data(self, id: str) -> Mapping[str, Any] | None:
         entry = self.records.get(id)
-        return None if entry is None else entry.record.data
+        return None if entry is None else {key: value for key, value in entry.record.data.items() if key != "worker"}
 
     # Trees that are made
 
@@ -188,8 +188,7 @@ class ContainerdWorker:
         if entry is None or not self.keeping.reopened(entry):
             return None
         self.records.use(entry)
-        tree, entry.tree = entry.tree, None
-        return ActiveRef(self.keeping, entry, tree)
+        return ActiveRef(self.keeping, entry)
 
     def _entry(self, snapshot: Snapshot) -> Entry:
         if not isinstance(snapshot, Ref):
@@ -235,9 +234,10 @@ class ContainerdWorker:
                     "history": layer.history,
                 },
             )
-        if layer.fetch is not None:
-            with entry.lock:
+        with self.records.lock:
+            if layer.fetch is not None:
                 entry.fetches[str(layer.descriptor["digest"])] = layer.fetch
+            entry.tell = layer.tell or entry.tell
         if below is not None:
             self.keeping.records.drop(below.entry)
         return self._ref(entry)

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies from one root into another, as COPY and ADD mean them (BuildKit's, of fsutil).
+
+Both roots hold still but for what is done here, and both may have been made to hurt: nothing recurses, no link is gone
+through, and all is made by the descriptor of the folder that it is in. Folders that no include pattern matches are made
+only when something in them is.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import posixpath
+import stat
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from teu.buildkit.core import errors
+from teu.buildkit.ops.modes import Mode
+from teu.buildkit.ops.roots import FOLDER, NODE, PathError, Root, clean, plain
+from teu.linux.copying import copy_contents
+from teu.oci.patterns import Patterns
+
+log = logging.getLogger("teu.buildkit")
+
+DEFAULT_MODE = 0o755  # of folders that lead to what is copied
+WAITING_MAX = 1000  # folders in folders that are not made yet
+LINKED_MAX = 1_000_000  # files with several names that are remembered
+
+Parents = tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """`owner`: of all that is made; None leaves the source's. `mode`: of all that is copied, and `fixed_mode` where it
+    is one number. `moment`: nanoseconds since 1970 of all that is made, None for the source's."""
+
+    owner: Owner | None = None
+    mode: Mode | None = None
+    fixed_mode: int | None = None
+    moment: int | None = None
+    contents_only: bool = False
+    follow: bool = False
+    replace: bool = False
+    include: Patterns = field(default_factory=lambda: Patterns(()))
+    exclude: Patterns = field(default_factory=lambda: Patterns(()))
+    check: Callable[[], None] = lambda: None
+
+
+def set_times(descriptor: int, moment: int | None) -> None:
+    if moment is not None:
+        os.utime(f"/proc/self/fd/{descriptor}", ns=(moment, moment))
+
+
+def make_folders(root: Root, real: str, mode: int, owner: Owner | None, moment: int | None) -> list[str]:
+    """All folders of a real path that are missing; what was made, the uppermost first. Raises PathError."""
+    made: list[str] = []
+    here = root.open("/")
+    path = ""
+    try:
+        for name in [part for part in real.split("/") if part]:
+            path += "/" + name
+            try:
+                below = os.open(name, FOLDER, dir_fd=here)
+            except FileNotFoundError:
+                try:
+                    os.mkdir(name, 0o700, dir_fd=here)
+                except OSError as error:
+                    raise PathError("mkdir", path, error.errno or errno.EIO) from None
+                below = os.open(name, FOLDER, dir_fd=here)
+                os.fchmod(below, mode & 0o7777)
+                if owner is not None:
+                    os.fchown(below, owner.uid, owner.gid)
+                    os.fchmod(below, mode & 0o7777)
+                set_times(below, moment)
+                made.append(path)
+            except OSError as error:
+                number = errno.ENOTDIR if error.errno == errno.ELOOP else error.errno or errno.EIO
+                raise PathError("mkdir", path, number) from None
+            os.close(here)
+            here = below
+    finally:
+        os.close(here)
+    return made
+
+
+def _fix_times(root: Root, made: list[str], moment: int | None) -> None:
+    """Folders whose times what was made in them has changed."""
+    if moment is None:
+        return
+    for path in reversed(made):
+        try:
+            folder = root.open(path)
+        except OSError:
+            continue  # it was replaced meanwhile
+        try:
+            set_times(folder, moment)
+        finally:
+            os.close(folder)
+
+
+def copy(source: Root, src: str, target: Root, dest: str, how: How) -> None:
+    """One source, a path in its root, to a path in the target's. Raises errors.Error and OSError."""
+    mode = DEFAULT_MODE if how.fixed_mode is None else how.fixed_mode
+    dest = clean(dest)
+    name = posixpath.basename(dest)
+    ensured = plain(dest) if name in ("", ".") else posixpath.dirname(dest)
+    made = make_folders(target, target.real(ensured), mode, how.owner, how.moment)
+    place = target.real(dest)
+    found = source.real(src, how.follow)
+    status = source.status(found)
+    folder = stat.S_ISDIR(status.st_mode)
+    there = target.find(place)
+    into = there is not None and (not how.contents_only if folder else stat.S_ISDIR(there.st_mode))
+    if into:
+        place = posixpath.join(place, posixpath.basename(plain(src)))
+    above = place if folder and how.contents_only and there is None else posixpath.dirname(place)
+    made += make_folders(target, above, mode, how.owner, how.moment)
+    copier = _Copier(source, target, how)
+    if folder:
+        copier.tree(found, place, status)
+    else:
+        copier.file(found, place, status)
+    _fix_times(target, made, how.moment)
+
+
+@dataclass(slots=True)
+class _Frame:
+    """A folder that is being copied. `made`: its attributes are to be set at its end."""
+
+    name: str
+    path: str  # in the source, below what is copied
+    status: os.stat_result
+    todo: list[str]
+    included: Parents = ()
+    excluded: Parents = ()
+    waits: int = -1  # the folder to be like, while there is none in the target yet
+    made: bool = True
+
+
+class _Copier:
+    def __init__(self, source: Root, target: Root, how: How) -> None:
+        self._target = target
+        self._source = source
+        self._how = how
+        self._here = self._there = -1  # where the walk is, in the source and in the target
+        self._place = ""  # in the target
+        # Of files with several names: what they are in the source -> where the first one was made, and what that is.
+        self._linked: dict[tuple[int, int], tuple[str, tuple[int, int]]] = {}
+
+    def file(self, found: str, place: str, status: os.stat_result) -> None:
+        """What is no folder."""
+        with ExitStack() as closing:
+            here, name = self._source.parent(found)
+            closing.callback(os.close, here)
+            there, own = self._target.parent(place)
+            closing.callback(os.close, there)
+            self._leaf(here, name, there, own, status, place)
+
+    def tree(self, found: str, place: str, status: os.stat_result) -> None:
+        """A folder with what of it is selected."""
+        self._place = "" if place == "/" else place
+        frames: list[_Frame] = []
+        try:
+            self._here = self._source.open(found)
+            frames.append(_Frame("", "", status, _names(self._here)))
+            self._top(frames[0], place)
+            while frames:
+                self._how.check()
+                if frames[-1].todo:
+                    self._one(frames, frames[-1].todo.pop())
+                    continue
+                frame = frames.pop()
+                self._leave(frame, not frames)
+                if frames:
+                    self._here = _up(self._here)
+        finally:
+            for descriptor in (self._here, self._there, *(frame.waits for frame in frames)):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._here = self._there = -1
+
+    def _top(self, frame: _Frame, place: str) -> None:
+        if place == "/":
+            frame.made = False
+            self._there = self._target.open("/")
+            return
+        folder, name = self._target.parent(place)
+        try:
+            frame.made = self._folder(folder, name, place)
+            self._there = os.open(name, FOLDER, dir_fd=folder)
+        finally:
+            os.close(folder)
+
+    def _one(self, frames: list[_Frame], name: str) -> None:
+        """One entry of the folder that the walk is in."""
+        above, how = frames[-1], self._how
+        path = f"{above.path}/{name}" if above.path else name
+        status = os.stat(name, dir_fd=self._here, follow_symlinks=False)
+        selected, out = True, False
+        included: Parents = ()
+        excluded: Parents = ()
+        if how.include:
+            selected, included = how.include.matches(path, above.included)
+        if how.exclude:
+            out, excluded = how.exclude.matches(path, above.excluded)
+        selected = selected and not out
+        if not stat.S_ISDIR(status.st_mode):
+            if selected:
+                self._make_waiting(frames)
+                self._leaf(self._here, name, self._there, name, status, f"{self._place}/{path}")
+            return
+        if out and not how.exclude.exceptions:
+            return  # nothing of it can be selected
+        below = os.open(name, FOLDER, dir_fd=self._here)
+        frame = _Frame(name, path, status, [], included, excluded)
+        try:
+            frame.todo = _names(below)
+            if selected:
+                self._make_waiting(frames)
+                self._enter(frame)
+            else:
+                if sum(one.waits >= 0 for one in frames) >= WAITING_MAX:
+                    raise PathError("copy", path, errno.ENAMETOOLONG)
+                frame.waits = os.dup(below)
+        except BaseException:
+            os.close(below)
+            raise
+        os.close(self._here)
+        self._here = below
+        frames.append(frame)
+
+    def _make_waiting(self, frames: list[_Frame]) -> None:
+        """Something in them is selected: the folders that lead there are made."""
+        for frame in frames:
+            if frame.waits >= 0:
+                frame.made = self._enter(frame)
+                os.close(frame.waits)
+                frame.waits = -1
+
+    def _enter(self, frame: _Frame) -> bool:
+        """The folder in the target; whether it was made."""
+        place = f"{self._place}/{frame.path}"
+        made = self._folder(self._there, frame.name, place)
+        below = os.open(frame.name, FOLDER, dir_fd=self._there)
+        os.close(self._there)
+        self._there = below
+        if not made:
+            os.fchmod(below, stat.S_IMODE(frame.status.st_mode))
+        return made
+
+    def _folder(self, parent: int, name: str, place: str) -> bool:
+        """Have a folder of this name; whether it was made."""
+        try:
+            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError:
+            status = None
+        if status is not None and not stat.S_ISDIR(status.st_mode):
+            if not self._how.replace:
+                raise errors.Error(f"cannot copy to non-directory: {place}")
+            self._target.remove(parent, name)
+            status = None
+        if status is None:
+            os.mkdir(name, 0o700, dir_fd=parent)
+        return status is None
+
+    def _leave(self, frame: _Frame, top: bool) -> None:
+        if frame.waits >= 0:
+            os.close(frame.waits)
+            frame.waits = -1
+            return
+        if frame.made:
+            self._attributes(self._here, self._there, frame.status)
+        elif top:
+            self._times(self._there, frame.status)
+        if not top:
+            self._there = _up(self._there)
+
+    # Leaves
+
+    def _leaf(self, here: int, name: str, there: int, own: str, status: os.stat_result, place: str) -> None:
+        """Anything but a folder, in place of what is there."""
+        self._how.check()
+        try:
+            before = os.stat(own, dir_fd=there, follow_symlinks=False)
+        except FileNotFoundError:
+            pass
+        else:
+            if stat.S_ISDIR(before.st_mode):
+                if not self._how.replace:
+                    raise errors.Error(f"cannot replace to directory {place} with file")
+                self._target.remove(there, own)
+            else:
+                os.unlink(own, dir_fd=there)
+        key = status.st_dev, status.st_ino
+        several = status.st_nlink > 1 and stat.S_ISREG(status.st_mode)
+        if several and key in self._linked and self._link(there, own, *self._linked[key]):
+            return
+        origin = os.open(name, NODE, dir_fd=here)
+        try:
+            made = self._make(origin, there, own, status)
+            try:
+                self._attributes(origin, made, status)
+                if several and len(self._linked) < LINKED_MAX:
+                    found = os.fstat(made)
+                    self._linked[key] = place, (found.st_dev, found.st_ino)
+            finally:
+                os.close(made)
+        finally:
+            os.close(origin)
+
+    def _link(self, there: int, own: str, place: str, expected: tuple[int, int]) -> bool:
+        """One more name for what was made before; False where that is no longer there."""
+        try:
+            folder, name = self._target.parent(place)
+        except OSError:
+            return False
+        try:
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if (found.st_dev, found.st_ino) != expected:
+                return False
+            os.link(name, own, src_dir_fd=folder, dst_dir_fd=there, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EMLINK):
+                raise
+            return False
+        finally:
+            os.close(folder)
+        return True
+
+    def _make(self, origin: int, there: int, own: str, status: os.stat_result) -> int:
+        """The new one, open."""
+        kind = stat.S_IFMT(status.st_mode)
+        if kind in (stat.S_IFREG, stat.S_IFSOCK):
+            # A socket is nobody's any more: an empty file says that there was one.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            made = os.open(own, flags, 0o600, dir_fd=there)
+            try:
+                if kind == stat.S_IFREG:
+                    copy_contents(origin, made, status.st_size)
+            except BaseException:
+                os.close(made)
+                raise
+            return made
+        if kind == stat.S_IFLNK:
+            os.symlink(os.readlink(b"", dir_fd=origin), os.fsencode(own), dir_fd=there)
+        else:
+            os.mknod(own, kind | 0o600, status.st_rdev, dir_fd=there)
+        return os.open(own, NODE, dir_fd=there)
+
+    # Attributes
+
+    def _attributes(self, origin: int, made: int, status: os.stat_result) -> None:
+        """Owner, mode, times and extended attributes, in the order in which none undoes another."""
+        how, place = self._how, f"/proc/self/fd/{made}"
+        owner = how.owner or Owner(status.st_uid, status.st_gid)
+        os.chown(place, owner.uid, owner.gid)
+        if not stat.S_ISLNK(status.st_mode):
+            mode = stat.S_IMODE(status.st_mode)
+            os.chmod(place, how.mode(mode, stat.S_ISDIR(status.st_mode)) if how.mode is not None else mode)
+        before = f"/proc/self/fd/{origin}"
+        try:
+            names = os.listxattr(before)
+        except OSError:
+            names = []
+        for name in names:
+            try:
+                os.setxattr(place, name, os.getxattr(before, name))
+            except OSError as error:
+                log.debug("attribute %s is not copied: %s", name, error.strerror)
+        self._times(made, status)
+
+    def _times(self, made: int, status: os.stat_result) -> None:
+        moment = self._how.moment
+        times = (status.st_atime_ns, status.st_mtime_ns) if moment is None else (moment, moment)
+        os.utime(f"/proc/self/fd/{made}", ns=times)
+
+
+def _names(folder: int) -> list[str]:
+    """The last one first: they are taken from the end."""
+    return sorted(os.listdir(folder), key=os.fsencode, reverse=True)
+
+
+def _up(folder: int) -> int:
+    above = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    os.close(folder)
+    return above
