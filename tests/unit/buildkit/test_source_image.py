@@ -179,10 +179,13 @@ def test_an_image_without_layers_is_an_empty_tree(registry: ScriptedRegistry, wo
     registry.image("empty", "1")
     one = images(worker).open(f"{registry.address}/empty:1", {}, AMD64)
     assert one.key(Asker()).also == ()
-    snapshot = one.snapshot(Asker())
-    assert not list(snapshot.path.iterdir())  # type: ignore[attr-defined]
-    snapshot.release()
-    assert one.load(Asker(), Record(snapshot.id, 0.0)).id == snapshot.id
+    assert one.snapshot(Asker()).id == "scratch"
+    op = SourceOp(
+        vertex(f"docker-image://{registry.address}/empty:1"),
+        worker,  # type: ignore[arg-type]
+        base.Sources({"docker-image": images(worker)}),
+    )
+    assert op.load(Context(), Record("scratch", 0.0), 0).id == "scratch"  # type: ignore[arg-type]
 
 
 def test_a_cached_image_is_fetched_as_this_client_may(registry: ScriptedRegistry, worker: Worker) -> None:

@@ -230,7 +230,7 @@ def told(what: str) -> Iterator[None]:
         kind = next((made for known, made in kinds if isinstance(error, known)), errors.Error)
         text = str(error)
         if isinstance(error, distribution.NotFound):
-            text = f"not found: {text}" if text else "not found"
+            text = "not found"  # as BuildKit has it, for which clients look
         elif isinstance(error, distribution.Unauthorized) and not text.startswith("failed to authorize"):
             text = f"pull access denied, repository does not exist or may require authorization: server message: {text}"
         raise kind(f"{what}: {text}") from None
