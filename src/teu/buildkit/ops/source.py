@@ -55,6 +55,9 @@ class SourceOp:
         with self._worker.hold():
             return [self._source.snapshot(context)]
 
+    def close(self) -> None:
+        self._source.close()
+
     def material(self) -> Material:
         """What it is, for the provenance, once its key is known."""
         return self._source.material()

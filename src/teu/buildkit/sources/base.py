@@ -80,6 +80,9 @@ class Source(Protocol):
     def material(self) -> Material:
         """After `key`."""
 
+    def close(self) -> None:
+        """No build has it any more: what it held for one is released."""
+
 
 class Scheme(Protocol):
     """A kind of source."""

@@ -235,6 +235,9 @@ class ImageSource:
             raise Gone(record.id)
         return snapshot
 
+    def close(self) -> None:
+        """It holds nothing."""
+
     def material(self) -> Material:
         pin = self._image.root["digest"] if self._image is not None else ""
         return Material("image", str(self._wanted), pin, self._platform)

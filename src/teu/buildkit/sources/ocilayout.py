@@ -157,5 +157,8 @@ class LayoutSource:
             raise Gone(record.id)
         return snapshot
 
+    def close(self) -> None:
+        """It holds nothing."""
+
     def material(self) -> Material:
         return Material("oci-layout", self._text, self._digest, self._platform)
