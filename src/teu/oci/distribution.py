@@ -329,6 +329,8 @@ def _challenge(header: str) -> tuple[str, dict[str, str]]:
 class Registry:
     """`place` is where to ask in the place of the domain itself, which is then named in each request."""
 
+    challenges = 1  # that are answered for one request; a token that is kept elsewhere may be refused at first
+
     def __init__(
         self,
         domain: str,
@@ -536,10 +538,10 @@ class Registry:
         body: bytes | None,
         stream: Callable[[], Iterable[bytes]] | None,
     ) -> Answer:
-        for attempt in range(2):
+        for attempt in range(self.challenges + 1):
             url = self._url(path)
             answer = self._follow(method, url, scope, headers, stream() if stream else body)
-            if answer.status != 401 or attempt:
+            if answer.status != 401 or attempt == self.challenges:
                 return answer
             challenges = answer.headers.get_all("WWW-Authenticate") or []
             answer.give_back(False)

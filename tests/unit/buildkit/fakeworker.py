@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from teu.buildkit.cache.contenthash import Selection, Tree
+from teu.buildkit.cache.contenthash import Tree
 from teu.buildkit.cache.store import LOCAL_SOURCE
 from teu.buildkit.core import errors
 from teu.buildkit.core.op import Gone, Record
+from teu.buildkit.core.selection import Selection
 from teu.buildkit.core.snapshots import Descriptor, History, Kind, Layer
 from teu.oci import digest as digests
 
@@ -168,7 +169,7 @@ class Snapshot:
 class Active:
     def __init__(self, worker: Worker, name: str) -> None:
         self.worker, self.id = worker, name
-        self.tree = worker.trees[name]
+        self.told = False
         worker.active_now.add(name)
 
     @contextlib.contextmanager
@@ -178,12 +179,19 @@ class Active:
     def mounts(self) -> list[Any]:
         return []
 
+    def changed(self, paths: Iterable[str | bytes]) -> None:
+        self.told = True
+        for path in paths:
+            self.worker.trees[self.id].changed(path)
+
     def note(self, **data: Any) -> None:
         self.worker.known[self.id].update(data)
 
     def commit(self) -> Snapshot:
         self.worker.active_now.discard(self.id)
         self.worker.committed.add(self.id)
+        if not self.told:
+            self.worker.trees[self.id] = Tree(bare=self.worker.kinds[self.id].kind == LOCAL_SOURCE)
         return Snapshot(self.worker, self.id)
 
     def release(self) -> None:

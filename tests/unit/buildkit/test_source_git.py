@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sources.git with the real git: a repository of this test behind a real HTTP server (git http-backend)."""
+"""sources.git with the real git: repositories of this test behind a real HTTP server."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakeworker import Asker, Worker
+from githttp import Served, run
 from tunnel import client
 
 from teu.api.buildkit.session import secrets_pb2
@@ -25,105 +25,6 @@ from teu.buildkit.sources import git as source
 from teu.buildkit.sources import gitcli
 
 SECRETS = "/moby.buildkit.secrets.v1.Secrets/GetSecret"
-WHO = {
-    "GIT_AUTHOR_NAME": "a",
-    "GIT_AUTHOR_EMAIL": "a@b",
-    "GIT_COMMITTER_NAME": "a",
-    "GIT_COMMITTER_EMAIL": "a@b",
-    "GIT_CONFIG_GLOBAL": "/dev/null",
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_COMMITTER_DATE": "2020-01-02T03:04:05Z",
-    "GIT_AUTHOR_DATE": "2020-01-02T03:04:05Z",
-}
-
-
-def run(folder: Path, *arguments: str) -> str:
-    command = ["git", "-c", "init.defaultBranch=main", "-c", "protocol.file.allow=always", *arguments]
-    done = subprocess.run(
-        command, cwd=folder, env={**os.environ, **WHO}, check=True, capture_output=True, text=True, timeout=60
-    )
-    return done.stdout.strip()
-
-
-class Backend(BaseHTTPRequestHandler):
-    """git http-backend as CGI."""
-
-    root: Path
-    password = ""
-    seen: list[str]
-
-    def do_GET(self) -> None:
-        self.answer(b"")
-
-    def do_POST(self) -> None:
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            data = b""
-            while size := int(self.rfile.readline(), 16):
-                data += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        else:
-            data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.answer(data)
-
-    def answer(self, data: bytes) -> None:
-        self.seen.append(self.path)
-        if self.password and self.headers.get("Authorization") != self.password:
-            self.send_response(401)
-            self.send_header("WWW-Authenticate", "Basic")
-            self.end_headers()
-            return
-        path, _, query = self.path.partition("?")
-        environment = {
-            "PATH": os.environ["PATH"],
-            "GIT_PROJECT_ROOT": str(self.root),
-            "GIT_HTTP_EXPORT_ALL": "1",
-            "GIT_CONFIG_GLOBAL": "/dev/null",
-            "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
-            "PATH_INFO": path,
-            "QUERY_STRING": query,
-            "REQUEST_METHOD": self.command,
-            "CONTENT_TYPE": self.headers.get("Content-Type", ""),
-            "CONTENT_LENGTH": str(len(data)),
-            "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
-        }
-        done = subprocess.run(["git", "http-backend"], input=data, env=environment, capture_output=True, timeout=60)
-        head, _, body = done.stdout.partition(b"\r\n\r\n")
-        fields = [line.split(": ", 1) for line in head.decode().split("\r\n") if ": " in line]
-        status = next((value for key, value in fields if key == "Status"), "200 OK")
-        self.send_response(int(status.split()[0]))
-        for key, value in fields:
-            if key != "Status":
-                self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None: ...
-
-
-class Served:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.handler = type("Own", (Backend,), {"root": folder, "seen": []})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def repository(self, name: str, files: dict[str, str]) -> Path:
-        folder = self.folder / name
-        folder.mkdir(parents=True)
-        run(folder, "init", "--quiet")
-        self.commit(folder, files)
-        return folder
-
-    def commit(self, folder: Path, files: dict[str, str], message: str = "x") -> str:
-        for path, text in files.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_text(text)
-        run(folder, "add", "--all")
-        run(folder, "commit", "--quiet", "--allow-empty", "-m", message)
-        return run(folder, "rev-parse", "HEAD")
 
 
 @pytest.fixture

@@ -361,7 +361,20 @@ def test_meta(served: Served, worker: Worker) -> None:
 
 
 def test_it_went_meanwhile(served: Served, worker: Worker) -> None:
-    one = opened(worker, f"{served.place}/x")
-    one.key(Asker())
+    one = opened(worker, f"{served.place}/x", checksum=sha())
+    one.snapshot(Asker()).release()
+    one.close()
     worker.remove(next(iter(worker.kinds)))
     assert (one.snapshot(Asker()).path / "x").read_bytes() == DATA
+
+
+def test_what_was_downloaded_for_a_key_is_held_until_the_build_has_gone(served: Served, worker: Worker) -> None:
+    one = opened(worker, f"{served.place}/x")
+    one.key(Asker())
+    assert sum(worker.holders.values()) == 1
+    result = one.snapshot(Asker())
+    one.close()
+    one.close()
+    assert sum(worker.holders.values()) == 1
+    result.release()
+    assert sum(worker.holders.values()) == 0

@@ -53,14 +53,14 @@ def test_a_conversion_takes_over_what_the_pattern_matched() -> None:
 
 
 def test_what_was_converted_is_asked_about_again() -> None:
-    denied = rule(DENY, "docker-image://other/*")
+    denied = rule(DENY, "docker-image://other.example/*")
     with pytest.raises(PermissionDenied):
-        apply(source(BUSYBOX), denied, rule(CONVERT, "docker-image://docker.io/*", "docker-image://other/$1"))
+        apply(source(BUSYBOX), denied, rule(CONVERT, "docker-image://docker.io/*", "docker-image://other.example/$1"))
 
 
 def test_conversions_in_a_circle_end() -> None:
     with pytest.raises(InvalidArgument, match="too many"):
-        apply(source("docker-image://a"), *(rule(CONVERT, f"*//{a}", f"docker-image://{b}") for a, b in ("ab", "ba")))
+        apply(source("https://a"), *(rule(CONVERT, f"*//{a}", f"https://{b}") for a, b in ("ab", "ba")))
 
 
 def test_attributes_are_compared() -> None:

@@ -374,6 +374,15 @@ class RemoteKeys:
         """How many keys have results."""
         return len(self._results)
 
+    def mapped(self, function: Callable[[Record], Record | None]) -> RemoteKeys:
+        """The same keys with other results: what `function` makes of each, None for none."""
+        results: dict[str, list[Record]] = {}
+        for key, records in self._results.items():
+            kept = [made for record in records if (made := function(record)) is not None]
+            if kept:
+                results[key] = kept
+        return RemoteKeys(self.id, self._links, results)
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:

@@ -104,7 +104,8 @@ class Context(Protocol):
 
 class Op(Protocol):
     """One operation. Methods are called by any thread, for different inputs and outputs also at the same time; what
-    they raise is the step's error."""
+    they raise is the step's error. One that holds something between `cache_key` and `execute` has a `close`, too, which
+    is called when no build has the vertex any more."""
 
     def cache_key(self, context: Context) -> CacheMap: ...
 

@@ -3,6 +3,9 @@
 
 Each policy is a list of rules, of which the last that matches says whether a source is allowed; one that converts
 changes the source, and all policies are asked again. What no rule speaks of is allowed.
+
+A rule fits by its identifier, exactly, with wildcards ("*"), or as a regular expression, and by attributes. It sees an
+image's name in its full form, and a repository's without the name of a user: no other way to write them gets by.
 """
 
 from __future__ import annotations
@@ -12,11 +15,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from teu.api.buildkit import policy_pb2
-from teu.buildkit.core.errors import InvalidArgument, PermissionDenied
+from teu.buildkit.core.errors import InvalidArgument, PermissionDenied, cut
+from teu.oci import reference
 
 CONVERSIONS_MAX = 20  # of one source; more go round in circles
 RULES_MAX = 10_000
 PATTERN_MAX = 4096  # characters
+IDENTIFIER_MAX = 8192
+REPETITIONS_MAX = 4  # without an end, of one regular expression
+IMAGE, GIT = "docker-image://", "git://"
+_PLACE = re.compile(r"\$(?:\$|\{(\w+)\}|(\w+))", re.ASCII)
 
 
 class Policies:
@@ -49,12 +57,12 @@ class Policies:
     @staticmethod
     def _ask(rules: Sequence[_Rule], source: Any) -> bool:
         denied = False
-        identifier = source.identifier
+        identifier = normalized(source.identifier)
         for rule in rules:
             if not rule.matches(identifier, source.attrs):
                 continue
             if rule.action == policy_pb2.CONVERT:
-                if rule.convert(source):
+                if rule.convert(source, identifier):
                     return True
             else:
                 denied = rule.action == policy_pb2.DENY
@@ -67,14 +75,19 @@ class _Rule:
     def __init__(self, rule: Any, regexes: bool) -> None:
         self.action = rule.action
         self._identifier = rule.selector.identifier
+        self._exact = {self._identifier, normalized(self._identifier)}
         self._updates = rule.updates
+        if rule.action == policy_pb2.CONVERT and not rule.HasField("updates"):
+            raise InvalidArgument("error mutating source policy: missing destination for convert rule")
         if rule.action not in (policy_pb2.ALLOW, policy_pb2.DENY, policy_pb2.CONVERT):
             raise InvalidArgument(f"source policy: unknown action {rule.action}")
         kind = rule.selector.match_type
         if kind not in (policy_pb2.REGEX, policy_pb2.WILDCARD, policy_pb2.EXACT):
             raise InvalidArgument(f"unknown match type: {kind}")
         self._regex = _regex(self._identifier, regexes) if kind == policy_pb2.REGEX else None
-        self._pieces = re.split(r"\*+", self._identifier) if kind == policy_pb2.WILDCARD else []
+        self._pieces = self._identifier.split("*") if kind == policy_pb2.WILDCARD else []
+        if kind == policy_pb2.WILDCARD and "**" in self._identifier:
+            raise InvalidArgument(f'invalid wildcard: "**" in {cut(self._identifier, 200)}')
         self._constraints = [
             (one, _regex(one.value, regexes) if one.condition == policy_pb2.MATCHES else None)
             for one in rule.selector.constraints
@@ -89,28 +102,31 @@ class _Rule:
                 return False
             if pattern is not None and not pattern.search(value):
                 return False
-        return self._identifier == identifier or self._groups(identifier) is not None
+        return identifier in self._exact or self._groups(identifier) is not None
 
     def _groups(self, identifier: str) -> list[str] | None:
         """What the pattern's parts match, after the whole of it; None where it does not match."""
         if self._regex is not None:
+            if len(identifier) > IDENTIFIER_MAX:
+                raise InvalidArgument(f"a source's identifier of {len(identifier)} characters")
             found = self._regex.search(identifier)
             return [found[0], *(group or "" for group in found.groups())] if found else None
         stars = _stars(self._pieces, identifier) if self._pieces else None
         return [identifier, *stars] if stars is not None else None
 
-    def convert(self, source: Any) -> bool:
-        wanted = self._updates.identifier or source.identifier
-        groups = self._groups(source.identifier)
-        if groups is not None:
-            # What the pattern's parts matched may stand in the new name, as $1 or ${1}.
-            def one(place: re.Match[str]) -> str:
-                number = int(place[1] or place[2])
-                return groups[number] if number < len(groups) else ""
-
-            wanted = re.sub(r"\$(?:\{(\d{1,4})\}|(\d{1,4}))", one, wanted)
-        changed = bool(source.identifier != wanted)
-        source.identifier = wanted
+    def convert(self, source: Any, identifier: str) -> bool:
+        """Change the source; what the pattern's parts matched may stand in the new name, as $1 or ${1}."""
+        wanted = self._updates.identifier
+        if wanted and self._regex is not None:
+            wanted = self._regex.sub(
+                lambda match: _filled(self._updates.identifier, [match[0], *match.groups("")]), identifier
+            )
+        elif wanted and self._pieces:
+            groups = self._groups(identifier)
+            wanted = _filled(wanted, groups) if groups is not None else identifier
+        changed = bool(wanted and identifier != wanted)
+        if changed:
+            source.identifier = wanted
         for key, value in self._updates.attrs.items():
             if key not in source.attrs or source.attrs[key] != value:
                 source.attrs[key] = value
@@ -118,15 +134,45 @@ class _Rule:
         return changed
 
 
+def normalized(identifier: str) -> str:
+    """An identifier as rules see it."""
+    if len(identifier) > IDENTIFIER_MAX:
+        return identifier
+    if identifier.startswith(IMAGE):
+        try:
+            return IMAGE + str(reference.parse(identifier.removeprefix(IMAGE)).with_default_tag())
+        except reference.ReferenceError_:
+            return identifier
+    if identifier.startswith(GIT):
+        address, hash_, fragment = identifier.removeprefix(GIT).partition("#")
+        inner = address.partition("://")[2] if "://" in address else address
+        place, slash, path = inner.partition("/")
+        return f"{GIT}{place.rpartition('@')[2]}{slash}{path}{hash_}{fragment}"
+    return identifier
+
+
+def _filled(template: str, parts: Sequence[str]) -> str:
+    """$1 and ${1} as Go's regexp expands them: what is not there is empty."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name is None:
+            return "$"
+        return parts[int(name)] if name.isdecimal() and len(name) < 4 and int(name) < len(parts) else ""
+
+    return _PLACE.sub(value, template)
+
+
 def _regex(text: str, allowed: bool) -> re.Pattern[str]:
     if not allowed:
         raise InvalidArgument("regular expressions in a source policy are taken from the client of the build alone")
-    if len(text) > PATTERN_MAX:
-        raise InvalidArgument(f"a pattern of {len(text)} characters in a source policy")
+    # Python goes back and forth where Go does not: what could do so without an end is refused.
+    if len(text) > PATTERN_MAX or _nested(text):
+        raise InvalidArgument(f'regex "{cut(text, 200)}" is too complex for a source policy')
     try:
-        return re.compile(text)
-    except re.error as error:
-        raise InvalidArgument(f'invalid regex "{text}": {error}') from None
+        return re.compile(text, re.ASCII)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise InvalidArgument(f'invalid regex "{cut(text, 200)}": {error}') from None
 
 
 def _stars(pieces: Sequence[str], text: str) -> list[str] | None:
@@ -147,3 +193,38 @@ def _stars(pieces: Sequence[str], text: str) -> list[str] | None:
         found.append(text[at + len(piece) : end])
         end = at
     return [text[len(first) : end], *reversed(found)]
+
+
+def _nested(pattern: str) -> bool:
+    """Whether what is repeated without an end is within what is repeated, or there are many of them."""
+    groups = [False]  # for each that is open: has it a repetition within
+    at = count = 0
+    closed = False  # what stands before is a group with a repetition
+    while at < len(pattern):
+        letter = pattern[at]
+        at += 1
+        if letter == "\\":
+            at += 1
+        elif letter == "[":
+            at = _class_end(pattern, at)
+        elif letter == "(":
+            groups.append(False)
+        elif letter == ")" and len(groups) > 1:
+            closed = groups.pop()
+            groups[-1] = groups[-1] or closed
+            continue
+        elif letter in "*+{":
+            if closed:
+                return True
+            count += 1
+            groups[-1] = True
+        closed = False
+    return count > REPETITIONS_MAX
+
+
+def _class_end(pattern: str, at: int) -> int:
+    at += pattern.startswith("^", at)
+    at += pattern.startswith("]", at)
+    while at < len(pattern) and pattern[at] != "]":
+        at += 2 if pattern[at] == "\\" else 1
+    return at + 1

@@ -13,9 +13,10 @@ from typing import Any
 from teu.buildkit.cache.keys import RANDOM
 from teu.buildkit.core.identifiers import digest_of
 from teu.buildkit.core.op import CacheMap, Context, Record, Ref
-from teu.buildkit.core.snapshots import Worker
+from teu.buildkit.core.snapshots import SCRATCH, Worker
 from teu.buildkit.llb import platforms
 from teu.buildkit.llb.platforms import Platform
+from teu.buildkit.ops import results
 from teu.buildkit.sources.base import Material, Source, Sources
 
 KEY = "buildkit.source.v0:"
@@ -44,6 +45,8 @@ class SourceOp:
             return self._map
 
     def load(self, context: Context, record: Record, output: int) -> Ref:
+        if record.id == SCRATCH:
+            return results.load(self._worker, record)
         with self._worker.hold():
             return self._source.load(context, record)
 
@@ -51,6 +54,9 @@ class SourceOp:
         self.cache_key(context)
         with self._worker.hold():
             return [self._source.snapshot(context)]
+
+    def close(self) -> None:
+        self._source.close()
 
     def material(self) -> Material:
         """What it is, for the provenance, once its key is known."""

@@ -672,6 +672,12 @@ class Scheduler:
                 edge.ref = None
         if node.executing is None:
             self._release_results(node)
+        close = getattr(node.op, "close", None)
+        if close is not None:
+            try:
+                close()
+            except Exception:
+                log.exception("closing %s", node.vertex.name)
 
     def _release_results(self, node: Node) -> None:
         results, node.results = node.results or [], None

@@ -19,8 +19,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from teu.api.buildkit import gateway_pb2
 from teu.buildkit.core import errors
-from teu.buildkit.core.op import Record
-from teu.buildkit.core.snapshots import Snapshot, Worker
+from teu.buildkit.core.op import Record, Ref
 from teu.buildkit.llb.platforms import Platform
 
 VALUE = TypeVar("VALUE")
@@ -72,14 +71,17 @@ class Source(Protocol):
 
     def key(self, asker: Asker) -> Key: ...
 
-    def snapshot(self, asker: Asker) -> Snapshot:
-        """Its files. `key` was called before."""
+    def snapshot(self, asker: Asker) -> Ref:
+        """Its files, which the caller releases. `key` was called before."""
 
-    def load(self, asker: Asker, record: Record) -> Snapshot:
-        """The files that a cache has. Raises op.Gone."""
+    def load(self, asker: Asker, record: Record) -> Ref:
+        """The files that a cache has; not asked for the empty root. Raises op.Gone."""
 
     def material(self) -> Material:
         """After `key`."""
+
+    def close(self) -> None:
+        """No build has it any more: what it held for one is released."""
 
 
 class Scheme(Protocol):
@@ -90,16 +92,6 @@ class Scheme(Protocol):
 
     def meta(self, request: Any, reference: str, platform: Platform, asker: Asker) -> Any:
         """The gateway_pb2.ResolveSourceMetaResponse, without `Source`, for a gateway_pb2.ResolveSourceMetaRequest."""
-
-
-class Kept:
-    """The part of a Source whose result the worker has, or has no more."""
-
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
-
-    def load(self, asker: Asker, record: Record) -> Snapshot:
-        return self.worker.load(record)
 
 
 @dataclass

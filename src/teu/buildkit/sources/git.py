@@ -228,6 +228,9 @@ class GitSource:
         self._lock = threading.Lock()
         self._found: Found | None = None
 
+    def close(self) -> None:
+        """It holds nothing."""
+
     def material(self) -> Material:
         wanted = self._wanted
         remote = wanted.remote + (f"#{wanted.ref}" if wanted.ref else "")

@@ -145,18 +145,19 @@ class Downloads:
         asked = request.HTTP.ChecksumRequest if request.HTTP.HasField("ChecksumRequest") else None
         if asked is not None and len(asked.Suffix) > SUFFIX_MAX:
             raise errors.InvalidArgument(f"http checksum request suffix exceeds max size {SUFFIX_MAX}")
-        found = source.found(asker, download=asked is not None)
-        answer.HTTP.Checksum = found.digest
-        answer.HTTP.Filename = found.filename
-        modified = _time(found.modified)
-        if modified is not None:
-            answer.HTTP.LastModified.FromNanoseconds(modified)
-        if asked is not None:
-            kinds = {0: "sha256", 1: "sha384", 2: "sha512"}
-            if asked.Algo not in kinds:
-                raise errors.InvalidArgument(f"unsupported checksum algorithm {asked.Algo}")
-            answer.HTTP.ChecksumResponse.Digest = source.hashed(asker, found, kinds[asked.Algo], asked.Suffix)
-            answer.HTTP.ChecksumResponse.Suffix = asked.Suffix
+        with contextlib.closing(source):
+            found = source.found(asker, download=asked is not None)
+            answer.HTTP.Checksum = found.digest
+            answer.HTTP.Filename = found.filename
+            modified = _time(found.modified)
+            if modified is not None:
+                answer.HTTP.LastModified.FromNanoseconds(modified)
+            if asked is not None:
+                kind = {0: "sha256", 1: "sha384", 2: "sha512"}.get(asked.Algo)
+                if kind is None:
+                    raise errors.InvalidArgument(f"unsupported checksum algorithm {asked.Algo}")
+                answer.HTTP.ChecksumResponse.Digest = source.hashed(asker, found, kind, asked.Suffix)
+                answer.HTTP.ChecksumResponse.Suffix = asked.Suffix
         return answer
 
 
@@ -168,6 +169,13 @@ class HTTPSource:
         self._wanted = wanted
         self._lock = threading.Lock()
         self._found: Found | None = None
+        self._held: Snapshot | None = None  # what was downloaded to know its key, for as long as nothing leads to it
+
+    def close(self) -> None:
+        with self._lock:
+            held, self._held = self._held, None
+        if held is not None:
+            held.release()
 
     def key(self, asker: Asker) -> Key:
         found = self.found(asker)
@@ -192,20 +200,19 @@ class HTTPSource:
 
     def snapshot(self, asker: Asker) -> Snapshot:
         found = self.found(asker)
-        if found.record:
-            try:
-                return self._downloads.worker.load(Record(found.record, 0.0))
-            except Gone:
-                pass
         with self._lock:
+            if self._held is not None:
+                return self._held.clone()
+            if found.record:
+                with contextlib.suppress(Gone):
+                    return self._downloads.worker.load(Record(found.record, 0.0))
             again = self._download(asker)
             if again.digest != found.digest:
                 raise errors.FailedPrecondition(f"digest mismatch {again.digest}: {found.digest}")
             self._found = again
-        try:
-            return self._downloads.worker.load(Record(again.record, 0.0))
-        except Gone:
-            raise errors.Unavailable(f"{self._wanted.url}: it was removed while it was used") from None
+            if self._held is None:
+                raise errors.Unavailable(f"{shown(self._wanted.url)}: it was removed while it was used")
+            return self._held.clone()
 
     def hashed(self, asker: Asker, found: Found, kind: str, suffix: bytes) -> str:
         """The digest of the file and what is to stand behind it."""
@@ -223,7 +230,8 @@ class HTTPSource:
     # The download
 
     def _download(self, asker: Asker) -> Found:
-        """Have the file here: the one of an earlier download where the server says that it is still that."""
+        """Have the file here, and hold it: the one of an earlier download where the server says that it is still that,
+        or where it is what the checksum says. The lock is held."""
         wanted = self._wanted
         if urlsplit(wanted.url).hostname == upload.HOST:
             return ask_any(self._downloads.sessions, asker, lambda session: self._uploaded(asker, session))
@@ -231,7 +239,7 @@ class HTTPSource:
 
         known = self._known()
         for each in known.values():
-            if each["digest"] == wanted.checksum:
+            if each["digest"] == wanted.checksum and self._hold(each["record"]):
                 return _kept(each)
         known = {name: each for name, each in known.items() if each.get("etag") or each.get("modified")}
         headers = self._headers(asker)
@@ -242,10 +250,10 @@ class HTTPSource:
             headers["If-Modified-Since"] = next(iter(known.values()))["modified"]
         with download.get(wanted.url, headers, asker) as response:
             kept = _still(response, known)
-            if kept is not None:
+            if kept is not None and self._hold(kept.record):
                 return self._checked(kept)
             if response.status == 304:
-                raise errors.Unavailable(f"{shown(wanted.url)}: not modified, but nobody asked whether")
+                raise errors.Unavailable(f"{shown(wanted.url)}: what it says is not modified is not here any more")
             if not 200 <= response.status < 300:
                 raise _refused(response.status, shown(wanted.url))
             modified = response.header("Last-Modified") if _time(response.header("Last-Modified")) is not None else ""
@@ -253,6 +261,19 @@ class HTTPSource:
             etag = _etag(response.header("ETag"))
             body = response.body(self._downloads.size_max)
             return self._save(asker, body, response.length, name, modified, etag)
+
+    def _hold(self, record: str) -> bool:
+        """Hold an earlier download; False where it is gone."""
+        try:
+            self._take(self._downloads.worker.load(Record(record, 0.0)))
+        except Gone:
+            return False
+        return True
+
+    def _take(self, snapshot: Snapshot) -> None:
+        before, self._held = self._held, snapshot
+        if before is not None:
+            before.release()
 
     def _uploaded(self, asker: Asker, session: Session) -> Found:
         body = upload.pull(session, self._wanted.url, self._downloads.size_max)
@@ -298,14 +319,14 @@ class HTTPSource:
         return found
 
     def _save(self, asker: Asker, body: Iterator[bytes], length: int, name: str, modified: str, etag: str) -> Found:
-        """Make the tree. It is kept, so that the next build finds it, whether or not a result leads to it."""
+        """Make the tree, and hold it. The next build finds it as long as a result leads to it."""
         wanted = self._wanted
         worker = self._downloads.worker
         status = f"downloading {name}"
         kind = (wanted.checksum or "sha256:").partition(":")[0]
         whole = hashlib.new(kind)
         data = {"http": wanted.place()}
-        active = worker.active(None, Kind(REGULAR, f"http url {shown(wanted.url)}", retained=True, data=data))
+        active = worker.active(None, Kind(REGULAR, f"http url {shown(wanted.url)}", data=data))
         try:
             with active.mounted() as place:
                 folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -320,7 +341,7 @@ class HTTPSource:
         except BaseException:
             active.discard()
             raise
-        snapshot.release()
+        self._take(snapshot)
         return Found(found.digest, name, modified, snapshot.id)
 
     def _write(self, asker: Asker, folder: int, name: str, body: _Counted, whole: Any) -> None:

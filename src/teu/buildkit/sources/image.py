@@ -19,8 +19,8 @@ from typing import Any
 
 from teu.buildkit.cache import store
 from teu.buildkit.core import errors
-from teu.buildkit.core.op import Gone, Record
-from teu.buildkit.core.snapshots import Kind, Snapshot, Worker
+from teu.buildkit.core.op import Gone, Record, Ref
+from teu.buildkit.core.snapshots import Kind, Worker
 from teu.buildkit.llb.platforms import Platform
 from teu.buildkit.sources import manifests
 from teu.buildkit.sources.base import Asker, Key, Material, no_meta, number
@@ -216,7 +216,7 @@ class ImageSource:
             self._image = image
         return self._image
 
-    def snapshot(self, asker: Asker) -> Snapshot:
+    def snapshot(self, asker: Asker) -> Ref:
         image = self._found(asker)
         # Its blobs are asked for by digest, whatever the tag stands for by then.
         remote = Remote(self._images.access, self._wanted, asker)
@@ -225,15 +225,18 @@ class ImageSource:
         kind = Kind(self._kind, f"pulled from {self._wanted}{digest}")
         return manifests.rooted(self._images.worker, chosen, kind)
 
-    def load(self, asker: Asker, record: Record) -> Snapshot:
+    def load(self, asker: Asker, record: Record) -> Ref:
         """Made anew, which costs nothing: what is not here yet is fetched as this build's client may fetch it."""
-        if record.remote is not None or not self._found(asker).layers:
+        if record.remote is not None:
             return self._images.worker.load(record)
         snapshot = self.snapshot(asker)
         if snapshot.id != record.id:
             snapshot.release()
             raise Gone(record.id)
         return snapshot
+
+    def close(self) -> None:
+        """It holds nothing."""
 
     def material(self) -> Material:
         pin = self._image.root["digest"] if self._image is not None else ""

@@ -131,6 +131,9 @@ class LocalSource:
     def load(self, asker: Asker, record: Record) -> Snapshot:
         return self._locals.worker.load(record)
 
+    def close(self) -> None:
+        """It holds nothing."""
+
     def material(self) -> Material:
         return Material("local", self._wanted.name)
 

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from teu.buildkit.cache.remote import UNCOMPRESSED
 from teu.buildkit.core import errors
-from teu.buildkit.core.snapshots import Content, Descriptor, Kind, Layer, Snapshot, Worker
+from teu.buildkit.core.op import Ref
+from teu.buildkit.core.snapshots import Content, Descriptor, Kind, Layer, Worker, result
 from teu.buildkit.llb.platforms import Platform
 from teu.buildkit.sources.base import Asker, Recent, go_json
 from teu.oci import digest as digests
@@ -236,14 +237,6 @@ def counted(
     tell(name, at, size, action="done", completed=True)
 
 
-def rooted(worker: Worker, chosen: Sequence[Layer], kind: Kind) -> Snapshot:
-    """The layers as a root; an empty tree where there is none, for a result is a tree."""
-    snapshot = worker.image(chosen, kind) if chosen else None
-    if snapshot is not None:
-        return snapshot
-    active = worker.active(None, kind)
-    try:
-        return active.commit()
-    except BaseException:
-        active.release()
-        raise
+def rooted(worker: Worker, chosen: Sequence[Layer], kind: Kind) -> Ref:
+    """The layers as a root; the empty one where there is none."""
+    return result(worker.image(chosen, kind) if chosen else None)

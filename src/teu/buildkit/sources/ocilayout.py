@@ -14,8 +14,8 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from teu.buildkit.core import errors
-from teu.buildkit.core.op import Gone, Record
-from teu.buildkit.core.snapshots import Descriptor, Kind, Snapshot, Worker
+from teu.buildkit.core.op import Gone, Record, Ref
+from teu.buildkit.core.snapshots import Descriptor, Kind, Worker
 from teu.buildkit.llb.platforms import Platform
 from teu.buildkit.session.content import Store
 from teu.buildkit.session.manager import Manager
@@ -143,19 +143,22 @@ class LayoutSource:
         main = manifests.main_key(image, self._platform, self._limit)
         return Key(main, image.root["digest"], (also,) if also else ())
 
-    def snapshot(self, asker: Asker) -> Snapshot:
+    def snapshot(self, asker: Asker) -> Ref:
         chosen = manifests.layers(self.found(asker), self._limit, self._blobs(asker), asker)
         return manifests.rooted(self._layouts.worker, chosen, Kind(description=f"pulled from {self._text}"))
 
-    def load(self, asker: Asker, record: Record) -> Snapshot:
+    def load(self, asker: Asker, record: Record) -> Ref:
         """Made anew, as of ImageSource."""
-        if record.remote is not None or not self.found(asker).layers:
+        if record.remote is not None:
             return self._layouts.worker.load(record)
         snapshot = self.snapshot(asker)
         if snapshot.id != record.id:
             snapshot.release()
             raise Gone(record.id)
         return snapshot
+
+    def close(self) -> None:
+        """It holds nothing."""
 
     def material(self) -> Material:
         return Material("oci-layout", self._text, self._digest, self._platform)

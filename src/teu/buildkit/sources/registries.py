@@ -132,8 +132,12 @@ class Access:
 def _registry(access: Access, asker: Asker, domain: str, options: Options, place: Place) -> Registry:
     from teu.oci.distribution import Credentials, Registry, RegistryError, Unauthorized
 
+    fresh: set[str] = set()  # tokens that were fetched for this registry
+
     class Asked(Registry):
         """A registry that asks the clients when it has to."""
+
+        challenges = 2  # the first may be answered with a token that is no longer good
 
         def learn(self) -> None:
             try:
@@ -149,6 +153,8 @@ def _registry(access: Access, asker: Asker, domain: str, options: Options, place
             return ask_any(access.sessions, asker, function)
 
         def fetch_token(self, realm: str, service: str, scopes: list[str], refused: str) -> str:
+            if refused in fresh:
+                return refused  # another one would be no better
             place = (self.address, realm, service, tuple(sorted(scopes)))
             try:
                 found = self._ask(lambda session: self._by_client(session, place, refused))
@@ -167,6 +173,7 @@ def _registry(access: Access, asker: Asker, domain: str, options: Options, place
             except RegistryError as error:
                 error.args = (f"failed to authorize: failed to fetch oauth token: {error}",)
                 raise
+            fresh.add(token)
             expires = time.time() + EXPIRES_EARLY * auth.DEFAULT_EXPIRY
             access.tokens.put(key, _Token(token, expires, ""))
             return token
@@ -187,6 +194,7 @@ def _registry(access: Access, asker: Asker, domain: str, options: Options, place
             if kept is not None and kept.token != refused and kept.expires > time.time() and own(kept):
                 return kept.token
             fetched = auth.fetch_token(session, host, realm, service, scopes, CLIENT_ID)
+            fresh.add(fetched.token)
             begin = min(fetched.issued_at or time.time(), time.time())
             access.tokens.put(key, _Token(fetched.token, begin + EXPIRES_EARLY * fetched.expires_in, session.id))
             return fetched.token
@@ -222,7 +230,7 @@ def told(what: str) -> Iterator[None]:
         kind = next((made for known, made in kinds if isinstance(error, known)), errors.Error)
         text = str(error)
         if isinstance(error, distribution.NotFound):
-            text = f"not found: {text}" if text else "not found"
+            text = "not found"  # as BuildKit has it, for which clients look
         elif isinstance(error, distribution.Unauthorized) and not text.startswith("failed to authorize"):
             text = f"pull access denied, repository does not exist or may require authorization: server message: {text}"
         raise kind(f"{what}: {text}") from None
