@@ -59,11 +59,12 @@ class Tree(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`state`: a folder that a reboot ends, the builder's own. `runtime`: "" for what the daemon prefers. `default`:
-    the network of steps that ask for none (SANDBOX, HOST or NONE). `pids`: how many processes a step may have, 0 for
-    any."""
+    """`state`: a folder that a reboot ends, the executor's own; `run`: that of all programs. `runtime`: "" for what the
+    daemon prefers. `default`: the network of steps that ask for none (SANDBOX, HOST or NONE). `pids`: how many
+    processes a step may have, 0 for any."""
 
-    state: str = "/run/teu/buildkit"
+    state: str = "/run/teu/buildkitd/steps"
+    run: str = "/run/teu"
     runtime: str = ""
     slice: str = SLICE
     apparmor: str = apparmor.DEFAULT
@@ -98,7 +99,7 @@ class Executor:
         self.client = client
         self.owner = owner
         self.settings = settings
-        self.network = network.Network(settings.network, os.path.dirname(settings.state))
+        self.network = network.Network(settings.network, settings.run)
         self._lock = threading.Lock()
         self._runtime: tasks.Runtime | None = None
         self._boxes: dict[str, Box] = {}

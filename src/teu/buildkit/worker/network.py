@@ -179,11 +179,17 @@ class Network:
 
     @property
     def _limit(self) -> int:
-        return min(max(self._settings.spare, self._users), SPARE_MAX)
+        """How many are kept for the next steps: what several at once have given back, too."""
+        return min(2 * self._settings.spare, SPARE_MAX)
+
+    @property
+    def _enough(self) -> bool:
+        """Whether none is to be made ahead: those that steps have will mostly come back."""
+        return self._closed or len(self._spare) >= min(self._settings.spare, max(self._settings.spare - self._users, 1))
 
     def _fill(self) -> None:
         """The lock is held: have spare sandboxes made by a thread that ends with that."""
-        if self._filling or self._closed or len(self._spare) >= self._settings.spare:
+        if self._filling or self._enough:
             return
         self._filling = True
         try:
@@ -195,10 +201,10 @@ class Network:
         try:
             while True:
                 with self._lock:
-                    if self._closed or len(self._spare) >= self._settings.spare:
+                    if self._enough:
                         return
                     self._ready()
-                    self._spare.append(self._make())
+                    self._spare.insert(0, self._make())  # those that were used before are taken first
                     self._idle.notify_all()
         except Exception as error:  # who takes one is told
             log.debug("no sandbox can be made ahead: %s", error)
