@@ -20,6 +20,7 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -41,6 +42,7 @@ TABLE = "inet teu-build"
 OWNER = "teu-build"  # who we are in the comments of rules in others' chains
 INTERFACE = "eth0"
 SPARE_MAX = 16
+SETTLE_SECONDS = 0.1  # after which the sockets of the dead are gone
 ADDRESSES_MAX = 4096  # of sandboxes at a time; a step waits for none
 HOST_GATEWAY = "host-gateway"  # in place of an address in extra hosts: the host, as a step sees it
 HOSTNAME = "buildkitsandbox"  # BuildKit's, which images may know
@@ -167,15 +169,19 @@ class Network:
         """The step has ended. `dirty`: it could change the namespace. Never fails."""
         with self._lock:
             self._users -= 1
-            keep = not (dirty or self._closed) and len(self._spare) < self._limit
+        if dirty or not self._keep(sandbox):
+            self._drop(sandbox, again=not dirty)
+
+    def _keep(self, sandbox: Sandbox) -> bool:
+        """Have it serve the next step, if nothing is left in it."""
+        with self._lock:
             try:
-                keep = keep and sandbox.is_unused()
+                keep = not self._closed and len(self._spare) < self._limit and sandbox.is_unused()
             except (OSError, ValueError):
                 keep = False
             if keep:
                 self._spare.append(sandbox)
-                return
-        self._drop(sandbox)
+            return keep
 
     @property
     def _limit(self) -> int:
@@ -260,13 +266,18 @@ class Network:
                 return address
         raise OSError(errno.EADDRNOTAVAIL, f"all addresses of {subnet} are taken by steps", BRIDGE)
 
-    def _drop(self, sandbox: Sandbox) -> None:
-        """The kernel takes some time to delete a pair, for which nobody waits. Never fails."""
-        sandbox.close()
+    def _drop(self, sandbox: Sandbox, *, again: bool = False) -> None:
+        """The kernel takes some time to delete a pair, for which nobody waits. Never fails. `again`: what is left in
+        it may be on its way out, which takes the kernel some time, too."""
 
         def body() -> None:
             from teu.linux import netlink
 
+            if again:
+                time.sleep(SETTLE_SECONDS)
+                if self._keep(sandbox):
+                    return
+            sandbox.close()
             try:
                 if sandbox.number:
                     with netlink.Socket() as kernel:
