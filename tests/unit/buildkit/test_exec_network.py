@@ -18,7 +18,7 @@ from drivers import networks as suite
 from teu.buildkit.core import errors
 from teu.buildkit.worker import network
 from teu.buildkit.worker.network import Network, Sandbox, Settings
-from teu.linux import netlink, netns, nftables
+from teu.linux import netlink, netns, nftables, resolver
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
 
@@ -183,3 +183,32 @@ def test_addresses_have_an_end(own_namespace: None, tmp_path: Path) -> None:
         made.give_back(sandbox)
     finally:
         made.close()
+
+
+def test_servers_on_the_hosts_loopback_are_asked_for_steps(steps: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 53))
+        told = resolver.Resolver()
+        told.servers = ["127.0.0.1"]
+        empty = resolver.Resolver()
+        monkeypatch.setattr(resolver, "host_resolver", lambda own: empty if own else told)
+        sandbox = steps.take()
+        assert sandbox.named
+        empty = resolver.Resolver()
+        assert network.resolv_conf(Settings(), True, sandbox.named) == "nameserver 127.0.0.11\n"
+        question = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07example\x03org\x00\x00\x01\x00\x01"
+
+        def ask() -> socket.socket:
+            client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            client.settimeout(10)
+            client.sendto(question, ("127.0.0.11", 53))
+            return client
+
+        with netns.run_in(sandbox.namespace, ask) as client:
+            asked, sender = server.recvfrom(4096)
+            assert b"example" in asked
+            server.sendto(asked[:2] + b"\x81\x80" + asked[4:], sender)
+            answer, _ = client.recvfrom(4096)
+            assert answer[:2] == b"\x12\x34"
+        steps.give_back(sandbox)
+        eventually(lambda: sandbox in steps._spare)

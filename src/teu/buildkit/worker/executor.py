@@ -242,6 +242,7 @@ class Box:
         self._tree: list[Mount] = []
         self._entries: list[dict[str, Any]] = []
         self._namespace: str | None = None
+        self._named = False
         self._covers: tuple[str, ...] = ()
 
     # Before and after
@@ -282,7 +283,7 @@ class Box:
             sandbox = self._executor.network.take()
             dirty = self._wish.insecure
             self._undo.callback(lambda: self._executor.network.give_back(sandbox, dirty=dirty))
-            self._namespace = sandbox.path
+            self._namespace, self._named = sandbox.path, sandbox.named
         elif mode == NONE:
             self._namespace = ""
         elif mode != HOST:
@@ -290,7 +291,7 @@ class Box:
 
     def _own_files(self) -> Mapping[str, str]:
         wish, own = self._wish, self._namespace is not None
-        resolv = network.resolv_conf(self._executor.settings.network, own)
+        resolv = network.resolv_conf(self._executor.settings.network, own, self._named)
         gateway = self._executor.network.gateway if self._namespace else ""
         return {
             "/etc/resolv.conf": resolv,

@@ -6,6 +6,8 @@ kernel     teubuild0             the bridge, with an address of a private subnet
            table inet teu-build  who is forwarded, and masqueraded
            table ip filter       teu.linux.forwarding
 
+Where the host's servers are on its own loopback, steps have a resolver in their namespace that asks them.
+
 A sandbox is a network namespace with an interface on the bridge, which only a descriptor of ours holds: whatever ends
 us, the kernel takes it away with the last of its processes. One in which a step left nothing, no socket above all, is
 given to the next step; a namespace that a step with more rights had is never given to another.
@@ -21,14 +23,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teu.buildkit.core import errors
-from teu.linux import forwarding, resolver, subnets
+from teu.linux import dns, forwarding, resolver, subnets
 
 if TYPE_CHECKING:
     from teu.linux.netlink import Link, Socket
@@ -88,6 +90,7 @@ class Sandbox:
     sockets: int  # that are there when nobody uses it
     address: IPv4Address
     number: int = 0  # of our end of the pair
+    named: bool = False  # it has a resolver of ours
 
     @property
     def path(self) -> str:
@@ -131,6 +134,7 @@ class Network:
         self._changes: Changes | None = None
         self._subnet: IPv4Network | None = None
         self._bridge = 0
+        self._names: dns.Resolver | None = None
         self._spare: list[Sandbox] = []
         self._taken: set[IPv4Address] = set()
         self._users = 0
@@ -245,6 +249,8 @@ class Network:
                 inside = netlink.link_index(link)
                 assert link is not None
                 sandbox.number = link.peer
+                if needs_resolver(self._settings):
+                    self._serve_names(sandbox)
                 inner.send(
                     [
                         netlink.add_address(inside, address, self._subnet.prefixlen),
@@ -256,6 +262,16 @@ class Network:
             self._drop(sandbox)
             raise
         return sandbox
+
+    def _serve_names(self, sandbox: Sandbox) -> None:
+        """The host's servers are on its loopback: they are asked from the host."""
+        self._names = self._names or dns.Resolver()
+        nobody: Callable[[object], None] = lambda _: None  # noqa: E731
+        self._names.add(
+            str(sandbox.address), sandbox.namespace, nobody, nobody, lambda: resolver.host_resolver(False).servers
+        )
+        sandbox.named = True
+        sandbox.sockets += 2
 
     def _address(self, subnet: IPv4Network) -> IPv4Address:
         first = int(subnet.network_address) + 2  # the first one is the bridge's
@@ -277,6 +293,8 @@ class Network:
                 time.sleep(SETTLE_SECONDS)
                 if self._keep(sandbox):
                     return
+            if sandbox.named and self._names is not None:
+                self._names.remove(str(sandbox.address))
             sandbox.close()
             try:
                 if sandbox.number:
@@ -369,6 +387,8 @@ class Network:
             while self._filling:
                 self._idle.wait()
             for sandbox in self._spare:
+                if sandbox.named and self._names is not None:
+                    self._names.remove(str(sandbox.address))
                 sandbox.close()
             self._spare.clear()
             if self._changes is not None:
@@ -429,9 +449,17 @@ def _refused(error: OSError) -> errors.Error:
 # What a step knows of names
 
 
-def resolv_conf(settings: Settings, own: bool) -> str:
-    """`own`: the step has a network of its own, from which servers on the host's loopback cannot be asked."""
+def needs_resolver(settings: Settings) -> bool:
+    """Whether a step with a network of its own could ask nobody."""
+    return not settings.servers and not resolver.host_resolver(True).servers
+
+
+def resolv_conf(settings: Settings, own: bool, named: bool = False) -> str:
+    """`own`: the step has a network of its own, from which servers on the host's loopback cannot be asked; `named`: it
+    has a resolver of ours."""
     found = resolver.host_resolver(own)
+    if named:
+        found.servers = [dns.ADDRESS]
     if settings.servers:
         found.servers = list(settings.servers)
     if settings.search:
