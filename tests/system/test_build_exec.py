@@ -35,6 +35,7 @@ from teu.buildkit.core import errors
 from teu.buildkit.core.op import Ref
 from teu.buildkit.core.snapshots import Kind
 from teu.buildkit.llb.load import Edge, Metadata, Vertex
+from teu.buildkit.ops.containers import Containers
 from teu.buildkit.ops.exec import ExecOp, Steps
 from teu.buildkit.session import secrets, ssh
 from teu.buildkit.session.manager import Manager
@@ -696,6 +697,59 @@ def test_trees_of_a_box_are_changed_together(builder: Builder) -> None:
     with result.mounted() as top:
         assert os.listdir(top) == ["x"]
     result.release()
+
+
+def test_a_frontends_container(builder: Builder) -> None:
+    """As the control room has it: mounts by results, processes by their messages."""
+    request = gateway_pb2.NewContainerRequest(
+        ContainerID="not/a name",
+        hostname="front",
+        Network=pb.NONE,
+        Mounts=[
+            pb.Mount(dest="/", input=-1, output=0, resultID="base"),
+            pb.Mount(dest="/t", input=-1, output=-1, mountType=pb.TMPFS),
+        ],
+    )
+    place = Containers(builder.steps).place(request, [builder.base, None], [])
+    out = bytearray()
+    try:
+        init = gateway_pb2.InitMessage(
+            Meta=pb.Meta(args=["sh", "-c", "hostname; echo x >/x; echo y >/t/y; cat; exit 4"]), Fds=[0, 1]
+        )
+        first = place.start(init, out.extend, out.extend)
+        more = bytearray()
+        other = gateway_pb2.InitMessage(Meta=pb.Meta(args=["sh", "-c", "echo $TERM; cat /x; cat /t/y; tty"]), Tty=True)
+        whole.eventually("the first is there", lambda: b"front" in out)
+        second = place.start(other, more.extend, more.extend)
+        assert second.wait() == 0
+        assert more.startswith(b"xterm\r\nx\r\ny\r\n/dev/pts/")
+        with place.root(0) as root:
+            assert os.stat("x", dir_fd=root).st_size == 2
+            with pytest.raises(OSError, match="Read-only"):
+                os.mkdir("y", dir_fd=root)
+        for index in (1, 2):
+            with pytest.raises(errors.NotFound), place.root(index):
+                pass
+        first.write(b"from here\n")
+        first.close_input()
+        assert first.wait() == 4
+        assert out == b"front\nfrom here\n"
+    finally:
+        place.release()
+        place.release()
+    with pytest.raises(errors.Cancelled):
+        place.start(init, out.extend, out.extend)
+
+
+def test_a_frontends_container_is_given_up_at_work(builder: Builder) -> None:
+    request = gateway_pb2.NewContainerRequest(ContainerID="x", Mounts=[pb.Mount(dest="/", input=-1, output=0)])
+    place = Containers(builder.steps).place(request, [builder.base], [])
+    init = gateway_pb2.InitMessage(Meta=pb.Meta(args=["sleep", "600"]))
+    process = place.start(init, lambda _: None, lambda _: None)
+    began = time.monotonic()
+    place.release()
+    assert process.wait() == 137
+    assert time.monotonic() - began < 3
 
 
 @pytest.mark.parametrize("cwd", ["/proc/self/fd/3", "/proc/1/cwd", "/way/4"])

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The standard streams of a process: FIFOs in a folder, which the shim opens at the other end. Called by the executor.
 
-One thread reads what the process writes, and ends when nobody is left who could write. It waits for no reader of what
-it hands on: the callbacks take what they get.
+One thread reads what the process writes, and ends when nobody is left who could write. The callbacks may keep it
+waiting; then the process waits, too.
 """
 
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import select
 import threading
+import time
 from collections.abc import Callable
 
 PIECE = 64 << 10
+POLL_SECONDS = 0.1
 F_SETPIPE_SZ = 1031
 PIPE_SIZE = 256 << 10
 
@@ -33,6 +36,7 @@ class Stdio:
         self._callbacks: dict[int, Output] = {}
         self._ended = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._heard = 0.0  # when it wrote last; infinite while that is handed on
         self._input = -1
         self._input_lock = threading.Lock()
         self._closed = False
@@ -73,7 +77,9 @@ class Stdio:
                     except BlockingIOError:
                         continue
                     if data:
+                        self._heard = math.inf
                         self._callbacks[descriptor](data)
+                        self._heard = time.monotonic()
                     else:
                         poll.unregister(descriptor)
                         left.discard(descriptor)
@@ -96,8 +102,12 @@ class Stdio:
                 self._input = -1
 
     def finish(self, seconds: float) -> bool:
-        """The process is gone: wait for the rest of what it wrote, and close. False: others still hold its streams."""
-        whole = self._ended.wait(seconds)
+        """The process is gone: wait for the rest of what it wrote, and close. False: others still hold its streams, and
+        have not written for that time."""
+        began = time.monotonic()
+        while not (whole := self._ended.wait(POLL_SECONDS)):
+            if time.monotonic() > max(began, self._heard) + seconds:
+                break
         os.eventfd_write(self._wake, 1)
         self._ended.wait()
         self._close()
