@@ -87,6 +87,9 @@ class Context:
         for call in list(self._calls):
             call()
 
+    def waiting(self) -> Any:
+        return contextlib.nullcontext()
+
     def sessions(self) -> list[str]:
         return self._sessions
 

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,9 @@ class Waiting:
 
     def wait(self, seconds: float) -> bool:
         return self.cancelled.wait(seconds)
+
+    def waiting(self) -> Any:
+        return nullcontext()
 
     def sessions(self) -> Any:
         return self._sessions
@@ -269,6 +272,31 @@ def test_a_locked_cache_is_waited_for(house: House) -> None:
     assert actives(found[0])[0] is actives(first)[0]
 
 
+def test_steps_with_several_locked_caches_do_not_wait_for_each_other(house: House) -> None:
+    mounts_given = [cache("a", pb.LOCKED, "/a"), cache("b", pb.LOCKED, "/b")]
+    taken: list[str] = []
+    take = house.caches.take
+
+    def slowly(key: str, *rest: Any) -> Any:
+        taken.append(key)
+        time.sleep(0.05)
+        return take(key, *rest)
+
+    house.caches.take = slowly  # type: ignore[method-assign]
+
+    def work(given: list[pb.Mount]) -> None:
+        for _ in range(5):
+            house.prepare(ROOT, *given).release()
+
+    both = [threading.Thread(target=work, args=(given,)) for given in (mounts_given, mounts_given[::-1])]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert len(taken) == 20
+
+
 def test_who_is_cancelled_waits_no_longer(house: House) -> None:
     house.prepare(ROOT, cache(sharing=pb.LOCKED))
     waiting = Waiting()
@@ -281,7 +309,7 @@ def test_one_step_has_a_cache_twice(house: House) -> None:
     prepared = house.prepare(ROOT, cache(sharing=pb.LOCKED), cache(sharing=pb.LOCKED, dest="/d"))
     assert actives(prepared)[0] is actives(prepared)[1]
     prepared.release()
-    assert house.worker.used == {"active0"}  # the root, which the fake does not forget
+    assert house.worker.used == {"active1"}  # the root, which the fake does not forget
 
 
 def test_caches_on_something_are_mounted_once_for_all(house: House) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from teu.api.buildkit import gateway_pb2
 from teu.api.buildkit import ops_pb2 as pb
@@ -38,6 +38,9 @@ class _Waiting:
 
     def wait(self, seconds: float) -> bool:
         return self.ended.wait(seconds)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def sessions(self) -> list[str]:
         return self._sessions

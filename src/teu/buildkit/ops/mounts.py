@@ -16,7 +16,7 @@ from __future__ import annotations
 import posixpath
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -40,6 +40,8 @@ class Waiting(Protocol):
     def check(self) -> None: ...
 
     def wait(self, seconds: float) -> bool: ...
+
+    def waiting(self) -> AbstractContextManager[None]: ...
 
     def sessions(self) -> list[str]: ...
 
@@ -94,7 +96,8 @@ class Caches:
                         self._shared[key] = share_or_none
                     return share_or_none
             waiting.check()
-            waiting.wait(LOCKED_POLL_SECONDS)
+            with waiting.waiting():
+                waiting.wait(LOCKED_POLL_SECONDS)
 
     def _free(self, key: str) -> tuple[Share | None, bool]:
         """(One that nobody has, whether there is one that somebody has)."""
@@ -181,6 +184,7 @@ class Preparing:
         readonly = False
         wanted: dict[str, Wanted] = {}
         try:
+            self._lock_caches(mounts, inputs, undo)
             for mount in mounts:
                 tree, output = self._tree(mount, inputs, undo)
                 if output is not _NONE:
@@ -203,15 +207,26 @@ class Preparing:
             raise
         return Prepared(root, readonly, list(wanted.values()), trees, outputs, undo)
 
+    def _lock_caches(self, mounts: Sequence[pb.Mount], inputs: Sequence[Snapshot | None], undo: ExitStack) -> None:
+        """Those that may have to be waited for, in one order for all steps: else two could wait for each other."""
+        locked = [one for one in mounts if one.mountType == pb.CACHE and one.cacheOpt.sharing == pb.LOCKED]
+        for mount in sorted(locked, key=lambda one: (one.cacheOpt.ID, one.input)):
+            self._cache(mount, self._parent(mount, inputs), undo)
+
+    @staticmethod
+    def _parent(mount: pb.Mount, inputs: Sequence[Snapshot | None]) -> Snapshot | None:
+        if mount.input == EMPTY:
+            return None
+        if not 0 <= mount.input < len(inputs):
+            raise errors.InvalidArgument(f"missing input {mount.input}")
+        found: Snapshot | None = inputs[mount.input]
+        return found
+
     def _tree(self, mount: pb.Mount, inputs: Sequence[Snapshot | None], undo: ExitStack) -> tuple[Any, Any]:
         """(The tree that is mounted, None where it is none; the output that it becomes, or _NONE)."""
         if mount.dest == ROOT and mount.mountType != pb.BIND:
             raise errors.InvalidArgument(f"invalid mount type {_type(mount)} for /")
-        parent: Snapshot | None = None
-        if mount.input != EMPTY:
-            if not 0 <= mount.input < len(inputs):
-                raise errors.InvalidArgument(f"missing input {mount.input}")
-            parent = inputs[mount.input]
+        parent = self._parent(mount, inputs)
         has_output = mount.output != EMPTY
         if mount.mountType == pb.CACHE:
             share = self._cache(mount, parent, undo)
