@@ -157,7 +157,7 @@ def test_what_is_not_committed_goes(house: House) -> None:
         ROOT, pb.Mount(dest="/w", input=0, output=-1), pb.Mount(dest="/r", input=0, output=1, readonly=True)
     )
     assert [one.state for one in house.worker.made] == ["open", "open"]
-    assert house.input.held == 2
+    assert house.input.held == 3
     prepared.release()
     prepared.release()
     assert [one.state for one in house.worker.made] == ["released", "released"]

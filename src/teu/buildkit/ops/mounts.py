@@ -237,12 +237,12 @@ class Preparing:
         if has_output and mount.readonly and mount.input != EMPTY and mount.dest != ROOT:
             if parent is None:
                 return self._scratch(mount, undo), None
-            return parent, parent.clone()
+            return _held(parent, undo), parent.clone()
         if has_output:
             active = self._active(mount, parent)
             return active, active
         if mount.readonly and parent is not None and mount.dest != ROOT:
-            return parent, _NONE
+            return _held(parent, undo), _NONE
         return self._scratch(mount, undo, parent), _NONE
 
     def _active(self, mount: pb.Mount, parent: Snapshot | None) -> Active:
@@ -310,6 +310,13 @@ class Preparing:
                 raise errors.Error(f'no SSH key "{option.ID}" forwarded from the client') from None
             raise
         return Agent(dest, session, option.ID, option.uid, option.gid, option.mode)
+
+
+def _held(tree: Snapshot, undo: ExitStack) -> Snapshot:
+    """It is mounted for longer than a caller may lend it."""
+    held = tree.clone()
+    undo.callback(held.release)
+    return held
 
 
 _NONE: Any = object()  # no output; None is an output that is empty
