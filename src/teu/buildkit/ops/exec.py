@@ -137,6 +137,7 @@ class ExecOp:
                 cgroup_parent=meta.cgroupParent,
                 limits=limits(meta.ulimit, self._vertex.metadata.linux_resources),
                 recursive=meta.removeMountStubsRecursive,
+                first=process,
                 name=what,
                 sampled=steps.sampled(context),
             )

@@ -76,7 +76,8 @@ class Settings:
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What the processes of a box share. `extra_hosts`: (name, address). `recursive`: folders that were made for places
-    of mounts go, too. `name`: for people. `sampled`: what it uses is to be looked at now and then."""
+    of mounts go, too. `first`: what will be started first, where that is known already. `name`: for people. `sampled`:
+    what it uses is to be looked at now and then."""
 
     root: Tree
     mounts: Sequence[mounts.Wanted] = ()
@@ -88,6 +89,7 @@ class Wish:
     cgroup_parent: str = ""
     limits: Limits = Limits()
     recursive: bool = True
+    first: Process | None = None
     name: str = ""
     sampled: bool = False
 
@@ -276,6 +278,8 @@ class Box:
             self._files = _databases(root)
             self._undo.callback(self._remove_stubs, stubs)
             stubs.make(root, needed)
+            if wish.first is not None:
+                self._make_directory(root, wish.first)
 
     def _take_network(self) -> None:
         mode = self._executor._mode(self._wish.network)
@@ -360,9 +364,10 @@ class Box:
         """The first process. Raises errors.Error."""
         self._check()
         user = self._user(process)
-        with roots.opened(self._tree) as root:
-            roots.make_directory(root, process.cwd, self._covers, user.uid, user.gid)
         wish, settings = self._wish, self._executor.settings
+        if process is not wish.first:
+            with roots.opened(self._tree) as root:
+                self._make_directory(root, process)
         limits = wish.limits if wish.limits.pids else replace(wish.limits, pids=settings.pids)
         around = spec.Surroundings(
             hostname=wish.hostname or network.HOSTNAME,
@@ -426,6 +431,10 @@ class Box:
             raise
         stdio.begin()
         return Running(self, exec_id, stdio)
+
+    def _make_directory(self, root: int, process: Process) -> None:
+        user = self._user(process)
+        roots.make_directory(root, process.cwd, self._covers, user.uid, user.gid)
 
     def _user(self, process: Process) -> users.User:
         try:
