@@ -117,17 +117,16 @@ class Executor:
     def recover(self) -> None:
         """At the start, before any box: what a predecessor left running ends, and what is left of it goes. What cannot
         be removed now is logged, and is tried again at the next start."""
-        if not os.path.isdir(self.settings.state):
-            return  # since the machine's start no step has run
         for identity in tasks.list_containers(self.client, self.owner):
             log.info("removing step %s, which an earlier builder left", identity)
             try:
                 tasks.discard(self.client, identity)
             except errors.Error as error:
                 log.warning("step %s cannot be removed: %s", identity, error)
-        for name in os.listdir(self.settings.state):
+        state = self.settings.state
+        for name in os.listdir(state) if os.path.isdir(state) else ():
             if _ID.match(name) and name not in self._boxes:
-                _remove_folder(f"{self.settings.state}/{name}")
+                _remove_folder(f"{state}/{name}")
 
     def warm(self, mode: int = SANDBOX) -> None:
         """A step with this network is about to run: what it needs may be made meanwhile."""
