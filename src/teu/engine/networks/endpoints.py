@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden
 from teu.engine.networks import files, requests, wishes
-from teu.engine.networks.dns import ADDRESS as RESOLVER_ADDRESS
 from teu.engine.networks.drivers import registry
 from teu.engine.networks.drivers.driver import Context, Driver
 from teu.engine.networks.kernel import Kernel
@@ -34,6 +33,7 @@ from teu.engine.networks.model import Active, Attachment, Endpoint, Network, aut
 from teu.engine.networks.names import Names
 from teu.engine.networks.outward import Outward
 from teu.linux import resolver
+from teu.linux.dns import ADDRESS as RESOLVER_ADDRESS
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from teu.engine.containers.hostconfig import link
 from teu.engine.core.errors import EngineError
-from teu.engine.networks.dns import Resolver
+from teu.linux.dns import Resolver
 from teu.linux.resolver import host_resolver
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from teu.engine.networks import dns
+from teu.linux import dns
 
 
 def query(name: str, kind: int = dns.A, flags: int = 0x0100) -> bytes:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The resolver of user-defined networks: 127.0.0.11 in every container that is on one.
+"""A resolver for those who cannot ask the host's servers: 127.0.0.11 in every container of a user-defined network, and
+in those that the host's own servers, on its loopback, do not hear.
 
 Its sockets are opened inside the container's network namespace, on ports of the kernel's choice; a rule in there
 (table `ip teu-dns`) leads port 53 of 127.0.0.11 to them, so that port 53 stays free for the container's own
 servers. The names of containers on the same networks are answered from memory, all else goes to the host's
-servers, or to those of --dns, from the host. Called by names.
+servers, or to those of --dns, from the host. Called by the engine's names, and by the builder's network.
 
 One thread serves all containers and never waits for any of them, nor for a server: every socket is asked when it has
 something to say. What a container can keep open here is bounded (PENDING, CONNECTIONS), and whoever is at that bound
@@ -36,7 +37,7 @@ from typing import NamedTuple
 
 from teu.linux import netns, nftables
 
-log = logging.getLogger("teu.engine")
+log = logging.getLogger("teu.linux")
 
 ADDRESS = "127.0.0.11"
 TTL = 600
@@ -140,7 +141,8 @@ def fit(reply: bytes, question: Question) -> bytes:
 
 
 def encode_name(name: str) -> bytes:
-    return b"".join(bytes([len(label)]) + label for label in name.encode().split(b".") if label) + b"\0"
+    labels = name.encode("utf-8", "replace").split(b".")
+    return b"".join(bytes([len(label)]) + label for label in labels if label) + b"\0"
 
 
 def local(question: Question, lookup: Lookup, reverse: Reverse) -> bytes | None:

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forwarding for several programs of one host, in a network namespace of the test's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from drivers import networks as suite
+
+from teu.linux import forwarding, nftables
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
+
+CHAIN = "add table ip filter\nadd chain ip filter DOCKER-USER\n"
+
+
+@pytest.fixture(autouse=True)
+def own_namespace() -> Iterator[None]:
+    with suite.own_namespace():
+        yield
+
+
+def rules(chain: str) -> list[str]:
+    text = nftables.run(f"list chain {chain}")
+    return sorted(line.strip() for line in text.splitlines() if "comment" in line)
+
+
+def test_each_program_has_its_own_rules() -> None:
+    nftables.run(CHAIN)
+    forwarding.beside_others("teu", ["teu*"])
+    forwarding.beside_others("teu-build", ["teubuild0"])
+    assert len(rules(forwarding.DOCKER_USER)) == 4
+    forwarding.beside_others("teu", [])
+    assert rules(forwarding.DOCKER_USER) == [
+        'iifname "teubuild0" accept comment "teu-build"',
+        'oifname "teubuild0" accept comment "teu-build"',
+    ]
+    forwarding.beside_others("teu-build", [])
+    assert rules(forwarding.DOCKER_USER) == []
+
+
+def test_who_turned_it_on_is_known_to_all(tmp_path: Path) -> None:
+    """The second finds forwarding on, and the chain that the first closed in its way all the same."""
+    one, other = forwarding.Marker(str(tmp_path)), forwarding.Marker(str(tmp_path))
+    assert not one.there
+    one.turn_on()
+    other.turn_on()
+    assert other.there
+    assert Path(forwarding.IP_FORWARD).read_text().strip() == "1"
+    one.stand_beside_others("teu-build", ["teubuild0"])
+    other.stand_beside_others("teu", ["teu0"])
+    assert len(rules(forwarding.FORWARD)) == 4
+
+
+def test_what_was_on_before_is_nobodys(tmp_path: Path) -> None:
+    Path(forwarding.IP_FORWARD).write_text("1")
+    marker = forwarding.Marker(str(tmp_path))
+    marker.turn_on()
+    assert not marker.there
+    marker.stand_beside_others("teu", ["teu0"])
+    with pytest.raises(nftables.Error):
+        nftables.run(f"list chain {forwarding.FORWARD}")
