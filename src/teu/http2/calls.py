@@ -10,6 +10,7 @@ from __future__ import annotations
 import binascii
 import collections
 import struct
+import threading
 import time
 from urllib.parse import unquote
 
@@ -229,6 +230,7 @@ class Asked:
         self._stream = stream
         self._messages = Messages(stream, raising, peer)
         self._begun = False
+        self._lock = threading.Lock()  # two threads may send
         headers = stream.headers or []
         self.method = next((value for name, value in headers if name == ":path"), "")
         self.metadata: dict[str, list[str]] = {}
@@ -244,9 +246,10 @@ class Asked:
             yield request
 
     def send(self, *messages: bytes) -> None:
-        """Send messages in one go; waits where the other end does not read."""
-        self._begin()
-        self._stream.send(framed(messages))
+        """Send messages in one go, from any thread; waits where the other end does not read."""
+        with self._lock:
+            self._begin()
+            self._stream.send(framed(messages))
 
     def _begin(self) -> None:
         if not self._begun:
