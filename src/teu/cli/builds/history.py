@@ -108,7 +108,7 @@ COLUMNS = {
     "Ref": lambda record: record["Ref"],
     "Name": name_of,
     "Status": status_of,
-    "CreatedAt": lambda record: f"{units.ago(seconds(record['CreatedAt']))} ago",
+    "CreatedAt": lambda record: units.ago(seconds(record["CreatedAt"])),
     "Duration": took_text,
     "Cached": lambda record: f"{record['numCachedSteps']}/{record['numTotalSteps']}",
 }

@@ -134,7 +134,7 @@ def _lines(record: Any) -> list[str]:
         ("Size:", _size(record)),
         ("Description:", record["Description"]),
         ("Usage count:", str(record["UsageCount"])),
-        ("Last used:", f"{units.ago(used)} ago" if used else ""),
+        ("Last used:", units.ago(used) if used else ""),
         ("Type:", record["RecordType"]),
     ]
     return [f"{name}\t{value}" for name, value in pairs if value or name == "ID:"]
@@ -178,7 +178,7 @@ def _row(record: Any) -> str:
         record["ID"] + ("*" if record["Mutable"] else ""),
         str(_reclaimable(record)).lower(),
         _size(record) + shared,
-        f"{units.ago(used)} ago" if used else "",
+        units.ago(used) if used else "",
     ]
     return "\t".join(cells)
 

@@ -26,6 +26,7 @@ LINE_MAX = 64 << 10  # bytes of one line
 CANCELLED = "context canceled"
 # A part of a step's work is told again when it has come this much further, or after so many seconds.
 PART_SHARE, PART_SECONDS = 0.05, 5.0
+INTERVAL = 0.1  # seconds between two looks at what changed
 WAITS = 10.0  # seconds after which a step that waits behind another one is shown
 
 
@@ -252,9 +253,13 @@ class Plain(Display):
         self._last: dict[tuple[str, str], tuple[int, float]] = {}
         self._title = title
         self._any = False
+        self._shown_at = 0.0
 
     def update(self, message: Message) -> None:
-        self._show()
+        # What changes a moment later, as parts that are done at once do, is shown as it is then.
+        if time.monotonic() - self._shown_at >= INTERVAL:
+            self._shown_at = time.monotonic()
+            self._show()
 
     def tick(self) -> None:
         self._show()

@@ -311,6 +311,7 @@ class Sender:
             elif packet["type"] == FIN:
                 telling.join()
                 self._asked.send(encode(PACKET, type=FIN))
+                break  # the builder's last word, though its end of the stream stays open
             elif packet["type"] == ERR:
                 raise BuildError(UNKNOWN, f"error from receiver: {packet['data'].decode('utf-8', 'replace')}")
         if self._failed is not None:

@@ -51,7 +51,7 @@ def display_for(mode: str, trace: progress.Trace, where: str) -> progress.Displa
 
         return screen.Screen(trace, where)
     driver = where.partition(":")[0]
-    return progress.Plain(trace, f'building with "default" instance using {driver} driver')
+    return progress.Plain(trace, f'building with "default" instance using {driver} driver' if driver else "")
 
 
 class Build:
