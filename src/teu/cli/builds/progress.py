@@ -342,6 +342,9 @@ class Plain(Display):
                 if share < PART_SHARE and now - last[1] < PART_SECONDS:
                     continue
             self._last[step.digest, name] = (part["current"], now)
+            if step.open_line:
+                out.append("\n")
+                step.open_line = False
             size = part_size(part)
             text = f"#{step.number} {name}{' ' + size if size else ''}"
             took = (seconds(part["completed"]) or now) - seconds(part["started"]) if part["started"] else 0.0
