@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import sys
 
-from teu.cli.builds import classic, failure, result
+from teu.cli.builds import failure, result
 from teu.cli.builds.progress import as_json
 from teu.cli.builds.receiving import replace
 from teu.cli.builds.request import Engine, Request
@@ -96,6 +96,8 @@ def by_classic(cli: Cli, options: Options, operands: list[str]) -> int:
         raise CommandError(
             f"the --{modern[0]} option requires BuildKit, which this engine does not have, or DOCKER_BUILDKIT=0 forbids"
         )
+    from teu.cli.builds import classic  # 13 ms, tarfile's
+
     return classic.build(cli, options, operands)
 
 

@@ -12,7 +12,6 @@ import collections
 import struct
 import threading
 import time
-from urllib.parse import unquote
 
 from teu.http2.connection import INTERNAL, RESOURCE_EXHAUSTED, UNAVAILABLE
 
@@ -79,7 +78,7 @@ def status_error(headers: Headers, raising: Raising, peer: str = "the client") -
         details = binascii.a2b_base64(packed + "=" * (-len(packed) % 4))
     except ValueError:
         details = b""  # the code and the message are enough
-    return raising(number, unquote(fields.get("grpc-message", ""), errors="replace"), details)
+    return raising(number, unescaped(fields.get("grpc-message", "")), details)
 
 
 class Messages:
@@ -263,6 +262,18 @@ class Asked:
         if message:
             trailers.append(("grpc-message", _escaped(message)))
         self._stream.finish(trailers)
+
+
+def unescaped(text: str, errors: str = "replace") -> str:
+    """Text with %XX for bytes. (urllib.parse has it, and 5 ms of other things.)"""
+    first, *rest = text.split("%")
+    data = bytearray(first.encode("utf-8", "surrogateescape"))
+    for piece in rest:
+        try:
+            data += bytes.fromhex(piece[:2]) + piece[2:].encode("utf-8", "surrogateescape")
+        except ValueError:
+            data += b"%" + piece.encode("utf-8", "surrogateescape")
+    return data.decode("utf-8", errors)
 
 
 def _escaped(text: str) -> str:

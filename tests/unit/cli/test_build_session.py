@@ -19,7 +19,7 @@ from teu.buildkit.session import auth, content, filesync, secrets, ssh, upload
 from teu.buildkit.session.fsutil import DATA, FIN, STAT, Packet
 from teu.buildkit.session.manager import Manager
 from teu.buildkit.session.manager import Session as Theirs
-from teu.cli.builds import keys, messages, receiving, store
+from teu.cli.builds import keys, messages, receiving, sending, store
 from teu.cli.builds.session import Offer, Session
 from teu.cli.builds.wire import Link
 from teu.cli.config import ConfigFile
@@ -149,17 +149,22 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     assert tree(tmp_path / "copy") == tree(source)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["big", "src"])
+def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As any user but root meets it."""
     source = made(tmp_path / "source")
-    (source / "a").chmod(0)
+    really = os.open
+
+    def refused(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if path == name and flags & os.O_ACCMODE == os.O_RDONLY:
+            raise PermissionError(13, "Permission denied", path)
+        return really(path, flags, mode, dir_fd=dir_fd)
+
     with session(tmp_path, lambda offer: offer.folders.update(context=str(source))) as theirs:
-        with pytest.raises(errors.Error, match="open a: permission denied"):
+        monkeypatch.setattr(sending.os, "open", refused)
+        with pytest.raises(errors.Error, match=f"open {name}: permission denied"):
             pulled(theirs, tmp_path / "copy")
-        (source / "src").chmod(0)
-        with pytest.raises(errors.Error, match="open src: permission denied"):
-            pulled(theirs, tmp_path / "copy")
-    (source / "src").chmod(0o755)
+        monkeypatch.undo()
 
 
 def test_a_folder_that_was_not_offered(tmp_path: Path) -> None:

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 
 from teu.cli.builds.session import UPLOAD_HOST, Offer
 from teu.cli.builds.store import Store
 from teu.cli.errors import CommandError
-from teu.linux.trees import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,8 +117,10 @@ class Inputs:
             yield data
 
     def _folder(self) -> str:
-        self._made.append(tempfile.mkdtemp(prefix="teu-build-"))
-        return self._made[-1]
+        folder = f"{os.environ.get('TMPDIR') or '/tmp'}/teu-build-{os.urandom(8).hex()}"
+        os.mkdir(folder, 0o700)
+        self._made.append(folder)
+        return folder
 
     def _dockerfile(self) -> str:
         """A folder with the Dockerfile from the standard input."""
@@ -183,7 +183,9 @@ class Inputs:
 
     def close(self) -> None:
         for folder in self._made:
-            remove_tree(folder)
+            for name in os.listdir(folder):
+                os.unlink(f"{folder}/{name}")
+            os.rmdir(folder)
 
 
 def _machine() -> str:

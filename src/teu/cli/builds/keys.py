@@ -135,10 +135,10 @@ class Agents:
     def _agent_with(self, keys: list[str]) -> str:
         """The socket of an agent of our own that knows these keys: OpenSSH's, since it reads all their forms."""
         import subprocess  # 11 ms, for keys in files alone
-        import tempfile  # as above
 
         if not self._folder:
-            self._folder = tempfile.mkdtemp(prefix="teu-ssh-")
+            self._folder = f"{os.environ.get('TMPDIR') or '/tmp'}/teu-ssh-{os.urandom(8).hex()}"
+            os.mkdir(self._folder, 0o700)
         path = f"{self._folder}/{len(self._started)}"
         try:
             agent = subprocess.Popen(["ssh-agent", "-D", "-a", path], stdout=subprocess.DEVNULL)

@@ -13,10 +13,9 @@ import os
 import stat as modes
 
 from teu.cli.builds.messages import decode, encode
+from teu.cli.builds.places import Places
 from teu.cli.builds.wire import INVALID_ARGUMENT, UNKNOWN, BuildError
 from teu.cli.errors import CommandError
-from teu.linux.inside import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
-from teu.linux.trees import remove_tree
 from teu.oci.fsutil import (
     DATA,
     ERR,
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
 PACKET = "teu.fsutil.Packet"
 WANTED_AT_ONCE = 128  # files asked for and not yet here; each is open
-BENEATH = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 ENTRIES_MAX = 10_000_000
 
 
@@ -62,9 +60,8 @@ class Receiver:
 
     def __init__(self, asked: Asked, folder: int) -> None:
         self._asked = asked
-        self._folder = folder
         self._order = Order()
-        self._parent: tuple[bytes, int] = (b"", -1)
+        self._places = Places(folder)
         self._files: set[bytes] = set()  # that hard links may lead to
         self._wanted: collections.deque[tuple[int, _File]] = collections.deque()
         self._coming: dict[int, _File] = {}
@@ -104,8 +101,7 @@ class Receiver:
                     os.unlink(file.temporary, dir_fd=parent)
                 except OSError:
                     pass
-        if self._parent[1] >= 0:
-            os.close(self._parent[1])
+        self._places.close()
 
     def _entry(self, stat: Any) -> None:
         if stat is None:
@@ -143,13 +139,7 @@ class Receiver:
 
     def _place(self, path: bytes) -> tuple[int, str]:
         """The open folder that path is in, good until the next call, and its name there."""
-        folder, _, name = path.rpartition(b"/")
-        if self._parent[1] < 0 or self._parent[0] != folder:
-            opened = openat2(self._folder, os.fsdecode(folder) or ".", os.O_PATH | os.O_DIRECTORY, BENEATH)
-            if self._parent[1] >= 0:
-                os.close(self._parent[1])
-            self._parent = (folder, opened)
-        return self._parent[1], os.fsdecode(name)
+        return self._places.parent(os.fsdecode(path))
 
     def _make_folder(self, stat: Any) -> None:
         parent, name = self._place(stat["path"])
@@ -174,6 +164,8 @@ class Receiver:
         try:
             os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
         except IsADirectoryError:
+            from teu.linux.trees import remove_tree  # 11 ms, for a folder in the place of a file
+
             remove_tree(f"/proc/self/fd/{parent}/{name}")
             os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
         except BaseException:
@@ -256,7 +248,8 @@ class Receiver:
                 os.close(source)
         for stat in reversed(self._folders):
             parent, name = self._place(stat["path"])
-            descriptor = openat2(parent, name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, BENEATH)
+            how = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(name, how, dir_fd=parent)
             try:
                 os.fchmod(descriptor, permissions(stat["mode"]))
             finally:

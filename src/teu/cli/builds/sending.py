@@ -14,9 +14,9 @@ import stat as modes
 import threading
 
 from teu.cli.builds.messages import decode, encode
+from teu.cli.builds.places import Places
 from teu.cli.builds.wire import UNKNOWN, BuildError
-from teu.linux.inside import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
-from teu.oci.fsutil import CHUNK, DATA, ERR, FIN, GO_DEVICE, GO_DIR, GO_SYMLINK, GO_TYPE, REQ, STAT, go_mode
+from teu.oci.fsutil import CHUNK, DATA, ERR, FIN, GO_DEVICE, GO_DIR, GO_SYMLINK, GO_TYPE, REQ, go_mode
 from teu.oci.patterns import BadPattern, Patterns, has_wildcards, wildcard
 from teu.ttrpc.codec import put_varint
 
@@ -254,23 +254,23 @@ def follow(folder: int, paths: list[str]) -> list[str]:
 
 def _targets(folder: int, parent: str, name: str) -> list[str] | None:
     """Where a name leads that is a link, or a pattern of names; None for anything else."""
+    places = Places(folder)
     try:
-        descriptor = openat2(folder, parent or ".", os.O_RDONLY | os.O_DIRECTORY, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
-    except OSError:
-        return None
-    try:
+        descriptor = places.parent(f"{parent}/{name}" if parent else name)[0]
         if has_wildcards(name):
             return _matching(descriptor, parent, name)
         link = _link(descriptor, parent, name)
         return None if link is None else [link]
+    except OSError:
+        return None
     finally:
-        os.close(descriptor)
+        places.close()
 
 
 def _matching(descriptor: int, parent: str, name: str) -> list[str] | None:
     try:
         expression = wildcard(name)
-        names = [other for other in os.listdir(descriptor) if expression.fullmatch(other)]
+        names = [other for other in os.listdir(f"/proc/self/fd/{descriptor}") if expression.fullmatch(other)]
     except (OSError, BadPattern):
         return None
     found = []
@@ -296,6 +296,7 @@ class Sender:
     def __init__(self, asked: Asked, folder: int, selection: Selection) -> None:
         self._asked = asked
         self._folder = folder
+        self._places = Places(folder)
         self._selection = selection
         self._files: dict[int, str] = {}
         self._failed: Unreadable | BuildError | None = None
@@ -304,16 +305,19 @@ class Sender:
         """Send what is wanted; ends when the builder has it. Raises Unreadable and BuildError."""
         telling = threading.Thread(target=self._tell, daemon=True)
         telling.start()
-        for message in self._asked:
-            packet = decode(PACKET, message)
-            if packet["type"] == REQ:
-                self._send_file(packet["ID"])
-            elif packet["type"] == FIN:
-                telling.join()
-                self._asked.send(encode(PACKET, type=FIN))
-                break  # the builder's last word, though its end of the stream stays open
-            elif packet["type"] == ERR:
-                raise BuildError(UNKNOWN, f"error from receiver: {packet['data'].decode('utf-8', 'replace')}")
+        try:
+            for message in self._asked:
+                packet = decode(PACKET, message)
+                if packet["type"] == REQ:
+                    self._send_file(packet["ID"])
+                elif packet["type"] == FIN:
+                    telling.join()
+                    self._asked.send(encode(PACKET, type=FIN))
+                    break  # the builder's last word, though its end of the stream stays open
+                elif packet["type"] == ERR:
+                    raise BuildError(UNKNOWN, f"error from receiver: {packet['data'].decode('utf-8', 'replace')}")
+        finally:
+            self._places.close()
         if self._failed is not None:
             raise self._failed
 
@@ -369,7 +373,7 @@ class Sender:
             raise BuildError(UNKNOWN, f"invalid file id {number}")
         how = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
         try:
-            descriptor = openat2(self._folder, path, how, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+            descriptor = self._places.open(path, how)
         except (FileNotFoundError, NotADirectoryError):
             self._end_file(number, [])  # it has gone since it was told of
             return
@@ -396,6 +400,3 @@ class Sender:
 
     def _end_file(self, number: int, packets: list[bytes]) -> None:
         self._asked.send(*packets, encode(PACKET, type=DATA, ID=number))
-
-
-assert STAT == 0, "a STAT names no type on the wire"

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import os
 import threading
-from urllib.parse import unquote_plus
 
 from teu.cli.builds import keys, receiving, sending, store
 from teu.cli.builds.messages import decode, encode
 from teu.cli.builds.wire import ALREADY_EXISTS, NOT_FOUND, PEER, UNIMPLEMENTED, UNKNOWN, BuildError
 from teu.cli.errors import CommandError
-from teu.http2.calls import Asked
+from teu.http2.calls import Asked, unescaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Offer:
 def _listed(metadata: dict[str, list[str]], key: str) -> list[str]:
     values = metadata.get(key, [])
     if (metadata.get(f"{key}-encoded") or ["0"])[0] in ("1", "true"):
-        return [unquote_plus(value, errors="surrogateescape") for value in values]
+        return [unescaped(value.replace("+", " "), "surrogateescape") for value in values]
     return values
 
 
