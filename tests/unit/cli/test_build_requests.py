@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -360,3 +361,19 @@ def test_variables_of_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HERE", "x")
     monkeypatch.delenv("NOT_HERE", raising=False)
     assert request.variables(["A=b=c", "HERE", "NOT_HERE", "E="]) == {"A": "b=c", "HERE": "x", "E": ""}
+
+
+def test_the_revision_goes_with_provenance(folder: Path) -> None:
+    def git(*argv: str) -> str:
+        told = ("-c", "user.name=x", "-c", "user.email=x@x", "-C", str(folder.parent))
+        return subprocess.run(["git", *told, *argv], check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "x")
+    git("remote", "add", "origin", "https://me:secret@h.example/x.git")
+    found = asked(engine=WHOLE)[0]["FrontendAttrs"]
+    assert found["vcs:revision"] == git("rev-parse", "HEAD") and found["vcs:source"] == "https://h.example/x.git"
+    assert found["vcs:localdir:context"] == found["vcs:localdir:dockerfile"] == "context"
+    assert not [key for key in asked(engine=MOBY)[0]["FrontendAttrs"] if key.startswith("vcs:")]
+    assert not [key for key in asked("--provenance=false", engine=WHOLE)[0]["FrontendAttrs"] if key.startswith("vcs:")]

@@ -2,7 +2,7 @@
 """Paths below an open folder, opened name by name through no link. Called by sending and receiving.
 
 As openat2's RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS have it; that would be one call, but loading ctypes for it takes
-a tenth of a build whose steps are cached. The folder that was opened last is kept: neighbours come one after another."""
+a tenth of a build whose steps are cached. The folder that was opened last is kept: neighbours come together."""
 
 from __future__ import annotations
 

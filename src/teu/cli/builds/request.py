@@ -142,6 +142,11 @@ class Request:
             )
         if "provenance" not in given and self._engine.whole and off not in TRUE:
             self._attributes["attest:provenance"] = DEFAULT_PROVENANCE
+        folders = self.offer.folders
+        if "attest:provenance" in self._attributes and "context" in folders and "context" not in self._attributes:
+            from teu.cli.builds import repository  # 0.3 ms, for provenance alone
+
+            self._attributes.update(repository.attributes(folders["context"], folders.get("dockerfile", "")))
 
     def _frontend(self, arguments: dict[str, str]) -> None:
         options, attributes = self._options, self._attributes
