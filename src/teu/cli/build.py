@@ -1,206 +1,214 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`build` for engines that offer the classic build API: sends the folder, shows what the engine says. Where the engine
-has no builder, the error says what to use instead."""
+"""`build`: an image, or files, from a Dockerfile. By BuildKit's protocol where the engine speaks it, else, or with
+DOCKER_BUILDKIT=0, by the classic request. What it does is in the package `builds`; here are its options."""
 
 from __future__ import annotations
 
 import os
-import re
 import sys
-import tarfile
 
-from teu.cli import prune as pruning
-from teu.cli.archives import read_file
+from teu.cli.builds import failure, result
+from teu.cli.builds.progress import as_json
+from teu.cli.builds.receiving import replace
+from teu.cli.builds.request import Engine, Request
+from teu.cli.builds.solve import MODES, Build, Failed
+from teu.cli.builds.wire import Builder, BuildError, NoBuilder, address_of, described
 from teu.cli.command import Cli, Command
-from teu.cli.copy import Pipe, add_member
-from teu.cli.errors import APIError, CommandError
-from teu.cli.options import Options, filters, key_values
+from teu.cli.config import auth_header, registry_of
+from teu.cli.errors import CommandError
+from teu.cli.options import FALSE, TRUE, Options
 from teu.cli.registry import show_progress
-from teu.oci.units import human_size
+from teu.oci import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
-    from teu.cli.http import Response
-
-NO_BUILDER = (
-    "this engine has no builder. Build with buildah or podman (`buildah build -t NAME .`), "
-    "then `buildah push NAME oci-archive:FILE` and `teu load -i FILE`"
+# What --call (and --print) may ask of a frontend.
+CALLS = {
+    "check": "frontend.lint",
+    "lint": "frontend.lint",
+    "outline": "frontend.outline",
+    "targets": "frontend.targets",
+}
+# Options of the classic builder alone: BuildKit's steps have no limits of their own.
+CLASSIC = (
+    "compress",
+    "cpu-period",
+    "cpu-quota",
+    "cpu-shares",
+    "cpuset-cpus",
+    "cpuset-mems",
+    "force-rm",
+    "isolation",
+    "memory",
+    "memory-swap",
+    "rm",
+    "security-opt",
+)
+# Options of BuildKit alone.
+MODERN = (
+    "allow",
+    "annotation",
+    "attest",
+    "build-context",
+    "cache-to",
+    "call",
+    "check",
+    "load",
+    "metadata-file",
+    "no-cache-filter",
+    "output",
+    "print",
+    "provenance",
+    "push",
+    "sbom",
+    "secret",
+    "ssh",
 )
 
 
-def ignore_rules(folder: str) -> list[tuple[bool, Any]]:
-    """The patterns of .dockerignore in order: (is exception, compiled pattern)."""
-    try:
-        with open(folder + "/.dockerignore", encoding="utf-8-sig") as file:
-            lines = file.read().split("\n")
-    except FileNotFoundError:
-        return []
-    rules = []
-    for line in lines:
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        exception = line.startswith("!")
-        pattern = os.path.normpath(line.lstrip("!").strip()).strip("/")
-        text, position = "", 0
-        while position < len(pattern):
-            if pattern.startswith("**/", position):
-                text, position = text + "(?:.*/)?", position + 3
-            elif pattern.startswith("**", position):
-                text, position = text + ".*", position + 2
-            else:
-                letter = pattern[position]
-                end = pattern.find("]", position + 2) if letter == "[" else -1
-                if letter == "*":
-                    text += "[^/]*"
-                elif letter == "?":
-                    text += "[^/]"
-                elif end > 0:
-                    text += pattern[position : end + 1]
-                    position = end
-                else:
-                    text += re.escape(letter)
-                position += 1
-        rules.append((exception, re.compile(text + "(?:/.*)?")))
-    return rules
-
-
-def ignored(name: str, rules: list[tuple[bool, Any]]) -> bool:
-    result = False
-    for exception, pattern in rules:
-        if pattern.fullmatch(name):
-            result = not exception
-    return result
-
-
-def context(folder: str, dockerfile: str, extra: str) -> Iterator[bytes]:
-    """The folder as a tar stream; a Dockerfile from outside is added under the name `dockerfile`."""
-    pipe = Pipe()
-    rules = ignore_rules(folder)
-    always = {dockerfile, ".dockerignore"}
-    with tarfile.open(fileobj=pipe, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 16) as archive:  # type: ignore[call-overload]
-        for base, folders, files in os.walk(folder):
-            for name in sorted(folders + files):
-                path = os.path.join(base, name)
-                inner = os.path.relpath(path, folder)
-                if inner not in always and ignored(inner, rules):
-                    if name in folders and not any(exception for exception, _ in rules):
-                        folders.remove(name)
-                    continue
-                if name in folders and os.path.islink(path):
-                    folders.remove(name)
-                add_member(archive, path, inner, owners=False)
-                yield pipe.take()
-        if extra:
-            info = archive.gettarinfo(extra, dockerfile)
-            with open(extra, "rb") as file:
-                archive.addfile(info, file)
-    yield pipe.take()
-
-
 def build(cli: Cli, options: Options, operands: list[str]) -> int:
-    dockerfile, remote, body = find_context(operands[0], options["file"])
-    query = {"dockerfile": dockerfile, "remote": remote, **build_query(options)}
-    headers = {"Content-Type": "application/x-tar"} if body is not None else {}
-    try:
-        response = cli.client.open("POST", "/build", query, body, headers=headers)
-    except APIError as error:
-        if error.status == 501 or (error.status == 404 and "page not found" in error.message.lower()):
-            raise CommandError(NO_BUILDER) from None
-        raise
-    if options["quiet"]:
-        image = read_quietly(response)
-        cli.print(image)
-    else:
-        values = show_progress(response.messages())
-        image = next((str(value["ID"]) for value in values if isinstance(value, dict) and value.get("ID")), "")
-    sys.stdout.flush()
-    if options["iidfile"]:
-        with open(options["iidfile"], "w", encoding="utf-8") as file:
-            file.write(image)
-    return 0
-
-
-def find_context(where: str, file: str) -> tuple[str, str, Iterator[bytes] | None]:
-    """(the Dockerfile's name in the context, the URL that the daemon fetches, the context where we send it)."""
-    dockerfile = file or "Dockerfile"
-    if where == "-":
-        return dockerfile, "", read_file(0)
-    if where.startswith(("http://", "https://", "git://", "git@", "github.com/")):
-        return dockerfile, where, None
-    if not os.path.isdir(where):
-        raise CommandError(f'unable to prepare context: path "{where}" not found')
-    path = file or os.path.join(where, "Dockerfile")
-    inner = os.path.relpath(os.path.realpath(path), os.path.realpath(where))
-    if not os.path.exists(path):
+    wanted = os.environ.get("DOCKER_BUILDKIT", "")
+    if wanted and wanted not in TRUE | FALSE:
         raise CommandError(
-            f"unable to prepare context: unable to evaluate symlinks in Dockerfile path: "
-            f"lstat {path}: no such file or directory"
+            "DOCKER_BUILDKIT environment variable expects boolean value: "
+            f'strconv.ParseBool: parsing "{wanted}": invalid syntax'
         )
-    if inner.startswith(".."):
-        added = ".dockerfile." + os.urandom(8).hex()
-        return added, "", context(where, added, path)
-    return inner, "", context(where, inner, "")
+    address = address_of(cli, options["builder"])
+    if wanted in FALSE and not address:
+        return by_classic(cli, options, operands)
+    try:
+        builder = Builder(cli, address)
+    except NoBuilder:
+        return by_classic(cli, options, operands)
+    except BuildError as error:
+        raise CommandError(f"ERROR: {described(error)}") from None
+    try:
+        return by_buildkit(cli, options, operands[0], builder)
+    finally:
+        builder.close()
 
 
-def build_query(options: Options) -> dict[str, Any]:
-    return {
-        "t": options["tag"],
-        "q": options["quiet"],
-        "nocache": options["no-cache"],
-        "pull": options["pull"],
-        "rm": "1" if options["rm"] else "0",
-        "forcerm": options["force-rm"],
-        "buildargs": build_arguments(options["build-arg"]),
-        "labels": key_values(options["label"]),
-        "target": options["target"],
-        "networkmode": options["network"],
-        "extrahosts": options["add-host"],
-        "platform": options["platform"],
-        "memory": options["memory"] or None,
-        "memswap": options["memory-swap"] or None,
-        "shmsize": options["shm-size"] or None,
-        "cpusetcpus": options["cpuset-cpus"],
-        "cpusetmems": options["cpuset-mems"],
-        "cpushares": options["cpu-shares"] or None,
-        "cpuquota": options["cpu-quota"] or None,
-        "cpuperiod": options["cpu-period"] or None,
-        "cgroupparent": options["cgroup-parent"],
-        "securityopt": [part for value in options["security-opt"] for part in value.split(",")],
-        "version": "1",
-    }
+def by_classic(cli: Cli, options: Options, operands: list[str]) -> int:
+    modern = [name for name in MODERN if name in options.changed]
+    if modern:
+        raise CommandError(
+            f"the --{modern[0]} option requires BuildKit, which this engine does not have, or DOCKER_BUILDKIT=0 forbids"
+        )
+    from teu.cli.builds import classic  # 13 ms, tarfile's
+
+    return classic.build(cli, options, operands)
 
 
-def read_quietly(response: Response) -> str:
-    """Wait for the build's end. Gives the text of its answer, which is the image's ID when `q` was asked for."""
-    texts = []
-    for message in response.messages():
-        if message.get("error"):
-            raise CommandError(str(message["error"]))
-        texts.append(message.get("stream") or "")
-    return "".join(texts).strip()
+def by_buildkit(cli: Cli, options: Options, where: str, builder: Builder) -> int:
+    if options["squash"]:
+        raise CommandError("squash currently not implemented by BuildKit; use several stages")
+    mode = options["progress"] if "progress" in options.changed else os.environ.get("BUILDKIT_PROGRESS") or "auto"
+    if options["quiet"]:
+        if "progress" in options.changed and mode not in ("auto", "quiet"):
+            raise CommandError(f"progress={mode} and quiet cannot be used together")
+        mode = "quiet"
+    if mode not in MODES:
+        raise CommandError(f"invalid progress mode {mode}")
+    for name in CLASSIC:
+        if name in options.changed:
+            cli.warn(f"WARNING: --{name} has no meaning for BuildKit, and is ignored")
+    try:
+        workers = builder.control("ListWorkers")["record"]
+    except BuildError as error:
+        raise CommandError(f"ERROR: {described(error)}") from None
+    labels = workers[0]["Labels"] if workers else {}
+    request = Request(cli, options, Engine(labels, not builder.address))
+    try:
+        fields = request.make(where)
+        work = Build(builder, request.offer, fields, mode)
+        question = question_of(options)
+        if question[0] != "build":
+            return ask(cli, work, *question)
+        answer = work.run()
+        request.settle(answer)
+    except Failed as error:
+        raise CommandError(error.text, 130 if error.error.code == 1 else 1) from None
+    except CommandError as error:
+        raise CommandError(
+            f"ERROR: {error.text}" if error.code == 1 and error.text else error.text, error.code
+        ) from None
+    finally:
+        request.close()
+    return finish(cli, options, request, work, answer, mode)
 
 
-def build_arguments(values: list[str]) -> dict[str, str | None]:
-    result: dict[str, str | None] = {}
-    for value in values:
-        key, equals, text = value.partition("=")
-        result[key] = text if equals else os.environ.get(key)
-    return result
-
-
-def prune(cli: Cli, options: Options, operands: list[str]) -> int:
-    warning = "This will remove all build cache." if options["all"] else "This will remove all dangling build cache."
-    if not pruning.ask(options, warning):
-        raise pruning.Cancelled
-    space, text = pruning.prune_build_cache(cli, filters(options["filter"]), options["all"])
-    if text:
-        cli.print(text)
-    cli.print("Total:\t" + human_size(space))
+def finish(cli: Cli, options: Options, request: Request, work: Build, answer: dict[str, str], mode: str) -> int:
+    """Say and write what came out, and push what the engine has to push."""
+    image = result.image_id(answer)
+    if options["iidfile"]:
+        replace(options["iidfile"], image)
+    if options["metadata-file"]:
+        warned = os.environ.get("BUILDX_METADATA_WARNINGS") in TRUE
+        empty: dict[str, Any] = {"vertexes": [], "statuses": [], "logs": []}
+        warnings = as_json({**empty, "warnings": work.trace.warnings}).get("warnings", []) if warned else []
+        replace(options["metadata-file"], result.metadata(answer, work.ref, warnings))
+    if mode not in ("quiet", "rawjson"):
+        sys.stderr.write(failure.warnings_text(work.trace.warnings, bool(cli.options["debug"])))
+        sys.stderr.flush()
+    for name in request.push:
+        show_push(cli, name, mode)
+    if options["quiet"]:
+        cli.print(image)
+    elif "output" not in options.changed and not request.outputs:
+        cli.warn(
+            "WARNING: No output specified for this builder. The result only stays in the build cache. To have it as an "
+            "image, use --push, or `-o type=docker,dest=FILE`"
+        )
     return 0
+
+
+def show_push(cli: Cli, name: str, mode: str) -> None:
+    """Have the engine push an image, and show how it gets on."""
+    repository, _, tag = name.rpartition(":")
+    headers = auth_header(cli.config, registry_of(name))
+    response = cli.client.open("POST", f"/images/{repository}/push", {"tag": tag}, headers=headers)
+    if mode not in ("quiet", "rawjson"):
+        sys.stderr.write(f"pushing {name}\n")
+    show_progress(response.messages(), 2, mode in ("quiet", "rawjson"))
+
+
+def question_of(options: Options) -> tuple[str, dict[str, str]]:
+    """(what is to be done, its attributes): --check, --call METHOD[,format=FORMAT][,…], --print."""
+    text = (
+        options["call"] if "call" in options.changed else options["print"] or ("check" if options["check"] else "build")
+    )
+    if options["check"] and text not in ("check", "lint"):
+        raise CommandError(f"invalid method {text}, --check and --call cannot be used together")
+    method, _, rest = text.partition(",")
+    attributes = {}
+    for field in rest.split(","):
+        if field:
+            key, equals, value = field.partition("=")
+            attributes[key] = value if equals else "true"
+    if method.startswith("format="):
+        raise CommandError(f"invalid --call value: {text}")
+    return method or "build", attributes
+
+
+def ask(cli: Cli, work: Build, method: str, attributes: dict[str, str]) -> int:
+    """Print what the frontend answers; its own status is ours."""
+    kind = attributes.pop("format", "")
+    name = CALLS.get(method, method if "." in method else f"frontend.{method}")
+    answer = work.ask({"requestid": name, "frontend.caps": "moby.buildkit.frontend.subrequests", **attributes})
+    text = answer.get("result.json" if kind == "json" or "result.txt" not in answer else "result.txt", b"")
+    code = answer.get("result.statuscode", b"0")
+    shown = text.decode("utf-8", "replace").rstrip("\n")
+    if method in ("check", "lint") and kind != "json" and not shown:
+        shown = "Check complete, no warnings found."
+    if kind == "json":
+        try:
+            shown = jsontext.dumps(jsontext.loads(text, exact=True), "  ")
+        except ValueError:
+            pass  # as it came
+    cli.print(shown)
+    return int(code) if code.isdigit() else 1
 
 
 COMMANDS = {
@@ -210,41 +218,54 @@ COMMANDS = {
         1,
         1,
         """
-   --add-host       list     Add a line to the hosts file, NAME:ADDRESS
+   --add-host       list     Add a line to the hosts file, NAME:ADDRESS (host-gateway for the host's own)
+   --allow          list     Let steps have what they need a permission for: network.host, security.insecure
+   --annotation     list     Annotate the image's manifest or index, [LEVEL:]KEY=VALUE
+   --attest         list     Attestations of the image, type=sbom|provenance[,KEY=VALUE]
    --build-arg      list     Set a build-time variable, NAME=VALUE, or NAME to copy ours
+   --build-context  list     A further context, NAME=PATH, docker-image://IMAGE, oci-layout://PATH or a URL
+   --builder        string   The builder: default (the engine's), or unix://PATH of a buildkitd
+   --cache-from     list     Where to look for cached steps, IMAGE or type=registry|local|…,KEY=VALUE
+   --cache-to       list     Where to leave the cache, type=inline|registry|local|…,KEY=VALUE
+   --call           string=build  What to do: build, check, outline or targets, and format=json after a comma
    --cgroup-parent  string   The slice (or cgroup path) of the build
-   --cpu-period     int      Length of the CFS period in microseconds
-   --cpu-quota      int      CPU time per period in microseconds
--c --cpu-shares     int      Relative weight of CPU time
-   --cpuset-cpus    string   CPUs to run on, as 0-3,5
-   --cpuset-mems    string   Memory nodes to use, as 0-1
--f --file           string   The Dockerfile (PATH/Dockerfile)
-   --force-rm       bool     Remove intermediate containers of a failed build too
+   --check          bool     Only check the Dockerfile (--call=check)
+!  --compress       bool     Compress the context (classic builder)
+   --cpu-period     int      Length of the CFS period in microseconds (classic builder)
+   --cpu-quota      int      CPU time per period in microseconds (classic builder)
+-c --cpu-shares     int      Relative weight of CPU time (classic builder)
+   --cpuset-cpus    string   CPUs to run on, as 0-3,5 (classic builder)
+   --cpuset-mems    string   Memory nodes to use, as 0-1 (classic builder)
+-f --file           string   The Dockerfile (PATH/Dockerfile), - for the standard input
+   --force-rm       bool     Remove intermediate containers of a failed build too (classic builder)
    --iidfile        string   Write the image's ID to this file
+!  --isolation      string   Accepted for docker's sake
    --label          list     Attach a label to the image, KEY=VALUE
--m --memory         bytes    Most memory the build may use
-   --memory-swap    swap     Most memory and swap together, -1 for no limit on swap
-   --network        string=default  Network of the build
+   --load           bool     Put the image into the engine (-o type=docker)
+-m --memory         bytes    Most memory the build may use (classic builder)
+   --memory-swap    swap     Most memory and swap together, -1 for no limit on swap (classic builder)
+   --metadata-file  string   Write what the build came to, as JSON, to this file
+   --network        string=default  Network of the build: default, host or none
    --no-cache       bool     Do not use the cache
-   --platform       string   Platform of the image, OS[/ARCH[/VARIANT]]
+   --no-cache-filter  strings  Do not use the cache for these stages
+-o --output         list     Where the result goes, PATH or type=local|tar|oci|docker|image|registry|cacheonly,dest=PATH
+   --platform       strings  Platforms of the image, OS[/ARCH[/VARIANT]]
+!  --print          string   As --call
+   --progress       string=auto  How progress is shown: auto, tty, plain, quiet or rawjson
+   --provenance     string   Attest how the image came about (--attest type=provenance): true, false, mode=min|max
    --pull           bool     Look for newer base images
+   --push           bool     Push the image to its registry (-o type=registry)
 -q --quiet          bool     Show only the image's ID
-   --rm             bool=true  Remove intermediate containers
-   --security-opt   strings  Security options of the build
+   --rm             bool=true  Remove intermediate containers (classic builder)
+   --sbom           string   Attest what the image consists of (--attest type=sbom): true, false, generator=IMAGE
+   --secret         list     A secret for steps that ask for it, id=NAME[,src=PATH|,env=VARIABLE]
+   --security-opt   strings  Security options of the build (classic builder)
    --shm-size       bytes    Size of /dev/shm
+!  --squash         bool     One layer for all steps (classic builder)
+   --ssh            list     An ssh agent or keys for steps that ask for them, default or ID[=SOCKET|KEY[,KEY]]
 -t --tag            list     Name of the image, NAME[:TAG]
    --target         string   Build only up to this stage
-""",
-    ),
-    "builder prune": Command(
-        prune,
-        "[OPTIONS]",
-        0,
-        0,
-        """
--a --all     bool    Remove the whole cache
-   --filter  filter  Remove only what fits, KEY=VALUE (until)
--f --force   bool    Do not ask
+   --ulimit         list     Limits of processes, NAME=SOFT[:HARD]
 """,
     ),
 }

@@ -127,6 +127,8 @@ class Cli:
 def find(words: list[str]) -> tuple[str, str, int]:
     """The command at the start of `words`: (full name, name as called, number of words). The full name is "" where
     only a group is named. Raises CommandError for a word that is no command."""
+    if words[0] == "buildx":  # as docker's users have it
+        words = ["builder", *words[1:]]
     first = words[0]
     if first in commands.SHORT:
         return commands.SHORT[first], first, 1
@@ -138,12 +140,26 @@ def find(words: list[str]) -> tuple[str, str, int]:
             full = commands.ALIASES.get(name, name)
             if full in commands.INDEX:
                 return full, name, 2
+            if name in commands.GROUPS:
+                return _find_inner(name, words)
             if not words[1].startswith("-"):
                 raise CommandError(
                     f"{PROGRAM}: '{name}' is not a {PROGRAM} command.\nSee '{PROGRAM} {first} --help'", 1
                 )
         return "", first, 1
     raise CommandError(f"{PROGRAM}: '{first}' is not a {PROGRAM} command.\nSee '{PROGRAM} --help'", 1)
+
+
+def _find_inner(group: str, words: list[str]) -> tuple[str, str, int]:
+    """The command of a group inside a group, as `builder history ls`."""
+    if len(words) > 2:
+        name = f"{group} {words[2]}"
+        full = commands.ALIASES.get(name, name)
+        if full in commands.INDEX:
+            return full, name, 3
+        if not words[2].startswith("-"):
+            raise CommandError(f"{PROGRAM}: '{name}' is not a {PROGRAM} command.\nSee '{PROGRAM} {group} --help'", 1)
+    return "", group, 2
 
 
 def load(full: str) -> Command:

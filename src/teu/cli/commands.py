@@ -8,7 +8,14 @@ from __future__ import annotations
 
 # Full name: (module in this package, one-line summary).
 INDEX = {
-    "builder prune": ("build", "Remove the build cache"),
+    "builder du": ("builds.manage", "Show what is in the build cache"),
+    "builder history inspect": ("builds.history", "Show all that is known of a build"),
+    "builder history logs": ("builds.history", "Show a build's output again"),
+    "builder history ls": ("builds.history", "List builds"),
+    "builder history rm": ("builds.history", "Forget builds"),
+    "builder inspect": ("builds.manage", "Show the workers of a builder"),
+    "builder ls": ("builds.manage", "List builders"),
+    "builder prune": ("builds.manage", "Remove the build cache"),
     "container attach": ("attach", "Attach the terminal's input and output to a running container"),
     "container commit": ("lifecycle", "Make a new image from a container's changes"),
     "container cp": ("copy", "Copy files between a container and the local file system"),
@@ -71,6 +78,7 @@ INDEX = {
 
 GROUPS = {
     "builder": "Manage builds",
+    "builder history": "Look at builds that were",
     "container": "Manage containers",
     "image": "Manage images",
     "network": "Manage networks",
@@ -100,6 +108,9 @@ ALIASES = {
     "image list": "image ls",
     "image remove": "image rm",
     "builder build": "image build",
+    "builder history list": "builder history ls",
+    "builder history remove": "builder history rm",
+    "builder list": "builder ls",
     "network list": "network ls",
     "network remove": "network rm",
     "volume list": "volume ls",

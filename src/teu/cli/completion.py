@@ -74,13 +74,28 @@ def values(cli: Cli, full: str, name: str) -> list[str]:
         "signal": lambda: ["HUP", "INT", "KILL", "QUIT", "TERM", "USR1", "USR2", "WINCH"],
         "type": lambda: ["container", "image", "network", "volume"],
         "format": lambda: ["json", "table"],
+        "progress": lambda: ["auto", "plain", "quiet", "rawjson", "tty"],
+        "call": lambda: ["build", "check", "outline", "targets"],
+        "builder": lambda: ["default", "unix://"],
+        "output": lambda: [
+            f"type={kind}" for kind in ("cacheonly", "docker", "image", "local", "oci", "registry", "tar")
+        ],
+        "cache-to": lambda: [f"type={kind}" for kind in ("inline", "local", "registry")],
+        "cache-from": lambda: [f"type={kind}" for kind in ("local", "registry")],
+        "provenance": lambda: ["false", "mode=max", "mode=min", "true"],
+        "sbom": lambda: ["false", "true"],
     }
+    if name == "network" and full == "image build":
+        return ["default", "host", "none"]
+    if name == "pull" and full == "image build":
+        return []
     return known[name]() if name in known else []
 
 
 def offers(cli: Cli, words: list[str]) -> list[str]:
     *before, current = words or [""]
-    names = [*commands.SHORT, *commands.GROUPS, "inspect", "login", "logout", "search", "version"]
+    groups = [name for name in commands.GROUPS if " " not in name]
+    names = [*commands.SHORT, *groups, "inspect", "login", "logout", "search", "version"]
     flags = parse_table(GLOBAL_FLAGS)
     try:
         options, rest = parse(flags, before, interspersed=False)
@@ -93,8 +108,8 @@ def offers(cli: Cli, words: list[str]) -> list[str]:
         return names
     full, _, used = find(rest)
     if not full:
-        group = rest[0]
-        return [name.partition(" ")[2] for name in commands.INDEX if name.startswith(group + " ")]
+        group = " ".join(rest[:used]).replace("buildx", "builder", 1) + " "
+        return [name.removeprefix(group).split()[0] for name in commands.INDEX if name.startswith(group)]
     command = load(full)
     flags = parse_table(command.table)
     if rest[used:]:

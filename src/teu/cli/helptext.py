@@ -73,9 +73,11 @@ def _list(names: dict[str, str]) -> str:
 
 
 def group(name: str) -> str:
-    members = {
-        full.partition(" ")[2]: entry[1] for full, entry in commands.INDEX.items() if full.startswith(name + " ")
-    }
+    members = {}
+    for full, entry in commands.INDEX.items():
+        if full.startswith(name + " "):
+            word, _, rest = full.removeprefix(name + " ").partition(" ")
+            members[word] = commands.GROUPS[f"{name} {word}"] if rest else entry[1]
     return "\n".join(
         [
             "",
@@ -106,7 +108,7 @@ def top() -> str:
             _list(common),
             "",
             "Management Commands:",
-            _list(commands.GROUPS),
+            _list({name: text for name, text in commands.GROUPS.items() if " " not in name}),
             "",
             "Commands:",
             _list(others),

@@ -179,10 +179,9 @@ class Active:
     def mounts(self) -> list[Any]:
         return []
 
-    def changed(self, paths: Iterable[str | bytes]) -> None:
-        self.told = True
-        for path in paths:
-            self.worker.trees[self.id].changed(path)
+    @property
+    def tree(self) -> Tree:
+        return self.worker.trees[self.id]
 
     def note(self, **data: Any) -> None:
         self.worker.known[self.id].update(data)

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from prepared import Raw
 
-from teu.cli import build, copy
+from teu.cli import copy
+from teu.cli.builds import classic as build
 from teu.cli.errors import CommandError
 
 GO_DIRECTORY = 1 << 31

@@ -19,7 +19,7 @@ SHARED = ("linux", "oci", "systemd", "ttrpc", "http2", "api", "config")
 MAY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(PROGRAMS, SHARED),
     "runc": ("linux", "oci", "systemd"),
-    "cli": ("linux", "oci", "systemd", "config"),
+    "cli": ("linux", "oci", "systemd", "http2", "ttrpc", "config"),
     "shim": ("linux", "oci", "systemd", "ttrpc"),
     "ttrpc": ("linux",),
     "http2": (),

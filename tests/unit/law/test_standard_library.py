@@ -19,7 +19,7 @@ FORBIDDEN = {
 }
 EXCEPT = {
     "cli/copy.py": "the user's own files, packed as the user",
-    "cli/build.py": "the user's own files, packed as the user",
+    "cli/builds/classic.py": "the user's own files, packed as the user",
     "engine/files/visitor.py": "within the container's root, with nothing of Teu to import",
 }
 
