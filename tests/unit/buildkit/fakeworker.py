@@ -169,7 +169,6 @@ class Snapshot:
 class Active:
     def __init__(self, worker: Worker, name: str) -> None:
         self.worker, self.id = worker, name
-        self.told = False
         worker.active_now.add(name)
 
     @contextlib.contextmanager
@@ -189,8 +188,6 @@ class Active:
     def commit(self) -> Snapshot:
         self.worker.active_now.discard(self.id)
         self.worker.committed.add(self.id)
-        if not self.told:
-            self.worker.trees[self.id] = Tree(bare=self.worker.kinds[self.id].kind == LOCAL_SOURCE)
         return Snapshot(self.worker, self.id)
 
     def release(self) -> None:
