@@ -84,6 +84,10 @@ class Gateway(Protocol):
     def solve(self, bridge: Bridge, request: Request) -> Result: ...
 
 
+def _none(session: str, metadata: Mapping[str, bytes]) -> Sequence[tuple[str, Mapping[str, str]]]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Rooms:
     """All that a build stands on."""
@@ -97,7 +101,7 @@ class Rooms:
     allowed: frozenset[str] = frozenset()  # entitlements that the configuration lets clients have
     policies: Sequence[Any] = ()  # of the configuration
     is_builtin: Callable[[str], bool] = builtin.is_own
-    finders: Sequence[Callable[[str, Mapping[str, bytes]], Sequence[tuple[str, Mapping[str, str]]]]] = ()
+    find_exporters: Callable[[str, Mapping[str, bytes]], Sequence[tuple[str, Mapping[str, str]]]] = _none
 
 
 class Tree:
@@ -359,10 +363,9 @@ class Build:
         if not self.request.session_exporters:
             return []
         found: list[exports.Exporter] = []
-        for find in self.rooms.finders:
-            for kind, attributes in find(self.session, result.metadata):
-                number = len(self._exporters) + len(found)
-                found.append(self.rooms.make_exporter(kind, number, attributes))
+        for kind, attributes in self.rooms.find_exporters(self.session, result.metadata):
+            number = len(self._exporters) + len(found)
+            found.append(self.rooms.make_exporter(kind, number, attributes))
         return found
 
     # What it is made of

@@ -124,10 +124,10 @@ def register(
     service: ServiceDescriptor,
     instance: object,
     activity: Activity | None = None,
-    gate: Callable[[], None] | None = None,
+    gate: Callable[[str], None] | None = None,
 ) -> None:
     """Serve what `instance` has of a service; the rest is UNIMPLEMENTED. Each call goes through `gate` first, which
-    raises where it may not."""
+    gets the method's name, and raises where the call may not be."""
     handlers = {}
     for method in service.methods:
         function = getattr(instance, method.name, None)
@@ -136,7 +136,7 @@ def register(
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
 
 
-def _open() -> None:
+def _open(method: str) -> None:
     pass
 
 
@@ -156,14 +156,14 @@ def answers(address: str) -> bool:
 
 
 def _handler(
-    method: MethodDescriptor, function: Callable[..., Any], activity: Activity, gate: Callable[[], None]
+    method: MethodDescriptor, function: Callable[..., Any], activity: Activity, gate: Callable[[str], None]
 ) -> Any:
     request, answer = method.input_type._concrete_class, method.output_type._concrete_class
 
     def unary(asked: Any, context: Any) -> Any:
         activity.begin()
         try:
-            gate()
+            gate(method.name)
             return function(asked, Call(context))
         except Exception as error:
             _abort(context, method.full_name, error)
@@ -173,7 +173,7 @@ def _handler(
     def stream(asked: Any, context: Any) -> Iterator[Any]:
         activity.begin()
         try:
-            gate()
+            gate(method.name)
             yield from function(asked, Call(context))
         except Exception as error:
             _abort(context, method.full_name, error)

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the rooms stand upon each other: worker, executor, sources, operations, solver, caches, exporters, frontends.
+
+Called by the daemon. This is the one place that knows all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from teu.buildkit.cache.store import Store
+from teu.buildkit.control.boxes import Boxes
+from teu.buildkit.control.build import Rooms
+from teu.buildkit.control.containers import Containers
+from teu.buildkit.control.programs import Runner
+from teu.buildkit.control.view import BuildBridge
+from teu.buildkit.core import errors
+from teu.buildkit.core.op import Op
+from teu.buildkit.exporters.registry import Exporters
+from teu.buildkit.frontends import builtin, gateway
+from teu.buildkit.llb import platforms
+from teu.buildkit.llb.load import Vertex
+from teu.buildkit.ops import containers as places
+from teu.buildkit.ops.build import BuildOp
+from teu.buildkit.ops.diff import DiffOp
+from teu.buildkit.ops.exec import ExecOp, Steps
+from teu.buildkit.ops.file import FileOp
+from teu.buildkit.ops.merge import MergeOp
+from teu.buildkit.ops.passthrough import PassthroughOp
+from teu.buildkit.ops.source import SourceOp
+from teu.buildkit.session import exporter
+from teu.buildkit.session.manager import Manager
+from teu.buildkit.solver.jobs import Solver
+from teu.buildkit.sources import registries
+from teu.buildkit.sources.base import Sources
+from teu.buildkit.sources.caches import Caches
+from teu.buildkit.sources.git import Repositories
+from teu.buildkit.sources.http import Downloads
+from teu.buildkit.sources.image import Images
+from teu.buildkit.sources.local import Locals
+from teu.buildkit.sources.manifests import Documents
+from teu.buildkit.sources.ocilayout import Layouts
+from teu.buildkit.worker import executor, network
+from teu.buildkit.worker.client import Client
+from teu.buildkit.worker.keeper import WorkerKeeper
+from teu.buildkit.worker.worker import ContainerdWorker
+from teu.config import Settings
+
+log = logging.getLogger("teu.buildkit")
+
+LABEL = "org.mobyproject.buildkit.worker."
+BINFMT = "/proc/sys/fs/binfmt_misc"
+MODES = {"bridge": executor.SANDBOX, "host": executor.HOST, "none": executor.NONE}
+
+# What an emulator's name in binfmt_misc says that it runs.
+EMULATED = {
+    "aarch64": ("linux/arm64",),
+    "arm": ("linux/arm/v7", "linux/arm/v6"),
+    "i386": ("linux/386",),
+    "x86_64": ("linux/amd64",),
+    "riscv64": ("linux/riscv64",),
+    "ppc64le": ("linux/ppc64le",),
+    "s390x": ("linux/s390x",),
+    "mips64el": ("linux/mips64le",),
+    "mips64": ("linux/mips64",),
+    "loongarch64": ("linux/loong64",),
+}
+
+
+def host_platforms(folder: str = BINFMT) -> list[str]:
+    """The host's platform, and those that an emulator is registered for."""
+    host = platforms.host()
+    found = [str(host)]
+    if host.architecture == "amd64":
+        found.append("linux/386")
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return found
+    for name in names:
+        match = re.fullmatch(r"(?:qemu-)?([a-z0-9_]+)", name)
+        for one in EMULATED.get(match[1], ()) if match else ():
+            try:
+                enabled = Path(folder, name).read_text("utf-8", "replace").startswith("enabled")
+            except OSError:
+                enabled = False
+            if enabled and one not in found:
+                found.append(one)
+    return found
+
+
+class Work:
+    """What builds are made with, from the worker up to the solver. Nothing is asked of containerd before `start`."""
+
+    def __init__(self, settings: Settings, store: Store, sessions: Manager) -> None:
+        self.settings = settings
+        self.sessions = sessions
+        wanted = settings["worker"]
+        self.client = Client(settings["containerd"], settings["namespace"])
+        labels = {LABEL + "hostname": os.uname().nodename, LABEL + "network": settings["network"]["mode"]}
+        self.worker = ContainerdWorker(
+            self.client,
+            store,
+            settings["root"],
+            snapshotter=wanted["snapshotter"],
+            labels={**labels, **wanted["labels"]},
+            platforms=wanted["platforms"] or host_platforms(),
+        )
+        self.keeper = WorkerKeeper(self.worker, settings["root"])
+        self.executor = executor.Executor(self.client, self.worker.id, _steps(settings))
+        self.steps = Steps(self.worker, self.executor, sessions)
+        self.containers = places.Containers(self.steps)
+        documents = Documents(self.worker.content)
+        self.access = access = registries.Access(sessions, _registries(settings))
+        self.sources = Sources(
+            {
+                "docker-image": Images(self.worker, access, documents),
+                "oci-layout": Layouts(self.worker, sessions, documents),
+                "local": Locals(self.worker, sessions),
+                "git": Repositories(self.worker, sessions),
+                "http": Downloads(self.worker, sessions, "http"),
+                "https": Downloads(self.worker, sessions, "https"),
+            }
+        )
+        self.caches = Caches(self.worker, access, sessions, documents)
+        self.solver = Solver(store, self.resolve, settings["parallelism"])
+
+    def start(self) -> None:
+        """Raises errors.Error; Unavailable where containerd does not answer."""
+        self.worker.start()
+        self.executor.recover()
+
+    def stop(self) -> None:
+        if not self.solver.close():
+            log.warning("some operations have not ended")
+        self.executor.close()
+        self.worker.close()
+        self.client.close()
+
+    def find_exporters(self, session: str, metadata: Mapping[str, bytes]) -> Sequence[exporter.Request]:
+        """What the client of a session adds to its build when it knows the result."""
+        return exporter.find(self.sessions.get(session), metadata, [])
+
+    def resolve(self, vertex: Vertex) -> Op:
+        """The operation of a vertex. Raises errors.Error."""
+        make = self._makers().get(vertex.kind)
+        if make is None:
+            raise errors.Unimplemented(f"no operation {vertex.kind}")
+        return make(vertex)
+
+    def _makers(self) -> Mapping[str, Callable[[Vertex], Op]]:
+        return {
+            "source": lambda vertex: SourceOp(vertex, self.worker, self.sources),
+            "exec": lambda vertex: ExecOp(vertex, self.steps),
+            "file": lambda vertex: FileOp(vertex, self.worker),
+            "merge": lambda vertex: MergeOp(vertex, self.worker),
+            "diff": lambda vertex: DiffOp(vertex, self.worker),
+            "build": lambda vertex: BuildOp(vertex, self.worker),
+            "passthrough": lambda vertex: PassthroughOp(vertex, self.worker),
+        }
+
+
+def _steps(settings: Settings) -> executor.Settings:
+    wanted, net, dns = settings["worker"], settings["network"], settings["dns"]
+    return executor.Settings(
+        state=settings["state"],
+        runtime=wanted["runtime"],
+        slice=wanted["slice"],
+        apparmor=wanted["apparmor-profile"],
+        default=MODES[net["mode"]],
+        pids=wanted["pids-limit"],
+        network=network.Settings(
+            net["subnet"],
+            net["mtu"],
+            net["pool"],
+            tuple(dns["servers"]),
+            tuple(dns["search"]),
+            tuple(dns["options"]),
+        ),
+    )
+
+
+def _registries(settings: Settings) -> registries.Configuration:
+    hosts = {
+        name: registries.Host(
+            tuple(one["mirrors"]),
+            one["http"],
+            one["insecure"],
+            tuple(one["ca"]),
+            tuple(zip(one["certificates"], one["keys"], strict=True)),
+        )
+        for name, one in settings["registries"].items()
+    }
+    return registries.Configuration(hosts, settings["certs"], settings["certs"])
+
+
+def containers(work: Work, view: BuildBridge) -> Containers:
+    """Those that the frontend of a build makes for itself."""
+    return Containers(work.containers, [view.session] if view.session else [], view.build.entitlements.given)
+
+
+def together(work: Work, worker: Callable[[], Any], workers: Callable[[], Any]) -> Rooms:
+    """What a build stands on. `worker` and `workers` are what frontends are told of it, by LLBBridge and in the
+    environment of their containers."""
+    settings = work.settings
+    frontends = settings["frontends"]
+    runner = Runner(Boxes(work.steps), f"{settings['state']}/frontends", worker, lambda view: containers(work, view))
+    return Rooms(
+        work.solver,
+        work.sources,
+        work.caches,
+        Exporters(work.worker, work.sessions, work.access),
+        gateway.Images(
+            runner,
+            workers,
+            lambda: frontends["allowed-repositories"],
+            lambda: bool(frontends["gateway"]),
+        ),
+        [platforms.parse(text) for text in work.worker.platforms],
+        frozenset(settings["entitlements"]),
+        find_exporters=work.find_exporters,
+        is_builtin=lambda reference: not frontends["fetch-dockerfile"] and builtin.is_own(reference),
+    )

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The builder whole: Debian's buildx on teu-buildkitd's socket, its frontends, cache, history, idle exit and deaths."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from lab_kind import PATIENCE
+from whole import call, eventually, main_pid, out, teu
+
+from teu.api.buildkit import control_pb2, control_pb2_grpc
+
+pytestmark = [pytest.mark.needs("docker", "systemd"), pytest.mark.timeout(300)]
+
+SERVICE = "teu-buildkitd.service"
+SOCKET = "/run/teu/buildkitd.sock"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def busybox() -> None:
+    teu("run", "--rm", "busybox", "true")
+
+
+@pytest.fixture
+def buildx(tmp_path: Path) -> Iterator[Buildx]:
+    made = Buildx(tmp_path)
+    yield made
+    made.run("rm", "--keep-state", "teu", check=False)
+
+
+class Buildx:
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        self.context = top / "context"
+        self.context.mkdir()
+        self.environment = {**os.environ, "BUILDX_CONFIG": str(top / "buildx"), "HOME": str(top)}
+        self.run("create", "--name", "teu", "--driver", "remote", f"unix://{SOCKET}")
+
+    def start(self, *argv: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["docker", "buildx", *argv],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *argv: str, check: bool = True) -> str:
+        process = self.start(*argv)
+        try:
+            text, _ = process.communicate(timeout=120 * PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError(f"{argv}: {process.communicate()[0][-3000:]}") from None
+        assert not check or process.returncode == 0, text[-3000:]
+        return text
+
+    def build(self, dockerfile: str, *argv: str, check: bool = True) -> str:
+        (self.context / "Dockerfile").write_text(dockerfile)
+        return self.run(*self.words(*argv), check=check)
+
+    def words(self, *argv: str) -> list[str]:
+        output = [] if any(word.startswith(("--output", "-o")) for word in argv) else ["--output=type=cacheonly"]
+        return ["build", "--builder=teu", "--progress=plain", *output, *argv, str(self.context)]
+
+
+@pytest.fixture
+def control() -> Iterator[Any]:
+    with grpc.insecure_channel(f"unix:{SOCKET}") as channel:
+        yield control_pb2_grpc.ControlStub(channel)
+
+
+def scopes() -> list[str]:
+    text = out("systemctl", "list-units", "--plain", "--no-legend", "--type=scope", "teu-*.scope")
+    return [
+        line.split()[0]
+        for line in text.splitlines()
+        if "teu-build" in out("systemctl", "show", "-p", "Slice", line.split()[0])
+    ]
+
+
+def test_a_dockerfile_is_built_and_then_cached(buildx: Buildx) -> None:
+    mark = time.time_ns()
+    dockerfile = f"FROM busybox\nCOPY file /file\nRUN cat /file && echo {mark} >/made\n"
+    (buildx.context / "file").write_text(f"content {mark}\n")
+    text = buildx.build(dockerfile)
+    assert f"content {mark}" in text and "[3/3] RUN cat /file" in text
+    assert "CACHED" in buildx.build(dockerfile).partition("[3/3]")[2]
+    (buildx.context / "file").write_text(f"other {mark}\n")
+    assert f"other {mark}" in buildx.build(dockerfile)
+
+
+def test_a_step_that_fails_is_shown_with_its_line_and_its_output(buildx: Buildx) -> None:
+    text = buildx.build("FROM busybox\nRUN echo here it is && false\n", check=False)
+    assert "here it is" in text and "Dockerfile:2" in text and ">>> RUN echo here it is" in text
+    assert "exit code: 1" in text
+
+
+def test_steps_run_in_scopes_of_their_own_slice(buildx: Buildx) -> None:
+    (buildx.context / "Dockerfile").write_text(f"FROM busybox\nRUN sleep 60 # {time.time_ns()}\n")
+    process = buildx.start(*buildx.words())
+    try:
+        eventually("a scope of the step", scopes)
+        process.send_signal(signal.SIGKILL)
+        begun = time.monotonic()
+        eventually("the step's end", lambda: not scopes())
+        assert time.monotonic() - begun < 3 * PATIENCE
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_workers_usage_prune_and_history(buildx: Buildx, control: Any) -> None:
+    mark = str(time.time_ns())
+    buildx.build(f"FROM busybox\nRUN echo {mark}\n")
+    assert "linux/amd64" in buildx.run("inspect", "teu")
+    assert "RUN" in buildx.run("du", "--builder=teu", "--verbose")
+    events = list(control.ListenBuildHistory(control_pb2.BuildHistoryRequest(EarlyExit=True), timeout=60))
+    assert events[0].type == control_pb2.COMPLETE and events[0].record.numCompletedSteps
+    logs = control.Status(control_pb2.StatusRequest(Ref=events[0].record.Ref), timeout=60)
+    assert mark in "".join(one.msg.decode() for response in logs for one in response.logs)
+    gone = list(control.Prune(control_pb2.PruneRequest(filter=["description~=" + mark]), timeout=60))
+    assert [one.RecordType for one in gone] == ["regular"]
+
+
+def test_concurrent_builds_share_their_steps(buildx: Buildx, tmp_path: Path) -> None:
+    mark = time.time_ns()
+    (buildx.context / "Dockerfile").write_text(f"FROM busybox\nRUN sleep 2; date +%s%N; echo {mark}\n")
+    found: list[str] = []
+
+    def one() -> None:
+        found.append(buildx.run(*buildx.words()))
+
+    threads = [threading.Thread(target=one) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    times = {
+        line.split()[-1]
+        for text in found
+        for line in text.splitlines()
+        if line.split()[-1:] and line.split()[-1].isdigit() and len(line.split()[-1]) == 19 and str(mark) not in line
+    }
+    assert len(found) == 3 and len(times) == 1
+
+
+def test_it_survives_its_death(buildx: Buildx) -> None:
+    mark = time.time_ns()
+    done = f"FROM busybox\nRUN echo first {mark} >/first\n"
+    buildx.build(done)
+    (buildx.context / "Dockerfile").write_text(done + f"RUN sleep 60; echo {mark}\n")
+    process = buildx.start(*buildx.words())
+    eventually("the step", scopes)
+    os.kill(main_pid(SERVICE), signal.SIGKILL)
+    process.communicate(timeout=60 * PATIENCE)
+    assert process.returncode != 0
+    text = buildx.build(done)
+    assert "CACHED" in text.partition("[2/2]")[2]
+    eventually("no step is left", lambda: not scopes())
+
+
+def test_it_leaves_when_idle_and_comes_again(buildx: Buildx, tmp_path: Path) -> None:
+    drop = Path("/etc/teu/buildkitd.yaml.d/idle.yaml")
+    drop.parent.mkdir(exist_ok=True)
+    drop.write_text("idle-exit: 2s\n")
+    try:
+        call("systemctl", "restart", SERVICE)
+        buildx.build("FROM busybox\nRUN true\n")
+        eventually("it leaves", lambda: main_pid(SERVICE) == 0, 60)
+        assert out("systemctl", "show", "--value", "-p", "Result", SERVICE) == "success"
+        buildx.build("FROM busybox\nRUN true\n")
+    finally:
+        drop.unlink()
+        call("systemctl", "restart", SERVICE)
+
+
+def test_secrets_are_nowhere(buildx: Buildx) -> None:
+    secret = f"secret-{time.time_ns()}"
+    (buildx.top / "key").write_text(secret)
+    text = buildx.build(
+        "FROM busybox\nRUN --mount=type=secret,id=key wc -c /run/secrets/key && cp /etc/passwd /x\n",
+        f"--secret=id=key,src={buildx.top}/key",
+    )
+    assert f"{len(secret)} /run/secrets/key" in text
+    found = subprocess.run(
+        ["grep", "-rlF", secret, "/var/lib/teu", "/run/teu"], capture_output=True, text=True, check=False
+    )
+    assert not found.stdout
+
+
+def test_what_configuration_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "b.yaml"
+    file.write_text("gc:\n  polices: {}\n")
+    done = call("teu-buildkitd", "--config", str(file), "--validate", check=False)
+    assert done.returncode == 1 and "gc.polices: unknown key; did you mean policies?" in done.stderr
+    file.write_text(json.dumps({"registries": {"x": {"certificates": ["/a"]}}}))
+    assert "give a key for each" in call("teu-buildkitd", "--config", str(file), "--validate", check=False).stderr
