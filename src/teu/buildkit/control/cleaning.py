@@ -119,7 +119,8 @@ class Cleaning:
             with self._one:
                 gone = prune(self._keeper, self._policies(), stop=lambda: self._stopping)
         except Exception:
-            log.exception("garbage collection")
+            if not self._stopping:  # else containerd is no longer there to be asked
+                log.exception("garbage collection")
             return
         if gone:
             log.info("garbage collection: %d records, %d bytes", len(gone), sum(one.size for one in gone))
