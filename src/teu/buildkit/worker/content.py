@@ -262,7 +262,7 @@ class ContentStore:
                 self._leases.hold_blob(lease, digest)
                 return
             left = FETCH_TRIES
-            at = -1
+            at = 0
             while True:
                 try:
                     if not self._fetch(descriptor, digest, size, fetch, lease, progress):

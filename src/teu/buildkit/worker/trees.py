@@ -48,7 +48,7 @@ class Trees:
 
     def lease(self, entry: Entry) -> str:
         """The record's lease, which is there when this returns."""
-        with entry.lock:
+        with entry.leasing:
             if not entry.leased:
                 self.leases.create(entry.id)
                 entry.leased = True
