@@ -96,6 +96,7 @@ class Containerd:
         self.fail = ""
         self.applied = 0
         self.lock = threading.RLock()
+        self.writing: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
         if name in ("snapshots", "content", "leases", "images", "diff"):
@@ -209,29 +210,40 @@ class Containerd:
 
     def content_Write(self, requests: Any, lease: str | None) -> Any:
         def answers() -> Iterator[Any]:
-            for request in requests:
-                if request.action == content_pb2.STAT:
-                    if request.expected in self.blobs:
-                        raise errors.AlreadyExists(request.expected)
-                    data = self.ingests.setdefault(request.ref, b"")
-                    yield content_pb2.WriteContentResponse(action=request.action, offset=len(data))
-                elif request.action == content_pb2.WRITE:
-                    assert request.offset == len(self.ingests[request.ref])
-                    self.ingests[request.ref] += request.data
-                    yield content_pb2.WriteContentResponse(action=request.action)
-                else:
-                    data = self.ingests[request.ref]
-                    if request.expected and digest(data) != request.expected:
-                        raise errors.FailedPrecondition(f"unexpected commit digest {digest(data)}")
-                    if request.total and len(data) != request.total:
-                        raise errors.FailedPrecondition(f"unexpected commit size {len(data)}")
-                    del self.ingests[request.ref]
-                    self.blobs[digest(data)] = data
-                    self.labels[digest(data)] = dict(request.labels)
-                    self.hold(lease, "content", digest(data))
-                    yield content_pb2.WriteContentResponse(action=request.action, digest=digest(data))
+            ref = ""
+            try:
+                for request in requests:
+                    if request.action == content_pb2.STAT:
+                        if request.ref in self.writing:
+                            raise errors.Unavailable(f"ref {request.ref} locked")
+                        ref = request.ref
+                        self.writing.add(ref)
+                    yield self._written(request, lease)
+            finally:
+                self.writing.discard(ref)
 
         return Reading(answers())
+
+    def _written(self, request: Any, lease: str | None) -> Any:
+        if request.action == content_pb2.STAT:
+            if request.expected in self.blobs:
+                raise errors.AlreadyExists(request.expected)
+            data = self.ingests.setdefault(request.ref, b"")
+            return content_pb2.WriteContentResponse(action=request.action, offset=len(data))
+        if request.action == content_pb2.WRITE:
+            assert request.offset == len(self.ingests[request.ref])
+            self.ingests[request.ref] += request.data
+            return content_pb2.WriteContentResponse(action=request.action)
+        data = self.ingests[request.ref]
+        if request.expected and digest(data) != request.expected:
+            raise errors.FailedPrecondition(f"unexpected commit digest {digest(data)}")
+        if request.total and len(data) != request.total:
+            raise errors.FailedPrecondition(f"unexpected commit size {len(data)}")
+        del self.ingests[request.ref]
+        self.blobs[digest(data)] = data
+        self.labels[digest(data)] = dict(request.labels)
+        self.hold(lease, "content", digest(data))
+        return content_pb2.WriteContentResponse(action=request.action, digest=digest(data))
 
     def content_Abort(self, request: Any, lease: str | None) -> Any:
         self.ingests.pop(request.ref, None)

@@ -23,7 +23,7 @@ from teu.oci import digest as digests
 
 FETCH = "buildkit-fetch-"
 WRITE = "buildkit-write-"
-INGESTS = (FETCH, WRITE)
+DIFF = "buildkit-diff-"  # of layers that are made
 
 CHUNK = 1 << 20
 LOCK_SECONDS = 600.0  # for another client that writes the same
@@ -343,7 +343,7 @@ class ContentStore:
         gone = 0
         for status in self._client.content.ListStatuses(content_pb2.ListStatusesRequest()).statuses:
             old = status.updated_at.seconds < time.time() - 24 * 3600
-            if status.ref.startswith(WRITE) or (status.ref.startswith(FETCH) and old):
+            if status.ref.startswith((WRITE, DIFF)) or (status.ref.startswith(FETCH) and old):
                 self._abort(status.ref)
                 gone += 1
         return gone

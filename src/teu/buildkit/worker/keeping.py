@@ -86,13 +86,23 @@ class Keeping:
         if self.records.drop(entry):
             return
         self._forget_sources(entry)
-        try:
-            kept = entry.record.retained or entry.how == SYNCED  # what was synced lives as long as its tree
-            unwanted = not kept and not self.records.store.leads_to(entry.id)
-            if not (unwanted and self.remove(entry)) and not entry.record.mutable:
-                self.trees.let_go(entry)
-        except errors.Error as error:
-            log.warning("record %s: %s", entry.id, error)
+        todo = [entry]
+        while todo:
+            one = todo.pop()
+            try:
+                if self._wanted(one) or not self.remove(one):
+                    if not one.record.mutable:
+                        self.trees.let_go(one)
+                    continue
+            except errors.Error as error:
+                log.warning("record %s: %s", one.id, error)
+                continue
+            # What only this one stood on goes with it.
+            todo += [parent for parent in dict.fromkeys(one.parents) if not parent.count and not parent.children]
+
+    def _wanted(self, entry: Entry) -> bool:
+        """Whether somebody may ask for it by its name. What was synced lives as long as its tree."""
+        return entry.record.retained or entry.how == SYNCED or self.records.store.leads_to(entry.id)
 
     def _forget_sources(self, entry: Entry) -> None:
         """Where layers can be fetched from is known by who wanted the image, and holds no longer than that: whoever
@@ -209,7 +219,7 @@ class Keeping:
                 self._give_up(entry)
         known = {entry.id: entry for entry in self.records.all()}
         for name in there:
-            if name.startswith(PREFIX) and not _wanted(name, known):
+            if name.startswith(PREFIX) and not _known(name, known):
                 self._remove_orphan(name)
         for lease in leases:
             if lease.startswith(WORK) or lease.removeprefix(PREFIX) not in known:
@@ -282,7 +292,7 @@ class Keeping:
             log.warning("snapshot %s: %s", name, error)
 
 
-def _wanted(name: str, known: dict[str, Entry]) -> bool:
+def _known(name: str, known: dict[str, Entry]) -> bool:
     """Whether a snapshot of ours is a record's. Views and what is being unpacked are only a running builder's."""
     if name.startswith((VIEW, EXTRACT)):
         return False

@@ -14,16 +14,15 @@ from typing import Any
 
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Compression, Descriptor
+from teu.buildkit.worker.content import DIFF as DIFF_REF
 from teu.buildkit.worker.content import ContentStore
 from teu.buildkit.worker.records import DIFF, Entry, Records, below
-from teu.buildkit.worker.trees import Trees
+from teu.buildkit.worker.trees import OCI_TAR, Trees
 from teu.oci import archive, tar
 from teu.oci.labels import UNCOMPRESSED
 
-OCI_TAR = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_TAR = "application/vnd.docker.image.rootfs.diff.tar"
 KINDS = ("uncompressed", "gzip", "zstd")
-DIFF_REF = "buildkit-diff-"
 
 _OCI = {"uncompressed": OCI_TAR, "gzip": OCI_TAR + "+gzip", "zstd": OCI_TAR + "+zstd"}
 _DOCKER = {"uncompressed": DOCKER_TAR, "gzip": DOCKER_TAR + ".gzip", "zstd": DOCKER_TAR + ".zstd"}

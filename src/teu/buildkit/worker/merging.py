@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from teu.buildkit.core.snapshots import Mount
 from teu.buildkit.worker import mounting
@@ -35,17 +35,33 @@ class _Strange(Exception):
     """The overlay's own folder says it in a way that is not read here."""
 
 
-def apply(places: mounting.Places, target: Sequence[Mount], lower: Sequence[Mount], upper: Sequence[Mount]) -> int:
+def apply(
+    places: mounting.Places,
+    target: Sequence[Mount],
+    lower: Sequence[Mount],
+    upper: Sequence[Mount],
+    opaque: Callable[[], bool],
+) -> int:
     """Change the target, an active snapshot, as `upper` has changed `lower` (none: an empty tree). Bytes that had to be
-    copied. Raises OSError."""
+    copied. Raises OSError.
+
+    `opaque`: whether a folder that was removed and made again hides all that is where it goes; else it is what is in it
+    that was removed and made. Layers say the one or the other, and a merge has to be what its layers unpack to."""
     into = mounting.overlay_folders(target)
     if into is None or not into[0]:
         with places.mounted(target) as place:
-            return _apply(places, place, False, lower, upper)
-    return _apply(places, into[0], bool(into[1]), lower, upper)
+            return _apply(places, place, False, lower, upper, opaque)
+    return _apply(places, into[0], bool(into[1]), lower, upper, opaque)
 
 
-def _apply(places: mounting.Places, place: str, whiteouts: bool, lower: Sequence[Mount], upper: Sequence[Mount]) -> int:
+def _apply(
+    places: mounting.Places,
+    place: str,
+    whiteouts: bool,
+    lower: Sequence[Mount],
+    upper: Sequence[Mount],
+    opaque: Callable[[], bool],
+) -> int:
     own = _own_folder(lower, upper)
     if own is not None:
         try:
@@ -55,8 +71,8 @@ def _apply(places: mounting.Places, place: str, whiteouts: bool, lower: Sequence
             own = None
     with _Target(place, whiteouts) as into:
         if own is not None:
-            with _opened(own) as top:
-                _overlay(top, into)
+            with _opened(own) as top, places.mounted(lower) if lower else _Nothing() as below:
+                _overlay(top, into, below, opaque)
             return into.copied
         with (
             places.mounted(lower) if lower else _Nothing() as below,
@@ -119,17 +135,48 @@ def _attributes(place: str) -> list[str]:
         raise
 
 
-def _overlay(top: int, into: _Target) -> None:
+def _overlay(top: int, into: _Target, below: str, opaque: Callable[[], bool]) -> None:
     into.root_like(top)
     for path, folder, name, status in walk(top):
         if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
             into.remove(path)
         elif stat.S_ISDIR(status.st_mode):
-            opaque = b"y" in _value(folder, name, OPAQUE)
-            into.folder(path, folder, name, opaque)
+            anew = _value(folder, name, OPAQUE) == b"y"
+            hides = anew and opaque()
+            into.folder(path, folder, name, hides)
+            if anew and not hides and below:
+                for gone in _gone(below, path, folder, name):
+                    into.remove(gone)
         else:
             into.leaf(path, folder, name, status)
     into.finish()
+
+
+def _gone(below: str, path: bytes, folder: int, name: bytes) -> Iterator[bytes]:
+    """What was in a folder that was made again, and is not any more."""
+    with _opened(below) as root:
+        before = _Places(root)
+        now = os.open(name, _FOLDER, dir_fd=folder)
+        after = _Places(now)
+        try:
+            try:
+                top = os.dup(before.at(path))
+            except OSError:
+                return
+            try:
+                gone = b""
+                for inner, _, _, _ in walk(top):
+                    if gone and inner.startswith(gone + b"/"):
+                        continue
+                    if after.status(inner) is None:
+                        gone = inner
+                        yield path + b"/" + inner
+            finally:
+                os.close(top)
+        finally:
+            before.close()
+            after.close()
+            os.close(now)
 
 
 def _value(folder: int, name: bytes, attribute: str) -> bytes:

@@ -14,6 +14,7 @@ Each is held by the lease of its record.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,12 +24,14 @@ from teu.buildkit.core.identifiers import new_id
 from teu.buildkit.core.op import Gone
 from teu.buildkit.core.snapshots import Descriptor, Mount
 from teu.buildkit.worker import merging, mounting
+from teu.buildkit.worker.content import DIFF as DIFF_REF
 from teu.buildkit.worker.content import ContentStore, Exclusive
 from teu.buildkit.worker.leases import Leases
 from teu.buildkit.worker.records import DIFF, MERGE, SYNCED, Entry, Records, below, chain
 from teu.buildkit.worker.snapshots import ACTIVE, COMMITTED, EXTRACT, SNAPSHOT_REF, VIEW, Snapshots
 from teu.oci.labels import UNCOMPRESSED
 
+OCI_TAR = "application/vnd.oci.image.layer.v1.tar"
 FETCHES = 4  # layers that are fetched at the same time
 STABLE = ("overlayfs", "native")  # snapshotters whose folders are the same ones after a commit
 
@@ -43,6 +46,8 @@ class Trees:
         self.leases = leases
         self.places = places
         self._unpacking = Exclusive()
+        self._probing = threading.Lock()
+        self._hides: bool | None = None
 
     # Leases
 
@@ -302,7 +307,9 @@ class Trees:
                 upper = None if unit.how == DIFF and len(unit.parents) < 2 else unit
                 if unit.how == DIFF and upper is not None:
                     upper = unit.parents[1]
-                copied += merging.apply(self.places, mounts, self.read_mounts(below(unit)), self.read_mounts(upper))
+                copied += merging.apply(
+                    self.places, mounts, self.read_mounts(below(unit)), self.read_mounts(upper), self._opaque
+                )
             self.snapshots.commit(COMMITTED + entry.id, key, lease)
         except BaseException:
             with suppress(errors.Error):
@@ -312,6 +319,37 @@ class Trees:
             entry.mounts = mounting.read_only(mounts)
         entry.details["snapshot"] = COMMITTED + entry.id
         self.records.change(entry, size=copied)
+
+    def _opaque(self) -> bool:
+        """Whether the daemon's Diff says of a folder that was removed and made again that it hides what was there. It
+        is asked for the layer of one, once: two folders and a blob, which are gone afterwards."""
+        with self._probing:
+            if self._hides is None:
+                self._hides = self._probe()
+            return self._hides
+
+    def _probe(self) -> bool:
+        name = new_id()
+        lower, upper = ACTIVE + name, ACTIVE + name + "-upper"
+        with self.leases.work() as lease:
+            try:
+                mounts = self.snapshots.prepare(lower, "", lease)
+                with self.places.mounted(mounts) as place:
+                    os.mkdir(os.path.join(place, "d"))
+                    os.mkdir(os.path.join(place, "d", "f"))
+                self.snapshots.commit(COMMITTED + name, lower, lease)
+                before = self.snapshots.view(VIEW + name, COMMITTED + name, lease)
+                mounts = self.snapshots.prepare(upper, COMMITTED + name, lease)
+                with self.places.mounted(mounts) as place:
+                    os.rmdir(os.path.join(place, "d", "f"))
+                    os.rmdir(os.path.join(place, "d"))
+                    os.mkdir(os.path.join(place, "d"))
+                made = self.snapshots.diff(before, mounts, OCI_TAR, DIFF_REF + name, lease)
+                return b".wh..wh..opq" in self.content.read_whole(str(made["digest"]))
+            finally:
+                for key in (upper, VIEW + name, lower, COMMITTED + name):
+                    with suppress(errors.Error):
+                        self.snapshots.remove(key)
 
 
 class _Fetching:
