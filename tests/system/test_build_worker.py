@@ -431,7 +431,7 @@ def test_kills_at_any_moment_leave_nothing(house: House, rounds: Callable[[int],
             assert info.name.rpartition("-")[2] in known
     found = 0
     for record in worker.store.records():
-        if record.data["worker"].get("how") == "layer" and not record.mutable:
+        if record.data["worker"].get("how", "layer") == "layer" and not record.mutable:
             ref = worker.load(Record(record.id, 0.0))
             assert "f0" in files(ref)
             ref.release()
