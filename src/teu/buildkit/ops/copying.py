@@ -30,6 +30,7 @@ WAITING_MAX = 1000  # folders in folders that are not made yet
 LINKED_MAX = 1_000_000  # files with several names that are remembered
 
 Parents = tuple[bool, ...]
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ class _Frame:
     excluded: Parents = ()
     waits: int = -1  # the folder to be like, while there is none in the target yet
     made: bool = True
+    fresh: bool = False  # nothing was in it before
 
 
 class _Copier:
@@ -195,7 +197,7 @@ class _Copier:
             return
         folder, name = self._target.parent(place)
         try:
-            frame.made = self._folder(folder, name, place)
+            frame.made = frame.fresh = self._folder(folder, name, place)
             self._there = os.open(name, FOLDER, dir_fd=folder)
         finally:
             os.close(folder)
@@ -216,7 +218,7 @@ class _Copier:
         if not stat.S_ISDIR(status.st_mode):
             if selected:
                 self._make_waiting(frames)
-                self._leaf(self._here, name, self._there, name, status, f"{self._place}/{path}")
+                self._leaf(self._here, name, self._there, name, status, f"{self._place}/{path}", above.fresh)
             return
         if out and not how.exclude.exceptions:
             return  # nothing of it can be selected
@@ -226,7 +228,7 @@ class _Copier:
             frame.todo = _names(below)
             if selected:
                 self._make_waiting(frames)
-                self._enter(frame)
+                frame.fresh = self._enter(frame)
             else:
                 if sum(one.waits >= 0 for one in frames) >= WAITING_MAX:
                     raise PathError("copy", path, errno.ENAMETOOLONG)
@@ -242,7 +244,7 @@ class _Copier:
         """Something in them is selected: the folders that lead there are made."""
         for frame in frames:
             if frame.waits >= 0:
-                frame.made = self._enter(frame)
+                frame.made = frame.fresh = self._enter(frame)
                 os.close(frame.waits)
                 frame.waits = -1
 
@@ -286,25 +288,18 @@ class _Copier:
 
     # Leaves
 
-    def _leaf(self, here: int, name: str, there: int, own: str, status: os.stat_result, place: str) -> None:
-        """Anything but a folder, in place of what is there."""
+    def _leaf(
+        self, here: int, name: str, there: int, own: str, status: os.stat_result, place: str, fresh: bool = False
+    ) -> None:
+        """Anything but a folder, in place of what is there; `fresh`: nothing is."""
         self._how.check()
-        try:
-            before = os.stat(own, dir_fd=there, follow_symlinks=False)
-        except FileNotFoundError:
-            pass
-        else:
-            if stat.S_ISDIR(before.st_mode):
-                if not self._how.replace:
-                    raise errors.Error(f"cannot replace to directory {place} with file")
-                self._target.remove(there, own)
-            else:
-                os.unlink(own, dir_fd=there)
+        if not fresh:
+            self._clear(there, own, place)
         key = status.st_dev, status.st_ino
         several = status.st_nlink > 1 and stat.S_ISREG(status.st_mode)
         if several and key in self._linked and self._link(there, own, *self._linked[key]):
             return
-        origin = os.open(name, NODE, dir_fd=here)
+        origin = os.open(name, _READ if stat.S_ISREG(status.st_mode) else NODE, dir_fd=here)
         try:
             made = self._make(origin, there, own, status)
             try:
@@ -316,6 +311,18 @@ class _Copier:
                 os.close(made)
         finally:
             os.close(origin)
+
+    def _clear(self, there: int, own: str, place: str) -> None:
+        try:
+            before = os.stat(own, dir_fd=there, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        if not stat.S_ISDIR(before.st_mode):
+            os.unlink(own, dir_fd=there)
+        elif self._how.replace:
+            self._target.remove(there, own)
+        else:
+            raise errors.Error(f"cannot replace to directory {place} with file")
 
     def _link(self, there: int, own: str, place: str, expected: tuple[int, int]) -> bool:
         """One more name for what was made before; False where that is no longer there."""
@@ -344,8 +351,8 @@ class _Copier:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             made = os.open(own, flags, 0o600, dir_fd=there)
             try:
-                if kind == stat.S_IFREG:
-                    copy_contents(origin, made, status.st_size)
+                if kind == stat.S_IFREG and status.st_size:
+                    _contents(origin, made, status)
             except BaseException:
                 os.close(made)
                 raise
@@ -360,28 +367,44 @@ class _Copier:
 
     def _attributes(self, origin: int, made: int, status: os.stat_result) -> None:
         """Owner, mode, times and extended attributes, in the order in which none undoes another."""
-        how, place = self._how, f"/proc/self/fd/{made}"
+        how, kind = self._how, stat.S_IFMT(status.st_mode)
+        before: int | str = origin
+        after: int | str = made
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):  # what was not opened to be read has only a name
+            before, after = f"/proc/self/fd/{origin}", f"/proc/self/fd/{made}"
         owner = how.owner or Owner(status.st_uid, status.st_gid)
-        os.chown(place, owner.uid, owner.gid)
-        if not stat.S_ISLNK(status.st_mode):
+        os.chown(after, owner.uid, owner.gid)
+        if kind != stat.S_IFLNK:
             mode = stat.S_IMODE(status.st_mode)
-            os.chmod(place, how.mode(mode, stat.S_ISDIR(status.st_mode)) if how.mode is not None else mode)
-        before = f"/proc/self/fd/{origin}"
+            os.chmod(after, how.mode(mode, kind == stat.S_IFDIR) if how.mode is not None else mode)
         try:
             names = os.listxattr(before)
         except OSError:
             names = []
         for name in names:
             try:
-                os.setxattr(place, name, os.getxattr(before, name))
+                os.setxattr(after, name, os.getxattr(before, name))
             except OSError as error:
                 log.debug("attribute %s is not copied: %s", name, error.strerror)
-        self._times(made, status)
+        self._times(after, status)
 
-    def _times(self, made: int, status: os.stat_result) -> None:
+    def _times(self, made: int | str, status: os.stat_result) -> None:
         moment = self._how.moment
         times = (status.st_atime_ns, status.st_mtime_ns) if moment is None else (moment, moment)
-        os.utime(f"/proc/self/fd/{made}", ns=times)
+        os.utime(made, ns=times)
+
+
+def _contents(origin: int, made: int, status: os.stat_result) -> None:
+    """The bytes of an open file. One with holes goes the way that keeps them."""
+    left = status.st_size
+    if status.st_blocks * 512 < left:
+        copy_contents(origin, made, left)
+        return
+    while left:
+        count = os.sendfile(made, origin, None, min(left, 1 << 30))
+        if not count:
+            return
+        left -= count
 
 
 def _names(folder: int) -> list[str]:

@@ -180,11 +180,21 @@ class Trees:
 
     def available(self, entry: Entry) -> bool:
         """Whether its files are here, or can be had."""
+        todo = [entry]
+        while todo:
+            one = todo.pop()
+            if one.how in (MERGE, DIFF) and not one.snapshot:
+                todo += one.parents
+            elif not self._at_hand(one):
+                return False
+        return True
+
+    def _at_hand(self, entry: Entry) -> bool:
         with entry.lock:
-            if entry.checked or entry.how != "layer" or entry.snapshot.startswith(COMMITTED):
-                return True
             name = str(entry.details.get("chain") or "")
-            if not name or self.snapshots.stat(name) is not None:
+            if entry.checked or not name or entry.snapshot.startswith(COMMITTED):
+                return True
+            if self.snapshots.stat(name) is not None:
                 entry.checked = bool(entry.snapshot)
                 return True
             return all(

@@ -126,7 +126,7 @@ class ContainerdWorker:
             raise Gone(record.id)
         ref = self._ref(self.keeping.as_synced(entry)) if entry.record.mutable else self._held(entry)
         try:
-            if not all(self.trees.available(unit) for unit in chain(entry)[-1:]):
+            if not self.trees.available(entry):
                 raise Gone(f"the files of {record.id} are gone")
         except errors.Error as error:
             ref.release()
