@@ -173,7 +173,7 @@ def test_steps_and_their_layers(house: House) -> None:
         ["b", "d/x"],
         [".wh.a", "d/.wh.y"],
     ]
-    assert last.history() == ["base", "write", "remove"]
+    assert [one.description for one in last.history()] == ["base", "write", "remove"]
     assert last.layers(None, make=False) == layers
     for kind in ("zstd", "uncompressed"):
         forced = last.layers(Compression(kind, force=True))
