@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -197,6 +198,90 @@ def test_secrets_are_nowhere(buildx: Buildx) -> None:
         ["grep", "-rlF", secret, "/var/lib/teu", "/run/teu"], capture_output=True, text=True, check=False
     )
     assert not found.stdout
+
+
+FRONTEND = r"""
+import os, socket, sys, threading
+sys.path[:0] = ["/python"]
+import grpc
+from teu.api.buildkit import gateway_pb2, gateway_pb2_grpc, ops_pb2
+
+# What comes in and goes out by the standard streams is a connection; grpc has to be given an address for it.
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("/stdio")
+listener.listen()
+
+def carry():
+    connection, _ = listener.accept()
+    def inwards():
+        while data := os.read(0, 65536):
+            connection.sendall(data)
+    threading.Thread(target=inwards, daemon=True).start()
+    while data := connection.recv(65536):
+        while data:
+            data = data[os.write(1, data):]
+
+threading.Thread(target=carry, daemon=True).start()
+bridge = gateway_pb2_grpc.LLBBridgeStub(grpc.insecure_channel("unix:/stdio"))
+options = dict(value.split("=", 1) for name, value in os.environ.items() if name.startswith("BUILDKIT_FRONTEND_OPT_"))
+assert bridge.Ping(gateway_pb2.PingRequest(), timeout=30).Workers[0].platforms
+assert os.path.getsize("/run/config/buildkit/metadata/frontend.bin")
+print("frontend of", options["source"], "for", options["filename"], file=sys.stderr, flush=True)
+inside = sorted(os.listdir("/run"))
+request = gateway_pb2.SolveRequest(
+    Frontend="dockerfile.v0", FrontendOpt={"filename": options["filename"]}, allowResultReturn=True,
+    allowResultArrayRef=True, Evaluate=True,
+)
+result = bridge.Solve(request, timeout=60).result
+made = bridge.ReadFile(gateway_pb2.ReadFileRequest(Ref=result.ref.id, FilePath="/made"), timeout=30).Data
+print("made", made.decode().strip(), "with", inside, file=sys.stderr, flush=True)
+bridge.Return(gateway_pb2.ReturnRequest(result=result), timeout=30)
+"""
+
+
+@pytest.fixture(scope="module")
+def frontend(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image that is a frontend: this machine's Python with gRPC and the stubs, and a program."""
+    top = tmp_path_factory.mktemp("frontend")
+    python = Path("/usr/bin/python3").resolve()
+    root = top / "root"
+    folders = [
+        f"/usr/lib/{python.name}",
+        "/usr/lib/python3/dist-packages/grpc",
+        "/usr/lib/python3/dist-packages/google",
+    ]
+    files = [str(python)]
+    for folder in folders:
+        shutil.copytree(folder, root / folder[1:], ignore=shutil.ignore_patterns("__pycache__", "test", "tests"))
+        files += [str(path) for path in Path(folder).rglob("*.so*")]
+    shutil.copytree("/usr/lib/python3/dist-packages/teu/api", root / "python/teu/api")
+    needed = {str(python)}
+    for line in call("ldd", *files, check=False).stdout.splitlines():
+        needed |= {word for word in line.split() if word.startswith("/") and ":" not in word and Path(word).is_file()}
+    for name in needed:
+        (root / name[1:]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(name, root / name[1:])
+    (root / "python/teu/__init__.py").touch()
+    (root / "frontend.py").write_text(FRONTEND)
+    (top / "Dockerfile").write_text(
+        f"FROM scratch\nCOPY root /\nENV PYTHONPATH=/usr/lib/python3/dist-packages\n"
+        f'ENTRYPOINT ["{python}", "-X", "faulthandler", "/frontend.py"]\n'
+    )
+    buildx = Buildx(top)
+    try:
+        buildx.run("build", "--builder=teu", "--provenance=false", "--output=type=image,name=frontend:1", str(top))
+    finally:
+        buildx.run("rm", "--keep-state", "teu")
+    return "docker.io/library/frontend:1"
+
+
+def test_a_frontend_in_an_image_runs_as_a_container(buildx: Buildx, frontend: str) -> None:
+    mark = time.time_ns()
+    text = buildx.build(f"# syntax={frontend}\nFROM busybox\nRUN echo {mark} >/made\n")
+    assert f"frontend of {frontend}" in text and f"made {mark} with ['buildkit', 'config']" in text.replace(
+        "'lock', ", ""
+    )
+    assert not scopes()
 
 
 def test_what_configuration_is_wrong(tmp_path: Path) -> None:

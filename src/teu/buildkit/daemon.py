@@ -43,8 +43,7 @@ WITHOUT_WORKER = ("Info", "ListenBuildHistory", "Session", "Status", "UpdateBuil
 READY_SECONDS = 30.0  # how long a call waits for the worker
 RETRY_SECONDS = 1.0
 GRACE_SECONDS = 1.0  # for answers that are under way when the builder stops
-END_SECONDS = 10.0  # for builds to end; less than the unit gives us
-MEMORY_SECONDS = 30.0
+END_SECONDS = 6.0  # for builds to end; with what comes after, less than the unit gives us
 
 
 class Daemon:

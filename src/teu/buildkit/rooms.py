@@ -54,6 +54,7 @@ from teu.config import Settings
 log = logging.getLogger("teu.buildkit")
 
 LABEL = "org.mobyproject.buildkit.worker."
+SOLVER_SECONDS = 5.0  # for operations to end when the builder stops
 BINFMT = "/proc/sys/fs/binfmt_misc"
 MODES = {"bridge": executor.SANDBOX, "host": executor.HOST, "none": executor.NONE}
 
@@ -136,7 +137,7 @@ class Work:
         self.executor.recover()
 
     def stop(self) -> None:
-        if not self.solver.close():
+        if not self.solver.close(SOLVER_SECONDS):
             log.warning("some operations have not ended")
         self.executor.close()
         self.worker.close()

@@ -22,6 +22,7 @@ log = logging.getLogger("teu.buildkit")
 
 AFTER_SECONDS = 10.0  # after a build, so that the next one of a row finds everything
 INTERVAL_SECONDS = 15 * 60.0
+POLL_SECONDS = 0.5
 
 
 class Cleaning:
@@ -75,7 +76,13 @@ class Cleaning:
                 told.put(error)
 
         threading.Thread(target=work, name="prune", daemon=True).start()
-        while (one := told.get()) is not None:
+        while not gone():
+            try:
+                one = told.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if one is None:
+                return
             if isinstance(one, FilterError):
                 raise errors.InvalidArgument(str(one))
             if isinstance(one, Exception):

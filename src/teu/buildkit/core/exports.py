@@ -60,8 +60,9 @@ class Result:
     attestations: dict[str, list[Attestation]] = field(default_factory=dict)
 
     def named(self, key: str, part: str) -> bytes | None:
-        """What the metadata say of a part."""
-        return self.metadata.get(f"{key}/{part}" if part else key)
+        """What the metadata say of a part: under its name, or else under the plain key, as of a result alone."""
+        found = self.metadata.get(f"{key}/{part}") if part else None
+        return self.metadata.get(key) if found is None else found
 
 
 @dataclass(frozen=True, slots=True)
