@@ -229,8 +229,8 @@ assert os.path.getsize("/run/config/buildkit/metadata/frontend.bin")
 print("frontend of", options["source"], "for", options["filename"], file=sys.stderr, flush=True)
 inside = sorted(os.listdir("/run"))
 request = gateway_pb2.SolveRequest(
-    Frontend="dockerfile.v0", FrontendOpt={"filename": options["filename"]}, allowResultReturn=True,
-    allowResultArrayRef=True, Evaluate=True,
+    Frontend="dockerfile.v0", FrontendOpt={name: options[name] for name in ("filename", "cmdline")},
+    allowResultReturn=True, allowResultArrayRef=True, Evaluate=True,
 )
 result = bridge.Solve(request, timeout=60).result
 made = bridge.ReadFile(gateway_pb2.ReadFileRequest(Ref=result.ref.id, FilePath="/made"), timeout=30).Data
@@ -278,9 +278,7 @@ def frontend(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_frontend_in_an_image_runs_as_a_container(buildx: Buildx, frontend: str) -> None:
     mark = time.time_ns()
     text = buildx.build(f"# syntax={frontend}\nFROM busybox\nRUN echo {mark} >/made\n")
-    assert f"frontend of {frontend}" in text and f"made {mark} with ['buildkit', 'config']" in text.replace(
-        "'lock', ", ""
-    )
+    assert f"frontend of {frontend}" in text and f"made {mark} with ['config']" in text
     assert not scopes()
 
 

@@ -184,6 +184,19 @@ def test_progress_may_be_asked_for_first(rig: Rig) -> None:
     assert dict(responses.initial_metadata())["buildkit-current-timestamp"].endswith("Z")
 
 
+def test_a_build_that_ends_at_once_is_not_missed(rig: Rig) -> None:
+    """Who asks for its progress may be woken when it has ended already."""
+    definition = build.image(BUSYBOX).definition()
+    for number in range(20):
+        for internal in (False, True):
+            ref = f"b{number}-{internal}"
+            responses = rig.control.Status(control_pb2.StatusRequest(Ref=ref), timeout=3)
+            rig.solve(ref, Definition=definition, Internal=internal).result()
+            assert [one.name for response in responses for one in response.vertexes]
+    rig.solve("late", Definition=definition, Internal=True).result()
+    assert vertexes(rig, "late")
+
+
 # Frontends in clients
 
 

@@ -20,12 +20,14 @@ from teu.buildkit.control.containers import Containers
 from teu.buildkit.control.history import ERROR, Blob, History, pack_logs
 from teu.buildkit.control.view import BuildBridge
 from teu.buildkit.core import errors
+from teu.buildkit.core.progress import Progress
 
 log = logging.getLogger("teu.buildkit")
 
 BUILDS_MAX = 1000  # at a time
 FIND_SECONDS = 6.0  # how long somebody waits for a build that has not come
 POLL_SECONDS = 0.25
+QUIET_MAX = 8
 
 
 class Builds:
@@ -42,8 +44,8 @@ class Builds:
         self._workers = workers
         self._changed = threading.Condition()
         self._builds: dict[str, tuple[Build, Forwarder]] = {}
+        self._quiet: dict[str, Progress] = {}  # of the last builds that the history is not told of
         self._stopping = False
-        self.ended = threading.Event()  # since somebody cleared it, a build has
 
     @property
     def count(self) -> int:
@@ -72,8 +74,11 @@ class Builds:
             build.close()
             with self._changed:
                 self._builds.pop(build.ref, None)
+                if request.internal:
+                    self._quiet[build.ref] = build.progress
+                    while len(self._quiet) > QUIET_MAX:
+                        del self._quiet[next(iter(self._quiet))]
                 self._changed.notify_all()
-            self.ended.set()
 
     def _recorded(self, build: Build, view: BuildBridge) -> dict[str, str]:
         """Run it, and let the history know."""
@@ -146,10 +151,16 @@ class Builds:
             return self._builds[ref]
 
     def status(self, ref: str, gone: Callable[[], bool]) -> Iterator[Any]:
-        """The progress of a build from its begin: one that has ended, is under way, or is about to come."""
-        with self._changed:
-            under_way = ref in self._builds
-        if not under_way:
+        """The progress of a build from its begin: one that has ended, is under way, or is about to come. One that comes
+        and ends while somebody waits for it is not missed."""
+        deadline = time.monotonic() + FIND_SECONDS
+        while True:
+            with self._changed:
+                found = self._builds.get(ref)
+                progress = found[0].progress if found is not None else self._quiet.get(ref)
+            if progress is not None:
+                yield from progress.listen(gone)
+                return
             try:
                 ended = self._history.logs(ref)
             except errors.NotFound:
@@ -157,8 +168,12 @@ class Builds:
             else:
                 yield from ended
                 return
-        build, _ = self.get(ref, gone)
-        yield from build.progress.listen(gone)
+            left = deadline - time.monotonic()
+            if left <= 0 or gone() or self._stopping:
+                raise errors.unknown_job(ref)
+            with self._changed:
+                if ref not in self._builds:
+                    self._changed.wait(min(left, POLL_SECONDS))
 
     def stop(self) -> None:
         """No build begins any more; those under way end."""
