@@ -44,12 +44,12 @@ def buildx(tmp_path: Path) -> Iterator[Buildx]:
 
 
 class Buildx:
-    def __init__(self, top: Path) -> None:
+    def __init__(self, top: Path, address: str = SOCKET) -> None:
         self.top = top
         self.context = top / "context"
         self.context.mkdir()
         self.environment = {**os.environ, "BUILDX_CONFIG": str(top / "buildx"), "HOME": str(top)}
-        self.run("create", "--name", "teu", "--driver", "remote", f"unix://{SOCKET}")
+        self.run("create", "--name", "teu", "--driver", "remote", f"unix://{address}")
 
     def start(self, *argv: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -198,6 +198,124 @@ def test_secrets_are_nowhere(buildx: Buildx) -> None:
         ["grep", "-rlF", secret, "/var/lib/teu", "/run/teu"], capture_output=True, text=True, check=False
     )
     assert not found.stdout
+
+
+def test_results_go_to_the_engine_and_to_the_client(buildx: Buildx) -> None:
+    mark = str(time.time_ns())
+    dockerfile = f'FROM busybox\nRUN echo {mark} >/made\nENTRYPOINT ["cat"]\nCMD ["/made"]\n'
+    metadata = buildx.top / "metadata.json"
+    buildx.build(dockerfile, "--output=type=image,name=control:1", f"--metadata-file={metadata}")
+    assert teu("run", "--rm", "control:1").stdout.strip() == mark
+    told = json.loads(metadata.read_text())
+    assert told["image.name"] == "docker.io/library/control:1"
+    assert told["containerimage.descriptor"]["digest"] == told["containerimage.digest"]
+    buildx.build(dockerfile, f"--output=type=local,dest={buildx.top}/out")
+    assert (buildx.top / "out/made").read_text().strip() == mark
+    teu("rmi", "control:1")
+
+
+@pytest.mark.parametrize("cache", ["local", "inline"])
+def test_a_cache_travels(buildx: Buildx, control: Any, cache: str) -> None:
+    mark = str(time.time_ns())
+    dockerfile = f"FROM busybox\nRUN echo {mark} >/made\n"
+    if cache == "local":
+        buildx.build(dockerfile, f"--cache-to=type=local,dest={buildx.top}/cache,mode=max")
+        source = f"--cache-from=type=local,src={buildx.top}/cache"
+    else:
+        buildx.build(dockerfile, "--cache-to=type=inline", "--output=type=image,name=control:cache")
+        source = "--cache-from=control:cache"
+    list(control.Prune(control_pb2.PruneRequest(all=True), timeout=60))
+    text = buildx.build(dockerfile, source, f"--output=type=local,dest={buildx.top}/out")
+    assert "CACHED" in text.partition("[2/2]")[2], text
+    assert (buildx.top / "out/made").read_text().strip() == mark
+
+
+def test_ten_builds_at_once(buildx: Buildx) -> None:
+    mark = time.time_ns()
+    contexts = []
+    for number in range(10):
+        context = buildx.top / f"c{number}"
+        context.mkdir()
+        (context / "Dockerfile").write_text(f"FROM busybox\nRUN echo {mark}; sleep 1\nRUN echo {mark}-{number}\n")
+        contexts.append(context)
+    running = [
+        buildx.start("build", "--builder=teu", "--progress=plain", "--output=type=cacheonly", str(context))
+        for context in contexts
+    ]
+    for number, process in enumerate(running):
+        text, _ = process.communicate(timeout=120 * PATIENCE)
+        assert process.returncode == 0 and f"{mark}-{number}" in text, text[-2000:]
+    assert not scopes()
+
+
+# Through teud, and on the real containerd
+
+
+def test_docker_build_and_bake_through_teud(buildx: Buildx) -> None:
+    mark = str(time.time_ns())
+    (buildx.context / "Dockerfile").write_text(f"FROM busybox\nRUN echo {mark} >/made\n")
+    (buildx.context / "docker-bake.json").write_text(
+        json.dumps(
+            {
+                "target": {
+                    "base": {"dockerfile": "Dockerfile"},
+                    "app": {
+                        "contexts": {"base": "target:base"},
+                        "dockerfile-inline": "FROM base\nRUN cat /made >/copied\n",
+                        "tags": ["control:baked"],
+                    },
+                }
+            }
+        )
+    )
+    environment = {**buildx.environment, "DOCKER_HOST": "unix:///run/teu/teud.sock"}
+
+    def docker(*argv: str) -> str:
+        done = subprocess.run(
+            ["docker", *argv],
+            cwd=buildx.context,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120 * PATIENCE,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    docker("build", "--progress=plain", "-t", "control:docker", ".")
+    assert mark in docker("run", "--rm", "control:docker", "cat", "/made")
+    docker("buildx", "bake", "--builder=default", "--progress=plain", "app")
+    assert mark in docker("run", "--rm", "control:baked", "cat", "/copied")
+    assert "Build Cache" in docker("system", "df")
+    docker("rmi", "control:docker", "control:baked")
+
+
+@pytest.mark.needs("ctr")
+def test_on_debian_s_containerd(tmp_path: Path) -> None:
+    archive = tmp_path / "busybox.tar"
+    call(str(Path(__file__).resolve().parents[2] / "packaging/make-busybox-image"), str(archive))
+    call("systemctl", "start", "containerd")
+    call("ctr", "--namespace=buildtest", "images", "import", "--base-name=docker.io/library/busybox", str(archive))
+    address = f"{tmp_path}/b.sock"
+    config = tmp_path / "b.yaml"
+    config.write_text("namespace: buildtest\ncontainerd: /run/containerd/containerd.sock\n")
+    words = ["teu-buildkitd", "--config", str(config), "--address", address]
+    words += ["--root", f"{tmp_path}/root", "--state", "/run/teu/buildkit-test"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        eventually("its socket", lambda: Path(address).exists())
+        buildx = Buildx(tmp_path, address)
+        mark = str(time.time_ns())
+        text = buildx.build(f"FROM busybox\nRUN echo {mark} >/made\n", f"--output=type=local,dest={tmp_path}/out")
+        assert "exporting to client directory" in text
+        assert (tmp_path / "out/made").read_text().strip() == mark
+    finally:
+        process.terminate()
+        told, _ = process.communicate(timeout=30 * PATIENCE)
+        print(told[-3000:])
+        call("ctr", "namespaces", "remove", "--cgroup", "buildtest", check=False)
+        call("systemctl", "stop", "containerd")
+    assert process.returncode == 0
 
 
 FRONTEND = r"""
