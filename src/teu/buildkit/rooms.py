@@ -24,7 +24,8 @@ from teu.buildkit.core.op import Op
 from teu.buildkit.exporters.registry import Exporters
 from teu.buildkit.frontends import builtin, gateway
 from teu.buildkit.llb import platforms
-from teu.buildkit.llb.load import Vertex
+from teu.buildkit.llb.load import Graph, Vertex, load
+from teu.buildkit.llb.policy import Policies
 from teu.buildkit.ops import containers as places
 from teu.buildkit.ops.build import BuildOp
 from teu.buildkit.ops.diff import DiffOp
@@ -161,9 +162,22 @@ class Work:
             "file": lambda vertex: FileOp(vertex, self.worker),
             "merge": lambda vertex: MergeOp(vertex, self.worker),
             "diff": lambda vertex: DiffOp(vertex, self.worker),
-            "build": lambda vertex: BuildOp(vertex, self.worker),
+            "build": lambda vertex: BuildOp(vertex, self.worker, nested),
             "passthrough": lambda vertex: PassthroughOp(vertex, self.worker),
         }
+
+
+def nested(definition: Any, context: Any) -> Graph:
+    """A definition that a step wrote, for a BuildOp: it may no more than each of the builds that it is for, and their
+    policies hold for it. Raises load.Invalid, caps.CapError, errors.PermissionDenied."""
+    builds = [job.rules for job in context.jobs() if job.rules is not None]
+    given = [build.entitlements.given for build in builds]
+    policies = Policies([policy for build in builds for policy in build.policies])
+    return load(
+        definition,
+        policy=policies if policies else None,
+        entitlements=frozenset.intersection(*given) if given else frozenset(),
+    )
 
 
 def _steps(settings: Settings) -> executor.Settings:

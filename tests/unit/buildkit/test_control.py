@@ -227,6 +227,7 @@ def test_a_frontend_in_the_client(rig: Rig) -> None:
     assert not solving.done()
     rig.bridge.Return(gateway_pb2.ReturnRequest(result=answer.result), **asked("one"))
     assert solving.result().ExporterResponse["image.name"] == "app"
+    assert rig.history.record("one").Frontend == "dockerfile.v0"
     assert isinstance(failed(lambda: rig.bridge.Ping(gateway_pb2.PingRequest(), **asked("one"))), errors.NotFound)
 
 

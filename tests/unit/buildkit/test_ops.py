@@ -92,3 +92,15 @@ def test_a_definition_that_a_step_wrote(tmp_path: Path) -> None:
     with pytest.raises(errors.NotFound):
         op("llb").execute(context, [Scratch()])
     assert len(context.graphs) == 1
+
+
+def test_a_definition_that_a_step_wrote_gets_no_rights_by_that(tmp_path: Path) -> None:
+    worker: Any = FolderWorker(tmp_path)
+    context: Any = Asking()
+    definition = scratch().with_(network="host").run(("true",)).root.definition()
+    tree = worker.tree(llb=definition.SerializeToString())
+    build = pb.BuildOp(builder=-1, attrs={"llbbuild.filename": "llb"})
+    build.inputs["buildkit.llb.definition"].input = 0
+    with pytest.raises(errors.PermissionDenied, match="network.host is not allowed"):
+        BuildOp(vertex(pb.Op(build=build)), worker).execute(context, [tree])
+    assert not context.graphs

@@ -191,6 +191,8 @@ class Build:
         request = self.request
         self.ref = request.ref
         self.session = request.session
+        self.frontend = request.frontend
+        self.options: Mapping[str, str] = request.attributes
         self.entitlements = Entitlements(request.entitlements, self.rooms.allowed)
         self.policies = [*self.rooms.policies, *request.policies]
         Policies(self.policies)  # what cannot be understood is refused now
@@ -204,6 +206,7 @@ class Build:
         self.progress = Progress()
         self.cancellation = Cancellation()
         self.job: Job = self.rooms.solver.job(self.ref, self.session, self.progress)
+        self.job.rules = self
         self.answers: list[exports.Answer] = []
         self.definitions: list[Any] = []
         self._trees: list[Tree] = []
@@ -213,6 +216,12 @@ class Build:
         self._result: Result | None = None
         self._error: errors.Error | None = None
         self._closing = ExitStack()
+
+    def note_frontend(self, name: str, options: Mapping[str, str]) -> None:
+        """The frontend that the client asks for, for the provenance and the history; the first one counts."""
+        with self._lock:
+            if not self.frontend:
+                self.frontend, self.options = name, {**options, **self.options}
 
     # Its end
 
@@ -313,8 +322,8 @@ class Build:
         told = exports.Build(
             self.ref,
             self.session,
-            self.request.frontend or self.request.attributes_frontend,
-            self.request.attributes,
+            self.frontend,
+            self.options,
             self.started,
             self.materials,
             self.graphs,

@@ -120,6 +120,9 @@ class Builds:
             record.error.code, record.error.message = status.code, errors.cut(status.message, 4096)
         for key, value in values.items():
             record.ExporterResponse[key] = value
+        record.Frontend = build.frontend
+        for key, value in build.options.items():
+            record.FrontendAttrs[key] = value
         for number, answer in enumerate(build.answers):
             if answer.descriptor is not None:
                 record.Result.Results[number].CopyFrom(

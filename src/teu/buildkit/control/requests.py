@@ -53,11 +53,6 @@ class Solve:
     internal: bool = False
     session_exporters: bool = False
 
-    @property
-    def attributes_frontend(self) -> str:
-        """The frontend that a client which is one itself says that it used."""
-        return self.attributes.get("frontend", "")
-
 
 def solve(request: Any) -> Solve:
     """Understand a control_pb2.SolveRequest. Raises InvalidArgument."""

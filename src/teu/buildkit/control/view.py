@@ -99,6 +99,8 @@ class BuildBridge:
     def _frontend(self, request: Request) -> Result:
         if self._depth >= DEPTH_MAX:
             raise errors.InvalidArgument(f"more than {DEPTH_MAX} frontends one upon the other")
+        if self.trusted:
+            self.build.note_frontend(request.frontend, request.options)
         if request.frontend == BUILTIN:
             try:
                 return builtin.solve(self, request, is_builtin=self.build.rooms.is_builtin)

@@ -51,7 +51,7 @@ exec.cgroup exec.secretenv exec.validexitcode
 file.rm.wildcard file.copy.includeexcludepatterns file.copy.requiredpaths file.rm.nofollowsymlink
 file.copy.alwaysreplaceexistingdestpaths file.copy.modestring file.symlink.create
 constraints platform meta.ignorecache meta.description meta.exportcache mergeop diffop passthroughop
-exporter.image.annotations exporter.image.attestations exporter.multiple
+exporter.image.annotations exporter.image.attestations exporter.multiple exporter.session
 source.policy gc.freespacefilter history.filter
 """
 
@@ -65,7 +65,6 @@ _REFUSED = {
     "cache.gha": "this builder keeps its remote cache inline, in registries or in a local folder",
     "cache.s3": "this builder keeps its remote cache inline, in registries or in a local folder",
     "cache.azblob": "this builder keeps its remote cache inline, in registries or in a local folder",
-    "exporter.session": "exporters of the session are not asked for by this builder",
     "source.policy.session": "policies are taken with the request, not from the session",
 }
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -13,7 +14,8 @@ from teu.api.buildkit import ops_pb2
 from teu.buildkit.core import errors
 from teu.buildkit.core.op import CacheMap, Context, Dependency, Record, Ref
 from teu.buildkit.core.snapshots import Worker, snapshot
-from teu.buildkit.llb.load import SIZE_MAX, Invalid, Vertex, load
+from teu.buildkit.llb.caps import CapError
+from teu.buildkit.llb.load import SIZE_MAX, Graph, Invalid, NotAllowed, Vertex, load
 from teu.buildkit.ops import keys, results
 from teu.buildkit.ops.roots import NODE, Root
 
@@ -24,10 +26,21 @@ FILENAME = "llbbuild.filename"
 DEFAULT_FILENAME = "/buildkit.llb.definition"
 
 
+Read = Callable[[Any, Context], Graph]
+
+
+def harmless(definition: Any, context: Context) -> Graph:
+    """A definition that asks for nothing beyond a step's usual rights. Raises Invalid."""
+    return load(definition, entitlements=())
+
+
 class BuildOp:
-    def __init__(self, vertex: Vertex, worker: Worker) -> None:
+    """`read` makes a graph of the definition, as far as the builds that the operation is for may have it built."""
+
+    def __init__(self, vertex: Vertex, worker: Worker, read: Read = harmless) -> None:
         self._vertex = vertex
         self._worker = worker
+        self._read_definition = read
 
     def cache_key(self, context: Context) -> CacheMap:
         build = self._vertex.op.build
@@ -49,9 +62,13 @@ class BuildOp:
             raise errors.InvalidArgument(f"invalid index {number}")
         data = self._read(inputs[number], build.attrs.get(FILENAME) or DEFAULT_FILENAME)
         try:
-            graph = load(ops_pb2.Definition.FromString(data))
+            graph = self._read_definition(ops_pb2.Definition.FromString(data), context)
         except DecodeError:
             raise errors.InvalidArgument("failed to unmarshal the llb definition") from None
+        except NotAllowed as error:
+            raise errors.PermissionDenied(str(error)) from None
+        except CapError as error:
+            raise errors.Unimplemented(str(error)) from None
         except Invalid as error:
             raise errors.InvalidArgument(str(error)) from None
         return [context.solve(graph)]

@@ -113,6 +113,7 @@ class Job:
     id: str
     session: str
     progress: Progress | None
+    rules: Any = None  # its maker's: what it may, for those who build something in its name
     nodes: list[Node] = field(default_factory=list)
     failure: Failure | None = None
     cleanups: list[Callable[[], None]] = field(default_factory=list)
