@@ -212,6 +212,11 @@ def test_results_go_to_the_engine_and_to_the_client(buildx: Buildx) -> None:
     buildx.build(dockerfile, f"--output=type=local,dest={buildx.top}/out")
     assert (buildx.top / "out/made").read_text().strip() == mark
     teu("rmi", "control:1")
+    for kind in ("docker", "oci"):
+        buildx.build(dockerfile, f"--output=type={kind},name=control:{kind},dest={buildx.top}/{kind}.tar")
+        teu("load", "-q", "-i", f"{buildx.top}/{kind}.tar")
+        assert teu("run", "--rm", f"control:{kind}").stdout.strip() == mark
+        teu("rmi", f"control:{kind}")
 
 
 @pytest.mark.parametrize("cache", ["local", "inline"])
@@ -246,6 +251,31 @@ def test_ten_builds_at_once(buildx: Buildx) -> None:
         text, _ = process.communicate(timeout=120 * PATIENCE)
         assert process.returncode == 0 and f"{mark}-{number}" in text, text[-2000:]
     assert not scopes()
+
+
+def test_garbage_is_collected_by_the_policies(buildx: Buildx) -> None:
+    drop = Path("/etc/teu/buildkitd.yaml.d/gc.yaml")
+    drop.parent.mkdir(exist_ok=True)
+    mark = str(time.time_ns())
+    buildx.build(f"FROM busybox\nRUN echo {mark} && head -c 1m /dev/zero >/big\n")
+    drop.write_text("gc:\n  policies:\n    all: {filters: ['description~=" + mark + "'], max-used-space: 1}\n")
+    try:
+        call("systemctl", "restart", SERVICE)
+        buildx.run("inspect", "teu")
+        eventually("it is gone", lambda: mark not in buildx.run("du", "--builder=teu", "--verbose"), 60)
+    finally:
+        drop.unlink()
+        call("systemctl", "restart", SERVICE)
+
+
+def test_the_interrupt_of_a_client_ends_its_steps(buildx: Buildx) -> None:
+    (buildx.context / "Dockerfile").write_text(f"FROM busybox\nRUN sleep 60 # {time.time_ns()}\n")
+    process = buildx.start(*buildx.words())
+    eventually("a scope of the step", scopes)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=30 * PATIENCE)
+    assert process.returncode != 0 and "cancel" in text.lower()
+    eventually("the step's end", lambda: not scopes(), 5)
 
 
 # Through teud, and on the real containerd

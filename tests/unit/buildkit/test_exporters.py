@@ -214,6 +214,22 @@ def test_an_image_of_two_platforms_with_provenance(worker: Worker) -> None:
     assert "secret" not in json.dumps(statement)
 
 
+def test_an_archive_of_one_platform_is_no_index_for_what_is_for_images_alone(worker: Worker) -> None:
+    """buildx asks for provenance by default, and docker load takes an archive of one image."""
+    asked = build(attest__provenance="mode=min,inline-only=true")
+    metadata = {
+        CONFIG: b'{"architecture":"amd64","os":"linux"}',
+        PLATFORMS: b'{"Platforms":[{"ID":"linux/amd64","Platform":{"architecture":"amd64","os":"linux"}}]}',
+    }
+    result = Result({"": Part(snapshot(worker, "one"))}, metadata)
+    options = attributes.image_options({"name": "app"}, False, ())
+    image = images.assemble(worker, options, Task(), result, asked, None, attested=False)  # type: ignore[arg-type]
+    assert image.single and "docker" in image.target["mediaType"]
+    image = images.assemble(worker, options, Task(), result, asked, None)  # type: ignore[arg-type]
+    assert image.target["mediaType"] == "application/vnd.oci.image.index.v1+json"
+    assert "oci" in image.manifests[0].descriptor["mediaType"]
+
+
 def test_two_builds_of_one_result_have_one_digest(tmp_path: Path) -> None:
     found = set()
     for number in range(2):

@@ -151,14 +151,24 @@ class Assembly:
     result: Result
     build: Build
     epoch: int | None = None
+    attested: bool = True
     blobs: dict[str, Descriptor] = field(default_factory=dict)
 
     def image(self) -> Image:
         if self.epoch is None:
             self.epoch = given.epoch(self.result.metadata.get(EPOCH))
         named = parts_of(self.result)
+        said = [self._said(one) for one in named] if self.options.inline_attestations else []
+        if any(said) and not self.options.oci:
+            self.task.warn("attestations need OCI media types: they are used though oci-mediatypes=false was asked for")
+            compression = replace(self.options.compression, oci=True)
+            self.options = replace(self.options, oci=True, compression=compression)
         manifests = [self._manifest(one) for one in named]
-        attested = self._attested(named, manifests) if self.options.inline_attestations else []
+        attested = [
+            (manifest, statements.with_subjects(made, self.options.names, manifest.descriptor, one))
+            for one, manifest, made in zip(named, manifests, said)
+            if made
+        ]
         if attested or set(self.result.parts) - {""}:
             return self._index(manifests, attested)
         return Image(manifests[0].descriptor, tuple(manifests), blobs=self.blobs)
@@ -212,17 +222,13 @@ class Assembly:
 
     # Attestations
 
-    def _attested(self, named: Sequence[Named], manifests: Sequence[Manifest]) -> list[tuple[Manifest, list[Attested]]]:
-        found = []
-        for one, manifest in zip(named, manifests, strict=True):
-            made = statements.of_part(
-                self.worker, self.result, self.build, one.id, one.platform, self.options.names, inline=True
-            )
-            if made:
-                found.append((manifest, statements.with_subjects(made, self.options.names, manifest.descriptor, one)))
-        if found and not self.options.oci:
-            raise errors.InvalidArgument("attestations need OCI media types: oci-mediatypes=false cannot have them")
-        return found
+    def _said(self, named: Named) -> list[Attested]:
+        """The statements of a part. What is for an image in its place alone does not make an index of an archive of one
+        platform, which could not be loaded everywhere."""
+        inline = self.attested or bool(set(self.result.parts) - {""})
+        return statements.of_part(
+            self.worker, self.result, self.build, named.id, named.platform, self.options.names, inline=inline
+        )
 
     def _attestation(self, manifest: Manifest, made: Sequence[Attested]) -> tuple[Descriptor, list[Descriptor]]:
         layers = []
@@ -284,9 +290,17 @@ def _plain(layer: Descriptor) -> Descriptor:
 
 
 def assemble(
-    worker: Worker, options: ImageOptions, task: Task, result: Result, build: Build, epoch: int | None
+    worker: Worker,
+    options: ImageOptions,
+    task: Task,
+    result: Result,
+    build: Build,
+    epoch: int | None,
+    *,
+    attested: bool = True,
 ) -> Image:
-    """`epoch`: as the exporter's own attribute has it; else what the result says. Raises core.errors.Error."""
+    """`epoch`: as the exporter's own attribute has it; else what the result says. `attested`: with the statements that
+    are for images in their places alone (inline-only). Raises core.errors.Error."""
     for name in options.unknown:
         task.warn(f"the exporter does not know the attribute {name}")
-    return Assembly(worker, options, task, result, build, epoch).image()
+    return Assembly(worker, options, task, result, build, epoch, attested).image()

@@ -49,7 +49,7 @@ class LayoutExporter:
 
     def export(self, task: Task, result: Result, build: Build) -> Answer:
         with self.worker.hold():
-            image = images.assemble(self.worker, self.options, task, result, build, self.epoch)
+            image = images.assemble(self.worker, self.options, task, result, build, self.epoch, attested=False)
             if self.docker and len(image.manifests) > 1:
                 raise errors.InvalidArgument("docker exporter does not currently support exporting manifest lists")
             if self.tar:
