@@ -5,6 +5,7 @@ teu-buildkitd.yaml(5) and the shipped file.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from teu.buildkit.cache.policies import Policy, defaults, size
@@ -12,6 +13,7 @@ from teu.config import (
     ConfigError,
     Key,
     Settings,
+    Wrong,
     boolean,
     duration,
     integer,
@@ -27,10 +29,17 @@ from teu.config import (
 FILE = "/etc/teu/buildkitd.yaml"
 LEVELS = ("debug", "info", "warn", "error")
 
-space = matching(
-    r"(100|\d{1,2})%|\d+(\.\d+)?\s*([kKmMgGtTpP]?)([iI]?[bB])?",
-    "give a size such as 512m, 10GB or 20% of the file system",
-)
+_SPACE = re.compile(r"(100|\d{1,2})%|\d+(\.\d+)?\s*[kKmMgGtTpP]?([iI]?[bB])?")
+
+
+def space(value: Any) -> str:
+    """Bytes, or a part of the file system."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not _SPACE.fullmatch(text):
+        raise Wrong("give a size such as 512m, 10GB or 20% of the file system")
+    return text
+
+
 _subnet = matching(r"|\d{1,3}(\.\d{1,3}){3}/\d{1,2}", "give a subnet such as 10.210.0.0/16")
 _LIMITS = (
     Key("reserved-space", space, "0", "the cache is never made smaller than that; 0: no such limit"),
