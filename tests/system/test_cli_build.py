@@ -598,6 +598,22 @@ def test_a_buildkitd(docker: peers.Dockerd, context: Path, tmp_path: Path) -> No
     assert "cannot connect to the builder" in done.stderr
 
 
+def test_over_tls(context: Path, tmp_path: Path) -> None:
+    peers.run(
+        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"),
+        *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{tmp_path}/key.pem", "-out", f"{tmp_path}/ca.pem"),
+    )
+    port = peers.free_port()
+    ca = ("--tlscacert", f"{tmp_path}/ca.pem")
+    tls = ("--tls", *ca, "--tlscert", f"{tmp_path}/ca.pem", "--tlskey", f"{tmp_path}/key.pem")
+    with peers.dockerd(options=["--host", f"tcp://127.0.0.1:{port}", *tls], network=True):
+        for argv in (tls, ("--tlsverify", *tls[1:])):
+            out = tmp_path / argv[0]
+            target = ("build", "--no-cache", "--target", "files", "-o", str(out), str(context))
+            peers.run(TEU, "-H", f"tcp://127.0.0.1:{port}", *argv, *target)
+            assert (out / "src/deep/three").read_text() == "src/deep/three"
+
+
 # ---- containerd's image store -----------------------------------------------------------------------
 
 
