@@ -555,7 +555,10 @@ def buildkitd(docker: peers.Dockerd, path: Path) -> Iterator[str]:
     listener.bind(str(path))
     listener.listen()
 
+    clients = []
+
     def serve(client: socket.socket) -> None:
+        clients.append(client)
         engine = socket.socket(socket.AF_UNIX)
         engine.connect(str(docker.socket))
         engine.sendall(b"POST /grpc HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
@@ -582,6 +585,25 @@ def buildkitd(docker: peers.Dockerd, path: Path) -> Iterator[str]:
         yield f"unix://{path}"
     finally:
         listener.close()
+        for client in clients:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_builder_that_goes(docker: peers.Dockerd, context: Path, tmp_path: Path) -> None:
+    """Its client ends with words, and so does the build on the other side."""
+    (tmp_path / "Slow").write_text("FROM scratch\nCOPY busybox /bin/sh\nRUN echo here; while :; do : gone; done\n")
+    with buildkitd(docker, tmp_path / "s") as address:
+        argv = [TEU, "build", "--builder", address, "--progress", "plain", "--no-cache", "-f", str(tmp_path / "Slow")]
+        process = subprocess.Popen([*argv, str(context)], stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if " here" in line and "RUN" not in line:
+                break
+    rest = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(30) == 1 and "ERROR: failed to build: failed to solve: Unavailable" in rest, rest
+    peers.wait_until(lambda: not running("do : gone; done"), "the end of the step", 15)
 
 
 def test_a_buildkitd(docker: peers.Dockerd, context: Path, tmp_path: Path) -> None:
