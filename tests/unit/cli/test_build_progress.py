@@ -302,6 +302,11 @@ def test_places_at_the_edges() -> None:
     assert lines(3, 99) == ["   1 |     one", "   2 |     two", "   3 | >>> three"]
     assert failure.excerpt(info, [{"start": {"line": 9, "character": 0}, "end": None}]) == ""
     assert failure.excerpt(info, []) == ""
+    assert lines(1, 1 << 31) == ["   1 | >>> one", "   2 | >>> two", "   3 | >>> three"]
+
+
+def test_times_that_are_none() -> None:
+    assert progress.moment({"seconds": 1 << 62, "nanos": 0}) == "0001-01-01T00:00:00Z"
 
 
 def test_warnings_at_the_end() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import tarfile
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from teu.cli import build
-from teu.cli.builds import contexts, outputs, request, result
+from teu.cli.builds import contexts, modern, outputs, request, result
 from teu.cli.builds.contexts import Inputs, is_archive, is_remote
 from teu.cli.builds.request import GATEWAY_IP, SNAPSHOTTER, Engine, Request
 from teu.cli.builds.session import Offer
@@ -56,7 +57,7 @@ def test_what_docker_asks_for_without_options(folder: Path) -> None:
     fields, made = asked("-t", "x:1")
     assert fields["Frontend"] == "dockerfile.v0"
     assert fields["FrontendAttrs"] == {"filename": "Dockerfile", "image-resolve-mode": "local"}
-    assert fields["Exporters"] == [{"Type": "moby", "Attrs": {"name": "docker.io/library/x:1"}}]
+    assert fields["Exporters"] == [{"Type": "moby", "Attrs": {"name": "x:1"}}]
     assert fields["ExporterDeprecated"] == "moby" and fields["Cache"] == {"Exports": [], "Imports": []}
     assert made.offer.folders == {"context": "context", "dockerfile": "context"}
 
@@ -146,15 +147,15 @@ def test_results_and_who_takes_them(folder: Path) -> None:
     assert asked("-o", "type=cacheonly")[0]["Exporters"] == []
     assert asked("--check")[0]["Exporters"] == []
     fields, made = asked("-t", "r.example/x", "--push")
-    assert fields["Exporters"][0] == {"Type": "moby", "Attrs": {"name": "r.example/x:latest"}}
-    assert made.push == ["r.example/x:latest"]
+    assert fields["Exporters"][0] == {"Type": "moby", "Attrs": {"name": "r.example/x"}}
+    assert made.push == ["r.example/x"]
     fields, made = asked("-t", "r.example/x", "--push", engine=WHOLE)
-    assert fields["Exporters"][0]["Attrs"] == {"push": "true", "name": "r.example/x:latest"} and not made.push
+    assert fields["Exporters"][0]["Attrs"] == {"push": "true", "name": "r.example/x"} and not made.push
     fields, _ = asked("-t", "x", "--load", "--annotation", "a=b", "--annotation", "index:c=d", engine=WHOLE)
     assert fields["Exporters"] == [
         {
             "Type": "moby",
-            "Attrs": {"name": "docker.io/library/x:latest", "annotation.a": "b", "annotation-index.c": "d"},
+            "Attrs": {"name": "x", "annotation.a": "b", "annotation-index.c": "d"},
         }
     ]
     assert asked(engine=REMOTE)[0]["Exporters"] == []
@@ -166,7 +167,7 @@ def test_a_result_as_a_layout(folder: Path) -> None:
     fields, made = asked("-t", "x:1", "-o", "type=oci,tar=false,dest=layout", engine=WHOLE)
     assert fields["Exporters"][0]["Type"] == "oci" and made.offer.stores["export"].writes
     made.settle({"containerimage.descriptor": "eyJkaWdlc3QiOiJzaGEyNTY6YWEiLCJzaXplIjoxfQ=="})
-    assert made.offer.stores["export"].find("docker.io/library/x:1") == "sha256:aa"
+    assert made.offer.stores["export"].find("x:1") == "sha256:aa"
 
 
 def test_caches(folder: Path) -> None:
@@ -179,11 +180,13 @@ def test_caches(folder: Path) -> None:
         {"Type": "registry", "Attrs": {"ref": "r.example/c"}},
         {"Type": "registry", "Attrs": {"ref": "x"}},
     ]
+    assert json.loads(fields["FrontendAttrs"]["cache-imports"]) == fields["Cache"]["Imports"]
     assert [one["Type"] for one in fields["Cache"]["Exports"]] == ["inline", "local", "inline"]
     made.settle({"cache.manifest": '{"digest": "sha256:aa", "size": 1}'})
     fields, made = asked("--cache-from", "type=local,src=cache", engine=WHOLE)
     assert fields["Cache"]["Imports"][0]["Attrs"] == {"src": "cache", "digest": "sha256:aa"}
     assert not made.offer.stores["local:cache"].writes
+    assert asked("--cache-from", "type=local,src=nowhere")[0]["Cache"]["Imports"] == []
 
 
 def test_attestations(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +357,7 @@ def test_what_is_told_of_a_result() -> None:
 )
 def test_questions(argv: list[str], expected: tuple[str, dict[str, str]]) -> None:
     options, _ = parse(parse_table(build.COMMANDS["image build"].table), argv)
-    assert build.question_of(options) == expected
+    assert modern.question_of(options) == expected
 
 
 def test_variables_of_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:

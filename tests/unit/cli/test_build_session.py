@@ -375,6 +375,33 @@ def test_an_agent(tmp_path: Path) -> None:
     listener.close()
 
 
+def test_keys_from_files_get_an_agent_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSH's programs are stood in for by scripts that take what they are called with."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "ssh-agent").write_text(
+        "#!/usr/bin/python3\nimport socket, sys, time\ns = socket.socket(socket.AF_UNIX)\ns.bind(sys.argv[3])\n"
+        "s.listen()\ntime.sleep(60)\n"
+    )
+    (programs / "ssh-add").write_text(f'#!/bin/sh\n[ -S "$SSH_AUTH_SOCK" ] && echo "$@" >>{tmp_path}/added\n')
+    for path in programs.iterdir():
+        path.chmod(0o755)
+    for name in ("one", "two"):
+        (tmp_path / name).write_text("a key")
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    agents = keys.Agents()
+    agents.add(f"mine={tmp_path}/one,{tmp_path}/two")
+    path = agents.socket("mine")
+    assert (tmp_path / "added").read_text() == f"-q {tmp_path}/one {tmp_path}/two\n"
+    assert Path(path).is_socket() and Path(path).parent.stat().st_mode & 0o777 == 0o700
+    agents.close()
+    assert not Path(path).parent.exists()
+    with pytest.raises(CommandError, match="only single socket"):
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "s"))
+        agents.add(f"x={tmp_path}/s,{tmp_path}/one")
+
+
 def test_an_upload_goes_once(tmp_path: Path) -> None:
     with session(tmp_path, lambda offer: offer.uploads.update(x=lambda: iter([b"a" * 2_000_000, b"b"]))) as theirs:
         assert b"".join(upload.pull(theirs, "http://buildkit-session/x")) == b"a" * 2_000_000 + b"b"

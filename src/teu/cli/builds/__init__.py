@@ -2,7 +2,8 @@
 """`build` and `builder` by BuildKit's own protocol, which dockerd, teud and teu-buildkitd speak. Loaded by
 those commands.
 
-    request          the command line as a request to the builder; contexts, outputs: parts of it; classic: the old way
+    modern, classic  `build` with BuildKit and without
+    request          the command line as a request to the builder; contexts, outputs, repository: parts of it
     wire, messages   the way to the builder: gRPC over a connection that the engine hands over, messages as tables
     session          what the builder asks of us meanwhile: sending and receiving (folders, files), store (blobs),
                      keys (credentials, secrets, ssh agents)

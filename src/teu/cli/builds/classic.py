@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from teu.cli.http import Response
 
 NO_BUILDER = (
-    "this engine has no builder. Build with buildah or podman (`buildah build -t NAME .`), "
-    "then `buildah push NAME oci-archive:FILE` and `teu load -i FILE`"
+    "this engine has no builder: install teu-buildkitd on its machine, or build with buildah or podman "
+    "(`buildah build -t NAME .`), then `buildah push NAME oci-archive:FILE` and `teu load -i FILE`"
 )
 
 

@@ -80,7 +80,8 @@ def excerpt(info: Message, ranges: list[Message]) -> str:
     marked: set[int] = set()
     for span in ranges:
         if span["start"]:
-            marked.update(range(span["start"]["line"], (span["end"] or span["start"])["line"] + 1))
+            last_of_it = min((span["end"] or span["start"])["line"], end)
+            marked.update(range(max(begin, span["start"]["line"]), last_of_it + 1))
     out = [f"{info['filename']}:{first}", RULE]
     for number in range(begin, end + 1):
         out.append(f" {number:3d} | {'>>>' if number in marked else '   '} {lines[number - 1].rstrip(chr(13))}")

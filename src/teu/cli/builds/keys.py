@@ -180,7 +180,8 @@ class Agents:
             back = threading.Thread(target=_answers, args=(connection, asked), daemon=True)
             back.start()
             for message in asked:
-                connection.sendall(decode("moby.sshforward.v1.BytesMessage", message)["data"])
+                data = decode("moby.sshforward.v1.BytesMessage", message)["data"]
+                connection.sendall(data, _socket.MSG_NOSIGNAL)
             connection.shutdown(_socket.SHUT_WR)
             back.join()
         except OSError as error:

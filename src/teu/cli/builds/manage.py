@@ -163,7 +163,8 @@ def du(cli: Cli, options: Options, operands: list[str]) -> int:
             cli.print(table.align(_lines(record), 8, 2) + "\n")
     else:
         cli.print(table.align([ROW, *(_row(record) for record in records)], 8, 2))
-    _totals(cli, records)
+    if not chosen:
+        _totals(cli, records)
     return 0
 
 

@@ -387,7 +387,10 @@ def moment(stamp: Message | None) -> str | None:
     """A Timestamp as RFC 3339 has it, in UTC, without zeros at its end."""
     if stamp is None:
         return None
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(stamp["seconds"]))
+    try:
+        whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(stamp["seconds"]))
+    except (OverflowError, OSError, ValueError):
+        return "0001-01-01T00:00:00Z"  # Go's zero time, for what is none
     rest = f".{stamp['nanos']:09d}".rstrip("0").rstrip(".")
     return f"{whole}{rest}Z"
 

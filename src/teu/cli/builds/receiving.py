@@ -199,10 +199,16 @@ class Receiver:
     # Files.
 
     def _ask(self) -> None:
+        """Ask for files, many in one go once half of those that were asked for are here."""
+        if len(self._coming) > WANTED_AT_ONCE // 2:
+            return
+        asks = []
         while self._wanted and len(self._coming) < WANTED_AT_ONCE:
             number, file = self._wanted.popleft()
             self._coming[number] = file
-            self._asked.send(encode(PACKET, type=REQ, ID=number))
+            asks.append(encode(PACKET, type=REQ, ID=number))
+        if asks:
+            self._asked.send(*asks)
 
     def _data(self, number: int, data: bytes) -> None:
         file = self._coming.get(number)

@@ -17,8 +17,9 @@ from teu.cli.builds.session import Offer
 from teu.cli.builds.store import REF_NAME, Store
 from teu.cli.errors import CommandError
 from teu.cli.options import FALSE, TRUE, key_values
-from teu.cli.registry import canonical, check_reference
+from teu.cli.registry import check_reference
 from teu.cli.run import proxies
+from teu.oci import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,7 +104,9 @@ class Request:
         self._attest()
         self._frontend(arguments)
         self._export(outputs.parse_outputs(options), arguments)
-        imports = [self._cache_source(text) for text in options["cache-from"]]
+        imports = [entry for text in options["cache-from"] if (entry := self._cache_source(text))]
+        if imports:  # the frontend looks for them, with what it has read of the Dockerfile
+            self._attributes["cache-imports"] = jsontext.dumps(imports)
         exports = [self._cache_target(text) for text in options["cache-to"]]
         if arguments.get("BUILDKIT_INLINE_CACHE") in TRUE:
             exports.append({"Type": "inline", "Attrs": {}})
@@ -249,7 +252,7 @@ class Request:
             check_reference(name)
         except CommandError as error:
             raise CommandError(f'invalid tag "{name}": {error.text}') from None
-        return canonical(name)
+        return name
 
     def _where(self, output: outputs.Output, number: int) -> None:
         """Say who takes the result: the engine's store, a registry, a folder or a file of ours."""
@@ -311,7 +314,8 @@ class Request:
 
     # Caches.
 
-    def _cache_source(self, text: str) -> dict[str, Any]:
+    def _cache_source(self, text: str) -> dict[str, Any] | None:
+        """None, with a warning, for a folder without a cache: the first build of a pipeline has none."""
         entry = outputs.parse_cache(text)
         if entry["Type"] == "local":
             attributes = entry["Attrs"]
@@ -322,10 +326,8 @@ class Request:
             if not attributes.get("digest"):
                 attributes["digest"] = store.find(attributes.pop("tag", "latest")) if os.path.isdir(folder) else ""
             if not attributes["digest"]:
-                raise CommandError(
-                    'local cache importer requires either explicit digest, "latest" tag or custom tag on '
-                    f"{folder}/index.json"
-                )
+                self._cli.warn(f"WARNING: local cache import at {folder} not found: {folder}/index.json names none")
+                return None
             self.offer.stores[f"local:{folder}"] = store
         return entry
 

@@ -20,11 +20,14 @@ from teu.http2.connection import CANCELLED, UNAVAILABLE, Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
     from collections.abc import Callable
     from typing import Any
 
     from teu.cli.command import Cli
     from teu.http2.connection import Headers, Stream
+else:
+    import _signal
 
 PEER = "the builder"
 CHUNK = 256 << 10
@@ -89,7 +92,7 @@ class Link:
     def _write(self) -> None:
         try:
             while data := self.connection.take():
-                self._sock.sendall(data)
+                self._sock.sendall(data, _socket.MSG_NOSIGNAL)
         except OSError as error:
             self.connection.close(BuildError(UNAVAILABLE, f"{PEER}'s connection broke: {error.strerror or error}"))
         try:
@@ -114,6 +117,8 @@ def _encrypted(sock: Any, plain: Any) -> None:
     import select  # 0.3 ms, for connections by TLS alone
     import ssl  # loaded with the connection
 
+    # OpenSSL writes without MSG_NOSIGNAL; a SIGPIPE that this thread does not take is an error of its write.
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGPIPE,))
     sock.setblocking(False)
     waits = select.poll()
     waits.register(sock, select.POLLIN)
@@ -132,7 +137,7 @@ def _encrypted(sock: Any, plain: Any) -> None:
                 else:
                     if not data:
                         break
-                    plain.sendall(data)
+                    plain.sendall(data, _socket.MSG_NOSIGNAL)
             if plain.fileno() in ready:
                 left = memoryview(plain.recv(CHUNK))
                 if not left:
