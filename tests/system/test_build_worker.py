@@ -280,6 +280,23 @@ def test_merges_and_differences(house: House) -> None:
     assert files(empty) == []
 
 
+def test_the_engines_snapshots_are_linked(house: House) -> None:
+    base = house.save(house.step(None, write(a="x" * 100_000, d__old="1", gone="2")), "base")
+    top = house.save(house.step(base, both(remove("d", "gone"), write(d__new="3"))), "top")
+    made = top.layers(Compression())
+    assert made is not None
+    for one in made:  # they would be needed to unpack them
+        assert house.worker.content.has(one["digest"])
+    image = house.worker.image([Layer(one, one["annotations"]["containerd.io/uncompressed"]) for one in made], Kind())
+    assert image is not None
+    assert files(image) == ["a", "d", "d/new"]
+    with image.mounted() as place, top.mounted() as own:
+        assert (Path(place) / "a").stat().st_nlink == 2
+        for name in ("a", "d", "d/new"):
+            mine, its = (Path(own) / name).stat(), (Path(place) / name).stat()
+            assert (mine.st_mode, mine.st_uid, mine.st_mtime_ns) == (its.st_mode, its.st_uid, its.st_mtime_ns), name
+
+
 def test_a_retained_tree(house: House) -> None:
     active = house.worker.active(None, Kind(LOCAL_SOURCE, "context", retained=True, data={"k": "v"}))
     with active.mounted() as place:
@@ -348,7 +365,7 @@ def test_sizes_and_pruning(house: House) -> None:
     base = house.save(house.step(None, write(a="x" * 200_000)), "base")
     top = house.save(house.step(base, write(b="y" * 100_000)), "top")
     keeper = house.keeper()
-    sizes = {one.record.id: one.size for one in keeper.measured(keeper.usages())}
+    sizes = {one.record.id: one.size for one in (policies.measured(keeper, one) for one in keeper.usages())}
     assert 200_000 <= sizes[base.id] < 300_000
     assert 100_000 <= sizes[top.id] < 500_000
     assert policies.prune(keeper, [policies.Policy(all=True)]) == []

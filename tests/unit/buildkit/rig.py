@@ -108,6 +108,9 @@ class Keeper:
     def usages(self) -> list[Usage]:
         return [Usage(Record("one", kind="regular", description="a step", size=10, created=1.0))]
 
+    def collect(self) -> None:
+        pass
+
     def free_space(self) -> int:
         return 1 << 40
 

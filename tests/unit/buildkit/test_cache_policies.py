@@ -28,6 +28,9 @@ class Shelf:
     def usages(self) -> list[Usage]:
         return list(self.all.values())
 
+    def collect(self) -> None:
+        pass
+
     def free_space(self) -> int:
         return self.free
 

@@ -548,12 +548,11 @@ def test_what_is_used_and_what_it_costs(house: House) -> None:
     image.release()
     top.release()
     assert not any(one.in_use for one in keeper.usages())
-    sizes = {one.record.id: one.size for one in keeper.measured(keeper.usages())}
+    sizes = {one.record.id: one.size for one in (policies.measured(keeper, one) for one in keeper.usages())}
     assert sizes == {image.id: 5 + len(data), top.id: 8}  # this daemon's snapshots have their parents' files, too
     assert keeper.free_space() <= keeper.total_space()
     gone = policies.prune(keeper, [policies.Policy(all=True)])
     assert [one.record.id for one in gone] == [top.id, image.id]
-    keeper.collect()
     assert (house.containerd.snaps, house.containerd.blobs, house.containerd.leased) == ({}, {}, {})
     assert house.worker.store.records() == []
 
@@ -576,6 +575,31 @@ def test_what_an_image_has_is_shared(house: House) -> None:
     house.worker.images.put("broken", {"mediaType": "m", "digest": digest(b"not json"), "size": 8})
     house.worker.images.put("missing", {"mediaType": "m", "digest": digest(b"?"), "size": 1})
     assert [one.shared for one in keeper.usages()] == [True]
+
+
+def test_what_a_build_made_is_linked_not_unpacked(house: House) -> None:
+    base = house.saved(house.step(None, "a"), "base")
+    top = house.saved(house.step(base, "b"), "top")
+    made = top.layers(Compression())
+    assert made is not None
+    image = house.worker.image([Layer(one, one["annotations"]["containerd.io/uncompressed"]) for one in made], Kind())
+    assert image is not None
+    assert files(image) == ["a", "b"]
+    assert house.containerd.applied == 0
+    chain = image.entry.snapshot
+    assert (house.containerd.snaps[chain]["place"] / "b").stat().st_nlink == 2
+    image.release()
+    keeper = WorkerKeeper(house.worker, str(house.root))
+    assert [one.shared for one in keeper.usages()] == [False, False]
+    import json
+
+    config = house.containerd.put(
+        json.dumps(
+            {"rootfs": {"diff_ids": [one["annotations"]["containerd.io/uncompressed"] for one in made]}}
+        ).encode()
+    )
+    house.worker.images.put("x", house.containerd.put(json.dumps({"config": config}).encode()))
+    assert [one.shared for one in keeper.usages()] == [True, True]
 
 
 # Crashes

@@ -96,6 +96,9 @@ class Keeper(Protocol):
     def remove(self, name: str) -> bool:
         """Give a record up and remove it. False: somebody uses it meanwhile."""
 
+    def collect(self) -> None:
+        """Free what only the removed ones held."""
+
 
 def disk_usage(usages: Iterable[Usage], filters: Sequence[str] = (), age: float = 0.0, now: float = 0.0) -> list[Usage]:
     """What `du` tells: those that match any of the filters, and were not used in the last `age` seconds.
@@ -171,6 +174,8 @@ def prune(
     gone: list[Usage] = []
     for policy, chosen in rules:
         _prune(keeper, policy, chosen, gone, told, stop, clock())
+    if gone:
+        keeper.collect()
     return gone
 
 
@@ -188,7 +193,7 @@ def _prune(
     usages = disk_usage(keeper.usages())
     total = 0
     if limited:
-        usages = [_measured(keeper, one) for one in usages]
+        usages = [measured(keeper, one) for one in usages]
         total = sum(one.size for one in usages if not one.shared)
     keep = keep_bytes(policy, total, keeper.free_space() if policy.min_free else 0)
     # What may go by this policy, ranked once; a record is up for it when those made of it are gone.
@@ -197,7 +202,7 @@ def _prune(
     children = Counter(parent for one in usages for parent in set(one.record.parents))
     todo = [number for number, one in enumerate(ranked) if not children[one.record.id]]
     while todo and not stop() and not (keep and total < keep):
-        one = _measured(keeper, ranked[heapq.heappop(todo)])
+        one = measured(keeper, ranked[heapq.heappop(todo)])
         if not keeper.remove(one.record.id):
             continue
         total -= 0 if one.shared else one.size
@@ -210,7 +215,8 @@ def _prune(
             told(one)
 
 
-def _measured(keeper: Keeper, one: Usage) -> Usage:
+def measured(keeper: Keeper, one: Usage) -> Usage:
+    """With its size."""
     if one.record.size != UNKNOWN:
         return one
     return replace(one, record=replace(one.record, size=keeper.measure(one.record.id)))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from teu.api.buildkit import control_pb2
-from teu.buildkit.cache.policies import Keeper, Policy, Usage, disk_usage, prune
+from teu.buildkit.cache.policies import Keeper, Policy, Usage, disk_usage, measured, prune
 from teu.buildkit.core import errors
 from teu.oci.filters import FilterError
 
@@ -53,7 +53,7 @@ class Cleaning:
             found = disk_usage(self._keeper.usages(), request.filter, request.ageLimit / 1e9, time.time())
         except FilterError as error:
             raise errors.InvalidArgument(str(error)) from None
-        return control_pb2.DiskUsageResponse(record=[_told(one) for one in found])
+        return control_pb2.DiskUsageResponse(record=[_told(measured(self._keeper, one)) for one in found])
 
     def prune(self, request: Any, gone: Callable[[], bool]) -> Iterator[Any]:
         """The UsageRecords that a PruneRequest removes, as they go. Raises InvalidArgument."""

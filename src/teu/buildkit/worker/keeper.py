@@ -2,21 +2,19 @@
 """Who gives records up: cache.policies.Keeper over the worker. Called by du and prune, and by the daemon from time to
 time.
 
-    gone = policies.prune(WorkerKeeper(worker), rules, told=told)
-    keeper.collect()      # what only those held is garbage now
+    gone = policies.prune(WorkerKeeper(worker, "/var/lib/…"), rules, told=told)
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from teu.buildkit.cache.policies import Keeper, Usage
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Descriptor, Worker
-from teu.buildkit.worker.records import SYNCED, Entry
+from teu.buildkit.worker.records import LAYER, SYNCED, Entry
 from teu.buildkit.worker.worker import ContainerdWorker
 from teu.oci import image_spec
 
@@ -34,6 +32,7 @@ class WorkerKeeper:
 
     def usages(self) -> list[Usage]:
         chains = self._chains()
+        own: dict[str, str] = {}
         found = []
         for entry in self._worker.records.all():
             twin = entry.twin
@@ -42,9 +41,27 @@ class WorkerKeeper:
                 synced = entry if entry.how == SYNCED else twin
                 if (entry is synced) != bool(synced.count):
                     continue
-            shared = bool(entry.details.get("chain")) and entry.details["chain"] in chains
+            shared = bool(chains) and self._chain_of(entry, own) in chains
             found.append(Usage(entry.record, self._in_use(entry), shared))
         return found
+
+    @staticmethod
+    def _chain_of(entry: Entry, known: dict[str, str]) -> str:
+        """The chain id of a tree of layers; "" where a layer of it has no blob yet, or it is of another kind."""
+        way = []
+        one: Entry | None = entry
+        while one is not None and one.id not in known and one.how == LAYER:
+            way.append(one)
+            one = one.parent
+        below = "" if one is None else known.get(one.id, "?")
+        for each in reversed(way):
+            diff_id = str(each.details.get("diff_id") or "")
+            if below == "?" or not diff_id:
+                below = "?"
+            else:
+                below = image_spec.chain_ids([below, diff_id])[-1] if below else diff_id
+            known[each.id] = below
+        return known.get(entry.id, "?").removesuffix("?")
 
     @staticmethod
     def _in_use(entry: Entry) -> bool:
@@ -62,10 +79,6 @@ class WorkerKeeper:
     def measure(self, name: str) -> int:
         entry = self._worker.records.get(name)
         return self._worker.keeping.measure(entry) if entry is not None else 0
-
-    def measured(self, usages: list[Usage]) -> list[Usage]:
-        """With their sizes, for du."""
-        return [replace(one, record=replace(one.record, size=self.measure(one.record.id))) for one in usages]
 
     def remove(self, name: str) -> bool:
         entry = self._worker.records.get(name)

@@ -32,6 +32,7 @@ class Keeping:
     def __init__(self, records: Records, trees: Trees, layers: Layers) -> None:
         self.records = records
         self.trees = trees
+        trees.dropped = self.drop
         self.layers = layers
         self._lock = threading.Lock()
         self._unfinished: set[str] = set()  # removals that containerd did not let be done

@@ -176,6 +176,19 @@ class Records:
         with self.lock:
             return list(self._entries.values())
 
+    def made_as(self, digest: str, diff_id: str) -> Entry | None:
+        """A record of a build whose layer was made into this blob; the caller holds it."""
+        with self.lock:
+            for entry in self._entries.values():
+                blob = entry.blob
+                if blob is None or blob["digest"] != digest or entry.details.get("diff_id") != diff_id:
+                    continue
+                if entry.details.get("image") or (entry.how == LAYER and not entry.snapshot):
+                    continue
+                entry.count += 1
+                return entry
+            return None
+
     def new(
         self,
         kind: Kind,

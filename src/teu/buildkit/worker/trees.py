@@ -14,6 +14,7 @@ Each is held by the lease of its record.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,8 @@ from teu.buildkit.worker.snapshots import ACTIVE, COMMITTED, EXTRACT, SNAPSHOT_R
 from teu.oci.labels import UNCOMPRESSED
 
 OCI_TAR = "application/vnd.oci.image.layer.v1.tar"
+log = logging.getLogger("teu.buildkit")
+
 FETCHES = 4  # layers that are fetched at the same time
 STABLE = ("overlayfs", "native")  # snapshotters whose folders are the same ones after a commit
 
@@ -46,6 +49,7 @@ class Trees:
         self.leases = leases
         self.places = places
         self._unpacking = Exclusive()
+        self.dropped: Callable[[Entry], object] = records.drop  # what is done with an entry that is held no longer
         self._probing = threading.Lock()
         self._hides: bool | None = None
 
@@ -217,6 +221,8 @@ class Trees:
         for one in missing:
             if not one.details.get("chain") or one.blob is None:
                 raise Gone(f"the files of {one.id} are gone")
+        while missing and self._linked(missing[0]):
+            del missing[0]
         with _Fetching(self.fetch, missing) as fetching:
             for number, one in enumerate(missing):
                 name = str(one.details["chain"])
@@ -225,6 +231,43 @@ class Trees:
                         fetching.wait(number)
                         self._extract(one, name)
                 self._found(one, name)
+
+    def _linked(self, entry: Entry) -> bool:
+        """Have a layer's snapshot of files that a build has already: where the blob was made of a record, they are
+        linked, not unpacked. False where it was not, or cannot be done."""
+        blob, name = entry.blob, str(entry.details["chain"])
+        assert blob is not None
+        source = self.records.made_as(str(blob["digest"]), str(entry.details.get("diff_id") or ""))
+        if source is None:
+            return False
+        try:
+            with self._unpacking(name):
+                if self.snapshots.stat(name) is None:
+                    self._link(entry, name, source)
+        except (errors.Error, OSError) as error:
+            log.info("layer %s is unpacked: its files could not be linked: %s", blob["digest"], error)
+            return False
+        finally:
+            self.dropped(source)
+        self._found(entry, name)
+        return True
+
+    def _link(self, entry: Entry, name: str, source: Entry) -> None:
+        parent = str(entry.parent.details["chain"]) if entry.parent is not None else ""
+        key, lease = f"{EXTRACT}{new_id()} {name}", self.lease(entry)
+        upper = source if source.how != DIFF else source.parents[1] if len(source.parents) > 1 else None
+        mounts = self.snapshots.prepare(key, parent, lease, {SNAPSHOT_REF: name})
+        try:
+            lower = self.read_mounts(below(source))
+            merging.apply(self.places, mounts, lower, self.read_mounts(upper), self._opaque)
+            try:
+                self.snapshots.commit(name, key, lease, {SNAPSHOT_REF: name})
+            except errors.AlreadyExists:
+                self.snapshots.remove(key)  # another client was quicker
+        except BaseException:
+            with suppress(errors.Error):
+                self.snapshots.remove(key)
+            raise
 
     def _found(self, entry: Entry, name: str) -> None:
         """Its snapshot is there, and has to stay."""
