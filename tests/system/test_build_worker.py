@@ -291,7 +291,8 @@ def test_the_engines_snapshots_are_linked(house: House) -> None:
     assert image is not None
     assert files(image) == ["a", "d", "d/new"]
     with image.mounted() as place, top.mounted() as own:
-        assert (Path(place) / "a").stat().st_nlink == 2
+        if house.snapshotter == "overlayfs":  # else each layer has files of its own
+            assert (Path(place) / "a").stat().st_nlink == 2
         for name in ("a", "d", "d/new"):
             mine, its = (Path(own) / name).stat(), (Path(place) / name).stat()
             assert (mine.st_mode, mine.st_uid, mine.st_mtime_ns) == (its.st_mode, its.st_uid, its.st_mtime_ns), name

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 
 from teu.buildkit.cache.contenthash import NotInTree, TooManyLinks, Tree
@@ -42,6 +41,8 @@ class Contents:
 
 
 def _of_nothing(selections: Sequence[Selection]) -> str:
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="teu-empty-") as place:
         root = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -11,7 +11,6 @@ import errno
 import os
 import posixpath
 import stat
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -300,6 +299,8 @@ class _Run:
         if number not in self._roots:
             found = self._snapshot(number)
             if found is None:
+                import tempfile
+
                 place = self._undo.enter_context(tempfile.TemporaryDirectory(prefix="teu-empty-"))
             else:
                 place = self._undo.enter_context(found.mounted())

@@ -50,6 +50,7 @@ class Trees:
         self.places = places
         self._unpacking = Exclusive()
         self.dropped: Callable[[Entry], object] = records.drop  # what is done with an entry that is held no longer
+        self._linking = threading.local()
         self._probing = threading.Lock()
         self._hides: bool | None = None
 
@@ -237,29 +238,33 @@ class Trees:
         linked, not unpacked. False where it was not, or cannot be done."""
         blob, name = entry.blob, str(entry.details["chain"])
         assert blob is not None
+        if getattr(self._linking, "now", False):
+            return False  # an empty layer may be of a tree that it is a part of
         source = self.records.made_as(str(blob["digest"]), str(entry.details.get("diff_id") or ""))
         if source is None:
             return False
+        self._linking.now = True
         try:
+            upper = source if source.how != DIFF else source.parents[1] if len(source.parents) > 1 else None
+            before, after = self.read_mounts(below(source)), self.read_mounts(upper)
             with self._unpacking(name):
                 if self.snapshots.stat(name) is None:
-                    self._link(entry, name, source)
+                    self._link(entry, name, before, after)
         except (errors.Error, OSError) as error:
             log.info("layer %s is unpacked: its files could not be linked: %s", blob["digest"], error)
             return False
         finally:
+            self._linking.now = False
             self.dropped(source)
         self._found(entry, name)
         return True
 
-    def _link(self, entry: Entry, name: str, source: Entry) -> None:
+    def _link(self, entry: Entry, name: str, before: Sequence[Mount], after: Sequence[Mount]) -> None:
         parent = str(entry.parent.details["chain"]) if entry.parent is not None else ""
         key, lease = f"{EXTRACT}{new_id()} {name}", self.lease(entry)
-        upper = source if source.how != DIFF else source.parents[1] if len(source.parents) > 1 else None
         mounts = self.snapshots.prepare(key, parent, lease, {SNAPSHOT_REF: name})
         try:
-            lower = self.read_mounts(below(source))
-            merging.apply(self.places, mounts, lower, self.read_mounts(upper), self._opaque)
+            merging.apply(self.places, mounts, before, after, self._opaque)
             try:
                 self.snapshots.commit(name, key, lease, {SNAPSHOT_REF: name})
             except errors.AlreadyExists:
