@@ -445,7 +445,7 @@ def test_kills_at_any_moment_leave_nothing(house: House, rounds: Callable[[int],
     assert os.listdir(house.root / "mounts") == []
     known = {record.id for record in worker.store.records()}
     for info in worker.trees.snapshots.all():
-        if info.name.startswith("buildkit-"):
+        if info.name.startswith(worker.leases.names.prefix):
             assert info.name.rpartition("-")[2] in known
     found = 0
     for record in worker.store.records():

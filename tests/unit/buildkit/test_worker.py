@@ -66,7 +66,11 @@ class House:
         return ref
 
     def names(self) -> list[str]:
-        return sorted(name.split("-")[1] if "-" in name else name for name in self.containerd.snaps)
+        return sorted(name.split("-")[2] if "-" in name else name for name in self.containerd.snaps)
+
+    def lease(self, ref: Any) -> str:
+        """Of a record; its snapshot is called the same."""
+        return self.worker.leases.names.lease + ref.id
 
 
 @pytest.fixture
@@ -123,7 +127,7 @@ def test_what_nobody_holds_and_no_result_leads_to_goes(house: House) -> None:
     again.release()
     assert house.names() == [base.id]
     assert house.worker.records.get(top.id) is None
-    assert set(house.containerd.leased) == {f"buildkit-{base.id}"}
+    assert set(house.containerd.leased) == {house.lease(base)}
     with pytest.raises(errors.Internal):
         again.clone()
     found = house.worker.load(Record(base.id, 0.0))
@@ -624,7 +628,7 @@ def test_a_kill_at_any_call_leaves_nothing(house: House, call: str) -> None:
     assert house.names() == [kept.id]
     assert [record.id for record in house.worker.store.records()] == [kept.id]
     assert house.worker.store.records(dying=True) == []
-    assert set(house.containerd.leased) == {f"buildkit-{kept.id}"}
+    assert set(house.containerd.leased) == {house.lease(kept)}
     assert house.worker.store.results("x") == []
     assert files(house.worker.load(Record(kept.id, 0.0))) == ["kept"]
     assert os.listdir(house.root / "mounts") == []
@@ -635,7 +639,7 @@ def test_steps_that_were_running_leave_nothing(house: House) -> None:
     house.worker.active(kept, Kind())
     context = house.worker.active(None, Kind(LOCAL_SOURCE, retained=True, data={"k": 1}))
     house.worker.content.write([b"unsaved"])
-    house.containerd.ingests["buildkit-write-x"] = b"half"
+    house.containerd.ingests[house.worker.leases.names.write + "x"] = b"half"
     house.containerd.ingests["other"] = b"half"
     with kept.mounted():
         house.crash()
@@ -652,7 +656,7 @@ def test_records_whose_snapshots_are_gone_are_given_up(house: House) -> None:
     other = house.saved(house.step(None, "c"), "other")
     for ref in (base, top, other):
         ref.release()
-    for name in (f"buildkit-{top.id}", f"buildkit-{base.id}"):
+    for name in (house.lease(top), house.lease(base)):
         del house.containerd.snaps[name]
     house.crash()
     assert [record.id for record in house.worker.store.records()] == [other.id]
@@ -660,6 +664,36 @@ def test_records_whose_snapshots_are_gone_are_given_up(house: House) -> None:
     house.worker.store.save("scratch", "sha256:" + "0" * 64, 0, [], "scratch")
     house.crash()
     assert house.worker.store.results("scratch") == []
+
+
+def test_a_cache_that_was_damaged_leaves_nothing(house: House) -> None:
+    ref = house.saved(house.step(house.step(house.step(None, "a"), "b"), "c"), "top")
+    assert len(ref.layers(Compression()) or ()) == 3
+    house.worker.store.close()
+    for name in os.listdir(house.root):
+        if name.startswith("cache.db"):
+            (house.root / name).write_bytes(b"no database" * 100)
+    house.begin()
+    assert house.worker.store.begun_anew
+    assert house.containerd.snaps == house.containerd.leased == {}
+
+
+def test_two_builders_on_one_daemon(house: House) -> None:
+    ref = house.saved(house.step(None, "a"), "top")
+    house.worker.content.write([b"held by its lease"])
+    other = ContainerdWorker(
+        house.containerd,  # type: ignore[arg-type]
+        Store(str(house.root / "other/cache.db")),
+        str(house.root / "other/mounts"),
+        snapshotter="native",
+    )
+    other.start()
+    assert other.records.all() == []
+    other.close()
+    other.store.close()
+    assert files(ref) == ["a"]
+    house.crash()
+    assert files(house.worker.load(Record(ref.id, 0.0))) == ["a"]
 
 
 def test_a_settling_that_was_killed(house: House) -> None:
@@ -673,7 +707,7 @@ def test_a_settling_that_was_killed(house: House) -> None:
     house.crash()
     assert files(house.worker.load(Record(context.id, 0.0))) == ["a"]
     assert house.worker.records.get(active.id) is None
-    assert set(house.containerd.leased) == {f"buildkit-{context.id}"}
+    assert set(house.containerd.leased) == {house.lease(context)}
 
 
 def test_many_threads_leave_nothing(house: House) -> None:

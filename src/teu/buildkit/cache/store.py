@@ -101,6 +101,11 @@ class Store:
         return "local"
 
     @property
+    def path(self) -> str:
+        """Where it is: whose cache it is."""
+        return self._database.path
+
+    @property
     def begun_anew(self) -> bool:
         """The file was damaged: what snapshots there are, no record knows."""
         return self._database.begun_anew

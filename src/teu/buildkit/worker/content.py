@@ -2,7 +2,7 @@
 """containerd's content store as the builder uses it: core.snapshots.Content.
 
 An ingest is named after what it is of, `buildkit-fetch-DIGEST`, so that one which broke off goes on where it stopped,
-also in the next builder's life; what nobody knows the digest of beforehand is `buildkit-write-ID`.
+also in the next builder's life.
 """
 
 from __future__ import annotations
@@ -19,11 +19,8 @@ from teu.buildkit.core.identifiers import new_id
 from teu.buildkit.core.snapshots import Descriptor, Fetch
 from teu.buildkit.worker.client import LONG, Client, Stream
 from teu.buildkit.worker.leases import Leases
+from teu.buildkit.worker.names import FETCH
 from teu.oci import digest as digests
-
-FETCH = "buildkit-fetch-"
-WRITE = "buildkit-write-"
-DIFF = "buildkit-diff-"  # of layers that are made
 
 CHUNK = 1 << 20
 LOCK_SECONDS = 600.0  # for another client that writes the same
@@ -232,7 +229,7 @@ class ContentStore:
         if not digest and isinstance(chunks, bytes | bytearray):
             chunks = (bytes(chunks),)
         # Without a digest two writers cannot be told apart, and with one a half-written try may be another's.
-        ref = WRITE + new_id()
+        ref = self._leases.names.write + new_id()
         try:
             with Ingest(self._client, ref, digest, size, lease, labels) as ingest:
                 own = digests.for_digest(digest) if digest else digests.Digester()
@@ -340,10 +337,10 @@ class ContentStore:
         """Ingests of a builder that was killed; those that a fetch goes on from stay for a day. How many went."""
         from teu.api.services.content.v1 import content_pb2
 
-        gone = 0
+        gone, names = 0, self._leases.names
         for status in self._client.content.ListStatuses(content_pb2.ListStatusesRequest()).statuses:
             old = status.updated_at.seconds < time.time() - 24 * 3600
-            if status.ref.startswith((WRITE, DIFF)) or (status.ref.startswith(FETCH) and old):
+            if status.ref.startswith((names.write, names.diff)) or (status.ref.startswith(FETCH) and old):
                 self._abort(status.ref)
                 gone += 1
         return gone

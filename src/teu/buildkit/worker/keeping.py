@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -20,9 +21,9 @@ from teu.buildkit.core import errors
 from teu.buildkit.core.op import Gone
 from teu.buildkit.core.snapshots import Kind
 from teu.buildkit.worker.layers import Layers
-from teu.buildkit.worker.leases import PREFIX, WORK
+from teu.buildkit.worker.names import Names
 from teu.buildkit.worker.records import DIFF, MERGE, SYNCED, Entry, Records, chain
-from teu.buildkit.worker.snapshots import ACTIVE, COMMITTED, EXTRACT, VIEW
+from teu.buildkit.worker.snapshots import Info
 from teu.buildkit.worker.trees import Trees
 
 log = logging.getLogger("teu.buildkit")
@@ -32,6 +33,7 @@ class Keeping:
     def __init__(self, records: Records, trees: Trees, layers: Layers) -> None:
         self.records = records
         self.trees = trees
+        self.names = trees.names
         trees.dropped = self.drop
         self.layers = layers
         self._lock = threading.Lock()
@@ -153,12 +155,12 @@ class Keeping:
         """What containerd has of a record; again and again, if need be."""
         snapshots, leases = self.trees.snapshots, self.trees.leases
         if entry is None or entry.view:
-            snapshots.remove(VIEW + name)
+            snapshots.remove(self.names.view + name)
         if entry is None or entry.record.mutable:
-            snapshots.remove(ACTIVE + name)
-        if entry is None or entry.snapshot == COMMITTED + name:
+            snapshots.remove(self.names.active + name)
+        if entry is None or entry.snapshot == self.names.committed + name:
             with suppress(errors.FailedPrecondition):  # somebody else stands on it: it is garbage after that one
-                snapshots.remove(COMMITTED + name)
+                snapshots.remove(self.names.committed + name)
         if entry is None or entry.leased:
             leases.delete(leases.of(name))
 
@@ -191,10 +193,10 @@ class Keeping:
         size = 0
         name = entry.snapshot
         if entry.record.mutable:
-            name = ACTIVE + entry.id
+            name = self.names.active + entry.id
         elif entry.how == SYNCED and not name:
             return self._count(entry.twin) if entry.twin is not None else 0
-        if name and not (entry.how in (MERGE, DIFF) and name != COMMITTED + entry.id):
+        if name and not (entry.how in (MERGE, DIFF) and name != self.names.committed + entry.id):
             with suppress(errors.NotFound):
                 size += self.trees.snapshots.usage(name)
         for blob in (entry.blob, *(entry.details.get("blobs") or {}).values()):
@@ -219,11 +221,15 @@ class Keeping:
             if not self._whole(entry, there):
                 self._give_up(entry)
         known = {entry.id: entry for entry in self.records.all()}
-        for name in there:
-            if name.startswith(PREFIX) and not _known(name, known):
-                self._remove_orphan(name)
+        self._remove_orphans(
+            {
+                name: info
+                for name, info in there.items()
+                if name.startswith(self.names.prefix) and not _known(name, known, self.names)
+            }
+        )
         for lease in leases:
-            if lease.startswith(WORK) or lease.removeprefix(PREFIX) not in known:
+            if lease.startswith(self.names.work) or lease.removeprefix(self.names.lease) not in known:
                 with suppress(errors.Error):
                     self.trees.leases.delete(lease)
         gone = self.trees.content.sweep()
@@ -243,18 +249,18 @@ class Keeping:
     def _whole(self, entry: Entry, there: Mapping[str, object]) -> bool:
         """Whether a record has what it says."""
         if entry.record.mutable:
-            return entry.record.retained and ACTIVE + entry.id in there
+            return entry.record.retained and self.names.active + entry.id in there
         if entry.how == SYNCED:
-            name = COMMITTED + entry.id
+            name = self.names.committed + entry.id
             if name in there:  # it was being settled
                 entry.details |= {"snapshot": name, "how": "layer"}
                 entry.details.pop("twin", None)
                 entry.twin = None
                 self.records.change(entry)
                 return True
-            return entry.twin is not None and ACTIVE + entry.twin.id in there
+            return entry.twin is not None and self.names.active + entry.twin.id in there
         name = entry.snapshot
-        if name.startswith(COMMITTED) and name not in there:
+        if name.startswith(self.names.committed) and name not in there:
             if entry.how == "layer":
                 return False
             name = ""
@@ -284,20 +290,30 @@ class Keeping:
                 self.records.store.give_up([one.id], durable=False)
                 self._again(one.id)
 
-    def _remove_orphan(self, name: str) -> None:
-        try:
-            self.trees.snapshots.remove(name)
-        except errors.FailedPrecondition:
-            pass  # what stands on it is an orphan, too: the collection of garbage has both
-        except errors.Error as error:
-            log.warning("snapshot %s: %s", name, error)
+    def _remove_orphans(self, orphans: dict[str, Info]) -> None:
+        """Those that stand on others first."""
+        children = Counter(info.parent for info in orphans.values())
+        todo = [name for name in orphans if not children[name]]
+        while todo:
+            name = todo.pop()
+            try:
+                self.trees.snapshots.remove(name)
+            except errors.FailedPrecondition:
+                continue  # somebody else stands on it: it is garbage after that one
+            except errors.Error as error:
+                log.warning("snapshot %s: %s", name, error)
+                continue
+            parent = orphans[name].parent
+            children[parent] -= 1
+            if parent in orphans and not children[parent]:
+                todo.append(parent)
 
 
-def _known(name: str, known: dict[str, Entry]) -> bool:
+def _known(name: str, known: dict[str, Entry], names: Names) -> bool:
     """Whether a snapshot of ours is a record's. Views and what is being unpacked are only a running builder's."""
-    if name.startswith((VIEW, EXTRACT)):
+    if name.startswith((names.view, names.extract)):
         return False
-    if name.startswith(ACTIVE):
-        entry = known.get(name.removeprefix(ACTIVE))
+    if name.startswith(names.active):
+        entry = known.get(name.removeprefix(names.active))
         return entry is not None and entry.record.mutable
-    return name.removeprefix(COMMITTED) in known
+    return name.removeprefix(names.committed) in known

@@ -14,7 +14,6 @@ from typing import Any
 
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Compression, Descriptor
-from teu.buildkit.worker.content import DIFF as DIFF_REF
 from teu.buildkit.worker.content import ContentStore
 from teu.buildkit.worker.records import DIFF, Entry, Records, below
 from teu.buildkit.worker.trees import OCI_TAR, Trees
@@ -103,13 +102,17 @@ class Layers:
         direct = compression.level is None
         try:
             made = self._trees.snapshots.diff(
-                lower, upper, media_type(kind if direct else "uncompressed", True), DIFF_REF + unit.id, lease
+                lower,
+                upper,
+                media_type(kind if direct else "uncompressed", True),
+                self._trees.names.diff + unit.id,
+                lease,
             )
         except (errors.Unimplemented, errors.InvalidArgument):
             if not direct or kind == "uncompressed":
                 raise
             direct = False  # a daemon that does not know this compression
-            made = self._trees.snapshots.diff(lower, upper, OCI_TAR, DIFF_REF + unit.id, lease)
+            made = self._trees.snapshots.diff(lower, upper, OCI_TAR, self._trees.names.diff + unit.id, lease)
         made = self._annotated(made)
         if not direct and kind != "uncompressed":
             made = self._convert(unit, made, kind, compression.level, None)

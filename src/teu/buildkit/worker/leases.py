@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leases of containerd: what holds blobs and snapshots that no image leads to.
 
-    buildkit-ID         of a kept record: its snapshot and its blobs, without an end
-    buildkit-work-ID    of a build, or of what is done outside of one: ends by itself after WORK_SECONDS
+    buildkit-X-ID         of a kept record: its snapshot and its blobs, without an end
+    buildkit-X-work-ID    of a build, or of what is done outside of one: ends by itself after WORK_SECONDS
 
 Whatever is made is made under a lease: of the block that `Leases.work` is, else of this process.
 """
@@ -18,10 +18,9 @@ from contextvars import ContextVar
 from teu.buildkit.core import errors
 from teu.buildkit.core.identifiers import new_id
 from teu.buildkit.worker.client import Client
+from teu.buildkit.worker.names import Names
 from teu.oci.labels import expiring
 
-PREFIX = "buildkit-"
-WORK = "buildkit-work-"
 WORK_SECONDS = 24 * 3600.0  # longer than any build; a killed builder's are ended by its successor
 CONTENT = "content"
 
@@ -31,8 +30,9 @@ _current: ContextVar[str] = ContextVar("lease", default="")
 class Leases:
     """`snapshotter` names the kind of resource that a snapshot is."""
 
-    def __init__(self, client: Client, snapshotter: str) -> None:
+    def __init__(self, client: Client, snapshotter: str, names: Names) -> None:
         self._client = client
+        self.names = names
         self._snapshots = f"snapshots/{snapshotter}"
         self._lock = threading.Lock()
         self._own = ""  # of this process
@@ -82,7 +82,7 @@ class Leases:
             return self._begin_locked(WORK_SECONDS)
 
     def _begin_locked(self, seconds: float) -> str:
-        lease = WORK + new_id()
+        lease = self.names.work + new_id()
         self._working.add(lease)
         self._create(lease, expiring(seconds))
         return lease
@@ -111,7 +111,7 @@ class Leases:
 
     def of(self, record: str) -> str:
         """The name of the lease of a record."""
-        return PREFIX + record
+        return self.names.lease + record
 
     def create(self, record: str) -> str:
         """The lease of a record; it may be there."""
@@ -154,4 +154,4 @@ class Leases:
 
         found = self._client.leases.List(leases_pb2.ListRequest()).leases
         with self._lock:
-            return [one.id for one in found if one.id.startswith(PREFIX) and one.id not in self._working]
+            return [one.id for one in found if one.id.startswith(self.names.prefix) and one.id not in self._working]

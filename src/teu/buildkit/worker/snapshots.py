@@ -12,11 +12,6 @@ from teu.buildkit.core.snapshots import Descriptor, Mount
 from teu.buildkit.worker.client import LONG, Client
 from teu.buildkit.worker.images import descriptor_of
 
-ACTIVE = "buildkit-active-"
-VIEW = "buildkit-view-"
-EXTRACT = "buildkit-extract-"
-COMMITTED = "buildkit-"
-
 SNAPSHOT_REF = "containerd.io/snapshot.ref"
 
 

@@ -4,12 +4,12 @@
 Snapshots in containerd, by name:
 
     sha256:…                      a chain id: an image's layers up to there, shared with the engine and whoever else
-    buildkit-ID                   what a build made: committed
-    buildkit-active-ID            what is being made, and what is retained to be changed again
-    buildkit-view-ID              a view of the record's, while somebody reads it
-    buildkit-extract-X sha256:…   a layer that is being unpacked
+    buildkit-X-ID                   what a build made: committed
+    buildkit-X-active-ID            what is being made, and what is retained to be changed again
+    buildkit-X-view-ID              a view of the record's, while somebody reads it
+    buildkit-X-extract-Y sha256:…   a layer that is being unpacked
 
-Each is held by the lease of its record.
+X is the builder's own word (names.py). Each is held by the lease of its record.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from teu.buildkit.core.identifiers import new_id
 from teu.buildkit.core.op import Gone
 from teu.buildkit.core.snapshots import Descriptor, Mount
 from teu.buildkit.worker import merging, mounting
-from teu.buildkit.worker.content import DIFF as DIFF_REF
 from teu.buildkit.worker.content import ContentStore, Exclusive
 from teu.buildkit.worker.leases import Leases
 from teu.buildkit.worker.records import DIFF, MERGE, SYNCED, Entry, Records, below, chain
-from teu.buildkit.worker.snapshots import ACTIVE, COMMITTED, EXTRACT, SNAPSHOT_REF, VIEW, Snapshots
+from teu.buildkit.worker.snapshots import SNAPSHOT_REF, Snapshots
 from teu.oci.labels import UNCOMPRESSED
 
 OCI_TAR = "application/vnd.oci.image.layer.v1.tar"
@@ -47,6 +46,7 @@ class Trees:
         self.snapshots = snapshots
         self.content = content
         self.leases = leases
+        self.names = leases.names
         self.places = places
         self._unpacking = Exclusive()
         self.dropped: Callable[[Entry], object] = records.drop  # what is done with an entry that is held no longer
@@ -77,7 +77,7 @@ class Trees:
             if entry.mounts is None:
                 name = self.realize(entry)
                 if entry.mounts is None:
-                    key, lease = VIEW + entry.id, self.lease(entry)
+                    key, lease = self.names.view + entry.id, self.lease(entry)
                     try:
                         entry.mounts = self.snapshots.view(key, name, lease)
                     except errors.AlreadyExists:
@@ -111,14 +111,14 @@ class Trees:
         """The mounts of an active snapshot."""
         with entry.lock:
             if entry.mounts is None:
-                entry.mounts = self.snapshots.mounts(ACTIVE + entry.id)
+                entry.mounts = self.snapshots.mounts(self.names.active + entry.id)
             return list(entry.mounts)
 
     def prepare(self, entry: Entry) -> None:
         """The active snapshot of a new mutable entry."""
         parent = entry.parent
         name = self.realize(parent) if parent is not None else ""
-        entry.mounts = self.snapshots.prepare(ACTIVE + entry.id, name, self.lease(entry))
+        entry.mounts = self.snapshots.prepare(self.names.active + entry.id, name, self.lease(entry))
         if parent is not None and parent.mounts is None and self.snapshots.name == "overlayfs":
             # What is under a new overlay is what the parent is: no view is needed to read that.
             folders = mounting.overlay_folders(entry.mounts)
@@ -130,8 +130,8 @@ class Trees:
     def commit(self, entry: Entry) -> None:
         """It no longer changes."""
         with entry.lock:
-            name = COMMITTED + entry.id
-            self.snapshots.commit(name, ACTIVE + entry.id, self.lease(entry))
+            name = self.names.committed + entry.id
+            self.snapshots.commit(name, self.names.active + entry.id, self.lease(entry))
             mounts, entry.mounts = entry.mounts, None
             if mounts is not None and self.snapshots.name in STABLE:
                 entry.mounts = mounting.read_only(mounts)
@@ -150,7 +150,7 @@ class Trees:
                     self._merge(entry)
                 return entry.snapshot
             if entry.details.get("chain") and (not entry.checked or not entry.snapshot):
-                if not entry.snapshot.startswith(COMMITTED):
+                if not entry.snapshot.startswith(self.names.committed):
                     self._unpack(entry)
                 entry.checked = True
             return entry.snapshot
@@ -165,9 +165,9 @@ class Trees:
         with twin.lock:
             if twin.count:
                 raise errors.FailedPrecondition(f"{twin.id} is being changed")
-            name, lease = COMMITTED + entry.id, self.lease(entry)
+            name, lease = self.names.committed + entry.id, self.lease(entry)
             mounts = self.changing(twin)
-            self.snapshots.commit(name, ACTIVE + twin.id, lease)
+            self.snapshots.commit(name, self.names.active + twin.id, lease)
             entry.details["snapshot"] = name
             if self.snapshots.name in STABLE:
                 entry.mounts = mounting.read_only(mounts)
@@ -197,7 +197,7 @@ class Trees:
     def _at_hand(self, entry: Entry) -> bool:
         with entry.lock:
             name = str(entry.details.get("chain") or "")
-            if entry.checked or not name or entry.snapshot.startswith(COMMITTED):
+            if entry.checked or not name or entry.snapshot.startswith(self.names.committed):
                 return True
             if self.snapshots.stat(name) is not None:
                 entry.checked = bool(entry.snapshot)
@@ -261,7 +261,7 @@ class Trees:
 
     def _link(self, entry: Entry, name: str, before: Sequence[Mount], after: Sequence[Mount]) -> None:
         parent = str(entry.parent.details["chain"]) if entry.parent is not None else ""
-        key, lease = f"{EXTRACT}{new_id()} {name}", self.lease(entry)
+        key, lease = f"{self.names.extract}{new_id()} {name}", self.lease(entry)
         mounts = self.snapshots.prepare(key, parent, lease, {SNAPSHOT_REF: name})
         try:
             merging.apply(self.places, mounts, before, after, self._opaque)
@@ -305,7 +305,7 @@ class Trees:
         tell = entry.tell or (lambda *_, **__: None)
         tell(status, 0, 0, action="extract")
         parent = str(entry.parent.details["chain"]) if entry.parent is not None else ""
-        key, lease = f"{EXTRACT}{new_id()} {name}", self.lease(entry)
+        key, lease = f"{self.names.extract}{new_id()} {name}", self.lease(entry)
         try:
             mounts = self.snapshots.prepare(key, parent, lease, {SNAPSHOT_REF: name})
         except errors.AlreadyExists:
@@ -353,7 +353,7 @@ class Trees:
             entry.mounts = self.mounts(base) if base is not None and not base.view else None
             self.records.change(entry, size=0)
             return
-        key, lease = ACTIVE + entry.id, self.lease(entry)
+        key, lease = self.names.active + entry.id, self.lease(entry)
         try:
             mounts = self.snapshots.prepare(key, lower, lease)
         except errors.AlreadyExists:  # an earlier try has left it
@@ -368,14 +368,14 @@ class Trees:
                 copied += merging.apply(
                     self.places, mounts, self.read_mounts(below(unit)), self.read_mounts(upper), self._opaque
                 )
-            self.snapshots.commit(COMMITTED + entry.id, key, lease)
+            self.snapshots.commit(self.names.committed + entry.id, key, lease)
         except BaseException:
             with suppress(errors.Error):
                 self.snapshots.remove(key)
             raise
         if self.snapshots.name in STABLE:
             entry.mounts = mounting.read_only(mounts)
-        entry.details["snapshot"] = COMMITTED + entry.id
+        entry.details["snapshot"] = self.names.committed + entry.id
         self.records.change(entry, size=copied)
 
     def _opaque(self) -> bool:
@@ -388,24 +388,24 @@ class Trees:
 
     def _probe(self) -> bool:
         name = new_id()
-        lower, upper = ACTIVE + name, ACTIVE + name + "-upper"
+        lower, upper = self.names.active + name, self.names.active + name + "-upper"
         with self.leases.work() as lease:
             try:
                 mounts = self.snapshots.prepare(lower, "", lease)
                 with self.places.mounted(mounts) as place:
                     os.mkdir(os.path.join(place, "d"))
                     os.mkdir(os.path.join(place, "d", "f"))
-                self.snapshots.commit(COMMITTED + name, lower, lease)
-                before = self.snapshots.view(VIEW + name, COMMITTED + name, lease)
-                mounts = self.snapshots.prepare(upper, COMMITTED + name, lease)
+                self.snapshots.commit(self.names.committed + name, lower, lease)
+                before = self.snapshots.view(self.names.view + name, self.names.committed + name, lease)
+                mounts = self.snapshots.prepare(upper, self.names.committed + name, lease)
                 with self.places.mounted(mounts) as place:
                     os.rmdir(os.path.join(place, "d", "f"))
                     os.rmdir(os.path.join(place, "d"))
                     os.mkdir(os.path.join(place, "d"))
-                made = self.snapshots.diff(before, mounts, OCI_TAR, DIFF_REF + name, lease)
+                made = self.snapshots.diff(before, mounts, OCI_TAR, self.names.diff + name, lease)
                 return b".wh..wh..opq" in self.content.read_whole(str(made["digest"]))
             finally:
-                for key in (upper, VIEW + name, lower, COMMITTED + name):
+                for key in (upper, self.names.view + name, lower, self.names.committed + name):
                     with suppress(errors.Error):
                         self.snapshots.remove(key)
 

@@ -27,6 +27,7 @@ from teu.buildkit.worker.keeping import Keeping
 from teu.buildkit.worker.layers import Layers
 from teu.buildkit.worker.leases import Leases
 from teu.buildkit.worker.mounting import Places
+from teu.buildkit.worker.names import Names
 from teu.buildkit.worker.records import DIFF, LAYER, MERGE, Entry, Records, chain
 from teu.buildkit.worker.refs import ActiveRef, Ref
 from teu.buildkit.worker.snapshots import Snapshots
@@ -64,7 +65,7 @@ class ContainerdWorker:
             **(labels or {}),
         }
         self._platforms = tuple(platforms)
-        self.leases = Leases(client, snapshotter)
+        self.leases = Leases(client, snapshotter, Names(store.path))
         self._content = ContentStore(client, self.leases)
         self._images = ImageStore(client)
         self.records = Records(store, clock)
