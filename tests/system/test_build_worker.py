@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -101,16 +102,17 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def debian() -> Iterator[str]:
+def peer() -> Iterator[peers.Containerd]:
+    """Debian's containerd."""
     with peers.containerd() as daemon:
-        yield str(daemon.address)
+        yield daemon
 
 
 @pytest.fixture(params=["teu-overlayfs", "teu-native", "debian-overlayfs", "debian-native"])
-def house(request: pytest.FixtureRequest, debian: str) -> Iterator[House]:
+def house(request: pytest.FixtureRequest, peer: peers.Containerd) -> Iterator[House]:
     daemon, _, snapshotter = request.param.partition("-")
     with tempfile.TemporaryDirectory(dir="/var/lib", prefix="teu-worker-") as root:
-        house = House(CONTAINERD if daemon == "teu" else debian, Path(root), snapshotter)
+        house = House(CONTAINERD if daemon == "teu" else str(peer.address), Path(root), snapshotter)
         yield house
         house.clear()
 
@@ -376,6 +378,44 @@ def test_sizes_and_pruning(house: House) -> None:
     assert [one.record.id for one in gone] == [top.id, base.id]
     with pytest.raises(Gone):
         house.worker.load(Record(base.id, 0.0))
+
+
+def test_the_daemon_dies_under_it(house: House, peer: peers.Containerd, rounds: Callable[[int], int]) -> None:
+    kept = house.save(house.step(None, write(a="1")), "kept")
+    stop = threading.Event()
+    odd: list[BaseException] = []
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                first = house.step(kept, write(b="2"))
+                second = house.step(first, remove("a"))
+                second.layers(Compression())
+                second.release()
+                first.release()
+            except (errors.Error, OSError):
+                pass  # the step has failed, as it should be: the next one may not
+            except BaseException as error:
+                odd.append(error)
+                return
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(rounds(3)):
+        time.sleep(0.7)
+        if house.address == CONTAINERD:
+            subprocess.run(["systemctl", "kill", "-s", "KILL", "teu-containerd.service"], check=True)
+        else:
+            peer.kill()
+            peer.launch()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert odd == []
+    assert files(house.step(kept, write(c="3"))) == ["a", "c"]
+    house.again()
+    assert files(house.worker.load(Record(kept.id, 0.0))) == ["a"]
 
 
 BUILDER = """
