@@ -206,13 +206,16 @@ def test_names_of_containers(executor: Executor, tmp_path: Path) -> None:
     box.release()
 
 
-def test_what_a_predecessor_left_goes(fake: Fake, tmp_path: Path) -> None:
+def test_what_a_predecessor_left_goes(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = tmp_path / "state"
     (state / "old/m1").mkdir(parents=True)
     fake.records["old"] = SimpleNamespace(id="old")
     client: Any = fake
     executor = Executor(client, "worker", Settings(state=str(state)))
+    swept: list[str] = []
+    monkeypatch.setattr(network.Network, "sweep", lambda self: swept.append("network"))
     executor.recover()
+    assert swept == ["network"]
     assert fake.records == {}
     assert os.listdir(state) == []
     executor.close()

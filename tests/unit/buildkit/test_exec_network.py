@@ -157,6 +157,17 @@ def test_what_a_dead_builder_left_is_cleared(own_namespace: None, tmp_path: Path
         os.close(namespace)
 
 
+def test_a_successor_without_steps_clears_it_too(own_namespace: None, tmp_path: Path) -> None:
+    dead = Network(Settings(subnet=SUBNET), str(tmp_path))
+    sandbox = dead.take()
+    Network(Settings(), str(tmp_path)).sweep()
+    assert not [link for link in links() if link.name.startswith("teub")]
+    with pytest.raises(nftables.Error):
+        nftables.run("list table inet teu-build")
+    dead.give_back(sandbox, dirty=True)
+    dead.close()
+
+
 def test_rules_that_somebody_took_away_are_made_anew(steps: Network) -> None:
     steps.give_back(steps.take())
     nftables.run("flush ruleset\n")

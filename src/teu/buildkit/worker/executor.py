@@ -127,6 +127,7 @@ class Executor:
         for name in os.listdir(state) if os.path.isdir(state) else ():
             if _ID.match(name) and name not in self._boxes:
                 _remove_folder(f"{state}/{name}")
+        self.network.sweep()
 
     def warm(self, mode: int = SANDBOX) -> None:
         """A step with this network is about to run: what it needs may be made meanwhile."""

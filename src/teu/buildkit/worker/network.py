@@ -378,10 +378,20 @@ class Network:
             for change in found
         )
 
+    def sweep(self) -> None:
+        """At the start: what a predecessor left that was killed. Never fails."""
+        from teu.linux import netlink
+
+        try:
+            with netlink.Socket() as kernel:
+                found = kernel.link(BRIDGE)
+                if found is not None and found.kind == "bridge":
+                    _take_away(kernel, found.number)
+        except OSError as error:
+            log.warning("the network of an earlier builder is not all taken away: %s", error)
+
     def close(self) -> None:
         """The builder goes: all of it is taken away, and what steps still have goes with them."""
-        from teu.linux import netlink, nftables
-
         with self._lock:
             self._closed = True
             while self._filling:
@@ -397,14 +407,25 @@ class Network:
                 return
             try:
                 with self._kernel as kernel:
-                    remove_left(kernel, kernel.links())
-                    if self._bridge:
-                        kernel.send([netlink.delete_index(self._bridge)])
-                        nftables.run(f"add table {TABLE}\ndelete table {TABLE}\n")
-                        forwarding.beside_others(OWNER, [])
-            except (OSError, nftables.Error) as error:
+                    _take_away(kernel, self._bridge)
+            except OSError as error:
                 log.warning("the steps' network is not all taken away: %s", error)
             self._kernel = None
+
+
+def _take_away(kernel: Socket, bridge: int) -> None:
+    """The bridge, what is on it, and the rules. Raises OSError."""
+    from teu.linux import netlink, nftables
+
+    remove_left(kernel, kernel.links())
+    if not bridge:
+        return
+    kernel.send([netlink.delete_index(bridge)])
+    try:
+        nftables.run(f"add table {TABLE}\ndelete table {TABLE}\n")
+        forwarding.beside_others(OWNER, [])
+    except nftables.Error as error:
+        raise OSError(errno.EIO, str(error), TABLE) from error
 
 
 def _furnish() -> tuple[Socket, int, int]:
