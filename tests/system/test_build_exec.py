@@ -112,7 +112,7 @@ class Builder:
         self.worker = ContainerdWorker(self.client, self.store, str(folder / "mounts"), platforms=["linux/amd64"])
         self.worker.start()
         self.executor = Executor(
-            self.client, self.worker.id, Settings(state=str(folder / "steps"), run="/run/teu-test-build")
+            self.client, self.worker.id, Settings(state=str(folder / "steps"), run="/run/teu")
         )
         self.sessions = Manager()
         self.known: list[str] = []
@@ -187,7 +187,7 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.fixture
 def builder(daemon: Any) -> Iterator[Builder]:
-    os.makedirs("/run/teu-test-build", exist_ok=True)
+    os.makedirs("/run/teu", mode=0o755, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="teu-build-", dir="/run"))
     before = Path("/proc/self/mountinfo").read_text().count("\n")
     made = Builder(daemon, folder)
@@ -616,7 +616,7 @@ class Root:
     def mounts(self):
         return [Mount("bind", sys.argv[1], ("rbind", "rw"))]
 executor = Executor(Client({str(builder.daemon.address)!r}), {builder.worker.id!r},
-                    Settings(state={str(builder.folder / "steps")!r}, run="/run/teu-test-build"))
+                    Settings(state={str(builder.folder / "steps")!r}, run="/run/teu"))
 box = executor.box(Wish(Root()))
 box.start(Process(("sleep", "600"), ("PATH=/bin",)))
 print(box.id, flush=True)
