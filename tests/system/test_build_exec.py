@@ -111,9 +111,7 @@ class Builder:
         self.store = Store(str(folder / "cache.db"))
         self.worker = ContainerdWorker(self.client, self.store, str(folder / "mounts"), platforms=["linux/amd64"])
         self.worker.start()
-        self.executor = Executor(
-            self.client, self.worker.id, Settings(state=str(folder / "steps"), run="/run/teu")
-        )
+        self.executor = Executor(self.client, self.worker.id, Settings(state=str(folder / "steps"), run="/run/teu"))
         self.sessions = Manager()
         self.known: list[str] = []
         worker: Any = self.worker

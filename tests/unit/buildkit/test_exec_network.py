@@ -160,6 +160,7 @@ def test_what_a_dead_builder_left_is_cleared(own_namespace: None, tmp_path: Path
 def test_a_successor_without_steps_clears_it_too(own_namespace: None, tmp_path: Path) -> None:
     dead = Network(Settings(subnet=SUBNET), str(tmp_path))
     sandbox = dead.take()
+    eventually(lambda: not dead._filling)
     Network(Settings(), str(tmp_path)).sweep()
     assert not [link for link in links() if link.name.startswith("teub")]
     with pytest.raises(nftables.Error):
