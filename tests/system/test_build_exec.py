@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -592,6 +593,26 @@ def test_what_nobody_waits_for_ends_within_a_second(builder: Builder) -> None:
     thread.join()
     assert time.monotonic() - began < 1.5
     assert isinstance(failures[0], errors.Cancelled)
+
+
+@pytest.mark.needs("memory")
+def test_want_of_memory_is_said(builder: Builder) -> None:
+    vertex = builder.vertex("tail /dev/zero")
+    limits = pb.LinuxResources(memory=32 << 20, memorySwap=32 << 20)
+    op: Any = ExecOp(replace(vertex, metadata=Metadata(linux_resources=limits)), builder.steps)
+    with pytest.raises(errors.Error, match="did not complete successfully: cannot allocate memory") as caught:
+        op.execute(Context([]), [builder.base])
+    assert gateway_pb2.ExitMessage(Code=137) in caught.value.details
+
+
+def test_what_a_step_uses_is_sampled(builder: Builder) -> None:
+    builder.steps.sampled = lambda context: True
+    op: Any = ExecOp(builder.vertex("for i in $(seq 20000); do :; done; sleep 1"), builder.steps)
+    for result in op.execute(Context([]), [builder.base]):
+        result.release()
+    assert 1 <= len(op.samples) <= 10
+    assert op.samples[-1]["cpuStat"]["usageNanos"] > 0
+    assert op.samples[0]["timestamp"] < op.samples[-1]["timestamp"] or len(op.samples) == 1
 
 
 def test_what_is_left_behind_ends_with_the_step(builder: Builder) -> None:

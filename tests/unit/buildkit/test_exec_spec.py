@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from teu.api.buildkit import gateway_pb2
 from teu.buildkit.core import errors
 from teu.buildkit.worker import executor, network, samples, spec
 from teu.buildkit.worker.spec import Limits, Process, Surroundings
+from teu.linux import cgroup_files
 from teu.oci.runtime_spec import check
 from teu.oci.users import User
 
@@ -177,6 +180,31 @@ def test_samples_have_buildkits_names(tmp_path: object) -> None:
     assert found["ioStat"]["readBytes"] == 6
     assert found["pidsStat"] == {"current": 3}
     assert samples.oom_kills(folder) == 2
+    assert samples.oom_kills(f"{folder}/none") is None
     sampler = samples.Sampler(folder)
     sampler.close()
     assert len(sampler.found()) == 1
+
+
+def test_who_ran_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup_files, "place", lambda: str(tmp_path))
+    step, around = tmp_path / "slice/scope", tmp_path / "slice"
+    step.mkdir(parents=True)
+
+    def count(own: int, all_below: int) -> None:
+        (step / "memory.events").write_text(f"oom 1\noom_kill {own}\n")
+        (around / "memory.events").write_text(f"oom 1\noom_kill {all_below}\n")
+
+    count(0, 5)
+    watch = samples.MemoryWatch(str(step))
+    assert not watch.ran_out(137)
+    count(0, 6)  # a neighbour did
+    assert not watch.ran_out(137)
+    count(1, 7)
+    assert watch.ran_out(1)
+    (step / "memory.events").unlink()  # the scope went with its last process
+    assert watch.ran_out(137)
+    assert not watch.ran_out(1)
+    (around / "memory.events").unlink()
+    assert not watch.ran_out(137)
+    assert not samples.MemoryWatch("").ran_out(137)

@@ -189,7 +189,7 @@ class Running:
         with self._waiting:
             if self._code is None:
                 code = tasks.wait(self._box.client, self._box.id, self._exec_id)
-                self._box.ended(self._exec_id)
+                self._box.ended(self._exec_id, code)
                 if not self._stdio.finish(OUTPUT_SECONDS):
                     log.debug("step %s: a process left others behind that hold its output", self._box.id)
                 if self._exec_id:
@@ -225,7 +225,7 @@ class Box:
     def __init__(self, executor: Executor, wish: Wish, identity: str) -> None:
         self.id = identity
         self.client = executor.client
-        self.oom_kills = 0
+        self.out_of_memory = False  # whether the kernel killed one of its processes for that
         self.samples: samples.Sampler | None = None
         self._executor = executor
         self._wish = wish
@@ -239,6 +239,7 @@ class Box:
         self._released = False
         self._processes = 0
         self._cgroup = ""
+        self._memory = samples.MemoryWatch("")
         self._apparmor = ""
         self._files: users.Files = (b"", b"")
         self._tree: list[Mount] = []
@@ -391,6 +392,7 @@ class Box:
             tasks.create_container(self.client, self.id, self._executor.owner, runtime, told, {})
             pid = tasks.create(self.client, self.id, self._tree, stdio.paths, process.terminal, runtime)
             self._cgroup = samples.cgroup_of(pid)
+            self._memory = samples.MemoryWatch(self._cgroup)
             self._check()
             tasks.start(self.client, self.id)
         except BaseException as error:
@@ -447,18 +449,13 @@ class Box:
             process, user, insecure=self._wish.insecure, limits=self._wish.limits, apparmor=self._apparmor
         )
 
-    def ended(self, exec_id: str) -> None:
+    def ended(self, exec_id: str, status: int) -> None:
         """Told by a process of its own that has ended."""
         if not exec_id:
             self._ended = True
-            self.oom_kills = samples.oom_kills(self._cgroup)
+            self.out_of_memory = self._memory.ran_out(status)
             if self.samples is not None:
                 self.samples.close()
-
-    @property
-    def out_of_memory(self) -> bool:
-        """Whether the kernel killed one of its processes for that."""
-        return self.oom_kills > 0
 
 
 def _databases(root: int) -> users.Files:

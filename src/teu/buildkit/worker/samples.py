@@ -17,6 +17,7 @@ from teu.linux import cgroup_files
 FIRST_SECONDS = 0.5
 SECONDS = 2.0  # between two samples; it doubles whenever there are too many
 SAMPLES_MAX = 10
+KILLED = 137  # the exit status of who got SIGKILL
 
 Sample = dict[str, Any]
 
@@ -71,12 +72,35 @@ def cgroup_of(pid: int) -> str:
         return ""
 
 
-def oom_kills(folder: str) -> int:
-    """How many processes of it the kernel killed for want of memory; 0 where nobody counts."""
+def oom_kills(folder: str) -> int | None:
+    """How many processes of it, and of all below, the kernel killed for want of memory; None where nobody counts."""
     try:
-        return int(cgroup_files.read_pairs(folder, "memory.events").get("oom_kill", 0)) if folder else 0
+        return int(cgroup_files.read_pairs(folder, "memory.events").get("oom_kill", 0))
     except (OSError, ValueError):
-        return 0
+        return None
+
+
+class MemoryWatch:
+    """Whether a step runs out of memory. Its cgroup may be gone with its last process, so what is around it is watched,
+    too: a count there goes on when what is below ends."""
+
+    def __init__(self, folder: str) -> None:
+        """`folder`: of the step's cgroup, before it begins."""
+        self._before: list[tuple[str, int]] = []
+        top = cgroup_files.place()
+        while folder != top and folder.startswith(f"{top}/"):
+            count = oom_kills(folder)
+            if count is not None:
+                self._before.append((folder, count))
+            folder = folder.rpartition("/")[0]
+
+    def ran_out(self, status: int) -> bool:
+        """After its end with this exit status."""
+        for number, (folder, before) in enumerate(self._before):
+            now = oom_kills(folder)
+            if now is not None:
+                return now > before and (not number or status == KILLED)
+        return False
 
 
 def take(folder: str) -> Sample:
