@@ -294,6 +294,12 @@ def test_what_a_step_may(builder: Builder) -> None:
     assert "Seccomp:\t0" in insecure
 
 
+@pytest.mark.needs("apparmor", "packages")  # the profile's file is the package's
+def test_a_step_is_confined(builder: Builder) -> None:
+    assert builder.out("cat /proc/self/attr/current").startswith("teu-default (enforce)")
+    assert builder.out("cat /proc/self/attr/current", security=pb.INSECURE).startswith("unconfined")
+
+
 def test_a_step_is_in_a_scope_of_the_builders_slice(builder: Builder) -> None:
     box = builder.executor.box(Wish(builder.worker.active(builder.base, Kind()), network=NONE, name="[2/3] RUN x"))
     try:
