@@ -31,6 +31,7 @@ from unit.buildkit.tunnel import client
 from teu.api.buildkit import errdefs_pb2, gateway_pb2
 from teu.api.buildkit import ops_pb2 as pb
 from teu.api.buildkit.session import secrets_pb2, ssh_pb2
+from teu.api.services.containers.v1 import containers_pb2
 from teu.buildkit.cache.store import Store
 from teu.buildkit.core import errors
 from teu.buildkit.core.op import Ref
@@ -659,6 +660,47 @@ threading.Event().wait()
     whole.eventually("the scope has gone", lambda: not any(identity in scope for scope in scopes()))
     assert os.listdir(builder.folder / "steps") == []
     assert builder.out("echo next") == "next\n"
+
+
+def test_a_step_outlives_its_daemon(builder: Builder) -> None:
+    context = Context([])
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.extend(builder.run("echo a; sleep 4; echo b >/b", context=context)))
+    thread.start()
+    assert context.wrote.wait(60)
+    builder.daemon.kill()
+    builder.daemon.launch()
+    thread.join(60)
+    (result,) = found
+    assert "b" in builder.files(result)
+    result.release()
+
+
+def test_an_engine_that_starts_leaves_steps_alone(builder: Builder) -> None:
+    """teud's sweep removes what is in containerd's namespace and nobody's."""
+    context = Context([])
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.extend(builder.run("echo a; sleep 8; echo b >/b", context=context)))
+    thread.start()
+    assert context.wrote.wait(60)
+    stray = containers_pb2.Container(id="stray")
+    stray.runtime.name = builder.executor.runtime.name
+    builder.client.containers.Create(containers_pb2.CreateContainerRequest(container=stray))
+    ids = [*builder.daemon.client, "-n", "teu", "containers", "ls", "-q"]
+    with tempfile.TemporaryDirectory(prefix="teu-", dir="/run") as folder:
+        arguments = ["--containerd", str(builder.daemon.address), "--data-root", f"{folder}/data"]
+        arguments += ["--exec-root", f"{folder}/exec", "-H", f"unix://{folder}/sock"]
+        engine = subprocess.Popen(["/usr/sbin/teud", *arguments])
+        try:
+            whole.eventually("it has swept", lambda: "stray" not in peers.run(*ids).stdout)
+            assert len(peers.run(*ids).stdout.split()) == 1
+            thread.join(60)
+        finally:
+            engine.terminate()
+            engine.wait()
+    (result,) = found
+    assert "b" in builder.files(result)
+    result.release()
 
 
 def test_twenty_steps_in_a_row(builder: Builder) -> None:
