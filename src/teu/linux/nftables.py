@@ -132,6 +132,9 @@ class Changes:
     def close(self) -> None:
         self._socket.close()
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     def wait(self) -> list[Change] | None:
         """The next changes of the kinds above; None: there were more than the kernel could keep for us."""
         while True:

@@ -176,6 +176,23 @@ def test_rules_that_somebody_took_away_are_made_anew(steps: Network) -> None:
     assert "masquerade" in nftables.run("list table inet teu-build")
 
 
+def test_rules_are_mended_while_steps_run(steps: Network) -> None:
+    sandbox = steps.take()
+    eventually(lambda: not steps._filling)
+
+    def there() -> bool:
+        with steps._lock:  # the library is one for all threads
+            try:
+                return "masquerade" in nftables.run("list table inet teu-build")
+            except nftables.Error:
+                return False
+
+    for command in ("flush ruleset\n", "delete table inet teu-build\n", "flush chain inet teu-build outgoing\n"):
+        nftables.run(command)
+        eventually(there)
+    steps.give_back(sandbox)
+
+
 def test_a_subnet_that_is_free_is_taken(own_namespace: None, tmp_path: Path) -> None:
     made = Network(Settings(), str(tmp_path))
     try:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -132,6 +133,8 @@ class Network:
         self._idle = threading.Condition(self._lock)
         self._kernel: Socket | None = None
         self._changes: Changes | None = None
+        self._watcher: threading.Thread | None = None
+        self._end = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._subnet: IPv4Network | None = None
         self._bridge = 0
         self._names: dns.Resolver | None = None
@@ -323,8 +326,7 @@ class Network:
             if self._subnet is None:
                 self._bring_up()
             elif self._is_disturbed():
-                log.warning("somebody has changed the rules of the steps' network: they are made anew")
-                self._make_rules(self._subnet)
+                self._mend(self._subnet)
         except nftables.Error as error:
             raise OSError(errno.EIO, f"the rules of the steps' network cannot be made: {error}", TABLE) from error
 
@@ -351,6 +353,8 @@ class Network:
         self._changes = self._changes or nftables.Changes()
         self._make_rules(subnet)
         self._subnet = subnet
+        self._watcher = threading.Thread(target=self._watch, args=(self._changes,), name="ruleset", daemon=True)
+        self._watcher.start()
 
     def _choose(self, kernel: Socket) -> IPv4Network:
         if self._settings.subnet:
@@ -378,6 +382,34 @@ class Network:
             for change in found
         )
 
+    def _mend(self, subnet: IPv4Network) -> None:
+        """The lock is held: somebody may have emptied the ruleset, as reloading nftables' own service does, or made the
+        chain of a Docker that comes. Raises nftables.Error."""
+        if _is_whole():
+            self._forwarding.stand_beside_others(OWNER, [BRIDGE])
+            return
+        log.warning("somebody has changed the rules of the steps' network: they are made anew")
+        self._make_rules(subnet)
+
+    def _watch(self, changes: Changes) -> None:
+        """While the bridge is there: what is disturbed is mended also while steps run."""
+        from teu.linux import nftables
+
+        poll = select.poll()
+        poll.register(changes, select.POLLIN)
+        poll.register(self._end, select.POLLIN)
+        while True:
+            if any(descriptor == self._end for descriptor, _ in poll.poll()):
+                return
+            with self._lock:
+                if self._closed or self._subnet is None:
+                    return
+                try:
+                    if self._is_disturbed():
+                        self._mend(self._subnet)
+                except (OSError, nftables.Error) as error:
+                    log.error("the rules of the steps' network cannot be made anew: %s", error)
+
     def sweep(self) -> None:
         """At the start: what a predecessor left that was killed. Never fails."""
         from teu.linux import netlink
@@ -393,9 +425,16 @@ class Network:
     def close(self) -> None:
         """The builder goes: all of it is taken away, and what steps still have goes with them."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             while self._filling:
                 self._idle.wait()
+        os.eventfd_write(self._end, 1)
+        if self._watcher is not None:
+            self._watcher.join()
+        os.close(self._end)
+        with self._lock:
             for sandbox in self._spare:
                 if sandbox.named and self._names is not None:
                     self._names.remove(str(sandbox.address))
@@ -411,6 +450,17 @@ class Network:
             except OSError as error:
                 log.warning("the steps' network is not all taken away: %s", error)
             self._kernel = None
+
+
+def _is_whole() -> bool:
+    """Whether the table is there with all its rules."""
+    from teu.linux import nftables
+
+    try:
+        listed = nftables.run(f"list table {TABLE}")
+    except nftables.Error:
+        return False
+    return listed.count(" drop") == 2 and listed.count(" accept\n") == 1 and listed.count(" masquerade") == 1
 
 
 def _take_away(kernel: Socket, bridge: int) -> None:
