@@ -60,12 +60,12 @@ class Host:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder / name
         self.folder.mkdir()
-        self.name = name
+        self.namespace = f"sources-{name}-{os.urandom(3).hex()}"
         self.manager = Manager()
         self.begin()
 
     def begin(self) -> None:
-        self.client = Client(SOCKET, f"build-sources-{self.name}")
+        self.client = Client(SOCKET, self.namespace)
         self.store = Store(str(self.folder / "cache.db"))
         self.worker = ContainerdWorker(self.client, self.store, str(self.folder))
         self.worker.start()
