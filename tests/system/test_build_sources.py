@@ -168,14 +168,15 @@ def tree(snapshot: Any) -> dict[str, bytes]:
 
 @pytest.mark.needs("docker-registry")
 def test_an_image_is_pulled_when_its_files_are_needed(host: Host, registry: peers.Registry) -> None:
-    digest = push(registry, "app", tar(("a", b"a" * 100_000)), tar(("b", b"b"), ("a", b"over")))
+    new, over = os.urandom(100_000), os.urandom(10)  # a blob that another namespace has does not travel
+    digest = push(registry, "app", tar(("a", new)), tar(("b", new), ("a", over)))
     asker = Asker()
     op = host.op(f"docker-image://{registry.address}/app:1")
     snapshot = host.result(op, asker)
     assert op.material().pin == digest
     blobs = [descriptor["digest"] for descriptor in snapshot.layers(None, make=False)]
     assert not any(host.worker.content.has(blob) for blob in blobs)
-    assert tree(snapshot) == {"a": b"over", "b": b"b"}
+    assert tree(snapshot) == {"a": over, "b": new}
     told = {name for name, *_ in asker.told}
     assert set(blobs) <= told, told
     # Once more, and after a restart: it is here, though the registry has gone.
@@ -185,7 +186,7 @@ def test_an_image_is_pulled_when_its_files_are_needed(host: Host, registry: peer
     host.again()
     registry.stop()
     loaded = host.worker.load(Record(name, 0.0))
-    assert tree(loaded) == {"a": b"over", "b": b"b"}
+    assert tree(loaded) == {"a": over, "b": new}
     again = host.op(f"docker-image://{registry.address}/app:1@{digest}")
     assert host.result(again, Asker()).id == name
     loaded.release()

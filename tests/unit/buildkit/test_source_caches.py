@@ -21,7 +21,7 @@ from teu.api.services.content.v1 import content_pb2
 from teu.buildkit.cache.keys import root
 from teu.buildkit.cache.remote import Chain
 from teu.buildkit.core import errors
-from teu.buildkit.core.snapshots import Compression, Kind
+from teu.buildkit.core.snapshots import Compression, History, Kind
 from teu.buildkit.session.manager import Manager
 from teu.buildkit.sources import caches as source
 from teu.buildkit.sources.registries import Access
@@ -131,6 +131,7 @@ class Layered(Worker):
             ]
 
         snapshot.layers = layers  # type: ignore[method-assign]
+        snapshot.history = lambda: [History(f"RUN {part}", 5.0) for part in self.parts[record.id]]  # type: ignore[method-assign]
         return snapshot
 
 
@@ -183,7 +184,9 @@ def test_to_a_registry_and_back(registry: Any, worker: Layered, attributes: dict
     record = found(keys)
     assert not any(sha(DATA["run"]) in one for one in registry.seen)
     assert [layer.diff_id for layer in record.remote] == [sha(b"base"), sha(b"run")]
+    assert [layer.history for layer in record.remote] == ["RUN base", "RUN run"]
     layer = record.remote[1]
+    assert layer.descriptor["annotations"]["buildkit/createdat"] == "1970-01-01T00:00:05.000000Z"
     assert b"".join(layer.fetch(layer.descriptor, 0)) == DATA["run"]
     assert all(held == 0 for held in worker.holders.values())
 

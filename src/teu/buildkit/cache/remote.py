@@ -307,6 +307,16 @@ def _typed(descriptor: Descriptor, oci: bool) -> Descriptor:
     return {**descriptor, "mediaType": _TO_OCI.get(kind, kind) if oci else _TO_DOCKER.get(kind, kind)}
 
 
+def described(descriptor: Descriptor, description: str, created: float) -> Descriptor:
+    """A layer's descriptor, with what made it and when (seconds since 1970; 0: not known), for who imports it."""
+    annotations = dict(descriptor.get("annotations") or {})
+    if description:
+        annotations.setdefault(DESCRIPTION, description)
+    if created:
+        annotations.setdefault(CREATED_AT, _time(created))
+    return {**descriptor, "annotations": annotations}
+
+
 def _json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 

@@ -40,6 +40,7 @@ PLATFORMS_MAX = 64  # images of one index that are looked at for a cache
 COMPRESSIONS = ("uncompressed", "gzip", "zstd")
 LEVEL_MAX = 22
 UPLOADS = 4  # at a time
+HISTORY_MAX = 4096  # bytes of what is told of one layer
 DESCRIPTION = remote.DESCRIPTION
 
 
@@ -206,9 +207,15 @@ class Caches:
             if snapshot is None:
                 return None
             found = snapshot.layers(compression, make=make)
-            for descriptor in found or ():
+            if found is None:
+                return None
+            for descriptor in found:
                 held.layers.setdefault(descriptor["digest"], snapshot)
-            return found
+            made = snapshot.history()
+            return [
+                remote.described(one, errors.cut(how.description, HISTORY_MAX), how.created)
+                for one, how in zip(found, made, strict=True)
+            ]
 
         return remote.export(chains, layers, mode)
 
