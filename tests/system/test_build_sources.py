@@ -365,7 +365,7 @@ def test_a_cache_goes_to_a_registry_and_comes_back(
     (record,) = keys.results(run_key)
     loaded = other.worker.load(record)
     assert tree(loaded) == {"base": b"base", "made": b"made" * 10_000}
-    assert loaded.history()[-1] == "RUN make"
+    assert loaded.history()[-1].description == "RUN make"
     for one in (loaded, made, base):
         one.release()
     assert export.compression == Compression(kind)
