@@ -37,7 +37,7 @@ TOOLS = """
     systemd systemd-sysv libpam-systemd libnss-myhostname ca-certificates procps psmisc util-linux strace
     iputils-ping python3-pytest python3-hpack python3-hyperframe
     busybox-static less curl bash-completion kmod openssl apparmor attr acl
-    libcap2-bin e2fsprogs bubblewrap netcat-openbsd pigz xz-utils zstd file
+    libcap2-bin e2fsprogs bubblewrap netcat-openbsd pigz xz-utils zstd file git
 """
 
 # The real programs of the swap table.
