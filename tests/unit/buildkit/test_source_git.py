@@ -482,3 +482,16 @@ def test_what_this_builder_does_not_do(worker: Worker) -> None:
         opened(worker, "https://example.org/a.git", **{"sig.pubkey": "x"})
     with pytest.raises(errors.InvalidArgument, match=r"git\.mtime"):
         opened(worker, "https://example.org/a.git", mtime="never")
+
+
+def test_who_waits_for_another_ends_with_its_build(worker: Worker) -> None:
+    repositories = source.Repositories(worker, Manager())  # type: ignore[arg-type]
+    asker = Asker()
+    with repositories.locks.hold("remote x", Asker()):
+        threading.Timer(0.2, asker.cancel).start()
+        with pytest.raises(errors.Cancelled), repositories.locks.hold("remote x", asker):
+            pass
+        with repositories.locks.hold("remote y", asker):
+            pass
+    with repositories.locks.hold("remote x", Asker()):
+        pass

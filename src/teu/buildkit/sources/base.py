@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Generic, Protocol, TypeVar
@@ -24,6 +24,7 @@ from teu.buildkit.llb.platforms import Platform
 
 VALUE = TypeVar("VALUE")
 URL_MAX = 8192
+POLL_SECONDS = 0.25
 ATTRIBUTE_MAX = 1 << 20  # characters of one attribute
 
 
@@ -267,32 +268,30 @@ class Locks:
         self._lock = Lock()
         self._held: dict[str, tuple[Lock, int]] = {}
 
-    def hold(self, name: str) -> AbstractContextManager[None]:
-        return _Held(self, name)
+    @contextmanager
+    def hold(self, name: str, asker: Asker) -> Iterator[None]:
+        """Whoever nobody waits for any more stops waiting, too: Cancelled."""
+        mine = self._enter(name)
+        try:
+            while not mine.acquire(timeout=POLL_SECONDS):
+                asker.check()
+            try:
+                yield
+            finally:
+                mine.release()
+        finally:
+            self._leave(name)
 
-    def enter(self, name: str) -> Lock:
+    def _enter(self, name: str) -> Lock:
         with self._lock:
             lock, users = self._held.get(name, (Lock(), 0))
             self._held[name] = (lock, users + 1)
         return lock
 
-    def leave(self, name: str) -> None:
+    def _leave(self, name: str) -> None:
         with self._lock:
             lock, users = self._held[name]
             if users == 1:
                 del self._held[name]
             else:
                 self._held[name] = (lock, users - 1)
-
-
-class _Held:
-    def __init__(self, locks: Locks, name: str) -> None:
-        self._locks, self._name = locks, name
-
-    def __enter__(self) -> None:
-        self._mine = self._locks.enter(self._name)
-        self._mine.acquire()
-
-    def __exit__(self, *problem: object) -> None:
-        self._mine.release()
-        self._locks.leave(self._name)

@@ -397,7 +397,7 @@ class GitSource:
     @contextlib.contextmanager
     def _repository(self, asker: Asker, git: Git, found: Found) -> Iterator[str]:
         """The bare repository of the remote, which has the commit; for one at a time."""
-        with self._repositories.locks.hold(f"remote {self._wanted.remote}"):
+        with self._repositories.locks.hold(f"remote {self._wanted.remote}", asker):
             active = self._reopened(found)
             if active is not None:
                 try:
@@ -508,7 +508,7 @@ class GitSource:
         assert found is not None
         key = f"{self._key(found)}:{self._wanted.subdir}"
         worker = self._repositories.worker
-        with self._repositories.locks.hold(f"snapshot {key}"):
+        with self._repositories.locks.hold(f"snapshot {key}", asker):
             for name in worker.find(GIT_CHECKOUT, git_snapshot=key):
                 with contextlib.suppress(Gone):
                     return worker.load(Record(name, 0.0))
