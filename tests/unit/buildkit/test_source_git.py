@@ -405,7 +405,7 @@ def test_secrets_are_in_no_process_list_and_no_repository(
         seen.append(command)
         return start(command, **more)
 
-    monkeypatch.setattr(gitcli.subprocess, "Popen", popen)
+    monkeypatch.setattr(subprocess, "Popen", popen)
     asker = Asker()
     address = served.address.replace("http://", "http://me:hunter2@") + "/a.git"
     one = opened(worker, address, keepgitdir="true")

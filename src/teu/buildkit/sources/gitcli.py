@@ -11,15 +11,17 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
-import tempfile
 import threading
 from collections.abc import Sequence
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from teu.buildkit.core import errors
+from teu.buildkit.core.identifiers import new_id
 from teu.buildkit.sources.base import Asker
 from teu.linux.trees import discard_tree
+
+if TYPE_CHECKING:
+    import subprocess
 
 log = logging.getLogger("teu.buildkit")
 
@@ -78,7 +80,8 @@ class Git:
         self._asker = asker
         self._settings = [*SETTINGS, *settings]
         self._secrets = [secret for secret in secrets if secret]
-        self.folder = tempfile.mkdtemp(prefix="teu-git-", dir=place)
+        self.folder = os.path.join(place or "/tmp", f"teu-git-{new_id()}")
+        os.mkdir(self.folder, 0o700)
         self.socket = ""
         self._hosts = ""
 
@@ -139,6 +142,8 @@ class Git:
     ) -> bytes:
         """What git answers; `told`: what it says beside is shown in the step. `local`: paths of this host may be
         fetched from, for this once. Raises GitError, Cancelled, FailedPrecondition where there is no git."""
+        import subprocess  # 11 ms, and most builds have no repository
+
         self._asker.check()
         places = ([f"--git-dir={git_dir}"] if git_dir else []) + ([f"--work-tree={work_tree}"] if work_tree else [])
         command = [PROGRAM, *places, *arguments]
