@@ -170,6 +170,12 @@ def set_labels(client: Client, digest: str, labels: dict[str, str]) -> Any:
     return client.content.Update(content_pb2.UpdateRequest(info=info, update_mask=mask)).info
 
 
+def kept(client: Client, digest: str) -> bool:
+    """Whether a blob is there, and stays: the client's lease has it before anybody looks, or it might go in between."""
+    client.hold("content", digest)
+    return exists(client, digest)
+
+
 def exists(client: Client, digest: str) -> bool:
     try:
         client.content.Info(content_pb2.InfoRequest(digest=digest))
@@ -320,6 +326,7 @@ def unpack(client: Client, manifest: Json, snapshotter: str) -> str:
     chains = image_spec.chain_ids(diff_ids)
     parent = ""
     for layer, diff_id, chain in zip(manifest.get("layers") or [], diff_ids, chains):
+        client.hold(f"snapshots/{snapshotter}", chain)
         if not has_snapshot(client, snapshotter, chain):
             apply_layer(client, layer, diff_id, chain, parent, snapshotter)
         parent = chain

@@ -176,7 +176,7 @@ class Fetcher:
 
     def blob(self, descriptor: Json) -> None:
         name, size, digest = part_name(descriptor), descriptor["size"], descriptor["digest"]
-        if blobs.exists(self.client, digest):
+        if blobs.kept(self.client, digest):
             self.status.set(name, "exists")
             blobs.set_labels(self.client, digest, self.source)
             return
@@ -194,7 +194,7 @@ class Fetcher:
     def manifest(self, descriptor: Json) -> None:
         """A manifest or index itself, without its children."""
         name = part_name(descriptor)
-        if blobs.exists(self.client, descriptor["digest"]):
+        if blobs.kept(self.client, descriptor["digest"]):
             self.status.set(name, "exists")
             blobs.set_labels(self.client, descriptor["digest"], self.source)
         else:
@@ -415,7 +415,7 @@ class ContentSink:
                 position += len(data)
 
         self.count += 1
-        if expected and blobs.exists(self.client, expected):
+        if expected and blobs.kept(self.client, expected):
             while stream.read(blobs.CHUNK):
                 pass
             return expected

@@ -247,13 +247,13 @@ class Job:
             self.label(document["config"]["digest"], {f"{SNAPSHOT}.{snapshotter}": chains[-1]})
 
     def _snapshot_exists(self, snapshotter: str, chain: str) -> bool:
-        """If so, the lease holds it from now on."""
+        """If so, it stays: the lease has it before anybody looks, or it might go in between."""
+        resource = leases_pb2.Resource(type=f"snapshots/{snapshotter}", id=chain)
+        self.parts.leases.add(self.namespace, self.lease, resource)
         try:
             self.parts.snapshots.stat(self.namespace, snapshotter, chain)
         except NotFound:
             return False
-        resource = leases_pb2.Resource(type=f"snapshots/{snapshotter}", id=chain)
-        self.parts.leases.add(self.namespace, self.lease, resource)
         return True
 
     def _unpack_layer(self, layer: Json, diff_id: str, parent: str, chain: str, snapshotter: str) -> None:

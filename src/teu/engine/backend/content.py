@@ -192,7 +192,7 @@ def abort(client: Client, ref: str) -> None:
 
 
 def keep(client: Client, digest: str, lease: str) -> None:
-    """Let the lease keep a blob that exists."""
+    """Let the lease keep a blob. Whoever wants to find it there keeps it first, and looks then."""
     from teu.api.services.leases.v1 import leases_pb2
 
     request = leases_pb2.AddResourceRequest(id=lease)

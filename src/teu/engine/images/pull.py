@@ -264,7 +264,7 @@ class _Job:
         ready = {
             n
             for n, chain in enumerate(chains)
-            if unpack.snapshot_exists(self._images.client, self._images.snapshotter, chain)
+            if unpack.kept(self._images.client, self._images.snapshotter, chain, self._lease)
         }
         # A chain that is there from below needs no download; content of it may have been collected.
         have = max(ready, default=-1)
@@ -295,9 +295,8 @@ class _Job:
         # Layers that were unpacked before but whose content is gone would make the image unsavable: fetch them.
         for number, layer in enumerate(self._layers):
             if number <= have:
-                if content.exists(self._images.client, layer["digest"]):
-                    content.keep(self._images.client, layer["digest"], self._lease)
-                else:
+                content.keep(self._images.client, layer["digest"], self._lease)
+                if not content.exists(self._images.client, layer["digest"]):
                     self._download(number, layer)
 
     def _available(self, number: int) -> None:

@@ -60,6 +60,12 @@ def snapshot_exists(client: Client, snapshotter: str, key: str) -> bool:
     return True
 
 
+def kept(client: Client, snapshotter: str, key: str, lease: str) -> bool:
+    """Whether it is there, and stays: the lease has it before anybody looks, or it might go in between."""
+    _keep(client, snapshotter, lease, key)
+    return snapshot_exists(client, snapshotter, key)
+
+
 def layers(
     client: Client,
     snapshotter: str,
@@ -78,7 +84,7 @@ def layers(
     chains = image_spec.chain_ids(config["rootfs"]["diff_ids"])
     have = -1
     for number in range(len(chains) - 1, -1, -1):
-        if snapshot_exists(client, snapshotter, chains[number]):
+        if kept(client, snapshotter, chains[number], lease):
             have = number
             break
     for number, chain in enumerate(chains):
@@ -92,7 +98,7 @@ def layers(
         if progress:
             progress(number, "extracting")
         with exclusive(f"snapshot {chain}", departure):
-            if not snapshot_exists(client, snapshotter, chain):
+            if not kept(client, snapshotter, chain, lease):
                 parent = chains[number - 1] if number else ""
                 layer = manifest["layers"][number]
                 _apply(
