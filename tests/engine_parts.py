@@ -11,6 +11,8 @@ from teu import config as configuration
 from teu.engine.config import KEYS
 from teu.engine.containers import hostconfig
 from teu.engine.containers.model import Container
+from teu.engine.containers.state import Saved
+from teu.engine.core.fields import CONFIG, HOST_CONFIG
 from teu.engine.core.times import timestamp
 from teu.engine.engine import Engine
 
@@ -35,16 +37,17 @@ def engine(folder: Path, **more: Any) -> Engine:
 
 def container(engine: Engine, name: str = "", body: dict[str, Any] | None = None, **host: Any) -> Container:
     """One that was created, without an image and files."""
+    config = CONFIG.read({"Image": "busybox", **(body or {})})
     made = engine.containers.make(
-        {
-            "id": secrets.token_hex(32),
-            "name": name or engine.containers.random_name(),
-            "created": timestamp(),
-            "path": "sleep",
-            "args": ["60"],
-            "config": hostconfig.clean_config({"Image": "busybox", **(body or {})}),
-            "host_config": hostconfig.clean_host_config(host, "json-file", {}),
-        }
+        Saved(
+            id=secrets.token_hex(32),
+            name=name or engine.containers.random_name(),
+            created=timestamp(),
+            path="sleep",
+            args=["60"],
+            config=hostconfig.clean_config(config),
+            host_config=hostconfig.clean_host_config(HOST_CONFIG.read(host, "HostConfig"), "json-file", {}),
+        )
     )
     engine.containers.add(made)
     return made

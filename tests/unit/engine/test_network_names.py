@@ -81,7 +81,7 @@ def test_a_link_is_a_name_for_one_alone(house: House) -> None:
 
 def test_who_has_no_way_out_asks_nobody(house: House) -> None:
     web = house.join("web", "front")
-    web.host_config["Dns"] = ["9.9.9.9"]
+    web.host_config.dns = ["9.9.9.9"]
     active = house.active[web.id]
     assert house.names._servers(web, active) == []
     active.outward = active.endpoints[0]

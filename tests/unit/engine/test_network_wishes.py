@@ -77,7 +77,7 @@ def test_a_network_without_endpoints_is_beside_none(engine: Engine) -> None:
 def test_a_joined_container_is_named_by_its_id(engine: Engine) -> None:
     other = parts.container(engine, "other")
     made = asked(engine, "container:other")
-    assert made.host_config["NetworkMode"] == f"container:{other.id}"
+    assert made.host_config.network_mode == f"container:{other.id}"
     assert networks(made) == []
 
 
@@ -89,7 +89,7 @@ def test_links_are_names_of_the_first_network(engine: Engine) -> None:
 def test_the_mac_address_is_the_first_endpoints(engine: Engine) -> None:
     made = asked(engine, "front", {"front": {"MacAddress": "02-42-AC-11-00-02"}})
     assert made.network_settings["Networks"]["front"]["WantedMac"] == "02:42:ac:11:00:02"
-    assert made.config["MacAddress"] == "02-42-AC-11-00-02"
+    assert made.config.mac_address == "02-42-AC-11-00-02"
 
 
 def test_an_old_client_has_one_endpoint(engine: Engine) -> None:

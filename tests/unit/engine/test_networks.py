@@ -20,6 +20,7 @@ from drivers import networks as suite
 
 from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
+from teu.engine.core.fields import HOST_CONFIG, Config
 from teu.engine.networks.drivers import bridge
 from teu.engine.networks.drivers.registry import DRIVERS
 from teu.engine.networks.endpoints import Endpoints
@@ -90,8 +91,8 @@ def container(engine: Engine, tmp_path: Path, number: int, mode: str = "default"
         directory=str(directory),
         running=False,
         pid=0,
-        config={"ExposedPorts": exposed},
-        host_config={"NetworkMode": mode, **more},
+        config=Config(exposed_ports=exposed),
+        host_config=HOST_CONFIG.read({"NetworkMode": mode, **more}),
         lock=threading.RLock(),
         network_settings={"Networks": {}, "Ports": {}},
         save=lambda: None,
@@ -340,7 +341,7 @@ def test_modes_without_a_bridge(engine: Engine, tmp_path: Path) -> None:
     assert inside(engine, none, "ip -o link").count("\n") == 1
     assert "localhost" in Path(attachment.files["/etc/hosts"]).read_text()
     other = container(engine, tmp_path, 3, f"container:{none.name}")
-    assert other.host_config["NetworkMode"] == f"container:{none.id}"
+    assert other.host_config.network_mode == f"container:{none.id}"
     with pytest.raises(Conflict, match="cannot join network of a non running container"):
         engine.endpoints.attach(other)
 

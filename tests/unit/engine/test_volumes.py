@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from drivers import volumes as suite
 
+from teu.engine.containers.state import MountPoint
 from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, NotFound
 from teu.engine.volumes.store import Volumes
@@ -52,7 +53,7 @@ def test_anonymous_volume_goes_with_its_container(engine: Any) -> None:
     one, named = engine.volumes.ensure(None), engine.volumes.ensure("named")
     assert one.anonymous
     assert len(one.name) == 64
-    mounts = [{"Type": "volume", "Name": volume.name} for volume in (one, named)]
+    mounts = [MountPoint(type="volume", name=volume.name) for volume in (one, named)]
     engine.volumes.release_mounts("c1", mounts, False)
     assert engine.volumes.names() == sorted([one.name, "named"])
     engine.volumes.release_mounts("c1", mounts, True)
@@ -118,7 +119,7 @@ def test_volumes_of_a_container_that_never_came_to_be(engine: Any) -> None:
     assert engine.volumes.names() == []
     lost = engine.volumes.ensure(None, container_id="c2")
     kept = engine.volumes.ensure(None, container_id="c3")
-    engine.volumes.release_mounts("c3", [{"Type": "volume", "Name": kept.name}], False)
+    engine.volumes.release_mounts("c3", [MountPoint(type="volume", name=kept.name)], False)
     made(engine).start()
     assert engine.volumes.names() == [kept.name]
     assert not os.path.exists(lost.mountpoint)

@@ -12,14 +12,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import BadRequest, TimedOut, TooLarge
-from teu.engine.core.fields import FALSE, Object, loads, natural, whole_characters
+from teu.engine.core.fields import FALSE
+from teu.engine.core.kinds import Shape, loads, natural, whole_characters
 
 log = logging.getLogger("teu.engine")
+
+T = TypeVar("T")
 
 JSON_LIMIT = 16 << 20
 JSON_SECONDS = 300
@@ -133,10 +136,9 @@ class Request:
             raise BadRequest(f"the request body is a JSON {type(value).__name__}; an object is expected")
         return value
 
-    def decode(self, kind: Object, optional: bool = False) -> dict[str, Any]:
-        """The body as an object of this kind: what was given of its fields, with their types."""
-        found: dict[str, Any] = kind.read(self.json(optional))
-        return found
+    def decode(self, kind: Shape[T], optional: bool = False) -> T:
+        """The body as an object of this kind, of what was given of its fields, with their types."""
+        return kind.read(self.json(optional))
 
     @property
     def length(self) -> int:

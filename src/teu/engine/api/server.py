@@ -31,6 +31,7 @@ from teu.engine.api.messages import Request, Response
 from teu.engine.core import fields
 from teu.engine.core.departure import Departure
 from teu.engine.core.errors import BadRequest, EngineError, TimedOut, Unavailable
+from teu.engine.core.kinds import whole_characters
 from teu.linux import memory
 
 if TYPE_CHECKING:
@@ -359,7 +360,7 @@ class _Connection:
 def _error_response(status: int, message: str) -> Response:
     if status == 304:
         return Response(304)
-    message = fields.whole_characters(message)  # a file's name may be no UTF-8
+    message = whole_characters(message)  # a file's name may be no UTF-8
     return Response(status, json.dumps({"message": message}).encode() + b"\n", "application/json")
 
 

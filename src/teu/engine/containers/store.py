@@ -7,16 +7,15 @@ cannot be trusted is here, too, as a dead container, so that it can be removed.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import secrets
 import threading
-from typing import Any
 
 from teu.engine.containers import names, records
 from teu.engine.containers.boot import Boot
 from teu.engine.containers.model import Container, Surroundings
+from teu.engine.containers.state import Saved
 from teu.engine.core.errors import BadRequest, Conflict, NotFound
 
 log = logging.getLogger("teu.engine")
@@ -45,17 +44,17 @@ class Containers:
         read = [(row, *records.container(row["id"], row["name"], row["data"])) for row in rows]
         # Those first whose ids are known for certain: nobody else gets them, nor their names.
         for row, record, faults, known in sorted(read, key=lambda one: (not one[3], bool(one[2]))):
-            if record["id"] in self._by_id:
-                record["id"] = f"{row['rowid']:064x}"
-            if record["name"] in self._by_name:
-                record["name"] = f"damaged_{record['id'][:12]}"
+            if record.id in self._by_id:
+                record.id = f"{row['rowid']:064x}"
+            if record.name in self._by_name:
+                record.name = f"damaged_{record.id[:12]}"
             damage = ""
             if faults:
                 shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
                 damage = f"its record in {self._database.path} is damaged: {shown}"
-                record["state"]["Pid"] = 0  # until recovery knows better
-            elif record["state"]["Dead"]:
-                record["state"].update(Dead=False, Status="exited")  # recovery tries it again
+                record.state.pid = 0  # until recovery knows better
+            elif record.state.dead:
+                record.state.dead, record.state.status = False, "exited"  # recovery tries it again
             container = Container(self._around, record, damage, row["rowid"] if faults else 0)
             if damage:
                 log.error(
@@ -67,7 +66,7 @@ class Containers:
             self._by_name[container.name] = container.id
         self._boot.load(self.all())
 
-    def make(self, record: dict[str, Any]) -> Container:
+    def make(self, record: Saved) -> Container:
         """A container of this record, which is not here before `add`."""
         return Container(self._around, record)
 
@@ -109,7 +108,7 @@ class Containers:
             self._check_name(container.name)
             self._by_name[container.name] = container.id  # reserved before the slow write
         try:
-            data = json.dumps(container.record(), allow_nan=False, separators=(",", ":"))
+            data = container.record()
             with self._database.transaction() as cursor:
                 cursor.execute("INSERT INTO containers VALUES (?, ?, ?)", (container.id, container.name, data))
         except BaseException:
@@ -197,5 +196,5 @@ class Containers:
         return [
             container
             for container in self.all()
-            if any(mount.get("Type") == "volume" and mount.get("Name") == name for mount in container.mounts)
+            if any(mount.type == "volume" and mount.name == name for mount in container.mounts)
         ]

@@ -128,7 +128,7 @@ def unpack(
     owner: tuple[int, int] | None,
     asked: str = "",
 ) -> None:
-    readonly = bool(container.host_config["ReadonlyRootfs"])
+    readonly = container.host_config.readonly_rootfs
     with _visit(engine, container, "untar", path, asked, replace=replace, owner=owner, readonly=readonly) as visit:
         pipe = visit.process.stdin
         assert pipe is not None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from teu.engine.backend import containerd, content
 from teu.engine.core.errors import NotFound
+from teu.engine.core.fields import CONFIG
 from teu.engine.core.times import timestamp
 from teu.engine.images import instructions, load, unpack
 from teu.oci import image_spec, reference
@@ -114,7 +115,8 @@ IMAGE_KEYS = (
 
 def image_config(container: Container, given: dict[str, Any], changes: list[str]) -> dict[str, Any]:
     """The configuration of the new image: what the request gives, over the container's, with the changes."""
-    base = {key: container.config[key] for key in IMAGE_KEYS if container.config.get(key)}
+    own = CONFIG.write(container.config)
+    base = {key: own[key] for key in IMAGE_KEYS if own.get(key)}
     result = {**base, **{key: given[key] for key in IMAGE_KEYS if given.get(key)}}
     if given.get("Env"):
         names = {item.partition("=")[0] for item in given["Env"]}

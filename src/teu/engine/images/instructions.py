@@ -11,8 +11,8 @@ import re
 import shlex
 from typing import Any
 
-from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest
+from teu.engine.core.kinds import natural
 from teu.oci import jsontext
 from teu.oci.units import parse_duration
 
@@ -120,7 +120,7 @@ def _expose(config: dict[str, Any], text: str) -> None:
     for word in _expanded(text, _environment(config)).split():
         number, _, protocol = word.partition("/")
         first, _, last = number.partition("-")
-        low, high = fields.natural(first, 5), fields.natural(last or first, 5)
+        low, high = natural(first, 5), natural(last or first, 5)
         if not low or not high or low > high or high > 65535 or protocol not in ("", "tcp", "udp", "sctp"):
             raise ValueError(f"{word[:100]!r} is not a port")
         for port in range(low, high + 1):
@@ -167,7 +167,7 @@ def _healthcheck(config: dict[str, Any], text: str) -> None:
         name, _, value = words.pop(0)[2:].partition("=")
         if name not in names:
             raise ValueError(f"unknown option --{name}")
-        number = fields.natural(value) if name == "retries" else parse_duration(value)
+        number = natural(value) if name == "retries" else parse_duration(value)
         if number is None:
             raise ValueError(f"{value[:100]!r} is no number of retries")
         if number < 0:

@@ -152,8 +152,8 @@ class Endpoints:
             raise Conflict(f"cannot join network of a non running container: {other.id}")
         while network_mode(owner).startswith("container:") and owner is not container:
             owner = self._containers.get(network_mode(owner).partition(":")[2])
-        container.config["Hostname"] = other.config.get("Hostname") or ""
-        container.config["Domainname"] = other.config.get("Domainname") or ""
+        container.config.hostname = other.config.hostname
+        container.config.domainname = other.config.domainname
         paths = {}
         for name in ("hosts", "resolv.conf", "hostname"):
             source = f"{owner.directory}/{name}"
@@ -236,7 +236,7 @@ class Endpoints:
         return {"/etc/hosts": f"{directory}/hosts", "/etc/resolv.conf": f"{directory}/resolv.conf"}
 
     def _host_line(self, container: Container, endpoint: Endpoint) -> tuple[str, str] | None:
-        names = files.host_names(container.hostname, str(container.config.get("Domainname") or ""))
+        names = files.host_names(container.hostname, container.config.domainname)
         return (str(endpoint.address), names) if names else None
 
     def _use_resolver(self, container: Container) -> None:
@@ -313,7 +313,7 @@ class Endpoints:
                 raise BadRequest(
                     "container cannot be connected to multiple networks with one of the networks in private (none) mode"
                 )
-            if container.config.get("NetworkDisabled"):
+            if container.config.network_disabled:
                 raise BadRequest(f"container {container.name} was created without a network (NetworkDisabled)")
             if network.name in networks:
                 raise Forbidden(f"endpoint with name {container.name} already exists in network {network.name}")
@@ -406,7 +406,7 @@ class Endpoints:
                     )
                     unknown.add(container.id[:10])
                     if container.running:
-                        container.state["Error"] = f"its network could not be recovered: {error}"
+                        container.state.error = f"its network could not be recovered: {error}"
             for container in self._containers.all():
                 if container.id not in self._active and not container.running and container not in running:
                     with _logged("the network of container %s cannot be cleared", container.name):

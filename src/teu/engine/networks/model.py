@@ -164,9 +164,9 @@ class Network:
 
 def network_mode(container: Container) -> str:
     """The name or id of the network that a container is on, or none, host, or container:ID."""
-    if container.config.get("NetworkDisabled"):
+    if container.config.network_disabled:
         return "none"
-    mode = str(container.host_config.get("NetworkMode") or "default")
+    mode = container.host_config.network_mode or "default"
     return "bridge" if mode == "default" else mode
 
 

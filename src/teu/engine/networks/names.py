@@ -38,7 +38,7 @@ class Names:
             (network := self._store.by_id(endpoint.network)) is not None and network.is_user_defined
             for endpoint in active.endpoints
         )
-        if alone and (container.host_config.get("Dns") or files.host_resolver(True).servers):
+        if alone and (container.host_config.dns or files.host_resolver(True).servers):
             return
         self._resolver.add(
             container.id,
@@ -57,7 +57,7 @@ class Names:
         """Who is asked for other names: nobody where all networks are internal."""
         if active.outward is None:
             return []
-        return list(container.host_config.get("Dns") or []) or files.host_resolver(False).servers
+        return list(container.host_config.dns) or files.host_resolver(False).servers
 
     def _neighbours(self, container_id: str) -> list[tuple[Endpoint, list[str]]]:
         """Endpoints on the user-defined networks of a container, with their names."""

@@ -91,7 +91,7 @@ class Outward:
         used: dict[tuple[int, str], int],
     ) -> None:
         """`used`: host ports that were chosen before, and are kept where they are free."""
-        exposed = {canonical(key): value for key, value in (container.config.get("ExposedPorts") or {}).items()}
+        exposed = {canonical(key): value for key, value in (container.config.exposed_ports or {}).items()}
         shown: dict[str, Any] = dict.fromkeys(exposed)
         for wanted in bindings(container.host_config, exposed, network.binding):
             owner = f"{container.name} ({container.id})"

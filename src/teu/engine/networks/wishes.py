@@ -39,7 +39,7 @@ def check(
             raise BadRequest(f"invalid config for network {name}: EndpointsConfig is nil")
     if len(endpoints) > 1 and version < (1, 44):
         raise BadRequest(f"Container cannot be created with multiple network endpoints: {', '.join(sorted(endpoints))}")
-    exposed = container.config.get("ExposedPorts") or {}
+    exposed = container.config.exposed_ports or {}
     for key in exposed:
         parse_port(key)
     bindings(host_config, exposed, "0.0.0.0")
@@ -48,12 +48,12 @@ def check(
         for name, settings in endpoints.items():
             requests.check_endpoint(settings, name, False, None)
         with contextlib.suppress(NotFound):
-            host_config["NetworkMode"] = f"container:{containers.get(mode.partition(':')[2]).id}"
+            host_config.network_mode = f"container:{containers.get(mode.partition(':')[2]).id}"
         return
-    if mode == "host" and host_config.get("PortBindings") and warnings is not None:
+    if mode == "host" and host_config.port_bindings and warnings is not None:
         told = "Published ports are discarded when using host network mode"
         warnings += [told] if told not in warnings else []
-    if container.config.get("NetworkDisabled"):
+    if container.config.network_disabled:
         return
     asked = _by_name(store, endpoints, mode)
     if len(asked) > 1 or mode in ("host", "none"):
@@ -63,12 +63,12 @@ def check(
                 raise BadRequest(
                     f"conflicting options: a container with network mode {mode} cannot be attached to other networks"
                 )
-    if host_config.get("Links"):
+    if host_config.links:
         # Links between containers of one network are names of that network.
         first = next(iter(asked))
-        links = list(dict.fromkeys([*asked[first]["Links"], *host_config["Links"]]))
+        links = list(dict.fromkeys([*asked[first]["Links"], *host_config.links]))
         asked[first] = {**asked[first], "Links": links}
-        host_config["Links"] = None
+        host_config.links = None
     _main_mac(container, asked, version, warnings)
     container.network_settings["Networks"] = {
         name: asked_endpoint(name, store.find(name), settings) for name, settings in asked.items()
@@ -101,7 +101,7 @@ def _main_mac(
     warnings: list[str] | None,
 ) -> None:
     """Config.MacAddress is that of the first network's endpoint."""
-    wide = container.config.get("MacAddress")
+    wide = container.config.mac_address
     main = next(iter(asked))
     if wide:
         if warnings is not None and version >= (1, 44):
@@ -120,7 +120,7 @@ def _main_mac(
             )
         asked[main] = {**asked[main], "MacAddress": wide}
     elif asked[main]["MacAddress"]:
-        container.config["MacAddress"] = asked[main]["MacAddress"]
+        container.config.mac_address = asked[main]["MacAddress"]
 
 
 def asked_endpoint(name: str, network: Network | None, settings: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest
+from teu.engine.core.kinds import natural
 from teu.engine.files import rootfs
 from teu.linux import inside
 
@@ -57,7 +57,7 @@ def _lines(data: bytes, fields: int) -> list[list[str]]:
 def _number(text: str) -> int | None:
     if not text.isascii() or not text.isdigit():
         return None
-    number = fields.natural(text, 10)
+    number = natural(text, 10)
     if number is None or number > HIGHEST:
         raise BadRequest(f"uids and gids must be in range 0-{HIGHEST}")
     return number

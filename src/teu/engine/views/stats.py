@@ -117,7 +117,7 @@ def sample(container: Container) -> dict[str, Any]:
     folder, networks = "", {}
     with contextlib.suppress(ProcessLookupError), proc.held(container) as held:
         folder = cgroup(held)
-        if container.host_config["NetworkMode"] != "host":
+        if container.host_config.network_mode != "host":
             networks = _networks(held)
     if not folder:
         return result

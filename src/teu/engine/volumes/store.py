@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from teu.engine.containers.state import MountPoint
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.core.times import timestamp
 from teu.engine.volumes import records
@@ -278,16 +279,16 @@ class Volumes:
         else:
             # Its creation failed: only what was made for it is known.
             mounts = [
-                {"Type": "volume", "Name": name}
+                MountPoint(type="volume", name=name)
                 for name, record in self._records()
                 if record.get("Container") == container_id
             ]
         self.release_mounts(container_id, mounts, remove_anonymous)
 
-    def release_mounts(self, container_id: str, mounts: list[dict[str, Any]], remove_anonymous: bool) -> None:
+    def release_mounts(self, container_id: str, mounts: list[MountPoint], remove_anonymous: bool) -> None:
         for mount in mounts:
-            name = mount.get("Name")
-            if mount.get("Type") != "volume" or not name:
+            name = mount.name
+            if mount.type != "volume" or not name:
                 continue
             self.unmount(name, container_id)
             record = self._record(name)

@@ -157,7 +157,7 @@ def _wait(request: Request, container: Container, condition: str, before: int) -
             yield b""
             if gone.is_set():
                 return
-    answer = {"StatusCode": container.state["ExitCode"]}
+    answer = {"StatusCode": container.state.exit_code}
     yield json.dumps(answer).encode() + b"\n"
 
 

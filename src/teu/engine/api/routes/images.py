@@ -111,8 +111,8 @@ def commit_container(engine: Engine, request: Request) -> Response:
         if parsed.digest:
             raise BadRequest("cannot commit to a digest reference")
         name = str(parsed.with_default_tag())
-    config = commit.image_config(container, given, query.every("changes"))
-    pause = query.flag("pause", True) and container.running and not container.state["Paused"]
+    config = commit.image_config(container, fields.CONFIG.write(given), query.every("changes"))
+    pause = query.flag("pause", True) and container.running and not container.state.paused
     if pause:
         try:
             run.pause(engine, container)
@@ -123,7 +123,7 @@ def commit_container(engine: Engine, request: Request) -> Response:
             engine.images, container, config, container.snapshot_key, name, query.get("author"), query.get("comment")
         )
     finally:
-        if pause and container.state["Paused"]:
+        if pause and container.state.paused:
             run.unpause(engine, container)
     shown = parse_reference(name).familiar() if name else ""
     container.event("commit", comment=query.get("comment"), imageID=image_id, imageRef=shown)
