@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from teu.engine.backend import tasks
 from teu.engine.containers import hostconfig
@@ -19,13 +20,19 @@ if TYPE_CHECKING:
 _ATTRIBUTES = {member.name: attribute for attribute, member in Resources.members.items()}
 
 
-def update(engine: Engine, container: Container, body: dict[str, Any]) -> list[str]:
+def update(engine: Engine, container: Container, body: Mapping[str, object]) -> list[str]:
     """`body` is a fields.UPDATE. Warnings for the client. Raises BadRequest, Conflict, and EngineError where the
     runtime refuses; the container is as it was then."""
     warnings: list[str] = []
     with container.lock:
         given = _given(container.host_config, body)
-        changed = _changed(container.host_config, given, body.get("RestartPolicy"), container.auto_remove)
+        policy = body.get("RestartPolicy")
+        changed = _changed(
+            container.host_config,
+            given,
+            policy if isinstance(policy, RestartPolicy) else RestartPolicy(),
+            container.auto_remove,
+        )
         log = changed.log_config
         changed = hostconfig.clean_host_config(changed, log.type, log.config, warnings)
         hostconfig.discard(changed, hostconfig.controllers(), warnings)
@@ -43,7 +50,7 @@ def update(engine: Engine, container: Container, body: dict[str, Any]) -> list[s
     return warnings
 
 
-def _given(host: HostConfig, body: dict[str, Any]) -> dict[str, Any]:
+def _given(host: HostConfig, body: Mapping[str, object]) -> dict[str, object]:
     """The limits that are asked for, by their attributes. Raises BadRequest."""
     for attribute, name in hostconfig.BLOCK_LIMITS.items():
         if name in body and not body[name] and getattr(host, attribute):
@@ -56,13 +63,13 @@ def _given(host: HostConfig, body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _changed(host: HostConfig, given: dict[str, Any], policy: RestartPolicy | None, auto_remove: bool) -> HostConfig:
+def _changed(host: HostConfig, given: Mapping[str, object], policy: RestartPolicy, auto_remove: bool) -> HostConfig:
     """`host` with what is given; not checked as a whole. Raises BadRequest, Conflict."""
     changed = host.copy()
     if given.get("nano_cpus"):
         changed.cpu_period = changed.cpu_quota = 0
     changed.at_once(**given)
-    if policy is not None and policy.name:
+    if policy.name:
         changed.restart_policy = hostconfig.check_restart_policy(policy, auto_remove, "update")
     if "memory" in given and "memory_swap" not in given and 0 < host.memory_swap < changed.memory:
         raise Conflict(
