@@ -10,8 +10,8 @@ This is the one table of them: routes read bodies with it (`Request.decode`), th
 tests/system/test_engine_fields.py sends each of them and sees that it is so. A field that is not here is dropped, as
 Go's decoder drops what it does not know; so one that Docker has belongs here, whatever becomes of it.
 
-Bodies are read as Go reads them: keys without regard to case, null as good as absent, numbers only where they are
-written as whole ones, halves of surrogates replaced. What does not fit is refused by the path of the field.
+Most of the table are records (kinds.py, which says how they are read): a field is a member of one, by the API's name,
+and an attribute by ours. What is None was not given.
 """
 
 from __future__ import annotations
