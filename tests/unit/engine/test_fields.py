@@ -119,6 +119,14 @@ def test_a_record_is_written_as_it_was_read() -> None:
     assert record.copy() == record and record.copy() is not record
 
 
+def test_a_record_of_one_member_is_written() -> None:
+    class One(kinds.Record):
+        word: str | None = kinds.member("Word", kinds.WORD)
+
+    assert kinds.RecordOf(One).write(One(word="ab")) == {"Word": "ab"}
+    assert kinds.RecordOf(One, nulls=True).write(One()) == {"Word": None}
+
+
 def test_a_record_refuses_by_path_and_has_no_other_attributes() -> None:
     with pytest.raises(BadRequest, match=r"^here\.Many\[1\]\.Word must be a string, not a number$"):
         OUTER.read({"Many": [{}, {"Word": 5}]}, "here")

@@ -400,7 +400,8 @@ class RecordOf(Shape[RecordT]):
         self.record = record
         self.nulls = nulls
         self._keys = {one.name: attribute for attribute, one in record.members.items()}
-        self._values = itemgetter(*record.members)
+        # The first one twice, and the second time for nothing: of one alone there would be no tuple.
+        self._values = itemgetter(*record.members, next(iter(record.members)))
         self._builders = _found({attribute: _builder(self.fields[name].kind) for name, attribute in self._keys.items()})
         self._writers = _found({name: _writer(field.kind) for name, field in self.fields.items()})
 
