@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from typing import Any
 import engine_parts as parts
 import pytest
 
-from teu.engine.containers import records
+from teu.engine.containers import boot, records
+from teu.engine.containers.model import Container
 from teu.engine.containers.state import MountOptions, Probe
 from teu.engine.core.fields import HealthCheck, RestartPolicy, Ulimit
 from teu.engine.engine import Engine
@@ -78,6 +80,41 @@ def test_they_are_written_as_before(engine: Engine) -> None:
             point["Options"] = {**options, **point.get("Options", {})}
         assert given(after) == given(before)
         assert records.container(row["id"], row["name"], json.dumps(after))[1] == []
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, item in inner:
+        yield from places(item, (*path, step))
+
+
+POISONS = (None, True, -1, 1 << 70, 0.5, "text", "\ud800", "0001", [], [None, 5], {}, {"a": [5]})
+
+
+@pytest.mark.parametrize("name", ["plain", "web", "done"])
+def test_no_value_in_a_record_stops_the_engine(engine: Engine, name: str) -> None:
+    """Wherever it stands: the container is there, listed, shown and removed."""
+    row = engine.database.query("SELECT id, name, data FROM containers WHERE name = ?", (name,))[0]
+    whole = json.loads(row["data"])
+    members = {key: value for key, value in whole.items() if key != "network_settings"}
+    for number, path in enumerate(places(members)):
+        for poison in POISONS[number % 3 :: 3] if len(path) > 1 else POISONS:
+            broken = copy.deepcopy(whole)
+            place = broken
+            for step in path[:-1]:
+                place = place[step]
+            if path:
+                place[path[-1]] = poison
+            else:
+                broken = poison
+            read, faults, known = records.container(row["id"], row["name"], json.dumps(broken))
+            container = Container(engine.containers._around, read, "it is damaged" if faults else "")
+            assert known and container.name == name
+            assert json.dumps(containers.inspect(engine, container, False)).encode()
+            assert containers.summary(container, "busybox")
+            assert container.record().encode() and container.log_source()
+            assert boot.starts_again(container) in (True, False)
 
 
 def test_what_a_newer_teud_wrote_is_kept(engine: Engine) -> None:
