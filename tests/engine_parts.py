@@ -12,9 +12,13 @@ from teu.engine.config import KEYS
 from teu.engine.containers import hostconfig
 from teu.engine.containers.model import Container
 from teu.engine.containers.state import Saved
+from teu.engine.core import fields
 from teu.engine.core.fields import CONFIG, HOST_CONFIG
 from teu.engine.core.times import timestamp
 from teu.engine.engine import Engine
+from teu.engine.networks import requests
+from teu.engine.networks.manager import Networks
+from teu.engine.networks.model import Network
 
 
 def settings(folder: Path, **more: Any) -> configuration.Settings:
@@ -50,4 +54,10 @@ def container(engine: Engine, name: str = "", body: dict[str, Any] | None = None
         )
     )
     engine.containers.add(made)
+    return made
+
+
+def network(networks: Networks, name: str, **body: Any) -> Network:
+    """One that a client has asked for."""
+    made, _ = networks.create(requests.network(fields.NETWORK.read({"Name": name, **body})))
     return made

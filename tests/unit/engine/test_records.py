@@ -96,7 +96,7 @@ def test_any_json_is_read(engine: Any, seed: int) -> None:
         place[key] = anything(1)
     text = json.dumps(broken if seed % 4 else anything())
     read, _faults, _known = records.container(f"{1:064x}", "good", text)
-    json.dumps(SAVED.write(read)).encode()
+    engine.containers.make(read).record().encode()
     config, host = fields.CONFIG.write(read.config), fields.HOST_CONFIG.write(read.host_config)
     for written, fields_of in ((config, fields.CONFIG.fields), (host, fields.HOST_CONFIG.fields)):
         for key in written.keys() & fields_of.keys():

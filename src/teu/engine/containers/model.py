@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from teu.engine.containers.network_settings import NetworkSettings
 from teu.engine.containers.state import SAVED, Saved
 from teu.engine.containers.visits import Visits
 from teu.engine.core.errors import Conflict
@@ -88,7 +89,7 @@ class Container:
         self.config = record.config
         self.host_config = record.host_config
         self.state = record.state
-        self.network_settings: dict[str, Any] = record.network_settings or {"Networks": {}, "Ports": {}}
+        self.network_settings = record.network_settings or NetworkSettings()
         self.mounts = record.mounts
         self.restart_count = record.restart_count
         self.manually_stopped = record.manually_stopped
@@ -191,7 +192,9 @@ class Container:
 
     def record(self) -> str:
         """The record as JSON."""
-        return json.dumps(SAVED.written(vars(self)), allow_nan=False, separators=(",", ":"))
+        written = SAVED.written(vars(self))
+        written["network_settings"] = self.network_settings.encode()
+        return json.dumps(written, allow_nan=False, separators=(",", ":"))
 
     def save(self, durable: bool = True) -> None:
         """Write the record. Nothing happens once the container is removed, nor to a damaged record: it is evidence."""

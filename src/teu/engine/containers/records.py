@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 
+from teu.engine.containers.network_settings import network_settings
 from teu.engine.containers.state import SAVED, Saved
 from teu.engine.core import fields, kinds
 from teu.engine.core.records import (
@@ -14,7 +15,6 @@ from teu.engine.core.records import (
     TEXTS,
     Faults,
     Kind,
-    address,
     anything,
     column,
     flag,
@@ -30,7 +30,6 @@ from teu.engine.core.records import (
 )
 
 CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
-_PORT = re.compile(r"[0-9]{1,5}/(?:tcp|udp|sctp)\Z")
 
 
 def _like(kind: object) -> Kind:
@@ -108,53 +107,6 @@ def _host_config(value: object, where: str, faults: Faults) -> dict[str, object]
     return result
 
 
-_ENDPOINT = members(
-    {
-        "IPAMConfig": maybe(members({"IPv4Address": maybe(text())})),
-        "Links": maybe(TEXTS),
-        "Aliases": maybe(TEXTS),
-        "DriverOpts": maybe(mapping(anything)),
-        "DNSNames": maybe(TEXTS),
-        **{
-            key: text()
-            for key in (
-                "MacAddress",
-                "NetworkID",
-                "EndpointID",
-                "Gateway",
-                "WantedMac",
-                "IPv6Gateway",
-                "GlobalIPv6Address",
-            )
-        },
-        "IPAddress": address,
-        "IPPrefixLen": number(least=0, most=128),
-        "GlobalIPv6PrefixLen": number(least=0, most=128),
-    }
-)
-
-_NETWORK_SETTINGS = members(
-    {
-        "Networks": mapping(_ENDPOINT),
-        "Ports": maybe(
-            mapping(
-                maybe(
-                    items(
-                        members(
-                            {"HostIp": text(), "HostPort": text("0", re.compile(r"[0-9]{1,5}\Z"))},
-                            ("HostIp", "HostPort"),
-                        )
-                    )
-                ),
-                _PORT,
-            ),
-            {},
-        ),
-        **{key: text() for key in ("SandboxKey", "SandboxID", "EndpointID", "Gateway", "IPAddress", "MacAddress")},
-        "IPPrefixLen": number(least=0, most=128),
-    }
-)
-
 _PROBE = members({"Start": text(), "End": text(), "ExitCode": number(), "Output": text()})
 _STATE = members(
     {
@@ -217,7 +169,7 @@ _CONTAINER = members(
         "config": _config,
         "host_config": _host_config,
         "state": _STATE,
-        "network_settings": maybe(_NETWORK_SETTINGS, {}),
+        "network_settings": maybe(network_settings),
         "mounts": maybe(_MOUNTS, []),
         "restart_count": number(least=0),
         "manually_stopped": flag,

@@ -5,7 +5,7 @@
     config           Config       as asked for, over the image's (core/fields.py)
     host_config      HostConfig
     state            State        and in it Health, where there are checks
-    network_settings the API's NetworkSettings, and what only the networks need
+    network_settings NetworkSettings (network_settings.py)
     mounts           MountPoint   each, with its Options
     restart_count, manually_stopped, started_once, apparmor_profile, ended, pid_started
 
@@ -14,6 +14,7 @@ SAVED is the encoder; the decoder is records.py, for anything may have happened 
 
 from __future__ import annotations
 
+from teu.engine.containers.network_settings import NetworkSettings
 from teu.engine.core.fields import CONFIG, HOST_CONFIG, Config, HostConfig
 from teu.engine.core.kinds import (
     FLAG,
@@ -22,7 +23,6 @@ from teu.engine.core.kinds import (
     TEXT,
     WORD_LIST,
     ListOf,
-    MapOf,
     Record,
     RecordOf,
     member,
@@ -166,7 +166,8 @@ class Saved(Record):
     config: Config = member("config", CONFIG, Config())
     host_config: HostConfig = member("host_config", HOST_CONFIG, HostConfig())
     state: State = member("state", STATE, State())
-    network_settings: dict[str, object] = member("network_settings", MapOf(NOTHING), {})
+    # Read and written by network_settings.py.
+    network_settings: NetworkSettings | None = member("network_settings", NOTHING)
     mounts: list[MountPoint] = member("mounts", ListOf(MOUNT_POINT), [])
     restart_count: int = member("restart_count", INT64, 0)
     manually_stopped: bool = member("manually_stopped", FLAG, False)

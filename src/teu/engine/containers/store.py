@@ -187,8 +187,8 @@ class Containers:
             container
             for container in self.all()
             if any(
-                name_or_id in (name, endpoint.get("NetworkID"))
-                for name, endpoint in (container.network_settings.get("Networks") or {}).items()
+                name_or_id in (name, endpoint.network_id)
+                for name, endpoint in container.network_settings.networks.items()
             )
         ]
 

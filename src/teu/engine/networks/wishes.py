@@ -7,12 +7,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from ipaddress import IPv4Network
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from teu.engine.containers.network_settings import EndpointSettings
 from teu.engine.core.errors import BadRequest, NotFound
 from teu.engine.networks import requests
-from teu.engine.networks.model import Network, blank_endpoint, network_mode
+from teu.engine.networks.model import Network, network_mode
 from teu.engine.networks.ports import bindings, parse_port
+from teu.engine.networks.requests import EndpointAsked
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
@@ -24,7 +26,7 @@ def check(
     store: Store,
     containers: Containers,
     container: Container,
-    networking: dict[str, Any] | None,
+    endpoints: dict[str, EndpointAsked],
     connects: Callable[[Network], bool],
     version: tuple[int, int],
     warnings: list[str] | None,
@@ -33,17 +35,13 @@ def check(
     does not exist is one that may do so when the container starts. `connects`: whether a network has endpoints."""
     host_config = container.host_config
     mode = network_mode(container)
-    endpoints = requests.read(networking, requests.NETWORKING, "NetworkingConfig")["EndpointsConfig"]
-    for name, settings in endpoints.items():
-        if settings is None:
-            raise BadRequest(f"invalid config for network {name}: EndpointsConfig is nil")
     if len(endpoints) > 1 and version < (1, 44):
         raise BadRequest(f"Container cannot be created with multiple network endpoints: {', '.join(sorted(endpoints))}")
     exposed = container.config.exposed_ports or {}
     for key in exposed:
         parse_port(key)
     bindings(host_config, exposed, "0.0.0.0")
-    container.network_settings["Networks"] = {}
+    container.network_settings.networks = {}
     if mode.startswith("container:"):
         for name, settings in endpoints.items():
             requests.check_endpoint(settings, name, False, None)
@@ -66,21 +64,21 @@ def check(
     if host_config.links:
         # Links between containers of one network are names of that network.
         first = next(iter(asked))
-        links = list(dict.fromkeys([*asked[first]["Links"], *host_config.links]))
-        asked[first] = {**asked[first], "Links": links}
+        links = list(dict.fromkeys([*asked[first].links, *host_config.links]))
+        asked[first] = asked[first]._replace(links=links)
         host_config.links = None
     _main_mac(container, asked, version, warnings)
-    container.network_settings["Networks"] = {
+    container.network_settings.networks = {
         name: asked_endpoint(name, store.find(name), settings) for name, settings in asked.items()
     }
 
 
-def _by_name(store: Store, endpoints: dict[str, Any], mode: str) -> dict[str, Any]:
+def _by_name(store: Store, endpoints: dict[str, EndpointAsked], mode: str) -> dict[str, EndpointAsked]:
     """What is asked for, by the networks' names: that of the mode first, which alone is meant where there is no
     more than a mode."""
     if not endpoints:
-        endpoints = {mode: requests.read({}, requests.CONNECT.members["EndpointConfig"])}
-    result: dict[str, Any] = {}
+        endpoints = {mode: EndpointAsked()}
+    result: dict[str, EndpointAsked] = {}
     first = store.find(mode)
     for text, settings in endpoints.items():
         network = store.find("bridge" if text == "default" else text)
@@ -96,7 +94,7 @@ def _by_name(store: Store, endpoints: dict[str, Any], mode: str) -> dict[str, An
 
 def _main_mac(
     container: Container,
-    asked: dict[str, Any],
+    asked: dict[str, EndpointAsked],
     version: tuple[int, int],
     warnings: list[str] | None,
 ) -> None:
@@ -113,29 +111,28 @@ def _main_mac(
             requests.mac_address(wide)
         except BadRequest as error:
             raise BadRequest(f"invalid config for network {main}: {error}") from None
-        if asked[main]["MacAddress"] not in ("", wide):
+        if asked[main].mac not in ("", wide):
             raise BadRequest(
                 "the container-wide MAC address must match the endpoint-specific MAC address for the main network,"
                 " or be left empty"
             )
-        asked[main] = {**asked[main], "MacAddress": wide}
-    elif asked[main]["MacAddress"]:
-        container.config.mac_address = asked[main]["MacAddress"]
+        asked[main] = asked[main]._replace(mac=wide)
+    elif asked[main].mac:
+        container.config.mac_address = asked[main].mac
 
 
-def asked_endpoint(name: str, network: Network | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """The record of an endpoint that was asked for."""
+def asked_endpoint(name: str, network: Network | None, asked: EndpointAsked) -> EndpointSettings:
+    """The record of an endpoint that was asked for. Raises BadRequest."""
     user_defined = network is None or network.is_user_defined
     # Of a network that does not exist yet it is not known which addresses it will have.
     subnet = network.chosen_subnet() if network else IPv4Network("0.0.0.0/0")
-    requests.check_endpoint(settings, name, user_defined, subnet)
-    result = blank_endpoint(network.id if network else "")
-    if settings["IPAMConfig"] is not None:
-        result["IPAMConfig"] = {key: value for key, value in settings["IPAMConfig"].items() if value}
-    for key in ("Aliases", "DriverOpts", "Links"):
-        result[key] = settings[key] or None
-    if settings["MacAddress"]:
-        result["WantedMac"] = requests.mac_address(settings["MacAddress"])
-    if settings["GwPriority"]:
-        result["GwPriority"] = settings["GwPriority"]
-    return result
+    requests.check_endpoint(asked, name, user_defined, subnet)
+    return EndpointSettings(
+        network.id if network else "",
+        asked.addresses,
+        asked.links or None,
+        asked.aliases or None,
+        asked.driver_opts or None,
+        requests.mac_address(asked.mac) if asked.mac else "",
+        asked.gateway_priority,
+    )

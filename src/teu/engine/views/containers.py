@@ -21,7 +21,6 @@ from teu.engine.core.times import NEVER, nanoseconds
 from teu.engine.files import snapshots
 from teu.engine.images.store import parse_reference
 from teu.engine.logs.jsonfile import log_path
-from teu.engine.networks.model import shown
 from teu.engine.networks.ports import canonical
 from teu.engine.spec import build
 from teu.oci.humantime import human_duration
@@ -91,16 +90,16 @@ def mount_points(container: Container) -> list[dict[str, object]]:
 
 def ports(container: Container) -> list[dict[str, object]]:
     result: list[dict[str, object]] = []
-    for name, bindings in (container.network_settings.get("Ports") or {}).items():
+    for name, bindings in container.network_settings.ports.items():
         number, _, protocol = name.partition("/")
         if not number.isdigit():
             continue
         for binding in bindings or ():
             result.append(
                 {
-                    "IP": binding.get("HostIp", ""),
+                    "IP": binding.address,
                     "PrivatePort": int(number),
-                    "PublicPort": int(binding.get("HostPort") or 0),
+                    "PublicPort": int(binding.port or 0),
                     "Type": protocol or "tcp",
                 }
             )
@@ -159,7 +158,7 @@ def summary(container: Container, image: str) -> dict[str, object]:
         "State": container.status(),
         "Status": status_text(container),
         "HostConfig": {"NetworkMode": container.host_config.network_mode},
-        "NetworkSettings": {"Networks": shown(container.network_settings)["Networks"]},
+        "NetworkSettings": {"Networks": container.network_settings.shown_networks()},
         "Mounts": mount_points(container),
     }
 
@@ -288,9 +287,8 @@ def _ancestors(engine: Engine, names: list[str]) -> set[str]:
 
 
 def _network_names(container: Container) -> set[str]:
-    networks = container.network_settings.get("Networks") or {}
-    names = set(networks) | {str(endpoint.get("NetworkID") or "") for endpoint in networks.values()}
-    return names - {""}
+    networks = container.network_settings.networks
+    return (set(networks) | {endpoint.network_id for endpoint in networks.values()}) - {""}
 
 
 def _search(pattern: str, name: str) -> bool:
@@ -306,7 +304,7 @@ def _port_matches(container: Container, text: str, published: bool) -> bool:
     low, high = natural(first), natural(last or first)
     if low is None or high is None:
         raise BadRequest(f"invalid port filter: {text[:100]!r}")
-    known = container.network_settings.get("Ports") or {}
+    known = container.network_settings.ports
     if not published:
         known = {**dict.fromkeys(map(canonical, container.config.exposed_ports or ())), **known}
     for name, bindings in known.items():
@@ -315,7 +313,7 @@ def _port_matches(container: Container, text: str, published: bool) -> bool:
             continue
         values = [int(number)] if number.isascii() and number.isdigit() else []
         if published:
-            values = [int(binding.get("HostPort") or 0) for binding in bindings or ()]
+            values = [int(binding.port or 0) for binding in bindings or ()]
         if any(low <= value <= high for value in values):
             return True
     return False
@@ -362,26 +360,6 @@ _OMITTED = (
     "Tmpfs",
 )
 _NULLS = ("Cmd", "Entrypoint", "Env", "Volumes", "OnBuild")
-_NETWORK = {
-    "Bridge": "",
-    "SandboxID": "",
-    "SandboxKey": "",
-    "Ports": {},
-    "HairpinMode": False,
-    "LinkLocalIPv6Address": "",
-    "LinkLocalIPv6PrefixLen": 0,
-    "SecondaryIPAddresses": None,
-    "SecondaryIPv6Addresses": None,
-    "EndpointID": "",
-    "Gateway": "",
-    "GlobalIPv6Address": "",
-    "GlobalIPv6PrefixLen": 0,
-    "IPAddress": "",
-    "IPPrefixLen": 0,
-    "IPv6Gateway": "",
-    "MacAddress": "",
-    "Networks": {},
-}
 
 
 def _host_config(container: Container) -> dict[str, object]:
@@ -429,6 +407,6 @@ def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, 
         "GraphDriver": {"Data": None, "Name": driver},
         "Mounts": mount_points(container),
         "Config": _config(container),
-        "NetworkSettings": {**_NETWORK, **shown(container.network_settings)},
+        "NetworkSettings": container.network_settings.shown(),
         **(_sizes(engine, container) if with_size else {}),
     }

@@ -28,6 +28,7 @@ from teu.engine.core.errors import BadRequest, Conflict, EngineError
 from teu.engine.networks import firewall, ipam
 from teu.engine.networks.drivers.driver import Context, Plug
 from teu.engine.networks.model import Endpoint, Network
+from teu.engine.networks.records import Subnet
 from teu.engine.networks.requests import (
     FALSE,
     INTERFACE,
@@ -88,7 +89,7 @@ class Bridge:
                 raise Conflict(f"network {other.name} has the bridge {other.interface}")
 
     def delete(self, network: Network) -> None:
-        if BRIDGE.match(network.interface) or network.record.get("OwnBridge"):
+        if BRIDGE.match(network.interface) or network.record.own_bridge:
             with contextlib.suppress(OSError):
                 self._kernel.delete_link(network.interface)
 
@@ -107,8 +108,7 @@ class Bridge:
         kernel = self._kernel.socket()
         if network.pool is None and network.name == "bridge":
             subnet = ipam.choose_subnet([*self._store.subnets(), *kernel.routes()])
-            config = {"Subnet": str(subnet), "Gateway": str(next(subnet.hosts()))}
-            network.record["IPAM"] = {"Driver": "default", "Options": None, "Config": [config]}
+            network.record.subnets = [Subnet(str(subnet), str(next(subnet.hosts())))]
             network.pool = Network(network.record).pool
             self._store.save(network)
         name, pool = network.interface, network.addressing()
@@ -116,8 +116,8 @@ class Bridge:
         if found is None:
             kernel.send([netlink.new_bridge(name, network.mtu)])
             found = kernel.link(name)
-            if not BRIDGE.match(name) and network.is_user_defined and not network.record.get("OwnBridge"):
-                network.record["OwnBridge"] = True  # one that was there before is spared at the network's removal
+            if not BRIDGE.match(name) and network.is_user_defined and not network.record.own_bridge:
+                network.record.own_bridge = True  # one that was there before is spared at the network's removal
                 self._store.save(network)
         elif found.kind != "bridge":
             raise EngineError(f"interface {name} is not a bridge; rename it, or remove network {network.name}")
