@@ -14,6 +14,7 @@ from drivers import volumes as suite
 from teu.engine.containers.state import MountPoint
 from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, NotFound
+from teu.engine.volumes.records import VolumeRecord
 from teu.engine.volumes.store import Volumes
 
 
@@ -128,7 +129,7 @@ def test_volumes_of_a_container_that_never_came_to_be(engine: Any) -> None:
 def test_a_record_of_a_driver_that_is_not_here(engine: Any) -> None:
     """It can be inspected and removed; its files are not taken for the local driver's."""
     engine.volumes.ensure("data")
-    engine.volumes._write("data", {"Created": "2026-01-01T00:00:00Z", "Options": {}, "Labels": {}, "Driver": "nfs"})
+    engine.volumes._write("data", VolumeRecord("2026-01-01T00:00:00Z", "nfs", {}, {}))
     assert "there is no volume driver nfs" in engine.volumes.describe("data")["Status"]["Error"]
     with pytest.raises(Conflict, match="can only be inspected and removed"):
         engine.volumes.hold("data", "c1")

@@ -17,6 +17,7 @@ from teu.engine.containers.network_settings import Addresses, NetworkSettings, n
 from teu.engine.core.records import read
 from teu.engine.engine import Engine
 from teu.engine.networks import records as networks
+from teu.engine.volumes import records as volumes
 
 BEFORE = Path(__file__).with_name("written_before")
 
@@ -70,6 +71,13 @@ def test_volumes_are_what_they_were(engine: Engine, answers: Any) -> None:
     assert [engine.volumes.describe(name) for name in engine.volumes.names()] == answers["volumes"]
     engine.volumes.start()
     assert "going" not in rows(engine, "volumes")  # its removal had begun
+
+
+def test_volumes_are_written_as_before(engine: Engine) -> None:
+    for record in rows(engine, "volumes").values():
+        read_again, faults = volumes.volume(json.dumps(record))
+        assert not faults
+        assert read_again.encode() == record
 
 
 def test_network_settings_are_what_they_were(engine: Engine, answers: Any) -> None:

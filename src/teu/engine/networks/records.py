@@ -56,6 +56,8 @@ class Subnet(NamedTuple):
 
 
 class NetworkRecord:
+    """A network as the API has it, but for those who are on it, with the two notes of ours."""
+
     def __init__(
         self,
         name: str,
