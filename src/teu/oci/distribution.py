@@ -641,7 +641,7 @@ class Registry:
     def push_scope(repository: str) -> str:
         return f"repository:{repository}:pull,push"
 
-    def resolve(self, repository: str, reference: str) -> dict[str, Any] | None:
+    def resolve(self, repository: str, reference: str) -> image_spec.Descriptor | None:
         """The descriptor of a tag or digest by a HEAD request; None where the registry does not say it all."""
         path = f"/v2/{repository}/manifests/{quote(reference, safe=':')}"
         answer = self.request("HEAD", path, self.pull_scope(repository), {"Accept": ACCEPT}, accept=(200, 405))
@@ -655,7 +655,7 @@ class Registry:
             return None
         return {"mediaType": media_type, "digest": digest, "size": length}
 
-    def manifest(self, repository: str, reference: str) -> tuple[dict[str, Any], bytes]:
+    def manifest(self, repository: str, reference: str) -> tuple[image_spec.Descriptor, bytes]:
         """(descriptor, bytes) of a manifest or index, by tag or digest; verified."""
         path = f"/v2/{repository}/manifests/{quote(reference, safe=':')}"
         answer = self.request("GET", path, self.pull_scope(repository), {"Accept": ACCEPT})
@@ -687,7 +687,7 @@ class Registry:
             path = _joined(self._base() + path, link[1], "the rest of its tags") if link else ""
         return result
 
-    def blob(self, repository: str, descriptor: dict[str, Any], offset: int = 0) -> Iterator[bytes]:
+    def blob(self, repository: str, descriptor: image_spec.Descriptor, offset: int = 0) -> Iterator[bytes]:
         """The bytes of a blob from `offset`; goes on by itself after a broken connection. Not verified here:
         the content store does that when it commits."""
         path = f"/v2/{repository}/blobs/{descriptor['digest']}"
@@ -756,7 +756,11 @@ class Registry:
         return "" if answer.status == 201 else self._location(answer)
 
     def upload(
-        self, repository: str, descriptor: dict[str, Any], content: Callable[[], Iterable[bytes]], address: str = ""
+        self,
+        repository: str,
+        descriptor: image_spec.Descriptor,
+        content: Callable[[], Iterable[bytes]],
+        address: str = "",
     ) -> None:
         """Push a blob in one piece."""
         scope = self.push_scope(repository)

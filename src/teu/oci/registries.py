@@ -5,8 +5,9 @@ one has it. Without such a folder it is the registry itself. Called by teu-ctr a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from teu.oci import image_spec
 from teu.oci.distribution import (
     DOCKER_IO,
     Aborted,
@@ -66,17 +67,17 @@ class Registries:
         """A digest may come from anywhere; what a tag means says who is trusted with that."""
         return self._able("pull") if ":" in reference else self._able("pull", "resolve")
 
-    def resolve(self, repository: str, reference: str) -> dict[str, Any]:
-        def ask(registry: Registry) -> dict[str, Any]:
+    def resolve(self, repository: str, reference: str) -> image_spec.Descriptor:
+        def ask(registry: Registry) -> image_spec.Descriptor:
             return registry.resolve(repository, reference) or registry.manifest(repository, reference)[0]
 
         return self._first(f"{repository}:{reference}", self._for_reference(reference), ask)
 
-    def manifest(self, repository: str, reference: str) -> tuple[dict[str, Any], bytes]:
+    def manifest(self, repository: str, reference: str) -> tuple[image_spec.Descriptor, bytes]:
         members = self._for_reference(reference)
         return self._first(f"{repository}:{reference}", members, lambda one: one.manifest(repository, reference))
 
-    def blob(self, repository: str, descriptor: dict[str, Any], offset: int = 0) -> Iterator[bytes]:
+    def blob(self, repository: str, descriptor: image_spec.Descriptor, offset: int = 0) -> Iterator[bytes]:
         """Where one breaks off, the next goes on from there."""
         failures: list[RegistryError] = []
         for registry in self._able("pull"):
@@ -110,7 +111,9 @@ class Registries:
     def has_blob(self, repository: str, digest: str) -> bool:
         return self._to_push().has_blob(repository, digest)
 
-    def upload(self, repository: str, descriptor: dict[str, Any], content: Callable[[], Iterable[bytes]]) -> None:
+    def upload(
+        self, repository: str, descriptor: image_spec.Descriptor, content: Callable[[], Iterable[bytes]]
+    ) -> None:
         self._to_push().upload(repository, descriptor, content)
 
     def put_manifest(self, repository: str, reference: str, media_type: str, data: bytes) -> None:

@@ -24,7 +24,8 @@ Move = Callable[[Job, Any, Any], None]
 
 def _tag(job: Job, source: Any, destination: Any) -> None:
     image = job.parts.images.get(job.namespace, source.name)
-    target = {**from_wire(image.target), "annotations": dict(image.target.annotations)}
+    target = from_wire(image.target)
+    target["annotations"] = dict(image.target.annotations)
     names = own_names(destination, target["digest"])
     if not names:
         raise NotFound("no image name found")

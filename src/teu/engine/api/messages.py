@@ -12,13 +12,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qs
 
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import BadRequest, TimedOut, TooLarge
 from teu.engine.core.fields import FALSE
 from teu.engine.core.kinds import Shape, loads, natural, whole_characters
+
+if TYPE_CHECKING:
+    from teu.engine.images.transfer import Message
 
 log = logging.getLogger("teu.engine")
 
@@ -102,7 +105,7 @@ class Request:
         """While the context lasts: an event that is set when the client goes away, and `notice` is called then."""
         return self._hangup(notice) if self._hangup else contextlib.nullcontext(threading.Event())
 
-    def json(self, optional: bool = False) -> dict[str, Any]:
+    def json(self, optional: bool = False) -> dict[str, object]:
         """The body as a JSON object; empty is {} when optional."""
         kind = self.headers.get("content-type", "").split(";")[0].strip().lower()
         if not kind and (self.headers.get("content-length", "0") != "0" or "transfer-encoding" in self.headers):
@@ -187,7 +190,7 @@ class Response:
         self.hijack = hijack
 
 
-def encoded(value: Any) -> bytes:
+def encoded(value: object) -> bytes:
     """A JSON text. What stands for a byte that is no UTF-8, as in a file's name, is the sign for what cannot be shown,
     as Go has it: half of a surrogate pair is refused by many who read JSON."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
@@ -196,7 +199,7 @@ def encoded(value: Any) -> bytes:
     return text.encode()
 
 
-def json_response(value: Any, status: int = 200) -> Response:
+def json_response(value: object, status: int = 200) -> Response:
     return Response(status, encoded(value) + b"\n", "application/json")
 
 
@@ -221,7 +224,7 @@ def hijack(function: Callable[[socket.socket, bytes], None], content_type: str) 
     return Response(content_type=content_type, hijack=function)
 
 
-def progress(items: Iterator[dict[str, Any]]) -> Response:
+def progress(items: Iterator[Message]) -> Response:
     """JSON messages, a line each. An error before the first is a normal error response."""
     first = next(items, None)
 

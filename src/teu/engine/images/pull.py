@@ -17,7 +17,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from teu.engine.backend import containerd, content
 from teu.engine.core import errors
@@ -29,7 +29,7 @@ from teu.oci import distribution, image_spec
 
 if TYPE_CHECKING:
     from teu.engine.images.store import Images
-    from teu.oci.image_spec import Platform
+    from teu.oci.image_spec import Descriptor, ImageConfig, Manifest, Platform, PlatformMembers
     from teu.oci.reference import Reference
     from teu.oci.registries import Registries
 
@@ -66,7 +66,7 @@ def pull(
 
 def _resolve(
     registry: Registries, wanted: Reference, platform: Platform | None
-) -> tuple[dict[str, Any], list[tuple[dict[str, Any], bytes]], dict[str, Any]]:
+) -> tuple[Descriptor, list[tuple[Descriptor, bytes]], Manifest]:
     """The target's descriptor, the documents from the top down, and the manifest."""
     target, data = registry.manifest(wanted.path, wanted.digest or wanted.tag)
     documents = _manifest_below(registry, wanted, target, data, platform)
@@ -86,8 +86,8 @@ def _resolve(
 
 
 def _manifest_below(
-    registry: Registries, wanted: Reference, target: dict[str, Any], data: bytes, platform: Platform | None
-) -> list[tuple[dict[str, Any], bytes]]:
+    registry: Registries, wanted: Reference, target: Descriptor, data: bytes, platform: Platform | None
+) -> list[tuple[Descriptor, bytes]]:
     """The way from the target down to the manifest for the platform, through indexes in indexes."""
     # Each step: a document, and what is still to be tried below it, the best last.
     way = [((target, data), _choices(target, data, platform))]
@@ -112,23 +112,23 @@ def _manifest_below(
     )
 
 
-def _choices(descriptor: dict[str, Any], data: bytes, platform: Platform | None) -> list[dict[str, Any]]:
+def _choices(descriptor: Descriptor, data: bytes, platform: Platform | None) -> list[Descriptor]:
     if descriptor["mediaType"] not in image_spec.INDEXES:
         return []
     entries = image_spec.index(image_spec.decode(data, "index"))["manifests"]
     return image_spec.choose(entries, platform or image_spec.host_platform())[::-1]
 
 
-def _up_to_date(images: Images, wanted: Reference, target: dict[str, Any], platform: Platform | None) -> bool:
+def _up_to_date(images: Images, wanted: Reference, digest: str, platform: Platform | None) -> bool:
     """Whether the name is the very image that a pull would bring: of an index, the best one for the platform."""
     name = images.get_name(str(wanted))
-    if name is None or name.target["digest"] != target["digest"]:
+    if name is None or name.target["digest"] != digest:
         return False
     try:
         details = images.of(name)
     except errors.EngineError:
         return False
-    if platform or details.manifest_digest != target["digest"]:
+    if platform or details.manifest_digest != digest:
         own = image_spec.platform_of(details.config)
         if image_spec.platform_rank(platform or image_spec.host_platform(), own) != 0:
             return False
@@ -139,19 +139,18 @@ def _pull(
     images: Images, registry: Registries, wanted: Reference, platform: Platform | None, departure: Departure
 ) -> Iterator[Message]:
     client = images.client
-    head = None
-    if not wanted.digest:
+    current = wanted.digest
+    if not current:
         # Whatever the answer to HEAD is, GET has the last word: some know no HEAD, and a refusal has no body there.
         try:
-            head = registry.resolve(wanted.path, wanted.tag)
+            current = registry.resolve(wanted.path, wanted.tag)["digest"]
         except distribution.Aborted:
             raise
         except distribution.RegistryError:
             pass
-    current = head or ({"digest": wanted.digest} if wanted.digest else None)
     if current and _up_to_date(images, wanted, current, platform):
         yield {"status": f"Pulling from {_shown_path(wanted)}", "id": wanted.tag or wanted.digest}
-        yield {"status": f"Digest: {current['digest']}"}
+        yield {"status": f"Digest: {current}"}
         yield {"status": f"Status: Image is up to date for {wanted.familiar()}"}
         return
     target, documents, manifest = _resolve(registry, wanted, platform)
@@ -193,7 +192,7 @@ def _shown_path(wanted: Reference) -> str:
     return wanted.path
 
 
-def _config(images: Images, registry: Registries, wanted: Reference, manifest: dict[str, Any]) -> bytes:
+def _config(images: Images, registry: Registries, wanted: Reference, manifest: Manifest) -> bytes:
     descriptor = manifest["config"]
     try:
         return content.read(images.client, descriptor["digest"])
@@ -217,8 +216,8 @@ class _Job:
         images: Images,
         registry: Registries,
         wanted: Reference,
-        manifest: dict[str, Any],
-        config: dict[str, Any],
+        manifest: Manifest,
+        config: ImageConfig,
         lease: str,
         source: dict[str, str],
         departure: Departure,
@@ -226,7 +225,7 @@ class _Job:
         self._departure = departure
         self._images, self._registry, self._wanted = images, registry, wanted
         self._manifest, self._config, self._lease, self._source = manifest, config, lease, source
-        self._layers: list[dict[str, Any]] = manifest["layers"]
+        self._layers = manifest["layers"]
         self._queue: queue.Queue[Message | None] = queue.Queue()
         self._cancel = threading.Event()
         self._done = [threading.Event() for _ in self._layers]
@@ -248,7 +247,7 @@ class _Job:
         if self._failure is not None:
             raise self._failure
 
-    def _guard(self, function: Callable[..., None], *arguments: Any) -> None:
+    def _guard(self, function: Callable[..., None], *arguments: object) -> None:
         try:
             function(*arguments)
         except BaseException as error:
@@ -312,12 +311,12 @@ class _Job:
         if phase == "exists":
             self._queue.put(status("Already exists", layer["digest"]))
         elif phase == "extracting":
-            self._queue.put(status("Extracting", layer["digest"], current=0, total=size))
+            self._queue.put(status("Extracting", layer["digest"], {"current": 0, "total": size}))
         else:
-            self._queue.put(status("Extracting", layer["digest"], current=size, total=size))
+            self._queue.put(status("Extracting", layer["digest"], {"current": size, "total": size}))
             self._queue.put(status("Pull complete", layer["digest"]))
 
-    def _download(self, number: int, layer: dict[str, Any]) -> None:
+    def _download(self, number: int, layer: Descriptor) -> None:
         if not self._slots.acquire(blocking=False):
             self._queue.put(status("Waiting", layer["digest"]))
             while not self._slots.acquire(timeout=0.2):
@@ -330,7 +329,7 @@ class _Job:
         self._queue.put(status("Download complete", layer["digest"]))
         self._done[number].set()
 
-    def _fetch(self, layer: dict[str, Any]) -> None:
+    def _fetch(self, layer: Descriptor) -> None:
         client, digest, size = self._images.client, layer["digest"], layer["size"]
         ref = f"layer-{digest}"
         kept = False
@@ -345,8 +344,8 @@ class _Job:
                     writer.write(chunk)
                     if time.monotonic() - told >= PROGRESS_SECONDS:
                         told = time.monotonic()
-                        self._queue.put(status("Downloading", digest, current=writer.offset, total=size))
-                self._queue.put(status("Downloading", digest, current=size, total=size))
+                        self._queue.put(status("Downloading", digest, {"current": writer.offset, "total": size}))
+                self._queue.put(status("Downloading", digest, {"current": size, "total": size}))
                 self._queue.put(status("Verifying Checksum", digest))
                 try:
                     writer.commit()
@@ -367,7 +366,14 @@ class _Job:
             content.keep(client, digest, self._lease)
 
 
-def distribution_info(images: Images, wanted: Reference, auth: str) -> dict[str, Any]:
+class DistributionInfo(TypedDict):
+    """The API's DistributionInspect."""
+
+    Descriptor: Descriptor
+    Platforms: list[PlatformMembers]
+
+
+def distribution_info(images: Images, wanted: Reference, auth: str) -> DistributionInfo:
     """GET /distribution/{name}/json."""
     wanted = wanted.with_default_tag()
     with registries.to_pull(images.settings, wanted.domain, auth) as registry:
@@ -379,7 +385,8 @@ def distribution_info(images: Images, wanted: Reference, auth: str) -> dict[str,
             else:
                 config_data = b"".join(registry.blob(wanted.path, image_spec.manifest(document)["config"]))
                 config = image_spec.decode(config_data, "image configuration")
-                platforms = [{k: config[k] for k in ("architecture", "os", "variant") if config.get(k)}]
+                shown = {key: config[key] for key in ("architecture", "os", "variant") if config.get(key)}
+                platforms = [cast("PlatformMembers", shown)]
         except distribution.RegistryError as error:
             raise registries.convert(error, wanted) from None
         except image_spec.SpecError as error:

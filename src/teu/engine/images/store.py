@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from teu.engine.backend import containerd, content
 from teu.engine.core.errors import BadRequest, NotFound
@@ -30,8 +30,11 @@ from teu.oci import digest as digests
 from teu.oci import image_spec, reference
 
 if TYPE_CHECKING:
+    from teu.api.services.images.v1 import images_pb2
     from teu.config import Settings
     from teu.engine.core.events import Events
+    from teu.oci.image_spec import Descriptor, ImageConfig, Manifest
+    from teu.oci.jsontext import Json
 
 DANGLING = "dangling@"
 MEANT_LABEL = "io.teu.image.manifest"
@@ -43,8 +46,8 @@ class Details(NamedTuple):
     """What a target's documents say. `manifest_digest` is the target itself where that is no index."""
 
     id: str
-    config: dict[str, Any]
-    manifest: dict[str, Any]
+    config: ImageConfig
+    manifest: Manifest
     manifest_digest: str
     chains: list[str]
 
@@ -57,7 +60,7 @@ class Name(NamedTuple):
     """One name in containerd's image store."""
 
     name: str
-    target: dict[str, Any]
+    target: Descriptor
     labels: dict[str, str]
     updated: float
 
@@ -78,11 +81,11 @@ class Name(NamedTuple):
 
 class Image(NamedTuple):
     id: str
-    config: dict[str, Any]
+    config: ImageConfig
     chain_id: str
     name: str
     size: int
-    target: dict[str, Any]
+    target: Descriptor
     details: Details
 
 
@@ -93,12 +96,16 @@ def parse_reference(text: str) -> reference.Reference:
         raise BadRequest(str(error)) from None
 
 
-def _name(image: Any) -> Name:
-    target = {"mediaType": image.target.media_type, "digest": image.target.digest, "size": image.target.size}
+def _name(image: images_pb2.Image) -> Name:
+    target: Descriptor = {
+        "mediaType": image.target.media_type,
+        "digest": image.target.digest,
+        "size": image.target.size,
+    }
     return Name(image.name, target, dict(image.labels), image.updated_at.seconds + image.updated_at.nanos / 1e9)
 
 
-def _create_request(name: str, target: dict[str, Any], meant: str) -> Any:
+def _create_request(name: str, target: Descriptor, meant: str) -> images_pb2.CreateImageRequest:
     from teu.api.services.images.v1 import images_pb2
 
     request = images_pb2.CreateImageRequest()
@@ -125,14 +132,15 @@ class Images:
 
     # -- documents ---------------------------------------------------------------------------
 
-    def document(self, digest: str, what: str) -> dict[str, Any]:
+    def document(self, digest: str, what: str) -> dict[str, Json]:
+        """A JSON object of the content store, of which nobody has looked yet at what it says."""
         return image_spec.decode(content.read(self.client, digest), what)
 
     def of(self, name: Name) -> Details:
         """What a name stands for. Raises NotFound."""
         return self.details(name.target, meant=name.meant)
 
-    def details(self, target: dict[str, Any], platform: image_spec.Platform | None = None, meant: str = "") -> Details:
+    def details(self, target: Descriptor, platform: image_spec.Platform | None = None, meant: str = "") -> Details:
         """Of the manifest that is meant, else of the one for the platform. Raises NotFound where that is not here."""
         key = (target["digest"], meant, str(platform or ""))
         known = self._details.get(key)
@@ -149,7 +157,7 @@ class Images:
             self._details[key] = found
         return found
 
-    def _read_details(self, target: dict[str, Any], platform: image_spec.Platform | None) -> Details:
+    def _read_details(self, target: Descriptor, platform: image_spec.Platform | None) -> Details:
         waiting = [(target, 0)]
         seen: set[str] = set()
         while waiting:
@@ -173,7 +181,7 @@ class Images:
                 waiting += [(one, depth + 1) for one in reversed(candidates)]
         raise NotFound(f"no manifest of {target['digest']} for {platform or image_spec.host_platform()} is here")
 
-    def _of_manifest(self, document: dict[str, Any], digest: str, platform: image_spec.Platform | None) -> Details:
+    def _of_manifest(self, document: dict[str, Json], digest: str, platform: image_spec.Platform | None) -> Details:
         manifest = image_spec.manifest(document)
         config_digest = manifest["config"]["digest"]
         config = image_spec.config(self.document(config_digest, "image configuration"), len(manifest["layers"]))
@@ -198,7 +206,7 @@ class Images:
         except containerd.NotFound:
             return None
 
-    def set_name(self, name: str, target: dict[str, Any], meant: str = "") -> None:
+    def set_name(self, name: str, target: Descriptor, meant: str = "") -> None:
         """Let `name` be the target, of an index the manifest that is meant; an image that this takes the last name
         from stays as a dangling one."""
         from teu.api.services.images.v1 import images_pb2
@@ -270,7 +278,7 @@ class Images:
             if gone:
                 content.label(self.client, name.target["digest"], gone)
 
-    def add(self, target: dict[str, Any], names: list[str], details: Details) -> None:
+    def add(self, target: Descriptor, names: list[str], details: Details) -> None:
         """Make a stored and unpacked image known by its names, or as a dangling one."""
         meant = details.manifest_digest if details.manifest_digest != target["digest"] else ""
         for name in names:

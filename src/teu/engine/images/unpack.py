@@ -12,7 +12,7 @@ import contextlib
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd, content
 from teu.engine.core.departure import LOOK_SECONDS, NOBODY, Departure
@@ -22,6 +22,7 @@ from teu.oci.labels import UNCOMPRESSED
 
 if TYPE_CHECKING:
     from teu.engine.backend.containerd import Client
+    from teu.oci.image_spec import Descriptor, ImageConfig, Manifest
 
 SNAPSHOT_REF = "containerd.io/snapshot.ref"
 LAYER_SECONDS = 3600  # as long as the lease holds what comes of it
@@ -69,8 +70,8 @@ def kept(client: Client, snapshotter: str, key: str, lease: str) -> bool:
 def layers(
     client: Client,
     snapshotter: str,
-    manifest: dict[str, Any],
-    config: dict[str, Any],
+    manifest: Manifest,
+    config: ImageConfig,
     lease: str,
     available: Callable[[int], None] | None = None,
     progress: Callable[[int, str], None] | None = None,
@@ -122,7 +123,7 @@ def _keep(client: Client, snapshotter: str, lease: str, chain: str) -> None:
 def _apply(
     client: Client,
     snapshotter: str,
-    layer: dict[str, Any],
+    layer: Descriptor,
     diff_id: str,
     parent: str,
     chain: str,
@@ -137,7 +138,7 @@ def _apply(
 def _extract(
     client: Client,
     snapshotter: str,
-    layer: dict[str, Any],
+    layer: Descriptor,
     diff_id: str,
     parent: str,
     chain: str,

@@ -13,7 +13,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.containers import hostconfig, records
 from teu.engine.containers.model import Container
@@ -30,6 +30,7 @@ from teu.oci.labels import ROOT
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
     from teu.engine.images.store import Image
+    from teu.oci.image_spec import ContainerConfig
 
 # The garbage collector of containerd keeps what has this label; ours tells whose it is.
 OWNER_LABEL = "teu.container"
@@ -205,7 +206,7 @@ def _make_working_directory(engine: Engine, container: Container) -> None:
         raise EngineError(f"Cannot mkdir: {directory} is not a directory")
 
 
-def merge(config: Config, image: dict[str, Any]) -> None:
+def merge(config: Config, image: ContainerConfig) -> None:
     """What the image says counts where the client says nothing. Of the image's values as much is certain as
     image_spec.config has checked: the rest is looked at when the record is."""
     config.user = config.user or image.get("User") or ""
