@@ -6,11 +6,16 @@ out. Called by lifecycle, exec and recovery.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from teu.engine.backend import containerd
 
 if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from teu.api.types import mount_pb2
+    from teu.api.types.task import task_pb2
     from teu.engine.backend.containerd import Client
 
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
@@ -30,7 +35,7 @@ class Task(NamedTuple):
     exit: Exit
 
 
-def moment(stamp: Any) -> int:
+def moment(stamp: Timestamp) -> int:
     return int(stamp.seconds) * 1_000_000_000 + int(stamp.nanos)
 
 
@@ -42,7 +47,7 @@ def create_container(
     runtime: str,
     snapshotter: str,
     snapshot: str,
-    spec: dict[str, Any],
+    spec: Mapping[str, object],
     options: bytes,
 ) -> None:
     """`options`: of containerd.runc.v1.Options, encoded."""
@@ -98,7 +103,7 @@ def list_containers(client: Client) -> list[str]:
 def create(
     client: Client,
     identity: str,
-    mounts: list[Any],
+    mounts: list[mount_pb2.Mount],
     paths: tuple[str, str, str],
     terminal: bool,
     options: bytes,
@@ -130,7 +135,7 @@ def execute(
     client: Client,
     identity: str,
     exec_id: str,
-    process: dict[str, Any],
+    process: Mapping[str, object],
     paths: tuple[str, str, str],
     terminal: bool,
 ) -> None:
@@ -176,7 +181,7 @@ def delete_exec(client: Client, identity: str, exec_id: str) -> Exit | None:
     return Exit(int(response.exit_status), moment(response.exited_at))
 
 
-def _task(process: Any) -> Task:
+def _task(process: task_pb2.Process) -> Task:
     from teu.api.types.task import task_pb2
 
     return Task(
@@ -240,7 +245,7 @@ def pids(client: Client, identity: str) -> list[int]:
     return [int(process.pid) for process in response.processes]
 
 
-def update(client: Client, identity: str, resources: dict[str, Any]) -> None:
+def update(client: Client, identity: str, resources: Mapping[str, object]) -> None:
     from teu.api.services.tasks.v1 import tasks_pb2
 
     request = tasks_pb2.UpdateTaskRequest(container_id=identity)
