@@ -20,7 +20,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import h11
@@ -35,6 +35,8 @@ from teu.engine.core.kinds import whole_characters
 from teu.linux import memory
 
 if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
     from teu.engine.engine import Engine
 
 log = logging.getLogger("teu.engine")
@@ -94,9 +96,10 @@ class _Body(io.RawIOBase):
         part, self._rest = self._rest[:size], self._rest[size:]
         return part
 
-    def readinto(self, buffer: Any) -> int:
-        part = self.read(len(buffer))
-        buffer[: len(part)] = part
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        part = self.read(len(view))
+        view[: len(part)] = part
         return len(part)
 
 
@@ -107,7 +110,7 @@ class _Connection:
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_LIMIT)
         self.uploads = False  # whether the body is one of files
 
-    def next_event(self) -> Any:
+    def next_event(self) -> h11.Event:
         while True:
             event = self.http.next_event()
             if event is not h11.NEED_DATA:

@@ -18,7 +18,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.containers import proc
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
@@ -41,6 +41,7 @@ from teu.linux.mounts import (
 from teu.linux.namespaces import CLONE_FS, CLONE_NEWNS, unshare
 
 if TYPE_CHECKING:
+    from teu.api.types import mount_pb2
     from teu.engine.containers.model import Container
     from teu.engine.containers.state import MountPoint
     from teu.engine.engine import Engine
@@ -150,7 +151,7 @@ _outside = Workers("outside")
 _mounters = Workers("mounter", _own_namespace)
 
 
-def _mount_detached(place: str, mounts: list[Any], access: str) -> int:
+def _mount_detached(place: str, mounts: list[mount_pb2.Mount], access: str) -> int:
     """containerd's mounts as a descriptor of the mounted tree. Runs in a mounter's thread.
 
     access: "rw"; "ro"; "scratch", where what is written is nobody's and gone with the descriptor."""
@@ -188,7 +189,7 @@ def _place(engine: Engine) -> str:
     return f"{engine.exec_root}/mounts"
 
 
-def detached(engine: Engine, mounts: list[Any], what: str, readonly: bool = False) -> int:
+def detached(engine: Engine, mounts: list[mount_pb2.Mount], what: str, readonly: bool = False) -> int:
     """A descriptor (O_PATH) of what containerd's mounts make, which no path leads to; it is unmounted by its closing.
     `what` names it in errors."""
     place = _place(engine)
@@ -260,7 +261,7 @@ def check_source(path: str, create: bool, kind: str) -> None:
     _outside.run("", work, f"what is to be mounted, {path}")
 
 
-def _assembled(place: str, mounts: list[Any], access: str, points: list[tuple[str, int]]) -> int:
+def _assembled(place: str, mounts: list[mount_pb2.Mount], access: str, points: list[tuple[str, int]]) -> int:
     """The snapshot and detached mounts at their places in it, as one detached tree. Runs in a mounter's thread."""
     target = f"{place}/tree"
     with contextlib.ExitStack() as undo:

@@ -43,7 +43,8 @@ from teu.oci import tar
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+
+    from teu.engine.files.paths import Asked
 
 MOUNT_ATTRIBUTES = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 KEPT = [
@@ -79,7 +80,7 @@ def _nothing(*arguments: object) -> None:
     """In the place of the hooks that print."""
 
 
-def task(root: int, verb: str, options: dict[str, Any]) -> Callable[[], None]:
+def task(root: int, verb: str, options: Asked) -> Callable[[], None]:
     """What is to be done, with all that it needs imported."""
     if verb == "stat":
         return lambda: packing.write(json.dumps(packing.describe(root, options["path"])).encode())
@@ -117,7 +118,7 @@ def main() -> None:
         os._exit(code)
 
 
-def _tell(kind: str, message: str, path: Any = None) -> None:
+def _tell(kind: str, message: str, path: object = None) -> None:
     if isinstance(path, (str, bytes)):
         message = f"{os.fsdecode(path)}: {message}"
     if len(message) > MESSAGE_MAX:
