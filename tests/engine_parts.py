@@ -16,7 +16,6 @@ from teu.engine.core import fields
 from teu.engine.core.fields import CONFIG, HOST_CONFIG
 from teu.engine.core.times import timestamp
 from teu.engine.engine import Engine
-from teu.engine.networks import requests
 from teu.engine.networks.manager import Networks
 from teu.engine.networks.model import Network
 
@@ -59,5 +58,5 @@ def container(engine: Engine, name: str = "", body: dict[str, Any] | None = None
 
 def network(networks: Networks, name: str, **body: Any) -> Network:
     """One that a client has asked for."""
-    made, _ = networks.create(requests.network(fields.NETWORK.read({"Name": name, **body})))
+    made, _ = networks.create(fields.NETWORK.read({"Name": name, **body}))
     return made

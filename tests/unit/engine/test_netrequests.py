@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 
 from teu.engine.containers import hostconfig
-from teu.engine.containers.network_settings import Addresses
-from teu.engine.core import fields
+from teu.engine.core import fields, kinds
 from teu.engine.core.errors import BadRequest
 from teu.engine.networks import requests
 
 
-def leaves(kind: fields.Kind, path: str = "") -> set[str]:
-    if isinstance(kind, fields.ListOf) and isinstance(kind.kind, fields.Object):
+def leaves(kind: kinds.Kind[Any], path: str = "") -> set[str]:
+    if isinstance(kind, kinds.ListOf) and isinstance(kind.kind, kinds.Shape):
         return {path} | leaves(kind.kind, f"{path}[0]")
-    if isinstance(kind, fields.Object):
+    if isinstance(kind, kinds.Shape):
         found = {path} if path and "[0]" not in path else set()
         for name, member in kind.fields.items():
             found |= leaves(member.kind, f"{path}.{name}" if path else name)
@@ -40,16 +39,15 @@ def test_every_field_is_in_the_list() -> None:
 
 
 def test_what_is_not_said_is_empty() -> None:
-    asked = requests.network(fields.NETWORK.read({"NAME": "n", "labels": None, "ipam": {"config": [{"subnet": "x"}]}}))
-    assert (asked.name, asked.driver, asked.ipv4, asked.labels) == ("n", "bridge", True, {})
-    assert asked.subnets == [requests.SubnetAsked("x", "", "", {})]
-    assert requests.network({}) == requests.network(fields.NETWORK.read({"IPAM": {"Config": None}, "Options": None}))
+    asked = fields.NETWORK.read({"NAME": "n", "labels": None, "ipam": {"config": [{"subnet": "x"}]}})
+    assert (asked.name, asked.driver, asked.ipv4, asked.labels) == ("n", "", True, {})
+    assert asked.ipam.subnets == [fields.SubnetAsked(subnet="x")]
+    assert fields.NETWORK.read({}) == fields.NETWORK.read({"IPAM": {"Config": None}, "Options": None})
 
 
 def test_an_endpoint_that_is_asked_for() -> None:
-    found = requests.endpoint(fields.ENDPOINT.read({"ALIASES": ["a"], "gwpriority": None, "IPAMConfig": {}}))
-    assert found == requests.EndpointAsked(Addresses(), aliases=["a"])
-    assert requests.endpoint({}) == requests.EndpointAsked()
+    found = fields.ENDPOINT.read({"ALIASES": ["a"], "gwpriority": None, "IPAMConfig": {}})
+    assert found == fields.EndpointAsked(addresses=fields.EndpointAddresses(), aliases=["a"])
     assert requests.endpoints(None) == requests.endpoints(fields.NETWORKING.read({"EndpointsConfig": None})) == {}
     with pytest.raises(BadRequest, match="network n: EndpointsConfig is nil"):
         requests.endpoints(fields.NETWORKING.read({"EndpointsConfig": {"n": None}}))

@@ -11,6 +11,7 @@ import pytest
 
 from teu.engine.containers.model import Container
 from teu.engine.containers.network_settings import Addresses
+from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest
 from teu.engine.engine import Engine
 
@@ -26,7 +27,7 @@ def engine(tmp_path: Path) -> Engine:
 
 def asked(engine: Engine, mode: str, endpoints: dict[str, Any] | None = None, **host: Any) -> Container:
     made = parts.container(engine, NetworkMode=mode, **host)
-    engine.endpoints.check(made, {"EndpointsConfig": endpoints or {}}, (1, 45), [])
+    engine.endpoints.check(made, fields.NETWORKING.read({"EndpointsConfig": endpoints or {}}), (1, 45), [])
     return made
 
 
@@ -96,4 +97,6 @@ def test_the_mac_address_is_the_first_endpoints(engine: Engine) -> None:
 def test_an_old_client_has_one_endpoint(engine: Engine) -> None:
     made = parts.container(engine, NetworkMode="front")
     with pytest.raises(BadRequest, match="multiple network endpoints: back, front"):
-        engine.endpoints.check(made, {"EndpointsConfig": {"front": {}, "back": {}}}, (1, 43), [])
+        engine.endpoints.check(
+            made, fields.NETWORKING.read({"EndpointsConfig": {"front": {}, "back": {}}}), (1, 43), []
+        )

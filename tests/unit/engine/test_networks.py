@@ -20,6 +20,7 @@ import pytest
 from drivers import networks as suite
 
 from teu.engine.containers.network_settings import HostPort, NetworkSettings
+from teu.engine.core import fields
 from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
 from teu.engine.core.fields import HOST_CONFIG, Config
@@ -27,7 +28,6 @@ from teu.engine.networks.drivers import bridge
 from teu.engine.networks.drivers.registry import DRIVERS
 from teu.engine.networks.endpoints import Endpoints
 from teu.engine.networks.manager import Networks
-from teu.engine.networks.requests import EndpointAsked
 from teu.engine.networks.store import Store
 from teu.linux import netlink, netns, nftables
 
@@ -101,7 +101,7 @@ def container(engine: Engine, tmp_path: Path, number: int, mode: str = "default"
         save=lambda: None,
         fields={},
     )
-    engine.endpoints.check(result, {"EndpointsConfig": endpoints})
+    engine.endpoints.check(result, fields.NETWORKING.read({"EndpointsConfig": endpoints}))
     engine.known.append(result)
     return result
 
@@ -302,7 +302,7 @@ def test_user_defined_networks_are_apart(engine: Engine, tmp_path: Path) -> None
     ping = "busybox ping -c1 -W1 10.77.0.9"
     assert "1 packets received" not in inside(engine, one, ping)
     back = engine.networks.get("back")
-    engine.endpoints.connect(back, one, EndpointAsked())
+    engine.endpoints.connect(back, one, fields.EndpointAsked())
     # Of several, for the first may go out before both ends are up.
     assert ", 0 packets received" not in inside(engine, one, ping.replace("-c1", "-c4"))
     assert back.id[:11] in "".join(link.name for link in netlink.Socket().links())

@@ -43,6 +43,7 @@ from teu.engine.core.kinds import (
     ListOf,
     MapOf,
     Object,
+    PointerTo,
     Record,
     RecordOf,
     meaningless,
@@ -310,35 +311,53 @@ class HostConfig(Resources):
 
 HOST_CONFIG = RecordOf(HostConfig, nulls=True)
 
-ENDPOINT = Object(
-    {
-        "IPAMConfig": Object({"IPv4Address": WORD, "IPv6Address": WORD, "LinkLocalIPs": WORD_LIST}),
-        "Links": WORD_LIST,
-        "Aliases": WORD_LIST,
-        "MacAddress": WORD,
-        "DriverOpts": MapOf(WORD),
-        "GwPriority": INT64,
-        # What the engine says of an endpoint, and clients send back as they have read it.
-        "NetworkID": meaningless(TEXT),
-        "EndpointID": meaningless(TEXT),
-        "Gateway": meaningless(TEXT),
-        "IPAddress": meaningless(TEXT),
-        "IPPrefixLen": meaningless(INT64),
-        "IPv6Gateway": meaningless(TEXT),
-        "GlobalIPv6Address": meaningless(TEXT),
-        "GlobalIPv6PrefixLen": meaningless(INT64),
-        "DNSNames": meaningless(ListOf(TEXT)),
-    }
-)
 
-NETWORKING = Object({"EndpointsConfig": MapOf(Object(ENDPOINT.fields, pointer=True))})
+class EndpointAddresses(Record):
+    """EndpointSettings.IPAMConfig."""
+
+    ipv4: str = member("IPv4Address", WORD, "")
+    ipv6: str = member("IPv6Address", WORD, "")
+    link_local: list[str] = member("LinkLocalIPs", WORD_LIST, [])
+
+
+class EndpointAsked(Record):
+    """EndpointSettings: what is wanted of a network for a container."""
+
+    addresses: EndpointAddresses | None = member("IPAMConfig", RecordOf(EndpointAddresses))
+    links: list[str] = member("Links", WORD_LIST, [])
+    aliases: list[str] = member("Aliases", WORD_LIST, [])
+    mac: str = member("MacAddress", WORD, "")
+    driver_opts: dict[str, str] = member("DriverOpts", MapOf(WORD), {})
+    gateway_priority: int = member("GwPriority", INT64, 0)
+    # What the engine says of an endpoint, and clients send back as they have read it.
+    network_id: str | None = member("NetworkID", meaningless(TEXT))
+    endpoint_id: str | None = member("EndpointID", meaningless(TEXT))
+    gateway: str | None = member("Gateway", meaningless(TEXT))
+    address: str | None = member("IPAddress", meaningless(TEXT))
+    prefix: int | None = member("IPPrefixLen", meaningless(INT64))
+    ipv6_gateway: str | None = member("IPv6Gateway", meaningless(TEXT))
+    ipv6_address: str | None = member("GlobalIPv6Address", meaningless(TEXT))
+    ipv6_prefix: int | None = member("GlobalIPv6PrefixLen", meaningless(INT64))
+    dns_names: list[str] | None = member("DNSNames", meaningless(ListOf(TEXT)))
+
+
+ENDPOINT = RecordOf(EndpointAsked)
+
+
+class Networking(Record):
+    """NetworkingConfig. `endpoints` by the networks' names or ids."""
+
+    endpoints: dict[str, EndpointAsked | None] = member("EndpointsConfig", MapOf(PointerTo(ENDPOINT)), {})
+
+
+NETWORKING = RecordOf(Networking)
 
 
 class Creation(Config):
     """The body of `create`."""
 
     host_config: HostConfig | None = member("HostConfig", HOST_CONFIG)
-    networking_config: dict[str, object] | None = member("NetworkingConfig", NETWORKING)
+    networking_config: Networking | None = member("NetworkingConfig", NETWORKING)
     runtime: str | None = member("Runtime", WORD)  # where docker-py's low-level client puts it
 
 
@@ -385,59 +404,80 @@ EXEC, EXEC_START = RecordOf(ExecConfig), RecordOf(ExecStart)
 
 # ---- networks, volumes, the system -------------------------------------------------------------------------
 
-# Which drivers, scopes and options there are is said where networks are made.
-NETWORK = Object(
-    {
-        "Name": WORD,
-        "CheckDuplicate": meaningless(FLAG),  # names are unique, whoever asks
-        "Driver": WORD,
-        "Scope": WORD,
-        "EnableIPv4": FLAG,
-        "EnableIPv6": FLAG,
-        "IPAM": Object(
-            {
-                "Driver": WORD,
-                "Options": OPTIONS,
-                "Config": ListOf(
-                    Object({"Subnet": WORD, "IPRange": WORD, "Gateway": WORD, "AuxiliaryAddresses": MapOf(WORD)})
-                ),
-            }
-        ),
-        "Internal": FLAG,
-        "Attachable": meaningless(FLAG),  # of swarm
-        "Ingress": FLAG,
-        "ConfigOnly": FLAG,
-        "ConfigFrom": Object({"Network": WORD}),
-        "Options": OPTIONS,
-        "Labels": LABELS,
-    }
-)
-CONNECT = Object({"Container": WORD, "EndpointConfig": ENDPOINT})
-DISCONNECT = Object({"Container": WORD, "Force": FLAG})
 
-VOLUME = Object(
-    {
-        "Name": WORD,
-        "Driver": WORD,
-        "DriverOpts": OPTIONS,
-        "Labels": LABELS,
-        "ClusterVolumeSpec": refused(
-            PRESENCE, "this machine is in no swarm; leave it out for a volume of the machine's own", 503
-        ),
-    }
-)
+class SubnetAsked(Record):
+    """One IPAM.Config."""
 
-LOGIN = Object(
-    {
-        "username": TEXT,
-        "password": TEXT,
-        "auth": meaningless(TEXT),
-        "email": meaningless(TEXT),
-        "serveraddress": TEXT,
-        "identitytoken": TEXT,
-        "registrytoken": TEXT,
-    }
-)
+    subnet: str = member("Subnet", WORD, "")
+    range: str = member("IPRange", WORD, "")
+    gateway: str = member("Gateway", WORD, "")
+    others: dict[str, str] = member("AuxiliaryAddresses", MapOf(WORD), {})
+
+
+class IpamAsked(Record):
+    driver: str = member("Driver", WORD, "")
+    options: dict[str, str] | None = member("Options", OPTIONS)
+    subnets: list[SubnetAsked] = member("Config", ListOf(RecordOf(SubnetAsked)), [])
+
+
+class ConfigFrom(Record):
+    network: str = member("Network", WORD, "")
+
+
+class NetworkAsked(Record):
+    """Which drivers, scopes and options there are is said where networks are made (networks/requests.py)."""
+
+    name: str = member("Name", WORD, "")
+    check_duplicate: bool | None = member("CheckDuplicate", meaningless(FLAG))  # names are unique, whoever asks
+    driver: str = member("Driver", WORD, "")
+    scope: str = member("Scope", WORD, "")
+    ipv4: bool = member("EnableIPv4", FLAG, True)
+    ipv6: bool = member("EnableIPv6", FLAG, False)
+    ipam: IpamAsked = member("IPAM", RecordOf(IpamAsked), IpamAsked())
+    internal: bool = member("Internal", FLAG, False)
+    attachable: bool = member("Attachable", meaningless(FLAG), False)  # of swarm
+    ingress: bool = member("Ingress", FLAG, False)
+    config_only: bool = member("ConfigOnly", FLAG, False)
+    config_from: ConfigFrom = member("ConfigFrom", RecordOf(ConfigFrom), ConfigFrom())
+    options: dict[str, str] = member("Options", OPTIONS, {})
+    labels: dict[str, str] = member("Labels", LABELS, {})
+
+
+class Connection(Record):
+    container: str = member("Container", WORD, "")
+    endpoint: EndpointAsked = member("EndpointConfig", ENDPOINT, EndpointAsked())
+
+
+class Disconnection(Record):
+    container: str = member("Container", WORD, "")
+    force: bool = member("Force", FLAG, False)
+
+
+class VolumeAsked(Record):
+    name: str = member("Name", WORD, "")
+    driver: str = member("Driver", WORD, "")
+    options: dict[str, str] = member("DriverOpts", OPTIONS, {})
+    labels: dict[str, str] = member("Labels", LABELS, {})
+    cluster: bool | None = member(
+        "ClusterVolumeSpec",
+        refused(PRESENCE, "this machine is in no swarm; leave it out for a volume of the machine's own", 503),
+    )
+
+
+class Login(Record):
+    """AuthConfig. `server`: a host, or a URL as docker.io's is (https://index.docker.io/v1/)."""
+
+    user: str = member("username", TEXT, "")
+    password: str = member("password", TEXT, "")
+    auth: str | None = member("auth", meaningless(TEXT))
+    email: str | None = member("email", meaningless(TEXT))
+    server: str = member("serveraddress", TEXT, "")
+    identity_token: str = member("identitytoken", TEXT, "")
+    registry_token: str = member("registrytoken", TEXT, "")
+
+
+NETWORK, CONNECT, DISCONNECT = RecordOf(NetworkAsked), RecordOf(Connection), RecordOf(Disconnection)
+VOLUME, LOGIN = RecordOf(VolumeAsked), RecordOf(Login)
 
 
 # ---- parameters of addresses -------------------------------------------------------------------------------

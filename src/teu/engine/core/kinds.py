@@ -307,13 +307,8 @@ class Shape(Generic[T]):
 class Object(Shape[dict[str, Any]]):
     """Read as a dict of what is given."""
 
-    def __init__(self, fields: Mapping[str, Field | Kind[object]], pointer: bool = False) -> None:
-        """`pointer`: null is not an empty one, but none."""
-        super().__init__(fields)
-        self.pointer = pointer
-
-    def read(self, value: object, path: str = "") -> Any:
-        return None if value is None and self.pointer else self.given(value, path)
+    def read(self, value: object, path: str = "") -> dict[str, Any]:
+        return self.given(value, path)
 
 
 # ---- records -----------------------------------------------------------------------------------------------
@@ -440,6 +435,17 @@ class RecordOf(Shape[RecordT]):
 
 def _found(codecs: Mapping[str, Codec | None]) -> dict[str, Codec]:
     return {name: codec for name, codec in codecs.items() if codec is not None}
+
+
+class PointerTo(Shape["RecordT | None"]):
+    """A record of a client, of which null is not an empty one, but none."""
+
+    def __init__(self, inner: RecordOf[RecordT]) -> None:
+        super().__init__(inner.fields)
+        self._inner = inner
+
+    def read(self, value: object, path: str = "") -> RecordT | None:
+        return None if value is None else self._inner.read(value, path)
 
 
 def _builder(kind: Kind[object]) -> Codec | None:

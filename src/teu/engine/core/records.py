@@ -34,8 +34,6 @@ T = TypeVar("T")
 Faults = list[str]
 Reader = Callable[[object, str, Faults], T]
 """Takes a value, where it stands, and the list of faults; gives the value, or what stands in for it."""
-Body = dict[str, Any]
-"""What a table of fields (fields.py) has read of a request: what was given, each with the type that the table says."""
 Kind = Callable[[object, str, Faults], Any]
 """A reader of whatever type."""
 

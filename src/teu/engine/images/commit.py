@@ -20,7 +20,7 @@ from teu.oci.labels import UNCOMPRESSED
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
-    from teu.engine.core.records import Body
+    from teu.engine.core.fields import Config
     from teu.engine.images.store import Images
     from teu.oci.image_spec import ContainerConfig, Descriptor, ImageConfig
 
@@ -117,9 +117,9 @@ IMAGE_KEYS = (
 )
 
 
-def image_config(container: Container, given: Body, changes: list[str]) -> ContainerConfig:
+def image_config(container: Container, asked: Config, changes: list[str]) -> ContainerConfig:
     """The configuration of the new image: what the request gives, over the container's, with the changes."""
-    own = CONFIG.write(container.config)
+    own, given = CONFIG.write(container.config), CONFIG.write(asked)
     base = {key: own[key] for key in IMAGE_KEYS if own.get(key)}
     result = {**base, **{key: given[key] for key in IMAGE_KEYS if given.get(key)}}
     if given.get("Env"):

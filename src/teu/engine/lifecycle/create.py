@@ -19,7 +19,7 @@ from teu.engine.containers import hostconfig, records
 from teu.engine.containers.model import Container
 from teu.engine.containers.state import Saved
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
-from teu.engine.core.fields import HEALTH, Config, Creation, HealthCheck, HostConfig
+from teu.engine.core.fields import HEALTH, Config, Creation, HealthCheck, HostConfig, Networking
 from teu.engine.core.times import timestamp
 from teu.engine.files import rootfs, snapshots
 from teu.engine.spec import build, mounts
@@ -105,7 +105,7 @@ def _keep(
     engine: Engine,
     container: Container,
     image: Image,
-    networking: dict[str, object] | None,
+    networking: Networking | None,
     version: tuple[int, int],
     warnings: list[str],
     named: bool,

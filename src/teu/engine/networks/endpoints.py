@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from teu.engine.containers.model import Container
     from teu.engine.containers.store import Containers
     from teu.engine.core.events import Events
-    from teu.engine.core.records import Body
+    from teu.engine.core.fields import EndpointAsked, Networking
     from teu.engine.networks.store import Store
     from teu.linux.netlink import Socket
 
@@ -83,12 +83,11 @@ class Endpoints:
     def check(
         self,
         container: Container,
-        networking: Body | None,
+        networking: Networking | None,
         version: tuple[int, int] = (1, 45),
         warnings: list[str] | None = None,
     ) -> None:
-        """At a container's creation: what it asks for must make sense; its networks are filled in. `networking`: of
-        fields.NETWORKING."""
+        """At a container's creation: what it asks for must make sense; its networks are filled in."""
 
         def connects(network: Network) -> bool:
             return self.driver(network).connects
@@ -285,7 +284,7 @@ class Endpoints:
 
     # -- connect and disconnect --------------------------------------------------------------
 
-    def connect(self, network: Network, container: Container, asked: requests.EndpointAsked) -> None:
+    def connect(self, network: Network, container: Container, asked: EndpointAsked) -> None:
         """POST /networks/{id}/connect."""
         mode = network_mode(container)
         if not self.driver(network).own_namespace:

@@ -19,8 +19,8 @@ from teu.engine.networks.records import NetworkRecord, Subnet
 if TYPE_CHECKING:
     from teu.engine.containers.store import Containers
     from teu.engine.core.events import Events
+    from teu.engine.core.fields import NetworkAsked, SubnetAsked
     from teu.engine.networks.endpoints import Endpoints
-    from teu.engine.networks.requests import NetworkAsked, SubnetAsked
     from teu.engine.networks.store import Store
     from teu.oci.jsontext import Json
 
@@ -67,22 +67,23 @@ class Networks:
         if asked.name in PREDEFINED or asked.name == "default":
             raise Forbidden(f"operation is not permitted on predefined {asked.name} network")
         requests.check_network(asked, self._endpoints.drivers)
-        driver = self._endpoints.drivers[asked.driver]
-        without = driver.options(asked.options) + [*(asked.ipam_options or {})]
-        chosen = requests.addressing(asked.subnets)
+        name = asked.driver or requests.DEFAULT_DRIVER
+        driver = self._endpoints.drivers[name]
+        without = driver.options(asked.options) + [*(asked.ipam.options or {})]
+        chosen = requests.addressing(asked.ipam.subnets)
         with self._store.lock:
             if any(other.name == asked.name for other in self._store.all()):
                 raise Conflict(f"network with name {asked.name} already exists")
             driver.check(asked.options)
             subnets = [self._addressing(chosen)]
-            record = NetworkRecord(asked.name, asked.driver, subnets, asked.ipam_options, asked.options, asked.labels)
+            record = NetworkRecord(asked.name, name, subnets, asked.ipam.options, asked.options, asked.labels)
             record.internal, record.attachable = asked.internal, asked.attachable
             # One that nobody chose may not be relied on for fixed addresses.
             record.automatic_subnet = chosen is None
             network = Network(record)
             self._store.save(network)
         self._event(network, "create")
-        told = f"options without an effect on a {asked.driver} network: {', '.join(without)}"
+        told = f"options without an effect on a {name} network: {', '.join(without)}"
         return network, told if without else ""
 
     def _addressing(self, asked: SubnetAsked | None) -> Subnet:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client may say about networks: what the tables of fields (core/fields.py) have read of the requests, as
-records, and the checks of what is in them. Called by the routes, by the manager and by wishes.
+"""What a client may say about networks: the checks of what is in requests, beyond the types of their fields
+(core/fields.py). Called by the manager and by wishes.
 
 What is in a request either does what it says, or is refused with a text that says what to do, or has no meaning on a
 single Linux host (`Attachable`, `CheckDuplicate`, what only answers say). tests/system/api_fields_networks.py is the
@@ -12,108 +12,19 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
-from typing import TYPE_CHECKING, NamedTuple
 
 from teu.engine.containers.hostconfig import link
-from teu.engine.containers.network_settings import Addresses
 from teu.engine.core.errors import BadRequest, EngineError, Forbidden, NotFound
-
-if TYPE_CHECKING:
-    from teu.engine.core.records import Body
+from teu.engine.core.fields import EndpointAddresses, EndpointAsked, NetworkAsked, Networking, SubnetAsked
 
 
-class SubnetAsked(NamedTuple):
-    """One IPAM.Config; what is empty was not said."""
-
-    subnet: str
-    range: str
-    gateway: str
-    others: dict[str, str]
-
-
-class NetworkAsked(NamedTuple):
-    """POST /networks/create."""
-
-    name: str
-    driver: str
-    scope: str
-    ipv4: bool
-    ipv6: bool
-    ipam_driver: str
-    ipam_options: dict[str, str] | None
-    subnets: list[SubnetAsked]
-    internal: bool
-    attachable: bool
-    ingress: bool
-    config_only: bool
-    config_from: str
-    options: dict[str, str]
-    labels: dict[str, str]
-
-
-class EndpointAsked(NamedTuple):
-    """An EndpointSettings of a request: what is wanted of a network for a container."""
-
-    addresses: Addresses | None = None
-    links: list[str] = []
-    aliases: list[str] = []
-    mac: str = ""
-    driver_opts: dict[str, str] = {}
-    gateway_priority: int = 0
-
-
-def network(body: Body) -> NetworkAsked:
-    """`body`: of fields.NETWORK."""
-    ipam = body.get("IPAM") or {}
-    return NetworkAsked(
-        name=body.get("Name", ""),
-        driver=body.get("Driver") or "bridge",
-        scope=body.get("Scope", ""),
-        ipv4=body.get("EnableIPv4", True),
-        ipv6=body.get("EnableIPv6", False),
-        ipam_driver=ipam.get("Driver", ""),
-        ipam_options=ipam.get("Options"),
-        subnets=[
-            SubnetAsked(
-                config.get("Subnet", ""),
-                config.get("IPRange", ""),
-                config.get("Gateway", ""),
-                config.get("AuxiliaryAddresses") or {},
-            )
-            for config in ipam.get("Config") or ()
-        ],
-        internal=body.get("Internal", False),
-        attachable=body.get("Attachable", False),
-        ingress=body.get("Ingress", False),
-        config_only=body.get("ConfigOnly", False),
-        config_from=(body.get("ConfigFrom") or {}).get("Network", ""),
-        options=body.get("Options") or {},
-        labels=body.get("Labels") or {},
-    )
-
-
-def endpoint(body: Body) -> EndpointAsked:
-    """`body`: of fields.ENDPOINT."""
-    ipam = body.get("IPAMConfig")
-    return EndpointAsked(
-        None
-        if ipam is None
-        else Addresses(ipam.get("IPv4Address", ""), ipam.get("IPv6Address", ""), tuple(ipam.get("LinkLocalIPs") or ())),
-        body.get("Links") or [],
-        body.get("Aliases") or [],
-        body.get("MacAddress", ""),
-        body.get("DriverOpts") or {},
-        body.get("GwPriority", 0),
-    )
-
-
-def endpoints(body: Body | None) -> dict[str, EndpointAsked]:
-    """`body`: of fields.NETWORKING. Raises BadRequest where a network has null."""
+def endpoints(asked: Networking | None) -> dict[str, EndpointAsked]:
+    """Those of a request, by the networks' names or ids. Raises BadRequest where a network has null."""
     result = {}
-    for name, settings in ((body or {}).get("EndpointsConfig") or {}).items():
+    for name, settings in (asked.endpoints if asked else {}).items():
         if settings is None:
             raise BadRequest(f"invalid config for network {name}: EndpointsConfig is nil")
-        result[name] = endpoint(settings)
+        result[name] = settings
     return result
 
 
@@ -126,6 +37,7 @@ OPTION_BINDING = "com.docker.network.bridge.host_binding_ipv4"
 OPTION_MTU = "com.docker.network.driver.mtu"
 OPTION_PREFIX = "com.docker.network.container_iface_prefix"
 
+DEFAULT_DRIVER = "bridge"
 TRUE, FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE", "false", "False")
 INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}\Z")
 
@@ -143,7 +55,7 @@ def check_name(name: str) -> None:
 
 def check_network(asked: NetworkAsked, drivers: Collection[str]) -> None:
     """All of POST /networks/create but its addresses and its driver's options. `drivers`: those that there are."""
-    driver = asked.driver
+    driver = asked.driver or DEFAULT_DRIVER
     if driver in ("host", "null"):
         raise Forbidden(f'only one instance of "{driver}" network is allowed')
     if asked.ingress:
@@ -155,8 +67,8 @@ def check_network(asked: NetworkAsked, drivers: Collection[str]) -> None:
     if driver not in drivers:
         hint = ": networks are of the driver bridge here" if driver in ("macvlan", "ipvlan") else ""
         raise NotFound(f'plugin "{driver}" not found{hint}')
-    if asked.config_from:
-        raise NotFound(f'configuration network "{asked.config_from}" does not exist')
+    if asked.config_from.network:
+        raise NotFound(f'configuration network "{asked.config_from.network}" does not exist')
     if asked.config_only:
         raise BadRequest(
             "ConfigOnly: configuration-only networks are not supported; give each network its configuration"
@@ -165,10 +77,10 @@ def check_network(asked: NetworkAsked, drivers: Collection[str]) -> None:
         raise BadRequest("IPv6 networks are not supported; create the network without --ipv6")
     if not asked.ipv4:
         raise BadRequest("EnableIPv4: networks without IPv4 are not supported, as there is no IPv6")
-    if asked.ipam_driver == "null":
+    if asked.ipam.driver == "null":
         raise BadRequest("ipv4 pool is empty: a bridge network needs addresses, IPAM driver null has none")
-    if asked.ipam_driver not in ("", "default"):
-        raise NotFound(f'plugin "{asked.ipam_driver}" not found: addresses are given by the IPAM driver default here')
+    if asked.ipam.driver not in ("", "default"):
+        raise NotFound(f'plugin "{asked.ipam.driver}" not found: addresses are given by the IPAM driver default here')
 
 
 def addressing(subnets: list[SubnetAsked]) -> SubnetAsked | None:
@@ -268,7 +180,7 @@ def _check_driver_options(options: dict[str, str]) -> None:
 def check_endpoint(asked: EndpointAsked, name: str, user_defined: bool, subnet: IPv4Network | None) -> None:
     """What a container asks for on a network. `subnet`: the one that a user chose, if so. Raises BadRequest."""
     wrong = f"invalid config for network {name}"
-    reasons = _address_faults(asked.addresses or Addresses(), user_defined, subnet)
+    reasons = _address_faults(asked.addresses or EndpointAddresses(), user_defined, subnet)
     if asked.aliases and not user_defined:
         reasons.append("network-scoped alias is supported only for containers in user defined networks")
     if reasons:
@@ -289,7 +201,7 @@ def check_endpoint(asked: EndpointAsked, name: str, user_defined: bool, subnet: 
         )
 
 
-def _address_faults(asked: Addresses, user_defined: bool, subnet: IPv4Network | None) -> list[str]:
+def _address_faults(asked: EndpointAddresses, user_defined: bool, subnet: IPv4Network | None) -> list[str]:
     """What is wrong with the addresses that are asked for."""
     reasons = []
     if (asked.ipv4 or asked.ipv6) and not user_defined:

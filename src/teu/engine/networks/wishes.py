@@ -9,12 +9,12 @@ from collections.abc import Callable
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
-from teu.engine.containers.network_settings import EndpointSettings
+from teu.engine.containers.network_settings import Addresses, EndpointSettings
 from teu.engine.core.errors import BadRequest, NotFound
+from teu.engine.core.fields import EndpointAsked
 from teu.engine.networks import requests
 from teu.engine.networks.model import Network, network_mode
 from teu.engine.networks.ports import bindings, parse_port
-from teu.engine.networks.requests import EndpointAsked
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
@@ -65,7 +65,8 @@ def check(
         # Links between containers of one network are names of that network.
         first = next(iter(asked))
         links = list(dict.fromkeys([*asked[first].links, *host_config.links]))
-        asked[first] = asked[first]._replace(links=links)
+        asked[first] = asked[first].copy()
+        asked[first].links = links
         host_config.links = None
     _main_mac(container, asked, version, warnings)
     container.network_settings.networks = {
@@ -116,7 +117,8 @@ def _main_mac(
                 "the container-wide MAC address must match the endpoint-specific MAC address for the main network,"
                 " or be left empty"
             )
-        asked[main] = asked[main]._replace(mac=wide)
+        asked[main] = asked[main].copy()
+        asked[main].mac = wide
     elif asked[main].mac:
         container.config.mac_address = asked[main].mac
 
@@ -127,9 +129,10 @@ def asked_endpoint(name: str, network: Network | None, asked: EndpointAsked) -> 
     # Of a network that does not exist yet it is not known which addresses it will have.
     subnet = network.chosen_subnet() if network else IPv4Network("0.0.0.0/0")
     requests.check_endpoint(asked, name, user_defined, subnet)
+    wanted = asked.addresses
     return EndpointSettings(
         network.id if network else "",
-        asked.addresses,
+        Addresses(wanted.ipv4, wanted.ipv6, tuple(wanted.link_local)) if wanted else None,
         asked.links or None,
         asked.aliases or None,
         asked.driver_opts or None,

@@ -111,7 +111,7 @@ def commit_container(engine: Engine, request: Request) -> Response:
         if parsed.digest:
             raise BadRequest("cannot commit to a digest reference")
         name = str(parsed.with_default_tag())
-    config = commit.image_config(container, fields.CONFIG.write(given), query.every("changes"))
+    config = commit.image_config(container, given, query.every("changes"))
     pause = query.flag("pause", True) and container.running and not container.state.paused
     if pause:
         try:

@@ -11,7 +11,6 @@ from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, NotFound
 from teu.engine.core.filters import filter_moment, flag_filter, labels_match
 from teu.engine.core.times import moment_of
-from teu.engine.networks import requests
 from teu.engine.networks.model import Network
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def _matches(engine: Engine, network: Network, filters: dict[str, list[str]]) ->
 
 @route("POST", "/networks/create")
 def create_network(engine: Engine, request: Request) -> Response:
-    network, warning = engine.networks.create(requests.network(request.decode(fields.NETWORK)))
+    network, warning = engine.networks.create(request.decode(fields.NETWORK))
     return json_response({"Id": network.id, "Warning": warning}, 201)
 
 
@@ -107,8 +106,8 @@ def remove_network(engine: Engine, request: Request, name: str) -> Response:
 def connect_network(engine: Engine, request: Request, name: str) -> Response:
     body = request.decode(fields.CONNECT)
     network = engine.networks.get(name)
-    container = engine.containers.get(body.get("Container", ""))
-    engine.endpoints.connect(network, container, requests.endpoint(body.get("EndpointConfig", {})))
+    container = engine.containers.get(body.container)
+    engine.endpoints.connect(network, container, body.endpoint)
     return empty(200)
 
 
@@ -116,6 +115,6 @@ def connect_network(engine: Engine, request: Request, name: str) -> Response:
 def disconnect_network(engine: Engine, request: Request, name: str) -> Response:
     body = request.decode(fields.DISCONNECT)
     network = engine.networks.get(name)
-    container = engine.containers.get(body.get("Container", ""))
-    engine.endpoints.disconnect(network, container, body.get("Force", False))
+    container = engine.containers.get(body.container)
+    engine.endpoints.disconnect(network, container, body.force)
     return empty(200)
