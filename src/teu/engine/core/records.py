@@ -11,9 +11,9 @@ write, and gets its default without a word, unless nothing can be without it.
 
 A reader of a whole record takes its members one by one, and so every member has its type:
 
-    def volume(value: object, where: str, faults: Faults) -> VolumeRecord:
+    def thing(value: object, where: str, faults: Faults) -> Thing:
         given = Members(value, where, faults)
-        return VolumeRecord(given.needed("Created", moment, NEVER), given.take("Labels", TEXT_MAP, {}), given.rest())
+        return Thing(given.needed("Created", moment), given.take("Labels", TEXT_MAP, {}), given.rest())
 """
 
 from __future__ import annotations
