@@ -191,17 +191,17 @@ class Restarts:
         """Run what may wait for long; a stop of the daemon does not wait for it."""
         done: asyncio.Future[None] = self._loop.create_future()
 
-        def end(error: Exception | None) -> None:
+        def end(failure: Exception | None) -> None:
             if not done.done():
-                done.set_exception(error) if error else done.set_result(None)
+                done.set_exception(failure) if failure else done.set_result(None)
 
         def run() -> None:
-            error = None
+            failure = None
             try:
                 work()
-            except Exception as found:
-                error = found
-            self._loop.call_soon_threadsafe(end, error)
+            except Exception as error:
+                failure = error
+            self._loop.call_soon_threadsafe(end, failure)
 
         threading.Thread(target=run, name="host", daemon=True).start()
         await done
