@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from fcntl import ioctl
 
 from teu.containerd.core.messages import Mount
 from teu.containerd.snapshotters.interface import ACTIVE
@@ -21,8 +22,6 @@ FICLONE = 0x40049409
 
 def _copy_file(source: str, target: str, size: int) -> None:
     """Data of a regular file: shared with the source where the file system can, holes kept."""
-    from fcntl import ioctl
-
     reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
