@@ -214,6 +214,7 @@ def read_cached(directory: str, name: str) -> bytes | None:
 
 
 def is_private(status: os.stat_result) -> bool:
+    """Whether nobody but this user may have written there."""
     return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
@@ -438,6 +439,7 @@ def add_rule(library: _Library, context: int, rule: Profile, default: int, field
 
 
 def export(library: _Library, context: int) -> bytes:
+    """The filter as BPF (struct sock_filter). Raises SeccompError."""
     file = os.memfd_create("seccomp")
     try:
         error = -library.call.seccomp_export_bpf(context, file)

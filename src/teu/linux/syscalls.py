@@ -147,6 +147,7 @@ PR_SCHED_CORE_CREATE = 1
 
 
 def prctl(option: int, *args: int) -> int:
+    """prctl(2), with zeros for the arguments that are not given: its result. Raises OSError."""
     values = (*args, 0, 0, 0, 0)[:4]
     return syscall(f"prctl({option})", NR_prctl, option, *values)
 

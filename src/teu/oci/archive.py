@@ -56,7 +56,10 @@ class ArchiveError(ValueError):
 
 
 class Stream(Protocol):
-    def read(self, size: int = -1, /) -> bytes: ...
+    """Where an archive comes from: a file, a connection, a decompressor."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes, and at least one unless it is at its end; -1: all that is left."""
 
 
 class Sink(Protocol):
@@ -70,6 +73,8 @@ class Sink(Protocol):
 
 
 class Entry(NamedTuple):
+    """A blob of an archive: what it is without its compression ("gzip", "zstd", "" or another that the archive had)."""
+
     digest: str
     size: int
     compression: str

@@ -124,6 +124,8 @@ class SpecError(ValueError):
 
 
 class Platform(NamedTuple):
+    """An operating system, an architecture by Go's names, a variant as "v8" or ""."""
+
     os: str
     architecture: str
     variant: str = ""
@@ -172,6 +174,7 @@ _ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "3
 
 
 def host_platform() -> Platform:
+    """This machine's, which is that of the kernel."""
     machine = os.uname().machine
     return Platform("linux", *_MACHINES.get(machine, (machine, "")))
 
@@ -300,6 +303,7 @@ def choose(manifests: list[Descriptor], wanted: Platform) -> list[Descriptor]:
 
 
 def decode(data: bytes, what: str) -> Json:
+    """The JSON object in these bytes; `what` names it in errors. Raises SpecError."""
     try:
         document = jsontext.loads(data)
     except ValueError as error:
@@ -310,10 +314,12 @@ def decode(data: bytes, what: str) -> Json:
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
+    """A document in as few bytes as it takes, members in their order, so that the same document has the same digest."""
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def descriptor(media_type: str, data: bytes) -> Descriptor:
+    """The descriptor of these bytes (OCI image-spec, descriptor.md)."""
     return {"mediaType": media_type, "digest": digests.of(data), "size": len(data)}
 
 
@@ -323,6 +329,8 @@ def plain(descriptor: Descriptor) -> Descriptor:
 
 
 def check_descriptor(value: object, what: str) -> Descriptor:
+    """The descriptor as it is: media type, digest, size, and annotations where it has some. `what` names it in errors.
+    Raises SpecError."""
     if not isinstance(value, dict):
         raise SpecError(f"{what} is not a descriptor")
     media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
@@ -387,6 +395,8 @@ def is_image(document: Manifest) -> bool:
 
 
 def index(document: Json) -> Index:
+    """The index as it is, its descriptors checked (OCI image-spec, image-index.md; docker's manifest list). Raises
+    SpecError, also for one that could be read as a manifest."""
     if document.get("schemaVersion", 2) != 2:
         raise SpecError(f"unsupported index schemaVersion {document.get('schemaVersion')!r}: only 2 is supported")
     manifests = document.get("manifests")
@@ -466,6 +476,7 @@ def chain_ids(diff_ids: list[str]) -> list[str]:
 
 
 def is_layer(media_type: str) -> bool:
+    """Whether a blob of this media type is a layer, OCI's or docker's."""
     return media_type.startswith(LAYER_PREFIXES)
 
 

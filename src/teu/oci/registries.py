@@ -36,10 +36,12 @@ class Registries:
         self.close()
 
     def close(self) -> None:
+        """Close the connections of all members."""
         for _place, registry in self._members:
             registry.close()
 
     def abort(self) -> None:
+        """End what is going on with any member: it raises Aborted."""
         for _place, registry in self._members:
             registry.abort()
 
@@ -68,12 +70,15 @@ class Registries:
         return self._able("pull") if ":" in reference else self._able("pull", "resolve")
 
     def resolve(self, repository: str, reference: str) -> image_spec.Descriptor:
+        """The descriptor of a tag or digest, from the first member that has it. Raises RegistryError."""
+
         def ask(registry: Registry) -> image_spec.Descriptor:
             return registry.resolve(repository, reference) or registry.manifest(repository, reference)[0]
 
         return self._first(f"{repository}:{reference}", self._for_reference(reference), ask)
 
     def manifest(self, repository: str, reference: str) -> tuple[image_spec.Descriptor, bytes]:
+        """A manifest's descriptor and its bytes, from the first member that has it. Raises RegistryError."""
         members = self._for_reference(reference)
         return self._first(f"{repository}:{reference}", members, lambda one: one.manifest(repository, reference))
 
@@ -93,6 +98,7 @@ class Registries:
         raise self._told(descriptor["digest"], failures)
 
     def tags(self, repository: str) -> list[str]:
+        """All tags of a repository, from the first member that tells them. Raises RegistryError."""
         return self._first(repository, self._able("pull", "resolve"), lambda one: one.tags(repository))
 
     def open_blob(self, repository: str, digest: str) -> Answer:
@@ -109,14 +115,18 @@ class Registries:
         raise RegistryError("no push hosts")
 
     def has_blob(self, repository: str, digest: str) -> bool:
+        """Whether the member that is pushed to has the blob. Raises RegistryError."""
         return self._to_push().has_blob(repository, digest)
 
     def upload(
         self, repository: str, descriptor: image_spec.Descriptor, content: Callable[[], Iterable[bytes]]
     ) -> None:
+        """Push a blob to the member for that; `content` is called again where it has to begin anew. Raises
+        RegistryError."""
         self._to_push().upload(repository, descriptor, content)
 
     def put_manifest(self, repository: str, reference: str, media_type: str, data: bytes) -> None:
+        """Store a manifest at the member that is pushed to. Raises RegistryError."""
         self._to_push().put_manifest(repository, reference, media_type, data)
 
 

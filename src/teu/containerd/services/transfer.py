@@ -61,6 +61,9 @@ class Transfer:
         )
 
     async def Transfer(self, request: transfer_pb2.TransferRequest, call: Call) -> empty_pb2.Empty:
+        """Move an image from one kind of place to another: registry, store, archive, or another name. Progress goes to
+        the stream that the options name. UNIMPLEMENTED for two kinds between which nothing moves; errors of the
+        registry, the store and the layers as they are."""
         namespace = call.namespace
         source, destination = decode(request.source), decode(request.destination)
         if source is None or destination is None:

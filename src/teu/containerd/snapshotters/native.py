@@ -54,6 +54,8 @@ def _copy_file(source: str, target: str, size: int) -> None:
 
 
 def copy_attributes(source: str, target: str, found: os.stat_result) -> None:
+    """Owner, mode, times and extended attributes of `source`, whose status is `found`, to `target`; neither is
+    followed. Attributes that the file system of the target does not take are left out. Raises OSError."""
     os.chown(target, found.st_uid, found.st_gid, follow_symlinks=False)
     for name in os.listxattr(source, follow_symlinks=False):
         with suppress(OSError):
@@ -94,6 +96,8 @@ def copy_tree(source: str, target: str) -> None:
 
 
 class Native(LocalSnapshotter):
+    """The snapshotter of full copies, which works on every file system."""
+
     name = "native"
 
     def make(self, id: int, kind: int, parents: list[int], labels: dict[str, str]) -> None:

@@ -53,6 +53,7 @@ class Details(NamedTuple):
 
     @property
     def chain_id(self) -> str:
+        """The name of the snapshot with all layers; "" for an image without layers."""
         return self.chains[-1] if self.chains else ""
 
 
@@ -71,6 +72,7 @@ class Name(NamedTuple):
 
     @property
     def reference(self) -> reference.Reference | None:
+        """The name as a reference; None for an image that has lost its names, and for a name that is none."""
         if self.name.startswith(DANGLING):
             return None
         try:
@@ -80,6 +82,8 @@ class Name(NamedTuple):
 
 
 class Image(NamedTuple):
+    """An image by one of its names, for one platform. `size` is what its snapshots take, in bytes."""
+
     id: str
     config: ImageConfig
     chain_id: str
@@ -90,6 +94,7 @@ class Image(NamedTuple):
 
 
 def parse_reference(text: str) -> reference.Reference:
+    """The reference in a request. Raises BadRequest."""
     try:
         return reference.parse(text)
     except reference.ReferenceError_ as error:
@@ -193,12 +198,16 @@ class Images:
     # -- names -------------------------------------------------------------------------------
 
     def names(self, timeout: float = containerd.DEADLINE) -> list[Name]:
+        """All names that containerd has, within `timeout` seconds. Raises containerd's errors."""
+
         from teu.api.services.images.v1 import images_pb2
 
         answer = self.client.images.List(images_pb2.ListImagesRequest(), timeout=timeout)
         return [_name(image) for image in answer.images]
 
     def get_name(self, name: str) -> Name | None:
+        """The name, None where containerd has none like it. Raises containerd's other errors."""
+
         from teu.api.services.images.v1 import images_pb2
 
         try:
@@ -245,6 +254,8 @@ class Images:
             pass
 
     def remove_name(self, name: str, sync: bool = False) -> None:
+        """Remove a name, if it is there; with `sync` the space is free when this returns."""
+
         from teu.api.services.images.v1 import images_pb2
 
         found = self.get_name(name)
@@ -326,6 +337,8 @@ class Images:
         return self.image(name, wanted, text)
 
     def image(self, name: Name, platform: image_spec.Platform | None = None, asked: str = "") -> Image:
+        """The image that a name stands for on a platform (this host's, unless given); `asked` is the user's word for
+        it. Raises NotFound."""
         try:
             details = self.details(name.target, platform, name.meant)
         except (containerd.NotFound, NotFound) as error:
@@ -391,6 +404,7 @@ class Images:
         raise NotFound(f"No such image: {shown}")
 
     def size(self, details: Details) -> int:
+        """Bytes that the snapshots of all layers take."""
         return sum(self.layer_size(chain) for chain in details.chains)
 
     def layer_size(self, chain: str) -> int:
@@ -429,6 +443,7 @@ class Images:
 
     @staticmethod
     def repo_tags(names: list[Name]) -> list[str]:
+        """Of these names those with a tag, as docker shows them."""
         return [own.familiar() for name in names if (own := name.reference) and own.tag and not own.digest]
 
     # -- for containers ----------------------------------------------------------------------
@@ -447,4 +462,5 @@ class Images:
             content.label(self.client, details.id, {content.GC_SNAPSHOT + self.snapshotter: details.chain_id})
 
     def count(self) -> int:
+        """How many images there are, whatever their names."""
         return len(self.by_id())

@@ -52,6 +52,8 @@ def _field(name: str, value: str) -> bytes:
 
 
 class Journald:
+    """The log driver journald: entries in the host's journal, found by the container's id."""
+
     def __init__(self, source: LogSource) -> None:
         self.source = source
         label = tag(source, source.options.get("tag") or "{{.ID}}")

@@ -67,6 +67,8 @@ def _unescape(text: bytes) -> bytes:
 
 
 class JsonFile:
+    """The log drivers json-file and local: files of JSON lines in the container's folder, which rotate by size."""
+
     def __init__(self, source: LogSource) -> None:
         self.source = source
         options = source.options

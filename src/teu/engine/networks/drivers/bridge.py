@@ -63,6 +63,8 @@ _FIXED_OPTIONS = {
 
 
 class Bridge:
+    """The driver bridge: a Linux bridge for each network, and a pair of interfaces for each container on it."""
+
     own_namespace = True
     connects = True
 
