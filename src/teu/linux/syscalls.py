@@ -135,7 +135,6 @@ def machine() -> str:
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
-PR_CAPBSET_DROP = 24
 PR_SET_MM = 35
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
@@ -153,11 +152,10 @@ def prctl(option: int, *args: int) -> int:
 
 
 def fstatfs_type(fd: int) -> int:
-    """The magic number of the file system that fd is on (PROC_SUPER_MAGIC, CGROUP2_SUPER_MAGIC ...)."""
+    """The magic number of the file system that fd is on (PROC_SUPER_MAGIC and its like)."""
     result = buffer(bytes(120))
     syscall("fstatfs", NR_fstatfs, fd, result)
     return int.from_bytes(bytes(result)[:8], "little")
 
 
 PROC_SUPER_MAGIC = 0x9FA0
-CGROUP2_SUPER_MAGIC = 0x63677270

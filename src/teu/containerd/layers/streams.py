@@ -116,7 +116,6 @@ class Inflated:
         self._raw_hash = hashlib.sha256()
         self._hash = hashlib.sha256()
         self.size = 0
-        self.raw_size = 0
         self._chunks: Queue[Any] = Queue(DEPTH)
         self._to_hash: Queue[bytes] = Queue(DEPTH)
         self._last: Any = None  # b"" or the failure, when there will be no more
@@ -128,7 +127,6 @@ class Inflated:
     def _raw(self) -> Iterator[bytes]:
         while chunk := os.read(self._fd, CHUNK):
             self._raw_hash.update(chunk)
-            self.raw_size += len(chunk)
             yield chunk
 
     def _work_inflate(self) -> None:

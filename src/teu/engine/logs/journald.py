@@ -8,7 +8,6 @@ output stays in the container's FIFO. Read back through journalctl's export form
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import socket
 import struct
@@ -284,7 +283,6 @@ def _synchronize() -> None:
 
 
 _FIELDS = "MESSAGE,PRIORITY,CONTAINER_PARTIAL_MESSAGE,CONTAINER_LOG_EPOCH,CONTAINER_LOG_ORDINAL,SYSLOG_TIMESTAMP"
-_BINARY = re.compile(rb"(?:\A|\n)([A-Z_]+)\n(?=.{8})", re.DOTALL)
 
 
 class _Entry:
