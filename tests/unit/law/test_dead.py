@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from test_imports import SRC, modules, python_files
+from test_imports import SRC, imported, modules, python_files
 
 TOP = SRC.parent
 
@@ -56,3 +58,26 @@ def test_what_is_defined_is_used() -> None:
             if not names[name] and name not in BY_NAME and not name.startswith("__"):
                 dead.append(f"{path.relative_to(SRC)}:{line}: {name}")
     assert not dead, "nobody needs\n" + "\n".join(dead)
+
+
+# What is imported from outside of the standard library: by its name there, in Python's packages and in Debian's.
+LIBRARIES = {
+    "google": ("protobuf", "python3-protobuf"),
+    "grpc": ("grpcio", "python3-grpcio"),
+    "h11": ("h11", "python3-h11"),
+    "isal": (None, "python3-isal"),  # a host may do without it
+    "nftables": (None, "python3-nftables"),  # nftables' own, which is in Debian alone
+    "yaml": ("PyYAML", "python3-yaml"),
+    "zstandard": ("zstandard", "python3-zstandard"),
+}
+
+
+def test_every_dependency_is_imported_and_every_import_declared() -> None:
+    found = {name.split(".")[0] for _, path in modules() for _, name in imported(path)}
+    outside = found - set(sys.stdlib_module_names) - {"teu", "__future__", "_coldstart"}  # the last is src/c
+    assert outside == set(LIBRARIES), f"say in {__file__} where it comes from, or what went"
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    assert sorted(project["dependencies"]) == sorted(python for python, _ in LIBRARIES.values() if python)
+    control = (TOP / "packaging/debian/control").read_text()
+    wanted = set(re.findall(r"^ (python3-[\w-]+)", control.partition("Package:")[2], re.MULTILINE))
+    assert wanted == {debian for _, debian in LIBRARIES.values()}
