@@ -41,6 +41,7 @@ _OLD_NUMBERS: dict[str, dict[str, int]] = {
         "statx": 332,
         "syncfs": 306,
         "sync_file_range": 277,
+        "tee": 276,
     },
     "aarch64": {
         "mount": 40,
@@ -61,6 +62,7 @@ _OLD_NUMBERS: dict[str, dict[str, int]] = {
         "statx": 291,
         "syncfs": 267,
         "sync_file_range": 84,
+        "tee": 77,
     },
 }
 _OLD_NUMBERS["riscv64"] = _OLD_NUMBERS["aarch64"]
@@ -84,6 +86,7 @@ NR_fstatfs = _old.get("fstatfs", -1)
 NR_statx = _old.get("statx", -1)
 NR_syncfs = _old.get("syncfs", -1)
 NR_sync_file_range = _old.get("sync_file_range", -1)
+NR_tee = _old.get("tee", -1)
 NR_open_tree = 428
 NR_move_mount = 429
 NR_fsopen = 430
@@ -123,11 +126,6 @@ def check(result: int, what: str) -> int:
     if result < 0:
         raise OSError(-result, f"{what}: {os.strerror(-result)}" if what else os.strerror(-result))
     return result
-
-
-def machine() -> str:
-    """The architecture as uname(2) gives it."""
-    return _MACHINE
 
 
 # -- prctl -----------------------------------------------------------------------------------------

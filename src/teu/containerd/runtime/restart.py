@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -44,7 +45,6 @@ log = logging.getLogger("teu.containerd.restart")
 PREFIX = "containerd.io/restart."
 STATUS = PREFIX + "status"
 POLICIES = ("no", "always", "on-failure", "unless-stopped")
-SIGKILL = 9
 # What a task that ended with the machine is taken to have ended with.
 LOST = 255
 # Go's words for a true value (strconv.ParseBool): clients write it with Go.
@@ -322,6 +322,6 @@ class Restarts:
         await self._tasks.start(namespace, container.id)
 
     async def _stop(self, namespace: str, id: str) -> None:
-        await self._tasks.kill(namespace, id, SIGKILL, everyone=True)
+        await self._tasks.kill(namespace, id, signal.SIGKILL, everyone=True)
         await self._tasks.wait(namespace, id)
         await self._tasks.delete(namespace, id)
