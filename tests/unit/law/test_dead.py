@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from test_imports import SRC, imported, modules, python_files
+from test_imports import SRC, imported, modules, parsed, python_files
 
 TOP = SRC.parent
 
@@ -23,7 +23,7 @@ BY_NAME = {"main", "register", "COMMANDS"}
 def defined(path: Path) -> Iterator[tuple[int, str]]:
     """(line, name) of functions, classes and constants of a module. Constants that are assigned in a row with others
     are a list of the kernel's or of a wire, and stand there for its order."""
-    for node in ast.parse(path.read_text()).body:
+    for node in parsed(path).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             if not node.decorator_list or isinstance(node, ast.ClassDef):
                 yield node.lineno, node.name
@@ -36,7 +36,7 @@ def defined(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def used(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             yield node.id
         elif isinstance(node, ast.Attribute):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -35,6 +36,11 @@ HEAVY = ("grpc", "google.protobuf", "asyncio", "yaml", "typing", "dataclasses", 
 COLD = {"runc": "teu.runc.main", "cli": "teu.cli.main"}
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def modules() -> Iterator[tuple[str, Path]]:
     for path in sorted((SRC / "teu").rglob("*.py")):
         parts = path.relative_to(SRC / "teu").with_suffix("").parts
@@ -45,7 +51,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 def imported(path: Path) -> Iterator[tuple[int, str]]:
     """(line, dotted name) of every import, wherever it stands in the file."""
     package = ".".join(path.relative_to(SRC).parent.parts)
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
@@ -123,7 +129,7 @@ def test_no_strict_codec_where_python_has_none() -> None:
     broken = []
     files = [path for part, path in modules() if part in STARTED_COLD]
     for path in [*files, SRC / "teu/oci/jsontext.py", SRC / "teu/oci/runtime_spec.py"]:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             where = f"{path.relative_to(SRC)}:{getattr(node, 'lineno', 0)}"
             text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
             if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
@@ -186,7 +192,7 @@ def test_a_caught_exception_is_called_error() -> None:
     """One name for one thing: error; stop for the end of an iteration, which is none."""
     others = []
     for path in python_files():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ExceptHandler) and node.name not in (None, "error", "stop"):
                 others.append(f"{path.relative_to(SRC.parent)}:{node.lineno}: {node.name}")
     assert not others, "\n".join(others)

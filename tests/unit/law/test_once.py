@@ -7,7 +7,7 @@ import ast
 import re
 from collections import defaultdict
 
-from test_imports import SRC, modules
+from test_imports import SRC, modules, parsed
 
 # Families of names of the kernel's headers. Values of files' flags and signals are the standard library's.
 KERNEL = re.compile(
@@ -19,7 +19,7 @@ KERNEL = re.compile(
 def test_the_kernel_s_numbers_are_in_one_place() -> None:
     places = defaultdict(list)
     for part, path in modules():
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path).body:
             targets = node.targets if isinstance(node, ast.Assign) else ()
             for target in targets:
                 for name in ast.walk(target):
