@@ -140,18 +140,7 @@ _MOUNTS = items(
         {
             **{key: text() for key in ("Type", "Source", "Destination", "Name", "Driver", "Mode", "Propagation")},
             "RW": flag,
-            "Options": maybe(
-                members(
-                    {
-                        **dict.fromkeys(
-                            ("copy", "anonymous", "create", "nonrecursive", "deep", "where-possible"), flag
-                        ),
-                        "shallow": maybe(flag),
-                        "subpath": text(),
-                        "tmpfs": maybe(TEXTS),
-                    }
-                )
-            ),
+            "Options": maybe(_MOUNT_OPTIONS),
         },
         ("Type", "Source", "Destination", "RW"),
     )
