@@ -24,10 +24,14 @@ SEAMS = (
     "containerd/services",
     "containerd/snapshotters",
     "containerd/stores",
+    "engine/containers/store.py",
     "engine/images/store.py",
     "engine/logs",
     "engine/networks/drivers",
+    "engine/networks/manager.py",
+    "engine/networks/store.py",
     "engine/volumes/drivers",
+    "engine/volumes/store.py",
 )
 # By room, the file and the name of what its classes are: who has a method of that name there keeps its promise.
 PROTOCOLS = {

@@ -24,6 +24,8 @@ NAME = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 
 
 class Containers:
+    """All containers of the engine: their records in the database, and what runs of them in memory."""
+
     def __init__(self, around: Surroundings, boot: Boot, untidy: threading.Event) -> None:
         """`untidy`: wakes the sweep, which spares what may be a damaged container's own while that is there."""
         self._around = around
@@ -76,6 +78,7 @@ class Containers:
         return bool(self._lost)
 
     def all(self) -> list[Container]:
+        """All of them as they are now, in no order."""
         with self._lock:
             return list(self._by_id.values())
 
@@ -94,6 +97,8 @@ class Containers:
             return self._by_id[found[0]] if found else None
 
     def get(self, reference: str) -> Container:
+        """The container of that name, id, or beginning of an id. Raises NotFound, and BadRequest where more than one
+        begins so."""
         container = self.find(reference)
         if container is None:
             raise NotFound(f"No such container: {reference}")
@@ -119,6 +124,7 @@ class Containers:
             self._by_id[container.id] = container
 
     def remove(self, container: Container, durable: bool = True) -> None:
+        """Forget a container and its name; on the disk when this returns, if it is to be durable. Twice is fine."""
         with self._database.transaction(durable) as cursor:
             if container.damage:
                 cursor.execute("DELETE FROM containers WHERE rowid=?", (container.row,))
@@ -155,6 +161,8 @@ class Containers:
             self._by_name.pop(old, None)
 
     def clean_name(self, name: str) -> str:
+        """A name that a client gives, without a slash before it. Raises BadRequest for one that no container may
+        have."""
         if not NAME.fullmatch(name):
             raise BadRequest(f"Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
         return name.removeprefix("/")
@@ -173,6 +181,7 @@ class Containers:
             )
 
     def random_name(self) -> str:
+        """A name that no container has. It is not reserved."""
         with self._lock:
             name = names.pick()
             while name in self._by_name:
@@ -180,9 +189,11 @@ class Containers:
             return name
 
     def using_image(self, image_id: str) -> list[Container]:
+        """The containers that were made of this image, by its id."""
         return [container for container in self.all() if container.image_id == image_id]
 
     def using_network(self, name_or_id: str) -> list[Container]:
+        """The containers that are on this network, or will be when they start."""
         return [
             container
             for container in self.all()
@@ -193,6 +204,7 @@ class Containers:
         ]
 
     def using_volume(self, name: str) -> list[Container]:
+        """The containers that have this volume among their mounts."""
         return [
             container
             for container in self.all()

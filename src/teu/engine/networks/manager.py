@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 
 class Networks:
+    """The networks for the API: made, shown, removed; and containers connected to them."""
+
     def __init__(self, store: Store, endpoints: Endpoints, containers: Containers, events: Events) -> None:
         self._store = store
         self._endpoints = endpoints
@@ -36,6 +38,7 @@ class Networks:
         self.get = store.get
 
     def start(self) -> None:
+        """At the start of the daemon: what the records say is there, the predefined networks too."""
         self._endpoints.start()
         self._store.start()
 
@@ -100,6 +103,7 @@ class Networks:
         return Subnet(str(subnet), gateway, range_, asked.others)
 
     def remove(self, network: Network) -> None:
+        """Remove a network that nobody is on. Raises Forbidden for a predefined one, and for one that is in use."""
         if network.name in PREDEFINED:
             raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
         with self._store.lock:

@@ -81,6 +81,7 @@ class Store:
         return sorted(found, key=lambda network: bool(network.damage))
 
     def forget(self, network: Network) -> None:
+        """Remove a network's record, on the disk as well."""
         with self._database.transaction() as cursor:
             if network.damage:
                 cursor.execute("DELETE FROM networks WHERE rowid=?", (network.row,))
@@ -98,10 +99,13 @@ class Store:
         self._networks[network.id] = network
 
     def all(self) -> list[Network]:
+        """All networks by their names."""
         with self.lock:
             return sorted(self._networks.values(), key=lambda network: network.name)
 
     def find(self, text: str) -> Network | None:
+        """The network of that id, name, or beginning of an id; None where there is none. Raises BadRequest where more
+        than one begins so."""
         with self.lock:
             for network in self._networks.values():
                 if text in (network.id, network.name):
@@ -112,6 +116,7 @@ class Store:
             return matches[0] if matches else None
 
     def get(self, text: str) -> Network:
+        """As `find`. Raises NotFound where there is none."""
         network = self.find(text)
         if network is None:
             raise NotFound(f"network {text} not found")

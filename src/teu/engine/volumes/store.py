@@ -50,6 +50,8 @@ _HARMLESS = ("Created", "Labels", "Container", "Removing")  # faults of these le
 
 
 class Volume(NamedTuple):
+    """A volume that a container has asked for; `created_now`: it was not there before."""
+
     name: str
     mountpoint: str
     driver: str
@@ -58,6 +60,8 @@ class Volume(NamedTuple):
 
 
 class Volumes:
+    """All volumes: their records, who uses them, and their files by their drivers."""
+
     def __init__(self, root: str, containers: Containers, database: Database, events: Events) -> None:
         """`root`: the folder for all volumes. `containers`: where their users are looked for."""
         self.root = root
@@ -71,6 +75,8 @@ class Volumes:
         self._promised: dict[str, set[str]] = {}
 
     def start(self) -> None:
+        """At the start of the daemon, once the containers are known: what was interrupted is finished, what nobody has
+        is let go of."""
         Path(self.root).mkdir(parents=True, exist_ok=True, mode=0o701)
         self._mend_names()
         known = {"", *(container.id for container in self._containers.all())}
@@ -146,6 +152,7 @@ class Volumes:
         return self._drivers[_driver_name(record)]
 
     def mountpoint(self, name: str) -> str:
+        """Where the host sees the volume's files."""
         return self._driver(self._record(name)).path(name)
 
     def host_paths(self, name: str) -> list[str]:
@@ -282,6 +289,8 @@ class Volumes:
         self.release_mounts(container_id, mounts, remove_anonymous)
 
     def release_mounts(self, container_id: str, mounts: list[MountPoint], remove_anonymous: bool) -> None:
+        """The container is no more: its volumes are no longer in use by it. Anonymous ones that nobody else has go,
+        where that was asked for; what cannot be removed is logged."""
         for mount in mounts:
             name = mount.name
             if mount.type != "volume" or not name:
@@ -305,6 +314,7 @@ class Volumes:
     # -- for the API -------------------------------------------------------------------------
 
     def names(self) -> list[str]:
+        """The volumes that there are; those whose removal was begun are not."""
         return [name for name, record in self._records() if not record.removing]
 
     def describe(self, name: str) -> dict[str, Json]:
@@ -360,6 +370,7 @@ class Volumes:
         return _driver_name(self._record(name))
 
     def labels(self, name: str) -> dict[str, str]:
+        """A volume's labels; none for one that is not there."""
         record = self._record(name)
         return dict(record.labels) if record else {}
 
@@ -382,6 +393,7 @@ def _driver_name(record: VolumeRecord | None) -> str:
 
 
 def check_name(name: str) -> None:
+    """Raises BadRequest for a name that no volume may have."""
     if len(name) == 1:
         raise BadRequest("volume name is too short, names should be at least two alphanumeric characters")
     if not NAME.match(name) or len(name) > 255:
