@@ -6,6 +6,7 @@ out. Called by lifecycle, exec and recovery.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -256,8 +257,6 @@ def update(client: Client, identity: str, resources: Mapping[str, object]) -> No
 
 def discard(client: Client, identity: str) -> None:
     """Kill and remove a task and its container that nothing in engine.db stands for."""
-    import time
-
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:

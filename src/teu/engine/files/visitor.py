@@ -27,7 +27,7 @@ import sys
 sys.path.insert(0, os.path.abspath(__file__).removesuffix("/teu/engine/files/visitor.py"))
 sys.path.append("/usr/lib/python3/dist-packages")  # zstandard
 
-from teu.engine.files import packing
+from teu.engine.files import packing, unpacking
 from teu.engine.files.paths import Missing, Refused
 from teu.linux import capabilities
 from teu.linux.mounts import (
@@ -86,8 +86,6 @@ def task(root: int, verb: str, options: Asked) -> Callable[[], None]:
         return lambda: packing.write(json.dumps(packing.describe(root, options["path"])).encode())
     if verb == "tar":
         return lambda: packing.pack(root, options["path"], options["whole"])
-    from teu.engine.files import unpacking
-
     archive = unpacking.Input()
     return lambda: unpacking.unpack(root, archive, options)
 

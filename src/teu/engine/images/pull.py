@@ -25,6 +25,7 @@ from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.images import registries, unpack
 from teu.engine.images.store import INDEX_DEPTH
 from teu.engine.images.transfer import Message, sources, status
+from teu.oci import digest as digests
 from teu.oci import distribution, image_spec
 
 if TYPE_CHECKING:
@@ -198,8 +199,6 @@ def _config(images: Images, registry: Registries, wanted: Reference, manifest: M
         return content.read(images.client, descriptor["digest"])
     except containerd.NotFound:
         pass
-    from teu.oci import digest as digests
-
     data = b"".join(registry.blob(wanted.path, descriptor))
     digester = digests.for_digest(descriptor["digest"])
     digester.update(data)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from teu.engine.backend import containerd
 from teu.engine.containers import hostconfig, records
 from teu.engine.containers.model import Container
 from teu.engine.containers.state import Saved
@@ -169,8 +170,7 @@ def _conflicts(body: Creation, host: HostConfig) -> None:
 def prepare(engine: Engine, container: Container, image: Image) -> None:
     """The writable snapshot, over the image's layers and the one with the places that every container has."""
     from teu.api.services.snapshots.v1 import snapshots_pb2
-    from teu.engine.backend import containerd
-    from teu.engine.files import places
+    from teu.engine.files import places  # 1 ms
 
     request = snapshots_pb2.PrepareSnapshotRequest(
         snapshotter=engine.config["storage-driver"],

@@ -15,6 +15,7 @@ from teu.engine.containers.state import Health, Probe
 from teu.engine.core.errors import EngineError
 from teu.engine.core.fields import ExecConfig
 from teu.engine.core.times import nanoseconds, timestamp
+from teu.engine.lifecycle import execs
 from teu.oci.units import duration_text
 
 if TYPE_CHECKING:
@@ -96,8 +97,6 @@ class _Checks:
             self._note(Probe(start=began, end=timestamp(), exit_code=code, output=output))
 
     def _probe(self) -> tuple[int, str]:
-        from teu.engine.lifecycle import execs
-
         execution = execs.Exec(self.engine, self.container, ExecConfig(cmd=self.command, attach_stdout=True))
         self.container.execs[execution.id] = execution
         output = bytearray()

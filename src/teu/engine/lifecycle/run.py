@@ -24,8 +24,9 @@ from teu.engine.backend import containerd, tasks
 from teu.engine.containers import hostconfig, proc
 from teu.engine.containers.model import Container
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound, NotModified
-from teu.engine.core.times import timestamp
+from teu.engine.core.times import nanoseconds, timestamp
 from teu.engine.files import snapshots
+from teu.engine.lifecycle import health
 from teu.engine.spec import build, mounts
 from teu.linux import trees
 from teu.systemd import host
@@ -88,8 +89,6 @@ def start(engine: Engine, container: Container, automatic: bool = False) -> None
         container.save(durable=container.kept_running and not automatic)
         container.event("start")
         container.notify()
-        from teu.engine.lifecycle import health
-
         health.start(engine, container)
 
 
@@ -184,8 +183,6 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, re
             return
         if engine.stopping.is_set():
             return  # the next engine finds the stopped task
-        from teu.engine.lifecycle import health
-
         health.stop(container)
         told = _delete_task(engine, container, found)
         if told is None:
@@ -256,8 +253,6 @@ def _note_end(engine: Engine, container: Container, found: tasks.Exit, restart: 
 
 
 def _duration(started: str) -> int:
-    from teu.engine.core.times import nanoseconds
-
     return max(0, (time.time_ns() - nanoseconds(started)) // 1_000_000_000)
 
 

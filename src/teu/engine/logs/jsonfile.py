@@ -15,6 +15,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import threading
 import zlib
 from collections.abc import Iterator
@@ -388,8 +389,6 @@ def _opener(path: str) -> IO[bytes]:
 
 
 def _compress(path: str) -> None:
-    import shutil
-
     try:
         with open(path, "rb") as source, gzip.open(path + ".gz.new", "wb", 5) as target:
             shutil.copyfileobj(source, target, 1 << 20)

@@ -34,6 +34,7 @@ from teu.engine.networks.kernel import Kernel
 from teu.engine.networks.model import Active, Attachment, Endpoint, Network, automatic_mac, network_mode
 from teu.engine.networks.names import Names
 from teu.engine.networks.outward import Outward
+from teu.linux import netns
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
@@ -105,7 +106,7 @@ class Endpoints:
             return self._join(container, mode.partition(":")[2])
         if mode == "host":
             return Attachment(None, self._files(container, [], False))
-        from teu.linux import netlink, netns
+        from teu.linux import netlink
 
         with self._lock:
             descriptor, inner = netns.create(netlink.Socket)
@@ -321,7 +322,7 @@ class Endpoints:
             container.save()
 
     def _connect_now(self, container: Container, active: Active, network: Network) -> None:
-        from teu.linux import netlink, netns
+        from teu.linux import netlink
 
         with netns.run_in(active.namespace, netlink.Socket) as inner:
             with _endpoint_of(container, network):
@@ -352,7 +353,7 @@ class Endpoints:
 
     def _disconnect_now(self, container: Container, active: Active, network: Network) -> None:
         """Never fails: what cannot be done is logged."""
-        from teu.linux import netlink, netns
+        from teu.linux import netlink
 
         for endpoint in [e for e in active.endpoints if e.network == network.id]:
             active.endpoints.remove(endpoint)
@@ -441,7 +442,7 @@ class Endpoints:
     def _namespace_of(self, container: Container, active: Active) -> int:
         """A descriptor of a running container's network namespace, known to be that: a process's number alone may
         belong to another by now. -1 where it is not."""
-        from teu.linux import netlink, netns
+        from teu.linux import netlink
 
         descriptor = -1
         try:
@@ -494,7 +495,6 @@ def _logged(what: str, *arguments: str) -> Iterator[None]:
 
 def _set_inside(namespace: int, interface: str, values: list[tuple[str, str]]) -> None:
     """Sysctls of an interface, by paths with IFNAME in them, in the namespace."""
-    from teu.linux import netns
 
     def body() -> None:
         for path, value in values:

@@ -6,6 +6,7 @@ Callbacks run in the pump's thread and must not block. Every thread may register
 
 from __future__ import annotations
 
+import fcntl
 import heapq
 import itertools
 import logging
@@ -123,8 +124,6 @@ class Pump:
 
 
 def _widen(descriptor: int, size: int) -> None:
-    import fcntl
-
     try:
         fcntl.fcntl(descriptor, F_SETPIPE_SZ, size)
     except OSError:

@@ -17,7 +17,7 @@ from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.core.fields import CONFIG, HOST_CONFIG
 from teu.engine.core.filters import labels_match
 from teu.engine.core.kinds import natural
-from teu.engine.core.times import NEVER, nanoseconds
+from teu.engine.core.times import NEVER, nanoseconds, parse
 from teu.engine.files import snapshots
 from teu.engine.images.store import parse_reference
 from teu.engine.logs.jsonfile import log_path
@@ -321,8 +321,6 @@ def _port_matches(container: Container, text: str, published: bool) -> bool:
 
 def moment(text: str, name: str) -> int:
     """A time stamp or a duration before now ("10m") in nanoseconds."""
-    from teu.engine.core.times import parse
-
     return parse(text, name)
 
 

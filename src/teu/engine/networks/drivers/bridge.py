@@ -40,6 +40,7 @@ from teu.engine.networks.requests import (
     OPTION_TALK,
     TRUE,
 )
+from teu.linux import nftables
 
 if TYPE_CHECKING:
     from teu.linux.netlink import Link, Socket
@@ -78,8 +79,6 @@ class Bridge:
         self._watcher: threading.Thread | None = None
 
     def start(self) -> None:
-        from teu.linux import nftables
-
         nftables.reserve()
 
     def options(self, options: dict[str, str]) -> list[str]:
@@ -247,8 +246,6 @@ class Bridge:
 
     def _rebuild_in_parts(self) -> None:
         """The whole table at once, or where something in it does not fit the rest, all but that."""
-        from teu.linux import nftables
-
         try:
             self._rebuild_table()
             return
@@ -272,8 +269,6 @@ class Bridge:
 
     def _in_table(self, change: Callable[[], None]) -> None:
         """A change of the table; where it is not as we left it, it is built anew, of what is so after the change."""
-        from teu.linux import nftables
-
         if not self._table:
             return
         try:
@@ -295,7 +290,6 @@ class Bridge:
 
     def _watch(self) -> None:
         """Build the table again when somebody else empties the ruleset, as reloading nftables' own service does."""
-        from teu.linux import nftables
 
         def body() -> None:
             while not self._stopping.is_set():
