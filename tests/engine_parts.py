@@ -11,8 +11,13 @@ from teu import config as configuration
 from teu.engine.config import KEYS
 from teu.engine.containers import hostconfig
 from teu.engine.containers.model import Container
+from teu.engine.containers.state import Saved
+from teu.engine.core import fields
+from teu.engine.core.fields import CONFIG, HOST_CONFIG
 from teu.engine.core.times import timestamp
 from teu.engine.engine import Engine
+from teu.engine.networks.manager import Networks
+from teu.engine.networks.model import Network
 
 
 def settings(folder: Path, **more: Any) -> configuration.Settings:
@@ -35,16 +40,23 @@ def engine(folder: Path, **more: Any) -> Engine:
 
 def container(engine: Engine, name: str = "", body: dict[str, Any] | None = None, **host: Any) -> Container:
     """One that was created, without an image and files."""
+    config = CONFIG.read({"Image": "busybox", **(body or {})})
     made = engine.containers.make(
-        {
-            "id": secrets.token_hex(32),
-            "name": name or engine.containers.random_name(),
-            "created": timestamp(),
-            "path": "sleep",
-            "args": ["60"],
-            "config": hostconfig.clean_config({"Image": "busybox", **(body or {})}),
-            "host_config": hostconfig.clean_host_config(host, "json-file", {}),
-        }
+        Saved(
+            id=secrets.token_hex(32),
+            name=name or engine.containers.random_name(),
+            created=timestamp(),
+            path="sleep",
+            args=["60"],
+            config=hostconfig.clean_config(config),
+            host_config=hostconfig.clean_host_config(HOST_CONFIG.read(host, "HostConfig"), "json-file", {}),
+        )
     )
     engine.containers.add(made)
+    return made
+
+
+def network(networks: Networks, name: str, **body: Any) -> Network:
+    """One that a client has asked for."""
+    made, _ = networks.create(fields.NETWORK.read({"Name": name, **body}))
     return made

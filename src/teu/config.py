@@ -317,9 +317,9 @@ def _value(file: Path, node: yaml.Node, kind: Kind, full: str) -> Any:
     value = _plain(node)
     try:
         return kind(value)
-    except Wrong as wrong:
+    except Wrong as error:
         shown = node.value if isinstance(node, yaml.ScalarNode) else type(value).__name__
-        raise ConfigError(f"{_at(file, node)}: {full}: bad value {shown!r}; {wrong}") from None
+        raise ConfigError(f"{_at(file, node)}: {full}: bad value {shown!r}; {error}") from None
 
 
 def _plain(node: yaml.Node) -> Any:

@@ -22,7 +22,8 @@ from teu.engine.networks.drivers import registry
 from teu.engine.networks.drivers.driver import Context
 from teu.engine.networks.kernel import Kernel
 from teu.engine.networks.model import Active, Endpoint, Network, automatic_mac
-from teu.engine.networks.store import Store, new_record
+from teu.engine.networks.records import NetworkRecord, Subnet
+from teu.engine.networks.store import Store
 from teu.linux import netlink, netns, nftables
 
 
@@ -65,9 +66,8 @@ class Bench:
         self.driver.start()
 
     def network(self, name: str = "front", subnet: str = "10.77.0") -> Network:
-        config = {"Subnet": f"{subnet}.0/24", "Gateway": f"{subnet}.1"} if self.driver.connects else None
-        ipam = {"Driver": "default", "Options": None, "Config": [config] if config else []}
-        network = Network(new_record(name, self.name, {"IPAM": ipam}))
+        subnets = [Subnet(f"{subnet}.0/24", f"{subnet}.1")] if self.driver.connects else []
+        network = Network(NetworkRecord(name, self.name, subnets))
         self.store.save(network)
         return network
 

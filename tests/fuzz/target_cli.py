@@ -329,7 +329,7 @@ class Lines:
     """Draws command lines of `teu`."""
 
     def __init__(self, dice: random.Random, place: programs.Workplace) -> None:
-        from teu.cli import commands, options
+        from teu.cli import command, commands, options
 
         self.dice, self.place = dice, place
         self.names = [
@@ -343,8 +343,8 @@ class Lines:
                 else 1
             )
         ]
-        self.tables = {name: options.parse_table(commands.load(name).table) for name in commands.INDEX}
-        self.top = options.parse_table(commands.GLOBAL_FLAGS)
+        self.tables = {name: options.parse_table(command.load(name).table) for name in commands.INDEX}
+        self.top = options.parse_table(command.GLOBAL_FLAGS)
 
     def value(self, flag: Any) -> str:
         dice = self.dice

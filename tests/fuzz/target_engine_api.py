@@ -241,11 +241,11 @@ class Requests:
 
     def __init__(self, dice: random.Random) -> None:
         from teu.engine.api import router
-        from teu.engine.core import fields
+        from teu.engine.core import fields, kinds
 
         router.load()
         self.dice = dice
-        self.fields = fields
+        self.fields, self.types = fields, kinds
         self.routes = [pair for pair in router.served() for _ in range(WEIGHTS.get(pair, 1))]
         self.kinds = {
             ("POST", "/containers/create"): fields.CONTAINER,
@@ -264,23 +264,23 @@ class Requests:
 
     def sample(self, kind: Any, deep: int = 4) -> Any:
         """A value of a type of the table, hostile within it."""
-        dice, fields = self.dice, self.fields
-        if isinstance(kind, fields.Object):
+        dice, kinds = self.dice, self.types
+        if isinstance(kind, kinds.Shape):
             names = dice.sample(list(kind.fields), min(len(kind.fields), dice.choice((1, 1, 2, 3))))
             return {name: self.sample(kind.fields[name].kind, deep - 1) for name in names}
-        if isinstance(kind, fields.ListOf):
+        if isinstance(kind, kinds.ListOf):
             return [self.sample(kind.kind, deep - 1) for _ in range(dice.choice((0, 1, 1, 2, 3)))]
-        if isinstance(kind, fields.MapOf):
+        if isinstance(kind, kinds.MapOf):
             return {mutate.text(dice)[:60]: self.sample(kind.kind, deep - 1) for _ in range(dice.choice((0, 1, 1, 2)))}
-        if isinstance(kind, fields._Whole):
+        if isinstance(kind, kinds.Whole):
             return dice.choice((*mutate.NUMBERS, kind.low, kind.high))
-        if isinstance(kind, fields._Flag):
+        if isinstance(kind, kinds.Flag):
             return dice.random() < 0.5
-        if isinstance(kind, fields._Words):
+        if isinstance(kind, kinds.Words):
             return [mutate.text(dice) for _ in range(dice.choice((0, 1, 2)))]
-        if isinstance(kind, fields._Size):
+        if isinstance(kind, kinds.Size):
             return [dice.choice(mutate.NUMBERS) for _ in range(dice.choice((0, 1, 2, 3)))]
-        if isinstance(kind, (fields._Nothing, fields._Presence)):
+        if isinstance(kind, (kinds.Nothing, kinds.Presence)):
             return {}
         return mutate.text(dice)
 

@@ -17,7 +17,7 @@ More than one stage: two run at a time (--jobs), each in a process of its own, a
 An emulated machine and a lab that waits for its daemons leave half of two cores idle each. Stage ns is dealt out
 in shares of its files, each in a lab of its own.
 
-The tests kill daemons and cut power at random moments. When all but a few tests of a stage passed, those few are
+The tests kill daemons and cut power at random moments. When no more than three tests of a whole run failed, those are
 run twice more, each time in a fresh lab, after all else has ended. If one fails again it has failed; if not it is
 called flaky, named in the last lines, and its first failure, which is in the output above and in STAGE.first.log, is
 there to be looked into: it is a defect of the test or of what it tests, but one that must not hold up everything else.
@@ -56,7 +56,7 @@ FUZZ_SECONDS, FUZZ_SEED = 20, 1
 BOOKWORM = ("tests/system/test_packages.py", "tests/system/test_whole_picture.py")
 RERUN = ("unit", "lab", "ns", "bookworm", "vm", "fuzz")
 RERUN_TIMES = 2
-RERUN_AT_MOST = 20  # one failure may pull others along; more than these are not bad luck
+RERUN_AT_MOST = 3  # in a whole run; more than these are not bad luck
 LIMIT = {"unit": 900, "lab": 2400, "ns": 2400, "bookworm": 900, "vm": 2700, "fuzz": 1500}
 
 
@@ -341,6 +341,13 @@ def run(stage: str, tag: str, extra: list[str]) -> Result:
     return result
 
 
+def forgivable(results: list[Result], extra: list[str]) -> list[Result]:
+    """The stages whose failures may be run again: all that failed, or none where too many tests of a run did."""
+    few = [result for result in results if result.stage in RERUN and result.failures and not result.error]
+    tests = sum(len(result.failures) for result in few)
+    return few if not extra and tests <= RERUN_AT_MOST else []
+
+
 def again(result: Result) -> None:
     """Run the failures of a stage again; if all of them pass each time, they are flaky, no longer failed."""
     for log in RESULTS.glob(f"{result.stage}*.log"):
@@ -518,10 +525,8 @@ def main() -> int:
         results = [run(stage, stage, extra) for stage in wanted]
     else:
         results = joined(wanted, together(parts(wanted), max(1, options.jobs)))
-    for result in results:
-        may = result.stage in RERUN and not extra and not result.error
-        if may and 0 < len(result.failures) <= RERUN_AT_MOST:
-            again(result)
+    for result in forgivable(results, extra):
+        again(result)
     say("all stages")
     for result in results:
         print(summary(result.stage, result))

@@ -433,6 +433,12 @@ def normal(line: str, text: str) -> str:
     return re.sub(r"  +", "  ", text)
 
 
+def lost(theirs: Answer, ours: Answer) -> bool:
+    """Whether dockerd lost the end of a container's output, which it was seen to do on a busy machine with what a
+    process writes right before its end. Only an answer that lacks its end is asked for again: all else counts."""
+    return theirs != ours and theirs[2] == ours[2] and ours[0].startswith(theirs[0]) and ours[1].startswith(theirs[1])
+
+
 def clear() -> None:
     whole.remove_everything()
     whole.teu("volume", "rm", "-f", "data", "named", check=False)
@@ -464,7 +470,11 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list
             clear()
             whole.teu("load", "-i", archive)
             teu = play(["teu", *CLIENT], LINES)
-            for line, *three in zip([*LINES, *OLD], theirs.result(), docker, [*teu, *docker[len(teu) :]], strict=True):
+            real = theirs.result()
+            for number, line in enumerate(LINES):
+                if line.startswith("run --rm ") and lost(real[number], docker[number]):
+                    real[number] = ask(dockerd.client, [line], 0.0)[0]
+            for line, *three in zip([*LINES, *OLD], real, docker, [*teu, *docker[len(teu) :]], strict=True):
                 found[line] = three
         yield found
     finally:

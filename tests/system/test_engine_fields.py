@@ -17,8 +17,8 @@ import peers
 import pytest
 import whole
 
-from teu.engine.core import fields
-from teu.engine.core.fields import MEANINGLESS, REFUSED, USED
+from teu.engine.core import fields, kinds
+from teu.engine.core.kinds import MEANINGLESS, REFUSED, USED
 
 pytestmark = [pytest.mark.needs("docker", "dockerd", "trixie", "namespace"), pytest.mark.timeout(300)]
 
@@ -65,7 +65,7 @@ def both() -> Iterator[Peers]:
 # ---- types, as deep as they go -----------------------------------------------------------------------------
 
 NO_NETWORK = {"HostConfig": {"NetworkMode": "none"}}
-BODIES: dict[str, tuple[str, fields.Object, dict[str, Any]]] = {
+BODIES: dict[str, tuple[str, kinds.Shape[Any], dict[str, Any]]] = {
     "create": ("/containers/create", fields.CONTAINER, {"Image": "busybox", **NO_NETWORK}),
     "update": ("/containers/taken/update", fields.UPDATE, {}),
     "exec": ("/containers/taken/exec", fields.EXEC, {"Cmd": ["true"]}),
@@ -88,16 +88,16 @@ NOT_THEIRS = (
 )
 
 
-def places(kind: fields.Kind, path: Path = ()) -> Iterator[tuple[Path, fields.Kind]]:
+def places(kind: object, path: Path = ()) -> Iterator[tuple[Path, object]]:
     """Every place of a value in a body, and its type."""
-    if isinstance(kind, fields.Object):
+    if isinstance(kind, kinds.Shape):
         for name, field in kind.fields.items():
             yield (*path, name), field.kind
             yield from places(field.kind, (*path, name))
-    elif isinstance(kind, fields.ListOf):
+    elif isinstance(kind, kinds.ListOf):
         yield (*path, 0), kind.kind
         yield from places(kind.kind, (*path, 0))
-    elif isinstance(kind, fields.MapOf):
+    elif isinstance(kind, kinds.MapOf):
         yield (*path, "key"), kind.kind
         yield from places(kind.kind, (*path, "key"))
 
@@ -120,13 +120,13 @@ def name_of(path: Path) -> str:
     return text[1:]
 
 
-def wrong_for(kind: fields.Kind) -> list[object]:
+def wrong_for(kind: object) -> list[object]:
     """Values that are of no such type."""
-    if isinstance(kind, fields._Whole):
+    if isinstance(kind, kinds.Whole):
         return ["5", 1.5, True, kind.high + 1, kind.low - 1]
-    if isinstance(kind, fields._Flag):
+    if isinstance(kind, kinds.Flag):
         return ["true", 0]
-    return [5] if not isinstance(kind, fields.Object) else ["text", []]
+    return [5] if not isinstance(kind, kinds.Shape) else ["text", []]
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -157,31 +157,31 @@ def test_credentials_of_a_wrong_type(both: Peers) -> None:
 # ---- one after the other -----------------------------------------------------------------------------------
 
 
-def standing(kind: fields.Object, path: Path = ()) -> Iterator[tuple[Path, fields.Field]]:
+def standing(kind: kinds.Shape[Any], path: Path = ()) -> Iterator[tuple[Path, kinds.Field]]:
     """The fields at the ends: those without fields of their own."""
     for name, field in kind.fields.items():
         inner = field.kind
         here: Path = (*path, name)
-        while isinstance(inner, (fields.ListOf, fields.MapOf)):
-            here = (*here, 0 if isinstance(inner, fields.ListOf) else "key")
+        while isinstance(inner, (kinds.ListOf, kinds.MapOf)):
+            here = (*here, 0 if isinstance(inner, kinds.ListOf) else "key")
             inner = inner.kind
-        if isinstance(inner, fields.Object) and field.standing == USED:
+        if isinstance(inner, kinds.Shape) and field.standing == USED:
             yield from standing(inner, here)
         else:
             yield (*path, name), field
 
 
-def some(kind: fields.Kind) -> object:
+def some(kind: object) -> object:
     """A value of this type that says something."""
-    if isinstance(kind, fields.Object):
+    if isinstance(kind, kinds.Shape):
         return {name: some(field.kind) for name, field in kind.fields.items()}
-    if isinstance(kind, fields.ListOf):
+    if isinstance(kind, kinds.ListOf):
         return [some(kind.kind)]
-    if isinstance(kind, fields.MapOf):
+    if isinstance(kind, kinds.MapOf):
         return {"key": some(kind.kind)}
-    if isinstance(kind, (fields._Nothing, fields._Presence)):
+    if isinstance(kind, (kinds.Nothing, kinds.Presence)):
         return {}
-    return True if isinstance(kind, fields._Flag) else 7 if isinstance(kind, fields._Whole) else "something"
+    return True if isinstance(kind, kinds.Flag) else 7 if isinstance(kind, kinds.Whole) else "something"
 
 
 # (ours, docker's): docker takes these in silence, and nothing comes of them.

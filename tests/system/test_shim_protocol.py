@@ -50,9 +50,9 @@ class Script:
         try:
             answer = self.client.task(method, **fields)
             result: Any = {key: self.plain(key, value) for key, value in answer.items()}
-        except StatusError as e:
-            answer, result = {}, f"code {e.code}"
-            self.last_error = e.message
+        except StatusError as error:
+            answer, result = {}, f"code {error.code}"
+            self.last_error = error.message
         self.results.append((shown, result))
         return answer
 
@@ -118,8 +118,8 @@ def life(bench: Bench, version: int) -> tuple[list[tuple[str, Any]], list[tuple[
     ):
         try:
             client.raw(service, method, payload)
-        except StatusError as e:
-            call.results.append((f"{method} {payload!r}", e.code))
+        except StatusError as error:
+            call.results.append((f"{method} {payload!r}", error.code))
     for runtime in ("nonsense", "/etc/passwd"):
         call("Create", **bench.request("one", runtime))
     call("Create", **bench.request("bad"))

@@ -118,19 +118,26 @@ def test_mounted_rootfs(h: House) -> None:
 
 def test_log_uris(h: House, tmp_path: Path) -> None:
     log = tmp_path / "deep" / "log"
-    # The real shim closes the pipes at the end of the process, also before it has copied the last of the output.
-    then = "; sleep 3" if h.shim == taskhouse.REAL_SHIM else ""
+    # The real shim closes the pipes at the end of the process, also before it has copied the last of the output: there
+    # the process stays until the log has it. Ours is not given that time.
+    stays = h.shim == taskhouse.REAL_SHIM
+    then = "; exec sleep 600" if stays else ""
     h.start("u1", "sh", "-c", f"echo out; echo err >&2{then}", flags=("--log-uri", f"file://{log}"))
-    h.stopped("u1")
+    if stays:
+        peers.wait_until(lambda: log.exists() and len(log.read_text().split()) == 2, "the log has what was written")
+    else:
+        h.stopped("u1")
     h.remove("u1")
     assert sorted(log.read_text().split()) == ["err", "out"]
     collected = tmp_path / "collected"
     logger = tmp_path / "logger"
     logger.write_text(f'#!/bin/sh\necho "$CONTAINER_ID $*" >{collected}\nexec 5>&-\nexec cat <&3 >>{collected}\n')
     logger.chmod(0o755)
-    h.start("u2", "echo", "to the logger", flags=("--log-uri", f"binary://{logger}?key=value"))
+    command = ("sh", "-c", f"echo to the logger{then}")
+    h.start("u2", *command, flags=("--log-uri", f"binary://{logger}?key=value"))
     peers.wait_until(lambda: collected.exists() and "logger" in collected.read_text(), "the logger has written")
-    h.stopped("u2")
+    if not stays:
+        h.stopped("u2")
     h.remove("u2")
     assert collected.read_text() == "u2 key value\nto the logger\n"
 

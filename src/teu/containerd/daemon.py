@@ -19,6 +19,8 @@ import grpc.aio
 from teu.api.grpc.health.v1 import health_pb2
 from teu.config import EX_DATAERR, ConfigError, Settings, changed
 from teu.containerd.config import KEYS
+from teu.containerd.core.database import Unreadable
+from teu.containerd.core.errors import Error
 from teu.containerd.core.limits import MAX_MESSAGE
 from teu.containerd.runtime.restart import Restarts
 from teu.containerd.runtime.zygote import Zygote
@@ -281,9 +283,6 @@ def turn_away(sockets: list[socket.socket]) -> None:
 def run(
     config: Settings, read_again: Callable[[], Settings], sockets: list[socket.socket], zygote: Zygote | None
 ) -> int:
-    from teu.containerd.core.database import Unreadable
-    from teu.containerd.core.errors import Error
-
     try:
         asyncio.run(Daemon(config, read_again, sockets, zygote).run())
     except Error as error:

@@ -15,6 +15,7 @@ import sys
 from teu import __version__
 from teu.config import EX_CONFIG, ConfigError, Settings, load
 from teu.containerd.config import FILE, KEYS
+from teu.containerd.runtime import processes
 from teu.linux.standard import open_what_is_closed
 from teu.systemd import activation, journal
 
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     open_what_is_closed()
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["oci-hook"]:
-        from teu.containerd.runtime import oci_hook
+        from teu.containerd.runtime import oci_hook  # 2 ms, of a program of its own
 
         return oci_hook.main(words[1:])
     arguments = _arguments(argv)
@@ -78,16 +79,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, config: Settings, sockets: list[socket.socket]) -> int:
     helper = None
-    from teu.containerd.runtime import processes
-
     try:
-        from teu.containerd.runtime import zygote
+        from teu.containerd.runtime import zygote  # 9 ms, which --validate does without
     except ImportError as error:
         log.info("no zygote: %s", error)
     else:
         helper = zygote.start()
     # after it: the zygote's shims, and their containers, keep the limits that this process was given
     processes.raise_descriptor_limit()
-    from teu.containerd import daemon
+    from teu.containerd import daemon  # 80 ms, all of grpc: nothing may fork beside its threads
 
     return daemon.run(config, lambda: _settings(arguments), sockets, helper)

@@ -31,7 +31,7 @@ def read(client: Client, digest: str, size: int = 0) -> Iterator[bytes]:
             yield answer.data
 
 
-def document(client: Client, descriptor: Json) -> Json:
+def document(client: Client, descriptor: image_spec.Descriptor) -> Json:
     """A JSON blob: manifest, index or configuration."""
     if descriptor["size"] > DOCUMENT_LIMIT:
         raise CommandError(f"{descriptor['digest']} is too large for a manifest: {descriptor['size']} bytes")
@@ -170,6 +170,12 @@ def set_labels(client: Client, digest: str, labels: dict[str, str]) -> Any:
     return client.content.Update(content_pb2.UpdateRequest(info=info, update_mask=mask)).info
 
 
+def kept(client: Client, digest: str) -> bool:
+    """Whether a blob is there, and stays: the client's lease has it before anybody looks, or it might go in between."""
+    client.hold("content", digest)
+    return exists(client, digest)
+
+
 def exists(client: Client, digest: str) -> bool:
     try:
         client.content.Info(content_pb2.InfoRequest(digest=digest))
@@ -181,14 +187,18 @@ def exists(client: Client, digest: str) -> bool:
 # Trees -----------------------------------------------------------------------------------------------------
 
 
-def as_json(descriptor: Any) -> Json:
-    result: Json = {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
+def as_json(descriptor: Any) -> image_spec.Descriptor:
+    result: image_spec.Descriptor = {
+        "mediaType": descriptor.media_type,
+        "digest": descriptor.digest,
+        "size": descriptor.size,
+    }
     if descriptor.annotations:
         result["annotations"] = dict(descriptor.annotations)
     return result
 
 
-def as_message(descriptor: Json) -> Any:
+def as_message(descriptor: image_spec.Descriptor) -> Any:
     return descriptor_pb2.Descriptor(
         media_type=descriptor["mediaType"],
         digest=descriptor["digest"],
@@ -197,11 +207,11 @@ def as_message(descriptor: Json) -> Any:
     )
 
 
-def children(client: Client, descriptor: Json) -> list[Json]:
+def children(client: Client, descriptor: image_spec.Descriptor) -> list[image_spec.Descriptor]:
     """What a manifest or an index refers to; nothing for other blobs."""
     kind = descriptor["mediaType"]
     if kind in image_spec.INDEXES:
-        found: list[Json] = document(client, descriptor).get("manifests") or []
+        found: list[image_spec.Descriptor] = document(client, descriptor).get("manifests") or []
         return found
     if kind in image_spec.MANIFESTS:
         manifest = document(client, descriptor)
@@ -209,7 +219,7 @@ def children(client: Client, descriptor: Json) -> list[Json]:
     return []
 
 
-def reference_labels(descriptor: Json, below: list[Json]) -> dict[str, str]:
+def reference_labels(descriptor: image_spec.Descriptor, below: list[image_spec.Descriptor]) -> dict[str, str]:
     """The labels of a manifest or index that keep its children from the garbage collector."""
     if descriptor["mediaType"] in image_spec.INDEXES:
         return keeping(manifests=below)
@@ -225,7 +235,9 @@ def parse_platform(text: str) -> image_spec.Platform:
         raise CommandError(f'invalid platform "{text}": {told}: invalid argument') from None
 
 
-def manifests(client: Client, target: Json, platform: str = "") -> list[tuple[Json, Json]]:
+def manifests(
+    client: Client, target: image_spec.Descriptor, platform: str = ""
+) -> list[tuple[image_spec.Descriptor, image_spec.Manifest]]:
     """The manifests of an image that fit the platform (default: this machine's), best first, each with its document.
     Raises NotFound where none is at hand."""
     if target["mediaType"] in image_spec.INDEXES:
@@ -243,7 +255,7 @@ def manifests(client: Client, target: Json, platform: str = "") -> list[tuple[Js
     return [(target, image_spec.manifest(document(client, target)))]
 
 
-def platforms(client: Client, target: Json) -> list[str]:
+def platforms(client: Client, target: image_spec.Descriptor) -> list[str]:
     """The platforms of an image whose manifests are at hand."""
     found = []
     try:
@@ -259,7 +271,7 @@ def platforms(client: Client, target: Json) -> list[str]:
     return sorted(set(found))
 
 
-def walk(client: Client, descriptor: Json) -> Iterator[Json]:
+def walk(client: Client, descriptor: image_spec.Descriptor) -> Iterator[image_spec.Descriptor]:
     """A descriptor and all below it that is at hand, parents first."""
     yield descriptor
     try:
@@ -277,7 +289,7 @@ def get_image(client: Client, name: str) -> Any:
     return client.images.Get(images_pb2.GetImageRequest(name=name)).image
 
 
-def put_image(client: Client, name: str, target: Json, labels: dict[str, str] | None = None) -> None:
+def put_image(client: Client, name: str, target: image_spec.Descriptor, labels: dict[str, str] | None = None) -> None:
     """Make the image, or let its name point to the new target. With `labels` it has those and no others."""
     image = images_pb2.Image(name=name, target=as_message(target), labels=labels or {})
     try:
@@ -287,11 +299,11 @@ def put_image(client: Client, name: str, target: Json, labels: dict[str, str] | 
         client.images.Update(images_pb2.UpdateImageRequest(image=image, update_mask=mask))
 
 
-def image_config(client: Client, manifest: Json) -> Json:
+def image_config(client: Client, manifest: image_spec.Manifest) -> image_spec.ImageConfig:
     return image_spec.config(document(client, manifest["config"]), len(manifest.get("layers") or []))
 
 
-def chain_id(client: Client, manifest: Json) -> str:
+def chain_id(client: Client, manifest: image_spec.Manifest) -> str:
     chains = image_spec.chain_ids(image_config(client, manifest)["rootfs"]["diff_ids"])
     return chains[-1] if chains else ""
 
@@ -304,7 +316,7 @@ def has_snapshot(client: Client, snapshotter: str, key: str) -> bool:
     return True
 
 
-def is_unpacked(client: Client, target: Json, snapshotter: str, platform: str = "") -> bool:
+def is_unpacked(client: Client, target: image_spec.Descriptor, snapshotter: str, platform: str = "") -> bool:
     try:
         _, manifest = manifests(client, target, platform)[0]
         return has_snapshot(client, snapshotter, chain_id(client, manifest))
@@ -312,7 +324,7 @@ def is_unpacked(client: Client, target: Json, snapshotter: str, platform: str = 
         return False
 
 
-def unpack(client: Client, manifest: Json, snapshotter: str) -> str:
+def unpack(client: Client, manifest: image_spec.Manifest, snapshotter: str) -> str:
     """Apply the layers of a manifest, each on a snapshot of the one below; returns the topmost snapshot's name.
     Layers that are there already are left as they are."""
     config = image_config(client, manifest)
@@ -320,6 +332,7 @@ def unpack(client: Client, manifest: Json, snapshotter: str) -> str:
     chains = image_spec.chain_ids(diff_ids)
     parent = ""
     for layer, diff_id, chain in zip(manifest.get("layers") or [], diff_ids, chains):
+        client.hold(f"snapshots/{snapshotter}", chain)
         if not has_snapshot(client, snapshotter, chain):
             apply_layer(client, layer, diff_id, chain, parent, snapshotter)
         parent = chain
@@ -328,7 +341,9 @@ def unpack(client: Client, manifest: Json, snapshotter: str) -> str:
     return parent
 
 
-def apply_layer(client: Client, layer: Json, diff_id: str, chain: str, parent: str, snapshotter: str) -> None:
+def apply_layer(
+    client: Client, layer: image_spec.Descriptor, diff_id: str, chain: str, parent: str, snapshotter: str
+) -> None:
     key = f"extract-{time.time_ns() % 1_000_000_000}-{os.urandom(3).hex()} {chain}"
     labels = {"containerd.io/snapshot.ref": chain}
     try:

@@ -38,30 +38,34 @@ RUNTIME_OPTIONS = "application/vnd.containerd.container.checkpoint.runtime.optio
 OPTIONS_TYPE = "containerd.runc.v1.CheckpointOptions"
 
 
-def here() -> Json:
+def here() -> image_spec.PlatformMembers:
     """This machine's platform as a descriptor has it."""
     found = image_spec.host_platform()
     return {"architecture": found.architecture, "os": found.os}
 
 
-def part(client: Client, media_type: str, data: bytes) -> Json:
+def part(client: Client, media_type: str, data: bytes) -> image_spec.Descriptor:
     """A blob of a saved container, stored."""
     return {"mediaType": media_type, "digest": blobs.store(client, data), "size": len(data), "platform": here()}
 
 
-def writable_layer(client: Client, snapshotter: str, key: str) -> Json:
+def writable_layer(client: Client, snapshotter: str, key: str) -> image_spec.Descriptor:
     found = compare(client, snapshotter, [key], diff_pb2.DiffRequest(ref=f"checkpoint-rw-{key}"))
     return {**blobs.as_json(found), "platform": here()}
 
 
-def store_index(client: Client, parts: list[Json], annotations: dict[str, str]) -> Json:
+def store_index(
+    client: Client, parts: list[image_spec.Descriptor], annotations: dict[str, str]
+) -> image_spec.Descriptor:
     """The index itself; its labels keep its parts from the garbage collector."""
     data = image_spec.encode({"schemaVersion": 2, "manifests": parts, "annotations": dict(sorted(annotations.items()))})
     kept = {f"{CONTENT}.{number}": each["digest"] for number, each in enumerate(parts)}
     return {"mediaType": image_spec.OCI_INDEX, "digest": blobs.store(client, data, kept), "size": len(data)}
 
 
-def save_task(client: Client, identity: str, wanted: oci_pb2.CheckpointOptions) -> tuple[list[Json], Any]:
+def save_task(
+    client: Client, identity: str, wanted: oci_pb2.CheckpointOptions
+) -> tuple[list[image_spec.Descriptor], Any]:
     """The memory of a task, by the daemon: descriptors of the blobs, none where `wanted` names a folder for them; and
     the options as they were sent."""
     sent = packed(OPTIONS_TYPE, wanted.SerializeToString())
@@ -133,7 +137,7 @@ def save_container(client: Client, container: Any, name: str, options: Options) 
         RUNTIME_NAME: container.runtime.name,
         SNAPSHOTTER_NAME: container.snapshotter,
     }
-    parts: list[Json] = []
+    parts: list[image_spec.Descriptor] = []
     if container.runtime.options.value:
         parts.append(part(client, RUNTIME_OPTIONS, container.runtime.options.SerializeToString()))
     if options["image"]:
@@ -150,7 +154,7 @@ def save_container(client: Client, container: Any, name: str, options: Options) 
 # Back again ------------------------------------------------------------------------------------------------
 
 
-def fetched(ctr: Ctr, name: str) -> Json:
+def fetched(ctr: Ctr, name: str) -> image_spec.Descriptor:
     """The target of an image, from its registry where it is not at hand."""
     try:
         return blobs.as_json(blobs.get_image(ctr.client, name).target)
@@ -163,7 +167,7 @@ def fetched(ctr: Ctr, name: str) -> Json:
     return target
 
 
-def unpacked_any(client: Client, descriptor: Json) -> Any:
+def unpacked_any(client: Client, descriptor: image_spec.Descriptor) -> Any:
     found = AnyMessage()
     found.ParseFromString(b"".join(blobs.read(client, descriptor["digest"])))
     return found
@@ -174,7 +178,7 @@ def restored(client: Client, identity: str, index: Json, with_layer: bool) -> No
     annotations = index.get("annotations") or {}
     parts = index.get("manifests") or []
 
-    def of_kind(media_type: str) -> Json | None:
+    def of_kind(media_type: str) -> image_spec.Descriptor | None:
         return next((each for each in parts if each["mediaType"] == media_type), None)
 
     for key, what in ((IMAGE_NAME, "image name"), (SNAPSHOTTER_NAME, "snapshotter")):

@@ -170,6 +170,12 @@ class Client:
             lease, self.lease = self.lease, ""
             self.leases.Delete(leases_pb2.DeleteRequest(id=lease))
 
+    def hold(self, kind: str, name: str) -> None:
+        """Have the lease of this context keep what others made, "content" or "snapshots/…", once it is there."""
+        if self.lease:
+            resource = leases_pb2.Resource(id=name, type=kind)
+            self.leases.AddResource(leases_pb2.AddResourceRequest(id=self.lease, resource=resource))
+
 
 def local_time(stamp: Timestamp) -> float:
     return float(stamp.seconds) + float(stamp.nanos) / 1e9

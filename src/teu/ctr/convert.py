@@ -92,7 +92,7 @@ class Converter:
         self.to_oci = to_oci
         self.wanted = wanted
 
-    def convert(self, descriptor: Json) -> Json | None:
+    def convert(self, descriptor: image_spec.Descriptor) -> image_spec.Descriptor | None:
         kind = descriptor["mediaType"]
         changed = None
         if kind in image_spec.INDEXES:
@@ -106,13 +106,14 @@ class Converter:
                 changed = {**(changed or descriptor)}
                 changed["mediaType"] = TO_OCI.get(changed["mediaType"], changed["mediaType"])
             elif (changed or descriptor).get("annotations"):
-                changed = {key: value for key, value in (changed or descriptor).items() if key != "annotations"}
+                changed = {**(changed or descriptor)}
+                del changed["annotations"]
         return changed
 
     def labels(self, digest: str) -> dict[str, str]:
         return dict(self.client.content.Info(content_pb2.InfoRequest(digest=digest)).info.labels)
 
-    def layer(self, descriptor: Json) -> Json:
+    def layer(self, descriptor: image_spec.Descriptor) -> image_spec.Descriptor:
         client, old = self.client, descriptor["digest"]
         labels = self.labels(old)
         labels.pop(UNCOMPRESSED, None)
@@ -125,11 +126,13 @@ class Converter:
         digest, size = blobs.write_unknown(client, f"convert-uncompress-from-{old}", pieces(), labels)
         return {**descriptor, "mediaType": TO_TAR[descriptor["mediaType"]], "digest": digest, "size": size}
 
-    def rewritten(self, descriptor: Json, document: Json, labels: dict[str, str]) -> Json:
+    def rewritten(
+        self, descriptor: image_spec.Descriptor, document: Json, labels: dict[str, str]
+    ) -> image_spec.Descriptor:
         data = encoded(document)
         return {**descriptor, "digest": blobs.store(self.client, data, labels), "size": len(data)}
 
-    def opened(self, descriptor: Json) -> tuple[Json, dict[str, str], bool]:
+    def opened(self, descriptor: image_spec.Descriptor) -> tuple[Json, dict[str, str], bool]:
         """A manifest or index with its labels, and whether its own media type has just become OCI's."""
         labels = self.labels(descriptor["digest"])
         document = blobs.document(self.client, descriptor)
@@ -139,7 +142,7 @@ class Converter:
             document["mediaType"] = TO_OCI.get(kind, kind)
         return document, labels, changed
 
-    def manifest(self, descriptor: Json) -> Json | None:
+    def manifest(self, descriptor: image_spec.Descriptor) -> image_spec.Descriptor | None:
         document, labels, changed = self.opened(descriptor)
         for number, layer in enumerate(document.get("layers") or []):
             new = self.convert(layer)
@@ -156,13 +159,13 @@ class Converter:
             changed = True
         return self.rewritten(descriptor, document, labels) if changed else None
 
-    def fits(self, entry: Json) -> bool:
+    def fits(self, entry: image_spec.Descriptor) -> bool:
         if self.wanted is None or not entry.get("platform"):
             return True
         offered = image_spec.platform_of(entry["platform"])
         return any(image_spec.platform_rank(wanted, offered) is not None for wanted in self.wanted)
 
-    def index(self, descriptor: Json) -> Json | None:
+    def index(self, descriptor: image_spec.Descriptor) -> image_spec.Descriptor | None:
         document, labels, changed = self.opened(descriptor)
         kept = []
         for number, entry in enumerate(document.get("manifests") or []):

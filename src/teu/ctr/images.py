@@ -27,7 +27,7 @@ def all_images(client: Client, filters: list[str]) -> list[Any]:
     return sorted(found, key=lambda image: str(image.name))
 
 
-def total_size(client: Client, name: str, target: blobs.Json) -> int:
+def total_size(client: Client, name: str, target: image_spec.Descriptor) -> int:
     """Of the manifest for this machine and all below it, as ctr counts. Where that is not at hand: of what is known of
     it, and a warning."""
     try:

@@ -24,7 +24,7 @@ from teu.ctr.fifos import Conversation, Fifos
 from teu.ctr.flags import Options, labels
 from teu.ctr.images import mount_all, unmount_all
 from teu.ctr.output import log
-from teu.oci import jsontext
+from teu.oci import image_spec, jsontext
 
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 OPTIONS_TYPE = "containerd.runc.v1.Options"
@@ -157,7 +157,7 @@ def create(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def create_task(
-    ctr: Ctr, options: Options, identity: str, memory: blobs.Json | None = None
+    ctr: Ctr, options: Options, identity: str, memory: image_spec.Descriptor | None = None
 ) -> tuple[Conversation, int]:
     """Create the task of a container: its conversation (with FIFOs where wanted) and its process ID. With the `memory`
     of a checkpoint the task goes on from there when it is started."""

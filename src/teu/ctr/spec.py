@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def merge_environment(base: list[str], more: list[str]) -> list[str]:
     return list(values.values())
 
 
-def from_image(spec: Json, config: Json, arguments: list[str]) -> None:
+def from_image(spec: Json, config: Mapping[str, Any], arguments: list[str]) -> None:
     """What the image says of its process; the user is `set_user`'s."""
     process = spec["process"]
     process["env"] = merge_environment([PATH], config.get("Env") or [])

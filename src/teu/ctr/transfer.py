@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Literal
 
 from teu.ctr import blobs
-from teu.ctr.blobs import Json
 from teu.ctr.client import Client, content_pb2
 from teu.ctr.commands import SNAPSHOTTER, Command, Ctr, need
 from teu.ctr.errors import CommandError, NotFound
@@ -147,7 +146,7 @@ def parse_reference(text: str) -> reference.Reference:
         raise CommandError(f'failed to resolve reference "{text}": {error}') from None
 
 
-def part_name(descriptor: Json) -> str:
+def part_name(descriptor: image_spec.Descriptor) -> str:
     kind = descriptor["mediaType"]
     if kind in image_spec.INDEXES:
         return f"index-{descriptor['digest']}"
@@ -174,9 +173,9 @@ class Fetcher:
         self.status = status
         self.jobs = jobs or DOWNLOADS
 
-    def blob(self, descriptor: Json) -> None:
+    def blob(self, descriptor: image_spec.Descriptor) -> None:
         name, size, digest = part_name(descriptor), descriptor["size"], descriptor["digest"]
-        if blobs.exists(self.client, digest):
+        if blobs.kept(self.client, digest):
             self.status.set(name, "exists")
             blobs.set_labels(self.client, digest, self.source)
             return
@@ -191,10 +190,10 @@ class Fetcher:
         blobs.write(self.client, name, size, digest, pieces, self.source)
         self.status.set(name, "done", size, size)
 
-    def manifest(self, descriptor: Json) -> None:
+    def manifest(self, descriptor: image_spec.Descriptor) -> None:
         """A manifest or index itself, without its children."""
         name = part_name(descriptor)
-        if blobs.exists(self.client, descriptor["digest"]):
+        if blobs.kept(self.client, descriptor["digest"]):
             self.status.set(name, "exists")
             blobs.set_labels(self.client, descriptor["digest"], self.source)
         else:
@@ -210,7 +209,12 @@ class Fetcher:
             )
             self.status.set(name, "done", descriptor["size"], descriptor["size"])
 
-    def tree(self, descriptor: Json, wanted: Callable[[list[Json]], list[Json]], extent: Extent = "image") -> None:
+    def tree(
+        self,
+        descriptor: image_spec.Descriptor,
+        wanted: Callable[[list[image_spec.Descriptor]], list[image_spec.Descriptor]],
+        extent: Extent = "image",
+    ) -> None:
         """All of an image: `wanted` picks the entries of an index whose layers are brought too."""
         self.manifest(descriptor)
         if descriptor["mediaType"] in image_spec.INDEXES:
@@ -234,18 +238,18 @@ class Fetcher:
                 result.result()
         self.label(descriptor, [manifest["config"], *manifest["layers"]])
 
-    def label(self, descriptor: Json, below: list[Json]) -> None:
+    def label(self, descriptor: image_spec.Descriptor, below: list[image_spec.Descriptor]) -> None:
         blobs.set_labels(self.client, descriptor["digest"], blobs.reference_labels(descriptor, below))
 
 
-def platform_choice(options: Options) -> Callable[[list[Json]], list[Json]]:
+def platform_choice(options: Options) -> Callable[[list[image_spec.Descriptor]], list[image_spec.Descriptor]]:
     if options["all-platforms"]:
         return lambda entries: entries
     wanted = [blobs.parse_platform(text) for text in options["platform"]] or [image_spec.host_platform()]
     return lambda entries: [entry for each in wanted for entry in image_spec.choose(entries, each)[:1]]
 
 
-def resolve(registry: registries.Registries, parsed: reference.Reference, text: str) -> Json:
+def resolve(registry: registries.Registries, parsed: reference.Reference, text: str) -> image_spec.Descriptor:
     wanted = parsed.digest or parsed.tag
     if not wanted:
         raise CommandError(f'failed to resolve reference "{text}": object required')
@@ -257,7 +261,7 @@ def resolve(registry: registries.Registries, parsed: reference.Reference, text: 
         raise CommandError(f'failed to resolve reference "{text}": {error}') from None
 
 
-def fetch_image(ctr: Ctr, options: Options, text: str, extent: Extent = "image") -> Json:
+def fetch_image(ctr: Ctr, options: Options, text: str, extent: Extent = "image") -> image_spec.Descriptor:
     """Bring an image into the content store, showing how far it is; its target."""
     parsed = parse_reference(text)
     status = Progress()
@@ -314,7 +318,7 @@ def push(ctr: Ctr, options: Options, operands: list[str]) -> None:
             raise CommandError(f"failed to push {text}: {error}") from None
 
 
-def push_target(client: Client, options: Options, name: str) -> Json:
+def push_target(client: Client, options: Options, name: str) -> image_spec.Descriptor:
     """The descriptor to push: of --manifest, else of the image `name` (or of its one --platform)."""
     if options["manifest"]:
         info = client.content.Info(content_pb2.InfoRequest(digest=options["manifest"])).info
@@ -341,7 +345,7 @@ class Upload:
         self.foreign_too = options["allow-non-distributable-blobs"]
         self.threads = options["max-concurrent-uploaded-layers"] or DOWNLOADS
 
-    def push_tree(self, descriptor: Json, name: str) -> None:
+    def push_tree(self, descriptor: image_spec.Descriptor, name: str) -> None:
         """An index or a manifest with all below it, under the tag or digest `name`."""
         self.status.set(part_name(descriptor), "waiting")
         is_index = descriptor["mediaType"] in image_spec.INDEXES
@@ -362,14 +366,14 @@ class Upload:
         self.registry.put_manifest(self.path, name, descriptor["mediaType"], data)
         self.status.set(part_name(descriptor), "done", descriptor["size"], descriptor["size"])
 
-    def push_blobs(self, descriptors: list[Json]) -> None:
+    def push_blobs(self, descriptors: list[image_spec.Descriptor]) -> None:
         for descriptor in descriptors:
             self.status.set(part_name(descriptor), "waiting")
         with ThreadPoolExecutor(self.threads) as pool:
             for result in [pool.submit(self.push_blob, descriptor) for descriptor in descriptors]:
                 result.result()
 
-    def push_blob(self, descriptor: Json) -> None:
+    def push_blob(self, descriptor: image_spec.Descriptor) -> None:
         name, size, digest = part_name(descriptor), descriptor["size"], descriptor["digest"]
         if not self.registry.has_blob(self.path, digest):
 
@@ -415,7 +419,7 @@ class ContentSink:
                 position += len(data)
 
         self.count += 1
-        if expected and blobs.exists(self.client, expected):
+        if expected and blobs.kept(self.client, expected):
             while stream.read(blobs.CHUNK):
                 pass
             return expected
@@ -485,7 +489,7 @@ def read_archive(client: Client, source: BinaryIO, path: str, compressed: bool) 
     return found
 
 
-def unpack_imported(ctr: Ctr, options: Options, name: str, target: Json) -> None:
+def unpack_imported(ctr: Ctr, options: Options, name: str, target: image_spec.Descriptor) -> None:
     client = ctr.client
     sys.stdout.write(f"unpacking {name} ({target['digest']})...")
     sys.stdout.flush()
@@ -497,7 +501,7 @@ def unpack_imported(ctr: Ctr, options: Options, name: str, target: Json) -> None
     ctr.print("done")
 
 
-def index_of(client: Client, targets: list[Json]) -> Json:
+def index_of(client: Client, targets: list[image_spec.Descriptor]) -> image_spec.Descriptor:
     """An index of all that an archive has, stored."""
     unique = list({target["digest"]: target for target in targets}.values())
     data = image_spec.encode({"schemaVersion": 2, "mediaType": image_spec.OCI_INDEX, "manifests": unique})
@@ -505,11 +509,11 @@ def index_of(client: Client, targets: list[Json]) -> Json:
     return {"mediaType": image_spec.OCI_INDEX, "digest": blobs.store(client, data, kept), "size": len(data)}
 
 
-def is_parent(descriptor: Json) -> bool:
+def is_parent(descriptor: image_spec.Descriptor) -> bool:
     return descriptor["mediaType"] in image_spec.INDEXES or descriptor["mediaType"] in image_spec.MANIFESTS
 
 
-def is_foreign(descriptor: Json) -> bool:
+def is_foreign(descriptor: image_spec.Descriptor) -> bool:
     """A layer that its maker alone hands out."""
     kind: str = descriptor["mediaType"]
     return kind.startswith((image_spec.DOCKER_LAYER.replace(".diff", ".foreign.diff"), OCI_FOREIGN))
@@ -596,7 +600,7 @@ def push_object(ctr: Ctr, options: Options, operands: list[str]) -> None:
     need(operands, "remote ref", "object", "type")
     parsed = parse_reference(text)
     info: Any = ctr.client.content.Info(content_pb2.InfoRequest(digest=digest)).info
-    descriptor: Json = {"mediaType": kind, "digest": digest, "size": info.size}
+    descriptor: image_spec.Descriptor = {"mediaType": kind, "digest": digest, "size": info.size}
     with registry_for(ctr, options, parsed) as registry:
         try:
             if is_parent(descriptor):

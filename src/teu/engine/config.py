@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from teu.config import Key, Wrong, boolean, duration, integer, list_of, map_of, matching, one_of, path, text
+from teu.config import Key, Settings, Wrong, boolean, duration, integer, list_of, map_of, matching, one_of, path, text
 from teu.engine.core.errors import EngineError
 from teu.engine.logs import registry
 
@@ -13,7 +11,7 @@ FILE = "/etc/teu/teud.yaml"
 LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 
-def address(value: Any) -> str:
+def address(value: object) -> str:
     """Where to listen."""
     if not isinstance(value, str) or not value.startswith(("fd://", "unix:///")):
         raise Wrong("give fd:// or unix:///path")
@@ -62,7 +60,7 @@ KEYS = (
 )
 
 
-def check(settings: Any) -> None:
+def check(settings: Settings) -> None:
     """What a single key cannot tell. Raises EngineError with the remedy."""
     try:
         registry.check(settings["log-driver"], settings["log-opts"])

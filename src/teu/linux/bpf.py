@@ -158,36 +158,6 @@ def compile_rules(rules: Sequence[dict[str, Any]]) -> bytes:
     return b"".join(program)
 
 
-def evaluate(program: bytes, kind: str, major: int, minor: int, access: str) -> bool:
-    """What a device program answers: for tests and for `--debug`, no kernel needed."""
-    registers = [0] * 11
-    context = (access_bits(access) << 16 | TYPES[kind], major, minor)
-    at = 0
-    while True:
-        word = int.from_bytes(program[at * 8 : at * 8 + 8], "little")
-        code, dst, src = word & 0xFF, word >> 8 & 0xF, word >> 12 & 0xF
-        offset, immediate = word >> 16 & 0xFFFF, word >> 32
-        at += 1
-        if code == LDX_W:
-            registers[dst] = context[offset // 4]
-        elif code == MOV_X:
-            registers[dst] = registers[src]
-        elif code == MOV64_K:
-            registers[dst] = immediate
-        elif code == AND_K:
-            registers[dst] &= immediate
-        elif code == RSH_K:
-            registers[dst] >>= immediate
-        elif code == JEQ_K:
-            at += offset if registers[dst] == immediate else 0
-        elif code == JNE_K:
-            at += offset if registers[dst] != immediate else 0
-        elif code == EXIT:
-            return bool(registers[0])
-        else:
-            raise ValueError(f"instruction {code:#x} is none of ours")
-
-
 def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
     """bpf(2); answers the result and the attributes as the kernel left them."""
     attribute = buffer(attributes)

@@ -16,10 +16,14 @@ _FUNCFLAG_USE_ERRNO = 8
 
 
 class c_long(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    """A C long, in which the kernel takes arguments and gives results; ctypes' own would have to be imported."""
+
     _type_ = "l"
 
 
 class c_char(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    """A C char, of which buffers are made."""
+
     _type_ = "c"
 
 
@@ -50,6 +54,7 @@ _array_type: Any = type
 
 
 def buffer(data: bytes) -> Any:
+    """Memory with a copy of these bytes, which the kernel may write to. It lives as long as the result is held."""
     kind = _buffer_types.get(len(data))
     if kind is None:
         kind = _array_type("buffer", (_ctypes.Array,), {"_type_": c_char, "_length_": len(data)})
@@ -58,14 +63,18 @@ def buffer(data: bytes) -> Any:
 
 
 def address(of: Any) -> int:
+    """Where a buffer is in this process's memory: for structures that hold pointers."""
     return int(_ctypes.addressof(of))
 
 
 def call(number: int, *args: int | bytes | None | Any) -> int:
+    """A system call: its result, or -errno. Nothing is raised. Bytes are passed as pointers to them, None as a null
+    pointer, numbers as longs. Other threads run meanwhile."""
     result = int(_syscall(c_long(number), *[c_long(a) if type(a) is int else a for a in args]))
     return -_ctypes.get_errno() if result == -1 else result
 
 
 def call_keeping_gil(number: int, *args: int | bytes | None | Any) -> int:
+    """As `call`, for what is over at once: other threads wait, which spares two changes of the interpreter's lock."""
     result = int(_syscall_keeping_gil(c_long(number), *[c_long(a) if type(a) is int else a for a in args]))
     return -_ctypes.get_errno() if result == -1 else result

@@ -83,6 +83,8 @@ def _with_pressure(stats: Stats, path: str, name: str) -> Stats:
 
 
 def cpu(path: str) -> Stats:
+    """CPU time in nanoseconds, throttling in periods and nanoseconds, pressure. Without the controller usage alone,
+    which cgroup version 2 always counts."""
     try:
         counts = read_pairs(path, "cpu.stat")
     except OSError:
@@ -106,6 +108,8 @@ def cpu(path: str) -> Stats:
 
 
 def memory(path: str) -> Stats:
+    """Memory and swap in bytes: usage, limit, what was refused, and memory.stat as it is. Zeros without the
+    controller."""
     empty = {"limit": 0, "failcnt": 0}
     try:
         raw = read_pairs(path, "memory.stat")
@@ -144,6 +148,7 @@ def _memory_entry(path: str, prefix: str) -> Stats:
 
 
 def pids(path: str) -> Stats:
+    """How many processes there are and may be; a limit of 0 is none. Without the controller they are counted."""
     try:
         current = _number(path, "pids.current")
         limit = _number(path, "pids.max")
@@ -166,6 +171,7 @@ IO_KEYS = {
 
 
 def block_io(path: str) -> Stats:
+    """Bytes and operations of each device since the start, and pressure. Without the controller pressure alone."""
     found: Stats = {}
     try:
         text = read(path, "io.stat")
@@ -199,6 +205,8 @@ def huge_page_sizes() -> list[str]:
 
 
 def hugetlb(path: str) -> Stats:
+    """By page size, as "2MB": bytes in use, or reserved where the kernel counts that, and how often the limit refused
+    some."""
     found: Stats = {}
     for size in huge_page_sizes():
         try:

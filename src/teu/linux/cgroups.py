@@ -431,6 +431,8 @@ def set_resources(path: str, resources: Resources) -> None:
 
 
 def set_pids(path: str, pids: Resources) -> None:
+    """linux.resources.pids: the most processes, -1 for no limit. Raises OSError with the field where the kernel
+    refuses."""
     limit = pids.get("limit")
     if limit is not None:
         _limit(path, "pids.max", pids_limit(limit), "pids.limit")
@@ -473,6 +475,8 @@ def check_usage(path: str, limit: int, swap: int) -> None:
 
 
 def set_cpu(path: str, cpu: Resources) -> None:
+    """linux.resources.cpu: shares, quota, period and burst in microseconds, idle, and the sets of CPUs and memory
+    nodes. Raises OSError with the field where the kernel refuses."""
     idle = cpu.get("idle")
     if idle is not None:
         _limit(path, "cpu.idle", str(idle), "cpu.idle")
@@ -514,6 +518,8 @@ THROTTLES = (
 
 
 def set_block_io(path: str, block_io: Resources) -> None:
+    """linux.resources.blockIO: weights, and rates of devices in bytes or operations per second; a rate of 0 is none.
+    Raises OSError with the field where the kernel refuses."""
     weight = block_io.get("weight") or 0
     devices = block_io.get("weightDevice") or []
     if weight or devices:
@@ -534,6 +540,7 @@ def set_block_io(path: str, block_io: Resources) -> None:
 
 
 def set_hugetlb(path: str, limits: Iterable[Resources]) -> None:
+    """linux.resources.hugepageLimits: bytes by page size. Raises OSError with the field where the kernel refuses."""
     for entry in limits:
         size = entry["pageSize"]
         _limit(path, f"hugetlb.{size}.max", str(entry["limit"]), "hugepageLimits")
@@ -545,6 +552,7 @@ def set_hugetlb(path: str, limits: Iterable[Resources]) -> None:
 
 
 def set_rdma(path: str, rdma: Resources) -> None:
+    """linux.resources.rdma: handles and objects by device. Raises OSError with the field where the kernel refuses."""
     for device, limits in rdma.items():
         handles, objects = limits.get("hcaHandles"), limits.get("hcaObjects")
         line = device

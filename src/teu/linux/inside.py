@@ -47,6 +47,8 @@ def open_beneath(folder: int, path: str, flags: int = os.O_PATH, mode: int = 0) 
 
 
 def exists_in_root(root: int, path: str) -> bool:
+    """Whether the path leads to something below the root, which is a descriptor. Links are followed, and do not lead
+    out."""
     try:
         os.close(open_in_root(root, path))
     except OSError:

@@ -101,6 +101,8 @@ def umount2(target: str, flags: int = 0) -> None:
 
 
 def pivot_root(new: str, old: str) -> None:
+    """pivot_root(2): `new` becomes the root of this mount namespace, and the old root is mounted on `old`. Raises
+    OSError."""
     syscall("pivot_root", NR_pivot_root, os.fsencode(new), os.fsencode(old))
 
 

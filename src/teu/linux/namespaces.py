@@ -62,10 +62,14 @@ def clone(flags: int, cgroup: int = -1) -> int:
 
 
 def unshare(flags: int) -> None:
+    """unshare(2): this thread is in new namespaces, by CLONE_NEW* flags; CLONE_FS gives it a root and a working folder
+    of its own. Raises OSError."""
     syscall("unshare", NR_unshare, flags)
 
 
 def setns(fd: int, flags: int) -> None:
+    """setns(2): this thread joins the namespace that `fd` is, or those of the process that it is, by CLONE_NEW* flags.
+    Raises OSError."""
     syscall("setns", NR_setns, fd, flags)
 
 

@@ -71,6 +71,9 @@ _ATTRIBUTE = struct.Struct("=HH")
 
 
 class Link(NamedTuple):
+    """An interface. `number` is its index, `flags` are IFF_*, `kind` is "" for hardware, `master` the index of its
+    bridge or 0."""
+
     number: int
     name: str
     flags: int
@@ -91,18 +94,22 @@ class Message(NamedTuple):
 
 
 def attribute(kind: int, data: bytes) -> bytes:
+    """One attribute of a message (rtnetlink(7)), padded to four bytes."""
     return _ATTRIBUTE.pack(len(data) + 4, kind) + data + b"\0" * (-len(data) % 4)
 
 
 def text(value: str) -> bytes:
+    """A name as attributes hold it: with a zero byte at its end."""
     return os.fsencode(value) + b"\0"
 
 
 def number(value: int) -> bytes:
+    """A number of 32 bits as attributes hold it."""
     return struct.pack("=I", value)
 
 
 def attributes(data: bytes) -> dict[int, bytes]:
+    """What a message holds after its header, by number. The last of a number counts; what is cut off is left out."""
     result = {}
     position = 0
     while position + 4 <= len(data):
@@ -115,6 +122,7 @@ def attributes(data: bytes) -> dict[int, bytes]:
 
 
 def mac_bytes(mac: str) -> bytes:
+    """The six bytes of "02:42:ac:11:00:02". Raises ValueError."""
     return bytes.fromhex(mac.replace(":", ""))
 
 
@@ -127,6 +135,7 @@ class Socket:
         self._sequence = 0
 
     def close(self) -> None:
+        """Nothing is sent or received any more."""
         self._socket.close()
 
     def __enter__(self) -> Socket:
@@ -157,6 +166,7 @@ class Socket:
             raise failure
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
+        """All that the kernel has of a kind (RTM_GET*), a body for each. Raises OSError."""
         self._sequence += 1
         sequence = self._sequence
         flags = NLM_F_REQUEST | NLM_F_DUMP
@@ -184,9 +194,11 @@ class Socket:
     # -- what there is -------------------------------------------------------------------------
 
     def links(self) -> list[Link]:
+        """All interfaces of the socket's network namespace. Raises OSError."""
         return [_parse_link(data) for data in self.dump(RTM_GETLINK, _LINK.pack(0, 0, 0, 0, 0))]
 
     def link(self, name: str) -> Link | None:
+        """The interface of that name, None where there is none. Raises OSError."""
         self._sequence += 1
         body = _LINK.pack(0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, text(name))
         self._socket.send(_HEADER.pack(16 + len(body), RTM_GETLINK, NLM_F_REQUEST, self._sequence, 0) + body)
@@ -258,6 +270,8 @@ def _kind(kind: str, data: bytes = b"") -> bytes:
 
 
 def new_bridge(name: str, mtu: int = 0, mac: str = "") -> Message:
+    """Make a bridge that is up. MTU in bytes, and MAC address, where they are given: else the kernel chooses. One of
+    that name is an error."""
     body = _LINK.pack(0, 0, 0, IFF_UP, IFF_UP) + attribute(IFLA_IFNAME, text(name))
     if mac:
         body += attribute(IFLA_ADDRESS, mac_bytes(mac))
@@ -305,10 +319,12 @@ def isolated(name: str) -> Message:
 
 
 def set_up(index: int) -> Message:
+    """Bring an interface up, by its index."""
     return Message(RTM_NEWLINK, 0, _LINK.pack(0, 0, index, IFF_UP, IFF_UP), f"interface {index} up")
 
 
 def delete_link(name: str) -> Message:
+    """Delete an interface by its name; of a pair both ends."""
     body = _LINK.pack(0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, text(name))
     return Message(RTM_DELLINK, 0, body, f"interface {name}")
 
@@ -319,6 +335,8 @@ def delete_index(index: int) -> Message:
 
 
 def add_address(index: int, address: IPv4Address | IPv6Address, prefix: int) -> Message:
+    """Give an interface an address of a network with that length of prefix. For IPv4 with the broadcast address, for
+    IPv6 without the wait for a duplicate. An address that it has is an error."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     body = _ADDRESS.pack(family, prefix, 0, 0, index)
     body += attribute(IFA_LOCAL, address.packed) + attribute(IFA_ADDRESS, address.packed)
@@ -336,6 +354,7 @@ def default_route(gateway: IPv4Address | IPv6Address, index: int = 0) -> Message
 
 
 def delete_default_route(gateway: IPv4Address | IPv6Address) -> Message:
+    """Delete the default route that leads by this gateway."""
     return Message(RTM_DELROUTE, 0, _default(gateway, 0), f"default route by {gateway}")
 
 

@@ -130,6 +130,7 @@ class Changes:
         self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
 
     def close(self) -> None:
+        """Nothing is heard any more."""
         self._socket.close()
 
     def fileno(self) -> int:
@@ -163,6 +164,7 @@ class Changes:
 
 
 def parse_changes(data: bytes) -> list[Change]:
+    """What the messages of one read tell of tables and chains; all others are passed over. What is cut off ends it."""
     result = []
     position = 0
     while position + 20 <= len(data):

@@ -18,7 +18,6 @@ import errno
 import marshal
 import os
 from _blake2 import blake2b
-from struct import pack, unpack_from
 from sys import byteorder
 
 from teu.linux.syscalls import NR_seccomp, syscall
@@ -80,7 +79,6 @@ AUDIT_ARCH_X86_64 = 0xC000003E
 X32_SYSCALL_BIT = 1 << 30
 
 # seccomp(2)
-SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_LOG = 1 << 1
 SECCOMP_FILTER_FLAG_SPEC_ALLOW = 1 << 2
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
@@ -214,6 +212,7 @@ def read_cached(directory: str, name: str) -> bytes | None:
 
 
 def is_private(status: os.stat_result) -> bool:
+    """Whether nobody but this user may have written there."""
     return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
@@ -438,6 +437,7 @@ def add_rule(library: _Library, context: int, rule: Profile, default: int, field
 
 
 def export(library: _Library, context: int) -> bytes:
+    """The filter as BPF (struct sock_filter). Raises SeccompError."""
     file = os.memfd_create("seccomp")
     try:
         error = -library.call.seccomp_export_bpf(context, file)
@@ -510,45 +510,3 @@ def newer_calls(last: dict[str, int]) -> bytes:
         test = section[0][:2] + bytes((0, len(body))) + section[0][4:]
         program = [test, *body, *program]
     return b"".join([instruction(BPF_LD_W_ABS, DATA_ARCH), *program]) if program else b""
-
-
-def evaluate(program: bytes, architecture: int, number: int, arguments: tuple[int, ...] = ()) -> int:
-    """The action that a program answers to a system call: for tests, no kernel needed."""
-    padded = (*arguments, *([0] * (ARGUMENTS - len(arguments))))
-    data = pack("=IIQ6Q", number, architecture, 0, *padded)
-    accumulator = index = at = 0
-    memory = [0] * 16
-    while True:
-        code, if_true, if_false, immediate = unpack_from("=HBBI", program, at * 8)
-        at += 1
-        kind = code & 0x07
-        operand = index if code & 0x08 else immediate
-        if code == BPF_LD_W_ABS:
-            accumulator = unpack_from("=I", data, immediate)[0]
-        elif kind == 0x05:
-            if code == BPF_JA:
-                at += immediate
-                continue
-            operation = code & 0xF0
-            hit = (
-                accumulator == operand
-                if operation == 0x10
-                else accumulator > operand
-                if operation == 0x20
-                else accumulator >= operand
-                if operation == 0x30
-                else bool(accumulator & operand)
-            )
-            at += if_true if hit else if_false
-        elif code == BPF_RET_K:
-            return int(immediate)
-        elif code == 0x54:
-            accumulator &= immediate
-        elif code == 0x02:
-            memory[immediate] = accumulator
-        elif code == 0x60:
-            accumulator = memory[immediate]
-        elif code == 0x07:
-            index = accumulator
-        else:
-            raise ValueError(f"instruction {code:#x} is not expected in a filter")

@@ -41,6 +41,7 @@ _OLD_NUMBERS: dict[str, dict[str, int]] = {
         "statx": 332,
         "syncfs": 306,
         "sync_file_range": 277,
+        "tee": 276,
     },
     "aarch64": {
         "mount": 40,
@@ -61,6 +62,7 @@ _OLD_NUMBERS: dict[str, dict[str, int]] = {
         "statx": 291,
         "syncfs": 267,
         "sync_file_range": 84,
+        "tee": 77,
     },
 }
 _OLD_NUMBERS["riscv64"] = _OLD_NUMBERS["aarch64"]
@@ -84,6 +86,7 @@ NR_fstatfs = _old.get("fstatfs", -1)
 NR_statx = _old.get("statx", -1)
 NR_syncfs = _old.get("syncfs", -1)
 NR_sync_file_range = _old.get("sync_file_range", -1)
+NR_tee = _old.get("tee", -1)
 NR_open_tree = 428
 NR_move_mount = 429
 NR_fsopen = 430
@@ -125,17 +128,11 @@ def check(result: int, what: str) -> int:
     return result
 
 
-def machine() -> str:
-    """The architecture as uname(2) gives it."""
-    return _MACHINE
-
-
 # -- prctl -----------------------------------------------------------------------------------------
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
-PR_CAPBSET_DROP = 24
 PR_SET_MM = 35
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
@@ -147,16 +144,16 @@ PR_SCHED_CORE_CREATE = 1
 
 
 def prctl(option: int, *args: int) -> int:
+    """prctl(2), with zeros for the arguments that are not given: its result. Raises OSError."""
     values = (*args, 0, 0, 0, 0)[:4]
     return syscall(f"prctl({option})", NR_prctl, option, *values)
 
 
 def fstatfs_type(fd: int) -> int:
-    """The magic number of the file system that fd is on (PROC_SUPER_MAGIC, CGROUP2_SUPER_MAGIC ...)."""
+    """The magic number of the file system that fd is on (PROC_SUPER_MAGIC and its like)."""
     result = buffer(bytes(120))
     syscall("fstatfs", NR_fstatfs, fd, result)
     return int.from_bytes(bytes(result)[:8], "little")
 
 
 PROC_SUPER_MAGIC = 0x9FA0
-CGROUP2_SUPER_MAGIC = 0x63677270

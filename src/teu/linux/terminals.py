@@ -24,6 +24,7 @@ _VTIME, _VMIN = 5, 6
 
 
 def set_size(fd: int, rows: int, columns: int) -> None:
+    """Set the size of a terminal in characters; who is in its foreground gets SIGWINCH. Raises OSError."""
     fcntl.ioctl(fd, TIOCSWINSZ, pack("HHHH", rows, columns, 0, 0))
 
 
@@ -33,10 +34,12 @@ def copy_size(source: int, to: int) -> None:
 
 
 def get_attributes(fd: int) -> bytes:
+    """The terminal's attributes (struct termios), for `set_attributes`. Raises OSError where it is none."""
     return fcntl.ioctl(fd, TCGETS, bytes(_TERMIOS_SIZE))
 
 
 def set_attributes(fd: int, attributes: bytes) -> None:
+    """Set the attributes at once, without a wait for output that is on its way. Raises OSError."""
     fcntl.ioctl(fd, TCSETS, attributes)
 
 

@@ -56,7 +56,10 @@ class ArchiveError(ValueError):
 
 
 class Stream(Protocol):
-    def read(self, size: int = -1, /) -> bytes: ...
+    """Where an archive comes from: a file, a connection, a decompressor."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes, and at least one unless it is at its end; -1: all that is left."""
 
 
 class Sink(Protocol):
@@ -70,6 +73,8 @@ class Sink(Protocol):
 
 
 class Entry(NamedTuple):
+    """A blob of an archive: what it is without its compression ("gzip", "zstd", "" or another that the archive had)."""
+
     digest: str
     size: int
     compression: str
@@ -79,7 +84,7 @@ class ArchiveImage(NamedTuple):
     """One image of an archive: its names as written there (full references) and its descriptor."""
 
     names: list[str]
-    target: Json
+    target: image_spec.Descriptor
 
 
 class _Peek:
@@ -355,7 +360,7 @@ def read(stream: Stream, sink: Sink, compress: Callable[[str], tuple[str, int]] 
     raise ArchiveError(_NOT_AN_ARCHIVE)
 
 
-def read_index(stream: Stream, sink: Sink) -> tuple[bytes, list[Json]]:
+def read_index(stream: Stream, sink: Sink) -> tuple[bytes, list[image_spec.Descriptor]]:
     """As `read`, for who keeps the archive's index as an image of its own, as containerd does.
 
     The bytes of the index (for docker's format, of the one that containerd makes of the table), and its descriptors,
@@ -368,14 +373,16 @@ def read_index(stream: Stream, sink: Sink) -> tuple[bytes, list[Json]]:
             return tables["index.json"], _layout(entries, sink)
         if "manifest.json" not in tables:
             raise ArchiveError(_NOT_AN_ARCHIVE)
-        manifests = []
+        manifests: list[image_spec.Descriptor] = []
         for image in _docker_images(_docker_table(tables["manifest.json"]), entries, sink):
             platform = _platform_in(image.target, sink)
-            if not image.names:
-                manifests.append({**image.target, **platform})
-            for name in image.names:
-                named = {NAME_ANNOTATION: name, REF_ANNOTATION: _object_of(name)}
-                manifests.append({**image.target, "annotations": named, **platform})
+            for name in image.names or [""]:
+                found: image_spec.Descriptor = {**image.target}
+                if name:
+                    found["annotations"] = {NAME_ANNOTATION: name, REF_ANNOTATION: _object_of(name)}
+                if platform:
+                    found["platform"] = platform
+                manifests.append(found)
         return image_spec.encode({"schemaVersion": 2, "manifests": manifests}), manifests
 
 
@@ -389,15 +396,16 @@ def _object_of(name: str) -> str:
     return parsed.digest or parsed.tag
 
 
-def _platform_in(target: Json, sink: Sink) -> Json:
-    """{"platform": …} of a manifest, from its configuration; nothing where that tells none."""
+def _platform_in(target: image_spec.Descriptor, sink: Sink) -> image_spec.PlatformMembers:
+    """The platform of a manifest, from its configuration; empty where that tells none."""
     manifest = image_spec.manifest(image_spec.decode(sink.read(target["digest"]), "manifest"))
     config = image_spec.decode(sink.read(manifest["config"]["digest"]), "image configuration")
     architecture, system = config.get("architecture"), config.get("os")
     if not architecture or not system:
         return {}
-    variant = {"variant": "v7"} if architecture == "arm" else {}  # containerd reads no variant there
-    return {"platform": {"architecture": architecture, "os": system, **variant}}
+    if architecture == "arm":
+        return {"architecture": architecture, "os": system, "variant": "v7"}  # containerd reads no variant there
+    return {"architecture": architecture, "os": system}
 
 
 def _read(stream: Stream, sink: Sink, spool: IO[bytes]) -> _Entries:
@@ -477,10 +485,10 @@ def _names(tags: Iterable[str]) -> list[str]:
     return [str(reference.parse(tag).with_default_tag()) for tag in tags]
 
 
-def _layout(entries: _Entries, sink: Sink) -> list[Json]:
+def _layout(entries: _Entries, sink: Sink) -> list[image_spec.Descriptor]:
     """The descriptors of index.json; everything that they lead to, and that is in the archive, is in the sink."""
     index = image_spec.index(_table(entries.tables["index.json"], "index.json"))
-    manifests: list[Json] = index["manifests"]
+    manifests: list[image_spec.Descriptor] = index["manifests"]
     for descriptor in manifests:
         if not entries.has(descriptor["digest"]):
             raise ArchiveError(f"index.json names {descriptor['digest']}, which is not in the archive")
@@ -493,11 +501,11 @@ def _layout(entries: _Entries, sink: Sink) -> list[Json]:
             continue
         seen.add(digest)
         if kind in image_spec.INDEXES:
-            document = image_spec.index(image_spec.decode(sink.read(digest), "index"))
-            waiting += document["manifests"][::-1]
+            index = image_spec.index(image_spec.decode(sink.read(digest), "index"))
+            waiting += index["manifests"][::-1]
         elif kind in image_spec.MANIFESTS:
-            document = image_spec.manifest(image_spec.decode(sink.read(digest), "manifest"))
-            waiting += [*document["layers"][::-1], document["config"]]
+            manifest = image_spec.manifest(image_spec.decode(sink.read(digest), "manifest"))
+            waiting += [*manifest["layers"][::-1], manifest["config"]]
     return manifests
 
 
@@ -521,7 +529,7 @@ def _layout_images(entries: _Entries, sink: Sink) -> list[ArchiveImage]:
             names = _names([full])
         elif short and ("/" in short or ":" in short):
             names = _names([short])
-        target = {key: descriptor[key] for key in ("mediaType", "digest", "size")}
+        target = image_spec.plain(descriptor)
         if not names and target["mediaType"] in image_spec.MANIFESTS:
             manifest = image_spec.manifest(image_spec.decode(sink.read(target["digest"]), "manifest"))
             names = by_config.get(manifest["config"]["digest"], [])
@@ -645,8 +653,8 @@ class ExportImage(NamedTuple):
     """What `write` needs of an image: full names, top descriptor, and every blob below it, once."""
 
     names: list[str]
-    target: Json
-    blobs: list[Json]
+    target: image_spec.Descriptor
+    blobs: list[image_spec.Descriptor]
     config_digest: str
     layer_digests: list[str]
 
@@ -665,7 +673,7 @@ def write(
         names = image.names or [""]
         tags = []
         for name in names:
-            entry = {key: image.target[key] for key in ("mediaType", "digest", "size")}
+            entry = image_spec.plain(image.target)
             if name:
                 parsed = reference.parse(name)
                 entry["annotations"] = {NAME_ANNOTATION: name, REF_ANNOTATION: parsed.tag}

@@ -30,6 +30,7 @@ def check(text: str) -> str:
 
 
 def is_digest(text: str) -> bool:
+    """Whether the text is a digest of a known algorithm (OCI image-spec, descriptor, "Digests")."""
     try:
         check(text)
     except DigestError:
@@ -51,10 +52,12 @@ class Digester:
         self.size = 0
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
+        """Take in the next bytes; `size` counts them."""
         self._hash.update(data)
         self.size += len(data)
 
     def digest(self) -> str:
+        """The digest, ALGORITHM:HEX, of what came so far."""
         return f"{self._algorithm}:{self._hash.hexdigest()}"
 
 

@@ -65,15 +65,15 @@ class RegistryError(Exception):
 
 
 class NotFound(RegistryError):
-    pass
+    """404: there is no such manifest, blob or repository, or it is not shown to these credentials."""
 
 
 class Unauthorized(RegistryError):
-    pass
+    """401 or 403, after the credentials were tried."""
 
 
 class Unreachable(RegistryError):
-    pass
+    """No answer came: the name is not known, nobody listens, TLS does not agree, or the time is over."""
 
 
 class Truncated(RegistryError):
@@ -81,10 +81,13 @@ class Truncated(RegistryError):
 
 
 class Aborted(RegistryError):
-    pass
+    """`abort` was called while this was going on."""
 
 
 class Credentials(NamedTuple):
+    """A user and a password; or a token to be exchanged for another one (identity), or to be sent as it is
+    (registry)."""
+
     username: str = ""
     password: str = ""
     identity_token: str = ""
@@ -147,6 +150,8 @@ class Watch:
 
 
 class Answer(NamedTuple):
+    """An answer whose body is still to be read; `give_back` is called with whether the connection can be used again."""
+
     status: int
     headers: http.client.HTTPMessage
     response: http.client.HTTPResponse
@@ -305,6 +310,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def is_insecure(netloc: str, options: Options) -> bool:
+    """Whether plain HTTP, and certificates that nobody signed, are allowed there: on loopback, or where `insecure`
+    names the host, HOST:PORT or its network."""
     host, _ = _split_port(netloc)
     if _is_loopback(host):
         return True
@@ -359,6 +366,7 @@ class Registry:
         self._asked_for = domain if netloc not in (own, domain) else ""
 
     def close(self) -> None:
+        """Close the connections that are kept. Calls that are going on are not ended: `abort` does that."""
         for host in self._hosts.values():
             host.close()
 
@@ -646,13 +654,15 @@ class Registry:
 
     @staticmethod
     def pull_scope(repository: str) -> str:
+        """What a token must allow to read a repository (distribution's token specification)."""
         return f"repository:{repository}:pull"
 
     @staticmethod
     def push_scope(repository: str) -> str:
+        """What a token must allow to read and to write a repository."""
         return f"repository:{repository}:pull,push"
 
-    def resolve(self, repository: str, reference: str) -> dict[str, Any] | None:
+    def resolve(self, repository: str, reference: str) -> image_spec.Descriptor | None:
         """The descriptor of a tag or digest by a HEAD request; None where the registry does not say it all."""
         path = f"/v2/{repository}/manifests/{quote(reference, safe=':')}"
         answer = self.request("HEAD", path, self.pull_scope(repository), {"Accept": ACCEPT}, accept=(200, 405))
@@ -666,7 +676,7 @@ class Registry:
             return None
         return {"mediaType": media_type, "digest": digest, "size": length}
 
-    def manifest(self, repository: str, reference: str) -> tuple[dict[str, Any], bytes]:
+    def manifest(self, repository: str, reference: str) -> tuple[image_spec.Descriptor, bytes]:
         """(descriptor, bytes) of a manifest or index, by tag or digest; verified."""
         path = f"/v2/{repository}/manifests/{quote(reference, safe=':')}"
         answer = self.request("GET", path, self.pull_scope(repository), {"Accept": ACCEPT})
@@ -688,6 +698,7 @@ class Registry:
         return {"mediaType": media_type, "digest": digest, "size": len(data)}, data
 
     def tags(self, repository: str) -> list[str]:
+        """All tags of a repository, page by page (distribution-spec, "Listing Tags"). Raises RegistryError."""
         path = f"/v2/{repository}/tags/list"
         result: list[str] = []
         while path:
@@ -698,7 +709,7 @@ class Registry:
             path = _joined(self._base() + path, link[1], "the rest of its tags") if link else ""
         return result
 
-    def blob(self, repository: str, descriptor: dict[str, Any], offset: int = 0) -> Iterator[bytes]:
+    def blob(self, repository: str, descriptor: image_spec.Descriptor, offset: int = 0) -> Iterator[bytes]:
         """The bytes of a blob from `offset`; goes on by itself after a broken connection. Not verified here:
         the content store does that when it commits."""
         path = f"/v2/{repository}/blobs/{descriptor['digest']}"
@@ -747,6 +758,7 @@ class Registry:
     # -- pushing -------------------------------------------------------------------------------
 
     def has_blob(self, repository: str, digest: str) -> bool:
+        """Whether the repository has the blob, asked with the right to write. Raises RegistryError but for NotFound."""
         try:
             self.request("HEAD", f"/v2/{repository}/blobs/{digest}", self.push_scope(repository)).read(0)
         except NotFound:
@@ -767,7 +779,11 @@ class Registry:
         return "" if answer.status == 201 else self._location(answer)
 
     def upload(
-        self, repository: str, descriptor: dict[str, Any], content: Callable[[], Iterable[bytes]], address: str = ""
+        self,
+        repository: str,
+        descriptor: image_spec.Descriptor,
+        content: Callable[[], Iterable[bytes]],
+        address: str = "",
     ) -> None:
         """Push a blob in one piece."""
         scope = self.push_scope(repository)
@@ -787,6 +803,8 @@ class Registry:
         return _joined(self._base() + "/", location, "an upload's address")
 
     def put_manifest(self, repository: str, reference: str, media_type: str, data: bytes) -> None:
+        """Store a manifest under a tag or its digest (distribution-spec, "Pushing Manifests"). The blobs that it names
+        are there. Raises RegistryError."""
         path = f"/v2/{repository}/manifests/{quote(reference, safe=':')}"
         headers = {"Content-Type": media_type}
         self.request("PUT", path, self.push_scope(repository), headers, data, accept=(201, 202)).read(ERROR_BODY_LIMIT)

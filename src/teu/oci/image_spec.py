@@ -12,7 +12,8 @@ import functools
 import hashlib
 import json
 import os
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from teu.oci import digest as digests
 from teu.oci import jsontext
@@ -28,7 +29,6 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
-DOCKER_LAYER_ZSTD = "application/vnd.docker.image.rootfs.diff.tar.zstd"
 DOCKER_SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
 INDEXES = (OCI_INDEX, DOCKER_LIST)
@@ -46,12 +46,85 @@ LAYER_COUNT_LIMIT = 512
 
 Json = dict[str, Any]
 
+# What a document has once `check_descriptor`, `manifest`, `index` or `config` has taken it; members that nothing here
+# looks at may be there, too.
+if TYPE_CHECKING:
+    from typing import NotRequired, Required, TypedDict
+
+    from teu.oci.jsontext import Json as Anything
+
+    class PlatformMembers(TypedDict, total=False):
+        os: str
+        architecture: str
+        variant: str
+
+    class Descriptor(TypedDict):
+        mediaType: str
+        digest: str
+        size: int
+        platform: NotRequired[PlatformMembers]
+        annotations: NotRequired[dict[str, str]]
+
+    class Manifest(TypedDict):
+        schemaVersion: int
+        mediaType: NotRequired[str]
+        config: Descriptor
+        layers: list[Descriptor]
+
+    class Index(TypedDict):
+        schemaVersion: int
+        mediaType: NotRequired[str]
+        manifests: list[Descriptor]
+
+    class RootFs(TypedDict):
+        type: str
+        diff_ids: list[str]
+
+    class History(TypedDict, total=False):
+        created: str
+        created_by: str
+        author: str
+        comment: str
+        empty_layer: bool
+
+    class ContainerConfig(TypedDict, total=False):
+        """What an image says of its containers. Any member may be null."""
+
+        User: str | None
+        ExposedPorts: Mapping[str, Anything] | None
+        Env: list[str] | None
+        Entrypoint: list[str] | None
+        Cmd: list[str] | None
+        Volumes: Mapping[str, Anything] | None
+        WorkingDir: str | None
+        Labels: dict[str, str] | None
+        StopSignal: str | None
+        StopTimeout: int | None
+        Healthcheck: Mapping[str, Anything] | None
+        OnBuild: list[str] | None
+        Shell: list[str] | None
+
+    class ImageConfig(TypedDict, total=False):
+        created: str
+        author: str
+        comment: str
+        parent: str
+        architecture: str
+        os: str
+        variant: str
+        docker_version: str
+        config: ContainerConfig | None
+        rootfs: Required[RootFs]
+        history: list[History] | None
+
 
 class SpecError(ValueError):
     """A document is not what image-spec allows; str() says which part and why."""
 
 
 class Platform(NamedTuple):
+    """An operating system, an architecture by Go's names, a variant as "v8" or ""."""
+
     os: str
     architecture: str
     variant: str = ""
@@ -100,6 +173,7 @@ _ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "3
 
 
 def host_platform() -> Platform:
+    """This machine's, which is that of the kernel."""
     machine = os.uname().machine
     return Platform("linux", *_MACHINES.get(machine, (machine, "")))
 
@@ -168,7 +242,7 @@ def _normal(platform: Platform) -> Platform:
     return Platform(platform.os, architecture, variant)
 
 
-def platform_of(document: Json) -> Platform:
+def platform_of(document: Mapping[str, Any]) -> Platform:
     """The platform of a descriptor's `platform` member or of an image configuration."""
     return _normal(
         Platform(
@@ -213,9 +287,9 @@ def platform_rank(wanted: Platform, offered: Platform) -> int | None:
     return None
 
 
-def choose(manifests: list[Json], wanted: Platform) -> list[Json]:
+def choose(manifests: list[Descriptor], wanted: Platform) -> list[Descriptor]:
     """Those descriptors of an index that `wanted` can run, best first. One without a platform comes last."""
-    ranked: list[tuple[int, int, Json]] = []
+    ranked: list[tuple[int, int, Descriptor]] = []
     for position, descriptor in enumerate(manifests):
         if (descriptor.get("annotations") or {}).get("vnd.docker.reference.type") == "attestation-manifest":
             continue
@@ -228,6 +302,7 @@ def choose(manifests: list[Json], wanted: Platform) -> list[Json]:
 
 
 def decode(data: bytes, what: str) -> Json:
+    """The JSON object in these bytes; `what` names it in errors. Raises SpecError."""
     try:
         document = jsontext.loads(data)
     except ValueError as error:
@@ -237,15 +312,24 @@ def decode(data: bytes, what: str) -> Json:
     return document
 
 
-def encode(document: Json) -> bytes:
+def encode(document: Mapping[str, Any]) -> bytes:
+    """A document in as few bytes as it takes, members in their order, so that the same document has the same digest."""
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def descriptor(media_type: str, data: bytes) -> Json:
+def descriptor(media_type: str, data: bytes) -> Descriptor:
+    """The descriptor of these bytes (OCI image-spec, descriptor.md)."""
     return {"mediaType": media_type, "digest": digests.of(data), "size": len(data)}
 
 
-def check_descriptor(value: Any, what: str) -> Json:
+def plain(descriptor: Descriptor) -> Descriptor:
+    """What every descriptor has, and no more."""
+    return {"mediaType": descriptor["mediaType"], "digest": descriptor["digest"], "size": descriptor["size"]}
+
+
+def check_descriptor(value: object, what: str) -> Descriptor:
+    """The descriptor as it is: media type, digest, size, and annotations where it has some. `what` names it in errors.
+    Raises SpecError."""
     if not isinstance(value, dict):
         raise SpecError(f"{what} is not a descriptor")
     media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
@@ -264,10 +348,10 @@ def check_descriptor(value: Any, what: str) -> Json:
         isinstance(annotations, dict) and all(isinstance(v, str) for v in annotations.values())
     ):
         raise SpecError(f"{what} has annotations that are not strings")
-    return value
+    return cast("Descriptor", value)
 
 
-def media_type_of(document: Json, given: str = "") -> str:
+def media_type_of(document: Mapping[str, Any], given: str = "") -> str:
     """A manifest's media type: its own member, else what the server said, else by its shape."""
     own = document.get("mediaType")
     if isinstance(own, str) and own:
@@ -283,7 +367,7 @@ def media_type_of(document: Json, given: str = "") -> str:
     return given
 
 
-def manifest(document: Json) -> Json:
+def manifest(document: Json) -> Manifest:
     """Check an image manifest; returns it. Raises SpecError."""
     if document.get("schemaVersion", 2) != 2:  # docker and containerd take manifests without it
         raise SpecError(f"unsupported manifest schemaVersion {document.get('schemaVersion')!r}: only 2 is supported")
@@ -301,15 +385,17 @@ def manifest(document: Json) -> Json:
         raise SpecError(f"manifest has {len(layers)} layers; at most {LAYER_COUNT_LIMIT} are supported")
     for number, layer in enumerate(layers):
         check_descriptor(layer, f"manifest layer {number}")
-    return document
+    return cast("Manifest", document)
 
 
-def is_image(document: Json) -> bool:
+def is_image(document: Manifest) -> bool:
     """Whether a checked manifest is of a runnable image and not of another artifact."""
     return document["config"]["mediaType"] in CONFIGS
 
 
-def index(document: Json) -> Json:
+def index(document: Json) -> Index:
+    """The index as it is, its descriptors checked (OCI image-spec, image-index.md; docker's manifest list). Raises
+    SpecError, also for one that could be read as a manifest."""
     if document.get("schemaVersion", 2) != 2:
         raise SpecError(f"unsupported index schemaVersion {document.get('schemaVersion')!r}: only 2 is supported")
     manifests = document.get("manifests")
@@ -322,10 +408,10 @@ def index(document: Json) -> Json:
         given = entry.get("platform")
         if given is not None and not isinstance(given, dict):
             raise SpecError(f"index manifest {number} has a platform that is not an object")
-    return document
+    return cast("Index", document)
 
 
-def config(document: Json, layer_count: int | None = None) -> Json:
+def config(document: Json, layer_count: int | None = None) -> ImageConfig:
     """Check an image configuration; returns it. `layer_count` is the number of layers of its manifest."""
     rootfs = document.get("rootfs")
     if not isinstance(rootfs, dict) or rootfs.get("type", "layers") != "layers":
@@ -359,7 +445,7 @@ def config(document: Json, layer_count: int | None = None) -> Json:
         raise SpecError("image configuration's history is not a list of objects")
     for entry in history or ():
         _members(entry, "history.", dict.fromkeys(("created", "created_by", "author", "comment"), str))
-    return document
+    return cast("ImageConfig", document)
 
 
 _CONFIG_MEMBERS: dict[str, type] = {
@@ -389,6 +475,7 @@ def chain_ids(diff_ids: list[str]) -> list[str]:
 
 
 def is_layer(media_type: str) -> bool:
+    """Whether a blob of this media type is a layer, OCI's or docker's."""
     return media_type.startswith(LAYER_PREFIXES)
 
 

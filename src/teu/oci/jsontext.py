@@ -13,7 +13,11 @@ from posix import open as open_descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from typing import Any
+
+    # What a JSON text can say, for who reads or hands on what others have written.
+    Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
 _CONSTANTS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 _WHITESPACE = " \t\n\r"

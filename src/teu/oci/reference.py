@@ -59,6 +59,7 @@ class Reference(NamedTuple):
         return self.name + self._suffix()
 
     def familiar(self) -> str:
+        """As docker shows it: without docker.io and library/, with its tag or digest."""
         return self.familiar_name + self._suffix()
 
     def _suffix(self) -> str:

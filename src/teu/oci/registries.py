@@ -5,8 +5,9 @@ one has it. Without such a folder it is the registry itself. Called by teu-ctr a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from teu.oci import image_spec
 from teu.oci.distribution import (
     DOCKER_IO,
     Aborted,
@@ -35,10 +36,12 @@ class Registries:
         self.close()
 
     def close(self) -> None:
+        """Close the connections of all members."""
         for _place, registry in self._members:
             registry.close()
 
     def abort(self) -> None:
+        """End what is going on with any member: it raises Aborted."""
         for _place, registry in self._members:
             registry.abort()
 
@@ -66,17 +69,20 @@ class Registries:
         """A digest may come from anywhere; what a tag means says who is trusted with that."""
         return self._able("pull") if ":" in reference else self._able("pull", "resolve")
 
-    def resolve(self, repository: str, reference: str) -> dict[str, Any]:
-        def ask(registry: Registry) -> dict[str, Any]:
+    def resolve(self, repository: str, reference: str) -> image_spec.Descriptor:
+        """The descriptor of a tag or digest, from the first member that has it. Raises RegistryError."""
+
+        def ask(registry: Registry) -> image_spec.Descriptor:
             return registry.resolve(repository, reference) or registry.manifest(repository, reference)[0]
 
         return self._first(f"{repository}:{reference}", self._for_reference(reference), ask)
 
-    def manifest(self, repository: str, reference: str) -> tuple[dict[str, Any], bytes]:
+    def manifest(self, repository: str, reference: str) -> tuple[image_spec.Descriptor, bytes]:
+        """A manifest's descriptor and its bytes, from the first member that has it. Raises RegistryError."""
         members = self._for_reference(reference)
         return self._first(f"{repository}:{reference}", members, lambda one: one.manifest(repository, reference))
 
-    def blob(self, repository: str, descriptor: dict[str, Any], offset: int = 0) -> Iterator[bytes]:
+    def blob(self, repository: str, descriptor: image_spec.Descriptor, offset: int = 0) -> Iterator[bytes]:
         """Where one breaks off, the next goes on from there."""
         failures: list[RegistryError] = []
         for registry in self._able("pull"):
@@ -92,6 +98,7 @@ class Registries:
         raise self._told(descriptor["digest"], failures)
 
     def tags(self, repository: str) -> list[str]:
+        """All tags of a repository, from the first member that tells them. Raises RegistryError."""
         return self._first(repository, self._able("pull", "resolve"), lambda one: one.tags(repository))
 
     def open_blob(self, repository: str, digest: str) -> Answer:
@@ -108,12 +115,18 @@ class Registries:
         raise RegistryError("no push hosts")
 
     def has_blob(self, repository: str, digest: str) -> bool:
+        """Whether the member that is pushed to has the blob. Raises RegistryError."""
         return self._to_push().has_blob(repository, digest)
 
-    def upload(self, repository: str, descriptor: dict[str, Any], content: Callable[[], Iterable[bytes]]) -> None:
+    def upload(
+        self, repository: str, descriptor: image_spec.Descriptor, content: Callable[[], Iterable[bytes]]
+    ) -> None:
+        """Push a blob to the member for that; `content` is called again where it has to begin anew. Raises
+        RegistryError."""
         self._to_push().upload(repository, descriptor, content)
 
     def put_manifest(self, repository: str, reference: str, media_type: str, data: bytes) -> None:
+        """Store a manifest at the member that is pushed to. Raises RegistryError."""
         self._to_push().put_manifest(repository, reference, media_type, data)
 
 

@@ -794,6 +794,9 @@ def check_ranges(text: str, field: str) -> None:
 
 
 def check_seccomp(seccomp: Object, field: str = "linux.seccomp") -> None:
+    """Look at a seccomp profile, before anything is made (runtime-spec, config-linux.md, "Seccomp"). Raises SpecError
+    with the path of the field."""
+
     from teu.linux.seccomp import ACTIONS, ARCHITECTURES, FLAGS, OPERATORS  # 0.2 ms, which exec and start do without
 
     def known(name: str, table: Any, here: str) -> None:

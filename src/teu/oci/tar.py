@@ -35,6 +35,9 @@ class TarError(ValueError):
 
 
 class Entry:
+    """What a header says, with the pax and GNU records before it. Times are nanoseconds, `sparse` is a list of (offset,
+    length)."""
+
     __slots__ = (
         "devmajor",
         "devminor",
@@ -108,6 +111,7 @@ class Source:
             yield piece
 
     def skip(self, length: int) -> None:
+        """Pass over so many bytes and their padding. Raises TarError where the stream ends before."""
         for _ in self.pieces(length):
             pass
 

@@ -146,6 +146,8 @@ def binary_size(size: float) -> str:
 
 
 def ago(created: float) -> str:
+    """How long ago that was (seconds since 1970), as docker says it: "3 hours ago"."""
+
     from teu.oci.humantime import human_duration  # 0.2 ms, and few commands show an age
 
     return human_duration(time.time() - created) + " ago"

@@ -44,6 +44,5 @@ class Settings:
     systemd_cgroup = False
     debug = False
     log = ""
-    log_format = "text"
     rootless = "auto"  # "true": ignore cgroup permission errors; "auto": when not root
     program = "teu-runc"

@@ -12,6 +12,7 @@ import os
 from _socket import AF_UNIX, CMSG_SPACE, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 from array import array
 
+from teu.linux.namespaces import CLONE_NEWNET
 from teu.runc import log
 from teu.runc.errors import RuncError
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 DUMP, RESTORE, PRE_DUMP, NOTIFY, FEATURE_CHECK, VERSION = 1, 2, 4, 6, 9, 10
 # enum criu_cg_mode; "" is criu's default.
 CGROUP_MODES = {"ignore": 0, "soft": 3, "full": 4, "strict": 5, "": 6}
-CLONE_NEWNET = 0x40000000
 # The descriptor of the socket in `criu swrk 3`; inherited descriptors follow it.
 SOCKET = 3
 

@@ -110,7 +110,6 @@ class _Call:
         log.configure(options["log"], options["log-format"], options["debug"])
         settings.debug = options["debug"]
         settings.log = options["log"]
-        settings.log_format = options["log-format"]
         settings.systemd_cgroup = options["systemd-cgroup"]
         settings.rootless = options["rootless"].lower() or "auto"
         if settings.rootless not in ("auto", "true", "t", "1", "false", "f", "0"):

@@ -242,6 +242,7 @@ class Bus:
         self.close()
 
     def close(self) -> None:
+        """The connection ends. The bus forgets what this one listened to."""
         self._socket.close()
 
     def _fill(self) -> None:

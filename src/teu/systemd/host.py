@@ -42,9 +42,11 @@ class Marker:
 
     @property
     def there(self) -> bool:
+        """Whether the file is there, as this process has left it."""
         return self._there
 
     def put(self, wanted: bool) -> None:
+        """Make the file or remove it; on the disk when this returns. Raises OSError."""
         with self._lock:
             if wanted == self._there:
                 return

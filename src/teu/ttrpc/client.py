@@ -31,10 +31,12 @@ class Client(asyncio.Protocol):
         self.closed = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """By asyncio: calls can be made now."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        """By asyncio: the answers in the data end their calls. What is no ttrpc closes the connection."""
         try:
             complete = self._reader.feed(data)
         except frames.FrameError:
@@ -56,6 +58,7 @@ class Client(asyncio.Protocol):
                 call.set_result(response)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """By asyncio: calls without an answer fail with UNAVAILABLE; `on_close` is called."""
         self._transport = None
         calls, self._calls = self._calls, {}
         for call in calls.values():
@@ -65,6 +68,7 @@ class Client(asyncio.Protocol):
         self.on_close()
 
     def close(self) -> None:
+        """Close the connection. Calls without an answer fail."""
         if self._transport:
             self._transport.close()
 

@@ -41,6 +41,7 @@ class Connection:
         loop.watch(peer.fileno(), EPOLLIN, self._on_event)
 
     def on_frame(self, stream: int, kind: int, flags: int, data: bytes) -> None:
+        """A whole frame has come, with its stream, kind, flags and payload. For those that derive from this."""
         raise NotImplementedError
 
     def on_close(self) -> None:
@@ -52,6 +53,7 @@ class Connection:
         return len(self._out)
 
     def close(self) -> None:
+        """Let go of the socket; `on_close` is called. Doing it twice is fine."""
         if self._socket is not None:
             self._loop.unwatch(self._socket.fileno())
             self._socket.close()
@@ -59,6 +61,7 @@ class Connection:
             self.on_close()
 
     def send(self, frame: bytes) -> None:
+        """Send a frame: what the socket does not take now, as soon as it does. Nothing where it is closed."""
         if self._socket is None:
             return
         self._out += frame
@@ -192,6 +195,7 @@ class Server:
         return sum(connection.pending for connection in self.connections)
 
     def close(self) -> None:
+        """Nobody can connect any more, and whoever was is cut off."""
         self._loop.unwatch(self._listener.fileno())
         self._listener.close()
         for connection in list(self.connections):

@@ -127,6 +127,9 @@ class MemoryDaemon:
         yield
         self.calls.append(("released", None))
 
+    def hold(self, kind: str, name: str) -> None:
+        self.calls.append(("hold", (kind, name)))
+
     # What tests put in ------------------------------------------------------------------------------------
 
     def blob(self, data: bytes, labels: dict[str, str] | None = None) -> str:

@@ -27,10 +27,10 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     monkeypatch.setattr(engine.images, "names", away)
     web = parts.container(engine, "web", {"Labels": {"tier": "front"}, "ExposedPorts": {"80/tcp": {}}})
     web.started_once = True
-    web.state.update(Status="running", Running=True, Pid=1, StartedAt=timestamp())
+    web.state.runs(1, timestamp())
     done = parts.container(engine, "done", {"Labels": {"tier": "back"}})
     done.started_once = True
-    done.state.update(Status="exited", ExitCode=3, FinishedAt=timestamp())
+    done.state.ends(3, timestamp(), False)
     parts.container(engine, "fresh")
     return engine
 

@@ -12,6 +12,7 @@ import pytest
 
 from teu.engine.backend import tasks
 from teu.engine.containers.model import Container
+from teu.engine.core.times import timestamp
 from teu.engine.engine import Engine
 from teu.engine.lifecycle import run
 
@@ -27,7 +28,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any, str]]:
 
 def running(engine: Engine) -> Container:
     container = engine_parts.container(engine)
-    container.state.update(Status="running", Running=True, Pid=2**22 + 1)
+    container.state.runs(2**22 + 1, timestamp())
     return container
 
 
@@ -39,7 +40,7 @@ def test_the_end_of_a_container_is_the_end_of_containerds(tmp_path: Path, asked:
         run.exited(engine, container, 0, tasks.Exit(3, time.time_ns()))
     finally:
         engine.pump.stop()
-    assert container.state["Status"] == "exited" and container.state["ExitCode"] == 3
+    assert container.state.status == "exited" and container.state.exit_code == 3
     assert asked == [(name, engine.containerd, container.id) for name in ("delete", "delete_container")]
 
 
@@ -49,6 +50,6 @@ def test_a_paused_container_is_resumed_to_be_stopped(
     monkeypatch.setattr(run, "wait_exit", lambda *_: True)
     engine = engine_parts.engine(tmp_path)
     container = running(engine)
-    container.state["Paused"] = True
+    container.state.paused = True
     run.stop(engine, container, timeout=0)
     assert asked == [(name, engine.containerd, container.id) for name in ("kill", "resume")]

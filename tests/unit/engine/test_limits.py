@@ -12,6 +12,7 @@ import pytest
 from teu.engine.containers import hostconfig
 from teu.engine.containers.model import Container
 from teu.engine.core.errors import BadRequest, Conflict, EngineError
+from teu.engine.core.fields import UPDATE, HostConfig, RestartPolicy
 from teu.engine.engine import Engine
 from teu.engine.lifecycle import limits
 
@@ -25,7 +26,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     return parts.engine(tmp_path)
 
 
-def saved(engine: Engine, made: Container) -> dict[str, Any]:
+def saved(engine: Engine, made: Container) -> HostConfig:
     """As a new engine reads it."""
     again = Engine(engine.config)
     again.containers.load()
@@ -37,23 +38,23 @@ def saved(engine: Engine, made: Container) -> dict[str, Any]:
 def test_what_is_given_is_changed(engine: Engine) -> None:
     made = parts.container(engine, Memory=64 << 20, CpuShares=512)
     assert limits.update(engine, made, {"Memory": 128 << 20, "MemorySwap": -1, "CpuShares": 0}) == []
-    assert (made.host_config["Memory"], made.host_config["CpuShares"]) == (128 << 20, 512)
-    assert saved(engine, made)["Memory"] == 128 << 20
+    assert (made.host_config.memory, made.host_config.cpu_shares) == (128 << 20, 512)
+    assert saved(engine, made).memory == 128 << 20
 
 
 def test_a_number_of_cpus_takes_the_place_of_a_quota(engine: Engine) -> None:
     made = parts.container(engine, CpuPeriod=100_000, CpuQuota=50_000)
     limits.update(engine, made, {"NanoCpus": 10**9})
-    assert (made.host_config["NanoCpus"], made.host_config["CpuQuota"]) == (10**9, 0)
+    assert (made.host_config.nano_cpus, made.host_config.cpu_quota) == (10**9, 0)
 
 
 def test_a_restart_policy(engine: Engine) -> None:
     made = parts.container(engine)
-    limits.update(engine, made, {"RestartPolicy": {"Name": "always"}})
-    assert made.host_config["RestartPolicy"] == {"Name": "always", "MaximumRetryCount": 0}
+    limits.update(engine, made, UPDATE.read({"RestartPolicy": {"Name": "always"}}))
+    assert made.host_config.restart_policy == RestartPolicy(name="always")
     passing = parts.container(engine, AutoRemove=True)
     with pytest.raises(Conflict, match="AutoRemove is enabled"):
-        limits.update(engine, passing, {"RestartPolicy": {"Name": "always"}})
+        limits.update(engine, passing, UPDATE.read({"RestartPolicy": {"Name": "always"}}))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_a_restart_policy(engine: Engine) -> None:
 def test_what_is_refused_changes_nothing(engine: Engine, body: dict[str, Any], error: type[EngineError]) -> None:
     weight = [{"Path": "/dev/null", "Weight": 300}]
     made = parts.container(engine, Memory=64 << 20, MemorySwap=128 << 20, BlkioWeightDevice=weight)
-    before = dict(made.host_config)
+    before = made.host_config.copy()
     with pytest.raises(error):
         limits.update(engine, made, body)
     assert made.host_config == before

@@ -11,6 +11,7 @@ import engine_parts as parts
 import pytest
 
 from teu.engine.containers.model import Container
+from teu.engine.containers.network_settings import EndpointSettings
 from teu.engine.engine import Engine
 from teu.engine.networks.model import Active, Endpoint
 from teu.engine.networks.names import Names
@@ -33,7 +34,7 @@ class House:
             address = IPv4Address(f"10.0.0.{self.count}")
             endpoint = Endpoint(network.id, network.name, "bridge", address, "teu0", 0, "eth0")
             active.endpoints.append(endpoint)
-            made.network_settings["Networks"][network.name] = {"DNSNames": [name], **settings}
+            made.network_settings.networks[network.name] = EndpointSettings(**{"dns_names": [name], **settings})
         return made
 
     def found(self, asker: Container, name: str) -> list[str]:
@@ -45,12 +46,12 @@ def house(tmp_path: Path) -> House:
     engine = parts.engine(tmp_path)
     engine.networks.start()
     for name in ("front", "back"):
-        engine.networks.create({"Name": name})
+        parts.network(engine.networks, name)
     return House(engine)
 
 
 def test_neighbours_are_found_by_name_and_address(house: House) -> None:
-    web, db = house.join("web", "front"), house.join("db", "front", DNSNames=["db", "database"])
+    web, db = house.join("web", "front"), house.join("db", "front", dns_names=["db", "database"])
     assert house.found(web, "db") == house.found(web, "database") == house.found(web, "db.front") == ["10.0.0.3"]
     assert house.found(db, "web") == ["10.0.0.2"]
     assert house.found(web, "nobody") == []
@@ -73,7 +74,7 @@ def test_the_default_network_has_no_names(house: House) -> None:
 
 
 def test_a_link_is_a_name_for_one_alone(house: House) -> None:
-    web, other = house.join("web", "front", Links=["db:store"]), house.join("other", "front")
+    web, other = house.join("web", "front", links=["db:store"]), house.join("other", "front")
     house.join("db", "front")
     assert house.found(web, "store") == ["10.0.0.4"]
     assert house.found(other, "store") == []
@@ -81,7 +82,7 @@ def test_a_link_is_a_name_for_one_alone(house: House) -> None:
 
 def test_who_has_no_way_out_asks_nobody(house: House) -> None:
     web = house.join("web", "front")
-    web.host_config["Dns"] = ["9.9.9.9"]
+    web.host_config.dns = ["9.9.9.9"]
     active = house.active[web.id]
     assert house.names._servers(web, active) == []
     active.outward = active.endpoints[0]

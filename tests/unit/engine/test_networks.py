@@ -15,11 +15,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import engine_parts as parts
 import pytest
 from drivers import networks as suite
 
+from teu.engine.containers.network_settings import HostPort, NetworkSettings
+from teu.engine.core import fields
 from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
+from teu.engine.core.fields import HOST_CONFIG, Config
 from teu.engine.networks.drivers import bridge
 from teu.engine.networks.drivers.registry import DRIVERS
 from teu.engine.networks.endpoints import Endpoints
@@ -45,7 +49,7 @@ class Engine:
         self.known: list[Any] = []
         self.containers = SimpleNamespace(
             all=lambda: self.known,
-            using_network=lambda name: [c for c in self.known if name in c.network_settings["Networks"]],
+            using_network=lambda name: [c for c in self.known if name in c.network_settings.networks],
             get=self.get,
         )
         self.begin()
@@ -54,10 +58,10 @@ class Engine:
         """The networks, as a new daemon has them; the old one is dead, and mends nothing."""
         self.stopping.set()
         self.stopping = threading.Event()
-        parts: Any = self
+        own: Any = self
         store = Store(self.database, DRIVERS)
-        self.endpoints = Endpoints(store, parts.containers, parts.events, self.exec_root, self.stopping)
-        self.networks = Networks(store, self.endpoints, parts.containers, parts.events)
+        self.endpoints = Endpoints(store, own.containers, own.events, self.exec_root, self.stopping)
+        self.networks = Networks(store, self.endpoints, own.containers, own.events)
         self.networks.start()
 
     def get(self, reference: str) -> Any:
@@ -90,14 +94,14 @@ def container(engine: Engine, tmp_path: Path, number: int, mode: str = "default"
         directory=str(directory),
         running=False,
         pid=0,
-        config={"ExposedPorts": exposed},
-        host_config={"NetworkMode": mode, **more},
+        config=Config(exposed_ports=exposed),
+        host_config=HOST_CONFIG.read({"NetworkMode": mode, **more}),
         lock=threading.RLock(),
-        network_settings={"Networks": {}, "Ports": {}},
+        network_settings=NetworkSettings(),
         save=lambda: None,
         fields={},
     )
-    engine.endpoints.check(result, {"EndpointsConfig": endpoints})
+    engine.endpoints.check(result, fields.NETWORKING.read({"EndpointsConfig": endpoints}))
     engine.known.append(result)
     return result
 
@@ -152,10 +156,10 @@ def test_bridge_gives_addresses_and_leaves_nothing(engine: Engine, tmp_path: Pat
     first, second = container(engine, tmp_path, 1), container(engine, tmp_path, 2)
     for one in (first, second):
         start(engine, one)
-    settings = first.network_settings["Networks"]["bridge"]
-    subnet = IPv4Network(f"{settings['Gateway']}/{settings['IPPrefixLen']}", strict=False)
-    assert settings["IPAddress"] == str(subnet[2])
-    assert second.network_settings["IPAddress"] == str(subnet[3])
+    settings = first.network_settings.networks["bridge"]
+    subnet = IPv4Network(f"{settings.gateway}/{settings.prefix}", strict=False)
+    assert settings.address == str(subnet[2])
+    assert second.network_settings.networks["bridge"].address == str(subnet[3])
     assert "1 packets received" in inside(engine, first, f"busybox ping -c1 -W2 {subnet[3]}")
     assert f"default via {subnet[1]}" in inside(engine, first, "ip route")
     assert len(teu_links()) == 2
@@ -163,7 +167,7 @@ def test_bridge_gives_addresses_and_leaves_nothing(engine: Engine, tmp_path: Pat
     assert "table inet teu" in ruleset()
     engine.endpoints.detach(second)
     assert ruleset() == ""
-    assert first.network_settings["IPAddress"] == ""
+    assert first.network_settings.networks["bridge"].address == ""
     wait_for_links(0)
 
 
@@ -172,8 +176,8 @@ def test_published_port_is_reached_from_loopback_host_address_and_outside(engine
     two = container(engine, tmp_path, 2)
     start(engine, one)
     start(engine, two)
-    assert one.network_settings["Ports"] == {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]}
-    gateway = one.network_settings["Networks"]["bridge"]["Gateway"]
+    assert one.network_settings.ports == {"80/tcp": [HostPort("0.0.0.0", "8080")]}
+    gateway = one.network_settings.networks["bridge"].gateway
     outside, peer = netns.create(netlink.Socket)
     with netlink.Socket() as kernel, peer, serve(engine, one, 80):
         from ipaddress import IPv4Address
@@ -196,7 +200,7 @@ def test_published_port_is_reached_from_loopback_host_address_and_outside(engine
         assert netns.run_in(outside, lambda: reach("203.0.113.1", 8080))
         assert netns.run_in(engine.endpoints._active[two.id].namespace, lambda: reach(gateway, 8080))
         # What is not published is not reached, though the address is routed.
-        address = one.network_settings["IPAddress"]
+        address = one.network_settings.networks["bridge"].address
         assert not netns.run_in(outside, lambda: reach(address, 80, 0.3))
     os.close(outside)
     engine.endpoints.detach(one)
@@ -206,7 +210,7 @@ def test_published_port_is_reached_from_loopback_host_address_and_outside(engine
 def test_container_does_not_reach_the_loopback_of_the_host(engine: Engine, tmp_path: Path) -> None:
     one = container(engine, tmp_path, 1)
     start(engine, one)
-    gateway = one.network_settings["Gateway"]
+    gateway = one.network_settings.networks["bridge"].gateway
     with socket.create_server(("127.0.0.1", 7777)) as server:
         server.settimeout(0.3)
         inside(
@@ -251,10 +255,10 @@ def test_ephemeral_ports_and_ranges(engine: Engine, tmp_path: Path) -> None:
     three = container(engine, tmp_path, 3, PortBindings={"80/tcp": [{"HostPort": "9000-9001"}]})
     for each in (one, two, three):
         start(engine, each)
-    ports = one.network_settings["Ports"]
-    assert int(ports["80/tcp"][0]["HostPort"]) > 1023
-    assert ports["53/udp"][0]["HostIp"] == "127.0.0.1"
-    chosen = {each.network_settings["Ports"]["80/tcp"][0]["HostPort"] for each in (two, three)}
+    ports = one.network_settings.ports
+    assert int(ports["80/tcp"][0].port) > 1023
+    assert ports["53/udp"][0].address == "127.0.0.1"
+    chosen = {each.network_settings.ports["80/tcp"][0].port for each in (two, three)}
     assert chosen == {"9000", "9001"}
 
 
@@ -274,7 +278,7 @@ def test_recovery_keeps_the_living_and_sweeps_the_dead(engine: Engine, tmp_path:
             again.recover([lives])
             assert reach("127.0.0.1", 8082)
             assert not reach("127.0.0.1", 8083)
-            assert died.network_settings["IPAddress"] == ""
+            assert died.network_settings.networks["bridge"].address == ""
             wait_for_links(1)
             third = container(engine, tmp_path, 3, PortBindings={"80/tcp": [{"HostPort": "8082"}]})
             with pytest.raises(EngineError, match="already allocated"):
@@ -288,17 +292,17 @@ def test_recovery_keeps_the_living_and_sweeps_the_dead(engine: Engine, tmp_path:
 
 
 def test_user_defined_networks_are_apart(engine: Engine, tmp_path: Path) -> None:
-    engine.networks.create({"Name": "front"})
-    engine.networks.create({"Name": "back", "Internal": True, "IPAM": {"Config": [{"Subnet": "10.77.0.0/24"}]}})
+    parts.network(engine.networks, "front")
+    parts.network(engine.networks, "back", Internal=True, IPAM={"Config": [{"Subnet": "10.77.0.0/24"}]})
     one = container(engine, tmp_path, 1, "front")
     two = container(engine, tmp_path, 2, "back", endpoints={"back": {"IPAMConfig": {"IPv4Address": "10.77.0.9"}}})
     start(engine, one)
     start(engine, two)
-    assert two.network_settings["Networks"]["back"]["IPAddress"] == "10.77.0.9"
+    assert two.network_settings.networks["back"].address == "10.77.0.9"
     ping = "busybox ping -c1 -W1 10.77.0.9"
     assert "1 packets received" not in inside(engine, one, ping)
     back = engine.networks.get("back")
-    engine.endpoints.connect(back, one, {})
+    engine.endpoints.connect(back, one, fields.EndpointAsked())
     # Of several, for the first may go out before both ends are up.
     assert ", 0 packets received" not in inside(engine, one, ping.replace("-c1", "-c4"))
     assert back.id[:11] in "".join(link.name for link in netlink.Socket().links())
@@ -321,14 +325,14 @@ def test_bad_input(engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="invalid IP address"):
         container(engine, tmp_path, 1, PortBindings={"80/tcp": [{"HostIp": "300.0.0.1"}]})
     with pytest.raises(BadRequest, match="invalid subnet"):
-        engine.networks.create({"Name": "x", "IPAM": {"Config": [{"Subnet": "x"}]}})
-    engine.networks.create({"Name": "x", "IPAM": {"Config": [{"Subnet": "10.1.0.0/16"}]}})
+        parts.network(engine.networks, "x", IPAM={"Config": [{"Subnet": "x"}]})
+    parts.network(engine.networks, "x", IPAM={"Config": [{"Subnet": "10.1.0.0/16"}]})
     with pytest.raises(Conflict, match="already exists"):
-        engine.networks.create({"Name": "x"})
+        parts.network(engine.networks, "x")
     with pytest.raises(Forbidden, match="overlaps"):
-        engine.networks.create({"Name": "y", "IPAM": {"Config": [{"Subnet": "10.1.2.0/24"}]}})
+        parts.network(engine.networks, "y", IPAM={"Config": [{"Subnet": "10.1.2.0/24"}]})
     with pytest.raises(Forbidden):
-        engine.networks.create({"Name": "host"})
+        parts.network(engine.networks, "host")
     with pytest.raises(Forbidden):
         engine.networks.remove(engine.networks.get("bridge"))
 
@@ -340,7 +344,7 @@ def test_modes_without_a_bridge(engine: Engine, tmp_path: Path) -> None:
     assert inside(engine, none, "ip -o link").count("\n") == 1
     assert "localhost" in Path(attachment.files["/etc/hosts"]).read_text()
     other = container(engine, tmp_path, 3, f"container:{none.name}")
-    assert other.host_config["NetworkMode"] == f"container:{none.id}"
+    assert other.host_config.network_mode == f"container:{none.id}"
     with pytest.raises(Conflict, match="cannot join network of a non running container"):
         engine.endpoints.attach(other)
 
@@ -398,11 +402,11 @@ def test_what_every_driver_does(own_namespace: None, driver: str, check: Any, tm
 @pytest.mark.parametrize("driver", [7, "macvlan"])
 def test_a_network_whose_driver_is_not_here_is_left(engine: Engine, tmp_path: Path, driver: Any) -> None:
     """A container that runs on it goes on, and leaves when it ends; it can be removed with its bridge."""
-    front, _ = engine.networks.create({"Name": "front"})
+    front = parts.network(engine.networks, "front")
     one = container(engine, tmp_path, 1, "front")
     start(engine, one)
     with engine.database.transaction() as cursor:
-        broken = json.dumps({**front.record, "Driver": driver})
+        broken = json.dumps({**front.record.encode(), "Driver": driver})
         cursor.execute("UPDATE networks SET data=? WHERE id=?", (broken, front.id))
     engine.begin()
     engine.endpoints.recover([one])

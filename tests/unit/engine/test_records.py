@@ -15,11 +15,12 @@ import pytest
 
 from teu.engine.containers import hostconfig, names, records
 from teu.engine.containers.boot import Boot
-from teu.engine.containers.model import Container, fresh_state
+from teu.engine.containers.state import SAVED, Saved
 from teu.engine.containers.store import Containers
 from teu.engine.core import fields
 from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, NotFound, Unreadable
+from teu.engine.core.fields import Config, HostConfig
 from teu.engine.lifecycle import run
 from teu.engine.lifecycle.monitor import Monitor
 
@@ -41,34 +42,40 @@ def engine(tmp_path: Path) -> Any:
     return result
 
 
-def record(number: int = 1, name: str = "") -> dict[str, Any]:
-    return {
-        "id": f"{number:064x}",
-        "name": name or f"name{number}",
-        "created": "2026-01-01T00:00:00.000000001Z",
-        "config": hostconfig.clean_config({"Image": "busybox"}),
-        "host_config": hostconfig.clean_host_config({}, "json-file", {}),
-        "state": fresh_state(),
-    }
+def record(number: int = 1, name: str = "") -> Saved:
+    return Saved(
+        id=f"{number:064x}",
+        name=name or f"name{number}",
+        created="2026-01-01T00:00:00.000000001Z",
+        config=Config(image="busybox"),
+        host_config=hostconfig.clean_host_config(HostConfig(), "json-file", {}),
+    )
+
+
+def as_json() -> dict[str, Any]:
+    """As it stands in engine.db."""
+    saved: dict[str, Any] = json.loads(json.dumps(SAVED.write(record())))
+    return saved
 
 
 def test_what_is_written_is_read_back_without_a_fault(engine: Any) -> None:
     container = engine.containers.make(record())
     engine.containers.add(container)
-    data = json.dumps(container.record())
-    read, faults, known = records.container(container.id, container.name, data)
+    read, faults, known = records.container(container.id, container.name, container.record())
     assert (faults, known) == ([], True)
-    assert read == json.loads(data)
+    again = engine.containers.make(read)
+    assert again.record() == container.record()
+    assert (again.config, again.host_config, again.state) == (container.config, container.host_config, container.state)
 
 
 def test_a_record_of_an_older_engine_gets_defaults() -> None:
-    old = record()
-    for key in ("Annotations", "Init", "ReadonlyPaths"):
+    old = as_json()
+    for key in ("CgroupnsMode", "PublishAllPorts", "ShmSize"):
         del old["host_config"][key]
     read, faults, _known = records.container(old["id"], old["name"], json.dumps(old))
     assert not faults
-    assert read["host_config"]["Init"] is None
-    assert read["state"]["Running"] is False
+    assert read.host_config.shm_size == 64 << 20
+    assert read.state.running is False
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -79,23 +86,22 @@ def test_any_json_is_read(engine: Any, seed: int) -> None:
     def anything(depth: int = 0) -> Any:
         kind = dice.randrange(9 if depth < 4 else 6)
         if kind > 5:
-            keys = [*Container.SAVED, "x", "\ud800"] if not depth else ["a", "Type", "Test", "Name", "Config"]
+            keys = [*Saved.members, "x", "\ud800"] if not depth else ["a", "Type", "Test", "Name", "Config"]
             return dice.choice([{dice.choice(keys): anything(depth + 1) for _ in range(5)}, [anything(depth + 1)]])
         return [None, True, dice.randrange(-5, 1 << 70), "text", "\udfff", 0.5][kind]
 
-    broken = record()
+    broken = as_json()
     place = dice.choice([broken, broken["config"], broken["host_config"]])
     for key in dice.sample(sorted(place), min(5, len(place))):
         place[key] = anything(1)
     text = json.dumps(broken if seed % 4 else anything())
     read, _faults, _known = records.container(f"{1:064x}", "good", text)
-    json.dumps(read).encode()
-    assert set(read["config"]) >= set(fields.CONFIG.fields)
-    assert set(read["host_config"]) >= set(fields.HOST_CONFIG.fields)
-    for part, table in ((read["config"], fields.CONFIG), (read["host_config"], fields.HOST_CONFIG)):
-        for key, field in table.fields.items():
-            if part[key] is not None:
-                field.kind.read(part[key], key)  # as the API would
+    engine.containers.make(read).record().encode()
+    config, host = fields.CONFIG.write(read.config), fields.HOST_CONFIG.write(read.host_config)
+    for written, fields_of in ((config, fields.CONFIG.fields), (host, fields.HOST_CONFIG.fields)):
+        for key in written.keys() & fields_of.keys():
+            if written[key] is not None:
+                fields_of[key].kind.read(written[key], key)  # as the API would
     container = engine.containers.make(read)
     assert container.log_type
     assert container.running in (True, False)
@@ -132,8 +138,8 @@ def test_a_removed_container_is_not_renamed(engine: Any) -> None:
 def test_a_restart_that_is_done_leaves_another_its_protection(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two restarts at once of an --rm container: its end while the second one stops it is not its end."""
     container = engine.containers.make(record())
-    container.host_config["AutoRemove"] = True
-    container.state["Running"] = True
+    container.host_config.auto_remove = True
+    container.state.running = True
     assert container.auto_remove
     both, second = threading.Barrier(2), threading.Event()
     seen = []
@@ -163,7 +169,7 @@ def test_out_of_memory_is_saved(engine: Any) -> None:
     from teu.api.types import event_pb2
 
     container = engine.containers.make(record())
-    container.state.update(Running=True, Pid=4711)
+    container.state.at_once(running=True, pid=4711)
     engine.containers.add(container)
     event = Wrapped(value=task_pb2.TaskOOM(container_id=container.id).SerializeToString())
     Monitor(engine)._event(event_pb2.Envelope(topic="/tasks/oom", event=event))
@@ -190,7 +196,7 @@ def test_a_full_disk_is_not_a_damaged_file(engine: Any) -> None:
 
 
 def test_what_could_not_be_read_back_has_words() -> None:
-    broken = record()
+    broken = as_json()
     broken["config"]["Labels"] = {"half": "\ud800"}
     faults = records.container(broken["id"], broken["name"], json.dumps(broken))[1]
     assert faults == ["config.Labels.half is a string with half of a character (a lone surrogate), not a text"]

@@ -22,8 +22,12 @@ from teu.linux.capabilities import available
 from teu.oci.seccomp import default_profile
 
 
-def host(**values: Any) -> dict[str, Any]:
-    return hostconfig.clean_host_config(values, "journald", {})
+def host(**values: Any) -> fields.HostConfig:
+    return hostconfig.clean_host_config(fields.HOST_CONFIG.read(values, "HostConfig"), "journald", {})
+
+
+def cleaned(**values: Any) -> fields.Config:
+    return hostconfig.clean_config(fields.CONFIG.read(values))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +49,7 @@ def host(**values: Any) -> dict[str, Any]:
 )
 def test_a_bad_config_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(BadRequest):
-        hostconfig.clean_config(config)
+        cleaned(**config)
 
 
 @pytest.mark.parametrize(
@@ -97,14 +101,14 @@ def test_limits_are_kept_where_they_can_be_held(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(hostconfig, "_swap_is_limited", lambda: True)
     warnings: list[str] = []
     limited = host(**LIMITED)
-    kept = dict(limited)
+    kept = limited.copy()
     hostconfig.discard(limited, EVERY, warnings)
     assert (limited, warnings) == (kept, [])
     hostconfig.discard(limited, EVERY - {"pids", "io"}, warnings)
-    assert len(warnings) == 3 and limited["PidsLimit"] is None and limited["BlkioDeviceReadBps"] == []
-    assert limited["Memory"] == 64 << 20
+    assert len(warnings) == 3 and limited.pids_limit is None and limited.blkio_device_read_bps == []
+    assert limited.memory == 64 << 20
     hostconfig.discard(limited, set(), warnings)
-    assert (limited["Memory"], limited["MemorySwap"], limited["MemoryReservation"]) == (0, -1, 0)
+    assert (limited.memory, limited.memory_swap, limited.memory_reservation) == (0, -1, 0)
     assert "memory" not in resources.resources(limited) and "cpu" not in resources.resources(limited)
 
 
@@ -112,7 +116,7 @@ def test_fields_of_cgroup_v1_are_discarded_everywhere() -> None:
     warnings: list[str] = []
     limited = host(MemorySwappiness=7, OomKillDisable=True)
     hostconfig.discard(limited, EVERY, warnings)
-    assert len(warnings) == 2 and limited["MemorySwappiness"] is None and limited["OomKillDisable"] is False
+    assert len(warnings) == 2 and limited.memory_swappiness is None and limited.oom_kill_disable is False
 
 
 @pytest.mark.parametrize(
@@ -127,14 +131,13 @@ def test_cpus_that_are_not_there(values: dict[str, Any]) -> None:
 
 
 def test_defaults_and_names_in_any_case() -> None:
-    cleaned = host(memory=64 << 20, LogConfig={})
-    assert cleaned["Memory"] == 64 << 20
-    assert cleaned["MemorySwap"] == 128 << 20
-    assert cleaned["LogConfig"] == {"Type": "journald", "Config": {}}
-    assert cleaned["RestartPolicy"] == {"Name": "no", "MaximumRetryCount": 0}
-    assert cleaned["NetworkMode"] == "bridge"
-    assert cleaned["ShmSize"] == 64 << 20
-    assert set(fields.HOST_CONFIG.fields) == set(cleaned)
+    found = host(memory=64 << 20, LogConfig={})
+    assert found.memory == 64 << 20
+    assert found.memory_swap == 128 << 20
+    assert found.log_config == fields.LogConfig(type="journald")
+    assert found.restart_policy == fields.RestartPolicy(name="no")
+    assert found.network_mode == "bridge"
+    assert found.shm_size == 64 << 20
 
 
 @pytest.mark.parametrize(
@@ -163,24 +166,24 @@ def test_the_image_counts_where_the_client_is_silent() -> None:
         "Volumes": {"/data": {}},
         "StopSignal": "SIGQUIT",
     }
-    config = hostconfig.clean_config({"Env": ["A=mine"], "Labels": {"x": "mine"}, "ExposedPorts": {"81/tcp": {}}})
+    config = cleaned(Env=["A=mine"], Labels={"x": "mine"}, ExposedPorts={"81/tcp": {}})
     create.merge(config, image)
     assert create.command(config) == ("/entry", ["serve"])
-    assert sorted(config["Env"]) == ["A=mine", "B=image"]
-    assert config["Labels"] == {"x": "mine", "y": "image"}
-    assert set(config["ExposedPorts"]) == {"80/tcp", "81/tcp"}
-    assert (config["User"], config["WorkingDir"], config["StopSignal"]) == ("www", "/srv", "SIGQUIT")
-    config = hostconfig.clean_config({"Cmd": ["other"]})
+    assert sorted(config.env or []) == ["A=mine", "B=image"]
+    assert config.labels == {"x": "mine", "y": "image"}
+    assert set(config.exposed_ports or {}) == {"80/tcp", "81/tcp"}
+    assert (config.user, config.working_dir, config.stop_signal) == ("www", "/srv", "SIGQUIT")
+    config = cleaned(Cmd=["other"])
     create.merge(config, image)
     assert create.command(config) == ("/entry", ["other"])
-    config = hostconfig.clean_config({"Entrypoint": "sh"})
+    config = cleaned(Entrypoint="sh")
     create.merge(config, image)
     assert create.command(config) == ("sh", [])
-    config = hostconfig.clean_config({"Entrypoint": [""], "Cmd": ["ls", "-l"]})
+    config = cleaned(Entrypoint=[""], Cmd=["ls", "-l"])
     create.merge(config, image)
     assert create.command(config) == ("ls", ["-l"])
     with pytest.raises(BadRequest):
-        create.command(hostconfig.clean_config({}))
+        create.command(cleaned())
 
 
 def test_times() -> None:
@@ -249,7 +252,7 @@ def test_seccomp_follows_capabilities() -> None:
 
 def test_security_options() -> None:
     parsed = process.security_options(host(SecurityOpt=["no-new-privileges", "seccomp=unconfined", "apparmor:x"]))
-    assert parsed["no_new_privileges"] and parsed["seccomp"] == "unconfined" and parsed["apparmor"] == "x"
+    assert parsed.no_new_privileges and parsed.seccomp == "unconfined" and parsed.apparmor == "x"
     profile = {
         "defaultAction": "SCMP_ACT_ERRNO",
         "syscalls": [
@@ -257,7 +260,8 @@ def test_security_options() -> None:
             {"names": ["read"], "action": "SCMP_ACT_ALLOW"},
         ],
     }
-    own = process.security_options(host(SecurityOpt=[f"seccomp={json.dumps(profile)}"]))["seccomp"]
+    own = process.security_options(host(SecurityOpt=[f"seccomp={json.dumps(profile)}"])).seccomp
+    assert isinstance(own, dict)
     assert [rule["names"] for rule in own["syscalls"]] == [["read"]]
     for bad in ("seccomp=/a/file", "seccomp={", "nonsense", "what=ever"):
         with pytest.raises(BadRequest):
@@ -274,7 +278,7 @@ def _container(**values: Any) -> tuple[Any, Any]:
     engine = types.SimpleNamespace(
         config=settings, volumes=_Volumes(), containers=types.SimpleNamespace(find=lambda name: None)
     )
-    config = {"Volumes": values.pop("Volumes", None)}
+    config = fields.Config(volumes=values.pop("Volumes", None))
     return engine, types.SimpleNamespace(id="c" * 64, config=config, host_config=host(**values))
 
 
@@ -284,13 +288,13 @@ def test_mount_points() -> None:
         Mounts=[{"Type": "tmpfs", "Target": "/t", "TmpfsOptions": {"SizeBytes": 4096, "Mode": 0o700}}],
         Volumes={"/image": {}, "/dst": {}},
     )
-    points = {point["Destination"]: point for point in mounts.collect(engine, container)}
+    points = {point.destination: point for point in mounts.collect(engine, container)}
     assert set(points) == {"/dst", "/named", "/anonymous", "/t", "/image"}
-    assert points["/dst"]["Source"] == "/src" and not points["/dst"]["RW"]
-    assert points["/dst"]["Propagation"] == "rslave"
-    assert points["/named"]["Name"] == "named" and points["/named"]["Options"]["copy"]
+    assert points["/dst"].source == "/src" and not points["/dst"].rw
+    assert points["/dst"].propagation == "rslave"
+    assert points["/named"].name == "named" and points["/named"].options.copy_image
     defaults = ["noexec", "nosuid", "nodev", "rprivate"]
-    assert points["/t"]["Options"]["tmpfs"] == [*defaults, "size=4096", "mode=700"]
+    assert points["/t"].options.tmpfs == [*defaults, "size=4096", "mode=700"]
 
 
 @pytest.mark.parametrize(

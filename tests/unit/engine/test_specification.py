@@ -11,6 +11,7 @@ import engine_parts as parts
 import pytest
 
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.core.fields import HOST_CONFIG
 from teu.engine.engine import Engine
 from teu.engine.networks.model import Attachment
 from teu.engine.spec import build, devices, users
@@ -105,7 +106,7 @@ def test_devices_are_nodes_and_rules(engine: Engine) -> None:
     assert {"allow": True, "access": "rw", "type": "c", "major": 10} in rules
     for bad in ({"PathOnHost": ""}, {"PathOnHost": "dev/null"}, {**device, "CgroupPermissions": "x"}):
         with pytest.raises(BadRequest, match=r"HostConfig.Devices\[0\]"):
-            devices.check({"Devices": [bad], "DeviceCgroupRules": None})
+            devices.check(HOST_CONFIG.read({"Devices": [bad]}))
     with pytest.raises(BadRequest, match="not a device node"):
         made(engine, name="other", Devices=[{"PathOnHost": "/etc/passwd"}])
 

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from drivers import volumes as suite
 
+from teu.engine.containers.state import MountPoint
 from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, NotFound
+from teu.engine.volumes.records import VolumeRecord
 from teu.engine.volumes.store import Volumes
 
 
@@ -52,7 +54,7 @@ def test_anonymous_volume_goes_with_its_container(engine: Any) -> None:
     one, named = engine.volumes.ensure(None), engine.volumes.ensure("named")
     assert one.anonymous
     assert len(one.name) == 64
-    mounts = [{"Type": "volume", "Name": volume.name} for volume in (one, named)]
+    mounts = [MountPoint(type="volume", name=volume.name) for volume in (one, named)]
     engine.volumes.release_mounts("c1", mounts, False)
     assert engine.volumes.names() == sorted([one.name, "named"])
     engine.volumes.release_mounts("c1", mounts, True)
@@ -118,7 +120,7 @@ def test_volumes_of_a_container_that_never_came_to_be(engine: Any) -> None:
     assert engine.volumes.names() == []
     lost = engine.volumes.ensure(None, container_id="c2")
     kept = engine.volumes.ensure(None, container_id="c3")
-    engine.volumes.release_mounts("c3", [{"Type": "volume", "Name": kept.name}], False)
+    engine.volumes.release_mounts("c3", [MountPoint(type="volume", name=kept.name)], False)
     made(engine).start()
     assert engine.volumes.names() == [kept.name]
     assert not os.path.exists(lost.mountpoint)
@@ -127,7 +129,7 @@ def test_volumes_of_a_container_that_never_came_to_be(engine: Any) -> None:
 def test_a_record_of_a_driver_that_is_not_here(engine: Any) -> None:
     """It can be inspected and removed; its files are not taken for the local driver's."""
     engine.volumes.ensure("data")
-    engine.volumes._write("data", {"Created": "2026-01-01T00:00:00Z", "Options": {}, "Labels": {}, "Driver": "nfs"})
+    engine.volumes._write("data", VolumeRecord("2026-01-01T00:00:00Z", "nfs", {}, {}))
     assert "there is no volume driver nfs" in engine.volumes.describe("data")["Status"]["Error"]
     with pytest.raises(Conflict, match="can only be inspected and removed"):
         engine.volumes.hold("data", "c1")

@@ -32,3 +32,15 @@ def test_shares_are_joined_to_their_stage() -> None:
     assert (whole.passed, whole.failed, whole.skipped, whole.seconds) == (7, 1, 1, 5)
     assert whole.failures == ["a"] and whole.error == "x"
     assert runner.joined(["lab"], [first]) == []
+
+
+def test_three_tests_of_a_run_may_be_run_again_and_no_more() -> None:
+    """A test that failed and then passed is named as flaky. The bound is one for all stages together."""
+    two = runner.Result("ns", failed=2, failures=["a", "b"])
+    one = runner.Result("unit", failed=1, failures=["c"])
+    more = runner.Result("lab", failed=1, failures=["d"])
+    well, broken = runner.Result("vm", passed=9), runner.Result("fuzz", failed=2, failures=["e"], error="ended with 3")
+    assert runner.forgivable([two, one, well, broken], []) == [two, one]
+    assert runner.forgivable([two, one, more], []) == []
+    assert runner.forgivable([one], ["-k", "some"]) == []
+    assert runner.forgivable([runner.Result("deb", failed=1, failures=["f"])], []) == []

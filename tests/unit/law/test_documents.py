@@ -111,6 +111,19 @@ def test_every_release_has_its_changes() -> None:
     assert "Not" not in told[1:]
 
 
+def test_blame_leaves_out_commits_that_are_there() -> None:
+    """A hash that a rebase has changed leaves out nothing."""
+    shallow = subprocess.run(
+        ["git", "-C", str(TOP), "rev-parse", "--is-shallow-repository"], capture_output=True, text=True, check=False
+    )
+    if shallow.stdout.strip() != "false":
+        pytest.skip("not a git checkout with its history")
+    hashes = re.findall(r"^[0-9a-f]{40}$", (TOP / ".git-blame-ignore-revs").read_text(), re.MULTILINE)
+    assert hashes
+    for one in hashes:
+        subprocess.run(["git", "-C", str(TOP), "merge-base", "--is-ancestor", one, "HEAD"], check=True)
+
+
 # --- ARCHITECTURE.md ----------------------------------------
 
 ARCHITECTURE = (TOP / "ARCHITECTURE.md").read_text()

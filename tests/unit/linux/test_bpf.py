@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import evaluators
 import pytest
 
 from teu.linux import bpf
@@ -15,7 +16,7 @@ NULL = {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}
 
 
 def allows(rules: list[dict[str, Any]], kind: str, major: int, minor: int, access: str) -> bool:
-    return bpf.evaluate(bpf.compile_rules(rules), kind, major, minor, access)
+    return evaluators.device_program(bpf.compile_rules(rules), kind, major, minor, access)
 
 
 def test_nothing_said_is_denied() -> None:
@@ -106,4 +107,6 @@ def test_against_a_plain_model() -> None:
         program = bpf.compile_rules(rules)
         for kind, major, minor in (("c", 1, 3), ("c", 1, 4), ("b", 7, 3), ("b", 1, 9)):
             for access in ("r", "w", "rw"):
-                assert bpf.evaluate(program, kind, major, minor, access) == model(rules, kind, major, minor, access)
+                assert evaluators.device_program(program, kind, major, minor, access) == model(
+                    rules, kind, major, minor, access
+                )

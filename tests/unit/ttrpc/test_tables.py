@@ -45,8 +45,8 @@ def _stubs() -> None:
     try:
         for name in MODULES:
             importlib.import_module(name)
-    except ModuleNotFoundError as e:
-        pytest.skip(f"stubs are not generated (./dev protos): {e}")
+    except ModuleNotFoundError as error:
+        pytest.skip(f"stubs are not generated (./dev protos): {error}")
 
 
 def _names(table: str) -> list[str]:

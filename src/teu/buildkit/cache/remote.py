@@ -25,11 +25,12 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from teu.buildkit.cache.keys import RANDOM, Link, root
 from teu.buildkit.core.op import Record
 from teu.oci import digest as digests
+from teu.oci import image_spec
 
 CONFIG_TYPE = "application/vnd.buildkit.cacheconfig.v0"
 INLINE_KEY = "moby.buildkit.cache.v0"  # in the configuration of an image
@@ -49,7 +50,7 @@ RECORDS_MAX = 200_000
 LAYERS_MAX = 200_000
 CHAIN_MAX = 10_000  # layers one upon the other
 
-Descriptor = dict[str, Any]
+Descriptor = image_spec.Descriptor
 
 _TO_OCI = {
     "application/vnd.docker.image.rootfs.diff.tar": "application/vnd.oci.image.layer.v1.tar",
@@ -290,7 +291,7 @@ class Written:
 def write(exported: Exported, options: Options) -> Written:
     """The configuration, and the manifest or index, of a cache in a registry or a folder."""
     data = _json(exported.config)
-    config = {"mediaType": CONFIG_TYPE, "digest": digests.of(data), "size": len(data)}
+    config: Descriptor = {"mediaType": CONFIG_TYPE, "digest": digests.of(data), "size": len(data)}
     layers = [_typed(descriptor, options.oci) for descriptor in exported.layers]
     if options.image_manifest:
         kind = OCI_MANIFEST
@@ -604,4 +605,4 @@ def _descriptor(value: Any) -> Descriptor:
     size = value.get("size")
     if not digests.is_digest(str(value.get("digest"))) or not isinstance(size, int) or size < 0:
         raise BadCache("invalid descriptor in what describes the cache")
-    return value
+    return cast(Descriptor, value)

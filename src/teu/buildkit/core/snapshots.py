@@ -20,8 +20,9 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from teu.buildkit.core.op import Record, Ref
 from teu.buildkit.core.selection import Selection
+from teu.oci import image_spec
 
-Descriptor = dict[str, Any]  # of OCI: mediaType, digest, size, annotations, urls
+Descriptor = image_spec.Descriptor
 
 
 class Mount(NamedTuple):

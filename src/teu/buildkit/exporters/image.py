@@ -14,7 +14,7 @@ from typing import Any
 
 from teu.buildkit.core import errors
 from teu.buildkit.core.exports import Answer, Build, Result, Task
-from teu.buildkit.core.snapshots import Kind, Layer, Worker
+from teu.buildkit.core.snapshots import Descriptor, Kind, Layer, Worker
 from teu.buildkit.exporters import attributes as given
 from teu.buildkit.exporters import images
 from teu.buildkit.exporters.attributes import ImageOptions
@@ -83,7 +83,7 @@ class ImageExporter:
         return Answer(answer(image, self.options.names), image.target)
 
     def _store(self, task: Task, image: Image) -> None:
-        target = {key: image.target[key] for key in ("mediaType", "digest", "size")}
+        target = image_spec.plain(image.target)
         names = list(self.options.names)
         if self.canonical:
             canonical = {f"{reference.parse(name).name}@{target['digest']}" for name in names}
@@ -116,9 +116,9 @@ class ImageExporter:
                         lambda descriptor, offset, held=held: _from(self.worker.open_blob(held, descriptor), offset),
                     )
 
-    def _name(self, name: str, target: Mapping[str, Any]) -> None:
+    def _name(self, name: str, target: Descriptor) -> None:
         before = self.worker.images.get(name)
-        self.worker.images.put(name, dict(target))
+        self.worker.images.put(name, target)
         if before is None or before["digest"] == target["digest"] or not self.dangling_prefix:
             return
         if not self.worker.images.named(before["digest"]):
@@ -160,7 +160,7 @@ def _from(chunks: Any, offset: int) -> Any:
 
 def answer(image: Image, names: tuple[str, ...] = ()) -> dict[str, str]:
     """What the client reads of an image."""
-    descriptor = dict(image.target)
+    descriptor = image.target.copy()
     if image.single:
         descriptor["annotations"] = {
             **(descriptor.get("annotations") or {}),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from teu.buildkit.core import errors
 from teu.buildkit.core.exports import CONFIG, EPOCH, INLINE_CACHE, PLATFORMS, Build, Part, Result, Task
@@ -30,7 +30,10 @@ REFERENCE_TYPE, REFERENCE_DIGEST = "vnd.docker.reference.type", "vnd.docker.refe
 ATTESTATION = "attestation-manifest"
 PREDICATE_TYPE = "in-toto.io/predicate-type"
 STATEMENT = "application/vnd.in-toto+json"
-UNKNOWN = {"architecture": "unknown", "os": "unknown"}
+UNKNOWN: PlatformMembers = {"architecture": "unknown", "os": "unknown"}
+
+if TYPE_CHECKING:
+    from teu.oci.image_spec import PlatformMembers
 
 Json = dict[str, Any]
 
@@ -129,7 +132,7 @@ def _platform_of(data: bytes | None) -> Platform:
     return _platform(document) if document.get("os") and document.get("architecture") else host()
 
 
-def platform_json(platform: Platform) -> Json:
+def platform_json(platform: Platform) -> PlatformMembers:
     """As an index has it."""
     document: Json = {"architecture": platform.architecture, "os": platform.os}
     if platform.os_version:
@@ -138,7 +141,7 @@ def platform_json(platform: Platform) -> Json:
         document["os.features"] = list(platform.os_features)
     if platform.variant:
         document["variant"] = platform.variant
-    return document
+    return cast(PlatformMembers, document)
 
 
 @dataclass
@@ -216,7 +219,7 @@ class Assembly:
         self.task.status(name, 0, len(data))
         self.worker.content.write([data], digest, len(data), keeps)
         self.task.status(name, len(data), len(data), completed=True)
-        descriptor = {"mediaType": media_type, "digest": digest, "size": len(data)}
+        descriptor: Descriptor = {"mediaType": media_type, "digest": digest, "size": len(data)}
         self.blobs[digest] = descriptor
         return descriptor
 
@@ -231,7 +234,7 @@ class Assembly:
         )
 
     def _attestation(self, manifest: Manifest, made: Sequence[Attested]) -> tuple[Descriptor, list[Descriptor]]:
-        layers = []
+        layers: list[Descriptor] = []
         for one in made:
             data = one.statement()
             layer = self._blob("attestation", STATEMENT, data, {})
@@ -251,7 +254,7 @@ class Assembly:
         keeps = labels.keeping(config=config, layers=layers)
         descriptor = self._blob("attestation manifest", image_spec.OCI_MANIFEST, image_spec.encode(content), keeps)
         told = {REFERENCE_TYPE: ATTESTATION, REFERENCE_DIGEST: manifest.descriptor["digest"]}
-        return {**descriptor, "annotations": told, "platform": dict(UNKNOWN)}, layers
+        return {**descriptor, "annotations": told, "platform": UNKNOWN}, layers
 
     def _index(self, manifests: Sequence[Manifest], attested: Sequence[tuple[Manifest, list[Attested]]]) -> Image:
         entries: list[Descriptor] = [
@@ -285,7 +288,8 @@ def _plain(layer: Descriptor) -> Descriptor:
         if key not in (labels.UNCOMPRESSED, "buildkit/createdat", "buildkit/description")
         and not key.startswith(labels.SOURCE)
     }
-    plain = {key: value for key, value in layer.items() if key != "annotations"}
+    plain = layer.copy()
+    plain.pop("annotations", None)
     return {**plain, "annotations": told} if told else plain
 
 

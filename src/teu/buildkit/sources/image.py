@@ -20,7 +20,7 @@ from typing import Any
 from teu.buildkit.cache import store
 from teu.buildkit.core import errors
 from teu.buildkit.core.op import Gone, Record, Ref
-from teu.buildkit.core.snapshots import Kind, Worker
+from teu.buildkit.core.snapshots import Descriptor, Kind, Worker
 from teu.buildkit.llb.platforms import Platform
 from teu.buildkit.sources import manifests
 from teu.buildkit.sources.base import Asker, Key, Material, no_meta, number
@@ -81,7 +81,7 @@ class Images:
 
     def resolve(
         self, wanted: Reference, platform: Platform, mode: str, asker: Asker
-    ) -> tuple[dict[str, Any], Remote | None]:
+    ) -> tuple[Descriptor, Remote | None]:
         """What a name stands for now, and the registry where this host has not all of it."""
         remote = Remote(self.access, wanted, asker)
         if mode != "pull":
@@ -92,7 +92,7 @@ class Images:
             return self.documents.root(wanted.digest), remote
         return remote.resolve(), remote
 
-    def _local(self, wanted: Reference, platform: Platform) -> dict[str, Any] | None:
+    def _local(self, wanted: Reference, platform: Platform) -> Descriptor | None:
         """The engine's image of that name, where it is for that platform, and its documents are here."""
         names = [f"{wanted.name}:{wanted.tag or reference.DEFAULT_TAG}"]
         if wanted.digest:
@@ -111,7 +111,7 @@ class Images:
         return None
 
     def _attestations(
-        self, answer: Any, root: dict[str, Any], platform: Platform, remote: Remote | None, predicates: list[str]
+        self, answer: Any, root: Descriptor, platform: Platform, remote: Remote | None, predicates: list[str]
     ) -> None:
         """The manifest of statements about the image for the platform, in the same index."""
         if root["mediaType"] not in image_spec.INDEXES:
@@ -143,7 +143,7 @@ class Images:
             return
 
 
-def _add_blob(chain: Any, descriptor: dict[str, Any], data: bytes) -> None:
+def _add_blob(chain: Any, descriptor: Descriptor, data: bytes) -> None:
     blob = chain.Blobs[descriptor["digest"]]
     blob.data = data
     blob.descriptor.media_type = descriptor["mediaType"]

@@ -47,7 +47,7 @@ class Image:
 
     root: Descriptor
     manifest: Descriptor
-    document: dict[str, Any]
+    document: image_spec.Manifest
     config: bytes
     diff_ids: tuple[str, ...]
     platform: image_spec.Platform
@@ -94,7 +94,7 @@ class Documents:
 
     def root(self, digest: str, blobs: Blobs | None = None) -> Descriptor:
         """The descriptor of an index or a manifest of which only the digest is known."""
-        data = self.read({"digest": digest}, blobs)
+        data = self.read({"mediaType": "", "digest": digest, "size": -1}, blobs)
         kind = image_spec.media_type_of(_decoded(data, digest))
         if kind not in (*image_spec.INDEXES, *image_spec.MANIFESTS, image_spec.DOCKER_SCHEMA1):
             raise errors.InvalidArgument(f"{digest} is neither an index nor a manifest of images")

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from teu import __version__
 from teu.buildkit.core import errors
+from teu.buildkit.core.snapshots import Descriptor
 from teu.buildkit.session import auth
 from teu.buildkit.session.manager import Manager, Session
 from teu.buildkit.sources.base import Asker, Recent, ask_any
@@ -279,7 +280,7 @@ class Remote:
                 registries.close()
                 self._registries = None
 
-    def resolve(self) -> dict[str, Any]:
+    def resolve(self) -> Descriptor:
         """The descriptor of what the reference names now."""
         with self.opened() as registries:
             return registries.resolve(self.reference.path, self.reference.digest or self.reference.tag)
@@ -288,7 +289,7 @@ class Remote:
         with self.opened() as registries:
             return registries.manifest(self.reference.path, digest)[1]
 
-    def blob(self, descriptor: dict[str, Any], offset: int = 0) -> Iterator[bytes]:
+    def blob(self, descriptor: Descriptor, offset: int = 0) -> Iterator[bytes]:
         """Not checked yet: whoever keeps it does."""
         with self.opened() as registries:
             yield from registries.blob(self.reference.path, descriptor, offset)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from teu.buildkit.cache.policies import Keeper, Usage
 from teu.buildkit.core import errors
@@ -107,12 +107,16 @@ class WorkerKeeper:
         manifests = document.get("manifests")
         if isinstance(manifests, list) and depth < 2:
             return frozenset().union(
-                *(self._read(one, depth + 1) for one in manifests if isinstance(one, dict) and one.get("digest"))
+                *(
+                    self._read(cast(Descriptor, one), depth + 1)
+                    for one in manifests
+                    if isinstance(one, dict) and one.get("digest")
+                )
             )
         config = document.get("config")
         if not isinstance(config, dict) or not config.get("digest"):
             return frozenset()
-        roots = self._document(config).get("rootfs")
+        roots = self._document(cast(Descriptor, config)).get("rootfs")
         diff_ids = roots.get("diff_ids") if isinstance(roots, dict) else None
         if not isinstance(diff_ids, list) or not all(isinstance(one, str) for one in diff_ids):
             return frozenset()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Compression, Descriptor
@@ -84,7 +84,7 @@ class Layers:
         variant += f"@{epoch}" if epoch is not None else ""
         known = (unit.details.get("blobs") or {}).get(variant)
         if known is not None and self._content.has(known["digest"]):
-            return dict(known)
+            return cast(Descriptor, dict(known))
         if not self._content.has(str(blob["digest"])):
             self._trees.fetch(unit)
         made = self._convert(unit, blob, kind, compression.level, epoch)

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from teu.buildkit.cache.contenthash import Tree
 from teu.buildkit.cache.store import LOCAL_SOURCE, Record, Store
@@ -67,7 +67,7 @@ class Entry:
     @property
     def blob(self) -> Descriptor | None:
         found = self.details.get("blob")
-        return found if isinstance(found, dict) else None
+        return cast(Descriptor, found) if isinstance(found, dict) else None
 
     @property
     def parent(self) -> Entry | None:

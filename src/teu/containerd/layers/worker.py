@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 
 def _apply(job: dict[str, Any]) -> dict[str, Any]:
+    # 4 ms, and 4 ms below: the process starts for each layer, and does one of the two.
     from teu.containerd.layers import mounting, streams, unpack
     from teu.linux import writeback
     from teu.oci import tar
@@ -51,7 +52,7 @@ def _apply(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compare(job: dict[str, Any]) -> dict[str, Any]:
-    from teu.containerd.layers import compare
+    from teu.containerd.layers import compare  # 4 ms
 
     return compare.run(job)
 
@@ -72,7 +73,7 @@ def main(text: str) -> int:
     except MemoryError:
         answer = {"error": "internal", "message": "out of memory"}
     except OSError as error:
-        from teu.oci import tar
+        from teu.oci import tar  # loaded by both
 
         kind = "full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "system"
         where = f": {error.filename}" if error.filename else ""

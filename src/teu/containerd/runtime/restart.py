@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -44,7 +45,6 @@ log = logging.getLogger("teu.containerd.restart")
 PREFIX = "containerd.io/restart."
 STATUS = PREFIX + "status"
 POLICIES = ("no", "always", "on-failure", "unless-stopped")
-SIGKILL = 9
 # What a task that ended with the machine is taken to have ended with.
 LOST = 255
 # Go's words for a true value (strconv.ParseBool): clients write it with Go.
@@ -191,17 +191,17 @@ class Restarts:
         """Run what may wait for long; a stop of the daemon does not wait for it."""
         done: asyncio.Future[None] = self._loop.create_future()
 
-        def end(error: Exception | None) -> None:
+        def end(failure: Exception | None) -> None:
             if not done.done():
-                done.set_exception(error) if error else done.set_result(None)
+                done.set_exception(failure) if failure else done.set_result(None)
 
         def run() -> None:
-            error = None
+            failure = None
             try:
                 work()
-            except Exception as found:
-                error = found
-            self._loop.call_soon_threadsafe(end, error)
+            except Exception as error:
+                failure = error
+            self._loop.call_soon_threadsafe(end, failure)
 
         threading.Thread(target=run, name="host", daemon=True).start()
         await done
@@ -322,6 +322,6 @@ class Restarts:
         await self._tasks.start(namespace, container.id)
 
     async def _stop(self, namespace: str, id: str) -> None:
-        await self._tasks.kill(namespace, id, SIGKILL, everyone=True)
+        await self._tasks.kill(namespace, id, signal.SIGKILL, everyone=True)
         await self._tasks.wait(namespace, id)
         await self._tasks.delete(namespace, id)

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf import descriptor_pb2
 from google.protobuf.message import DecodeError
 
 from teu.containerd.core.errors import Error, FailedPrecondition, Internal, InvalidArgument, Unavailable, cut
@@ -314,8 +315,6 @@ def _status(error: BaseException, key: tuple[str, str]) -> tuple[str, str | None
 
 
 def _streams(method: Any) -> tuple[bool, bool]:
-    from google.protobuf import descriptor_pb2
-
     service = method.containing_service
     proto = descriptor_pb2.ServiceDescriptorProto()
     service.CopyToProto(proto)

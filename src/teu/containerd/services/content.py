@@ -44,15 +44,19 @@ class Content:
 
     @quick
     def Info(self, request: content_pb2.InfoRequest, call: Call) -> content_pb2.InfoResponse:
+        """Size, times and labels of a blob of this namespace. NOT_FOUND."""
         with _a_digest(request.digest):
             return content_pb2.InfoResponse(info=self._store.info(call.namespace, request.digest))
 
     def Update(self, request: content_pb2.UpdateRequest, call: Call) -> content_pb2.UpdateResponse:
+        """Change labels, those that the mask names or all of them; the blob's information then. NOT_FOUND,
+        INVALID_ARGUMENT."""
         parse_digest(request.info.digest)
         info = self._store.update(call.namespace, request.info, list(request.update_mask.paths))
         return content_pb2.UpdateResponse(info=info)
 
     def List(self, request: content_pb2.ListContentRequest, call: Call) -> Iterator[content_pb2.ListContentResponse]:
+        """The blobs that one of the filters fits, some hundred in a message."""
         batch = []
         for info in self._store.find(call.namespace, request.filters):
             batch.append(info)
@@ -63,6 +67,7 @@ class Content:
             yield content_pb2.ListContentResponse(info=batch)
 
     def Delete(self, request: content_pb2.DeleteContentRequest, call: Call) -> empty_pb2.Empty:
+        """Remove a blob from this namespace; others may have it still. NOT_FOUND."""
         with _a_digest(request.digest):
             self._store.delete(call.namespace, request.digest)
         return empty_pb2.Empty()
@@ -70,6 +75,8 @@ class Content:
     async def Read(
         self, request: content_pb2.ReadContentRequest, call: Call
     ) -> AsyncIterator[content_pb2.ReadContentResponse]:
+        """The bytes from `offset` on, `size` of them or to the end (0). NOT_FOUND; OUT_OF_RANGE for an offset behind
+        the end, and where the file is shorter than it was."""
         digest = parse_digest(request.digest)
         size = self._store.info(call.namespace, digest).size
         offset = max(request.offset, 0)
@@ -89,18 +96,25 @@ class Content:
             os.close(fd)
 
     def Status(self, request: content_pb2.StatusRequest, call: Call) -> content_pb2.StatusResponse:
+        """How far an ingest is. NOT_FOUND."""
         return content_pb2.StatusResponse(status=self._store.status(call.namespace, request.ref))
 
     def ListStatuses(self, request: content_pb2.ListStatusesRequest, call: Call) -> content_pb2.ListStatusesResponse:
+        """The ingests that one of the filters fits."""
         return content_pb2.ListStatusesResponse(statuses=self._store.statuses(call.namespace, request.filters))
 
     def Abort(self, request: content_pb2.AbortRequest, call: Call) -> empty_pb2.Empty:
+        """Forget an ingest and its bytes. NOT_FOUND."""
         self._store.abort(call.namespace, request.ref)
         return empty_pb2.Empty()
 
     async def Write(
         self, requests: AsyncIterator[content_pb2.WriteContentRequest], call: Call
     ) -> AsyncIterator[content_pb2.WriteContentResponse]:
+        """Write an ingest and make a blob of it. The first message opens it by its ref, or goes on where it was left;
+        each is answered with how far it is. COMMIT checks size and digest and ends it: the blob is on disk when that is
+        answered. ALREADY_EXISTS for a blob that is there; FAILED_PRECONDITION for another size or digest; OUT_OF_RANGE
+        for an offset that is not the next; UNAVAILABLE while another stream writes the same ref."""
         loop = asyncio.get_running_loop()
         session: _WriteSession | None = None
         try:

@@ -39,6 +39,9 @@ class Diff:
         self._layers = context.layers
 
     def Apply(self, request: diff_pb2.ApplyRequest, call: Call) -> diff_pb2.ApplyResponse:
+        """Unpack a layer, a blob of this namespace, into the mounts; the descriptor of its content without compression.
+        NOT_FOUND without the blob; UNIMPLEMENTED for a media type that is no layer's; INVALID_ARGUMENT for a damaged
+        layer, of which a part may be there."""
         kind, digest = request.diff.media_type, request.diff.digest
         if not is_digest(digest):
             raise NotFound(f"content digest {digest}")
@@ -58,6 +61,9 @@ class Diff:
         return diff_pb2.ApplyResponse(applied=applied)
 
     def Diff(self, request: diff_pb2.DiffRequest, call: Call) -> diff_pb2.DiffResponse:
+        """Store what `right` has changed over `left`, both given as mounts, as a layer; its descriptor. The blob has
+        the labels of the request, and one with the digest of its content. UNIMPLEMENTED for another media type than a
+        layer's."""
         kind = request.media_type or TAR + "+gzip"
         compression = _COMPRESSIONS.get(kind)
         if compression is None:

@@ -25,6 +25,7 @@ class Health:
 
     @quick
     def Check(self, request: health_pb2.HealthCheckRequest, call: Call) -> health_pb2.HealthCheckResponse:
+        """SERVING for a service that there is; NOT_FOUND for others."""
         if self._status(request.service) == SERVICE_UNKNOWN:
             raise NotFound("unknown service")
         return health_pb2.HealthCheckResponse(status=SERVING)
@@ -32,6 +33,8 @@ class Health:
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, call: Call
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """What Check would say, at once: SERVICE_UNKNOWN in place of an error. It does not change while the daemon
+        serves."""
         yield health_pb2.HealthCheckResponse(status=self._status(request.service))
         await asyncio.Event().wait()  # it changes only by the stream's end
 

@@ -33,22 +33,30 @@ class Images:
 
     @quick
     def Get(self, request: images_pb2.GetImageRequest, call: Call) -> images_pb2.GetImageResponse:
+        """An image's record. NOT_FOUND."""
         return images_pb2.GetImageResponse(image=self._store.get(call.namespace, request.name))
 
     def List(self, request: images_pb2.ListImagesRequest, call: Call) -> images_pb2.ListImagesResponse:
+        """The records that one of the filters fits."""
         return images_pb2.ListImagesResponse(images=self._store.find(call.namespace, request.filters))
 
     def Create(self, request: images_pb2.CreateImageRequest, call: Call) -> images_pb2.CreateImageResponse:
+        """Keep a name for a descriptor: durable when this answers. ALREADY_EXISTS, INVALID_ARGUMENT. The blob need not
+        be there yet."""
         image = self._store.create(call.namespace, request.image, lease=call.lease, stamp=_epoch(request))
         return images_pb2.CreateImageResponse(image=image)
 
     def Update(self, request: images_pb2.UpdateImageRequest, call: Call) -> images_pb2.UpdateImageResponse:
+        """Take over the fields that the mask names, or target and labels without a mask; the record then. NOT_FOUND,
+        INVALID_ARGUMENT."""
         image = self._store.update(
             call.namespace, request.image, list(request.update_mask.paths), lease=call.lease, stamp=_epoch(request)
         )
         return images_pb2.UpdateImageResponse(image=image)
 
     def Delete(self, request: images_pb2.DeleteImageRequest, call: Call) -> empty_pb2.Empty:
+        """Remove a name, with `target` only if it means that digest still; with `sync` what it kept is collected before
+        this answers. NOT_FOUND."""
         target = request.target.digest if request.HasField("target") else ""
         self._store.delete(call.namespace, request.name, target)
         if request.sync:

@@ -97,12 +97,14 @@ class Introspection:
 
     @quick
     def Plugins(self, request: introspection_pb2.PluginsRequest, call: Call) -> introspection_pb2.PluginsResponse:
+        """The parts of this daemon by containerd's names, those that one of the filters fits (type, id)."""
         accept = parse_all(request.filters)
         found = [plugin for plugin in self._plugins if accept(_adaptor(plugin))]
         return introspection_pb2.PluginsResponse(plugins=found)
 
     @quick
     def Server(self, request: empty_pb2.Empty, call: Call) -> introspection_pb2.ServerResponse:
+        """The uuid of this daemon's state, its process id, and the inode of that id's namespace."""
         return introspection_pb2.ServerResponse(
             uuid=self._context.database.uuid, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino
         )
@@ -110,6 +112,7 @@ class Introspection:
     def PluginInfo(
         self, request: introspection_pb2.PluginInfoRequest, call: Call
     ) -> introspection_pb2.PluginInfoResponse:
+        """One part, by its type and id; of the runtime also what the runtime that is asked for can do. NOT_FOUND."""
         for plugin in self._plugins:
             if (plugin.type, plugin.id) == (request.type, request.id):
                 break

@@ -21,10 +21,12 @@ class Leases:
         self._collector = context.collector
 
     def Create(self, request: leases_pb2.CreateRequest, call: Call) -> leases_pb2.CreateResponse:
+        """Make a lease, with a name of ours where none is given. ALREADY_EXISTS, INVALID_ARGUMENT."""
         id = request.id or f"{time.time_ns()}-{os.urandom(3).hex()}"
         return leases_pb2.CreateResponse(lease=self._store.create(call.namespace, id, dict(request.labels)))
 
     def Delete(self, request: leases_pb2.DeleteRequest, call: Call) -> empty_pb2.Empty:
+        """End a lease: what it alone kept is garbage; with `sync` it is collected before this answers. NOT_FOUND."""
         self._store.delete(call.namespace, request.id)
         if request.sync:
             self._collector.collect()
@@ -32,18 +34,23 @@ class Leases:
 
     @quick
     def List(self, request: leases_pb2.ListRequest, call: Call) -> leases_pb2.ListResponse:
+        """The leases that one of the filters fits."""
         return leases_pb2.ListResponse(leases=self._store.find(call.namespace, request.filters))
 
     def AddResource(self, request: leases_pb2.AddResourceRequest, call: Call) -> empty_pb2.Empty:
+        """Let the lease keep something, which need not be there. NOT_FOUND without the lease; INVALID_ARGUMENT for an
+        unknown type."""
         self._store.add(call.namespace, request.id, request.resource)
         return empty_pb2.Empty()
 
     def DeleteResource(self, request: leases_pb2.DeleteResourceRequest, call: Call) -> empty_pb2.Empty:
+        """Let the lease keep it no longer; of what it does not keep nothing is said. NOT_FOUND without the lease."""
         self._store.remove(call.namespace, request.id, request.resource)
         return empty_pb2.Empty()
 
     @quick
     def ListResources(self, request: leases_pb2.ListResourcesRequest, call: Call) -> leases_pb2.ListResourcesResponse:
+        """What the lease keeps. NOT_FOUND."""
         return leases_pb2.ListResourcesResponse(resources=self._store.resources(call.namespace, request.id))
 
 

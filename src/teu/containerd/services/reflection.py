@@ -34,6 +34,8 @@ class Reflection:
         self._messages = messages
 
     async def ServerReflectionInfo(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+        """An answer for each question, until the client ends the stream. What is not known is an error within the
+        answer."""
         async for request in requests:
             yield self._answer(request)
 

@@ -28,22 +28,27 @@ class Store:
         self._store = context.sandboxes
 
     def Create(self, request: sandbox_pb2.StoreCreateRequest, call: Call) -> sandbox_pb2.StoreCreateResponse:
+        """Keep a sandbox's record. ALREADY_EXISTS, INVALID_ARGUMENT."""
         return sandbox_pb2.StoreCreateResponse(sandbox=self._store.create(call.namespace, request.sandbox))
 
     def Update(self, request: sandbox_pb2.StoreUpdateRequest, call: Call) -> sandbox_pb2.StoreUpdateResponse:
+        """Take over the fields that are named; the record then. NOT_FOUND, INVALID_ARGUMENT."""
         updated = self._store.update(call.namespace, request.sandbox, list(request.fields))
         return sandbox_pb2.StoreUpdateResponse(sandbox=updated)
 
     def Delete(self, request: sandbox_pb2.StoreDeleteRequest, call: Call) -> sandbox_pb2.StoreDeleteResponse:
+        """Remove a record; a sandbox that runs is not touched. NOT_FOUND."""
         self._store.delete(call.namespace, request.sandbox_id)
         return sandbox_pb2.StoreDeleteResponse()
 
     @quick
     def List(self, request: sandbox_pb2.StoreListRequest, call: Call) -> sandbox_pb2.StoreListResponse:
+        """The records that one of the filters fits."""
         return sandbox_pb2.StoreListResponse(list=self._store.find(call.namespace, request.filters))
 
     @quick
     def Get(self, request: sandbox_pb2.StoreGetRequest, call: Call) -> sandbox_pb2.StoreGetResponse:
+        """A sandbox's record. NOT_FOUND."""
         return sandbox_pb2.StoreGetResponse(sandbox=self._store.get(call.namespace, request.sandbox_id))
 
 
@@ -57,6 +62,8 @@ class Controller:
     async def Create(
         self, request: sandbox_pb2.ControllerCreateRequest, call: Call
     ) -> sandbox_pb2.ControllerCreateResponse:
+        """Start the shim of a sandbox and let it prepare the sandbox. NOT_FOUND for another controller than the shim's,
+        ALREADY_EXISTS for one that is there."""
         namespace = call.namespace
         if request.sandboxer not in _SANDBOXERS:
             raise NotFound(f"failed to get sandbox controller by {request.sandboxer}")
@@ -76,6 +83,7 @@ class Controller:
     async def Start(
         self, request: sandbox_pb2.ControllerStartRequest, call: Call
     ) -> sandbox_pb2.ControllerStartResponse:
+        """Start the sandbox; the process id, and where its shim listens. NOT_FOUND."""
         namespace = call.namespace
         sandbox = self._manager.get(namespace, request.sandbox_id)
         started = await sandbox.call("StartSandbox", sandbox_id=request.sandbox_id)
@@ -95,17 +103,20 @@ class Controller:
     async def Platform(
         self, request: sandbox_pb2.ControllerPlatformRequest, call: Call
     ) -> sandbox_pb2.ControllerPlatformResponse:
+        """Which platform the sandbox's containers are for. NOT_FOUND."""
         sandbox = self._manager.get(call.namespace, request.sandbox_id)
         answer = await sandbox.call("Platform", sandbox_id=request.sandbox_id)
         return sandbox_pb2.ControllerPlatformResponse(platform=answer.platform)
 
     async def Stop(self, request: sandbox_pb2.ControllerStopRequest, call: Call) -> sandbox_pb2.ControllerStopResponse:
+        """Stop the sandbox, within `timeout_secs`; its shim stays. NOT_FOUND."""
         sandbox = self._manager.get(call.namespace, request.sandbox_id)
         await sandbox.call("StopSandbox", sandbox_id=request.sandbox_id, timeout_secs=request.timeout_secs)
         return sandbox_pb2.ControllerStopResponse()
 
     @held
     async def Wait(self, request: sandbox_pb2.ControllerWaitRequest, call: Call) -> sandbox_pb2.ControllerWaitResponse:
+        """The sandbox's end, when it comes. NOT_FOUND; a stop of the daemon ends the call."""
         sandbox = self._manager.get(call.namespace, request.sandbox_id)
         answer = await sandbox.wait()
         return sandbox_pb2.ControllerWaitResponse(exit_status=answer.exit_status, exited_at=answer.exited_at)
@@ -113,6 +124,7 @@ class Controller:
     async def Status(
         self, request: sandbox_pb2.ControllerStatusRequest, call: Call
     ) -> sandbox_pb2.ControllerStatusResponse:
+        """How the sandbox is; one that does not run has exited, whether there ever was one or not."""
         try:
             sandbox = self._manager.get(call.namespace, request.sandbox_id)
             answer = await sandbox.call("SandboxStatus", sandbox_id=request.sandbox_id, verbose=request.verbose)
@@ -136,12 +148,14 @@ class Controller:
     async def Shutdown(
         self, request: sandbox_pb2.ControllerShutdownRequest, call: Call
     ) -> sandbox_pb2.ControllerShutdownResponse:
+        """End the sandbox's shim, and take away what is left of it. NOT_FOUND."""
         await self._manager.shutdown(call.namespace, request.sandbox_id)
         return sandbox_pb2.ControllerShutdownResponse()
 
     async def Metrics(
         self, request: sandbox_pb2.ControllerMetricsRequest, call: Call
     ) -> sandbox_pb2.ControllerMetricsResponse:
+        """What the sandbox's cgroup counts, as its shim tells it. NOT_FOUND."""
         sandbox = self._manager.get(call.namespace, request.sandbox_id)
         answer = await sandbox.call("SandboxMetrics", sandbox_id=request.sandbox_id)
         return sandbox_pb2.ControllerMetricsResponse(metrics=answer.metrics)

@@ -27,6 +27,9 @@ class Streaming:
         self._streams = context.streams
 
     async def Stream(self, requests: AsyncIterator[any_pb2.Any], call: Call) -> AsyncIterator[any_pb2.Any]:
+        """A stream that other calls of the same namespace find by the id in its first message, which is answered when
+        it is known. What the client sends goes to them, what they send to the client, until either ends it.
+        INVALID_ARGUMENT for another first message, ALREADY_EXISTS for an id that is in use."""
         namespace = call.namespace
         first = await anext(aiter(requests), None)
         if first is None:

@@ -24,7 +24,8 @@ Move = Callable[[Job, Any, Any], None]
 
 def _tag(job: Job, source: Any, destination: Any) -> None:
     image = job.parts.images.get(job.namespace, source.name)
-    target = {**from_wire(image.target), "annotations": dict(image.target.annotations)}
+    target = from_wire(image.target)
+    target["annotations"] = dict(image.target.annotations)
     names = own_names(destination, target["digest"])
     if not names:
         raise NotFound("no image name found")
@@ -60,6 +61,9 @@ class Transfer:
         )
 
     async def Transfer(self, request: transfer_pb2.TransferRequest, call: Call) -> empty_pb2.Empty:
+        """Move an image from one kind of place to another: registry, store, archive, or another name. Progress goes to
+        the stream that the options name. UNIMPLEMENTED for two kinds between which nothing moves; errors of the
+        registry, the store and the layers as they are."""
         namespace = call.namespace
         source, destination = decode(request.source), decode(request.destination)
         if source is None or destination is None:

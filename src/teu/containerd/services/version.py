@@ -18,6 +18,7 @@ class Version:
 
     @quick
     def Version(self, request: empty_pb2.Empty, call: Call) -> version_pb2.VersionResponse:
+        """The version of containerd whose API this is, with ours behind it."""
         return version_pb2.VersionResponse(version=f"{COMPATIBLE}+teu{__version__}", revision=f"teu-{__version__}")
 
 

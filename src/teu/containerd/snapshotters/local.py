@@ -130,6 +130,7 @@ class LocalSnapshotter:
     # Records
 
     def folder(self, id: int) -> str:
+        """The folder of a snapshot, by the number of its record."""
         return os.path.join(self.root, str(id))
 
     def _row(self, name: str) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from fcntl import ioctl
 
 from teu.containerd.core.messages import Mount
 from teu.containerd.snapshotters.interface import ACTIVE
@@ -21,8 +22,6 @@ FICLONE = 0x40049409
 
 def _copy_file(source: str, target: str, size: int) -> None:
     """Data of a regular file: shared with the source where the file system can, holes kept."""
-    from fcntl import ioctl
-
     reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -55,6 +54,8 @@ def _copy_file(source: str, target: str, size: int) -> None:
 
 
 def copy_attributes(source: str, target: str, found: os.stat_result) -> None:
+    """Owner, mode, times and extended attributes of `source`, whose status is `found`, to `target`; neither is
+    followed. Attributes that the file system of the target does not take are left out. Raises OSError."""
     os.chown(target, found.st_uid, found.st_gid, follow_symlinks=False)
     for name in os.listxattr(source, follow_symlinks=False):
         with suppress(OSError):
@@ -95,6 +96,8 @@ def copy_tree(source: str, target: str) -> None:
 
 
 class Native(LocalSnapshotter):
+    """The snapshotter of full copies, which works on every file system."""
+
     name = "native"
 
     def make(self, id: int, kind: int, parents: list[int], labels: dict[str, str]) -> None:

@@ -34,6 +34,8 @@ REMAP_IDS = "remap-ids"  # the capability: clients leave the remapping to the mo
 
 
 class Overlayfs(LocalSnapshotter):
+    """The snapshotter of overlayfs, one folder of changes for each snapshot."""
+
     name = "overlayfs"
 
     def __init__(self, place: Place) -> None:

@@ -56,6 +56,8 @@ def _validate(container: containers_pb2.Container) -> None:
 
 
 def adaptor(container: containers_pb2.Container) -> Adaptor:
+    """What filters may ask of a container: id, image, runtime.name, labels."""
+
     def adapt(path: Sequence[str]) -> str | None:
         match path[0]:
             case "id":

@@ -428,6 +428,8 @@ class Writer:
                     self.write(chunk)
 
     def write(self, data: bytes) -> None:
+        """Append bytes (blocking). Raises OSError, and what was there before is as it was: a full disk takes nothing
+        away."""
         if self._shared:
             self._unshare(keep=True)
         view = memoryview(data)
@@ -471,6 +473,8 @@ class Writer:
             self.close()
 
     def close(self) -> None:
+        """Let go of the ingest, which keeps what was written: the next writer of the same ref goes on there. Twice is
+        fine."""
         if self.fd >= 0:
             if self._written:  # the kernel's stamp is some ms old: the next writer tells when the last byte came
                 with suppress(OSError):

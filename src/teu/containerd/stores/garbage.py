@@ -88,7 +88,11 @@ class _Graph:
         self.roots: list[Node] = []
         self.edges: dict[Node, list[Node]] = {}
         self.blind: dict[str, str] = {}  # namespace -> a record whose references cannot be read
-        self._read(database)
+        self._leases(database)
+        self._images(database)
+        self._content(database)
+        self._containers(database)
+        self._snapshots(database)
 
     def _labels(self, node: Node, text: str, *, backward: bool = True) -> dict[str, str]:
         if text == "{}":
@@ -123,7 +127,7 @@ class _Graph:
     def edge(self, source: Node, target: Node) -> None:
         self.edges.setdefault(source, []).append(target)
 
-    def _read(self, database: Database) -> None:
+    def _leases(self, database: Database) -> None:
         flat_leases = set()
         for namespace, id, text in database.all("SELECT namespace, id, labels FROM leases"):
             node = ("lease", namespace, id)
@@ -143,6 +147,8 @@ class _Graph:
             if (namespace, lease) in flat_leases and target[0] != "ingest":
                 target = (_FLAT + target[0], *target[1:])
             self.edge(("lease", namespace, lease), target)
+
+    def _images(self, database: Database) -> None:
         for namespace, name, digest, text in database.all("SELECT namespace, name, target, labels FROM images"):
             node = ("image", namespace, name)
             self.nodes.add(node)
@@ -153,6 +159,9 @@ class _Graph:
                 continue
             self.edge(node, ("content", namespace, digest))
             self.edge((_FLAT + "image", namespace, name), (_FLAT + "content", namespace, digest))
+
+    def _content(self, database: Database) -> None:
+        """Blobs, and what is about to be one."""
         for namespace, digest, text in database.all("SELECT namespace, digest, labels FROM blobs"):
             node = ("content", namespace, digest)
             self.nodes.add(node)
@@ -167,6 +176,9 @@ class _Graph:
                 self.roots.append(node)
             if expected:
                 self.edge(node, ("content", namespace, expected))
+
+    def _containers(self, database: Database) -> None:
+        """And sandboxes: both stay until they are deleted."""
         for namespace, id, text, snapshotter, key in database.all(
             "SELECT namespace, id, labels, snapshotter, snapshot_key FROM containers"
         ):
@@ -179,6 +191,8 @@ class _Graph:
             node = ("sandbox", namespace, id)
             self.roots.append(node)
             self._labels(node, text, backward=False)
+
+    def _snapshots(self, database: Database) -> None:
         for namespace, snapshotter, key, parent, text in database.all(
             "SELECT namespace, snapshotter, key, parent, labels FROM snapshots"
         ):

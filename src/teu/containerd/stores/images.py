@@ -47,6 +47,8 @@ def _validate(image: images_pb2.Image) -> None:
 
 
 def adaptor(image: images_pb2.Image) -> Adaptor:
+    """What filters may ask of an image: name, target.digest, target.mediatype, labels, annotations."""
+
     def adapt(path: Sequence[str]) -> str | None:
         match path[0]:
             case "name":

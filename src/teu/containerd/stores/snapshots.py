@@ -50,6 +50,8 @@ def to_wire(info: Info) -> snapshots_pb2.Info:
 
 
 def adaptor(info: Info) -> Adaptor:
+    """What filters may ask of a snapshot: kind, name, parent, labels."""
+
     def adapt(path: Sequence[str]) -> str | None:
         match path[0]:
             case "kind":

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from teu.containerd.core.errors import AlreadyExists, InvalidArgument
-from teu.containerd.transfer.job import ClientReader, ClientWriter, Job, Json, from_wire, own_names, platforms_of
+from teu.containerd.transfer.job import ClientReader, ClientWriter, Job, from_wire, own_names, platforms_of
 from teu.oci import archive, image_spec
 from teu.oci import digest as digests
 
@@ -40,7 +40,7 @@ class _Sink:
         return digest
 
     def read(self, digest: str) -> bytes:
-        return self._job.read({"digest": digest})
+        return self._job.read(digest)
 
 
 def load(job: Job, source: Any, destination: Any) -> None:
@@ -74,7 +74,7 @@ def load(job: Job, source: Any, destination: Any) -> None:
     job.tell("Completed import")
 
 
-def _names(target: Json, destination: Any) -> list[str]:
+def _names(target: image_spec.Descriptor, destination: Any) -> list[str]:
     """The names of an archive's image: those that it has there, as far as the destination's prefixes let them through.
 
     None of this is an error where nothing comes through: what was imported is collected then (containerd's answer).
@@ -103,7 +103,7 @@ def _named(annotations: dict[str, str], prefix: Any) -> str:
     return name if below or prefix.allow_overwrite else ""
 
 
-def _label_below(job: Job, target: Json, platforms: list[image_spec.Platform], depth: int = 0) -> None:
+def _label_below(job: Job, target: image_spec.Descriptor, platforms: list[image_spec.Platform], depth: int = 0) -> None:
     if not job.descend(target, depth):
         return
     children = job.wanted_children(target, platforms, 0)
@@ -143,7 +143,7 @@ def _chunks(job: Job, digest: str) -> Iterator[bytes]:
 
 def _export(job: Job, name: str, platforms: list[image_spec.Platform]) -> archive.ExportImage:
     target = from_wire(job.parts.images.get(job.namespace, name).target)
-    blobs: dict[str, Json] = {}
+    blobs: dict[str, image_spec.Descriptor] = {}
 
     job.seen.clear()  # what another image of this archive has belongs to this one as well
     waiting = [(target, 0)]

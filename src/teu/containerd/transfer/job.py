@@ -97,7 +97,7 @@ class Job:
         finally:
             done.set()
 
-    def descend(self, descriptor: Json, depth: int) -> bool:
+    def descend(self, descriptor: image_spec.Descriptor, depth: int) -> bool:
         """Whether to go into a document, which is on the level `depth`: once, and not for ever."""
         if depth > DEPTH_LIMIT:
             raise InvalidArgument(f"{descriptor['digest']}: indexes in indexes, more than {DEPTH_LIMIT} deep")
@@ -117,7 +117,7 @@ class Job:
         *,
         done: int = 0,
         total: int = 0,
-        descriptor: Json | None = None,
+        descriptor: image_spec.Descriptor | None = None,
         parents: Iterable[str] = (),
     ) -> None:
         """Tell the client of the progress, `done` of `total` bytes; Cancelled where it has left."""
@@ -143,17 +143,17 @@ class Job:
 
     # Content
 
-    def read(self, descriptor: Json, limit: int = image_spec.CONFIG_SIZE_LIMIT) -> bytes:
+    def read(self, digest: str, limit: int = image_spec.CONFIG_SIZE_LIMIT) -> bytes:
         """The first `limit` bytes of a blob."""
-        fd = self.parts.content.open(self.namespace, descriptor["digest"])
+        fd = self.parts.content.open(self.namespace, digest)
         with open(fd, "rb") as file:
             return file.read(limit + 1)[:limit]
 
-    def document(self, descriptor: Json) -> Json:
+    def document(self, descriptor: image_spec.Descriptor) -> Json:
         """A blob that is a JSON object."""
-        return image_spec.decode(self.read(descriptor), descriptor["digest"])
+        return image_spec.decode(self.read(descriptor["digest"]), descriptor["digest"])
 
-    def children(self, descriptor: Json) -> list[Json]:
+    def children(self, descriptor: image_spec.Descriptor) -> list[image_spec.Descriptor]:
         """What a manifest or an index refers to, in the order of the document."""
         kind = descriptor["mediaType"]
         if kind in image_spec.INDEXES:
@@ -168,7 +168,7 @@ class Job:
         wanted = content_pb2.Info(digest=digest, labels=labels)
         self.parts.content.update(self.namespace, wanted, [f"labels.{key}" for key in labels])
 
-    def label_children(self, descriptor: Json, children: list[Json]) -> None:
+    def label_children(self, descriptor: image_spec.Descriptor, children: list[image_spec.Descriptor]) -> None:
         """The references that keep the children as long as the parent, under the keys that containerd's clients use."""
         labels: dict[str, str] = {}
         counts: dict[str, int] = {}
@@ -184,7 +184,9 @@ class Job:
         if labels:
             self.label(descriptor["digest"], labels)
 
-    def wanted_children(self, descriptor: Json, platforms: list[image_spec.Platform], limit: int) -> list[Json]:
+    def wanted_children(
+        self, descriptor: image_spec.Descriptor, platforms: list[image_spec.Platform], limit: int
+    ) -> list[image_spec.Descriptor]:
         """The children of a document; of an index, for each platform the best of its manifests, at most `limit` (0:
         all).
 
@@ -192,7 +194,7 @@ class Job:
         children = self.children(descriptor)
         if descriptor["mediaType"] not in image_spec.INDEXES or not platforms:
             return children
-        found: list[Json] = []
+        found: list[image_spec.Descriptor] = []
         for platform in platforms:
             best = image_spec.choose(children, platform)
             found += [one for one in (best[:limit] if limit else best) if one not in found]
@@ -203,8 +205,8 @@ class Job:
 
     # Images
 
-    def manifest_for(self, target: Json, platform: image_spec.Platform) -> Json:
-        """Descriptor of the manifest of `target` that runs on `platform`."""
+    def manifest_for(self, target: image_spec.Descriptor, platform: image_spec.Platform) -> image_spec.Descriptor:
+        """image_spec.Descriptor of the manifest of `target` that runs on `platform`."""
         while target["mediaType"] in image_spec.INDEXES:
             found = [one for one in image_spec.choose(self.children(target), platform) if self._here(one)]
             if not found:
@@ -212,14 +214,14 @@ class Job:
             target = found[0]
         return target
 
-    def _here(self, descriptor: Json) -> bool:
+    def _here(self, descriptor: image_spec.Descriptor) -> bool:
         try:
             self.parts.content.info(self.namespace, descriptor["digest"])
         except NotFound:
             return False
         return True
 
-    def store(self, name: str, target: Json, labels: dict[str, str]) -> None:
+    def store(self, name: str, target: image_spec.Descriptor, labels: dict[str, str]) -> None:
         """Name an image, in place of what had the name."""
         image = images_pb2.Image(name=name, labels=labels, target=to_wire(target))
         try:
@@ -228,7 +230,7 @@ class Job:
             self.parts.images.update(self.namespace, image, (), lease=self.lease)
         self.tell("saved", name)
 
-    def unpack(self, target: Json, platform: image_spec.Platform, snapshotter: str) -> None:
+    def unpack(self, target: image_spec.Descriptor, platform: image_spec.Platform, snapshotter: str) -> None:
         """The layers of the platform's manifest, as a chain of committed snapshots."""
         snapshotter = snapshotter or self.parts.snapshotter
         manifest = self.manifest_for(target, platform)
@@ -247,16 +249,18 @@ class Job:
             self.label(document["config"]["digest"], {f"{SNAPSHOT}.{snapshotter}": chains[-1]})
 
     def _snapshot_exists(self, snapshotter: str, chain: str) -> bool:
-        """If so, the lease holds it from now on."""
+        """If so, it stays: the lease has it before anybody looks, or it might go in between."""
+        resource = leases_pb2.Resource(type=f"snapshots/{snapshotter}", id=chain)
+        self.parts.leases.add(self.namespace, self.lease, resource)
         try:
             self.parts.snapshots.stat(self.namespace, snapshotter, chain)
         except NotFound:
             return False
-        resource = leases_pb2.Resource(type=f"snapshots/{snapshotter}", id=chain)
-        self.parts.leases.add(self.namespace, self.lease, resource)
         return True
 
-    def _unpack_layer(self, layer: Json, diff_id: str, parent: str, chain: str, snapshotter: str) -> None:
+    def _unpack_layer(
+        self, layer: image_spec.Descriptor, diff_id: str, parent: str, chain: str, snapshotter: str
+    ) -> None:
         snapshots, content = self.parts.snapshots, self.parts.content
         key = f"extract-{time.time_ns()}-{os.urandom(3).hex()} {chain}"
         labels = {"containerd.io/snapshot.ref": chain}
@@ -286,7 +290,7 @@ class Job:
         self.tell("extracted", chain, descriptor=layer)
 
 
-def to_wire(descriptor: Json) -> Any:
+def to_wire(descriptor: image_spec.Descriptor) -> Any:
     """containerd.types.Descriptor of a descriptor."""
     return descriptor_pb2.Descriptor(
         media_type=descriptor["mediaType"],
@@ -296,7 +300,7 @@ def to_wire(descriptor: Json) -> Any:
     )
 
 
-def from_wire(message: Any) -> Json:
+def from_wire(message: Any) -> image_spec.Descriptor:
     """The descriptor of a containerd.types.Descriptor."""
     return {"mediaType": message.media_type, "digest": message.digest, "size": message.size}
 

@@ -17,7 +17,7 @@ from teu.containerd.core.errors import (
     PermissionDenied,
     Unavailable,
 )
-from teu.containerd.transfer.job import Job, Json, from_wire, in_parallel, own_names, platforms_of
+from teu.containerd.transfer.job import Job, from_wire, in_parallel, own_names, platforms_of
 from teu.oci import distribution, image_spec, reference, registries, registry_hosts
 from teu.oci.labels import SOURCE
 
@@ -108,7 +108,7 @@ def pull(job: Job, source: Any, destination: Any) -> None:
     job.tell(f"Completed pull from {source.reference}")
 
 
-def _keep(job: Job, descriptor: Json, data: bytes, labels: dict[str, str]) -> None:
+def _keep(job: Job, descriptor: image_spec.Descriptor, data: bytes, labels: dict[str, str]) -> None:
     digest = job.parts.content.write_blob(job.namespace, data, labels=labels, lease=job.lease)
     if digest != descriptor["digest"] and descriptor["digest"].startswith("sha256:"):
         raise InvalidArgument(f"manifest {descriptor['digest']} has the digest {digest}")
@@ -118,7 +118,7 @@ def _fetch_below(
     job: Job,
     registry: registries.Registries,
     path: str,
-    target: Json,
+    target: image_spec.Descriptor,
     platforms: list[image_spec.Platform],
     limit: int,
     label: dict[str, str],
@@ -142,7 +142,12 @@ def _fetch_below(
 
 
 def _fetch_blob(
-    job: Job, registry: registries.Registries, path: str, descriptor: Json, label: dict[str, str], parents: list[str]
+    job: Job,
+    registry: registries.Registries,
+    path: str,
+    descriptor: image_spec.Descriptor,
+    label: dict[str, str],
+    parents: list[str],
 ) -> None:
     digest, size = descriptor["digest"], descriptor["size"]
     content = job.parts.content
@@ -182,7 +187,7 @@ def _push_below(
     job: Job,
     registry: registries.Registries,
     path: str,
-    target: Json,
+    target: image_spec.Descriptor,
     platforms: list[image_spec.Platform],
     name: str,
     parents: list[str],
@@ -197,11 +202,13 @@ def _push_below(
         else:
             blobs.append(partial(_push_blob, job, registry, path, child, below))
     in_parallel(PARALLEL, blobs)
-    registry.put_manifest(path, name, target["mediaType"], job.read(target, image_spec.MANIFEST_SIZE_LIMIT))
+    registry.put_manifest(path, name, target["mediaType"], job.read(target["digest"], image_spec.MANIFEST_SIZE_LIMIT))
     job.tell("complete", target["digest"], descriptor=target, parents=parents)
 
 
-def _push_blob(job: Job, registry: registries.Registries, path: str, descriptor: Json, parents: list[str]) -> None:
+def _push_blob(
+    job: Job, registry: registries.Registries, path: str, descriptor: image_spec.Descriptor, parents: list[str]
+) -> None:
     digest, size = descriptor["digest"], descriptor["size"]
     if registry.has_blob(path, digest):
         job.tell("already exists", digest, done=size, total=size, descriptor=descriptor, parents=parents)

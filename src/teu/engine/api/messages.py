@@ -12,14 +12,20 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qs
 
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import BadRequest, TimedOut, TooLarge
-from teu.engine.core.fields import FALSE, Object, loads, natural, whole_characters
+from teu.engine.core.fields import FALSE
+from teu.engine.core.kinds import Shape, loads, natural, whole_characters
+
+if TYPE_CHECKING:
+    from teu.engine.images.transfer import Message
 
 log = logging.getLogger("teu.engine")
+
+T = TypeVar("T")
 
 JSON_LIMIT = 16 << 20
 JSON_SECONDS = 300
@@ -102,7 +108,7 @@ class Request:
         """While the context lasts: an event that is set when the client goes away, and `notice` is called then."""
         return self._hangup(notice) if self._hangup else contextlib.nullcontext(threading.Event())
 
-    def json(self, optional: bool = False) -> dict[str, Any]:
+    def json(self, optional: bool = False) -> dict[str, object]:
         """The body as a JSON object; empty is {} when optional."""
         kind = self.headers.get("content-type", "").split(";")[0].strip().lower()
         if not kind and (self.headers.get("content-length", "0") != "0" or "transfer-encoding" in self.headers):
@@ -136,10 +142,9 @@ class Request:
             raise BadRequest(f"the request body is a JSON {type(value).__name__}; an object is expected")
         return value
 
-    def decode(self, kind: Object, optional: bool = False) -> dict[str, Any]:
-        """The body as an object of this kind: what was given of its fields, with their types."""
-        found: dict[str, Any] = kind.read(self.json(optional))
-        return found
+    def decode(self, kind: Shape[T], optional: bool = False) -> T:
+        """The body as an object of this kind, of what was given of its fields, with their types."""
+        return kind.read(self.json(optional))
 
     @property
     def length(self) -> int:
@@ -188,7 +193,7 @@ class Response:
         self.hijack = hijack
 
 
-def encoded(value: Any) -> bytes:
+def encoded(value: object) -> bytes:
     """A JSON text. What stands for a byte that is no UTF-8, as in a file's name, is the sign for what cannot be shown,
     as Go has it: half of a surrogate pair is refused by many who read JSON."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
@@ -197,7 +202,7 @@ def encoded(value: Any) -> bytes:
     return text.encode()
 
 
-def json_response(value: Any, status: int = 200) -> Response:
+def json_response(value: object, status: int = 200) -> Response:
     return Response(status, encoded(value) + b"\n", "application/json")
 
 
@@ -227,7 +232,7 @@ def switch(function: Callable[[socket.socket, bytes], None], protocol: str) -> R
     return Response(hijack=function, headers={"Upgrade": protocol})
 
 
-def progress(items: Iterator[dict[str, Any]]) -> Response:
+def progress(items: Iterator[Message]) -> Response:
     """JSON messages, a line each. An error before the first is a normal error response."""
     first = next(items, None)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from teu.engine.core.errors import EngineError, NotFound
@@ -47,7 +47,7 @@ def load() -> None:
         importlib.import_module(f"teu.engine.api.routes.{name}")
 
 
-def find(method: str, path: str) -> tuple[Handler, str, dict[str, Any]]:
+def find(method: str, path: str) -> tuple[Handler, str, dict[str, str]]:
     """The handler for a path, its pattern and its arguments. Raises NotFound or MethodNotAllowed."""
     if path == "/networks/":  # the one path that Docker serves with a slash at its end, too
         path = "/networks"

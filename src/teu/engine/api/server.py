@@ -21,7 +21,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import h11
@@ -33,9 +33,12 @@ from teu.engine.builds import relay
 from teu.engine.core import fields
 from teu.engine.core.departure import Departure
 from teu.engine.core.errors import BadRequest, EngineError, TimedOut, Unavailable
+from teu.engine.core.kinds import whole_characters
 from teu.linux import memory
 
 if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
     from teu.engine.engine import Engine
 
 log = logging.getLogger("teu.engine")
@@ -96,9 +99,10 @@ class _Body(io.RawIOBase):
         part, self._rest = self._rest[:size], self._rest[size:]
         return part
 
-    def readinto(self, buffer: Any) -> int:
-        part = self.read(len(buffer))
-        buffer[: len(part)] = part
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        part = self.read(len(view))
+        view[: len(part)] = part
         return len(part)
 
 
@@ -119,7 +123,7 @@ class _Connection:
         self.fresh = True  # nothing was read of it
         self.switched = False  # to a protocol of others, who may have it still when this is done with it
 
-    def next_event(self) -> Any:
+    def next_event(self) -> h11.Event:
         while True:
             event = self.http.next_event()
             if event is not h11.NEED_DATA:
@@ -398,7 +402,7 @@ class _Connection:
 def _error_response(status: int, message: str) -> Response:
     if status == 304:
         return Response(304)
-    message = fields.whole_characters(message)  # a file's name may be no UTF-8
+    message = whole_characters(message)  # a file's name may be no UTF-8
     return Response(status, json.dumps({"message": message}).encode() + b"\n", "application/json")
 
 

@@ -17,11 +17,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from teu.engine.core import errors
 from teu.engine.core.departure import NOBODY, Departure
 from teu.oci.labels import expiring
+
+if TYPE_CHECKING:
+    import grpc
+    from google.protobuf.descriptor import ServiceDescriptor
 
 log = logging.getLogger("teu.engine")
 
@@ -93,7 +97,7 @@ _BY_CODE = {
 }
 
 
-def convert(error: Any) -> Error:
+def convert(error: grpc.RpcError) -> Error:
     """A grpc.RpcError as an error of ours."""
     code = error.code()
     name = code.name if code is not None else "UNKNOWN"
@@ -104,19 +108,30 @@ def convert(error: Any) -> Error:
 STOPPING = "the engine is stopping, and has ended this; it can be asked again"
 
 
-class _Method:
+class Message(Protocol):
+    """A message of protobuf, whose types nobody tells."""
+
+    def SerializeToString(self) -> bytes: ...
+
+
+class Method:
     """One method of a stub: metadata, deadline, errors. Streams keep their errors until iterated."""
 
-    def __init__(self, client: Client, method: Any, streaming: bool, name: str) -> None:
+    def __init__(self, client: Client, method: grpc.UnaryUnaryMultiCallable, streaming: bool, name: str) -> None:
         self._client = client
         self._name = name
         self._method = method
         self._streaming = streaming
 
     def __call__(
-        self, request: Any, timeout: float | None = DEADLINE, lease: str | None = None, departure: Departure = NOBODY
+        self,
+        request: Message | Iterator[Message],
+        timeout: float | None = DEADLINE,
+        lease: str | None = None,
+        departure: Departure = NOBODY,
     ) -> Any:
-        """With `departure`, a call that has one answer ends when the client has left: Left."""
+        """The answer, or the Stream of them. With `departure`, a call that has one answer ends when the client has
+        left: Left."""
         import grpc
 
         metadata = [("containerd-namespace", self._client.namespace)]
@@ -124,12 +139,12 @@ class _Method:
             metadata.append(("containerd-lease", lease))
         if self._streaming:
 
-            def make() -> Any:
+            def make() -> grpc.Call:
                 with self._client.open():
                     return self._method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
 
             # A stream of requests cannot be sent twice.
-            return _Stream(self._client, make, again=hasattr(request, "SerializeToString"))
+            return Stream(self._client, make, again=hasattr(request, "SerializeToString"))
         began = time.monotonic()
         try:
             while True:
@@ -149,14 +164,16 @@ class _Method:
             log.debug("containerd: %s %.1f ms", self._name, (time.monotonic() - began) * 1000)
 
 
-def _unsent(error: Any, began: float) -> bool:
+def _unsent(error: grpc.RpcError, began: float) -> bool:
     """Refused by the kernel, so never received: containerd has died, and the connection is not yet known to be dead.
     Its successor can be asked."""
     return "Broken pipe" in (error.details() or "") and time.monotonic() - began < UNSENT_SECONDS
 
 
-class _Stream:
-    def __init__(self, client: Client, make: Callable[[], Any], again: bool) -> None:
+class Stream:
+    """The answers of a call, one after the other."""
+
+    def __init__(self, client: Client, make: Callable[[], grpc.Call], again: bool) -> None:
         self._client = client
         self._make = make
         self._again = again
@@ -191,16 +208,18 @@ class _Stream:
         return bool(self._call.is_active())
 
 
-class _Service:
-    def __init__(self, client: Client, stub: Any, descriptor: Any) -> None:
+class Service:
+    """One of containerd's services; its methods are the attributes."""
+
+    def __init__(self, client: Client, stub: object, descriptor: ServiceDescriptor) -> None:
         for method in descriptor.methods:
             streaming = "MultiCallable" in (kind := type(getattr(stub, method.name)).__name__) and not (
                 kind.startswith("_UnaryUnary")
             )
             name = f"{descriptor.name}.{method.name}"
-            setattr(self, method.name, _Method(client, getattr(stub, method.name), streaming, name))
+            setattr(self, method.name, Method(client, getattr(stub, method.name), streaming, name))
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Method:
         raise AttributeError(f"containerd has no method {name} in this service")
 
 
@@ -229,29 +248,29 @@ class Working:
 class Client:
     """Lazy: nothing is imported or connected before the first attribute is used."""
 
-    containers: Any
-    content: Any
-    diff: Any
-    events: Any
-    images: Any
-    introspection: Any
-    leases: Any
-    namespaces: Any
-    snapshots: Any
-    tasks: Any
-    version: Any
+    containers: Service
+    content: Service
+    diff: Service
+    events: Service
+    images: Service
+    introspection: Service
+    leases: Service
+    namespaces: Service
+    snapshots: Service
+    tasks: Service
+    version: Service
 
     def __init__(self, address: str, namespace: str = NAMESPACE) -> None:
         self.address = address.removeprefix("unix://")
         self.namespace = namespace
         self._lock = threading.RLock()
-        self._channel: Any = None
+        self._channel: grpc.Channel | None = None
         self._closed = False
         # What the sweep must leave alone, and that it is called for (teu.engine.lifecycle.sweep).
         self.working = Working()
         self.untidy = threading.Event()
 
-    def channel(self) -> Any:
+    def channel(self) -> grpc.Channel:
         with self._lock:
             if self._channel is None:
                 import grpc
@@ -259,7 +278,7 @@ class Client:
                 self._channel = grpc.insecure_channel(f"unix:{self.address}", options=GRPC_OPTIONS)
             return self._channel
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Service:
         if name not in SERVICES:
             raise AttributeError(name)
         package, module, service = SERVICES[name]
@@ -267,7 +286,7 @@ class Client:
             messages = importlib.import_module(f"teu.api.services.{package}.{module}_pb2")
             stubs = importlib.import_module(f"teu.api.services.{package}.{module}_pb2_grpc")
             stub = getattr(stubs, f"{service}Stub")(self.channel())
-            wrapped = _Service(self, stub, messages.DESCRIPTOR.services_by_name[service])
+            wrapped = Service(self, stub, messages.DESCRIPTOR.services_by_name[service])
             setattr(self, name, wrapped)
             return wrapped
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import queue
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from teu.engine.backend import containerd
@@ -25,7 +25,9 @@ from teu.oci import digest as digests
 from teu.oci.labels import CONTENT, SNAPSHOT, SOURCE, keeping
 
 if TYPE_CHECKING:
+    from teu.api.services.content.v1 import content_pb2
     from teu.engine.backend.containerd import Client
+    from teu.oci.image_spec import Descriptor
 
 CHUNK = 1 << 20
 SOURCE_LABEL = f"{SOURCE}."
@@ -67,7 +69,7 @@ class Writer:
         client.working.add(ref)
         self._works = True
         while True:
-            self._queue: queue.Queue[Any] = queue.Queue(4)
+            self._queue: queue.Queue[content_pb2.WriteContentRequest | None] = queue.Queue(4)
             self._stream = client.content.Write(self._requests(), timeout=None, lease=lease)
             self._responses = iter(self._stream)
             try:
@@ -94,12 +96,12 @@ class Writer:
                 self.close()
                 raise
 
-    def _requests(self) -> Iterator[Any]:
+    def _requests(self) -> Iterator[content_pb2.WriteContentRequest]:
         source = self._queue
         while (request := source.get()) is not None:
             yield request
 
-    def _put(self, request: Any) -> None:
+    def _put(self, request: content_pb2.WriteContentRequest) -> None:
         until = time.monotonic() + ANSWER_SECONDS
         while True:
             try:
@@ -192,7 +194,7 @@ def abort(client: Client, ref: str) -> None:
 
 
 def keep(client: Client, digest: str, lease: str) -> None:
-    """Let the lease keep a blob that exists."""
+    """Let the lease keep a blob. Whoever wants to find it there keeps it first, and looks then."""
     from teu.api.services.leases.v1 import leases_pb2
 
     request = leases_pb2.AddResourceRequest(id=lease)
@@ -249,13 +251,13 @@ def chunks(
         stream.cancel()
 
 
-def info(client: Client, digest: str) -> Any:
+def info(client: Client, digest: str) -> content_pb2.Info:
     from teu.api.services.content.v1 import content_pb2
 
     return client.content.Info(content_pb2.InfoRequest(digest=digest)).info
 
 
-def check_sizes(client: Client, descriptors: Iterable[dict[str, Any]]) -> None:
+def check_sizes(client: Client, descriptors: Iterable[Descriptor]) -> None:
     """That the blobs which are here have the sizes that their descriptors say: of what was here before, nobody has
     looked. Raises EngineError where one has not."""
     for descriptor in descriptors:
@@ -292,7 +294,7 @@ def label(client: Client, digest: str, labels: dict[str, str]) -> None:
     client.content.Update(request)
 
 
-def children_labels(document: dict[str, Any], snapshotter: str = "") -> dict[str, str]:
+def children_labels(document: Mapping[str, Any]) -> dict[str, str]:
     """The labels by which a manifest or an index keeps what it names."""
     return keeping(document.get("manifests") or (), document.get("config"), document.get("layers") or ())
 

@@ -6,12 +6,18 @@ out. Called by lifecycle, exec and recovery.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from teu.engine.backend import containerd
 from teu.oci.labels import BUILDER
 
 if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from teu.api.types import mount_pb2
+    from teu.api.types.task import task_pb2
     from teu.engine.backend.containerd import Client
 
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
@@ -31,7 +37,7 @@ class Task(NamedTuple):
     exit: Exit
 
 
-def moment(stamp: Any) -> int:
+def moment(stamp: Timestamp) -> int:
     return int(stamp.seconds) * 1_000_000_000 + int(stamp.nanos)
 
 
@@ -43,7 +49,7 @@ def create_container(
     runtime: str,
     snapshotter: str,
     snapshot: str,
-    spec: dict[str, Any],
+    spec: Mapping[str, object],
     options: bytes,
 ) -> None:
     """`options`: of containerd.runc.v1.Options, encoded."""
@@ -103,7 +109,7 @@ def list_containers(client: Client) -> tuple[list[str], list[str]]:
 def create(
     client: Client,
     identity: str,
-    mounts: list[Any],
+    mounts: list[mount_pb2.Mount],
     paths: tuple[str, str, str],
     terminal: bool,
     options: bytes,
@@ -135,7 +141,7 @@ def execute(
     client: Client,
     identity: str,
     exec_id: str,
-    process: dict[str, Any],
+    process: Mapping[str, object],
     paths: tuple[str, str, str],
     terminal: bool,
 ) -> None:
@@ -181,7 +187,7 @@ def delete_exec(client: Client, identity: str, exec_id: str) -> Exit | None:
     return Exit(int(response.exit_status), moment(response.exited_at))
 
 
-def _task(process: Any) -> Task:
+def _task(process: task_pb2.Process) -> Task:
     from teu.api.types.task import task_pb2
 
     return Task(
@@ -245,7 +251,7 @@ def pids(client: Client, identity: str) -> list[int]:
     return [int(process.pid) for process in response.processes]
 
 
-def update(client: Client, identity: str, resources: dict[str, Any]) -> None:
+def update(client: Client, identity: str, resources: Mapping[str, object]) -> None:
     from teu.api.services.tasks.v1 import tasks_pb2
 
     request = tasks_pb2.UpdateTaskRequest(container_id=identity)
@@ -256,8 +262,6 @@ def update(client: Client, identity: str, resources: dict[str, Any]) -> None:
 
 def discard(client: Client, identity: str) -> None:
     """Kill and remove a task and its container that nothing in engine.db stands for."""
-    import time
-
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:

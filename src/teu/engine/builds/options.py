@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from teu.engine.core.errors import BadRequest, Unsupported
-from teu.engine.core.fields import loads, natural
+from teu.engine.core.kinds import loads, natural
 from teu.oci import image_spec, reference
 
 CLIENT_SESSION = "client-session"

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from teu.engine.builds.builder import Builder
 from teu.engine.builds.relay import PREFIX, Session
 from teu.engine.core import errors
-from teu.engine.core.fields import loads
+from teu.engine.core.kinds import loads
 from teu.http2.calls import UNIMPLEMENTED, Asked
 from teu.http2.connection import INTERNAL, Connection
 

@@ -23,17 +23,16 @@ if TYPE_CHECKING:
 
 def starts_again(container: Container) -> bool:
     """Whether a start of the engine starts this container, which does not run."""
-    policy = container.host_config["RestartPolicy"]
-    name = policy["Name"]
+    name = container.host_config.restart_policy.name
     if not container.started_once or container.removing or container.damage:
         return False
     if name == "unless-stopped":
         return not container.manually_stopped
-    return name == "always" or name == "on-failure" and container.state["ExitCode"] != 0 and _may_retry(container)
+    return name == "always" or name == "on-failure" and container.state.exit_code != 0 and _may_retry(container)
 
 
 def _may_retry(container: Container) -> bool:
-    most = container.host_config["RestartPolicy"]["MaximumRetryCount"]
+    most = container.host_config.restart_policy.maximum_retry_count
     return not most or container.restart_count < most
 
 
@@ -41,9 +40,9 @@ def _at_boot(container: Container) -> bool:
     """The same of one that may be running then."""
     if container.damage:
         return False
-    if container.state["Restarting"]:
+    if container.state.restarting:
         return True
-    running = container.running and container.host_config["RestartPolicy"]["Name"] == "on-failure"
+    running = container.running and container.host_config.restart_policy.name == "on-failure"
     return starts_again(container) or running and _may_retry(container)
 
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client may say in Config and HostConfig: types, defaults, checks. Called by create and update.
+"""What a client may say in Config and HostConfig: defaults and checks. Called by create and update.
 
-`clean_*` return a new object with every key of the table (fields.py), so that later code need not ask
-whether a key is there. Unknown keys are dropped, as dockerd does.
+The records come from the API's decoder (core/fields.py), which has seen to their types; `clean_*` return new ones.
 """
 
 from __future__ import annotations
@@ -10,23 +9,22 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
-from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict
+from teu.engine.core.fields import Config, HealthCheck, HostConfig, LogConfig, Resources, RestartPolicy, Ulimit
 from teu.engine.logs import registry
 from teu.linux import signals
 from teu.oci.runtime_spec import ULIMITS
 
-BLOCK_LIMITS = (
-    "BlkioWeightDevice",
-    "BlkioDeviceReadBps",
-    "BlkioDeviceWriteBps",
-    "BlkioDeviceReadIOps",
-    "BlkioDeviceWriteIOps",
-)
+# Attributes of Resources, and what the API calls them.
+BLOCK_LIMITS = {
+    name: member.name
+    for name, member in Resources.members.items()
+    if name.startswith("blkio_device_") or name == "blkio_weight_device"
+}
 # Of a container, in characters: they are in each of its events.
 LABELS_LIMIT = 1 << 20
 MINIMUM_MEMORY = 6 << 20
@@ -36,22 +34,23 @@ _IPC_MODES = ("none", "private", "shareable", "host")
 _PID_MODES = ("", "private", "host")
 
 
-def clean_config(value: dict[str, Any]) -> dict[str, Any]:
-    config = fields.CONFIG.filled(fields.CONFIG.read(value))
-    for entry in config["Env"] or ():
+def clean_config(given: Config) -> Config:
+    """What is given, checked, without what else a body may have. Raises BadRequest."""
+    config = Config(**{name: value for name, value in vars(given).items() if name in Config.members})
+    for entry in config.env or ():
         check_variable(entry)
-    if config["StopSignal"]:
-        signal_number(config["StopSignal"])
-    check_health(config["Healthcheck"])
-    if config["WorkingDir"]:
-        if not config["WorkingDir"].startswith("/"):
+    if config.stop_signal:
+        signal_number(config.stop_signal)
+    check_health(config.healthcheck)
+    if config.working_dir:
+        if not config.working_dir.startswith("/"):
             raise BadRequest(
-                f"the working directory '{config['WorkingDir']}' is invalid, it needs to be an absolute path"
+                f"the working directory '{config.working_dir}' is invalid, it needs to be an absolute path"
             )
-        config["WorkingDir"] = clean_path(config["WorkingDir"])
-    if len(config["Hostname"]) > 63:
-        raise BadRequest(f"invalid hostname format: {config['Hostname']}: more than 63 characters")
-    size_of_labels = sum(len(key) + len(label) for key, label in config["Labels"].items())
+        config.working_dir = clean_path(config.working_dir)
+    if len(config.hostname) > 63:
+        raise BadRequest(f"invalid hostname format: {config.hostname}: more than 63 characters")
+    size_of_labels = sum(len(key) + len(label) for key, label in config.labels.items())
     if size_of_labels > LABELS_LIMIT:
         raise BadRequest(
             f"Labels: {size_of_labels} characters are more than a container can be described with ({LABELS_LIMIT});"
@@ -70,71 +69,82 @@ def clean_path(path: str) -> str:
     return "/" + posixpath.normpath(path).lstrip("/")
 
 
-def check_health(health: dict[str, Any] | None) -> None:
-    if not health:
+def check_health(health: HealthCheck | None) -> None:
+    if health is None:
         return
-    test = health.get("Test")
-    if test and test[0] not in ("NONE", "CMD", "CMD-SHELL", ""):
-        raise BadRequest(f"Unknown healthcheck type '{test[0]}' (expected 'CMD')")
-    for key in ("Interval", "Timeout", "StartPeriod", "StartInterval"):
-        value = health.get(key) or 0
+    if health.test and health.test[0] not in ("NONE", "CMD", "CMD-SHELL", ""):
+        raise BadRequest(f"Unknown healthcheck type '{health.test[0]}' (expected 'CMD')")
+    for key, value in (
+        ("Interval", health.interval),
+        ("Timeout", health.timeout),
+        ("StartPeriod", health.start_period),
+        ("StartInterval", health.start_interval),
+    ):
         if value and value < MINIMUM_HEALTH:
             raise BadRequest(f"{key} in Healthcheck cannot be less than 1ms")
-    if (health.get("Retries") or 0) < 0:
+    if (health.retries or 0) < 0:
         raise BadRequest("Retries in Healthcheck cannot be negative")
 
 
 def clean_host_config(
-    value: dict[str, Any] | None, log_driver: str, log_options: dict[str, str], warnings: list[str] | None = None
-) -> dict[str, Any]:
-    """`warnings` gets a sentence for each thing that a client asked for in vain."""
+    given: HostConfig | None,
+    log_driver: str,
+    log_options: Mapping[str, str],
+    warnings: list[str] | None = None,
+) -> HostConfig:
+    """`warnings` gets a sentence for each thing that a client asked for in vain. Raises BadRequest, Conflict."""
     warnings = [] if warnings is None else warnings
-    host = fields.HOST_CONFIG.filled(fields.HOST_CONFIG.read(value, "HostConfig"))
-    if host["NetworkMode"] in ("", "default"):
-        host["NetworkMode"] = "bridge"
-    if host["ShmSize"] < 0:
+    host = given.copy() if given else HostConfig()
+    if host.network_mode in ("", "default"):
+        host.network_mode = "bridge"
+    if host.shm_size < 0:
         raise BadRequest("SHM size can not be less than 0")
-    host["ShmSize"] = host["ShmSize"] or 64 << 20
-    logs = host["LogConfig"]
-    kind = logs.get("Type") or log_driver
-    options = logs.get("Config") or {}
-    if kind == log_driver and not logs.get("Type"):
-        options = {**log_options, **registry.for_the_default(kind, options, warnings)}
-    registry.check(kind, options)
-    host["LogConfig"] = {"Type": kind, "Config": dict(sorted(options.items()))}
-    host["RestartPolicy"] = check_restart_policy(host["RestartPolicy"], host["AutoRemove"])
+    host.shm_size = host.shm_size or 64 << 20
+    host.log_config = _log_config(host.log_config, log_driver, log_options, warnings)
+    host.restart_policy = check_restart_policy(host.restart_policy, host.auto_remove)
     check_resources(host)
-    host["IpcMode"] = host["IpcMode"] or "private"
-    host["CgroupnsMode"] = host["CgroupnsMode"] or "private"
-    if host["CgroupnsMode"] not in ("private", "host"):
-        raise BadRequest(f"invalid cgroup namespace mode: {host['CgroupnsMode']}; there are private and host")
-    for key, what, modes in (("IpcMode", "IPC", _IPC_MODES), ("PidMode", "PID", _PID_MODES)):
-        kind, _, joined = host[key].partition(":")
-        if not (joined if kind == "container" else host[key] in modes):
-            raise BadRequest(f"invalid {what} mode: {host[key]}")
-    if host["UTSMode"] not in ("", "host"):
-        raise BadRequest(f"invalid UTS mode: {host['UTSMode']}")
-    if "" in (host["Annotations"] or {}):
+    _check_modes(host)
+    if "" in (host.annotations or {}):
         raise BadRequest("invalid Annotations: the empty string is not permitted as an annotation key")
-    for path in (host["MaskedPaths"] or []) + (host["ReadonlyPaths"] or []):
+    for path in (host.masked_paths or []) + (host.readonly_paths or []):
         if not path.startswith("/"):
             raise BadRequest(f"HostConfig: {path!r} is to be masked, but is not an absolute path")
     check_networking(host)
-    if host["DeviceRequests"]:
-        wanted = host["DeviceRequests"][0]
+    if host.device_requests:
+        wanted = host.device_requests[0]
         raise BadRequest(
-            f'could not select device driver "{wanted.get("Driver") or ""}" with capabilities: '
-            f"{wanted.get('Capabilities') or []}"
+            f'could not select device driver "{wanted.driver or ""}" with capabilities: {wanted.capabilities or []}'
         )
-    if host["CpuPercent"]:
+    if host.cpu_percent:
         warnings.append("CpuPercent is a limit of Windows: it is discarded")
-        host["CpuPercent"] = 0
+        host.cpu_percent = 0
     return host
 
 
-def check_restart_policy(policy: dict[str, Any], auto_remove: bool, verb: str = "create") -> dict[str, Any]:
-    name = policy.get("Name") or "no"
-    count = policy.get("MaximumRetryCount") or 0
+def _log_config(given: LogConfig, driver: str, driver_options: Mapping[str, str], warnings: list[str]) -> LogConfig:
+    """The driver and all its options. Raises BadRequest."""
+    kind, options = given.type or driver, given.config
+    if not given.type:
+        options = {**driver_options, **registry.for_the_default(kind, options, warnings)}
+    registry.check(kind, options)
+    return LogConfig(type=kind, config=dict(sorted(options.items())))
+
+
+def _check_modes(host: HostConfig) -> None:
+    host.ipc_mode = host.ipc_mode or "private"
+    host.cgroupns_mode = host.cgroupns_mode or "private"
+    if host.cgroupns_mode not in ("private", "host"):
+        raise BadRequest(f"invalid cgroup namespace mode: {host.cgroupns_mode}; there are private and host")
+    for mode, what, known in ((host.ipc_mode, "IPC", _IPC_MODES), (host.pid_mode, "PID", _PID_MODES)):
+        kind, _, joined = mode.partition(":")
+        if not (joined if kind == "container" else mode in known):
+            raise BadRequest(f"invalid {what} mode: {mode}")
+    if host.uts_mode not in ("", "host"):
+        raise BadRequest(f"invalid UTS mode: {host.uts_mode}")
+
+
+def check_restart_policy(policy: RestartPolicy, auto_remove: bool, verb: str = "create") -> RestartPolicy:
+    name, count = policy.name or "no", policy.maximum_retry_count
     if name not in ("no", "always", "on-failure", "unless-stopped"):
         raise BadRequest(
             f"invalid restart policy: unknown policy '{name}'; use one of 'no', 'always', 'on-failure', or"
@@ -148,56 +158,76 @@ def check_restart_policy(policy: dict[str, Any], auto_remove: bool, verb: str = 
         if verb == "update":
             raise Conflict("Restart policy cannot be updated because AutoRemove is enabled for the container")
         raise BadRequest("can't create 'AutoRemove' container with restart policy")
-    return {"Name": name, "MaximumRetryCount": count}
+    return RestartPolicy(name=name, maximum_retry_count=count)
 
 
-def check_resources(host: dict[str, Any]) -> None:
-    memory, swap = host["Memory"], host["MemorySwap"]
-    if 0 < memory < MINIMUM_MEMORY:
-        raise BadRequest("Minimum memory limit allowed is 6MB")
-    if memory < 0:
-        raise BadRequest("the memory limit cannot be negative")
-    if swap > 0 and memory == 0:
-        raise BadRequest("You should always set the Memory limit when using Memoryswap limit, see usage")
-    if 0 < swap < memory:
-        raise BadRequest("Minimum memoryswap limit should be larger than memory limit, see usage")
-    if memory and swap == 0:
-        host["MemorySwap"] = memory * 2
-    if 0 < host["MemoryReservation"] < MINIMUM_MEMORY:
-        raise BadRequest("Minimum memory reservation allowed is 6MB")
-    if 0 < memory < host["MemoryReservation"]:
-        raise BadRequest("Minimum memory limit can not be less than memory reservation limit, see usage")
-    swappiness = host["MemorySwappiness"]
-    if swappiness == -1:
-        swappiness = host["MemorySwappiness"] = None
-    host["PidsLimit"] = host["PidsLimit"] or None
-    if swappiness is not None and not -1 <= swappiness <= 100:
-        raise BadRequest(f"Invalid value: {swappiness}, valid memory swappiness range is 0-100")
-    if host["NanoCpus"] < 0:
-        raise BadRequest("the number of CPUs cannot be negative")
-    if host["CpuShares"] < 0:
-        raise BadRequest("the CPU shares cannot be negative")
-    if host["NanoCpus"] and (host["CpuPeriod"] or host["CpuQuota"]):
-        raise BadRequest("Conflicting options: Nano CPUs and CPU Period/Quota cannot both be set")
-    if host["CpuPeriod"] and not 1000 <= host["CpuPeriod"] <= 1_000_000:
-        raise BadRequest("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
-    if 0 < host["CpuQuota"] < 1000:
-        raise BadRequest("CPU cfs quota can not be less than 1ms (i.e. 1000)")
-    if host["BlkioWeight"] and not 10 <= host["BlkioWeight"] <= 1000:
+def check_resources(host: HostConfig) -> None:
+    """Limits that make no sense are refused, and what follows from others is filled in. Raises BadRequest."""
+    _check_memory(host)
+    _check_cpu(host)
+    if host.blkio_weight and not 10 <= host.blkio_weight <= 1000:
         raise BadRequest("Range of blkio weight is from 10 to 1000")
-    for key in BLOCK_LIMITS:
-        for number, entry in enumerate(host[key] or ()):
-            if not entry.get("Path"):
-                raise BadRequest(f"HostConfig.{key}[{number}].Path must name a block device")
-    for number, entry in enumerate(host["Ulimits"] or ()):
-        name = entry.get("Name", "")
+    for attribute, name in BLOCK_LIMITS.items():
+        for number, entry in enumerate(getattr(host, attribute)):
+            if not entry.path:
+                raise BadRequest(f"HostConfig.{name}[{number}].Path must name a block device")
+    _check_ulimits(host.ulimits)
+    if not -1000 <= host.oom_score_adj <= 1000:
+        raise BadRequest(f"Invalid value {host.oom_score_adj}, range for oom score adj is [-1000, 1000]")
+
+
+def _check_memory(host: HostConfig) -> None:
+    memory, swap, reservation = host.memory, host.memory_swap, host.memory_reservation
+    for wrong, says in (
+        (0 < memory < MINIMUM_MEMORY, "Minimum memory limit allowed is 6MB"),
+        (memory < 0, "the memory limit cannot be negative"),
+        (
+            swap > 0 and memory == 0,
+            "You should always set the Memory limit when using Memoryswap limit, see usage",
+        ),
+        (0 < swap < memory, "Minimum memoryswap limit should be larger than memory limit, see usage"),
+        (0 < reservation < MINIMUM_MEMORY, "Minimum memory reservation allowed is 6MB"),
+        (
+            0 < memory < reservation,
+            "Minimum memory limit can not be less than memory reservation limit, see usage",
+        ),
+    ):
+        if wrong:
+            raise BadRequest(says)
+    if memory and swap == 0:
+        host.memory_swap = memory * 2
+    if host.memory_swappiness == -1:
+        host.memory_swappiness = None
+    host.pids_limit = host.pids_limit or None
+    if host.memory_swappiness is not None and not 0 <= host.memory_swappiness <= 100:
+        raise BadRequest(f"Invalid value: {host.memory_swappiness}, valid memory swappiness range is 0-100")
+
+
+def _check_cpu(host: HostConfig) -> None:
+    for wrong, says in (
+        (host.nano_cpus < 0, "the number of CPUs cannot be negative"),
+        (host.cpu_shares < 0, "the CPU shares cannot be negative"),
+        (
+            host.nano_cpus and (host.cpu_period or host.cpu_quota),
+            "Conflicting options: Nano CPUs and CPU Period/Quota cannot both be set",
+        ),
+        (
+            host.cpu_period and not 1000 <= host.cpu_period <= 1_000_000,
+            "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)",
+        ),
+        (0 < host.cpu_quota < 1000, "CPU cfs quota can not be less than 1ms (i.e. 1000)"),
+    ):
+        if wrong:
+            raise BadRequest(says)
+
+
+def _check_ulimits(ulimits: Iterable[Ulimit]) -> None:
+    for number, entry in enumerate(ulimits):
+        name, soft, hard = entry.name or "", entry.soft or 0, entry.hard or 0
         if name.lower() not in ULIMITS:
             raise BadRequest(f"HostConfig.Ulimits[{number}].Name must be one of {', '.join(ULIMITS)}, not '{name}'")
-        soft, hard = entry.get("Soft", 0), entry.get("Hard", 0)
         if hard != -1 and (soft > hard or soft == -1):
             raise BadRequest(f"ulimit {name}: the soft limit {soft} is above the hard limit {hard}")
-    if not -1000 <= host.get("OomScoreAdj", 0) <= 1000:
-        raise BadRequest(f"Invalid value {host['OomScoreAdj']}, range for oom score adj is [-1000, 1000]")
 
 
 def controllers() -> set[str]:
@@ -214,54 +244,61 @@ def _swap_is_limited() -> bool:
     return not groups or any((group / "memory.swap.max").exists() for group in groups)
 
 
-# Fields of a limit, the controller that it needs, and what it is called in warnings.
+# Attributes of a limit, the controller that it needs, and what it is called in warnings.
 LIMITS = (
-    (("Memory", "MemorySwap"), "memory", "the memory limit"),
-    (("MemoryReservation",), "memory", "the memory reservation"),
-    (("PidsLimit",), "pids", "the limit of processes"),
-    (("CpuShares",), "cpu", "the CPU shares"),
-    (("CpuPeriod", "CpuQuota"), "cpu", "the CPU period and quota"),
-    (("CpusetCpus", "CpusetMems"), "cpuset", "the set of CPUs or memory nodes"),
-    (("BlkioWeight",), "io", "the block I/O weight"),
-    (("BlkioWeightDevice",), "io", "the block I/O weight of devices"),
-    (("BlkioDeviceReadBps",), "io", "the limit of bytes read from devices"),
-    (("BlkioDeviceWriteBps",), "io", "the limit of bytes written to devices"),
-    (("BlkioDeviceReadIOps",), "io", "the limit of reads from devices"),
-    (("BlkioDeviceWriteIOps",), "io", "the limit of writes to devices"),
+    (("memory", "memory_swap"), "memory", "the memory limit"),
+    (("memory_reservation",), "memory", "the memory reservation"),
+    (("pids_limit",), "pids", "the limit of processes"),
+    (("cpu_shares",), "cpu", "the CPU shares"),
+    (("cpu_period", "cpu_quota"), "cpu", "the CPU period and quota"),
+    (("cpuset_cpus", "cpuset_mems"), "cpuset", "the set of CPUs or memory nodes"),
+    (("blkio_weight",), "io", "the block I/O weight"),
+    (("blkio_weight_device",), "io", "the block I/O weight of devices"),
+    (("blkio_device_read_bps",), "io", "the limit of bytes read from devices"),
+    (("blkio_device_write_bps",), "io", "the limit of bytes written to devices"),
+    (("blkio_device_read_iops",), "io", "the limit of reads from devices"),
+    (("blkio_device_write_iops",), "io", "the limit of writes to devices"),
 )
 
 
-def discard(host: dict[str, Any], present: set[str], warnings: list[str]) -> None:
+def discard(host: HostConfig, present: set[str], warnings: list[str]) -> None:
     """Limits that this machine cannot hold are taken out of `host` with a warning each, as a container without them is
     better than none. Raises BadRequest for a number of CPUs, which is refused then, as by docker, and for CPUs that
     are not there."""
-    if host["NanoCpus"] and "cpu" not in present:
+    if host.nano_cpus and "cpu" not in present:
         raise BadRequest("NanoCpus: this machine has no cgroup controller for cpu; leave the number of CPUs out")
-    if host["NanoCpus"] > (os.cpu_count() or 1) * 10**9:
+    if host.nano_cpus > (os.cpu_count() or 1) * 10**9:
         raise BadRequest(
-            f"NanoCpus: {host['NanoCpus'] / 10**9:g} CPUs are asked for, and this machine has {os.cpu_count()}"
+            f"NanoCpus: {host.nano_cpus / 10**9:g} CPUs are asked for, and this machine has {os.cpu_count()}"
         )
-    for keys, controller, what in LIMITS:
-        given = [key for key in keys if host[key] and (not isinstance(host[key], int) or host[key] > 0)]
-        if controller in present or not given:
+    for names, controller, what in LIMITS:
+        if controller in present or not any(_is_limit(getattr(host, name)) for name in names):
             continue
         warnings.append(f"{what} is discarded: this machine has no cgroup controller for {controller}")
-        for key in keys:
-            host[key] = fields.RESOURCES.fields[key].fresh()
-        if "Memory" in keys:
-            host["MemorySwap"] = -1
-    if host["Memory"] and host["MemorySwap"] != -1 and not _swap_is_limited():
+        for name in names:
+            setattr(host, name, HostConfig.members[name].field.fresh())
+        if "memory" in names:
+            host.memory_swap = -1
+    if host.memory and host.memory_swap != -1 and not _swap_is_limited():
         warnings.append("the limit of swap is discarded: this machine's kernel does not count swap for cgroups")
-        host["MemorySwap"] = -1
-    if host["MemorySwappiness"] is not None:
+        host.memory_swap = -1
+    if host.memory_swappiness is not None:
         warnings.append("MemorySwappiness is discarded: there is none with cgroup v2")
-        host["MemorySwappiness"] = None
-    if host["OomKillDisable"]:
+        host.memory_swappiness = None
+    if host.oom_kill_disable:
         warnings.append("OomKillDisable is discarded: the OOM killer cannot be turned off with cgroup v2")
-        host["OomKillDisable"] = False
-    for key, file in (("CpusetCpus", "cpuset.cpus.effective"), ("CpusetMems", "cpuset.mems.effective")):
-        if host[key]:
-            _check_set(key, host[key], file)
+        host.oom_kill_disable = False
+    for key, text, file in (
+        ("CpusetCpus", host.cpuset_cpus, "cpuset.cpus.effective"),
+        ("CpusetMems", host.cpuset_mems, "cpuset.mems.effective"),
+    ):
+        if text:
+            _check_set(key, text, file)
+
+
+def _is_limit(value: object) -> bool:
+    """Numbers below 0 say that there is none."""
+    return value > 0 if isinstance(value, int) else bool(value)
 
 
 def _check_set(key: str, text: str, file: str) -> None:
@@ -295,7 +332,7 @@ def signal_number(text: str) -> int:
         raise BadRequest(f"invalid signal: {text[:100]}") from None
 
 
-def runtime_name(name: str, default: str, configured: dict[str, Any]) -> str:
+def runtime_name(name: str, default: str, configured: Mapping[str, object]) -> str:
     """containerd's name of an OCI runtime that a user names."""
     if not name:
         return default
@@ -333,42 +370,42 @@ def check_extra_host(entry: str) -> None:
             raise BadRequest(f"invalid IP address in add-host: {address!r}") from None
 
 
-def check_networking(host: dict[str, Any]) -> None:
+def check_networking(host: HostConfig) -> None:
     """The parts of a cleaned HostConfig that are about networks."""
-    for entry in host["ExtraHosts"] or ():
+    for entry in host.extra_hosts or ():
         check_extra_host(entry)
-    for server in host["Dns"] or ():
+    for server in host.dns:
         try:
             ip_address(server.partition("%")[0])
         except ValueError:
             raise BadRequest(f"bad nameserver address {server!r} in Dns: it is no IP address") from None
-    for key in ("DnsSearch", "DnsOptions"):
-        for text in host[key] or ():
+    for key, texts in (("DnsSearch", host.dns_search), ("DnsOptions", host.dns_options)):
+        for text in texts:
             if not text.isprintable():
                 raise BadRequest(f"HostConfig.{key}: {text!r} has control characters")
-    for text in host["Links"] or ():
+    for text in host.links or ():
         link(text)
-    mode = host["NetworkMode"]
-    if host["Links"] and (mode.startswith("container:") or mode in ("host", "none", "bridge", "default", "")):
+    mode = host.network_mode
+    if host.links and (mode.startswith("container:") or mode in ("host", "none", "bridge", "default", "")):
         raise BadRequest(
             "links are not supported on this network: use a network of your own, whose members know each other by name"
         )
 
 
-def check_joined(config: dict[str, Any], host: dict[str, Any]) -> None:
+def check_joined(config: Config, host: HostConfig) -> None:
     """What cannot be chosen with another container's network (`config` as the client gave it, without the image)."""
-    mode = host["NetworkMode"]
+    mode = host.network_mode
     if not mode.startswith("container:"):
         return
     if not mode.partition(":")[2]:
         raise BadRequest("invalid network mode: invalid container format container:<name|id>")
     for given, what in (
-        (config["Hostname"], "hostname and the network mode"),
-        (host["Dns"], "dns and the network mode"),
-        (host["ExtraHosts"], "custom host-to-IP mapping and the network mode"),
-        (config["MacAddress"], "mac-address and the network mode"),
-        (host["PortBindings"] or host["PublishAllPorts"], "port publishing and the container type network mode"),
-        (config["ExposedPorts"], "port exposing and the container type network mode"),
+        (config.hostname, "hostname and the network mode"),
+        (host.dns, "dns and the network mode"),
+        (host.extra_hosts, "custom host-to-IP mapping and the network mode"),
+        (config.mac_address, "mac-address and the network mode"),
+        (host.port_bindings or host.publish_all_ports, "port publishing and the container type network mode"),
+        (config.exposed_ports, "port exposing and the container type network mode"),
     ):
         if given:
             raise BadRequest(f"conflicting options: {what}")

@@ -9,35 +9,22 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from teu.engine.containers.network_settings import NetworkSettings
+from teu.engine.containers.state import SAVED, Saved
 from teu.engine.containers.visits import Visits
 from teu.engine.core.errors import Conflict
-from teu.engine.core.times import NEVER
 from teu.engine.logs import registry
 from teu.engine.logs.driver import Driver, LogSource
 from teu.engine.streams.hub import Hub
 
 if TYPE_CHECKING:
+    from teu.api.types import mount_pb2
+    from teu.engine.backend.tasks import Exit
     from teu.engine.core.database import Database
     from teu.engine.core.events import Events
     from teu.engine.streams.pump import Pump
-
-
-def fresh_state() -> dict[str, Any]:
-    return {
-        "Status": "created",
-        "Running": False,
-        "Paused": False,
-        "Restarting": False,
-        "OOMKilled": False,
-        "Dead": False,
-        "Pid": 0,
-        "ExitCode": 0,
-        "Error": "",
-        "StartedAt": NEVER,
-        "FinishedAt": NEVER,
-    }
 
 
 class Watch(Protocol):
@@ -63,61 +50,54 @@ class Surroundings(NamedTuple):
     """State that a reboot ends."""
 
 
+class Process(Protocol):
+    """A further process in a container, as far as the container knows it (lifecycle/execs.py)."""
+
+    running: bool
+    ended: threading.Event
+
+    def exited(self, found: Exit) -> None: ...
+
+    def container_exited(self) -> None: ...
+
+    def reconcile(self) -> None: ...
+
+
+class Checks(Protocol):
+    """The health checks of a container (lifecycle/health.py)."""
+
+    def stop(self) -> None: ...
+
+
 class Container:
-    """Fields in SAVED make up the record.
+    """What is in `Saved` makes up the record; the rest is known while the daemon runs.
 
     `damage` says why a record cannot be trusted (records.py). The container is "dead" then: it can be listed,
     inspected, copied from and removed, and nothing else. Its record stays as it was found."""
 
-    SAVED = (
-        "id",
-        "name",
-        "created",
-        "path",
-        "args",
-        "image_id",
-        "chain_id",
-        "config",
-        "host_config",
-        "state",
-        "network_settings",
-        "mounts",
-        "restart_count",
-        "manually_stopped",
-        "started_once",
-        "ports_exposed",
-        "apparmor_profile",
-        "ended",
-        "pid_started",
-    )
-
-    def __init__(self, around: Surroundings, record: dict[str, Any], damage: str = "", row: int = 0) -> None:
+    def __init__(self, around: Surroundings, record: Saved, damage: str = "", row: int = 0) -> None:
         self._around = around
         self.damage = damage
         self.row = row  # where a damaged record is in engine.db: its id may not be there
-        self.id: str = record["id"]
-        self.name: str = record["name"]
-        self.created: str = record["created"]
-        self.path: str = record.get("path", "")
-        self.args: list[str] = record.get("args") or []
-        self.image_id: str = record.get("image_id", "")
-        self.chain_id: str = record.get("chain_id", "")
-        self.config: dict[str, Any] = record["config"]
-        self.host_config: dict[str, Any] = record["host_config"]
-        self.state: dict[str, Any] = record.get("state") or fresh_state()
-        self.network_settings: dict[str, Any] = record.get("network_settings") or {
-            "Networks": {},
-            "Ports": {},
-        }
-        self.mounts: list[dict[str, Any]] = record.get("mounts") or []
-        self.restart_count: int = record.get("restart_count", 0)
-        self.manually_stopped: bool = record.get("manually_stopped", False)
-        self.started_once: bool = record.get("started_once", False)
-        self.ports_exposed: dict[str, Any] = record.get("ports_exposed") or {}
-        self.apparmor_profile: str = record.get("apparmor_profile", "")
-        # Exit code and moment (nanoseconds) while the exit is being handled: the engine may die before that is done.
-        self.ended: tuple[int, int] | None = tuple(record["ended"]) if record.get("ended") else None
-        self.pid_started: int = record.get("pid_started", 0)  # see proc.py
+        self.id = record.id
+        self.name = record.name
+        self.created = record.created
+        self.path = record.path
+        self.args = record.args
+        self.image_id = record.image_id
+        self.chain_id = record.chain_id
+        self.config = record.config
+        self.host_config = record.host_config
+        self.state = record.state
+        self.network_settings = record.network_settings or NetworkSettings()
+        self.mounts = record.mounts
+        self.restart_count = record.restart_count
+        self.manually_stopped = record.manually_stopped
+        self.started_once = record.started_once
+        self.apparmor_profile = record.apparmor_profile
+        ended = record.ended or ()
+        self.ended = (ended[0], ended[1]) if len(ended) == 2 else None
+        self.pid_started = record.pid_started
 
         self.lock = threading.RLock()
         self.changed = threading.Condition()
@@ -128,11 +108,11 @@ class Container:
         self.out_of_memory = 0  # the process of which the kernel has said so; the exit that follows tells it
         self.touched = False  # somebody wrote into its root before its first start
         self.visits = Visits()
-        self.execs: dict[str, Any] = {}
-        self.rootfs_mounts: list[Any] | None = None
+        self.execs: dict[str, Process] = {}
+        self.rootfs_mounts: list[mount_pb2.Mount] | None = None
         self.restart_timer: threading.Timer | None = None
         self.restart_delay = 0.0
-        self.health: Any = None
+        self.health: Checks | None = None
         self._hub: Hub | None = None
         if damage:
             self.die(damage)
@@ -147,23 +127,23 @@ class Container:
 
     @property
     def running(self) -> bool:
-        return bool(self.state["Running"])
+        return self.state.running
 
     @property
     def pid(self) -> int:
-        return int(self.state["Pid"])
+        return self.state.pid
 
     @property
     def labels(self) -> dict[str, str]:
-        return self.config.get("Labels") or {}
+        return self.config.labels
 
     @property
     def hostname(self) -> str:
-        return str(self.config.get("Hostname") or "")
+        return self.config.hostname
 
     @property
     def tty(self) -> bool:
-        return bool(self.config.get("Tty"))
+        return self.config.tty
 
     @property
     def snapshot_key(self) -> str:
@@ -187,38 +167,41 @@ class Container:
         return LogSource(
             self.id,
             self.name,
-            str(self.config.get("Image") or ""),
+            self.config.image,
             self.image_id,
             self.labels,
-            self.config.get("Env") or [],
+            self.config.env or [],
             self.log_type,
-            self.host_config["LogConfig"]["Config"] or {},
+            self.host_config.log_config.config,
             self.directory,
-            lambda: self.running or self.state["Restarting"],
+            lambda: self.running or self.state.restarting,
             lambda: self.hub,
         )
 
     @property
     def kept_running(self) -> bool:
         """Whether it has a restart policy: what is said of such a one must outlive the machine's end."""
-        return bool(self.host_config["RestartPolicy"]["Name"] != "no")
+        return self.host_config.restart_policy.name != "no"
 
     @property
     def log_type(self) -> str:
-        return str(self.host_config["LogConfig"]["Type"])
+        return self.host_config.log_config.type
 
     @property
     def auto_remove(self) -> bool:
-        return bool(self.host_config.get("AutoRemove")) and not self.being_restarted
+        return self.host_config.auto_remove and not self.being_restarted
 
-    def record(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in self.SAVED}
+    def record(self) -> str:
+        """The record as JSON."""
+        written = SAVED.written(vars(self))
+        written["network_settings"] = self.network_settings.encode()
+        return json.dumps(written, allow_nan=False, separators=(",", ":"))
 
     def save(self, durable: bool = True) -> None:
         """Write the record. Nothing happens once the container is removed, nor to a damaged record: it is evidence."""
         if self.damage:
             return
-        data = json.dumps(self.record(), allow_nan=False, separators=(",", ":"))
+        data = self.record()
         self._around.boot.before(self)
         with self._around.database.transaction(durable) as cursor:
             cursor.execute("UPDATE containers SET name=?, data=? WHERE id=?", (self.name, data, self.id))
@@ -226,14 +209,13 @@ class Container:
 
     def die(self, reason: str) -> None:
         """It cannot be looked after any more, for this reason: it can be inspected and removed. Not saved."""
-        self.state.update(Status="dead", Dead=True, Running=False, Paused=False, Restarting=False, Error=reason)
+        self.state.dies(reason)
 
     def must_be_alive(self) -> None:
         """Raise Conflict if it is dead."""
-        if self.damage or self.state["Dead"]:
+        if self.damage or self.state.dead:
             raise Conflict(
-                f"container {self.name} is dead and can only be inspected, copied from and removed: "
-                f"{self.state['Error']}"
+                f"container {self.name} is dead and can only be inspected, copied from and removed: {self.state.error}"
             )
 
     def notify(self) -> None:
@@ -242,13 +224,13 @@ class Container:
 
     def status(self) -> str:
         state = self.state
-        if state["Running"]:
-            return "paused" if state["Paused"] else "restarting" if state["Restarting"] else "running"
-        if state["Restarting"]:
+        if state.running:
+            return "paused" if state.paused else "restarting" if state.restarting else "running"
+        if state.restarting:
             return "restarting"
         if self.removing:
             return "removing"
-        if state["Dead"]:
+        if state.dead:
             return "dead"
         return "exited" if self.started_once else "created"
 
@@ -260,7 +242,7 @@ class Container:
         return {"TEU_CONTAINER": self.id, "TEU_CONTAINER_NAME": self.name}
 
     def event(self, action: str, **more: str) -> None:
-        attributes = {"image": str(self.config.get("Image") or ""), "name": self.name}
+        attributes = {"image": self.config.image, "name": self.name}
         for key, value in self.labels.items():
             attributes.setdefault(key, value)
         attributes.update(more)
@@ -269,9 +251,9 @@ class Container:
     def must_run(self) -> None:
         """Raise Conflict unless it runs and is not paused or restarting."""
         self.must_be_alive()
-        if not self.running or self.state["Restarting"] and not self.pid:
-            if self.state["Restarting"]:
+        if not self.running or self.state.restarting and not self.pid:
+            if self.state.restarting:
                 raise Conflict(f"Container {self.id} is restarting, wait until the container is running")
             raise Conflict(f"container {self.id} is not running")
-        if self.state["Paused"]:
+        if self.state.paused:
             raise Conflict(f"Container {self.name} is paused, unpause the container before exec")

@@ -7,16 +7,15 @@ cannot be trusted is here, too, as a dead container, so that it can be removed.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import secrets
 import threading
-from typing import Any
 
 from teu.engine.containers import names, records
 from teu.engine.containers.boot import Boot
 from teu.engine.containers.model import Container, Surroundings
+from teu.engine.containers.state import Saved
 from teu.engine.core.errors import BadRequest, Conflict, NotFound
 
 log = logging.getLogger("teu.engine")
@@ -25,6 +24,8 @@ NAME = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 
 
 class Containers:
+    """All containers of the engine: their records in the database, and what runs of them in memory."""
+
     def __init__(self, around: Surroundings, boot: Boot, untidy: threading.Event) -> None:
         """`untidy`: wakes the sweep, which spares what may be a damaged container's own while that is there."""
         self._around = around
@@ -45,17 +46,17 @@ class Containers:
         read = [(row, *records.container(row["id"], row["name"], row["data"])) for row in rows]
         # Those first whose ids are known for certain: nobody else gets them, nor their names.
         for row, record, faults, known in sorted(read, key=lambda one: (not one[3], bool(one[2]))):
-            if record["id"] in self._by_id:
-                record["id"] = f"{row['rowid']:064x}"
-            if record["name"] in self._by_name:
-                record["name"] = f"damaged_{record['id'][:12]}"
+            if record.id in self._by_id:
+                record.id = f"{row['rowid']:064x}"
+            if record.name in self._by_name:
+                record.name = f"damaged_{record.id[:12]}"
             damage = ""
             if faults:
                 shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
                 damage = f"its record in {self._database.path} is damaged: {shown}"
-                record["state"]["Pid"] = 0  # until recovery knows better
-            elif record["state"]["Dead"]:
-                record["state"].update(Dead=False, Status="exited")  # recovery tries it again
+                record.state.pid = 0  # until recovery knows better
+            elif record.state.dead:
+                record.state.dead, record.state.status = False, "exited"  # recovery tries it again
             container = Container(self._around, record, damage, row["rowid"] if faults else 0)
             if damage:
                 log.error(
@@ -67,7 +68,7 @@ class Containers:
             self._by_name[container.name] = container.id
         self._boot.load(self.all())
 
-    def make(self, record: dict[str, Any]) -> Container:
+    def make(self, record: Saved) -> Container:
         """A container of this record, which is not here before `add`."""
         return Container(self._around, record)
 
@@ -77,6 +78,7 @@ class Containers:
         return bool(self._lost)
 
     def all(self) -> list[Container]:
+        """All of them as they are now, in no order."""
         with self._lock:
             return list(self._by_id.values())
 
@@ -95,6 +97,8 @@ class Containers:
             return self._by_id[found[0]] if found else None
 
     def get(self, reference: str) -> Container:
+        """The container of that name, id, or beginning of an id. Raises NotFound, and BadRequest where more than one
+        begins so."""
         container = self.find(reference)
         if container is None:
             raise NotFound(f"No such container: {reference}")
@@ -109,7 +113,7 @@ class Containers:
             self._check_name(container.name)
             self._by_name[container.name] = container.id  # reserved before the slow write
         try:
-            data = json.dumps(container.record(), allow_nan=False, separators=(",", ":"))
+            data = container.record()
             with self._database.transaction() as cursor:
                 cursor.execute("INSERT INTO containers VALUES (?, ?, ?)", (container.id, container.name, data))
         except BaseException:
@@ -120,6 +124,7 @@ class Containers:
             self._by_id[container.id] = container
 
     def remove(self, container: Container, durable: bool = True) -> None:
+        """Forget a container and its name; on the disk when this returns, if it is to be durable. Twice is fine."""
         with self._database.transaction(durable) as cursor:
             if container.damage:
                 cursor.execute("DELETE FROM containers WHERE rowid=?", (container.row,))
@@ -156,6 +161,8 @@ class Containers:
             self._by_name.pop(old, None)
 
     def clean_name(self, name: str) -> str:
+        """A name that a client gives, without a slash before it. Raises BadRequest for one that no container may
+        have."""
         if not NAME.fullmatch(name):
             raise BadRequest(f"Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
         return name.removeprefix("/")
@@ -174,6 +181,7 @@ class Containers:
             )
 
     def random_name(self) -> str:
+        """A name that no container has. It is not reserved."""
         with self._lock:
             name = names.pick()
             while name in self._by_name:
@@ -181,21 +189,24 @@ class Containers:
             return name
 
     def using_image(self, image_id: str) -> list[Container]:
+        """The containers that were made of this image, by its id."""
         return [container for container in self.all() if container.image_id == image_id]
 
     def using_network(self, name_or_id: str) -> list[Container]:
+        """The containers that are on this network, or will be when they start."""
         return [
             container
             for container in self.all()
             if any(
-                name_or_id in (name, endpoint.get("NetworkID"))
-                for name, endpoint in (container.network_settings.get("Networks") or {}).items()
+                name_or_id in (name, endpoint.network_id)
+                for name, endpoint in container.network_settings.networks.items()
             )
         ]
 
     def using_volume(self, name: str) -> list[Container]:
+        """The containers that have this volume among their mounts."""
         return [
             container
             for container in self.all()
-            if any(mount.get("Type") == "volume" and mount.get("Name") == name for mount in container.mounts)
+            if any(mount.type == "volume" and mount.name == name for mount in container.mounts)
         ]

@@ -22,7 +22,6 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from teu.engine.core.errors import Unreadable
 
@@ -128,7 +127,7 @@ class Database:
                 if not durable:
                     self._connection.execute("PRAGMA synchronous=FULL")
 
-    def query(self, sql: str, arguments: Sequence[Any] = ()) -> list[sqlite3.Row]:
+    def query(self, sql: str, arguments: Sequence[str | int] = ()) -> list[sqlite3.Row]:
         with self._lock, self._telling():
             return self._connection.execute(sql, arguments).fetchall()
 

@@ -11,11 +11,32 @@ import queue
 import threading
 import time
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING
 
 from teu.engine.core.filters import labels_match
 
-Event = dict[str, Any]
+if TYPE_CHECKING:
+    from typing import NotRequired, TypedDict
+
+    class Actor(TypedDict):
+        ID: str
+        Attributes: dict[str, str]
+
+    # The API's EventMessage. `status`, `id` and `from` are what it was before actors.
+    Event = TypedDict(
+        "Event",
+        {
+            "Type": str,
+            "Action": str,
+            "Actor": Actor,
+            "scope": str,
+            "time": int,
+            "timeNano": int,
+            "status": NotRequired[str],
+            "id": NotRequired[str],
+            "from": NotRequired[str],
+        },
+    )
 
 EVENTS_KEPT = 1024
 BYTES_KEPT = 8 << 20

@@ -10,491 +10,361 @@ This is the one table of them: routes read bodies with it (`Request.decode`), th
 tests/system/test_engine_fields.py sends each of them and sees that it is so. A field that is not here is dropped, as
 Go's decoder drops what it does not know; so one that Docker has belongs here, whatever becomes of it.
 
-Bodies are read as Go reads them: keys without regard to case, null as good as absent, numbers only where they are
-written as whole ones, halves of surrogates replaced. What does not fit is refused by the path of the field.
+Most of the table are records (kinds.py, which says how they are read): a field is a member of one, by the API's name,
+and an attribute by ours. What is None was not given.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
-
-from teu.engine.core.errors import BadRequest, EngineError, Unavailable, Unsupported
-
-USED, REFUSED, MEANINGLESS = "used", "refused", "meaningless"
-
-_ERRORS: dict[int, type[EngineError]] = {
-    400: BadRequest,
-    500: EngineError,
-    501: Unsupported,
-    503: Unavailable,
-}
-
-
-# ---- JSON --------------------------------------------------------------------------------------------------
-
-DIGITS = 1000  # of a whole number; longer ones fit no field, and Python refuses them altogether
-
-
-def _whole(text: str) -> int | float:
-    return int(text) if len(text) <= DIGITS else float(text)
-
-
-def natural(text: str, most: int = 9) -> int | None:
-    """A number in decimal digits, no more of them than that; None for anything else, which int() may yet take."""
-    return int(text) if 0 < len(text) <= most and text.isascii() and text.isdigit() else None
-
-
-def _constant(text: str) -> Any:
-    raise ValueError(f"invalid character {text.lstrip('-')[0]!r} looking for beginning of value")
-
-
-def loads(text: bytes) -> Any:
-    """A JSON text as Go reads it: bytes that are no UTF-8 are replaced, NaN is no number. Raises ValueError."""
-    try:
-        return json.loads(text.decode("utf-8", "replace"), parse_int=_whole, parse_constant=_constant)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-# ---- types -------------------------------------------------------------------------------------------------
-
-
-class Kind(Protocol):
-    """A type: what it is called, and how a value of it is read. `read` raises BadRequest with the value's path."""
-
-    name: str
-
-    def read(self, value: Any, path: str) -> Any: ...
-
-
-def _wrong(path: str, wanted: str, value: Any) -> BadRequest:
-    return BadRequest(f"{path or 'the request body'} must be {wanted}, not {_shown(value)}")
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return "a number out of range" if value in (float("inf"), float("-inf")) else f"the number {value!r}"
-    names: dict[type, str] = {str: "a string", int: "a number", list: "a list", dict: "an object"}
-    return names[type(value)]
-
-
-def whole_characters(text: str) -> str:
-    """Without the halves of surrogate pairs that a JSON text may name: no file, process or database takes those."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-class _Text:
-    name = "a string"
-
-    def __init__(self, nul: bool = True) -> None:
-        self.nul = nul
-
-    def read(self, value: Any, path: str) -> str:
-        if value is None:
-            return ""
-        if not isinstance(value, str):
-            raise _wrong(path, self.name, value)
-        if not self.nul and "\0" in value:
-            raise BadRequest(f"{path} must not contain a NUL character: {value!r}")
-        return whole_characters(value)
-
-
-class _Flag:
-    name = "true or false"
-
-    def read(self, value: Any, path: str) -> bool:
-        if not isinstance(value, bool):
-            if value is None:
-                return False
-            raise _wrong(path, self.name, value)
-        return value
-
-
-class _Whole:
-    name = "a whole number"
-
-    def __init__(self, low: int, high: int) -> None:
-        self.low, self.high = low, high
-
-    def read(self, value: Any, path: str) -> int:
-        if value is None:
-            return 0
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise _wrong(path, self.name, value)
-        if not self.low <= value <= self.high:
-            raise BadRequest(f"{path} must be between {self.low} and {self.high}, not {value}")
-        return value
-
-
-class _Nothing:
-    """Go's struct{}: the keys are what counts."""
-
-    name = "an object"
-
-    def read(self, value: Any, path: str) -> dict[str, Any]:
-        if value is not None and not isinstance(value, dict):
-            raise _wrong(path, self.name, value)
-        return {}
-
-
-class _Presence:
-    """An object that nobody here looks into: it is asked for, though it may be empty."""
-
-    name = "an object"
-
-    def read(self, value: Any, path: str) -> bool:
-        if not isinstance(value, dict):
-            raise _wrong(path, self.name, value)
-        return True
-
-
-class ListOf:
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
-        self.name = "a list"
-
-    def read(self, value: Any, path: str) -> list[Any] | None:
-        if value is None:
-            return None
-        if not isinstance(value, list):
-            raise _wrong(path, self.name, value)
-        return [self.kind.read(item, f"{path}[{number}]") for number, item in enumerate(value)]
-
-
-class _Words:
-    """A list of strings, or one string, which stands for a list of it."""
-
-    name = "a list of strings"
-
-    def read(self, value: Any, path: str) -> list[str]:
-        if isinstance(value, str):
-            return [WORD.read(value, path)]
-        if not isinstance(value, list):
-            raise _wrong(path, self.name, value)
-        return [WORD.read(item, f"{path}[{number}]") for number, item in enumerate(value)]
-
-
-class _Size:
-    """Height and width: Go's array of two, in which what is missing is 0 and more is not looked at."""
-
-    name = "a list of two numbers"
-
-    def read(self, value: Any, path: str) -> list[int]:
-        if not isinstance(value, list):
-            raise _wrong(path, self.name, value)
-        given = [UINT64.read(item, f"{path}[{number}]") for number, item in enumerate(value[:2])]
-        for number, side in enumerate(given):
-            if side > 65535:
-                raise BadRequest(f"{path}[{number}] must be between 0 and 65535, not {side}")
-        return [*given, 0, 0][:2]
-
-
-class MapOf:
-    def __init__(self, kind: Kind, in_order: bool = False) -> None:
-        """`in_order`: shown in the order of the keys, whatever the order they came in."""
-        self.kind = kind
-        self.name = "an object"
-        self.in_order = in_order
-
-    def read(self, value: Any, path: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise _wrong(path, self.name, value)
-        items = [(whole_characters(key), self.kind.read(item, f"{path}.{key}")) for key, item in value.items()]
-        return dict(sorted(items) if self.in_order else items)
-
-
-class Field(NamedTuple):
-    """`default`: for objects that are filled in. `says`: why it is refused, and what to do; a value in `allowed` is
-    taken nevertheless."""
-
-    kind: Kind
-    default: Any = None
-    standing: str = USED
-    says: str = ""
-    status: int = 400
-    allowed: tuple[Any, ...] = ()
-
-    def check(self, value: Any, path: str) -> None:
-        """Raises the refusal. What a client leaves empty it does not ask for."""
-        if self.standing == REFUSED and value and value not in self.allowed:
-            raise _ERRORS[self.status](f"{path}: {self.says}")
-
-    def fresh(self) -> Any:
-        """The default, of which each object has its own."""
-        return self.default.copy() if isinstance(self.default, (dict, list)) else self.default
-
-
-class Object:
-    name = "an object"
-
-    def __init__(self, fields: Mapping[str, Field | Kind], pointer: bool = False) -> None:
-        """`pointer`: null is not an empty one, but none."""
-        self.pointer = pointer
-        self.fields = {key: value if isinstance(value, Field) else Field(value) for key, value in fields.items()}
-        self._folded = {key.casefold(): key for key in self.fields}
-
-    def read(self, value: Any, path: str = "") -> Any:
-        """The known fields that were given, a dict under the API's own names."""
-        if value is None:
-            return None if self.pointer else {}
-        if not isinstance(value, dict):
-            raise _wrong(path, self.name, value)
-        result: dict[str, Any] = {}
-        for key, given in value.items():
-            name = key if key in self.fields else self._folded.get(key.casefold())
-            if name is None or given is None:
-                continue
-            here = f"{path}.{name}" if path else name
-            field = self.fields[name]
-            item = field.kind.read(given, here)
-            field.check(item, here)
-            result[name] = item
-        return result
-
-    def filled(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All fields: those that were given, and the defaults of the others."""
-        return {
-            name: given[name] if given.get(name) is not None else field.fresh() for name, field in self.fields.items()
-        }
-
-
-def refused(kind: Kind, says: str, status: int = 400, allowed: tuple[Any, ...] = (), default: Any = None) -> Field:
-    return Field(kind, default, REFUSED, says, status, allowed)
-
-
-def meaningless(kind: Kind, default: Any = None) -> Field:
-    return Field(kind, default, MEANINGLESS)
-
-
-# TEXT may be anything, a WORD goes to the kernel and can have no NUL.
-TEXT, WORD, FLAG, NOTHING, PRESENCE = _Text(), _Text(nul=False), _Flag(), _Nothing(), _Presence()
-WORDS, SIZE = _Words(), _Size()
-INT64, UINT64 = _Whole(-(1 << 63), (1 << 63) - 1), _Whole(0, (1 << 64) - 1)
-UINT16, UINT32 = _Whole(0, (1 << 16) - 1), _Whole(0, (1 << 32) - 1)
-WORD_LIST = ListOf(WORD)
-LABELS, WORD_MAP = MapOf(TEXT, in_order=True), MapOf(WORD, in_order=True)
-SET = MapOf(NOTHING, in_order=True)
-OPTIONS = MapOf(WORD)
-
+from typing import NamedTuple
+
+from teu.engine.core.kinds import (
+    ERRORS,
+    FLAG,
+    INT64,
+    LABELS,
+    MEANINGLESS,
+    NOTHING,
+    OPTIONS,
+    PRESENCE,
+    REFUSED,
+    SET,
+    SIZE,
+    TEXT,
+    UINT16,
+    UINT32,
+    UINT64,
+    USED,
+    WORD,
+    WORD_LIST,
+    WORD_MAP,
+    WORDS,
+    ListOf,
+    MapOf,
+    Object,
+    PointerTo,
+    Record,
+    RecordOf,
+    meaningless,
+    member,
+    refused,
+)
 
 # ---- containers --------------------------------------------------------------------------------------------
 
-HEALTH = Object(
-    {
-        "Test": WORD_LIST,
-        "Interval": INT64,
-        "Timeout": INT64,
-        "StartPeriod": INT64,
-        "StartInterval": INT64,
-        "Retries": INT64,
-    }
-)
 
-CONFIG = Object(
-    {
-        "Hostname": Field(WORD, ""),
-        "Domainname": Field(WORD, ""),
-        "User": Field(WORD, ""),
-        "AttachStdin": Field(FLAG, False),
-        "AttachStdout": Field(FLAG, False),
-        "AttachStderr": Field(FLAG, False),
-        "ExposedPorts": SET,
-        "Tty": Field(FLAG, False),
-        "OpenStdin": Field(FLAG, False),
-        "StdinOnce": Field(FLAG, False),
-        "Env": WORD_LIST,
-        "Cmd": WORDS,
-        "Healthcheck": HEALTH,
-        "ArgsEscaped": meaningless(FLAG),  # Windows
-        "Image": Field(WORD, ""),
-        "Volumes": SET,
-        "WorkingDir": Field(WORD, ""),
-        "Entrypoint": WORDS,
-        "NetworkDisabled": FLAG,
-        "MacAddress": WORD,
-        "OnBuild": ListOf(TEXT),  # for the image that a commit makes
-        "Labels": Field(LABELS, {}),
-        "StopSignal": WORD,
-        "StopTimeout": INT64,
-        "Shell": WORDS,
-    }
-)
+class HealthCheck(Record):
+    """Config.Healthcheck. Lengths of time in nanoseconds; 0 and None are the default (lifecycle/health.py)."""
 
-DEVICE = Object({"PathOnHost": WORD, "PathInContainer": WORD, "CgroupPermissions": WORD})
-DEVICE_REQUEST = Object(
-    {
-        "Driver": TEXT,
-        "Count": INT64,
-        "DeviceIDs": ListOf(TEXT),
-        "Capabilities": ListOf(ListOf(TEXT)),
-        "Options": MapOf(TEXT),
-    }
-)
-LIMIT = Object({"Name": WORD, "Soft": INT64, "Hard": INT64})
-WEIGHT = ListOf(Object({"Path": WORD, "Weight": UINT16}))
-RATE = ListOf(Object({"Path": WORD, "Rate": UINT64}))
+    test: list[str] | None = member("Test", WORD_LIST)
+    interval: int | None = member("Interval", INT64)
+    timeout: int | None = member("Timeout", INT64)
+    start_period: int | None = member("StartPeriod", INT64)
+    start_interval: int | None = member("StartInterval", INT64)
+    retries: int | None = member("Retries", INT64)
 
-RESOURCES = Object(
-    {
-        "CpuShares": Field(INT64, 0),
-        "Memory": Field(INT64, 0),
-        "NanoCpus": Field(INT64, 0),
-        "CgroupParent": Field(WORD, ""),
-        "BlkioWeight": Field(UINT16, 0),
-        "BlkioWeightDevice": Field(WEIGHT, []),
-        "BlkioDeviceReadBps": Field(RATE, []),
-        "BlkioDeviceWriteBps": Field(RATE, []),
-        "BlkioDeviceReadIOps": Field(RATE, []),
-        "BlkioDeviceWriteIOps": Field(RATE, []),
-        "CpuPeriod": Field(INT64, 0),
-        "CpuQuota": Field(INT64, 0),
-        "CpuRealtimePeriod": refused(
-            INT64, "there is no real-time scheduling of cgroups with cgroup v2; use CpuShares or CpuQuota", 500, (), 0
-        ),
-        "CpuRealtimeRuntime": refused(
-            INT64, "there is no real-time scheduling of cgroups with cgroup v2; use CpuShares or CpuQuota", 500, (), 0
-        ),
-        "CpusetCpus": Field(WORD, ""),
-        "CpusetMems": Field(WORD, ""),
-        "Devices": Field(ListOf(DEVICE), []),
-        "DeviceCgroupRules": WORD_LIST,
-        "DeviceRequests": ListOf(DEVICE_REQUEST),  # refused in hostconfig, in the words that say which device
-        "KernelMemory": meaningless(INT64),  # not since API 1.42
-        "KernelMemoryTCP": meaningless(INT64),  # cgroup v1
-        "MemoryReservation": Field(INT64, 0),
-        "MemorySwap": Field(INT64, 0),
-        "MemorySwappiness": INT64,  # cgroup v1: discarded with a warning, as is OomKillDisable
-        "OomKillDisable": FLAG,
-        "PidsLimit": INT64,
-        "Ulimits": Field(ListOf(LIMIT), []),
-        "CpuCount": meaningless(INT64, 0),  # these four are Windows'
-        "CpuPercent": meaningless(INT64, 0),
-        "IOMaximumIOps": refused(
-            UINT64, "this is a limit of Windows; use BlkioDeviceReadIOps and BlkioDeviceWriteIOps", 500, (), 0
-        ),
-        "IOMaximumBandwidth": refused(
-            UINT64, "this is a limit of Windows; use BlkioDeviceReadBps and BlkioDeviceWriteBps", 500, (), 0
-        ),
-    }
-)
 
-MOUNT = Object(
-    {
-        "Type": WORD,
-        "Source": WORD,
-        "Target": WORD,
-        "ReadOnly": FLAG,
-        "Consistency": meaningless(TEXT),  # macOS
-        "BindOptions": Object(
-            {
-                "Propagation": WORD,
-                "NonRecursive": FLAG,
-                "CreateMountpoint": FLAG,
-                "ReadOnlyNonRecursive": FLAG,
-                "ReadOnlyForceRecursive": FLAG,
-            }
-        ),
-        "VolumeOptions": Object(
-            {
-                "NoCopy": FLAG,
-                "Labels": LABELS,
-                "DriverConfig": Object({"Name": WORD, "Options": OPTIONS}),
-                "Subpath": WORD,
-            }
-        ),
-        "TmpfsOptions": Object({"SizeBytes": INT64, "Mode": UINT32, "Options": ListOf(WORD_LIST)}),
-        "ImageOptions": Object({"Subpath": WORD}),  # of a type of mount that is refused
-        "ClusterOptions": NOTHING,  # of swarm: so is that
-    }
-)
+HEALTH = RecordOf(HealthCheck)
 
-HOST_CONFIG = Object(
-    {
-        "Binds": WORD_LIST,
-        "ContainerIDFile": meaningless(TEXT, ""),  # the client writes it
-        "LogConfig": Field(Object({"Type": TEXT, "Config": LABELS}), {}),
-        "NetworkMode": Field(WORD, "default"),
-        "PortBindings": Field(MapOf(ListOf(Object({"HostIp": WORD, "HostPort": WORD})), in_order=True), {}),
-        "RestartPolicy": Field(Object({"Name": TEXT, "MaximumRetryCount": INT64}), {}),
-        "AutoRemove": Field(FLAG, False),
-        "VolumeDriver": Field(WORD, ""),
-        "VolumesFrom": WORD_LIST,
-        "ConsoleSize": Field(SIZE, [0, 0]),
-        "Annotations": WORD_MAP,
-        "CapAdd": WORDS,
-        "CapDrop": WORDS,
-        "CgroupnsMode": Field(WORD, ""),
-        "Dns": Field(WORD_LIST, []),
-        "DnsOptions": Field(WORD_LIST, []),
-        "DnsSearch": Field(WORD_LIST, []),
-        "ExtraHosts": WORD_LIST,
-        "GroupAdd": WORD_LIST,
-        "IpcMode": Field(WORD, ""),
-        "Cgroup": refused(TEXT, "a container cannot use another's cgroup; put both below one CgroupParent", default=""),
-        "Links": WORD_LIST,
-        "OomScoreAdj": Field(INT64, 0),
-        "PidMode": Field(WORD, ""),
-        "Privileged": Field(FLAG, False),
-        "PublishAllPorts": Field(FLAG, False),
-        "ReadonlyRootfs": Field(FLAG, False),
-        "SecurityOpt": WORD_LIST,
-        "StorageOpt": refused(
-            WORD_MAP, "is not supported by the overlayfs snapshotter; put what may grow into a volume", 500
-        ),
-        "Tmpfs": WORD_MAP,
-        "UTSMode": Field(WORD, ""),
-        "UsernsMode": refused(
-            WORD, "containers have no user namespace of their own; use host, or leave it out", 400, ("host",), ""
-        ),
-        "ShmSize": Field(INT64, 64 << 20),
-        "Sysctls": WORD_MAP,
-        "Runtime": Field(WORD, ""),
-        "Isolation": refused(
-            TEXT, "Linux has one technology to isolate containers; use default, or leave it out", 500, ("default",), ""
-        ),
-        "Mounts": ListOf(MOUNT),
-        "MaskedPaths": WORD_LIST,
-        "ReadonlyPaths": WORD_LIST,
-        "Init": FLAG,
-        **RESOURCES.fields,
-    }
-)
 
-ENDPOINT = Object(
-    {
-        "IPAMConfig": Object({"IPv4Address": WORD, "IPv6Address": WORD, "LinkLocalIPs": WORD_LIST}),
-        "Links": WORD_LIST,
-        "Aliases": WORD_LIST,
-        "MacAddress": WORD,
-        "DriverOpts": MapOf(WORD),
-        "GwPriority": INT64,
-        # What the engine says of an endpoint, and clients send back as they have read it.
-        "NetworkID": meaningless(TEXT),
-        "EndpointID": meaningless(TEXT),
-        "Gateway": meaningless(TEXT),
-        "IPAddress": meaningless(TEXT),
-        "IPPrefixLen": meaningless(INT64),
-        "IPv6Gateway": meaningless(TEXT),
-        "GlobalIPv6Address": meaningless(TEXT),
-        "GlobalIPv6PrefixLen": meaningless(INT64),
-        "DNSNames": meaningless(ListOf(TEXT)),
-    }
-)
+class Config(Record):
+    """What a container has of its image, as far as the client says nothing else."""
 
-NETWORKING = Object({"EndpointsConfig": MapOf(Object(ENDPOINT.fields, pointer=True))})
+    hostname: str = member("Hostname", WORD, "")
+    domainname: str = member("Domainname", WORD, "")
+    user: str = member("User", WORD, "")
+    attach_stdin: bool = member("AttachStdin", FLAG, False)
+    attach_stdout: bool = member("AttachStdout", FLAG, False)
+    attach_stderr: bool = member("AttachStderr", FLAG, False)
+    exposed_ports: dict[str, object] | None = member("ExposedPorts", SET)
+    tty: bool = member("Tty", FLAG, False)
+    open_stdin: bool = member("OpenStdin", FLAG, False)
+    stdin_once: bool = member("StdinOnce", FLAG, False)
+    env: list[str] | None = member("Env", WORD_LIST)
+    cmd: list[str] | None = member("Cmd", WORDS)
+    healthcheck: HealthCheck | None = member("Healthcheck", HEALTH)
+    args_escaped: bool | None = member("ArgsEscaped", meaningless(FLAG))  # Windows
+    image: str = member("Image", WORD, "")
+    volumes: dict[str, object] | None = member("Volumes", SET)
+    working_dir: str = member("WorkingDir", WORD, "")
+    entrypoint: list[str] | None = member("Entrypoint", WORDS)
+    network_disabled: bool | None = member("NetworkDisabled", FLAG)
+    mac_address: str | None = member("MacAddress", WORD)
+    on_build: list[str] | None = member("OnBuild", ListOf(TEXT))  # for the image that a commit makes
+    labels: dict[str, str] = member("Labels", LABELS, {})
+    stop_signal: str | None = member("StopSignal", WORD)
+    stop_timeout: int | None = member("StopTimeout", INT64)
+    shell: list[str] | None = member("Shell", WORDS)
 
-# Runtime: where docker-py's low-level client puts it.
-CONTAINER = Object({**CONFIG.fields, "HostConfig": HOST_CONFIG, "NetworkingConfig": NETWORKING, "Runtime": WORD})
+
+# Docker shows some members as null where they are not given, and others not at all: views/containers.py says which.
+CONFIG = RecordOf(Config, nulls=True)
+
+
+class Device(Record):
+    path_on_host: str | None = member("PathOnHost", WORD)
+    path_in_container: str | None = member("PathInContainer", WORD)
+    cgroup_permissions: str | None = member("CgroupPermissions", WORD)
+
+
+class DeviceRequest(Record):
+    driver: str | None = member("Driver", TEXT)
+    count: int | None = member("Count", INT64)
+    device_ids: list[str] | None = member("DeviceIDs", ListOf(TEXT))
+    capabilities: list[list[str] | None] | None = member("Capabilities", ListOf(ListOf(TEXT)))
+    options: dict[str, str] | None = member("Options", MapOf(TEXT))
+
+
+class Ulimit(Record):
+    name: str | None = member("Name", WORD)
+    soft: int | None = member("Soft", INT64)
+    hard: int | None = member("Hard", INT64)
+
+
+class WeightDevice(Record):
+    path: str | None = member("Path", WORD)
+    weight: int | None = member("Weight", UINT16)
+
+
+class ThrottleDevice(Record):
+    path: str | None = member("Path", WORD)
+    rate: int | None = member("Rate", UINT64)  # bytes, or operations, in a second
+
+
+DEVICE_REQUEST = RecordOf(DeviceRequest)
+WEIGHT = ListOf(RecordOf(WeightDevice))
+RATE = ListOf(RecordOf(ThrottleDevice))
+_NO_REALTIME = "there is no real-time scheduling of cgroups with cgroup v2; use CpuShares or CpuQuota"
+
+
+class Resources(Record):
+    """What `update` can change of a HostConfig. Sizes in bytes."""
+
+    cpu_shares: int = member("CpuShares", INT64, 0)
+    memory: int = member("Memory", INT64, 0)
+    nano_cpus: int = member("NanoCpus", INT64, 0)  # billionths of a CPU
+    cgroup_parent: str = member("CgroupParent", WORD, "")
+    blkio_weight: int = member("BlkioWeight", UINT16, 0)
+    blkio_weight_device: list[WeightDevice] = member("BlkioWeightDevice", WEIGHT, [])
+    blkio_device_read_bps: list[ThrottleDevice] = member("BlkioDeviceReadBps", RATE, [])
+    blkio_device_write_bps: list[ThrottleDevice] = member("BlkioDeviceWriteBps", RATE, [])
+    blkio_device_read_iops: list[ThrottleDevice] = member("BlkioDeviceReadIOps", RATE, [])
+    blkio_device_write_iops: list[ThrottleDevice] = member("BlkioDeviceWriteIOps", RATE, [])
+    cpu_period: int = member("CpuPeriod", INT64, 0)  # microseconds, as is the quota
+    cpu_quota: int = member("CpuQuota", INT64, 0)
+    cpu_realtime_period: int = member("CpuRealtimePeriod", refused(INT64, _NO_REALTIME, 500), 0)
+    cpu_realtime_runtime: int = member("CpuRealtimeRuntime", refused(INT64, _NO_REALTIME, 500), 0)
+    cpuset_cpus: str = member("CpusetCpus", WORD, "")
+    cpuset_mems: str = member("CpusetMems", WORD, "")
+    devices: list[Device] = member("Devices", ListOf(RecordOf(Device)), [])
+    device_cgroup_rules: list[str] | None = member("DeviceCgroupRules", WORD_LIST)
+    # Refused in hostconfig, in the words that say which device.
+    device_requests: list[DeviceRequest] | None = member("DeviceRequests", ListOf(DEVICE_REQUEST))
+    kernel_memory: int | None = member("KernelMemory", meaningless(INT64))  # not since API 1.42
+    kernel_memory_tcp: int | None = member("KernelMemoryTCP", meaningless(INT64))  # cgroup v1
+    memory_reservation: int = member("MemoryReservation", INT64, 0)
+    memory_swap: int = member("MemorySwap", INT64, 0)
+    # cgroup v1: discarded with a warning, as is OomKillDisable
+    memory_swappiness: int | None = member("MemorySwappiness", INT64)
+    oom_kill_disable: bool | None = member("OomKillDisable", FLAG)
+    pids_limit: int | None = member("PidsLimit", INT64)
+    ulimits: list[Ulimit] = member("Ulimits", ListOf(RecordOf(Ulimit)), [])
+    cpu_count: int = member("CpuCount", meaningless(INT64), 0)  # these four are Windows'
+    cpu_percent: int = member("CpuPercent", meaningless(INT64), 0)
+    io_maximum_iops: int = member(
+        "IOMaximumIOps",
+        refused(UINT64, "this is a limit of Windows; use BlkioDeviceReadIOps and BlkioDeviceWriteIOps", 500),
+        0,
+    )
+    io_maximum_bandwidth: int = member(
+        "IOMaximumBandwidth",
+        refused(UINT64, "this is a limit of Windows; use BlkioDeviceReadBps and BlkioDeviceWriteBps", 500),
+        0,
+    )
+
+
+RESOURCES = RecordOf(Resources)
+
+
+class BindOptions(Record):
+    propagation: str | None = member("Propagation", WORD)
+    non_recursive: bool | None = member("NonRecursive", FLAG)
+    create_mountpoint: bool | None = member("CreateMountpoint", FLAG)
+    read_only_non_recursive: bool | None = member("ReadOnlyNonRecursive", FLAG)
+    read_only_force_recursive: bool | None = member("ReadOnlyForceRecursive", FLAG)
+
+
+class DriverConfig(Record):
+    name: str | None = member("Name", WORD)
+    options: dict[str, str] | None = member("Options", OPTIONS)
+
+
+class VolumeOptions(Record):
+    no_copy: bool | None = member("NoCopy", FLAG)
+    labels: dict[str, str] | None = member("Labels", LABELS)
+    driver_config: DriverConfig | None = member("DriverConfig", RecordOf(DriverConfig))
+    subpath: str | None = member("Subpath", WORD)
+
+
+class TmpfsOptions(Record):
+    size_bytes: int | None = member("SizeBytes", INT64)
+    mode: int | None = member("Mode", UINT32)
+    options: list[list[str] | None] | None = member("Options", ListOf(WORD_LIST))
+
+
+class Mount(Record):
+    """One of HostConfig.Mounts: what is asked for. What becomes of it is a MountPoint (containers/state.py)."""
+
+    type: str | None = member("Type", WORD)
+    source: str | None = member("Source", WORD)
+    target: str | None = member("Target", WORD)
+    read_only: bool | None = member("ReadOnly", FLAG)
+    consistency: str | None = member("Consistency", meaningless(TEXT))  # macOS
+    bind_options: BindOptions | None = member("BindOptions", RecordOf(BindOptions))
+    volume_options: VolumeOptions | None = member("VolumeOptions", RecordOf(VolumeOptions))
+    tmpfs_options: TmpfsOptions | None = member("TmpfsOptions", RecordOf(TmpfsOptions))
+    # Of a type of mount that is refused.
+    image_options: dict[str, object] | None = member("ImageOptions", Object({"Subpath": WORD}))
+    cluster_options: dict[str, object] | None = member("ClusterOptions", NOTHING)  # of swarm: so is that
+
+
+class LogConfig(Record):
+    type: str = member("Type", TEXT, "")
+    config: dict[str, str] = member("Config", LABELS, {})
+
+
+class RestartPolicy(Record):
+    name: str = member("Name", TEXT, "")
+    maximum_retry_count: int = member("MaximumRetryCount", INT64, 0)
+
+
+class PortBinding(Record):
+    host_ip: str | None = member("HostIp", WORD)
+    host_port: str | None = member("HostPort", WORD)
+
+
+RESTART_POLICY = RecordOf(RestartPolicy)
+
+
+class HostConfig(Resources):
+    """What a container has of this machine."""
+
+    binds: list[str] | None = member("Binds", WORD_LIST)
+    container_id_file: str = member("ContainerIDFile", meaningless(TEXT), "")  # the client writes it
+    log_config: LogConfig = member("LogConfig", RecordOf(LogConfig), LogConfig())
+    network_mode: str = member("NetworkMode", WORD, "default")
+    port_bindings: dict[str, list[PortBinding] | None] = member(
+        "PortBindings", MapOf(ListOf(RecordOf(PortBinding)), in_order=True), {}
+    )
+    restart_policy: RestartPolicy = member("RestartPolicy", RESTART_POLICY, RestartPolicy())
+    auto_remove: bool = member("AutoRemove", FLAG, False)
+    volume_driver: str = member("VolumeDriver", WORD, "")
+    volumes_from: list[str] | None = member("VolumesFrom", WORD_LIST)
+    console_size: list[int] = member("ConsoleSize", SIZE, [0, 0])  # height and width
+    annotations: dict[str, str] | None = member("Annotations", WORD_MAP)
+    cap_add: list[str] | None = member("CapAdd", WORDS)
+    cap_drop: list[str] | None = member("CapDrop", WORDS)
+    cgroupns_mode: str = member("CgroupnsMode", WORD, "")
+    dns: list[str] = member("Dns", WORD_LIST, [])
+    dns_options: list[str] = member("DnsOptions", WORD_LIST, [])
+    dns_search: list[str] = member("DnsSearch", WORD_LIST, [])
+    extra_hosts: list[str] | None = member("ExtraHosts", WORD_LIST)
+    group_add: list[str] | None = member("GroupAdd", WORD_LIST)
+    ipc_mode: str = member("IpcMode", WORD, "")
+    cgroup: str = member(
+        "Cgroup", refused(TEXT, "a container cannot use another's cgroup; put both below one CgroupParent"), ""
+    )
+    links: list[str] | None = member("Links", WORD_LIST)
+    oom_score_adj: int = member("OomScoreAdj", INT64, 0)
+    pid_mode: str = member("PidMode", WORD, "")
+    privileged: bool = member("Privileged", FLAG, False)
+    publish_all_ports: bool = member("PublishAllPorts", FLAG, False)
+    readonly_rootfs: bool = member("ReadonlyRootfs", FLAG, False)
+    security_opt: list[str] | None = member("SecurityOpt", WORD_LIST)
+    storage_opt: dict[str, str] | None = member(
+        "StorageOpt",
+        refused(WORD_MAP, "is not supported by the overlayfs snapshotter; put what may grow into a volume", 500),
+    )
+    tmpfs: dict[str, str] | None = member("Tmpfs", WORD_MAP)
+    uts_mode: str = member("UTSMode", WORD, "")
+    userns_mode: str = member(
+        "UsernsMode",
+        refused(WORD, "containers have no user namespace of their own; use host, or leave it out", 400, ("host",)),
+        "",
+    )
+    shm_size: int = member("ShmSize", INT64, 64 << 20)
+    sysctls: dict[str, str] | None = member("Sysctls", WORD_MAP)
+    runtime: str = member("Runtime", WORD, "")
+    isolation: str = member(
+        "Isolation",
+        refused(
+            TEXT, "Linux has one technology to isolate containers; use default, or leave it out", 500, ("default",)
+        ),
+        "",
+    )
+    mounts: list[Mount] | None = member("Mounts", ListOf(RecordOf(Mount)))
+    masked_paths: list[str] | None = member("MaskedPaths", WORD_LIST)
+    readonly_paths: list[str] | None = member("ReadonlyPaths", WORD_LIST)
+    init: bool | None = member("Init", FLAG)
+
+
+HOST_CONFIG = RecordOf(HostConfig, nulls=True)
+
+
+class EndpointAddresses(Record):
+    """EndpointSettings.IPAMConfig."""
+
+    ipv4: str = member("IPv4Address", WORD, "")
+    ipv6: str = member("IPv6Address", WORD, "")
+    link_local: list[str] = member("LinkLocalIPs", WORD_LIST, [])
+
+
+class EndpointAsked(Record):
+    """EndpointSettings: what is wanted of a network for a container."""
+
+    addresses: EndpointAddresses | None = member("IPAMConfig", RecordOf(EndpointAddresses))
+    links: list[str] = member("Links", WORD_LIST, [])
+    aliases: list[str] = member("Aliases", WORD_LIST, [])
+    mac: str = member("MacAddress", WORD, "")
+    driver_opts: dict[str, str] = member("DriverOpts", MapOf(WORD), {})
+    gateway_priority: int = member("GwPriority", INT64, 0)
+    # What the engine says of an endpoint, and clients send back as they have read it.
+    network_id: str | None = member("NetworkID", meaningless(TEXT))
+    endpoint_id: str | None = member("EndpointID", meaningless(TEXT))
+    gateway: str | None = member("Gateway", meaningless(TEXT))
+    address: str | None = member("IPAddress", meaningless(TEXT))
+    prefix: int | None = member("IPPrefixLen", meaningless(INT64))
+    ipv6_gateway: str | None = member("IPv6Gateway", meaningless(TEXT))
+    ipv6_address: str | None = member("GlobalIPv6Address", meaningless(TEXT))
+    ipv6_prefix: int | None = member("GlobalIPv6PrefixLen", meaningless(INT64))
+    dns_names: list[str] | None = member("DNSNames", meaningless(ListOf(TEXT)))
+
+
+ENDPOINT = RecordOf(EndpointAsked)
+
+
+class Networking(Record):
+    """NetworkingConfig. `endpoints` by the networks' names or ids."""
+
+    endpoints: dict[str, EndpointAsked | None] = member("EndpointsConfig", MapOf(PointerTo(ENDPOINT)), {})
+
+
+NETWORKING = RecordOf(Networking)
+
+
+class Creation(Config):
+    """The body of `create`."""
+
+    host_config: HostConfig | None = member("HostConfig", HOST_CONFIG)
+    networking_config: Networking | None = member("NetworkingConfig", NETWORKING)
+    runtime: str | None = member("Runtime", WORD)  # where docker-py's low-level client puts it
+
+
+CONTAINER = RecordOf(Creation)
 
 _FOR_GOOD = "it is settled when a container is created and cannot be updated; create it anew"
+# Read as what is given, and no more: that alone is changed.
 UPDATE = Object(
     {
         **RESOURCES.fields,
@@ -504,83 +374,110 @@ UPDATE = Object(
         },
         # The real daemon tells these apart from those of a creation.
         **{name: RESOURCES.fields[name]._replace(status=400) for name in ("IOMaximumIOps", "IOMaximumBandwidth")},
-        "RestartPolicy": HOST_CONFIG.fields["RestartPolicy"],
+        "RestartPolicy": RESTART_POLICY,
     }
 )
 
-EXEC = Object(
-    {
-        "User": WORD,
-        "Privileged": FLAG,
-        "Tty": FLAG,
-        "ConsoleSize": SIZE,
-        "AttachStdin": FLAG,
-        "AttachStdout": FLAG,
-        "AttachStderr": FLAG,
-        "Detach": meaningless(FLAG),  # it is the start that may be detached
-        "DetachKeys": WORD,
-        "Env": WORD_LIST,
-        "WorkingDir": WORD,
-        "Cmd": WORD_LIST,
-    }
-)
-EXEC_START = Object({"Detach": FLAG, "Tty": FLAG, "ConsoleSize": SIZE})
+
+class ExecConfig(Record):
+    user: str | None = member("User", WORD)
+    privileged: bool | None = member("Privileged", FLAG)
+    tty: bool | None = member("Tty", FLAG)
+    console_size: list[int] | None = member("ConsoleSize", SIZE)  # height and width
+    attach_stdin: bool | None = member("AttachStdin", FLAG)
+    attach_stdout: bool | None = member("AttachStdout", FLAG)
+    attach_stderr: bool | None = member("AttachStderr", FLAG)
+    detach: bool | None = member("Detach", meaningless(FLAG))  # it is the start that may be detached
+    detach_keys: str | None = member("DetachKeys", WORD)
+    env: list[str] | None = member("Env", WORD_LIST)
+    working_dir: str | None = member("WorkingDir", WORD)
+    cmd: list[str] | None = member("Cmd", WORD_LIST)
+
+
+class ExecStart(Record):
+    detach: bool | None = member("Detach", FLAG)
+    tty: bool | None = member("Tty", FLAG)
+    console_size: list[int] | None = member("ConsoleSize", SIZE)
+
+
+EXEC, EXEC_START = RecordOf(ExecConfig), RecordOf(ExecStart)
 
 # ---- networks, volumes, the system -------------------------------------------------------------------------
 
-# Which drivers, scopes and options there are is said where networks are made.
-NETWORK = Object(
-    {
-        "Name": WORD,
-        "CheckDuplicate": meaningless(FLAG),  # names are unique, whoever asks
-        "Driver": WORD,
-        "Scope": WORD,
-        "EnableIPv4": FLAG,
-        "EnableIPv6": FLAG,
-        "IPAM": Object(
-            {
-                "Driver": WORD,
-                "Options": OPTIONS,
-                "Config": ListOf(
-                    Object({"Subnet": WORD, "IPRange": WORD, "Gateway": WORD, "AuxiliaryAddresses": MapOf(WORD)})
-                ),
-            }
-        ),
-        "Internal": FLAG,
-        "Attachable": meaningless(FLAG),  # of swarm
-        "Ingress": FLAG,
-        "ConfigOnly": FLAG,
-        "ConfigFrom": Object({"Network": WORD}),
-        "Options": OPTIONS,
-        "Labels": LABELS,
-    }
-)
-CONNECT = Object({"Container": WORD, "EndpointConfig": ENDPOINT})
-DISCONNECT = Object({"Container": WORD, "Force": FLAG})
 
-VOLUME = Object(
-    {
-        "Name": WORD,
-        "Driver": WORD,
-        "DriverOpts": OPTIONS,
-        "Labels": LABELS,
-        "ClusterVolumeSpec": refused(
-            PRESENCE, "this machine is in no swarm; leave it out for a volume of the machine's own", 503
-        ),
-    }
-)
+class SubnetAsked(Record):
+    """One IPAM.Config."""
 
-LOGIN = Object(
-    {
-        "username": TEXT,
-        "password": TEXT,
-        "auth": meaningless(TEXT),
-        "email": meaningless(TEXT),
-        "serveraddress": TEXT,
-        "identitytoken": TEXT,
-        "registrytoken": TEXT,
-    }
-)
+    subnet: str = member("Subnet", WORD, "")
+    range: str = member("IPRange", WORD, "")
+    gateway: str = member("Gateway", WORD, "")
+    others: dict[str, str] = member("AuxiliaryAddresses", MapOf(WORD), {})
+
+
+class IpamAsked(Record):
+    driver: str = member("Driver", WORD, "")
+    options: dict[str, str] | None = member("Options", OPTIONS)
+    subnets: list[SubnetAsked] = member("Config", ListOf(RecordOf(SubnetAsked)), [])
+
+
+class ConfigFrom(Record):
+    network: str = member("Network", WORD, "")
+
+
+class NetworkAsked(Record):
+    """Which drivers, scopes and options there are is said where networks are made (networks/requests.py)."""
+
+    name: str = member("Name", WORD, "")
+    check_duplicate: bool | None = member("CheckDuplicate", meaningless(FLAG))  # names are unique, whoever asks
+    driver: str = member("Driver", WORD, "")
+    scope: str = member("Scope", WORD, "")
+    ipv4: bool = member("EnableIPv4", FLAG, True)
+    ipv6: bool = member("EnableIPv6", FLAG, False)
+    ipam: IpamAsked = member("IPAM", RecordOf(IpamAsked), IpamAsked())
+    internal: bool = member("Internal", FLAG, False)
+    attachable: bool = member("Attachable", meaningless(FLAG), False)  # of swarm
+    ingress: bool = member("Ingress", FLAG, False)
+    config_only: bool = member("ConfigOnly", FLAG, False)
+    config_from: ConfigFrom = member("ConfigFrom", RecordOf(ConfigFrom), ConfigFrom())
+    options: dict[str, str] = member("Options", OPTIONS, {})
+    labels: dict[str, str] = member("Labels", LABELS, {})
+
+
+class Connection(Record):
+    container: str = member("Container", WORD, "")
+    endpoint: EndpointAsked = member("EndpointConfig", ENDPOINT, EndpointAsked())
+
+
+class Disconnection(Record):
+    container: str = member("Container", WORD, "")
+    force: bool = member("Force", FLAG, False)
+
+
+class VolumeAsked(Record):
+    name: str = member("Name", WORD, "")
+    driver: str = member("Driver", WORD, "")
+    options: dict[str, str] = member("DriverOpts", OPTIONS, {})
+    labels: dict[str, str] = member("Labels", LABELS, {})
+    cluster: bool | None = member(
+        "ClusterVolumeSpec",
+        refused(PRESENCE, "this machine is in no swarm; leave it out for a volume of the machine's own", 503),
+    )
+
+
+class Login(Record):
+    """AuthConfig. `server`: a host, or a URL as docker.io's is (https://index.docker.io/v1/)."""
+
+    user: str = member("username", TEXT, "")
+    password: str = member("password", TEXT, "")
+    auth: str | None = member("auth", meaningless(TEXT))
+    email: str | None = member("email", meaningless(TEXT))
+    server: str = member("serveraddress", TEXT, "")
+    identity_token: str = member("identitytoken", TEXT, "")
+    registry_token: str = member("registrytoken", TEXT, "")
+
+
+NETWORK, CONNECT, DISCONNECT = RecordOf(NetworkAsked), RecordOf(Connection), RecordOf(Disconnection)
+VOLUME, LOGIN = RecordOf(VolumeAsked), RecordOf(Login)
 
 
 # ---- parameters of addresses -------------------------------------------------------------------------------
@@ -717,7 +614,7 @@ def check_parameters(method: str, pattern: str, values: Mapping[str, list[str]])
             continue
         given = values.get(name, [""])[0]
         if given and not (parameter.kind == "flag" and given.strip().lower() in FALSE):
-            raise _ERRORS[parameter.status](f"{name}: {parameter.says}")
+            raise ERRORS[parameter.status](f"{name}: {parameter.says}")
 
 
 FALSE = ("", "0", "no", "false", "none")

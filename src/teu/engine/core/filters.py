@@ -6,8 +6,8 @@ from __future__ import annotations
 import calendar
 import time
 
-from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest
+from teu.engine.core.kinds import natural
 from teu.engine.core.times import moment_of
 from teu.oci.units import parse_duration
 
@@ -15,8 +15,8 @@ from teu.oci.units import parse_duration
 def filter_moment(text: str) -> int:
     """An `until` filter in nanoseconds: seconds since the epoch, a date, or a duration back from now."""
     whole, _, fraction = text.partition(".")
-    number = fields.natural(whole, 18)
-    if number is not None and (not fraction or fields.natural(fraction[:9]) is not None):
+    number = natural(whole, 18)
+    if number is not None and (not fraction or natural(fraction[:9]) is not None):
         return number * 10**9 + int(fraction[:9].ljust(9, "0"))
     try:
         return time.time_ns() - parse_duration(text)

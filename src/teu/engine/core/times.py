@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import calendar
+import contextlib
 import datetime
 import re
 import time
@@ -11,6 +12,7 @@ import time
 from teu.engine.core.errors import BadRequest
 
 NEVER = "0001-01-01T00:00:00Z"
+_OURS = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}")
 _UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _PART = re.compile(r"([0-9]{1,18}(?:\.[0-9]+)?)(ns|us|µs|ms|s|m|h)")
 _DURATION = re.compile(r"(?:[0-9]{1,18}(?:\.[0-9]+)?(?:ns|us|µs|ms|s|m|h))+")
@@ -57,7 +59,11 @@ def nanoseconds(moment: str) -> int:
     if not moment or moment == NEVER:
         return 0
     head, _, tail = moment.rstrip("Z").partition(".")
-    return calendar.timegm(time.strptime(head, "%Y-%m-%dT%H:%M:%S")) * 1_000_000_000 + int((tail + "000000000")[:9])
+    fraction = int((tail + "000000000")[:9])
+    if _OURS.fullmatch(head):  # strptime takes 8 µs, for each container that is loaded, listed or made; this takes 1
+        with contextlib.suppress(ValueError):
+            return int(datetime.datetime.fromisoformat(f"{head}+00:00").timestamp()) * 1_000_000_000 + fraction
+    return calendar.timegm(time.strptime(head, "%Y-%m-%dT%H:%M:%S")) * 1_000_000_000 + fraction
 
 
 def seconds(moment: str | None) -> int:

@@ -12,15 +12,24 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import EngineError
 from teu.engine.files import snapshots
 from teu.linux import inside, trees
 
 if TYPE_CHECKING:
+    from typing import TypedDict
+
     from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
+
+    class Change(TypedDict):
+        """One path: CHANGED, ADDED or DELETED."""
+
+        Path: str
+        Kind: int
+
 
 CHANGED, ADDED, DELETED = 0, 1, 2
 
@@ -42,7 +51,8 @@ PATH_PART = 2048  # bytes of a path that is looked up at once: below the kernel'
 _BENEATH = inside.RESOLVE_BENEATH | inside.RESOLVE_NO_SYMLINKS
 
 
-def changes(engine: Engine, container: Container) -> list[dict[str, Any]]:
+def changes(engine: Engine, container: Container) -> list[Change]:
+    """The API's, sorted by path. Raises EngineError."""
     upper, lowers = _layers(engine, container)
     if not upper:
         raise EngineError("the snapshotter does not keep a container's changes apart; diff is not possible")

@@ -11,21 +11,24 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from teu.engine.containers.visits import Visit
 from teu.engine.core.errors import EngineError, NotFound
 from teu.engine.files import rootfs
 
 if TYPE_CHECKING:
+    import io
+
     from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
+    from teu.engine.files.paths import Asked, Description, Options
 
 CHUNK = 256 << 10
 
 
 @contextlib.contextmanager
-def _visit(engine: Engine, container: Container, verb: str, path: str, asked: str, **options: Any) -> Iterator[Visit]:
+def _visit(engine: Engine, container: Container, verb: str, path: str, asked: str, options: Options) -> Iterator[Visit]:
     """The visitor at work; at the end it is waited for, and what went wrong is raised.
 
     The lock is held until the visit is known to who starts or removes the container, and no longer."""
@@ -43,7 +46,7 @@ def _visit(engine: Engine, container: Container, verb: str, path: str, asked: st
             root = here.enter_context(rootfs.snapshot(engine, container, readonly=True))
         else:
             root = here.enter_context(rootfs.opened(engine, container, readonly=not writes))
-        process = _start(root, verb, {"path": path, **options})
+        process = _start(root, verb, {**options, "path": path})
         visit = Visit(process, holds=bool(alive) or writes, shares=writes and not alive)
         container.visits.enter(visit)
     said: list[bytes] = []
@@ -65,7 +68,7 @@ def _visit(engine: Engine, container: Container, verb: str, path: str, asked: st
                     pipe.close()
 
 
-def _start(root: int, verb: str, options: dict[str, Any]) -> subprocess.Popen[bytes]:
+def _start(root: int, verb: str, options: Asked) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [
             "/usr/bin/python3",
@@ -102,17 +105,18 @@ def _failed(container: Container, asked: str, path: str, said: bytes) -> EngineE
     return EngineError(problem["message"])
 
 
-def describe(engine: Engine, container: Container, path: str, asked: str = "") -> dict[str, Any]:
-    with _visit(engine, container, "stat", path, asked) as visit:
+def describe(engine: Engine, container: Container, path: str, asked: str = "") -> Description:
+    """Of the file itself, where it is a link. Raises NotFound."""
+    with _visit(engine, container, "stat", path, asked, {}) as visit:
         assert visit.process.stdout is not None
         out = visit.process.stdout.read()
-    result: dict[str, Any] = json.loads(out)
+    result: Description = json.loads(out)
     return result
 
 
 def pack(engine: Engine, container: Container, path: str, whole: bool = False, asked: str = "") -> Iterator[bytes]:
     """A tar archive, in chunks. An error before the first byte is raised at the first next()."""
-    with _visit(engine, container, "tar", path, asked, whole=whole) as visit:
+    with _visit(engine, container, "tar", path, asked, {"whole": whole}) as visit:
         assert visit.process.stdout is not None
         while chunk := visit.process.stdout.read(CHUNK):
             yield chunk
@@ -123,13 +127,14 @@ def unpack(
     engine: Engine,
     container: Container,
     path: str,
-    body: Any,
+    body: io.RawIOBase | io.BytesIO,
     replace: bool,
     owner: tuple[int, int] | None,
     asked: str = "",
 ) -> None:
-    readonly = bool(container.host_config["ReadonlyRootfs"])
-    with _visit(engine, container, "untar", path, asked, replace=replace, owner=owner, readonly=readonly) as visit:
+    readonly = container.host_config.readonly_rootfs
+    options: Options = {"replace": replace, "owner": list(owner) if owner else None, "readonly": readonly}
+    with _visit(engine, container, "untar", path, asked, options) as visit:
         pipe = visit.process.stdin
         assert pipe is not None
         with contextlib.suppress(BrokenPipeError):

@@ -18,7 +18,7 @@ from teu.oci import tar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from teu.engine.files.paths import Description
 
 # Go's os.FileMode, which the API uses
 GO_MODES = (
@@ -42,7 +42,7 @@ def write(data: bytes | bytearray | memoryview) -> None:
         view = view[os.write(1, view) :]
 
 
-def describe(root: int, path: str) -> dict[str, Any]:
+def describe(root: int, path: str) -> Description:
     found, place, name = located(root, path)
     info = os.fstat(found)
     mode = stat.S_IMODE(info.st_mode) & 0o777

@@ -15,6 +15,33 @@ import stat
 from teu.linux import inside
 from teu.linux.syscalls import fstatfs_type
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypedDict
+
+    class Options(TypedDict, total=False):
+        """What the visitor is asked for besides a path. Of tar: `whole`, one file system and without the root itself;
+        of untar: `replace`, a folder by something else and the reverse; `owner`, (uid, gid) of all; `readonly`, the
+        root is not to be written to, what is mounted in it may be."""
+
+        whole: bool
+        replace: bool
+        owner: list[int] | None
+        readonly: bool
+
+    class Asked(Options):
+        path: str
+
+    class Description(TypedDict):
+        """The API's ContainerPathStat. `mode` is Go's, `mtime` RFC 3339."""
+
+        name: str
+        size: int
+        mode: int
+        mtime: str
+        linkTarget: str
+
+
 CHUNK = 256 << 10
 
 # File systems that show the kernel and not files. What is below their mounts is nobody's to copy, as for docker, which

@@ -15,13 +15,14 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd, content
 from teu.engine.files import rootfs
 from teu.engine.images import unpack
 
 if TYPE_CHECKING:
+    from teu.api.types import mount_pb2
     from teu.engine.engine import Engine
     from teu.engine.images.store import Image
 
@@ -74,7 +75,7 @@ def make(engine: Engine, image: Image, lease: str) -> None:
         content.label(client, image.details.id, {f"{content.GC_SNAPSHOT}{snapshotter}/init": layer})
 
 
-def _fill(engine: Engine, mounts: list[Any]) -> None:
+def _fill(engine: Engine, mounts: list[mount_pb2.Mount]) -> None:
     root = rootfs.detached(engine, mounts, "the layer of an image's containers")
     try:
         top = os.open(".", _FOLDER, dir_fd=root)

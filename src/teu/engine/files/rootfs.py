@@ -18,7 +18,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.containers import proc
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
@@ -41,7 +41,9 @@ from teu.linux.mounts import (
 from teu.linux.namespaces import CLONE_FS, CLONE_NEWNS, unshare
 
 if TYPE_CHECKING:
+    from teu.api.types import mount_pb2
     from teu.engine.containers.model import Container
+    from teu.engine.containers.state import MountPoint
     from teu.engine.engine import Engine
 
 ANSWER_SECONDS = 30.0  # for what is local at once, and of a server tells whether it is there
@@ -149,7 +151,7 @@ _outside = Workers("outside")
 _mounters = Workers("mounter", _own_namespace)
 
 
-def _mount_detached(place: str, mounts: list[Any], access: str) -> int:
+def _mount_detached(place: str, mounts: list[mount_pb2.Mount], access: str) -> int:
     """containerd's mounts as a descriptor of the mounted tree. Runs in a mounter's thread.
 
     access: "rw"; "ro"; "scratch", where what is written is nobody's and gone with the descriptor."""
@@ -187,7 +189,7 @@ def _place(engine: Engine) -> str:
     return f"{engine.exec_root}/mounts"
 
 
-def detached(engine: Engine, mounts: list[Any], what: str, readonly: bool = False) -> int:
+def detached(engine: Engine, mounts: list[mount_pb2.Mount], what: str, readonly: bool = False) -> int:
     """A descriptor (O_PATH) of what containerd's mounts make, which no path leads to; it is unmounted by its closing.
     `what` names it in errors."""
     place = _place(engine)
@@ -224,12 +226,12 @@ def _stopped(engine: Engine, container: Container, readonly: bool) -> int:
     mounts, place = snapshots.mounts(engine, container), _place(engine)
     with contextlib.ExitStack() as sources:
         points = []
-        for point in sorted(container.mounts, key=lambda point: point["Destination"].count("/")):
-            if point["Type"] in ("bind", "volume"):
+        for point in sorted(container.mounts, key=lambda point: point.destination.count("/")):
+            if point.type in ("bind", "volume"):
                 tree = _source(engine, container, point)
                 if tree >= 0:
                     sources.callback(os.close, tree)
-                    points.append((point["Destination"], tree))
+                    points.append((point.destination, tree))
         # The job may outlive this call, and has descriptors of its own.
         own = [(destination, os.dup(tree)) for destination, tree in points]
 
@@ -259,7 +261,7 @@ def check_source(path: str, create: bool, kind: str) -> None:
     _outside.run("", work, f"what is to be mounted, {path}")
 
 
-def _assembled(place: str, mounts: list[Any], access: str, points: list[tuple[str, int]]) -> int:
+def _assembled(place: str, mounts: list[mount_pb2.Mount], access: str, points: list[tuple[str, int]]) -> int:
     """The snapshot and detached mounts at their places in it, as one detached tree. Runs in a mounter's thread."""
     target = f"{place}/tree"
     with contextlib.ExitStack() as undo:
@@ -283,19 +285,18 @@ def _assembled(place: str, mounts: list[Any], access: str, points: list[tuple[st
         return open_tree(-1, target, recursive=True)
 
 
-def _source(engine: Engine, container: Container, point: dict[str, Any]) -> int:
+def _source(engine: Engine, container: Container, point: MountPoint) -> int:
     """What a mount point shows, as a detached mount with the access that it gives; -1: there is nothing.
 
     It is found in the host's own mounts, where a volume with options is mounted for that moment."""
-    options = point.get("Options") or {}
-    name, user = point.get("Name", ""), f"look {threading.get_ident()}"
+    name, user = point.name or "", f"look {threading.get_ident()}"
 
     def work() -> int:
         try:
-            if point["Type"] == "volume":
+            if point.type == "volume":
                 found = open_volume(point)
             else:
-                found = os.open(point["Source"], os.O_PATH | os.O_CLOEXEC)
+                found = os.open(point.source, os.O_PATH | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return -1
         except OSError as error:
@@ -303,27 +304,27 @@ def _source(engine: Engine, container: Container, point: dict[str, Any]) -> int:
                 return -1  # a part whose way leads out of its volume: a start says so
             raise
         try:
-            tree = open_tree(found, "", recursive=not options.get("nonrecursive"))
+            tree = open_tree(found, "", recursive=not point.options.nonrecursive)
         finally:
             os.close(found)
         try:
             mount_setattr(tree, 0, propagation=MS_PRIVATE, recursive=True)
-            if not point["RW"]:
-                mount_setattr(tree, MOUNT_ATTR_RDONLY, recursive=not options.get("shallow"))
+            if not point.rw:
+                mount_setattr(tree, MOUNT_ATTR_RDONLY, recursive=not point.options.shallow)
         except BaseException:
             os.close(tree)
             raise
         return tree
 
-    if point["Type"] == "volume":
+    if point.type == "volume":
         try:
             engine.volumes.hold(name, user)
         except NotFound:
             return -1
     try:
-        return _outside.run("", work, f"what is mounted at {point['Destination']}")
+        return _outside.run("", work, f"what is mounted at {point.destination}")
     finally:
-        if point["Type"] == "volume":
+        if point.type == "volume":
             engine.volumes.let_go(name, user)
 
 
@@ -332,16 +333,16 @@ def copy_up(engine: Engine, container: Container) -> None:
     points = [
         point
         for point in container.mounts
-        if point["Type"] == "volume"
-        and (point.get("Options") or {}).get("copy")
-        and (engine.volumes.has_options(point["Name"]) or _is_empty(point))
+        if point.type == "volume"
+        and point.options.copy_image
+        and (engine.volumes.has_options(point.name or "") or _is_empty(point))
     ]
     if not points:
         return
     with snapshot(engine, container, readonly=True) as root:
         for point in points:
             try:
-                source = inside.open_in_root(root, point["Destination"], os.O_RDONLY | os.O_DIRECTORY)
+                source = inside.open_in_root(root, point.destination, os.O_RDONLY | os.O_DIRECTORY)
             except OSError:
                 continue
             try:
@@ -350,7 +351,7 @@ def copy_up(engine: Engine, container: Container) -> None:
                 os.close(source)
 
 
-def _is_empty(point: dict[str, Any]) -> bool:
+def _is_empty(point: MountPoint) -> bool:
     """False where there is no folder, too: the start will say so."""
     try:
         folder = open_volume(point, os.O_RDONLY | os.O_DIRECTORY)
@@ -362,11 +363,11 @@ def _is_empty(point: dict[str, Any]) -> bool:
         os.close(folder)
 
 
-def _fill(engine: Engine, container: Container, point: dict[str, Any], source: int) -> None:
+def _fill(engine: Engine, container: Container, point: MountPoint, source: int) -> None:
     """Into what is behind the volume, where that is mounted."""
     user = f"create {container.id}"
     try:
-        engine.volumes.hold(point["Name"], user)
+        engine.volumes.hold(point.name or "", user)
     except EngineError as error:
         raise EngineError(f"failed to populate volume: {error}") from error
     try:
@@ -381,20 +382,20 @@ def _fill(engine: Engine, container: Container, point: dict[str, Any], source: i
             os.close(folder)
     except OSError as error:
         raise EngineError(
-            f"failed to populate volume: {point['Destination']} of the image cannot be copied: {error.strerror}"
+            f"failed to populate volume: {point.destination} of the image cannot be copied: {error.strerror}"
         ) from error
     finally:
-        engine.volumes.let_go(point["Name"], user)
+        engine.volumes.let_go(point.name or "", user)
 
 
-def open_volume(point: dict[str, Any], flags: int = os.O_PATH) -> int:
+def open_volume(point: MountPoint, flags: int = os.O_PATH) -> int:
     """What a volume's mount shows: its folder, or the subpath of it that was asked for. Containers that have the volume
     can change what is in it at any moment, so it is found by the kernel, and only what was opened is used.
 
     OSError: EXDEV where a link leads out of the volume."""
-    base = os.open(point["Source"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    base = os.open(point.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        subpath = (point.get("Options") or {}).get("subpath") or "."
+        subpath = point.options.subpath or "."
         return inside.open_beneath(base, subpath, flags)
     finally:
         os.close(base)

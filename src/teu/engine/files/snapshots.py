@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd
 from teu.linux import trees
 
 if TYPE_CHECKING:
+    from teu.api.types import mount_pb2
     from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
 
 
-def mounts(engine: Engine, container: Container) -> list[Any]:
+def mounts(engine: Engine, container: Container) -> list[mount_pb2.Mount]:
     """containerd's mounts that make its root. They are asked for once."""
     if container.rootfs_mounts is None:
         from teu.api.services.snapshots.v1 import snapshots_pb2
@@ -27,7 +28,7 @@ def mounts(engine: Engine, container: Container) -> list[Any]:
     return container.rootfs_mounts
 
 
-def upper(made_of: list[Any]) -> str:
+def upper(made_of: list[mount_pb2.Mount]) -> str:
     """The folder of what a snapshot has of its own; "" where its snapshotter does not keep that apart."""
     for each in made_of:
         for option in each.options:

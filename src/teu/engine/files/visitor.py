@@ -27,7 +27,7 @@ import sys
 sys.path.insert(0, os.path.abspath(__file__).removesuffix("/teu/engine/files/visitor.py"))
 sys.path.append("/usr/lib/python3/dist-packages")  # zstandard
 
-from teu.engine.files import packing
+from teu.engine.files import packing, unpacking
 from teu.engine.files.paths import Missing, Refused
 from teu.linux import capabilities
 from teu.linux.mounts import (
@@ -43,7 +43,8 @@ from teu.oci import tar
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+
+    from teu.engine.files.paths import Asked
 
 MOUNT_ATTRIBUTES = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 KEPT = [
@@ -79,14 +80,12 @@ def _nothing(*arguments: object) -> None:
     """In the place of the hooks that print."""
 
 
-def task(root: int, verb: str, options: dict[str, Any]) -> Callable[[], None]:
+def task(root: int, verb: str, options: Asked) -> Callable[[], None]:
     """What is to be done, with all that it needs imported."""
     if verb == "stat":
         return lambda: packing.write(json.dumps(packing.describe(root, options["path"])).encode())
     if verb == "tar":
         return lambda: packing.pack(root, options["path"], options["whole"])
-    from teu.engine.files import unpacking
-
     archive = unpacking.Input()
     return lambda: unpacking.unpack(root, archive, options)
 
@@ -117,7 +116,7 @@ def main() -> None:
         os._exit(code)
 
 
-def _tell(kind: str, message: str, path: Any = None) -> None:
+def _tell(kind: str, message: str, path: object = None) -> None:
     if isinstance(path, (str, bytes)):
         message = f"{os.fsdecode(path)}: {message}"
     if len(message) > MESSAGE_MAX:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from teu.engine.backend import containerd, content
 from teu.engine.core.errors import NotFound
+from teu.engine.core.fields import CONFIG
 from teu.engine.core.times import timestamp
 from teu.engine.images import instructions, load, unpack
 from teu.oci import image_spec, reference
@@ -19,13 +20,15 @@ from teu.oci.labels import UNCOMPRESSED
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
+    from teu.engine.core.fields import Config
     from teu.engine.images.store import Images
+    from teu.oci.image_spec import ContainerConfig, Descriptor, ImageConfig
 
 
 def commit(
     images: Images,
     container: Container,
-    config: dict[str, Any],
+    config: ContainerConfig,
     snapshot_key: str,
     tag: str | None,
     author: str = "",
@@ -68,26 +71,28 @@ def commit(
         if not diff_id:
             raise containerd.Error(f"containerd did not say what {descriptor.digest} is uncompressed")
         now = timestamp()
-        layer = {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
+        top: Descriptor = {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
         history = list(base_config.get("history") or [])
         command = " ".join([container.path, *container.args]).strip()
         history.append({"created": now, "created_by": command, "author": author, "comment": comment})
         host = image_spec.host_platform()
-        new = {
+        new: ImageConfig = {
             "created": now,
             "author": author,
-            **({"parent": container.image_id} if container.image_id else {}),
             "architecture": base_config.get("architecture", host.architecture),
             "os": base_config.get("os", host.os),
-            **({"variant": base_config["variant"]} if base_config.get("variant") else {}),
             "config": config,
             "rootfs": {"type": "layers", "diff_ids": [*base_config["rootfs"]["diff_ids"], diff_id]},
             "history": history,
         }
+        if container.image_id:
+            new["parent"] = container.image_id
+        if base_config.get("variant"):
+            new["variant"] = base_config["variant"]
         docker = any("docker" in la["mediaType"] for la in base_layers)
         if docker:
-            layer["mediaType"] = image_spec.DOCKER_LAYER_GZIP
-        target = load.store_image(images, new, [*base_layers, layer], lease, docker)
+            top["mediaType"] = image_spec.DOCKER_LAYER_GZIP
+        target = load.store_image(images, new, [*base_layers, top], lease, docker)
         details = load.settle(images, target, lease)
         images.add(target, [name] if name else [], details)
         if name:
@@ -112,12 +117,14 @@ IMAGE_KEYS = (
 )
 
 
-def image_config(container: Container, given: dict[str, Any], changes: list[str]) -> dict[str, Any]:
+def image_config(container: Container, asked: Config, changes: list[str]) -> ContainerConfig:
     """The configuration of the new image: what the request gives, over the container's, with the changes."""
-    base = {key: container.config[key] for key in IMAGE_KEYS if container.config.get(key)}
+    own, given = CONFIG.write(container.config), CONFIG.write(asked)
+    base = {key: own[key] for key in IMAGE_KEYS if own.get(key)}
     result = {**base, **{key: given[key] for key in IMAGE_KEYS if given.get(key)}}
     if given.get("Env"):
         names = {item.partition("=")[0] for item in given["Env"]}
         result["Env"] = [*given["Env"], *(e for e in base.get("Env", []) if e.partition("=")[0] not in names)]
-    instructions.apply(result, changes)
-    return result
+    config = cast("ContainerConfig", result)
+    instructions.apply(config, changes)
+    return config

@@ -9,15 +9,18 @@ from __future__ import annotations
 import posixpath
 import re
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING
 
-from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest
+from teu.engine.core.kinds import natural
 from teu.oci import jsontext
 from teu.oci.units import parse_duration
 
+if TYPE_CHECKING:
+    from teu.oci.image_spec import ContainerConfig
 
-def apply(config: dict[str, Any], changes: list[str]) -> None:
+
+def apply(config: ContainerConfig, changes: list[str]) -> None:
     """Apply every instruction to `config` in place. Raises BadRequest with the instruction."""
     for change in changes:
         for line in change.splitlines():
@@ -57,7 +60,7 @@ _VARIABLE = re.compile(
 )
 
 
-def _environment(config: dict[str, Any]) -> dict[str, str]:
+def _environment(config: ContainerConfig) -> dict[str, str]:
     return {name: value for name, _, value in (entry.partition("=") for entry in config.get("Env") or ())}
 
 
@@ -95,15 +98,15 @@ def _pairs(text: str, values: dict[str, str]) -> list[tuple[str, str]]:
     return result
 
 
-def _cmd(config: dict[str, Any], text: str) -> None:
+def _cmd(config: ContainerConfig, text: str) -> None:
     config["Cmd"] = _command(text)
 
 
-def _entrypoint(config: dict[str, Any], text: str) -> None:
+def _entrypoint(config: ContainerConfig, text: str) -> None:
     config["Entrypoint"] = _command(text)
 
 
-def _env(config: dict[str, Any], text: str) -> None:
+def _env(config: ContainerConfig, text: str) -> None:
     env = list(config.get("Env") or [])
     for name, value in _pairs(text, _environment(config)):
         place = next((number for number, item in enumerate(env) if item.partition("=")[0] == name), len(env))
@@ -111,16 +114,16 @@ def _env(config: dict[str, Any], text: str) -> None:
     config["Env"] = env
 
 
-def _label(config: dict[str, Any], text: str) -> None:
+def _label(config: ContainerConfig, text: str) -> None:
     config["Labels"] = {**(config.get("Labels") or {}), **dict(_pairs(text, _environment(config)))}
 
 
-def _expose(config: dict[str, Any], text: str) -> None:
+def _expose(config: ContainerConfig, text: str) -> None:
     ports = dict(config.get("ExposedPorts") or {})
     for word in _expanded(text, _environment(config)).split():
         number, _, protocol = word.partition("/")
         first, _, last = number.partition("-")
-        low, high = fields.natural(first, 5), fields.natural(last or first, 5)
+        low, high = natural(first, 5), natural(last or first, 5)
         if not low or not high or low > high or high > 65535 or protocol not in ("", "tcp", "udp", "sctp"):
             raise ValueError(f"{word[:100]!r} is not a port")
         for port in range(low, high + 1):
@@ -128,7 +131,7 @@ def _expose(config: dict[str, Any], text: str) -> None:
     config["ExposedPorts"] = ports
 
 
-def _volume(config: dict[str, Any], text: str) -> None:
+def _volume(config: ContainerConfig, text: str) -> None:
     paths = _json_list(text)
     volumes = dict(config.get("Volumes") or {})
     for path in paths if paths is not None else _expanded(text, _environment(config)).split():
@@ -136,26 +139,26 @@ def _volume(config: dict[str, Any], text: str) -> None:
     config["Volumes"] = volumes
 
 
-def _workdir(config: dict[str, Any], text: str) -> None:
+def _workdir(config: ContainerConfig, text: str) -> None:
     path = _expanded(text, _environment(config))
     config["WorkingDir"] = posixpath.normpath(posixpath.join(config.get("WorkingDir") or "/", path))
 
 
-def _user(config: dict[str, Any], text: str) -> None:
+def _user(config: ContainerConfig, text: str) -> None:
     config["User"] = _expanded(text, _environment(config))
 
 
-def _stopsignal(config: dict[str, Any], text: str) -> None:
+def _stopsignal(config: ContainerConfig, text: str) -> None:
     config["StopSignal"] = _expanded(text, _environment(config))
 
 
-def _onbuild(config: dict[str, Any], text: str) -> None:
+def _onbuild(config: ContainerConfig, text: str) -> None:
     config["OnBuild"] = [*(config.get("OnBuild") or []), text]
 
 
-def _healthcheck(config: dict[str, Any], text: str) -> None:
+def _healthcheck(config: ContainerConfig, text: str) -> None:
     words = text.split()
-    options: dict[str, Any] = {}
+    options: dict[str, int] = {}
     names = {
         "interval": "Interval",
         "timeout": "Timeout",
@@ -167,7 +170,7 @@ def _healthcheck(config: dict[str, Any], text: str) -> None:
         name, _, value = words.pop(0)[2:].partition("=")
         if name not in names:
             raise ValueError(f"unknown option --{name}")
-        number = fields.natural(value) if name == "retries" else parse_duration(value)
+        number = natural(value) if name == "retries" else parse_duration(value)
         if number is None:
             raise ValueError(f"{value[:100]!r} is no number of retries")
         if number < 0:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import uuid
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd, content
 from teu.engine.backend.containerd import Client
@@ -23,6 +23,9 @@ from teu.oci import digest as digests
 
 if TYPE_CHECKING:
     from teu.engine.images.store import Details, Images, Name
+    from teu.engine.images.transfer import Message
+    from teu.oci.image_spec import ContainerConfig, Descriptor, ImageConfig, Manifest
+    from teu.oci.jsontext import Json
 
 
 class Store:
@@ -68,7 +71,7 @@ class Store:
 
 def load(
     images: Images, stream: archive.Stream, quiet: bool = False, departure: Departure = NOBODY
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Message]:
     """Messages of `docker load`; unless `quiet`, also of the layers."""
     with images.client.lease() as lease:
         store = Store(images.client, lease, departure)
@@ -77,7 +80,7 @@ def load(
         except (archive.ArchiveError, image_spec.SpecError, reference.ReferenceError_) as error:
             raise BadRequest(str(error)) from None
         for image in found:
-            told: list[dict[str, Any]] = []
+            told: list[Message] = []
             details = settle(images, image.target, lease, departure, None if quiet else told.append)
             yield from told
             for name in image.names:
@@ -91,7 +94,7 @@ def load(
                 yield {"stream": f"Loaded image ID: {details.id}\n"}
 
 
-def _renaming(images: Images, before: Name | None, image_id: str) -> Iterator[dict[str, Any]]:
+def _renaming(images: Images, before: Name | None, image_id: str) -> Iterator[Message]:
     """What docker says of a name that another image has so far."""
     if before is None or before.reference is None:
         return
@@ -108,10 +111,10 @@ def _renaming(images: Images, before: Name | None, image_id: str) -> Iterator[di
 
 def settle(
     images: Images,
-    target: dict[str, Any],
+    target: Descriptor,
     lease: str,
     departure: Departure = NOBODY,
-    tell: Callable[[dict[str, Any]], None] | None = None,
+    tell: Callable[[Message], None] | None = None,
 ) -> Details:
     """Label a stored image's documents so that it keeps its parts, and unpack it. Returns its Details."""
     try:
@@ -138,7 +141,7 @@ def settle(
     return details
 
 
-def _progress(details: Details, tell: Callable[[dict[str, Any]], None], number: int, phase: str) -> None:
+def _progress(details: Details, tell: Callable[[Message], None], number: int, phase: str) -> None:
     """As docker shows a layer of `load`: named by its content, told when it is there."""
     if phase == "complete":
         size = details.manifest["layers"][number]["size"]
@@ -146,7 +149,7 @@ def _progress(details: Details, tell: Callable[[dict[str, Any]], None], number: 
         tell({"status": "Loading layer", "progressDetail": {"current": size, "total": size}, "id": shown})
 
 
-def _label_below(images: Images, digest: str, document: dict[str, Any]) -> None:
+def _label_below(images: Images, digest: str, document: dict[str, Json]) -> None:
     """An index keeps those of its manifests that are here, and they what is here of theirs, however deep they are."""
     waiting = [(digest, document)]
     seen: set[str] = set()
@@ -161,19 +164,19 @@ def _label_below(images: Images, digest: str, document: dict[str, Any]) -> None:
             if content.exists(images.client, child)
         }
         content.label(images.client, digest, present)
-        for entry in document.get("manifests") or ():
-            if entry["digest"] in present.values():
-                waiting.append((entry["digest"], images.document(entry["digest"], "manifest")))
+        for key, child in present.items():
+            if key.startswith(f"{content.GC_CONTENT}.m."):
+                waiting.append((child, images.document(child, "manifest")))
 
 
 def store_image(
-    images: Images, config: dict[str, Any], layers: list[dict[str, Any]], lease: str, docker: bool = False
-) -> dict[str, Any]:
+    images: Images, config: ImageConfig, layers: list[Descriptor], lease: str, docker: bool = False
+) -> Descriptor:
     """Write configuration and manifest for layers that are in the store; returns the target."""
     config_data = image_spec.encode(config)
     config_type = image_spec.DOCKER_CONFIG if docker else image_spec.OCI_CONFIG
     manifest_type = image_spec.DOCKER_MANIFEST if docker else image_spec.OCI_MANIFEST
-    manifest = {
+    manifest: Manifest = {
         "schemaVersion": 2,
         "mediaType": manifest_type,
         "config": image_spec.descriptor(config_type, config_data),
@@ -193,10 +196,10 @@ def import_(
     changes: list[str],
     platform: str,
     departure: Departure = NOBODY,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Message]:
     """Messages of `docker import`: one layer from a root file system's tar; `name` may be empty."""
     wanted = image_spec.parse_platform(platform) if platform else image_spec.host_platform()
-    inner: dict[str, Any] = {}
+    inner: ContainerConfig = {}
     instructions.apply(inner, changes)
     with images.client.lease() as lease:
         digester = digests.Digester()
@@ -222,16 +225,17 @@ def import_(
             content.abort(images.client, ref)
             raise
         now = timestamp()
-        config = {
+        config: ImageConfig = {
             "created": now,
             "architecture": wanted.architecture,
             "os": wanted.os,
-            **({"variant": wanted.variant} if wanted.variant else {}),
             "config": inner,
             "rootfs": {"type": "layers", "diff_ids": [digester.digest()]},
             "history": [{"created": now, "comment": message or "Imported from -"}],
         }
-        layer = {"mediaType": image_spec.OCI_LAYER, "digest": digester.digest(), "size": digester.size}
+        if wanted.variant:
+            config["variant"] = wanted.variant
+        layer: Descriptor = {"mediaType": image_spec.OCI_LAYER, "digest": digester.digest(), "size": digester.size}
         target = store_image(images, config, [layer], lease)
         details = settle(images, target, lease, departure)
         images.add(target, [name] if name else [], details)

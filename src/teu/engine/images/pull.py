@@ -17,7 +17,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from teu.engine.backend import containerd, content
 from teu.engine.core import errors
@@ -25,11 +25,12 @@ from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.images import registries, unpack
 from teu.engine.images.store import INDEX_DEPTH
 from teu.engine.images.transfer import Message, sources, status
+from teu.oci import digest as digests
 from teu.oci import distribution, image_spec
 
 if TYPE_CHECKING:
     from teu.engine.images.store import Images
-    from teu.oci.image_spec import Platform
+    from teu.oci.image_spec import Descriptor, ImageConfig, Manifest, Platform, PlatformMembers
     from teu.oci.reference import Reference
     from teu.oci.registries import Registries
 
@@ -66,7 +67,7 @@ def pull(
 
 def _resolve(
     registry: Registries, wanted: Reference, platform: Platform | None
-) -> tuple[dict[str, Any], list[tuple[dict[str, Any], bytes]], dict[str, Any]]:
+) -> tuple[Descriptor, list[tuple[Descriptor, bytes]], Manifest]:
     """The target's descriptor, the documents from the top down, and the manifest."""
     target, data = registry.manifest(wanted.path, wanted.digest or wanted.tag)
     documents = _manifest_below(registry, wanted, target, data, platform)
@@ -86,8 +87,8 @@ def _resolve(
 
 
 def _manifest_below(
-    registry: Registries, wanted: Reference, target: dict[str, Any], data: bytes, platform: Platform | None
-) -> list[tuple[dict[str, Any], bytes]]:
+    registry: Registries, wanted: Reference, target: Descriptor, data: bytes, platform: Platform | None
+) -> list[tuple[Descriptor, bytes]]:
     """The way from the target down to the manifest for the platform, through indexes in indexes."""
     # Each step: a document, and what is still to be tried below it, the best last.
     way = [((target, data), _choices(target, data, platform))]
@@ -112,23 +113,23 @@ def _manifest_below(
     )
 
 
-def _choices(descriptor: dict[str, Any], data: bytes, platform: Platform | None) -> list[dict[str, Any]]:
+def _choices(descriptor: Descriptor, data: bytes, platform: Platform | None) -> list[Descriptor]:
     if descriptor["mediaType"] not in image_spec.INDEXES:
         return []
     entries = image_spec.index(image_spec.decode(data, "index"))["manifests"]
     return image_spec.choose(entries, platform or image_spec.host_platform())[::-1]
 
 
-def _up_to_date(images: Images, wanted: Reference, target: dict[str, Any], platform: Platform | None) -> bool:
+def _up_to_date(images: Images, wanted: Reference, digest: str, platform: Platform | None) -> bool:
     """Whether the name is the very image that a pull would bring: of an index, the best one for the platform."""
     name = images.get_name(str(wanted))
-    if name is None or name.target["digest"] != target["digest"]:
+    if name is None or name.target["digest"] != digest:
         return False
     try:
         details = images.of(name)
     except errors.EngineError:
         return False
-    if platform or details.manifest_digest != target["digest"]:
+    if platform or details.manifest_digest != digest:
         own = image_spec.platform_of(details.config)
         if image_spec.platform_rank(platform or image_spec.host_platform(), own) != 0:
             return False
@@ -139,19 +140,18 @@ def _pull(
     images: Images, registry: Registries, wanted: Reference, platform: Platform | None, departure: Departure
 ) -> Iterator[Message]:
     client = images.client
-    head = None
-    if not wanted.digest:
+    current = wanted.digest
+    if not current:
         # Whatever the answer to HEAD is, GET has the last word: some know no HEAD, and a refusal has no body there.
         try:
-            head = registry.resolve(wanted.path, wanted.tag)
+            current = registry.resolve(wanted.path, wanted.tag)["digest"]
         except distribution.Aborted:
             raise
         except distribution.RegistryError:
             pass
-    current = head or ({"digest": wanted.digest} if wanted.digest else None)
     if current and _up_to_date(images, wanted, current, platform):
         yield {"status": f"Pulling from {_shown_path(wanted)}", "id": wanted.tag or wanted.digest}
-        yield {"status": f"Digest: {current['digest']}"}
+        yield {"status": f"Digest: {current}"}
         yield {"status": f"Status: Image is up to date for {wanted.familiar()}"}
         return
     target, documents, manifest = _resolve(registry, wanted, platform)
@@ -193,14 +193,12 @@ def _shown_path(wanted: Reference) -> str:
     return wanted.path
 
 
-def _config(images: Images, registry: Registries, wanted: Reference, manifest: dict[str, Any]) -> bytes:
+def _config(images: Images, registry: Registries, wanted: Reference, manifest: Manifest) -> bytes:
     descriptor = manifest["config"]
     try:
         return content.read(images.client, descriptor["digest"])
     except containerd.NotFound:
         pass
-    from teu.oci import digest as digests
-
     data = b"".join(registry.blob(wanted.path, descriptor))
     digester = digests.for_digest(descriptor["digest"])
     digester.update(data)
@@ -217,8 +215,8 @@ class _Job:
         images: Images,
         registry: Registries,
         wanted: Reference,
-        manifest: dict[str, Any],
-        config: dict[str, Any],
+        manifest: Manifest,
+        config: ImageConfig,
         lease: str,
         source: dict[str, str],
         departure: Departure,
@@ -226,7 +224,7 @@ class _Job:
         self._departure = departure
         self._images, self._registry, self._wanted = images, registry, wanted
         self._manifest, self._config, self._lease, self._source = manifest, config, lease, source
-        self._layers: list[dict[str, Any]] = manifest["layers"]
+        self._layers = manifest["layers"]
         self._queue: queue.Queue[Message | None] = queue.Queue()
         self._cancel = threading.Event()
         self._done = [threading.Event() for _ in self._layers]
@@ -248,7 +246,7 @@ class _Job:
         if self._failure is not None:
             raise self._failure
 
-    def _guard(self, function: Callable[..., None], *arguments: Any) -> None:
+    def _guard(self, function: Callable[..., None], *arguments: object) -> None:
         try:
             function(*arguments)
         except BaseException as error:
@@ -264,7 +262,7 @@ class _Job:
         ready = {
             n
             for n, chain in enumerate(chains)
-            if unpack.snapshot_exists(self._images.client, self._images.snapshotter, chain)
+            if unpack.kept(self._images.client, self._images.snapshotter, chain, self._lease)
         }
         # A chain that is there from below needs no download; content of it may have been collected.
         have = max(ready, default=-1)
@@ -295,9 +293,8 @@ class _Job:
         # Layers that were unpacked before but whose content is gone would make the image unsavable: fetch them.
         for number, layer in enumerate(self._layers):
             if number <= have:
-                if content.exists(self._images.client, layer["digest"]):
-                    content.keep(self._images.client, layer["digest"], self._lease)
-                else:
+                content.keep(self._images.client, layer["digest"], self._lease)
+                if not content.exists(self._images.client, layer["digest"]):
                     self._download(number, layer)
 
     def _available(self, number: int) -> None:
@@ -313,12 +310,12 @@ class _Job:
         if phase == "exists":
             self._queue.put(status("Already exists", layer["digest"]))
         elif phase == "extracting":
-            self._queue.put(status("Extracting", layer["digest"], current=0, total=size))
+            self._queue.put(status("Extracting", layer["digest"], {"current": 0, "total": size}))
         else:
-            self._queue.put(status("Extracting", layer["digest"], current=size, total=size))
+            self._queue.put(status("Extracting", layer["digest"], {"current": size, "total": size}))
             self._queue.put(status("Pull complete", layer["digest"]))
 
-    def _download(self, number: int, layer: dict[str, Any]) -> None:
+    def _download(self, number: int, layer: Descriptor) -> None:
         if not self._slots.acquire(blocking=False):
             self._queue.put(status("Waiting", layer["digest"]))
             while not self._slots.acquire(timeout=0.2):
@@ -331,7 +328,7 @@ class _Job:
         self._queue.put(status("Download complete", layer["digest"]))
         self._done[number].set()
 
-    def _fetch(self, layer: dict[str, Any]) -> None:
+    def _fetch(self, layer: Descriptor) -> None:
         client, digest, size = self._images.client, layer["digest"], layer["size"]
         ref = f"layer-{digest}"
         kept = False
@@ -346,8 +343,8 @@ class _Job:
                     writer.write(chunk)
                     if time.monotonic() - told >= PROGRESS_SECONDS:
                         told = time.monotonic()
-                        self._queue.put(status("Downloading", digest, current=writer.offset, total=size))
-                self._queue.put(status("Downloading", digest, current=size, total=size))
+                        self._queue.put(status("Downloading", digest, {"current": writer.offset, "total": size}))
+                self._queue.put(status("Downloading", digest, {"current": size, "total": size}))
                 self._queue.put(status("Verifying Checksum", digest))
                 try:
                     writer.commit()
@@ -368,7 +365,14 @@ class _Job:
             content.keep(client, digest, self._lease)
 
 
-def distribution_info(images: Images, wanted: Reference, auth: str) -> dict[str, Any]:
+class DistributionInfo(TypedDict):
+    """The API's DistributionInspect."""
+
+    Descriptor: Descriptor
+    Platforms: list[PlatformMembers]
+
+
+def distribution_info(images: Images, wanted: Reference, auth: str) -> DistributionInfo:
     """GET /distribution/{name}/json."""
     wanted = wanted.with_default_tag()
     with registries.to_pull(images.settings, wanted.domain, auth) as registry:
@@ -380,7 +384,8 @@ def distribution_info(images: Images, wanted: Reference, auth: str) -> dict[str,
             else:
                 config_data = b"".join(registry.blob(wanted.path, image_spec.manifest(document)["config"]))
                 config = image_spec.decode(config_data, "image configuration")
-                platforms = [{k: config[k] for k in ("architecture", "os", "variant") if config.get(k)}]
+                shown = {key: config[key] for key in ("architecture", "os", "variant") if config.get(key)}
+                platforms = [cast("PlatformMembers", shown)]
         except distribution.RegistryError as error:
             raise registries.convert(error, wanted) from None
         except image_spec.SpecError as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.backend import content
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import EngineError, NotFound
 from teu.engine.images import registries
-from teu.engine.images.transfer import sources, status
+from teu.engine.images.transfer import Message, sources, status
 from teu.oci import distribution, image_spec
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from teu.oci.reference import Reference
 
 
-def push(images: Images, wanted: Reference, auth: str, departure: Departure = NOBODY) -> Iterator[dict[str, Any]]:
+def push(images: Images, wanted: Reference, auth: str, departure: Departure = NOBODY) -> Iterator[Message]:
     """Messages of `docker push`; without a tag all tags of the repository."""
     names = [
         name
@@ -41,7 +41,7 @@ def push(images: Images, wanted: Reference, auth: str, departure: Departure = NO
 
 def _push(
     images: Images, registry: distribution.Registry, wanted: Reference, name: Name, departure: Departure
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Message]:
     client = images.client
     details = images.of(name)
     reference = name.reference
@@ -74,13 +74,13 @@ def _push(
                         yield status(f"Mounted from {source}", digest)
                     continue
         if shown:
-            yield status("Pushing", digest, current=0, total=descriptor["size"])
+            yield status("Pushing", digest, {"current": 0, "total": descriptor["size"]})
         # http.client sends an iterable of bytes as it comes; a retry starts it again.
         chunks = functools.partial(content.chunks, client, digest, departure=departure)
         registry.upload(wanted.path, descriptor, chunks, address)
         content.label(client, digest, sources(images, digest, content.source_label(wanted.domain, wanted.path)))
         if shown:
-            yield status("Pushing", digest, current=descriptor["size"], total=descriptor["size"])
+            yield status("Pushing", digest, {"current": descriptor["size"], "total": descriptor["size"]})
             yield status("Pushed", digest)
     # Of an index the other platforms' parts are usually not here: the manifest of this one goes.
     data = content.read(client, details.manifest_digest)

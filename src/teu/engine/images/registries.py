@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from teu import __version__
@@ -18,6 +18,7 @@ _LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 DOMAIN = re.compile(rf"|(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-fA-F:.]+\])(?::[0-9]{{1,5}})?")
 
 if TYPE_CHECKING:
+    from teu.engine.core.fields import Login
     from teu.oci.reference import Reference
 
 
@@ -60,17 +61,16 @@ def to_pull(settings: Settings, domain: str, auth: str) -> Registries:
     return Mirrored([*members, (Place(), registry)])
 
 
-def login(settings: Settings, given: dict[str, Any]) -> None:
+def login(settings: Settings, given: Login) -> None:
     """Raises Unauthorized where the registry does not take them, another EngineError where it cannot be asked.
 
     given: AuthConfig of the API; serveraddress is a host, or a URL as docker.io's is (https://index.docker.io/v1/)."""
-    domain = str(given.get("serveraddress") or "").rpartition("://")[2].partition("/")[0]
+    domain = given.server.rpartition("://")[2].partition("/")[0]
     if not DOMAIN.fullmatch(domain):
         raise errors.BadRequest(f"serveraddress {domain!r} is no registry's address, like registry.example:5000")
     if domain in ("", "index.docker.io", "registry-1.docker.io"):
         domain = "docker.io"
-    fields = ("username", "password", "identitytoken", "registrytoken")
-    credentials = distribution.Credentials(*(str(given.get(field) or "") for field in fields))
+    credentials = distribution.Credentials(given.user, given.password, given.identity_token, given.registry_token)
     try:
         with distribution.Registry(domain, credentials, options(settings)) as registry:
             registry.ping()

@@ -8,7 +8,7 @@ answer is given.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from teu.engine.backend import containerd
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
@@ -156,10 +156,17 @@ def _delete(images: Images, containers: Containers, image_id: str, names: list[N
     return records
 
 
+class Pruned(TypedDict):
+    """The API's ImagePruneResponse."""
+
+    ImagesDeleted: Records | None
+    SpaceReclaimed: int
+
+
 PRUNE_FILTERS = {"dangling", "label", "label!", "until"}
 
 
-def prune(images: Images, containers: Containers, filters: dict[str, list[str]]) -> dict[str, Any]:
+def prune(images: Images, containers: Containers, filters: dict[str, list[str]]) -> Pruned:
     """POST /images/prune: images that no container uses; dangling ones only, unless dangling=false."""
     for name in filters:
         if name not in PRUNE_FILTERS:

@@ -15,6 +15,7 @@ from teu.oci import archive, image_spec
 
 if TYPE_CHECKING:
     from teu.engine.images.store import Images, Name
+    from teu.oci.image_spec import Descriptor
 
 
 def save(images: Images, references: list[str], departure: Departure = NOBODY) -> Iterator[bytes]:
@@ -33,7 +34,7 @@ def save(images: Images, references: list[str], departure: Departure = NOBODY) -
             if export is None:
                 # An index would name manifests of other platforms that are not here: the manifest itself goes.
                 size = content.info(images.client, details.manifest_digest).size
-                target = {
+                target: Descriptor = {
                     "mediaType": image_spec.media_type_of(details.manifest, name.target["mediaType"]),
                     "digest": details.manifest_digest,
                     "size": int(size),

@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from teu.engine.backend import containerd, content
 from teu.engine.core.errors import BadRequest, NotFound
@@ -30,8 +30,11 @@ from teu.oci import digest as digests
 from teu.oci import image_spec, reference
 
 if TYPE_CHECKING:
+    from teu.api.services.images.v1 import images_pb2
     from teu.config import Settings
     from teu.engine.core.events import Events
+    from teu.oci.image_spec import Descriptor, ImageConfig, Manifest
+    from teu.oci.jsontext import Json
 
 DANGLING = "dangling@"
 MEANT_LABEL = "io.teu.image.manifest"
@@ -43,13 +46,14 @@ class Details(NamedTuple):
     """What a target's documents say. `manifest_digest` is the target itself where that is no index."""
 
     id: str
-    config: dict[str, Any]
-    manifest: dict[str, Any]
+    config: ImageConfig
+    manifest: Manifest
     manifest_digest: str
     chains: list[str]
 
     @property
     def chain_id(self) -> str:
+        """The name of the snapshot with all layers; "" for an image without layers."""
         return self.chains[-1] if self.chains else ""
 
 
@@ -57,7 +61,7 @@ class Name(NamedTuple):
     """One name in containerd's image store."""
 
     name: str
-    target: dict[str, Any]
+    target: Descriptor
     labels: dict[str, str]
     updated: float
 
@@ -68,6 +72,7 @@ class Name(NamedTuple):
 
     @property
     def reference(self) -> reference.Reference | None:
+        """The name as a reference; None for an image that has lost its names, and for a name that is none."""
         if self.name.startswith(DANGLING):
             return None
         try:
@@ -77,28 +82,35 @@ class Name(NamedTuple):
 
 
 class Image(NamedTuple):
+    """An image by one of its names, for one platform. `size` is what its snapshots take, in bytes."""
+
     id: str
-    config: dict[str, Any]
+    config: ImageConfig
     chain_id: str
     name: str
     size: int
-    target: dict[str, Any]
+    target: Descriptor
     details: Details
 
 
 def parse_reference(text: str) -> reference.Reference:
+    """The reference in a request. Raises BadRequest."""
     try:
         return reference.parse(text)
     except reference.ReferenceError_ as error:
         raise BadRequest(str(error)) from None
 
 
-def _name(image: Any) -> Name:
-    target = {"mediaType": image.target.media_type, "digest": image.target.digest, "size": image.target.size}
+def _name(image: images_pb2.Image) -> Name:
+    target: Descriptor = {
+        "mediaType": image.target.media_type,
+        "digest": image.target.digest,
+        "size": image.target.size,
+    }
     return Name(image.name, target, dict(image.labels), image.updated_at.seconds + image.updated_at.nanos / 1e9)
 
 
-def _create_request(name: str, target: dict[str, Any], meant: str) -> Any:
+def _create_request(name: str, target: Descriptor, meant: str) -> images_pb2.CreateImageRequest:
     from teu.api.services.images.v1 import images_pb2
 
     request = images_pb2.CreateImageRequest()
@@ -125,14 +137,15 @@ class Images:
 
     # -- documents ---------------------------------------------------------------------------
 
-    def document(self, digest: str, what: str) -> dict[str, Any]:
+    def document(self, digest: str, what: str) -> dict[str, Json]:
+        """A JSON object of the content store, of which nobody has looked yet at what it says."""
         return image_spec.decode(content.read(self.client, digest), what)
 
     def of(self, name: Name) -> Details:
         """What a name stands for. Raises NotFound."""
         return self.details(name.target, meant=name.meant)
 
-    def details(self, target: dict[str, Any], platform: image_spec.Platform | None = None, meant: str = "") -> Details:
+    def details(self, target: Descriptor, platform: image_spec.Platform | None = None, meant: str = "") -> Details:
         """Of the manifest that is meant, else of the one for the platform. Raises NotFound where that is not here."""
         key = (target["digest"], meant, str(platform or ""))
         known = self._details.get(key)
@@ -149,7 +162,7 @@ class Images:
             self._details[key] = found
         return found
 
-    def _read_details(self, target: dict[str, Any], platform: image_spec.Platform | None) -> Details:
+    def _read_details(self, target: Descriptor, platform: image_spec.Platform | None) -> Details:
         waiting = [(target, 0)]
         seen: set[str] = set()
         while waiting:
@@ -173,7 +186,7 @@ class Images:
                 waiting += [(one, depth + 1) for one in reversed(candidates)]
         raise NotFound(f"no manifest of {target['digest']} for {platform or image_spec.host_platform()} is here")
 
-    def _of_manifest(self, document: dict[str, Any], digest: str, platform: image_spec.Platform | None) -> Details:
+    def _of_manifest(self, document: dict[str, Json], digest: str, platform: image_spec.Platform | None) -> Details:
         manifest = image_spec.manifest(document)
         config_digest = manifest["config"]["digest"]
         config = image_spec.config(self.document(config_digest, "image configuration"), len(manifest["layers"]))
@@ -185,12 +198,16 @@ class Images:
     # -- names -------------------------------------------------------------------------------
 
     def names(self, timeout: float = containerd.DEADLINE) -> list[Name]:
+        """All names that containerd has, within `timeout` seconds. Raises containerd's errors."""
+
         from teu.api.services.images.v1 import images_pb2
 
         answer = self.client.images.List(images_pb2.ListImagesRequest(), timeout=timeout)
         return [_name(image) for image in answer.images]
 
     def get_name(self, name: str) -> Name | None:
+        """The name, None where containerd has none like it. Raises containerd's other errors."""
+
         from teu.api.services.images.v1 import images_pb2
 
         try:
@@ -198,7 +215,7 @@ class Images:
         except containerd.NotFound:
             return None
 
-    def set_name(self, name: str, target: dict[str, Any], meant: str = "") -> None:
+    def set_name(self, name: str, target: Descriptor, meant: str = "") -> None:
         """Let `name` be the target, of an index the manifest that is meant; an image that this takes the last name
         from stays as a dangling one."""
         from teu.api.services.images.v1 import images_pb2
@@ -237,6 +254,8 @@ class Images:
             pass
 
     def remove_name(self, name: str, sync: bool = False) -> None:
+        """Remove a name, if it is there; with `sync` the space is free when this returns."""
+
         from teu.api.services.images.v1 import images_pb2
 
         found = self.get_name(name)
@@ -270,7 +289,7 @@ class Images:
             if gone:
                 content.label(self.client, name.target["digest"], gone)
 
-    def add(self, target: dict[str, Any], names: list[str], details: Details) -> None:
+    def add(self, target: Descriptor, names: list[str], details: Details) -> None:
         """Make a stored and unpacked image known by its names, or as a dangling one."""
         meant = details.manifest_digest if details.manifest_digest != target["digest"] else ""
         for name in names:
@@ -318,6 +337,8 @@ class Images:
         return self.image(name, wanted, text)
 
     def image(self, name: Name, platform: image_spec.Platform | None = None, asked: str = "") -> Image:
+        """The image that a name stands for on a platform (this host's, unless given); `asked` is the user's word for
+        it. Raises NotFound."""
         try:
             details = self.details(name.target, platform, name.meant)
         except (containerd.NotFound, NotFound) as error:
@@ -383,6 +404,7 @@ class Images:
         raise NotFound(f"No such image: {shown}")
 
     def size(self, details: Details) -> int:
+        """Bytes that the snapshots of all layers take."""
         return sum(self.layer_size(chain) for chain in details.chains)
 
     def layer_size(self, chain: str) -> int:
@@ -421,6 +443,7 @@ class Images:
 
     @staticmethod
     def repo_tags(names: list[Name]) -> list[str]:
+        """Of these names those with a tag, as docker shows them."""
         return [own.familiar() for name in names if (own := name.reference) and own.tag and not own.digest]
 
     # -- for containers ----------------------------------------------------------------------
@@ -439,4 +462,5 @@ class Images:
             content.label(self.client, details.id, {content.GC_SNAPSHOT + self.snapshotter: details.chain_id})
 
     def count(self) -> int:
+        """How many images there are, whatever their names."""
         return len(self.by_id())

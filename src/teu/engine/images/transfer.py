@@ -3,24 +3,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from teu.engine.backend import containerd, content
 
 if TYPE_CHECKING:
     from teu.engine.images.store import Images
 
-Message = dict[str, Any]
+
+class Detail(TypedDict, total=False):
+    """How far a transfer is, in bytes."""
+
+    current: int
+    total: int
+
+
+class Pushed(TypedDict):
+    """What a push has made."""
+
+    Tag: str
+    Digest: str
+    Size: int
+
+
+class Message(TypedDict, total=False):
+    """A line of what pull, push, load and import tell their client."""
+
+    status: str
+    id: str
+    progressDetail: Detail
+    stream: str
+    aux: Pushed
 
 
 def short(digest: str) -> str:
     return digest.partition(":")[2][:12]
 
 
-def status(text: str, digest: str = "", **detail: Any) -> Message:
+def status(text: str, digest: str = "", detail: Detail | None = None) -> Message:
+    """Of the blob with the digest."""
     message: Message = {"status": text}
     if digest:
-        message["progressDetail"] = detail
+        message["progressDetail"] = detail or {}
         message["id"] = short(digest)
     return message
 

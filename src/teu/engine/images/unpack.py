@@ -12,7 +12,7 @@ import contextlib
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd, content
 from teu.engine.core.departure import LOOK_SECONDS, NOBODY, Departure
@@ -22,6 +22,7 @@ from teu.oci.labels import UNCOMPRESSED
 
 if TYPE_CHECKING:
     from teu.engine.backend.containerd import Client
+    from teu.oci.image_spec import Descriptor, ImageConfig, Manifest
 
 SNAPSHOT_REF = "containerd.io/snapshot.ref"
 LAYER_SECONDS = 3600  # as long as the lease holds what comes of it
@@ -60,11 +61,17 @@ def snapshot_exists(client: Client, snapshotter: str, key: str) -> bool:
     return True
 
 
+def kept(client: Client, snapshotter: str, key: str, lease: str) -> bool:
+    """Whether it is there, and stays: the lease has it before anybody looks, or it might go in between."""
+    _keep(client, snapshotter, lease, key)
+    return snapshot_exists(client, snapshotter, key)
+
+
 def layers(
     client: Client,
     snapshotter: str,
-    manifest: dict[str, Any],
-    config: dict[str, Any],
+    manifest: Manifest,
+    config: ImageConfig,
     lease: str,
     available: Callable[[int], None] | None = None,
     progress: Callable[[int, str], None] | None = None,
@@ -78,7 +85,7 @@ def layers(
     chains = image_spec.chain_ids(config["rootfs"]["diff_ids"])
     have = -1
     for number in range(len(chains) - 1, -1, -1):
-        if snapshot_exists(client, snapshotter, chains[number]):
+        if kept(client, snapshotter, chains[number], lease):
             have = number
             break
     for number, chain in enumerate(chains):
@@ -92,7 +99,7 @@ def layers(
         if progress:
             progress(number, "extracting")
         with exclusive(f"snapshot {chain}", departure):
-            if not snapshot_exists(client, snapshotter, chain):
+            if not kept(client, snapshotter, chain, lease):
                 parent = chains[number - 1] if number else ""
                 layer = manifest["layers"][number]
                 _apply(
@@ -116,7 +123,7 @@ def _keep(client: Client, snapshotter: str, lease: str, chain: str) -> None:
 def _apply(
     client: Client,
     snapshotter: str,
-    layer: dict[str, Any],
+    layer: Descriptor,
     diff_id: str,
     parent: str,
     chain: str,
@@ -131,7 +138,7 @@ def _apply(
 def _extract(
     client: Client,
     snapshotter: str,
-    layer: dict[str, Any],
+    layer: Descriptor,
     diff_id: str,
     parent: str,
     chain: str,

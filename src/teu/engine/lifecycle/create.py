@@ -8,17 +8,19 @@ later step fails (and swept at the next start if the daemon dies here); the reco
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from teu.engine.backend import containerd
 from teu.engine.containers import hostconfig, records
 from teu.engine.containers.model import Container
+from teu.engine.containers.state import Saved
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.core.fields import HEALTH, Config, Creation, HealthCheck, HostConfig, Networking
 from teu.engine.core.times import timestamp
 from teu.engine.files import rootfs, snapshots
 from teu.engine.spec import build, mounts
@@ -29,58 +31,29 @@ from teu.oci.labels import ROOT
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
     from teu.engine.images.store import Image
+    from teu.oci.image_spec import ContainerConfig
 
 # The garbage collector of containerd keeps what has this label; ours tells whose it is.
 OWNER_LABEL = "teu.container"
 
 
 def create(
-    engine: Engine, body: dict[str, Any], name: str, platform: str | None, version: tuple[int, int]
+    engine: Engine, body: Creation, name: str, platform: str | None, version: tuple[int, int]
 ) -> tuple[Container, list[str]]:
-    """The new container and warnings for the client, which speaks this version of the API. `body` is a
-    fields.CONTAINER."""
+    """The new container and warnings for the client, which speaks this version of the API."""
     warnings: list[str] = []
     config = hostconfig.clean_config(body)
-    host = hostconfig.clean_host_config(
-        body.get("HostConfig"), engine.config["log-driver"], engine.config["log-opts"], warnings
-    )
-    networking = body.get("NetworkingConfig")
-    if version < (1, 40) and not (body.get("HostConfig") or {}).get("IpcMode"):
-        host["IpcMode"] = "shareable"
-    host["Runtime"] = host["Runtime"] or body.get("Runtime") or ""
+    host = _host_config(engine, body, version, warnings)
     if name:
         name = engine.containers.clean_name(name)
         engine.containers.check_name(name)
-    if not config["Image"]:
+    if not config.image:
         raise BadRequest("config cannot be empty: Image is needed in order to create a container")
-    hostconfig.runtime_name(host["Runtime"], engine.config["default-runtime"], engine.config.get("runtimes") or {})
+    hostconfig.runtime_name(host.runtime, engine.config["default-runtime"], engine.config.get("runtimes") or {})
     hostconfig.check_joined(config, host)
-    image = engine.images.resolve(config["Image"], platform)
+    image = engine.images.resolve(config.image, platform)
     merge(config, image.config.get("config") or {})
-    path, arguments = command(config)
-    identity = secrets.token_hex(32)
-    while identity[:12].isdigit():  # an id that reads as a number is taken for one by some tools
-        identity = secrets.token_hex(32)
-    if not config["Hostname"]:
-        config["Hostname"] = os.uname().nodename if host["UTSMode"] == "host" else identity[:12]
-    if host["NetworkMode"] == "host" and not body.get("Hostname"):
-        config["Hostname"] = os.uname().nodename
-    host["Runtime"] = host["Runtime"] or engine.config["default-runtime"]
-    if host["PublishAllPorts"] is None:
-        host["PublishAllPorts"] = False
-    container = engine.containers.make(
-        {
-            "id": identity,
-            "name": name or engine.containers.random_name(),
-            "created": timestamp(),
-            "path": path,
-            "args": arguments,
-            "image_id": image.id,
-            "chain_id": image.chain_id,
-            "config": config,
-            "host_config": host,
-        },
-    )
+    container = _made(engine, body, config, host, image, name)
     _conflicts(body, host)
     with _nothing_but_the_image_is_missing():
         build.check(engine, container)
@@ -88,6 +61,58 @@ def create(
     hostconfig.discard(host, hostconfig.controllers(), warnings)
     if not platform:
         warnings += _of_another_platform(image)
+    _keep(engine, container, image, body.networking_config, version, warnings, bool(name))
+    container.event("create")
+    return container, warnings
+
+
+def _host_config(engine: Engine, body: Creation, version: tuple[int, int], warnings: list[str]) -> HostConfig:
+    host = hostconfig.clean_host_config(
+        body.host_config, engine.config["log-driver"], engine.config["log-opts"], warnings
+    )
+    if version < (1, 40) and not (body.host_config and body.host_config.ipc_mode):
+        host.ipc_mode = "shareable"
+    host.runtime = host.runtime or body.runtime or ""
+    return host
+
+
+def _made(engine: Engine, body: Creation, config: Config, host: HostConfig, image: Image, name: str) -> Container:
+    """The container of these, which nobody knows yet."""
+    path, arguments = command(config)
+    identity = secrets.token_hex(32)
+    while identity[:12].isdigit():  # an id that reads as a number is taken for one by some tools
+        identity = secrets.token_hex(32)
+    if not config.hostname:
+        config.hostname = os.uname().nodename if host.uts_mode == "host" else identity[:12]
+    if host.network_mode == "host" and not body.hostname:
+        config.hostname = os.uname().nodename
+    host.runtime = host.runtime or engine.config["default-runtime"]
+    return engine.containers.make(
+        Saved(
+            id=identity,
+            name=name or engine.containers.random_name(),
+            created=timestamp(),
+            path=path,
+            args=arguments,
+            image_id=image.id,
+            chain_id=image.chain_id,
+            config=config,
+            host_config=host,
+        ),
+    )
+
+
+def _keep(
+    engine: Engine,
+    container: Container,
+    image: Image,
+    networking: Networking | None,
+    version: tuple[int, int],
+    warnings: list[str],
+    named: bool,
+) -> None:
+    """Make what the container needs, and its record at last; undone in reverse if a step fails."""
+    identity = container.id
     with engine.containerd.making(identity), engine.volumes.promised(identity), contextlib.ExitStack() as undo:
         undo.enter_context(_nothing_but_the_image_is_missing())
         undo.callback(engine.endpoints.detach, container)
@@ -95,7 +120,7 @@ def create(
         undo.callback(engine.volumes.release, identity, True)
         container.mounts = mounts.collect(engine, container, deep=version >= (1, 44))
         # What could not be read back would make a dead container at the next start.
-        if faults := records.container(identity, container.name, json.dumps(container.record()))[1]:
+        if faults := records.faults_of(container.record()):
             raise BadRequest(f"invalid request: {faults[0]}")
         prepare(engine, container, image)
         undo.callback(snapshots.remove, engine, container)
@@ -103,17 +128,18 @@ def create(
         undo.callback(trees.discard_tree, container.directory)
         _make_working_directory(engine, container)
         rootfs.copy_up(engine, container)
-        engine.containers.add(container, named=bool(name))
+        engine.containers.add(container, named)
         undo.pop_all()
-    container.event("create")
-    return container, warnings
 
 
-def _join_by_id(engine: Engine, host: dict[str, Any]) -> None:
+def _join_by_id(engine: Engine, host: HostConfig) -> None:
     """A container whose namespaces are joined is the same one whatever it is called later."""
-    for key in ("IpcMode", "PidMode"):
-        if host[key].startswith("container:"):
-            host[key] = f"container:{engine.containers.get(host[key].partition(':')[2]).id}"
+
+    def by_id(mode: str) -> str:
+        kind, _, name = mode.partition(":")
+        return f"container:{engine.containers.get(name).id}" if kind == "container" and name else mode
+
+    host.ipc_mode, host.pid_mode = by_id(host.ipc_mode), by_id(host.pid_mode)
 
 
 @contextlib.contextmanager
@@ -136,16 +162,15 @@ def _of_another_platform(image: Image) -> list[str]:
     ]
 
 
-def _conflicts(body: dict[str, Any], host: dict[str, Any]) -> None:
-    if body.get("Hostname") and host["UTSMode"] == "host":
+def _conflicts(body: Creation, host: HostConfig) -> None:
+    if body.hostname and host.uts_mode == "host":
         raise BadRequest("conflicting options: hostname and the UTS mode")
 
 
 def prepare(engine: Engine, container: Container, image: Image) -> None:
     """The writable snapshot, over the image's layers and the one with the places that every container has."""
     from teu.api.services.snapshots.v1 import snapshots_pb2
-    from teu.engine.backend import containerd
-    from teu.engine.files import places
+    from teu.engine.files import places  # 1 ms
 
     request = snapshots_pb2.PrepareSnapshotRequest(
         snapshotter=engine.config["storage-driver"],
@@ -165,7 +190,7 @@ def prepare(engine: Engine, container: Container, image: Image) -> None:
 
 def _make_working_directory(engine: Engine, container: Container) -> None:
     """So that cp finds it before the first start. A link in the image leads inside the root."""
-    directory = container.config["WorkingDir"]
+    directory = container.config.working_dir
     if not directory:
         return
     with rootfs.snapshot(engine, container) as root:
@@ -181,38 +206,41 @@ def _make_working_directory(engine: Engine, container: Container) -> None:
         raise EngineError(f"Cannot mkdir: {directory} is not a directory")
 
 
-def merge(config: dict[str, Any], image: dict[str, Any]) -> None:
-    """What the image says counts where the client says nothing."""
-    config["User"] = config["User"] or image.get("User") or ""
-    config["WorkingDir"] = config["WorkingDir"] or image.get("WorkingDir") or ""
-    if config["WorkingDir"]:
-        config["WorkingDir"] = hostconfig.clean_path(config["WorkingDir"])
+def merge(config: Config, image: ContainerConfig) -> None:
+    """What the image says counts where the client says nothing. Of the image's values as much is certain as
+    image_spec.config has checked: the rest is looked at when the record is."""
+    config.user = config.user or image.get("User") or ""
+    config.working_dir = config.working_dir or image.get("WorkingDir") or ""
+    if config.working_dir:
+        config.working_dir = hostconfig.clean_path(config.working_dir)
     if ports := image.get("ExposedPorts"):
-        config["ExposedPorts"] = {**ports, **(config["ExposedPorts"] or {})}
-    given = {entry.partition("=")[0] for entry in config["Env"] or ()}
+        config.exposed_ports = {**ports, **(config.exposed_ports or {})}
+    given = {entry.partition("=")[0] for entry in config.env or ()}
     inherited = [entry for entry in image.get("Env") or () if entry.partition("=")[0] not in given]
-    config["Env"] = (config["Env"] or []) + inherited
-    config["Labels"] = {**(image.get("Labels") or {}), **(config["Labels"] or {})}
-    if not config["Entrypoint"]:
-        if not config["Cmd"]:
-            config["Cmd"] = image.get("Cmd")
-        if config["Entrypoint"] is None:
-            config["Entrypoint"] = image.get("Entrypoint")
-    config["Volumes"] = {**(image.get("Volumes") or {}), **(config["Volumes"] or {})} or None
-    config["StopSignal"] = config["StopSignal"] or image.get("StopSignal")
-    health = image.get("Healthcheck")
-    if health:
-        mine = config["Healthcheck"] or {}
-        merged = dict(mine)
-        for key, value in health.items():
-            if not merged.get(key):
-                merged[key] = value
-        config["Healthcheck"] = merged
+    config.env = (config.env or []) + inherited
+    config.labels = {**(image.get("Labels") or {}), **config.labels}
+    if not config.entrypoint:
+        if not config.cmd:
+            config.cmd = image.get("Cmd")
+        if config.entrypoint is None:
+            config.entrypoint = image.get("Entrypoint")
+    config.volumes = {**(image.get("Volumes") or {}), **(config.volumes or {})} or None
+    config.stop_signal = config.stop_signal or image.get("StopSignal")
+    if health := image.get("Healthcheck"):
+        config.healthcheck = _merged_health(config.healthcheck, HEALTH.build(health))
 
 
-def command(config: dict[str, Any]) -> tuple[str, list[str]]:
-    entrypoint = [] if config["Entrypoint"] in ([""], None) else config["Entrypoint"]
-    words = [*entrypoint, *(config["Cmd"] or [])]
+def _merged_health(mine: HealthCheck | None, image: HealthCheck) -> HealthCheck:
+    merged = mine.copy() if mine else HealthCheck()
+    for name, value in vars(image).items():
+        if value is not None and not getattr(merged, name):
+            setattr(merged, name, value)
+    return merged
+
+
+def command(config: Config) -> tuple[str, list[str]]:
+    entrypoint = [] if config.entrypoint in ([""], None) else config.entrypoint or []
+    words = [*entrypoint, *(config.cmd or [])]
     if not words:
         raise BadRequest("no command specified")
     return words[0], words[1:]

@@ -11,22 +11,23 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd, tasks
 from teu.engine.containers import hostconfig
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
-from teu.engine.spec import users
-from teu.engine.spec.process import capabilities, environment, rlimits, security_options
+from teu.engine.core.fields import ExecConfig
+from teu.engine.spec.process import Command, process, security_options
 from teu.engine.streams import detach
 from teu.engine.streams.hub import Hub
 from teu.linux import trees
-from teu.linux.capabilities import available
 
 if TYPE_CHECKING:
-    from teu.engine.containers.model import Container
+    from teu.engine.containers.model import Container, Process
     from teu.engine.engine import Engine
+    from teu.oci.runtime_spec import Object
 
 log = logging.getLogger("teu.engine")
 
@@ -34,27 +35,27 @@ KEPT_SECONDS = 300
 
 
 class Exec:
-    def __init__(self, engine: Engine, container: Container, options: dict[str, Any]) -> None:
+    def __init__(self, engine: Engine, container: Container, options: ExecConfig) -> None:
         self.engine = engine
         self.container = container
         self.id = secrets.token_hex(32)
-        self.command: list[str] = options.get("Cmd") or []
+        self.command = options.cmd or []
         if not self.command:
             raise BadRequest("No exec command specified")
-        self.tty = bool(options.get("Tty"))
-        self.stdin = bool(options.get("AttachStdin"))
-        self.stdout = bool(options.get("AttachStdout"))
-        self.stderr = bool(options.get("AttachStderr"))
-        self.privileged = bool(options.get("Privileged"))
-        self.user = str(options.get("User") or container.config["User"])
-        self.environment: list[str] = options.get("Env") or []
-        self.directory = str(options.get("WorkingDir") or container.config["WorkingDir"] or "/")
-        self.detach_keys = str(options.get("DetachKeys") or "")
+        self.tty = bool(options.tty)
+        self.stdin = bool(options.attach_stdin)
+        self.stdout = bool(options.attach_stdout)
+        self.stderr = bool(options.attach_stderr)
+        self.privileged = bool(options.privileged)
+        self.user = options.user or container.config.user
+        self.environment = options.env or []
+        self.directory = options.working_dir or container.config.working_dir or "/"
+        self.detach_keys = options.detach_keys or ""
         try:
             detach.parse(self.detach_keys or detach.DEFAULT)
         except BadRequest:
             raise BadRequest(f"Invalid escape keys ({self.detach_keys}) provided") from None
-        self.console_size: list[int] | None = options.get("ConsoleSize")
+        self.console_size = options.console_size
         self.running = False
         self.started = False
         self.pid = 0
@@ -71,40 +72,11 @@ class Exec:
         folder = self.folder
         return f"{folder}/stdin" if self.stdin else "", f"{folder}/stdout", "" if self.tty else f"{folder}/stderr"
 
-    def process(self) -> dict[str, Any]:
+    def process(self) -> Object:
         """The process of the runtime specification."""
-        container = self.container
-        host = container.host_config
-        security = security_options(host)
-        caps = available() if self.privileged else capabilities(host)
-        user = users.find(self.engine, container, self.user, host["GroupAdd"])
-        environ = environment(container, self.tty, self.environment)
-        if user.home and not any(entry.startswith("HOME=") for entry in environ):
-            environ.append(f"HOME={user.home}")
-        process: dict[str, Any] = {
-            "terminal": self.tty,
-            "user": {"uid": user.uid, "gid": user.gid, "umask": 0o22},
-            "args": self.command,
-            "env": environ,
-            "cwd": self.directory,
-            "capabilities": {
-                "bounding": caps,
-                "effective": caps if user.uid == 0 else [],
-                "permitted": caps if user.uid == 0 else [],
-            },
-            "oomScoreAdj": host["OomScoreAdj"],
-        }
-        if user.groups:
-            process["user"]["additionalGids"] = user.groups
-        if self.tty and self.console_size and any(self.console_size):
-            process["consoleSize"] = {"height": self.console_size[0], "width": self.console_size[1]}
-        if security["no_new_privileges"]:
-            process["noNewPrivileges"] = True
-        if container.apparmor_profile not in ("", "unconfined"):
-            process["apparmorProfile"] = container.apparmor_profile
-        if host["Ulimits"]:
-            process["rlimits"] = rlimits(host)
-        return process
+        wanted = Command(self.command, self.user, self.directory, self.tty, self.environment, self.privileged)
+        security = security_options(self.container.host_config)
+        return process(self.engine, self.container, wanted, security, self.console_size)
 
     def start(self) -> None:
         """The clients are attached to the hub already."""
@@ -148,8 +120,7 @@ class Exec:
         self.container.event("exec_die", execID=self.id, exitCode=str(found.status))
         if self.container.execs.get(self.id) is self:
             # Of it all only the id is kept that long: the container may be gone before.
-            known, identity = self.container.execs, self.id
-            self.engine.pump.later(lambda: known.pop(identity, None), KEPT_SECONDS)
+            self.engine.pump.later(_forgetting(self.container.execs, self.id), KEPT_SECONDS)
 
     def reconcile(self) -> None:
         """The event may have been missed: ask."""
@@ -191,7 +162,7 @@ class Exec:
             except containerd.Error:
                 pass
 
-    def inspect(self) -> dict[str, Any]:
+    def inspect(self) -> dict[str, object]:
         return {
             "ID": self.id,
             "Running": self.running,
@@ -211,6 +182,13 @@ class Exec:
             "DetachKeys": self.detach_keys,
             "Pid": self.pid,
         }
+
+
+def _forgetting(known: dict[str, Process], identity: str) -> Callable[[], None]:
+    def forget() -> None:
+        known.pop(identity, None)
+
+    return forget
 
 
 def adopt(engine: Engine, container: Container) -> None:
@@ -239,7 +217,7 @@ def _adopt(engine: Engine, container: Container, entry: os.DirEntry[str]) -> Non
         tasks.delete_exec(engine.containerd, container.id, entry.name)
         trees.discard_tree(entry.path)
         return
-    execution = Exec(engine, container, {"Cmd": ["?"], "Tty": not os.path.exists(f"{entry.path}/stderr")})
+    execution = Exec(engine, container, ExecConfig(cmd=["?"], tty=not os.path.exists(f"{entry.path}/stderr")))
     execution.id = entry.name
     execution.stdin = os.path.exists(f"{entry.path}/stdin")
     execution.started = execution.running = True
@@ -249,9 +227,9 @@ def _adopt(engine: Engine, container: Container, entry: os.DirEntry[str]) -> Non
     execution.hub.begin()
 
 
-def create(engine: Engine, container: Container, options: dict[str, Any]) -> Exec:
+def create(engine: Engine, container: Container, options: ExecConfig) -> Exec:
     container.must_run()
-    for entry in options.get("Env") or ():
+    for entry in options.env or ():
         hostconfig.check_variable(entry)
     execution = Exec(engine, container, options)
     container.execs[execution.id] = execution
@@ -262,6 +240,6 @@ def create(engine: Engine, container: Container, options: dict[str, Any]) -> Exe
 def get(engine: Engine, identity: str) -> Exec:
     for container in engine.containers.all():
         execution = container.execs.get(identity)
-        if execution is not None:
-            return execution  # type: ignore[no-any-return]
+        if isinstance(execution, Exec):
+            return execution
     raise NotFound(f"No such exec instance: {identity}")

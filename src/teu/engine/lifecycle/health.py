@@ -9,14 +9,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from teu.engine.containers.state import Health, Probe
 from teu.engine.core.errors import EngineError
+from teu.engine.core.fields import ExecConfig
 from teu.engine.core.times import nanoseconds, timestamp
+from teu.engine.lifecycle import execs
 from teu.oci.units import duration_text
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
+    from teu.engine.core.fields import HealthCheck
     from teu.engine.engine import Engine
 
 log = logging.getLogger("teu.engine")
@@ -31,16 +35,16 @@ LOG_ENTRIES = 5
 
 
 def start(engine: Engine, container: Container) -> None:
-    options = container.config.get("Healthcheck") or {}
-    test = options.get("Test") or []
-    if not test or test[0] == "NONE" or test == [""]:
-        container.state.pop("Health", None)
+    options = container.config.healthcheck
+    test = options.test if options else None
+    if options is None or not test or test[0] == "NONE" or test == [""]:
+        container.state.health = None
         return
-    known = container.state.get("Health")
+    known = container.state.health
     if container.health is not None:
         container.health.stop()
-    if known is None or nanoseconds(container.state["StartedAt"]) > time.time_ns() - SECOND:
-        container.state["Health"] = {"Status": "starting", "FailingStreak": 0, "Log": []}
+    if known is None or nanoseconds(container.state.started_at) > time.time_ns() - SECOND:
+        container.state.health = Health(status="starting")
     container.health = _Checks(engine, container, options, test)
 
 
@@ -51,18 +55,18 @@ def stop(container: Container) -> None:
 
 
 class _Checks:
-    def __init__(self, engine: Engine, container: Container, options: dict[str, Any], test: list[str]) -> None:
+    def __init__(self, engine: Engine, container: Container, options: HealthCheck, test: list[str]) -> None:
         self.engine = engine
         self.container = container
         if test[0] == "CMD-SHELL":
-            self.command = [*(container.config.get("Shell") or ["/bin/sh", "-c"]), *test[1:]]
+            self.command = [*(container.config.shell or ["/bin/sh", "-c"]), *test[1:]]
         else:
             self.command = test[1:]
-        self.interval = options.get("Interval") or INTERVAL
-        self.timeout = options.get("Timeout") or TIMEOUT
-        self.start_period = options.get("StartPeriod") or 0
-        self.start_interval = options.get("StartInterval") or START_INTERVAL
-        self.retries = options.get("Retries") or RETRIES
+        self.interval = options.interval or INTERVAL
+        self.timeout = options.timeout or TIMEOUT
+        self.start_period = options.start_period or 0
+        self.start_interval = options.start_interval or START_INTERVAL
+        self.retries = options.retries or RETRIES
         self._stopped = threading.Event()
         threading.Thread(target=self._run, name="health", daemon=True).start()
 
@@ -70,16 +74,15 @@ class _Checks:
         self._stopped.set()
 
     def _starting(self) -> bool:
-        began = nanoseconds(self.container.state["StartedAt"])
-        status = (self.container.state.get("Health") or {}).get("Status")
-        return status == "starting" and time.time_ns() - began < self.start_period
+        began, health = nanoseconds(self.container.state.started_at), self.container.state.health
+        return health is not None and health.status == "starting" and time.time_ns() - began < self.start_period
 
     def _run(self) -> None:
         while True:
             wait = min(self.start_interval, self.interval) if self._starting() else self.interval
             if self._stopped.wait(wait / SECOND) or self.engine.stopping.is_set():
                 return
-            if self.container.state["Paused"]:
+            if self.container.state.paused:
                 continue
             try:
                 began = timestamp()
@@ -91,12 +94,10 @@ class _Checks:
                 code, output = -1, str(error)
             if self._stopped.is_set():
                 return
-            self._note({"Start": began, "End": timestamp(), "ExitCode": code, "Output": output})
+            self._note(Probe(start=began, end=timestamp(), exit_code=code, output=output))
 
     def _probe(self) -> tuple[int, str]:
-        from teu.engine.lifecycle import execs
-
-        execution = execs.Exec(self.engine, self.container, {"Cmd": self.command, "AttachStdout": True})
+        execution = execs.Exec(self.engine, self.container, ExecConfig(cmd=self.command, attach_stdout=True))
         self.container.execs[execution.id] = execution
         output = bytearray()
 
@@ -121,22 +122,22 @@ class _Checks:
         finally:
             self.container.execs.pop(execution.id, None)
 
-    def _note(self, entry: dict[str, Any]) -> None:
+    def _note(self, entry: Probe) -> None:
         container = self.container
         with container.lock:
-            health = container.state.get("Health")
+            health = container.state.health
             if health is None or not container.running:
                 return
-            before = health["Status"]
-            log_entries = [*health["Log"], entry][-LOG_ENTRIES:]
-            if entry["ExitCode"] == 0:
-                health.update(Status="healthy", FailingStreak=0, Log=log_entries)
+            before = health.status
+            log_entries = [*health.log, entry][-LOG_ENTRIES:]
+            if entry.exit_code == 0:
+                health.at_once(status="healthy", failing_streak=0, log=log_entries)
             else:
-                streak = health["FailingStreak"] if self._starting() else health["FailingStreak"] + 1
+                streak = health.failing_streak if self._starting() else health.failing_streak + 1
                 status = "unhealthy" if streak >= self.retries else before
-                health.update(Status=status, FailingStreak=streak, Log=log_entries)
-            changed = health["Status"] != before
+                health.at_once(status=status, failing_streak=streak, log=log_entries)
+            changed = health.status != before
             if changed:
                 container.save(durable=False)
         if changed:
-            container.event(f"health_status: {health['Status']}")
+            container.event(f"health_status: {health.status}")

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from teu.engine.backend import tasks
 from teu.engine.containers import hostconfig
-from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict, EngineError
+from teu.engine.core.fields import HostConfig, Resources, RestartPolicy
 from teu.engine.spec import resources
 
 if TYPE_CHECKING:
@@ -16,40 +17,28 @@ if TYPE_CHECKING:
     from teu.engine.engine import Engine
 
 
-def update(engine: Engine, container: Container, body: dict[str, Any]) -> list[str]:
+_ATTRIBUTES = {member.name: attribute for attribute, member in Resources.members.items()}
+
+
+def update(engine: Engine, container: Container, body: Mapping[str, object]) -> list[str]:
     """`body` is a fields.UPDATE. Warnings for the client. Raises BadRequest, Conflict, and EngineError where the
     runtime refuses; the container is as it was then."""
     warnings: list[str] = []
     with container.lock:
-        changed = dict(container.host_config)
-        # Numbers of 0 and empty texts are as good as absent; no limit of processes is one that can be asked for.
-        given = {
-            key: body[key] for key in fields.RESOURCES.fields if body.get(key) or key == "PidsLimit" and key in body
-        }
-        for key in hostconfig.BLOCK_LIMITS:
-            if key in body and not body[key] and changed[key]:
-                raise BadRequest(f"{key}: a limit can be changed, but not taken away; create the container anew")
-        if given.get("NanoCpus"):
-            changed["CpuPeriod"] = changed["CpuQuota"] = 0
-        changed.update(given)
-        policy = body.get("RestartPolicy") or {}
-        if policy.get("Name"):
-            changed["RestartPolicy"] = hostconfig.check_restart_policy(policy, container.auto_remove, "update")
-        log = changed["LogConfig"]
-        if (
-            "Memory" in given
-            and "MemorySwap" not in given
-            and 0 < container.host_config["MemorySwap"] < given["Memory"]
-        ):
-            raise Conflict(
-                "Memory limit should be smaller than already set memoryswap limit,"
-                " update the memoryswap at the same time"
-            )
-        changed = hostconfig.clean_host_config(changed, log["Type"], log["Config"], warnings)
+        given = _given(container.host_config, body)
+        policy = body.get("RestartPolicy")
+        changed = _changed(
+            container.host_config,
+            given,
+            policy if isinstance(policy, RestartPolicy) else RestartPolicy(),
+            container.auto_remove,
+        )
+        log = changed.log_config
+        changed = hostconfig.clean_host_config(changed, log.type, log.config, warnings)
         hostconfig.discard(changed, hostconfig.controllers(), warnings)
         if container.running and container.pid and given:
             wanted = resources.resources(changed)
-            if "PidsLimit" in given and not changed["PidsLimit"] and "pids" in hostconfig.controllers():
+            if "pids_limit" in given and not changed.pids_limit and "pids" in hostconfig.controllers():
                 wanted["pids"] = {"limit": -1}
             try:
                 tasks.update(engine.containerd, container.id, wanted)
@@ -59,3 +48,31 @@ def update(engine: Engine, container: Container, body: dict[str, Any]) -> list[s
         container.save()
     container.event("update")
     return warnings
+
+
+def _given(host: HostConfig, body: Mapping[str, object]) -> dict[str, object]:
+    """The limits that are asked for, by their attributes. Raises BadRequest."""
+    for attribute, name in hostconfig.BLOCK_LIMITS.items():
+        if name in body and not body[name] and getattr(host, attribute):
+            raise BadRequest(f"{name}: a limit can be changed, but not taken away; create the container anew")
+    # Numbers of 0 and empty texts are as good as absent; no limit of processes is one that can be asked for.
+    return {
+        attribute: body[name]
+        for name, attribute in _ATTRIBUTES.items()
+        if body.get(name) or attribute == "pids_limit" and name in body
+    }
+
+
+def _changed(host: HostConfig, given: Mapping[str, object], policy: RestartPolicy, auto_remove: bool) -> HostConfig:
+    """`host` with what is given; not checked as a whole. Raises BadRequest, Conflict."""
+    changed = host.copy()
+    if given.get("nano_cpus"):
+        changed.cpu_period = changed.cpu_quota = 0
+    changed.at_once(**given)
+    if policy.name:
+        changed.restart_policy = hostconfig.check_restart_policy(policy, auto_remove, "update")
+    if "memory" in given and "memory_swap" not in given and 0 < host.memory_swap < changed.memory:
+        raise Conflict(
+            "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"
+        )
+    return changed

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd, tasks
 from teu.engine.backend.subscription import Subscription
 from teu.engine.lifecycle import run
 
 if TYPE_CHECKING:
+    from teu.api.types import event_pb2
     from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
 
@@ -103,7 +104,7 @@ class Monitor:
             for execution in list(container.execs.values()):
                 execution.reconcile()
 
-    def _event(self, envelope: Any) -> None:
+    def _event(self, envelope: event_pb2.Envelope) -> None:
         from teu.api.events import task_pb2
 
         if envelope.topic == "/tasks/exit":
@@ -131,12 +132,12 @@ def _out_of_memory(container: Container, pid: int) -> None:
     """Of a container's process this was said; it may go on, since the kernel kills one of all."""
     with container.lock:
         if pid and container.pid == pid:  # else its exit has taken it over
-            container.state["OOMKilled"] = True
+            container.state.oom_killed = True
             container.save(durable=False)
     container.event("oom")
 
 
-def _guarded(engine: Engine, container: Any, pid: int, found: tasks.Exit) -> None:
+def _guarded(engine: Engine, container: Container, pid: int, found: tasks.Exit) -> None:
     try:
         run.exited(engine, container, pid, found)
     except Exception:

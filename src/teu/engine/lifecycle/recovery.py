@@ -76,7 +76,7 @@ def recover(engine: Engine, monitor: Monitor, restore: Restore) -> None:
         going = task is not None and task.status in ("RUNNING", "PAUSED", "PAUSING")
         if container.damage:
             if task is not None and going:
-                container.state["Pid"] = task.pid
+                container.state.pid = task.pid
                 dead.append(container)
             continue
         with _boundary(engine, container):
@@ -90,12 +90,12 @@ def recover(engine: Engine, monitor: Monitor, restore: Restore) -> None:
                 lost.add(container.id)
                 ended.append((container, tasks.Exit(*(container.ended or (255, 0)))))
             elif container.running:  # it was waiting to be restarted
-                container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
+                container.state.rests()
                 fresh.append(container)
             elif task is not None:
                 tasks.discard(engine.containerd, container.id)
-        if task is not None and going and container.state["Dead"]:
-            container.state["Pid"] = task.pid
+        if task is not None and going and container.state.dead:
+            container.state.pid = task.pid
             dead.append(container)
     engine.endpoints.recover(running + dead + [container for container, _ in ended])
     monitor.start()
@@ -137,13 +137,10 @@ def _adopt(container: Container, task: tasks.Task) -> None:
     if not container.running or container.pid != task.pid:
         container.started_once = True
         container.ended = None
-        container.state.update(StartedAt=timestamp(), Error="", ExitCode=0)
+        container.state.at_once(started_at=timestamp(), error="", exit_code=0)
         container.pid_started = 0
     container.pid_started = container.pid_started or proc.started(task.pid)
-    paused = task.status in ("PAUSED", "PAUSING")
-    container.state.update(
-        Status="paused" if paused else "running", Running=True, Paused=paused, Restarting=False, Pid=task.pid
-    )
+    container.state.goes_on(task.pid, paused=task.status in ("PAUSED", "PAUSING"))
     Path(container.runtime_directory).mkdir(parents=True, exist_ok=True, mode=0o700)
     container.hub.open(run.stdio_paths(container), run.marker_path(container))
     container.hub.begin()
@@ -170,7 +167,7 @@ def _rest(
             _looked_after(engine, container)
         chosen = []
         for container in engine.containers.all():
-            if container.running or container.removed or container.state["Dead"]:
+            if container.running or container.removed or container.state.dead:
                 continue
             if container.auto_remove:
                 _remove(engine, container)

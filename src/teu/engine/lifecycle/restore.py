@@ -103,16 +103,16 @@ class Restore:
 
 def _joins_others(container: Container) -> bool:
     """Those that share namespaces of another container come after it."""
-    modes = (container.host_config[key] for key in ("NetworkMode", "IpcMode", "PidMode"))
-    return any(str(mode or "").startswith("container:") for mode in modes)
+    host = container.host_config
+    return any(mode.startswith("container:") for mode in (host.network_mode, host.ipc_mode, host.pid_mode))
 
 
 def _sources(engine: Engine, container: Container) -> list[str]:
     """Paths of the host that the container is given."""
     found = []
     for point in container.mounts:
-        if point["Type"] == "bind":
-            found.append(point["Source"])
-        elif point["Type"] == "volume":
-            found += engine.volumes.host_paths(point["Name"])
+        if point.type == "bind":
+            found.append(point.source)
+        elif point.type == "volume":
+            found += engine.volumes.host_paths(point.name or "")
     return found

@@ -24,8 +24,9 @@ from teu.engine.backend import containerd, tasks
 from teu.engine.containers import hostconfig, proc
 from teu.engine.containers.model import Container
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound, NotModified
-from teu.engine.core.times import timestamp
+from teu.engine.core.times import nanoseconds, timestamp
 from teu.engine.files import snapshots
+from teu.engine.lifecycle import health
 from teu.engine.spec import build, mounts
 from teu.linux import trees
 from teu.systemd import host
@@ -49,7 +50,7 @@ SYSTEMD_CGROUP = b"\x48\x01"
 
 def stdio_paths(container: Container) -> tuple[str, str, str]:
     folder = container.runtime_directory
-    stdin = f"{folder}/stdin" if container.config["OpenStdin"] else ""
+    stdin = f"{folder}/stdin" if container.config.open_stdin else ""
     return stdin, f"{folder}/stdout", "" if container.tty else f"{folder}/stderr"
 
 
@@ -65,9 +66,9 @@ def start(engine: Engine, container: Container, automatic: bool = False) -> None
         if container.removing or container.removed:
             raise Conflict("container is marked for removal and cannot be started")
         container.must_be_alive()
-        if container.state["Paused"]:
+        if container.state.paused:
             raise Conflict("cannot start a paused container, try unpause instead")
-        if container.running and not container.state["Restarting"]:
+        if container.running and not container.state.restarting:
             raise NotModified("")
         cancel_restart(container)
         if not automatic:
@@ -84,23 +85,10 @@ def start(engine: Engine, container: Container, automatic: bool = False) -> None
         container.started_once = True
         container.ended = None
         container.out_of_memory = 0
-        container.state.update(
-            Status="running",
-            Running=True,
-            Paused=False,
-            Restarting=False,
-            OOMKilled=False,
-            Dead=False,
-            Pid=pid,
-            ExitCode=0,
-            Error="",
-            StartedAt=timestamp(),
-        )
+        container.state.runs(pid, timestamp())
         container.save(durable=container.kept_running and not automatic)
         container.event("start")
         container.notify()
-        from teu.engine.lifecycle import health
-
         health.start(engine, container)
 
 
@@ -121,8 +109,8 @@ def _run(engine: Engine, container: Container) -> int:
             engine.containerd,
             container.id,
             container.name,
-            str(container.config["Image"]),
-            container.host_config["Runtime"],
+            container.config.image,
+            container.host_config.runtime,
             engine.config["storage-driver"],
             container.snapshot_key,
             specification,
@@ -149,8 +137,8 @@ def _release(engine: Engine, container: Container) -> None:
     _quietly(engine.endpoints.detach, container)
     _quietly(mounts.drop_parts, container.runtime_directory)
     for point in container.mounts:
-        if point["Type"] == "volume":
-            _quietly(engine.volumes.unmount, point["Name"], container.id)
+        if point.type == "volume" and point.name:
+            _quietly(engine.volumes.unmount, point.name, container.id)
     _quietly(trees.unmount, f"{container.runtime_directory}/shm")
     trees.discard_tree(container.runtime_directory)
 
@@ -173,15 +161,8 @@ def _start_exit_code(message: str) -> int:
 def _start_failed(engine: Engine, container: Container, error: Exception) -> None:
     message = str(error)
     with container.changed:
-        container.state.update(
-            Status="created" if not container.started_once else "exited",
-            Running=False,
-            Restarting=False,
-            Pid=0,
-            ExitCode=_start_exit_code(message),
-            Error=message,
-            FinishedAt=timestamp(),
-        )
+        status = "exited" if container.started_once else "created"
+        container.state.fails(status, _start_exit_code(message), message, timestamp())
         container.save(durable=False)
         container.exits += 1
         container.notify()
@@ -196,91 +177,94 @@ def _start_failed(engine: Engine, container: Container, error: Exception) -> Non
 def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, restart: bool = True) -> None:
     """The container's first process is gone. pid 0: whichever it was. restart: now, if the policy has it so."""
     with container.lock:
-        if container.state["Dead"] and pid == container.pid:
-            container.state["Pid"] = 0  # what nobody looked after has ended; the task stays until the removal
+        if container.state.dead and pid == container.pid:
+            container.state.pid = 0  # what nobody looked after has ended; the task stays until the removal
         if container.removed or not container.running or not container.pid or pid not in (0, container.pid):
             return
         if engine.stopping.is_set():
             return  # the next engine finds the stopped task
-        from teu.engine.lifecycle import health
-
         health.stop(container)
-        if container.ended:
-            found = tasks.Exit(*container.ended)
-        elif found.moment:
-            # With the task goes containerd's knowledge, and we may die between its deletion and our record.
-            container.ended = (found.status, found.moment)
-            container.save(durable=False)
-        try:
-            told = tasks.delete(engine.containerd, container.id)
-            found = told if told is not None and (told.moment or not found.moment) else found
-        except containerd.Unavailable:
-            return  # the next reconciliation will find it
-        except containerd.Error as error:
-            if engine.stopping.is_set():
-                return
-            log.warning(
-                "container %s: the task cannot be deleted: %s", container.id[:12], error, extra=container.fields
-            )
+        told = _delete_task(engine, container, found)
+        if told is None:
+            return
         container.hub.finish()
-        for identity, execution in list(container.execs.items()):
-            if execution.ended.is_set():
-                container.execs.pop(identity, None)
-            else:
-                # One that is just being started is held by its starter, and need not hold us.
-                threading.Thread(target=execution.container_exited, daemon=True).start()
+        _end_execs(container)
         _quietly(_release, engine, container)
-        started = container.state["StartedAt"]
         # What ends with the host runs again with it (containers/boot.py). systemd is asked before anything is changed:
         # who looks meanwhile is to see a container that runs or one that restarts, and not one that has exited.
-        restart = restart and container.host_config["RestartPolicy"]["Name"] not in ("", "no")
+        restart = restart and container.host_config.restart_policy.name not in ("", "no")
         restart = restart and not engine.stopping.is_set() and not host.is_going_down()
-        # Whoever waits for the exit is told when all of it is done, and not in the middle.
-        with container.changed:
-            going = container.auto_remove
-            durable = container.kept_running
-            killed = container.state["OOMKilled"] or container.out_of_memory == container.pid
-            container.exits += 1
-            container.ended = None
-            container.state.update(
-                Status="exited",
-                Running=False,
-                Paused=False,
-                Restarting=False,
-                Pid=0,
-                ExitCode=found.status,
-                FinishedAt=timestamp(found.moment or None),
-                OOMKilled=killed,
-            )
-            if restart and _wants_restart(container):
-                going = durable = False
-                _schedule_restart(engine, container, _duration(started))
-            container.event("die", exitCode=str(found.status), execDuration=str(_duration(started)))
-            if not going:
-                container.save(durable)
-                container.notify()
-        if going:
+        if _note_end(engine, container, told, restart):
             # Who waits for the removal gets the exit code, and need not wait for the disk.
             _quietly(remove, engine, container)
             return
         _quietly(tasks.delete_container, engine.containerd, container.id)
 
 
-def _duration(started: str) -> int:
-    from teu.engine.core.times import nanoseconds
+def _delete_task(engine: Engine, container: Container, found: tasks.Exit) -> tasks.Exit | None:
+    """The end as containerd knows it; `found`, where that knows none. None: ask again later."""
+    if container.ended:
+        found = tasks.Exit(*container.ended)
+    elif found.moment:
+        # With the task goes containerd's knowledge, and we may die between its deletion and our record.
+        container.ended = (found.status, found.moment)
+        container.save(durable=False)
+    try:
+        told = tasks.delete(engine.containerd, container.id)
+    except containerd.Unavailable:
+        return None  # the next reconciliation will find it
+    except containerd.Error as error:
+        if engine.stopping.is_set():
+            return None
+        log.warning("container %s: the task cannot be deleted: %s", container.id[:12], error, extra=container.fields)
+        return found
+    return told if told is not None and (told.moment or not found.moment) else found
 
+
+def _end_execs(container: Container) -> None:
+    for identity, execution in list(container.execs.items()):
+        if execution.ended.is_set():
+            container.execs.pop(identity, None)
+        else:
+            # One that is just being started is held by its starter, and need not hold us.
+            threading.Thread(target=execution.container_exited, daemon=True).start()
+
+
+def _note_end(engine: Engine, container: Container, found: tasks.Exit, restart: bool) -> bool:
+    """Set and save the state of a container that has ended, or is to be started again. Whether it is to be removed:
+    then nobody has been told yet."""
+    started = container.state.started_at
+    # Whoever waits for the exit is told when all of it is done, and not in the middle.
+    with container.changed:
+        going = container.auto_remove
+        durable = container.kept_running
+        killed = container.state.oom_killed or container.out_of_memory == container.pid
+        container.exits += 1
+        container.ended = None
+        container.state.ends(found.status, timestamp(found.moment or None), killed)
+        if restart and _wants_restart(container):
+            going = durable = False
+            _schedule_restart(engine, container, _duration(started))
+        container.event("die", exitCode=str(found.status), execDuration=str(_duration(started)))
+        if not going:
+            container.save(durable)
+            container.notify()
+    return going
+
+
+def _duration(started: str) -> int:
     return max(0, (time.time_ns() - nanoseconds(started)) // 1_000_000_000)
 
 
 def _wants_restart(container: Container) -> bool:
-    policy = container.host_config["RestartPolicy"]
+    policy = container.host_config.restart_policy
     if container.manually_stopped or container.removing:
         return False
-    name = policy["Name"]
+    name = policy.name
     if name in ("always", "unless-stopped"):
         return True
-    if name == "on-failure" and container.state["ExitCode"] != 0:
-        most = policy["MaximumRetryCount"]
+    if name == "on-failure" and container.state.exit_code != 0:
+        most = policy.maximum_retry_count
         return not most or container.restart_count < most
     return False
 
@@ -291,7 +275,7 @@ def _schedule_restart(engine: Engine, container: Container, ran: float) -> None:
     else:
         container.restart_delay = min(container.restart_delay * 2, RESTART_LONGEST)
     container.restart_count += 1
-    container.state.update(Status="restarting", Running=True, Restarting=True, Pid=0)
+    container.state.waits()
     timer = threading.Timer(container.restart_delay, _restart_now, (engine, container))
     timer.daemon = True
     container.restart_timer = timer
@@ -341,23 +325,23 @@ def stop(engine: Engine, container: Container, timeout: int | None = None, signa
         raise NotModified("")
     with container.lock:
         container.manually_stopped = True
-        if container.state["Restarting"]:
+        if container.state.restarting:
             cancel_restart(container)
-            container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
+            container.state.rests()
             container.save()
             container.notify()
             container.event("stop")
             return
         if container.kept_running:
             container.save()
-    number = hostconfig.signal_number(signal_name or container.config["StopSignal"] or "TERM")
+    number = hostconfig.signal_number(signal_name or container.config.stop_signal or "TERM")
     if timeout is None:
-        timeout = container.config["StopTimeout"]
+        timeout = container.config.stop_timeout
     if timeout is None:
         timeout = STOP_SECONDS
     try:
         _send(engine, container, number)
-        if container.state["Paused"]:
+        if container.state.paused:
             _quietly(tasks.resume, engine.containerd, container.id)
         gone = wait_exit(container, None if timeout < 0 else timeout)
     except NotModified:
@@ -405,16 +389,16 @@ def kill(engine: Engine, container: Container, signal_name: str = "") -> None:
     if not container.running or not container.pid:
         # A start that is under way comes first: somebody may have seen what the container did since.
         with container.lock:
-            if container.state["Restarting"]:
+            if container.state.restarting:
                 container.manually_stopped = True
                 cancel_restart(container)
-                container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
+                container.state.rests()
                 container.save()
                 container.notify()
                 return
             if not container.running or not container.pid:
                 raise Conflict(f"cannot kill container: {container.name}: container {container.id} is not running")
-    if number in (signal.SIGKILL, hostconfig.signal_number(container.config["StopSignal"] or "TERM")):
+    if number in (signal.SIGKILL, hostconfig.signal_number(container.config.stop_signal or "TERM")):
         with container.lock:
             container.manually_stopped = True
             if container.kept_running:
@@ -447,26 +431,26 @@ def pause(engine: Engine, container: Container) -> None:
     with container.lock:
         if not container.running or not container.pid:
             raise Conflict(f"container {container.id} is not running")
-        if container.state["Paused"]:
+        if container.state.paused:
             raise Conflict(f"Container {container.id} is already paused")
         try:
             tasks.pause(engine.containerd, container.id)
         except containerd.Error as error:
             raise EngineError(f"Cannot pause container {container.id}: {error}") from None
-        container.state.update(Status="paused", Paused=True)
+        container.state.pauses(True)
         container.save(durable=False)
     container.event("pause")
 
 
 def unpause(engine: Engine, container: Container) -> None:
     with container.lock:
-        if not container.state["Paused"]:
+        if not container.state.paused:
             raise Conflict(f"Container {container.id} is not paused")
         try:
             tasks.resume(engine.containerd, container.id)
         except containerd.Error as error:
             raise EngineError(f"Cannot unpause container {container.id}: {error}") from None
-        container.state.update(Status="running", Paused=False)
+        container.state.pauses(False)
         container.save(durable=False)
     container.event("unpause")
 
@@ -546,7 +530,7 @@ def prune(engine: Engine, chosen: Callable[[Container], bool]) -> tuple[list[str
 
 def _remove_from_containerd(engine: Engine, container: Container) -> None:
     with engine.containerd.making(container.id):
-        if container.state["Dead"]:
+        if container.state.dead:
             tasks.discard(engine.containerd, container.id)  # its processes may be there still
         else:
             tasks.delete_container(engine.containerd, container.id)
@@ -554,13 +538,13 @@ def _remove_from_containerd(engine: Engine, container: Container) -> None:
 
 
 def _must_not_run(container: Container) -> None:
-    if container.state["Dead"] and container.pid:
+    if container.state.dead and container.pid:
         raise Conflict(
             f'cannot remove container "/{container.name}": it is dead, but its processes run: force remove, which'
             " ends them"
         )
     if container.running:
-        state = "paused and must be unpaused first" if container.state["Paused"] else container.status()
+        state = "paused and must be unpaused first" if container.state.paused else container.status()
         raise Conflict(
             f'cannot remove container "/{container.name}": container is {state}: stop the container before '
             "removing or force remove"
@@ -570,9 +554,9 @@ def _must_not_run(container: Container) -> None:
 def _kill_for_removal(engine: Engine, container: Container) -> None:
     container.manually_stopped = True
     with container.lock:
-        if container.state["Restarting"]:
+        if container.state.restarting:
             cancel_restart(container)
-            container.state.update(Status="exited", Running=False, Restarting=False, Pid=0)
+            container.state.rests()
             return
     with contextlib.suppress(NotModified, Conflict):
         _send(engine, container, signal.SIGKILL)

@@ -8,7 +8,6 @@ output stays in the container's FIFO. Read back through journalctl's export form
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import socket
 import struct
@@ -52,6 +51,8 @@ def _field(name: str, value: str) -> bytes:
 
 
 class Journald:
+    """The log driver journald: entries in the host's journal, found by the container's id."""
+
     def __init__(self, source: LogSource) -> None:
         self.source = source
         label = tag(source, source.options.get("tag") or "{{.ID}}")
@@ -282,7 +283,6 @@ def _synchronize() -> None:
 
 
 _FIELDS = "MESSAGE,PRIORITY,CONTAINER_PARTIAL_MESSAGE,CONTAINER_LOG_EPOCH,CONTAINER_LOG_ORDINAL,SYSLOG_TIMESTAMP"
-_BINARY = re.compile(rb"(?:\A|\n)([A-Z_]+)\n(?=.{8})", re.DOTALL)
 
 
 class _Entry:

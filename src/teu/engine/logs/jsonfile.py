@@ -15,6 +15,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import threading
 import zlib
 from collections.abc import Iterator
@@ -67,6 +68,8 @@ def _unescape(text: bytes) -> bytes:
 
 
 class JsonFile:
+    """The log drivers json-file and local: files of JSON lines in the container's folder, which rotate by size."""
+
     def __init__(self, source: LogSource) -> None:
         self.source = source
         options = source.options
@@ -386,8 +389,6 @@ def _opener(path: str) -> IO[bytes]:
 
 
 def _compress(path: str) -> None:
-    import shutil
-
     try:
         with open(path, "rb") as source, gzip.open(path + ".gz.new", "wb", 5) as target:
             shutil.copyfileobj(source, target, 1 << 20)

@@ -35,12 +35,14 @@ class Marker:
                 os.close(descriptor)
 
     def get(self, kind: int) -> tuple[int, int, int]:
+        """What was set last for a stream: position, bytes logged, checksum; zeros where nothing was."""
         if not self._map:
             return 0, 0, 0
         place = kind * _MARKS
         return _MARK.unpack_from(self._map, place + _MARK.size * (self._map[place + 2 * _MARK.size] & 1))
 
     def set(self, kind: int, position: int, logged: int, checksum: int) -> None:
+        """Note where the next write of a stream begins. A death in the middle leaves what was set before."""
         if self._map:
             place = kind * _MARKS
             other = self._map[place + 2 * _MARK.size] & 1 ^ 1
@@ -48,6 +50,7 @@ class Marker:
             self._map[place + 2 * _MARK.size] = other
 
     def close(self) -> None:
+        """Let go of the file. Twice is fine."""
         if self._map:
             self._map.close()
             self._map = None

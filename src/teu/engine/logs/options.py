@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest
+from teu.engine.core.kinds import natural
 from teu.engine.core.units import size
 
 COMMON = frozenset({"mode", "max-buffer-size"})
@@ -27,7 +27,7 @@ def check_rotation(options: dict[str, str]) -> None:
     """Of drivers that write files. Raises BadRequest."""
     if "max-size" in options and options["max-size"] != "-1":
         size(options["max-size"], "max-size")
-    if "max-file" in options and not fields.natural(options["max-file"]):
+    if "max-file" in options and not natural(options["max-file"]):
         raise BadRequest("max-file cannot be less than 1")
 
 

@@ -22,31 +22,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from teu.engine.containers.network_settings import Addresses, EndpointSettings
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden
 from teu.engine.networks import files, requests, wishes
 from teu.engine.networks.drivers import registry
 from teu.engine.networks.drivers.driver import Context, Driver
 from teu.engine.networks.kernel import Kernel
-from teu.engine.networks.model import Active, Attachment, Endpoint, Network, automatic_mac, blank_endpoint, network_mode
+from teu.engine.networks.model import Active, Attachment, Endpoint, Network, automatic_mac, network_mode
 from teu.engine.networks.names import Names
 from teu.engine.networks.outward import Outward
-from teu.linux import resolver
+from teu.linux import netns, resolver
 from teu.linux.dns import ADDRESS as RESOLVER_ADDRESS
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
     from teu.engine.containers.store import Containers
     from teu.engine.core.events import Events
+    from teu.engine.core.fields import EndpointAsked, Networking
     from teu.engine.networks.store import Store
     from teu.linux.netlink import Socket
 
 log = logging.getLogger("teu.engine")
 
 MOST_ENDPOINTS = 256  # two hexadecimal digits are what a veth's name has room for
-
-_RUNNING_KEYS = ("EndpointID", "Gateway", "IPAddress", "IPPrefixLen", "MacAddress")
 
 
 class Endpoints:
@@ -84,16 +84,17 @@ class Endpoints:
     def check(
         self,
         container: Container,
-        networking: dict[str, Any] | None,
+        networking: Networking | None,
         version: tuple[int, int] = (1, 45),
         warnings: list[str] | None = None,
     ) -> None:
-        """At a container's creation: what it asks for must make sense; its Networks are filled in."""
+        """At a container's creation: what it asks for must make sense; its networks are filled in."""
 
         def connects(network: Network) -> bool:
             return self.driver(network).connects
 
-        wishes.check(self._store, self._containers, container, networking, connects, version, warnings)
+        endpoints = requests.endpoints(networking)
+        wishes.check(self._store, self._containers, container, endpoints, connects, version, warnings)
 
     # -- start -------------------------------------------------------------------------------
 
@@ -105,7 +106,7 @@ class Endpoints:
             return self._join(container, mode.partition(":")[2])
         if mode == "host":
             return Attachment(None, self._files(container, [], False))
-        from teu.linux import netlink, netns
+        from teu.linux import netlink
 
         with self._lock:
             descriptor, inner = netns.create(netlink.Socket)
@@ -117,9 +118,9 @@ class Endpoints:
                         self._connect(container, active, network, inner)
                 self._outward.lead(container, active, inner)
                 self._names.serve(container, active)
-                settings = container.network_settings
                 path = f"/proc/{os.getpid()}/fd/{descriptor}"
-                settings["SandboxKey"], settings["SandboxID"] = path, container.id
+                container.network_settings.sandbox_key = path
+                container.network_settings.sandbox_id = container.id
                 paths = self._files(container, active.endpoints, True, self._outward.gateway(active), active.named)
             except BaseException:
                 self.detach(container)
@@ -130,7 +131,7 @@ class Endpoints:
 
     def _wanted(self, container: Container) -> list[Network]:
         """The container's networks that have endpoints, the one of its mode first. Raises NotFound."""
-        known = container.network_settings.get("Networks") or {}
+        known = container.network_settings.networks
         result = []
         for text in list(known):
             network = self._store.get(text)
@@ -139,7 +140,7 @@ class Endpoints:
                 continue
             if network.name != text:  # it did not exist yet when it was asked for, by its id
                 known[network.name] = known.pop(text)
-            known[network.name]["NetworkID"] = network.id
+            known[network.name].network_id = network.id
             result.append(network)
         first = self._store.find(network_mode(container))
         return sorted(result, key=lambda network: network is not first)
@@ -153,8 +154,8 @@ class Endpoints:
             raise Conflict(f"cannot join network of a non running container: {other.id}")
         while network_mode(owner).startswith("container:") and owner is not container:
             owner = self._containers.get(network_mode(owner).partition(":")[2])
-        container.config["Hostname"] = other.config.get("Hostname") or ""
-        container.config["Domainname"] = other.config.get("Domainname") or ""
+        container.config.hostname = other.config.hostname
+        container.config.domainname = other.config.domainname
         paths = {}
         for name in ("hosts", "resolv.conf", "hostname"):
             source = f"{owner.directory}/{name}"
@@ -180,41 +181,37 @@ class Endpoints:
         driver = self.driver(network)
         on = driver.up(network)
         pool = network.addressing()
-        settings = container.network_settings["Networks"].setdefault(network.name, blank_endpoint(network.id))
-        ipam_config = settings.get("IPAMConfig") or {}
-        options = settings.get("DriverOpts") or {}
+        settings = container.network_settings.networks.setdefault(network.name, EndpointSettings(network.id))
+        asked = settings.addresses or Addresses()
+        options = settings.driver_opts or {}
         taken = {int(endpoint.veth[13:], 16) for endpoint in active.endpoints}
         position = next(number for number in range(MOST_ENDPOINTS) if number not in taken)
         veth = f"teu{container.id[:10]}{position:x}"
         interface = options.get(requests.OPTION_INTERFACE) or f"{network.prefix}{position}"
         if any(endpoint.interface == interface for endpoint in active.endpoints):
             raise Conflict(f"container {container.name} has an interface {interface} already")
-        address = pool.take(str(ipam_config.get("IPv4Address") or ""))
+        address = pool.take(asked.ipv4)
         endpoint = Endpoint(network.id, network.name, network.driver, address, veth, 0, interface)
         active.endpoints.append(endpoint)
-        mac = str(settings.get("WantedMac") or automatic_mac(address))
+        mac = settings.wanted_mac or automatic_mac(address)
         plug = driver.attach(network, endpoint, on, active.namespace, mac, inner)
         active.endpoints[-1] = endpoint._replace(number=plug.outside)
         messages = [netlink.add_address(plug.inside, address, pool.subnet.prefixlen)]
-        for text in ipam_config.get("LinkLocalIPs") or ():
+        for text in asked.link_local:
             local = ip_address(text)
             messages.append(netlink.add_address(plug.inside, local, 16 if local.version == 4 else 64))
         inner.send([*messages, netlink.set_up(plug.inside)])
         _set_inside(active.namespace, interface, requests.endpoint_sysctls(options))
-        settings.update(
-            NetworkID=network.id,
-            EndpointID=uuid.uuid4().hex + uuid.uuid4().hex,
-            Gateway=str(pool.gateway),
-            IPAddress=str(address),
-            IPPrefixLen=pool.subnet.prefixlen,
-            MacAddress=mac,
-            Veth=veth,
-        )
+        settings.network_id = network.id
+        settings.endpoint_id = uuid.uuid4().hex + uuid.uuid4().hex
+        settings.gateway = str(pool.gateway)
+        settings.address = str(address)
+        settings.prefix = pool.subnet.prefixlen
+        settings.mac = mac
+        settings.veth = veth
         if network.is_user_defined:
-            names = [container.name, *(settings.get("Aliases") or []), container.id[:12], container.hostname]
-            settings["DNSNames"] = list(dict.fromkeys(name for name in names if name))
-        elif network.name == "bridge":
-            container.network_settings.update({key: settings[key] for key in _RUNNING_KEYS})
+            names = [container.name, *(settings.aliases or []), container.id[:12], container.hostname]
+            settings.dns_names = list(dict.fromkeys(name for name in names if name))
         self._event(network, "connect", container)
 
     def _files(
@@ -233,25 +230,25 @@ class Endpoints:
         files.write(f"{directory}/hosts", resolver.hosts(entries, base))
         text = files.resolv_conf(container.host_config, own, RESOLVER_ADDRESS if named else "")
         files.write(f"{directory}/resolv.conf", text)
-        container.network_settings["ResolverSum"] = files.digest(text)
+        container.network_settings.resolver_sum = files.digest(text)
         return {"/etc/hosts": f"{directory}/hosts", "/etc/resolv.conf": f"{directory}/resolv.conf"}
 
     def _host_line(self, container: Container, endpoint: Endpoint) -> tuple[str, str] | None:
-        names = files.host_names(container.hostname, str(container.config.get("Domainname") or ""))
+        names = files.host_names(container.hostname, container.config.domainname)
         return (str(endpoint.address), names) if names else None
 
     def _use_resolver(self, container: Container) -> None:
         """A running container's resolv.conf names the engine's resolver from now on, unless somebody wrote there."""
         path = f"{container.directory}/resolv.conf"
         text = files.read(path)
-        if text is None or files.digest(text) != container.network_settings.get("ResolverSum"):
+        if text is None or files.digest(text) != container.network_settings.resolver_sum:
             log.info(
                 "resolv.conf of container %s is not ours any more, and stays", container.name, extra=container.fields
             )
             return
         text = files.resolv_conf(container.host_config, True, RESOLVER_ADDRESS)
         files.write(path, text)
-        container.network_settings["ResolverSum"] = files.digest(text)
+        container.network_settings.resolver_sum = files.digest(text)
 
     # -- stop --------------------------------------------------------------------------------
 
@@ -263,24 +260,15 @@ class Endpoints:
             if active is not None:
                 self._release(active)
         settings = container.network_settings
-        settings["Ports"] = {}
-        for key in ("SandboxKey", "SandboxID", "EndpointID", "Gateway", "IPAddress", "MacAddress"):
-            if settings.get(key):
-                settings[key] = ""
-        if settings.get("IPPrefixLen"):
-            settings["IPPrefixLen"] = 0
-        for name, endpoint in (settings.get("Networks") or {}).items():
-            if endpoint.get("EndpointID"):
-                network = self._store.find(endpoint.get("NetworkID") or name)
+        settings.ports = {}
+        settings.sandbox_key = settings.sandbox_id = ""
+        settings.outward, settings.named = None, False
+        for name, endpoint in settings.networks.items():
+            if endpoint.endpoint_id:
+                network = self._store.find(endpoint.network_id or name)
                 if network:
                     self._event(network, "disconnect", container)
-            self._blank(endpoint)
-        for key in ("Outward", "Named"):
-            settings.pop(key, None)
-
-    def _blank(self, endpoint: dict[str, Any]) -> None:
-        endpoint.update(EndpointID="", Gateway="", IPAddress="", IPPrefixLen=0, MacAddress="")
-        endpoint.pop("Veth", None)
+            endpoint.clear()
 
     def _release(self, active: Active) -> None:
         self._outward.withdraw(active)
@@ -297,9 +285,8 @@ class Endpoints:
 
     # -- connect and disconnect --------------------------------------------------------------
 
-    def connect(self, network: Network, container: Container, settings: dict[str, Any] | None) -> None:
+    def connect(self, network: Network, container: Container, asked: EndpointAsked) -> None:
         """POST /networks/{id}/connect."""
-        asked = requests.read(settings or {}, requests.CONNECT.members["EndpointConfig"], "EndpointConfig")
         mode = network_mode(container)
         if not self.driver(network).own_namespace:
             raise Forbidden("container cannot be disconnected from host network or connected to host network")
@@ -309,12 +296,12 @@ class Endpoints:
                 " network"
             )
         with container.lock, self._lock:
-            networks = container.network_settings.setdefault("Networks", {})
+            networks = container.network_settings.networks
             if not self.driver(network).connects or "none" in networks:
                 raise BadRequest(
                     "container cannot be connected to multiple networks with one of the networks in private (none) mode"
                 )
-            if container.config.get("NetworkDisabled"):
+            if container.config.network_disabled:
                 raise BadRequest(f"container {container.name} was created without a network (NetworkDisabled)")
             if network.name in networks:
                 raise Forbidden(f"endpoint with name {container.name} already exists in network {network.name}")
@@ -335,7 +322,7 @@ class Endpoints:
             container.save()
 
     def _connect_now(self, container: Container, active: Active, network: Network) -> None:
-        from teu.linux import netlink, netns
+        from teu.linux import netlink
 
         with netns.run_in(active.namespace, netlink.Socket) as inner:
             with _endpoint_of(container, network):
@@ -351,7 +338,7 @@ class Endpoints:
     def disconnect(self, network: Network, container: Container, force: bool = False) -> None:
         """POST /networks/{id}/disconnect."""
         with container.lock, self._lock:
-            networks = container.network_settings.get("Networks") or {}
+            networks = container.network_settings.networks
             if not self.driver(network).own_namespace:
                 raise Forbidden("container cannot be disconnected from host network or connected to host network")
             if network.name not in networks:
@@ -366,17 +353,15 @@ class Endpoints:
 
     def _disconnect_now(self, container: Container, active: Active, network: Network) -> None:
         """Never fails: what cannot be done is logged."""
-        from teu.linux import netlink, netns
+        from teu.linux import netlink
 
         for endpoint in [e for e in active.endpoints if e.network == network.id]:
             active.endpoints.remove(endpoint)
             self._leave(endpoint)
             if line := self._host_line(container, endpoint):
                 files.change_hosts(f"{container.directory}/hosts", drop=line)
-        if network.name == "bridge":
-            container.network_settings.update(
-                {key: 0 if key == "IPPrefixLen" else "" for key in _RUNNING_KEYS if key in container.network_settings}
-            )
+        if settings := container.network_settings.networks.get(network.name):
+            settings.clear()
         try:
             with netns.run_in(active.namespace, netlink.Socket) as inner:
                 self._outward.lead(container, active, inner)
@@ -407,7 +392,7 @@ class Endpoints:
                     )
                     unknown.add(container.id[:10])
                     if container.running:
-                        container.state["Error"] = f"its network could not be recovered: {error}"
+                        container.state.error = f"its network could not be recovered: {error}"
             for container in self._containers.all():
                 if container.id not in self._active and not container.running and container not in running:
                     with _logged("the network of container %s cannot be cleared", container.name):
@@ -421,25 +406,25 @@ class Endpoints:
         if mode == "host":
             return
         active = Active()
-        known = container.network_settings.get("Networks") or {}
+        known = container.network_settings.networks
         first = self._store.find(mode)
         order = sorted(known, key=lambda name: first is None or name != first.name)
         for position, name in enumerate([] if mode.startswith("container:") else order):
             settings = known[name]
-            network = self._store.find(settings.get("NetworkID") or name)
-            if network is None or not settings.get("IPAddress"):
+            network = self._store.find(settings.network_id or name)
+            if network is None or not settings.address:
                 continue
-            address = IPv4Address(settings["IPAddress"])
+            address = IPv4Address(settings.address)
             if network.pool is not None:  # else its record is damaged; nobody new gets an address there
                 network.pool.used.add(address)
-            veth = settings.get("Veth") or f"teu{container.id[:10]}{position:x}"
-            options = settings.get("DriverOpts") or {}
+            veth = settings.veth or f"teu{container.id[:10]}{position:x}"
+            options = settings.driver_opts or {}
             interface = options.get(requests.OPTION_INTERFACE) or f"{network.prefix}{int(veth[13:], 16)}"
             driver = network.driver if network.driver in self.drivers else "bridge"  # as above
             active.endpoints.append(
                 Endpoint(network.id, network.name, driver, address, veth, numbers.get(veth, 0), interface)
             )
-        outward = container.network_settings.get("Outward")
+        outward = container.network_settings.outward
         if outward is None and active.endpoints and not self._outward.network(active.endpoints[0]).internal:
             outward = active.endpoints[0].name
         active.outward = next((endpoint for endpoint in active.endpoints if endpoint.name == outward), None)
@@ -457,7 +442,7 @@ class Endpoints:
     def _namespace_of(self, container: Container, active: Active) -> int:
         """A descriptor of a running container's network namespace, known to be that: a process's number alone may
         belong to another by now. -1 where it is not."""
-        from teu.linux import netlink, netns
+        from teu.linux import netlink
 
         descriptor = -1
         try:
@@ -510,7 +495,6 @@ def _logged(what: str, *arguments: str) -> Iterator[None]:
 
 def _set_inside(namespace: int, interface: str, values: list[tuple[str, str]]) -> None:
     """Sysctls of an interface, by paths with IFNAME in them, in the namespace."""
-    from teu.linux import netns
 
     def body() -> None:
         for path, value in values:

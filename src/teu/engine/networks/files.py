@@ -6,20 +6,23 @@ from __future__ import annotations
 import os
 import stat
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from teu.engine.core.fields import HostConfig
 
 from teu.linux.resolver import host_resolver
 
 
-def resolv_conf(host_config: dict[str, Any], own_namespace: bool, server: str = "") -> str:
+def resolv_conf(host_config: HostConfig, own_namespace: bool, server: str = "") -> str:
     """The file's text; `server` is the engine's own resolver where the network has one."""
     resolver = host_resolver(own_namespace)
-    if host_config.get("Dns"):
-        resolver.servers = list(host_config["Dns"])
-    if host_config.get("DnsSearch"):
-        resolver.search = [] if host_config["DnsSearch"] == ["."] else list(host_config["DnsSearch"])
-    if host_config.get("DnsOptions"):
-        resolver.options = list(host_config["DnsOptions"])
+    if host_config.dns:
+        resolver.servers = list(host_config.dns)
+    if host_config.dns_search:
+        resolver.search = [] if host_config.dns_search == ["."] else list(host_config.dns_search)
+    if host_config.dns_options:
+        resolver.options = list(host_config.dns_options)
     if server:
         resolver.servers = [server]
         if not any(option.startswith("ndots:") for option in resolver.options):
@@ -27,11 +30,11 @@ def resolv_conf(host_config: dict[str, Any], own_namespace: bool, server: str = 
     return resolver.text()
 
 
-def extra_hosts(host_config: dict[str, Any], gateway: str) -> list[tuple[str, str]]:
+def extra_hosts(host_config: HostConfig, gateway: str) -> list[tuple[str, str]]:
     """(address, name) of HostConfig.ExtraHosts; host-gateway is the host as seen from the container."""
     result = []
-    for entry in host_config.get("ExtraHosts") or []:
-        name, _, address = str(entry).partition(":")
+    for entry in host_config.extra_hosts or []:
+        name, _, address = entry.partition(":")
         if address == "host-gateway":
             address = gateway
         if name and address:

@@ -9,24 +9,25 @@ from __future__ import annotations
 
 from contextlib import suppress
 from ipaddress import IPv4Network
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import Conflict, EngineError, Forbidden
 from teu.engine.networks import ipam, requests
 from teu.engine.networks.model import DEFAULT_BRIDGE, PREDEFINED, Network
-from teu.engine.networks.store import new_record
+from teu.engine.networks.records import NetworkRecord, Subnet
 
 if TYPE_CHECKING:
     from teu.engine.containers.store import Containers
     from teu.engine.core.events import Events
+    from teu.engine.core.fields import NetworkAsked, SubnetAsked
     from teu.engine.networks.endpoints import Endpoints
     from teu.engine.networks.store import Store
-
-# Of a network's record, what the API does not know: nobody chose its subnet; we made the bridge of that name.
-OWN_KEYS = ("AutomaticSubnet", "OwnBridge")
+    from teu.oci.jsontext import Json
 
 
 class Networks:
+    """The networks for the API: made, shown, removed; and containers connected to them."""
+
     def __init__(self, store: Store, endpoints: Endpoints, containers: Containers, events: Events) -> None:
         self._store = store
         self._endpoints = endpoints
@@ -37,25 +38,25 @@ class Networks:
         self.get = store.get
 
     def start(self) -> None:
+        """At the start of the daemon: what the records say is there, the predefined networks too."""
         self._endpoints.start()
         self._store.start()
 
-    def describe(self, network: Network, containers: bool = True) -> dict[str, Any]:
+    def describe(self, network: Network, containers: bool = True) -> dict[str, Json]:
         """The API's form of a network."""
-        result = {key: value for key, value in network.record.items() if key not in OWN_KEYS}
+        result = network.record.shown()
         if network.name == "bridge":
             result["Options"] = {requests.OPTION_BRIDGE: DEFAULT_BRIDGE, **network.options}
-        members: dict[str, Any] = {}
+        members: dict[str, Json] = {}
         if containers:
             for container in self._containers.all():
-                settings = (container.network_settings.get("Networks") or {}).get(network.name)
-                if settings and settings.get("EndpointID") and container.running:
-                    address = settings.get("IPAddress") or ""
+                settings = container.network_settings.networks.get(network.name)
+                if settings and settings.endpoint_id and container.running:
                     members[container.id] = {
                         "Name": container.name,
-                        "EndpointID": settings["EndpointID"],
-                        "MacAddress": settings.get("MacAddress", ""),
-                        "IPv4Address": f"{address}/{settings['IPPrefixLen']}" if address else "",
+                        "EndpointID": settings.endpoint_id,
+                        "MacAddress": settings.mac,
+                        "IPv4Address": f"{settings.address}/{settings.prefix}" if settings.address else "",
                         "IPv6Address": "",
                     }
         result["Containers"] = members
@@ -63,63 +64,46 @@ class Networks:
             result["Status"] = {"Error": network.damage}
         return result
 
-    def create(self, request: dict[str, Any]) -> tuple[Network, str]:
+    def create(self, asked: NetworkAsked) -> tuple[Network, str]:
         """POST /networks/create: the network, and a warning. Raises BadRequest, Forbidden, NotFound, Conflict."""
-        request = requests.read(request, requests.CREATE)
-        name, driver, options = request["Name"], request["Driver"] or "bridge", request["Options"]
-        requests.check_name(name)
-        if name in PREDEFINED or name == "default":
-            raise Forbidden(f"operation is not permitted on predefined {name} network")
-        requests.check_network(request, self._endpoints.drivers)
-        without = self._endpoints.drivers[driver].options(options) + [*(request["IPAM"]["Options"] or {})]
-        config = requests.addressing(request["IPAM"]["Config"])
+        requests.check_name(asked.name)
+        if asked.name in PREDEFINED or asked.name == "default":
+            raise Forbidden(f"operation is not permitted on predefined {asked.name} network")
+        requests.check_network(asked, self._endpoints.drivers)
+        name = asked.driver or requests.DEFAULT_DRIVER
+        driver = self._endpoints.drivers[name]
+        without = driver.options(asked.options) + [*(asked.ipam.options or {})]
+        chosen = requests.addressing(asked.ipam.subnets)
         with self._store.lock:
-            if any(other.name == name for other in self._store.all()):
-                raise Conflict(f"network with name {name} already exists")
-            self._endpoints.drivers[driver].check(options)
-            network = Network(
-                new_record(
-                    name,
-                    driver,
-                    {
-                        "IPAM": {
-                            "Driver": "default",
-                            "Options": request["IPAM"]["Options"],
-                            "Config": [self._addressing(config)],
-                        },
-                        "Internal": request["Internal"],
-                        "Attachable": request["Attachable"],
-                        "Options": options,
-                        "Labels": request["Labels"],
-                        # Ours alone: a subnet that nobody chose may not be relied on for fixed addresses.
-                        "AutomaticSubnet": not config,
-                    },
-                )
-            )
+            if any(other.name == asked.name for other in self._store.all()):
+                raise Conflict(f"network with name {asked.name} already exists")
+            driver.check(asked.options)
+            subnets = [self._addressing(chosen)]
+            record = NetworkRecord(asked.name, name, subnets, asked.ipam.options, asked.options, asked.labels)
+            record.internal, record.attachable = asked.internal, asked.attachable
+            # One that nobody chose may not be relied on for fixed addresses.
+            record.automatic_subnet = chosen is None
+            network = Network(record)
             self._store.save(network)
         self._event(network, "create")
-        told = f"options without an effect on a {driver} network: {', '.join(without)}"
+        told = f"options without an effect on a {name} network: {', '.join(without)}"
         return network, told if without else ""
 
-    def _addressing(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The record's IPAM.Config of what was asked for; {} lets the engine choose."""
-        if config:
-            subnet = ipam.check_subnet(config["Subnet"], self._store.subnets())
-        else:
+    def _addressing(self, asked: SubnetAsked | None) -> Subnet:
+        """The record's of what was asked for; None lets the engine choose."""
+        if asked is None:
             subnet = ipam.choose_subnet([*self._store.subnets(), *self._endpoints.kernel.socket().routes()])
-        gateway = str(config.get("Gateway") or next(subnet.hosts()))
-        result: dict[str, Any] = {"Subnet": str(subnet), "Gateway": gateway}
-        if config.get("IPRange"):
-            result["IPRange"] = str(IPv4Network(config["IPRange"], strict=False))
-        others = config.get("AuxiliaryAddresses") or {}
-        for name, address in others.items():
-            if list(others.values()).count(address) > 1 or address == gateway:
+            return Subnet(str(subnet), str(next(subnet.hosts())))
+        subnet = ipam.check_subnet(asked.subnet, self._store.subnets())
+        gateway = asked.gateway or str(next(subnet.hosts()))
+        for name, address in asked.others.items():
+            if list(asked.others.values()).count(address) > 1 or address == gateway:
                 raise EngineError(f"failed to allocate secondary ip address ({name}:{address}): Address already in use")
-        if others:
-            result["AuxiliaryAddresses"] = others
-        return result
+        range_ = str(IPv4Network(asked.range, strict=False)) if asked.range else ""
+        return Subnet(str(subnet), gateway, range_, asked.others)
 
     def remove(self, network: Network) -> None:
+        """Remove a network that nobody is on. Raises Forbidden for a predefined one, and for one that is in use."""
         if network.name in PREDEFINED:
             raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
         with self._store.lock:

@@ -1,22 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One network as the engine knows it, and a container's part in it.
-
-A container's NetworkSettings are saved as the API shows them, but for what `shown` takes away:
-
-    NetworkSettings
-    ├── Outward               name of the network that has the default route and the published ports
-    ├── Named                 its resolv.conf names the engine's resolver
-    ├── ResolverSum           SHA-256 of the resolv.conf that we wrote: what somebody has changed is left alone
-    └── Networks.NAME
-        ├── WantedMac         the MAC address that was asked for
-        ├── GwPriority        the highest has the default route
-        └── Veth              name of our end of the pair
-"""
+"""One network as the engine knows it, and what a running container holds."""
 
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from teu.engine.core.errors import BadRequest, Conflict
 from teu.engine.networks import firewall, ipam
@@ -32,6 +20,7 @@ from teu.engine.networks.requests import (
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
+    from teu.engine.networks.records import NetworkRecord
 
 DEFAULT_BRIDGE = "teu0"
 PREDEFINED = {"bridge": "bridge", "host": "host", "none": "null"}
@@ -73,44 +62,44 @@ class Network:
     """A network's record, and of a bridge network its pool of addresses. One whose record is damaged can be listed,
     inspected and removed; what was on it when the daemon stopped stays there."""
 
-    def __init__(self, record: dict[str, Any], damage: str = "", row: int = 0) -> None:
+    def __init__(self, record: NetworkRecord, damage: str = "", row: int = 0) -> None:
+        """Raises ValueError where an address in the record is none."""
         self.record = record
         self.damage = damage
         self.row = row  # where a damaged record is in engine.db
         self.pool: ipam.Pool | None = None
-        config = (record["IPAM"].get("Config") or [{}])[0]
-        if record["Driver"] == "bridge" and config.get("Subnet"):
-            range_ = config.get("IPRange")
+        config = record.subnets[0] if record.subnets else None
+        if record.driver == "bridge" and config and config.subnet:
             self.pool = ipam.Pool(
-                IPv4Network(config["Subnet"]),
-                IPv4Address(config["Gateway"]),
-                IPv4Network(range_) if range_ else None,
-                [IPv4Address(address) for address in (config.get("AuxiliaryAddresses") or {}).values()],
+                IPv4Network(config.subnet),
+                IPv4Address(config.gateway),
+                IPv4Network(config.range) if config.range else None,
+                [IPv4Address(address) for address in config.others.values()],
             )
 
     @property
     def id(self) -> str:
-        return str(self.record["Id"])
+        return self.record.id
 
     @property
     def name(self) -> str:
-        return str(self.record["Name"])
+        return self.record.name
 
     @property
     def driver(self) -> str:
-        return str(self.record["Driver"])
+        return self.record.driver
 
     @property
     def options(self) -> dict[str, str]:
-        return self.record.get("Options") or {}
+        return self.record.options
+
+    @property
+    def internal(self) -> bool:
+        return self.record.internal
 
     @property
     def is_user_defined(self) -> bool:
         return self.name not in PREDEFINED
-
-    @property
-    def internal(self) -> bool:
-        return bool(self.record.get("Internal"))
 
     @property
     def interface(self) -> str:
@@ -139,7 +128,7 @@ class Network:
 
     def chosen_subnet(self) -> IPv4Network | None:
         """The subnet that a user chose: its addresses may be asked for."""
-        if not self.is_user_defined or self.record.get("AutomaticSubnet") or self.pool is None:
+        if not self.is_user_defined or self.record.automatic_subnet or self.pool is None:
             return None
         return self.pool.subnet
 
@@ -164,48 +153,11 @@ class Network:
 
 def network_mode(container: Container) -> str:
     """The name or id of the network that a container is on, or none, host, or container:ID."""
-    if container.config.get("NetworkDisabled"):
+    if container.config.network_disabled:
         return "none"
-    mode = str(container.host_config.get("NetworkMode") or "default")
+    mode = container.host_config.network_mode or "default"
     return "bridge" if mode == "default" else mode
 
 
 def automatic_mac(address: IPv4Address) -> str:
     return "02:42:" + address.packed.hex(":")
-
-
-def blank_endpoint(network_id: str = "") -> dict[str, Any]:
-    """The API's EndpointSettings of a container that does not run."""
-    return {
-        "IPAMConfig": None,
-        "Links": None,
-        "Aliases": None,
-        "MacAddress": "",
-        "DriverOpts": None,
-        "NetworkID": network_id,
-        "EndpointID": "",
-        "Gateway": "",
-        "IPAddress": "",
-        "IPPrefixLen": 0,
-        "IPv6Gateway": "",
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
-        "DNSNames": None,
-    }
-
-
-_OWN = ("Outward", "Named", "ResolverSum")
-_OWN_OF_ENDPOINT = ("WantedMac", "Veth", "GwPriority")
-
-
-def shown(settings: dict[str, Any]) -> dict[str, Any]:
-    """A container's NetworkSettings in the API's form."""
-    result = {key: value for key, value in settings.items() if key not in _OWN}
-    result["Networks"] = {
-        name: {
-            **{key: value for key, value in endpoint.items() if key not in _OWN_OF_ENDPOINT},
-            "MacAddress": endpoint.get("MacAddress") or endpoint.get("WantedMac") or "",
-        }
-        for name, endpoint in (settings.get("Networks") or {}).items()
-    }
-    return result

@@ -34,11 +34,11 @@ class Names:
         if active.named or not active.endpoints:
             return
         # Who has that resolver in its resolv.conf keeps it.
-        alone = not container.network_settings.get("Named") and not any(
+        alone = not container.network_settings.named and not any(
             (network := self._store.by_id(endpoint.network)) is not None and network.is_user_defined
             for endpoint in active.endpoints
         )
-        if alone and (container.host_config.get("Dns") or host_resolver(True).servers):
+        if alone and (container.host_config.dns or host_resolver(True).servers):
             return
         self._resolver.add(
             container.id,
@@ -47,7 +47,7 @@ class Names:
             lambda address: self._name(container.id, address),
             lambda: self._servers(container, active),
         )
-        active.named = container.network_settings["Named"] = True
+        active.named = container.network_settings.named = True
 
     def forget(self, container: Container) -> None:
         """Twice is fine."""
@@ -57,7 +57,7 @@ class Names:
         """Who is asked for other names: nobody where all networks are internal."""
         if active.outward is None:
             return []
-        return list(container.host_config.get("Dns") or []) or host_resolver(False).servers
+        return list(container.host_config.dns) or host_resolver(False).servers
 
     def _neighbours(self, container_id: str) -> list[tuple[Endpoint, list[str]]]:
         """Endpoints on the user-defined networks of a container, with their names."""
@@ -74,8 +74,8 @@ class Names:
         for identity, endpoint in found:
             with contextlib.suppress(EngineError):
                 other = self._containers.get(identity)
-                settings = (other.network_settings.get("Networks") or {}).get(endpoint.name) or {}
-                names = [other.name, *(settings.get("DNSNames") or [])]
+                settings = other.network_settings.networks.get(endpoint.name)
+                names = [other.name, *((settings.dns_names if settings else None) or [])]
                 result.append((endpoint, list(dict.fromkeys(names))))
         return result
 
@@ -95,10 +95,10 @@ class Names:
     def _links(self, container_id: str) -> dict[str, list[tuple[str, str]]]:
         """By network: (container, what this one calls it)."""
         try:
-            settings = self._containers.get(container_id).network_settings.get("Networks") or {}
+            networks = self._containers.get(container_id).network_settings.networks
         except EngineError:
             return {}
-        return {name: [link(text) for text in one.get("Links") or ()] for name, one in settings.items()}
+        return {name: [link(text) for text in one.links or ()] for name, one in networks.items()}
 
     def _name(self, container_id: str, address: IPv4Address) -> str | None:
         for endpoint, names in self._neighbours(container_id):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from ipaddress import IPv4Address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from teu.engine.containers.network_settings import HostPort
 from teu.engine.core.errors import EngineError
 from teu.engine.networks import firewall
 from teu.engine.networks.drivers.driver import Driver
@@ -45,14 +46,14 @@ class Outward:
         priority, then by name, as everywhere. Wherever a container's networks change, this follows."""
         from teu.linux import netlink
 
-        settings = container.network_settings.get("Networks") or {}
+        networks = container.network_settings.networks
         best = min(
             (endpoint for endpoint in active.endpoints if not self.network(endpoint).internal),
-            key=lambda endpoint: (-int(settings[endpoint.name].get("GwPriority") or 0), endpoint.name),
+            key=lambda endpoint: (-networks[endpoint.name].gateway_priority, endpoint.name),
             default=None,
         )
         before = active.outward
-        if best == before and "Outward" in container.network_settings:
+        if best == before and container.network_settings.outward is not None:
             return
         if before is not None and best is None and before in active.endpoints:
             with suppress(OSError):
@@ -61,7 +62,7 @@ class Outward:
         used = {(entry.port, entry.protocol): entry.host_port for entry in active.published}
         self.unpublish(container, active)
         active.outward = best
-        container.network_settings["Outward"] = best.name if best else ""
+        container.network_settings.outward = best.name if best else ""
         if best is not None:
             network = self.network(best)
             inner.send([netlink.default_route(network.addressing().gateway)])
@@ -74,7 +75,7 @@ class Outward:
 
     def unpublish(self, container: Container, active: Active) -> None:
         """Of a container that runs on. Raises EngineError."""
-        container.network_settings["Ports"] = {}
+        container.network_settings.ports = {}
         if active.published:
             entries, active.published = active.published, []
             for entry in entries:
@@ -91,8 +92,8 @@ class Outward:
         used: dict[tuple[int, str], int],
     ) -> None:
         """`used`: host ports that were chosen before, and are kept where they are free."""
-        exposed = {canonical(key): value for key, value in (container.config.get("ExposedPorts") or {}).items()}
-        shown: dict[str, Any] = dict.fromkeys(exposed)
+        exposed = {canonical(key): value for key, value in (container.config.exposed_ports or {}).items()}
+        shown: dict[str, list[HostPort] | None] = dict.fromkeys(exposed)
         for wanted in bindings(container.host_config, exposed, network.binding):
             owner = f"{container.name} ({container.id})"
             port = self._reserve(wanted, used.get((wanted.port, wanted.protocol), 0), owner)
@@ -100,10 +101,10 @@ class Outward:
                 firewall.Published(wanted.protocol, wanted.address, port, str(endpoint.address), wanted.port)
             )
             key = f"{wanted.port}/{wanted.protocol}"
-            shown[key] = [*(shown.get(key) or []), {"HostIp": wanted.address, "HostPort": str(port)}]
+            shown[key] = [*(shown.get(key) or []), HostPort(wanted.address, str(port))]
         if active.published:
             self._drivers[endpoint.driver].publish(endpoint, active.published)
-        container.network_settings["Ports"] = shown
+        container.network_settings.ports = shown
 
     def _reserve(self, wanted: Binding, before: int, owner: str) -> int:
         if before and wanted.first <= before <= wanted.last or before and not wanted.first:
@@ -121,11 +122,11 @@ class Outward:
 
     def hold_again(self, container: Container, active: Active) -> None:
         """After a start of the daemon: what its record says is published."""
-        for key, entries in (container.network_settings.get("Ports") or {}).items():
+        for key, entries in container.network_settings.ports.items():
             try:
                 port, protocol = parse_port(key)
                 for entry in (entries or []) if active.outward else []:
-                    host_ip, host_port = str(IPv4Address(entry["HostIp"])), int(entry["HostPort"])
+                    host_ip, host_port = str(IPv4Address(entry.address)), int(entry.port)
                     if not self.ports.hold_again(protocol, host_ip, host_port):
                         log.warning(
                             "port %s of container %s is bound by another process",

@@ -12,9 +12,15 @@ import errno
 import os
 import socket
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from teu.engine.core.errors import BadRequest, EngineError, Unsupported
+from teu.engine.core.fields import PortBinding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from teu.engine.core.fields import HostConfig
 
 PROTOCOLS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "sctp": socket.SOCK_SEQPACKET}
 
@@ -45,21 +51,17 @@ def canonical(text: str) -> str:
     return "{}/{}".format(*parse_port(text))
 
 
-def bindings(host_config: dict[str, Any], exposed: dict[str, Any], default_address: str) -> list[Binding]:
+def bindings(host_config: HostConfig, exposed: Iterable[str], default_address: str) -> list[Binding]:
     """All bindings of a container's HostConfig. Raises BadRequest, Unsupported."""
     result = []
-    asked = host_config.get("PortBindings") or {}
-    if not isinstance(asked, dict):
-        raise BadRequest("HostConfig.PortBindings is not an object")
+    asked = host_config.port_bindings
     for key, entries in asked.items():
         port, protocol = parse_port(key)
         if protocol == "sctp" and entries:
             raise Unsupported("publishing SCTP ports is not supported")
-        for entry in entries or [{}]:
-            if not isinstance(entry, dict):
-                raise BadRequest(f"HostConfig.PortBindings: {key} is not a list of objects")
+        for entry in entries or [PortBinding()]:
             result.append(_binding(port, protocol, entry, default_address))
-    if host_config.get("PublishAllPorts"):
+    if host_config.publish_all_ports:
         known = {parse_port(key) for key in asked}
         for key in exposed:
             if parse_port(key) not in known:
@@ -67,8 +69,8 @@ def bindings(host_config: dict[str, Any], exposed: dict[str, Any], default_addre
     return result
 
 
-def _binding(port: int, protocol: str, entry: dict[str, Any], default_address: str) -> Binding:
-    address = str(entry.get("HostIp") or "") or default_address
+def _binding(port: int, protocol: str, entry: PortBinding, default_address: str) -> Binding:
+    address = entry.host_ip or default_address
     try:
         IPv4Address(address)
     except AddressValueError:
@@ -79,7 +81,7 @@ def _binding(port: int, protocol: str, entry: dict[str, Any], default_address: s
         raise Unsupported(
             f"publishing at the IPv6 address {wanted} is not supported; name an IPv4 address, or none for all of them"
         ) from None
-    text = str(entry.get("HostPort") or "")
+    text = entry.host_port or ""
     first, dash, last = text.partition("-")
     if not text:
         return Binding(port, protocol, address, 0, 0)

@@ -1,76 +1,196 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a network as engine.db has it: its shape."""
+"""The record of a network: how it is read from engine.db, where it has the API's form without the containers, and
+written there.
+
+Two members are not the API's: AutomaticSubnet (nobody chose its subnet) and OwnBridge (we made the bridge of that
+name). Members that this teud does not know are kept for the one that wrote them.
+"""
 
 from __future__ import annotations
 
 import re
+import uuid
+from collections.abc import Mapping
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from teu.engine.core.records import (
     IDENTITY,
     TEXT_MAP,
     Faults,
+    Members,
     anything,
     column,
     flag,
     items,
     mapping,
     maybe,
-    members,
     moment,
     read,
     text,
 )
+from teu.engine.core.times import timestamp
+
+if TYPE_CHECKING:
+    from teu.oci.jsontext import Json
 
 
-def _closed(value: Any, where: str, faults: Faults) -> Any:
+class Subnet(NamedTuple):
+    """One IPAM.Config. `range`: where addresses are taken from, "" for all of it; `others`: of somebody else, by
+    names."""
+
+    subnet: str
+    gateway: str
+    range: str = ""
+    others: Mapping[str, str] = MappingProxyType({})
+
+    def encode(self) -> dict[str, Json]:
+        result: dict[str, Json] = {"Subnet": self.subnet, "Gateway": self.gateway}
+        if self.range:
+            result["IPRange"] = self.range
+        if self.others:
+            result["AuxiliaryAddresses"] = dict(self.others)
+        return result
+
+
+class NetworkRecord:
+    """A network as the API has it, but for those who are on it, with the two notes of ours."""
+
+    def __init__(
+        self,
+        name: str,
+        driver: str,
+        subnets: list[Subnet],
+        ipam_options: dict[str, str] | None = None,
+        options: dict[str, str] | None = None,
+        labels: dict[str, str] | None = None,
+        identity: str = "",
+        created: str = "",
+    ) -> None:
+        """`subnets`: the first is the one that counts; a bridge has no more. A new network gets an id, and this
+        moment."""
+        self.id = identity or uuid.uuid4().hex + uuid.uuid4().hex
+        self.name = name
+        self.driver = driver
+        self.created = created or timestamp()
+        self.subnets = subnets
+        self.ipam_options = ipam_options
+        self.options = options or {}
+        self.labels = labels or {}
+        self.internal = False
+        self.attachable = False
+        self.automatic_subnet = False
+        self.own_bridge = False
+        self.other: dict[str, Json] = {}
+
+    def encode(self) -> dict[str, Json]:
+        """As it is saved."""
+        result = self.shown()
+        if self.automatic_subnet:
+            result["AutomaticSubnet"] = True
+        if self.own_bridge:
+            result["OwnBridge"] = True
+        return result
+
+    def shown(self) -> dict[str, Json]:
+        """The API's form, without the containers."""
+        return {
+            "Name": self.name,
+            "Id": self.id,
+            "Created": self.created,
+            "Scope": "local",
+            "Driver": self.driver,
+            "EnableIPv6": False,
+            "IPAM": {
+                "Driver": "default",
+                "Options": self.ipam_options,
+                "Config": [subnet.encode() for subnet in self.subnets],
+            },
+            "Internal": self.internal,
+            "Attachable": self.attachable,
+            "Ingress": False,
+            "ConfigFrom": {"Network": ""},
+            "ConfigOnly": False,
+            "Options": self.options,
+            "Labels": self.labels,
+            **self.other,
+        }
+
+
+# -- from engine.db --------------------------------------------------------------------------------------
+
+_TEXT, _ID, _NAME = text(), text("", IDENTITY), text("", re.compile(r"."))
+_OPTIONAL_TEXT_MAP = maybe(TEXT_MAP)
+
+
+def network(id: object, name: object, data: str | bytes | None) -> tuple[NetworkRecord, Faults]:
+    """The record of a row of `networks`, and its faults. It has an id and a name in any case."""
+    record, faults = read(_network, data)
+    row_id, row_name = column(id), column(name)
+    if record.id != row_id or not row_id:
+        faults.append("its row has another id")
+    if record.name != row_name or not row_name:
+        faults.append("its row has another name")
+    if IDENTITY.match(row_id):
+        record.id = row_id
+    elif not record.id:
+        record.id = sha256(b"%r %r" % (data, id)).hexdigest()
+    record.name = row_name or record.name or f"damaged_{record.id[:12]}"
+    try:
+        for subnet in record.subnets[:1]:
+            if subnet.subnet:
+                IPv4Network(subnet.subnet)
+                IPv4Address(subnet.gateway)
+                if subnet.range:
+                    IPv4Network(subnet.range)
+    except ValueError as error:
+        faults.append(f"IPAM.Config: {error}")
+        record.subnets = []
+    return record, faults
+
+
+def _network(value: object, where: str, faults: Faults) -> NetworkRecord:
+    given = Members(value, where, faults)
+    given.check(flag, "EnableIPv6", "Ingress", "ConfigOnly")  # of kinds of networks that are not made here
+    given.check(_TEXT, "Scope")
+    given.check(mapping(anything), "ConfigFrom")
+    options, subnets = given.needed("IPAM", _ipam)
+    record = NetworkRecord(
+        given.needed("Name", _NAME),
+        given.needed("Driver", _TEXT),
+        subnets,
+        options,
+        given.take("Options", _OPTIONAL_TEXT_MAP, None),
+        given.take("Labels", _OPTIONAL_TEXT_MAP, None),
+        created=given.needed("Created", moment),
+    )
+    record.id = given.needed("Id", _ID)
+    record.internal = given.take("Internal", _closed, False)
+    record.attachable = given.take("Attachable", flag, False)
+    record.automatic_subnet = given.take("AutomaticSubnet", flag, False)
+    record.own_bridge = given.take("OwnBridge", flag, False)
+    record.other = given.rest()
+    return record
+
+
+def _closed(value: object, where: str, faults: Faults) -> bool:
     """A flag that keeps something shut: what it said is not known, so it does."""
     return flag(value, where, faults) if isinstance(value, bool) else not flag(value, where, faults)
 
 
-_SUBNET = members({"Subnet": text(), "Gateway": text(), "IPRange": text()})
-
-_NETWORK = members(
-    {
-        "Id": text("", IDENTITY),
-        "Name": text("", re.compile(r".")),
-        "Created": moment,
-        "Scope": text("local"),
-        "Driver": text(),
-        "EnableIPv6": flag,
-        "IPAM": members({"Driver": text("default"), "Options": maybe(TEXT_MAP), "Config": maybe(items(_SUBNET), [])}),
-        "Internal": _closed,
-        "Attachable": flag,
-        "Ingress": flag,
-        "ConfigFrom": mapping(anything),
-        "ConfigOnly": flag,
-        "Options": maybe(TEXT_MAP, {}),
-        "Labels": maybe(TEXT_MAP, {}),
-        "AutomaticSubnet": flag,
-    },
-    ("Id", "Name", "Created", "Driver", "IPAM"),
-)
+def _ipam(value: object, where: str, faults: Faults) -> tuple[dict[str, str] | None, list[Subnet]]:
+    given = Members(value, where, faults)
+    given.check(_TEXT, "Driver")
+    return given.take("Options", _OPTIONAL_TEXT_MAP, None), given.take("Config", maybe(items(_subnet), []), [])
 
 
-def network(id: Any, name: Any, data: Any) -> tuple[dict[str, Any], Faults]:
-    record, faults = read(_NETWORK, data)
-    row_id, row_name = column(id), column(name)
-    if record["Id"] != row_id or not row_id:
-        faults.append("its row has another id")
-    if record["Name"] != row_name or not row_name:
-        faults.append("its row has another name")
-    identity = row_id if IDENTITY.match(row_id) else record["Id"] or sha256(b"%r %r" % (data, id)).hexdigest()
-    record.update(Id=identity, Name=row_name or record["Name"] or f"damaged_{identity[:12]}")
-    config = (record["IPAM"].get("Config") or [{}])[0]
-    try:
-        if config.get("Subnet"):
-            IPv4Network(config["Subnet"])
-            IPv4Address(config.get("Gateway"))
-            if config.get("IPRange"):
-                IPv4Network(config["IPRange"])
-    except ValueError as error:
-        faults.append(f"IPAM.Config: {error}")
-        record["IPAM"] = {**record["IPAM"], "Config": []}
-    return record, faults
+def _subnet(value: object, where: str, faults: Faults) -> Subnet:
+    given = Members(value, where, faults)
+    return Subnet(
+        given.take("Subnet", _TEXT, ""),
+        given.take("Gateway", _TEXT, ""),
+        given.take("IPRange", _TEXT, ""),
+        given.take("AuxiliaryAddresses", maybe(TEXT_MAP, {}), {}),
+    )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client may say about networks: the shapes of the requests, read as deep as they go, and the checks of what is
-in them. Called by the manager, by wishes and by the routes.
+"""What a client may say about networks: the checks of what is in requests, beyond the types of their fields
+(core/fields.py). Called by the manager and by wishes.
 
-A name that is not in a shape is dropped, as dockerd does; names are compared without regard to case, as Go does. What
-is in a shape either does what it says, or is refused with a text that says what to do, or has no meaning on a single
-Linux host (`Attachable`, `CheckDuplicate`, what only answers say). tests/system/api_fields_networks.py is the list.
+What is in a request either does what it says, or is refused with a text that says what to do, or has no meaning on a
+single Linux host (`Attachable`, `CheckDuplicate`, what only answers say). tests/system/api_fields_networks.py is the
+list.
 """
 
 from __future__ import annotations
@@ -12,118 +12,20 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
-from typing import Any, NamedTuple
 
 from teu.engine.containers.hostconfig import link
 from teu.engine.core.errors import BadRequest, EngineError, Forbidden, NotFound
-
-TEXT, FLAG, NUMBER = "a string", "true or false", "a whole number"
-
-
-class List(NamedTuple):
-    of: Any
+from teu.engine.core.fields import EndpointAddresses, EndpointAsked, NetworkAsked, Networking, SubnetAsked
 
 
-class Map(NamedTuple):
-    """An object whose names anybody may choose."""
-
-    of: Any
-
-
-class Object(NamedTuple):
-    members: dict[str, Any]
-
-
-class Maybe(NamedTuple):
-    """None where nothing was said, and null."""
-
-    of: Any
-
-
-_ENDPOINT = Object(
-    {
-        "IPAMConfig": Maybe(Object({"IPv4Address": TEXT, "IPv6Address": TEXT, "LinkLocalIPs": List(TEXT)})),
-        "Links": List(TEXT),
-        "Aliases": List(TEXT),
-        "MacAddress": TEXT,
-        "DriverOpts": Map(TEXT),
-        "GwPriority": NUMBER,
-        # These are what inspect says, and clients send them back.
-        **dict.fromkeys(("NetworkID", "EndpointID", "Gateway", "IPAddress", "IPv6Gateway", "GlobalIPv6Address"), TEXT),
-        "IPPrefixLen": NUMBER,
-        "GlobalIPv6PrefixLen": NUMBER,
-        "DNSNames": List(TEXT),
-    }
-)
-NETWORKING = Object({"EndpointsConfig": Map(Maybe(_ENDPOINT))})
-CONNECT = Object({"Container": TEXT, "EndpointConfig": Maybe(_ENDPOINT)})
-DISCONNECT = Object({"Container": TEXT, "Force": FLAG})
-CREATE = Object(
-    {
-        "Name": TEXT,
-        "CheckDuplicate": FLAG,
-        "Driver": TEXT,
-        "Scope": TEXT,
-        "EnableIPv4": Maybe(FLAG),
-        "EnableIPv6": FLAG,
-        "IPAM": Object(
-            {
-                "Driver": TEXT,
-                "Options": Maybe(Map(TEXT)),
-                "Config": List(
-                    Object({"Subnet": TEXT, "IPRange": TEXT, "Gateway": TEXT, "AuxiliaryAddresses": Map(TEXT)})
-                ),
-            }
-        ),
-        "Internal": FLAG,
-        "Attachable": FLAG,
-        "Ingress": FLAG,
-        "ConfigOnly": FLAG,
-        "ConfigFrom": Object({"Network": TEXT}),
-        "Options": Map(TEXT),
-        "Labels": Map(TEXT),
-    }
-)
-
-
-def read(value: Any, shape: Any, path: str = "") -> Any:
-    """The value with every member that the shape knows; raises BadRequest with the path of what does not fit."""
-    if isinstance(shape, Maybe):
-        return None if value is None else read(value, shape.of, path)
-    if isinstance(shape, List):
-        if not isinstance(value, list) and value is not None:
-            raise _misfit(path, value, "a list")
-        return [read(item, shape.of, f"{path}[{position}]") for position, item in enumerate(value or [])]
-    if isinstance(shape, Map | Object):
-        if not isinstance(value, dict) and value is not None:
-            raise _misfit(path, value, "an object")
-        prefix = f"{path}." if path else ""
-        if isinstance(shape, Map):
-            return {
-                read(key, TEXT, f"{path}: a name"): read(item, shape.of, f"{prefix}{key}")
-                for key, item in (value or {}).items()
-            }
-        folded = {key.lower(): item for key, item in (value or {}).items()}
-        return {key: read(folded.get(key.lower()), of, f"{prefix}{key}") for key, of in shape.members.items()}
-    if value is None:
-        return {TEXT: "", FLAG: False, NUMBER: 0}[shape]
-    kind = {TEXT: str, FLAG: bool, NUMBER: int}[shape]
-    if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
-        raise _misfit(path, value, shape)
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise BadRequest(f"{path}: half of a character (a lone surrogate) is no text") from None
-    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        raise BadRequest(f"{path}: {str(value)[:40]} does not fit a 64-bit number")
-    return value
-
-
-def _misfit(path: str, value: Any, expected: str) -> BadRequest:
-    kinds = {bool: "true or false", str: "a string", list: "a list", dict: "an object"}
-    given = "null" if value is None else kinds.get(type(value), "a number")
-    return BadRequest(f"{path}: {given} was given, {expected} is expected")
+def endpoints(asked: Networking | None) -> dict[str, EndpointAsked]:
+    """Those of a request, by the networks' names or ids. Raises BadRequest where a network has null."""
+    result = {}
+    for name, settings in (asked.endpoints if asked else {}).items():
+        if settings is None:
+            raise BadRequest(f"invalid config for network {name}: EndpointsConfig is nil")
+        result[name] = settings
+    return result
 
 
 # -- networks --------------------------------------------------------------------------------------------
@@ -135,6 +37,7 @@ OPTION_BINDING = "com.docker.network.bridge.host_binding_ipv4"
 OPTION_MTU = "com.docker.network.driver.mtu"
 OPTION_PREFIX = "com.docker.network.container_iface_prefix"
 
+DEFAULT_DRIVER = "bridge"
 TRUE, FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE", "false", "False")
 INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}\Z")
 
@@ -150,61 +53,61 @@ def check_name(name: str) -> None:
         raise BadRequest(f"invalid name: {name!r}: it has control characters")
 
 
-def check_network(request: dict[str, Any], drivers: Collection[str]) -> None:
+def check_network(asked: NetworkAsked, drivers: Collection[str]) -> None:
     """All of POST /networks/create but its addresses and its driver's options. `drivers`: those that there are."""
-    driver = request["Driver"] or "bridge"
+    driver = asked.driver or DEFAULT_DRIVER
     if driver in ("host", "null"):
         raise Forbidden(f'only one instance of "{driver}" network is allowed')
-    if request["Ingress"]:
+    if asked.ingress:
         raise Forbidden("Ingress network can only be global scope network: there is no swarm here")
-    if request["Scope"] == "swarm" or driver == "overlay":
+    if asked.scope == "swarm" or driver == "overlay":
         raise Forbidden("cannot create a swarm scoped network when swarm is not active: this engine has no swarm mode")
-    if request["Scope"] not in ("", "local"):
-        raise BadRequest(f"Scope: {request['Scope']!r} is not local; networks are of this host")
+    if asked.scope not in ("", "local"):
+        raise BadRequest(f"Scope: {asked.scope!r} is not local; networks are of this host")
     if driver not in drivers:
         hint = ": networks are of the driver bridge here" if driver in ("macvlan", "ipvlan") else ""
         raise NotFound(f'plugin "{driver}" not found{hint}')
-    if request["ConfigFrom"]["Network"]:
-        raise NotFound(f'configuration network "{request["ConfigFrom"]["Network"]}" does not exist')
-    if request["ConfigOnly"]:
+    if asked.config_from.network:
+        raise NotFound(f'configuration network "{asked.config_from.network}" does not exist')
+    if asked.config_only:
         raise BadRequest(
             "ConfigOnly: configuration-only networks are not supported; give each network its configuration"
         )
-    if request["EnableIPv6"]:
+    if asked.ipv6:
         raise BadRequest("IPv6 networks are not supported; create the network without --ipv6")
-    if request["EnableIPv4"] is False:
+    if not asked.ipv4:
         raise BadRequest("EnableIPv4: networks without IPv4 are not supported, as there is no IPv6")
-    ipam = request["IPAM"]
-    if ipam["Driver"] == "null":
+    if asked.ipam.driver == "null":
         raise BadRequest("ipv4 pool is empty: a bridge network needs addresses, IPAM driver null has none")
-    if ipam["Driver"] not in ("", "default"):
-        raise NotFound(f'plugin "{ipam["Driver"]}" not found: addresses are given by the IPAM driver default here')
+    if asked.ipam.driver not in ("", "default"):
+        raise NotFound(f'plugin "{asked.ipam.driver}" not found: addresses are given by the IPAM driver default here')
 
 
-def addressing(configs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The one IPAM.Config of a request, checked; {} where the engine is to choose."""
+def addressing(subnets: list[SubnetAsked]) -> SubnetAsked | None:
+    """The one IPAM.Config of a request, checked; None where the engine is to choose."""
     faults = []
-    for config in configs:
+    for asked in subnets:
         try:
-            faults += _faults(config)
+            faults += _faults(asked)
         except ValueError:
-            faults.append(f"invalid subnet {config['Subnet']}: invalid CIDR block notation; write it as 10.1.0.0/16")
+            faults.append(f"invalid subnet {asked.subnet}: invalid CIDR block notation; write it as 10.1.0.0/16")
     if faults:
         raise BadRequest("invalid network config:\n" + "\n".join(faults))
-    if any(ip_network(config["Subnet"]).version == 6 for config in configs):
+    if any(ip_network(asked.subnet).version == 6 for asked in subnets):
         raise BadRequest("IPv6 networks are not supported; create the network with an IPv4 subnet alone")
-    if len(configs) > 1:
+    if len(subnets) > 1:
         raise Forbidden("bridge driver doesn't support multiple subnets")
-    return configs[0] if configs else {}
+    return subnets[0] if subnets else None
 
 
-def _faults(config: dict[str, Any]) -> list[str]:
-    if not isinstance(config["Subnet"], str) or "/" not in config["Subnet"]:
+def _faults(asked: SubnetAsked) -> list[str]:
+    """Raises ValueError where the subnet is none."""
+    if "/" not in asked.subnet:
         raise ValueError
-    subnet = ip_network(config["Subnet"], strict=False)
+    subnet = ip_network(asked.subnet, strict=False)
     result = []
-    if str(subnet) != config["Subnet"].lower() and subnet.version == 4:
-        result.append(f"invalid subnet {config['Subnet']}: it should be {subnet}")
+    if str(subnet) != asked.subnet.lower() and subnet.version == 4:
+        result.append(f"invalid subnet {asked.subnet}: it should be {subnet}")
 
     def inside(what: str, text: str) -> None:
         try:
@@ -215,16 +118,16 @@ def _faults(config: dict[str, Any]) -> list[str]:
         if address not in subnet:
             result.append(f"invalid {what}: parent subnet {subnet} doesn't contain this address")
 
-    if config["IPRange"]:
+    if asked.range:
         try:
-            range_ = ip_network(config["IPRange"], strict=False)
+            range_ = ip_network(asked.range, strict=False)
             if range_.version != subnet.version or not range_.subnet_of(subnet):  # type: ignore[arg-type]
                 result.append(f"invalid ip-range {range_}: parent subnet {subnet} doesn't contain ip-range")
         except ValueError:
-            result.append(f"invalid ip-range {config['IPRange']}: invalid CIDR block notation")
-    if config["Gateway"]:
-        inside(f"gateway {config['Gateway']}", config["Gateway"])
-    for name, text in config["AuxiliaryAddresses"].items():
+            result.append(f"invalid ip-range {asked.range}: invalid CIDR block notation")
+    if asked.gateway:
+        inside(f"gateway {asked.gateway}", asked.gateway)
+    for name, text in asked.others.items():
         inside(f"auxiliary address {name}", text)
     return result
 
@@ -274,50 +177,63 @@ def _check_driver_options(options: dict[str, str]) -> None:
             )
 
 
-def check_endpoint(settings: dict[str, Any], name: str, user_defined: bool, subnet: IPv4Network | None) -> None:
-    """What a container asks for on a network. `subnet`: the one that a user chose, if so."""
+def check_endpoint(asked: EndpointAsked, name: str, user_defined: bool, subnet: IPv4Network | None) -> None:
+    """What a container asks for on a network. `subnet`: the one that a user chose, if so. Raises BadRequest."""
+    wrong = f"invalid config for network {name}"
+    reasons = _address_faults(asked.addresses or EndpointAddresses(), user_defined, subnet)
+    if asked.aliases and not user_defined:
+        reasons.append("network-scoped alias is supported only for containers in user defined networks")
+    if reasons:
+        text = reasons[0] if len(reasons) == 1 else "\n".join(f"* {reason}" for reason in dict.fromkeys(reasons))
+        raise BadRequest(f"{wrong}: invalid endpoint settings:\n{text}")
+    try:
+        if asked.mac:
+            mac_address(asked.mac)
+        _check_driver_options(asked.driver_opts)
+        for text in asked.links:
+            link(text)
+    except EngineError as error:
+        raise BadRequest(f"{wrong}: {error}") from None
+    if asked.links and not user_defined:
+        raise BadRequest(
+            f"{wrong}: links are only supported for user-defined networks; make a network of your own, whose members"
+            " know each other by name"
+        )
+
+
+def _address_faults(asked: EndpointAddresses, user_defined: bool, subnet: IPv4Network | None) -> list[str]:
+    """What is wrong with the addresses that are asked for."""
     reasons = []
-    ipam = settings["IPAMConfig"] or {"IPv4Address": "", "IPv6Address": "", "LinkLocalIPs": []}
-    fixed = False
-    for family, text, kind in (("IPv4", ipam["IPv4Address"], IPv4Address), ("IPv6", ipam["IPv6Address"], IPv6Address)):
-        if not text:
-            continue
-        fixed = True
-        try:
-            address = kind(text)
-        except ValueError:
-            reasons.append(f"invalid {family} address: {text}")
-            address = None
-        if family == "IPv6" or subnet is None:
-            reasons.append(
-                "user specified IP address is supported only when connecting to networks with user configured subnets"
-            )
-        elif address is None or address not in subnet:
-            reasons.append(f"no configured subnet or ip-range contain the IP address {text}")
-    if fixed and not user_defined:
-        reasons.insert(0, "user specified IP address is supported on user defined networks only")
-    for text in ipam["LinkLocalIPs"]:
+    if (asked.ipv4 or asked.ipv6) and not user_defined:
+        reasons.append("user specified IP address is supported on user defined networks only")
+    if asked.ipv4:
+        reasons += _fault(asked.ipv4, "IPv4", IPv4Address, subnet)
+    if asked.ipv6:
+        reasons += _fault(asked.ipv6, "IPv6", IPv6Address, None)
+    for text in asked.link_local:
         try:
             good = ip_address(text).is_link_local and "%" not in text
         except ValueError:
             good = False
         if not good:
             reasons.append(f"invalid link-local IP address: {text}")
-    if settings["Aliases"] and not user_defined:
-        reasons.append("network-scoped alias is supported only for containers in user defined networks")
-    if reasons:
-        text = reasons[0] if len(reasons) == 1 else "\n".join(f"* {reason}" for reason in dict.fromkeys(reasons))
-        raise BadRequest(f"invalid config for network {name}: invalid endpoint settings:\n{text}")
+    return reasons
+
+
+def _fault(
+    text: str, family: str, kind: type[IPv4Address] | type[IPv6Address], subnet: IPv4Network | None
+) -> list[str]:
+    """Of one address. `subnet`: the one of its family, where a user chose one."""
+    reasons = []
     try:
-        if settings["MacAddress"]:
-            mac_address(settings["MacAddress"])
-        _check_driver_options(settings["DriverOpts"])
-        for text in settings["Links"]:
-            link(text)
-    except EngineError as error:
-        raise BadRequest(f"invalid config for network {name}: {error}") from None
-    if settings["Links"] and not user_defined:
-        raise BadRequest(
-            f"invalid config for network {name}: links are only supported for user-defined networks; make a network of"
-            " your own, whose members know each other by name"
+        address = kind(text)
+    except ValueError:
+        reasons.append(f"invalid {family} address: {text}")
+        address = None
+    if subnet is None:
+        reasons.append(
+            "user specified IP address is supported only when connecting to networks with user configured subnets"
         )
+    elif address is None or address not in subnet:
+        reasons.append(f"no configured subnet or ip-range contain the IP address {text}")
+    return reasons

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The records of networks, in memory and in engine.db.
 
-    engine.db  networks   id, name, data (the API's form of the network without its containers)
+    engine.db  networks   id, name, data (records.py)
 
 A record that is damaged is a network that can be listed, inspected and removed.
 """
@@ -11,41 +11,19 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import uuid
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv4Network
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
-from teu.engine.core.times import timestamp
 from teu.engine.networks import records
 from teu.engine.networks.model import PREDEFINED, Network
+from teu.engine.networks.records import NetworkRecord
 
 if TYPE_CHECKING:
     from teu.engine.core.database import Database
 
 log = logging.getLogger("teu.engine")
-
-
-def new_record(name: str, driver: str, more: dict[str, Any]) -> dict[str, Any]:
-    """The API's form of a network with a new id, and `more` in it."""
-    return {
-        "Name": name,
-        "Id": uuid.uuid4().hex + uuid.uuid4().hex,
-        "Created": timestamp(),
-        "Scope": "local",
-        "Driver": driver,
-        "EnableIPv6": False,
-        "IPAM": {"Driver": "default", "Options": None, "Config": []},
-        "Internal": False,
-        "Attachable": False,
-        "Ingress": False,
-        "ConfigFrom": {"Network": ""},
-        "ConfigOnly": False,
-        "Options": {},
-        "Labels": {},
-        **more,
-    }
 
 
 class Store:
@@ -62,16 +40,17 @@ class Store:
         """Read all records, and make the networks that are always there."""
         for network in self._read():
             if network.id in self._networks:
-                network.record["Id"] = f"{network.row:064x}"
+                network.record.id = f"{network.row:064x}"
             self._networks[network.id] = network
         for name, driver in PREDEFINED.items():
             known = next((network for network in self._networks.values() if network.name == name), None)
             if known is None:
-                self.save(Network(new_record(name, driver, {})))
+                self.save(Network(NetworkRecord(name, driver, [])))
             elif known.damage:
                 # Nobody can remove it and make it anew. It is what it always is, with the addresses it had.
                 self.forget(known)
-                self.save(Network(new_record(name, driver, {"Id": known.id, "IPAM": known.record["IPAM"]})))
+                kept = known.record
+                self.save(Network(NetworkRecord(name, driver, kept.subnets, kept.ipam_options, identity=kept.id)))
 
     def _read(self) -> list[Network]:
         """All records, the good ones first: nobody else gets their ids."""
@@ -81,27 +60,28 @@ class Store:
         ):
             record, faults = records.network(row["id"], row["name"], row["data"])
             damage = ""
-            if not faults and record["Driver"] not in self._drivers:
-                faults = [f"Driver: there is no network driver {record['Driver']}"]
+            if not faults and record.driver not in self._drivers:
+                faults = [f"Driver: there is no network driver {record.driver}"]
             if not faults:
                 try:
                     probe = Network(record)
                     IPv4Address(probe.binding)
                     int(probe.mtu)
-                except (EngineError, ValueError, TypeError, AttributeError, KeyError) as error:
+                except (EngineError, ValueError) as error:
                     faults = [str(error)]
             if faults:
                 damage = f"its record in {self._database.path} is damaged: {'; '.join(faults[:5])}"
-                log.error("network %s (%s): %s", record["Id"][:12], record["Name"], damage)
+                log.error("network %s (%s): %s", record.id[:12], record.name, damage)
             try:
                 network = Network(record, damage, row["rowid"])
-            except (ValueError, TypeError, AttributeError, KeyError):
-                record["IPAM"] = {**record["IPAM"], "Config": []}
+            except ValueError:
+                record.subnets = []
                 network = Network(record, damage, row["rowid"])
             found.append(network)
         return sorted(found, key=lambda network: bool(network.damage))
 
     def forget(self, network: Network) -> None:
+        """Remove a network's record, on the disk as well."""
         with self._database.transaction() as cursor:
             if network.damage:
                 cursor.execute("DELETE FROM networks WHERE rowid=?", (network.row,))
@@ -114,15 +94,18 @@ class Store:
         with self._database.transaction() as cursor:
             cursor.execute(
                 "INSERT OR REPLACE INTO networks VALUES (?, ?, ?)",
-                (network.id, network.name, json.dumps(network.record)),
+                (network.id, network.name, json.dumps(network.record.encode())),
             )
         self._networks[network.id] = network
 
     def all(self) -> list[Network]:
+        """All networks by their names."""
         with self.lock:
             return sorted(self._networks.values(), key=lambda network: network.name)
 
     def find(self, text: str) -> Network | None:
+        """The network of that id, name, or beginning of an id; None where there is none. Raises BadRequest where more
+        than one begins so."""
         with self.lock:
             for network in self._networks.values():
                 if text in (network.id, network.name):
@@ -133,6 +116,7 @@ class Store:
             return matches[0] if matches else None
 
     def get(self, text: str) -> Network:
+        """As `find`. Raises NotFound where there is none."""
         network = self.find(text)
         if network is None:
             raise NotFound(f"network {text} not found")

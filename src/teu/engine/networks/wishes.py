@@ -7,11 +7,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from ipaddress import IPv4Network
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from teu.engine.containers.network_settings import Addresses, EndpointSettings
 from teu.engine.core.errors import BadRequest, NotFound
+from teu.engine.core.fields import EndpointAsked
 from teu.engine.networks import requests
-from teu.engine.networks.model import Network, blank_endpoint, network_mode
+from teu.engine.networks.model import Network, network_mode
 from teu.engine.networks.ports import bindings, parse_port
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ def check(
     store: Store,
     containers: Containers,
     container: Container,
-    networking: dict[str, Any] | None,
+    endpoints: dict[str, EndpointAsked],
     connects: Callable[[Network], bool],
     version: tuple[int, int],
     warnings: list[str] | None,
@@ -33,27 +35,23 @@ def check(
     does not exist is one that may do so when the container starts. `connects`: whether a network has endpoints."""
     host_config = container.host_config
     mode = network_mode(container)
-    endpoints = requests.read(networking, requests.NETWORKING, "NetworkingConfig")["EndpointsConfig"]
-    for name, settings in endpoints.items():
-        if settings is None:
-            raise BadRequest(f"invalid config for network {name}: EndpointsConfig is nil")
     if len(endpoints) > 1 and version < (1, 44):
         raise BadRequest(f"Container cannot be created with multiple network endpoints: {', '.join(sorted(endpoints))}")
-    exposed = container.config.get("ExposedPorts") or {}
+    exposed = container.config.exposed_ports or {}
     for key in exposed:
         parse_port(key)
     bindings(host_config, exposed, "0.0.0.0")
-    container.network_settings["Networks"] = {}
+    container.network_settings.networks = {}
     if mode.startswith("container:"):
         for name, settings in endpoints.items():
             requests.check_endpoint(settings, name, False, None)
         with contextlib.suppress(NotFound):
-            host_config["NetworkMode"] = f"container:{containers.get(mode.partition(':')[2]).id}"
+            host_config.network_mode = f"container:{containers.get(mode.partition(':')[2]).id}"
         return
-    if mode == "host" and host_config.get("PortBindings") and warnings is not None:
+    if mode == "host" and host_config.port_bindings and warnings is not None:
         told = "Published ports are discarded when using host network mode"
         warnings += [told] if told not in warnings else []
-    if container.config.get("NetworkDisabled"):
+    if container.config.network_disabled:
         return
     asked = _by_name(store, endpoints, mode)
     if len(asked) > 1 or mode in ("host", "none"):
@@ -63,24 +61,25 @@ def check(
                 raise BadRequest(
                     f"conflicting options: a container with network mode {mode} cannot be attached to other networks"
                 )
-    if host_config.get("Links"):
+    if host_config.links:
         # Links between containers of one network are names of that network.
         first = next(iter(asked))
-        links = list(dict.fromkeys([*asked[first]["Links"], *host_config["Links"]]))
-        asked[first] = {**asked[first], "Links": links}
-        host_config["Links"] = None
+        links = list(dict.fromkeys([*asked[first].links, *host_config.links]))
+        asked[first] = asked[first].copy()
+        asked[first].links = links
+        host_config.links = None
     _main_mac(container, asked, version, warnings)
-    container.network_settings["Networks"] = {
+    container.network_settings.networks = {
         name: asked_endpoint(name, store.find(name), settings) for name, settings in asked.items()
     }
 
 
-def _by_name(store: Store, endpoints: dict[str, Any], mode: str) -> dict[str, Any]:
+def _by_name(store: Store, endpoints: dict[str, EndpointAsked], mode: str) -> dict[str, EndpointAsked]:
     """What is asked for, by the networks' names: that of the mode first, which alone is meant where there is no
     more than a mode."""
     if not endpoints:
-        endpoints = {mode: requests.read({}, requests.CONNECT.members["EndpointConfig"])}
-    result: dict[str, Any] = {}
+        endpoints = {mode: EndpointAsked()}
+    result: dict[str, EndpointAsked] = {}
     first = store.find(mode)
     for text, settings in endpoints.items():
         network = store.find("bridge" if text == "default" else text)
@@ -96,12 +95,12 @@ def _by_name(store: Store, endpoints: dict[str, Any], mode: str) -> dict[str, An
 
 def _main_mac(
     container: Container,
-    asked: dict[str, Any],
+    asked: dict[str, EndpointAsked],
     version: tuple[int, int],
     warnings: list[str] | None,
 ) -> None:
     """Config.MacAddress is that of the first network's endpoint."""
-    wide = container.config.get("MacAddress")
+    wide = container.config.mac_address
     main = next(iter(asked))
     if wide:
         if warnings is not None and version >= (1, 44):
@@ -113,29 +112,30 @@ def _main_mac(
             requests.mac_address(wide)
         except BadRequest as error:
             raise BadRequest(f"invalid config for network {main}: {error}") from None
-        if asked[main]["MacAddress"] not in ("", wide):
+        if asked[main].mac not in ("", wide):
             raise BadRequest(
                 "the container-wide MAC address must match the endpoint-specific MAC address for the main network,"
                 " or be left empty"
             )
-        asked[main] = {**asked[main], "MacAddress": wide}
-    elif asked[main]["MacAddress"]:
-        container.config["MacAddress"] = asked[main]["MacAddress"]
+        asked[main] = asked[main].copy()
+        asked[main].mac = wide
+    elif asked[main].mac:
+        container.config.mac_address = asked[main].mac
 
 
-def asked_endpoint(name: str, network: Network | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """The record of an endpoint that was asked for."""
+def asked_endpoint(name: str, network: Network | None, asked: EndpointAsked) -> EndpointSettings:
+    """The record of an endpoint that was asked for. Raises BadRequest."""
     user_defined = network is None or network.is_user_defined
     # Of a network that does not exist yet it is not known which addresses it will have.
     subnet = network.chosen_subnet() if network else IPv4Network("0.0.0.0/0")
-    requests.check_endpoint(settings, name, user_defined, subnet)
-    result = blank_endpoint(network.id if network else "")
-    if settings["IPAMConfig"] is not None:
-        result["IPAMConfig"] = {key: value for key, value in settings["IPAMConfig"].items() if value}
-    for key in ("Aliases", "DriverOpts", "Links"):
-        result[key] = settings[key] or None
-    if settings["MacAddress"]:
-        result["WantedMac"] = requests.mac_address(settings["MacAddress"])
-    if settings["GwPriority"]:
-        result["GwPriority"] = settings["GwPriority"]
-    return result
+    requests.check_endpoint(asked, name, user_defined, subnet)
+    wanted = asked.addresses
+    return EndpointSettings(
+        network.id if network else "",
+        Addresses(wanted.ipv4, wanted.ipv6, tuple(wanted.link_local)) if wanted else None,
+        asked.links or None,
+        asked.aliases or None,
+        asked.driver_opts or None,
+        requests.mac_address(asked.mac) if asked.mac else "",
+        asked.gateway_priority,
+    )

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import posixpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.containers import hostconfig, proc
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
-from teu.engine.spec import devices, mounts, users
-from teu.engine.spec.process import capabilities, environment, rlimits, security_options
+from teu.engine.spec import devices, mounts
+from teu.engine.spec.process import Command, Security, capabilities, process, security_options
 from teu.engine.spec.resources import resources
 from teu.linux import apparmor
 from teu.linux.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     import contextlib
 
     from teu.engine.containers.model import Container
+    from teu.engine.core.fields import HostConfig
     from teu.engine.engine import Engine
     from teu.engine.networks.model import Attachment
+    from teu.oci.runtime_spec import Object
 
 OCI_VERSION = "1.1.0"
 MASKED_PATHS = list(defaults.DOCKER_MASKED_PATHS)
@@ -35,6 +37,7 @@ READONLY_PATHS = list(defaults.READONLY_PATHS)
 
 INIT_PATHS = ("/usr/libexec/docker/docker-init", "/usr/bin/docker-init", "/usr/bin/tini-static")
 NAME_ANNOTATION = "io.teu.name"
+STRICT = ("nosuid", "noexec", "nodev")
 # How whoever stops the container's unit, the host's shutdown above all, is to stop the container.
 STOP_SIGNAL_ANNOTATION = "org.opencontainers.image.stopSignal"
 STOP_TIMEOUT_ANNOTATION = "io.teu.stop-timeout"
@@ -46,15 +49,15 @@ def check(engine: Engine, container: Container) -> None:
     capabilities(host)
     security_options(host)
     devices.check(host)
-    for key in ("PidMode", "IpcMode"):
-        if host[key].startswith("container:"):
-            engine.containers.get(host[key].partition(":")[2])
-    for name in host["Sysctls"] or {}:
-        if name.startswith("net.") and host["NetworkMode"] == "host":
+    for mode in (host.pid_mode, host.ipc_mode):
+        if mode.startswith("container:"):
+            engine.containers.get(mode.partition(":")[2])
+    for name in host.sysctls or {}:
+        if name.startswith("net.") and host.network_mode == "host":
             raise BadRequest(f"sysctl '{name}' not allowed in host network namespace")
         if not name.startswith(("net.", "kernel.", "fs.mqueue.")):
             raise BadRequest(f"sysctl '{name}' is not in a namespace of its own; it cannot be set per container")
-    if host["Init"] and not init_path(engine):
+    if host.init and not init_path(engine):
         raise BadRequest("--init needs an init program: install tini-static, or set init-path in teud.yaml")
 
 
@@ -75,123 +78,103 @@ def _joined(engine: Engine, mode: str, what: str) -> Container:
     return other
 
 
-def build(
-    engine: Engine, container: Container, attachment: Attachment, sources: contextlib.ExitStack
-) -> dict[str, Any]:
+def build(engine: Engine, container: Container, attachment: Attachment, sources: contextlib.ExitStack) -> Object:
     """The runtime specification of a container that is about to start. What its mounts are taken from is good until
-    `sources` is closed."""
+    `sources` is closed. Sets the container's AppArmor profile."""
     config, host = container.config, container.host_config
-    privileged = host["Privileged"]
     security = security_options(host)
-    caps = capabilities(host)
-    user = users.find(engine, container, config["User"], host["GroupAdd"])
+    container.apparmor_profile = _apparmor(engine, security, host.privileged)
     arguments = [container.path, *container.args]
-    mount_list = _mounts(engine, container, attachment, privileged, sources)
-    # An init has only a PID namespace of its own to look after.
-    alone = host["PidMode"] != "host" and not host["PidMode"].startswith("container:")
-    if alone and (host["Init"] or host["Init"] is None and engine.config.get("init")):
-        program = init_path(engine)
-        if program:
-            arguments = ["/sbin/docker-init", "--", *arguments]
-            mount_list.append(
-                {
-                    "destination": "/sbin/docker-init",
-                    "type": "bind",
-                    "source": program,
-                    "options": ["bind", "ro"],
-                }
-            )
-    environ = environment(container, config["Tty"])
-    if user.home and not any(entry.startswith("HOME=") for entry in environ):
-        environ.append(f"HOME={user.home}")
-    process: dict[str, Any] = {
-        "terminal": config["Tty"],
-        "user": {"uid": user.uid, "gid": user.gid, "umask": 0o22},
-        "args": arguments,
-        "env": environ,
-        "cwd": posixpath.normpath(config["WorkingDir"] or "/"),
-        "capabilities": {
-            "bounding": caps,
-            "effective": caps if user.uid == 0 else [],
-            "permitted": caps if user.uid == 0 else [],
-        },
-        "oomScoreAdj": host["OomScoreAdj"],
+    program = _init(engine, host)
+    if program:
+        arguments = ["/sbin/docker-init", "--", *arguments]
+    wanted = Command(arguments, config.user, posixpath.normpath(config.working_dir or "/"), config.tty)
+    own_process = process(engine, container, wanted, security, host.console_size)
+    mount_list = _mounts(engine, container, attachment, security, sources)
+    if program:
+        mount_list.append(_mount("/sbin/docker-init", "bind", program, "bind", "ro"))
+    result: Object = {
+        "ociVersion": OCI_VERSION,
+        "process": own_process,
+        "root": {"path": "rootfs", "readonly": host.readonly_rootfs},
+        "mounts": mount_list,
+        "linux": _linux(engine, container, attachment, security, mount_list, sources),
+        "annotations": {**(host.annotations or {}), **_annotations(container)},
     }
-    if user.groups:
-        process["user"]["additionalGids"] = user.groups
-    if config["Tty"] and any(host["ConsoleSize"]):
-        height, width = host["ConsoleSize"]
-        process["consoleSize"] = {"height": height, "width": width}
-    if security["no_new_privileges"]:
-        process["noNewPrivileges"] = True
-    if host["Ulimits"]:
-        process["rlimits"] = rlimits(host)
-    container.apparmor_profile = _apparmor(engine, security, privileged)
-    if container.apparmor_profile not in ("", "unconfined"):
-        process["apparmorProfile"] = container.apparmor_profile
-    linux: dict[str, Any] = {
+    if host.uts_mode != "host":
+        result["hostname"] = container.hostname
+        if config.domainname:
+            result["domainname"] = config.domainname
+    return result
+
+
+def _init(engine: Engine, host: HostConfig) -> str:
+    """The init program that is to be the container's first process; "" where its own is."""
+    # An init has only a PID namespace of its own to look after.
+    alone = host.pid_mode != "host" and not host.pid_mode.startswith("container:")
+    wanted = engine.config.get("init") if host.init is None else host.init
+    return init_path(engine) if alone and wanted else ""
+
+
+def _linux(
+    engine: Engine,
+    container: Container,
+    attachment: Attachment,
+    security: Security,
+    mount_list: list[Object],
+    sources: contextlib.ExitStack,
+) -> Object:
+    host = container.host_config
+    nodes, allowed = devices.devices(host)
+    result: Object = {
         "namespaces": _namespaces(engine, container, attachment, sources),
-        "resources": resources(host),
+        "resources": {**resources(host), "devices": allowed},
         "cgroupsPath": cgroups_path(engine, container),
         "maskedPaths": [],
         "readonlyPaths": [],
     }
-    nodes, allowed = devices.devices(host, privileged)
     if nodes:
-        linux["devices"] = nodes
-    linux["resources"]["devices"] = allowed
-    if not privileged:
-        linux["maskedPaths"] = MASKED_PATHS if host["MaskedPaths"] is None else host["MaskedPaths"]
-        linux["readonlyPaths"] = READONLY_PATHS if host["ReadonlyPaths"] is None else host["ReadonlyPaths"]
-        if security["seccomp"] != "unconfined":
-            linux["seccomp"] = security["seccomp"] or default_profile(caps)
-    elif isinstance(security["seccomp"], dict):
-        linux["seccomp"] = security["seccomp"]
+        result["devices"] = nodes
+    if not host.privileged:
+        result["maskedPaths"] = MASKED_PATHS if host.masked_paths is None else host.masked_paths
+        result["readonlyPaths"] = READONLY_PATHS if host.readonly_paths is None else host.readonly_paths
+        if security.seccomp != "unconfined":
+            result["seccomp"] = security.seccomp or default_profile(capabilities(host))
+    elif isinstance(security.seccomp, dict):
+        result["seccomp"] = security.seccomp
     propagation = mounts.root_propagation(mount_list)
     if propagation:
-        linux["rootfsPropagation"] = propagation
-    sysctls = dict(host["Sysctls"] or {})
-    if attachment.namespace is not None and not host["NetworkMode"].startswith("container:"):
+        result["rootfsPropagation"] = propagation
+    sysctls = dict(host.sysctls or {})
+    if attachment.namespace is not None and not host.network_mode.startswith("container:"):
         sysctls.setdefault("net.ipv4.ip_unprivileged_port_start", "0")
         sysctls.setdefault("net.ipv4.ping_group_range", "0 2147483647")
     if sysctls:
-        linux["sysctl"] = sysctls
-    result: dict[str, Any] = {
-        "ociVersion": OCI_VERSION,
-        "process": process,
-        "root": {"path": "rootfs", "readonly": host["ReadonlyRootfs"]},
-        "mounts": mount_list,
-        "linux": linux,
-        "annotations": {**(host["Annotations"] or {}), **_annotations(container)},
-    }
-    if host["UTSMode"] != "host":
-        result["hostname"] = container.hostname
-        if config["Domainname"]:
-            result["domainname"] = config["Domainname"]
+        result["sysctl"] = sysctls
     return result
 
 
 def _annotations(container: Container) -> dict[str, str]:
     """For the shim."""
     result = {NAME_ANNOTATION: container.name}
-    if container.config["StopSignal"]:
-        result[STOP_SIGNAL_ANNOTATION] = str(hostconfig.signal_number(container.config["StopSignal"]))
-    if container.config["StopTimeout"] is not None:
-        result[STOP_TIMEOUT_ANNOTATION] = str(container.config["StopTimeout"])
+    if container.config.stop_signal:
+        result[STOP_SIGNAL_ANNOTATION] = str(hostconfig.signal_number(container.config.stop_signal))
+    if container.config.stop_timeout is not None:
+        result[STOP_TIMEOUT_ANNOTATION] = str(container.config.stop_timeout)
     return result
 
 
 def cgroups_path(engine: Engine, container: Container) -> str:
     """slice:prefix:name: the shim (or a runtime with systemd's driver) makes a scope of it."""
-    parent = container.host_config["CgroupParent"] or engine.config.get("cgroup-parent") or ""
-    if systemd_cgroup(engine, container) or container.host_config["Runtime"] == "io.containerd.teu.v2":
+    parent = container.host_config.cgroup_parent or engine.config.get("cgroup-parent") or ""
+    if systemd_cgroup(engine, container) or container.host_config.runtime == "io.containerd.teu.v2":
         return f"{parent or 'teu.slice'}:teu:{container.id}"
     return posixpath.join(parent or "/teu", container.id)
 
 
 def systemd_cgroup(engine: Engine, container: Container) -> bool:
     """Does a foreign shim's runtime have to ask systemd itself?"""
-    return container.host_config["Runtime"] != "io.containerd.teu.v2" and os.path.isdir("/run/systemd/system")
+    return container.host_config.runtime != "io.containerd.teu.v2" and os.path.isdir("/run/systemd/system")
 
 
 def _namespace(other: Container, kind: str, sources: contextlib.ExitStack) -> str:
@@ -214,73 +197,43 @@ def _namespaces(
         if attachment.namespace:
             network["path"] = attachment.namespace
         result.append(network)
-    if host["UTSMode"] != "host":
+    if host.uts_mode != "host":
         result.append({"type": "uts"})
-    if host["PidMode"].startswith("container:"):
-        other = _joined(engine, host["PidMode"], "PID")
+    if host.pid_mode.startswith("container:"):
+        other = _joined(engine, host.pid_mode, "PID")
         result.append({"type": "pid", "path": _namespace(other, "pid", sources)})
-    elif host["PidMode"] != "host":
+    elif host.pid_mode != "host":
         result.append({"type": "pid"})
-    if host["IpcMode"].startswith("container:"):
-        other = _joined(engine, host["IpcMode"], "IPC")
-        if other.host_config["IpcMode"] not in ("shareable", "host"):
+    if host.ipc_mode.startswith("container:"):
+        other = _joined(engine, host.ipc_mode, "IPC")
+        if other.host_config.ipc_mode not in ("shareable", "host"):
             raise BadRequest(
                 f"cannot join IPC of container {other.id}: non-shareable IPC (hint: use IpcMode:shareable)"
             )
         result.append({"type": "ipc", "path": _namespace(other, "ipc", sources)})
-    elif host["IpcMode"] != "host":
+    elif host.ipc_mode != "host":
         result.append({"type": "ipc"})
-    if host["CgroupnsMode"] != "host":
+    if host.cgroupns_mode != "host":
         result.append({"type": "cgroup"})
     return result
 
 
 def _mounts(
-    engine: Engine, container: Container, attachment: Attachment, privileged: bool, sources: contextlib.ExitStack
-) -> list[dict[str, Any]]:
+    engine: Engine,
+    container: Container,
+    attachment: Attachment,
+    security: Security,
+    sources: contextlib.ExitStack,
+) -> list[Object]:
+    """What every container has, under what was asked for."""
     host = container.host_config
-
-    def mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
-        return {"destination": destination, "type": kind, "source": source, "options": list(options)}
-
-    access = "rw" if privileged else "ro"
-    cgroups = "rw" if security_options(host)["writable-cgroups"] else access
-    strict = ("nosuid", "noexec", "nodev")
-    result = [
-        mount("/proc", "proc", "proc", *strict),
-        mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            "nosuid",
-            "noexec",
-            "newinstance",
-            "ptmxmode=0666",
-            "mode=0620",
-            "gid=5",
-        ),
-        mount("/sys", "sysfs", "sysfs", *strict, access),
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", cgroups, "nosuid", "noexec", "nodev"),
-    ]
     own = mounts.for_spec(engine, container, sources)
     taken = {entry["destination"] for entry in own}
-    if host["IpcMode"] == "host":
-        result.append(mount("/dev/mqueue", "bind", "/dev/mqueue", "rbind", *strict))
-    else:
-        result.append(mount("/dev/mqueue", "mqueue", "mqueue", *strict))
-    if "/dev/shm" in taken:
-        pass
-    elif host["IpcMode"] == "host":
-        own.append(mount("/dev/shm", "bind", "/dev/shm", "rbind", *strict))
-    elif host["IpcMode"].startswith("container:"):
-        other = _joined(engine, host["IpcMode"], "IPC")
-        source = "/dev/shm" if other.host_config["IpcMode"] == "host" else f"{other.runtime_directory}/shm"
-        own.append(mount("/dev/shm", "bind", source, "rbind", *strict))
-    elif host["IpcMode"] == "shareable":
-        own.append(mount("/dev/shm", "bind", shared_memory(container), "rbind", *strict))
-    elif host["IpcMode"] != "none":
-        result.append(mount("/dev/shm", "tmpfs", "shm", *strict, "mode=1777", f"size={host['ShmSize']}"))
+    basic = _basic_mounts(host, security)
+    if "/dev/shm" not in taken:
+        memory = _shared_memory_mount(engine, container)
+        # A folder of the host's is mounted with those that were asked for, a file system of its own with the others.
+        (own if memory and memory["type"] == "bind" else basic).extend([memory] if memory else [])
     files = dict(attachment.files)
     path = f"{container.directory}/hostname"
     if not os.path.exists(path):
@@ -288,16 +241,52 @@ def _mounts(
     files.setdefault("/etc/hostname", path)
     for destination, source in files.items():
         if destination not in taken:
-            given = ("ro",) if host["ReadonlyRootfs"] else ()
-            own.append(mount(destination, "bind", source, "rbind", "rprivate", *given))
+            given = ("ro",) if host.readonly_rootfs else ()
+            own.append(_mount(destination, "bind", source, "rbind", "rprivate", *given))
     # What was asked for takes the place of what every container has; and a volume over a folder does not hide what
     # belongs into it: the deeper come later.
-    result = [
+    basic = [
         entry
-        for entry in result
+        for entry in basic
         if entry["destination"] not in taken and not ("/dev" in taken and entry["destination"].startswith("/dev/"))
     ]
-    return result + sorted(own, key=lambda entry: entry["destination"].count("/"))
+    return basic + sorted(own, key=lambda entry: entry["destination"].count("/"))
+
+
+def _basic_mounts(host: HostConfig, security: Security) -> list[Object]:
+    access = "rw" if host.privileged else "ro"
+    cgroups = "rw" if security.writable_cgroups else access
+    pts = ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
+    return [
+        _mount("/proc", "proc", "proc", *STRICT),
+        _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+        _mount("/dev/pts", "devpts", "devpts", *pts),
+        _mount("/sys", "sysfs", "sysfs", *STRICT, access),
+        _mount("/sys/fs/cgroup", "cgroup", "cgroup", cgroups, "nosuid", "noexec", "nodev"),
+        _mount("/dev/mqueue", "bind", "/dev/mqueue", "rbind", *STRICT)
+        if host.ipc_mode == "host"
+        else _mount("/dev/mqueue", "mqueue", "mqueue", *STRICT),
+    ]
+
+
+def _shared_memory_mount(engine: Engine, container: Container) -> Object | None:
+    """/dev/shm by the IPC mode; None where there is none."""
+    mode = container.host_config.ipc_mode
+    if mode == "none":
+        return None
+    if mode == "host":
+        return _mount("/dev/shm", "bind", "/dev/shm", "rbind", *STRICT)
+    if mode.startswith("container:"):
+        other = _joined(engine, mode, "IPC")
+        source = "/dev/shm" if other.host_config.ipc_mode == "host" else f"{other.runtime_directory}/shm"
+        return _mount("/dev/shm", "bind", source, "rbind", *STRICT)
+    if mode == "shareable":
+        return _mount("/dev/shm", "bind", shared_memory(container), "rbind", *STRICT)
+    return _mount("/dev/shm", "tmpfs", "shm", *STRICT, "mode=1777", f"size={container.host_config.shm_size}")
+
+
+def _mount(destination: str, kind: str, source: str, *options: str) -> Object:
+    return {"destination": destination, "type": kind, "source": source, "options": list(options)}
 
 
 def shared_memory(container: Container) -> str:
@@ -305,17 +294,17 @@ def shared_memory(container: Container) -> str:
     path = f"{container.runtime_directory}/shm"
     Path(path).mkdir(parents=True, exist_ok=True)
     if not is_mount_root(path):
-        data = f"mode=1777,size={container.host_config['ShmSize']}"
+        data = f"mode=1777,size={container.host_config.shm_size}"
         mount("shm", path, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, data)
     return path
 
 
-def _apparmor(engine: Engine, security: dict[str, Any], privileged: bool) -> str:
+def _apparmor(engine: Engine, security: Security, privileged: bool) -> str:
     """The profile's name, unconfined, or "" where AppArmor is not."""
     if not apparmor.enabled():
         return ""
-    if security["apparmor"]:
-        return str(security["apparmor"])
+    if security.apparmor:
+        return security.apparmor
     if privileged:
         return "unconfined"
     try:

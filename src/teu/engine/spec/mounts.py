@@ -4,7 +4,7 @@
 `collect` (called by create) makes one list of mount points in the API's form, which is part of the
 record; `for_spec` (called at each start) turns it into mounts of the runtime specification.
 
-A mount point has the keys that inspect shows, and below "Options" what only we need.
+A mount point has what inspect shows, and below its options what only we need (containers/state.py).
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import posixpath
 import re
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from teu.engine.containers.state import MountOptions, MountPoint
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.core.fields import BindOptions, DriverConfig, Mount, TmpfsOptions, VolumeOptions
 from teu.engine.files import rootfs
 from teu.linux.mounts import MNT_DETACH, MS_BIND, MS_REC, mount, umount2
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from teu.engine.containers.model import Container
     from teu.engine.engine import Engine
     from teu.engine.volumes.store import Volume
+    from teu.oci.runtime_spec import Object
 
 PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
 # Beside a container's runtime folder, which is removed with all that is in it: where parts of volumes are bound.
@@ -40,7 +43,6 @@ MODES = (
     ("consistent", "cached", "delegated"),  # macOS
     PROPAGATIONS,
 )
-OPTIONS_OF = {"BindOptions": "bind", "VolumeOptions": "volume", "TmpfsOptions": "tmpfs"}
 
 
 def _destination(path: str, text: str, kind: str) -> str:
@@ -63,80 +65,80 @@ def _modes(text: str) -> tuple[bool, str, bool]:
     return access != ["ro"], "".join(propagation), bool(copying)
 
 
-def _bind(source: str, destination: str, mode: str, writable: bool, propagation: str) -> dict[str, Any]:
-    return {
-        "Type": "bind",
-        "Source": source,
-        "Destination": destination,
-        "Mode": mode,
-        "RW": writable,
-        "Propagation": propagation or "rprivate",
-    }
+def _bind(source: str, destination: str, mode: str, writable: bool, propagation: str) -> MountPoint:
+    return MountPoint(
+        type="bind",
+        source=source,
+        destination=destination,
+        mode=mode,
+        rw=writable,
+        propagation=propagation or "rprivate",
+    )
 
 
-def _volume(volume: Volume, destination: str, mode: str, writable: bool) -> dict[str, Any]:
-    return {
-        "Type": "volume",
-        "Name": volume.name,
-        "Source": volume.mountpoint,
-        "Destination": destination,
-        "Driver": volume.driver,
-        "Mode": mode,
-        "RW": writable,
-        "Propagation": "",
-    }
+def _volume(volume: Volume, destination: str, mode: str, writable: bool, options: MountOptions) -> MountPoint:
+    return MountPoint(
+        type="volume",
+        name=volume.name,
+        source=volume.mountpoint,
+        destination=destination,
+        driver=volume.driver,
+        mode=mode,
+        rw=writable,
+        options=options,
+    )
 
 
-def collect(engine: Engine, container: Container, deep: bool = True) -> list[dict[str, Any]]:
+def collect(engine: Engine, container: Container, deep: bool = True) -> list[MountPoint]:
     """All mount points of a new container. Makes the volumes; the caller releases them if it fails later.
 
     Read-only mounts are so with all that is mounted below them, unless they say otherwise or `deep` is false (before
     API 1.44)."""
     host = container.host_config
-    points: dict[str, dict[str, Any]] = {}
-    for entry in host["VolumesFrom"] or ():
-        for point in _from_container(engine, container, entry):
-            points[point["Destination"]] = point
+    points = {
+        point.destination: point
+        for entry in host.volumes_from or ()
+        for point in _from_container(engine, container, entry)
+    }
     explicit: set[str] = set()
 
-    def add(point: dict[str, Any]) -> None:
-        if point["Destination"] in explicit:
-            raise BadRequest(f"Duplicate mount point: {point['Destination']}")
-        explicit.add(point["Destination"])
-        points[point["Destination"]] = point
-
-    for text in host["Binds"] or ():
-        add(_from_bind(engine, container, text))
-    for entry in host["Mounts"] or ():
-        add(_from_mount(engine, container, entry))
-    for path, options in (host["Tmpfs"] or {}).items():
-        destination = _destination(path, "", "tmpfs")
+    def claim(destination: str) -> None:
         if destination in explicit:
             raise BadRequest(f"Duplicate mount point: {destination}")
-        _tmpfs_options(options or "")
-        points.pop(destination, None)
         explicit.add(destination)
-    for path in container.config.get("Volumes") or {}:
+
+    def add(point: MountPoint) -> None:
+        claim(point.destination)
+        points[point.destination] = point
+
+    for text in host.binds or ():
+        add(_from_bind(engine, container, text))
+    for entry in host.mounts or ():
+        add(_from_mount(engine, container, entry))
+    for path, options in (host.tmpfs or {}).items():
+        destination = _destination(path, "", "tmpfs")
+        claim(destination)
+        _tmpfs_options(options)
+        points.pop(destination, None)
+    for path in container.config.volumes or {}:
         destination = _destination(path, path, "volume")
         if destination not in points and destination not in explicit:
-            volume = engine.volumes.ensure(None, container_id=container.id)
-            points[destination] = {
-                **_volume(volume, destination, "", True),
-                "Options": {"copy": True, "anonymous": True},
-            }
+            points[destination] = _anonymous(engine, container, destination)
     for point in points.values():
-        if not point["RW"] and point["Type"] != "tmpfs":
-            options = point.setdefault("Options", {})
-            options["shallow"] = bool(options.get("shallow")) or not deep
+        if not point.rw and point.type != "tmpfs":
+            point.options.shallow = bool(point.options.shallow) or not deep
     return list(points.values())
 
 
-def _from_bind(engine: Engine, container: Container, text: str) -> dict[str, Any]:
+def _anonymous(engine: Engine, container: Container, destination: str) -> MountPoint:
+    volume = engine.volumes.ensure(None, container_id=container.id)
+    return _volume(volume, destination, "", True, MountOptions(copy_image=True, anonymous=True))
+
+
+def _from_bind(engine: Engine, container: Container, text: str) -> MountPoint:
     parts = text.split(":")
     if len(parts) == 1:
-        destination = _destination(parts[0], text, "volume")
-        volume = engine.volumes.ensure(None, container_id=container.id)
-        return {**_volume(volume, destination, "", True), "Options": {"copy": True, "anonymous": True}}
+        return _anonymous(engine, container, _destination(parts[0], text, "volume"))
     if len(parts) > 3 or not parts[0] or not parts[1]:
         raise BadRequest(f"invalid volume specification: '{text}'")
     mode = parts[2] if len(parts) == 3 else ""
@@ -149,18 +151,16 @@ def _from_bind(engine: Engine, container: Container, text: str) -> dict[str, Any
         )
     if kind == "bind":
         point = _bind(posixpath.normpath(parts[0]), destination, mode, writable, propagation)
-        point["Options"] = {"create": True}
+        point.options = MountOptions(create=True)
         return _of_the_engine(engine, point, propagation)
     volume = engine.volumes.ensure(parts[0], host_driver(container), container_id=container.id)
-    point = _volume(volume, destination, mode or "z", writable)
-    point["Options"] = {"copy": not nocopy}
-    return point
+    return _volume(volume, destination, mode or "z", writable, MountOptions(copy_image=not nocopy))
 
 
-def _of_the_engine(engine: Engine, point: dict[str, Any], propagation: str) -> dict[str, Any]:
+def _of_the_engine(engine: Engine, point: MountPoint, propagation: str) -> MountPoint:
     """A bind mount with the engine's own folder in it (`-v /:/host`), or of a part of it, is a slave of the host's
     mounts, so that no container holds what others have mounted. Raises BadRequest."""
-    root, source = str(engine.config["data-root"]), point["Source"]
+    root, source = str(engine.config["data-root"]), point.source
     if not f"{root}/".startswith(f"{source.rstrip('/')}/") and not source.startswith(f"{root}/"):
         return point
     if propagation not in ("", "rslave", "rshared"):
@@ -169,102 +169,104 @@ def _of_the_engine(engine: Engine, point: dict[str, Any], propagation: str) -> d
             f' the daemon root, daemon root: "{root}", bind mount source: "{source}", propagation: "{propagation}"'
         )
     if not propagation:
-        point["Propagation"] = "rslave"
-        point["Options"]["where-possible"] = True
+        point.propagation = "rslave"
+        point.options.where_possible = True
     return point
 
 
 def host_driver(container: Container) -> str:
-    return str(container.host_config.get("VolumeDriver") or "local")
+    return container.host_config.volume_driver or "local"
 
 
-def _from_mount(engine: Engine, container: Container, entry: dict[str, Any]) -> dict[str, Any]:
-    kind = entry.get("Type") or "volume"
-    source, target = entry.get("Source", ""), entry.get("Target", "")
-    readonly = bool(entry.get("ReadOnly"))
+def _bad(kind: str, text: str) -> BadRequest:
+    return BadRequest(f'invalid mount config for type "{kind}": {text}')
 
-    def bad(text: str) -> BadRequest:
-        return BadRequest(f'invalid mount config for type "{kind}": {text}')
 
-    if kind not in OPTIONS_OF.values():
-        raise bad("mount type unknown; there are bind, volume and tmpfs")
-    for key in entry:
-        if key.endswith("Options") and OPTIONS_OF.get(key) != kind:
-            raise bad(f"{key} must not be specified on this type")
+def _from_mount(engine: Engine, container: Container, entry: Mount) -> MountPoint:
+    kind = entry.type or "volume"
+    makers = {"bind": _from_bind_mount, "volume": _from_volume_mount, "tmpfs": _from_tmpfs_mount}
+    if kind not in makers:
+        raise _bad(kind, "mount type unknown; there are bind, volume and tmpfs")
+    for name, of, options in (
+        ("BindOptions", "bind", entry.bind_options),
+        ("VolumeOptions", "volume", entry.volume_options),
+        ("TmpfsOptions", "tmpfs", entry.tmpfs_options),
+        ("ImageOptions", "image", entry.image_options),
+        ("ClusterOptions", "cluster", entry.cluster_options),
+    ):
+        if options is not None and of != kind:
+            raise _bad(kind, f"{name} must not be specified on this type")
+    target = entry.target or ""
     if not target:
-        raise bad("field Target must not be empty")
+        raise _bad(kind, "field Target must not be empty")
     if not target.startswith("/"):
-        raise bad(f"invalid mount path: '{target}' mount path must be absolute")
+        raise _bad(kind, f"invalid mount path: '{target}' mount path must be absolute")
     destination = posixpath.normpath(target)
     if destination == "/":
-        raise bad("invalid specification: destination can't be '/'")
-    if kind == "bind":
-        options = entry.get("BindOptions") or {}
-        if not source:
-            raise bad("field Source must not be empty")
-        if not source.startswith("/"):
-            raise bad(f"invalid mount path: '{source}' mount path must be absolute")
-        propagation = options.get("Propagation") or ""
-        if propagation and propagation not in PROPAGATIONS:
-            raise bad(f"invalid propagation mode: {propagation}")
-        shallow, forced = bool(options.get("ReadOnlyNonRecursive")), bool(options.get("ReadOnlyForceRecursive"))
-        if not readonly and (shallow or forced):
-            raise bad("mount options conflict: ReadOnlyNonRecursive and ReadOnlyForceRecursive need ReadOnly")
-        if shallow and forced:
-            raise bad("mount options conflict: ReadOnlyNonRecursive && BindOptions.ReadOnlyForceRecursive")
-        if not os.path.lexists(source) and not options.get("CreateMountpoint"):
-            raise bad(f"bind source path does not exist: {source}")
-        point = _bind(posixpath.normpath(source), destination, "", not readonly, propagation)
-        point["Options"] = {
-            "create": bool(options.get("CreateMountpoint")),
-            "nonrecursive": bool(options.get("NonRecursive")),
-            "shallow": shallow,
-            "deep": forced,
-        }
-        return _of_the_engine(engine, point, propagation)
-    if kind == "volume":
-        options = entry.get("VolumeOptions") or {}
-        driver = options.get("DriverConfig") or {}
-        if readonly and not source:
-            raise bad("must not set ReadOnly mode when using anonymous volumes")
-        subpath = options.get("Subpath") or ""
-        if subpath and (subpath.startswith("/") or ".." in posixpath.normpath(subpath).split("/")):
-            raise bad("subpath must be a relative path within the volume")
-        volume = engine.volumes.ensure(
-            source or None,
-            driver.get("Name") or "local",
-            driver.get("Options") or {},
-            options.get("Labels") or {},
-            container.id,
-        )
-        point = _volume(volume, destination, "z", not readonly)
-        point["Options"] = {
-            "copy": not options.get("NoCopy"),
-            "anonymous": not source,
-            "subpath": subpath,
-        }
-        return point
-    if source:
-        raise bad("field Source must not be specified")
-    options = entry.get("TmpfsOptions") or {}
-    if options.get("SizeBytes", 0) < 0:
-        raise bad(f"the size of a tmpfs is a number of bytes, and not {options['SizeBytes']}")
-    words = [f"size={options['SizeBytes']}"] if options.get("SizeBytes") else []
-    words += [f"mode={options['Mode']:o}"] if options.get("Mode") else []
-    for option in options.get("Options") or ():
-        words.append("=".join(option or ()))
-    return {
-        "Type": "tmpfs",
-        "Source": "",
-        "Destination": destination,
-        "Mode": "",
-        "RW": not readonly,
-        "Propagation": "",
-        "Options": {"tmpfs": _tmpfs_options(",".join(words))},
-    }
+        raise _bad(kind, "invalid specification: destination can't be '/'")
+    return makers[kind](engine, container, entry, destination)
 
 
-def _from_container(engine: Engine, container: Container, entry: str) -> list[dict[str, Any]]:
+def _from_bind_mount(engine: Engine, _container: Container, entry: Mount, destination: str) -> MountPoint:
+    options, source = entry.bind_options or BindOptions(), entry.source or ""
+    if not source:
+        raise _bad("bind", "field Source must not be empty")
+    if not source.startswith("/"):
+        raise _bad("bind", f"invalid mount path: '{source}' mount path must be absolute")
+    propagation = options.propagation or ""
+    if propagation and propagation not in PROPAGATIONS:
+        raise _bad("bind", f"invalid propagation mode: {propagation}")
+    shallow, forced = bool(options.read_only_non_recursive), bool(options.read_only_force_recursive)
+    if not entry.read_only and (shallow or forced):
+        raise _bad("bind", "mount options conflict: ReadOnlyNonRecursive and ReadOnlyForceRecursive need ReadOnly")
+    if shallow and forced:
+        raise _bad("bind", "mount options conflict: ReadOnlyNonRecursive && BindOptions.ReadOnlyForceRecursive")
+    if not os.path.lexists(source) and not options.create_mountpoint:
+        raise _bad("bind", f"bind source path does not exist: {source}")
+    point = _bind(posixpath.normpath(source), destination, "", not entry.read_only, propagation)
+    point.options = MountOptions(
+        create=bool(options.create_mountpoint),
+        nonrecursive=bool(options.non_recursive),
+        shallow=shallow,
+        deep=forced,
+    )
+    return _of_the_engine(engine, point, propagation)
+
+
+def _from_volume_mount(engine: Engine, container: Container, entry: Mount, destination: str) -> MountPoint:
+    options, source = entry.volume_options or VolumeOptions(), entry.source or ""
+    if entry.read_only and not source:
+        raise _bad("volume", "must not set ReadOnly mode when using anonymous volumes")
+    subpath = options.subpath or ""
+    if subpath and (subpath.startswith("/") or ".." in posixpath.normpath(subpath).split("/")):
+        raise _bad("volume", "subpath must be a relative path within the volume")
+    driver = options.driver_config or DriverConfig()
+    volume = engine.volumes.ensure(
+        source or None, driver.name or "local", driver.options or {}, options.labels or {}, container.id
+    )
+    how = MountOptions(copy_image=not options.no_copy, anonymous=not source, subpath=subpath)
+    return _volume(volume, destination, "z", not entry.read_only, how)
+
+
+def _from_tmpfs_mount(_engine: Engine, _container: Container, entry: Mount, destination: str) -> MountPoint:
+    if entry.source:
+        raise _bad("tmpfs", "field Source must not be specified")
+    options = entry.tmpfs_options or TmpfsOptions()
+    size = options.size_bytes or 0
+    if size < 0:
+        raise _bad("tmpfs", f"the size of a tmpfs is a number of bytes, and not {size}")
+    words = [f"size={size}"] if size else []
+    words += [f"mode={options.mode:o}"] if options.mode else []
+    words += ["=".join(option or ()) for option in options.options or ()]
+    return MountPoint(
+        type="tmpfs",
+        destination=destination,
+        rw=not entry.read_only,
+        options=MountOptions(tmpfs=_tmpfs_options(",".join(words))),
+    )
+
+
+def _from_container(engine: Engine, container: Container, entry: str) -> list[MountPoint]:
     reference, _, mode = entry.partition(":")
     if mode not in ("", "ro", "rw", "z", "Z"):
         raise BadRequest(f"invalid mode for volumes-from: {mode}")
@@ -273,11 +275,13 @@ def _from_container(engine: Engine, container: Container, entry: str) -> list[di
         raise NotFound(f"No such container: {reference}")
     result = []
     for point in other.mounts:
-        copy = {**point, "RW": point["RW"] and mode != "ro", "Mode": mode or point["Mode"]}
-        copy["Options"] = {**(point.get("Options") or {}), "copy": False}
-        if point["Type"] == "volume":
-            engine.volumes.ensure(point["Name"], point["Driver"], container_id=container.id)
-        result.append(copy)
+        own = point.copy()
+        own.rw, own.mode = point.rw and mode != "ro", mode or point.mode
+        own.options = point.options.copy()
+        own.options.copy_image = False
+        if point.type == "volume":
+            engine.volumes.ensure(point.name, point.driver or "local", container_id=container.id)
+        result.append(own)
     return result
 
 
@@ -321,44 +325,64 @@ def _tmpfs_options(text: str) -> list[str]:
     return words
 
 
-def for_spec(engine: Engine, container: Container, sources: contextlib.ExitStack) -> list[dict[str, Any]]:
+def for_spec(engine: Engine, container: Container, sources: contextlib.ExitStack) -> list[Object]:
     """Mounts of the specification for all mount points, shorter paths first. Makes missing bind sources."""
-    result: list[dict[str, Any]] = []
     drop_parts(container.runtime_directory)  # of a start that did not come to its end
+    result = []
     for point in container.mounts:
-        options = point.get("Options") or {}
-        access = [] if point["RW"] else ["ro"]
-        if access and not options.get("shallow", True) and point["Type"] != "tmpfs":
-            if container.host_config["Runtime"] in RECURSIVE_READ_ONLY:
-                access = ["rro"]
-            elif options.get("deep"):
-                name = container.host_config["Runtime"]
-                raise BadRequest(f"runtime {name} is not known to mount recursively read-only")
-        if point["Type"] == "tmpfs":
-            words = options.get("tmpfs") or []
+        access = _access(container, point)
+        if point.type == "tmpfs":
+            words = point.options.tmpfs or []
             if "noexec" not in words and "exec" not in words:  # of a record that was made before these were in it
                 words = ["noexec", "nosuid", "nodev", "rprivate", *words]
-            result.append(_mount(point["Destination"], "tmpfs", "tmpfs", [*words, *access]))
-            continue
-        source = point["Source"]
-        if point["Type"] == "volume":
-            source = engine.volumes.mount(point["Name"], container.id)
-            if options.get("subpath"):
-                source = _part(container, {**point, "Source": source}, sources)
-        rootfs.check_source(source, bool(options.get("create")) and point["Type"] == "bind", point["Type"])
-        propagation = point["Propagation"] or "rprivate"
-        if point["Type"] == "bind":
-            try:
-                _check_propagation(source, propagation)
-            except EngineError:
-                if not options.get("where-possible"):
-                    raise
-                propagation = "rprivate"
-        recursive = "bind" if options.get("nonrecursive") else "rbind"
-        result.append(_mount(point["Destination"], "bind", source, [recursive, propagation, *access]))
-    for path, text in (container.host_config["Tmpfs"] or {}).items():
-        result.append(_mount(posixpath.normpath(path), "tmpfs", "tmpfs", _tmpfs_options(text or "")))
-    return sorted(result, key=lambda mount: mount["destination"].count("/"))
+            result.append(_mount(point.destination, "tmpfs", "tmpfs", [*words, *access]))
+        else:
+            source = _source(engine, container, point, sources)
+            recursive = "bind" if point.options.nonrecursive else "rbind"
+            options = [recursive, _propagation(source, point), *access]
+            result.append(_mount(point.destination, "bind", source, options))
+    for path, text in (container.host_config.tmpfs or {}).items():
+        result.append(_mount(posixpath.normpath(path), "tmpfs", "tmpfs", _tmpfs_options(text)))
+    return sorted(result, key=lambda mount: str(mount["destination"]).count("/"))
+
+
+def _access(container: Container, point: MountPoint) -> list[str]:
+    """The option for a read-only mount, if it is one. Raises BadRequest where it cannot be as deep as was asked for."""
+    if point.rw:
+        return []
+    if point.type == "tmpfs" or point.options.shallow is None or point.options.shallow:
+        return ["ro"]
+    runtime = container.host_config.runtime
+    if runtime in RECURSIVE_READ_ONLY:
+        return ["rro"]
+    if point.options.deep:
+        raise BadRequest(f"runtime {runtime} is not known to mount recursively read-only")
+    return ["ro"]
+
+
+def _source(engine: Engine, container: Container, point: MountPoint, sources: contextlib.ExitStack) -> str:
+    """The host's path of what is mounted, which is there. Volumes are mounted for that."""
+    source = point.source
+    if point.type == "volume":
+        source = engine.volumes.mount(point.name or "", container.id)
+        if point.options.subpath:
+            part = point.copy()
+            part.source = source
+            source = _part(container, part, sources)
+    rootfs.check_source(source, point.options.create and point.type == "bind", point.type)
+    return source
+
+
+def _propagation(source: str, point: MountPoint) -> str:
+    propagation = point.propagation or "rprivate"
+    if point.type == "bind":
+        try:
+            _check_propagation(source, propagation)
+        except EngineError:
+            if not point.options.where_possible:
+                raise
+            return "rprivate"
+    return propagation
 
 
 def _check_propagation(source: str, propagation: str) -> None:
@@ -379,16 +403,16 @@ def _check_propagation(source: str, propagation: str) -> None:
         raise EngineError(f"path {source} is mounted on {place} but it is not a {kind} mount")
 
 
-def root_propagation(mount_list: list[dict[str, Any]]) -> str:
+def root_propagation(mount_list: list[Object]) -> str:
     """linux.rootfsPropagation: what the container's mounts need of its root to reach, or be reached from, the host."""
     words = {word.removeprefix("r") for mount in mount_list if mount["type"] == "bind" for word in mount["options"]}
     return "shared" if "shared" in words else "rslave" if "slave" in words else ""
 
 
-def _part(container: Container, point: dict[str, Any], sources: contextlib.ExitStack) -> str:
+def _part(container: Container, point: MountPoint, sources: contextlib.ExitStack) -> str:
     """A part of a volume, bound to a place of the engine's until `sources` is closed: the runtime looks it up again,
     and a container that has the volume could have put a link there meanwhile."""
-    subpath = point["Options"]["subpath"]
+    subpath = point.options.subpath
     try:
         descriptor = rootfs.open_volume(point)
     except OSError as error:
@@ -427,5 +451,5 @@ def drop_parts(runtime_directory: str) -> None:
         os.rmdir(folder)
 
 
-def _mount(destination: str, kind: str, source: str, options: list[str]) -> dict[str, Any]:
+def _mount(destination: str, kind: str, source: str, options: list[str]) -> Object:
     return {"destination": destination, "type": kind, "source": source, "options": options}

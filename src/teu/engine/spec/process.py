@@ -5,9 +5,10 @@ process and for execs."""
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from teu.engine.core.errors import BadRequest
+from teu.engine.spec import users
 from teu.linux import selinux
 from teu.linux.capabilities import available
 from teu.oci import defaults, jsontext
@@ -15,14 +16,17 @@ from teu.oci.seccomp import ARCHITECTURES
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
+    from teu.engine.core.fields import HostConfig
+    from teu.engine.engine import Engine
+    from teu.oci.runtime_spec import Object
 
 
-def capabilities(host: dict[str, Any]) -> list[str]:
+def capabilities(host: HostConfig) -> list[str]:
     known = available()
 
-    def names(key: str) -> list[str]:
+    def names(key: str, words: list[str] | None) -> list[str]:
         result = []
-        for word in host[key] or ():
+        for word in words or ():
             name = word.upper()
             if name == "ALL":
                 result.append(name)
@@ -33,8 +37,8 @@ def capabilities(host: dict[str, Any]) -> list[str]:
             result.append(name)
         return result
 
-    add, drop = names("CapAdd"), names("CapDrop")
-    if host["Privileged"]:
+    add, drop = names("CapAdd", host.cap_add), names("CapDrop", host.cap_drop)
+    if host.privileged:
         return known
     if "ALL" in drop:
         return known if "ALL" in add else [name for name in known if name in add]
@@ -43,13 +47,21 @@ def capabilities(host: dict[str, Any]) -> list[str]:
     return result + [name for name in known if name in add and name not in result and name not in drop]
 
 
-def security_options(host: dict[str, Any]) -> dict[str, Any]:
-    """--security-opt, parsed: no_new_privileges, seccomp ("" default, "unconfined", or a profile), apparmor,
-    writable-cgroups."""
-    result: dict[str, Any] = {"no_new_privileges": False, "seccomp": "", "apparmor": None, "writable-cgroups": False}
-    for option in host["SecurityOpt"] or ():
+class Security(NamedTuple):
+    """--security-opt, parsed."""
+
+    no_new_privileges: bool = False
+    seccomp: str | Object = ""  # "" is the default, "unconfined", or a profile
+    apparmor: str = ""
+    writable_cgroups: bool = False
+
+
+def security_options(host: HostConfig) -> Security:
+    """Raises BadRequest."""
+    result = Security()
+    for option in host.security_opt or ():
         if option in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true"):
-            result["no_new_privileges"] = True
+            result = result._replace(no_new_privileges=True)
             continue
         key, equals, value = option.partition("=")
         if not equals:
@@ -62,28 +74,37 @@ def security_options(host: dict[str, Any]) -> dict[str, Any]:
             # Without SELinux a label is nothing to anybody; with it, "disable" is what happens anyway.
             if value != "disable" and selinux.enabled():
                 raise BadRequest(f'--security-opt "{option}": containers get no SELinux labels; use label=disable')
-            continue
-        if key == "writable-cgroups":
-            if value not in ("true", "false"):
-                raise BadRequest(f'--security-opt "{option}": true or false is expected')
-            if value == "true" and host["CgroupnsMode"] == "host":
-                raise BadRequest("writable-cgroups needs a cgroup namespace of the container's own: --cgroupns private")
-            result[key] = value == "true"
-            continue
-        if key == "seccomp" and value not in ("unconfined", "builtin", ""):
-            try:
-                value = _own_profile(jsontext.loads(value), capabilities(host))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise BadRequest(f"decoding seccomp profile failed: {error}") from None
-        result[key] = "" if value == "builtin" else value
+        elif key == "writable-cgroups":
+            result = result._replace(writable_cgroups=_writable_cgroups(host, option, value))
+        elif key == "apparmor":
+            result = result._replace(apparmor="" if value == "builtin" else value)
+        else:
+            result = result._replace(seccomp=_seccomp(host, value))
     return result
 
 
-def _own_profile(profile: dict[str, Any], caps: list[str]) -> dict[str, Any]:
+def _writable_cgroups(host: HostConfig, option: str, value: str) -> bool:
+    if value not in ("true", "false"):
+        raise BadRequest(f'--security-opt "{option}": true or false is expected')
+    if value == "true" and host.cgroupns_mode == "host":
+        raise BadRequest("writable-cgroups needs a cgroup namespace of the container's own: --cgroupns private")
+    return value == "true"
+
+
+def _seccomp(host: HostConfig, value: str) -> str | Object:
+    if value in ("unconfined", "builtin", ""):
+        return "" if value == "builtin" else value
+    try:
+        return _own_profile(jsontext.loads(value), capabilities(host))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadRequest(f"decoding seccomp profile failed: {error}") from None
+
+
+def _own_profile(profile: Object, caps: list[str]) -> Object:
     """A profile in docker's format (archMap, includes, excludes) as the specification wants it."""
     machine = os.uname().machine
     arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
-    result: dict[str, Any] = {"defaultAction": profile["defaultAction"]}
+    result: Object = {"defaultAction": profile["defaultAction"]}
     if profile.get("defaultErrnoRet") is not None:
         result["defaultErrnoRet"] = profile["defaultErrnoRet"]
     result["architectures"] = profile.get("architectures") or ARCHITECTURES.get(machine, [])
@@ -106,12 +127,59 @@ def _own_profile(profile: dict[str, Any], caps: list[str]) -> dict[str, Any]:
     return result
 
 
+class Command(NamedTuple):
+    """A process that is wanted in a container."""
+
+    arguments: list[str]
+    user: str  # by the container's own files
+    directory: str
+    tty: bool
+    environment: list[str] = []  # more than the container's
+    privileged: bool = False  # has all capabilities, whatever the container has
+
+
+def process(
+    engine: Engine, container: Container, wanted: Command, security: Security, console_size: list[int] | None
+) -> Object:
+    """The process of a specification, of a container or an exec. `console_size`: height and width; 0 where unknown."""
+    host = container.host_config
+    caps = available() if wanted.privileged else capabilities(host)
+    user = users.find(engine, container, wanted.user, host.group_add)
+    environ = environment(container, wanted.tty, wanted.environment)
+    if user.home and not any(entry.startswith("HOME=") for entry in environ):
+        environ.append(f"HOME={user.home}")
+    result: Object = {
+        "terminal": wanted.tty,
+        "user": {"uid": user.uid, "gid": user.gid, "umask": 0o22},
+        "args": wanted.arguments,
+        "env": environ,
+        "cwd": wanted.directory,
+        "capabilities": {
+            "bounding": caps,
+            "effective": caps if user.uid == 0 else [],
+            "permitted": caps if user.uid == 0 else [],
+        },
+        "oomScoreAdj": host.oom_score_adj,
+    }
+    if user.groups:
+        result["user"]["additionalGids"] = user.groups
+    if wanted.tty and console_size and any(console_size):
+        result["consoleSize"] = {"height": console_size[0], "width": console_size[1]}
+    if security.no_new_privileges:
+        result["noNewPrivileges"] = True
+    if container.apparmor_profile not in ("", "unconfined"):
+        result["apparmorProfile"] = container.apparmor_profile
+    if host.ulimits:
+        result["rlimits"] = rlimits(host)
+    return result
+
+
 def environment(container: Container, tty: bool, extra: list[str] | None = None) -> list[str]:
     """PATH, HOSTNAME and TERM, under what the configuration says; later entries win."""
     values = {"PATH": defaults.PATH, "HOSTNAME": container.hostname}
     if tty:
         values["TERM"] = "xterm"
-    for entry in (container.config["Env"] or []) + (extra or []):
+    for entry in (container.config.env or []) + (extra or []):
         name, equals, value = entry.partition("=")
         if equals:
             values[name] = value
@@ -120,14 +188,14 @@ def environment(container: Container, tty: bool, extra: list[str] | None = None)
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def rlimits(host: dict[str, Any]) -> list[dict[str, Any]]:
+def rlimits(host: HostConfig) -> list[Object]:
     return [
         {
-            "type": f"RLIMIT_{limit['Name'].upper()}",
-            "soft": _limit(limit.get("Soft", 0)),
-            "hard": _limit(limit.get("Hard", 0)),
+            "type": f"RLIMIT_{(limit.name or '').upper()}",
+            "soft": _limit(limit.soft or 0),
+            "hard": _limit(limit.hard or 0),
         }
-        for limit in host["Ulimits"]
+        for limit in host.ulimits
     ]
 
 

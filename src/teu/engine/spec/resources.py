@@ -4,61 +4,71 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import BadRequest
 
+if TYPE_CHECKING:
+    from teu.engine.core.fields import Resources
+    from teu.oci.runtime_spec import Object
 
-def resources(host: dict[str, Any]) -> dict[str, Any]:
+
+def resources(host: Resources) -> Object:
     """linux.resources of a specification, of create and of update. Only what was asked for."""
-    result: dict[str, Any] = {}
-    cpu: dict[str, Any] = {}
-    if host["NanoCpus"]:
-        cpu["period"] = 100_000
-        cpu["quota"] = host["NanoCpus"] * 100_000 // 1_000_000_000
-    for key, name in (
-        ("CpuShares", "shares"),
-        ("CpuPeriod", "period"),
-        ("CpuQuota", "quota"),
-        ("CpusetCpus", "cpus"),
-        ("CpusetMems", "mems"),
-        ("CpuRealtimePeriod", "realtimePeriod"),
-        ("CpuRealtimeRuntime", "realtimeRuntime"),
-    ):
-        if host[key]:
-            cpu[name] = host[key]
-    if cpu:
-        result["cpu"] = cpu
-    memory: dict[str, Any] = {}
-    for key, name in (("Memory", "limit"), ("MemoryReservation", "reservation"), ("MemorySwap", "swap")):
-        if host[key] and (host["Memory"] or key != "MemorySwap"):  # swap without a limit of memory has none either
-            memory[name] = host[key]
-    if host["MemorySwappiness"] is not None and host["MemorySwappiness"] >= 0:
-        memory["swappiness"] = host["MemorySwappiness"]
-    if memory:
-        result["memory"] = memory
-    if host["PidsLimit"]:
-        result["pids"] = {"limit": host["PidsLimit"] if host["PidsLimit"] > 0 else -1}
-    block: dict[str, Any] = {}
-    if host["BlkioWeight"]:
-        block["weight"] = host["BlkioWeight"]
-    for key, name, field in (
-        ("BlkioWeightDevice", "weightDevice", "Weight"),
-        ("BlkioDeviceReadBps", "throttleReadBpsDevice", "Rate"),
-        ("BlkioDeviceWriteBps", "throttleWriteBpsDevice", "Rate"),
-        ("BlkioDeviceReadIOps", "throttleReadIOPSDevice", "Rate"),
-        ("BlkioDeviceWriteIOps", "throttleWriteIOPSDevice", "Rate"),
-    ):
-        if host[key]:
-            block[name] = [_block_device(entry, field) for entry in host[key]]
-    if block:
-        result["blockIO"] = block
-    return result
+    parts = {"cpu": _cpu(host), "memory": _memory(host), "pids": _pids(host), "blockIO": _block(host)}
+    return {name: part for name, part in parts.items() if part}
 
 
-def _block_device(entry: dict[str, Any], field: str) -> dict[str, Any]:
+def _cpu(host: Resources) -> Object:
+    found: Object = {}
+    if host.nano_cpus:
+        found["period"] = 100_000
+        found["quota"] = host.nano_cpus * 100_000 // 1_000_000_000
+    asked = {
+        "shares": host.cpu_shares,
+        "period": host.cpu_period,
+        "quota": host.cpu_quota,
+        "cpus": host.cpuset_cpus,
+        "mems": host.cpuset_mems,
+        "realtimePeriod": host.cpu_realtime_period,
+        "realtimeRuntime": host.cpu_realtime_runtime,
+    }
+    return {**found, **{name: value for name, value in asked.items() if value}}
+
+
+def _memory(host: Resources) -> Object:
+    swap = host.memory_swap if host.memory else 0  # without a limit of memory there is none of swap either
+    asked = {"limit": host.memory, "reservation": host.memory_reservation, "swap": swap}
+    found: Object = {name: value for name, value in asked.items() if value}
+    if host.memory_swappiness is not None and host.memory_swappiness >= 0:
+        found["swappiness"] = host.memory_swappiness
+    return found
+
+
+def _pids(host: Resources) -> Object:
+    return {"limit": max(host.pids_limit, -1)} if host.pids_limit else {}
+
+
+def _block(host: Resources) -> Object:
+    found: Object = {"weight": host.blkio_weight} if host.blkio_weight else {}
+    if host.blkio_weight_device:
+        weights = host.blkio_weight_device
+        found["weightDevice"] = [{**_numbers(one.path), "weight": one.weight or 0} for one in weights]
+    for name, rates in (
+        ("throttleReadBpsDevice", host.blkio_device_read_bps),
+        ("throttleWriteBpsDevice", host.blkio_device_write_bps),
+        ("throttleReadIOPSDevice", host.blkio_device_read_iops),
+        ("throttleWriteIOPSDevice", host.blkio_device_write_iops),
+    ):
+        if rates:
+            found[name] = [{**_numbers(one.path), "rate": one.rate or 0} for one in rates]
+    return found
+
+
+def _numbers(path: str | None) -> dict[str, int]:
+    """Of a device. Raises BadRequest where there is none."""
     try:
-        number = os.stat(entry["Path"]).st_rdev
-    except (OSError, KeyError) as error:
+        number = os.stat(path or "").st_rdev
+    except OSError as error:
         raise BadRequest(f"the device of a block I/O limit cannot be found: {error}") from None
-    return {"major": os.major(number), "minor": os.minor(number), field.lower(): entry.get(field, 0)}
+    return {"major": os.major(number), "minor": os.minor(number)}

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from teu.engine.logs.marker import Marker
 from teu.engine.streams.pump import PIPE_SIZE, Pump, open_fifo
-from teu.linux.syscalls import machine, syscall
+from teu.linux.syscalls import NR_tee, syscall
 
 if TYPE_CHECKING:
     from teu.engine.logs.driver import Driver, Follower
@@ -35,7 +35,6 @@ log = logging.getLogger("teu.engine")
 T = TypeVar("T")
 
 STDIN, STDOUT, STDERR = 0, 1, 2
-NR_tee = {"x86_64": 276}.get(machine(), 77)
 SPLICE_F_NONBLOCK = 2
 CLIENT_LIMIT = 4 << 20  # bytes that wait for a slow client before its container has to wait, too
 ROUNDS = 16  # chunks of one stream before others get their turn

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One thread that moves the output of all containers and execs. Owned by the engine; hubs register.
 
-Callbacks run in the pump's thread and must not block. Any thread may register, call or schedule.
+Callbacks run in the pump's thread and must not block. Every thread may register, call or schedule.
 """
 
 from __future__ import annotations
 
+import fcntl
 import heapq
 import itertools
 import logging
@@ -16,11 +17,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 log = logging.getLogger("teu.engine")
 
 T = TypeVar("T")
+Given = ParamSpec("Given")
 
 PIPE_SIZE = 256 << 10
 F_SETPIPE_SZ = 1031
@@ -114,16 +116,14 @@ class Pump:
                 self._guarded(heapq.heappop(self._timers)[2])
 
     @staticmethod
-    def _guarded(function: Callable[..., Any], *arguments: Any) -> None:
+    def _guarded(function: Callable[Given, object], *arguments: Given.args, **named: Given.kwargs) -> None:
         try:
-            function(*arguments)
+            function(*arguments, **named)
         except Exception:
             log.exception("the pump's callback failed")
 
 
 def _widen(descriptor: int, size: int) -> None:
-    import fcntl
-
     try:
         fcntl.fcntl(descriptor, F_SETPIPE_SZ, size)
     except OSError:

@@ -7,18 +7,20 @@ import logging
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd
 from teu.engine.containers.model import Container
-from teu.engine.core import fields
+from teu.engine.containers.state import MOUNT_POINT, STATE
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.core.fields import CONFIG, HOST_CONFIG
 from teu.engine.core.filters import labels_match
-from teu.engine.core.times import NEVER, nanoseconds
+from teu.engine.core.kinds import natural
+from teu.engine.core.times import NEVER, nanoseconds, parse
 from teu.engine.files import snapshots
 from teu.engine.images.store import parse_reference
 from teu.engine.logs.jsonfile import log_path
-from teu.engine.networks.model import shown
 from teu.engine.networks.ports import canonical
 from teu.engine.spec import build
 from teu.oci.humantime import human_duration
@@ -57,40 +59,47 @@ def status_text(container: Container) -> str:
         return human_duration((time.time_ns() - nanoseconds(moment)) / 1e9)
 
     if container.running:
-        if state["Paused"]:
-            return f"Up {since(state['StartedAt'])} (Paused)"
-        if state["Restarting"]:
-            return f"Restarting ({state['ExitCode']}) {since(state['FinishedAt'])} ago"
-        health = (state.get("Health") or {}).get("Status", "none")
+        if state.paused:
+            return f"Up {since(state.started_at)} (Paused)"
+        if state.restarting:
+            return f"Restarting ({state.exit_code}) {since(state.finished_at)} ago"
+        health = _health(container)
         words = {"none": "", "starting": " (health: starting)"}.get(health, f" ({health})")
-        return f"Up {since(state['StartedAt'])}{words}"
+        return f"Up {since(state.started_at)}{words}"
     if container.removing:
         return "Removal In Progress"
-    if state["Dead"]:
+    if state.dead:
         return "Dead"
     if not container.started_once:
         return "Created"
-    if state["FinishedAt"] == NEVER:
+    if state.finished_at == NEVER:
         return ""
-    return f"Exited ({state['ExitCode']}) {since(state['FinishedAt'])} ago"
+    return f"Exited ({state.exit_code}) {since(state.finished_at)} ago"
 
 
-def mount_points(container: Container) -> list[dict[str, Any]]:
-    return [{key: value for key, value in point.items() if key != "Options"} for point in container.mounts]
+def _health(container: Container) -> str:
+    return container.state.health.status if container.state.health else "none"
 
 
-def ports(container: Container) -> list[dict[str, Any]]:
-    result = []
-    for name, bindings in (container.network_settings.get("Ports") or {}).items():
+def mount_points(container: Container) -> list[dict[str, object]]:
+    shown = [MOUNT_POINT.write(point) for point in container.mounts]
+    for point in shown:
+        del point["Options"]  # ours alone
+    return shown
+
+
+def ports(container: Container) -> list[dict[str, object]]:
+    result: list[dict[str, object]] = []
+    for name, bindings in container.network_settings.ports.items():
         number, _, protocol = name.partition("/")
         if not number.isdigit():
             continue
         for binding in bindings or ():
             result.append(
                 {
-                    "IP": binding.get("HostIp", ""),
+                    "IP": binding.address,
                     "PrivatePort": int(number),
-                    "PublicPort": int(binding.get("HostPort") or 0),
+                    "PublicPort": int(binding.port or 0),
                     "Type": protocol or "tcp",
                 }
             )
@@ -111,7 +120,7 @@ class _ImageNames:
         self._down = False
 
     def shown(self, container: Container) -> str:
-        name, image_id = str(container.config["Image"]), container.image_id
+        name, image_id = container.config.image, container.image_id
         if name != image_id and name not in self._known:
             try:
                 self._known[name] = self._image_of(name)
@@ -135,7 +144,7 @@ class _ImageNames:
         return images.of(found or images.lookup(text)[0]).id
 
 
-def summary(container: Container, image: str) -> dict[str, Any]:
+def summary(container: Container, image: str) -> dict[str, object]:
     command = " ".join([container.path, *(_quoted(word) for word in container.args)])
     return {
         "Id": container.id,
@@ -148,13 +157,13 @@ def summary(container: Container, image: str) -> dict[str, Any]:
         "Labels": container.labels,
         "State": container.status(),
         "Status": status_text(container),
-        "HostConfig": {"NetworkMode": container.host_config["NetworkMode"]},
-        "NetworkSettings": {"Networks": shown(container.network_settings)["Networks"]},
+        "HostConfig": {"NetworkMode": container.host_config.network_mode},
+        "NetworkSettings": {"Networks": container.network_settings.shown_networks()},
         "Mounts": mount_points(container),
     }
 
 
-def _listed(container: Container, image: str) -> dict[str, Any]:
+def _listed(container: Container, image: str) -> dict[str, object]:
     """Its row in a list, in any case: no container stands in the way of the others'."""
     try:
         return summary(container, image)
@@ -183,7 +192,26 @@ def _quoted(word: str) -> str:
 
 def summaries(
     engine: Engine, everything: bool, limit: int, with_size: bool, filters: dict[str, list[str]]
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
+    """GET /containers/json, the newest first. Raises BadRequest, NotFound."""
+    _check_filters(filters)
+    found = sorted(engine.containers.all(), key=lambda container: container.created, reverse=True)
+    if not (everything or limit > 0 or filters.get("status") or filters.get("exited")):
+        found = [container for container in found if container.running]
+    found = _created_about(engine, found, filters)
+    tests = _tests(engine, filters)
+    found = [container for container in found if all(test(container) for test in tests)]
+    if limit > 0:
+        found = found[:limit]
+    images = _ImageNames(engine)
+    result = [_listed(container, images.shown(container)) for container in found]
+    if with_size:
+        for entry, container in zip(result, found, strict=True):
+            entry.update(_sizes(engine, container))
+    return result
+
+
+def _check_filters(filters: dict[str, list[str]]) -> None:
     for key in filters:
         if key not in FILTERS:
             raise BadRequest(f"invalid filter '{key}'")
@@ -191,14 +219,15 @@ def summaries(
         if state not in STATES:
             raise BadRequest(f"invalid filter 'status={state}'")
     for code in filters.get("exited", ()):
-        if fields.natural(code.removeprefix("-")) is None:
+        if natural(code.removeprefix("-")) is None:
             raise BadRequest(f"invalid filter 'exited={code}'")
     for health in filters.get("health", ()):
         if health not in ("starting", "healthy", "unhealthy", "none"):
             raise BadRequest(f"unrecognized filter value for health: {health}")
-    found = sorted(engine.containers.all(), key=lambda container: container.created, reverse=True)
-    if not (everything or limit > 0 or filters.get("status") or filters.get("exited")):
-        found = [container for container in found if container.running]
+
+
+def _created_about(engine: Engine, found: list[Container], filters: dict[str, list[str]]) -> list[Container]:
+    """Those that were created before, or since, all of those that the filters name. Raises NotFound."""
     for which in ("before", "since"):
         for name in filters.get(which, ()):
             other = engine.containers.find(name)
@@ -209,59 +238,57 @@ def summaries(
                 for container in found
                 if container is not other and (container.created < other.created) == (which == "before")
             ]
-    ancestors = set()
-    for name in filters.get("ancestor", ()):
+    return found
+
+
+Test = Callable[[Container], bool]
+# What one value of a filter says of a container; a container fits when one of the values does.
+_FITS: dict[str, Callable[[Container, str], bool]] = {
+    "id": lambda container, value: container.id.startswith(value),
+    "name": lambda container, value: _search(value, container.name),
+    "status": lambda container, value: container.status() == value,
+    "exited": lambda container, value: (
+        container.started_once and not container.running and container.state.exit_code == int(value)
+    ),
+    "network": lambda container, value: any(name.startswith(value) for name in _network_names(container)),
+    "volume": lambda container, value: any(
+        value in (point.name or point.source, point.destination) for point in container.mounts
+    ),
+    "health": lambda container, value: _health(container) == value,
+    "publish": lambda container, value: _port_matches(container, value, True),
+    "expose": lambda container, value: _port_matches(container, value, False),
+    "is-task": lambda _container, value: value.lower() in ("0", "false"),
+}
+
+
+def _tests(engine: Engine, filters: dict[str, list[str]]) -> list[Test]:
+    """What a container must pass to be listed."""
+    tests: list[Test] = []
+    if "label" in filters:
+        tests.append(lambda container: labels_match(container.labels, filters["label"]))
+    if "ancestor" in filters:
+        ancestors = _ancestors(engine, filters["ancestor"])
+        tests.append(lambda container: container.image_id in ancestors or container.config.image in filters["ancestor"])
+    return tests + [_test(fits, filters[key]) for key, fits in _FITS.items() if key in filters]
+
+
+def _test(fits: Callable[[Container, str], bool], values: list[str]) -> Test:
+    return lambda container: any(fits(container, value) for value in values)
+
+
+def _ancestors(engine: Engine, names: list[str]) -> set[str]:
+    found = set()
+    for name in names:
         try:
-            ancestors.add(engine.images.resolve(name).id)
+            found.add(engine.images.resolve(name).id)
         except NotFound:
             continue
-    if filters:
-        found = [container for container in found if matches(engine, container, filters, ancestors)]
-    if limit > 0:
-        found = found[:limit]
-    images = _ImageNames(engine)
-    result = [_listed(container, images.shown(container)) for container in found]
-    if with_size:
-        for entry, container in zip(result, found, strict=True):
-            entry["SizeRw"] = snapshots.size(engine, container)
-            entry["SizeRootFs"] = entry["SizeRw"] + _image_size(engine, container)
-    return result
+    return found
 
 
-def matches(engine: Engine, container: Container, filters: dict[str, list[str]], ancestors: set[str]) -> bool:
-    def one_of(key: str, test: Any) -> bool:
-        return key not in filters or any(test(value) for value in filters[key])
-
-    networks = container.network_settings.get("Networks") or {}
-    network_names = set(networks) | {str(endpoint.get("NetworkID") or "") for endpoint in networks.values()}
-    return (
-        one_of("id", lambda value: container.id.startswith(value))
-        and one_of("name", lambda value: _search(value, container.name))
-        and one_of("status", lambda value: container.status() == value)
-        and one_of(
-            "exited",
-            lambda value: (
-                container.started_once and not container.running and container.state["ExitCode"] == int(value)
-            ),
-        )
-        and labels_match(container.labels, filters.get("label", []))
-        and one_of("network", lambda value: any(name.startswith(value) for name in network_names if name))
-        and one_of(
-            "volume",
-            lambda value: any(
-                value in (point.get("Name") or point["Source"], point["Destination"]) for point in container.mounts
-            ),
-        )
-        and (
-            "ancestor" not in filters
-            or container.image_id in ancestors
-            or container.config["Image"] in filters["ancestor"]
-        )
-        and one_of("health", lambda value: (container.state.get("Health") or {}).get("Status", "none") == value)
-        and one_of("publish", lambda value: _port_matches(container, value, True))
-        and one_of("expose", lambda value: _port_matches(container, value, False))
-        and one_of("is-task", lambda value: value.lower() in ("0", "false"))
-    )
+def _network_names(container: Container) -> set[str]:
+    networks = container.network_settings.networks
+    return (set(networks) | {endpoint.network_id for endpoint in networks.values()}) - {""}
 
 
 def _search(pattern: str, name: str) -> bool:
@@ -274,19 +301,19 @@ def _search(pattern: str, name: str) -> bool:
 def _port_matches(container: Container, text: str, published: bool) -> bool:
     numbers, _, protocol = text.partition("/")
     first, _, last = numbers.partition("-")
-    low, high = fields.natural(first), fields.natural(last or first)
+    low, high = natural(first), natural(last or first)
     if low is None or high is None:
         raise BadRequest(f"invalid port filter: {text[:100]!r}")
-    known = container.network_settings.get("Ports") or {}
+    known = container.network_settings.ports
     if not published:
-        known = {**dict.fromkeys(map(canonical, container.config.get("ExposedPorts") or ())), **known}
+        known = {**dict.fromkeys(map(canonical, container.config.exposed_ports or ())), **known}
     for name, bindings in known.items():
         number, _, kind = name.partition("/")
         if protocol and kind != protocol or published and not bindings:
             continue
         values = [int(number)] if number.isascii() and number.isdigit() else []
         if published:
-            values = [int(binding.get("HostPort") or 0) for binding in bindings or ()]
+            values = [int(binding.port or 0) for binding in bindings or ()]
         if any(low <= value <= high for value in values):
             return True
     return False
@@ -294,8 +321,6 @@ def _port_matches(container: Container, text: str, published: bool) -> bool:
 
 def moment(text: str, name: str) -> int:
     """A time stamp or a duration before now ("10m") in nanoseconds."""
-    from teu.engine.core.times import parse
-
     return parse(text, name)
 
 
@@ -308,21 +333,20 @@ def prune_matches(container: Container, filters: dict[str, list[str]]) -> bool:
     return not any(labels_match(container.labels, [entry]) for entry in filters.get("label!", ()))
 
 
-def _image_size(engine: Engine, container: Container) -> int:
+def _sizes(engine: Engine, container: Container) -> dict[str, int]:
+    own = snapshots.size(engine, container)
     try:
-        return engine.images.resolve(container.image_id).size
+        image = engine.images.resolve(container.image_id).size
     except (NotFound, BadRequest):
-        return 0
+        image = 0
+    return {"SizeRw": own, "SizeRootFs": own + image}
 
 
-def state(container: Container) -> dict[str, Any]:
-    result = {key: value for key, value in container.state.items() if key != "Health"}
-    result["Status"] = container.status()
-    if container.state.get("Health"):
-        result["Health"] = container.state["Health"]
-    return result
+def state(container: Container) -> dict[str, object]:
+    return {**STATE.write(container.state), "Status": container.status()}
 
 
+# What docker leaves out of an answer where it is not set; other members are null then.
 _OMITTED = (
     "Annotations",
     "Init",
@@ -333,44 +357,32 @@ _OMITTED = (
     "Sysctls",
     "Tmpfs",
 )
+_NULLS = ("Cmd", "Entrypoint", "Env", "Volumes", "OnBuild")
 
 
-def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, Any]:
-    host = {key: value for key, value in container.host_config.items() if value is not None or key not in _OMITTED}
-    for name in ("CpuCount", "CpuPercent", "IOMaximumIOps", "IOMaximumBandwidth"):
-        host.setdefault(name, 0)  # of Windows, but in docker's answer everywhere
-    runtime = host["Runtime"]
-    if not host["Privileged"]:
+def _host_config(container: Container) -> dict[str, object]:
+    whole = HOST_CONFIG.write(container.host_config)
+    host = {key: value for key, value in whole.items() if value is not None or key not in _OMITTED}
+    if not container.host_config.privileged:
         for key, paths in (("MaskedPaths", build.MASKED_PATHS), ("ReadonlyPaths", build.READONLY_PATHS)):
             host[key] = paths if host[key] is None else host[key]
-    directory = container.directory
-    network = shown(container.network_settings)
-    for key, value in (
-        ("Bridge", ""),
-        ("SandboxID", ""),
-        ("SandboxKey", ""),
-        ("Ports", {}),
-        ("HairpinMode", False),
-        ("LinkLocalIPv6Address", ""),
-        ("LinkLocalIPv6PrefixLen", 0),
-        ("SecondaryIPAddresses", None),
-        ("SecondaryIPv6Addresses", None),
-        ("EndpointID", ""),
-        ("Gateway", ""),
-        ("GlobalIPv6Address", ""),
-        ("GlobalIPv6PrefixLen", 0),
-        ("IPAddress", ""),
-        ("IPPrefixLen", 0),
-        ("IPv6Gateway", ""),
-        ("MacAddress", ""),
-        ("Networks", {}),
-    ):
-        network.setdefault(key, value)
+    return host
+
+
+def _config(container: Container) -> dict[str, object]:
+    whole = CONFIG.write(container.config)
+    return {key: value for key, value in whole.items() if value is not None or key in _NULLS}
+
+
+def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, object]:
+    """GET /containers/{name}/json."""
+    directory, driver = container.directory, engine.config["storage-driver"]
 
     def file(name: str) -> str:
         return f"{directory}/{name}" if os.path.exists(f"{directory}/{name}") else ""
 
-    result: dict[str, Any] = {
+    log_file = log_path(directory, container.id, "json-file") if container.log_type == "json-file" else ""
+    return {
         "Id": container.id,
         "Created": container.created,
         "Path": container.path,
@@ -380,27 +392,19 @@ def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, 
         "ResolvConfPath": file("resolv.conf"),
         "HostnamePath": file("hostname"),
         "HostsPath": file("hosts"),
-        "LogPath": log_path(container.directory, container.id, "json-file")
-        if container.log_type == "json-file"
-        else "",
+        "LogPath": log_file,
         "Name": f"/{container.name}",
         "RestartCount": container.restart_count,
-        "Driver": engine.config["storage-driver"],
+        "Driver": driver,
         "Platform": "linux",
         "MountLabel": "",
         "ProcessLabel": "",
         "AppArmorProfile": container.apparmor_profile,
         "ExecIDs": [identity for identity, execution in container.execs.items() if execution.running] or None,
-        "HostConfig": {**host, "Runtime": runtime},
-        "GraphDriver": {"Data": None, "Name": engine.config["storage-driver"]},
+        "HostConfig": _host_config(container),
+        "GraphDriver": {"Data": None, "Name": driver},
         "Mounts": mount_points(container),
-        "Config": {key: value for key, value in container.config.items() if value is not None or key in _NULLS},
-        "NetworkSettings": network,
+        "Config": _config(container),
+        "NetworkSettings": container.network_settings.shown(),
+        **(_sizes(engine, container) if with_size else {}),
     }
-    if with_size:
-        result["SizeRw"] = snapshots.size(engine, container)
-        result["SizeRootFs"] = result["SizeRw"] + _image_size(engine, container)
-    return result
-
-
-_NULLS = ("Cmd", "Entrypoint", "Env", "Volumes", "OnBuild")

@@ -5,15 +5,43 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.core.filters import filter_moment, flag_filter, labels_match
 from teu.engine.core.times import moment_of, seconds
 
 if TYPE_CHECKING:
+    from typing import NotRequired, TypedDict
+
     from teu.engine.engine import Engine
     from teu.engine.images.store import Details, Image, Name
+    from teu.oci.image_spec import ContainerConfig, ImageConfig
+
+    class ImageSummary(TypedDict):
+        """The API's, as in a list."""
+
+        Containers: int
+        Created: int
+        Id: str
+        Labels: dict[str, str] | None
+        ParentId: str
+        RepoDigests: list[str]
+        RepoTags: list[str]
+        SharedSize: int
+        Size: int
+        VirtualSize: NotRequired[int]
+
+    class HistoryItem(TypedDict):
+        """The API's: a step of an image's making."""
+
+        Comment: str
+        Created: int
+        CreatedBy: str
+        Id: str
+        Size: int
+        Tags: list[str] | None
+
 
 NEVER = "0001-01-01T00:00:00Z"
 LIST_FILTERS = {"dangling", "label", "label!", "before", "since", "reference", "until"}
@@ -21,7 +49,7 @@ LIST_FILTERS = {"dangling", "label", "label!", "before", "since", "reference", "
 
 def listing(
     engine: Engine, filters: dict[str, list[str]], every: bool = False, digests: bool = True, shared: bool = False
-) -> list[dict[str, Any]]:
+) -> list[ImageSummary]:
     """GET /images/json."""
     for name in filters:
         if name not in LIST_FILTERS:
@@ -40,7 +68,7 @@ def listing(
         for details, _ in images.values():
             for chain in details.chains:
                 layer_users[chain] = layer_users.get(chain, 0) + 1
-    result: list[dict[str, Any]] = []
+    result: list[ImageSummary] = []
     for image_id, (details, names) in images.items():
         labels = (details.config.get("config") or {}).get("Labels") or {}
         tags = engine.images.repo_tags(names)
@@ -94,15 +122,14 @@ def reference_matches(pattern: str, tag: str) -> bool:
     return False
 
 
-def inspect(engine: Engine, image: Image, names: list[Name]) -> dict[str, Any]:
+def inspect(engine: Engine, image: Image, names: list[Name]) -> dict[str, object]:
     """GET /images/{name}/json."""
     config = image.config
-    inner = dict(config.get("config") or {})
     updated = max((name.updated for name in names if name.reference), default=0.0)
-    root: dict[str, Any] = {"Type": "layers"}
+    root: dict[str, object] = {"Type": "layers"}
     if config["rootfs"]["diff_ids"]:
         root["Layers"] = config["rootfs"]["diff_ids"]
-    result = {
+    result: dict[str, object] = {
         "Id": image.id,
         "RepoTags": engine.images.repo_tags(names),
         "RepoDigests": engine.images.repo_digests(names),
@@ -111,7 +138,7 @@ def inspect(engine: Engine, image: Image, names: list[Name]) -> dict[str, Any]:
         "Created": config.get("created") or NEVER,
         "DockerVersion": config.get("docker_version", ""),
         "Author": config.get("author", ""),
-        "Config": container_config(inner),
+        "Config": container_config(config.get("config") or {}),
         "Architecture": config.get("architecture", ""),
         "Os": config.get("os", ""),
         "Size": image.size,
@@ -128,15 +155,15 @@ def inspect(engine: Engine, image: Image, names: list[Name]) -> dict[str, Any]:
     return result
 
 
-def parent(engine: Engine, config: dict[str, Any]) -> str:
+def parent(engine: Engine, config: ImageConfig) -> str:
     """The image that this one was committed from, while it is here."""
     known = str(config.get("parent") or "")
     return known if known and engine.images.of_id(known) else ""
 
 
-def container_config(inner: dict[str, Any]) -> dict[str, Any]:
+def container_config(inner: ContainerConfig) -> dict[str, object]:
     """An image's config in the API's form, with the members that docker always shows."""
-    shown: dict[str, Any] = {
+    return {
         "Hostname": "",
         "Domainname": "",
         "User": "",
@@ -154,20 +181,19 @@ def container_config(inner: dict[str, Any]) -> dict[str, Any]:
         "Entrypoint": None,
         "OnBuild": None,
         "Labels": None,
+        **inner,
     }
-    shown.update(inner)
-    return shown
 
 
-def _last_comment(config: dict[str, Any]) -> str:
+def _last_comment(config: ImageConfig) -> str:
     history = config.get("history") or []
     return str(history[-1].get("comment", "")) if history else str(config.get("comment", ""))
 
 
-def history(engine: Engine, image: Image, names: list[Name]) -> list[dict[str, Any]]:
+def history(engine: Engine, image: Image, names: list[Name]) -> list[HistoryItem]:
     """GET /images/{name}/history, newest first."""
     details: Details = image.details
-    rows: list[dict[str, Any]] = []
+    rows: list[HistoryItem] = []
     chains = iter(details.chains)
     entries = image.config.get("history") or [{} for _ in details.chains]
     for entry in entries:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.containers import proc
 from teu.engine.containers.model import Container
@@ -33,11 +33,22 @@ NETWORK_FIELDS = (
     "tx_errors",
     "tx_dropped",
 )
+BLOCK_FIELDS = (
+    "io_service_bytes_recursive",
+    "io_serviced_recursive",
+    "io_queue_recursive",
+    "io_service_time_recursive",
+    "io_wait_time_recursive",
+    "io_merged_recursive",
+    "io_time_recursive",
+    "sectors_recursive",
+)
+Sample = dict[str, object]
 
 
 def stream(engine: Engine, container: Container, follow: bool, once: bool) -> Iterator[bytes]:
     """A line each second while it follows. Without: two samples a second apart, or one (one-shot)."""
-    before: dict[str, Any] | None = None
+    before: Sample | None = None
     if not follow and not once and container.running:
         before = sample(container)
         _pause(engine, container)
@@ -58,14 +69,14 @@ def _pause(engine: Engine, container: Container) -> None:
         container.changed.wait_for(lambda: container.removed or engine.stopping.is_set(), 1.0)
 
 
-def _with(now: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+def _with(now: Sample, before: Sample | None) -> Sample:
     result = dict(now)
     result["precpu_stats"] = before["cpu_stats"] if before else _no_cpu()
     result["preread"] = before["read"] if before else NEVER
     return result
 
 
-def _no_cpu() -> dict[str, Any]:
+def _no_cpu() -> Sample:
     return {
         "cpu_usage": {"total_usage": 0, "usage_in_kernelmode": 0, "usage_in_usermode": 0},
         "throttling_data": {"periods": 0, "throttled_periods": 0, "throttled_time": 0},
@@ -93,8 +104,9 @@ def _system_cpu() -> int:
     return sum(map(int, fields)) * TICK
 
 
-def sample(container: Container) -> dict[str, Any]:
-    result: dict[str, Any] = {
+def sample(container: Container) -> Sample:
+    """What is counted now; without a process there is little."""
+    result: Sample = {
         "read": timestamp(),
         "name": f"/{container.name}",
         "id": container.id,
@@ -102,22 +114,13 @@ def sample(container: Container) -> dict[str, Any]:
         "pids_stats": {},
         "cpu_stats": _no_cpu(),
         "memory_stats": {},
-        "blkio_stats": {
-            "io_service_bytes_recursive": None,
-            "io_serviced_recursive": None,
-            "io_queue_recursive": None,
-            "io_service_time_recursive": None,
-            "io_wait_time_recursive": None,
-            "io_merged_recursive": None,
-            "io_time_recursive": None,
-            "sectors_recursive": None,
-        },
+        "blkio_stats": dict.fromkeys(BLOCK_FIELDS),
         "storage_stats": {},
     }
     folder, networks = "", {}
     with contextlib.suppress(ProcessLookupError), proc.held(container) as held:
         folder = cgroup(held)
-        if container.host_config["NetworkMode"] != "host":
+        if container.host_config.network_mode != "host":
             networks = _networks(held)
     if not folder:
         return result
@@ -146,13 +149,13 @@ def sample(container: Container) -> dict[str, Any]:
             "stats": flat(text(folder, "memory.stat")),
             "limit": limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         }
-    result["blkio_stats"]["io_service_bytes_recursive"] = _block(folder)
+    result["blkio_stats"] = {**dict.fromkeys(BLOCK_FIELDS), "io_service_bytes_recursive": _block(folder)}
     if networks:
         result["networks"] = networks
     return result
 
 
-def _block(folder: str) -> list[dict[str, Any]]:
+def _block(folder: str) -> list[Sample]:
     return [
         {"major": major, "minor": minor, "op": op, "value": values[key]}
         for major, minor, values in devices(text(folder, "io.stat"))

@@ -7,7 +7,7 @@ import ipaddress
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu import __version__
 from teu.config import Settings
@@ -54,7 +54,7 @@ def _flag(path: str) -> bool:
         return False
 
 
-def _registries(settings: Settings) -> dict[str, Any]:
+def _registries(settings: Settings) -> dict[str, object]:
     """RegistryConfig of GET /info."""
     networks, hosts = ["127.0.0.0/8"], []
     for entry in settings["insecure-registries"]:
@@ -75,7 +75,7 @@ def _registries(settings: Settings) -> dict[str, Any]:
     }
 
 
-def info(engine: Engine, version: tuple[int, int]) -> dict[str, Any]:
+def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
     """GET /info. `version`: of the API, which the client speaks."""
     everyone = engine.containers.all()
     states = [container.status() for container in everyone]
@@ -91,7 +91,7 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, Any]:
     for controller, what in (("memory", "memory limit"), ("cpu", "cpu cfs quota"), ("pids", "pids limit")):
         if controller not in controllers:
             warnings.append(f"WARNING: No {what} support")
-    more: dict[str, Any] = {}
+    more: dict[str, object] = {}
     if version < (1, 25):  # names alone, and a field of the time before runtimes
         security = [entry.removeprefix("name=").partition(",")[0] for entry in security]
         more["ExecutionDriver"] = "<not supported>"
@@ -170,8 +170,8 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _cache_record(one: CacheRecord, version: tuple[int, int]) -> dict[str, Any]:
-    shown: dict[str, Any] = {"ID": one.id}
+def _cache_record(one: CacheRecord, version: tuple[int, int]) -> dict[str, object]:
+    shown: dict[str, object] = {"ID": one.id}
     if version < (1, 42):
         shown["Parent"] = one.parents[0] if one.parents else ""
     elif one.parents:
@@ -189,12 +189,12 @@ def _cache_record(one: CacheRecord, version: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def usage(engine: Engine, kinds: set[str], version: tuple[int, int]) -> dict[str, Any]:
+def usage(engine: Engine, kinds: set[str], version: tuple[int, int]) -> dict[str, object]:
     """GET /system/df: of these kinds of KINDS."""
-    answer: dict[str, Any] = {}
+    answer: dict[str, object] = {}
     if "image" in kinds:
-        answer["Images"] = images.listing(engine, {}, every=True, shared=True)
-        answer["LayersSize"] = sum(max(0, int(image.get("Size", 0))) for image in answer["Images"])
+        answer["Images"] = listed = images.listing(engine, {}, every=True, shared=True)
+        answer["LayersSize"] = sum(max(0, image["Size"]) for image in listed)
     if "container" in kinds:
         answer["Containers"] = containers.summaries(engine, True, 0, True, {})
     if "volume" in kinds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.backend import tasks
 from teu.engine.core.errors import BadRequest, EngineError
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from teu.engine.engine import Engine
 
 
-def processes(engine: Engine, container: Container, arguments: str) -> dict[str, Any]:
+def processes(engine: Engine, container: Container, arguments: str) -> dict[str, object]:
     pids = set(map(str, tasks.pids(engine.containerd, container.id)))
     for value in re.findall(r"\s+(\S*)=\s*(PID\S*)", arguments):
         if value[0] != "pid":  # another column of that name would be taken for the one of the processes

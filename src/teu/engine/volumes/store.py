@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes as the engine sees them: their names, their records, and who uses them. Their files are the drivers' affair.
 
-    engine.db  volumes   name, data            {"Created", "Driver", "Options", "Labels", "Container", "Removing"}
+    engine.db  volumes   name, data (records.py)
 
 A volume is anonymous when nobody named it: its name is 64 hexadecimal digits, and it carries docker's label.
 It belongs to a container ("Container") until that is removed without its volumes; one whose container
@@ -25,12 +25,14 @@ import uuid
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from teu.engine.containers.state import MountPoint
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.core.times import timestamp
 from teu.engine.volumes import records
 from teu.engine.volumes.drivers import registry
+from teu.engine.volumes.records import VolumeRecord
 from teu.linux import trees
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from teu.engine.core.database import Database
     from teu.engine.core.events import Events
     from teu.engine.volumes.drivers.driver import Driver
+    from teu.oci.jsontext import Json
 
 log = logging.getLogger("teu.engine")
 
@@ -47,6 +50,8 @@ _HARMLESS = ("Created", "Labels", "Container", "Removing")  # faults of these le
 
 
 class Volume(NamedTuple):
+    """A volume that a container has asked for; `created_now`: it was not there before."""
+
     name: str
     mountpoint: str
     driver: str
@@ -55,6 +60,8 @@ class Volume(NamedTuple):
 
 
 class Volumes:
+    """All volumes: their records, who uses them, and their files by their drivers."""
+
     def __init__(self, root: str, containers: Containers, database: Database, events: Events) -> None:
         """`root`: the folder for all volumes. `containers`: where their users are looked for."""
         self.root = root
@@ -63,23 +70,22 @@ class Volumes:
         self._events = events
         self._drivers = {name: make(root) for name, make in registry.DRIVERS.items()}
         self._lock = threading.Lock()  # of what follows; never held while anything is waited for
-        self._changing: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        self._changing: weakref.WeakValueDictionary[str, threading.RLock] = weakref.WeakValueDictionary()
         self._mounted: dict[str, set[str]] = {}
         self._promised: dict[str, set[str]] = {}
 
     def start(self) -> None:
+        """At the start of the daemon, once the containers are known: what was interrupted is finished, what nobody has
+        is let go of."""
         Path(self.root).mkdir(parents=True, exist_ok=True, mode=0o701)
         self._mend_names()
         known = {"", *(container.id for container in self._containers.all())}
         for name, record in self._records():
-            damage = record.get("Damage")
-            if damage:
-                log.error("volume %s: %s", name, damage)
+            if record.damage:
+                log.error("volume %s: %s", name, record.damage)
             try:
                 # Where the record of a container has lost its id, the volume may be that one's.
-                if record.get("Removing") or not (
-                    damage or self._containers.lost or record.get("Container", "") in known
-                ):
+                if record.removing or not (record.damage or self._containers.lost or record.container in known):
                     self._finish_removal(name, self._driver(record))
             except (OSError, EngineError) as error:
                 log.error("volume %s cannot be removed: %s", name, error)
@@ -98,26 +104,25 @@ class Volumes:
                 with self._database.transaction() as cursor:
                     cursor.execute("UPDATE OR REPLACE volumes SET name=? WHERE rowid=?", (name, row["rowid"]))
 
-    def _records(self) -> list[tuple[str, dict[str, Any]]]:
+    def _records(self) -> list[tuple[str, VolumeRecord]]:
         """All of them, those that are being removed as well."""
         rows = self._database.query("SELECT name, CAST(data AS BLOB) AS data FROM volumes ORDER BY name")
         return [(row["name"], self._read(row["data"])) for row in rows]
 
-    def _read(self, data: bytes) -> dict[str, Any]:
-        """A record. Of a damaged one "Damage" says what is wrong, and "Opaque" whether its files cannot be got at."""
+    def _read(self, data: bytes | None) -> VolumeRecord:
         record, faults = records.volume(data)
-        if record.get("Driver", registry.DEFAULT) not in self._drivers:
-            faults.append(f"Driver: there is no volume driver {record['Driver']}")
+        if record.driver and record.driver not in self._drivers:
+            faults.append(f"Driver: there is no volume driver {record.driver}")
         if faults:
-            record["Damage"] = f"its record in {self._database.path} is damaged: {'; '.join(faults[:5])}"
+            record.damage = f"its record in {self._database.path} is damaged: {'; '.join(faults[:5])}"
             # How it is mounted is one of its options.
-            record["Opaque"] = not all(fault.startswith(_HARMLESS) for fault in faults)
+            record.opaque = not all(fault.startswith(_HARMLESS) for fault in faults)
         return record
 
     def settle(self) -> None:
         """Unmount what no running container uses: the last one may have ended while the engine was dead. Any time."""
         for name, record in self._records():
-            if record.get("Opaque") or self._driver(record).has_to_be_mounted(record["Options"]):
+            if record.opaque or self._driver(record).has_to_be_mounted(record.options):
                 try:
                     with self._alone(name):
                         self._unmount_unused(name, "")
@@ -132,31 +137,32 @@ class Volumes:
         with lock:
             yield
 
-    def _record(self, name: str) -> dict[str, Any] | None:
+    def _record(self, name: str) -> VolumeRecord | None:
         rows = self._database.query("SELECT CAST(data AS BLOB) AS data FROM volumes WHERE name=?", (name,))
         if not rows:
             return None
         record = self._read(rows[0]["data"])
-        return None if record.get("Removing") else record
+        return None if record.removing else record
 
-    def _write(self, name: str, record: dict[str, Any]) -> None:
+    def _write(self, name: str, record: VolumeRecord) -> None:
         with self._database.transaction() as cursor:
-            cursor.execute("INSERT OR REPLACE INTO volumes VALUES (?, ?)", (name, json.dumps(record)))
+            cursor.execute("INSERT OR REPLACE INTO volumes VALUES (?, ?)", (name, json.dumps(record.encode())))
 
-    def _driver(self, record: dict[str, Any] | None) -> Driver:
+    def _driver(self, record: VolumeRecord | None) -> Driver:
         return self._drivers[_driver_name(record)]
 
     def mountpoint(self, name: str) -> str:
+        """Where the host sees the volume's files."""
         return self._driver(self._record(name)).path(name)
 
     def host_paths(self, name: str) -> list[str]:
         """What of the host's files the volume is."""
         record = self._record(name)
-        return self._driver(record).host_paths(name, record["Options"] if record else {})
+        return self._driver(record).host_paths(name, record.options if record else {})
 
-    def _volume(self, name: str, record: dict[str, Any], created_now: bool = False) -> Volume:
+    def _volume(self, name: str, record: VolumeRecord, created_now: bool = False) -> Volume:
         path = self._driver(record).path(name)
-        return Volume(name, path, _driver_name(record), ANONYMOUS_LABEL in record["Labels"], created_now)
+        return Volume(name, path, _driver_name(record), ANONYMOUS_LABEL in record.labels, created_now)
 
     # -- for containers ----------------------------------------------------------------------
 
@@ -201,16 +207,14 @@ class Volumes:
                 if container_id in self._promised:
                     self._promised[container_id].add(name)
             if record is not None:
-                if options and options != record["Options"]:
+                if options and options != record.options:
                     raise Conflict(f"volume {name} already exists with other options")
                 return self._volume(name, record)
             fresh = self._drivers[driver].create(name, options)
             try:
-                record = {"Created": timestamp(), "Options": options, "Labels": labels}
-                if driver != registry.DEFAULT:
-                    record["Driver"] = driver
-                if ANONYMOUS_LABEL in labels and container_id:
-                    record["Container"] = container_id
+                owner = container_id if ANONYMOUS_LABEL in labels else ""
+                other = driver if driver != registry.DEFAULT else ""
+                record = VolumeRecord(timestamp(), other, options, labels, owner)
                 self._write(name, record)
             except BaseException:
                 if fresh:
@@ -229,7 +233,7 @@ class Volumes:
     def has_options(self, name: str) -> bool:
         """Whether it is what something else shows while it is mounted."""
         record = self._record(name)
-        return record is not None and self._driver(record).has_to_be_mounted(record["Options"])
+        return record is not None and self._driver(record).has_to_be_mounted(record.options)
 
     def hold(self, name: str, user: str) -> str:
         """Mount it for a user of any kind until `let_go`; returns the path on the host."""
@@ -237,12 +241,12 @@ class Volumes:
             record = self._record(name)
             if record is None:
                 raise NotFound(f"get {name}: no such volume")
-            if record.get("Opaque"):
+            if record.opaque:
                 raise Conflict(
                     f"volume {name} can only be inspected and removed, its files are at {self.mountpoint(name)}: "
-                    f"{record['Damage']}"
+                    f"{record.damage}"
                 )
-            self._driver(record).mount(name, record["Options"])
+            self._driver(record).mount(name, record.options)
             self._mounted.setdefault(name, set()).add(user)
         return self._driver(record).path(name)
 
@@ -260,7 +264,7 @@ class Volumes:
             if not users:
                 self._mounted.pop(name, None)
             record = self._record(name)
-            if record is not None and self._driver(record).has_to_be_mounted(record["Options"]):
+            if record is not None and self._driver(record).has_to_be_mounted(record.options):
                 self._unmount_unused(name, user)
         return known
 
@@ -278,23 +282,26 @@ class Volumes:
         else:
             # Its creation failed: only what was made for it is known.
             mounts = [
-                {"Type": "volume", "Name": name}
+                MountPoint(type="volume", name=name)
                 for name, record in self._records()
-                if record.get("Container") == container_id
+                if record.container == container_id
             ]
         self.release_mounts(container_id, mounts, remove_anonymous)
 
-    def release_mounts(self, container_id: str, mounts: list[dict[str, Any]], remove_anonymous: bool) -> None:
+    def release_mounts(self, container_id: str, mounts: list[MountPoint], remove_anonymous: bool) -> None:
+        """The container is no more: its volumes are no longer in use by it. Anonymous ones that nobody else has go,
+        where that was asked for; what cannot be removed is logged."""
         for mount in mounts:
-            name = mount.get("Name")
-            if mount.get("Type") != "volume" or not name:
+            name = mount.name
+            if mount.type != "volume" or not name:
                 continue
             self.unmount(name, container_id)
             record = self._record(name)
-            if record is None or ANONYMOUS_LABEL not in record["Labels"]:
+            if record is None or ANONYMOUS_LABEL not in record.labels:
                 continue
             if not remove_anonymous:
-                if not record.get("Damage") and record.pop("Container", ""):
+                if not record.damage and record.container:
+                    record.container = ""
                     self._write(name, record)
                 continue
             try:
@@ -307,20 +314,22 @@ class Volumes:
     # -- for the API -------------------------------------------------------------------------
 
     def names(self) -> list[str]:
-        return [name for name, record in self._records() if not record.get("Removing")]
+        """The volumes that there are; those whose removal was begun are not."""
+        return [name for name, record in self._records() if not record.removing]
 
-    def describe(self, name: str) -> dict[str, Any]:
+    def describe(self, name: str) -> dict[str, Json]:
+        """The API's form of a volume. Raises NotFound."""
         record = self._record(name)
         if record is None:
             raise NotFound(f"get {name}: no such volume")
         return {
-            **({"Status": {"Error": record["Damage"]}} if record.get("Damage") else {}),
-            "CreatedAt": record["Created"][:19] + "Z",
+            **({"Status": {"Error": record.damage}} if record.damage else {}),
+            "CreatedAt": record.created[:19] + "Z",
             "Driver": _driver_name(record),
-            "Labels": record["Labels"] or None,
+            "Labels": record.labels or None,
             "Mountpoint": self._driver(record).path(name),
             "Name": name,
-            "Options": record["Options"] or None,
+            "Options": record.options or None,
             "Scope": "local",
         }
 
@@ -337,16 +346,17 @@ class Volumes:
                 raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
             self._remove(name, record)
 
-    def _remove(self, name: str, record: dict[str, Any]) -> None:
+    def _remove(self, name: str, record: VolumeRecord) -> None:
         """Raises Conflict where something cannot be removed: then it is still a volume."""
-        plain = {key: value for key, value in record.items() if key not in ("Damage", "Opaque")}
         driver = self._driver(record)
         try:
             driver.release(name)
-            self._write(name, {**plain, "Removing": True})
+            record.removing = True
+            self._write(name, record)
             self._finish_removal(name, driver)
         except OSError as error:
-            self._write(name, plain)
+            record.removing = False
+            self._write(name, record)
             raise Conflict(f"remove {name}: {error.strerror}: {error.filename or ''}") from error
         self._event("destroy", name, _driver_name(record))
 
@@ -360,17 +370,17 @@ class Volumes:
         return _driver_name(self._record(name))
 
     def labels(self, name: str) -> dict[str, str]:
+        """A volume's labels; none for one that is not there."""
         record = self._record(name)
-        return dict(record["Labels"]) if record else {}
+        return dict(record.labels) if record else {}
 
-    def usage(self) -> list[dict[str, Any]]:
+    def usage(self) -> list[dict[str, Json]]:
         """For /system/df: with sizes and reference counts."""
         result = []
         for name in self.names():
             with contextlib.suppress(NotFound):
                 row = self.describe(name)
-                users = len(self.users(name))
-                row["UsageData"] = {"Size": size(row["Mountpoint"]), "RefCount": users}
+                row["UsageData"] = {"Size": size(self.mountpoint(name)), "RefCount": len(self.users(name))}
                 result.append(row)
         return result
 
@@ -378,12 +388,12 @@ class Volumes:
         self._events.publish("volume", action, name, {"driver": driver, **more})
 
 
-def _driver_name(record: dict[str, Any] | None) -> str:
-    name = str((record or {}).get("Driver") or "")
-    return name if name in registry.DRIVERS else registry.DEFAULT
+def _driver_name(record: VolumeRecord | None) -> str:
+    return record.driver if record is not None and record.driver in registry.DRIVERS else registry.DEFAULT
 
 
 def check_name(name: str) -> None:
+    """Raises BadRequest for a name that no volume may have."""
     if len(name) == 1:
         raise BadRequest("volume name is too short, names should be at least two alphanumeric characters")
     if not NAME.match(name) or len(name) > 255:

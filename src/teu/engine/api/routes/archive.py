@@ -47,9 +47,9 @@ def put_archive(engine: Engine, request: Request, name: str) -> Response:
     container = engine.containers.get(name)
     path = _path(request)
     owner = None
-    if request.query.flag("copyUIDGID") and container.config["User"]:
+    if request.query.flag("copyUIDGID") and container.config.user:
         with container.lock:  # a start may be mounting the root
-            user = users.find(engine, container, container.config["User"])
+            user = users.find(engine, container, container.config.user)
         owner = (user.uid, user.gid)
     replace = not request.query.flag("noOverwriteDirNonDir")
     cp.unpack(engine, container, path, request.body, replace, owner, name)

@@ -14,7 +14,7 @@ from teu.engine.builds import options, relay
 from teu.engine.builds.builder import Limits
 from teu.engine.builds.options import UPLOAD_REQUEST
 from teu.engine.core.errors import BadRequest, EngineError
-from teu.engine.core.fields import natural
+from teu.engine.core.kinds import natural
 from teu.oci.units import parse_duration
 
 if TYPE_CHECKING:

@@ -34,10 +34,10 @@ def start(engine: Engine, request: Request, identity: str) -> Response:
     if execution.started:
         raise Conflict(f"exec {identity} has already run" if execution.ended.is_set() else "exec is already running")
     execution.container.must_run()
-    terminal = bool(options.get("Tty"))  # the client's: it may differ from the process's own, and says what it reads
-    if options.get("ConsoleSize") and terminal:
-        execution.console_size = options["ConsoleSize"]
-    if options.get("Detach"):
+    terminal = bool(options.tty)  # the client's: it may differ from the process's own, and says what it reads
+    if options.console_size and terminal:
+        execution.console_size = options.console_size
+    if options.detach:
         try:
             execution.start()
         except EngineError:

@@ -11,6 +11,7 @@ from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError, Unsupported
 from teu.engine.images import removal
 from teu.engine.images.store import parse_reference
+from teu.engine.lifecycle import run
 from teu.engine.views import images as images_view
 from teu.oci import image_spec
 
@@ -43,7 +44,7 @@ def create_image(engine: Engine, request: Request) -> Response:
         return _import(engine, request, from_source)
     if not source:
         raise BadRequest("invalid reference format: repository name must have at least one component")
-    from teu.engine.images import pull
+    from teu.engine.images import pull  # 15 ms
 
     wanted = parse_reference(source)
     tag = query.get("tag")
@@ -68,7 +69,7 @@ def _platform(text: str) -> image_spec.Platform | None:
 
 
 def _import(engine: Engine, request: Request, source: str) -> Response:
-    from teu.engine.images import load
+    from teu.engine.images import load  # 7 ms
 
     if source != "-":
         raise Unsupported("import from an address is not supported: download it and import it from a file or stdin")
@@ -98,8 +99,7 @@ def _import(engine: Engine, request: Request, source: str) -> Response:
 @route("POST", "/commit")
 def commit_container(engine: Engine, request: Request) -> Response:
     """A container's changes become an image; it is paused meanwhile unless pause=0."""
-    from teu.engine.images import commit
-    from teu.engine.lifecycle import run
+    from teu.engine.images import commit  # 8 ms
 
     query = request.query
     given = request.decode(fields.CONFIG, optional=True)
@@ -112,7 +112,7 @@ def commit_container(engine: Engine, request: Request) -> Response:
             raise BadRequest("cannot commit to a digest reference")
         name = str(parsed.with_default_tag())
     config = commit.image_config(container, given, query.every("changes"))
-    pause = query.flag("pause", True) and container.running and not container.state["Paused"]
+    pause = query.flag("pause", True) and container.running and not container.state.paused
     if pause:
         try:
             run.pause(engine, container)
@@ -123,7 +123,7 @@ def commit_container(engine: Engine, request: Request) -> Response:
             engine.images, container, config, container.snapshot_key, name, query.get("author"), query.get("comment")
         )
     finally:
-        if pause and container.state["Paused"]:
+        if pause and container.state.paused:
             run.unpause(engine, container)
     shown = parse_reference(name).familiar() if name else ""
     container.event("commit", comment=query.get("comment"), imageID=image_id, imageRef=shown)
@@ -132,21 +132,21 @@ def commit_container(engine: Engine, request: Request) -> Response:
 
 @route("POST", "/images/load")
 def load_images(engine: Engine, request: Request) -> Response:
-    from teu.engine.images import load
+    from teu.engine.images import load  # 7 ms
 
     return progress(load.load(engine.images, request.body, request.query.flag("quiet"), request.departure))
 
 
 @route("GET", "/images/get")
 def save_images(engine: Engine, request: Request) -> Response:
-    from teu.engine.images import save
+    from teu.engine.images import save  # 3 ms
 
     return stream(save.save(engine.images, request.query.every("names"), request.departure), "application/x-tar")
 
 
 @route("GET", "/images/{name:path}/get")
 def save_image(engine: Engine, request: Request, name: str) -> Response:
-    from teu.engine.images import save
+    from teu.engine.images import save  # 3 ms
 
     return stream(save.save(engine.images, [name], request.departure), "application/x-tar")
 
@@ -191,7 +191,7 @@ def tag_image(engine: Engine, request: Request, name: str) -> Response:
 
 @route("POST", "/images/{name:path}/push")
 def push_image(engine: Engine, request: Request, name: str) -> Response:
-    from teu.engine.images import push
+    from teu.engine.images import push  # 12 ms
 
     wanted = parse_reference(name)
     tag = request.query.get("tag")
@@ -212,7 +212,7 @@ def remove_image(engine: Engine, request: Request, name: str) -> Response:
 
 @route("GET", "/distribution/{name:path}/json")
 def inspect_distribution(engine: Engine, request: Request, name: str) -> Response:
-    from teu.engine.images import pull
+    from teu.engine.images import pull  # 15 ms
 
     auth = request.headers.get("x-registry-auth", "")
     return json_response(pull.distribution_info(engine.images, parse_reference(name), auth))

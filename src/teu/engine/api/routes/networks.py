@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teu.engine.api.messages import Request, Response, empty, json_response
 from teu.engine.api.router import route
@@ -11,7 +11,6 @@ from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, NotFound
 from teu.engine.core.filters import filter_moment, flag_filter, labels_match
 from teu.engine.core.times import moment_of
-from teu.engine.networks import requests
 from teu.engine.networks.model import Network
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def _matches(engine: Engine, network: Network, filters: dict[str, list[str]]) ->
         unused = network.is_user_defined and not engine.containers.using_network(network.name)
         if unused != dangling:
             return False
-    return labels_match(network.record.get("Labels") or {}, filters.get("label", []))
+    return labels_match(network.record.labels, filters.get("label", []))
 
 
 @route("POST", "/networks/create")
@@ -75,11 +74,11 @@ def prune_networks(engine: Engine, request: Request) -> Response:
     keep = []
     until = [filter_moment(text) for text in filters.get("until", ())]
     for network in engine.networks.all():
-        labels: dict[str, Any] = network.record.get("Labels") or {}
+        labels = network.record.labels
         if (
             not labels_match(labels, filters.get("label", []))
             or any(labels_match(labels, [text]) for text in filters.get("label!", ()))
-            or any(moment_of(network.record["Created"]) > limit for limit in until)
+            or any(moment_of(network.record.created) > limit for limit in until)
         ):
             keep.append(network)
     gone = engine.networks.prune(keep)
@@ -105,17 +104,17 @@ def remove_network(engine: Engine, request: Request, name: str) -> Response:
 
 @route("POST", "/networks/{name}/connect")
 def connect_network(engine: Engine, request: Request, name: str) -> Response:
-    body = requests.read(request.decode(fields.CONNECT), requests.CONNECT)
+    body = request.decode(fields.CONNECT)
     network = engine.networks.get(name)
-    container = engine.containers.get(body["Container"])
-    engine.endpoints.connect(network, container, body["EndpointConfig"])
+    container = engine.containers.get(body.container)
+    engine.endpoints.connect(network, container, body.endpoint)
     return empty(200)
 
 
 @route("POST", "/networks/{name}/disconnect")
 def disconnect_network(engine: Engine, request: Request, name: str) -> Response:
-    body = requests.read(request.decode(fields.DISCONNECT), requests.DISCONNECT)
+    body = request.decode(fields.DISCONNECT)
     network = engine.networks.get(name)
-    container = engine.containers.get(body["Container"])
-    engine.endpoints.disconnect(network, container, body["Force"])
+    container = engine.containers.get(body.container)
+    engine.endpoints.disconnect(network, container, body.force)
     return empty(200)

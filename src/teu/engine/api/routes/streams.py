@@ -10,8 +10,9 @@ from teu.engine.api.messages import Request, Response, hijack, stream
 from teu.engine.api.router import route
 from teu.engine.api.streaming import content_type, frames, gone, serve
 from teu.engine.backend import tasks
-from teu.engine.core import fields, times
+from teu.engine.core import times
 from teu.engine.core.errors import BadRequest, Conflict
+from teu.engine.core.kinds import natural
 from teu.engine.logs.driver import Selection, details
 from teu.engine.streams.detach import Filter
 
@@ -24,11 +25,11 @@ def attach(engine: Engine, request: Request, name: str) -> Response:
     container = engine.containers.get(name)
     query = request.query
     filter_keys = Filter(query.get("detachKeys"), container.tty)
-    if container.state["Paused"]:
+    if container.state.paused:
         raise Conflict(f"Container {container.id} is paused, unpause the container before attach.")
-    if container.state["Restarting"] and not container.pid:
+    if container.state.restarting and not container.pid:
         raise Conflict(f"Container {container.id} is restarting, wait until the container is running")
-    stdin = query.flag("stdin") and bool(container.config["OpenStdin"])
+    stdin = query.flag("stdin") and container.config.open_stdin
     stdout, stderr = query.flag("stdout"), query.flag("stderr")
     wants_stream = query.flag("stream")
     replay = b""
@@ -44,7 +45,7 @@ def attach(engine: Engine, request: Request, name: str) -> Response:
         container.event("attach")
 
         def close_stdin() -> None:
-            if container.tty or not container.config["StdinOnce"]:
+            if container.tty or not container.config.stdin_once:
                 # Whoever closes a terminal's input (or shares it) has left; the process has not.
                 hub.detach(client)
                 return
@@ -71,7 +72,7 @@ def logs(engine: Engine, request: Request, name: str) -> Response:
     if not stdout and not stderr:
         raise BadRequest("Bad parameters: you must choose at least one stream")
     tail = query.get("tail", "all")
-    number = fields.natural(tail)
+    number = natural(tail)
     lines = -1 if number is None else number
     selection = Selection(
         stdout=stdout,

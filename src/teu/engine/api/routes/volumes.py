@@ -48,12 +48,7 @@ def _labelled(engine: Engine, name: str, filters: dict[str, list[str]]) -> bool:
 @route("POST", "/volumes/create")
 def create_volume(engine: Engine, request: Request) -> Response:
     body = request.decode(fields.VOLUME, optional=True)
-    volume = engine.volumes.ensure(
-        body.get("Name") or None,
-        body.get("Driver") or "",
-        body.get("DriverOpts") or {},
-        body.get("Labels") or {},
-    )
+    volume = engine.volumes.ensure(body.name or None, body.driver, body.options, body.labels)
     return json_response(engine.volumes.describe(volume.name), 201)
 
 

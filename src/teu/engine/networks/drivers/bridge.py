@@ -27,6 +27,7 @@ from teu.engine.core.errors import BadRequest, Conflict, EngineError
 from teu.engine.networks import firewall, ipam
 from teu.engine.networks.drivers.driver import Context, Plug
 from teu.engine.networks.model import Endpoint, Network
+from teu.engine.networks.records import Subnet
 from teu.engine.networks.requests import (
     FALSE,
     INTERFACE,
@@ -38,6 +39,7 @@ from teu.engine.networks.requests import (
     OPTION_TALK,
     TRUE,
 )
+from teu.linux import nftables
 from teu.linux.forwarding import Marker
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ _FIXED_OPTIONS = {
 
 
 class Bridge:
+    """The driver bridge: a Linux bridge for each network, and a pair of interfaces for each container on it."""
+
     own_namespace = True
     connects = True
 
@@ -75,8 +79,6 @@ class Bridge:
         self._watcher: threading.Thread | None = None
 
     def start(self) -> None:
-        from teu.linux import nftables
-
         nftables.reserve()
 
     def options(self, options: dict[str, str]) -> list[str]:
@@ -88,7 +90,7 @@ class Bridge:
                 raise Conflict(f"network {other.name} has the bridge {other.interface}")
 
     def delete(self, network: Network) -> None:
-        if BRIDGE.match(network.interface) or network.record.get("OwnBridge"):
+        if BRIDGE.match(network.interface) or network.record.own_bridge:
             with contextlib.suppress(OSError):
                 self._kernel.delete_link(network.interface)
 
@@ -107,8 +109,7 @@ class Bridge:
         kernel = self._kernel.socket()
         if network.pool is None and network.name == "bridge":
             subnet = ipam.choose_subnet([*self._store.subnets(), *kernel.routes()])
-            config = {"Subnet": str(subnet), "Gateway": str(next(subnet.hosts()))}
-            network.record["IPAM"] = {"Driver": "default", "Options": None, "Config": [config]}
+            network.record.subnets = [Subnet(str(subnet), str(next(subnet.hosts())))]
             network.pool = Network(network.record).pool
             self._store.save(network)
         name, pool = network.interface, network.addressing()
@@ -116,8 +117,8 @@ class Bridge:
         if found is None:
             kernel.send([netlink.new_bridge(name, network.mtu)])
             found = kernel.link(name)
-            if not BRIDGE.match(name) and network.is_user_defined and not network.record.get("OwnBridge"):
-                network.record["OwnBridge"] = True  # one that was there before is spared at the network's removal
+            if not BRIDGE.match(name) and network.is_user_defined and not network.record.own_bridge:
+                network.record.own_bridge = True  # one that was there before is spared at the network's removal
                 self._store.save(network)
         elif found.kind != "bridge":
             raise EngineError(f"interface {name} is not a bridge; rename it, or remove network {network.name}")
@@ -238,8 +239,6 @@ class Bridge:
 
     def _rebuild_in_parts(self) -> None:
         """The whole table at once, or where something in it does not fit the rest, all but that."""
-        from teu.linux import nftables
-
         try:
             self._rebuild_table()
             return
@@ -263,8 +262,6 @@ class Bridge:
 
     def _in_table(self, change: Callable[[], None]) -> None:
         """A change of the table; where it is not as we left it, it is built anew, of what is so after the change."""
-        from teu.linux import nftables
-
         if not self._table:
             return
         try:
@@ -283,7 +280,6 @@ class Bridge:
 
     def _watch(self) -> None:
         """Build the table again when somebody else empties the ruleset, as reloading nftables' own service does."""
-        from teu.linux import nftables
 
         def body() -> None:
             while not self._stopping.is_set():

@@ -40,6 +40,8 @@ class Plug(NamedTuple):
 
 
 class Driver(Protocol):
+    """A network driver, for all networks of its name. All is called under the networks' lock."""
+
     own_namespace: bool
     """Whether containers on its networks have a network namespace of their own; else they are in the host's."""
     connects: bool

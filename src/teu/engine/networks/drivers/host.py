@@ -7,5 +7,7 @@ from teu.engine.networks.drivers.null import Null
 
 
 class Host(Null):
+    """The driver of the network host."""
+
     name = "host"
     own_namespace = False

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 class Null:
+    """The driver of the network none, which has no endpoints."""
+
     name = "null"
     own_namespace = True
     connects = False

@@ -12,6 +12,8 @@ from typing import Protocol
 
 
 class Driver(Protocol):
+    """A volume driver, for all volumes whose records name it. Options are those of --opt."""
+
     def check(self, options: dict[str, str]) -> dict[str, str]:
         """The options of a volume that is to be made, as they are to be kept. Raises BadRequest."""
 

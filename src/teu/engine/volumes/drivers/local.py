@@ -26,6 +26,8 @@ MOUNT_SECONDS = 60.0
 
 
 class Local:
+    """The driver local: a folder of this host, on which a file system is mounted where the options ask for one."""
+
     def __init__(self, root: str) -> None:
         self._root = root
 

@@ -20,6 +20,7 @@ from teu.linux.syscalls import NR_mount, syscall
 
 
 def mount(path: str, options: dict[str, str]) -> None:
+    """mount(2) with the options of a volume, as mount(8) understands them. Raises OSError with what was asked for."""
     flags, propagation, data = mountflags.parse(filter(None, (options.get("o") or "").split(",")))
     device, kind = options.get("device") or "", options.get("type") or ""
     if kind == "none":
@@ -35,6 +36,7 @@ def mount(path: str, options: dict[str, str]) -> None:
 
 
 def main() -> int:
+    """The program: 0, or 1 with the reason on standard error."""
     asked = json.loads(sys.argv[1])
     try:
         if not trees.is_mount_root(asked["path"]):

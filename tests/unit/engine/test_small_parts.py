@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small parts of the engine without a host: the profile of AppArmor, what wakes containerd, mounts of volumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from teu.engine import wake
+from teu.engine.core.errors import EngineError
+from teu.engine.spec import apparmor
+from teu.engine.volumes.drivers import local_mount
+from teu.linux.mounts import MS_BIND, MS_NOSUID, MS_RDONLY, MS_REC, MS_REMOUNT, MS_SHARED
+
+# apparmor ---------------------------------------------------------------------------------------------------
+
+
+class Host:
+    """A host with AppArmor in a folder: its switch, its profiles, and a parser that notes what it is asked to load."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        for name in ("ENABLED", "PROFILES", "FILE", "DISABLED"):
+            monkeypatch.setattr(apparmor, name, str(folder / name))
+        self.parser = folder / "apparmor_parser"
+        monkeypatch.setattr(apparmor, "parser", lambda: str(self.parser) if self.parser.exists() else None)
+        (folder / "ENABLED").write_text("Y\n")
+        (folder / "PROFILES").write_text("other (enforce)\n")
+        (folder / "FILE").write_text("profile teu-default {}\n")
+
+    def parse(self, script: str) -> None:
+        self.parser.write_text(f"#!/bin/sh\n{script}\n")
+        self.parser.chmod(0o755)
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    return Host(tmp_path, monkeypatch)
+
+
+def test_the_profile_is_loaded_before_the_first_container(host: Host) -> None:
+    host.parse(f'echo "$@" >>{host.folder}/asked; echo "teu-default (enforce)" >>{host.folder}/PROFILES')
+    assert apparmor.default_profile("teu-default") == "teu-default"
+    assert apparmor.default_profile("teu-default") == "teu-default"
+    assert (host.folder / "asked").read_text() == f"--replace --skip-cache {host.folder}/FILE\n", "once"
+
+
+def test_a_profile_that_cannot_be_loaded_is_an_error_with_a_remedy(host: Host) -> None:
+    host.parse("echo 'line 3: syntax error' >&2; exit 1")
+    with pytest.raises(EngineError, match="line 3: syntax error; mend it, or run .* apparmor=unconfined"):
+        apparmor.default_profile("teu-default")
+
+
+def test_where_there_is_no_profile_to_have(host: Host) -> None:
+    """No parser, another name that nobody has loaded, the administrator's word, a kernel without AppArmor."""
+    assert not apparmor.supported()
+    assert apparmor.default_profile("teu-default") == ""
+    host.parse("exit 1")
+    assert apparmor.supported()
+    assert apparmor.default_profile("mine") == "" and apparmor.default_profile("") == ""
+    assert apparmor.default_profile("other") == "other", "it is loaded, whoever did it"
+    (host.folder / "DISABLED").symlink_to("/nowhere")
+    assert apparmor.default_profile("teu-default") == ""
+    (host.folder / "DISABLED").unlink()
+    (host.folder / "ENABLED").write_text("N\n")
+    assert apparmor.default_profile("other") == "" and not apparmor.supported()
+
+
+# wake -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["--containerd", "PATH"], ["-H", "fd://", "--containerd=unix://PATH"]])
+def test_the_other_daemon_is_knocked_at(words: list[str], tmp_path: Path) -> None:
+    path = str(tmp_path / "c.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        listener.settimeout(5)
+        wake.wake([word.replace("PATH", path) for word in words])
+        knock, _ = listener.accept()
+        assert knock.recv(1) == b"", "it says nothing"
+        knock.close()
+
+
+def test_who_only_asks_wakes_nobody(tmp_path: Path) -> None:
+    path = str(tmp_path / "c.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        listener.setblocking(False)
+        for words in ([], ["--containerd"], *(["--containerd", path, asks] for asks in ("--validate", "-v", "--help"))):
+            wake.wake(words)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    wake.wake(["--containerd", str(tmp_path / "nobody")])
+
+
+# local_mount ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mounted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What mount(2) is asked for: source, target, type, flags, data."""
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(local_mount, "syscall", lambda what, number, *arguments: calls.append(arguments))
+    return calls
+
+
+def test_options_become_flags_and_data(mounted: list[tuple[Any, ...]]) -> None:
+    local_mount.mount("/v", {"type": "nfs", "device": ":/x", "o": "addr=1.2.3.4,ro,nosuid"})
+    assert mounted == [(b":/x", b"/v", b"nfs", MS_RDONLY | MS_NOSUID, b"addr=1.2.3.4")]
+    del mounted[:]
+    local_mount.mount("/v", {"type": "tmpfs", "device": "tmpfs"})
+    assert mounted == [(b"tmpfs", b"/v", b"tmpfs", 0, None)]
+
+
+def test_a_bind_mount_is_made_read_only_by_a_second_call(mounted: list[tuple[Any, ...]]) -> None:
+    """The kernel takes no other flag with a new bind; propagation is a call of its own as well."""
+    local_mount.mount("/v", {"type": "none", "device": "/d", "o": "rbind,ro,rshared"})
+    assert mounted == [
+        (b"/d", b"/v", b"", MS_BIND | MS_REC | MS_RDONLY, None),
+        (None, b"/v", None, MS_BIND | MS_REC | MS_RDONLY | MS_REMOUNT, None),
+        (None, b"/v", None, MS_SHARED | MS_REC, None),
+    ]
+
+
+def test_the_reason_is_told_and_nothing_is_stacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(what: str, *_: Any) -> None:
+        raise OSError(2, f"{what}: No such file or directory")
+
+    monkeypatch.setattr(local_mount, "syscall", refuse)
+    asked = {"path": str(tmp_path), "options": {"type": "ext4", "device": "/dev/none"}}
+    monkeypatch.setattr(sys, "argv", ["local_mount.py", json.dumps(asked)])
+    assert local_mount.main() == 1
+    assert capsys.readouterr().err == (f"mount /dev/none:{tmp_path}, flags: 0x0, data: : no such file or directory")
+    monkeypatch.setattr(local_mount.trees, "is_mount_root", lambda path: path == os.fspath(tmp_path))
+    assert local_mount.main() == 0, "something is mounted there already"
