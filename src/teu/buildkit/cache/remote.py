@@ -25,12 +25,11 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from teu.buildkit.cache.keys import RANDOM, Link, root
 from teu.buildkit.core.op import Record
 from teu.oci import digest as digests
-from teu.oci import image_spec
 
 CONFIG_TYPE = "application/vnd.buildkit.cacheconfig.v0"
 INLINE_KEY = "moby.buildkit.cache.v0"  # in the configuration of an image
@@ -50,7 +49,10 @@ RECORDS_MAX = 200_000
 LAYERS_MAX = 200_000
 CHAIN_MAX = 10_000  # layers one upon the other
 
-Descriptor = image_spec.Descriptor
+if TYPE_CHECKING:
+    from teu.oci.image_spec import Descriptor as Descriptor
+else:
+    Descriptor = dict[str, Any]  # for those who name it at work
 
 _TO_OCI = {
     "application/vnd.docker.image.rootfs.diff.tar": "application/vnd.oci.image.layer.v1.tar",

@@ -16,13 +16,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from teu.buildkit.core.op import Record, Ref
 from teu.buildkit.core.selection import Selection
-from teu.oci import image_spec
 
-Descriptor = image_spec.Descriptor
+if TYPE_CHECKING:
+    from teu.oci.image_spec import Descriptor as Descriptor
+else:
+    Descriptor = dict[str, Any]  # for those who name it at work
 
 
 class Mount(NamedTuple):

@@ -141,7 +141,7 @@ def platform_json(platform: Platform) -> PlatformMembers:
         document["os.features"] = list(platform.os_features)
     if platform.variant:
         document["variant"] = platform.variant
-    return cast(PlatformMembers, document)
+    return cast("PlatformMembers", document)
 
 
 @dataclass
