@@ -17,7 +17,8 @@ from unit.buildkit.tunnel import client
 from teu.api.buildkit.session import auth_pb2, exporter_pb2, secrets_pb2, ssh_pb2, upload_pb2
 from teu.api.services.content.v1 import content_pb2
 from teu.buildkit.core import errors
-from teu.buildkit.session import auth, content, ed25519, exporter, secrets, ssh, upload
+from teu.buildkit.session import auth, content, exporter, secrets, ssh, upload
+from teu.oci import ed25519
 
 # RFC 8032, 7.1: key, message, signature.
 VECTORS = [

@@ -24,13 +24,13 @@ from teu.buildkit.core.identifiers import digest_of
 from teu.buildkit.core.op import Gone, Record
 from teu.buildkit.llb.platforms import Platform
 from teu.buildkit.ops.source import SourceOp
-from teu.buildkit.session import auth, ed25519
+from teu.buildkit.session import auth
 from teu.buildkit.session.manager import Manager
 from teu.buildkit.sources import base, registries
 from teu.buildkit.sources.image import Images
 from teu.buildkit.sources.ocilayout import Layouts
 from teu.buildkit.sources.registries import Access, Configuration, Host
-from teu.oci import distribution
+from teu.oci import distribution, ed25519
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "system"))
 from scripted_registry import ScriptedRegistry, tar

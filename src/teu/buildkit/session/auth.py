@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from teu.api.buildkit.session import auth_pb2
 from teu.buildkit.core import errors
-from teu.buildkit.session import ed25519
 from teu.buildkit.session.manager import Session
+from teu.oci import ed25519
 
 PREFIX = "/moby.filesync.v1.Auth/"
 SECONDS = 60.0  # the client may ask its credential helper, or a person

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is this Ed25519 signature (RFC 8032) of that key? Called by auth, a few times in a build.
+"""Ed25519 signatures (RFC 8032): is this one of that key? Called by the builder's sessions, a few times in a build; and
+made, by `teu build`, which proves so that it knows what it knew before.
 
-Only public things are computed with, so time tells nobody anything; a check takes some milliseconds.
+A check takes some milliseconds. So does a signature, and how many tells of its key: it is for the client's own builder,
+of a key that is made for one builder and is no credential.
 """
 
 from __future__ import annotations
@@ -59,6 +61,37 @@ def _point(data: bytes) -> Point | None:
 
 _BASE = _point((4 * pow(5, P - 2, P) % P).to_bytes(32, "little"))
 assert _BASE is not None
+
+
+def _bytes(point: Point) -> bytes:
+    """Section 5.1.2."""
+    inverse = pow(point[2], P - 2, P)
+    x, y = point[0] * inverse % P, point[1] * inverse % P
+    return (y | (x & 1) << 255).to_bytes(32, "little")
+
+
+def _secret(seed: bytes) -> tuple[int, bytes]:
+    """Section 5.1.5: the number that makes the public key, and what makes a signature's nonce."""
+    digest = hashlib.sha512(seed).digest()
+    number = int.from_bytes(digest[:32], "little")
+    return number & (1 << 254) - 8 | 1 << 254, digest[32:]
+
+
+def public_key(seed: bytes) -> bytes:
+    """The public key (32 bytes) of a seed of 32 bytes."""
+    assert _BASE is not None
+    return _bytes(_times(_secret(seed)[0], _BASE))
+
+
+def sign(seed: bytes, message: bytes) -> bytes:
+    """Section 5.1.6: the signature, 64 bytes."""
+    assert _BASE is not None
+    number, prefix = _secret(seed)
+    key = _bytes(_times(number, _BASE))
+    nonce = int.from_bytes(hashlib.sha512(prefix + message).digest(), "little") % ORDER
+    commitment = _bytes(_times(nonce, _BASE))
+    challenge = int.from_bytes(hashlib.sha512(commitment + key + message).digest(), "little") % ORDER
+    return commitment + ((nonce + challenge * number) % ORDER).to_bytes(32, "little")
 
 
 def verify(key: bytes, message: bytes, signature: bytes) -> bool:
