@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from teu.cli.builds.session import Offer, Session
 from teu.cli.builds.wire import Link
 from teu.cli.config import ConfigFile
 from teu.cli.errors import CommandError
+from teu.oci import ed25519
 from teu.oci.fsutil import GO_DIR, GO_SYMLINK
 from teu.ttrpc import codec
 
@@ -315,7 +317,60 @@ def test_credentials_of_the_users_file(tmp_path: Path) -> None:
         assert auth.credentials(theirs, "registry-1.docker.io") == ("me", "secret")
         assert auth.credentials(theirs, "r.example") == ("", "t")
         assert auth.credentials(theirs, "other.example") == ("", "")
+
+
+def test_tokens_without_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The builder knows a key of ours and the token; it is the client who speaks with the token server."""
+    seen: list[tuple[str, str | None]] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append((self.path, self.headers["Authorization"]))
+            data = b'{"token": "the token"}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/config.json").write_text('{"auths": {"r.example": {"auth": "bWU6c2VjcmV0"}}}')
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    realm = f"http://127.0.0.1:{server.server_port}/token"
+    known = []
+    for _ in range(2):
+        with session(tmp_path, lambda offer: None) as theirs:
+            key = auth.token_authority(theirs, "r.example")
+            assert key is not None and auth.verify_authority(theirs, "r.example", key)
+            assert not auth.verify_authority(theirs, "other.example", key)
+            known.append(key)
+            token = auth.fetch_token(theirs, "r.example", realm, "service", ["repository:x:pull"])
+            assert token.token == "the token"
+            with pytest.raises(errors.Error, match="without TLS"):
+                auth.fetch_token(theirs, "r.example", "http://192.0.2.1/token", "service", [])
+    server.shutdown()
+    server.server_close()
+    assert known[0] == known[1], "a later build proves to be the same user's"
+    assert (tmp_path / "config/.token_seed").stat().st_mode & 0o777 == 0o600
+    assert seen[0] == ("/token?service=service&scope=repository%3Ax%3Apull&account=me", "Basic bWU6c2VjcmV0")
+    monkeypatch.setenv("BUILDKIT_NO_CLIENT_TOKEN", "1")
+    with session(tmp_path, lambda offer: None) as theirs:
         assert auth.token_authority(theirs, "r.example") is None
+
+
+def test_signatures() -> None:
+    """RFC 8032, section 7.1, test 2."""
+    seed = bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
+    key = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"
+    signature = (
+        "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"
+        "085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"
+    )
+    assert ed25519.public_key(seed).hex() == key and ed25519.sign(seed, b"\x72").hex() == signature
+    assert ed25519.verify(bytes.fromhex(key), b"\x72", bytes.fromhex(signature))
 
 
 def test_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from teu.cli.builds import keys, receiving, sending, store
 from teu.cli.builds.messages import decode, encode
 from teu.cli.builds.wire import ALREADY_EXISTS, NOT_FOUND, PEER, UNIMPLEMENTED, UNKNOWN, BuildError
 from teu.cli.errors import CommandError
+from teu.cli.options import TRUE
 from teu.http2.calls import Asked, unescaped
 
 TYPE_CHECKING = False
@@ -65,8 +66,15 @@ class Session:
         self.failures: list[str] = []  # of this side, in words for a person
         self._methods: dict[str, Callable[[Asked], None]] = {
             "/grpc.health.v1.Health/Check": _healthy,
-            "/moby.filesync.v1.Auth/Credentials": self._credentials,
         }
+        registries = keys.Registries(offer.config)
+        answers = {"Credentials": registries.credentials}
+        if os.environ.get("BUILDKIT_NO_CLIENT_TOKEN") not in TRUE:
+            answers["GetTokenAuthority"] = registries.authority
+            answers["VerifyTokenAuthority"] = registries.verify
+            answers["FetchToken"] = registries.fetch
+        for name, answer in answers.items():
+            self._methods[f"/moby.filesync.v1.Auth/{name}"] = self._of_registries(answer)
         if offer.folders:
             self._methods["/moby.filesync.v1.FileSync/DiffCopy"] = self._send_folder
         if offer.targets:
@@ -121,10 +129,14 @@ class Session:
         with self._lock:
             self.failures.append(text)
 
-    def _credentials(self, asked: Asked) -> None:
-        with self._lock:  # a credential helper at a time: some ask the user
-            answer = keys.credentials(self._offer.config, asked.receive() or b"")
-        asked.send(answer)
+    def _of_registries(self, answer: Callable[[bytes], bytes]) -> Callable[[Asked], None]:
+        def method(asked: Asked) -> None:
+            request = asked.receive() or b""
+            with self._lock:  # a credential helper at a time: some ask the user
+                found = answer(request)
+            asked.send(found)
+
+        return method
 
     def _send_folder(self, asked: Asked) -> None:
         name = (_listed(asked.metadata, "dir-name") or [""])[0]
