@@ -36,6 +36,7 @@ _OF_HTTP = {
     "503": UNAVAILABLE,
     "504": UNAVAILABLE,
 }
+_HEX = frozenset("0123456789abcdefABCDEF")
 _ANSWER = ((":status", "200"), ("content-type", "application/grpc"))
 
 
@@ -269,10 +270,9 @@ def unescaped(text: str, errors: str = "replace") -> str:
     first, *rest = text.split("%")
     data = bytearray(first.encode("utf-8", "surrogateescape"))
     for piece in rest:
-        try:
-            data += bytes.fromhex(piece[:2]) + piece[2:].encode("utf-8", "surrogateescape")
-        except ValueError:
-            data += b"%" + piece.encode("utf-8", "surrogateescape")
+        coded = len(piece) > 1 and _HEX.issuperset(piece[:2])
+        data += bytes.fromhex(piece[:2]) if coded else b"%"
+        data += piece[2 if coded else 0 :].encode("utf-8", "surrogateescape")
     return data.decode("utf-8", errors)
 
 

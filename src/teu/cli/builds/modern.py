@@ -68,6 +68,8 @@ def build(cli: Cli, options: Options, where: str, builder: Builder, asked: calls
         workers = [worker for data in asked for worker in decode(f"{CONTROL}ListWorkersResponse", data)["record"]]
     except BuildError as error:
         raise CommandError(f"ERROR: {described(error)}") from None
+    if options["iidfile"] and os.path.isfile(options["iidfile"]):
+        os.unlink(options["iidfile"])  # it would tell of another build where this one fails
     labels = workers[0]["Labels"] if workers else {}
     request = Request(cli, options, Engine(labels, not builder.address))
     try:
@@ -146,7 +148,7 @@ def ask(cli: Cli, work: Build, method: str, attributes: dict[str, str]) -> int:
     """Print what the frontend answers; its own status is ours."""
     kind = attributes.pop("format", "")
     name = CALLS.get(method, method if "." in method else f"frontend.{method}")
-    answer = work.ask({"requestid": name, "frontend.caps": "moby.buildkit.frontend.subrequests", **attributes})
+    answer = work.ask({"requestid": name, **attributes})
     text = answer.get("result.json" if kind == "json" or "result.txt" not in answer else "result.txt", b"")
     code = answer.get("result.statuscode", b"0")
     shown = text.decode("utf-8", "replace").rstrip("\n")

@@ -116,6 +116,8 @@ class Build:
 
         bridge("Ping", f"{BRIDGE}PingRequest")
         options = {**self._request["FrontendAttrs"], **question}
+        capabilities = [options["frontend.caps"]] if "frontend.caps" in options else []
+        options["frontend.caps"] = ",".join([*capabilities, "moby.buildkit.frontend.subrequests+forward"])
         imports = (self._request.get("Cache") or {}).get("Imports") or []
         try:
             answer = bridge(
