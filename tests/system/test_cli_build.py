@@ -160,7 +160,7 @@ def test_the_words_are_dockers(docker: peers.Dockerd, context: Path) -> None:
 
 BROKEN = {
     "a step": (
-        "FROM scratch\nCOPY busybox /bin/sh\n\nRUN echo one; echo two >&2; exit 7\n# more\n# lines\n# here\n",
+        "FROM scratch\nCOPY busybox /bin/sh\n\nRUN echo one; echo two; exit 7\n# more\n# lines\n# here\n",
         (),
     ),
     "a copy": ("FROM scratch\nCOPY nowhere /x\n", ()),
