@@ -183,7 +183,7 @@ def nested(definition: Any, context: Any) -> Graph:
 def _steps(settings: Settings) -> executor.Settings:
     wanted, net, dns = settings["worker"], settings["network"], settings["dns"]
     return executor.Settings(
-        state=settings["state"],
+        state=os.path.join(settings["state"], "steps"),
         runtime=wanted["runtime"],
         slice=wanted["slice"],
         apparmor=wanted["apparmor-profile"],

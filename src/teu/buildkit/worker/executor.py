@@ -63,7 +63,7 @@ class Settings:
     daemon prefers. `default`: the network of steps that ask for none (SANDBOX, HOST or NONE). `pids`: how many
     processes a step may have, 0 for any."""
 
-    state: str = "/run/teu/buildkitd/steps"
+    state: str = "/run/teu/buildkit/steps"
     run: str = "/run/teu"
     runtime: str = ""
     slice: str = SLICE
