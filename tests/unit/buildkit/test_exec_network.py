@@ -161,6 +161,9 @@ def test_a_successor_without_steps_clears_it_too(own_namespace: None, tmp_path: 
     dead = Network(Settings(subnet=SUBNET), str(tmp_path))
     sandbox = dead.take()
     eventually(lambda: not dead._filling)
+    os.eventfd_write(dead._end, 1)  # its threads are dead with it
+    assert dead._watcher is not None
+    dead._watcher.join()
     Network(Settings(), str(tmp_path)).sweep()
     assert not [link for link in links() if link.name.startswith("teub")]
     with pytest.raises(nftables.Error):
