@@ -45,10 +45,12 @@ def supported() -> bool:
 
 
 def parser() -> str | None:
+    """Path of the program that loads profiles; None where there is none."""
     return shutil.which("apparmor_parser", path="/usr/sbin:/sbin:/usr/bin")
 
 
 def loaded(name: str) -> bool:
+    """Whether the kernel has a profile of this name."""
     try:
         # NAME (MODE), a line each
         return any(line.rpartition(" (")[0] == name for line in Path(PROFILES).read_text().splitlines())

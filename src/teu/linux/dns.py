@@ -67,6 +67,8 @@ table ip teu-dns {{
 
 
 class Question(NamedTuple):
+    """What a message asks for, as far as it is answered here."""
+
     identity: int
     flags: int
     name: str
@@ -141,6 +143,7 @@ def fit(reply: bytes, question: Question) -> bytes:
 
 
 def encode_name(name: str) -> bytes:
+    """A name as messages have it (RFC 1035, 3.1)."""
     labels = name.encode("utf-8", "replace").split(b".")
     return b"".join(bytes([len(label)]) + label for label in labels if label) + b"\0"
 
@@ -210,6 +213,8 @@ class _Errand:
 
 
 class Resolver:
+    """Serves any number of network namespaces. `add` and `remove` may be called by any thread."""
+
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._lock = threading.Lock()
@@ -259,6 +264,7 @@ class Resolver:
         self._wake()
 
     def remove(self, identity: str) -> None:
+        """Serve it no longer; one that is not served is fine."""
         with self._lock:
             client = self._clients.pop(identity, None)
             if client is None:

@@ -48,6 +48,7 @@ def close_forwarding() -> None:
 
 
 def has_forward_chain() -> bool:
+    """Whether there is iptables' own chain, ours or anybody's."""
     try:
         nftables.run(f"list chain {FORWARD}")
     except nftables.Error:
@@ -86,6 +87,7 @@ class Marker:
 
     @property
     def there(self) -> bool:
+        """Whether one of them did."""
         return self._path.exists()
 
     def turn_on(self) -> None:

@@ -134,6 +134,7 @@ class Changes:
         self._socket.close()
 
     def fileno(self) -> int:
+        """The descriptor, for who waits for several things."""
         return self._socket.fileno()
 
     def wait(self) -> list[Change] | None:

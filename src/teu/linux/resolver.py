@@ -32,6 +32,7 @@ class Resolver:
         self.options: list[str] = []
 
     def text(self) -> str:
+        """As resolv.conf(5) has it."""
         lines = [f"nameserver {server}" for server in self.servers]
         if self.search:
             lines.append("search " + " ".join(self.search))
@@ -41,6 +42,7 @@ class Resolver:
 
 
 def parse(text: str) -> Resolver:
+    """A resolv.conf; what is not known of it is left out."""
     result = Resolver()
     for line in text.splitlines():
         words = line.split("#")[0].split(";")[0].split()
@@ -56,6 +58,7 @@ def parse(text: str) -> Resolver:
 
 
 def is_loopback(server: str) -> bool:
+    """Whether an address, which may name an interface behind it, is on the host's loopback."""
     try:
         return ip_address(server.partition("%")[0]).is_loopback
     except ValueError:
@@ -84,8 +87,10 @@ def host_resolver(own_namespace: bool) -> Resolver:
 
 
 def hosts(entries: list[tuple[str, str]], base: str = HOSTS) -> str:
+    """A hosts file: `base`, and a line for each (address, names)."""
     return base + "".join(f"{address}\t{name}\n" for address, name in entries)
 
 
 def host_hosts() -> str:
+    """The host's own file; the usual lines where there is none."""
     return _read("/etc/hosts") or HOSTS

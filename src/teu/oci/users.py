@@ -13,6 +13,8 @@ _DIGITS_MAX = 10
 
 
 class User(NamedTuple):
+    """Who a process runs as. `groups`: the supplementary ones, with `gid`; `home` is "" where no entry says one."""
+
     uid: int
     gid: int
     groups: list[int]

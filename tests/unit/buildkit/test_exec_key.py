@@ -14,7 +14,7 @@ from teu.api.buildkit import ops_pb2 as pb
 from teu.buildkit.core import errors
 from teu.buildkit.core.op import CacheMap
 from teu.buildkit.core.selection import Selection
-from teu.buildkit.llb.load import Edge, Metadata, NotAllowed, Vertex
+from teu.buildkit.llb.load import Edge, Metadata, Vertex
 from teu.buildkit.ops import exec as steps
 from teu.buildkit.ops import keys
 from teu.oci import digest as digests
@@ -169,15 +169,6 @@ def test_devices_that_are_not_there() -> None:
     steps.check_devices([pb.CDIDevice(name="a/b=c", optional=True)])
     with pytest.raises(errors.Unimplemented, match="a/b=c"):
         steps.check_devices([pb.CDIDevice(name="a/b=c")])
-
-
-def test_a_frontends_processes_need_what_steps_need() -> None:
-    steps.check_entitlements(pb.UNSET, pb.SANDBOX, ())
-    steps.check_entitlements(pb.HOST, pb.INSECURE, ("network.host", "security.insecure"))
-    with pytest.raises(NotAllowed, match="network.host is not allowed"):
-        steps.check_entitlements(pb.HOST, pb.SANDBOX, ("security.insecure",))
-    with pytest.raises(NotAllowed, match="security.insecure is not allowed"):
-        steps.check_entitlements(pb.UNSET, pb.INSECURE, ("network.host",))
 
 
 def test_proxies_in_both_spellings() -> None:
