@@ -99,6 +99,11 @@ class ScriptedRegistry:
 
             do_HEAD = do_GET
 
+            def do_POST(self) -> None:
+                """A token server of before OAuth 2: clients ask again with GET."""
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                registry._error(self, 405, "UNSUPPORTED", "no POST")
+
         class Server(ThreadingHTTPServer):
             def handle_error(self, *_: Any) -> None:
                 """Clients that go away are part of the tests."""

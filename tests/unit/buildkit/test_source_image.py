@@ -550,6 +550,9 @@ def test_the_operation(registry: ScriptedRegistry, worker: Worker) -> None:
     (result,) = op.execute(context, [])
     assert op.load(context, Record(result.id, 0.0), 0).id == result.id
     assert op.material().pin == key.pin and op.material().platform == ARM64
+    with pytest.raises(errors.NotFound) as refused:
+        SourceOp(vertex(identifier.replace("app", "none")), worker, sources).cache_key(context)  # type: ignore[arg-type]
+    assert errors.to_status(refused.value).code == errors.Error.code  # clients show no code in front of it
     for bad in ("nothing", "ftp://x", "docker-image://a\nb"):
         with pytest.raises(errors.Error):
             SourceOp(vertex(bad), worker, sources)  # type: ignore[arg-type]

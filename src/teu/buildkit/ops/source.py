@@ -17,7 +17,7 @@ from teu.buildkit.core.snapshots import SCRATCH, Worker
 from teu.buildkit.llb import platforms
 from teu.buildkit.llb.platforms import Platform
 from teu.buildkit.ops import results
-from teu.buildkit.sources.base import Material, Source, Sources
+from teu.buildkit.sources.base import Material, Source, Sources, plainly
 
 KEY = "buildkit.source.v0:"
 ONLY_ONCE = "session:"  # how a source's key begins that is never the same twice
@@ -39,7 +39,7 @@ class SourceOp:
     def cache_key(self, context: Context) -> CacheMap:
         with self._lock:  # a source is asked once what it is, whoever wants to know
             if self._map is None:
-                with self._worker.hold():
+                with self._worker.hold(), plainly():
                     key = self._source.key(context)
                 self._map = CacheMap(_digest(key.key), (), tuple(_digest(other) for other in key.also))
             return self._map
@@ -47,12 +47,12 @@ class SourceOp:
     def load(self, context: Context, record: Record, output: int) -> Ref:
         if record.id == SCRATCH:
             return results.load(self._worker, record)
-        with self._worker.hold():
+        with self._worker.hold(), plainly():
             return self._source.load(context, record)
 
     def execute(self, context: Context, inputs: Sequence[Ref]) -> Sequence[Ref]:
         self.cache_key(context)
-        with self._worker.hold():
+        with self._worker.hold(), plainly():
             return [self._source.snapshot(context)]
 
     def close(self) -> None:

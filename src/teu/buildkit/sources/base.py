@@ -110,8 +110,9 @@ class Sources:
 
     def meta(self, request: Any, platform: Platform, asker: Asker) -> Any:
         """What a source is now: the answer to LLBBridge.ResolveSourceMeta. Policies have been asked before."""
-        scheme, reference = self._split(request.Source.identifier)
-        answer = scheme.meta(request, reference, platform, asker)
+        with plainly():
+            scheme, reference = self._split(request.Source.identifier)
+            answer = scheme.meta(request, reference, platform, asker)
         answer.Source.CopyFrom(request.Source)
         return answer
 
@@ -127,6 +128,18 @@ class Sources:
                 f"a source's identifier has control characters: {errors.cut(identifier, 200)!r}"
             )
         return scheme, reference
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """What a source refuses has no code on the wire, as in BuildKit: clients show one in front of the words."""
+    try:
+        yield
+    except errors.Cancelled:
+        raise
+    except errors.Error as error:
+        error.code = errors.Error.code
+        raise
 
 
 def no_meta() -> Any:

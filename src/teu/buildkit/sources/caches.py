@@ -27,7 +27,7 @@ from teu.buildkit.core.op import Gone, Record
 from teu.buildkit.core.snapshots import Compression, Descriptor, Layer, Snapshot, Worker
 from teu.buildkit.session.content import Store
 from teu.buildkit.session.manager import Manager
-from teu.buildkit.sources.base import Asker, ask_any, boolean, go_json, number
+from teu.buildkit.sources.base import Asker, ask_any, boolean, go_json, number, plainly
 from teu.buildkit.sources.image import parsed
 from teu.buildkit.sources.manifests import Blobs, Documents, Fetching
 from teu.buildkit.sources.ocilayout import ClientStore
@@ -307,7 +307,7 @@ class _Written:
     def write(self, chains: Sequence[Chain], asker: Asker) -> dict[str, str]:
         preparing = "preparing build cache for export"
         asker.status(preparing, 0, 0)
-        with Held(self.caches.worker) as held:
+        with plainly(), Held(self.caches.worker) as held:
             exported = self.caches.exported(chains, self.options.mode, self.compression, held)
             if exported.empty:
                 asker.status("skipping cache export for empty result", 0, 0, completed=True)
