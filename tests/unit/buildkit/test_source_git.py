@@ -495,3 +495,26 @@ def test_who_waits_for_another_ends_with_its_build(worker: Worker) -> None:
             pass
     with repositories.locks.hold("remote x", Asker()):
         pass
+
+
+def test_a_checkout_that_fails(served: Served, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error is told as it is; what is damaged is not kept for the next."""
+    served.repository("a.git", {"one": "1"})
+    real = gitcli.Git.run
+
+    def broken(text: str) -> Any:
+        def checkout(self: gitcli.Git, *arguments: str, **more: Any) -> bytes:
+            if arguments[0] == "checkout":
+                raise gitcli.GitError(text, text)
+            return real(self, *arguments, **more)
+
+        return checkout
+
+    for text, kept in (("error: no space left", 1), ("fatal: bad object 1234", 0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(gitcli.Git, "run", broken(text))
+            with pytest.raises(gitcli.GitError, match=text):
+                opened(worker, f"{served.address}/a.git").snapshot(Asker())
+        assert len(worker.find("regular")) == kept
+        assert not worker.active_now and not worker.find("source.git.checkout")
+    assert files(opened(worker, f"{served.address}/a.git").snapshot(Asker())) == {"one": "1"}

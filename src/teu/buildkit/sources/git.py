@@ -190,7 +190,7 @@ def located(text: str) -> Wanted:
         raise errors.InvalidArgument(f"invalid git remote {shown(text)!r}: invalid protocol {scheme!r}")
     try:
         parts = urlsplit(text)
-        host, port = parts.hostname or "", parts.port
+        host = parts.hostname or "" if parts.port != 0 else ""  # a port that is none raises
     except ValueError:
         raise bad from None
     if not host or host.startswith("-") or (parts.username or "").startswith("-") or parts.path.startswith("/-"):
@@ -203,7 +203,6 @@ def located(text: str) -> Wanted:
         return Wanted(parts._replace(netloc=place).geturl(), place, given)
     if parts.password:
         raise errors.InvalidArgument(f"invalid git remote {shown(text)!r}: a password has no place in it")
-    del port
     return Wanted(parts.geturl(), place)
 
 
@@ -396,30 +395,38 @@ class GitSource:
 
     @contextlib.contextmanager
     def _repository(self, asker: Asker, git: Git, found: Found) -> Iterator[str]:
-        """The bare repository of the remote, which has the commit; for one at a time."""
-        with self._repositories.locks.hold(f"remote {self._wanted.remote}", asker):
+        """The bare repository of the remote, which has the commit; for one at a time. One that turns out to be damaged
+        is not kept."""
+        with self._repositories.locks.hold(f"remote {self._wanted.remote}", asker), contextlib.ExitStack() as stack:
             active = self._reopened(found)
             if active is not None:
                 try:
-                    with active.mounted() as place:
-                        self._fetch(asker, git, place, found)
-                        self._look(git, place, found)
-                        yield place
-                        return
+                    place = stack.enter_context(self._fetched_into(asker, git, found, active))
                 except GitError as error:
                     if not DAMAGED.search(error.output):
                         raise
-                    active.discard()
                     active = None
-                finally:
-                    if active is not None:
-                        active.release()
-            active = self._made(found)
-            try:
-                with active.mounted() as place:
+            if active is None:
+                place = stack.enter_context(self._fetched_into(asker, git, found, self._made(found)))
+            yield place
+
+    @contextlib.contextmanager
+    def _fetched_into(self, asker: Asker, git: Git, found: Found, active: Active) -> Iterator[str]:
+        damaged = False
+        try:
+            with active.mounted() as place:
+                try:
                     self._fetch(asker, git, place, found)
+                    # That the commit is whole: what was kept may have been cut off by a power cut.
+                    git.run("rev-parse", "--verify", "--quiet", f"{found.object}^{{tree}}", git_dir=place)
                     yield place
-            finally:
+                except GitError as error:
+                    damaged = DAMAGED.search(error.output) is not None
+                    raise
+        finally:
+            if damaged:
+                active.discard()
+            else:
                 active.release()
 
     def _reopened(self, found: Found) -> Active | None:
@@ -437,10 +444,6 @@ class GitSource:
 
     def _record(self, found: Found) -> str:
         return f"{_format(found)} {self._wanted.remote}"
-
-    def _look(self, git: Git, place: str, found: Found) -> None:
-        """That the commit is whole: what was kept may have been cut off by a power cut."""
-        git.run("rev-parse", "--verify", "--quiet", f"{found.object}^{{tree}}", git_dir=place)
 
     def _fetch(self, asker: Asker, git: Git, place: str, found: Found) -> None:
         if not os.path.exists(os.path.join(place, "HEAD")):
