@@ -444,7 +444,7 @@ def _each(layers: Sequence[Descriptor], write: Callable[[Descriptor], None], ask
         for layer in layers:
             write(layer)
         return
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor  # 10 ms
 
     with ThreadPoolExecutor(min(UPLOADS, len(layers)), "cache") as pool:
         futures = [pool.submit(write, layer) for layer in layers]

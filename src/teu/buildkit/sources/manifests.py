@@ -29,7 +29,6 @@ SCHEMA1 = (
 )
 LAYER_REF = "containerd.io/gc.ref.content.l.{}"
 CONFIG_REF = "containerd.io/gc.ref.content.config"
-MANIFEST_REF = "containerd.io/gc.ref.content.m.{}"
 
 
 class Blobs(Protocol):

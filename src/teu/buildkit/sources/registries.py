@@ -95,7 +95,7 @@ class Access:
             raise errors.InvalidArgument(f"registry {domain}: {error}") from None
 
     def _options(self, *insecure: str) -> Options:
-        from teu.oci.distribution import Options
+        from teu.oci.distribution import Options  # http.client, 13 ms
 
         configuration = self.configuration
         return Options(
@@ -131,7 +131,12 @@ class Access:
 
 
 def _registry(access: Access, asker: Asker, domain: str, options: Options, place: Place) -> Registry:
-    from teu.oci.distribution import Credentials, Registry, RegistryError, Unauthorized
+    from teu.oci.distribution import (  # http.client, 13 ms
+        Credentials,
+        Registry,
+        RegistryError,
+        Unauthorized,
+    )
 
     fresh: set[str] = set()  # tokens that were fetched for this registry
 
@@ -204,7 +209,7 @@ def _registry(access: Access, asker: Asker, domain: str, options: Options, place
 
 
 def _credentials(known: auth.Credentials | None) -> Any:
-    from teu.oci.distribution import Credentials
+    from teu.oci.distribution import Credentials  # http.client, 13 ms
 
     if known is None or not known.secret:
         return Credentials()
@@ -216,7 +221,7 @@ def _credentials(known: auth.Credentials | None) -> Any:
 @contextmanager
 def told(what: str) -> Iterator[None]:
     """What a registry refuses, as an error of the builder: `what` stands in front of it."""
-    from teu.oci import distribution
+    from teu.oci import distribution  # http.client, 13 ms
 
     kinds: tuple[tuple[type[Exception], type[errors.Error]], ...] = (
         (distribution.Aborted, errors.Cancelled),
