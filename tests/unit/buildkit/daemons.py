@@ -97,6 +97,7 @@ class Containerd:
         self.applied = 0
         self.lock = threading.RLock()
         self.writing: set[str] = set()
+        self.meeting: threading.Barrier | None = None  # where those who make layers meet
 
     def __getattr__(self, name: str) -> Any:
         if name in ("snapshots", "content", "leases", "images", "diff"):
@@ -304,6 +305,8 @@ class Containerd:
         return response
 
     def diff_Diff(self, request: Any, lease: str | None) -> Any:
+        if self.meeting is not None:
+            self.meeting.wait(10)
         lower = Path(request.left[0].source) if request.left else None
         upper = Path(request.right[0].source)
         out = io.BytesIO()
@@ -338,6 +341,8 @@ class _Service:
             if daemon.fail == name:
                 daemon.fail = ""
                 raise Broken(name)
+            if name == "diff_Diff":  # takes its time
+                return call(daemon, request, lease)
             with daemon.lock:
                 return call(daemon, request, lease)
 

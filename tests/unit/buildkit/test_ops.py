@@ -17,6 +17,7 @@ from teu.buildkit.llb.build import scratch
 from teu.buildkit.ops import keys, modes
 from teu.buildkit.ops.build import BuildOp
 from teu.buildkit.ops.diff import DiffOp
+from teu.buildkit.ops.file import FileOp
 from teu.buildkit.ops.merge import MergeOp
 
 
@@ -67,6 +68,22 @@ def test_merge_and_diff_leave_out_empty_trees(tmp_path: Path) -> None:
     assert DiffOp(vertex(diff), worker).cache_key(context).digest == keys.digests.of(
         b'{"Type":"buildkit.diff.v0","Diff":{"lower":{"input":-1},"upper":{}}}'
     )
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    worker: Any = FolderWorker(tmp_path)
+    context: Any = Asking()
+    merge = pb.Op(merge=pb.MergeOp(inputs=[pb.MergeInput(input=0), pb.MergeInput(input=7)]))
+    diff = pb.Op(diff=pb.DiffOp(lower=pb.LowerDiffInput(input=-3), upper=pb.UpperDiffInput(input=0)))
+    for op in (MergeOp(vertex(merge), worker), DiffOp(vertex(diff), worker)):
+        with pytest.raises(errors.InvalidArgument, match="invalid input index"):
+            op.execute(context, [Scratch()])
+    nothing = FileOp(vertex(pb.Op(file=pb.FileOp(actions=[pb.FileAction()]))), worker)
+    with pytest.raises(errors.InvalidArgument, match="invalid action type"):
+        nothing.cache_key(context)
+    with pytest.raises(errors.InvalidArgument, match="invalid action type"):
+        nothing.execute(context, [Scratch()])
+    assert not worker.live
 
 
 def test_a_definition_that_a_step_wrote(tmp_path: Path) -> None:

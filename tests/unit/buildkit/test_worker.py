@@ -460,6 +460,20 @@ def test_layers_are_made_once(house: House) -> None:
     assert house.worker.content.has(made[1]["digest"])
 
 
+def test_layers_are_made_at_the_same_time(house: House) -> None:
+    top = None
+    for name in "abc":
+        top = house.step(top, name)
+    house.containerd.meeting = threading.Barrier(3)
+    made = top.layers(Compression())
+    assert made is not None
+    house.containerd.meeting = None
+    assert [one["digest"] for one in made] == [one["digest"] for one in top.layers(None, make=False) or ()]
+    house.containerd.fail = "content_Info"
+    with pytest.raises(Broken):
+        house.step(house.step(top, "d"), "e").layers(Compression())
+
+
 def test_compressions_are_reproducible_and_times_bounded() -> None:
     data, _ = layer(a="1" * 3000, b="")
     plain = gzip.decompress(data)

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from teu.buildkit.core.op import CacheMap, Context, Dependency, Record, Ref
-from teu.buildkit.core.snapshots import Kind, Snapshot, Worker, result, snapshot
-from teu.buildkit.llb.load import EMPTY, Vertex
+from teu.buildkit.core.snapshots import Kind, Worker, result
+from teu.buildkit.llb.load import Vertex
 from teu.buildkit.ops import keys, results
 
 CACHE_TYPE = "buildkit.diff.v0"
@@ -30,8 +30,5 @@ class DiffOp:
     def execute(self, context: Context, inputs: Sequence[Ref]) -> Sequence[Ref]:
         diff = self._vertex.op.diff
 
-        def tree(number: int) -> Snapshot | None:
-            return None if number == EMPTY else snapshot(inputs[number])
-
-        lower, upper = tree(diff.lower.input), tree(diff.upper.input)
+        lower, upper = results.tree(inputs, diff.lower.input), results.tree(inputs, diff.upper.input)
         return [result(self._worker.diff(lower, upper, Kind(description=self._vertex.name)))]

@@ -30,6 +30,7 @@ from teu.oci.patterns import BadPattern, Patterns, has_wildcards
 
 CACHE_TYPE = "buildkit.file.v0"
 EMPTY = -1
+KINDS = ("copy", "mkdir", "mkfile", "symlink", "rm")
 
 
 class FileOp:
@@ -48,6 +49,8 @@ class FileOp:
         actions: list[bytes] = []
         for action in self._actions:
             kind = str(action.WhichOneof("action"))
+            if kind not in KINDS:
+                raise errors.InvalidArgument(f"invalid action type {kind}")
             message = type(getattr(action, kind))()
             message.CopyFrom(getattr(action, kind))
             if action.input != EMPTY:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from teu.buildkit.core.op import CacheMap, Context, Dependency, Record, Ref
-from teu.buildkit.core.snapshots import Kind, Worker, result, snapshot
-from teu.buildkit.llb.load import EMPTY, Vertex
+from teu.buildkit.core.snapshots import Kind, Worker, result
+from teu.buildkit.llb.load import Vertex
 from teu.buildkit.ops import keys, results
 
 CACHE_TYPE = "buildkit.merge.v0"
@@ -29,5 +29,5 @@ class MergeOp:
 
     def execute(self, context: Context, inputs: Sequence[Ref]) -> Sequence[Ref]:
         chosen = [one.input for one in self._vertex.op.merge.inputs]
-        trees = [snapshot(inputs[number]) for number in chosen if number != EMPTY]
+        trees = [results.tree(inputs, number) for number in chosen]
         return [result(self._worker.merge(trees, Kind(description=self._vertex.name)))]

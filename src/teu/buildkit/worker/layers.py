@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from teu.buildkit.core import errors
@@ -26,6 +26,7 @@ KINDS = ("uncompressed", "gzip", "zstd")
 _OCI = {"uncompressed": OCI_TAR, "gzip": OCI_TAR + "+gzip", "zstd": OCI_TAR + "+zstd"}
 _DOCKER = {"uncompressed": DOCKER_TAR, "gzip": DOCKER_TAR + ".gzip", "zstd": DOCKER_TAR + ".zstd"}
 _PIECE = 1 << 18
+THREADS = 4  # layers that are made at the same time
 
 
 def media_type(kind: str, oci: bool) -> str:
@@ -56,9 +57,27 @@ class Layers:
         self._trees = trees
         self._content = content
 
+    def all(self, units: Sequence[Entry], compression: Compression | None, make: bool) -> list[Descriptor] | None:
+        """The blobs of layers, None where one has none. What has to be made is made by a few threads."""
+        threads = min(THREADS, sum(unit.blob is None or compression is not None for unit in units))
+        if not make or threads < 2:
+            found: list[Descriptor] = []
+            for unit in units:
+                descriptor = self.of(unit, compression, make)
+                if descriptor is None:
+                    return None
+                found.append(descriptor)
+            return found
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(threads, "layers") as pool:
+            # One that is in the middle of its making ends before an error is told.
+            made = list(pool.map(lambda unit: self.of(unit, compression, make), units))
+        return None if None in made else [one for one in made if one is not None]
+
     def of(self, unit: Entry, compression: Compression | None, make: bool) -> Descriptor | None:
         """The blob of one layer."""
-        with unit.lock:
+        with unit.layering:
             blob = unit.blob
             if blob is not None and not unit.fetches and not self._content.has(str(blob["digest"])):
                 # What was made can be made again; what came with an image cannot.

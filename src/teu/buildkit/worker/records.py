@@ -49,6 +49,7 @@ class Entry:
     tell: Callable[..., None] | None = None  # of how far the unpacking has come
     tree: Tree | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
+    layering: threading.RLock = field(default_factory=threading.RLock)  # of its blobs, whose making takes long
     leasing: threading.Lock = field(default_factory=threading.Lock)  # taken last, also while others have `lock`
 
     @property

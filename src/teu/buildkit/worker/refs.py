@@ -75,13 +75,7 @@ class Ref:
     # Layers
 
     def layers(self, compression: Compression | None, *, make: bool = True) -> list[Descriptor] | None:
-        found: list[Descriptor] = []
-        for unit in chain(self.entry):
-            descriptor = self._keeping.layers.of(unit, compression, make)
-            if descriptor is None:
-                return None
-            found.append(descriptor)
-        return found
+        return self._keeping.layers.all(chain(self.entry), compression, make)
 
     def history(self) -> list[History]:
         return [
