@@ -8,7 +8,6 @@ what makes them different ("gzip", "zstd-19", "gzip@1700000000").
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ from teu.buildkit.core.snapshots import Compression, Descriptor
 from teu.buildkit.worker.content import ContentStore
 from teu.buildkit.worker.records import DIFF, Entry, Records, below
 from teu.buildkit.worker.trees import OCI_TAR, Trees
-from teu.oci import archive, tar
+from teu.oci import archive, gzips, tar
 from teu.oci.labels import UNCOMPRESSED
 
 DOCKER_TAR = "application/vnd.docker.image.rootfs.diff.tar"
@@ -68,7 +67,7 @@ class Layers:
                     return None
                 found.append(descriptor)
             return found
-        from concurrent.futures import ThreadPoolExecutor
+        from concurrent.futures import ThreadPoolExecutor  # 10 ms, and mostly one layer is made
 
         with ThreadPoolExecutor(threads, "layers") as pool:
             # One that is in the middle of its making ends before an error is told.
@@ -228,9 +227,9 @@ def compressed(chunks: Iterable[bytes], kind: str, level: int | None) -> Iterato
         yield from chunks
         return
     if kind == "gzip":
-        engine: Any = zlib.compressobj(6 if level is None else max(1, min(level, 9)), zlib.DEFLATED, 31)
+        engine: Any = gzips.Gzip(6 if level is None else max(1, min(level, 9)))
     else:
-        import zstandard
+        import zstandard  # 15 ms, and rarely wanted
 
         engine = zstandard.ZstdCompressor(level=3 if level is None else max(1, min(level, 22))).compressobj()
     for chunk in chunks:

@@ -13,6 +13,8 @@ import threading
 import zlib
 from queue import Queue
 
+from teu.oci import gzips
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -194,7 +196,7 @@ class Deflated:
     def _work(self) -> None:
         try:
             if self._compression == "gzip":
-                packer: Any = zlib.compressobj(6, zlib.DEFLATED, 31)
+                packer: Any = gzips.Gzip()
             elif self._compression == "zstd":
                 import zstandard  # 7 ms
 
