@@ -18,6 +18,7 @@ from teu.buildkit.core import errors
 from teu.buildkit.ops.copying import Owner
 from teu.buildkit.ops.roots import FOLDER, NODE, Root
 from teu.linux.inside import make_in_root, open_in_root
+from teu.linux.trees import remove_tree
 from teu.oci import archive, tar
 
 CHUNK = 1 << 20
@@ -166,8 +167,6 @@ class Unpacking:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                from teu.linux.trees import remove_tree
-
                 remove_tree(f"/proc/self/fd/{parent}/{name}")
 
     def _folder(self, parent: int, name: str, path: str, entry: tar.Entry) -> None:

@@ -302,7 +302,7 @@ class _Run:
         if number not in self._roots:
             found = self._snapshot(number)
             if found is None:
-                import tempfile
+                import tempfile  # 10 ms, for what is rare
 
                 place = self._undo.enter_context(tempfile.TemporaryDirectory(prefix="teu-empty-"))
             else:

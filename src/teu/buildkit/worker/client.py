@@ -2,7 +2,7 @@
 """The builder's side of containerd's gRPC API: of teu-containerd's and of Debian's containerd alike.
 
 Stubs are attributes (`client.snapshots.Prepare(request, lease=id)`); every call carries the namespace, has a deadline,
-and raises errors of core.errors in place of gRPC's. gRPC is imported, and the connection made, at the first use.
+and raises errors of core.errors in place of gRPC's. The connection is made at the first use.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import grpc
+
+from teu.api.services.namespaces.v1 import namespace_pb2
 from teu.buildkit.core import errors
 
 NAMESPACE = "teu"  # the engine's: what is built is an image of it without a copy
@@ -77,8 +80,6 @@ class _Method:
     ) -> Any:
         """With `on_cancel` a call that has one answer ends when it is told so: Cancelled. A call of many answers is a
         Stream, whose errors come where it is iterated."""
-        import grpc
-
         metadata = [("containerd-namespace", self._client.namespace)]
         if lease:
             metadata.append(("containerd-lease", lease))
@@ -107,8 +108,6 @@ class _Method:
 
 
 def _result(call: Any) -> Any:
-    import grpc
-
     try:
         return call.result()
     except grpc.FutureCancelledError:
@@ -131,8 +130,6 @@ class Stream:
         self._call = make()
 
     def __iter__(self) -> Iterator[Any]:
-        import grpc
-
         began = time.monotonic()
         again = self._again
         while True:
@@ -198,8 +195,6 @@ class Client:
             if self._closed:
                 raise errors.Unavailable(STOPPING)
             if self._channel is None:
-                import grpc
-
                 self._channel = grpc.insecure_channel(f"unix:{self.address}", options=OPTIONS)
             return self._channel
 
@@ -216,8 +211,6 @@ class Client:
             return wrapped
 
     def ensure_namespace(self, timeout: float = DEADLINE) -> None:
-        from teu.api.services.namespaces.v1 import namespace_pb2
-
         request = namespace_pb2.CreateNamespaceRequest()
         request.namespace.name = self.namespace
         try:
@@ -228,8 +221,6 @@ class Client:
     @contextmanager
     def open(self) -> Iterator[None]:
         """What fails in it after the close fails because of that: Unavailable. A closed channel raises ValueError."""
-        import grpc
-
         try:
             yield
         except (grpc.RpcError, ValueError):

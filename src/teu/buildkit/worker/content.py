@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from teu.api.services.content.v1 import content_pb2
 from teu.buildkit.core import errors
 from teu.buildkit.core.identifiers import new_id
 from teu.buildkit.core.snapshots import Descriptor, Fetch
@@ -68,9 +69,6 @@ class Ingest:
         lease: str = "",
         labels: Mapping[str, str] | None = None,
     ) -> None:
-        from teu.api.services.content.v1 import content_pb2
-
-        self._messages = content_pb2
         self._ref, self._expected, self._total, self._labels = ref, expected, total, dict(labels or {})
         self.offset = 0
         until = time.monotonic() + LOCK_SECONDS
@@ -129,17 +127,15 @@ class Ingest:
         for start in range(0, len(data), CHUNK):
             piece = data[start : start + CHUNK]
             self._put(
-                self._messages.WriteContentRequest(
-                    action=self._messages.WRITE, ref=self._ref, offset=self.offset, data=piece
-                )
+                content_pb2.WriteContentRequest(action=content_pb2.WRITE, ref=self._ref, offset=self.offset, data=piece)
             )
             self.offset += len(piece)
 
     def commit(self) -> str:
         """Make it a blob: its digest. Raises Present where it came to exist meanwhile: the lease does not hold it."""
         self._put(
-            self._messages.WriteContentRequest(
-                action=self._messages.COMMIT,
+            content_pb2.WriteContentRequest(
+                action=content_pb2.COMMIT,
                 ref=self._ref,
                 offset=self.offset,
                 total=self._total or self.offset,
@@ -149,7 +145,7 @@ class Ingest:
         )
         try:
             for answer in self._answers:
-                if answer.action == self._messages.COMMIT:
+                if answer.action == content_pb2.COMMIT:
                     return str(answer.digest)
         except errors.AlreadyExists:
             raise Present from None
@@ -186,8 +182,6 @@ class ContentStore:
 
     def info(self, digest: str) -> Any:
         """containerd.services.content.v1.Info. Raises NotFound."""
-        from teu.api.services.content.v1 import content_pb2
-
         return self._client.content.Info(content_pb2.InfoRequest(digest=digest)).info
 
     def has(self, digest: str) -> bool:
@@ -201,8 +195,6 @@ class ContentStore:
         return int(self.info(digest).size)
 
     def read(self, digest: str, offset: int = 0) -> Iterator[bytes]:
-        from teu.api.services.content.v1 import content_pb2
-
         stream = self._client.content.Read(content_pb2.ReadContentRequest(digest=digest, offset=offset), timeout=LONG)
         try:
             for answer in stream:
@@ -270,12 +262,12 @@ class ContentStore:
                     if not self._fetch(descriptor, digest, size, fetch, lease, progress):
                         self._leases.hold_blob(lease, digest)
                     return
-                except _Broken as broken:
+                except _Broken as error:
                     # Whoever gives at least something each time may go on.
-                    left = FETCH_TRIES if broken.offset > at else left - 1
-                    at = max(at, broken.offset)
+                    left = FETCH_TRIES if error.offset > at else left - 1
+                    at = max(at, error.offset)
                     if left <= 0:
-                        raise broken.error from None
+                        raise error.error from None
 
     def _fetch(
         self,
@@ -321,16 +313,12 @@ class ContentStore:
             return False
 
     def _abort(self, ref: str) -> None:
-        from teu.api.services.content.v1 import content_pb2
-
         with suppress(errors.Error):
             self._client.content.Abort(content_pb2.AbortRequest(ref=ref))
 
     def label(self, digest: str, labels: Mapping[str, str]) -> None:
         if not labels:
             return
-        from teu.api.services.content.v1 import content_pb2
-
         request = content_pb2.UpdateRequest()
         request.info.digest = digest
         for key, value in labels.items():
@@ -340,8 +328,6 @@ class ContentStore:
 
     def sweep(self) -> int:
         """Ingests of a builder that was killed; those that a fetch goes on from stay for a day. How many went."""
-        from teu.api.services.content.v1 import content_pb2
-
         gone, names = 0, self._leases.names
         for status in self._client.content.ListStatuses(content_pb2.ListStatusesRequest()).statuses:
             old = status.updated_at.seconds < time.time() - 24 * 3600

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from teu.api.services.images.v1 import images_pb2
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Descriptor
 from teu.buildkit.worker.client import Client
@@ -24,16 +25,12 @@ class ImageStore:
         self._client = client
 
     def get(self, name: str) -> Descriptor | None:
-        from teu.api.services.images.v1 import images_pb2
-
         try:
             return descriptor_of(self._client.images.Get(images_pb2.GetImageRequest(name=name)).image.target)
         except errors.NotFound:
             return None
 
     def put(self, name: str, target: Descriptor, labels: Mapping[str, str] | None = None) -> None:
-        from teu.api.services.images.v1 import images_pb2
-
         create = images_pb2.CreateImageRequest()
         image = create.image
         image.name = name
@@ -62,7 +59,5 @@ class ImageStore:
 
     def all(self) -> list[tuple[str, Descriptor]]:
         """(name, target) of all."""
-        from teu.api.services.images.v1 import images_pb2
-
         found = self._client.images.List(images_pb2.ListImagesRequest()).images
         return [(one.name, descriptor_of(one.target)) for one in found]

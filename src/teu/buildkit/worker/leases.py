@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
+from teu.api.services.leases.v1 import leases_pb2
 from teu.buildkit.core import errors
 from teu.buildkit.core.identifiers import new_id
 from teu.buildkit.worker.client import Client
@@ -120,15 +121,11 @@ class Leases:
         return lease
 
     def _create(self, lease: str, labels: dict[str, str]) -> None:
-        from teu.api.services.leases.v1 import leases_pb2
-
         with suppress(errors.AlreadyExists):
             self._client.leases.Create(leases_pb2.CreateRequest(id=lease, labels=labels))
 
     def delete(self, lease: str, *, wait: bool = False) -> None:
         """What only this lease held is garbage now. `wait`: until it is collected."""
-        from teu.api.services.leases.v1 import leases_pb2
-
         with suppress(errors.NotFound):
             self._client.leases.Delete(leases_pb2.DeleteRequest(id=lease, sync=wait), timeout=600.0 if wait else 60.0)
 
@@ -140,8 +137,6 @@ class Leases:
         self._add(lease, name, self._snapshots)
 
     def _add(self, lease: str, name: str, kind: str) -> None:
-        from teu.api.services.leases.v1 import leases_pb2
-
         request = leases_pb2.AddResourceRequest(id=lease)
         request.resource.id = name
         request.resource.type = kind
@@ -150,8 +145,6 @@ class Leases:
 
     def listed(self) -> list[str]:
         """All of the builder's leases but those of this process' work."""
-        from teu.api.services.leases.v1 import leases_pb2
-
         found = self._client.leases.List(leases_pb2.ListRequest()).leases
         with self._lock:
             return [one.id for one in found if one.id.startswith(self.names.prefix) and one.id not in self._working]

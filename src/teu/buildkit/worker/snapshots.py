@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from teu.api.services.diff.v1 import diff_pb2
+from teu.api.services.snapshots.v1 import snapshots_pb2
+from teu.api.types import mount_pb2
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Descriptor, Mount
 from teu.buildkit.worker.client import LONG, Client
@@ -26,8 +29,6 @@ def mounts_of(messages: Iterable[Any]) -> list[Mount]:
 
 
 def messages_of(mounts: Iterable[Mount]) -> list[Any]:
-    from teu.api.types import mount_pb2
-
     return [mount_pb2.Mount(type=one.type, source=one.source, options=one.options) for one in mounts]
 
 
@@ -39,28 +40,20 @@ class Snapshots:
         self.name = snapshotter
 
     def prepare(self, key: str, parent: str, lease: str, labels: Mapping[str, str] | None = None) -> list[Mount]:
-        from teu.api.services.snapshots.v1 import snapshots_pb2
-
         request = snapshots_pb2.PrepareSnapshotRequest(
             snapshotter=self.name, key=key, parent=parent, labels=dict(labels or {})
         )
         return mounts_of(self._client.snapshots.Prepare(request, lease=lease).mounts)
 
     def view(self, key: str, parent: str, lease: str) -> list[Mount]:
-        from teu.api.services.snapshots.v1 import snapshots_pb2
-
         request = snapshots_pb2.ViewSnapshotRequest(snapshotter=self.name, key=key, parent=parent)
         return mounts_of(self._client.snapshots.View(request, lease=lease).mounts)
 
     def mounts(self, key: str) -> list[Mount]:
-        from teu.api.services.snapshots.v1 import snapshots_pb2
-
         request = snapshots_pb2.MountsRequest(snapshotter=self.name, key=key)
         return mounts_of(self._client.snapshots.Mounts(request).mounts)
 
     def commit(self, name: str, key: str, lease: str, labels: Mapping[str, str] | None = None) -> None:
-        from teu.api.services.snapshots.v1 import snapshots_pb2
-
         request = snapshots_pb2.CommitSnapshotRequest(
             snapshotter=self.name, name=name, key=key, labels=dict(labels or {})
         )
@@ -68,16 +61,12 @@ class Snapshots:
 
     def remove(self, key: str) -> None:
         """Nothing where it is gone. Raises FailedPrecondition while another stands on it."""
-        from teu.api.services.snapshots.v1 import snapshots_pb2
-
         with suppress(errors.NotFound):
             request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=self.name, key=key)
             self._client.snapshots.Remove(request, timeout=LONG)
 
     def stat(self, key: str) -> Info | None:
         """None where there is none."""
-        from teu.api.services.snapshots.v1 import snapshots_pb2
-
         try:
             info = self._client.snapshots.Stat(snapshots_pb2.StatSnapshotRequest(snapshotter=self.name, key=key)).info
         except errors.NotFound:
@@ -86,14 +75,10 @@ class Snapshots:
 
     def usage(self, key: str) -> int:
         """Bytes of its own."""
-        from teu.api.services.snapshots.v1 import snapshots_pb2
-
         request = snapshots_pb2.UsageRequest(snapshotter=self.name, key=key)
         return int(self._client.snapshots.Usage(request, timeout=LONG).size)
 
     def all(self) -> Iterator[Info]:
-        from teu.api.services.snapshots.v1 import snapshots_pb2
-
         for answer in self._client.snapshots.List(snapshots_pb2.ListSnapshotsRequest(snapshotter=self.name)):
             for info in answer.info:
                 yield Info(info.name, info.parent, info.kind == snapshots_pb2.COMMITTED)
@@ -102,8 +87,6 @@ class Snapshots:
 
     def apply(self, descriptor: Descriptor, mounts: Sequence[Mount], lease: str) -> str:
         """Unpack a layer onto the mounts: the digest of its tar."""
-        from teu.api.services.diff.v1 import diff_pb2
-
         request = diff_pb2.ApplyRequest(mounts=messages_of(mounts))
         request.diff.media_type = descriptor["mediaType"]
         request.diff.digest = descriptor["digest"]
@@ -112,8 +95,6 @@ class Snapshots:
 
     def diff(self, lower: Sequence[Mount], upper: Sequence[Mount], media_type: str, ref: str, lease: str) -> Descriptor:
         """What upper has changed, as a blob of the content store."""
-        from teu.api.services.diff.v1 import diff_pb2
-
         request = diff_pb2.DiffRequest(
             left=messages_of(lower), right=messages_of(upper), media_type=media_type, ref=ref
         )

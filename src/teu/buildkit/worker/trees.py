@@ -442,14 +442,14 @@ class _Fetching:
                 if self._stopped or number >= len(self._entries):
                     return
                 self._next += 1
-            error: BaseException | None = None
+            failed: BaseException | None = None
             try:
                 self._fetch(self._entries[number])
-            except BaseException as failed:
-                error = failed
+            except BaseException as error:
+                failed = error
             with self._lock:
-                self._done[number] = error
-                self._stopped = self._stopped or error is not None
+                self._done[number] = failed
+                self._stopped = self._stopped or failed is not None
                 self._lock.notify_all()
 
     def wait(self, number: int) -> None:
