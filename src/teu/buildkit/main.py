@@ -117,6 +117,7 @@ def serve(config: Settings, options: argparse.Namespace) -> int:
         log.critical("cannot start: another builder uses %s", config["root"])
         turn_away(sockets)
         return 1
+    # gRPC and all rooms, a quarter of a second: what is wrong before this is said at once
     from teu.buildkit.cache.database import Unusable
     from teu.buildkit.daemon import Daemon
 

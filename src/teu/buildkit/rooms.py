@@ -144,10 +144,6 @@ class Work:
         self.worker.close()
         self.client.close()
 
-    def find_exporters(self, session: str, metadata: Mapping[str, bytes]) -> Sequence[exporter.Request]:
-        """What the client of a session adds to its build when it knows the result."""
-        return exporter.find(self.sessions.get(session), metadata, [])
-
     def resolve(self, vertex: Vertex) -> Op:
         """The operation of a vertex. Raises errors.Error."""
         make = self._makers().get(vertex.kind)
@@ -165,6 +161,19 @@ class Work:
             "build": lambda vertex: BuildOp(vertex, self.worker, nested),
             "passthrough": lambda vertex: PassthroughOp(vertex, self.worker),
         }
+
+
+class Added:
+    """build.SessionExporters."""
+
+    def __init__(self, sessions: Manager) -> None:
+        self._sessions = sessions
+
+    def find(self, session: str, metadata: Mapping[str, bytes]) -> Sequence[exporter.Request]:
+        return exporter.find(self._sessions.get(session), metadata, [])
+
+    def finish(self, session: str, values: Mapping[str, str]) -> None:
+        exporter.finalize(self._sessions.get(session), values)
 
 
 def nested(definition: Any, context: Any) -> Graph:
@@ -238,6 +247,6 @@ def together(work: Work, worker: Callable[[], Any], workers: Callable[[], Any]) 
         ),
         [platforms.parse(text) for text in work.worker.platforms],
         frozenset(settings["entitlements"]),
-        find_exporters=work.find_exporters,
+        session_exporters=Added(work.sessions),
         is_builtin=lambda reference: not frontends["fetch-dockerfile"] and builtin.is_own(reference),
     )

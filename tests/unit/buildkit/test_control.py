@@ -337,6 +337,26 @@ def test_a_hostile_frontend_may_not_use_regular_expressions_nor_go_on_for_ever(r
     assert "frontends one upon the other" in error.message and len(kinds) == 8
 
 
+def test_exporters_that_a_session_adds(rig: Rig) -> None:
+    told: list[Any] = []
+
+    class Added:
+        def find(self, session: str, metadata: Any) -> Any:
+            told.append((session, sorted(metadata)))
+            return [("image", {"name": "added"})]
+
+        def finish(self, session: str, values: Any) -> None:
+            told.append((session, dict(values)))
+
+    object.__setattr__(rig.rooms, "session_exporters", Added())
+    definition = build.image(BUSYBOX).definition()
+    rig.solve("quiet", Definition=definition, Session="s").result()
+    assert not told
+    answer = rig.solve("one", Definition=definition, Session="s", EnableSessionExporter=True).result()
+    assert answer.ExporterResponse["image.name"] == "added"
+    assert told == [("s", []), ("s", {"image.name": "added"})]
+
+
 # The rest
 
 

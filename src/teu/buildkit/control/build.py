@@ -84,8 +84,14 @@ class Gateway(Protocol):
     def solve(self, bridge: Bridge, request: Request) -> Result: ...
 
 
-def _none(session: str, metadata: Mapping[str, bytes]) -> Sequence[tuple[str, Mapping[str, str]]]:
-    return ()
+class SessionExporters(Protocol):
+    """Exporters that a client adds when it knows the result."""
+
+    def find(self, session: str, metadata: Mapping[str, bytes]) -> Sequence[tuple[str, Mapping[str, str]]]:
+        """(kind, attributes) of each."""
+
+    def finish(self, session: str, values: Mapping[str, str]) -> None:
+        """Tell the client what all exporters answered."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class Rooms:
     allowed: frozenset[str] = frozenset()  # entitlements that the configuration lets clients have
     policies: Sequence[Any] = ()  # of the configuration
     is_builtin: Callable[[str], bool] = builtin.is_own
-    find_exporters: Callable[[str, Mapping[str, bytes]], Sequence[tuple[str, Mapping[str, str]]]] = _none
+    session_exporters: SessionExporters | None = None
 
 
 class Tree:
@@ -337,6 +343,8 @@ class Build:
         for cache, asked in self._cache_exporters:
             if not cache.inline:
                 values.update(self._export_cache(cache, asked, result))
+        if self.request.session_exporters and self.rooms.session_exporters is not None:
+            self.rooms.session_exporters.finish(self.session, values)
         return values
 
     def _inline(self, result: exports.Result) -> None:
@@ -369,10 +377,11 @@ class Build:
 
     def _found(self, result: exports.Result) -> list[exports.Exporter]:
         """Exporters that the client adds now that it knows the result."""
-        if not self.request.session_exporters:
+        more = self.rooms.session_exporters
+        if not self.request.session_exporters or more is None:
             return []
         found: list[exports.Exporter] = []
-        for kind, attributes in self.rooms.find_exporters(self.session, result.metadata):
+        for kind, attributes in more.find(self.session, result.metadata):
             number = len(self._exporters) + len(found)
             found.append(self.rooms.make_exporter(kind, number, attributes))
         return found

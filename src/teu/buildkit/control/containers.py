@@ -16,10 +16,13 @@ from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol
 
 from teu.api.buildkit import gateway_pb2
+from teu.api.buildkit import ops_pb2 as pb
 from teu.buildkit.control.rpc import Call
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Snapshot
 from teu.buildkit.frontends.bridge import Tree
+from teu.buildkit.llb.load import NotAllowed
+from teu.buildkit.ops.exec import check_entitlements
 
 log = logging.getLogger("teu.buildkit")
 
@@ -93,8 +96,7 @@ class Containers:
         name = request.ContainerID
         if not name or len(name) > 200:
             raise errors.InvalidArgument("a container has no id that could be used")
-        if request.Network == 1 and "network.host" not in self._allowed:
-            raise errors.PermissionDenied("network.host is not allowed")
+        _check(request.Network, pb.SANDBOX, self._allowed)
         with self._lock:
             if name in self._places:
                 raise errors.AlreadyExists(f"Container {name} already exists")
@@ -219,8 +221,7 @@ class _Stream:
             running.process.signal(_signal(message.Signal.Name))
 
     def _start(self, identifier: str, init: Any) -> None:
-        if init.Security == 1 and "security.insecure" not in self._allowed:
-            raise errors.PermissionDenied("security.insecure is not allowed")
+        _check(pb.UNSET, init.Security, self._allowed)
         with self._lock:
             if len(self._running) >= PROCESSES_MAX:
                 raise errors.ResourceExhausted(f"{PROCESSES_MAX} processes in one call")
@@ -291,6 +292,14 @@ class _Running:
         self._told.set()
         with suppress(errors.Error):
             self.process.signal(signals.SIGKILL)
+
+
+def _check(network: int, security: int, allowed: frozenset[str]) -> None:
+    """What a process may not have without the build's consent."""
+    try:
+        check_entitlements(network, security, allowed)
+    except NotAllowed as error:
+        raise errors.PermissionDenied(str(error)) from None
 
 
 def _signal(name: str) -> int:

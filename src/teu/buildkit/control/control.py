@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import grpc
+
 from teu.api.buildkit import control_pb2
 from teu.api.grpc.health.v1 import health_pb2
 from teu.api.services.content.v1 import content_pb2
@@ -123,7 +125,5 @@ class Traces:
 
     @classmethod
     def register(cls, server: Any) -> None:
-        import grpc
-
         export = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")  # bytes as they come
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(cls.METHOD, {"Export": export}),))

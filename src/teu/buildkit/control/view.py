@@ -104,8 +104,8 @@ class BuildBridge:
         if request.frontend == BUILTIN:
             try:
                 return builtin.solve(self, request, is_builtin=self.build.rooms.is_builtin)
-            except builtin.Forward as forward:
-                options = {**request.options, "source": forward.reference, "cmdline": forward.command_line}
+            except builtin.Forward as error:
+                options = {**request.options, "source": error.reference, "cmdline": error.command_line}
                 return self._gateway(request, options)
         if request.frontend == GATEWAY:
             source = request.options.get("source", "")
