@@ -2,6 +2,16 @@
 """teu-buildkitd: the command line, the sockets, the signals. bin/teu-buildkitd calls main().
 
 The watchdog is fed only while the solver's lock is to be had: a builder that brings no build on is started again.
+
+Its rooms import these where they are called. Each costs the builder once (Debian 12, as measured for teud), and a
+cached build, or a test of one room, does without some of them:
+
+    grpc                  28 ms
+    teu.oci.distribution  13 ms    http.client and ssl, for registries
+    teu.linux.netlink      3 ms
+    teu.linux.nftables     3 ms
+    teu.api                2 ms    a file of stubs, when protobuf is there
+    zstandard              1 ms
 """
 
 from __future__ import annotations

@@ -206,9 +206,10 @@ def test_wrong_settings(text: str, message: str) -> None:
 
 
 def test_rules_have_addresses() -> None:
-    assert len(lint.RULES) == 22
-    assert len({rule.name for rule in lint.RULES}) == 22
-    assert [rule.name for rule in lint.RULES if not rule.url] == ["InvalidBaseImagePlatform"]
+    rules = [value for value in vars(lint).values() if isinstance(value, lint.Rule)]
+    assert len(rules) == 22
+    assert len({rule.name for rule in rules}) == 22
+    assert [rule.name for rule in rules if not rule.url] == ["InvalidBaseImagePlatform"]
 
 
 CALLED = """# syntax=docker/dockerfile:1

@@ -183,8 +183,15 @@ def test_no_strict_codec_where_python_has_none() -> None:
     assert not broken, "\n".join(broken)
 
 
-# What the header of teud's main says functions of the engine import late, with its cost.
-LATE = re.findall(r"^    (\S+) +\d+ ms", ast.get_docstring(parsed(SRC / "teu/engine/main.py"), clean=False) or "", re.M)
+# What the header of a daemon's main says its functions import late, with its cost.
+LATE = {
+    part: tuple(
+        re.findall(
+            r"^    (\S+) +\d+ ms", ast.get_docstring(parsed(SRC / f"teu/{part}/main.py"), clean=False) or "", re.M
+        )
+    )
+    for part in ("engine", "buildkit")
+}
 
 
 def inner_names(path: Path) -> Iterator[tuple[int, str]]:
@@ -198,13 +205,13 @@ def inner_names(path: Path) -> Iterator[tuple[int, str]]:
 
 def test_an_import_inside_a_function_says_what_it_spares() -> None:
     """Beside it, or above the block of imports that it is in, a comment says its cost, or what else forbids the top.
-    What the engine imports late in many places is told of once."""
-    assert LATE, "the list in teu/engine/main.py is not found"
+    What the engine and the builder import late in many places is told of once."""
+    assert all(LATE.values()), "the lists in teu/engine/main.py and teu/buildkit/main.py are not found"
     silent = []
     for part, path in modules():
         if part == "coldstart":  # which is about what may be imported when, and says so as a whole
             continue
-        late = {line for line, name in inner_names(path) if part == "engine" and name.startswith(tuple(LATE))}
+        late = {line for line, name in inner_names(path) if name.startswith(LATE.get(part, ("-",)))}
         lines = path.read_text().splitlines()
         for function in ast.walk(ast.parse("\n".join(lines))):
             if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):

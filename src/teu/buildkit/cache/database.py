@@ -51,8 +51,8 @@ class Database:
             self.begun_anew = True
             try:
                 self._connection = self._open()
-            except sqlite3.DatabaseError as again:
-                raise Unusable(f"open {path}: {again}") from again
+            except sqlite3.DatabaseError as error:
+                raise Unusable(f"open {path}: {error}") from error
         except OSError as error:
             raise Unusable(f"open {path}: {error.strerror}") from error
         self._journal = os.open(path + "-wal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

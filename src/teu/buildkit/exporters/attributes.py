@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Compression
+from teu.oci import reference
 
 _TRUE = ("1", "t", "T", "TRUE", "true", "True")
 _FALSE = ("0", "f", "F", "FALSE", "false", "False")
@@ -118,8 +119,6 @@ class Names:
 
     @classmethod
     def parse(cls, text: str) -> Names:
-        from teu.oci import reference
-
         found: list[str] = []
         for part in text.split(","):
             part = part.strip()

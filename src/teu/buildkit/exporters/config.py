@@ -4,18 +4,17 @@ layers that it has got, and a history that has an entry for each of them."""
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from teu.buildkit.cache.remote import INLINE_KEY, inline_value
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Descriptor, History
 from teu.buildkit.llb.platforms import Platform
 from teu.oci import image_spec, jsontext
 from teu.oci.labels import UNCOMPRESSED
 
-INLINE_CACHE_KEY = "moby.buildkit.cache.v0"
 COMMENT = "buildkit.exporter.image.v0"
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -70,9 +69,9 @@ def finished(
         created = [entry["created"] for entry in history if entry.get("created")]
         if created:
             document["created"] = created[-1]
-    document.pop(INLINE_CACHE_KEY, None)
+    document.pop(INLINE_KEY, None)
     if inline_cache is not None:
-        document[INLINE_CACHE_KEY] = base64.b64encode(inline_cache).decode()
+        document[INLINE_KEY] = inline_value(inline_cache)
     return image_spec.encode(document)
 
 

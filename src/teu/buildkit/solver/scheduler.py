@@ -109,8 +109,8 @@ class Scheduler:
         if wanted:
             try:
                 asks = self._next(edge, wanted)
-            except _Failed as failed:
-                self._fail(edge, failed.error)
+            except _Failed as error:
+                self._fail(edge, error.error)
                 asks = [Level.NONE] * len(node.inputs)
             if edge.settled:
                 asks = [Level.NONE] * len(node.inputs)
@@ -365,15 +365,16 @@ class Scheduler:
                 done(task, value, error)
 
         def call(task: Task) -> None:
-            value, error = None, None
+            value: Any = None
+            problem: Exception | None = None
             try:
                 task.cancellation.check()
                 value = run(task)
-            except Exception as raised:
-                error = raised
-            except BaseException as raised:
-                error = Error(f"{type(raised).__name__}: {raised}")
-            finish(task, value, error)
+            except Exception as error:
+                problem = error
+            except BaseException as error:
+                problem = Error(f"{type(error).__name__}: {error}")
+            finish(task, value, problem)
 
         task = Task(kind, node.vertex.name, call, lambda: finish(task, None, Cancelled("context canceled")))
         kind.start(task)

@@ -169,8 +169,8 @@ class _Connection:
                 self.http.start_next_cycle()
         except (ConnectionError, TimeoutError):
             pass
-        except _Http2 as begun:
-            self._to_the_builder(begun.data)
+        except _Http2 as error:
+            self._to_the_builder(error.data)
         except OSError as error:
             log.debug("connection ended: %s", error)
         except Exception:

@@ -195,10 +195,10 @@ class NamedContext:
         for _attempt in range(_RECURSION + 1):
             try:
                 return self._load(given, follow)
-            except NotAnImage as changed:
-                scheme, separator, rest = changed.updated.partition("://")
+            except NotAnImage as error:
+                scheme, separator, rest = error.updated.partition("://")
                 if not separator:
-                    raise DockerfileError(f"could not parse ref: {changed.updated}") from None
+                    raise DockerfileError(f"could not parse ref: {error.updated}") from None
                 given = f"{scheme}:{rest}"
         raise DockerfileError(
             "context recursion limit exceeded; this may indicate a cycle in the provided source policies: " + given

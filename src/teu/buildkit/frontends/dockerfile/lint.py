@@ -115,7 +115,6 @@ EXPOSE_INVALID_FORMAT = Rule(
     "release",
     "expose-invalid-format",
 )
-RULES: tuple[Rule, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
 
 
 @dataclass(frozen=True)

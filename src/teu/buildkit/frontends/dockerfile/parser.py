@@ -24,8 +24,6 @@ _HEREDOC = re.compile(r"(\d*)<<(-?)[\t\n\f\r ]*([^<]*)\Z", re.ASCII)
 _TABS = re.compile(r"^\t+", re.MULTILINE)
 _BOM = b"\xef\xbb\xbf"
 
-EMPTY_CONTINUATION_URL = "https://docs.docker.com/go/dockerfile/rule/no-empty-continuation/"
-
 
 @dataclass(frozen=True)
 class Heredoc:
