@@ -20,7 +20,7 @@ from teu.buildkit.core.op import CacheMap, Context, Dependency, Record, Ref
 from teu.buildkit.core.selection import Selection
 from teu.buildkit.core.snapshots import Worker, snapshot
 from teu.buildkit.llb import platforms
-from teu.buildkit.llb.load import Vertex
+from teu.buildkit.llb.load import NETWORK_HOST, SECURITY_INSECURE, NotAllowed, Vertex
 from teu.buildkit.ops import keys, results
 from teu.buildkit.ops.mounts import EMPTY, ROOT, Caches, Preparing, secret_variables
 from teu.buildkit.session.manager import Manager
@@ -278,3 +278,11 @@ def check_devices(devices: Sequence[pb.CDIDevice]) -> None:
         raise errors.Unimplemented(
             f"device {', '.join(needed)} is not there: this builder has no CDI devices; ask for it without `required`"
         )
+
+
+def check_entitlements(network: int, security: int, entitlements: Collection[str]) -> None:
+    """What a process of a frontend's container may not have without the build's consent (CVE-2024-23653): the check
+    that load.py makes of steps. Raises NotAllowed."""
+    for needed, entitlement in ((network == pb.HOST, NETWORK_HOST), (security == pb.INSECURE, SECURITY_INSECURE)):
+        if needed and entitlement not in entitlements:
+            raise NotAllowed(f"{entitlement} is not allowed")
