@@ -66,7 +66,8 @@ class Daemon:
             lambda view: rooms.containers(self.work, view),
             self.worker_record,
         )
-        self.failure: Exception | None = None
+        self.failure: Exception | None = None  # that ends it
+        self.waiting: errors.Unavailable | None = None  # for containerd, and why
         self._ready = threading.Event()
         self._stopping = threading.Event()
         self._server: Any = None
@@ -100,17 +101,16 @@ class Daemon:
     def start(self) -> None:
         """Bring the worker up; trying on while containerd is not to be reached. Ends when that is done."""
         threading.Thread(target=self.cleaning.run, name="cleaning", daemon=True).start()
-        told = False
         while not self._stopping.is_set():
             try:
                 self.work.start()
             except errors.Unavailable as error:
-                if not told:
+                if self.waiting is None:
                     log.error("containerd at %s cannot be reached, trying on: %s", self.settings["containerd"], error)
-                told, self.failure = True, error
+                self.waiting = error
                 self._stopping.wait(RETRY_SECONDS)
                 continue
-            self.failure = None
+            self.waiting = None
             self._ready.set()
             return
 
@@ -120,8 +120,9 @@ class Daemon:
             return
         deadline = time.monotonic() + READY_SECONDS
         while not self._ready.wait(0.5):
-            if self.failure is not None or self._stopping.is_set() or time.monotonic() > deadline:
-                raise errors.Unavailable(f"the builder is not ready: {self.failure or 'it is starting'}")
+            reason = self.failure or self.waiting
+            if reason is not None or self._stopping.is_set() or time.monotonic() > deadline:
+                raise errors.Unavailable(f"the builder is not ready: {reason or 'it is starting'}")
 
     def build(self) -> Any:
         """A server of all services."""

@@ -128,7 +128,7 @@ def serve(config: Settings, options: argparse.Namespace) -> int:
         turn_away(sockets)
         return 1
     # gRPC and all rooms, a quarter of a second: what is wrong before this is said at once
-    from teu.buildkit.cache.database import Unusable
+    from teu.buildkit.cache.database import Newer, Unusable
     from teu.buildkit.daemon import Daemon
 
     try:
@@ -138,7 +138,7 @@ def serve(config: Settings, options: argparse.Namespace) -> int:
     except (Unusable, OSError) as error:
         log.critical("cannot start: %s", error)
         turn_away(sockets)
-        return EX_DATAERR if isinstance(error, Unusable) else 1
+        return EX_DATAERR if isinstance(error, Newer) else 1
 
     def start() -> None:
         try:

@@ -31,6 +31,10 @@ class Unusable(Exception):
     """The file cannot be used now, and is not damaged: no permission, no room, another process, a newer version."""
 
 
+class Newer(Unusable):
+    """A newer version has written the file: waiting mends nothing."""
+
+
 class Database:
     """One connection, one lock. Transactions nest: the outermost commits. `migrations`: one script per version of the
     schema; a released one is never changed. Raises Unusable."""
@@ -72,7 +76,7 @@ class Database:
                 raise sqlite3.DatabaseError(found)
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > len(self._migrations):
-                raise Unusable(
+                raise Newer(
                     f"{self.path} was written by a newer teu-buildkitd (schema {version}, this one knows"
                     f" {len(self._migrations)}); install that version again, or remove the file: builds then start"
                     " without a cache"
