@@ -30,6 +30,7 @@ from teu.buildkit.frontends import gateway
 from teu.buildkit.llb.platforms import Platform, host
 from teu.buildkit.session.manager import Manager
 from teu.buildkit.solver.jobs import Solver
+from teu.buildkit.sources.base import Material
 from teu.oci import digest as digests
 from teu.oci import jsontext
 
@@ -100,8 +101,9 @@ class Step:
             (path / "Dockerfile").write_text(Rig.dockerfile)
         return [Folder(name, path)]
 
-    def material(self) -> str | None:
-        return self.vertex.op.source.identifier or None
+    def material(self) -> Material | None:
+        scheme, _, name = self.vertex.op.source.identifier.partition("://")
+        return Material(scheme.removeprefix("docker-"), name, "sha256:" + "3" * 64) if name else None
 
 
 class Keeper:
@@ -129,7 +131,7 @@ class Exported:
 
     def export(self, task: exports.Task, result: exports.Result, build: exports.Build) -> exports.Answer:
         task.status("exporting layers", 1, 1, completed=True)
-        self.rig.results.append((result, list(build.materials())))
+        self.rig.results.append((result, [one.name for one in build.materials()]))
         descriptor = {
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "digest": "sha256:" + "1" * 64,

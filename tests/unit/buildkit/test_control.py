@@ -61,7 +61,7 @@ def test_a_definition_is_built_and_exported(rig: Rig) -> None:
     assert answer.ExporterResponse["image.name"] == "app"
     ((result, materials),) = rig.results
     assert result.parts[""].snapshot.path.joinpath("etc/hello").read_text() == "made"
-    assert materials == ["docker-image://" + BUSYBOX]
+    assert materials == [BUSYBOX]
     seen = vertexes(rig, "one")  # it has ended: this is the history's
     assert {"make", "exporting to image"} < set(seen)
     assert all(one.HasField("completed") and not one.error for one in seen.values())
@@ -73,7 +73,7 @@ def test_the_built_in_frontend(rig: Rig) -> None:
     result, materials = rig.results[0]
     assert b'"Env":["PATH=/bin"]' in result.metadata["containerimage.config"]
     assert "[2/2] RUN make" in vertexes(rig, "one")
-    assert f"docker-image://{BUSYBOX}@sha256:" + "0" * 64 in materials
+    assert f"{BUSYBOX}@sha256:" + "0" * 64 in materials
 
 
 def test_the_image_of_docker_s_frontend_is_the_built_in_one(rig: Rig) -> None:
@@ -387,6 +387,9 @@ def test_the_history(rig: Rig) -> None:
     assert good.numTotalSteps == 2 and good.numCompletedSteps == 2 and good.ExporterResponse["image.name"] == "app"
     assert good.Result.Results[0].digest == "sha256:" + "1" * 64
     assert bad.error.message and bad.externalError.digest
+    kept = good.Result.Attestations[0]
+    assert kept.annotations["in-toto.io/predicate-type"].startswith("https://slsa.dev/provenance/")
+    assert b'"buildType"' in rig.history.blob(kept.digest).data
     read = rig.channel.unary_stream(
         "/containerd.services.content.v1.Content/Read",
         request_serializer=content_pb2.ReadContentRequest.SerializeToString,

@@ -214,6 +214,7 @@ class Build:
         self.job: Job = self.rooms.solver.job(self.ref, self.session, self.progress)
         self.job.rules = self
         self.answers: list[exports.Answer] = []
+        self.made: tuple[exports.Result, exports.Build] | None = None  # what the exporters were given
         self.definitions: list[Any] = []
         self._trees: list[Tree] = []
         self._imports: dict[tuple[Any, ...], Sequence[Any]] = {}
@@ -335,6 +336,7 @@ class Build:
             self.graphs,
             self.entitlements.given,
         )
+        self.made = result, told
         for exporter in [*self._exporters, *self._found(result)]:
             with self.step(exporter.name) as step:
                 answer = exporter.export(Task(self, step), result, told)

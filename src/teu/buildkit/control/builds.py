@@ -17,10 +17,13 @@ from teu.buildkit.control import requests
 from teu.buildkit.control.bridge import Forwarder
 from teu.buildkit.control.build import Build, Rooms
 from teu.buildkit.control.containers import Containers
-from teu.buildkit.control.history import ERROR, Blob, History, pack_logs
+from teu.buildkit.control.history import ERROR, STATEMENT, Blob, History, pack_logs
 from teu.buildkit.control.view import BuildBridge
 from teu.buildkit.core import errors
 from teu.buildkit.core.progress import Progress
+from teu.buildkit.exporters import provenance
+from teu.buildkit.exporters.images import PREDICATE_TYPE, parts_of
+from teu.oci import jsontext
 
 log = logging.getLogger("teu.buildkit")
 
@@ -132,6 +135,11 @@ class Builds:
                         size=answer.descriptor["size"],
                     )
                 )
+        for name, blob, kind in _provenance(build):
+            blobs.append(blob)
+            told = blob.descriptor()
+            told.annotations[PREDICATE_TYPE] = kind
+            (record.Results[name] if name else record.Result).Attestations.append(told)
         for name, count in counts.items():
             setattr(record, name, count)
         record.CompletedAt.GetCurrentTime()
@@ -191,3 +199,20 @@ class Builds:
         """Until none is under way."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._builds, seconds)
+
+
+def _provenance(build: Build) -> list[tuple[str, Blob, str]]:
+    """(part, predicate, its type) of how each part of a result came about, as the history keeps it."""
+    if build.made is None:
+        return []
+    result, told = build.made
+    asked = provenance.Asked(mode="max")
+    found = []
+    try:
+        for one in parts_of(result):
+            kind, predicate = provenance.predicate(asked, result, told, one.id, one.platform)
+            name = one.id if one.id in result.parts else ""
+            found.append((name, Blob(STATEMENT, jsontext.to_bytes(predicate)), kind))
+    except Exception:
+        log.exception("the provenance of %s is not kept", build.ref)  # which is no reason for the build to fail
+    return found

@@ -258,14 +258,14 @@ class History:
         ]
         records = [self.record(ref) for ref in old]
         if old:
-            self._remove(old)
+            self._remove(old, durable=False)
         with self._changed:
             for record in records:
                 self._tell(DELETED, record)
         return len(old)
 
-    def _remove(self, refs: Sequence[str]) -> None:
-        with self._database.transaction() as execute:
+    def _remove(self, refs: Sequence[str], *, durable: bool = True) -> None:
+        with self._database.transaction(durable=durable) as execute:
             for ref in refs:
                 execute("DELETE FROM builds WHERE ref = ?", (ref,))
                 execute("DELETE FROM uses WHERE ref = ?", (ref,))
