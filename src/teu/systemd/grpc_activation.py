@@ -216,5 +216,11 @@ def _relay_in_threads(listener: socket.socket, private: str) -> Callable[[], Non
             client.settimeout(None)
             threading.Thread(target=carry, args=(client,), name="relay", daemon=True).start()
 
-    threading.Thread(target=accept, name="relay", daemon=True).start()
-    return closed.set
+    thread = threading.Thread(target=accept, name="relay", daemon=True)
+    thread.start()
+
+    def close() -> None:
+        closed.set()
+        thread.join()  # who comes from now on waits for the next process
+
+    return close
