@@ -15,7 +15,8 @@ from whole import call, out, teu
 
 pytestmark = pytest.mark.needs("packages", "systemd")
 
-PACKAGES = ("teu", "teu-containerd", "teu-runc")
+PROGRAMS = (b"teud", b"teu-buildkitd", b"teu-containerd", b"containerd-shim-teu-v2")
+PACKAGES = ("teu", "teu-buildkitd", "teu-containerd", "teu-runc")
 
 
 def apt(*argv: str) -> str:
@@ -63,7 +64,7 @@ def leftovers() -> list[str]:
             command = (process / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if any(part.rpartition(b"/")[2] in (b"teud", b"teu-containerd", b"containerd-shim-teu-v2") for part in command):
+        if any(part.rpartition(b"/")[2] in PROGRAMS for part in command):
             found.append(f"process {process.name} {command}")
     return [each for each in found if not any(word in each for word in ("teu-peer", "teu-runc-", "teutest"))]
 
@@ -92,6 +93,7 @@ def test_purge_leaves_nothing_but_what_it_says() -> None:
     teu("exec", "purge-bridge", "sh", "-c", "until [ -s /data/file ]; do sleep 0.1; done")
     Path("/etc/teu/teud.yaml.d").mkdir(exist_ok=True)
     Path("/etc/teu/teud.yaml.d/mine.yaml").write_text("log-level: info\n")
+    call("systemctl", "start", "teu-buildkitd")
     try:
         said = apt("purge", *PACKAGES)
         left = leftovers()
