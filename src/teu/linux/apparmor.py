@@ -45,12 +45,12 @@ def supported() -> bool:
 
 
 def parser() -> str | None:
-    """Path of the program that loads profiles; None where there is none."""
+    """The path of apparmor_parser(8), which loads profiles; None where the host has none."""
     return shutil.which("apparmor_parser", path="/usr/sbin:/sbin:/usr/bin")
 
 
 def loaded(name: str) -> bool:
-    """Whether the kernel has a profile of this name."""
+    """Whether the kernel has a profile of that name, in whatever mode; False where its list cannot be read."""
     try:
         # NAME (MODE), a line each
         return any(line.rpartition(" (")[0] == name for line in Path(PROFILES).read_text().splitlines())

@@ -67,7 +67,8 @@ table ip teu-dns {{
 
 
 class Question(NamedTuple):
-    """What a message asks for, as far as it is answered here."""
+    """What is asked (RFC 1035, 4.1): the message's ID and its flags, the name in lower case without the dot at its end,
+    QTYPE and QCLASS, and `wire`, the question section as it came, which the answer repeats."""
 
     identity: int
     flags: int
@@ -143,7 +144,8 @@ def fit(reply: bytes, question: Question) -> bytes:
 
 
 def encode_name(name: str) -> bytes:
-    """A name as messages have it (RFC 1035, 3.1)."""
+    """A domain name as messages have it (RFC 1035, 3.1): labels after their lengths, and the root's empty one. Raises
+    ValueError for a label of more than 255 bytes; that it has at most 63 is the caller's care."""
     labels = name.encode("utf-8", "replace").split(b".")
     return b"".join(bytes([len(label)]) + label for label in labels if label) + b"\0"
 
@@ -213,7 +215,8 @@ class _Errand:
 
 
 class Resolver:
-    """Serves any number of network namespaces. `add` and `remove` may be called by any thread."""
+    """The server of all containers of a program, in one thread that begins with the first of them. Its methods may be
+    called from any thread, and wait for no network."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -233,8 +236,8 @@ class Resolver:
         reverse: Reverse,
         servers: Callable[[], list[str]],
     ) -> None:
-        """Serve a container. What is not ours is asked of `servers`, as they are then; none: nothing else is
-        answered."""
+        """Serve a container, in its network namespace, an open file. What is not ours is asked of `servers`, as they
+        are then; none: nothing else is answered. Raises OSError, and nftables.Error where its rules are refused."""
 
         def inside() -> tuple[socket.socket, socket.socket]:
             udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -264,7 +267,7 @@ class Resolver:
         self._wake()
 
     def remove(self, identity: str) -> None:
-        """Serve it no longer; one that is not served is fine."""
+        """Serve a container no more; nothing where it was not served. Its sockets are closed soon after."""
         with self._lock:
             client = self._clients.pop(identity, None)
             if client is None:

@@ -48,7 +48,7 @@ def close_forwarding() -> None:
 
 
 def has_forward_chain() -> bool:
-    """Whether there is iptables' own chain, ours or anybody's."""
+    """Whether there is iptables' chain FORWARD, as its variant upon nf_tables makes it."""
     try:
         nftables.run(f"list chain {FORWARD}")
     except nftables.Error:
@@ -87,7 +87,7 @@ class Marker:
 
     @property
     def there(self) -> bool:
-        """Whether one of them did."""
+        """Whether one of our programs has turned forwarding on since the machine was started."""
         return self._path.exists()
 
     def turn_on(self) -> None:

@@ -134,7 +134,7 @@ class Changes:
         self._socket.close()
 
     def fileno(self) -> int:
-        """The descriptor, for who waits for several things."""
+        """The socket, to wait in poll(2) for: readable when there are changes."""
         return self._socket.fileno()
 
     def wait(self) -> list[Change] | None:

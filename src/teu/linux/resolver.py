@@ -24,7 +24,7 @@ ff02::2\tip6-allrouters
 
 
 class Resolver:
-    """A resolv.conf in parts."""
+    """A resolv.conf(5) in parts: addresses of servers, domains to search, options, each in the order of the file."""
 
     def __init__(self) -> None:
         self.servers: list[str] = []
@@ -32,7 +32,7 @@ class Resolver:
         self.options: list[str] = []
 
     def text(self) -> str:
-        """As resolv.conf(5) has it."""
+        """As a file, with a line for each server; lines that would be empty are left out."""
         lines = [f"nameserver {server}" for server in self.servers]
         if self.search:
             lines.append("search " + " ".join(self.search))
@@ -42,7 +42,8 @@ class Resolver:
 
 
 def parse(text: str) -> Resolver:
-    """A resolv.conf; what is not known of it is left out."""
+    """Read a resolv.conf(5): of several lists of domains the last one counts, and what is not understood is left out.
+    Never fails."""
     result = Resolver()
     for line in text.splitlines():
         words = line.split("#")[0].split(";")[0].split()
@@ -58,7 +59,7 @@ def parse(text: str) -> Resolver:
 
 
 def is_loopback(server: str) -> bool:
-    """Whether an address, which may name an interface behind it, is on the host's loopback."""
+    """Whether a server's address, with a scope (%eth0) or without, is of the loopback; False for what is no address."""
     try:
         return ip_address(server.partition("%")[0]).is_loopback
     except ValueError:
@@ -87,10 +88,10 @@ def host_resolver(own_namespace: bool) -> Resolver:
 
 
 def hosts(entries: list[tuple[str, str]], base: str = HOSTS) -> str:
-    """A hosts file: `base`, and a line for each (address, names)."""
+    """The text of a hosts(5) file: `base`, and a line for each (address, names)."""
     return base + "".join(f"{address}\t{name}\n" for address, name in entries)
 
 
 def host_hosts() -> str:
-    """The host's own file; the usual lines where there is none."""
+    """The host's own /etc/hosts, for who shares its network; HOSTS where that is empty or cannot be read."""
     return _read("/etc/hosts") or HOSTS

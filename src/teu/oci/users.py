@@ -13,7 +13,8 @@ _DIGITS_MAX = 10
 
 
 class User(NamedTuple):
-    """Who a process runs as. `groups`: the supplementary ones, with `gid`; `home` is "" where no entry says one."""
+    """Whose process it is: numbers, all supplementary groups (of them `gid`, too), and the home directory by
+    /etc/passwd; "" where that has no entry."""
 
     uid: int
     gid: int
@@ -43,7 +44,8 @@ def _number(text: str) -> int | None:
 
 
 def lookup(found: Files, specification: str, extra_groups: Sequence[str] | None = None) -> User:
-    """`user`, `uid`, `user:group`, … and --group-add's groups."""
+    """`user`, `uid`, `user:group`, … and --group-add's groups, by the content of /etc/passwd and /etc/group; "" is
+    uid 0. Raises ValueError, with Docker's words, for a name that is not there and a number above HIGHEST."""
     passwd, group = _lines(found[0], 4), _lines(found[1], 3)
     user_part, _, group_part = specification.partition(":")
     number = _number(user_part)
