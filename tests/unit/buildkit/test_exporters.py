@@ -18,7 +18,7 @@ import pytest
 from fakeworker import Asker, Snapshot, Worker
 
 from teu.buildkit.core import errors
-from teu.buildkit.core.exports import CONFIG, EPOCH, PLATFORMS, Attestation, Build, Part, Result
+from teu.buildkit.core.exports import BASE_CONFIG, CONFIG, EPOCH, PLATFORMS, Attestation, Build, Part, Result
 from teu.buildkit.core.snapshots import History, Kind, Layer
 from teu.buildkit.exporters import attributes, config, images, provenance, statements, trees
 from teu.buildkit.exporters.image import ImageExporter
@@ -126,6 +126,31 @@ def test_no_moment_is_after_the_epoch() -> None:
     document = json.loads(config.finished(given, layers, [History("old"), History("new", 2e9)], 1_000_000_000))
     assert document["created"] == "2001-09-09T01:46:40Z"
     assert [one["created"] for one in document["history"]] == ["1999-01-01T00:00:00Z", "2001-09-09T01:46:40Z"]
+
+
+def test_what_a_base_says_of_its_past_stays(worker: Worker) -> None:
+    """Its moments are the same in every build; from the first entry that is not the base's, the epoch is the limit."""
+    base = [
+        {"created": "2024-01-01T00:00:00Z", "created_by": "ADD root"},
+        {"created": "2024-01-02T00:00:00Z", "created_by": "CMD", "empty_layer": True},
+        {"created": "2024-01-03T00:00:00Z", "created_by": "LABEL", "empty_layer": True},
+    ]
+    own = [{"created_by": "RUN x"}, {"created": "2024-01-03T00:00:00Z", "created_by": "LABEL", "empty_layer": True}]
+    given = {"architecture": "amd64", "os": "linux", "history": [{**base[0], "author": ""}, base[1], *own]}
+    metadata = {
+        CONFIG: json.dumps(given).encode(),
+        BASE_CONFIG: json.dumps({**given, "history": base}).encode(),
+        EPOCH: b"1000000000",
+    }
+    exporter = ImageExporter.make(worker, None, {"name": "app"})  # type: ignore[arg-type]
+    exporter.export(Task(), Result({"": Part(snapshot(worker, "root", "x"))}, metadata), build())
+    manifest = stored(worker, worker.images.targets["docker.io/library/app:latest"]["digest"])
+    document = stored(worker, manifest["config"]["digest"])
+    assert [one["created"][:4] for one in document["history"]] == ["2024", "2024", "2001", "2001"]
+    for broken in (None, {}, {"history": None}, {"history": ["x"]}):
+        layers = [{"annotations": {"containerd.io/uncompressed": "sha256:0"}}]
+        data = config.finished({"history": base[:1]}, layers, [History("")], 1_000_000_000, base=broken)
+        assert json.loads(data)["history"][0]["created"] == "2001-09-09T01:46:40Z"
 
 
 def test_an_image_of_one_platform(worker: Worker) -> None:

@@ -16,6 +16,7 @@ from teu.buildkit.core.snapshots import Descriptor, Snapshot
 
 # Keys of a result's metadata. Where a result has several parts, "/" and the part's name follow.
 CONFIG = "containerimage.config"
+BASE_CONFIG = "containerimage.base.config"  # of the image that it was made from
 INLINE_CACHE = "containerimage.inlinecache"
 PLATFORMS = "refs.platforms"  # JSON: {"Platforms": [{"ID": name, "Platform": {…}}]}
 EPOCH = "source.date.epoch"

@@ -52,17 +52,19 @@ def finished(
     made: Sequence[History],
     epoch: int | None,
     inline_cache: bytes | None = None,
+    base: Json | None = None,
 ) -> bytes:
     """The document with these layers, lowest first, and what `made` each: JSON, the same for the same arguments.
 
-    `epoch`: no moment in it is later (seconds since 1970)."""
+    `epoch`: no moment in it is later (seconds since 1970), but for what it has in common with the history of `base`,
+    the image that it was made from: those moments are the same in every build."""
     document = {key: value for key, value in document.items() if key != "moby.buildkit.buildinfo.v1"}
     diff_ids = [layer["annotations"][UNCOMPRESSED] for layer in layers]
     document["rootfs"] = {"type": "layers", "diff_ids": diff_ids}
     document["history"] = history = _history(document.get("history"), made)
     if epoch is not None:
         limit = moment(epoch)
-        for entry in history:
+        for entry in history[_shared(history, base) :]:
             entry["created"] = _not_after(entry.get("created"), limit)
         document["created"] = _not_after(document.get("created"), limit)
     elif not document.get("created"):
@@ -73,6 +75,22 @@ def finished(
     if inline_cache is not None:
         document[INLINE_KEY] = inline_value(inline_cache)
     return image_spec.encode(document)
+
+
+def _shared(history: Sequence[Json], base: Json | None) -> int:
+    """How many entries, from the first on, are those of the base."""
+    known = (base or {}).get("history")
+    same = 0
+    for entry, other in zip(history, known if isinstance(known, list) else []):
+        if not isinstance(other, dict) or _said(entry) != _said(other):
+            break
+        same += 1
+    return same
+
+
+def _said(entry: Json) -> Json:
+    """An entry of a history without the members that say nothing: writers leave those out or not."""
+    return {key: value for key, value in entry.items() if value}
 
 
 def _not_after(text: Any, limit: str) -> str:

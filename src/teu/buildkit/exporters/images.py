@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from teu.buildkit.core import errors
-from teu.buildkit.core.exports import CONFIG, EPOCH, INLINE_CACHE, PLATFORMS, Build, Part, Result, Task
+from teu.buildkit.core.exports import BASE_CONFIG, CONFIG, EPOCH, INLINE_CACHE, PLATFORMS, Build, Part, Result, Task
 from teu.buildkit.core.identifiers import digest_of
 from teu.buildkit.core.snapshots import Descriptor, Worker
 from teu.buildkit.exporters import attributes as given
@@ -193,7 +193,10 @@ class Assembly:
         data = self.result.named(CONFIG, named.id)
         document = configs.parsed(data) if data is not None else configs.empty(named.platform)
         cache = self.result.named(INLINE_CACHE, named.id)
-        config_data = configs.finished(document, layers, made, self.epoch, cache)
+        base = self.result.named(BASE_CONFIG, named.id)
+        config_data = configs.finished(
+            document, layers, made, self.epoch, cache, configs.parsed(base) if base is not None else None
+        )
         config = self._blob(
             "config", image_spec.OCI_CONFIG if options.oci else image_spec.DOCKER_CONFIG, config_data, {}
         )

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any
 
+from teu.buildkit.core import exports
 from teu.buildkit.frontends.dockerfile import gitref
 from teu.buildkit.frontends.dockerfile.client import CONTEXT, DOCKERFILE, IGNORE_FILE, Client, NotAnImage, Options
 from teu.buildkit.frontends.dockerfile.errors import DockerfileError
@@ -295,7 +296,7 @@ class NamedContext:
         metadata = self.contexts.options.raw.get("input-metadata:" + name)
         if metadata is None:
             return state, None
-        config = _metadata(metadata).get("containerimage.config")
+        config = _metadata(metadata).get(exports.CONFIG)
         if config is None:
             return state, None
         image = Image.parse(config)

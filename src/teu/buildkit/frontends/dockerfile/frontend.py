@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from teu.api.buildkit import ops_pb2 as pb
+from teu.buildkit.core import exports
 from teu.buildkit.core.errors import Error, unsupported_subrequest
 from teu.buildkit.frontends.dockerfile import convert, subrequests
 from teu.buildkit.frontends.dockerfile.client import Client, Note, Options, check_caps
@@ -32,11 +33,6 @@ from teu.buildkit.llb.platforms import Platform
 from teu.oci import jsontext
 
 _PARALLEL = 4
-
-CONFIG_KEY = "containerimage.config"
-BASE_CONFIG_KEY = "containerimage.base.config"
-PLATFORMS_KEY = "refs.platforms"
-EPOCH_KEY = "source.date.epoch"
 
 
 @dataclass
@@ -200,16 +196,16 @@ def _metadata(targets: list[Target], several: bool) -> dict[str, bytes]:
     listed = []
     for target in targets:
         suffix = "/" + target.id if several else ""
-        result[CONFIG_KEY + suffix] = target.config
+        result[exports.CONFIG + suffix] = target.config
         if target.base_config is not None:
-            result[BASE_CONFIG_KEY + suffix] = target.base_config
+            result[exports.BASE_CONFIG + suffix] = target.base_config
         if target.epoch is not None:
-            result[EPOCH_KEY + suffix] = str(target.epoch).encode()
+            result[exports.EPOCH + suffix] = str(target.epoch).encode()
         platform = {"architecture": target.platform.architecture, "os": target.platform.os}
         if target.platform.os_version:
             platform["os.version"] = target.platform.os_version
         if target.platform.variant:
             platform["variant"] = target.platform.variant
         listed.append({"ID": target.id, "Platform": platform})
-    result[PLATFORMS_KEY] = jsontext.to_bytes({"Platforms": listed})
+    result[exports.PLATFORMS] = jsontext.to_bytes({"Platforms": listed})
     return result
