@@ -69,6 +69,14 @@ def test_an_image(registry: ScriptedRegistry, worker: Worker) -> None:
     one = images(worker).open(f"{registry.address}/app:1", {}, AMD64)
     key = one.key(asker)
     assert key.pin == index["digest"]
+    kept = worker.content.labels
+    prefix = "containerd.io/gc.ref.content"
+    assert kept[index["digest"]] == {f"{prefix}.m.0": amd["digest"], f"{prefix}.m.1": arm["digest"]}
+    manifest = json.loads(registry.manifests["app", "amd"][1])
+    assert kept[amd["digest"]] == {
+        f"{prefix}.config": manifest["config"]["digest"],
+        **{f"{prefix}.l.{number}": one["digest"] for number, one in enumerate(manifest["layers"])},
+    }
     # BuildKit's own keys of this image.
     assert key.key == sha(f'{{"Digest":"{index["digest"]}","OS":"linux","Arch":"amd64"}}'.encode())
     first, second = (sha(layer) for layer in layers("a", "b"))

@@ -18,7 +18,7 @@ from teu.buildkit.core.snapshots import Content, Descriptor, Kind, Layer, Worker
 from teu.buildkit.llb.platforms import Platform
 from teu.buildkit.sources.base import Asker, Recent, go_json
 from teu.oci import digest as digests
-from teu.oci import image_spec
+from teu.oci import image_spec, labels
 
 DOCUMENTS_MAX = 256
 DOCUMENTS_SIZE = 32 << 20  # bytes of documents that are kept in memory
@@ -27,8 +27,6 @@ SCHEMA1 = (
     "support Docker Image manifest version 2, schema 1 has been removed. "
     "More information at https://docs.docker.com/go/deprecated-image-specs/"
 )
-LAYER_REF = "containerd.io/gc.ref.content.l.{}"
-CONFIG_REF = "containerd.io/gc.ref.content.config"
 
 
 class Blobs(Protocol):
@@ -150,14 +148,15 @@ def _decoded(data: bytes, what: str) -> dict[str, Any]:
 
 
 def _labels(data: bytes) -> dict[str, str]:
-    """What a manifest leads to, for the garbage collector of the content store."""
+    """What an index or a manifest leads to, for the garbage collector of the content store."""
     try:
-        document = image_spec.manifest(image_spec.decode(data, "manifest"))
+        document = image_spec.decode(data, "manifest")
+        if image_spec.media_type_of(document) in image_spec.INDEXES:
+            return labels.keeping(manifests=image_spec.index(document)["manifests"])
+        manifest = image_spec.manifest(document)
     except image_spec.SpecError:
         return {}
-    labels = {CONFIG_REF: document["config"]["digest"]}
-    labels.update((LAYER_REF.format(number), layer["digest"]) for number, layer in enumerate(document["layers"]))
-    return labels
+    return labels.keeping(config=manifest["config"], layers=manifest["layers"])
 
 
 def main_key(image: Image, platform: Platform, limit: int | None) -> str:
