@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 
 from teu.buildkit.cache.contenthash import NotInTree, TooManyLinks, Tree
@@ -41,8 +42,6 @@ class Contents:
 
 
 def _of_nothing(selections: Sequence[Selection]) -> str:
-    import tempfile  # 10 ms, for what is rare
-
     with tempfile.TemporaryDirectory(prefix="teu-empty-") as place:
         root = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

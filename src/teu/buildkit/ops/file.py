@@ -11,6 +11,7 @@ import errno
 import os
 import posixpath
 import stat
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -302,8 +303,6 @@ class _Run:
         if number not in self._roots:
             found = self._snapshot(number)
             if found is None:
-                import tempfile  # 10 ms, for what is rare
-
                 place = self._undo.enter_context(tempfile.TemporaryDirectory(prefix="teu-empty-"))
             else:
                 place = self._undo.enter_context(found.mounted())
