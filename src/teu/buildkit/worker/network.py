@@ -28,14 +28,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from teu.buildkit.core import errors
-from teu.linux import dns, forwarding, netns, nftables, resolver, subnets
-
-if TYPE_CHECKING:
-    from teu.linux.netlink import Link, Socket
-    from teu.linux.nftables import Changes
+from teu.linux import dns, forwarding, netlink, netns, nftables, resolver, subnets
+from teu.linux.netlink import Link, Socket
+from teu.linux.nftables import Changes
 
 log = logging.getLogger("teu.buildkit")
 
@@ -226,8 +223,6 @@ class Network:
 
     def _make(self) -> Sandbox:
         """The lock is held, the bridge is there. Raises OSError."""
-        from teu.linux import netlink  # 5 ms that a cached build spares
-
         assert self._subnet is not None
         assert self._kernel is not None
         address = self._address(self._subnet)
@@ -288,8 +283,6 @@ class Network:
         it may be on its way out, which takes the kernel some time, too."""
 
         def body() -> None:
-            from teu.linux import netlink  # 5 ms that a cached build spares
-
             if again:
                 time.sleep(SETTLE_SECONDS)
                 if self._keep(sandbox):
@@ -327,8 +320,6 @@ class Network:
             raise OSError(errno.EIO, f"the rules of the steps' network cannot be made: {error}", TABLE) from error
 
     def _bring_up(self) -> None:
-        from teu.linux import netlink  # 5 ms that a cached build spares
-
         kernel = self._kernel = self._kernel or netlink.Socket()
         links = kernel.links()
         remove_left(kernel, links)
@@ -404,8 +395,6 @@ class Network:
 
     def sweep(self) -> None:
         """At the start: what a predecessor left that was killed. Never fails."""
-        from teu.linux import netlink  # 5 ms that a cached build spares
-
         try:
             with netlink.Socket() as kernel:
                 found = kernel.link(BRIDGE)
@@ -455,8 +444,6 @@ def _is_whole() -> bool:
 
 def _take_away(kernel: Socket, bridge: int) -> None:
     """The bridge, what is on it, and the rules. Raises OSError."""
-    from teu.linux import netlink  # 5 ms that a cached build spares
-
     remove_left(kernel, kernel.links())
     if not bridge:
         return
@@ -470,8 +457,6 @@ def _take_away(kernel: Socket, bridge: int) -> None:
 
 def _furnish() -> tuple[Socket, int, int]:
     """In a new namespace: a socket for its interfaces, its counts of sockets, and how many there were before."""
-    from teu.linux import netlink  # 5 ms that a cached build spares
-
     counts = os.open("/proc/thread-self/net/sockstat", os.O_RDONLY | os.O_CLOEXEC)
     try:
         before, _ = sockets_in(os.pread(counts, 4096, 0))
@@ -491,8 +476,6 @@ def _furnish() -> tuple[Socket, int, int]:
 
 def remove_left(kernel: Socket, links: Iterable[Link]) -> None:
     """Interfaces of steps whose builder is no more."""
-    from teu.linux import netlink  # 5 ms that a cached build spares
-
     for link in links:
         if link.kind == "veth" and link.name.startswith(VETH):
             try:

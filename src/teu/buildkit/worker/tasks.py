@@ -12,6 +12,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from teu.api.services.containers.v1 import containers_pb2
+from teu.api.services.introspection.v1 import introspection_pb2
+from teu.api.services.tasks.v1 import tasks_pb2
+from teu.api.types import mount_pb2
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Mount
 from teu.buildkit.worker.client import STOPPING, Client
@@ -47,8 +51,6 @@ class Runtime(NamedTuple):
 
 
 def _preferred(client: Client) -> str:
-    from teu.api.services.introspection.v1 import introspection_pb2  # 5 ms that a cached build spares
-
     request = introspection_pb2.PluginsRequest(filters=[f"type=={RUNTIME_PLUGIN}"])
     for plugin in client.introspection.Plugins(request).plugins:
         if DEFAULT_RUNTIME in plugin.exports:
@@ -59,8 +61,6 @@ def _preferred(client: Client) -> str:
 def create_container(
     client: Client, identity: str, owner: str, runtime: Runtime, spec: Mapping[str, Any], labels: Mapping[str, str]
 ) -> None:
-    from teu.api.services.containers.v1 import containers_pb2  # 5 ms that a cached build spares
-
     message = containers_pb2.Container(id=identity, labels={**labels, BUILDER: owner})
     message.runtime.name = runtime.name
     if runtime.options:
@@ -73,8 +73,6 @@ def create_container(
 
 def delete_container(client: Client, identity: str) -> None:
     """One that is not there is fine."""
-    from teu.api.services.containers.v1 import containers_pb2  # 5 ms that a cached build spares
-
     try:
         client.containers.Delete(containers_pb2.DeleteContainerRequest(id=identity))
     except errors.NotFound:
@@ -83,8 +81,6 @@ def delete_container(client: Client, identity: str) -> None:
 
 def list_containers(client: Client, owner: str) -> list[str]:
     """The steps of this builder's worker."""
-    from teu.api.services.containers.v1 import containers_pb2  # 5 ms that a cached build spares
-
     request = containers_pb2.ListContainersRequest(filters=[f'labels."{BUILDER}"=="{owner}"'])
     return [message.id for message in client.containers.List(request).containers]
 
@@ -98,9 +94,6 @@ def create(
     runtime: Runtime,
 ) -> int:
     """The process's number."""
-    from teu.api.services.tasks.v1 import tasks_pb2  # 5 ms that a cached build spares
-    from teu.api.types import mount_pb2  # 5 ms that a cached build spares
-
     request = tasks_pb2.CreateTaskRequest(
         container_id=identity,
         rootfs=[mount_pb2.Mount(type=one.type, source=one.source, options=one.options) for one in rootfs],
@@ -123,8 +116,6 @@ def execute(
     paths: tuple[str, str, str],
     terminal: bool,
 ) -> None:
-    from teu.api.services.tasks.v1 import tasks_pb2  # 5 ms that a cached build spares
-
     request = tasks_pb2.ExecProcessRequest(
         container_id=identity,
         exec_id=exec_id,
@@ -139,16 +130,12 @@ def execute(
 
 
 def start(client: Client, identity: str, exec_id: str = "") -> int:
-    from teu.api.services.tasks.v1 import tasks_pb2  # 5 ms that a cached build spares
-
     request = tasks_pb2.StartRequest(container_id=identity, exec_id=exec_id)
     return int(client.tasks.Start(request, timeout=START_SECONDS).pid)
 
 
 def wait(client: Client, identity: str, exec_id: str = "") -> int:
     """The exit status, when there is one. A daemon that starts anew meanwhile is asked again."""
-    from teu.api.services.tasks.v1 import tasks_pb2  # 5 ms that a cached build spares
-
     request = tasks_pb2.WaitRequest(container_id=identity, exec_id=exec_id)
     while True:
         try:
@@ -162,14 +149,10 @@ def wait(client: Client, identity: str, exec_id: str = "") -> int:
 
 
 def kill(client: Client, identity: str, signal: int, exec_id: str = "", everything: bool = False) -> None:
-    from teu.api.services.tasks.v1 import tasks_pb2  # 5 ms that a cached build spares
-
     client.tasks.Kill(tasks_pb2.KillRequest(container_id=identity, exec_id=exec_id, signal=signal, all=everything))
 
 
 def resize(client: Client, identity: str, width: int, height: int, exec_id: str = "") -> None:
-    from teu.api.services.tasks.v1 import tasks_pb2  # 5 ms that a cached build spares
-
     client.tasks.ResizePty(
         tasks_pb2.ResizePtyRequest(container_id=identity, exec_id=exec_id, width=width, height=height)
     )
@@ -177,8 +160,6 @@ def resize(client: Client, identity: str, width: int, height: int, exec_id: str 
 
 def close_stdin(client: Client, identity: str, exec_id: str = "") -> None:
     """One that has exited meanwhile is fine."""
-    from teu.api.services.tasks.v1 import tasks_pb2  # 5 ms that a cached build spares
-
     try:
         client.tasks.CloseIO(tasks_pb2.CloseIORequest(container_id=identity, exec_id=exec_id, stdin=True))
     except errors.Error:
@@ -187,8 +168,6 @@ def close_stdin(client: Client, identity: str, exec_id: str = "") -> None:
 
 def delete(client: Client, identity: str) -> None:
     """Of a stopped task; none is fine."""
-    from teu.api.services.tasks.v1 import tasks_pb2  # 5 ms that a cached build spares
-
     try:
         client.tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=identity))
     except errors.NotFound:
@@ -196,8 +175,6 @@ def delete(client: Client, identity: str) -> None:
 
 
 def delete_exec(client: Client, identity: str, exec_id: str) -> None:
-    from teu.api.services.tasks.v1 import tasks_pb2  # 5 ms that a cached build spares
-
     try:
         client.tasks.DeleteProcess(tasks_pb2.DeleteProcessRequest(container_id=identity, exec_id=exec_id))
     except errors.Error:
