@@ -9,6 +9,7 @@ import pytest
 
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden
 from teu.engine.networks import ipam
+from teu.linux.subnets import POOLS
 
 NET = IPv4Network("10.0.0.0/29")
 GATEWAY = IPv4Address("10.0.0.1")
@@ -16,19 +17,18 @@ GATEWAY = IPv4Address("10.0.0.1")
 
 def test_a_subnet_overlaps_nothing_that_is_known() -> None:
     first = ipam.choose_subnet([])
-    assert first == ipam.POOLS[0]
-    assert ipam.choose_subnet([IPv4Network("172.30.5.0/24"), IPv6Network("fd00::/8")]) == ipam.POOLS[1]
-    rest = list(ipam.POOLS)
-    assert [ipam.choose_subnet(ipam.POOLS[:number]) for number in range(len(rest))] == rest
+    assert first == POOLS[0]
+    assert ipam.choose_subnet([IPv4Network("172.30.5.0/24"), IPv6Network("fd00::/8")]) == POOLS[1]
+    rest = list(POOLS)
+    assert [ipam.choose_subnet(POOLS[:number]) for number in range(len(rest))] == rest
     with pytest.raises(EngineError, match="give one with --subnet"):
-        ipam.choose_subnet(ipam.POOLS)
+        ipam.choose_subnet(POOLS)
     with pytest.raises(EngineError):
         ipam.choose_subnet([IPv4Network("0.0.0.0/0")])
 
 
 def test_pools_do_not_overlap_each_other() -> None:
-    pools = ipam.POOLS
-    assert not [(one, two) for one in pools for two in pools if one is not two and one.overlaps(two)]
+    assert not [(one, two) for one in POOLS for two in POOLS if one is not two and one.overlaps(two)]
 
 
 def test_a_subnet_that_was_asked_for() -> None:
