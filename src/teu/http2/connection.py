@@ -68,6 +68,8 @@ _STATUS = {
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """A frame as it is sent (RFC 9113, 4.1). `stream` is 0 for what is of the whole connection; the payload has less
+    than 16 MiB, and no more than the other end has said that it takes."""
     return struct.pack(">IBI", len(payload) << 8 | kind, flags, stream) + payload
 
 

@@ -121,6 +121,8 @@ class Decoder:
         self._most = TABLE_SIZE
 
     def decode(self, block: bytes) -> list[tuple[str, str]]:
+        """The headers of the next block, whole, in their order (RFC 7541, 6). Raises HpackError where it breaks a rule
+        or is over the limit: the table is not to be trusted then, and the connection has to end."""
         headers: list[tuple[str, str]] = []
         at, total = 0, 0
         while at < len(block):

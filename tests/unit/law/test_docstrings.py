@@ -21,6 +21,7 @@ SEAMS = (
     "oci",
     "systemd",
     "ttrpc",
+    "http2",
     "containerd/services",
     "containerd/snapshotters",
     "containerd/stores",
