@@ -21,7 +21,7 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md")
 # With these a path of this tree begins: names at its top, and the folders and files of src/teu, which are named
 # without it. What is not there any more is listed as well, so that a path into it is missed.
 PARTS = ("api", "buildkit", "cli", "coldstart", "config.py", "containerd", "ctr", "engine", "linux", "oci", "runc")
-PARTS += ("shim", "systemd", "ttrpc")
+PARTS += ("shim", "systemd", "ttrpc", "http2")
 TOPS = (".ci", "benchmarks", "bin", "completions", "dev", "etc", "man", "packaging", "protos", "src", "systemd")
 TOPS += ("tests",)
 SOURCE_FILE = re.compile(r"[\w.*{},-]+\.(?:py|c|md|sh)")
@@ -168,7 +168,7 @@ def is_module(word: str) -> bool:
 
 def test_its_numbers_are_those_of_the_source() -> None:
     """Each number in the text stands here with where it comes from. One that is not here cannot be trusted there."""
-    units = [(TOP / "systemd" / f"{name}.service").read_text() for name in ("teud", "teu-containerd")]
+    units = [(TOP / "systemd" / f"{name}.service").read_text() for name in ("teud", "teu-buildkitd", "teu-containerd")]
     newest = ".".join(map(str, _tuple("engine/server.py", "engine/api/server.py", name="API_VERSION")))
     oldest = ".".join(map(str, _tuple("engine/server.py", "engine/api/server.py", name="API_MINIMUM")))
     held = {
@@ -215,7 +215,7 @@ def test_its_floors_are_those_of_the_law() -> None:
     import test_imports
 
     drawn = ARCHITECTURE.partition("in `src/teu/buildkit`")[2].split("\n\n")[1].splitlines()
-    assert [room.strip() for room in drawn] == list(test_imports.BUILDKIT_ROOMS)
+    assert [floor.strip() for floor in drawn] == list(test_imports.BUILDKIT_FLOORS)
     for law in (test_engine_floors, test_containerd_floors):
         after = ARCHITECTURE.partition(f"`tests/unit/law/{law.__name__}.py`")[2]
         drawn = after.split("\n\n")[1].splitlines()
