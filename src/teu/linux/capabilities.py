@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Capabilities: the kernel's names in the kernel's order. Called by teu.runc (process, features), and by
-what writes specifications (available)."""
+"""Capabilities: the kernel's names in the kernel's order. Called by teu.runc (process, features), and by what writes
+specifications (available)."""
 
 from __future__ import annotations
 

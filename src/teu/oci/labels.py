@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels by which containerd's clients and its garbage collector understand each other (containerd's "Garbage
-collection" guide). Called by teu-containerd, and by its clients teud, teu-buildkitd and
-teu-ctr.
+collection" guide). Called by teu-containerd, and by its clients teud, teu-buildkitd and teu-ctr.
 """
 
 from __future__ import annotations
