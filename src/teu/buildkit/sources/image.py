@@ -19,12 +19,10 @@ from typing import Any
 
 from teu.buildkit.cache import store
 from teu.buildkit.core import errors
-from teu.buildkit.core.op import Gone, Record, Ref
 from teu.buildkit.core.snapshots import Descriptor, Kind, Worker
 from teu.buildkit.llb.platforms import Platform
-from teu.buildkit.sources import manifests
-from teu.buildkit.sources.base import Asker, Key, Material, no_meta, number
-from teu.buildkit.sources.manifests import Documents, Image
+from teu.buildkit.sources.base import Asker, Material, no_meta, number
+from teu.buildkit.sources.manifests import Documents, Image, ImageAsSource
 from teu.buildkit.sources.registries import Access, Remote
 from teu.oci import digest as digests
 from teu.oci import image_spec, reference
@@ -175,7 +173,7 @@ def _check(wanted: Reference, found: str, checksum: str) -> None:
         )
 
 
-class ImageSource:
+class ImageSource(ImageAsSource):
     """One image for one platform."""
 
     def __init__(
@@ -188,56 +186,29 @@ class ImageSource:
         limit: int | None,
         checksum: str,
     ) -> None:
+        super().__init__(images.worker, str(wanted), platform, limit)
         self._images = images
         self._wanted = wanted
-        self._platform = platform
         self._mode = mode
         self._kind = kind
-        self._limit = limit
         self._checksum = checksum
-        self._image: Image | None = None
 
-    def key(self, asker: Asker) -> Key:
-        image = self._found(asker)
-        also = manifests.layers_key(image, self._limit)
-        main = manifests.main_key(image, self._platform, self._limit)
-        return Key(main, image.root["digest"], (also,) if also else ())
+    def find(self, asker: Asker) -> Image:
+        root, remote = self._images.resolve(self._wanted, self.platform, self._mode, asker)
+        _check(self._wanted, root["digest"], self._checksum)
+        with remote.opened() if remote is not None else nullcontext():
+            return self._images.documents.find(root, self.platform, remote, self.name)
 
-    def _found(self, asker: Asker) -> Image:
-        if self._image is None:
-            name = f"resolve {self._wanted}"
-            asker.status(name, 0, 0)
-            root, remote = self._images.resolve(self._wanted, self._platform, self._mode, asker)
-            _check(self._wanted, root["digest"], self._checksum)
-            with remote.opened() if remote is not None else nullcontext():
-                image = self._images.documents.find(root, self._platform, remote, str(self._wanted))
-            manifests.check_limit(image, self._limit)
-            asker.status(name, 0, 0, completed=True)
-            self._image = image
-        return self._image
+    def blobs(self, asker: Asker) -> Remote:
+        # They are asked for by digest, whatever the tag stands for by then.
+        return Remote(self._images.access, self._wanted, asker)
 
-    def snapshot(self, asker: Asker) -> Ref:
-        image = self._found(asker)
-        # Its blobs are asked for by digest, whatever the tag stands for by then.
-        remote = Remote(self._images.access, self._wanted, asker)
-        chosen = manifests.layers(image, self._limit, remote, asker)
+    def kind(self, image: Image) -> Kind:
         digest = f"@{image.root['digest']}" if not self._wanted.digest else ""
-        kind = Kind(self._kind, f"pulled from {self._wanted}{digest}")
-        return manifests.rooted(self._images.worker, chosen, kind)
+        return Kind(self._kind, f"pulled from {self.name}{digest}")
 
-    def load(self, asker: Asker, record: Record) -> Ref:
-        """Made anew, which costs nothing: what is not here yet is fetched as this build's client may fetch it."""
-        if record.remote is not None:
-            return self._images.worker.load(record)
-        snapshot = self.snapshot(asker)
-        if snapshot.id != record.id:
-            snapshot.release()
-            raise Gone(record.id)
-        return snapshot
+    def material(self) -> Material:
+        return Material("image", self.name, self.pin, self.platform)
 
     def close(self) -> None:
         """It holds nothing."""
-
-    def material(self) -> Material:
-        pin = self._image.root["digest"] if self._image is not None else ""
-        return Material("image", str(self._wanted), pin, self._platform)

@@ -7,16 +7,17 @@ while they are used, and in the content store for as long as that keeps them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from teu.buildkit.cache.remote import UNCOMPRESSED
 from teu.buildkit.core import errors
-from teu.buildkit.core.op import Ref
+from teu.buildkit.core.op import Gone, Record, Ref
 from teu.buildkit.core.snapshots import Content, Descriptor, Kind, Layer, Worker, result
 from teu.buildkit.llb.platforms import Platform
-from teu.buildkit.sources.base import Asker, Recent, go_json
+from teu.buildkit.sources.base import Asker, Key, Material, Recent, go_json
 from teu.oci import digest as digests
 from teu.oci import image_spec, labels
 
@@ -235,6 +236,64 @@ def counted(
     tell(name, at, size, action="done", completed=True)
 
 
-def rooted(worker: Worker, chosen: Sequence[Layer], kind: Kind) -> Ref:
-    """The layers as a root; the empty one where there is none."""
-    return result(worker.image(chosen, kind) if chosen else None)
+class ImageAsSource(ABC):
+    """base.Source of an image for one platform. `name` is what people know it by; of more than `limit` layers the
+    lowest are taken."""
+
+    def __init__(self, worker: Worker, name: str, platform: Platform, limit: int | None) -> None:
+        self.name = name
+        self.platform = platform
+        self._worker = worker
+        self._limit = limit
+        self._image: Image | None = None
+
+    @abstractmethod
+    def find(self, asker: Asker) -> Image:
+        """Ask what it is now. Raises errors.Error."""
+
+    @abstractmethod
+    def blobs(self, asker: Asker) -> Blobs:
+        """Where its layers come from."""
+
+    @abstractmethod
+    def kind(self, image: Image) -> Kind:
+        """What people are told of its files."""
+
+    @abstractmethod
+    def material(self) -> Material: ...
+
+    @property
+    def pin(self) -> str:
+        """The digest of what was found; "" before."""
+        return self._image.root["digest"] if self._image is not None else ""
+
+    def image(self, asker: Asker) -> Image:
+        """What it is, asked once. Raises errors.Error."""
+        if self._image is None:
+            step = f"resolve {self.name}"
+            asker.status(step, 0, 0)
+            image = self.find(asker)
+            check_limit(image, self._limit)
+            asker.status(step, 0, 0, completed=True)
+            self._image = image
+        return self._image
+
+    def key(self, asker: Asker) -> Key:
+        image = self.image(asker)
+        also = layers_key(image, self._limit)
+        return Key(main_key(image, self.platform, self._limit), image.root["digest"], (also,) if also else ())
+
+    def snapshot(self, asker: Asker) -> Ref:
+        image = self.image(asker)
+        chosen = layers(image, self._limit, self.blobs(asker), asker)
+        return result(self._worker.image(chosen, self.kind(image)) if chosen else None)
+
+    def load(self, asker: Asker, record: Record) -> Ref:
+        """Made anew, which costs nothing: what is not here yet is fetched as this build's client may fetch it."""
+        if record.remote is not None:
+            return self._worker.load(record)
+        snapshot = self.snapshot(asker)
+        if snapshot.id != record.id:
+            snapshot.release()
+            raise Gone(record.id)
+        return snapshot

@@ -14,15 +14,13 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from teu.buildkit.core import errors
-from teu.buildkit.core.op import Gone, Record, Ref
 from teu.buildkit.core.snapshots import Descriptor, Kind, Worker
 from teu.buildkit.llb.platforms import Platform
 from teu.buildkit.session.content import Store
 from teu.buildkit.session.manager import Manager
-from teu.buildkit.sources import manifests
-from teu.buildkit.sources.base import Asker, Key, Material, ask_any, no_meta, number
+from teu.buildkit.sources.base import Asker, Material, ask_any, no_meta, number
 from teu.buildkit.sources.image import LAYERS_MAX
-from teu.buildkit.sources.manifests import Documents, Image
+from teu.buildkit.sources.manifests import Documents, Image, ImageAsSource
 from teu.oci import digest as digests
 from teu.oci import image_spec
 
@@ -55,7 +53,7 @@ class Layouts:
     def meta(self, request: Any, text: str, platform: Platform, asker: Asker) -> Any:
         source = self.open(text, dict(request.Source.attrs), platform)
         answer = no_meta()
-        image = source.found(asker)
+        image = source.image(asker)
         answer.Image.Digest = image.root["digest"]
         if not request.Image.NoConfig:
             answer.Image.Config = image.config
@@ -101,7 +99,7 @@ def _begun(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
     return next(chunks, b""), chunks
 
 
-class LayoutSource:
+class LayoutSource(ImageAsSource):
     """One image for one platform."""
 
     def __init__(
@@ -113,52 +111,24 @@ class LayoutSource:
         platform: Platform,
         limit: int | None,
     ) -> None:
+        super().__init__(layouts.worker, text, platform, limit)
         self._layouts = layouts
-        self._text = text
         self._digest = digest
         self._place = place
-        self._platform = platform
-        self._limit = limit
-        self._image: Image | None = None
 
-    def _blobs(self, asker: Asker) -> ClientStore:
+    def find(self, asker: Asker) -> Image:
+        blobs, documents = self.blobs(asker), self._layouts.documents
+        return documents.find(documents.root(self._digest, blobs), self.platform, blobs, self.name)
+
+    def blobs(self, asker: Asker) -> ClientStore:
         name, session = self._place
         return ClientStore(self._layouts.sessions, PREFIX + name, session, asker)
 
-    def found(self, asker: Asker) -> Image:
-        if self._image is None:
-            name = f"resolve {self._text}"
-            asker.status(name, 0, 0)
-            blobs = self._blobs(asker)
-            documents = self._layouts.documents
-            image = documents.find(documents.root(self._digest, blobs), self._platform, blobs, self._text)
-            manifests.check_limit(image, self._limit)
-            asker.status(name, 0, 0, completed=True)
-            self._image = image
-        return self._image
+    def kind(self, image: Image) -> Kind:
+        return Kind(description=f"pulled from {self.name}")
 
-    def key(self, asker: Asker) -> Key:
-        image = self.found(asker)
-        also = manifests.layers_key(image, self._limit)
-        main = manifests.main_key(image, self._platform, self._limit)
-        return Key(main, image.root["digest"], (also,) if also else ())
-
-    def snapshot(self, asker: Asker) -> Ref:
-        chosen = manifests.layers(self.found(asker), self._limit, self._blobs(asker), asker)
-        return manifests.rooted(self._layouts.worker, chosen, Kind(description=f"pulled from {self._text}"))
-
-    def load(self, asker: Asker, record: Record) -> Ref:
-        """Made anew, as of ImageSource."""
-        if record.remote is not None:
-            return self._layouts.worker.load(record)
-        snapshot = self.snapshot(asker)
-        if snapshot.id != record.id:
-            snapshot.release()
-            raise Gone(record.id)
-        return snapshot
+    def material(self) -> Material:
+        return Material("oci-layout", self.name, self._digest, self.platform)
 
     def close(self) -> None:
         """It holds nothing."""
-
-    def material(self) -> Material:
-        return Material("oci-layout", self._text, self._digest, self._platform)
