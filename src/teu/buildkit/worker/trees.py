@@ -263,8 +263,15 @@ class Trees:
         parent = str(entry.parent.details["chain"]) if entry.parent is not None else ""
         key, lease = f"{self.names.extract}{new_id()} {name}", self.lease(entry)
         mounts = self.snapshots.prepare(key, parent, lease, {SNAPSHOT_REF: name})
-        try:
+        with self._committed(name, key, lease):
             merging.apply(self.places, mounts, before, after, self._opaque)
+
+    @contextmanager
+    def _committed(self, name: str, key: str, lease: str) -> Iterator[None]:
+        """What is prepared under the key is the layer `name` at the end, perhaps another client's; where it fails, it
+        goes."""
+        try:
+            yield
             try:
                 self.snapshots.commit(name, key, lease, {SNAPSHOT_REF: name})
             except errors.AlreadyExists:
@@ -312,7 +319,7 @@ class Trees:
             if self.snapshots.stat(name) is not None:  # a remote snapshotter has it already
                 return
             raise
-        try:
+        with self._committed(name, key, lease):
             try:
                 found = self.snapshots.apply(blob, mounts, lease)
             except errors.Error as error:
@@ -322,14 +329,6 @@ class Trees:
                     f"failed to extract layer: wrong diff id calculated on extraction {found!r}, expected"
                     f" {entry.details.get('diff_id')!r}"
                 )
-            try:
-                self.snapshots.commit(name, key, lease, {SNAPSHOT_REF: name})
-            except errors.AlreadyExists:
-                self.snapshots.remove(key)  # another client was quicker
-        except BaseException:
-            with suppress(errors.Error):
-                self.snapshots.remove(key)
-            raise
         self.content.label(blob["digest"], {UNCOMPRESSED: found})
         tell(status, 0, 0, action="extract", completed=True)
 
