@@ -22,6 +22,7 @@ SEAMS = (
     "systemd",
     "ttrpc",
     "http2",
+    "buildkit/core",
     "containerd/services",
     "containerd/snapshotters",
     "containerd/stores",

@@ -56,6 +56,7 @@ class Error(Exception):
 
     @property
     def message(self) -> str:
+        """The text alone; "" where none was given."""
         return str(self.args[0]) if self.args else ""
 
     def with_detail(self, detail: Message) -> Self:
@@ -79,6 +80,7 @@ class Error(Exception):
         return self.with_detail(errdefs_pb2.Source(info=info, ranges=ranges))
 
     def at_frontend(self, name: str, source: str = "") -> Self:
+        """The frontend that it happened in; `source` is its image, where it has one."""
         return self.with_detail(errdefs_pb2.Frontend(name=name, source=source))
 
     def at_solve(
@@ -103,62 +105,92 @@ class Error(Exception):
 
 
 class Cancelled(Error):
+    """Nobody waits for it any more, or whoever did has ended it."""
+
     code = 1
 
 
 class InvalidArgument(Error):
+    """What was asked makes no sense, whatever there is here."""
+
     code = 3
 
 
 class DeadlineExceeded(Error):
+    """It took longer than whoever asked was ready to wait."""
+
     code = 4
 
 
 class NotFound(Error):
+    """What was named is not there."""
+
     code = 5
 
 
 class AlreadyExists(Error):
+    """What was to be made is there."""
+
     code = 6
 
 
 class PermissionDenied(Error):
+    """It is not allowed, whoever asks: an entitlement, a policy, a registry that says no."""
+
     code = 7
 
 
 class ResourceExhausted(Error):
+    """More than this builder takes: of bytes, of entries, of calls."""
+
     code = 8
 
 
 class FailedPrecondition(Error):
+    """It makes sense, and does not fit what is there: another digest, something in use."""
+
     code = 9
 
 
 class Aborted(Error):
+    """Another one was quicker; to try again may help."""
+
     code = 10
 
 
 class OutOfRange(Error):
+    """Beyond the end of what is there."""
+
     code = 11
 
 
 class Unimplemented(Error):
+    """This builder, or the client, does not know how."""
+
     code = 12
 
 
 class Internal(Error):
+    """It should never happen: a mistake in a program, not in what was asked."""
+
     code = 13
 
 
 class Unavailable(Error):
+    """Whoever is needed does not answer now: containerd, a registry, a builder that stops."""
+
     code = 14
 
 
 class DataLoss(Error):
+    """What came is not what was announced, or what was kept is damaged."""
+
     code = 15
 
 
 class Unauthenticated(Error):
+    """Somebody wants to know who asks."""
+
     code = 16
 
 

@@ -84,21 +84,26 @@ class Task(Protocol):
     """What an exporter may ask of the build while it works; the same as core.op.Context has."""
 
     @property
-    def cancelled(self) -> bool: ...
+    def cancelled(self) -> bool:
+        """Whether nobody waits for the build any more."""
 
     def check(self) -> None:
         """Raise core.errors.Cancelled where nobody waits for this any more."""
 
-    def on_cancel(self, call: Callable[[], None]) -> AbstractContextManager[None]: ...
+    def on_cancel(self, call: Callable[[], None]) -> AbstractContextManager[None]:
+        """While the block runs, `call` is called once when nobody waits for this any more (by another thread)."""
 
     def sessions(self) -> list[str]:
         """The client's session: it takes files, and has credentials of registries."""
 
-    def log(self, stream: int, data: bytes) -> None: ...
+    def log(self, stream: int, data: bytes) -> None:
+        """Output of the step: stream 1 or 2."""
 
-    def status(self, name: str, current: int, total: int, *, action: str = "", completed: bool = False) -> None: ...
+    def status(self, name: str, current: int, total: int, *, action: str = "", completed: bool = False) -> None:
+        """How far something within this step has come, in bytes or things; `name` is its id. 0 where nobody knows."""
 
-    def warn(self, short: str, **more: Any) -> None: ...
+    def warn(self, short: str, **more: Any) -> None:
+        """A warning: level, detail, url, info, ranges as VertexWarning has them."""
 
 
 @dataclass(frozen=True, slots=True)

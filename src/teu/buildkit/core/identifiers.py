@@ -24,4 +24,5 @@ def digest_of(data: bytes) -> str:
 
 
 def is_digest(text: str) -> bool:
+    """Whether it is a digest, of SHA-2, as OCI's image specification has it (section "Digests")."""
     return DIGEST.fullmatch(text) is not None

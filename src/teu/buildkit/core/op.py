@@ -34,9 +34,11 @@ class Ref(Protocol):
     def id(self) -> str:
         """The name under which a cache keeps it; all clones have the same."""
 
-    def clone(self) -> Ref: ...
+    def clone(self) -> Ref:
+        """Hold it once more."""
 
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Hold it no longer: what nobody holds, and no result of the cache leads to, may go."""
 
     def describe(self) -> str:
         """For people."""
@@ -72,7 +74,8 @@ class Context(Protocol):
         """The llb.load.Vertex."""
 
     @property
-    def cancelled(self) -> bool: ...
+    def cancelled(self) -> bool:
+        """Whether nobody waits for this any more."""
 
     def check(self) -> None:
         """Raise core.errors.Cancelled where nobody waits for this any more."""
@@ -107,7 +110,8 @@ class Op(Protocol):
     they raise is the step's error. One that holds something between `cache_key` and `execute` has a `close`, too, which
     is called when no build has the vertex any more."""
 
-    def cache_key(self, context: Context) -> CacheMap: ...
+    def cache_key(self, context: Context) -> CacheMap:
+        """What it depends on. May ask registries, servers and clients, as what a source is now depends on them."""
 
     def load(self, context: Context, record: Record, output: int) -> Ref:
         """The result that a cache has. Raises Gone."""

@@ -55,6 +55,7 @@ def warning(
     info: ops_pb2.SourceInfo | None = None,
     ranges: Iterable[ops_pb2.Range] = (),
 ) -> control_pb2.VertexWarning:
+    """A warning of a vertex, named by its digest. `ranges` are lines of `info`, which is the file that it is about."""
     return control_pb2.VertexWarning(
         vertex=vertex,
         level=level,
@@ -100,6 +101,7 @@ class Step:
         return (kind, id(self), self._count)
 
     def follow(self, progress: Progress) -> None:
+        """Tell a build all that was, and what will be until `leave`. One that is told already is not told twice."""
         with self._lock:
             if progress in self._followers:
                 return

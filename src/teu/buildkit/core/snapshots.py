@@ -65,7 +65,8 @@ class Fetch(Protocol):
 class Snapshot(Ref, Protocol):
     """A tree of files that no longer changes.  All methods may be called from any thread, while it is held."""
 
-    def clone(self) -> Snapshot: ...
+    def clone(self) -> Snapshot:
+        """Hold it once more."""
 
     def mounts(self) -> list[Mount]:
         """As a root that is only read.  What lies in a registry is fetched and unpacked for it, now."""
@@ -101,10 +102,11 @@ class Scratch(Ref):
         return SCRATCH
 
     def clone(self) -> Scratch:
+        """Itself."""
         return self
 
     def release(self) -> None:
-        pass
+        """Nothing is held."""
 
     def describe(self) -> str:
         return SCRATCH
@@ -131,7 +133,8 @@ class Active(Protocol):
     """A tree of files that is being made.  One that is neither committed nor kept is removed by `release`."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """The name of its record; of one that is retained, for `Worker.reopen`."""
 
     @property
     def tree(self) -> Tree:
@@ -142,7 +145,8 @@ class Active(Protocol):
     def mounts(self) -> list[Mount]:
         """As a root that is written."""
 
-    def mounted(self) -> AbstractContextManager[str]: ...
+    def mounted(self) -> AbstractContextManager[str]:
+        """The folder where it is mounted, to be written, for the block; see Snapshot.mounted."""
 
     def note(self, **data: Any) -> None:
         """Add to its record's data (Kind.data), by which `Worker.find` finds it: what was not known at the begin."""
@@ -187,7 +191,8 @@ class Kind:
 class Content(Protocol):
     """The content store.  What a build writes or reads is held by its lease until the lease ends."""
 
-    def has(self, digest: str) -> bool: ...
+    def has(self, digest: str) -> bool:
+        """Whether a blob is here, whole."""
 
     def size(self, digest: str) -> int:
         """Bytes.  Raises NotFound."""
@@ -195,7 +200,8 @@ class Content(Protocol):
     def read(self, digest: str, offset: int = 0) -> Iterator[bytes]:
         """Raises NotFound."""
 
-    def read_whole(self, digest: str, limit: int = 32 << 20) -> bytes: ...
+    def read_whole(self, digest: str, limit: int = 32 << 20) -> bytes:
+        """A blob of no more than `limit` bytes.  Raises NotFound, ResourceExhausted."""
 
     def write(
         self, chunks: Iterable[bytes], digest: str = "", size: int = 0, labels: Mapping[str, str] | None = None
@@ -212,7 +218,8 @@ class Content(Protocol):
 class Images(Protocol):
     """The images of containerd's namespace, which are the engine's."""
 
-    def get(self, name: str) -> Descriptor | None: ...
+    def get(self, name: str) -> Descriptor | None:
+        """What a name points to; None where there is no such image."""
 
     def named(self, digest: str) -> list[str]:
         """The names that point there."""
@@ -225,20 +232,24 @@ class Worker(Protocol):
     """The one worker of this host."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """The same for as long as its cache is there; the references of results begin with it."""
 
     @property
-    def labels(self) -> Mapping[str, str]: ...
+    def labels(self) -> Mapping[str, str]:
+        """What clients are told of it (`docker buildx inspect`)."""
 
     @property
     def platforms(self) -> Sequence[str]:
         """The host's first, then those that it can emulate: "linux/amd64", …"""
 
     @property
-    def content(self) -> Content: ...
+    def content(self) -> Content:
+        """Where blobs are."""
 
     @property
-    def images(self) -> Images: ...
+    def images(self) -> Images:
+        """Where names are."""
 
     def load(self, record: Record) -> Snapshot:
         """The result that a cache has: one of the worker's own, or layers of a remote cache (Record.remote is a
