@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -444,8 +445,6 @@ def _each(layers: Sequence[Descriptor], write: Callable[[Descriptor], None], ask
         for layer in layers:
             write(layer)
         return
-    from concurrent.futures import ThreadPoolExecutor  # 10 ms
-
     with ThreadPoolExecutor(min(UPLOADS, len(layers)), "cache") as pool:
         futures = [pool.submit(write, layer) for layer in layers]
         try:

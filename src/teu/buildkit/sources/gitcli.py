@@ -11,17 +11,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from teu.buildkit.core import errors
 from teu.buildkit.core.identifiers import new_id
 from teu.buildkit.sources.base import Asker
 from teu.linux.trees import discard_tree
-
-if TYPE_CHECKING:
-    import subprocess
 
 log = logging.getLogger("teu.buildkit")
 
@@ -142,8 +140,6 @@ class Git:
     ) -> bytes:
         """What git answers; `told`: what it says beside is shown in the step. `local`: paths of this host may be
         fetched from, for this once. Raises GitError, Cancelled, FailedPrecondition where there is no git."""
-        import subprocess  # 11 ms, and most builds have no repository
-
         self._asker.check()
         places = ([f"--git-dir={git_dir}"] if git_dir else []) + ([f"--work-tree={work_tree}"] if work_tree else [])
         command = [PROGRAM, *places, *arguments]

@@ -235,7 +235,7 @@ class HTTPSource:
         wanted = self._wanted
         if urlsplit(wanted.url).hostname == upload.HOST:
             return ask_any(self._downloads.sessions, asker, lambda session: self._uploaded(asker, session))
-        from teu.buildkit.sources import download  # http.client, 13 ms
+        from teu.buildkit.sources import download  # http.client, 8 ms
 
         known = self._known()
         for each in known.values():

@@ -79,7 +79,7 @@ class Access:
         """The places of a domain; nobody is spoken to yet. `insecure`: as of Host, for this once.
 
         Raises InvalidArgument where the configuration is not understood."""
-        from teu.oci import registries  # http.client, 13 ms
+        from teu.oci import registries  # http.client, 8 ms
 
         def make(domain: str, credentials: Any, options: Options, place: Place) -> Registry:
             return _registry(self, asker, domain, options, place)
@@ -95,7 +95,7 @@ class Access:
             raise errors.InvalidArgument(f"registry {domain}: {error}") from None
 
     def _options(self, *insecure: str) -> Options:
-        from teu.oci.distribution import Options  # http.client, 13 ms
+        from teu.oci.distribution import Options  # http.client, 8 ms
 
         configuration = self.configuration
         return Options(
@@ -131,7 +131,7 @@ class Access:
 
 
 def _registry(access: Access, asker: Asker, domain: str, options: Options, place: Place) -> Registry:
-    from teu.oci.distribution import (  # http.client, 13 ms
+    from teu.oci.distribution import (  # http.client, 8 ms
         Credentials,
         Registry,
         RegistryError,
@@ -209,7 +209,7 @@ def _registry(access: Access, asker: Asker, domain: str, options: Options, place
 
 
 def _credentials(known: auth.Credentials | None) -> Any:
-    from teu.oci.distribution import Credentials  # http.client, 13 ms
+    from teu.oci.distribution import Credentials  # http.client, 8 ms
 
     if known is None or not known.secret:
         return Credentials()
@@ -221,7 +221,7 @@ def _credentials(known: auth.Credentials | None) -> Any:
 @contextmanager
 def told(what: str) -> Iterator[None]:
     """What a registry refuses, as an error of the builder: `what` stands in front of it."""
-    from teu.oci import distribution  # http.client, 13 ms
+    from teu.oci import distribution  # http.client, 8 ms
 
     kinds: tuple[tuple[type[Exception], type[errors.Error]], ...] = (
         (distribution.Aborted, errors.Cancelled),
