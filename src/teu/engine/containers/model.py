@@ -95,7 +95,8 @@ class Container:
         self.manually_stopped = record.manually_stopped
         self.started_once = record.started_once
         self.apparmor_profile = record.apparmor_profile
-        self.ended = (record.ended[0], record.ended[1]) if len(record.ended or ()) == 2 and record.ended else None
+        ended = record.ended or ()
+        self.ended = (ended[0], ended[1]) if len(ended) == 2 else None
         self.pid_started = record.pid_started
 
         self.lock = threading.RLock()
