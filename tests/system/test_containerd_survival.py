@@ -373,11 +373,13 @@ def test_a_creation_that_the_daemon_does_not_see_the_end_of(pods: Pods, tmp_path
     """It stops in the middle: its shim is not left behind, and the next daemon undoes what was not acknowledged."""
     import grpc
 
-    runtime = runtime_that(tmp_path, 'case " $* " in *" create "*) mkdir "$MARKS/begun"; sleep 2;; esac')
+    held = 'mkdir "$MARKS/begun"; until [ -e "$MARKS/go" ]; do sleep 0.02; done'
+    runtime = runtime_that(tmp_path, f'case " $* " in *" create "*) {held};; esac')
     with ThreadPoolExecutor(1) as pool:
         client = pool.submit(pods.start, "cut", runtime=runtime)
         peers.wait_until(lambda: (tmp_path / "marks/begun").exists(), "the creation to be under way")
         pods.restart(signal.SIGTERM)
+        (tmp_path / "marks/go").touch()
         with pytest.raises(grpc.RpcError):
             client.result()
     pods.nothing_is_left()
