@@ -432,11 +432,18 @@ def bench_runtime(rounds: int) -> Iterator[Row]:
     yield from runtimes.rows(rounds)
 
 
+def bench_build(rounds: int) -> Iterator[Row]:
+    import builds
+
+    yield from builds.rows(ENGINES, rounds)
+
+
 def head() -> str:
     versions = []
     for argv in (
         ["teu", "--version"],
         ["docker", "--version"],
+        ["docker", "buildx", "version"],
         ["containerd", "--version"],
         ["runc", "--version"],
         ["crun", "--version"],
@@ -453,33 +460,37 @@ def head() -> str:
     )
 
 
+# By name, what yields the rows; given the rounds that were asked for.
+GROUPS: dict[str, Callable[[int], Iterator[Row]]] = {
+    "run": bench_run,
+    "detached": bench_detached,
+    "exec": bench_exec,
+    "memory": lambda _: bench_memory(),
+    "tasks": bench_tasks,
+    "crowd": lambda _: bench_crowd(),
+    "logs": lambda _: bench_logs(200, 3),
+    "pull": lambda _: bench_pull(5),
+    "wake": lambda _: bench_wake(5),
+    "runtime": bench_runtime,
+    "build": bench_build,
+}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument(
-        "--only", default="", help="comma-separated: run,detached,exec,memory,tasks,crowd,logs,pull,wake,runtime"
-    )
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}; default: all")
+    parser.add_argument("--only", default="", help="the same, comma-separated")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    wanted = [*options.groups, *(w for w in options.only.split(",") if w)] or list(GROUPS)
+    if unknown := [name for name in wanted if name not in GROUPS]:
+        parser.error(f"unknown group {', '.join(unknown)}; choose from {', '.join(GROUPS)}")
     start_docker()
     load_image()
-    n = options.rounds
-    groups = {
-        "run": lambda: bench_run(n),
-        "detached": lambda: bench_detached(n),
-        "exec": lambda: bench_exec(n),
-        "memory": bench_memory,
-        "tasks": lambda: bench_tasks(n),
-        "crowd": bench_crowd,
-        "logs": lambda: bench_logs(200, 3),
-        "pull": lambda: bench_pull(5),
-        "wake": lambda: bench_wake(5),
-        "runtime": lambda: bench_runtime(n),
-    }
-    wanted = [w for w in options.only.split(",") if w] or list(groups)
     rows: list[Row] = []
     for name in wanted:
-        for row in groups[name]():
+        for row in GROUPS[name](options.rounds):
             print(table([row]).splitlines()[-1], flush=True)
             rows.append(row)
     text = head() + table(rows)
