@@ -14,8 +14,8 @@ Results are in build/test/: STAGE.xml (junit), STAGE.log. Every stage that fails
 does one that did not come to its summary.
 
 More than one stage: two run at a time (--jobs), each in a process of its own, and their lines begin with their names.
-An emulated machine and a lab that waits for its daemons leave half of two cores idle each. Stage ns is dealt out
-in shares of its files, each in a lab of its own.
+Stages ns and lab are dealt out in shares of their files, each in a lab of its own. The longest begin first (seconds.py
+says which those are), and beside one that fills the processors, as an emulated machine does, one that mostly waits.
 
 The tests kill daemons and cut power at random moments. When no more than three tests of a whole run failed, those are
 run twice more, each time in a fresh lab, after all else has ended. If one fails again it has failed; if not it is
@@ -40,16 +40,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from lab import build, namespace, quick, validation, vm
+from lab import build, namespace, quick, seconds, validation, vm
 
 SOURCE = quick.SOURCE
 RESULTS = SOURCE / "build/test"
 PYTHON = quick.PYTHON
 STAGES = ("lint", "unit", "deb", "lab", "ns", "bookworm", "vm", "fuzz")
 LABS = frozenset({"lab", "ns", "bookworm", "vm", "fuzz"})  # they need the packages
-SHARES = {"ns": 3}
-# The longest first, so that the two that end last end together.
-ORDER = ("deb", "lint", "unit", "vm", "ns", "lab", "fuzz", "bookworm")
+SHARES = {"ns": 4, "lab": 2}
+FILES = {"ns": "tests/system/test_*.py", "lab": "tests/lab/test_*.py"}
+# What keeps a processor and more: of a stage that is dealt out, the share with such a file.
+BUSY = frozenset({"deb", "lint", "unit", "vm", "fuzz", "tests/lab/test_power_cuts.py"})
 FUZZ_SECONDS, FUZZ_SEED = 20, 1
 
 # The smaller set for Debian 12: the packages, and the whole way of a container.
@@ -174,7 +175,7 @@ def deb(tag: str, extra: list[str]) -> Result:
 
 
 def lab(tag: str, extra: list[str]) -> Result:
-    junit = RESULTS / "lab.xml"
+    junit = RESULTS / f"{tag}.xml"
     command = [
         PYTHON,
         "-m",
@@ -186,7 +187,7 @@ def lab(tag: str, extra: list[str]) -> Result:
         "--durations=5",
         *(extra or ["tests/lab"]),
     ]
-    return count(Result("lab"), junit, call(command, RESULTS / "lab.log", LIMIT["lab"]))
+    return count(Result("lab"), junit, call(command, RESULTS / f"{tag}.log", LIMIT["lab"]))
 
 
 def packages() -> list[str]:
@@ -376,6 +377,7 @@ class Part:
     stage: str
     tag: str
     files: list[str]
+    seconds: float = 0  # it will take about so long
     process: subprocess.Popen[bytes] | None = None
     result: Result | None = None
 
@@ -383,6 +385,11 @@ class Part:
     def told(self) -> Path:
         """Where that process writes its result."""
         return RESULTS / f"{self.tag}.json"
+
+    @property
+    def busy(self) -> bool:
+        """Whether it fills the processors."""
+        return not BUSY.isdisjoint([self.stage, *self.files])
 
     def start(self, lock: threading.Lock) -> threading.Thread:
         """Start it; the thread shows its lines, and has ended when it has."""
@@ -412,29 +419,43 @@ class Part:
             self.result = Result(self.stage, failed=1, error=why)
 
 
-def shares(stage: str) -> list[list[str]]:
-    """The files of a stage's tests, dealt out so that each share has as much text to run; [[]] is a stage undivided."""
+def shares(stage: str, table: dict[str, float]) -> list[tuple[list[str], float]]:
+    """The files of a stage's tests, dealt out so that each share takes as long, and how long that is; a stage that is
+    not dealt out is one share without files."""
     count = SHARES.get(stage, 1)
     if count == 1:
-        return [[]]
-    dealt: list[list[Path]] = [[] for _ in range(count)]
-    weight = [0] * count
-    for path in sorted(SOURCE.glob("tests/system/test_*.py"), key=lambda path: (-path.stat().st_size, path.name)):
+        return [([], table.get(stage, 0))]
+    dealt: list[list[str]] = [[] for _ in range(count)]
+    weight = [0.0] * count
+    cost = seconds.of_files([str(path.relative_to(SOURCE)) for path in SOURCE.glob(FILES[stage])], table)
+    for path in sorted(cost, key=lambda path: (-cost[path], path)):
         lightest = weight.index(min(weight))
         dealt[lightest].append(path)
-        weight[lightest] += path.stat().st_size
+        weight[lightest] += cost[path]
     # In the order of their names, as undivided: what purges the packages comes last.
-    return [sorted(str(path.relative_to(SOURCE)) for path in share) for share in dealt]
+    return [(sorted(share), weight[number]) for number, share in enumerate(dealt)]
 
 
 def parts(stages: list[str]) -> list[Part]:
-    """What there is to run, in the order in which it is to start."""
+    """What there is to run."""
+    table = seconds.load()
     found = []
-    for stage in sorted(stages, key=ORDER.index):
-        dealt = shares(stage)
-        for number, files in enumerate(dealt, 1):
-            found.append(Part(stage, stage if len(dealt) == 1 else f"{stage}-{number}", files))
+    for stage in stages:
+        dealt = shares(stage, table)
+        for number, (files, long) in enumerate(dealt, 1):
+            found.append(Part(stage, stage if len(dealt) == 1 else f"{stage}-{number}", files, long))
     return found
+
+
+def next_of(ready: list[Part], going: list[Part]) -> Part:
+    """Which is to start beside those that are going on: the packages before all else, then what needs none of them;
+    then of those that are of the other kind, busy or waiting, the longest."""
+    busy = any(part.busy for part in going)
+
+    def rank(part: Part) -> tuple[bool, bool, bool, float]:
+        return part.stage == "deb", part.stage not in LABS, part.busy != busy, part.seconds
+
+    return max(ready, key=rank)
 
 
 def together(waiting: list[Part], jobs: int) -> list[Part]:
@@ -447,8 +468,9 @@ def together(waiting: list[Part], jobs: int) -> list[Part]:
             built = not any(part.stage == "deb" for part in [*waiting, *(part for part, _ in going)])
             ready = [part for part in waiting if built or part.stage not in LABS]
             if ready and len(going) < jobs:
-                waiting.remove(ready[0])
-                going.append((ready[0], ready[0].start(lock)))
+                chosen = next_of(ready, [part for part, _ in going])
+                waiting.remove(chosen)
+                going.append((chosen, chosen.start(lock)))
                 continue
             time.sleep(0.2)
             for part, thread in list(going):

@@ -3,19 +3,87 @@
 
 from __future__ import annotations
 
-from lab import runner
+from pathlib import Path
+
+import pytest
+from lab import runner, seconds
 
 
-def test_the_shares_hold_every_file_once() -> None:
-    dealt = runner.shares("ns")
-    assert len(dealt) == runner.SHARES["ns"]
+@pytest.mark.parametrize("stage", list(runner.SHARES))
+def test_the_shares_hold_every_file_once(stage: str) -> None:
+    dealt = [files for files, _ in runner.shares(stage, seconds.load())]
+    assert len(dealt) == runner.SHARES[stage] and all(dealt)
     files = [path for share in dealt for path in share]
     assert sorted(files) == sorted(
-        str(path.relative_to(runner.SOURCE)) for path in runner.SOURCE.glob("tests/system/test_*.py")
+        str(path.relative_to(runner.SOURCE)) for path in runner.SOURCE.glob(runner.FILES[stage])
     )
     for share in dealt:
         assert share == sorted(share)
-    assert any(share[-1] == "tests/system/test_zz_purge.py" for share in dealt)
+    if stage == "ns":
+        assert any(share[-1] == "tests/system/test_zz_purge.py" for share in dealt)
+
+
+def test_shares_take_as_long() -> None:
+    """None is longer than the even part by more than its last file, and a file that is new is in one of them."""
+    table = {path: cost for path, cost in seconds.load().items() if path != "tests/system/test_ctr.py"}
+    dealt = runner.shares("ns", table)
+    cost = seconds.of_files([path for files, _ in dealt for path in files], table)
+    assert cost["tests/system/test_ctr.py"] > 0
+    even = sum(cost.values()) / len(dealt)
+    for files, long in dealt:
+        assert long == pytest.approx(sum(cost[path] for path in files))
+        assert long <= even + min(cost[path] for path in files)
+
+
+def test_the_table_is_of_what_there_is() -> None:
+    for name, long in seconds.load().items():
+        assert name in runner.STAGES or (runner.SOURCE / name).is_file(), f"{name}: python3 -m lab.seconds"
+        assert long >= 0
+    assert not runner.BUSY - set(runner.STAGES) - set(seconds.load())
+
+
+def test_a_run_brings_the_table_up_to_date(tmp_path: Path) -> None:
+    case = '<testcase classname="tests.{0}" name="a" time="{1}"/>'
+    for place, file, long in (
+        ("ns-1/junit.xml", "system.test_ctr", 2.5),
+        ("ns-2/junit.xml", "system.test_gone", 9),
+        ("lab-1.xml", "lab.test_vm", 60),
+        ("vm.xml", "system.test_ctr", 500),
+    ):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        cases = case.format(file, long) * 2
+        (tmp_path / place).write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
+    (tmp_path / "vm.json").write_text('{"stage": "vm", "seconds": 700.04}')
+    (tmp_path / "ns-1.json").write_text('{"stage": "ns", "seconds": 1}')
+    assert seconds.measured(tmp_path) == {"tests/system/test_ctr.py": 5, "tests/lab/test_vm.py": 120, "vm": 700}
+
+
+def order(stages: list[str], jobs: int = 2) -> list[str]:
+    """The tags in the order in which they begin, where each takes as long as the table says."""
+    waiting, going, begun, now = runner.parts(stages), [], [], 0.0
+    while waiting or going:
+        built = not any(part.stage == "deb" for part in [*waiting, *(part for _, part in going)])
+        ready = [part for part in waiting if built or part.stage not in runner.LABS]
+        if ready and len(going) < jobs:
+            chosen = runner.next_of(ready, [part for _, part in going])
+            waiting.remove(chosen)
+            going.append((now + chosen.seconds, chosen))
+            begun.append(chosen.tag)
+            continue
+        now, ended = min(going, key=lambda entry: entry[0])
+        going.remove((now, ended))
+    return begun
+
+
+def test_the_longest_begin_first_one_that_is_busy_beside_one_that_waits() -> None:
+    begun = order(list(runner.STAGES))
+    assert begun[:2] == ["deb", "unit"]
+    assert begun.index("vm") < begun.index("fuzz")
+    by_tag = {part.tag: part for part in runner.parts(list(runner.STAGES))}
+    labs = [by_tag[tag] for tag in begun if by_tag[tag].stage in runner.LABS]
+    assert {part.busy for part in labs[:2]} == {True, False}
+    waiting = [part.seconds for part in labs if not part.busy]
+    assert waiting == sorted(waiting, reverse=True)
 
 
 def test_every_stage_is_a_part() -> None:
