@@ -16,6 +16,7 @@ does one that did not come to its summary.
 More than one stage: two run at a time (--jobs), each in a process of its own, and their lines begin with their names.
 Stages ns and lab are dealt out in shares of their files, each in a lab of its own. The longest begin first (seconds.py
 says which those are), and beside one that fills the processors, as an emulated machine does, one that mostly waits.
+Where none is left that fills them, three go on.
 
 The tests kill daemons and cut power at random moments. When no more than three tests of a whole run failed, those are
 run twice more, each time in a fresh lab, after all else has ended. If one fails again it has failed; if not it is
@@ -447,15 +448,21 @@ def parts(stages: list[str]) -> list[Part]:
     return found
 
 
-def next_of(ready: list[Part], going: list[Part]) -> Part:
-    """Which is to start beside those that are going on: the packages before all else, then what needs none of them;
-    then of those that are of the other kind, busy or waiting, the longest."""
+def next_of(ready: list[Part], going: list[Part], jobs: int) -> Part | None:
+    """Which is to start beside those that are going on, or None where there is room for none: the packages before all
+    else, then what needs none of them; then of those that are of the other kind, busy or waiting, the longest.
+
+    Labs that wait for their daemons keep three quarters of a processor each: where there are only such, there is room
+    for one more.
+    """
     busy = any(part.busy for part in going)
 
     def rank(part: Part) -> tuple[bool, bool, bool, float]:
         return part.stage == "deb", part.stage not in LABS, part.busy != busy, part.seconds
 
-    return max(ready, key=rank)
+    chosen = max(ready, key=rank)
+    room = jobs if jobs == 1 or busy or chosen.busy else jobs + 1
+    return chosen if len(going) < room else None
 
 
 def together(waiting: list[Part], jobs: int) -> list[Part]:
@@ -467,8 +474,7 @@ def together(waiting: list[Part], jobs: int) -> list[Part]:
         while waiting or going:
             built = not any(part.stage == "deb" for part in [*waiting, *(part for part, _ in going)])
             ready = [part for part in waiting if built or part.stage not in LABS]
-            if ready and len(going) < jobs:
-                chosen = next_of(ready, [part for part, _ in going])
+            if ready and (chosen := next_of(ready, [part for part, _ in going], jobs)):
                 waiting.remove(chosen)
                 going.append((chosen, chosen.start(lock)))
                 continue

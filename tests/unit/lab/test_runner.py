@@ -58,32 +58,39 @@ def test_a_run_brings_the_table_up_to_date(tmp_path: Path) -> None:
     assert seconds.measured(tmp_path) == {"tests/system/test_ctr.py": 5, "tests/lab/test_vm.py": 120, "vm": 700}
 
 
-def order(stages: list[str], jobs: int = 2) -> list[str]:
-    """The tags in the order in which they begin, where each takes as long as the table says."""
-    waiting, going, begun, now = runner.parts(stages), [], [], 0.0
+def scheduled(stages: list[str], jobs: int = 2) -> list[list[runner.Part]]:
+    """What goes on at a time, the last of it having just begun, where each part takes as long as the table says."""
+    waiting, going, pictures, now = runner.parts(stages), [], [], 0.0
     while waiting or going:
         built = not any(part.stage == "deb" for part in [*waiting, *(part for _, part in going)])
         ready = [part for part in waiting if built or part.stage not in runner.LABS]
-        if ready and len(going) < jobs:
-            chosen = runner.next_of(ready, [part for _, part in going])
+        if ready and (chosen := runner.next_of(ready, [part for _, part in going], jobs)):
             waiting.remove(chosen)
             going.append((now + chosen.seconds, chosen))
-            begun.append(chosen.tag)
+            pictures.append([part for _, part in going])
             continue
         now, ended = min(going, key=lambda entry: entry[0])
         going.remove((now, ended))
-    return begun
+    return pictures
 
 
 def test_the_longest_begin_first_one_that_is_busy_beside_one_that_waits() -> None:
-    begun = order(list(runner.STAGES))
-    assert begun[:2] == ["deb", "unit"]
-    assert begun.index("vm") < begun.index("fuzz")
-    by_tag = {part.tag: part for part in runner.parts(list(runner.STAGES))}
-    labs = [by_tag[tag] for tag in begun if by_tag[tag].stage in runner.LABS]
+    begun = [picture[-1] for picture in scheduled(list(runner.STAGES))]
+    assert sorted(part.tag for part in begun) == sorted(part.tag for part in runner.parts(list(runner.STAGES)))
+    assert [part.tag for part in begun[:2]] == ["deb", "unit"]
+    labs = [part for part in begun if part.stage in runner.LABS]
     assert {part.busy for part in labs[:2]} == {True, False}
-    waiting = [part.seconds for part in labs if not part.busy]
-    assert waiting == sorted(waiting, reverse=True)
+    for kind in (True, False):
+        long = [part.seconds for part in labs if part.busy is kind]
+        assert long == sorted(long, reverse=True)
+
+
+def test_so_many_at_a_time_and_one_more_where_all_wait() -> None:
+    pictures = scheduled(list(runner.STAGES))
+    assert max(map(len, pictures)) == 3
+    for picture in pictures:
+        assert len(picture) <= 2 or not any(part.busy for part in picture)
+    assert max(map(len, scheduled(list(runner.STAGES), jobs=1))) == 1
 
 
 def test_every_stage_is_a_part() -> None:
