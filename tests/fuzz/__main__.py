@@ -86,12 +86,13 @@ def library() -> Path:
 
     place = rootfs.CACHE / "fuzz"
     stamp = place / "pin"
-    if not stamp.exists() or stamp.read_text() != HYPOTHESIS:
-        shutil.rmtree(place, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", place / "venv"], check=True)
-        install = ["install", "--quiet", "--target", place / "lib", HYPOTHESIS]
-        subprocess.run([place / "venv/bin/pip", *install], check=True)
-        stamp.write_text(HYPOTHESIS)
+    with rootfs.cache_lock("lock-fuzz"):
+        if not stamp.exists() or stamp.read_text() != HYPOTHESIS:
+            shutil.rmtree(place, ignore_errors=True)
+            subprocess.run([sys.executable, "-m", "venv", place / "venv"], check=True)
+            install = ["install", "--quiet", "--target", place / "lib", HYPOTHESIS]
+            subprocess.run([place / "venv/bin/pip", *install], check=True)
+            stamp.write_text(HYPOTHESIS)
     return place / "lib"
 
 

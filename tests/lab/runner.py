@@ -16,7 +16,8 @@ does one that did not come to its summary.
 More than one stage: two run at a time (--jobs), each in a process of its own, and their lines begin with their names.
 Stages ns and lab are dealt out in shares of their files, each in a lab of its own. The longest begin first (seconds.py
 says which those are), and beside one that fills the processors, as an emulated machine does, one that mostly waits.
-Where none is left that fills them, three go on.
+Where none is left that fills them, three go on. On a new machine what the labs stand on (root file systems, the
+VM's disk, the validation programs) is made from the start on, beside the packages and the unit tests.
 
 The tests kill daemons and cut power at random moments. When no more than three tests of a whole run failed, those are
 run twice more, each time in a fresh lab, after all else has ended. If one fails again it has failed; if not it is
@@ -41,7 +42,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from lab import build, namespace, quick, seconds, validation, vm
+from fuzz.__main__ import library as fuzz_library
+
+from lab import build, namespace, quick, rootfs, seconds, validation, vm
 
 SOURCE = quick.SOURCE
 RESULTS = SOURCE / "build/test"
@@ -319,6 +322,32 @@ def fuzz(tag: str, extra: list[str]) -> Result:
     return result
 
 
+# What labs stand on, in the order in which a run needs it, and the stages that do; the deb stage makes its own.
+IMAGES: tuple[tuple[str, frozenset[str], Callable[[], object]], ...] = (
+    ("trixie's lab", LABS - {"bookworm"}, lambda: rootfs.ensure("trixie")),
+    ("trixie's fresh", frozenset({"lab"}), lambda: rootfs.ensure("trixie", "fresh")),
+    ("QEMU", frozenset({"lab", "vm"}), lambda: rootfs.ensure("trixie", "qemu")),
+    ("the VM", frozenset({"lab", "vm"}), lambda: vm.ensure("trixie")),
+    ("bookworm's fresh", frozenset({"lab"}), lambda: rootfs.ensure("bookworm", "fresh")),
+    ("trixie's host", frozenset({"lab"}), lambda: rootfs.ensure("trixie", "host")),
+    ("validation", frozenset({"ns"}), validation.ensure),
+    ("bookworm's lab", frozenset({"bookworm"}), lambda: rootfs.ensure("bookworm")),
+    ("fuzz", frozenset({"fuzz"}), fuzz_library),
+)
+
+
+def images(tag: str, stages: list[str]) -> Result:
+    """Make what the labs of those stages stand on. Nothing of it is a test: what cannot be made here is tried again,
+    and told, by the stage that needs it."""
+    for name, needed, make in IMAGES:
+        if needed & set(stages):
+            try:
+                make()
+            except (Exception, SystemExit) as error:
+                print(f"{name}: {error}", flush=True)
+    return Result("images")
+
+
 RUN: dict[str, Callable[[str, list[str]], Result]] = {
     "lint": lint,
     "unit": unit,
@@ -328,6 +357,7 @@ RUN: dict[str, Callable[[str, list[str]], Result]] = {
     "bookworm": bookworm,
     "vm": in_vm,
     "fuzz": fuzz,
+    "images": images,
 }
 
 
@@ -470,6 +500,10 @@ def together(waiting: list[Part], jobs: int) -> list[Part]:
     lock = threading.Lock()
     going: list[tuple[Part, threading.Thread]] = []
     ended: list[Part] = []
+    beside: list[tuple[Part, threading.Thread]] = []
+    if labs := sorted({part.stage for part in waiting if part.stage in LABS}):
+        maker = Part("images", "images", labs)
+        beside.append((maker, maker.start(lock)))
     try:
         while waiting or going:
             built = not any(part.stage == "deb" for part in [*waiting, *(part for part, _ in going)])
@@ -488,12 +522,14 @@ def together(waiting: list[Part], jobs: int) -> list[Part]:
                     if part.stage == "deb" and part.result.failed:
                         waiting = [each for each in waiting if each.stage not in LABS]
     except BaseException:
-        for part, _ in going:
+        for part, _ in [*going, *beside]:
             assert part.process
             part.process.send_signal(signal.SIGINT)  # it stops its lab
-        for _, thread in going:
+        for _, thread in [*going, *beside]:
             thread.join(60)
         raise
+    for _, thread in beside:
+        thread.join()
     return ended
 
 
@@ -536,7 +572,7 @@ def main() -> int:
     parser.add_argument("--part", default="", help=argparse.SUPPRESS)
     options, extra = parser.parse_known_args()
     only = [stage for each in options.only for stage in each.split(",")]
-    if unknown := set(only) - set(STAGES):
+    if unknown := set(only) - set(RUN if options.part else STAGES):
         parser.error(f"unknown stage {', '.join(unknown)}; choose from {', '.join(STAGES)}")
     RESULTS.mkdir(parents=True, exist_ok=True)
     # A shell's background job starts with interrupts ignored, and so would everything that the tests start.

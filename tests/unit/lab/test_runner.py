@@ -93,6 +93,25 @@ def test_so_many_at_a_time_and_one_more_where_all_wait() -> None:
     assert max(map(len, scheduled(list(runner.STAGES), jobs=1))) == 1
 
 
+def test_what_labs_stand_on_is_made_for_those_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that cannot be made holds up none of the others."""
+    made: list[str] = []
+
+    def ensure(release: str, kind: str = "lab") -> None:
+        made.append(f"{release} {kind}")
+        if kind == "fresh":
+            raise SystemExit("no network")
+
+    monkeypatch.setattr(runner.rootfs, "ensure", ensure)
+    monkeypatch.setattr(runner.vm, "ensure", lambda release: made.append(f"{release} VM"))
+    assert runner.images("images", ["bookworm"]) == runner.Result("images")
+    assert made == ["bookworm lab"]
+    made.clear()
+    runner.images("images", ["lab"])
+    assert made == ["trixie lab", "trixie fresh", "trixie qemu", "trixie VM", "bookworm fresh", "trixie host"]
+    assert frozenset().union(*(needed for _, needed, _ in runner.IMAGES)) == runner.LABS
+
+
 def test_every_stage_is_a_part() -> None:
     found = runner.parts(list(runner.STAGES))
     assert {part.stage for part in found} == set(runner.STAGES)
