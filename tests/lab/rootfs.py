@@ -6,8 +6,9 @@ Called by the namespace lab (`namespace.py`), the VM lab (`vm.py`) and the packa
 The cache (TEU_LAB_CACHE, default /var/cache/teu-lab):
 
     root-RELEASE-KIND-HASH/     a root file system; HASH covers the recipe below, so a changed recipe
-                                makes a new one and the old one is removed
-    vm-RELEASE-HASH/            vmlinuz, the initramfs, and the disk image (vm.py)
+                                makes a new one; the old one goes when no tree has used it for two days
+    vm-RELEASE-HASH/            vmlinuz, the initramfs, and the disk image (vm.py); the same holds for it
+    used-NAME                   touched at each use of NAME
     lock-*                      taken while something is made
 """
 
@@ -20,11 +21,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 CACHE = Path(os.environ.get("TEU_LAB_CACHE", "/var/cache/teu-lab"))
 RELEASES = ("trixie", "bookworm")
+KEEP = 2 * 86400  # seconds: trees on one machine may have recipes of their own
 
 # What Teu's packages depend on, so that --dev works without installing them.
 TEU_DEPENDS = """
@@ -139,10 +142,10 @@ def ensure(release: str = "trixie", kind: str = "lab") -> Path:
     if release not in RELEASES:
         sys.exit(f"lab: no release {release!r}: choose one of {', '.join(RELEASES)}")
     final = CACHE / f"root-{release}-{kind}-{recipe_hash(release, kind)}"
-    if final.is_dir():
+    if used(final):
         return final
     with cache_lock(f"lock-{release}-{kind}"):
-        if final.is_dir():
+        if used(final):
             return final
         print(f"lab: making the {release} {kind} root file system in {final} (once)", file=sys.stderr, flush=True)
         partial = CACHE / f"partial-{release}-{kind}"
@@ -166,11 +169,28 @@ def ensure(release: str = "trixie", kind: str = "lab") -> Path:
         command += [release, str(partial)]
         if subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False).returncode:
             sys.exit(f"lab: mmdebstrap could not make the {release} {kind} root file system; what it said is above")
-        for old in CACHE.glob(f"root-{release}-{kind}-*"):
-            if not _in_use(old):
-                shutil.rmtree(old, ignore_errors=True)
+        forget(f"root-{release}-{kind}-*")
         partial.rename(final)
+        used(final)
     return final
+
+
+def used(image: Path) -> bool:
+    """Whether it is there; if so, it is used now."""
+    if image.is_dir():
+        (CACHE / f"used-{image.name}").touch()
+        return True
+    return False
+
+
+def forget(pattern: str) -> None:
+    """Remove images that no tree has used for KEEP seconds and no instance stands on."""
+    for old in CACHE.glob(pattern):
+        stamp = CACHE / f"used-{old.name}"
+        last = stamp.stat().st_mtime if stamp.exists() else 0.0
+        if time.time() - last > KEEP and not _in_use(old):
+            shutil.rmtree(old, ignore_errors=True)
+            stamp.unlink(missing_ok=True)
 
 
 def _quote(script: str) -> str:

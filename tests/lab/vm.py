@@ -117,10 +117,10 @@ def ensure(release: str) -> Path:
     root = rootfs.ensure(release)
     recipe = "\n".join([root.name, AGENT.read_text(), UNIT, INIT, UNMASK, DISK_SIZE, "1"])
     final = rootfs.CACHE / f"vm-{release}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
-    if final.is_dir():
+    if rootfs.used(final):
         return final
     with rootfs.cache_lock(f"lock-vm-{release}"):
-        if final.is_dir():
+        if rootfs.used(final):
             return final
         print(f"lab: making the {release} VM in {final} (once)", file=sys.stderr, flush=True)
         partial = rootfs.CACHE / f"partial-vm-{release}"
@@ -146,9 +146,9 @@ def ensure(release: str) -> Path:
         subprocess.run([sys.executable, "-m", "lab.vm", str(root), str(partial), str(modules)], check=True)
         shutil.rmtree(kernel)
         shutil.rmtree(partial / "layer", ignore_errors=True)
-        for old in rootfs.CACHE.glob(f"vm-{release}-*"):
-            shutil.rmtree(old, ignore_errors=True)
+        rootfs.forget(f"vm-{release}-*")
         partial.rename(final)
+        rootfs.used(final)
     return final
 
 
