@@ -7,6 +7,8 @@ import ast
 import re
 from pathlib import Path
 
+from sourcetree import nodes
+
 TOP = Path(__file__).resolve().parents[3]
 SRC = TOP / "src"
 
@@ -27,10 +29,10 @@ def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
     """The modules of ours that a file imports: at its top, in functions and for the type checker alike."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in nodes(path, ast.Import, ast.ImportFrom):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = node.module or ""
             if node.level:
                 above = package.split(".")

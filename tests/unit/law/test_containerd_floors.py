@@ -18,6 +18,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from sourcetree import nodes
+
 SRC = Path(__file__).resolve().parents[3] / "src"
 HOUSE = SRC / "teu/containerd"
 FLOORS = (
@@ -46,14 +48,12 @@ def modules() -> dict[str, Path]:
 
 def arrows(path: Path, known: dict[str, Path]) -> Iterator[tuple[int, str]]:
     """(line, module below teu.containerd) of each import of the own house, wherever it stands in the file."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path, ast.Import, ast.ImportFrom):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert not node.level, f"{path}:{node.lineno}: name the module from the top"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
         for name in names:
             below = name.removeprefix("teu.containerd.")
             if below != name:

@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from test_imports import SRC, imported, modules, parsed, python_files
+from sourcetree import nodes, parsed
+from test_imports import SRC, imported, modules, python_files
 
 TOP = SRC.parent
 
@@ -36,15 +37,12 @@ def defined(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def used(path: Path) -> Iterator[str]:
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            yield node.id
-        elif isinstance(node, ast.Attribute):
-            yield node.attr
-        elif isinstance(node, ast.alias):
-            yield node.name.rpartition(".")[2]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield from re.findall(r"\w+", node.value) if len(node.value) < 200 else ()
+    yield from (node.id for node in nodes(path, ast.Name) if isinstance(node.ctx, ast.Load))
+    yield from (node.attr for node in nodes(path, ast.Attribute))
+    yield from (node.name.rpartition(".")[2] for node in nodes(path, ast.alias))
+    for node in nodes(path, ast.Constant):
+        if isinstance(node.value, str) and len(node.value) < 200:
+            yield from re.findall(r"\w+", node.value)
 
 
 def test_what_is_defined_is_used() -> None:

@@ -11,6 +11,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from sourcetree import parsed
 from test_imports import SRC
 
 TEU = SRC / "teu"
@@ -49,7 +50,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def classes(path: Path) -> dict[str, ast.ClassDef]:
-    return {node.name: node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)}
+    return {node.name: node for node in parsed(path).body if isinstance(node, ast.ClassDef)}
 
 
 def told(node: ast.ClassDef) -> set[str]:
@@ -67,7 +68,7 @@ def silent(path: Path, known: dict[str, ast.ClassDef], promised: set[str]) -> It
                 found |= inherited(known[base.id])
         return found
 
-    for node in ast.parse(path.read_text()).body:
+    for node in parsed(path).body:
         if not isinstance(node, ast.ClassDef | Function) or node.name.startswith("_") or node.name in promised:
             continue
         if not ast.get_docstring(node):

@@ -9,6 +9,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from sourcetree import nodes
 from test_imports import SRC
 
 ENGINE = SRC / "teu/engine"
@@ -44,14 +45,12 @@ def room_of(path: Path) -> str:
 def known(path: Path) -> Iterator[tuple[int, Path]]:
     """(line, file of the engine) of every import of one; `from room import name` is one of the file, or of what is in
     the room's own."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path, ast.Import, ast.ImportFrom):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert not node.level, f"{path}:{node.lineno}: imports name what they import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
         for dotted in names:
             if not dotted.startswith("teu.engine."):
                 continue

@@ -7,7 +7,8 @@ import ast
 import re
 from collections import defaultdict
 
-from test_imports import SRC, modules, parsed
+from sourcetree import parsed
+from test_imports import SRC, modules
 
 # Families of names of the kernel's headers. Values of files' flags and signals are the standard library's.
 KERNEL = re.compile(

@@ -14,6 +14,7 @@ import math
 from pathlib import Path
 
 import pytest
+from sourcetree import nodes
 from test_circles import SRC, TOP, modules
 
 UNIT = TOP / "tests/unit"
@@ -21,18 +22,16 @@ TWO_THIRDS = 2 / 3
 
 
 def has_functions(path: Path) -> bool:
-    return any(
-        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in ast.walk(ast.parse(path.read_text()))
-    )
+    return any(nodes(path, ast.FunctionDef, ast.AsyncFunctionDef))
 
 
 def named(path: Path, known: dict[str, Path]) -> set[str]:
     """Modules of ours that a test's file imports by their own names."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path, ast.Import, ast.ImportFrom):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
+        elif not node.level:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 found.add(inner if inner in known else str(node.module))
