@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from lab import runner, seconds
@@ -110,6 +112,45 @@ def test_what_labs_stand_on_is_made_for_those_that_need_it(monkeypatch: pytest.M
     runner.images("images", ["lab"])
     assert made == ["trixie lab", "trixie fresh", "trixie qemu", "trixie VM", "bookworm fresh", "trixie host"]
     assert frozenset().union(*(needed for _, needed, _ in runner.IMAGES)) == runner.LABS
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[runner.Part]:
+    """Parts that end at once in place of processes; what was begun, in its order."""
+    begun: list[runner.Part] = []
+
+    def start(part: runner.Part, lock: threading.Lock) -> threading.Thread:
+        begun.append(part)
+        part.result = runner.Result(part.stage, passed=1)
+        thread = threading.Thread(target=lock.locked)
+        thread.start()
+        return thread
+
+    monkeypatch.setattr(runner.Part, "start", start)
+    monkeypatch.setattr(runner, "time", SimpleNamespace(sleep=lambda seconds: None))
+    return begun
+
+
+def test_all_parts_run_and_labs_are_made_beside_them(started: list[runner.Part]) -> None:
+    ended = runner.together(runner.parts(list(runner.STAGES)), 2)
+    assert sorted(part.tag for part in ended) == sorted(part.tag for part in runner.parts(list(runner.STAGES)))
+    assert (started[0].stage, started[0].files) == ("images", sorted(runner.LABS))
+    assert [part.stage for part in runner.together(runner.parts(["lint", "unit"]), 2)] == ["unit", "lint"]
+    assert [part.stage for part in started].count("images") == 1, "lint and unit need no lab"
+
+
+def test_without_packages_no_lab_runs(started: list[runner.Part], monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = runner.Part.start
+
+    def start(part: runner.Part, lock: threading.Lock) -> threading.Thread:
+        thread = begin(part, lock)
+        if part.stage == "deb":
+            part.result = runner.Result("deb", failed=1)
+        return thread
+
+    monkeypatch.setattr(runner.Part, "start", start)
+    ended = runner.together(runner.parts(list(runner.STAGES)), 2)
+    assert sorted(part.stage for part in ended) == ["deb", "lint", "unit"]
 
 
 def test_every_stage_is_a_part() -> None:
