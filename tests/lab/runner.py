@@ -495,6 +495,18 @@ def next_of(ready: list[Part], going: list[Part], jobs: int) -> Part | None:
     return chosen if len(going) < room else None
 
 
+def ticks() -> tuple[int, int]:
+    """Of all processors since the boot: (what they were idle or waited for a disk, all)."""
+    counts = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return counts[3] + counts[4], sum(counts)
+
+
+def idle(since: tuple[int, int], now: tuple[int, int]) -> str:
+    """How much of the time between the processors had nothing to do."""
+    share = (now[0] - since[0]) / max(1, now[1] - since[1])
+    return f"processors idle for {share:.0%}"
+
+
 def together(waiting: list[Part], jobs: int) -> list[Part]:
     """Run the parts, so many at a time; those that have run. Without packages there is nothing to test in labs."""
     lock = threading.Lock()
@@ -504,6 +516,7 @@ def together(waiting: list[Part], jobs: int) -> list[Part]:
     if labs := sorted({part.stage for part in waiting if part.stage in LABS}):
         maker = Part("images", "images", labs)
         beside.append((maker, maker.start(lock)))
+    first = last = ticks()
     try:
         while waiting or going:
             built = not any(part.stage == "deb" for part in [*waiting, *(part for part, _ in going)])
@@ -518,7 +531,9 @@ def together(waiting: list[Part], jobs: int) -> list[Part]:
                     going.remove((part, thread))
                     ended.append(part)
                     assert part.result
-                    say(summary(part.tag, part.result))
+                    now = ticks()
+                    say(f"{summary(part.tag, part.result)}; since the last {idle(last, now)}")
+                    last = now
                     if part.stage == "deb" and part.result.failed:
                         waiting = [each for each in waiting if each.stage not in LABS]
     except BaseException:
@@ -530,6 +545,7 @@ def together(waiting: list[Part], jobs: int) -> list[Part]:
         raise
     for _, thread in beside:
         thread.join()
+    say(f"all parts: {idle(first, ticks())}")
     return ended
 
 

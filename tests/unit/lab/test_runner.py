@@ -139,6 +139,13 @@ def test_all_parts_run_and_labs_are_made_beside_them(started: list[runner.Part])
     assert [part.stage for part in started].count("images") == 1, "lint and unit need no lab"
 
 
+def test_idle_processors_are_told_of() -> None:
+    assert runner.idle((100, 1000), (150, 1200)) == "processors idle for 25%"
+    assert runner.idle((100, 1000), (100, 1000)) == "processors idle for 0%"
+    free, all_of_it = runner.ticks()
+    assert 0 <= free <= all_of_it
+
+
 def test_without_packages_no_lab_runs(started: list[runner.Part], monkeypatch: pytest.MonkeyPatch) -> None:
     begin = runner.Part.start
 
