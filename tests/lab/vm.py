@@ -40,7 +40,7 @@ import tty
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab import namespace, rootfs
+from lab import build, namespace, rootfs
 from lab.namespace import LabError
 
 MACHINES = rootfs.CACHE / "vms"
@@ -280,6 +280,8 @@ def start(
     ways = [accel] if accel else ["kvm", "tcg"]
     if not accel and (broken.exists() or not has_kvm()):
         ways = ["tcg"]
+    if list((source / "dist").glob("*.deb")):
+        build.bytecode(source / "dist", release)
     _pack(source, home / "src.tar")
     if ways[-1] == "tcg":
         ways.append("tcg")  # an emulated kernel may panic as it boots, in what no test is about: once more
@@ -581,8 +583,10 @@ def install_tree(name: str) -> None:
 
 def install_packages(name: str) -> None:
     """Install the packages of dist/ (they came with the tree). What they depend on is there, and without looking at all
-    that Debian has, as apt does, it takes an emulated machine a third of the time."""
+    that Debian has, as apt does, it takes an emulated machine a third of the time. Nor does it compile: the byte code
+    is made outside."""
     script = (
+        "[ ! -e /src/dist/bytecode.tar ] || tar -C / -xf /src/dist/bytecode.tar; "
         "DEBIAN_FRONTEND=noninteractive dpkg --install /src/dist/*.deb >/tmp/install.log 2>&1 "
         "|| { cat /tmp/install.log; exit 1; }"
     )

@@ -20,13 +20,17 @@ PROGRAMS = (b"teud", b"teu-buildkitd", b"teu-containerd", b"containerd-shim-teu-
 PACKAGES = ("teu", "teu-buildkitd", "teu-containerd", "teu-runc")
 
 
-# What they depend on is there, and an emulated machine needs a third of the time without a look at all that Debian has.
+# What they depend on is there, and an emulated machine needs a third of the time without a look at all that Debian has,
+# and less where it need not compile (tests/lab/vm.py installs them so).
 DPKG = which_lab() == "vm-emulated"
+BYTECODE = Path("/src/dist/bytecode.tar")
 
 
 def packages(verb: str, *what: str) -> str:
     """purge, remove or install packages, by apt, or in an emulated machine by dpkg; what was said."""
     tool = ["dpkg", f"--{verb}"] if DPKG else ["apt-get", "-y", "-qq", "-o", "Dpkg::Use-Pty=0", verb]
+    if DPKG and verb == "install" and BYTECODE.exists():
+        call("tar", "-C", "/", "-xf", str(BYTECODE))
     done = subprocess.run(
         [*tool, *what],
         env={"PATH": os.environ["PATH"], "DEBIAN_FRONTEND": "noninteractive"},
