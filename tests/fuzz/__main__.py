@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[2]
@@ -19,7 +22,8 @@ RESULTS = SOURCE / "build/fuzz"
 MARK = Path("/run/host/lab")
 
 EPILOG = """
-Each target runs for so many seconds, in turn, and prints how many inputs it tried. A finding is a crash, a hang, a
+Each target runs for so many seconds, in turn, and prints how many inputs it tried; those that need no daemon run
+beside the others. A finding is a crash, a hang, a
 traceback or an internal error told to a client, growth of memory, descriptors or threads, something left behind (mount,
 link, cgroup, scope, rule, row, blob), or a file of the host changed. Findings are in build/fuzz/TARGET/NNN, each with
 its title, its seed and its input; the exit status is 1 when there is one. The same seed tries the same inputs.
@@ -66,8 +70,21 @@ def main() -> int:
         parser.error(f"unknown target {', '.join(unknown)}; choose from {', '.join(sorted(frame.TARGETS))}")
     if not MARK.exists():
         return outside(options)
+    wanted = options.targets or sorted(frame.TARGETS)
+    alone = [name for name in wanted if frame.TARGETS[name].alone]
+    if 0 < len(alone) < len(wanted):
+        with beside(options, alone) as process:
+            failed = in_turn(options, [name for name in wanted if name not in alone])
+        return 1 if failed or process.returncode else 0
+    return 1 if in_turn(options, wanted) else 0
+
+
+def in_turn(options: argparse.Namespace, names: list[str]) -> int:
+    """Run those targets, here and one after another; how many have a finding."""
+    from fuzz import frame
+
     failed = 0
-    for name in options.targets or sorted(frame.TARGETS):
+    for name in names:
         print(f"=== fuzz {name}: {options.seconds:g} s, seed {options.seed} ===", flush=True)
         shutil.rmtree(FOUND / name, ignore_errors=True)
         began = time.monotonic()
@@ -77,7 +94,26 @@ def main() -> int:
         took = time.monotonic() - began
         print(f"=== fuzz {name}: {run.inputs} inputs, {len(run.findings)} findings in {took:.0f} s ===", flush=True)
         failed += bool(run.findings)
-    return 1 if failed else 0
+    return failed
+
+
+@contextlib.contextmanager
+def beside(options: argparse.Namespace, names: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process of this program, which runs those targets meanwhile; it has ended when the context has.
+
+    What it makes is in a folder that the other targets do not look at."""
+    place = Path("/tmp/fuzz-beside")
+    place.mkdir(exist_ok=True)
+    words = [*names, "--seconds", f"{options.seconds:g}", "--seed", str(options.seed)]
+    environment = dict(os.environ, TMPDIR=str(place))
+    process = subprocess.Popen([sys.executable, "-B", "-m", "fuzz", *words], stdin=subprocess.DEVNULL, env=environment)
+    try:
+        yield process
+        process.wait()
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def library() -> Path:

@@ -56,21 +56,23 @@ REMEMBERED = 12  # cases that are shown beside what the journal says
 
 @dataclass(frozen=True)
 class Target:
-    """`says`: one line for the list."""
+    """`says`: one line for the list. One that is `alone` calls functions in its own process: it needs no daemon and
+    looks at no host, so that it can run beside another target."""
 
     name: str
     says: str
     function: Callable[[Run], None]
+    alone: bool = False
 
 
 TARGETS: dict[str, Target] = {}
 
 
-def target(name: str, says: str) -> Callable[[Callable[[Run], None]], Callable[[Run], None]]:
+def target(name: str, says: str, alone: bool = False) -> Callable[[Callable[[Run], None]], Callable[[Run], None]]:
     """Decorator: the function fuzzes under that name until `run.going()` is false."""
 
     def register(function: Callable[[Run], None]) -> Callable[[Run], None]:
-        TARGETS[name] = Target(name, says, function)
+        TARGETS[name] = Target(name, says, function, alone)
         return function
 
     return register

@@ -36,7 +36,9 @@ def _fed(data: bytes, random: random.Random) -> Callable[[], bytes]:
     return lambda: stream.read(size)
 
 
-@target("archives-read", "tar headers of every dialect, compressed, cut and damaged, through the readers alone")
+@target(
+    "archives-read", "tar headers of every dialect, compressed, cut and damaged, through the readers alone", alone=True
+)
 def read(run: Run) -> None:
     from teu.oci import archive, tar
 

@@ -163,7 +163,7 @@ def _progress(run: Run) -> None:
                 run.finding(f"a step's text moved the terminal: {sign!r}", messages)
 
 
-@target("builder-answers", "results, progress and errors of a hostile builder, to teu build, alone")
+@target("builder-answers", "results, progress and errors of a hostile builder, to teu build, alone", alone=True)
 def fuzz(run: Run) -> None:
     while run.going():
         begun = time.monotonic()

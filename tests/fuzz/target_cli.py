@@ -532,7 +532,7 @@ def fuzz(run: Run) -> None:
     place.remove()
 
 
-@target("cli-templates", "templates of --format, over odd data, as Go reads them")
+@target("cli-templates", "templates of --format, over odd data, as Go reads them", alone=True)
 def templates(run: Run) -> None:
     dice = run.random
     base = {

@@ -125,7 +125,7 @@ def _dockerfile(run: Run) -> bytes:
     return ("FROM a AS b\n" * (dice.random() < 0.8) + "".join(words)).encode()
 
 
-@target("dockerfile", "Dockerfiles and options through the builder's own frontend, alone")
+@target("dockerfile", "Dockerfiles and options through the builder's own frontend, alone", alone=True)
 def fuzz(run: Run) -> None:
     from teu.buildkit.core.errors import Error
     from teu.buildkit.frontends.dockerfile import frontend
