@@ -94,6 +94,22 @@ def test_capabilities_are_listed_by_name() -> None:
     assert {cap.ID for cap in told if cap.Enabled} >= {"file.base", "mergeop", "exec.mount.cache"}
 
 
+def test_names_of_merges_do_not_double_with_each() -> None:
+    """A definition of a few kilobytes is none of gigabytes."""
+    made = Made()
+    root = made.source()
+    for number in range(200):
+        op = ops_pb2.Op()
+        if number % 2:
+            op.diff.lower.input, op.diff.upper.input = 0, 1
+        else:
+            op.merge.inputs.add(input=0)
+            op.merge.inputs.add(input=1)
+        root = made.add(op, root, root)
+    graph = load.load(made.end(root))
+    assert max(len(vertex.name) for vertex in graph.vertexes.values()) <= load.NAME_MAX + 1
+
+
 def exec_without(what: str) -> Any:
     op = ops_pb2.Op()
     if what != "meta":
