@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import re
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import images
 import whole
@@ -21,6 +26,7 @@ from fuzz.frame import State
 
 SERVICE = "teu-buildkitd.service"
 SOCKET = "/run/teu/buildkitd.sock"
+SESSIONS = "/run/teu/buildkitd-sessions.sock"
 PRUNE_SECONDS = 120
 SETTLE_SECONDS = 60
 
@@ -201,19 +207,120 @@ class Following:
         return status
 
 
-def together(calls: list[Callable[[], None]]) -> list[BaseException]:
-    """Call all at the same time; what they raised."""
-    raised: list[BaseException] = []
+# -- requests below a client -------------------------------------------------------------------------------------------
 
-    def one(call: Callable[[], None]) -> None:
+
+class Definition:
+    """A pb.Definition in the making, as a client or a frontend may write it."""
+
+    def __init__(self) -> None:
+        from teu.api.buildkit import ops_pb2
+
+        self.pb: Any = ops_pb2
+        self.message: Any = ops_pb2.Definition()
+
+    def add(self, op: Any, *inputs: str) -> str:
+        """Add a pb.Op; its digest. An input is a digest, or DIGEST@OUTPUT."""
+        for one in inputs:
+            digest, _, index = one.partition("@")
+            op.inputs.add(digest=digest, index=int(index or 0))
+        data = op.SerializeToString(deterministic=True)
+        getattr(self.message, "def").append(data)
+        return "sha256:" + hashlib.sha256(data).hexdigest()
+
+    def source(self, identifier: str = "docker-image://docker.io/library/busybox:latest", **attributes: str) -> str:
+        op = self.pb.Op()
+        op.source.identifier = identifier
+        op.source.attrs.update({key.replace("_", "."): value for key, value in attributes.items()})
+        return self.add(op)
+
+    def step(self, *args: str, root: str, change: Callable[[Any], None] = lambda step: None) -> str:
+        op = self.pb.Op()
+        op.exec.meta.args.extend(args)
+        op.exec.meta.cwd = "/"
+        op.exec.meta.env.append("PATH=/bin:/sbin:/usr/bin")
+        op.exec.mounts.add(input=0, dest="/", output=0)
+        change(op.exec)
+        return self.add(op, root)
+
+    def file(self, *roots: str, **action: Any) -> str:
+        """One action of a FileOp upon the first of these trees, or upon nothing; the second one is copied from."""
+        op = self.pb.Op()
+        op.file.actions.add(input=0 if roots else -1, secondaryInput=1 if len(roots) > 1 else -1, output=0, **action)
+        return self.add(op, *roots)
+
+    def end(self, root: str) -> Any:
+        self.add(self.pb.Op(), root)
+        return self.message
+
+
+class Client:
+    """Control and LLBBridge of the builder. A context manager."""
+
+    def __init__(self) -> None:
+        import grpc
+
+        from teu.api.buildkit import control_pb2, control_pb2_grpc, gateway_pb2, gateway_pb2_grpc
+
+        self.messages: Any = control_pb2
+        self.gateway: Any = gateway_pb2
+        self._channel = grpc.insecure_channel(f"unix:{SOCKET}", options=[("grpc.enable_retries", 0)])
+        self.control: Any = control_pb2_grpc.ControlStub(self._channel)
+        self.bridge: Any = gateway_pb2_grpc.LLBBridgeStub(self._channel)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def solve(self, definition: Any, **fields: Any) -> Any:
+        """Build a definition. Raises grpc.RpcError."""
+        request = self.messages.SolveRequest(Ref=f"t{uuid.uuid4().hex}", Definition=definition, **fields)
+        return self.control.Solve(request, timeout=90 * PATIENCE)
+
+    @contextlib.contextmanager
+    def frontend(self, **fields: Any) -> Iterator[Frontend]:
+        """A build whose frontend is in the client, and asks LLBBridge."""
+        ref = f"t{uuid.uuid4().hex}"
+        future = self.control.Solve.future(self.messages.SolveRequest(Ref=ref, **fields))
         try:
-            call()
-        except BaseException as error:
-            raised.append(error)
+            yield Frontend(self, ref)
+        finally:
+            future.cancel()
 
-    threads = [threading.Thread(target=one, args=(call,)) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return raised
+
+class Frontend:
+    def __init__(self, client: Client, ref: str) -> None:
+        self._client = client
+        self.headers = (("buildkit-controlapi-buildid", ref),)
+
+    def call(self, method: str, **fields: Any) -> Any:
+        kind = getattr(self._client.gateway, fields.pop("message", f"{method}Request"))
+        return getattr(self._client.bridge, method)(kind(**fields), metadata=self.headers, timeout=60 * PATIENCE)
+
+    def solve(self, definition: Any, **fields: Any) -> str:
+        """The reference of its result, which has been built."""
+        answer = self.call("Solve", Definition=definition, allowResultReturn=True, Evaluate=True, **fields)
+        return str(answer.result.ref.id or answer.result.refDeprecated)
+
+    def read(self, ref: str, path: str) -> bytes:
+        return bytes(self.call("ReadFile", Ref=ref, FilePath=path).Data)
+
+    def run(self, *messages: Any) -> list[Any]:
+        """What ExecProcess answers to these messages, the last of which ends the stream."""
+        return list(self._client.bridge.ExecProcess(iter(messages), metadata=self.headers, timeout=60 * PATIENCE))
+
+
+@contextlib.contextmanager
+def session(methods: Any, name: str = "") -> Iterator[str]:
+    """A client's session, served by these methods (as tunnel.py has them), handed over as teud does it; its id."""
+    from unit.buildkit.tunnel import connected, headers, server
+
+    identifier = name or uuid.uuid4().hex
+    with server(methods) as path, connected(path) as connection:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as giver:
+            giver.connect(SESSIONS)
+            said = {"headers": [[key.lower(), value] for key, value in headers(identifier, methods)], "early": ""}
+            socket.send_fds(giver, [json.dumps(said).encode()], [connection.fileno()])
+        yield identifier
