@@ -26,6 +26,7 @@ SIZE_MAX = 64 << 20  # bytes of all operations
 NAME_MAX = 4096  # characters of a name that is made of other vertexes' names, each of which may be made so
 
 ROOT_MOUNT = "/"
+MOUNT_TYPES = (ops_pb2.BIND, ops_pb2.SECRET, ops_pb2.SSH, ops_pb2.CACHE, ops_pb2.TMPFS)
 EMPTY = -1  # an input that is an empty tree
 
 CUSTOM_NAME = "llb.customname"
@@ -255,6 +256,8 @@ def _exec(op: Any) -> None:
             raise Invalid(f"missing input {mount.input}")
         if mount.output > len(op.exec.mounts):
             raise Invalid(f"invalid mount output index {mount.output}")
+        if mount.mountType not in MOUNT_TYPES:
+            raise Invalid(f"mount type {mount.mountType} is not known")
 
 
 def _file(op: Any) -> None:
