@@ -49,13 +49,20 @@ class Held:
     folders in /run and /var, rows, blobs, ingests, snapshots and leases."""
 
     def __init__(self) -> None:
-        prune()
-        images.baseline()
+        self._empty()
         self.things = self._now()
         # A second one, where something was on its way out.
         time.sleep(0.5)
         later = self._now()
         self.things = {kind: found & later[kind] for kind, found in self.things.items()}
+
+    @staticmethod
+    def _empty() -> None:
+        """Nothing is kept. What a running builder holds for the next builds (manifests that it read, by a lease of two
+        hours; networks) goes when it leaves; its socket starts it again."""
+        prune()
+        whole.out("systemctl", "stop", SERVICE)
+        images.baseline()
 
     @staticmethod
     def _now() -> dict[str, set[str]]:
@@ -70,8 +77,7 @@ class Held:
 
     def left(self) -> list[str]:
         """What is there that was not before. What only the cache kept is given up first."""
-        prune()
-        images.baseline()
+        self._empty()
         now = self._now()
         return [f"{kind} {each}" for kind in now for each in sorted(now[kind] - self.things[kind])]
 
