@@ -288,6 +288,8 @@ class Journal:
 # ---- what there is on the host -----------------------------------------------------------------------------
 
 ENGINE, CONTAINERD = Path("/var/lib/teu/engine"), Path("/var/lib/teu/containerd")
+BUILDER = Path("/var/lib/teu/buildkit")
+SANDBOX, SANDBOXES_MAX = "teub-", 16  # ends of the networks that wait for the builder's next steps
 # Where daemons of the host write by themselves, or what a target does itself.
 RESTLESS = (
     "/var/lib/teu",
@@ -314,7 +316,8 @@ class State:
     daemons: dict[str, tuple[int, int, dict[str, int]]] = field(default_factory=dict)
 
     @classmethod
-    def now(cls, units: tuple[str, ...] = UNITS) -> State:
+    def now(cls, units: tuple[str, ...] = UNITS, files: bool = True) -> State:
+        """`files`: those of the host outside of Teu's own folders, too."""
         state = cls(daemons={unit: _daemon(unit) for unit in units})
         add = state.things
         add["mount"] = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
@@ -324,10 +327,14 @@ class State:
             line.split()[0]
             for line in _lines("systemctl", "list-units", "--all", "--plain", "--no-legend", "--type=scope", "teu-*")
         }
-        add["link"] = {link["ifname"] for link in json.loads(_text("ip", "-j", "link") or "[]")}
+        links = {link["ifname"] for link in json.loads(_text("ip", "-j", "link") or "[]")}
+        add["link"] = {name for name in links if not name.startswith(SANDBOX)}
+        if len(links) - len(add["link"]) > SANDBOXES_MAX:
+            add["link"] = links
         add["network namespace"] = {path.name for path in Path("/run/netns").glob("*")}
         add["rule"] = set(_lines("nft", "-s", "list", "ruleset"))
         add["row"] = set(_rows(ENGINE / "engine.db")) | set(_rows(CONTAINERD / "metadata.db"))
+        add["row"] |= set(_rows(BUILDER / "cache.db"))
         for kind, folder in (
             ("blob", CONTAINERD / "content/blobs/sha256"),
             ("ingest", CONTAINERD / "content/ingest"),
@@ -339,7 +346,8 @@ class State:
         add["runtime folder"] = {
             str(path) for top in ("/run/teu", "/run/teu-runc") for path in _below(Path(top), 4) if path.is_dir()
         }
-        add["file"] = set(_files())
+        add["builder's file"] = {str(path) for path in _below(BUILDER, 2) if ".db" not in path.name}
+        add["file"] = set(_files()) if files else set()
         add["process"] = set(_programs())
         return state
 

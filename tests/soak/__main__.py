@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 EPILOG = """\
-Clients run, exec, log, cp, pull, connect, publish, stop, restart, pause, kill, commit and remove at random.
-Meanwhile the daemons, shims, runtimes and clients are killed, and journald, D-Bus and systemd's manager are
-restarted and reloaded. What was acknowledged is in a ledger, and is asked for again at random moments and at
-the end. Then all is removed, and nothing may be left: processes, mounts, links, cgroups, rules, sockets, FIFOs,
-files, rows of both databases, blobs and snapshots, memory and descriptors of the daemons.
+Clients run, exec, log, cp, pull, build, connect, publish, stop, restart, pause, kill, commit and remove at random.
+Meanwhile the daemons, the builder, shims, runtimes and clients are killed, and journald, D-Bus and systemd's
+manager are restarted and reloaded. What was acknowledged is in a ledger, and is asked for again at random
+moments and at the end. Then all is removed, and nothing may be left: processes, mounts, links, cgroups, rules,
+sockets, FIFOs, files, rows of all databases, blobs and snapshots, memory and descriptors of the daemons.
 
 Exit status 1 where something contradicts the ledger; it is said with its time, and the journal of the whole run
 is in build/soak/journal.log. The same seed gives the same choices; at which moments they come is up to the machine.

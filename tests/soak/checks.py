@@ -22,7 +22,11 @@ import whole
 from soak.clients import WORK, ask
 from soak.ledger import ABSENT, Ledger
 
-DATABASES = ("/var/lib/teu/engine/engine.db", "/var/lib/teu/containerd/metadata.db")
+DATABASES = (
+    "/var/lib/teu/engine/engine.db",
+    "/var/lib/teu/containerd/metadata.db",
+    "/var/lib/teu/buildkit/cache.db",
+)
 STATES = ("/run/teu", "/run/teu-runc", "/var/lib/teu", "/tmp", "/var/tmp", "/etc/teu")
 # What comes and goes with a daemon's run, or is a cache with bounds of its own.
 FLEETING = re.compile(r"(-wal|-shm|-journal)$|^/run/teu/seccomp|starts-at-boot$")
@@ -38,7 +42,8 @@ TROUBLE = re.compile(
     r"|Failed with result '(?!signal)",
     re.IGNORECASE,
 )
-SOURCES = ("teud", "teu-containerd", "containerd-shim", "teu-runc", "teu-shim", "systemd")
+SANDBOX = "teub-"  # ends of the networks that wait for the builder's next steps
+SOURCES = ("teud", "teu-buildkitd", "teu-containerd", "containerd-shim", "teu-runc", "teu-shim", "systemd")
 
 
 def listing(root: str) -> set[str]:
@@ -112,21 +117,34 @@ class Host(NamedTuple):
         whole.teu("volume", "create", "warm")
         whole.teu("volume", "rm", "warm")
         whole.teu("info")
+        builder()
         images.baseline()
         whole.eventually("nothing is left of the first work", lambda: not whole.leftovers(), timeout=60)
         time.sleep(2)
         return cls(things(), {unit: memory(unit) for unit in SERVICES})
 
 
+def builder() -> None:
+    """A step of the builder; nothing of it is kept, but what the next one needs: the bridge, its rules, a slice."""
+    context = WORK / "first"
+    context.mkdir(parents=True, exist_ok=True)
+    (context / "Dockerfile").write_text(f"FROM busybox\nRUN echo {time.time_ns()} >/made\n")
+    whole.teu("build", "--progress=plain", "-o", "type=cacheonly", str(context))
+    whole.teu("builder", "prune", "-af")
+
+
 def things() -> dict[str, set[str]]:
     found = {root: listing(root) for root in STATES}
     found["mounts"] = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
-    found["links"] = {link["ifname"] for link in json.loads(whole.out("ip", "-j", "link"))}
-    found["addresses, routes"] = set(whole.out("sh", "-c", "ip -o addr; ip route").splitlines())
+    links = [link["ifname"] for link in json.loads(whole.out("ip", "-j", "link"))]
+    found["links"] = {name for name in links if not name.startswith(SANDBOX)}
+    lines = whole.out("sh", "-c", "ip -o addr; ip route").splitlines()
+    found["addresses, routes"] = {line for line in lines if SANDBOX not in line}
     found["rules"] = set(whole.out("nft", "list", "tables").splitlines())
     found["cgroups"] = {
         str(path) for path in whole.CGROUPS.glob("**/") if "teu" in path.name or "teu.slice" in str(path)
     }
+    found["cgroups"] = {path for path in found["cgroups"] if "teu-buildkitd" not in path}  # it leaves when idle
     units = whole.out("systemctl", "list-units", "--all", "--plain", "--no-legend", "teu*", "docker-*", "libpod*")
     found["units"] = {" ".join(line.split()[:2]) for line in units.splitlines()}
     found["units"].discard("teu-boot.target loaded")  # it comes with the first restart of what ends with it
@@ -163,6 +181,7 @@ def at_the_end(ledger: Ledger, before: Host) -> None:
         whole.teu("rm", "-f", "-v", ident, check=False)
     # With it comes what daemons that were killed make again when it is needed.
     whole.teu("run", "--rm", whole.IMAGE, "true")
+    builder()
     deadline = time.monotonic() + SETTLE
     while True:
         images.baseline()

@@ -178,6 +178,8 @@ class Client:
             self._fetch,
             self._look,
             self._look,
+            *[self._build] * 4,
+            self._prune,
         ]
         self._volumes: dict[str, set[str]] = {}  # what each may say
         self.folder = WORK / str(number)
@@ -519,6 +521,33 @@ class Client:
         image = self._present("image")
         if image:
             self._do("rmi", image, ABSENT, "rmi", image.name)
+
+    # -- builds --------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        """A few different ones, some of them those of others: done anew, or not, the result is the same."""
+        number, mine = self._dice.randrange(4), self._dice.random() < 0.3
+        context, result = self.folder / "context", self.folder / "built"
+        shutil.rmtree(context, ignore_errors=True)
+        shutil.rmtree(result, ignore_errors=True)
+        context.mkdir()
+        text = f"{self.number if mine else 'shared'}-{number}"
+        (context / "file").write_text(text)
+        (context / "bulk").write_bytes(random.Random(number).randbytes(2_000_000))
+        (context / "Dockerfile").write_text(
+            f"FROM busybox AS one\nRUN --mount=type=cache,target=/c sleep 0.{number}; echo {number} >/one\n"
+            "FROM busybox\nCOPY . /context/\nCOPY --from=one /one /one\nRUN cat /context/file /one >/made\n"
+        )
+        done = self._teu("build", "build", "--progress=plain", "-o", f"type=local,dest={result}", str(context))
+        if done.acknowledged:
+            made = (result / "made").read_text() if (result / "made").exists() else None
+            if made != f"{text}{number}\n":
+                self._ledger.contradict(f"a build of {text} made {made!r}")
+            self._ledger.checked("results of builds")
+        shutil.rmtree(result, ignore_errors=True)
+
+    def _prune(self) -> None:
+        self._teu("builder prune", "builder", "prune", "-f", *self._dice.choice(([], ["-a"])))
 
     def _network(self) -> None:
         mine = self._mine("network")

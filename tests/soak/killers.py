@@ -18,7 +18,7 @@ from soak.clients import Workshop, ask
 from soak.ledger import Container, Ledger
 
 JOURNALD, DBUS = "systemd-journald.service", "dbus.service"
-TEUD, CONTAINERD = "teud.service", "teu-containerd.service"
+TEUD, CONTAINERD, BUILDER = "teud.service", "teu-containerd.service", "teu-buildkitd.service"
 
 
 class Killer(threading.Thread):
@@ -33,6 +33,8 @@ class Killer(threading.Thread):
             **{name: (4, lambda death=death: self._daemon(death)) for name, death in whole.DEATHS.items()},  # type: ignore[misc]
             "terminate teud": (2, lambda: self._terminate(TEUD)),
             "terminate teu-containerd": (2, lambda: self._terminate(CONTAINERD)),
+            "kill -9 teu-buildkitd": (4, lambda: kill_if(whole.main_pid(BUILDER))),
+            "terminate teu-buildkitd": (1, lambda: self._terminate(BUILDER)),
             "kill -9 a shim": (4, self._shim),
             "kill -9 the shims' zygote": (2, self._zygote),
             "kill -9 a teu-runc": (5, self._runc),
@@ -119,7 +121,7 @@ class Killer(threading.Thread):
         """A child of a daemon: a worker that unpacks, mounts or copies."""
         deadline = time.monotonic() + 3
         while time.monotonic() < deadline and not self._ledger.over.is_set():
-            for unit in (TEUD, CONTAINERD):
+            for unit in (TEUD, CONTAINERD, BUILDER):
                 found = [pid for pid in children(whole.main_pid(unit)) if whole.program_of(pid)[0] != whole.SHIM]
                 if found:
                     return kill(self._dice.choice(found))
@@ -142,6 +144,10 @@ def kill(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def kill_if(pid: int) -> bool:
+    return bool(pid) and kill(pid)
 
 
 def is_first(pid: int) -> bool:

@@ -151,13 +151,28 @@ def _make(parent: int, name: str, kind: str, mode: int) -> None:
         pass  # another process made it meanwhile: the next open decides what it is
 
 
+def open_file(root: int, path: str) -> int:
+    """Open a regular file as if root were "/", to be read.
+
+    What is none is not opened at all, for a device may act on that alone, and may be the host's: IsADirectoryError,
+    OSError EINVAL."""
+    place = open_in_root(root, path)
+    try:
+        kind = os.fstat(place).st_mode & 0o170000
+        if kind == 0o040000:
+            raise IsADirectoryError(errno.EISDIR, "is a directory")
+        if kind != 0o100000:
+            raise OSError(errno.EINVAL, "not a regular file")
+        return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(place)
+
+
 def read_file(root: int, path: str, limit: int = 16 << 20) -> bytes:
     """The first `limit` bytes of a regular file; b"" when there is none."""
     try:
-        descriptor = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        descriptor = open_file(root, path)
     except OSError:
         return b""
     with open(descriptor, "rb") as file:
-        if os.fstat(descriptor).st_mode & 0o170000 != 0o100000:
-            return b""
         return file.read(limit)

@@ -16,7 +16,7 @@ import os
 from struct import pack
 
 from teu.linux import capabilities
-from teu.linux.inside import open_in_root
+from teu.linux.inside import open_file
 from teu.runc import log
 from teu.runc.descriptors import personality
 from teu.runc.errors import InvalidSpec, RuncError
@@ -241,12 +241,10 @@ def _label(process: dict[str, Any]) -> bytes:
 def home_of(root: int, uid: int) -> str:
     """The user's home by the root's own /etc/passwd, "/" where it says nothing."""
     try:
-        fd = open_in_root(root, "etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        fd = open_file(root, "etc/passwd")
     except OSError:
         return "/"
     try:
-        if os.fstat(fd).st_mode & 0o170000 != 0o100000:
-            return "/"
         data = os.read(fd, 1 << 20)
     except OSError:
         return "/"

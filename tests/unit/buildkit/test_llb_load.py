@@ -94,6 +94,22 @@ def test_capabilities_are_listed_by_name() -> None:
     assert {cap.ID for cap in told if cap.Enabled} >= {"file.base", "mergeop", "exec.mount.cache"}
 
 
+def test_names_of_merges_do_not_double_with_each() -> None:
+    """A definition of a few kilobytes is none of gigabytes."""
+    made = Made()
+    root = made.source()
+    for number in range(200):
+        op = ops_pb2.Op()
+        if number % 2:
+            op.diff.lower.input, op.diff.upper.input = 0, 1
+        else:
+            op.merge.inputs.add(input=0)
+            op.merge.inputs.add(input=1)
+        root = made.add(op, root, root)
+    graph = load.load(made.end(root))
+    assert max(len(vertex.name) for vertex in graph.vertexes.values()) <= load.NAME_MAX + 1
+
+
 def exec_without(what: str) -> Any:
     op = ops_pb2.Op()
     if what != "meta":
@@ -102,6 +118,8 @@ def exec_without(what: str) -> Any:
         op.exec.meta.args.append("x")
     if what == "rootfs":
         op.exec.mounts.add(input=-1, dest="/mnt", output=-1)
+    if what == "kind":
+        op.exec.mounts.add(input=-1, dest="/", output=0, mountType=77)
     if what == "input":
         op.exec.mounts.add(input=3, dest="/", output=0)
     if not what:
@@ -134,6 +152,7 @@ def diff_op(lower: int) -> Any:
         (exec_without("rootfs"), "invalid exec op with no rootfs"),
         (exec_without("input"), "missing input 3"),
         (exec_without(""), "invalid mount output index 7"),
+        (exec_without("kind"), "mount type 77 is not known"),
         (ops_pb2.Op(file=ops_pb2.FileOp()), "invalid file op with no actions"),
         (file_op(input=1), "invalid input index 1 of file action 0"),
         (file_op(second=-2), "invalid input index -2 of file action 0"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import threading
 import time
@@ -24,7 +25,9 @@ from teu.buildkit.core.errors import Cancelled, Error, NotFound
 from teu.buildkit.core.op import CacheMap, Context, Dependency, Gone, Record, Ref
 from teu.buildkit.core.progress import Progress
 from teu.buildkit.llb.load import Edge, Graph, Metadata, Vertex
+from teu.buildkit.ops.roots import PathError
 from teu.buildkit.solver.jobs import Solver
+from teu.buildkit.solver.scheduler import copied
 
 
 def sha(text: str) -> str:
@@ -767,6 +770,17 @@ def test_a_resolver_that_refuses_leaves_nothing(house: House) -> None:
         with pytest.raises(Error, match="no such operation"):
             job.build(chain(house.world).graph("make"))
         assert not house.solver._active
+
+
+def test_an_error_that_is_made_of_more_than_its_text() -> None:
+    """Copying one as copy.copy does would call its class with the text alone."""
+    error = PathError("lstat", "/a", errno.ENOENT)
+    error.with_detail(errdefs_pb2.Vertex(digest="x"))
+    made = copied(error)
+    assert made is not error and str(made) == "lstat /a: no such file or directory"
+    assert made.message == error.message and isinstance(made, PathError) and made.number == errno.ENOENT
+    made.with_detail(errdefs_pb2.Vertex(digest="y"))
+    assert len(error.details) == 1 and len(made.details) == 2
 
 
 def test_a_broken_cache_fails_no_build(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

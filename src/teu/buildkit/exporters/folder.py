@@ -134,7 +134,7 @@ def _subjects(folder: int) -> Iterator[statements.Json]:
             continue
         digest = hashlib.sha256()
         try:
-            descriptor = inside.open_in_root(folder, os.fsdecode(entry.path), os.O_RDONLY | os.O_NONBLOCK)
+            descriptor = inside.open_file(folder, os.fsdecode(entry.path))
         except OSError:
             continue
         with open(descriptor, "rb", buffering=0) as file:

@@ -148,8 +148,7 @@ def _of_bundle(data: bytes, path: str, subjects: tuple[Json, ...], itself: bool)
 
 
 def _file(root: int, path: str) -> bytes:
-    descriptor = inside.open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    with open(descriptor, "rb", buffering=0) as file:
+    with open(inside.open_file(root, path), "rb", buffering=0) as file:
         data = bytearray()
         while part := file.read(1 << 20):
             data += part

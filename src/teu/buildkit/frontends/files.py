@@ -42,12 +42,7 @@ def read(snapshot: Snapshot | None, path: str, offset: int, length: int) -> byte
 
 def read_at(root: int, path: str, offset: int, length: int) -> bytes:
     """The same below an open folder."""
-    with open(inside.open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb", buffering=0) as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, "is a directory")
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "not a regular file")
+    with open(inside.open_file(root, path), "rb", buffering=0) as file:
         pieces = []
         while length > 0 and (data := os.pread(file.fileno(), min(length, 1 << 20), offset)):
             pieces.append(data)

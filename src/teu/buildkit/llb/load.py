@@ -8,7 +8,7 @@ Invalid, in BuildKit's words, before anything runs. Nothing here recurses, so a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,10 @@ VERTEXES_MAX = 50_000
 INPUTS_MAX = 10_000  # of one vertex
 DEPTH_MAX = 10_000  # vertexes one upon the other
 SIZE_MAX = 64 << 20  # bytes of all operations
+NAME_MAX = 4096  # characters of a name that is made of other vertexes' names, each of which may be made so
 
 ROOT_MOUNT = "/"
+MOUNT_TYPES = (ops_pb2.BIND, ops_pb2.SECRET, ops_pb2.SSH, ops_pb2.CACHE, ops_pb2.TMPFS)
 EMPTY = -1  # an input that is an empty tree
 
 CUSTOM_NAME = "llb.customname"
@@ -254,6 +256,8 @@ def _exec(op: Any) -> None:
             raise Invalid(f"missing input {mount.input}")
         if mount.output > len(op.exec.mounts):
             raise Invalid(f"invalid mount output index {mount.output}")
+        if mount.mountType not in MOUNT_TYPES:
+            raise Invalid(f"mount type {mount.mountType} is not known")
 
 
 def _file(op: Any) -> None:
@@ -323,14 +327,28 @@ def _name(op: Any, below: Mapping[str, Vertex]) -> str:
     if kind == "build":
         return "build"
     if kind == "merge":
-        return f"merge ({', '.join(below[one.digest].name for one in op.inputs)})"
+        return _cut(f"merge ({', '.join(_some(below[one.digest].name for one in op.inputs))})")
     if kind == "diff":
         sides = [
             "scratch" if given == EMPTY else f"({below[op.inputs[given].digest].name})"
             for given in (op.diff.lower.input, op.diff.upper.input)
         ]
-        return f"diff {sides[0]} -> {sides[1]}"
+        return _cut(f"diff {sides[0]} -> {sides[1]}")
     return f"passthrough {op.passthrough.id}"
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= NAME_MAX else f"{name[:NAME_MAX]}…"
+
+
+def _some(names: Iterable[str]) -> Iterator[str]:
+    """As many as a name has room for, and one more."""
+    size = 0
+    for name in names:
+        yield name
+        size += len(name)
+        if size > NAME_MAX:
+            return
 
 
 def _action_name(action: Any) -> str:

@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 from collections import deque
@@ -710,7 +709,9 @@ def _wrapped(error: Exception, text: str) -> Exception:
 
 def copied(error: Error) -> Error:
     """An error of its own for each who is told: they add details to it."""
-    made = copy.copy(error)
+    # Not copy.copy: it calls the class with the text alone, and some are made of more.
+    made = type(error).__new__(type(error), *error.args)
+    made.__dict__.update(error.__dict__)
     made.details = list(error.details)
     made.__traceback__ = None
     made.__cause__ = error.__cause__
