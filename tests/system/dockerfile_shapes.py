@@ -4,7 +4,8 @@
 A shape is one file in `dockerfiles/`: what it is for, how it is built, and the files of its context.
 
     # Two stages: what compiles stays behind.             comment
-    ! --build-arg VERSION=1 --target final                words of the command line; {folder} is the shape's own folder
+    ! --build-arg VERSION=1 --target final                words of the command line; {folder} is the shape's own folder,
+                                                          {http} and {git} are what `Served` gives
     ! env TOKEN=secret                                    the client's environment
     ! code 1                                              the exit code of docker build, 0 otherwise
     ! crlf                                                the Dockerfile has a byte order mark and Windows' line ends
@@ -55,9 +56,12 @@ class Shape(NamedTuple):
     only: tuple[str, ...]
     files: tuple[File, ...]
 
-    def words(self, folder: Path) -> list[str]:
+    def words(self, folder: Path, **places: str) -> list[str]:
         """Its words of a command line, without the context."""
-        return [word.replace("{folder}", str(folder)) for word in self.argv]
+        words = list(self.argv)
+        for name, value in {"folder": str(folder), **places}.items():
+            words = [word.replace(f"{{{name}}}", value) for word in words]
+        return words
 
     @property
     def has_output(self) -> bool:

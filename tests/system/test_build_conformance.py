@@ -10,10 +10,13 @@ meant, `ON_PURPOSE` says why; one that is there no more has to leave the table.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +36,9 @@ from bothbuilders import (
     warnings_of,
 )
 from dockerfile_shapes import Shape, all_shapes, lay_out
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "buildkit"))
+import githttp
 
 pytestmark = [pytest.mark.needs("docker", "dockerd", "buildx", "systemd", "trixie", "fast"), pytest.mark.timeout(400)]
 
@@ -68,6 +74,38 @@ class Made(NamedTuple):
         return found[name]
 
 
+class Files(BaseHTTPRequestHandler):
+    """Two files that never change."""
+
+    def do_GET(self) -> None:
+        contents = {"/file": b"downloaded\n", "/packed.tar.gz": gzip.compress(b"not opened", mtime=0)}
+        data = contents.get(self.path)
+        self.send_response(200 if data is not None else 404)
+        self.send_header("Last-Modified", "Wed, 01 Jan 2020 10:20:30 GMT")
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.end_headers()
+        self.wfile.write(data or b"")
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[dict[str, str]]:
+    """Servers of files and of a repository, by the names that shapes have for them."""
+    repositories = githttp.Served(folder / "repositories")
+    files = ThreadingHTTPServer(("127.0.0.1", 0), Files)
+    threading.Thread(target=files.serve_forever, args=(0.05,), daemon=True).start()
+    repository = repositories.repository("a.git", {"one": "1", "sub/two": "2", "sub/deep/three": "3"})
+    githttp.run(repository, "tag", "v1")
+    repositories.commit(repository, {"sub/two": "later"})
+    try:
+        yield {"http": f"http://127.0.0.1:{files.server_port}", "git": repositories.address}
+    finally:
+        for server in (files, repositories.server):
+            server.shutdown()
+            server.server_close()
+
+
 def _agent(path: Path) -> socket.socket:
     """An agent of SSH that has no keys, and says no to whatever it is asked."""
     listener = socket.socket(socket.AF_UNIX)
@@ -89,8 +127,8 @@ def _agent(path: Path) -> socket.socket:
 class Builds:
     """All builds of the shapes that are asked for, and what came of them by side and shape."""
 
-    def __init__(self, both: Both, folder: Path, wanted: list[Shape]) -> None:
-        self.both, self.wanted = both, wanted
+    def __init__(self, both: Both, folder: Path, wanted: list[Shape], places: dict[str, str]) -> None:
+        self.both, self.wanted, self.places = both, wanted, places
         self.folders = {side.name: folder / side.name for side in both}
         self.agents = []
         for side in both:
@@ -126,7 +164,7 @@ class Builds:
 
     def _words(self, side: Side, shape: Shape) -> list[str]:
         folder = self.folders[side.name] / shape.name
-        return [*shape.words(folder), str(folder)]
+        return [*shape.words(folder, **self.places), str(folder)]
 
     def _first(self, side: Side, shape: Shape) -> Built:
         tag = [] if shape.has_output else ["-t", tag_of(shape)]
@@ -158,8 +196,8 @@ def builds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     asked = [getattr(item, "callspec", None) for item in request.session.items]
     names = {spec.params["name"] for spec in asked if spec and "name" in spec.params}
     folder = tmp_path_factory.mktemp("builds")
-    with both_builders(folder / "clients") as both:
-        made = Builds(both, folder, [shape for name, shape in SHAPES.items() if name in names])
+    with both_builders(folder / "clients") as both, served(folder) as places:
+        made = Builds(both, folder, [shape for name, shape in SHAPES.items() if name in names], places)
         yield made
         for agent in made.agents:
             agent.close()
