@@ -148,6 +148,7 @@ def short(name: str) -> str:
 @contextlib.contextmanager
 def both_builders(folder: Path) -> Iterator[Both]:
     """Both, with the base images; what was made on teud's side is removed at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
     archive = folder / "bases.tar"
     names = base_archive(archive)
     with peers.dockerd(network=True) as daemon:
@@ -272,6 +273,8 @@ def steps_of(text: str) -> dict[str, str]:
 def failure_of(text: str) -> str:
     """The end of a failed build's text: from the step that failed, or from the error."""
     lines = [line for line in text.splitlines() if not STEP.fullmatch(line) and line.strip()]
+    # Warnings are an aspect of their own.
+    lines = [line for line in lines if not line.startswith(" - ") and "found (use --debug" not in line]
     return "\n".join(neutral(re.sub(r"^\d+\.\d+ ", "", line)) for line in lines)
 
 
@@ -285,6 +288,8 @@ def neutral(text: str) -> str:
     # An image of docker's own store has no digest that a name could be pinned to.
     text = re.sub(r"@sha256:[0-9a-f]{64}", "", text)
     text = re.sub(r"sha256:[0-9a-f]{64}", "DIGEST", text)
+    # What concurrent builds share has the name that the first of them gave it, there as here.
+    text = re.sub(r"^\[[^]]*\] FROM ", "FROM ", text)
     text = re.sub(r"\b[0-9a-z]{25}(::[0-9a-z]{25})?\b", "IDENT", text)
     return re.sub(r"\b\d+\.\d+s\b", "TIME", text)
 
@@ -382,6 +387,7 @@ def marshalled(operations: Sequence[Any], end: bool = True) -> Any:
         blob = operation.SerializeToString(deterministic=True)
         digests.append("sha256:" + hashlib.sha256(blob).hexdigest())
         blobs.append(blob)
+        made.metadata.get_or_create(digests[-1])  # Go's clients have one of each, and frontends count on it
         if given.get("name"):
             made.metadata[digests[-1]].description["llb.customname"] = given["name"]
     return made

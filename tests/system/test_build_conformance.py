@@ -208,7 +208,7 @@ def told(value: Any) -> list[str]:
     if isinstance(value, dict):
         return [f"{key}: {value[key]}" for key in sorted(value, key=str)]
     if isinstance(value, list):
-        return [f"{number} {line}" for number, inner in enumerate(value) for line in told(inner)]
+        return [line for inner in value for line in told(inner)]
     return str(value).splitlines()
 
 
