@@ -152,6 +152,7 @@ for word in "$@"; do
 done
 case "$name $1" in
 "go build" | "gcc "*)
+    mkdir -p "$(dirname "$out")"
     { echo '#!/bin/sh'; echo "echo $name ${GOOS:-here}/${GOARCH:-any} CGO_ENABLED=${CGO_ENABLED-unset}"; } >"$out"
     chmod 755 "$out" ;;
 "go mod") mkdir -p "${GOPATH:-/go}/pkg/mod" && sort go.mod >"${GOPATH:-/go}/pkg/mod/list" ;;
@@ -162,7 +163,7 @@ case "$name $1" in
     mkdir -p /usr/local/lib/python/site-packages && echo "$*" >>/usr/local/lib/python/site-packages/installed ;;
 "python -m" | "python3 -m") [ "$2" != venv ] || { mkdir -p "$3/bin" && ln -s /usr/local/bin/pip "$3/bin/pip"; } ;;
 "cargo build") mkdir -p target/release && cat src/*.rs >target/release/app && chmod 755 target/release/app ;;
-"mvn "* | "gradle "*) mkdir -p target && cat src/*.java >target/app.jar ;;
+"mvn "* | "gradle "*) mkdir -p target && cat src/*.java >target/app.jar 2>/dev/null || : ;;
 "apt-get install" | "apk add") mkdir -p /var/lib/packages && printf '%s\n' "$@" >>/var/lib/packages/list ;;
 "make "*) mkdir -p build && cat Makefile >build/made ;;
 esac
