@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import threading
 import time
@@ -24,7 +25,9 @@ from teu.buildkit.core.errors import Cancelled, Error, NotFound
 from teu.buildkit.core.op import CacheMap, Context, Dependency, Gone, Record, Ref
 from teu.buildkit.core.progress import Progress
 from teu.buildkit.llb.load import Edge, Graph, Metadata, Vertex
+from teu.buildkit.ops.roots import PathError
 from teu.buildkit.solver.jobs import Solver
+from teu.buildkit.solver.scheduler import copied
 
 
 def sha(text: str) -> str:
@@ -433,6 +436,14 @@ def test_keys_without_results_lead_on(house: House) -> None:
     house.ran()
     house.build(graph)
     assert house.ran() == ["load make"]
+
+
+def test_errors_of_any_class_have_copies_of_their_own() -> None:
+    """One that is not made of its text as well: the end of its step would be lost, and its build would wait forever."""
+    error = PathError("lstat", "/none", errno.ENOENT).at_vertex("sha256:1")
+    made = copied(error)
+    assert type(made) is PathError and str(made) == str(error) == "lstat /none: no such file or directory"
+    assert made.number == errno.ENOENT and made.details == error.details and made.details is not error.details
 
 
 def test_two_builds_share_one_graph(house: House) -> None:

@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 from collections import deque
@@ -710,7 +709,10 @@ def _wrapped(error: Exception, text: str) -> Exception:
 
 def copied(error: Error) -> Error:
     """An error of its own for each who is told: they add details to it."""
-    made = copy.copy(error)
+    # Not by copy.copy, which makes it anew of its text: a class that is made of something else cannot be made so.
+    made = type(error).__new__(type(error))
+    made.__dict__.update(error.__dict__)
+    made.args = error.args
     made.details = list(error.details)
     made.__traceback__ = None
     made.__cause__ = error.__cause__
