@@ -176,11 +176,21 @@ def _content(tar: tarfile.TarFile, name: str) -> bytes:
     return file.read()
 
 
+def _newer(value: Any) -> Any:
+    """A line of the history as newer versions of BuildKit, and ours, write it: the peer's has ports as Go shows a map,
+    and arguments without what was given for them, of which the names are compared."""
+    if isinstance(value, str) and value.startswith("EXPOSE map["):
+        return value.replace("EXPOSE map[", "EXPOSE [").replace(":{}", "")
+    if isinstance(value, str) and value.startswith("ARG "):
+        return "ARG " + value[4:].partition("=")[0]
+    return value
+
+
 def _image(config: dict[str, Any], layers: list[dict[str, Entry]]) -> Image:
     history = []
     for line in config.get("history", ()):
         assert line.get("created"), line
-        history.append({key: value for key, value in line.items() if key != "created"})
+        history.append({key: _newer(value) for key, value in line.items() if key != "created"})
     inner = {key: value for key, value in config.get("config", {}).items() if value not in (None, "", [], {}, False)}
     kept = {"config": inner, **{key: config.get(key) for key in ("architecture", "os", "variant", "author")}}
     return Image(kept, history, layers)
