@@ -438,6 +438,14 @@ def test_keys_without_results_lead_on(house: House) -> None:
     assert house.ran() == ["load make"]
 
 
+def test_errors_of_any_class_have_copies_of_their_own() -> None:
+    """One that is not made of its text as well: the end of its step would be lost, and its build would wait forever."""
+    error = PathError("lstat", "/none", errno.ENOENT).at_vertex("sha256:1")
+    made = copied(error)
+    assert type(made) is PathError and str(made) == str(error) == "lstat /none: no such file or directory"
+    assert made.number == errno.ENOENT and made.details == error.details and made.details is not error.details
+
+
 def test_two_builds_share_one_graph(house: House) -> None:
     drawing = chain(house.world, delay=0.3)
     values: list[str] = []
