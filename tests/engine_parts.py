@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import secrets
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from teu.engine.core.times import timestamp
 from teu.engine.engine import Engine
 from teu.engine.networks.manager import Networks
 from teu.engine.networks.model import Network
+
+# Databases as dumps, and what was answered of them, from before their records had types.
+BEFORE = Path(__file__).with_name("unit") / "engine/written_before"
 
 
 def settings(folder: Path, **more: Any) -> configuration.Settings:
@@ -36,6 +40,17 @@ def settings(folder: Path, **more: Any) -> configuration.Settings:
 
 def engine(folder: Path, **more: Any) -> Engine:
     return Engine(settings(folder, **more))
+
+
+def engine_before(folder: Path, dump: str) -> Engine:
+    """One over a database of BEFORE, with its containers."""
+    (folder / "data").mkdir()
+    connection = sqlite3.connect(folder / "data/engine.db")
+    connection.executescript((BEFORE / dump).read_text().replace("FOLDER", str(folder)))
+    connection.close()
+    made = engine(folder)
+    made.containers.load()
+    return made
 
 
 def container(engine: Engine, name: str = "", body: dict[str, Any] | None = None, **host: Any) -> Container:

@@ -12,6 +12,7 @@ import pytest
 from teu.containerd.transfer.job import Job
 from teu.ctr import blobs
 from teu.ctr.client import Client
+from teu.engine.backend import containerd
 from teu.engine.images import unpack
 
 
@@ -24,6 +25,7 @@ class Store:
         self.leases = SimpleNamespace(AddResource=self._hold)
         self.content = SimpleNamespace(Info=lambda request: self._look(request.digest))
         self.snapshots = SimpleNamespace(Stat=lambda request: self._look(request.key))
+        self.missing: set[str] = set()
 
     def _hold(self, request: Any) -> None:
         assert request.id == "mine"
@@ -31,6 +33,8 @@ class Store:
 
     def _look(self, name: str) -> None:
         assert any(held.endswith(" " + name) for held in self.held), "it may be collected now"
+        if name in self.missing:
+            raise containerd.NotFound(name)
 
     hold = Client.hold
 
@@ -48,9 +52,16 @@ def test_a_blob(store: Any) -> None:
     assert store.held == ["content sha256:1"]
 
 
-def test_a_snapshot_of_the_engine(store: Any) -> None:
-    assert unpack.kept(store, "overlayfs", "chain", "mine")
-    assert store.held == ["snapshots/overlayfs chain"]
+def test_snapshots_of_the_engine(store: Any) -> None:
+    """Each is held once, also those that are still to be made."""
+    assert unpack.unpacked(store, "overlayfs", ["one", "two", "three"], "mine") == 2
+    assert sorted(store.held) == [f"snapshots/overlayfs {chain}" for chain in ("one", "three", "two")]
+    store.missing, store.held = {"two", "three"}, []
+    assert unpack.unpacked(store, "overlayfs", ["one", "two", "three"], "mine") == 0
+    assert sorted(store.held) == [f"snapshots/overlayfs {chain}" for chain in ("one", "three", "two")]
+    store.missing = {"one", "two", "three"}
+    assert unpack.unpacked(store, "overlayfs", ["one", "two", "three"], "mine") == -1
+    assert unpack.unpacked(store, "overlayfs", [], "mine") == -1
 
 
 def test_a_snapshot_of_a_transfer(store: Any) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,10 @@ from teu.engine.core.fields import HealthCheck, RestartPolicy, Ulimit
 from teu.engine.engine import Engine
 from teu.engine.views import containers
 
-BEFORE = Path(__file__).with_name("written_before")
-
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    (tmp_path / "data").mkdir()
-    connection = sqlite3.connect(tmp_path / "data/engine.db")
-    connection.executescript((BEFORE / "containers.sql").read_text().replace("FOLDER", str(tmp_path)))
-    connection.close()
-    engine = parts.engine(tmp_path)
-    engine.containers.load()
+    engine = parts.engine_before(tmp_path, "containers.sql")
     yield engine
     engine.database.close()
 
@@ -44,7 +36,7 @@ def given(value: Any) -> Any:
 
 
 def test_containers_are_what_they_were(engine: Engine, tmp_path: Path) -> None:
-    before = json.loads((BEFORE / "inspect.json").read_text().replace("FOLDER", str(tmp_path)))
+    before = json.loads((parts.BEFORE / "inspect.json").read_text().replace("FOLDER", str(tmp_path)))
     assert {container.name for container in engine.containers.all()} == set(before) == {"plain", "web", "done"}
     for name, answer in before.items():
         container = engine.containers.get(name)

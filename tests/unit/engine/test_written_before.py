@@ -5,7 +5,6 @@ every driver, volumes, and containers that ran, had run and had not. (The folder
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,10 @@ from teu.engine.engine import Engine
 from teu.engine.networks import records as networks
 from teu.engine.volumes import records as volumes
 
-BEFORE = Path(__file__).with_name("written_before")
-
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    (tmp_path / "data").mkdir()
-    connection = sqlite3.connect(tmp_path / "data/engine.db")
-    connection.executescript((BEFORE / "engine.sql").read_text().replace("FOLDER", str(tmp_path)))
-    connection.close()
-    engine = parts.engine(tmp_path)
-    engine.containers.load()
+    engine = parts.engine_before(tmp_path, "engine.sql")
     engine.networks.start()
     yield engine
     engine.database.close()
@@ -37,7 +29,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def answers(tmp_path: Path) -> Any:
-    return json.loads((BEFORE / "answers.json").read_text().replace("FOLDER", str(tmp_path)))
+    return json.loads((parts.BEFORE / "answers.json").read_text().replace("FOLDER", str(tmp_path)))
 
 
 def rows(engine: Engine, table: str) -> dict[str, Any]:

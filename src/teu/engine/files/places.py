@@ -50,13 +50,13 @@ def name(image: Image) -> str:
 
 
 def make(engine: Engine, image: Image, lease: str) -> None:
-    """Make the layer if it is not there. The image's own snapshots are; the lease keeps the new one meanwhile."""
+    """Make the layer if it is not there. The image's own snapshots are; the lease keeps it meanwhile."""
     from teu.api.services.snapshots.v1 import snapshots_pb2
 
     client, snapshotter, layer = engine.containerd, engine.config["storage-driver"], name(image)
     key = f"init-{uuid.uuid4().hex} {image.chain_id}".strip()
     with unpack.exclusive(f"snapshot {layer}"), client.making(key):
-        if unpack.snapshot_exists(client, snapshotter, layer):
+        if unpack.kept(client, snapshotter, layer, lease):
             return
         request = snapshots_pb2.PrepareSnapshotRequest(snapshotter=snapshotter, key=key, parent=image.chain_id)
         mounts = client.snapshots.Prepare(request, lease=lease).mounts

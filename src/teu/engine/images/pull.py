@@ -259,13 +259,8 @@ class _Job:
 
     def _run(self) -> None:
         chains = image_spec.chain_ids(self._config["rootfs"]["diff_ids"])
-        ready = {
-            n
-            for n, chain in enumerate(chains)
-            if unpack.kept(self._images.client, self._images.snapshotter, chain, self._lease)
-        }
         # A chain that is there from below needs no download; content of it may have been collected.
-        have = max(ready, default=-1)
+        have = unpack.unpacked(self._images.client, self._images.snapshotter, chains, self._lease)
         threads = []
         for number, layer in enumerate(self._layers):
             if number <= have:
@@ -284,6 +279,7 @@ class _Job:
                 self._available,
                 self._unpacking,
                 self._departure,
+                have,
             )
         finally:
             if self._failure is not None:

@@ -67,6 +67,15 @@ def kept(client: Client, snapshotter: str, key: str, lease: str) -> bool:
     return snapshot_exists(client, snapshotter, key)
 
 
+def unpacked(client: Client, snapshotter: str, chains: list[str], lease: str) -> int:
+    """How far up an image is unpacked: the number of the highest of its chains that is there, -1 for none. The lease
+    has that one, all below it, and those above it once they are there."""
+    have = next((n for n in range(len(chains) - 1, -1, -1) if kept(client, snapshotter, chains[n], lease)), -1)
+    for chain in chains[: max(have, 0)]:
+        _keep(client, snapshotter, lease, chain)
+    return have
+
+
 def layers(
     client: Client,
     snapshotter: str,
@@ -76,21 +85,19 @@ def layers(
     available: Callable[[int], None] | None = None,
     progress: Callable[[int, str], None] | None = None,
     departure: Departure = NOBODY,
+    have: int | None = None,
 ) -> str:
     """Unpack what is missing of the image; returns the top chain id ("" without layers).
 
     `available(n)` blocks until layer n is in the content store (pull downloads in parallel);
-    `progress(n, phase)` is told "extracting", "complete" or "exists".
+    `progress(n, phase)` is told "extracting", "complete" or "exists";
+    `have` is what `unpacked` has said under this lease, where the caller knows.
     """
     chains = image_spec.chain_ids(config["rootfs"]["diff_ids"])
-    have = -1
-    for number in range(len(chains) - 1, -1, -1):
-        if kept(client, snapshotter, chains[number], lease):
-            have = number
-            break
+    if have is None:
+        have = unpacked(client, snapshotter, chains, lease)
     for number, chain in enumerate(chains):
         if number <= have:
-            _keep(client, snapshotter, lease, chain)
             if progress:
                 progress(number, "exists")
             continue
@@ -99,7 +106,7 @@ def layers(
         if progress:
             progress(number, "extracting")
         with exclusive(f"snapshot {chain}", departure):
-            if not kept(client, snapshotter, chain, lease):
+            if not snapshot_exists(client, snapshotter, chain):
                 parent = chains[number - 1] if number else ""
                 layer = manifest["layers"][number]
                 _apply(
