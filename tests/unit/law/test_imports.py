@@ -15,7 +15,7 @@ from sourcetree import nodes, parsed
 
 SRC = Path(__file__).resolve().parents[3] / "src"
 PROGRAMS = ("cli", "ctr", "engine", "buildkit", "containerd", "shim", "runc")
-SHARED = ("linux", "oci", "systemd", "ttrpc", "http2", "api", "config")
+SHARED = ("linux", "oci", "systemd", "ttrpc", "http2", "api", "config", "grpcclient")
 
 # Which parts of teu a part may import, beside itself.
 MAY: dict[str, tuple[str, ...]] = {
@@ -29,6 +29,7 @@ MAY: dict[str, tuple[str, ...]] = {
     "oci": ("linux",),
     "linux": (),
     "coldstart": (),
+    "grpcclient": (),  # its stubs of api are found by their names
     "config": ("oci",),  # sizes and lengths of time are read by oci/units
 }
 

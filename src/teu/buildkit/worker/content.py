@@ -18,9 +18,10 @@ from teu.api.services.content.v1 import content_pb2
 from teu.buildkit.core import errors
 from teu.buildkit.core.identifiers import new_id
 from teu.buildkit.core.snapshots import Descriptor, Fetch
-from teu.buildkit.worker.client import LONG, Client, Stream
+from teu.buildkit.worker.client import LONG, Client
 from teu.buildkit.worker.leases import Leases
 from teu.buildkit.worker.names import FETCH
+from teu.grpcclient import Stream
 from teu.oci import digest as digests
 
 CHUNK = 1 << 20

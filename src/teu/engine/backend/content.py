@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from teu import grpcclient
 from teu.engine.backend import containerd
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import EngineError
@@ -229,7 +230,7 @@ def read(client: Client, digest: str, limit: int = 16 << 20) -> bytes:
     """A whole small blob."""
     parts = []
     size = 0
-    for part in chunks(client, digest, timeout=containerd.DEADLINE):
+    for part in chunks(client, digest, timeout=grpcclient.DEADLINE):
         size += len(part)
         if size > limit:
             raise containerd.InvalidArgument(f"content {digest} is larger than {limit} bytes")

@@ -23,6 +23,7 @@ import re
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
+from teu import grpcclient
 from teu.engine.backend import containerd, content
 from teu.engine.core.errors import BadRequest, NotFound
 from teu.engine.images import unpack
@@ -197,7 +198,7 @@ class Images:
 
     # -- names -------------------------------------------------------------------------------
 
-    def names(self, timeout: float = containerd.DEADLINE) -> list[Name]:
+    def names(self, timeout: float = grpcclient.DEADLINE) -> list[Name]:
         """All names that containerd has, within `timeout` seconds. Raises containerd's errors."""
 
         from teu.api.services.images.v1 import images_pb2

@@ -174,7 +174,7 @@ def _extract(
         request.diff.digest = layer["digest"]
         request.diff.size = layer["size"]
         try:
-            applied = client.diff.Apply(request, timeout=LAYER_SECONDS, lease=lease, departure=departure).applied
+            applied = client.diff.Apply(request, timeout=LAYER_SECONDS, lease=lease, on_cancel=departure.during).applied
         except containerd.Error as error:
             raise type(error)(f"failed to register layer: {error}") from None
         if applied.digest != diff_id:
@@ -189,7 +189,7 @@ def _extract(
                 ),
                 timeout=LAYER_SECONDS,
                 lease=lease,
-                departure=departure,
+                on_cancel=departure.during,
             )
         except containerd.AlreadyExists:
             _remove(client, snapshotter, key)
