@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import queue
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -104,9 +105,16 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 
 @pytest.fixture
-def boxes(rig: Rig, tmp_path: Path) -> Boxes:
+def sockets() -> Iterator[Path]:
+    """A folder of a short name: that of a socket has 107 characters at the most."""
+    with tempfile.TemporaryDirectory(prefix="teu-unit-") as folder:
+        yield Path(folder) / "frontends"
+
+
+@pytest.fixture
+def boxes(rig: Rig, tmp_path: Path, sockets: Path) -> Boxes:
     made = Boxes(tmp_path)
-    runner = Runner(made, str(tmp_path / "frontends"), rig.worker, rig._containers)
+    runner = Runner(made, str(sockets), rig.worker, rig._containers)
     object.__setattr__(rig.rooms, "gateway", gateway.Images(runner, list))
     return made
 
@@ -120,7 +128,7 @@ def solved(bridge: Any) -> Any:
     return bridge.Solve(request, timeout=20).result
 
 
-def test_a_frontend_speaks_over_its_streams(rig: Rig, boxes: Boxes, tmp_path: Path) -> None:
+def test_a_frontend_speaks_over_its_streams(rig: Rig, boxes: Boxes, sockets: Path) -> None:
     def main(bridge: Any) -> int:
         assert bridge.Ping(gateway_pb2.PingRequest(), timeout=20).Workers[0].ID == "w1"
         assert "x" in bridge.Inputs(gateway_pb2.InputsRequest(), timeout=20).Definitions
@@ -141,7 +149,7 @@ def test_a_frontend_speaks_over_its_streams(rig: Rig, boxes: Boxes, tmp_path: Pa
     finally:
         object.__setattr__(gateway, "INPUTS_CAP", "moby.buildkit.frontend.inputs")
     assert answer.ExporterResponse["frontend.word"] == "hello"
-    assert boxes.boxes[0].released and not list((tmp_path / "frontends").iterdir())
+    assert boxes.boxes[0].released and not list(sockets.iterdir())
     logs = b"".join(one.msg for response in rig.status("one") for one in response.logs)
     assert b"the frontend begins" in logs
 

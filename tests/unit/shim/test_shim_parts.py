@@ -280,7 +280,7 @@ def test_close_stdin(tmp_path: Path) -> None:
 
 
 def test_streams_leak_nothing(tmp_path: Path) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = set(os.listdir("/proc/self/fd"))
     for name in ("in", "out", "err"):
         os.mkfifo(tmp_path / name)
     for out in (str(tmp_path / "out"), f"file://{tmp_path}/new/log", str(tmp_path / "missing"), "nonsense://x"):
@@ -290,7 +290,7 @@ def test_streams_leak_nothing(tmp_path: Path) -> None:
         except (OSError, ValueError):
             pass
         streams.close()
-    assert os.listdir("/proc/self/fd") == before
+    assert not set(os.listdir("/proc/self/fd")) - before
 
 
 def test_loop_and_lock() -> None:
