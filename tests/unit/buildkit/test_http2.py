@@ -107,6 +107,7 @@ def test_long_headers_are_continued() -> None:
         SETTINGS + struct.pack(">IBI", (http2.FRAME_SIZE + 1) << 8, 0, 0),
         SETTINGS + b"HTTP/1.1 400 Bad Request\r\n\r\n",
     ],
+    ids=lambda data: f"{len(data)} bytes",
 )
 def test_broken_rules_end_the_connection(data: bytes) -> None:
     ends: list[errors.Error] = []
