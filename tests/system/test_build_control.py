@@ -174,7 +174,7 @@ def test_it_survives_its_death(buildx: Buildx) -> None:
 def test_it_leaves_when_idle_and_comes_again(buildx: Buildx, tmp_path: Path) -> None:
     drop = Path("/etc/teu/buildkitd.yaml.d/idle.yaml")
     drop.parent.mkdir(exist_ok=True)
-    drop.write_text("idle-exit: 2s\n")
+    drop.write_text("idle-exit: 1s\ngc: {delay: 500ms}\n")
     try:
         call("systemctl", "restart", SERVICE)
         buildx.build("FROM busybox\nRUN true\n")
@@ -258,7 +258,8 @@ def test_garbage_is_collected_by_the_policies(buildx: Buildx) -> None:
     drop.parent.mkdir(exist_ok=True)
     mark = str(time.time_ns())
     buildx.build(f"FROM busybox\nRUN echo {mark} && head -c 1m /dev/zero >/big\n")
-    drop.write_text("gc:\n  policies:\n    all: {filters: ['description~=" + mark + "'], max-used-space: 1}\n")
+    policy = f"all: {{filters: ['description~={mark}'], max-used-space: 1}}"
+    drop.write_text(f"gc:\n  delay: 500ms\n  policies:\n    {policy}\n")
     try:
         call("systemctl", "restart", SERVICE)
         buildx.run("inspect", "teu")
@@ -387,28 +388,35 @@ bridge.Return(gateway_pb2.ReturnRequest(result=result), timeout=30)
 """
 
 
+# The files of the modules that the program needs.
+NEEDED = """
+import encodings.ascii, encodings.idna, encodings.latin_1, os, re, socket, sys, threading
+import grpc
+from teu.api.buildkit import gateway_pb2, gateway_pb2_grpc, ops_pb2
+try:
+    gateway_pb2_grpc.LLBBridgeStub(grpc.insecure_channel("unix:/none")).Ping(gateway_pb2.PingRequest(), timeout=5)
+except grpc.RpcError as error:
+    str(error)
+for module in list(sys.modules.values()):
+    if "/" in (getattr(module, "__file__", None) or "") and "/teu/" not in module.__file__:
+        print(module.__file__)
+"""
+
+
 @pytest.fixture(scope="module")
 def frontend(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An image that is a frontend: this machine's Python with gRPC and the stubs, and a program."""
+    """An image that is a frontend: as much of this machine's Python, gRPC and the stubs as the program needs."""
     top = tmp_path_factory.mktemp("frontend")
     python = Path("/usr/bin/python3").resolve()
     root = top / "root"
-    folders = [
-        f"/usr/lib/{python.name}",
-        "/usr/lib/python3/dist-packages/grpc",
-        "/usr/lib/python3/dist-packages/google",
-    ]
-    files = [str(python)]
-    for folder in folders:
-        shutil.copytree(folder, root / folder[1:], ignore=shutil.ignore_patterns("__pycache__", "test", "tests"))
-        files += [str(path) for path in Path(folder).rglob("*.so*")]
-    shutil.copytree("/usr/lib/python3/dist-packages/teu/api", root / "python/teu/api")
-    needed = {str(python)}
-    for line in call("ldd", *files, check=False).stdout.splitlines():
-        needed |= {word for word in line.split() if word.startswith("/") and ":" not in word and Path(word).is_file()}
+    needed = {str(python), *call(str(python), "-c", NEEDED).stdout.splitlines()}
+    libraries = [name for name in needed if ".so" in name]
+    for line in call("ldd", str(python), *libraries).stdout.splitlines():
+        needed |= {word for word in line.split() if word.startswith("/") and not word.endswith(":")}
     for name in needed:
         (root / name[1:]).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(name, root / name[1:])
+    shutil.copytree("/usr/lib/python3/dist-packages/teu/api", root / "python/teu/api")
     (root / "python/teu/__init__.py").touch()
     (root / "frontend.py").write_text(FRONTEND)
     (top / "Dockerfile").write_text(
