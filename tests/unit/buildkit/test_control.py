@@ -15,6 +15,7 @@ from unit.buildkit.rig import Rig, until
 from teu.api.buildkit import control_pb2, errdefs_pb2, gateway_pb2, ops_pb2, policy_pb2
 from teu.api.rpc import status_pb2
 from teu.api.services.content.v1 import content_pb2
+from teu.buildkit.control import builds
 from teu.buildkit.core import errors
 from teu.buildkit.frontends.bridge import Result
 from teu.buildkit.llb import build
@@ -251,6 +252,19 @@ def test_results_are_known_to_their_build_alone(rig: Rig) -> None:
     for one in solvings:
         one.cancel()
     until(lambda: not rig.builds.count)
+
+
+def test_a_build_whose_history_cannot_be_kept(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends as it ends, and is not shown as one under way for ever."""
+
+    def broken(*arguments: Any) -> Any:
+        raise ValueError("this cannot be packed")
+
+    monkeypatch.setattr(builds, "pack_logs", broken)
+    definition = build.image(BUSYBOX).run(("false",)).root.definition()
+    assert failed(rig.solve("one", Definition=definition).result).message == "exit code: 1"
+    request = control_pb2.BuildHistoryRequest(EarlyExit=True)
+    assert not list(rig.control.ListenBuildHistory(request, timeout=60))
 
 
 def test_the_empty_result_is_nothing_to_look_into(rig: Rig) -> None:
