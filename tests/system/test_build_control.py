@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import re
 import shutil
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ import pytest
 from lab_kind import PATIENCE
 from whole import call, eventually, main_pid, out, teu
 
-from teu.api.buildkit import control_pb2, control_pb2_grpc
+from teu.api.buildkit import control_pb2, control_pb2_grpc, errdefs_pb2, gateway_pb2, gateway_pb2_grpc
+from teu.api.rpc import status_pb2
+from teu.buildkit.core import errors
+from teu.buildkit.llb import build
 
 pytestmark = [pytest.mark.needs("docker", "systemd"), pytest.mark.timeout(300)]
 
@@ -139,6 +143,94 @@ def test_workers_usage_prune_and_history(buildx: Buildx, control: Any) -> None:
     assert [one.RecordType for one in gone] == ["regular"]
 
 
+def listed(control: Any, **asked: Any) -> dict[str, Any]:
+    events = control.ListenBuildHistory(control_pb2.BuildHistoryRequest(EarlyExit=True, **asked), timeout=60)
+    return {event.record.Ref: event.record for event in events}
+
+
+def history(*argv: str) -> str:
+    """`teu builder history` of the builder itself."""
+    done = call("teu", "builder", "history", *argv, f"--builder=unix://{SOCKET}")
+    return done.stdout + done.stderr
+
+
+def test_each_build_that_ended_is_in_the_history(buildx: Buildx, control: Any) -> None:
+    """Made, failed, left by its client, ended with the builder: with steps and what they said; the next one has it."""
+    before = set(listed(control))
+    mark = str(time.time_ns())
+    buildx.build(f"FROM busybox\nRUN echo made-{mark}\n")
+    buildx.build(f"FROM busybox\nRUN echo failed-{mark} && false\n", check=False)
+    buildx.build("FROM busybox\nNONSENSE\n", check=False)
+    ends: dict[str, Callable[[Any], object]] = {
+        "left": lambda process: process.kill(),
+        "stopped": lambda process: call("systemctl", "restart", SERVICE),
+    }
+    for name, end in ends.items():
+        (buildx.context / "Dockerfile").write_text(f"FROM busybox\nRUN echo {name}-{mark}; sleep 60\n")
+        process = buildx.start(*buildx.words())
+        eventually("the build", lambda: listed(control, ActiveOnly=True))
+        (ref,) = listed(control, ActiveOnly=True)
+        logs = control.Status(control_pb2.StatusRequest(Ref=ref), timeout=60)
+        assert any(f"{name}-{mark}" in one.msg.decode() for response in logs for one in response.logs)
+        end(process)
+        process.communicate(timeout=60 * PATIENCE)
+        eventually("its end", lambda ref=ref: ref not in listed(control, ActiveOnly=True))
+    new = [one for ref, one in listed(control).items() if ref not in before]
+    new.sort(key=lambda record: record.CreatedAt.ToNanoseconds())
+    assert [record.error.code for record in new] == [0, 2, 2, 1, 1], new
+    assert all(record.HasField("CompletedAt") and record.numTotalSteps for record in new)
+    for name, record in zip(("made", "failed", "", "left", "stopped"), new):
+        assert f"{name}-{mark}" in history("logs", record.Ref) or not name
+    assert "exit code: 1" in history("inspect", new[1].Ref) and "unknown instruction" in history("inspect", new[2].Ref)
+    statuses = dict(line.split()[:1] + [line] for line in history("ls").splitlines())
+    for word, record in zip(("Completed", "Error", "Error", "Canceled", "Canceled"), new):
+        assert word in statuses[record.Ref]
+    history("rm", new[0].Ref)
+    assert new[0].Ref not in listed(control)
+
+
+def test_a_debugger_looks_into_a_step_that_failed(control: Any) -> None:
+    """As `buildx build --invoke on-error` does: it is the build's frontend, and opens what the error names."""
+    with grpc.insecure_channel(f"unix:{SOCKET}") as channel:
+        bridge = gateway_pb2_grpc.LLBBridgeStub(channel)
+        ref = f"debug-{time.time_ns()}"
+        more: Any = {"metadata": [("buildkit-controlapi-buildid", ref)], "timeout": 60}
+        solving = control.Solve.future(control_pb2.SolveRequest(Ref=ref), timeout=200)
+        step = build.image("docker.io/library/busybox:latest").run(("sh", "-c", f"echo {ref} >/left; exit 3"))
+        asked = gateway_pb2.SolveRequest(Definition=step.root.definition(), Evaluate=True)
+        with pytest.raises(grpc.RpcError) as caught:
+            bridge.Solve(asked, **more)
+        status = dict(caught.value.trailing_metadata())["grpc-status-details-bin"]
+        details = {type(one): one for one in errors.from_status(status_pb2.Status.FromString(status)).details}
+        assert details[gateway_pb2.ExitMessage].Code == 3 and details[errdefs_pb2.Vertex].digest
+        solve = details[errdefs_pb2.Solve]
+        assert list(solve.op.exec.meta.args)[0] == "sh"
+        found = []
+        for identifier in (*solve.inputIDs, *solve.mountIDs):
+            request = gateway_pb2.NewContainerRequest(ContainerID=identifier)
+            request.Mounts.add(dest="/", resultID=identifier)
+            bridge.NewContainer(request, **more)
+            init = gateway_pb2.InitMessage(ContainerID=identifier, Fds=[1, 2])
+            init.Meta.args.extend(["sh", "-c", "cat /left || echo nothing"])
+            init.Meta.env.append("PATH=/bin")
+            sent: queue.Queue[Any] = queue.Queue()
+            sent.put(gateway_pb2.ExecMessage(ProcessID="p", Init=init))
+            answers = bridge.ExecProcess(iter(sent.get, None), **more)
+            output = b""
+            for answer in answers:
+                output += answer.File.Data if answer.File.Fd == 1 else b""
+                if answer.HasField("Exit"):
+                    sent.put(None)
+            found.append(output.decode().strip())
+        assert found == ["nothing", ref]
+        bridge.Return(gateway_pb2.ReturnRequest(error=status_pb2.Status(code=1, message="seen")), **more)
+        with pytest.raises(grpc.RpcError, match="seen"):
+            solving.result()
+    assert not scopes()
+    gone = f"mount / from exec sh -c echo {ref}"
+    assert gone not in "".join(one.Description for one in control.DiskUsage(control_pb2.DiskUsageRequest()).record)
+
+
 def test_concurrent_builds_share_their_steps(buildx: Buildx, tmp_path: Path) -> None:
     uuid = "/proc/sys/kernel/random/uuid"
     (buildx.context / "Dockerfile").write_text(f"FROM busybox\nRUN sleep 2; sed s/^/made-/ {uuid} # {time.time_ns()}\n")
@@ -174,7 +266,7 @@ def test_it_survives_its_death(buildx: Buildx) -> None:
 def test_it_leaves_when_idle_and_comes_again(buildx: Buildx, tmp_path: Path) -> None:
     drop = Path("/etc/teu/buildkitd.yaml.d/idle.yaml")
     drop.parent.mkdir(exist_ok=True)
-    drop.write_text("idle-exit: 2s\n")
+    drop.write_text("idle-exit: 1s\ngc: {delay: 500ms}\n")
     try:
         call("systemctl", "restart", SERVICE)
         buildx.build("FROM busybox\nRUN true\n")
@@ -258,7 +350,8 @@ def test_garbage_is_collected_by_the_policies(buildx: Buildx) -> None:
     drop.parent.mkdir(exist_ok=True)
     mark = str(time.time_ns())
     buildx.build(f"FROM busybox\nRUN echo {mark} && head -c 1m /dev/zero >/big\n")
-    drop.write_text("gc:\n  policies:\n    all: {filters: ['description~=" + mark + "'], max-used-space: 1}\n")
+    policy = f"all: {{filters: ['description~={mark}'], max-used-space: 1}}"
+    drop.write_text(f"gc:\n  delay: 500ms\n  policies:\n    {policy}\n")
     try:
         call("systemctl", "restart", SERVICE)
         buildx.run("inspect", "teu")
@@ -387,28 +480,35 @@ bridge.Return(gateway_pb2.ReturnRequest(result=result), timeout=30)
 """
 
 
+# The files of the modules that the program needs.
+NEEDED = """
+import encodings.ascii, encodings.idna, encodings.latin_1, os, re, socket, sys, threading
+import grpc
+from teu.api.buildkit import gateway_pb2, gateway_pb2_grpc, ops_pb2
+try:
+    gateway_pb2_grpc.LLBBridgeStub(grpc.insecure_channel("unix:/none")).Ping(gateway_pb2.PingRequest(), timeout=5)
+except grpc.RpcError as error:
+    str(error)
+for module in list(sys.modules.values()):
+    if "/" in (getattr(module, "__file__", None) or "") and "/teu/" not in module.__file__:
+        print(module.__file__)
+"""
+
+
 @pytest.fixture(scope="module")
 def frontend(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An image that is a frontend: this machine's Python with gRPC and the stubs, and a program."""
+    """An image that is a frontend: as much of this machine's Python, gRPC and the stubs as the program needs."""
     top = tmp_path_factory.mktemp("frontend")
     python = Path("/usr/bin/python3").resolve()
     root = top / "root"
-    folders = [
-        f"/usr/lib/{python.name}",
-        "/usr/lib/python3/dist-packages/grpc",
-        "/usr/lib/python3/dist-packages/google",
-    ]
-    files = [str(python)]
-    for folder in folders:
-        shutil.copytree(folder, root / folder[1:], ignore=shutil.ignore_patterns("__pycache__", "test", "tests"))
-        files += [str(path) for path in Path(folder).rglob("*.so*")]
-    shutil.copytree("/usr/lib/python3/dist-packages/teu/api", root / "python/teu/api")
-    needed = {str(python)}
-    for line in call("ldd", *files, check=False).stdout.splitlines():
-        needed |= {word for word in line.split() if word.startswith("/") and ":" not in word and Path(word).is_file()}
+    needed = {str(python), *call(str(python), "-c", NEEDED).stdout.splitlines()}
+    libraries = [name for name in needed if ".so" in name]
+    for line in call("ldd", str(python), *libraries).stdout.splitlines():
+        needed |= {word for word in line.split() if word.startswith("/") and not word.endswith(":")}
     for name in needed:
         (root / name[1:]).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(name, root / name[1:])
+    shutil.copytree("/usr/lib/python3/dist-packages/teu/api", root / "python/teu/api")
     (root / "python/teu/__init__.py").touch()
     (root / "frontend.py").write_text(FRONTEND)
     (top / "Dockerfile").write_text(

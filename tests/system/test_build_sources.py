@@ -184,6 +184,7 @@ def test_an_image_is_pulled_when_its_files_are_needed(host: Host, registry: peer
     name = snapshot.id
     snapshot.release()
     host.again()
+    host.worker.leases.collect()  # which goes on by itself, too: what leads to the image is held by its record
     registry.stop()
     loaded = host.worker.load(Record(name, 0.0))
     assert tree(loaded) == {"a": over, "b": new}

@@ -59,6 +59,12 @@ def test_configuration_files_are_conffiles() -> None:
         assert Path(file).stat().st_mode & 0o777 == 0o644
 
 
+def test_the_builder_has_what_sources_of_git_need() -> None:
+    """git, over HTTPS and over ssh; not more than recommended, as a build without such sources needs neither."""
+    recommended = out("dpkg-query", "-W", "-f=${Recommends}", "teu-buildkitd").replace(",", " ").split()
+    assert {"ca-certificates", "git", "openssh-client"} <= set(recommended)
+
+
 def test_only_the_distribution_is_needed() -> None:
     """Every import of third parties is a package's file, none is pip's."""
     script = "import sys; sys.path.append('/usr/lib/python3/dist-packages'); import grpc, google.protobuf, yaml, h11"

@@ -162,6 +162,7 @@ KEYS = (
         "gc",
         section(
             Key("enabled", boolean, True, "collect garbage after builds, and now and then", reload=True),
+            Key("delay", duration, 10.0, "from the end of a build to the collection after it"),
             *_LIMITS,
             Key(
                 "policies",

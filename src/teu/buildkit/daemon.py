@@ -59,7 +59,7 @@ class Daemon:
         self.sessions = Manager()
         self.activity = rpc.Activity()
         self.work = rooms.Work(settings, self.store, self.sessions)
-        self.cleaning = Cleaning(self.work.keeper, self.policies)
+        self.cleaning = Cleaning(self.work.keeper, self.policies, after=settings["gc"]["delay"])
         self.builds = Builds(
             rooms.together(self.work, self.worker_record, self.worker_info),
             self.history,

@@ -119,12 +119,13 @@ class Work:
         self.containers = places.Containers(self.steps)
         documents = Documents(self.worker.content)
         self.access = access = registries.Access(sessions, _registries(settings))
+        self.repositories = Repositories(self.worker, sessions, os.path.join(settings["state"], "git"))
         self.sources = Sources(
             {
                 "docker-image": Images(self.worker, access, documents),
                 "oci-layout": Layouts(self.worker, sessions, documents),
                 "local": Locals(self.worker, sessions),
-                "git": Repositories(self.worker, sessions),
+                "git": self.repositories,
                 "http": Downloads(self.worker, sessions, "http"),
                 "https": Downloads(self.worker, sessions, "https"),
             }
@@ -136,6 +137,7 @@ class Work:
         """Raises errors.Error; Unavailable where containerd does not answer."""
         self.worker.start()
         self.executor.recover()
+        self.repositories.recover()
 
     def stop(self) -> None:
         if not self.solver.close(SOLVER_SECONDS):

@@ -251,7 +251,8 @@ class Worker:
         self.committed.discard(name)
         return Active(self, name)
 
-    def image(self, layers: Sequence[Layer], kind: Kind) -> Snapshot | None:
+    def image(self, layers: Sequence[Layer], kind: Kind, documents: Sequence[str] = ()) -> Snapshot | None:
+        self.documents = tuple(documents)
         key = tuple(layer.diff_id for layer in layers)
         if key not in self.made:
             self.made[key] = self.active(None, kind).commit().id

@@ -25,7 +25,7 @@ from teu.buildkit.control.containers import Containers
 from teu.buildkit.control.control import Content, Control
 from teu.buildkit.control.history import History
 from teu.buildkit.core import errors, exports
-from teu.buildkit.core.op import CacheMap
+from teu.buildkit.core.op import CacheMap, Kept
 from teu.buildkit.frontends import gateway
 from teu.buildkit.llb.platforms import Platform, host
 from teu.buildkit.session.manager import Manager
@@ -67,12 +67,27 @@ class Folder:
 
 
 @dataclass(eq=False)
+class Left(Folder):
+    """What a failed step has left, and how often it is held."""
+
+    held: int = 1
+
+    def clone(self) -> Left:
+        self.held += 1
+        return self
+
+    def release(self) -> None:
+        self.held -= 1
+
+
+@dataclass(eq=False)
 class Step:
     """An operation: images and contexts have a file, `false` fails, `sleep` waits until nobody else does."""
 
     vertex: Any
     top: Path
     ran: list[str]
+    left: list[Left]
 
     def cache_key(self, context: Any) -> CacheMap:
         from teu.buildkit.core.op import Dependency
@@ -88,7 +103,11 @@ class Step:
         self.ran.append(args[0] if args else self.vertex.kind)
         if args[:1] == ["false"]:
             context.log(2, b"it does not work\n")
-            raise errors.Error("exit code: 1")
+            error = errors.Error("exit code: 1", [gateway_pb2.ExitMessage(Code=1)])
+            left = [Left(name, self.top) for name in ("given", "made")]
+            self.left += left
+            error.kept = Kept(left[:1], left[1:])
+            raise error
         if args[:1] == ["sleep"]:
             while not context.wait(5):
                 pass
@@ -161,9 +180,17 @@ class Sources:
 
 
 @dataclass
-class NoContainers:
+class Places:
+    """Containers in which nothing runs: what they mount."""
+
+    placed: list[Sequence[Any]]
+
     def place(self, request: Any, snapshots: Sequence[Any], sessions: Sequence[str]) -> Any:
-        raise errors.Unimplemented("no containers here")
+        self.placed.append(snapshots)
+        return self
+
+    def release(self) -> None:
+        pass
 
 
 @dataclass
@@ -172,11 +199,13 @@ class Rig:
     run_frontend: Callable[[Any, Any, Any], Any] | None = None
     ran: list[str] = field(default_factory=list)
     results: list[Any] = field(default_factory=list)
+    placed: list[Sequence[Any]] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
     dockerfile = "FROM busybox\nRUN make\n"
 
     def __post_init__(self) -> None:
         self.store = Store(str(self.top / "cache.db"))
-        self.solver = Solver(self.store, lambda vertex: Step(vertex, self.top, self.ran))
+        self.solver = Solver(self.store, lambda vertex: Step(vertex, self.top, self.ran, self.left))
         self.sessions = Manager()
         self.history = History(str(self.top / "history.db"), max_age=3600, max_entries=3)
         self.cleaning = Cleaning(Keeper(), lambda: [Policy()], after=60, interval=60)
@@ -221,7 +250,7 @@ class Rig:
         self.bridge = gateway_pb2_grpc.LLBBridgeStub(self.channel)
 
     def _containers(self, view: Any) -> Containers:
-        return Containers(NoContainers(), [], frozenset())
+        return Containers(Places(self.placed), [], frozenset())
 
     def worker(self) -> Any:
         return workers.record("w1", {"a": "b"}, [host()], [Policy()])

@@ -15,6 +15,7 @@ from unit.buildkit.rig import Rig, until
 from teu.api.buildkit import control_pb2, errdefs_pb2, gateway_pb2, ops_pb2, policy_pb2
 from teu.api.rpc import status_pb2
 from teu.api.services.content.v1 import content_pb2
+from teu.buildkit.control import builds
 from teu.buildkit.core import errors
 from teu.buildkit.frontends.bridge import Result
 from teu.buildkit.llb import build
@@ -251,6 +252,74 @@ def test_results_are_known_to_their_build_alone(rig: Rig) -> None:
     for one in solvings:
         one.cancel()
     until(lambda: not rig.builds.count)
+
+
+def test_a_build_whose_history_cannot_be_kept(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends as it ends, and is not shown as one under way for ever."""
+
+    def broken(*arguments: Any) -> Any:
+        raise ValueError("this cannot be packed")
+
+    monkeypatch.setattr(builds, "pack_logs", broken)
+    definition = build.image(BUSYBOX).run(("false",)).root.definition()
+    assert failed(rig.solve("one", Definition=definition).result).message == "exit code: 1"
+    request = control_pb2.BuildHistoryRequest(EarlyExit=True)
+    assert not list(rig.control.ListenBuildHistory(request, timeout=60))
+
+
+def test_the_empty_result_is_nothing_to_look_into(rig: Rig) -> None:
+    """As with BuildKit: it has no reference, and no reference is none that there is; to return it is fine."""
+    solving = rig.solve("one")
+    request = gateway_pb2.SolveRequest(allowResultReturn=True, allowResultArrayRef=True, Evaluate=True)
+    answer = rig.bridge.Solve(request, **asked("one"))
+    assert answer.result.WhichOneof("result") == "ref" and not answer.result.ref.id
+    for method, message in (
+        ("Evaluate", gateway_pb2.EvaluateRequest()),
+        ("ReadFile", gateway_pb2.ReadFileRequest(FilePath="/x")),
+        ("ReadDir", gateway_pb2.ReadDirRequest(DirPath="/")),
+        ("StatFile", gateway_pb2.StatFileRequest(Path="/")),
+    ):
+        call = getattr(rig.bridge, method)
+        error = failed(lambda call=call, message=message: call(message, **asked("one")))
+        assert error.message == "no such ref: " and not error.details
+    rig.bridge.Return(gateway_pb2.ReturnRequest(result=answer.result), **asked("one"))
+    solving.result()
+
+
+@pytest.mark.parametrize("when", ["Solve", "Evaluate", "ReadFile"])
+def test_a_failed_step_tells_its_frontend_all_details(rig: Rig, when: str) -> None:
+    solving = rig.solve("one")
+    definition = build.image(BUSYBOX).run(("false",)).root.definition()
+    request = gateway_pb2.SolveRequest(Definition=definition, allowResultReturn=True, Evaluate=when == "Solve")
+    request.allowResultArrayRef = True
+    if when == "Solve":
+        error = failed(lambda: rig.bridge.Solve(request, **asked("one")))
+    else:
+        ref = rig.bridge.Solve(request, **asked("one")).result.ref.id
+        call = getattr(rig.bridge, when)
+        message = gateway_pb2.ReadFileRequest if when == "ReadFile" else gateway_pb2.EvaluateRequest
+        error = failed(lambda: call(message(Ref=ref), **asked("one")))
+    assert error.message == "exit code: 1"
+    exited, vertex, *places, solve = error.details
+    assert exited == gateway_pb2.ExitMessage(Code=1)
+    assert isinstance(vertex, errdefs_pb2.Vertex) and vertex.digest.startswith("sha256:")
+    assert all(isinstance(one, errdefs_pb2.Source) for one in places)
+    assert isinstance(solve, errdefs_pb2.Solve) and list(solve.op.exec.meta.args) == ["false"]
+    # What the step stood on and what it has made of it may be mounted, by the frontend of this build.
+    (given,), (made,) = solve.inputIDs, solve.mountIDs
+    assert given != made
+    for identifier in (given, made):
+        container = gateway_pb2.NewContainerRequest(ContainerID=identifier)
+        container.Mounts.add(dest="/", resultID=identifier)
+        rig.bridge.NewContainer(container, **asked("one"))
+    assert [one.id for (one,) in rig.placed] == [given, made]
+    other = gateway_pb2.NewContainerRequest(ContainerID="other")
+    other.Mounts.add(dest="/", resultID="none")
+    assert "no such ref: none" in failed(lambda: rig.bridge.NewContainer(other, **asked("one"))).message
+    solving.cancel()
+    until(lambda: not rig.builds.count)
+    until(rig.solver.close)
+    assert [one.held for one in rig.left] == [0, 0]
 
 
 def test_paths_stay_in_the_result(rig: Rig, tmp_path: Path) -> None:

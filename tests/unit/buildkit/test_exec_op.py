@@ -147,10 +147,19 @@ def test_a_failure_has_all_that_clients_look_for(house: House) -> None:
     assert caught.value.message == r'process "make a \"b\"" did not complete successfully: exit code: 2'
     exited, solve = caught.value.details
     assert exited == gateway_pb2.ExitMessage(Code=2)
+    # For debuggers: the root as it was, and as the step has left it.
+    assert caught.value.kept is not None
+    (given,), (left,) = caught.value.kept.clones()
+    assert given is house.base and left is not None and left.id == "active0"
+    assert house.base.held == 3
+    given.release()
+    caught.value.kept.release()
+    caught.value.kept.release()
+    assert house.base.held == 1 and caught.value.kept.clones() == ([], [])
     assert isinstance(solve, errdefs_pb2.Solve)
     assert solve.op.exec.meta.args[0] == "make"
     assert solve.description == {"llb.customname": "[1/1] RUN"}
-    assert house.worker.made[0].state == "released"
+    assert house.worker.made[0].state == "committed"
     assert house.executor.released == 1
 
 

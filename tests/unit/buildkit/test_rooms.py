@@ -8,13 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fakeworker import Asker
 
 from teu import config as configuration
 from teu.api.buildkit import policy_pb2
 from teu.buildkit import config, daemon, main, rooms
+from teu.buildkit.cache.store import Store
 from teu.buildkit.core import errors
 from teu.buildkit.llb import build, platforms
 from teu.buildkit.llb.load import NotAllowed
+from teu.buildkit.session.manager import Manager
 
 
 def test_platforms_of_emulators_that_are_switched_on(tmp_path: Path) -> None:
@@ -56,6 +59,25 @@ def settings(tmp_path: Path, text: str) -> configuration.Settings:
     file = tmp_path / "buildkitd.yaml"
     file.write_text(text)
     return main.settings(main.parser().parse_args(["--config", str(file)]))
+
+
+def test_what_git_needs_is_in_the_state_and_goes_with_the_builder(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "cache.db"))
+    text = f"root: {tmp_path}/root\nstate: {tmp_path}/state\ncontainerd: {tmp_path}/none.sock\n"
+    work = rooms.Work(settings(tmp_path, text), store, Manager())
+    try:
+        left = tmp_path / "state/git/teu-git-x"
+        left.mkdir(parents=True)
+        (left / "known_hosts").write_text("x")
+        work.repositories.recover()
+        assert not left.exists() and left.parent.stat().st_mode & 0o777 == 0o700
+        source = work.sources.open("git://127.0.0.1:9/a.git", {}, platforms.host())
+        with source.git(Asker()) as git:  # type: ignore[attr-defined]
+            assert Path(git.folder).parent == left.parent
+        assert not list(left.parent.iterdir())
+    finally:
+        work.client.close()
+        store.close()
 
 
 def test_a_reload_takes_over_what_may_change_and_names_the_rest(tmp_path: Path) -> None:

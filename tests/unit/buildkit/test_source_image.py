@@ -90,6 +90,8 @@ def test_an_image(registry: ScriptedRegistry, worker: Worker) -> None:
     ]
     # Nothing is pulled before a step needs files; then progress is told.
     snapshot = one.snapshot(asker)
+    # What leads to it stays with its record: the next builder need not ask for it.
+    assert worker.documents == (index["digest"], amd["digest"], manifest["config"]["digest"])
     before = len(registry.requests)
     chosen = snapshot.chosen  # type: ignore[attr-defined]
     assert [layer.diff_id for layer in chosen] == [first, second]
@@ -132,6 +134,8 @@ def test_images_of_the_engine(registry: ScriptedRegistry, worker: Worker) -> Non
     for mode in ("default", "local", ""):
         one = images(worker).open(name, {"image.resolvemode": mode}, AMD64)
         assert one.key(Asker()).pin == local["digest"]
+        one.snapshot(Asker()).release()
+        assert worker.documents == ()  # the engine's image keeps them
     assert len(registry.requests) == before
     assert images(worker).open(name, {"image.resolvemode": "pull"}, AMD64).key(Asker()).pin == theirs["digest"]
     # One that does not run on the platform, or is not whole, is not taken.

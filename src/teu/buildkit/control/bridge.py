@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from teu.api.buildkit import caps_pb2, gateway_pb2
+from teu.api.buildkit import caps_pb2, errdefs_pb2, gateway_pb2
 from teu.buildkit.control.containers import Containers
 from teu.buildkit.control.rpc import Call
 from teu.buildkit.control.view import BuildBridge
-from teu.buildkit.core import errors, progress
+from teu.buildkit.core import errors, progress, snapshots
 from teu.buildkit.core.exports import Subject
 from teu.buildkit.core.identifiers import new_id
+from teu.buildkit.core.op import Ref
+from teu.buildkit.core.snapshots import Snapshot
 from teu.buildkit.frontends import files
 from teu.buildkit.frontends.bridge import Attestation, CacheImport, Request, Result, Tree
 from teu.buildkit.llb import caps
@@ -58,13 +60,19 @@ class Forwarder:
         self._containers = containers
         self._give = give or view.build.give
         self._lock = threading.Lock()
+        self._closed = False
         self._trees: dict[str, Tree] = {}
+        self._left: dict[str, Ref] = {}  # by failed steps
 
     def close(self) -> None:
         """The frontend has gone: what it made for itself goes, too."""
         self._containers.close()
         with self._lock:
             self._trees.clear()
+            left, self._left = list(self._left.values()), {}
+            self._closed = True
+        for ref in left:
+            ref.release()
 
     # Results
 
@@ -79,12 +87,63 @@ class Forwarder:
         return identifier
 
     def _tree(self, identifier: str) -> Tree | None:
-        if not identifier:
-            return None
+        """What a result is, of which the empty one is "" and None."""
+        return self._given(identifier) if identifier else None
+
+    def _given(self, identifier: str) -> Tree:
+        """A result that there is: the empty one is nothing that could be looked into, as with BuildKit."""
         with self._lock:
             if identifier not in self._trees:
                 raise errors.NotFound(f"no such ref: {errors.cut(identifier, 100)}")
             return self._trees[identifier]
+
+    def _snapshot(self, identifier: str) -> Snapshot | None:
+        """Built, at the latest now."""
+        tree = self._given(identifier)
+        with self._solving():
+            return tree.snapshot()
+
+    def _mounted(self, identifier: str) -> Snapshot | None:
+        """For a container: a result, or what a failed step has left."""
+        with self._lock:
+            left = self._left.get(identifier)
+        if left is not None:
+            return snapshots.snapshot(left)
+        return self._snapshot(identifier) if identifier else None
+
+    @contextmanager
+    def _solving(self) -> Iterator[None]:
+        """An error of a step goes to the frontend with the names of what the step has left."""
+        try:
+            yield
+        except errors.Cancelled:
+            raise
+        except errors.Error as error:
+            told = [one for one in error.details if isinstance(one, errdefs_pb2.Solve)]
+            solve = errdefs_pb2.Solve()
+            if told:
+                solve.CopyFrom(told[-1])
+            del solve.inputIDs[:], solve.mountIDs[:]  # those of a frontend below are nobody's here
+            if error.kept is not None:
+                inputs, mounts = error.kept.clones()
+                solve.inputIDs.extend(self._leave(inputs))
+                solve.mountIDs.extend(self._leave(mounts))
+            error.details = [one for one in error.details if one not in told]
+            raise error.with_detail(solve) from error.__cause__
+
+    def _leave(self, refs: Sequence[Ref | None]) -> list[str]:
+        """Names by which a container may mount them, "" for none; the same tree has the same name."""
+        names = []
+        for ref in refs:
+            name = ref.id if ref is not None else ""
+            with self._lock:
+                keep = not self._closed and name not in self._left and len(self._left) < RESULTS_MAX
+                if ref is not None and keep:
+                    self._left[name] = ref
+                names.append(name if name in self._left else "")
+            if ref is not None and not keep:
+                ref.release()
+        return names
 
     def Solve(self, request: Any, call: Call) -> Any:
         asked = Request(
@@ -96,7 +155,8 @@ class Forwarder:
             list(request.SourcePolicies),
             request.Evaluate,
         )
-        result = self._view.solve(asked)
+        with self._solving():
+            result = self._view.solve(asked)
         if result.several and not request.allowResultReturn:
             raise errors.InvalidArgument("solve did not return default result")
         answer = gateway_pb2.SolveResponse()
@@ -178,30 +238,25 @@ class Forwarder:
         return result
 
     def Evaluate(self, request: Any, call: Call) -> Any:
-        tree = self._tree(request.Ref)
-        if tree is not None:
-            tree.snapshot()
+        self._snapshot(request.Ref)
         return gateway_pb2.EvaluateResponse()
 
     # Files
 
     def ReadFile(self, request: Any, call: Call) -> Any:
-        tree = self._tree(request.Ref)
+        snapshot = self._snapshot(request.Ref)
         offset, length = _range(request)
         with _told("open", request.FilePath):
-            snapshot = tree.snapshot() if tree is not None else None
             return _read(files.read(snapshot, request.FilePath, offset, length), request)
 
     def ReadDir(self, request: Any, call: Call) -> Any:
-        tree = self._tree(request.Ref)
+        snapshot = self._snapshot(request.Ref)
         with _told("open", request.DirPath):
-            snapshot = tree.snapshot() if tree is not None else None
             return gateway_pb2.ReadDirResponse(entries=files.entries(snapshot, request.DirPath, request.IncludePattern))
 
     def StatFile(self, request: Any, call: Call) -> Any:
-        tree = self._tree(request.Ref)
+        snapshot = self._snapshot(request.Ref)
         with _told("lstat", request.Path):
-            snapshot = tree.snapshot() if tree is not None else None
             return gateway_pb2.StatFileResponse(stat=files.status(snapshot, request.Path))
 
     # Sources
@@ -268,7 +323,7 @@ class Forwarder:
     # Containers
 
     def NewContainer(self, request: Any, call: Call) -> Any:
-        self._containers.make(request, self._tree)
+        self._containers.make(request, self._mounted)
         return gateway_pb2.NewContainerResponse()
 
     def ReleaseContainer(self, request: Any, call: Call) -> Any:

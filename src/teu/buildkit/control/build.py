@@ -25,7 +25,7 @@ from teu.buildkit.core.identifiers import digest_of, new_id
 from teu.buildkit.core.progress import Progress, Step
 from teu.buildkit.frontends import builtin
 from teu.buildkit.frontends.bridge import Bridge, CacheImport, Request, Result
-from teu.buildkit.llb.load import Graph
+from teu.buildkit.llb.load import Graph, Vertex
 from teu.buildkit.llb.platforms import Platform
 from teu.buildkit.llb.policy import Policies
 from teu.buildkit.solver.jobs import Build as Running
@@ -129,8 +129,16 @@ class Tree:
 
     def _start(self) -> Running:
         if self._running is None:
-            self._running = self._build.job.start(self.graph, self._caches)
+            with self._placing():
+                self._running = self._build.job.start(self.graph, self._caches)
         return self._running
+
+    @contextmanager
+    def _placing(self) -> Iterator[None]:
+        try:
+            yield
+        except errors.Error as error:
+            raise self._build.placed(error, self.graph) from error.__cause__
 
     def snapshot(self) -> snapshots.Snapshot | None:
         return snapshots.snapshot(self._result().ref)
@@ -140,9 +148,8 @@ class Tree:
             if self._solved is None:
                 running = self._start()
                 try:
-                    self._solved = running.wait()
-                except errors.Error as error:
-                    raise self._build.placed(error, self.graph) from None
+                    with self._placing():
+                        self._solved = running.wait()
                 finally:
                     self._running = None
             return self._solved
@@ -445,13 +452,27 @@ class Build:
             return ()
 
     def placed(self, error: errors.Error, graph: Graph) -> errors.Error:
-        """An error of a step, with the lines of the file that the step came from."""
+        """An error of a step, with its operation and the lines of the file that the step came from."""
+        digest = next((one.digest for one in error.details if isinstance(one, errdefs_pb2.Vertex)), "")
+        vertex = next((one for one in graph.vertexes.values() if one.origin == digest), None)
+        if vertex is not None:
+            _with_operation(error, vertex)
         if graph.source is None or any(isinstance(one, errdefs_pb2.Source) for one in error.details):
             return error
-        digest = next((one.digest for one in error.details if isinstance(one, errdefs_pb2.Vertex)), "")
         if digest not in graph.source.locations:
             return error
         for location in graph.source.locations[digest].locations:
             if 0 <= location.sourceIndex < len(graph.source.infos):
                 error.at_source(graph.source.infos[location.sourceIndex], location.ranges)
         return error
+
+
+def _with_operation(error: errors.Error, vertex: Vertex) -> None:
+    """What failed there, with what is known of how."""
+    for detail in error.details:
+        if isinstance(detail, errdefs_pb2.Solve):
+            if not detail.HasField("op"):
+                detail.op.CopyFrom(vertex.op)
+                detail.description.update(vertex.metadata.description)
+            return
+    error.at_solve(vertex.op, description=vertex.metadata.description)

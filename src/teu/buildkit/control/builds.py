@@ -108,7 +108,11 @@ class Builds:
             problem = error
             raise
         finally:
-            self._finish(build, record, values, problem)
+            try:
+                self._finish(build, record, values, problem)
+            except Exception:
+                log.exception("the history of %s is not kept", build.ref)  # which is no reason for the build to fail
+                self._history.abandon(build.ref)
 
     def _finish(self, build: Build, record: Any, values: dict[str, str], problem: BaseException | None) -> None:
         seconds = time.time() - build.started

@@ -20,20 +20,20 @@ from teu.oci.filters import FilterError
 
 log = logging.getLogger("teu.buildkit")
 
-AFTER_SECONDS = 10.0  # after a build, so that the next one of a row finds everything
 INTERVAL_SECONDS = 15 * 60.0
 POLL_SECONDS = 0.5
 
 
 class Cleaning:
-    """`policies` are asked for when they are needed: a reload may have changed them."""
+    """`policies` are asked for when they are needed: a reload may have changed them. `after` (seconds): from the end of
+    a build on, so that the next one of a row finds everything."""
 
     def __init__(
         self,
         keeper: Keeper,
         policies: Callable[[], Sequence[Policy]],
         *,
-        after: float = AFTER_SECONDS,
+        after: float,
         interval: float = INTERVAL_SECONDS,
     ) -> None:
         self._keeper = keeper

@@ -20,7 +20,6 @@ from teu.api.buildkit import ops_pb2 as pb
 from teu.buildkit.control.rpc import Call
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Snapshot
-from teu.buildkit.frontends.bridge import Tree
 from teu.buildkit.llb.load import NotAllowed
 from teu.buildkit.ops.exec import check_entitlements
 
@@ -91,7 +90,7 @@ class Containers:
         except Exception:
             log.exception("a frontend's container")
 
-    def make(self, request: Any, tree: Callable[[str], Tree | None]) -> None:
+    def make(self, request: Any, tree: Callable[[str], Snapshot | None]) -> None:
         """AlreadyExists for a name that is taken, PermissionDenied without the entitlement."""
         name = request.ContainerID
         if not name or len(name) > 200:
@@ -102,10 +101,7 @@ class Containers:
                 raise errors.AlreadyExists(f"Container {name} already exists")
             if len(self._places) >= CONTAINERS_MAX:
                 raise errors.ResourceExhausted(f"{CONTAINERS_MAX} containers of one frontend")
-        found = [tree(mount.resultID) for mount in request.Mounts]
-        place = self._executor.place(
-            request, [one.snapshot() if one is not None else None for one in found], self._sessions
-        )
+        place = self._executor.place(request, [tree(mount.resultID) for mount in request.Mounts], self._sessions)
         with self._lock:
             taken = name in self._places
             if not taken:

@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError, Message
 
 from teu.api.buildkit import errdefs_pb2, gateway_pb2, ops_pb2, stack_pb2
 from teu.api.rpc import status_pb2
+from teu.buildkit.core.op import Kept
 
 PREFIX = "github.com/moby/buildkit/"
 MESSAGE_LIMIT = 64 << 10  # bytes of text in an error; a step's last lines fit, a file does not
@@ -49,6 +50,7 @@ class Error(Exception):
     """Something went wrong in a way that has no narrower class. The text is for the person who waits for the build."""
 
     code = 2  # UNKNOWN
+    kept: Kept | None = None  # what the step that failed has left; the solver's node has it, and lets it go
 
     def __init__(self, message: str = "", details: Iterable[Message] = ()) -> None:
         super().__init__(message)

@@ -7,6 +7,7 @@ other: these are the Protocols between them.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -42,6 +43,35 @@ class Ref(Protocol):
 
     def describe(self) -> str:
         """For people."""
+
+
+class Kept:
+    """What a step that failed leaves to whoever wants to look into it: by the numbers of its mounts, what each was
+    (`inputs`) and what the step has made of it (`mounts`); None for one that is no tree."""
+
+    def __init__(self, inputs: Sequence[Ref | None], mounts: Sequence[Ref | None] = ()) -> None:
+        """The references are this one's from now on."""
+        self._lock = threading.Lock()
+        self._inputs = list(inputs)
+        self._mounts = list(mounts)
+
+    def clones(self) -> tuple[list[Ref | None], list[Ref | None]]:
+        """(inputs, mounts), which are the caller's; empty after `release`."""
+        with self._lock:
+            inputs, mounts = ([ref and ref.clone() for ref in some] for some in (self._inputs, self._mounts))
+        return inputs, mounts
+
+    def clone(self) -> Kept:
+        """Hold them once more."""
+        return Kept(*self.clones())
+
+    def release(self) -> None:
+        """Hold them no longer. Twice is fine."""
+        with self._lock:
+            held = [ref for ref in (*self._inputs, *self._mounts) if ref is not None]
+            self._inputs, self._mounts = [], []
+        for ref in held:
+            ref.release()
 
 
 @dataclass(frozen=True, slots=True)

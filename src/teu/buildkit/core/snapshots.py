@@ -267,8 +267,9 @@ class Worker(Protocol):
     def reopen(self, id: str) -> Active | None:
         """A retained one, for its next user; None where it is gone or somebody has it."""
 
-    def image(self, layers: Sequence[Layer], kind: Kind) -> Snapshot | None:
-        """An image's root.  Nothing is fetched before its files are needed.  None without layers."""
+    def image(self, layers: Sequence[Layer], kind: Kind, documents: Sequence[str] = ()) -> Snapshot | None:
+        """An image's root.  Nothing is fetched before its files are needed.  None without layers.  `documents`: digests
+        of blobs that stay as long as its record does, so that nobody need be asked for them again."""
 
     def merge(self, inputs: Sequence[Snapshot | None], kind: Kind) -> Snapshot | None:
         """The inputs one upon the other."""

@@ -16,13 +16,13 @@ from typing import Any
 
 from teu.api.buildkit import ops_pb2 as pb
 from teu.buildkit.core import errors
-from teu.buildkit.core.op import CacheMap, Context, Dependency, Record, Ref
+from teu.buildkit.core.op import CacheMap, Context, Dependency, Kept, Record, Ref
 from teu.buildkit.core.selection import Selection
 from teu.buildkit.core.snapshots import Worker, snapshot
 from teu.buildkit.llb import platforms
 from teu.buildkit.llb.load import NETWORK_HOST, SECURITY_INSECURE, NotAllowed, Vertex
 from teu.buildkit.ops import keys, results
-from teu.buildkit.ops.mounts import EMPTY, ROOT, Caches, Preparing, secret_variables
+from teu.buildkit.ops.mounts import EMPTY, ROOT, Caches, Prepared, Preparing, secret_variables
 from teu.buildkit.session.manager import Manager
 from teu.buildkit.worker.executor import Box, Executor, Wish, failure, quoted
 from teu.buildkit.worker.spec import Limits, Process
@@ -120,8 +120,9 @@ class ExecOp:
         self._check_platform()
         steps.executor.warm(op.network)
         preparing = Preparing(steps.worker, steps.sessions, steps.caches, context, f"exec {what}", meta.cwd or "/")
-        prepared = preparing.prepare(op.mounts, [snapshot(one) for one in inputs])
+        prepared: Prepared | None = None
         try:
+            prepared = preparing.prepare(op.mounts, [snapshot(one) for one in inputs])
             context.check()
             process = Process(
                 args=tuple(meta.args), env=tuple(self._environment(context)), cwd=meta.cwd or "/", user=meta.user
@@ -146,9 +147,18 @@ class ExecOp:
         except errors.Error as error:
             if not isinstance(error, errors.Cancelled):
                 error.at_solve(self._vertex.op, description=self._vertex.metadata.description)
+                error.kept = self._kept(inputs, prepared)
             raise
         finally:
-            prepared.release()
+            if prepared is not None:
+                prepared.release()
+
+    def _kept(self, inputs: Sequence[Ref], prepared: Prepared | None) -> Kept:
+        """For debuggers: what each mount was, and what the step has made of it."""
+        left = prepared.leave() if prepared is not None else {}
+        given = [inputs[one.input] if 0 <= one.input < len(inputs) else None for one in self._op.mounts]
+        mounts = [left.get(number) or (one and one.clone()) for number, one in enumerate(given)]
+        return Kept([one and one.clone() for one in given], mounts)
 
     def _run(self, context: Context, wish: Wish, process: Process, what: str, valid: Sequence[int]) -> None:
         box: Box | None = None

@@ -16,7 +16,7 @@ from __future__ import annotations
 import posixpath
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -130,6 +130,7 @@ class Prepared:
     mounts: list[Wanted]
     trees: list[Any]
     _outputs: list[Active | Snapshot | None] = field(default_factory=list)
+    _numbers: list[int] = field(default_factory=list)  # of the mounts that the outputs are of
     _undo: ExitStack = field(default_factory=ExitStack)
 
     def commit(self) -> list[Ref]:
@@ -144,6 +145,15 @@ class Prepared:
                 made.release()
             raise
         return results
+
+    def leave(self) -> dict[int, Ref]:
+        """After a failure, in the place of `commit`: the outputs as they are now, by the numbers of their mounts; what
+        cannot be had is left out."""
+        left: dict[int, Ref] = {}
+        while self._outputs:
+            with suppress(errors.Error, OSError):
+                left[self._numbers[-len(self._outputs)]] = _committed(self._outputs.pop(0))
+        return left
 
     def release(self) -> None:
         """What was not committed goes. Twice is fine."""
@@ -179,16 +189,18 @@ class Preparing:
         """`inputs`: by the numbers that the mounts say; borrowed until the end. Raises errors.Error."""
         undo = ExitStack()
         outputs: list[Active | Snapshot | None] = []
+        numbers: list[int] = []
         trees: list[Any] = []
         root: Active | None = None
         readonly = False
         wanted: dict[str, Wanted] = {}
         try:
             self._lock_caches(mounts, inputs, undo)
-            for mount in mounts:
+            for number, mount in enumerate(mounts):
                 tree, output = self._tree(mount, inputs, undo)
                 if output is not _NONE:
                     outputs.append(output)
+                    numbers.append(number)
                 trees.append(tree)
                 if mount.dest == ROOT:
                     root, readonly = tree, mount.readonly
@@ -205,7 +217,7 @@ class Preparing:
                     output.release()
             undo.close()
             raise
-        return Prepared(root, readonly, list(wanted.values()), trees, outputs, undo)
+        return Prepared(root, readonly, list(wanted.values()), trees, outputs, numbers, undo)
 
     def _lock_caches(self, mounts: Sequence[pb.Mount], inputs: Sequence[Snapshot | None], undo: ExitStack) -> None:
         """Those that may have to be waited for, in one order for all steps: else two could wait for each other."""

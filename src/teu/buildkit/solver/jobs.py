@@ -274,7 +274,10 @@ class Solver:
         return None
 
     def _made(self, vertex: Vertex, inputs: tuple[tuple[Node, int], ...], ignoring: bool) -> Node:
-        op = self._resolve(vertex)
+        try:
+            op = self._resolve(vertex)
+        except Error as error:
+            raise error.at_vertex(vertex.origin) from error.__cause__
         work = Work(
             vertex.origin, vertex.name, [node.vertex.origin for node, _ in inputs], vertex.metadata.progress_group
         )

@@ -24,7 +24,7 @@ from typing import Any
 
 from teu.buildkit.cache.keys import CONTENT, RANDOM, Keys, KeysKept, Link, derived, intersection, root
 from teu.buildkit.core.errors import Cancelled, Error
-from teu.buildkit.core.op import CacheMap, Gone, Ref
+from teu.buildkit.core.op import CacheMap, Gone, Kept, Ref
 from teu.buildkit.llb.load import Vertex
 from teu.buildkit.solver.graph import Edge, Found, Holder, Level, Node
 from teu.buildkit.solver.progress import Mirror
@@ -423,13 +423,16 @@ class Scheduler:
 
         def done(task: Task, value: str | None, error: Exception | None) -> None:
             del node.hashing[number]
-            _release(ref)
-            if error is None:
-                node.contents[number] = value or ""
-            elif not task.cancellation.cancelled:
-                node.error = self._own(node, _wrapped(error, "failed to compute cache key"))
+            if error is not None and not task.cancellation.cancelled and not node.dropped and node.error is None:
+                wrapped = _wrapped(error, "failed to compute cache key").at_solve(None, content_cache=number)
+                wrapped.kept = Kept([ref])
+                node.error = self._own(node, wrapped)
                 for edge in node.edges.values():
                     self._fail(edge, node.error)
+            else:
+                _release(ref)
+                if error is None:
+                    node.contents[number] = value or ""
             self._look_all(node)
 
         node.hashing[number] = self._start(self.ask, node, run, done)
@@ -526,6 +529,7 @@ class Scheduler:
             if node.dropped:
                 self._release_results(node)
         elif task.cancellation.cancelled:
+            _let_go(error)
             for follower in followers:
                 follower.leader = None
                 self._look_all(follower)
@@ -535,7 +539,11 @@ class Scheduler:
             for follower in followers:
                 follower.leader = None
                 follower.error = self._own(follower, error)
+                if follower.error.kept is not None:
+                    follower.error.kept = follower.error.kept.clone()
                 self._look_all(follower)
+            if node.dropped:
+                _let_go(node.error)
         self._look_all(node)
 
     def _sign(self, node: Node, number: int, below: Edge) -> frozenset[Link]:
@@ -672,6 +680,7 @@ class Scheduler:
                 edge.ref = None
         if node.executing is None:
             self._release_results(node)
+        _let_go(node.error)
         close = getattr(node.op, "close", None)
         if close is not None:
             try:
@@ -696,6 +705,15 @@ def _nothing(task: Task, value: Any, error: Exception | None) -> None:
         log.error("%s: %s", task.name, error)
 
 
+def _let_go(error: Exception | None) -> None:
+    """Of what a step that failed has left."""
+    if isinstance(error, Error) and error.kept is not None:
+        try:
+            error.kept.release()
+        except Exception:
+            log.exception("what a failed step has left")
+
+
 def _release(ref: Ref) -> None:
     try:
         ref.release()
@@ -703,7 +721,7 @@ def _release(ref: Ref) -> None:
         log.exception("releasing %s", ref.id)
 
 
-def _wrapped(error: Exception, text: str) -> Exception:
+def _wrapped(error: Exception, text: str) -> Error:
     return copied(error).prefixed(text) if isinstance(error, Error) else Error(f"{text}: {error}")
 
 

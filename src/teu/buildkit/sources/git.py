@@ -123,13 +123,20 @@ class Found:
 
 
 class Repositories:
-    """The scheme git. `folder`: where processes find what only they need."""
+    """The scheme git. `folder`: where processes find what only they need; it is this one's alone."""
 
     def __init__(self, worker: Worker, sessions: Manager, folder: str | None = None) -> None:
         self.worker = worker
         self.sessions = sessions
         self.folder = folder
         self.locks = Locks()
+
+    def recover(self) -> None:
+        """What a builder that was killed left goes: sockets of agents, lists of hosts, half a repository."""
+        if self.folder is not None:
+            if os.path.lexists(self.folder):
+                trees.discard_tree(self.folder)
+            os.makedirs(self.folder, 0o700, exist_ok=True)
 
     def open(self, text: str, attributes: Mapping[str, str], platform: Platform) -> GitSource:
         for name, why in UNSUPPORTED.items():

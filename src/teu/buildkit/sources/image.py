@@ -196,6 +196,7 @@ class ImageSource(ImageAsSource):
     def find(self, asker: Asker) -> Image:
         root, remote = self._images.resolve(self._wanted, self.platform, self._mode, asker)
         _check(self._wanted, root["digest"], self._checksum)
+        self.foreign = remote is not None
         with remote.opened() if remote is not None else nullcontext():
             return self._images.documents.find(root, self.platform, remote, self.name)
 

@@ -246,6 +246,7 @@ class ImageAsSource(ABC):
         self._worker = worker
         self._limit = limit
         self._image: Image | None = None
+        self.foreign = True  # nobody else on this host keeps what leads to it
 
     @abstractmethod
     def find(self, asker: Asker) -> Image:
@@ -286,7 +287,10 @@ class ImageAsSource(ABC):
     def snapshot(self, asker: Asker) -> Ref:
         image = self.image(asker)
         chosen = layers(image, self._limit, self.blobs(asker), asker)
-        return result(self._worker.image(chosen, self.kind(image)) if chosen else None)
+        if not chosen:
+            return result(None)
+        documents = (image.root["digest"], image.manifest["digest"], image.document["config"]["digest"])
+        return result(self._worker.image(chosen, self.kind(image), documents if self.foreign else ()))
 
     def load(self, asker: Asker, record: Record) -> Ref:
         """Made anew, which costs nothing: what is not here yet is fetched as this build's client may fetch it."""

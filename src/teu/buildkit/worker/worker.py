@@ -35,6 +35,7 @@ from teu.buildkit.worker.trees import Trees
 from teu.oci.labels import UNCOMPRESSED
 
 LABEL = "org.mobyproject.buildkit.worker."
+DOCUMENTS_MAX = 30  # that are kept for one record: indexes, manifests and configurations of the same layers
 
 
 class ContainerdWorker:
@@ -198,7 +199,7 @@ class ContainerdWorker:
 
     # Trees that are there, or follow from others
 
-    def image(self, layers: Sequence[Layer], kind: Kind) -> Ref | None:
+    def image(self, layers: Sequence[Layer], kind: Kind, documents: Sequence[str] = ()) -> Ref | None:
         below: Ref | None = None
         name = stack = ""
         try:
@@ -209,6 +210,8 @@ class ContainerdWorker:
                 name = _chained(name, layer.diff_id)
                 stack = _chained(stack, digest)
                 below = self._layer(below, layer, kind, name, stack)
+            if below is not None:
+                self._document(below.entry, documents)
         except BaseException:
             if below is not None:
                 below.release()
@@ -216,6 +219,16 @@ class ContainerdWorker:
         if below is not None:
             self.records.save(below.entry)
         return below
+
+    def _document(self, entry: Entry, documents: Sequence[str]) -> None:
+        """What leads to an image stays with the image's record."""
+        known = list(entry.details.get("documents") or ())
+        new = [digest for digest in documents if digest not in known][: DOCUMENTS_MAX - len(known)]
+        if new:
+            lease = self.trees.lease(entry)
+            for digest in new:
+                self.leases.hold_blob(lease, digest)
+            entry.details["documents"] = known + new
 
     def _layer(self, below: Ref | None, layer: Layer, kind: Kind, name: str, stack: str) -> Ref:
         """The record of a layer upon that one, which is released."""
