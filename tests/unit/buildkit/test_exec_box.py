@@ -56,7 +56,7 @@ class Fake:
         if hasattr(request, "container"):
             self.records[request.container.id] = request.container
             return None
-        for path in (request.stdout, request.stderr):
+        for path in filter(None, (request.stdout, request.stderr)):
             os.close(os.open(path, os.O_WRONLY))
         self.running = True
         return SimpleNamespace(pid=os.getpid())
@@ -84,6 +84,11 @@ class Fake:
             return None
         self.records.pop(request.id, None)
         return None
+
+    def on_ResizePty(self, request: Any) -> Any:
+        raise errors.NotFound("no such task")
+
+    on_CloseIO = on_ResizePty
 
     def on_List(self, request: Any) -> Any:
         return SimpleNamespace(containers=list(self.records.values()))
@@ -185,6 +190,37 @@ def test_a_start_that_fails_leaves_nothing(executor: Executor, fake: Fake, tmp_p
     box.release()
     assert fake.records == {} and not fake.running
     assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("failed to create shim task: OCI runtime create failed: runc create failed: unable to: x", b"unable to: x"),
+        ('OCI runtime create failed: runc create failed: exec: "a\nb": no: unknown', b'exec: "a\nb": no'),
+        ("OCI runtime start failed: exec /x: exec format error: unknown", b"exec /x: exec format error"),
+    ],
+)
+def test_what_cannot_be_run_says_so_itself(
+    executor: Executor, fake: Fake, tmp_path: Path, told: str, said: bytes, terminal: bool
+) -> None:
+    """As with BuildKit: the runtime's words are the process's last ones."""
+    box = executor.box(wish(tmp_path))
+    fake.fail["Start"] = errors.Error(told)
+    out, err = bytearray(), bytearray()
+    process = box.start(Process(("x",), terminal=terminal), out.extend, err.extend, stdin=True)
+    assert process.wait() == process.wait() == 1
+    assert bytes(out if terminal else err) == b"runc run failed: " + said + b"\n"
+    assert not (err if terminal else out)
+    process.resize(1, 1)
+    process.close_input()
+    with pytest.raises(BrokenPipeError):
+        process.write(b"x")
+    with pytest.raises(errors.FailedPrecondition, match="has stopped"):
+        box.execute(Process(("y",)))
+    fake.ended.set()
+    box.release()
+    assert fake.records == {} and not fake.running
 
 
 def test_users_that_there_are_not(executor: Executor, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from teu.buildkit.core.snapshots import Worker, snapshot
 from teu.buildkit.llb import platforms
 from teu.buildkit.llb.load import NETWORK_HOST, SECURITY_INSECURE, NotAllowed, Vertex
 from teu.buildkit.ops import keys, results
+from teu.buildkit.ops.content import failures
 from teu.buildkit.ops.mounts import EMPTY, ROOT, Caches, Preparing, secret_variables
 from teu.buildkit.session.manager import Manager
 from teu.buildkit.worker.executor import Box, Executor, Wish, failure, quoted
@@ -103,7 +104,7 @@ class ExecOp:
         for number in range(count):
             joined = b"\0".join(one.encode("utf-8", "surrogateescape") for one in selectors[number])
             selector = digests.of(joined) if selectors[number] else ""
-            content = _content(_outermost(selectors[number])) if by_content[number] else None
+            content = _content(self._steps.worker, _outermost(selectors[number])) if by_content[number] else None
             found.append(Dependency(selector, content))
         return found
 
@@ -232,7 +233,7 @@ def _outermost(selectors: Collection[str]) -> list[str]:
     )
 
 
-def _content(selectors: Sequence[str]) -> Callable[[Context, Ref], str]:
+def _content(worker: Worker, selectors: Sequence[str]) -> Callable[[Context, Ref], str]:
     whole = not selectors or ROOT in selectors
     chosen = [Selection()] if whole else [Selection(one, follow=True) for one in selectors]
 
@@ -240,7 +241,8 @@ def _content(selectors: Sequence[str]) -> Callable[[Context, Ref], str]:
         tree = snapshot(ref)
         if tree is None:
             return "sha256:" + hashlib.sha256(b"\0".join(b"scratch" for _ in chosen)).hexdigest()
-        return tree.checksum(chosen)
+        with failures(worker, ref):
+            return tree.checksum(chosen)
 
     return ask
 

@@ -48,6 +48,13 @@ KILL_POLL_SECONDS = 0.1
 OUTPUT_SECONDS = 5.0  # for the rest of a process's output, where others of its box still hold its streams
 NAME_MAX = 200  # characters of what people see of a step in its scope's description
 
+# Exit statuses of a process that the runtime could not run, as runc itself ends with, which BuildKit starts steps by.
+NOT_RUN, NOT_EXECUTED = 1, 255
+_NOT_RUN = re.compile(
+    r"OCI runtime (?:create|start|exec) failed: (?:runc (?:create|start) failed: |exec failed: )?(.*?)(?:: unknown)?\Z",
+    re.DOTALL,
+)
+
 _ID = re.compile(r"[A-Za-z0-9]{1,76}\Z")  # BuildKit's, and no longer than containerd takes it
 
 
@@ -177,11 +184,12 @@ class Executor:
 class Running:
     """One process of a box. `wait` and `close` are its starter's; the rest may be called by any thread."""
 
-    def __init__(self, box: Box, exec_id: str, stdio: Stdio) -> None:
+    def __init__(self, box: Box, exec_id: str, stdio: Stdio, code: int | None = None) -> None:
+        """`code`: the exit status of one that never ran."""
         self._box = box
         self._exec_id = exec_id
         self._stdio = stdio
-        self._code: int | None = None
+        self._code = code
         self._waiting = threading.Lock()
 
     def wait(self) -> int:
@@ -362,7 +370,8 @@ class Box:
     def start(
         self, process: Process, out: Output | None = None, err: Output | None = None, *, stdin: bool = False
     ) -> Running:
-        """The first process. Raises errors.Error."""
+        """The first process. One that the runtime cannot run, as there is no such program, has ended already, and has
+        written why, as with BuildKit. Raises errors.Error."""
         self._check()
         user = self._user(process)
         wish, settings = self._wish, self._executor.settings
@@ -400,7 +409,11 @@ class Box:
             stdio.discard()
             if self._killed.is_set():
                 raise errors.Cancelled("context canceled") from error
-            raise
+            if (words := _not_run(error)) is None:
+                raise
+            _written(process, out, err)(b"runc run failed: %s\n" % words)
+            self._first = Running(self, "", stdio, NOT_RUN)
+            return self._first
         stdio.begin()
         first = self._first = Running(self, "", stdio)
         if wish.sampled and self._cgroup:
@@ -410,7 +423,7 @@ class Box:
     def execute(
         self, process: Process, out: Output | None = None, err: Output | None = None, *, stdin: bool = False
     ) -> Running:
-        """One more process, while the first one runs. Raises errors.Error."""
+        """One more process, while the first one runs; as `start` where it cannot be run. Raises errors.Error."""
         self._check()
         if self._first is None or self._ended:
             raise errors.FailedPrecondition(f"container {self.id} {'has stopped' if self._first else 'does not run'}")
@@ -428,9 +441,12 @@ class Box:
             except BaseException:
                 tasks.delete_exec(self.client, self.id, exec_id)
                 raise
-        except BaseException:
+        except BaseException as error:
             stdio.discard()
-            raise
+            if (words := _not_run(error)) is None:
+                raise
+            _written(process, out, err)(b"exec failed: %s\n" % words)
+            return Running(self, exec_id, stdio, NOT_EXECUTED)
         stdio.begin()
         return Running(self, exec_id, stdio)
 
@@ -467,6 +483,18 @@ def _profile(name: str) -> str:
         return apparmor.default_profile(name)
     except apparmor.NotLoaded as error:
         raise errors.Error(str(error)) from None
+
+
+def _not_run(error: BaseException) -> bytes | None:
+    """Why the runtime cannot run a process; None where it is something else that failed."""
+    found = _NOT_RUN.search(error.message) if isinstance(error, errors.Error) else None
+    return found[1].encode("utf-8", "surrogateescape") if found else None
+
+
+def _written(process: Process, out: Output | None, err: Output | None) -> Output:
+    """Who gets what is said in a process's place."""
+    output = out if process.terminal else err
+    return output if output is not None else lambda data: None
 
 
 def _plain(text: str) -> str:
