@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from teu.api.types.runc.options import oci_pb2
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Mount
 from teu.buildkit.worker import network, tasks
@@ -35,6 +36,7 @@ class Fake:
         self.status = 0
         self.running = False
         self.fail: dict[str, errors.Error] = {}
+        self.options: Any = None
         self.during: dict[str, Callable[[], None]] = {}
         self.containers = self.tasks = self.introspection = self
 
@@ -56,6 +58,7 @@ class Fake:
         if hasattr(request, "container"):
             self.records[request.container.id] = request.container
             return None
+        self.options = request.options
         for path in filter(None, (request.stdout, request.stderr)):
             os.close(os.open(path, os.O_WRONLY))
         self.running = True
@@ -147,6 +150,32 @@ def test_a_step_from_begin_to_end(executor: Executor, fake: Fake, tmp_path: Path
     assert sorted(os.listdir(tmp_path / "root")) == ["etc", "work"]
     assert os.listdir(tmp_path / "root/etc") == ["passwd"]
     assert executor.boxes() == []
+
+
+def test_secrets_are_not_in_the_record(executor: Executor, fake: Fake, tmp_path: Path) -> None:
+    box = executor.box(wish(tmp_path))
+    env = ("WORD=old", "OTHER=x")
+    process = box.start(Process(("true",), env, user="www", secrets=("WORD=s3cret\udcff", "HOME=/s3cret")))
+    told = fake.records[box.id].spec.value
+    assert b"s3cret" not in told
+    assert json.loads(told)["process"]["env"] == ["OTHER=x"]
+    assert oci_pb2.Options.FromString(fake.options.value).environment == [b"WORD=s3cret\xff", b"HOME=/s3cret"]
+    fake.end(0)
+    process.wait()
+    box.release()
+
+
+def test_secrets_with_a_runtime_that_has_no_place_for_them(fake: Fake, tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    client: Any = fake
+    settings = Settings(state=str(tmp_path / "state"), run=str(tmp_path), apparmor="", runtime="io.containerd.runc.v2")
+    executor = Executor(client, "worker", settings)
+    box = executor.box(wish(tmp_path))
+    process = box.start(Process(("true",), ("WORD=old",), secrets=("WORD=s3cret",)))
+    assert json.loads(fake.records[box.id].spec.value)["process"]["env"] == ["WORD=s3cret"]
+    fake.end(0)
+    process.wait()
+    executor.close()
 
 
 def test_what_runs_is_killed(executor: Executor, fake: Fake, tmp_path: Path) -> None:

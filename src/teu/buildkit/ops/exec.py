@@ -125,7 +125,11 @@ class ExecOp:
         try:
             context.check()
             process = Process(
-                args=tuple(meta.args), env=tuple(self._environment(context)), cwd=meta.cwd or "/", user=meta.user
+                args=tuple(meta.args),
+                env=tuple(self._environment()),
+                cwd=meta.cwd or "/",
+                user=meta.user,
+                secrets=tuple(secret_variables(steps.sessions, context.sessions(), op.secretenv)),
             )
             wish = Wish(
                 root=prepared.root,
@@ -172,14 +176,14 @@ class ExecOp:
                 if box.samples is not None:
                     self.samples = box.samples.found()
 
-    def _environment(self, context: Context) -> list[str]:
+    def _environment(self) -> list[str]:
         op = self._op
         env = [*op.meta.env]
         if op.meta.HasField("proxy_env"):
             env += proxy_variables(op.meta.proxy_env)
         if not any(entry.startswith("PATH=") for entry in env):
             env.append(f"PATH={defaults.PATH}")
-        return env + secret_variables(self._steps.sessions, context.sessions(), op.secretenv)
+        return env
 
     def _check_platform(self) -> None:
         if not self._vertex.op.HasField("platform"):

@@ -12,6 +12,9 @@ frontends.
     label         io.teu.builder on the container: whose step it is. Who finds one of his own at his start has died
                   before, and removes it.
 
+A secret is at rest nowhere: as a file it is in a tmpfs, and as a variable it goes to the shim with the task, beside the
+record that containerd has of the container. Our own shim alone takes it so; for others it is in the record meanwhile.
+
 `kill` may be called at any time by any thread: what runs gets SIGKILL, what would start does not.
 """
 
@@ -391,15 +394,18 @@ class Box:
             limits=limits,
             name=_plain(wish.name or " ".join(process.args)),
         )
-        told = spec.build(self._process(process, user), around)
-        stdio = Stdio(self._folder, out, err, terminal=process.terminal, stdin=stdin)
         runtime = self._executor.runtime
+        # What containerd has of a container is on its disk: the shim is told secrets itself, where it is ours.
+        apart = runtime.takes_environment
+        told = spec.build(self._process(process, user, secrets=not apart), around)
+        secret = process.secrets if apart else ()
+        stdio = Stdio(self._folder, out, err, terminal=process.terminal, stdin=stdin)
         try:
             with self._lock:
                 self._check()
                 self._made = True
             tasks.create_container(self.client, self.id, self._executor.owner, runtime, told, {})
-            pid = tasks.create(self.client, self.id, self._tree, stdio.paths, process.terminal, runtime)
+            pid = tasks.create(self.client, self.id, self._tree, stdio.paths, process.terminal, runtime, secret)
             self._cgroup = samples.cgroup_of(pid)
             self._memory = samples.MemoryWatch(self._cgroup)
             self._check()
@@ -460,9 +466,14 @@ class Box:
         except ValueError as error:
             raise errors.Error(str(error)) from None
 
-    def _process(self, process: Process, user: users.User) -> dict[str, Any]:
+    def _process(self, process: Process, user: users.User, *, secrets: bool = True) -> dict[str, Any]:
         return spec.process(
-            process, user, insecure=self._wish.insecure, limits=self._wish.limits, apparmor=self._apparmor
+            process,
+            user,
+            insecure=self._wish.insecure,
+            limits=self._wish.limits,
+            apparmor=self._apparmor,
+            secrets=secrets,
         )
 
     def ended(self, exec_id: str, status: int) -> None:
