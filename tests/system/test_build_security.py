@@ -899,7 +899,9 @@ def test_a_hostile_frontend_gets_no_more_than_a_container(
 ) -> None:
     (buildx.context / "hostile.py").write_text(HOSTILE.replace("OUTSIDE", f"{outside.top}/secret"))
     buildx.build(
-        f"FROM {frontend}\nCOPY hostile.py /frontend.py\n", "--output=type=image,name=hostile:1", "--provenance=false"
+        f"FROM {frontend}\nCOPY hostile.py /frontend.py\n",
+        "--output=type=image,name=hostile:1,compression=uncompressed",
+        "--provenance=false",
     )
     try:
         buildx.environment["SECRET_TOKEN"] = outside.secret
