@@ -517,7 +517,8 @@ def frontend(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     buildx = Buildx(top)
     try:
-        buildx.run("build", "--builder=teu", "--provenance=false", "--output=type=image,name=frontend:1", str(top))
+        output = "--output=type=image,name=frontend:1,compression=uncompressed"
+        buildx.run("build", "--builder=teu", "--provenance=false", output, str(top))
     finally:
         buildx.run("rm", "--keep-state", "teu")
     return "docker.io/library/frontend:1"

@@ -96,7 +96,13 @@ KEYS = (
         "worker",
         section(
             Key("snapshotter", text, "overlayfs", "snapshotter of containerd"),
-            Key("runtime", text, "", "runtime of steps; empty: io.containerd.teu.v2, or what containerd has"),
+            Key(
+                "runtime",
+                text,
+                "",
+                "runtime of steps; empty: io.containerd.teu.v2, or what containerd has. With any other one, secrets"
+                " that a step has as variables are in containerd's record of its container while it runs",
+            ),
             Key("platforms", list_of(text), [], "platforms that steps may run on; empty: the host's and binfmt's"),
             Key("labels", map_of(text), {}, "labels that clients see of the worker"),
             Key(

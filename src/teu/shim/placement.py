@@ -94,6 +94,15 @@ def write_spec(bundle: str, spec: dict[str, Any]) -> None:
     os.rename(path + ".new", path)
 
 
+def add_variables(spec: dict[str, Any], variables: list[bytes]) -> None:
+    """Let the first process have these, NAME=VALUE each. What is not as the specification has it stays as it is: the
+    runtime finds words for that."""
+    process = spec.get("process")
+    known = process.get("env") or [] if isinstance(process, dict) else None
+    if isinstance(process, dict) and isinstance(known, list):
+        process["env"] = known + [os.fsdecode(one) for one in variables]
+
+
 def annotations_of(spec: dict[str, Any]) -> dict[str, str]:
     found = spec.get("annotations")
     return found if isinstance(found, dict) else {}

@@ -88,7 +88,8 @@ def read_options(packed: dict[str, Any] | None) -> dict[str, Any]:
             options[_TOML_NAMES[name]] = value
     else:
         options = m.decode_options(OPTIONS_TYPE, packed)
-    if field := _with_nul(options):
+    field = "environment" if any(b"\0" in one for one in options["environment"]) else _with_nul(options)
+    if field:
         raise ValueError(f"{field} must not contain a NUL character")
     return options
 
@@ -310,11 +311,15 @@ class Service:
         self, pids: list[int], name: str, bundle: str, options: dict[str, Any], mounts: list[dict[str, Any]]
     ) -> tuple[Any, ...]:
         """What is to be known of the spec, the placement's state, and a complaint for the log."""
-        _write_json(os.path.join(bundle, "options.json"), options)
+        kept = {key: value for key, value in options.items() if key != "environment"}
+        _write_json(os.path.join(bundle, "options.json"), kept)
         with open(os.path.join(bundle, "runtime"), "w") as file:
             file.write(options["binary_name"])
         complaint = ""
         spec = placement.read_spec(bundle)
+        if options["environment"]:
+            placement.add_variables(spec, options["environment"])
+            placement.write_spec(bundle, spec)
         if options["shim_cgroup"]:
             self._placement.join(pids, options["shim_cgroup"])
         try:

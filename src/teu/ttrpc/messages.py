@@ -61,6 +61,7 @@ TABLES: Tables = {
         9: ("systemd_cgroup", "bool"),
         10: ("criu_image_path", "string"),
         11: ("criu_work_path", "string"),
+        1000: ("environment", "*bytes"),
     },
     "runtimeoptions.v1.Options": {1: ("type_url", "string"), 2: ("config_path", "string"), 3: ("config_body", "bytes")},
     "containerd.runc.v1.CheckpointOptions": {

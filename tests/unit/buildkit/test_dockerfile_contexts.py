@@ -70,6 +70,20 @@ def test_git_contexts(given: str, identifier: str, attribute: tuple[str, str]) -
     assert found.name == f"[internal] load git source {given}"
 
 
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("https://me:word@h/r.git#main", "https://xxxxx:xxxxx@h/r.git#main"),
+        ("https://token@h/r.git", "https://xxxxx@h/r.git"),
+        ("ssh://git@h/r.git", "ssh://git@h/r.git"),
+    ],
+)
+def test_nobody_sees_the_credentials_of_a_context(given: str, shown: str) -> None:
+    found = steps("FROM scratch\nCOPY a /", context=given)[0]
+    assert found.name == f"[internal] load git source {shown}"
+    assert found.op.source.attrs["git.fullurl"] == given.partition("#")[0]
+
+
 def test_http_contexts() -> None:
     archive = Builder(files={"context": b"\x1f\x8b\x08rest"})
     found = steps("FROM scratch\nCOPY a /", archive, context="https://h/c.tgz")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from teu.api.types.runc.options import oci_pb2
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Mount
 from teu.buildkit.worker import network, tasks
@@ -35,6 +36,7 @@ class Fake:
         self.status = 0
         self.running = False
         self.fail: dict[str, errors.Error] = {}
+        self.options: Any = None
         self.during: dict[str, Callable[[], None]] = {}
         self.containers = self.tasks = self.introspection = self
 
@@ -56,7 +58,8 @@ class Fake:
         if hasattr(request, "container"):
             self.records[request.container.id] = request.container
             return None
-        for path in (request.stdout, request.stderr):
+        self.options = request.options
+        for path in filter(None, (request.stdout, request.stderr)):
             os.close(os.open(path, os.O_WRONLY))
         self.running = True
         return SimpleNamespace(pid=os.getpid())
@@ -84,6 +87,11 @@ class Fake:
             return None
         self.records.pop(request.id, None)
         return None
+
+    def on_ResizePty(self, request: Any) -> Any:
+        raise errors.NotFound("no such task")
+
+    on_CloseIO = on_ResizePty
 
     def on_List(self, request: Any) -> Any:
         return SimpleNamespace(containers=list(self.records.values()))
@@ -144,6 +152,32 @@ def test_a_step_from_begin_to_end(executor: Executor, fake: Fake, tmp_path: Path
     assert executor.boxes() == []
 
 
+def test_secrets_are_not_in_the_record(executor: Executor, fake: Fake, tmp_path: Path) -> None:
+    box = executor.box(wish(tmp_path))
+    env = ("WORD=old", "OTHER=x")
+    process = box.start(Process(("true",), env, user="www", secrets=("WORD=s3cret\udcff", "HOME=/s3cret")))
+    told = fake.records[box.id].spec.value
+    assert b"s3cret" not in told
+    assert json.loads(told)["process"]["env"] == ["OTHER=x"]
+    assert oci_pb2.Options.FromString(fake.options.value).environment == [b"WORD=s3cret\xff", b"HOME=/s3cret"]
+    fake.end(0)
+    process.wait()
+    box.release()
+
+
+def test_secrets_with_a_runtime_that_has_no_place_for_them(fake: Fake, tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    client: Any = fake
+    settings = Settings(state=str(tmp_path / "state"), run=str(tmp_path), apparmor="", runtime="io.containerd.runc.v2")
+    executor = Executor(client, "worker", settings)
+    box = executor.box(wish(tmp_path))
+    process = box.start(Process(("true",), ("WORD=old",), secrets=("WORD=s3cret",)))
+    assert json.loads(fake.records[box.id].spec.value)["process"]["env"] == ["WORD=s3cret"]
+    fake.end(0)
+    process.wait()
+    executor.close()
+
+
 def test_what_runs_is_killed(executor: Executor, fake: Fake, tmp_path: Path) -> None:
     box = executor.box(wish(tmp_path))
     process = box.start(Process(("sleep",)))
@@ -185,6 +219,37 @@ def test_a_start_that_fails_leaves_nothing(executor: Executor, fake: Fake, tmp_p
     box.release()
     assert fake.records == {} and not fake.running
     assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("failed to create shim task: OCI runtime create failed: runc create failed: unable to: x", b"unable to: x"),
+        ('OCI runtime create failed: runc create failed: exec: "a\nb": no: unknown', b'exec: "a\nb": no'),
+        ("OCI runtime start failed: exec /x: exec format error: unknown", b"exec /x: exec format error"),
+    ],
+)
+def test_what_cannot_be_run_says_so_itself(
+    executor: Executor, fake: Fake, tmp_path: Path, told: str, said: bytes, terminal: bool
+) -> None:
+    """As with BuildKit: the runtime's words are the process's last ones."""
+    box = executor.box(wish(tmp_path))
+    fake.fail["Start"] = errors.Error(told)
+    out, err = bytearray(), bytearray()
+    process = box.start(Process(("x",), terminal=terminal), out.extend, err.extend, stdin=True)
+    assert process.wait() == process.wait() == 1
+    assert bytes(out if terminal else err) == b"runc run failed: " + said + b"\n"
+    assert not (err if terminal else out)
+    process.resize(1, 1)
+    process.close_input()
+    with pytest.raises(BrokenPipeError):
+        process.write(b"x")
+    with pytest.raises(errors.FailedPrecondition, match="has stopped"):
+        box.execute(Process(("y",)))
+    fake.ended.set()
+    box.release()
+    assert fake.records == {} and not fake.running
 
 
 def test_users_that_there_are_not(executor: Executor, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from teu.api.buildkit import ops_pb2 as pb
+from teu.buildkit.cache.contenthash import NotInTree
 from teu.buildkit.core import errors
 from teu.buildkit.core.op import CacheMap
 from teu.buildkit.core.selection import Selection
@@ -32,7 +33,7 @@ def step(**more: Any) -> pb.Op:
 
 def operation(op: pb.Op, platforms: tuple[str, ...] = ("linux/amd64",)) -> steps.ExecOp:
     inputs = tuple(Edge(one.digest, one.index) for one in op.inputs)
-    around: Any = SimpleNamespace(worker=SimpleNamespace(platforms=platforms))
+    around: Any = SimpleNamespace(worker=SimpleNamespace(id="me", platforms=platforms))
     return steps.ExecOp(Vertex("sha256:x", op, inputs, "", Metadata(), "sha256:x"), around)
 
 
@@ -136,6 +137,17 @@ def test_the_mounts_that_count_by_content() -> None:
         if one.content is not None:
             assert one.content(NOBODY, tree) == "sha256:0"
     assert asked == [Selection("/y", follow=True), Selection("/one", follow=True), Selection()]
+
+
+def test_content_that_there_is_not_is_named() -> None:
+    def checksum(chosen: Any) -> str:
+        raise NotInTree("/part")
+
+    op = with_mount(dest="/m", input=0, output=-1, selector="/part", readonly=True)
+    (content,) = [one.content for one in key(op).inputs if one.content is not None]
+    tree: Any = SimpleNamespace(id="tree", checksum=checksum)
+    with pytest.raises(errors.Error, match='^failed to calculate checksum of ref me::tree: "/part": not found$'):
+        content(NOBODY, tree)
 
 
 def test_content_that_could_hide_something_is_refused() -> None:

@@ -15,6 +15,7 @@ import threading
 import tty
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,6 +88,29 @@ def test_options() -> None:
         service.read_options(m.encode_any("runtimeoptions.v1.Options", {"config_body": b"Nonsense = 1"}))
     with pytest.raises(ValueError, match="expected"):
         service.read_options({"type_url": "other", "value": b""})
+    with pytest.raises(ValueError, match="environment must not contain a NUL"):
+        service.read_options(m.encode_any("containerd.runc.v1.Options", {"environment": [b"A=b\0"]}))
+
+
+@pytest.mark.parametrize(
+    ("spec", "env"),
+    [
+        ({"process": {}}, ["A=\udcff", "B="]),
+        ({"process": {"env": None}}, ["A=\udcff", "B="]),
+        ({"process": {"env": ["C=d"]}}, ["C=d", "A=\udcff", "B="]),
+        ({"process": {"env": "C=d"}}, "C=d"),
+    ],
+)
+def test_variables_beside_the_spec(spec: dict[str, Any], env: Any) -> None:
+    placement.add_variables(spec, [b"A=\xff", b"B="])
+    assert spec["process"]["env"] == env
+
+
+@pytest.mark.parametrize("spec", [{}, {"process": None}, {"process": []}])
+def test_a_spec_without_a_process_stays_so(spec: dict[str, Any]) -> None:
+    before = str(spec)
+    placement.add_variables(spec, [b"A=b"])
+    assert str(spec) == before
 
 
 @pytest.mark.parametrize(

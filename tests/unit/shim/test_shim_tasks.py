@@ -220,6 +220,22 @@ def test_the_life_of_a_container(shim: Shim) -> None:
     assert not (shim.folder / "shim").exists()
 
 
+def test_variables_that_the_record_does_not_have(shim: Shim) -> None:
+    shim.script("exit 3")
+    shim.spec({"process": {"env": ["A=b"]}})
+
+    async def story(api: Api) -> None:
+        options = m.encode_any("containerd.runc.v1.Options", {"binary_name": "runc", "environment": [b"SECRET=w\xff"]})
+        await api("Create", bundle=str(shim.bundle), options=options)
+        assert json.loads((shim.bundle / "config.json").read_text())["process"]["env"] == ["A=b", "SECRET=w\udcff"]
+        assert "SECRET" not in (shim.bundle / "options.json").read_text()
+        await api("Start")
+        await api("Wait")
+        await api("Delete")
+
+    talk(shim, story)
+
+
 def test_the_process_has_the_clients_fifos(shim: Shim) -> None:
     shim.script('read line; echo "got $line"; echo "note" >&2')
     paths = {name: str(shim.folder / name) for name in ("stdin", "stdout", "stderr")}

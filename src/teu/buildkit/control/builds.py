@@ -20,6 +20,7 @@ from teu.buildkit.control.containers import Containers
 from teu.buildkit.control.history import ERROR, STATEMENT, Blob, History, pack_logs
 from teu.buildkit.control.view import BuildBridge
 from teu.buildkit.core import errors
+from teu.buildkit.core.identifiers import without_credentials
 from teu.buildkit.core.progress import Progress
 from teu.buildkit.exporters import provenance
 from teu.buildkit.exporters.images import PREDICATE_TYPE, parts_of
@@ -91,7 +92,7 @@ class Builds:
         record = control_pb2.BuildHistoryRecord(
             Ref=build.ref,
             Frontend=request.frontend,
-            FrontendAttrs=request.attributes,
+            FrontendAttrs={key: without_credentials(value) for key, value in request.attributes.items()},
             Exporters=[control_pb2.Exporter(Type=kind, Attrs=attributes) for kind, attributes in request.exporters],
         )
         record.CreatedAt.FromNanoseconds(int(build.started * 1e9))
@@ -129,7 +130,7 @@ class Builds:
             record.ExporterResponse[key] = value
         record.Frontend = build.frontend
         for key, value in build.options.items():
-            record.FrontendAttrs[key] = value
+            record.FrontendAttrs[key] = without_credentials(value)
         for number, answer in enumerate(build.answers):
             if answer.descriptor is not None:
                 record.Result.Results[number].CopyFrom(

@@ -11,12 +11,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote
 
 from google.protobuf import json_format
 
 from teu.buildkit.core import errors
 from teu.buildkit.core.exports import Build, Result
+from teu.buildkit.core.identifiers import without_credentials
 from teu.buildkit.exporters import attributes as given
 from teu.buildkit.exporters.config import moment
 from teu.buildkit.llb.platforms import Platform, host
@@ -160,9 +161,7 @@ def _parameters(asked: Asked, build: Build) -> tuple[Json, bool]:
         if asked.mode == "min" and key.startswith(("build-arg:", "label:")):
             whole = False
             continue
-        if key == "context" or key.startswith("context:"):
-            value = without_credentials(value)
-        arguments[key] = value
+        arguments[key] = without_credentials(value)
     parameters: Json = {"frontend": build.frontend}
     if arguments:
         parameters["args"] = arguments
@@ -171,19 +170,6 @@ def _parameters(asked: Asked, build: Build) -> tuple[Json, bool]:
             if found := sorted({one for material in build.materials() for one in getattr(material, name)}):
                 parameters[name] = [{"id": one, "optional": True} for one in found]
     return parameters, whole
-
-
-def without_credentials(url: str) -> str:
-    """The address without the name and the password in it."""
-    try:
-        parts = urlsplit(url)
-        if "@" not in parts.netloc or not (parts.username or parts.password):
-            return url
-        secret = "xxxxx" if parts.password else ""
-        user = f"xxxxx:{secret}" if secret else "xxxxx"
-        return urlunsplit(parts._replace(netloc=f"{user}@{parts.netloc.rpartition('@')[2]}"))
-    except ValueError:
-        return "xxxxx"
 
 
 def _source(build: Build, entry: str) -> tuple[Json, list[Json]]:
@@ -270,6 +256,10 @@ def _step(vertex: Any, names: Mapping[str, str]) -> Json:
         "op": json_format.MessageToDict(vertex.op, preserving_proto_field_name=True),
     }
     step["op"].pop("inputs", None)
+    if source := step["op"].get("source"):
+        source["identifier"] = without_credentials(source.get("identifier", ""))
+        for key, value in source.get("attrs", {}).items():
+            source["attrs"][key] = without_credentials(value)
     if vertex.inputs:
         step["inputs"] = [f"{names[edge.vertex]}:{edge.index}" for edge in vertex.inputs]
     return step

@@ -15,6 +15,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from teu.api.buildkit import ops_pb2
+from teu.buildkit.core.identifiers import without_credentials
 from teu.buildkit.llb import caps
 from teu.oci import digest as digests
 
@@ -319,7 +320,7 @@ def _name(op: Any, below: Mapping[str, Vertex]) -> str:
     """What a client shows of a vertex that was given no name."""
     kind = op.WhichOneof("op")
     if kind == "source":
-        return str(op.source.identifier)
+        return without_credentials(op.source.identifier)
     if kind == "exec":
         return " ".join(op.exec.meta.args)
     if kind == "file":

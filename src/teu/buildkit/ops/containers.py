@@ -101,8 +101,14 @@ class Place:
             env.append(f"PATH={defaults.PATH}")
         if init.Tty and not any(entry.startswith("TERM=") for entry in env):
             env.append("TERM=xterm")
-        env += secret_variables(self._steps.sessions, self._waiting.sessions(), init.secretenv)
-        process = Process(args=tuple(meta.args), env=tuple(env), cwd=meta.cwd or "/", user=meta.user, terminal=init.Tty)
+        process = Process(
+            args=tuple(meta.args),
+            env=tuple(env),
+            cwd=meta.cwd or "/",
+            user=meta.user,
+            terminal=init.Tty,
+            secrets=tuple(secret_variables(self._steps.sessions, self._waiting.sessions(), init.secretenv)),
+        )
         stdin = 0 in init.Fds
         with self._lock:
             self._waiting.check()

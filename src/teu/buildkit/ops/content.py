@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from teu.buildkit.cache.contenthash import NotInTree, TooManyLinks, Tree
 from teu.buildkit.core import errors
@@ -23,22 +24,30 @@ class Contents:
         self.selections = tuple(selections) or (Selection(),)
 
     def __call__(self, context: Context, ref: Ref) -> str:
-        try:
+        with failures(self._worker, ref):
             found = snapshot(ref)
             if found is not None:
                 return found.checksum(self.selections)
             return _of_nothing(self.selections)
-        except NotInTree as error:
-            raise self._failed(ref, f'"{error.filename}": not found') from None
-        except TooManyLinks as error:
-            raise self._failed(ref, f"{error.filename}: too many links") from None
-        except BadPattern as error:
-            raise self._failed(ref, str(error)) from None
-        except OSError as error:
-            raise self._failed(ref, str(error)) from error
 
-    def _failed(self, ref: Ref, words: str) -> errors.Error:
-        return errors.Error(f"failed to calculate checksum of ref {self._worker.id}::{ref.id}: {words}")
+
+@contextmanager
+def failures(worker: Worker, ref: Ref) -> Iterator[None]:
+    """What goes wrong while a tree's files are looked at, with BuildKit's words."""
+
+    def failed(words: str) -> errors.Error:
+        return errors.Error(f"failed to calculate checksum of ref {worker.id}::{ref.id}: {words}")
+
+    try:
+        yield
+    except NotInTree as error:
+        raise failed(f'"{error.filename}": not found') from None
+    except TooManyLinks as error:
+        raise failed(f"{error.filename}: too many links") from None
+    except BadPattern as error:
+        raise failed(str(error)) from None
+    except OSError as error:
+        raise failed(str(error)) from error
 
 
 def _of_nothing(selections: Sequence[Selection]) -> str:

@@ -22,6 +22,7 @@ from teu.buildkit.core.snapshots import Worker, snapshot
 from teu.buildkit.llb import platforms
 from teu.buildkit.llb.load import NETWORK_HOST, SECURITY_INSECURE, NotAllowed, Vertex
 from teu.buildkit.ops import keys, results
+from teu.buildkit.ops.content import failures
 from teu.buildkit.ops.mounts import EMPTY, ROOT, Caches, Prepared, Preparing, secret_variables
 from teu.buildkit.session.manager import Manager
 from teu.buildkit.worker.executor import Box, Executor, Wish, failure, quoted
@@ -103,7 +104,7 @@ class ExecOp:
         for number in range(count):
             joined = b"\0".join(one.encode("utf-8", "surrogateescape") for one in selectors[number])
             selector = digests.of(joined) if selectors[number] else ""
-            content = _content(_outermost(selectors[number])) if by_content[number] else None
+            content = _content(self._steps.worker, _outermost(selectors[number])) if by_content[number] else None
             found.append(Dependency(selector, content))
         return found
 
@@ -125,7 +126,11 @@ class ExecOp:
             prepared = preparing.prepare(op.mounts, [snapshot(one) for one in inputs])
             context.check()
             process = Process(
-                args=tuple(meta.args), env=tuple(self._environment(context)), cwd=meta.cwd or "/", user=meta.user
+                args=tuple(meta.args),
+                env=tuple(self._environment()),
+                cwd=meta.cwd or "/",
+                user=meta.user,
+                secrets=tuple(secret_variables(steps.sessions, context.sessions(), op.secretenv)),
             )
             wish = Wish(
                 root=prepared.root,
@@ -181,14 +186,14 @@ class ExecOp:
                 if box.samples is not None:
                     self.samples = box.samples.found()
 
-    def _environment(self, context: Context) -> list[str]:
+    def _environment(self) -> list[str]:
         op = self._op
         env = [*op.meta.env]
         if op.meta.HasField("proxy_env"):
             env += proxy_variables(op.meta.proxy_env)
         if not any(entry.startswith("PATH=") for entry in env):
             env.append(f"PATH={defaults.PATH}")
-        return env + secret_variables(self._steps.sessions, context.sessions(), op.secretenv)
+        return env
 
     def _check_platform(self) -> None:
         if not self._vertex.op.HasField("platform"):
@@ -242,7 +247,7 @@ def _outermost(selectors: Collection[str]) -> list[str]:
     )
 
 
-def _content(selectors: Sequence[str]) -> Callable[[Context, Ref], str]:
+def _content(worker: Worker, selectors: Sequence[str]) -> Callable[[Context, Ref], str]:
     whole = not selectors or ROOT in selectors
     chosen = [Selection()] if whole else [Selection(one, follow=True) for one in selectors]
 
@@ -250,7 +255,8 @@ def _content(selectors: Sequence[str]) -> Callable[[Context, Ref], str]:
         tree = snapshot(ref)
         if tree is None:
             return "sha256:" + hashlib.sha256(b"\0".join(b"scratch" for _ in chosen)).hexdigest()
-        return tree.checksum(chosen)
+        with failures(worker, ref):
+            return tree.checksum(chosen)
 
     return ask
 

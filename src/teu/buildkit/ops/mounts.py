@@ -342,10 +342,10 @@ def secret(sessions: manager.Manager, identifiers: Sequence[str], identifier: st
     """A client's secret; None where it has none of it, and need not. Raises errors.Error."""
     try:
         return sessions.any_of(identifiers, lambda session: secrets.get(session, identifier))
-    except errors.NotFound:
+    except errors.NotFound as error:
         if optional:
             return None
-        raise
+        raise errors.Error(error.message) from None  # as BuildKit's, which clients show without a code
 
 
 def secret_variables(

@@ -19,6 +19,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from teu.api.buildkit import gateway_pb2
 from teu.buildkit.core import errors
+from teu.buildkit.core.identifiers import without_credentials
 from teu.buildkit.core.op import Record, Ref
 from teu.buildkit.llb.platforms import Platform
 
@@ -209,13 +210,7 @@ def go_json(value: Any) -> bytes:
 
 def shown(url: str) -> str:
     """An address for people: without a name and a password that may be in it."""
-    scheme, separator, rest = url.partition("://")
-    place, slash, path = rest.partition("/")
-    credentials, at, host = place.rpartition("@")
-    if not separator or not at:
-        return errors.cut(url, 500)
-    hidden = "xxxxx:xxxxx" if ":" in credentials else "xxxxx"
-    return errors.cut(f"{scheme}://{hidden}@{host}{slash}{path}", 500)
+    return errors.cut(without_credentials(url), 500)
 
 
 def parsed_url(url: str) -> SplitResult:

@@ -12,6 +12,9 @@ frontends.
     label         io.teu.builder on the container: whose step it is. Who finds one of his own at his start has died
                   before, and removes it.
 
+A secret is at rest nowhere: as a file it is in a tmpfs, and as a variable it goes to the shim with the task, beside the
+record that containerd has of the container. Our own shim alone takes it so; for others it is in the record meanwhile.
+
 `kill` may be called at any time by any thread: what runs gets SIGKILL, what would start does not.
 """
 
@@ -47,6 +50,13 @@ SIGKILL = 9
 KILL_POLL_SECONDS = 0.1
 OUTPUT_SECONDS = 5.0  # for the rest of a process's output, where others of its box still hold its streams
 NAME_MAX = 200  # characters of what people see of a step in its scope's description
+
+# Exit statuses of a process that the runtime could not run, as runc itself ends with, which BuildKit starts steps by.
+NOT_RUN, NOT_EXECUTED = 1, 255
+_NOT_RUN = re.compile(
+    r"OCI runtime (?:create|start|exec) failed: (?:runc (?:create|start) failed: |exec failed: )?(.*?)(?:: unknown)?\Z",
+    re.DOTALL,
+)
 
 _ID = re.compile(r"[A-Za-z0-9]{1,76}\Z")  # BuildKit's, and no longer than containerd takes it
 
@@ -177,11 +187,12 @@ class Executor:
 class Running:
     """One process of a box. `wait` and `close` are its starter's; the rest may be called by any thread."""
 
-    def __init__(self, box: Box, exec_id: str, stdio: Stdio) -> None:
+    def __init__(self, box: Box, exec_id: str, stdio: Stdio, code: int | None = None) -> None:
+        """`code`: the exit status of one that never ran."""
         self._box = box
         self._exec_id = exec_id
         self._stdio = stdio
-        self._code: int | None = None
+        self._code = code
         self._waiting = threading.Lock()
 
     def wait(self) -> int:
@@ -362,7 +373,8 @@ class Box:
     def start(
         self, process: Process, out: Output | None = None, err: Output | None = None, *, stdin: bool = False
     ) -> Running:
-        """The first process. Raises errors.Error."""
+        """The first process. One that the runtime cannot run, as there is no such program, has ended already, and has
+        written why, as with BuildKit. Raises errors.Error."""
         self._check()
         user = self._user(process)
         wish, settings = self._wish, self._executor.settings
@@ -382,15 +394,18 @@ class Box:
             limits=limits,
             name=_plain(wish.name or " ".join(process.args)),
         )
-        told = spec.build(self._process(process, user), around)
-        stdio = Stdio(self._folder, out, err, terminal=process.terminal, stdin=stdin)
         runtime = self._executor.runtime
+        # What containerd has of a container is on its disk: the shim is told secrets itself, where it is ours.
+        apart = runtime.takes_environment
+        told = spec.build(self._process(process, user, secrets=not apart), around)
+        secret = process.secrets if apart else ()
+        stdio = Stdio(self._folder, out, err, terminal=process.terminal, stdin=stdin)
         try:
             with self._lock:
                 self._check()
                 self._made = True
             tasks.create_container(self.client, self.id, self._executor.owner, runtime, told, {})
-            pid = tasks.create(self.client, self.id, self._tree, stdio.paths, process.terminal, runtime)
+            pid = tasks.create(self.client, self.id, self._tree, stdio.paths, process.terminal, runtime, secret)
             self._cgroup = samples.cgroup_of(pid)
             self._memory = samples.MemoryWatch(self._cgroup)
             self._check()
@@ -400,7 +415,11 @@ class Box:
             stdio.discard()
             if self._killed.is_set():
                 raise errors.Cancelled("context canceled") from error
-            raise
+            if (words := _not_run(error)) is None:
+                raise
+            _written(process, out, err)(b"runc run failed: %s\n" % words)
+            self._first = Running(self, "", stdio, NOT_RUN)
+            return self._first
         stdio.begin()
         first = self._first = Running(self, "", stdio)
         if wish.sampled and self._cgroup:
@@ -410,7 +429,7 @@ class Box:
     def execute(
         self, process: Process, out: Output | None = None, err: Output | None = None, *, stdin: bool = False
     ) -> Running:
-        """One more process, while the first one runs. Raises errors.Error."""
+        """One more process, while the first one runs; as `start` where it cannot be run. Raises errors.Error."""
         self._check()
         if self._first is None or self._ended:
             raise errors.FailedPrecondition(f"container {self.id} {'has stopped' if self._first else 'does not run'}")
@@ -428,9 +447,12 @@ class Box:
             except BaseException:
                 tasks.delete_exec(self.client, self.id, exec_id)
                 raise
-        except BaseException:
+        except BaseException as error:
             stdio.discard()
-            raise
+            if (words := _not_run(error)) is None:
+                raise
+            _written(process, out, err)(b"exec failed: %s\n" % words)
+            return Running(self, exec_id, stdio, NOT_EXECUTED)
         stdio.begin()
         return Running(self, exec_id, stdio)
 
@@ -444,9 +466,14 @@ class Box:
         except ValueError as error:
             raise errors.Error(str(error)) from None
 
-    def _process(self, process: Process, user: users.User) -> dict[str, Any]:
+    def _process(self, process: Process, user: users.User, *, secrets: bool = True) -> dict[str, Any]:
         return spec.process(
-            process, user, insecure=self._wish.insecure, limits=self._wish.limits, apparmor=self._apparmor
+            process,
+            user,
+            insecure=self._wish.insecure,
+            limits=self._wish.limits,
+            apparmor=self._apparmor,
+            secrets=secrets,
         )
 
     def ended(self, exec_id: str, status: int) -> None:
@@ -467,6 +494,18 @@ def _profile(name: str) -> str:
         return apparmor.default_profile(name)
     except apparmor.NotLoaded as error:
         raise errors.Error(str(error)) from None
+
+
+def _not_run(error: BaseException) -> bytes | None:
+    """Why the runtime cannot run a process; None where it is something else that failed."""
+    found = _NOT_RUN.search(error.message) if isinstance(error, errors.Error) else None
+    return found[1].encode("utf-8", "surrogateescape") if found else None
+
+
+def _written(process: Process, out: Output | None, err: Output | None) -> Output:
+    """Who gets what is said in a process's place."""
+    output = out if process.terminal else err
+    return output if output is not None else lambda data: None
 
 
 def _plain(text: str) -> str:

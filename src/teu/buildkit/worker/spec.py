@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from teu.buildkit.core import errors
@@ -40,7 +40,8 @@ _RLIMITS = "as core cpu data fsize locks memlock msgqueue nice nofile nproc rss 
 @dataclass(frozen=True, slots=True)
 class Process:
     """One process of a step or of a frontend's container. `cwd` is absolute; `user` is a name or number of the root's,
-    with a group behind a colon; `size` is of the terminal, (width, height)."""
+    with a group behind a colon; `size` is of the terminal, (width, height). `secrets` are variables, too, in the place
+    of those of `env` that have their names; they are nowhere at rest."""
 
     args: tuple[str, ...]
     env: tuple[str, ...] = ()
@@ -48,6 +49,7 @@ class Process:
     user: str = ""
     terminal: bool = False
     size: tuple[int, int] = (0, 0)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +103,25 @@ def granted(insecure: bool) -> list[str]:
 
 
 def process(
-    wanted: Process, user: User, *, insecure: bool = False, limits: Limits = Limits(), apparmor: str = ""
+    wanted: Process,
+    user: User,
+    *,
+    insecure: bool = False,
+    limits: Limits = Limits(),
+    apparmor: str = "",
+    secrets: bool = True,
 ) -> dict[str, Any]:
-    """`process` of a specification, and what an exec gets."""
+    """`process` of a specification, and what an exec gets; `secrets`: whether with those."""
     if not wanted.args:
         raise errors.InvalidArgument("no arguments: there is nothing to run")
     caps = granted(insecure)
     used = caps if user.uid == 0 or insecure else []
-    env = list(wanted.env)
-    if user.home and not any(entry.startswith("HOME=") for entry in env):
+    hidden = {entry.partition("=")[0] for entry in wanted.secrets}
+    env = [entry for entry in wanted.env if entry.partition("=")[0] not in hidden]
+    if user.home and "HOME" not in hidden and not any(entry.startswith("HOME=") for entry in env):
         env.append(f"HOME={user.home}")
+    if secrets:
+        env += wanted.secrets
     result: dict[str, Any] = {
         "terminal": wanted.terminal,
         "user": {"uid": user.uid, "gid": user.gid, "umask": 0o22, "additionalGids": user.groups},

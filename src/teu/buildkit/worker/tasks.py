@@ -16,6 +16,7 @@ from teu.api.services.containers.v1 import containers_pb2
 from teu.api.services.introspection.v1 import introspection_pb2
 from teu.api.services.tasks.v1 import tasks_pb2
 from teu.api.types import mount_pb2
+from teu.api.types.runc.options import oci_pb2
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Mount
 from teu.buildkit.worker.client import STOPPING, Client
@@ -40,6 +41,11 @@ class Runtime(NamedTuple):
 
     name: str
     options: bytes
+
+    @property
+    def takes_environment(self) -> bool:
+        """Whether its shim is told variables beside the container's record: only ours is."""
+        return self.name == TEU
 
     @classmethod
     def of(cls, client: Client, name: str = "") -> Runtime:
@@ -92,8 +98,9 @@ def create(
     paths: tuple[str, str, str],
     terminal: bool,
     runtime: Runtime,
+    environment: Sequence[str] = (),
 ) -> int:
-    """The process's number."""
+    """The process's number. `environment`: more of it, NAME=VALUE, where the runtime takes some."""
     request = tasks_pb2.CreateTaskRequest(
         container_id=identity,
         rootfs=[mount_pb2.Mount(type=one.type, source=one.source, options=one.options) for one in rootfs],
@@ -102,9 +109,10 @@ def create(
         stderr=paths[2],
         terminal=terminal,
     )
-    if runtime.options:
+    if runtime.options or environment:
+        more = oci_pb2.Options(environment=[os.fsencode(one) for one in environment])
         request.options.type_url = OPTIONS_TYPE
-        request.options.value = runtime.options
+        request.options.value = runtime.options + more.SerializeToString()
     return int(client.tasks.Create(request, timeout=START_SECONDS).pid)
 
 

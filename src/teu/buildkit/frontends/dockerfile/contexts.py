@@ -17,6 +17,7 @@ from io import BytesIO
 from typing import Any
 
 from teu.buildkit.core import exports
+from teu.buildkit.core.identifiers import without_credentials
 from teu.buildkit.frontends.dockerfile import gitref
 from teu.buildkit.frontends.dockerfile.client import CONTEXT, DOCKERFILE, IGNORE_FILE, Client, NotAnImage, Options
 from teu.buildkit.frontends.dockerfile.errors import DockerfileError
@@ -40,6 +41,12 @@ def internal(name: str) -> Marks:
     return Marks(name="[internal] " + name)
 
 
+def _shown(address: str) -> str:
+    """An address as everybody may see it. The user alone is no secret with ssh, and is what people look for."""
+    hidden = without_credentials(address)
+    return address if hidden.startswith("ssh://xxxxx@") else hidden
+
+
 def git_state(found: gitref.GitRef, name: str, keep: bool, mtime: str = "") -> State:
     return build.git(
         found.remote,
@@ -53,7 +60,7 @@ def git_state(found: gitref.GitRef, name: str, keep: bool, mtime: str = "") -> S
         mtime=found.mtime or mtime,
         fetch_by_commit=found.fetch_by_commit,
         ssh=found.scheme == "ssh",
-        marks=internal("load git source " + name),
+        marks=internal("load git source " + _shown(name)),
     )
 
 
@@ -218,8 +225,8 @@ class NamedContext:
             if found is not None:
                 return git_state(found, given, False), None
             if scheme == "git":
-                raise DockerfileError(f"invalid git context {given}")
-            return build.http(given, _HTTP_FILE, marks=Marks(name=f"[context {self.key}] {given}")), None
+                raise DockerfileError(f"invalid git context {_shown(given)}")
+            return build.http(given, _HTTP_FILE, marks=Marks(name=f"[context {self.key}] {_shown(given)}")), None
         if scheme == "oci-layout":
             return self._layout(rest.removeprefix("//"))
         if scheme == "local":
