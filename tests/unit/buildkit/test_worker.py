@@ -21,7 +21,7 @@ from teu.buildkit.cache.store import CACHE_MOUNT, LOCAL_SOURCE, Store
 from teu.buildkit.core import errors
 from teu.buildkit.core.op import Gone, Record
 from teu.buildkit.core.selection import Selection
-from teu.buildkit.core.snapshots import Compression, Kind, Layer
+from teu.buildkit.core.snapshots import SCRATCH, Compression, Kind, Layer
 from teu.buildkit.worker.keeper import WorkerKeeper
 from teu.buildkit.worker.layers import compressed, rewritten
 from teu.buildkit.worker.worker import ContainerdWorker
@@ -573,6 +573,22 @@ def test_what_is_used_and_what_it_costs(house: House) -> None:
     assert [one.record.id for one in gone] == [top.id, image.id]
     assert (house.containerd.snaps, house.containerd.blobs, house.containerd.leased) == ({}, {}, {})
     assert house.worker.store.records() == []
+
+
+def test_pruning_all_forgets_the_empty_root_too(house: House) -> None:
+    """What was asked to keep nothing keeps no key, though the empty root is no record."""
+    keeper = WorkerKeeper(house.worker, str(house.root))
+    kept = house.saved(house.step(None, "a"), "kept")
+    house.worker.store.save("empty", "op", 0, [[("kept", "")]], SCRATCH)
+    assert policies.prune(keeper, [policies.Policy(all=True)]) == []
+    assert house.worker.store.keys_of(SCRATCH) == ["empty"]
+    kept.release()
+    assert [one.record.id for one in policies.prune(keeper, [policies.Policy(all=True)])] == [kept.id]
+    assert house.worker.store.keys_of(SCRATCH) == []
+    assert house.worker.store.backlinks("empty") == []
+    house.worker.store.save("empty", "op", 0, [], SCRATCH)
+    assert policies.prune(keeper, [policies.Policy(all=True)]) == []
+    assert house.worker.store.keys_of(SCRATCH) == []
 
 
 def test_what_an_image_has_is_shared(house: House) -> None:
