@@ -20,6 +20,7 @@ from teu.buildkit.cache import store as cache_store
 from teu.buildkit.cache.contenthash import Selection
 from teu.buildkit.cache.database import Unusable
 from teu.buildkit.cache.store import CACHE_MOUNT, Record, Store
+from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import SCRATCH
 
 SRC = Path(__file__).resolve().parents[3] / "src"
@@ -209,6 +210,21 @@ def test_a_newer_file_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(Unusable, match="newer teu-buildkitd"):
         Store(str(tmp_path / "cache.db"))
     assert not [name for name in os.listdir(tmp_path) if ".damaged-" in name]
+
+
+def test_a_full_disk_is_told_as_what_it_is(store: Store, tmp_path: Path) -> None:
+    """And nothing of what did not fit is there; what fits goes on."""
+    store.save("A", "op", 0, [], "r")
+    pages = store._database.one("PRAGMA page_count")[0]
+    store._database.one(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(errors.ResourceExhausted, match=r"cache\.db: no space left on device"):
+        for number in range(1000):
+            store.save(f"K{number}", "op" * 100, 0, [], f"r{number}")
+    assert [one.id for one in store.results("A")] == ["r"]
+    store._database.one("PRAGMA max_page_count = 1000000")
+    store.save("B", "op", 0, [], "r")
+    assert store.keys_of("r") == ["A", "B"]
+    assert (tmp_path / "cache.db-reserve").stat().st_size in (0, 1 << 20)
 
 
 def test_many_threads_save_and_forget(store: Store, tmp_path: Path) -> None:

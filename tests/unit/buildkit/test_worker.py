@@ -575,6 +575,23 @@ def test_what_is_used_and_what_it_costs(house: House) -> None:
     assert house.worker.store.records() == []
 
 
+def test_a_removal_that_cannot_be_written_down_is_done_later(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = house.saved(house.step(None, "a"), "kept")
+    kept.release()
+    keeper = WorkerKeeper(house.worker, str(house.root))
+    store = house.worker.store
+
+    def full(names: Any, *, durable: bool = True) -> None:
+        raise errors.ResourceExhausted("write cache.db: no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "give_up", full)
+        assert keeper.remove(kept.id)
+        assert len(house.containerd.snaps) == 1
+    keeper.collect()
+    assert (house.containerd.snaps, store.records(), store.keys_of(kept.id)) == ({}, [], [])
+
+
 def test_pruning_all_forgets_the_empty_root_too(house: House) -> None:
     """What was asked to keep nothing keeps no key, though the empty root is no record."""
     keeper = WorkerKeeper(house.worker, str(house.root))

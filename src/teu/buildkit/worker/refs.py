@@ -143,8 +143,13 @@ class ActiveRef:
         if synced.tree is not None:
             # It is this record's now, under whose name it has to be written.
             synced.tree.dirty = True
-        keeping.records.change(entry, size=UNKNOWN)
-        keeping.drop(entry)
+        try:
+            keeping.records.change(entry, size=UNKNOWN)
+        except BaseException:
+            keeping.drop(synced)
+            raise
+        finally:
+            keeping.drop(entry)
         return Ref(keeping, synced)
 
     def release(self) -> None:
@@ -153,9 +158,11 @@ class ActiveRef:
                 return
             self._ended = True
         entry = self.entry
-        if entry.record.retained:
-            self._keeping.records.change(entry, size=UNKNOWN)
-        self._keeping.drop(entry)
+        try:
+            if entry.record.retained:
+                self._keeping.records.change(entry, size=UNKNOWN)
+        finally:
+            self._keeping.drop(entry)
 
     def discard(self) -> None:
         with self._lock:
