@@ -575,6 +575,23 @@ def test_what_is_used_and_what_it_costs(house: House) -> None:
     assert house.worker.store.records() == []
 
 
+def test_what_was_just_made_was_just_used(house: House) -> None:
+    """A prune by age leaves it, as it leaves what was just found."""
+    data, lower = layer(a="1")
+    image = house.worker.image([Layer(lower.descriptor, lower.diff_id, from_memory(data))], Kind())
+    assert image is not None
+    step, other = house.saved(house.step(image, "b"), "b"), house.saved(house.step(None, "c"), "c")
+    merged = house.saved(house.worker.merge([step, other], Kind()), "merged")
+    kept = house.worker.active(None, Kind("source.local", "a folder", retained=True))
+    names = {image.id, step.id, other.id, merged.id, kept.id}
+    for one in (kept, merged, other, step, image):
+        one.release()
+    records = {record.id: record for record in house.worker.store.records()}
+    assert all(records[name].used and records[name].uses == 1 for name in names)
+    keeper = WorkerKeeper(house.worker, str(house.root))
+    assert policies.prune(keeper, [policies.Policy(all=True, keep_duration=3600)]) == []
+
+
 def test_a_removal_that_cannot_be_written_down_is_done_later(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = house.saved(house.step(None, "a"), "kept")
     kept.release()

@@ -133,6 +133,7 @@ class ActiveRef:
         try:
             if not entry.record.retained:
                 keeping.trees.commit(entry)
+                keeping.records.use(entry)
                 keeping.records.save(entry)
                 return Ref(keeping, entry)
             synced = keeping.synced(entry)
