@@ -132,6 +132,9 @@ class Keeper:
     def collect(self) -> None:
         pass
 
+    def forget(self) -> None:
+        pass
+
     def free_space(self) -> int:
         return 1 << 40
 

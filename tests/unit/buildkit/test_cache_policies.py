@@ -31,6 +31,9 @@ class Shelf:
     def collect(self) -> None:
         pass
 
+    def forget(self) -> None:
+        pass
+
     def free_space(self) -> int:
         return self.free
 

@@ -16,9 +16,12 @@ from random import Random
 import pytest
 
 from teu.buildkit.cache import keys
+from teu.buildkit.cache import store as cache_store
 from teu.buildkit.cache.contenthash import Selection
 from teu.buildkit.cache.database import Unusable
 from teu.buildkit.cache.store import CACHE_MOUNT, Record, Store
+from teu.buildkit.core import errors
+from teu.buildkit.core.snapshots import SCRATCH
 
 SRC = Path(__file__).resolve().parents[3] / "src"
 
@@ -78,6 +81,21 @@ def test_what_leads_nowhere_is_forgotten(store: Store, tmp_path: Path) -> None:
     assert [one.id for one in store.results("A")] == ["ra"]
     store.forget("ra")
     assert (count(tmp_path, "links"), count(tmp_path, "results")) == (0, 0)
+
+
+def test_what_leads_to_the_empty_root_is_bounded(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No record goes with which it would be forgotten: the oldest of it goes by itself, with its links."""
+    monkeypatch.setattr(cache_store, "EMPTY_MAX", 5)
+    monkeypatch.setattr(cache_store, "EMPTY_STEP", 3)
+    store.save("base", "op", 0, [], "r")
+    for number in range(30):
+        store.save(f"K{number:02}", f"op{number}", 0, [[("base", ""), (f"content{number}", "")]], SCRATCH)
+        assert count(tmp_path, "results") <= 1 + 5 + 3
+    store.forget_oldest(SCRATCH, 5)
+    assert store.keys_of(SCRATCH) == [f"K{number}" for number in range(25, 30)]
+    assert (count(tmp_path, "links"), count(tmp_path, "results")) == (10, 6)
+    store.forget_oldest(SCRATCH, 0)
+    assert (count(tmp_path, "links"), count(tmp_path, "results")) == (0, 1)
 
 
 def test_forgetting_goes_through_circles(store: Store, tmp_path: Path) -> None:
@@ -192,6 +210,21 @@ def test_a_newer_file_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(Unusable, match="newer teu-buildkitd"):
         Store(str(tmp_path / "cache.db"))
     assert not [name for name in os.listdir(tmp_path) if ".damaged-" in name]
+
+
+def test_a_full_disk_is_told_as_what_it_is(store: Store, tmp_path: Path) -> None:
+    """And nothing of what did not fit is there; what fits goes on."""
+    store.save("A", "op", 0, [], "r")
+    pages = store._database.one("PRAGMA page_count")[0]
+    store._database.one(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(errors.ResourceExhausted, match=r"cache\.db: no space left on device"):
+        for number in range(1000):
+            store.save(f"K{number}", "op" * 100, 0, [], f"r{number}")
+    assert [one.id for one in store.results("A")] == ["r"]
+    store._database.one("PRAGMA max_page_count = 1000000")
+    store.save("B", "op", 0, [], "r")
+    assert store.keys_of("r") == ["A", "B"]
+    assert (tmp_path / "cache.db-reserve").stat().st_size in (0, 1 << 20)
 
 
 def test_many_threads_save_and_forget(store: Store, tmp_path: Path) -> None:

@@ -90,6 +90,23 @@ def test_patterns_make_only_folders_that_lead_to_something(worker: FolderWorker)
     assert names(done.path) == ["o", "o/a", "o/a/b", "o/a/b/c", "o/e", "o/e/d"]
 
 
+@pytest.mark.parametrize(
+    "action",
+    [
+        pb.FileAction(mkfile=pb.FileActionMkFile(path="/a\0b")),
+        pb.FileAction(mkdir=pb.FileActionMkDir(path="/a\0b")),
+        pb.FileAction(rm=pb.FileActionRm(path="/a\0b")),
+        pb.FileAction(symlink=pb.FileActionSymlink(oldpath="/a\0b", newpath="/x")),
+        pb.FileAction(symlink=pb.FileActionSymlink(oldpath="/x", newpath="/a\0b")),
+        pb.FileAction(copy=pb.FileActionCopy(src="/a\0b", dest="/x")),
+        pb.FileAction(copy=pb.FileActionCopy(src="/x", dest="/a\0b")),
+    ],
+)
+def test_a_path_with_a_zero_byte(worker: FolderWorker, action: Any) -> None:
+    with pytest.raises(errors.Error, match=r"^(mkfile|mkdir|rm|symlink|copy) /a\\x00b: invalid argument$"):
+        keys_of(worker, [one(action)], 1)
+
+
 def test_owner_mode_and_time(worker: FolderWorker) -> None:
     base = worker.tree(etc__passwd="x:x:12:34::/:\napp:x:1000:1001::/:\n", etc__group="staff:x:50:\n")
     source = worker.tree(d__f="1")

@@ -286,7 +286,7 @@ def test_a_secret_goes_to_its_host_only(served: Served, worker: Worker) -> None:
             assert seen[-1]["authorization"] == "Bearer tok"
             with pytest.raises(errors.NotFound, match="failed to retrieve HTTP auth secret nothing"):
                 opened(worker, f"{served.place}/x", manager, authheadersecret="nothing").key(Asker("one"))
-        assert "abc" not in str(worker.known) + str(worker.kinds)
+        assert "Basic abc" not in str(worker.known) + str(worker.kinds)
     finally:
         other.server.shutdown()
         other.server.server_close()

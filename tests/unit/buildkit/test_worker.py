@@ -21,7 +21,7 @@ from teu.buildkit.cache.store import CACHE_MOUNT, LOCAL_SOURCE, Store
 from teu.buildkit.core import errors
 from teu.buildkit.core.op import Gone, Record
 from teu.buildkit.core.selection import Selection
-from teu.buildkit.core.snapshots import Compression, Kind, Layer
+from teu.buildkit.core.snapshots import SCRATCH, Compression, Kind, Layer
 from teu.buildkit.worker.keeper import WorkerKeeper
 from teu.buildkit.worker.layers import compressed, rewritten
 from teu.buildkit.worker.worker import ContainerdWorker
@@ -573,6 +573,56 @@ def test_what_is_used_and_what_it_costs(house: House) -> None:
     assert [one.record.id for one in gone] == [top.id, image.id]
     assert (house.containerd.snaps, house.containerd.blobs, house.containerd.leased) == ({}, {}, {})
     assert house.worker.store.records() == []
+
+
+def test_what_was_just_made_was_just_used(house: House) -> None:
+    """A prune by age leaves it, as it leaves what was just found."""
+    data, lower = layer(a="1")
+    image = house.worker.image([Layer(lower.descriptor, lower.diff_id, from_memory(data))], Kind())
+    assert image is not None
+    step, other = house.saved(house.step(image, "b"), "b"), house.saved(house.step(None, "c"), "c")
+    merged = house.saved(house.worker.merge([step, other], Kind()), "merged")
+    kept = house.worker.active(None, Kind("source.local", "a folder", retained=True))
+    names = {image.id, step.id, other.id, merged.id, kept.id}
+    for one in (kept, merged, other, step, image):
+        one.release()
+    records = {record.id: record for record in house.worker.store.records()}
+    assert all(records[name].used and records[name].uses == 1 for name in names)
+    keeper = WorkerKeeper(house.worker, str(house.root))
+    assert policies.prune(keeper, [policies.Policy(all=True, keep_duration=3600)]) == []
+
+
+def test_a_removal_that_cannot_be_written_down_is_done_later(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = house.saved(house.step(None, "a"), "kept")
+    kept.release()
+    keeper = WorkerKeeper(house.worker, str(house.root))
+    store = house.worker.store
+
+    def full(names: Any, *, durable: bool = True) -> None:
+        raise errors.ResourceExhausted("write cache.db: no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "give_up", full)
+        assert keeper.remove(kept.id)
+        assert len(house.containerd.snaps) == 1
+    keeper.collect()
+    assert (house.containerd.snaps, store.records(), store.keys_of(kept.id)) == ({}, [], [])
+
+
+def test_pruning_all_forgets_the_empty_root_too(house: House) -> None:
+    """What was asked to keep nothing keeps no key, though the empty root is no record."""
+    keeper = WorkerKeeper(house.worker, str(house.root))
+    kept = house.saved(house.step(None, "a"), "kept")
+    house.worker.store.save("empty", "op", 0, [[("kept", "")]], SCRATCH)
+    assert policies.prune(keeper, [policies.Policy(all=True)]) == []
+    assert house.worker.store.keys_of(SCRATCH) == ["empty"]
+    kept.release()
+    assert [one.record.id for one in policies.prune(keeper, [policies.Policy(all=True)])] == [kept.id]
+    assert house.worker.store.keys_of(SCRATCH) == []
+    assert house.worker.store.backlinks("empty") == []
+    house.worker.store.save("empty", "op", 0, [], SCRATCH)
+    assert policies.prune(keeper, [policies.Policy(all=True)]) == []
+    assert house.worker.store.keys_of(SCRATCH) == []
 
 
 def test_what_an_image_has_is_shared(house: House) -> None:

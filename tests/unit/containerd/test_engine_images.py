@@ -130,6 +130,27 @@ def test_prune_takes_those_without_a_name(engine: Engine) -> None:
     assert names(engine) == {"docker.io/library/one:latest"}
 
 
+def test_a_removal_reads_nothing_of_those_that_stay(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else many of them would take as long as their number squared. What is remembered is of names that are there."""
+    from teu.api.services.images.v1 import images_pb2
+
+    for number in range(5):
+        imported(engine, f"docker.io/library/many:{number}", file=str(number))
+    engine.images.all()
+    read: list[str] = []
+    document = engine.images.document
+    monkeypatch.setattr(
+        engine.images, "document", lambda digest, what: (read.append(digest), document(digest, what))[1]
+    )
+    for number in range(3):
+        removal.remove(engine.images, engine.containers, f"many:{number}")
+    assert names(engine) == {"docker.io/library/many:3", "docker.io/library/many:4"}
+    assert len(read) <= 3  # what each of the three was
+    engine.containerd.images.Delete(images_pb2.DeleteImageRequest(name="docker.io/library/many:3", sync=True))
+    assert [each[0].name for each in engine.images.by_id().values()] == ["docker.io/library/many:4"]
+    assert len(engine.images._details) == 1
+
+
 def test_what_was_left_half_made_is_swept(engine: Engine) -> None:
     """A lease of an engine that was killed, and with it what it kept."""
     from teu.api.services.leases.v1 import leases_pb2

@@ -5,6 +5,9 @@ The journal (WAL) is written at each commit and forced to disk before the call t
 lock: calls that commit at the same time share one fdatasync. What asks for no such promise (`durable=False`) becomes
 durable with the next that does.
 
+What does not fit on a full disk is refused as errors.ResourceExhausted. A file of 1 MiB beside the database is given up
+before that, so that what has to be removed then can also be removed from here.
+
 It is a cache: a file that cannot be read is moved aside and an empty one begun, which is told in the log.
 """
 
@@ -19,6 +22,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from teu.buildkit.core import errors
+from teu.linux.reserve import Reserve
 
 log = logging.getLogger("teu.buildkit")
 
@@ -46,6 +52,7 @@ class Database:
         self._lock = threading.RLock()
         self._sync_lock = threading.Lock()
         self._depth = self._committed = self._synced = 0
+        self._reserve = Reserve(f"{path}-reserve")
         self.begun_anew = False  # a damaged file was moved aside
         os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
         try:
@@ -116,10 +123,21 @@ class Database:
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[Execute]:
         """All or nothing. Yields `execute`. With `durable`, on disk before it returns (outermost only)."""
+        try:
+            with self._transaction(durable) as execute:
+                yield execute
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorname", "") != "SQLITE_FULL":
+                raise
+            raise errors.ResourceExhausted(f"write {self.path}: no space left on device") from error
+
+    @contextmanager
+    def _transaction(self, durable: bool) -> Iterator[Execute]:
         with self._lock:
             self._depth += 1
             if self._depth == 1:
                 try:
+                    self._reserve.mind()
                     self._connection.execute("BEGIN IMMEDIATE")
                 except BaseException:
                     self._depth = 0

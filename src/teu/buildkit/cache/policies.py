@@ -99,6 +99,9 @@ class Keeper(Protocol):
     def collect(self) -> None:
         """Free what only the removed ones held."""
 
+    def forget(self) -> None:
+        """Forget what stands for no bytes: where no record is left, nothing more is remembered."""
+
 
 def disk_usage(usages: Iterable[Usage], filters: Sequence[str] = (), age: float = 0.0, now: float = 0.0) -> list[Usage]:
     """What `du` tells: those that match any of the filters, and were not used in the last `age` seconds.
@@ -176,6 +179,7 @@ def prune(
         _prune(keeper, policy, chosen, gone, told, stop, clock())
     if gone:
         keeper.collect()
+    keeper.forget()
     return gone
 
 

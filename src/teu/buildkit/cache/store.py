@@ -24,6 +24,7 @@ from teu.buildkit.cache.contenthash import Tree
 from teu.buildkit.cache.database import Database, Execute
 from teu.buildkit.cache.keys import RANDOM, Link
 from teu.buildkit.core.op import Record as Result
+from teu.buildkit.core.snapshots import SCRATCH
 
 # What a record is of, as `docker buildx du --filter type=` has it.
 REGULAR = "regular"
@@ -35,6 +36,10 @@ CACHE_MOUNT = "exec.cachemount"
 KINDS = (REGULAR, INTERNAL, FRONTEND, LOCAL_SOURCE, GIT_CHECKOUT, CACHE_MOUNT)
 
 UNKNOWN = -1  # size
+
+# Keys of the empty root: no record is given up from which they would go, so there are so many at most, and a step more.
+EMPTY_MAX = 1000
+EMPTY_STEP = 100
 
 MIGRATIONS = (
     """
@@ -95,6 +100,7 @@ class Store:
     def __init__(self, path: str, *, clock: Callable[[], float] = time.time) -> None:
         self._database = Database(path, MIGRATIONS)
         self._clock = clock
+        self._empty_saved = 0
 
     @property
     def id(self) -> str:
@@ -164,6 +170,11 @@ class Store:
                         )
             if result:
                 execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?)", (key, result, self._clock()))
+        if result == SCRATCH:
+            # Counted now and then: a moment's excess does no harm.
+            self._empty_saved += 1
+            if self._empty_saved % EMPTY_STEP == 0:
+                self.forget_oldest(SCRATCH, EMPTY_MAX)
 
     def sync(self) -> None:
         self._database.sync()
@@ -172,9 +183,23 @@ class Store:
         with self._database.transaction(durable=False) as execute:
             self._forget(execute, result)
 
+    def forget_oldest(self, result: str, most: int) -> None:
+        """No more than the `most` newest keys keep a result that is no record's, and so goes with none."""
+        with self._database.transaction(durable=False) as execute:
+            old = "SELECT key FROM results WHERE result = ? ORDER BY created DESC, key LIMIT -1 OFFSET ?"
+            keys = [row[0] for row in execute(old, (result, most)).fetchall()]
+            for key in keys:
+                execute("DELETE FROM results WHERE key = ? AND result = ?", (key, result))
+            self._forget_keys(execute, keys)
+
     def _forget(self, execute: Execute, result: str) -> None:
-        todo = [row[0] for row in execute("SELECT key FROM results WHERE result = ?", (result,)).fetchall()]
+        keys = [row[0] for row in execute("SELECT key FROM results WHERE result = ?", (result,)).fetchall()]
         execute("DELETE FROM results WHERE result = ?", (result,))
+        self._forget_keys(execute, keys)
+
+    @staticmethod
+    def _forget_keys(execute: Execute, todo: list[str]) -> None:
+        """Those of them, and of what leads to them alone, that lead nowhere."""
         while todo:
             key = todo.pop()
             if execute("SELECT 1 FROM results WHERE key = ? LIMIT 1", (key,)).fetchone():

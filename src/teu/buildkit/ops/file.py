@@ -54,6 +54,7 @@ class FileOp:
                 raise errors.InvalidArgument(f"invalid action type {kind}")
             message = type(getattr(action, kind))()
             message.CopyFrom(getattr(action, kind))
+            _check_paths(kind, message)
             if action.input != EMPTY:
                 changed.add(action.input)
             if kind in ("copy", "mkdir", "mkfile"):
@@ -107,6 +108,14 @@ class FileOp:
 def _base(path: str) -> str:
     """The last name as Go's path.Base has it."""
     return posixpath.basename(path.rstrip("/")) or ("/" if path else ".")
+
+
+def _check_paths(kind: str, message: Any) -> None:
+    """No system call takes a path with a zero byte in it."""
+    for field in ("src", "dest", "path", "oldpath", "newpath"):
+        path = getattr(message, field, "")
+        if "\0" in path:
+            raise PathError(kind, path.replace("\0", "\\x00"), errno.EINVAL)
 
 
 def _written(kind: str, message: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from teu.buildkit.cache.policies import Keeper, Usage
 from teu.buildkit.core import errors
-from teu.buildkit.core.snapshots import Descriptor, Worker
+from teu.buildkit.core.snapshots import SCRATCH, Descriptor, Worker
 from teu.buildkit.worker.records import LAYER, SYNCED, Entry
 from teu.buildkit.worker.worker import ContainerdWorker
 from teu.oci import image_spec
@@ -88,6 +88,10 @@ class WorkerKeeper:
         """Have containerd collect its garbage; returns when it has."""
         self._worker.keeping.finish()
         self._worker.leases.collect()
+
+    def forget(self) -> None:
+        if not self._worker.records.all():
+            self._worker.store.forget_oldest(SCRATCH, 0)
 
     # What images have
 

@@ -139,17 +139,16 @@ class Keeping:
         return True
 
     def _finish(self, entry: Entry) -> None:
-        if entry.stored:
-            self.records.store.give_up([entry.id], durable=False)
         try:
+            if entry.stored:
+                self.records.store.give_up([entry.id], durable=False)
             self._clear(entry.id, entry)
+            if entry.stored:
+                self.records.store.remove(entry.id)
         except errors.Error as error:
             log.warning("record %s is not removed yet: %s", entry.id, error)
             with self._lock:
                 self._unfinished.add(entry.id)
-            return
-        if entry.stored:
-            self.records.store.remove(entry.id)
 
     def _clear(self, name: str, entry: Entry | None = None) -> None:
         """What containerd has of a record; again and again, if need be."""
@@ -171,11 +170,10 @@ class Keeping:
         for name in names:
             try:
                 self._clear(name)
+                self.records.store.remove(name)
             except errors.Error:
                 with self._lock:
                     self._unfinished.add(name)
-                continue
-            self.records.store.remove(name)
 
     # Sizes
 

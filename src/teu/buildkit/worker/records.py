@@ -283,6 +283,7 @@ class Records:
                 self.store.change(entry.id, durable=False, data=data, **fields)
 
     def use(self, entry: Entry) -> None:
+        """It is used now. The making of it is the first time: by its age it is as young as what was found."""
         with entry.lock:
             entry.record = replace(entry.record, used=self._clock(), uses=entry.record.uses + 1)
             if entry.stored:

@@ -133,6 +133,7 @@ class ActiveRef:
         try:
             if not entry.record.retained:
                 keeping.trees.commit(entry)
+                keeping.records.use(entry)
                 keeping.records.save(entry)
                 return Ref(keeping, entry)
             synced = keeping.synced(entry)
@@ -143,8 +144,13 @@ class ActiveRef:
         if synced.tree is not None:
             # It is this record's now, under whose name it has to be written.
             synced.tree.dirty = True
-        keeping.records.change(entry, size=UNKNOWN)
-        keeping.drop(entry)
+        try:
+            keeping.records.change(entry, size=UNKNOWN)
+        except BaseException:
+            keeping.drop(synced)
+            raise
+        finally:
+            keeping.drop(entry)
         return Ref(keeping, synced)
 
     def release(self) -> None:
@@ -153,9 +159,11 @@ class ActiveRef:
                 return
             self._ended = True
         entry = self.entry
-        if entry.record.retained:
-            self._keeping.records.change(entry, size=UNKNOWN)
-        self._keeping.drop(entry)
+        try:
+            if entry.record.retained:
+                self._keeping.records.change(entry, size=UNKNOWN)
+        finally:
+            self._keeping.drop(entry)
 
     def discard(self) -> None:
         with self._lock:

@@ -179,6 +179,7 @@ class ContainerdWorker:
         try:
             self.trees.prepare(entry)
             if kind.retained:
+                self.records.use(entry)
                 self.records.save(entry)
         except BaseException:
             self.keeping.drop_unmade(entry)
@@ -217,6 +218,7 @@ class ContainerdWorker:
                 below.release()
             raise
         if below is not None:
+            self.records.use(below.entry)
             self.records.save(below.entry)
         return below
 
@@ -281,6 +283,7 @@ class ContainerdWorker:
 
     def _made(self, kind: Kind, parents: Sequence[Entry], details: dict[str, Any]) -> Ref:
         entry = self.records.new(replace(kind, retained=False), parents, details=details)
+        self.records.use(entry)
         self.records.save(entry)
         return self._ref(entry)
 

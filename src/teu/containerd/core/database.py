@@ -44,6 +44,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from teu.containerd.core.errors import FailedPrecondition, InvalidArgument
+from teu.linux.reserve import Reserve
 
 log = logging.getLogger("teu.containerd")
 
@@ -99,9 +100,6 @@ MIGRATIONS = (
     CREATE INDEX layers_by_parent ON layers (parent);
     """,
 )
-
-RESERVE = 1 << 20
-RESERVE_AGAIN = 16 << 20  # free space at which the reserve is taken again
 
 LABEL_LIMIT = 4096  # key and value together, containerd's rule
 
@@ -217,7 +215,7 @@ class Database:
         self._committed = 0
         self._synced = 0
         self.on_mutation: Callable[[], None] | None = None
-        self._reserved = False
+        self._reserve = Reserve(f"{path}-reserve")
         try:
             self._migrate()
             self._check_tables()
@@ -303,23 +301,6 @@ class Database:
                 execute("INSERT OR REPLACE INTO meta VALUES ('version', ?)", (str(number + 1),))
         execute("INSERT OR IGNORE INTO meta VALUES ('uuid', ?)", (str(uuid.uuid4()),))
 
-    def _mind_reserve(self) -> None:
-        """Under the lock, before a transaction: keep the reserve, or give it up to this transaction."""
-        status = os.statvfs(os.path.dirname(self.path) or ".")
-        free = status.f_bavail * status.f_frsize
-        if self._reserved and free < RESERVE:
-            os.truncate(self.path + "-reserve", 0)
-            self._reserved = False
-        elif not self._reserved and free > RESERVE_AGAIN:
-            descriptor = os.open(self.path + "-reserve", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.posix_fallocate(descriptor, 0, RESERVE)
-                self._reserved = True
-            except OSError:
-                os.ftruncate(descriptor, 0)
-            finally:
-                os.close(descriptor)
-
     @property
     def uuid(self) -> str:
         return str(self.one("SELECT value FROM meta WHERE key = 'uuid'")[0])
@@ -331,7 +312,7 @@ class Database:
             self._depth += 1
             if self._depth == 1:
                 try:
-                    self._mind_reserve()
+                    self._reserve.mind()
                     self._connection.execute("BEGIN IMMEDIATE")
                 except BaseException:
                     self._depth = 0

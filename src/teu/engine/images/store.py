@@ -263,14 +263,31 @@ class Images:
         if found is None:
             return
         self._release(found)
+        kin = self._kin(found.target)
         try:
             request = images_pb2.DeleteImageRequest(name=name, sync=sync)
             self.client.images.Delete(request, timeout=containerd.COLLECT_SECONDS)
         except containerd.NotFound:
             pass
         with self._lock:
-            # Of an index another platform's part may be what comes back.
-            self._details.clear()
+            for key, details in list(self._details.items()):
+                if key[0] == found.target["digest"] or kin is None or details.manifest_digest in kin:
+                    del self._details[key]
+
+    def _kin(self, target: Descriptor) -> set[str] | None:
+        """The manifests that may go with a target; None where nobody can say. An index that has one of them may be
+        another platform's image then. What was read of all others stays true: else many removals would each read all
+        that is left."""
+        try:
+            document = self.document(target["digest"], "manifest")
+            if image_spec.media_type_of(document, target["mediaType"]) not in image_spec.INDEXES:
+                return {target["digest"]}
+            entries = image_spec.index(document)["manifests"]
+        except (containerd.Error, NotFound, image_spec.SpecError):
+            return None
+        if any(one.get("mediaType") in image_spec.INDEXES for one in entries):
+            return None
+        return {one["digest"] for one in entries}
 
     def _release(self, name: Name) -> None:
         """An index keeps those of its manifests that were pulled: no longer the one of a name that goes."""
@@ -312,7 +329,8 @@ class Images:
     def all(self) -> dict[str, tuple[Details, list[Name]]]:
         """As `by_id`, with what each of them is: who asks for that afterwards may find it removed."""
         result: dict[str, tuple[Details, list[Name]]] = {}
-        for name in self.names():
+        all_ = self.names()
+        for name in all_:
             try:
                 details = self.of(name)
             except containerd.Unavailable:
@@ -322,7 +340,14 @@ class Images:
             result.setdefault(details.id, (details, []))[1].append(name)
         for _, names in result.values():
             names.sort(key=lambda name: name.name)
+        self._remember({name.target["digest"] for name in all_})
         return result
+
+    def _remember(self, targets: set[str]) -> None:
+        """Of no other targets: other clients of containerd take names away, too."""
+        with self._lock:
+            for key in [key for key in self._details if key[0] not in targets]:
+                del self._details[key]
 
     # -- lookup ------------------------------------------------------------------------------
 
