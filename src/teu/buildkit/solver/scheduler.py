@@ -401,9 +401,10 @@ class Scheduler:
             if error is None:
                 node.map = value
             elif not task.cancellation.cancelled:
-                node.error = self._own(node, error)
+                node.error = self._own(node, _wrapped(error, "failed to load cache key"))
             if telling:
-                node.progress.complete("" if error is None else str(node.error or "context canceled"))
+                told = "context canceled" if task.cancellation.cancelled else str(error)
+                node.progress.complete("" if error is None else told)
             self._look_all(node)
 
         node.mapping = self._start(self.ask, node, run, done)
@@ -427,6 +428,7 @@ class Scheduler:
             if error is None:
                 node.contents[number] = value or ""
             elif not task.cancellation.cancelled:
+                node.progress.complete(str(error))  # clients show the step that fails, begun or not
                 node.error = self._own(node, _wrapped(error, "failed to compute cache key"))
                 for edge in node.edges.values():
                     self._fail(edge, node.error)
