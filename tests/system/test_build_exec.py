@@ -251,9 +251,10 @@ def test_an_exit_status_is_told(builder: Builder) -> None:
 
 
 def test_a_program_that_there_is_not(builder: Builder) -> None:
-    with pytest.raises(errors.Error, match='process "/nothing" did not complete successfully: .*') as caught:
+    with pytest.raises(errors.Error, match='process "/nothing" did not complete successfully: exit code: 1'):
         builder.run(["/nothing"])
-    assert "no such file or directory" in caught.value.message.lower()
+    assert builder.context.err.startswith(b"runc run failed: unable to start container process: ")
+    assert b"/nothing: no such file or directory" in builder.context.err
 
 
 def test_users_and_folders(builder: Builder) -> None:

@@ -16,7 +16,7 @@ from teu.api.buildkit import ops_pb2 as pb
 from teu.buildkit.core import errors
 from teu.buildkit.llb.load import Edge, Metadata, Vertex
 from teu.buildkit.ops.exec import ExecOp, Steps
-from teu.buildkit.worker.executor import Wish
+from teu.buildkit.worker.executor import NotStarted, Wish
 from teu.buildkit.worker.spec import Process
 
 PLAIN = Metadata()
@@ -166,6 +166,17 @@ def test_a_start_that_fails(house: House) -> None:
     house.executor.problem = errors.NotFound('exec: "make": executable file not found in $PATH')
     with pytest.raises(errors.NotFound, match=r'^process "make .*" did not complete successfully: exec: "make"'):
         house.run()
+    assert house.executor.released == 1
+
+
+def test_a_program_that_there_is_not(house: House) -> None:
+    """As `runc run` tells it: the reason is the step's output, and its status is 1."""
+    words = 'runc run failed: unable to start container process: exec: "make": not found'
+    house.executor.problem = NotStarted(words, "failed to create shim task: as the runtime said")
+    with pytest.raises(errors.Error, match=r"^process .* did not complete successfully: exit code: 1$") as caught:
+        house.run()
+    assert house.context.logged == [(2, f"{words}\n".encode())]
+    assert gateway_pb2.ExitMessage(Code=1) in caught.value.details
     assert house.executor.released == 1
 
 

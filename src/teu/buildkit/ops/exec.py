@@ -24,7 +24,7 @@ from teu.buildkit.llb.load import NETWORK_HOST, SECURITY_INSECURE, NotAllowed, V
 from teu.buildkit.ops import keys, results
 from teu.buildkit.ops.mounts import EMPTY, ROOT, Caches, Preparing, secret_variables
 from teu.buildkit.session.manager import Manager
-from teu.buildkit.worker.executor import Box, Executor, Wish, failure, quoted
+from teu.buildkit.worker.executor import Box, Executor, NotStarted, Wish, failure, quoted
 from teu.buildkit.worker.spec import Limits, Process
 from teu.oci import defaults
 from teu.oci import digest as digests
@@ -155,8 +155,12 @@ class ExecOp:
         try:
             box = self._steps.executor.box(wish)
             with context.on_cancel(box.kill):
-                running = box.start(process, lambda data: context.log(1, data), lambda data: context.log(2, data))
-                code = running.wait()
+                try:
+                    running = box.start(process, lambda data: context.log(1, data), lambda data: context.log(2, data))
+                    code = running.wait()
+                except NotStarted as error:
+                    context.log(2, f"{error.words}\n".encode(errors="surrogateescape"))
+                    code = 1
             context.check()
             problem = failure(code, out_of_memory=box.out_of_memory, valid=valid)
             if problem is not None:

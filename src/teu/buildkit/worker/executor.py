@@ -174,6 +174,15 @@ class Executor:
         self.network.close()
 
 
+class NotStarted(errors.Error):
+    """The runtime could not start a process: there is no such program, mostly. `words`: the runtime's own, as a line
+    that BuildKit's steps write on their standard error then, before they end with status 1."""
+
+    def __init__(self, words: str, message: str) -> None:
+        super().__init__(message)
+        self.words = words
+
+
 class Running:
     """One process of a box. `wait` and `close` are its starter's; the rest may be called by any thread."""
 
@@ -400,6 +409,8 @@ class Box:
             stdio.discard()
             if self._killed.is_set():
                 raise errors.Cancelled("context canceled") from error
+            if isinstance(error, errors.Error) and (words := _of_runtime(error.message)):
+                raise NotStarted(words, error.message) from error
             raise
         stdio.begin()
         first = self._first = Running(self, "", stdio)
@@ -456,6 +467,12 @@ class Box:
             self.out_of_memory = self._memory.ran_out(status)
             if self.samples is not None:
                 self.samples.close()
+
+
+def _of_runtime(message: str) -> str:
+    """What `runc run` says of a process that it cannot start, from what containerd says of it; "" for another error."""
+    _, found, why = message.partition("unable to start container process: ")
+    return f"runc run failed: {found}{why}" if found else ""
 
 
 def _databases(root: int) -> users.Files:
