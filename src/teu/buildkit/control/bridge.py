@@ -86,6 +86,13 @@ class Forwarder:
                 raise errors.NotFound(f"no such ref: {errors.cut(identifier, 100)}")
             return self._trees[identifier]
 
+    def _made(self, identifier: str) -> Tree:
+        """One that has files: the empty tree has no id, and so nothing to read."""
+        tree = self._tree(identifier)
+        if tree is None:
+            raise errors.NotFound("no such ref: ")
+        return tree
+
     def Solve(self, request: Any, call: Call) -> Any:
         asked = Request(
             request.Definition if request.HasField("Definition") else None,
@@ -178,30 +185,28 @@ class Forwarder:
         return result
 
     def Evaluate(self, request: Any, call: Call) -> Any:
-        tree = self._tree(request.Ref)
-        if tree is not None:
-            tree.snapshot()
+        self._made(request.Ref).snapshot()
         return gateway_pb2.EvaluateResponse()
 
     # Files
 
     def ReadFile(self, request: Any, call: Call) -> Any:
-        tree = self._tree(request.Ref)
+        tree = self._made(request.Ref)
         offset, length = _range(request)
         with _told("open", request.FilePath):
-            snapshot = tree.snapshot() if tree is not None else None
+            snapshot = tree.snapshot()
             return _read(files.read(snapshot, request.FilePath, offset, length), request)
 
     def ReadDir(self, request: Any, call: Call) -> Any:
-        tree = self._tree(request.Ref)
+        tree = self._made(request.Ref)
         with _told("open", request.DirPath):
-            snapshot = tree.snapshot() if tree is not None else None
+            snapshot = tree.snapshot()
             return gateway_pb2.ReadDirResponse(entries=files.entries(snapshot, request.DirPath, request.IncludePattern))
 
     def StatFile(self, request: Any, call: Call) -> Any:
-        tree = self._tree(request.Ref)
+        tree = self._made(request.Ref)
         with _told("lstat", request.Path):
-            snapshot = tree.snapshot() if tree is not None else None
+            snapshot = tree.snapshot()
             return gateway_pb2.StatFileResponse(stat=files.status(snapshot, request.Path))
 
     # Sources
@@ -227,7 +232,10 @@ class Forwarder:
                     asked.Source.attrs[key] = value
         elif request.ResolveMode not in ("", "default"):
             asked.Source.attrs["image.resolvemode"] = request.ResolveMode
-        answer = self._view.source_meta(asked)
+        try:
+            answer = self._view.source_meta(asked)
+        except errors.Error as error:
+            raise error.prefixed(f"failed to resolve source metadata for {errors.cut(request.Ref, 200)}") from None
         if not answer.Source.identifier.startswith(scheme):
             raise errors.InvalidArgument(
                 f"policy converted {errors.cut(request.Ref, 200)} to {errors.cut(answer.Source.identifier, 200)}"

@@ -330,9 +330,10 @@ def secret(sessions: manager.Manager, identifiers: Sequence[str], identifier: st
     """A client's secret; None where it has none of it, and need not. Raises errors.Error."""
     try:
         return sessions.any_of(identifiers, lambda session: secrets.get(session, identifier))
-    except errors.NotFound:
+    except errors.NotFound as error:
         if optional:
             return None
+        error.code = errors.Error.code  # clients show a code in front of the words, and BuildKit has none here
         raise
 
 
