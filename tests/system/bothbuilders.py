@@ -182,7 +182,7 @@ def _newer(value: Any) -> Any:
     if isinstance(value, str) and value.startswith("EXPOSE map["):
         return value.replace("EXPOSE map[", "EXPOSE [").replace(":{}", "")
     if isinstance(value, str) and value.startswith("ARG "):
-        return "ARG " + value[4:].partition("=")[0]
+        return "ARG " + " ".join(re.findall(r"(?<!\S)([A-Za-z_]\w*)(?==|\s|$)", value[4:]))
     return value
 
 
@@ -234,9 +234,14 @@ def entries_of(data: bytes, began: float) -> dict[str, Entry]:
             )
             mode = oct(info.mode & 0o7777) if not info.issym() else ""
             when = "NOW" if info.mtime >= began else str(int(info.mtime))
+            if path.rpartition("/")[2].startswith(".wh."):
+                found[path] = ("whiteout",)  # mode and time are those of nothing
+                continue
             found[path] = (KINDS[info.type], mode, f"{info.uid}:{info.gid}", content, extended, when)
-    if not any(path.startswith("/etc/") for path in found):
-        found.pop("/etc", None)  # docker's steps touch it for resolv.conf and hosts; ours leave no trace of them
+    if "/etc" in found:  # docker's steps touch it for resolv.conf and hosts; ours leave no trace of them
+        entry = found.pop("/etc")
+        if any(path.startswith("/etc/") for path in found):
+            found["/etc"] = entry[:-1]
     return found
 
 
@@ -262,6 +267,7 @@ def tree_of(folder: Path, began: float) -> dict[str, Entry]:
 
 STEP = re.compile(r"#(\d+) (.*)")
 SAID = re.compile(r"\d+\.\d+ (.*)|\d+\.\d+$")
+COLOUR = re.compile(r"\x1b\[\d*m")
 OVER = re.compile(r"(DONE|CACHED|CANCELED|ERROR:|WARNING:|sha256:|resolve |transferring |extracting |\.\.\.)")
 
 
@@ -280,20 +286,22 @@ def steps_of(text: str) -> dict[str, str]:
             names[number] = neutral(rest)
             said.setdefault(names[number], "")
         elif (words := SAID.fullmatch(rest)) and names[number].startswith("["):
-            said[names[number]] += (words.group(1) or "") + "\n"
+            said[names[number]] += neutral(words.group(1) or "") + "\n"
     return said
 
 
 def failure_of(text: str) -> str:
     """The end of a failed build's text: from the step that failed, or from the error."""
-    lines = [line for line in text.splitlines() if not STEP.fullmatch(line) and line.strip()]
+    lines = [COLOUR.sub("", line) for line in text.splitlines() if not STEP.fullmatch(line)]
+    lines = [line for line in lines if line.strip()]
     # Warnings are an aspect of their own.
     lines = [line for line in lines if not line.startswith(" - ") and "found (use --debug" not in line]
     return "\n".join(neutral(re.sub(r"^\d+\.\d+ ", "", line)) for line in lines)
 
 
 def warnings_of(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.startswith((" - ", "WARNING:"))]
+    lines = [COLOUR.sub("", line) for line in text.splitlines()]
+    return [line.strip() for line in lines if line.startswith((" - ", "WARNING:"))]
 
 
 def neutral(text: str) -> str:
@@ -304,7 +312,12 @@ def neutral(text: str) -> str:
     text = re.sub(r"sha256:[0-9a-f]{64}", "DIGEST", text)
     # What concurrent builds share has the name that the first of them gave it, there as here.
     text = re.sub(r"^\[[^]]*\] FROM ", "FROM ", text)
-    text = re.sub(r"\b[0-9a-z]{25}(::[0-9a-z]{25})?\b", "IDENT", text)
+    text = re.sub(r"\b(?:[0-9a-f-]{36}|[0-9a-z]{25})::[0-9a-z]{25}\b|\b[0-9a-z]{25}\b", "IDENT", text)
+    # Where the peer has a tree meanwhile.
+    text = re.sub(r"/var/lib/teu-peer-dockerd-\w+/(?:tmp/buildkit-mount\d+|overlay2/\w+/merged)", "", text)
+    # Older words for the same.
+    text = text.replace("[internal] settings cache mount", "[internal] setting cache mount")
+    text = text.replace("process: error during container init: ", "process: ")
     return re.sub(r"\b\d+\.\d+s\b", "TIME", text)
 
 

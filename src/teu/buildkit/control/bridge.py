@@ -193,7 +193,7 @@ class Forwarder:
     def ReadFile(self, request: Any, call: Call) -> Any:
         tree = self._made(request.Ref)
         offset, length = _range(request)
-        with _told("open", request.FilePath):
+        with _told("open", request.FilePath, "read"):
             snapshot = tree.snapshot()
             return _read(files.read(snapshot, request.FilePath, offset, length), request)
 
@@ -288,7 +288,7 @@ class Forwarder:
 
     def ReadFileContainer(self, request: Any, call: Call) -> Any:
         offset, length = _range(request)
-        with _told("open", request.FilePath), self._containers.root(request.Ref, request.MountIndex) as root:
+        with _told("open", request.FilePath, "read"), self._containers.root(request.Ref, request.MountIndex) as root:
             return _read(files.read_at(root, request.FilePath, offset, length), request)
 
     def ReadDirContainer(self, request: Any, call: Call) -> Any:
@@ -314,8 +314,8 @@ def _read(data: bytes, request: Any) -> Any:
 
 
 @contextmanager
-def _told(what: str, path: str) -> Iterator[None]:
-    """What the kernel says of a path, for a client."""
+def _told(what: str, path: str, of_folder: str = "") -> Iterator[None]:
+    """What the kernel says of a path, for a client. `of_folder`: what fails of one that is a folder."""
     try:
         yield
     except BadPattern as error:
@@ -323,6 +323,8 @@ def _told(what: str, path: str) -> Iterator[None]:
     except OSError as error:
         missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
         text = "no such file or directory" if missing else error.strerror
+        if error.errno == errno.EISDIR and of_folder:
+            what, text = of_folder, "is a directory"
         raised = errors.NotFound if missing else errors.Error
         raise raised(f"{what} {errors.cut(path, 4096)}: {text}") from None
 
