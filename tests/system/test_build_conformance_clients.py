@@ -35,6 +35,8 @@ def settings(side: Side, name: str) -> dict[str, Any]:
         kept.pop(key, None)  # of the container that the classic builder commits, or of BuildKit alone
     if kept.get("WorkingDir") == "/":
         del kept["WorkingDir"]  # BuildKit's for none
+    if kept.get("Healthcheck", {}).get("Test") == ["NONE"]:
+        kept["Healthcheck"] = {"Test": ["NONE"]}  # an image that was a container still has how it was done
     return {"Config": kept, "Os": told["Os"], "Architecture": told["Architecture"]}
 
 
@@ -56,13 +58,16 @@ CLASSIC = [
     "dockerignore",
     "whiteouts",
 ]
+FOLDERS = "BuildKit's WORKDIR makes folders for the user of the step"
 VARIABLES = "names of steps have their variables replaced"
 # Shape -> aspect -> why the classic builder's differs.
 CLASSIC_ON_PURPOSE: dict[str, dict[str, str]] = {
     "arguments": {"lines": VARIABLES},
     "dockerignore": {"paths": "the classic builder takes away the Dockerfile that a client had to send"},
-    "inherited": {"paths": "places of volumes stay in images that were containers"},
-    "user-workdir": {"files": "BuildKit's WORKDIR makes folders for the user of the step"},
+    "inherited": {"paths": "places of volumes stay in images that were containers", "files": FOLDERS},
+    "onbuild": {"lines": "the classic builder shows triggers in a way of its own"},
+    "python-pip": {"lines": VARIABLES},
+    "user-workdir": {"files": FOLDERS},
     "variables": {"lines": VARIABLES},
 }
 
