@@ -86,6 +86,13 @@ class Forwarder:
                 raise errors.NotFound(f"no such ref: {errors.cut(identifier, 100)}")
             return self._trees[identifier]
 
+    def _kept(self, identifier: str) -> Tree | None:
+        """One that a frontend gives back, in BuildKit's words for another."""
+        try:
+            return self._tree(identifier)
+        except errors.NotFound:
+            raise errors.NotFound(f"return reference {errors.cut(identifier, 100)} not found") from None
+
     def _made(self, identifier: str) -> Tree:
         """One that has files: the empty tree has no id, and so nothing to read."""
         tree = self._tree(identifier)
@@ -160,17 +167,17 @@ class Forwarder:
         result = Result(metadata=dict(message.metadata))
         kind = message.WhichOneof("result")
         if kind == "refs":
-            result.trees = {name: self._tree(ref.id) for name, ref in message.refs.refs.items()}
+            result.trees = {name: self._kept(ref.id) for name, ref in message.refs.refs.items()}
             result.several = True
         elif kind == "refsDeprecated":
-            result.trees = {name: self._tree(ref) for name, ref in message.refsDeprecated.refs.items()}
+            result.trees = {name: self._kept(ref) for name, ref in message.refsDeprecated.refs.items()}
             result.several = True
         else:
-            result.trees = {"": self._tree(message.ref.id if kind == "ref" else message.refDeprecated)}
+            result.trees = {"": self._kept(message.ref.id if kind == "ref" else message.refDeprecated)}
         for name, some in message.attestations.items():
             result.attestations[name] = [
                 Attestation(
-                    self._tree(one.ref.id),
+                    self._kept(one.ref.id),
                     one.path,
                     one.inTotoPredicateType,
                     one.kind == gateway_pb2.Bundle,
@@ -276,7 +283,7 @@ class Forwarder:
     # Containers
 
     def NewContainer(self, request: Any, call: Call) -> Any:
-        self._containers.make(request, self._tree)
+        self._containers.make(request, self._kept)
         return gateway_pb2.NewContainerResponse()
 
     def ReleaseContainer(self, request: Any, call: Call) -> Any:

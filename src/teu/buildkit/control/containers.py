@@ -102,7 +102,7 @@ class Containers:
                 raise errors.AlreadyExists(f"Container {name} already exists")
             if len(self._places) >= CONTAINERS_MAX:
                 raise errors.ResourceExhausted(f"{CONTAINERS_MAX} containers of one frontend")
-        found = [tree(mount.resultID) for mount in request.Mounts]
+        found = [_result(mount, tree) for mount in request.Mounts]
         place = self._executor.place(
             request, [one.snapshot() if one is not None else None for one in found], self._sessions
         )
@@ -133,6 +133,13 @@ class Containers:
     def processes(self, requests: Iterator[Any], call: Call) -> Iterator[Any]:
         """ExecProcess: any number of processes, each by its id."""
         return _Stream(self, requests, call, self._allowed).run()
+
+
+def _result(mount: Any, tree: Callable[[str], Tree | None]) -> Tree | None:
+    try:
+        return tree(mount.resultID)
+    except errors.NotFound as error:
+        raise error.prefixed(f'failed to find ref {errors.cut(mount.resultID, 100)} for "{mount.dest}" mount') from None
 
 
 class _Stream:
