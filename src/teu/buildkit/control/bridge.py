@@ -350,7 +350,11 @@ class Bridge:
         def forward(request: Any, call: Call) -> Any:
             ref = call.header(BUILD_HEADER)
             if not ref:
-                raise errors.InvalidArgument(f"no buildid found in context: {BUILD_HEADER} is missing")
-            return method(self._find(ref, lambda: call.gone), request, call)
+                raise errors.InvalidArgument(f"forwarding {name}: no buildid found in context")
+            try:
+                found = self._find(ref, lambda: call.gone)
+            except errors.Error as error:
+                raise error.prefixed(f"forwarding {name}") from None
+            return method(found, request, call)
 
         return forward
