@@ -9,6 +9,7 @@ A shape is one file in `dockerfiles/`: what it is for, how it is built, and the 
     ! env TOKEN=secret                                    the client's environment
     ! code 1                                              the exit code of docker build, 0 otherwise
     ! crlf                                                the Dockerfile has a byte order mark and Windows' line ends
+    ! streams                                             steps write to both streams: their lines have no order
     ! only files                                          what is compared of it, all otherwise: see `ASPECTS`
     -- Dockerfile --                                      a file; what follows, up to the next such line, is in it
     -- run.sh 0755 --                                     ...with this mode
