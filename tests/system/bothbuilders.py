@@ -26,9 +26,10 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import peers
 from dockerfile_shapes import base_archive
@@ -36,10 +37,12 @@ from lab_kind import PATIENCE
 
 TREE = Path(__file__).resolve().parents[2]
 TEU = str(TREE / "bin/teu") if (TREE / "bin/teu").exists() else "/usr/bin/teu"
+CTR = f"{TEU}-ctr"
 SOCKET = "/run/teu/teud.sock"
 LIMIT = 100.0
 
 Entry = tuple[Any, ...]
+T = TypeVar("T")
 
 
 class Image(NamedTuple):
@@ -140,6 +143,16 @@ class Both(NamedTuple):
     theirs: Side
     ours: Side
 
+    def each(self, call: Callable[[Side], T]) -> list[T]:
+        """What it returns for either side, theirs first; both at the same time."""
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(call, self))
+
+
+def _names(side: Side) -> set[str]:
+    """Of all images that teud has."""
+    return set(side.run(CTR, "-n", "teu", "images", "ls", "-q").out.split())
+
 
 def short(name: str) -> str:
     return name.removeprefix("docker.io/").removeprefix("library/")
@@ -150,10 +163,10 @@ def both_builders(folder: Path) -> Iterator[Both]:
     """Both, with the base images; what was made on teud's side is removed at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / "bases.tar"
-    names = base_archive(archive)
+    base_archive(archive)
     with peers.dockerd(network=True) as daemon:
         both = Both(Side("dockerd", str(daemon.socket), folder / "theirs"), Side("teud", SOCKET, folder / "ours"))
-        before = set(both.ours.docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}").out.split())
+        before = _names(both.ours)
         # Nothing is there from before: what a step says is heard where it runs.
         both.ours.docker("builder", "prune", "-af")
         try:
@@ -162,9 +175,9 @@ def both_builders(folder: Path) -> Iterator[Both]:
             archive.unlink()
             yield both
         finally:
-            after = set(both.ours.docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}").out.split())
-            gone = {name for name in after - before if not name.startswith("<none>")} | {short(one) for one in names}
-            both.ours.docker("image", "rm", "-f", *sorted(gone - before), code=None)
+            # At once: the engine would collect garbage after each of some hundred.
+            gone = sorted(_names(both.ours) - before)
+            both.ours.run(CTR, "-n", "teu", "images", "rm", "--sync", *gone)
 
 
 # ---- what images hold ------------------------------------------------------------------------------
@@ -182,7 +195,7 @@ def _newer(value: Any) -> Any:
     if isinstance(value, str) and value.startswith("EXPOSE map["):
         return value.replace("EXPOSE map[", "EXPOSE [").replace(":{}", "")
     if isinstance(value, str) and value.startswith("ARG "):
-        return "ARG " + value[4:].partition("=")[0]
+        return "ARG " + " ".join(re.findall(r"(?<!\S)([A-Za-z_]\w*)(?==|\s|$)", value[4:]))
     return value
 
 
@@ -234,9 +247,14 @@ def entries_of(data: bytes, began: float) -> dict[str, Entry]:
             )
             mode = oct(info.mode & 0o7777) if not info.issym() else ""
             when = "NOW" if info.mtime >= began else str(int(info.mtime))
+            if path.rpartition("/")[2].startswith(".wh."):
+                found[path] = ("whiteout",)  # mode and time are those of nothing
+                continue
             found[path] = (KINDS[info.type], mode, f"{info.uid}:{info.gid}", content, extended, when)
-    if not any(path.startswith("/etc/") for path in found):
-        found.pop("/etc", None)  # docker's steps touch it for resolv.conf and hosts; ours leave no trace of them
+    if "/etc" in found:  # docker's steps touch it for resolv.conf and hosts; ours leave no trace of them
+        entry = found.pop("/etc")
+        if any(path.startswith("/etc/") for path in found):
+            found["/etc"] = entry[:-1]
     return found
 
 
@@ -262,6 +280,7 @@ def tree_of(folder: Path, began: float) -> dict[str, Entry]:
 
 STEP = re.compile(r"#(\d+) (.*)")
 SAID = re.compile(r"\d+\.\d+ (.*)|\d+\.\d+$")
+COLOUR = re.compile(r"\x1b\[\d*m")
 OVER = re.compile(r"(DONE|CACHED|CANCELED|ERROR:|WARNING:|sha256:|resolve |transferring |extracting |\.\.\.)")
 
 
@@ -280,20 +299,22 @@ def steps_of(text: str) -> dict[str, str]:
             names[number] = neutral(rest)
             said.setdefault(names[number], "")
         elif (words := SAID.fullmatch(rest)) and names[number].startswith("["):
-            said[names[number]] += (words.group(1) or "") + "\n"
+            said[names[number]] += neutral(words.group(1) or "") + "\n"
     return said
 
 
 def failure_of(text: str) -> str:
     """The end of a failed build's text: from the step that failed, or from the error."""
-    lines = [line for line in text.splitlines() if not STEP.fullmatch(line) and line.strip()]
+    lines = [COLOUR.sub("", line) for line in text.splitlines() if not STEP.fullmatch(line)]
+    lines = [line for line in lines if line.strip()]
     # Warnings are an aspect of their own.
     lines = [line for line in lines if not line.startswith(" - ") and "found (use --debug" not in line]
     return "\n".join(neutral(re.sub(r"^\d+\.\d+ ", "", line)) for line in lines)
 
 
 def warnings_of(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.startswith((" - ", "WARNING:"))]
+    lines = [COLOUR.sub("", line) for line in text.splitlines()]
+    return [line.strip() for line in lines if line.startswith((" - ", "WARNING:"))]
 
 
 def neutral(text: str) -> str:
@@ -304,7 +325,12 @@ def neutral(text: str) -> str:
     text = re.sub(r"sha256:[0-9a-f]{64}", "DIGEST", text)
     # What concurrent builds share has the name that the first of them gave it, there as here.
     text = re.sub(r"^\[[^]]*\] FROM ", "FROM ", text)
-    text = re.sub(r"\b[0-9a-z]{25}(::[0-9a-z]{25})?\b", "IDENT", text)
+    text = re.sub(r"\b(?:[0-9a-f-]{36}|[0-9a-z]{25})::[0-9a-z]{25}\b|\b[0-9a-z]{25}\b", "IDENT", text)
+    # Where the peer has a tree meanwhile.
+    text = re.sub(r"/var/lib/teu-peer-dockerd-\w+/(?:tmp/buildkit-mount\d+|overlay2/\w+/merged)", "", text)
+    # Older words for the same.
+    text = text.replace("[internal] settings cache mount", "[internal] setting cache mount")
+    text = text.replace("process: error during container init: ", "process: ")
     return re.sub(r"\b\d+\.\d+s\b", "TIME", text)
 
 

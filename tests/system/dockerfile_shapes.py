@@ -9,6 +9,7 @@ A shape is one file in `dockerfiles/`: what it is for, how it is built, and the 
     ! env TOKEN=secret                                    the client's environment
     ! code 1                                              the exit code of docker build, 0 otherwise
     ! crlf                                                the Dockerfile has a byte order mark and Windows' line ends
+    ! streams                                             steps write to both streams: their lines have no order
     ! only files                                          what is compared of it, all otherwise: see `ASPECTS`
     -- Dockerfile --                                      a file; what follows, up to the next such line, is in it
     -- run.sh 0755 --                                     ...with this mode
@@ -55,6 +56,7 @@ class Shape(NamedTuple):
     code: int
     only: tuple[str, ...]
     files: tuple[File, ...]
+    streams: bool = False  # steps write to both of theirs: which line comes first is nobody's
 
     def words(self, folder: Path, **places: str) -> list[str]:
         """Its words of a command line, without the context."""
@@ -83,7 +85,7 @@ def read(path: Path) -> Shape:
     about: list[str] = []
     argv: list[str] = []
     environment: dict[str, str] = {}
-    code, only, crlf = 0, ASPECTS, False
+    code, only, crlf, streams = 0, ASPECTS, False, False
     files: list[File] = []
     for line in path.read_text().splitlines(keepends=True):
         bare = line.rstrip("\n")
@@ -102,13 +104,15 @@ def read(path: Path) -> Shape:
             only = tuple(bare[7:].split())
         elif bare == "! crlf":
             crlf = True
+        elif bare == "! streams":
+            streams = True
         elif bare.startswith("! "):
             argv += shlex.split(bare[2:])
         elif bare:
             raise ValueError(f"{path.name}: what is {bare!r}?")
     if crlf:
         files = [file._replace(text="\ufeff" + file.text.replace("\n", "\r\n")) for file in files]
-    return Shape(path.stem, " ".join(about), tuple(argv), environment, code, only, tuple(files))
+    return Shape(path.stem, " ".join(about), tuple(argv), environment, code, only, tuple(files), streams)
 
 
 def all_shapes() -> list[Shape]:
@@ -241,7 +245,15 @@ def _special() -> bytes:
 
 
 def _bases() -> dict[str, tuple[dict[str, Any], tuple[bytes, ...]]]:
-    """Name -> configuration and layers."""
+    """Name -> configuration and layers. No two have the same files: builds at the same time share what is the same,
+    and tell of it with the words of whichever came first."""
+    return {
+        name: (config, (*layers, _tar((f"usr/share-{hashlib.sha256(name.encode()).hexdigest()[:8]}", b"", {}))))
+        for name, (config, layers) in _base_kinds().items()
+    }
+
+
+def _base_kinds() -> dict[str, tuple[dict[str, Any], tuple[bytes, ...]]]:
     shell, tools = peers.busybox_layer(), _tools()
     usual = (shell, tools)
 

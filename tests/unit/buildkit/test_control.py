@@ -248,7 +248,7 @@ def test_results_are_known_to_their_build_alone(rig: Rig) -> None:
     ref = rig.bridge.Solve(request, **asked("one")).result.ref.id
     other = failed(lambda: rig.bridge.Evaluate(gateway_pb2.EvaluateRequest(Ref=ref), **asked("two")))
     assert isinstance(other, errors.NotFound)
-    assert "missing" in failed(lambda: rig.bridge.Ping(gateway_pb2.PingRequest(), timeout=60)).message
+    assert "no buildid found" in failed(lambda: rig.bridge.Ping(gateway_pb2.PingRequest(), timeout=60)).message
     for one in solvings:
         one.cancel()
     until(lambda: not rig.builds.count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import tarfile
 from typing import Any
 
 import pytest
@@ -313,6 +314,10 @@ def test_options() -> None:
 def test_archives() -> None:
     assert is_archive(b"BZh9") and is_archive(b"\xfd7zXZ\x00")
     assert not is_archive(b"FROM a\n") and not is_archive(b"")
+    assert not is_archive(bytes(1024)) and not is_archive(b"FROM scratch\n" * 50)
+    finer = tarfile.TarInfo("Dockerfile")
+    finer.mtime = 1.5
+    assert is_archive(finer.tobuf(tarfile.PAX_FORMAT)[:1024]) and is_archive(finer.tobuf(tarfile.PAX_FORMAT)[:512])
 
 
 def test_a_bill_of_materials() -> None:

@@ -108,6 +108,7 @@ class Step:
     during: Callable[[Context], None] | None = None
     make: Callable[[list[str]], str] | None = None
     map_error: str = ""
+    hash_error: str = ""
     also: tuple[str, ...] = ()
     inputs: int = 0
 
@@ -125,6 +126,8 @@ class Step:
 
     def hash(self, context: Context, ref: Ref) -> str:
         assert isinstance(ref, Held)
+        if self.hash_error:
+            raise NotFound(self.hash_error)
         with self.world.lock:
             self.world.ran.append(f"hash {self.name}")
         return sha("content " + ref.value)
@@ -637,8 +640,22 @@ def test_an_error_is_each_ones_own(house: House) -> None:
 def test_a_source_that_is_not_there(house: House) -> None:
     drawing = chain(house.world)
     drawing.steps["image"].map_error = "image: not found"
-    with pytest.raises(NotFound, match="image: not found"):
+    with pytest.raises(NotFound, match="^failed to load cache key: image: not found$"):
         house.build(drawing.graph("make"))
+
+
+def test_what_a_step_copies_is_not_there(house: House) -> None:
+    """It is the step that fails, though it never began: clients show it."""
+    heard = Heard()
+    drawing = chain(house.world)
+    drawing.steps["copy"].hash_error = '"/absent": not found'
+    with (
+        house.solver.job("job", progress=heard) as job,
+        pytest.raises(NotFound, match='^failed to compute cache key: "/absent": not found$'),
+    ):
+        job.build(drawing.graph("make"))
+    assert heard.last("copy").error == '"/absent": not found'
+    assert heard.last("copy").HasField("completed") and "copy" not in house.ran()
 
 
 def test_a_failure_ends_what_runs_beside_it(house: House) -> None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from teu.api.buildkit import caps_pb2, errdefs_pb2, gateway_pb2
+from teu.api.buildkit import ops_pb2 as pb
 from teu.buildkit.control.containers import Containers
 from teu.buildkit.control.rpc import Call
 from teu.buildkit.control.view import BuildBridge
@@ -97,19 +98,34 @@ class Forwarder:
                 raise errors.NotFound(f"no such ref: {errors.cut(identifier, 100)}")
             return self._trees[identifier]
 
+    def _kept(self, identifier: str) -> Tree | None:
+        """One that a frontend gives back, in BuildKit's words for another."""
+        try:
+            return self._tree(identifier)
+        except errors.NotFound:
+            raise errors.NotFound(f"return reference {errors.cut(identifier, 100)} not found") from None
+
     def _snapshot(self, identifier: str) -> Snapshot | None:
         """Built, at the latest now."""
         tree = self._given(identifier)
         with self._solving():
             return tree.snapshot()
 
-    def _mounted(self, identifier: str) -> Snapshot | None:
+    def _mounted(self, mount: pb.Mount) -> Snapshot | None:
         """For a container: a result, or what a failed step has left."""
         with self._lock:
-            left = self._left.get(identifier)
+            left = self._left.get(mount.resultID)
         if left is not None:
             return snapshots.snapshot(left)
-        return self._snapshot(identifier) if identifier else None
+        try:
+            tree = self._kept(mount.resultID)
+        except errors.NotFound as error:
+            ref = errors.cut(mount.resultID, 100)
+            raise error.prefixed(f'failed to find ref {ref} for "{mount.dest}" mount') from None
+        if tree is None:
+            return None
+        with self._solving():
+            return tree.snapshot()
 
     @contextmanager
     def _solving(self) -> Iterator[None]:
@@ -213,17 +229,17 @@ class Forwarder:
         result = Result(metadata=dict(message.metadata))
         kind = message.WhichOneof("result")
         if kind == "refs":
-            result.trees = {name: self._tree(ref.id) for name, ref in message.refs.refs.items()}
+            result.trees = {name: self._kept(ref.id) for name, ref in message.refs.refs.items()}
             result.several = True
         elif kind == "refsDeprecated":
-            result.trees = {name: self._tree(ref) for name, ref in message.refsDeprecated.refs.items()}
+            result.trees = {name: self._kept(ref) for name, ref in message.refsDeprecated.refs.items()}
             result.several = True
         else:
-            result.trees = {"": self._tree(message.ref.id if kind == "ref" else message.refDeprecated)}
+            result.trees = {"": self._kept(message.ref.id if kind == "ref" else message.refDeprecated)}
         for name, some in message.attestations.items():
             result.attestations[name] = [
                 Attestation(
-                    self._tree(one.ref.id),
+                    self._kept(one.ref.id),
                     one.path,
                     one.inTotoPredicateType,
                     one.kind == gateway_pb2.Bundle,
@@ -246,7 +262,7 @@ class Forwarder:
     def ReadFile(self, request: Any, call: Call) -> Any:
         snapshot = self._snapshot(request.Ref)
         offset, length = _range(request)
-        with _told("open", request.FilePath):
+        with _told("open", request.FilePath, "read"):
             return _read(files.read(snapshot, request.FilePath, offset, length), request)
 
     def ReadDir(self, request: Any, call: Call) -> Any:
@@ -282,7 +298,10 @@ class Forwarder:
                     asked.Source.attrs[key] = value
         elif request.ResolveMode not in ("", "default"):
             asked.Source.attrs["image.resolvemode"] = request.ResolveMode
-        answer = self._view.source_meta(asked)
+        try:
+            answer = self._view.source_meta(asked)
+        except errors.Error as error:
+            raise error.prefixed(f"failed to resolve source metadata for {errors.cut(request.Ref, 200)}") from None
         if not answer.Source.identifier.startswith(scheme):
             raise errors.InvalidArgument(
                 f"policy converted {errors.cut(request.Ref, 200)} to {errors.cut(answer.Source.identifier, 200)}"
@@ -335,7 +354,7 @@ class Forwarder:
 
     def ReadFileContainer(self, request: Any, call: Call) -> Any:
         offset, length = _range(request)
-        with _told("open", request.FilePath), self._containers.root(request.Ref, request.MountIndex) as root:
+        with _told("open", request.FilePath, "read"), self._containers.root(request.Ref, request.MountIndex) as root:
             return _read(files.read_at(root, request.FilePath, offset, length), request)
 
     def ReadDirContainer(self, request: Any, call: Call) -> Any:
@@ -361,8 +380,8 @@ def _read(data: bytes, request: Any) -> Any:
 
 
 @contextmanager
-def _told(what: str, path: str) -> Iterator[None]:
-    """What the kernel says of a path, for a client."""
+def _told(what: str, path: str, of_folder: str = "") -> Iterator[None]:
+    """What the kernel says of a path, for a client. `of_folder`: what fails of one that is a folder."""
     try:
         yield
     except BadPattern as error:
@@ -370,6 +389,8 @@ def _told(what: str, path: str) -> Iterator[None]:
     except OSError as error:
         missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
         text = "no such file or directory" if missing else error.strerror
+        if error.errno == errno.EISDIR and of_folder:
+            what, text = of_folder, "is a directory"
         raised = errors.NotFound if missing else errors.Error
         raise raised(f"{what} {errors.cut(path, 4096)}: {text}") from None
 
@@ -388,7 +409,11 @@ class Bridge:
         def forward(request: Any, call: Call) -> Any:
             ref = call.header(BUILD_HEADER)
             if not ref:
-                raise errors.InvalidArgument(f"no buildid found in context: {BUILD_HEADER} is missing")
-            return method(self._find(ref, lambda: call.gone), request, call)
+                raise errors.InvalidArgument(f"forwarding {name}: no buildid found in context")
+            try:
+                found = self._find(ref, lambda: call.gone)
+            except errors.Error as error:
+                raise error.prefixed(f"forwarding {name}") from None
+            return method(found, request, call)
 
         return forward

@@ -52,7 +52,7 @@ class Cleaning:
         try:
             found = disk_usage(self._keeper.usages(), request.filter, request.ageLimit / 1e9, time.time())
         except FilterError as error:
-            raise errors.InvalidArgument(str(error)) from None
+            raise _wrong("diskusage", request.filter, error) from None
         return control_pb2.DiskUsageResponse(record=[_told(measured(self._keeper, one)) for one in found])
 
     def prune(self, request: Any, gone: Callable[[], bool]) -> Iterator[Any]:
@@ -84,7 +84,7 @@ class Cleaning:
             if one is None:
                 return
             if isinstance(one, FilterError):
-                raise errors.InvalidArgument(str(one))
+                raise _wrong("prune", request.filter, one)
             if isinstance(one, Exception):
                 raise one
             yield _told(one)
@@ -131,6 +131,10 @@ class Cleaning:
             return
         if gone:
             log.info("garbage collection: %d records, %d bytes", len(gone), sum(one.size for one in gone))
+
+
+def _wrong(what: str, filters: Sequence[str], error: FilterError) -> errors.InvalidArgument:
+    return errors.InvalidArgument(f"failed to parse {what} filters [{' '.join(filters)}]: {error}: invalid argument")
 
 
 def _told(one: Usage) -> Any:

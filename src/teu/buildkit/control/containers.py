@@ -90,7 +90,7 @@ class Containers:
         except Exception:
             log.exception("a frontend's container")
 
-    def make(self, request: Any, tree: Callable[[str], Snapshot | None]) -> None:
+    def make(self, request: Any, mounted: Callable[[pb.Mount], Snapshot | None]) -> None:
         """AlreadyExists for a name that is taken, PermissionDenied without the entitlement."""
         name = request.ContainerID
         if not name or len(name) > 200:
@@ -101,7 +101,7 @@ class Containers:
                 raise errors.AlreadyExists(f"Container {name} already exists")
             if len(self._places) >= CONTAINERS_MAX:
                 raise errors.ResourceExhausted(f"{CONTAINERS_MAX} containers of one frontend")
-        place = self._executor.place(request, [tree(mount.resultID) for mount in request.Mounts], self._sessions)
+        place = self._executor.place(request, [mounted(mount) for mount in request.Mounts], self._sessions)
         with self._lock:
             taken = name in self._places
             if not taken:

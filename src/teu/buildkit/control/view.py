@@ -89,7 +89,9 @@ class BuildBridge:
                 entitlements=self.build.entitlements.given,
             )
         except NotAllowed as error:
-            raise errors.PermissionDenied(f"failed to load LLB: {error}") from None
+            denied = errors.PermissionDenied(f"failed to load LLB: {error}")
+            denied.code = errors.Error.code  # clients show a code in front of the words, and BuildKit has none here
+            raise denied from None
         except caps.CapError as error:
             raise errors.Unimplemented(f"failed to load LLB: {error}") from None
         except Invalid as error:

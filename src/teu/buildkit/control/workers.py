@@ -66,4 +66,4 @@ def chosen(worker: Any, filters: Sequence[str]) -> bool:
     try:
         return parse_all(filters)(field)
     except FilterError as error:
-        raise errors.InvalidArgument(str(error)) from None
+        raise errors.InvalidArgument(f"{error}: invalid argument") from None

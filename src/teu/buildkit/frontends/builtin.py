@@ -97,7 +97,10 @@ class Client:
                     asked.Source.attrs[key] = value
         elif resolve_mode != "default":
             asked.Source.attrs["image.resolvemode"] = resolve_mode
-        answer = self._bridge.source_meta(asked)
+        try:
+            answer = self._bridge.source_meta(asked)
+        except Error as error:
+            raise error.prefixed(f"failed to resolve source metadata for {name}") from None
         found = answer.Source.identifier
         if not found.startswith(scheme):
             raise NotAnImage(found)

@@ -401,9 +401,10 @@ class Scheduler:
             if error is None:
                 node.map = value
             elif not task.cancellation.cancelled:
-                node.error = self._own(node, error)
+                node.error = self._own(node, _wrapped(error, "failed to load cache key"))
             if telling:
-                node.progress.complete("" if error is None else str(node.error or "context canceled"))
+                told = "context canceled" if task.cancellation.cancelled else str(error)
+                node.progress.complete("" if error is None else told)
             self._look_all(node)
 
         node.mapping = self._start(self.ask, node, run, done)
@@ -424,6 +425,7 @@ class Scheduler:
         def done(task: Task, value: str | None, error: Exception | None) -> None:
             del node.hashing[number]
             if error is not None and not task.cancellation.cancelled and not node.dropped and node.error is None:
+                node.progress.complete(str(error))  # clients show the step that fails, begun or not
                 wrapped = _wrapped(error, "failed to compute cache key").at_solve(None, content_cache=number)
                 wrapped.kept = Kept([ref])
                 node.error = self._own(node, wrapped)

@@ -120,10 +120,10 @@ class Sources:
     def _split(self, identifier: str) -> tuple[Scheme, str]:
         name, separator, reference = identifier.partition("://")
         if not separator:
-            raise errors.InvalidArgument(f"invalid source identifier {identifier!r}")
+            raise errors.InvalidArgument(f"failed to parse {errors.cut(identifier, 200)}: invalid")
         scheme = self.schemes.get(name)
         if scheme is None:
-            raise errors.NotFound(f"unknown source scheme {name!r}: {errors.cut(identifier, 200)}")
+            raise errors.NotFound(f"unknown scheme {errors.cut(name, 200)}: not found")
         if any(letter < " " or letter == "\x7f" for letter in reference):
             raise errors.InvalidArgument(
                 f"a source's identifier has control characters: {errors.cut(identifier, 200)!r}"

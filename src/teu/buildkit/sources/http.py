@@ -255,7 +255,7 @@ class HTTPSource:
             if response.status == 304:
                 raise errors.Unavailable(f"{shown(wanted.url)}: what it says is not modified is not here any more")
             if not 200 <= response.status < 300:
-                raise _refused(response.status, shown(wanted.url))
+                raise _refused(response.status)
             modified = response.header("Last-Modified") if _time(response.header("Last-Modified")) is not None else ""
             name = file_name(wanted, response.header("Content-Disposition"))
             etag = _etag(response.header("ETag"))
@@ -423,7 +423,7 @@ def _etag(text: str) -> str:
     return text if text.isascii() and text.isprintable() and len(text) <= 1024 and "," not in text else ""
 
 
-def _refused(status: int, url: str) -> errors.Error:
+def _refused(status: int) -> errors.Error:
     kinds: dict[int, type[errors.Error]] = {
         401: errors.Unauthenticated,
         403: errors.PermissionDenied,
@@ -431,7 +431,7 @@ def _refused(status: int, url: str) -> errors.Error:
         410: errors.NotFound,
     }
     kind = kinds.get(status, errors.Unavailable if status >= 500 else errors.Error)
-    return kind(f"{url}: invalid response status {status}")
+    return kind(f"invalid response status {status}")
 
 
 def _time(text: str) -> int | None:

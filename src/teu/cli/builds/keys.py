@@ -248,7 +248,7 @@ class Agents:
         try:
             return self._sockets[identifier or "default"]
         except KeyError:
-            raise BuildError(NOT_FOUND, f"unset ssh forward key {identifier}") from None
+            raise BuildError(UNKNOWN, f"unset ssh forward key {identifier or 'default'}") from None
 
     def forward(self, asked: Asked) -> None:
         """One connection to an agent: bytes in both directions, until both ends have said all."""

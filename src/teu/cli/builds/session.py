@@ -81,9 +81,9 @@ class Session:
             self._methods["/moby.filesync.v1.FileSend/DiffCopy"] = self._receive
         # Git asks for tokens by names of its own, so that the service is there in any case.
         self._methods["/moby.buildkit.secrets.v1.Secrets/GetSecret"] = self._secret
-        if offer.agents:
-            self._methods["/moby.sshforward.v1.SSH/CheckAgent"] = self._check_agent
-            self._methods["/moby.sshforward.v1.SSH/ForwardAgent"] = offer.agents.forward
+        # Without agents, too: a step that needs one is told which it is that was not given.
+        self._methods["/moby.sshforward.v1.SSH/CheckAgent"] = self._check_agent
+        self._methods["/moby.sshforward.v1.SSH/ForwardAgent"] = offer.agents.forward
         if offer.uploads:
             self._methods["/moby.upload.v1.Upload/Pull"] = self._upload
         if offer.stores:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DEADLINE = 60.0
 PRUNE_DEADLINE = 3600.0
 MESSAGE_MAX = 16 << 20
+DETAILS_MAX = 4 << 20  # bytes of an error's headers; the builder's details take 1 MiB before they are base64
 DIAL_SECONDS = 10.0
 
 
@@ -100,6 +101,9 @@ class Builder:
                     f"unix:{self.address}",
                     options=(
                         ("grpc.max_receive_message_length", MESSAGE_MAX),
+                        # An error's details, the Dockerfile among them, come as a header.
+                        ("grpc.max_metadata_size", DETAILS_MAX),
+                        ("grpc.absolute_max_metadata_size", DETAILS_MAX),
                         ("grpc.use_local_subchannel_pool", 1),
                         ("grpc.enable_http_proxy", 0),
                         ("grpc.default_authority", "localhost"),

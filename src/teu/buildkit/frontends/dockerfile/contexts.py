@@ -13,7 +13,6 @@ import posixpath
 import tarfile
 import threading
 from collections.abc import Callable, Mapping
-from io import BytesIO
 from typing import Any
 
 from teu.buildkit.core import exports
@@ -324,7 +323,8 @@ def is_archive(head: bytes) -> bool:
     if head.startswith(_ARCHIVES):
         return True
     try:
-        with tarfile.open(fileobj=BytesIO(head[:512] + bytes(1024)), mode="r:") as archive:
-            return archive.next() is not None
-    except (tarfile.TarError, EOFError, ValueError):
+        # The first header alone: it may be one of a longer name or a finer time, with more behind it than was read.
+        tarfile.TarInfo.frombuf(head[:512], "utf-8", "surrogateescape")
+        return True
+    except (tarfile.TarError, ValueError):
         return False

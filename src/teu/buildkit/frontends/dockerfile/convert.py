@@ -429,7 +429,7 @@ class _Conversion:
         try:
             self.base(work)
         except DockerfileError as error:
-            raise error.at(work.stage.location) from None
+            raise error if error.locations else error.at(work.stage.location) from None
         except Error as error:
             raise error.at_source(self.source_map.message(), ranges(work.stage.location)) from None
         finally:
