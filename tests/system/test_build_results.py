@@ -315,8 +315,9 @@ def cached(text: str) -> dict[str, bool]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["registry", "local"])
-@pytest.mark.parametrize("client", ["docker", "teu", "remote"])
+@pytest.mark.parametrize(
+    ("client", "kind"), [("docker", "local"), ("teu", "registry"), ("teu", "local"), ("remote", "registry")]
+)
 def test_a_cache_of_all_steps_or_of_the_result(both: Clients, registry: peers.Registry, client: str, kind: str) -> None:
     """mode=min has what the result is made of, mode=max all steps."""
     both.dockerfile(STAGES)
@@ -433,6 +434,8 @@ def test_two_builds_of_one_date_are_one(both: Clients, client: str) -> None:
         both.run(*way(client, *words), env={"SOURCE_DATE_EPOCH": epoch} if epoch else {})
         layout = Layout(path)
         digests.append(layout.top["digest"])
+        if not number:
+            time.sleep(1.1)  # a layer's times are whole seconds
         if not epoch:
             continue
         manifest = layout.json(layout.top)
@@ -441,7 +444,6 @@ def test_two_builds_of_one_date_are_one(both: Clients, client: str) -> None:
         for layer in manifest["layers"][1:]:  # the base's is as it came
             with tarfile.open(fileobj=io.BytesIO(gzip.decompress(layout.data(layer)))) as files:
                 assert all(member.mtime <= 1_700_000_000 for member in files)
-        time.sleep(1.1)
     assert digests[0] == digests[1] != digests[2]
 
 
