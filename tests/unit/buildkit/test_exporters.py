@@ -11,6 +11,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,33 @@ def test_a_name_that_moves_leaves_its_image(worker: Worker) -> None:
     nameless = ImageExporter.make(worker, None, {"dangling-name-prefix": "dangling@"})  # type: ignore[arg-type]
     nameless.export(Task(), Result({"": Part(snapshot(worker, "one"))}), build())
     assert list(worker.images.targets) == [f"dangling@{first['digest']}"]
+
+
+def test_an_image_that_is_built_again_leaves_nothing(worker: Worker) -> None:
+    """Its attestations tell of another build, so its index is another one; the image in it is the same."""
+    exporter = ImageExporter.make(worker, None, {"name": "app"})  # type: ignore[arg-type]
+    for number in range(3):
+        made = build(attest__provenance="mode=min")
+        exporter.export(Task(), Result({"": Part(snapshot(worker, "one"))}), replace(made, started=float(number)))
+    assert list(worker.images.targets) == ["docker.io/library/app:latest"]
+    before = worker.images.targets["docker.io/library/app:latest"]
+    exporter.export(Task(), Result({"": Part(snapshot(worker, "two"))}), build(attest__provenance="mode=min"))
+    assert worker.images.targets[f"dangling@{before['digest']}"] == before
+
+
+def test_an_engines_client_may_name_no_image(worker: Worker) -> None:
+    """type=moby: the image is kept, under one name however often it is built, and can be run at once."""
+    make = Exporters(worker, None, None)  # type: ignore[arg-type]
+    exporter = make("moby", 0, {})
+    assert isinstance(exporter, ImageExporter) and exporter.unpack
+    exporter = replace(exporter, unpack=False)
+    for number in range(2):
+        made = replace(build(attest__provenance="mode=min"), started=float(number))
+        answer = exporter.export(Task(), Result({"": Part(snapshot(worker, "one"))}), made)
+    ((name, target),) = worker.images.targets.items()
+    (image, _) = stored(worker, target["digest"])["manifests"]
+    assert target["digest"] == answer.values["containerimage.digest"] and name == f"dangling@{image['digest']}"
+    assert make("moby", 0, {"store": "false"}) and make("moby", 0, {"unpack": "false"})
 
 
 def two_platforms(worker: Worker) -> Result:

@@ -890,6 +890,22 @@ def test_by_content_in_a_cache_of_another_host(house: House, tmp_path: Path) -> 
     other_store.close()
 
 
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_what_stands_on_a_folder_of_a_client_travels(house: House, tmp_path: Path, mode: str) -> None:
+    """The folder is never the same twice: its content alone leads on, here and there."""
+    there = chain(house.world)
+    there.steps["context"].digest = "random:1"
+    cache = exported(house, there.graph("make"), mode)
+    other_store = Store(str(tmp_path / "other.db"))
+    other = House(World(), other_store, Solver(other_store, resolve, 4))
+    here = chain(other.world)
+    here.steps["context"].digest = "random:2"
+    assert other.build(here.graph("make"), caches=[cache]) == "make(copy(deps(image()),context()))"
+    assert other.ran() == ["context", "hash copy", "pull make"]
+    assert other.solver.close(5) and not other.world.leaked()
+    other_store.close()
+
+
 # Random graphs
 
 

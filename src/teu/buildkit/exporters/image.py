@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""type=image (and moby): an image in the store of the host's engine, under its names, and in registries.
+"""type=image and type=moby: an image in the store of the host's engine, under its names, and in registries.
 
 A name that pointed to another image is taken from it, which stays as one without a name, as the engine itself does it.
+moby is what clients of an engine ask for: the image is one to make containers of, and is kept without a name, too.
 """
 
 from __future__ import annotations
@@ -89,12 +90,14 @@ class ImageExporter:
             canonical = {f"{reference.parse(name).name}@{target['digest']}" for name in names}
             names += sorted(canonical)
         if not names and self.dangling:
-            names = [self.dangling + target["digest"]]
+            # Attestations make another index of every build: what counts is the image in it.
+            one = image.manifests[0].descriptor if len(image.manifests) == 1 else target
+            names = [self.dangling + one["digest"]]
         self._complete(task, image)
         for name in names:
             step = f"naming to {name}"
             task.status(step, 0, 0)
-            self._name(name, target)
+            self._name(name, target, image)
             task.status(step, 0, 0, completed=True)
         if self.unpack and names:
             for manifest in image.manifests:
@@ -116,13 +119,34 @@ class ImageExporter:
                         lambda descriptor, offset, held=held: _from(self.worker.open_blob(held, descriptor), offset),
                     )
 
-    def _name(self, name: str, target: Descriptor) -> None:
+    def _name(self, name: str, target: Descriptor, image: Image) -> None:
         before = self.worker.images.get(name)
         self.worker.images.put(name, target)
-        if before is None or before["digest"] == target["digest"] or not self.dangling_prefix:
+        if before is None or before["digest"] == target["digest"] or name.startswith(self.dangling_prefix):
             return
-        if not self.worker.images.named(before["digest"]):
-            self.worker.images.put(self.dangling_prefix + before["digest"], before)
+        if self.worker.images.named(before["digest"]) or self._configs(before) <= {
+            manifest.config["digest"] for manifest in image.manifests
+        }:
+            return
+        self.worker.images.put(self.dangling_prefix + before["digest"], before)
+
+    def _configs(self, target: Descriptor) -> set[str]:
+        """The configurations of an image, which are what it is known by; the digest of what cannot be read."""
+        try:
+            document = self._document(target)
+            if image_spec.media_type_of(document, target["mediaType"]) not in image_spec.INDEXES:
+                return {image_spec.manifest(document)["config"]["digest"]}
+            found = set()
+            for entry in image_spec.index(document)["manifests"]:
+                if images.REFERENCE_TYPE not in (entry.get("annotations") or {}):
+                    found.add(image_spec.manifest(self._document(entry))["config"]["digest"])
+            return found
+        except (errors.Error, image_spec.SpecError):
+            return {target["digest"]}
+
+    def _document(self, target: Descriptor) -> dict[str, Any]:
+        data = self.worker.content.read_whole(target["digest"], image_spec.MANIFEST_SIZE_LIMIT)
+        return image_spec.decode(data, "manifest")
 
     @property
     def dangling_prefix(self) -> str:
@@ -146,6 +170,12 @@ class ImageExporter:
 
 
 DANGLING = "dangling@"  # the engine's word for an image that no name leads to
+
+
+def for_the_engine(attributes: Mapping[str, str]) -> Mapping[str, str]:
+    """What moby means beside image, where a client says nothing of it."""
+    unpack = "true" if given.boolean(attributes, "store", True) else "false"
+    return {"dangling-name-prefix": DANGLING, "unpack": unpack, **attributes}
 
 
 def _from(chunks: Any, offset: int) -> Any:

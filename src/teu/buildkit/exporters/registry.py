@@ -10,7 +10,7 @@ from teu.buildkit.core import errors
 from teu.buildkit.core.exports import Exporter
 from teu.buildkit.core.snapshots import Worker
 from teu.buildkit.exporters.folder import FolderExporter
-from teu.buildkit.exporters.image import ImageExporter
+from teu.buildkit.exporters.image import ImageExporter, for_the_engine
 from teu.buildkit.exporters.layout import LayoutExporter
 from teu.buildkit.session.manager import Manager
 from teu.buildkit.sources.registries import Access
@@ -26,6 +26,8 @@ class Exporters:
 
     def __call__(self, kind: str, number: int, attributes: Mapping[str, str]) -> Exporter:
         """`number`: which of the request's exporters it is. Raises InvalidArgument, NotFound for no such kind."""
+        if kind == "moby":
+            attributes = for_the_engine(attributes)
         if kind in ("image", "moby"):
             return ImageExporter.make(self.worker, self.access, attributes)
         if kind in ("local", "tar"):

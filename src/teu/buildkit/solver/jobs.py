@@ -407,20 +407,22 @@ def _chains(top: Edge, cache: KeysKept) -> list[Chain]:
             continue
         keys = edge.saved or edge.keys.get(cache.id, set())
         keys = {key for key in keys if not key.startswith(RANDOM)}
-        if not keys or any(below not in names for below in edge.inputs()):
-            continue
-        names[edge] = min(keys)
         selectors = [one.selector for one in node.map.inputs] + [""] * (len(node.inputs) - len(node.map.inputs))
         ways: list[tuple[Link, ...]] = []
         for number, below in enumerate(edge.inputs()):
-            way = [(names[below], selectors[number])]
+            # What is never the same twice, as a client's folder, leads on by its content alone.
+            way = [(names[below], selectors[number])] if below in names else []
             if number in node.contents:
-                key = root(node.contents[number], CONTENT)
-                way.append((key, ""))
-                if key not in contents:
-                    contents.add(key)
-                    chains.append(Chain(key, node.contents[number], CONTENT, (), "", 0.0))
+                way.append((root(node.contents[number], CONTENT), ""))
             ways.append(tuple(way))
+        if not keys or not all(ways):
+            continue
+        names[edge] = min(keys)
+        for number, content in sorted(node.contents.items()):
+            key = root(content, CONTENT)
+            if number < len(ways) and key not in contents:
+                contents.add(key)
+                chains.append(Chain(key, content, CONTENT, (), "", 0.0))
         records = cache.results(names[edge])
         chosen = next((one for one in records if one.id == edge.record), records[0] if records else None)
         result, created = (chosen.id, chosen.created) if chosen else (edge.record, 0.0)

@@ -217,7 +217,8 @@ def inspect(cli: Cli, options: Options, operands: list[str]) -> int:
         rows.append(f"Warnings:\t{record['numWarnings']}")
     image = image_id(record["ExporterResponse"])
     if image:
-        rows += ["", f"Image:\t{record['ExporterResponse'].get('image.name', '')}", f"Digest:\t{image}"]
+        name = record["ExporterResponse"].get("image.name", "")
+        rows += ["", *([f"Image:\t{name}"] if name else []), f"Digest:\t{image}"]
     out = [table.align(rows, 8, 2)]
     for prefix, title in (("build-arg:", "Build Arg"), ("label:", "Label")):
         pairs = {key.removeprefix(prefix): value for key, value in attributes.items() if key.startswith(prefix)}
@@ -225,12 +226,21 @@ def inspect(cli: Cli, options: Options, operands: list[str]) -> int:
             lines = [f"{title.upper()}\tVALUE", *(f"{key}\t{value}" for key, value in sorted(pairs.items()))]
             out += ["", table.align(lines, 8, 2)]
     if record["error"]:
-        error = BuildError(
-            record["error"]["code"], record["error"]["message"], encode("google.rpc.Status", **record["error"])
-        )
+        error = _error_of(builder, record)
         out += ["", f"Error: {described(error)}", failure.places(error)]
     cli.print("\n".join(out).rstrip("\n"))
     return 0
+
+
+def _error_of(builder: Builder, record: Any) -> BuildError:
+    """What a build failed with. Its details, such as the place in the Dockerfile, may be a blob of their own."""
+    status = encode("google.rpc.Status", **record["error"])
+    if record["externalError"]:
+        try:
+            status = blob(builder, record["externalError"]["digest"])
+        except BuildError:
+            pass  # it is gone: the text is what there is
+    return BuildError(record["error"]["code"], record["error"]["message"], status)
 
 
 def as_value(record: Any) -> dict[str, Any]:

@@ -161,6 +161,7 @@ TABLES: Tables = {
         15: ("numCachedSteps", "int32"),
         16: ("numTotalSteps", "int32"),
         17: ("numCompletedSteps", "int32"),
+        18: ("externalError", CONTROL + "Descriptor"),
         19: ("numWarnings", "int32"),
     },
     CONTROL + "BuildHistoryRecord.ResultsEntry": {1: ("key", "string"), 2: ("value", CONTROL + "BuildResultInfo")},

@@ -170,6 +170,8 @@ class Request:
             attributes[f"build-arg:{name}"] = value
         for name, value in self._proxies().items():
             attributes.setdefault(f"build-arg:{name}", value)
+        if epoch := os.environ.get("SOURCE_DATE_EPOCH"):
+            attributes.setdefault("build-arg:SOURCE_DATE_EPOCH", epoch)
         for name, value in key_values(options["label"]).items():
             attributes[f"label:{name}"] = value
         self._surroundings()

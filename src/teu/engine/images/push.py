@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from teu.engine.backend import content
+from teu.engine.backend import containerd, content
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import EngineError, NotFound
 from teu.engine.images import registries
@@ -16,7 +16,18 @@ from teu.oci import distribution, image_spec
 
 if TYPE_CHECKING:
     from teu.engine.images.store import Images, Name
+    from teu.oci.image_spec import Descriptor
     from teu.oci.reference import Reference
+
+INDEX_MAX = 1000  # manifests of an index that is pushed whole
+
+
+class Parts(NamedTuple):
+    """What is pushed: layers, configurations, and manifests, each before what names it."""
+
+    layers: list[Descriptor]
+    configs: list[Descriptor]
+    manifests: list[Descriptor]
 
 
 def push(images: Images, wanted: Reference, auth: str, departure: Departure = NOBODY) -> Iterator[Message]:
@@ -43,16 +54,15 @@ def _push(
     images: Images, registry: distribution.Registry, wanted: Reference, name: Name, departure: Departure
 ) -> Iterator[Message]:
     client = images.client
-    details = images.of(name)
     reference = name.reference
     assert reference is not None
-    layers = details.manifest["layers"]
-    for layer in layers:
+    parts = _whole(images, name) or _of_this_host(images, name)
+    for layer in parts.layers:
         yield status("Preparing", layer["digest"])
     done: set[str] = set()
-    for descriptor in [*layers, details.manifest["config"]]:
+    for descriptor in [*parts.layers, *parts.configs]:
         digest = descriptor["digest"]
-        shown = descriptor in layers
+        shown = descriptor in parts.layers
         if digest in done:
             continue
         done.add(digest)
@@ -82,12 +92,57 @@ def _push(
         if shown:
             yield status("Pushing", digest, {"current": descriptor["size"], "total": descriptor["size"]})
             yield status("Pushed", digest)
-    # Of an index the other platforms' parts are usually not here: the manifest of this one goes.
-    data = content.read(client, details.manifest_digest)
-    media_type = image_spec.media_type_of(details.manifest, name.target["mediaType"])
-    registry.put_manifest(wanted.path, reference.tag, media_type, data)
-    digest = details.manifest_digest
-    content.label(client, digest, sources(images, digest, content.source_label(wanted.domain, wanted.path)))
+    digest, size = "", 0
+    for descriptor in parts.manifests:
+        digest = descriptor["digest"]
+        data = content.read(client, digest)
+        size = len(data)
+        where = reference.tag if descriptor is parts.manifests[-1] else digest
+        registry.put_manifest(wanted.path, where, descriptor["mediaType"], data)
+        content.label(client, digest, sources(images, digest, content.source_label(wanted.domain, wanted.path)))
     images.events.publish("image", "push", reference.familiar(), {"name": reference.familiar_name})
-    yield {"status": f"{reference.tag}: digest: {digest} size: {len(data)}"}
-    yield {"progressDetail": {}, "aux": {"Tag": reference.tag, "Digest": digest, "Size": len(data)}}
+    yield {"status": f"{reference.tag}: digest: {digest} size: {size}"}
+    yield {"progressDetail": {}, "aux": {"Tag": reference.tag, "Digest": digest, "Size": size}}
+
+
+def _of_this_host(images: Images, name: Name) -> Parts:
+    """The one manifest that is meant: of a pulled index the other platforms' parts are usually not here."""
+    details = images.of(name)
+    target: Descriptor = {
+        "mediaType": image_spec.media_type_of(details.manifest, name.target["mediaType"]),
+        "digest": details.manifest_digest,
+        "size": 0,
+    }
+    return Parts(list(details.manifest["layers"]), [details.manifest["config"]], [target])
+
+
+def _whole(images: Images, name: Name) -> Parts | None:
+    """All of an index, as a build of several platforms or with attestations makes it; None where it is none, or not
+    all of it is here."""
+    try:
+        document = images.document(name.target["digest"], "manifest")
+        if image_spec.media_type_of(document, name.target["mediaType"]) not in image_spec.INDEXES:
+            return None
+        entries = image_spec.index(document)["manifests"]
+        if not entries or len(entries) > INDEX_MAX:
+            return None
+        parts = Parts([], [], [])
+        known: set[str] = set()
+        for entry in entries:
+            manifest = image_spec.manifest(images.document(entry["digest"], "manifest"))
+            for descriptor, kind in (
+                *((layer, parts.layers) for layer in manifest["layers"]),
+                (manifest["config"], parts.configs),
+                (entry, parts.manifests),
+            ):
+                if descriptor["digest"] not in known:
+                    known.add(descriptor["digest"])
+                    kind.append(descriptor)
+        if not all(content.exists(images.client, one["digest"]) for one in (*parts.layers, *parts.configs)):
+            return None
+    except containerd.Unavailable:
+        raise
+    except (containerd.Error, NotFound, image_spec.SpecError):
+        return None
+    parts.manifests.append(name.target)
+    return parts

@@ -431,10 +431,11 @@ class Images:
 
     def size(self, details: Details) -> int:
         """Bytes that the snapshots of all layers take."""
-        return sum(self.layer_size(chain) for chain in details.chains)
+        layers = details.manifest["layers"]
+        return sum(self.layer_size(chain, layer["size"]) for chain, layer in zip(details.chains, layers, strict=True))
 
-    def layer_size(self, chain: str) -> int:
-        """Bytes of one unpacked layer."""
+    def layer_size(self, chain: str, packed: int = 0) -> int:
+        """Bytes of one unpacked layer; those of its blob, `packed`, where it is not unpacked yet."""
         known = self._sizes.get(chain)
         if known is not None:
             return known
@@ -443,7 +444,7 @@ class Images:
         try:
             usage = self.client.snapshots.Usage(snapshots_pb2.UsageRequest(snapshotter=self.snapshotter, key=chain))
         except containerd.Error:
-            return 0
+            return packed
         self._sizes[chain] = int(usage.size)
         return int(usage.size)
 

@@ -194,15 +194,15 @@ def history(engine: Engine, image: Image, names: list[Name]) -> list[HistoryItem
     """GET /images/{name}/history, newest first."""
     details: Details = image.details
     rows: list[HistoryItem] = []
-    chains = iter(details.chains)
+    chains = iter(zip(details.chains, details.manifest["layers"], strict=True))
     entries = image.config.get("history") or [{} for _ in details.chains]
     for entry in entries:
         size = 0
         if not entry.get("empty_layer"):
-            chain = next(chains, None)
-            if chain is None:
+            layer = next(chains, None)
+            if layer is None:
                 raise EngineError(f"too many non-empty layers in History section of {image.id}")
-            size = engine.images.layer_size(chain)
+            size = engine.images.layer_size(layer[0], layer[1]["size"])
         rows.append(
             {
                 "Comment": entry.get("comment", ""),
