@@ -226,3 +226,16 @@ def test_an_upper_folder_is_the_answer_itself(tmp_path: Path) -> None:
 
     content = gzip.decompress(out.read_bytes())
     assert answer == {"digest": tools.digest(content), "size": len(content)}
+
+
+@pytest.mark.parametrize("compression", ["", "gzip"])
+def test_a_sink_that_fails_at_its_last_byte_says_so(compression: str) -> None:
+    """A compressed stream of little data is written at its end only."""
+
+    def refuse(data: bytes) -> None:
+        raise OSError(errno.EPIPE, "nobody reads")
+
+    sink = compare.streams.Deflated(refuse, compression)
+    sink.write(b"little")
+    with pytest.raises(OSError, match="nobody reads"):
+        sink.finish()

@@ -194,6 +194,7 @@ class Deflated:
         self._queue.put(chunk)
 
     def _work(self) -> None:
+        ended = False
         try:
             if self._compression == "gzip":
                 packer: Any = gzips.Gzip()
@@ -207,11 +208,12 @@ class Deflated:
                 data = packer.compress(chunk) if packer is not None else chunk
                 if data:
                     self._write(data)
+            ended = True
             if packer is not None:
                 self._write(packer.flush())
         except BaseException as error:
             self._failure = error
-            while self._queue.get():
+            while not ended and self._queue.get():
                 pass
 
     def finish(self) -> str:
