@@ -17,6 +17,8 @@ from conftest import root_only
 from layertools import MOMENT, Bind, apply, compare, content, digest, names, tar
 
 from teu.containerd.core.errors import DataLoss, Error, InvalidArgument, ResourceExhausted
+from teu.containerd.layers import compare as layers_compare
+from teu.containerd.layers import run
 from teu.containerd.state import Context
 from teu.oci import tar as own_tar
 
@@ -428,3 +430,42 @@ def test_memory_is_bounded(context: Context, folder: Path) -> None:
     source = str(Path(own_tar.__file__).parents[2])
     done = subprocess.run([sys.executable, "-IS", "-c", program, source, str(blob)], capture_output=True, check=True)
     assert int(done.stdout) < 100_000, f"{done.stdout!r} KiB"
+
+
+@pytest.mark.parametrize("compression", ["", "gzip", "zstd"])
+def test_few_files_are_packed_as_a_worker_packs_them(
+    context: Context, monkeypatch: pytest.MonkeyPatch, compression: str
+) -> None:
+    """The same bytes and errors, without a process; many files, and files that grow meanwhile, have one."""
+    snapshotter = context.snapshots.snapshotters["overlayfs"]
+    apply(context, tar(("d/", None), ("d/gone", b"1"), ("e/", None)), snapshotter.prepare("a", "", {}))
+    snapshotter.commit("base", "a", {})
+    changes = tar(("d/.wh.gone", b""), ("new/", None), ("new/f", b"n" * 3000), ("e/.wh..wh..opq", b""))
+    apply(context, changes, snapshotter.prepare("b", "base", {}))
+    started: list[str] = []
+    start = run._start
+
+    def counted(job: dict[str, Any], descriptors: tuple[int, ...]) -> Any:
+        started.append(job["do"])
+        return start(job, descriptors)
+
+    monkeypatch.setattr(run, "_start", counted)
+
+    def packed() -> tuple[dict[str, Any], bytes]:
+        out: list[bytes] = []
+        left, right = snapshotter.view(f"v{len(started)}", "base", {}), snapshotter.mounts("b")
+        snapshotter.remove(f"v{len(started)}")
+        return context.layers.compare(left, right, compression, out.append), b"".join(out)
+
+    here = packed()
+    assert not started
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "PACKED_MAX", 10)
+        assert packed() == here and started == ["compare"]
+        patch.setattr(layers_compare, "FEW_ENTRIES", 3)
+        assert packed() == here and started == ["compare"] * 2
+    with monkeypatch.context() as patch:
+        patch.setattr(layers_compare, "PATH_MAX", 4)
+        with pytest.raises(Error, match="File name too long: new/f"):
+            packed()
+    assert len(started) == 2

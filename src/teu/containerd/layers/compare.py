@@ -23,11 +23,12 @@ from teu.oci import tar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 OPAQUE_MARKS = ("trusted.overlay.opaque", "user.overlay.opaque")
 _KEPT = ("security.capability", "user.", "system.posix_acl_")
+FEW_ENTRIES, FEW_BYTES = 200, 1 << 20  # what is packed in some milliseconds
 PATH_MAX = 4096  # with the zero byte: no layer with a longer name could be unpacked again
 
 
@@ -138,11 +139,11 @@ def _folder(path: str) -> int:
 def _upper(writer: _Writer, path: str, lowers: list[str]) -> None:
     """An upper directory of overlayfs: all that is in it is a change."""
     top = _folder(path)
-    for inner, folder, base, _ in trees.walk(top):
-        name = os.fsdecode(inner)
-        parent = name.rpartition("/")[0]
-        try:
-            with _opened(folder, base) as (opened, found):
+    try:
+        for inner, folder, base, _ in trees.walk(top):
+            name = os.fsdecode(inner)
+            parent = name.rpartition("/")[0]
+            with contextlib.suppress(FileNotFoundError), _opened(folder, base) as (opened, found):
                 if is_whiteout(found):
                     writer.whiteout(parent, os.fsdecode(base), found.st_mtime_ns)
                     continue
@@ -152,9 +153,8 @@ def _upper(writer: _Writer, path: str, lowers: list[str]) -> None:
                 writer.add(opened, name, found)
                 if directory and is_opaque(opened):
                     writer.whiteout(name, ".wh..opq", found.st_mtime_ns)
-        except FileNotFoundError:
-            continue
-    os.close(top)
+    finally:
+        os.close(top)
 
 
 def _only_copied_up(opened: int, name: str, lowers: list[str], found: os.stat_result) -> bool:
@@ -263,7 +263,72 @@ class _Both:
         self._pending.clear()
 
 
+def _change(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> tuple[str, list[str]] | None:
+    """(The folder of overlayfs that holds the change, the folders below it) where the two are an overlay snapshot and
+    its own parent."""
+    left_upper, left_lowers = mounting.overlay_directories(left)
+    right_upper, right_lowers = mounting.overlay_directories(right)
+    below = [left_upper, *left_lowers] if left_upper else left_lowers
+    if not right or right[0]["type"] != "overlay":
+        return None
+    if right_upper and below == right_lowers:
+        return right_upper, right_lowers
+    if not right_upper and right_lowers[1:] == below and right_lowers:
+        return right_lowers[0], below  # a view of a committed snapshot against its parent
+    return None
+
+
+def few(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> bool:
+    """Whether the change is a folder with so little in it that a worker would take longer to start than to pack it.
+    OSError where it cannot be read."""
+    change = _change(left, right)
+    if change is None:
+        return False
+    entries = size = 0
+    folders = [change[0]]
+    while folders:
+        with os.scandir(folders.pop()) as inside:
+            for entry in inside:
+                status = entry.stat(follow_symlinks=False)
+                entries += 1
+                size += status.st_size if stat.S_ISREG(status.st_mode) else 0
+                if entries > FEW_ENTRIES or size > FEW_BYTES:
+                    return False
+                if stat.S_ISDIR(status.st_mode):
+                    folders.append(entry.path)
+    return True
+
+
+def pack(
+    left: list[dict[str, Any]],
+    right: list[dict[str, Any]],
+    compression: str,
+    write: Callable[[bytes], None],
+    target: str | None,
+) -> dict[str, Any]:
+    """Give the layer to `write`; its digest and size without compression. Trees that have to be mounted are so below
+    `target`, in a mount namespace of this process, which may be changed then; None: there are none such (`few`)."""
+    sink = streams.Deflated(write, compression)
+    writer = _Writer(sink)
+    try:
+        change = _change(left, right)
+        if change is not None:
+            _upper(writer, *change)
+        else:
+            assert target is not None
+            mounting.private_namespace()
+            mounting.cover(target)
+            before = mounting.mount_all(left, os.path.join(target, "left")) if left else ""
+            _Both(writer, before, mounting.mount_all(right, os.path.join(target, "right"))).run()
+        sink.write(tar.END)
+    except BaseException:
+        sink.give_up()
+        raise
+    return {"digest": sink.finish(), "size": sink.size}
+
+
 def run(job: dict[str, Any]) -> dict[str, Any]:
+    """`pack` as a job of the worker."""
     out: int = job["out"]
 
     def write(data: bytes) -> None:
@@ -271,24 +336,6 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         while view:
             view = view[os.write(out, view) :]
 
-    sink = streams.Deflated(write, job["compression"])
-    writer = _Writer(sink)
-    left_upper, left_lowers = mounting.overlay_directories(job["left"])
-    right_upper, right_lowers = mounting.overlay_directories(job["right"])
-    below = [left_upper, *left_lowers] if left_upper else left_lowers
-    overlay = job["right"][0]["type"] == "overlay" if job["right"] else False
-    if overlay and right_upper and below == right_lowers:
-        _upper(writer, right_upper, right_lowers)
-    elif overlay and not right_upper and right_lowers[1:] == below and right_lowers:
-        _upper(writer, right_lowers[0], below)  # a view of a committed snapshot against its parent
-    else:
-        mounting.private_namespace()
-        target = job["target"]
-        mounting.cover(target)
-        left = mounting.mount_all(job["left"], os.path.join(target, "left")) if job["left"] else ""
-        right = mounting.mount_all(job["right"], os.path.join(target, "right"))
-        _Both(writer, left, right).run()
-    sink.write(tar.END)
-    digest = sink.finish()
+    answer = pack(job["left"], job["right"], job["compression"], write, job["target"])
     os.close(out)
-    return {"digest": digest, "size": sink.size}
+    return answer

@@ -216,6 +216,10 @@ class Deflated:
             while not ended and self._queue.get():
                 pass
 
+    def give_up(self) -> None:
+        """Nothing more comes; what came may not have reached `write`."""
+        self._queue.put(b"")
+
     def finish(self) -> str:
         """Digest of what was written, uncompressed; everything has reached `write`."""
         if self._buffer:

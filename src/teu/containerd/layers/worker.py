@@ -64,22 +64,27 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
+def failed(error: OSError | ValueError | OverflowError | MemoryError) -> dict[str, Any]:
+    """What is answered in place of a result."""
+    if isinstance(error, MemoryError):
+        return {"error": "internal", "message": "out of memory"}
+    if isinstance(error, OSError):
+        from teu.oci import tar  # loaded by both
+
+        kind = "full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "system"
+        where = f": {error.filename}" if error.filename else ""
+        return {"error": kind, "message": tar.short(f"{error.strerror or error}{where}")}
+    return {"error": "invalid", "message": str(error)}
+
+
 def main(text: str) -> int:
     os.umask(0)
     job = json.loads(text)
     _end_with(job["parent"])
     try:
         answer = {"apply": _apply, "compare": _compare}[job["do"]](job)
-    except MemoryError:
-        answer = {"error": "internal", "message": "out of memory"}
-    except OSError as error:
-        from teu.oci import tar  # loaded by both
-
-        kind = "full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "system"
-        where = f": {error.filename}" if error.filename else ""
-        answer = {"error": kind, "message": tar.short(f"{error.strerror or error}{where}")}
-    except (ValueError, OverflowError) as error:
-        answer = {"error": "invalid", "message": str(error)}
+    except (OSError, ValueError, OverflowError, MemoryError) as error:
+        answer = failed(error)
     sys.stdout.write(json.dumps(answer))
     sys.stdout.flush()
     # no orderly end: a thread may still hold a chunk for a consumer that failed
