@@ -315,7 +315,7 @@ def test_a_failed_step_tells_its_frontend_all_details(rig: Rig, when: str) -> No
     assert [one.id for (one,) in rig.placed] == [given, made]
     other = gateway_pb2.NewContainerRequest(ContainerID="other")
     other.Mounts.add(dest="/", resultID="none")
-    assert "no such ref: none" in failed(lambda: rig.bridge.NewContainer(other, **asked("one"))).message
+    assert "return reference none not found" in failed(lambda: rig.bridge.NewContainer(other, **asked("one"))).message
     solving.cancel()
     until(lambda: not rig.builds.count)
     until(rig.solver.close)
