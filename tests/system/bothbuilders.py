@@ -320,6 +320,8 @@ def warnings_of(text: str) -> list[str]:
 def neutral(text: str) -> str:
     """Without what differs from one run to the next."""
     text = text.replace("ERROR: failed to build: ", "ERROR: ")
+    # Which of the two it says depends on whose end it sees first, the frontend's or the build's.
+    text = text.replace("ERROR: failed to run Build function: ", "ERROR: failed to solve: ")
     # An image of docker's own store has no digest that a name could be pinned to.
     text = re.sub(r"@sha256:[0-9a-f]{64}", "", text)
     text = re.sub(r"sha256:[0-9a-f]{64}", "DIGEST", text)

@@ -304,7 +304,8 @@ def test_what_a_step_may(builder: Builder) -> None:
 @pytest.mark.needs("apparmor", "packages")  # the profile's file is the package's
 def test_a_step_is_confined(builder: Builder) -> None:
     assert builder.out("cat /proc/self/attr/current").startswith("teu-default (enforce)")
-    assert builder.out("cat /proc/self/attr/current", security=pb.INSECURE).startswith("unconfined")
+    # Where runc has a profile of its own, which confines nothing, the step keeps that one.
+    assert "unconfined" in builder.out("cat /proc/self/attr/current", security=pb.INSECURE)
 
 
 def test_a_step_is_in_a_scope_of_the_builders_slice(builder: Builder) -> None:

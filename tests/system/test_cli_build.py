@@ -103,7 +103,8 @@ def lines(text: str) -> set[str]:
         line = re.sub(r"sha256:[0-9a-f]{64}|\b[0-9a-z]{25}\b", "DIGEST", line)
         line = re.sub(r"\b\d+\.\d+s?\b|\b[0-9.]+k?M?B\b", "N", line)
         if line and "..." not in line and "transferring" not in line and "exporting layers" not in line:
-            found.add(re.sub(r" N( done)?$", r"\1", line))
+            # What is quick is told once, at its end, or twice.
+            found.add(re.sub(r"( N)?( done)?$", "", line))
     return found
 
 

@@ -80,9 +80,12 @@ def test_a_second_builder_of_one_root_does_not_start(running: tuple[Daemon, Any]
 def test_it_starts_and_ends_as_a_program(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("")
     process = subprocess.Popen([PROGRAM, *words(tmp_path)], stderr=subprocess.PIPE, text=True)
-    until(lambda: (tmp_path / "s.sock").exists(), 60)
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(f"{tmp_path}/s.sock")
+
+    def answers() -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(f"{tmp_path}/s.sock") == 0
+
+    until(answers, 60)
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
