@@ -87,6 +87,11 @@ def held() -> dict[str, list[str]]:
     }
 
 
+def pulling() -> list[str]:
+    """The leases under which teud is making something; what the builder keeps has leases of its own."""
+    return [lease for lease in ctr("leases", "ls", "-q") if lease.startswith("teud-")]
+
+
 def collect() -> None:
     """Have containerd collect what nothing needs; returns when it has."""
     ctr("leases", "create", "--id", "baseline")

@@ -244,7 +244,7 @@ def test_who_leaves_a_silent_registry(registry: ScriptedRegistry) -> None:
         assert held.wait(30)
         client.kill()
         client.communicate()
-        whole.eventually("the pull's lease is gone", lambda: not images.held()["leases"], timeout=15)
+        whole.eventually("the pull's lease is gone", lambda: not images.pulling(), timeout=15)
     finally:
         go.set()
 

@@ -261,7 +261,7 @@ def test_client_that_goes_away(registry: ScriptedRegistry) -> None:
     client.wait()
     go.set()
     registry.hook = None
-    whole.eventually("nothing is being written", lambda: not images.held()["leases"], timeout=30)
+    whole.eventually("nothing is being written", lambda: not images.pulling(), timeout=30)
     teu("rmi", f"{registry.address}/app:1", check=False)
 
 
