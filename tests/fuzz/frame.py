@@ -168,6 +168,8 @@ class Run:
         `ignore`: whether a line of the journal, or a difference, is as it should be."""
         if clean:
             clean()
+        if BUILDER_UNIT not in units:
+            quiet_builder()
         before = settled(units)
         with Journal(self, ignore):
             yield
@@ -177,6 +179,8 @@ class Run:
                     clean()
                 except Exception as error:
                     self.finding(f"cleaning up failed: {type(error).__name__}: {error}"[:400], list(self.recent))
+            if BUILDER_UNIT not in units:
+                quiet_builder()
             end = time.monotonic() + SETTLE_SECONDS
             while True:
                 differences = [each for each in compare(before, State.now(units)) if not (ignore and ignore(each))]
@@ -288,7 +292,7 @@ class Journal:
 # ---- what there is on the host -----------------------------------------------------------------------------
 
 ENGINE, CONTAINERD = Path("/var/lib/teu/engine"), Path("/var/lib/teu/containerd")
-BUILDER = Path("/var/lib/teu/buildkit")
+BUILDER, BUILDER_UNIT = Path("/var/lib/teu/buildkit"), "teu-buildkitd.service"
 SANDBOX, SANDBOXES_MAX = "teub-", 16  # ends of the networks that wait for the builder's next steps
 # Where daemons of the host write by themselves, or what a target does itself.
 RESTLESS = (
@@ -323,6 +327,7 @@ class State:
         add["mount"] = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
         slices = Path("/sys/fs/cgroup/teu.slice")
         add["cgroup"] = {str(path.relative_to(slices)) for path in slices.rglob("*") if path.is_dir()}
+        add["cgroup"].discard("teu-build.slice")  # there since the first step of a build
         add["scope"] = {
             line.split()[0]
             for line in _lines("systemctl", "list-units", "--all", "--plain", "--no-legend", "--type=scope", "teu-*")
@@ -423,6 +428,18 @@ def _programs() -> Iterator[str]:
                     name = os.path.basename(word)
                     if name == "teu-runc" or (name == "containerd-shim-teu-v2" and "-id" in words):
                         yield " ".join(words)[:200]
+
+
+def quiet_builder() -> None:
+    """Once it has run, the builder gives up what it keeps and leaves, as it would by itself in the middle of a target
+    that does not ask for it."""
+    if not (BUILDER / "lock").exists():
+        subprocess.run(["systemctl", "start", BUILDER_UNIT], check=False, timeout=60)
+    if any(" records " in row for row in _rows(BUILDER / "cache.db")):
+        subprocess.run(
+            ["teu", "builder", "prune", "--all", "--force"], check=False, timeout=300, stdout=subprocess.DEVNULL
+        )
+    subprocess.run(["systemctl", "stop", BUILDER_UNIT], check=False, timeout=60)
 
 
 def settled(units: tuple[str, ...]) -> State:

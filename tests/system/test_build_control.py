@@ -144,8 +144,15 @@ def test_workers_usage_prune_and_history(buildx: Buildx, control: Any) -> None:
 
 
 def listed(control: Any, **asked: Any) -> dict[str, Any]:
-    events = control.ListenBuildHistory(control_pb2.BuildHistoryRequest(EarlyExit=True, **asked), timeout=60)
-    return {event.record.Ref: event.record for event in events}
+    request = control_pb2.BuildHistoryRequest(EarlyExit=True, **asked)
+    for attempt in range(10):
+        try:
+            return {event.record.Ref: event.record for event in control.ListenBuildHistory(request, timeout=60)}
+        except grpc.RpcError as error:  # the builder before it has gone meanwhile
+            if error.code() != grpc.StatusCode.UNAVAILABLE or attempt == 9:
+                raise
+            time.sleep(0.2)
+    raise AssertionError("not reached")
 
 
 def history(*argv: str) -> str:
@@ -325,6 +332,8 @@ def test_a_cache_travels(buildx: Buildx, control: Any, cache: str) -> None:
     text = buildx.build(dockerfile, source, f"--output=type=local,dest={buildx.top}/out")
     assert "CACHED" in text.partition("[2/2]")[2], text
     assert (buildx.top / "out/made").read_text().strip() == mark
+    if cache == "inline":
+        teu("rmi", "control:cache")
 
 
 def test_ten_builds_at_once(buildx: Buildx) -> None:
@@ -482,7 +491,7 @@ bridge.Return(gateway_pb2.ReturnRequest(result=result), timeout=30)
 
 # The files of the modules that the program needs.
 NEEDED = """
-import encodings.ascii, encodings.idna, encodings.latin_1, os, re, socket, sys, threading
+import encodings.ascii, encodings.idna, encodings.latin_1, hashlib, json, os, re, socket, sys, threading
 import grpc
 from teu.api.buildkit import gateway_pb2, gateway_pb2_grpc, ops_pb2
 try:
@@ -496,7 +505,7 @@ for module in list(sys.modules.values()):
 
 
 @pytest.fixture(scope="module")
-def frontend(tmp_path_factory: pytest.TempPathFactory) -> str:
+def frontend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An image that is a frontend: as much of this machine's Python, gRPC and the stubs as the program needs."""
     top = tmp_path_factory.mktemp("frontend")
     python = Path("/usr/bin/python3").resolve()
@@ -521,7 +530,8 @@ def frontend(tmp_path_factory: pytest.TempPathFactory) -> str:
         buildx.run("build", "--builder=teu", "--provenance=false", output, str(top))
     finally:
         buildx.run("rm", "--keep-state", "teu")
-    return "docker.io/library/frontend:1"
+    yield "docker.io/library/frontend:1"
+    call("teu-ctr", "-n", "teu", "images", "rm", "--sync", "docker.io/library/frontend:1")
 
 
 def test_a_frontend_in_an_image_runs_as_a_container(buildx: Buildx, frontend: str) -> None:

@@ -648,6 +648,7 @@ def test_names_of_frontends_are_no_paths(name: str, client: Client) -> None:
     assert not os.path.lexists("/tmp/teu-escaped") and not list(Path("/tmp").glob("teu-escaped*"))
     for folder in ("/run/teu", "/var/lib/teu/buildkit", "/var/lib/teu"):
         assert not [path for path in Path(folder).iterdir() if "escaped" in path.name]
+    assert not list(Path("/sys/fs/cgroup").rglob("*escaped*"))
 
 
 def test_a_download_s_name_is_no_path(client: Client) -> None:

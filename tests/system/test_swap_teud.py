@@ -106,7 +106,7 @@ def test_exec_network_and_volume(teud: Teud) -> None:
     teud("rm", "-f", "box")
     assert teud.out("run", "--rm", "-v", "kept:/data", "busybox", "cat", "/data/file") == "x"
     teud("volume", "rm", "kept")
-    assert "inet teu" not in whole.out("nft", "list", "ruleset")
+    assert "table inet teu {" not in whole.out("nft", "list", "ruleset")
 
 
 def test_pull_commit_and_removal(teud: Teud) -> None:

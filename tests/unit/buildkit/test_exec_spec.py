@@ -103,14 +103,14 @@ def test_limits() -> None:
         ("my.slice", True, "my.slice:teu:ID"),
         ("my.slice:", True, "my.slice:teu:ID"),
         ("my.slice:docker:", True, "my.slice:docker:ID"),
-        ("/a/b", True, "/a/b/buildkit/ID"),
+        ("/a/b", False, "/a/b/buildkit/ID"),
     ],
 )
 def test_where_the_cgroup_is(parent: str, systemd: bool, wanted: str) -> None:
     assert spec.cgroups_path(parent, "ID", own_slice="teu-build.slice", systemd=systemd) == wanted
 
 
-@pytest.mark.parametrize("parent", ["../..", "/a/../../b", "a\nb"])
+@pytest.mark.parametrize("parent", ["../..", "/a/../../b", "a\nb", "/a/b", "a", ".slice", "a/b.slice", "a/b.slice:"])
 def test_no_cgroup_is_outside(parent: str) -> None:
     with pytest.raises(errors.InvalidArgument):
         spec.cgroups_path(parent, "ID", own_slice="teu-build.slice", systemd=True)

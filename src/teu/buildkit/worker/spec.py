@@ -236,13 +236,19 @@ def _devices() -> list[dict[str, Any]]:
 
 def cgroups_path(parent: str, identity: str, *, own_slice: str, systemd: bool) -> str:
     """Where the step's cgroup is: slice:prefix:name, of which the shim or the runtime makes a scope, or a path where
-    there is no systemd. `parent`: what the step asks for: a slice, a slice with a prefix and a colon at its end, or a
-    path. Raises InvalidArgument."""
+    there is no systemd. `parent`: what the step asks for: a slice, a slice with a prefix and a colon at its end, or,
+    without systemd, a path. Where there is systemd it owns the tree: a path of a frontend's own would be a cgroup
+    beside its slices, under nobody's limits, and stay. Raises InvalidArgument."""
     parts = parent.split("/")
     if ".." in parts or any(not character.isprintable() for character in parent):
         raise errors.InvalidArgument(f"invalid cgroup parent {parent!r}")
     if not parent:
         return f"{own_slice}:teu:{identity}" if systemd else f"/{own_slice.removesuffix('.slice')}/{identity}"
+    name = parent.partition(":")[0]
+    if systemd and ("/" in parent or not name.removesuffix(".slice") or not name.endswith(".slice")):
+        raise errors.InvalidArgument(
+            f'cgroup-parent for systemd cgroup should be a valid slice named as "xxx.slice", not {parent!r}'
+        )
     if parent.endswith(":") and ".slice" in parent:
         if parent.count(":") == 1:
             return f"{parent}teu:{identity}"
