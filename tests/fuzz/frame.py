@@ -439,7 +439,7 @@ def quiet_builder() -> None:
         subprocess.run(
             ["teu", "builder", "prune", "--all", "--force"], check=False, timeout=300, stdout=subprocess.DEVNULL
         )
-    subprocess.run(["systemctl", "stop", BUILDER_UNIT], check=False, timeout=60)
+    subprocess.run(["systemctl", "stop", "--quiet", BUILDER_UNIT], check=False, timeout=60, stderr=subprocess.DEVNULL)
 
 
 def settled(units: tuple[str, ...]) -> State:
