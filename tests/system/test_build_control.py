@@ -270,6 +270,29 @@ def test_it_survives_its_death(buildx: Buildx) -> None:
     eventually("no step is left", lambda: not scopes())
 
 
+def test_calls_that_are_given_up_leave_no_connection(control: Any) -> None:
+    """Each by its own connection, and at once: not when Python looks for circles."""
+    control.Info(control_pb2.InfoRequest())
+
+    def descriptors() -> int:
+        return len(os.listdir(f"/proc/{main_pid(SERVICE)}/fd"))
+
+    def give_up() -> None:
+        own = (("grpc.use_local_subchannel_pool", 1),)
+        with grpc.insecure_channel(f"unix:{SOCKET}", own) as channel:
+            # A build without a definition waits for its client, which never says what the result is.
+            asked = control_pb2.SolveRequest(Ref=os.urandom(12).hex())
+            with pytest.raises(grpc.RpcError) as caught:
+                control_pb2_grpc.ControlStub(channel).Solve(asked, timeout=0.2)
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    give_up()
+    before = descriptors()
+    for _ in range(10):
+        give_up()
+    eventually("they are closed", lambda: descriptors() < before + 3, timeout=5)
+
+
 def test_it_leaves_when_idle_and_comes_again(buildx: Buildx, tmp_path: Path) -> None:
     drop = Path("/etc/teu/buildkitd.yaml.d/idle.yaml")
     drop.parent.mkdir(exist_ok=True)

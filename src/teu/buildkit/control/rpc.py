@@ -194,9 +194,24 @@ def _handler(
 def _abort(context: Any, method: str, error: Exception) -> None:
     if not isinstance(error, errors.Error | DecodeError | grpc.RpcError):
         log.error("%s: %s", method, error, exc_info=error)
+    _forget_frames(error)
     if isinstance(error, grpc.RpcError):
         error = errors.Cancelled("context canceled")  # the client's stream has ended
     context.abort_with_status(_Status(errors.rpc_status(error)))
+
+
+def _forget_frames(error: BaseException) -> None:
+    """What keeps the error, which may be a build's result, does not keep the call and its connection by its frames:
+    they would last until Python looks for circles."""
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.__traceback__ = None
+        left += (one.__cause__, one.__context__)
 
 
 class _Status(grpc.Status):  # type: ignore[misc]
