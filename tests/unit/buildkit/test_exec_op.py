@@ -90,7 +90,7 @@ class House:
     def run(self, metadata: Metadata = PLAIN, **more: Any) -> list[Any]:
         op = pb.Op(inputs=[pb.Input(digest="sha256:0")])
         meta = {"args": ["make", 'a "b"'], "cwd": "/work", **more.pop("meta", {})}
-        mounts = [pb.Mount(dest="/", input=0, output=0)]
+        mounts = [pb.Mount(dest="/", input=0, output=0), *more.pop("more_mounts", ())]
         op.exec.CopyFrom(pb.ExecOp(meta=pb.Meta(**meta), mounts=mounts, **more))
         vertex = Vertex("sha256:x", op, (Edge("sha256:0", 0),), "", metadata, "sha256:x")
         return list(ExecOp(vertex, self.steps).execute(self.context, [self.base]))
@@ -199,3 +199,29 @@ def test_it_is_sampled_where_somebody_asked(house: House) -> None:
     house.executor.samples = SimpleNamespace(found=lambda: [{"timestamp": "now"}])
     house.run()
     assert house.executor.wishes[1].sampled
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"args": ["a\0b"]},
+        {"env": ["A=\0"]},
+        {"cwd": "/a\0b"},
+        {"user": "a\0"},
+        {"hostname": "a\0"},
+        {"extraHosts": [pb.HostIP(Host="a\0", IP="10.0.0.1")]},
+        {"cgroupParent": "a\0.slice"},
+    ],
+    ids=lambda meta: next(iter(meta)),
+)
+def test_a_zero_byte_is_refused(house: House, meta: dict[str, Any]) -> None:
+    with pytest.raises(errors.InvalidArgument, match=r"has a zero byte: .*\\x00"):
+        house.run(meta=meta)
+    assert not house.executor.processes
+
+
+@pytest.mark.parametrize("place", [{"dest": "/a\0b"}, {"dest": "/a", "selector": "b\0"}])
+def test_a_mount_s_zero_byte_is_refused(house: House, place: dict[str, str]) -> None:
+    with pytest.raises(errors.InvalidArgument, match="of a mount has a zero byte"):
+        house.run(more_mounts=[pb.Mount(input=0, output=-1, readonly=True, **place)])
+    assert not house.executor.processes

@@ -87,7 +87,7 @@ class Settings:
 class Wish:
     """What the processes of a box share. `extra_hosts`: (name, address). `recursive`: folders that were made for places
     of mounts go, too. `first`: what will be started first, where that is known already. `name`: for people. `sampled`:
-    what it uses is to be looked at now and then."""
+    what it uses is to be looked at now and then. Raises errors.InvalidArgument where a text has a zero byte."""
 
     root: Tree
     mounts: Sequence[mounts.Wanted] = ()
@@ -102,6 +102,12 @@ class Wish:
     first: Process | None = None
     name: str = ""
     sampled: bool = False
+
+    def __post_init__(self) -> None:
+        spec.check_texts("the place of a mount", [one.dest for one in self.mounts])
+        spec.check_texts("the source of a mount", [one.selector for one in self.mounts if isinstance(one, mounts.Bind)])
+        spec.check_texts("a host's name", [self.hostname, *(text for pair in self.extra_hosts for text in pair)])
+        spec.check_texts("a parent of cgroups", (self.cgroup_parent,))
 
 
 class Executor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,11 +37,20 @@ INSECURE_DEVICES = (
 _RLIMITS = "as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack"
 
 
+def check_texts(what: str, texts: Iterable[str]) -> None:
+    """No system call takes a text with a zero byte in it. Raises errors.InvalidArgument."""
+    for text in texts:
+        if "\0" in text:
+            shown = text.replace("\0", "\\x00")
+            raise errors.InvalidArgument(f"{what} has a zero byte: {shown}")
+
+
 @dataclass(frozen=True, slots=True)
 class Process:
     """One process of a step or of a frontend's container. `cwd` is absolute; `user` is a name or number of the root's,
     with a group behind a colon; `size` is of the terminal, (width, height). `secrets` are variables, too, in the place
-    of those of `env` that have their names; they are nowhere at rest."""
+    of those of `env` that have their names; they are nowhere at rest. Raises errors.InvalidArgument where a text has a
+    zero byte."""
 
     args: tuple[str, ...]
     env: tuple[str, ...] = ()
@@ -50,6 +59,12 @@ class Process:
     terminal: bool = False
     size: tuple[int, int] = (0, 0)
     secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        check_texts("an argument", self.args)
+        check_texts("a variable", self.env)
+        check_texts("a working directory", (self.cwd,))
+        check_texts("a user", (self.user,))
 
 
 @dataclass(frozen=True, slots=True)
