@@ -244,12 +244,22 @@ def _special() -> bytes:
     )
 
 
+def _own_file(base: str) -> str:
+    """The file that a base image has and no other."""
+    return f"usr/share-{hashlib.sha256(base.encode()).hexdigest()[:8]}"
+
+
+def all_bases() -> str:
+    """A Dockerfile that needs each base image."""
+    copies = [f"COPY --from={name} /{_own_file(name)} /{number}" for number, name in enumerate(_bases())]
+    return "\n".join(["FROM scratch", *copies, ""])
+
+
 def _bases() -> dict[str, tuple[dict[str, Any], tuple[bytes, ...]]]:
     """Name -> configuration and layers. No two have the same files: builds at the same time share what is the same,
     and tell of it with the words of whichever came first."""
     return {
-        name: (config, (*layers, _tar((f"usr/share-{hashlib.sha256(name.encode()).hexdigest()[:8]}", b"", {}))))
-        for name, (config, layers) in _base_kinds().items()
+        name: (config, (*layers, _tar((_own_file(name), b"", {})))) for name, (config, layers) in _base_kinds().items()
     }
 
 
