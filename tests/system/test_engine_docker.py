@@ -34,7 +34,7 @@ run -d --name web -p 18080:80 -p 18081-18083:81-83/udp -v data:/data -l a=b --ne
 run --name done --log-driver json-file IMAGE sh -c 'echo out; sleep 0.1; echo err >&2; exit 3'
 run --name lines --log-driver json-file --network none IMAGE sh -c 'for i in 1 2 3 4 5 6 7 8 9; do echo line $i; done'
 run --name told --log-driver json-file --log-opt labels=a --log-opt env=E -l a=b -e E=f --network none IMAGE echo told
-create --name fresh IMAGE true
+create --name notyet IMAGE true
 tag IMAGE localhost:5000/x/y:z
 """
 
@@ -54,7 +54,7 @@ run --rm --network none -u nobody:tty IMAGE id
 run --rm --network none -u 1:nosuch IMAGE id
 events --since MOMENT --until 0s --filter container=told --format '{{.Type}} {{.Action}}'
 events --since MOMENT --until 0s --filter type=network --filter network=net1 --format '{{.Type}} {{.Action}}'
-events --since MOMENT --until 0s --filter event=create --filter container=fresh --format '{{.Action}}'
+events --since MOMENT --until 0s --filter event=create --filter container=notyet --format '{{.Action}}'
 events --since MOMENT --until 0s --filter event=die --filter container=done --format '{{.Actor.Attributes.exitCode}}'
 events --since MOMENT --until 0s --filter label=a=b --filter event=start --format '{{.Actor.Attributes.name}}'
 events --since MOMENT --until 0s --filter type=volume --filter event=mount --filter volume=data --format '{{.Actor.ID}}'
@@ -195,7 +195,7 @@ exec web grep CapEff /proc/self/status
 exec -d web true
 exec -i web cat
 exec web sh -c 'kill -9 $$'
-exec fresh true
+exec notyet true
 exec web
 exec --env-file /nosuch web true
 logs lines
@@ -215,7 +215,7 @@ logs -f lines
 logs -t nosuch
 top web -eo pid,comm
 top web -o nope
-top fresh
+top notyet
 top nosuch
 ps -a --filter name=e
 ps -a --filter name=^/done$
@@ -244,18 +244,18 @@ ps -n -5 --format '{{.Names}}'
 ps -a --format '{{.Names}} {{.Ports}}' --filter name=web
 ps -a --format 'table {{.ID}}\t{{.Command}}' --no-trunc --filter name=lines
 port web 80/tcp
-port fresh
+port notyet
 port nosuch
-diff fresh
+diff notyet
 diff nosuch
 inspect -f '{{json .HostConfig.PortBindings}} {{json .NetworkSettings.Ports}}' web
-inspect -f '{{json .Mounts}}' fresh
+inspect -f '{{json .Mounts}}' notyet
 inspect -f '{{range .Mounts}}{{.Type}} {{.Name}} {{.Destination}} {{.Driver}} {{.Mode}} {{.RW}}{{end}}' web
 inspect -f '{{json .Config}}' told
 inspect -f '{{json .HostConfig.LogConfig}}' told
 inspect -f '{{json .HostConfig.RestartPolicy}} {{.HostConfig.ShmSize}} {{.HostConfig.IpcMode}}' web
 inspect -f '{{.State.Running}} {{.State.Paused}} {{.State.Dead}} {{.State.Error}} {{.State.OOMKilled}}' done
-inspect -f '{{json .State}}' fresh
+inspect -f '{{json .State}}' notyet
 inspect -f '{{json .NetworkSettings.Networks.net1.IPAMConfig}}' web
 inspect --type container IMAGE
 image inspect -f '{{.Os}} {{json .RootFS}} {{json .Config.Env}} {{json .RepoTags}}' IMAGE
@@ -286,7 +286,7 @@ import - UP
 history -q nosuch
 history --format '{{.CreatedBy}} {{.Comment}}' IMAGE
 commit -p nosuch x
-commit -c NOPE fresh x
+commit -c NOPE notyet x
 export nosuch -o /tmp/x
 cp nosuch:/x /tmp
 cp web:/nosuch /tmp
@@ -304,7 +304,7 @@ network connect net1 web
 network connect nosuch web
 network connect host web
 network connect net1 nosuch
-network disconnect net1 fresh
+network disconnect net1 notyet
 network disconnect nosuch web
 network ls --filter name=net1 --format '{{.Name}} {{.Driver}}'
 network ls --filter driver=host --format '{{.Name}}'
@@ -330,7 +330,7 @@ system df --format '{{.Type}}'
 search
 stats --no-stream --format '{{.Name}}' web
 stats --no-stream --no-trunc --format '{{.Container}}' nosuch
-attach fresh
+attach notyet
 attach nosuch
 container prune --filter nope=1 -f
 container prune -f --filter label=nosuch
@@ -342,7 +342,7 @@ container inspect -f '{{.Config.Image}}' web
 container rm web
 container stop nosuch
 update --restart=no web
-update --memory 4k fresh
+update --memory 4k notyet
 update nosuch
 """
 
@@ -351,7 +351,7 @@ DIFFERENT = {
     "container nope-nope --help",  # help's own words
     "network create --subnet nope n",  # the message tells the form that is expected
     "inspect web",
-    "inspect done fresh",
+    "inspect done notyet",
     "inspect web nosuch",  # folders, drivers; docker-py reads them elsewhere
     "network inspect net1 -f '{{.Name}} {{json .IPAM.Config}}'",  # the gateway is shown although nobody chose it
     "exec web nosuch",  # 127, as `run`; docker 26 says 126
