@@ -179,6 +179,8 @@ def test_a_mistake_stops_the_start_until_it_is_mended(daemon: str, mistake: str)
     since = cursor()
     assert call("systemctl", "restart", f"{daemon}.service", check=False).returncode != 0
     assert show(f"{daemon}.service", "ExecMainStatus") == "78"
+    # The start has failed when the main process has: what follows takes a moment more.
+    eventually("it ends", lambda: show(f"{daemon}.service", "ActiveState") != "deactivating")
     assert show(f"{daemon}.service", "ActiveState") == "failed", "and it stays so"
     said = out("journalctl", "-q", "-o", "cat", "-u", f"{daemon}.service", "--after-cursor", since)
     assert f"{daemon}: {file}:{line}: " in said and says in said, said
