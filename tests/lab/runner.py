@@ -616,6 +616,10 @@ def main() -> int:
         for test in result.flaky:
             where = f"build/test/{result.stage}*.first.log"
             print(f"FLAKY in {result.stage}: {test} failed, then passed {RERUN_TIMES} times ({where})")
+        for test in result.failures:  # here as well: who reads only the end of a run learns what to look for
+            print(f"FAILED in {result.stage}: {test}")
+        if result.error:
+            print(f"FAILED in {result.stage}: {result.error}")
     print(f"total time {time.monotonic() - began:.0f} s")
     passed, failed, skipped = (sum(getattr(each, kind) for each in results) for kind in ("passed", "failed", "skipped"))
     flaky = sum(len(each.flaky) for each in results)
