@@ -48,10 +48,10 @@ def docker() -> Iterator[peers.Dockerd]:
             "100000",
         )
         daemon("run", "--name", "done", "busybox", "sh", "-c", "echo out; echo err >&2; exit 3", code=3)
-        daemon("create", "--name", "fresh", "busybox", "true")
+        daemon("create", "--name", "notyet", "busybox", "true")
         daemon("tag", "busybox", "localhost:5000/x/y:z")
         yield daemon
-        daemon("rm", "-f", "web", "done", "fresh")
+        daemon("rm", "-f", "web", "done", "notyet")
 
 
 def both(docker: peers.Dockerd, argv: list[str], stdin: str | None = None) -> tuple[tuple[str, str, int], ...]:
@@ -78,7 +78,7 @@ ps -a --format '{{.Names}}|{{.Image}}|{{.State}}|{{.Ports}}|{{.Mounts}}|{{.Netwo
 ps --format 'table {{.Names}}\\t{{.Status}}\\t{{upper .Image}}'
 ps --format '{{.Label "a"}} {{.Labels}}'
 ps -a --filter status=exited --format json
-ps -a --format '{{json .}}' --filter name=fresh
+ps -a --format '{{json .}}' --filter name=notyet
 container ls --filter label=a=b -q
 ps --filter foo
 ps --filter foo=bar
@@ -105,7 +105,7 @@ volume ls
 volume ls -q --filter name=data
 volume inspect data -f '{{.Name}} {{.Driver}}'
 inspect web
-inspect done fresh
+inspect done notyet
 inspect nosuch
 inspect web nosuch
 inspect -f '{{.State.Status}} {{.State.ExitCode}} {{.Config.Cmd}} {{.HostConfig.PortBindings}}' done
@@ -180,7 +180,7 @@ run --pull nope busybox
 run --pull never nosuch
 run --detach-keys nope -it busybox
 run -d -a stdin busybox
-create --name fresh busybox
+create --name notyet busybox
 start nosuch
 stop nosuch web2
 kill done
