@@ -282,6 +282,8 @@ def test_a_shape_is_built_alike(builds: Builds, name: str) -> None:
     for aspect in shape.only:
         one, other = theirs.aspect(aspect, shape), ours.aspect(aspect, shape)
         if aspect in meant:
+            if shape.code and aspect == "warnings":
+                continue  # a client whose build fails prints what it has been told by then
             assert one != other, f"{name}: {aspect} does not differ any more: strike it from the table"
         elif one != other:
             found.append(f"{aspect} differs:\n{difference(one, other)}")
