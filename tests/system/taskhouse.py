@@ -191,6 +191,13 @@ class House:
     def bundle(self, name: str) -> Path:
         return self.daemon.run / "state" / "io.containerd.runtime.v2.task" / "default" / name
 
+    def check_left(self) -> None:
+        """Nothing is left behind, in a moment: a shim's process ends after its last answer."""
+        end = time.monotonic() + 10
+        while self.leftovers() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert self.leftovers() == []
+
     def leftovers(self) -> list[str]:
         """What no container of this house should have left behind."""
         found = [str(path) for path in self.bundle("x").parent.glob("*")]

@@ -34,7 +34,7 @@ def h(request: pytest.FixtureRequest) -> Iterator[House]:
         made.daemon.kill()
         made.daemon.launch(QUICK[request.param])
         yield made
-        assert made.leftovers() == []
+        made.check_left()
 
 
 def begin(h: House, name: str, *command: str, **wanted: str) -> int:

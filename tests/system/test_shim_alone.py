@@ -30,7 +30,7 @@ def h() -> Iterator[House]:
     """Our whole stack below ctr."""
     with taskhouse.house("teu-containerd", runtime="teu-runc") as made:
         yield made
-        assert made.leftovers() == []
+        made.check_left()
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def real() -> Iterator[House]:
     """Our shim under Debian's containerd."""
     with taskhouse.house("containerd", runtime="runc") as made:
         yield made
-        assert made.leftovers() == []
+        made.check_left()
 
 
 @pytest.mark.parametrize("shim", [taskhouse.OWN_SHIM, "io.containerd.runc.v2"])
@@ -54,7 +54,7 @@ def test_runtimes_find_themselves_in_the_bundle(shim: str, tmp_path: Path) -> No
         seen = (tmp_path / "seen").read_text().splitlines()
         # The shim's clean-up runs in it too, or after it has gone.
         assert set(seen[:2]) == {str(bundle)}
-        assert made.leftovers() == []
+        made.check_left()
 
 
 def show(unit: str, prop: str) -> str:

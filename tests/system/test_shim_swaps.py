@@ -36,7 +36,7 @@ def h(request: pytest.FixtureRequest) -> Iterator[House]:
     daemon, shim, runtime = request.param
     with taskhouse.house(daemon, shim, runtime) as made:
         yield made
-        assert made.leftovers() == []
+        made.check_left()
 
 
 def test_run(h: House) -> None:
