@@ -5,11 +5,13 @@ templates over odd data. Whatever is asked, the program ends in time with words 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import resource
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from fuzz import answers, mutate, programs
@@ -548,10 +550,16 @@ def templates(run: Run) -> None:
         "Mounts": [],
         "Ports": [{"a": [1]}],
     }
+    _render(run, dice, base)
+
+
+@contextlib.contextmanager
+def _little_memory() -> Iterator[None]:
+    """For what is tried alone: the odd data may be large."""
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, limits[1]))
     try:
-        _render(run, dice, base)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
@@ -567,7 +575,8 @@ def _render(run: Run, dice: random.Random, base: dict[str, Any]) -> None:
         run.trying(case)
         began = time.process_time()  # the machine may be busy with much else
         try:
-            compile_template(text).render(data)
+            with _little_memory():
+                compile_template(text).render(data)
         except (CommandError, TemplateError):
             pass
         except Exception as error:
