@@ -12,13 +12,14 @@ import random
 import resource
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from fuzz import answers, mutate, programs
 from fuzz.frame import Run, target
 
 LIMIT = 25.0
-MEMORY = 2 << 30
+MEMORY = 1 << 30  # more than it has already
 # Commands that may go on, by right, until somebody ends them.
 LASTING = {
     "system events",
@@ -555,9 +556,10 @@ def templates(run: Run) -> None:
 
 @contextlib.contextmanager
 def _little_memory() -> Iterator[None]:
-    """For what is tried alone: the odd data may be large."""
+    """For what is tried alone: the odd data may be large, and so may be what this process had before."""
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, limits[1]))
+    had = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (had + MEMORY, limits[1]))
     try:
         yield
     finally:
