@@ -30,7 +30,7 @@ def clean() -> Iterator[None]:
     whole.remove_everything()
     for name in out("teu", "network", "ls", "-q", "-f", "type=custom").split():
         teu("network", "rm", name)
-    whole.eventually("no table is left", lambda: "table inet teu" not in ruleset())
+    whole.eventually("no table is left", lambda: "table inet teu {" not in ruleset())
     whole.eventually("no pair is left", lambda: not pairs())
 
 
@@ -99,7 +99,7 @@ def test_published(flag: str) -> None:
     assert get(f"127.0.0.1:{port}") == "served\n"
     assert port in out("teu", "ps", "--format", "{{.Ports}}")
     teu("stop", "-t", "0", "web")
-    assert "table inet teu" not in ruleset()
+    assert "table inet teu {" not in ruleset()
     assert socket.socket().connect_ex(("127.0.0.1", int(port))) != 0
     teu("start", "web")
     assert get(f"127.0.0.1:{port}") == "served\n"

@@ -37,7 +37,7 @@ def clean() -> Iterator[None]:
     whole.remove_everything()
     for name in out("teu", "network", "ls", "-q", "-f", "type=custom").split():
         teu("network", "rm", name)
-    eventually("no table is left", lambda: "table inet teu" not in out("nft", "list", "ruleset"))
+    eventually("no table is left", lambda: "table inet teu {" not in out("nft", "list", "ruleset"))
     eventually("no pair is left", lambda: not re.findall(r"teu[0-9a-f]{11,12}@", out("ip", "-o", "link")))
 
 
