@@ -470,6 +470,7 @@ def test_on_debian_s_containerd(tmp_path: Path) -> None:
         print(told[-3000:])
         call("ctr", "namespaces", "remove", "--cgroup", "buildtest", check=False)
         call("systemctl", "stop", "containerd")
+        call("systemctl", "stop", SERVICE)  # the bridge, which both had, went with the other one
     assert process.returncode == 0
 
 
