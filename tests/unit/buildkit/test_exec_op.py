@@ -205,7 +205,7 @@ def test_it_is_sampled_where_somebody_asked(house: House) -> None:
     "meta",
     [
         {"args": ["a\0b"]},
-        {"env": ["A=\0"]},
+        {"env": ["A\0=b"]},
         {"cwd": "/a\0b"},
         {"user": "a\0"},
         {"hostname": "a\0"},
@@ -225,3 +225,8 @@ def test_a_mount_s_zero_byte_is_refused(house: House, place: dict[str, str]) -> 
     with pytest.raises(errors.InvalidArgument, match="of a mount has a zero byte"):
         house.run(more_mounts=[pb.Mount(input=0, output=-1, readonly=True, **place)])
     assert not house.executor.processes
+
+
+def test_a_variable_s_value_is_not_told(house: House) -> None:
+    with pytest.raises(errors.InvalidArgument, match="value has a zero byte$"):
+        house.run(meta={"env": ["A=secret\0"]})

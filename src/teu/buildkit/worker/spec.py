@@ -62,7 +62,9 @@ class Process:
 
     def __post_init__(self) -> None:
         check_texts("an argument", self.args)
-        check_texts("a variable", self.env)
+        check_texts("the name of a variable", [one.partition("=")[0] for one in self.env])
+        if any("\0" in one for one in self.env):
+            raise errors.InvalidArgument("a variable's value has a zero byte")  # not shown: it may be a password
         check_texts("a working directory", (self.cwd,))
         check_texts("a user", (self.user,))
 
