@@ -193,10 +193,12 @@ class House:
 
     def check_left(self) -> None:
         """Nothing is left behind, in a moment: a shim's process ends after its last answer."""
-        end = time.monotonic() + 10
-        while self.leftovers() and time.monotonic() < end:
-            time.sleep(0.05)
-        assert self.leftovers() == []
+
+        def check() -> bool:
+            assert self.leftovers() == []
+            return True
+
+        peers.wait_until(check, "nothing is left behind", 10)
 
     def leftovers(self) -> list[str]:
         """What no container of this house should have left behind."""
