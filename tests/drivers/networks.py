@@ -78,10 +78,12 @@ class Bench:
         with inner, self.store.lock:
             active = self.active[identity] = Active(namespace)
             on = self.driver.up(network)
-            address = network.addressing().take()
-            endpoint = Endpoint(network.id, network.name, self.name, address, f"teu{identity[:10]}0", 0, "eth0")
+            address, address6 = network.take(4), network.take(6)
+            endpoint = Endpoint(
+                network.id, network.name, self.name, address, address6, f"teu{identity[:10]}0", 0, "eth0"
+            )
             active.endpoints.append(endpoint)
-            plug = self.driver.attach(network, endpoint, on, namespace, automatic_mac(address), inner)
+            plug = self.driver.attach(network, endpoint, on, namespace, automatic_mac(endpoint.addresses), inner)
             endpoint = active.endpoints[0] = endpoint._replace(number=plug.outside)
             inner.send([netlink.add_address(plug.inside, address, 24), netlink.set_up(plug.inside)])
         return identity, endpoint
@@ -120,7 +122,7 @@ def containers_of_a_network_reach_each_other(bench: Bench) -> None:
     (one, _), (two, there) = bench.join(network), bench.join(network)
     shown = bench.inside(one, "ip", "-br", "addr", "show", "eth0")
     assert str(bench.active[one].endpoints[0].address) in shown
-    assert automatic_mac(bench.active[one].endpoints[0].address) in bench.inside(one, "ip", "-br", "link")
+    assert automatic_mac(bench.active[one].endpoints[0].addresses) in bench.inside(one, "ip", "-br", "link")
     assert "0 packets received" not in bench.inside(one, "busybox", "ping", "-c2", "-W2", str(there.address))
     for identity in (one, two):
         bench.leave(network, identity)
@@ -144,8 +146,7 @@ def what_failed_half_way_is_undone(bench: Bench) -> None:
     """An endpoint that is known and has no interface."""
     before = bench.links()
     network = bench.network()
-    address = network.addressing().take()
-    endpoint = Endpoint(network.id, network.name, bench.name, address, "teu00000000000", 0, "eth0")
+    endpoint = Endpoint(network.id, network.name, bench.name, network.take(4), None, "teu00000000000", 0, "eth0")
     with bench.store.lock:
         bench.driver.up(network)
         bench.driver.detach(network, endpoint)
@@ -162,7 +163,7 @@ def the_next_daemon_goes_on(bench: Bench) -> None:
     bench.begin()
     with bench.store.lock:
         bench.driver.recover(bench.kernel.socket().links(), set())
-    gateway = network.addressing().gateway
+    gateway = network.pools[0].gateway
     assert "0 packets received" not in bench.inside(lives, "busybox", "ping", "-c2", "-W2", str(gateway))
     third, _ = bench.join(network)
     assert "0 packets received" not in bench.inside(third, "busybox", "ping", "-c2", "-W2", str(there.address))
@@ -175,7 +176,7 @@ def the_next_daemon_goes_on(bench: Bench) -> None:
 def a_network_without_endpoints_has_none(bench: Bench) -> None:
     network = bench.network()
     with pytest.raises(Forbidden):
-        bench.driver.options({})
+        bench.driver.options({}, False)
     with pytest.raises(Forbidden):
         bench.driver.up(network)
     bench.driver.withdraw([])

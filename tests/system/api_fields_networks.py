@@ -61,7 +61,7 @@ CREATE = [
     Row("Scope", TEXT, "swarm", REFUSED, "swarm is not active", 403),
     Row("Scope", TEXT, "galaxy", REFUSED, "Scope", 400),
     Row("EnableIPv4", FLAG, True, USED, lambda network: bool(network["IPAM"]["Config"])),
-    Row("EnableIPv4", FLAG, False, REFUSED, "EnableIPv4", 400),
+    Row("EnableIPv4", FLAG, False, REFUSED, "IPv4 or IPv6 must be enabled", 400),
     Row("EnableIPv6", FLAG, False, USED, lambda network: network["EnableIPv6"] is False),
     Row("EnableIPv6", FLAG, True, REFUSED, "IPv6 networks are not supported", 400),
     Row("IPAM", OBJECT, {}, USED, lambda network: network["IPAM"]["Config"][0]["Subnet"]),

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from pathlib import Path
 
 from teu.config import Settings
@@ -20,6 +19,7 @@ from teu.engine.images.store import Images
 from teu.engine.networks.drivers.registry import DRIVERS
 from teu.engine.networks.endpoints import Endpoints
 from teu.engine.networks.manager import Networks
+from teu.engine.networks.options import Defaults
 from teu.engine.networks.store import Store
 from teu.engine.streams.pump import Pump
 from teu.engine.volumes.store import Volumes
@@ -50,15 +50,11 @@ class Engine:
         around = Surroundings(self.database, self.events, self.pump, self.boot, self.data_root, self.exec_root)
         self.containers = Containers(around, self.boot, self.containerd.untidy)
         self.images = Images(self.containerd, self.events, config)
-        store = Store(self.database, DRIVERS)
+        store = Store(self.database, DRIVERS, Defaults(self.config))
         self.endpoints = Endpoints(store, self.containers, self.events, self.exec_root, self.stopping)
         self.networks = Networks(store, self.endpoints, self.containers, self.events)
         self.volumes = Volumes(f"{self.data_root}/volumes", self.containers, self.database, self.events)
 
     @property
     def id(self) -> str:
-        known = self.database.fact("engine-id")
-        if known is None:
-            known = str(uuid.uuid4())
-            self.database.set_fact("engine-id", known)
-        return known
+        return self.database.identity("engine-id")

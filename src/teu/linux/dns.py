@@ -32,7 +32,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from teu.linux import netns, nftables
@@ -80,8 +80,9 @@ class Question(NamedTuple):
 
 
 # What a container may know: addresses of a name, names of an address. None means: not ours, ask others.
-Lookup = Callable[[str], "list[IPv4Address] | None"]
-Reverse = Callable[[IPv4Address], "str | None"]
+Address = IPv4Address | IPv6Address
+Lookup = Callable[[str], "list[Address] | None"]
+Reverse = Callable[[Address], "str | None"]
 
 
 def parse(message: bytes) -> Question | None:
@@ -158,15 +159,26 @@ def local(question: Question, lookup: Lookup, reverse: Reverse) -> bytes | None:
         addresses = lookup(question.name)
         if addresses is None:
             return None
-        random.shuffle(addresses)
-        return answer(question, [a.packed for a in addresses] if question.kind == A else [])
-    if question.kind == PTR and question.name.endswith(".in-addr.arpa"):
-        parts = question.name.removesuffix(".in-addr.arpa").split(".")
-        try:
-            name = reverse(IPv4Address(".".join(reversed(parts))))
-        except ValueError:
-            return None
+        wanted = [address for address in addresses if address.version == (4 if question.kind == A else 6)]
+        random.shuffle(wanted)
+        return answer(question, [address.packed for address in wanted])
+    if question.kind == PTR:
+        address = _reversed(question.name)
+        name = reverse(address) if address is not None else None
         return None if name is None else answer(question, [encode_name(name)])
+    return None
+
+
+def _reversed(name: str) -> Address | None:
+    """The address whose name is asked for (RFC 1035, 3.5; RFC 3596, 2.5); None for what is none."""
+    digits = name.split(".")[::-1][2:]
+    try:
+        if name.endswith(".in-addr.arpa"):
+            return IPv4Address(".".join(digits))
+        if name.endswith(".ip6.arpa") and len(digits) == 32:
+            return IPv6Address(bytes.fromhex("".join(digits)))
+    except ValueError:
+        pass
     return None
 
 

@@ -19,8 +19,12 @@ log = logging.getLogger("teu.linux")
 
 DOCKER_USER = "ip filter DOCKER-USER"
 FORWARD = "ip filter FORWARD"
+DOCKER_USER6 = "ip6 filter DOCKER-USER"
+FORWARD6 = "ip6 filter FORWARD"
 _LEGACY = "/proc/net/ip_tables_names"
 IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"
+IPV6_FORWARD = "/proc/sys/net/ipv6/conf/all/forwarding"
+_IPV6_CONF = "/proc/sys/net/ipv6/conf"
 
 
 def close_forwarding() -> None:
@@ -47,10 +51,39 @@ def close_forwarding() -> None:
         log.warning("IP forwarding was turned on, and is not closed for other machines' packets: %s", error)
 
 
-def has_forward_chain() -> bool:
+def close_forwarding6() -> None:
+    """The same for IPv6, before it is turned on."""
+    try:
+        nftables.run(
+            f"add table ip6 filter\nadd chain {FORWARD6} {{ type filter hook forward priority filter; policy drop; }}\n"
+        )
+    except nftables.Error as error:
+        log.warning("IPv6 forwarding is turned on, and is not closed for other machines' packets: %s", error)
+
+
+def forwards(version: int) -> bool:
+    """Whether the host forwards a family's packets."""
+    try:
+        return Path(IP_FORWARD if version == 4 else IPV6_FORWARD).read_text().strip() == "1"
+    except OSError:
+        return False
+
+
+def keep_routes_of_advertisements() -> None:
+    """A host that forwards IPv6 does not listen to routers any more, unless its interfaces say they do all the same:
+    those that listen now shall go on, else the host loses its own way out."""
+    for path in Path(_IPV6_CONF).glob("*/accept_ra"):
+        try:
+            if path.parent.name != "all" and path.read_text().strip() == "1":
+                path.write_text("2")
+        except OSError as error:
+            log.warning("%s: %s", path, error.strerror)
+
+
+def has_forward_chain(chain: str = FORWARD) -> bool:
     """Whether there is iptables' chain FORWARD, as its variant upon nf_tables makes it."""
     try:
-        nftables.run(f"list chain {FORWARD}")
+        nftables.run(f"list chain {chain}")
     except nftables.Error:
         return False
     return True
@@ -60,7 +93,7 @@ def beside_others(owner: str, interfaces: Iterable[str], chains: Iterable[str] =
     """In chains that drop what is not theirs: exactly these interfaces of the owner, a program of ours, are none of
     their business."""
     wanted = {f'{side} "{name}"' for name in interfaces for side in ("iifname", "oifname")}
-    for chain in dict.fromkeys((*chains, DOCKER_USER, FORWARD)):
+    for chain in dict.fromkeys((*chains, DOCKER_USER, FORWARD, DOCKER_USER6, FORWARD6)):
         try:
             listed = nftables.run(f"list chain {chain}", handles=True)
         except nftables.Error:
@@ -84,19 +117,24 @@ class Marker:
     def __init__(self, folder: str) -> None:
         """`folder`: of all programs' state that a reboot ends."""
         self._path = Path(folder) / "turned-forwarding-on"
+        self._path6 = Path(folder) / "turned-forwarding6-on"
 
     @property
     def there(self) -> bool:
         """Whether one of our programs has turned forwarding on since the machine was started."""
         return self._path.exists()
 
-    def turn_on(self) -> None:
-        """Let the host forward IPv4, and others' packets no more than before. OSError."""
-        with open(IP_FORWARD, "r+") as file:
-            if file.read().strip() == "1":
-                return
-            file.seek(0)
-            file.write("1")
+    def turn_on(self, version: int = 4) -> None:
+        """Let the host forward a family, and others' packets no more than before. OSError."""
+        if forwards(version):
+            return
+        if version == 6:
+            self._path6.touch()
+            close_forwarding6()
+            keep_routes_of_advertisements()
+            Path(IPV6_FORWARD).write_text("1")
+            return
+        Path(IP_FORWARD).write_text("1")
         self._path.touch()
         close_forwarding()
 
@@ -104,4 +142,7 @@ class Marker:
         """The owner's interfaces pass the chains of those who drop what is not theirs, and what we closed ourselves."""
         if self.there and not has_forward_chain():
             close_forwarding()
-        beside_others(owner, interfaces, (DOCKER_USER, *([FORWARD] if self.there else [])))
+        if self._path6.exists() and not has_forward_chain(FORWARD6):
+            close_forwarding6()
+        closed = [*([FORWARD] if self.there else []), *([FORWARD6] if self._path6.exists() else [])]
+        beside_others(owner, interfaces, (DOCKER_USER, DOCKER_USER6, *closed))

@@ -45,11 +45,14 @@ from teu.linux.rtnetlink import (
     NLM_F_REQUEST,
     NLMSG_DONE,
     NLMSG_ERROR,
+    RT_SCOPE_LINK,
     RT_SCOPE_UNIVERSE,
+    RT_TABLE_LOCAL,
     RT_TABLE_MAIN,
     RTA_DST,
     RTA_GATEWAY,
     RTA_OIF,
+    RTA_PRIORITY,
     RTM_DELLINK,
     RTM_DELROUTE,
     RTM_GETADDR,
@@ -58,6 +61,7 @@ from teu.linux.rtnetlink import (
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWROUTE,
+    RTN_LOCAL,
     RTN_UNICAST,
     RTPROT_BOOT,
     VETH_INFO_PEER,
@@ -68,6 +72,8 @@ _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _ATTRIBUTE = struct.Struct("=HH")
+
+LATE = 4096  # a route's metric that no other is behind
 
 
 class Link(NamedTuple):
@@ -349,7 +355,7 @@ def add_address(index: int, address: IPv4Address | IPv6Address, prefix: int) -> 
 
 
 def default_route(gateway: IPv4Address | IPv6Address, index: int = 0) -> Message:
-    """The default route, whether there is one or not."""
+    """The default route, whether there is one or not. The unspecified address as a gateway: by the interface itself."""
     return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, _default(gateway, index), f"default route by {gateway}")
 
 
@@ -360,11 +366,22 @@ def delete_default_route(gateway: IPv4Address | IPv6Address) -> Message:
 
 def _default(gateway: IPv4Address | IPv6Address, index: int) -> bytes:
     family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
-    body = _ROUTE.pack(family, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
-    body += attribute(RTA_GATEWAY, gateway.packed)
+    scope = RT_SCOPE_LINK if gateway.is_unspecified else RT_SCOPE_UNIVERSE
+    body = _ROUTE.pack(family, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, scope, RTN_UNICAST, 0)
+    if not gateway.is_unspecified:
+        body += attribute(RTA_GATEWAY, gateway.packed)
     if index:
         body += attribute(RTA_OIF, number(index))
     return body
+
+
+def local_route(address: IPv6Address, index: int) -> Message:
+    """Packets to an address that come by this interface are the host's own, also where the address is another
+    interface's; that one is still the first choice for what goes out."""
+    body = _ROUTE.pack(socket.AF_INET6, 128, 0, 0, RT_TABLE_LOCAL, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_LOCAL, 0)
+    body += attribute(RTA_DST, address.packed) + attribute(RTA_OIF, number(index))
+    body += attribute(RTA_PRIORITY, number(LATE))
+    return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body, f"route to {address}")
 
 
 def link_index(found: Any) -> int:

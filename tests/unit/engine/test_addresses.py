@@ -73,3 +73,63 @@ def test_a_range_bounds_the_choice_and_not_the_wish() -> None:
     assert str(pool.take("10.0.0.9")) == "10.0.0.9"
     with pytest.raises(EngineError, match="no available"):
         pool.take()
+
+
+# -- IPv6 ------------------------------------------------------------------------------------------------
+
+NET6 = IPv6Network("fd00:7::/64")
+
+
+def test_a_pool_of_ipv6_addresses() -> None:
+    pool = ipam.Pool(NET6, NET6[1], reserved=[NET6[3]])
+    assert [str(pool.take()) for _ in range(3)] == ["fd00:7::2", "fd00:7::4", "fd00:7::5"]
+    assert str(pool.take("fd00:7::ffff")) == "fd00:7::ffff"
+    for text in ("fd00:7::", "fd00:7::1", "fd00:7::3", "FD00:7:0::5"):
+        with pytest.raises(Conflict, match="Address already in use"):
+            pool.take(text)
+    with pytest.raises(BadRequest, match="invalid IPv6 address"):
+        pool.take("10.0.0.2")
+    with pytest.raises(BadRequest, match="no configured subnet"):
+        pool.take("fd00:8::2")
+    with pytest.raises(ValueError, match="not all"):
+        ipam.Pool(NET6, GATEWAY)
+
+
+def test_an_address_is_marked_and_given_back() -> None:
+    pool = ipam.Pool(NET6, None)
+    pool.mark(NET6[1])
+    pool.mark(GATEWAY)
+    assert (str(pool.take()), pool.taken) == ("fd00:7::2", 2)
+    for address in (NET6[1], GATEWAY, NET6[9]):
+        pool.give_back(address)
+    assert (str(pool.take()), pool.taken) == ("fd00:7::1", 2)
+
+
+def test_this_hosts_own_subnets() -> None:
+    own = ipam.unique_local("this engine")
+    assert own == ipam.unique_local("this engine") != ipam.unique_local("another")
+    assert own.base.prefixlen == 48
+    assert own.base.subnet_of(IPv6Network("fd00::/8"))  # type: ignore[arg-type]
+    first = ipam.choose_subnet([], 6, [own])
+    assert first.prefixlen == 64
+    second = ipam.choose_subnet([first, IPv4Network("10.0.0.0/8")], 6, [own])
+    assert second == IPv6Network((int(first[0]) + (1 << 64), 64))
+    with pytest.raises(EngineError, match="IPv6 address pool"):
+        ipam.choose_subnet([], 6, ipam.SOURCES)
+
+
+def test_pieces_of_a_pool() -> None:
+    """The first hole is found whatever the size of what is taken, in few steps also in a large pool."""
+    source = ipam.Source(IPv4Network("10.0.0.0/8"), 24)
+
+    def first(*taken: str) -> str:
+        return str(ipam.choose_subnet([IPv4Network(text) for text in taken], 4, [source]))
+
+    assert first() == "10.0.0.0/24"
+    assert first("10.0.0.64/26") == "10.0.1.0/24"
+    assert first("10.0.1.0/24") == "10.0.0.0/24"
+    assert first("10.0.2.0/24", "10.0.0.0/24", "10.0.0.0/30") == "10.0.1.0/24"
+    assert first("10.0.0.0/9", "10.128.0.0/16") == "10.129.0.0/24"
+    assert first("9.0.0.0/8", "10.0.0.0/23", "10.0.1.128/25") == "10.0.2.0/24"
+    with pytest.raises(EngineError, match="IPv4 address pool"):
+        first("0.0.0.0/0")

@@ -32,7 +32,7 @@ class House:
         for network in map(self.engine.networks.get, networks):
             self.count += 1
             address = IPv4Address(f"10.0.0.{self.count}")
-            endpoint = Endpoint(network.id, network.name, "bridge", address, "teu0", 0, "eth0")
+            endpoint = Endpoint(network.id, network.name, "bridge", address, None, "teu0", 0, "eth0")
             active.endpoints.append(endpoint)
             made.network_settings.networks[network.name] = EndpointSettings(**{"dns_names": [name], **settings})
         return made

@@ -5,7 +5,8 @@ It is a part of the container's record, and is saved as the API shows it, with w
 that away):
 
     NetworkSettings
-    ├── Outward               name of the network that has the default route and the published ports
+    ├── Outward, Outward6     names of the networks that have the default route and the published ports, of IPv4 and of
+    │                         IPv6
     ├── Named                 its resolv.conf names the engine's resolver
     ├── ResolverSum           SHA-256 of the resolv.conf that we wrote: what somebody has changed is left alone
     └── Networks.NAME
@@ -28,6 +29,7 @@ from teu.engine.core.records import (
     Faults,
     Members,
     address,
+    address6,
     flag,
     items,
     mapping,
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from teu.oci.jsontext import Json
 
 _PORT = re.compile(r"[0-9]{1,5}/(?:tcp|udp|sctp)\Z")
-_NUMBER = re.compile(r"[0-9]{1,5}\Z")
+_NUMBER = re.compile(r"[0-9]{0,5}\Z")
 
 
 class Addresses(NamedTuple):
@@ -62,7 +64,8 @@ class Addresses(NamedTuple):
 
 
 class HostPort(NamedTuple):
-    """Where a port of the container is published: an address of the host, and the port's number in digits."""
+    """Where a port of the container is published: an address of the host, and the port's number in digits; no digits
+    where it is open at the container's own address alone."""
 
     address: str
     port: str
@@ -102,6 +105,9 @@ class EndpointSettings:
         self.gateway = ""
         self.address = ""
         self.prefix = 0
+        self.gateway6 = ""
+        self.address6 = ""
+        self.prefix6 = 0
         self.mac = ""
         self.veth = ""
 
@@ -130,9 +136,9 @@ class EndpointSettings:
             "Gateway": self.gateway,
             "IPAddress": self.address,
             "IPPrefixLen": self.prefix,
-            "IPv6Gateway": "",
-            "GlobalIPv6Address": "",
-            "GlobalIPv6PrefixLen": 0,
+            "IPv6Gateway": self.gateway6,
+            "GlobalIPv6Address": self.address6,
+            "GlobalIPv6PrefixLen": self.prefix6,
             "DNSNames": self.dns_names,
             **self.other,
         }
@@ -140,7 +146,7 @@ class EndpointSettings:
 
 class NetworkSettings:
     """`networks` by their names. What stands beside them in the API (EndpointID, Gateway, IPAddress, IPPrefixLen,
-    MacAddress) is that of the default bridge, from its endpoint."""
+    MacAddress, and the same of IPv6) is that of the default bridge, from its endpoint."""
 
     def __init__(self) -> None:
         self.networks: dict[str, EndpointSettings] = {}
@@ -150,6 +156,7 @@ class NetworkSettings:
         self.sandbox_id = ""
         # Name of the network with the default route, "" where none has it; None until that is settled.
         self.outward: str | None = None
+        self.outward6: str | None = None
         self.named = False
         self.resolver_sum = ""
         self.other: dict[str, Json] = {}
@@ -159,6 +166,8 @@ class NetworkSettings:
         result = self._shown({name: endpoint.encode() for name, endpoint in self.networks.items()})
         if self.outward is not None:
             result["Outward"] = self.outward
+        if self.outward6:
+            result["Outward6"] = self.outward6
         if self.named:
             result["Named"] = True
         if self.resolver_sum:
@@ -167,6 +176,7 @@ class NetworkSettings:
 
     def shown(self) -> dict[str, Json]:
         """The API's NetworkSettings."""
+        bridge = self.networks.get("bridge") or EndpointSettings()
         return {
             **self._shown(self.shown_networks()),
             "Bridge": "",
@@ -175,9 +185,9 @@ class NetworkSettings:
             "LinkLocalIPv6PrefixLen": 0,
             "SecondaryIPAddresses": None,
             "SecondaryIPv6Addresses": None,
-            "GlobalIPv6Address": "",
-            "GlobalIPv6PrefixLen": 0,
-            "IPv6Gateway": "",
+            "GlobalIPv6Address": bridge.address6,
+            "GlobalIPv6PrefixLen": bridge.prefix6,
+            "IPv6Gateway": bridge.gateway6,
         }
 
     def shown_networks(self) -> dict[str, dict[str, Json]]:
@@ -223,6 +233,7 @@ def network_settings(value: object, where: str, faults: Faults) -> NetworkSettin
     result.sandbox_key = given.take("SandboxKey", _TEXT, "")
     result.sandbox_id = given.take("SandboxID", _TEXT, "")
     result.outward = given.take("Outward", maybe(_TEXT), None)
+    result.outward6 = given.take("Outward6", maybe(_TEXT), None)
     result.named = given.take("Named", flag, False)
     result.resolver_sum = given.take("ResolverSum", _TEXT, "")
     result.other = given.rest()
@@ -231,8 +242,6 @@ def network_settings(value: object, where: str, faults: Faults) -> NetworkSettin
 
 def _endpoint(value: object, where: str, faults: Faults) -> EndpointSettings:
     given = Members(value, where, faults)
-    given.check(_TEXT, "IPv6Gateway", "GlobalIPv6Address")  # always empty
-    given.check(_PREFIX, "GlobalIPv6PrefixLen")
     result = EndpointSettings(
         given.take("NetworkID", _TEXT, ""),
         given.take("IPAMConfig", maybe(_addresses), None),
@@ -247,6 +256,9 @@ def _endpoint(value: object, where: str, faults: Faults) -> EndpointSettings:
     result.gateway = given.take("Gateway", _TEXT, "")
     result.address = given.take("IPAddress", address, "")
     result.prefix = given.take("IPPrefixLen", _PREFIX, 0)
+    result.gateway6 = given.take("IPv6Gateway", _TEXT, "")
+    result.address6 = given.take("GlobalIPv6Address", address6, "")
+    result.prefix6 = given.take("GlobalIPv6PrefixLen", _PREFIX, 0)
     result.mac = given.take("MacAddress", _TEXT, "")
     result.veth = given.take("Veth", _TEXT, "")
     result.other = given.rest()

@@ -20,6 +20,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -138,6 +139,14 @@ class Database:
     def set_fact(self, key: str, value: str) -> None:
         with self.transaction() as cursor:
             cursor.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, value))
+
+    def identity(self, key: str) -> str:
+        """A fact that is chosen at random when it is asked for first, and stays."""
+        known = self.fact(key)
+        if known is None:
+            known = str(uuid.uuid4())
+            self.set_fact(key, known)
+        return known
 
     def close(self) -> None:
         with self._lock:

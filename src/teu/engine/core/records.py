@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from math import isfinite
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -115,6 +115,15 @@ def address(value: object, where: str, faults: Faults) -> str:
         return str(IPv4Address(value)) if isinstance(value, str) and value else text()(value, where, faults)
     except ValueError:
         faults.append(f"{where} is no IPv4 address")
+        return ""
+
+
+def address6(value: object, where: str, faults: Faults) -> str:
+    """An IPv6 address, or an empty text."""
+    try:
+        return str(IPv6Address(value)) if isinstance(value, str) and value else text()(value, where, faults)
+    except ValueError:
+        faults.append(f"{where} is no IPv6 address")
         return ""
 
 

@@ -19,8 +19,8 @@ import select
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from ipaddress import IPv4Address, ip_address
+from contextlib import contextmanager, suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from teu.engine.containers.store import Containers
     from teu.engine.core.events import Events
     from teu.engine.core.fields import EndpointAsked, Networking
+    from teu.engine.networks.ipam import Address
     from teu.engine.networks.store import Store
     from teu.linux.netlink import Socket
 
@@ -61,7 +62,7 @@ class Endpoints:
         self.kernel = Kernel()
         self._active: dict[str, Active] = {}
         self._names = Names(store, self._active, containers)
-        context = Context(store, self.kernel, self._active, exec_root, stopping)
+        context = Context(store, self.kernel, self._active, exec_root, stopping, store.defaults)
         self.drivers = {name: make(context) for name, make in registry.DRIVERS.items()}
         self._outward = Outward(store, self.drivers)
 
@@ -109,7 +110,7 @@ class Endpoints:
         from teu.linux import netlink
 
         with self._lock:
-            descriptor, inner = netns.create(netlink.Socket)
+            descriptor, inner = netns.create(_open_quietly)
             active = self._active[container.id] = Active(descriptor)
             try:
                 inner.send([netlink.set_up(1)])
@@ -180,39 +181,69 @@ class Endpoints:
             raise Forbidden(f"container {container.name} is on {MOST_ENDPOINTS} networks, more are not supported")
         driver = self.driver(network)
         on = driver.up(network)
-        pool = network.addressing()
+        network.must_have_addresses()
         settings = container.network_settings.networks.setdefault(network.name, EndpointSettings(network.id))
-        asked = settings.addresses or Addresses()
         options = settings.driver_opts or {}
         taken = {int(endpoint.veth[13:], 16) for endpoint in active.endpoints}
         position = next(number for number in range(MOST_ENDPOINTS) if number not in taken)
-        veth = f"teu{container.id[:10]}{position:x}"
         interface = options.get(requests.OPTION_INTERFACE) or f"{network.prefix}{position}"
         if any(endpoint.interface == interface for endpoint in active.endpoints):
             raise Conflict(f"container {container.name} has an interface {interface} already")
-        address = pool.take(asked.ipv4)
-        endpoint = Endpoint(network.id, network.name, network.driver, address, veth, 0, interface)
+        endpoint = self._addressed(network, settings)._replace(
+            veth=f"teu{container.id[:10]}{position:x}", interface=interface
+        )
         active.endpoints.append(endpoint)
-        mac = settings.wanted_mac or automatic_mac(address)
+        mac = settings.wanted_mac or automatic_mac(endpoint.addresses)
         plug = driver.attach(network, endpoint, on, active.namespace, mac, inner)
-        active.endpoints[-1] = endpoint._replace(number=plug.outside)
-        messages = [netlink.add_address(plug.inside, address, pool.subnet.prefixlen)]
-        for text in asked.link_local:
-            local = ip_address(text)
-            messages.append(netlink.add_address(plug.inside, local, 16 if local.version == 4 else 64))
+        endpoint = active.endpoints[-1] = endpoint._replace(number=plug.outside)
+        asked = [ip_address(text) for text in settings.addresses.link_local] if settings.addresses else []
+        ipv6 = endpoint.address6 is not None or any(address.version == 6 for address in asked)
+        _set_inside(active.namespace, interface, ipv6, requests.endpoint_sysctls(options))
+        messages = []
+        for address in endpoint.addresses:
+            pool = network.pool_of(address)
+            assert pool is not None
+            messages.append(netlink.add_address(plug.inside, address, pool.subnet.prefixlen))
+        messages += [netlink.add_address(plug.inside, one, 16 if one.version == 4 else 64) for one in asked]
         inner.send([*messages, netlink.set_up(plug.inside)])
-        _set_inside(active.namespace, interface, requests.endpoint_sysctls(options))
+        self._tell(container, network, endpoint, settings, mac)
+        self._event(network, "connect", container)
+
+    def _addressed(self, network: Network, settings: EndpointSettings) -> Endpoint:
+        """An endpoint with its addresses, taken; without names. Where one is not to be had, none is taken."""
+        asked = settings.addresses or Addresses()
+        address = network.take(4, asked.ipv4)
+        try:
+            address6 = network.take(6, asked.ipv6)
+        except BaseException:
+            network.give_back([address] if address else [])
+            raise
+        assert not isinstance(address, IPv6Address)
+        assert not isinstance(address6, IPv4Address)
+        return Endpoint(network.id, network.name, network.driver, address, address6, "", 0, "")
+
+    def _tell(
+        self, container: Container, network: Network, endpoint: Endpoint, settings: EndpointSettings, mac: str
+    ) -> None:
+        """Into the container's record."""
         settings.network_id = network.id
         settings.endpoint_id = uuid.uuid4().hex + uuid.uuid4().hex
-        settings.gateway = str(pool.gateway)
-        settings.address = str(address)
-        settings.prefix = pool.subnet.prefixlen
+        if endpoint.address is not None:
+            settings.address, settings.prefix, settings.gateway = self._shown(network, endpoint.address)
+        if endpoint.address6 is not None:
+            settings.address6, settings.prefix6, settings.gateway6 = self._shown(network, endpoint.address6)
         settings.mac = mac
-        settings.veth = veth
+        settings.veth = endpoint.veth
         if network.is_user_defined:
             names = [container.name, *(settings.aliases or []), container.id[:12], container.hostname]
             settings.dns_names = list(dict.fromkeys(name for name in names if name))
-        self._event(network, "connect", container)
+
+    def _shown(self, network: Network, address: Address) -> tuple[str, int, str]:
+        """An address, the length of its prefix, and the gateway, as they are told."""
+        pool = network.pool_of(address)
+        assert pool is not None
+        router = network.router(address) or (pool.gateway if network.has_own_address(address.version) else None)
+        return str(address), pool.subnet.prefixlen, str(router) if router else ""
 
     def _files(
         self,
@@ -224,7 +255,7 @@ class Endpoints:
     ) -> dict[str, str]:
         """Write hosts and resolv.conf into the container's directory."""
         entries = files.extra_hosts(container.host_config, gateway or "127.0.0.1")
-        entries += [line for endpoint in endpoints if (line := self._host_line(container, endpoint))]
+        entries += [line for endpoint in endpoints for line in self._host_lines(container, endpoint)]
         base = resolver.HOSTS if own else resolver.host_hosts()
         directory = container.directory
         files.write(f"{directory}/hosts", resolver.hosts(entries, base))
@@ -233,9 +264,9 @@ class Endpoints:
         container.network_settings.resolver_sum = files.digest(text)
         return {"/etc/hosts": f"{directory}/hosts", "/etc/resolv.conf": f"{directory}/resolv.conf"}
 
-    def _host_line(self, container: Container, endpoint: Endpoint) -> tuple[str, str] | None:
+    def _host_lines(self, container: Container, endpoint: Endpoint) -> list[tuple[str, str]]:
         names = files.host_names(container.hostname, container.config.domainname)
-        return (str(endpoint.address), names) if names else None
+        return [(str(address), names) for address in endpoint.addresses] if names else []
 
     def _use_resolver(self, container: Container) -> None:
         """A running container's resolv.conf names the engine's resolver from now on, unless somebody wrote there."""
@@ -262,7 +293,7 @@ class Endpoints:
         settings = container.network_settings
         settings.ports = {}
         settings.sandbox_key = settings.sandbox_id = ""
-        settings.outward, settings.named = None, False
+        settings.outward, settings.outward6, settings.named = None, None, False
         for name, endpoint in settings.networks.items():
             if endpoint.endpoint_id:
                 network = self._store.find(endpoint.network_id or name)
@@ -279,8 +310,8 @@ class Endpoints:
 
     def _leave(self, endpoint: Endpoint) -> None:
         network = self._store.by_id(endpoint.network)
-        if network is not None and network.pool is not None:
-            network.pool.give_back(endpoint.address)
+        if network is not None:
+            network.give_back(endpoint.addresses)
         self.drivers[endpoint.driver].detach(network, endpoint)
 
     # -- connect and disconnect --------------------------------------------------------------
@@ -329,7 +360,7 @@ class Endpoints:
                 self._connect(container, active, network, inner)
             self._outward.lead(container, active, inner)
         endpoint = next(endpoint for endpoint in active.endpoints if endpoint.network == network.id)
-        files.change_hosts(f"{container.directory}/hosts", add=self._host_line(container, endpoint))
+        files.change_hosts(f"{container.directory}/hosts", add=self._host_lines(container, endpoint))
         if not active.named:
             self._names.serve(container, active)
             if active.named:
@@ -358,8 +389,7 @@ class Endpoints:
         for endpoint in [e for e in active.endpoints if e.network == network.id]:
             active.endpoints.remove(endpoint)
             self._leave(endpoint)
-            if line := self._host_line(container, endpoint):
-                files.change_hosts(f"{container.directory}/hosts", drop=line)
+            files.change_hosts(f"{container.directory}/hosts", drop=self._host_lines(container, endpoint))
         if settings := container.network_settings.networks.get(network.name):
             settings.clear()
         try:
@@ -412,22 +442,24 @@ class Endpoints:
         for position, name in enumerate([] if mode.startswith("container:") else order):
             settings = known[name]
             network = self._store.find(settings.network_id or name)
-            if network is None or not settings.address:
+            if network is None or not (settings.address or settings.address6):
                 continue
-            address = IPv4Address(settings.address)
-            if network.pool is not None:  # else its record is damaged; nobody new gets an address there
-                network.pool.used.add(address)
+            address = IPv4Address(settings.address) if settings.address else None
+            address6 = IPv6Address(settings.address6) if settings.address6 else None
             veth = settings.veth or f"teu{container.id[:10]}{position:x}"
             options = settings.driver_opts or {}
             interface = options.get(requests.OPTION_INTERFACE) or f"{network.prefix}{int(veth[13:], 16)}"
-            driver = network.driver if network.driver in self.drivers else "bridge"  # as above
+            driver = network.driver if network.driver in self.drivers else "bridge"  # its record is damaged
             active.endpoints.append(
-                Endpoint(network.id, network.name, driver, address, veth, numbers.get(veth, 0), interface)
+                Endpoint(network.id, network.name, driver, address, address6, veth, numbers.get(veth, 0), interface)
             )
+            network.mark(active.endpoints[-1].addresses)
+        by_name = {endpoint.name: endpoint for endpoint in active.endpoints}
         outward = container.network_settings.outward
         if outward is None and active.endpoints and not self._outward.network(active.endpoints[0]).internal:
             outward = active.endpoints[0].name
-        active.outward = next((endpoint for endpoint in active.endpoints if endpoint.name == outward), None)
+        active.outward = by_name.get(outward or "")
+        active.outward6 = by_name.get(container.network_settings.outward6 or "")
         active.namespace = self._namespace_of(container, active)
         self._outward.hold_again(container, active)
         self._active[container.id] = active
@@ -493,10 +525,12 @@ def _logged(what: str, *arguments: str) -> Iterator[None]:
         log.exception(what, *arguments)
 
 
-def _set_inside(namespace: int, interface: str, values: list[tuple[str, str]]) -> None:
-    """Sysctls of an interface, by paths with IFNAME in them, in the namespace."""
+def _set_inside(namespace: int, interface: str, ipv6: bool, values: list[tuple[str, str]]) -> None:
+    """Settings of an interface, in the namespace: that it has IPv6, and sysctls by paths with IFNAME in them."""
 
     def body() -> None:
+        if ipv6:
+            Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").write_text("0")
         for path, value in values:
             name = path.replace("IFNAME", interface)
             try:
@@ -506,5 +540,17 @@ def _set_inside(namespace: int, interface: str, values: list[tuple[str, str]]) -
                     f"{requests.OPTION_SYSCTLS}: {name.replace('/', '.')} cannot be set: {error.strerror}"
                 ) from None
 
-    if values:
+    if values or ipv6:
         netns.run_in(namespace, body)
+
+
+def _open_quietly() -> Socket:
+    """In a new network namespace: a socket of it, and what its interfaces are to begin with. IPv6 is theirs alone that
+    are given it; no other machine tells them its routes, and nobody is asked whether addresses that we know are
+    unique, which would take a second."""
+    from teu.linux import netlink
+
+    for name, value in (("disable_ipv6", "1"), ("accept_ra", "0"), ("accept_dad", "0")):
+        with suppress(OSError):  # the host has no IPv6
+            Path(f"/proc/sys/net/ipv6/conf/default/{name}").write_text(value)
+    return netlink.Socket()

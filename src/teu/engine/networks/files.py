@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -66,20 +67,17 @@ def read(path: str) -> str | None:
         return file.read(LONGEST)
 
 
-def change_hosts(path: str, add: tuple[str, str] | None = None, drop: tuple[str, str] | None = None) -> None:
-    """Add or take away one (address, names) in a running container's hosts; what somebody wrote there stays."""
+def change_hosts(path: str, add: Iterable[tuple[str, str]] = (), drop: Iterable[tuple[str, str]] = ()) -> None:
+    """Add or take away some (address, names) in a running container's hosts; what somebody wrote there stays."""
     text = read(path)
     if text is None:
         return
-    lines = text.splitlines(keepends=True)
-    if drop is not None:
-        gone = "\t".join(drop) + "\n"
-        lines = [line for line in lines if line != gone]
-    if add is not None:
-        if lines and not lines[-1].endswith("\n"):
-            lines[-1] += "\n"
-        lines.append("\t".join(add) + "\n")
-    changed = "".join(lines)
+    gone = {"\t".join(one) + "\n" for one in drop}
+    lines = [line for line in text.splitlines(keepends=True) if line not in gone]
+    more = ["\t".join(one) + "\n" for one in add]
+    if more and lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    changed = "".join([*lines, *more])
     if changed != text:
         write(path, changed)
 

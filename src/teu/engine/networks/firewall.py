@@ -4,11 +4,17 @@
     table inet teu
     ├── sets   bridges, internal      interfaces of ours; those without a way out
     │          within                 (in, out) bridges between which containers may talk
+    │          trusted                (in, out) interfaces of the host whose neighbours reach a bridge's published ports
+    │                                 at the containers' own addresses
+    │   and for each family, with 4 or 6 at its name:
     │          subnets                (addresses, addresses) of one bridge each
     │          masqueraded            addresses that go out under the host's own
+    │          routed, unprotected    bridges whose addresses the world knows; bridges that keep nobody out
+    │          opened, direct         container's address, protocol, port: for everybody; for who comes by `trusted`
     ├── maps   published              protocol, port                  -> container's address, port
     │          published_at           host address, protocol, port    -> container's address, port
-    ├── guard         prerouting, raw     the host's 127.0.0.0/8 is out of every container's reach
+    │          translated             addresses                       -> the host's address under which they go out
+    ├── guard         prerouting, raw     the host's 127.0.0.0/8 is out of every container's reach (::1 always is)
     ├── incoming      prerouting, dstnat  published ports, from outside and from containers
     ├── own           output, -100        published ports, from the host itself
     ├── between       forward, filter     replies and published ports in, containers out, the rest dropped
@@ -27,14 +33,15 @@ Somebody may flush the whole ruleset (`systemctl reload nftables` does): the dri
 builds the table again.
 
 A bridge has route_localnet set so that 127.0.0.1:PORT of the host reaches a container; `guard` takes back
-what that would open in the other direction (the exposure known as CVE-2020-8558).
+what that would open in the other direction (the exposure known as CVE-2020-8558). For [::1]:PORT it has a route to
+::1 for the replies, which the kernel itself lets nobody else use.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import NamedTuple
 
 from teu.linux import forwarding, nftables
@@ -42,15 +49,45 @@ from teu.linux import forwarding, nftables
 TABLE = "inet teu"
 OWNER = "teu"  # who we are in the comments of rules in others' chains
 
-_TABLE_TEXT = """
+# The same for each family.
+_FAMILY_TEXT = """
+    set subnets%(n)d { type %(ip)s_addr . %(ip)s_addr; flags interval; }
+    set masqueraded%(n)d { type %(ip)s_addr; flags interval; }
+    set routed%(n)d { type ifname; }
+    set unprotected%(n)d { type ifname; }
+    set opened%(n)d { type %(ip)s_addr . inet_proto . inet_service; }
+    set direct%(n)d { type %(ip)s_addr . inet_proto . inet_service; }
+    map published%(n)d { type inet_proto . inet_service : %(ip)s_addr . inet_service; }
+    map published_at%(n)d { type %(ip)s_addr . inet_proto . inet_service : %(ip)s_addr . inet_service; }
+    map translated%(n)d { type %(ip)s_addr : %(ip)s_addr; flags interval; }
+    chain ports%(n)d {
+        meta l4proto { tcp, udp, sctp } dnat %(is)s to %(is)s daddr . meta l4proto . th dport map @published_at%(n)d
+        meta l4proto { tcp, udp, sctp } dnat %(is)s to meta l4proto . th dport map @published%(n)d
+    }
+    chain between%(n)d {
+        oifname @routed%(n)d meta l4proto %(icmp)s accept
+        oifname @unprotected%(n)d accept
+        meta l4proto != { tcp, udp, sctp } return
+        %(is)s daddr . meta l4proto . th dport @opened%(n)d accept
+        iifname . oifname @trusted %(is)s daddr . meta l4proto . th dport @direct%(n)d accept
+    }
+    chain outgoing%(n)d {
+        %(is)s saddr . %(is)s daddr @subnets%(n)d ct status dnat masquerade
+        %(is)s saddr . %(is)s daddr != @subnets%(n)d snat %(is)s to %(is)s saddr map @translated%(n)d
+        %(is)s saddr @masqueraded%(n)d %(is)s saddr . %(is)s daddr != @subnets%(n)d masquerade
+    }
+"""
+_TABLE_TEXT = (
+    """
 table inet teu {
     set bridges { type ifname; }
     set internal { type ifname; }
     set within { type ifname . ifname; }
-    set subnets { type ipv4_addr . ipv4_addr; flags interval; }
-    set masqueraded { type ipv4_addr; flags interval; }
-    map published { type inet_proto . inet_service : ipv4_addr . inet_service; }
-    map published_at { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }
+    set trusted { type ifname . ifname; }
+"""
+    + _FAMILY_TEXT % {"n": 4, "ip": "ipv4", "is": "ip", "icmp": "icmp"}
+    + _FAMILY_TEXT % {"n": 6, "ip": "ipv6", "is": "ip6", "icmp": "icmpv6"}
+    + """
     chain guard {
         type filter hook prerouting priority raw; policy accept;
         iifname @bridges ip daddr 127.0.0.0/8 drop
@@ -65,8 +102,8 @@ table inet teu {
         fib daddr type local jump ports
     }
     chain ports {
-        meta l4proto { tcp, udp, sctp } dnat ip to ip daddr . meta l4proto . th dport map @published_at
-        meta l4proto { tcp, udp, sctp } dnat ip to meta l4proto . th dport map @published
+        meta nfproto ipv4 jump ports4
+        meta nfproto ipv6 jump ports6
     }
     chain between {
         type filter hook forward priority filter; policy accept;
@@ -75,55 +112,90 @@ table inet teu {
         oifname @bridges ct state established,related accept
         oifname @bridges ct status dnat accept
         iifname . oifname @within accept
+        oifname @bridges meta nfproto ipv4 jump between4
+        oifname @bridges meta nfproto ipv6 jump between6
         oifname @bridges drop
     }
     chain outgoing {
         type nat hook postrouting priority srcnat; policy accept;
         oifname @bridges ip saddr 127.0.0.0/8 masquerade
-        ip saddr . ip daddr @subnets ct status dnat masquerade
-        ip saddr @masqueraded ip saddr . ip daddr != @subnets masquerade
+        oifname @bridges ip6 saddr ::1 masquerade
+        meta nfproto ipv4 jump outgoing4
+        meta nfproto ipv6 jump outgoing6
     }
 }
 """
+)
 
 
 class Published(NamedTuple):
-    """One published port. A host address of 0.0.0.0 means every one."""
+    """One published port. A host address of 0.0.0.0 or :: means every one of that family, which is that of `address`,
+    the container's. `host_port` 0: it is open at the container's own address alone. `direct`: it is reached there, too,
+    by who comes through a trusted interface."""
 
     protocol: str
     host_address: str
     host_port: int
     address: str
     port: int
+    direct: bool = False
+
+
+class Way(NamedTuple):
+    """How one subnet of a bridge is beside the world. `mode`: nat, nat-unprotected, routed, isolated; `host`: address
+    of the host under which it goes out, "" for the one that the kernel chooses."""
+
+    subnet: IPv4Network | IPv6Network
+    masquerade: bool
+    mode: str = "nat"
+    host: str = ""
 
 
 class Bridge(NamedTuple):
+    """`talk`: its containers reach each other. `trusted`: interfaces of the host."""
+
     name: str
-    subnet: IPv4Network
+    ways: tuple[Way, ...]
     internal: bool
-    masquerade: bool
     talk: bool
+    trusted: tuple[str, ...] = ()
 
 
 def _port(verb: str, entry: Published) -> str:
+    family = ip_address(entry.address).version
+    place = f"{entry.address} . {entry.protocol} . {entry.port}"
+    text = f"{verb} element {TABLE} direct{family} {{ {place} }}\n" if entry.direct else ""
+    if not entry.host_port:
+        return f"{text}{verb} element {TABLE} opened{family} {{ {place} }}\n"
     value = f" : {entry.address} . {entry.port}" if verb == "add" else ""
-    if IPv4Address(entry.host_address).is_unspecified:
-        return f"{verb} element {TABLE} published {{ {entry.protocol} . {entry.host_port}{value} }}\n"
+    if ip_address(entry.host_address).is_unspecified:
+        return f"{text}{verb} element {TABLE} published{family} {{ {entry.protocol} . {entry.host_port}{value} }}\n"
     key = f"{entry.host_address} . {entry.protocol} . {entry.host_port}"
-    return f"{verb} element {TABLE} published_at {{ {key}{value} }}\n"
+    return f"{text}{verb} element {TABLE} published_at{family} {{ {key}{value} }}\n"
 
 
 def _bridge(verb: str, bridge: Bridge) -> str:
-    name = f'"{bridge.name}"'
-    text = f"{verb} element {TABLE} bridges {{ {name} }}\n"
-    text += f"{verb} element {TABLE} subnets {{ {bridge.subnet} . {bridge.subnet} }}\n"
+    elements = [("bridges", f'"{bridge.name}"')]
     if bridge.talk:
-        text += f"{verb} element {TABLE} within {{ {name} . {name} }}\n"
+        elements.append(("within", f'"{bridge.name}" . "{bridge.name}"'))
     if bridge.internal:
-        text += f"{verb} element {TABLE} internal {{ {name} }}\n"
-    elif bridge.masquerade:
-        text += f"{verb} element {TABLE} masqueraded {{ {bridge.subnet} }}\n"
-    return text
+        elements.append(("internal", f'"{bridge.name}"'))
+    elements += [("trusted", f'"{name}" . "{bridge.name}"') for name in bridge.trusted]
+    for way in bridge.ways:
+        family = way.subnet.version
+        elements.append((f"subnets{family}", f"{way.subnet} . {way.subnet}"))
+        if bridge.internal:
+            continue
+        if way.host and way.masquerade:
+            value = f" : {way.host}" if verb == "add" else ""
+            elements.append((f"translated{family}", f"{way.subnet}{value}"))
+        elif way.masquerade:
+            elements.append((f"masqueraded{family}", str(way.subnet)))
+        if way.mode == "routed":
+            elements.append((f"routed{family}", f'"{bridge.name}"'))
+        elif way.mode == "nat-unprotected":
+            elements.append((f"unprotected{family}", f'"{bridge.name}"'))
+    return "".join(f"{verb} element {TABLE} {name} {{ {element} }}\n" for name, element in elements)
 
 
 def rebuild(bridges: Iterable[Bridge], ports: Iterable[Published]) -> None:
@@ -143,7 +215,7 @@ def remove() -> None:
 
 _CHAINS = re.findall(r"chain (\w+) \{", _TABLE_TEXT)
 _RULES = sum(
-    line.strip() not in ("", "}") and not line.strip().startswith(("table", "set", "map", "chain", "type"))
+    line.strip() not in ("", "}") and not line.strip().startswith(("table", "set ", "map ", "chain", "type"))
     for line in _TABLE_TEXT.splitlines()
 )
 

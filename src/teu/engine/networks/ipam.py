@@ -1,78 +1,154 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Subnets for networks and addresses in them. Used under the networks' lock; nothing here is kept on disk:
-addresses are known from the containers that run, subnets from the networks' records."""
+"""Subnets for networks and addresses in them, of both families. Used under the networks' lock; nothing here is kept on
+disk: addresses are known from the containers that run, subnets from the networks' records."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from hashlib import sha256
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import NamedTuple
 
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden
 from teu.linux import subnets
 
-
-def choose_subnet(taken: Iterable[IPv4Network | IPv6Network]) -> IPv4Network:
-    """The first pool that overlaps nothing that the host routes or another network has."""
-    subnet = subnets.choose(taken)
-    if subnet is None:
-        raise EngineError(
-            "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the"
-            " network; give one with --subnet"
-        )
-    return subnet
+Address = IPv4Address | IPv6Address
+Range = IPv4Network | IPv6Network
 
 
-def check_subnet(text: str, taken: Iterable[IPv4Network]) -> IPv4Network:
+class Source(NamedTuple):
+    """Where subnets are taken from that nobody chose: `base`, in pieces with prefixes of `size` bits."""
+
+    base: Range
+    size: int
+
+
+SOURCES = tuple(Source(pool, pool.prefixlen) for pool in subnets.POOLS)
+
+
+def unique_local(seed: str) -> Source:
+    """This host's own IPv6 subnets (RFC 4193): of a /48 that the seed tells, which is the same whenever it is."""
+    return Source(IPv6Network((b"\xfd" + sha256(seed.encode()).digest()[:5] + bytes(10), 48)), 64)
+
+
+def choose_subnet(taken: Iterable[Range], version: int = 4, sources: Iterable[Source] = SOURCES) -> Range:
+    """The first of a family that overlaps nothing that the host routes or another network has."""
+    used = [network for network in taken if network.version == version]
+    for source in sources:
+        if source.base.version == version:
+            found = _free(source, used)
+            if found is not None:
+                return found
+    raise EngineError(
+        f"could not find an available, non-overlapping IPv{version} address pool among the defaults to assign to the"
+        " network; give one with --subnet"
+    )
+
+
+def _free(source: Source, used: list[Range]) -> Range | None:
+    """The first piece that overlaps nothing."""
+    piece = 1 << source.base.max_prefixlen - source.size
+    at, last = int(source.base.network_address), int(source.base.broadcast_address)
+    for begin, end in sorted((int(one.network_address), int(one.broadcast_address)) for one in used):
+        if begin >= at + piece:
+            break
+        if end >= at:
+            at = (end // piece + 1) * piece
+    if at + piece - 1 > last:
+        return None
+    return type(source.base)((at, source.size))
+
+
+def check_subnet(text: str, taken: Iterable[Range]) -> Range:
     """One that a user chose, and that is well formed."""
-    subnet = IPv4Network(text)
-    if subnet.prefixlen > 30:
+    subnet = ip_network(text, strict=False)
+    if subnet.prefixlen > subnet.max_prefixlen - 2:
         raise BadRequest(f"invalid subnet {text}: it has no room for a gateway and a container")
-    if any(subnet.overlaps(other) for other in taken):
+    if any(overlap(subnet, other) for other in taken):
         raise Forbidden("Pool overlaps with other one on this address space")
     return subnet
 
 
+def overlap(one: Range, other: Range) -> bool:
+    """Whether there is an address in both."""
+    if isinstance(one, IPv4Network):
+        return isinstance(other, IPv4Network) and one.overlaps(other)
+    return isinstance(other, IPv6Network) and one.overlaps(other)
+
+
+def first_host(subnet: Range) -> Address:
+    """A subnet's first address that an interface may have."""
+    return subnet[1]
+
+
 class Pool:
-    """The addresses of one network."""
+    """The addresses of one subnet of a network."""
 
     def __init__(
         self,
-        subnet: IPv4Network,
-        gateway: IPv4Address,
-        range_: IPv4Network | None = None,
-        reserved: Iterable[IPv4Address] = (),
+        subnet: Range,
+        gateway: Address | None,
+        range_: Range | None = None,
+        reserved: Iterable[Address] = (),
     ) -> None:
-        """`reserved` are auxiliary addresses: somebody else's, never given to a container."""
+        """`reserved` are auxiliary addresses: somebody else's, never given to a container. Raises ValueError where
+        they are not all of one family."""
         self.subnet = subnet
         self.gateway = gateway
         self._range = range_ or subnet
-        self._reserved = frozenset((gateway, subnet.network_address, subnet.broadcast_address, *reserved))
-        self.used: set[IPv4Address] = set()
+        kept = [subnet.network_address, *reserved, *([gateway] if gateway else [])]
+        if subnet.version == 4:
+            kept.append(subnet.broadcast_address)
+        if any(one.version != subnet.version for one in (*kept, self._range)):
+            raise ValueError(f"not all of {', '.join(map(str, kept))} are IPv{subnet.version} addresses")
+        self._reserved = frozenset(map(int, kept))
+        self._used: set[int] = set()
 
-    def _free(self, address: IPv4Address) -> bool:
-        return address not in self.used and address not in self._reserved
+    @property
+    def version(self) -> int:
+        """4 or 6."""
+        return self.subnet.version
 
-    def take(self, wanted: str = "") -> IPv4Address:
+    def _free(self, number: int) -> bool:
+        return number not in self._used and number not in self._reserved
+
+    def take(self, wanted: str = "") -> Address:
         """An address, or exactly the wanted one. Raises BadRequest, Conflict, EngineError."""
         if wanted:
-            try:
-                address = IPv4Address(wanted)
-            except ValueError:
-                raise BadRequest(f"invalid IPv4 address: {wanted}") from None
-            if address not in self.subnet:
-                raise BadRequest(f"no configured subnet or ip-range contain the IP address {wanted}")
-            if not self._free(address):
+            address = self._wanted(wanted)
+            if not self._free(int(address)):
                 raise Conflict("Address already in use")
-            self.used.add(address)
+            self._used.add(int(address))
             return address
-        first, last = int(self._range.network_address), int(self._range.broadcast_address)
         # The lowest free one, as docker's users expect of small networks.
-        for value in range(first, last + 1):
-            address = IPv4Address(value)
-            if self._free(address):
-                self.used.add(address)
-                return address
-        raise EngineError(f"no available IPv4 addresses on this network's address pools: {self.subnet}")
+        for number in range(int(self._range.network_address), int(self._range.broadcast_address) + 1):
+            if self._free(number):
+                self._used.add(number)
+                return type(self.subnet.network_address)(number)
+        raise EngineError(f"no available IPv{self.version} addresses on this network's address pools: {self.subnet}")
 
-    def give_back(self, address: IPv4Address) -> None:
-        self.used.discard(address)
+    def _wanted(self, text: str) -> Address:
+        try:
+            address = ip_address(text)
+            if address.version != self.version:
+                raise ValueError
+        except ValueError:
+            raise BadRequest(f"invalid IPv{self.version} address: {text}") from None
+        if address not in self.subnet:
+            raise BadRequest(f"no configured subnet or ip-range contain the IP address {text}")
+        return address
+
+    def mark(self, address: Address) -> None:
+        """Somebody has it already."""
+        if address in self.subnet:
+            self._used.add(int(address))
+
+    def give_back(self, address: Address) -> None:
+        """Of one that was taken; the other family's, and one that was not, are passed over."""
+        if address in self.subnet:
+            self._used.discard(int(address))
+
+    @property
+    def taken(self) -> int:
+        """How many are in use by containers."""
+        return len(self._used)

@@ -8,12 +8,12 @@ requests.py; the attachment of containers is in endpoints.py, and how it is made
 from __future__ import annotations
 
 from contextlib import suppress
-from ipaddress import IPv4Network
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import Conflict, EngineError, Forbidden
 from teu.engine.networks import ipam, requests
-from teu.engine.networks.model import DEFAULT_BRIDGE, PREDEFINED, Network
+from teu.engine.networks.model import PREDEFINED, Network
 from teu.engine.networks.records import NetworkRecord, Subnet
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Networks:
         """The API's form of a network."""
         result = network.record.shown()
         if network.name == "bridge":
-            result["Options"] = {requests.OPTION_BRIDGE: DEFAULT_BRIDGE, **network.options}
+            result["Options"] = network.options
         members: dict[str, Json] = {}
         if containers:
             for container in self._containers.all():
@@ -57,7 +57,7 @@ class Networks:
                         "EndpointID": settings.endpoint_id,
                         "MacAddress": settings.mac,
                         "IPv4Address": f"{settings.address}/{settings.prefix}" if settings.address else "",
-                        "IPv6Address": "",
+                        "IPv6Address": f"{settings.address6}/{settings.prefix6}" if settings.address6 else "",
                     }
         result["Containers"] = members
         if network.damage:
@@ -72,35 +72,52 @@ class Networks:
         requests.check_network(asked, self._endpoints.drivers)
         name = asked.driver or requests.DEFAULT_DRIVER
         driver = self._endpoints.drivers[name]
-        without = driver.options(asked.options) + [*(asked.ipam.options or {})]
-        chosen = requests.addressing(asked.ipam.subnets)
+        options = self._store.defaults.options(name, asked.options)
+        shape = requests.shape(asked, options)
+        without = driver.options(options, shape.internal) + [*(asked.ipam.options or {})]
+        chosen = requests.addressing(asked.ipam.subnets, shape, driver.several_subnets)
         with self._store.lock:
             if any(other.name == asked.name for other in self._store.all()):
                 raise Conflict(f"network with name {asked.name} already exists")
-            driver.check(asked.options)
-            subnets = [self._addressing(chosen)]
-            record = NetworkRecord(asked.name, name, subnets, asked.ipam.options, asked.options, asked.labels)
-            record.internal, record.attachable = asked.internal, asked.attachable
-            # One that nobody chose may not be relied on for fixed addresses.
-            record.automatic_subnet = chosen is None
+            driver.check(options)
+            subnets = self._addressing(chosen, shape)
+            record = NetworkRecord(asked.name, name, subnets, asked.ipam.options, options, asked.labels)
+            record.ipv4, record.ipv6, record.internal = shape
+            record.attachable = asked.attachable
+            # Those that nobody chose may not be relied on for fixed addresses.
+            record.automatic_subnet, record.automatic_subnet6 = not chosen[4], shape.ipv6 and not chosen[6]
             network = Network(record)
             self._store.save(network)
         self._event(network, "create")
-        told = f"options without an effect on a {name} network: {', '.join(without)}"
-        return network, told if without else ""
+        told = [f"options without an effect on a {name} network: {', '.join(without)}"] if without else []
+        for version, enabled in ((4, shape.ipv4), (6, shape.ipv6)):
+            if chosen[version] and not enabled:
+                told.append(f"IPv{version} subnets have no effect: the network is without IPv{version}")
+        return network, "; ".join(told)
 
-    def _addressing(self, asked: SubnetAsked | None) -> Subnet:
-        """The record's of what was asked for; None lets the engine choose."""
-        if asked is None:
-            subnet = ipam.choose_subnet([*self._store.subnets(), *self._endpoints.kernel.socket().routes()])
-            return Subnet(str(subnet), str(next(subnet.hosts())))
-        subnet = ipam.check_subnet(asked.subnet, self._store.subnets())
-        gateway = asked.gateway or str(next(subnet.hosts()))
-        for name, address in asked.others.items():
-            if list(asked.others.values()).count(address) > 1 or address == gateway:
+    def _addressing(self, asked: dict[int, list[SubnetAsked]], shape: requests.Shape) -> list[Subnet]:
+        """The record's of what was asked for; the engine chooses where a family that there is to be has none."""
+        result: list[Subnet] = []
+        for version, enabled in ((4, shape.ipv4), (6, shape.ipv6)):
+            taken = [*self._store.subnets(), *(ip_network(subnet.subnet) for subnet in result)]
+            if enabled and not asked[version]:
+                routes = self._endpoints.kernel.socket().routes()
+                subnet = ipam.choose_subnet([*taken, *routes], version, self._store.sources)
+                result.append(Subnet(str(subnet), str(ipam.first_host(subnet))))
+            for one in asked[version]:
+                result.append(self._subnet(one, taken if enabled else []))
+                taken.append(ip_network(one.subnet, strict=False))
+        return result
+
+    def _subnet(self, asked: SubnetAsked, taken: list[ipam.Range]) -> Subnet:
+        subnet = ipam.check_subnet(asked.subnet, taken)
+        gateway = str(ip_address(asked.gateway)) if asked.gateway else str(ipam.first_host(subnet))
+        others = {name: str(ip_address(address)) for name, address in asked.others.items()}
+        for name, address in others.items():
+            if list(others.values()).count(address) > 1 or address == gateway:
                 raise EngineError(f"failed to allocate secondary ip address ({name}:{address}): Address already in use")
-        range_ = str(IPv4Network(asked.range, strict=False)) if asked.range else ""
-        return Subnet(str(subnet), gateway, range_, asked.others)
+        range_ = str(ip_network(asked.range, strict=False)) if asked.range else ""
+        return Subnet(str(subnet), gateway, range_, others)
 
     def remove(self, network: Network) -> None:
         """Remove a network that nobody is on. Raises Forbidden for a predefined one, and for one that is in use."""

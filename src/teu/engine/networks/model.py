@@ -3,18 +3,26 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
-from teu.engine.core.errors import BadRequest, Conflict
-from teu.engine.networks import firewall, ipam
-from teu.engine.networks.requests import (
+from teu.engine.core.errors import BadRequest, Conflict, EngineError
+from teu.engine.networks import firewall
+from teu.engine.networks.ipam import Address, Pool, Range
+from teu.engine.networks.options import (
+    DEFAULT_BRIDGE,
     OPTION_BINDING,
     OPTION_BRIDGE,
+    OPTION_HOST,
+    OPTION_INHIBIT,
     OPTION_MASQUERADE,
+    OPTION_MODES,
     OPTION_MTU,
     OPTION_PREFIX,
     OPTION_TALK,
+    OPTION_TRUSTED,
+    ROUTER,
     is_true,
 )
 
@@ -22,7 +30,6 @@ if TYPE_CHECKING:
     from teu.engine.containers.model import Container
     from teu.engine.networks.records import NetworkRecord
 
-DEFAULT_BRIDGE = "teu0"
 PREDEFINED = {"bridge": "bridge", "host": "host", "none": "null"}
 
 
@@ -36,46 +43,63 @@ class Attachment(NamedTuple):
 
 class Endpoint(NamedTuple):
     """A running container on a network. `number`: of our end of the pair, which may have changed its name since;
-    `interface`: the name of the other one; `driver`: the network's."""
+    `interface`: the name of the other one; `driver`: the network's; `address` and `address6`: of each family, None
+    where the network has none of it."""
 
     network: str
     name: str
     driver: str
-    address: IPv4Address
+    address: IPv4Address | None
+    address6: IPv6Address | None
     veth: str
     number: int
     interface: str
 
+    @property
+    def addresses(self) -> list[Address]:
+        """Those that it has, IPv4 first."""
+        return [address for address in (self.address, self.address6) if address is not None]
+
+    def of(self, version: int) -> Address | None:
+        """Its address of a family."""
+        return self.address if version == 4 else self.address6
+
 
 class Active:
-    """What a running container holds. `outward`: the endpoint with the default route and the published ports."""
+    """What a running container holds. `outward` and `outward6`: the endpoints with the default route and the published
+    ports of IPv4 and of IPv6."""
 
     def __init__(self, namespace: int = -1) -> None:
         self.namespace = namespace
         self.endpoints: list[Endpoint] = []
         self.outward: Endpoint | None = None
+        self.outward6: Endpoint | None = None
         self.published: list[firewall.Published] = []
         self.named = False  # it has the engine's resolver
 
 
 class Network:
-    """A network's record, and of a bridge network its pool of addresses. One whose record is damaged can be listed,
-    inspected and removed; what was on it when the daemon stopped stays there."""
+    """A network's record, and the pools of its addresses: of the families that it has, IPv4 first. One whose record is
+    damaged can be listed, inspected and removed; what was on it when the daemon stopped stays there.
 
-    def __init__(self, record: NetworkRecord, damage: str = "", row: int = 0) -> None:
+    `defaults`: options of the default bridge, which teud.yaml says and no record."""
+
+    def __init__(
+        self, record: NetworkRecord, damage: str = "", row: int = 0, defaults: dict[str, str] | None = None
+    ) -> None:
         """Raises ValueError where an address in the record is none."""
         self.record = record
         self.damage = damage
         self.row = row  # where a damaged record is in engine.db
-        self.pool: ipam.Pool | None = None
-        config = record.subnets[0] if record.subnets else None
-        if record.driver == "bridge" and config and config.subnet:
-            self.pool = ipam.Pool(
-                IPv4Network(config.subnet),
-                IPv4Address(config.gateway),
-                IPv4Network(config.range) if config.range else None,
-                [IPv4Address(address) for address in config.others.values()],
-            )
+        self._defaults = defaults or {}
+        self.pools: list[Pool] = []
+        self.addressed()
+
+    def addressed(self) -> None:
+        """Make the pools anew, of the record's subnets; nobody is on it. Raises ValueError."""
+        enabled = {4: self.record.ipv4, 6: self.record.ipv6}
+        used = [subnet for subnet in self.record.subnets if subnet.subnet and enabled[subnet.version]]
+        self.pools = sorted((subnet.pool() for subnet in used), key=lambda pool: pool.version)
 
     @property
     def id(self) -> str:
@@ -91,7 +115,7 @@ class Network:
 
     @property
     def options(self) -> dict[str, str]:
-        return self.record.options
+        return {**self._defaults, **self.record.options}
 
     @property
     def internal(self) -> bool:
@@ -113,8 +137,8 @@ class Network:
 
     @property
     def binding(self) -> str:
-        """The host's address at which ports are published that name none."""
-        return self.options.get(OPTION_BINDING) or "0.0.0.0"
+        """The host's address at which ports are published that name none; "" is every one, of both families."""
+        return self.options.get(OPTION_BINDING) or ""
 
     @property
     def prefix(self) -> str:
@@ -126,29 +150,101 @@ class Network:
         """Whether its containers may reach each other."""
         return is_true(self.options.get(OPTION_TALK, "true"))
 
-    def chosen_subnet(self) -> IPv4Network | None:
-        """The subnet that a user chose: its addresses may be asked for."""
-        if not self.is_user_defined or self.record.automatic_subnet or self.pool is None:
+    @property
+    def trusted(self) -> tuple[str, ...]:
+        """The host's interfaces whose neighbours reach published ports at the containers' own addresses."""
+        return tuple(name for name in self.options.get(OPTION_TRUSTED, "").split(":") if name)
+
+    def of(self, version: int) -> list[Pool]:
+        """The pools of a family."""
+        return [pool for pool in self.pools if pool.version == version]
+
+    def pool(self, version: int) -> Pool | None:
+        """The first of a family: of a bridge the only one."""
+        return next(iter(self.of(version)), None)
+
+    def missing(self) -> list[int]:
+        """The families that it is to have, and has no subnet of."""
+        enabled = {4: self.record.ipv4, 6: self.record.ipv6}
+        return [version for version in (4, 6) if enabled[version] and not self.of(version)]
+
+    def chosen_subnets(self, version: int) -> list[Range]:
+        """The subnets of a family that a user chose: their addresses may be asked for."""
+        automatic = self.record.automatic_subnet if version == 4 else self.record.automatic_subnet6
+        if not self.is_user_defined or automatic:
+            return []
+        return [pool.subnet for pool in self.of(version)]
+
+    def mode(self, version: int) -> str:
+        """How a bridge leads a family outside: nat, nat-unprotected, routed, or isolated, which is not at all."""
+        return self.options.get(OPTION_MODES[version]) or "nat"
+
+    def has_own_address(self, version: int) -> bool:
+        """Whether the bridge has the gateway's address: it may be somebody else's, or nobody's."""
+        if self.mode(version) == "isolated":
+            return False
+        return version == 6 or not is_true(self.options.get(OPTION_INHIBIT, "false"))
+
+    def router(self, address: Address) -> Address | None:
+        """By whom a container with that address goes out; None: by nobody."""
+        if self.internal or self.mode(address.version) == "isolated":
             return None
-        return self.pool.subnet
+        for pool in self.of(address.version):
+            if address in pool.subnet:
+                named = next((one for one in self.record.subnets if one.subnet == str(pool.subnet)), None)
+                other = named.others.get(ROUTER[address.version]) if named and not self.is_user_defined else None
+                return ip_address(other) if other else pool.gateway
+        return None
+
+    def pool_of(self, address: Address) -> Pool | None:
+        """The pool that an address is of."""
+        return next((pool for pool in self.pools if address in pool.subnet), None)
+
+    def take(self, version: int, wanted: str = "") -> Address | None:
+        """An address of a family, or exactly the wanted one; None where the network has none of it. Raises BadRequest,
+        Conflict, EngineError."""
+        pools = self.of(version)
+        if not pools:
+            if wanted:
+                raise BadRequest(f"network {self.name} has no IPv{version} addresses: {wanted} cannot be had")
+            return None
+        for pool in pools[:-1]:
+            try:
+                return pool.take(wanted)
+            except Conflict:
+                raise
+            except EngineError:
+                continue
+        return pools[-1].take(wanted)
+
+    def mark(self, addresses: Iterable[Address]) -> None:
+        """Somebody has them already."""
+        for address in addresses:
+            for pool in self.pools:
+                pool.mark(address)
+
+    def give_back(self, addresses: Iterable[Address]) -> None:
+        """Of who has left."""
+        for address in addresses:
+            for pool in self.pools:
+                pool.give_back(address)
 
     def must_be_whole(self) -> None:
         if self.damage:
             raise Conflict(f"network {self.name} can only be inspected and removed: {self.damage}")
 
-    def addressing(self) -> ipam.Pool:
-        if self.pool is None:
+    def must_have_addresses(self) -> None:
+        if not self.pools:
             raise BadRequest(f"network {self.name} has no addresses: its driver is {self.driver}")
-        return self.pool
 
     def bridge(self) -> firewall.Bridge:
-        return firewall.Bridge(
-            self.interface,
-            self.addressing().subnet,
-            self.internal,
-            is_true(self.options.get(OPTION_MASQUERADE, "true")),
-            self.talk,
-        )
+        ways = []
+        for pool in self.pools:
+            version = pool.version
+            mode = self.mode(version)
+            masquerade = is_true(self.options.get(OPTION_MASQUERADE, "true")) and mode.startswith("nat")
+            ways.append(firewall.Way(pool.subnet, masquerade, mode, self.options.get(OPTION_HOST[version]) or ""))
+        return firewall.Bridge(self.interface, tuple(ways), self.internal, self.talk, self.trusted)
 
 
 def network_mode(container: Container) -> str:
@@ -159,5 +255,14 @@ def network_mode(container: Container) -> str:
     return "bridge" if mode == "default" else mode
 
 
-def automatic_mac(address: IPv4Address) -> str:
-    return "02:42:" + address.packed.hex(":")
+def automatic_mac(addresses: Iterable[Address]) -> str:
+    """Of the first of a container's addresses, and of the end of an IPv6 one."""
+    address = next(iter(addresses))
+    return "02:42:" + address.packed[-4:].hex(":")
+
+
+def link_local(mac: str) -> IPv6Address:
+    """The address that an interface gives itself (RFC 4291, appendix A)."""
+    parts = bytearray(bytes.fromhex(mac.replace(":", "")))
+    parts[0] ^= 2
+    return IPv6Address(b"\xfe\x80" + bytes(6) + bytes(parts[:3]) + b"\xff\xfe" + bytes(parts[3:]))

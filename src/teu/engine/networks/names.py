@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from teu.engine.containers.hostconfig import link
@@ -15,6 +14,7 @@ from teu.linux.resolver import host_resolver
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
     from teu.engine.containers.store import Containers
+    from teu.engine.networks.ipam import Address
     from teu.engine.networks.model import Active, Endpoint
     from teu.engine.networks.store import Store
 
@@ -55,7 +55,7 @@ class Names:
 
     def _servers(self, container: Container, active: Active) -> list[str]:
         """Who is asked for other names: nobody where all networks are internal."""
-        if active.outward is None:
+        if active.outward is None and active.outward6 is None:
             return []
         return list(container.host_config.dns) or host_resolver(False).servers
 
@@ -79,12 +79,14 @@ class Names:
                 result.append((endpoint, list(dict.fromkeys(names))))
         return result
 
-    def _addresses(self, container_id: str, name: str) -> list[IPv4Address] | None:
+    def _addresses(self, container_id: str, name: str) -> list[Address] | None:
+        """Of both families; None for a name that is none of theirs."""
         neighbours = self._neighbours(container_id)
         links = self._links(container_id)
         found = [
-            endpoint.address
+            address
             for endpoint, names in neighbours
+            for address in endpoint.addresses
             if any(
                 name in (known.lower(), f"{known}.{endpoint.name}".lower())
                 for known in (*names, *(alias for target, alias in links.get(endpoint.name, ()) if target in names))
@@ -100,8 +102,8 @@ class Names:
             return {}
         return {name: [link(text) for text in one.links or ()] for name, one in networks.items()}
 
-    def _name(self, container_id: str, address: IPv4Address) -> str | None:
+    def _name(self, container_id: str, address: Address) -> str | None:
         for endpoint, names in self._neighbours(container_id):
-            if endpoint.address == address:
+            if address in endpoint.addresses:
                 return f"{names[0]}.{endpoint.name}"
         return None

@@ -1,26 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """The way out of a container: which of its networks has the default route and the published ports, and those ports.
 
-It is the first network that is not internal, by priority and name. It moves when that changes, and hosts and
-resolv.conf follow.
+It is the first network that is not internal, by priority and name, and for IPv6 the first of those that have IPv6. It
+moves when that changes, and hosts and resolv.conf follow.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from contextlib import suppress
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from teu.engine.containers.network_settings import HostPort
-from teu.engine.core.errors import EngineError
+from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.networks import firewall
 from teu.engine.networks.drivers.driver import Driver
 from teu.engine.networks.model import Active, Endpoint, Network
-from teu.engine.networks.ports import Binding, Ports, bindings, canonical, parse_port
+from teu.engine.networks.ports import (
+    Binding,
+    Ports,
+    bindings,
+    canonical,
+    host_addresses,
+    host_has_ipv6,
+    parse_port,
+)
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
+    from teu.engine.networks.ipam import Address
     from teu.engine.networks.store import Store
     from teu.linux.netlink import Socket
 
@@ -42,102 +52,165 @@ class Outward:
         return network
 
     def lead(self, container: Container, active: Active, inner: Socket) -> None:
-        """The default route and the published ports go by the network that is first among those with a way out: by
-        priority, then by name, as everywhere. Wherever a container's networks change, this follows."""
-        from teu.linux import netlink
-
-        networks = container.network_settings.networks
-        best = min(
-            (endpoint for endpoint in active.endpoints if not self.network(endpoint).internal),
-            key=lambda endpoint: (-networks[endpoint.name].gateway_priority, endpoint.name),
-            default=None,
-        )
-        before = active.outward
-        if best == before and container.network_settings.outward is not None:
+        """The default routes and the published ports go by the networks that are first among those with a way out: by
+        priority, then by name, as everywhere; for each family by one that has it. Wherever a container's networks
+        change, this follows."""
+        settled = container.network_settings.outward is not None
+        before = (active.outward, active.outward6)
+        after = (self._best(container, active, 4), self._best(container, active, 6))
+        if settled and after == before:
             return
-        if before is not None and best is None and before in active.endpoints:
-            with suppress(OSError):
-                gateway = self.network(before).addressing().gateway
-                inner.send([netlink.delete_default_route(gateway)])
+        for old, new, version in zip(before, after, (4, 6), strict=True):
+            if old is not None and new is None and old in active.endpoints:
+                self._no_route(old, version, inner)
         used = {(entry.port, entry.protocol): entry.host_port for entry in active.published}
         self.unpublish(container, active)
-        active.outward = best
-        container.network_settings.outward = best.name if best else ""
-        if best is not None:
-            network = self.network(best)
-            inner.send([netlink.default_route(network.addressing().gateway)])
-            self._publish(container, active, network, best, used)
+        active.outward, active.outward6 = after
+        container.network_settings.outward = after[0].name if after[0] else ""
+        container.network_settings.outward6 = after[1].name if after[1] else ""
+        for endpoint, version in ((after[0], 4), (after[1], 6)):
+            if endpoint is not None:
+                self._route(endpoint, version, inner)
+        if any(after):
+            self._publish(container, active, used)
+
+    def _best(self, container: Container, active: Active, version: int) -> Endpoint | None:
+        """The endpoint by which a family goes out."""
+        networks = container.network_settings.networks
+        ways = [endpoint for endpoint in active.endpoints if self._router(endpoint, version) is not None]
+        return min(ways, key=lambda one: (-networks[one.name].gateway_priority, one.name), default=None)
+
+    def _router(self, endpoint: Endpoint, version: int) -> Address | None:
+        address = endpoint.of(version)
+        if address is None:
+            return None
+        return self._drivers[endpoint.driver].router(self.network(endpoint), address)
+
+    def _route(self, endpoint: Endpoint, version: int, inner: Socket) -> None:
+        from teu.linux import netlink
+
+        router = self._router(endpoint, version)
+        assert router is not None
+        index = netlink.link_index(inner.link(endpoint.interface))
+        inner.send([netlink.default_route(router, index)])
+
+    def _no_route(self, endpoint: Endpoint, version: int, inner: Socket) -> None:
+        """Its network's router may be the other end of nothing by now; what fails was not there."""
+        from teu.linux import netlink
+
+        address = endpoint.of(version)
+        pool = self.network(endpoint).pool_of(address) if address else None
+        if pool is not None and pool.gateway is not None:
+            with suppress(OSError):
+                inner.send([netlink.delete_default_route(pool.gateway)])
 
     def gateway(self, active: Active) -> str:
         """An address of the host for the container; "" where it is on no network."""
-        endpoint = active.outward or next(iter(active.endpoints), None)
-        return str(self.network(endpoint).addressing().gateway) if endpoint else ""
+        for endpoint in (active.outward, active.outward6, *active.endpoints):
+            for address in endpoint.addresses if endpoint else ():
+                assert endpoint is not None
+                network = self.network(endpoint)
+                pool = network.pool_of(address)
+                if pool is not None and pool.gateway is not None and network.has_own_address(address.version):
+                    return str(pool.gateway)
+        return ""
 
     def unpublish(self, container: Container, active: Active) -> None:
         """Of a container that runs on. Raises EngineError."""
         container.network_settings.ports = {}
         if active.published:
             entries, active.published = active.published, []
-            for entry in entries:
-                self.ports.release(entry.protocol, entry.host_address, entry.host_port)
-            assert active.outward is not None
-            self._drivers[active.outward.driver].unpublish(entries)
+            self._release(entries)
+            for endpoint, some in self._by_endpoint(active, entries):
+                self._drivers[endpoint.driver].unpublish(some)
 
-    def _publish(
-        self,
-        container: Container,
-        active: Active,
-        network: Network,
-        endpoint: Endpoint,
-        used: dict[tuple[int, str], int],
-    ) -> None:
+    def _release(self, entries: list[firewall.Published]) -> None:
+        for entry in entries:
+            if entry.host_port:
+                self.ports.release(entry.protocol, entry.host_address, entry.host_port)
+
+    def _by_endpoint(
+        self, active: Active, entries: list[firewall.Published]
+    ) -> Iterator[tuple[Endpoint, list[firewall.Published]]]:
+        for endpoint, version in ((active.outward, 4), (active.outward6, 6)):
+            some = [entry for entry in entries if ip_address(entry.address).version == version]
+            if endpoint is not None and some:
+                yield endpoint, some
+
+    def _publish(self, container: Container, active: Active, used: dict[tuple[int, str], int]) -> None:
         """`used`: host ports that were chosen before, and are kept where they are free."""
         exposed = {canonical(key): value for key, value in (container.config.exposed_ports or {}).items()}
         shown: dict[str, list[HostPort] | None] = dict.fromkeys(exposed)
-        for wanted in bindings(container.host_config, exposed, network.binding):
-            owner = f"{container.name} ({container.id})"
-            port = self._reserve(wanted, used.get((wanted.port, wanted.protocol), 0), owner)
-            active.published.append(
-                firewall.Published(wanted.protocol, wanted.address, port, str(endpoint.address), wanted.port)
-            )
+        for wanted in bindings(container.host_config, exposed):
             key = f"{wanted.port}/{wanted.protocol}"
-            shown[key] = [*(shown.get(key) or []), HostPort(wanted.address, str(port))]
-        if active.published:
-            self._drivers[endpoint.driver].publish(endpoint, active.published)
+            places = self._places(container, active, wanted)
+            natted = [entry.host_address for entry in places if entry.host_port]
+            port = 0
+            if natted:
+                owner = f"{container.name} ({container.id})"
+                port = self._reserve(wanted, natted, used.get((wanted.port, wanted.protocol), 0), owner)
+            for place in places:
+                entry = place._replace(host_port=port if place.host_port else 0)
+                if entry in active.published:  # open already, for another host port
+                    continue
+                active.published.append(entry)
+                number = str(entry.host_port) if entry.host_port else ""
+                shown[key] = [*(shown.get(key) or []), HostPort(entry.host_address, number)]
+            shown.setdefault(key, None)
+        for endpoint, some in self._by_endpoint(active, active.published):
+            self._drivers[endpoint.driver].publish(endpoint, some)
         container.network_settings.ports = shown
 
-    def _reserve(self, wanted: Binding, before: int, owner: str) -> int:
+    def _places(self, container: Container, active: Active, wanted: Binding) -> list[firewall.Published]:
+        """Where a binding is to be published; host port 0 where that is at the container's own address. Raises
+        BadRequest where an address is named of a family that the container does not have."""
+        result = []
+        for version, endpoint in ((4, active.outward), (6, active.outward6)):
+            other = endpoint or active.outward or active.outward6
+            assert other is not None
+            host = host_addresses(wanted.address, self.network(other).binding).get(version)
+            if host is None or version == 6 and not wanted.address and not host_has_ipv6():
+                continue
+            if endpoint is None:
+                if wanted.address:
+                    raise BadRequest(
+                        f"port {wanted.port}/{wanted.protocol} cannot be published at {host}: container"
+                        f" {container.name} has no IPv{version} address; put it on a network with IPv{version}"
+                    )
+                continue
+            network = self.network(endpoint)
+            routed = network.mode(version) == "routed"
+            result.append(
+                firewall.Published(
+                    wanted.protocol,
+                    host,
+                    0 if routed else wanted.first or 1,  # reserved in a moment
+                    str(endpoint.of(version)),
+                    wanted.port,
+                    bool(network.trusted),
+                )
+            )
+        return result
+
+    def _reserve(self, wanted: Binding, addresses: list[str], before: int, owner: str) -> int:
         if before and wanted.first <= before <= wanted.last or before and not wanted.first:
             with suppress(EngineError):
-                return self.ports.reserve(wanted._replace(first=before, last=before), owner)
-        return self.ports.reserve(wanted, owner)
+                return self.ports.reserve(wanted._replace(first=before, last=before), addresses, owner)
+        return self.ports.reserve(wanted, addresses, owner)
 
     def withdraw(self, active: Active) -> None:
         """Of a container that has ended. Never fails."""
-        if active.published:
-            assert active.outward is not None
-            self._drivers[active.outward.driver].withdraw(active.published)
-        for entry in active.published:
-            self.ports.release(entry.protocol, entry.host_address, entry.host_port)
+        for endpoint, some in self._by_endpoint(active, active.published):
+            self._drivers[endpoint.driver].withdraw(some)
+        self._release(active.published)
 
     def hold_again(self, container: Container, active: Active) -> None:
         """After a start of the daemon: what its record says is published."""
         for key, entries in container.network_settings.ports.items():
             try:
                 port, protocol = parse_port(key)
-                for entry in (entries or []) if active.outward else []:
-                    host_ip, host_port = str(IPv4Address(entry.address)), int(entry.port)
-                    if not self.ports.hold_again(protocol, host_ip, host_port):
-                        log.warning(
-                            "port %s of container %s is bound by another process",
-                            host_port,
-                            container.name,
-                            extra=container.fields,
-                        )
-                    assert active.outward
-                    active.published.append(
-                        firewall.Published(protocol, host_ip, host_port, str(active.outward.address), port)
-                    )
+                for place in entries or []:
+                    self._hold(container, active, port, protocol, place)
             except (ValueError, OverflowError, EngineError) as error:
                 log.error(
                     "port %s of container %s is not published any more: %s",
@@ -146,3 +219,17 @@ class Outward:
                     error,
                     extra=container.fields,
                 )
+
+    def _hold(self, container: Container, active: Active, port: int, protocol: str, place: HostPort) -> None:
+        host = ip_address(place.address)
+        endpoint = active.outward if host.version == 4 else active.outward6
+        address = endpoint.of(host.version) if endpoint else None
+        if endpoint is None or address is None:
+            return
+        number = int(place.port or 0)
+        if number and not self.ports.hold_again(protocol, str(host), number):
+            log.warning(
+                "port %s of container %s is bound by another process", number, container.name, extra=container.fields
+            )
+        direct = bool(self.network(endpoint).trusted)
+        active.published.append(firewall.Published(protocol, str(host), number, str(address), port, direct))

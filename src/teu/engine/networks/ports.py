@@ -3,6 +3,7 @@
 
 A reserved port is a socket that the engine keeps: bound, and for TCP also listening, so that nothing else can
 take the port and whoever asks the kernel sees it in use. Packets never reach it: they are redirected before.
+Where one port is published in both families it has one number, and two sockets.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 import socket
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
-from teu.engine.core.errors import BadRequest, EngineError, Unsupported
+from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.core.fields import PortBinding
 
 if TYPE_CHECKING:
@@ -22,11 +25,20 @@ if TYPE_CHECKING:
 
     from teu.engine.core.fields import HostConfig
 
-PROTOCOLS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "sctp": socket.SOCK_SEQPACKET}
+PROTOCOLS = {
+    "tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
+    "udp": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+}
+EVERY = {4: "0.0.0.0", 6: "::"}
+_NO_SCTP = (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT)
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+_ATTEMPTS = 20  # to find a port that is free in both families
 
 
 class Binding(NamedTuple):
-    """One wanted binding; host ports from first to last may be taken, 0 lets the kernel choose."""
+    """One wanted binding. `address`: of the host, "" where none was named; host ports from first to last may be taken,
+    0 lets the kernel choose."""
 
     port: int
     protocol: str
@@ -51,36 +63,29 @@ def canonical(text: str) -> str:
     return "{}/{}".format(*parse_port(text))
 
 
-def bindings(host_config: HostConfig, exposed: Iterable[str], default_address: str) -> list[Binding]:
-    """All bindings of a container's HostConfig. Raises BadRequest, Unsupported."""
+def bindings(host_config: HostConfig, exposed: Iterable[str]) -> list[Binding]:
+    """All bindings of a container's HostConfig. Raises BadRequest."""
     result = []
     asked = host_config.port_bindings
     for key, entries in asked.items():
         port, protocol = parse_port(key)
-        if protocol == "sctp" and entries:
-            raise Unsupported("publishing SCTP ports is not supported")
         for entry in entries or [PortBinding()]:
-            result.append(_binding(port, protocol, entry, default_address))
+            result.append(_binding(port, protocol, entry))
     if host_config.publish_all_ports:
         known = {parse_port(key) for key in asked}
         for key in exposed:
             if parse_port(key) not in known:
-                result.append(Binding(*parse_port(key), default_address, 0, 0))
+                result.append(Binding(*parse_port(key), "", 0, 0))
     return result
 
 
-def _binding(port: int, protocol: str, entry: PortBinding, default_address: str) -> Binding:
-    address = entry.host_ip or default_address
-    try:
-        IPv4Address(address)
-    except AddressValueError:
+def _binding(port: int, protocol: str, entry: PortBinding) -> Binding:
+    address = entry.host_ip or ""
+    if address:
         try:
-            wanted = IPv6Address(address.strip("[]"))
-        except AddressValueError:
+            address = str(ip_address(address.strip("[]")))
+        except ValueError:
             raise BadRequest(f"invalid IP address: {address}") from None
-        raise Unsupported(
-            f"publishing at the IPv6 address {wanted} is not supported; name an IPv4 address, or none for all of them"
-        ) from None
     text = entry.host_port or ""
     first, dash, last = text.partition("-")
     if not text:
@@ -93,19 +98,39 @@ def _binding(port: int, protocol: str, entry: PortBinding, default_address: str)
     return Binding(port, protocol, address, low, high)
 
 
+def host_addresses(named: str, usual: str) -> dict[int, str]:
+    """By family, the host's address for a binding that names one, or none. `usual`: the network's for those that name
+    none, "" for every one of both families."""
+    chosen = ip_address(named or usual or EVERY[4])
+    if named or not chosen.is_unspecified:
+        return {chosen.version: str(chosen)}
+    return dict(EVERY)
+
+
 class Reservation(NamedTuple):
-    socket: socket.socket
+    """`socket`: None where the kernel knows no such protocol, and so no port of it that could be taken."""
+
+    socket: socket.socket | None
     port: int
 
 
 def _try(protocol: str, address: str, port: int) -> Reservation:
-    sock = socket.socket(socket.AF_INET, PROTOCOLS[protocol])
+    kind, number = PROTOCOLS[protocol]
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
+        sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, number)
+    except OSError as error:
+        if protocol == "sctp" and error.errno in _NO_SCTP:
+            return Reservation(None, port or random.randint(32768, 60999))
+        raise
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if protocol == "tcp":
             # Connections of an earlier user that still linger do not stand in the way.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))
-        if protocol == "tcp":
+        if protocol != "udp":
             sock.listen(0)
         return Reservation(sock, int(sock.getsockname()[1]))
     except BaseException:
@@ -113,38 +138,69 @@ def _try(protocol: str, address: str, port: int) -> Reservation:
         raise
 
 
+def host_has_ipv6() -> bool:
+    """Whether ports can be taken in that family at all."""
+    try:
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    except OSError:
+        return False
+    with sock:
+        return os.path.exists("/proc/sys/net/ipv6")
+
+
 class Ports:
     """Which host ports the engine's containers hold. Not thread-safe: networks' lock guards it."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, str, int], socket.socket] = {}
+        self._held: dict[tuple[str, str, int], socket.socket | None] = {}
 
     def _taken(self, protocol: str, address: str, port: int) -> bool:
-        every = IPv4Address(address).is_unspecified
-        return any(
-            p == protocol and n == port and (every or a == address or IPv4Address(a).is_unspecified)
-            for p, a, n in self._held
-        )
+        wanted = ip_address(address)
+        for held_protocol, text, number in self._held:
+            if held_protocol == protocol and number == port:
+                held = ip_address(text)
+                if held.version == wanted.version and (wanted.is_unspecified or held.is_unspecified or held == wanted):
+                    return True
+        return False
 
-    def reserve(self, wanted: Binding, owner: str) -> int:
-        """Take a host port; `owner` is for the message. Raises EngineError with docker's words."""
+    def reserve(self, wanted: Binding, addresses: Sequence[str], owner: str) -> int:
+        """Take a host port, the same at each of the addresses; `owner` is for the message. Raises EngineError with
+        docker's words."""
         prefix = f"driver failed programming external connectivity on endpoint {owner}: "
         refusal = ""
-        for port in range(wanted.first, wanted.last + 1):
-            if port and self._taken(wanted.protocol, wanted.address, port):
-                refusal = f"Bind for {wanted.address}:{port} failed: port is already allocated"
-                continue
+        candidates = range(wanted.first, wanted.last + 1) if wanted.first else [0] * _ATTEMPTS
+        for port in candidates:
             try:
-                reservation = _try(wanted.protocol, wanted.address, port)
-            except OSError as error:
-                reason = "bind: " + os.strerror(error.errno or errno.EIO).lower()
-                refusal = f"failed to bind port {wanted.address}:{port}/{wanted.protocol}: {reason}"
-                if error.errno == errno.EADDRNOTAVAIL:
+                return self._reserve_all(wanted.protocol, addresses, port)
+            except _Refused as error:
+                refusal = str(error)
+                if error.final:
                     break
-                continue
-            self._held[wanted.protocol, wanted.address, reservation.port] = reservation.socket
-            return reservation.port
         raise EngineError(prefix + refusal)
+
+    def _reserve_all(self, protocol: str, addresses: Sequence[str], port: int) -> int:
+        """Raises _Refused, and holds nothing then."""
+        taken: list[tuple[str, str, int]] = []
+        try:
+            for address in addresses:
+                if port and self._taken(protocol, address, port):
+                    raise _Refused(f"Bind for {_shown(address)}:{port} failed: port is already allocated", False)
+                try:
+                    reservation = _try(protocol, address, port)
+                except OSError as error:
+                    reason = "bind: " + os.strerror(error.errno or errno.EIO).lower()
+                    raise _Refused(
+                        f"failed to bind port {_shown(address)}:{port}/{protocol}: {reason}",
+                        error.errno in _NO_IPV6,
+                    ) from None
+                port = reservation.port
+                taken.append((protocol, address, port))
+                self._held[taken[-1]] = reservation.socket
+        except BaseException:
+            for one in taken:
+                self.release(*one)
+            raise
+        return port
 
     def hold_again(self, protocol: str, address: str, port: int) -> bool:
         """After a restart of the daemon; False where somebody has taken the port meanwhile."""
@@ -164,5 +220,18 @@ class Ports:
 
     def close(self) -> None:
         for sock in self._held.values():
-            sock.close()
+            if sock is not None:
+                sock.close()
         self._held.clear()
+
+
+class _Refused(Exception):
+    """A port is not to be had. `final`: nor is any other at that address."""
+
+    def __init__(self, text: str, final: bool) -> None:
+        super().__init__(text)
+        self.final = final
+
+
+def _shown(address: str) -> str:
+    return f"[{address}]" if ":" in address else address

@@ -2,8 +2,9 @@
 """The record of a network: how it is read from engine.db, where it has the API's form without the containers, and
 written there.
 
-Two members are not the API's: AutomaticSubnet (nobody chose its subnet) and OwnBridge (we made the bridge of that
-name). Members that this teud does not know are kept for the one that wrote them.
+Three members are not the API's: AutomaticSubnet and AutomaticSubnet6 (nobody chose its subnet of that family), and
+OwnBridge (we made the bridge of that name). Members that this teud does not know are kept for the one that wrote them.
+IPAM.Config has the subnets of both families; those of one that is not enabled are kept, and not used.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import uuid
 from collections.abc import Mapping
 from hashlib import sha256
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_address, ip_network
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,6 +33,7 @@ from teu.engine.core.records import (
     text,
 )
 from teu.engine.core.times import timestamp
+from teu.engine.networks.ipam import Pool
 
 if TYPE_CHECKING:
     from teu.oci.jsontext import Json
@@ -46,8 +48,24 @@ class Subnet(NamedTuple):
     range: str = ""
     others: Mapping[str, str] = MappingProxyType({})
 
+    @property
+    def version(self) -> int:
+        """Its family, 4 or 6."""
+        return 6 if ":" in self.subnet else 4
+
+    def pool(self) -> Pool:
+        """The addresses in it. Raises ValueError where one of the texts is none."""
+        return Pool(
+            ip_network(self.subnet),
+            ip_address(self.gateway) if self.gateway else None,
+            ip_network(self.range, strict=False) if self.range else None,
+            [ip_address(address) for address in self.others.values()],
+        )
+
     def encode(self) -> dict[str, Json]:
-        result: dict[str, Json] = {"Subnet": self.subnet, "Gateway": self.gateway}
+        result: dict[str, Json] = {"Subnet": self.subnet}
+        if self.gateway:
+            result["Gateway"] = self.gateway
         if self.range:
             result["IPRange"] = self.range
         if self.others:
@@ -69,7 +87,7 @@ class NetworkRecord:
         identity: str = "",
         created: str = "",
     ) -> None:
-        """`subnets`: the first is the one that counts; a bridge has no more. A new network gets an id, and this
+        """`subnets`: of both families; a bridge has no more than one of each. A new network gets an id, and this
         moment."""
         self.id = identity or uuid.uuid4().hex + uuid.uuid4().hex
         self.name = name
@@ -79,17 +97,25 @@ class NetworkRecord:
         self.ipam_options = ipam_options
         self.options = options or {}
         self.labels = labels or {}
+        self.ipv4 = True
+        self.ipv6 = False
+        self.ipam_driver = "default"
         self.internal = False
         self.attachable = False
         self.automatic_subnet = False
+        self.automatic_subnet6 = False
         self.own_bridge = False
         self.other: dict[str, Json] = {}
 
     def encode(self) -> dict[str, Json]:
         """As it is saved."""
         result = self.shown()
+        if self.ipv4:  # as older ones know it
+            del result["EnableIPv4"]
         if self.automatic_subnet:
             result["AutomaticSubnet"] = True
+        if self.automatic_subnet6:
+            result["AutomaticSubnet6"] = True
         if self.own_bridge:
             result["OwnBridge"] = True
         return result
@@ -102,9 +128,10 @@ class NetworkRecord:
             "Created": self.created,
             "Scope": "local",
             "Driver": self.driver,
-            "EnableIPv6": False,
+            "EnableIPv4": self.ipv4,
+            "EnableIPv6": self.ipv6,
             "IPAM": {
-                "Driver": "default",
+                "Driver": self.ipam_driver,
                 "Options": self.ipam_options,
                 "Config": [subnet.encode() for subnet in self.subnets],
             },
@@ -139,12 +166,9 @@ def network(id: object, name: object, data: str | bytes | None) -> tuple[Network
         record.id = sha256(b"%r %r" % (data, id)).hexdigest()
     record.name = row_name or record.name or f"damaged_{record.id[:12]}"
     try:
-        for subnet in record.subnets[:1]:
+        for subnet in record.subnets:
             if subnet.subnet:
-                IPv4Network(subnet.subnet)
-                IPv4Address(subnet.gateway)
-                if subnet.range:
-                    IPv4Network(subnet.range)
+                subnet.pool()
     except ValueError as error:
         faults.append(f"IPAM.Config: {error}")
         record.subnets = []
@@ -153,10 +177,10 @@ def network(id: object, name: object, data: str | bytes | None) -> tuple[Network
 
 def _network(value: object, where: str, faults: Faults) -> NetworkRecord:
     given = Members(value, where, faults)
-    given.check(flag, "EnableIPv6", "Ingress", "ConfigOnly")  # of kinds of networks that are not made here
+    given.check(flag, "Ingress", "ConfigOnly")  # of kinds of networks that are not made here
     given.check(_TEXT, "Scope")
     given.check(mapping(anything), "ConfigFrom")
-    options, subnets = given.needed("IPAM", _ipam)
+    ipam_driver, options, subnets = given.needed("IPAM", _ipam)
     record = NetworkRecord(
         given.needed("Name", _NAME),
         given.needed("Driver", _TEXT),
@@ -167,9 +191,13 @@ def _network(value: object, where: str, faults: Faults) -> NetworkRecord:
         created=given.needed("Created", moment),
     )
     record.id = given.needed("Id", _ID)
+    record.ipv4 = given.take("EnableIPv4", flag, True)
+    record.ipv6 = given.take("EnableIPv6", flag, False)
+    record.ipam_driver = ipam_driver or "default"
     record.internal = given.take("Internal", _closed, False)
     record.attachable = given.take("Attachable", flag, False)
     record.automatic_subnet = given.take("AutomaticSubnet", flag, False)
+    record.automatic_subnet6 = given.take("AutomaticSubnet6", flag, False)
     record.own_bridge = given.take("OwnBridge", flag, False)
     record.other = given.rest()
     return record
@@ -180,10 +208,13 @@ def _closed(value: object, where: str, faults: Faults) -> bool:
     return flag(value, where, faults) if isinstance(value, bool) else not flag(value, where, faults)
 
 
-def _ipam(value: object, where: str, faults: Faults) -> tuple[dict[str, str] | None, list[Subnet]]:
+def _ipam(value: object, where: str, faults: Faults) -> tuple[str, dict[str, str] | None, list[Subnet]]:
     given = Members(value, where, faults)
-    given.check(_TEXT, "Driver")
-    return given.take("Options", _OPTIONAL_TEXT_MAP, None), given.take("Config", maybe(items(_subnet), []), [])
+    return (
+        given.take("Driver", _TEXT, ""),
+        given.take("Options", _OPTIONAL_TEXT_MAP, None),
+        given.take("Config", maybe(items(_subnet), []), []),
+    )
 
 
 def _subnet(value: object, where: str, faults: Faults) -> Subnet:

@@ -10,12 +10,15 @@ list.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
+from collections.abc import Collection, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
+from typing import NamedTuple
 
 from teu.engine.containers.hostconfig import link
 from teu.engine.core.errors import BadRequest, EngineError, Forbidden, NotFound
 from teu.engine.core.fields import EndpointAddresses, EndpointAsked, NetworkAsked, Networking, SubnetAsked
+from teu.engine.networks.ipam import Range
+from teu.engine.networks.options import INTERFACE, NO_INTERFACES, OPTION_ENABLED, OPTION_INTERNAL, is_true
 
 
 def endpoints(asked: Networking | None) -> dict[str, EndpointAsked]:
@@ -30,20 +33,7 @@ def endpoints(asked: Networking | None) -> dict[str, EndpointAsked]:
 
 # -- networks --------------------------------------------------------------------------------------------
 
-OPTION_BRIDGE = "com.docker.network.bridge.name"
-OPTION_TALK = "com.docker.network.bridge.enable_icc"
-OPTION_MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
-OPTION_BINDING = "com.docker.network.bridge.host_binding_ipv4"
-OPTION_MTU = "com.docker.network.driver.mtu"
-OPTION_PREFIX = "com.docker.network.container_iface_prefix"
-
 DEFAULT_DRIVER = "bridge"
-TRUE, FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE", "false", "False")
-INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}\Z")
-
-
-def is_true(text: str) -> bool:
-    return text in TRUE
 
 
 def check_name(name: str) -> None:
@@ -73,31 +63,46 @@ def check_network(asked: NetworkAsked, drivers: Collection[str]) -> None:
         raise BadRequest(
             "ConfigOnly: configuration-only networks are not supported; give each network its configuration"
         )
-    if asked.ipv6:
-        raise BadRequest("IPv6 networks are not supported; create the network without --ipv6")
-    if not asked.ipv4:
-        raise BadRequest("EnableIPv4: networks without IPv4 are not supported, as there is no IPv6")
     if asked.ipam.driver == "null":
         raise BadRequest("ipv4 pool is empty: a bridge network needs addresses, IPAM driver null has none")
     if asked.ipam.driver not in ("", "default"):
         raise NotFound(f'plugin "{asked.ipam.driver}" not found: addresses are given by the IPAM driver default here')
 
 
-def addressing(subnets: list[SubnetAsked]) -> SubnetAsked | None:
-    """The one IPAM.Config of a request, checked; None where the engine is to choose."""
+class Shape(NamedTuple):
+    """What a network is, of its request and its options: the options do not take away what the request gives."""
+
+    ipv4: bool
+    ipv6: bool
+    internal: bool
+
+
+def shape(asked: NetworkAsked, options: Mapping[str, str]) -> Shape:
+    """Raises BadRequest where it would have no addresses."""
+    ipv4 = asked.ipv4 and is_true(options.get(OPTION_ENABLED[4], "true"))
+    ipv6 = asked.ipv6 or is_true(options.get(OPTION_ENABLED[6], "false"))
+    if not ipv4 and not ipv6:
+        raise BadRequest("IPv4 or IPv6 must be enabled")
+    return Shape(ipv4, ipv6, asked.internal or is_true(options.get(OPTION_INTERNAL, "false")))
+
+
+def addressing(subnets: list[SubnetAsked], shape: Shape, several: bool) -> dict[int, list[SubnetAsked]]:
+    """The IPAM.Configs of a request, checked, by family; none of a family where the engine is to choose. `several`:
+    whether there may be more than one of a family. Raises BadRequest, Forbidden."""
     faults = []
+    result: dict[int, list[SubnetAsked]] = {4: [], 6: []}
     for asked in subnets:
         try:
             faults += _faults(asked)
+            result[ip_network(asked.subnet, strict=False).version].append(asked)
         except ValueError:
             faults.append(f"invalid subnet {asked.subnet}: invalid CIDR block notation; write it as 10.1.0.0/16")
     if faults:
         raise BadRequest("invalid network config:\n" + "\n".join(faults))
-    if any(ip_network(asked.subnet).version == 6 for asked in subnets):
-        raise BadRequest("IPv6 networks are not supported; create the network with an IPv4 subnet alone")
-    if len(subnets) > 1:
-        raise Forbidden("bridge driver doesn't support multiple subnets")
-    return subnets[0] if subnets else None
+    for version, enabled in ((4, shape.ipv4), (6, shape.ipv6)):
+        if enabled and len(result[version]) > 1 and not several:
+            raise Forbidden("bridge driver doesn't support multiple subnets")
+    return result
 
 
 def _faults(asked: SubnetAsked) -> list[str]:
@@ -106,7 +111,7 @@ def _faults(asked: SubnetAsked) -> list[str]:
         raise ValueError
     subnet = ip_network(asked.subnet, strict=False)
     result = []
-    if str(subnet) != asked.subnet.lower() and subnet.version == 4:
+    if ip_interface(asked.subnet).ip != subnet.network_address or subnet.version == 4 and str(subnet) != asked.subnet:
         result.append(f"invalid subnet {asked.subnet}: it should be {subnet}")
 
     def inside(what: str, text: str) -> None:
@@ -169,7 +174,7 @@ def _check_driver_options(options: dict[str, str]) -> None:
         if option == OPTION_SYSCTLS:
             endpoint_sysctls(options)
         elif option == OPTION_INTERFACE:
-            if not INTERFACE.match(value) or value in ("lo", ".", "..", "all", "default"):
+            if not INTERFACE.match(value) or value in NO_INTERFACES:
                 raise BadRequest(f"{option}: {value!r} is no name for an interface")
         else:
             raise BadRequest(
@@ -177,10 +182,13 @@ def _check_driver_options(options: dict[str, str]) -> None:
             )
 
 
-def check_endpoint(asked: EndpointAsked, name: str, user_defined: bool, subnet: IPv4Network | None) -> None:
-    """What a container asks for on a network. `subnet`: the one that a user chose, if so. Raises BadRequest."""
+def check_endpoint(
+    asked: EndpointAsked, name: str, user_defined: bool, subnets: Mapping[int, Sequence[Range]] | None
+) -> None:
+    """What a container asks for on a network. `subnets`: those that a user chose, by family; None where they are not
+    known. Raises BadRequest."""
     wrong = f"invalid config for network {name}"
-    reasons = _address_faults(asked.addresses or EndpointAddresses(), user_defined, subnet)
+    reasons = _address_faults(asked.addresses or EndpointAddresses(), user_defined, subnets)
     if asked.aliases and not user_defined:
         reasons.append("network-scoped alias is supported only for containers in user defined networks")
     if reasons:
@@ -201,15 +209,17 @@ def check_endpoint(asked: EndpointAsked, name: str, user_defined: bool, subnet: 
         )
 
 
-def _address_faults(asked: EndpointAddresses, user_defined: bool, subnet: IPv4Network | None) -> list[str]:
+def _address_faults(
+    asked: EndpointAddresses, user_defined: bool, subnets: Mapping[int, Sequence[Range]] | None
+) -> list[str]:
     """What is wrong with the addresses that are asked for."""
     reasons = []
     if (asked.ipv4 or asked.ipv6) and not user_defined:
         reasons.append("user specified IP address is supported on user defined networks only")
     if asked.ipv4:
-        reasons += _fault(asked.ipv4, "IPv4", IPv4Address, subnet)
+        reasons += _fault(asked.ipv4, "IPv4", IPv4Address, None if subnets is None else subnets[4])
     if asked.ipv6:
-        reasons += _fault(asked.ipv6, "IPv6", IPv6Address, None)
+        reasons += _fault(asked.ipv6, "IPv6", IPv6Address, None if subnets is None else subnets[6])
     for text in asked.link_local:
         try:
             good = ip_address(text).is_link_local and "%" not in text
@@ -221,19 +231,18 @@ def _address_faults(asked: EndpointAddresses, user_defined: bool, subnet: IPv4Ne
 
 
 def _fault(
-    text: str, family: str, kind: type[IPv4Address] | type[IPv6Address], subnet: IPv4Network | None
+    text: str, family: str, kind: type[IPv4Address] | type[IPv6Address], subnets: Sequence[Range] | None
 ) -> list[str]:
-    """Of one address. `subnet`: the one of its family, where a user chose one."""
+    """Of one address. `subnets`: those of its family that a user chose; None where they are not known."""
     reasons = []
     try:
         address = kind(text)
     except ValueError:
-        reasons.append(f"invalid {family} address: {text}")
-        address = None
-    if subnet is None:
+        return [f"invalid {family} address: {text}"]
+    if subnets is not None and not subnets:
         reasons.append(
             "user specified IP address is supported only when connecting to networks with user configured subnets"
         )
-    elif address is None or address not in subnet:
+    elif subnets and not any(address in subnet for subnet in subnets):
         reasons.append(f"no configured subnet or ip-range contain the IP address {text}")
     return reasons

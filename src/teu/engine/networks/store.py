@@ -12,12 +12,14 @@ import json
 import logging
 import threading
 from collections.abc import Collection
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.networks import records
+from teu.engine.networks.ipam import Range, Source
 from teu.engine.networks.model import PREDEFINED, Network
+from teu.engine.networks.options import Defaults
 from teu.engine.networks.records import NetworkRecord
 
 if TYPE_CHECKING:
@@ -29,28 +31,39 @@ log = logging.getLogger("teu.engine")
 class Store:
     """`lock` is of all that networks are: records, addresses, attachments, rules. Who changes several holds it."""
 
-    def __init__(self, database: Database, drivers: Collection[str]) -> None:
-        """`drivers`: the names of those that there are; of another one a record is damaged."""
+    def __init__(self, database: Database, drivers: Collection[str], defaults: Defaults | None = None) -> None:
+        """`drivers`: the names of those that there are; of another one a record is damaged. `defaults`: what teud.yaml
+        says."""
         self.lock = threading.RLock()
         self._database = database
         self._drivers = drivers
+        self.defaults = defaults or Defaults()
+        self.sources: list[Source] = []
+        """Where subnets are taken from that nobody chose; known from the start on."""
         self._networks: dict[str, Network] = {}
 
     def start(self) -> None:
         """Read all records, and make the networks that are always there."""
+        self.sources = self.defaults.sources(self._database.identity("engine-id"))
         for network in self._read():
             if network.id in self._networks:
                 network.record.id = f"{network.row:064x}"
             self._networks[network.id] = network
         for name, driver in PREDEFINED.items():
             known = next((network for network in self._networks.values() if network.name == name), None)
-            if known is None:
-                self.save(Network(NetworkRecord(name, driver, [])))
-            elif known.damage:
+            record = known.record if known else NetworkRecord(name, driver, [])
+            before = record.encode()
+            if known is not None and known.damage:
                 # Nobody can remove it and make it anew. It is what it always is, with the addresses it had.
                 self.forget(known)
-                kept = known.record
-                self.save(Network(NetworkRecord(name, driver, kept.subnets, kept.ipam_options, identity=kept.id)))
+                record = NetworkRecord(name, driver, record.subnets, record.ipam_options, identity=record.id)
+            if name == "bridge":
+                self.defaults.settle(record)
+            own = self.defaults.bridge_options if name == "bridge" else None
+            network = Network(record, defaults=own)
+            if known is None or known.damage or record.encode() != before:
+                self.save(network)
+            self._networks[network.id] = network
 
     def _read(self) -> list[Network]:
         """All records, the good ones first: nobody else gets their ids."""
@@ -65,7 +78,7 @@ class Store:
             if not faults:
                 try:
                     probe = Network(record)
-                    IPv4Address(probe.binding)
+                    ip_address(probe.binding or "0.0.0.0")
                     int(probe.mtu)
                 except (EngineError, ValueError) as error:
                     faults = [str(error)]
@@ -126,6 +139,6 @@ class Store:
         """Of exactly this id."""
         return self._networks.get(identity)
 
-    def subnets(self) -> list[IPv4Network]:
-        """Those of all networks."""
-        return [network.pool.subnet for network in self._networks.values() if network.pool]
+    def subnets(self) -> list[Range]:
+        """Those of all networks, of both families."""
+        return [pool.subnet for network in self._networks.values() for pool in network.pools]

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
 from teu.engine.containers.network_settings import Addresses, EndpointSettings
@@ -40,11 +39,11 @@ def check(
     exposed = container.config.exposed_ports or {}
     for key in exposed:
         parse_port(key)
-    bindings(host_config, exposed, "0.0.0.0")
+    bindings(host_config, exposed)
     container.network_settings.networks = {}
     if mode.startswith("container:"):
         for name, settings in endpoints.items():
-            requests.check_endpoint(settings, name, False, None)
+            requests.check_endpoint(settings, name, False, {4: [], 6: []})
         with contextlib.suppress(NotFound):
             host_config.network_mode = f"container:{containers.get(mode.partition(':')[2]).id}"
         return
@@ -127,8 +126,8 @@ def asked_endpoint(name: str, network: Network | None, asked: EndpointAsked) -> 
     """The record of an endpoint that was asked for. Raises BadRequest."""
     user_defined = network is None or network.is_user_defined
     # Of a network that does not exist yet it is not known which addresses it will have.
-    subnet = network.chosen_subnet() if network else IPv4Network("0.0.0.0/0")
-    requests.check_endpoint(asked, name, user_defined, subnet)
+    subnets = {version: network.chosen_subnets(version) for version in (4, 6)} if network else None
+    requests.check_endpoint(asked, name, user_defined, subnets)
     wanted = asked.addresses
     return EndpointSettings(
         network.id if network else "",

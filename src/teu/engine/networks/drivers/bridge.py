@@ -20,27 +20,18 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
-from teu.engine.core.errors import BadRequest, Conflict, EngineError
+from teu.engine.core.errors import Conflict, EngineError
 from teu.engine.networks import firewall, ipam
 from teu.engine.networks.drivers.driver import Context, Plug
+from teu.engine.networks.ipam import Address
 from teu.engine.networks.model import Endpoint, Network
+from teu.engine.networks.options import OPTION_BRIDGE, check_bridge
 from teu.engine.networks.records import Subnet
-from teu.engine.networks.requests import (
-    FALSE,
-    INTERFACE,
-    OPTION_BINDING,
-    OPTION_BRIDGE,
-    OPTION_MASQUERADE,
-    OPTION_MTU,
-    OPTION_PREFIX,
-    OPTION_TALK,
-    TRUE,
-)
 from teu.linux import nftables
-from teu.linux.forwarding import Marker
+from teu.linux.forwarding import Marker, forwards
 
 if TYPE_CHECKING:
     from teu.linux.netlink import Link, Socket
@@ -51,16 +42,11 @@ log = logging.getLogger("teu.engine")
 VETH = re.compile(r"teu[0-9a-f]{10}[0-9a-f]{1,2}\Z")
 BRIDGE = re.compile(r"teu-[0-9a-f]{11}\Z")
 
-OPTION_DEFAULT = "com.docker.network.bridge.default_bridge"  # what inspect says of docker0; people copy it
-USED_OPTIONS = (OPTION_BRIDGE, OPTION_TALK, OPTION_MASQUERADE, OPTION_BINDING, OPTION_MTU, OPTION_PREFIX)
-# Known to docker, and here only in the one value that says how things are anyway.
-_FIXED_OPTIONS = {
-    "com.docker.network.bridge.inhibit_ipv4": "false",
-    "com.docker.network.bridge.gateway_mode_ipv4": "nat",
-    "com.docker.network.enable_ipv4": "true",
-    "com.docker.network.enable_ipv6": "false",
-    "com.docker.network.internal": "false",
-}
+# The bridge's own address, by which its neighbours know it as a router (RFC 4861, 4.2).
+LINK_LOCAL = IPv6Address("fe80::1")
+LOOPBACK = IPv6Address("::1")
+_CONF = "/proc/sys/net/ipv6/conf"
+_FILTERED = "/proc/sys/net/bridge/bridge-nf-call-ip6tables"
 
 
 class Bridge:
@@ -68,6 +54,7 @@ class Bridge:
 
     own_namespace = True
     connects = True
+    several_subnets = False
 
     def __init__(self, context: Context) -> None:
         self._store = context.store
@@ -75,14 +62,16 @@ class Bridge:
         self._active = context.active
         self._forwarding = Marker(os.path.dirname(context.exec_root))
         self._stopping = context.stopping
+        self._defaults = context.defaults
+        self._told: set[str] = set()
         self._table = False
         self._watcher: threading.Thread | None = None
 
     def start(self) -> None:
         nftables.reserve()
 
-    def options(self, options: dict[str, str]) -> list[str]:
-        return _check_options(options)
+    def options(self, options: dict[str, str], internal: bool) -> list[str]:
+        return check_bridge(options, internal)
 
     def check(self, options: dict[str, str]) -> None:
         for other in self._store.all():
@@ -96,7 +85,12 @@ class Bridge:
 
     def _on_network(self, network: Network) -> int:
         """How many endpoints it has."""
-        return sum(endpoint.network == network.id for active in self._active.values() for endpoint in active.endpoints)
+        return sum(endpoint.network == network.id for endpoint in self._endpoints())
+
+    def _endpoints(self) -> Iterator[Endpoint]:
+        """Those of all networks of this driver."""
+        for active in self._active.values():
+            yield from (endpoint for endpoint in active.endpoints if endpoint.driver == "bridge")
 
     def up(self, network: Network) -> int:
         found = self._kernel.socket().link(network.interface) if self._on_network(network) else None
@@ -107,12 +101,8 @@ class Bridge:
         from teu.linux import netlink
 
         kernel = self._kernel.socket()
-        if network.pool is None and network.name == "bridge":
-            subnet = ipam.choose_subnet([*self._store.subnets(), *kernel.routes()])
-            network.record.subnets = [Subnet(str(subnet), str(next(subnet.hosts())))]
-            network.pool = Network(network.record).pool
-            self._store.save(network)
-        name, pool = network.interface, network.addressing()
+        self._choose_subnets(network)
+        name = network.interface
         found = kernel.link(name)
         if found is None:
             kernel.send([netlink.new_bridge(name, network.mtu)])
@@ -123,15 +113,71 @@ class Bridge:
         elif found.kind != "bridge":
             raise EngineError(f"interface {name} is not a bridge; rename it, or remove network {network.name}")
         index = netlink.link_index(found)
-        with contextlib.suppress(FileExistsError):
-            kernel.send([netlink.add_address(index, pool.gateway, pool.subnet.prefixlen)])
-        self._forwarding.turn_on()
-        _set(f"/proc/sys/net/ipv4/conf/{name}/route_localnet", "1")
+        for pool in network.pools:
+            if pool.version == 4:
+                _set(f"/proc/sys/net/ipv4/conf/{name}/route_localnet", "1")
+            if pool.gateway is not None and network.has_own_address(pool.version):
+                if pool.version == 6:
+                    self._ipv6_up(name, index)
+                with contextlib.suppress(FileExistsError):
+                    kernel.send([netlink.add_address(index, pool.gateway, pool.subnet.prefixlen)])
+        if not network.internal:
+            self._forward(network)
         # Who can send router advertisements in a container is not the host's router (CVE-2020-13401).
-        ipv6 = f"/proc/sys/net/ipv6/conf/{name}/accept_ra"
-        if os.path.exists(ipv6):
-            _set(ipv6, "0")
+        if os.path.exists(f"{_CONF}/{name}/accept_ra"):
+            _set(f"{_CONF}/{name}/accept_ra", "0")
         return index
+
+    def _choose_subnets(self, network: Network) -> None:
+        """Of the default bridge, which gets its subnets when it is used first; and none of a family that the host has
+        not."""
+        if not _has_ipv6() and network.record.ipv6:
+            network.pools = network.of(4)
+            self._tell_once(
+                f"this host has no IPv6 (/proc/sys/net/ipv6 is not there): network {network.name} is without it"
+            )
+            if not network.pools and network.record.subnets:
+                raise EngineError(f"network {network.name} has IPv6 alone, and this host has none")
+        elif network.missing() and not network.is_user_defined:
+            for version in network.missing():
+                taken = [*self._store.subnets(), *self._kernel.socket().routes()]
+                subnet = ipam.choose_subnet(taken, version, self._store.sources)
+                network.record.subnets.append(Subnet(str(subnet), str(ipam.first_host(subnet))))
+            network.addressed()
+            self._store.save(network)
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            log.warning("%s", text)
+
+    def _ipv6_up(self, name: str, index: int) -> None:
+        """A bridge that has IPv6, whatever the host's interfaces have by default."""
+        from teu.linux import netlink
+
+        for setting in ("disable_ipv6", "accept_dad"):
+            _set(f"{_CONF}/{name}/{setting}", "0")
+        with contextlib.suppress(FileExistsError):
+            self._kernel.socket().send([netlink.add_address(index, LINK_LOCAL, 64)])
+        # By this the replies come back to who has asked [::1]:PORT. The kernel itself drops what others send there.
+        self._kernel.socket().send([netlink.local_route(LOOPBACK, index)])
+        with contextlib.suppress(OSError), open(_FILTERED) as file:
+            if file.read().strip() == "1":
+                self._tell_once(
+                    "net.bridge.bridge-nf-call-ip6tables is 1: ports that are published at [::1] are not reached there"
+                )
+
+    def _forward(self, network: Network) -> None:
+        families = [pool.version for pool in network.pools]
+        if not self._defaults.forwards:
+            for version in families:
+                if not forwards(version):
+                    self._tell_once(
+                        f"the host does not forward IPv{version}, and ip-forward is false: containers have no way out"
+                    )
+            return
+        for version in families:
+            self._forwarding.turn_on(version)
 
     def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, mac: str, inner: Socket) -> Plug:
         from teu.linux import netlink
@@ -154,6 +200,9 @@ class Bridge:
         number = netlink.link_index(inside)
         assert inside is not None
         return Plug(number, inside.peer)
+
+    def router(self, network: Network, address: Address) -> Address | None:
+        return network.router(address)
 
     def publish(self, endpoint: Endpoint, entries: list[firewall.Published]) -> None:
         from teu.linux import netlink
@@ -180,9 +229,9 @@ class Bridge:
                 self._kernel.delete_link(endpoint.veth)
         else:
             threading.Thread(target=self._drop_veth, args=(endpoint,), name="veth", daemon=True).start()
-        if network is None or network.pool is None:  # its record is damaged
+        if network is None or network.damage:
             return
-        if not any(active.endpoints for active in self._active.values()):
+        if not any(self._endpoints()):
             if self._table:
                 self._table = False
                 firewall.remove()
@@ -201,7 +250,7 @@ class Bridge:
                 log.warning("interface %s cannot be deleted: %s", endpoint.veth, error)
 
     def recover(self, links: list[Link], unknown: set[str]) -> None:
-        expected = {endpoint.veth for active in self._active.values() for endpoint in active.endpoints}
+        expected = {endpoint.veth for endpoint in self._endpoints()}
         bridges = {network.interface for network in self._store.all()}
         for link in links:
             stray = (
@@ -228,13 +277,13 @@ class Bridge:
 
     def _rules(self) -> tuple[list[firewall.Bridge], list[firewall.Published]]:
         return (
-            [network.bridge() for network in self._used() if network.pool is not None],
+            [network.bridge() for network in self._used() if network.pools],
             [entry for active in self._active.values() for entry in active.published],
         )
 
     def _used(self) -> list[Network]:
         """The networks that somebody is on."""
-        used = {endpoint.network for active in self._active.values() for endpoint in active.endpoints}
+        used = {endpoint.network for endpoint in self._endpoints()}
         return [network for identity in used if (network := self._store.by_id(identity)) is not None]
 
     def _rebuild_in_parts(self) -> None:
@@ -328,6 +377,11 @@ def _concerns(change: Change) -> bool:
     return change.table == "ip filter" and change.kind == "new chain"
 
 
+def _has_ipv6() -> bool:
+    """Whether this host has it at all."""
+    return os.path.exists(f"{_CONF}/all")
+
+
 def _set(path: str, value: str) -> bool:
     """True where it was another value before."""
     with open(path, "r+") as file:
@@ -336,36 +390,3 @@ def _set(path: str, value: str) -> bool:
         file.seek(0)
         file.write(value)
         return True
-
-
-def _check_options(options: dict[str, str]) -> list[str]:
-    """Options of a bridge; the names of those that mean nothing to it, which are kept and shown all the same."""
-    without = []
-    for option, value in options.items():
-        if option in (OPTION_TALK, OPTION_MASQUERADE):
-            if value not in TRUE + FALSE:
-                raise BadRequest(f"failed to parse {option} value: {value!r} is neither true nor false")
-        elif option == OPTION_BRIDGE:
-            if not INTERFACE.match(value) or value in ("teu0", ".", ".."):
-                raise BadRequest(f"{option}: invalid name of a bridge: {value!r}")
-        elif option == OPTION_PREFIX:
-            if not re.fullmatch(r"[a-zA-Z_.-][a-zA-Z0-9_.-]{0,11}", value) or value == "lo":
-                raise BadRequest(f"failed to parse {option} value: {value!r} is no beginning of an interface's name")
-        elif option == OPTION_MTU:
-            if not (value.isascii() and value.isdigit() and 68 <= int(value[:9]) <= 65535):
-                raise BadRequest(f"{option}: invalid MTU: {value!r}")
-        elif option == OPTION_BINDING:
-            try:
-                IPv4Address(value)
-            except ValueError:
-                raise BadRequest(f"failed to parse {option} value: {value!r} is no IPv4 address") from None
-        elif option in _FIXED_OPTIONS:
-            fixed = _FIXED_OPTIONS[option]
-            same = value == fixed or fixed in ("true", "false") and value in (TRUE if fixed == "true" else FALSE)
-            if not same:
-                raise BadRequest(f"option {option} is not supported: {value!r} was given, it is always {fixed!r} here")
-        elif option.startswith("com.docker.network.") and option != OPTION_DEFAULT:
-            raise BadRequest(f"option {option} is not supported; bridges know {', '.join(USED_OPTIONS)}")
-        else:
-            without.append(option)
-    return without

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from teu.engine.networks.kernel import Kernel
 from teu.engine.networks.model import Active, Endpoint, Network
+from teu.engine.networks.options import Defaults
 from teu.engine.networks.store import Store
 
 if TYPE_CHECKING:
     from teu.engine.networks.firewall import Published
+    from teu.engine.networks.ipam import Address
     from teu.linux.netlink import Link, Socket
 
 
@@ -30,6 +32,8 @@ class Context(NamedTuple):
     exec_root: str
     """The folder for state that a reboot ends."""
     stopping: threading.Event
+    defaults: Defaults = Defaults()
+    """What teud.yaml says of networks."""
 
 
 class Plug(NamedTuple):
@@ -46,13 +50,15 @@ class Driver(Protocol):
     """Whether containers on its networks have a network namespace of their own; else they are in the host's."""
     connects: bool
     """Whether its networks have endpoints: interfaces and addresses. A container may be on several of those alone."""
+    several_subnets: bool
+    """Whether a network of it may have more than one subnet of a family."""
 
     def __init__(self, context: Context) -> None: ...
 
     def start(self) -> None:
         """At the start of the daemon, before any other call."""
 
-    def options(self, options: dict[str, str]) -> list[str]:
+    def options(self, options: dict[str, str], internal: bool) -> list[str]:
         """Look at the options of a network that is to be made: the names of those that mean nothing to this driver,
         which are kept and shown all the same. Raises BadRequest, Forbidden."""
 
@@ -74,6 +80,10 @@ class Driver(Protocol):
     def detach(self, network: Network | None, endpoint: Endpoint) -> None:
         """It has left, and is not among the active ones any more. None: nothing is known of the network. Never
         fails."""
+
+    def router(self, network: Network, address: Address) -> Address | None:
+        """By whom a container with that address goes out; None where that is by nobody. The unspecified address of the
+        family: by the interface itself, whatever is far."""
 
     def publish(self, endpoint: Endpoint, entries: list[Published]) -> None:
         """Let the host's ports, which are reserved, lead there. Raises EngineError."""

@@ -10,6 +10,7 @@ from teu.engine.networks.drivers.driver import Context, Plug
 
 if TYPE_CHECKING:
     from teu.engine.networks.firewall import Published
+    from teu.engine.networks.ipam import Address
     from teu.engine.networks.model import Endpoint, Network
     from teu.linux.netlink import Link, Socket
 
@@ -20,12 +21,13 @@ class Null:
     name = "null"
     own_namespace = True
     connects = False
+    several_subnets = False
 
     def __init__(self, context: Context) -> None: ...
 
     def start(self) -> None: ...
 
-    def options(self, options: dict[str, str]) -> list[str]:
+    def options(self, options: dict[str, str], internal: bool) -> list[str]:
         raise Forbidden(f'only one instance of "{self.name}" network is allowed')
 
     def check(self, options: dict[str, str]) -> None: ...
@@ -39,6 +41,8 @@ class Null:
         raise Forbidden(f"network {network.name} has no endpoints")
 
     def detach(self, network: Network | None, endpoint: Endpoint) -> None: ...
+
+    def router(self, network: Network, address: Address) -> Address | None: ...
 
     def publish(self, endpoint: Endpoint, entries: list[Published]) -> None:
         raise Forbidden(f"ports cannot be published on network {endpoint.name}")
