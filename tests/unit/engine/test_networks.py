@@ -7,28 +7,21 @@ import json
 import os
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Network
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import engine_parts as parts
 import pytest
 from drivers import networks as suite
+from networkhouse import Engine, container, inside, reach, start
 
-from teu.engine.containers.network_settings import HostPort, NetworkSettings
+from teu.engine.containers.network_settings import HostPort
 from teu.engine.core import fields
-from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
-from teu.engine.core.fields import HOST_CONFIG, Config
 from teu.engine.networks.drivers import bridge
-from teu.engine.networks.drivers.registry import DRIVERS
-from teu.engine.networks.endpoints import Endpoints
-from teu.engine.networks.manager import Networks
-from teu.engine.networks.store import Store
 from teu.linux import netlink, netns, nftables
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
@@ -40,97 +33,16 @@ def own_namespace() -> Iterator[None]:
         yield
 
 
-class Engine:
-    def __init__(self, directory: Path) -> None:
-        self.database = Database(str(directory / "engine.db"))
-        self.exec_root = str(directory)
-        self.stopping = threading.Event()
-        self.events = SimpleNamespace(publish=lambda *_: None)
-        self.known: list[Any] = []
-        self.containers = SimpleNamespace(
-            all=lambda: self.known,
-            using_network=lambda name: [c for c in self.known if name in c.network_settings.networks],
-            get=self.get,
-        )
-        self.begin()
-
-    def begin(self) -> None:
-        """The networks, as a new daemon has them; the old one is dead, and mends nothing."""
-        self.stopping.set()
-        self.stopping = threading.Event()
-        own: Any = self
-        store = Store(self.database, DRIVERS)
-        self.endpoints = Endpoints(store, own.containers, own.events, self.exec_root, self.stopping)
-        self.networks = Networks(store, self.endpoints, own.containers, own.events)
-        self.networks.start()
-
-    def get(self, reference: str) -> Any:
-        for container in self.known:
-            if reference in (container.id, container.name):
-                return container
-        raise NotFound(f"No such container: {reference}")
-
-
 @pytest.fixture
 def engine(own_namespace: None, tmp_path: Path) -> Iterator[Engine]:
     engine = Engine(tmp_path)
     yield engine
-    for container in engine.known:
-        engine.endpoints.detach(container)
-    engine.endpoints._outward.ports.close()
-    engine.stopping.set()
-
-
-def container(engine: Engine, tmp_path: Path, number: int, mode: str = "default", **more: Any) -> Any:
-    identity = f"{number:02x}" * 32
-    directory = tmp_path / identity
-    directory.mkdir(exist_ok=True)
-    exposed = more.pop("exposed", {})
-    endpoints = more.pop("endpoints", {})
-    result: Any = SimpleNamespace(
-        id=identity,
-        name=f"c{number}",
-        hostname=f"h{number}",
-        directory=str(directory),
-        running=False,
-        pid=0,
-        config=Config(exposed_ports=exposed),
-        host_config=HOST_CONFIG.read({"NetworkMode": mode, **more}),
-        lock=threading.RLock(),
-        network_settings=NetworkSettings(),
-        save=lambda: None,
-        fields={},
-    )
-    engine.endpoints.check(result, fields.NETWORKING.read({"EndpointsConfig": endpoints}))
-    engine.known.append(result)
-    return result
-
-
-def start(engine: Engine, one: Any) -> Any:
-    attachment = engine.endpoints.attach(one)
-    one.running = True
-    return attachment
-
-
-def inside(engine: Engine, one: Any, command: str) -> str:
-    descriptor = engine.endpoints._active[one.id].namespace
-    run = netns.run_in(
-        descriptor, lambda: subprocess.run(command, shell=True, capture_output=True, text=True, timeout=20)
-    )
-    return run.stdout + run.stderr
+    engine.end()
 
 
 def serve(engine: Engine, one: Any, port: int) -> socket.socket:
     descriptor = engine.endpoints._active[one.id].namespace
     return netns.run_in(descriptor, lambda: socket.create_server(("0.0.0.0", port)))
-
-
-def reach(address: str, port: int, timeout: float = 2.0) -> bool:
-    try:
-        socket.create_connection((address, port), timeout).close()
-    except OSError:
-        return False
-    return True
 
 
 def ruleset() -> str:
