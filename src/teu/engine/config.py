@@ -3,9 +3,28 @@
 
 from __future__ import annotations
 
-from teu.config import Key, Settings, Wrong, boolean, duration, integer, list_of, map_of, matching, one_of, path, text
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+
+from teu.config import (
+    Key,
+    Kind,
+    Settings,
+    Wrong,
+    boolean,
+    duration,
+    integer,
+    list_of,
+    map_of,
+    matching,
+    one_of,
+    path,
+    text,
+)
 from teu.engine.core.errors import EngineError
 from teu.engine.logs import registry
+from teu.engine.networks import options
+from teu.engine.networks.ipam import Source
 
 FILE = "/etc/teu/teud.yaml"
 LEVELS = ("debug", "info", "warn", "error", "fatal")
@@ -16,6 +35,58 @@ def address(value: object) -> str:
     if not isinstance(value, str) or not value.startswith(("fd://", "unix:///")):
         raise Wrong("give fd:// or unix:///path")
     return value
+
+
+def _of(version: int, read: Any, says: str) -> Kind:
+    """A text that `read` takes, which gives something of that family; or an empty one."""
+
+    def check(value: object) -> str:
+        try:
+            if value == "" or isinstance(value, str) and read(value).version == version:
+                return str(value)
+        except ValueError:
+            pass
+        raise Wrong(says)
+
+    return check
+
+
+def either_address(value: object) -> str:
+    """An address of either family, or an empty text."""
+    try:
+        if isinstance(value, str):
+            return str(ip_address(value)) if value else ""
+    except ValueError:
+        pass
+    raise Wrong("give an IP address, such as 127.0.0.1")
+
+
+def source_of_subnets(value: object) -> Source:
+    """One of default-address-pools."""
+    says = "give {base: 10.200.0.0/16, size: 24}, a network and the length of the prefixes of its pieces"
+    if not isinstance(value, dict) or set(value) != {"base", "size"}:
+        raise Wrong(says)
+    size = value["size"]
+    try:
+        base = ip_network(value["base"])
+    except ValueError as error:
+        raise Wrong(f"{says}: {error}") from None
+    if isinstance(size, bool) or not isinstance(size, int) or not base.prefixlen <= size <= base.max_prefixlen - 2:
+        raise Wrong(f"{says}; size is from {base.prefixlen} to {base.max_prefixlen - 2} here")
+    return Source(base, size)
+
+
+def _mtu(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value and not 68 <= value <= 65535:
+        raise Wrong("give a whole number, 68 to 65535, or 0")
+    return value
+
+
+def without_proxy(value: object) -> bool:
+    """userland-proxy: there is none."""
+    if value is not False:
+        raise Wrong("give false, or leave it out")
+    return False
 
 
 KEYS = (
@@ -40,6 +111,74 @@ KEYS = (
     Key("init-path", text, "", "the init program for --init; empty: docker-init or tini-static", reload=True),
     Key("cgroup-parent", text, "", "slice of containers that name none; empty: teu.slice", reload=True),
     Key("apparmor-profile", text, "teu-default", "AppArmor profile where it is loaded; empty: none", reload=True),
+    Key(
+        "default-address-pools",
+        list_of(source_of_subnets),
+        [],
+        "where the subnets of networks come from that name none; of a family that is not among them as if empty:"
+        " 172.17.0.0/16 to 172.31.0.0/16 and pieces of 192.168.0.0/16, for IPv6 pieces of a network of this host's own",
+    ),
+    Key(
+        "default-network-opts",
+        map_of(map_of(text)),
+        {},
+        "by driver, options of every new network that says nothing of them: {bridge: {KEY: VALUE}}",
+    ),
+    Key(
+        "bip",
+        _of(4, ip_interface, "give an IPv4 address with the length of its network, such as 10.9.0.1/24"),
+        "",
+        "address of the default bridge, and so its subnet; empty: from default-address-pools",
+    ),
+    Key(
+        "fixed-cidr",
+        _of(4, ip_network, "give an IPv4 network, such as 10.9.0.128/25"),
+        "",
+        "part of the default bridge's subnet that containers' addresses are taken from",
+    ),
+    Key(
+        "default-gateway",
+        _of(4, ip_address, "give an IPv4 address"),
+        "",
+        "by whom the default bridge's containers go out; empty: by the bridge",
+    ),
+    Key("ipv6", boolean, False, "the default bridge has IPv6, too"),
+    Key(
+        "bip6",
+        _of(6, ip_interface, "give an IPv6 address with the length of its network, such as fd00:9::1/64"),
+        "",
+        "as bip, for IPv6",
+    ),
+    Key(
+        "fixed-cidr-v6",
+        _of(6, ip_network, "give an IPv6 network, such as fd00:9::/64"),
+        "",
+        "as fixed-cidr, for IPv6",
+    ),
+    Key(
+        "default-gateway-v6",
+        _of(6, ip_address, "give an IPv6 address"),
+        "",
+        "as default-gateway, for IPv6",
+    ),
+    Key("mtu", _mtu, 0, "MTU of the default bridge and its containers, 68 to 65535; 0: the kernel's"),
+    Key("icc", boolean, True, "containers on the default bridge reach each other"),
+    Key(
+        "ip",
+        either_address,
+        "",
+        "address of the host at which the default bridge's ports are published that name none; empty: every one",
+    ),
+    Key("ip-masq", boolean, True, "the default bridge's containers go out under the host's address"),
+    Key(
+        "ip-forward",
+        boolean,
+        True,
+        "turn the host's forwarding on, without which containers have no way out; false: leave it as it is",
+    ),
+    Key(
+        "userland-proxy", without_proxy, False, "known to docker's users; rules of the kernel publish ports, no program"
+    ),
     Key(
         "idle-exit",
         duration,
@@ -66,3 +205,5 @@ def check(settings: Settings) -> None:
         registry.check(settings["log-driver"], settings["log-opts"])
     except EngineError as error:
         raise EngineError(f"{settings.where('log-opts')}: log-opts: {error}; see teud.yaml(5)") from None
+    for key, wrong in options.check(settings):
+        raise EngineError(f"{settings.where(key)}: {key}: {wrong}; see teud.yaml(5)")

@@ -53,6 +53,7 @@ from teu.linux.rtnetlink import (
     RTA_GATEWAY,
     RTA_OIF,
     RTA_PRIORITY,
+    RTM_DELADDR,
     RTM_DELLINK,
     RTM_DELROUTE,
     RTM_GETADDR,
@@ -352,6 +353,13 @@ def add_address(index: int, address: IPv4Address | IPv6Address, prefix: int) -> 
     else:
         body += attribute(IFA_FLAGS, number(IFA_F_NODAD))
     return Message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body, f"address {address}/{prefix}")
+
+
+def delete_address(index: int, address: IPv4Address | IPv6Address, prefix: int) -> Message:
+    """Take one of its addresses from an interface."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    body = _ADDRESS.pack(family, prefix, 0, 0, index) + attribute(IFA_LOCAL, address.packed)
+    return Message(RTM_DELADDR, 0, body, f"address {address}/{prefix}")
 
 
 def default_route(gateway: IPv4Address | IPv6Address, index: int = 0) -> Message:

@@ -75,6 +75,12 @@ def _registries(settings: Settings) -> dict[str, object]:
     }
 
 
+def _address_pools(settings: Settings) -> dict[str, object]:
+    """DefaultAddressPools of GET /info: those of teud.yaml, if there are any."""
+    pools = [{"Base": str(source.base), "Size": source.size} for source in settings["default-address-pools"]]
+    return {"DefaultAddressPools": pools} if pools else {}
+
+
 def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
     """GET /info. `version`: of the API, which the client speaks."""
     everyone = engine.containers.all()
@@ -118,6 +124,7 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
         "CPUShares": "cpu" in controllers,
         "CPUSet": "cpuset" in controllers,
         "PidsLimit": "pids" in controllers,
+        **_address_pools(engine.config),
         "IPv4Forwarding": _flag("/proc/sys/net/ipv4/ip_forward"),
         "BridgeNfIptables": False,
         "BridgeNfIp6tables": False,

@@ -113,6 +113,8 @@ class Bridge:
         elif found.kind != "bridge":
             raise EngineError(f"interface {name} is not a bridge; rename it, or remove network {network.name}")
         index = netlink.link_index(found)
+        if not network.is_user_defined and not self._on_network(network):
+            self._forget_addresses(network, index)
         for pool in network.pools:
             if pool.version == 4:
                 _set(f"/proc/sys/net/ipv4/conf/{name}/route_localnet", "1")
@@ -145,6 +147,16 @@ class Bridge:
                 network.record.subnets.append(Subnet(str(subnet), str(ipam.first_host(subnet))))
             network.addressed()
             self._store.save(network)
+
+    def _forget_addresses(self, network: Network, index: int) -> None:
+        """Of the default bridge: those that it had before teud.yaml gave it others."""
+        from teu.linux import netlink
+
+        kernel = self._kernel.socket()
+        wanted = {pool.gateway for pool in network.pools if network.has_own_address(pool.version)}
+        for number, address, length in kernel.addresses():
+            if number == index and not address.is_link_local and address not in wanted:
+                kernel.send([netlink.delete_address(index, address, length)])
 
     def _tell_once(self, text: str) -> None:
         if text not in self._told:
