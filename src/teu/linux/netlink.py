@@ -325,6 +325,12 @@ def isolated(name: str) -> Message:
     return _bridge_port(name, IFLA_BRPORT_ISOLATED, b"\1", "isolation")
 
 
+def set_mac(index: int, mac: str) -> Message:
+    """Give an interface a MAC address. A bridge keeps it then, whichever ports it has."""
+    body = _LINK.pack(0, 0, index, 0, 0) + attribute(IFLA_ADDRESS, mac_bytes(mac))
+    return Message(RTM_NEWLINK, 0, body, f"address {mac} of interface {index}")
+
+
 def set_up(index: int) -> Message:
     """Bring an interface up, by its index."""
     return Message(RTM_NEWLINK, 0, _LINK.pack(0, 0, index, IFF_UP, IFF_UP), f"interface {index} up")

@@ -304,6 +304,36 @@ def test_the_namespace_of_another_process_is_not_taken(engine: Engine, tmp_path:
         stranger.wait()
 
 
+def test_the_bridge_stays_the_same_neighbour(engine: Engine, tmp_path: Path) -> None:
+    """Whoever comes and goes: the others know it by its MAC address."""
+
+    def address() -> str:
+        with netlink.Socket() as kernel:
+            found = kernel.link("teu0")
+            assert found
+            return found.mac
+
+    with netlink.Socket() as kernel:  # as an older teud has made it
+        kernel.send([netlink.new_bridge("teu0")])
+    made = [container(engine, tmp_path, number) for number in range(1, 6)]
+    start(engine, made[0])
+    before = address()
+    for one in made[1:]:
+        start(engine, one)
+        assert address() == before
+    for one in made:
+        engine.endpoints.detach(one)
+    wait_for_links(0)
+    assert address() == before
+    front = parts.network(engine.networks, "front")
+    one = container(engine, tmp_path, 6, "front")
+    start(engine, one)
+    with netlink.Socket() as kernel:
+        found = kernel.link(front.interface)
+        assert found
+        assert found.mac == "02:42:" + bytes.fromhex(front.id[:8]).hex(":")
+
+
 @pytest.mark.parametrize(("driver", "check"), suite.CHECKS, ids=lambda one: getattr(one, "__name__", one))
 def test_what_every_driver_does(own_namespace: None, driver: str, check: Any, tmp_path: Path) -> None:
     bench = suite.Bench(driver, tmp_path)

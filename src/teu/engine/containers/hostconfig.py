@@ -351,11 +351,11 @@ def runtime_name(name: str, default: str, configured: Mapping[str, object]) -> s
 
 
 def link(text: str) -> tuple[str, str]:
-    """NAME[:ALIAS] as (container, name by which it is to be known)."""
+    """NAME[:ALIAS], also as answers have it, /NAME:/OWN/ALIAS, as (container, name by which it is to be known)."""
     name, colon, alias = text.partition(":")
     if not name or colon and not alias or ":" in alias:
         raise BadRequest(f"bad format for links: {text!r}: a link is CONTAINER or CONTAINER:ALIAS")
-    return name.lstrip("/"), alias or name.lstrip("/").rpartition("/")[2]
+    return name.lstrip("/"), (alias or name).rpartition("/")[2]
 
 
 def check_extra_host(entry: str) -> None:
@@ -386,10 +386,9 @@ def check_networking(host: HostConfig) -> None:
     for text in host.links or ():
         link(text)
     mode = host.network_mode
-    if host.links and (mode.startswith("container:") or mode in ("host", "none", "bridge", "default", "")):
-        raise BadRequest(
-            "links are not supported on this network: use a network of your own, whose members know each other by name"
-        )
+    if host.links and (mode.startswith("container:") or mode in ("host", "none")):
+        kind = mode.partition(":")[0]
+        raise BadRequest(f"conflicting options: {kind} type networking can't be used with links")
 
 
 def check_joined(config: Config, host: HostConfig) -> None:

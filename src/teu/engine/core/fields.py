@@ -538,7 +538,7 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
     ("DELETE", "/containers/{name}"): {
         "v": _FLAG,
         "force": _FLAG,
-        "link": Parameter("flag", REFUSED, "links are not supported; there is none to remove"),
+        "link": Parameter("flag", REFUSED, "a link goes with the containers that have it; remove one of those"),
     },
     ("GET", "/containers/{name}/archive"): {"path": _TEXT},
     ("PUT", "/containers/{name}/archive"): {"path": _TEXT, "noOverwriteDirNonDir": _FLAG, "copyUIDGID": _FLAG},

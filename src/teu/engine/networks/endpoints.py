@@ -18,7 +18,7 @@ import os
 import select
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -30,6 +30,7 @@ from teu.engine.networks import files, requests, wishes
 from teu.engine.networks.drivers import registry
 from teu.engine.networks.drivers.driver import Context, Driver
 from teu.engine.networks.kernel import Kernel
+from teu.engine.networks.links import Links, host_lines, openings
 from teu.engine.networks.model import Active, Attachment, Endpoint, Network, automatic_mac, network_mode
 from teu.engine.networks.names import Names
 from teu.engine.networks.outward import Outward
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from teu.engine.containers.store import Containers
     from teu.engine.core.events import Events
     from teu.engine.core.fields import EndpointAsked, Networking
+    from teu.engine.networks.firewall import Opening
     from teu.engine.networks.ipam import Address
     from teu.engine.networks.store import Store
     from teu.linux.netlink import Socket
@@ -62,6 +64,7 @@ class Endpoints:
         self.kernel = Kernel()
         self._active: dict[str, Active] = {}
         self._names = Names(store, self._active, containers)
+        self.links = Links(containers, self._active)
         context = Context(store, self.kernel, self._active, exec_root, stopping, store.defaults)
         self.drivers = {name: make(context) for name, make in registry.DRIVERS.items()}
         self._outward = Outward(store, self.drivers)
@@ -96,6 +99,7 @@ class Endpoints:
 
         endpoints = requests.endpoints(networking)
         wishes.check(self._store, self._containers, container, endpoints, connects, version, warnings)
+        self.links.settle(container)
 
     # -- start -------------------------------------------------------------------------------
 
@@ -122,13 +126,52 @@ class Endpoints:
                 path = f"/proc/{os.getpid()}/fd/{descriptor}"
                 container.network_settings.sandbox_key = path
                 container.network_settings.sandbox_id = container.id
-                paths = self._files(container, active.endpoints, True, self._outward.gateway(active), active.named)
+                linked = self._follow_links(container, active)
+                paths = self._files(
+                    container, active.endpoints, True, self._outward.gateway(active), active.named, linked
+                )
             except BaseException:
                 self.detach(container)
                 raise
             finally:
                 inner.close()
         return Attachment(path, paths)
+
+    def _follow_links(self, container: Container, active: Active) -> list[tuple[str, str]]:
+        """A container's links, and those to it: the rules, and what others have of it in their hosts files. What it is
+        to have in its own is returned. Raises Conflict where one that it is linked to does not run."""
+        place = next((one for one in active.endpoints if one.name == "bridge"), None)
+        entries = []
+        if place is not None:
+            for linked in self.links.of(container):
+                active.openings += openings(place, linked)
+                entries += host_lines(linked)
+            self._open(place, active.openings)
+            for other, linked in self.links.to(container):
+                files.replace_hosts(f"{other.directory}/hosts", host_lines(linked))
+                theirs = self._active[other.id]
+                source = next((one for one in theirs.endpoints if one.name == "bridge"), None)
+                if source is not None:
+                    more = openings(source, linked)
+                    theirs.openings += more
+                    self._open(source, more)
+        return entries
+
+    def _open(self, place: Endpoint, some: list[Opening]) -> None:
+        if some:
+            network = self._outward.network(place)
+            self.driver(network).open_to(network, some)
+
+    def _close(self, endpoints: list[Endpoint], active: Active) -> None:
+        """What a container's links opened for it, and what others' opened to it."""
+        addresses = {
+            str(address) for endpoint in endpoints if endpoint.name == "bridge" for address in endpoint.addresses
+        }
+        for held in (active, *self._active.values()):
+            gone = [one for one in held.openings if addresses & {one.source, one.address}]
+            held.openings = [one for one in held.openings if one not in gone]
+            if gone:
+                self.drivers["bridge"].close_to(gone)
 
     def _wanted(self, container: Container) -> list[Network]:
         """The container's networks that have endpoints, the one of its mode first. Raises NotFound."""
@@ -252,10 +295,11 @@ class Endpoints:
         own: bool,
         gateway: str = "",
         named: bool = False,
+        more: Iterable[tuple[str, str]] = (),
     ) -> dict[str, str]:
         """Write hosts and resolv.conf into the container's directory."""
         entries = files.extra_hosts(container.host_config, gateway or "127.0.0.1")
-        entries += [line for endpoint in endpoints for line in self._host_lines(container, endpoint)]
+        entries += [*more, *(line for endpoint in endpoints for line in self._host_lines(container, endpoint))]
         base = resolver.HOSTS if own else resolver.host_hosts()
         directory = container.directory
         files.write(f"{directory}/hosts", resolver.hosts(entries, base))
@@ -303,6 +347,7 @@ class Endpoints:
 
     def _release(self, active: Active) -> None:
         self._outward.withdraw(active)
+        self._close(active.endpoints, active)
         if active.namespace >= 0:
             os.close(active.namespace)
         for endpoint in active.endpoints:
@@ -388,6 +433,7 @@ class Endpoints:
 
         for endpoint in [e for e in active.endpoints if e.network == network.id]:
             active.endpoints.remove(endpoint)
+            self._close([endpoint], active)
             self._leave(endpoint)
             files.change_hosts(f"{container.directory}/hosts", drop=self._host_lines(container, endpoint))
         if settings := container.network_settings.networks.get(network.name):
@@ -427,8 +473,17 @@ class Endpoints:
                 if container.id not in self._active and not container.running and container not in running:
                     with _logged("the network of container %s cannot be cleared", container.name):
                         self.detach(container)
+            for container in running:
+                with _logged("the links of container %s cannot be recovered", container.name):
+                    self._recover_links(container)
             for driver in self.drivers.values():
                 driver.recover(links, unknown)
+
+    def _recover_links(self, container: Container) -> None:
+        active = self._active.get(container.id)
+        place = next((one for one in active.endpoints if one.name == "bridge"), None) if active else None
+        if active is not None and place is not None and not self._outward.network(place).talk:
+            active.openings = [one for linked in self.links.running(container) for one in openings(place, linked)]
 
     def _recover(self, container: Container, numbers: dict[str, int]) -> None:
         """`numbers`: of the interfaces, by name."""

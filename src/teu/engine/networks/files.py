@@ -82,6 +82,16 @@ def change_hosts(path: str, add: Iterable[tuple[str, str]] = (), drop: Iterable[
         write(path, changed)
 
 
+def replace_hosts(path: str, entries: Iterable[tuple[str, str]]) -> None:
+    """In a running container's hosts: these (address, names), and no other addresses of the same names."""
+    text = read(path)
+    wanted = list(entries)
+    names = {one[1] for one in wanted}
+    if text is not None:
+        lines = [line for line in text.splitlines() if line.partition("\t")[2] not in names]
+        write(path, "".join(f"{line}\n" for line in (*lines, *("\t".join(one) for one in wanted))))
+
+
 def digest(text: str) -> str:
     return sha256(text.encode(errors="surrogateescape")).hexdigest()
 

@@ -11,6 +11,7 @@
     │          masqueraded            addresses that go out under the host's own
     │          routed, unprotected    bridges whose addresses the world knows; bridges that keep nobody out
     │          opened, direct         container's address, protocol, port: for everybody; for who comes by `trusted`
+    │          linked                 container's address, another's, protocol, port: for the first one alone
     ├── maps   published              protocol, port                  -> container's address, port
     │          published_at           host address, protocol, port    -> container's address, port
     │          translated             addresses                       -> the host's address under which they go out
@@ -57,6 +58,7 @@ _FAMILY_TEXT = """
     set unprotected%(n)d { type ifname; }
     set opened%(n)d { type %(ip)s_addr . inet_proto . inet_service; }
     set direct%(n)d { type %(ip)s_addr . inet_proto . inet_service; }
+    set linked%(n)d { type %(ip)s_addr . %(ip)s_addr . inet_proto . inet_service; }
     map published%(n)d { type inet_proto . inet_service : %(ip)s_addr . inet_service; }
     map published_at%(n)d { type %(ip)s_addr . inet_proto . inet_service : %(ip)s_addr . inet_service; }
     map translated%(n)d { type %(ip)s_addr : %(ip)s_addr; flags interval; }
@@ -69,6 +71,7 @@ _FAMILY_TEXT = """
         oifname @unprotected%(n)d accept
         meta l4proto != { tcp, udp, sctp } return
         %(is)s daddr . meta l4proto . th dport @opened%(n)d accept
+        %(is)s saddr . %(is)s daddr . meta l4proto . th dport @linked%(n)d accept
         iifname . oifname @trusted %(is)s daddr . meta l4proto . th dport @direct%(n)d accept
     }
     chain outgoing%(n)d {
@@ -141,6 +144,15 @@ class Published(NamedTuple):
     direct: bool = False
 
 
+class Opening(NamedTuple):
+    """A port of a container that is open to another one on the same bridge, by their addresses."""
+
+    source: str
+    address: str
+    protocol: str
+    port: int
+
+
 class Way(NamedTuple):
     """How one subnet of a bridge is beside the world. `mode`: nat, nat-unprotected, routed, isolated; `host`: address
     of the host under which it goes out, "" for the one that the kernel chooses."""
@@ -174,6 +186,12 @@ def _port(verb: str, entry: Published) -> str:
     return f"{text}{verb} element {TABLE} published_at{family} {{ {key}{value} }}\n"
 
 
+def _opening(verb: str, entry: Opening) -> str:
+    family = ip_address(entry.address).version
+    key = f"{entry.source} . {entry.address} . {entry.protocol} . {entry.port}"
+    return f"{verb} element {TABLE} linked{family} {{ {key} }}\n"
+
+
 def _bridge(verb: str, bridge: Bridge) -> str:
     elements = [("bridges", f'"{bridge.name}"')]
     if bridge.talk:
@@ -198,12 +216,13 @@ def _bridge(verb: str, bridge: Bridge) -> str:
     return "".join(f"{verb} element {TABLE} {name} {{ {element} }}\n" for name, element in elements)
 
 
-def rebuild(bridges: Iterable[Bridge], ports: Iterable[Published]) -> None:
+def rebuild(bridges: Iterable[Bridge], ports: Iterable[Published], openings: Iterable[Opening] = ()) -> None:
     """Replace the whole table, in one transaction: what is found after a start, the first container, and whatever
     somebody else took out of it."""
     text = f"add table {TABLE}\ndelete table {TABLE}\n" + _TABLE_TEXT
     text += "".join(_bridge("add", bridge) for bridge in bridges)
     text += "".join(_port("add", entry) for entry in ports)
+    text += "".join(_opening("add", entry) for entry in openings)
     nftables.run(text)
 
 
@@ -243,9 +262,23 @@ def publish(ports: Iterable[Published]) -> None:
 
 def unpublish(ports: Iterable[Published]) -> None:
     """Take ports away; those that are gone already are fine."""
-    for entry in ports:
+    _take_away(_port("delete", entry) for entry in ports)
+
+
+def open_to(openings: Iterable[Opening]) -> None:
+    """Let some containers reach ports of others."""
+    nftables.run("".join(_opening("add", entry) for entry in openings))
+
+
+def close_to(openings: Iterable[Opening]) -> None:
+    """The reverse; those that are gone already are fine."""
+    _take_away(_opening("delete", entry) for entry in openings)
+
+
+def _take_away(commands: Iterable[str]) -> None:
+    for command in commands:
         try:
-            nftables.run(_port("delete", entry))
+            nftables.run(command)
         except nftables.Error as error:
             if "No such file" not in str(error):
                 raise

@@ -34,8 +34,8 @@ PREDEFINED = {"bridge": "bridge", "host": "host", "none": "null"}
 
 
 class Attachment(NamedTuple):
-    """`namespace`: path of the network namespace, None for the host's.
-    `files`: paths in the container and the host's files to mount there."""
+    """`namespace`: path of the network namespace, None for the host's. `files`: paths in the container and the host's
+    files to mount there."""
 
     namespace: str | None
     files: dict[str, str]
@@ -75,6 +75,7 @@ class Active:
         self.outward: Endpoint | None = None
         self.outward6: Endpoint | None = None
         self.published: list[firewall.Published] = []
+        self.openings: list[firewall.Opening] = []  # of others' ports, by its links
         self.named = False  # it has the engine's resolver
 
 

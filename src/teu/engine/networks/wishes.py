@@ -60,9 +60,9 @@ def check(
                 raise BadRequest(
                     f"conflicting options: a container with network mode {mode} cannot be attached to other networks"
                 )
-    if host_config.links:
-        # Links between containers of one network are names of that network.
-        first = next(iter(asked))
+    first = next(iter(asked))
+    if host_config.links and first != "bridge":
+        # Links between containers of a user's network are names of that network.
         links = list(dict.fromkeys([*asked[first].links, *host_config.links]))
         asked[first] = asked[first].copy()
         asked[first].links = links

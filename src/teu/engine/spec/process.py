@@ -145,7 +145,8 @@ def process(
     host = container.host_config
     caps = available() if wanted.privileged else capabilities(host)
     user = users.find(engine, container, wanted.user, host.group_add)
-    environ = environment(container, wanted.tty, wanted.environment)
+    linked = engine.endpoints.links.environment(container)
+    environ = environment(container, wanted.tty, wanted.environment, linked)
     if user.home and not any(entry.startswith("HOME=") for entry in environ):
         environ.append(f"HOME={user.home}")
     result: Object = {
@@ -174,12 +175,14 @@ def process(
     return result
 
 
-def environment(container: Container, tty: bool, extra: list[str] | None = None) -> list[str]:
-    """PATH, HOSTNAME and TERM, under what the configuration says; later entries win."""
+def environment(
+    container: Container, tty: bool, extra: list[str] | None = None, linked: list[str] | None = None
+) -> list[str]:
+    """PATH, HOSTNAME and TERM, then what links say, under what the configuration says; later entries win."""
     values = {"PATH": defaults.PATH, "HOSTNAME": container.hostname}
     if tty:
         values["TERM"] = "xterm"
-    for entry in (container.config.env or []) + (extra or []):
+    for entry in (linked or []) + (container.config.env or []) + (extra or []):
         name, equals, value = entry.partition("=")
         if equals:
             values[name] = value

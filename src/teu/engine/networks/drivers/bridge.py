@@ -8,7 +8,8 @@ run        ../turned-forwarding-on   it was off until we, or the builder, turned
 
 A container reaches its own published port: its bridge port is in hairpin mode, for hosts where br_netfilter redirects
 frames inside the bridge. enable_icc=false isolates the bridge's ports from each other, and a rule does the same for
-what is routed.
+what is routed. A link leads around that by way of the host: it answers for the neighbour (proxy_arp_pvlan), and another
+rule lets through what the link is for.
 """
 
 from __future__ import annotations
@@ -105,13 +106,16 @@ class Bridge:
         name = network.interface
         found = kernel.link(name)
         if found is None:
-            kernel.send([netlink.new_bridge(name, network.mtu)])
+            # Of its own: else it is that of one of its ports, and the containers' neighbour is gone when that one is.
+            kernel.send([netlink.new_bridge(name, network.mtu, f"02:42:{bytes.fromhex(network.id[:8]).hex(':')}")])
             found = kernel.link(name)
             if not BRIDGE.match(name) and network.is_user_defined and not network.record.own_bridge:
                 network.record.own_bridge = True  # one that was there before is spared at the network's removal
                 self._store.save(network)
         elif found.kind != "bridge":
             raise EngineError(f"interface {name} is not a bridge; rename it, or remove network {network.name}")
+        elif BRIDGE.match(name) or not network.is_user_defined:
+            kernel.send([netlink.set_mac(found.number, found.mac)])  # an older teud has made it
         index = netlink.link_index(found)
         if not network.is_user_defined and not self._on_network(network):
             self._forget_addresses(network, index)
@@ -233,6 +237,19 @@ class Bridge:
         except Exception as error:
             log.error("published ports cannot be taken out of the table: %s", error)
 
+    def open_to(self, network: Network, openings: list[firewall.Opening]) -> None:
+        if not network.talk and openings:
+            _set(f"/proc/sys/net/ipv4/neigh/{network.interface}/proxy_delay", "0")
+            _set(f"/proc/sys/net/ipv4/conf/{network.interface}/proxy_arp_pvlan", "1")
+            self._in_table(lambda: firewall.open_to(openings))
+
+    def close_to(self, openings: list[firewall.Opening]) -> None:
+        try:
+            if openings and self._table:
+                firewall.close_to(openings)
+        except Exception as error:
+            log.error("links cannot be taken out of the table: %s", error)
+
     def detach(self, network: Network | None, endpoint: Endpoint) -> None:
         # The kernel takes some 10 ms to delete a pair; nobody waits for it. By its number: the next pair of the same
         # container has the same name, and may be there before this is done.
@@ -287,10 +304,11 @@ class Bridge:
         firewall.rebuild(*self._rules())
         self._table_is_there()
 
-    def _rules(self) -> tuple[list[firewall.Bridge], list[firewall.Published]]:
+    def _rules(self) -> tuple[list[firewall.Bridge], list[firewall.Published], list[firewall.Opening]]:
         return (
             [network.bridge() for network in self._used() if network.pools],
             [entry for active in self._active.values() for entry in active.published],
+            [entry for active in self._active.values() for entry in active.openings],
         )
 
     def _used(self) -> list[Network]:
@@ -306,13 +324,15 @@ class Bridge:
         except nftables.Error as error:
             log.error("the table of rules cannot be made at once: %s", error)
         firewall.rebuild([], [])
-        bridges, ports = self._rules()
+        bridges, ports, openings = self._rules()
         for bridge in bridges:
             with _logged("network interface %s has no rules", bridge.name):
                 firewall.add_bridge(bridge)
         for entry in ports:
             with _logged("port %s is not published any more", str(entry.host_port)):
                 firewall.publish([entry])
+        with _logged("links do not lead to all ports any more"):
+            firewall.open_to(openings)
         self._table_is_there()
 
     def _table_is_there(self) -> None:

@@ -17,7 +17,7 @@ from teu.engine.networks.options import Defaults
 from teu.engine.networks.store import Store
 
 if TYPE_CHECKING:
-    from teu.engine.networks.firewall import Published
+    from teu.engine.networks.firewall import Opening, Published
     from teu.engine.networks.ipam import Address
     from teu.linux.netlink import Link, Socket
 
@@ -93,6 +93,13 @@ class Driver(Protocol):
 
     def withdraw(self, entries: list[Published]) -> None:
         """The reverse, of a container that has ended. Never fails: what cannot be done is logged."""
+
+    def open_to(self, network: Network, openings: list[Opening]) -> None:
+        """Let containers on the network reach ports of others there, where they do not reach each other; where they do,
+        nothing. Raises EngineError."""
+
+    def close_to(self, openings: list[Opening]) -> None:
+        """The reverse. Never fails: what cannot be done is logged."""
 
     def recover(self, links: list[Link], unknown: set[str]) -> None:
         """After a start of the daemon, once the active endpoints are known again: all is made as they need it, and what

@@ -9,7 +9,7 @@ from teu.engine.core.errors import Forbidden
 from teu.engine.networks.drivers.driver import Context, Plug
 
 if TYPE_CHECKING:
-    from teu.engine.networks.firewall import Published
+    from teu.engine.networks.firewall import Opening, Published
     from teu.engine.networks.ipam import Address
     from teu.engine.networks.model import Endpoint, Network
     from teu.linux.netlink import Link, Socket
@@ -50,5 +50,9 @@ class Null:
     def unpublish(self, entries: list[Published]) -> None: ...
 
     def withdraw(self, entries: list[Published]) -> None: ...
+
+    def open_to(self, network: Network, openings: list[Opening]) -> None: ...
+
+    def close_to(self, openings: list[Opening]) -> None: ...
 
     def recover(self, links: list[Link], unknown: set[str]) -> None: ...

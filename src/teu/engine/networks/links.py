@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Links of containers on the default bridge, --link: who has one knows the other by a name of its choice, in its
+/etc/hosts and in its environment, and may reach it where neighbours may not (icc: false). Called by endpoints, and for
+the environment by who starts processes.
+
+HostConfig.Links has them as ID:NAME: a container keeps its links when the other one is renamed. On networks of users
+links are names that the resolver knows (names.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from teu.engine.containers.hostconfig import link
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.engine.networks import firewall
+from teu.engine.networks.ports import parse_port
+
+if TYPE_CHECKING:
+    from teu.engine.containers.model import Container
+    from teu.engine.containers.store import Containers
+    from teu.engine.networks.model import Active, Endpoint
+
+NETWORK = "bridge"
+_NOT_TOLD = ("HOME", "PATH")
+
+
+class Linked(NamedTuple):
+    """The other container, as the one that has the link calls it, and its place on the network."""
+
+    container: Container
+    name: str
+    endpoint: Endpoint
+
+
+class Links:
+    """`active` is what running containers hold, by their ids."""
+
+    def __init__(self, containers: Containers, active: dict[str, Active]) -> None:
+        self._containers = containers
+        self._active = active
+
+    def settle(self, container: Container) -> None:
+        """At a container's creation: its links are to containers that there are, by their ids. Raises BadRequest."""
+        result = []
+        for text in container.host_config.links or ():
+            reference, name = link(text)
+            try:
+                other = self._containers.get(reference)
+            except NotFound:
+                raise BadRequest(f"could not get container for {reference}: No such container: {reference}") from None
+            if other.host_config.network_mode == "host":
+                raise BadRequest("conflicting options: host type networking can't be used with links")
+            result.append(f"{other.id}:{name}")
+        container.host_config.links = list(dict.fromkeys(result)) or None
+
+    def shown(self, container: Container) -> list[str] | None:
+        """HostConfig.Links for the API: /OTHER:/OWN/NAME."""
+        links = container.host_config.links
+        if not links:
+            return links
+        result = []
+        for identity, name in map(link, links):
+            with contextlib.suppress(EngineError):
+                result.append(f"/{self._containers.get(identity).name}:/{container.name}/{name}")
+        return result
+
+    def of(self, container: Container) -> list[Linked]:
+        """Those of a container that is about to start. Raises Conflict where another one does not run; one that was
+        removed is linked no more."""
+        for identity, name in map(link, container.host_config.links or ()):
+            with contextlib.suppress(NotFound):
+                other = self._containers.get(identity)
+                if self._place(other) is None:
+                    raise Conflict(f"Cannot link to a non running container: /{other.name} AS /{container.name}/{name}")
+        return list(self.running(container))
+
+    def running(self, container: Container) -> Iterator[Linked]:
+        """Those that lead somewhere now."""
+        for identity, name in map(link, container.host_config.links or ()):
+            with contextlib.suppress(NotFound):
+                other = self._containers.get(identity)
+                place = self._place(other)
+                if place is not None:
+                    yield Linked(other, name, place)
+
+    def _place(self, container: Container) -> Endpoint | None:
+        active = self._active.get(container.id)
+        return next((one for one in active.endpoints if one.name == NETWORK), None) if active else None
+
+    def to(self, container: Container) -> Iterator[tuple[Container, Linked]]:
+        """The running containers that have a link to this one, with it."""
+        place = self._place(container)
+        for other in self._containers.all() if place is not None else ():
+            if other.id not in self._active or not other.host_config.links:
+                continue
+            for identity, name in map(link, other.host_config.links):
+                if identity == container.id and place is not None:
+                    yield other, Linked(container, name, place)
+
+    def environment(self, container: Container) -> list[str]:
+        """What a container's processes are told of those that it is linked to and that run."""
+        return [entry for linked in self.running(container) for entry in _variables(container, linked)]
+
+
+def host_lines(linked: Linked) -> list[tuple[str, str]]:
+    """(address, names) for the hosts file of who has the link."""
+    names = dict.fromkeys((linked.name, linked.container.hostname, linked.container.name))
+    return [(str(address), " ".join(name for name in names if name)) for address in linked.endpoint.addresses]
+
+
+def openings(own: Endpoint, linked: Linked) -> list[firewall.Opening]:
+    """The ports of the other one that are open to who has the link, where neighbours do not reach each other."""
+    result = []
+    for port, protocol in _ports(linked.container):
+        for version in (4, 6):
+            source, target = own.of(version), linked.endpoint.of(version)
+            if source is not None and target is not None:
+                result.append(firewall.Opening(str(source), str(target), protocol, port))
+    return result
+
+
+def _ports(container: Container) -> list[tuple[int, str]]:
+    """Those that it exposes or publishes, the ones of TCP first."""
+    host = container.host_config
+    known = {parse_port(key) for key in (*(container.config.exposed_ports or {}), *host.port_bindings)}
+    return sorted(known, key=lambda one: (one[1] != "tcp", one))
+
+
+def _variables(container: Container, linked: Linked) -> list[str]:
+    address = linked.endpoint.addresses[0]
+    shown = f"[{address}]" if address.version == 6 else str(address)
+    name = linked.name.upper().replace("-", "_")
+    ports = _ports(linked.container)
+    result = []
+    if ports:
+        port, protocol = min(ports)
+        result.append(f"{name}_PORT={protocol}://{shown}:{port}")
+    for run in _runs(ports):
+        for what, (port, protocol) in (("START", run[0]), ("END", run[-1])):
+            key = f"{name}_PORT_{port}_{protocol.upper()}"
+            result += [f"{key}_{what}={protocol}://{shown}:{port}", f"{key}_PORT_{what}={port}"]
+    for port, protocol in ports:
+        key = f"{name}_PORT_{port}_{protocol.upper()}"
+        result += [
+            f"{key}={protocol}://{shown}:{port}",
+            f"{key}_ADDR={address}",
+            f"{key}_PORT={port}",
+            f"{key}_PROTO={protocol}",
+        ]
+    result.append(f"{name}_NAME=/{container.name}/{linked.name}")
+    for entry in linked.container.config.env or ():
+        key, equals, value = entry.partition("=")
+        if equals and key not in _NOT_TOLD:
+            result.append(f"{name}_ENV_{key}={value}")
+    return result
+
+
+def _runs(ports: list[tuple[int, str]]) -> list[list[tuple[int, str]]]:
+    """More than two ports of a protocol in a row, which are told as a range, too."""
+    runs: list[list[tuple[int, str]]] = []
+    for port, protocol in ports:
+        if runs and runs[-1][-1] == (port - 1, protocol):
+            runs[-1].append((port, protocol))
+        else:
+            runs.append([(port, protocol)])
+    return [run for run in runs if len(run) > 2]

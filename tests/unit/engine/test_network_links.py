@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Links of containers on the default bridge: names, environment, and a way where neighbours have none."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import engine_parts as parts
+import pytest
+from drivers import networks as suite
+from networkhouse import Engine, container, reach, start
+
+from teu.engine.containers import hostconfig
+from teu.engine.core import fields
+from teu.engine.core.errors import BadRequest, Conflict
+from teu.engine.core.fields import HOST_CONFIG
+from teu.engine.spec.process import environment
+from teu.engine.views.containers import inspect
+from teu.linux import netns, nftables
+
+
+def asked(engine: Any, name: str, links: list[str], env: tuple[str, ...] = (), exposed: tuple[str, ...] = ()) -> Any:
+    body = {"Env": list(env), "ExposedPorts": {key: {} for key in exposed}}
+    made = parts.container(engine, name, body, NetworkMode="default", Links=links)
+    engine.endpoints.check(made, fields.NETWORKING.read({}), (1, 45), [])
+    return made
+
+
+def test_what_is_asked_for(tmp_path: Path) -> None:
+    engine = parts.engine(tmp_path)
+    engine.networks.start()
+    db = asked(engine, "db", [])
+    web = asked(engine, "web", ["db", "/db:/old/store", "db:store"])
+    assert web.host_config.links == [f"{db.id}:db", f"{db.id}:store"]
+    assert inspect(engine, web, False)["HostConfig"]["Links"] == ["/db:/web/db", "/db:/web/store"]  # type: ignore[index]
+    assert inspect(engine, db, False)["HostConfig"]["Links"] is None  # type: ignore[index]
+    with pytest.raises(BadRequest, match="could not get container for nobody: No such container: nobody"):
+        asked(engine, "lost", ["nobody:n"])
+    for mode in ("host", "container:db"):
+        with pytest.raises(BadRequest, match="networking can't be used with links"):
+            hostconfig.check_networking(HOST_CONFIG.read({"NetworkMode": mode, "Links": ["db"]}))
+    # On a network of users they are that network's names.
+    parts.network(engine.networks, "front")
+    named = parts.container(engine, "named", NetworkMode="front", Links=["db:store"])
+    engine.endpoints.check(named, fields.NETWORKING.read({}), (1, 45), [])
+    assert named.host_config.links is None
+    assert named.network_settings.networks["front"].links == ["db:store"]
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root for network namespaces")
+    with suite.own_namespace():
+        engine = Engine(tmp_path, {"icc": False})
+        yield engine
+        engine.end()
+
+
+def linked(engine: Engine, tmp_path: Path) -> tuple[Any, Any, Any]:
+    """A server, who has a link to it, and who has none."""
+    db = container(engine, tmp_path, 1, exposed={"80/tcp": {}, "53/udp": {}, "81/tcp": {}, "82/tcp": {}})
+    db.config.env = ["USER=me", "PATH=/bin", "EMPTY="]
+    web = container(engine, tmp_path, 2, Links=["c1:my-db"])
+    return db, web, container(engine, tmp_path, 3)
+
+
+def test_names_and_environment(engine: Engine, tmp_path: Path) -> None:
+    db, web, _ = linked(engine, tmp_path)
+    with pytest.raises(Conflict, match="Cannot link to a non running container: /c1 AS /c2/my-db"):
+        engine.endpoints.attach(web)
+    for each in (db, web):
+        start(engine, each)
+    address = db.network_settings.networks["bridge"].address
+    assert f"{address}\tmy-db h1 c1\n" in Path(web.directory, "hosts").read_text()
+    told = engine.endpoints.links.environment(web)
+    for entry in (
+        f"MY_DB_PORT=udp://{address}:53",
+        f"MY_DB_PORT_80_TCP=tcp://{address}:80",
+        f"MY_DB_PORT_80_TCP_ADDR={address}",
+        "MY_DB_PORT_53_UDP_PORT=53",
+        "MY_DB_PORT_53_UDP_PROTO=udp",
+        f"MY_DB_PORT_80_TCP_START=tcp://{address}:80",
+        "MY_DB_PORT_82_TCP_PORT_END=82",
+        "MY_DB_NAME=/c2/my-db",
+        "MY_DB_ENV_USER=me",
+        "MY_DB_ENV_EMPTY=",
+    ):
+        assert entry in told
+    assert not any("ENV_PATH" in entry for entry in told)
+    web.config.env = ["MY_DB_NAME=mine"]
+    assert "MY_DB_NAME=mine" in environment(web, False, None, told)
+    assert engine.endpoints.links.environment(db) == []
+
+
+def serve(engine: Engine, one: Any, port: int) -> socket.socket:
+    return netns.run_in(engine.endpoints._active[one.id].namespace, lambda: socket.create_server(("0.0.0.0", port)))
+
+
+def reaches(engine: Engine, one: Any, other: Any, port: int) -> bool:
+    address = other.network_settings.networks["bridge"].address
+    return netns.run_in(engine.endpoints._active[one.id].namespace, lambda: reach(address, port, 0.5))
+
+
+def test_a_way_where_neighbours_have_none(engine: Engine, tmp_path: Path) -> None:
+    db, web, other = linked(engine, tmp_path)
+    for each in (db, web, other):
+        start(engine, each)
+    with serve(engine, db, 80), serve(engine, db, 99), serve(engine, web, 80):
+        assert reaches(engine, web, db, 80)
+        assert not reaches(engine, web, db, 99)
+        assert not reaches(engine, other, db, 80)
+        assert not reaches(engine, db, web, 80)
+    # The other one is started anew, and has another address.
+    engine.endpoints.detach(db)
+    taken = container(engine, tmp_path, 4)
+    start(engine, taken)
+    with serve(engine, taken, 80):
+        assert not reaches(engine, web, taken, 80)
+    before = taken.network_settings.networks["bridge"].address
+    start(engine, db)
+    address = db.network_settings.networks["bridge"].address
+    assert address != before
+    hosts = Path(web.directory, "hosts").read_text()
+    assert f"{address}\tmy-db h1 c1\n" in hosts
+    assert before not in hosts
+    with serve(engine, db, 80):
+        assert reaches(engine, web, db, 80)
+        # The rules are made anew, by somebody's doing and by the next daemon.
+        nftables.run("flush ruleset")
+        engine.endpoints.drivers["bridge"]._mend_table()  # type: ignore[attr-defined]
+        assert reaches(engine, web, db, 80)
+        with engine.living(web), engine.living(db):
+            engine.begin()
+            engine.endpoints.recover([web, db])
+            assert reaches(engine, web, db, 80)
+            assert not reaches(engine, db, web, 80)
+    engine.endpoints.detach(web)
+    assert "linked4" in nftables.run("list ruleset")
+    assert f"{address} . tcp" not in nftables.run("list set inet teu linked4")
+
+
+def test_neighbours_that_talk_need_no_way(tmp_path: Path, engine: Engine) -> None:
+    engine.settings = {}
+    engine.begin()
+    db, web, other = linked(engine, tmp_path)
+    for each in (db, web, other):
+        start(engine, each)
+    assert "elements" not in nftables.run("list set inet teu linked4")
+    with serve(engine, db, 99):
+        assert reaches(engine, other, db, 99)
