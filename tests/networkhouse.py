@@ -31,7 +31,7 @@ class Engine:
         """`settings`: keys of teud.yaml."""
         self.settings = settings or {}
         self.database = Database(str(directory / "engine.db"))
-        self.exec_root = str(directory)
+        self.exec_root = str(directory / "engine")  # beside it is what all programs of ours share
         self.stopping = threading.Event()
         self.events = SimpleNamespace(publish=lambda *_: None)
         self.known: list[Any] = []

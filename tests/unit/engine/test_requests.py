@@ -75,7 +75,7 @@ def test_a_bad_config_is_refused(config: dict[str, Any]) -> None:
         {"Ulimits": ["nofile"]},
         {"OomScoreAdj": 2000},
         {"DeviceRequests": [{"Driver": "nvidia"}]},
-        {"Links": ["a:b"]},
+        {"Links": ["a:b"], "NetworkMode": "host"},
         {"BlkioWeight": 5},
     ],
 )
