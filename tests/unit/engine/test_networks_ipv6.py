@@ -199,8 +199,7 @@ def test_it_is_quick(engine: Engine, tmp_path: Path) -> None:
         before = time.perf_counter()
         start(engine, one)
         times[name].append(time.perf_counter() - before)
-    middle = {name: sorted(some)[len(some) // 2] for name, some in times.items()}
-    assert middle["both"] - middle["four"] < 0.005
+    assert min(times["both"]) - min(times["four"]) < 0.005
     one = engine.known[0]  # it may speak at once
     engine.endpoints.detach(one)
     start(engine, one)
