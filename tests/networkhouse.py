@@ -80,8 +80,9 @@ class Engine:
             os.close(held)
 
     def names(self, asker: Any, name: str) -> list[str]:
-        """The addresses that the resolver has for a name."""
-        return [str(address) for address in self.endpoints._names._addresses(asker.id, name) or ()]
+        """The addresses that the resolver has for a name, IPv4 first."""
+        lookup = self.endpoints._names._addresses
+        return [str(address) for version in (4, 6) for address in lookup(asker.id, name, version) or ()]
 
 
 def container(engine: Engine, tmp_path: Path, number: int, mode: str = "default", **more: Any) -> Any:

@@ -8,11 +8,9 @@ servers. The names of containers on the same networks are answered from memory, 
 servers, or to those of --dns, from the host. Called by the engine's names, and by the builder's network.
 
 One thread serves all containers and never waits for any of them, nor for a server: every socket is asked when it has
-something to say. What a container can keep open here is bounded (PENDING, CONNECTIONS), and whoever is at that bound
-is in nobody's way but its own.
-
-The wire format is written here and not taken from dnslib, whose import costs teud 19 ms and 4.7 MB (Debian 12; 27 ms
-and 5.9 MB in 13), and which takes 120 µs (68 µs) for an answer where these lines take 4 µs.
+something to say. What a container can keep open here is bounded (PENDING, CONNECTIONS, QUERY_SECONDS), and whoever is
+at that bound is in nobody's way but its own: each gets its turn, with a few questions at a time, and where all together
+have too many on their way, those are refused who have more than their share.
 """
 
 from __future__ import annotations
@@ -23,35 +21,48 @@ import heapq
 import itertools
 import logging
 import os
-import random
 import selectors
 import socket
 import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address
-from typing import NamedTuple
+from ipaddress import ip_address
 
 from teu.linux import netns, nftables
+from teu.linux.dnswire import (
+    HEADER,
+    LARGE,
+    NXDOMAIN,
+    REFUSED,
+    SERVFAIL,
+    Lookup,
+    Question,
+    Reverse,
+    answer,
+    fit,
+    local,
+    parse,
+    repeats,
+)
 
 log = logging.getLogger("teu.linux")
 
 ADDRESS = "127.0.0.11"
-TTL = 600
-UPSTREAM_SECONDS = 3.0
+UPSTREAM_SECONDS = 3.0  # that a server has
+QUERY_SECONDS = 10.0  # that all of them together have for a question
+SLOW_SECONDS = 30.0  # for which a server that did not answer is asked last
 TCP_SECONDS = 10.0
 PENDING = 100  # questions of one container that wait for a server; further ones are refused
+PENDING_ALL = 2048  # of all; then only those get more who have less than their share
+SHARE_MIN = 4
+TURN = 4  # datagrams of one container before it is the others' turn
+STREAM_TURN = 2048  # bytes of one connection, likewise
 CONNECTIONS = 32  # of one container; a further one ends the one that has been silent longest
 UNSENT = 1 << 18  # bytes that a connection's client does not fetch
-
-A, PTR, AAAA, OPT, IN = 1, 12, 28, 41, 1
-NOERROR, SERVFAIL, REFUSED = 0, 2, 5
-TRUNCATED = 0x0200
-SMALL, LARGE = 512, 4096  # bytes of a datagram without EDNS, and at the most
-_HEADER = struct.Struct(">HHHHHH")
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _RULES = """
 add table ip teu-dns
@@ -65,121 +76,8 @@ table ip teu-dns {{
 }}
 """
 
-
-class Question(NamedTuple):
-    """What is asked (RFC 1035, 4.1): the message's ID and its flags, the name in lower case without the dot at its end,
-    QTYPE and QCLASS, and `wire`, the question section as it came, which the answer repeats."""
-
-    identity: int
-    flags: int
-    name: str
-    kind: int
-    klass: int
-    wire: bytes
-    size: int  # that the asker takes by UDP, by EDNS; 0 where it knows nothing of that
-
-
-# What a container may know: addresses of a name, names of an address. None means: not ours, ask others.
-Address = IPv4Address | IPv6Address
-Lookup = Callable[[str], "list[Address] | None"]
-Reverse = Callable[[Address], "str | None"]
-
-
-def parse(message: bytes) -> Question | None:
-    """The first question of a query; None for what is none."""
-    if len(message) < _HEADER.size:
-        return None
-    identity, flags, questions, _, _, _ = _HEADER.unpack_from(message)
-    if flags & 0x8000 or flags & 0x7800 or questions != 1:
-        return None
-    labels = []
-    position = _HEADER.size
-    while True:
-        if position >= len(message):
-            return None
-        length = message[position]
-        if length == 0:
-            break
-        if length > 63 or position + 1 + length > len(message):
-            return None
-        labels.append(message[position + 1 : position + 1 + length].decode("ascii", "replace"))
-        position += 1 + length
-    end = position + 5
-    if end > len(message):
-        return None
-    kind, klass = struct.unpack_from(">HH", message, position + 1)
-    return Question(
-        identity, flags, ".".join(labels).lower(), kind, klass, message[_HEADER.size : end], _edns(message, end)
-    )
-
-
-def _edns(message: bytes, position: int) -> int:
-    """The size in a query's OPT record, which follows the question at once in every query there is."""
-    _, _, _, answers, authorities, more = _HEADER.unpack_from(message)
-    if answers or authorities or not more or len(message) < position + 11 or message[position]:
-        return 0
-    kind, size = struct.unpack_from(">HH", message, position + 1)
-    return max(SMALL, size) if kind == OPT else 0
-
-
-def answer(question: Question, records: list[bytes], code: int = NOERROR) -> bytes:
-    """A reply with these record data, all of the question's type."""
-    flags = 0x8000 | 0x0080 | (question.flags & 0x0100) | code
-    header = _HEADER.pack(question.identity, flags, 1, len(records), 0, 1 if question.size else 0)
-    body = question.wire
-    for data in records:
-        body += b"\xc0\x0c" + struct.pack(">HHIH", question.kind, question.klass, TTL, len(data)) + data
-    if question.size:
-        body += b"\0" + struct.pack(">HHIH", OPT, LARGE, 0, 0)
-    return header + body
-
-
-def fit(reply: bytes, question: Question) -> bytes:
-    """A reply for UDP: as it is, or the word that it is too long and that TCP is to be asked."""
-    if len(reply) <= max(SMALL, min(question.size, LARGE)):
-        return reply
-    code = reply[3] & 0x0F
-    short = bytearray(answer(question, [], code))
-    short[2] |= TRUNCATED >> 8
-    return bytes(short)
-
-
-def encode_name(name: str) -> bytes:
-    """A domain name as messages have it (RFC 1035, 3.1): labels after their lengths, and the root's empty one. Raises
-    ValueError for a label of more than 255 bytes; that it has at most 63 is the caller's care."""
-    labels = name.encode("utf-8", "replace").split(b".")
-    return b"".join(bytes([len(label)]) + label for label in labels if label) + b"\0"
-
-
-def local(question: Question, lookup: Lookup, reverse: Reverse) -> bytes | None:
-    """The reply to what the networks know; None: ask others."""
-    if question.klass != IN:
-        return None
-    if question.kind in (A, AAAA):
-        addresses = lookup(question.name)
-        if addresses is None:
-            return None
-        wanted = [address for address in addresses if address.version == (4 if question.kind == A else 6)]
-        random.shuffle(wanted)
-        return answer(question, [address.packed for address in wanted])
-    if question.kind == PTR:
-        address = _reversed(question.name)
-        name = reverse(address) if address is not None else None
-        return None if name is None else answer(question, [encode_name(name)])
-    return None
-
-
-def _reversed(name: str) -> Address | None:
-    """The address whose name is asked for (RFC 1035, 3.5; RFC 3596, 2.5); None for what is none."""
-    digits = name.split(".")[::-1][2:]
-    try:
-        if name.endswith(".in-addr.arpa"):
-            return IPv4Address(".".join(digits))
-        if name.endswith(".ip6.arpa") and len(digits) == 32:
-            return IPv6Address(bytes.fromhex("".join(digits)))
-    except ValueError:
-        pass
-    return None
+# The servers to ask for a name, as they are then; none: nobody is asked.
+Servers = Callable[[str], Sequence[str]]
 
 
 class _Client:
@@ -191,7 +89,7 @@ class _Client:
         tcp: socket.socket,
         lookup: Lookup,
         reverse: Reverse,
-        servers: Callable[[], list[str]],
+        servers: Servers,
     ) -> None:
         self.udp, self.tcp = udp, tcp
         self.lookup, self.reverse, self.servers = lookup, reverse, servers
@@ -208,6 +106,9 @@ class _Connection:
         self.received = b""
         self.unsent = b""
         self.heard = time.monotonic()
+        self.waiting = 0  # questions that are not answered yet
+        self.ended = False  # nothing more is to come from the client
+        self.events = 0  # for which it is registered
         self.closed = False
 
 
@@ -218,7 +119,9 @@ class _Errand:
         self, client: _Client, message: bytes, question: Question, stream: bool, done: Callable[[bytes], None]
     ) -> None:
         self.client, self.message, self.question, self.stream, self.done = client, message, question, stream, done
-        self.servers = deque(client.servers())
+        self.servers: deque[str] = deque()
+        self.until = time.monotonic() + QUERY_SECONDS
+        self.server = ""
         self.socket: socket.socket | None = None
         self.unsent = b""
         self.received = b""
@@ -238,6 +141,8 @@ class Resolver:
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._pending = 0
+        self._slow: dict[str, float] = {}  # servers that did not answer, until when they are asked last
         self._number = itertools.count()
 
     def add(
@@ -246,10 +151,11 @@ class Resolver:
         namespace: int,
         lookup: Lookup,
         reverse: Reverse,
-        servers: Callable[[], list[str]],
+        servers: Servers,
     ) -> None:
-        """Serve a container, in its network namespace, an open file. What is not ours is asked of `servers`, as they
-        are then; none: nothing else is answered. Raises OSError, and nftables.Error where its rules are refused."""
+        """Serve a container, in its network namespace, an open file. What is not ours is asked of `servers`; where
+        there are none, a name without a dot does not exist, and what others are is not known. Raises OSError, and
+        nftables.Error where its rules are refused."""
 
         def inside() -> tuple[socket.socket, socket.socket]:
             udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -325,7 +231,8 @@ class Resolver:
             else:
                 client.gone = True
                 for sock in (client.udp, client.tcp):
-                    self._selector.unregister(sock)
+                    with contextlib.suppress(KeyError):  # it waits for descriptors
+                        self._selector.unregister(sock)
                     sock.close()
                 for connection in list(client.connections.values()):
                     self._close(connection)
@@ -333,7 +240,7 @@ class Resolver:
     # -- what containers ask -------------------------------------------------------------------
 
     def _datagrams(self, client: _Client) -> None:
-        for _ in range(16):  # then it is the others' turn
+        for _ in range(TURN):
             if client.gone:
                 return
             message, sender = client.udp.recvfrom(LARGE)
@@ -355,21 +262,48 @@ class Resolver:
         reply = local(question, client.lookup, client.reverse)
         if reply is not None:
             done(reply)
-        elif client.pending >= PENDING:
+            return
+        servers = self._usable(client.servers(question.name))
+        if not servers:
+            done(answer(question, [], SERVFAIL if "." in question.name else NXDOMAIN))
+        elif client.pending >= PENDING or self._pending >= PENDING_ALL and client.pending >= self._share():
             done(answer(question, [], REFUSED))
         else:
             client.pending += 1
-            self._next(_Errand(client, message, question, stream, done))
+            self._pending += 1
+            errand = _Errand(client, message, question, stream, done)
+            errand.servers.extend(servers)
+            self._next(errand)
+
+    def _share(self) -> int:
+        return max(SHARE_MIN, PENDING_ALL // max(1, len(self._clients)))
+
+    def _usable(self, servers: Sequence[str]) -> list[str]:
+        """Those that are addresses, as a name would be waited for; first those that have answered."""
+        now = time.monotonic()
+        for server in [server for server, until in self._slow.items() if until < now]:
+            del self._slow[server]
+        return sorted(filter(_is_address, servers), key=lambda server: server in self._slow)
 
     def _accept(self, client: _Client) -> None:
-        sock, _ = client.tcp.accept()
+        try:
+            sock, _ = client.tcp.accept()
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTORS:  # it stays readable, and would be asked again at once
+                self._selector.unregister(client.tcp)
+                self._later(1.0, lambda: self._listen(client))
+            raise
         sock.setblocking(False)
         if len(client.connections) >= CONNECTIONS:
             self._close(next(iter(client.connections.values())))
         connection = _Connection(client, sock)
         client.connections[id(connection)] = connection
-        self._selector.register(sock, selectors.EVENT_READ, lambda: self._connection(connection))
+        self._await(connection)
         self._later(TCP_SECONDS, lambda: self._silent(connection))
+
+    def _listen(self, client: _Client) -> None:
+        if not client.gone:
+            self._selector.register(client.tcp, selectors.EVENT_READ, partial(self._accept, client))
 
     def _silent(self, connection: _Connection) -> None:
         left = connection.heard + TCP_SECONDS - time.monotonic()
@@ -380,23 +314,45 @@ class Resolver:
         else:
             self._close(connection)
 
+    def _await(self, connection: _Connection) -> None:
+        """Wait for what the connection has still to do; one with nothing to do is closed."""
+        if connection.closed:
+            return
+        if connection.ended and not connection.waiting and not connection.unsent:
+            self._close(connection)
+            return
+        events = (0 if connection.ended else selectors.EVENT_READ) | (selectors.EVENT_WRITE if connection.unsent else 0)
+        if events == connection.events:
+            return
+        if not events:
+            self._selector.unregister(connection.socket)
+        elif connection.events:
+            self._selector.modify(connection.socket, events, lambda: self._connection(connection))
+        else:
+            self._selector.register(connection.socket, events, lambda: self._connection(connection))
+        connection.events = events
+
     def _close(self, connection: _Connection) -> None:
         if not connection.closed:
             connection.closed = True
             connection.client.connections.pop(id(connection), None)
-            self._selector.unregister(connection.socket)
+            if connection.events:
+                self._selector.unregister(connection.socket)
             connection.socket.close()
 
     def _connection(self, connection: _Connection) -> None:
         try:
             self._flush(connection)
-            data = connection.socket.recv(1 << 16)
+            data = b"" if connection.ended else connection.socket.recv(STREAM_TURN)
         except (BlockingIOError, InterruptedError):
+            self._await(connection)
             return
         except OSError:
-            data = b""
-        if not data:
             self._close(connection)
+            return
+        if not data:  # what it has asked is still answered (RFC 7766, 6.2.4)
+            connection.ended = True
+            self._await(connection)
             return
         client = connection.client
         connection.heard = time.monotonic()
@@ -410,9 +366,11 @@ class Resolver:
             if question is None:
                 self._close(connection)
                 return
+            connection.waiting += 1
             self._answer(client, message, question, True, lambda reply: self._reply(connection, reply))
 
     def _reply(self, connection: _Connection, reply: bytes) -> None:
+        connection.waiting -= 1
         if connection.closed:
             return
         connection.heard = time.monotonic()
@@ -421,6 +379,7 @@ class Resolver:
             self._flush(connection)
         except OSError:
             self._close(connection)
+        self._await(connection)
 
     def _flush(self, connection: _Connection) -> None:
         if connection.unsent:
@@ -428,8 +387,6 @@ class Resolver:
                 connection.unsent = connection.unsent[connection.socket.send(connection.unsent) :]
             if len(connection.unsent) > UNSENT:
                 raise OSError(errno.ENOBUFS, "the client does not read")
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
-            self._selector.modify(connection.socket, events, lambda: self._connection(connection))
 
     # -- what is asked of servers --------------------------------------------------------------
 
@@ -437,25 +394,35 @@ class Resolver:
         """To the next server; without one, what is there is the answer."""
         self._leave(errand)
         while errand.servers and not errand.client.gone:
-            server = errand.servers.popleft()
-            kind = socket.SOCK_STREAM if errand.stream else socket.SOCK_DGRAM
-            sock = socket.socket(_family(server), kind | socket.SOCK_NONBLOCK)
+            seconds = min(UPSTREAM_SECONDS, errand.until - time.monotonic())
+            if seconds <= 0:
+                break
+            errand.server = errand.servers.popleft()
             try:
-                with contextlib.suppress(BlockingIOError):
-                    sock.connect((server, 53))
-                if not errand.stream:
-                    sock.send(errand.message)
+                errand.socket = self._ask(errand, errand.server)
             except OSError:
-                sock.close()
                 continue
-            errand.socket, errand.received = sock, b""
+            errand.received = b""
             errand.unsent = struct.pack(">H", len(errand.message)) + errand.message if errand.stream else b""
             errand.attempt += 1
             events = selectors.EVENT_WRITE if errand.stream else selectors.EVENT_READ
-            self._selector.register(sock, events, lambda: self._progress(errand))
-            self._later(UPSTREAM_SECONDS, partial(self._late, errand, errand.attempt))
+            self._selector.register(errand.socket, events, lambda: self._progress(errand))
+            self._later(seconds, partial(self._late, errand, errand.attempt))
             return
         self._finish(errand, errand.worst or answer(errand.question, [], SERVFAIL))
+
+    def _ask(self, errand: _Errand, server: str) -> socket.socket:
+        kind = socket.SOCK_STREAM if errand.stream else socket.SOCK_DGRAM
+        sock = socket.socket(_family(server), kind | socket.SOCK_NONBLOCK)
+        try:
+            with contextlib.suppress(BlockingIOError):
+                sock.connect((server, 53))
+            if not errand.stream:
+                sock.send(errand.message)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     def _leave(self, errand: _Errand) -> None:
         if errand.socket is not None:
@@ -466,10 +433,12 @@ class Resolver:
     def _finish(self, errand: _Errand, reply: bytes) -> None:
         self._leave(errand)
         errand.client.pending -= 1
+        self._pending -= 1
         errand.done(reply)
 
     def _late(self, errand: _Errand, attempt: int) -> None:
         if errand.socket is not None and errand.attempt == attempt:
+            self._slow[errand.server] = time.monotonic() + SLOW_SECONDS
             self._next(errand)
 
     def _progress(self, errand: _Errand) -> None:
@@ -481,8 +450,9 @@ class Resolver:
         except OSError:
             self._next(errand)
             return
-        if reply is None or len(reply) < _HEADER.size or reply[:2] != errand.message[:2]:
+        if reply is None or len(reply) < HEADER.size or not repeats(reply, errand.question):
             return
+        self._slow.pop(errand.server, None)
         if reply[3] & 0x0F in (SERVFAIL, REFUSED) and errand.servers:
             errand.worst = reply
             self._next(errand)
@@ -503,6 +473,14 @@ class Resolver:
         errand.received += data
         message, errand.received = _framed(errand.received)
         return message
+
+
+def _is_address(server: str) -> bool:
+    try:
+        ip_address(server.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _family(server: str) -> socket.AddressFamily:

@@ -6,6 +6,8 @@ Called by the engine's networks and by the builder.
 
 from __future__ import annotations
 
+import os
+import time
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -66,11 +68,30 @@ def is_loopback(server: str) -> bool:
         return False
 
 
+_SETTLED_NS = 100_000_000  # before that, a second write may leave the same stamp
+_kept: dict[str, tuple[tuple[int, ...], str]] = {}
+
+
 def _read(path: str) -> str:
+    """As it is now; what was read before is kept until the file is another or was written to."""
     try:
-        return Path(path).read_text(errors="replace")
+        found = os.stat(path)
+        stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        before = _kept.get(path)
+        if before is not None and before[0] == stamp:
+            return before[1]
+        text = Path(path).read_text(errors="replace")
     except OSError:
         return ""
+    if time.time_ns() - found.st_ctime_ns > _SETTLED_NS:
+        _kept[path] = (stamp, text)
+    return text
+
+
+def is_split() -> bool:
+    """Whether the host's server is the stub of systemd-resolved, which knows by a name's domain which link's servers to
+    ask: those behind it, asked alike, would not do."""
+    return parse(_read(RESOLV_CONF)).servers in (["127.0.0.53"], ["127.0.0.54"])
 
 
 def host_resolver(own_namespace: bool) -> Resolver:

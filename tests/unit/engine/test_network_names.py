@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
+import threading
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,17 @@ class House:
             endpoint = Endpoint(network.id, network.name, "bridge", address, None, "teu0", 0, "eth0")
             active.endpoints.append(endpoint)
             made.network_settings.networks[network.name] = EndpointSettings(**{"dns_names": [name], **settings})
+            self.names.join(made, endpoint)
         return made
 
+    def leave(self, container: Container, network: str) -> None:
+        active = self.active[container.id]
+        for endpoint in [endpoint for endpoint in active.endpoints if endpoint.name == network]:
+            active.endpoints.remove(endpoint)
+            self.names.leave(endpoint)
+
     def found(self, asker: Container, name: str) -> list[str]:
-        return [str(address) for address in self.names._addresses(asker.id, name) or ()]
+        return sorted(str(address) for address in self.names._addresses(asker.id, name, 4) or ())
 
 
 @pytest.fixture
@@ -57,6 +65,75 @@ def test_neighbours_are_found_by_name_and_address(house: House) -> None:
     assert house.found(web, "nobody") == []
     assert house.names._name(web.id, IPv4Address("10.0.0.3")) == "db.front"
     assert house.names._name(web.id, IPv4Address("10.0.0.9")) is None
+    # That it has no address of the other family is known; of who is not there it is not.
+    assert house.names._addresses(web.id, "db", 6) == []
+    assert house.names._addresses(web.id, "nobody", 6) is None
+    # And that no other server knows an address of the network's own.
+    gateway = house.engine.networks.get("front").pools[0].gateway
+    assert gateway is not None
+    assert house.names._name(web.id, gateway) == ""
+
+
+def test_both_families_are_found(house: House) -> None:
+    web = house.join("web", "front")
+    first, second = (ip_address(text) for text in ("10.0.0.9", "fd00::9"))
+    assert isinstance(first, IPv4Address)
+    assert isinstance(second, IPv6Address)
+    place = house.active[web.id].endpoints[0]._replace(address=first, address6=second)
+    both = parts.container(house.engine, "both")
+    house.names.join(both, place)
+    assert house.names._addresses(web.id, "both", 4) == [first]
+    assert house.names._addresses(web.id, "both", 6) == [second]
+    assert house.names._name(web.id, first) == house.names._name(web.id, second) == "both.front"
+    house.names.leave(place)
+    assert house.names._addresses(web.id, "both", 6) is None
+    assert house.names._name(web.id, second) is None
+
+
+def test_who_left_is_not_found(house: House) -> None:
+    web, db = house.join("web", "front", "back"), house.join("db", "front", "back")
+    house.leave(db, "front")
+    assert house.found(web, "db") == ["10.0.0.5"]
+    assert house.found(web, "db.front") == []
+    house.leave(db, "back")
+    assert house.found(web, "db") == house.found(db, "web") == []
+    assert house.names._name(web.id, IPv4Address("10.0.0.5")) is None
+    house.leave(web, "front")
+    house.leave(web, "back")
+    assert (house.names._zones, house.names._views) == ({}, {})
+
+
+def test_each_of_several_has_its_turn(house: House) -> None:
+    web = house.join("web", "front")
+    for number in range(3):
+        house.join(f"db{number}", "front", dns_names=[f"db{number}", "db"])
+    firsts = []
+    for _ in range(6):
+        firsts.append(str((house.names._addresses(web.id, "db", 4) or [])[0]))
+        house.names._addresses(web.id, "db", 6)  # most askers want both
+    assert firsts == ["10.0.0.3", "10.0.0.4", "10.0.0.5"] * 2
+
+
+def test_a_new_name_is_known_at_once(house: House) -> None:
+    web, db = house.join("web", "front"), house.join("db", "front", aliases=["store"], dns_names=["db", "store"])
+    db.name = "other"
+    house.names.renamed(db, "db")
+    assert house.found(web, "other") == house.found(web, "store") == ["10.0.0.3"]
+    assert house.found(web, "db") == []
+    assert house.names._name(web.id, IPv4Address("10.0.0.3")) == "other.front"
+    assert web.name in house.names._zones[house.active[web.id].endpoints[0].network].names
+
+
+def test_the_resolver_waits_for_no_lock(house: House) -> None:
+    """While a container is attached, which may take long, all others ask on."""
+    web = house.join("web", "front")
+    house.join("db", "front")
+    found: list[list[str]] = []
+    with house.engine.endpoints._store.lock:
+        asking = threading.Thread(target=lambda: found.append(house.found(web, "db")))
+        asking.start()
+        asking.join(10)
+    assert found == [["10.0.0.3"]]
 
 
 def test_who_is_on_another_network_is_not_found(house: House) -> None:
@@ -84,6 +161,14 @@ def test_who_has_no_way_out_asks_nobody(house: House) -> None:
     web = house.join("web", "front")
     web.host_config.dns = ["9.9.9.9"]
     active = house.active[web.id]
-    assert house.names._servers(web, active) == []
+    servers = house.names._servers(web, active)
+    assert servers("example.org") == []
+    active.outward6 = active.endpoints[0]
+    assert servers("example.org") == ["9.9.9.9"]
     active.outward = active.endpoints[0]
-    assert house.names._servers(web, active) == ["9.9.9.9"]
+    assert servers("example.org") == servers("intranet") == ["9.9.9.9"]
+    # Who searches its domains first asks nobody for a name without one.
+    web.host_config.dns_options = ["timeout:1", "ndots:2"]
+    servers = house.names._servers(web, active)
+    assert servers("intranet") == []
+    assert servers("example.org") == ["9.9.9.9"]

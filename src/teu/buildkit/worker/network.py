@@ -262,9 +262,9 @@ class Network:
     def _serve_names(self, sandbox: Sandbox) -> None:
         """The host's servers are on its loopback: they are asked from the host."""
         self._names = self._names or dns.Resolver()
-        nobody: Callable[[object], None] = lambda _: None  # noqa: E731
+        nobody: Callable[..., None] = lambda *_: None  # noqa: E731
         self._names.add(
-            str(sandbox.address), sandbox.namespace, nobody, nobody, lambda: resolver.host_resolver(False).servers
+            str(sandbox.address), sandbox.namespace, nobody, nobody, lambda _: resolver.host_resolver(False).servers
         )
         sandbox.named = True
         sandbox.sockets += 2

@@ -250,6 +250,7 @@ class Endpoints:
         messages += [netlink.add_address(plug.inside, one, 16 if one.version == 4 else 64) for one in asked]
         inner.send([*messages, netlink.set_up(plug.inside)])
         self._tell(container, network, endpoint, settings, mac)
+        self._names.join(container, endpoint)
         self._event(network, "connect", container)
 
     def _addressed(self, network: Network, settings: EndpointSettings) -> Endpoint:
@@ -354,10 +355,16 @@ class Endpoints:
             self._leave(endpoint)
 
     def _leave(self, endpoint: Endpoint) -> None:
+        self._names.leave(endpoint)
         network = self._store.by_id(endpoint.network)
         if network is not None:
             network.give_back(endpoint.addresses)
         self.drivers[endpoint.driver].detach(network, endpoint)
+
+    def renamed(self, container: Container, old: str) -> None:
+        """Under the container's lock: what is known by its name follows."""
+        self._names.renamed(container, old)
+        container.save()
 
     # -- connect and disconnect --------------------------------------------------------------
 
@@ -509,6 +516,7 @@ class Endpoints:
                 Endpoint(network.id, network.name, driver, address, address6, veth, numbers.get(veth, 0), interface)
             )
             network.mark(active.endpoints[-1].addresses)
+            self._names.join(container, active.endpoints[-1])
         by_name = {endpoint.name: endpoint for endpoint in active.endpoints}
         outward = container.network_settings.outward
         if outward is None and active.endpoints and not self._outward.network(active.endpoints[0]).internal:

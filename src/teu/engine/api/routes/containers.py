@@ -105,6 +105,7 @@ def rename(engine: Engine, request: Request, name: str) -> Response:
             engine.containers.rename(container, new)
         except Conflict as error:
             raise Conflict(f"Error when allocating new name: {error}") from None
+        engine.endpoints.renamed(container, old)
     container.event("rename", oldName=f"/{old}")
     return empty()
 
