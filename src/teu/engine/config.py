@@ -23,7 +23,7 @@ from teu.config import (
 )
 from teu.engine.core.errors import EngineError
 from teu.engine.logs import registry
-from teu.engine.networks import options
+from teu.engine.networks import hostfirewall, options
 from teu.engine.networks.ipam import Source
 
 FILE = "/etc/teu/teud.yaml"
@@ -105,6 +105,12 @@ KEYS = (
     Key("storage-driver", text, "overlayfs", "snapshotter of containerd for images and containers"),
     Key("default-runtime", text, "io.containerd.teu.v2", "runtime of containers that name none", reload=True),
     Key("runtimes", map_of(text), {}, "short names for runtimes of containerd, for --runtime", reload=True),
+    Key(
+        "firewall",
+        one_of(*hostfirewall.MODES),
+        hostfirewall.OBEY,
+        "how published ports stand to the host's own firewall: obey it, open as with docker, none are made",
+    ),
     Key("log-driver", one_of(*registry.DRIVERS), "journald", "log driver of containers that name none", reload=True),
     Key("log-opts", map_of(text), {}, "its options", reload=True),
     Key("init", boolean, False, "run an init in containers that do not say", reload=True),

@@ -18,6 +18,7 @@ from teu.engine.core.events import Events
 from teu.engine.images.store import Images
 from teu.engine.networks.drivers.registry import DRIVERS
 from teu.engine.networks.endpoints import Endpoints
+from teu.engine.networks.hostfirewall import HostFirewall
 from teu.engine.networks.manager import Networks
 from teu.engine.networks.options import Defaults
 from teu.engine.networks.store import Store
@@ -51,7 +52,8 @@ class Engine:
         self.containers = Containers(around, self.boot, self.containerd.untidy)
         self.images = Images(self.containerd, self.events, config)
         store = Store(self.database, DRIVERS, Defaults(self.config))
-        self.endpoints = Endpoints(store, self.containers, self.events, self.exec_root, self.stopping)
+        host = HostFirewall(self.config["firewall"])
+        self.endpoints = Endpoints(store, self.containers, self.events, self.exec_root, self.stopping, host)
         self.networks = Networks(store, self.endpoints, self.containers, self.events)
         self.volumes = Volumes(f"{self.data_root}/volumes", self.containers, self.database, self.events)
 

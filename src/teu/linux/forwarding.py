@@ -4,6 +4,10 @@ forwarded. Called by the networks of the engine and of the builder.
 
 Docker drops all forwarded packets but its own where it had to turn forwarding on. Its chain for others' rules,
 DOCKER-USER, gets two of ours for each interface. Where we had to turn forwarding on, we do the same, in the same chain.
+
+ufw drops what none of its rules accepts. Its chain for what comes after those, ufw-after-forward, gets the same two at
+its end: what `ufw route` says of them holds, and what nothing is said of is let through. That is the containers' way
+out; what may come in is decided where ports are published.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ DOCKER_USER = "ip filter DOCKER-USER"
 FORWARD = "ip filter FORWARD"
 DOCKER_USER6 = "ip6 filter DOCKER-USER"
 FORWARD6 = "ip6 filter FORWARD"
+UFW, UFW6 = "ip filter ufw-after-forward", "ip6 filter ufw6-after-forward"
 _LEGACY = "/proc/net/ip_tables_names"
 IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"
 IPV6_FORWARD = "/proc/sys/net/ipv6/conf/all/forwarding"
@@ -92,22 +97,39 @@ def has_forward_chain(chain: str = FORWARD) -> bool:
 def beside_others(owner: str, interfaces: Iterable[str], chains: Iterable[str] = (DOCKER_USER,)) -> None:
     """In chains that drop what is not theirs: exactly these interfaces of the owner, a program of ours, are none of
     their business."""
-    wanted = {f'{side} "{name}"' for name in interfaces for side in ("iifname", "oifname")}
-    for chain in dict.fromkeys((*chains, DOCKER_USER, FORWARD, DOCKER_USER6, FORWARD6)):
+    wanted = [f'{side} "{name}"' for name in interfaces for side in ("iifname", "oifname")]
+    chains = tuple(chains)
+    try:
+        tables = nftables.run("list tables")
+    except nftables.Error:
+        tables = ""
+    for chain in dict.fromkeys((*chains, DOCKER_USER, FORWARD, UFW, DOCKER_USER6, FORWARD6, UFW6)):
+        if f"table {chain.rpartition(' ')[0]}\n" not in tables:
+            continue
         try:
             listed = nftables.run(f"list chain {chain}", handles=True)
         except nftables.Error:
             continue
         ours = re.findall(rf'^\s*(.*?) (?:counter .*)?accept comment "{owner}" # handle (\d+)', listed, re.MULTILINE)
-        here = wanted if chain in chains else set()
+        here = wanted if chain in chains or chain in (UFW, UFW6) else []
+        verb = "add" if chain in (UFW, UFW6) else "insert"
         text = "".join(f"delete rule {chain} handle {handle}\n" for rule, handle in ours if rule not in here)
         there = {rule for rule, _ in ours}
-        text += "".join(f'insert rule {chain} {rule} accept comment "{owner}"\n' for rule in sorted(here - there))
+        missing = sorted(set(here) - there)
+        text += "".join(f'{verb} rule {chain} {rule} accept comment "{owner}"\n' for rule in missing)
         if text:
             try:
                 nftables.run(text)
             except nftables.Error as error:
                 log.warning("chain %s cannot be changed: %s", chain, error)
+
+
+def concerns(change: nftables.Change) -> bool:
+    """Whether somebody's change of the ruleset may be one of a chain in which we stand beside others."""
+    if change.table not in ("ip filter", "ip6 filter"):
+        return False
+    here = f"{change.table} {change.chain}" in (DOCKER_USER, FORWARD, UFW, DOCKER_USER6, FORWARD6, UFW6)
+    return change.kind == "new chain" or change.kind in ("delete rule", "delete chain") and here
 
 
 class Marker:
@@ -138,11 +160,15 @@ class Marker:
         self._path.touch()
         close_forwarding()
 
-    def stand_beside_others(self, owner: str, interfaces: Iterable[str]) -> None:
-        """The owner's interfaces pass the chains of those who drop what is not theirs, and what we closed ourselves."""
+    def stand_beside_others(self, owner: str, interfaces: Iterable[str], everywhere: bool = False) -> None:
+        """The owner's interfaces pass the chains of those who drop what is not theirs, and what we closed ourselves.
+        `everywhere`: and iptables' FORWARD, whoever closed it, as with Docker."""
         if self.there and not has_forward_chain():
             close_forwarding()
         if self._path6.exists() and not has_forward_chain(FORWARD6):
             close_forwarding6()
-        closed = [*([FORWARD] if self.there else []), *([FORWARD6] if self._path6.exists() else [])]
+        closed = [
+            *([FORWARD] if self.there or everywhere else []),
+            *([FORWARD6] if self._path6.exists() or everywhere else []),
+        ]
         beside_others(owner, interfaces, (DOCKER_USER, DOCKER_USER6, *closed))

@@ -101,20 +101,35 @@ NETLINK_NETFILTER = 12
 NFNLGRP_NFTABLES = 7
 NFNL_SUBSYS_NFTABLES = 10
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
-NFT_MSG_NEWCHAIN, NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSET = 3, 2, 5, 8, 11
-NFTA_TABLE, NFTA_CHAIN_NAME = 1, 3  # every object's first attribute is its table's name
+NFT_MSG_NEWCHAIN, NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_NEWRULE, NFT_MSG_DELRULE, NFT_MSG_DELSET = (
+    3,
+    2,
+    5,
+    6,
+    8,
+    11,
+)
+NFTA_TABLE, NFTA_RULE_CHAIN, NFTA_CHAIN_NAME = 1, 2, 3  # every object's first attribute is its table's name
 _FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
 _KINDS = {
     NFT_MSG_NEWCHAIN: "new chain",
     NFT_MSG_DELTABLE: "delete table",
     NFT_MSG_DELCHAIN: "delete chain",
+    NFT_MSG_NEWRULE: "new rule",
     NFT_MSG_DELRULE: "delete rule",
     NFT_MSG_DELSET: "delete set",
 }
 
+_CHAIN_IN = {
+    NFT_MSG_NEWCHAIN: NFTA_CHAIN_NAME,
+    NFT_MSG_DELCHAIN: NFTA_CHAIN_NAME,
+    NFT_MSG_NEWRULE: NFTA_RULE_CHAIN,
+    NFT_MSG_DELRULE: NFTA_RULE_CHAIN,
+}
+
 
 class Change(NamedTuple):
-    """`table`: family and name. `chain` of chains alone."""
+    """`table`: family and name. `chain` of chains and rules alone."""
 
     kind: str
     table: str
@@ -174,7 +189,8 @@ def parse_changes(data: bytes) -> list[Change]:
             break
         if kind >> 8 == NFNL_SUBSYS_NFTABLES and kind & 0xFF in _KINDS:
             family = _FAMILIES.get(data[position + 16], "")
-            names = {NFTA_TABLE: "", NFTA_CHAIN_NAME: ""}
+            named = _CHAIN_IN.get(kind & 0xFF, NFTA_TABLE)
+            names = {NFTA_TABLE: "", named: ""}
             at, end = position + 20, min(position + length, len(data))
             while at + 4 <= end:
                 size, attribute = struct.unpack_from("=HH", data, at)
@@ -183,7 +199,7 @@ def parse_changes(data: bytes) -> list[Change]:
                 if attribute in names:
                     names[attribute] = data[at + 4 : at + size].rstrip(b"\0").decode(errors="replace")
                 at += (size + 3) & ~3
-            chain = names[NFTA_CHAIN_NAME] if kind & 0xFF in (NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN) else ""
+            chain = names[named] if named != NFTA_TABLE else ""
             result.append(Change(_KINDS[kind & 0xFF], f"{family} {names[NFTA_TABLE]}", chain))
         position += (length + 3) & ~3
     return result

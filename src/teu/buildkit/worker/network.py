@@ -362,8 +362,7 @@ class Network:
         """Whether somebody changed the ruleset in a way that may be ours to mend, since this was asked last."""
         found = self._changes.pending() if self._changes is not None else None
         return found is None or any(
-            (change.table == TABLE and change.kind.startswith("delete"))
-            or (change.table == "ip filter" and change.kind == "new chain")
+            (change.table == TABLE and change.kind.startswith("delete")) or forwarding.concerns(change)
             for change in found
         )
 

@@ -29,6 +29,7 @@ from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden
 from teu.engine.networks import files, requests, wishes
 from teu.engine.networks.drivers import registry
 from teu.engine.networks.drivers.driver import Context, Driver
+from teu.engine.networks.hostfirewall import HostFirewall
 from teu.engine.networks.kernel import Kernel
 from teu.engine.networks.links import Links, host_lines, openings
 from teu.engine.networks.model import Active, Attachment, Endpoint, Network, automatic_mac, network_mode
@@ -54,9 +55,16 @@ MOST_ENDPOINTS = 256  # two hexadecimal digits are what a veth's name has room f
 
 class Endpoints:
     def __init__(
-        self, store: Store, containers: Containers, events: Events, exec_root: str, stopping: threading.Event
+        self,
+        store: Store,
+        containers: Containers,
+        events: Events,
+        exec_root: str,
+        stopping: threading.Event,
+        host: HostFirewall | None = None,
     ) -> None:
-        """`exec_root`: the folder for state that a reboot ends. `stopping`: the daemon goes."""
+        """`exec_root`: the folder for state that a reboot ends. `stopping`: the daemon goes. `host`: how the host's own
+        firewall is respected; by default as `obey` has it."""
         self._store = store
         self._containers = containers
         self._events = events
@@ -65,7 +73,8 @@ class Endpoints:
         self._active: dict[str, Active] = {}
         self._names = Names(store, self._active, containers)
         self.links = Links(containers, self._active)
-        context = Context(store, self.kernel, self._active, exec_root, stopping, store.defaults)
+        self.host = host or HostFirewall()
+        context = Context(store, self.kernel, self._active, exec_root, stopping, store.defaults, self.host)
         self.drivers = {name: make(context) for name, make in registry.DRIVERS.items()}
         self._outward = Outward(store, self.drivers)
 

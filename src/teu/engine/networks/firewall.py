@@ -12,19 +12,25 @@
     │          routed, unprotected    bridges whose addresses the world knows; bridges that keep nobody out
     │          opened, direct         container's address, protocol, port: for everybody; for who comes by `trusted`
     │          linked                 container's address, another's, protocol, port: for the first one alone
+    │          limited                ports that not everybody may use: container's address, protocol, port
+    │          allowed                addresses of those who may, and the same
     ├── maps   published              protocol, port                  -> container's address, port
     │          published_at           host address, protocol, port    -> container's address, port
     │          translated             addresses                       -> the host's address under which they go out
     ├── guard         prerouting, raw     the host's 127.0.0.0/8 is out of every container's reach (::1 always is)
     ├── incoming      prerouting, dstnat  published ports, from outside and from containers
     ├── own           output, -100        published ports, from the host itself
+    ├── who           of between          who may use a published port
+    ├── admit         of between          what comes in there, but for what `host` refuses
+    ├── host          of between          what the host's own firewall lets in, of who comes from outside (hostrules.py)
     ├── between       forward, filter     replies and published ports in, containers out, the rest dropped
     └── outgoing      postrouting, srcnat masquerading
 
 A container is an element of a map, whatever their number; rules never change. The table exists while a
 container is attached to a bridge. Nothing here accepts on behalf of the host's own firewall: a packet that
 another table's forward chain drops stays dropped, so a host's policy holds for published ports too
-(`ct original proto-dst` tells there which port was published).
+(`ct original proto-dst` tells there which port was published). What ufw and firewalld let into the host is said once
+more in the chain `host`, for published ports (hostfirewall.py). A published port has the container's name as a comment.
 
 Docker on the same host drops all forwarded packets but its own where it had to turn forwarding on. Its chain for
 others' rules, DOCKER-USER, gets two of ours while the table exists: our interfaces are none of its business. Where we
@@ -40,14 +46,19 @@ what that would open in the other direction (the exposure known as CVE-2020-8558
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
 from teu.linux import forwarding, nftables
 
+log = logging.getLogger("teu.engine")
+
 TABLE = "inet teu"
+COMMENT_MAX = 120  # characters; nft takes 128
+_GONE = ("No such file", "element does not exist")
 OWNER = "teu"  # who we are in the comments of rules in others' chains
 
 # The same for each family.
@@ -59,6 +70,8 @@ _FAMILY_TEXT = """
     set opened%(n)d { type %(ip)s_addr . inet_proto . inet_service; }
     set direct%(n)d { type %(ip)s_addr . inet_proto . inet_service; }
     set linked%(n)d { type %(ip)s_addr . %(ip)s_addr . inet_proto . inet_service; }
+    set limited%(n)d { type %(ip)s_addr . inet_proto . inet_service; }
+    set allowed%(n)d { type %(ip)s_addr . %(ip)s_addr . inet_proto . inet_service; flags interval; }
     map published%(n)d { type inet_proto . inet_service : %(ip)s_addr . inet_service; }
     map published_at%(n)d { type %(ip)s_addr . inet_proto . inet_service : %(ip)s_addr . inet_service; }
     map translated%(n)d { type %(ip)s_addr : %(ip)s_addr; flags interval; }
@@ -68,11 +81,15 @@ _FAMILY_TEXT = """
     }
     chain between%(n)d {
         oifname @routed%(n)d meta l4proto %(icmp)s accept
+        oifname @unprotected%(n)d meta l4proto { tcp, udp, sctp } jump admit
         oifname @unprotected%(n)d accept
         meta l4proto != { tcp, udp, sctp } return
-        %(is)s daddr . meta l4proto . th dport @opened%(n)d accept
+        %(is)s daddr . meta l4proto . th dport @opened%(n)d jump admit
         %(is)s saddr . %(is)s daddr . meta l4proto . th dport @linked%(n)d accept
-        iifname . oifname @trusted %(is)s daddr . meta l4proto . th dport @direct%(n)d accept
+        iifname . oifname @trusted %(is)s daddr . meta l4proto . th dport @direct%(n)d jump admit
+    }
+    chain who%(n)d {
+        %(is)s saddr . %(is)s daddr . meta l4proto . th dport != @allowed%(n)d drop
     }
     chain outgoing%(n)d {
         %(is)s saddr . %(is)s daddr @subnets%(n)d ct status dnat masquerade
@@ -108,12 +125,23 @@ table inet teu {
         meta nfproto ipv4 jump ports4
         meta nfproto ipv6 jump ports6
     }
+    chain who {
+        ip daddr . meta l4proto . th dport @limited4 jump who4
+        ip6 daddr . meta l4proto . th dport @limited6 jump who6
+    }
+    chain host {
+    }
+    chain admit {
+        iifname != @bridges jump host
+        accept
+    }
     chain between {
         type filter hook forward priority filter; policy accept;
         iifname @internal oifname . iifname != @within drop
         oifname @internal oifname . iifname != @within drop
         oifname @bridges ct state established,related accept
-        oifname @bridges ct status dnat accept
+        oifname @bridges meta l4proto { tcp, udp, sctp } jump who
+        oifname @bridges ct status dnat jump admit
         iifname . oifname @within accept
         oifname @bridges meta nfproto ipv4 jump between4
         oifname @bridges meta nfproto ipv6 jump between6
@@ -134,7 +162,8 @@ table inet teu {
 class Published(NamedTuple):
     """One published port. A host address of 0.0.0.0 or :: means every one of that family, which is that of `address`,
     the container's. `host_port` 0: it is open at the container's own address alone. `direct`: it is reached there, too,
-    by who comes through a trusted interface."""
+    by who comes through a trusted interface. `name`: the container's. `sources`: networks of those who may use it, of
+    both families; none for everybody."""
 
     protocol: str
     host_address: str
@@ -142,6 +171,8 @@ class Published(NamedTuple):
     address: str
     port: int
     direct: bool = False
+    name: str = ""
+    sources: tuple[str, ...] = ()
 
 
 class Opening(NamedTuple):
@@ -176,10 +207,11 @@ class Bridge(NamedTuple):
 def _port(verb: str, entry: Published) -> str:
     family = ip_address(entry.address).version
     place = f"{entry.address} . {entry.protocol} . {entry.port}"
-    text = f"{verb} element {TABLE} direct{family} {{ {place} }}\n" if entry.direct else ""
+    comment = f' comment "{entry.name[:COMMENT_MAX]}"' if entry.name and verb == "add" else ""
+    text = f"{verb} element {TABLE} direct{family} {{ {place}{comment} }}\n" if entry.direct else ""
     if not entry.host_port:
-        return f"{text}{verb} element {TABLE} opened{family} {{ {place} }}\n"
-    value = f" : {entry.address} . {entry.port}" if verb == "add" else ""
+        return f"{text}{verb} element {TABLE} opened{family} {{ {place}{comment} }}\n"
+    value = f"{comment} : {entry.address} . {entry.port}" if verb == "add" else ""
     if ip_address(entry.host_address).is_unspecified:
         return f"{text}{verb} element {TABLE} published{family} {{ {entry.protocol} . {entry.host_port}{value} }}\n"
     key = f"{entry.host_address} . {entry.protocol} . {entry.host_port}"
@@ -190,6 +222,19 @@ def _opening(verb: str, entry: Opening) -> str:
     family = ip_address(entry.address).version
     key = f"{entry.source} . {entry.address} . {entry.protocol} . {entry.port}"
     return f"{verb} element {TABLE} linked{family} {{ {key} }}\n"
+
+
+def _limits(verb: str, entry: Published) -> str:
+    """Who may use a published port, where that is not everybody."""
+    if not entry.sources:
+        return ""
+    version = ip_address(entry.address).version
+    place = f"{entry.address} . {entry.protocol} . {entry.port}"
+    text = f"{verb} element {TABLE} limited{version} {{ {place} }}\n"
+    for source in entry.sources:
+        if ip_network(source).version == version:
+            text += f"{verb} element {TABLE} allowed{version} {{ {source} . {place} }}\n"
+    return text
 
 
 def _bridge(verb: str, bridge: Bridge) -> str:
@@ -216,20 +261,55 @@ def _bridge(verb: str, bridge: Bridge) -> str:
     return "".join(f"{verb} element {TABLE} {name} {{ {element} }}\n" for name, element in elements)
 
 
-def rebuild(bridges: Iterable[Bridge], ports: Iterable[Published], openings: Iterable[Opening] = ()) -> None:
+def rebuild(
+    bridges: Iterable[Bridge], ports: Iterable[Published], openings: Iterable[Opening] = (), host: Iterable[str] = ()
+) -> int:
     """Replace the whole table, in one transaction: what is found after a start, the first container, and whatever
-    somebody else took out of it."""
+    somebody else took out of it. `host`: as of set_host, which returns the same."""
     text = f"add table {TABLE}\ndelete table {TABLE}\n" + _TABLE_TEXT
     text += "".join(_bridge("add", bridge) for bridge in bridges)
-    text += "".join(_port("add", entry) for entry in ports)
+    text += "".join(_limits("add", entry) + _port("add", entry) for entry in ports)
     text += "".join(_opening("add", entry) for entry in openings)
-    nftables.run(text)
+    lines = list(host)
+    try:
+        nftables.run(text + _host(lines))
+        return len(lines)
+    except nftables.Error:
+        if not lines:
+            raise
+    nftables.run(text + _host(["drop"]))
+    return set_host(lines)
 
 
 def remove() -> None:
     """Take the table away; none is fine too."""
     nftables.run(f"add table {TABLE}\ndelete table {TABLE}\n")
     forwarding.beside_others(OWNER, [])
+
+
+def set_host(rules: Iterable[str]) -> int:
+    """What the host's own firewall lets in, as rules of the chain `host`. One that nft does not take is left out, and
+    logged; where it takes none of them, nobody outside is let in. Returns how many there are then."""
+    lines = list(rules)
+    flush = f"flush chain {TABLE} host\n"
+    try:
+        nftables.run(flush + _host(lines))
+        return len(lines)
+    except nftables.Error as error:
+        log.error("the host's rules for published ports are not all understood: %s", error)
+    nftables.run(flush + _host(["drop"]))
+    count = 1
+    for line in reversed(lines):
+        try:
+            nftables.run(f"insert rule {TABLE} host {line}\n")
+            count += 1
+        except nftables.Error:
+            log.error("a rule of the host's is left out for published ports: %s", line)
+    return count
+
+
+def _host(lines: Iterable[str]) -> str:
+    return "".join(f"add rule {TABLE} host {line}\n" for line in lines)
 
 
 _CHAINS = re.findall(r"chain (\w+) \{", _TABLE_TEXT)
@@ -239,13 +319,13 @@ _RULES = sum(
 )
 
 
-def is_whole() -> bool:
-    """Whether the table is there with all its chains and rules."""
+def is_whole(host: int = 0) -> bool:
+    """Whether the table is there with all its chains and rules; `host`: as many as its chain `host` has."""
     try:  # one by one: the library caches for the first command alone
         listed = "".join(nftables.run(f"list chain {TABLE} {name}", handles=True) for name in _CHAINS)
     except nftables.Error:
         return False
-    return len(re.findall(r"[^{] # handle \d+$", listed, re.MULTILINE)) == _RULES
+    return len(re.findall(r"[^{] # handle \d+$", listed, re.MULTILINE)) == _RULES + host
 
 
 def add_bridge(bridge: Bridge) -> None:
@@ -257,12 +337,14 @@ def remove_bridge(bridge: Bridge) -> None:
 
 
 def publish(ports: Iterable[Published]) -> None:
-    nftables.run("".join(_port("add", entry) for entry in ports))
+    nftables.run("".join(_limits("add", entry) + _port("add", entry) for entry in ports))
 
 
 def unpublish(ports: Iterable[Published]) -> None:
     """Take ports away; those that are gone already are fine."""
-    _take_away(_port("delete", entry) for entry in ports)
+    entries = list(ports)
+    _take_away(_port("delete", entry) for entry in entries)
+    _take_away(_limits("delete", entry) for entry in entries)
 
 
 def open_to(openings: Iterable[Opening]) -> None:
@@ -276,9 +358,10 @@ def close_to(openings: Iterable[Opening]) -> None:
 
 
 def _take_away(commands: Iterable[str]) -> None:
-    for command in commands:
+    """One by one: what is gone already keeps nothing else there."""
+    for line in "".join(commands).splitlines(keepends=True):
         try:
-            nftables.run(command)
+            nftables.run(line)
         except nftables.Error as error:
-            if "No such file" not in str(error):
+            if not any(text in str(error) for text in _GONE):
                 raise

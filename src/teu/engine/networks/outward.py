@@ -26,6 +26,7 @@ from teu.engine.networks.ports import (
     host_addresses,
     host_has_ipv6,
     parse_port,
+    sources,
 )
 
 if TYPE_CHECKING:
@@ -188,6 +189,8 @@ class Outward:
                     str(endpoint.of(version)),
                     wanted.port,
                     bool(network.trusted),
+                    container.name,
+                    sources(container.host_config, wanted.port, wanted.protocol),
                 )
             )
         return result
@@ -232,4 +235,7 @@ class Outward:
                 "port %s of container %s is bound by another process", number, container.name, extra=container.fields
             )
         direct = bool(self.network(endpoint).trusted)
-        active.published.append(firewall.Published(protocol, str(host), number, str(address), port, direct))
+        allowed = sources(container.host_config, port, protocol)
+        active.published.append(
+            firewall.Published(protocol, str(host), number, str(address), port, direct, container.name, allowed)
+        )

@@ -14,7 +14,7 @@ import os
 import random
 import socket
 from collections.abc import Sequence
-from ipaddress import ip_address
+from ipaddress import IPv4Network, collapse_addresses, ip_address, ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
 from teu.engine.core.errors import BadRequest, EngineError
@@ -34,6 +34,8 @@ EVERY = {4: "0.0.0.0", 6: "::"}
 _NO_SCTP = (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT)
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 _ATTEMPTS = 20  # to find a port that is free in both families
+
+SOURCES = "io.teu.port-sources/"  # an annotation of a container, with the port behind it: 80/tcp
 
 
 class Binding(NamedTuple):
@@ -61,6 +63,38 @@ def parse_port(text: str) -> tuple[int, str]:
 def canonical(text: str) -> str:
     """A port as it is shown, "80/tcp", of whatever a request or an image has: "80", "80/TCP"."""
     return "{}/{}".format(*parse_port(text))
+
+
+def sources(host_config: HostConfig, port: int, protocol: str) -> tuple[str, ...]:
+    """Networks of those who may use a container's published port, by its annotation; none for everybody. Raises
+    BadRequest."""
+    key = f"{SOURCES}{port}/{protocol}"
+    text = (host_config.annotations or {}).get(key)
+    if text is None:
+        return ()
+    four, six = [], []
+    for word in text.replace(",", " ").split():
+        try:
+            network = ip_network(word)
+        except ValueError as error:
+            raise BadRequest(f"{key}: {error}; a source is an address or a network such as 10.0.0.0/8") from None
+        if isinstance(network, IPv4Network):
+            four.append(network)
+        else:
+            six.append(network)
+    if not four and not six:
+        raise BadRequest(f"{key}: no network is named; leave the annotation out to let everybody in")
+    return tuple(str(network) for network in (*collapse_addresses(four), *collapse_addresses(six)))
+
+
+def check_sources(host_config: HostConfig) -> None:
+    """All annotations of published ports' sources. Raises BadRequest."""
+    for key in host_config.annotations or {}:
+        if key.startswith(SOURCES):
+            port = key.removeprefix(SOURCES)
+            if port != canonical(port):
+                raise BadRequest(f"{key}: a port is written as {canonical(port)} here")
+            sources(host_config, *parse_port(port))
 
 
 def bindings(host_config: HostConfig, exposed: Iterable[str]) -> list[Binding]:

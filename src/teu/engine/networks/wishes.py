@@ -13,7 +13,7 @@ from teu.engine.core.errors import BadRequest, NotFound
 from teu.engine.core.fields import EndpointAsked
 from teu.engine.networks import requests
 from teu.engine.networks.model import Network, network_mode
-from teu.engine.networks.ports import bindings, parse_port
+from teu.engine.networks.ports import bindings, check_sources, parse_port
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
@@ -40,6 +40,7 @@ def check(
     for key in exposed:
         parse_port(key)
     bindings(host_config, exposed)
+    check_sources(host_config)
     container.network_settings.networks = {}
     if mode.startswith("container:"):
         for name, settings in endpoints.items():

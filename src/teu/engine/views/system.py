@@ -173,6 +173,7 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
         "InitCommit": {"ID": "", "Expected": ""},
         "SecurityOptions": security,
         "CDISpecDirs": [],
+        "FirewallBackend": {"Driver": "nftables", "Info": engine.endpoints.host.describe()},
         "Warnings": warnings or None,
     }
 

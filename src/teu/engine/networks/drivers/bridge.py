@@ -24,15 +24,16 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
-from teu.engine.core.errors import Conflict, EngineError
-from teu.engine.networks import firewall, ipam
+from teu.engine.core.errors import BadRequest, Conflict, EngineError
+from teu.engine.networks import firewall, hostfirewall, ipam
 from teu.engine.networks.drivers.driver import Context, Plug
 from teu.engine.networks.ipam import Address
 from teu.engine.networks.model import Endpoint, Network
 from teu.engine.networks.options import OPTION_BRIDGE, check_bridge
 from teu.engine.networks.records import Subnet
-from teu.linux import nftables
+from teu.linux import forwarding, nftables
 from teu.linux.forwarding import Marker, forwards
+from teu.systemd import firewalld
 
 if TYPE_CHECKING:
     from teu.linux.netlink import Link, Socket
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("teu.engine")
 
+SETTLE_SECONDS = 0.2  # in which a change of the host's firewall comes to an end
 VETH = re.compile(r"teu[0-9a-f]{10}[0-9a-f]{1,2}\Z")
 BRIDGE = re.compile(r"teu-[0-9a-f]{11}\Z")
 
@@ -65,6 +67,10 @@ class Bridge:
         self._stopping = context.stopping
         self._defaults = context.defaults
         self._told: set[str] = set()
+        self._host = context.host
+        self._makes_rules = context.host.mode != hostfirewall.NONE
+        self._host_rules: list[str] = []
+        self._host_count = 0  # of those that are in the table
         self._table = False
         self._watcher: threading.Thread | None = None
 
@@ -120,14 +126,14 @@ class Bridge:
         if not network.is_user_defined and not self._on_network(network):
             self._forget_addresses(network, index)
         for pool in network.pools:
-            if pool.version == 4:
+            if pool.version == 4 and self._makes_rules:
                 _set(f"/proc/sys/net/ipv4/conf/{name}/route_localnet", "1")
             if pool.gateway is not None and network.has_own_address(pool.version):
                 if pool.version == 6:
                     self._ipv6_up(name, index)
                 with contextlib.suppress(FileExistsError):
                     kernel.send([netlink.add_address(index, pool.gateway, pool.subnet.prefixlen)])
-        if not network.internal:
+        if self._makes_rules and not network.internal:
             self._forward(network)
         # Who can send router advertisements in a container is not the host's router (CVE-2020-13401).
         if os.path.exists(f"{_CONF}/{name}/accept_ra"):
@@ -175,6 +181,8 @@ class Bridge:
             _set(f"{_CONF}/{name}/{setting}", "0")
         with contextlib.suppress(FileExistsError):
             self._kernel.socket().send([netlink.add_address(index, LINK_LOCAL, 64)])
+        if not self._makes_rules:  # and no ports published
+            return
         # By this the replies come back to who has asked [::1]:PORT. The kernel itself drops what others send there.
         self._kernel.socket().send([netlink.local_route(LOOPBACK, index)])
         with contextlib.suppress(OSError), open(_FILTERED) as file:
@@ -198,11 +206,13 @@ class Bridge:
     def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, mac: str, inner: Socket) -> Plug:
         from teu.linux import netlink
 
-        if not self._table:
+        if self._makes_rules and not self._table:
             self._rebuild_table()
-        elif self._on_network(network) == 1:
+        elif self._makes_rules and self._on_network(network) == 1:
             self._in_table(lambda: firewall.add_bridge(network.bridge()))
             self._beside_others()
+            if self._host.kind and network.interface in self._interfaces():
+                self._host.look(self._interfaces())
         # Before the other end is up: who may not reach its neighbours never could.
         link = [netlink.new_veth(endpoint.veth, on, endpoint.interface, namespace, mac, network.mtu)]
         if not network.talk:
@@ -223,6 +233,14 @@ class Bridge:
     def publish(self, endpoint: Endpoint, entries: list[firewall.Published]) -> None:
         from teu.linux import netlink
 
+        if not self._makes_rules:
+            raise BadRequest(
+                "ports cannot be published: firewall is none in teud.yaml, and teud makes no rules; publish nothing,"
+                " and lead ports to the container's address by rules of your own"
+            )
+        for protocol, port in dict.fromkeys((entry.protocol, entry.host_port or entry.port) for entry in entries):
+            if how := self._host.how_to_open(protocol, port):
+                log.info("port %s/%s is open to whom the host lets in: %s", port, protocol, how)
         # A container may use its own published port. Where br_netfilter redirects a frame while it is still
         # the bridge's, that leaves by the port it came from.
         self._kernel.socket().send([netlink.hairpin(endpoint.veth)])
@@ -260,10 +278,11 @@ class Bridge:
             threading.Thread(target=self._drop_veth, args=(endpoint,), name="veth", daemon=True).start()
         if network is None or network.damage:
             return
+        if not self._table:
+            return
         if not any(self._endpoints()):
-            if self._table:
-                self._table = False
-                firewall.remove()
+            self._table = False
+            firewall.remove()
         elif not self._on_network(network):
             self._in_table(lambda: firewall.remove_bridge(network.bridge()))
             self._beside_others()
@@ -293,7 +312,7 @@ class Bridge:
                 with contextlib.suppress(OSError):
                     self._kernel.delete_link(link.name)
         with _logged("the table of rules cannot be made"):
-            if expected:
+            if expected and self._makes_rules:
                 self._rebuild_in_parts()
             else:
                 firewall.remove()
@@ -301,7 +320,8 @@ class Bridge:
     # -- the table ---------------------------------------------------------------------------
 
     def _rebuild_table(self) -> None:
-        firewall.rebuild(*self._rules())
+        self._host_rules = self._host.look(self._interfaces())
+        self._host_count = firewall.rebuild(*self._rules(), host=self._host_rules)
         self._table_is_there()
 
     def _rules(self) -> tuple[list[firewall.Bridge], list[firewall.Published], list[firewall.Opening]]:
@@ -323,7 +343,7 @@ class Bridge:
             return
         except nftables.Error as error:
             log.error("the table of rules cannot be made at once: %s", error)
-        firewall.rebuild([], [])
+        self._host_count = firewall.rebuild([], [], host=self._host_rules)
         bridges, ports, openings = self._rules()
         for bridge in bridges:
             with _logged("network interface %s has no rules", bridge.name):
@@ -348,19 +368,23 @@ class Bridge:
         try:
             change()
         except nftables.Error as error:
-            if firewall.is_whole():
+            if firewall.is_whole(self._host_count):
                 raise
             log.warning("the rules of the networks are gone (%s), and are made anew", error)
             self._rebuild_table()
 
     def _beside_others(self) -> None:
         """Our interfaces pass the chains of those who drop what is not theirs, and what we ourselves closed."""
-        named = [network.interface for network in self._used()]
-        interfaces = ["teu*", *sorted(name for name in named if not name.startswith("teu"))]
-        self._forwarding.stand_beside_others(firewall.OWNER, interfaces)
+        interfaces = ["teu*", *self._interfaces()]
+        self._forwarding.stand_beside_others(firewall.OWNER, interfaces, self._host.mode == hostfirewall.DOCKER)
+
+    def _interfaces(self) -> list[str]:
+        """Bridges in use whose names do not say that they are ours."""
+        return sorted(network.interface for network in self._used() if not network.interface.startswith("teu"))
 
     def _watch(self) -> None:
-        """Build the table again when somebody else empties the ruleset, as reloading nftables' own service does."""
+        """Build the table again when somebody else empties the ruleset, as reloading nftables' own service does, and
+        follow the rules of the host's own firewall."""
 
         def body() -> None:
             while not self._stopping.is_set():
@@ -369,6 +393,8 @@ class Bridge:
                     continue
                 try:
                     self._mend_table()
+                    if changed is None or any(_is_of_host(change) for change in changed):
+                        self._follow(changes)
                 except Exception as error:
                     log.error("the rules of the networks cannot be made anew: %s", error)
 
@@ -384,13 +410,32 @@ class Bridge:
         with self._store.lock:
             if not self._table or self._stopping.is_set():
                 return
-            if firewall.is_whole():
+            if firewall.is_whole(self._host_count):
                 self._beside_others()
                 return
             log.warning("somebody has emptied the ruleset: the rules of the networks are made anew")
             self._rebuild_table()
-            if not firewall.is_whole():
+            if not firewall.is_whole(self._host_count):
                 raise EngineError("somebody takes them away at once; they are made with the next container")
+
+    def _follow(self, changes: nftables.Changes) -> None:
+        """The host's own firewall has other rules. Its programs change them in many steps: what comes within a moment
+        is looked at once. The lock is not held while firewalld is asked, which may take long."""
+        self._stopping.wait(SETTLE_SECONDS)
+        changes.pending()
+        if not self._table:
+            return
+        with self._store.lock:
+            interfaces = self._interfaces()
+        found = self._host.look(interfaces)
+        with self._store.lock:
+            if self._table and not self._stopping.is_set():
+                if found != self._host_rules or not firewall.is_whole(self._host_count):
+                    self._host_rules = found
+                    self._host_count = firewall.set_host(found) if firewall.is_whole(self._host_count) else 0
+                if not firewall.is_whole(self._host_count):
+                    self._rebuild_table()
+                self._beside_others()
 
 
 @contextlib.contextmanager
@@ -406,7 +451,12 @@ def _concerns(change: Change) -> bool:
     """Whether somebody's change of the ruleset may be one of ours to mend."""
     if change.table == firewall.TABLE:
         return change.kind.startswith("delete")
-    return change.table == "ip filter" and change.kind == "new chain"
+    return forwarding.concerns(change) or _is_of_host(change)
+
+
+def _is_of_host(change: Change) -> bool:
+    """Whether it is of the rules of ufw or firewalld."""
+    return change.table == firewalld.TABLE or change.table in ("ip filter", "ip6 filter") and "ufw" in change.chain
 
 
 def _has_ipv6() -> bool:

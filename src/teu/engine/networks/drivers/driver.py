@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from teu.engine.networks.hostfirewall import HostFirewall
 from teu.engine.networks.kernel import Kernel
 from teu.engine.networks.model import Active, Endpoint, Network
 from teu.engine.networks.options import Defaults
@@ -34,6 +35,8 @@ class Context(NamedTuple):
     stopping: threading.Event
     defaults: Defaults = Defaults()
     """What teud.yaml says of networks."""
+    host: HostFirewall = HostFirewall()
+    """How published ports stand to the host's own firewall."""
 
 
 class Plug(NamedTuple):
