@@ -20,6 +20,7 @@ from teu.engine.core.errors import NotFound
 from teu.engine.core.fields import HOST_CONFIG, Config
 from teu.engine.networks.drivers.registry import DRIVERS
 from teu.engine.networks.endpoints import Endpoints
+from teu.engine.networks.hostfirewall import HostFirewall
 from teu.engine.networks.manager import Networks
 from teu.engine.networks.options import Defaults
 from teu.engine.networks.store import Store
@@ -48,7 +49,8 @@ class Engine:
         self.stopping = threading.Event()
         own: Any = self
         store = Store(self.database, DRIVERS, Defaults(self.settings))
-        self.endpoints = Endpoints(store, own.containers, own.events, self.exec_root, self.stopping)
+        host = HostFirewall(self.settings.get("firewall", "obey"))
+        self.endpoints = Endpoints(store, own.containers, own.events, self.exec_root, self.stopping, host)
         self.networks = Networks(store, self.endpoints, own.containers, own.events)
         self.networks.start()
 

@@ -34,8 +34,8 @@ def own_namespace() -> Iterator[None]:
 
 
 @pytest.fixture
-def engine(own_namespace: None, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(tmp_path)
+def engine(own_namespace: None, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    engine = Engine(tmp_path, getattr(request, "param", None))
     yield engine
     engine.end()
 
@@ -152,6 +152,80 @@ def test_port_in_use(engine: Engine, tmp_path: Path) -> None:
             engine.endpoints.attach(second)
     assert ruleset() == ""
     start(engine, second)
+
+
+def test_the_table_says_whose_ports_are_open_to_whom(engine: Engine, tmp_path: Path) -> None:
+    limited = {"io.teu.port-sources/80/tcp": "10.0.0.0/8,192.0.2.7"}
+    one = container(engine, tmp_path, 1, PortBindings={"80/tcp": [{"HostPort": "8088"}]}, Annotations=limited)
+    start(engine, one)
+    address = one.network_settings.networks["bridge"].address
+    listed = nftables.run("list table inet teu")
+    assert f'tcp . 8088 comment "c1" : {address} . 80' in listed
+    assert f"elements = {{ {address} . tcp . 80 }}" in listed
+    assert f"10.0.0.0/8 . {address} . tcp . 80" in listed
+    assert f"192.0.2.7 . {address} . tcp . 80" in listed
+    # Who is on the bridge and not among them is kept out; the host itself is not.
+    two = container(engine, tmp_path, 2)
+    start(engine, two)
+    with serve(engine, one, 80):
+        assert reach("127.0.0.1", 8088)
+        gateway = one.network_settings.networks["bridge"].gateway
+        assert "timed out" in inside(
+            engine, two, f"timeout 1 busybox wget -T 1 -qO- http://{gateway}:8088/; echo timed out"
+        )
+    engine.endpoints.detach(one)
+    assert address not in nftables.run("list table inet teu")
+
+
+def test_rules_of_the_host_are_counted_and_followed(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chain `host` has what the host's firewall says, also after that has changed, and after a flush; what nft does
+    not take closes no more than itself."""
+    rules = ["meta l4proto tcp ct original proto-dst { 8088 } accept", "drop"]
+    monkeypatch.setattr(engine.endpoints.host, "look", lambda interfaces: list(rules))
+    one = container(engine, tmp_path, 1, PortBindings={"80/tcp": [{"HostPort": "8088"}]})
+    start(engine, one)
+
+    def listed() -> list[str]:
+        text = nftables.run("list chain inet teu host")
+        return [line.strip() for line in text.splitlines()[2:-2]]
+
+    def until(expected: list[str]) -> None:
+        end = time.monotonic() + 5
+        while time.monotonic() < end and listed() != expected:
+            time.sleep(0.02)
+        assert listed() == expected
+
+    before = ["meta l4proto tcp ct original proto-dst 8088 accept", "drop"]
+    assert listed() == before
+    nftables.run("flush chain inet teu host")
+    rules[0] = "meta nonsense"
+    # A change of ufw's or firewalld's tells that there is something new.
+    nftables.run("add table inet firewalld\nadd chain inet firewalld x\nadd rule inet firewalld x accept\n")
+    until(["drop", "drop"])
+    rules[:] = ["accept"]
+    nftables.run("delete table inet firewalld")
+    until(["accept"])
+    nftables.run("flush ruleset")
+    end = time.monotonic() + 5
+    while time.monotonic() < end and "chain host" not in nftables.run("list ruleset"):
+        time.sleep(0.02)
+    until(["accept"])
+
+
+@pytest.mark.parametrize("engine", [{"firewall": "none"}], indirect=True)
+def test_no_rules_at_all(engine: Engine, tmp_path: Path) -> None:
+    one = container(engine, tmp_path, 1)
+    start(engine, one)
+    with serve(engine, one, 80):
+        assert reach(one.network_settings.networks["bridge"].address, 80)
+    assert nftables.run("list ruleset") == ""
+    two = container(engine, tmp_path, 2, PortBindings={"80/tcp": [{"HostPort": "8088"}]})
+    with pytest.raises(BadRequest, match="firewall is none"):
+        start(engine, two)
+    assert len(teu_links()) <= 2
+    wait_for_links(1)
 
 
 def test_ephemeral_ports_and_ranges(engine: Engine, tmp_path: Path) -> None:

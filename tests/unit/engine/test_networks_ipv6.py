@@ -476,3 +476,75 @@ def test_an_internal_network(engine: Engine, far: Far, tmp_path: Path) -> None:
     assert "default" not in inside(engine, one, "ip route; ip -6 route")
     assert one.network_settings.ports == {}
     assert "1 packets received" in inside(engine, one, "busybox ping -c1 -W2 fd00:77::1")
+
+
+# -- the host's firewall, and who may use a port ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["nat", "routed"])
+def test_the_hosts_firewall_governs_both_families(
+    engine: Engine, far: Far, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Also where a port is open at the container's own address; and what it lets in without a port being published
+    stays closed."""
+    opened, closed = (80, 82) if mode == "routed" else (8080, 8082)
+    rules = [f"meta l4proto tcp ct original proto-dst {{ {opened}, 81 }} accept", "drop"]
+    monkeypatch.setattr(engine.endpoints.host, "look", lambda interfaces: list(rules))
+    parts.network(engine.networks, "front", **modes(mode, mode))
+    bindings = {"80/tcp": [{"HostPort": "8080"}], "82/tcp": [{"HostPort": "8082"}]}
+    one = container(engine, tmp_path, 1, "front", PortBindings=bindings)
+    start(engine, one)
+    with serve(engine, one, 80), serve(engine, one, 81), serve(engine, one, 82) as server:
+        addresses = ("10.77.0.2", "fd00:77::2") if mode == "routed" else ("203.0.113.1", "2001:db8::1")
+        for address in addresses:
+            assert far.reach(address, opened), address
+            assert not far.reach(address, closed, 0.3), address
+        for address in ("10.77.0.2", "fd00:77::2"):
+            assert not far.reach(address, 81, 0.3), address
+            # The host itself is not kept out.
+            assert served(server, address, 82)
+
+
+def test_the_hosts_firewall_governs_who_is_trusted_or_unprotected(
+    engine: Engine, far: Far, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = ["meta l4proto tcp ct original proto-dst { 80 } accept", "drop"]
+    monkeypatch.setattr(engine.endpoints.host, "look", lambda interfaces: list(rules))
+    parts.network(engine.networks, "front", **modes("nat-unprotected", "nat", **{OPTION_TRUSTED: "wan0"}))
+    bindings = {"80/tcp": [{"HostPort": "8080"}], "82/tcp": [{"HostPort": "8082"}]}
+    one = container(engine, tmp_path, 1, "front", PortBindings=bindings)
+    start(engine, one)
+    with serve(engine, one, 80), serve(engine, one, 82):
+        for address in ("10.77.0.2", "fd00:77::2"):
+            assert far.reach(address, 80), address
+            assert not far.reach(address, 82, 0.3), address
+
+
+def test_who_may_use_a_port_by_both_families(engine: Engine, far: Far, tmp_path: Path) -> None:
+    """Who names networks of one family alone lets nobody of the other in."""
+    parts.network(engine.networks, "front", **{**BOTH, "Options": {OPTION_TRUSTED: "wan0"}})
+    limited = {"io.teu.port-sources/80/tcp": "2001:db8::/64", "io.teu.port-sources/82/tcp": "192.0.2.0/24,2001:db8::3"}
+    bindings = {"80/tcp": [{"HostPort": "8080"}, {"HostPort": "8081"}], "82/tcp": [{"HostPort": "8082"}]}
+    one = container(engine, tmp_path, 1, "front", PortBindings=bindings, Annotations=limited)
+    two = container(engine, tmp_path, 2, "front")
+    for each in (one, two):
+        start(engine, each)
+    listed = nftables.run("list table inet teu")
+    assert 'tcp . 8080 comment "c1" : fd00:77::2 . 80' in listed
+    assert "2001:db8::/64 . fd00:77::2 . tcp . 80" in listed
+    with serve(engine, one, 80), serve(engine, one, 82):
+        for port in (8080, 8081):
+            assert far.reach("2001:db8::1", port)
+            assert not far.reach("203.0.113.1", port, 0.3)
+        assert far.reach("fd00:77::2", 80)
+        for address in ("2001:db8::1", "203.0.113.1"):
+            assert not far.reach(address, 8082, 0.3)
+        assert reach("::1", 8082)
+        namespace = engine.endpoints._active[two.id].namespace
+        assert not netns.run_in(namespace, lambda: reach("fd00:77::1", 8080, 0.3))
+    # Two host ports of one place in the container: what is gone with the first keeps not the second there.
+    engine.endpoints.detach(one)
+    listed = nftables.run("list table inet teu")
+    assert "fd00:77::2" not in listed
+    assert "10.77.0.2" not in listed
+    assert "comment" not in listed

@@ -42,6 +42,26 @@ def test_each_program_has_its_own_rules() -> None:
     assert rules(forwarding.DOCKER_USER) == []
 
 
+def test_ufw_has_its_say_first() -> None:
+    """Ours is at the end of its chain for what comes after its own rules, and comes again when it was reloaded."""
+    nftables.run(
+        "add table ip filter\nadd chain ip filter ufw-after-forward\n"
+        "add rule ip filter ufw-after-forward ip daddr 192.0.2.1 drop\n"
+    )
+    for _ in range(2):
+        forwarding.beside_others("teu", ["teu*"])
+        listed = nftables.run("list chain ip filter ufw-after-forward").splitlines()[2:-2]
+        assert [line.strip() for line in listed] == [
+            "ip daddr 192.0.2.1 drop",
+            'iifname "teu*" accept comment "teu"',
+            'oifname "teu*" accept comment "teu"',
+        ]
+    changes = nftables.Changes()
+    nftables.run("flush chain ip filter ufw-after-forward")
+    assert any(forwarding.concerns(change) for change in changes.wait() or ())
+    changes.close()
+
+
 def test_who_turned_it_on_is_known_to_all(tmp_path: Path) -> None:
     """The second finds forwarding on, and the chain that the first closed in its way all the same."""
     one, other = forwarding.Marker(str(tmp_path)), forwarding.Marker(str(tmp_path))
