@@ -187,6 +187,21 @@ def publish(values: list[str]) -> tuple[dict[str, Any], dict[str, list[dict[str,
     return exposed, bindings
 
 
+def port_sources(values: list[str]) -> dict[str, str]:
+    """--publish: the annotations that say who may use a port; of forms with `source=` alone."""
+    found: dict[str, list[str]] = {}
+    for value in values:
+        parts = [part.partition("=") for part in value.split(",")]
+        wanted = [text for key, _, text in parts if key == "source"]
+        if wanted:
+            fields = {key: text for key, _, text in parts}
+            protocol = fields.get("protocol", "tcp").lower()
+            start, end = port_range(fields.get("target", ""), "containerPort")
+            for port in range(start, end + 1):
+                found.setdefault(f"io.teu.port-sources/{port}/{protocol}", []).extend(wanted)
+    return {key: ",".join(sources) for key, sources in found.items()}
+
+
 def expose(values: list[str], exposed: dict[str, Any]) -> None:
     for value in values:
         if ":" in value:
@@ -720,6 +735,8 @@ def add_ports(options: Options, config: dict[str, Any], host: dict[str, Any]) ->
     exposed: dict[str, Any] = {}
     if options["publish"]:
         exposed, host["PortBindings"] = publish(options["publish"])
+        if sources := port_sources(options["publish"]):
+            host["Annotations"] = {**sources, **host.get("Annotations", {})}
     expose(options["expose"], exposed)
     if exposed:
         config["ExposedPorts"] = exposed
@@ -824,7 +841,7 @@ def add_settings(options: Options, host: dict[str, Any]) -> None:
     if options["sysctl"]:
         host["Sysctls"] = key_values(each(options, "sysctl", valid_sysctl))
     if options["annotation"]:
-        host["Annotations"] = key_values(options["annotation"])
+        host["Annotations"] = {**host.get("Annotations", {}), **key_values(options["annotation"])}
 
 
 def valid_swappiness(number: int) -> int:

@@ -238,6 +238,10 @@ def registry_lines(found: dict[str, Any]) -> list[str]:
 def last_lines(found: dict[str, Any]) -> list[str]:
     lines = [f" Live Restore Enabled: {words(bool(found.get('LiveRestoreEnabled')))}"]
     lines += shown(found, ("Product License", "ProductLicense"))
+    backend = found.get("FirewallBackend") or {}
+    if backend.get("Driver"):
+        lines.append(f" Firewall Backend: {backend['Driver']}")
+        lines += [f"  {name}: {value}" for name, value in backend.get("Info") or ()]
     pools = [f" Base: {pool['Base']}, Size: {pool['Size']}" for pool in found.get("DefaultAddressPools") or ()]
     return lines + listed("Default Address Pools", pools)
 

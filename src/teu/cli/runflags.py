@@ -82,7 +82,7 @@ FLAGS = """
    --pids-limit         int         Most processes, -1 for no limit
    --platform           string      Platform of the image, OS[/ARCH[/VARIANT]]
    --privileged         bool        Give all capabilities and devices
--p --publish            list        Publish a port, [ADDRESS:][HOSTPORT:]PORT[/tcp|udp|sctp]
+-p --publish            list        Publish a port, [ADDRESS:][HOSTPORT:]PORT[/tcp|udp|sctp], or target=…,source=…
 -P --publish-all        bool        Publish every exposed port on a free port of the host
    --pull               string=missing  Pull the image first: always, missing or never
 -q --quiet              bool        Do not show the progress of a pull

@@ -109,7 +109,7 @@ KEYS = (
         "firewall",
         one_of(*hostfirewall.MODES),
         hostfirewall.OBEY,
-        "how published ports stand to the host's own firewall: obey it, open as with docker, none are made",
+        "how published ports stand to the host's own firewall: obey it, open as with docker, none; see teu-firewall(7)",
     ),
     Key("log-driver", one_of(*registry.DRIVERS), "journald", "log driver of containers that name none", reload=True),
     Key("log-opts", map_of(text), {}, "its options", reload=True),

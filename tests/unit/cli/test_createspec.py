@@ -65,6 +65,16 @@ def test_publish(specs: list[str], bindings: dict[str, list[tuple[str, str]]]) -
     assert set(found["ExposedPorts"]) == set(bindings)
 
 
+def test_who_may_use_a_port() -> None:
+    """In an option of the long form, which docker's programs give as an annotation."""
+    found = host("-p", "published=8080,target=80,source=10.0.0.0/8,source=fd00::/8", "--annotation", "a=b")
+    assert found["PortBindings"] == {"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}
+    assert found["Annotations"] == {"io.teu.port-sources/80/tcp": "10.0.0.0/8,fd00::/8", "a": "b"}
+    found = host("-p", "target=53-54,published=53-54,protocol=udp,source=192.0.2.7", "-p", "80:80")
+    assert found["Annotations"] == {f"io.teu.port-sources/{port}/udp": "192.0.2.7" for port in (53, 54)}
+    assert "Annotations" not in host("-p", "80:80")
+
+
 def test_expose() -> None:
     assert set(body("--expose", "7000-7001/udp", "--expose", "5")["ExposedPorts"]) == {"7000/udp", "7001/udp", "5/tcp"}
 
