@@ -22,7 +22,7 @@ from teu.engine.containers.network_settings import HostPort
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
 from teu.engine.networks.drivers import bridge
-from teu.linux import netlink, netns, nftables
+from teu.linux import netlink, netns, nftables, resolver
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
 
@@ -226,6 +226,37 @@ def test_no_rules_at_all(engine: Engine, tmp_path: Path) -> None:
         start(engine, two)
     assert len(teu_links()) <= 2
     wait_for_links(1)
+
+
+def test_the_hosts_resolv_conf_is_followed(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While containers run; but not where somebody has written to their own. One that is replaced is another file."""
+    host = tmp_path / "host-resolv.conf"
+    host.write_text("nameserver 192.0.2.1\nsearch a.example\n")
+    monkeypatch.setattr(resolver, "RESOLV_CONF", str(host))
+    monkeypatch.setattr(resolver, "RESOLVED_UPSTREAM", str(tmp_path / "nothing"))
+    parts.network(engine.networks, "front")
+    boxes = [container(engine, tmp_path, 1), container(engine, tmp_path, 2), container(engine, tmp_path, 3, "front")]
+    for box in boxes:
+        start(engine, box)
+    plain, own, named = (Path(box.directory) / "resolv.conf" for box in boxes)
+    own.write_text("nameserver 9.9.9.9\n")
+    assert plain.read_text() == "nameserver 192.0.2.1\nsearch a.example\n"
+    assert named.read_text() == "nameserver 127.0.0.11\nsearch a.example\noptions ndots:0\n"
+
+    def until(path: Path, text: str) -> None:
+        end = time.monotonic() + 5
+        while time.monotonic() < end and path.read_text() != text:
+            time.sleep(0.02)
+        assert path.read_text() == text
+
+    (tmp_path / "new").write_text("nameserver 192.0.2.2\nsearch b.example c.example\noptions timeout:1\n")
+    (tmp_path / "new").rename(host)
+    until(plain, "nameserver 192.0.2.2\nsearch b.example c.example\noptions timeout:1\n")
+    until(named, "nameserver 127.0.0.11\nsearch b.example c.example\noptions timeout:1 ndots:0\n")
+    # The host becomes its own server, which its containers can ask by the engine's resolver alone.
+    host.write_text("nameserver 127.0.0.1\n")
+    until(plain, "nameserver 127.0.0.11\noptions ndots:0\n")
+    assert own.read_text() == "nameserver 9.9.9.9\n"
 
 
 def test_ephemeral_ports_and_ranges(engine: Engine, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from teu.engine.networks import files, requests, wishes
 from teu.engine.networks.drivers import registry
 from teu.engine.networks.drivers.driver import Context, Driver
 from teu.engine.networks.hostfirewall import HostFirewall
+from teu.engine.networks.hostnames import HostNames
 from teu.engine.networks.kernel import Kernel
 from teu.engine.networks.links import Links, host_lines, openings
 from teu.engine.networks.model import Active, Attachment, Endpoint, Network, automatic_mac, network_mode
@@ -77,6 +78,7 @@ class Endpoints:
         context = Context(store, self.kernel, self._active, exec_root, stopping, store.defaults, self.host)
         self.drivers = {name: make(context) for name, make in registry.DRIVERS.items()}
         self._outward = Outward(store, self.drivers)
+        self._host_names = HostNames(self.follow_host, stopping)
 
     def start(self) -> None:
         for driver in self.drivers.values():
@@ -316,14 +318,35 @@ class Endpoints:
         text = files.resolv_conf(container.host_config, own, RESOLVER_ADDRESS if named else "")
         files.write(f"{directory}/resolv.conf", text)
         container.network_settings.resolver_sum = files.digest(text)
+        self._host_names.watch()
         return {"/etc/hosts": f"{directory}/hosts", "/etc/resolv.conf": f"{directory}/resolv.conf"}
 
     def _host_lines(self, container: Container, endpoint: Endpoint) -> list[tuple[str, str]]:
         names = files.host_names(container.hostname, container.config.domainname)
         return [(str(address), names) for address in endpoint.addresses] if names else []
 
+    def follow_host(self) -> None:
+        """The host's resolv.conf is another: so are those of running containers, unless somebody wrote there. Who has
+        had servers that are no more, and cannot ask the new ones, gets the engine's resolver."""
+        for container in self._containers.all():
+            mode = network_mode(container)
+            if not container.running or mode.startswith("container:"):
+                continue
+            with container.lock, self._lock:
+                active = self._active.get(container.id)
+                if container.running and (active is not None or mode == "host"):
+                    if active is not None and active.namespace >= 0 and active.endpoints:
+                        with _logged("the names of container %s cannot be served", container.name):
+                            self._names.serve(container, active)
+                    self._renew(container, mode != "host", active is not None and active.named)
+                    container.save()
+
     def _use_resolver(self, container: Container) -> None:
         """A running container's resolv.conf names the engine's resolver from now on, unless somebody wrote there."""
+        self._renew(container, True, True)
+
+    def _renew(self, container: Container, own: bool, named: bool) -> None:
+        """A running container's resolv.conf says what is so now, unless somebody wrote there."""
         path = f"{container.directory}/resolv.conf"
         text = files.read(path)
         if text is None or files.digest(text) != container.network_settings.resolver_sum:
@@ -331,7 +354,7 @@ class Endpoints:
                 "resolv.conf of container %s is not ours any more, and stays", container.name, extra=container.fields
             )
             return
-        text = files.resolv_conf(container.host_config, True, RESOLVER_ADDRESS)
+        text = files.resolv_conf(container.host_config, own, RESOLVER_ADDRESS if named else "")
         files.write(path, text)
         container.network_settings.resolver_sum = files.digest(text)
 
@@ -494,6 +517,11 @@ class Endpoints:
                     self._recover_links(container)
             for driver in self.drivers.values():
                 driver.recover(links, unknown)
+        if running:
+            # What has changed while there was no daemon is followed as well.
+            self._host_names.watch()
+            with _logged("the host's resolv.conf cannot be followed"):
+                self.follow_host()
 
     def _recover_links(self, container: Container) -> None:
         active = self._active.get(container.id)
