@@ -29,6 +29,12 @@ _POLICIES = {
     HOST: ("Containers reach this host (firewall: docker)", [ZONE], ["HOST"]),
 }
 _TIMEOUT = 10.0
+_PROGRAMS = ("/usr/sbin/firewalld", "/usr/bin/firewalld")
+
+
+def is_installed() -> bool:
+    """Who has it not is spared a connection."""
+    return any(map(os.path.exists, _PROGRAMS))
 
 
 class Zone(NamedTuple):
@@ -78,9 +84,9 @@ class Firewalld:
 
     # -- ours --------------------------------------------------------------------------------
 
-    def let_out(self, interfaces: Iterable[str], everything: bool = False) -> list[str]:
+    def let_out(self, interfaces: Iterable[str], everything: bool | None = None) -> list[str]:
         """These interfaces are in the zone `teu`, and what is in there reaches the world; `everything`: and the world
-        what is in there, and that this host. Returns what was done, for the journal."""
+        what is in there, and that this host (None: as it is). Returns what was done, for the journal."""
         done = []
         if ZONE not in self._call(".config", "getZoneNames", path=CONFIG_PATH):
             self._call(
@@ -102,7 +108,8 @@ class Firewalld:
         wanted = {EGRESS, PUBLISHED, HOST} if everything else {EGRESS}
         there = set(self._call(".config", "getPolicyNames", path=CONFIG_PATH))
         done += [self._add_policy(name) for name in sorted(wanted - there)]
-        done += [self._remove_policy(name) for name in sorted((there & {PUBLISHED, HOST}) - wanted)]
+        if everything is False:
+            done += [self._remove_policy(name) for name in sorted(there & {PUBLISHED, HOST})]
         active = self._call(".zone", "getActiveZones")
         if done or ZONE not in active or not wanted <= set(self._call(".policy", "getPolicies")):
             self._call("", "reload")

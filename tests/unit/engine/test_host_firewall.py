@@ -182,7 +182,7 @@ def test_nothing_of_another_language_gets_in() -> None:
 def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = ufw.Rule(4, "accept", False, "tcp", "8088", "", "", "", "", "")
     monkeypatch.setattr(ufw, "read", lambda: ufw.Ufw([rule], "drop", "drop"))
-    monkeypatch.setattr(hostfirewall, "_FIREWALLD", ())
+    monkeypatch.setattr(hostfirewall, "is_installed", lambda: False)
     obeying = hostfirewall.HostFirewall("obey")
     assert len(obeying.look([])) == 3
     assert obeying.how_to_open("tcp", 8088) == "ufw allow 8088/tcp"

@@ -33,6 +33,7 @@ from teu.buildkit.core import errors
 from teu.linux import dns, forwarding, netlink, netns, nftables, resolver, subnets
 from teu.linux.netlink import Link, Socket
 from teu.linux.nftables import Changes
+from teu.systemd import firewalld
 
 log = logging.getLogger("teu.buildkit")
 
@@ -355,6 +356,14 @@ class Network:
         text = f"add table {TABLE}\ndelete table {TABLE}\n" + _RULES.format(bridge=BRIDGE, subnet=subnet)
         nftables.run(text)
         self._forwarding.stand_beside_others(OWNER, [BRIDGE])
+        if firewalld.is_installed():
+            try:
+                with firewalld.Firewalld() as host:  # its zone's wildcard is of our bridge, too
+                    host.let_out([])
+            except FileNotFoundError:
+                pass  # it does not run
+            except OSError as error:
+                log.warning("firewalld does not let steps out: %s", error)
         if self._changes is not None:
             self._changes.pending()  # ours
 

@@ -15,18 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 from collections.abc import Iterable
 
 from teu.engine.networks import hostrules
 from teu.linux import ufw
-from teu.systemd.firewalld import Firewalld
+from teu.systemd.firewalld import Firewalld, is_installed
 
 log = logging.getLogger("teu.engine")
 
 OBEY, DOCKER, NONE = MODES = ("obey", "docker", "none")
-_FIREWALLD = ("/usr/sbin/firewalld", "/usr/bin/firewalld")  # who has it not is spared a connection
 _OPENED_BY = {
     "ufw": "ufw allow {port}/{protocol}",
     "firewalld": "firewall-cmd --add-port={port}/{protocol}",
@@ -55,7 +53,7 @@ class HostFirewall:
             found = ufw.read()
             if found is not None:
                 kind, rules = "ufw", hostrules.of_ufw(found)
-            if _has_firewalld():
+            if is_installed():
                 try:
                     with Firewalld() as firewalld:
                         done = firewalld.let_out(interfaces, self.mode == DOCKER)
@@ -101,7 +99,7 @@ class HostFirewall:
     def describe(self) -> list[list[str]]:
         """For `teu info`: names and values."""
         kind = "ufw" if ufw.read() is not None else ""
-        if _has_firewalld():
+        if is_installed():
             with contextlib.suppress(OSError), Firewalld():
                 kind = "firewalld"
         said = {
@@ -110,7 +108,3 @@ class HostFirewall:
             NONE: "teud makes no rules",
         }
         return [["Firewall", self.mode], ["Host", said[self.mode]]]
-
-
-def _has_firewalld() -> bool:
-    return any(map(os.path.exists, _FIREWALLD))
