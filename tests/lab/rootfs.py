@@ -46,7 +46,7 @@ TOOLS = """
 # The real programs of the swap table.
 PEERS = """
     docker.io containerd runc crun podman buildah skopeo docker-registry criu uidmap python3-docker
-    netavark aardvark-dns
+    netavark aardvark-dns firewalld ufw
 """
 
 # Those that only one release has.
@@ -87,7 +87,7 @@ DISABLED = """
     podman-auto-update.timer podman-auto-update.service podman-restart.service podman-clean-transient.service
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service
     fstrim.timer nftables.service man-db.timer getty@tty1.service remote-fs.target
-    systemd-networkd.service systemd-timesyncd.service
+    systemd-networkd.service systemd-timesyncd.service firewalld.service ufw.service
 """
 MASKED = """
     getty.target console-getty.service systemd-udevd.service systemd-udevd-control.socket
