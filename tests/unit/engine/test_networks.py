@@ -226,6 +226,13 @@ def test_no_rules_at_all(engine: Engine, tmp_path: Path) -> None:
         start(engine, two)
     assert len(teu_links()) <= 2
     wait_for_links(1)
+    # Nor are there any where another network goes.
+    parts.network(engine.networks, "front")
+    three = container(engine, tmp_path, 3, "front")
+    start(engine, three)
+    nftables.run("add table ip filter\nadd chain ip filter DOCKER-USER\n")
+    engine.endpoints.detach(three)
+    assert "teu" not in nftables.run("list ruleset")
 
 
 def test_the_hosts_resolv_conf_is_followed(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
