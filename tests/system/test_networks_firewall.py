@@ -17,6 +17,7 @@ from whole import eventually, out, teu
 pytestmark = pytest.mark.needs("fast")
 
 FAR, NEAR = "203.0.113.2", "203.0.113.1"
+FAR6, NEAR6 = "2001:db8::2", "2001:db8::1"
 SETTINGS = Path("/etc/teu/teud.yaml.d/firewall.yaml")
 
 
@@ -40,10 +41,14 @@ def far() -> Iterator[None]:
         "netns add far",
         "link add near0 type veth peer name far0 netns far",
         f"addr add {NEAR}/24 dev near0",
+        f"addr add {NEAR6}/64 dev near0 nodad",
         "link set near0 up",
         f"-n far addr add {FAR}/24 dev far0",
+        f"-n far addr add {FAR6}/64 dev far0 nodad",
         "-n far link set far0 up",
         "-n far link set lo up",
+        f"-n far route add default via {NEAR}",
+        f"-n far route add default via {NEAR6}",
     ):
         whole.call("ip", *line.split())
     argv = ["ip", "netns", "exec", "far", "/usr/bin/python3", "-m", "http.server", "7000"]
@@ -56,19 +61,40 @@ def far() -> Iterator[None]:
         whole.call("ip", "netns", "del", "far")
 
 
-def reached(port: int = 8088) -> bool:
+def reached(port: int = 8088, address: str = NEAR) -> bool:
     """By the other machine."""
-    argv = ("ip", "netns", "exec", "far", "busybox", "timeout", "1", "wget", "-qO-", f"http://{NEAR}:{port}/")
+    url = f"http://{bracketed(address)}:{port}/"
+    argv = ("ip", "netns", "exec", "far", "busybox", "timeout", "1", "wget", "-qO-", url)
     return whole.call(*argv, check=False).stdout == "served\n"
 
 
-def gets_out(name: str = "web") -> bool:
-    command = f"timeout 2 wget -qO- http://{FAR}:7000/; exit $?"
+def reached_by() -> list[int]:
+    """The families in which it is."""
+    return [version for version, address in ((4, NEAR), (6, NEAR6)) if reached(address=address)]
+
+
+def bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+def gets_out(name: str = "web", address: str = FAR) -> bool:
+    command = f"timeout 2 wget -qO- http://{bracketed(address)}:7000/; exit $?"
     return teu("exec", name, "sh", "-c", command, check=False).returncode == 0
 
 
 def soon(what: str, condition: Callable[[], bool], seconds: float = 5.0) -> None:
     eventually(what, condition, timeout=seconds)
+
+
+@pytest.fixture
+def both() -> Iterator[None]:
+    """A network with IPv6, and one where the world knows the containers' IPv6 addresses."""
+    teu("network", "create", "--ipv6", "--subnet", "fd00:99::/64", "both")
+    routed = "com.docker.network.bridge.gateway_mode_ipv6=routed"
+    teu("network", "create", "--ipv6", "--subnet", "fd00:98::/64", "-o", routed, "routed")
+    yield
+    whole.remove_everything()
+    teu("network", "rm", "both", "routed")
 
 
 @pytest.fixture
@@ -141,12 +167,34 @@ def test_ufw_governs_published_ports(ufw: None) -> None:
     soon("without ufw it is open", reached)
 
 
-def test_as_docker_beside_ufw(as_docker: None, ufw: None) -> None:
-    whole.serve("web", ("-p", "8088:80"))
-    soon("it is open", lambda: reached() and gets_out())
+def test_ufw_governs_both_families(both: None, ufw: None) -> None:
+    whole.serve("web", ("--network", "both", "-p", "8088:80"))
+    soon("the way out is open", lambda: gets_out() and gets_out(address=FAR6))
+    assert reached_by() == []
+    whole.call("ufw", "allow", "8088/tcp")
+    soon("ufw lets in", lambda: reached_by() == [4, 6])
+    rule = ("deny", "from", "2001:db8::/64", "to", "any", "port", "8088", "proto", "tcp")
+    whole.call("ufw", "prepend", *rule)
+    soon("and keeps out", lambda: reached_by() == [4])
+    whole.call("ufw", "delete", *rule)
+    soon("and lets in again", lambda: reached_by() == [4, 6])
+    whole.call("ufw", "route", "deny", "to", FAR6)
+    soon("what ufw says of the way out holds", lambda: gets_out() and not gets_out(address=FAR6))
+    whole.call("ufw", "delete", "allow", "8088/tcp")
+    soon("what is deleted is closed", lambda: reached_by() == [])
+    whole.serve("plain", ("--network", "routed", "-p", "8089:80"))
+    address = out("teu", "inspect", "-f", "{{.NetworkSettings.Networks.routed.GlobalIPv6Address}}", "plain")
+    assert not reached(80, address)
+    whole.call("ufw", "allow", "80/tcp")
+    soon("ufw lets in to the container's own address", lambda: reached(80, address))
+
+
+def test_as_docker_beside_ufw(as_docker: None, both: None, ufw: None) -> None:
+    whole.serve("web", ("--network", "both", "-p", "8088:80"))
+    soon("it is open", lambda: reached_by() == [4, 6] and gets_out() and gets_out(address=FAR6))
     whole.call("ufw", "deny", "8088/tcp")
     time.sleep(0.5)
-    assert reached()
+    assert reached_by() == [4, 6]
 
 
 def test_firewalld_governs_published_ports(firewalld: None) -> None:
@@ -181,9 +229,23 @@ def test_firewalld_governs_published_ports(firewalld: None) -> None:
         teu("network", "rm", "own")
 
 
-def test_as_docker_beside_firewalld(as_docker: None, firewalld: None) -> None:
-    whole.serve("web", ("-p", "8088:80"))
-    soon("it is open", lambda: reached() and gets_out())
+def test_firewalld_governs_both_families(both: None, firewalld: None) -> None:
+    whole.serve("web", ("--network", "both", "-p", "8088:80"))
+    soon("the way out is open", lambda: gets_out() and gets_out(address=FAR6))
+    assert reached_by() == []
+    whole.call("firewall-cmd", "--add-port=8088/tcp")
+    soon("firewalld lets in", lambda: reached_by() == [4, 6])
+    rule = "--add-rich-rule=rule family=ipv6 source address=2001:db8::/64 port port=8088 protocol=tcp reject"
+    whole.call("firewall-cmd", rule)
+    soon("and keeps out", lambda: reached_by() == [4])
+    whole.call("firewall-cmd", "--reload")
+    soon("what was not for good is gone", lambda: reached_by() == [])
+    assert gets_out(address=FAR6)
+
+
+def test_as_docker_beside_firewalld(as_docker: None, both: None, firewalld: None) -> None:
+    whole.serve("web", ("--network", "both", "-p", "8088:80"))
+    soon("it is open", lambda: reached_by() == [4, 6] and gets_out() and gets_out(address=FAR6))
     assert "teu-published" in out("firewall-cmd", "--get-policies")
 
 
