@@ -87,8 +87,11 @@ DISABLED = """
     podman-auto-update.timer podman-auto-update.service podman-restart.service podman-clean-transient.service
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service
     fstrim.timer nftables.service man-db.timer getty@tty1.service remote-fs.target
-    systemd-networkd.service systemd-timesyncd.service firewalld.service ufw.service
+    systemd-networkd.service systemd-timesyncd.service
 """
+
+# Of one kind alone, so that the others need not be made anew.
+DISABLED_ONLY = {"lab": "firewalld.service ufw.service"}
 MASKED = """
     getty.target console-getty.service systemd-udevd.service systemd-udevd-control.socket
     systemd-udevd-kernel.socket systemd-udev-trigger.service systemd-udev-settle.service
@@ -122,9 +125,14 @@ def packages(release: str, kind: str) -> list[str]:
     return sorted(f"{KINDS[kind]} {RELEASE_ONLY.get(f'{release}-{kind}', '')}".split())
 
 
+def disabled(kind: str) -> str:
+    """The units of a root file system that do not start by themselves."""
+    return DISABLED + DISABLED_ONLY.get(kind, "")
+
+
 def recipe_hash(release: str, kind: str) -> str:
     """Changes whenever the finished root file system would."""
-    recipe = "\n".join([release, *packages(release, kind), DISABLED, MASKED, FINISH])
+    recipe = "\n".join([release, *packages(release, kind), disabled(kind), MASKED, FINISH])
     return hashlib.sha256(recipe.encode()).hexdigest()[:10]
 
 
@@ -150,7 +158,7 @@ def ensure(release: str = "trixie", kind: str = "lab") -> Path:
         print(f"lab: making the {release} {kind} root file system in {final} (once)", file=sys.stderr, flush=True)
         partial = CACHE / f"partial-{release}-{kind}"
         shutil.rmtree(partial, ignore_errors=True)
-        environment = dict(os.environ, DISABLED=" ".join(DISABLED.split()), MASKED=" ".join(MASKED.split()))
+        environment = dict(os.environ, DISABLED=" ".join(disabled(kind).split()), MASKED=" ".join(MASKED.split()))
         command = [
             "mmdebstrap",
             "--quiet",
