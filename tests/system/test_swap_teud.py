@@ -102,7 +102,7 @@ def test_exec_network_and_volume(teud: Teud) -> None:
     teud("run", "-d", "--name", "box", "-v", "kept:/data", "-p", "127.0.0.1:8077:80", "busybox", "sleep", "600")
     assert teud.out("exec", "box", "sh", "-c", "echo x > /data/file; cat /data/file") == "x"
     assert teud("exec", "box", "sh", "-c", "exit 3", check=False).returncode == 3
-    assert "8077" in whole.out("nft", "list", "map", "inet", "teu", "published_at")
+    assert "8077" in whole.out("nft", "list", "map", "inet", "teu", "published_at4")
     teud("rm", "-f", "box")
     assert teud.out("run", "--rm", "-v", "kept:/data", "busybox", "cat", "/data/file") == "x"
     teud("volume", "rm", "kept")
