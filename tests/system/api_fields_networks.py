@@ -12,6 +12,7 @@ and in `seen` is the network of the test. test_networks_fields.py sends them all
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 USED, REFUSED, MEANINGLESS = "used", "refused", "without meaning on Linux"
@@ -35,6 +36,15 @@ def _ipam(**config: Any) -> dict[str, Any]:
 
 def _config(key: str, value: Any) -> Callable[[Any], bool]:
     return lambda network: network["IPAM"]["Config"][0][key] == value
+
+
+SIX = {"EnableIPv6": True}
+
+
+def _versions(network: Any) -> list[int]:
+    """The families of its subnets, where it has IPv6."""
+    assert network["EnableIPv6"] is True
+    return sorted(ip_network(config["Subnet"]).version for config in network["IPAM"]["Config"])
 
 
 def _option(name: str, value: str) -> Row:
@@ -63,7 +73,8 @@ CREATE = [
     Row("EnableIPv4", FLAG, True, USED, lambda network: bool(network["IPAM"]["Config"])),
     Row("EnableIPv4", FLAG, False, REFUSED, "IPv4 or IPv6 must be enabled", 400),
     Row("EnableIPv6", FLAG, False, USED, lambda network: network["EnableIPv6"] is False),
-    Row("EnableIPv6", FLAG, True, REFUSED, "IPv6 networks are not supported", 400),
+    Row("EnableIPv4", FLAG, False, USED, lambda network: network["EnableIPv4"] is False, 0, {"EnableIPv6": True}),
+    Row("EnableIPv6", FLAG, True, USED, lambda network: _versions(network) == [4, 6]),
     Row("IPAM", OBJECT, {}, USED, lambda network: network["IPAM"]["Config"][0]["Subnet"]),
     Row("IPAM.Driver", TEXT, "default", USED, lambda network: network["IPAM"]["Driver"] == "default"),
     Row("IPAM.Driver", TEXT, "null", REFUSED, "ipv4 pool is empty", 400),
@@ -81,7 +92,9 @@ CREATE = [
     Row("IPAM.Config", OBJECT, [None], REFUSED, "invalid subnet", 400),
     Row("IPAM.Config[0].Subnet", TEXT, "10.93.0.0/24", USED, _config("Subnet", "10.93.0.0/24")),
     Row("IPAM.Config[0].Subnet", TEXT, "10.93.0.5/24", REFUSED, "it should be 10.93.0.0/24", 400),
-    Row("IPAM.Config[0].Subnet", TEXT, "fd00::/64", REFUSED, "IPv6 networks are not supported", 400),
+    Row("IPAM.Config[0].Subnet", TEXT, "fd00:93::/64", USED, lambda network: _versions(network) == [4, 6], 0, SIX),
+    Row("IPAM.Config[0].Subnet", TEXT, "fd00:93::/64", MEANINGLESS, lambda network: network["EnableIPv6"] is False),
+    Row("IPAM.Config[0].Subnet", TEXT, "fd00:93::5/64", REFUSED, "it should be fd00:93::/64", 400, SIX),
     Row("IPAM.Config[0].IPRange", TEXT, "10.93.0.128/25", USED, _config("IPRange", "10.93.0.128/25"), 0, _ipam()),
     Row("IPAM.Config[0].IPRange", TEXT, "10.94.0.0/25", REFUSED, "invalid ip-range", 400, _ipam()),
     Row("IPAM.Config[0].Gateway", TEXT, "10.93.0.9", USED, _config("Gateway", "10.93.0.9"), 0, _ipam()),
@@ -122,21 +135,29 @@ CREATE = [
     _option(BRIDGE + "enable_ip_masquerade", "0"),
     _no_option(BRIDGE + "enable_ip_masquerade", ""),
     _option(BRIDGE + "host_binding_ipv4", "127.0.0.1"),
-    _no_option(BRIDGE + "host_binding_ipv4", "::1"),
+    _option(BRIDGE + "host_binding_ipv4", "::1"),
+    _no_option(BRIDGE + "host_binding_ipv4", "x"),
     _option("com.docker.network.driver.mtu", "1400"),
     _no_option("com.docker.network.driver.mtu", "-1"),
     _option("com.docker.network.container_iface_prefix", "net"),
     _no_option("com.docker.network.container_iface_prefix", "a/"),
     _option(BRIDGE + "inhibit_ipv4", "false"),
-    _no_option(BRIDGE + "inhibit_ipv4", "true"),
-    _option(BRIDGE + "gateway_mode_ipv4", "nat"),
-    _no_option(BRIDGE + "gateway_mode_ipv4", "routed"),
-    _no_option(BRIDGE + "gateway_mode_ipv6", "nat"),
-    _no_option(BRIDGE + "trusted_host_interfaces", "lo"),
-    _no_option("com.docker.network.host_ipv4", "192.0.2.1"),
-    _no_option("com.docker.network.host_ipv6", "2001:db8::1"),
-    _no_option("com.docker.network.enable_ipv6", "true"),
-    _no_option("com.docker.network.internal", "true"),
+    _option(BRIDGE + "inhibit_ipv4", "true"),
+    _no_option(BRIDGE + "inhibit_ipv4", "x"),
+    *(_option(BRIDGE + "gateway_mode_ipv4", mode) for mode in ("nat", "nat-unprotected", "routed")),
+    _no_option(BRIDGE + "gateway_mode_ipv4", "isolated"),
+    _option(BRIDGE + "gateway_mode_ipv6", "routed"),
+    _no_option(BRIDGE + "gateway_mode_ipv6", "bridged"),
+    _option(BRIDGE + "trusted_host_interfaces", "lo:eth0"),
+    _no_option(BRIDGE + "trusted_host_interfaces", "a/b"),
+    _option("com.docker.network.host_ipv4", "192.0.2.1"),
+    _no_option("com.docker.network.host_ipv4", "2001:db8::1"),
+    _option("com.docker.network.host_ipv6", "2001:db8::1"),
+    _no_option("com.docker.network.host_ipv6", "192.0.2.1"),
+    _option("com.docker.network.enable_ipv6", "true"),
+    _no_option("com.docker.network.enable_ipv6", "x"),
+    _option("com.docker.network.internal", "true"),
+    _no_option("com.docker.network.internal", "x"),
     Row(
         "Options",
         MAP,
@@ -228,7 +249,8 @@ CONTAINER = [
     Row(
         "HostConfig.DnsOptions", LIST, ["ndots:1"], USED, lambda found: found["HostConfig"]["DnsOptions"] == ["ndots:1"]
     ),
-    Row("HostConfig.Links", LIST, ["other:name"], REFUSED, "links are not supported", 400),
+    Row("HostConfig.Links", LIST, ["nobody:name"], REFUSED, "No such container: nobody", 400),
+    Row("HostConfig.Links", LIST, ["a:b:c"], REFUSED, "bad format for links", 400),
     Row(
         "HostConfig.PortBindings",
         OBJECT,
@@ -236,9 +258,17 @@ CONTAINER = [
         USED,
         lambda found: found["HostConfig"]["PortBindings"]["80/tcp"][0]["HostPort"] == "8099",
     ),
-    Row("HostConfig.PortBindings", OBJECT, {"80/tcp": [{"HostIp": "::", "HostPort": "8099"}]}, REFUSED, "IPv6", 501),
-    Row("HostConfig.PortBindings", OBJECT, {"80/tcp": [{"HostIp": "[::]"}]}, REFUSED, "IPv6", 501),
-    Row("HostConfig.PortBindings", OBJECT, {"80/sctp": [{"HostPort": "8099"}]}, REFUSED, "SCTP", 501),
+    *(
+        Row(
+            "HostConfig.PortBindings",
+            OBJECT,
+            {port: [{"HostIp": address, "HostPort": "8099"}]},
+            USED,
+            lambda found: [*found["HostConfig"]["PortBindings"].values()][0][0]["HostPort"] == "8099",
+        )
+        for port, address in (("80/tcp", "::"), ("80/tcp", "[::1]"), ("80/sctp", ""))
+    ),
+    Row("HostConfig.PortBindings", OBJECT, {"80/tcp": [{"HostIp": "x"}]}, REFUSED, "invalid IP address: x", 400),
     Row("HostConfig.PortBindings", OBJECT, {"80/tcp": [{"HostPort": "99999"}]}, REFUSED, "invalid port", 400),
     Row("HostConfig.PublishAllPorts", FLAG, True, USED, lambda found: found["HostConfig"]["PublishAllPorts"] is True),
     *(
@@ -251,7 +281,7 @@ CONTAINER = [
             ("port publishing and the container type", {"HostConfig": {"PortBindings": {"80/tcp": [{}]}}}),
             ("port exposing and the container type", {"ExposedPorts": {"80/tcp": {}}}),
             ("mac-address and the network mode", {"MacAddress": "02:42:ac:00:00:77"}),
-            ("links are not supported", {"HostConfig": {"Links": ["a:b"]}}),
+            ("can't be used with links", {"HostConfig": {"Links": ["a:b"]}}),
         )
     ),
 ]
