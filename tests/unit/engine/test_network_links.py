@@ -73,6 +73,11 @@ def test_names_and_environment(engine: Engine, tmp_path: Path) -> None:
     db, web, _ = linked(engine, tmp_path)
     with pytest.raises(Conflict, match="Cannot link to a non running container: /c1 AS /c2/my-db"):
         engine.endpoints.attach(web)
+    parts.network(engine.networks, "front")
+    container(engine, tmp_path, 4, "front")
+    elsewhere = container(engine, tmp_path, 5, Links=["c4:other"])
+    with pytest.raises(Conflict, match="Cannot link to /c4, as it does not belong to the default network"):
+        engine.endpoints.attach(elsewhere)
     for each in (db, web):
         start(engine, each)
     address = db.network_settings.networks["bridge"].address

@@ -68,11 +68,13 @@ class Links:
         return result
 
     def of(self, container: Container) -> list[Linked]:
-        """Those of a container that is about to start. Raises Conflict where another one does not run; one that was
-        removed is linked no more."""
+        """Those of a container that is about to start. Raises Conflict where another one does not run, or is not on
+        that network; one that was removed is linked no more."""
         for identity, name in map(link, container.host_config.links or ()):
             with contextlib.suppress(NotFound):
                 other = self._containers.get(identity)
+                if NETWORK not in other.network_settings.networks:
+                    raise Conflict(f"Cannot link to /{other.name}, as it does not belong to the default network")
                 if self._place(other) is None:
                     raise Conflict(f"Cannot link to a non running container: /{other.name} AS /{container.name}/{name}")
         return list(self.running(container))
