@@ -403,6 +403,9 @@ def test_router_advertisements_of_containers_are_not_believed(network: str) -> N
         assert (settings / "accept_ra").read_text().strip() == "0"
         # The kernel itself says so, too: with or without forwarding.
         (settings / "forwarding").write_text("0")
+        # Without an address of IPv6 its interface has none of it, until who may says otherwise.
+        enable = "echo 0 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6"
+        whole.call("nsenter", "-t", pid, "-n", "sh", "-c", enable)
         argv = ["nsenter", "-t", pid, "-n", "/usr/bin/python3", "-c", ADVERTISE]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         assert "fe80" in done.stdout, done.stderr
