@@ -85,8 +85,8 @@ def keep_routes_of_advertisements() -> None:
             log.warning("%s: %s", path, error.strerror)
 
 
-def has_forward_chain(chain: str = FORWARD) -> bool:
-    """Whether there is iptables' chain FORWARD, as its variant upon nf_tables makes it."""
+def has_chain(chain: str = FORWARD) -> bool:
+    """Whether there is a chain, by default iptables' FORWARD, as its variant upon nf_tables makes it."""
     try:
         nftables.run(f"list chain {chain}")
     except nftables.Error:
@@ -161,14 +161,16 @@ class Marker:
         close_forwarding()
 
     def stand_beside_others(self, owner: str, interfaces: Iterable[str], everywhere: bool = False) -> None:
-        """The owner's interfaces pass the chains of those who drop what is not theirs, and what we closed ourselves.
-        `everywhere`: and iptables' FORWARD, whoever closed it, as with Docker."""
-        if self.there and not has_forward_chain():
+        """The owner's interfaces pass the chains of those who drop what is not theirs, and what we closed ourselves;
+        but for the latter where ufw is asked in that chain, which has the first word. `everywhere`: and iptables'
+        FORWARD, whoever closed it, as with Docker."""
+        if self.there and not has_chain():
             close_forwarding()
-        if self._path6.exists() and not has_forward_chain(FORWARD6):
+        if self._path6.exists() and not has_chain(FORWARD6):
             close_forwarding6()
         closed = [
-            *([FORWARD] if self.there or everywhere else []),
-            *([FORWARD6] if self._path6.exists() or everywhere else []),
+            chain
+            for chain, ours, ufw in ((FORWARD, self._path, UFW), (FORWARD6, self._path6, UFW6))
+            if everywhere or ours.exists() and not has_chain(ufw)
         ]
         beside_others(owner, interfaces, (DOCKER_USER, DOCKER_USER6, *closed))

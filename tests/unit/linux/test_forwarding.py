@@ -75,6 +75,26 @@ def test_who_turned_it_on_is_known_to_all(tmp_path: Path) -> None:
     assert len(rules(forwarding.FORWARD)) == 4
 
 
+def test_where_ufw_is_asked_the_chain_that_we_closed_leaves_it_the_first_word(tmp_path: Path) -> None:
+    """In both families, and from when on it is there; with everything open as with Docker it has none."""
+    marker = forwarding.Marker(str(tmp_path))
+    both = ((forwarding.FORWARD, forwarding.UFW), (forwarding.FORWARD6, forwarding.UFW6))
+    for version in (4, 6):
+        marker.turn_on(version)
+    marker.stand_beside_others("teu", ["teu*"])
+    assert [len(rules(chain)) for chain, _ in both] == [2, 2]
+    for _, ufw in both:
+        nftables.run(f"add chain {ufw}\n")
+    marker.stand_beside_others("teu", ["teu*"])
+    assert [(len(rules(chain)), len(rules(ufw))) for chain, ufw in both] == [(0, 2), (0, 2)]
+    marker.stand_beside_others("teu", ["teu*"], everywhere=True)
+    assert [len(rules(chain)) for chain, _ in both] == [2, 2]
+    for _, ufw in both:
+        nftables.run(f"delete chain {ufw}\n")
+    marker.stand_beside_others("teu", ["teu*"])
+    assert [len(rules(chain)) for chain, _ in both] == [2, 2]
+
+
 def test_what_was_on_before_is_nobodys(tmp_path: Path) -> None:
     Path(forwarding.IP_FORWARD).write_text("1")
     marker = forwarding.Marker(str(tmp_path))
