@@ -37,7 +37,7 @@ def clean() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def far() -> Iterator[None]:
     """Another machine, beside the host, with a server of its own."""
-    for line in (
+    lines = (
         "netns add far",
         "link add near0 type veth peer name far0 netns far",
         f"addr add {NEAR}/24 dev near0",
@@ -49,16 +49,21 @@ def far() -> Iterator[None]:
         "-n far link set lo up",
         f"-n far route add default via {NEAR}",
         f"-n far route add default via {NEAR6}",
-    ):
-        whole.call("ip", *line.split())
-    argv = ["ip", "netns", "exec", "far", "/usr/bin/python3", "-m", "http.server", "7000"]
-    server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/usr/share/doc")
+    )
+    server = None
     try:
+        for line in lines:
+            whole.call("ip", *line.split())
+        argv = ["ip", "netns", "exec", "far", "/usr/bin/python3", "-m", "http.server", "--bind", "::", "7000"]
+        server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/usr/share/doc")
         yield
     finally:
-        server.kill()
-        server.wait()
-        whole.call("ip", "netns", "del", "far")
+        if server is not None:
+            server.kill()
+            server.wait()
+        whole.call("ip", "netns", "del", "far", check=False)
+        # The kernel takes the pair away in its own time.
+        whole.call("ip", "link", "del", "near0", check=False)
 
 
 def reached(port: int = 8088, address: str = NEAR) -> bool:
@@ -147,7 +152,7 @@ def test_ufw_governs_published_ports(ufw: None) -> None:
     assert "teu+" in out("iptables", "-S", "ufw-after-forward")
     whole.call("ufw", "insert", "1", "deny", "from", "203.0.113.0/24", "to", "any", "port", "8088", "proto", "tcp")
     soon("and keeps out", lambda: not reached())
-    whole.call("ufw", "delete", "1")
+    whole.call("ufw", "--force", "delete", "1")
     soon("ufw lets in again", reached)
     whole.call("ufw", "reload")
     soon("after a reload as well", lambda: reached() and gets_out())
