@@ -7,8 +7,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
+from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden
-from teu.engine.networks import ipam
+from teu.engine.networks import ipam, requests
 from teu.linux.subnets import POOLS
 
 NET = IPv4Network("10.0.0.0/29")
@@ -133,3 +134,22 @@ def test_pieces_of_a_pool() -> None:
     assert first("9.0.0.0/8", "10.0.0.0/23", "10.0.1.128/25") == "10.0.2.0/24"
     with pytest.raises(EngineError, match="IPv4 address pool"):
         first("0.0.0.0/0")
+
+
+def test_an_address_that_is_asked_for_has_all_its_faults_told() -> None:
+    """As docker tells them; of a network that is not known yet, what is known without it."""
+
+    def told(subnets: dict[int, list[ipam.Range]] | None, **asked: str) -> str:
+        endpoint = fields.ENDPOINT.read({"IPAMConfig": asked})
+        with pytest.raises(BadRequest) as caught:
+            requests.check_endpoint(endpoint, "front", True, subnets)
+        return str(caught.value).partition("settings:\n")[2]
+
+    inside = {4: [NET], 6: [NET6]}
+    for key, family in (("IPv4Address", "IPv4"), ("IPv6Address", "IPv6")):
+        wrong = f"invalid {family} address: nope"
+        outside = "* no configured subnet or ip-range contain the IP address nope"
+        assert told(inside, **{key: "nope"}) == f"* {wrong}\n{outside}"
+        assert told(None, **{key: "nope"}) == wrong
+    assert "user configured subnets" in told({4: [NET], 6: []}, IPv6Address="fd00:7::9")
+    assert "fd00:8::9" in told(inside, IPv6Address="fd00:8::9")

@@ -235,14 +235,15 @@ def _fault(
 ) -> list[str]:
     """Of one address. `subnets`: those of its family that a user chose; None where they are not known."""
     reasons = []
+    address: IPv4Address | IPv6Address | None = None
     try:
         address = kind(text)
     except ValueError:
-        return [f"invalid {family} address: {text}"]
+        reasons.append(f"invalid {family} address: {text}")
     if subnets is not None and not subnets:
         reasons.append(
             "user specified IP address is supported only when connecting to networks with user configured subnets"
         )
-    elif subnets and not any(address in subnet for subnet in subnets):
+    elif subnets and (address is None or not any(address in subnet for subnet in subnets)):
         reasons.append(f"no configured subnet or ip-range contain the IP address {text}")
     return reasons
