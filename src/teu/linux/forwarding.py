@@ -161,16 +161,18 @@ class Marker:
         close_forwarding()
 
     def stand_beside_others(self, owner: str, interfaces: Iterable[str], everywhere: bool = False) -> None:
-        """The owner's interfaces pass the chains of those who drop what is not theirs, and what we closed ourselves;
-        but for the latter where ufw is asked in that chain, which has the first word. `everywhere`: and iptables'
-        FORWARD, whoever closed it, as with Docker."""
+        """The owner's interfaces pass the chains of those who drop what is not theirs, and what we closed ourselves.
+        Where ufw is there its own chain is the place, so that it has the first word: docker's and the closed one come
+        before. `everywhere`: there all the same, and in iptables' FORWARD, whoever closed it, as with Docker."""
         if self.there and not has_chain():
             close_forwarding()
         if self._path6.exists() and not has_chain(FORWARD6):
             close_forwarding6()
-        closed = [
-            chain
-            for chain, ours, ufw in ((FORWARD, self._path, UFW), (FORWARD6, self._path6, UFW6))
-            if everywhere or ours.exists() and not has_chain(ufw)
-        ]
-        beside_others(owner, interfaces, (DOCKER_USER, DOCKER_USER6, *closed))
+        chains = []
+        for docker, forward, ours, ufw in (
+            (DOCKER_USER, FORWARD, self._path, UFW),
+            (DOCKER_USER6, FORWARD6, self._path6, UFW6),
+        ):
+            if everywhere or not has_chain(ufw):
+                chains += [docker, forward] if everywhere or ours.exists() else [docker]
+        beside_others(owner, interfaces, chains)

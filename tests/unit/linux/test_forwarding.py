@@ -75,18 +75,20 @@ def test_who_turned_it_on_is_known_to_all(tmp_path: Path) -> None:
     assert len(rules(forwarding.FORWARD)) == 4
 
 
-def test_where_ufw_is_asked_the_chain_that_we_closed_leaves_it_the_first_word(tmp_path: Path) -> None:
+def test_where_ufw_is_it_has_the_first_word(tmp_path: Path) -> None:
     """In both families, and from when on it is there; with everything open as with Docker it has none."""
     marker = forwarding.Marker(str(tmp_path))
     both = ((forwarding.FORWARD, forwarding.UFW), (forwarding.FORWARD6, forwarding.UFW6))
-    for version in (4, 6):
+    for version, docker in ((4, forwarding.DOCKER_USER), (6, forwarding.DOCKER_USER6)):
         marker.turn_on(version)
+        nftables.run(f"add chain {docker}\n")
     marker.stand_beside_others("teu", ["teu*"])
     assert [len(rules(chain)) for chain, _ in both] == [2, 2]
     for _, ufw in both:
         nftables.run(f"add chain {ufw}\n")
     marker.stand_beside_others("teu", ["teu*"])
     assert [(len(rules(chain)), len(rules(ufw))) for chain, ufw in both] == [(0, 2), (0, 2)]
+    assert rules(forwarding.DOCKER_USER) == rules(forwarding.DOCKER_USER6) == []
     marker.stand_beside_others("teu", ["teu*"], everywhere=True)
     assert [len(rules(chain)) for chain, _ in both] == [2, 2]
     for _, ufw in both:
