@@ -336,14 +336,8 @@ def set_up(index: int) -> Message:
     return Message(RTM_NEWLINK, 0, _LINK.pack(0, 0, index, IFF_UP, IFF_UP), f"interface {index} up")
 
 
-def delete_link(name: str) -> Message:
-    """Delete an interface by its name; of a pair both ends."""
-    body = _LINK.pack(0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, text(name))
-    return Message(RTM_DELLINK, 0, body, f"interface {name}")
-
-
 def delete_index(index: int) -> Message:
-    """By a number, which no other interface of the namespace ever had."""
+    """Delete an interface by its number, which no other one of the namespace ever had; of a pair both ends."""
     return Message(RTM_DELLINK, 0, _LINK.pack(0, 0, index, 0, 0), f"interface {index}")
 
 

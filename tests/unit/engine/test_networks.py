@@ -399,6 +399,31 @@ def test_a_late_deletion_spares_the_next_pair(engine: Engine, tmp_path: Path) ->
     assert teu_links() == [before.veth]
 
 
+def test_a_name_does_not_hit_who_has_it_by_now(engine: Engine, tmp_path: Path) -> None:
+    one, two = container(engine, tmp_path, 1), container(engine, tmp_path, 2)
+    two.id = one.id[:10] + two.id[10:]  # its pair would have the other's name
+    start(engine, one)
+    before = engine.endpoints._active[one.id].endpoints[0]
+    with pytest.raises(EngineError, match="failed to create endpoint"):
+        engine.endpoints.attach(two)
+    with netlink.Socket() as kernel:
+        found = kernel.link(before.veth)
+        assert found
+        assert found.number == before.number
+        front = parts.network(engine.networks, "front", Options={"com.docker.network.bridge.name": "own0"})
+        three = container(engine, tmp_path, 3, "front")
+        start(engine, three)
+        engine.endpoints.detach(three)
+        mine = kernel.link("own0")
+        assert mine
+        kernel.send([netlink.delete_index(mine.number)])
+        # Somebody else's, who has made it since.
+        subprocess.run(["ip", "link", "add", "own0", "type", "veth", "peer", "own1"], check=True)
+        three.network_settings.networks.clear()
+        engine.networks.remove(front)
+        assert kernel.link("own0") is not None
+
+
 def test_the_namespace_of_another_process_is_not_taken(engine: Engine, tmp_path: Path) -> None:
     """After its process's number went to another one, which the record knows nothing of."""
     one, two = container(engine, tmp_path, 1), container(engine, tmp_path, 2, "none")

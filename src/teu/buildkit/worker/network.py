@@ -240,7 +240,9 @@ class Network:
                 try:
                     self._kernel.send(pair)
                 except FileExistsError:  # of one that is on its way out
-                    self._kernel.send([netlink.delete_link(veth)])
+                    found = self._kernel.link(veth)
+                    if found is not None:
+                        self._kernel.send([netlink.delete_index(found.number)])
                     self._kernel.send(pair)
                 link = inner.link(INTERFACE)
                 inside = netlink.link_index(link)

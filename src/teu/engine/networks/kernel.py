@@ -22,12 +22,12 @@ class Kernel:
             self._socket = netlink.Socket()
         return self._socket
 
-    def delete_link(self, name: str) -> None:
-        """Raises OSError; one that is not there is fine."""
+    def delete_link(self, number: int) -> None:
+        """By its number, as a name may be another's by now. Raises OSError; one that is not there is fine."""
         from teu.linux import netlink
 
         try:
-            self.socket().send([netlink.delete_link(name)])
+            self.socket().send([netlink.delete_index(number)])
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise

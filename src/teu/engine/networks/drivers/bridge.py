@@ -88,7 +88,9 @@ class Bridge:
     def delete(self, network: Network) -> None:
         if BRIDGE.match(network.interface) or network.record.own_bridge:
             with contextlib.suppress(OSError):
-                self._kernel.delete_link(network.interface)
+                found = self._kernel.socket().link(network.interface)
+                if found is not None and found.kind == "bridge":
+                    self._kernel.delete_link(found.number)
 
     def _on_network(self, network: Network) -> int:
         """How many endpoints it has."""
@@ -220,7 +222,7 @@ class Bridge:
         try:
             self._kernel.socket().send(link)
         except FileExistsError:
-            self._kernel.delete_link(endpoint.veth)
+            self._delete_nobodys(endpoint.veth)
             self._kernel.socket().send(link)
         inside = inner.link(endpoint.interface)
         number = netlink.link_index(inside)
@@ -273,7 +275,7 @@ class Bridge:
         # container has the same name, and may be there before this is done.
         if not endpoint.number:  # it was never seen
             with contextlib.suppress(OSError):
-                self._kernel.delete_link(endpoint.veth)
+                self._delete_nobodys(endpoint.veth)
         else:
             threading.Thread(target=self._drop_veth, args=(endpoint,), name="veth", daemon=True).start()
         if network is None or network.damage:
@@ -287,6 +289,13 @@ class Bridge:
             self._in_table(lambda: firewall.remove_bridge(network.bridge()))
             self._beside_others()
 
+    def _delete_nobodys(self, veth: str) -> None:
+        """A pair of a container that has left: it has the name of one that is to be made, or was begun. One that a
+        container has, by its number, is left."""
+        found = self._kernel.socket().link(veth)
+        if found is not None and all(endpoint.number != found.number for endpoint in self._endpoints()):
+            self._kernel.delete_link(found.number)
+
     def _drop_veth(self, endpoint: Endpoint) -> None:
         from teu.linux import netlink
 
@@ -298,19 +307,19 @@ class Bridge:
                 log.warning("interface %s cannot be deleted: %s", endpoint.veth, error)
 
     def recover(self, links: list[Link], unknown: set[str]) -> None:
-        expected = {endpoint.veth for endpoint in self._endpoints()}
+        expected = {endpoint.number for endpoint in self._endpoints()}
         bridges = {network.interface for network in self._store.all()}
         for link in links:
             stray = (
                 VETH.match(link.name)
                 and link.kind == "veth"
-                and link.name not in expected
+                and link.number not in expected
                 and link.name[3:13] not in unknown
             )
             lost = BRIDGE.match(link.name) and link.kind == "bridge" and link.name not in bridges
             if stray or lost:
                 with contextlib.suppress(OSError):
-                    self._kernel.delete_link(link.name)
+                    self._kernel.delete_link(link.number)
         with _logged("the table of rules cannot be made"):
             if expected and self._makes_rules:
                 self._rebuild_in_parts()
