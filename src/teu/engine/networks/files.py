@@ -47,10 +47,10 @@ LONGEST = 1 << 20  # of a file that a container may write
 
 
 def write(path: str, text: str) -> None:
-    """Replace the contents and keep the file: it is mounted into a container."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    """Replace the contents and keep the file: it is mounted into a container. At no moment it is empty."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
-        os.write(descriptor, text.encode(errors="surrogateescape"))
+        os.ftruncate(descriptor, os.write(descriptor, text.encode(errors="surrogateescape")))
     finally:
         os.close(descriptor)
 
@@ -80,6 +80,12 @@ def change_hosts(path: str, add: Iterable[tuple[str, str]] = (), drop: Iterable[
     changed = "".join([*lines, *more])
     if changed != text:
         write(path, changed)
+
+
+def addresses(path: str, names: str) -> list[str]:
+    """Those that these names have in a running container's hosts, in our form."""
+    lines = [line.partition("\t") for line in (read(path) or "").splitlines()]
+    return [address for address, _, rest in lines if rest == names]
 
 
 def replace_hosts(path: str, entries: Iterable[tuple[str, str]]) -> None:
