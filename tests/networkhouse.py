@@ -71,7 +71,7 @@ class Engine:
     def living(self, one: Any) -> Iterator[None]:
         """The container has a process, which holds its namespace also when the engine does not."""
         held = os.dup(self.endpoints._active[one.id].namespace)
-        sleeper = netns.run_in(held, lambda: subprocess.Popen(["sleep", "60", one.id]))
+        sleeper = netns.run_in(held, lambda: subprocess.Popen(["sleep", "60"]))
         one.pid = sleeper.pid
         try:
             yield
@@ -104,7 +104,7 @@ def container(engine: Engine, tmp_path: Path, number: int, mode: str = "default"
         host_config=HOST_CONFIG.read({"NetworkMode": mode, **more}),
         lock=threading.RLock(),
         network_settings=NetworkSettings(),
-        save=lambda: None,
+        save=lambda durable=True: None,
         fields={},
     )
     engine.endpoints.check(result, fields.NETWORKING.read({"EndpointsConfig": endpoints}))

@@ -141,6 +141,8 @@ class Endpoints:
                 paths = self._files(
                     container, active.endpoints, True, self._outward.gateway(active), active.named, linked
                 )
+                # The daemon may die when the task runs and the record does not say so yet: what it has is known then.
+                container.save(durable=False)
             except BaseException:
                 self.detach(container)
                 raise
@@ -358,6 +360,14 @@ class Endpoints:
         files.write(path, text)
         container.network_settings.resolver_sum = files.digest(text)
 
+    def _know_resolver(self, container: Container) -> None:
+        """What a daemon wrote into a running container's resolv.conf that died before it could say so is ours."""
+        text = files.read(f"{container.directory}/resolv.conf")
+        if text is None or files.digest(text) == container.network_settings.resolver_sum:
+            return
+        if text in [files.resolv_conf(container.host_config, True, server) for server in ("", RESOLVER_ADDRESS)]:
+            container.network_settings.resolver_sum = files.digest(text)
+
     # -- stop --------------------------------------------------------------------------------
 
     def detach(self, container: Container) -> None:
@@ -460,34 +470,58 @@ class Endpoints:
                 which = "network" if container.running else "the network"
                 raise Forbidden(f"container {container.id} is not connected to {which} {network.name}")
             active = self._active.get(container.id)
+            left = networks.pop(network.name)
+            try:
+                container.save()  # a daemon that dies in the middle of it: the next one takes the interface away
+            except BaseException:
+                networks[network.name] = left
+                raise
             if active is not None:
                 self._disconnect_now(container, active, network)
-            networks.pop(network.name)
-            container.save()
+                container.save()
         self._event(network, "disconnect", container)
 
     def _disconnect_now(self, container: Container, active: Active, network: Network) -> None:
         """Never fails: what cannot be done is logged."""
-        from teu.linux import netlink
-
         for endpoint in [e for e in active.endpoints if e.network == network.id]:
             active.endpoints.remove(endpoint)
             self._close([endpoint], active)
+            self._take_out(active, endpoint)
             self._leave(endpoint)
             files.change_hosts(f"{container.directory}/hosts", drop=self._host_lines(container, endpoint))
-        if settings := container.network_settings.networks.get(network.name):
-            settings.clear()
+        self._lead(container, active)
+
+    def _take_out(self, active: Active, endpoint: Endpoint) -> None:
+        """A container that runs on loses its interface before another one can have the addresses."""
+        from teu.linux import netlink
+
+        if active.namespace < 0 or not endpoint.number:
+            return
         try:
             with netns.run_in(active.namespace, netlink.Socket) as inner:
-                self._outward.lead(container, active, inner)
+                for link in inner.links():
+                    if link.kind == "veth" and link.peer == endpoint.number:
+                        inner.send([netlink.delete_index(link.number)])
+        except OSError as error:
+            log.warning("interface %s cannot be deleted: %s", endpoint.veth, error)
+
+    def _lead(self, container: Container, active: Active, anew: bool = False) -> None:
+        """The way out of a container that runs on, by the networks that it has now. Never fails: what cannot be done is
+        logged."""
+        from teu.linux import netlink
+
+        try:
+            with netns.run_in(active.namespace, netlink.Socket) as inner:
+                self._outward.lead(container, active, inner, anew)
         except Exception as error:
-            self._outward.unpublish(container, active)
             log.warning(
                 "the way out of container %s cannot be moved to its other networks: %s",
                 container.name,
                 error,
                 extra=container.fields,
             )
+            with _logged("the ports of container %s cannot be withdrawn", container.name):
+                self._outward.unpublish(container, active)
 
     # -- recovery ----------------------------------------------------------------------------
 
@@ -501,6 +535,7 @@ class Endpoints:
             for container in running:
                 try:
                     self._recover(container, numbers)
+                    self._finish(container, numbers)
                 except Exception as error:
                     log.exception(
                         "the network of container %s cannot be recovered", container.name, extra=container.fields
@@ -549,18 +584,22 @@ class Endpoints:
             options = settings.driver_opts or {}
             interface = options.get(requests.OPTION_INTERFACE) or f"{network.prefix}{int(veth[13:], 16)}"
             driver = network.driver if network.driver in self.drivers else "bridge"  # its record is damaged
-            active.endpoints.append(
-                Endpoint(network.id, network.name, driver, address, address6, veth, numbers.get(veth, 0), interface)
+            endpoint = Endpoint(
+                network.id, network.name, driver, address, address6, veth, numbers.get(veth, 0), interface
             )
-            network.mark(active.endpoints[-1].addresses)
-            self._names.join(container, active.endpoints[-1])
+            active.endpoints.append(endpoint)
+            network.mark(endpoint.addresses)
+        active.namespace = self._namespace_of(container, active)
+        if active.namespace >= 0:
+            self._drop_lost(container, active, numbers)
+        for endpoint in active.endpoints:
+            self._names.join(container, endpoint)
         by_name = {endpoint.name: endpoint for endpoint in active.endpoints}
         outward = container.network_settings.outward
         if outward is None and active.endpoints and not self._outward.network(active.endpoints[0]).internal:
             outward = active.endpoints[0].name
         active.outward = by_name.get(outward or "")
         active.outward6 = by_name.get(container.network_settings.outward6 or "")
-        active.namespace = self._namespace_of(container, active)
         self._outward.hold_again(container, active)
         self._active[container.id] = active
         if active.namespace >= 0:
@@ -571,6 +610,75 @@ class Endpoints:
                     "the names of container %s cannot be served: %s", container.name, error, extra=container.fields
                 )
 
+    def _drop_lost(self, container: Container, active: Active, numbers: dict[str, int]) -> None:
+        """Endpoints whose interfaces are not there any more, of a container that runs: it is on those networks again
+        when it is started anew. One whose interface has another name by now is known by its peer."""
+        from teu.linux import netlink
+
+        if all(endpoint.number for endpoint in active.endpoints):
+            return
+        with netns.run_in(active.namespace, netlink.Socket) as inner:
+            links = {link.name: link for link in inner.links()}
+        here = set(numbers.values())
+        for position, endpoint in reversed(list(enumerate(active.endpoints))):
+            link = links.get(endpoint.interface)
+            if endpoint.number:
+                continue
+            if link is None:
+                del active.endpoints[position]
+                self._outward.network(endpoint).give_back(endpoint.addresses)
+                self._lost(container, endpoint, "its interface is not there any more")
+            elif link.kind == "veth" and link.peer in here:
+                active.endpoints[position] = endpoint._replace(number=link.peer)
+
+    def _lost(self, container: Container, endpoint: Endpoint, why: str) -> None:
+        log.warning(
+            "container %s is not on network %s any more: %s",
+            container.name,
+            endpoint.name,
+            why,
+            extra=container.fields,
+        )
+        container.network_settings.networks[endpoint.name].clear()
+
+    def _finish(self, container: Container, numbers: dict[str, int]) -> None:
+        """What a daemon began that died. The record tells what is so: where a container has interfaces that it does not
+        know (the drivers take them away), or lacks some that it does, its way out is made anew, and its hosts and
+        resolv.conf follow."""
+        active = self._active.get(container.id)
+        if active is None or active.namespace < 0:
+            return
+        self._clear_hosts(container, active)
+        self._know_resolver(container)
+        settings = container.network_settings
+        here = {number for name, number in numbers.items() if name.startswith(f"teu{container.id[:10]}")}
+        known = {name for name, one in settings.networks.items() if one.endpoint_id}
+        ways = ((settings.outward, active.outward), (settings.outward6, active.outward6))
+        if (
+            here <= {one.number for one in active.endpoints}
+            and known == {one.name for one in active.endpoints}
+            and all(name is None or name == (place.name if place else "") for name, place in ways)
+        ):
+            return
+        self._lead(container, active, anew=True)
+        container.save()
+
+    def _clear_hosts(self, container: Container, active: Active) -> None:
+        """Take out of a container's hosts the addresses that it had on networks that it has left."""
+        path, names = f"{container.directory}/hosts", files.host_names(container.hostname, container.config.domainname)
+        kept = {str(address) for endpoint in active.endpoints for address in endpoint.addresses}
+        kept |= {address for address, _ in files.extra_hosts(container.host_config, "")}
+        stale = [text for text in files.addresses(path, names) if text not in kept and self._may_give(text)]
+        files.change_hosts(path, drop=[(text, names) for text in stale])
+
+    def _may_give(self, text: str) -> bool:
+        """Whether it is an address of a network of ours."""
+        try:
+            address = ip_address(text)
+        except ValueError:
+            return False
+        return any(network.pool_of(address) for network in self._store.all())
+
     def _namespace_of(self, container: Container, active: Active) -> int:
         """A descriptor of a running container's network namespace, known to be that: a process's number alone may
         belong to another by now. -1 where it is not."""
@@ -580,14 +688,14 @@ class Endpoints:
         try:
             process = os.pidfd_open(container.pid)
             try:
-                listed = container.id in Path(f"/proc/{container.pid}/cgroup").read_text()
+                listed = self.has_process(container)
                 descriptor = os.open(f"/proc/{container.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
                 ended = select.poll()
                 ended.register(process, select.POLLIN)
                 listed = listed and not ended.poll(0)
             finally:
                 os.close(process)
-            if active.endpoints:
+            if any(endpoint.number for endpoint in active.endpoints):
                 # The other ends of our pairs are nowhere else.
                 with netns.run_in(descriptor, netlink.Socket) as inner:
                     peers = {link.peer for link in inner.links() if link.kind == "veth"}
@@ -600,6 +708,10 @@ class Endpoints:
             os.close(descriptor)
         log.warning("the network namespace of container %s is not known", container.name, extra=container.fields)
         return -1
+
+    def has_process(self, container: Container) -> bool:
+        """Whether the process that the record has is in the container's cgroup. Raises OSError where there is none."""
+        return container.id in Path(f"/proc/{container.pid}/cgroup").read_text()
 
 
 @contextmanager

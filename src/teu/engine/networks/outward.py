@@ -52,19 +52,23 @@ class Outward:
         assert network is not None, "no network goes while somebody is on it"
         return network
 
-    def lead(self, container: Container, active: Active, inner: Socket) -> None:
+    def lead(self, container: Container, active: Active, inner: Socket, anew: bool = False) -> None:
         """The default routes and the published ports go by the networks that are first among those with a way out: by
         priority, then by name, as everywhere; for each family by one that has it. Wherever a container's networks
-        change, this follows."""
+        change, this follows. `anew`: also where they seem to be as they should."""
         settled = container.network_settings.outward is not None
         before = (active.outward, active.outward6)
         after = (self._best(container, active, 4), self._best(container, active, 6))
-        if settled and after == before:
+        if settled and after == before and not anew:
             return
         for old, new, version in zip(before, after, (4, 6), strict=True):
             if old is not None and new is None and old in active.endpoints:
                 self._no_route(old, version, inner)
-        used = {(entry.port, entry.protocol): entry.host_port for entry in active.published}
+        used = {
+            parse_port(port): int(place.port or 0)
+            for port, places in container.network_settings.ports.items()
+            for place in places or ()
+        }
         self.unpublish(container, active)
         active.outward, active.outward6 = after
         container.network_settings.outward = after[0].name if after[0] else ""
