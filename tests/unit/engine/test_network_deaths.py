@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address
@@ -317,6 +318,32 @@ def test_each_step(engine: Engine, tmp_path: Path, action: str, place: str, monk
 
 
 # -- what a daemon finds -----------------------------------------------------------------------------------
+
+
+def test_an_old_record_takes_nothing_from_who_has_it_by_now(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has ended, and another was given its address and its port; the daemon died before the first one's record was
+    written."""
+    with house_of(engine, tmp_path, 0, monkeypatch) as house:
+        old, new, third = engine.known[0], engine.known[2], engine.known[4]
+        new.host_config.port_bindings = old.host_config.port_bindings
+        house.begin(old)
+        written = house.saved[old.id]
+        house.end(old)
+        house.begin(new)
+        assert new.network_settings.networks["a"].address == written[0]["Networks"]["a"]["IPAddress"]
+        house.saved[old.id] = written
+        house.next_daemon()
+        house.check()
+        address = new.network_settings.networks["a"].address
+        assert re.search(rf"tcp \. 8001 .*: {address} \. 80", nftables.run("list map inet teu published4"))
+        engine.endpoints.connect(engine.networks.get("a"), third, fields.EndpointAsked())
+        house.begin(third)
+        assert third.network_settings.networks["a"].address != address
+        house.check()
+        with pytest.raises(EngineError, match="already allocated"):
+            house.begin(old)
 
 
 def test_an_address_is_free_when_nobody_has_it(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

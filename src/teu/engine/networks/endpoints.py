@@ -527,7 +527,8 @@ class Endpoints:
 
     def recover(self, running: list[Container]) -> None:
         """After a start of the daemon: know again what running containers hold, and sweep what the dead left. What
-        cannot be known of one container, or not be done, is logged, and the rest goes on."""
+        cannot be known of one container, or not be done, is logged, and the rest goes on. `running`: those that live
+        first, then those whose end is not handled yet: what their records say may be another's by now."""
         with self._lock:
             links = self.kernel.socket().links()
             numbers = {link.name: link.number for link in links if link.kind == "veth"}
@@ -587,6 +588,9 @@ class Endpoints:
             endpoint = Endpoint(
                 network.id, network.name, driver, address, address6, veth, numbers.get(veth, 0), interface
             )
+            if network.given(endpoint.addresses):
+                self._lost(container, endpoint, "its address is another container's")
+                continue
             active.endpoints.append(endpoint)
             network.mark(endpoint.addresses)
         active.namespace = self._namespace_of(container, active)

@@ -138,6 +138,10 @@ class Pool:
             raise BadRequest(f"no configured subnet or ip-range contain the IP address {text}")
         return address
 
+    def has(self, address: Address) -> bool:
+        """Whether a container has it."""
+        return address in self.subnet and int(address) in self._used
+
     def mark(self, address: Address) -> None:
         """Somebody has it already."""
         if address in self.subnet:

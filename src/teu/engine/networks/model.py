@@ -218,6 +218,10 @@ class Network:
                 continue
         return pools[-1].take(wanted)
 
+    def given(self, addresses: Iterable[Address]) -> bool:
+        """Whether somebody has one of them."""
+        return any(pool.has(address) for address in addresses for pool in self.pools)
+
     def mark(self, addresses: Iterable[Address]) -> None:
         """Somebody has them already."""
         for address in addresses:

@@ -237,9 +237,10 @@ class Ports:
         return port
 
     def hold_again(self, protocol: str, address: str, port: int) -> bool:
-        """After a restart of the daemon; False where somebody has taken the port meanwhile."""
-        if (protocol, address, port) in self._held:
-            return True
+        """After a restart of the daemon; False where somebody has taken the port meanwhile. Raises EngineError where
+        that is a container of ours."""
+        if self._taken(protocol, address, port):
+            raise EngineError(f"port {_shown(address)}:{port} is another container's")
         try:
             self._held[protocol, address, port] = _try(protocol, address, port).socket
         except OSError:
