@@ -436,6 +436,24 @@ def test_the_namespace_of_another_process_is_not_taken(engine: Engine, tmp_path:
         again = engine.endpoints
         again.recover([one, two])
         assert [again._active[each.id].namespace for each in (one, two)] == [-1, -1]
+        # An interface there is the other end of one that has the number of ours, elsewhere.
+        number = again._active[one.id].endpoints[0].number
+        other, inner = netns.create(netlink.Socket)
+        inner.close()
+        netns.run_in(
+            other,
+            lambda: subprocess.run(
+                f"ip link add x1 index {number} type veth peer name x0 netns {stranger.pid}".split(), check=True
+            ),
+        )
+        with netlink.Socket() as kernel:
+            link = kernel.link("x0")
+            assert link
+            assert link.peer == number
+        engine.begin()
+        engine.endpoints.recover([one, two])
+        assert engine.endpoints._active[one.id].namespace == -1
+        os.close(other)
     finally:
         stranger.kill()
         stranger.wait()

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from teu.engine.networks.firewall import Opening
     from teu.engine.networks.ipam import Address
     from teu.engine.networks.store import Store
-    from teu.linux.netlink import Socket
+    from teu.linux.netlink import Link, Socket
 
 log = logging.getLogger("teu.engine")
 
@@ -531,12 +531,12 @@ class Endpoints:
         first, then those whose end is not handled yet: what their records say may be another's by now."""
         with self._lock:
             links = self.kernel.socket().links()
-            numbers = {link.name: link.number for link in links if link.kind == "veth"}
+            ends = {link.name: link for link in links if link.kind == "veth"}
             unknown = set()
             for container in running:
                 try:
-                    self._recover(container, numbers)
-                    self._finish(container, numbers)
+                    self._recover(container, ends)
+                    self._finish(container, ends)
                 except Exception as error:
                     log.exception(
                         "the network of container %s cannot be recovered", container.name, extra=container.fields
@@ -565,8 +565,8 @@ class Endpoints:
         if active is not None and place is not None and not self._outward.network(place).talk:
             active.openings = [one for linked in self.links.running(container) for one in openings(place, linked)]
 
-    def _recover(self, container: Container, numbers: dict[str, int]) -> None:
-        """`numbers`: of the interfaces, by name."""
+    def _recover(self, container: Container, ends: dict[str, Link]) -> None:
+        """`ends`: our ends of the pairs, by name."""
         mode = network_mode(container)
         if mode == "host":
             return
@@ -585,17 +585,16 @@ class Endpoints:
             options = settings.driver_opts or {}
             interface = options.get(requests.OPTION_INTERFACE) or f"{network.prefix}{int(veth[13:], 16)}"
             driver = network.driver if network.driver in self.drivers else "bridge"  # its record is damaged
-            endpoint = Endpoint(
-                network.id, network.name, driver, address, address6, veth, numbers.get(veth, 0), interface
-            )
+            number = ends[veth].number if veth in ends else 0
+            endpoint = Endpoint(network.id, network.name, driver, address, address6, veth, number, interface)
             if network.given(endpoint.addresses):
                 self._lost(container, endpoint, "its address is another container's")
                 continue
             active.endpoints.append(endpoint)
             network.mark(endpoint.addresses)
-        active.namespace = self._namespace_of(container, active)
+        active.namespace = self._namespace_of(container, active, ends)
         if active.namespace >= 0:
-            self._drop_lost(container, active, numbers)
+            self._drop_lost(container, active, ends)
         for endpoint in active.endpoints:
             self._names.join(container, endpoint)
         by_name = {endpoint.name: endpoint for endpoint in active.endpoints}
@@ -614,7 +613,7 @@ class Endpoints:
                     "the names of container %s cannot be served: %s", container.name, error, extra=container.fields
                 )
 
-    def _drop_lost(self, container: Container, active: Active, numbers: dict[str, int]) -> None:
+    def _drop_lost(self, container: Container, active: Active, ends: dict[str, Link]) -> None:
         """Endpoints whose interfaces are not there any more, of a container that runs: it is on those networks again
         when it is started anew. One whose interface has another name by now is known by its peer."""
         from teu.linux import netlink
@@ -623,7 +622,7 @@ class Endpoints:
             return
         with netns.run_in(active.namespace, netlink.Socket) as inner:
             links = {link.name: link for link in inner.links()}
-        here = set(numbers.values())
+        here = {link.number for link in ends.values()}
         for position, endpoint in reversed(list(enumerate(active.endpoints))):
             link = links.get(endpoint.interface)
             if endpoint.number:
@@ -645,7 +644,7 @@ class Endpoints:
         )
         container.network_settings.networks[endpoint.name].clear()
 
-    def _finish(self, container: Container, numbers: dict[str, int]) -> None:
+    def _finish(self, container: Container, ends: dict[str, Link]) -> None:
         """What a daemon began that died. The record tells what is so: where a container has interfaces that it does not
         know (the drivers take them away), or lacks some that it does, its way out is made anew, and its hosts and
         resolv.conf follow."""
@@ -655,7 +654,7 @@ class Endpoints:
         self._clear_hosts(container, active)
         self._know_resolver(container)
         settings = container.network_settings
-        here = {number for name, number in numbers.items() if name.startswith(f"teu{container.id[:10]}")}
+        here = {link.number for name, link in ends.items() if name.startswith(f"teu{container.id[:10]}")}
         known = {name for name, one in settings.networks.items() if one.endpoint_id}
         ways = ((settings.outward, active.outward), (settings.outward6, active.outward6))
         if (
@@ -683,7 +682,7 @@ class Endpoints:
             return False
         return any(network.pool_of(address) for network in self._store.all())
 
-    def _namespace_of(self, container: Container, active: Active) -> int:
+    def _namespace_of(self, container: Container, active: Active, ends: dict[str, Link]) -> int:
         """A descriptor of a running container's network namespace, known to be that: a process's number alone may
         belong to another by now. -1 where it is not."""
         from teu.linux import netlink
@@ -699,12 +698,15 @@ class Endpoints:
                 listed = listed and not ended.poll(0)
             finally:
                 os.close(process)
-            if any(endpoint.number for endpoint in active.endpoints):
-                # The other ends of our pairs are nowhere else.
+            numbers = {endpoint.number for endpoint in active.endpoints if endpoint.number}
+            if numbers:
+                # The other ends of our pairs are nowhere else. A number is an interface's in one namespace alone: each
+                # end has to have that of the other.
+                peers = {link.number: link.peer for link in ends.values() if link.number in numbers}
                 with netns.run_in(descriptor, netlink.Socket) as inner:
-                    peers = {link.peer for link in inner.links() if link.kind == "veth"}
-                listed = any(endpoint.number in peers for endpoint in active.endpoints)
-            if listed:
+                    listed = any(peers.get(link.peer) == link.number for link in inner.links() if link.kind == "veth")
+            own = os.stat("/proc/thread-self/ns/net")
+            if listed and not os.path.samestat(os.fstat(descriptor), own):
                 return descriptor
         except OSError as error:
             log.debug("container %s: %s", container.name, error)
