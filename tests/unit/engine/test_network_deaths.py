@@ -23,7 +23,7 @@ from networkhouse import Engine, container, inside
 from teu.engine.containers.network_settings import network_settings
 from teu.engine.core import fields
 from teu.engine.core.errors import EngineError
-from teu.engine.networks import files, hostnames, names
+from teu.engine.networks import files, hostnames, names, store
 from teu.engine.networks.drivers import bridge
 from teu.linux import netlink, netns, nftables
 
@@ -385,3 +385,38 @@ def test_interfaces_that_somebody_has_changed(engine: Engine, tmp_path: Path, mo
         house.end(other)
         house.begin(other)
         house.check()
+
+
+def test_a_bridge_that_was_begun_goes_with_its_network(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One with a name of the user's: the daemon dies before it has noted that it made it, and when it removes it."""
+
+    def bridges() -> set[str]:
+        with netlink.Socket() as kernel:
+            return {link.name for link in kernel.links() if link.kind == "bridge"}
+
+    def die(*_: Any) -> None:
+        raise Death
+
+    with house_of(engine, tmp_path, 0, monkeypatch) as house:
+        front = parts.network(engine.networks, "front", Options={"com.docker.network.bridge.name": "own0"})
+        one = container(engine, tmp_path, 9, "front")
+        one.save = lambda durable=True: house.save(one)
+        one.save()
+        for method, action in (
+            ("save", lambda: house.begin(one)),
+            ("forget", lambda: engine.networks.remove(engine.networks.get("front"))),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(store.Store, method, die)
+                with pytest.raises(Death):
+                    action()
+            house.next_daemon()
+            house.begin(one)
+            house.check()
+            assert "own0" in bridges()
+            house.end(one)
+        one.network_settings.networks.clear()
+        engine.networks.remove(engine.networks.get(front.name))
+        assert "own0" not in bridges()

@@ -128,8 +128,9 @@ class Networks:
                 raise Forbidden(
                     f"error while removing network: network {network.name} id {network.id} has active endpoints"
                 )
-            self._store.forget(network)
+            # In this order: what nobody knows of any more would stay in the kernel if we died in between.
             self._endpoints.driver(network).delete(network)
+            self._store.forget(network)
         self._event(network, "destroy")
 
     def prune(self, keep: list[Network]) -> list[str]:

@@ -113,18 +113,21 @@ class Bridge:
         self._choose_subnets(network)
         name = network.interface
         found = kernel.link(name)
+        # Of its own: else it is that of one of its ports, and the containers' neighbour is gone when that one is.
+        mac = f"02:42:{bytes.fromhex(network.id[:8]).hex(':')}"
         if found is None:
-            # Of its own: else it is that of one of its ports, and the containers' neighbour is gone when that one is.
-            kernel.send([netlink.new_bridge(name, network.mtu, f"02:42:{bytes.fromhex(network.id[:8]).hex(':')}")])
+            kernel.send([netlink.new_bridge(name, network.mtu, mac)])
             found = kernel.link(name)
-            if not BRIDGE.match(name) and network.is_user_defined and not network.record.own_bridge:
-                network.record.own_bridge = True  # one that was there before is spared at the network's removal
-                self._store.save(network)
         elif found.kind != "bridge":
             raise EngineError(f"interface {name} is not a bridge; rename it, or remove network {network.name}")
         elif BRIDGE.match(name) or not network.is_user_defined:
             kernel.send([netlink.set_mac(found.number, found.mac)])  # an older teud has made it
         index = netlink.link_index(found)
+        named = network.is_user_defined and not BRIDGE.match(name)
+        if named and found is not None and found.mac == mac and not network.record.own_bridge:
+            # We have made it, now or before we died: one that was there before is spared at the network's removal.
+            network.record.own_bridge = True
+            self._store.save(network)
         if not network.is_user_defined and not self._on_network(network):
             self._forget_addresses(network, index)
         for pool in network.pools:
