@@ -187,7 +187,7 @@ def test_without_servers(house: House) -> None:
 
 
 def test_one_that_does_not_answer_is_asked_last(house: House, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dns, "UPSTREAM_SECONDS", 0.5)
+    monkeypatch.setattr(dns, "UPSTREAM_SECONDS", 1.5)
     silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     silent.bind(("127.0.0.3", 53))
     house.servers = ["127.0.0.3", HOST]
@@ -195,7 +195,7 @@ def test_one_that_does_not_answer_is_asked_last(house: House, server: Server, mo
     assert code(box.ask("one.example")) == dnswire.NOERROR
     began = time.monotonic()
     assert code(box.ask("two.example")) == dnswire.NOERROR
-    assert time.monotonic() - began < 0.4
+    assert time.monotonic() - began < 1.2
     silent.close()
 
 
