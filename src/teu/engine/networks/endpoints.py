@@ -512,7 +512,7 @@ class Endpoints:
 
         try:
             with netns.run_in(active.namespace, netlink.Socket) as inner:
-                self._outward.lead(container, active, inner, anew)
+                self._outward.lead(container, active, inner, anew, strict=False)
         except Exception as error:
             log.warning(
                 "the way out of container %s cannot be moved to its other networks: %s",

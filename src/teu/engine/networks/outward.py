@@ -19,6 +19,7 @@ from teu.engine.networks import firewall
 from teu.engine.networks.drivers.driver import Driver
 from teu.engine.networks.model import Active, Endpoint, Network
 from teu.engine.networks.ports import (
+    EVERY,
     Binding,
     Ports,
     bindings,
@@ -27,6 +28,7 @@ from teu.engine.networks.ports import (
     host_has_ipv6,
     parse_port,
     sources,
+    together,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from teu.linux.netlink import Socket
 
 log = logging.getLogger("teu.engine")
+
+Used = dict[tuple[int, str, str], list[int]]
+"""Host ports by the container's port, its protocol, and the host's address."""
 
 
 class Outward:
@@ -52,10 +57,13 @@ class Outward:
         assert network is not None, "no network goes while somebody is on it"
         return network
 
-    def lead(self, container: Container, active: Active, inner: Socket, anew: bool = False) -> None:
+    def lead(
+        self, container: Container, active: Active, inner: Socket, anew: bool = False, strict: bool = True
+    ) -> None:
         """The default routes and the published ports go by the networks that are first among those with a way out: by
         priority, then by name, as everywhere; for each family by one that has it. Wherever a container's networks
-        change, this follows. `anew`: also where they seem to be as they should."""
+        change, this follows. `anew`: also where they seem to be as they should. `strict`: what cannot be published is
+        refused."""
         settled = container.network_settings.outward is not None
         before = (active.outward, active.outward6)
         after = (self._best(container, active, 4), self._best(container, active, 6))
@@ -64,11 +72,10 @@ class Outward:
         for old, new, version in zip(before, after, (4, 6), strict=True):
             if old is not None and new is None and old in active.endpoints:
                 self._no_route(old, version, inner)
-        used = {
-            parse_port(port): int(place.port or 0)
-            for port, places in container.network_settings.ports.items()
-            for place in places or ()
-        }
+        used: Used = {}
+        for port, places in container.network_settings.ports.items():
+            for place in places or ():
+                used.setdefault((*parse_port(port), place.address), []).append(int(place.port or 0))
         self.unpublish(container, active)
         active.outward, active.outward6 = after
         container.network_settings.outward = after[0].name if after[0] else ""
@@ -77,7 +84,7 @@ class Outward:
             if endpoint is not None:
                 self._route(endpoint, version, inner)
         if any(after):
-            self._publish(container, active, used)
+            self._publish(container, active, used, strict)
 
     def _best(self, container: Container, active: Active, version: int) -> Endpoint | None:
         """The endpoint by which a family goes out."""
@@ -142,18 +149,21 @@ class Outward:
             if endpoint is not None and some:
                 yield endpoint, some
 
-    def _publish(self, container: Container, active: Active, used: dict[tuple[int, str], int]) -> None:
-        """`used`: host ports that were chosen before, and are kept where they are free."""
+    def _publish(self, container: Container, active: Active, used: Used, strict: bool) -> None:
+        """`used`: host ports that were chosen before, and are kept where they are free. `strict`: what cannot be
+        published is refused; else it is logged, and the rest goes on."""
         exposed = {canonical(key): value for key, value in (container.config.exposed_ports or {}).items()}
         shown: dict[str, list[HostPort] | None] = dict.fromkeys(exposed)
-        for wanted in bindings(container.host_config, exposed):
+        for group in together(bindings(container.host_config, exposed)):
+            wanted = group[0]
             key = f"{wanted.port}/{wanted.protocol}"
-            places = self._places(container, active, wanted)
+            places = [place for one in group for place in self._places(container, active, one, strict)]
             natted = [entry.host_address for entry in places if entry.host_port]
             port = 0
             if natted:
+                before = used.get((wanted.port, wanted.protocol, natted[0]))
                 owner = f"{container.name} ({container.id})"
-                port = self._reserve(wanted, natted, used.get((wanted.port, wanted.protocol), 0), owner)
+                port = self._reserve(wanted, natted, before.pop(0) if before else 0, owner)
             for place in places:
                 entry = place._replace(host_port=port if place.host_port else 0)
                 if entry in active.published:  # open already, for another host port
@@ -166,7 +176,7 @@ class Outward:
             self._drivers[endpoint.driver].publish(endpoint, some)
         container.network_settings.ports = shown
 
-    def _places(self, container: Container, active: Active, wanted: Binding) -> list[firewall.Published]:
+    def _places(self, container: Container, active: Active, wanted: Binding, strict: bool) -> list[firewall.Published]:
         """Where a binding is to be published; host port 0 where that is at the container's own address. Raises
         BadRequest where an address is named of a family that the container does not have."""
         result = []
@@ -178,17 +188,20 @@ class Outward:
                 continue
             if endpoint is None:
                 if wanted.address:
-                    raise BadRequest(
+                    text = (
                         f"port {wanted.port}/{wanted.protocol} cannot be published at {host}: container"
                         f" {container.name} has no IPv{version} address; put it on a network with IPv{version}"
                     )
+                    if strict:
+                        raise BadRequest(text)
+                    log.warning("%s", text, extra=container.fields)
                 continue
             network = self.network(endpoint)
             routed = network.mode(version) == "routed"
             result.append(
                 firewall.Published(
                     wanted.protocol,
-                    host,
+                    EVERY[version] if routed else host,  # of the host's own it is at none
                     0 if routed else wanted.first or 1,  # reserved in a moment
                     str(endpoint.of(version)),
                     wanted.port,

@@ -117,9 +117,12 @@ def _binding(port: int, protocol: str, entry: PortBinding) -> Binding:
     address = entry.host_ip or ""
     if address:
         try:
-            address = str(ip_address(address.strip("[]")))
+            found = ip_address(address.strip("[]"))
+            if "%" in address:  # an interface's own address is the same on each
+                raise ValueError
         except ValueError:
             raise BadRequest(f"invalid IP address: {address}") from None
+        address = str((found.ipv4_mapped if found.version == 6 else None) or found)
     text = entry.host_port or ""
     first, dash, last = text.partition("-")
     if not text:
@@ -134,11 +137,31 @@ def _binding(port: int, protocol: str, entry: PortBinding) -> Binding:
 
 def host_addresses(named: str, usual: str) -> dict[int, str]:
     """By family, the host's address for a binding that names one, or none. `usual`: the network's for those that name
-    none, "" for every one of both families."""
+    none; "" and 0.0.0.0 are every one of both families, :: is every IPv6 one, as with docker."""
     chosen = ip_address(named or usual or EVERY[4])
-    if named or not chosen.is_unspecified:
-        return {chosen.version: str(chosen)}
-    return dict(EVERY)
+    return dict(EVERY) if not named and str(chosen) == EVERY[4] else {chosen.version: str(chosen)}
+
+
+def together(wanted: Iterable[Binding]) -> list[list[Binding]]:
+    """Those that get one number, whatever it will be: they differ in nothing but the address of the host."""
+    result: list[list[Binding]] = []
+    open_: dict[Binding, list[list[Binding]]] = {}
+    for one in wanted:
+        known = open_.setdefault(one._replace(address=""), [])
+        group = next((group for group in known if all(_apart(one.address, other.address) for other in group)), None)
+        if group is None:
+            known.append(group := [])
+            result.append(group)
+        group.append(one)
+    return result
+
+
+def _apart(one: str, other: str) -> bool:
+    """Whether a port can be taken at both addresses; one that is not named may be any."""
+    if not one or not other:
+        return False
+    first, second = ip_address(one), ip_address(other)
+    return first.version != second.version or not (first == second or first.is_unspecified or second.is_unspecified)
 
 
 class Reservation(NamedTuple):
