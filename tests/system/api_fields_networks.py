@@ -198,7 +198,7 @@ ENDPOINT = [
         USED,
         _shown("DriverOpts", {SYSCTLS: "net.ipv4.conf.IFNAME.log_martians=1"}),
     ),
-    Row("DriverOpts", MAP, {SYSCTLS: "kernel.panic=1"}, REFUSED, SYSCTLS, 400),
+    Row("DriverOpts", MAP, {SYSCTLS: "kernel.panic=1"}, REFUSED, "unrecognised network interface sysctl", 400),
     Row("DriverOpts", MAP, {INTERFACE: "net7"}, USED, _shown("DriverOpts", {INTERFACE: "net7"})),
     Row("DriverOpts", MAP, {INTERFACE: "a/b"}, REFUSED, INTERFACE, 400),
     Row("DriverOpts", MAP, {"a": "b"}, REFUSED, "driver option a is not supported", 400),

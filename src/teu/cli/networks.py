@@ -136,13 +136,16 @@ def create(cli: Cli, options: Options, operands: list[str]) -> int:
             "Options": key_values(options["ipam-opt"]),
         },
         "Internal": options["internal"],
-        "EnableIPv6": options["ipv6"],
         "Attachable": options["attachable"],
         "Ingress": options["ingress"],
         "Scope": options["scope"],
         "ConfigOnly": options["config-only"],
         "Labels": key_values(options["label"]),
     }
+    # What is not said is for the daemon's default-network-opts to say.
+    for name, key in (("ipv4", "EnableIPv4"), ("ipv6", "EnableIPv6")):
+        if name in options.changed:
+            body[key] = options[name]
     if options["config-from"]:
         body["ConfigFrom"] = {"Network": options["config-from"]}
     answer = cli.client.call("POST", "/networks/create", None, body)
@@ -226,6 +229,7 @@ COMMANDS = {
    --ip-range     strings  Give addresses from this part of the subnet
    --ipam-driver  string=default  Driver that gives addresses
    --ipam-opt     map      Set an option of that driver, KEY=VALUE
+   --ipv4         bool=true  Give IPv4 addresses
    --ipv6         bool     Give IPv6 addresses too
    --label        list     Attach a label, KEY=VALUE
 -o --opt          map      Set an option of the driver, KEY=VALUE

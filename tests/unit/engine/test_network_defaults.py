@@ -49,7 +49,10 @@ def settings(folder: Path, text: str) -> Any:
         ("default-address-pools: [{base: 10.0.0.0/8, size: 4}]", "size is from 8 to 30"),
         ("default-address-pools: [{base: fd00::/48, size: 127}]", "size is from 48 to 126"),
         ("default-address-pools: [{base: 10.0.0.1/8, size: 24}]", "host bits"),
-        ("default-network-opts: {bridge: {com.docker.network.bridge.enable_icc: perhaps}}", "neither true nor false"),
+        (
+            "default-network-opts: {bridge: {com.docker.network.bridge.enable_icc: perhaps}}",
+            "value: perhaps .strconv.ParseBool",
+        ),
         ("default-network-opts: {bridge: {com.docker.network.bridge.name: br0}}", "no option for every network"),
         ("default-network-opts: {bridge: {mtu: '1400'}}", "no option for every network"),
     ],

@@ -24,6 +24,7 @@ from teu.engine.core.kinds import (
     FLAG,
     INT64,
     LABELS,
+    MAYBE_FLAG,
     MEANINGLESS,
     NOTHING,
     OPTIONS,
@@ -431,8 +432,8 @@ class NetworkAsked(Record):
     check_duplicate: bool | None = member("CheckDuplicate", meaningless(FLAG))  # names are unique, whoever asks
     driver: str = member("Driver", WORD, "")
     scope: str = member("Scope", WORD, "")
-    ipv4: bool = member("EnableIPv4", FLAG, True)
-    ipv6: bool = member("EnableIPv6", FLAG, False)
+    ipv4: bool | None = member("EnableIPv4", MAYBE_FLAG)
+    ipv6: bool | None = member("EnableIPv6", MAYBE_FLAG)
     ipam: IpamAsked = member("IPAM", RecordOf(IpamAsked), IpamAsked())
     internal: bool = member("Internal", FLAG, False)
     attachable: bool = member("Attachable", meaningless(FLAG), False)  # of swarm

@@ -126,6 +126,13 @@ class Flag:
         return value
 
 
+class MaybeFlag(Flag):
+    """A flag of which null is not false, but nothing said."""
+
+    def read(self, value: object, path: str) -> bool | None:  # type: ignore[override]
+        return None if value is None else super().read(value, path)
+
+
 class Whole:
     name = "a whole number"
 
@@ -222,7 +229,8 @@ class MapOf(Generic[T]):
 
 
 # TEXT may be anything, a WORD goes to the kernel and can have no NUL.
-TEXT, WORD, FLAG, NOTHING, PRESENCE = Text(), Text(nul=False), Flag(), Nothing(), Presence()
+TEXT, WORD, FLAG, MAYBE_FLAG = Text(), Text(nul=False), Flag(), MaybeFlag()
+NOTHING, PRESENCE = Nothing(), Presence()
 WORDS, SIZE = Words(), Size()
 INT64, UINT64 = Whole(-(1 << 63), (1 << 63) - 1), Whole(0, (1 << 64) - 1)
 UINT16, UINT32 = Whole(0, (1 << 16) - 1), Whole(0, (1 << 32) - 1)

@@ -72,7 +72,7 @@ class Networks:
         requests.check_network(asked, self._endpoints.drivers)
         name = asked.driver or requests.DEFAULT_DRIVER
         driver = self._endpoints.drivers[name]
-        options = self._store.defaults.options(name, asked.options)
+        options = requests.options(asked, self._store.defaults.options(name, asked.options))
         shape = requests.shape(asked, options)
         without = driver.options(options, shape.internal) + [*(asked.ipam.options or {})]
         chosen = requests.addressing(asked.ipam.subnets, shape, driver.several_subnets)

@@ -55,9 +55,19 @@ def is_true(text: str) -> bool:
 # -- of a network of the driver bridge -------------------------------------------------------------------
 
 
+def _bad(option: str, value: str, reason: str) -> BadRequest:
+    """In docker's words, as tools look for them."""
+    return BadRequest(f"failed to parse {option} value: {value} ({reason})")
+
+
 def _flag(option: str, value: str) -> None:
     if value not in TRUE + FALSE:
-        raise BadRequest(f"failed to parse {option} value: {value!r} is neither true nor false")
+        raise _bad(option, value, f'strconv.ParseBool: parsing "{value}": invalid syntax')
+
+
+def _enabled(option: str, value: str) -> None:
+    if value not in TRUE + FALSE:
+        raise BadRequest(f'driver-opt "{option}" is not a valid bool')
 
 
 def _bridge_name(option: str, value: str) -> None:
@@ -67,40 +77,43 @@ def _bridge_name(option: str, value: str) -> None:
 
 def _prefix(option: str, value: str) -> None:
     if not re.fullmatch(r"[a-zA-Z_.-][a-zA-Z0-9_.-]{0,11}", value) or value == "lo":
-        raise BadRequest(f"failed to parse {option} value: {value!r} is no beginning of an interface's name")
+        raise _bad(option, value, "it is no beginning of an interface's name")
 
 
 def check_mtu(option: str, value: str) -> None:
-    """Of any driver's."""
-    if not (value.isascii() and value.isdigit() and 68 <= int(value[:9]) <= 65535):
-        raise BadRequest(f"{option}: invalid MTU: {value!r}")
+    """Of any driver's; 0 is the kernel's choice."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,9}", value):
+        raise _bad(option, value, f'strconv.Atoi: parsing "{value}": invalid syntax')
+    if int(value) and not 68 <= int(value) <= 65535:
+        raise BadRequest(f"invalid MTU number: {int(value)}: {option} is from 68 to 65535, or 0")
 
 
 def _binding(option: str, value: str) -> None:
     try:
         ip_address(value)
     except ValueError:
-        raise BadRequest(f"failed to parse {option} value: {value!r} is no IP address") from None
+        raise _bad(option, value, "nil ip") from None
 
 
 def _mode(option: str, value: str) -> None:
     if value not in MODES:
-        raise BadRequest(f"{option}: unknown gateway mode {value!r}: there are {', '.join(MODES)}")
+        raise _bad(option, value, f"unknown gateway mode {value}: there are {', '.join(MODES)}")
 
 
 def _own_address(option: str, value: str) -> None:
     kind = IPv4Address if option == OPTION_HOST[4] else IPv6Address
+    _binding(option, value)
     try:
         kind(value)
     except ValueError:
         family = "an IPv4" if kind is IPv4Address else "an IPv6"
-        raise BadRequest(f"failed to parse {option} value: {value!r} is not {family} address") from None
+        raise _bad(option, value, f"it is not {family} address") from None
 
 
 def _interfaces(option: str, value: str) -> None:
     for name in value.split(":"):
-        if not INTERFACE.match(name) or name in (".", ".."):
-            raise BadRequest(f"{option}: {name!r} is no name of an interface; write eth0:eth1")
+        if name and (not INTERFACE.match(name) or name in (".", "..")):
+            raise _bad(option, value, f"{name!r} is no name of an interface; write eth0:eth1")
 
 
 _BRIDGE: dict[str, Callable[[str, str], None]] = {
@@ -114,8 +127,8 @@ _BRIDGE: dict[str, Callable[[str, str], None]] = {
     OPTION_MODES[6]: _mode,
     OPTION_HOST[4]: _own_address,
     OPTION_HOST[6]: _own_address,
-    OPTION_ENABLED[4]: _flag,
-    OPTION_ENABLED[6]: _flag,
+    OPTION_ENABLED[4]: _enabled,
+    OPTION_ENABLED[6]: _enabled,
     OPTION_INTERNAL: _flag,
     OPTION_MTU: check_mtu,
     OPTION_PREFIX: _prefix,
@@ -135,7 +148,7 @@ def check_bridge(options: Mapping[str, str], internal: bool) -> list[str]:
             without.append(option)
     for option in OPTION_MODES.values():
         if options.get(option) == "isolated" and not internal:
-            raise BadRequest(f"{option}: gateway mode 'isolated' can only be used for an internal network")
+            raise BadRequest("gateway mode 'isolated' can only be used for an internal network")
     return without
 
 

@@ -70,17 +70,23 @@ def check_network(asked: NetworkAsked, drivers: Collection[str]) -> None:
 
 
 class Shape(NamedTuple):
-    """What a network is, of its request and its options: the options do not take away what the request gives."""
+    """What a network is: of its request, and of its options where the request leaves it open."""
 
     ipv4: bool
     ipv6: bool
     internal: bool
 
 
+def options(asked: NetworkAsked, options: dict[str, str]) -> dict[str, str]:
+    """Those that the network gets: without what the request itself says of its families."""
+    said = {OPTION_ENABLED[4]: asked.ipv4, OPTION_ENABLED[6]: asked.ipv6}
+    return {name: value for name, value in options.items() if said.get(name) is None}
+
+
 def shape(asked: NetworkAsked, options: Mapping[str, str]) -> Shape:
     """Raises BadRequest where it would have no addresses."""
-    ipv4 = asked.ipv4 and is_true(options.get(OPTION_ENABLED[4], "true"))
-    ipv6 = asked.ipv6 or is_true(options.get(OPTION_ENABLED[6], "false"))
+    ipv4 = is_true(options.get(OPTION_ENABLED[4], "true")) if asked.ipv4 is None else asked.ipv4
+    ipv6 = is_true(options.get(OPTION_ENABLED[6], "false")) if asked.ipv6 is None else asked.ipv6
     if not ipv4 and not ipv6:
         raise BadRequest("IPv4 or IPv6 must be enabled")
     return Shape(ipv4, ipv6, asked.internal or is_true(options.get(OPTION_INTERNAL, "false")))
@@ -141,7 +147,8 @@ def _faults(asked: SubnetAsked) -> list[str]:
 
 OPTION_SYSCTLS = "com.docker.network.endpoint.sysctls"
 OPTION_INTERFACE = "com.docker.network.endpoint.ifname"
-_SYSCTL = re.compile(r"(net\.[a-z0-9]+\.[a-z0-9_]+)\.IFNAME\.([a-z0-9_]+)=([^,\n]*)")
+# Lower case as well: docker's client writes options so.
+_SYSCTL = re.compile(r"(net\.(?:ipv4|ipv6|mpls)\.[a-z0-9_]+)\.(?:IFNAME|ifname)\.([a-z0-9_]+)=([^,\n]*)")
 
 
 def mac_address(text: str) -> str:
@@ -164,7 +171,10 @@ def endpoint_sysctls(options: dict[str, str]) -> list[tuple[str, str]]:
             continue
         found = _SYSCTL.fullmatch(entry)
         if not found:
-            raise BadRequest(f"{OPTION_SYSCTLS}: {entry!r} is not of the form net.ipv4.conf.IFNAME.log_martians=1")
+            raise BadRequest(
+                f"unrecognised network interface sysctl '{entry}'; represent 'net.X.Y.ethN.Z=V' as"
+                " 'net.X.Y.IFNAME.Z=V', 'X' must be 'ipv4', 'ipv6' or 'mpls'"
+            )
         result.append((f"{found[1].replace('.', '/')}/IFNAME/{found[2]}", found[3]))
     return result
 
@@ -172,8 +182,8 @@ def endpoint_sysctls(options: dict[str, str]) -> list[tuple[str, str]]:
 def _check_driver_options(options: dict[str, str]) -> None:
     for option, value in options.items():
         if option == OPTION_SYSCTLS:
-            endpoint_sysctls(options)
-        elif option == OPTION_INTERFACE:
+            continue  # its faults are told among the others
+        if option == OPTION_INTERFACE:
             if not INTERFACE.match(value) or value in NO_INTERFACES:
                 raise BadRequest(f"{option}: {value!r} is no name for an interface")
         else:
@@ -191,6 +201,10 @@ def check_endpoint(
     reasons = _address_faults(asked.addresses or EndpointAddresses(), user_defined, subnets)
     if asked.aliases and not user_defined:
         reasons.append("network-scoped alias is supported only for containers in user defined networks")
+    try:
+        endpoint_sysctls(asked.driver_opts)
+    except BadRequest as error:
+        reasons.append(str(error))
     if reasons:
         text = reasons[0] if len(reasons) == 1 else "\n".join(f"* {reason}" for reason in dict.fromkeys(reasons))
         raise BadRequest(f"{wrong}: invalid endpoint settings:\n{text}")
