@@ -40,6 +40,7 @@ class Engine:
             all=lambda: self.known,
             using_network=lambda name: [c for c in self.known if name in c.network_settings.networks],
             get=self.get,
+            find=lambda reference: next((c for c in self.known if reference in (c.id, c.name)), None),
         )
         self.begin()
 

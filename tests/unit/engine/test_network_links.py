@@ -16,7 +16,7 @@ from networkhouse import Engine, container, reach, start
 
 from teu.engine.containers import hostconfig
 from teu.engine.core import fields
-from teu.engine.core.errors import BadRequest, Conflict
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.core.fields import HOST_CONFIG
 from teu.engine.spec.process import environment
 from teu.engine.views.containers import inspect
@@ -40,9 +40,18 @@ def test_what_is_asked_for(tmp_path: Path) -> None:
     assert inspect(engine, db, False)["HostConfig"]["Links"] is None  # type: ignore[index]
     with pytest.raises(BadRequest, match="could not get container for nobody: No such container: nobody"):
         asked(engine, "lost", ["nobody:n"])
-    for mode in ("host", "container:db"):
-        with pytest.raises(BadRequest, match="networking can't be used with links"):
+    for mode, kind in (("host", "host type networking"), ("container:db", "container type network")):
+        with pytest.raises(
+            BadRequest, match=f"options: {kind} can't be used with links. This would result in undefined"
+        ):
             hostconfig.check_networking(HOST_CONFIG.read({"NetworkMode": mode, "Links": ["db"]}))
+    # Who is a guest in another's network has nothing of its own there; and a name is one container's.
+    guest = parts.container(engine, "guest", NetworkMode="container:db")
+    engine.endpoints.check(guest, fields.NETWORKING.read({}), (1, 45), [])
+    assert asked(engine, "host", ["guest:db", "web:db"]).host_config.links == [f"{db.id}:db"]
+    parts.container(engine, "open", NetworkMode="host")
+    with pytest.raises(BadRequest, match="host type networking can't be used with links"):
+        asked(engine, "lost2", ["open"])
     # On a network of users they are that network's names.
     parts.network(engine.networks, "front")
     named = parts.container(engine, "named", NetworkMode="front", Links=["db:store"])
@@ -158,3 +167,47 @@ def test_neighbours_that_talk_need_no_way(tmp_path: Path, engine: Engine) -> Non
     assert "elements" not in nftables.run("list set inet teu linked4")
     with serve(engine, db, 99):
         assert reaches(engine, other, db, 99)
+
+
+def test_a_link_that_goes(engine: Engine, tmp_path: Path) -> None:
+    db, web, other = linked(engine, tmp_path)
+    engine.known.remove(other)
+    more = container(engine, tmp_path, 4, Links=["c1:my-db", "c1:store"])
+    for each in (db, web, more):
+        start(engine, each)
+    assert engine.endpoints.links.other_names() == {db.id: ["/c2/my-db", "/c4/my-db", "/c4/store"]}
+    with serve(engine, db, 80):
+        assert reaches(engine, more, db, 80)
+        engine.endpoints.unlink("c4/my-db")
+        assert more.host_config.links == [f"{db.id}:store"]
+        hosts = Path(more.directory, "hosts").read_text()
+        assert "\tmy-db h1 c1\n" not in hosts
+        assert "\tstore h1 c1\n" in hosts
+        assert reaches(engine, more, db, 80)  # by the other one
+        engine.endpoints.unlink("/c4/store")
+        assert not reaches(engine, more, db, 80)
+        assert reaches(engine, web, db, 80)
+    assert more.host_config.links is None
+    for text, error, says in (
+        ("c4/store", NotFound, "No such container: c4/store"),
+        ("nobody/store", NotFound, "No such container: nobody/store"),
+        ("nobody", NotFound, "No such container: nobody"),
+        ("c4", EngineError, "Conflict, cannot remove the default link name of the container"),
+    ):
+        with pytest.raises(error, match=says):
+            engine.endpoints.unlink(text)
+    # Of one that does not run, and whose other one is gone.
+    engine.endpoints.detach(web)
+    engine.endpoints.detach(db)
+    engine.known.remove(db)
+    engine.endpoints.unlink("c2/my-db")
+    assert web.host_config.links is None
+
+
+def test_who_is_not_on_the_default_network(engine: Engine, tmp_path: Path) -> None:
+    parts.network(engine.networks, "front")
+    db = container(engine, tmp_path, 1, "front")
+    start(engine, db)
+    web = container(engine, tmp_path, 2, Links=["c1"])
+    with pytest.raises(Conflict, match="Cannot link to /c1, as it does not belong to the default network"):
+        engine.endpoints.attach(web)

@@ -350,6 +350,10 @@ def runtime_name(name: str, default: str, configured: Mapping[str, object]) -> s
 # -- networks --------------------------------------------------------------------------------------------
 
 
+_AND_LINKS = "conflicting options: %s can't be used with links. This would result in undefined behavior"
+HOST_AND_LINKS = _AND_LINKS % "host type networking"
+
+
 def link(text: str) -> tuple[str, str]:
     """NAME[:ALIAS], also as answers have it, /NAME:/OWN/ALIAS, as (container, name by which it is to be known)."""
     name, colon, alias = text.partition(":")
@@ -388,7 +392,7 @@ def check_networking(host: HostConfig) -> None:
     mode = host.network_mode
     if host.links and (mode.startswith("container:") or mode in ("host", "none")):
         kind = mode.partition(":")[0]
-        raise BadRequest(f"conflicting options: {kind} type networking can't be used with links")
+        raise BadRequest(_AND_LINKS % f"{kind} type network{'' if kind == 'container' else 'ing'}")
 
 
 def check_joined(config: Config, host: HostConfig) -> None:

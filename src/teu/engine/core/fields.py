@@ -536,11 +536,7 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
         "stderr": _FLAG,
     },
     ("POST", "/containers/{name}/wait"): {"condition": _TEXT},
-    ("DELETE", "/containers/{name}"): {
-        "v": _FLAG,
-        "force": _FLAG,
-        "link": Parameter("flag", REFUSED, "a link goes with the containers that have it; remove one of those"),
-    },
+    ("DELETE", "/containers/{name:path}"): {"v": _FLAG, "force": _FLAG, "link": _FLAG},
     ("GET", "/containers/{name}/archive"): {"path": _TEXT},
     ("PUT", "/containers/{name}/archive"): {"path": _TEXT, "noOverwriteDirNonDir": _FLAG, "copyUIDGID": _FLAG},
     ("POST", "/containers/prune"): {"filters": _FILTERS},

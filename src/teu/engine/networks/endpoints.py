@@ -170,6 +170,23 @@ class Endpoints:
                     self._open(source, more)
         return entries
 
+    def unlink(self, text: str) -> None:
+        """OWNER/NAME, a link, goes: its owner knows the other container no more by that name, and has no way to it.
+        Raises EngineError, NotFound."""
+        container, name = self.links.named(text)
+        with container.lock, self._lock:
+            names = self.links.drop(container, name)
+            container.save()
+            active = self._active.get(container.id)
+            place = next((one for one in active.endpoints if one.name == "bridge"), None) if active else None
+            if active is None or place is None:
+                return
+            files.drop_hosts(f"{container.directory}/hosts", names)
+            kept = [one for linked in self.links.running(container) for one in openings(place, linked)]
+            gone = [one for one in active.openings if one not in kept]
+            active.openings = [one for one in active.openings if one in kept]
+            self.drivers[place.driver].close_to(gone)
+
     def _open(self, place: Endpoint, some: list[Opening]) -> None:
         if some:
             network = self._outward.network(place)

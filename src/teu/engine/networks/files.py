@@ -98,6 +98,15 @@ def replace_hosts(path: str, entries: Iterable[tuple[str, str]]) -> None:
         write(path, "".join(f"{line}\n" for line in (*lines, *("\t".join(one) for one in wanted))))
 
 
+def drop_hosts(path: str, names: Iterable[str]) -> None:
+    """From a running container's hosts: the lines that have exactly these names."""
+    text = read(path)
+    if text is not None:
+        gone = set(names)
+        lines = text.splitlines(keepends=True)
+        write(path, "".join(line for line in lines if line.partition("\t")[2].rstrip("\n") not in gone))
+
+
 def digest(text: str) -> str:
     return sha256(text.encode(errors="surrogateescape")).hexdigest()
 

@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from teu.engine.containers.hostconfig import link
+from teu.engine.containers.hostconfig import HOST_AND_LINKS, link
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.networks import firewall
 from teu.engine.networks.ports import parse_port
@@ -43,18 +43,61 @@ class Links:
         self._active = active
 
     def settle(self, container: Container) -> None:
-        """At a container's creation: its links are to containers that there are, by their ids. Raises BadRequest."""
-        result = []
+        """At a container's creation: its links are to containers that there are, by their ids; of two that have one
+        name the first is meant. Raises BadRequest."""
+        result: dict[str, str] = {}
         for text in container.host_config.links or ():
             reference, name = link(text)
+            other = self._linkable(reference)
+            result.setdefault(name, f"{other.id}:{name}")
+        container.host_config.links = list(result.values()) or None
+
+    def _linkable(self, reference: str) -> Container:
+        """Who is meant: where that is a guest in another one's network, it is that other one."""
+        seen = []
+        while True:
             try:
                 other = self._containers.get(reference)
             except NotFound:
                 raise BadRequest(f"could not get container for {reference}: No such container: {reference}") from None
-            if other.host_config.network_mode == "host":
-                raise BadRequest("conflicting options: host type networking can't be used with links")
-            result.append(f"{other.id}:{name}")
-        container.host_config.links = list(dict.fromkeys(result)) or None
+            mode = other.host_config.network_mode
+            if mode == "host":
+                raise BadRequest(HOST_AND_LINKS)
+            seen.append(other)
+            reference = mode.partition(":")[2]
+            if not mode.startswith("container:") or any(one.id == reference for one in seen):
+                return other
+
+    def named(self, text: str) -> tuple[Container, str]:
+        """Of a link's name, OWNER/NAME: who has it, and what it calls the other one. Raises EngineError, NotFound."""
+        owner, slash, name = text.strip("/").partition("/")
+        if not slash:
+            self._containers.get(text)
+            raise EngineError("Conflict, cannot remove the default link name of the container")
+        container = self._containers.find(owner)
+        known = [link(entry)[1] for entry in (container.host_config.links or ()) if container] if container else []
+        if container is None or name not in known:
+            raise NotFound(f"No such container: {text}")
+        return container, name
+
+    def drop(self, container: Container, name: str) -> list[str]:
+        """A container's link of this name goes; what its hosts file calls the other one. Under its lock."""
+        links = container.host_config.links or []
+        gone = [entry for entry in links if link(entry)[1] == name]
+        container.host_config.links = [entry for entry in links if entry not in gone] or None
+        names = []
+        for identity, _ in map(link, gone):
+            with contextlib.suppress(NotFound):
+                names.append(_names(name, self._containers.get(identity)))
+        return names
+
+    def other_names(self) -> dict[str, list[str]]:
+        """By the ids of containers, how others call them: /OWNER/NAME."""
+        result: dict[str, list[str]] = {}
+        for owner in self._containers.all():
+            for identity, name in map(link, owner.host_config.links or ()):
+                result.setdefault(identity, []).append(f"/{owner.name}/{name}")
+        return result
 
     def shown(self, container: Container) -> list[str] | None:
         """HostConfig.Links for the API: /OTHER:/OWN/NAME."""
@@ -109,8 +152,12 @@ class Links:
 
 def host_lines(linked: Linked) -> list[tuple[str, str]]:
     """(address, names) for the hosts file of who has the link."""
-    names = dict.fromkeys((linked.name, linked.container.hostname, linked.container.name))
-    return [(str(address), " ".join(name for name in names if name)) for address in linked.endpoint.addresses]
+    names = _names(linked.name, linked.container)
+    return [(str(address), names) for address in linked.endpoint.addresses]
+
+
+def _names(name: str, other: Container) -> str:
+    return " ".join(one for one in dict.fromkeys((name, other.hostname, other.name)) if one)
 
 
 def openings(own: Endpoint, linked: Linked) -> list[firewall.Opening]:

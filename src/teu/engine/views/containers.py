@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd
@@ -144,11 +144,12 @@ class _ImageNames:
         return images.of(found or images.lookup(text)[0]).id
 
 
-def summary(container: Container, image: str) -> dict[str, object]:
+def summary(container: Container, image: str, names: Iterable[str] = ()) -> dict[str, object]:
+    """Its row in a list. `names`: by which others call it."""
     command = " ".join([container.path, *(_quoted(word) for word in container.args)])
     return {
         "Id": container.id,
-        "Names": [f"/{container.name}"],
+        "Names": [f"/{container.name}", *names],
         "Image": image,
         "ImageID": container.image_id,
         "Command": command,
@@ -163,15 +164,15 @@ def summary(container: Container, image: str) -> dict[str, object]:
     }
 
 
-def _listed(container: Container, image: str) -> dict[str, object]:
+def _listed(container: Container, image: str, names: Iterable[str]) -> dict[str, object]:
     """Its row in a list, in any case: no container stands in the way of the others'."""
     try:
-        return summary(container, image)
+        return summary(container, image, names)
     except Exception as error:
         log.exception("container %s cannot be listed", container.id[:12], extra=container.fields)
         return {
             "Id": container.id,
-            "Names": [f"/{container.name}"],
+            "Names": [f"/{container.name}", *names],
             "Image": "",
             "ImageID": "",
             "Command": "",
@@ -204,7 +205,8 @@ def summaries(
     if limit > 0:
         found = found[:limit]
     images = _ImageNames(engine)
-    result = [_listed(container, images.shown(container)) for container in found]
+    linked = engine.endpoints.links.other_names()
+    result = [_listed(container, images.shown(container), linked.get(container.id, ())) for container in found]
     if with_size:
         for entry, container in zip(result, found, strict=True):
             entry.update(_sizes(engine, container))

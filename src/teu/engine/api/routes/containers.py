@@ -162,8 +162,11 @@ def _wait(request: Request, container: Container, condition: str, before: int) -
     yield json.dumps(answer).encode() + b"\n"
 
 
-@route("DELETE", "/containers/{name}")
+@route("DELETE", "/containers/{name:path}")
 def remove(engine: Engine, request: Request, name: str) -> Response:
+    if request.query.flag("link"):  # OWNER/NAME
+        engine.endpoints.unlink(name)
+        return empty()
     container = engine.containers.get(name)
     run.remove(engine, container, request.query.flag("force"), request.query.flag("v"))
     return empty()
