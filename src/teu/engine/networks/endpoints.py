@@ -257,9 +257,7 @@ class Endpoints:
         network.must_have_addresses()
         settings = container.network_settings.networks.setdefault(network.name, EndpointSettings(network.id))
         options = settings.driver_opts or {}
-        taken = {int(endpoint.veth[13:], 16) for endpoint in active.endpoints}
-        position = next(number for number in range(MOST_ENDPOINTS) if number not in taken)
-        interface = options.get(requests.OPTION_INTERFACE) or f"{network.prefix}{position}"
+        position, interface = _free_name(container, active, network, settings)
         if any(endpoint.interface == interface for endpoint in active.endpoints):
             raise Conflict(f"container {container.name} has an interface {interface} already")
         endpoint = self._addressed(network, settings)._replace(
@@ -758,6 +756,23 @@ def _logged(what: str, *arguments: str) -> Iterator[None]:
         yield
     except Exception:
         log.exception(what, *arguments)
+
+
+def _free_name(container: Container, active: Active, network: Network, settings: EndpointSettings) -> tuple[int, str]:
+    """The next endpoint's number, which no other one has, and its interface's name: what is asked for, or with the
+    number at its end one that nobody has or asks for."""
+    taken = {int(endpoint.veth[13:], 16) for endpoint in active.endpoints}
+    asked = {
+        (other.driver_opts or {}).get(requests.OPTION_INTERFACE)
+        for other in container.network_settings.networks.values()
+    }
+    used = {endpoint.interface for endpoint in active.endpoints} | asked
+    own = (settings.driver_opts or {}).get(requests.OPTION_INTERFACE)
+    for number in range(MOST_ENDPOINTS):
+        name = own or f"{network.prefix}{number}"
+        if number not in taken and (own or name not in used):
+            return number, name
+    raise Forbidden(f"container {container.name} has no name left for an interface on network {network.name}")
 
 
 def _set_inside(namespace: int, interface: str, ipv6: bool, values: list[tuple[str, str]]) -> None:
