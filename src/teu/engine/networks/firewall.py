@@ -8,6 +8,8 @@
     │                                 at the containers' own addresses
     │   and for each family, with 4 or 6 at its name:
     │          subnets                (addresses, addresses) of one bridge each
+    │          at_home                (bridge, addresses) of one bridge each: who leaves by another machine on it keeps
+    │                                 the own address, where br_netfilter shows us that
     │          masqueraded            addresses that go out under the host's own
     │          routed, unprotected    bridges whose addresses the world knows; bridges that keep nobody out
     │          opened, direct         container's address, protocol, port: for everybody; for who comes by `trusted`
@@ -64,6 +66,7 @@ OWNER = "teu"  # who we are in the comments of rules in others' chains
 # The same for each family.
 _FAMILY_TEXT = """
     set subnets%(n)d { type %(ip)s_addr . %(ip)s_addr; flags interval; }
+    set at_home%(n)d { type ifname . %(ip)s_addr; flags interval; }
     set masqueraded%(n)d { type %(ip)s_addr; flags interval; }
     set routed%(n)d { type ifname; }
     set unprotected%(n)d { type ifname; }
@@ -93,6 +96,7 @@ _FAMILY_TEXT = """
     }
     chain outgoing%(n)d {
         %(is)s saddr . %(is)s daddr @subnets%(n)d ct status dnat masquerade
+        oifname . %(is)s saddr @at_home%(n)d return
         %(is)s saddr . %(is)s daddr != @subnets%(n)d snat %(is)s to %(is)s saddr map @translated%(n)d
         %(is)s saddr @masqueraded%(n)d %(is)s saddr . %(is)s daddr != @subnets%(n)d masquerade
     }
@@ -247,6 +251,7 @@ def _bridge(verb: str, bridge: Bridge) -> str:
     for way in bridge.ways:
         family = way.subnet.version
         elements.append((f"subnets{family}", f"{way.subnet} . {way.subnet}"))
+        elements.append((f"at_home{family}", f'"{bridge.name}" . {way.subnet}'))
         if bridge.internal:
             continue
         if way.host and way.masquerade:

@@ -193,7 +193,7 @@ class Network:
         for pool in self.of(address.version):
             if address in pool.subnet:
                 named = next((one for one in self.record.subnets if one.subnet == str(pool.subnet)), None)
-                other = named.others.get(ROUTER[address.version]) if named and not self.is_user_defined else None
+                other = named.others.get(ROUTER[address.version]) if named else None
                 return ip_address(other) if other else pool.gateway
         return None
 

@@ -45,7 +45,8 @@ NO_INTERFACES = ("lo", ".", "..", "all", "default")
 DEFAULT_BRIDGE = "teu0"
 
 ROUTER = {4: "DefaultGatewayIPv4", 6: "DefaultGatewayIPv6"}
-"""Names of the auxiliary addresses of the default bridge that are another machine's, by which containers go out."""
+"""Names of the auxiliary addresses of a bridge that are another machine's, by which containers go out: of the default
+bridge by default-gateway, of others by --aux-address DefaultGatewayIPv4=ADDRESS, as with docker."""
 
 
 def is_true(text: str) -> bool:
