@@ -53,7 +53,17 @@ def test_flags_of_the_shim() -> None:
         assert re.search(rf"\b{action}\b", page("containerd-shim-teu-v2.8"))
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (TREE / "man").glob("*.[158]")))
+def test_options_of_networks() -> None:
+    from teu.engine.networks import options, requests
+
+    text = page("teu-networks.7")
+    for option in (*options._BRIDGE, requests.OPTION_INTERFACE, requests.OPTION_SYSCTLS, *options.ROUTER.values()):
+        assert option in text, option
+    for mode in options.MODES:
+        assert re.search(rf"^{mode}\b", text, re.MULTILINE), mode
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (TREE / "man").glob("*.[1578]")))
 def test_a_page_is_whole_and_clean(name: str) -> None:
     text = (TREE / "man" / name).read_text()
     for section in (".SH NAME", ".SH SYNOPSIS" if name[-1] in "18" else ".SH", ".SH DESCRIPTION", ".SH SEE ALSO"):
