@@ -184,6 +184,24 @@ run --rm --network name=bridge,gw-priority=x busybox true
 run --rm --network name=bridge,driver-opt=x busybox true
 run --rm --network name=bridge,nosuch=x busybox true
 run --rm --network alias=x busybox true
+create --name c busybox
+network create n
+network connect --ip 10.1.2.3 n c
+network connect --ip nonsense n c
+network connect --ip6 10.1.2.3 n c
+network connect --link-local-ip x n c
+network connect --link a:b:c n c
+network connect --alias a bridge c
+network connect n c
+network connect n c
+network connect n nobody
+network connect nosuch c
+network disconnect n c
+network disconnect n c
+network disconnect host c
+network rm n
+network rm n
+rm c
 rm --link nobody
 rm --link nobody/x
 """

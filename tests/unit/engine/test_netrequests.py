@@ -168,7 +168,7 @@ def test_settings_of_an_interface(word: str) -> None:
 def test_settings_that_are_none(text: str) -> None:
     asked = fields.ENDPOINT.read({"DriverOpts": {requests.OPTION_SYSCTLS: text}})
     with pytest.raises(BadRequest) as caught:
-        requests.check_endpoint(asked, "front", True, None)
+        requests.check_endpoint(asked, True, None)
     assert (
         f"invalid endpoint settings:\nunrecognised network interface sysctl '{text}'; represent 'net.X.Y.ethN.Z=V'"
         in str(caught.value)

@@ -451,7 +451,7 @@ class Endpoints:
                     f"the network namespace of container {container.name} is not known any more: start it anew before"
                     " it is connected"
                 )
-            networks[network.name] = wishes.asked_endpoint(network.name, network, asked)
+            networks[network.name] = wishes.asked_endpoint(network, asked)
             if container.running and active is not None:
                 try:
                     self._connect_now(container, active, network)

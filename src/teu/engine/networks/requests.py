@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_net
 from typing import NamedTuple
 
 from teu.engine.containers.hostconfig import link
-from teu.engine.core.errors import BadRequest, EngineError, Forbidden, NotFound
+from teu.engine.core.errors import BadRequest, Forbidden, NotFound
 from teu.engine.core.fields import EndpointAddresses, EndpointAsked, NetworkAsked, Networking, SubnetAsked
 from teu.engine.networks.ipam import Range
 from teu.engine.networks.options import INTERFACE, NO_INTERFACES, OPTION_ENABLED, OPTION_INTERNAL, is_true
@@ -192,12 +192,9 @@ def _check_driver_options(options: dict[str, str]) -> None:
             )
 
 
-def check_endpoint(
-    asked: EndpointAsked, name: str, user_defined: bool, subnets: Mapping[int, Sequence[Range]] | None
-) -> None:
+def check_endpoint(asked: EndpointAsked, user_defined: bool, subnets: Mapping[int, Sequence[Range]] | None) -> None:
     """What a container asks for on a network. `subnets`: those that a user chose, by family; None where they are not
     known. Raises BadRequest."""
-    wrong = f"invalid config for network {name}"
     reasons = _address_faults(asked.addresses or EndpointAddresses(), user_defined, subnets)
     if asked.aliases and not user_defined:
         reasons.append("network-scoped alias is supported only for containers in user defined networks")
@@ -207,19 +204,16 @@ def check_endpoint(
         reasons.append(str(error))
     if reasons:
         text = reasons[0] if len(reasons) == 1 else "\n".join(f"* {reason}" for reason in dict.fromkeys(reasons))
-        raise BadRequest(f"{wrong}: invalid endpoint settings:\n{text}")
-    try:
-        if asked.mac:
-            mac_address(asked.mac)
-        _check_driver_options(asked.driver_opts)
-        for text in asked.links:
-            link(text)
-    except EngineError as error:
-        raise BadRequest(f"{wrong}: {error}") from None
+        raise BadRequest(f"invalid endpoint settings:\n{text}")
+    if asked.mac:
+        mac_address(asked.mac)
+    _check_driver_options(asked.driver_opts)
+    for text in asked.links:
+        link(text)
     if asked.links and not user_defined:
         raise BadRequest(
-            f"{wrong}: links are only supported for user-defined networks; make a network of your own, whose members"
-            " know each other by name"
+            "links are only supported for user-defined networks; make a network of your own, whose members know each"
+            " other by name"
         )
 
 

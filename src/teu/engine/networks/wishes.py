@@ -5,7 +5,7 @@ becomes the EndpointSettings of its record."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from teu.engine.containers.network_settings import Addresses, EndpointSettings
@@ -44,7 +44,8 @@ def check(
     container.network_settings.networks = {}
     if mode.startswith("container:"):
         for name, settings in endpoints.items():
-            requests.check_endpoint(settings, name, False, {4: [], 6: []})
+            with _of(name):
+                requests.check_endpoint(settings, False, {4: [], 6: []})
         with contextlib.suppress(NotFound):
             host_config.network_mode = f"container:{containers.get(mode.partition(':')[2]).id}"
         return
@@ -69,9 +70,18 @@ def check(
         asked[first].links = links
         host_config.links = None
     _main_mac(container, asked, version, warnings)
-    container.network_settings.networks = {
-        name: asked_endpoint(name, store.find(name), settings) for name, settings in asked.items()
-    }
+    for name, settings in asked.items():
+        with _of(name):
+            container.network_settings.networks[name] = asked_endpoint(store.find(name), settings)
+
+
+@contextlib.contextmanager
+def _of(name: str) -> Iterator[None]:
+    """A new container's fault is told with its network's name."""
+    try:
+        yield
+    except BadRequest as error:
+        raise BadRequest(f"invalid config for network {name}: {error}") from None
 
 
 def _by_name(store: Store, endpoints: dict[str, EndpointAsked], mode: str) -> dict[str, EndpointAsked]:
@@ -108,10 +118,8 @@ def _main_mac(
                 "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig"
                 " instead."
             )
-        try:
+        with _of(main):
             requests.mac_address(wide)
-        except BadRequest as error:
-            raise BadRequest(f"invalid config for network {main}: {error}") from None
         if asked[main].mac not in ("", wide):
             raise BadRequest(
                 "the container-wide MAC address must match the endpoint-specific MAC address for the main network,"
@@ -123,12 +131,12 @@ def _main_mac(
         container.config.mac_address = asked[main].mac
 
 
-def asked_endpoint(name: str, network: Network | None, asked: EndpointAsked) -> EndpointSettings:
+def asked_endpoint(network: Network | None, asked: EndpointAsked) -> EndpointSettings:
     """The record of an endpoint that was asked for. Raises BadRequest."""
     user_defined = network is None or network.is_user_defined
     # Of a network that does not exist yet it is not known which addresses it will have.
     subnets = {version: network.chosen_subnets(version) for version in (4, 6)} if network else None
-    requests.check_endpoint(asked, name, user_defined, subnets)
+    requests.check_endpoint(asked, user_defined, subnets)
     wanted = asked.addresses
     return EndpointSettings(
         network.id if network else "",
