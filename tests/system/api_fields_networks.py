@@ -211,7 +211,7 @@ ENDPOINT = [
     Row("DriverOpts", MAP, {INTERFACE: "net7"}, USED, _shown("DriverOpts", {INTERFACE: "net7"})),
     Row("DriverOpts", MAP, {INTERFACE: "a/b"}, REFUSED, INTERFACE, 400),
     Row("DriverOpts", MAP, {"a": "b"}, REFUSED, "driver option a is not supported", 400),
-    Row("GwPriority", NUMBER, 7, USED, lambda _: True),  # test_networks_changes.py
+    Row("GwPriority", NUMBER, 7, USED, _shown("GwPriority", 7)),
     *(
         Row(field, kind, value, MEANINGLESS, _shown(field, blank))
         for field, kind, value, blank in (

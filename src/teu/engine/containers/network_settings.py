@@ -117,14 +117,13 @@ class EndpointSettings:
         result["MacAddress"] = self.mac
         if self.wanted_mac:
             result["WantedMac"] = self.wanted_mac
-        if self.gateway_priority:
-            result["GwPriority"] = self.gateway_priority
         if self.veth:
             result["Veth"] = self.veth
         return result
 
     def shown(self) -> dict[str, Json]:
-        """The API's EndpointSettings."""
+        """The API's EndpointSettings. The API of this version knows no GwPriority: it is told where there is one."""
+        priority: dict[str, Json] = {"GwPriority": self.gateway_priority} if self.gateway_priority else {}
         return {
             "IPAMConfig": None if self.addresses is None else self.addresses.encode(),
             "Links": self.links,
@@ -140,6 +139,7 @@ class EndpointSettings:
             "GlobalIPv6Address": self.address6,
             "GlobalIPv6PrefixLen": self.prefix6,
             "DNSNames": self.dns_names,
+            **priority,
             **self.other,
         }
 
