@@ -134,7 +134,8 @@ KEYS = (
         "bip",
         _of(4, ip_interface, "give an IPv4 address with the length of its network, such as 10.9.0.1/24"),
         "",
-        "address of the default bridge, and so its subnet; empty: from default-address-pools",
+        "address of the default bridge, and so its subnet; empty: from default-address-pools. It, and what else is of"
+        " its subnets, is changed once no container is on the bridge",
     ),
     Key(
         "fixed-cidr",

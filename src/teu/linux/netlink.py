@@ -320,9 +320,9 @@ def hairpin(name: str) -> Message:
     return _bridge_port(name, IFLA_BRPORT_MODE, b"\1", "hairpin mode")
 
 
-def isolated(name: str) -> Message:
-    """A bridge's port reaches the bridge itself, and no other port of it that is isolated."""
-    return _bridge_port(name, IFLA_BRPORT_ISOLATED, b"\1", "isolation")
+def isolated(name: str, so: bool = True) -> Message:
+    """A bridge's port reaches the bridge itself, and no other port of it that is isolated; or all of them again."""
+    return _bridge_port(name, IFLA_BRPORT_ISOLATED, b"\1" if so else b"\0", "isolation")
 
 
 def set_mac(index: int, mac: str) -> Message:

@@ -18,7 +18,7 @@ from teu.engine import config
 from teu.engine.containers.network_settings import HostPort
 from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.networks.options import OPTION_ENABLED, OPTION_TALK
-from teu.linux import forwarding, netlink
+from teu.linux import forwarding, netlink, nftables
 
 Begin = Callable[..., Engine]
 
@@ -193,3 +193,35 @@ def test_masquerading_and_neighbours(begin: Begin, tmp_path: Path) -> None:
     assert "1 packets received" not in inside(engine, one, f"busybox ping -c1 -W1 {address}")
     bridge = engine.networks.get("bridge").bridge()
     assert (bridge.talk, bridge.ways[0].masquerade) == (False, False)
+
+
+def test_who_runs_keeps_the_bridge_as_it_is(begin: Begin, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Another address of the bridge is for those who come when the others have gone; icc is for all at once."""
+    engine = begin()
+    one, two = container(engine, tmp_path, 1), container(engine, tmp_path, 2)
+    for each in (one, two):
+        start(engine, each)
+    before = one.network_settings.networks["bridge"].gateway
+    address = two.network_settings.networks["bridge"].address
+    ping = f"busybox ping -c2 -i0.2 -W1 {address}"
+    with engine.living(one), engine.living(two):
+        engine = begin("bip: 10.9.0.1/24\nicc: false")
+        engine.endpoints.recover([one, two])
+        assert "once the containers on it have ended" in caplog.text
+        assert "1 packets received" in inside(engine, one, f"busybox ping -c1 -W2 {before}")
+        assert ", 0 packets received" in inside(engine, one, ping)
+        assert f"{before.rpartition('.')[0].rpartition('.')[0]}.0.0/16" in nftables.run(
+            "list set inet teu masqueraded4"
+        )
+        engine.endpoints.detach(one)
+        start(engine, three := container(engine, tmp_path, 3))
+        assert three.network_settings.networks["bridge"].gateway == before
+        with engine.living(three):
+            engine = begin("bip: 10.9.0.1/24")
+            engine.endpoints.recover([two, three])
+            assert ", 0 packets received" not in inside(engine, three, ping)
+        engine.endpoints.detach(two)
+        engine.endpoints.detach(three)
+    start(engine, one)
+    assert one.network_settings.networks["bridge"].gateway == "10.9.0.1"
+    assert addresses("teu0") & {"10.9.0.1/24", f"{before}/16"} == {"10.9.0.1/24"}

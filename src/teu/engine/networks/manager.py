@@ -40,7 +40,15 @@ class Networks:
     def start(self) -> None:
         """At the start of the daemon: what the records say is there, the predefined networks too."""
         self._endpoints.start()
-        self._store.start()
+        self._store.start(self._held)
+
+    def _held(self, network: Network) -> bool:
+        """Whether containers of a daemon before this one may be on it: as they were left, and since the boot."""
+        return self._endpoints.kernel.socket().link(network.interface) is not None and any(
+            endpoint.network_id == network.id and (endpoint.address or endpoint.address6)
+            for container in self._containers.all()
+            for endpoint in container.network_settings.networks.values()
+        )
 
     def describe(self, network: Network, containers: bool = True) -> dict[str, Json]:
         """The API's form of a network."""

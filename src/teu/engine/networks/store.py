@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -42,8 +42,9 @@ class Store:
         """Where subnets are taken from that nobody chose; known from the start on."""
         self._networks: dict[str, Network] = {}
 
-    def start(self) -> None:
-        """Read all records, and make the networks that are always there."""
+    def start(self, held: Callable[[Network], bool] = lambda network: False) -> None:
+        """Read all records, and make the networks that are always there. `held`: whether containers may be on one
+        still, for which the default bridge stays what it is until they have gone."""
         self.sources = self.defaults.sources(self._database.identity("engine-id"))
         for network in self._read():
             if network.id in self._networks:
@@ -57,13 +58,29 @@ class Store:
                 # Nobody can remove it and make it anew. It is what it always is, with the addresses it had.
                 self.forget(known)
                 record = NetworkRecord(name, driver, record.subnets, record.ipam_options, identity=record.id)
-            if name == "bridge":
-                self.defaults.settle(record)
             own = self.defaults.bridge_options if name == "bridge" else None
             network = Network(record, defaults=own)
             if known is None or known.damage or record.encode() != before:
                 self.save(network)
             self._networks[network.id] = network
+            if name == "bridge" and not self._settled(network):
+                if held(network):
+                    log.warning("network bridge will be what teud.yaml says once the containers on it have ended")
+                else:
+                    self.settle(network)
+
+    def _settled(self, network: Network) -> bool:
+        """Whether the default bridge is what teud.yaml says."""
+        wanted, _ = records.network(network.id, network.name, json.dumps(network.record.encode()))
+        self.defaults.settle(wanted)
+        return wanted.encode() == network.record.encode()
+
+    def settle(self, network: Network) -> None:
+        """Make the default bridge what teud.yaml says. Nobody is on it."""
+        if not self._settled(network):
+            self.defaults.settle(network.record)
+            network.addressed()
+            self.save(network)
 
     def _read(self) -> list[Network]:
         """All records, the good ones first: nobody else gets their ids."""

@@ -148,6 +148,8 @@ class Bridge:
     def _choose_subnets(self, network: Network) -> None:
         """Of the default bridge, which gets its subnets when it is used first; and none of a family that the host has
         not."""
+        if not network.is_user_defined and not self._on_network(network):
+            self._store.settle(network)
         if not _has_ipv6() and network.record.ipv6:
             network.pools = network.of(4)
             self._tell_once(
@@ -323,11 +325,23 @@ class Bridge:
             if stray or lost:
                 with contextlib.suppress(OSError):
                     self._kernel.delete_link(link.number)
+        for endpoint in self._endpoints():
+            self._keep_apart(endpoint)
         with _logged("the table of rules cannot be made"):
             if expected and self._makes_rules:
                 self._rebuild_in_parts()
             else:
                 firewall.remove()
+
+    def _keep_apart(self, endpoint: Endpoint) -> None:
+        """Or not, as the network's options are now: teud.yaml says other things of the default bridge than before, or
+        an older teud has left it to the rules."""
+        from teu.linux import netlink
+
+        network = self._store.by_id(endpoint.network)
+        if network is not None and endpoint.number and not (network.talk and network.is_user_defined):
+            with _logged("neighbours on network %s are as they were", network.name):
+                self._kernel.socket().send([netlink.isolated(endpoint.veth, not network.talk)])
 
     # -- the table ---------------------------------------------------------------------------
 
