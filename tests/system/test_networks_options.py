@@ -221,7 +221,13 @@ def words() -> list[str]:
 
 # Where two good answers differ, and why.
 DIFFERENT = {
-    "network create --opt n": "docker's own usage follows",
+    # As with docker 29's client, which knows more than that of 26.
+    "create --name c -p ::1:8080:80 busybox true",
+    "inspect -f '{{json .HostConfig.PortBindings}} {{json .Config.ExposedPorts}}' c # ::1:8080:80",
+    "run --rm --network host --link nobody busybox true",
+    "run --rm --network container:nobody --link nobody busybox true",
+    "run --rm --network name=bridge,gw-priority=x busybox true",
+    "network create --opt n",
 }
 
 
@@ -246,10 +252,9 @@ def said(teud: House, dockerd: House) -> dict[str, list[tuple[str, int]]]:
 @pytest.mark.parametrize("line", words())
 def test_words(said: dict[str, list[tuple[str, int]]], line: str) -> None:
     theirs, docker, own = said[line]
-    if line in DIFFERENT:
-        assert docker[1] == theirs[1] == own[1]
-        return
     assert docker == theirs, "docker on teud"
+    if line in DIFFERENT:
+        return
     assert own == theirs, "teu on teud"
 
 

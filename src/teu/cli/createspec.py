@@ -121,11 +121,10 @@ def environment(values: list[str], files: list[str]) -> list[str]:
 
 def port_range(text: str, what: str) -> tuple[int, int]:
     first, dash, last = text.partition("-")
-    try:
-        start = int(first)
-        end = int(last) if dash else start
-    except ValueError:
-        raise ValueError(f"Invalid {what}: {text}") from None
+    if not text.isascii() or not first.isdigit() or dash and not last.isdigit():
+        raise ValueError(f"Invalid {what}: {text}")
+    start = int(first)
+    end = int(last) if dash else start
     if not (0 <= start <= 65535 and 0 <= end <= 65535) or end < start:
         raise ValueError(f"Invalid {what}: {text}")
     return start, end
@@ -139,6 +138,16 @@ def is_address(text: str) -> bool:
         except OSError:
             pass
     return False
+
+
+def host_address(text: str) -> str:
+    """Of --publish, "" for none; IPv6 ones may be in brackets."""
+    address = text.strip("[]") if text.startswith("[") else text
+    if not address or is_address(address):
+        return address
+    if ":" in address:
+        raise ValueError(f"Invalid ip address {address}: address {address}:: too many colons in address")
+    raise ValueError(f"Invalid ip address: {address}")
 
 
 def publish(values: list[str]) -> tuple[dict[str, Any], dict[str, list[dict[str, str]]]]:
@@ -161,10 +170,7 @@ def publish(values: list[str]) -> tuple[dict[str, Any], dict[str, list[dict[str,
         protocol = protocol.lower() or "tcp"
         rest, _, inside = rest.rpartition(":")
         address, _, outside = rest.rpartition(":")
-        if address.startswith("["):
-            address = address.strip("[]")
-        if address and not is_address(address):
-            raise ValueError(f"Invalid ip address: {address}")
+        address = host_address(address)
         if not inside:
             raise ValueError(f"No port specified: {value}<empty>")
         start, end = port_range(inside, "containerPort")
@@ -210,7 +216,7 @@ def expose(values: list[str], exposed: dict[str, Any]) -> None:
         try:
             start, end = port_range(ports, "port")
         except ValueError as error:
-            reason = str(error)
+            reason = str(error).replace("Invalid port", "Invalid range specified for the Port")
             if ports and not ports.replace("-", "").isdigit():
                 reason = f'strconv.ParseUint: parsing "{ports}": invalid syntax'
             raise ValueError(f"invalid range format for --expose: {value}, error: {reason}") from None
@@ -548,6 +554,8 @@ def attachment(value: str) -> dict[str, Any]:
                     raise ValueError("invalid key value pair format in driver options")
                 request["options"][name.strip().lower()] = option.strip()
             elif key == "gw-priority":
+                if not text.isascii() or not (text[1:] if text[:1] in "+-" else text).isdigit():
+                    raise ValueError(f"invalid gw-priority ({text}): invalid syntax")
                 request[key] = int(text)
             else:
                 raise ValueError(f"invalid field key {key}")

@@ -72,6 +72,9 @@ def convert(flag: Flag, text: str) -> Any:
         if kind in ("string", *REPEATED):
             if kind == "filter" and text and "=" not in text:
                 raise ValueError("bad format of filter (expected name=value)")
+            if flag.name == "link" and (not text or text.count(":") > 1):
+                wrong = f"bad format for links: {text}" if text else "empty string specified for links"
+                raise ValueError(wrong)
             return text
         if kind == "bool":
             if text in TRUE:

@@ -224,6 +224,19 @@ def test_the_rest() -> None:
     [
         (["-p", "x"], "Invalid containerPort: x"),
         (["-p", "1-3:1-2"], "Invalid ranges specified for container and host Ports: 1-2 and 1-3"),
+        (["-p", "8_0:80"], "Invalid hostPort: 8_0"),
+        (["-p", "+80:80"], "Invalid hostPort: +80"),
+        (["-p", "80-:80"], "Invalid hostPort: 80-"),
+        (["-p", "127.0.0.1:1:2:3"], "Invalid ip address 127.0.0.1:1: address 127.0.0.1:1:: too many colons in address"),
+        (["-p", "localhost:1:2"], "Invalid ip address: localhost"),
+        (
+            ["--expose", "3-2"],
+            "invalid range format for --expose: 3-2, error: Invalid range specified for the Port: 3-2",
+        ),
+        (
+            ["--network", "name=n,gw-priority=x"],
+            'invalid argument "name=n,gw-priority=x" for "--network" flag: invalid gw-priority (x): invalid syntax',
+        ),
         (["--mount", "type=bind"], 'invalid argument "type=bind" for "--mount" flag: target is required'),
         (["-e", "=x"], 'invalid argument "=x" for "-e, --env" flag: invalid environment variable: =x'),
         (["--rm", "--restart", "always"], "Conflicting options: --restart and --rm"),
