@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,15 +162,15 @@ x
 """
 
 OPTIONS = """
-network create -o com.docker.network.bridge.enable_icc=maybe n
-network create -o com.docker.network.bridge.enable_ip_masquerade=2 n
-network create -o com.docker.network.bridge.inhibit_ipv4=on n
-network create -o com.docker.network.bridge.host_binding_ipv4=localhost n
-network create -o com.docker.network.driver.mtu=x n
-network create -o com.docker.network.driver.mtu=-1 n
-network create -o com.docker.network.host_ipv4=x n
-network create -o nokey n
-network create --opt n
+network create -o com.docker.network.bridge.enable_icc=maybe front
+network create -o com.docker.network.bridge.enable_ip_masquerade=2 front
+network create -o com.docker.network.bridge.inhibit_ipv4=on front
+network create -o com.docker.network.bridge.host_binding_ipv4=localhost front
+network create -o com.docker.network.driver.mtu=x front
+network create -o com.docker.network.driver.mtu=-1 front
+network create -o com.docker.network.host_ipv4=x front
+network create -o nokey front
+network create --opt front
 run --rm --link nobody busybox true
 run --rm --link nobody:a:b:c busybox true
 run --rm --link :a busybox true
@@ -184,24 +185,24 @@ run --rm --network name=bridge,gw-priority=x busybox true
 run --rm --network name=bridge,driver-opt=x busybox true
 run --rm --network name=bridge,nosuch=x busybox true
 run --rm --network alias=x busybox true
-create --name c busybox
-network create n
-network connect --ip 10.1.2.3 n c
-network connect --ip nonsense n c
-network connect --ip6 10.1.2.3 n c
-network connect --link-local-ip x n c
-network connect --link a:b:c n c
-network connect --alias a bridge c
-network connect n c
-network connect n c
-network connect n nobody
-network connect nosuch c
-network disconnect n c
-network disconnect n c
-network disconnect host c
-network rm n
-network rm n
-rm c
+create --name wanted busybox
+network create front
+network connect --ip 10.1.2.3 front wanted
+network connect --ip nonsense front wanted
+network connect --ip6 10.1.2.3 front wanted
+network connect --link-local-ip x front wanted
+network connect --link a:b:c front wanted
+network connect --alias a bridge wanted
+network connect front wanted
+network connect front wanted
+network connect front nobody
+network connect nosuch wanted
+network disconnect front wanted
+network disconnect front wanted
+network disconnect host wanted
+network rm front
+network rm front
+rm wanted
 rm --link nobody
 rm --link nobody/x
 """
@@ -212,29 +213,34 @@ def words() -> list[str]:
     lines = []
     for kind, forms in (("-p", PORTS), ("--expose", EXPOSED)):
         for form in forms.split():
-            lines.append(f"create --name c {kind} {form} busybox true")
+            lines.append(f"create --name wanted {kind} {form} busybox true")
             lines.append(
-                f"inspect -f '{{{{json .HostConfig.PortBindings}}}} {{{{json .Config.ExposedPorts}}}}' c # {form}"
+                f"inspect -f '{{{{json .HostConfig.PortBindings}}}} {{{{json .Config.ExposedPorts}}}}' wanted # {form}"
             )
     return [*lines, *(line for line in OPTIONS.splitlines() if line)]
 
 
 # Where two good answers differ, and why.
 DIFFERENT = {
+    "network create -o nokey front",  # teu shows the daemon's warning
+    "network connect nosuch wanted",  # docker takes any name for a container that does not run
+    # A protocol that there is not is refused.
+    "create --name wanted --expose 80/x busybox true",
+    "inspect -f '{{json .HostConfig.PortBindings}} {{json .Config.ExposedPorts}}' wanted # 80/x",
     # As with docker 29's client, which knows more than that of 26.
-    "create --name c -p ::1:8080:80 busybox true",
-    "inspect -f '{{json .HostConfig.PortBindings}} {{json .Config.ExposedPorts}}' c # ::1:8080:80",
+    "create --name wanted -p ::1:8080:80 busybox true",
+    "inspect -f '{{json .HostConfig.PortBindings}} {{json .Config.ExposedPorts}}' wanted # ::1:8080:80",
     "run --rm --network host --link nobody busybox true",
     "run --rm --network container:nobody --link nobody busybox true",
     "run --rm --network name=bridge,gw-priority=x busybox true",
-    "network create --opt n",
+    "network create --opt front",
 }
 
 
 def answer(house: House, line: str) -> tuple[str, int]:
     done = house.ask(*shlex.split(line, comments=True))
     if line.startswith("inspect"):
-        house.ask("rm", "-f", "c")
+        house.ask("rm", "-f", "wanted")
     text = re.sub(r"[0-9a-f]{64}", "ID", done.stdout + done.stderr)
     text = re.sub(r"\b(docker|teu)(?=[: ]|$)", "PROGRAM", text)
     return text, done.returncode
@@ -245,20 +251,33 @@ def said(teud: House, dockerd: House) -> dict[str, list[tuple[str, int]]]:
     own = House("teu", 1, ["teu"])
     for one in (teud, dockerd):
         one.clear()
-    return {line: [answer(one, line) for one in (dockerd, teud, own)] for line in words()}
+    found: dict[str, list[tuple[str, int]]] = {line: [] for line in words()}
+    for one in (dockerd, teud, own):
+        for line, known in found.items():
+            known.append(answer(one, line))
+    return found
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("line", words())
 def test_words(said: dict[str, list[tuple[str, int]]], line: str) -> None:
     theirs, docker, own = said[line]
-    assert docker == theirs, "docker on teud"
     if line in DIFFERENT:
         return
+    assert docker == theirs, "docker on teud"
     assert own == theirs, "teu on teud"
 
 
 # -- published ports -------------------------------------------------------------------------------------
+
+
+def served(port: int) -> bool:
+    """At the host's own loopback."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+            return bool(answer.read() == b"served\n")
+    except OSError:
+        return False
 
 
 def published(house: House, name: str) -> list[tuple[str, str]]:
@@ -272,47 +291,45 @@ def test_a_range_of_the_host(both: Callable[..., list[Any]]) -> None:
     def play(house: House) -> Any:
         first = 18000 + 100 * house.number
         flags = ("-p", f"{first}-{first + 2}:80")
-        for name in ("a", "b", "c"):
+        for name in ("web1", "web2", "web3"):
             house.run(name, *flags, command=whole.SERVE)
-        found = [published(house, name) for name in ("a", "b", "c")]
+        found = [published(house, name) for name in ("web1", "web2", "web3")]
         full = house.ask("run", "--rm", *flags, "busybox", "true")
-        house("rm", "-f", "b")
-        house.run("d", *flags, command=whole.SERVE)
-        found.append(published(house, "d"))
-        eventually(
-            "it is served", lambda: "served" in whole.out("sh", "-c", f"wget -qO- 127.0.0.1:{first + 1} || true")
-        )
-        port = house("port", "d")
-        rows = house("ps", "--format", "{{.Names}} {{.Ports}}", "--filter", "name=d")
+        house("rm", "-f", "web2")
+        house.run("web4", *flags, command=whole.SERVE)
+        found.append(published(house, "web4"))
+        eventually("it is served", lambda: served(first + 1))
+        port = house("port", "web4")
+        rows = house("ps", "--format", "{{.Names}} {{.Ports}}", "--filter", "name=web4")
         return [
             re.sub(r"18[12](0\d)", r"port\1", text)
-            for text in (str(found), f"{full.returncode}", re.sub(r"^.*?: Bind", "Bind", full.stderr), port, rows)
+            for text in (str(found), f"{full.returncode}", re.sub(r"endpoint .*?: ", "", full.stderr), port, rows)
         ]
 
     ours, theirs = both(play)
     assert ours == theirs
-    assert "port is already allocated" in ours[2]
+    assert "all ports are allocated" in ours[2]
 
 
 def test_ranges_of_both(both: Callable[..., list[Any]]) -> None:
     def play(house: House) -> Any:
         first = 18000 + 100 * house.number
-        house.run("a", "-p", f"127.0.0.1:{first}-{first + 9}:80-89", "-p", f"{first}-{first + 1}:53-54/udp", "-P")
+        house.run("one", "-p", f"127.0.0.1:{first}-{first + 9}:80-89", "-p", f"{first}-{first + 1}:53-54/udp", "-P")
         rows = house("ps", "--format", "{{.Ports}}")
         return re.sub(r"18[12](0\d)", r"port\1", rows)
 
     ours, theirs = both(play)
     assert ours == theirs
-    assert "127.0.0.1:port00-port09->80-89/tcp" in ours
+    assert "127.0.0.1:port09->89/tcp" in ours
 
 
 def test_one_number_at_several_addresses() -> None:
-    whole.run_detached("a", *SLEEP, flags=("-p", "127.0.0.1::80", "-p", "127.0.0.2::80", "-p", "127.0.0.3::80"))
+    whole.run_detached("one", *SLEEP, flags=("-p", "127.0.0.1::80", "-p", "127.0.0.2::80", "-p", "127.0.0.3::80"))
     try:
-        ports = json.loads(out("teu", "inspect", "-f", "{{json .NetworkSettings.Ports}}", "a"))["80/tcp"]
+        ports = json.loads(out("teu", "inspect", "-f", "{{json .NetworkSettings.Ports}}", "one"))["80/tcp"]
         assert len(ports) == 3 and len({place["HostPort"] for place in ports}) == 1
     finally:
-        teu("rm", "-f", "a")
+        teu("rm", "-f", "one")
 
 
 # -- neighbours, and bridges of others -------------------------------------------------------------------
@@ -332,23 +349,17 @@ def filtering(value: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("filtered", ["0", "1"])
 def test_neighbours_that_may_not_talk(house: House, filtered: str) -> None:
-    """teud keeps them apart by the bridge's own means; docker where frames of bridges are filtered."""
+    """Whether frames of bridges are filtered or not: docker turns that on where it needs it, teud does without."""
     with filtering(filtered):
         house("network", "create", "-o", "com.docker.network.bridge.enable_icc=false", "apart")
         house.run("web", "--network", "apart", "-p", f"{18000 + house.number}:80", command=whole.SERVE)
         house.run("one", "--network", "apart")
         address = house.address("web", "apart")
-        apart = house.name == "teud" or filtered == "1" and BRIDGE_NETFILTER.exists()
-        asked = f"timeout 2 wget -qO- http://{address}/"
-        if apart:
-            eventually("it listens", lambda: house.inside("web", "wget -qO- http://127.0.0.1/") == "served")
-            assert "served" not in house.inside("one", asked)
-        else:
-            eventually("docker's neighbours talk", lambda: "served" in house.inside("one", asked))
-        eventually(
-            "it is published",
-            lambda: "served" in out("sh", "-c", f"wget -qO- 127.0.0.1:{18000 + house.number} || true"),
-        )
+        eventually("it listens", lambda: house.inside("web", "wget -qO- http://127.0.0.1/") == "served")
+        assert "served" not in house.inside("one", f"timeout 2 wget -qO- http://{address}/")
+        if house.name == "teud" and BRIDGE_NETFILTER.exists():
+            assert BRIDGE_NETFILTER.read_text().strip() == filtered
+        eventually("it is published", lambda: served(18000 + house.number))
 
 
 def test_a_bridge_that_was_there_stays(house: House) -> None:
@@ -388,7 +399,7 @@ def test_interfaces_and_sizes(both: Callable[..., list[Any]]) -> None:
         return sorted(re.findall(r"\d+: (\w+)@.* mtu (\d+) .*ether (02:00\S*)?", shown))
 
     ours, theirs = both(play)
-    assert ours == theirs == [("eth1", "1500", ""), ("lan0", "1280", "02:00:00:00:00:0a")]
+    assert ours == theirs == [("eth0", "1500", ""), ("lan0", "1280", "02:00:00:00:00:0a")]
 
 
 # -- links -----------------------------------------------------------------------------------------------
@@ -519,7 +530,7 @@ def test_links_of_compose(both: Callable[..., list[Any]], tmp_path: Path) -> Non
             pings.append(house.inside("linked-old-1", "ping -c 1 -W 2 far | grep -c '1 packets received'"))
             links = house.shown("linked-web-1", ".NetworkSettings.Networks.shared.Links")
             old = house.shown("linked-old-1", ".HostConfig.Links")
-            return pings, sorted(links or []), old, [place[1][-3:] for place in published(house, "linked-web-1")]
+            return pings, sorted(links or []), old, [place[1][-2:] for place in published(house, "linked-web-1")]
         finally:
             house.ask(*compose, "down", "-t", "0", cwd=str(folder))
 
@@ -638,6 +649,7 @@ def far() -> Iterator[Callable[[str], str]]:
         whole.remove_everything()
         for name in out("teu", "network", "ls", "-q", "-f", "type=custom").split():
             teu("network", "rm", name)
+        whole.call("ip", "link", "del", "near0", check=False)  # else it goes some time after the namespace
         whole.call("ip", "netns", "del", "far", check=False)
 
 
@@ -706,7 +718,7 @@ def test_names_settings_and_priorities_of_interfaces(far: Callable[[str], str]) 
     for client in (("teu",), ("docker", *TEUD)):
         flags = ("--network", "name=a", "--network", f"name=b,driver-opt={name}=eth0,mac-address=02:00:00:00:00:0c")
         whole.call(*client, "run", "-d", "--name", "one", *flags, "busybox", *SLEEP)
-        options = ("--driver-opt", f"{name}=out7", "--driver-opt", sysctls)
+        options = ("--driver-opt", f"{name}=out7", "--driver-opt", f'"{sysctls}"')
         if client[0] == "teu":
             options += ("--gw-priority", "5")
         whole.call(*client, "network", "connect", *options, "c", "one")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from teu.cli import table
 from teu.cli.command import Cli, Command
 from teu.cli.errors import APIError, CommandError
-from teu.cli.options import Options, filters, key_values
+from teu.cli.options import Options, filters, key_values, split_csv
 from teu.oci import units
 
 TYPE_CHECKING = False
@@ -185,7 +185,8 @@ def connect(cli: Cli, options: Options, operands: list[str]) -> int:
     if options["alias"]:
         endpoint["Aliases"] = [part for value in options["alias"] for part in value.split(",")]
     if options["driver-opt"]:
-        endpoint["DriverOpts"] = key_values(options["driver-opt"])
+        # Fields of a list, as all "strings" are: a comma within one is in double quotes.
+        endpoint["DriverOpts"] = key_values([part for value in options["driver-opt"] for part in split_csv(value)])
     if options["gw-priority"]:
         endpoint["GwPriority"] = options["gw-priority"]
     body = {"Container": operands[1], "EndpointConfig": endpoint}

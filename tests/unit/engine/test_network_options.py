@@ -174,12 +174,12 @@ def test_names_and_settings_of_interfaces(engine: Engine, tmp_path: Path) -> Non
     assert "02:00:00:00:00:aa" in inside(engine, one, "ip link show out.7")
     with pytest.raises(Conflict, match="has an interface out.7 already"):
         connect(engine, "c", one, DriverOpts={OPTION_INTERFACE: "out.7"})
-    with pytest.raises(BadRequest, match="net.ipv4.conf.eth2.nosuch cannot be set: No such file"):
+    with pytest.raises(BadRequest, match="net.ipv4.conf.eth0.nosuch cannot be set: No such file"):
         connect(engine, "c", one, DriverOpts={OPTION_SYSCTLS: "net.ipv4.conf.IFNAME.nosuch=1"})
     # What failed is not there, and takes no name from the next one.
     assert "c" not in one.network_settings.networks
     connect(engine, "c", one)
-    assert "eth2" in inside(engine, one, "ip -o link")
+    assert "eth0" in inside(engine, one, "ip -o link")
     engine.endpoints.disconnect(engine.networks.get("b"), one)
     connect(engine, "b", one)
     assert "eth1" in inside(engine, one, "ip -o link")
@@ -195,6 +195,11 @@ def test_one_name_for_two_networks(engine: Engine, tmp_path: Path) -> None:
     connect(engine, "d", one)
     shown = {endpoint.name: endpoint.interface for endpoint in engine.endpoints._active[one.id].endpoints}
     assert shown == {"a": "eth1", "b": "eth0", "c": "eth2", "d": "eth3"}
+    # Each prefix has numbers of its own.
+    parts.network(engine.networks, "e", Options={OPTION_PREFIX: "lan"})
+    connect(engine, "e", one)
+    shown["e"] = engine.endpoints._active[one.id].endpoints[-1].interface
+    assert shown["e"] == "lan0"
     with engine.living(one):
         engine.begin()
         engine.endpoints.recover([one])

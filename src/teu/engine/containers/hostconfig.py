@@ -357,7 +357,9 @@ HOST_AND_LINKS = _AND_LINKS % "host type networking"
 def link(text: str) -> tuple[str, str]:
     """NAME[:ALIAS], also as answers have it, /NAME:/OWN/ALIAS, as (container, name by which it is to be known)."""
     name, colon, alias = text.partition(":")
-    if not name or colon and not alias or ":" in alias:
+    if not name:
+        raise BadRequest('could not get container for : invalid name or ID supplied: ""')
+    if colon and not alias or ":" in alias:
         raise BadRequest(f"bad format for links: {text!r}: a link is CONTAINER or CONTAINER:ALIAS")
     return name.lstrip("/"), (alias or name).rpartition("/")[2]
 

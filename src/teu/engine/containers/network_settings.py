@@ -12,7 +12,8 @@ that away):
     └── Networks.NAME
         ├── WantedMac         the MAC address that was asked for
         ├── GwPriority        the highest has the default route
-        └── Veth              name of our end of the pair
+        ├── Veth              name of our end of the pair
+        └── Interface         that of the other one
 
 `network_settings` reads one from engine.db (core/records.py), `NetworkSettings.encode` is the reverse. Members that
 this teud does not know are kept for the one that wrote them.
@@ -110,6 +111,7 @@ class EndpointSettings:
         self.prefix6 = 0
         self.mac = ""
         self.veth = ""
+        self.interface = ""
 
     def encode(self) -> dict[str, Json]:
         """As it is saved."""
@@ -119,6 +121,8 @@ class EndpointSettings:
             result["WantedMac"] = self.wanted_mac
         if self.veth:
             result["Veth"] = self.veth
+        if self.interface:
+            result["Interface"] = self.interface
         return result
 
     def shown(self) -> dict[str, Json]:
@@ -261,6 +265,7 @@ def _endpoint(value: object, where: str, faults: Faults) -> EndpointSettings:
     result.prefix6 = given.take("GlobalIPv6PrefixLen", _PREFIX, 0)
     result.mac = given.take("MacAddress", _TEXT, "")
     result.veth = given.take("Veth", _TEXT, "")
+    result.interface = given.take("Interface", _TEXT, "")
     result.other = given.rest()
     return result
 

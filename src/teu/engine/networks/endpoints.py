@@ -305,7 +305,7 @@ class Endpoints:
         if endpoint.address6 is not None:
             settings.address6, settings.prefix6, settings.gateway6 = self._shown(network, endpoint.address6)
         settings.mac = mac
-        settings.veth = endpoint.veth
+        settings.veth, settings.interface = endpoint.veth, endpoint.interface
         if network.is_user_defined:
             names = [container.name, *(settings.aliases or []), container.id[:12], container.hostname]
             settings.dns_names = list(dict.fromkeys(name for name in names if name))
@@ -443,6 +443,7 @@ class Endpoints:
                 )
             if container.config.network_disabled:
                 raise BadRequest(f"container {container.name} was created without a network (NetworkDisabled)")
+            wanted = wishes.asked_endpoint(network, asked)
             if network.name in networks:
                 raise Forbidden(f"endpoint with name {container.name} already exists in network {network.name}")
             active = self._active.get(container.id)
@@ -451,7 +452,7 @@ class Endpoints:
                     f"the network namespace of container {container.name} is not known any more: start it anew before"
                     " it is connected"
                 )
-            networks[network.name] = wishes.asked_endpoint(network, asked)
+            networks[network.name] = wanted
             if container.running and active is not None:
                 try:
                     self._connect_now(container, active, network)
@@ -479,11 +480,11 @@ class Endpoints:
         """POST /networks/{id}/disconnect."""
         with container.lock, self._lock:
             networks = container.network_settings.networks
-            if not self.driver(network).own_namespace:
-                raise Forbidden("container cannot be disconnected from host network or connected to host network")
             if network.name not in networks:
                 which = "network" if container.running else "the network"
                 raise Forbidden(f"container {container.id} is not connected to {which} {network.name}")
+            if not self.driver(network).own_namespace:
+                raise Forbidden("container cannot be disconnected from host network or connected to host network")
             active = self._active.get(container.id)
             left = networks.pop(network.name)
             try:
@@ -598,7 +599,8 @@ class Endpoints:
             address6 = IPv6Address(settings.address6) if settings.address6 else None
             veth = settings.veth or f"teu{container.id[:10]}{position:x}"
             options = settings.driver_opts or {}
-            interface = options.get(requests.OPTION_INTERFACE) or f"{network.prefix}{int(veth[13:], 16)}"
+            interface = settings.interface or options.get(requests.OPTION_INTERFACE)
+            interface = interface or f"{network.prefix}{int(veth[13:], 16)}"  # an older teud has made it
             driver = network.driver if network.driver in self.drivers else "bridge"  # its record is damaged
             number = ends[veth].number if veth in ends else 0
             endpoint = Endpoint(network.id, network.name, driver, address, address6, veth, number, interface)
@@ -759,20 +761,18 @@ def _logged(what: str, *arguments: str) -> Iterator[None]:
 
 
 def _free_name(container: Container, active: Active, network: Network, settings: EndpointSettings) -> tuple[int, str]:
-    """The next endpoint's number, which no other one has, and its interface's name: what is asked for, or with the
-    number at its end one that nobody has or asks for."""
+    """The next endpoint's number, which no other one has, and its interface's name: what is asked for, or the first
+    with the network's prefix that nobody has or asks for."""
     taken = {int(endpoint.veth[13:], 16) for endpoint in active.endpoints}
+    position = next(number for number in range(MOST_ENDPOINTS) if number not in taken)
     asked = {
         (other.driver_opts or {}).get(requests.OPTION_INTERFACE)
         for other in container.network_settings.networks.values()
     }
     used = {endpoint.interface for endpoint in active.endpoints} | asked
+    names = (f"{network.prefix}{number}" for number in range(2 * MOST_ENDPOINTS))
     own = (settings.driver_opts or {}).get(requests.OPTION_INTERFACE)
-    for number in range(MOST_ENDPOINTS):
-        name = own or f"{network.prefix}{number}"
-        if number not in taken and (own or name not in used):
-            return number, name
-    raise Forbidden(f"container {container.name} has no name left for an interface on network {network.name}")
+    return position, own or next(name for name in names if name not in used)
 
 
 def _set_inside(namespace: int, interface: str, ipv6: bool, values: list[tuple[str, str]]) -> None:

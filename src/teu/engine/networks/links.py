@@ -172,10 +172,10 @@ def openings(own: Endpoint, linked: Linked) -> list[firewall.Opening]:
 
 
 def _ports(container: Container) -> list[tuple[int, str]]:
-    """Those that it exposes or publishes, the ones of TCP first."""
+    """Those that it exposes or publishes, by number, of equals the one of TCP first."""
     host = container.host_config
     known = {parse_port(key) for key in (*(container.config.exposed_ports or {}), *host.port_bindings)}
-    return sorted(known, key=lambda one: (one[1] != "tcp", one))
+    return sorted(known, key=lambda one: (one[0], one[1] != "tcp", one[1]))
 
 
 def _variables(container: Container, linked: Linked) -> list[str]:
@@ -185,11 +185,11 @@ def _variables(container: Container, linked: Linked) -> list[str]:
     ports = _ports(linked.container)
     result = []
     if ports:
-        port, protocol = min(ports)
+        port, protocol = ports[0]
         result.append(f"{name}_PORT={protocol}://{shown}:{port}")
     for run in _runs(ports):
+        key = f"{name}_PORT_{run[0][0]}_{run[0][1].upper()}"
         for what, (port, protocol) in (("START", run[0]), ("END", run[-1])):
-            key = f"{name}_PORT_{port}_{protocol.upper()}"
             result += [f"{key}_{what}={protocol}://{shown}:{port}", f"{key}_PORT_{what}={port}"]
     for port, protocol in ports:
         key = f"{name}_PORT_{port}_{protocol.upper()}"
@@ -208,11 +208,11 @@ def _variables(container: Container, linked: Linked) -> list[str]:
 
 
 def _runs(ports: list[tuple[int, str]]) -> list[list[tuple[int, str]]]:
-    """More than two ports of a protocol in a row, which are told as a range, too."""
+    """Ports of a protocol in a row, which are told as a range, too, by the first one's name."""
     runs: list[list[tuple[int, str]]] = []
     for port, protocol in ports:
         if runs and runs[-1][-1] == (port - 1, protocol):
             runs[-1].append((port, protocol))
         else:
             runs.append([(port, protocol)])
-    return [run for run in runs if len(run) > 2]
+    return [run for run in runs if len(run) > 1]

@@ -85,8 +85,10 @@ def check_mtu(option: str, value: str) -> None:
     """Of any driver's; 0 is the kernel's choice."""
     if not re.fullmatch(r"[+-]?[0-9]{1,9}", value):
         raise _bad(option, value, f'strconv.Atoi: parsing "{value}": invalid syntax')
-    if int(value) and not 68 <= int(value) <= 65535:
-        raise BadRequest(f"invalid MTU number: {int(value)}: {option} is from 68 to 65535, or 0")
+    number = int(value)
+    if number and not 68 <= number <= 65535:
+        what = f"invalid MTU number: {number}"
+        raise BadRequest(what if number < 0 else f"{what}: {option} is from 68 to 65535, or 0")
 
 
 def _binding(option: str, value: str) -> None:

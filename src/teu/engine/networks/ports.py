@@ -224,16 +224,16 @@ class Ports:
         """Take a host port, the same at each of the addresses; `owner` is for the message. Raises EngineError with
         docker's words."""
         prefix = f"driver failed programming external connectivity on endpoint {owner}: "
-        refusal = ""
+        refusal, ours = "", False
         candidates = range(wanted.first, wanted.last + 1) if wanted.first else [0] * _ATTEMPTS
         for port in candidates:
             try:
                 return self._reserve_all(wanted.protocol, addresses, port)
             except _Refused as error:
-                refusal = str(error)
+                refusal, ours = str(error), ours or error.ours
                 if error.final:
                     break
-        raise EngineError(prefix + refusal)
+        raise EngineError(prefix + ("all ports are allocated" if ours and wanted.first < wanted.last else refusal))
 
     def _reserve_all(self, protocol: str, addresses: Sequence[str], port: int) -> int:
         """Raises _Refused, and holds nothing then."""
@@ -241,14 +241,14 @@ class Ports:
         try:
             for address in addresses:
                 if port and self._taken(protocol, address, port):
-                    raise _Refused(f"Bind for {_shown(address)}:{port} failed: port is already allocated", False)
+                    raise _Refused(f"Bind for {_shown(address)}:{port} failed: port is already allocated", ours=True)
                 try:
                     reservation = _try(protocol, address, port)
                 except OSError as error:
                     reason = "bind: " + os.strerror(error.errno or errno.EIO).lower()
                     raise _Refused(
                         f"failed to bind port {_shown(address)}:{port}/{protocol}: {reason}",
-                        error.errno in _NO_IPV6,
+                        final=error.errno in _NO_IPV6,
                     ) from None
                 port = reservation.port
                 taken.append((protocol, address, port))
@@ -284,11 +284,12 @@ class Ports:
 
 
 class _Refused(Exception):
-    """A port is not to be had. `final`: nor is any other at that address."""
+    """A port is not to be had. `final`: nor is any other at that address. `ours`: another container has it."""
 
-    def __init__(self, text: str, final: bool) -> None:
+    def __init__(self, text: str, final: bool = False, ours: bool = False) -> None:
         super().__init__(text)
         self.final = final
+        self.ours = ours
 
 
 def _shown(address: str) -> str:
