@@ -548,6 +548,8 @@ def settings(text: str) -> Iterator[None]:
     file = Path("/etc/teu/teud.yaml.d/networks-options.yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
     whole.remove_everything()
+    teu("run", "--rm", "busybox", "true")  # the default bridge has a subnet from its first use on
+    before = json.loads(out("teu", "network", "inspect", "-f", "{{json .IPAM.Config}}", "bridge"))[0]
     file.write_text(text)
     try:
         whole.call("systemctl", "restart", "teud")
@@ -556,6 +558,9 @@ def settings(text: str) -> Iterator[None]:
         whole.remove_everything()
         for name in out("teu", "network", "ls", "-q", "-f", "type=custom").split():
             teu("network", "rm", name)
+        if "bip" in text:  # what no file says stays as it was last
+            file.write_text(f"bip: {before['Gateway']}/{before['Subnet'].partition('/')[2]}\n")
+            whole.call("systemctl", "restart", "teud")
         file.unlink()
         whole.call("systemctl", "restart", "teud")
 
