@@ -416,7 +416,7 @@ def test_links_on_the_default_bridge(both: Callable[..., list[Any]]) -> None:
         address = house.address("db", "bridge")
         result = [
             sorted(house.inside("web", "env | grep -E '^(DB|MY_STORE)_'").split("\n")),
-            sorted(line for line in house.inside("web", "cat /etc/hosts").split("\n") if "db" in line),
+            sorted(line for line in house.inside("web", "cat /etc/hosts").split("\n") if "host-db" in line),
             sorted(house.shown("web", ".HostConfig.Links")),
             sorted(house("ps", "--no-trunc", "--format", "{{.Names}}", "--filter", "name=^/db$").split(",")),
             house("ps", "--format", "{{.Names}}", "--filter", "name=^/db$"),
