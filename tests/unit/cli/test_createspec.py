@@ -256,3 +256,12 @@ def test_refused(argv: list[str], text: str) -> None:
     with pytest.raises(ValueError) as caught:
         body(*argv)
     assert str(caught.value) == text
+
+
+def test_options_of_a_driver_with_commas() -> None:
+    """Settings of an interface have commas between them, and are one field in quotes."""
+    sysctls = "com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.a=1,net.ipv4.conf.IFNAME.b=2"
+    value = f'name=n,"driver-opt={sysctls}",gw-priority=-3'
+    endpoint = body("--network", value)["NetworkingConfig"]["EndpointsConfig"]["n"]
+    key, _, text = sysctls.partition("=")
+    assert endpoint == {"DriverOpts": {key: text}, "GwPriority": -3}

@@ -17,7 +17,7 @@ from drivers import networks as suite
 from networkhouse import Engine, container, inside, reach, start
 
 from teu.engine.core import fields
-from teu.engine.core.errors import BadRequest, Conflict, EngineError
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden
 from teu.engine.networks.options import OPTION_BRIDGE, OPTION_INHIBIT, OPTION_MTU, OPTION_PREFIX, OPTION_TALK
 from teu.engine.networks.requests import OPTION_INTERFACE, OPTION_SYSCTLS
 from teu.linux import netlink, netns
@@ -98,7 +98,7 @@ def test_a_bridge_that_was_there_stays(engine: Engine, tmp_path: Path) -> None:
         one = container(engine, tmp_path, 1, name)
         start(engine, one)
         assert pings(engine, one, one.network_settings.networks[name].gateway)
-        with pytest.raises(Conflict, match=f"network {name} has the bridge {name}"):
+        with pytest.raises(Forbidden, match=f"networks have same bridge name; {name} has it"):
             parts.network(engine.networks, "other", Options={OPTION_BRIDGE: name})
         # The next daemon knows as well whose it is.
         engine.endpoints.detach(one)

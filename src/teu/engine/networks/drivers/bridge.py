@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
-from teu.engine.core.errors import BadRequest, Conflict, EngineError
+from teu.engine.core.errors import BadRequest, EngineError, Forbidden
 from teu.engine.networks import firewall, hostfirewall, ipam
 from teu.engine.networks.drivers.driver import Context, Plug
 from teu.engine.networks.ipam import Address
@@ -83,7 +83,10 @@ class Bridge:
     def check(self, options: dict[str, str]) -> None:
         for other in self._store.all():
             if other.driver == "bridge" and other.interface == options.get(OPTION_BRIDGE):
-                raise Conflict(f"network {other.name} has the bridge {other.interface}")
+                raise Forbidden(
+                    f"cannot create network ({other.interface}): conflicts with network {other.id} ({other.interface}):"
+                    f" networks have same bridge name; {other.name} has it"
+                )
 
     def delete(self, network: Network) -> None:
         if BRIDGE.match(network.interface) or network.record.own_bridge:

@@ -66,7 +66,8 @@ class Driver(Protocol):
         which are kept and shown all the same. Raises BadRequest, Forbidden."""
 
     def check(self, options: dict[str, str]) -> None:
-        """A network with these options is about to be made. Raises Conflict where it cannot be beside the others."""
+        """A network with these options is about to be made. Raises Forbidden where it cannot be beside the
+        others."""
 
     def delete(self, network: Network) -> None:
         """Of a network that nobody is on and that is no more: what is left of it in the kernel goes."""
