@@ -31,11 +31,15 @@ from teu.linux.rtnetlink import (
     IFLA_INFO_KIND,
     IFLA_INFO_SLAVE_DATA,
     IFLA_INFO_SLAVE_KIND,
+    IFLA_IPVLAN_FLAGS,
+    IFLA_IPVLAN_MODE,
     IFLA_LINK,
     IFLA_LINKINFO,
+    IFLA_MACVLAN_MODE,
     IFLA_MASTER,
     IFLA_MTU,
     IFLA_NET_NS_FD,
+    IFLA_VLAN_ID,
     NETLINK_ROUTE,
     NLM_F_ACK,
     NLM_F_CREATE,
@@ -88,7 +92,7 @@ class Link(NamedTuple):
     master: int
     mac: str
     mtu: int
-    peer: int  # of a veth: the index of its other end, in that end's namespace
+    peer: int  # of a veth its other end, of a macvlan, an ipvlan and a VLAN what it is on: an index in that namespace
 
 
 class Message(NamedTuple):
@@ -306,6 +310,51 @@ def new_veth(name: str, master: int, peer: str, peer_namespace: int, peer_mac: s
         + _kind("veth", attribute(VETH_INFO_PEER, other))
     )
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"veth {name}")
+
+
+def _short(value: int) -> bytes:
+    return struct.pack("=H", value)
+
+
+def _new_on_parent(name: str, parent: int, namespace: int, mac: str, mtu: int, info: bytes, what: str) -> Message:
+    """An interface on another one of the host (its index), down, in a namespace (a descriptor)."""
+    body = (
+        _LINK.pack(0, 0, 0, 0, 0)
+        + attribute(IFLA_IFNAME, text(name))
+        + attribute(IFLA_LINK, number(parent))
+        + attribute(IFLA_NET_NS_FD, number(namespace))
+    )
+    if mac:
+        body += attribute(IFLA_ADDRESS, mac_bytes(mac))
+    if mtu:
+        body += attribute(IFLA_MTU, number(mtu))
+    return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + info, what)
+
+
+def new_macvlan(name: str, parent: int, namespace: int, mode: int, mac: str = "", mtu: int = 0) -> Message:
+    """A macvlan in the namespace, on an interface of the host. `mode`: the kernel's MACVLAN_MODE_*."""
+    info = _kind("macvlan", attribute(IFLA_MACVLAN_MODE, number(mode)))
+    return _new_on_parent(name, parent, namespace, mac, mtu, info, f"macvlan {name}")
+
+
+def new_ipvlan(name: str, parent: int, namespace: int, mode: int, flags: int, mtu: int = 0) -> Message:
+    """An ipvlan in the namespace, on an interface of the host, whose MAC address it has. `mode` and `flags`: the
+    kernel's IPVLAN_MODE_* and IPVLAN_F_*."""
+    data = attribute(IFLA_IPVLAN_MODE, _short(mode)) + attribute(IFLA_IPVLAN_FLAGS, _short(flags))
+    return _new_on_parent(name, parent, namespace, "", mtu, _kind("ipvlan", data), f"ipvlan {name}")
+
+
+def new_vlan(name: str, parent: int, tag: int) -> Message:
+    """What an interface of the host (its index) has of the VLAN with this number, up. One of that name is an error."""
+    body = _LINK.pack(0, 0, 0, IFF_UP, IFF_UP) + attribute(IFLA_IFNAME, text(name))
+    body += attribute(IFLA_LINK, number(parent)) + _kind("vlan", attribute(IFLA_VLAN_ID, _short(tag)))
+    return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"VLAN {name}")
+
+
+def new_dummy(name: str) -> Message:
+    """An interface that leads nowhere, up. One of that name is an error."""
+    body = _LINK.pack(0, 0, 0, IFF_UP, IFF_UP) + attribute(IFLA_IFNAME, text(name)) + _kind("dummy")
+    return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"dummy {name}")
 
 
 def _bridge_port(name: str, kind: int, value: bytes, what: str) -> Message:

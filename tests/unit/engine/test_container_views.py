@@ -75,7 +75,7 @@ def test_info_counts_and_names_the_drivers(engine: Engine) -> None:
     assert [told[key] for key in ("Containers", "ContainersRunning", "ContainersStopped")] == [3, 1, 2]
     assert told["Plugins"] == {
         "Volume": ["local"],
-        "Network": ["bridge", "host", "null"],
+        "Network": ["bridge", "host", "ipvlan", "macvlan", "null"],
         "Authorization": None,
         "Log": ["journald", "json-file", "local", "none"],
     }

@@ -158,14 +158,13 @@ def test_a_link_is_a_name_for_one_alone(house: House) -> None:
 
 
 def test_who_has_no_way_out_asks_nobody(house: House) -> None:
-    web = house.join("web", "front")
-    web.host_config.dns = ["9.9.9.9"]
+    parts.network(house.engine.networks, "inner", Internal=True)
+    inner, web = house.join("inner", "inner"), house.join("web", "inner", "front")
+    for one in (inner, web):
+        one.host_config.dns = ["9.9.9.9"]
+    assert house.names._servers(inner, house.active[inner.id])("example.org") == []
     active = house.active[web.id]
     servers = house.names._servers(web, active)
-    assert servers("example.org") == []
-    active.outward6 = active.endpoints[0]
-    assert servers("example.org") == ["9.9.9.9"]
-    active.outward = active.endpoints[0]
     assert servers("example.org") == servers("intranet") == ["9.9.9.9"]
     # Who searches its domains first asks nobody for a name without one.
     web.host_config.dns_options = ["timeout:1", "ndots:2"]

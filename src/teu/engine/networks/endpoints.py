@@ -5,7 +5,7 @@ published ports), from its start to its exit and over the death of the daemon.
 A container's network namespace is made here before its task, and handed to the runtime as the path of a
 descriptor of this process; from the start of the task on the container's processes hold it. So it can neither
 outlive a container nor be left behind by a daemon that is killed. Who joins a namespace gets a descriptor of its own.
-After a restart of the daemon a namespace is known by the other ends of its veth pairs, not by the number of a process.
+After a restart of the daemon a namespace is known by the interfaces in it, not by the number of a process.
 
 Called by the containers' life cycle (check, attach, detach, recover) and by the routes (connect, disconnect). The
 interfaces are the drivers' affair.
@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING
 from teu.engine.containers.network_settings import Addresses, EndpointSettings
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden
 from teu.engine.networks import files, requests, wishes
-from teu.engine.networks.drivers import registry
 from teu.engine.networks.drivers.driver import Context, Driver
+from teu.engine.networks.drivers.registry import Drivers
 from teu.engine.networks.hostfirewall import HostFirewall
 from teu.engine.networks.hostnames import HostNames
 from teu.engine.networks.kernel import Kernel
@@ -76,17 +76,16 @@ class Endpoints:
         self.links = Links(containers, self._active)
         self.host = host or HostFirewall()
         context = Context(store, self.kernel, self._active, exec_root, stopping, store.defaults, self.host)
-        self.drivers = {name: make(context) for name, make in registry.DRIVERS.items()}
+        self.drivers = Drivers(context)
         self._outward = Outward(store, self.drivers)
         self._host_names = HostNames(self.follow_host, stopping)
 
     def start(self) -> None:
-        for driver in self.drivers.values():
-            driver.start()
+        self.drivers.start()
 
     def driver(self, network: Network) -> Driver:
         """Of a damaged record, whose driver may not be known: bridges are what can be left, and has to be removed."""
-        return self.drivers.get(network.driver) or self.drivers["bridge"]
+        return self.drivers[network.driver if network.driver in self.drivers else "bridge"]
 
     def on(self, network: Network) -> bool:
         """Whether a running container is on it."""
@@ -267,9 +266,10 @@ class Endpoints:
         mac = settings.wanted_mac or automatic_mac(endpoint.addresses)
         plug = driver.attach(network, endpoint, on, active.namespace, mac, inner)
         endpoint = active.endpoints[-1] = endpoint._replace(number=plug.outside)
+        mac = mac if plug.mac is None else plug.mac
         asked = [ip_address(text) for text in settings.addresses.link_local] if settings.addresses else []
         ipv6 = endpoint.address6 is not None or any(address.version == 6 for address in asked)
-        _set_inside(active.namespace, interface, ipv6, requests.endpoint_sysctls(options))
+        _set_inside(active.namespace, interface, ipv6, plug.advertised, requests.endpoint_sysctls(options))
         messages = []
         for address in endpoint.addresses:
             pool = network.pool_of(address)
@@ -301,21 +301,23 @@ class Endpoints:
         settings.network_id = network.id
         settings.endpoint_id = uuid.uuid4().hex + uuid.uuid4().hex
         if endpoint.address is not None:
-            settings.address, settings.prefix, settings.gateway = self._shown(network, endpoint.address)
+            settings.address, settings.prefix, settings.gateway = self._shown(network, endpoint, endpoint.address)
         if endpoint.address6 is not None:
-            settings.address6, settings.prefix6, settings.gateway6 = self._shown(network, endpoint.address6)
+            settings.address6, settings.prefix6, settings.gateway6 = self._shown(network, endpoint, endpoint.address6)
         settings.mac = mac
         settings.veth, settings.interface = endpoint.veth, endpoint.interface
         if network.is_user_defined:
             names = [container.name, *(settings.aliases or []), container.id[:12], container.hostname]
             settings.dns_names = list(dict.fromkeys(name for name in names if name))
 
-    def _shown(self, network: Network, address: Address) -> tuple[str, int, str]:
+    def _shown(self, network: Network, endpoint: Endpoint, address: Address) -> tuple[str, int, str]:
         """An address, the length of its prefix, and the gateway, as they are told."""
         pool = network.pool_of(address)
         assert pool is not None
-        router = network.router(address) or (pool.gateway if network.has_own_address(address.version) else None)
-        return str(address), pool.subnet.prefixlen, str(router) if router else ""
+        router = self.driver(network).router(network, endpoint, address.version)
+        if router is None and network.has_own_address(address.version):
+            router = pool.gateway
+        return str(address), pool.subnet.prefixlen, str(router) if router and not router.is_unspecified else ""
 
     def _files(
         self,
@@ -406,17 +408,17 @@ class Endpoints:
     def _release(self, active: Active) -> None:
         self._outward.withdraw(active)
         self._close(active.endpoints, active)
+        for endpoint in active.endpoints:
+            self._leave(endpoint, active.namespace)
         if active.namespace >= 0:
             os.close(active.namespace)
-        for endpoint in active.endpoints:
-            self._leave(endpoint)
 
-    def _leave(self, endpoint: Endpoint) -> None:
+    def _leave(self, endpoint: Endpoint, namespace: int) -> None:
         self._names.leave(endpoint)
         network = self._store.by_id(endpoint.network)
+        self.drivers[endpoint.driver].detach(network, endpoint, namespace)
         if network is not None:
             network.give_back(endpoint.addresses)
-        self.drivers[endpoint.driver].detach(network, endpoint)
 
     def renamed(self, container: Container, old: str) -> None:
         """Under the container's lock: what is known by its name follows."""
@@ -503,7 +505,7 @@ class Endpoints:
             active.endpoints.remove(endpoint)
             self._close([endpoint], active)
             self._take_out(active, endpoint)
-            self._leave(endpoint)
+            self._leave(endpoint, active.namespace)
             files.change_hosts(f"{container.directory}/hosts", drop=self._host_lines(container, endpoint))
         self._lead(container, active)
 
@@ -516,7 +518,7 @@ class Endpoints:
         try:
             with netns.run_in(active.namespace, netlink.Socket) as inner:
                 for link in inner.links():
-                    if link.kind == "veth" and link.peer == endpoint.number:
+                    if self.drivers[endpoint.driver].owns(endpoint, link):
                         inner.send([netlink.delete_index(link.number)])
         except OSError as error:
             log.warning("interface %s cannot be deleted: %s", endpoint.veth, error)
@@ -567,7 +569,7 @@ class Endpoints:
             for container in running:
                 with _logged("the links of container %s cannot be recovered", container.name):
                     self._recover_links(container)
-            for driver in self.drivers.values():
+            for driver in self.drivers.made():
                 driver.recover(links, unknown)
         if running:
             # What has changed while there was no daemon is followed as well.
@@ -641,9 +643,12 @@ class Endpoints:
             links = {link.name: link for link in inner.links()}
         here = {link.number for link in ends.values()}
         for position, endpoint in reversed(list(enumerate(active.endpoints))):
-            link = links.get(endpoint.interface)
             if endpoint.number:
                 continue
+            driver = self.drivers[endpoint.driver]
+            link = links.get(endpoint.interface) or next(
+                (one for one in links.values() if driver.owns(endpoint, one)), None
+            )
             if link is None:
                 del active.endpoints[position]
                 self._outward.network(endpoint).give_back(endpoint.addresses)
@@ -775,12 +780,15 @@ def _free_name(container: Container, active: Active, network: Network, settings:
     return position, own or next(name for name in names if name not in used)
 
 
-def _set_inside(namespace: int, interface: str, ipv6: bool, values: list[tuple[str, str]]) -> None:
-    """Settings of an interface, in the namespace: that it has IPv6, and sysctls by paths with IFNAME in them."""
+def _set_inside(namespace: int, interface: str, ipv6: bool, advertised: bool, values: list[tuple[str, str]]) -> None:
+    """Settings of an interface, in the namespace: that it has IPv6, and listens to routers, and sysctls by paths with
+    IFNAME in them."""
 
     def body() -> None:
         if ipv6:
             Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").write_text("0")
+        if advertised:
+            Path(f"/proc/sys/net/ipv6/conf/{interface}/accept_ra").write_text("1")
         for path, value in values:
             name = path.replace("IFNAME", interface)
             try:

@@ -88,7 +88,7 @@ class Networks:
             if any(other.name == asked.name for other in self._store.all()):
                 raise Conflict(f"network with name {asked.name} already exists")
             driver.check(options)
-            subnets = self._addressing(chosen, shape)
+            subnets = self._addressing(chosen, shape, driver.own_gateway)
             record = NetworkRecord(asked.name, name, subnets, asked.ipam.options, options, asked.labels)
             record.ipv4, record.ipv6, record.internal = shape
             record.attachable = asked.attachable
@@ -96,6 +96,13 @@ class Networks:
             record.automatic_subnet, record.automatic_subnet6 = not chosen[4], shape.ipv6 and not chosen[6]
             network = Network(record)
             self._store.save(network)
+            try:
+                driver.create(network)
+            except BaseException as error:
+                self._store.forget(network)
+                if isinstance(error, OSError):
+                    raise EngineError(f"network {asked.name} cannot be made: {error}") from error
+                raise
         self._event(network, "create")
         told = [f"options without an effect on a {name} network: {', '.join(without)}"] if without else []
         for version, enabled in ((4, shape.ipv4), (6, shape.ipv6)):
@@ -103,23 +110,28 @@ class Networks:
                 told.append(f"IPv{version} subnets have no effect: the network is without IPv{version}")
         return network, "; ".join(told)
 
-    def _addressing(self, asked: dict[int, list[SubnetAsked]], shape: requests.Shape) -> list[Subnet]:
-        """The record's of what was asked for; the engine chooses where a family that there is to be has none."""
+    def _addressing(
+        self, asked: dict[int, list[SubnetAsked]], shape: requests.Shape, own_gateway: bool
+    ) -> list[Subnet]:
+        """The record's of what was asked for; the engine chooses where a family that there is to be has none.
+        `own_gateway`: whether each subnet has a gateway, also where none is asked for."""
         result: list[Subnet] = []
         for version, enabled in ((4, shape.ipv4), (6, shape.ipv6)):
             taken = [*self._store.subnets(), *(ip_network(subnet.subnet) for subnet in result)]
             if enabled and not asked[version]:
                 routes = self._endpoints.kernel.socket().routes()
                 subnet = ipam.choose_subnet([*taken, *routes], version, self._store.sources)
-                result.append(Subnet(str(subnet), str(ipam.first_host(subnet))))
+                result.append(Subnet(str(subnet), str(ipam.first_host(subnet)) if own_gateway else ""))
             for one in asked[version]:
-                result.append(self._subnet(one, taken if enabled else []))
+                result.append(self._subnet(one, taken if enabled else [], own_gateway))
                 taken.append(ip_network(one.subnet, strict=False))
         return result
 
-    def _subnet(self, asked: SubnetAsked, taken: list[ipam.Range]) -> Subnet:
+    def _subnet(self, asked: SubnetAsked, taken: list[ipam.Range], own_gateway: bool) -> Subnet:
         subnet = ipam.check_subnet(asked.subnet, taken)
-        gateway = str(ip_address(asked.gateway)) if asked.gateway else str(ipam.first_host(subnet))
+        gateway = str(ip_address(asked.gateway)) if asked.gateway else ""
+        if not gateway and own_gateway:
+            gateway = str(ipam.first_host(subnet))
         others = {name: str(ip_address(address)) for name, address in asked.others.items()}
         for name, address in others.items():
             if list(others.values()).count(address) > 1 or address == gateway:
@@ -136,7 +148,7 @@ class Networks:
                 raise Forbidden(
                     f"error while removing network: network {network.name} id {network.id} has active endpoints"
                 )
-            # In this order: what nobody knows of any more would stay in the kernel if we died in between.
+            # In this order nobody is left with something that no record is of, whenever the daemon dies.
             self._endpoints.driver(network).delete(network)
             self._store.forget(network)
         self._event(network, "destroy")

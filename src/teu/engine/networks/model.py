@@ -182,7 +182,7 @@ class Network:
 
     def has_own_address(self, version: int) -> bool:
         """Whether the bridge has the gateway's address: it may be somebody else's, or nobody's."""
-        if self.mode(version) == "isolated":
+        if self.driver != "bridge" or self.mode(version) == "isolated":
             return False
         return version == 6 or not is_true(self.options.get(OPTION_INHIBIT, "false"))
 

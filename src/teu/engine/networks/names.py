@@ -187,8 +187,9 @@ class Names:
         self._resolver.remove(container.id)
 
     def _servers(self, container: Container, active: Active) -> Callable[[str], list[str]]:
-        """Who is asked for other names: nobody where all networks are internal; nor for a name without a dot where the
-        container's own `ndots` says that its search domains come first, since no server has such names."""
+        """Who is asked for other names: nobody where all networks are internal (it is the host that asks: there need
+        be no route out of the container); nor for a name without a dot where the container's own `ndots` says that its
+        search domains come first, since no server has such names."""
         given = list(container.host_config.dns)
         searched = any(
             option.startswith("ndots:") and option[6:].isdigit() and int(option[6:]) > 0
@@ -196,7 +197,9 @@ class Names:
         )
 
         def servers(name: str) -> list[str]:
-            if not (active.outward or active.outward6) or searched and "." not in name:
+            networks = [self._store.by_id(endpoint.network) for endpoint in active.endpoints]
+            closed = all(network is None or network.internal for network in networks)
+            if closed or searched and "." not in name:
                 return []
             return given or host_resolver(False).servers
 

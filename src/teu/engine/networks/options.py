@@ -138,6 +138,18 @@ _BRIDGE: dict[str, Callable[[str, str], None]] = {
 }
 
 
+# Of any driver's networks.
+_COMMON = (*OPTION_ENABLED.values(), OPTION_INTERNAL, OPTION_MTU, OPTION_PREFIX)
+
+
+def check_common(options: Mapping[str, str]) -> list[str]:
+    """The options that every driver's networks may have; the names of the others. Raises BadRequest."""
+    for option in _COMMON:
+        if option in options:
+            _BRIDGE[option](option, options[option])
+    return [option for option in options if option not in _COMMON]
+
+
 def check_bridge(options: Mapping[str, str], internal: bool) -> list[str]:
     """Options of a bridge; the names of those that mean nothing to it, which are kept and shown all the same. Raises
     BadRequest."""

@@ -8,7 +8,7 @@ moves when that changes, and hosts and resolv.conf follow.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -46,7 +46,7 @@ Used = dict[tuple[int, str, str], list[int]]
 class Outward:
     """Under the networks' lock. `drivers`: by their names."""
 
-    def __init__(self, store: Store, drivers: dict[str, Driver]) -> None:
+    def __init__(self, store: Store, drivers: Mapping[str, Driver]) -> None:
         self._store = store
         self._drivers = drivers
         self.ports = Ports()
@@ -93,10 +93,9 @@ class Outward:
         return min(ways, key=lambda one: (-networks[one.name].gateway_priority, one.name), default=None)
 
     def _router(self, endpoint: Endpoint, version: int) -> Address | None:
-        address = endpoint.of(version)
-        if address is None:
+        if endpoint.of(version) is None:
             return None
-        return self._drivers[endpoint.driver].router(self.network(endpoint), address)
+        return self._drivers[endpoint.driver].router(self.network(endpoint), endpoint, version)
 
     def _route(self, endpoint: Endpoint, version: int, inner: Socket) -> None:
         from teu.linux import netlink
@@ -152,6 +151,17 @@ class Outward:
     def _publish(self, container: Container, active: Active, used: Used, strict: bool) -> None:
         """`used`: host ports that were chosen before, and are kept where they are free. `strict`: what cannot be
         published is refused; else it is logged, and the rest goes on."""
+        ways = [one for one in (active.outward, active.outward6) if one is not None]
+        silent = [one for one in ways if not self._drivers[one.driver].publishes]
+        if silent and container.host_config.port_bindings:
+            log.warning(
+                "container %s: the driver %s publishes no ports; it is reached at its own address",
+                container.name,
+                silent[0].driver,
+                extra=container.fields,
+            )
+        if len(silent) == len(ways):
+            return
         exposed = {canonical(key): value for key, value in (container.config.exposed_ports or {}).items()}
         shown: dict[str, list[HostPort] | None] = dict.fromkeys(exposed)
         for group in together(bindings(container.host_config, exposed)):
@@ -185,6 +195,8 @@ class Outward:
             assert other is not None
             host = host_addresses(wanted.address, self.network(other).binding).get(version)
             if host is None or version == 6 and not wanted.address and not host_has_ipv6():
+                continue
+            if endpoint is not None and not self._drivers[endpoint.driver].publishes:
                 continue
             if endpoint is None:
                 if wanted.address:

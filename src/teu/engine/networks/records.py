@@ -3,7 +3,8 @@
 written there.
 
 Three members are not the API's: AutomaticSubnet and AutomaticSubnet6 (nobody chose its subnet of that family), and
-OwnBridge (we made the bridge of that name). Members that this teud does not know are kept for the one that wrote them.
+OwnBridge (we made the bridge of that name, or the interface that a macvlan or ipvlan is on). Members that this teud
+does not know are kept for the one that wrote them.
 IPAM.Config has the subnets of both families; those of one that is not enabled are kept, and not used.
 """
 

@@ -55,8 +55,7 @@ def check_network(asked: NetworkAsked, drivers: Collection[str]) -> None:
     if asked.scope not in ("", "local"):
         raise BadRequest(f"Scope: {asked.scope!r} is not local; networks are of this host")
     if driver not in drivers:
-        hint = ": networks are of the driver bridge here" if driver in ("macvlan", "ipvlan") else ""
-        raise NotFound(f'plugin "{driver}" not found{hint}')
+        raise NotFound(f'plugin "{driver}" not found')
     if asked.config_from.network:
         raise NotFound(f'configuration network "{asked.config_from.network}" does not exist')
     if asked.config_only:

@@ -113,7 +113,7 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
         "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
         "Plugins": {
             "Volume": list(volume_drivers.DRIVERS),
-            "Network": list(network_drivers.DRIVERS),
+            "Network": list(network_drivers.NAMES),
             "Authorization": None,
             "Log": list(log_drivers.DRIVERS),
         },

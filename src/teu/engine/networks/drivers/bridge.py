@@ -58,6 +58,8 @@ class Bridge:
     own_namespace = True
     connects = True
     several_subnets = False
+    own_gateway = True
+    publishes = True
 
     def __init__(self, context: Context) -> None:
         self._store = context.store
@@ -87,6 +89,8 @@ class Bridge:
                     f"cannot create network ({other.interface}): conflicts with network {other.id} ({other.interface}):"
                     f" networks have same bridge name; {other.name} has it"
                 )
+
+    def create(self, network: Network) -> None: ...
 
     def delete(self, network: Network) -> None:
         if BRIDGE.match(network.interface) or network.record.own_bridge:
@@ -237,8 +241,12 @@ class Bridge:
         assert inside is not None
         return Plug(number, inside.peer)
 
-    def router(self, network: Network, address: Address) -> Address | None:
-        return network.router(address)
+    def owns(self, endpoint: Endpoint, link: Link) -> bool:
+        return link.kind == "veth" and link.peer == endpoint.number
+
+    def router(self, network: Network, endpoint: Endpoint, version: int) -> Address | None:
+        address = endpoint.of(version)
+        return network.router(address) if address else None
 
     def publish(self, endpoint: Endpoint, entries: list[firewall.Published]) -> None:
         from teu.linux import netlink
@@ -278,7 +286,7 @@ class Bridge:
         except Exception as error:
             log.error("links cannot be taken out of the table: %s", error)
 
-    def detach(self, network: Network | None, endpoint: Endpoint) -> None:
+    def detach(self, network: Network | None, endpoint: Endpoint, namespace: int) -> None:
         # The kernel takes some 10 ms to delete a pair; nobody waits for it. By its number: the next pair of the same
         # container has the same name, and may be there before this is done.
         if not endpoint.number:  # it was never seen

@@ -40,10 +40,16 @@ class Context(NamedTuple):
 
 
 class Plug(NamedTuple):
-    """An interface of a container: its number in the container's namespace, and that of our end (0: there is none)."""
+    """An interface of a container."""
 
     inside: int
+    """Its number in the container's namespace."""
     outside: int
+    """That of our end; 0 where there is none."""
+    mac: str | None = None
+    """Its MAC address where that is not the one that was asked for; "" where it has none of its own."""
+    advertised: bool = False
+    """Whether it is for the routers of the network outside to say what is where (IPv6 router advertisements)."""
 
 
 class Driver(Protocol):
@@ -55,6 +61,10 @@ class Driver(Protocol):
     """Whether its networks have endpoints: interfaces and addresses. A container may be on several of those alone."""
     several_subnets: bool
     """Whether a network of it may have more than one subnet of a family."""
+    own_gateway: bool
+    """Whether a network of it has a gateway that is the host's: else it has one only where that is asked for."""
+    publishes: bool
+    """Whether the host's ports can lead to its endpoints: else those that are to be published are passed over."""
 
     def __init__(self, context: Context) -> None: ...
 
@@ -69,8 +79,12 @@ class Driver(Protocol):
         """A network with these options is about to be made. Raises Forbidden where it cannot be beside the
         others."""
 
+    def create(self, network: Network) -> None:
+        """A network is new, and its record is saved: what it is from its beginning on is made. What fails leaves
+        nothing behind. Raises EngineError, OSError."""
+
     def delete(self, network: Network) -> None:
-        """Of a network that nobody is on and that is no more: what is left of it in the kernel goes."""
+        """Of a network that nobody is on and that is about to be no more: what is left of it in the kernel goes."""
 
     def up(self, network: Network) -> int:
         """Before an endpoint is made: what the network is in the kernel is there, and it has its addresses. The number
@@ -81,13 +95,16 @@ class Driver(Protocol):
         which `inner` is a socket; `on` is what `up` told. The endpoint is among the active ones already: where this
         fails, `detach` undoes what there is of it."""
 
-    def detach(self, network: Network | None, endpoint: Endpoint) -> None:
-        """It has left, and is not among the active ones any more. None: nothing is known of the network. Never
-        fails."""
+    def detach(self, network: Network | None, endpoint: Endpoint, namespace: int) -> None:
+        """It has left, and is not among the active ones any more. None: nothing is known of the network. `namespace`:
+        the descriptor, where there may be still an interface; -1 where it is not known. Never fails."""
 
-    def router(self, network: Network, address: Address) -> Address | None:
-        """By whom a container with that address goes out; None where that is by nobody. The unspecified address of the
-        family: by the interface itself, whatever is far."""
+    def owns(self, endpoint: Endpoint, link: Link) -> bool:
+        """Whether an interface in some container's namespace is the endpoint's."""
+
+    def router(self, network: Network, endpoint: Endpoint, version: int) -> Address | None:
+        """By whom an endpoint that has an address of the family goes out; None where that is by nobody. The unspecified
+        address of the family: by the interface itself, whatever is far."""
 
     def publish(self, endpoint: Endpoint, entries: list[Published]) -> None:
         """Let the host's ports, which are reserved, lead there. Raises EngineError."""

@@ -22,6 +22,8 @@ class Null:
     own_namespace = True
     connects = False
     several_subnets = False
+    own_gateway = False
+    publishes = False
 
     def __init__(self, context: Context) -> None: ...
 
@@ -32,6 +34,8 @@ class Null:
 
     def check(self, options: dict[str, str]) -> None: ...
 
+    def create(self, network: Network) -> None: ...
+
     def delete(self, network: Network) -> None: ...
 
     def up(self, network: Network) -> int:
@@ -40,9 +44,12 @@ class Null:
     def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, mac: str, inner: Socket) -> Plug:
         raise Forbidden(f"network {network.name} has no endpoints")
 
-    def detach(self, network: Network | None, endpoint: Endpoint) -> None: ...
+    def detach(self, network: Network | None, endpoint: Endpoint, namespace: int) -> None: ...
 
-    def router(self, network: Network, address: Address) -> Address | None: ...
+    def owns(self, endpoint: Endpoint, link: Link) -> bool:
+        return False
+
+    def router(self, network: Network, endpoint: Endpoint, version: int) -> Address | None: ...
 
     def publish(self, endpoint: Endpoint, entries: list[Published]) -> None:
         raise Forbidden(f"ports cannot be published on network {endpoint.name}")

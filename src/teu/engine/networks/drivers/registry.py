@@ -1,11 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network drivers by name. A new driver is one line here."""
+"""The network drivers by name. A new driver is a line here, or a few where few machines use it: such a one is imported
+with its first network."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from teu.engine.networks.drivers.bridge import Bridge
-from teu.engine.networks.drivers.driver import Driver
+from teu.engine.networks.drivers.driver import Context, Driver
 from teu.engine.networks.drivers.host import Host
 from teu.engine.networks.drivers.null import Null
 
-DRIVERS: dict[str, type[Driver]] = {"bridge": Bridge, "host": Host, "null": Null}
+EARLY: dict[str, type[Driver]] = {"bridge": Bridge, "host": Host, "null": Null}
+NAMES = ("bridge", "host", "ipvlan", "macvlan", "null")
+
+
+def load(name: str) -> type[Driver]:
+    """The class of a driver. Raises KeyError where there is none of that name."""
+    if name == "ipvlan":
+        from teu.engine.networks.drivers.ipvlan import Ipvlan  # 6 ms of the daemon's start, with netlink
+
+        return Ipvlan
+    if name == "macvlan":
+        from teu.engine.networks.drivers.macvlan import Macvlan  # so does this
+
+        return Macvlan
+    return EARLY[name]
+
+
+class Drivers(Mapping[str, Driver]):
+    """Each driver once, made when it is asked for first."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._made = {name: make(context) for name, make in EARLY.items()}
+
+    def start(self) -> None:
+        """At the start of the daemon."""
+        for driver in self._made.values():
+            driver.start()
+
+    def __getitem__(self, name: str) -> Driver:
+        if name not in self._made:
+            driver = load(name)(self._context)
+            driver.start()
+            self._made[name] = driver
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in NAMES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(NAMES)
+
+    def __len__(self) -> int:
+        return len(NAMES)
+
+    def made(self) -> list[Driver]:
+        """Those that have been asked for."""
+        return list(self._made.values())
