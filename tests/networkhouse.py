@@ -18,7 +18,6 @@ from teu.engine.core import fields
 from teu.engine.core.database import Database
 from teu.engine.core.errors import NotFound
 from teu.engine.core.fields import HOST_CONFIG, Config
-from teu.engine.networks.drivers.registry import NAMES
 from teu.engine.networks.endpoints import Endpoints
 from teu.engine.networks.hostfirewall import HostFirewall
 from teu.engine.networks.manager import Networks
@@ -49,7 +48,7 @@ class Engine:
         self.stopping.set()
         self.stopping = threading.Event()
         own: Any = self
-        store = Store(self.database, NAMES, Defaults(self.settings))
+        store = Store(self.database, Defaults(self.settings))
         host = HostFirewall(self.settings.get("firewall", "obey"))
         self.endpoints = Endpoints(store, own.containers, own.events, self.exec_root, self.stopping, host)
         self.networks = Networks(store, self.endpoints, own.containers, own.events)

@@ -21,7 +21,7 @@ import pytest
 from teu.engine.core.database import Database
 from teu.engine.core.errors import Forbidden
 from teu.engine.networks.drivers import registry
-from teu.engine.networks.drivers.driver import Context
+from teu.engine.networks.drivers.driver import Context, Wish
 from teu.engine.networks.kernel import Kernel
 from teu.engine.networks.model import Active, Endpoint, Network, automatic_mac
 from teu.engine.networks.records import NetworkRecord, Subnet
@@ -103,7 +103,7 @@ class Bench:
             with netlink.Socket() as kernel:
                 make_pair(kernel, "up0", "up1")
             self.driver_options = {"parent": "up0"}
-        self.store = Store(Database(str(folder / "engine.db")), registry.NAMES)
+        self.store = Store(Database(str(folder / "engine.db")))
         self.kernel = Kernel()
         self.active: dict[str, Active] = {}
         self.folder = str(folder)
@@ -138,7 +138,7 @@ class Bench:
                 network.id, network.name, self.name, address, address6, f"teu{identity[:10]}0", 0, "eth0"
             )
             active.endpoints.append(endpoint)
-            plug = self.driver.attach(network, endpoint, on, namespace, automatic_mac(endpoint.addresses), inner)
+            plug = self.driver.attach(network, endpoint, on, namespace, Wish(automatic_mac(endpoint.addresses)), inner)
             endpoint = active.endpoints[0] = endpoint._replace(number=plug.outside)
             inner.send([netlink.add_address(plug.inside, address, 24), netlink.set_up(plug.inside)])
         return identity, endpoint

@@ -16,7 +16,6 @@ from teu.engine.containers.store import Containers
 from teu.engine.core.database import Database
 from teu.engine.core.events import Events
 from teu.engine.images.store import Images
-from teu.engine.networks.drivers.registry import NAMES
 from teu.engine.networks.endpoints import Endpoints
 from teu.engine.networks.hostfirewall import HostFirewall
 from teu.engine.networks.manager import Networks
@@ -51,7 +50,7 @@ class Engine:
         around = Surroundings(self.database, self.events, self.pump, self.boot, self.data_root, self.exec_root)
         self.containers = Containers(around, self.boot, self.containerd.untidy)
         self.images = Images(self.containerd, self.events, config)
-        store = Store(self.database, NAMES, Defaults(self.config))
+        store = Store(self.database, Defaults(self.config))
         host = HostFirewall(self.config["firewall"])
         self.endpoints = Endpoints(store, self.containers, self.events, self.exec_root, self.stopping, host)
         self.networks = Networks(store, self.endpoints, self.containers, self.events)

@@ -380,6 +380,12 @@ def set_mac(index: int, mac: str) -> Message:
     return Message(RTM_NEWLINK, 0, body, f"address {mac} of interface {index}")
 
 
+def move(index: int, namespace: int, name: str) -> Message:
+    """Put an interface into another namespace (a descriptor), under a name there, down."""
+    body = _LINK.pack(0, 0, index, 0, 0) + attribute(IFLA_IFNAME, text(name))
+    return Message(RTM_NEWLINK, 0, body + attribute(IFLA_NET_NS_FD, number(namespace)), f"interface {name}")
+
+
 def set_up(index: int) -> Message:
     """Bring an interface up, by its index."""
     return Message(RTM_NEWLINK, 0, _LINK.pack(0, 0, index, IFF_UP, IFF_UP), f"interface {index} up")
@@ -430,6 +436,21 @@ def _default(gateway: IPv4Address | IPv6Address, index: int) -> bytes:
     if index:
         body += attribute(RTA_OIF, number(index))
     return body
+
+
+def add_route(
+    destination: IPv4Network | IPv6Network, router: IPv4Address | IPv6Address | None, index: int = 0
+) -> Message:
+    """A route by a router, or where there is none by the interface itself. One that is there is replaced."""
+    family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
+    scope = RT_SCOPE_UNIVERSE if router is not None or destination.version == 6 else RT_SCOPE_LINK
+    body = _ROUTE.pack(family, destination.prefixlen, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, scope, RTN_UNICAST, 0)
+    body += attribute(RTA_DST, destination.network_address.packed)
+    if router is not None:
+        body += attribute(RTA_GATEWAY, router.packed)
+    if index:
+        body += attribute(RTA_OIF, number(index))
+    return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body, f"route to {destination}")
 
 
 def local_route(address: IPv6Address, index: int) -> Message:

@@ -13,7 +13,8 @@ that away):
         ├── WantedMac         the MAC address that was asked for
         ├── GwPriority        the highest has the default route
         ├── Veth              name of our end of the pair
-        └── Interface         that of the other one
+        ├── Interface         that of the other one, or of what the container has else
+        └── Source            how that one was called before it was the container's, where a plugin has made it
 
 `network_settings` reads one from engine.db (core/records.py), `NetworkSettings.encode` is the reverse. Members that
 this teud does not know are kept for the one that wrote them.
@@ -112,6 +113,7 @@ class EndpointSettings:
         self.mac = ""
         self.veth = ""
         self.interface = ""
+        self.source = ""
 
     def encode(self) -> dict[str, Json]:
         """As it is saved."""
@@ -123,6 +125,8 @@ class EndpointSettings:
             result["Veth"] = self.veth
         if self.interface:
             result["Interface"] = self.interface
+        if self.source:
+            result["Source"] = self.source
         return result
 
     def shown(self) -> dict[str, Json]:
@@ -266,6 +270,7 @@ def _endpoint(value: object, where: str, faults: Faults) -> EndpointSettings:
     result.mac = given.take("MacAddress", _TEXT, "")
     result.veth = given.take("Veth", _TEXT, "")
     result.interface = given.take("Interface", _TEXT, "")
+    result.source = given.take("Source", _TEXT, "")
     result.other = given.rest()
     return result
 

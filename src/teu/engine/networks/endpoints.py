@@ -18,24 +18,35 @@ import os
 import select
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from teu.engine.containers.network_settings import Addresses, EndpointSettings
-from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
 from teu.engine.networks import files, requests, wishes
-from teu.engine.networks.drivers.driver import Context, Driver
+from teu.engine.networks.drivers.driver import Context, Driver, Plug, Wish
 from teu.engine.networks.drivers.registry import Drivers
 from teu.engine.networks.hostfirewall import HostFirewall
 from teu.engine.networks.hostnames import HostNames
 from teu.engine.networks.kernel import Kernel
 from teu.engine.networks.links import Links, host_lines, openings
-from teu.engine.networks.model import Active, Attachment, Endpoint, Network, automatic_mac, network_mode
+from teu.engine.networks.model import (
+    OWN_IPAM,
+    Active,
+    Attachment,
+    Endpoint,
+    Network,
+    automatic_mac,
+    network_mode,
+    random_mac,
+)
 from teu.engine.networks.names import Names
 from teu.engine.networks.outward import Outward
+from teu.engine.networks.ports import bindings, parse_port
 from teu.linux import netns, resolver
 from teu.linux.dns import ADDRESS as RESOLVER_ADDRESS
 
@@ -85,7 +96,7 @@ class Endpoints:
 
     def driver(self, network: Network) -> Driver:
         """Of a damaged record, whose driver may not be known: bridges are what can be left, and has to be removed."""
-        return self.drivers[network.driver if network.driver in self.drivers else "bridge"]
+        return self.drivers["bridge" if network.damage and network.driver not in self.drivers else network.driver]
 
     def on(self, network: Network) -> bool:
         """Whether a running container is on it."""
@@ -246,7 +257,6 @@ class Endpoints:
 
     def _connect(self, container: Container, active: Active, network: Network, inner: Socket) -> None:
         """An interface in a container's namespace, with its addresses. Who calls undoes what fails."""
-        from teu.linux import netlink
 
         network.must_be_whole()
         if len(active.endpoints) >= MOST_ENDPOINTS:
@@ -259,34 +269,69 @@ class Endpoints:
         position, interface = _free_name(container, active, network, settings)
         if any(endpoint.interface == interface for endpoint in active.endpoints):
             raise Conflict(f"container {container.name} has an interface {interface} already")
-        endpoint = self._addressed(network, settings)._replace(
-            veth=f"teu{container.id[:10]}{position:x}", interface=interface
+        own_mac = settings.wanted_mac or (random_mac() if network.wants_mac() else "")
+        endpoint = self._addressed(network, settings, own_mac)._replace(
+            veth=f"teu{container.id[:10]}{position:x}", interface=interface, id=uuid.uuid4().hex + uuid.uuid4().hex
         )
         active.endpoints.append(endpoint)
-        mac = settings.wanted_mac or automatic_mac(endpoint.addresses)
-        plug = driver.attach(network, endpoint, on, active.namespace, mac, inner)
-        endpoint = active.endpoints[-1] = endpoint._replace(number=plug.outside)
+        if network.driver not in self.drivers:
+            # Who dies in between has to know of whom to tell the plugin that it is gone.
+            self._tell(container, network, endpoint, settings, own_mac)
+            container.save()
+        mac = own_mac or (automatic_mac(endpoint.addresses) if endpoint.addresses else "")
+        wish = Wish(
+            mac,
+            bool(own_mac),
+            options,
+            tuple(map(parse_port, container.config.exposed_ports or ())),
+            tuple(bindings(container.host_config, container.config.exposed_ports or ())),
+        )
+        plug = driver.attach(network, endpoint, on, active.namespace, wish, inner)
+        endpoint = active.endpoints[-1] = _plugged(endpoint, plug)
         mac = mac if plug.mac is None else plug.mac
-        asked = [ip_address(text) for text in settings.addresses.link_local] if settings.addresses else []
-        ipv6 = endpoint.address6 is not None or any(address.version == 6 for address in asked)
-        _set_inside(active.namespace, interface, ipv6, plug.advertised, requests.endpoint_sysctls(options))
-        messages = []
-        for address in endpoint.addresses:
-            pool = network.pool_of(address)
-            assert pool is not None
-            messages.append(netlink.add_address(plug.inside, address, pool.subnet.prefixlen))
-        messages += [netlink.add_address(plug.inside, one, 16 if one.version == 4 else 64) for one in asked]
-        inner.send([*messages, netlink.set_up(plug.inside)])
-        self._tell(container, network, endpoint, settings, mac)
+        if plug.inside:
+            self._bring_up(active, network, endpoint, plug, settings, inner)
+        given = {one.ip: one.network.prefixlen for one in plug.addresses}
+        self._tell(container, network, endpoint, settings, mac, given)
+        settings.source = plug.source
         self._names.join(container, endpoint)
         self._event(network, "connect", container)
 
-    def _addressed(self, network: Network, settings: EndpointSettings) -> Endpoint:
+    def _bring_up(
+        self,
+        active: Active,
+        network: Network,
+        endpoint: Endpoint,
+        plug: Plug,
+        settings: EndpointSettings,
+        inner: Socket,
+    ) -> None:
+        """A new interface gets its addresses and routes."""
+        from teu.linux import netlink
+
+        asked = [ip_address(text) for text in settings.addresses.link_local] if settings.addresses else []
+        ipv6 = endpoint.address6 is not None or any(address.version == 6 for address in asked)
+        sysctls = requests.endpoint_sysctls(settings.driver_opts or {})
+        _set_inside(active.namespace, endpoint.interface, ipv6, plug.advertised, sysctls)
+        given = {one.ip: one.network.prefixlen for one in plug.addresses}
+        messages = []
+        for address in endpoint.addresses:
+            length = _prefix(network, address, given)
+            messages.append(netlink.add_address(plug.inside, address, length))
+        messages += [netlink.add_address(plug.inside, one, 16 if one.version == 4 else 64) for one in asked]
+        inner.send([*messages, netlink.set_up(plug.inside)])
+        if plug.routes:
+            inner.send([netlink.add_route(one.destination, one.router, plug.inside) for one in plug.routes])
+
+    def _addressed(self, network: Network, settings: EndpointSettings, mac: str) -> Endpoint:
         """An endpoint with its addresses, taken; without names. Where one is not to be had, none is taken."""
         asked = settings.addresses or Addresses()
-        address = network.take(4, asked.ipv4)
+        address = network.take(4, asked.ipv4, mac)
         try:
-            address6 = network.take(6, asked.ipv6)
+            address6 = network.take(6, asked.ipv6, mac)
+            if self._store.by_id(network.id) is not network:  # it went while a plugin was asked
+                network.give_back([address6] if address6 else [])
+                raise NotFound(f"network {network.name} not found")
         except BaseException:
             network.give_back([address] if address else [])
             raise
@@ -295,29 +340,36 @@ class Endpoints:
         return Endpoint(network.id, network.name, network.driver, address, address6, "", 0, "")
 
     def _tell(
-        self, container: Container, network: Network, endpoint: Endpoint, settings: EndpointSettings, mac: str
+        self,
+        container: Container,
+        network: Network,
+        endpoint: Endpoint,
+        settings: EndpointSettings,
+        mac: str,
+        given: Mapping[Address, int] = MappingProxyType({}),
     ) -> None:
-        """Into the container's record."""
+        """Into the container's record. `given`: the lengths of the prefixes of addresses that the network has not."""
         settings.network_id = network.id
-        settings.endpoint_id = uuid.uuid4().hex + uuid.uuid4().hex
+        settings.endpoint_id = endpoint.id
         if endpoint.address is not None:
-            settings.address, settings.prefix, settings.gateway = self._shown(network, endpoint, endpoint.address)
+            settings.address, settings.prefix = str(endpoint.address), _prefix(network, endpoint.address, given)
+            settings.gateway = self._shown_gateway(network, endpoint, endpoint.address)
         if endpoint.address6 is not None:
-            settings.address6, settings.prefix6, settings.gateway6 = self._shown(network, endpoint, endpoint.address6)
+            settings.address6, settings.prefix6 = str(endpoint.address6), _prefix(network, endpoint.address6, given)
+            settings.gateway6 = self._shown_gateway(network, endpoint, endpoint.address6)
         settings.mac = mac
         settings.veth, settings.interface = endpoint.veth, endpoint.interface
         if network.is_user_defined:
             names = [container.name, *(settings.aliases or []), container.id[:12], container.hostname]
             settings.dns_names = list(dict.fromkeys(name for name in names if name))
 
-    def _shown(self, network: Network, endpoint: Endpoint, address: Address) -> tuple[str, int, str]:
-        """An address, the length of its prefix, and the gateway, as they are told."""
-        pool = network.pool_of(address)
-        assert pool is not None
+    def _shown_gateway(self, network: Network, endpoint: Endpoint, address: Address) -> str:
+        """The gateway as it is told."""
         router = self.driver(network).router(network, endpoint, address.version)
-        if router is None and network.has_own_address(address.version):
+        pool = network.pool_of(address)
+        if router is None and pool is not None and network.has_own_address(address.version):
             router = pool.gateway
-        return str(address), pool.subnet.prefixlen, str(router) if router and not router.is_unspecified else ""
+        return str(router) if router and not router.is_unspecified else ""
 
     def _files(
         self,
@@ -394,6 +446,8 @@ class Endpoints:
             active = self._active.pop(container.id, None)
             if active is not None:
                 self._release(active)
+            else:
+                self._tell_plugins(container)
         settings = container.network_settings
         settings.ports = {}
         settings.sandbox_key = settings.sandbox_id = ""
@@ -404,6 +458,24 @@ class Endpoints:
                 if network:
                     self._event(network, "disconnect", container)
             endpoint.clear()
+
+    def _with_plugins(self, container: Container) -> list[tuple[Network, EndpointSettings]]:
+        """The endpoints of a container's record of which a plugin has to be told when they go."""
+        result = []
+        for name, settings in container.network_settings.networks.items():
+            network = self._store.find(settings.network_id or name) if settings.endpoint_id else None
+            if network is None or network.damage:
+                continue
+            if network.driver not in self.drivers or network.record.ipam_driver not in OWN_IPAM:
+                result.append((network, settings))
+        return result
+
+    def _tell_plugins(self, container: Container) -> None:
+        """Of what a container had that ended when there was no daemon."""
+        for network, settings in self._with_plugins(container):
+            endpoint = _recorded(container, network, network.driver, settings, 0, {})
+            network.mark(endpoint.addresses)
+            self._leave(endpoint, -1)
 
     def _release(self, active: Active) -> None:
         self._outward.withdraw(active)
@@ -502,6 +574,7 @@ class Endpoints:
     def _disconnect_now(self, container: Container, active: Active, network: Network) -> None:
         """Never fails: what cannot be done is logged."""
         for endpoint in [e for e in active.endpoints if e.network == network.id]:
+            self._outward.lose(active, endpoint)
             active.endpoints.remove(endpoint)
             self._close([endpoint], active)
             self._take_out(active, endpoint)
@@ -563,9 +636,13 @@ class Endpoints:
                     if container.running:
                         container.state.error = f"its network could not be recovered: {error}"
             for container in self._containers.all():
-                if container.id not in self._active and not container.running and container not in running:
-                    with _logged("the network of container %s cannot be cleared", container.name):
-                        self.detach(container)
+                if container.id in self._active or container.running or container in running:
+                    continue
+                if self._with_plugins(container):  # which may take their time
+                    threading.Thread(target=self._clear, args=(container,), name="plugins", daemon=True).start()
+                    continue
+                with _logged("the network of container %s cannot be cleared", container.name):
+                    self.detach(container)
             for container in running:
                 with _logged("the links of container %s cannot be recovered", container.name):
                     self._recover_links(container)
@@ -576,6 +653,12 @@ class Endpoints:
             self._host_names.watch()
             with _logged("the host's resolv.conf cannot be followed"):
                 self.follow_host()
+
+    def _clear(self, container: Container) -> None:
+        with _logged("the network of container %s cannot be cleared", container.name), container.lock:
+            if container.id not in self._active and not container.running:
+                self.detach(container)
+                container.save()
 
     def _recover_links(self, container: Container) -> None:
         active = self._active.get(container.id)
@@ -595,17 +678,10 @@ class Endpoints:
         for position, name in enumerate([] if mode.startswith("container:") else order):
             settings = known[name]
             network = self._store.find(settings.network_id or name)
-            if network is None or not (settings.address or settings.address6):
+            if network is None or not (settings.endpoint_id or settings.address or settings.address6):
                 continue
-            address = IPv4Address(settings.address) if settings.address else None
-            address6 = IPv6Address(settings.address6) if settings.address6 else None
-            veth = settings.veth or f"teu{container.id[:10]}{position:x}"
-            options = settings.driver_opts or {}
-            interface = settings.interface or options.get(requests.OPTION_INTERFACE)
-            interface = interface or f"{network.prefix}{int(veth[13:], 16)}"  # an older teud has made it
-            driver = network.driver if network.driver in self.drivers else "bridge"  # its record is damaged
-            number = ends[veth].number if veth in ends else 0
-            endpoint = Endpoint(network.id, network.name, driver, address, address6, veth, number, interface)
+            driver = "bridge" if network.damage and network.driver not in self.drivers else network.driver
+            endpoint = _recorded(container, network, driver, settings, position, ends)
             if network.given(endpoint.addresses):
                 self._lost(container, endpoint, "its address is another container's")
                 continue
@@ -643,7 +719,7 @@ class Endpoints:
             links = {link.name: link for link in inner.links()}
         here = {link.number for link in ends.values()}
         for position, endpoint in reversed(list(enumerate(active.endpoints))):
-            if endpoint.number:
+            if endpoint.number or endpoint.driver not in self.drivers:  # what a plugin does is not known
                 continue
             driver = self.drivers[endpoint.driver]
             link = links.get(endpoint.interface) or next(
@@ -740,6 +816,55 @@ class Endpoints:
     def has_process(self, container: Container) -> bool:
         """Whether the process that the record has is in the container's cgroup. Raises OSError where there is none."""
         return container.id in Path(f"/proc/{container.pid}/cgroup").read_text()
+
+
+def _recorded(
+    container: Container,
+    network: Network,
+    driver: str,
+    settings: EndpointSettings,
+    position: int,
+    ends: Mapping[str, Link],
+) -> Endpoint:
+    """An endpoint as a container's record has it. `position`: its place among them, of those from before they said
+    theirs; `ends`: our ends of pairs, by name."""
+    veth = settings.veth or f"teu{container.id[:10]}{position:x}"
+    asked = (settings.driver_opts or {}).get(requests.OPTION_INTERFACE)
+    return Endpoint(
+        network.id,
+        network.name,
+        driver,
+        IPv4Address(settings.address) if settings.address else None,
+        IPv6Address(settings.address6) if settings.address6 else None,
+        veth,
+        ends[veth].number if veth in ends else 0,
+        settings.interface or asked or f"{network.prefix}{int(veth[13:], 16)}",
+        settings.endpoint_id,
+        settings.source,
+        tuple(ip_address(text) for text in (settings.gateway, settings.gateway6) if text),
+    )
+
+
+def _plugged(endpoint: Endpoint, plug: Plug) -> Endpoint:
+    """An endpoint with what its driver has made of it."""
+    given = {one.version: one.ip for one in plug.addresses}
+    address, address6 = given.get(4, endpoint.address), given.get(6, endpoint.address6)
+    assert not isinstance(address, IPv6Address)
+    assert not isinstance(address6, IPv4Address)
+    return endpoint._replace(
+        number=plug.outside,
+        interface=plug.name or endpoint.interface,
+        address=address,
+        address6=address6,
+        source=plug.source,
+        gateways=plug.gateways,
+    )
+
+
+def _prefix(network: Network, address: Address, given: Mapping[Address, int]) -> int:
+    """How long an address's prefix is: that of its subnet, or what the driver gave with it."""
+    pool = network.pool_of(address)
+    return pool.subnet.prefixlen if pool is not None else given.get(address, address.max_prefixlen)
 
 
 @contextmanager

@@ -112,8 +112,9 @@ class Pool:
     def _free(self, number: int) -> bool:
         return number not in self._used and number not in self._reserved
 
-    def take(self, wanted: str = "") -> Address:
-        """An address, or exactly the wanted one. Raises BadRequest, Conflict, EngineError."""
+    def take(self, wanted: str = "", mac: str = "") -> Address:
+        """An address, or exactly the wanted one. `mac`: of who gets it, which some plugins want to know. Raises
+        BadRequest, Conflict, EngineError."""
         if wanted:
             address = self._wanted(wanted)
             if not self._free(int(address)):
@@ -138,9 +139,13 @@ class Pool:
             raise BadRequest(f"no configured subnet or ip-range contain the IP address {text}")
         return address
 
-    def has(self, address: Address) -> bool:
+    def given(self, address: Address) -> bool:
         """Whether a container has it."""
         return address in self.subnet and int(address) in self._used
+
+    def wants_mac(self) -> bool:
+        """Whether it matters who gets an address."""
+        return False
 
     def mark(self, address: Address) -> None:
         """Somebody has it already."""

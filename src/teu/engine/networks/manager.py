@@ -7,19 +7,23 @@ requests.py; the attachment of containers is in endpoints.py, and how it is made
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from teu.engine.core.errors import Conflict, EngineError, Forbidden
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
+from teu.engine.core.fields import SubnetAsked
 from teu.engine.networks import ipam, requests
-from teu.engine.networks.model import PREDEFINED, Network
+from teu.engine.networks.model import OWN_IPAM, PREDEFINED, Network
 from teu.engine.networks.records import NetworkRecord, Subnet
 
 if TYPE_CHECKING:
     from teu.engine.containers.store import Containers
     from teu.engine.core.events import Events
-    from teu.engine.core.fields import NetworkAsked, SubnetAsked
+    from teu.engine.core.fields import NetworkAsked
+    from teu.engine.networks.drivers.driver import Driver
+    from teu.engine.networks.drivers.remote import Remote
     from teu.engine.networks.endpoints import Endpoints
     from teu.engine.networks.store import Store
     from teu.oci.jsontext import Json
@@ -77,31 +81,43 @@ class Networks:
         requests.check_name(asked.name)
         if asked.name in PREDEFINED or asked.name == "default":
             raise Forbidden(f"operation is not permitted on predefined {asked.name} network")
-        requests.check_network(asked, self._endpoints.drivers)
+        requests.check_network(asked)
         name = asked.driver or requests.DEFAULT_DRIVER
+        if asked.config_only:
+            return self._configuration(asked, name), ""
         driver = self._endpoints.drivers[name]
-        options = requests.options(asked, self._store.defaults.options(name, asked.options))
+        plugin = self._endpoints.drivers.plugin(name)
+        scope = self._scope(plugin, asked) if plugin is not None else "local"
+        if asked.config_from.network:
+            asked = self._configured(asked)
+            options = asked.options
+        else:
+            options = requests.options(asked, self._store.defaults.options(name, asked.options))
         shape = requests.shape(asked, options)
-        without = driver.options(options, shape.internal) + [*(asked.ipam.options or {})]
+        without = driver.options(options, shape.internal)
+        if asked.ipam.driver in ("", "default"):
+            without += [*(asked.ipam.options or {})]
         chosen = requests.addressing(asked.ipam.subnets, shape, driver.several_subnets)
         with self._store.lock:
-            if any(other.name == asked.name for other in self._store.all()):
-                raise Conflict(f"network with name {asked.name} already exists")
+            self._must_be_new(asked.name)
             driver.check(options)
-            subnets = self._addressing(chosen, shape, driver.own_gateway)
-            record = NetworkRecord(asked.name, name, subnets, asked.ipam.options, options, asked.labels)
-            record.ipv4, record.ipv6, record.internal = shape
-            record.attachable = asked.attachable
-            # Those that nobody chose may not be relied on for fixed addresses.
-            record.automatic_subnet, record.automatic_subnet6 = not chosen[4], shape.ipv6 and not chosen[6]
-            network = Network(record)
-            self._store.save(network)
+            gateways: tuple[int, ...] = (4, 6) if driver.own_gateway else ()
+            if plugin is not None:
+                gateways = plugin.gateways(options, shape.ipv6, shape.internal)
+            space, subnets = self._subnets(asked, chosen, shape, gateways)
             try:
-                driver.create(network)
-            except BaseException as error:
-                self._store.forget(network)
-                if isinstance(error, OSError):
-                    raise EngineError(f"network {asked.name} cannot be made: {error}") from error
+                self._must_be_new(asked.name)  # while a plugin was asked, others may have made one
+                record = NetworkRecord(asked.name, name, subnets, asked.ipam.options, options, asked.labels)
+                record.ipv4, record.ipv6, record.internal = shape
+                record.attachable, record.scope = asked.attachable, scope
+                record.ipam_driver = asked.ipam.driver or "default"
+                record.address_space, record.config_from = space, asked.config_from.network
+                # Those that nobody chose may not be relied on for fixed addresses.
+                record.automatic_subnet, record.automatic_subnet6 = not chosen[4], shape.ipv6 and not chosen[6]
+                network = Network(record, aside=self._store.aside)
+                self._make(network, driver)
+            except BaseException:
+                self._release(asked.ipam.driver, subnets)
                 raise
         self._event(network, "create")
         told = [f"options without an effect on a {name} network: {', '.join(without)}"] if without else []
@@ -110,20 +126,110 @@ class Networks:
                 told.append(f"IPv{version} subnets have no effect: the network is without IPv{version}")
         return network, "; ".join(told)
 
+    def _must_be_new(self, name: str) -> None:
+        if any(other.name == name for other in self._store.all()):
+            raise Conflict(f"network with name {name} already exists")
+
+    def _make(self, network: Network, driver: Driver) -> None:
+        """Save it, and let its driver make what it is from its beginning on."""
+        self._store.save(network)
+        try:
+            driver.create(network)
+        except BaseException as error:
+            self._store.forget(network)
+            if isinstance(error, OSError):
+                raise EngineError(f"network {network.name} cannot be made: {error}") from error
+            raise
+
+    def _scope(self, plugin: Remote, asked: NetworkAsked) -> str:
+        """That of a plugin's networks. Raises NotFound, Forbidden, EngineError."""
+        scope = str(plugin.capability("Scope"))
+        if asked.scope == "local" and scope == "global":
+            raise Forbidden(f"cannot downgrade network scope for {asked.driver} networks")
+        return scope
+
+    def _configuration(self, asked: NetworkAsked, driver: str) -> Network:
+        """A network that is only the configuration of others."""
+        options = self._store.defaults.options(driver, asked.options)
+        shape = requests.Shape(asked.ipv4 is not False, bool(asked.ipv6), False)
+        chosen = requests.addressing(asked.ipam.subnets, shape, True)
+        subnets = [
+            Subnet(one.subnet, one.gateway, one.range, one.others) for version in (4, 6) for one in chosen[version]
+        ]
+        record = NetworkRecord(asked.name, "null", subnets, asked.ipam.options, options, asked.labels)
+        record.ipv4, record.ipv6, record.config_only = shape.ipv4, shape.ipv6, True
+        record.ipam_driver = asked.ipam.driver or "default"
+        network = Network(record)
+        with self._store.lock:
+            self._must_be_new(asked.name)
+            self._store.save(network)
+        self._event(network, "create")
+        return network
+
+    def _configured(self, asked: NetworkAsked) -> NetworkAsked:
+        """A request with the configuration of the network that it names. Raises NotFound."""
+        name = asked.config_from.network
+        found = next((one for one in self._store.all() if one.name == name and one.record.config_only), None)
+        if found is None or found.damage:
+            raise NotFound(f'configuration network "{name}" does not exist')
+        record = found.record
+        result = asked.copy()
+        result.ipv4, result.ipv6 = record.ipv4, record.ipv6
+        result.options, result.labels = record.options, record.labels
+        result.ipam = asked.ipam.copy()
+        result.ipam.driver, result.ipam.options = record.ipam_driver, record.ipam_options
+        result.ipam.subnets = [
+            SubnetAsked(subnet=one.subnet, range=one.range, gateway=one.gateway, others=dict(one.others))
+            for one in record.subnets
+        ]
+        return result
+
+    def _subnets(
+        self,
+        asked: NetworkAsked,
+        chosen: dict[int, list[SubnetAsked]],
+        shape: requests.Shape,
+        gateways: Collection[int],
+    ) -> tuple[str, list[Subnet]]:
+        """The address space and the subnets of a new network, by its IPAM driver. `gateways`: the families that have
+        a gateway also where none is asked for."""
+        name = asked.ipam.driver or "default"
+        if name == "default":
+            return "LocalDefault", self._addressing(chosen, shape, gateways)
+        if name == "null":
+            if (asked.driver or requests.DEFAULT_DRIVER) in self._endpoints.drivers:
+                raise BadRequest(f"ipv{4 if shape.ipv4 else 6} pool is empty")
+            if asked.ipam.subnets:
+                raise BadRequest("null ipam driver does not handle specific address pool requests")
+            return "null", []
+        families = [version for version, enabled in ((4, shape.ipv4), (6, shape.ipv6)) if enabled]
+        taken = [*self._store.subnets(), *self._endpoints.kernel.socket().routes()]
+        from teu.engine.networks import remotepool  # 18 ms of the daemon's start
+
+        with self._store.aside():
+            return remotepool.request(name, asked.ipam.options, chosen, families, taken, gateways)
+
+    def _release(self, ipam_driver: str, subnets: list[Subnet]) -> None:
+        """Of a network that is no more. Never fails."""
+        if (ipam_driver or "default") not in OWN_IPAM:
+            from teu.engine.networks import remotepool  # as above
+
+            with self._store.aside():
+                remotepool.release(ipam_driver, subnets)
+
     def _addressing(
-        self, asked: dict[int, list[SubnetAsked]], shape: requests.Shape, own_gateway: bool
+        self, asked: dict[int, list[SubnetAsked]], shape: requests.Shape, gateways: Collection[int]
     ) -> list[Subnet]:
-        """The record's of what was asked for; the engine chooses where a family that there is to be has none.
-        `own_gateway`: whether each subnet has a gateway, also where none is asked for."""
+        """The record's of what was asked for; the engine chooses where a family that there is to be has none."""
         result: list[Subnet] = []
         for version, enabled in ((4, shape.ipv4), (6, shape.ipv6)):
             taken = [*self._store.subnets(), *(ip_network(subnet.subnet) for subnet in result)]
             if enabled and not asked[version]:
                 routes = self._endpoints.kernel.socket().routes()
                 subnet = ipam.choose_subnet([*taken, *routes], version, self._store.sources)
-                result.append(Subnet(str(subnet), str(ipam.first_host(subnet)) if own_gateway else ""))
+                result.append(Subnet(str(subnet), str(ipam.first_host(subnet)) if version in gateways else ""))
             for one in asked[version]:
-                result.append(self._subnet(one, taken if enabled else [], own_gateway))
+                result.append(self._subnet(one, taken if enabled else [], version in gateways))
                 taken.append(ip_network(one.subnet, strict=False))
         return result
 
@@ -148,7 +254,12 @@ class Networks:
                 raise Forbidden(
                     f"error while removing network: network {network.name} id {network.id} has active endpoints"
                 )
+            record = network.record
+            if record.config_only and any(one.record.config_from == network.name for one in self._store.all()):
+                raise Forbidden(f'configuration network "{network.name}" is in use')
             # In this order nobody is left with something that no record is of, whenever the daemon dies.
+            if not network.damage and not record.config_only:
+                self._release(record.ipam_driver, record.subnets)
             self._endpoints.driver(network).delete(network)
             self._store.forget(network)
         self._event(network, "destroy")
@@ -158,6 +269,8 @@ class Networks:
         gone = []
         for network in self.all():
             if not network.is_user_defined or network in keep or self._containers.using_network(network.name):
+                continue
+            if network.record.config_only:
                 continue
             with suppress(EngineError):
                 self.remove(network)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,11 +27,14 @@ from teu.engine.networks.options import (
     ROUTER,
     is_true,
 )
+from teu.engine.networks.records import Subnet
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
     from teu.engine.networks.records import NetworkRecord
 
+OWN_IPAM = ("default", "null")
+"""IPAM drivers that are no plugins. The second one gives no addresses."""
 PREDEFINED = {"bridge": "bridge", "host": "host", "none": "null"}
 
 
@@ -44,7 +49,7 @@ class Attachment(NamedTuple):
 class Endpoint(NamedTuple):
     """A running container on a network. `number`: of our end of the pair, which may have changed its name since;
     `interface`: the name of the other one; `driver`: the network's; `address` and `address6`: of each family, None
-    where the network has none of it."""
+    where the network has none of it. `id`: EndpointID; `source` and `gateways`: see drivers' Plug."""
 
     network: str
     name: str
@@ -54,6 +59,9 @@ class Endpoint(NamedTuple):
     veth: str
     number: int
     interface: str
+    id: str = ""
+    source: str = ""
+    gateways: tuple[Address, ...] = ()
 
     @property
     def addresses(self) -> list[Address]:
@@ -83,12 +91,18 @@ class Network:
     """A network's record, and the pools of its addresses: of the families that it has, IPv4 first. One whose record is
     damaged can be listed, inspected and removed; what was on it when the daemon stopped stays there.
 
-    `defaults`: options of the default bridge, which teud.yaml says and no record."""
+    `defaults`: options of the default bridge, which teud.yaml says and no record. `aside`: see Store.aside."""
 
     def __init__(
-        self, record: NetworkRecord, damage: str = "", row: int = 0, defaults: dict[str, str] | None = None
+        self,
+        record: NetworkRecord,
+        damage: str = "",
+        row: int = 0,
+        defaults: dict[str, str] | None = None,
+        aside: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Raises ValueError where an address in the record is none."""
+        self._aside = aside
         self.record = record
         self.damage = damage
         self.row = row  # where a damaged record is in engine.db
@@ -99,8 +113,15 @@ class Network:
     def addressed(self) -> None:
         """Make the pools anew, of the record's subnets; nobody is on it. Raises ValueError."""
         enabled = {4: self.record.ipv4, 6: self.record.ipv6}
-        used = [subnet for subnet in self.record.subnets if subnet.subnet and enabled[subnet.version]]
-        self.pools = sorted((subnet.pool() for subnet in used), key=lambda pool: pool.version)
+        known = [] if self.record.config_only else self.record.subnets
+        used = [subnet for subnet in known if subnet.subnet and enabled[subnet.version]]
+        make = Subnet.pool if self.record.ipam_driver in OWN_IPAM else self._remote_pool
+        self.pools = sorted(map(make, used), key=lambda pool: pool.version)
+
+    def _remote_pool(self, subnet: Subnet) -> Pool:
+        from teu.engine.networks.remotepool import RemotePool  # 18 ms of the daemon's start
+
+        return RemotePool(self.record, subnet, self._aside)
 
     @property
     def id(self) -> str:
@@ -201,9 +222,9 @@ class Network:
         """The pool that an address is of."""
         return next((pool for pool in self.pools if address in pool.subnet), None)
 
-    def take(self, version: int, wanted: str = "") -> Address | None:
-        """An address of a family, or exactly the wanted one; None where the network has none of it. Raises BadRequest,
-        Conflict, EngineError."""
+    def take(self, version: int, wanted: str = "", mac: str = "") -> Address | None:
+        """An address of a family, or exactly the wanted one; None where the network has none of it. `mac`: of who gets
+        it. Raises BadRequest, Conflict, EngineError."""
         pools = self.of(version)
         if not pools:
             if wanted:
@@ -211,16 +232,20 @@ class Network:
             return None
         for pool in pools[:-1]:
             try:
-                return pool.take(wanted)
+                return pool.take(wanted, mac)
             except Conflict:
                 raise
             except EngineError:
                 continue
-        return pools[-1].take(wanted)
+        return pools[-1].take(wanted, mac)
+
+    def wants_mac(self) -> bool:
+        """Whether who gives its addresses wants to know to which MAC address. Raises NotFound, EngineError."""
+        return any(pool.wants_mac() for pool in self.pools)
 
     def given(self, addresses: Iterable[Address]) -> bool:
         """Whether somebody has one of them."""
-        return any(pool.has(address) for address in addresses for pool in self.pools)
+        return any(pool.given(address) for address in addresses for pool in self.pools)
 
     def mark(self, addresses: Iterable[Address]) -> None:
         """Somebody has them already."""
@@ -239,7 +264,7 @@ class Network:
             raise Conflict(f"network {self.name} can only be inspected and removed: {self.damage}")
 
     def must_have_addresses(self) -> None:
-        if not self.pools:
+        if not self.pools and self.record.ipam_driver != "null":  # else its driver gives them
             raise BadRequest(f"network {self.name} has no addresses: its driver is {self.driver}")
 
     def bridge(self) -> firewall.Bridge:
@@ -264,6 +289,11 @@ def automatic_mac(addresses: Iterable[Address]) -> str:
     """Of the first of a container's addresses, and of the end of an IPv6 one."""
     address = next(iter(addresses))
     return "02:42:" + address.packed[-4:].hex(":")
+
+
+def random_mac() -> str:
+    """One that is nobody's."""
+    return "02:42:" + os.urandom(4).hex(":")
 
 
 def link_local(mac: str) -> IPv6Address:

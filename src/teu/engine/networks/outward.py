@@ -77,14 +77,27 @@ class Outward:
             for place in places or ():
                 used.setdefault((*parse_port(port), place.address), []).append(int(place.port or 0))
         self.unpublish(container, active)
+        for endpoint in {*before} - {*after, None} & {*active.endpoints}:
+            assert endpoint is not None
+            self._drivers[endpoint.driver].leads(self.network(endpoint), endpoint, False)
         active.outward, active.outward6 = after
         container.network_settings.outward = after[0].name if after[0] else ""
         container.network_settings.outward6 = after[1].name if after[1] else ""
         for endpoint, version in ((after[0], 4), (after[1], 6)):
             if endpoint is not None:
                 self._route(endpoint, version, inner)
+        for endpoint in {*after} - {*before, None}:
+            assert endpoint is not None
+            self._drivers[endpoint.driver].leads(self.network(endpoint), endpoint, True)
         if any(after):
             self._publish(container, active, used, strict)
+
+    def lose(self, active: Active, endpoint: Endpoint) -> None:
+        """An endpoint is about to leave. Never fails."""
+        if endpoint in (active.outward, active.outward6):
+            network = self._store.by_id(endpoint.network)
+            if network is not None and not network.damage:
+                self._drivers[endpoint.driver].leads(network, endpoint, False)
 
     def _best(self, container: Container, active: Active, version: int) -> Endpoint | None:
         """The endpoint by which a family goes out."""
@@ -232,6 +245,8 @@ class Outward:
 
     def withdraw(self, active: Active) -> None:
         """Of a container that has ended. Never fails."""
+        for endpoint in active.endpoints:
+            self.lose(active, endpoint)
         for endpoint, some in self._by_endpoint(active, active.published):
             self._drivers[endpoint.driver].withdraw(some)
         self._release(active.published)

@@ -2,9 +2,9 @@
 """The record of a network: how it is read from engine.db, where it has the API's form without the containers, and
 written there.
 
-Three members are not the API's: AutomaticSubnet and AutomaticSubnet6 (nobody chose its subnet of that family), and
-OwnBridge (we made the bridge of that name, or the interface that a macvlan or ipvlan is on). Members that this teud
-does not know are kept for the one that wrote them.
+Four members are not the API's: AutomaticSubnet and AutomaticSubnet6 (nobody chose its subnet of that family),
+OwnBridge (we made the bridge of that name, or the interface that a macvlan or ipvlan is on), and IPAM.Config.PoolID (by
+which a plugin knows the subnet). Members that this teud does not know are kept for the one that wrote them.
 IPAM.Config has the subnets of both families; those of one that is not enabled are kept, and not used.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from ipaddress import ip_address, ip_network
 from types import MappingProxyType
@@ -23,7 +23,6 @@ from teu.engine.core.records import (
     TEXT_MAP,
     Faults,
     Members,
-    anything,
     column,
     flag,
     items,
@@ -42,12 +41,13 @@ if TYPE_CHECKING:
 
 class Subnet(NamedTuple):
     """One IPAM.Config. `range`: where addresses are taken from, "" for all of it; `others`: of somebody else, by
-    names."""
+    names; `pool_id`: a plugin's name for it."""
 
     subnet: str
     gateway: str
     range: str = ""
     others: Mapping[str, str] = MappingProxyType({})
+    pool_id: str = ""
 
     @property
     def version(self) -> int:
@@ -64,6 +64,7 @@ class Subnet(NamedTuple):
         )
 
     def encode(self) -> dict[str, Json]:
+        """As the API has it."""
         result: dict[str, Json] = {"Subnet": self.subnet}
         if self.gateway:
             result["Gateway"] = self.gateway
@@ -72,6 +73,10 @@ class Subnet(NamedTuple):
         if self.others:
             result["AuxiliaryAddresses"] = dict(self.others)
         return result
+
+    def encode_whole(self) -> dict[str, Json]:
+        """As it is saved."""
+        return {**self.encode(), "PoolID": self.pool_id} if self.pool_id else self.encode()
 
 
 class NetworkRecord:
@@ -101,6 +106,10 @@ class NetworkRecord:
         self.ipv4 = True
         self.ipv6 = False
         self.ipam_driver = "default"
+        self.address_space = "LocalDefault"  # as the driver of a new network is told it; not saved
+        self.scope = "local"
+        self.config_only = False
+        self.config_from = ""
         self.internal = False
         self.attachable = False
         self.automatic_subnet = False
@@ -110,7 +119,7 @@ class NetworkRecord:
 
     def encode(self) -> dict[str, Json]:
         """As it is saved."""
-        result = self.shown()
+        result = self.shown(Subnet.encode_whole)
         if self.ipv4:  # as older ones know it
             del result["EnableIPv4"]
         if self.automatic_subnet:
@@ -121,26 +130,26 @@ class NetworkRecord:
             result["OwnBridge"] = True
         return result
 
-    def shown(self) -> dict[str, Json]:
+    def shown(self, encode: Callable[[Subnet], dict[str, Json]] = Subnet.encode) -> dict[str, Json]:
         """The API's form, without the containers."""
         return {
             "Name": self.name,
             "Id": self.id,
             "Created": self.created,
-            "Scope": "local",
+            "Scope": self.scope,
             "Driver": self.driver,
             "EnableIPv4": self.ipv4,
             "EnableIPv6": self.ipv6,
             "IPAM": {
                 "Driver": self.ipam_driver,
                 "Options": self.ipam_options,
-                "Config": [subnet.encode() for subnet in self.subnets],
+                "Config": [encode(subnet) for subnet in self.subnets],
             },
             "Internal": self.internal,
             "Attachable": self.attachable,
             "Ingress": False,
-            "ConfigFrom": {"Network": ""},
-            "ConfigOnly": False,
+            "ConfigFrom": {"Network": self.config_from},
+            "ConfigOnly": self.config_only,
             "Options": self.options,
             "Labels": self.labels,
             **self.other,
@@ -151,6 +160,7 @@ class NetworkRecord:
 
 _TEXT, _ID, _NAME = text(), text("", IDENTITY), text("", re.compile(r"."))
 _OPTIONAL_TEXT_MAP = maybe(TEXT_MAP)
+_NO_TEXTS: dict[str, str] = {}
 
 
 def network(id: object, name: object, data: str | bytes | None) -> tuple[NetworkRecord, Faults]:
@@ -178,9 +188,7 @@ def network(id: object, name: object, data: str | bytes | None) -> tuple[Network
 
 def _network(value: object, where: str, faults: Faults) -> NetworkRecord:
     given = Members(value, where, faults)
-    given.check(flag, "Ingress", "ConfigOnly")  # of kinds of networks that are not made here
-    given.check(_TEXT, "Scope")
-    given.check(mapping(anything), "ConfigFrom")
+    given.check(flag, "Ingress")  # of a kind of networks that is not made here
     ipam_driver, options, subnets = given.needed("IPAM", _ipam)
     record = NetworkRecord(
         given.needed("Name", _NAME),
@@ -195,6 +203,9 @@ def _network(value: object, where: str, faults: Faults) -> NetworkRecord:
     record.ipv4 = given.take("EnableIPv4", flag, True)
     record.ipv6 = given.take("EnableIPv6", flag, False)
     record.ipam_driver = ipam_driver or "default"
+    record.scope = given.take("Scope", _TEXT, "local")
+    record.config_only = given.take("ConfigOnly", flag, False)
+    record.config_from = given.take("ConfigFrom", mapping(_TEXT), _NO_TEXTS).get("Network", "")
     record.internal = given.take("Internal", _closed, False)
     record.attachable = given.take("Attachable", flag, False)
     record.automatic_subnet = given.take("AutomaticSubnet", flag, False)
@@ -225,4 +236,5 @@ def _subnet(value: object, where: str, faults: Faults) -> Subnet:
         given.take("Gateway", _TEXT, ""),
         given.take("IPRange", _TEXT, ""),
         given.take("AuxiliaryAddresses", maybe(TEXT_MAP, {}), {}),
+        given.take("PoolID", _TEXT, ""),
     )

@@ -10,12 +10,12 @@ list.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from typing import NamedTuple
 
 from teu.engine.containers.hostconfig import link
-from teu.engine.core.errors import BadRequest, Forbidden, NotFound
+from teu.engine.core.errors import BadRequest, Forbidden
 from teu.engine.core.fields import EndpointAddresses, EndpointAsked, NetworkAsked, Networking, SubnetAsked
 from teu.engine.networks.ipam import Range
 from teu.engine.networks.options import INTERFACE, NO_INTERFACES, OPTION_ENABLED, OPTION_INTERNAL, is_true
@@ -43,29 +43,47 @@ def check_name(name: str) -> None:
         raise BadRequest(f"invalid name: {name!r}: it has control characters")
 
 
-def check_network(asked: NetworkAsked, drivers: Collection[str]) -> None:
-    """All of POST /networks/create but its addresses and its driver's options. `drivers`: those that there are."""
+_NO_SWARM = (
+    "there is no swarm here, nor will be: for networks of several machines run Kubernetes, whose pods teu-containerd"
+    " runs (cri in teu-containerd.yaml) and whose CNI plugins join them"
+)
+
+
+def check_network(asked: NetworkAsked) -> None:
+    """All of POST /networks/create but its addresses and its driver's options. Raises BadRequest, Forbidden."""
     driver = asked.driver or DEFAULT_DRIVER
+    if driver == "overlay":
+        raise Forbidden(f"This node is not a swarm manager: {_NO_SWARM}")
+    if asked.config_only and (asked.ingress or asked.internal or asked.attachable or asked.scope):
+        raise Forbidden(
+            "configuration network can only contain network specific fields. Network operator fields like"
+            " [ ingress | internal | attachable | scope ] are not supported."
+        )
+    if asked.config_from.network:
+        _check_configured(asked)
+    if asked.config_only:
+        return
     if driver in ("host", "null"):
         raise Forbidden(f'only one instance of "{driver}" network is allowed')
     if asked.ingress:
-        raise Forbidden("Ingress network can only be global scope network: there is no swarm here")
-    if asked.scope == "swarm" or driver == "overlay":
-        raise Forbidden("cannot create a swarm scoped network when swarm is not active: this engine has no swarm mode")
-    if asked.scope not in ("", "local"):
+        raise Forbidden(f"Ingress network can only be global scope network: {_NO_SWARM}")
+    if asked.scope == "swarm":
+        raise Forbidden(f"cannot create a swarm scoped network when swarm is not active: {_NO_SWARM}")
+    if asked.scope not in ("", "local", "global"):
         raise BadRequest(f"Scope: {asked.scope!r} is not local; networks are of this host")
-    if driver not in drivers:
-        raise NotFound(f'plugin "{driver}" not found')
-    if asked.config_from.network:
-        raise NotFound(f'configuration network "{asked.config_from.network}" does not exist')
+
+
+def _check_configured(asked: NetworkAsked) -> None:
+    """Of a network that another one is the configuration of. Raises Forbidden."""
     if asked.config_only:
-        raise BadRequest(
-            "ConfigOnly: configuration-only networks are not supported; give each network its configuration"
+        raise Forbidden("a configuration network cannot depend on another configuration network")
+    ipam = asked.ipam
+    if ipam.driver not in ("", "default") or ipam.options or ipam.subnets or asked.labels or asked.ipv6:
+        raise Forbidden(
+            "user specified configurations are not supported if the network depends on a configuration network"
         )
-    if asked.ipam.driver == "null":
-        raise BadRequest("ipv4 pool is empty: a bridge network needs addresses, IPAM driver null has none")
-    if asked.ipam.driver not in ("", "default"):
-        raise NotFound(f'plugin "{asked.ipam.driver}" not found: addresses are given by the IPAM driver default here')
+    if asked.options:
+        raise Forbidden("network driver options are not supported if the network depends on a configuration network")
 
 
 class Shape(NamedTuple):
@@ -178,22 +196,27 @@ def endpoint_sysctls(options: dict[str, str]) -> list[tuple[str, str]]:
     return result
 
 
-def _check_driver_options(options: dict[str, str]) -> None:
+def _check_driver_options(options: dict[str, str], own_driver: bool) -> None:
     for option, value in options.items():
         if option == OPTION_SYSCTLS:
             continue  # its faults are told among the others
         if option == OPTION_INTERFACE:
             if not INTERFACE.match(value) or value in NO_INTERFACES:
                 raise BadRequest(f"{option}: {value!r} is no name for an interface")
-        else:
+        elif own_driver:
             raise BadRequest(
                 f"driver option {option} is not supported; endpoints know {OPTION_SYSCTLS} and {OPTION_INTERFACE}"
             )
 
 
-def check_endpoint(asked: EndpointAsked, user_defined: bool, subnets: Mapping[int, Sequence[Range]] | None) -> None:
+def check_endpoint(
+    asked: EndpointAsked,
+    user_defined: bool,
+    subnets: Mapping[int, Sequence[Range]] | None,
+    own_driver: bool = True,
+) -> None:
     """What a container asks for on a network. `subnets`: those that a user chose, by family; None where they are not
-    known. Raises BadRequest."""
+    known. `own_driver`: it is no plugin, which may know any option. Raises BadRequest."""
     reasons = _address_faults(asked.addresses or EndpointAddresses(), user_defined, subnets)
     if asked.aliases and not user_defined:
         reasons.append("network-scoped alias is supported only for containers in user defined networks")
@@ -206,7 +229,7 @@ def check_endpoint(asked: EndpointAsked, user_defined: bool, subnets: Mapping[in
         raise BadRequest(f"invalid endpoint settings:\n{text}")
     if asked.mac:
         mac_address(asked.mac)
-    _check_driver_options(asked.driver_opts)
+    _check_driver_options(asked.driver_opts, own_driver)
     for text in asked.links:
         link(text)
     if asked.links and not user_defined:

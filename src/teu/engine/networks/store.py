@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -31,16 +32,29 @@ log = logging.getLogger("teu.engine")
 class Store:
     """`lock` is of all that networks are: records, addresses, attachments, rules. Who changes several holds it."""
 
-    def __init__(self, database: Database, drivers: Collection[str], defaults: Defaults | None = None) -> None:
-        """`drivers`: the names of those that there are; of another one a record is damaged. `defaults`: what teud.yaml
-        says."""
+    def __init__(self, database: Database, defaults: Defaults | None = None) -> None:
+        """`defaults`: what teud.yaml says."""
         self.lock = threading.RLock()
         self._database = database
-        self._drivers = drivers
         self.defaults = defaults or Defaults()
         self.sources: list[Source] = []
         """Where subnets are taken from that nobody chose; known from the start on."""
         self._networks: dict[str, Network] = {}
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """While something is asked that may take long, or may ask us: this thread does not have the lock, however many
+        times it has taken it. What it knows of others' networks and containers is old afterwards."""
+        count = 0
+        with suppress(RuntimeError):
+            while True:
+                self.lock.release()
+                count += 1
+        try:
+            yield
+        finally:
+            for _ in range(count):
+                self.lock.acquire()
 
     def start(self, held: Callable[[Network], bool] = lambda network: False) -> None:
         """Read all records, and make the networks that are always there. `held`: whether containers may be on one
@@ -59,7 +73,7 @@ class Store:
                 self.forget(known)
                 record = NetworkRecord(name, driver, record.subnets, record.ipam_options, identity=record.id)
             own = self.defaults.bridge_options if name == "bridge" else None
-            network = Network(record, defaults=own)
+            network = Network(record, defaults=own, aside=self.aside)
             if known is None or known.damage or record.encode() != before:
                 self.save(network)
             self._networks[network.id] = network
@@ -90,11 +104,9 @@ class Store:
         ):
             record, faults = records.network(row["id"], row["name"], row["data"])
             damage = ""
-            if not faults and record.driver not in self._drivers:
-                faults = [f"Driver: there is no network driver {record.driver}"]
             if not faults:
                 try:
-                    probe = Network(record)
+                    probe = Network(record, aside=self.aside)
                     ip_address(probe.binding or "0.0.0.0")
                     int(probe.mtu)
                 except (EngineError, ValueError) as error:
@@ -103,10 +115,10 @@ class Store:
                 damage = f"its record in {self._database.path} is damaged: {'; '.join(faults[:5])}"
                 log.error("network %s (%s): %s", record.id[:12], record.name, damage)
             try:
-                network = Network(record, damage, row["rowid"])
+                network = Network(record, damage, row["rowid"], aside=self.aside)
             except ValueError:
                 record.subnets = []
-                network = Network(record, damage, row["rowid"])
+                network = Network(record, damage, row["rowid"], aside=self.aside)
             found.append(network)
         return sorted(found, key=lambda network: bool(network.damage))
 

@@ -12,6 +12,7 @@ from teu.engine.containers.network_settings import Addresses, EndpointSettings
 from teu.engine.core.errors import BadRequest, NotFound
 from teu.engine.core.fields import EndpointAsked
 from teu.engine.networks import requests
+from teu.engine.networks.drivers.registry import NAMES
 from teu.engine.networks.model import Network, network_mode
 from teu.engine.networks.ports import bindings, check_sources, parse_port
 
@@ -136,7 +137,7 @@ def asked_endpoint(network: Network | None, asked: EndpointAsked) -> EndpointSet
     user_defined = network is None or network.is_user_defined
     # Of a network that does not exist yet it is not known which addresses it will have.
     subnets = {version: network.chosen_subnets(version) for version in (4, 6)} if network else None
-    requests.check_endpoint(asked, user_defined, subnets)
+    requests.check_endpoint(asked, user_defined, subnets, network is None or network.driver in NAMES)
     wanted = asked.addresses
     return EndpointSettings(
         network.id if network else "",

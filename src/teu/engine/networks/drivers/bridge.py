@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import BadRequest, EngineError, Forbidden
 from teu.engine.networks import firewall, hostfirewall, ipam
-from teu.engine.networks.drivers.driver import Context, Plug
+from teu.engine.networks.drivers.driver import Context, Plug, Wish
 from teu.engine.networks.ipam import Address
 from teu.engine.networks.model import Endpoint, Network
 from teu.engine.networks.options import OPTION_BRIDGE, check_bridge
@@ -217,7 +217,7 @@ class Bridge:
         for version in families:
             self._forwarding.turn_on(version)
 
-    def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, mac: str, inner: Socket) -> Plug:
+    def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, wish: Wish, inner: Socket) -> Plug:
         from teu.linux import netlink
 
         if self._makes_rules and not self._table:
@@ -228,7 +228,7 @@ class Bridge:
             if self._host.kind and network.interface in self._interfaces():
                 self._host.look(self._interfaces())
         # Before the other end is up: who may not reach its neighbours never could.
-        link = [netlink.new_veth(endpoint.veth, on, endpoint.interface, namespace, mac, network.mtu)]
+        link = [netlink.new_veth(endpoint.veth, on, endpoint.interface, namespace, wish.mac, network.mtu)]
         if not network.talk:
             link.append(netlink.isolated(endpoint.veth))
         try:
@@ -247,6 +247,8 @@ class Bridge:
     def router(self, network: Network, endpoint: Endpoint, version: int) -> Address | None:
         address = endpoint.of(version)
         return network.router(address) if address else None
+
+    def leads(self, network: Network, endpoint: Endpoint, way_out: bool) -> None: ...
 
     def publish(self, endpoint: Endpoint, entries: list[firewall.Published]) -> None:
         from teu.linux import netlink

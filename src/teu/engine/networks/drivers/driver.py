@@ -9,6 +9,9 @@ the networks' lock. tests/drivers/networks.py has the checks for every driver.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from ipaddress import IPv4Interface, IPv6Interface
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from teu.engine.networks.hostfirewall import HostFirewall
@@ -19,7 +22,8 @@ from teu.engine.networks.store import Store
 
 if TYPE_CHECKING:
     from teu.engine.networks.firewall import Opening, Published
-    from teu.engine.networks.ipam import Address
+    from teu.engine.networks.ipam import Address, Range
+    from teu.engine.networks.ports import Binding
     from teu.linux.netlink import Link, Socket
 
 
@@ -39,17 +43,49 @@ class Context(NamedTuple):
     """How published ports stand to the host's own firewall."""
 
 
+class Wish(NamedTuple):
+    """What a container asks for on a network."""
+
+    mac: str
+    """The MAC address of its interface."""
+    own_mac: bool = False
+    """Whether it was asked for; else it is what we give."""
+    options: Mapping[str, str] = MappingProxyType({})
+    """Its DriverOpts."""
+    exposed: tuple[tuple[int, str], ...] = ()
+    """Ports that it exposes, and their protocols."""
+    bindings: tuple[Binding, ...] = ()
+    """Ports that are to be published."""
+
+
+class Route(NamedTuple):
+    """What is by a router, or where there is none behind the interface itself."""
+
+    destination: Range
+    router: Address | None
+
+
 class Plug(NamedTuple):
     """An interface of a container."""
 
     inside: int
-    """Its number in the container's namespace."""
+    """Its number in the container's namespace; 0 where there is none that we know of."""
     outside: int
     """That of our end; 0 where there is none."""
     mac: str | None = None
     """Its MAC address where that is not the one that was asked for; "" where it has none of its own."""
     advertised: bool = False
     """Whether it is for the routers of the network outside to say what is where (IPv6 router advertisements)."""
+    name: str = ""
+    """Its name where that is not the endpoint's."""
+    source: str = ""
+    """The name of the host's interface that it was."""
+    addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
+    """Those that the driver gives where the network has none of the family."""
+    gateways: tuple[Address, ...] = ()
+    """Those that the driver names, of each family one."""
+    routes: tuple[Route, ...] = ()
+    """What there is behind the interface besides, once it is up."""
 
 
 class Driver(Protocol):
@@ -90,7 +126,7 @@ class Driver(Protocol):
         """Before an endpoint is made: what the network is in the kernel is there, and it has its addresses. The number
         of the interface that its endpoints are on. Raises EngineError, OSError."""
 
-    def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, mac: str, inner: Socket) -> Plug:
+    def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, wish: Wish, inner: Socket) -> Plug:
         """Make the endpoint's interface, without addresses and not up, in the namespace, which is the descriptor and of
         which `inner` is a socket; `on` is what `up` told. The endpoint is among the active ones already: where this
         fails, `detach` undoes what there is of it."""
@@ -105,6 +141,10 @@ class Driver(Protocol):
     def router(self, network: Network, endpoint: Endpoint, version: int) -> Address | None:
         """By whom an endpoint that has an address of the family goes out; None where that is by nobody. The unspecified
         address of the family: by the interface itself, whatever is far."""
+
+    def leads(self, network: Network, endpoint: Endpoint, way_out: bool) -> None:
+        """An endpoint has got its container's way out, or loses it. Raises EngineError where it has got it, else it
+        never fails."""
 
     def publish(self, endpoint: Endpoint, entries: list[Published]) -> None:
         """Let the host's ports, which are reserved, lead there. Raises EngineError."""

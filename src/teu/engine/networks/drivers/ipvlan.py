@@ -19,9 +19,8 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import EngineError
-from teu.engine.networks.drivers.driver import Plug
+from teu.engine.networks.drivers.driver import Plug, Wish
 from teu.engine.networks.drivers.parents import OPTION_PARENT, OnParent
-from teu.engine.networks.model import automatic_mac
 from teu.linux import netlink
 
 if TYPE_CHECKING:
@@ -49,8 +48,8 @@ class Ipvlan(OnParent):
         for other in self.beside(parent) if parent else ():
             raise EngineError(f"network {self.dummy}{other.id[:12]} is already using parent interface {parent}")
 
-    def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, mac: str, inner: Socket) -> Plug:
-        if mac != automatic_mac(endpoint.addresses):
+    def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, wish: Wish, inner: Socket) -> Plug:
+        if wish.own_mac:
             raise EngineError("ipvlan interfaces do not support custom mac address assignment")
         mode, flags = _MODES[self.choice(network, OPTION_MODE)], _FLAGS[self.choice(network, OPTION_FLAG)]
         message = netlink.new_ipvlan(endpoint.interface, on, namespace, mode, flags, network.mtu)

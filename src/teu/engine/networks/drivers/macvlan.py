@@ -13,9 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import EngineError
-from teu.engine.networks.drivers.driver import Plug
+from teu.engine.networks.drivers.driver import Plug, Wish
 from teu.engine.networks.drivers.parents import OPTION_PARENT, OnParent
-from teu.engine.networks.model import automatic_mac
 from teu.linux import netlink
 
 if TYPE_CHECKING:
@@ -47,15 +46,15 @@ class Macvlan(OnParent):
                     f"macvlan network {other.id} is already using parent interface {parent} in mode passthru"
                 )
 
-    def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, mac: str, inner: Socket) -> Plug:
+    def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, wish: Wish, inner: Socket) -> Plug:
         mode = self.choice(network, OPTION_MODE)
         # The kernel gives a macvlan in this mode the MAC address of its parent, and would give the parent another one.
-        alone = mode == "passthru" and mac == automatic_mac(endpoint.addresses)
+        alone = mode == "passthru" and not wish.own_mac
         message = netlink.new_macvlan(
-            endpoint.interface, on, namespace, _NUMBERS[mode], "" if alone else mac, network.mtu
+            endpoint.interface, on, namespace, _NUMBERS[mode], "" if alone else wish.mac, network.mtu
         )
         plug = self.plug(network, endpoint, message, inner)
-        if plug.mac != mac and not alone:
-            inner.send([netlink.set_mac(plug.inside, mac)])
-            return plug._replace(mac=mac)
+        if plug.mac != wish.mac and not alone:
+            inner.send([netlink.set_mac(plug.inside, wish.mac)])
+            return plug._replace(mac=wish.mac)
         return plug

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import Forbidden
-from teu.engine.networks.drivers.driver import Context, Plug
+from teu.engine.networks.drivers.driver import Context, Plug, Wish
 
 if TYPE_CHECKING:
     from teu.engine.networks.firewall import Opening, Published
@@ -41,7 +41,7 @@ class Null:
     def up(self, network: Network) -> int:
         raise Forbidden(f"network {network.name} has no endpoints")
 
-    def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, mac: str, inner: Socket) -> Plug:
+    def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, wish: Wish, inner: Socket) -> Plug:
         raise Forbidden(f"network {network.name} has no endpoints")
 
     def detach(self, network: Network | None, endpoint: Endpoint, namespace: int) -> None: ...
@@ -50,6 +50,8 @@ class Null:
         return False
 
     def router(self, network: Network, endpoint: Endpoint, version: int) -> Address | None: ...
+
+    def leads(self, network: Network, endpoint: Endpoint, way_out: bool) -> None: ...
 
     def publish(self, endpoint: Endpoint, entries: list[Published]) -> None:
         raise Forbidden(f"ports cannot be published on network {endpoint.name}")

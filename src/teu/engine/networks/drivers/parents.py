@@ -200,6 +200,8 @@ class OnParent:
         """Whether its containers can reach other machines: it has a parent, and is not internal."""
         return bool(network.options.get(OPTION_PARENT)) and not network.internal
 
+    def leads(self, network: Network, endpoint: Endpoint, way_out: bool) -> None: ...
+
     # -- ports and links are of the default bridge ---------------------------------------------
 
     def publish(self, endpoint: Endpoint, entries: list[Published]) -> None:

@@ -5,11 +5,15 @@ with its first network."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from teu.engine.networks.drivers.bridge import Bridge
 from teu.engine.networks.drivers.driver import Context, Driver
 from teu.engine.networks.drivers.host import Host
 from teu.engine.networks.drivers.null import Null
+
+if TYPE_CHECKING:
+    from teu.engine.networks.drivers.remote import Remote
 
 EARLY: dict[str, type[Driver]] = {"bridge": Bridge, "host": Host, "null": Null}
 NAMES = ("bridge", "host", "ipvlan", "macvlan", "null")
@@ -29,11 +33,12 @@ def load(name: str) -> type[Driver]:
 
 
 class Drivers(Mapping[str, Driver]):
-    """Each driver once, made when it is asked for first."""
+    """Each driver once, made when it is asked for first. As a mapping it has ours, and gives plugins' as well."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._made = {name: make(context) for name, make in EARLY.items()}
+        self._plugins: dict[str, Remote] = {}
 
     def start(self) -> None:
         """At the start of the daemon."""
@@ -41,13 +46,29 @@ class Drivers(Mapping[str, Driver]):
             driver.start()
 
     def __getitem__(self, name: str) -> Driver:
+        """The driver of any name: of one that is not of NAMES a plugin's, whether there is one or not."""
+        if name not in NAMES:
+            found = self.plugin(name)
+            assert found is not None
+            return found
         if name not in self._made:
             driver = load(name)(self._context)
             driver.start()
             self._made[name] = driver
         return self._made[name]
 
+    def plugin(self, name: str) -> Remote | None:
+        """The driver of that name where it is not one of ours."""
+        if name in NAMES:
+            return None
+        if name not in self._plugins:
+            from teu.engine.networks.drivers.remote import Remote  # 18 ms of the daemon's start
+
+            self._plugins[name] = Remote(self._context, name)
+        return self._plugins[name]
+
     def __contains__(self, name: object) -> bool:
+        """Whether it is one of ours."""
         return name in NAMES
 
     def __iter__(self) -> Iterator[str]:
