@@ -351,6 +351,26 @@ def test_a_plugin_may_ask_us(engine: Engine, plugin: Plugin, tmp_path: Path) -> 
 
 
 @root
+def test_nobody_gets_on_what_is_being_removed(engine: Engine, plugin: Plugin, tmp_path: Path) -> None:
+    network = made(engine)
+    one = container(engine, tmp_path, 1, "lan")
+    met: list[str] = []
+
+    def meanwhile(_: Any) -> None:
+        for what in (lambda: start(engine, one), lambda: engine.networks.remove(engine.networks.get("lan"))):
+            with pytest.raises(Conflict, match="network lan is being made or removed"):
+                what()
+            met.append("refused")
+
+    plugin.answers["NetworkDriver.DeleteNetwork"] = meanwhile
+    engine.networks.remove(network)
+    plugin.answers["NetworkDriver.CreateNetwork"] = meanwhile
+    network = made(engine)
+    assert met == ["refused"] * 4
+    start(engine, one)
+
+
+@root
 def test_a_global_driver(engine: Engine, plugin: Plugin) -> None:
     plugin.answers["NetworkDriver.GetCapabilities"] = {"Scope": "global", "GwAllocChecker": True}
     plugin.answers["NetworkDriver.GwAllocCheck"] = {"SkipIPv4": True}

@@ -132,6 +132,7 @@ class Networks:
 
     def _make(self, network: Network, driver: Driver) -> None:
         """Save it, and let its driver make what it is from its beginning on."""
+        network.changing = True
         self._store.save(network)
         try:
             driver.create(network)
@@ -140,6 +141,8 @@ class Networks:
             if isinstance(error, OSError):
                 raise EngineError(f"network {network.name} cannot be made: {error}") from error
             raise
+        finally:
+            network.changing = False
 
     def _scope(self, plugin: Remote, asked: NetworkAsked) -> str:
         """That of a plugin's networks. Raises NotFound, Forbidden, EngineError."""
@@ -257,11 +260,18 @@ class Networks:
             record = network.record
             if record.config_only and any(one.record.config_from == network.name for one in self._store.all()):
                 raise Forbidden(f'configuration network "{network.name}" is in use')
-            # In this order nobody is left with something that no record is of, whenever the daemon dies.
-            if not network.damage and not record.config_only:
-                self._release(record.ipam_driver, record.subnets)
-            self._endpoints.driver(network).delete(network)
-            self._store.forget(network)
+            network.must_be_settled()
+            if self._store.by_id(network.id) is not network:  # somebody else was quicker
+                raise NotFound(f"network {network.name} not found")
+            network.changing = True
+            try:
+                # In this order nobody is left with something that no record is of, whenever the daemon dies.
+                if not network.damage and not record.config_only:
+                    self._release(record.ipam_driver, record.subnets)
+                self._endpoints.driver(network).delete(network)
+                self._store.forget(network)
+            finally:
+                network.changing = False
         self._event(network, "destroy")
 
     def prune(self, keep: list[Network]) -> list[str]:

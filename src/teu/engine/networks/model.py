@@ -103,6 +103,8 @@ class Network:
     ) -> None:
         """Raises ValueError where an address in the record is none."""
         self._aside = aside
+        self.changing = False
+        """A plugin makes or removes it just now: nobody gets on it, and nobody else removes it."""
         self.record = record
         self.damage = damage
         self.row = row  # where a damaged record is in engine.db
@@ -262,6 +264,11 @@ class Network:
     def must_be_whole(self) -> None:
         if self.damage:
             raise Conflict(f"network {self.name} can only be inspected and removed: {self.damage}")
+        self.must_be_settled()
+
+    def must_be_settled(self) -> None:
+        if self.changing:
+            raise Conflict(f"network {self.name} is being made or removed")
 
     def must_have_addresses(self) -> None:
         if not self.pools and self.record.ipam_driver != "null":  # else its driver gives them
