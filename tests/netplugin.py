@@ -28,6 +28,11 @@ def ip(*argv: str) -> None:
     subprocess.run(["ip", *argv], check=True, capture_output=True, text=True)
 
 
+def mac_of(endpoint: str) -> str:
+    """The one that the plugin gives an endpoint."""
+    return f"02:70:{endpoint[:2]}:{endpoint[2:4]}:{endpoint[4:6]}:{endpoint[6:8]}"
+
+
 class Plugin:
     """`asked` is what came: (method, body), in the order of the answers. An entry of `answers`, a value or a function
     of the request's body, replaces the plugin's own answer to a method; (status, text) is an HTTP error."""
@@ -140,7 +145,7 @@ class Plugin:
     def networkdriver_createendpoint(self, asked: Any) -> Answer:
         self.endpoints[asked["EndpointID"]] = asked["NetworkID"]
         interface = asked["Interface"] or {}
-        return {"Interface": {} if interface.get("MacAddress") else {"MacAddress": "02:70:6c:75:67:01"}}
+        return {"Interface": {} if interface.get("MacAddress") else {"MacAddress": mac_of(asked["EndpointID"])}}
 
     def networkdriver_endpointoperinfo(self, _: Any) -> Answer:
         return {"Value": {}}
@@ -149,6 +154,7 @@ class Plugin:
         mark = asked["EndpointID"][:8]
         if not self.bridge:
             self.bridge = True
+            subprocess.run(["ip", "link", "del", BRIDGE], check=False, capture_output=True)
             ip("link", "add", BRIDGE, "type", "bridge")
             ip("link", "set", BRIDGE, "up")
         ip("link", "add", f"plug{mark}", "type", "veth", "peer", "name", f"pout{mark}")

@@ -19,7 +19,7 @@ import images
 import peers
 import pytest
 import whole
-from netplugin import Plugin
+from netplugin import Plugin, mac_of
 from whole import call, eventually, out, teu
 
 
@@ -28,6 +28,7 @@ def card() -> Iterator[None]:
     """A network card up0 with a cable, whose other end is up1."""
     images.need_busybox()
     whole.remove_everything()
+    call("ip", "link", "del", "up0", check=False)
     call("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
     for name in ("up0", "up1"):
         call("ip", "link", "set", name, "up")
@@ -244,7 +245,6 @@ def both(sides: tuple[Side, Side], body: dict[str, Any]) -> list[tuple[int, str]
             "Options": {"parent": "up0"},
             "IPAM": {"Config": [{"Subnet": "192.0.2.0/25"}, {"Subnet": "192.0.2.128/25"}]},
         },
-        {"Driver": "macvlan", "Options": {"parent": "up0"}, "IPAM": {"Driver": "null"}},
         {"Driver": "ipvlan", "Options": {"ipvlan_mode": "l9", "parent": "up0"}},
         {"Driver": "ipvlan", "Options": {"ipvlan_flag": "x", "parent": "up0"}},
         {"Driver": "ipvlan", "Options": {"parent": "lo"}},
@@ -268,20 +268,16 @@ def test_words_are_dockers(sides: tuple[Side, Side], body: dict[str, Any]) -> No
 
 @pytest.mark.needs("fast", "docker", "trixie")
 def test_who_has_a_parent_already(sides: tuple[Side, Side]) -> None:
-    """The networks of both are on it: a macvlan's parent may have those of several engines."""
     found = []
     for side in sides:
         body = {"Name": "first", "Driver": "macvlan", "Options": {"parent": "up0"}}
         side.good("POST", "/networks/create", body)
-        more = {**body, "Name": "probe", "Options": {"parent": "up0", "macvlan_mode": "passthru"}}
-        status, answer = side.ask("POST", "/networks/create", more)
-        found.append((status, re.sub(r"[0-9a-f]{64}", "ID", answer["message"])))
         side.good("POST", "/networks/create", {**body, "Name": "second", "Driver": "ipvlan"})
         status, answer = side.ask("POST", "/networks/create", {**body, "Name": "probe", "Driver": "ipvlan"})
         found.append((status, re.sub(r"[0-9a-f]{12}", "ID", answer["message"])))
         for name in ("first", "second"):
             side.good("DELETE", f"/networks/{name}")
-    assert found[:2] == found[2:]
+    assert found[0] == found[1]
 
 
 def shape(asked: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
@@ -298,7 +294,8 @@ def shape(asked: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
             return names.setdefault(value, f"ID{len(names)}")
         return value
 
-    return [(method, plain(body)) for method, body in asked]
+    # docker asks for what it shows of published ports, again and again: bridges alone have those here.
+    return [(method, plain(body)) for method, body in asked if method != "NetworkDriver.EndpointOperInfo"]
 
 
 def talk(side: Side) -> dict[str, Any]:
@@ -329,7 +326,8 @@ def talk(side: Side) -> dict[str, Any]:
         step("run")
         settings = side.good("GET", "/containers/plugged/json")["NetworkSettings"]
         one = settings["Networks"]["plug"]
-        result["endpoint"] = {key: one[key] for key in ("IPAddress", "IPPrefixLen", "Gateway", "MacAddress")}
+        assert one["MacAddress"] == mac_of(one["EndpointID"])
+        result["endpoint"] = {key: one[key] for key in ("IPAddress", "IPPrefixLen", "Gateway")}
         result["ports"] = settings["Ports"]
         side.good("POST", "/networks/plug/disconnect", {"Container": "plugged"})
         step("disconnect")
@@ -386,7 +384,9 @@ def talk(side: Side) -> dict[str, Any]:
         ):
             plugin.answers = {method: answer}
             status, told = side.run("plugged", "plug")
-            result[f"{method} {answer}"] = (status, re.sub(r"[0-9a-f]{64}", "ID", told["message"]))
+            # docker makes the interface in a hook of its runtime, which has its own words around.
+            message = re.sub(r".*(failed to add interface .*?)(: unknown)?$", r"\1", told["message"])
+            result[f"{method} {answer}"] = (status, message)
             side.drop("plugged")
         plugin.answers.clear()
         side.good("DELETE", "/networks/plug")
@@ -402,12 +402,25 @@ def test_a_plugin_is_asked_as_docker_asks_it(sides: tuple[Side, Side]) -> None:
         assert ours[step] == wanted, step
 
 
-def test_a_plugins_containers_go_on_without_the_daemon() -> None:
+BRIDGE_NETFILTER = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+
+
+@pytest.fixture
+def unfiltered() -> Iterator[None]:
+    """What the plugin's own bridge forwards, the host's rules do not see."""
+    before = BRIDGE_NETFILTER.read_text() if BRIDGE_NETFILTER.exists() else ""
+    if before:
+        BRIDGE_NETFILTER.write_text("0")
+    yield
+    if before:
+        BRIDGE_NETFILTER.write_text(before)
+
+
+def test_a_plugins_containers_go_on_without_the_daemon(unfiltered: None) -> None:
     """They are known again, and the plugin is told of those that have ended meanwhile."""
     with Plugin().running() as plugin:
         teu("network", "create", "-d", "house", "--subnet", "198.51.100.0/24", "plug")
         sleeper("lives", "--network", "plug")
-        plugin.answers["NetworkDriver.CreateEndpoint"] = {"Interface": {"MacAddress": "02:70:6c:75:67:02"}}
         sleeper("dies", "--network", "plug")
         assert pings("lives", "dies")
         pid = int(setting("dies", ".State.Pid"))

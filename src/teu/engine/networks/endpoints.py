@@ -220,6 +220,7 @@ class Endpoints:
         for text in list(known):
             network = self._store.get(text)
             network.must_be_whole()
+            network.must_be_real()
             if not self.driver(network).connects:
                 continue
             if network.name != text:  # it did not exist yet when it was asked for, by its id
@@ -281,6 +282,7 @@ class Endpoints:
         mac = own_mac or (automatic_mac(endpoint.addresses) if endpoint.addresses else "")
         wish = Wish(
             mac,
+            container.name,
             bool(own_mac),
             options,
             tuple(map(parse_port, container.config.exposed_ports or ())),
@@ -510,6 +512,7 @@ class Endpoints:
                 " network"
             )
         with container.lock, self._lock:
+            network.must_be_real()
             networks = container.network_settings.networks
             if not self.driver(network).connects or "none" in networks:
                 raise BadRequest(

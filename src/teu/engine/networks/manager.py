@@ -259,7 +259,7 @@ class Networks:
                 )
             record = network.record
             if record.config_only and any(one.record.config_from == network.name for one in self._store.all()):
-                raise Forbidden(f'configuration network "{network.name}" is in use')
+                raise Forbidden(f'error while removing network: configuration network "{network.name}" is in use')
             network.must_be_settled()
             if self._store.by_id(network.id) is not network:  # somebody else was quicker
                 raise NotFound(f"network {network.name} not found")

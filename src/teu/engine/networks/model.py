@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
-from teu.engine.core.errors import BadRequest, Conflict, EngineError
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden
 from teu.engine.networks import firewall
 from teu.engine.networks.ipam import Address, Pool, Range
 from teu.engine.networks.options import (
@@ -265,6 +265,10 @@ class Network:
         if self.damage:
             raise Conflict(f"network {self.name} can only be inspected and removed: {self.damage}")
         self.must_be_settled()
+
+    def must_be_real(self) -> None:
+        if self.record.config_only:
+            raise Forbidden("cannot create endpoint on configuration-only network")
 
     def must_be_settled(self) -> None:
         if self.changing:

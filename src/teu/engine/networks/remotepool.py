@@ -76,7 +76,7 @@ class RemotePool(Pool):
     def take(self, wanted: str = "", mac: str = "") -> Address:
         with self._aside():
             plugin = self._plugin()
-            options = {MAC: mac} if self.wants_mac() else {}
+            options = {MAC: mac} if self.wants_mac() else None
             found = _request(plugin, self._asked.pool_id, wanted, options)
             if found not in self.subnet:
                 with contextlib.suppress(EngineError):

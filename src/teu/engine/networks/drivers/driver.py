@@ -48,6 +48,8 @@ class Wish(NamedTuple):
 
     mac: str
     """The MAC address of its interface."""
+    name: str = ""
+    """The container's."""
     own_mac: bool = False
     """Whether it was asked for; else it is what we give."""
     options: Mapping[str, str] = MappingProxyType({})

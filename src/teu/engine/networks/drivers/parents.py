@@ -128,7 +128,8 @@ class OnParent:
             kind = message.what.partition(" ")[0]
             if error.errno == errno.EOPNOTSUPP:
                 raise EngineError(
-                    f"failed to create {name}: this kernel has no interfaces of the kind {kind.lower()}"
+                    f"failed to create {name} {kind.lower()} link: operation not supported: this kernel has no"
+                    f" interfaces of the kind {kind.lower()}"
                 ) from error
             raise EngineError(f"failed to create {name} {kind.lower()} link: {_told(error)}") from error
 
@@ -163,7 +164,9 @@ class OnParent:
             self._kernel.socket().send([message])
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
-                raise EngineError(f"failed to create the {self.name} port: this kernel has no {self.name}") from error
+                raise EngineError(
+                    f"failed to create the {self.name} port: operation not supported: this kernel has no {self.name}"
+                ) from error
             raise EngineError(f"failed to create the {self.name} port: {_told(error)}") from error
         found = inner.link(endpoint.interface)
         # Of a network that leads outside, and has no router that somebody named, the routers there say where they are.

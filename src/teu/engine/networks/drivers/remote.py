@@ -20,6 +20,7 @@ import contextlib
 import errno
 import logging
 import os
+from base64 import b64encode
 from collections.abc import Iterator
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ log = logging.getLogger("teu.engine")
 GENERIC = "com.docker.network.generic"
 PORTS = "com.docker.network.portmap"
 EXPOSED = "com.docker.network.endpoint.exposedports"
+MAC = "com.docker.network.endpoint.macaddress"
 _PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 _CONNECTED = 1  # RouteType of what is behind the interface itself
 
@@ -65,6 +67,7 @@ class Remote:
         self._active = context.active
         # By EndpointID, what the plugin has done of what this daemon asked.
         self._done: dict[str, set[str]] = {}
+        self._ports: dict[str, dict[str, Json]] = {}
 
     def start(self) -> None: ...
 
@@ -111,6 +114,9 @@ class Remote:
         self._call("CreateNetwork", body)
 
     def _data(self, network: Network, version: int) -> list[Json]:
+        enabled = network.record.ipv4 if version == 4 else network.record.ipv6
+        if network.record.ipam_driver == "null" and enabled:
+            return [{"AddressSpace": network.record.address_space, "Pool": "0.0.0.0/0" if version == 4 else "::/0"}]
         result: list[Json] = []
         for subnet in network.record.subnets:
             if subnet.subnet and subnet.version == version:
@@ -140,6 +146,7 @@ class Remote:
         addresses = tuple(_addresses(endpoint, interface))
         mac = str(member(interface, "MacAddress") or "") or (wish.mac if wish.own_mac else "")
         path = f"/proc/{os.getpid()}/fd/{namespace}"
+        self._ports[endpoint.id] = _ports(wish)
         joined = self._call("Join", {**who, "SandboxKey": path, "Options": _ports(wish)})
         done.add("Join")
         gateways = tuple(_gateways(joined))
@@ -166,13 +173,16 @@ class Remote:
             "AddressIPv6": length(endpoint.address6) if endpoint.address6 else "",
             "MacAddress": wish.mac if wish.own_mac else "",
         }
-        body = {**who, "Interface": asked, "Options": {**wish.options, **_ports(wish)}}
+        options: dict[str, Json] = {**wish.options}
+        if wish.own_mac:
+            options[MAC] = b64encode(netlink.mac_bytes(wish.mac)).decode()
+        if not network.internal:
+            options.update(_ports(wish))
+        body = {**who, "Interface": asked, "Options": options}
         try:
             return self._call("CreateEndpoint", body)
         except PluginError as error:
-            raise EngineError(
-                f"failed to create endpoint {endpoint.name} on network {network.name}: {error}"
-            ) from error
+            raise EngineError(f"failed to create endpoint {wish.name} on network {network.name}: {error}") from error
 
     def _name(self, endpoint: Endpoint, prefix: str) -> str:
         """The first of the plugin's names that the container has not."""
@@ -185,7 +195,7 @@ class Remote:
         found = self._kernel.socket().link(source)
         if found is None:
             raise EngineError(
-                f"failed to add interface {source} to sandbox: failed to get link by name {source!r}: Link not found"
+                f'failed to add interface {source} to sandbox: failed to get link by name "{source}": Link not found'
             )
         self._kernel.socket().send([netlink.move(found.number, namespace, name)])
         return netlink.link_index(inner.link(name))
@@ -193,6 +203,7 @@ class Remote:
     def detach(self, network: Network | None, endpoint: Endpoint, namespace: int) -> None:
         # Of those that another daemon has begun it is not known how far they came.
         done = self._done.pop(endpoint.id, {"CreateEndpoint", "Join"})
+        self._ports.pop(endpoint.id, None)
         who = {"NetworkID": endpoint.network, "EndpointID": endpoint.id}
         if "Join" in done:
             self._tell("Leave", who)
@@ -229,7 +240,8 @@ class Remote:
         who: dict[str, Any] = {"NetworkID": network.id, "EndpointID": endpoint.id}
         method = "ProgramExternalConnectivity" if way_out else "RevokeExternalConnectivity"
         try:
-            self._call(method, {**who, "Options": {}} if way_out else who)
+            if not way_out or not network.internal:
+                self._call(method, {**who, "Options": self._ports.get(endpoint.id, {})} if way_out else who)
         except PluginError as error:
             if error.missing:
                 return
@@ -268,8 +280,16 @@ def general(options: dict[str, str], ipv6: bool, internal: bool) -> dict[str, Js
 
 def _ports(wish: Wish) -> dict[str, Json]:
     """Options of CreateEndpoint and Join: what the container exposes and publishes."""
-    exposed: list[Json] = [{"Proto": _PROTOCOLS[protocol], "Port": port} for port, protocol in wish.exposed]
-    return {EXPOSED: exposed, PORTS: [_published(one) for one in wish.bindings]}
+    first = {(one.port, one.protocol): one.first for one in reversed(wish.bindings)}
+
+    def order(port: tuple[int, str]) -> tuple[int, int, str]:
+        return -first.get(port, 0), *port
+
+    exposed: list[Json] = [
+        {"Proto": _PROTOCOLS[protocol], "Port": port} for port, protocol in sorted(wish.exposed, key=order)
+    ]
+    bindings = sorted(wish.bindings, key=lambda one: order((one.port, one.protocol)))
+    return {EXPOSED: exposed, PORTS: [_published(one) for one in bindings]}
 
 
 def _published(binding: Binding) -> Json:
