@@ -177,7 +177,8 @@ def containers_of_a_network_reach_each_other(bench: Bench) -> None:
     (one, _), (two, there) = bench.join(network), bench.join(network)
     shown = bench.inside(one, "ip", "-br", "addr", "show", "eth0")
     assert str(bench.active[one].endpoints[0].address) in shown
-    assert automatic_mac(bench.active[one].endpoints[0].addresses) in bench.inside(one, "ip", "-br", "link")
+    if bench.name != "ipvlan":  # whose interfaces have their parent's
+        assert automatic_mac(bench.active[one].endpoints[0].addresses) in bench.inside(one, "ip", "-br", "link")
     assert "0 packets received" not in bench.inside(one, "busybox", "ping", "-c2", "-W2", str(there.address))
     for identity in (one, two):
         bench.leave(network, identity)

@@ -19,6 +19,7 @@ import images
 import peers
 import pytest
 import whole
+from drivers import networks
 from netplugin import Plugin, mac_of
 from whole import call, eventually, out, teu
 
@@ -157,6 +158,19 @@ def test_vlans_dummies_and_ipvlan() -> None:
     sleeper("one", "--network", "lan")
     sleeper("two", "--network", "lan")
     assert not pings("one", "192.0.2.2")
+
+
+@pytest.mark.needs("vm")
+@pytest.mark.parametrize("check", networks.CONNECTING, ids=lambda check: check.__name__)
+def test_what_every_driver_does(check: Any, tmp_path: Path) -> None:
+    """Of ipvlan; of the others the namespace lab's kernel has what they need."""
+    assert not networks.no_kind("ipvlan")
+    with networks.own_namespace():
+        bench = networks.Bench("ipvlan", tmp_path)
+        try:
+            check(bench)
+        finally:
+            bench.stopping.set()
 
 
 # -- beside docker ---------------------------------------------------------------------------------------
