@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import random
 import re
 import signal
 import socket
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -455,3 +457,40 @@ def test_a_plugins_containers_go_on_without_the_daemon(unfiltered: None) -> None
         teu("network", "rm", "plug")
         assert not plugin.endpoints and not plugin.networks
     assert not Path("/run/docker/plugins/house.sock").exists()
+
+
+@pytest.mark.needs("fast")
+@pytest.mark.timeout(300)
+def test_deaths_leave_nothing(unfiltered: None, rounds: Callable[[int], int]) -> None:
+    """teud is killed at any moment of a start, an end, a connect and a disconnect: the plugin has no endpoint that
+    nobody knows of, and the parent of a passthru is free."""
+    dice = random.Random(11)
+    lan("parent=up0", "macvlan_mode=passthru")
+    with Plugin().running() as plugin:
+        teu("network", "create", "-d", "house", "--subnet", "198.51.100.0/24", "plug")
+        for number in range(rounds(20)):
+            argv = [
+                ["run", "-d", "--name", "one", "--network", "plug", "busybox", "sleep", "600"],
+                ["run", "-d", "--name", "one", "--network", "lan", "busybox", "sleep", "600"],
+                ["network", "connect", "plug", "two"],
+                ["network", "disconnect", "plug", "two"],
+                ["rm", "-f", "two"],
+            ][number % 5]
+            if "two" in argv:
+                sleeper("two")
+            if argv[0] == "rm" or argv[1] == "disconnect":
+                teu("network", "connect", "plug", "two")
+            client = subprocess.Popen(["teu", *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(dice.uniform(0.0, 0.3))
+            call("systemctl", "kill", "-s", "KILL", "teud")
+            client.wait(60)
+            eventually("teud is there again", lambda: teu("ps", check=False).returncode == 0)
+            for name in ("one", "two"):
+                teu("rm", "-f", name, check=False)
+            eventually(f"the plugin has no endpoint after {argv}", lambda: not plugin.endpoints)
+            sleeper("three", "--network", "lan")
+            teu("network", "connect", "plug", "three")
+            assert setting("three", ".NetworkSettings.Networks.plug.IPAddress") == "198.51.100.2"
+            teu("rm", "-f", "three")
+        teu("network", "rm", "plug")
+        assert not plugin.networks
