@@ -66,6 +66,9 @@ class Engine:
             self.endpoints.detach(container)
         self.endpoints._outward.ports.close()
         self.stopping.set()
+        self.database.close()
+        if self.endpoints.kernel._socket is not None:
+            self.endpoints.kernel._socket.close()
 
     @contextlib.contextmanager
     def living(self, one: Any) -> Iterator[None]:

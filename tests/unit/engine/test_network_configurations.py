@@ -23,7 +23,16 @@ def engine(tmp_path: Path) -> Engine:
     return engine
 
 
-CONFIGURATION = {
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """One with a configuration, for requests of which none is served."""
+    engine = parts.engine(tmp_path_factory.mktemp("refusing"))
+    engine.networks.start()
+    made(engine, "cfg", **CONFIGURATION)
+    return engine
+
+
+CONFIGURATION: dict[str, Any] = {
     "ConfigOnly": True,
     "Labels": {"rank": "1"},
     "Options": {"com.docker.network.driver.mtu": "1400"},
@@ -108,12 +117,11 @@ def test_networks_of_a_configuration(engine: Engine) -> None:
         ({"Driver": "nobody"}, NotFound, 'plugin "nobody" not found'),
     ],
 )
-def test_what_is_refused(engine: Engine, body: dict[str, Any], kind: type[Exception], says: str) -> None:
-    made(engine, "cfg", **CONFIGURATION)
+def test_what_is_refused(refusing: Engine, body: dict[str, Any], kind: type[Exception], says: str) -> None:
     with pytest.raises(kind) as caught:
-        made(engine, "front", **body)
+        made(refusing, "front", **body)
     assert says in str(caught.value)
-    assert engine.networks.find("front") is None
+    assert refusing.networks.find("front") is None
 
 
 def test_options_of_every_network_are_not_a_configurations(tmp_path: Path) -> None:
