@@ -376,6 +376,7 @@ def talk(side: Side) -> dict[str, Any]:
             {"Name": "plug", "Driver": "house", "Internal": True, "IPAM": {"Driver": "null"}},
         )
         step("null")
+        result["without addresses"] = side.good("GET", "/networks/plug")["IPAM"]["Config"][0]["Subnet"]
         side.good("DELETE", "/networks/plug")
         for method, answer in (
             ("NetworkDriver.CreateNetwork", {"Err": "no room"}),

@@ -20,6 +20,7 @@ from drivers import networks as suite
 from netplugin import Plugin, mac_of
 from networkhouse import Engine, container, inside, start
 
+from teu.engine.api.routes.networks import _matches
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
 from teu.engine.networks import plugins
 from teu.engine.networks.plugins import PluginError
@@ -377,6 +378,8 @@ def test_a_global_driver(engine: Engine, plugin: Plugin) -> None:
         made(engine, Scope="local")
     network = made(engine, IPAM={"Config": [{"Subnet": "192.0.2.0/24"}]})
     assert network.record.shown()["Scope"] == "global"
+    house: Any = engine
+    assert _matches(house, network, {"scope": ["global"]}) and not _matches(house, network, {"scope": ["local"]})
     assert plugin.of("NetworkDriver.CreateNetwork")[0]["IPv4Data"] == [
         {"AddressSpace": "LocalDefault", "Pool": "192.0.2.0/24"}
     ]
@@ -568,7 +571,10 @@ def test_who_wants_to_know_the_mac_address(engine: Engine, plugin: Plugin, tmp_p
 
 @root
 def test_a_driver_that_gives_the_addresses_itself(engine: Engine, plugin: Plugin, tmp_path: Path) -> None:
-    made(engine, IPAM={"Driver": "null"})
+    network = made(engine, IPAM={"Driver": "null"})
+    assert network.record.shown()["IPAM"]["Config"] == [{"Subnet": "0.0.0.0/0"}]
+    assert network.pools == []
+    assert plugin.of("NetworkDriver.CreateNetwork")[0]["IPv4Data"] == [{"AddressSpace": "null", "Pool": "0.0.0.0/0"}]
     plugin.answers["NetworkDriver.CreateEndpoint"] = {"Interface": {"Address": "198.51.100.5/24"}}
     plugin.networks[engine.networks.get("lan").id] = "198.51.100.1"
     one = container(engine, tmp_path, 1, "lan")

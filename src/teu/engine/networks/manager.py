@@ -204,7 +204,8 @@ class Networks:
                 raise BadRequest(f"ipv{4 if shape.ipv4 else 6} pool is empty")
             if asked.ipam.subnets:
                 raise BadRequest("null ipam driver does not handle specific address pool requests")
-            return "null", []
+            every = ((shape.ipv4, "0.0.0.0/0"), (shape.ipv6, "::/0"))
+            return "null", [Subnet(one, "") for enabled, one in every if enabled]
         families = [version for version, enabled in ((4, shape.ipv4), (6, shape.ipv6)) if enabled]
         taken = [*self._store.subnets(), *self._endpoints.kernel.socket().routes()]
         from teu.engine.networks import remotepool  # 18 ms of the daemon's start

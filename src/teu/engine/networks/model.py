@@ -115,7 +115,7 @@ class Network:
     def addressed(self) -> None:
         """Make the pools anew, of the record's subnets; nobody is on it. Raises ValueError."""
         enabled = {4: self.record.ipv4, 6: self.record.ipv6}
-        known = [] if self.record.config_only else self.record.subnets
+        known = [] if self.record.config_only or self.record.ipam_driver == "null" else self.record.subnets
         used = [subnet for subnet in known if subnet.subnet and enabled[subnet.version]]
         make = Subnet.pool if self.record.ipam_driver in OWN_IPAM else self._remote_pool
         self.pools = sorted(map(make, used), key=lambda pool: pool.version)

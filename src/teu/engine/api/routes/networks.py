@@ -41,7 +41,7 @@ def _filters(request: Request, known: set[str]) -> dict[str, list[str]]:
 
 
 def _matches(engine: Engine, network: Network, filters: dict[str, list[str]]) -> bool:
-    for key, value in (("driver", network.driver), ("scope", "local")):
+    for key, value in (("driver", network.driver), ("scope", network.record.scope)):
         if filters.get(key) and value not in filters[key]:
             return False
     if filters.get("name") and not any(text in network.name for text in filters["name"]):
@@ -91,9 +91,10 @@ def inspect_network(engine: Engine, request: Request, name: str) -> Response:
     verbose = request.query.get("verbose")
     if verbose.lower() not in ("", "0", "1", "t", "f", "true", "false"):
         raise BadRequest(f"invalid value for verbose: {verbose}: it is neither true nor false")
-    if request.query.get("scope", "local") not in ("", "local"):
-        raise NotFound(f"network {name} not found: networks here are of scope local")
-    return json_response(engine.networks.describe(engine.networks.get(name)))
+    network = engine.networks.get(name)
+    if request.query.get("scope") not in ("", network.record.scope):
+        raise NotFound(f"network {name} not found: it is of scope {network.record.scope}")
+    return json_response(engine.networks.describe(network))
 
 
 @route("DELETE", "/networks/{name}")

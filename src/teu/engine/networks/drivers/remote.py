@@ -114,9 +114,6 @@ class Remote:
         self._call("CreateNetwork", body)
 
     def _data(self, network: Network, version: int) -> list[Json]:
-        enabled = network.record.ipv4 if version == 4 else network.record.ipv6
-        if network.record.ipam_driver == "null" and enabled:
-            return [{"AddressSpace": network.record.address_space, "Pool": "0.0.0.0/0" if version == 4 else "::/0"}]
         result: list[Json] = []
         for subnet in network.record.subnets:
             if subnet.subnet and subnet.version == version:
