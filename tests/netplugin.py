@@ -211,7 +211,9 @@ class Plugin:
 
         subnet = ipaddress.ip_network(self.pools[asked["PoolID"]])
         taken = self.given[asked["PoolID"]]
-        wanted = asked["Address"] or next(str(one) for one in subnet.hosts() if str(one) not in taken)
+        wanted = asked["Address"] or next((str(one) for one in subnet.hosts() if str(one) not in taken), "")
+        if not wanted:
+            raise Failed("no address is left")
         if wanted in taken and not self.replay:
             raise Failed(f"{wanted} is taken")
         taken.add(wanted)

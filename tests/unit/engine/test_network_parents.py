@@ -198,6 +198,16 @@ def test_private_ones_do_not_reach_each_other(engine: Engine, tmp_path: Path) ->
     assert not pings(engine, one, two.network_settings.networks["lan"].address)
 
 
+def test_the_host_is_at_the_default_bridge(engine: Engine, tmp_path: Path) -> None:
+    """The gateway is not the host's."""
+    start(engine, container(engine, tmp_path, 1))
+    made(engine)
+    one = container(engine, tmp_path, 2, "lan", ExtraHosts=["host:host-gateway"])
+    start(engine, one)
+    bridge = engine.networks.get("bridge").pools[0].gateway
+    assert f"{bridge}\thost" in Path(f"{one.directory}/hosts").read_text()
+
+
 def test_ports_are_passed_over(engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made(engine)
     one = container(engine, tmp_path, 1, "lan", PortBindings={"80/tcp": [{"HostPort": "8080"}]}, exposed={"80/tcp": {}})

@@ -509,6 +509,23 @@ def test_addresses_that_are_asked_for(engine: Engine, plugin: Plugin, tmp_path: 
 
 
 @root
+def test_several_subnets_of_a_plugin(engine: Engine, plugin: Plugin, tmp_path: Path) -> None:
+    """An address is asked for of the one that has it, and of the next where one has no more."""
+    config = [{"Subnet": "10.212.0.0/30"}, {"Subnet": "10.213.0.0/24"}]
+    network = made(engine, IPAM={"Driver": "house", "Config": config})
+    plugin.networks[network.id] = ""  # it leads nowhere
+    asked = {"lan": {"IPAMConfig": {"IPv4Address": "10.213.0.77"}}}
+    every = [container(engine, tmp_path, 1, "lan", endpoints=asked)]
+    every += [container(engine, tmp_path, number, "lan") for number in (2, 3)]
+    begun(plugin)
+    for one in every:
+        start(engine, one)
+    found = [one.network_settings.networks["lan"].address for one in every]
+    assert found == ["10.213.0.77", "10.212.0.2", "10.213.0.2"]
+    assert plugin.of("IpamDriver.RequestAddress")[0]["PoolID"] == "pool-10.213.0.0/24"
+
+
+@root
 @pytest.mark.parametrize(
     ("method", "answer", "says"),
     [

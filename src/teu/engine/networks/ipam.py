@@ -143,6 +143,13 @@ class Pool:
         """Whether a container has it."""
         return address in self.subnet and int(address) in self._used
 
+    def has(self, text: str) -> bool:
+        """Whether a text is an address of the subnet."""
+        try:
+            return ip_address(text) in self.subnet
+        except ValueError:
+            return False
+
     def wants_mac(self) -> bool:
         """Whether it matters who gets an address."""
         return False

@@ -103,7 +103,7 @@ class Networks:
             driver.check(options)
             gateways: tuple[int, ...] = (4, 6) if driver.own_gateway else ()
             if plugin is not None:
-                gateways = plugin.gateways(options, shape.ipv6, shape.internal)
+                gateways = plugin.gateways(options, *shape)
             space, subnets = self._subnets(asked, chosen, shape, gateways)
             try:
                 self._must_be_new(asked.name)  # while a plugin was asked, others may have made one

@@ -232,6 +232,8 @@ class Network:
             if wanted:
                 raise BadRequest(f"network {self.name} has no IPv{version} addresses: {wanted} cannot be had")
             return None
+        if wanted:
+            pools = [pool for pool in pools if pool.has(wanted)] or pools[-1:]
         for pool in pools[:-1]:
             try:
                 return pool.take(wanted, mac)

@@ -129,7 +129,8 @@ class Outward:
                 inner.send([netlink.delete_default_route(pool.gateway)])
 
     def gateway(self, active: Active) -> str:
-        """An address of the host for the container; "" where it is on no network."""
+        """An address of the host for the container: that of one of its bridges, else of the default one, as docker has
+        it; "" where it is on no network."""
         for endpoint in (active.outward, active.outward6, *active.endpoints):
             for address in endpoint.addresses if endpoint else ():
                 assert endpoint is not None
@@ -137,7 +138,8 @@ class Outward:
                 pool = network.pool_of(address)
                 if pool is not None and pool.gateway is not None and network.has_own_address(address.version):
                     return str(pool.gateway)
-        return ""
+        usual = self._store.find("bridge") if active.endpoints else None
+        return next((str(pool.gateway) for pool in usual.pools if pool.gateway), "") if usual else ""
 
     def unpublish(self, container: Container, active: Active) -> None:
         """Of a container that runs on. Raises EngineError."""

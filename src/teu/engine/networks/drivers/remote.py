@@ -95,11 +95,11 @@ class Remote:
         with self._store.aside():
             return member(plugins.get(self.name, NETWORKS).capabilities[NETWORKS], name)
 
-    def gateways(self, options: dict[str, str], ipv6: bool, internal: bool) -> tuple[int, ...]:
+    def gateways(self, options: dict[str, str], ipv4: bool, ipv6: bool, internal: bool) -> tuple[int, ...]:
         """The families of a new network whose subnets need a gateway that nobody asked for. Raises EngineError."""
         if not self.capability("GwAllocChecker"):
             return (4, 6)
-        answer = self._call("GwAllocCheck", {"Options": general(options, ipv6, internal)})
+        answer = self._call("GwAllocCheck", {"Options": general(options, ipv4, ipv6, internal)})
         return tuple(version for version in (4, 6) if not member(answer, f"SkipIPv{version}"))
 
     def check(self, options: dict[str, str]) -> None: ...
@@ -107,7 +107,7 @@ class Remote:
     def create(self, network: Network) -> None:
         body = {
             "NetworkID": network.id,
-            "Options": general(network.record.options, network.record.ipv6, network.internal),
+            "Options": general(network.record.options, network.record.ipv4, network.record.ipv6, network.internal),
             "IPv4Data": self._data(network, 4),
             "IPv6Data": self._data(network, 6),
         }
@@ -267,9 +267,11 @@ class Remote:
     def recover(self, links: list[Link], unknown: set[str]) -> None: ...
 
 
-def general(options: dict[str, str], ipv6: bool, internal: bool) -> dict[str, Json]:
-    """Options of CreateNetwork."""
+def general(options: dict[str, str], ipv4: bool, ipv6: bool, internal: bool) -> dict[str, Json]:
+    """Options of CreateNetwork. Those of networks without IPv4 are newer than Debian's docker."""
     result: dict[str, Json] = {OPTION_ENABLED[6]: ipv6, GENERIC: dict(options)}
+    if not ipv4:
+        result[OPTION_ENABLED[4]] = False
     if internal:
         result[OPTION_INTERNAL] = True
     return result
