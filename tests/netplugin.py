@@ -8,6 +8,7 @@ import contextlib
 import http.server
 import json
 import socketserver
+import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ class Plugin:
         self.implements = ["NetworkDriver", "IpamDriver"]
         self.replay = False
         self.bridge = False
+        self.port = 0
         self.networks: dict[str, str] = {}  # with the gateway
         self.endpoints: dict[str, str] = {}
         self.pools: dict[str, str] = {}
@@ -54,7 +56,8 @@ class Plugin:
     # -- the wire ----------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[Plugin]:
+    def running(self, tls: ssl.SSLContext | bool | None = None) -> Iterator[Plugin]:
+        """It listens: on its socket, or where `tls` is said, at `port`; False is without TLS."""
         plugin = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -87,9 +90,19 @@ class Plugin:
         class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             daemon_threads = True
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.unlink(missing_ok=True)
-        with Server(str(self.path), Handler) as server:
+        class TcpServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
+            daemon_threads = True
+
+        if tls is not None:
+            made: socketserver.BaseServer = TcpServer(("127.0.0.1", 0), Handler)
+            if isinstance(tls, ssl.SSLContext):
+                made.socket = tls.wrap_socket(made.socket, server_side=True)
+            self.port = made.server_address[1]
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.unlink(missing_ok=True)
+            made = Server(str(self.path), Handler)
+        with made as server:
             thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
             thread.start()
             try:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import engine_parts as parts
+import networkhouse
 import pytest
+from drivers import networks as suite
 
 from teu.engine.core import fields
 from teu.engine.core.errors import Conflict, Forbidden, NotFound
@@ -40,7 +43,7 @@ CONFIGURATION: dict[str, Any] = {
 }
 
 
-def made(engine: Engine, name: str, **body: Any) -> Network:
+def made(engine: Any, name: str, **body: Any) -> Network:
     return parts.network(engine.networks, name, **body)
 
 
@@ -140,3 +143,19 @@ def test_options_of_every_network_are_not_a_configurations(tmp_path: Path) -> No
 def test_the_names_of_drivers_are_told() -> None:
     assert set(registry.NAMES) == {"bridge", "host", "ipvlan", "macvlan", "null"}
     assert fields.NETWORK.read({}).driver == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
+def test_nobody_is_on_a_configuration(tmp_path: Path) -> None:
+    with suite.own_namespace():
+        house = networkhouse.Engine(tmp_path)
+        made(house, "cfg", **CONFIGURATION)
+        one = networkhouse.container(house, tmp_path, 1, "cfg")
+        with pytest.raises(Forbidden, match="cannot create endpoint on configuration-only network"):
+            networkhouse.start(house, one)
+        two = networkhouse.container(house, tmp_path, 2)
+        networkhouse.start(house, two)
+        with pytest.raises(Forbidden, match="cannot create endpoint on configuration-only network"):
+            house.endpoints.connect(house.networks.get("cfg"), two, fields.EndpointAsked())
+        assert list(two.network_settings.networks) == ["bridge"]
+        house.end()

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -111,6 +113,45 @@ def test_the_handshake(folders: Path) -> None:
         assert len(plugin.asked) == 3
     with pytest.raises(NotFound, match='plugin "house" not found'):
         plugins.get("house", plugins.NETWORKS)
+
+
+def test_at_an_address(folders: Path) -> None:
+    plugin = Plugin()
+    with plugin.running(tls=False):
+        for scheme in ("tcp", "http"):
+            (folders / f"etc/{scheme}.spec").write_text(f"{scheme}://127.0.0.1:{plugin.port}")
+            assert plugins.get(scheme, plugins.NETWORKS).implements == ("NetworkDriver", "IpamDriver")
+        assert plugin.headers[0]["Host"] == f"127.0.0.1:{plugin.port}"
+    with pytest.raises(PluginError, match=rf'Post "http://127.0.0.1:{plugin.port}/NetworkDriver.X": '):
+        plugins.get("tcp", plugins.NETWORKS).call("NetworkDriver.X", {}, patient=False)
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl here, which makes the certificate")
+def test_with_tls(folders: Path) -> None:
+    """Whoever it says that it is, or whom an authority of its own knows."""
+    key, certificate = str(folders / "key"), str(folders / "certificate")
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate]
+    subprocess.run([*argv, "-subj", "/CN=x", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    plugin = Plugin()
+
+    def specify(name: str, **tls: str) -> None:
+        found = {"Addr": f"https://127.0.0.1:{plugin.port}", "TLSConfig": tls}
+        (folders / f"etc/{name}.json").write_text(json.dumps(found))
+
+    with plugin.running(context):
+        specify("any")
+        specify("known", CAFile=certificate)
+        specify("unknown", CAFile="/etc/ssl/certs/ca-certificates.crt")
+        specify("none", CAFile="/nowhere")
+        for name in ("any", "known"):
+            assert plugins.get(name, plugins.NETWORKS).implements == ("NetworkDriver", "IpamDriver")
+        for name, says in (("unknown", "CERTIFICATE_VERIFY_FAILED"), ("none", "No such file")):
+            place = plugins.find(name)
+            assert place
+            with pytest.raises(PluginError, match=says):
+                plugins.Plugin(name, place).call("Plugin.Activate", patient=False)
 
 
 @pytest.mark.parametrize(
