@@ -13,6 +13,8 @@ from teu.engine.backend.containerd import Unavailable
 from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.core.times import timestamp
 from teu.engine.engine import Engine
+from teu.engine.networks.model import Network
+from teu.engine.networks.records import NetworkRecord
 from teu.engine.views import containers, system
 
 
@@ -80,6 +82,8 @@ def test_info_counts_and_names_the_drivers(engine: Engine) -> None:
         "Log": ["journald", "json-file", "local", "none"],
     }
     assert "ExecutionDriver" not in told
+    engine.networks._store.save(Network(NetworkRecord("lan", "weave", [])))
+    assert system.info(engine, (1, 45))["Plugins"]["Network"][-1] == "weave"
     old = system.info(engine, (1, 24))
     assert old["ExecutionDriver"] == "<not supported>"
     assert not any("name=" in entry for entry in old["SecurityOptions"])

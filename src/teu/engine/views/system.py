@@ -113,7 +113,9 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
         "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
         "Plugins": {
             "Volume": list(volume_drivers.DRIVERS),
-            "Network": list(network_drivers.NAMES),
+            "Network": sorted(
+                {*network_drivers.NAMES, *(one.driver for one in engine.networks.all() if not one.damage)}
+            ),
             "Authorization": None,
             "Log": list(log_drivers.DRIVERS),
         },
