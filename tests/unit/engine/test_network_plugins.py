@@ -357,6 +357,61 @@ def test_what_fails_is_undone(
 
 
 @root
+@pytest.mark.parametrize(
+    ("method", "member"),
+    [
+        ("CreateEndpoint", {"Interface": "x"}),
+        ("CreateEndpoint", {"Interface": {"MacAddress": "x"}}),
+        ("CreateEndpoint", {"Interface": {"MacAddress": 5}}),
+        ("CreateEndpoint", {"Interface": {"Address": ["x"]}}),
+        ("Join", {"InterfaceName": ["x"]}),
+        ("Join", {"InterfaceName": {"SrcName": 7}}),
+        ("Join", {"InterfaceName": {"SrcName": "a" * 40}}),
+        ("Join", {"InterfaceName": {"SrcName": "lo"}}),
+        ("Join", {"InterfaceName": {"SrcName": "spare", "DstPrefix": "a/b"}}),
+        ("Join", {"Gateway": 7}),
+        ("Join", {"StaticRoutes": "x"}),
+        ("Join", {"StaticRoutes": ["x"]}),
+        ("Join", {"StaticRoutes": [{"Destination": "x"}]}),
+        ("Join", {"StaticRoutes": [{"Destination": "203.0.113.0/24", "NextHop": "x"}]}),
+    ],
+)
+def test_answers_that_make_no_sense(
+    engine: Engine, plugin: Plugin, tmp_path: Path, method: str, member: dict[str, Any]
+) -> None:
+    """They are told as such, and undone; the interface is the host's again."""
+    made(engine)
+    with suite.netlink.Socket() as kernel:
+        suite.make_pair(kernel, "spare", "other")
+        plugin.answers[f"NetworkDriver.{method}"] = member
+        one = container(engine, tmp_path, 1, "lan")
+        with pytest.raises(EngineError):
+            start(engine, one)
+        assert kernel.link("spare") is not None
+    assert not engine.endpoints._active
+    assert engine.networks.get("lan").pools[0].taken == 0
+
+
+@root
+def test_an_interface_is_given_back_where_its_addresses_are_refused(
+    engine: Engine, plugin: Plugin, tmp_path: Path
+) -> None:
+    network = made(engine)
+    one = container(engine, tmp_path, 1, "default")
+    start(engine, one)
+    with suite.netlink.Socket() as kernel:
+        suite.make_pair(kernel, "spare", "other")
+        names = {"SrcName": "spare", "DstPrefix": "plug"}
+        plugin.answers["NetworkDriver.Join"] = {"InterfaceName": names, "Gateway": "198.51.100.9"}
+        with pytest.raises(EngineError, match="network is unreachable"):
+            engine.endpoints.connect(network, one, parts.fields.EndpointAsked(gateway_priority=7))
+        assert kernel.link("spare") is not None
+    assert "plug0" not in inside(engine, one, "ip link")
+    assert list(one.network_settings.networks) == ["bridge"]
+    assert "dev eth0" in inside(engine, one, "ip route show default")
+
+
+@root
 def test_a_network_that_the_plugin_does_not_want(engine: Engine, plugin: Plugin) -> None:
     plugin.answers["NetworkDriver.CreateNetwork"] = {"Err": "no room"}
     with pytest.raises(PluginError, match="remote: no room"):
@@ -572,6 +627,9 @@ def test_several_subnets_of_a_plugin(engine: Engine, plugin: Plugin, tmp_path: P
     [
         ("RequestPool", {"Error": "no pools"}, "remote: no pools"),
         ("RequestPool", {"Pool": "x"}, "the IPAM driver house gave no subnet"),
+        ("RequestPool", {"Pool": 7}, "Pool in a plugin's answer is no text"),
+        ("RequestPool", {"Pool": "10.9.0.0/24", "Data": "x"}, "Data in a plugin's answer is no object"),
+        ("GetDefaultAddressSpaces", {"LocalDefaultAddressSpace": []}, "is no text"),
         ("RequestAddress", {"Error": "no addresses"}, "failed to allocate gateway (): remote: no addresses"),
         ("RequestAddress", {}, "failed to allocate gateway (): no address returned"),
         ("RequestPool", {"Pool": "127.0.0.0/8", "PoolID": "x"}, "has no subnet that is not in use"),

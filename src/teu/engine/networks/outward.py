@@ -115,8 +115,12 @@ class Outward:
 
         router = self._router(endpoint, version)
         assert router is not None
-        index = netlink.link_index(inner.link(endpoint.interface))
-        inner.send([netlink.default_route(router, index)])
+        try:
+            index = netlink.link_index(inner.link(endpoint.interface))
+            inner.send([netlink.default_route(router, index)])
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise EngineError(f"failed to set IPv{version} gateway while updating gateway: {reason}") from error
 
     def _no_route(self, endpoint: Endpoint, version: int, inner: Socket) -> None:
         """Its network's router may be the other end of nothing by now; what fails was not there."""

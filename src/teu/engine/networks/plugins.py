@@ -60,6 +60,22 @@ def member(answer: dict[str, Any], name: str) -> Any:
     return next((value for key, value in answer.items() if key.lower() == name.lower()), None)
 
 
+def section(answer: dict[str, Any], name: str) -> dict[str, Any]:
+    """A member that is an object; empty where it is not there. Raises PluginError where it is something else."""
+    found = member(answer, name)
+    if found is not None and not isinstance(found, dict):
+        raise PluginError(f"{name} in a plugin's answer is no object")
+    return found or {}
+
+
+def words(answer: dict[str, Any], name: str) -> str:
+    """A member that is a text; empty where it is not there. Raises PluginError where it is something else."""
+    found = member(answer, name)
+    if found is not None and not isinstance(found, str):
+        raise PluginError(f"{name} in a plugin's answer is no text")
+    return found or ""
+
+
 class Place(NamedTuple):
     """Where a plugin is. `tls`: the TLSConfig of its specification."""
 
@@ -209,7 +225,8 @@ def get(name: str, kind: str) -> Plugin:
     if plugin is None or plugin.place != place:
         plugin = Plugin(name, place)
         try:
-            plugin.implements = tuple(map(str, member(plugin.call("Plugin.Activate"), "Implements") or ()))
+            said = member(plugin.call("Plugin.Activate"), "Implements")
+            plugin.implements = tuple(map(str, said)) if isinstance(said, list) else ()
         except PluginError as error:
             raise PluginError(f"legacy plugin: {error}") from error
         for each in (NETWORKS, ADDRESSES):

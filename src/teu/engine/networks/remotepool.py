@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from teu.engine.core.errors import BadRequest, EngineError, Forbidden
 from teu.engine.networks import plugins
 from teu.engine.networks.ipam import Address, Pool, Range, overlap
-from teu.engine.networks.plugins import ADDRESSES, member
+from teu.engine.networks.plugins import ADDRESSES, member, section, words
 from teu.engine.networks.records import NetworkRecord, Subnet
 
 if TYPE_CHECKING:
@@ -101,11 +101,11 @@ class RemotePool(Pool):
 
 def _request(plugin: plugins.Plugin, pool_id: str, wanted: str, options: dict[str, str] | None) -> Address:
     asked = {"PoolID": pool_id, "Address": wanted, "Options": options}
-    found = member(plugin.call("IpamDriver.RequestAddress", asked), "Address")
+    found = words(plugin.call("IpamDriver.RequestAddress", asked), "Address")
     if not found:
         raise EngineError("no address returned")
     try:
-        return ip_interface(str(found)).ip
+        return ip_interface(found).ip
     except ValueError as error:
         raise EngineError(f"the IPAM driver {plugin.name} gave no address: {error}") from error
 
@@ -115,7 +115,7 @@ def _release(plugin: plugins.Plugin, pool_id: str, address: str) -> None:
 
 
 def _space(plugin: plugins.Plugin) -> str:
-    return str(member(plugin.call("IpamDriver.GetDefaultAddressSpaces"), "LocalDefaultAddressSpace") or "")
+    return words(plugin.call("IpamDriver.GetDefaultAddressSpaces"), "LocalDefaultAddressSpace")
 
 
 def request(
@@ -158,14 +158,14 @@ def _subnet(
     try:
         for _ in range(MOST_TRIES):
             answer = plugin.call("IpamDriver.RequestPool", body)
-            identity = str(member(answer, "PoolID") or "")
+            identity = words(answer, "PoolID")
             try:
-                subnet = ip_network(str(member(answer, "Pool")), strict=False)
+                subnet = ip_network(words(answer, "Pool"), strict=False)
             except ValueError as error:
                 raise EngineError(f"the IPAM driver {plugin.name} gave no subnet: {error}") from error
             if wanted or not any(overlap(subnet, other) for other in taken):
-                gateway = (member(answer, "Data") or {}).get(GATEWAY) or ""
-                return Subnet(str(subnet), _address(str(gateway)) if gateway else "", part, {}, identity)
+                gateway = words(section(answer, "Data"), GATEWAY)
+                return Subnet(str(subnet), _address(gateway) if gateway else "", part, {}, identity)
             overlapping.append(identity)
         raise Forbidden(f"the IPAM driver {plugin.name} has no subnet that is not in use")
     finally:

@@ -29,8 +29,8 @@ from teu.engine.core.errors import EngineError
 from teu.engine.networks import plugins
 from teu.engine.networks.drivers.driver import Context, Plug, Route, Wish
 from teu.engine.networks.options import OPTION_ENABLED, OPTION_INTERNAL
-from teu.engine.networks.plugins import NETWORKS, PluginError, member
-from teu.engine.networks.requests import OPTION_INTERFACE
+from teu.engine.networks.plugins import NETWORKS, PluginError, member, section, words
+from teu.engine.networks.requests import OPTION_INTERFACE, mac_address
 from teu.linux import netlink, netns
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Remote:
         # By EndpointID, what the plugin has done of what this daemon asked.
         self._done: dict[str, set[str]] = {}
         self._ports: dict[str, dict[str, Json]] = {}
+        self._moved: dict[str, tuple[str, str]] = {}
 
     def start(self) -> None: ...
 
@@ -139,21 +140,23 @@ class Remote:
         done = self._done[endpoint.id] = set()
         made = self._create_endpoint(network, endpoint, who, wish)
         done.add("CreateEndpoint")
-        interface = member(made, "Interface") or {}
+        interface = section(made, "Interface")
         addresses = tuple(_addresses(endpoint, interface))
-        mac = str(member(interface, "MacAddress") or "") or (wish.mac if wish.own_mac else "")
+        mac = words(interface, "MacAddress")
+        mac = mac_address(mac) if mac else wish.mac if wish.own_mac else ""
         path = f"/proc/{os.getpid()}/fd/{namespace}"
         self._ports[endpoint.id] = _ports(wish)
         joined = self._call("Join", {**who, "SandboxKey": path, "Options": _ports(wish)})
         done.add("Join")
         gateways = tuple(_gateways(joined))
         routes = tuple(_routes(joined))
-        names = member(joined, "InterfaceName") or {}
-        source = str(member(names, "SrcName") or "")
+        names = section(joined, "InterfaceName")
+        source = words(names, "SrcName")
         if not source:  # the plugin sees to all of it itself
             return Plug(0, 0, mac, addresses=addresses, gateways=gateways)
-        name = wish.options.get(OPTION_INTERFACE) or self._name(endpoint, str(member(names, "DstPrefix") or "eth"))
+        name = wish.options.get(OPTION_INTERFACE) or self._name(endpoint, words(names, "DstPrefix") or "eth")
         inside = self._move(source, name, namespace, inner)
+        self._moved[endpoint.id] = (name, source)
         if mac:
             inner.send([netlink.set_mac(inside, mac)])
         with _told("EndpointOperInfo", self.name):
@@ -194,7 +197,11 @@ class Remote:
             raise EngineError(
                 f'failed to add interface {source} to sandbox: failed to get link by name "{source}": Link not found'
             )
-        self._kernel.socket().send([netlink.move(found.number, namespace, name)])
+        try:
+            self._kernel.socket().send([netlink.move(found.number, namespace, name)])
+        except OSError:
+            self._back(source, source, namespace)  # the kernel moves first, and then gives the name
+            raise
         return netlink.link_index(inner.link(name))
 
     def detach(self, network: Network | None, endpoint: Endpoint, namespace: int) -> None:
@@ -204,26 +211,27 @@ class Remote:
         who = {"NetworkID": endpoint.network, "EndpointID": endpoint.id}
         if "Join" in done:
             self._tell("Leave", who)
-        if endpoint.source and namespace >= 0:
-            self._back(endpoint, namespace)
+        name, source = self._moved.pop(endpoint.id, (endpoint.interface, endpoint.source))
+        if source and namespace >= 0:
+            self._back(name, source, namespace)
         if "CreateEndpoint" in done:
             self._tell("DeleteEndpoint", who)
 
-    def _back(self, endpoint: Endpoint, namespace: int) -> None:
+    def _back(self, name: str, source: str, namespace: int) -> None:
         """The interface is the host's again, under the name that it had there."""
         host = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
         def body() -> None:
             with netlink.Socket() as inner:
-                found = inner.link(endpoint.interface)
+                found = inner.link(name)
                 if found is not None:
-                    inner.send([netlink.move(found.number, host, endpoint.source)])
+                    inner.send([netlink.move(found.number, host, source)])
 
         try:
             netns.run_in(namespace, body)
         except OSError as error:
             if error.errno != errno.ENODEV:
-                log.warning("interface %s cannot be given back to the plugin: %s", endpoint.interface, error)
+                log.warning("interface %s cannot be given back to the plugin: %s", name, error)
         finally:
             os.close(host)
 
@@ -305,7 +313,7 @@ def _published(binding: Binding) -> Json:
 def _addresses(endpoint: Endpoint, interface: dict[str, Any]) -> Iterator[IPv4Interface | IPv6Interface]:
     """Those that the plugin gives. Raises EngineError where it gives one of a family that there is one of already."""
     for name, version in (("Address", 4), ("AddressIPv6", 6)):
-        text = str(member(interface, name) or "")
+        text = words(interface, name)
         if not text:
             continue
         try:
@@ -323,7 +331,7 @@ def _addresses(endpoint: Endpoint, interface: dict[str, Any]) -> Iterator[IPv4In
 
 def _gateways(joined: dict[str, Any]) -> Iterator[Address]:
     for name in ("Gateway", "GatewayIPv6"):
-        text = str(member(joined, name) or "")
+        text = words(joined, name)
         if text:
             try:
                 yield ip_address(text)
@@ -332,8 +340,11 @@ def _gateways(joined: dict[str, Any]) -> Iterator[Address]:
 
 
 def _routes(joined: dict[str, Any]) -> Iterator[Route]:
-    for route in member(joined, "StaticRoutes") or ():
-        destination, router = str(member(route, "Destination") or ""), str(member(route, "NextHop") or "")
+    found = member(joined, "StaticRoutes") or []
+    if not isinstance(found, list) or not all(isinstance(route, dict) for route in found):
+        raise EngineError("StaticRoutes in a plugin's answer are no routes")
+    for route in found:
+        destination, router = words(route, "Destination"), words(route, "NextHop")
         try:
             by = ip_address(router) if router and member(route, "RouteType") != _CONNECTED else None
         except ValueError as error:
