@@ -428,6 +428,23 @@ def test_a_network_that_the_plugin_does_not_want(engine: Engine, plugin: Plugin)
 
 
 @root
+def test_a_plugin_that_is_gone(engine: Engine, folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody starts on its networks; they and who is on them can go."""
+    with Plugin(folder=folders / "run").running():
+        made(engine)
+        one, two = container(engine, tmp_path, 1, "lan"), container(engine, tmp_path, 2, "lan")
+        start(engine, one)
+    with pytest.raises(EngineError, match='failed to add endpoint: plugin "house" not found'):
+        start(engine, two)
+    assert two.id not in engine.endpoints._active
+    engine.endpoints.detach(one)
+    engine.begin()
+    engine.networks.remove(engine.networks.get("lan"))
+    assert caplog.text.count('plugin house: plugin "house" not found') == 4
+    assert len(engine.networks.all()) == 3
+
+
+@root
 def test_a_plugin_may_ask_us(engine: Engine, plugin: Plugin, tmp_path: Path) -> None:
     """While it is asked, from other threads, under the lock."""
     found: list[str] = []

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING, Any
 
-from teu.engine.core.errors import EngineError
+from teu.engine.core.errors import EngineError, NotFound
 from teu.engine.networks import plugins
 from teu.engine.networks.drivers.driver import Context, Plug, Route, Wish
 from teu.engine.networks.options import OPTION_ENABLED, OPTION_INTERNAL
@@ -181,6 +181,8 @@ class Remote:
         body = {**who, "Interface": asked, "Options": options}
         try:
             return self._call("CreateEndpoint", body)
+        except NotFound as error:
+            raise EngineError(f"failed to add endpoint: {error}") from error
         except PluginError as error:
             raise EngineError(f"failed to create endpoint {wish.name} on network {network.name}: {error}") from error
 
