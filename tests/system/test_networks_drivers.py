@@ -443,7 +443,7 @@ def test_a_plugins_containers_go_on_without_the_daemon(unfiltered: None) -> None
         pid = int(setting("dies", ".State.Pid"))
         call("systemctl", "stop", "teud.socket", "teud")
         call("kill", "-9", str(pid))
-        time.sleep(0.1)
+        eventually("it has ended", lambda: not Path(f"/proc/{pid}").exists())
         call("systemctl", "start", "teud.socket", "teud")
         eventually("the plugin is told", lambda: len(plugin.endpoints) == 1)
         assert pings("lives", setting("lives", ".NetworkSettings.Networks.plug.IPAddress"))
