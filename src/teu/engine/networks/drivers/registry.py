@@ -52,9 +52,8 @@ class Drivers(Mapping[str, Driver]):
             assert found is not None
             return found
         if name not in self._made:
-            driver = load(name)(self._context)
+            driver = self._made.setdefault(name, load(name)(self._context))
             driver.start()
-            self._made[name] = driver
         return self._made[name]
 
     def plugin(self, name: str) -> Remote | None:
@@ -64,7 +63,7 @@ class Drivers(Mapping[str, Driver]):
         if name not in self._plugins:
             from teu.engine.networks.drivers.remote import Remote  # 18 ms of the daemon's start
 
-            self._plugins[name] = Remote(self._context, name)
+            return self._plugins.setdefault(name, Remote(self._context, name))  # others may have been as quick
         return self._plugins[name]
 
     def __contains__(self, name: object) -> bool:
