@@ -142,7 +142,7 @@ def test_an_address_that_is_asked_for_has_all_its_faults_told() -> None:
     def told(subnets: dict[int, list[ipam.Range]] | None, **asked: str) -> str:
         endpoint = fields.ENDPOINT.read({"IPAMConfig": asked})
         with pytest.raises(BadRequest) as caught:
-            requests.check_endpoint(endpoint, "front", True, subnets)
+            requests.check_endpoint(endpoint, True, subnets)
         return str(caught.value).partition("settings:\n")[2]
 
     inside = {4: [NET], 6: [NET6]}
