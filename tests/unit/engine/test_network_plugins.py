@@ -730,3 +730,23 @@ def test_who_does_not_use_them_does_not_import_them() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, env={"PYTHONPATH": os.pathsep.join(sys.path)}
     )
     assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+@root
+def test_a_daemon_that_dies_in_a_disconnect_leaves_what_the_plugin_has_to_be_told(
+    engine: Engine, tmp_path: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = made(engine)
+    one = container(engine, tmp_path, 1, "lan")
+    start(engine, one)
+    written: list[bool] = []
+    one.save = lambda durable=True: written.append("lan" in one.network_settings.networks)
+    told = engine.endpoints._disconnect_now
+
+    def before_it(*arguments: Any) -> None:
+        assert False not in written
+        told(*arguments)
+
+    monkeypatch.setattr(engine.endpoints, "_disconnect_now", before_it)
+    engine.endpoints.disconnect(network, one)
+    assert written[-1] is False

@@ -468,9 +468,13 @@ class Endpoints:
             network = self._store.find(settings.network_id or name) if settings.endpoint_id else None
             if network is None or network.damage:
                 continue
-            if network.driver not in self.drivers or network.record.ipam_driver not in OWN_IPAM:
+            if self._asks_plugins(network):
                 result.append((network, settings))
         return result
+
+    def _asks_plugins(self, network: Network) -> bool:
+        """Whether a plugin knows of its endpoints, or has given their addresses."""
+        return network.driver not in self.drivers or network.record.ipam_driver not in OWN_IPAM
 
     def _tell_plugins(self, container: Container) -> None:
         """Of what a container had that ended when there was no daemon."""
@@ -565,7 +569,10 @@ class Endpoints:
             active = self._active.get(container.id)
             left = networks.pop(network.name)
             try:
-                container.save()  # a daemon that dies in the middle of it: the next one takes the interface away
+                # A daemon may die in the middle of it: the next one takes the interface away. But what a plugin has to
+                # be told, it knows from the record, which is written then when the plugin has been told.
+                if active is None or not self._asks_plugins(network):
+                    container.save()
             except BaseException:
                 networks[network.name] = left
                 raise
