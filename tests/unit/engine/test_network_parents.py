@@ -406,3 +406,18 @@ def test_an_interface_that_is_gone_is_off_its_network(engine: Engine, tmp_path: 
         assert engine.endpoints._active[one.id].endpoints == []
         assert one.network_settings.networks["lan"].address == ""
         engine.endpoints.detach(one)
+
+
+def test_two_networks_of_one_parent(engine: Engine, tmp_path: Path) -> None:
+    """Who leaves one of them stays on the other."""
+    made(engine)
+    other = [{"Subnet": "198.51.100.0/24", "Gateway": "198.51.100.254"}]
+    side = parts.network(engine.networks, "side", Driver="macvlan", Options={"parent": "up0"}, IPAM={"Config": other})
+    one = container(engine, tmp_path, 1, "lan")
+    start(engine, one)
+    engine.endpoints.connect(side, one, parts.fields.EndpointAsked())
+    assert "198.51.100.1/24" in inside(engine, one, "ip -br addr show eth1")
+    engine.endpoints.disconnect(engine.networks.get("lan"), one)
+    assert "eth0" not in inside(engine, one, "ip -br link")
+    assert "198.51.100.1/24" in inside(engine, one, "ip -br addr show eth1")
+    assert "default via 198.51.100.254" in inside(engine, one, "ip route")

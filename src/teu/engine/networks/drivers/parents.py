@@ -180,9 +180,11 @@ class OnParent:
 
         def body() -> None:
             with netlink.Socket() as inner:
-                for link in inner.links():
-                    if self.owns(endpoint, link):
-                        inner.send([netlink.delete_index(link.number)])
+                owned = [link for link in inner.links() if self.owns(endpoint, link)]
+                # The container may be on another network of the parent as well, and may have given names.
+                named = [link for link in owned if link.name == endpoint.interface]
+                for link in named or (owned if len(owned) == 1 else []):
+                    inner.send([netlink.delete_index(link.number)])
 
         try:
             netns.run_in(namespace, body)
