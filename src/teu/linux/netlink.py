@@ -34,6 +34,7 @@ from teu.linux.rtnetlink import (
     IFLA_IPVLAN_FLAGS,
     IFLA_IPVLAN_MODE,
     IFLA_LINK,
+    IFLA_LINK_NETNSID,
     IFLA_LINKINFO,
     IFLA_MACVLAN_MODE,
     IFLA_MASTER,
@@ -93,6 +94,7 @@ class Link(NamedTuple):
     mac: str
     mtu: int
     peer: int  # of a veth its other end, of a macvlan, an ipvlan and a VLAN what it is on: an index in that namespace
+    far: bool  # whether that namespace is another one
 
 
 class Message(NamedTuple):
@@ -267,6 +269,7 @@ def _parse_link(data: bytes) -> Link:
         found.get(IFLA_ADDRESS, b"").hex(":"),
         struct.unpack("=I", found[IFLA_MTU])[0] if IFLA_MTU in found else 0,
         struct.unpack("=I", found[IFLA_LINK])[0] if IFLA_LINK in found else 0,
+        IFLA_LINK_NETNSID in found,
     )
 
 

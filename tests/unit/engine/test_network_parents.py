@@ -16,6 +16,7 @@ import pytest
 from drivers import networks as suite
 from networkhouse import Engine, container, inside, start
 
+from teu.engine.containers.network_settings import network_settings
 from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.networks.drivers.macvlan import Macvlan
 from teu.linux import netlink
@@ -421,3 +422,45 @@ def test_two_networks_of_one_parent(engine: Engine, tmp_path: Path) -> None:
     assert "eth0" not in inside(engine, one, "ip -br link")
     assert "198.51.100.1/24" in inside(engine, one, "ip -br addr show eth1")
     assert "default via 198.51.100.254" in inside(engine, one, "ip route")
+
+
+@pytest.mark.parametrize("action", ["connect", "disconnect"])
+def test_a_daemon_that_dies_leaves_no_interface(engine: Engine, tmp_path: Path, action: str) -> None:
+    """The record says that the container is not on the network: it is written before a disconnect, and after a
+    connect. What a container has made itself is its own."""
+    lan, front = made(engine), parts.network(engine.networks, "front")
+    one = container(engine, tmp_path, 1, "front")
+    start(engine, one)
+    inside(engine, one, "ip link add eth9 link eth0 type macvlan mode bridge")
+    if action == "disconnect":
+        engine.endpoints.connect(lan, one, parts.fields.EndpointAsked())
+    written: list[Any] = []
+    one.save = lambda durable=True: written.append(one.network_settings.encode())
+    one.save()
+
+    def dies(*_: Any, **__: Any) -> None:
+        raise SystemExit
+
+    engine.endpoints._outward.lead = dies  # type: ignore[method-assign]
+    engine.endpoints._disconnect_now = dies  # type: ignore[method-assign]
+    with engine.living(one):
+        with pytest.raises(SystemExit):
+            if action == "connect":
+                engine.endpoints.connect(lan, one, parts.fields.EndpointAsked())
+            else:
+                engine.endpoints.disconnect(lan, one)
+        assert "eth1" in inside(engine, one, "ip -br link")
+        os.close(engine.endpoints._active[one.id].namespace)
+        engine.endpoints._active.clear()
+        engine.endpoints._outward.ports.close()
+        one.network_settings = network_settings(written[-1], "", [])
+        engine.begin()
+        engine.endpoints.has_process = lambda _: True  # type: ignore[method-assign]
+        engine.endpoints.recover([one])
+        assert [endpoint.name for endpoint in engine.endpoints._active[one.id].endpoints] == ["front"]
+        there = inside(engine, one, "ip -br link")
+        assert "eth1" not in there
+        assert "eth9" in there
+        router = engine.networks.get(front.name).pools[0].gateway
+        assert f"default via {router} dev eth0" in inside(engine, one, "ip route")
+        engine.endpoints.detach(one)

@@ -763,16 +763,42 @@ class Endpoints:
         self._know_resolver(container)
         settings = container.network_settings
         here = {link.number for name, link in ends.items() if name.startswith(f"teu{container.id[:10]}")}
+        swept = self._sweep(active)
         known = {name for name, one in settings.networks.items() if one.endpoint_id}
         ways = ((settings.outward, active.outward), (settings.outward6, active.outward6))
         if (
-            here <= {one.number for one in active.endpoints}
+            not swept
+            and here <= {one.number for one in active.endpoints}
             and known == {one.name for one in active.endpoints}
             and all(name is None or name == (place.name if place else "") for name, place in ways)
         ):
             return
         self._lead(container, active, anew=True)
         container.save()
+
+    def _sweep(self, active: Active) -> bool:
+        """Interfaces without a pair, on a parent of a network of ours, that a container's record does not know are
+        taken out; whether there was one. They have names as we give them; who has renamed one keeps all."""
+        from teu.linux import netlink
+
+        with netns.run_in(active.namespace, netlink.Socket) as inner:
+            links = {link.name: link for link in inner.links() if link.far and link.kind != "veth"}
+            if any(not one.number and one.interface not in links for one in active.endpoints):
+                return False
+            known = {endpoint.interface for endpoint in active.endpoints}
+            strays = [link for link in links.values() if link.name not in known and self._may_make(link)]
+            if strays:
+                inner.send([netlink.delete_index(link.number) for link in strays])
+        return bool(strays)
+
+    def _may_make(self, link: Link) -> bool:
+        """Whether an interface may be a container's on one of the networks that have no pairs."""
+        for network in self._store.all():
+            if network.driver in self.drivers and link.name.removeprefix(network.prefix).isdecimal():
+                endpoint = Endpoint(network.id, network.name, network.driver, None, None, "", 0, "")
+                if self.drivers[network.driver].owns(endpoint, link):
+                    return True
+        return False
 
     def _clear_hosts(self, container: Container, active: Active) -> None:
         """Take out of a container's hosts the addresses that it had on networks that it has left."""
