@@ -41,11 +41,13 @@ class Engine:
             get=self.get,
             find=lambda reference: next((c for c in self.known if reference in (c.id, c.name)), None),
         )
+        self.endpoints: Any = None
         self.begin()
 
     def begin(self) -> None:
         """The networks, as a new daemon has them; the old one is dead, and mends nothing."""
         self.stopping.set()
+        self._let_go()
         self.stopping = threading.Event()
         own: Any = self
         store = Store(self.database, Defaults(self.settings))
@@ -66,9 +68,16 @@ class Engine:
             self.endpoints.detach(container)
         self.endpoints._outward.ports.close()
         self.stopping.set()
+        self._let_go()
         self.database.close()
-        if self.endpoints.kernel._socket is not None:
-            self.endpoints.kernel._socket.close()
+
+    def _let_go(self) -> None:
+        """What a daemon has open besides, which is closed when it dies."""
+        if self.endpoints is not None:
+            self.endpoints._names.close()
+            self.endpoints._host_names.end()
+            if self.endpoints.kernel._socket is not None:
+                self.endpoints.kernel._socket.close()
 
     @contextlib.contextmanager
     def living(self, one: Any) -> Iterator[None]:

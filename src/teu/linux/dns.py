@@ -134,12 +134,13 @@ class Resolver:
     called from any thread, and wait for no network."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._selector: selectors.BaseSelector  # from the first container on, as are the ends of the pipe
         self._lock = threading.Lock()
         self._clients: dict[str, _Client] = {}
         self._orders: deque[tuple[bool, _Client]] = deque()
         self._thread: threading.Thread | None = None
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wake_read, self._wake_write = -1, -1
+        self._closing = self._over = False
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._pending = 0
         self._slow: dict[str, float] = {}  # servers that did not answer, until when they are asked last
@@ -173,16 +174,23 @@ class Resolver:
             tcp.setblocking(False)
             return udp, tcp
 
+        self._begin()
         udp, tcp = netns.run_in(namespace, inside)
         client = _Client(udp, tcp, lookup, reverse, servers)
         with self._lock:
             self._clients[identity] = client
             self._orders.append((True, client))
-            if self._thread is None:
-                self._selector.register(self._wake_read, selectors.EVENT_READ, self._ordered)
-                self._thread = threading.Thread(target=self._serve, name="dns", daemon=True)
-                self._thread.start()
         self._wake()
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._thread is not None:
+                return
+            self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self._selector = selectors.DefaultSelector()
+            self._selector.register(self._wake_read, selectors.EVENT_READ, self._ordered)
+            self._thread = threading.Thread(target=self._serve, name="dns", daemon=True)
+            self._thread.start()
 
     def remove(self, identity: str) -> None:
         """Serve a container no more; nothing where it was not served. Its sockets are closed soon after."""
@@ -193,6 +201,17 @@ class Resolver:
             self._orders.append((False, client))
         self._wake()
 
+    def close(self) -> None:
+        """Serve nobody from now on: the thread ends, and what is open is closed then. Nobody can be added after it."""
+        with self._lock:
+            if self._thread is None or self._closing:
+                return
+            self._orders += [(False, client) for client in self._clients.values()]
+            self._clients.clear()
+            self._closing = True
+            self._wake()
+        self._thread.join()
+
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # it is awake already
             os.write(self._wake_write, b"x")
@@ -200,12 +219,16 @@ class Resolver:
     # -- all below is the thread's own ---------------------------------------------------------
 
     def _serve(self) -> None:
-        while True:
+        while not self._over:
             timeout = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
             for key, _ in self._selector.select(timeout):
                 self._safely(key.data)
             while self._due and self._due[0][0] <= time.monotonic():
                 self._safely(heapq.heappop(self._due)[2])
+        with self._lock:  # who closes writes into the pipe
+            self._selector.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
 
     def _safely(self, function: Callable[[], None]) -> None:
         try:
@@ -223,6 +246,7 @@ class Resolver:
     def _ordered(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
+        closing = self._closing  # before the last orders are looked for
         while self._orders:
             add, client = self._orders.popleft()
             if add:
@@ -236,6 +260,7 @@ class Resolver:
                     sock.close()
                 for connection in list(client.connections.values()):
                     self._close(connection)
+        self._over = closing
 
     # -- what containers ask -------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from posix import uname
 
 from teu.linux.syscalls import syscall
 
-_INIT, _ADD = {"x86_64": (294, 254)}.get(uname().machine, (26, 27))
+_INIT, _ADD, _REMOVE = {"x86_64": (294, 254, 255)}.get(uname().machine, (26, 27, 28))
 IN_CLOSE_WRITE, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_ONLYDIR = 0x8, 0x80, 0x100, 0x200, 0x01000000
 _CHANGES = IN_CLOSE_WRITE | IN_MOVED_TO | IN_CREATE | IN_DELETE | IN_ONLYDIR
 
@@ -23,6 +23,7 @@ class FileWatch:
         """Raises OSError."""
         self._paths = list(paths)
         self._descriptor = syscall("inotify_init1", _INIT, os.O_CLOEXEC)
+        self._watches: set[int] = set()
         try:
             self._follow()
         except BaseException:
@@ -32,6 +33,7 @@ class FileWatch:
     def close(self) -> None:
         """Nothing is noticed any more."""
         os.close(self._descriptor)
+        self._descriptor = -1
 
     def fileno(self) -> int:
         """To wait in poll(2) for."""
@@ -43,7 +45,13 @@ class FileWatch:
             for one in (path, os.path.realpath(path)):
                 folder = os.fsencode(os.path.dirname(one))
                 with contextlib.suppress(FileNotFoundError):
-                    syscall("inotify_add_watch", _ADD, self._descriptor, folder, _CHANGES)
+                    self._watches.add(syscall("inotify_add_watch", _ADD, self._descriptor, folder, _CHANGES))
+
+    def rouse(self) -> None:
+        """Let another thread's `wait` return: the kernel tells it that a watch is no more."""
+        for watch in list(self._watches):
+            with contextlib.suppress(OSError):  # its folder is no more
+                syscall("inotify_rm_watch", _REMOVE, self._descriptor, watch)
 
     def wait(self) -> None:
         """Until something happened in the files' folders, which may be to another file."""

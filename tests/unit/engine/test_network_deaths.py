@@ -24,7 +24,7 @@ from networkhouse import Engine, container, inside
 from teu.engine.containers.network_settings import network_settings
 from teu.engine.core import fields
 from teu.engine.core.errors import EngineError
-from teu.engine.networks import files, hostnames, names, store
+from teu.engine.networks import files, hostnames, store
 from teu.engine.networks.drivers import bridge
 from teu.linux import netlink, netns, nftables
 
@@ -69,8 +69,6 @@ class House:
         patch.setattr(bridge, "threading", SimpleNamespace(Thread=_AtOnce))
         patch.setattr(bridge.Bridge, "_watch", lambda _: None)
         patch.setattr(hostnames.HostNames, "watch", lambda _: None)
-        self.resolver = engine.endpoints._names._resolver
-        patch.setattr(names, "Resolver", lambda: self.resolver)
         parts.network(engine.networks, "a", IPAM={"Config": [{"Subnet": "10.90.0.0/29"}]})
         parts.network(
             engine.networks,
@@ -161,8 +159,6 @@ class House:
     def next_daemon(self) -> None:
         engine = self.engine
         engine.endpoints._active.clear()
-        for one in engine.known:
-            self.resolver.remove(one.id)
         for place in _namespaces() - self.own:  # also of one that was beginning, or ending
             os.close(place)
         engine.endpoints._outward.ports.close()

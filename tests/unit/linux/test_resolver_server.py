@@ -114,6 +114,7 @@ class House:
         for namespace in self.namespaces:
             self.resolver.remove(str(namespace))
             os.close(namespace)
+        self.resolver.close()
 
 
 class Container:
@@ -297,3 +298,21 @@ def test_without_descriptors_it_goes_on(house: House, server: Server, monkeypatc
         for _ in range(6):
             assert code(box.ask("example.org")) == dnswire.SERVFAIL
     assert code(box.ask("example.org")) == dnswire.NOERROR
+
+
+def test_nothing_is_open_after_a_close(house: House) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    resolver = dns.Resolver()
+    assert len(os.listdir("/proc/self/fd")) == before
+    for number in (1, 2):
+        namespace, _ = netns.create(_loopback)
+        resolver.add(str(number), namespace, lambda name, version: None, lambda address: None, lambda name: [])
+        os.close(namespace)
+    resolver.close()
+    resolver.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def _loopback() -> None:
+    with netlink.Socket() as kernel:
+        kernel.send([netlink.set_up(1)])

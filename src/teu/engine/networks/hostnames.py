@@ -24,6 +24,7 @@ class HostNames:
         self._changed = changed
         self._stopping = stopping
         self._thread: threading.Thread | None = None
+        self._watch: FileWatch | None = None
 
     def watch(self) -> None:
         """From now on; twice is fine. Never fails."""
@@ -35,8 +36,16 @@ class HostNames:
             log.warning("changes of the host's resolv.conf are not followed: %s", error)
             watch = None
         self._thread = threading.Thread(target=self._follow, args=(watch,), name="resolv.conf", daemon=True)
+        self._watch = watch
         if watch is not None:
             self._thread.start()
+
+    def end(self) -> None:
+        """`stopping` is set: wait until the thread has ended."""
+        if self._thread is not None and self._watch is not None:
+            self._watch.rouse()
+            self._thread.join()
+            self._watch = None
 
     def _follow(self, watch: FileWatch) -> None:
         before = _said()
@@ -50,6 +59,7 @@ class HostNames:
                     self._changed()
                 except Exception as error:
                     log.error("a change of the host's resolv.conf cannot be followed: %s", error)
+        watch.close()
 
 
 def _said() -> tuple[str, str]:

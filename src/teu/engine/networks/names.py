@@ -102,6 +102,10 @@ class Names:
         self._zones: dict[str, _Zone] = {}
         self._views: dict[str, _View] = {}
 
+    def close(self) -> None:
+        """Nobody is served any more."""
+        self._resolver.close()
+
     # -- who is where ------------------------------------------------------------------------
 
     def join(self, container: Container, endpoint: Endpoint) -> None:
