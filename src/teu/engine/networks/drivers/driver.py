@@ -134,7 +134,8 @@ class Driver(Protocol):
         fails, `detach` undoes what there is of it."""
 
     def detach(self, network: Network | None, endpoint: Endpoint, namespace: int) -> None:
-        """It has left, and is not among the active ones any more. None: nothing is known of the network. `namespace`:
+        """It has left, and is not among the active ones any more; its addresses are free when this is over, so that a
+        container that runs on must not have them then. None: nothing is known of the network. `namespace`:
         the descriptor, where there may be still an interface; -1 where it is not known. Never fails."""
 
     def owns(self, endpoint: Endpoint, link: Link) -> bool:
