@@ -31,7 +31,7 @@ def clean() -> Iterator[None]:
     whole.remove_everything()
     yield
     whole.remove_everything()
-    eventually("no table is left", lambda: "table inet teu" not in out("nft", "list", "ruleset"))
+    eventually("no table is left", lambda: "table inet teu {" not in out("nft", "list", "ruleset"))
 
 
 @pytest.fixture(autouse=True)
@@ -301,7 +301,7 @@ def test_without_rules() -> None:
     whole.call("systemctl", "restart", "teud")
     try:
         whole.run_detached("plain", "sleep", "600")
-        assert "table inet teu" not in out("nft", "list", "ruleset")
+        assert "table inet teu {" not in out("nft", "list", "ruleset")
         done = teu("run", "-d", "-p", "8088:80", "busybox", "true", check=False)
         assert "firewall is none in teud.yaml" in done.stderr
         assert "teud makes no rules" in out("teu", "info")
