@@ -20,11 +20,12 @@ from teu.buildkit.session import auth, content, filesync, fsutil, secrets, ssh, 
 from teu.buildkit.session.fsutil import DATA, FIN, STAT, Packet
 from teu.buildkit.session.manager import Manager
 from teu.buildkit.session.manager import Session as Theirs
-from teu.cli.builds import keys, messages, receiving, sending, store
+from teu.cli.builds import keys, messages, receiving, sending, solve, store
 from teu.cli.builds.session import Offer, Session
-from teu.cli.builds.wire import Link
+from teu.cli.builds.wire import BuildError, Link
 from teu.cli.config import ConfigFile
 from teu.cli.errors import CommandError
+from teu.http2.connection import CANCELLED
 from teu.oci import ed25519
 from teu.oci.fsutil import GO_DIR, GO_SYMLINK
 from teu.ttrpc import codec
@@ -167,6 +168,36 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(errors.Error, match=f"open {name}: permission denied"):
             pulled(theirs, tmp_path / "copy")
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_builder_that_only_says_it_was_cancelled(tmp_path: Path, told: bool) -> None:
+    """BuildKit cancels what waits for a file that we could not send, and now and then that is its whole answer."""
+
+    class Cancels:
+        """A builder that asks for nothing, and cancels the build."""
+
+        address = "unix:///nowhere"
+
+        def session(self, identity: Any, serve: Any) -> None: ...
+
+        def stream(self, method: str, name: str, **fields: Any) -> Any:
+            return Nothing()
+
+        def control(self, method: str, **fields: Any) -> Any:
+            if told:
+                work._session.failures.append("open secret: permission denied")
+            raise BuildError(CANCELLED, "context canceled")
+
+    class Nothing(list[bytes]):
+        def close(self) -> None: ...
+
+    builder: Any = Cancels()
+    work = solve.Build(builder, Offer(ConfigFile(str(tmp_path))), {}, "quiet")
+    with pytest.raises(solve.Failed) as caught:
+        work.run()
+    assert (caught.value.error.code == CANCELLED) is not told
+    assert ("error from sender: open secret: permission denied" in caught.value.text) is told
 
 
 def test_a_folder_that_was_not_offered(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from teu.cli.config import auth_header, registry_of
 from teu.cli.errors import CommandError
 from teu.cli.options import TRUE, Options
 from teu.cli.registry import show_progress, split_tag
+from teu.http2.connection import CANCELLED
 from teu.oci import jsontext
 
 TYPE_CHECKING = False
@@ -81,7 +82,7 @@ def build(cli: Cli, options: Options, where: str, builder: Builder, asked: calls
         answer = work.run()
         request.settle(answer)
     except Failed as error:
-        raise CommandError(error.text, 130 if error.error.code == 1 else 1) from None
+        raise CommandError(error.text, 130 if error.error.code == CANCELLED else 1) from None
     except CommandError as error:
         raise CommandError(
             f"ERROR: {error.text}" if error.code == 1 and error.text else error.text, error.code

@@ -22,7 +22,7 @@ from teu.ttrpc.codec import put_varint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from teu.http2.calls import Asked
 
@@ -293,8 +293,10 @@ def _link(descriptor: int, parent: str, name: str) -> str | None:
 class Sender:
     """One transfer: the builder's call DiffCopy for one of our folders."""
 
-    def __init__(self, asked: Asked, folder: int, selection: Selection) -> None:
+    def __init__(self, asked: Asked, folder: int, selection: Selection, failed: Callable[[str], None]) -> None:
+        """failed: is told what cannot be read, before the builder is."""
         self._asked = asked
+        self._say_failed = failed
         self._folder = folder
         self._places = Places(folder)
         self._selection = selection
@@ -335,6 +337,7 @@ class Sender:
             self._failed = error
 
     def _complain(self, text: str) -> None:
+        self._say_failed(text)
         try:
             self._asked.send(encode(PACKET, type=ERR, data=text.encode("utf-8", "replace")))
             self._asked.finish(UNKNOWN, text)

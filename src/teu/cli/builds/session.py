@@ -127,7 +127,8 @@ class Session:
 
     def _tell(self, text: str) -> None:
         with self._lock:
-            self.failures.append(text)
+            if text not in self.failures:
+                self.failures.append(text)
 
     def _of_registries(self, answer: Callable[[bytes], bytes]) -> Callable[[Asked], None]:
         def method(asked: Asked) -> None:
@@ -153,7 +154,7 @@ class Session:
             if paths:
                 include = [*include, *sending.follow(folder, paths)]
             selection = sending.Selection(include, _listed(asked.metadata, "exclude-patterns"))
-            sending.Sender(asked, folder, selection).run()
+            sending.Sender(asked, folder, selection, self._tell).run()
         finally:
             os.close(folder)
 

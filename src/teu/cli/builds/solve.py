@@ -14,9 +14,10 @@ import threading
 from teu.cli.builds import failure, progress
 from teu.cli.builds.messages import BRIDGE, CONTROL, decode, encode
 from teu.cli.builds.session import Offer, Session
-from teu.cli.builds.wire import Builder, BuildError, described
+from teu.cli.builds.wire import UNKNOWN, Builder, BuildError, described
 from teu.cli.errors import CommandError
 from teu.http2 import calls
+from teu.http2.connection import CANCELLED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -156,11 +157,11 @@ class Build:
         try:
             answer = work()
         except BuildError as error:
-            problem = error
+            problem = self._of_ours(error)
         except KeyboardInterrupt:
             # The builder ends what nobody waits for, once our call is gone.
             self._builder.close()
-            problem = BuildError(1, "context canceled")
+            problem = BuildError(CANCELLED, "context canceled")
         while not self._status_over.wait(STATUS_SECONDS) and self._heard.is_set():
             self._heard.clear()
         status.close()
@@ -170,6 +171,12 @@ class Build:
         if problem is not None:
             raise Failed(problem, self._explained(problem))
         return answer
+
+    def _of_ours(self, error: BuildError) -> BuildError:
+        """Why it failed. Where we could not send a file, a builder cancels what waits for it, and may say that alone."""
+        if error.code == CANCELLED and self._session.failures:
+            return BuildError(UNKNOWN, f"error from sender: {self._session.failures[0]}")
+        return error
 
     def _read_status(self, status: calls.Call) -> None:
         try:
