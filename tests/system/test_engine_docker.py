@@ -444,6 +444,7 @@ def clear() -> None:
     whole.teu("volume", "rm", "-f", "data", "named", check=False)
     whole.teu("network", "rm", "net1", check=False)
     whole.teu("rmi", "-f", "localhost:5000/x/y:z", "other:1", IMAGE, check=False)
+    whole.teu("image", "prune", "-f")  # what another test's builds left would be in the lists
 
 
 @pytest.fixture(scope="module")

@@ -455,7 +455,8 @@ def test_links_where_neighbours_do_not_talk() -> None:
         assert teu("exec", "other", *asked, check=False).stdout == ""
         assert out("teu", "exec", "web", "wget", "-qO-", "http://store/") == "served"
         whole.call("systemctl", "restart", "teud")
-        assert teu("exec", "web", *asked, check=False).stdout == "served\n"
+        done = teu("exec", "web", *asked, check=False)
+        assert done.stdout == "served\n", done
         teu("rm", "--link", "web/store")
         assert teu("exec", "web", *asked, check=False).stdout == ""
 

@@ -173,7 +173,7 @@ class Build:
         return answer
 
     def _of_ours(self, error: BuildError) -> BuildError:
-        """Why it failed. Where we could not send a file, a builder cancels what waits for it, and may say that alone."""
+        """Why it failed. Where we could not send a file, a builder cancels what waits for it, and may say no more."""
         if error.code == CANCELLED and self._session.failures:
             return BuildError(UNKNOWN, f"error from sender: {self._session.failures[0]}")
         return error
