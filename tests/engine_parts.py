@@ -38,8 +38,23 @@ def settings(folder: Path, **more: Any) -> configuration.Settings:
     return result
 
 
+_made: list[Engine] = []
+
+
 def engine(folder: Path, **more: Any) -> Engine:
-    return Engine(settings(folder, **more))
+    return another(settings(folder, **more))
+
+
+def another(config: configuration.Settings) -> Engine:
+    """As a new daemon has it."""
+    _made.append(Engine(config))
+    return _made[-1]
+
+
+def close() -> None:
+    """All that were made."""
+    while _made:
+        _made.pop().close()
 
 
 def engine_before(folder: Path, dump: str) -> Engine:

@@ -47,7 +47,8 @@ class Engine:
     def begin(self) -> None:
         """The networks, as a new daemon has them; the old one is dead, and mends nothing."""
         self.stopping.set()
-        self._let_go()
+        if self.endpoints is not None:
+            self.endpoints.close()
         self.stopping = threading.Event()
         own: Any = self
         store = Store(self.database, Defaults(self.settings))
@@ -66,18 +67,9 @@ class Engine:
         """All containers, and the daemon."""
         for container in self.known:
             self.endpoints.detach(container)
-        self.endpoints._outward.ports.close()
         self.stopping.set()
-        self._let_go()
+        self.endpoints.close()
         self.database.close()
-
-    def _let_go(self) -> None:
-        """What a daemon has open besides, which is closed when it dies."""
-        if self.endpoints is not None:
-            self.endpoints._names.close()
-            self.endpoints._host_names.end()
-            if self.endpoints.kernel._socket is not None:
-                self.endpoints.kernel._socket.close()
 
     @contextlib.contextmanager
     def living(self, one: Any) -> Iterator[None]:

@@ -97,7 +97,4 @@ class Daemon:
                 container.restart_timer.cancel()
             health.stop(container)
         engine.containerd.untidy.set()
-        engine.pump.stop()
-        engine.containerd.close()
-        engine.builder.close()
-        engine.database.close()
+        engine.close()

@@ -28,7 +28,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 def saved(engine: Engine, made: Container) -> HostConfig:
     """As a new engine reads it."""
-    again = Engine(engine.config)
+    again = parts.another(engine.config)
     again.containers.load()
     found = again.containers.get(made.id)
     assert found is not made

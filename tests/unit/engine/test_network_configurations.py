@@ -61,7 +61,7 @@ def test_a_configuration_takes_nothing(engine: Engine) -> None:
 def test_networks_of_a_configuration(engine: Engine) -> None:
     made(engine, "cfg", **CONFIGURATION)
     made(engine, "front", ConfigFrom={"Network": "cfg"}, Internal=True, Attachable=True)
-    again = parts.Engine(engine.config)
+    again = parts.another(engine.config)
     again.networks.start()
     shown = again.networks.get("front").record.shown()
     assert shown["ConfigFrom"] == {"Network": "cfg"}

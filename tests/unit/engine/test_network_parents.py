@@ -237,7 +237,6 @@ def test_the_next_daemon_goes_on(engine: Engine, tmp_path: Path) -> None:
     start(engine, one)
     engine.endpoints.connect(front, one, parts.fields.EndpointAsked())
     with engine.living(one):
-        os.close(engine.endpoints._active[one.id].namespace)
         engine.begin()
         assert "macvlan" not in [driver.name for driver in engine.endpoints.drivers.made() if hasattr(driver, "name")]
         engine.endpoints.recover([one])

@@ -507,8 +507,6 @@ def test_the_next_daemon_goes_on(engine: Engine, plugin: Plugin, tmp_path: Path)
     start(engine, died)
     gone = died.network_settings.networks["lan"].endpoint_id
     with engine.living(lives):
-        for each in (lives, died):
-            os.close(engine.endpoints._active[each.id].namespace)
         engine.begin()
         begun(plugin)
         engine.endpoints.has_process = lambda _: True  # type: ignore[method-assign]
@@ -576,7 +574,6 @@ def test_addresses_of_a_plugin(engine: Engine, plugin: Plugin, tmp_path: Path) -
     assert "1 packets received" in inside(engine, two, "busybox ping -c1 -W2 10.201.0.2")
     engine.endpoints.detach(one)
     with engine.living(two):
-        os.close(engine.endpoints._active[two.id].namespace)
         engine.begin()
         engine.endpoints.recover([two])
         engine.endpoints.detach(two)
@@ -681,7 +678,6 @@ def test_a_plugin_that_forgets_is_told_again(engine: Engine, plugin: Plugin, tmp
     one, two = container(engine, tmp_path, 1, "lan"), container(engine, tmp_path, 2, "lan")
     start(engine, one)
     with engine.living(one):
-        os.close(engine.endpoints._active[one.id].namespace)
         engine.begin()
         engine.endpoints.recover([one])
         plugin.pools.clear()

@@ -291,12 +291,11 @@ def test_recovery_keeps_the_living_and_sweeps_the_dead(engine: Engine, tmp_path:
     died = container(engine, tmp_path, 2, PortBindings={"80/tcp": [{"HostPort": "8083"}]})
     start(engine, lives)
     start(engine, died)
-    held = engine.endpoints._active[lives.id].namespace
+    held = os.dup(engine.endpoints._active[lives.id].namespace)
     sleeper = netns.run_in(held, lambda: subprocess.Popen(["sleep", "60"]))
     try:
         with serve(engine, lives, 80):
             lives.pid, died.running = sleeper.pid, False
-            engine.endpoints._outward.ports.close()
             engine.begin()
             again = engine.endpoints
             again.recover([lives])

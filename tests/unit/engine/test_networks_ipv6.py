@@ -325,7 +325,6 @@ def test_the_next_daemon_knows_both_families(engine: Engine, tmp_path: Path) -> 
     one = container(engine, tmp_path, 1, "front", PortBindings={"80/tcp": [{"HostPort": "8080"}]})
     start(engine, one)
     with engine.living(one), serve(engine, one) as server:
-        engine.endpoints._outward.ports.close()
         engine.begin()
         engine.endpoints.recover([one])
         assert served(server, "::1", 8080)

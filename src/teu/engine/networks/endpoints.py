@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("teu.engine")
 
+END_SECONDS = 2.0  # that the daemon's end waits for others
 MOST_ENDPOINTS = 256  # two hexadecimal digits are what a veth's name has room for
 
 
@@ -93,6 +94,24 @@ class Endpoints:
 
     def start(self) -> None:
         self.drivers.start()
+
+    def close(self) -> None:
+        """The daemon goes: what it has open is closed, and its threads end; the containers' networks stay as they are.
+        Their ports stay redirected, and are reserved no more. `stopping` is set. Twice is fine."""
+        self._host_names.end()
+        self._names.close()
+        self.drivers.close()
+        if not self._lock.acquire(timeout=END_SECONDS):  # somebody waits for a plugin
+            return
+        try:
+            for active in self._active.values():
+                if active.namespace >= 0:
+                    os.close(active.namespace)
+                    active.namespace = -1
+            self._outward.ports.close()
+            self.kernel.close()
+        finally:
+            self._lock.release()
 
     def driver(self, network: Network) -> Driver:
         """Of a damaged record, whose driver may not be known: bridges are what can be left, and has to be removed."""

@@ -16,6 +16,8 @@ log = logging.getLogger("teu.engine")
 
 SETTLE_SECONDS = 0.1  # in which a file that is written anew becomes whole
 
+END_SECONDS = 2.0
+
 
 class HostNames:
     """`changed` is called in the thread, where what a container would get is something else."""
@@ -41,10 +43,10 @@ class HostNames:
             self._thread.start()
 
     def end(self) -> None:
-        """`stopping` is set: wait until the thread has ended."""
+        """`stopping` is set: wait until the thread has ended, but not long where it waits for a container."""
         if self._thread is not None and self._watch is not None:
             self._watch.rouse()
-            self._thread.join()
+            self._thread.join(END_SECONDS)
             self._watch = None
 
     def _follow(self, watch: FileWatch) -> None:

@@ -22,6 +22,12 @@ class Kernel:
             self._socket = netlink.Socket()
         return self._socket
 
+    def close(self) -> None:
+        """The next use opens it again."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def delete_link(self, number: int) -> None:
         """By its number, as a name may be another's by now. Raises OSError; one that is not there is fine."""
         from teu.linux import netlink

@@ -39,6 +39,7 @@ class Pump:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self._stopped = False
+        self._closing = threading.Lock()  # who wakes the thread must not write to what has the number by then
         self._thread = threading.Thread(target=self._run, name="pump", daemon=True)
         # What tee() copies into; wide enough for a whole FIFO.
         self.scratch = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -49,10 +50,25 @@ class Pump:
         self._thread.start()
 
     def stop(self) -> None:
+        """The thread ends, and what the pump has open is closed: nothing is run any more. Twice is fine."""
         self._stopped = True
-        os.eventfd_write(self._wake, 1)
-        if threading.current_thread() is not self._thread:
+        self._rouse()
+        if self._thread.is_alive() and not self.inside():
             self._thread.join(2)
+        if self._thread.is_alive():  # in a callback; it has them until the process ends
+            return
+        with self._closing:
+            if self._wake < 0:
+                return
+            self._epoll.close()
+            for descriptor in (self._wake, *self.scratch, self.null):
+                os.close(descriptor)
+            self._wake = -1
+
+    def _rouse(self) -> None:
+        with self._closing:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def inside(self) -> bool:
         return threading.current_thread() is self._thread
@@ -76,7 +92,7 @@ class Pump:
             )
         else:
             self._calls.append(function)
-        os.eventfd_write(self._wake, 1)
+        self._rouse()
 
     def call(self, function: Callable[[], T], timeout: float | None = None) -> T:
         """Run the function in the pump's thread and give its result."""

@@ -19,6 +19,7 @@ import errno
 import logging
 import os
 import re
+import select
 import threading
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("teu.engine")
 
 SETTLE_SECONDS = 0.2  # in which a change of the host's firewall comes to an end
+END_SECONDS = 2.0  # for the watcher, which may be in the middle of asking firewalld
 VETH = re.compile(r"teu[0-9a-f]{10}[0-9a-f]{1,2}\Z")
 BRIDGE = re.compile(r"teu-[0-9a-f]{11}\Z")
 
@@ -75,9 +77,18 @@ class Bridge:
         self._host_count = 0  # of those that are in the table
         self._table = False
         self._watcher: threading.Thread | None = None
+        self._end = -1  # an eventfd by which the watcher is told to end
 
     def start(self) -> None:
         nftables.reserve()
+
+    def close(self) -> None:
+        if self._watcher is not None and self._end >= 0:
+            os.eventfd_write(self._end, 1)
+            self._watcher.join(END_SECONDS)
+            if not self._watcher.is_alive():
+                os.close(self._end)
+                self._end = -1
 
     def options(self, options: dict[str, str], internal: bool) -> list[str]:
         return check_bridge(options, internal)
@@ -427,7 +438,9 @@ class Bridge:
 
         def body() -> None:
             while not self._stopping.is_set():
-                changed = changes.wait()
+                if any(descriptor == self._end for descriptor, _ in poll.poll()):
+                    break
+                changed = changes.pending()
                 if changed is not None and not any(_concerns(change) for change in changed):
                     continue
                 try:
@@ -436,12 +449,17 @@ class Bridge:
                         self._follow(changes)
                 except Exception as error:
                     log.error("the rules of the networks cannot be made anew: %s", error)
+            changes.close()
 
         try:
             changes = nftables.Changes()
+            self._end = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as error:
             log.warning("changes of the ruleset cannot be watched: %s", error)
             return
+        poll = select.poll()
+        poll.register(changes, select.POLLIN)
+        poll.register(self._end, select.POLLIN)
         self._watcher = threading.Thread(target=body, name="ruleset", daemon=True)
         self._watcher.start()
 

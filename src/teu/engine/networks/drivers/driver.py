@@ -109,6 +109,9 @@ class Driver(Protocol):
     def start(self) -> None:
         """At the start of the daemon, before any other call."""
 
+    def close(self) -> None:
+        """The daemon goes: what the driver has open is closed, and its threads end; the networks stay."""
+
     def options(self, options: dict[str, str], internal: bool) -> list[str]:
         """Look at the options of a network that is to be made: the names of those that mean nothing to this driver,
         which are kept and shown all the same. Raises BadRequest, Forbidden."""

@@ -29,6 +29,8 @@ class Null:
 
     def start(self) -> None: ...
 
+    def close(self) -> None: ...
+
     def options(self, options: dict[str, str], internal: bool) -> list[str]:
         raise Forbidden(f'only one instance of "{self.name}" network is allowed')
 

@@ -59,6 +59,8 @@ class OnParent:
 
     def start(self) -> None: ...
 
+    def close(self) -> None: ...
+
     # -- networks ----------------------------------------------------------------------------
 
     def options(self, options: dict[str, str], internal: bool) -> list[str]:

@@ -45,6 +45,11 @@ class Drivers(Mapping[str, Driver]):
         for driver in self._made.values():
             driver.start()
 
+    def close(self) -> None:
+        """The daemon goes."""
+        for driver in self.made():
+            driver.close()
+
     def __getitem__(self, name: str) -> Driver:
         """The driver of any name: of one that is not of NAMES a plugin's, whether there is one or not."""
         if name not in NAMES:

@@ -72,6 +72,8 @@ class Remote:
 
     def start(self) -> None: ...
 
+    def close(self) -> None: ...
+
     def _call(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
         """Raises NotFound, PluginError."""
         with self._store.aside():
