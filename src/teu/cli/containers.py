@@ -86,7 +86,8 @@ def shown_image(container: dict[str, Any], whole: bool) -> str:
 
 
 def shown_ports(ports: list[dict[str, Any]] | None) -> str:
-    """`0.0.0.0:8080->80/tcp, 443/tcp`; neighbouring ports make a range."""
+    """`0.0.0.0:8080->80/tcp, 443/tcp`; neighbouring ports make a range. What is open at the container's own address
+    alone has 0 for the host's port, as with docker."""
 
     def group_text(key: tuple[str, str], first: int, last: int) -> str:
         text = str(first) if first == last else f"{first}-{last}"
@@ -106,6 +107,8 @@ def shown_ports(ports: list[dict[str, Any]] | None) -> str:
     )
     for port in order:
         address, inside = port.get("IP") or "", port["PrivatePort"]
+        if ":" in address:
+            address = f"[{address}]"
         key = ("", port["Type"])
         if address:
             if port.get("PublicPort") != inside:

@@ -63,7 +63,7 @@ def test_containers_in_a_table(daemon: Any, teu: Callable[..., Any]) -> None:
         " web",
     ):
         assert text in row
-    assert "53/udp, :::90-91->90-91/tcp, 0.0.0.0:8080->80/tcp" in row
+    assert "53/udp, [::]:90-91->90-91/tcp, 0.0.0.0:8080->80/tcp" in row
     assert daemon.last.query == {}
 
 

@@ -118,6 +118,8 @@ def test_ports() -> None:
     def port(inside: int, outside: int = 0, address: str = "", kind: str = "tcp") -> dict[str, object]:
         return {"PrivatePort": inside, "PublicPort": outside, "IP": address, "Type": kind}
 
+    assert shown_ports([port(80, 8080, "::")]) == "[::]:8080->80/tcp"
+    assert shown_ports([{"PrivatePort": 80, "IP": "::", "Type": "tcp"}]) == "[::]:0->80/tcp"
     assert shown_ports([port(443), port(80, 8080, "0.0.0.0")]) == "443/tcp, 0.0.0.0:8080->80/tcp"
     assert shown_ports([port(n, n, "0.0.0.0") for n in (80, 81, 82)]) == "0.0.0.0:80-82->80-82/tcp"
     assert shown_ports([port(53, kind="udp"), port(53)]) == "53/tcp, 53/udp"

@@ -10,6 +10,7 @@ import engine_parts as parts
 import pytest
 
 from teu.engine.backend.containerd import Unavailable
+from teu.engine.containers.network_settings import HostPort
 from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.core.times import timestamp
 from teu.engine.engine import Engine
@@ -39,6 +40,20 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 def listed(engine: Engine, every: bool = True, limit: int = 0, **filters: list[str]) -> list[str]:
     return [row["Names"][0][1:] for row in containers.summaries(engine, every, limit, False, filters)]
+
+
+def test_published_ports(engine: Engine) -> None:
+    """One of a routed network is at no port of the host's: docker leaves that out."""
+    web = engine.containers.get("web")
+    web.network_settings.ports = {
+        "80/tcp": [HostPort("0.0.0.0", "8080"), HostPort("::", "")],
+        "53/udp": None,
+    }
+    assert containers.ports(web) == [
+        {"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"},
+        {"IP": "::", "PrivatePort": 80, "Type": "tcp"},
+        {"PrivatePort": 53, "Type": "udp"},
+    ]
 
 
 def test_who_runs_and_who_does_not(engine: Engine) -> None:

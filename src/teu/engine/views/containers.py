@@ -95,14 +95,10 @@ def ports(container: Container) -> list[dict[str, object]]:
         if not number.isdigit():
             continue
         for binding in bindings or ():
-            result.append(
-                {
-                    "IP": binding.address,
-                    "PrivatePort": int(number),
-                    "PublicPort": int(binding.port or 0),
-                    "Type": protocol or "tcp",
-                }
-            )
+            shown: dict[str, object] = {"IP": binding.address, "PrivatePort": int(number)}
+            if binding.port:  # else it is open at the container's own address, and docker leaves it out
+                shown["PublicPort"] = int(binding.port)
+            result.append({**shown, "Type": protocol or "tcp"})
         if not bindings:
             result.append({"PrivatePort": int(number), "Type": protocol or "tcp"})
     return result
