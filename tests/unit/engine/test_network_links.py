@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.core.fields import HOST_CONFIG
 from teu.engine.spec.process import environment
 from teu.engine.views.containers import inspect
-from teu.linux import netns, nftables
+from teu.linux import neighbours, netlink, netns, nftables
 
 
 def asked(engine: Any, name: str, links: list[str], env: tuple[str, ...] = (), exposed: tuple[str, ...] = ()) -> Any:
@@ -157,6 +158,55 @@ def test_a_way_where_neighbours_have_none(engine: Engine, tmp_path: Path) -> Non
     engine.endpoints.detach(web)
     assert "linked4" in nftables.run("list ruleset")
     assert f"{address} . tcp" not in nftables.run("list set inet teu linked4")
+
+
+def test_a_way_for_ipv6(engine: Engine, tmp_path: Path) -> None:
+    if not Path("/proc/sys/net/ipv6").exists():
+        pytest.skip("this kernel has no IPv6")
+    engine.settings = {"icc": False, "ipv6": True, "fixed-cidr-v6": "fd00:66::/64"}
+    engine.begin()
+    db, web, other = linked(engine, tmp_path)
+    again = container(engine, tmp_path, 4, Links=["c1:db"])
+    for each in (db, web, other, again):
+        start(engine, each)
+
+    def serves(one: Any, port: int) -> socket.socket:
+        address = one.network_settings.networks["bridge"].address6
+        return netns.run_in(
+            engine.endpoints._active[one.id].namespace,
+            lambda: socket.create_server((address, port), family=socket.AF_INET6),
+        )
+
+    def reaches6(one: Any, far: Any, port: int) -> bool:
+        address = far.network_settings.networks["bridge"].address6
+        return netns.run_in(engine.endpoints._active[one.id].namespace, lambda: reach(address, port, 0.5))
+
+    def answered() -> list[str]:
+        with netlink.Socket() as kernel:
+            index = netlink.link_index(kernel.link("teu0"))
+            return sorted(str(address) for address in neighbours.answered_for(kernel, index))
+
+    mine = {one.id: one.network_settings.networks["bridge"].address6 for one in engine.known}
+    with serves(db, 80), serves(db, 99), serves(web, 80):
+        for _ in range(3):  # the host says that there is a straight way, which is not heeded
+            assert reaches6(web, db, 80)
+        assert not reaches6(web, db, 99)
+        assert not reaches6(other, db, 80)
+        assert not reaches6(db, web, 80)
+        with engine.living(web), engine.living(db), engine.living(again):
+            with netlink.Socket() as kernel:  # as a daemon leaves it that died
+                index = netlink.link_index(kernel.link("teu0"))
+                kernel.send([neighbours.answer_for(IPv6Address("fd00:66::77"), index)])
+                kernel.send([neighbours.answer_no_more(IPv6Address(mine[web.id]), index)])
+            other.running = False
+            engine.begin()
+            engine.endpoints.recover([web, db, again])
+            assert answered() == sorted({mine[db.id], mine[web.id], mine[again.id]})
+            assert reaches6(web, db, 80)
+    engine.endpoints.detach(web)
+    assert answered() == sorted({mine[db.id], mine[again.id]})
+    engine.endpoints.detach(again)
+    assert answered() == []
 
 
 def test_neighbours_that_talk_need_no_way(tmp_path: Path, engine: Engine) -> None:

@@ -8,8 +8,8 @@ run        ../turned-forwarding-on   it was off until we, or the builder, turned
 
 A container reaches its own published port: its bridge port is in hairpin mode, for hosts where br_netfilter redirects
 frames inside the bridge. enable_icc=false isolates the bridge's ports from each other, and a rule does the same for
-what is routed. A link leads around that by way of the host: it answers for the neighbour (proxy_arp_pvlan), and another
-rule lets through what the link is for.
+what is routed. A link leads around that by way of the host: it answers for the neighbour (proxy_arp_pvlan; for IPv6
+for the two addresses alone), and another rule lets through what the link is for.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import os
 import re
 import select
 import threading
-from collections.abc import Callable, Iterator
-from ipaddress import IPv6Address
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import BadRequest, EngineError, Forbidden
@@ -76,6 +76,7 @@ class Bridge:
         self._host_rules: list[str] = []
         self._host_count = 0  # of those that are in the table
         self._table = False
+        self._answered: dict[IPv6Address, int] = {}  # with the bridge that answers
         self._watcher: threading.Thread | None = None
         self._end = -1  # an eventfd by which the watcher is told to end
 
@@ -290,7 +291,50 @@ class Bridge:
         if not network.talk and openings:
             _set(f"/proc/sys/net/ipv4/neigh/{network.interface}/proxy_delay", "0")
             _set(f"/proc/sys/net/ipv4/conf/{network.interface}/proxy_arp_pvlan", "1")
+            self._answer_for(network, _far(openings))
             self._in_table(lambda: firewall.open_to(openings))
+
+    def _answer_for(self, network: Network, addresses: set[IPv6Address]) -> None:
+        """The bridge does, for those that links lead to and from, and for nobody else. Raises OSError."""
+        from teu.linux import neighbours, netlink  # 5 ms of the daemon's start
+
+        if not addresses:
+            return
+        name, kernel = network.interface, self._kernel.socket()
+        _set(f"/proc/sys/net/ipv6/neigh/{name}/proxy_delay", "0")
+        _set(f"{_CONF}/{name}/proxy_ndp", "1")
+        index = netlink.link_index(kernel.link(name))
+        kernel.send([neighbours.answer_for(address, index) for address in sorted(addresses)])
+        self._answered.update(dict.fromkeys(addresses, index))
+
+    def _answer_no_more(self, addresses: set[IPv6Address]) -> None:
+        """But for those that other links lead to. Raises OSError."""
+        from teu.linux import neighbours  # and with it netlink
+
+        left = _far(opening for active in self._active.values() for opening in active.openings)
+        gone = [address for address in sorted(addresses - left) if address in self._answered]
+        if gone:
+            self._kernel.socket().send(
+                [neighbours.answer_no_more(address, self._answered.pop(address)) for address in gone]
+            )
+
+    def _recover_answers(self, links: list[Link]) -> None:
+        """For whom a predecessor has let the bridges answer, and for whom they should."""
+        from teu.linux import neighbours  # and with it netlink
+
+        wanted = _far(opening for active in self._active.values() for opening in active.openings)
+        numbers = {link.name: link.number for link in links if link.kind == "bridge"}
+        for network in self._used():
+            index = numbers.get(network.interface, 0)
+            if network.talk or not index or not network.of(6):
+                continue
+            here = {address for address in wanted if network.pool_of(address)}
+            with _logged("links do not lead to all IPv6 addresses on network %s any more", network.name):
+                kernel = self._kernel.socket()
+                stale = set(neighbours.answered_for(kernel, index)) - here
+                if stale:
+                    kernel.send([neighbours.answer_no_more(address, index) for address in sorted(stale)])
+                self._answer_for(network, here)
 
     def close_to(self, openings: list[firewall.Opening]) -> None:
         try:
@@ -298,6 +342,8 @@ class Bridge:
                 firewall.close_to(openings)
         except Exception as error:
             log.error("links cannot be taken out of the table: %s", error)
+        with _logged("the bridge answers for addresses that no link leads to"):
+            self._answer_no_more(_far(openings))
 
     def detach(self, network: Network | None, endpoint: Endpoint, namespace: int) -> None:
         # The kernel takes some 10 ms to delete a pair; nobody waits for it. By its number: the next pair of the same
@@ -351,6 +397,7 @@ class Bridge:
                     self._kernel.delete_link(link.number)
         for endpoint in self._endpoints():
             self._keep_apart(endpoint)
+        self._recover_answers(links)
         with _logged("the table of rules cannot be made"):
             if expected and self._makes_rules:
                 self._rebuild_in_parts()
@@ -502,6 +549,12 @@ def _logged(what: str, *arguments: str) -> Iterator[None]:
         yield
     except Exception:
         log.exception(what, *arguments)
+
+
+def _far(openings: Iterable[firewall.Opening]) -> set[IPv6Address]:
+    """The IPv6 addresses that ways lead from and to."""
+    found = (ip_address(text) for opening in openings for text in (opening.source, opening.address))
+    return {address for address in found if isinstance(address, IPv6Address)}
 
 
 def _concerns(change: Change) -> bool:
