@@ -377,6 +377,12 @@ def isolated(name: str, so: bool = True) -> Message:
     return _bridge_port(name, IFLA_BRPORT_ISOLATED, b"\1" if so else b"\0", "isolation")
 
 
+def set_master(index: int, master: int) -> Message:
+    """Make an interface a port of a bridge (its index); its settings as a port are those of a new one then."""
+    body = _LINK.pack(0, 0, index, 0, 0) + attribute(IFLA_MASTER, number(master))
+    return Message(RTM_NEWLINK, 0, body, f"interface {index} on bridge {master}")
+
+
 def set_mac(index: int, mac: str) -> Message:
     """Give an interface a MAC address. A bridge keeps it then, whichever ports it has."""
     body = _LINK.pack(0, 0, index, 0, 0) + attribute(IFLA_ADDRESS, mac_bytes(mac))

@@ -164,12 +164,104 @@ def test_a_successor_without_steps_clears_it_too(own_namespace: None, tmp_path: 
     os.eventfd_write(dead._end, 1)  # its threads are dead with it
     assert dead._watcher is not None
     dead._watcher.join()
+    assert dead._presence is not None
+    dead._presence.close()
     Network(Settings(), str(tmp_path)).sweep()
     assert not [link for link in links() if link.name.startswith("teub")]
     with pytest.raises(nftables.Error):
         nftables.run("list table inet teu-build")
     dead.give_back(sandbox, dirty=True)
     dead.close()
+
+
+@pytest.fixture
+def both(own_namespace: None, tmp_path: Path) -> Iterator[tuple[Network, Network]]:
+    """Two builders of one host."""
+    made = Network(Settings(subnet=SUBNET), str(tmp_path)), Network(Settings(), str(tmp_path))
+    yield made
+    for one in made:
+        one.close()
+
+
+def served(sandbox: Sandbox, gateway: str) -> bool:
+    with socket.create_server((gateway, 7777)):
+        return reach(sandbox, gateway)
+
+
+def test_two_builders_share_the_bridge(both: tuple[Network, Network]) -> None:
+    one, other = both
+    taken = [one.take()]
+    other.sweep()
+    taken += [other.take() for _ in range(3)] + [one.take() for _ in range(3)]
+    assert len({sandbox.address for sandbox in taken}) == 7
+    assert one.gateway == other.gateway == "172.30.7.1"
+    assert all(served(sandbox, one.gateway) for sandbox in (taken[0], taken[1], taken[-1]))
+    listener = netns.run_in(taken[1].namespace, lambda: socket.create_server(("", 7777)))
+    with listener:
+        assert not reach(taken[0], str(taken[1].address))
+    for sandbox in taken[1:4]:
+        other.give_back(sandbox, dirty=True)
+    other.close()
+    assert "masquerade" in nftables.run("list table inet teu-build")
+    assert served(taken[0], one.gateway)
+    taken.append(one.take())
+    assert served(taken[-1], one.gateway)
+    for sandbox in (taken[0], *taken[4:]):
+        one.give_back(sandbox)
+    one.close()
+    eventually(lambda: not [link for link in links() if link.name.startswith("teub")])
+
+
+def test_addresses_that_another_builder_has_are_passed_over(both: tuple[Network, Network]) -> None:
+    one, other = both
+    taken = [one.take() for _ in range(3)]
+    eventually(lambda: not one._filling)
+    mine = other.take()
+    eventually(lambda: not other._filling)
+    other._first = 0
+    more = [other.take() for _ in range(5)]
+    assert len({sandbox.address for sandbox in (*taken, mine, *more)}) == 9
+    assert all(served(sandbox, one.gateway) for sandbox in (*taken, *more))
+    assert all(sandbox.address in other._taken for sandbox in more)
+    assert not any(sandbox.address in other._taken for sandbox in taken)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_bridge_that_is_gone_is_made_anew(steps: Network, replaced: bool) -> None:
+    sandbox = steps.take()
+    eventually(lambda: not steps._filling)
+    subprocess.run(["ip", "link", "delete", "teubuild0"], check=True)
+    if replaced:
+        subprocess.run(["ip", "link", "add", "teubuild0", "type", "bridge"], check=True)
+    following = steps.take()
+    assert served(following, "172.30.7.1")
+    assert served(sandbox, "172.30.7.1")
+    listener = netns.run_in(following.namespace, lambda: socket.create_server(("", 7777)))
+    with listener:
+        assert not reach(sandbox, str(following.address))
+    assert steps._make().address.is_private
+    steps.give_back(sandbox)
+    steps.give_back(following)
+
+
+def test_a_bridge_that_goes_while_a_sandbox_is_made(steps: Network) -> None:
+    steps.give_back(steps.take())
+    eventually(lambda: not steps._filling)
+    subprocess.run(["ip", "link", "delete", "teubuild0"], check=True)
+    with steps._lock:
+        made = steps._make()
+    assert served(made, "172.30.7.1")
+
+
+def test_a_bridge_with_somebody_elses_interface_stays(steps: Network) -> None:
+    steps.give_back(steps.take())
+    for command in ("link add mine type veth peer name far", "link set mine master teubuild0"):
+        subprocess.run(["ip", *command.split()], check=True)
+    steps.close()
+    left = {link.name: link for link in links()}
+    assert left["mine"].master == left["teubuild0"].number
+    with pytest.raises(nftables.Error):
+        nftables.run("list table inet teu-build")
 
 
 def test_rules_that_somebody_took_away_are_made_anew(steps: Network) -> None:

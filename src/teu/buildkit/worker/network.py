@@ -13,7 +13,11 @@ us, the kernel takes it away with the last of its processes. One in which a step
 given to the next step; a namespace that a step with more rights had is never given to another.
 
 All of it is made at the first step that needs it, and goes with the builder. A ruleset that somebody else has emptied
-is made anew before the next step.
+is made anew before the next step, and so is a bridge that is not there any more, or is another one; what steps have is
+on it again.
+
+Several builders of one host share the bridge and the rules. Each has a socket whose name tells the others that it
+lives, which the kernel takes away with it: only the last one removes anything but its own.
 """
 
 from __future__ import annotations
@@ -21,7 +25,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import secrets
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -42,6 +48,7 @@ VETH = "teub-"
 TABLE = "inet teu-build"
 OWNER = "teu-build"  # who we are in the comments of rules in others' chains
 INTERFACE = "eth0"
+PRESENT = "teu-build/"  # how the names of living builders' sockets begin; they are of the network namespace
 SPARE_MAX = 16
 SETTLE_SECONDS = 0.1  # after which the sockets of the dead are gone
 ADDRESSES_MAX = 4096  # of sandboxes at a time; a step waits for none
@@ -88,7 +95,8 @@ class Sandbox:
     counts: int  # /proc/net/sockstat of the namespace
     sockets: int  # that are there when nobody uses it
     address: IPv4Address
-    number: int = 0  # of our end of the pair
+    veth: str = ""  # our end of the pair
+    number: int = 0  # of that
     named: bool = False  # it has a resolver of ours
 
     @property
@@ -133,6 +141,9 @@ class Network:
         self._end = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._subnet: IPv4Network | None = None
         self._bridge = 0
+        self._presence: socket.socket | None = None
+        self._first = 0  # of the addresses, where others take theirs from the beginning
+        self._out: set[Sandbox] = set()  # that steps have
         self._names: dns.Resolver | None = None
         self._spare: list[Sandbox] = []
         self._taken: set[IPv4Address] = set()
@@ -164,6 +175,7 @@ class Network:
                 found = self._spare.pop() if self._spare else self._make()
             except OSError as error:
                 raise _refused(error) from error
+            self._out.add(found)
             self._users += 1
             self._fill()
             return found
@@ -172,6 +184,7 @@ class Network:
         """The step has ended. `dirty`: it could change the namespace. Never fails."""
         with self._lock:
             self._users -= 1
+            self._out.discard(sandbox)
         if dirty or not self._keep(sandbox):
             self._drop(sandbox, again=not dirty)
 
@@ -223,27 +236,23 @@ class Network:
                 self._idle.notify_all()
 
     def _make(self) -> Sandbox:
-        """The lock is held, the bridge is there. Raises OSError."""
+        """The lock is held, the bridge is there, or went a moment ago. Raises OSError."""
+        try:
+            return self._made()
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENODEV):
+                raise
+            self._ready()
+            return self._made()
+
+    def _made(self) -> Sandbox:
         assert self._subnet is not None
-        assert self._kernel is not None
         address = self._address(self._subnet)
         namespace, (inner, counts, sockets) = netns.create(_furnish)
         sandbox = Sandbox(namespace, counts, sockets, address)
         try:
             with inner:
-                veth = f"{VETH}{int(address) - int(self._subnet.network_address):x}"
-                mac = "02:42:" + address.packed.hex(":")
-                pair = [
-                    netlink.new_veth(veth, self._bridge, INTERFACE, namespace, mac, self._settings.mtu),
-                    netlink.isolated(veth),
-                ]
-                try:
-                    self._kernel.send(pair)
-                except FileExistsError:  # of one that is on its way out
-                    found = self._kernel.link(veth)
-                    if found is not None:
-                        self._kernel.send([netlink.delete_index(found.number)])
-                    self._kernel.send(pair)
+                self._connect(sandbox)
                 link = inner.link(INTERFACE)
                 inside = netlink.link_index(link)
                 assert link is not None
@@ -252,7 +261,7 @@ class Network:
                     self._serve_names(sandbox)
                 inner.send(
                     [
-                        netlink.add_address(inside, address, self._subnet.prefixlen),
+                        netlink.add_address(inside, sandbox.address, self._subnet.prefixlen),
                         netlink.set_up(inside),
                         netlink.default_route(next(self._subnet.hosts())),
                     ]
@@ -261,6 +270,36 @@ class Network:
             self._drop(sandbox)
             raise
         return sandbox
+
+    def _connect(self, sandbox: Sandbox) -> None:
+        """Its pair of interfaces. Its name is that of the address: what another builder has is passed over, and the
+        sandbox has another address then. Raises OSError."""
+        assert self._subnet is not None
+        assert self._kernel is not None
+        others: list[IPv4Address] = []
+        try:
+            while True:
+                veth = f"{VETH}{int(sandbox.address) - int(self._subnet.network_address):x}"
+                mac = "02:42:" + sandbox.address.packed.hex(":")
+                pair = [
+                    netlink.new_veth(veth, self._bridge, INTERFACE, sandbox.namespace, mac, self._settings.mtu),
+                    netlink.isolated(veth),
+                ]
+                try:
+                    self._kernel.send(pair)
+                    break
+                except FileExistsError:
+                    if not _others(self._presence):  # of one that is on its way out
+                        found = self._kernel.link(veth)
+                        if found is not None:
+                            self._kernel.send([netlink.delete_index(found.number)])
+                        self._kernel.send(pair)
+                        break
+                others.append(sandbox.address)
+                sandbox.address = self._address(self._subnet)
+        finally:
+            self._taken.difference_update(others)
+        sandbox.veth = veth
 
     def _serve_names(self, sandbox: Sandbox) -> None:
         """The host's servers are on its loopback: they are asked from the host."""
@@ -274,7 +313,9 @@ class Network:
 
     def _address(self, subnet: IPv4Network) -> IPv4Address:
         first = int(subnet.network_address) + 2  # the first one is the bridge's
-        for value in range(first, min(int(subnet.broadcast_address), first + ADDRESSES_MAX)):
+        every = range(first, min(int(subnet.broadcast_address), first + ADDRESSES_MAX))
+        start = self._first % len(every) if every else 0
+        for value in (*every[start:], *every[:start]):
             address = IPv4Address(value)
             if address not in self._taken:
                 self._taken.add(address)
@@ -315,7 +356,12 @@ class Network:
         if self._closed:
             raise errors.Unavailable("the builder is stopping")
         try:
+            assert self._subnet is None or self._kernel is not None
+            found = self._kernel.link(BRIDGE) if self._kernel is not None else None
             if self._subnet is None:
+                self._bring_up()
+            elif found is None or found.number != self._bridge:
+                log.warning("somebody has taken away the bridge of the steps' network: it is made anew")
                 self._bring_up()
             elif self._is_disturbed():
                 self._mend(self._subnet)
@@ -324,17 +370,29 @@ class Network:
 
     def _bring_up(self) -> None:
         kernel = self._kernel = self._kernel or netlink.Socket()
-        links = kernel.links()
-        remove_left(kernel, links)
-        found = next((link for link in links if link.name == BRIDGE), None)
-        if found is not None and found.kind != "bridge":
-            raise OSError(errno.EEXIST, "an interface of this name is no bridge; rename it", BRIDGE)
-        if found is not None:
-            kernel.send([netlink.delete_index(found.number)])
-        subnet = self._choose(kernel)
-        kernel.send([netlink.new_bridge(BRIDGE, self._settings.mtu)])
-        self._bridge = netlink.link_index(kernel.link(BRIDGE))
-        kernel.send([netlink.add_address(self._bridge, next(subnet.hosts()), subnet.prefixlen)])
+        self._presence = self._presence or _announce()
+        found = self._in_use(kernel)
+        subnet = None if found is None else _subnet_of(kernel, found)
+        if subnet is None:
+            subnet = self._subnet or self._choose(kernel)
+            gateway = next(subnet.hosts())
+            if found is None:
+                # Of its own: else it is that of one of its ports, and the steps' neighbour is gone when that one is.
+                mac = "02:42:" + gateway.packed.hex(":")
+                try:
+                    kernel.send([netlink.new_bridge(BRIDGE, self._settings.mtu, mac)])
+                except FileExistsError:  # another builder was as quick, and gives it an address just now
+                    time.sleep(SETTLE_SECONDS)
+                    self._bring_up()
+                    return
+                found = netlink.link_index(kernel.link(BRIDGE))
+            kernel.send([netlink.add_address(found, gateway, subnet.prefixlen), netlink.set_up(found)])
+        else:
+            assert found is not None
+            self._first = secrets.randbelow(ADDRESSES_MAX)
+        if self._settings.subnet and subnet != IPv4Network(self._settings.subnet):
+            log.warning("steps are in %s, that of another builder on this host", subnet)
+        self._bridge = found
         self._forwarding.turn_on()
         # Who can send router advertisements in a step is not the host's router (CVE-2020-13401).
         ipv6 = Path(f"/proc/sys/net/ipv6/conf/{BRIDGE}/accept_ra")
@@ -343,8 +401,39 @@ class Network:
         self._changes = self._changes or nftables.Changes()
         self._make_rules(subnet)
         self._subnet = subnet
-        self._watcher = threading.Thread(target=self._watch, args=(self._changes,), name="ruleset", daemon=True)
-        self._watcher.start()
+        self._put_back(kernel)
+        if self._watcher is None:
+            self._watcher = threading.Thread(target=self._watch, args=(self._changes,), name="ruleset", daemon=True)
+            self._watcher.start()
+
+    def _in_use(self, kernel: Socket) -> int | None:
+        """The number of a bridge that is somebody's, and stays; what only the dead have left goes. Raises OSError."""
+        links = kernel.links()
+        found = next((link for link in links if link.name == BRIDGE), None)
+        if found is not None and found.kind != "bridge":
+            raise OSError(errno.EEXIST, "an interface of this name is no bridge; rename it", BRIDGE)
+        if _others(self._presence):
+            return found.number if found is not None else None
+        own = {sandbox.number for sandbox in (*self._spare, *self._out)}
+        remove_left(kernel, [link for link in links if link.number not in own])
+        if found is None or _has_strangers(links, found.number):
+            return found.number if found is not None else None
+        kernel.send([netlink.delete_index(found.number)])
+        return None
+
+    def _put_back(self, kernel: Socket) -> None:
+        """What there is of sandboxes is on the bridge that there is now, where their addresses are good there."""
+        assert self._subnet is not None
+        for sandbox in (*self._spare, *self._out):
+            try:
+                if sandbox.address not in self._subnet:
+                    raise OSError(errno.EADDRNOTAVAIL, f"{sandbox.address} is not in {self._subnet}")
+                kernel.send([netlink.set_master(sandbox.number, self._bridge), netlink.isolated(sandbox.veth)])
+            except OSError as error:
+                log.warning("interface %s of a step has no way out any more: %s", sandbox.veth, error)
+                if sandbox in self._spare:
+                    self._spare.remove(sandbox)
+                    self._drop(sandbox)
 
     def _choose(self, kernel: Socket) -> IPv4Network:
         if self._settings.subnet:
@@ -406,6 +495,8 @@ class Network:
     def sweep(self) -> None:
         """At the start: what a predecessor left that was killed. Never fails."""
         try:
+            if _others(None):
+                return
             with netlink.Socket() as kernel:
                 found = kernel.link(BRIDGE)
                 if found is not None and found.kind == "bridge":
@@ -414,7 +505,8 @@ class Network:
             log.warning("the network of an earlier builder is not all taken away: %s", error)
 
     def close(self) -> None:
-        """The builder goes: all of it is taken away, and what steps still have goes with them."""
+        """The builder goes: all of it is taken away that no other builder has, and what steps still have goes with
+        them."""
         with self._lock:
             if self._closed:
                 return
@@ -426,6 +518,7 @@ class Network:
             self._watcher.join()
         os.close(self._end)
         with self._lock:
+            own = {sandbox.number for sandbox in (*self._spare, *self._out)}
             for sandbox in self._spare:
                 if sandbox.named and self._names is not None:
                     self._names.remove(str(sandbox.address))
@@ -436,8 +529,13 @@ class Network:
             if self._kernel is None:
                 return
             try:
+                if self._presence is not None:  # of two that leave at once each may be the last
+                    self._presence.close()
                 with self._kernel as kernel:
-                    _take_away(kernel, self._bridge)
+                    if _others(None):
+                        remove_left(kernel, [link for link in kernel.links() if link.number in own])
+                    else:
+                        _take_away(kernel, self._bridge)
             except OSError as error:
                 log.warning("the steps' network is not all taken away: %s", error)
             self._kernel = None
@@ -453,16 +551,56 @@ def _is_whole() -> bool:
 
 
 def _take_away(kernel: Socket, bridge: int) -> None:
-    """The bridge, what is on it, and the rules. Raises OSError."""
-    remove_left(kernel, kernel.links())
+    """The bridge, unless somebody else has put an interface on it, what steps have on it, and the rules. Raises
+    OSError."""
+    links = kernel.links()
+    remove_left(kernel, links)
     if not bridge:
         return
-    kernel.send([netlink.delete_index(bridge)])
+    if not _has_strangers(links, bridge):
+        try:
+            kernel.send([netlink.delete_index(bridge)])
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
     try:
         nftables.run(f"add table {TABLE}\ndelete table {TABLE}\n")
         forwarding.beside_others(OWNER, [])
     except nftables.Error as error:
         raise OSError(errno.EIO, str(error), TABLE) from error
+
+
+def _has_strangers(links: Iterable[Link], bridge: int) -> bool:
+    """Whether there are interfaces on a bridge that are no steps'."""
+    return any(link.master == bridge and not link.name.startswith(VETH) for link in links)
+
+
+def _subnet_of(kernel: Socket, bridge: int) -> IPv4Network | None:
+    """That of a bridge's first address; None where it has none."""
+    for index, address, length in kernel.addresses():
+        if index == bridge and isinstance(address, IPv4Address):
+            return IPv4Network((address, length), strict=False)
+    return None
+
+
+def _announce() -> socket.socket:
+    """Tell other builders of this network namespace that there is one, for as long as the socket is open."""
+    result = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        result.bind(f"\0{PRESENT}{os.getpid()}-{secrets.token_hex(4)}")
+    except BaseException:
+        result.close()
+        raise
+    return result
+
+
+def _others(own: socket.socket | None) -> bool:
+    """Whether another builder lives. Raises OSError."""
+    name = own.getsockname().lstrip(b"\0") if own is not None else b""
+    begins = b"@" + PRESENT.encode()
+    with open("/proc/thread-self/net/unix", "rb") as table:
+        found = {words[-1] for words in map(bytes.split, table) if words[-1].startswith(begins)}
+    return bool(found - {b"@" + name})
 
 
 def _furnish() -> tuple[Socket, int, int]:
