@@ -51,6 +51,7 @@ def leftovers() -> list[str]:
     for place in ("/usr/bin", "/usr/sbin", "/usr/lib/python3/dist-packages", "/usr/share", "/usr/lib/systemd/system"):
         found += [str(path) for path in Path(place).glob("*teu*")]
     found += [str(path) for path in Path("/etc/systemd/system").rglob("*teu*") if "teu-lab" not in path.name]
+    found += [str(path) for path in Path("/etc/firewalld").rglob("teu*")]
     found += [
         "unit " + line
         for line in out("systemctl", "list-units", "--all", "--plain", "--no-legend", "teu*").splitlines()
@@ -105,6 +106,10 @@ def test_purge_leaves_nothing_but_what_it_says() -> None:
     Path("/etc/teu/teud.yaml.d").mkdir(exist_ok=True)
     Path("/etc/teu/teud.yaml.d/mine.yaml").write_text("log-level: info\n")
     call("systemctl", "start", "teu-buildkitd")
+    # As a daemon makes them where firewalld runs; it does not now, which no program of the package minds.
+    for place, name in (("zones", "teu.xml"), ("zones", "teu.xml.old"), ("policies", "teu-egress.xml")):
+        Path("/etc/firewalld", place).mkdir(parents=True, exist_ok=True)
+        Path("/etc/firewalld", place, name).write_text("<short>teu</short>\n")
     try:
         said = packages("purge", *PACKAGES)
         left = leftovers()
