@@ -9,7 +9,6 @@ import os
 import random
 import re
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -115,17 +114,6 @@ class House:
         process = netns.run_in(held, lambda: subprocess.Popen(["sleep", "300"]))
         one.running, one.pid, self.processes[one.id] = True, process.pid, process
         one.save()
-
-    def begin_soon(self, one: Any) -> None:
-        """A namespace that nobody holds goes in its own time, and with it the macvlan that has the MAC address."""
-        for _ in range(100):
-            try:
-                return self.begin(one)
-            except EngineError as error:
-                if "address already in use" not in str(error):
-                    raise
-                time.sleep(0.05)
-        return self.begin(one)
 
     def end(self, one: Any) -> None:
         self.kill(one)
@@ -316,7 +304,7 @@ def test_each_step(engine: Engine, tmp_path: Path, action: str, place: str, monk
             elif action != "connect" and "b" not in networks:
                 connect("b")
             if action != "attach":
-                house.begin_soon(one)
+                house.begin(one)
             house.check()
 
         actions: dict[str, Callable[[], None]] = {

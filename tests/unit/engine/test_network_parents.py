@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,32 @@ def test_who_has_a_parent_for_itself(engine: Engine) -> None:
     parts.network(engine.networks, "c", Driver="ipvlan", Options={"parent": "up0"})
     with pytest.raises(EngineError, match="network di-[0-9a-f]{12} is already using parent interface up0"):
         parts.network(engine.networks, "d", Driver="ipvlan", Options={"parent": "up0"})
+
+
+@pytest.mark.parametrize("mode", ["bridge", "passthru"])
+def test_who_died_with_the_daemon_goes_in_its_own_time(engine: Engine, mode: str, tmp_path: Path) -> None:
+    """The next one may have its MAC address, and its parent, all the same."""
+    made(engine, macvlan_mode=mode)
+    wanted = {} if mode == "passthru" else {"MacAddress": "02:00:00:00:00:07"}
+    one, two = (container(engine, tmp_path, number, "lan", endpoints={"lan": wanted}) for number in (1, 2))
+    start(engine, one)
+    kept = os.dup(engine.endpoints._active[one.id].namespace)
+    engine.begin()
+    going = threading.Timer(0.3, os.close, (kept,))
+    going.start()
+    start(engine, two)
+    assert not going.is_alive()
+    assert "UP" in inside(engine, two, "ip -br link show eth0")
+    going.join()
+
+
+def test_a_mac_address_that_somebody_has(engine: Engine, tmp_path: Path) -> None:
+    made(engine)
+    wanted = {"MacAddress": "02:00:00:00:00:07"}
+    one, two = (container(engine, tmp_path, number, "lan", endpoints={"lan": wanted}) for number in (1, 2))
+    start(engine, one)
+    with pytest.raises(EngineError, match="on network lan: address already in use"):
+        start(engine, two)
 
 
 def test_passthru_has_the_parents_address(engine: Engine, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ interfaces are the drivers' affair.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -32,7 +33,7 @@ from teu.engine.networks.drivers.driver import Context, Driver, Plug, Wish
 from teu.engine.networks.drivers.registry import Drivers
 from teu.engine.networks.hostfirewall import HostFirewall
 from teu.engine.networks.hostnames import HostNames
-from teu.engine.networks.kernel import Kernel
+from teu.engine.networks.kernel import Kernel, once_free
 from teu.engine.networks.links import Links, host_lines, openings
 from teu.engine.networks.model import (
     OWN_IPAM,
@@ -340,7 +341,13 @@ class Endpoints:
             length = _prefix(network, address, given)
             messages.append(netlink.add_address(plug.inside, address, length))
         messages += [netlink.add_address(plug.inside, one, 16 if one.version == 4 else 64) for one in asked]
-        inner.send([*messages, netlink.set_up(plug.inside)])
+        try:
+            inner.send([*messages, netlink.set_up(plug.inside)])
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            # Its MAC address is that of one whose container may be dead (macvlan).
+            once_free(lambda: inner.send([netlink.set_up(plug.inside)]), errno.EADDRINUSE, self._store.aside)
         if plug.routes:
             inner.send([netlink.add_route(one.destination, one.router, plug.inside) for one in plug.routes])
 

@@ -1,13 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine's netlink socket in the host's network namespace. Used under the networks' lock."""
+"""The engine's netlink socket in the host's network namespace, and what the kernel does in its own time. Used under
+the networks' lock."""
 
 from __future__ import annotations
 
 import errno
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from teu.linux.netlink import Socket
+
+GOING_SECONDS = 2.0
+_PAUSE_SECONDS = 0.02
+
+
+def once_free(action: Callable[[], None], busy: int, aside: Callable[[], AbstractContextManager[None]]) -> None:
+    """Do what the kernel refuses with `busy`, an errno, for as long as somebody has it: of a container that died with
+    the daemon the namespace goes in the kernel's own time, some 50 ms, and with it the interfaces that nobody can name
+    any more. Who has it after two seconds has it for good. `aside`: see Store.aside. Raises OSError."""
+    until = time.monotonic() + GOING_SECONDS
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno != busy or time.monotonic() >= until:
+                raise
+        with aside():
+            time.sleep(_PAUSE_SECONDS)
 
 
 class Kernel:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import EngineError
 from teu.engine.networks.drivers.driver import Context, Plug
+from teu.engine.networks.kernel import once_free
 from teu.engine.networks.options import INTERFACE, check_common
 from teu.linux import netlink, netns
 
@@ -56,6 +57,7 @@ class OnParent:
     def __init__(self, context: Context) -> None:
         self._store = context.store
         self._kernel = context.kernel
+        self._active = context.active
 
     def start(self) -> None: ...
 
@@ -162,8 +164,10 @@ class OnParent:
 
     def plug(self, network: Network, endpoint: Endpoint, message: Message, inner: Socket) -> Plug:
         """The endpoint's interface, which a message makes in the namespace of `inner`. Raises EngineError."""
+        alone = sum(one.network == network.id for active in self._active.values() for one in active.endpoints) == 1
         try:
-            self._kernel.socket().send([message])
+            # Where a parent is for one alone, the one before may be on its way out.
+            once_free(lambda: self._kernel.socket().send([message]), errno.EINVAL if alone else 0, self._store.aside)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 raise EngineError(
