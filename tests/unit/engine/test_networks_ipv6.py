@@ -278,6 +278,58 @@ def test_datagrams_to_the_hosts_loopback(engine: Engine, tmp_path: Path) -> None
         assert client.recv(100) == b"question answered"
 
 
+@pytest.mark.parametrize(("host", "more"), [("203.0.113.1", 0), ("203.0.113.1", 9), ("2001:db8::1", 0)])
+def test_who_sends_datagrams_already_reaches_who_comes(
+    engine: Engine, far: Far, host: str, more: int, tmp_path: Path
+) -> None:
+    """Where a flow leads is decided by its first packet, and this one has begun before."""
+    parts.network(engine.networks, "front", **BOTH)
+    others = [container(engine, tmp_path, number, "front") for number in (1, 2)]
+    ports = {f"{port}/udp": [{"HostPort": str(port)}] for port in range(9000, 9000 + more)}
+    one = container(engine, tmp_path, 3, "front", PortBindings={"53/udp": [{"HostPort": "5353"}], **ports})
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+    def opened() -> socket.socket:
+        sender = socket.socket(family, socket.SOCK_DGRAM)
+        sender.settimeout(1)
+        return sender
+
+    def served(sender: socket.socket) -> bool:
+        """By the container, which has a server."""
+        own = engine.endpoints._active[one.id].namespace
+        with netns.run_in(own, lambda: socket.socket(family, socket.SOCK_DGRAM)) as server:
+            server.settimeout(1)
+            server.bind(("::" if ":" in host else "0.0.0.0", 53))
+            sender.sendto(b"anybody?", (host, 5353))
+            try:
+                text, caller = server.recvfrom(100)
+                server.sendto(b"yes", caller)
+                return text == b"anybody?" and sender.recv(100) == b"yes"
+            except OSError:
+                return False
+
+    start(engine, others[0])
+    with netns.run_in(far.namespace, opened) as sender:
+        sender.sendto(b"nobody?", (host, 5353))
+        start(engine, one)
+        assert served(sender)
+        # The container comes again, and another one has its address.
+        before = one.network_settings.networks["front"].address
+        engine.endpoints.detach(one)
+        start(engine, others[1])
+        assert others[1].network_settings.networks["front"].address == before
+        own = engine.endpoints._active[others[1].id].namespace
+        with netns.run_in(own, lambda: socket.socket(family, socket.SOCK_DGRAM)) as server:
+            server.settimeout(0.3)
+            server.bind(("::" if ":" in host else "0.0.0.0", 53))
+            sender.sendto(b"still there?", (host, 5353))
+            with pytest.raises(TimeoutError):
+                server.recvfrom(100)
+        start(engine, one)
+        assert one.network_settings.networks["front"].address != before
+        assert served(sender)
+
+
 def test_the_hosts_own_loopback_stays_its_own(engine: Engine, tmp_path: Path) -> None:
     parts.network(engine.networks, "front", **BOTH)
     one = container(engine, tmp_path, 1, "front")

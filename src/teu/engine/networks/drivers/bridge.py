@@ -277,15 +277,30 @@ class Bridge:
         # the bridge's, that leaves by the port it came from.
         self._kernel.socket().send([netlink.hairpin(endpoint.veth)])
         self._in_table(lambda: firewall.publish(entries))
+        self._forget(entries, led=False)
 
     def unpublish(self, entries: list[firewall.Published]) -> None:
         self._in_table(lambda: firewall.unpublish(entries))
+        self._forget(entries, led=True)
+
+    def _forget(self, entries: list[firewall.Published], led: bool) -> None:
+        """Flows without connections that lead, or led, elsewhere than the host's ports do now. Never fails."""
+        ways = [one for one in entries if one.host_port and one.protocol != "tcp"]
+        if not ways:
+            return
+        from teu.linux import conntrack  # and with it netlink
+
+        try:
+            conntrack.forget([conntrack.Way(*one[:5]) for one in ways], led)
+        except OSError as error:
+            self._tell_once(f"who sends datagrams already may not reach published ports: {error}")
 
     def withdraw(self, entries: list[firewall.Published]) -> None:
         try:
             firewall.unpublish(entries)
         except Exception as error:
             log.error("published ports cannot be taken out of the table: %s", error)
+        self._forget(entries, led=True)
 
     def open_to(self, network: Network, openings: list[firewall.Opening]) -> None:
         if not network.talk and openings:
