@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -68,6 +69,15 @@ def is_loopback(server: str) -> bool:
         return False
 
 
+def _is_reached(server: str, versions: Collection[int]) -> bool:
+    """From a network namespace that has these families. What is no address is for the container to make sense of."""
+    try:
+        address = ip_address(server)
+    except ValueError:
+        return True
+    return not address.is_loopback and address.version in versions and not getattr(address, "scope_id", None)
+
+
 _SETTLED_NS = 100_000_000  # before that, a second write may leave the same stamp
 _kept: dict[str, tuple[tuple[int, ...], str]] = {}
 
@@ -94,9 +104,10 @@ def is_split() -> bool:
     return parse(_read(RESOLV_CONF)).servers in (["127.0.0.53"], ["127.0.0.54"])
 
 
-def host_resolver(own_namespace: bool) -> Resolver:
+def host_resolver(own_namespace: bool, versions: Collection[int] = (4, 6)) -> Resolver:
     """The host's resolver as a container can use it: one with its own network cannot ask a server on the host's
-    loopback, and gets the servers behind that."""
+    loopback, and gets the servers behind that; nor one on a link of the host's (fe80::1%eth0), nor one of a family that
+    is none of `versions`, which its networks have."""
     resolver = parse(_read(RESOLV_CONF))
     if own_namespace and resolver.servers and all(is_loopback(server) for server in resolver.servers):
         upstream = parse(_read(RESOLVED_UPSTREAM))
@@ -104,7 +115,7 @@ def host_resolver(own_namespace: bool) -> Resolver:
         resolver.search = resolver.search or upstream.search
         resolver.options = [o for o in resolver.options if o not in ("edns0", "trust-ad")]
     if own_namespace:
-        resolver.servers = [server for server in resolver.servers if not is_loopback(server)]
+        resolver.servers = [server for server in resolver.servers if _is_reached(server, versions)]
     return resolver
 
 

@@ -266,6 +266,26 @@ def test_the_hosts_resolv_conf_is_followed(engine: Engine, tmp_path: Path, monke
     assert own.read_text() == "nameserver 9.9.9.9\n"
 
 
+def test_servers_that_a_container_cannot_ask(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a family that it has not, or on a link of the host's: the host asks them, where there are no others."""
+    host = tmp_path / "host-resolv.conf"
+    monkeypatch.setattr(resolver, "RESOLV_CONF", str(host))
+    for number, servers, ipv6, given in (
+        (1, ["2001:db8::53", "192.0.2.1", "fe80::1%eth0"], False, ["192.0.2.1"]),
+        (2, ["2001:db8::53", "192.0.2.1", "fe80::1%eth0"], True, ["2001:db8::53", "192.0.2.1"]),
+        (3, ["2001:db8::53"], False, ["127.0.0.11"]),
+        (4, ["fe80::1%eth0"], True, ["127.0.0.11"]),
+    ):
+        engine.settings = {"ipv6": True, "fixed-cidr-v6": "fd00:66::/64"} if ipv6 else {}
+        engine.begin()
+        host.write_text("".join(f"nameserver {server}\n" for server in servers))
+        box = container(engine, tmp_path, number)
+        start(engine, box)
+        lines = (Path(box.directory) / "resolv.conf").read_text().splitlines()
+        assert [line.split()[1] for line in lines if line.startswith("nameserver")] == given
+        engine.endpoints.detach(box)
+
+
 def test_ephemeral_ports_and_ranges(engine: Engine, tmp_path: Path) -> None:
     one = container(
         engine,

@@ -643,13 +643,13 @@ def _refused(error: OSError) -> errors.Error:
 
 def needs_resolver(settings: Settings) -> bool:
     """Whether a step with a network of its own could ask nobody."""
-    return not settings.servers and not resolver.host_resolver(True).servers
+    return not settings.servers and not resolver.host_resolver(True, (4,)).servers
 
 
 def resolv_conf(settings: Settings, own: bool, named: bool = False) -> str:
     """`own`: the step has a network of its own, from which servers on the host's loopback cannot be asked; `named`: it
     has a resolver of ours."""
-    found = resolver.host_resolver(own)
+    found = resolver.host_resolver(own, (4,))
     if named:
         found.servers = [dns.ADDRESS]
     if settings.servers:

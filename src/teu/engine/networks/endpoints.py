@@ -414,11 +414,15 @@ class Endpoints:
         base = resolver.HOSTS if own else resolver.host_hosts()
         directory = container.directory
         files.write(f"{directory}/hosts", resolver.hosts(entries, base))
-        text = files.resolv_conf(container.host_config, own, RESOLVER_ADDRESS if named else "")
+        text = self._resolv_conf(container, own, RESOLVER_ADDRESS if named else "")
         files.write(f"{directory}/resolv.conf", text)
         container.network_settings.resolver_sum = files.digest(text)
         self._host_names.watch()
         return {"/etc/hosts": f"{directory}/hosts", "/etc/resolv.conf": f"{directory}/resolv.conf"}
+
+    def _resolv_conf(self, container: Container, own: bool, server: str) -> str:
+        active = self._active.get(container.id)
+        return files.resolv_conf(container.host_config, own, server, active.versions if active else (4, 6))
 
     def _host_lines(self, container: Container, endpoint: Endpoint) -> list[tuple[str, str]]:
         names = files.host_names(container.hostname, container.config.domainname)
@@ -453,7 +457,7 @@ class Endpoints:
                 "resolv.conf of container %s is not ours any more, and stays", container.name, extra=container.fields
             )
             return
-        text = files.resolv_conf(container.host_config, own, RESOLVER_ADDRESS if named else "")
+        text = self._resolv_conf(container, own, RESOLVER_ADDRESS if named else "")
         files.write(path, text)
         container.network_settings.resolver_sum = files.digest(text)
 
@@ -462,7 +466,7 @@ class Endpoints:
         text = files.read(f"{container.directory}/resolv.conf")
         if text is None or files.digest(text) == container.network_settings.resolver_sum:
             return
-        if text in [files.resolv_conf(container.host_config, True, server) for server in ("", RESOLVER_ADDRESS)]:
+        if text in [self._resolv_conf(container, True, server) for server in ("", RESOLVER_ADDRESS)]:
             container.network_settings.resolver_sum = files.digest(text)
 
     # -- stop --------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 from teu.linux.resolver import host_resolver
 
 
-def resolv_conf(host_config: HostConfig, own_namespace: bool, server: str = "") -> str:
-    """The file's text; `server` is the engine's own resolver where the network has one."""
-    resolver = host_resolver(own_namespace)
+def resolv_conf(
+    host_config: HostConfig, own_namespace: bool, server: str = "", versions: Collection[int] = (4, 6)
+) -> str:
+    """The file's text; `server` is the engine's own resolver where the network has one, `versions` are the families
+    that the container has."""
+    resolver = host_resolver(own_namespace, versions)
     if host_config.dns:
         resolver.servers = list(host_config.dns)
     if host_config.dns_search:

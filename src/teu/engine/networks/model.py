@@ -86,6 +86,12 @@ class Active:
         self.openings: list[firewall.Opening] = []  # of others' ports, by its links
         self.named = False  # it has the engine's resolver
 
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The families of its networks; both where it is on none."""
+        found = {address.version for endpoint in self.endpoints for address in endpoint.addresses}
+        return tuple(sorted(found)) or (4, 6)
+
 
 class Network:
     """A network's record, and the pools of its addresses: of the families that it has, IPv4 first. One whose record is

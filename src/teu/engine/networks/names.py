@@ -166,8 +166,9 @@ class Names:
     # -- the resolver ------------------------------------------------------------------------
 
     def serve(self, container: Container, active: Active) -> None:
-        """Serve the container's names where it is on a user-defined network, and where the host's own servers are on
-        its loopback, which a container cannot ask: those of systemd-resolved also know which link's servers to ask."""
+        """Serve the container's names where it is on a user-defined network, and where it cannot ask the host's own
+        servers: they are on the host's loopback (those of systemd-resolved also know which link's servers to ask), or
+        on a link of the host's, or of a family that the container has not."""
         if active.named or not active.endpoints:
             return
         # Who has that resolver in its resolv.conf keeps it.
@@ -175,7 +176,8 @@ class Names:
             (network := self._store.by_id(endpoint.network)) is not None and network.is_user_defined
             for endpoint in active.endpoints
         )
-        if alone and (container.host_config.dns or host_resolver(True).servers and not is_split()):
+        reached = host_resolver(True, active.versions).servers
+        if alone and (container.host_config.dns or reached and not is_split()):
             return
         self._resolver.add(
             container.id,
