@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from ipaddress import IPv6Address, IPv6Network, ip_address
@@ -328,6 +329,29 @@ def test_who_sends_datagrams_already_reaches_who_comes(
         start(engine, one)
         assert one.network_settings.networks["front"].address != before
         assert served(sender)
+
+
+def test_a_port_of_the_hosts_loopback_is_no_neighbours(engine: Engine, far: Far, tmp_path: Path) -> None:
+    """Who is on a network of the host's may send it packets for 127.0.0.1: the kernel drops them where nobody redirects
+    them before it looks."""
+    ports = {
+        "80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8080"}],
+        "81/tcp": [{"HostIp": "203.0.113.1", "HostPort": "8080"}],
+    }
+    one = container(engine, tmp_path, 1, PortBindings=ports)
+    start(engine, one)
+
+    def look(port: int) -> bool:
+        """As a machine that takes 127.0.0.1 for the host's."""
+        for command in ("address flush dev lo", "route replace 127.0.0.1/32 via 203.0.113.1"):
+            subprocess.run(["ip", *command.split()], check=True)
+        Path("/proc/sys/net/ipv4/conf/eth0/route_localnet").write_text("1")
+        return reach("127.0.0.1" if port == 80 else "203.0.113.1", 8080, 1)
+
+    with serve(engine, one, 80), serve(engine, one, 81):
+        assert reach("127.0.0.1", 8080)
+        assert netns.run_in(far.namespace, lambda: look(81))
+        assert not netns.run_in(far.namespace, lambda: look(80))
 
 
 def test_the_hosts_own_loopback_stays_its_own(engine: Engine, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@
     │          published_at           host address, protocol, port    -> container's address, port
     │          translated             addresses                       -> the host's address under which they go out
     ├── guard         prerouting, raw     the host's 127.0.0.0/8 is out of every container's reach (::1 always is)
-    ├── incoming      prerouting, dstnat  published ports, from outside and from containers
+    ├── incoming      prerouting, dstnat  published ports, from outside and from containers; none of 127.0.0.0/8, which
+    │                                     the kernel lets nobody outside use unless we lead it elsewhere first
     ├── own           output, -100        published ports, from the host itself
     ├── who           of between          who may use a published port
     ├── admit         of between          what comes in there, but for what `host` refuses
@@ -119,6 +120,7 @@ table inet teu {
     }
     chain incoming {
         type nat hook prerouting priority dstnat; policy accept;
+        ip daddr 127.0.0.0/8 return
         fib daddr type local jump ports
     }
     chain own {
