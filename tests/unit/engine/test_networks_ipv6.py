@@ -20,6 +20,8 @@ from networkhouse import Engine, container, inside, reach, start
 from teu.engine.containers.network_settings import HostPort
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError
+from teu.engine.networks import outward
+from teu.engine.networks.drivers import bridge
 from teu.engine.networks.options import OPTION_HOST, OPTION_MODES, OPTION_TRUSTED
 from teu.linux import netlink, netns, nftables
 
@@ -150,6 +152,29 @@ def test_ipv4_alone_has_no_ipv6(engine: Engine, tmp_path: Path) -> None:
     start(engine, one)
     assert inside(engine, one, "ip -6 addr show eth0") == ""
     assert inside(engine, one, "cat /proc/sys/net/ipv6/conf/eth0/disable_ipv6") == "1\n"
+
+
+def test_a_host_without_ipv6_says_so_once_and_works(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bridge, "_has_ipv6", lambda: False)
+    monkeypatch.setattr(outward, "host_has_ipv6", lambda: False)
+    parts.network(engine.networks, "front", **BOTH)
+    alone = [{"Subnet": "fd00:78::/64"}]
+    parts.network(engine.networks, "six", EnableIPv4=False, EnableIPv6=True, IPAM={"Config": alone})
+    boxes = [
+        container(engine, tmp_path, number, "front", PortBindings={"80/tcp": [{"HostPort": f"808{number}"}]})
+        for number in (1, 2)
+    ]
+    for box in boxes:
+        start(engine, box)
+    assert sum("this host has no IPv6" in record.message for record in caplog.records) == 1
+    assert boxes[0].network_settings.networks["front"].address6 == ""
+    assert boxes[0].network_settings.ports == {"80/tcp": [HostPort("0.0.0.0", "8081")]}
+    with serve(engine, boxes[0]) as server:
+        assert served(server, "127.0.0.1", 8081)
+    with pytest.raises(EngineError, match="network six has IPv6 alone, and this host has none"):
+        start(engine, container(engine, tmp_path, 3, "six"))
 
 
 def test_subnets_that_nobody_chose(engine: Engine, tmp_path: Path) -> None:
