@@ -239,6 +239,26 @@ def test_it_is_quick(engine: Engine, tmp_path: Path) -> None:
 # -- the way out and in ----------------------------------------------------------------------------------
 
 
+def test_who_comes_tells_the_neighbours(engine: Engine, tmp_path: Path) -> None:
+    """They may know the MAC address of who had the same address before, and would believe it for half a minute."""
+    parts.network(engine.networks, "front", **BOTH)
+    one = container(engine, tmp_path, 1, "front", endpoints={"front": {"MacAddress": "02:00:00:00:00:07"}})
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003)) as heard:
+        heard.settimeout(5)
+        start(engine, one)
+        mac = bytes.fromhex("020000000007")
+        wanted = {
+            "a gratuitous ARP": lambda frame: frame[12:14] == b"\x08\x06" and frame[28:32] == bytes((10, 77, 0, 2)),
+            "an advertisement": lambda frame: (
+                frame[12:14] == b"\x86\xdd" and frame[54] == 136 and frame[62:78] == ip_address("fd00:77::2").packed
+            ),
+        }
+        while wanted:
+            frame = heard.recv(2000)
+            if frame[6:12] == mac:
+                wanted = {what: fits for what, fits in wanted.items() if not fits(frame)}
+
+
 def test_out_under_the_hosts_address(engine: Engine, far: Far, tmp_path: Path) -> None:
     parts.network(engine.networks, "front", **BOTH)
     one = container(engine, tmp_path, 1, "front")

@@ -996,10 +996,17 @@ def _set_inside(namespace: int, interface: str, ipv6: bool, advertised: bool, va
 def _open_quietly() -> Socket:
     """In a new network namespace: a socket of it, and what its interfaces are to begin with. IPv6 is theirs alone that
     are given it; no other machine tells them its routes, and nobody is asked whether addresses that we know are
-    unique, which would take a second."""
+    unique, which would take a second. An interface that comes up tells its neighbours, who may know another MAC address
+    for what it has."""
     from teu.linux import netlink
 
-    for name, value in (("disable_ipv6", "1"), ("accept_ra", "0"), ("accept_dad", "0")):
+    for name, value in (
+        ("ipv4/conf/default/arp_notify", "1"),
+        ("ipv6/conf/default/disable_ipv6", "1"),
+        ("ipv6/conf/default/accept_ra", "0"),
+        ("ipv6/conf/default/accept_dad", "0"),
+        ("ipv6/conf/default/ndisc_notify", "1"),
+    ):
         with suppress(OSError):  # the host has no IPv6
-            Path(f"/proc/sys/net/ipv6/conf/default/{name}").write_text(value)
+            Path(f"/proc/sys/net/{name}").write_text(value)
     return netlink.Socket()
