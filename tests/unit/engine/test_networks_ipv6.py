@@ -521,6 +521,42 @@ def test_routed(engine: Engine, far: Far, tmp_path: Path) -> None:
         assert "fd00:77::2" not in nftables.run("list ruleset")
 
 
+def test_ports_are_open_on_every_routed_network(engine: Engine, far: Far, tmp_path: Path) -> None:
+    """Whichever is the way out: there is no port of the host's that there could be one of alone."""
+    parts.network(engine.networks, "a", IPAM={"Config": [{"Subnet": "10.78.0.0/24"}]})
+    parts.network(engine.networks, "b", **modes("routed", "routed"))
+    front = engine.networks.get("b")
+    one = container(engine, tmp_path, 1, "a", PortBindings={"80/tcp": [{"HostPort": "8080"}]})
+    start(engine, one)
+    assert one.network_settings.ports == {"80/tcp": [HostPort("0.0.0.0", "8080")]}
+    engine.endpoints.connect(front, one, fields.EndpointAsked())
+    places = [HostPort("0.0.0.0", "8080"), HostPort("::", ""), HostPort("0.0.0.0", "")]
+    assert one.network_settings.ports == {"80/tcp": places}
+    with serve(engine, one), serve(engine, one, 82), engine.living(one):
+        for address in ("10.77.0.2", "fd00:77::2"):
+            assert far.reach(address, 80)
+            assert not far.reach(address, 82, 0.3)
+        assert far.reach("203.0.113.1", 8080)
+        engine.begin()
+        engine.endpoints.recover([one])
+        assert far.reach("10.77.0.2", 80)
+        assert far.reach("fd00:77::2", 80)
+        assert far.reach("203.0.113.1", 8080)
+        # It is the way out, and is no more.
+        lan, front = engine.networks.get("a"), engine.networks.get("b")
+        engine.endpoints.disconnect(lan, one)
+        assert far.reach("10.77.0.2", 80)
+        engine.endpoints.connect(lan, one, fields.EndpointAsked())
+        assert far.reach("10.77.0.2", 80)
+        assert far.reach("203.0.113.1", 8080)
+        engine.endpoints.disconnect(front, one)
+        assert far.reach("203.0.113.1", 8080)
+    # Nothing is open any more where the next one has the address.
+    assert "10.77.0.2" not in nftables.run("list set inet teu opened4")
+    assert "fd00:77::2" not in nftables.run("list set inet teu opened6")
+    assert one.network_settings.ports == {"80/tcp": [HostPort("0.0.0.0", "8080")]}
+
+
 def test_unprotected(engine: Engine, far: Far, tmp_path: Path) -> None:
     parts.network(engine.networks, "front", **modes("nat-unprotected", "nat"))
     one = container(engine, tmp_path, 1, "front")

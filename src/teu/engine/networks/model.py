@@ -82,6 +82,7 @@ class Active:
         self.endpoints: list[Endpoint] = []
         self.outward: Endpoint | None = None
         self.outward6: Endpoint | None = None
+        self.routed: list[Endpoint] = []  # others, at whose own addresses the published ports are open as well
         self.published: list[firewall.Published] = []
         self.openings: list[firewall.Opening] = []  # of others' ports, by its links
         self.named = False  # it has the engine's resolver

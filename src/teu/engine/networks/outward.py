@@ -2,7 +2,8 @@
 """The way out of a container: which of its networks has the default route and the published ports, and those ports.
 
 It is the first network that is not internal, by priority and name, and for IPv6 the first of those that have IPv6. It
-moves when that changes, and hosts and resolv.conf follow.
+moves when that changes, and hosts and resolv.conf follow. On the other networks whose addresses the world knows
+(gateway mode routed) the ports are open, too, at the container's own addresses.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Outward:
         settled = container.network_settings.outward is not None
         before = (active.outward, active.outward6)
         after = (self._best(container, active, 4), self._best(container, active, 6))
-        if settled and after == before and not anew:
+        if settled and after == before and not anew and self._beside(active) == active.routed:
             return
         for old, new, version in zip(before, after, (4, 6), strict=True):
             if old is not None and new is None and old in active.endpoints:
@@ -75,7 +76,8 @@ class Outward:
         used: Used = {}
         for port, places in container.network_settings.ports.items():
             for place in places or ():
-                used.setdefault((*parse_port(port), place.address), []).append(int(place.port or 0))
+                if place.port:
+                    used.setdefault((*parse_port(port), place.address), []).append(int(place.port))
         self.unpublish(container, active)
         for endpoint in {*before} - {*after, None} & {*active.endpoints}:
             assert endpoint is not None
@@ -104,6 +106,16 @@ class Outward:
         networks = container.network_settings.networks
         ways = [endpoint for endpoint in active.endpoints if self._router(endpoint, version) is not None]
         return min(ways, key=lambda one: (-networks[one.name].gateway_priority, one.name), default=None)
+
+    def _beside(self, active: Active) -> list[Endpoint]:
+        """The endpoints that are on routed networks, and are not the way out of that family."""
+        return [one for one in active.endpoints if any(self._is_beside(active, one, version) for version in (4, 6))]
+
+    def _is_beside(self, active: Active, endpoint: Endpoint, version: int) -> bool:
+        if endpoint == (active.outward if version == 4 else active.outward6) or endpoint.of(version) is None:
+            return False
+        network = self.network(endpoint)
+        return self._drivers[endpoint.driver].publishes and not network.internal and network.mode(version) == "routed"
 
     def _router(self, endpoint: Endpoint, version: int) -> Address | None:
         if endpoint.of(version) is None:
@@ -162,9 +174,11 @@ class Outward:
     def _by_endpoint(
         self, active: Active, entries: list[firewall.Published]
     ) -> Iterator[tuple[Endpoint, list[firewall.Published]]]:
-        for endpoint, version in ((active.outward, 4), (active.outward6, 6)):
-            some = [entry for entry in entries if ip_address(entry.address).version == version]
-            if endpoint is not None and some:
+        places = [one for one in (active.outward, active.outward6, *active.routed) if one is not None]
+        for endpoint in dict.fromkeys(places):
+            addresses = {str(address) for address in endpoint.addresses}
+            some = [entry for entry in entries if entry.address in addresses]
+            if some:
                 yield endpoint, some
 
     def _publish(self, container: Container, active: Active, used: Used, strict: bool) -> None:
@@ -179,7 +193,8 @@ class Outward:
                 silent[0].driver,
                 extra=container.fields,
             )
-        if len(silent) == len(ways):
+        active.routed = self._beside(active)
+        if len(silent) == len(ways) and not active.routed:
             return
         exposed = {canonical(key): value for key, value in (container.config.exposed_ports or {}).items()}
         shown: dict[str, list[HostPort] | None] = dict.fromkeys(exposed)
@@ -198,8 +213,9 @@ class Outward:
                 if entry in active.published:  # open already, for another host port
                     continue
                 active.published.append(entry)
-                number = str(entry.host_port) if entry.host_port else ""
-                shown[key] = [*(shown.get(key) or []), HostPort(entry.host_address, number)]
+                told = HostPort(entry.host_address, str(entry.host_port) if entry.host_port else "")
+                if told not in (shown.get(key) or ()):
+                    shown[key] = [*(shown.get(key) or []), told]
             shown.setdefault(key, None)
         for endpoint, some in self._by_endpoint(active, active.published):
             self._drivers[endpoint.driver].publish(endpoint, some)
@@ -227,21 +243,29 @@ class Outward:
                         raise BadRequest(text)
                     log.warning("%s", text, extra=container.fields)
                 continue
-            network = self.network(endpoint)
-            routed = network.mode(version) == "routed"
-            result.append(
-                firewall.Published(
-                    wanted.protocol,
-                    EVERY[version] if routed else host,  # of the host's own it is at none
-                    0 if routed else wanted.first or 1,  # reserved in a moment
-                    str(endpoint.of(version)),
-                    wanted.port,
-                    bool(network.trusted),
-                    container.name,
-                    sources(container.host_config, wanted.port, wanted.protocol),
-                )
-            )
+            result.append(self._place(container, endpoint, version, wanted, host))
+        for endpoint in active.routed:
+            for version in (4, 6):
+                host = host_addresses(wanted.address, self.network(endpoint).binding).get(version)
+                if host is not None and self._is_beside(active, endpoint, version):
+                    result.append(self._place(container, endpoint, version, wanted, host))
         return result
+
+    def _place(
+        self, container: Container, endpoint: Endpoint, version: int, wanted: Binding, host: str
+    ) -> firewall.Published:
+        network = self.network(endpoint)
+        routed = network.mode(version) == "routed"
+        return firewall.Published(
+            wanted.protocol,
+            EVERY[version] if routed else host,  # of the host's own it is at none
+            0 if routed else wanted.first or 1,  # reserved in a moment
+            str(endpoint.of(version)),
+            wanted.port,
+            bool(network.trusted),
+            container.name,
+            sources(container.host_config, wanted.port, wanted.protocol),
+        )
 
     def _reserve(self, wanted: Binding, addresses: list[str], before: int, owner: str) -> int:
         if before and wanted.first <= before <= wanted.last or before and not wanted.first:
@@ -275,9 +299,21 @@ class Outward:
 
     def _hold(self, container: Container, active: Active, port: int, protocol: str, place: HostPort) -> None:
         host = ip_address(place.address)
-        endpoint = active.outward if host.version == 4 else active.outward6
-        address = endpoint.of(host.version) if endpoint else None
-        if endpoint is None or address is None:
+        number = int(place.port or 0)
+        outward = active.outward if host.version == 4 else active.outward6
+        beside = [one for one in self._beside(active) if self._is_beside(active, one, host.version)]
+        if outward is not None and (number or self.network(outward).mode(host.version) == "routed"):
+            self._hold_at(container, active, outward, port, protocol, place)
+        for endpoint in beside if not number else ():
+            self._hold_at(container, active, endpoint, port, protocol, place)
+            active.routed += [endpoint] if endpoint not in active.routed else []
+
+    def _hold_at(
+        self, container: Container, active: Active, endpoint: Endpoint, port: int, protocol: str, place: HostPort
+    ) -> None:
+        host = ip_address(place.address)
+        address = endpoint.of(host.version)
+        if address is None:
             return
         number = int(place.port or 0)
         if number and not self.ports.hold_again(protocol, str(host), number):
