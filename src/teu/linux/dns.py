@@ -5,7 +5,8 @@ in those that the host's own servers, on its loopback, do not hear.
 Its sockets are opened inside the container's network namespace, on ports of the kernel's choice; a rule in there
 (table `ip teu-dns`) leads port 53 of 127.0.0.11 to them, so that port 53 stays free for the container's own
 servers. The names of containers on the same networks are answered from memory, all else goes to the host's
-servers, or to those of --dns, from the host. Called by the engine's names, and by the builder's network.
+servers, from the host, or to those of --dns, from the container: they may be its own, or behind a network that the
+container alone is on. Called by the engine's names, and by the builder's network.
 
 One thread serves all containers and never waits for any of them, nor for a server: every socket is asked when it has
 something to say. What a container can keep open here is bounded (PENDING, CONNECTIONS, QUERY_SECONDS), and whoever is
@@ -47,6 +48,7 @@ from teu.linux.dnswire import (
     parse,
     repeats,
 )
+from teu.linux.namespaces import CLONE_NEWNET, setns
 
 log = logging.getLogger("teu.linux")
 
@@ -90,9 +92,11 @@ class _Client:
         lookup: Lookup,
         reverse: Reverse,
         servers: Servers,
+        namespace: int,
     ) -> None:
         self.udp, self.tcp = udp, tcp
         self.lookup, self.reverse, self.servers = lookup, reverse, servers
+        self.namespace = namespace  # from which servers are asked, a descriptor of our own; -1: the host's
         self.pending = 0
         self.connections: dict[int, _Connection] = {}  # the one that was heard last is last
         self.gone = False
@@ -143,7 +147,9 @@ class Resolver:
         self._closing = self._over = False
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._pending = 0
-        self._slow: dict[str, float] = {}  # servers that did not answer, until when they are asked last
+        # Servers that did not answer, until when they are asked last; with whom asks where that is not the host.
+        self._slow: dict[tuple[int, str], float] = {}
+        self._home = -1  # the host's network namespace
         self._number = itertools.count()
 
     def add(
@@ -153,12 +159,13 @@ class Resolver:
         lookup: Lookup,
         reverse: Reverse,
         servers: Servers,
+        inside: bool = False,
     ) -> None:
-        """Serve a container, in its network namespace, an open file. What is not ours is asked of `servers`; where
-        there are none, a name without a dot does not exist, and what others are is not known. Raises OSError, and
-        nftables.Error where its rules are refused."""
+        """Serve a container, in its network namespace, an open file. What is not ours is asked of `servers`, from there
+        (`inside`) or from the host; where there are none, a name without a dot does not exist, and what others are is
+        not known. Raises OSError, and nftables.Error where its rules are refused."""
 
-        def inside() -> tuple[socket.socket, socket.socket]:
+        def opened() -> tuple[socket.socket, socket.socket]:
             udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             try:
@@ -175,8 +182,13 @@ class Resolver:
             return udp, tcp
 
         self._begin()
-        udp, tcp = netns.run_in(namespace, inside)
-        client = _Client(udp, tcp, lookup, reverse, servers)
+        udp, tcp = netns.run_in(namespace, opened)
+        try:
+            client = _Client(udp, tcp, lookup, reverse, servers, os.dup(namespace) if inside else -1)
+        except BaseException:
+            udp.close()
+            tcp.close()
+            raise
         with self._lock:
             self._clients[identity] = client
             self._orders.append((True, client))
@@ -219,6 +231,7 @@ class Resolver:
     # -- all below is the thread's own ---------------------------------------------------------
 
     def _serve(self) -> None:
+        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         while not self._over:
             timeout = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
             for key, _ in self._selector.select(timeout):
@@ -227,6 +240,7 @@ class Resolver:
                 self._safely(heapq.heappop(self._due)[2])
         with self._lock:  # who closes writes into the pipe
             self._selector.close()
+            os.close(self._home)
             os.close(self._wake_read)
             os.close(self._wake_write)
 
@@ -260,6 +274,8 @@ class Resolver:
                     sock.close()
                 for connection in list(client.connections.values()):
                     self._close(connection)
+                if client.namespace >= 0:
+                    os.close(client.namespace)
         self._over = closing
 
     # -- what containers ask -------------------------------------------------------------------
@@ -288,7 +304,7 @@ class Resolver:
         if reply is not None:
             done(reply)
             return
-        servers = self._usable(client.servers(question.name))
+        servers = self._usable(client, client.servers(question.name))
         if not servers:
             done(answer(question, [], SERVFAIL if "." in question.name else NXDOMAIN))
         elif client.pending >= PENDING or self._pending >= PENDING_ALL and client.pending >= self._share():
@@ -303,12 +319,12 @@ class Resolver:
     def _share(self) -> int:
         return max(SHARE_MIN, PENDING_ALL // max(1, len(self._clients)))
 
-    def _usable(self, servers: Sequence[str]) -> list[str]:
-        """Those that are addresses, as a name would be waited for; first those that have answered."""
+    def _usable(self, client: _Client, servers: Sequence[str]) -> list[str]:
+        """Those that are addresses, as a name would be waited for, and not we; first those that have answered."""
         now = time.monotonic()
-        for server in [server for server, until in self._slow.items() if until < now]:
-            del self._slow[server]
-        return sorted(filter(_is_address, servers), key=lambda server: server in self._slow)
+        for known in [known for known, until in self._slow.items() if until < now]:
+            del self._slow[known]
+        return sorted(filter(_is_server, servers), key=lambda server: (client.namespace, server) in self._slow)
 
     def _accept(self, client: _Client) -> None:
         try:
@@ -438,7 +454,7 @@ class Resolver:
 
     def _ask(self, errand: _Errand, server: str) -> socket.socket:
         kind = socket.SOCK_STREAM if errand.stream else socket.SOCK_DGRAM
-        sock = socket.socket(_family(server), kind | socket.SOCK_NONBLOCK)
+        sock = self._open(errand.client.namespace, _family(server), kind | socket.SOCK_NONBLOCK)
         try:
             with contextlib.suppress(BlockingIOError):
                 sock.connect((server, 53))
@@ -448,6 +464,17 @@ class Resolver:
             sock.close()
             raise
         return sock
+
+    def _open(self, namespace: int, family: int, kind: int) -> socket.socket:
+        """A socket of a container's, or of the host's. This thread is in the other namespace for a moment: to have one
+        of its own for each question would cost twenty times as much."""
+        if namespace < 0:
+            return socket.socket(family, kind)
+        setns(namespace, CLONE_NEWNET)
+        try:
+            return socket.socket(family, kind)
+        finally:
+            setns(self._home, CLONE_NEWNET)
 
     def _leave(self, errand: _Errand) -> None:
         if errand.socket is not None:
@@ -463,7 +490,7 @@ class Resolver:
 
     def _late(self, errand: _Errand, attempt: int) -> None:
         if errand.socket is not None and errand.attempt == attempt:
-            self._slow[errand.server] = time.monotonic() + SLOW_SECONDS
+            self._slow[errand.client.namespace, errand.server] = time.monotonic() + SLOW_SECONDS
             self._next(errand)
 
     def _progress(self, errand: _Errand) -> None:
@@ -477,7 +504,7 @@ class Resolver:
             return
         if reply is None or len(reply) < HEADER.size or not repeats(reply, errand.question):
             return
-        self._slow.pop(errand.server, None)
+        self._slow.pop((errand.client.namespace, errand.server), None)
         if reply[3] & 0x0F in (SERVFAIL, REFUSED) and errand.servers:
             errand.worst = reply
             self._next(errand)
@@ -500,12 +527,13 @@ class Resolver:
         return message
 
 
-def _is_address(server: str) -> bool:
+def _is_server(server: str) -> bool:
+    """Whether it can be asked: an address, and not our own."""
     try:
         ip_address(server.partition("%")[0])
     except ValueError:
         return False
-    return True
+    return server != ADDRESS
 
 
 def _family(server: str) -> socket.AddressFamily:

@@ -94,7 +94,7 @@ class House:
         self.namespaces: list[int] = []
         self.own: dict[str, list[dnswire.Address]] = {"web": [IPv4Address("10.0.0.2")]}
 
-    def container(self) -> Container:
+    def container(self, inside: bool = False) -> Container:
         def furnish() -> None:
             with netlink.Socket() as kernel:
                 kernel.send([netlink.set_up(1)])
@@ -107,6 +107,7 @@ class House:
             lambda name, version: self.own.get(name),
             lambda address: None,
             lambda name: self.servers,
+            inside,
         )
         return Container(namespace)
 
@@ -178,6 +179,20 @@ def test_the_host_is_asked_for_what_is_not_ours(house: House, server: Server) ->
     began = time.monotonic()
     assert code(box.ask("example.org")) == dnswire.NOERROR
     assert time.monotonic() - began < 1
+
+
+def test_a_containers_own_servers_are_asked_from_there(house: House, server: Server) -> None:
+    """The same address is another machine there: its own, or one that the host has no way to."""
+    box, other = house.container(inside=True), house.container(inside=True)
+    house.servers = [dns.ADDRESS, HOST]
+    own = box.inside(lambda: Server(HOST))
+    own.start()
+    assert box.ask("example.org").endswith(FAR)
+    assert (own.asked, server.asked) == (["example.org"], [])
+    assert code(other.ask("example.org")) == dnswire.SERVFAIL
+    assert house.container().ask("example.com").endswith(FAR)
+    assert server.asked == ["example.com"]
+    own.stop()
 
 
 def test_without_servers(house: House) -> None:

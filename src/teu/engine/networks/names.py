@@ -185,6 +185,7 @@ class Names:
             lambda name, version: self._addresses(container.id, name, version),
             lambda address: self._name(container.id, address),
             self._servers(container, active),
+            inside=bool(container.host_config.dns),
         )
         active.named = container.network_settings.named = True
 
@@ -193,9 +194,9 @@ class Names:
         self._resolver.remove(container.id)
 
     def _servers(self, container: Container, active: Active) -> Callable[[str], list[str]]:
-        """Who is asked for other names: nobody where all networks are internal (it is the host that asks: there need
-        be no route out of the container); nor for a name without a dot where the container's own `ndots` says that its
-        search domains come first, since no server has such names."""
+        """Who is asked for other names: nobody where all networks are internal (mostly it is the host that asks: there
+        need be no route out of the container); nor for a name without a dot where the container's own `ndots` says that
+        its search domains come first, since no server has such names."""
         given = list(container.host_config.dns)
         searched = any(
             option.startswith("ndots:") and option[6:].isdigit() and int(option[6:]) > 0
