@@ -33,7 +33,7 @@ _IPV6_CONF = "/proc/sys/net/ipv6/conf"
 
 
 def close_forwarding() -> None:
-    """Forwarding was off until we turned it on: what is not ours is still not forwarded, unless somebody accepts it.
+    """Forwarding is off, and we turn it on: what is not ours is still not forwarded, unless somebody accepts it.
 
     That is iptables' own chain with policy drop, as Docker sets it: the one place where an administrator, libvirt or
     a Docker that comes later can accept what is theirs, which a drop in a table of our own would not let them."""
@@ -156,18 +156,23 @@ class Marker:
             keep_routes_of_advertisements()
             Path(IPV6_FORWARD).write_text("1")
             return
-        Path(IP_FORWARD).write_text("1")
+        # Who dies in between leaves no router to others behind.
         self._path.touch()
         close_forwarding()
+        Path(IP_FORWARD).write_text("1")
+
+    def keep_closed(self) -> None:
+        """What others' packets were closed by may be gone since, with all rules of the host."""
+        if self.there and not has_chain():
+            close_forwarding()
+        if self._path6.exists() and not has_chain(FORWARD6):
+            close_forwarding6()
 
     def stand_beside_others(self, owner: str, interfaces: Iterable[str], everywhere: bool = False) -> None:
         """The owner's interfaces pass the chains of those who drop what is not theirs, and what we closed ourselves.
         Where ufw is there its own chain is the place, so that it has the first word: docker's and the closed one come
         before. `everywhere`: there all the same, and in iptables' FORWARD, whoever closed it, as with Docker."""
-        if self.there and not has_chain():
-            close_forwarding()
-        if self._path6.exists() and not has_chain(FORWARD6):
-            close_forwarding6()
+        self.keep_closed()
         chains = []
         for docker, forward, ours, ufw in (
             (DOCKER_USER, FORWARD, self._path, UFW),

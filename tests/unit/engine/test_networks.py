@@ -22,7 +22,7 @@ from teu.engine.containers.network_settings import HostPort
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
 from teu.engine.networks.drivers import bridge
-from teu.linux import netlink, netns, nftables, resolver
+from teu.linux import forwarding, netlink, netns, nftables, resolver
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
 
@@ -212,6 +212,30 @@ def test_rules_of_the_host_are_counted_and_followed(
     while time.monotonic() < end and "chain host" not in nftables.run("list ruleset"):
         time.sleep(0.02)
     until(["accept"])
+
+
+def test_the_host_is_no_router_when_the_last_container_has_gone(engine: Engine, tmp_path: Path) -> None:
+    """It forwards still; and somebody empties the ruleset, now and before the next daemon comes."""
+    Path(forwarding.IP_FORWARD).write_text("0")
+    one = container(engine, tmp_path, 1)
+    start(engine, one)
+    engine.endpoints.detach(one)
+
+    def closed_again() -> bool:
+        end = time.monotonic() + 5
+        while time.monotonic() < end and not forwarding.has_chain():
+            time.sleep(0.05)
+        return forwarding.has_chain()
+
+    nftables.run("flush ruleset")
+    assert closed_again()
+    engine.endpoints.close()
+    nftables.run("flush ruleset")
+    engine.begin()
+    engine.endpoints.recover([])
+    assert forwarding.has_chain()
+    nftables.run("flush ruleset")
+    assert closed_again()
 
 
 @pytest.mark.parametrize("engine", [{"firewall": "none"}], indirect=True)

@@ -75,6 +75,23 @@ def test_who_turned_it_on_is_known_to_all(tmp_path: Path) -> None:
     assert len(rules(forwarding.FORWARD)) == 4
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_it_is_closed_before_it_is_turned_on(version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again where somebody has emptied the ruleset since."""
+    flag = Path(forwarding.IP_FORWARD if version == 4 else forwarding.IPV6_FORWARD)
+    chain = forwarding.FORWARD if version == 4 else forwarding.FORWARD6
+    name = "close_forwarding" if version == 4 else "close_forwarding6"
+    close, seen = getattr(forwarding, name), []
+    monkeypatch.setattr(forwarding, name, lambda: (seen.append(flag.read_text().strip()), close()))
+    marker = forwarding.Marker(str(tmp_path))
+    marker.turn_on(version)
+    assert seen == ["0"]
+    assert flag.read_text().strip() == "1"
+    nftables.run("flush ruleset")
+    marker.keep_closed()
+    assert forwarding.has_chain(chain)
+
+
 def test_where_ufw_is_it_has_the_first_word(tmp_path: Path) -> None:
     """In both families, and from when on it is there; with everything open as with Docker it has none."""
     marker = forwarding.Marker(str(tmp_path))

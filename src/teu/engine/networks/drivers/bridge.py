@@ -418,6 +418,14 @@ class Bridge:
                 self._rebuild_in_parts()
             else:
                 firewall.remove()
+                self._keep_closed()
+
+    def _keep_closed(self) -> None:
+        """Also while nobody is on a bridge: the host forwards since somebody was."""
+        if self._makes_rules and self._forwarding.there:
+            self._forwarding.keep_closed()
+            if self._watcher is None:
+                self._watch()
 
     def _keep_apart(self, endpoint: Endpoint) -> None:
         """Or not, as the network's options are now: teud.yaml says other things of the default bridge than before, or
@@ -527,7 +535,10 @@ class Bridge:
 
     def _mend_table(self) -> None:
         with self._store.lock:
-            if not self._table or self._stopping.is_set():
+            if self._stopping.is_set():
+                return
+            if not self._table:  # nobody is on a bridge, and the host forwards all the same
+                self._forwarding.keep_closed()
                 return
             if firewall.is_whole(self._host_count):
                 self._beside_others()
