@@ -11,8 +11,8 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable, Iterator
-from ipaddress import ip_address
+from collections.abc import Collection, Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from teu.linux.netlink import attribute, attributes
@@ -46,16 +46,16 @@ class Way(NamedTuple):
     port: int
 
 
-def forget(ways: Iterable[Way], led: bool) -> int:
-    """Forget the flows to these ports of the host: those that lead there, where they have `led` there until now, else
-    those that lead elsewhere. Returns how many there were. Raises OSError."""
+def forget(ways: Iterable[Way], led: bool, local: Collection[IPv4Address | IPv6Address]) -> int:
+    """Forget the flows to these ports of the host, whose addresses are `local`: those that lead there, where they have
+    `led` there until now, else those that lead elsewhere. Returns how many there were. Raises OSError."""
     wanted: dict[tuple[int, int], list[Way]] = {}
     for way in ways:
         if way.protocol in NUMBERS:
             wanted.setdefault((ip_address(way.address).version, NUMBERS[way.protocol]), []).append(way)
     if not wanted:
         return 0
-    count = 0
+    count, own = 0, {address.packed for address in local}
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
         kernel.bind((0, 0))
         for (version, protocol), some in wanted.items():
@@ -67,7 +67,7 @@ def forget(ways: Iterable[Way], led: bool) -> int:
                 gone = [
                     flow
                     for flow in _flows(kernel, family, protocol, port)
-                    if any(flow.goes_to(way) and flow.leads(way) == led for way in by_port.get(flow.port, ()))
+                    if any(flow.goes_to(way, own) and flow.leads(way) == led for way in by_port.get(flow.port, ()))
                 ]
                 count += sum(_delete(kernel, family, flow) for flow in gone)
     return count
@@ -82,9 +82,12 @@ class _Flow(NamedTuple):
     source_port: int
     named: bytes
 
-    def goes_to(self, way: Way) -> bool:
+    def goes_to(self, way: Way, own: Collection[bytes]) -> bool:
+        """Ports of the same number are other machines' as well."""
         host = ip_address(way.host_address)
-        return host.is_unspecified or host.packed == self.target
+        if host.is_unspecified:
+            return self.target in own or ip_address(self.target).is_loopback
+        return host.packed == self.target
 
     def leads(self, way: Way) -> bool:
         return (self.source, self.source_port) == (ip_address(way.address).packed, way.port)

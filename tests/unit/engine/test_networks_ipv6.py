@@ -355,9 +355,19 @@ def test_who_sends_datagrams_already_reaches_who_comes(
                 return False
 
     start(engine, others[0])
-    with netns.run_in(far.namespace, opened) as sender:
+    with (
+        netns.run_in(far.namespace, opened) as sender,
+        netns.run_in(far.namespace, opened) as elsewhere,
+        netns.run_in(engine.endpoints._active[others[0].id].namespace, opened) as client,
+    ):
         sender.sendto(b"nobody?", (host, 5353))
+        # A container asks another machine, by a port of the same number: that is none of the host's.
+        elsewhere.bind(("2001:db8::2" if ":" in host else "203.0.113.2", 5353))
+        client.sendto(b"who?", elsewhere.getsockname())
+        asking = elsewhere.recvfrom(100)[1]
         start(engine, one)
+        elsewhere.sendto(b"me", asking)
+        assert client.recv(100) == b"me"
         assert served(sender)
         # The container comes again, and another one has its address.
         before = one.network_settings.networks["front"].address

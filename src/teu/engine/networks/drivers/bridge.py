@@ -291,7 +291,8 @@ class Bridge:
         from teu.linux import conntrack  # and with it netlink
 
         try:
-            conntrack.forget([conntrack.Way(*one[:5]) for one in ways], led)
+            local = [address for _, address, _ in self._kernel.socket().addresses()]
+            conntrack.forget([conntrack.Way(*one[:5]) for one in ways], led, local)
         except OSError as error:
             self._tell_once(f"who sends datagrams already may not reach published ports: {error}")
 
