@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -203,6 +204,13 @@ def test_a_way_for_ipv6(engine: Engine, tmp_path: Path) -> None:
             engine.endpoints.recover([web, db, again])
             assert answered() == sorted({mine[db.id], mine[web.id], mine[again.id]})
             assert reaches6(web, db, 80)
+            # And where somebody takes the bridge away.
+            subprocess.run(["ip", "link", "delete", "teu0"], check=True)
+            engine.begin()
+            engine.endpoints.recover([web, db, again])
+            assert answered() == sorted({mine[db.id], mine[web.id], mine[again.id]})
+            assert reaches6(web, db, 80)
+            assert not reaches6(db, web, 80)
     engine.endpoints.detach(web)
     assert answered() == sorted({mine[db.id], mine[again.id]})
     engine.endpoints.detach(again)

@@ -214,6 +214,27 @@ def test_rules_of_the_host_are_counted_and_followed(
     until(["accept"])
 
 
+def test_a_bridge_that_somebody_takes_away(engine: Engine, tmp_path: Path) -> None:
+    """It is there again with the next container, and with the next daemon; and who was on it is on it again."""
+    parts.network(engine.networks, "front", Options={"com.docker.network.bridge.name": "front0"})
+    ports = {"80/tcp": [{"HostPort": "8082"}]}
+    boxes = [container(engine, tmp_path, 1, "front", PortBindings=ports), container(engine, tmp_path, 2, "front")]
+    start(engine, boxes[0])
+    with serve(engine, boxes[0], 80), engine.living(boxes[0]):
+        assert reach("127.0.0.1", 8082)
+        subprocess.run(["ip", "link", "delete", "front0"], check=True)
+        assert not reach("127.0.0.1", 8082, 0.3)
+        start(engine, boxes[1])
+        assert reach("127.0.0.1", 8082)
+        address = boxes[0].network_settings.networks["front"].address
+        assert netns.run_in(engine.endpoints._active[boxes[1].id].namespace, lambda: reach(address, 80))
+        subprocess.run(["ip", "link", "delete", "front0"], check=True)
+        boxes[1].running = False
+        engine.begin()
+        engine.endpoints.recover([boxes[0]])
+        assert reach("127.0.0.1", 8082)
+
+
 def test_the_host_is_no_router_when_the_last_container_has_gone(engine: Engine, tmp_path: Path) -> None:
     """It forwards still; and somebody empties the ruleset, now and before the next daemon comes."""
     Path(forwarding.IP_FORWARD).write_text("0")

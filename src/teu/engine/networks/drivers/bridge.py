@@ -137,6 +137,7 @@ class Bridge:
         if found is None:
             kernel.send([netlink.new_bridge(name, network.mtu, mac)])
             found = kernel.link(name)
+            self._put_back(network, netlink.link_index(found))
         elif found.kind != "bridge":
             raise EngineError(f"interface {name} is not a bridge; rename it, or remove network {network.name}")
         elif BRIDGE.match(name) or not network.is_user_defined:
@@ -163,6 +164,23 @@ class Bridge:
         if os.path.exists(f"{_CONF}/{name}/accept_ra"):
             _set(f"{_CONF}/{name}/accept_ra", "0")
         return index
+
+    def _put_back(self, network: Network, index: int) -> None:
+        """Somebody has taken the bridge away from those who are on it: they are on the new one."""
+        from teu.linux import netlink
+
+        published = {entry.address for active in self._active.values() for entry in active.published}
+        for endpoint in self._endpoints():
+            if endpoint.network != network.id or not endpoint.number:
+                continue
+            messages = [netlink.set_master(endpoint.number, index)]
+            if not network.talk:
+                messages.append(netlink.isolated(endpoint.veth))
+            if published & {str(address) for address in endpoint.addresses}:
+                messages.append(netlink.hairpin(endpoint.veth))
+            with _logged("interface %s is not on network %s any more", endpoint.veth, network.name):
+                self._kernel.socket().send(messages)
+        self._recover_links(network)
 
     def _choose_subnets(self, network: Network) -> None:
         """Of the default bridge, which gets its subnets when it is used first; and none of a family that the host has
@@ -305,10 +323,13 @@ class Bridge:
 
     def open_to(self, network: Network, openings: list[firewall.Opening]) -> None:
         if not network.talk and openings:
-            _set(f"/proc/sys/net/ipv4/neigh/{network.interface}/proxy_delay", "0")
-            _set(f"/proc/sys/net/ipv4/conf/{network.interface}/proxy_arp_pvlan", "1")
+            self._lead_around(network.interface)
             self._answer_for(network, _far(openings))
             self._in_table(lambda: firewall.open_to(openings))
+
+    def _lead_around(self, name: str) -> None:
+        _set(f"/proc/sys/net/ipv4/neigh/{name}/proxy_delay", "0")
+        _set(f"/proc/sys/net/ipv4/conf/{name}/proxy_arp_pvlan", "1")
 
     def _answer_for(self, network: Network, addresses: set[IPv6Address]) -> None:
         """The bridge does, for those that links lead to and from, and for nobody else. Raises OSError."""
@@ -334,23 +355,23 @@ class Bridge:
                 [neighbours.answer_no_more(address, self._answered.pop(address)) for address in gone]
             )
 
-    def _recover_answers(self, links: list[Link]) -> None:
-        """For whom a predecessor has let the bridges answer, and for whom they should."""
-        from teu.linux import neighbours  # and with it netlink
+    def _recover_links(self, network: Network) -> None:
+        """The ways around its bridge, as a predecessor has left them, or a new bridge has none."""
+        from teu.linux import neighbours, netlink  # 5 ms of the daemon's start
 
-        wanted = _far(opening for active in self._active.values() for opening in active.openings)
-        numbers = {link.name: link.number for link in links if link.kind == "bridge"}
-        for network in self._used():
-            index = numbers.get(network.interface, 0)
-            if network.talk or not index or not network.of(6):
-                continue
-            here = {address for address in wanted if network.pool_of(address)}
-            with _logged("links do not lead to all IPv6 addresses on network %s any more", network.name):
-                kernel = self._kernel.socket()
-                stale = set(neighbours.answered_for(kernel, index)) - here
+        openings = [opening for active in self._active.values() for opening in active.openings]
+        if network.talk or network.is_user_defined:
+            return
+        with _logged("links do not lead to all addresses on network %s any more", network.name):
+            if openings:
+                self._lead_around(network.interface)
+            if network.of(6):
+                kernel, wanted = self._kernel.socket(), _far(openings)
+                index = netlink.link_index(kernel.link(network.interface))
+                stale = set(neighbours.answered_for(kernel, index)) - wanted
                 if stale:
                     kernel.send([neighbours.answer_no_more(address, index) for address in sorted(stale)])
-                self._answer_for(network, here)
+                self._answer_for(network, wanted)
 
     def close_to(self, openings: list[firewall.Opening]) -> None:
         try:
@@ -411,9 +432,15 @@ class Bridge:
             if stray or lost:
                 with contextlib.suppress(OSError):
                     self._kernel.delete_link(link.number)
+        there = {link.name for link in links}
+        for network in self._used():
+            if network.interface not in there:
+                with _logged("the bridge of network %s cannot be made anew", network.name):
+                    self._bring_up(network)
         for endpoint in self._endpoints():
             self._keep_apart(endpoint)
-        self._recover_answers(links)
+        for network in self._used():
+            self._recover_links(network)
         with _logged("the table of rules cannot be made"):
             if expected and self._makes_rules:
                 self._rebuild_in_parts()
