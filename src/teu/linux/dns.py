@@ -149,7 +149,6 @@ class Resolver:
         self._pending = 0
         # Servers that did not answer, until when they are asked last; with whom asks where that is not the host.
         self._slow: dict[tuple[int, str], float] = {}
-        self._home = -1  # the host's network namespace
         self._number = itertools.count()
 
     def add(
@@ -231,7 +230,6 @@ class Resolver:
     # -- all below is the thread's own ---------------------------------------------------------
 
     def _serve(self) -> None:
-        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         while not self._over:
             timeout = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
             for key, _ in self._selector.select(timeout):
@@ -240,7 +238,6 @@ class Resolver:
                 self._safely(heapq.heappop(self._due)[2])
         with self._lock:  # who closes writes into the pipe
             self._selector.close()
-            os.close(self._home)
             os.close(self._wake_read)
             os.close(self._wake_write)
 
@@ -262,21 +259,23 @@ class Resolver:
             os.read(self._wake_read, 4096)
         closing = self._closing  # before the last orders are looked for
         while self._orders:
-            add, client = self._orders.popleft()
-            if add:
-                self._selector.register(client.udp, selectors.EVENT_READ, partial(self._datagrams, client))
-                self._selector.register(client.tcp, selectors.EVENT_READ, partial(self._accept, client))
-            else:
-                client.gone = True
-                for sock in (client.udp, client.tcp):
-                    with contextlib.suppress(KeyError):  # it waits for descriptors
-                        self._selector.unregister(sock)
-                    sock.close()
-                for connection in list(client.connections.values()):
-                    self._close(connection)
-                if client.namespace >= 0:
-                    os.close(client.namespace)
+            self._safely(partial(self._order, *self._orders.popleft()))
         self._over = closing
+
+    def _order(self, add: bool, client: _Client) -> None:
+        if add:
+            self._selector.register(client.udp, selectors.EVENT_READ, partial(self._datagrams, client))
+            self._selector.register(client.tcp, selectors.EVENT_READ, partial(self._accept, client))
+            return
+        client.gone = True
+        for sock in (client.udp, client.tcp):
+            with contextlib.suppress(KeyError):  # it waits for descriptors
+                self._selector.unregister(sock)
+            sock.close()
+        for connection in list(client.connections.values()):
+            self._close(connection)
+        if client.namespace >= 0:
+            os.close(client.namespace)
 
     # -- what containers ask -------------------------------------------------------------------
 
@@ -470,11 +469,15 @@ class Resolver:
         of its own for each question would cost twenty times as much."""
         if namespace < 0:
             return socket.socket(family, kind)
-        setns(namespace, CLONE_NEWNET)
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return socket.socket(family, kind)
+            setns(namespace, CLONE_NEWNET)
+            try:
+                return socket.socket(family, kind)
+            finally:
+                setns(home, CLONE_NEWNET)
         finally:
-            setns(self._home, CLONE_NEWNET)
+            os.close(home)
 
     def _leave(self, errand: _Errand) -> None:
         if errand.socket is not None:

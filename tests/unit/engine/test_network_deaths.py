@@ -147,6 +147,7 @@ class House:
     def next_daemon(self) -> None:
         engine = self.engine
         engine.endpoints._active.clear()
+        engine.endpoints._names.close()  # it has namespaces of its own
         for place in _namespaces() - self.own:  # also of one that was beginning, or ending
             os.close(place)
         engine.endpoints._outward.ports.close()
