@@ -45,6 +45,7 @@ from teu.linux.rtnetlink import (
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
     NLM_F_EXCL,
     NLM_F_REPLACE,
     NLM_F_REQUEST,
@@ -79,7 +80,9 @@ _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _ATTRIBUTE = struct.Struct("=HH")
 
+NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 LATE = 4096  # a route's metric that no other is behind
+DUMP_ATTEMPTS = 10
 
 
 class Link(NamedTuple):
@@ -142,8 +145,9 @@ def mac_bytes(mac: str) -> bytes:
 class Socket:
     """A conversation with the kernel about the network namespace that the thread was in when it was opened."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
+    def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
+        """`protocol`: with which part of the kernel; all but `dump` is for rtnetlink alone. Raises OSError."""
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.bind((0, 0))
         self._sequence = 0
 
@@ -159,49 +163,86 @@ class Socket:
 
     def send(self, messages: Sequence[Message]) -> None:
         """Ask for changes, all in one system call; the first that fails is raised, later ones are tried too."""
-        packed = b""
         waiting: dict[int, str] = {}
-        for message in messages:
-            self._sequence += 1
-            waiting[self._sequence] = message.what
-            flags = NLM_F_REQUEST | NLM_F_ACK | message.flags
-            packed += _HEADER.pack(16 + len(message.body), message.kind, flags, self._sequence, 0) + message.body
+        packed = self._pack(messages, waiting)
         self._socket.send(packed)
+        self._answered(waiting)
+
+    def transact(self, subsystem: int, messages: Sequence[Message]) -> None:
+        """Ask a subsystem of netfilter for changes, all of which are made, or none. Raises OSError, of the first that
+        is refused."""
+        waiting: dict[int, str] = {}
+        frame = struct.pack("=BBH", 0, 0, socket.htons(subsystem))
+        begin = self._packed(Message(NFNL_MSG_BATCH_BEGIN, 0, frame, ""), NLM_F_REQUEST)
+        whole = self._sequence  # by its number the kernel answers where it has refused all of them together
+        changes = self._pack(messages, waiting)
+        self._socket.send(begin + changes + self._packed(Message(NFNL_MSG_BATCH_END, 0, frame, ""), NLM_F_REQUEST))
+        self._answered(waiting, whole)
+
+    def _pack(self, messages: Sequence[Message], waiting: dict[int, str]) -> bytes:
+        """`waiting` gets the numbers that the kernel is to answer, and what was asked."""
+        packed = b""
+        for message in messages:
+            packed += self._packed(message, NLM_F_REQUEST | NLM_F_ACK | message.flags)
+            waiting[self._sequence] = message.what
+        return packed
+
+    def _packed(self, message: Message, flags: int) -> bytes:
+        self._sequence += 1
+        return _HEADER.pack(16 + len(message.body), message.kind, flags, self._sequence, 0) + message.body
+
+    def _answered(self, waiting: dict[int, str], whole: int = 0) -> None:
+        """Until all are. Raises OSError of the first that was refused; of `whole`, if it is, at once."""
         failure: OSError | None = None
         while waiting:
-            for kind, sequence, body in self._receive():
-                if kind == NLMSG_ERROR and sequence in waiting:
-                    what = waiting.pop(sequence)
+            for kind, _, sequence, body in self._receive():
+                if kind == NLMSG_ERROR and (sequence in waiting or sequence == whole):
                     code = -struct.unpack_from("=i", body)[0]
                     if code and failure is None:
-                        failure = OSError(code, os.strerror(code), what)
+                        failure = OSError(code, os.strerror(code), waiting.get(sequence, ""))
+                    if sequence == whole:
+                        waiting.clear()
+                    else:
+                        del waiting[sequence]
         if failure:
             raise failure
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """All that the kernel has of a kind (RTM_GET*), a body for each. Raises OSError."""
+        """All that the kernel has of a kind (RTM_GET*, NFT_MSG_GET*), a body for each. What changes meanwhile may be
+        there twice or not at all: it is asked again then, a few times. Raises OSError."""
+        for _ in range(DUMP_ATTEMPTS):
+            result, whole = self._dump(kind, body)
+            if whole:
+                break
+        return result
+
+    def _dump(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
+        """Once; and whether nothing has changed while the kernel listed it."""
         self._sequence += 1
         sequence = self._sequence
         flags = NLM_F_REQUEST | NLM_F_DUMP
         self._socket.send(_HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body)
         result: list[bytes] = []
+        whole = True
         while True:
-            for answer, of, data in self._receive():
+            for answer, marks, of, data in self._receive():
                 if of != sequence:
                     continue
+                whole = whole and not marks & NLM_F_DUMP_INTR
                 if answer == NLMSG_DONE:
-                    return result
+                    return result, whole
                 if answer == NLMSG_ERROR:
                     code = -struct.unpack_from("=i", data)[0]
                     raise OSError(code, os.strerror(code), "netlink dump")
                 result.append(data)
 
-    def _receive(self) -> Iterator[tuple[int, int, bytes]]:
+    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Type, flags, sequence number and body of each message of one read."""
         data = self._socket.recv(1 << 17)
         position = 0
         while position + 16 <= len(data):
-            length, kind, _flags, sequence, _pid = _HEADER.unpack_from(data, position)
-            yield kind, sequence, data[position + 16 : position + length]
+            length, kind, flags, sequence, _pid = _HEADER.unpack_from(data, position)
+            yield kind, flags, sequence, data[position + 16 : position + length]
             position += (length + 3) & ~3
 
     # -- what there is -------------------------------------------------------------------------
@@ -216,7 +257,7 @@ class Socket:
         body = _LINK.pack(0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, text(name))
         self._socket.send(_HEADER.pack(16 + len(body), RTM_GETLINK, NLM_F_REQUEST, self._sequence, 0) + body)
         while True:
-            for kind, sequence, data in self._receive():
+            for kind, _, sequence, data in self._receive():
                 if sequence != self._sequence:
                     continue
                 if kind == RTM_NEWLINK:
