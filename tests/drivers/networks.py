@@ -37,13 +37,13 @@ def own_namespace() -> Iterator[None]:
     libc = ctypes.CDLL(None, use_errno=True)
     before = os.open("/proc/self/ns/net", os.O_RDONLY)
     assert libc.unshare(netns.CLONE_NEWNET) == 0
-    nftables._library = None
+    nftables.close()
     try:
         with netlink.Socket() as kernel:
             kernel.send([netlink.set_up(1)])
         yield
     finally:
-        nftables._library = None
+        nftables.close()
         assert libc.setns(before, netns.CLONE_NEWNET) == 0
         os.close(before)
 

@@ -87,11 +87,19 @@ def keep_routes_of_advertisements() -> None:
 
 def has_chain(chain: str = FORWARD) -> bool:
     """Whether there is a chain, by default iptables' FORWARD, as its variant upon nf_tables makes it."""
+    table, _, name = chain.rpartition(" ")
     try:
-        nftables.run(f"list chain {chain}")
-    except nftables.Error:
+        return name in nftables.chains(table)
+    except OSError:
         return False
-    return True
+
+
+def _known_chains() -> set[str]:
+    """Those of iptables' own tables, of both families."""
+    try:
+        return {f"{table} {chain}" for table in ("ip filter", "ip6 filter") for chain in nftables.chains(table)}
+    except OSError:
+        return set()
 
 
 def beside_others(owner: str, interfaces: Iterable[str], chains: Iterable[str] = (DOCKER_USER,)) -> None:
@@ -99,12 +107,9 @@ def beside_others(owner: str, interfaces: Iterable[str], chains: Iterable[str] =
     their business."""
     wanted = [f'{side} "{name}"' for name in interfaces for side in ("iifname", "oifname")]
     chains = tuple(chains)
-    try:
-        tables = nftables.run("list tables")
-    except nftables.Error:
-        tables = ""
+    there = _known_chains()
     for chain in dict.fromkeys((*chains, DOCKER_USER, FORWARD, UFW, DOCKER_USER6, FORWARD6, UFW6)):
-        if f"table {chain.rpartition(' ')[0]}\n" not in tables:
+        if chain not in there:
             continue
         try:
             listed = nftables.run(f"list chain {chain}", handles=True)
@@ -114,8 +119,7 @@ def beside_others(owner: str, interfaces: Iterable[str], chains: Iterable[str] =
         here = wanted if chain in chains or chain in (UFW, UFW6) else []
         verb = "add" if chain in (UFW, UFW6) else "insert"
         text = "".join(f"delete rule {chain} handle {handle}\n" for rule, handle in ours if rule not in here)
-        there = {rule for rule, _ in ours}
-        missing = sorted(set(here) - there)
+        missing = sorted(set(here) - {rule for rule, _ in ours})
         text += "".join(f'{verb} rule {chain} {rule} accept comment "{owner}"\n' for rule in missing)
         if text:
             try:

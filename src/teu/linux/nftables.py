@@ -5,7 +5,8 @@ The library waits with select(2), which knows no descriptor above 1023 and ends 
 So its socket gets a low descriptor, kept for it from the beginning (`reserve`); where there is none any more, the
 commands are given to a process of their own.
 
-`Changes` are the kernel's own notices of every change.
+`Changes` are the kernel's own notices of every change. What chains and rules there are, the kernel is asked itself
+(`chains`, `count_rules`): the library would read all elements of all sets for the answer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ import struct
 import subprocess
 import sys
 import threading
-from typing import Any, NamedTuple
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from teu.linux.netlink import Socket
 
 _RESERVED = 8  # one is enough, if no other thread takes it first
 _HIGHEST = 900  # from this descriptor on no more are opened, so that a socket keeps a number that select() takes
@@ -34,6 +39,7 @@ sys.exit(1 if code else 0)
 
 _lock = threading.Lock()
 _library: Any = None
+_kernel: Socket | None = None
 _kept: list[int] = []
 
 
@@ -46,6 +52,16 @@ def reserve() -> None:
     with _lock:
         if _library is None and not _kept:
             _kept.extend(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(_RESERVED))
+
+
+def close() -> None:
+    """Let go of what is open; the next call opens it in the network namespace that its thread is in then."""
+    global _library, _kernel
+    with _lock:
+        _library = None
+        if _kernel is not None:
+            _kernel.close()
+        _kernel = None
 
 
 def _has_low_descriptors() -> bool:
@@ -101,14 +117,10 @@ NETLINK_NETFILTER = 12
 NFNLGRP_NFTABLES = 7
 NFNL_SUBSYS_NFTABLES = 10
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
-NFT_MSG_NEWCHAIN, NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_NEWRULE, NFT_MSG_DELRULE, NFT_MSG_DELSET = (
-    3,
-    2,
-    5,
-    6,
-    8,
-    11,
-)
+NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE = 0, 2
+NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN, NFT_MSG_DELCHAIN = 3, 4, 5
+NFT_MSG_NEWRULE, NFT_MSG_GETRULE, NFT_MSG_DELRULE = 6, 7, 8
+NFT_MSG_DELSET = 11
 NFTA_TABLE, NFTA_RULE_CHAIN, NFTA_CHAIN_NAME = 1, 2, 3  # every object's first attribute is its table's name
 _FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
 _KINDS = {
@@ -126,6 +138,47 @@ _CHAIN_IN = {
     NFT_MSG_NEWRULE: NFTA_RULE_CHAIN,
     NFT_MSG_DELRULE: NFTA_RULE_CHAIN,
 }
+
+
+def chains(table: str) -> set[str]:
+    """The names of a table's chains, by its family and name; none where it is not there. Raises OSError."""
+    family, name = _place(table)
+    every = (_names(body, NFTA_TABLE, NFTA_CHAIN_NAME) for body in _listed(NFT_MSG_GETCHAIN, family))
+    return {chain for of, chain in every if of == name}
+
+
+def count_rules(table: str) -> Counter[str]:
+    """How many rules each of a table's chains has; those that have none are left out. Raises OSError."""
+    family, name = _place(table)
+    every = (_names(body, NFTA_TABLE, NFTA_RULE_CHAIN) for body in _listed(NFT_MSG_GETRULE, family, name))
+    return Counter(chain for of, chain in every if of == name)
+
+
+def _place(table: str) -> tuple[int, str]:
+    """The kernel's number of the family, and the name, of "inet teu"."""
+    family, _, name = table.partition(" ")
+    return next(number for number, text in _FAMILIES.items() if text == family), name
+
+
+def _listed(kind: int, family: int, table: str = "") -> list[bytes]:
+    """The kernel's messages about all of a kind, of a family, and of one table where it can choose. The socket stays
+    open: the closing of one waits, some 20 ms, for all that was deleted a moment ago."""
+    global _kernel
+    from teu.linux import netlink  # 3 ms
+
+    body = struct.pack("=BBH", family, 0, 0)
+    if table:
+        body += netlink.attribute(NFTA_TABLE, netlink.text(table))
+    with _lock:
+        _kernel = _kernel or netlink.Socket(NETLINK_NETFILTER)
+        return _kernel.dump(NFNL_SUBSYS_NFTABLES << 8 | kind, body)
+
+
+def _names(body: bytes, *kinds: int) -> list[str]:
+    from teu.linux import netlink  # 3 ms
+
+    found = netlink.attributes(body[4:])
+    return [found.get(kind, b"").rstrip(b"\0").decode(errors="replace") for kind in kinds]
 
 
 class Change(NamedTuple):
