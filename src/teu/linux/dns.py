@@ -2,8 +2,8 @@
 """A resolver for those who cannot ask the host's servers: 127.0.0.11 in every container of a user-defined network, and
 in those that the host's own servers, on its loopback, do not hear.
 
-Its sockets are opened inside the container's network namespace, on ports of the kernel's choice; a rule in there
-(table `ip teu-dns`) leads port 53 of 127.0.0.11 to them, so that port 53 stays free for the container's own
+Its sockets are opened inside the container's network namespace, on ports of the kernel's choice; rules in there
+(dnsrules.py) lead port 53 of 127.0.0.11 to them, so that port 53 stays free for the container's own
 servers. The names of containers on the same networks are answered from memory, all else goes to the host's
 servers, from the host, or to those of --dns, from the container: they may be its own, or behind a network that the
 container alone is on. Called by the engine's names, and by the builder's network.
@@ -30,9 +30,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 
-from teu.linux import netns, nftables
+from teu.linux import netns
 from teu.linux.dnswire import (
     HEADER,
     LARGE,
@@ -65,18 +65,6 @@ STREAM_TURN = 2048  # bytes of one connection, likewise
 CONNECTIONS = 32  # of one container; a further one ends the one that has been silent longest
 UNSENT = 1 << 18  # bytes that a connection's client does not fetch
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-_RULES = """
-add table ip teu-dns
-delete table ip teu-dns
-table ip teu-dns {{
-    chain output {{
-        type nat hook output priority -100; policy accept;
-        ip daddr 127.0.0.11 udp dport 53 dnat to 127.0.0.11:{udp}
-        ip daddr 127.0.0.11 tcp dport 53 dnat to 127.0.0.11:{tcp}
-    }}
-}}
-"""
 
 # The servers to ask for a name, as they are then; none: nobody is asked.
 Servers = Callable[[str], Sequence[str]]
@@ -162,7 +150,9 @@ class Resolver:
     ) -> None:
         """Serve a container, in its network namespace, an open file. What is not ours is asked of `servers`, from there
         (`inside`) or from the host; where there are none, a name without a dot does not exist, and what others are is
-        not known. Raises OSError, and nftables.Error where its rules are refused."""
+        not known. Raises OSError."""
+        from teu.linux import dnsrules  # 4 ms with netlink
+
 
         def opened() -> tuple[socket.socket, socket.socket]:
             udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -171,7 +161,7 @@ class Resolver:
                 udp.bind((ADDRESS, 0))
                 tcp.bind((ADDRESS, 0))
                 tcp.listen(16)
-                nftables.run_here(_RULES.format(udp=udp.getsockname()[1], tcp=tcp.getsockname()[1]))
+                dnsrules.lead(IPv4Address(ADDRESS), udp.getsockname()[1], tcp.getsockname()[1])
             except BaseException:
                 udp.close()
                 tcp.close()

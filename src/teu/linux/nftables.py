@@ -88,19 +88,8 @@ def run(commands: str, handles: bool = False) -> str:
     return _result(code, output, error)
 
 
-def run_here(commands: str) -> str:
-    """The same in the network namespace of the calling thread, which `run` does not see."""
-    if not _has_low_descriptors():
-        return _run_elsewhere(commands, False)
-    import nftables  # 9 ms and 1.4 MB
-
-    library = nftables.Nftables()
-    library.set_handle_output(False)
-    return _result(*library.cmd(commands))
-
-
 def _run_elsewhere(commands: str, handles: bool) -> str:
-    """By a process of its own, in the calling thread's network namespace."""
+    """By a process of its own."""
     argv = [sys.executable, "-I", "-c", _ELSEWHERE, "1" if handles else "0"]
     done = subprocess.run(argv, input=commands, capture_output=True, text=True, check=False)
     return _result(done.returncode, done.stdout, done.stderr)

@@ -20,7 +20,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (2048, 2048))
 if {reserved}:
     nftables.reserve()
 held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
-for call in (nftables.run, nftables.run, nftables.run_here):
+for call in (nftables.run, nftables.run):
     call("list tables")
     try:
         call("list table inet nobody")
