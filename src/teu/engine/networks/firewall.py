@@ -350,8 +350,7 @@ def publish(ports: Iterable[Published]) -> None:
 def unpublish(ports: Iterable[Published]) -> None:
     """Take ports away; those that are gone already are fine."""
     entries = list(ports)
-    _take_away(_port("delete", entry) for entry in entries)
-    _take_away(_limits("delete", entry) for entry in entries)
+    _take_away([*(_port("delete", entry) for entry in entries), *(_limits("delete", entry) for entry in entries)])
 
 
 def open_to(openings: Iterable[Opening]) -> None:
@@ -365,10 +364,17 @@ def close_to(openings: Iterable[Opening]) -> None:
 
 
 def _take_away(commands: Iterable[str]) -> None:
-    """One by one: what is gone already keeps nothing else there."""
-    for line in "".join(commands).splitlines(keepends=True):
+    """At once, or where something is gone already one by one, so that it keeps nothing else there."""
+    text = "".join(commands)
+    try:
+        nftables.run(text)
+        return
+    except nftables.Error as error:
+        if not any(word in str(error) for word in _GONE):
+            raise
+    for line in text.splitlines(keepends=True):
         try:
             nftables.run(line)
         except nftables.Error as error:
-            if not any(text in str(error) for text in _GONE):
+            if not any(word in str(error) for word in _GONE):
                 raise
