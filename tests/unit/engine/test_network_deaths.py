@@ -212,7 +212,7 @@ class House:
         assert sum(pool.taken for pool in pools) == len(given), "an address was lost"
         with netlink.Socket() as kernel:
             assert {link.name for link in kernel.links() if bridge.VETH.match(link.name)} == pairs
-        assert set(endpoints._outward.ports._held) == published
+        assert endpoints._outward.ports.held == published
         listed = nftables.run("list ruleset")
         for version in (4, 6):
             table = listed.partition(f"map published{version} {{")[2].partition("}\n\n")[0]

@@ -198,6 +198,7 @@ class Outward:
             return
         exposed = {canonical(key): value for key, value in (container.config.exposed_ports or {}).items()}
         shown: dict[str, list[HostPort] | None] = dict.fromkeys(exposed)
+        open_ = {*active.published}
         for group in together(bindings(container.host_config, exposed)):
             wanted = group[0]
             key = f"{wanted.port}/{wanted.protocol}"
@@ -210,8 +211,9 @@ class Outward:
                 port = self._reserve(wanted, natted, before.pop(0) if before else 0, owner)
             for place in places:
                 entry = place._replace(host_port=port if place.host_port else 0)
-                if entry in active.published:  # open already, for another host port
+                if entry in open_:  # already, for another host port
                     continue
+                open_.add(entry)
                 active.published.append(entry)
                 told = HostPort(entry.host_address, str(entry.host_port) if entry.host_port else "")
                 if told not in (shown.get(key) or ()):

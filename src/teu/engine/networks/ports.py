@@ -158,8 +158,11 @@ def together(wanted: Iterable[Binding]) -> list[list[Binding]]:
 
 def _apart(one: str, other: str) -> bool:
     """Whether a port can be taken at both addresses; one that is not named may be any."""
-    if not one or not other:
-        return False
+    return bool(one and other) and _beside(one, other)
+
+
+def _beside(one: str, other: str) -> bool:
+    """The same of two addresses."""
     first, second = ip_address(one), ip_address(other)
     return first.version != second.version or not (first == second or first.is_unspecified or second.is_unspecified)
 
@@ -209,16 +212,14 @@ class Ports:
     """Which host ports the engine's containers hold. Not thread-safe: networks' lock guards it."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, str, int], socket.socket | None] = {}
+        # By protocol and number, since there are many, those at each address of the host.
+        self._held: dict[tuple[str, int], dict[str, socket.socket | None]] = {}
 
     def _taken(self, protocol: str, address: str, port: int) -> bool:
-        wanted = ip_address(address)
-        for held_protocol, text, number in self._held:
-            if held_protocol == protocol and number == port:
-                held = ip_address(text)
-                if held.version == wanted.version and (wanted.is_unspecified or held.is_unspecified or held == wanted):
-                    return True
-        return False
+        return any(not _beside(address, text) for text in self._held.get((protocol, port), ()))
+
+    def _hold(self, protocol: str, address: str, port: int, sock: socket.socket | None) -> None:
+        self._held.setdefault((protocol, port), {})[address] = sock
 
     def reserve(self, wanted: Binding, addresses: Sequence[str], owner: str) -> int:
         """Take a host port, the same at each of the addresses; `owner` is for the message. Raises EngineError with
@@ -252,7 +253,7 @@ class Ports:
                     ) from None
                 port = reservation.port
                 taken.append((protocol, address, port))
-                self._held[taken[-1]] = reservation.socket
+                self._hold(*taken[-1], reservation.socket)
         except BaseException:
             for one in taken:
                 self.release(*one)
@@ -265,19 +266,27 @@ class Ports:
         if self._taken(protocol, address, port):
             raise EngineError(f"port {_shown(address)}:{port} is another container's")
         try:
-            self._held[protocol, address, port] = _try(protocol, address, port).socket
+            self._hold(protocol, address, port, _try(protocol, address, port).socket)
         except OSError:
             return False
         return True
 
     def release(self, protocol: str, address: str, port: int) -> None:
-        sock = self._held.pop((protocol, address, port), None)
+        held = self._held.get((protocol, port), {})
+        sock = held.pop(address, None)
+        if not held:
+            self._held.pop((protocol, port), None)
         if sock is not None:
             with contextlib.suppress(OSError):
                 sock.close()
 
+    @property
+    def held(self) -> set[tuple[str, str, int]]:
+        """Protocol, address of the host, and number of each."""
+        return {(protocol, address, port) for (protocol, port), held in self._held.items() for address in held}
+
     def close(self) -> None:
-        for sock in self._held.values():
+        for sock in (sock for held in self._held.values() for sock in held.values()):
             if sock is not None:
                 sock.close()
         self._held.clear()
