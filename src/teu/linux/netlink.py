@@ -68,7 +68,10 @@ from teu.linux.rtnetlink import (
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWROUTE,
+    RTN_ANYCAST,
+    RTN_BROADCAST,
     RTN_LOCAL,
+    RTN_MULTICAST,
     RTN_UNICAST,
     RTPROT_BOOT,
     VETH_INFO_PEER,
@@ -135,6 +138,18 @@ def attributes(data: bytes) -> dict[int, bytes]:
         result[kind & 0x3FFF] = data[position + 4 : position + length]
         position += (length + 3) & ~3
     return result
+
+
+def _first(data: bytes, position: int, kind: int) -> bytes | None:
+    """One attribute of those that begin there, without a look at those behind it."""
+    while position + 4 <= len(data):
+        length, found = _ATTRIBUTE.unpack_from(data, position)
+        if length < 4:
+            break
+        if found & 0x3FFF == kind:
+            return data[position + 4 : position + length]
+        position += (length + 3) & ~3
+    return None
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -267,17 +282,21 @@ class Socket:
                     return None
                 raise OSError(code, os.strerror(code), f"interface {name}")
 
-    def routes(self) -> list[IPv4Network | IPv6Network]:
-        """Destinations of all routes, default routes left out."""
+    def routes(self, version: int = 0) -> list[IPv4Network | IPv6Network]:
+        """Destinations of all routes, of one family or (0) of both; default routes are left out, and what the kernel
+        makes of an address beside its own route: broadcast, anycast, multicast. Raises OSError."""
+        family = {0: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}[version]
+        found: dict[tuple[int, bytes, int], None] = {}  # there are several for each address, and many addresses
+        for data in self.dump(RTM_GETROUTE, _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+            of, length, kind = data[0], data[1], data[7]
+            destination = _first(data, _ROUTE.size, RTA_DST)
+            if length and destination is not None and kind not in (RTN_BROADCAST, RTN_ANYCAST, RTN_MULTICAST):
+                found[of, destination, length] = None
         result: list[IPv4Network | IPv6Network] = []
-        for data in self.dump(RTM_GETROUTE, _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
-            family, length = data[0], data[1]
-            destination = attributes(data[_ROUTE.size :]).get(RTA_DST)
-            if not length or destination is None:
-                continue
-            if family == socket.AF_INET:
+        for of, destination, length in found:
+            if of == socket.AF_INET:
                 result.append(IPv4Network((destination, length), strict=False))
-            elif family == socket.AF_INET6:
+            elif of == socket.AF_INET6:
                 result.append(IPv6Network((destination, length), strict=False))
         return result
 

@@ -33,7 +33,7 @@ def unique_local(seed: str) -> Source:
 
 def choose_subnet(taken: Iterable[Range], version: int = 4, sources: Iterable[Source] = SOURCES) -> Range:
     """The first of a family that overlaps nothing that the host routes or another network has."""
-    used = [network for network in taken if network.version == version]
+    used = sorted(_span(network) for network in taken if network.version == version)
     for source in sources:
         if source.base.version == version:
             found = _free(source, used)
@@ -45,11 +45,17 @@ def choose_subnet(taken: Iterable[Range], version: int = 4, sources: Iterable[So
     )
 
 
-def _free(source: Source, used: list[Range]) -> Range | None:
-    """The first piece that overlaps nothing."""
+def _span(subnet: Range) -> tuple[int, int]:
+    """Its first and its last address."""
+    first = int(subnet.network_address)
+    return first, first + (1 << subnet.max_prefixlen - subnet.prefixlen) - 1
+
+
+def _free(source: Source, used: list[tuple[int, int]]) -> Range | None:
+    """The first piece that overlaps nothing. `used`: spans in their order."""
     piece = 1 << source.base.max_prefixlen - source.size
-    at, last = int(source.base.network_address), int(source.base.broadcast_address)
-    for begin, end in sorted((int(one.network_address), int(one.broadcast_address)) for one in used):
+    at, last = _span(source.base)
+    for begin, end in used:
         if begin >= at + piece:
             break
         if end >= at:

@@ -127,7 +127,7 @@ class Networks:
         return network, "; ".join(told)
 
     def _must_be_new(self, name: str) -> None:
-        if any(other.name == name for other in self._store.all()):
+        if self._store.named(name) is not None:
             raise Conflict(f"network with name {name} already exists")
 
     def _make(self, network: Network, driver: Driver) -> None:
@@ -229,7 +229,7 @@ class Networks:
         for version, enabled in ((4, shape.ipv4), (6, shape.ipv6)):
             taken = [*self._store.subnets(), *(ip_network(subnet.subnet) for subnet in result)]
             if enabled and not asked[version]:
-                routes = self._endpoints.kernel.socket().routes()
+                routes = self._endpoints.kernel.socket().routes(version)
                 subnet = ipam.choose_subnet([*taken, *routes], version, self._store.sources)
                 result.append(Subnet(str(subnet), str(ipam.first_host(subnet)) if version in gateways else ""))
             for one in asked[version]:

@@ -65,7 +65,7 @@ class Store:
                 network.record.id = f"{network.row:064x}"
             self._networks[network.id] = network
         for name, driver in PREDEFINED.items():
-            known = next((network for network in self._networks.values() if network.name == name), None)
+            known = self.named(name)
             record = known.record if known else NetworkRecord(name, driver, [])
             before = record.encode()
             if known is not None and known.damage:
@@ -149,9 +149,9 @@ class Store:
         """The network of that id, name, or beginning of an id; None where there is none. Raises BadRequest where more
         than one begins so."""
         with self.lock:
-            for network in self._networks.values():
-                if text in (network.id, network.name):
-                    return network
+            found = self._networks.get(text) or self.named(text)
+            if found is not None:
+                return found
             matches = [n for n in self._networks.values() if text and n.id.startswith(text)]
             if len(matches) > 1:
                 raise BadRequest(f"network {text} is ambiguous: {len(matches)} network ids start with it")
@@ -163,6 +163,11 @@ class Store:
         if network is None:
             raise NotFound(f"network {text} not found")
         return network
+
+    def named(self, name: str) -> Network | None:
+        """Of exactly this name."""
+        with self.lock:
+            return next((network for network in self._networks.values() if network.name == name), None)
 
     def by_id(self, identity: str) -> Network | None:
         """Of exactly this id."""

@@ -95,8 +95,9 @@ class Bridge:
         return check_bridge(options, internal)
 
     def check(self, options: dict[str, str]) -> None:
-        for other in self._store.all():
-            if other.driver == "bridge" and other.interface == options.get(OPTION_BRIDGE):
+        wanted = options.get(OPTION_BRIDGE)
+        for other in self._store.all() if wanted else ():
+            if other.driver == "bridge" and other.interface == wanted:
                 raise Forbidden(
                     f"cannot create network ({other.interface}): conflicts with network {other.id} ({other.interface}):"
                     f" networks have same bridge name; {other.name} has it"
@@ -196,7 +197,7 @@ class Bridge:
                 raise EngineError(f"network {network.name} has IPv6 alone, and this host has none")
         elif network.missing() and not network.is_user_defined:
             for version in network.missing():
-                taken = [*self._store.subnets(), *self._kernel.socket().routes()]
+                taken = [*self._store.subnets(), *self._kernel.socket().routes(version)]
                 subnet = ipam.choose_subnet(taken, version, self._store.sources)
                 network.record.subnets.append(Subnet(str(subnet), str(ipam.first_host(subnet))))
             network.addressed()
