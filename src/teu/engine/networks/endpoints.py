@@ -227,7 +227,7 @@ class Endpoints:
         addresses = {
             str(address) for endpoint in endpoints if endpoint.name == "bridge" for address in endpoint.addresses
         }
-        for held in (active, *self._active.values()):
+        for held in (active, *self._active.values()) if addresses else ():
             gone = [one for one in held.openings if addresses & {one.source, one.address}]
             held.openings = [one for one in held.openings if one not in gone]
             if gone:

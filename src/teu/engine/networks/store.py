@@ -40,6 +40,7 @@ class Store:
         self.sources: list[Source] = []
         """Where subnets are taken from that nobody chose; known from the start on."""
         self._networks: dict[str, Network] = {}
+        self._by_name: dict[str, Network] = {}  # of those of one name, which damage can make, the first
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -63,7 +64,7 @@ class Store:
         for network in self._read():
             if network.id in self._networks:
                 network.record.id = f"{network.row:064x}"
-            self._networks[network.id] = network
+            self._keep(network)
         for name, driver in PREDEFINED.items():
             known = self.named(name)
             record = known.record if known else NetworkRecord(name, driver, [])
@@ -76,7 +77,7 @@ class Store:
             network = Network(record, defaults=own, aside=self.aside)
             if known is None or known.damage or record.encode() != before:
                 self.save(network)
-            self._networks[network.id] = network
+            self._keep(network)
             if name == "bridge" and not self._settled(network):
                 if held(network):
                     log.warning("network bridge will be what teud.yaml says once the containers on it have ended")
@@ -130,6 +131,16 @@ class Store:
             else:
                 cursor.execute("DELETE FROM networks WHERE id=?", (network.id,))
         self._networks.pop(network.id, None)
+        if self._by_name.get(network.name) is network:
+            del self._by_name[network.name]
+            other = next((one for one in self._networks.values() if one.name == network.name), None)
+            if other is not None:
+                self._by_name[network.name] = other
+
+    def _keep(self, network: Network) -> None:
+        self._networks[network.id] = network
+        if self._by_name.setdefault(network.name, network).id == network.id:
+            self._by_name[network.name] = network
 
     def save(self, network: Network) -> None:
         """Durable when it returns."""
@@ -138,7 +149,7 @@ class Store:
                 "INSERT OR REPLACE INTO networks VALUES (?, ?, ?)",
                 (network.id, network.name, json.dumps(network.record.encode())),
             )
-        self._networks[network.id] = network
+        self._keep(network)
 
     def all(self) -> list[Network]:
         """All networks by their names."""
@@ -166,8 +177,7 @@ class Store:
 
     def named(self, name: str) -> Network | None:
         """Of exactly this name."""
-        with self.lock:
-            return next((network for network in self._networks.values() if network.name == name), None)
+        return self._by_name.get(name)
 
     def by_id(self, identity: str) -> Network | None:
         """Of exactly this id."""

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from teu.engine.core.errors import BadRequest, EngineError, Forbidden
 from teu.engine.networks import firewall, hostfirewall, ipam
 from teu.engine.networks.drivers.driver import Context, Plug, Wish
+from teu.engine.networks.drivers.occupancy import Occupancy
 from teu.engine.networks.ipam import Address
 from teu.engine.networks.model import Endpoint, Network
 from teu.engine.networks.options import OPTION_BRIDGE, check_bridge
@@ -71,6 +72,8 @@ class Bridge:
         self._stopping = context.stopping
         self._defaults = context.defaults
         self._told: set[str] = set()
+        self._occupied = Occupancy(self._endpoints())
+        self._named: dict[str, str] = {}  # by the ids of networks in use, bridges whose names are not of our making
         self._host = context.host
         self._makes_rules = context.host.mode != hostfirewall.NONE
         self._host_rules: list[str] = []
@@ -114,7 +117,7 @@ class Bridge:
 
     def _on_network(self, network: Network) -> int:
         """How many endpoints it has."""
-        return sum(endpoint.network == network.id for endpoint in self._endpoints())
+        return self._occupied.count(network.id)
 
     def _endpoints(self) -> Iterator[Endpoint]:
         """Those of all networks of this driver."""
@@ -251,6 +254,8 @@ class Bridge:
     def attach(self, network: Network, endpoint: Endpoint, on: int, namespace: int, wish: Wish, inner: Socket) -> Plug:
         from teu.linux import netlink
 
+        self._occupied.come(endpoint)
+        self._know(network)
         if self._makes_rules and not self._table:
             self._rebuild_table()
         elif self._makes_rules and self._on_network(network) == 1:
@@ -383,7 +388,15 @@ class Bridge:
         with _logged("the bridge answers for addresses that no link leads to"):
             self._answer_no_more(_far(openings))
 
+    def _know(self, network: Network) -> None:
+        """Somebody is on it."""
+        if not network.interface.startswith("teu"):
+            self._named[network.id] = network.interface
+
     def detach(self, network: Network | None, endpoint: Endpoint, namespace: int) -> None:
+        self._occupied.leave(endpoint)
+        if not self._occupied.count(endpoint.network):
+            self._named.pop(endpoint.network, None)
         # The kernel takes some 10 ms to delete a pair; nobody waits for it. By its number: the next pair of the same
         # container has the same name, and may be there before this is done.
         if not endpoint.number:  # it was never seen
@@ -395,7 +408,7 @@ class Bridge:
             return
         if not self._table:
             return
-        if not any(self._endpoints()):
+        if not self._occupied:
             self._table = False
             firewall.remove()
         elif not self._on_network(network):
@@ -420,6 +433,9 @@ class Bridge:
                 log.warning("interface %s cannot be deleted: %s", endpoint.veth, error)
 
     def recover(self, links: list[Link], unknown: set[str]) -> None:
+        self._occupied = Occupancy(self._endpoints())
+        for network in self._used():
+            self._know(network)
         expected = {endpoint.number for endpoint in self._endpoints()}
         bridges = {network.interface for network in self._store.all()}
         for link in links:
@@ -482,8 +498,8 @@ class Bridge:
 
     def _used(self) -> list[Network]:
         """The networks that somebody is on."""
-        used = {endpoint.network for endpoint in self._endpoints()}
-        return [network for identity in used if (network := self._store.by_id(identity)) is not None]
+        found = (self._store.by_id(identity) for identity in self._occupied.networks())
+        return [network for network in found if network is not None]
 
     def _rebuild_in_parts(self) -> None:
         """The whole table at once, or where something in it does not fit the rest, all but that."""
@@ -529,7 +545,7 @@ class Bridge:
 
     def _interfaces(self) -> list[str]:
         """Bridges in use whose names do not say that they are ours."""
-        return sorted(network.interface for network in self._used() if not network.interface.startswith("teu"))
+        return sorted(self._named.values())
 
     def _watch(self) -> None:
         """Build the table again when somebody else empties the ruleset, as reloading nftables' own service does, and
