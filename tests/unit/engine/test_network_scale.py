@@ -19,7 +19,7 @@ from networkhouse import Engine, container, start
 
 from teu.engine.core import fields
 from teu.engine.networks import firewall
-from teu.linux import forwarding, netlink, nftables
+from teu.linux import forwarding, netlink, netns, nftables
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
 
@@ -176,3 +176,25 @@ def test_a_subnet_is_chosen_by_the_routes_of_its_family(engine: Engine, work: Co
     work.clear()
     assert make(engine, "chosen").record.subnets[0].subnet == "172.31.0.0/16"
     assert work["listed"] < CROWD
+
+
+def test_a_namespace_is_made_while_another_container_is_attached(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = threading.Event()
+    create = netns.create
+
+    def creating(*arguments: Any) -> Any:
+        result = create(*arguments)
+        made.set()
+        return result
+
+    monkeypatch.setattr(netns, "create", creating)
+    one = container(engine, tmp_path, 1)
+    attached = threading.Thread(target=start, args=(engine, one))
+    with engine.endpoints._lock:  # as who attaches another one has it
+        attached.start()
+        assert made.wait(20)
+        assert one.id not in engine.endpoints._active
+    attached.join()
+    assert one.network_settings.networks["bridge"].address

@@ -147,18 +147,18 @@ class Endpoints:
     def attach(self, container: Container) -> Attachment:
         """Before a container's task exists. What fails leaves nothing behind."""
         mode = network_mode(container)
-        self.detach(container)
-        if mode.startswith("container:"):
+        if mode == "host" or mode.startswith("container:"):
+            self.detach(container)
+            if mode == "host":
+                return Attachment(None, self._files(container, [], False))
             return self._join(container, mode.partition(":")[2])
-        if mode == "host":
-            return Attachment(None, self._files(container, [], False))
-        from teu.linux import netlink
-
-        with self._lock:
-            descriptor, inner = netns.create(_open_quietly)
-            active = self._active[container.id] = Active(descriptor)
+        # Without the lock: the kernel makes several at once, and may take its time while others are being removed.
+        descriptor, inner = netns.create(_open_quietly)
+        with inner, self._lock:
+            active = Active(descriptor)
             try:
-                inner.send([netlink.set_up(1)])
+                self.detach(container)
+                self._active[container.id] = active
                 for network in self._wanted(container):
                     with _endpoint_of(container, network):
                         self._connect(container, active, network, inner)
@@ -174,10 +174,11 @@ class Endpoints:
                 # The daemon may die when the task runs and the record does not say so yet: what it has is known then.
                 container.save(durable=False)
             except BaseException:
-                self.detach(container)
+                if self._active.get(container.id) is active:
+                    self.detach(container)
+                else:
+                    os.close(descriptor)
                 raise
-            finally:
-                inner.close()
         return Attachment(path, paths)
 
     def _follow_links(self, container: Container, active: Active) -> list[tuple[str, str]]:
@@ -994,10 +995,10 @@ def _set_inside(namespace: int, interface: str, ipv6: bool, advertised: bool, va
 
 
 def _open_quietly() -> Socket:
-    """In a new network namespace: a socket of it, and what its interfaces are to begin with. IPv6 is theirs alone that
-    are given it; no other machine tells them its routes, and nobody is asked whether addresses that we know are
-    unique, which would take a second. An interface that comes up tells its neighbours, who may know another MAC address
-    for what it has."""
+    """In a new network namespace: a socket of it, its loopback up, and what its interfaces are to begin with. IPv6 is
+    theirs alone that are given it; no other machine tells them its routes, and nobody is asked whether addresses that
+    we know are unique, which would take a second. An interface that comes up tells its neighbours, who may know another
+    MAC address for what it has."""
     from teu.linux import netlink
 
     for name, value in (
@@ -1009,4 +1010,10 @@ def _open_quietly() -> Socket:
     ):
         with suppress(OSError):  # the host has no IPv6
             Path(f"/proc/sys/net/{name}").write_text(value)
-    return netlink.Socket()
+    inner = netlink.Socket()
+    try:
+        inner.send([netlink.set_up(1)])
+    except BaseException:
+        inner.close()
+        raise
+    return inner
