@@ -438,6 +438,12 @@ def bench_build(rounds: int) -> Iterator[Row]:
     yield from builds.rows(ENGINES, rounds)
 
 
+def bench_network(group: str, rounds: int) -> Iterator[Row]:
+    import networks
+
+    yield from networks.GROUPS[group](rounds)
+
+
 def head() -> str:
     versions = []
     for argv in (
@@ -473,6 +479,9 @@ GROUPS: dict[str, Callable[[int], Iterator[Row]]] = {
     "wake": lambda _: bench_wake(5),
     "runtime": bench_runtime,
     "build": bench_build,
+    "attach": lambda rounds: bench_network("attach", rounds),
+    "traffic": lambda rounds: bench_network("traffic", rounds),
+    "many": lambda rounds: bench_network("many", rounds),
 }
 
 
