@@ -13,6 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import echo
+
 from teu.engine.containers.network_settings import NetworkSettings
 from teu.engine.core import fields
 from teu.engine.core.database import Database
@@ -128,6 +130,16 @@ def inside(engine: Engine, one: Any, command: str) -> str:
         descriptor, lambda: subprocess.run(command, shell=True, capture_output=True, text=True, timeout=20)
     )
     return run.stdout + run.stderr
+
+
+def pings(engine: Engine, one: Any, address: str) -> bool:
+    """Whether the address answers a container."""
+    return echo.pings(engine.endpoints._active[one.id].namespace, address)
+
+
+def silent(engine: Engine, one: Any, address: str) -> bool:
+    """Whether nobody answers a container there; both ends have to be up."""
+    return echo.silent(engine.endpoints._active[one.id].namespace, address)
 
 
 def reach(address: str, port: int, timeout: float = 2.0) -> bool:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import echo
 import pytest
 
 from teu.engine.core.database import Database
@@ -179,7 +180,7 @@ def containers_of_a_network_reach_each_other(bench: Bench) -> None:
     assert str(bench.active[one].endpoints[0].address) in shown
     if bench.name != "ipvlan":  # whose interfaces have their parent's
         assert automatic_mac(bench.active[one].endpoints[0].addresses) in bench.inside(one, "ip", "-br", "link")
-    assert "0 packets received" not in bench.inside(one, "busybox", "ping", "-c2", "-W2", str(there.address))
+    assert echo.pings(bench.active[one].namespace, there.address)
     for identity in (one, two):
         bench.leave(network, identity)
 
@@ -222,13 +223,13 @@ def the_next_daemon_goes_on(bench: Bench) -> None:
         bench.driver.recover(bench.kernel.socket().links(), set())
     if bench.driver.own_gateway:
         gateway = network.pools[0].gateway
-        assert "0 packets received" not in bench.inside(lives, "busybox", "ping", "-c2", "-W2", str(gateway))
+        assert echo.pings(bench.active[lives].namespace, gateway)
     inside = netns.run_in(bench.active[lives].namespace, netlink.Socket)
     with inside:
         owned = [link.name for link in inside.links() if bench.driver.owns(bench.active[lives].endpoints[0], link)]
     assert owned == ["eth0"]
     third, _ = bench.join(network)
-    assert "0 packets received" not in bench.inside(third, "busybox", "ping", "-c2", "-W2", str(there.address))
+    assert echo.pings(bench.active[third].namespace, there.address)
     for identity in (lives, third):
         bench.leave(network, identity)
     bench.remove(network)

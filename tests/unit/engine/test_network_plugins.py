@@ -20,7 +20,7 @@ import engine_parts as parts
 import pytest
 from drivers import networks as suite
 from netplugin import Plugin, mac_of
-from networkhouse import Engine, container, inside, start
+from networkhouse import Engine, container, inside, pings, start
 
 from teu.engine.api.routes.networks import _matches
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
@@ -274,7 +274,7 @@ def test_the_whole_dialogue(engine: Engine, plugin: Plugin, tmp_path: Path) -> N
     assert "default via 192.0.2.254" in shown and "203.0.113.0/24 dev plug0" in shown
     assert one.network_settings.ports == {}
     start(engine, two)
-    assert "1 packets received" in inside(engine, two, "busybox ping -c1 -W2 192.0.2.1")
+    assert pings(engine, two, "192.0.2.1")
     begun(plugin)
     engine.endpoints.detach(one)
     assert plugin.asked == [
@@ -571,7 +571,7 @@ def test_addresses_of_a_plugin(engine: Engine, plugin: Plugin, tmp_path: Path) -
         "Address": "",
         "Options": None,
     }
-    assert "1 packets received" in inside(engine, two, "busybox ping -c1 -W2 10.201.0.2")
+    assert pings(engine, two, "10.201.0.2")
     engine.endpoints.detach(one)
     with engine.living(two):
         engine.begin()

@@ -12,10 +12,11 @@ from ipaddress import IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any
 
+import echo
 import engine_parts as parts
 import pytest
 from drivers import networks as suite
-from networkhouse import Engine, container, inside, reach, start
+from networkhouse import Engine, container, inside, pings, reach, start
 
 from teu.engine.containers.network_settings import HostPort
 from teu.engine.core import fields
@@ -123,7 +124,7 @@ def test_both_families(engine: Engine, tmp_path: Path) -> None:
     assert "default via fd00:77::1 dev eth0" in inside(engine, one, "ip -6 route")
     assert "default via 10.77.0.1 dev eth0" in inside(engine, one, "ip route")
     for address in ("10.77.0.3", "fd00:77::3", "fd00:77::1"):
-        assert "1 packets received" in inside(engine, one, f"busybox ping -c1 -W2 {address}")
+        assert pings(engine, one, address)
     hosts = Path(one.directory, "hosts").read_text()
     assert "10.77.0.2\th1\n" in hosts
     assert "fd00:77::2\th1\n" in hosts
@@ -140,7 +141,7 @@ def test_ipv6_alone(engine: Engine, tmp_path: Path) -> None:
         start(engine, each)
     assert one.network_settings.networks["front"].address == ""
     assert "inet " not in inside(engine, one, "ip addr show eth0")
-    assert "1 packets received" in inside(engine, one, "busybox ping -c1 -W2 fd00:77::3")
+    assert pings(engine, one, "fd00:77::3")
     assert engine.names(one, "c2") == ["fd00:77::3"]
     assert engine.networks.describe(engine.networks.get("front"))["EnableIPv4"] is False
     with pytest.raises(BadRequest, match="IPv4 or IPv6 must be enabled"):
@@ -232,7 +233,7 @@ def test_it_is_quick(engine: Engine, tmp_path: Path) -> None:
     engine.endpoints.detach(one)
     start(engine, one)
     gateway = one.network_settings.networks["both"].gateway6
-    assert "1 packets received" in inside(engine, one, f"busybox ping -c1 -W1 {gateway}")
+    assert pings(engine, one, gateway)
     assert inside(engine, one, "cat /proc/sys/net/ipv6/conf/eth0/accept_ra") == "0\n"
 
 
@@ -520,8 +521,7 @@ def test_routed(engine: Engine, far: Far, tmp_path: Path) -> None:
     with far.server("2001:db8::2") as server:
         assert netns.run_in(engine.endpoints._active[one.id].namespace, lambda: reach("2001:db8::2", 7000))
         assert caller(server) == "fd00:77::2"
-    ping = "busybox ping -c2 -W2 fd00:77::2"
-    assert netns.run_in(far.namespace, lambda: os.system(f"{ping} > /dev/null")) == 0
+    assert echo.pings(far.namespace, "fd00:77::2")
     with engine.living(one), serve(engine, one):
         engine.begin()
         engine.endpoints.recover([one])
@@ -590,7 +590,7 @@ def test_isolated(engine: Engine, far: Far, tmp_path: Path) -> None:
     assert "default" not in inside(engine, one, "ip route; ip -6 route")
     assert one.network_settings.networks["front"].gateway == ""
     for address in ("10.77.0.3", "fd00:77::3"):
-        assert "1 packets received" in inside(engine, one, f"busybox ping -c1 -W2 {address}")
+        assert pings(engine, one, address)
     # The gateway's address is nobody's, and is not given away.
     assert two.network_settings.networks["front"].address == "10.77.0.3"
 
@@ -641,7 +641,7 @@ def test_an_internal_network(engine: Engine, far: Far, tmp_path: Path) -> None:
     start(engine, one)
     assert "default" not in inside(engine, one, "ip route; ip -6 route")
     assert one.network_settings.ports == {}
-    assert "1 packets received" in inside(engine, one, "busybox ping -c1 -W2 fd00:77::1")
+    assert pings(engine, one, "fd00:77::1")
 
 
 # -- the host's firewall, and who may use a port ---------------------------------------------------------
