@@ -201,7 +201,7 @@ def test_a_build_that_ends_at_once_is_not_missed(rig: Rig) -> None:
 # Frontends in clients
 
 
-def test_a_frontend_in_the_client(rig: Rig) -> None:
+def test_a_frontend_in_the_client(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """As buildx does it: a Solve that waits, and the bridge meanwhile."""
     solving = rig.solve("one", Exporters=[IMAGE])
     pong = rig.bridge.Ping(gateway_pb2.PingRequest(), **asked("one"))
@@ -229,6 +229,7 @@ def test_a_frontend_in_the_client(rig: Rig) -> None:
     rig.bridge.Return(gateway_pb2.ReturnRequest(result=answer.result), **asked("one"))
     assert solving.result().ExporterResponse["image.name"] == "app"
     assert rig.history.record("one").Frontend == "dockerfile.v0"
+    monkeypatch.setattr(builds, "FIND_SECONDS", 0.2)
     assert isinstance(failed(lambda: rig.bridge.Ping(gateway_pb2.PingRequest(), **asked("one"))), errors.NotFound)
 
 

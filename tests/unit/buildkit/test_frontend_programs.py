@@ -37,6 +37,7 @@ class Box:
         self._connected = threading.Event()
         self._ended: queue.Queue[int] = queue.Queue()
         self._connection: socket.socket | None = None
+        self._over = threading.Event()
         self.killed = self.released = False
 
     def run(self, out: Callable[[bytes], None], err: Callable[[bytes], None]) -> Box:
@@ -58,7 +59,7 @@ class Box:
             code = 1
             with suppress(Exception), grpc.insecure_channel(f"unix:{self._path}") as channel:
                 code = self._main(gateway_pb2_grpc.LLBBridgeStub(channel))
-            self._ended.put(code)
+            self._end(code)
 
         threading.Thread(target=read, daemon=True).start()
         threading.Thread(target=work, daemon=True).start()
@@ -67,9 +68,13 @@ class Box:
     def wait(self) -> int:
         return self._ended.get()
 
+    def _end(self, code: int) -> None:
+        self._over.set()
+        self._ended.put(code)
+
     def write(self, data: bytes) -> None:
-        while not self._connected.wait(0.05):
-            if self.released:
+        while not self._connected.wait(0.01):
+            if self._over.is_set():  # nobody reads any more
                 raise BrokenPipeError
         assert self._connection is not None
         self._connection.sendall(data)
@@ -79,7 +84,7 @@ class Box:
 
     def kill(self) -> None:
         self.killed = True
-        self._ended.put(137)
+        self._end(137)
 
     def release(self) -> None:
         self.released = True

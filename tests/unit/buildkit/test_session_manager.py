@@ -203,10 +203,17 @@ def test_headers_that_are_no_session() -> None:
         manager.begin(headers("x", {f"/a/{number}": METHODS[GET] for number in range(1001)}))
 
 
-def test_a_silent_client_is_given_up() -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The header of a client that wants to be asked after 100 ms, and a manager that lets it be so short."""
+    monkeypatch.setattr("teu.buildkit.session.manager.HEALTH_LEAST", 0.1)
+    return [("X-Buildkit-Session-Health-Custom-Timeout", "100")]
+
+
+def test_a_silent_client_is_given_up(impatient: list[tuple[str, str]]) -> None:
     manager = Manager()
     ours, theirs = socket.socketpair()
-    given = [*headers("silent", {}), ("X-Buildkit-Session-Health-Custom-Timeout", "1000")]
+    given = [*headers("silent", {}), *impatient]
     thread = threading.Thread(target=manager.serve_socket, args=(given, ours))
     thread.start()
     session = manager.get("silent", 5)
@@ -218,11 +225,11 @@ def test_a_silent_client_is_given_up() -> None:
     assert session.error is not None and "silent" in session.error.message
 
 
-def test_a_client_that_reads_nothing_holds_nobody() -> None:
+def test_a_client_that_reads_nothing_holds_nobody(impatient: list[tuple[str, str]]) -> None:
     manager = Manager()
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    given = [*headers("deaf", {PULL: METHODS[PULL]}), ("X-Buildkit-Session-Health-Custom-Timeout", "1000")]
+    given = [*headers("deaf", {PULL: METHODS[PULL]}), *impatient]
     thread = threading.Thread(target=manager.serve_socket, args=(given, ours))
     thread.start()
     session = manager.get("deaf", 5)

@@ -15,6 +15,7 @@ import pytest
 
 from teu.engine.core.errors import Unreadable
 from teu.engine.daemon import Daemon
+from teu.engine.lifecycle import recovery
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -43,7 +44,10 @@ def test_a_database_that_is_none_is_told(tmp_path: Path) -> None:
         Daemon(parts.settings(tmp_path))
 
 
-def test_a_daemon_waits_for_containerd_and_can_be_stopped_meanwhile(tmp_path: Path) -> None:
+def test_a_daemon_waits_for_containerd_and_can_be_stopped_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "FIRST_SECONDS", 0.2)
     (tmp_path / "data/containers").mkdir(parents=True)  # not a first start
     daemon = Daemon(parts.settings(tmp_path))
     parts.container(daemon.engine, "web")

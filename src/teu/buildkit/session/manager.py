@@ -186,7 +186,7 @@ class Manager:
         written."""
         session = self.begin(headers)
         # A client that reads nothing any more must not hold the thread that writes to it.
-        patience = struct.pack("@ll", int(session.silent_seconds), 0)
+        patience = struct.pack("@ll", *divmod(int(session.silent_seconds * 1_000_000), 1_000_000))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         writer = threading.Thread(
             target=_write, args=(session.connection, connection), name=f"session {session.id[:8]}", daemon=True
