@@ -39,7 +39,9 @@ PYTHON = "/usr/bin/python3"
 TREE = ("src", "tests", "bin", "packaging", "benchmarks")
 # ruff and mypy are not in Debian 12, or too old there.
 PINS = ("ruff==0.17.6", "mypy==2.4.1")
-PROCESSES = 8  # at most: there are as many files, and each process reads all of them before its first test
+# For each processor: half of a test's time is the wait for another process, for the kernel or for a disk. No more than
+# so many of them, for each reads all files before its first test.
+PROCESSES, PROCESSES_AT_MOST = 2, 12
 # Arguments of pytest that want the terminal, which the processes of pytest-xdist do not have.
 ONE_PROCESS = ("-s", "--capture=no", "--pdb", "--trace")
 
@@ -88,9 +90,16 @@ def lint_commands(fix: bool = False) -> dict[str, list[str]]:
     }
 
 
-def lint_environment() -> dict[str, str]:
-    """The environment of the commands of lint."""
-    return dict(os.environ, MYPYPATH="src")
+def environment() -> dict[str, str]:
+    """The environment of the commands of lint and of the unit tests.
+
+    Unit tests start hundreds of programs of this tree. Where the user wants no byte code beside the source it goes to
+    build/, for without any each of those programs would be compiled anew, which is half of all their time.
+    """
+    found = dict(os.environ, MYPYPATH="src")
+    if found.pop("PYTHONDONTWRITEBYTECODE", ""):
+        found.setdefault("PYTHONPYCACHEPREFIX", str(SOURCE / "build/bytecode"))
+    return found
 
 
 def paths(arguments: Sequence[str]) -> list[str]:
@@ -105,15 +114,13 @@ def mistyped(arguments: Sequence[str]) -> str:
 
 
 def unit_command(arguments: Sequence[str]) -> list[str]:
-    """pytest on the unit tests that arguments name, or on all; folders by one process per processor.
-
-    A file's tests stay in one process, in their order: many share a daemon that the file starts.
-    """
+    """pytest on the unit tests that arguments name, or on all; folders by two processes per processor (sharing.py)."""
     wanted = paths(arguments)
     command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     many = not wanted or any((SOURCE / each).is_dir() for each in wanted)
     if many and not any(each in ONE_PROCESS for each in arguments):
-        command += ["-n", str(min(len(os.sched_getaffinity(0)), PROCESSES)), "--dist", "loadfile"]
+        processes = min(PROCESSES * len(os.sched_getaffinity(0)), PROCESSES_AT_MOST)
+        command += ["-p", "lab.sharing", "-n", str(processes), "--dist", "loadfile"]
     return [*command, *arguments, *([] if wanted else ["tests/unit"])]
 
 
@@ -215,7 +222,7 @@ def unit(arguments: list[str]) -> NoReturn:
         parser.error(f"there is no {wrong} in this tree")
     command = unit_command(extra)
     os.chdir(SOURCE)
-    os.execv(command[0], command)
+    os.execve(command[0], command, environment())
 
 
 def system(arguments: list[str]) -> int:
@@ -299,7 +306,7 @@ def _output_of(command: list[str]) -> tuple[int, str]:
     done = subprocess.run(
         command,
         cwd=SOURCE,
-        env=lint_environment(),
+        env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -154,7 +154,7 @@ def count(result: Result, junit: Path, status: int) -> Result:
 def lint(tag: str, extra: list[str]) -> Result:
     result = Result("lint")
     for name, command in quick.lint_commands().items():
-        status = call(command, RESULTS / f"{name}.log", 600, quick.lint_environment())
+        status = call(command, RESULTS / f"{name}.log", 600, quick.environment())
         result.passed += status == 0
         result.failed += status != 0
     print(f"=== lint: {result.passed} passed, {result.failed} failed ===")
@@ -164,7 +164,7 @@ def lint(tag: str, extra: list[str]) -> Result:
 def unit(tag: str, extra: list[str]) -> Result:
     junit = RESULTS / "unit.xml"
     command = quick.unit_command([f"--junitxml={junit}", *extra])
-    return count(Result("unit"), junit, call(command, RESULTS / "unit.log", LIMIT["unit"]))
+    return count(Result("unit"), junit, call(command, RESULTS / "unit.log", LIMIT["unit"], quick.environment()))
 
 
 def deb(tag: str, extra: list[str]) -> Result:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long the parts of a whole run take, for the runner (runner.py), which starts the longest first and deals the
-files of a stage out evenly.
+files of a stage out evenly, and for the processes that share the unit tests (sharing.py).
 
-seconds.json beside this file has the seconds of each file of a stage that is dealt out, and of each other stage, on an
-idle machine with two processors. A file that it does not know is taken for as long as its text is. A number that is
+seconds.json beside this file has the seconds of each file of tests and of each stage that is not dealt out, on an idle
+machine with two processors. A file that it does not know is taken for as long as its text is. A number that is
 wrong makes a run longer and nothing else. After a whole run on an idle machine
 
     PYTHONPATH=tests python3 -m lab.seconds
@@ -23,7 +23,7 @@ from lab.quick import SOURCE
 
 TABLE = Path(__file__).with_name("seconds.json")
 RESULTS = SOURCE / "build/test"
-DEALT = ("ns", "lab")  # stages whose files are in the table
+DEALT = ("ns", "lab")  # stages whose files are in the table in place of themselves
 
 
 def load() -> dict[str, float]:
@@ -43,7 +43,7 @@ def of_files(paths: Iterable[str], table: dict[str, float]) -> dict[str, float]:
 def measured(results: Path) -> dict[str, float]:
     """What the folder of a run's results says, in the form of the table."""
     found: Counter[str] = Counter()
-    for stage in DEALT:
+    for stage in (*DEALT, "unit"):
         for junit in (*results.glob(f"{stage}*/junit.xml"), *results.glob(f"{stage}*.xml")):
             for case in ElementTree.parse(junit).getroot().iter("testcase"):
                 path = case.get("classname", "").replace(".", "/") + ".py"

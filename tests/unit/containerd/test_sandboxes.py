@@ -64,7 +64,9 @@ def test_the_life_of_a_sandbox(house: Callable[[Test], None]) -> None:
     house(test)
 
 
-def test_a_refused_creation_leaves_nothing(house: Callable[[Test], None]) -> None:
+def test_a_refused_creation_leaves_nothing(house: Callable[[Test], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teu.containerd.runtime.shims.SHUTDOWN_TIMEOUT", 0.3)
+
     async def test(house: House) -> None:
         house.shim.refuse["CreateSandbox"] = (status.UNIMPLEMENTED, "no sandboxes here")
         house.shim.ends_when_told = False

@@ -83,7 +83,9 @@ def test_the_bundle_of_a_task(house: Callable[[Test], None]) -> None:
     house(test)
 
 
-def test_what_cannot_be_created_leaves_nothing(house: Callable[[Test], None]) -> None:
+def test_what_cannot_be_created_leaves_nothing(house: Callable[[Test], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teu.containerd.runtime.shims.SHUTDOWN_TIMEOUT", 0.3)
+
     async def test(house: House) -> None:
         tasks, shim = house.tasks, house.shim
         with pytest.raises(NotFound, match='container "c"'):

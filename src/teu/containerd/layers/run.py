@@ -24,6 +24,7 @@ from teu.containerd.core.messages import Mount
 from teu.containerd.layers.worker import failed
 
 STUCK_SECONDS = 300
+LOOK_SECONDS = 1.0  # from one look at what a worker has done to the next
 PACKED_MAX = 4 << 20  # bytes of a layer that is made here
 
 _SOURCE = os.path.dirname(os.path.dirname(os.path.abspath(teu.__file__)))
@@ -76,7 +77,7 @@ class _Watch:
         if self._cancelled():
             self._end(Cancelled("the client has left while its layer was worked on"))
         now = time.monotonic()
-        if now - self._looked < 1:
+        if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
         done = self._done()
