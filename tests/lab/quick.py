@@ -30,6 +30,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import places
+
 from lab import namespace, rootfs
 
 SOURCE = Path(__file__).resolve().parents[2]
@@ -114,14 +116,31 @@ def mistyped(arguments: Sequence[str]) -> str:
 
 
 def unit_command(arguments: Sequence[str]) -> list[str]:
-    """pytest on the unit tests that arguments name, or on all; folders by two processes per processor (sharing.py)."""
+    """pytest on the unit tests that arguments name, or on all; folders by two processes for each processor."""
     wanted = paths(arguments)
-    command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "lab.unitplugin"]
+    if not any(each.startswith("--basetemp") for each in arguments):
+        command += temporary()
     many = not wanted or any((SOURCE / each).is_dir() for each in wanted)
     if many and not any(each in ONE_PROCESS for each in arguments):
         processes = min(PROCESSES * len(os.sched_getaffinity(0)), PROCESSES_AT_MOST)
-        command += ["-p", "lab.sharing", "-n", str(processes), "--dist", "loadfile"]
+        command += ["-n", str(processes), "--dist", "loadfile"]
     return [*command, *arguments, *([] if wanted else ["tests/unit"])]
+
+
+def temporary() -> list[str]:
+    """pytest's argument for a folder in memory that is this run's alone; without one where there is no room for it.
+
+    Those of this tree's runs that have ended and left theirs are removed.
+    """
+    above = places.quickest()
+    if above != places.MEMORY:
+        return []
+    name = instance("teu-unit")
+    for left in Path(above).glob(f"{name}-*"):
+        if not os.path.exists(f"/proc/{left.name.rpartition('-')[2]}"):
+            shutil.rmtree(left, ignore_errors=True)
+    return [f"--basetemp={above}/{name}-{os.getpid()}"]
 
 
 def system_command(arguments: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long the parts of a whole run take, for the runner (runner.py), which starts the longest first and deals the
-files of a stage out evenly, and for the processes that share the unit tests (sharing.py).
+files of a stage out evenly, and for the processes that share the unit tests (unitplugin.py).
 
 seconds.json beside this file has the seconds of each file of tests and of each stage that is not dealt out, on an idle
 machine with two processors. A file that it does not know is taken for as long as its text is. A number that is

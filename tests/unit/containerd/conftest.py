@@ -21,6 +21,7 @@ sys.path.insert(0, str(TREE / "src"))
 pytest.importorskip("teu.api.services.containers.v1.containers_pb2", reason="stubs are not generated: ./dev protos")
 
 from fakeshim import FakeShim, House, Test  # noqa: E402
+from places import quickest  # noqa: E402
 
 from teu.config import load  # noqa: E402
 from teu.containerd.config import KEYS  # noqa: E402
@@ -39,8 +40,7 @@ def make_context(folder: Path) -> Context:
 
 @pytest.fixture
 def context() -> Iterator[Context]:
-    """On a disk file system where there is one: overlayfs cannot sit on overlayfs."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="teu-unit-") as folder:
+    with tempfile.TemporaryDirectory(dir=quickest(), prefix="teu-unit-") as folder:
         made = make_context(Path(folder))
         yield made
         made.close()
@@ -149,7 +149,7 @@ def find_method(service: str, method: str) -> Any:
 @pytest.fixture
 def make_daemon() -> Iterator[Callable[..., Daemon]]:
     made: list[Daemon] = []
-    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="teu-unit-") as folder:
+    with tempfile.TemporaryDirectory(dir=quickest(), prefix="teu-unit-") as folder:
 
         def make(extra: str = "") -> Daemon:
             path = Path(folder) / str(len(made))
@@ -166,7 +166,7 @@ def make_daemon() -> Iterator[Callable[..., Daemon]]:
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Daemon]:
     """One for all tests of a module that leave no trace that another would stumble over."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="teu-unit-") as folder:
+    with tempfile.TemporaryDirectory(dir=quickest(), prefix="teu-unit-") as folder:
         made = Daemon(Path(folder))
         yield made.start()
         made.kill()

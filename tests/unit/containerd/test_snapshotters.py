@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from concurrent import futures
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import root_only
+from conftest import make_context, root_only
 from layertools import apply, compare, content, names, tar
+from places import DISK
 
 from teu.containerd.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from teu.containerd.snapshotters import registry
@@ -277,15 +280,18 @@ def test_cleanup_removes_the_folders(context: Context, snapshotter: Snapshotter)
     snapshotter.mounts("b")
 
 
-def test_snapshots_are_spread_over_the_disk(context: Context) -> None:
+def test_snapshots_are_spread_over_the_disk() -> None:
     """The hint of chattr +T on ext4; a file system that has none does without."""
     spread("/proc/self")
-    for name in ("native", "overlayfs"):
-        folder = context.snapshots.snapshotters[name].root
-        kind = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=True).stdout
-        if kind.strip() == "ext2/ext3":
-            shown = subprocess.run(["lsattr", "-d", folder], capture_output=True, text=True, check=True).stdout
-            assert "T" in shown.split()[0]
+    with tempfile.TemporaryDirectory(dir=DISK, prefix="teu-unit-") as top:
+        context = make_context(Path(top))
+        for name in ("native", "overlayfs"):
+            folder = context.snapshots.snapshotters[name].root
+            kind = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=True).stdout
+            if kind.strip() == "ext2/ext3":
+                shown = subprocess.run(["lsattr", "-d", folder], capture_output=True, text=True, check=True).stdout
+                assert "T" in shown.split()[0]
+        context.close()
 
 
 def test_missing_folder_is_made_again(context: Context, snapshotter: Snapshotter) -> None:

@@ -8,8 +8,9 @@ import re
 import subprocess
 from pathlib import Path
 
+import places
 import pytest
-from lab import quick
+from lab import quick, unitplugin
 
 DEV = Path(__file__).resolve().parents[3] / "dev"
 HELP = subprocess.run([DEV, "--help"], capture_output=True, text=True, check=True).stdout
@@ -59,6 +60,41 @@ def test_unit_tests_are_shared_out_where_there_are_many() -> None:
         command = quick.unit_command(arguments)
         assert ("-n" in command) == shared, arguments
         assert ("tests/unit" in command) == (not quick.paths(arguments)), arguments
+
+
+def test_the_longest_begin_first_and_laws_stay_together() -> None:
+    """So that nothing long is left for the end, and the source is parsed once."""
+    tests = [
+        f"tests/unit/{name}" for name in ("law/test_once.py::a", "law/test_dead.py::b", "oci/test_tar.py::c[x::y]")
+    ]
+    assert [unitplugin.scope_of(test) for test in tests] == ["tests/unit/law"] * 2 + ["tests/unit/oci/test_tar.py"]
+    found = unitplugin.scopes(tests)
+    assert set(found) == {"tests/unit/law", "tests/unit/oci/test_tar.py"} and all(long > 0 for long in found.values())
+
+
+def test_byte_code_is_kept_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
+    given = quick.environment()
+    assert "PYTHONDONTWRITEBYTECODE" not in given
+    assert given["PYTHONPYCACHEPREFIX"].startswith(str(DEV.parent / "build"))
+
+
+def test_what_runs_that_have_ended_left_in_memory_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "MEMORY", str(tmp_path))
+    monkeypatch.setattr(places, "quickest", lambda: str(tmp_path))
+    mine, dead = (tmp_path / f"{quick.instance('teu-unit')}-{pid}" for pid in (os.getpid(), 1 << 30))
+    for folder in (mine, dead, tmp_path / "teu-unit-another-1073741824"):
+        (folder / "x").mkdir(parents=True)
+    assert quick.temporary() == [f"--basetemp={mine}"]
+    assert {folder.name for folder in tmp_path.iterdir()} == {mine.name, "teu-unit-another-1073741824"}
+    monkeypatch.setattr(places, "quickest", lambda: places.DISK)
+    assert quick.temporary() == []
+
+
+def test_tests_write_in_memory_where_it_does_all_that_a_disk_does(tmp_path: Path) -> None:
+    assert places.quickest.__wrapped__(str(tmp_path / "nothing"), "disk") == "disk"
+    assert places.quickest.__wrapped__("/proc", "disk") == "disk"
 
 
 def test_a_mistyped_path_is_no_reason_to_run_everything() -> None:
