@@ -20,6 +20,7 @@ sys.path.insert(0, str(TREE / "src"))
 
 pytest.importorskip("teu.api.services.containers.v1.containers_pb2", reason="stubs are not generated: ./dev protos")
 
+import preloaded  # noqa: E402
 from fakeshim import FakeShim, House, Test  # noqa: E402
 from places import quickest  # noqa: E402
 
@@ -65,20 +66,18 @@ def house(context: Context) -> Callable[[Test], None]:
 
 
 class Daemon:
-    """bin/teu-containerd in a folder of its own."""
+    """teu-containerd in a folder of its own."""
 
     def __init__(self, folder: Path, extra: str = "") -> None:
         self.folder = folder
         self.address = str(folder / "c.sock")
         self.config = folder / "containerd.yaml"
         self.config.write_text(f"root: {folder}/root\nstate: {folder}/state\naddress: {self.address}\n{extra}")
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: preloaded.Process | subprocess.Popen[bytes] | None = None
 
     def start(self) -> Daemon:
-        log = open(self.folder / "log", "ab")
-        self.process = subprocess.Popen(
-            [str(TREE / "bin" / "teu-containerd"), "--config", str(self.config)], stdout=log, stderr=log
-        )
+        with open(self.folder / "log", "ab") as log:
+            self.process = preloaded.start(["--config", str(self.config)], log)
         deadline = time.monotonic() + 30
         while True:
             try:
