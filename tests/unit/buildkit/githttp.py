@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import subprocess
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -87,6 +90,24 @@ class Backend(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
 
+def commit(folder: Path, files: dict[str, str], message: str = "x") -> str:
+    for path, text in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    run(folder, "add", "--all")
+    run(folder, "commit", "--quiet", "--allow-empty", "-m", message)
+    return run(folder, "rev-parse", "HEAD")
+
+
+@functools.cache
+def _made(files: tuple[tuple[str, str], ...]) -> tempfile.TemporaryDirectory[str]:
+    """A repository to copy: most tests want the same one."""
+    folder = tempfile.TemporaryDirectory(prefix="teu-unit-")
+    run(Path(folder.name), "init", "--quiet", "--template=")
+    commit(Path(folder.name), dict(files))
+    return folder
+
+
 class Served:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -96,16 +117,9 @@ class Served:
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def repository(self, name: str, files: dict[str, str]) -> Path:
-        folder = self.folder / name
-        folder.mkdir(parents=True)
-        run(folder, "init", "--quiet")
-        self.commit(folder, files)
-        return folder
+        """One with a commit of these files."""
+        return shutil.copytree(_made(tuple(files.items())).name, self.folder / name)
 
     def commit(self, folder: Path, files: dict[str, str], message: str = "x") -> str:
-        for path, text in files.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_text(text)
-        run(folder, "add", "--all")
-        run(folder, "commit", "--quiet", "--allow-empty", "-m", message)
-        return run(folder, "rev-parse", "HEAD")
+        """The name of a new commit, with these files over those that are there."""
+        return commit(folder, files, message)

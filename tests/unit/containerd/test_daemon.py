@@ -307,7 +307,7 @@ def test_subscribers_are_told_of_the_stop(make_daemon: Callable[..., Daemon]) ->
 def test_subscribers_are_told_of_the_stop_in_the_middle_of_an_event(make_daemon: Callable[..., Daemon]) -> None:
     """Also while one is on its way to them."""
     daemon = make_daemon()
-    for _ in range(5):
+    for _ in range(3):
         with daemon.channel() as channel, daemon.channel() as other:
             stream = events_pb2_grpc.EventsStub(channel).Subscribe(events_pb2.SubscribeRequest())
             publish = events_pb2.PublishRequest(topic="/x", event=any_pb2.Any(type_url="x", value=bytes(10000)))
