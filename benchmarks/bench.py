@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""Teu against Docker, side by side in one lab: `./dev bench` runs this inside the namespace lab.
+"""Teu against Docker, side by side in one lab: `./dev bench` runs this inside the namespace lab. Against an older tree
+of ours, `./dev bench --against COMMIT` runs pair.py.
 
 Both engines run as their packages ship them, with the same image.  Every figure is a median over turns taken in
 one run; the table is printed and written to --output.  Nothing here is a test: a slow machine fails nothing.

@@ -29,7 +29,7 @@ from teu.linux import netlink, netns, nftables
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
 
-ROUNDS = int(os.environ.get("TEU_TEST_ROUNDS", "121"))
+ROUNDS = int(os.environ.get("TEU_TEST_ROUNDS", "40"))
 
 
 class Death(BaseException):
