@@ -36,9 +36,8 @@ def built(commit: str) -> tuple[str, list[str]]:
     tree = SOURCE / "build/bench" / name
     if not list(tree.glob("dist/*.deb")):
         shutil.rmtree(tree, ignore_errors=True)
-        tree.mkdir(parents=True)
-        archive = subprocess.run(["git", "-C", str(SOURCE), "archive", name], stdout=subprocess.PIPE, check=True)
-        subprocess.run(["tar", "-x", "-C", str(tree)], input=archive.stdout, check=True)
+        _git("clone", "--quiet", "--shared", "--no-checkout", str(SOURCE), str(tree))
+        _git("-C", str(tree), "checkout", "--quiet", "--detach", name)
         # Its own way to build: what this one does may not fit.
         subprocess.run([str(tree / "dev"), "deb"], check=True)
     return name, sorted(map(str, tree.glob("dist/*.deb")))
