@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`./dev unit`, `./dev system`, `./dev check`: what one runs again and again while a line is changed.
 
-    unit     unit tests on this machine, one process per processor where there are many of them
+    unit     unit tests on this machine, two processes per processor where there are many of them
     system   system tests in a lab that stays up between two runs and has this tree live
     check    everything that must pass before a commit: format, rules, types, unit
 
@@ -231,7 +231,8 @@ def unit(arguments: list[str]) -> NoReturn:
         prog="./dev unit",
         usage="./dev unit [PATH[::TEST]...] [ARGUMENTS OF PYTEST]",
         description="Run unit tests on this machine: all of them, or those of the files and folders named.",
-        epilog="Several processes share all tests, or those of a folder; one runs a file, or all with -s or --pdb.\n\n"
+        epilog="Several processes share all tests, or those of a folder; one runs a file, or all with -s or --pdb.\n"
+        "What tests write is in memory where there is room; it stays there when one has failed, until the next run.\n\n"
         "  ./dev unit tests/unit/oci/test_reference.py\n"
         "  ./dev unit tests/unit/engine -k volume -x",
         formatter_class=argparse.RawDescriptionHelpFormatter,

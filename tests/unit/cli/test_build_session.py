@@ -43,12 +43,12 @@ def session(tmp_path: Path, fill: Callable[[Offer], None]) -> Iterator[Theirs]:
     manager = Manager()
     thread = threading.Thread(target=manager.serve_socket, args=(ours.identity(), far), daemon=True)
     thread.start()
-    theirs = manager.get(ours.id, 5)
+    theirs = manager.get(ours.id, 30)
     try:
         yield theirs
     finally:
         link.close()
-        thread.join(5)
+        thread.join(30)
         assert not thread.is_alive()
         offer.agents.close()
 
@@ -320,7 +320,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with session(tmp_path, lambda each: each.targets.update(offer)) as theirs:
         with pytest.raises(errors.Internal):
             filesync.send_file(theirs, broken())
-        for _ in range(100):
+        for _ in range(1000):
             if {path.name for path in tmp_path.iterdir()} == {"config", "image.tar"}:
                 break
             threading.Event().wait(0.02)
@@ -369,7 +369,7 @@ def test_tokens_without_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "config").mkdir()
     (tmp_path / "config/config.json").write_text('{"auths": {"r.example": {"auth": "bWU6c2VjcmV0"}}}')
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     realm = f"http://127.0.0.1:{server.server_port}/token"
     known = []
     for _ in range(2):

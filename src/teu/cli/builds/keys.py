@@ -225,7 +225,7 @@ class Agents:
         try:
             agent = subprocess.Popen(["ssh-agent", "-D", "-a", path], stdout=subprocess.DEVNULL)
             self._started.append(agent)
-            for _ in range(500):
+            for _ in range(3000):  # 30 s, of a host that is very busy
                 if os.path.exists(path) or agent.poll() is not None:
                     break
                 threading.Event().wait(0.01)
