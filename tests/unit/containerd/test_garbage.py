@@ -204,7 +204,7 @@ def test_collections_beside_pulls(context: Context) -> None:
     threads.append(threading.Thread(target=collect))
     for thread in threads:
         thread.start()
-    time.sleep(2)
+    time.sleep(1)
     stop.set()
     for thread in threads:
         thread.join()
