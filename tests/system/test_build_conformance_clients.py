@@ -69,7 +69,6 @@ VARIABLES = "names of steps have their variables replaced"
 # Shape -> aspect -> why the classic builder's differs.
 CLASSIC_ON_PURPOSE: dict[str, dict[str, str]] = {
     "arguments": {"lines": VARIABLES},
-    "dockerignore": {"paths": "the classic builder takes away the Dockerfile that a client had to send"},
     "healthcheck-none": {"paths": PLACES},
     "inherited": {"paths": PLACES, "files": FOLDERS, "lines": VARIABLES},
     "onbuild": {"lines": "the classic builder shows triggers in a way of its own"},

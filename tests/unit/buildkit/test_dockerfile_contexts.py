@@ -97,6 +97,27 @@ def test_http_contexts() -> None:
         steps("FROM scratch", Builder(), context="https://h/x")
 
 
+@pytest.mark.parametrize(
+    ("ignored", "left_out"),
+    [
+        (b"Dockerfile\n.dockerignore\n", ["/.dockerignore", "/Dockerfile"]),
+        (b"*\n!.dockerignore\n!x\n", ["/Dockerfile"]),
+        (b"x\n", []),
+        (None, []),
+    ],
+)
+def test_a_classic_context(ignored: bytes | None, left_out: list[str]) -> None:
+    """What a client of the classic builder had to send is no file of the context where .dockerignore says so."""
+    files = {"context": b"\x1f\x8b\x08rest", **({".dockerignore": ignored} if ignored else {})}
+    given = {"context": "https://h/c.tgz"}
+    usual = steps("FROM scratch\nCOPY . /", Builder(files=files), **given)
+    found = steps("FROM scratch\nCOPY . /", Builder(files=files), classic_context="", **given)
+    removed = [action.rm for one in found[2:-1] for action in one.op.file.actions]
+    assert [action.path for action in removed] == left_out
+    assert all(action.allowNotFound for action in removed)
+    assert len(found) == len(usual) + bool(left_out)
+
+
 def test_inputs_are_contexts() -> None:
     given = build.scratch().file(build.Mkfile("/x", 0o644, b"")).definition()
     found = steps("FROM scratch\nCOPY x /", Builder(inputs={"context": given}))

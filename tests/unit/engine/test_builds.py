@@ -445,6 +445,7 @@ def test_a_classic_build(served: tuple[Path, Path, Events], solver: Solver, way_
         "no-cache": "",
         "add-hosts": "x=1.2.3.4",
         "image-resolve-mode": "default",
+        "classic-context": "",
     }
     (exporter,) = asked.Exporters
     assert (exporter.Type, exporter.Attrs["name"]) == ("image", "docker.io/library/app:1")
@@ -457,6 +458,7 @@ def test_a_build_of_version_2(served: tuple[Path, Path, Events], solver: Solver)
     target = "/build?version=2&remote=client-session&session=abc&networkmode=host&buildid=one"
     status, told = post(served[0], target, b"")
     assert (solver.seen["solve"].Session, list(solver.seen["solve"].Entitlements)) == ("abc", ["network.host"])
+    assert "classic-context" not in solver.seen["solve"].FrontendAttrs
     assert status == 200
     assert [answer["id"] for answer in told] == ["moby.buildkit.trace", "moby.buildkit.trace", "moby.image.id"]
     trace = control_pb2.StatusResponse.FromString(base64.b64decode(told[0]["aux"]))

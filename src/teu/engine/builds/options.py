@@ -72,6 +72,9 @@ def parse(get: Get, every: Callable[[str], list[str]]) -> Options:
         raise BadRequest("The daemon on this platform does not support setting security options on build")
     options.tags = [_name(tag) for tag in every("t") if tag]
     options.attributes = attributes = _attributes(get, every)
+    if options.version == 1:
+        # Of teu-buildkitd's frontend: a Dockerfile that .dockerignore leaves out is no file of the context.
+        attributes["classic-context"] = ""
     arguments = _json(get("buildargs"), "build args", dict)
     options.inline_cache = str(arguments.get("BUILDKIT_INLINE_CACHE") or "") in ("1", "true")
     if options.remote not in ("", CLIENT_SESSION, UPLOAD_REQUEST):

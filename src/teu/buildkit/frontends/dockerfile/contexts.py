@@ -2,6 +2,7 @@
 """Where files come from: the Dockerfile, the main context, and named contexts.
 
 context            local (the default), a git URL, an http URL (an archive, or one Dockerfile), or an input
+classic-context    in the options, which POST /build of an engine sets: the context is used as a classic builder does
 context:NAME       docker-image://ref, oci-layout://store@digest, git and http URLs, local:NAME, input:NAME;
 context:NAME::PLATFORM the same for one platform
 """
@@ -20,11 +21,11 @@ from teu.buildkit.core.identifiers import without_credentials
 from teu.buildkit.frontends.dockerfile import gitref
 from teu.buildkit.frontends.dockerfile.client import CONTEXT, DOCKERFILE, IGNORE_FILE, Client, NotAnImage, Options
 from teu.buildkit.frontends.dockerfile.errors import DockerfileError
-from teu.buildkit.frontends.dockerfile.ignore import read_ignore_file
+from teu.buildkit.frontends.dockerfile.ignore import Ignored, clean, read_ignore_file
 from teu.buildkit.frontends.dockerfile.image import Image
 from teu.buildkit.frontends.dockerfile.lint import boolean
 from teu.buildkit.llb import build, platforms
-from teu.buildkit.llb.build import Copy, Marks, SourceMap, State
+from teu.buildkit.llb.build import Copy, Marks, Remove, SourceMap, State
 from teu.buildkit.llb.platforms import Platform
 from teu.oci import jsontext, reference
 
@@ -75,6 +76,7 @@ class Contexts:
         self.local_dockerfile = raw.get("dockerfilekey", "dockerfile")
         self._main: State | None = None
         self._dockerfile: State | None = None
+        self._whole: State | None = None
         self._detected = False
         self._ignore: bytes | None = None
         self._ignore_name = IGNORE_FILE
@@ -163,7 +165,7 @@ class Contexts:
         """The main context; of a local one only the paths of `follow`, where there are any."""
         self._detect()
         if self._main is not None:
-            return self._main
+            return self._classic(self._main) if "classic-context" in self.options.raw else self._main
         return build.local(
             self.local_context,
             self.options.session_of(self.local_context),
@@ -172,6 +174,18 @@ class Contexts:
             shared_key=self.local_context,
             marks=internal("load build context"),
         )
+
+    def _classic(self, state: State) -> State:
+        """A whole context as dockerd's classic builder has it: a client sends the Dockerfile and .dockerignore whatever
+        that says, and they are taken away from the files of the context where it leaves them out."""
+        with self._lock:
+            if self._whole is None:
+                data = self.client.read_file(state.definition(), IGNORE_FILE)
+                ignored = Ignored(read_ignore_file(data)) if data else ()
+                names = [name for name in dict.fromkeys((IGNORE_FILE, clean(self.filename))) if name in ignored]
+                removals = [Remove("/" + name, allow_not_found=True) for name in names]
+                self._whole = state.file(removals, internal("leave out ignored files")) if names else state
+            return self._whole
 
     def named(self, name: str, platform: Platform) -> NamedContext | None:
         """The named context that stands in for an image or a stage. Raises DockerfileError for a bad name."""
