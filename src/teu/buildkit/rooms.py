@@ -25,7 +25,7 @@ from teu.buildkit.exporters.registry import Exporters
 from teu.buildkit.frontends import builtin, gateway
 from teu.buildkit.llb import platforms
 from teu.buildkit.llb.load import Graph, Vertex, load
-from teu.buildkit.llb.policy import Policies
+from teu.buildkit.llb.policy import all_of
 from teu.buildkit.ops import containers as places
 from teu.buildkit.ops.build import BuildOp
 from teu.buildkit.ops.diff import DiffOp
@@ -34,7 +34,7 @@ from teu.buildkit.ops.file import FileOp
 from teu.buildkit.ops.merge import MergeOp
 from teu.buildkit.ops.passthrough import PassthroughOp
 from teu.buildkit.ops.source import SourceOp
-from teu.buildkit.session import exporter
+from teu.buildkit.session import exporter, verifier
 from teu.buildkit.session.manager import Manager
 from teu.buildkit.solver.jobs import Solver
 from teu.buildkit.sources import registries
@@ -183,10 +183,10 @@ def nested(definition: Any, context: Any) -> Graph:
     policies hold for it. Raises load.Invalid, caps.CapError, errors.PermissionDenied."""
     builds = [job.rules for job in context.jobs() if job.rules is not None]
     given = [build.entitlements.given for build in builds]
-    policies = Policies([policy for build in builds for policy in build.policies])
+    policies = [policy for build in builds if (policy := build.policy()) is not None]
     return load(
         definition,
-        policy=policies if policies else None,
+        policy=all_of(policies),
         entitlements=frozenset.intersection(*given) if given else frozenset(),
     )
 
@@ -250,5 +250,6 @@ def together(work: Work, worker: Callable[[], Any], workers: Callable[[], Any]) 
         [platforms.parse(text) for text in work.worker.platforms],
         frozenset(settings["entitlements"]),
         session_exporters=Added(work.sessions),
+        verify=lambda session, asked: verifier.check(work.sessions.get(session), asked),
         is_builtin=lambda reference: not frontends["fetch-dockerfile"] and builtin.is_own(reference),
     )

@@ -28,6 +28,7 @@ from teu.buildkit.core import errors, exports
 from teu.buildkit.core.op import CacheMap, Kept
 from teu.buildkit.frontends import gateway
 from teu.buildkit.llb.platforms import Platform, host
+from teu.buildkit.session import verifier
 from teu.buildkit.session.manager import Manager
 from teu.buildkit.solver.jobs import Solver
 from teu.buildkit.sources.base import Material
@@ -232,6 +233,7 @@ class Rig:
             gateway.Images(Runner(), list),
             [host()],
             frozenset({"network.host"}),
+            verify=lambda session, asked: verifier.check(self.sessions.get(session), asked),
         )
         self.builds = Builds(self.rooms, self.history, self._containers, self.worker)
         self.server = rpc.server(100)

@@ -11,14 +11,16 @@ from typing import Any
 import grpc
 import pytest
 from unit.buildkit.rig import Rig, until
+from unit.buildkit.tunnel import client
 
-from teu.api.buildkit import control_pb2, errdefs_pb2, gateway_pb2, ops_pb2, policy_pb2
+from teu.api.buildkit import control_pb2, errdefs_pb2, gateway_pb2, ops_pb2, policy_pb2, policysession_pb2
 from teu.api.rpc import status_pb2
 from teu.api.services.content.v1 import content_pb2
 from teu.buildkit.control import builds
 from teu.buildkit.core import errors
 from teu.buildkit.frontends.bridge import Result
 from teu.buildkit.llb import build
+from teu.buildkit.session import verifier
 
 BUSYBOX = "docker.io/library/busybox:latest"
 IMAGE = control_pb2.Exporter(Type="image", Attrs={"name": "app"})
@@ -143,6 +145,93 @@ def test_a_policy_holds_for_definitions_and_for_what_frontends_look_at(rig: Rig)
     assert "denied by policy" in failed(rig.solve("one", Definition=definition, SourcePolicy=policy).result).message
     assert "denied" in failed(rig.solve("two", Frontend="dockerfile.v0", SourcePolicy=policy).result).message
     assert "source" not in rig.ran[1:]
+
+
+class Verifying:
+    """A client that decides about each source of its build."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked: list[Any] = []
+
+    def methods(self) -> Any:
+        def answer(request: Any, context: Any) -> Any:
+            self.asked.append(request)
+            return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+        kinds = policysession_pb2.CheckPolicyRequest, policysession_pb2.CheckPolicyResponse
+        return {verifier.METHOD: (False, False, *kinds, answer)}
+
+
+def decided(action: int, **more: Any) -> Any:
+    return policysession_pb2.CheckPolicyResponse(
+        decision=policysession_pb2.DecisionResponse(action=action, **more),
+    )
+
+
+def wants_to_know(identifier: str, **attributes: str) -> Any:
+    source = ops_pb2.SourceOp(identifier=identifier, attrs=attributes)
+    return policysession_pb2.CheckPolicyResponse(request=gateway_pb2.ResolveSourceMetaRequest(Source=source))
+
+
+def test_a_client_decides_about_each_source(rig: Rig) -> None:
+    """SourcePolicySession: it is told of a source, may ask what that is now, and allows it or puts another there."""
+    pinned = ops_pb2.SourceOp(identifier=f"docker-image://docker.io/library/busybox@sha256:{'4' * 64}")
+    client_of = Verifying(
+        wants_to_know(f"docker-image://{BUSYBOX}"),
+        decided(policy_pb2.CONVERT, update=pinned),
+        decided(policy_pb2.ALLOW),
+    )
+    definition = build.image(BUSYBOX).definition()
+    with client(client_of.methods(), rig.sessions, "one"):
+        rig.solve("one", Definition=definition, SourcePolicySession="one").result()
+    first, second, third = client_of.asked
+    assert first.Source.Source.identifier == second.Source.Source.identifier == f"docker-image://{BUSYBOX}"
+    assert second.Source.Image.Digest == "sha256:" + "0" * 64 and not first.Source.HasField("Image")
+    assert third.Source.Source.identifier == pinned.identifier
+    assert pinned.identifier in vertexes(rig, "one")
+
+
+def test_a_client_that_denies_a_source(rig: Rig) -> None:
+    why = [policysession_pb2.DenyMessage(message="it is not signed")]
+    client_of = Verifying(decided(policy_pb2.DENY, denyMessages=why))
+    with client(client_of.methods(), rig.sessions, "one"):
+        for ref, fields in (("one", {"Definition": build.image(BUSYBOX).definition()}), ("two", {})):
+            fields = fields or {"Frontend": "dockerfile.v0"}
+            error = failed(rig.solve(ref, SourcePolicySession="one", **fields).result)
+            assert "not allowed by policy: action DENY" in error.message and isinstance(error, errors.PermissionDenied)
+            (detail,) = [one for one in error.details if isinstance(one, policysession_pb2.DecisionResponse)]
+            assert [one.message for one in detail.denyMessages] == ["it is not signed"]
+    assert not rig.ran
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (policysession_pb2.CheckPolicyResponse(), "no decision in policy response"),
+        (decided(policy_pb2.CONVERT), "convert action requires updated source"),
+        (decided(7), "action 7"),
+        (wants_to_know("docker-image://docker.io/library/other:latest"), "different source identifier"),
+        (wants_to_know(f"docker-image://{BUSYBOX}", a="b"), "different source attrs"),
+        (wants_to_know(f"docker-image://{BUSYBOX}"), "too many policy requests"),
+        (decided(policy_pb2.CONVERT, update=ops_pb2.SourceOp(identifier=f"docker-image://{BUSYBOX}")), "too many"),
+    ],
+)
+def test_a_client_whose_word_about_a_source_is_none(rig: Rig, answer: Any, words: str) -> None:
+    client_of = Verifying(answer)
+    with client(client_of.methods(), rig.sessions, "one"):
+        asked = rig.solve("one", Definition=build.image(BUSYBOX).definition(), SourcePolicySession="one")
+        assert words in failed(asked.result).message
+    assert not rig.ran and len(client_of.asked) < 50
+
+
+def test_a_client_that_cannot_be_asked_about_sources(rig: Rig) -> None:
+    """It wanted to be asked: nothing is built without its word."""
+    definition = build.image(BUSYBOX).definition()
+    with client({}, rig.sessions, "one"):
+        failed(rig.solve("one", Definition=definition, SourcePolicySession="one").result)
+    failed(rig.solve("two", Definition=definition, SourcePolicySession="gone").result)
+    assert not rig.ran
 
 
 def test_one_reference_is_one_build(rig: Rig) -> None:

@@ -17,6 +17,7 @@ from teu.buildkit.cache.store import Store
 from teu.buildkit.core import errors
 from teu.buildkit.llb import build, platforms
 from teu.buildkit.llb.load import NotAllowed
+from teu.buildkit.llb.policy import Policies
 from teu.buildkit.session.manager import Manager
 
 
@@ -31,7 +32,8 @@ def test_platforms_of_emulators_that_are_switched_on(tmp_path: Path) -> None:
 
 
 def job(*given: str, policies: Any = ()) -> Any:
-    return SimpleNamespace(entitlements=SimpleNamespace(given=frozenset(given)), policies=policies)
+    policy = Policies(policies) if policies else None
+    return SimpleNamespace(entitlements=SimpleNamespace(given=frozenset(given)), policy=lambda: policy)
 
 
 class Job(SimpleNamespace):

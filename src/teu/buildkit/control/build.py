@@ -20,14 +20,15 @@ from typing import Any, Protocol
 
 from teu.api.buildkit import errdefs_pb2
 from teu.buildkit.control.requests import Entitlements, Solve
+from teu.buildkit.control.verifier import Verifier
 from teu.buildkit.core import errors, exports, snapshots
 from teu.buildkit.core.identifiers import digest_of, new_id
 from teu.buildkit.core.progress import Progress, Step
 from teu.buildkit.frontends import builtin
 from teu.buildkit.frontends.bridge import Bridge, CacheImport, Request, Result
-from teu.buildkit.llb.load import Graph, Vertex
-from teu.buildkit.llb.platforms import Platform
-from teu.buildkit.llb.policy import Policies
+from teu.buildkit.llb.load import Graph, Policy, Vertex
+from teu.buildkit.llb.platforms import Platform, host
+from teu.buildkit.llb.policy import Policies, all_of
 from teu.buildkit.solver.jobs import Build as Running
 from teu.buildkit.solver.jobs import Job, Solver
 from teu.buildkit.solver.jobs import Result as Solved
@@ -108,6 +109,7 @@ class Rooms:
     policies: Sequence[Any] = ()  # of the configuration
     is_builtin: Callable[[str], bool] = builtin.is_own
     session_exporters: SessionExporters | None = None
+    verify: Callable[[str, Any], Any] | None = None  # asks the client of a session about a source: session.policy.check
 
 
 class Tree:
@@ -209,6 +211,8 @@ class Build:
         self.entitlements = Entitlements(request.entitlements, self.rooms.allowed)
         self.policies = [*self.rooms.policies, *request.policies]
         Policies(self.policies)  # what cannot be understood is refused now
+        if request.policy_session and self.rooms.verify is None:
+            raise errors.Unimplemented("nobody here asks a session about sources")
         self._exporters = [
             self.rooms.make_exporter(kind, number, attributes)
             for number, (kind, attributes) in enumerate(request.exporters)
@@ -236,6 +240,24 @@ class Build:
         with self._lock:
             if not self.frontend:
                 self.frontend, self.options = name, {**options, **self.options}
+
+    # Its sources
+
+    def policy(self, more: Sequence[Any] = (), *, regexes: bool = True) -> Policy | None:
+        """What is asked of each source: the configuration's rules, the client's, those of a request (`more`; regexes:
+        see Policies), and the client itself where it wants to be; None where there is nothing to ask."""
+        rules = Policies(self.policies, more, regexes=regexes)
+        policies: list[Policy] = [rules] if rules else []
+        verify, session = self.rooms.verify, self.request.policy_session
+        if session and verify is not None:
+            policies.append(Verifier(lambda asked: verify(session, asked), self.meta))
+        return all_of(policies)
+
+    def meta(self, asked: Any) -> Any:
+        """What a source is now (ResolveSourceMeta), as a step of this build. No policy is asked."""
+        name = asked.LogName or f"resolve image config for {asked.Source.identifier}"
+        with self.step(name) as step:
+            return self.rooms.sources.meta(asked, _platform(asked, self.rooms.platforms), Task(self, step))
 
     # Its end
 
@@ -476,3 +498,10 @@ def _with_operation(error: errors.Error, vertex: Vertex) -> None:
                 detail.description.update(vertex.metadata.description)
             return
     error.at_solve(vertex.op, description=vertex.metadata.description)
+
+
+def _platform(asked: Any, platforms: Sequence[Platform]) -> Platform:
+    if not asked.HasField("Platform"):
+        return platforms[0] if platforms else host()
+    given = asked.Platform
+    return Platform(given.OS, given.Architecture, given.Variant, given.OSVersion, tuple(given.OSFeatures))

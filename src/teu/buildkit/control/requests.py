@@ -50,6 +50,7 @@ class Solve:
     cache_exports: Sequence[CacheImport] = ()
     entitlements: Sequence[str] = ()
     policies: Sequence[Any] = ()
+    policy_session: str = ""  # of the client that is asked about each source
     internal: bool = False
     session_exporters: bool = False
 
@@ -84,6 +85,7 @@ def solve(request: Any) -> Solve:
         cache_exports,
         tuple(request.Entitlements),
         (request.SourcePolicy,) if request.HasField("SourcePolicy") else (),
+        request.SourcePolicySession,
         request.Internal,
         request.EnableSessionExporter,
     )

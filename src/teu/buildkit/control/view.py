@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from teu.api.buildkit import gateway_pb2, ops_pb2
-from teu.buildkit.control.build import Build, Task, Tree
+from teu.buildkit.control.build import Build, Tree
 from teu.buildkit.core import errors
 from teu.buildkit.core.progress import Step
 from teu.buildkit.frontends import builtin
@@ -19,7 +19,6 @@ from teu.buildkit.frontends.bridge import Request, Result
 from teu.buildkit.llb import caps
 from teu.buildkit.llb.load import Invalid, NotAllowed, load
 from teu.buildkit.llb.platforms import Platform, host
-from teu.buildkit.llb.policy import Policies
 
 DEPTH_MAX = 8  # frontends that ask frontends
 BUILTIN, GATEWAY = "dockerfile.v0", "gateway.v0"
@@ -75,16 +74,11 @@ class BuildBridge:
                 tree.snapshot()
         return result
 
-    def _policies(self, more: Sequence[Any]) -> Policies:
-        """The build's, and those of the request."""
-        return Policies(self.build.policies, more, regexes=self.trusted)
-
     def _definition(self, request: Request) -> Tree:
-        policies = self._policies(request.policies)
         try:
             graph = load(
                 request.definition,
-                policy=policies if policies else None,
+                policy=self.build.policy(request.policies, regexes=self.trusted),
                 platform=_message(self.platforms[0] if self.platforms else host()),
                 entitlements=self.build.entitlements.given,
             )
@@ -123,10 +117,14 @@ class BuildBridge:
     def source_meta(self, request: Any) -> Any:
         asked = gateway_pb2.ResolveSourceMetaRequest()
         asked.CopyFrom(request)
-        self._policies(asked.SourcePolicies).apply(asked.Source)
-        name = asked.LogName or f"resolve image config for {asked.Source.identifier}"
-        with self.step(name) as step:
-            return self.build.rooms.sources.meta(asked, _platform(asked, self.platforms), Task(self.build, step))
+        policy = self.build.policy(asked.SourcePolicies, regexes=self.trusted)
+        if policy is not None:
+            op = ops_pb2.Op(source=asked.Source)
+            if asked.HasField("Platform"):
+                op.platform.CopyFrom(asked.Platform)
+            policy(op)
+            asked.Source.CopyFrom(op.source)
+        return self.build.meta(asked)
 
 
 def _with(request: Request, options: Mapping[str, str], frontend: str) -> Request:
@@ -135,10 +133,3 @@ def _with(request: Request, options: Mapping[str, str], frontend: str) -> Reques
 
 def _message(platform: Platform) -> Any:
     return ops_pb2.Platform(OS=platform.os, Architecture=platform.architecture, Variant=platform.variant)
-
-
-def _platform(asked: Any, platforms: Sequence[Platform]) -> Platform:
-    if not asked.HasField("Platform"):
-        return platforms[0] if platforms else host()
-    given = asked.Platform
-    return Platform(given.OS, given.Architecture, given.Variant, given.OSVersion, tuple(given.OSFeatures))

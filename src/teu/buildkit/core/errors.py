@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
-from teu.api.buildkit import errdefs_pb2, gateway_pb2, ops_pb2, stack_pb2
+from teu.api.buildkit import errdefs_pb2, gateway_pb2, ops_pb2, policysession_pb2, stack_pb2
 from teu.api.rpc import status_pb2
 from teu.buildkit.core.op import Kept
 
@@ -42,6 +42,7 @@ _TYPES: dict[str, type[Message]] = {
     "errdefs.ProvenanceMaterialsIncomplete": errdefs_pb2.ProvenanceMaterialsIncomplete,
     "stack.Stack": stack_pb2.Stack,
     "gatewayapi.ExitMessage": gateway_pb2.ExitMessage,
+    "policysession.DecisionResponse": policysession_pb2.DecisionResponse,
 }
 _NAMES = {kind.DESCRIPTOR.full_name: name for name, kind in _TYPES.items()}  # some differ from the message's own
 

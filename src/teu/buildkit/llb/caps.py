@@ -52,7 +52,7 @@ file.rm.wildcard file.copy.includeexcludepatterns file.copy.requiredpaths file.r
 file.copy.alwaysreplaceexistingdestpaths file.copy.modestring file.symlink.create
 constraints platform meta.ignorecache meta.description meta.exportcache mergeop diffop passthroughop
 exporter.image.annotations exporter.image.attestations exporter.multiple exporter.session
-source.policy gc.freespacefilter history.filter
+source.policy source.policy.session gc.freespacefilter history.filter
 """
 
 _REFUSED = {
@@ -65,7 +65,6 @@ _REFUSED = {
     "cache.gha": "this builder keeps its remote cache inline, in registries or in a local folder",
     "cache.s3": "this builder keeps its remote cache inline, in registries or in a local folder",
     "cache.azblob": "this builder keeps its remote cache inline, in registries or in a local folder",
-    "source.policy.session": "policies are taken with the request, not from the session",
 }
 
 CAPS: dict[str, Cap] = {name: Cap(name) for name in _HAS.split()}

@@ -11,13 +11,14 @@ image's name in its full form, and a repository's without the name of a user: no
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from teu.api.buildkit import policy_pb2
 from teu.buildkit.core.errors import InvalidArgument, PermissionDenied, cut
 from teu.oci import reference
 
+TOO_MANY = "too many mutations on a single source: too many operations"
 CONVERSIONS_MAX = 20  # of one source; more go round in circles
 RULES_MAX = 10_000
 PATTERN_MAX = 4096  # characters
@@ -52,7 +53,7 @@ class Policies:
             if not any(self._ask(rules, source) for rules in self._policies):
                 return changed
             changed = True
-        raise InvalidArgument("too many mutations on a single source: too many operations")
+        raise InvalidArgument(TOO_MANY)
 
     @staticmethod
     def _ask(rules: Sequence[_Rule], source: Any) -> bool:
@@ -69,6 +70,20 @@ class Policies:
         if denied:
             raise PermissionDenied(f'source "{identifier}" denied by policy: source denied by policy')
         return False
+
+
+def all_of(policies: Sequence[Callable[[Any], bool]]) -> Callable[[Any], bool] | None:
+    """Several llb.load.Policy as one: what one of them has changed is asked of all again. None where there are none."""
+
+    def ask(op: Any) -> bool:
+        changed = False
+        for _ in range(CONVERSIONS_MAX + 1):
+            if not any(policy(op) for policy in policies):
+                return changed
+            changed = True
+        raise InvalidArgument(TOO_MANY)
+
+    return ask if policies else None
 
 
 class _Rule:
