@@ -621,6 +621,26 @@ def test_a_buildkitd(docker: peers.Dockerd, context: Path, tmp_path: Path) -> No
     assert "cannot connect to the builder" in done.stderr
 
 
+def test_a_policy_for_sources(
+    docker: peers.Dockerd, context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EXPERIMENTAL_BUILDKIT_SOURCE_POLICY, for builds and for questions to the frontend."""
+    policy = tmp_path / "policy.json"
+    monkeypatch.setenv("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY", str(policy))
+    for name, code in (("context", 1), ("other", 0)):
+        rules = [{"action": "DENY", "selector": {"identifier": f"local://{name}"}}]
+        policy.write_text(json.dumps({"rules": rules}))
+        for program in ("docker", TEU):
+            said = built(docker, program, str(context), "--no-cache", "--target", "files", code=code).stderr
+            assert ("denied by policy" in said) == bool(code), (program, said)
+    policy.write_text(json.dumps({"rules": [{"action": "DENY", "selector": {"identifier": "local://dockerfile"}}]}))
+    done = peers.run(*command(docker, TEU, "build", "--call", "targets", str(context)), code=1)
+    assert "denied by policy" in done.stderr
+    policy.write_text("{")
+    for program in ("docker", TEU):
+        assert "failed to parse source policy" in built(docker, program, str(context), code=1).stderr
+
+
 def test_over_tls(context: Path, tmp_path: Path) -> None:
     peers.run(
         *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"),

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 
+from teu.api.buildkit import policy_pb2
 from teu.cli import build
-from teu.cli.builds import contexts, modern, outputs, request, result
+from teu.cli.builds import contexts, messages, modern, outputs, request, result
 from teu.cli.builds.contexts import Inputs, is_archive, is_remote
 from teu.cli.builds.request import GATEWAY_IP, SNAPSHOTTER, Engine, Request
 from teu.cli.builds.session import Offer
@@ -207,6 +209,62 @@ def test_attestations(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         attributes("--sbom", "true", "--attest", "type=sbom")
     monkeypatch.setenv("BUILDX_NO_DEFAULT_ATTESTATIONS", "1")
     assert attributes() == {}
+
+
+POLICY = {
+    "version": 1,
+    "rules": [
+        {"action": "DENY", "selector": {"identifier": "docker-image://*"}},
+        {
+            "action": 2,
+            "selector": {
+                "identifier": "http://a/.*",
+                "match_type": "REGEX",
+                "constraints": [{"key": "k", "value": "v", "condition": "NOTEQUAL"}],
+            },
+            "updates": {"identifier": "http://b/$1", "attrs": {"http.checksum": "x"}},
+        },
+    ],
+}
+
+
+def test_a_policy_for_sources(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As JSON, and as protobuf, by which rules are compared here."""
+    wanted = json_format.ParseDict(
+        json.loads(json.dumps(POLICY).replace("match_type", "matchType")), policy_pb2.Policy()
+    )
+    file = tmp_path / "policy"
+    assert "SourcePolicy" not in asked()[0]
+    monkeypatch.setenv("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY", str(file))
+    for data in (json.dumps(POLICY).encode(), wanted.SerializeToString()):
+        file.write_bytes(data)
+        given = asked()[0]["SourcePolicy"]
+        assert policy_pb2.Policy.FromString(messages.encode(f"{messages.POLICY}Policy", **given)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"{", "failed to parse source policy"),
+        (b"[]", "the policy is no object"),
+        (b"[" * 100_000, "failed to parse source policy"),
+        (b'{"rules": {}}', "rules is no list"),
+        (b'{"rules": [null]}', "a rule is no object"),
+        (b'{"rules": [{"action": "DENY"}]}', "selector is no object"),
+        (b'{"rules": [{"action": "MAYBE", "selector": {}}]}', "none of ALLOW, DENY, CONVERT: MAYBE"),
+        (b'{"rules": [{"selector": {"identifier": 1}}]}', "identifier is no text"),
+        (b'{"rules": [{"selector": {"match_type": 9}}]}', "none of WILDCARD"),
+        (None, "failed to read policy file"),
+    ],
+)
+def test_a_policy_that_is_none(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes | None, words: str
+) -> None:
+    monkeypatch.setenv("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY", str(tmp_path / "policy"))
+    if text is not None:
+        (tmp_path / "policy").write_bytes(text)
+    with pytest.raises(CommandError, match=words):
+        asked()
 
 
 def test_annotations_of_levels() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from teu.ttrpc.codec import Message, Tables
 
 CONTROL = "moby.buildkit.v1."
+POLICY = "moby.buildkit.v1.sourcepolicy."
 BRIDGE = "moby.buildkit.v1.frontend."
 STAMP = "google.protobuf.Timestamp"
 CONTENT = "containerd.services.content.v1."
@@ -41,8 +42,18 @@ TABLES: Tables = {
         8: ("Cache", CONTROL + "CacheOptions"),
         9: ("Entitlements", "*string"),
         11: ("Internal", "bool"),
+        12: ("SourcePolicy", POLICY + "Policy"),
         13: ("Exporters", "*" + CONTROL + "Exporter"),
     },
+    POLICY + "Policy": {1: ("version", "int64"), 2: ("rules", "*" + POLICY + "Rule")},
+    POLICY + "Rule": {1: ("action", "enum"), 2: ("selector", POLICY + "Selector"), 3: ("updates", POLICY + "Update")},
+    POLICY + "Update": {1: ("identifier", "string"), 2: ("attrs", "map")},
+    POLICY + "Selector": {
+        1: ("identifier", "string"),
+        2: ("match_type", "enum"),
+        3: ("constraints", "*" + POLICY + "AttrConstraint"),
+    },
+    POLICY + "AttrConstraint": {1: ("key", "string"), 2: ("value", "string"), 3: ("condition", "enum")},
     CONTROL + "CacheOptions": {
         4: ("Exports", "*" + CONTROL + "CacheOptionsEntry"),
         5: ("Imports", "*" + CONTROL + "CacheOptionsEntry"),

@@ -83,7 +83,8 @@ class Build:
         found: dict[str, bytes] = {}
 
         def work() -> dict[str, str]:
-            empty = {"Internal": True, "Entitlements": self._request.get("Entitlements", [])}
+            kept = ("Entitlements", "SourcePolicy")
+            empty = {"Internal": True, **{name: self._request[name] for name in kept if name in self._request}}
             problem: list[BuildError] = []
 
             def solve() -> None:
