@@ -320,6 +320,20 @@ def test_platforms() -> None:
     }
 
 
+def test_names_of_steps_on_nothing_for_several_platforms() -> None:
+    """Those of docker's BuildKit, for stages without an image below them."""
+    text = "FROM scratch AS one\nCOPY a /a\nFROM --platform=$BUILDPLATFORM scratch AS two\nARG TARGETPLATFORM\n"
+    text += "COPY a /b\nFROM scratch\nCOPY --from=one /a /a\nCOPY --from=two /b /b\n"
+    result = compiled(text, platform="linux/amd64,linux/arm/v7")
+    found = [vertex.name for vertex in vertexes(result.targets[1].definition) if not vertex.name.startswith("[int")]
+    assert sorted(found) == [
+        "[linux/arm/v7 one 1/1] COPY a /a",
+        "[linux/arm/v7 stage-2 1/2] COPY --from=one /a /a",
+        "[linux/arm/v7 stage-2 2/2] COPY --from=two /b /b",
+        "[linux/arm/v7 two 1/1] COPY a /b",
+    ]
+
+
 def test_epoch() -> None:
     text = "FROM a\nENV A=b\nWORKDIR /w"
     result = compiled(text, arg_SOURCE_DATE_EPOCH="1700000000")
