@@ -270,7 +270,7 @@ def _mapping(
     known = {key.name: key for key in table}
     seen: dict[str, int] = {}
     for name_node, value_node in node.value:
-        name = str(_plain(name_node))
+        name = _name(name_node)
         full = prefix + name
         if name in seen:
             raise ConfigError(f"{_at(file, name_node)}: {full}: is set twice, first in line {seen[name]}; remove one")
@@ -301,7 +301,7 @@ def _entries(
         raise ConfigError(f"{_at(file, node)}: {full}: is not a mapping; write a line `name: value` for each")
     merged = dict(values[name])
     for entry_node, value_node in node.value:
-        entry = str(_plain(entry_node))
+        entry = _name(entry_node)
         settings._where[f"{full}.{entry}"] = _at(file, entry_node)
         if isinstance(kind.kind, _Section):
             inner = dict(merged.get(entry, {}))
@@ -320,6 +320,11 @@ def _value(file: Path, node: yaml.Node, kind: Kind, full: str) -> Any:
     except Wrong as error:
         shown = node.value if isinstance(node, yaml.ScalarNode) else type(value).__name__
         raise ConfigError(f"{_at(file, node)}: {full}: bad value {shown!r}; {error}") from None
+
+
+def _name(node: yaml.Node) -> str:
+    """A key as it is written: to YAML `no` would be false, and 5000 a number."""
+    return node.value if isinstance(node, yaml.ScalarNode) else str(_plain(node))
 
 
 def _plain(node: yaml.Node) -> Any:

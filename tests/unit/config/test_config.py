@@ -48,6 +48,13 @@ def test_defaults_without_a_file(tmp_path: Path) -> None:
     assert settings.where("hosts") == "default"
 
 
+def test_keys_are_what_is_written(tmp_path: Path) -> None:
+    """Not what YAML makes of them: `no` is false there, and 0x10 sixteen."""
+    keys = (Key("no", text, "", ""), Key("off", map_of(text), {}, ""))
+    settings = load(write(tmp_path / "a.yaml", "no: here\noff: {yes: 1, 0x10: 2, ~: 3}\n"), keys)
+    assert settings["no"] == "here" and settings["off"] == {"yes": "1", "0x10": "2", "~": "3"}
+
+
 def test_values_and_drop_ins(tmp_path: Path) -> None:
     file = write(
         tmp_path / "teud.yaml", "debug: true\nhosts: [a, b]\ngc:\n  delay: 1m30s\nlog-opts: {a: 1}\nbody: 2m\n"
