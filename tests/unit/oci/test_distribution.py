@@ -13,7 +13,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -252,6 +254,53 @@ def test_an_error_that_is_nested_too_deeply(answers: tuple[str, list[bytes]], st
     lines += [b"HTTP/1.1 " + status, b"Content-Length: 60000", b"", b"[" * 60_000]
     with Registry(address) as client, pytest.raises(distribution.RegistryError):
         client.manifest("app", "1")
+
+
+class Asked(BaseHTTPRequestHandler):
+    """A proxy that answers everything itself, and lets nobody through."""
+
+    seen: list[tuple[str, str, str, str]]
+
+    def do_GET(self) -> None:
+        given = self.headers
+        self.seen.append((self.command, self.path, given["Host"] or "", given["Proxy-Authorization"] or ""))
+        self.send_response(403 if self.command == "CONNECT" else 200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_CONNECT = do_GET
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+def test_a_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    Asked.seen = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Asked)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name.lower(), raising=False)
+        monkeypatch.setenv(name, f"http://me:pass%20word@127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("NO_PROXY", "direct.invalid")
+    basic = "Basic " + base64.b64encode(b"me:pass word").decode()
+    try:
+        with Registry("reg.invalid:5000", options=distribution.Options(insecure=("reg.invalid:5000",))) as client:
+            with pytest.raises(distribution.RegistryError):
+                client.ping()  # https first, through a tunnel that the proxy refuses
+            client.request("GET", "http://reg.invalid:5000/v2/x?y=z")
+        assert Asked.seen[0] == ("CONNECT", "reg.invalid:5000", "reg.invalid:5000", basic)
+        assert Asked.seen[-1] == ("GET", "http://reg.invalid:5000/v2/x?y=z", "reg.invalid:5000", basic)
+        before = len(Asked.seen)
+        with Registry("direct.invalid") as client, pytest.raises(distribution.Unreachable, match="no such host"):
+            client.ping()
+        with Registry("127.0.0.1:1") as client, pytest.raises(distribution.Unreachable):
+            client.ping()
+        assert len(Asked.seen) == before
+        monkeypatch.setenv("HTTPS_PROXY", "http://proxy:port")
+        with Registry("reg.invalid") as client, pytest.raises(distribution.RegistryError, match="HTTPS_PROXY"):
+            client.ping()
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_no_registry_can_have_such_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
