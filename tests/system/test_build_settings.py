@@ -23,7 +23,7 @@ from whole import call, eventually, out
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "buildkit"))
 from githttp import Served
 from scripted_registry import ScriptedRegistry, tar
-from test_build_control import SERVICE, SOCKET, Buildx, busybox, buildx
+from test_build_control import SERVICE, SOCKET, Buildx, buildx, busybox
 
 from teu.api.buildkit import control_pb2, control_pb2_grpc
 
