@@ -21,6 +21,7 @@ import pytest
 from whole import call, eventually, out
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "buildkit"))
+from bothbuilders import TEU
 from githttp import Served
 from scripted_registry import ScriptedRegistry, tar
 from test_build_control import SERVICE, SOCKET, Buildx, buildx, busybox
@@ -162,6 +163,73 @@ def test_network_and_names_of_steps(buildx: Buildx) -> None:
     with configured("network: {mode: none}\n"):
         said = buildx.build(f"FROM busybox\nRUN ip addr show # {time.time_ns()}\n")
         assert "LOOPBACK" in said and "eth0" not in said
+
+
+CDI = {
+    "cdiVersion": "0.6.0",
+    "kind": "settings.test/device",
+    "containerEdits": {"env": ["OF_THE_FILE=1"]},
+    "devices": [
+        {
+            "name": "zero",
+            "containerEdits": {
+                "env": ["GIVEN=by the device"],
+                "deviceNodes": [{"path": "/dev/settings", "hostPath": "/dev/zero"}],
+                "mounts": [
+                    {"hostPath": "/etc/os-release", "containerPath": "/opt/deep/release", "options": ["ro"]},
+                    {"hostPath": "/usr/lib/systemd", "containerPath": "/opt/folder", "options": ["ro"]},
+                ],
+                "hooks": [
+                    {"hookName": "createRuntime", "path": "/usr/bin/touch", "args": ["touch", "/run/teu-cdi-hook"]}
+                ],
+            },
+        },
+        {"name": "free", "annotations": {"org.mobyproject.buildkit.device.autoallow": "true"}},
+        {"name": "absent", "containerEdits": {"deviceNodes": [{"path": "/dev/none-of-this"}]}},
+    ],
+}
+
+
+def test_devices(tmp_path: Path) -> None:
+    """RUN --device: a node that works, mounts that leave no trace, variables, hooks; and who may have it."""
+    folder, hook, context = tmp_path / "cdi", Path("/run/teu-cdi-hook"), tmp_path / "context"
+    folder.mkdir()
+    context.mkdir()
+    (folder / "settings.json").write_text(json.dumps(CDI))
+    mark = time.time_ns()
+
+    def step(device: str, *argv: str, code: int = 0) -> str:
+        """What a step with this device says; Debian's buildx does not know that devices can be allowed."""
+        command = f"head -c 2 /dev/settings | od -x; env; ls -lR /opt; true # {mark}"
+        (context / "Dockerfile").write_text(f"FROM busybox\nRUN --device={device} {command}\n")
+        output = () if any(one.startswith("-o") for one in argv) else ("-o", "type=cacheonly")
+        words = ("build", "--builder", f"unix://{SOCKET}", "--progress=plain", *output, *argv, str(context))
+        done = call(TEU, *words, check=False)
+        assert done.returncode == code, done.stderr
+        return done.stderr
+
+    with configured(f"devices: {{folders: ['{folder}']}}\n"):
+        name = "settings.test/device=zero"
+        for allow in ("device", f"device={name}"):
+            hook.unlink(missing_ok=True)
+            said = step(f"{name},required", f"--allow={allow}", "--no-cache", f"-o{tmp_path}/out")
+            for words in ("GIVEN=by the device", "OF_THE_FILE=1", "0000", "/opt/folder:"):
+                assert words in said, said
+            assert hook.exists() and not (tmp_path / "out/opt").exists()
+        assert f"device {name} is requested by the build but not allowed" in step(name, code=1)
+        assert "OF_THE_FILE=1" in step("settings.test/device=free")
+        assert "OF_THE_FILE" not in step("settings.test/device=other", "--no-cache")
+        said = step("settings.test/device=other,required", code=1)
+        assert 'required device "settings.test/device=other" is not registered' in said
+        said = step("settings.test/device=absent", "--allow=device", code=1)
+        assert "CDI device injection failed" in said and "/dev/none-of-this" in said
+        said = call(TEU, "builder", "inspect", "--builder", f"unix://{SOCKET}").stdout
+        assert re.search(rf"Name:\s+{name}\n\s+Automatically allowed:\s+false", said), said
+    with configured(f"devices: {{folders: ['{folder}'], allowed: [settings.test/device]}}\n"):
+        assert "GIVEN=by the device" in step(name, "--no-cache")
+    with configured(f"devices: {{folders: ['{folder}']}}\nentitlements: []\n"):
+        assert "not allowed by build daemon configuration" in step(name, "--allow=device", code=1)
+    hook.unlink(missing_ok=True)
 
 
 def test_a_mirror_is_asked_first(buildx: Buildx, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from teu.config import (
     section,
     text,
 )
+from teu.oci import cdi
 
 FILE = "/etc/teu/buildkitd.yaml"
 LEVELS = ("debug", "info", "warn", "error")
@@ -67,7 +68,7 @@ KEYS = (
     Key(
         "entitlements",
         list_of(one_of("network.host", "security.insecure", "device")),
-        ["network.host"],
+        ["network.host", "device"],
         "what clients may ask for with --allow: network.host, security.insecure, device",
     ),
     Key(
@@ -116,6 +117,25 @@ KEYS = (
         ),
         {},
         "how steps run",
+    ),
+    Key(
+        "devices",
+        section(
+            Key(
+                "folders",
+                list_of(path),
+                list(cdi.FOLDERS),
+                "where files of CDI devices are, the later before the earlier",
+            ),
+            Key(
+                "allowed",
+                list_of(text),
+                [],
+                "devices (VENDOR/CLASS=NAME) and kinds of them (VENDOR/CLASS) that steps may have without --allow",
+            ),
+        ),
+        {},
+        "devices of steps (RUN --device)",
     ),
     Key(
         "network",

@@ -85,7 +85,7 @@ class Daemon:
 
     def worker_record(self) -> Any:
         worker = self.work.worker
-        return workers.record(worker.id, worker.labels, self.platforms(), self.policies())
+        return workers.record(worker.id, worker.labels, self.platforms(), self.policies(), self.work.devices)
 
     def worker_info(self) -> list[dict[str, Any]]:
         """As frontends in containers are told."""

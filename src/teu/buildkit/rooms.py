@@ -51,6 +51,7 @@ from teu.buildkit.worker.client import Client
 from teu.buildkit.worker.keeper import WorkerKeeper
 from teu.buildkit.worker.worker import ContainerdWorker
 from teu.config import Settings
+from teu.oci import cdi
 
 log = logging.getLogger("teu.buildkit")
 
@@ -115,7 +116,8 @@ class Work:
         )
         self.keeper = WorkerKeeper(self.worker, settings["root"])
         self.executor = executor.Executor(self.client, self.worker.id, _steps(settings))
-        self.steps = Steps(self.worker, self.executor, sessions)
+        self.devices = cdi.Devices(settings["devices"]["folders"], settings["devices"]["allowed"])
+        self.steps = Steps(self.worker, self.executor, sessions, devices=self.devices)
         self.containers = places.Containers(self.steps)
         documents = Documents(self.worker.content)
         self.access = access = registries.Access(sessions, _registries(settings))
@@ -153,6 +155,9 @@ class Work:
             raise errors.Unimplemented(f"no operation {vertex.kind}")
         return make(vertex)
 
+    def nested(self, definition: Any, context: Any) -> Graph:
+        return nested(definition, context, self.devices)
+
     def _makers(self) -> Mapping[str, Callable[[Vertex], Op]]:
         return {
             "source": lambda vertex: SourceOp(vertex, self.worker, self.sources),
@@ -160,7 +165,7 @@ class Work:
             "file": lambda vertex: FileOp(vertex, self.worker),
             "merge": lambda vertex: MergeOp(vertex, self.worker),
             "diff": lambda vertex: DiffOp(vertex, self.worker),
-            "build": lambda vertex: BuildOp(vertex, self.worker, nested),
+            "build": lambda vertex: BuildOp(vertex, self.worker, self.nested),
             "passthrough": lambda vertex: PassthroughOp(vertex, self.worker),
         }
 
@@ -178,7 +183,7 @@ class Added:
         exporter.finalize(self._sessions.get(session), values)
 
 
-def nested(definition: Any, context: Any) -> Graph:
+def nested(definition: Any, context: Any, devices: cdi.Devices | None = None) -> Graph:
     """A definition that a step wrote, for a BuildOp: it may no more than each of the builds that it is for, and their
     policies hold for it. Raises load.Invalid, caps.CapError, errors.PermissionDenied."""
     builds = [job.rules for job in context.jobs() if job.rules is not None]
@@ -188,6 +193,7 @@ def nested(definition: Any, context: Any) -> Graph:
         definition,
         policy=all_of(policies),
         entitlements=frozenset.intersection(*given) if given else frozenset(),
+        devices=devices,
     )
 
 
@@ -250,6 +256,7 @@ def together(work: Work, worker: Callable[[], Any], workers: Callable[[], Any]) 
         [platforms.parse(text) for text in work.worker.platforms],
         frozenset(settings["entitlements"]),
         session_exporters=Added(work.sessions),
+        devices=work.devices,
         verify=lambda session, asked: verifier.check(work.sessions.get(session), asked),
         is_builtin=lambda reference: not frontends["fetch-dockerfile"] and builtin.is_own(reference),
     )

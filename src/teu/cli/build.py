@@ -77,7 +77,7 @@ COMMANDS = {
         1,
         """
    --add-host       list     Add a line to the hosts file, NAME:ADDRESS (host-gateway for the host's own)
-   --allow          list     Let steps have what they need a permission for: network.host, security.insecure
+   --allow          list     Let steps have what they need a permission for: network.host, security.insecure, device
    --annotation     list     Annotate the image's manifest or index, [LEVEL:]KEY=VALUE
    --attest         list     Attestations of the image, type=sbom|provenance[,KEY=VALUE]
    --build-arg      list     Set a build-time variable, NAME=VALUE, or NAME to copy ours

@@ -177,12 +177,6 @@ def test_a_foreign_platform_is_said() -> None:
         operation(op)._check_platform()
 
 
-def test_devices_that_are_not_there() -> None:
-    steps.check_devices([pb.CDIDevice(name="a/b=c", optional=True)])
-    with pytest.raises(errors.Unimplemented, match="a/b=c"):
-        steps.check_devices([pb.CDIDevice(name="a/b=c")])
-
-
 def test_proxies_in_both_spellings() -> None:
     proxy = pb.ProxyEnv(http_proxy="h", no_proxy="n")
     assert steps.proxy_variables(proxy) == ["HTTP_PROXY=h", "http_proxy=h", "NO_PROXY=n", "no_proxy=n"]

@@ -243,6 +243,83 @@ def test_entitlements(entitlement: str) -> None:
         load.load(definition, entitlements=[])
 
 
+class Devices:
+    """A machine with three devices, of which builds may have one without asking."""
+
+    def find(self, name: str) -> list[str]:
+        kind, _, rest = name.partition("=")
+        if kind != "a.b/c":
+            raise ValueError(f'invalid device "{name}"')
+        return {"": ["a.b/c=x"], "*": ["a.b/c=x", "a.b/c=y", "a.b/c=free"]}.get(
+            rest, [name] if rest in ("x", "y", "free") else []
+        )
+
+    def may(self, name: str) -> bool:
+        return name == "a.b/c=free"
+
+
+def with_devices(*names: str, optional: bool = False) -> Any:
+    made = Made()
+    image = made.source()
+    op = ops_pb2.Op()
+    op.exec.meta.args.append("true")
+    op.exec.mounts.add(input=0, dest="/", output=0)
+    for name in names:
+        op.exec.cdiDevices.add(name=name, optional=optional)
+    return made.end(made.add(op, image))
+
+
+def devices_of(definition: Any, *entitlements: str) -> list[str]:
+    graph = load.load(definition, entitlements=entitlements, devices=Devices())
+    return [one.name for one in graph.vertexes[graph.root.vertex].op.exec.cdiDevices]
+
+
+def test_devices_that_a_build_may_have() -> None:
+    assert devices_of(with_devices("a.b/c"), "device") == ["a.b/c=x"]
+    assert devices_of(with_devices("a.b/c=*", "a.b/c=y"), "device") == ["a.b/c=x", "a.b/c=y", "a.b/c=free"]
+    assert devices_of(with_devices("a.b/c=y"), "device=a.b/c=y") == ["a.b/c=y"]
+    assert devices_of(with_devices("a.b/c"), "device=a.b/c=x", "device=a.b/c=y") == ["a.b/c=x"]
+    assert devices_of(with_devices("a.b/c=free")) == ["a.b/c=free"]
+    assert devices_of(with_devices("a.b/c=none", optional=True)) == []
+    # A name of the build's own for a device.
+    aliased = "device=a.b/c=y,alias=a.b/c=x"
+    assert devices_of(with_devices("a.b/c=x"), aliased) == ["a.b/c=y"]
+    assert load.load(with_devices("a.b/c=x"), devices=Devices()), "nothing runs of it"
+
+
+@pytest.mark.parametrize(
+    ("names", "entitlements", "words"),
+    [
+        (("a.b/c=x",), (), "device a.b/c=x is requested by the build but not allowed"),
+        (("a.b/c=*",), ("device=a.b/c=x",), "device a.b/c=y is requested"),
+        (("a.b/c=*",), (), "devices a.b/c=x, a.b/c=y are requested by the build but not allowed"),
+        (("a.b/c=x",), ("network.host", "devices", "device-x"), "not allowed"),
+    ],
+)
+def test_devices_that_a_build_may_not_have(names: Any, entitlements: Any, words: str) -> None:
+    for optional in (False, True):
+        with pytest.raises(load.NotAllowed, match=words):
+            devices_of(with_devices(*names, optional=optional), *entitlements)
+
+
+@pytest.mark.parametrize("name", ["a.b/c=none", "x", ""])
+def test_devices_that_there_are_not(name: str) -> None:
+    with pytest.raises(load.Invalid, match="is not registered|invalid device"):
+        devices_of(with_devices(name), "device")
+    with pytest.raises(load.Invalid, match="is not registered"):
+        load.load(with_devices(name), entitlements=["device"])
+
+
+def test_a_step_with_another_device_is_another_step() -> None:
+    """Two builds that mean other devices by one name do not share a step."""
+    definition = with_devices("a.b/c=x")
+    roots = {
+        load.load(definition, entitlements=[one], devices=Devices()).root.vertex
+        for one in ("device", "device=a.b/c=y,alias=a.b/c=x", "device=a.b/c=free,alias=a.b/c=x")
+    }
+    assert len(roots) == 3
+
+
 def test_names_without_a_name() -> None:
     made = Made()
     one, two = made.source(), made.source("local://context")

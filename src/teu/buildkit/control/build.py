@@ -26,6 +26,7 @@ from teu.buildkit.core.identifiers import digest_of, new_id
 from teu.buildkit.core.progress import Progress, Step
 from teu.buildkit.frontends import builtin
 from teu.buildkit.frontends.bridge import Bridge, CacheImport, Request, Result
+from teu.buildkit.llb.devices import Devices
 from teu.buildkit.llb.load import Graph, Policy, Vertex
 from teu.buildkit.llb.platforms import Platform, host
 from teu.buildkit.llb.policy import Policies, all_of
@@ -109,6 +110,7 @@ class Rooms:
     policies: Sequence[Any] = ()  # of the configuration
     is_builtin: Callable[[str], bool] = builtin.is_own
     session_exporters: SessionExporters | None = None
+    devices: Devices | None = None
     verify: Callable[[str, Any], Any] | None = None  # asks the client of a session about a source: session.policy.check
 
 

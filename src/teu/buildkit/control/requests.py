@@ -10,13 +10,13 @@ from typing import Any
 
 from teu.buildkit.core import errors
 from teu.buildkit.frontends.bridge import CacheImport
+from teu.buildkit.llb import devices
 from teu.buildkit.llb.load import NETWORK_HOST, SECURITY_INSECURE
 
 REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 EXPORTERS_MAX = 100
 CACHES_MAX = 100
 ENTITLEMENTS = (NETWORK_HOST, SECURITY_INSECURE)
-DEVICE = "device"
 _EPOCH = "source-date-epoch"
 
 
@@ -26,8 +26,10 @@ class Entitlements:
     def __init__(self, asked: Sequence[str], allowed: frozenset[str]) -> None:
         for one in asked:
             name = one.partition("=")[0]
-            if name not in (*ENTITLEMENTS, DEVICE):
+            if one not in ENTITLEMENTS and name != devices.ENTITLEMENT:
                 raise errors.InvalidArgument(f"unknown entitlement {errors.cut(one, 100)}")
+            if name == devices.ENTITLEMENT:
+                devices.parse(one)
             if name not in allowed:
                 raise errors.PermissionDenied(
                     f"granting entitlement {name} is not allowed by build daemon configuration"

@@ -81,6 +81,7 @@ class BuildBridge:
                 policy=self.build.policy(request.policies, regexes=self.trusted),
                 platform=_message(self.platforms[0] if self.platforms else host()),
                 entitlements=self.build.entitlements.given,
+                devices=self.build.rooms.devices,
             )
         except NotAllowed as error:
             denied = errors.PermissionDenied(f"failed to load LLB: {error}")

@@ -11,6 +11,7 @@ from teu.api.buildkit import ops_pb2, worker_pb2
 from teu.buildkit.cache.policies import Policy
 from teu.buildkit.core import errors
 from teu.buildkit.llb.platforms import Platform
+from teu.oci import cdi
 from teu.oci.filters import FilterError, in_map, parse_all
 
 PACKAGE = "github.com/moby/buildkit"  # whose API this is: clients look for it
@@ -41,9 +42,14 @@ def gc_policies(policies: Iterable[Policy]) -> list[Any]:
 
 
 def record(
-    identifier: str, labels: Mapping[str, str], platforms: Sequence[Platform], policies: Iterable[Policy]
+    identifier: str,
+    labels: Mapping[str, str],
+    platforms: Sequence[Platform],
+    policies: Iterable[Policy],
+    devices: cdi.Devices | None = None,
 ) -> Any:
     """The WorkerRecord of the one worker."""
+    there = devices.all() if devices is not None else {}
     return worker_pb2.WorkerRecord(
         ID=identifier,
         Labels=labels,
@@ -52,6 +58,12 @@ def record(
         ],
         GCPolicy=gc_policies(policies),
         BuildkitVersion=version(),
+        CDIDevices=[
+            worker_pb2.CDIDevice(
+                Name=name, AutoAllow=devices is not None and devices.may(name), Annotations=one.annotations
+            )
+            for name, one in there.items()
+        ],
     )
 
 

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from teu.api.buildkit import ops_pb2
 from teu.buildkit.core.identifiers import without_credentials
 from teu.buildkit.llb import caps
+from teu.buildkit.llb.devices import Devices, Missing, Refused, grant
 from teu.oci import digest as digests
 
 # More than any build has, less than what hurts: a definition comes from whoever may speak to the socket.
@@ -103,12 +104,13 @@ def load(
     policy: Policy | None = None,
     platform: Any = None,
     entitlements: Collection[str] | None = None,
+    devices: Devices | None = None,
 ) -> Graph:
     """The graph of a pb.Definition. Raises Invalid, caps.CapError, or what `policy` raises.
 
     `policy` is asked of every source, in the order of the definition; `platform` (pb.Platform) is given to operations
-    that name none; `entitlements` are those that the build has, None for a definition that nothing will run of. The
-    definition itself is not changed."""
+    that name none; `entitlements` are those that the build has, None for a definition that nothing will run of;
+    `devices` are those of this machine. The definition itself is not changed."""
     ops, last = _parse(definition)
     changed = set()
     if policy is not None:
@@ -119,6 +121,13 @@ def load(
         raise Invalid("invalid LLB with no inputs on last vertex")
     wanted = ops[last].inputs[0]
     order = _order(ops, wanted.digest)
+    if entitlements is not None:
+        # One device may have the name of another in another build: then it is another step.
+        changed |= {
+            digest
+            for digest in order
+            if ops[digest].exec.cdiDevices and _devices(ops[digest].exec, entitlements, devices)
+        }
     renamed = _rename(ops, order, changed)
     root = Edge(renamed.get(wanted.digest, wanted.digest), wanted.index)
     vertexes: dict[str, Vertex] = {}
@@ -223,6 +232,15 @@ def _validate(op: Any) -> None:
     if kind is None:
         raise Invalid("invalid nil op")
     _CHECKS.get(kind, _anything)(op)
+
+
+def _devices(step: Any, entitlements: Collection[str], devices: Devices | None) -> bool:
+    try:
+        return grant(step, entitlements, devices)
+    except Refused as error:
+        raise NotAllowed(str(error)) from None
+    except Missing as error:
+        raise Invalid(str(error)) from None
 
 
 def _entitled(step: Any, entitlements: Collection[str]) -> None:

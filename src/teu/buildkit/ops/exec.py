@@ -27,7 +27,7 @@ from teu.buildkit.ops.mounts import EMPTY, ROOT, Caches, Prepared, Preparing, se
 from teu.buildkit.session.manager import Manager
 from teu.buildkit.worker.executor import Box, Executor, Wish, failure, quoted
 from teu.buildkit.worker.spec import Limits, Process
-from teu.oci import defaults
+from teu.oci import cdi, defaults
 from teu.oci import digest as digests
 
 TYPE = "buildkit.exec.v0"
@@ -42,6 +42,7 @@ class Steps:
     sessions: Manager
     caches: Caches = field(init=False)
     sampled: Callable[[Context], bool] = lambda context: False
+    devices: cdi.Devices = field(default_factory=cdi.Devices)
 
     def __post_init__(self) -> None:
         self.caches = Caches(self.worker)
@@ -117,7 +118,6 @@ class ExecOp:
         op, steps = self._op, self._steps
         meta = op.meta
         what = " ".join(meta.args)
-        check_devices(op.cdiDevices)
         self._check_platform()
         steps.executor.warm(op.network)
         preparing = Preparing(steps.worker, steps.sessions, steps.caches, context, f"exec {what}", meta.cwd or "/")
@@ -146,6 +146,7 @@ class ExecOp:
                 first=process,
                 name=what,
                 sampled=steps.sampled(context),
+                devices=self._devices(),
             )
             self._run(context, wish, process, what, meta.validExitCodes)
             return prepared.commit()
@@ -185,6 +186,13 @@ class ExecOp:
                 box.release()
                 if box.samples is not None:
                     self.samples = box.samples.found()
+
+    def _devices(self) -> cdi.Edits:
+        """What the devices give that the build was given (llb.devices), as they are now."""
+        try:
+            return self._steps.devices.edits([one.name for one in self._op.cdiDevices])
+        except cdi.Unknown as error:
+            raise errors.NotFound(error.args[0]) from None
 
     def _environment(self) -> list[str]:
         op = self._op
@@ -285,15 +293,6 @@ def limits(ulimits: Sequence[pb.Ulimit], resources: pb.LinuxResources | None = N
         cpus=resources.cpusetCpus,
         mems=resources.cpusetMems,
     )
-
-
-def check_devices(devices: Sequence[pb.CDIDevice]) -> None:
-    """There are none here: an error for one that is needed."""
-    needed = [device.name for device in devices if not device.optional]
-    if needed:
-        raise errors.Unimplemented(
-            f"device {', '.join(needed)} is not there: this builder has no CDI devices; ask for it without `required`"
-        )
 
 
 def check_entitlements(network: int, security: int, entitlements: Collection[str]) -> None:

@@ -40,7 +40,7 @@ from teu.buildkit.worker.client import Client
 from teu.buildkit.worker.spec import Limits, Process
 from teu.buildkit.worker.stdio import Output, Stdio
 from teu.linux import apparmor, inside, trees
-from teu.oci import users
+from teu.oci import cdi, users
 
 log = logging.getLogger("teu.buildkit")
 
@@ -87,7 +87,9 @@ class Settings:
 class Wish:
     """What the processes of a box share. `extra_hosts`: (name, address). `recursive`: folders that were made for places
     of mounts go, too. `first`: what will be started first, where that is known already. `name`: for people. `sampled`:
-    what it uses is to be looked at now and then. Raises errors.InvalidArgument where a text has a zero byte."""
+    what it uses is to be looked at now and then. `devices`: what those of the host give.
+
+    Raises errors.InvalidArgument where a text has a zero byte."""
 
     root: Tree
     mounts: Sequence[mounts.Wanted] = ()
@@ -102,6 +104,7 @@ class Wish:
     first: Process | None = None
     name: str = ""
     sampled: bool = False
+    devices: cdi.Edits = cdi.Edits()
 
     def __post_init__(self) -> None:
         spec.check_texts("the place of a mount", [one.dest for one in self.mounts])
@@ -289,6 +292,11 @@ class Box:
                 options = ["nosuid", "noexec", "nodev", "rbind", "rprivate", "ro"]
                 self._entries.append({"destination": dest, "type": "bind", "source": path, "options": options})
                 needed.append((dest, "file"))
+        for given in wish.devices.mounts:
+            dest = given["destination"]
+            self._entries = [entry for entry in self._entries if entry["destination"] != dest] + [dict(given)]
+            needed.append((dest, "file" if os.path.isfile(given["source"]) else "dir"))
+            taken.add(dest)
         self._covers = tuple(sorted(taken))
         self._tree = wish.root.mounts()
         stubs = roots.Stubs(wish.recursive)
@@ -404,6 +412,8 @@ class Box:
         # What containerd has of a container is on its disk: the shim is told secrets itself, where it is ours.
         apart = runtime.takes_environment
         told = spec.build(self._process(process, user, secrets=not apart), around)
+        if any(wish.devices):
+            spec.give(told, wish.devices)
         secret = process.secrets if apart else ()
         stdio = Stdio(self._folder, out, err, terminal=process.terminal, stdin=stdin)
         try:

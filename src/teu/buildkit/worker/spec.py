@@ -14,7 +14,7 @@ from typing import Any
 
 from teu.buildkit.core import errors
 from teu.linux import capabilities
-from teu.oci import defaults
+from teu.oci import cdi, defaults
 from teu.oci.seccomp import default_profile
 from teu.oci.users import User
 
@@ -209,6 +209,14 @@ def build(first: Mapping[str, Any], around: Surroundings) -> dict[str, Any]:
         "linux": linux,
         "annotations": annotations,
     }
+
+
+def give(told: dict[str, Any], devices: cdi.Edits) -> None:
+    """Change a specification by what devices give; their mounts are there already. Raises errors.NotFound."""
+    try:
+        cdi.edit(told, devices)
+    except (OSError, cdi.Broken) as error:
+        raise errors.NotFound(f"CDI device injection failed: {error}") from None
 
 
 def _mounts(around: Surroundings) -> list[dict[str, Any]]:

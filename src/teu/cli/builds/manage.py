@@ -315,11 +315,24 @@ def inspect(cli: Cli, options: Options, operands: list[str]) -> int:
             out.append("Labels:")
             pairs = [f" {key}:\t{value}" for key, value in sorted(worker["Labels"].items())]
             out.append(table.align(pairs, 8, 2))
+        if worker["CDIDevices"]:
+            out.append("Devices:")
+            out += [table.align(_device(device), 8, 2) for device in worker["CDIDevices"]]
         for number, policy in enumerate(worker["GCPolicy"]):
             out.append(f"GC Policy rule#{number}:")
             out.append(table.align(_policy(policy), 8, 2))
     cli.print("\n".join(out))
     return 0
+
+
+def _device(device: Any) -> list[str]:
+    rows = [f" Name:\t{device['Name']}"]
+    if device["OnDemand"]:
+        rows.append(f" On-Demand:\t{str(device['OnDemand']).lower()}")
+    else:
+        rows.append(f" Automatically allowed:\t{str(device['AutoAllow']).lower()}")
+    rows += [f" {key}:\t{value}" for key, value in sorted(device["Annotations"].items())]
+    return rows
 
 
 def _policy(policy: Any) -> list[str]:

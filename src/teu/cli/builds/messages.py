@@ -139,6 +139,13 @@ TABLES: Tables = {
         3: ("platforms", "*pb.Platform"),
         4: ("GCPolicy", "*" + CONTROL + "types.GCPolicy"),
         5: ("BuildkitVersion", CONTROL + "types.BuildkitVersion"),
+        6: ("CDIDevices", "*" + CONTROL + "types.CDIDevice"),
+    },
+    CONTROL + "types.CDIDevice": {
+        1: ("Name", "string"),
+        2: ("AutoAllow", "bool"),
+        3: ("Annotations", "map"),
+        4: ("OnDemand", "bool"),
     },
     CONTROL + "types.GCPolicy": {
         1: ("all", "bool"),
