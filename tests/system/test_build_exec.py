@@ -531,6 +531,9 @@ def test_secrets_are_seen_by_the_step_alone(builder: Builder) -> None:
         def look() -> None:
             builder_out = subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
             found.append(builder_out)
+            # What its container says of itself, for whoever asks containerd.
+            listed = builder.client.containers.List(containers_pb2.ListContainersRequest()).containers
+            found.append("\n".join(str(json.loads(one.spec.value)) for one in listed))
 
         timer = threading.Timer(0.7, look)
         timer.start()
@@ -539,7 +542,8 @@ def test_secrets_are_seen_by_the_step_alone(builder: Builder) -> None:
         text = builder.context.out.decode()
         assert re.match(rf"-r--r----- +1 5 +6 +{len(WORD)} ", text)
         assert text.splitlines()[1:] == [str(len(WORD)), str(len(WORD)), "readonly"]
-        assert WORD.decode() not in found[0]
+        assert len(found) == 2 and "'args'" in found[1]
+        assert WORD.decode() not in found[0] and WORD.decode() not in found[1]
         assert builder.files(result) <= {"made", "proc", "sys", "dev"}
         result.release()
         # An optional one that there is not, and a needed one.

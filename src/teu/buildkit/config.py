@@ -102,7 +102,7 @@ KEYS = (
                 text,
                 "",
                 "runtime of steps; empty: io.containerd.teu.v2, or what containerd has. With any other one, secrets"
-                " that a step has as variables are in containerd's record of its container while it runs",
+                " that a step has as variables are in containerd's record of its container until it starts",
             ),
             Key("platforms", list_of(text), [], "platforms that steps may run on; empty: the host's and binfmt's"),
             Key("labels", map_of(text), {}, "labels that clients see of the worker"),

@@ -64,6 +64,10 @@ class Fake:
         self.running = True
         return SimpleNamespace(pid=os.getpid())
 
+    def on_Update(self, request: Any) -> Any:
+        assert request.update_mask.paths == ["spec"]
+        self.records[request.container.id].spec.CopyFrom(request.container.spec)
+
     def on_Start(self, request: Any) -> Any:
         return SimpleNamespace(pid=os.getpid())
 
@@ -171,8 +175,22 @@ def test_secrets_with_a_runtime_that_has_no_place_for_them(fake: Fake, tmp_path:
     settings = Settings(state=str(tmp_path / "state"), run=str(tmp_path), apparmor="", runtime="io.containerd.runc.v2")
     executor = Executor(client, "worker", settings)
     box = executor.box(wish(tmp_path))
-    process = box.start(Process(("true",), ("WORD=old",), secrets=("WORD=s3cret",)))
-    assert json.loads(fake.records[box.id].spec.value)["process"]["env"] == ["WORD=s3cret"]
+    seen: list[list[str]] = []
+    names = iter(("the container", "the task"))
+
+    def look() -> None:
+        """When the task is made of it, and when it starts."""
+        if next(names) == "the container":
+            fake.during["Create"] = look
+            return
+        seen.append(json.loads(fake.records[box.id].spec.value)["process"]["env"])
+
+    fake.during["Create"] = look
+    process = box.start(Process(("true",), ("WORD=old", "A=b"), secrets=("WORD=s3cret",)))
+    assert seen == [["A=b", "WORD=s3cret"]]
+    told = json.loads(fake.records[box.id].spec.value)
+    assert told["process"]["env"] == ["A=b"] and told["root"], "whoever looks at it sees none"
+    assert fake.calls.index("Update") < fake.calls.index("Start")
     fake.end(0)
     process.wait()
     executor.close()

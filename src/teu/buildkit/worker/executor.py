@@ -422,6 +422,10 @@ class Box:
                 self._made = True
             tasks.create_container(self.client, self.id, self._executor.owner, runtime, told, {})
             pid = tasks.create(self.client, self.id, self._tree, stdio.paths, process.terminal, runtime, secret)
+            if process.secrets and not apart:
+                # The runtime has them: nobody who looks at the container is to see them while it runs.
+                shown = {**told, "process": self._process(process, user, secrets=False)}
+                tasks.change_spec(self.client, self.id, shown)
             self._cgroup = samples.cgroup_of(pid)
             self._memory = samples.MemoryWatch(self._cgroup)
             self._check()

@@ -77,6 +77,16 @@ def create_container(
     client.containers.Create(containers_pb2.CreateContainerRequest(container=message))
 
 
+def change_spec(client: Client, identity: str, spec: Mapping[str, Any]) -> None:
+    """What the record of a container says of it; its task has been made of what was there before."""
+    message = containers_pb2.Container(id=identity)
+    message.spec.type_url = SPEC_TYPE
+    message.spec.value = json.dumps(spec, separators=(",", ":")).encode()
+    request = containers_pb2.UpdateContainerRequest(container=message)
+    request.update_mask.paths.append("spec")
+    client.containers.Update(request)
+
+
 def delete_container(client: Client, identity: str) -> None:
     """One that is not there is fine."""
     try:
