@@ -178,6 +178,8 @@ CDI = {
                 "mounts": [
                     {"hostPath": "/etc/os-release", "containerPath": "/opt/deep/release", "options": ["ro"]},
                     {"hostPath": "/usr/lib/systemd", "containerPath": "/opt/folder", "options": ["ro"]},
+                    {"hostPath": "/dev/null", "containerPath": "/opt/node"},
+                    {"hostPath": "tmpfs", "containerPath": "/opt/memory", "type": "tmpfs"},
                 ],
                 "hooks": [
                     {"hookName": "createRuntime", "path": "/usr/bin/touch", "args": ["touch", "/run/teu-cdi-hook"]}
@@ -213,7 +215,7 @@ def test_devices(tmp_path: Path) -> None:
         for allow in ("device", f"device={name}"):
             hook.unlink(missing_ok=True)
             said = step(f"{name},required", f"--allow={allow}", "--no-cache", f"-o{tmp_path}/out")
-            for words in ("GIVEN=by the device", "OF_THE_FILE=1", "0000", "/opt/folder:"):
+            for words in ("GIVEN=by the device", "OF_THE_FILE=1", "0000", "/opt/folder:", "/opt/memory:"):
                 assert words in said, said
             assert hook.exists() and not (tmp_path / "out/opt").exists()
         assert f"device {name} is requested by the build but not allowed" in step(name, code=1)

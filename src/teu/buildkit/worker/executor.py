@@ -295,7 +295,8 @@ class Box:
         for given in wish.devices.mounts:
             dest = given["destination"]
             self._entries = [entry for entry in self._entries if entry["destination"] != dest] + [dict(given)]
-            needed.append((dest, "file" if os.path.isfile(given["source"]) else "dir"))
+            file = given["type"] == "bind" and not os.path.isdir(given["source"])
+            needed.append((dest, "file" if file else "dir"))
             taken.add(dest)
         self._covers = tuple(sorted(taken))
         self._tree = wish.root.mounts()
