@@ -153,7 +153,6 @@ class Resolver:
         not known. Raises OSError."""
         from teu.linux import dnsrules  # 4 ms with netlink
 
-
         def opened() -> tuple[socket.socket, socket.socket]:
             udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import root_only
+from daemons import root_only
 from layertools import MOMENT, Bind, apply, compare, content, digest, names, tar
 
 from teu.containerd.core.errors import DataLoss, Error, InvalidArgument, ResourceExhausted

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import root_only
+from daemons import root_only
 from layertools import Bind, apply, compare, names, tar
 
 from teu.containerd.core import errors
