@@ -170,7 +170,9 @@ class Bridge:
         return index
 
     def _put_back(self, network: Network, index: int) -> None:
-        """Somebody has taken the bridge away from those who are on it: they are on the new one."""
+        """Somebody has taken the bridge away from those who are on it, if any: they are on the new one."""
+        if not self._on_network(network):
+            return
         from teu.linux import netlink
 
         published = {entry.address for active in self._active.values() for entry in active.published}
