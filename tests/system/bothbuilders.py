@@ -39,6 +39,7 @@ TREE = Path(__file__).resolve().parents[2]
 TEU = str(TREE / "bin/teu") if (TREE / "bin/teu").exists() else "/usr/bin/teu"
 CTR = f"{TEU}-ctr"
 SOCKET = "/run/teu/teud.sock"
+BUSYBOX = "docker.io/library/busybox:latest"
 LIMIT = 100.0
 
 Entry = tuple[Any, ...]
@@ -160,7 +161,7 @@ def short(name: str) -> str:
 
 @contextlib.contextmanager
 def both_builders(folder: Path) -> Iterator[Both]:
-    """Both, with the base images; what was made on teud's side is removed at the end."""
+    """Both, with the base images; what was made on teud's side is removed at the end, and its own busybox is back."""
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / "bases.tar"
     base_archive(archive)
@@ -170,6 +171,9 @@ def both_builders(folder: Path) -> Iterator[Both]:
     with peers.dockerd(network=True) as daemon:
         both = Both(Side("dockerd", str(daemon.socket), folder / "theirs"), Side("teud", SOCKET, folder / "ours"))
         before = _names(both.ours)
+        kept = folder / "before.tar"
+        if BUSYBOX in before:
+            both.ours.docker("save", "-o", str(kept), BUSYBOX)
         # Nothing is there from before: what a step says is heard where it runs.
         both.ours.docker("builder", "prune", "-af")
         try:
@@ -184,6 +188,9 @@ def both_builders(folder: Path) -> Iterator[Both]:
             # At once: the engine would collect garbage after each of some hundred.
             gone = sorted(_names(both.ours) - before)
             both.ours.run(CTR, "-n", "teu", "images", "rm", "--sync", *gone)
+            if kept.exists():
+                both.ours.docker("load", "-q", "-i", str(kept))
+                both.ours.docker("image", "prune", "-f")
 
 
 # ---- what images hold ------------------------------------------------------------------------------

@@ -170,6 +170,8 @@ class Builder:
 
 @contextlib.contextmanager
 def daemons(name: str) -> Iterator[Any]:
+    # The host's own builder, if another test has woken it, is on the same bridge, and keeps it.
+    subprocess.run(["systemctl", "stop", "teu-buildkitd.service"], check=True)
     daemon = TeuContainerd() if name == "teu" else peers.Containerd()
     try:
         daemon.launch()
