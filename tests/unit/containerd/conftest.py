@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from daemons import Daemon, make_context
+from containerd_parts import Daemon, make_context
 from fakeshim import FakeShim, House, Test
 from places import quickest
 

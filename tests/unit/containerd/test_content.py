@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from daemons import make_context
+from containerd_parts import make_context
 from layertools import digest
 
 from teu.api.services.content.v1 import content_pb2

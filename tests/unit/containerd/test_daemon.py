@@ -22,7 +22,7 @@ from typing import Any
 
 import grpc
 import pytest
-from daemons import TREE, Daemon, find_method, root_only
+from containerd_parts import TREE, Daemon, find_method, root_only
 from google.protobuf import any_pb2
 from layertools import digest, tar
 from test_stores import container

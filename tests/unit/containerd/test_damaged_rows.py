@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc
 import pytest
-from daemons import Daemon, root_only
+from containerd_parts import Daemon, root_only
 
 pytestmark = root_only
 
@@ -57,7 +57,7 @@ def sandboxes(daemon: Daemon) -> dict[str, Any]:
 
 
 def streamed(daemon: Daemon, service: str, method: str, **fields: Any) -> list[Any]:
-    from daemons import find_method
+    from containerd_parts import find_method
 
     found = find_method(service, method)
     with daemon.channel() as channel:

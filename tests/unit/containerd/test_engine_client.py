@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from daemons import Daemon, root_only
+from containerd_parts import Daemon, root_only
 
 from teu.engine.backend import content
 from teu.engine.backend.containerd import Client

@@ -11,7 +11,7 @@ from typing import Any
 
 import engine_parts as parts
 import pytest
-from daemons import Daemon, root_only
+from containerd_parts import Daemon, root_only
 
 from teu.engine.backend import containerd
 from teu.engine.core.errors import BadRequest, Conflict, NotFound

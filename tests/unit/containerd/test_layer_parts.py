@@ -14,7 +14,7 @@ from typing import Any
 
 import layertools as tools
 import pytest
-from daemons import root_only
+from containerd_parts import root_only
 
 from teu.containerd.layers import compare, files, mounting, unpack
 from teu.oci import tar

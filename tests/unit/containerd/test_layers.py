@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import root_only
+from containerd_parts import root_only
 from layertools import MOMENT, Bind, apply, compare, content, digest, names, tar
 
 from teu.containerd.core.errors import DataLoss, Error, InvalidArgument, ResourceExhausted

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import root_only
+from containerd_parts import root_only
 from layertools import Bind, apply, compare, names, tar
 
 from teu.containerd.core import errors

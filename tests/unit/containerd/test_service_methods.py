@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from daemons import root_only
+from containerd_parts import root_only
 from google.protobuf import any_pb2, empty_pb2, field_mask_pb2
 
 from teu import __version__

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from daemons import find_method
+from containerd_parts import find_method
 from fakeshim import ENDED, NS, House, Test
 from google.protobuf import any_pb2
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import make_context, root_only
+from containerd_parts import make_context, root_only
 from layertools import apply, compare, content, names, tar
 from places import DISK
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import make_context
+from containerd_parts import make_context
 
 from teu.api.services.containers.v1 import containers_pb2
 from teu.api.services.images.v1 import images_pb2

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import root_only
+from containerd_parts import root_only
 from fakeshim import ENDED_NS, NS, House, Test
 from google.protobuf import any_pb2
 from layertools import Bind

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from daemons import root_only
+from containerd_parts import root_only
 from google.protobuf import any_pb2
 from system.scripted_registry import ScriptedRegistry, digest_of, tar
 
