@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import images
 import peers
 import pytest
+import whole
 from builds import prune, scopes
 from lab_kind import PATIENCE
 from scripted_registry import ScriptedRegistry, tar
@@ -112,8 +113,14 @@ def create_remote(clients: Clients) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def busybox() -> None:
+def busybox() -> Iterator[None]:
+    """It is there; and what builds have left by their names is not, in the end."""
     images.need_busybox()
+    before = set(images.ctr("images", "ls", "-q"))
+    yield
+    for name in set(images.ctr("images", "ls", "-q")) - before:
+        whole.teu("rmi", "-f", name, check=False)
+    whole.teu("image", "prune", "-f")
 
 
 @pytest.fixture
