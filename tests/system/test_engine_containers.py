@@ -476,7 +476,7 @@ def test_an_idle_engine_does_not_wake_up(name: str, tmp_path: Path) -> None:
     calls = [line for line in trace.read_text().splitlines() if line.split()[0] in own and "resum" not in line]
     ended = [line for line in calls if " = " in line]
     # The watchdog is fed, and once in a minute everything is looked at: that may fall into these seconds.
-    assert len(ended) < 40, ended
+    assert len(ended) < 60, ended
 
 
 @pytest.mark.needs("fast")
