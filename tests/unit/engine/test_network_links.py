@@ -24,6 +24,8 @@ from teu.engine.spec.process import environment
 from teu.engine.views.containers import inspect
 from teu.linux import neighbours, netlink, netns, nftables
 
+REDIRECTS = "/proc/sys/net/ipv6/conf/eth0/accept_redirects"
+
 
 def asked(engine: Any, name: str, links: list[str], env: tuple[str, ...] = (), exposed: tuple[str, ...] = ()) -> Any:
     body = {"Env": list(env), "ExposedPorts": {key: {} for key in exposed}}
@@ -193,8 +195,10 @@ def test_a_way_for_ipv6(engine: Engine, tmp_path: Path) -> None:
 
     mine = {one.id: one.network_settings.networks["bridge"].address6 for one in engine.known}
     with serves(db, 80), serves(db, 99), serves(web, 80):
-        for _ in range(3):  # the host says that there is a straight way, which is not heeded
+        for _ in range(8):  # the host says that there is a straight way, which is not heeded
             assert reaches6(web, db, 80)
+        heeded = netns.run_in(engine.endpoints._active[web.id].namespace, Path(REDIRECTS).read_text)
+        assert heeded == "0\n"
         assert not reaches6(web, db, 99, 0.3)
         assert not reaches6(other, db, 80, 0.3)
         assert not reaches6(db, web, 80, 0.3)

@@ -1006,6 +1006,8 @@ def _open_quietly() -> Socket:
         ("ipv6/conf/default/disable_ipv6", "1"),
         ("ipv6/conf/default/accept_ra", "0"),
         ("ipv6/conf/default/accept_dad", "0"),
+        # Where neighbours do not reach each other but by the host, for a link, it says that there is a shorter way.
+        ("ipv6/conf/default/accept_redirects", "0"),
         ("ipv6/conf/default/ndisc_notify", "1"),
     ):
         with suppress(OSError):  # the host has no IPv6
