@@ -374,6 +374,9 @@ class Crowd:
             "run -d -p": ["run", "-d", "--network", name, "--name", name, "-p=19999:80", IMAGE, "sleep", "3600"],
             "rm -f": ["rm", "-f", name],
             "network rm": ["network", "rm", name],
+            # What a container costs beside as many others when it has no network: PID 1 reads the mounts of all.
+            "run -d --network none": ["run", "-d", "--network", "none", "--name", name, IMAGE, "sleep", "3600"],
+            "rm -f of that": ["rm", "-f", name],
         }
         result = {}
         for step, arguments in steps.items():
