@@ -8,7 +8,7 @@ import os
 import sys
 
 from teu.cli import commands
-from teu.cli.config import ConfigFile, folder, mentions_headers
+from teu.cli.config import ConfigFile, folder, mentions
 from teu.cli.errors import APIError, CommandError
 from teu.cli.http import DEFAULT_HOST, Client
 from teu.cli.options import Options
@@ -22,9 +22,9 @@ PROGRAM = "teu"
 
 GLOBAL_FLAGS = """
    --config      string  Folder of the client's config.json (default: $TEU_CONFIG, $DOCKER_CONFIG, ~/.docker)
-!-c --context    string  Accepted for docker's sake; contexts do not exist here
+-c --context     string  The context to use, see teu context (default: $DOCKER_CONTEXT, or what `teu context use` chose)
 -D --debug       bool    Show the traceback of an unexpected error
--H --host        list    The daemon's address, unix://PATH or tcp://HOST:PORT (default: $TEU_HOST, $DOCKER_HOST, unix:///run/teu/teud.sock)
+-H --host        list    The daemon: unix://PATH, tcp://HOST:PORT, ssh://HOST (default: $TEU_HOST, $DOCKER_HOST, unix:///run/teu/teud.sock)
 -l --log-level   string=info  Accepted for docker's sake: debug, info, warn, error or fatal
    --tls         bool    Speak TLS to a tcp:// address
    --tlscacert   string  Trust only this certificate authority
@@ -65,37 +65,73 @@ class Cli:
         self.called = ""
         self._client: Client | None = None
         self._config: ConfigFile | None = None
+        self._mentions: frozenset[str] | None = None
+
+    @property
+    def folder(self) -> str:
+        """That of config.json and of the contexts."""
+        return folder(self.options["config"])
 
     @property
     def config(self) -> ConfigFile:
         if self._config is None:
-            self._config = ConfigFile(folder(self.options["config"]))
+            self._config = ConfigFile(self.folder)
         return self._config
+
+    def mentions(self, key: str) -> bool:
+        """Whether config.json may have that key of config.EVERYONES. Only where a command needs something of the
+        file it is read as a whole, and checked."""
+        if self._mentions is None:
+            self._mentions = mentions(self.folder)
+        return key in self._mentions
+
+    @property
+    def context(self) -> str:
+        """The name of the context in force; `default` is what -H and the environment say."""
+        options, environment = self.options, os.environ
+        if options["context"]:
+            if options["host"]:
+                raise CommandError("conflicting options: cannot specify both --host and --context")
+            return str(options["context"])
+        if options["host"] or environment.get("TEU_HOST") or environment.get("DOCKER_HOST"):
+            return "default"
+        if name := environment.get("DOCKER_CONTEXT"):
+            return name
+        return (self.config.get("currentContext") if self.mentions("currentcontext") else "") or "default"
+
+    def default_endpoint(self) -> tuple[str, dict[str, str] | None]:
+        """The daemon that -H and the environment say: its address, and the files of its TLS; None: none."""
+        options, environment = self.options, os.environ
+        hosts = options["host"]
+        if len(hosts) > 1:
+            raise CommandError("Specify only one -H", 1)
+        host = hosts[0] if hosts else environment.get("TEU_HOST") or environment.get("DOCKER_HOST")
+        tls = None
+        # --tlsverify in any form asks for TLS; =false for one without a check of the daemon's certificate.
+        given = "tlsverify" in options.changed
+        verify = options["tlsverify"] if given else bool(environment.get("DOCKER_TLS_VERIFY"))
+        if options["tls"] or given or verify or environment.get("DOCKER_TLS"):
+            where = environment.get("DOCKER_CERT_PATH") or self.folder
+            tls = {}
+            for key, option in (("ca", "tlscacert"), ("cert", "tlscert"), ("key", "tlskey")):
+                path = options[option] or f"{where}/{key}.pem"
+                if options[option] or os.path.exists(path):
+                    tls[key] = path
+            if verify:
+                tls["verify"] = "yes"
+        return host or DEFAULT_HOST, tls
 
     @property
     def client(self) -> Client:
         if self._client is None:
-            options = self.options
-            hosts = options["host"]
-            if len(hosts) > 1:
-                raise CommandError("Specify only one -H", 1)
-            environment = os.environ
-            host = hosts[0] if hosts else environment.get("TEU_HOST") or environment.get("DOCKER_HOST")
-            tls = None
-            # --tlsverify in any form asks for TLS; =false for one without a check of the daemon's certificate.
-            given = "tlsverify" in options.changed
-            verify = options["tlsverify"] if given else bool(environment.get("DOCKER_TLS_VERIFY"))
-            if options["tls"] or given or verify or environment.get("DOCKER_TLS"):
-                where = environment.get("DOCKER_CERT_PATH") or folder(options["config"])
-                tls = {}
-                for key, option in (("ca", "tlscacert"), ("cert", "tlscert"), ("key", "tlskey")):
-                    path = options[option] or f"{where}/{key}.pem"
-                    if options[option] or os.path.exists(path):
-                        tls[key] = path
-                if verify:
-                    tls["verify"] = "yes"
-            # Only a file that has some is read as a whole, and checked, for a command that needs nothing else of it.
-            headers = self.config.headers() if mentions_headers(folder(options["config"])) else None
+            name = self.context
+            if name == "default":
+                host, tls = self.default_endpoint()
+            else:
+                from teu.cli.contextstore import Store  # 6 ms
+
+                host, tls = Store(self.folder).endpoint(name)
+            headers = self.config.headers() if self.mentions("httpheaders") else None
             self._client = Client(host or DEFAULT_HOST, tls, headers)
         return self._client
 

@@ -36,6 +36,12 @@ def volume_names(cli: Cli) -> list[str]:
     return [volume["Name"] for volume in cli.client.get("/volumes").get("Volumes") or ()]
 
 
+def context_names(cli: Cli) -> list[str]:
+    from teu.cli.contextstore import Store  # 6 ms
+
+    return ["default", *(found["Name"] for found in Store(cli.folder).all())]
+
+
 def operands(cli: Cli, full: str, count: int) -> list[str]:
     """What the operand number `count` of a command may be."""
     verb = full.rpartition(" ")[2]
@@ -57,6 +63,8 @@ def operands(cli: Cli, full: str, count: int) -> list[str]:
         return network_names(cli)
     if full in ("volume inspect", "volume rm"):
         return volume_names(cli)
+    if full in ("context export", "context inspect", "context rm", "context update", "context use"):
+        return context_names(cli) if count == 0 or full in ("context inspect", "context rm") else []
     if full == "inspect":
         return container_names(cli) + image_names(cli) + network_names(cli) + volume_names(cli)
     return []
@@ -98,14 +106,14 @@ def offers(cli: Cli, words: list[str]) -> list[str]:
     names = [*commands.SHORT, *groups, "inspect", "login", "logout", "search", "version"]
     flags = parse_table(GLOBAL_FLAGS)
     try:
-        options, rest = parse(flags, before, interspersed=False)
+        options, rest = parse(flags, [*before, ""] if before[-1:] in (["-c"], ["--context"]) else before, False)
         cli.options = options
     except Usage:
         return []
     if not rest:
         if current.startswith("-"):
             return [f"--{flag.name}" for flag in flags if not flag.hidden]
-        return names
+        return context_names(cli) if before[-1:] in (["-c"], ["--context"]) else names
     full, _, used = find(rest)
     if not full:
         group = " ".join(rest[:used]).replace("buildx", "builder", 1) + " "

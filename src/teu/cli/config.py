@@ -25,6 +25,9 @@ OBJECTS = {"auths": 2, "credHelpers": 1, "HttpHeaders": 1, "proxies": 2}
 KNOWN = ("auth", "identitytoken", "registrytoken", "httpProxy", "httpsProxy", "ftpProxy", "noProxy", "allProxy")
 TEXTS = ("credsStore", "detachKeys", "psFormat", "imagesFormat", "networksFormat", "volumesFormat", "statsFormat")
 
+# Keys of which every command has to know whether they are there.
+EVERYONES = ("httpheaders", "currentcontext", "plugins")
+
 # What a header's name may have besides letters and digits, RFC 9110; and the names that are the client's own.
 TOKEN = "!#$%&'*+-.^_`|~"
 OWN_HEADERS = ("Host", "User-Agent", "Content-Length", "Transfer-Encoding", "Trailer", "Connection", "Upgrade")
@@ -45,21 +48,23 @@ def folder(given: str) -> str:
     return home + "/.docker"
 
 
-def mentions_headers(directory: str) -> bool:
-    """Whether the file may have headers for every request; a few microseconds, as every command asks."""
+def mentions(directory: str) -> frozenset[str]:
+    """Which keys the file may have that are every command's business, of EVERYONES, in lower case; a few microseconds,
+    as every command asks."""
     try:
         file = os.open(directory + "/config.json", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError):
-        return False
+        return frozenset()
     try:
         text = b""
         while part := os.read(file, 1 << 20):
             text += part
-        return b'"httpheaders"' in text.lower()
     except OSError:  # a folder
-        return False
+        return frozenset()
     finally:
         os.close(file)
+    text = text.lower()
+    return frozenset(key for key in EVERYONES if b'"%b"' % key.encode() in text)
 
 
 class ConfigFile:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small HTTP/1.1 client for the Engine API over a unix or TCP socket.
+"""A small HTTP/1.1 client for the Engine API over a unix or TCP socket, or through ssh.
 
 Why not http.client: it brings email, socket, re and enum, more time than a whole `teu ps` may take. Called by
 the commands through `Client`, which keeps one connection open for calls one after another and opens further
@@ -211,7 +211,7 @@ class Client:
         self.settled = bool(version)
         self.idle: Connection | None = None
         scheme, _, rest = host.rpartition("://")
-        self.address = "localhost" if scheme == "unix" else rest.partition("/")[0]
+        self.address = "localhost" if scheme in ("unix", "ssh") else rest.partition("/")[0]
 
     def connect(self, direct: bool = False) -> Connection:
         """A new connection. For tcp:// by the proxy that the environment names, unless it has to be `direct`, as for
@@ -221,8 +221,13 @@ class Client:
             scheme, rest = "tcp", self.host
         if scheme == "unix":
             return self._connect_unix(rest)
+        if scheme == "ssh":
+            from teu.cli import ssh  # 0.4 ms, and most clients speak to a unix socket
+
+            return Connection(ssh.connect(self.host))
         if scheme not in ("tcp", "http", "https"):
-            raise CommandError(f'unable to parse daemon host "{self.host}": use unix://PATH or tcp://HOST:PORT')
+            text = "use unix://PATH, tcp://HOST:PORT or ssh://HOST"
+            raise CommandError(f'unable to parse daemon host "{self.host}": {text}')
         import socket  # 6 ms, and most clients speak to a unix socket
 
         rest = rest.partition("/")[0]

@@ -93,6 +93,8 @@ STRUCTURES = {
         Scope s Status {}a UsageData *UsageData""",
     "ClusterVolume": "ID s",
     "UsageData": "RefCount i Size i",
+    "context": "Name s Metadata {}a Endpoints {}{}a TLSMaterial {}[]s Storage ContextStorage",
+    "ContextStorage": "MetadataPath s TLSPath s",
 }
 
 _ZERO: dict[str, Any] = {"s": "", "b": False, "i": 0, "a": None, "P": None}

@@ -46,7 +46,7 @@ def asked(*argv: str, engine: Engine = MOBY, where: str = "context") -> tuple[di
     """(fields of Solve, the request) of a command line."""
     options, _ = parse(parse_table(build.COMMANDS["image build"].table), list(argv))
     globals_, _ = parse(parse_table("--config string x\n--host list x"), [])
-    for name in ("tls", "tlsverify", "tlscacert", "tlscert", "tlskey"):
+    for name in ("context", "tls", "tlsverify", "tlscacert", "tlscert", "tlskey"):
         globals_[name] = ""
     made = Request(Cli(globals_), options, engine)
     try:

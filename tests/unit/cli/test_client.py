@@ -199,12 +199,12 @@ def test_a_file_that_is_nested_without_end_is_told(tmp_path: Path, text: str) ->
 
 
 def test_headers_for_every_request(tmp_path: Path) -> None:
-    assert not config.mentions_headers(str(tmp_path))
+    assert "httpheaders" not in config.mentions(str(tmp_path))
     file = tmp_path / "config.json"
     file.write_text('{"auths": {}}')
-    assert not config.mentions_headers(str(tmp_path))
+    assert "httpheaders" not in config.mentions(str(tmp_path))
     file.write_text('{"HttpHeaders": {"x-META-a": "1", "User-Agent": "me", "host": "h", "Empty": null}}')
-    assert config.mentions_headers(str(tmp_path))
+    assert "httpheaders" in config.mentions(str(tmp_path))
     assert config.ConfigFile(str(tmp_path)).headers() == {"X-Meta-A": "1", "Empty": ""}
     for name, value in (("", "x"), ("a b", "x"), ("a:", "x"), ("\u00e4", "x"), ("A", "x\\r\\nB: y"), ("A", "\\u0000")):
         file.write_text(f'{{"HttpHeaders": {{"{name}": "{value}"}}}}', "utf-8")
