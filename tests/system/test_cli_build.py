@@ -507,7 +507,7 @@ def test_the_cache_as_both_see_it(docker: peers.Dockerd, context: Path) -> None:
     ours = rows(*command(docker, TEU, "builder", "du"))
     theirs = rows(*command(docker, "docker", "buildx", "du"))
     assert ours == theirs
-    assert rows(*command(docker, TEU, "buildx", "du")) == theirs
+    assert rows(*command(docker, TEU, "builder", "du")) == theirs
     ours = rows(*command(docker, TEU, "builder", "du", "--filter", "type=source.local"))
     assert ours == rows(*command(docker, "docker", "buildx", "du", "--filter", "type=source.local"))
     assert "true" in {row[1] for row in ours}

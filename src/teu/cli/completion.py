@@ -5,7 +5,7 @@ part knows no command or option itself."""
 
 from __future__ import annotations
 
-from teu.cli import commands
+from teu.cli import commands, plugins
 from teu.cli.command import GLOBAL_FLAGS, Cli, find, load
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.cli.options import Usage, parse, parse_table
@@ -103,7 +103,7 @@ def values(cli: Cli, full: str, name: str) -> list[str]:
 def offers(cli: Cli, words: list[str]) -> list[str]:
     *before, current = words or [""]
     groups = [name for name in commands.GROUPS if " " not in name]
-    names = [*commands.SHORT, *groups, "inspect", "login", "logout", "search", "version"]
+    names = [*commands.SHORT, *groups, "inspect", "login", "logout", "search", "version", "help", *plugins.names(cli)]
     flags = parse_table(GLOBAL_FLAGS)
     try:
         options, rest = parse(flags, [*before, ""] if before[-1:] in (["-c"], ["--context"]) else before, False)
@@ -114,6 +114,10 @@ def offers(cli: Cli, words: list[str]) -> list[str]:
         if current.startswith("-"):
             return [f"--{flag.name}" for flag in flags if not flag.hidden]
         return context_names(cli) if before[-1:] in (["-c"], ["--context"]) else names
+    if rest[0] not in commands.SHORT and rest[0] not in commands.GROUPS and rest[0] not in commands.INDEX:
+        path = plugins.find(cli, rest[0])
+        if path:
+            return plugins.complete(cli, path, [*rest, current])
     full, _, used = find(rest)
     if not full:
         group = " ".join(rest[:used]).replace("buildx", "builder", 1) + " "

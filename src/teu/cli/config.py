@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The user's file: `config.json` in docker's format, in $TEU_CONFIG, $DOCKER_CONFIG or ~/.docker, so that log-ins and
 preferences are shared with docker. Read only by the commands that need it, and by all where it has HttpHeaders.
-`auths`, `credsStore`, `credHelpers`, `detachKeys`, `psFormat`, `imagesFormat`, `networksFormat`, `volumesFormat`,
-`statsFormat`, `HttpHeaders` and `proxies` are understood; every other key is kept as it is when the file is written."""
+The keys in OBJECTS, LISTS and TEXTS are understood; every other one is kept as it is when the file is written."""
 
 from __future__ import annotations
 
@@ -21,12 +20,24 @@ if TYPE_CHECKING:
 DEFAULT_INDEX = "https://index.docker.io/v1/"
 
 # What the keys that are understood hold: so many levels of objects, and texts in them; or a text.
-OBJECTS = {"auths": 2, "credHelpers": 1, "HttpHeaders": 1, "proxies": 2}
+OBJECTS = {"auths": 2, "credHelpers": 1, "HttpHeaders": 1, "proxies": 2, "plugins": 2, "aliases": 1, "features": 1}
+WHOLE = ("credHelpers", "HttpHeaders", "aliases", "features")
+LISTS = ("cliPluginsExtraDirs", "pruneFilters")
 KNOWN = ("auth", "identitytoken", "registrytoken", "httpProxy", "httpsProxy", "ftpProxy", "noProxy", "allProxy")
-TEXTS = ("credsStore", "detachKeys", "psFormat", "imagesFormat", "networksFormat", "volumesFormat", "statsFormat")
+TEXTS = (
+    "credsStore",
+    "currentContext",
+    "detachKeys",
+    "psFormat",
+    "imagesFormat",
+    "networksFormat",
+    "pluginsFormat",
+    "volumesFormat",
+    "statsFormat",
+)
 
 # Keys of which every command has to know whether they are there.
-EVERYONES = ("httpheaders", "currentcontext", "plugins")
+EVERYONES = ("httpheaders", "currentcontext", "plugins", "aliases")
 
 # What a header's name may have besides letters and digits, RFC 9110; and the names that are the client's own.
 TOKEN = "!#$%&'*+-.^_`|~"
@@ -90,6 +101,10 @@ class ConfigFile:
             self._check(values.get(key), key, depth)
         for key in TEXTS:
             self._check(values.get(key), key, 0)
+        for key in LISTS:
+            value = values.get(key)
+            if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+                raise CommandError(f"{self.path}: {key} must be a list of strings: correct it")
         self.values = values
 
     def _check(self, value: Any, path: str, depth: int) -> None:
@@ -101,7 +116,7 @@ class ConfigFile:
         if isinstance(value, dict):
             for key, item in value.items():
                 # What else an entry of auths or proxies may have is not ours.
-                if depth > 1 or key in KNOWN or path in ("credHelpers", "HttpHeaders"):
+                if depth > 1 or key in KNOWN or path in WHOLE or path.startswith("plugins."):
                     self._check(item, f"{path}.{key}", depth - 1)
 
     def get(self, key: str) -> str:

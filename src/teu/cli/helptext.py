@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 
 from teu.cli import commands
-from teu.cli.command import GLOBAL_FLAGS, PROGRAM, Command
+from teu.cli.command import GLOBAL_FLAGS, PROGRAM, Cli, Command
 from teu.cli.options import REPEATED, Flag, parse_table
 
 
@@ -93,7 +93,10 @@ def group(name: str) -> str:
     )
 
 
-def top() -> str:
+def top(cli: Cli) -> str:
+    from teu.cli import plugins  # 1 ms, for who asks for all
+
+    mine, broken = plugins.shown(cli)
     common = {name: summary(name) for name in commands.COMMON}
     others = {name: summary(name) for name in commands.SHORT if name not in common}
     others["inspect"] = summary("inspect")
@@ -108,11 +111,12 @@ def top() -> str:
             _list(common),
             "",
             "Management Commands:",
-            _list({name: text for name, text in commands.GROUPS.items() if " " not in name}),
+            _list({name: text for name, text in commands.GROUPS.items() if " " not in name} | mine),
             "",
             "Commands:",
             _list(others),
             "",
+            *(("Invalid Plugins:", _list(broken), "") if broken else ()),
             "Global Options:",
             options_text(GLOBAL_FLAGS),
             "",

@@ -8,6 +8,7 @@ import sys
 import time
 
 from teu import __version__
+from teu.cli import plugins
 from teu.cli.command import Cli, Command
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.cli.http import API_VERSION
@@ -55,7 +56,7 @@ def version(cli: Cli, options: Options, operands: list[str]) -> int:
         "Os": "linux",
         "Arch": go_architecture(os.uname().machine),
         "BuildTime": "",
-        "Context": "default",
+        "Context": cli.context,
     }
     server = None
     failure: Exception | None = None
@@ -73,7 +74,7 @@ def version(cli: Cli, options: Options, operands: list[str]) -> int:
         ("API version", client["ApiVersion"]),
         ("Python version", ".".join(map(str, sys.version_info[:3]))),
         ("OS/Arch", f"{client['Os']}/{client['Arch']}"),
-        ("Context", "default"),
+        ("Context", cli.context),
     ]
     lines = ["Client:"] + [f" {name + ':':<18} {value}" for name, value in rows]
     cli.print("\n".join(lines))
@@ -246,12 +247,25 @@ def last_lines(found: dict[str, Any]) -> list[str]:
     return lines + listed("Default Address Pools", pools)
 
 
+def plugin_lines(found: list[plugins.Plugin]) -> list[str]:
+    lines = [" Plugins:"] if found else []
+    for plugin in found:
+        if plugin.wrong:
+            continue
+        lines.append(f"  {plugin.name}: {plugin.text('ShortDescription')} ({plugin.text('Vendor')})")
+        if plugin.text("Version"):
+            lines.append(f"    Version:  {plugin.text('Version')}")
+        lines.append(f"    Path:     {plugin.path}")
+    return lines
+
+
 def info(cli: Cli, options: Options, operands: list[str]) -> int:
+    found_plugins = plugins.everything(cli)
     client = {
         "Debug": bool(cli.options["debug"]),
         "Version": __version__,
-        "Context": "default",
-        "Plugins": [],
+        "Context": cli.context,
+        "Plugins": [plugin.as_json() for plugin in found_plugins],
         "Warnings": None,
     }
     found: dict[str, Any] = {}
@@ -268,8 +282,9 @@ def info(cli: Cli, options: Options, operands: list[str]) -> int:
     lines = [
         "Client:",
         f" Version:    {__version__}",
-        " Context:    default",
-        f" Debug Mode: {words(client['Debug'])}",
+        f" Context:    {cli.context}",
+        f" Debug Mode: {words(bool(client['Debug']))}",
+        *plugin_lines(found_plugins),
         "",
         "Server:",
     ]
@@ -279,6 +294,9 @@ def info(cli: Cli, options: Options, operands: list[str]) -> int:
         return 1
     for warning in found.get("Warnings") or ():
         cli.warn(warning)
+    for plugin in found_plugins:
+        if plugin.wrong:
+            cli.warn(f'WARNING: Plugin "{plugin.path}" is not valid: {plugin.wrong}')
     return 0
 
 

@@ -14,9 +14,10 @@ import os
 import sys
 
 from teu import __version__
+from teu.cli import commands
 from teu.cli.command import GLOBAL_FLAGS, PROGRAM, Cli, Command, find, load
 from teu.cli.errors import APIError, CommandError, ConnectError
-from teu.cli.options import Usage, parse, parse_table
+from teu.cli.options import FALSE, Usage, parse, parse_table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,13 +63,25 @@ def dispatch(argv: list[str]) -> int:
     if not words:
         from teu.cli import helptext  # 6 ms
 
-        cli.print(helptext.top())
+        cli.print(helptext.top(cli))
         return 0
     if words[0] == "__complete":
         from teu.cli import completion  # 0.3 ms
 
         return completion.complete(cli, words[1:])
-    full, called, used = find(words)
+    if words[0] not in commands.SHORT and words[0] not in commands.GROUPS and words[0] not in commands.INDEX:
+        code = of_others(cli, argv, words)
+        if code is not None:
+            return code
+    elif cli.mentions("aliases") and (code := aliased(cli, argv, words)) is not None:
+        return code
+    try:
+        full, called, used = find(words)
+    except CommandError:
+        from teu.cli import elsewhere  # 0.3 ms, on the way to an error
+
+        elsewhere.refuse(words)
+        raise
     if not full:
         from teu.cli import helptext  # 6 ms
 
@@ -88,7 +101,56 @@ def dispatch(argv: list[str]) -> int:
         cli.print(helptext.command(called, command))
         return 0
     check_operands(command, called, len(operands))
-    return command.function(cli, given, operands) or 0
+    if not (os.isatty(1) and cli.mentions("plugins")):
+        return command.function(cli, given, operands) or 0
+    from teu.cli import hooks  # 1 ms, at a terminal, where the user's file has plugins
+
+    try:
+        code = command.function(cli, given, operands) or 0
+    except (APIError, CommandError, ConnectError) as error:
+        hooks.after(cli, called, given, operands, str(error))
+        raise
+    hooks.after(cli, called, given, operands, f"exited with code {code}" if code else "")
+    return code
+
+
+def of_others(cli: Cli, argv: list[str], words: list[str]) -> int | None:
+    """A command that is not ours: the exit status of docker's plugin of that name, or a CommandError that says what to
+    use instead. None: it is ours under another name, or nobody's."""
+    from teu.cli import elsewhere, plugins  # 1.5 ms, that a command of ours does not pay
+
+    name = "buildx" if words[0] == "bake" else words[0]
+    path = plugins.find(cli, name)
+    if not path:
+        elsewhere.refuse(words)
+        return None
+    if words[0] == "bake":
+        os.environ.setdefault("BUILDX_BUILDER", cli.context)
+        argv = [*argv[: len(argv) - len(words)], "buildx", *words]
+    code = plugins.run(cli, path, [sys.argv[0], *argv])
+    from teu.cli import hooks  # 1 ms, at a terminal, where the user's file has plugins
+
+    hooks.after(cli, " ".join(words), None, words[1:], f"exited with code {code}" if code else "")
+    return code
+
+
+def aliased(cli: Cli, argv: list[str], words: list[str]) -> int | None:
+    """`builder` among the file's aliases, as `docker buildx install` writes it: builds are that plugin's. None: it is
+    not there."""
+    for name in cli.config.values.get("aliases") or {}:
+        if name != "builder":
+            raise CommandError(f'not allowed to alias "{name}" (allowed: builder)')
+    plugin = (cli.config.values.get("aliases") or {}).get("builder")
+    before = argv[: len(argv) - len(words)]
+    if words[0] == "builder":
+        rest = words[1:]
+    elif words[0] == "build" or words[:2] == ["image", "build"]:
+        rest = words[words.index("build") :]
+    else:
+        return None
+    if not plugin or os.environ.get("DOCKER_BUILDKIT") in FALSE:
+        return None
+    return of_others(cli, [*before, plugin, *rest], [plugin, *rest])
 
 
 def as_it_came(error: UnicodeError) -> tuple[bytes, int]:

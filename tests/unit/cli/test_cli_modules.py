@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
@@ -194,7 +195,7 @@ class Shown:
 
 def offered(*words: str) -> tuple[list[str], Shown]:
     client = Shown()
-    cli: Any = type("Cli", (), {"client": client, "options": None})()
+    cli: Any = type("Cli", (), {"client": client, "options": None, "config": Namespace(values={}), "folder": "/nope"})()
     return completion.offers(cli, list(words)), client
 
 
