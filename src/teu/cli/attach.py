@@ -53,8 +53,10 @@ def attach(cli: Cli, options: Options, operands: list[str]) -> int:
 
 def start(cli: Cli, options: Options, operands: list[str]) -> int:
     client = cli.client
+    query = {"checkpoint": options["checkpoint"], "checkpoint-dir": options["checkpoint-dir"]}
+    if options["checkpoint"] and len(operands) > 1:
+        raise CommandError("you cannot restore multiple containers at once")
     if not (options["attach"] or options["interactive"]):
-        query = {"checkpoint": options["checkpoint"], "checkpoint-dir": options["checkpoint-dir"]}
         failed = []
         for name in operands:
             try:
@@ -80,7 +82,7 @@ def start(cli: Cli, options: Options, operands: list[str]) -> int:
         stream = client.hijack(path + "/attach", attached.query())
         condition = "removed" if found["HostConfig"].get("AutoRemove") else "next-exit"
         waiter = client.open("POST", path + "/wait", {"condition": condition}, own=True)
-        client.call("POST", path + "/start")
+        client.call("POST", path + "/start", query)
         session = streams.Session(
             client,
             stream,

@@ -40,6 +40,10 @@ def build(cli: Cli, options: Options, operands: list[str]) -> int:
             "DOCKER_BUILDKIT environment variable expects boolean value: "
             f'strconv.ParseBool: parsing "{wanted}": invalid syntax'
         )
+    if not options["disable-content-trust"]:
+        from teu.cli.registry import refuse_trust  # 1 ms, on the way to an error
+
+        refuse_trust(options)
     address = address_of(cli, options["builder"])
     if wanted in FALSE and not address:
         return by_classic(cli, options, operands)
@@ -95,6 +99,7 @@ COMMANDS = {
    --cpuset-cpus    string   CPUs to run on, as 0-3,5 (classic builder)
    --cpuset-mems    string   Memory nodes to use, as 0-1 (classic builder)
 -f --file           string   The Dockerfile (PATH/Dockerfile), - for the standard input
+!  --disable-content-trust  bool=true  Must stay true: signatures are not checked
    --force-rm       bool     Remove intermediate containers of a failed build too (classic builder)
    --iidfile        string   Write the image's ID to this file
 !  --isolation      string   Accepted for docker's sake

@@ -63,7 +63,10 @@ def report_each(cli: Cli, names: list[str], results: list[APIError | Any], forgi
 
 
 def stop_query(options: Options) -> dict[str, Any]:
-    return {"signal": options["signal"], "t": str(options["time"]) if "time" in options.changed else None}
+    given = [name for name in ("timeout", "time") if name in options.changed]
+    if len(given) > 1:
+        raise CommandError("conflicting options: cannot specify both --timeout and --time")
+    return {"signal": options["signal"], "t": str(options[given[0]]) if given else None}
 
 
 def stop(cli: Cli, options: Options, operands: list[str]) -> int:
@@ -140,7 +143,8 @@ def commit(cli: Cli, options: Options, operands: list[str]) -> int:
 MANY = "CONTAINER [CONTAINER...]"
 STOP_FLAGS = """
 -s --signal  string  Send this signal instead of the container's own
--t --time    int     Seconds to wait before killing it
+!  --time    int     As --timeout
+-t --timeout int     Seconds to wait before killing it
 """
 COMMANDS = {
     "container stop": Command(stop, "[OPTIONS] " + MANY, 1, None, STOP_FLAGS),

@@ -42,7 +42,26 @@ COLUMNS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+# Options of `volume create` that are a cluster volume's.
+CLUSTER = (
+    "availability",
+    "group",
+    "limit-bytes",
+    "required-bytes",
+    "scope",
+    "secret",
+    "sharing",
+    "topology-preferred",
+    "topology-required",
+    "type",
+)
+
+
 def list_volumes(cli: Cli, options: Options, operands: list[str]) -> int:
+    if options["cluster"]:
+        raise CommandError(
+            "--cluster shows volumes of swarm's clusters, which Teu does not have. Instead, leave it out"
+        )
     answer = cli.client.get("/volumes", {"filters": filters(options["filter"]) or None})
     found = sorted(answer.get("Volumes") or (), key=lambda volume: natural_key(volume["Name"]))
     form = options["format"] or ("" if options["quiet"] else cli.config.get("volumesFormat"))
@@ -53,6 +72,12 @@ def list_volumes(cli: Cli, options: Options, operands: list[str]) -> int:
 
 
 def create(cli: Cli, options: Options, operands: list[str]) -> int:
+    cluster = [name for name in CLUSTER if name in options.changed]
+    if cluster:
+        raise CommandError(
+            f"--{cluster[0]} is for volumes of swarm's clusters, which Teu does not have. "
+            "Instead, make one of a driver with --driver and --opt"
+        )
     name = options["name"]
     if operands:
         if name:
@@ -89,6 +114,7 @@ COMMANDS = {
         0,
         0,
         """
+!  --cluster bool    Only volumes of a cluster
 -f --filter  filter  Show what fits, KEY=VALUE (dangling, driver, label, name)
    --format  string  `table`, `table TEMPLATE`, `json` or a Go template
 -q --quiet   bool    Show only the names
@@ -103,6 +129,16 @@ COMMANDS = {
 -d --driver  string=local  Driver of the volume
    --label   list    Attach a label, KEY=VALUE
 !  --name    string  Name of the volume
+!  --availability        string  Of a cluster's volume
+!  --group               string  Of a cluster's volume
+!  --limit-bytes         bytes   Of a cluster's volume
+!  --required-bytes      bytes   Of a cluster's volume
+!  --scope               string  Of a cluster's volume
+!  --secret              map     Of a cluster's volume
+!  --sharing             string  Of a cluster's volume
+!  --topology-preferred  list    Of a cluster's volume
+!  --topology-required   list    Of a cluster's volume
+!  --type                string  Of a cluster's volume
 -o --opt     map     Set an option of the driver, KEY=VALUE
 """,
     ),
