@@ -39,6 +39,7 @@ TEU_DEPENDS = """
 TOOLS = """
     systemd systemd-sysv libpam-systemd libnss-myhostname ca-certificates procps psmisc util-linux strace
     iputils-ping python3-pytest python3-hpack python3-hyperframe
+    openssh-client openssh-server
     busybox-static less curl bash-completion kmod openssl apparmor attr acl
     libcap2-bin e2fsprogs bubblewrap netcat-openbsd pigz xz-utils zstd file git
 """
@@ -91,7 +92,7 @@ DISABLED = """
 """
 
 # Of one kind alone, so that the others need not be made anew.
-DISABLED_ONLY = {"lab": "firewalld.service ufw.service"}
+DISABLED_ONLY = {"lab": "firewalld.service ufw.service ssh.service ssh.socket"}
 MASKED = """
     getty.target console-getty.service systemd-udevd.service systemd-udevd-control.socket
     systemd-udevd-kernel.socket systemd-udev-trigger.service systemd-udev-settle.service

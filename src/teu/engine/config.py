@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
+from urllib.parse import urlsplit
 
 from teu.config import (
     Key,
@@ -32,9 +33,25 @@ LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 def address(value: object) -> str:
     """Where to listen."""
-    if not isinstance(value, str) or not value.startswith(("fd://", "unix:///")):
-        raise Wrong("give fd:// or unix:///path")
-    return value
+    if isinstance(value, str):
+        if value.startswith(("fd://", "unix:///")):
+            return value
+        if value.startswith("tcp://") and tcp_target(value, 1) is not None:
+            return value
+    raise Wrong("give fd://, unix:///path or tcp://HOST:PORT")
+
+
+def tcp_target(value: str, port: int) -> tuple[str, int] | None:
+    """(host, port) of tcp://[HOST][:PORT]; an empty host is every address, and `port` the one where none is given.
+    None: it is none."""
+    try:
+        parts = urlsplit(value)
+        given = parts.port
+    except ValueError:
+        return None
+    if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc or not parts.netloc:
+        return None
+    return parts.hostname or "", given if given is not None else port
 
 
 def _of(version: int, read: Any, says: str) -> Kind:
@@ -91,6 +108,29 @@ def without_proxy(value: object) -> bool:
 
 KEYS = (
     Key("hosts", list_of(address), ["unix:///run/teu/teud.sock"], "where to listen; the unit's -H fd:// goes first"),
+    Key("tls", boolean, False, "encrypt tcp:// addresses; tlsverify, without which they are refused, implies it"),
+    Key(
+        "tlsverify",
+        boolean,
+        False,
+        "serve tcp:// addresses with TLS, and only clients with a certificate of tlscacert's authority",
+    ),
+    Key("tlscacert", path, "/etc/teu/tls/ca.pem", "certificate of the authority of clients", reload=True),
+    Key("tlscert", path, "/etc/teu/tls/cert.pem", "teud's own certificate; read again when it changes", reload=True),
+    Key("tlskey", path, "/etc/teu/tls/key.pem", "the key of that certificate", reload=True),
+    Key(
+        "tls-names",
+        list_of(text),
+        [],
+        "names in clients' certificates (common or alternative ones) that are let in; empty: all of the authority",
+        reload=True,
+    ),
+    Key(
+        "insecure-tcp",
+        boolean,
+        False,
+        "serve tcp:// without tlsverify, too: whoever reaches the address is root on this host",
+    ),
     Key("group", text, "teu", "group of a socket that teud makes itself"),
     Key(
         "containerd",
@@ -212,5 +252,17 @@ def check(settings: Settings) -> None:
         registry.check(settings["log-driver"], settings["log-opts"])
     except EngineError as error:
         raise EngineError(f"{settings.where('log-opts')}: log-opts: {error}; see teud.yaml(5)") from None
+    if any(host.startswith("tcp://") for host in settings["hosts"]):
+        check_tcp(settings)
     for key, wrong in options.check(settings):
         raise EngineError(f"{settings.where(key)}: {key}: {wrong}; see teud.yaml(5)")
+
+
+def check_tcp(settings: Settings) -> None:
+    """Raises EngineError unless who comes by TCP has to show a certificate, or the operator has said that none is asked
+    for."""
+    if not settings["tlsverify"] and not settings["insecure-tcp"]:
+        raise EngineError(
+            "an address of TCP is served only with tlsverify: true and certificates, as whoever reaches it is root on "
+            "this host; insecure-tcp: true serves it to all; see teud.yaml(5)"
+        )

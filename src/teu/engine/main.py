@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from teu import __version__
 from teu import config as configuration
-from teu.engine.config import FILE, KEYS, LEVELS, check
+from teu.engine.config import FILE, KEYS, LEVELS, check, check_tcp, tcp_target
 from teu.engine.core.errors import EngineError, Unreadable
 from teu.linux import memory
 from teu.linux.standard import open_what_is_closed
@@ -58,13 +58,18 @@ OPTIONS = (
     "log_driver",
     "cgroup_parent",
     "init_path",
+    "tls",
+    "tlsverify",
+    "tlscacert",
+    "tlscert",
+    "tlskey",
 )
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="teud", description="Serves the Docker Engine API.", allow_abbrev=False)
     result.add_argument(
-        "-H", "--host", action="append", metavar="ADDRESS", help="where to listen: fd:// or unix:///path"
+        "-H", "--host", action="append", metavar="ADDRESS", help="where to listen: fd://, unix:///path, tcp://HOST:PORT"
     )
     result.add_argument("--containerd", metavar="SOCKET", help="containerd's gRPC socket")
     result.add_argument("--config", "--config-file", default=FILE, metavar="FILE", help=f"default: {FILE}")
@@ -83,6 +88,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--init-path", metavar="FILE", help="the init program")
     result.add_argument("--insecure-registry", action="append", metavar="HOST", help="registry to speak http to")
     result.add_argument("--registry-mirror", action="append", metavar="URL", help="mirror of Docker Hub")
+    result.add_argument("--tls", action="store_true", default=None, help="encrypt tcp:// addresses")
+    result.add_argument("--tlsverify", action="store_true", default=None, help="and ask clients for certificates")
+    result.add_argument("--tlscacert", metavar="FILE", help="certificate of the authority of clients")
+    result.add_argument("--tlscert", metavar="FILE", help="teud's own certificate")
+    result.add_argument("--tlskey", metavar="FILE", help="the key of that certificate")
     result.add_argument("-p", "--pidfile", metavar="FILE", help="write the process id there")
     result.add_argument("-v", "--version", action="version", version=f"teud {__version__}")
     return result
@@ -114,18 +124,64 @@ def settings(options: argparse.Namespace) -> configuration.Settings:
     return result
 
 
-def listeners(hosts: list[str], group: str) -> list[socket.socket]:
+def listeners(config: configuration.Settings) -> list[socket.socket]:
+    """A socket for each address of `hosts`. Raises EngineError, and ConfigError where an address may not be served."""
     result: list[socket.socket] = []
-    for address in hosts:
+    passed: list[tuple[str, socket.socket]] | None = None
+    for address in config["hosts"]:
         if address.startswith("fd://"):
-            passed = [sock for _, sock in listen_sockets()]
-            if not passed:
-                raise EngineError("-H fd:// needs sockets from systemd, and none were passed; use -H unix:///path")
-            result += passed
+            passed = listen_sockets() if passed is None else passed
+            result += _passed(address, passed)
         elif address.startswith("unix:///"):
-            result.append(_listen(address.removeprefix("unix://"), group))
+            result.append(_listen(address.removeprefix("unix://"), config["group"]))
         else:
-            raise EngineError(f"-H {address}: not an address that teud serves; use fd:// or unix:///path")
+            result += _listen_tcp(address, 2376 if config["tls"] or config["tlsverify"] else 2375)
+    for name, sock in passed or ():
+        if sock not in result:
+            log.warning("nobody serves the socket %s that systemd passes: no fd:// address means it", name)
+    if any(sock.family != socket.AF_UNIX for sock in result):
+        try:
+            check_tcp(config)
+        except EngineError as error:
+            refuse(str(error), result)
+            raise configuration.ConfigError(str(error)) from None
+    return result
+
+
+def _passed(address: str, passed: list[tuple[str, socket.socket]]) -> list[socket.socket]:
+    """The sockets of systemd that fd://, fd://*, fd://NUMBER (of the descriptor) or fd://NAME (FileDescriptorName=)
+    means."""
+    if not passed:
+        raise EngineError(f"-H {address} needs sockets from systemd, and none were passed; use -H unix:///path")
+    wanted = address.removeprefix("fd://")
+    found = [sock for name, sock in passed if wanted in ("", "*", name, str(sock.fileno()))]
+    if not found:
+        there = ", ".join(f"{name} ({sock.fileno()})" for name, sock in passed)
+        raise EngineError(f"-H {address}: systemd passes no such socket; there are {there}")
+    return found
+
+
+def _listen_tcp(address: str, port: int) -> list[socket.socket]:
+    """Listening sockets on all addresses of a host's name; an empty one is every address of this host."""
+    target = tcp_target(address, port)
+    if target is None:
+        raise EngineError(f"-H {address}: not an address that teud serves; use fd://, unix:///path or tcp://HOST:PORT")
+    result = []
+    try:
+        for family, _, _, _, place in socket.getaddrinfo(
+            target[0] or None, target[1], type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            result.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(place)
+            sock.listen(4096)
+    except (OSError, UnicodeError) as error:
+        for sock in result:
+            sock.close()
+        raise EngineError(f"-H {address}: {getattr(error, 'strerror', None) or error}") from None
     return result
 
 
@@ -173,6 +229,9 @@ def main() -> int:
         Path(options.pidfile).write_text(f"{os.getpid()}\n")
     try:
         return serve(config, options)
+    except configuration.ConfigError as error:
+        log.critical("cannot start: %s", error)
+        return configuration.EX_CONFIG
     except (EngineError, OSError, sqlite3.DatabaseError) as error:
         log.critical("cannot start: %s", error)
         return _status(error)
@@ -218,7 +277,12 @@ def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     signal.signal(signal.SIGUSR1, lambda *_: stacks.show(log))
-    sockets = listeners(config["hosts"], config["group"])
+    sockets = listeners(config)
+    guard = None
+    if (config["tls"] or config["tlsverify"]) and any(sock.family != socket.AF_UNIX for sock in sockets):
+        from teu.engine.api.tls import Guard  # 15 ms, for sockets that are reached from elsewhere
+
+        guard = Guard(config)
     router.load()
     try:
         daemon = Daemon(config)
@@ -226,7 +290,7 @@ def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
         refuse(str(error), sockets)
         raise
     engine = daemon.engine
-    server = Server(engine, sockets)
+    server = Server(engine, sockets, guard)
     server.start()
 
     def start() -> None:

@@ -39,6 +39,7 @@ from teu.linux import memory
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+    from teu.engine.api.tls import Guard  # 15 ms, for sockets that are reached from elsewhere
     from teu.engine.engine import Engine
 
 log = logging.getLogger("teu.engine")
@@ -412,9 +413,11 @@ def peer(sock: socket.socket) -> tuple[int, int, int]:
 
 
 class Server:
-    def __init__(self, engine: Engine, listeners: list[socket.socket]) -> None:
+    def __init__(self, engine: Engine, listeners: list[socket.socket], guard: Guard | None = None) -> None:
+        """`guard`: who admits those that come by another socket than a unix one; None: they come in as they are."""
         self.engine = engine
         self.listeners = listeners
+        self._guard = guard
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -461,7 +464,17 @@ class Server:
 
     def _serve(self, sock: socket.socket) -> None:
         try:
-            _Connection(self, sock).run()
+            served: socket.socket | None = sock
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._guard is not None:
+                    admitted = self._guard.admit(sock)
+                    served = admitted.socket if admitted is not None else None
+            if served is not None:
+                _Connection(self, served).run()
+        except OSError as error:
+            log.debug("connection ended: %s", error)
+            sock.close()
         finally:
             with self._lock:
                 self._connections.discard(sock)
