@@ -131,6 +131,13 @@ KEYS = (
         False,
         "serve tcp:// without tlsverify, too: whoever reaches the address is root on this host",
     ),
+    Key(
+        "authorization-plugins",
+        list_of(text),
+        [],
+        "docker's plugins that are asked of each request, and whether its answer may be given",
+        reload=True,
+    ),
     Key("group", text, "teu", "group of a socket that teud makes itself"),
     Key(
         "containerd",

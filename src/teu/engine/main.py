@@ -88,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--init-path", metavar="FILE", help="the init program")
     result.add_argument("--insecure-registry", action="append", metavar="HOST", help="registry to speak http to")
     result.add_argument("--registry-mirror", action="append", metavar="URL", help="mirror of Docker Hub")
+    result.add_argument("--authorization-plugin", action="append", metavar="NAME", help="ask it of each request")
     result.add_argument("--tls", action="store_true", default=None, help="encrypt tcp:// addresses")
     result.add_argument("--tlsverify", action="store_true", default=None, help="and ask clients for certificates")
     result.add_argument("--tlscacert", metavar="FILE", help="certificate of the authority of clients")
@@ -114,6 +115,7 @@ def settings(options: argparse.Namespace) -> configuration.Settings:
     for key, values in (
         ("insecure-registries", options.insecure_registry),
         ("registry-mirrors", options.registry_mirror),
+        ("authorization-plugins", options.authorization_plugin),
     ):
         if values:
             result[key] = [*result[key], *values]

@@ -116,10 +116,11 @@ class _Http2(Exception):
 
 
 class _Connection:
-    def __init__(self, server: Server, sock: socket.socket) -> None:
+    def __init__(self, server: Server, sock: socket.socket, user: str = "") -> None:
         self.server = server
         self.socket = sock
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_LIMIT)
+        self.user = user  # the name in the client's certificate; empty for who has none
         self.uploads = False  # whether the body is one of files
         self.fresh = True  # nothing was read of it
         self.switched = False  # to a protocol of others, who may have it still when this is done with it
@@ -182,6 +183,9 @@ class _Connection:
     def _to_the_builder(self, data: bytes) -> None:
         """A client that speaks HTTP/2 from the first byte calls the builder: gRPC, which nobody else has here."""
         self.socket.settimeout(None)
+        if self.server.engine.config.get("authorization-plugins"):
+            log.warning("a connection of HTTP/2 is closed: authorization plugins cannot be asked of its requests")
+            return
         try:
             builder = self.server.engine.builder.dial()
         except EngineError as error:
@@ -291,8 +295,28 @@ class _Connection:
         request = Request(
             method, unquote(path), query, headers, body, version, Departure(self.gone), self._hangup, pairs
         )
-        fields.check_parameters(method, pattern, request.query.values)
-        return handler(engine, request, **arguments)
+        if names := engine.config.get("authorization-plugins"):
+            return self._authorized(names, target, request, lambda: self._handle(pattern, request, handler, arguments))
+        return self._handle(pattern, request, handler, arguments)
+
+    def _handle(
+        self, pattern: str, request: Request, handler: Callable[..., Response], arguments: dict[str, str]
+    ) -> Response:
+        fields.check_parameters(request.method, pattern, request.query.values)
+        return handler(self.server.engine, request, **arguments)
+
+    def _authorized(self, names: list[str], target: str, request: Request, handle: Callable[[], Response]) -> Response:
+        """The handler's answer, where the plugins of these names allow the request and the answer."""
+        from teu.engine.api.authorization import Authorization  # 17 ms, where plugins are configured
+
+        asked = Authorization(names, self.user, target, request)
+        body = asked.body()
+        asked.ask(body)
+        if body:
+            request.body = io.BytesIO(body)
+        response = handle()
+        asked.answer(response)
+        return response
 
     def _drain(self) -> None:
         """Read what is left of a small body, so that the connection can be used again. Nobody waits for what has not
@@ -465,13 +489,14 @@ class Server:
     def _serve(self, sock: socket.socket) -> None:
         try:
             served: socket.socket | None = sock
+            user = ""
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._guard is not None:
                     admitted = self._guard.admit(sock)
-                    served = admitted.socket if admitted is not None else None
+                    served, user = (admitted.socket, admitted.name) if admitted is not None else (None, "")
             if served is not None:
-                _Connection(self, served).run()
+                _Connection(self, served, user).run()
         except OSError as error:
             log.debug("connection ended: %s", error)
             sock.close()

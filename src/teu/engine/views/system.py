@@ -116,7 +116,7 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
             "Network": sorted(
                 {*network_drivers.NAMES, *(one.driver for one in engine.networks.all() if not one.damage)}
             ),
-            "Authorization": None,
+            "Authorization": list(engine.config["authorization-plugins"]) or None,
             "Log": list(log_drivers.DRIVERS),
         },
         "MemoryLimit": "memory" in controllers,
