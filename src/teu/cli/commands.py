@@ -133,6 +133,7 @@ ALIASES = {
     "container remove": "container rm",
     "image list": "image ls",
     "image remove": "image rm",
+    "builder b": "image build",
     "builder build": "image build",
     "builder history list": "builder history ls",
     "builder history remove": "builder history rm",

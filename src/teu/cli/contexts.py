@@ -348,6 +348,8 @@ def entries(data: bytes) -> Iterator[tuple[str, bytes]]:
         return
     import tarfile  # 15 ms
 
+    # docker writes neither the end of an archive nor what fills its last block up.
+    data += bytes(-len(data) % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:

@@ -4,14 +4,13 @@ ssh://, for docker's clients as for ours."""
 
 from __future__ import annotations
 
-import _socket
 import os
 import select
 
 from teu.cli.command import Cli, Command
 from teu.cli.errors import ConnectError
 from teu.cli.options import Options
-from teu.cli.streams import write_all
+from teu.cli.streams import half_close, receive, write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def dial(cli: Cli, options: Options, operands: list[str]) -> int:
         while True:
             ready = dict(poller.poll(0 if decoded is not None and decoded() else None))
             if sock.fileno() in ready or (decoded is not None and decoded()):
-                data = sock.recv(CHUNK)
+                data = receive(sock, CHUNK)
                 if not data:
                     return 0
                 write_all(1, data)
@@ -42,16 +41,9 @@ def dial(cli: Cli, options: Options, operands: list[str]) -> int:
                     connection.send(data)
                 else:
                     poller.unregister(0)
-                    _end(sock)
+                    half_close(sock)
     except OSError as error:
         raise ConnectError(f"the connection to the daemon broke: {error.strerror or error}") from None
-
-
-def _end(sock: Any) -> None:
-    try:
-        sock.shutdown(_socket.SHUT_WR)
-    except OSError:
-        pass
 
 
 COMMANDS = {"system dial-stdio": Command(dial, "", 0, 0)}

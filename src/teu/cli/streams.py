@@ -363,7 +363,7 @@ class Session:
     def _receive(self) -> None:
         """Show what the daemon sent. At the stream's end no input is read any more either."""
         try:
-            data = self.sock.recv(1 << 17)
+            data = receive(self.sock, 1 << 17)
         except (ConnectionResetError, BrokenPipeError):
             data = b""
         if data:
@@ -421,10 +421,7 @@ class Session:
 
     def _half_close(self) -> None:
         """Tell the process that its input has ended, and keep reading its output."""
-        try:
-            self.sock.shutdown(_socket.SHUT_WR)
-        except OSError:
-            pass
+        half_close(self.sock)
 
     def _send(self) -> None:
         """Send what the socket takes at once; the rest stays in `outgoing`."""
@@ -442,6 +439,45 @@ class Session:
     def _read_status(self) -> None:
         assert self.waiter is not None
         self.status = exit_status(self.waiter)
+
+
+def receive(sock: Any, size: int) -> bytes:
+    """What comes next; empty at the end, also of a connection of TLS whose own end was said already."""
+    try:
+        data: bytes = sock.recv(size)
+    except OSError as error:
+        if type(error).__name__ != "SSLZeroReturnError":  # ssl's, which is not loaded without TLS
+            raise
+        return b""
+    return data
+
+
+def half_close(sock: Any) -> None:
+    """Say that nothing more comes, and keep reading. With TLS that is its own last word (RFC 8446 section 6.1): the
+    shutdown() of Python's socket would end the encryption of what is still to be read."""
+    unwrap = getattr(sock, "unwrap", None)
+    try:
+        if unwrap is None:
+            sock.shutdown(_socket.SHUT_WR)
+            return
+        patience = sock.gettimeout()
+        sock.setblocking(False)
+        try:
+            while True:
+                try:
+                    unwrap()
+                except OSError as error:
+                    if type(error).__name__ == "SSLWantWriteError":
+                        poller = select.poll()
+                        poller.register(sock.fileno(), select.POLLOUT)
+                        poller.poll()
+                        continue
+                    # It is said: what is missing is the other side's.
+                return
+        finally:
+            sock.settimeout(patience)
+    except OSError:
+        pass
 
 
 def exit_status(waiter: Response) -> int:

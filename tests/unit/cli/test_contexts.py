@@ -176,6 +176,11 @@ def test_an_archive_goes_out_and_in(tmp_path: Path, run: Callable[..., str]) -> 
         assert tar.getnames() == ["meta.json", "tls", "tls/docker", "tls/docker/ca.pem", "tls/docker/key.pem"]
     run("context", "import", "again", str(target))
     assert store.read("again") == {**META, "Name": "again"} and store.tls_data("again") == store.tls_data("far")
+    whole = target.read_bytes()
+    assert b"KEY" in whole
+    target.write_bytes(whole[: whole.index(b"KEY") + 3])  # as docker writes it: nothing after the last file
+    run("context", "import", "short", str(target))
+    assert store.tls_data("short") == store.tls_data("far")
     packed = tmp_path / "far.zip"
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("meta.json", json.dumps(META))

@@ -76,7 +76,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, Path, Events]]:
     pump.start()
     place = tmp_path / "builder.sock"
     engine = types.SimpleNamespace(
-        ready=ready, stopping=threading.Event(), failure=None, waiting=None, pump=pump, events=events
+        ready=ready, stopping=threading.Event(), failure=None, waiting=None, pump=pump, events=events, config={}
     )
     engine.builder = Builder(str(place))
     engine.builds = Builds(engine.builder, str(tmp_path))
