@@ -8,7 +8,7 @@ import os
 import sys
 
 from teu.cli import commands
-from teu.cli.config import ConfigFile, folder, mentions
+from teu.cli.config import ConfigFile, folder, headers_of_environment, mentions
 from teu.cli.errors import APIError, CommandError
 from teu.cli.http import DEFAULT_HOST, Client
 from teu.cli.options import Options
@@ -131,7 +131,10 @@ class Cli:
                 from teu.cli.contextstore import Store  # 6 ms
 
                 host, tls = Store(self.folder).endpoint(name)
-            headers = self.config.headers() if self.mentions("httpheaders") else None
+            if text := os.environ.get("DOCKER_CUSTOM_HEADERS"):
+                headers: dict[str, str] | None = headers_of_environment(text)
+            else:
+                headers = self.config.headers() if self.mentions("httpheaders") else None
             self._client = Client(host or DEFAULT_HOST, tls, headers)
         return self._client
 

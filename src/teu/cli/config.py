@@ -10,6 +10,7 @@ import os
 import pwd
 
 from teu.cli.errors import CommandError
+from teu.cli.options import split_csv
 from teu.oci import jsontext
 
 TYPE_CHECKING = False
@@ -78,6 +79,34 @@ def mentions(directory: str) -> frozenset[str]:
     return frozenset(key for key in EVERYONES if b'"%b"' % key.encode() in text)
 
 
+def checked_headers(given: dict[str, Any], where: str) -> dict[str, str]:
+    """Headers for every request, without those that are the client's own. Raises CommandError for what is none."""
+    found = {}
+    for name, value in given.items():
+        value = value or ""
+        if not name or not name.isascii() or not all(c.isalnum() or c in TOKEN for c in name):
+            raise CommandError(f"{where}: {name!r} is no name of a header: correct it")
+        if not all(c == "\t" or c.isprintable() for c in value):
+            raise CommandError(f"{where}: {name} has a character that no header can have: correct it")
+        name = "-".join(part.capitalize() for part in name.split("-"))
+        if name not in OWN_HEADERS:
+            found[name] = value.strip()
+    return found
+
+
+def headers_of_environment(text: str) -> dict[str, str]:
+    """DOCKER_CUSTOM_HEADERS, NAME=VALUE with commas between, which go in the place of those of the file."""
+    given = {}
+    for field in split_csv(text):
+        name, equals, value = field.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            what = "a key=value pair with an empty key" if equals else 'no "=" in a key=value pair'
+            raise CommandError(f"DOCKER_CUSTOM_HEADERS has {what}: {field!r}")
+        given[name] = value
+    return checked_headers(given, "DOCKER_CUSTOM_HEADERS")
+
+
 class ConfigFile:
     def __init__(self, directory: str) -> None:
         self.path = directory + "/config.json"
@@ -124,19 +153,7 @@ class ConfigFile:
 
     def headers(self) -> dict[str, str]:
         """Those that go with every request to the daemon, but for what is the client's own, as docker has it."""
-        found = {}
-        for name, value in (self.values.get("HttpHeaders") or {}).items():
-            value = value or ""
-            if not name or not name.isascii() or not all(c.isalnum() or c in TOKEN for c in name):
-                raise CommandError(f"{self.path}: HttpHeaders: {name!r} is no name of a header: correct it")
-            if not all(c == "\t" or c.isprintable() for c in value):
-                raise CommandError(
-                    f"{self.path}: HttpHeaders: {name} has a character that no header can have: correct it"
-                )
-            name = "-".join(part.capitalize() for part in name.split("-"))
-            if name not in OWN_HEADERS:
-                found[name] = value.strip()
-        return found
+        return checked_headers(self.values.get("HttpHeaders") or {}, f"{self.path}: HttpHeaders")
 
     def save(self) -> None:
         """Replace the file by one that only its owner may read."""
@@ -167,7 +184,11 @@ class ConfigFile:
         return str(helpers.get(server) or self.get("credsStore"))
 
     def auth(self, server: str) -> dict[str, str]:
-        """The credentials for a registry as the API's AuthConfig; empty where there are none."""
+        """The credentials for a registry as the API's AuthConfig; empty where there are none. DOCKER_AUTH_CONFIG has
+        the first word."""
+        text = os.environ.get("DOCKER_AUTH_CONFIG")
+        if text and (found := auth_of_environment(text, server)):
+            return found
         helper = self.helper(server)
         if helper:
             answer = run_helper(helper, "get", server)
@@ -234,6 +255,24 @@ class ConfigFile:
         for key in [key for key in auths if key == server or host_of(key) == host_of(server)]:
             del auths[key]
         self.save()
+
+
+def auth_of_environment(text: str, server: str) -> dict[str, str]:
+    """What DOCKER_AUTH_CONFIG, {"auths": {SERVER: {"auth": base64 of USER:PASSWORD}}}, has for a registry; empty for
+    nothing. Raises CommandError where it is none: a log-in that is not meant would be used in its place."""
+    try:
+        auths = jsontext.loads(text, exact=True)["auths"]
+        for key, entry in auths.items():
+            user, colon, password = binascii.a2b_base64(entry["auth"]).decode().partition(":")
+            if not colon:
+                raise ValueError
+            if key == server or host_of(key) == host_of(server):
+                return {"serveraddress": server, "username": user, "password": password.rstrip("\0")}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CommandError(
+            'DOCKER_AUTH_CONFIG must be {"auths": {SERVER: {"auth": BASE64 of USER:PASSWORD}}}: correct or unset it'
+        ) from None
+    return {}
 
 
 def run_helper(helper: str, verb: str, text: str) -> str | None:

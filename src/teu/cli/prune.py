@@ -25,6 +25,18 @@ def ask(options: Options, warning: str) -> bool:
     return options["force"] or confirm(f"WARNING! {warning}\nAre you sure you want to continue?")
 
 
+def wanted(cli: Cli, options: Options) -> dict[str, dict[str, bool]]:
+    """The filters that were given, and those of pruneFilters in the user's file that do not contradict them."""
+    chosen = filters(options["filter"])
+    given = {key: set(values) for key, values in chosen.items()}
+    for entry in cli.config.values.get("pruneFilters") or ():
+        key, equals, value = entry.partition("=")
+        opposite = {"label": "label!", "label!": "label"}.get(key, "")
+        if equals and value not in given.get(opposite, ()):
+            chosen.setdefault(key, {})[value] = True
+    return chosen
+
+
 class Cancelled(CommandError):
     """The user did not say yes: nothing happens, which is no failure."""
 
@@ -82,7 +94,7 @@ def show(cli: Cli, result: tuple[int, str], always: bool = True) -> None:
 def containers(cli: Cli, options: Options, operands: list[str]) -> int:
     if not ask(options, "This will remove all stopped containers."):
         raise Cancelled
-    show(cli, prune_containers(cli, filters(options["filter"])))
+    show(cli, prune_containers(cli, wanted(cli, options)))
     return 0
 
 
@@ -95,14 +107,14 @@ def images(cli: Cli, options: Options, operands: list[str]) -> int:
     )
     if not ask(options, warning):
         raise Cancelled
-    show(cli, prune_images(cli, filters(options["filter"]), every))
+    show(cli, prune_images(cli, wanted(cli, options), every))
     return 0
 
 
 def networks(cli: Cli, options: Options, operands: list[str]) -> int:
     if not ask(options, "This will remove all custom networks not used by at least one container."):
         raise Cancelled
-    _, text = prune_networks(cli, filters(options["filter"]))
+    _, text = prune_networks(cli, wanted(cli, options))
     if text:
         cli.print(text)
     return 0
@@ -117,13 +129,13 @@ def volumes(cli: Cli, options: Options, operands: list[str]) -> int:
     )
     if not ask(options, warning):
         raise Cancelled
-    show(cli, prune_volumes(cli, filters(options["filter"]), every))
+    show(cli, prune_volumes(cli, wanted(cli, options), every))
     return 0
 
 
 def system(cli: Cli, options: Options, operands: list[str]) -> int:
     every = options["all"]
-    chosen = filters(options["filter"])
+    chosen = wanted(cli, options)
     if options["volumes"] and "until" in chosen:
         raise CommandError('ERROR: The "until" filter is not supported with "--volumes"')
     items = ["all stopped containers", "all networks not used by at least one container"]
@@ -132,9 +144,9 @@ def system(cli: Cli, options: Options, operands: list[str]) -> int:
     items.append("all images without at least one container associated to them" if every else "all dangling images")
     items.append("all build cache" if every else "unused build cache")
     warning = "This will remove:\n" + "\n".join("  - " + item for item in items) + "\n"
-    if options["filter"]:
+    if chosen:
         warning += "\n  Items to be pruned will be filtered with:\n"
-        warning += "\n".join("  - " + value for value in sorted(options["filter"])) + "\n"
+        warning += "\n".join(sorted(f"  - {key}={value}" for key, values in chosen.items() for value in values)) + "\n"
     if not ask(options, warning):
         raise Cancelled
     total = 0

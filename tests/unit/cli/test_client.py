@@ -8,9 +8,12 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prepared import Daemon
 
 from teu import __version__
 from teu.cli import archives, config, registry, streams
@@ -477,3 +480,37 @@ def test_certificates_that_are_none_are_told(tmp_path: Path) -> None:
             for name in ("none.pem", "missing.pem"):
                 done = teu("-H", host, "--tlsverify", option, str(tmp_path / name), "ps")
                 assert done.returncode == 1 and f"cannot use the certificates in {tmp_path / name}" in done.stderr
+
+
+def test_headers_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert config.headers_of_environment('x-a=1,"B=2,3",host=h') == {"X-A": "1", "B": "2,3"}
+    for text in ("=x", "x", "a=1,b", "a b=1"):
+        with pytest.raises(CommandError, match="DOCKER_CUSTOM_HEADERS"):
+            config.headers_of_environment(text)
+
+
+def test_credentials_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"auths": {"file.test": {"auth": "ZjpwYXNz"}}}')
+    file = config.ConfigFile(str(tmp_path))
+    monkeypatch.setenv("DOCKER_AUTH_CONFIG", '{"auths": {"https://env.test/v1/": {"auth": "dTpzZWNyZXQ="}}}')
+    assert file.auth("env.test") == {"serveraddress": "env.test", "username": "u", "password": "secret"}
+    assert file.auth("file.test")["username"] == "f" and file.auth("other.test") == {}
+    for text in ("{", "[]", "{}", '{"auths": {"a": {}}}', '{"auths": {"a": {"auth": "eA=="}}}', '{"auths": {"a": 1}}'):
+        monkeypatch.setenv("DOCKER_AUTH_CONFIG", text)
+        with pytest.raises(CommandError, match="DOCKER_AUTH_CONFIG must be"):
+            file.auth("env.test")
+
+
+def test_filters_of_the_file_for_prune(daemon: Daemon, teu: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "config"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"pruneFilters": ["label=keep", "label!=drop", "until=1h", "nonsense"]}')
+    daemon.on("POST", "/containers/prune", {})
+    teu("container", "prune", "-f")
+    assert daemon.last.filters() == {"label": {"keep": True}, "label!": {"drop": True}, "until": {"1h": True}}
+    teu("container", "prune", "-f", "--filter", "label!=keep", "--filter", "label=mine")
+    assert daemon.last.filters() == {
+        "label": {"mine": True},
+        "label!": {"keep": True, "drop": True},
+        "until": {"1h": True},
+    }

@@ -15,7 +15,7 @@ from teu.cli.builds.progress import moment
 from teu.cli.builds.wire import Builder, BuildError, NoBuilder, address_of, described
 from teu.cli.command import Cli, Command
 from teu.cli.errors import CommandError
-from teu.cli.options import Options, filters
+from teu.cli.options import Options
 from teu.oci import jsontext, units
 from teu.oci.units import binary_size, human_size
 
@@ -212,7 +212,7 @@ def prune(cli: Cli, options: Options, operands: list[str]) -> int:
 
 
 def _prune_by_engine(cli: Cli, options: Options) -> int:
-    space, text = pruning.prune_build_cache(cli, filters(options["filter"]), options["all"])
+    space, text = pruning.prune_build_cache(cli, pruning.wanted(cli, options), options["all"])
     if text:
         cli.print(text)
     cli.print("Total:\t" + human_size(space))
