@@ -202,6 +202,28 @@ def test_tcp_without_certificates_is_refused_unless_it_is_asked_for() -> None:
         assert found.stdout == "linux\n"
 
 
+def test_http2_with_prior_knowledge(busybox: None) -> None:
+    """curl, whose HTTP/2 is nghttp2's: the answers are those of HTTP/1.1."""
+    socket_of = ("--unix-socket", "/run/teu/teud.sock")
+
+    def ask(*words: str) -> list[str]:
+        return [
+            peers.run("curl", "-sS", *version, *socket_of, *words).stdout
+            for version in ((), ("--http2-prior-knowledge",))
+        ]
+
+    plain, newer = ask("http://h/v1.45/images/json")
+    assert plain == newer and "busybox" in plain
+    plain, newer = ask("-w", "%{http_code} %{http_version}", "http://h/v1.45/containers/nosuch/json")
+    assert plain.removesuffix("404 1.1") == newer.removesuffix("404 2")
+    body = ("-X", "POST", "-H", "Content-Type: application/json", "-d", '{"Name": "byh2"}')
+    created = [json.loads(text) for text in ask(*body, "http://h/v1.45/volumes/create")]
+    assert {each["Name"] for each in created} == {"byh2"}
+    ask("-X", "DELETE", "http://h/v1.45/volumes/byh2")
+    plain, newer = ask("-o", "/dev/null", "-w", "%{size_download}", "http://h/v1.45/images/busybox/get")
+    assert plain == newer and int(plain) > 100_000
+
+
 class Plugin(http.server.BaseHTTPRequestHandler):
     asked: list[dict[str, Any]] = []
 
