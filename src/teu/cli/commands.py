@@ -91,6 +91,7 @@ INDEX = {
     "system check": ("host.report", "Show what of this host stands in the way of containers"),
     "system df": ("diskusage", "Show how much disk space is used"),
     "system events": ("events", "Show what happens in the daemon, live"),
+    "system import-docker": ("moving.importing", "Take over what dockerd or podman has on this host"),
     "system info": ("info", "Show the state and the settings of the daemon"),
     "system prune": ("prune", "Remove all unused data"),
     "volume create": ("volumes", "Create a volume"),
