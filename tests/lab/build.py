@@ -18,6 +18,9 @@ from pathlib import Path
 
 from lab import namespace, rootfs
 
+# In a folder of their own below dist/, so that dist/*.deb may be installed beside docker: these take its place.
+IN_PLACE_OF_DOCKER = ("teu-docker_",)
+
 RELEASE = "trixie"  # nothing in the packages depends on the release: no library is linked, stubs fit both
 
 BUILD = """
@@ -84,12 +87,14 @@ def build(source: Path, dist: Path, lintian: bool) -> None:
         packages = sorted((work / "out").glob("*.deb"))
         if lintian:
             _in_root(root, work, LINTIAN, None, None)
-        dist.mkdir(exist_ok=True)
-        for old in dist.glob("*.deb"):
+        apart = dist / "in-place-of-docker"
+        apart.mkdir(parents=True, exist_ok=True)
+        for old in [*dist.glob("*.deb"), *apart.glob("*.deb")]:
             old.unlink()
         for package in packages:
-            shutil.copy(package, dist)
-            print(f"dist/{package.name}")
+            target = apart if package.name.startswith(IN_PLACE_OF_DOCKER) else dist
+            shutil.copy(package, target)
+            print(f"{target.relative_to(dist.parent)}/{package.name}")
         stamp.write_text(digest + (" lintian" if lintian else "") + "\n")
 
 
