@@ -113,6 +113,18 @@ def streams_are_kept_apart(make: Make) -> None:
     assert run.text(stdout=False) == b"err\n"
 
 
+def what_looks_like_a_priority_comes_back(make: Make) -> None:
+    """A log that takes <3> for a priority gives it back, in lines of any length, and keeps the stream."""
+    run = make()
+    long = b"<4>" + b"x" * LINE_LIMIT + b"<2>" + b"y" * LINE_LIMIT + b"\n"
+    lines = [b"<3>bad\n", b"<9>none\n", b"<3\n", b"<6>\n", long, b"plain\n", b"<<1>\n"]
+    for line in lines:
+        assert run.log(1, line) == len(line)
+    run.log(2, b"<6>calm\n")
+    assert run.text(stderr=False) == b"".join(lines)
+    assert run.text(stdout=False) == b"<6>calm\n"
+
+
 def long_lines_come_back_whole(make: Make) -> None:
     run = make()
     line = b"x" * (2 * LINE_LIMIT + 100) + b"\n"
@@ -200,6 +212,7 @@ CHECKS = (
     whole_lines_come_back_in_order,
     the_end_of_the_output_needs_no_newline,
     streams_are_kept_apart,
+    what_looks_like_a_priority_comes_back,
     long_lines_come_back_whole,
     any_text_comes_back,
     the_last_lines_alone,

@@ -98,6 +98,37 @@ def test_journal_and_logs_show_the_same_lines() -> None:
         teu("rm", "-f", "speaker")
 
 
+def test_a_scopes_log_is_its_containers() -> None:
+    """systemctl status and journalctl -u show it, with the priorities that lines begin with."""
+    said = "echo plain; echo '<3>broken'; echo '<7>detail' >&2; echo '<8>none'; sleep 600"
+    identity = teu("run", "-d", "--name", "speaker", whole.IMAGE, "sh", "-c", said).stdout.strip()
+    unit = f"teu-{identity}.scope"
+
+    def entries(*matches: str) -> list[tuple[str, str, str]]:
+        fields = "--output-fields=MESSAGE,PRIORITY,CONTAINER_STREAM,CONTAINER_ID_FULL"
+        lines = out("journalctl", "-o", "json", "--no-pager", fields, "-u", unit, *matches).splitlines()
+        found = [entry for entry in map(json.loads, lines) if entry.get("CONTAINER_ID_FULL") == identity]
+        return sorted((each["MESSAGE"], each["PRIORITY"], each.get("CONTAINER_STREAM", "")) for each in found)
+
+    try:
+        whole.eventually("four lines", lambda: len(entries()) == 4)
+        assert entries() == [
+            ("<8>none", "6", ""),
+            ("broken", "3", "stdout"),
+            ("detail", "7", "stderr"),
+            ("plain", "6", ""),
+        ]
+        assert entries("-p", "err") == [("broken", "3", "stdout")]
+        status = out("systemctl", "status", "--no-pager", unit)
+        for text in ("plain", "broken", "detail"):
+            assert text in status
+        done = teu("logs", "speaker")
+        assert done.stdout == "plain\n<3>broken\n<8>none\n"
+        assert done.stderr == "<7>detail\n"
+    finally:
+        teu("rm", "-f", "speaker")
+
+
 def test_the_runtime_ran_with_the_runc_command_line(tmp_path: Path) -> None:
     """exec is traced in everything that teu-containerd's service holds, and what it forks; a process that ends is held
     up for a moment, so that the command lines of those which are there for a millisecond are seen as well."""

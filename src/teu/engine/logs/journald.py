@@ -3,6 +3,10 @@
 
 Written over the journal's native socket, without ever blocking: while journald is away or behind, the
 output stays in the container's FIFO. Read back through journalctl's export format.
+
+Each entry is about the container's scope (OBJECT_SYSTEMD_UNIT), so that `systemctl status` and `journalctl -u` of the
+scope show it. A line that begins with <0> to <7> (sd-daemon(3)) has that priority, and loses the beginning; its field
+CONTAINER_STREAM says from which stream it is, and that the beginning belongs to it when it is read back.
 """
 
 from __future__ import annotations
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
 SOCKET = "/run/systemd/journal/socket"
 PRIORITIES = {1: b"6", 2: b"3"}
 KINDS = {b"6": 1, b"3": 2}
+STREAMS = {1: "stdout", 2: "stderr"}
+LEVELS = {b"<%d>" % level: b"%d" % level for level in range(8)}
 FOLLOW_LIMIT = 8 << 20
 
 
@@ -73,7 +79,14 @@ class Journald:
         self.ordinal = 0
         constant = b"".join(_field(name, value) for name, value in fields.items())
         constant += _field("CONTAINER_LOG_EPOCH", self.epoch)
+        # Beside the unit of a service that the container may be of, which comes as a label.
+        constant += _field("OBJECT_SYSTEMD_UNIT", f"teu-{source.id}.scope")
         self._prefix = {kind: constant + b"PRIORITY=" + code + b"\n" for kind, code in PRIORITIES.items()}
+        self._levelled = {
+            kind: constant + _field("CONTAINER_STREAM", name) + b"PRIORITY=" for kind, name in STREAMS.items()
+        }
+        self._level: dict[int, bytes] = {}
+        """Of lines that are logged in parts, the priority that their beginning said."""
         self._socket: socket.socket | None = None
         self._partial: dict[int, tuple[str, int]] = {}
         self.changed = threading.Condition()
@@ -112,11 +125,15 @@ class Journald:
                 end = start + LINE_LIMIT
                 whole = False
             line = data[start:end]
-            entry = b"%s%sCONTAINER_LOG_ORDINAL=%d\nMESSAGE=%s\n" % (prefix, moment, ordinal + 1, line)
+            head, message = prefix, line
+            if line[:1] == b"<" or kind in self._level:
+                head, message = self._with_level(kind, line)
+            entry = b"%s%sCONTAINER_LOG_ORDINAL=%d\nMESSAGE=%s\n" % (head, moment, ordinal + 1, message)
             if not whole or kind in self._partial:
                 if not line and whole:
                     # Only the newline of a line that was logged in parts was missing.
                     self._partial.pop(kind, None)
+                    self._level.pop(kind, None)
                     start = end + 1
                     done = start
                     continue
@@ -130,7 +147,7 @@ class Journald:
                 self.stalled = True
                 break
             ordinal += 1
-            self._note_partial(kind, whole)
+            self._note_partial(kind, whole, line)
             following = end + 1 if whole else end
             checksum = zlib.crc32(data[start:following], checksum)
             start = done = following
@@ -151,11 +168,23 @@ class Journald:
             text += "CONTAINER_PARTIAL_MESSAGE=true\n"
         return text.encode()
 
-    def _note_partial(self, kind: int, whole: bool) -> None:
+    def _with_level(self, kind: int, line: bytes) -> tuple[bytes, bytes]:
+        """The constant fields of a line, or part of one, and its message: by what its beginning says, or that of the
+        line that it goes on with."""
+        if kind in self._partial:
+            level = self._level.get(kind)
+            return (self._levelled[kind] + level + b"\n" if level else self._prefix[kind]), line
+        level = LEVELS.get(line[:3])
+        return (self._levelled[kind] + level + b"\n", line[3:]) if level else (self._prefix[kind], line)
+
+    def _note_partial(self, kind: int, whole: bool, line: bytes) -> None:
         if kind in self._partial:
             if whole:
                 del self._partial[kind]
+                self._level.pop(kind, None)
             else:
+                if not self._partial[kind][1] and line[:3] in LEVELS:
+                    self._level[kind] = LEVELS[line[:3]]
                 identity, number = self._partial[kind]
                 self._partial[kind] = (identity, number + 1)
 
@@ -164,6 +193,7 @@ class Journald:
 
     def flush(self) -> None:
         self._partial.clear()
+        self._level.clear()
         with self.changed:
             self.changed.notify_all()
 
@@ -283,6 +313,8 @@ def _synchronize() -> None:
 
 
 _FIELDS = "MESSAGE,PRIORITY,CONTAINER_PARTIAL_MESSAGE,CONTAINER_LOG_EPOCH,CONTAINER_LOG_ORDINAL,SYSLOG_TIMESTAMP"
+_FIELDS += ",CONTAINER_STREAM,CONTAINER_PARTIAL_ORDINAL"
+_BY_NAME = {name.encode(): kind for kind, name in STREAMS.items()}
 
 
 class _Entry:
@@ -296,7 +328,8 @@ class _Entry:
         self.ordinal = int(number) if number.isdigit() else 0
 
     def piece(self, selection: Selection) -> Piece | None:
-        kind = KINDS.get(self.fields.get(b"PRIORITY", b"6"), 1)
+        priority, stream = self.fields.get(b"PRIORITY", b"6"), self.fields.get(b"CONTAINER_STREAM", b"")
+        kind = _BY_NAME.get(stream) or KINDS.get(priority, 1)
         if not (selection.stdout if kind == 1 else selection.stderr):
             return None
         micro = int(self.fields.get(b"__REALTIME_TIMESTAMP", b"0"))
@@ -304,6 +337,8 @@ class _Entry:
         if moment < selection.since or selection.until and moment > selection.until:
             return None
         text = self.fields.get(b"MESSAGE", b"")
+        if stream and self.fields.get(b"CONTAINER_PARTIAL_ORDINAL", b"1") == b"1":
+            text = b"<%s>%s" % (priority, text)
         if b"CONTAINER_PARTIAL_MESSAGE" not in self.fields:
             text += b"\n"
         if selection.timestamps:
