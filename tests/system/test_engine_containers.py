@@ -375,6 +375,75 @@ def test_health(name: str) -> None:
     assert state(name)["Health"]["Log"][-1]["ExitCode"] == 0
 
 
+def happened(name: str, since: str) -> list[str]:
+    """What has happened to a container, but for its execs."""
+    until = f"{time.time():.6f}"
+    text = out("events", "--since", since, "--until", until, "--filter", f"container={name}", "--format", "{{.Action}}")
+    return [action for action in text.splitlines() if not action.startswith("exec_")]
+
+
+def rules(**given: str) -> tuple[str, ...]:
+    """What teu has flags for."""
+    found = (f"--annotation=io.teu.health-{name.replace('_', '-')}={text}" for name, text in given.items())
+    return tuple(found)
+
+
+UNWELL = ("--health-cmd", "test ! -e /ill", "--health-interval", "100ms", "--health-retries", "2")
+
+
+@pytest.mark.parametrize("action", ["none", "kill", "restart", "stop"])
+def test_what_is_done_with_the_unhealthy(name: str, action: str) -> None:
+    """kill leaves the rest to the restart policy, stop does not: it is as if a user had."""
+    since = f"{time.time():.6f}"
+    flags = (*HOST, *UNWELL, *rules(on_failure=action), "--restart", "always", "--stop-timeout", "1")
+    detached(name, "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.1; done", flags=flags)
+    first = state(name)["Pid"]
+    out("exec", name, "touch", "/ill")
+    eventually("it is unhealthy", lambda: "health_status: unhealthy" in happened(name, since))
+    if action == "none":
+        time.sleep(0.5)
+        assert state(name)["Pid"] == first
+    elif action == "stop":
+        eventually("it is stopped", lambda: state(name)["Status"] == "exited")
+        assert state(name)["ExitCode"] == 3
+    else:
+        eventually("it runs again", lambda: state(name)["Running"] and state(name)["Pid"] not in (0, first))
+        out("exec", name, "rm", "-f", "/ill")
+        eventually("it is healthy", lambda: state(name)["Health"]["Status"] == "healthy")
+    wanted = [] if action == "none" else [f"health_on_failure: {action}"]
+    assert [each for each in happened(name, since) if each.startswith("health_on")][:1] == wanted
+    died = [each for each in happened(name, since) if each == "die"]
+    assert bool(died) == (action != "none")
+
+
+def test_a_check_for_the_start(name: str) -> None:
+    since = f"{time.time():.6f}"
+    startup = rules(startup_cmd="test -e /started", startup_interval="100ms", startup_success="2")
+    detached(name, "sleep", "600", flags=(*HOST, *UNWELL, *startup))
+    eventually("it was looked at", lambda: len(state(name)["Health"]["Log"]) >= 2)
+    assert state(name)["Health"]["Status"] == "starting"
+    out("exec", name, "touch", "/started")
+    eventually("it is healthy", lambda: state(name)["Health"]["Status"] == "healthy")
+    told = [each for each in happened(name, since) if each.startswith("health")]
+    assert told == ["health_startup: passed", "health_status: healthy"]
+
+
+def test_one_that_does_not_start_is_started_anew(name: str) -> None:
+    since = f"{time.time():.6f}"
+    startup = rules(startup_cmd="false", startup_interval="100ms", startup_retries="2")
+    detached(name, "sh", "-c", "trap exit TERM; while :; do sleep 0.1; done", flags=(*HOST, *UNWELL, *startup))
+    first = state(name)["Pid"]
+    eventually("it runs again", lambda: state(name)["Running"] and state(name)["Pid"] not in (0, first))
+    told = [each for each in happened(name, since) if each.startswith("health")]
+    assert told[:2] == ["health_startup: failed", "health_on_failure: restart"]
+
+
+def test_health_rules_need_a_check(name: str) -> None:
+    done = docker("create", "--name", name, *rules(on_failure="kill"), "busybox", check=False)
+    assert done.returncode
+    assert "no health check" in done.stderr
+
+
 def test_events(name: str) -> None:
     import time
 

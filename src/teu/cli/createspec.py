@@ -634,6 +634,9 @@ def valid_mac(text: str) -> str:
     return text.strip()
 
 
+HEALTH_RULES = ("on-failure", *("startup-" + name for name in ("cmd", "interval", "retries", "success", "timeout")))
+
+
 def health(options: Options) -> dict[str, Any] | None:
     names = ("interval", "timeout", "start-period", "start-interval", "retries")
     if not (options["health-cmd"] or any(options["health-" + name] for name in names)):
@@ -654,6 +657,16 @@ def health(options: Options) -> dict[str, Any] | None:
     if options["health-cmd"]:
         result["Test"] = ["CMD-SHELL", options["health-cmd"]]
     return result
+
+
+def health_rules(options: Options) -> dict[str, str]:
+    """--health-on-failure and --health-startup-*: annotations, for docker's API has no fields for them."""
+    found = {}
+    for name in HEALTH_RULES:
+        value = options["health-" + name]
+        if "health-" + name in options.changed:
+            found["io.teu.health-" + name] = value if isinstance(value, str) else str(value)
+    return found
 
 
 def check_mode(value: str, flag: str, word: str, allowed: tuple[str, ...]) -> str:
@@ -850,6 +863,8 @@ def add_settings(options: Options, host: dict[str, Any]) -> None:
         host["Sysctls"] = key_values(each(options, "sysctl", valid_sysctl))
     if options["annotation"]:
         host["Annotations"] = {**host.get("Annotations", {}), **key_values(options["annotation"])}
+    if rules := health_rules(options):
+        host["Annotations"] = {**host.get("Annotations", {}), **rules}
 
 
 def valid_swappiness(number: int) -> int:

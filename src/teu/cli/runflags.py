@@ -41,9 +41,15 @@ FLAGS = """
    --group-add          list        Join a further group
    --health-cmd         string      Command that tells whether the container is healthy
    --health-interval    duration    Time between two checks
+   --health-on-failure  string      What is done when it becomes unhealthy: none, kill, restart or stop
    --health-retries     int         So many failures in a row mean unhealthy
    --health-start-interval duration  Time between two checks during the start period
    --health-start-period duration   Time after the start in which failures do not count
+   --health-startup-cmd string      Command that tells whether it has started; the health check begins then
+   --health-startup-interval string Time between two of those, as 5s
+   --health-startup-retries int     So many failures in a row of that, and it is started anew; 0 for never
+   --health-startup-success int     So many successes in a row mean started
+   --health-startup-timeout string  Longest time for one of those
    --health-timeout     duration    Longest time for one check
    --help               bool        Show the help
 -h --hostname           string      Host name inside the container

@@ -75,6 +75,16 @@ def test_who_may_use_a_port() -> None:
     assert "Annotations" not in host("-p", "80:80")
 
 
+def test_what_is_done_about_health() -> None:
+    found = host("--health-on-failure", "kill", "--health-startup-cmd", "test -e /x", "--health-startup-retries", "0")
+    assert found["Annotations"] == {
+        "io.teu.health-on-failure": "kill",
+        "io.teu.health-startup-cmd": "test -e /x",
+        "io.teu.health-startup-retries": "0",
+    }
+    assert "Annotations" not in host()
+
+
 def test_expose() -> None:
     assert set(body("--expose", "7000-7001/udp", "--expose", "5")["ExposedPorts"]) == {"7000/udp", "7001/udp", "5/tcp"}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd
-from teu.engine.containers import hostconfig, records
+from teu.engine.containers import health_rules, hostconfig, records
 from teu.engine.containers.model import Container
 from teu.engine.containers.state import Saved
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
@@ -53,6 +53,7 @@ def create(
     hostconfig.check_joined(config, host)
     image = engine.images.resolve(config.image, platform)
     merge(config, image.config.get("config") or {})
+    health_rules.check(host.annotations, config.healthcheck)
     container = _made(engine, body, config, host, image, name)
     _conflicts(body, host)
     with _nothing_but_the_image_is_missing():

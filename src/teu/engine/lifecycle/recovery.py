@@ -36,7 +36,7 @@ from teu.engine.containers import boot, proc
 from teu.engine.containers.model import Container
 from teu.engine.core.errors import Conflict
 from teu.engine.core.times import timestamp
-from teu.engine.lifecycle import execs, health, run
+from teu.engine.lifecycle import execs, run
 from teu.engine.lifecycle.create import OWNER_LABEL
 from teu.engine.spec import mounts
 from teu.linux import trees
@@ -189,13 +189,13 @@ def _rest(
 
 def _looked_after(engine: Engine, container: Container) -> None:
     """A running container gets its execs and its health checks back. It runs on where that fails."""
-    for step in (execs.adopt, health.start):
+    for step in (execs.adopt, run.look_after):
         try:
             step(engine, container)
         except Exception:
             if not engine.stopping.is_set():
                 log.exception(
-                    "container %s runs, but %s failed", container.id[:12], step.__module__, extra=container.fields
+                    "container %s runs, but %s failed", container.id[:12], step.__qualname__, extra=container.fields
                 )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
 
 from teu.engine.backend import containerd, tasks
-from teu.engine.containers import hostconfig, proc
+from teu.engine.containers import health_rules, hostconfig, proc
 from teu.engine.containers.model import Container
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound, NotModified
 from teu.engine.core.times import nanoseconds, timestamp
@@ -89,7 +89,27 @@ def start(engine: Engine, container: Container, automatic: bool = False) -> None
         container.save(durable=container.kept_running and not automatic)
         container.event("start")
         container.notify()
-        health.start(engine, container)
+        look_after(engine, container)
+
+
+def look_after(engine: Engine, container: Container) -> None:
+    """Begin with the health checks of a container that runs."""
+    health.start(engine, container, _unhealthy)
+
+
+def _unhealthy(engine: Engine, container: Container, action: str) -> None:
+    """What is to be done with a container that is not well. `kill` is no stop by a user: the restart policy holds."""
+    try:
+        if action == health_rules.RESTART:
+            restart(engine, container, None)
+        elif action == health_rules.STOP:
+            stop(engine, container)
+        elif action == health_rules.KILL:
+            _send(engine, container, signal.SIGKILL)
+    except NotModified:
+        pass  # it ended by itself
+    except Exception as error:
+        log.warning("container %s: %s: %s", container.id[:12], action, error, extra=container.fields)
 
 
 def _run(engine: Engine, container: Container) -> int:
