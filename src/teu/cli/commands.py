@@ -42,7 +42,7 @@ INDEX = {
     "container stop": ("lifecycle", "Stop running containers"),
     "container top": ("containers", "Show the processes of a container"),
     "container unpause": ("lifecycle", "Thaw paused containers"),
-    "container update": ("update", "Change the limits of containers"),
+    "container update": ("update", "Change limits and other settings of containers"),
     "container wait": ("lifecycle", "Wait until containers stop, then print their exit codes"),
     "context create": ("contexts", "Create a context: a named way to a daemon"),
     "context export": ("contexts", "Write a context with its certificates as a tar archive"),

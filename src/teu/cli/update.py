@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`update`: other limits and another restart policy for containers that exist."""
+"""`update`: other limits and another restart policy for containers that exist; of a teud also other published ports,
+another health check, and another environment from the next start on."""
 
 from __future__ import annotations
 
 from teu.cli.command import Cli, Command
-from teu.cli.createspec import restart_policy
+from teu.cli.createspec import environment, health, publish, restart_policy
 from teu.cli.errors import APIError, CommandError
 from teu.cli.options import Options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FIELDS = {
     "blkio-weight": "BlkioWeight",
@@ -23,6 +28,70 @@ FIELDS = {
     "cpus": "NanoCpus",
     "pids-limit": "PidsLimit",
 }
+HEALTH: tuple[str, ...] = (
+    "health-cmd",
+    "health-interval",
+    "health-retries",
+    "health-start-interval",
+    "health-start-period",
+)
+HEALTH += ("health-timeout", "no-healthcheck")
+PORTS = ("publish", "unpublish")
+VARIABLES = ("env", "env-file", "unsetenv")
+# What docker's API has no request for: the daemon has to be a teud.
+BEYOND = frozenset((*HEALTH, *PORTS, *VARIABLES))
+
+
+def change(cli: Cli, options: Options, name: str) -> list[str]:
+    """Have what docker's own request does not know changed, beginning with what the container has. The warnings."""
+    found = cli.client.get(f"/containers/{name}/json")
+    body: dict[str, Any] = {}
+    changed = options.changed
+    if changed & {*VARIABLES}:
+        body["Env"] = variables(found["Config"].get("Env") or [], options)
+    if changed & {*HEALTH}:
+        asked = health(options) or {}
+        body["Healthcheck"] = (
+            asked if "NONE" in asked.get("Test", ()) else {**(found["Config"].get("Healthcheck") or {}), **asked}
+        )
+    if changed & {*PORTS}:
+        body["PortBindings"] = bindings(found["HostConfig"].get("PortBindings") or {}, options)
+    try:
+        answer = cli.client.call("POST", f"/containers/{name}/change", None, body)
+    except APIError as error:
+        if error.status == 404 and "page not found" in error.message:
+            given = ", ".join(f"--{each}" for each in sorted(changed & BEYOND))
+            raise CommandError(f"{given}: the daemon is not teud, which alone can change this") from None
+        raise
+    return answer.get("Warnings") or []
+
+
+def variables(known: list[str], options: Options) -> list[str]:
+    """The whole environment: a name alone is taken out."""
+    after = {entry.partition("=")[0]: entry for entry in known}
+    for entry in environment(options["env"], options["env-file"]):
+        key, equals, _ = entry.partition("=")
+        if equals:
+            after[key] = entry
+        else:
+            after.pop(key, None)
+    for key in options["unsetenv"]:
+        after.pop(key, None)
+    return list(after.values())
+
+
+def bindings(known: dict[str, Any], options: Options) -> dict[str, Any]:
+    """All published ports."""
+    after = {port: list(entries or ()) for port, entries in known.items()}
+    for text in options["unpublish"]:
+        port = text if "/" in text else f"{text}/tcp"
+        if after.pop(port, None) is None:
+            raise CommandError(f"--unpublish {text}: the container's port {port} is not published")
+    if any("source=" in text for text in options["publish"]):
+        raise CommandError("--publish: who may use a port (source=) is settled when a container is created")
+    for port, entries in publish(options["publish"])[1].items():
+        after.setdefault(port, []).extend(entry for entry in entries if entry not in after.get(port, ()))
+    return after
 
 
 def update(cli: Cli, options: Options, operands: list[str]) -> int:
@@ -38,12 +107,17 @@ def update(cli: Cli, options: Options, operands: list[str]) -> int:
     failed = []
     for name in operands:
         try:
-            answer = cli.client.call("POST", f"/containers/{name}/update", None, body)
-        except APIError as error:
-            failed.append(str(error))
+            if options.changed & BEYOND:
+                warnings += change(cli, options, name)
+            if body:
+                answer = cli.client.call("POST", f"/containers/{name}/update", None, body)
+                warnings += answer.get("Warnings") or []
+        except (APIError, CommandError) as error:
+            failed.append(error.text if isinstance(error, CommandError) else str(error))
+        except ValueError as error:
+            raise CommandError(str(error)) from None
         else:
             cli.print(name)
-            warnings += answer.get("Warnings") or []
     if warnings:
         cli.print("\n".join(warnings))
     if failed:
@@ -67,11 +141,23 @@ COMMANDS = {
    --cpus                decimal  How many CPUs' worth of time the container may use
    --cpuset-cpus         string   CPUs to run on, as 0-3,5
    --cpuset-mems         string   Memory nodes to use, as 0-1
+-e --env                 list     Set an environment variable from the next start on
+   --env-file            list     Read environment variables from a file
+   --health-cmd          string   Command that tells whether the container is healthy
+   --health-interval     duration Time between two checks
+   --health-retries      int      So many failures in a row mean unhealthy
+   --health-start-interval duration Time between two checks during the start period
+   --health-start-period duration Time after the start in which failures do not count
+   --health-timeout      duration Longest time for one check
 -m --memory              bytes    Most memory the container may use
    --memory-reservation  bytes    Memory that is protected while the host is short of it
    --memory-swap         swap     Most memory and swap together, -1 for no limit on swap
+   --no-healthcheck      bool     Do not check its health any more
    --pids-limit          int      Most processes, -1 for no limit
+-p --publish             list     Publish a further port to the host
    --restart             string   When to restart it: no, on-failure[:MOST], always or unless-stopped
+   --unpublish           list     Publish a port of the container no more, as 80/tcp
+   --unsetenv            list     Take an environment variable away from the next start on
 """,
     ),
 }

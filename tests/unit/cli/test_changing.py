@@ -86,6 +86,32 @@ def test_update_sends_only_what_was_given(daemon: Any, teu: Callable[..., Any]) 
     assert teu("update", "--restart", ":3", "a").err.startswith("invalid restart policy format")
 
 
+def test_update_of_what_docker_has_no_request_for(daemon: Any, teu: Callable[..., Any]) -> None:
+    config = {"Env": ["A=1", "B=2"], "Healthcheck": {"Test": ["CMD", "true"], "Retries": 5}}
+    bindings = {"80/tcp": [{"HostIp": "", "HostPort": "8080"}], "53/udp": None}
+    daemon.on("GET", "/containers/a/json", {"Config": config, "HostConfig": {"PortBindings": bindings}})
+    daemon.on("POST", "/containers/a/change", {"Warnings": ["later"]})
+    done = teu("update", "-e", "C=3", "-e", "A=x", "--unsetenv", "B", "--health-interval", "1s", "a")
+    assert done == (0, "a\nlater\n", "")
+    assert daemon.last.body == {
+        "Env": ["A=x", "C=3"],
+        "Healthcheck": {"Test": ["CMD", "true"], "Retries": 5, "Interval": 1_000_000_000},
+    }
+    teu("update", "-p", "8443:443", "-p", "8080:80", "--unpublish", "53/udp", "a")
+    assert daemon.last.body == {
+        "PortBindings": {
+            "80/tcp": [{"HostIp": "", "HostPort": "8080"}],
+            "443/tcp": [{"HostIp": "", "HostPort": "8443"}],
+        }
+    }
+    teu("update", "--no-healthcheck", "a")
+    assert daemon.last.body == {"Healthcheck": {"Test": ["NONE"]}}
+    assert "port 81/tcp is not published" in teu("update", "--unpublish", "81", "a").err
+    daemon.on("POST", "/containers/a/change", (404, "page not found"))
+    done = teu("update", "-e", "C=3", "a")
+    assert done.code == 1 and done.err == "--env: the daemon is not teud, which alone can change this\n"
+
+
 def test_images_are_removed_or_told(daemon: Any, teu: Callable[..., Any]) -> None:
     daemon.on("DELETE", "/images/a", [{"Untagged": "a:latest"}, {"Deleted": "sha256:1"}])
     assert teu("rmi", "a") == (0, "Untagged: a:latest\nDeleted: sha256:1\n", "")

@@ -182,7 +182,9 @@ OTHERWISE = {"ImageOptions", "ClusterOptions"}
 KEPT = {*used(fields.ENDPOINT), *used(fields.DEVICE_REQUEST)}
 
 
-@pytest.mark.parametrize("name", ["CONTAINER", "UPDATE", "EXEC", "EXEC_START", "VOLUME", "LOGIN", "DISCONNECT"])
+@pytest.mark.parametrize(
+    "name", ["CONTAINER", "UPDATE", "CHANGE", "EXEC", "EXEC_START", "VOLUME", "LOGIN", "DISCONNECT"]
+)
 def test_what_is_used_is_read_somewhere(name: str) -> None:
     text = sources()
     attributes = {**attributes_of(fields.RESOURCES), **attributes_of(getattr(fields, name))}
@@ -210,6 +212,7 @@ def test_the_table_knows_the_routes() -> None:
         "/containers/{name}/pause",
         "/containers/{name}/unpause",
         "/containers/{name}/update",
+        "/containers/{name}/change",
         "/containers/{name}/changes",
         "/containers/{name}/export",
         "/containers/{name}/exec",

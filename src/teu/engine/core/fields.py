@@ -379,6 +379,15 @@ UPDATE = Object(
     }
 )
 
+# Docker has no such request (lifecycle/change.py). Read as what is given, which replaces what was.
+CHANGE = Object(
+    {
+        "Env": WORD_LIST,
+        "Healthcheck": HEALTH,
+        "PortBindings": MapOf(ListOf(RecordOf(PortBinding)), in_order=True),
+    }
+)
+
 
 class ExecConfig(Record):
     user: str | None = member("User", WORD)

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from teu.engine.containers.model import Container
     from teu.engine.containers.store import Containers
     from teu.engine.core.events import Events
-    from teu.engine.core.fields import EndpointAsked, Networking
+    from teu.engine.core.fields import Config, EndpointAsked, HostConfig, Networking
     from teu.engine.networks.firewall import Opening
     from teu.engine.networks.ipam import Address
     from teu.engine.networks.store import Store
@@ -654,6 +654,31 @@ class Endpoints:
             )
             with _logged("the ports of container %s cannot be withdrawn", container.name):
                 self._outward.unpublish(container, active)
+
+    def publish_anew(self, container: Container, config: Config, host: HostConfig) -> None:
+        """The ports of these in place of the container's own; at once, where it runs. Raises BadRequest, Conflict and
+        EngineError; the old ones are published then."""
+        from teu.linux import netlink
+
+        with container.lock, self._lock:
+            active = self._active.get(container.id)
+            if active is None or not container.running:
+                return
+            if active.namespace < 0:
+                raise Conflict(
+                    f"the network namespace of container {container.name} is not known any more: start it anew"
+                )
+            before = container.config, container.host_config
+            container.config, container.host_config = config, host
+            try:
+                with netns.run_in(active.namespace, netlink.Socket) as inner:
+                    self._outward.lead(container, active, inner, anew=True)
+                if host.port_bindings and not active.published:
+                    raise Conflict(f"none of the networks of container {container.name} publishes ports")
+            except BaseException:
+                container.config, container.host_config = before
+                self._lead(container, active, anew=True)
+                raise
 
     # -- recovery ----------------------------------------------------------------------------
 

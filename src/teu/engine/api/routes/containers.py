@@ -14,7 +14,7 @@ from teu.engine.backend import tasks
 from teu.engine.containers.model import Container
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict, NotFound
-from teu.engine.lifecycle import create, limits, run
+from teu.engine.lifecycle import change, create, limits, run
 from teu.engine.views import containers as containers_view
 from teu.engine.views import top
 
@@ -126,6 +126,13 @@ def update(engine: Engine, request: Request, name: str) -> Response:
     body = request.decode(fields.UPDATE)
     container = engine.containers.get(name)
     return json_response({"Warnings": limits.update(engine, container, body)})
+
+
+@route("POST", "/containers/{name}/change")
+def change_container(engine: Engine, request: Request, name: str) -> Response:
+    """Docker has no such route."""
+    body = request.decode(fields.CHANGE)
+    return json_response({"Warnings": change.change(engine, engine.containers.get(name), body)})
 
 
 @route("POST", "/containers/{name}/wait")
