@@ -568,7 +568,8 @@ def _little_memory() -> Iterator[None]:
 
 def _render(run: Run, dice: random.Random, base: dict[str, Any]) -> None:
     from teu.cli.errors import CommandError
-    from teu.cli.template import TemplateError, compile_template
+    from teu.cli.template import compile_template
+    from teu.oci.template import TemplateError
 
     while run.going():
         text = template(dice)

@@ -36,7 +36,8 @@ def events(cli: Cli, options: Options, operands: list[str]) -> int:
     form = options["format"]
     template = None
     if form and form != "json":
-        from teu.cli.template import TemplateError, compile_template, located  # 8 ms
+        from teu.cli.template import compile_template  # 8 ms
+        from teu.oci.template import TemplateError, located
 
         template = compile_template(form.replace("\\t", "\t").replace("\\n", "\n"))
     for event in cli.client.open("GET", "/events", query).messages():

@@ -92,7 +92,7 @@ def ask(cli: Cli, path: str, name: str, request: dict[str, Any]) -> str:
 def spoken(text: str, called: str, options: Options | None, operands: list[str]) -> list[str]:
     """The lines of a template; none where it is empty, broken or too long."""
     if "{{" in text:
-        from teu.cli.template import FUNCTIONS, Template, TemplateError  # 8 ms
+        from teu.oci.template import FUNCTIONS, Template, TemplateError  # 8 ms
 
         def option(name: str) -> str:
             value = options.get(name) if options is not None else None

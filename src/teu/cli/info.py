@@ -25,7 +25,7 @@ def formatted(cli: Cli, form: str, value: dict[str, Any]) -> None:
     if form == "json":
         cli.print(jsontext.dumps(value))
         return
-    from teu.cli.template import Template, TemplateError, located  # 8 ms
+    from teu.oci.template import Template, TemplateError, located  # 8 ms
 
     try:
         cli.print(Template(form.replace("\\t", "\t").replace("\\n", "\n"), missing_error=True).render(value))

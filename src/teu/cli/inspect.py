@@ -30,7 +30,7 @@ UNKNOWN = {
 def rendered(form: str, value: Any, kind: str) -> str:
     """A template on an object: on Go's types for it first, on the JSON as it is where that fails."""
     from teu.cli.shapes import dressed  # 8 ms with the templates
-    from teu.cli.template import Template, TemplateError
+    from teu.oci.template import Template, TemplateError
 
     try:
         return Template(form).render(dressed(value, kind))
@@ -42,7 +42,7 @@ def show(cli: Cli, names: list[str], form: str, get: Callable[[str], tuple[str, 
     """Print what `get` finds of each name, (kind, value); what is not found is told at the end, with exit code 1."""
     template = ""
     if form and form != "json":
-        from teu.cli.template import Template, TemplateError, located  # 8 ms
+        from teu.oci.template import Template, TemplateError, located  # 8 ms
 
         try:
             template = form.replace("\\t", "\t").replace("\\n", "\n")

@@ -17,7 +17,7 @@ from in `raw`, which is what the function `json` prints.
 
 from __future__ import annotations
 
-from teu.cli.template import Nil, TemplateError
+from teu.oci.template import Nil, TemplateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

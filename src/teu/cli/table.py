@@ -129,7 +129,8 @@ def print_list(
         for value in objects:
             write(jsontext.escaped(Row(columns, value).as_map()) + "\n")
         return
-    from teu.cli.template import TemplateError, compile_template, located  # 8 ms
+    from teu.cli.template import compile_template  # 8 ms
+    from teu.oci.template import TemplateError, located
 
     is_table = form.startswith(("table ", "table\t"))
     text = form[6:].strip(" ") if is_table else form

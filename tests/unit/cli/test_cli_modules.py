@@ -16,7 +16,7 @@ from teu.cli import completion, diskusage, prune, shapes, update
 from teu.cli.command import load
 from teu.cli.createspec import restart_policy
 from teu.cli.options import Options, parse, parse_table
-from teu.cli.template import Nil, TemplateError
+from teu.oci.template import Nil, TemplateError
 
 # shapes -----------------------------------------------------------------------------------------------------
 
@@ -190,6 +190,7 @@ class Shown:
             "/images/json": [{"RepoTags": ["busybox:latest", "<none>:<none>"]}, {"RepoTags": None}],
             "/networks": [{"Name": "net"}],
             "/volumes": {"Volumes": [{"Name": "vol"}]},
+            "/info": {"Plugins": {"Log": ["journald", "some-plugin"]}},
         }[path]
 
 
@@ -211,6 +212,8 @@ def offered(*words: str) -> tuple[list[str], Shown]:
         (("volume", "rm", ""), ["vol"]),
         (("inspect", ""), ["web", "busybox", "net", "vol"]),
         (("run", "--network", ""), ["net"]),
+        (("run", "--log-driver", ""), ["journald", "some-plugin"]),
+        (("run", "--log-opt", ""), [f"{name}=" for name in completion.LOG_OPTIONS.split()]),
         (("run", "--pull", ""), ["always", "missing", "never"]),
         (("run", "--pull="), [f"--pull={value}" for value in ("always", "missing", "never")]),
         (("--nonsense", ""), []),

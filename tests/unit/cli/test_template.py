@@ -8,8 +8,8 @@ import pytest
 from teu.cli import table
 from teu.cli.containers import quoted, shown_ports
 from teu.cli.errors import CommandError
-from teu.cli.template import Template, TemplateError
 from teu.oci import jsontext
+from teu.oci.template import Template, TemplateError
 
 DATA = jsontext.loads(
     """{"Name": "/web", "Id": "abc", "Ok": true, "Empty": "", "Count": 3, "Float": 1.50, "Null": null,
